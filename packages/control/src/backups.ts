@@ -1,0 +1,314 @@
+import { randomUUID } from "node:crypto";
+import { type Config, defaultRepository } from "./config.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { InvalidError, NotFoundError } from "./errors.ts";
+import type { Backup, Prisma } from "./generated/client.ts";
+import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
+import { startOperation } from "./operations.ts";
+import { type Principal, visibleTo } from "./principal.ts";
+import { reserveQuota } from "./quotas.ts";
+import type { SnapshotRow } from "./snapshots.ts";
+import { getSnapshot } from "./snapshots.ts";
+import { addRestoreVolume, getVolume, lockVolume, moveVolume, type VolumeRow } from "./volumes.ts";
+
+/** A live backup with what a view derives from other rows. */
+export type BackupRow = Backup & { hasDependents: boolean };
+export type BackupSortKey =
+  | "id"
+  | "createdAt"
+  | "updatedAt"
+  | "name"
+  | "status"
+  | "sizeGib"
+  | "volumeId"
+  | "container"
+  | "availabilityZone"
+  | "snapshotId"
+  | "dataTimestamp"
+  | "objectCount"
+  | "parentId"
+  | "failReason";
+
+async function withDependents(database: Database | Transaction, rows: Backup[]): Promise<BackupRow[]> {
+  const parents = await database.backup.findMany({
+    where: { parentId: { in: rows.map((r) => r.id) }, deletedAt: null },
+    select: { parentId: true },
+    distinct: ["parentId"],
+  });
+  const ids = new Set(parents.map((p) => p.parentId));
+  return rows.map((r) => ({ ...r, hasDependents: ids.has(r.id) }));
+}
+
+/** Locks a backup row and reads it; after its volume, and after its parent, in the lock order. Tombstones are not found. */
+export async function lockBackup(tx: Transaction, id: string): Promise<Backup | null> {
+  await tx.$queryRaw`SELECT id FROM backups WHERE id = ${id}::uuid FOR UPDATE`;
+  return tx.backup.findFirst({ where: { id, deletedAt: null } });
+}
+
+/** @throws NotFoundError for an unknown id or another project's */
+export async function getBackup(database: Database | Transaction, principal: Principal, id: string): Promise<BackupRow> {
+  const row = isUuid(id) ? await database.backup.findFirst({ where: { id, deletedAt: null, ...visibleTo(principal) } }) : null;
+  const [backup] = row ? await withDependents(database, [row]) : [];
+  if (!backup) throw new NotFoundError("Backup", id);
+  return backup;
+}
+
+export interface BackupFilter {
+  name?: string;
+  status?: string;
+  volumeId?: string;
+  projectId?: string;
+}
+
+/** @throws NotFoundError when the marker is unknown or another project's */
+export async function listBackups(
+  database: Database,
+  principal: Principal,
+  query: { filter: BackupFilter; allProjects: boolean; page: Page<BackupSortKey> },
+): Promise<{ rows: BackupRow[]; count: number }> {
+  const { filter, page } = query;
+  if (page.marker !== undefined) await getBackup(database, principal, page.marker);
+  if (filter.volumeId !== undefined && !isUuid(filter.volumeId)) return { rows: [], count: 0 };
+  const all = principal.isAdmin && query.allProjects;
+  const projectId = all ? filter.projectId : principal.projectId;
+  const where: Prisma.BackupWhereInput = {
+    deletedAt: null,
+    ...(projectId === undefined ? {} : { projectId }),
+    ...(filter.name === undefined ? {} : { name: filter.name }),
+    ...(filter.status === undefined ? {} : { status: filter.status }),
+    ...(filter.volumeId === undefined ? {} : { volumeId: filter.volumeId }),
+  };
+  const [rows, count] = await Promise.all([
+    database.backup.findMany({ where, orderBy: orderOf(page), ...windowOf(page) }),
+    database.backup.count({ where }),
+  ]);
+  return { rows: await withDependents(database, rows), count };
+}
+
+export interface NewBackup {
+  volumeId: string;
+  snapshotId: string | null;
+  name: string | null;
+  description: string | null;
+  container: string | null;
+  incremental: boolean;
+  force: boolean;
+  metadata: Record<string, string>;
+  availabilityZone: string | null;
+}
+
+async function checkSnapshot(tx: Transaction, principal: Principal, request: NewBackup): Promise<SnapshotRow | null> {
+  if (request.snapshotId === null) return null;
+  const snapshot = await getSnapshot(tx, principal, request.snapshotId);
+  if (snapshot.volumeId !== request.volumeId) {
+    throw new InvalidError("volume", `Volume ${request.volumeId} does not match with snapshot.volume_id ${snapshot.volumeId}.`);
+  }
+  if (snapshot.status !== "available") throw snapshotRefusal(snapshot.status);
+  return snapshot;
+}
+
+const snapshotRefusal = (status: string) =>
+  new InvalidError("snapshot", `Snapshot to be backed up must be available, but the current status is "${status}".`);
+
+function volumeRefusal(status: string, force: boolean): InvalidError | null {
+  if (status !== "available" && status !== "in-use") {
+    return new InvalidError("volume", `Volume to be backed up must be available or in-use, but the current status is "${status}".`);
+  }
+  return status === "in-use" && !force ? new InvalidError("volume", "Backing up an in-use volume must use the force flag.") : null;
+}
+
+/**
+ * The newest usable backup of the volume in the caller's project, locked (API spec 9.5): the highest data_timestamp among the
+ * available ones, older than the snapshot where one is given. A damaged one never counts.
+ */
+async function chooseParent(tx: Transaction, projectId: string, volumeId: string, snapshot: SnapshotRow | null): Promise<Backup> {
+  const before = snapshot?.createdAt ?? null;
+  const rows = await tx.$queryRaw<{ id: string }[]>`
+    SELECT id FROM backups WHERE volume_id = ${volumeId}::uuid AND project_id = ${projectId} AND deleted_at IS NULL
+    ORDER BY (status = 'available' AND damage IS NULL AND (${before}::timestamptz IS NULL OR data_timestamp < ${before}::timestamptz)) DESC,
+      (status = 'available' AND damage IS NULL) DESC, data_timestamp DESC, created_at DESC LIMIT 1`;
+  const parent = rows[0] ? await lockBackup(tx, rows[0].id) : null;
+  if (!parent || parent.status !== "available" || parent.damage !== null) {
+    throw new InvalidError("backup", "No backups available to do an incremental backup.");
+  }
+  return parent;
+}
+
+/**
+ * Accepts a backup: parent chosen and locked, quota taken, volume or snapshot `backing-up`, row `creating`, operation and task,
+ * in one transaction. Checks in Cinder's order (API spec 6.3).
+ *
+ * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
+ */
+export async function requestBackup(database: Database, config: Config, principal: Principal, request: NewBackup): Promise<BackupRow> {
+  return inTransaction(database, async (tx) => {
+    const volume = await getVolume(tx, principal, request.volumeId);
+    const snapshot = await checkSnapshot(tx, principal, request);
+    const refused = snapshot ? null : volumeRefusal(volume.status, request.force);
+    if (refused) throw refused;
+    await reserveQuota(tx, config, principal.projectId, { backups: 1, backup_gigabytes: volume.sizeGib });
+    await lockVolume(tx, volume.id);
+    const parent = request.incremental ? await chooseParent(tx, principal.projectId, volume.id, snapshot) : null;
+    await freezeStatus(tx, volume, snapshot, request.force);
+    const createdAt = new Date();
+    const row = await tx.backup.create({
+      data: {
+        id: randomUUID(),
+        projectId: principal.projectId,
+        userId: principal.userId,
+        volumeId: volume.id,
+        snapshotId: snapshot?.id ?? null,
+        parentId: parent?.id ?? null,
+        name: request.name,
+        description: request.description,
+        status: "creating",
+        sizeGib: volume.sizeGib,
+        repository: parent?.repository ?? defaultRepository(config).name,
+        container: request.container,
+        availabilityZone: request.availabilityZone,
+        metadata: request.metadata,
+        dataTimestamp: snapshot?.createdAt ?? createdAt,
+        createdAt,
+        updatedAt: snapshot ? null : createdAt,
+      },
+    });
+    await startOperation(tx, principal, {
+      kind: "backup-create",
+      backupId: row.id,
+      volumeId: volume.id,
+      snapshotId: snapshot?.id ?? null,
+      bytesTotal: snapshot?.sizeBytes ?? volume.sizeBytes,
+      task: { kind: "plan-backup", needs: [`repository:${row.repository}`, `backend:${volume.backend}`] },
+    });
+    return { ...row, hasDependents: false };
+  });
+}
+
+async function freezeStatus(tx: Transaction, volume: VolumeRow, snapshot: SnapshotRow | null, force: boolean): Promise<void> {
+  if (!snapshot) {
+    const from = force ? ["available", "in-use"] : ["available"];
+    await moveVolume(tx, volume.id, from, "backing-up", (status) => {
+      return volumeRefusal(status, force) ?? new InvalidError("volume", `Volume ${volume.id} changed its status meanwhile.`);
+    });
+    return;
+  }
+  const moved = await tx.snapshot.updateMany({
+    where: { id: snapshot.id, status: "available" },
+    data: { status: "backing-up", updatedAt: new Date() },
+  });
+  if (moved.count !== 1) throw snapshotRefusal("backing-up");
+}
+
+export interface AcceptedRestore {
+  backupId: string;
+  volumeId: string;
+  volumeName: string | null;
+}
+
+/**
+ * Accepts a restore to `volumeId`, or to a new volume as long as the source was (API spec 6.6).
+ *
+ * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
+ */
+export async function requestRestore(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: { backupId: string; volumeId: string | null; name: string | null },
+): Promise<AcceptedRestore> {
+  return inTransaction(database, async (tx) => {
+    const seen = await getBackup(tx, principal, request.backupId);
+    if (seen.status !== "available") throw new InvalidError("backup", "Backup status must be available");
+    const volume = request.volumeId === null ? null : await claimTarget(tx, principal, seen, request.volumeId);
+    if (!volume) await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: seen.sizeGib });
+    const target =
+      volume ??
+      (await addRestoreVolume(tx, config, principal, {
+        name: request.name ?? `restore_backup_${seen.id}`,
+        description: "auto-created_from_restore_from_backup",
+        metadata: {},
+        sizeGib: seen.sizeGib,
+        sizeBytes: seen.volumeBytes ?? 0n,
+      }));
+    const backup = await lockBackup(tx, seen.id);
+    if (backup?.status !== "available") throw new InvalidError("backup", "Backup status must be available");
+    await tx.backup.update({
+      where: { id: backup.id },
+      data: { status: "restoring", restoreVolumeId: target.id, updatedAt: new Date() },
+    });
+    const repositories = await chainRepositories(tx, backup.id);
+    await startOperation(tx, principal, {
+      kind: "backup-restore",
+      backupId: backup.id,
+      volumeId: target.id,
+      bytesTotal: backup.volumeBytes ?? 0n,
+      input: { newVolume: volume === null },
+      task: { kind: "plan-restore", needs: [...repositories.map((r) => `repository:${r}`), `backend:${target.backend}`] },
+    });
+    return { backupId: backup.id, volumeId: target.id, volumeName: target.name };
+  });
+}
+
+async function claimTarget(tx: Transaction, principal: Principal, backup: Backup, volumeId: string): Promise<VolumeRow> {
+  const volume = await getVolume(tx, principal, volumeId);
+  const notAvailable = () => new InvalidError("volume", "Volume to be restored to must be available");
+  if (volume.status !== "available") throw notAvailable();
+  if (volume.sizeGib < backup.sizeGib) {
+    throw new InvalidError("volume", `volume size ${volume.sizeGib} is too small to restore backup of size ${backup.sizeGib}.`);
+  }
+  if (backup.volumeBytes !== null && volume.sizeBytes < backup.volumeBytes) {
+    const text = `volume of ${volume.sizeBytes} bytes is too small to restore backup of ${backup.volumeBytes} bytes.`;
+    throw new InvalidError("volume", text);
+  }
+  await moveVolume(tx, volume.id, ["available"], "restoring-backup", notAvailable);
+  return volume;
+}
+
+export interface ChainLink {
+  id: string;
+  repository: string;
+  container: string | null;
+  serviceMetadata: string | null;
+  status: string;
+}
+
+/** The backup and its ancestors, newest first, as far as their rows are live. A cycle (an import can forge one) ends the walk. */
+export async function readChain(database: Database | Transaction, backupId: string): Promise<ChainLink[]> {
+  return database.$queryRaw<ChainLink[]>`
+    WITH RECURSIVE chain AS (
+      SELECT b.*, 0 AS depth FROM backups b WHERE b.id = ${backupId}::uuid AND b.deleted_at IS NULL
+      UNION ALL
+      SELECT b.*, c.depth + 1 FROM backups b JOIN chain c ON b.id = c.parent_id WHERE b.deleted_at IS NULL
+    ) CYCLE id SET looped USING walked
+    SELECT id, repository, container, service_metadata AS "serviceMetadata", status FROM chain WHERE NOT looped ORDER BY depth`;
+}
+
+async function chainRepositories(tx: Transaction, backupId: string): Promise<string[]> {
+  const chain = await readChain(tx, backupId);
+  return [...new Set(chain.map((c) => c.repository))].sort();
+}
+
+/**
+ * Accepts a deletion. Dependents are counted over all projects, under the row's lock.
+ *
+ * @throws InvalidError in a wrong status or with live incrementals
+ */
+export async function requestBackupDelete(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await getBackup(tx, principal, id);
+    const backup = await lockBackup(tx, id);
+    if (!backup) throw new NotFoundError("Backup", id);
+    if (!["available", "error", "error_restoring"].includes(backup.status)) {
+      throw new InvalidError("backup", "Backup status must be available or error");
+    }
+    const children = await tx.backup.count({ where: { parentId: id, deletedAt: null } });
+    if (children > 0) throw new InvalidError("backup", "Incremental backups exist for this backup.");
+    await tx.backup.update({ where: { id }, data: { status: "deleting", updatedAt: new Date() } });
+    await startOperation(tx, principal, {
+      kind: "backup-delete",
+      backupId: id,
+      volumeId: backup.volumeId,
+      task: { kind: "remove-backup", needs: [`repository:${backup.repository}`] },
+    });
+  });
+}

@@ -1,0 +1,174 @@
+import { readFileSync } from "node:fs";
+import { isIP } from "node:net";
+import { hostname } from "node:os";
+import { resolve } from "node:path";
+import { parse as parseYaml } from "yaml";
+import { z } from "zod";
+import { ConfigError } from "./errors.ts";
+
+const MiB = 1024 * 1024;
+
+const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, "must be a short name of letters, digits, '.', '_' or '-'");
+const quotaLimit = z.int().min(-1).max(2_147_483_647);
+
+/** Roles of a static token, as OpenStack names them. */
+export const roles = ["reader", "member", "admin"] as const;
+export type Role = (typeof roles)[number];
+
+const Token = z.strictObject({
+  sha256: z.string().regex(/^[0-9a-fA-F]{64}$/, "must be the SHA-256 of the token, 64 hex digits"),
+  user_id: z.string().min(1),
+  project_id: z.string().regex(/^[0-9a-f-]+$/, "must be made of the characters 0-9 a-f and -"),
+  roles: z.array(z.enum(roles)).min(1),
+});
+
+const Repository = z
+  .strictObject({
+    name,
+    url: z.string().regex(/^posix:.+/, "must be a repository URL such as posix:/dir"),
+    zone: z.string().min(1).default("nova"),
+    default: z.boolean().default(false),
+    block_bytes: z.int().min(512).max(16 * MiB).default(32_768),
+    object_bytes: z.int().min(4096).max(2048 * MiB).default(52_428_800),
+    compression: z.enum(["zlib", "none"]).default("zlib"),
+  })
+  .refine((r) => r.object_bytes % r.block_bytes === 0, { path: ["object_bytes"], error: "must be a multiple of block_bytes" });
+
+const VolumeBackend = z.strictObject({ name, driver: z.literal("file"), path: z.string().min(1) });
+
+const unique = (items: readonly { name: string }[]) => new Set(items.map((i) => i.name)).size === items.length;
+
+const Schema = z
+  .strictObject({
+    host: z.string().min(1).default("127.0.0.1"),
+    port: z.coerce.number().int().min(0).max(65_535).default(8776),
+    data_dir: z.string().min(1),
+    database_url: z.string().regex(/^postgres(ql)?:\/\/.+/, "must be a postgresql:// URL (DATABASE_URL)"),
+    redis_url: z.string().regex(/^(rediss?|unix):\/\/.+/, "must be a redis:// URL (REDIS_URL)"),
+    auth: z
+      .strictObject({ mode: z.enum(["none", "static"]).default("none"), tokens: z.array(Token).default([]) })
+      .prefault({})
+      .refine((a) => a.mode !== "static" || a.tokens.length > 0, { path: ["tokens"], error: "static mode needs at least one token" }),
+    repositories: z.array(Repository).min(1).refine(unique, "names must differ"),
+    volume_backends: z.array(VolumeBackend).min(1).refine(unique, "names must differ"),
+    quotas: z
+      .strictObject({
+        volumes: quotaLimit.default(10),
+        snapshots: quotaLimit.default(10),
+        gigabytes: quotaLimit.default(1000),
+        backups: quotaLimit.default(10),
+        backup_gigabytes: quotaLimit.default(1000),
+      })
+      .prefault({}),
+    import_roots: z.array(z.string().min(1)).default([]),
+    /** Bytes of a volume that one task copies; rounded down to whole object windows, at least one. */
+    range_bytes: z.int().min(4096).default(512 * MiB),
+    worker: z
+      .strictObject({
+        /** Tasks that one worker process runs at once. */
+        slots: z.int().min(1).max(256).default(4),
+        /** Threads that hash and compress; null: one per core. */
+        threads: z.int().min(1).max(256).nullable().default(null),
+        /** Bytes of window buffers, shared by all slots. */
+        memory_bytes: z.int().min(8 * MiB).default(192 * MiB),
+        lease_ms: z.int().min(500).default(10_000),
+        heartbeat_ms: z.int().min(100).default(3_000),
+        /** A stopping worker hands back what is not done by then. */
+        drain_ms: z.int().min(0).default(5_000),
+      })
+      .prefault({})
+      .refine((w) => w.heartbeat_ms * 2 <= w.lease_ms, { path: ["heartbeat_ms"], error: "must be at most half of lease_ms" }),
+    tasks: z
+      .strictObject({
+        /** A job that nobody claimed for so long is dispatched again. */
+        dispatch_timeout_ms: z.int().min(500).default(30_000),
+        /** A task that no live worker can reach fails after this, as Cinder fails it. */
+        unplaced_timeout_ms: z.int().min(500).default(60_000),
+        reconcile_ms: z.int().min(100).default(2_000),
+        attempts_max: z.int().min(1).default(3),
+        backoff_ms: z.int().min(0).default(1_000),
+      })
+      .prefault({}),
+    log_level: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("info"),
+  })
+  .superRefine((config, context) => {
+    if (config.auth.mode === "none" && !isLoopback(config.host)) {
+      context.addIssue({ code: "custom", path: ["host"], message: "auth mode none listens on a loopback address only" });
+    }
+    if (config.repositories.filter((r) => r.default).length > 1) {
+      context.addIssue({ code: "custom", path: ["repositories"], message: "at most one repository can be the default" });
+    }
+  });
+
+type Parsed = z.infer<typeof Schema>;
+
+/** The whole configuration, checked. Paths are absolute. `hostName` is this machine's, for rows and logs. */
+export type Config = Parsed & { hostName: string };
+export type RepositoryConfig = Parsed["repositories"][number];
+export type VolumeBackendConfig = Parsed["volume_backends"][number];
+
+function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
+}
+
+function readFile(path: string): Record<string, unknown> {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (cause) {
+    throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} cannot be read: ${(cause as Error).message}` }], { cause });
+  }
+  let value: unknown;
+  try {
+    value = parseYaml(text) ?? {};
+  } catch (cause) {
+    throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} is not YAML: ${(cause as Error).message}` }], { cause });
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} must hold a mapping` }]);
+  }
+  return value as Record<string, unknown>;
+}
+
+/**
+ * Environment and file (TEPHRA_CONFIG, YAML) → Config; the environment wins. The sole reader of the environment.
+ * With no file: auth `none`, one posix repository and one `file` backend under the data folder.
+ *
+ * @throws ConfigError that lists every problem with its key
+ */
+export function loadConfig(env: Readonly<Record<string, string | undefined>> = process.env): Config {
+  const file = env["TEPHRA_CONFIG"] ? readFile(env["TEPHRA_CONFIG"]) : {};
+  const overrides = Object.entries({
+    database_url: env["DATABASE_URL"],
+    redis_url: env["REDIS_URL"],
+    host: env["TEPHRA_HOST"],
+    port: env["TEPHRA_PORT"],
+    data_dir: env["TEPHRA_DATA_DIR"],
+  }).filter(([, value]) => value !== undefined && value !== "");
+  const raw: Record<string, unknown> = { ...file, ...Object.fromEntries(overrides) };
+  const workingDir = resolve(env["TEPHRA_WORKING_DIR"] || ".");
+  const dataDir = resolve(workingDir, typeof raw["data_dir"] === "string" ? raw["data_dir"] : "var");
+  raw["data_dir"] = dataDir;
+  raw["repositories"] ??= [{ name: "main", url: `posix:${resolve(dataDir, "repository")}`, default: true }];
+  raw["volume_backends"] ??= [{ name: "files", driver: "file", path: resolve(dataDir, "volumes") }];
+  raw["import_roots"] ??= [workingDir, dataDir];
+  const parsed = Schema.safeParse(raw);
+  if (!parsed.success) {
+    throw new ConfigError(parsed.error.issues.map((i) => ({ key: i.path.join(".") || "(file)", problem: i.message })));
+  }
+  return { ...parsed.data, hostName: hostname() };
+}
+
+/** The repository that new backups go to: the one marked `default`, else the first. */
+export function defaultRepository(config: Config): RepositoryConfig {
+  const found = config.repositories.find((r) => r.default) ?? config.repositories[0];
+  if (!found) throw new ConfigError([{ key: "repositories", problem: "at least one is needed" }]);
+  return found;
+}
+
+/** The backend that new volumes go to: the first. */
+export function defaultVolumeBackend(config: Config): VolumeBackendConfig {
+  const found = config.volume_backends[0];
+  if (!found) throw new ConfigError([{ key: "volume_backends", problem: "at least one is needed" }]);
+  return found;
+}

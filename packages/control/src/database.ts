@@ -1,0 +1,36 @@
+import { PrismaPg } from "@prisma/adapter-pg";
+import { type Prisma, PrismaClient } from "./generated/client.ts";
+
+export type Database = PrismaClient;
+/** What a verb inside a transaction may use. */
+export type Transaction = Prisma.TransactionClient;
+
+/** Opens a pool of at most `connectionsMax` connections. The caller disconnects it. */
+export function openDatabase(url: string, connectionsMax = 10): Database {
+  return new PrismaClient({
+    adapter: new PrismaPg({ connectionString: url, max: connectionsMax, connectionTimeoutMillis: 5_000, idleTimeoutMillis: 60_000 }),
+    transactionOptions: { maxWait: 10_000, timeout: 20_000 },
+  });
+}
+
+/** Serialization failure and deadlock: nothing was done, the same work may simply be tried again. */
+const retryableStates = ["40001", "40P01"];
+
+function isRetryable(error: unknown): boolean {
+  const text = `${(error as { code?: string }).code ?? ""} ${(error as Error).message ?? ""} ${JSON.stringify((error as { meta?: unknown }).meta ?? "")}`;
+  return text.includes("P2034") || retryableStates.some((s) => text.includes(s));
+}
+
+/**
+ * Runs `work` in one transaction, again (up to three times) after a deadlock or serialization failure.
+ * Lock order everywhere: quota → volume → backup (parent first) → operation → task.
+ */
+export async function inTransaction<T>(database: Database, work: (tx: Transaction) => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await database.$transaction(work);
+    } catch (error) {
+      if (attempt >= 3 || !isRetryable(error)) throw error;
+    }
+  }
+}

@@ -1,0 +1,82 @@
+/** Every error a verb of the control plane can throw. A dialect maps `code` to its own form in one place. */
+export abstract class ControlError extends Error {
+  abstract readonly code: string;
+  override get name(): string {
+    return this.constructor.name;
+  }
+}
+
+export interface ConfigProblem {
+  key: string;
+  problem: string;
+}
+
+/** The configuration cannot be used; `problems` has every reason with its key. */
+export class ConfigError extends ControlError {
+  readonly code = "config";
+  readonly problems: readonly ConfigProblem[];
+  constructor(problems: readonly ConfigProblem[], options?: ErrorOptions) {
+    super(`Configuration cannot be used:\n${problems.map((p) => `  ${p.key}: ${p.problem}`).join("\n")}`, options);
+    this.problems = problems;
+  }
+}
+
+export type ResourceKind = "Backup" | "Volume" | "Snapshot" | "Operation";
+
+/** Unknown id, or one that the caller may not see: the two are not told apart. */
+export class NotFoundError extends ControlError {
+  readonly code = "not-found";
+  readonly resource: ResourceKind;
+  readonly id: string;
+  constructor(resource: ResourceKind, id: string) {
+    super(`${resource} ${id} could not be found.`);
+    this.resource = resource;
+    this.id = id;
+  }
+}
+
+export type InvalidSubject = "volume" | "snapshot" | "backup" | "input";
+
+/** The request does not fit the state of its subject, or the values given. `message` is Cinder's own text without its class prefix. */
+export class InvalidError extends ControlError {
+  readonly code = "invalid";
+  readonly subject: InvalidSubject;
+  constructor(subject: InvalidSubject, message: string) {
+    super(message);
+    this.subject = subject;
+  }
+}
+
+export type QuotaResource = "volumes" | "snapshots" | "gigabytes" | "backups" | "backup_gigabytes";
+
+/** `requested`, `limit` and `used` in units of the resource (count or GiB). */
+export class QuotaExceededError extends ControlError {
+  readonly code = "quota-exceeded";
+  readonly resource: QuotaResource;
+  readonly requested: number;
+  readonly limit: number;
+  readonly used: number;
+  constructor(resource: QuotaResource, amounts: { requested: number; limit: number; used: number }) {
+    super(`Quota ${resource} exceeded: requested ${amounts.requested}, limit ${amounts.limit}, used ${amounts.used}`);
+    this.resource = resource;
+    this.requested = amounts.requested;
+    this.limit = amounts.limit;
+    this.used = amounts.used;
+  }
+}
+
+/** The task is no longer this worker's: another claim was made, or the operation ended. Drop the work. */
+export class ClaimLostError extends ControlError {
+  readonly code = "claim-lost";
+  constructor(taskId: string) {
+    super(`Task ${taskId} is no longer claimed by this worker`);
+  }
+}
+
+/** A row is in a state that the transition table does not let go on. A bug or a race that somebody else won. */
+export class StateConflictError extends ControlError {
+  readonly code = "state-conflict";
+  constructor(what: string, id: string, wanted: string) {
+    super(`${what} ${id} cannot become ${wanted} from its present state`);
+  }
+}

@@ -1,0 +1,31 @@
+import { InvalidError } from "./errors.ts";
+
+/** One page of a list: sort keys in order of weight, then where to begin. `limit` is already bounded by the dialect. */
+export interface Page<Key extends string> {
+  sort: readonly { key: Key; direction: "asc" | "desc" }[];
+  limit: number;
+  offset: number;
+  /** Id of the last item of the previous page. */
+  marker?: string;
+}
+
+/** Prisma's orderBy: the page's keys, then created_at and id as tie breakers in the first key's direction. */
+export function orderOf<Key extends string>(page: Page<Key>): Record<string, "asc" | "desc">[] {
+  const direction = page.sort[0]?.direction ?? "desc";
+  const keys = page.sort.map((s) => ({ [s.key]: s.direction }));
+  const tail = ["createdAt", "id"].filter((k) => !page.sort.some((s) => s.key === k)).map((k) => ({ [k]: direction }));
+  return [...keys, ...tail];
+}
+
+/** Prisma's skip, take and cursor. The marker's row must exist: the verb checks that it is visible first. */
+export function windowOf(page: Page<string>): { skip: number; take: number; cursor?: { id: string } } {
+  if (page.offset < 0) throw new InvalidError("input", "offset must be >= 0");
+  return page.marker === undefined
+    ? { skip: page.offset, take: page.limit }
+    : { skip: page.offset + 1, take: page.limit, cursor: { id: page.marker } };
+}
+
+const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
+
+/** Ids from a path are not checked for form; one that is no uuid simply names nothing. */
+export const isUuid = (text: string): boolean => uuidPattern.test(text);

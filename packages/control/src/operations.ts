@@ -1,0 +1,207 @@
+import { randomUUID } from "node:crypto";
+import type { Database, Transaction } from "./database.ts";
+import { NotFoundError } from "./errors.ts";
+import { type Operation, Prisma } from "./generated/client.ts";
+import type { Principal } from "./principal.ts";
+import { addTasks, type Json, type NewTask } from "./tasks.ts";
+
+export type OperationKind =
+  | "backup-create"
+  | "backup-restore"
+  | "backup-delete"
+  | "volume-create"
+  | "volume-import"
+  | "volume-export"
+  | "volume-delete"
+  | "snapshot-create"
+  | "snapshot-delete";
+
+export const operationStates = ["queued", "running", "succeeded", "failed", "cancelled"] as const;
+export type OperationState = (typeof operationStates)[number];
+
+/** The row, with the two columns whose values are a closed set narrowed to it. */
+export type OperationRow = Omit<Operation, "kind" | "state"> & { kind: OperationKind; state: OperationState };
+
+export interface NewOperation {
+  kind: OperationKind;
+  backupId?: string | null;
+  volumeId?: string | null;
+  snapshotId?: string | null;
+  input?: Json;
+  bytesTotal?: bigint;
+  task: NewTask;
+}
+
+/** Inserts an operation and the first task that will act on it: they commit together with the rows they are about. */
+export async function startOperation(tx: Transaction, principal: Principal, operation: NewOperation): Promise<OperationRow> {
+  const row = await tx.operation.create({
+    data: {
+      id: randomUUID(),
+      kind: operation.kind,
+      projectId: principal.projectId,
+      userId: principal.userId,
+      requestId: principal.requestId,
+      backupId: operation.backupId ?? null,
+      volumeId: operation.volumeId ?? null,
+      snapshotId: operation.snapshotId ?? null,
+      input: (operation.input ?? {}) as Prisma.InputJsonValue,
+      bytesTotal: operation.bytesTotal ?? 0n,
+      remaining: 1,
+    },
+  });
+  await addTasks(tx, row, [operation.task]);
+  return row as OperationRow;
+}
+
+/** Reads and locks. In the lock order it comes after volume and backup, before task. */
+export async function lockOperation(tx: Transaction, id: string): Promise<OperationRow> {
+  await tx.$queryRaw`SELECT id FROM operations WHERE id = ${id}::uuid FOR UPDATE`;
+  const row = await tx.operation.findUnique({ where: { id } });
+  if (!row) throw new NotFoundError("Operation", id);
+  return row as OperationRow;
+}
+
+export const isLive = (operation: { state: OperationState }): boolean =>
+  operation.state === "queued" || operation.state === "running";
+
+/**
+ * Fixes what decides bytes and names. A plan that is there already wins: a second run does the same as the first.
+ *
+ * @returns the plan in force
+ */
+export async function fixPlan<Plan extends object>(tx: Transaction, operation: OperationRow, plan: Plan): Promise<Plan> {
+  if (operation.plan !== null) return operation.plan as Plan;
+  await tx.operation.update({ where: { id: operation.id }, data: { plan: plan as Prisma.InputJsonValue, updatedAt: new Date() } });
+  return plan;
+}
+
+/** Replaces the phase: `tasks` are added and must all be finished before the next phase. The operation is locked. */
+export async function startPhase(tx: Transaction, operation: OperationRow, tasks: readonly NewTask[]): Promise<void> {
+  await tx.operation.update({ where: { id: operation.id }, data: { remaining: tasks.length, updatedAt: new Date() } });
+  await addTasks(tx, operation, tasks);
+}
+
+/** Counts one finished task of the phase. Whoever gets 0 adds the next phase. The operation is locked. */
+export async function countDown(tx: Transaction, operationId: string): Promise<number> {
+  const rows = await tx.$queryRaw<{ remaining: number }[]>`
+    UPDATE operations SET remaining = remaining - 1, updated_at = now() WHERE id = ${operationId}::uuid RETURNING remaining`;
+  return rows[0]?.remaining ?? -1;
+}
+
+/**
+ * Ends an operation. Tasks that nobody runs are cancelled; those that run learn of it at their next heartbeat.
+ * With `tidy`, what the operation left behind is removed by a task of its own, once nobody can be writing any more.
+ */
+export async function endOperation(
+  tx: Transaction,
+  operation: OperationRow,
+  end: { state: "succeeded" | "failed" | "cancelled"; reason?: string; bytesStored?: number; tidy?: readonly string[] | null },
+): Promise<void> {
+  await tx.operation.update({
+    where: { id: operation.id },
+    data: {
+      state: end.state,
+      failReason: end.reason ?? null,
+      remaining: 0,
+      finishedAt: new Date(),
+      updatedAt: new Date(),
+      ...(end.bytesStored === undefined ? {} : { bytesStored: BigInt(end.bytesStored) }),
+    },
+  });
+  await tx.$executeRaw`
+    UPDATE tasks SET state = 'cancelled', finished_at = now()
+    WHERE operation_id = ${operation.id}::uuid AND state IN ('ready', 'dispatched', 'blocked')`;
+  if (!end.tidy) return;
+  const running = await tx.task.count({ where: { operationId: operation.id, state: "running" } });
+  await addTasks(tx, operation, [{ kind: "tidy", ordinal: 0, needs: end.tidy }]);
+  if (running > 0) await tx.task.updateMany({ where: { operationId: operation.id, kind: "tidy" }, data: { state: "blocked" } });
+}
+
+/** How far an operation is. Sizes in bytes; rate over the time since it started. */
+export interface OperationProgress extends OperationRow {
+  tasksTotal: number;
+  tasksDone: number;
+  bytesDone: number;
+  bytesCopiedTwice: number;
+  attempts: number;
+  rateBytesPerSecond: number | null;
+  secondsLeft: number | null;
+  /** 1 = next; null unless queued. */
+  queuePosition: number | null;
+}
+
+interface Sums {
+  operation_id: string;
+  total: bigint;
+  done: bigint;
+  bytes_done: bigint;
+  bytes_stored: bigint;
+  bytes_twice: bigint;
+  attempts: number;
+  position: bigint | null;
+}
+
+async function withProgress(database: Database, rows: Operation[]): Promise<OperationProgress[]> {
+  const ids = rows.map((r) => r.id);
+  const sums = await database.$queryRaw<Sums[]>`
+    SELECT t.operation_id, count(*) AS total, count(*) FILTER (WHERE t.state = 'succeeded') AS done,
+      coalesce(sum(t.bytes_done), 0)::bigint AS bytes_done, coalesce(sum(t.bytes_stored), 0)::bigint AS bytes_stored,
+      coalesce(sum(t.bytes_twice), 0)::bigint AS bytes_twice, coalesce(max(t.claim), 0) AS attempts,
+      CASE WHEN o.state = 'queued' THEN
+        (SELECT count(*) FROM operations q WHERE q.state = 'queued' AND (q.created_at, q.id) <= (o.created_at, o.id)) END AS position
+    FROM tasks t JOIN operations o ON o.id = t.operation_id
+    WHERE t.operation_id = ANY(${ids}::uuid[]) AND t.kind <> 'tidy' GROUP BY t.operation_id, o.id`;
+  const byId = new Map(sums.map((s) => [s.operation_id, s]));
+  const now = Date.now();
+  return rows.map((row) => {
+    const sum = byId.get(row.id);
+    const bytesDone = Number(sum?.bytes_done ?? 0n);
+    const seconds = row.startedAt ? ((row.finishedAt?.getTime() ?? now) - row.startedAt.getTime()) / 1000 : 0;
+    const rate = seconds > 0 && bytesDone > 0 ? bytesDone / seconds : null;
+    const left = Math.max(0, Number(row.bytesTotal) - bytesDone);
+    return {
+      ...(row as OperationRow),
+      bytesStored: row.bytesStored > 0n ? row.bytesStored : (sum?.bytes_stored ?? 0n),
+      tasksTotal: Number(sum?.total ?? 0n),
+      tasksDone: Number(sum?.done ?? 0n),
+      bytesDone,
+      bytesCopiedTwice: Number(sum?.bytes_twice ?? 0n),
+      attempts: sum?.attempts ?? 0,
+      rateBytesPerSecond: rate === null ? null : Math.round(rate),
+      secondsLeft: row.state !== "running" || rate === null ? null : Math.ceil(left / rate),
+      queuePosition: sum?.position == null ? null : Number(sum.position),
+    };
+  });
+}
+
+export interface OperationQuery {
+  backupId?: string;
+  volumeId?: string;
+  state?: OperationState;
+  limit: number;
+}
+
+/** Newest first; only the caller's project, unless an admin. */
+export async function listOperations(database: Database, principal: Principal, query: OperationQuery): Promise<OperationProgress[]> {
+  const rows = await database.operation.findMany({
+    where: {
+      ...(principal.isAdmin ? {} : { projectId: principal.projectId }),
+      ...(query.backupId === undefined ? {} : { backupId: query.backupId }),
+      ...(query.volumeId === undefined ? {} : { volumeId: query.volumeId }),
+      ...(query.state === undefined ? {} : { state: query.state }),
+    },
+    orderBy: [{ createdAt: "desc" }, { id: "desc" }],
+    take: query.limit,
+  });
+  return withProgress(database, rows);
+}
+
+/** @throws NotFoundError for an unknown id or another project's */
+export async function getOperation(database: Database, principal: Principal, id: string): Promise<OperationProgress> {
+  const row = await database.operation.findFirst({
+    where: { id, ...(principal.isAdmin ? {} : { projectId: principal.projectId }) },
+  });
+  const [progress] = row ? await withProgress(database, [row]) : [];
+  if (!progress) throw new NotFoundError("Operation", id);
+  return progress;
+}

@@ -1,0 +1,16 @@
+import type { Role } from "./config.ts";
+
+/** Who asks. `isAdmin` sees every project's rows; everybody else only those of `projectId`. */
+export interface Principal {
+  readonly userId: string;
+  readonly projectId: string;
+  readonly roles: readonly Role[];
+  readonly isAdmin: boolean;
+  /** `req-<uuid>`, carried from HTTP to operation, job and log line. */
+  readonly requestId: string;
+}
+
+/** The WHERE part that keeps a project's rows apart: empty for an admin. */
+export function visibleTo(principal: Principal): { projectId?: string } {
+  return principal.isAdmin ? {} : { projectId: principal.projectId };
+}

@@ -1,0 +1,100 @@
+import { type Logger, pino } from "pino";
+import { Counter, Gauge, Registry } from "prom-client";
+import type { Config } from "./config.ts";
+import type { Database } from "./database.ts";
+
+export type { Logger };
+
+/** JSON lines on stdout, one program name in each. Secrets are cut out wherever a request or URL is logged. */
+export function openLog(config: Pick<Config, "log_level" | "hostName">, program: string): Logger {
+  return pino({
+    level: config.log_level,
+    base: { program, host: config.hostName, pid: process.pid },
+    redact: { paths: ["req.headers['x-auth-token']", "req.headers.authorization", "req.headers.cookie"], censor: "***" },
+  });
+}
+
+/** One function per business event: the log line and nothing else, so that its fields are the same wherever it happens. */
+export const events = {
+  taskClaimed: (log: Logger, task: { id: string; kind: string; operationId: string; claim: number; requestId: string }) =>
+    log.info({ event: "task.claimed", ...fields(task) }, "task claimed"),
+  taskFinished: (log: Logger, task: { id: string; kind: string; operationId: string; claim: number; requestId: string }, ms: number) =>
+    log.info({ event: "task.finished", ...fields(task), ms }, "task finished"),
+  taskDropped: (log: Logger, task: { id: string; kind: string; operationId: string; claim: number; requestId: string }, why: string) =>
+    log.warn({ event: "task.dropped", ...fields(task), why }, "task dropped"),
+  taskRetried: (
+    log: Logger,
+    task: { id: string; kind: string; operationId: string; claim: number; requestId: string },
+    retry: { delayMs: number; reason: string },
+  ) => log.warn({ event: "task.retried", ...fields(task), ...retry }, "task will be tried again"),
+  operationFailed: (log: Logger, operation: { id: string; kind: string; reason: string; requestId: string }) =>
+    log.error({ event: "operation.failed", operation: operation.id, kind: operation.kind, reason: operation.reason, request_id: operation.requestId }, "operation failed"),
+  reconciled: (log: Logger, healed: Record<string, number>) => log.warn({ event: "reconciled", ...healed }, "healed"),
+};
+
+const fields = (task: { id: string; kind: string; operationId: string; claim: number; requestId: string }) => ({
+  task: task.id,
+  kind: task.kind,
+  operation: task.operationId,
+  claim: task.claim,
+  request_id: task.requestId,
+});
+
+interface Figures {
+  ready: number;
+  dispatched: number;
+  running: number;
+  oldest_ready_seconds: number;
+  bytes_read: number;
+  bytes_stored: number;
+  oldest_creating_seconds: number;
+  last_success_age_seconds: number | null;
+  workers: number;
+  slots: number;
+}
+
+async function readFigures(database: Database): Promise<Figures> {
+  const rows = await database.$queryRaw<Figures[]>`
+    SELECT
+      (SELECT count(*) FROM tasks WHERE state = 'ready')::int AS ready,
+      (SELECT count(*) FROM tasks WHERE state = 'dispatched')::int AS dispatched,
+      (SELECT count(*) FROM tasks WHERE state = 'running')::int AS running,
+      coalesce((SELECT extract(epoch FROM now() - min(queued_at)) FROM tasks WHERE state IN ('ready', 'dispatched')), 0)::float AS oldest_ready_seconds,
+      coalesce((SELECT sum(bytes_done) FROM tasks), 0)::float AS bytes_read,
+      coalesce((SELECT sum(bytes_stored) FROM tasks), 0)::float AS bytes_stored,
+      coalesce((SELECT extract(epoch FROM now() - min(created_at)) FROM backups WHERE status = 'creating' AND deleted_at IS NULL), 0)::float AS oldest_creating_seconds,
+      (SELECT extract(epoch FROM now() - max(finished_at)) FROM operations WHERE kind = 'backup-create' AND state = 'succeeded')::float AS last_success_age_seconds,
+      (SELECT count(*) FROM workers WHERE heartbeat_at > now() - interval '30 seconds')::int AS workers,
+      (SELECT coalesce(sum(slots), 0) FROM workers WHERE heartbeat_at > now() - interval '30 seconds')::int AS slots`;
+  const row = rows[0];
+  if (!row) throw new Error("no figures");
+  return row;
+}
+
+/** What `/metrics` shows. Figures come from Postgres at the moment of the scrape; labels are bounded. */
+export function openMetrics(database: Database) {
+  const registry = new Registry();
+  const gauge = (name: string, help: string) => new Gauge({ name, help, registers: [registry] });
+  const gauges = {
+    ready: gauge("tephra_tasks_ready", "Tasks that wait to be dispatched (queue depth)"),
+    dispatched: gauge("tephra_tasks_dispatched", "Tasks handed to the queue and not yet claimed"),
+    running: gauge("tephra_tasks_running", "Tasks running under a lease"),
+    oldest_ready_seconds: gauge("tephra_queue_age_seconds", "Age of the oldest task that nobody runs yet"),
+    bytes_read: gauge("tephra_bytes_in_total", "Bytes of volumes and backups that tasks have read"),
+    bytes_stored: gauge("tephra_bytes_out_total", "Bytes that tasks have stored"),
+    oldest_creating_seconds: gauge("tephra_oldest_creating_backup_seconds", "Age of the oldest backup that is still being created"),
+    last_success_age_seconds: gauge("tephra_last_success_age_seconds", "Seconds since a backup last became available; NaN before the first"),
+    workers: gauge("tephra_workers", "Worker processes heard of in the last 30 seconds"),
+    slots: gauge("tephra_worker_slots", "Tasks that those workers can run at once"),
+  } as const;
+  const requests = new Counter({ name: "tephra_http_requests_total", help: "Answers by status class", labelNames: ["status"], registers: [registry] });
+  return {
+    contentType: registry.contentType,
+    countRequest: (status: number) => requests.inc({ status: `${Math.floor(status / 100)}xx` }),
+    async render(): Promise<string> {
+      const figures = await readFigures(database);
+      for (const [key, value] of Object.entries(figures)) gauges[key as keyof Figures].set(value ?? Number.NaN);
+      return registry.metrics();
+    },
+  };
+}

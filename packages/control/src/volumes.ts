@@ -1,0 +1,317 @@
+import { randomUUID } from "node:crypto";
+import { originsOf, volumeTransitions } from "./backup-state.ts";
+import { type Config, defaultVolumeBackend } from "./config.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { InvalidError, NotFoundError } from "./errors.ts";
+import type { Attachment, Prisma, Volume } from "./generated/client.ts";
+import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
+import { countDown, endOperation, lockOperation, type OperationRow, startOperation } from "./operations.ts";
+import { type Principal, visibleTo } from "./principal.ts";
+import { releaseQuota, reserveQuota } from "./quotas.ts";
+import { finishTask, type TaskResult } from "./tasks.ts";
+
+export type VolumeRow = Volume & { attachments: Attachment[] };
+export type VolumeSortKey = "id" | "createdAt" | "updatedAt" | "name" | "status" | "sizeGib" | "availabilityZone" | "bootable";
+
+const GiB = 1024 ** 3;
+export const zoneDefault = "nova";
+export const gibOf = (bytes: number): number => Math.max(1, Math.ceil(bytes / GiB));
+
+/** Locks a volume and reads it. First after the quota in the lock order. */
+export async function lockVolume(tx: Transaction, id: string): Promise<VolumeRow | null> {
+  await tx.$queryRaw`SELECT id FROM volumes WHERE id = ${id}::uuid FOR UPDATE`;
+  return tx.volume.findUnique({ where: { id }, include: { attachments: true } });
+}
+
+/** @throws NotFoundError for an unknown id or another project's */
+export async function getVolume(database: Database | Transaction, principal: Principal, id: string): Promise<VolumeRow> {
+  const row = isUuid(id)
+    ? await database.volume.findFirst({ where: { id, ...visibleTo(principal) }, include: { attachments: true } })
+    : null;
+  if (!row) throw new NotFoundError("Volume", id);
+  return row;
+}
+
+export interface VolumeFilter {
+  name?: string;
+  status?: string;
+  ids?: readonly string[];
+}
+
+/** @throws NotFoundError when the marker is unknown or another project's */
+export async function listVolumes(
+  database: Database,
+  principal: Principal,
+  query: { filter: VolumeFilter; allProjects: boolean; page: Page<VolumeSortKey> },
+): Promise<{ rows: VolumeRow[]; count: number }> {
+  const { filter, page } = query;
+  if (page.marker !== undefined) await getVolume(database, principal, page.marker);
+  const where: Prisma.VolumeWhereInput = {
+    ...(principal.isAdmin && query.allProjects ? {} : { projectId: principal.projectId }),
+    ...(filter.name === undefined ? {} : { name: filter.name }),
+    ...(filter.status === undefined ? {} : { status: filter.status }),
+    ...(filter.ids === undefined ? {} : { id: { in: filter.ids.filter(isUuid) } }),
+  };
+  const [rows, count] = await Promise.all([
+    database.volume.findMany({ where, orderBy: orderOf(page), ...windowOf(page), include: { attachments: true } }),
+    database.volume.count({ where }),
+  ]);
+  return { rows, count };
+}
+
+export interface NewVolume {
+  name: string | null;
+  description: string | null;
+  metadata: Record<string, string>;
+  availabilityZone?: string | null;
+  bootable?: boolean;
+}
+
+const baseRow = (config: Config, principal: Principal, volume: NewVolume) => ({
+  id: randomUUID(),
+  projectId: principal.projectId,
+  userId: principal.userId,
+  name: volume.name,
+  description: volume.description,
+  metadata: volume.metadata,
+  bootable: volume.bootable ?? false,
+  backend: defaultVolumeBackend(config).name,
+  availabilityZone: volume.availabilityZone ?? zoneDefault,
+});
+
+/**
+ * A new empty volume of `sizeGib`: quota, row and the task that makes the file commit together.
+ *
+ * @throws QuotaExceededError
+ */
+export async function requestVolume(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  volume: NewVolume & { sizeGib: number },
+): Promise<VolumeRow> {
+  return inTransaction(database, async (tx) => {
+    await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: volume.sizeGib });
+    const row = await tx.volume.create({
+      data: {
+        ...baseRow(config, principal, volume),
+        status: "creating",
+        sizeGib: volume.sizeGib,
+        sizeBytes: BigInt(volume.sizeGib) * BigInt(GiB),
+      },
+      include: { attachments: true },
+    });
+    await startOperation(tx, principal, {
+      kind: "volume-create",
+      volumeId: row.id,
+      task: { kind: "provision-volume", needs: [`backend:${row.backend}`] },
+    });
+    return row;
+  });
+}
+
+/** A volume that a restore will fill: it is `restoring-backup` from the start. Called inside the restore's transaction. */
+export async function addRestoreVolume(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  volume: NewVolume & { sizeGib: number; sizeBytes: bigint },
+): Promise<VolumeRow> {
+  return tx.volume.create({
+    data: {
+      ...baseRow(config, principal, volume),
+      status: "restoring-backup",
+      sizeGib: volume.sizeGib,
+      sizeBytes: volume.sizeBytes,
+    },
+    include: { attachments: true },
+  });
+}
+
+/**
+ * A user's own file becomes a volume of exactly its length. The size is not known yet (only a worker reads bytes):
+ * the worker reports it with `chargeImport` before it copies.
+ */
+export async function requestVolumeImport(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: NewVolume & { path: string },
+): Promise<{ volume: VolumeRow; operation: OperationRow }> {
+  return inTransaction(database, async (tx) => {
+    await reserveQuota(tx, config, principal.projectId, { volumes: 1 });
+    const volume = await tx.volume.create({
+      data: { ...baseRow(config, principal, request), status: "creating", sizeGib: 0, sizeBytes: 0n },
+      include: { attachments: true },
+    });
+    const operation = await startOperation(tx, principal, {
+      kind: "volume-import",
+      volumeId: volume.id,
+      input: { path: request.path },
+      task: { kind: "import-volume", needs: [`backend:${volume.backend}`] },
+    });
+    return { volume, operation };
+  });
+}
+
+/** The worker's word on how long the file is, before it copies: charged to the quota once, however often it is said. */
+export async function chargeImport(database: Database, config: Config, operation: OperationRow, sizeBytes: number): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const sizeGib = gibOf(sizeBytes);
+    const before = await tx.volume.findUniqueOrThrow({ where: { id: operation.volumeId ?? "" } });
+    if (sizeGib > before.sizeGib) {
+      await reserveQuota(tx, config, before.projectId, { gigabytes: sizeGib - before.sizeGib });
+    }
+    await tx.volume.update({ where: { id: before.id }, data: { sizeGib: Math.max(sizeGib, before.sizeGib), sizeBytes: BigInt(sizeBytes) } });
+    await tx.operation.update({ where: { id: operation.id }, data: { bytesTotal: BigInt(sizeBytes) } });
+  });
+}
+
+/**
+ * A volume's bytes go out to a file. The volume is `uploading` meanwhile.
+ *
+ * @throws InvalidError unless the volume is available
+ */
+export async function requestVolumeExport(
+  database: Database,
+  principal: Principal,
+  request: { volumeId: string; path: string },
+): Promise<OperationRow> {
+  return inTransaction(database, async (tx) => {
+    const volume = await getVolume(tx, principal, request.volumeId);
+    await moveVolume(tx, volume.id, ["available"], "uploading", (status) => {
+      return new InvalidError("volume", `Volume to be exported must be available, but the current status is "${status}".`);
+    });
+    return startOperation(tx, principal, {
+      kind: "volume-export",
+      volumeId: volume.id,
+      input: { path: request.path },
+      bytesTotal: volume.sizeBytes,
+      task: { kind: "export-volume", needs: [`backend:${volume.backend}`] },
+    });
+  });
+}
+
+/** Moves a volume to `to` if it is in one of `from`, in one statement; else throws what `refuse` makes of its status. */
+export async function moveVolume(
+  tx: Transaction,
+  id: string,
+  from: readonly string[],
+  to: keyof typeof volumeTransitions,
+  refuse: (status: string) => Error,
+): Promise<void> {
+  const moved = await tx.$executeRaw`
+    UPDATE volumes SET previous_status = status, status = ${to}, updated_at = now()
+    WHERE id = ${id}::uuid AND status = ANY(${from as string[]})`;
+  if (moved === 1) return;
+  const row = await tx.volume.findUnique({ where: { id } });
+  throw row ? refuse(row.status) : new NotFoundError("Volume", id);
+}
+
+const deleteRefusal =
+  "Volume status must be available or error or error_restoring or error_extending or error_managing and must not be migrating, " +
+  "attached, belong to a group, have snapshots, awaiting a transfer, or be disassociated from snapshots after volume transfer.";
+
+/** @throws InvalidError in a wrong status, attached, or with snapshots. Backups never stand in the way. */
+export async function requestVolumeDelete(database: Database, principal: Principal, id: string): Promise<OperationRow> {
+  return inTransaction(database, async (tx) => {
+    await getVolume(tx, principal, id);
+    const volume = await lockVolume(tx, id);
+    if (!volume) throw new NotFoundError("Volume", id);
+    const snapshots = await tx.snapshot.count({ where: { volumeId: id } });
+    if (snapshots > 0 || volume.attachments.length > 0) throw new InvalidError("volume", deleteRefusal);
+    const from = originsOf(volumeTransitions, "deleting");
+    await moveVolume(tx, id, from, "deleting", () => new InvalidError("volume", deleteRefusal));
+    return startOperation(tx, principal, {
+      kind: "volume-delete",
+      volumeId: id,
+      task: { kind: "remove-volume", needs: [`backend:${volume.backend}`] },
+    });
+  });
+}
+
+/** @throws InvalidError unless the volume is available */
+export async function attachVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  attachment: { serverId: string | null; hostName: string | null; device: string | null },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await getVolume(tx, principal, id);
+    await moveVolume(tx, id, ["available"], "in-use", (status) => {
+      return new InvalidError("volume", `Volume ${id} status must be available to attach, but the current status is ${status}.`);
+    });
+    await tx.attachment.create({ data: { id: randomUUID(), volumeId: id, ...attachment } });
+  });
+}
+
+/** Detaches one attachment, or the only one. @throws InvalidError when there is none such */
+export async function detachVolume(database: Database, principal: Principal, id: string, attachmentId: string | null): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await getVolume(tx, principal, id);
+    const volume = await lockVolume(tx, id);
+    const found = volume?.attachments.find((a) => attachmentId === null || a.id === attachmentId);
+    if (!volume || !found) throw new InvalidError("volume", `Volume ${id} has no such attachment.`);
+    if (volume.attachments.length > 1 && attachmentId === null) {
+      throw new InvalidError("volume", `Volume ${id} has several attachments: say which.`);
+    }
+    await tx.attachment.delete({ where: { id: found.id } });
+    if (volume.attachments.length > 1) return;
+    const back = volume.status === "in-use" ? { status: "available" } : { previousStatus: "available" };
+    await tx.volume.update({ where: { id }, data: { ...back, updatedAt: new Date() } });
+  });
+}
+
+/** The file is there: the volume becomes available, exactly as long as the worker says. */
+export async function finishVolume(
+  database: Database,
+  operationId: string,
+  result: TaskResult,
+  sizeBytes: number,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const before = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
+    await lockVolume(tx, before.volumeId ?? "");
+    const operation = await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+    await countDown(tx, operationId);
+    const now = new Date();
+    await tx.volume.update({
+      where: { id: operation.volumeId ?? "" },
+      data: { status: "available", sizeBytes: BigInt(sizeBytes), launchedAt: now, updatedAt: now },
+    });
+    await endOperation(tx, operation, { state: "succeeded" });
+  });
+}
+
+/** The export is written: the volume is as it was. */
+export async function finishVolumeExport(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const before = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
+    await lockVolume(tx, before.volumeId ?? "");
+    const operation = await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+    await tx.volume.updateMany({
+      where: { id: operation.volumeId ?? "", status: "uploading" },
+      data: { status: "available", previousStatus: "uploading", updatedAt: new Date() },
+    });
+    await endOperation(tx, operation, { state: "succeeded", bytesStored: result.bytesStored });
+  });
+}
+
+/** The file is gone: the row and its quota go too. */
+export async function finishVolumeDelete(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { volumeId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
+    const volume = await tx.volume.findUnique({ where: { id: volumeId ?? "" } });
+    if (volume) {
+      await releaseQuota(tx, volume.projectId, { volumes: 1, gigabytes: volume.sizeGib });
+      await lockVolume(tx, volume.id);
+    }
+    const operation = await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+    if (volume) await tx.volume.delete({ where: { id: volume.id } });
+    await endOperation(tx, operation, { state: "succeeded" });
+  });
+}

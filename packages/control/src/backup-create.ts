@@ -1,0 +1,252 @@
+import { randomUUID } from "node:crypto";
+import type { Config, RepositoryConfig } from "./config.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { ConfigError, NotFoundError } from "./errors.ts";
+import type { Backup, Prisma } from "./generated/client.ts";
+import { lockBackup } from "./backups.ts";
+import { countDown, endOperation, fixPlan, lockOperation, type OperationRow, startPhase } from "./operations.ts";
+import { finishTask, type Json, type NewTask, type TaskResult } from "./tasks.ts";
+import { volumeMeta } from "./volume-meta.ts";
+import { lockVolume } from "./volumes.ts";
+
+/** Everything that decides a backup's bytes and names. Fixed once in the operation row; every worker obeys it. */
+export interface BackupPlan {
+  backupId: string;
+  volumeId: string;
+  repository: string;
+  backend: string;
+  /** What is read: the volume's own file, a snapshot of the user's, or a temporary one whose name is recorded before it is taken. */
+  source: { kind: "volume" } | { kind: "snapshot"; id: string; temporary: boolean };
+  container: string;
+  prefix: string;
+  compression: "zlib" | "none";
+  level: number;
+  objectBytes: number;
+  blockBytes: number;
+  volumeBytes: number;
+  rangeBytes: number;
+  createdAt: string;
+  name: string | null;
+  description: string | null;
+  volumeMeta: string | null;
+  parentId: string | null;
+  parent: { backupId: string; repository: string; container: string; prefix: string } | null;
+  /** What the source looked like when the ranges were cut; a range that sees something else fails the backup. */
+  fingerprint: string | null;
+}
+
+/** What only a worker can say: the driver's names, and whether the source must or can be frozen. */
+export interface BackupSite {
+  service: string;
+  defaultContainer: (backupId: string) => string;
+  defaultPrefix: (input: { volumeId: string; backupId: string; at: Date }) => string;
+  canSnapshotCheaply: () => Promise<boolean>;
+}
+
+/** zlib's own default, as Cinder uses it. */
+const zlibLevel = 6;
+
+export const rangesMax = 16_384;
+
+/** Python's str() of an aware datetime: the form that the documents in a repository carry. */
+const pythonTime = (at: Date): string => {
+  const [date, time] = at.toISOString().split("T");
+  const fraction = at.getUTCMilliseconds() === 0 ? "" : `.${String(at.getUTCMilliseconds()).padStart(3, "0")}000`;
+  return `${date} ${time?.slice(0, 8)}${fraction}+00:00`;
+};
+
+function repositoryNamed(config: Config, name: string): RepositoryConfig {
+  const found = config.repositories.find((r) => r.name === name);
+  if (!found) throw new ConfigError([{ key: "repositories", problem: `no repository is named ${name}` }]);
+  return found;
+}
+
+async function sourceOf(backup: Backup, previousStatus: string | null, site: BackupSite): Promise<BackupPlan["source"]> {
+  if (backup.snapshotId) return { kind: "snapshot", id: backup.snapshotId, temporary: false };
+  const freeze = previousStatus === "in-use" || (await site.canSnapshotCheaply());
+  return freeze ? { kind: "snapshot", id: randomUUID(), temporary: true } : { kind: "volume" };
+}
+
+/**
+ * Fixes the plan of a backup, unless a plan is there: then that one is returned and nothing changes. The names are in the
+ * backup row before any object is written.
+ */
+export async function planBackup(database: Database, config: Config, operationId: string, site: BackupSite): Promise<BackupPlan> {
+  const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
+  if (operation.plan !== null) return operation.plan as unknown as BackupPlan;
+  const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? "" }, include: { parent: true } });
+  const volume = await database.volume.findUnique({ where: { id: backup.volumeId }, include: { attachments: true } });
+  if (!volume) throw new NotFoundError("Volume", backup.volumeId);
+  const snapshot = backup.snapshotId ? await database.snapshot.findUnique({ where: { id: backup.snapshotId } }) : null;
+  const repository = repositoryNamed(config, backup.repository);
+  const volumeBytes = Number(snapshot?.sizeBytes ?? volume.sizeBytes);
+  const plan: BackupPlan = {
+    backupId: backup.id,
+    volumeId: backup.volumeId,
+    repository: backup.repository,
+    backend: volume.backend,
+    source: await sourceOf(backup, volume.previousStatus, site),
+    container: backup.container || site.defaultContainer(backup.id),
+    prefix: site.defaultPrefix({ volumeId: backup.volumeId, backupId: backup.id, at: backup.createdAt }),
+    compression: repository.compression,
+    level: zlibLevel,
+    objectBytes: repository.object_bytes,
+    blockBytes: repository.block_bytes,
+    volumeBytes,
+    rangeBytes: config.range_bytes,
+    createdAt: pythonTime(backup.createdAt),
+    name: backup.name,
+    description: backup.description,
+    volumeMeta: volumeMeta(volume, volumeBytes),
+    parentId: backup.parentId,
+    parent: backup.parent && parentOf(backup.parent),
+    fingerprint: null,
+  };
+  return inTransaction(database, async (tx) => {
+    await lockBackup(tx, backup.id);
+    const locked = await lockOperation(tx, operationId);
+    const fixed = await fixPlan(tx, locked, plan);
+    await tx.backup.update({
+      where: { id: backup.id },
+      data: {
+        container: fixed.container,
+        serviceMetadata: fixed.prefix,
+        service: site.service,
+        host: config.hostName,
+        blockBytes: fixed.blockBytes,
+        volumeBytes: BigInt(fixed.volumeBytes),
+        availabilityZone: backup.availabilityZone ?? repository.zone,
+      },
+    });
+    return fixed;
+  });
+}
+
+function parentOf(parent: Backup): NonNullable<BackupPlan["parent"]> {
+  return {
+    backupId: parent.id,
+    repository: parent.repository,
+    container: parent.container ?? "",
+    prefix: parent.serviceMetadata ?? "",
+  };
+}
+
+const needsOf = (plan: BackupPlan): string[] => [
+  ...new Set([`repository:${plan.repository}`, ...(plan.parent ? [`repository:${plan.parent.repository}`] : []), `backend:${plan.backend}`]),
+];
+
+/** What must be removed after the operation: staged slices, and the temporary snapshot. */
+const tidyNeeds = (plan: BackupPlan): string[] => [`repository:${plan.repository}`, `backend:${plan.backend}`];
+
+/** Ends the plan task and lets the ranges go, all in one commit. `fingerprint` is what the frozen source looks like. */
+export async function startCopy(
+  database: Database,
+  operationId: string,
+  result: TaskResult,
+  copy: { plan: BackupPlan; ranges: readonly { offset: number; length: number }[]; fingerprint: string },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+    const plan = { ...copy.plan, fingerprint: copy.fingerprint };
+    await tx.operation.update({ where: { id: operationId }, data: { plan: plan as unknown as Prisma.InputJsonValue } });
+    const needs = needsOf(plan);
+    await startPhase(tx, operation, copy.ranges.map((range, ordinal) => ({ kind: "copy", ordinal, needs, range })));
+  });
+}
+
+const sealTask = (plan: BackupPlan): NewTask => ({ kind: "seal", ordinal: 0, needs: [`repository:${plan.repository}`] });
+
+/** Ends a range; whoever ends the last one adds the seal. */
+export async function finishCopy(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+    if ((await countDown(tx, operationId)) === 0) {
+      await startPhase(tx, operation, [sealTask(operation.plan as unknown as BackupPlan)]);
+    }
+  });
+}
+
+/** The ranges' reports, in range order. */
+export async function readCopyReports(database: Database, operationId: string): Promise<Json[]> {
+  const rows = await database.task.findMany({
+    where: { operationId, kind: "copy" },
+    orderBy: { ordinal: "asc" },
+    select: { report: true },
+  });
+  return rows.map((r) => r.report);
+}
+
+/** The seal found ranges whose objects are not all there: they are opened again, and the seal waits for them. */
+export async function reopenRanges(
+  database: Database,
+  operationId: string,
+  held: { taskId: string; claim: number },
+  ordinals: readonly number[],
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await lockOperation(tx, operationId);
+    const blocked = await tx.$executeRaw`
+      UPDATE tasks SET state = 'blocked', lease_until = NULL, worker_id = NULL, attempts = 0
+      WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
+    if (blocked !== 1) return;
+    await tx.$executeRaw`
+      UPDATE tasks SET state = 'ready', run_after = now(), report = NULL, bytes_twice = bytes_twice + bytes_done, bytes_done = 0
+      WHERE operation_id = ${operationId}::uuid AND kind = 'copy' AND ordinal = ANY(${[...ordinals]}::int[])`;
+    await tx.operation.update({ where: { id: operationId }, data: { remaining: ordinals.length } });
+  });
+}
+
+export interface SealedBackup {
+  objects: number;
+  bytesStored: number;
+}
+
+/** `_metadata` is durable: backup `available`, volume or snapshot back to what it was, once. */
+export async function finishBackup(database: Database, operationId: string, result: TaskResult, sealed: SealedBackup): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { volumeId, backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
+    await lockVolume(tx, volumeId ?? "");
+    const backup = await lockBackup(tx, backupId ?? "");
+    const operation = await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+    if (backup?.status !== "creating") throw new NotFoundError("Backup", backupId ?? "");
+    const now = new Date();
+    await tx.backup.update({
+      where: { id: backup.id },
+      data: { status: "available", objectCount: sealed.objects, storedBytes: BigInt(sealed.bytesStored), updatedAt: now },
+    });
+    await releaseSource(tx, operation, "backing-up");
+    const plan = operation.plan as unknown as BackupPlan;
+    const tidy = plan.fingerprint !== null || (plan.source.kind === "snapshot" && plan.source.temporary);
+    await endOperation(tx, operation, { state: "succeeded", bytesStored: sealed.bytesStored, tidy: tidy ? tidyNeeds(plan) : null });
+  });
+}
+
+/** The volume or snapshot goes back to the status it had; a second call finds nothing to do. */
+async function releaseSource(tx: Transaction, operation: OperationRow, previousStatus: string): Promise<void> {
+  if (operation.snapshotId) {
+    await tx.snapshot.updateMany({
+      where: { id: operation.snapshotId, status: "backing-up" },
+      data: { status: "available", updatedAt: new Date() },
+    });
+    return;
+  }
+  await tx.$executeRaw`
+    UPDATE volumes SET status = CASE WHEN previous_status = 'in-use' AND EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = volumes.id)
+        THEN 'in-use' ELSE 'available' END,
+      previous_status = ${previousStatus}, updated_at = now()
+    WHERE id = ${operation.volumeId}::uuid AND status = 'backing-up'`;
+}
+
+/** The backup ends in `error` with a reason; the volume does not suffer for it (API spec 9.1). Rows are locked by the caller. */
+export async function failBackupCreate(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await tx.backup.updateMany({
+    where: { id: operation.backupId ?? "", status: "creating", deletedAt: null },
+    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
+  });
+  await releaseSource(tx, operation, "error_backing-up");
+  const plan = operation.plan as unknown as BackupPlan | null;
+  await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? tidyNeeds(plan) : null });
+}

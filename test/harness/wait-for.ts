@@ -1,0 +1,39 @@
+import { inspect } from "node:util";
+import { poll } from "../../scripts/poll.ts";
+
+/**
+ * Asks `fn` again and again until its answer is truthy, and returns that.
+ *
+ * @throws after `timeoutMs` (15 s), with `what`, the last answer or error, and `context()`
+ */
+export async function waitFor<T>(
+  fn: () => Promise<T> | T,
+  { what, timeoutMs = 15_000, everyMs = 50, context }: WaitOptions,
+): Promise<NonNullable<T>> {
+  let last = "nothing yet";
+  const ask = async (): Promise<NonNullable<T> | undefined> => {
+    try {
+      const answer = await fn();
+      last = inspect(answer, { depth: 6, breakLength: 120 });
+      return answer ? answer : undefined;
+    } catch (error) {
+      last = inspect(error);
+      return undefined;
+    }
+  };
+  try {
+    return await poll(ask, { what, timeoutMs, everyMs });
+  } catch {
+    const more = context === undefined ? "" : `\n${context()}`;
+    throw new Error(`not within ${timeoutMs / 1000} s: ${what}\nlast answer: ${last}${more}`);
+  }
+}
+
+export interface WaitOptions {
+  /** The condition in words, for the message. */
+  what: string;
+  timeoutMs?: number;
+  everyMs?: number;
+  /** Asked only on failure. */
+  context?: () => string;
+}

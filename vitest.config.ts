@@ -1,0 +1,48 @@
+import { defineConfig } from "vitest/config";
+import { CountReporter } from "./test/harness/count-reporter.ts";
+
+const libraryTests = ["packages/engine/src/**/*.test.ts", "test/contract/**/*.test.ts", "test/format/**/*.test.ts"];
+// Suites of whole systems: several processes each, so one file at a time.
+const systemTests = ["test/system/**/*.test.ts", "test/fault/**/*.test.ts", "test/house/**/*.test.ts"];
+
+export default defineConfig({
+  test: {
+    reporters: ["default", new CountReporter()],
+    maxWorkers: 2,
+    testTimeout: 30_000,
+    hookTimeout: 120_000,
+    teardownTimeout: 30_000,
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: "engine",
+          include: [...libraryTests, "test/round-trip.test.ts"],
+          globalSetup: ["test/harness/build-setup.ts"],
+          sequence: { groupOrder: 0 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "house",
+          include: ["packages/control/src/**/*.test.ts", "apps/*/src/**/*.test.ts", "test/**/*.test.ts"],
+          exclude: [...libraryTests, ...systemTests, "test/round-trip.test.ts"],
+          globalSetup: ["test/harness/global-setup.ts"],
+          sequence: { groupOrder: 1 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "system",
+          include: systemTests,
+          globalSetup: ["test/harness/global-setup.ts"],
+          maxWorkers: 1,
+          testTimeout: 120_000,
+          sequence: { groupOrder: 2 },
+        },
+      },
+    ],
+  },
+});

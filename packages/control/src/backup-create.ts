@@ -4,7 +4,7 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ConfigError, NotFoundError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
 import { lockBackup } from "./backups.ts";
-import { countDown, endOperation, fixPlan, lockOperation, type OperationRow, startPhase } from "./operations.ts";
+import { countDown, endOperation, fixPlan, lockLiveOperation, lockOperation, type OperationRow, startPhase } from "./operations.ts";
 import { finishTask, type Json, type NewTask, type TaskResult } from "./tasks.ts";
 import { volumeMeta } from "./volume-meta.ts";
 import { lockVolume } from "./volumes.ts";
@@ -71,7 +71,12 @@ async function sourceOf(backup: Backup, previousStatus: string | null, site: Bac
  * Fixes the plan of a backup, unless a plan is there: then that one is returned and nothing changes. The names are in the
  * backup row before any object is written.
  */
-export async function planBackup(database: Database, config: Config, operationId: string, site: BackupSite): Promise<BackupPlan> {
+export async function planBackup(
+  database: Database,
+  config: Config,
+  operationId: string,
+  openSite: (names: { repository: string; backend: string }) => Promise<BackupSite>,
+): Promise<BackupPlan> {
   const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
   if (operation.plan !== null) return operation.plan as unknown as BackupPlan;
   const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? "" }, include: { parent: true } });
@@ -79,6 +84,7 @@ export async function planBackup(database: Database, config: Config, operationId
   if (!volume) throw new NotFoundError("Volume", backup.volumeId);
   const snapshot = backup.snapshotId ? await database.snapshot.findUnique({ where: { id: backup.snapshotId } }) : null;
   const repository = repositoryNamed(config, backup.repository);
+  const site = await openSite({ repository: backup.repository, backend: volume.backend });
   const volumeBytes = Number(snapshot?.sizeBytes ?? volume.sizeBytes);
   const plan: BackupPlan = {
     backupId: backup.id,
@@ -146,7 +152,7 @@ export async function startCopy(
   copy: { plan: BackupPlan; ranges: readonly { offset: number; length: number }[]; fingerprint: string },
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     const plan = { ...copy.plan, fingerprint: copy.fingerprint };
     await tx.operation.update({ where: { id: operationId }, data: { plan: plan as unknown as Prisma.InputJsonValue } });
@@ -160,7 +166,7 @@ const sealTask = (plan: BackupPlan): NewTask => ({ kind: "seal", ordinal: 0, nee
 /** Ends a range; whoever ends the last one adds the seal. */
 export async function finishCopy(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     if ((await countDown(tx, operationId)) === 0) {
       await startPhase(tx, operation, [sealTask(operation.plan as unknown as BackupPlan)]);
@@ -209,7 +215,7 @@ export async function finishBackup(database: Database, operationId: string, resu
     const { volumeId, backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
     await lockVolume(tx, volumeId ?? "");
     const backup = await lockBackup(tx, backupId ?? "");
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     if (backup?.status !== "creating") throw new NotFoundError("Backup", backupId ?? "");
     const now = new Date();

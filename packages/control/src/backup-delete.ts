@@ -1,6 +1,6 @@
 import { lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
-import { endOperation, lockOperation, type OperationRow } from "./operations.ts";
+import { endOperation, lockLiveOperation, type OperationRow } from "./operations.ts";
 import { releaseQuota } from "./quotas.ts";
 import { finishTask, type TaskResult } from "./tasks.ts";
 
@@ -37,7 +37,7 @@ export async function finishBackupDelete(database: Database, operationId: string
     const row = await tx.backup.findFirst({ where: { id: backupId ?? "", deletedAt: null } });
     if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
     if (row) await lockBackup(tx, row.id);
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     const now = new Date();
     if (row) await tx.backup.update({ where: { id: row.id }, data: { status: "deleted", deletedAt: now, updatedAt: now } });

@@ -2,7 +2,7 @@ import { lockBackup, readChain } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError } from "./errors.ts";
 import type { Prisma } from "./generated/client.ts";
-import { countDown, endOperation, fixPlan, lockOperation, type OperationRow, startPhase } from "./operations.ts";
+import { countDown, endOperation, fixPlan, lockLiveOperation, lockOperation, type OperationRow, startPhase } from "./operations.ts";
 import { finishTask, type Json, type TaskResult } from "./tasks.ts";
 import { lockVolume } from "./volumes.ts";
 
@@ -17,8 +17,6 @@ export interface RestorePlan {
   /** The target's exact length in bytes. */
   targetBytes: number;
   rangeBytes: number;
-  /** True once ranges were handed out: then maps are staged in the repository. */
-  staged: boolean;
 }
 
 /**
@@ -49,7 +47,6 @@ export async function planRestore(database: Database, operationId: string, optio
     keepTail: !newVolume,
     targetBytes: newVolume ? Number(backup.volumeBytes ?? volume.sizeBytes) : Number(volume.sizeBytes),
     rangeBytes: options.rangeBytes,
-    staged: false,
   };
   return inTransaction(database, async (tx) => fixPlan(tx, await lockOperation(tx, operationId), plan));
 }
@@ -67,9 +64,9 @@ export async function startRestoreRanges(
   restore: { plan: RestorePlan; ranges: readonly { offset: number; length: number; input: Json }[] },
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
-    const plan = { ...restore.plan, staged: true };
+    const { plan } = restore;
     await tx.operation.update({ where: { id: operationId }, data: { plan: plan as unknown as Prisma.InputJsonValue } });
     const needs = needsOf(plan);
     const tasks = restore.ranges.map((r, ordinal) => ({
@@ -86,7 +83,7 @@ export async function startRestoreRanges(
 /** Ends a range; whoever ends the last one adds the publication of the target. */
 export async function finishRestoreRange(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     if ((await countDown(tx, operationId)) > 0) return;
     const plan = operation.plan as unknown as RestorePlan;
@@ -106,7 +103,7 @@ export async function finishRestore(database: Database, operationId: string, res
     const { volumeId, backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
     const volume = await lockVolume(tx, volumeId ?? "");
     const backup = await lockBackup(tx, backupId ?? "");
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     const plan = operation.plan as unknown as RestorePlan;
     const now = new Date();
@@ -126,7 +123,7 @@ export async function finishRestore(database: Database, operationId: string, res
       });
     }
     await releaseBackup(tx, plan.backupId);
-    await endOperation(tx, operation, { state: "succeeded", tidy: plan.staged ? needsOf(plan) : null });
+    await endOperation(tx, operation, { state: "succeeded", tidy: needsOf(plan) });
   });
 }
 

@@ -80,3 +80,11 @@ export class StateConflictError extends ControlError {
     super(`${what} ${id} cannot become ${wanted} from its present state`);
   }
 }
+
+/** The operation has ended meanwhile (cancelled, failed): the task's work is dropped. */
+export class OperationEndedError extends ControlError {
+  readonly code = "operation-ended";
+  constructor(operationId: string) {
+    super(`Operation ${operationId} has ended`);
+  }
+}

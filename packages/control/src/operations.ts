@@ -1,9 +1,9 @@
 import { randomUUID } from "node:crypto";
-import type { Database, Transaction } from "./database.ts";
-import { NotFoundError } from "./errors.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { NotFoundError, OperationEndedError } from "./errors.ts";
 import { type Operation, Prisma } from "./generated/client.ts";
 import type { Principal } from "./principal.ts";
-import { addTasks, type Json, type NewTask } from "./tasks.ts";
+import { addTasks, finishTask, type Json, type NewTask, type TaskResult } from "./tasks.ts";
 
 export type OperationKind =
   | "backup-create"
@@ -64,6 +64,13 @@ export async function lockOperation(tx: Transaction, id: string): Promise<Operat
 export const isLive = (operation: { state: OperationState }): boolean =>
   operation.state === "queued" || operation.state === "running";
 
+/** Locks an operation that a task is about to report to. @throws OperationEndedError when there is nothing to report to any more */
+export async function lockLiveOperation(tx: Transaction, id: string): Promise<OperationRow> {
+  const operation = await lockOperation(tx, id);
+  if (!isLive(operation)) throw new OperationEndedError(id);
+  return operation;
+}
+
 /**
  * Fixes what decides bytes and names. A plan that is there already wins: a second run does the same as the first.
  *
@@ -115,6 +122,14 @@ export async function endOperation(
   const running = await tx.task.count({ where: { operationId: operation.id, state: "running" } });
   await addTasks(tx, operation, [{ kind: "tidy", ordinal: 0, needs: end.tidy }]);
   if (running > 0) await tx.task.updateMany({ where: { operationId: operation.id, kind: "tidy" }, data: { state: "blocked" } });
+}
+
+/** What the operation left behind is gone. The operation itself ended before. */
+export async function finishTidy(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+  });
 }
 
 /** How far an operation is. Sizes in bytes; rate over the time since it started. */

@@ -1,11 +1,10 @@
 import type { Config } from "./config.ts";
-import { type Database, inTransaction } from "./database.ts";
+import type { Database } from "./database.ts";
 import { failOperation } from "./failures.ts";
 import { ringDispatchers } from "./tasks.ts";
 import { events, type Logger } from "./telemetry.ts";
 import { whyUnreachable } from "./workers.ts";
 
-const reconcileLock = 748_302;
 /** Cards of workers that were not heard of for so long are thrown away. */
 const forgetWorkersAfter = "1 hour";
 
@@ -52,7 +51,7 @@ async function advanceStalled(database: Database, config: Config, log: Logger): 
       AND NOT EXISTS (SELECT 1 FROM tasks r WHERE r.operation_id = t.operation_id AND r.state = 'running')`;
   const stuck = await database.$queryRaw<{ id: string }[]>`
     SELECT o.id FROM operations o WHERE o.state IN ('queued', 'running')
-      AND o.updated_at < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
+      AND coalesce(o.updated_at, o.created_at) < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
       AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id AND t.state IN ('ready', 'dispatched', 'running'))`;
   for (const { id } of stuck) {
     const reason = "The operation has no task left to run.";
@@ -85,13 +84,8 @@ async function failUnplaced(database: Database, config: Config, log: Logger): Pr
   return rows.length;
 }
 
-/** One pass. Many processes may try: one at a time does it. */
+/** One pass. Every statement changes a row only once, so any number of processes may run it side by side. */
 async function reconcile(database: Database, config: Config, log: Logger, afterOutage: boolean): Promise<void> {
-  const mine = await inTransaction(database, async (tx) => {
-    const rows = await tx.$queryRaw<{ mine: boolean }[]>`SELECT pg_try_advisory_xact_lock(${reconcileLock}) AS mine`;
-    return rows[0]?.mine ?? false;
-  });
-  if (!mine) return;
   const expired = await releaseDead(database, config, afterOutage);
   await failPoisoned(database, config, expired, log);
   const advanced = await advanceStalled(database, config, log);

@@ -5,7 +5,7 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Prisma, Snapshot } from "./generated/client.ts";
 import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
-import { endOperation, lockOperation, type OperationRow, startOperation } from "./operations.ts";
+import { endOperation, lockLiveOperation, type OperationRow, startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
 import { releaseQuota, reserveQuota } from "./quotas.ts";
 import { finishTask, type TaskResult } from "./tasks.ts";
@@ -118,7 +118,7 @@ export async function requestSnapshotDelete(database: Database, principal: Princ
 /** The snapshot's bytes stand still. */
 export async function finishSnapshot(database: Database, operationId: string, result: TaskResult, sizeBytes: number): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     await tx.snapshot.updateMany({
       where: { id: operation.snapshotId ?? "", status: "creating" },
@@ -134,7 +134,7 @@ export async function finishSnapshotDelete(database: Database, operationId: stri
     const { snapshotId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
     const row = await tx.snapshot.findUnique({ where: { id: snapshotId ?? "" } });
     if (row) await releaseQuota(tx, row.projectId, { snapshots: 1, gigabytes: row.sizeGib });
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     if (row) await tx.snapshot.delete({ where: { id: row.id } });
     await endOperation(tx, operation, { state: "succeeded" });

@@ -195,6 +195,13 @@ export async function finishTask(tx: Transaction, result: TaskResult): Promise<v
   if (count !== 1) throw new ClaimLostError(result.taskId);
 }
 
+/** Drops a task whose operation has ended. A lost claim is left alone. */
+export async function cancelTask(database: Database, held: { taskId: string; claim: number }): Promise<void> {
+  await database.$executeRaw`
+    UPDATE tasks SET state = 'cancelled', lease_until = NULL, finished_at = now()
+    WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
+}
+
 /** Gives a task back unharmed, at no cost in attempts: a stopping worker's way out. A lost claim is left alone. */
 export async function handBackTask(database: Database, held: { taskId: string; claim: number }): Promise<void> {
   await database.$executeRaw`

@@ -5,7 +5,7 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Attachment, Prisma, Volume } from "./generated/client.ts";
 import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
-import { countDown, endOperation, lockOperation, type OperationRow, startOperation } from "./operations.ts";
+import { countDown, endOperation, lockLiveOperation, type OperationRow, startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
 import { releaseQuota, reserveQuota } from "./quotas.ts";
 import { finishTask, type TaskResult } from "./tasks.ts";
@@ -273,7 +273,7 @@ export async function finishVolume(
   await inTransaction(database, async (tx) => {
     const before = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
     await lockVolume(tx, before.volumeId ?? "");
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     await countDown(tx, operationId);
     const now = new Date();
@@ -290,7 +290,7 @@ export async function finishVolumeExport(database: Database, operationId: string
   await inTransaction(database, async (tx) => {
     const before = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
     await lockVolume(tx, before.volumeId ?? "");
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     await tx.volume.updateMany({
       where: { id: operation.volumeId ?? "", status: "uploading" },
@@ -309,7 +309,7 @@ export async function finishVolumeDelete(database: Database, operationId: string
       await releaseQuota(tx, volume.projectId, { volumes: 1, gigabytes: volume.sizeGib });
       await lockVolume(tx, volume.id);
     }
-    const operation = await lockOperation(tx, operationId);
+    const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     if (volume) await tx.volume.delete({ where: { id: volume.id } });
     await endOperation(tx, operation, { state: "succeeded" });

@@ -1,0 +1,131 @@
+import {
+  type ClaimedTask,
+  ClaimLostError,
+  ConfigError,
+  cancelTask,
+  claimTask,
+  events,
+  failOperation,
+  type Failure,
+  handBackTask,
+  InvalidError,
+  NotFoundError,
+  OperationEndedError,
+  QuotaExceededError,
+  retryTaskLater,
+  type TaskKind,
+} from "@tephra/control";
+import { DamagedObjectError } from "@tephra/engine";
+import type { Handler, WorkerContext } from "./context.ts";
+import { copyTask } from "./handlers/copy.ts";
+import { planBackupTask } from "./handlers/plan-backup.ts";
+import { planRestoreTask } from "./handlers/plan-restore.ts";
+import { publishTask } from "./handlers/publish.ts";
+import { removeBackupTask } from "./handlers/remove-backup.ts";
+import { restoreTask } from "./handlers/restore.ts";
+import { sealTask } from "./handlers/seal.ts";
+import { removeSnapshotTask, takeSnapshotTask } from "./handlers/snapshots.ts";
+import { tidyTask } from "./handlers/tidy.ts";
+import { exportVolumeTask, importVolumeTask, provisionVolumeTask, removeVolumeTask } from "./handlers/volumes.ts";
+import { CancelledError, DrainedError, LeaseLostError, type Leases } from "./leases.ts";
+
+/** Task kind → who does it. A kind without a handler does not compile. */
+const handlers: Readonly<Record<TaskKind, Handler>> = {
+  "plan-backup": planBackupTask,
+  copy: copyTask,
+  seal: sealTask,
+  tidy: tidyTask,
+  "plan-restore": planRestoreTask,
+  restore: restoreTask,
+  publish: publishTask,
+  "remove-backup": removeBackupTask,
+  "provision-volume": provisionVolumeTask,
+  "import-volume": importVolumeTask,
+  "export-volume": exportVolumeTask,
+  "remove-volume": removeVolumeTask,
+  "take-snapshot": takeSnapshotTask,
+  "remove-snapshot": removeSnapshotTask,
+};
+
+/** What an error says about the next step. */
+export type Verdict =
+  /** Somebody else's now, or nobody's: not a word to the database. */
+  | { then: "drop" }
+  /** The operation ended: the task ends with it. */
+  | { then: "cancel" }
+  /** The worker stops: back it goes, at no cost. */
+  | { then: "hand-back" }
+  | { then: "retry"; reason: string }
+  | { then: "fail"; failure: Failure };
+
+const permanent = [ConfigError, InvalidError, NotFoundError, QuotaExceededError];
+
+/** The one map from error to retry. What is not known to be permanent is tried again, a bounded number of times. */
+export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, attemptsMax: number): Verdict {
+  if (error instanceof ClaimLostError || error instanceof LeaseLostError) return { then: "drop" };
+  if (error instanceof CancelledError || error instanceof OperationEndedError) return { then: "cancel" };
+  if (error instanceof DrainedError) return { then: "hand-back" };
+  const reason = error instanceof Error ? error.message : String(error);
+  if (error instanceof DamagedObjectError) {
+    const { backupId, object, reason: what } = error;
+    return { then: "fail", failure: { reason, damage: { backupId, object, reason: what } } };
+  }
+  const retryable = (error as { retryable?: unknown }).retryable;
+  if (retryable === false || permanent.some((kind) => error instanceof kind)) return { then: "fail", failure: { reason } };
+  return task.attempts < attemptsMax ? { then: "retry", reason } : { then: "fail", failure: { reason } };
+}
+
+/** Doubles with every attempt; a quarter of jitter keeps many tasks from coming back at once. */
+const backoffMs = (baseMs: number, attempts: number): number => baseMs * 2 ** Math.max(0, attempts - 1) * (0.75 + Math.random() / 2);
+
+async function obey(verdict: Verdict, task: ClaimedTask, context: WorkerContext): Promise<void> {
+  const { database, config, log } = context;
+  const held = { taskId: task.id, claim: task.claim };
+  switch (verdict.then) {
+    case "drop":
+      return;
+    case "cancel":
+      return cancelTask(database, held);
+    case "hand-back":
+      return handBackTask(database, held);
+    case "retry": {
+      const retry = { delayMs: backoffMs(config.tasks.backoff_ms, task.attempts), reason: verdict.reason };
+      events.taskRetried(log, task, retry);
+      return retryTaskLater(database, held, retry);
+    }
+    case "fail": {
+      const failed = await failOperation(database, task.operationId, { ...verdict.failure, held });
+      if (failed) events.operationFailed(log, { id: failed.id, kind: failed.kind, reason: verdict.failure.reason, requestId: task.requestId });
+    }
+  }
+}
+
+/** The reason of an abort stands for whatever error the abort caused further down. */
+function causeOf(error: unknown, signal: AbortSignal): unknown {
+  return signal.aborted && signal.reason instanceof Error ? signal.reason : error;
+}
+
+/**
+ * Takes one task and does it. Never throws for what went wrong with the task: the verdict is in the database, and where the
+ * database cannot be told, the lease runs out and the task is taken again.
+ *
+ * @returns false when there was nothing to take
+ */
+export async function runTask(taskId: string, context: WorkerContext, leases: Leases): Promise<boolean> {
+  const { database, config, log, workerId } = context;
+  const askedAt = performance.now();
+  const task = await claimTask(database, { taskId, workerId, leaseMs: config.worker.lease_ms });
+  if (!task) return false;
+  events.taskClaimed(log, task);
+  await using lease = leases.hold(task, askedAt);
+  try {
+    await handlers[task.kind](task, context, lease.run);
+    events.taskFinished(log, task, Math.round(performance.now() - askedAt));
+  } catch (error) {
+    const cause = causeOf(error, lease.run.signal);
+    const verdict = verdictOf(cause, task, config.tasks.attempts_max);
+    events.taskDropped(log, task, `${verdict.then}: ${(cause as Error).message}`);
+    await obey(verdict, task, context).catch((fault: unknown) => log.warn({ err: fault, task: task.id }, "verdict could not be stored"));
+  }
+  return true;
+}

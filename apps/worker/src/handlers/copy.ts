@@ -1,0 +1,32 @@
+import { type BackupPlan, finishCopy, type Json } from "@tephra/control";
+import { type Handler, resultOf } from "../context.ts";
+import { assertUnchanged, layoutOf, openPlannedSource, parentReference } from "./source.ts";
+
+/** Copies one range of the volume. The source must look before and after as it did when the ranges were cut. */
+export const copyTask: Handler = async (task, { database, engine, sites }, run) => {
+  const operation = await database.operation.findUniqueOrThrow({ where: { id: task.operationId } });
+  const plan = operation.plan as unknown as BackupPlan;
+  const repository = await sites.repository(plan.repository);
+  const parent = await parentReference(plan, sites);
+  await using source = await openPlannedSource(plan, sites);
+  if (plan.fingerprint !== null) await assertUnchanged(source, plan.fingerprint, plan);
+  const report = await engine.copyRange(
+    {
+      source,
+      repository,
+      layout: layoutOf(plan),
+      range: task.range,
+      parent,
+      staging: { operationId: task.operationId, name: `${task.id}-${task.claim}` },
+    },
+    run,
+  );
+  if (plan.fingerprint !== null) await assertUnchanged(source, plan.fingerprint, plan);
+  const result = resultOf(task, {
+    bytesDone: task.range.length,
+    bytesStored: report.bytesStored,
+    bytesAdopted: report.bytesAdopted,
+    report: report as unknown as Json,
+  });
+  await finishCopy(database, task.operationId, result);
+};

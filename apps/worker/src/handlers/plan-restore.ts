@@ -1,0 +1,33 @@
+import { claimsWereLost, finishRestore, type Json, planRestore, rangesMax, startRestoreRanges } from "@tephra/control";
+import { type Handler, resultOf } from "../context.ts";
+import { openChain } from "./source.ts";
+
+/**
+ * Merges the chain to one map and cuts it into ranges. The target is a private new file until it is published; a volume of a single
+ * range is restored and published here and now.
+ */
+export const planRestoreTask: Handler = async (task, { config, database, engine, sites }, run) => {
+  const plan = await planRestore(database, task.operationId, { rangeBytes: config.range_bytes });
+  const chain = await openChain(plan.chain, sites);
+  const backend = await sites.backend(plan.backend);
+  const staging = { operationId: task.operationId, name: `${task.id}-${task.claim}` };
+  const merged = await engine.planRestore({ chain, rangeBytes: plan.rangeBytes, rangesMax, staging }, run);
+  const targetBytes = Math.max(plan.targetBytes, merged.volumeBytes);
+  await backend.beginRestore(plan.volumeId, task.operationId, {
+    sizeBytes: plan.keepTail ? merged.volumeBytes : targetBytes,
+    keepTail: plan.keepTail,
+  });
+  const [only] = merged.ranges;
+  if (only && merged.ranges.length === 1) {
+    await using target = await backend.openRestoreTarget(plan.volumeId, task.operationId);
+    await engine.restoreRange({ chain, range: only, staging, target }, run);
+    await target.flush();
+    run.fence();
+    const freshInode = await claimsWereLost(database, task.operationId);
+    await backend.publishRestore(plan.volumeId, task.operationId, { freshInode });
+    await finishRestore(database, task.operationId, resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: only.length }));
+    return;
+  }
+  const ranges = merged.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r as unknown as Json }));
+  await startRestoreRanges(database, task.operationId, resultOf(task), { plan: { ...plan, targetBytes }, ranges });
+};

@@ -1,0 +1,13 @@
+import { claimsWereLost, finishRestore, type RestorePlan } from "@tephra/control";
+import { type Handler, resultOf } from "../context.ts";
+
+/** Every range is written: the private file becomes the volume. If a claim was lost on the way, a fresh inode does. */
+export const publishTask: Handler = async (task, { database, sites }, run) => {
+  const operation = await database.operation.findUniqueOrThrow({ where: { id: task.operationId } });
+  const plan = operation.plan as unknown as RestorePlan;
+  const backend = await sites.backend(plan.backend);
+  const freshInode = await claimsWereLost(database, task.operationId);
+  run.fence();
+  await backend.publishRestore(plan.volumeId, task.operationId, { freshInode });
+  await finishRestore(database, task.operationId, resultOf(task));
+};

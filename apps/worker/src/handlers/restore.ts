@@ -1,0 +1,17 @@
+import { finishRestoreRange, type RestorePlan } from "@tephra/control";
+import type { RestoreRange } from "@tephra/engine";
+import { type Handler, resultOf } from "../context.ts";
+import { openChain } from "./source.ts";
+
+/** Restores one range of the merged map into the private target. Flushed before it is reported: a finished range is on disk. */
+export const restoreTask: Handler = async (task, { database, engine, sites }, run) => {
+  const operation = await database.operation.findUniqueOrThrow({ where: { id: task.operationId } });
+  const plan = operation.plan as unknown as RestorePlan;
+  const chain = await openChain(plan.chain, sites);
+  const backend = await sites.backend(plan.backend);
+  await using target = await backend.openRestoreTarget(plan.volumeId, task.operationId);
+  const range = task.input as unknown as RestoreRange;
+  const restored = await engine.restoreRange({ chain, range, staging: { operationId: task.operationId }, target }, run);
+  await target.flush();
+  await finishRestoreRange(database, task.operationId, resultOf(task, { bytesDone: task.range.length, bytesStored: restored.bytesWritten }));
+};

@@ -1,0 +1,22 @@
+import { finishSnapshot, finishSnapshotDelete } from "@tephra/control";
+import { type Handler, resultOf, type WorkerContext } from "../context.ts";
+
+async function loadSnapshot(operationId: string, { database, sites }: WorkerContext) {
+  const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
+  const snapshot = await database.snapshot.findUniqueOrThrow({ where: { id: operation.snapshotId ?? "" }, include: { volume: true } });
+  return { snapshot, backend: await sites.backend(snapshot.volume.backend) };
+}
+
+/** The volume's bytes at one moment, or a clear error: a copy under a writer is no point in time. */
+export const takeSnapshotTask: Handler = async (task, context, run) => {
+  const { snapshot, backend } = await loadSnapshot(task.operationId, context);
+  const { sizeBytes } = await backend.snapshot(snapshot.volumeId, snapshot.id, run);
+  await finishSnapshot(context.database, task.operationId, resultOf(task, { bytesDone: sizeBytes }), sizeBytes);
+};
+
+export const removeSnapshotTask: Handler = async (task, context, run) => {
+  const { snapshot, backend } = await loadSnapshot(task.operationId, context);
+  run.fence();
+  await backend.removeSnapshot(snapshot.id);
+  await finishSnapshotDelete(context.database, task.operationId, resultOf(task));
+};

@@ -1,0 +1,53 @@
+import type { BackupPlan } from "@tephra/control";
+import { type BackupLayout, type BackupReference, SourceChangedError, type VolumeSource } from "@tephra/engine";
+import type { Sites } from "../sites.ts";
+
+/** Opens what the plan says is read, and insists on the planned length. */
+export async function openPlannedSource(plan: BackupPlan, sites: Sites): Promise<VolumeSource> {
+  const backend = await sites.backend(plan.backend);
+  const source = plan.source.kind === "snapshot" ? await backend.openSnapshotSource(plan.source.id) : await backend.openSource(plan.volumeId);
+  if (source.sizeBytes === plan.volumeBytes) return source;
+  await source[Symbol.asyncDispose]();
+  throw new SourceChangedError(`The source of volume ${plan.volumeId} is ${source.sizeBytes} bytes long, ${plan.volumeBytes} were expected.`);
+}
+
+/** @throws SourceChangedError when the source no longer looks as it did: what was read is no point in time */
+export async function assertUnchanged(source: VolumeSource, fingerprint: string, plan: BackupPlan): Promise<void> {
+  if ((await source.fingerprint()) !== fingerprint) {
+    throw new SourceChangedError(`The source of volume ${plan.volumeId} changed while it was being backed up.`);
+  }
+}
+
+/** The plan as the engine wants it. */
+export const layoutOf = (plan: BackupPlan): BackupLayout => ({
+  backupId: plan.backupId,
+  volumeId: plan.volumeId,
+  container: plan.container,
+  prefix: plan.prefix,
+  compression: plan.compression,
+  level: plan.level,
+  objectBytes: plan.objectBytes,
+  blockBytes: plan.blockBytes,
+  volumeBytes: plan.volumeBytes,
+  createdAt: plan.createdAt,
+  name: plan.name,
+  description: plan.description,
+  volumeMeta: plan.volumeMeta,
+  parentId: plan.parentId,
+});
+
+export async function parentReference(plan: BackupPlan, sites: Sites): Promise<BackupReference | null> {
+  if (!plan.parent) return null;
+  const { repository, ...names } = plan.parent;
+  return { ...names, repository: await sites.repository(repository) };
+}
+
+/** The chain of a restore plan with its repositories opened, newest first. */
+export async function openChain(
+  chain: readonly { backupId: string; repository: string; container: string; prefix: string }[],
+  sites: Sites,
+): Promise<BackupReference[]> {
+  const links: BackupReference[] = [];
+  for (const { repository, ...names } of chain) links.push({ ...names, repository: await sites.repository(repository) });
+  return links;
+}

@@ -1,0 +1,22 @@
+import { type BackupPlan, finishTidy, type OperationRow, type RestorePlan } from "@tephra/control";
+import { type Handler, resultOf } from "../context.ts";
+
+/** Removes what an operation left behind, after it ended and nobody can be writing for it: staging, temporary snapshot, private target. */
+export const tidyTask: Handler = async (task, { database, engine, sites }, run) => {
+  const operation = (await database.operation.findUniqueOrThrow({ where: { id: task.operationId } })) as OperationRow;
+  run.fence();
+  if (operation.kind === "backup-create") {
+    const plan = operation.plan as unknown as BackupPlan;
+    await engine.removeStaging(await sites.repository(plan.repository), operation.id);
+    if (plan.source.kind === "snapshot" && plan.source.temporary) {
+      await (await sites.backend(plan.backend)).removeSnapshot(plan.source.id);
+    }
+  }
+  if (operation.kind === "backup-restore") {
+    const plan = operation.plan as unknown as RestorePlan;
+    const [newest] = plan.chain;
+    if (newest) await engine.removeStaging(await sites.repository(newest.repository), operation.id);
+    await (await sites.backend(plan.backend)).abandonRestore(plan.volumeId, operation.id);
+  }
+  await finishTidy(database, task.operationId, resultOf(task));
+};

@@ -1,0 +1,96 @@
+import { randomUUID } from "node:crypto";
+import {
+  ConfigError,
+  type Config,
+  loadConfig,
+  openDatabase,
+  openLog,
+  publishWorker,
+  queueFor,
+  startDispatcher,
+  startReconciler,
+  withdrawWorker,
+} from "@tephra/control";
+import { openEngine } from "@tephra/engine";
+import { runTask } from "./consumers.ts";
+import type { WorkerContext } from "./context.ts";
+import { DrainedError, openLeases } from "./leases.ts";
+import { openJobQueues } from "./queue.ts";
+import { openSites } from "./sites.ts";
+
+/** How often the places of the configuration are looked at again: a mount may come or go. */
+const probeMs = 10_000;
+/** A drained task has so long to notice; then the process ends all the same, and its leases run out. */
+const abortGraceMs = 3_000;
+
+function readConfig(): Config {
+  try {
+    return loadConfig();
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    process.stderr.write(`${error.message}\n`);
+    process.exit(2);
+  }
+}
+
+async function until(done: () => boolean, limitMs: number): Promise<void> {
+  const end = performance.now() + limitMs;
+  while (!done() && performance.now() < end) await new Promise((next) => setTimeout(next, 20));
+}
+
+/** One worker process: joins the planes. Takes jobs, claims their tasks, calls the engine; dispatches and heals beside it. */
+async function main(): Promise<void> {
+  const config = readConfig();
+  const log = openLog(config, "worker");
+  const workerId = `${config.hostName}:${process.pid}:${randomUUID()}`;
+  const { slots, threads, memory_bytes: memoryBytes, lease_ms: leaseMs, heartbeat_ms: heartbeatMs } = config.worker;
+  const database = openDatabase(config.database_url, slots + 4);
+  const engine = openEngine({ memoryBytes, ...(threads === null ? {} : { threads }) });
+  const sites = openSites(config, log);
+  const context: WorkerContext = { config, log, database, engine, sites, workerId };
+  const leases = openLeases({ database, log, workerId, leaseMs, heartbeatMs });
+  const queues = openJobQueues({
+    url: config.redis_url,
+    slots,
+    log,
+    run: async (taskId) => {
+      if (!stopping && (await runTask(taskId, context, leases))) dispatcher.wake();
+    },
+  });
+  const dispatcher = startDispatcher({ database, config, log, enqueue: queues.enqueue });
+  const reconciler = startReconciler({ database, config, log });
+  let stopping = false;
+
+  const look = async (): Promise<void> => {
+    const { reaches, unreachable } = await sites.probe();
+    await publishWorker(database, { id: workerId, host: config.hostName, pid: process.pid, slots, reaches, unreachable });
+    for (const [name, why] of Object.entries(unreachable)) log.warn({ name, why }, "not reached from here");
+    if (!stopping) queues.serve(queueFor(reaches));
+    dispatcher.wake();
+  };
+  const lookSafely = () => look().catch((error: unknown) => log.warn({ err: error }, "could not look around"));
+  await lookSafely();
+  const probing = setInterval(() => void lookSafely(), probeMs);
+  log.info({ event: "worker.started", worker: workerId, slots }, "worker started");
+
+  const stop = async (signal: string): Promise<void> => {
+    if (stopping) return;
+    stopping = true;
+    log.info({ event: "worker.stopping", signal, tasks: leases.count() }, "worker stops");
+    clearInterval(probing);
+    await queues.pause().catch(() => {});
+    await Promise.allSettled([dispatcher.stop(), reconciler.stop(), withdrawWorker(database, workerId)]);
+    await until(() => leases.count() === 0, config.worker.drain_ms);
+    leases.abortAll(new DrainedError());
+    await until(() => leases.count() === 0, abortGraceMs);
+    await leases.stop();
+    await Promise.allSettled([queues.close(), engine[Symbol.asyncDispose](), sites[Symbol.asyncDispose](), database.$disconnect()]);
+    log.info({ event: "worker.stopped" }, "worker stopped");
+    process.exit(0);
+  };
+  process.on("SIGTERM", () => void stop("SIGTERM"));
+  process.on("SIGINT", () => void stop("SIGINT"));
+  process.on("unhandledRejection", (error) => log.error({ err: error }, "unhandled rejection"));
+}
+
+await main();

@@ -1,0 +1,92 @@
+import type { Config, Logger } from "@tephra/control";
+import { type FileBackend, openFileBackend, openRepository, type Repository } from "@tephra/engine";
+
+/** The repository at the configured place is not the one that was there when this worker looked first. */
+export class RepositoryReplacedError extends Error {
+  readonly code = "repository-replaced";
+  readonly retryable = false;
+  constructor(name: string, ids: { expected: string; found: string }) {
+    super(`Repository ${name} is another one than before: identity ${ids.found}, expected ${ids.expected}`);
+    this.name = "RepositoryReplacedError";
+  }
+}
+
+/** A name that a task carries is not in this worker's configuration, or cannot be reached just now. */
+export class SiteUnreachableError extends Error {
+  readonly code = "site-unreachable";
+  readonly retryable = true;
+  constructor(name: string, options?: ErrorOptions) {
+    super(`${name} cannot be reached from this worker`, options);
+    this.name = "SiteUnreachableError";
+  }
+}
+
+/** What this worker reaches, and why it does not reach the rest. */
+export interface Reach {
+  reaches: string[];
+  unreachable: Record<string, string>;
+}
+
+/** The repositories and volume backends of the configuration, opened when first reached. */
+export interface Sites extends AsyncDisposable {
+  /** Looks at every place again. */
+  probe(): Promise<Reach>;
+  /** For one claim: the repository's identity is read and compared first. */
+  repository(name: string): Promise<Repository>;
+  backend(name: string): Promise<FileBackend>;
+}
+
+export function openSites(config: Config, log: Logger): Sites {
+  const repositories = new Map<string, { repository: Repository; id: string }>();
+  const backends = new Map<string, FileBackend>();
+
+  const openNamed = async (name: string): Promise<Repository> => {
+    const known = repositories.get(name);
+    if (known) {
+      const { id } = await known.repository.identity();
+      if (id !== known.id) throw new RepositoryReplacedError(name, { expected: known.id, found: id });
+      return known.repository;
+    }
+    const settings = config.repositories.find((r) => r.name === name);
+    if (!settings) throw new SiteUnreachableError(`repository:${name}`);
+    const repository = await openRepository(settings.url);
+    const { id } = await repository.identity();
+    const raced = repositories.get(name);
+    if (raced) return raced.repository;
+    repositories.set(name, { repository, id });
+    return repository;
+  };
+  const openBackend = async (name: string): Promise<FileBackend> => {
+    const known = backends.get(name);
+    if (known) return known;
+    const settings = config.volume_backends.find((b) => b.name === name);
+    if (!settings) throw new SiteUnreachableError(`backend:${name}`);
+    const backend = await openFileBackend(settings.path);
+    backends.set(name, backend);
+    return backend;
+  };
+
+  return {
+    async probe() {
+      const reach: Reach = { reaches: [], unreachable: {} };
+      const look = async (name: string, open: () => Promise<unknown>): Promise<void> => {
+        try {
+          await open();
+          reach.reaches.push(name);
+        } catch (error) {
+          reach.unreachable[name] = (error as Error).message;
+        }
+      };
+      for (const r of config.repositories) await look(`repository:${r.name}`, () => openNamed(r.name));
+      for (const b of config.volume_backends) await look(`backend:${b.name}`, () => openFileBackend(b.path));
+      return reach;
+    },
+    repository: openNamed,
+    backend: openBackend,
+    async [Symbol.asyncDispose]() {
+      for (const { repository } of repositories.values()) {
+        await repository[Symbol.asyncDispose]().catch((error: unknown) => log.warn({ err: error }, "repository did not close"));
+      }
+    },
+  };
+}

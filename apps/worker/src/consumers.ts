@@ -117,9 +117,14 @@ export async function runTask(taskId: string, context: WorkerContext, leases: Le
   const task = await claimTask(database, { taskId, workerId, leaseMs: config.worker.lease_ms });
   if (!task) return false;
   events.taskClaimed(log, task);
+  context.hooks.reached(`${task.kind}.claimed`);
   await using lease = leases.hold(task, askedAt);
+  const fence = (): void => {
+    context.hooks.reached(task.kind);
+    lease.run.fence();
+  };
   try {
-    await handlers[task.kind](task, context, lease.run);
+    await handlers[task.kind](task, context, { ...lease.run, fence });
     events.taskFinished(log, task, Math.round(performance.now() - askedAt));
   } catch (error) {
     const cause = causeOf(error, lease.run.signal);

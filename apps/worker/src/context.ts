@@ -10,6 +10,12 @@ export interface WorkerContext {
   engine: Engine;
   sites: Sites;
   workerId: string;
+  hooks: Hooks;
+}
+
+/** Where a worker is: a no-op, except under test. Points: `<kind>.claimed`, and `<kind>` before every write of that kind of task. */
+export interface Hooks {
+  reached(point: string): void;
 }
 
 /**

@@ -13,7 +13,7 @@ import {
 } from "@tephra/control";
 import { openEngine } from "@tephra/engine";
 import { runTask } from "./consumers.ts";
-import type { WorkerContext } from "./context.ts";
+import type { Hooks, WorkerContext } from "./context.ts";
 import { DrainedError, openLeases } from "./leases.ts";
 import { openJobQueues } from "./queue.ts";
 import { openSites } from "./sites.ts";
@@ -33,6 +33,20 @@ function readConfig(): Config {
   }
 }
 
+/** Dies at once, as a power cut would have it, the n-th time the configured point is reached. */
+function hooksOf(crashAt: string | null): Hooks {
+  if (crashAt === null) return { reached: () => {} };
+  const [point, count] = crashAt.split(":");
+  let left = Number(count);
+  return {
+    reached(here) {
+      if (here !== point) return;
+      left -= 1;
+      if (left === 0) process.kill(process.pid, "SIGKILL");
+    },
+  };
+}
+
 async function until(done: () => boolean, limitMs: number): Promise<void> {
   const end = performance.now() + limitMs;
   while (!done() && performance.now() < end) await new Promise((next) => setTimeout(next, 20));
@@ -47,7 +61,7 @@ async function main(): Promise<void> {
   const database = openDatabase(config.database_url, slots + 4);
   const engine = openEngine({ memoryBytes, ...(threads === null ? {} : { threads }) });
   const sites = openSites(config, log);
-  const context: WorkerContext = { config, log, database, engine, sites, workerId };
+  const context: WorkerContext = { config, log, database, engine, sites, workerId, hooks: hooksOf(config.crash_at) };
   const leases = openLeases({ database, log, workerId, leaseMs, heartbeatMs });
   const queues = openJobQueues({
     url: config.redis_url,

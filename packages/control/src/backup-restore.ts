@@ -17,7 +17,12 @@ export interface RestorePlan {
   /** The target's exact length in bytes. */
   targetBytes: number;
   rangeBytes: number;
+  /** The private file that the ranges write, set when they are handed out. Each claim of the plan makes its own: see restoreTargetOf. */
+  target: string | null;
 }
+
+/** The private file of one claim of the plan task: a late worker of an earlier claim cannot touch another's. */
+export const restoreTargetOf = (operationId: string, claim: number): string => `${operationId}-${claim}`;
 
 /**
  * Fixes the plan of a restore, unless one is there.
@@ -47,6 +52,7 @@ export async function planRestore(database: Database, operationId: string, optio
     keepTail: !newVolume,
     targetBytes: newVolume ? Number(backup.volumeBytes ?? volume.sizeBytes) : Number(volume.sizeBytes),
     rangeBytes: options.rangeBytes,
+    target: null,
   };
   return inTransaction(database, async (tx) => fixPlan(tx, await lockOperation(tx, operationId), plan));
 }
@@ -91,9 +97,9 @@ export async function finishRestoreRange(database: Database, operationId: string
   });
 }
 
-/** Whether any task of the operation was ever claimed twice: then an old worker may still hold the target open. */
+/** Whether a range was ever claimed twice: then an old worker may still hold the target open. */
 export async function claimsWereLost(database: Database, operationId: string): Promise<boolean> {
-  const count = await database.task.count({ where: { operationId, claim: { gt: 1 } } });
+  const count = await database.task.count({ where: { operationId, kind: "restore", claim: { gt: 1 } } });
   return count > 0;
 }
 

@@ -89,6 +89,12 @@ const Schema = z
         backoff_ms: z.int().min(0).default(1_000),
       })
       .prefault({}),
+    /** For fault tests: the process kills itself the n-th time it reaches a named point. */
+    crash_at: z
+      .string()
+      .regex(/^[a-z.-]+:[1-9]\d*$/, "must be POINT:N")
+      .nullable()
+      .default(null),
     log_level: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("info"),
   })
   .superRefine((config, context) => {
@@ -144,6 +150,7 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
     host: env["TEPHRA_HOST"],
     port: env["TEPHRA_PORT"],
     data_dir: env["TEPHRA_DATA_DIR"],
+    crash_at: env["TEPHRA_CRASH_AT"],
   }).filter(([, value]) => value !== undefined && value !== "");
   const raw: Record<string, unknown> = { ...file, ...Object.fromEntries(overrides) };
   const workingDir = resolve(env["TEPHRA_WORKING_DIR"] || ".");

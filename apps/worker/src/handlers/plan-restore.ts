@@ -1,4 +1,4 @@
-import { claimsWereLost, finishRestore, type Json, planRestore, rangesMax, startRestoreRanges } from "@tephra/control";
+import { finishRestore, type Json, planRestore, rangesMax, restoreTargetOf, startRestoreRanges } from "@tephra/control";
 import { type Handler, resultOf } from "../context.ts";
 import { openChain } from "./source.ts";
 
@@ -13,21 +13,19 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
   const staging = { operationId: task.operationId, name: `${task.id}-${task.claim}` };
   const merged = await engine.planRestore({ chain, rangeBytes: plan.rangeBytes, rangesMax, staging }, run);
   const targetBytes = Math.max(plan.targetBytes, merged.volumeBytes);
-  await backend.beginRestore(plan.volumeId, task.operationId, {
-    sizeBytes: plan.keepTail ? merged.volumeBytes : targetBytes,
-    keepTail: plan.keepTail,
-  });
+  const name = restoreTargetOf(task.operationId, task.claim);
+  const lengths = { sizeBytes: plan.keepTail ? merged.volumeBytes : targetBytes, keepTail: plan.keepTail };
+  await backend.beginRestore(plan.volumeId, name, lengths, run);
   const [only] = merged.ranges;
   if (only && merged.ranges.length === 1) {
-    await using target = await backend.openRestoreTarget(plan.volumeId, task.operationId);
-    await engine.restoreRange({ chain, range: only, staging, target }, run);
+    await using target = await backend.openRestoreTarget(plan.volumeId, name);
+    const { bytesWritten } = await engine.restoreRange({ chain, range: only, staging, target }, run);
     await target.flush();
-    run.fence();
-    const freshInode = await claimsWereLost(database, task.operationId);
-    await backend.publishRestore(plan.volumeId, task.operationId, { freshInode });
-    await finishRestore(database, task.operationId, resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: only.length }));
+    await backend.publishRestore(plan.volumeId, name, { freshInode: false }, run);
+    const result = resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: bytesWritten });
+    await finishRestore(database, task.operationId, result);
     return;
   }
   const ranges = merged.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r as unknown as Json }));
-  await startRestoreRanges(database, task.operationId, resultOf(task), { plan: { ...plan, targetBytes }, ranges });
+  await startRestoreRanges(database, task.operationId, resultOf(task), { plan: { ...plan, targetBytes, target: name }, ranges });
 };

@@ -7,7 +7,6 @@ export const publishTask: Handler = async (task, { database, sites }, run) => {
   const plan = operation.plan as unknown as RestorePlan;
   const backend = await sites.backend(plan.backend);
   const freshInode = await claimsWereLost(database, task.operationId);
-  run.fence();
-  await backend.publishRestore(plan.volumeId, task.operationId, { freshInode });
+  await backend.publishRestore(plan.volumeId, plan.target ?? "", { freshInode }, run);
   await finishRestore(database, task.operationId, resultOf(task));
 };

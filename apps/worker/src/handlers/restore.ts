@@ -9,7 +9,7 @@ export const restoreTask: Handler = async (task, { database, engine, sites }, ru
   const plan = operation.plan as unknown as RestorePlan;
   const chain = await openChain(plan.chain, sites);
   const backend = await sites.backend(plan.backend);
-  await using target = await backend.openRestoreTarget(plan.volumeId, task.operationId);
+  await using target = await backend.openRestoreTarget(plan.volumeId, plan.target ?? "");
   const range = task.input as unknown as RestoreRange;
   const restored = await engine.restoreRange({ chain, range, staging: { operationId: task.operationId }, target }, run);
   await target.flush();

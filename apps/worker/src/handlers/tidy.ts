@@ -1,4 +1,4 @@
-import { type BackupPlan, finishTidy, type OperationRow, type RestorePlan } from "@tephra/control";
+import { type BackupPlan, finishTidy, type OperationRow, type RestorePlan, restoreTargetOf } from "@tephra/control";
 import { type Handler, resultOf } from "../context.ts";
 
 /** Removes what an operation left behind, after it ended and nobody can be writing for it: staging, temporary snapshot, private target. */
@@ -16,7 +16,11 @@ export const tidyTask: Handler = async (task, { database, engine, sites }, run) 
     const plan = operation.plan as unknown as RestorePlan;
     const [newest] = plan.chain;
     if (newest) await engine.removeStaging(await sites.repository(newest.repository), operation.id);
-    await (await sites.backend(plan.backend)).abandonRestore(plan.volumeId, operation.id);
+    const backend = await sites.backend(plan.backend);
+    const planned = await database.task.findFirst({ where: { operationId: operation.id, kind: "plan-restore" }, select: { claim: true } });
+    for (let claim = 1; claim <= (planned?.claim ?? 0); claim += 1) {
+      await backend.abandonRestore(plan.volumeId, restoreTargetOf(operation.id, claim));
+    }
   }
   await finishTidy(database, task.operationId, resultOf(task));
 };

@@ -1,0 +1,142 @@
+import { createCipheriv, createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { open, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { expect } from "vitest";
+import type { Instance } from "./instance.ts";
+
+const MiB = 1024 * 1024;
+export const project = "00000000000000000000000000000001";
+const base = `/v3/${project}`;
+
+/** Bytes that no compressor shrinks, the same for the same seed. */
+export function randomBytesOf(seed: string, length: number): Buffer {
+  const key = createHash("sha256").update(seed).digest();
+  const cipher = createCipheriv("aes-128-ctr", key.subarray(0, 16), key.subarray(16));
+  return cipher.update(Buffer.alloc(length));
+}
+
+export interface Island {
+  offset: number;
+  data: Buffer;
+}
+
+/** Writes a sparse file of `sizeBytes` with data islands, or writes islands into one that is there. */
+export async function writeIslands(path: string, sizeBytes: number | null, islands: readonly Island[]): Promise<void> {
+  const file = await open(path, sizeBytes === null ? "r+" : "w+");
+  try {
+    if (sizeBytes !== null) await file.truncate(sizeBytes);
+    for (const { offset, data } of islands) await file.write(data, 0, data.length, offset);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+export async function sha256Of(path: string): Promise<string> {
+  const hash = createHash("sha256");
+  for await (const chunk of createReadStream(path, { highWaterMark: 4 * MiB })) hash.update(chunk as Buffer);
+  return hash.digest("hex");
+}
+
+/** What a user does with an instance, with an assertion on every answer. Ids in, ids out. */
+export function journeyOn(instance: Instance) {
+  const get = async (path: string) => {
+    const reply = await instance.request("GET", path);
+    expect(reply.status, `${path}: ${reply.text}`).toBe(200);
+    return reply.body;
+  };
+  const accepted = async (method: string, path: string, body?: unknown) => {
+    const reply = await instance.request(method, path, body);
+    expect(reply.status, `${method} ${path}: ${reply.text}`).toBe(202);
+    return reply.body;
+  };
+  const volumeFile = (id: string) => join(instance.volumesDir, `volume-${id}`);
+  const settled = (resource: "volumes" | "backups" | "snapshots", id: string, status: string, timeoutMs = 60_000) =>
+    instance.waitFor(
+      async () => {
+        const item = Object.values(await get(`${base}/${resource}/${id}`))[0] as { status: string };
+        if (item.status.startsWith("error") && !status.startsWith("error")) {
+          throw new Error(`${resource} ${id} is ${JSON.stringify(item)}`);
+        }
+        return item.status === status && item;
+      },
+      { what: `${resource} ${id} is ${status}`, timeoutMs },
+    );
+  const operation = async (query: string) => (await get(`/ops/operations?${query}`)).operations[0];
+  return {
+    get,
+    accepted,
+    settled,
+    operation,
+    volumeFile,
+    async importVolume(path: string, name = "imported"): Promise<string> {
+      const { operation: run } = await accepted("POST", "/ops/volumes/import", { path, name, project_id: project });
+      const { operation: row } = await get(`/ops/operations/${run.id}`);
+      await settled("volumes", row.volume_id, "available");
+      return row.volume_id as string;
+    },
+    async createVolume(sizeGib: number): Promise<string> {
+      const { volume } = await accepted("POST", `${base}/volumes`, { volume: { size: sizeGib, name: "made" } });
+      await settled("volumes", volume.id, "available");
+      return volume.id as string;
+    },
+    async startBackup(volumeId: string, options: Record<string, unknown> = {}): Promise<string> {
+      const { backup } = await accepted("POST", `${base}/backups`, { backup: { volume_id: volumeId, ...options } });
+      return backup.id as string;
+    },
+    async backUp(volumeId: string, options: Record<string, unknown> = {}, timeoutMs = 60_000): Promise<string> {
+      const id = await this.startBackup(volumeId, options);
+      await settled("backups", id, "available", timeoutMs);
+      return id;
+    },
+    async startRestore(backupId: string, volumeId: string | null = null): Promise<string> {
+      const { restore } = await accepted("POST", `${base}/backups/${backupId}/restore`, {
+        restore: { volume_id: volumeId },
+      });
+      return restore.volume_id as string;
+    },
+    async restore(backupId: string, volumeId: string | null = null, timeoutMs = 60_000): Promise<string> {
+      const target = await this.startRestore(backupId, volumeId);
+      await settled("volumes", target, "available", timeoutMs);
+      await settled("backups", backupId, "available");
+      return target;
+    },
+    /** Restores to a new volume, compares every byte with `sha256`, and deletes the volume. */
+    async expectExact(backupId: string, sha256: string): Promise<void> {
+      const target = await this.restore(backupId);
+      expect(await sha256Of(volumeFile(target)), `restored bytes of backup ${backupId}`).toBe(sha256);
+      await accepted("DELETE", `${base}/volumes/${target}`);
+      await instance.waitFor(async () => (await instance.request("GET", `${base}/volumes/${target}`)).status === 404, {
+        what: `volume ${target} is gone`,
+      });
+    },
+    async deleteBackup(id: string): Promise<void> {
+      await accepted("DELETE", `${base}/backups/${id}`);
+      await instance.waitFor(async () => (await instance.request("GET", `${base}/backups/${id}`)).status === 404, {
+        what: `backup ${id} is gone`,
+      });
+    },
+    /** Nothing waits, runs or is left behind: no unfinished task, no staging, no temporary or private file. */
+    async expectQuiet(): Promise<void> {
+      await instance.waitFor(
+        async () => {
+          const rows = await instance.sql(
+            "SELECT kind, state FROM tasks WHERE state IN ('ready','dispatched','running','blocked')",
+          );
+          return rows.length === 0;
+        },
+        { what: "no task is unfinished", timeoutMs: 60_000 },
+      );
+      const live = await instance.sql("SELECT id FROM operations WHERE state IN ('queued', 'running')");
+      expect(live).toEqual([]);
+      const busy = await instance.sql(
+        "SELECT id, status FROM volumes WHERE status NOT IN ('available','in-use','error','error_restoring')",
+      );
+      expect(busy).toEqual([]);
+    },
+    removeFile: (path: string) => rm(path, { force: true }),
+  };
+}
+
+export type Journey = ReturnType<typeof journeyOn>;

@@ -1,0 +1,39 @@
+import { ClaimLostError, InvalidError, OperationEndedError, taskRanks } from "@tephra/control";
+import { DamagedObjectError, RangesIncompleteError, RepositoryFullError } from "@tephra/engine";
+import { describe, expect, it } from "vitest";
+import { verdictOf } from "./consumers.ts";
+import { CancelledError, DrainedError, LeaseLostError } from "./leases.ts";
+
+describe("what an error says about the next step", () => {
+  const first = { attempts: 1 };
+  const last = { attempts: 3 };
+
+  it.each([
+    ["a lost claim is dropped", new ClaimLostError("t"), "drop"],
+    ["a lost lease is dropped", new LeaseLostError("t", "late"), "drop"],
+    ["a cancelled task ends", new CancelledError("t"), "cancel"],
+    ["a task of an ended operation ends", new OperationEndedError("o"), "cancel"],
+    ["a drained task goes back", new DrainedError(), "hand-back"],
+    ["a full repository fails at once", new RepositoryFullError("full"), "fail"],
+    ["a refusal of control fails at once", new InvalidError("volume", "no"), "fail"],
+    ["what may pass is tried again", new RangesIncompleteError([1]), "retry"],
+    ["what nobody knows is tried again", new Error("?"), "retry"],
+  ])("%s", (_rule, error, then) => {
+    expect(verdictOf(error, first, 3).then).toBe(then);
+  });
+
+  it("the last attempt fails with the error's own words", () => {
+    expect(verdictOf(new Error("no route"), last, 3)).toEqual({ then: "fail", failure: { reason: "no route" } });
+  });
+
+  it("damage names backup and object", () => {
+    const damage = { backupId: "b", object: "x-00001", reason: "md5 differs" };
+    expect(verdictOf(new DamagedObjectError(damage), first, 3)).toMatchObject({ then: "fail", failure: { damage } });
+  });
+});
+
+it("what finishes something ranks before what starts something", () => {
+  expect(taskRanks.tidy).toBeLessThan(taskRanks.seal);
+  expect(taskRanks.seal).toBeLessThan(taskRanks.copy);
+  expect(taskRanks.copy).toBeLessThan(taskRanks["plan-backup"]);
+});

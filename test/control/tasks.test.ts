@@ -1,0 +1,80 @@
+import {
+  ClaimLostError,
+  claimTask,
+  type Database,
+  failOperation,
+  finishTask,
+  handBackTask,
+  inTransaction,
+  openDatabase,
+  renewLeases,
+  startOperation,
+} from "@tephra/control";
+import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from "vitest";
+import { createDatabase } from "../harness/instance.ts";
+import { waitFor } from "../harness/wait-for.ts";
+
+const stack = new AsyncDisposableStack();
+let database: Database;
+let taskId: string;
+let operationId: string;
+
+beforeAll(async () => {
+  database = openDatabase(await createDatabase(inject("servers"), stack));
+  stack.defer(() => database.$disconnect());
+});
+afterAll(() => stack.disposeAsync());
+
+beforeEach(async () => {
+  const principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
+  const operation = await inTransaction(database, (tx) =>
+    startOperation(tx, principal, { kind: "volume-create", task: { kind: "provision-volume", needs: [] } }),
+  );
+  operationId = operation.id;
+  taskId = (await database.task.findFirstOrThrow({ where: { operationId } })).id;
+});
+
+const claim = (workerId: string, leaseMs = 60_000) => claimTask(database, { taskId, workerId, leaseMs });
+const finish = (held: { claim: number }) =>
+  inTransaction(database, (tx) => finishTask(tx, { taskId, claim: held.claim, bytesDone: 0, bytesStored: 0 }));
+
+describe("a claim", () => {
+  it("is one worker's, however many ask at once", async () => {
+    const answers = await Promise.all(Array.from({ length: 8 }, (_, i) => claim(`w${i}`)));
+    expect(answers.filter((a) => a !== null)).toHaveLength(1);
+  });
+
+  it("can be taken over when the lease is dead, and the late worker's report is refused", async () => {
+    const late = await claim("late", 1);
+    const next = await waitFor(() => claim("next"), { what: "the lease is dead" });
+    expect(next.claim).toBe(2);
+    if (!late) throw new Error("not claimed");
+    await expect(finish(late)).rejects.toBeInstanceOf(ClaimLostError);
+    await finish(next);
+    expect(await claim("third")).toBeNull();
+  });
+
+  it("given back by a stopping worker costs no attempt", async () => {
+    const first = await claim("w");
+    await handBackTask(database, { taskId, claim: first?.claim ?? 0 });
+    expect(await claim("w2")).toMatchObject({ claim: 2, attempts: 1 });
+  });
+
+  it("learns at the heartbeat that its operation has ended, and cannot fail it again", async () => {
+    const held = await claim("w");
+    const heartbeat = () =>
+      renewLeases(database, { workerId: "w", leaseMs: 60_000, held: [{ taskId, claim: held?.claim ?? 0, bytesDone: 1, bytesStored: 0 }] });
+    expect(await heartbeat()).toEqual([{ taskId, cancelled: false }]);
+    await failOperation(database, operationId, { reason: "given up" });
+    expect(await heartbeat()).toEqual([{ taskId, cancelled: true }]);
+  });
+
+  it("that makes progress beyond every earlier one starts the count of attempts anew", async () => {
+    await claim("w", 1);
+    const second = await waitFor(() => claim("w2"), { what: "the lease is dead" });
+    expect(second.attempts).toBe(2);
+    const held = [{ taskId, claim: second.claim, bytesDone: 10, bytesStored: 0 }];
+    await renewLeases(database, { workerId: "w2", leaseMs: 60_000, held });
+    expect((await database.task.findUniqueOrThrow({ where: { id: taskId } })).attempts).toBe(1);
+  });
+});

@@ -1,0 +1,69 @@
+import { Command, CommanderError } from "commander";
+import { addBackupCommands } from "./tephra-backups.ts";
+import { cellText } from "./tephra-output.ts";
+import { addGlobalOptions } from "./tephra-session.ts";
+import { addSnapshotCommands } from "./tephra-snapshots.ts";
+import { addStatusCommands } from "./tephra-status.ts";
+import { addVolumeCommands } from "./tephra-volumes.ts";
+
+/** What the process ends with. */
+const exitStatus = { failed: 1, usage: 2 } as const;
+
+async function main(args: string[]): Promise<void> {
+  // Before parsing: a usage error must come as JSON too.
+  const json = args.includes("--json");
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") throw error;
+    process.exit(); // Whoever read this has read enough.
+  });
+  try {
+    await buildProgram().parseAsync(args, { from: "user" });
+  } catch (error) {
+    if (error instanceof CommanderError) {
+      if (error.exitCode === 0) return;
+      process.exitCode = exitStatus.usage;
+      if (json) printError({ code: "usage", message: error.message.replace(/^error: /, "") });
+      return;
+    }
+    process.exitCode = exitStatus.failed;
+    const fault = describe(error);
+    process.stderr.write(`tephra: ${cellText(fault.message)}\n`);
+    if (json) printError(fault);
+  }
+}
+
+function buildProgram(): Command {
+  const program = new Command("tephra")
+    .description("Backs up block volumes, over Tephra's REST API. Ids may be given as names where exactly one matches.")
+    .configureHelp({ showGlobalOptions: true })
+    .exitOverride();
+  addGlobalOptions(program);
+  addVolumeCommands(program);
+  addSnapshotCommands(program);
+  addBackupCommands(program);
+  addStatusCommands(program);
+  return program;
+}
+
+interface Fault {
+  code: string;
+  message: string;
+  [detail: string]: unknown;
+}
+
+function describe(error: unknown): Fault {
+  if (!(error instanceof Error)) return { code: "unknown", message: String(error) };
+  const {
+    message,
+    code = "unknown",
+    status,
+    operation,
+  } = error as Error & { code?: string; status?: number; operation?: unknown };
+  return { code, message, ...(status === undefined ? {} : { status }), ...(operation ? { operation } : {}) };
+}
+
+function printError(error: Fault): void {
+  process.stdout.write(`${JSON.stringify({ error })}\n`);
+}
+
+await main(process.argv.slice(2));

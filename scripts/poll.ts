@@ -8,7 +8,12 @@ import { setTimeout as delay } from "node:timers/promises";
  */
 export async function poll<T>(
   ask: () => Promise<T | undefined | false> | T | undefined | false,
-  { what, timeoutMs, everyMs = 50, signal }: { what: string; timeoutMs: number; everyMs?: number; signal?: AbortSignal },
+  {
+    what,
+    timeoutMs,
+    everyMs = 50,
+    signal,
+  }: { what: string; timeoutMs: number; everyMs?: number; signal?: AbortSignal },
 ): Promise<T> {
   const deadline = performance.now() + timeoutMs;
   let cause: unknown;

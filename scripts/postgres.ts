@@ -1,5 +1,15 @@
 import { createHash, randomBytes } from "node:crypto";
-import { chownSync, cpSync, existsSync, lstatSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chownSync,
+  cpSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join, parse } from "node:path";
 import pg from "pg";
@@ -149,7 +159,13 @@ function spawnServer({ native, cluster, owner }: Placement, port: number, log: s
     ...asOwner(owner, cluster),
     name: "postgres",
     command: join(native, "bin/postgres"),
-    args: ["-D", cluster, "-p", `${port}`, ...Object.entries(settings).flatMap(([key, value]) => ["-c", `${key}=${value}`])],
+    args: [
+      "-D",
+      cluster,
+      "-p",
+      `${port}`,
+      ...Object.entries(settings).flatMap(([key, value]) => ["-c", `${key}=${value}`]),
+    ],
     log,
     orphanSignal: "INT",
   });

@@ -13,7 +13,9 @@ const execute = promisify(execFile);
  *
  * @throws with the command to run when this is no Debian or its packages cannot be reached
  */
-export async function unpackRedis(say: (line: string) => void): Promise<{ command: string; env: Record<string, string> }> {
+export async function unpackRedis(
+  say: (line: string) => void,
+): Promise<{ command: string; env: Record<string, string> }> {
   const target = join(resolve(process.env["TEPHRA_CACHE_DIR"] ?? join(root, "var")), "redis-pkg");
   if (!existsSync(target)) {
     say("downloading Redis (Debian's packages, nothing is installed)");

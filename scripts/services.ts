@@ -1,11 +1,10 @@
 import { spawnSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { BootstrapError, projectNode, root } from "./bootstrap.mjs";
-import { startPostgres } from "./postgres.ts";
+import { poll } from "./poll.ts";
+import { type Server, startPostgres } from "./postgres.ts";
 import { startRedis } from "./redis.ts";
-
-export { startPostgres } from "./postgres.ts";
-export { startRedis } from "./redis.ts";
 
 export interface Services {
   databaseUrl: string;
@@ -28,19 +27,59 @@ export async function startServices(options: {
   const log = (name: string): string => join(dataDir, "log", `${name}.log`);
   let databaseUrl = env["DATABASE_URL"];
   if (databaseUrl === undefined) {
-    const postgres = await startPostgres({ dataDir: join(dataDir, "postgres"), log: log("postgres"), say });
+    const options = { dataDir: join(dataDir, "postgres"), log: log("postgres"), say };
+    const postgres = await keepServing((port) => startPostgres({ ...options, ...port }), say);
     started.defer(postgres.stop);
     databaseUrl = postgres.url;
   }
   let redisUrl = env["REDIS_URL"];
   if (redisUrl === undefined) {
-    const redis = await startRedis({ dir: join(dataDir, "redis"), log: log("redis"), say });
+    const options = { dir: join(dataDir, "redis"), log: log("redis"), say, password: randomBytes(24).toString("hex") };
+    const redis = await keepServing((port) => startRedis({ ...options, ...port }), say);
     started.defer(redis.stop);
     redisUrl = redis.url;
   }
   migrate(databaseUrl);
   const owned = started.move();
   return { databaseUrl, redisUrl, stop: () => owned.disposeAsync() };
+}
+
+/** Starts a server again, on the same port, whenever it ends by itself. */
+async function keepServing(
+  start: (port?: { port: number }) => Promise<Server>,
+  say: (line: string) => void,
+): Promise<Pick<Server, "url" | "stop">> {
+  let server = await start();
+  const { url, port } = server;
+  const stopping = new AbortController();
+  const watch = async (): Promise<void> => {
+    for (;;) {
+      await server.program.exited;
+      if (stopping.signal.aborted) return;
+      say(`${server.program.name} ended by itself; it is started again`);
+      await poll(() => restart(), {
+        what: "it runs again",
+        timeoutMs: 600_000,
+        everyMs: 2000,
+        signal: stopping.signal,
+      });
+    }
+  };
+  const restart = async (): Promise<true> => {
+    server = await start({ port });
+    return true;
+  };
+  const watching = watch().catch((error: unknown) => {
+    if (!stopping.signal.aborted) say(String(error));
+  });
+  return {
+    url,
+    stop: async () => {
+      stopping.abort();
+      await server.stop();
+      await watching;
+    },
+  };
 }
 
 /**

@@ -36,7 +36,7 @@ const shared = globalThis as { tephraTestServers?: Started };
  *
  * @returns what stops them when the last project has finished
  */
-export default async function setup(project: TestProject): Promise<() => Promise<void>> {
+export async function setup(project: TestProject): Promise<() => Promise<void>> {
   shared.tephraTestServers ??= { users: 0, servers: start() };
   const started = shared.tephraTestServers;
   started.users += 1;

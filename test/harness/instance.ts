@@ -7,6 +7,7 @@ import { inject } from "vitest";
 import { projectNode, root } from "../../scripts/bootstrap.mjs";
 import { withClient } from "../../scripts/postgres.ts";
 import { redisDatabases, startRedis } from "../../scripts/redis.ts";
+import { initialiseRepository } from "../../scripts/repository.ts";
 import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
 import type { TestServers } from "./global-setup.ts";
 import { type WaitOptions, waitFor } from "./wait-for.ts";
@@ -18,6 +19,8 @@ export interface InstanceOptions {
   api?: boolean;
   /** Merged over the default configuration, key by key at the top level. */
   config?: Record<string, unknown>;
+  /** Merged over the settings of the default repository. */
+  repository?: Record<string, unknown>;
   /** Environment of every process, over the usual one. */
   env?: Record<string, string>;
   /** A Redis of its own, for tests that empty, pause or kill it. */
@@ -73,7 +76,7 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
   const port = await freePort();
   const environment = programEnvironment({ dataDir, databaseUrl, redisUrl: redis.url, port });
   Object.assign(environment, options.env);
-  await layOut(dataDir, options.config ?? {});
+  await layOut(dataDir, options);
   const programs: Program[] = [];
   stack.defer(async () => void (await Promise.all(programs.map((program) => program.stop({ signal: "SIGKILL" })))));
   const workers: Program[] = [];
@@ -85,7 +88,8 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
     programs.push(program);
     return program;
   };
-  const logs = (): string => programs.map((program) => `--- ${program.name} (${program.pid})\n${program.tail()}`).join("\n");
+  const logs = (): string =>
+    programs.map((program) => `--- ${program.name} (${program.pid})\n${program.tail()}`).join("\n");
   const instance: Omit<Instance, typeof Symbol.asyncDispose> = {
     url,
     dataDir,
@@ -197,30 +201,17 @@ function programEnvironment(instance: {
 }
 
 /** Folders, an initialised repository and the configuration file (JSON, which is YAML too). */
-async function layOut(dataDir: string, config: Record<string, unknown>): Promise<void> {
+async function layOut(dataDir: string, options: InstanceOptions): Promise<void> {
   mkdirSync(join(dataDir, "volumes"));
   const repository = `posix:${join(dataDir, "repository")}`;
   const defaults = {
     auth: { mode: "none" },
-    repositories: [{ name: "main", url: repository, default: true }],
+    repositories: [{ name: "main", url: repository, default: true, ...options.repository }],
     volume_backends: [{ name: "files", driver: "file", path: join(dataDir, "volumes") }],
     import_roots: [dataDir],
   };
-  writeFileSync(join(dataDir, "tephra.yml"), JSON.stringify({ ...defaults, ...config }, null, 2));
+  writeFileSync(join(dataDir, "tephra.yml"), JSON.stringify({ ...defaults, ...options.config }, null, 2));
   await initialiseRepository(repository);
-}
-
-/** Makes and marks an empty repository, by the engine's own command line. */
-export async function initialiseRepository(url: string): Promise<void> {
-  const engine = join(root, "apps/cli/dist/tephra-engine.js");
-  const program = await spawnProgram({
-    name: "tephra-engine",
-    command: projectNode(),
-    args: [engine, "init", "--repository", url],
-    env: { PATH: process.env["PATH"] ?? "" },
-  });
-  const { code } = await program.exited;
-  if (code !== 0) throw new Error(`the repository ${url} could not be initialised:\n${program.tail()}`);
 }
 
 async function request(

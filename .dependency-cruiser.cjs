@@ -1,0 +1,88 @@
+// Who may import whom. A rule here is a rule of ARCHITECTURE.md; project references alone do not stop an upward import.
+const generated = "^packages/control/src/generated/";
+const tests = "\\.test\\.ts$";
+const dialects = "^apps/api/src/(cinder|instance-groups|ovirt|ops)/";
+
+/** @type {import("dependency-cruiser").IConfiguration} */
+module.exports = {
+  forbidden: [
+    {
+      name: "no-cycles",
+      severity: "error",
+      from: { pathNot: generated },
+      to: { circular: true, viaOnly: { pathNot: generated } },
+    },
+    {
+      name: "engine-and-control-stand-alone",
+      severity: "error",
+      from: { path: "^packages/([^/]+)/src/", pathNot: tests },
+      to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^packages/$1/" },
+    },
+    {
+      name: "api-imports-only-control",
+      severity: "error",
+      from: { path: "^apps/api/src/", pathNot: tests },
+      to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^(apps/api|packages/control)/" },
+    },
+    {
+      name: "worker-imports-only-control-and-engine",
+      severity: "error",
+      from: { path: "^apps/worker/src/", pathNot: tests },
+      to: {
+        path: "^(apps|packages|scripts|test|demo|bench)/",
+        pathNot: "^(apps/worker|packages/control|packages/engine)/",
+      },
+    },
+    {
+      name: "command-lines-import-only-engine",
+      severity: "error",
+      from: { path: "^apps/cli/src/", pathNot: tests },
+      to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^(apps/cli|packages/engine)/" },
+    },
+    {
+      name: "tephra-speaks-rest-only",
+      comment: "The command line over the REST API must not reach the engine, not even through another file.",
+      severity: "error",
+      from: { path: "^apps/cli/src/tephra\\.ts$" },
+      to: { path: "^packages/", reachable: true },
+    },
+    {
+      name: "a-dialect-never-imports-another",
+      severity: "error",
+      from: { path: "^apps/api/src/(cinder|instance-groups|ovirt|ops)/", pathNot: tests },
+      to: { path: dialects, pathNot: "^apps/api/src/$1/" },
+    },
+    {
+      name: "volume-does-not-know-repository",
+      severity: "error",
+      from: { path: "^packages/engine/src/volume/", pathNot: tests },
+      to: { path: "^packages/engine/src/repository/" },
+    },
+    {
+      name: "repository-does-not-know-volume",
+      severity: "error",
+      from: { path: "^packages/engine/src/repository/", pathNot: tests },
+      to: { path: "^packages/engine/src/volume/" },
+    },
+    {
+      name: "engine-without-servers",
+      comment: "The engine is a library: no database, no queue, no HTTP framework.",
+      severity: "error",
+      from: { path: "^packages/engine/src/" },
+      to: { path: "node_modules/(@prisma|pg|bullmq|ioredis|express|pino)" },
+    },
+    {
+      name: "resolvable",
+      severity: "error",
+      from: {},
+      to: { couldNotResolve: true, pathNot: generated },
+    },
+  ],
+  options: {
+    doNotFollow: { path: ["node_modules", "(^|/)dist/"] },
+    exclude: { path: "(^|/)golden/" },
+    tsPreCompilationDeps: true,
+    tsConfig: { fileName: "tsconfig.base.json" },
+    enhancedResolveOptions: { exportsFields: ["exports"], conditionNames: ["import", "node", "default"] },
+  },
+};

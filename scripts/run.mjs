@@ -1,0 +1,148 @@
+// The npm scripts: `node scripts/run.mjs NAME [ARGUMENT…]`. Each sets up what it needs before it begins.
+import { spawn } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import {
+  BootstrapError,
+  ensureBuilt,
+  ensureDependencies,
+  generateClient,
+  orFail,
+  projectNode,
+  root,
+} from "./bootstrap.mjs";
+
+const bin = (/** @type {string} */ name) => join(root, "node_modules", name);
+const biome = bin("@biomejs/biome/bin/biome");
+const typescript = bin("typescript/bin/tsc");
+// Below this the import-direction check has not seen the sources, and its verdict means nothing.
+const modulesMin = 40;
+
+/** @type {Record<string, (args: string[]) => Promise<boolean>>} */
+const scripts = {
+  build: async (args) => {
+    await generateClient();
+    return succeeds([bin("turbo/bin/turbo"), "run", "build", ...args], { TURBO_TELEMETRY_DISABLED: "1" });
+  },
+  check: async () => {
+    await generateClient();
+    return checkAll();
+  },
+  fix: (args) => succeeds([biome, "check", "--write", ...args, "."]),
+  test: async (args) => {
+    await ensureBuilt();
+    return succeeds([bin("vitest/vitest.mjs"), "run", ...args]);
+  },
+  demo: async (args) => {
+    await ensureBuilt();
+    return succeeds([join(root, "demo/demo.ts"), ...args]);
+  },
+  bench: async (args) => {
+    await ensureBuilt();
+    return succeeds([join(root, "bench/bench.ts"), ...args]);
+  },
+};
+
+await orFail(async () => {
+  const [name = "", ...args] = process.argv.slice(2);
+  const script = scripts[name];
+  if (script === undefined)
+    throw new BootstrapError(`there is no script "${name}": ${Object.keys(scripts).join(", ")}`);
+  await ensureDependencies();
+  process.exitCode = (await script(args)) ? 0 : 1;
+});
+
+/** Every check runs, whatever the others say, so that one run shows all there is to mend. */
+async function checkAll() {
+  const checks = {
+    "format and lint": () => succeeds([biome, "check", "--error-on-warnings", "."]),
+    types: () => succeeds([typescript, "-b"]),
+    "import direction": checkImports,
+    "dead code": () => succeeds([bin("knip/bin/knip.js")]),
+    "lock file": async () => checkLockFile(),
+  };
+  const failed = [];
+  for (const [name, check] of Object.entries(checks)) {
+    const started = performance.now();
+    const passed = await check();
+    if (!passed) failed.push(name);
+    const seconds = ((performance.now() - started) / 1000).toFixed(1);
+    process.stdout.write(`${passed ? "ok    " : "FAILED"} ${name} (${seconds} s)\n`);
+  }
+  process.stdout.write(failed.length === 0 ? "check: all passed\n" : `check: failed: ${failed.join(", ")}\n`);
+  return failed.length === 0;
+}
+
+async function checkImports() {
+  const cruiser = bin("dependency-cruiser/bin/dependency-cruise.mjs");
+  // Only sources: what one workspace imports of another is its dist, where the walk ends.
+  const places = [...productProjects.map((project) => `${project}/src`), "scripts", "test", "demo", "bench"];
+  const present = places.filter((place) => existsSync(join(root, place)));
+  const { code, output } = await capture([cruiser, "--config", ".dependency-cruiser.cjs", "-T", "json", ...present]);
+  /** @type {{totalCruised: number, violations: {from: string, to: string, rule: {name: string, severity: string}}[]}} */
+  let summary;
+  try {
+    summary = JSON.parse(output).summary;
+  } catch {
+    process.stderr.write(output);
+    return false;
+  }
+  for (const { from, to, rule } of summary.violations) process.stdout.write(`  ${rule.name}: ${from} → ${to}\n`);
+  process.stdout.write(`  ${summary.totalCruised} modules\n`);
+  return code === 0 && summary.violations.length === 0 && summary.totalCruised >= modulesMin;
+}
+
+/** An address in the lock file would tie every installation to one registry. */
+function checkLockFile() {
+  const lock = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8"));
+  const tied = Object.entries(lock.packages).filter(([, entry]) => /^[a-z+]+:/.test(entry.resolved ?? ""));
+  for (const [name] of tied) process.stdout.write(`  ${name} names a registry\n`);
+  return tied.length === 0;
+}
+
+/**
+ * Runs a program on the project's Node, with this process's stdio; Ctrl-C and SIGTERM reach it too.
+ * @param {string[]} command
+ * @param {Record<string, string>} [env]
+ * @returns {Promise<boolean>} whether its status was 0
+ */
+function succeeds(command, env = {}) {
+  return new Promise((done) => {
+    const child = spawn(projectNode(), command, { cwd: root, stdio: "inherit", env: environment(env) });
+    const forward = (/** @type {NodeJS.Signals} */ signal) => child.kill(signal);
+    const ignore = () => {}; // A terminal has sent it to the child already.
+    process.on("SIGTERM", forward).on("SIGINT", ignore);
+    child.on("error", () => done(false));
+    child.on("exit", (code) => {
+      process.off("SIGTERM", forward).off("SIGINT", ignore);
+      done(code === 0);
+    });
+  });
+}
+
+/**
+ * @param {string[]} command
+ * @returns {Promise<{code: number | null, output: string}>}
+ */
+function capture(command) {
+  return new Promise((done) => {
+    const child = spawn(projectNode(), command, {
+      cwd: root,
+      stdio: ["ignore", "pipe", "inherit"],
+      env: environment({}),
+    });
+    let output = "";
+    child.stdout.on("data", (/** @type {Buffer} */ chunk) => {
+      output += chunk.toString();
+    });
+    child.on("close", (code) => done({ code, output }));
+  });
+}
+
+/**
+ * The project's Node first on the PATH, for what the tools start by themselves.
+ * @param {Record<string, string>} more
+ */
+function environment(more) {
+  return { ...process.env, ...more, PATH: `${dirname(projectNode())}:${bin(".bin")}:${process.env["PATH"]}` };
+}

@@ -1,0 +1,250 @@
+// Runs the embedded Tephra: PostgreSQL, Redis, the API and two workers as children, restarted when they fall over,
+// stopped in the order in which they need each other.
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { dirname, join, resolve, sep } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { type Config, ConfigError, loadConfig } from "@tephra/control";
+import { parse } from "yaml";
+import { BootstrapError, orFail, projectNode, root } from "./bootstrap.mjs";
+import { poll } from "./poll.ts";
+import { commandLine } from "./postgres.ts";
+import { initialiseRepository } from "./repository.ts";
+import { startServices } from "./services.ts";
+import { spawnProgram } from "./spawn-program.ts";
+
+const workers = 2;
+const drainMs = 15_000;
+const backoffMaxMs = 30_000;
+/** A program that ran for so long is taken to be well: its next restart is immediate again. */
+const healthyMs = 60_000;
+
+interface Settings {
+  host: string;
+  port: number;
+  dataDir: string;
+  /** Where paths in the configuration start, and what may be imported from. */
+  workingDir: string;
+  /** Folders below the data folder that the embedded set-up makes by itself. */
+  repositoryDirs: string[];
+  volumeDirs: string[];
+  /** Environment of the API and the workers, without the URLs of servers that are still to be started. */
+  env: NodeJS.ProcessEnv;
+}
+
+const stop = new AbortController();
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => stop.abort());
+
+await orFail(async () => {
+  try {
+    await supervise(await readSettings(), stop.signal);
+  } catch (error) {
+    // A Ctrl-C in the middle of starting up ends the step that was running; everything is stopped by then.
+    if (!stop.signal.aborted) throw error instanceof BootstrapError ? error : new BootstrapError(messageOf(error));
+  }
+});
+process.exit();
+
+async function supervise(settings: Settings, signal: AbortSignal): Promise<void> {
+  const { dataDir } = settings;
+  mkdirSync(join(dataDir, "log"), { recursive: true });
+  await using stack = new AsyncDisposableStack();
+  stack.defer(claimDataDir(dataDir));
+  await requireFreePort(settings);
+  const services = await startServices({ dataDir, env: settings.env, say });
+  stack.defer(services.stop);
+  signal.throwIfAborted();
+  await layOut(settings);
+  const env = { ...settings.env, DATABASE_URL: services.databaseUrl, REDIS_URL: services.redisUrl };
+  const programs = [
+    { name: "api", entry: "apps/api/dist/main.js" },
+    ...Array.from({ length: workers }, (_, i) => ({ name: `worker-${i + 1}`, entry: "apps/worker/dist/main.js" })),
+  ];
+  const stopping = new AbortController();
+  const ready = new AbortController();
+  const failed = Promise.withResolvers<never>();
+  const running = programs.map((program) => keepRunning({ ...program, env, settings }, stopping.signal, ready.signal));
+  for (const program of running) program.catch(failed.reject);
+  stack.defer(async () => {
+    say("stopping: the workers finish or hand back what they hold");
+    stopping.abort();
+    await Promise.allSettled(running);
+  });
+  await Promise.race([untilReady(settings, signal), failed.promise]);
+  ready.abort();
+  announce(settings);
+  await Promise.race([new Promise((done) => signal.addEventListener("abort", done)), failed.promise]);
+}
+
+async function readSettings(): Promise<Settings> {
+  const workingDir = process.env["TEPHRA_WORKING_DIR"] ?? process.env["INIT_CWD"] ?? process.cwd();
+  const env: NodeJS.ProcessEnv = { ...process.env, TEPHRA_WORKING_DIR: workingDir };
+  env["TEPHRA_DATA_DIR"] ??= join(root, "var");
+  const file = env["TEPHRA_CONFIG"];
+  if (file !== undefined) {
+    const { database_url, redis_url } = (parse(readFileSync(file, "utf8")) ?? {}) as Record<string, string | undefined>;
+    env["DATABASE_URL"] ??= database_url;
+    env["REDIS_URL"] ??= redis_url;
+  }
+  const config = await checkConfig(env);
+  const below = (path: string): boolean => resolve(workingDir, path).startsWith(config.data_dir + sep);
+  const posixDirs = config.repositories.flatMap(({ url }) => (url.startsWith("posix:") ? [url.slice(6)] : []));
+  return {
+    host: config.host,
+    port: config.port,
+    dataDir: config.data_dir,
+    workingDir,
+    repositoryDirs: posixDirs.filter(below),
+    volumeDirs: config.volume_backends.map(({ path }) => path).filter(below),
+    env: { ...env, TEPHRA_DATA_DIR: config.data_dir },
+  };
+}
+
+/** Checked before anything is started; the two servers that this process starts itself have no address yet. */
+async function checkConfig(env: NodeJS.ProcessEnv): Promise<Config> {
+  const pending = { DATABASE_URL: "postgresql://pending", REDIS_URL: "redis://pending" };
+  try {
+    const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined));
+    return loadConfig({ ...pending, ...given });
+  } catch (error) {
+    if (error instanceof ConfigError) throw new BootstrapError(error.message);
+    throw error;
+  }
+}
+
+/**
+ * Keeps a second supervisor from the same data. The file names its holder, so that one that was killed does not block.
+ *
+ * @returns what gives the folder back
+ */
+function claimDataDir(dataDir: string): () => void {
+  const path = join(dataDir, "run/supervisor.pid");
+  mkdirSync(dirname(path), { recursive: true });
+  const holder = existsSync(path) ? Number(readFileSync(path, "utf8")) : 0;
+  if (holder > 0 && holder !== process.pid && /scripts\/(start\.mjs|supervisor\.ts)/.test(commandLine(holder))) {
+    throw new BootstrapError(`${dataDir} is in use by another Tephra (process ${holder}): set TEPHRA_DATA_DIR`);
+  }
+  writeFileSync(path, `${process.pid}`);
+  return () => rmSync(path, { force: true });
+}
+
+async function requireFreePort({ host, port }: Settings): Promise<void> {
+  const server = createServer();
+  const bound = Promise.withResolvers<void>();
+  server.once("error", bound.reject);
+  server.listen(port, host, bound.resolve);
+  try {
+    await bound.promise;
+  } catch (error) {
+    throw new BootstrapError(
+      `${host}:${port} cannot be listened on (${messageOf(error)}): set TEPHRA_PORT or TEPHRA_HOST`,
+    );
+  } finally {
+    server.close();
+  }
+}
+
+/**
+ * The folders of the embedded set-up. A repository is marked once: if its folder is empty later, it is a share that is
+ * not mounted or data that was lost, and must not be written to as if it were new.
+ */
+async function layOut({ dataDir, repositoryDirs, volumeDirs }: Settings): Promise<void> {
+  for (const dir of volumeDirs) mkdirSync(dir, { recursive: true });
+  for (const dir of repositoryDirs) {
+    const record = join(dataDir, "run", `marked-${encodeURIComponent(dir)}`);
+    if (existsSync(record)) continue;
+    if (!existsSync(dir) || readdirSync(dir).length === 0) await initialiseRepository(`posix:${dir}`);
+    writeFileSync(record, "");
+  }
+}
+
+/** Restarts the program whenever it ends, until `stopping` aborts; then lets it drain. Before `ready` an end is final. */
+async function keepRunning(
+  program: { name: string; entry: string; settings: Settings; env: NodeJS.ProcessEnv },
+  stopping: AbortSignal,
+  ready: AbortSignal,
+): Promise<void> {
+  const log = join(program.settings.dataDir, "log", `${program.name}.log`);
+  let backoffMs = 0;
+  while (!stopping.aborted) {
+    const startedAt = performance.now();
+    const child = await spawnProgram({
+      name: program.name,
+      command: projectNode(),
+      args: [join(root, program.entry)],
+      env: program.env,
+      cwd: program.settings.workingDir,
+      log,
+      onLine: (line) => warn(program.name, line),
+    });
+    const drain = (): void => void child.stop({ timeoutMs: drainMs });
+    stopping.addEventListener("abort", drain);
+    if (stopping.aborted) drain();
+    const { code, signal } = await child.exited;
+    stopping.removeEventListener("abort", drain);
+    if (stopping.aborted) return;
+    const how = signal === null ? `with status ${code}` : `by ${signal}`;
+    if (!ready.aborted) throw new BootstrapError(`${program.name} ended ${how} while it started:\n${child.tail()}`);
+    if (performance.now() - startedAt > healthyMs) backoffMs = 0;
+    say(
+      `${program.name} ended ${how}; it is started again${backoffMs > 0 ? ` in ${backoffMs / 1000} s` : ""} (${log})`,
+    );
+    await delay(backoffMs, undefined, { signal: stopping }).catch(() => {});
+    backoffMs = Math.min(Math.max(1000, backoffMs * 2), backoffMaxMs);
+  }
+}
+
+async function untilReady({ host, port }: Settings, signal: AbortSignal): Promise<void> {
+  const answered = async (): Promise<boolean> => (await fetch(`${origin(host, port)}/readyz`)).status === 200;
+  await poll(answered, { what: "GET /readyz answers 200", timeoutMs: 120_000, signal });
+}
+
+function announce({ host, port, dataDir, env }: Settings): void {
+  const url = origin(host, port);
+  const elsewhere = port === 8776 && host === "127.0.0.1" ? "" : ` --url ${url}`;
+  const lines = [
+    `ready ${url}`,
+    "",
+    `  Cinder v3 endpoint   ${url}/v3`,
+    `  queues               ${url}/ops/queues`,
+    `  data and logs        ${dataDir}`,
+    "",
+    "  Try it from another terminal:",
+    `    npx tephra${elsewhere} volume create 1 --name first --wait`,
+    `    npx tephra${elsewhere} backup create first --name monday --wait`,
+    `    npx tephra${elsewhere} backup list`,
+    `    npx tephra${elsewhere} status`,
+    "",
+    "  Ctrl-C stops it; the data stays.",
+  ];
+  process.stdout.write(`${lines.join("\n")}\n`);
+  if (env["DATABASE_URL"] !== undefined) say("using the PostgreSQL of DATABASE_URL");
+}
+
+function origin(host: string, port: number): string {
+  return `http://${host.includes(":") ? `[${host}]` : host}:${port}`;
+}
+
+/** What a person at the terminal should see of a program's log: warnings and worse, and whatever is no log line. */
+function warn(name: string, line: string): void {
+  const entry = parseLogLine(line);
+  if (entry === null) say(`${name}: ${line}`);
+  else if (entry.level >= 40) say(`${name}: ${entry.msg ?? line}`);
+}
+
+function parseLogLine(line: string): { level: number; msg?: string } | null {
+  try {
+    const entry: unknown = JSON.parse(line);
+    return typeof entry === "object" && entry !== null && "level" in entry ? (entry as { level: number }) : null;
+  } catch {
+    return null;
+  }
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+function say(line: string): void {
+  process.stderr.write(`tephra: ${line}\n`);
+}

@@ -8,6 +8,7 @@ import {
   ensureDependencies,
   generateClient,
   orFail,
+  productProjects,
   projectNode,
   root,
 } from "./bootstrap.mjs";

@@ -10,7 +10,7 @@ import { redisDatabases, startRedis } from "../../scripts/redis.ts";
 import { initialiseRepository } from "../../scripts/repository.ts";
 import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
 import type { TestServers } from "./global-setup.ts";
-import { type WaitOptions, waitFor } from "./wait-for.ts";
+import { type Truthy, type WaitOptions, waitFor } from "./wait-for.ts";
 
 export interface InstanceOptions {
   /** Worker processes at start; 1 by default. */
@@ -58,7 +58,7 @@ export interface Instance extends AsyncDisposable {
   /** Settles when the process is gone. */
   killApi(signal?: NodeJS.Signals): Promise<void>;
   /** As the free function, with the end of every process's log in the message. */
-  waitFor<T>(fn: () => Promise<T> | T, options: WaitOptions): Promise<NonNullable<T>>;
+  waitFor<T>(fn: () => Promise<T> | T, options: WaitOptions): Promise<Truthy<T>>;
   logs(): string;
 }
 

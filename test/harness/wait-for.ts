@@ -1,6 +1,9 @@
 import { inspect } from "node:util";
 import { poll } from "../../scripts/poll.ts";
 
+/** What is left of T when it is truthy. */
+export type Truthy<T> = Exclude<T, false | null | undefined | 0 | "">;
+
 /**
  * Asks `fn` again and again until its answer is truthy, and returns that.
  *
@@ -9,13 +12,13 @@ import { poll } from "../../scripts/poll.ts";
 export async function waitFor<T>(
   fn: () => Promise<T> | T,
   { what, timeoutMs = 15_000, everyMs = 50, context }: WaitOptions,
-): Promise<NonNullable<T>> {
+): Promise<Truthy<T>> {
   let last = "nothing yet";
-  const ask = async (): Promise<NonNullable<T> | undefined> => {
+  const ask = async (): Promise<Truthy<T> | undefined> => {
     try {
       const answer = await fn();
       last = inspect(answer, { depth: 6, breakLength: 120 });
-      return answer ? answer : undefined;
+      return answer ? (answer as Truthy<T>) : undefined;
     } catch (error) {
       last = inspect(error);
       return undefined;

@@ -1,0 +1,306 @@
+import type { BackupReference } from "./backup-reference.ts";
+import { readHashList } from "./chain.ts";
+import { type EngineContext, zeroForm } from "./engine-context.ts";
+import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "./errors.ts";
+import { cutWindows, type Extent } from "./extents.ts";
+import { type BackupLayout, blocksOf, checkLayout, dataName, numbersOfRange } from "./layout.ts";
+import { ListingDigest } from "./listing-digest.ts";
+import { mapConcurrent } from "./map-concurrent.ts";
+import type { ObjectEntry } from "./object-entry.ts";
+import type { RangeReport } from "./range-report.ts";
+import { type Repository, stagingContainer } from "./repository/repository.ts";
+import type { RunContext } from "./run-context.ts";
+import { entrySlice, hashSlice, sliceDigest } from "./slices.ts";
+import { changedSpans, type CopyWindowResult, type WindowExtent } from "./threads/cpu-tasks.ts";
+import type { VolumeSource } from "./volume/volume.ts";
+import { zeroBlockHashes } from "./zero-blocks.ts";
+
+export interface CopyInput {
+  source: VolumeSource;
+  repository: Repository;
+  layout: BackupLayout;
+  range: Extent;
+  parent: BackupReference | null;
+}
+
+/** A range that has been copied, with its slices not yet staged. */
+export interface CopiedRange {
+  report: RangeReport;
+  hashes: Uint8Array[];
+  entries: ObjectEntry[];
+}
+
+/** Objects of one window that are put at the same time. */
+const putsPerWindow = 4;
+
+/**
+ * Copies one range: reads it window by window, hashes, leaves out what the parent has, compresses and stores. All objects are
+ * durable when it resolves. A second run over the same source stores nothing new. Throws InvalidBackupError, with Cinder's
+ * words, when the parent does not fit.
+ */
+export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: RunContext): Promise<CopiedRange> {
+  const { layout, range, repository } = input;
+  checkLayout(layout);
+  checkRange(layout, range);
+  const parent = await openParent(input, ctx.signal);
+  const sourceFingerprint = await checkSource(input, null);
+  await repository.ensureContainer(layout.container);
+  const copier = new RangeCopier(engine, input, ctx, parent);
+  const windows = cutWindows(range, layout.objectBytes);
+  const results = mapConcurrent(withPlaces(windows), (place, signal) => copier.copyWindow(place, signal), {
+    concurrency: engine.pool.threads + 2,
+    signal: ctx.signal,
+  });
+  const hashes: Uint8Array[] = [];
+  const entries: ObjectEntry[] = [];
+  for await (const window of results) {
+    hashes.push(window.hashes);
+    entries.push(...window.entries);
+  }
+  await checkSource(input, sourceFingerprint);
+  const report: RangeReport = {
+    range: { offset: range.offset, length: range.length },
+    objects: entries.length,
+    blocks: blocksOf(range.length, layout.blockBytes),
+    bytesRead: copier.bytesRead,
+    bytesStored: copier.bytesStored,
+    bytesAdopted: copier.bytesAdopted,
+    sourceFingerprint,
+    listingDigest: copier.listing.hex,
+    hashesDigest: sliceDigest(hashSlice(hashes)),
+    entriesDigest: sliceDigest(entrySlice(layout.prefix, entries)),
+    staged: null,
+  };
+  return { report, hashes, entries };
+}
+
+/**
+ * Copies a range and stages its slices. `staging.name` must differ between tries that may run at the same time, so that a late
+ * one never meets the other's slices.
+ */
+export async function copyRange(
+  engine: EngineContext,
+  input: CopyInput & { staging: { operationId: string; name: string } },
+  ctx: RunContext,
+): Promise<RangeReport> {
+  const { report, hashes, entries } = await copyObjects(engine, input, ctx);
+  const container = stagingContainer(input.staging.operationId);
+  const staged = { hashes: `${input.staging.name}.hashes`, entries: `${input.staging.name}.entries` };
+  await input.repository.ensureContainer(container);
+  await input.repository.putIfAbsent({ container, name: staged.hashes }, streamed(hashSlice(hashes)), ctx);
+  const entryChunks = streamed(entrySlice(input.layout.prefix, entries));
+  await input.repository.putIfAbsent({ container, name: staged.entries }, entryChunks, ctx);
+  return { ...report, staged };
+}
+
+async function* streamed(chunks: Iterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  yield* chunks;
+}
+
+/** A window and the promise for the number before its first object, which the window before it settles. */
+interface WindowPlace {
+  window: Extent;
+  numberBefore: Promise<number> | null;
+  settle: (objects: number) => void;
+}
+
+/** Chains the windows, so that objects are numbered in order while windows are worked on at the same time. */
+function* withPlaces(windows: readonly Extent[]): Generator<WindowPlace> {
+  let before: Promise<number> | null = null;
+  for (const window of windows) {
+    const next = Promise.withResolvers<number>();
+    next.promise.catch(() => {});
+    yield { window, numberBefore: before, settle: next.resolve };
+    before = next.promise;
+  }
+}
+
+interface ParentHashes {
+  read(first: number, count: number): Promise<Uint8Array<ArrayBuffer>>;
+}
+
+class RangeCopier {
+  bytesDone = 0;
+  bytesRead = 0;
+  bytesStored = 0;
+  bytesAdopted = 0;
+  readonly listing = new ListingDigest();
+  readonly #engine: EngineContext;
+  readonly #input: CopyInput;
+  readonly #ctx: RunContext;
+  readonly #parent: ParentHashes | null;
+
+  constructor(engine: EngineContext, input: CopyInput, ctx: RunContext, parent: ParentHashes | null) {
+    this.#engine = engine;
+    this.#input = input;
+    this.#ctx = ctx;
+    this.#parent = parent;
+  }
+
+  async copyWindow(
+    place: WindowPlace,
+    signal: AbortSignal,
+  ): Promise<{ hashes: Uint8Array; entries: ObjectEntry[] }> {
+    const { window } = place;
+    const release = await this.#engine.memory.claim(this.#memoryOf(window), signal);
+    try {
+      const copied = await this.#readAndHash(window, signal);
+      const first = (await orAbort(place.numberBefore, signal)) ?? numbersOfRange(this.#input.layout, this.#input.range).from;
+      place.settle(first + copied.extents.length);
+      const entries = await this.#store(window, copied, first, signal);
+      this.bytesDone += window.length;
+      this.#ctx.onProgress({ bytesDone: this.bytesDone, bytesStored: this.bytesStored });
+      return { hashes: copied.hashes, entries };
+    } finally {
+      release();
+    }
+  }
+
+  /** The window itself, and what its compressed form usually takes at most beside it. */
+  #memoryOf(window: Extent): number {
+    return this.#input.layout.compression === "zlib" ? window.length * 1.5 : window.length;
+  }
+
+  async #readAndHash(window: Extent, signal: AbortSignal): Promise<CopyWindowResult> {
+    const { layout, source } = this.#input;
+    const count = blocksOf(window.length, layout.blockBytes);
+    const parentHashes = (await this.#parent?.read(window.offset / layout.blockBytes, count)) ?? null;
+    const buffer = new ArrayBuffer(window.length);
+    let dataBytes = 0;
+    for await (const extent of source.dataExtents(window)) {
+      signal.throwIfAborted();
+      await source.read(new Uint8Array(buffer, extent.offset - window.offset, extent.length), extent.offset);
+      dataBytes += extent.length;
+    }
+    this.bytesRead += dataBytes;
+    if (dataBytes === 0) return this.#hashZeros(window, parentHashes);
+    const request = {
+      kind: "copyWindow" as const,
+      window: buffer,
+      blockBytes: layout.blockBytes,
+      parentHashes,
+      compression: layout.compression,
+      level: layout.level,
+      compressZeros: layout.compressZeros ?? true,
+    };
+    const moved = parentHashes === null ? [buffer] : [buffer, parentHashes.buffer];
+    return this.#engine.pool.run(request, moved, signal);
+  }
+
+  /** A window known to be zero: nothing is read, hashed or compressed that was not before. */
+  async #hashZeros(window: Extent, parentHashes: Uint8Array | null): Promise<CopyWindowResult> {
+    const { layout } = this.#input;
+    const hashes = zeroBlockHashes(window.length, layout.blockBytes);
+    const whole = [{ first: 0, end: hashes.length / 32 }];
+    const spans = parentHashes === null ? whole : changedSpans(hashes, parentHashes);
+    const extents: WindowExtent[] = [];
+    for (const span of spans) {
+      const offset = span.first * layout.blockBytes;
+      const length = Math.min(span.end * layout.blockBytes, window.length) - offset;
+      const form = await zeroForm(this.#engine, length, layout.level);
+      const compressed = layout.compression === "zlib" || (layout.compressZeros ?? true);
+      const pieces = compressed ? form.pieces : null;
+      extents.push({ offset, length, md5: form.md5, compression: pieces === null ? "none" : "zlib", pieces });
+    }
+    const raw = extents.some((extent) => extent.pieces === null);
+    return { hashes, extents, window: raw ? new ArrayBuffer(window.length) : null };
+  }
+
+  async #store(
+    window: Extent,
+    copied: CopyWindowResult,
+    numberBefore: number,
+    signal: AbortSignal,
+  ): Promise<ObjectEntry[]> {
+    const numbered = copied.extents.map((extent, index) => ({ extent, number: numberBefore + index + 1 }));
+    const stored = mapConcurrent(
+      numbered,
+      ({ extent, number }, inner) => this.#put(window, copied.window, extent, number, inner),
+      { concurrency: putsPerWindow, signal },
+    );
+    const entries: ObjectEntry[] = [];
+    for await (const entry of stored) entries.push(entry);
+    if (copied.window !== null) copied.window.transfer(0);
+    return entries;
+  }
+
+  async #put(
+    window: Extent,
+    raw: ArrayBuffer | null,
+    extent: WindowExtent,
+    number: number,
+    signal: AbortSignal,
+  ): Promise<ObjectEntry> {
+    const { layout, repository } = this.#input;
+    const name = dataName(layout.prefix, number);
+    const pieces = extent.pieces ?? [new Uint8Array(raw as ArrayBuffer, extent.offset, extent.length)];
+    const storedBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
+    const key = { container: layout.container, name };
+    const outcome = await repository.putIfAbsent(key, streamed(pieces), { signal, fence: this.#ctx.fence });
+    this.listing.add(name, storedBytes);
+    this.bytesStored += storedBytes;
+    if (outcome === "exists") this.bytesAdopted += storedBytes;
+    const { length, md5, compression } = extent;
+    return { number, offset: window.offset + extent.offset, length, md5, compression };
+  }
+}
+
+/** Waits for a promise that another window settles, unless this window is no longer wanted. */
+async function orAbort<Value>(promise: Promise<Value> | null, signal: AbortSignal): Promise<Value | null> {
+  if (promise === null) return null;
+  const aborted = Promise.withResolvers<never>();
+  const onAbort = (): void => aborted.reject(signal.reason);
+  signal.throwIfAborted();
+  signal.addEventListener("abort", onAbort, { once: true });
+  try {
+    return await Promise.race([promise, aborted.promise]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+}
+
+function checkRange(layout: BackupLayout, range: Extent): void {
+  const end = range.offset + range.length;
+  const wholeWindows = range.offset % layout.objectBytes === 0;
+  const wholeEnd = end % layout.objectBytes === 0 || end === layout.volumeBytes;
+  if (range.offset < 0 || range.length < 1 || end > layout.volumeBytes || !wholeWindows || !wholeEnd) {
+    throw new InvalidLayoutError(`The range ${range.offset}+${range.length} is not made of whole windows of the volume.`);
+  }
+}
+
+/** Whether the source is still what it was, and as long as planned: behind its end nothing tells a hole from missing data. */
+async function checkSource(input: CopyInput, before: string | null): Promise<string> {
+  const { source, layout } = input;
+  if (source.sizeBytes < layout.volumeBytes) {
+    throw new SourceChangedError(`The source has ${source.sizeBytes} bytes, ${layout.volumeBytes} were planned.`);
+  }
+  const fingerprint = await source.fingerprint();
+  if (before !== null && fingerprint !== before) throw new SourceChangedError("The source changed while it was being read.");
+  return fingerprint;
+}
+
+/** The parent's hashes for this range; the two refusals and their texts are Cinder's. */
+async function openParent(input: CopyInput, signal: AbortSignal): Promise<ParentHashes | null> {
+  const { layout, parent } = input;
+  if ((layout.parentId === null) !== (parent === null)) {
+    throw new InvalidLayoutError("A parent was planned and none given, or the other way round.");
+  }
+  if (parent === null) return null;
+  const list = await readHashList(parent, signal);
+  if (list.blockBytes !== layout.blockBytes) {
+    throw new InvalidBackupError(
+      "Hash block size has changed since the last backup. " +
+        `New hash block size: ${layout.blockBytes}. Old hash block size: ${list.blockBytes}. Do a full backup.`,
+    );
+  }
+  if (list.count < blocksOf(layout.volumeBytes, layout.blockBytes)) {
+    throw new InvalidBackupError("Volume size increased since the last backup. Do a full backup.");
+  }
+  return list;
+}
+
+/** Where the objects of a layout lie, as a reference. */
+export function referenceOf(layout: BackupLayout, repository: Repository): BackupReference {
+  return { backupId: layout.backupId, repository, container: layout.container, prefix: layout.prefix };
+}
+

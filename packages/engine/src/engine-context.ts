@@ -1,0 +1,46 @@
+import { availableParallelism } from "node:os";
+import { MemoryBudget } from "./memory-budget.ts";
+import { CpuPool } from "./threads/cpu-pool.ts";
+import type { ZeroFormResult } from "./threads/cpu-tasks.ts";
+
+/** What all calls on one engine share. */
+export interface EngineContext {
+  pool: CpuPool;
+  memory: MemoryBudget;
+  /** Per length and level: what an object of zeros looks like. Bounded; a volume has two lengths of windows. */
+  zeroForms: Map<string, Promise<ZeroFormResult>>;
+  /** Stored objects, by SHA-256 and length, that were seen to decode to zeros. Bounded. */
+  knownZeros: Map<string, { md5: string }>;
+}
+
+/** Windows and objects held in memory by all concurrent calls together. */
+const memoryBytesDefault = 192 * 1024 * 1024;
+const rememberedMax = 32;
+
+export function createEngineContext(options: { threads?: number; memoryBytes?: number }): EngineContext {
+  return {
+    pool: new CpuPool(Math.max(1, options.threads ?? availableParallelism())),
+    memory: new MemoryBudget(options.memoryBytes ?? memoryBytesDefault),
+    zeroForms: new Map(),
+    knownZeros: new Map(),
+  };
+}
+
+/** Adds to a bounded map, forgetting the oldest entry. */
+export function remember<Value>(map: Map<string, Value>, key: string, value: Value): void {
+  const [oldest] = map.keys();
+  if (map.size >= rememberedMax && oldest !== undefined) map.delete(oldest);
+  map.set(key, value);
+}
+
+/** What an object of `length` zeros looks like at a level; computed once. */
+export function zeroForm(engine: EngineContext, length: number, level: number): Promise<ZeroFormResult> {
+  const key = `${length}:${level}`;
+  const known = engine.zeroForms.get(key);
+  if (known !== undefined) return known;
+  const signal = new AbortController().signal;
+  const form = engine.pool.run({ kind: "zeroForm", length, level }, [], signal);
+  form.catch(() => engine.zeroForms.delete(key));
+  remember(engine.zeroForms, key, form);
+  return form;
+}

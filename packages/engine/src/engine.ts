@@ -1,0 +1,72 @@
+import type { BackupReference } from "./backup-reference.ts";
+import { type BackupWholeInput, backupWhole } from "./backup-whole.ts";
+import { volumeBytesOf } from "./chain.ts";
+import { type CopyInput, copyRange } from "./copy-range.ts";
+import { createEngineContext } from "./engine-context.ts";
+import type { Extent } from "./extents.ts";
+import type { RangeReport } from "./range-report.ts";
+import { type RemoveInput, removeBackup, removeStaging } from "./remove.ts";
+import type { Repository } from "./repository/repository.ts";
+import { type PlanRestoreInput, planRestore, type RestoreRange, restoreRange, restoreWhole } from "./restore.ts";
+import type { RunContext } from "./run-context.ts";
+import { type SealInput, type SealResult, seal } from "./seal.ts";
+import type { VolumeTarget } from "./volume/volume.ts";
+
+/**
+ * The data plane. All calls may run at the same time; they share its threads and its memory. Each verb's contract stands at
+ * the function of the same name. Dispose it when no call is running.
+ */
+export interface Engine extends AsyncDisposable {
+  copyRange(
+    input: CopyInput & { staging: { operationId: string; name: string } },
+    ctx: RunContext,
+  ): Promise<RangeReport>;
+  seal(input: SealInput, ctx: RunContext): Promise<SealResult>;
+  backupWhole(input: BackupWholeInput, ctx: RunContext): Promise<SealResult & { bytesAdopted: number }>;
+  planRestore(
+    input: PlanRestoreInput,
+    ctx: RunContext,
+  ): Promise<{ volumeBytes: number; blockBytes: number; ranges: RestoreRange[] }>;
+  restoreRange(
+    input: {
+      chain: readonly BackupReference[];
+      range: RestoreRange;
+      staging: { operationId: string };
+      target: VolumeTarget;
+    },
+    ctx: RunContext,
+  ): Promise<{ bytesWritten: number; objects: number }>;
+  restoreWhole(
+    input: {
+      chain: readonly BackupReference[];
+      target: VolumeTarget | null;
+      openTarget?: (volumeBytes: number) => Promise<VolumeTarget>;
+      extent?: Extent;
+      zeros?: "write" | "skip";
+    },
+    ctx: RunContext,
+  ): Promise<{ bytes: number }>;
+  volumeBytesOf(reference: BackupReference, signal: AbortSignal): Promise<number>;
+  removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
+  removeStaging(repository: Repository, operationId: string): Promise<void>;
+}
+
+/**
+ * Starts an engine. `threads` hash and compress (default: one per core); `memoryBytes` bounds the windows and objects that
+ * all calls together hold in memory (default 192 MiB).
+ */
+export function openEngine(options: { threads?: number; memoryBytes?: number } = {}): Engine {
+  const context = createEngineContext(options);
+  return {
+    copyRange: (input, ctx) => copyRange(context, input, ctx),
+    seal,
+    backupWhole: (input, ctx) => backupWhole(context, input, ctx),
+    planRestore,
+    restoreRange: (input, ctx) => restoreRange(context, input, ctx),
+    restoreWhole: (input, ctx) => restoreWhole(context, input, ctx),
+    volumeBytesOf,
+    removeBackup,
+    removeStaging,
+    [Symbol.asyncDispose]: () => context.pool[Symbol.asyncDispose](),
+  };
+}

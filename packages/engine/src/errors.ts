@@ -1,0 +1,207 @@
+/**
+ * Every error the engine can throw. Each has a literal `code`, and says in `retryable` whether the same call may succeed
+ * later without anybody changing anything. An abort is not an error of the engine: the reason of the signal is thrown as it is.
+ */
+export abstract class EngineError extends Error {
+  abstract readonly code: string;
+  abstract readonly retryable: boolean;
+
+  constructor(message: string, options?: { cause?: unknown }) {
+    super(message, options);
+    this.name = new.target.name;
+  }
+}
+
+/** The text that names a repository cannot be used. */
+export class RepositoryConfigError extends EngineError {
+  readonly code = "repository_config";
+  readonly retryable = false;
+}
+
+/** The folder is there, but nothing says that it is a repository: an unmounted share looks exactly like this. */
+export class RepositoryUnmarkedError extends EngineError {
+  readonly code = "repository_unmarked";
+  readonly retryable = false;
+}
+
+/** The repository cannot be reached, read or written. */
+export class RepositoryUnavailableError extends EngineError {
+  readonly code = "repository_unavailable";
+  readonly retryable: boolean;
+
+  constructor(message: string, options: { cause?: unknown; retryable: boolean }) {
+    super(message, options);
+    this.retryable = options.retryable;
+  }
+}
+
+/** No space or quota left where backups are stored. */
+export class RepositoryFullError extends EngineError {
+  readonly code = "repository_full";
+  readonly retryable = false;
+}
+
+export class InvalidContainerError extends EngineError {
+  readonly code = "invalid_container";
+  readonly retryable = false;
+}
+
+/** A name that cannot belong to a backup; nothing was read, written or removed. */
+export class InvalidObjectNameError extends EngineError {
+  readonly code = "invalid_object_name";
+  readonly retryable = false;
+}
+
+export class ObjectMissingError extends EngineError {
+  readonly code = "object_missing";
+  readonly retryable = false;
+  readonly container: string;
+  readonly object: string;
+
+  constructor(key: { container: string; name: string }, options?: { cause?: unknown }) {
+    super(`Object ${key.name} is missing in container ${key.container}.`, options);
+    this.container = key.container;
+    this.object = key.name;
+  }
+}
+
+/** The name is taken by other bytes. Two writers disagree, which must never happen: nothing was changed. */
+export class ObjectConflictError extends EngineError {
+  readonly code = "object_conflict";
+  readonly retryable = false;
+  readonly container: string;
+  readonly object: string;
+
+  constructor(key: { container: string; name: string }) {
+    super(`Object ${key.name} in container ${key.container} already exists with different contents.`);
+    this.container = key.container;
+    this.object = key.name;
+  }
+}
+
+/** Stored bytes are not what was written, seen in two separate reads. */
+export class DamagedObjectError extends EngineError {
+  readonly code = "damaged_object";
+  readonly retryable = false;
+  readonly backupId: string;
+  readonly object: string;
+  readonly reason: string;
+
+  constructor(damage: { backupId: string; object: string; reason: string }, options?: { cause?: unknown }) {
+    super(`Backup ${damage.backupId} is damaged: object ${damage.object}: ${damage.reason}.`, options);
+    this.backupId = damage.backupId;
+    this.object = damage.object;
+    this.reason = damage.reason;
+  }
+}
+
+/** The backup is whole, but this build cannot decode it. The text is the one Cinder uses. */
+export class UnsupportedCompressionError extends EngineError {
+  readonly code = "unsupported_compression";
+  readonly retryable = false;
+  readonly label: string;
+
+  constructor(label: string) {
+    super(`unsupported compression algorithm: ${label}`);
+    this.label = label;
+  }
+}
+
+/** The request cannot be carried out with this backup or parent; the text is Cinder's where Cinder has one. */
+export class InvalidBackupError extends EngineError {
+  readonly code = "invalid_backup";
+  readonly retryable = false;
+
+  constructor(reason: string, options?: { cause?: unknown }) {
+    super(`Invalid backup: ${reason}`, options);
+  }
+}
+
+/** The sizes or names fixed at plan contradict each other. */
+export class InvalidLayoutError extends EngineError {
+  readonly code = "invalid_layout";
+  readonly retryable = false;
+}
+
+/** Ranges whose objects or slices are not all there, by index: copy these again, then seal again. */
+export class RangesIncompleteError extends EngineError {
+  readonly code = "ranges_incomplete";
+  readonly retryable = true;
+  readonly ranges: number[];
+
+  constructor(ranges: number[]) {
+    super(`Objects of ${ranges.length === 1 ? "range" : "ranges"} ${ranges.join(", ")} are missing or incomplete.`);
+    this.ranges = ranges;
+  }
+}
+
+/** Objects under the backup's prefix that no range has written: a real Cinder would refuse such a backup. */
+export class StrayObjectsError extends EngineError {
+  readonly code = "stray_objects";
+  readonly retryable = false;
+  readonly objects: string[];
+
+  constructor(objects: string[]) {
+    super(`Objects that do not belong to the backup lie under its prefix: ${objects.join(", ")}.`);
+    this.objects = objects;
+  }
+}
+
+/** The source changed or shrank while it was read. */
+export class SourceChangedError extends EngineError {
+  readonly code = "source_changed";
+  readonly retryable = false;
+}
+
+/** The source of a backup, snapshot or import is not there or cannot be read. */
+export class SourceMissingError extends EngineError {
+  readonly code = "source_missing";
+  readonly retryable = false;
+}
+
+/** A volume that has to exist does not, or one that must not exist does. */
+export class VolumeConflictError extends EngineError {
+  readonly code = "volume_conflict";
+  readonly retryable = false;
+}
+
+/** The volume's own storage failed; the backup is not to blame. */
+export class VolumeStorageError extends EngineError {
+  readonly code = "volume_storage";
+  readonly retryable: boolean;
+
+  constructor(message: string, options: { cause?: unknown; retryable: boolean }) {
+    super(message, options);
+    this.retryable = options.retryable;
+  }
+}
+
+/** No space left where volumes live. */
+export class VolumeStorageFullError extends EngineError {
+  readonly code = "volume_storage_full";
+  readonly retryable = false;
+}
+
+/** The folder of a volume backend is missing or not writable. */
+export class BackendUnavailableError extends EngineError {
+  readonly code = "backend_unavailable";
+  readonly retryable = true;
+}
+
+/** A path outside the configured folders, or one that names no regular file. */
+export class PathNotAllowedError extends EngineError {
+  readonly code = "path_not_allowed";
+  readonly retryable = false;
+}
+
+/** A thread of the engine died; the call that used it can be repeated. */
+export class ThreadFailedError extends EngineError {
+  readonly code = "thread_failed";
+  readonly retryable = true;
+}
+
+/** The errno name of a system error, or "" for anything else. */
+export function errnoOf(error: unknown): string {
+  if (error instanceof Error && "code" in error && typeof error.code === "string") return error.code;
+  return "";
+}

@@ -1,0 +1,189 @@
+import { z } from "zod";
+import { FormatError, streamJson } from "./json-stream.ts";
+import type { BackupLayout } from "./layout.ts";
+import { pythonString } from "./python-json.ts";
+
+/**
+ * `_sha256file`, one line per block, so that the line of block n starts at a fixed place:
+ *
+ *     …,\n  "sha256s": [\n
+ *         "<64 hex digits>",\n      4 + 66 + 1 + 1 = 72 bytes
+ *         "<64 hex digits>"\n  ],\n  "version": "1.0.0", …
+ */
+export const hashLineBytes = 72;
+const digestBytes = 32;
+const version = "1.0.0";
+/** Where the list starts in a document of Cinder's layout: names and descriptions have at most 255 characters there, of up to 12 bytes. */
+const headBytesMax = 64 * 1024;
+const tailBytesMax = 4 * 1024;
+const headMarker = '\n  "sha256s": [\n';
+const tailMarker = "\n  ],\n";
+/** Blocks per read of the list: 2.25 MiB of text. */
+export const hashesPerReadMax = 32 * 1024;
+
+/** The text before the first hash. */
+export function hashListHead(layout: BackupLayout): string {
+  return [
+    "{",
+    `  "backup_description": ${layout.description === null ? "null" : pythonString(layout.description)},`,
+    `  "backup_id": ${pythonString(layout.backupId)},`,
+    `  "backup_name": ${layout.name === null ? "null" : pythonString(layout.name)},`,
+    `  "chunk_size": ${layout.blockBytes},`,
+    `  "created_at": ${pythonString(layout.createdAt)},`,
+    '  "sha256s": [',
+  ].join("\n");
+}
+
+/** The text after the last hash. */
+export function hashListTail(layout: BackupLayout): string {
+  return ["],", `  "version": "${version}",`, `  "volume_id": ${pythonString(layout.volumeId)}`, "}"].join("\n");
+}
+
+/** The lines of consecutive hashes (32 bytes each), separated by commas and newlines, without one at either end. */
+export function encodeHashes(digests: Uint8Array): Uint8Array<ArrayBuffer> {
+  const digits = Buffer.from(digests.buffer, digests.byteOffset, digests.byteLength).toString("hex");
+  const count = digests.length / digestBytes;
+  const lines = Buffer.from(new ArrayBuffer(Math.max(0, count * hashLineBytes - 2)));
+  for (let index = 0; index < count; index++) {
+    const at = index * hashLineBytes;
+    lines.write('    "', at, "latin1");
+    lines.write(digits.slice(index * 64, index * 64 + 64), at + 5, "latin1");
+    lines.write(index + 1 < count ? '",\n' : '"', at + 69, "latin1");
+  }
+  return lines;
+}
+
+/** Reads part of an object; like Repository.get, bound to one hash list. */
+export type ReadHashList = (part: { offset: number; length: number } | null) => AsyncIterable<Uint8Array>;
+
+/** A hash list that can be read in parts. */
+export interface HashList {
+  blockBytes: number;
+  /** Number of blocks of the volume. */
+  count: number;
+  /** 32 bytes for each of the blocks from `first`; FormatError when the list does not hold them. */
+  read(first: number, count: number): Promise<Uint8Array<ArrayBuffer>>;
+}
+
+/**
+ * Opens a hash list of `sizeBytes`. When it has Cinder's layout, two small reads are enough and every part is read by its
+ * place; any other layout is parsed as a stream, each time. Throws FormatError.
+ */
+export async function openHashList(read: ReadHashList, sizeBytes: number): Promise<HashList> {
+  return (await openFixedWidth(read, sizeBytes)) ?? (await openStreamed(read));
+}
+
+const headSchema = z.object({ chunk_size: z.int().min(1).max(2 ** 40) });
+const tailSchema = z.object({ version: z.literal(version) });
+
+async function openFixedWidth(read: ReadHashList, sizeBytes: number): Promise<HashList | null> {
+  const head = await readText(read, { offset: 0, length: Math.min(headBytesMax, sizeBytes) });
+  const headEnd = head.indexOf(headMarker);
+  const tailStart = Math.max(0, sizeBytes - tailBytesMax);
+  const tail = await readText(read, { offset: tailStart, length: sizeBytes - tailStart });
+  const listEnd = tail.lastIndexOf(tailMarker);
+  if (headEnd < 0 || listEnd < 0) return null;
+  const linesStart = headEnd + headMarker.length;
+  const linesBytes = tailStart + listEnd - linesStart;
+  const count = (linesBytes + 2) / hashLineBytes;
+  if (!Number.isInteger(count) || count < 1) return null;
+  const before = headSchema.safeParse(parseJson(`${head.slice(0, headEnd)}"":0}`));
+  const behind = tailSchema.safeParse(parseJson(`{${tail.slice(listEnd + tailMarker.length)}`));
+  if (!before.success || !behind.success) return null;
+  return {
+    blockBytes: before.data.chunk_size,
+    count,
+    read: (first, wanted) => readLines(read, { linesStart, count }, first, wanted),
+  };
+}
+
+async function readLines(
+  read: ReadHashList,
+  list: { linesStart: number; count: number },
+  first: number,
+  wanted: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  if (first < 0 || first + wanted > list.count) throw new FormatError(`it has ${list.count} hashes only`);
+  const digests = new Uint8Array(wanted * digestBytes);
+  for (let done = 0; done < wanted; done += hashesPerReadMax) {
+    const some = Math.min(hashesPerReadMax, wanted - done);
+    const offset = list.linesStart + (first + done) * hashLineBytes;
+    const text = await readText(read, { offset, length: some * hashLineBytes - 2 });
+    decodeLines(text, some, digests.subarray(done * digestBytes));
+  }
+  return digests;
+}
+
+function decodeLines(text: string, count: number, into: Uint8Array): void {
+  if (text.length !== count * hashLineBytes - 2) throw new FormatError("it is shorter than its own layout says");
+  for (let index = 0; index < count; index++) {
+    const line = text.slice(index * hashLineBytes, (index + 1) * hashLineBytes);
+    const end = index + 1 < count ? '",\n' : '"';
+    const digits = line.slice(5, 69);
+    if (!line.startsWith('    "') || line.slice(69) !== end || !/^[0-9a-f]{64}$/.test(digits)) {
+      throw new FormatError("a line of it is not a SHA-256");
+    }
+    into.set(Buffer.from(digits, "hex"), index * digestBytes);
+  }
+}
+
+async function openStreamed(read: ReadHashList): Promise<HashList> {
+  let blockBytes: number | null = null;
+  let stated: unknown = null;
+  let count = 0;
+  for await (const events of streamJson(read(null), { keys: ["chunk_size", "version"], lists: ["sha256s"] })) {
+    for (const event of events) {
+      if (event.inList) {
+        digestOf(event.value);
+        count++;
+      } else if (event.key === "version") {
+        stated = event.value;
+      } else {
+        const parsed = headSchema.safeParse({ chunk_size: event.value });
+        if (parsed.success) blockBytes = parsed.data.chunk_size;
+      }
+    }
+  }
+  if (stated !== version) throw new FormatError("its version is not supported");
+  if (blockBytes === null) throw new FormatError("its chunk_size is missing or impossible");
+  return { blockBytes, count, read: (first, wanted) => readStreamed(read, count, first, wanted) };
+}
+
+async function readStreamed(
+  read: ReadHashList,
+  count: number,
+  first: number,
+  wanted: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  if (first < 0 || first + wanted > count) throw new FormatError(`it has ${count} hashes only`);
+  const digests = new Uint8Array(wanted * digestBytes);
+  let index = 0;
+  for await (const events of streamJson(read(null), { keys: [], lists: ["sha256s"] })) {
+    for (const event of events) {
+      if (index >= first && index < first + wanted) digests.set(digestOf(event.value), (index - first) * digestBytes);
+      index++;
+    }
+    if (index >= first + wanted) return digests;
+  }
+  throw new FormatError("it changed while it was read");
+}
+
+function digestOf(value: unknown): Uint8Array {
+  if (typeof value !== "string" || !/^[0-9a-f]{64}$/.test(value)) throw new FormatError("a line of it is not a SHA-256");
+  return Buffer.from(value, "hex");
+}
+
+async function readText(read: ReadHashList, part: { offset: number; length: number }): Promise<string> {
+  if (part.length <= 0) return "";
+  const chunks: Uint8Array[] = [];
+  for await (const chunk of read(part)) chunks.push(chunk);
+  return Buffer.concat(chunks).toString("latin1");
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,94 @@
+import type { BackupReference } from "./backup-reference.ts";
+import { readHashList, summarize } from "./chain.ts";
+import { EngineError } from "./errors.ts";
+import { checkPrefix, dataNumber } from "./layout.ts";
+import type { Repository } from "./repository/repository.ts";
+import { statedVolumeBytes } from "./volume-meta.ts";
+
+/** A backup as its own objects describe it. */
+export interface ListedBackup {
+  reference: BackupReference;
+  volumeId: string | null;
+  parentId: string | null;
+  name: string | null;
+  description: string | null;
+  createdAt: string | null;
+  /** Exact for backups of this service and for full ones; else rounded up to a block. */
+  volumeBytes: number;
+  blockBytes: number;
+  objects: number;
+  /** Of the data objects. */
+  storedBytes: number;
+  /** Why it cannot be restored, as far as a look at its metadata tells; null when it looks whole. */
+  problem: string | null;
+}
+
+const metadataSuffix = "_metadata";
+
+/** Where every backup of a repository lies, found by the metadata objects, in any order. */
+export async function* findBackups(repository: Repository, signal: AbortSignal): AsyncGenerator<BackupReference> {
+  for await (const container of repository.containers()) {
+    for await (const { name } of repository.list(container, "volume_")) {
+      signal.throwIfAborted();
+      if (!name.endsWith(metadataSuffix)) continue;
+      const prefix = name.slice(0, -metadataSuffix.length);
+      if (!isPrefix(prefix)) continue;
+      yield { backupId: prefix.slice(prefix.lastIndexOf("_") + 1), repository, container, prefix };
+    }
+  }
+}
+
+/** Reads what a backup says about itself. Damage becomes its `problem`; a repository that fails still throws. */
+export async function describeBackup(reference: BackupReference, signal: AbortSignal): Promise<ListedBackup> {
+  const described: ListedBackup = {
+    reference,
+    volumeId: null,
+    parentId: null,
+    name: null,
+    description: null,
+    createdAt: null,
+    volumeBytes: 0,
+    blockBytes: 0,
+    objects: 0,
+    storedBytes: 0,
+    problem: null,
+  };
+  let listed = 0;
+  for await (const { name, sizeBytes } of reference.repository.list(reference.container, reference.prefix)) {
+    if (dataNumber(reference.prefix, name) === null) continue;
+    listed++;
+    described.storedBytes += sizeBytes;
+  }
+  try {
+    const { header, objects, endBytes } = await summarize(reference, signal);
+    const { volumeId, parentId, name, description, createdAt } = header;
+    Object.assign(described, { volumeId, parentId: parentId ?? null, name, description, createdAt, objects });
+    const { count, blockBytes } = await readHashList(reference, signal);
+    described.blockBytes = blockBytes;
+    const candidates = [endBytes, statedVolumeBytes(header.volumeMeta) ?? 0];
+    const inLastBlock = (bytes: number): boolean => bytes > (count - 1) * blockBytes && bytes <= count * blockBytes;
+    described.volumeBytes = candidates.find(inLastBlock) ?? count * blockBytes;
+    if (listed !== objects) described.problem = `${objects} objects are expected and ${listed} are there`;
+  } catch (error) {
+    const own = error instanceof EngineError && ["damaged_object", "unsupported_compression"].includes(error.code);
+    if (!own) throw error;
+    described.problem = (error as EngineError).message;
+  }
+  return described;
+}
+
+/** Whether a place is missing, empty or holds nothing but backups in Cinder's layout, so that marking it cannot be a mistake. */
+export function holdsOnlyBackups(repository: Repository): Promise<boolean> {
+  return repository.holdsOnly((name) => {
+    const prefix = name.replace(/(?:-\d{5,15}|_metadata|_sha256file)$/, "");
+    return prefix !== name && isPrefix(prefix);
+  });
+}
+
+function isPrefix(text: string): boolean {
+  try {
+    return checkPrefix(text) === text;
+  } catch {
+    return false;
+  }
+}

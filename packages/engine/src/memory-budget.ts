@@ -1,0 +1,61 @@
+interface Waiter {
+  bytes: number;
+  start: () => void;
+}
+
+/**
+ * Shares a number of bytes between all concurrent calls, first come, first served. A request larger than the whole budget
+ * waits until it is alone and then runs, so that no object size can stop a backup for ever.
+ */
+export class MemoryBudget {
+  readonly #totalBytes: number;
+  #freeBytes: number;
+  readonly #waiters: Waiter[] = [];
+
+  constructor(totalBytes: number) {
+    this.#totalBytes = totalBytes;
+    this.#freeBytes = totalBytes;
+  }
+
+  /** Waits for `bytes`; the returned function gives them back and may be called once. Throws the signal's reason on abort. */
+  async claim(bytes: number, signal: AbortSignal): Promise<() => void> {
+    signal.throwIfAborted();
+    const share = Math.min(bytes, this.#totalBytes);
+    if (this.#waiters.length > 0 || share > this.#freeBytes) await this.#wait(share, signal);
+    else this.#freeBytes -= share;
+    let held = true;
+    return () => {
+      if (!held) return;
+      held = false;
+      this.#freeBytes += share;
+      this.#startWaiters();
+    };
+  }
+
+  #wait(bytes: number, signal: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const waiter: Waiter = {
+        bytes,
+        start: () => {
+          signal.removeEventListener("abort", leave);
+          resolve();
+        },
+      };
+      const leave = (): void => {
+        this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
+        reject(signal.reason);
+        this.#startWaiters();
+      };
+      signal.addEventListener("abort", leave, { once: true });
+      this.#waiters.push(waiter);
+    });
+  }
+
+  #startWaiters(): void {
+    for (let next = this.#waiters[0]; next !== undefined && next.bytes <= this.#freeBytes; next = this.#waiters[0]) {
+      this.#waiters.shift();
+      this.#freeBytes -= next.bytes;
+      next.start();
+    }
+  }
+}

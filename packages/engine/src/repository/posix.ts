@@ -1,0 +1,407 @@
+import { randomUUID } from "node:crypto";
+import { constants } from "node:fs";
+import { access, chmod, type FileHandle, link, lstat, mkdir, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
+import { join } from "node:path";
+import {
+  EngineError,
+  errnoOf,
+  InvalidContainerError,
+  InvalidObjectNameError,
+  ObjectConflictError,
+  ObjectMissingError,
+  RepositoryFullError,
+  RepositoryUnavailableError,
+  RepositoryUnmarkedError,
+} from "../errors.ts";
+import { type WriteContext, writeBytesMax } from "../run-context.ts";
+import { type ObjectKey, parseContainer, type Repository, reservedContainer } from "./repository.ts";
+
+const markerKey: ObjectKey = { container: reservedContainer, name: "repository.json" };
+/** Where objects are written before they get their name. Same file system as everything else. */
+const temporaryContainer = `${reservedContainer}/tmp`;
+/** What Cinder's driver sets: the backup service's group may read and write. */
+const fileMode = 0o660;
+const folderMode = 0o770;
+const readBytes = 1024 * 1024;
+/** How deep folders are searched for backups. */
+const depthMax = 16;
+
+/** A folder as a repository, in the layout of Cinder's posix and NFS drivers. */
+export class PosixRepository implements Repository {
+  readonly driver = "posix";
+  readonly service = "cinder.backup.drivers.posix.PosixBackupDriver";
+  readonly #root: string;
+
+  /** `root` is absolute. Nothing is touched before the first call. */
+  constructor(root: string) {
+    this.#root = root;
+  }
+
+  async identity(): Promise<{ id: string }> {
+    await this.#checkRoot();
+    let text = "";
+    try {
+      for await (const chunk of this.get(markerKey, { length: 4096 })) text += Buffer.from(chunk).toString("utf8");
+    } catch (error) {
+      if (!(error instanceof ObjectMissingError)) throw error;
+      throw new RepositoryUnmarkedError(
+        `The folder ${this.#root} is not marked as a repository: is the right file system mounted there? If it is new, initialize it.`,
+        { cause: error },
+      );
+    }
+    const id = /^\{"tephra_repository": 1, "id": "([0-9a-f-]{36})"\}$/.exec(text)?.[1];
+    if (id === undefined) throw new RepositoryUnmarkedError(`The marker of the repository ${this.#root} is not readable.`);
+    return { id };
+  }
+
+  async initialize(): Promise<{ id: string }> {
+    await this.#guard("create", this.#root, () => makeFolders(this.#root));
+    await this.#checkRoot();
+    await this.ensureContainer(reservedContainer);
+    const body = Buffer.from(`{"tephra_repository": 1, "id": "${randomUUID()}"}`);
+    try {
+      await this.putIfAbsent(markerKey, body, { signal: new AbortController().signal, fence: () => {} });
+    } catch (error) {
+      if (!(error instanceof ObjectConflictError)) throw error;
+    }
+    return this.identity();
+  }
+
+  defaultContainer(backupId: string): string {
+    return parseContainer(`${backupId.slice(0, 2)}/${backupId.slice(2, 4)}/${backupId}`);
+  }
+
+  defaultPrefix(input: { volumeId: string; backupId: string; at: Date }): string {
+    const time = input.at.toISOString().replace(/\D/g, "").slice(0, 14);
+    return `volume_${input.volumeId}_${time}_backup_${input.backupId}`;
+  }
+
+  async ensureContainer(container: string): Promise<void> {
+    const path = this.#folder(container);
+    await this.#guard("create", path, async () => {
+      if (await folderExists(path)) return;
+      await makeFolders(path, this.#root);
+    });
+    await this.#checkInside(container, path);
+  }
+
+  async putIfAbsent(
+    key: ObjectKey,
+    body: Uint8Array | AsyncIterable<Uint8Array>,
+    ctx: WriteContext,
+  ): Promise<"stored" | "exists"> {
+    const path = this.#path(key);
+    const folder = this.#folder(key.container);
+    await this.#checkInside(key.container, folder);
+    return this.#guard("store", path, async () => {
+      if (await this.#holds(key, path, body, ctx.signal)) {
+        await syncFolder(folder);
+        return "exists";
+      }
+      const temporary = join(this.#root, temporaryContainer, randomUUID());
+      try {
+        await this.#writeTemporary(temporary, body, ctx);
+        ctx.signal.throwIfAborted();
+        ctx.fence();
+        const outcome = await this.#publish(key, temporary, path, ctx.signal);
+        await syncFolder(folder);
+        return outcome;
+      } finally {
+        await unlink(temporary).catch(ignoreMissing);
+      }
+    });
+  }
+
+  async *get(
+    key: ObjectKey,
+    options: { offset?: number; length?: number; signal?: AbortSignal } = {},
+  ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+    const path = this.#path(key);
+    await this.#checkInside(key.container, this.#folder(key.container), key);
+    const file = await this.#guard("read", path, () => openRegular(path), key);
+    try {
+      let offset = options.offset ?? 0;
+      const end = options.length === undefined ? Number.POSITIVE_INFINITY : offset + options.length;
+      while (offset < end) {
+        options.signal?.throwIfAborted();
+        const chunk = new Uint8Array(Math.min(readBytes, end - offset));
+        const { bytesRead } = await this.#guard("read", path, () => file.read(chunk, 0, chunk.length, offset));
+        if (bytesRead === 0) return;
+        offset += bytesRead;
+        yield chunk.subarray(0, bytesRead);
+      }
+    } finally {
+      await file.close();
+    }
+  }
+
+  async stat(key: ObjectKey): Promise<{ sizeBytes: number }> {
+    const path = this.#path(key);
+    await this.#checkInside(key.container, this.#folder(key.container), key);
+    const status = await this.#guard("read", path, () => lstat(path), key);
+    if (!status.isFile()) throw notRegular(path);
+    return { sizeBytes: status.size };
+  }
+
+  async *list(container: string, prefix: string): AsyncGenerator<{ name: string; sizeBytes: number }> {
+    const path = this.#folder(container);
+    let folder: Awaited<ReturnType<typeof opendir>>;
+    try {
+      await this.#checkInside(container, path, markerKey);
+      folder = await this.#guard("list", path, () => opendir(path, { bufferSize: 512 }), markerKey);
+    } catch (error) {
+      if (error instanceof ObjectMissingError) return;
+      throw error;
+    }
+    for await (const entry of folder) {
+      if (!entry.name.startsWith(prefix) || entry.isDirectory()) continue;
+      const status = await lstat(join(path, entry.name)).catch(ignoreMissing);
+      if (status !== undefined) yield { name: entry.name, sizeBytes: status.size };
+    }
+  }
+
+  async remove(key: ObjectKey): Promise<void> {
+    const path = this.#path(key);
+    const folder = this.#folder(key.container);
+    try {
+      await this.#checkInside(key.container, folder, key);
+      await this.#guard("remove", path, () => unlink(path), key);
+    } catch (error) {
+      if (!(error instanceof ObjectMissingError)) throw error;
+    }
+    // A folder that belongs to one backup or operation alone goes with its last object.
+    if (/^(?:\.tephra\/[^/]+|[^/]{2}\/[^/]{2}\/[^/]+)$/.test(key.container)) await rmdir(folder).catch(() => {});
+  }
+
+  async *containers(): AsyncGenerator<string> {
+    await this.#checkRoot();
+    yield* this.#foldersBelow("", 0);
+  }
+
+  async holdsOnly(belongs: (name: string) => boolean): Promise<boolean> {
+    if (!(await folderExists(await realpath(this.#root).catch(() => this.#root)))) return true;
+    const search = async (folder: string, depth: number): Promise<boolean> => {
+      for (const entry of await this.#guard("list", folder, () => readdir(folder, { withFileTypes: true }))) {
+        const own = depth === 0 && [reservedContainer, "lost+found"].includes(entry.name);
+        if (own) continue;
+        const inner = entry.isDirectory() && depth < depthMax && (await search(join(folder, entry.name), depth + 1));
+        if (!inner && !(entry.isFile() && belongs(entry.name))) return false;
+      }
+      return true;
+    };
+    return search(this.#root, 0);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {}
+
+  async *#foldersBelow(container: string, depth: number): AsyncGenerator<string> {
+    const path = join(this.#root, container);
+    const inner: string[] = [];
+    const folder = await this.#guard("list", path, () => opendir(path));
+    for await (const entry of folder) {
+      if (entry.isDirectory() && !(container === "" && entry.name.startsWith(reservedContainer))) inner.push(entry.name);
+    }
+    if (container !== "") yield container;
+    if (depth === depthMax) return;
+    for (const name of inner) yield* this.#foldersBelow(container === "" ? name : `${container}/${name}`, depth + 1);
+  }
+
+  async #checkRoot(): Promise<void> {
+    try {
+      const status = await lstat(await realpath(this.#root));
+      if (!status.isDirectory()) throw new Error("not a folder");
+      await access(this.#root, constants.R_OK | constants.W_OK | constants.X_OK);
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      throw new RepositoryUnavailableError(`The repository ${this.#root} is missing or cannot be written: ${reason}.`, {
+        cause: error,
+        retryable: true,
+      });
+    }
+  }
+
+  #folder(container: string): string {
+    if (container !== reservedContainer && !/^\.tephra\/[A-Za-z0-9-]+$/.test(container)) parseContainer(container);
+    return join(this.#root, container);
+  }
+
+  #path(key: ObjectKey): string {
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
+    if (/[/\u0000]/.test(key.name) || ["", ".", ".."].includes(key.name) || Buffer.byteLength(key.name) > 255) {
+      throw new InvalidObjectNameError(`Not a name for an object: ${JSON.stringify(key.name.slice(0, 300))}.`);
+    }
+    return join(this.#folder(key.container), key.name);
+  }
+
+  /** Refuses a container that leads somewhere else through a symbolic link. `missing` turns a missing one into ObjectMissingError. */
+  async #checkInside(container: string, path: string, missing?: ObjectKey): Promise<void> {
+    const [real, root] = await this.#guard("open", path, () => Promise.all([realpath(path), realpath(this.#root)]), missing);
+    if (real !== join(root, container)) {
+      throw new InvalidContainerError(`The container ${container} leads out of its place through a symbolic link.`);
+    }
+  }
+
+  /** Whether the name is taken by the body's bytes; ObjectConflictError when by others. Leaves the body alone when it is free. */
+  async #holds(
+    key: ObjectKey,
+    path: string,
+    body: Uint8Array | AsyncIterable<Uint8Array>,
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const existing = await openRegular(path).catch(ignoreMissing);
+    if (existing === undefined) return false;
+    try {
+      if (!(await fileHolds(existing, body, signal))) throw new ObjectConflictError(key);
+      return true;
+    } finally {
+      await existing.close();
+    }
+  }
+
+  async #writeTemporary(path: string, body: Uint8Array | AsyncIterable<Uint8Array>, ctx: WriteContext): Promise<void> {
+    const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
+    const file = await open(path, flags, fileMode).catch(async (error: unknown) => {
+      if (errnoOf(error) !== "ENOENT") throw error;
+      await this.ensureContainer(temporaryContainer);
+      return open(path, flags, fileMode);
+    });
+    try {
+      let offset = 0;
+      for await (const piece of pieces(body)) {
+        ctx.signal.throwIfAborted();
+        ctx.fence();
+        await writeAll(file, piece, offset);
+        offset += piece.length;
+      }
+      await file.chmod(fileMode);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+  }
+
+  /** Gives the temporary file its name, unless somebody else was first. */
+  async #publish(key: ObjectKey, temporary: string, path: string, signal: AbortSignal): Promise<"stored" | "exists"> {
+    try {
+      await link(temporary, path);
+      return "stored";
+    } catch (error) {
+      if (errnoOf(error) !== "EEXIST") throw error;
+    }
+    const mine = await openRegular(temporary);
+    try {
+      if (!(await this.#holds(key, path, fileChunks(mine), signal))) throw new ObjectMissingError(key);
+      return "exists";
+    } finally {
+      await mine.close();
+    }
+  }
+
+  /** Runs a file-system call and turns its failure into an error of the engine. `missing`: what ENOENT means. */
+  async #guard<Result>(verb: string, path: string, call: () => Promise<Result>, missing?: ObjectKey): Promise<Result> {
+    try {
+      return await call();
+    } catch (error) {
+      throw this.#translate(verb, path, error, missing);
+    }
+  }
+
+  #translate(verb: string, path: string, error: unknown, missing: ObjectKey | undefined): unknown {
+    const errno = errnoOf(error);
+    if (error instanceof EngineError || errno === "" || !/^E[A-Z0-9]+$/.test(errno)) return error;
+    if (missing !== undefined && (errno === "ENOENT" || errno === "ENOTDIR")) {
+      return new ObjectMissingError(missing, { cause: error });
+    }
+    if (errno === "ENOSPC" || errno === "EDQUOT") {
+      const cure = "Free space there or remove backups, then try again";
+      return new RepositoryFullError(`No space left in the repository ${this.#root}. ${cure}.`, { cause: error });
+    }
+    const permanent = ["EACCES", "EPERM", "EROFS", "ELOOP", "ENAMETOOLONG", "ENOTDIR", "EISDIR"].includes(errno);
+    const detail = `cannot ${verb} ${path} (${errno})`;
+    return new RepositoryUnavailableError(`The repository ${this.#root} is unavailable: ${detail}.`, {
+      cause: error,
+      retryable: !permanent,
+    });
+  }
+}
+
+async function makeFolders(path: string, below?: string): Promise<void> {
+  const first = await mkdir(path, { recursive: true, mode: folderMode });
+  if (first === undefined) return;
+  for (let folder = path; folder.length >= first.length && folder !== below; folder = join(folder, "..")) {
+    await chmod(folder, folderMode);
+    await syncFolder(join(folder, ".."));
+  }
+}
+
+async function folderExists(path: string): Promise<boolean> {
+  const status = await lstat(path).catch(ignoreMissing);
+  return status?.isDirectory() ?? false;
+}
+
+/** Opens for reading without following a link and without hanging on a FIFO. */
+async function openRegular(path: string): Promise<FileHandle> {
+  const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  if ((await file.stat()).isFile()) return file;
+  await file.close();
+  throw notRegular(path);
+}
+
+function notRegular(path: string): RepositoryUnavailableError {
+  return new RepositoryUnavailableError(`${path} is not a regular file.`, { retryable: false });
+}
+
+async function fileHolds(
+  file: FileHandle,
+  body: Uint8Array | AsyncIterable<Uint8Array>,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const { size } = await file.stat();
+  let offset = 0;
+  for await (const piece of pieces(body)) {
+    signal.throwIfAborted();
+    const stored = Buffer.allocUnsafe(piece.length);
+    const { bytesRead } = await file.read(stored, 0, piece.length, offset);
+    if (bytesRead !== piece.length || !stored.equals(piece)) return false;
+    offset += piece.length;
+  }
+  return offset === size;
+}
+
+async function* fileChunks(file: FileHandle): AsyncGenerator<Uint8Array> {
+  for (let offset = 0; ; ) {
+    const chunk = new Uint8Array(readBytes);
+    const { bytesRead } = await file.read(chunk, 0, chunk.length, offset);
+    if (bytesRead === 0) return;
+    offset += bytesRead;
+    yield chunk.subarray(0, bytesRead);
+  }
+}
+
+async function* pieces(body: Uint8Array | AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const chunks = body instanceof Uint8Array ? [body] : body;
+  for await (const chunk of chunks) {
+    for (let start = 0; start < chunk.length; start += writeBytesMax) yield chunk.subarray(start, start + writeBytesMax);
+  }
+}
+
+async function writeAll(file: FileHandle, data: Uint8Array, offset: number): Promise<void> {
+  for (let done = 0; done < data.length; ) {
+    const { bytesWritten } = await file.write(data, done, data.length - done, offset + done);
+    done += bytesWritten;
+  }
+}
+
+/** Makes names durable. */
+async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}
+
+function ignoreMissing(error: unknown): undefined {
+  if (errnoOf(error) !== "ENOENT") throw error;
+}

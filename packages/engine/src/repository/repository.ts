@@ -1,0 +1,88 @@
+import { InvalidContainerError, InvalidObjectNameError } from "../errors.ts";
+import type { WriteContext } from "../run-context.ts";
+
+export interface ObjectKey {
+  container: string;
+  name: string;
+}
+
+/**
+ * Where backups are stored. Dumb on purpose: no retry, no cache, no knowledge of the format beyond the names it hands out.
+ * Every method throws RepositoryUnavailableError when the storage fails, with `retryable` saying whether waiting may help.
+ */
+export interface Repository extends AsyncDisposable {
+  readonly driver: "posix";
+  /** What Cinder calls the service of a backup: the driver's class path there. */
+  readonly service: string;
+
+  /**
+   * Reads the marker that makes a place a repository. RepositoryUnavailableError when the place is missing or cannot be
+   * written; RepositoryUnmarkedError when it is there without a marker, as an unmounted share is.
+   */
+  identity(): Promise<{ id: string }>;
+  /** Creates the place and its marker where absent. Idempotent; two at once agree on one identity. */
+  initialize(): Promise<{ id: string }>;
+
+  /** The container of a backup for which the request names none. */
+  defaultContainer(backupId: string): string;
+  /** The start of a backup's object names, in the form of the Cinder driver of the same kind. */
+  defaultPrefix(input: { volumeId: string; backupId: string; at: Date }): string;
+  /** Creates the container where absent. */
+  ensureContainer(container: string): Promise<void>;
+
+  /**
+   * Stores an object unless the name is taken; durable when it resolves, including an object that was there before. A name
+   * that is taken by equal bytes gives "exists", by other bytes ObjectConflictError. The object appears whole or not at all;
+   * after a failure or abort nothing stays behind under the name. The fence is called before every write and before publishing.
+   * RepositoryFullError when space runs out. The body is consumed at most once.
+   */
+  putIfAbsent(
+    key: ObjectKey,
+    body: Uint8Array | AsyncIterable<Uint8Array>,
+    ctx: WriteContext,
+  ): Promise<"stored" | "exists">;
+  /** Streams an object, or part of it; a part beyond the end is cut. Chunks belong to the reader. ObjectMissingError. */
+  get(
+    key: ObjectKey,
+    options?: { offset?: number; length?: number; signal?: AbortSignal },
+  ): AsyncIterable<Uint8Array<ArrayBuffer>>;
+  /** ObjectMissingError. */
+  stat(key: ObjectKey): Promise<{ sizeBytes: number }>;
+  /** Objects whose names start with the prefix, in any order; a missing container is empty. */
+  list(container: string, prefix: string): AsyncIterable<{ name: string; sizeBytes: number }>;
+  /** Removes an object; a missing one is success. */
+  remove(key: ObjectKey): Promise<void>;
+  /** Every container that may hold backups, in any order; not the ones of this service. */
+  containers(): AsyncIterable<string>;
+  /** Whether the place is missing, or every object in it, at whatever depth, has a name that `belongs` accepts. */
+  holdsOnly(belongs: (name: string) => boolean): Promise<boolean>;
+}
+
+/** Everything that is ours and no backup lies in containers that start so; users cannot name them. */
+export const reservedContainer = ".tephra";
+
+/** The container for what an operation stages: slices and maps. Throws InvalidObjectNameError for an id that is no id. */
+export function stagingContainer(operationId: string): string {
+  if (!/^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/.test(operationId)) {
+    throw new InvalidObjectNameError(`Not the id of an operation: ${JSON.stringify(operationId.slice(0, 100))}.`);
+  }
+  return `${reservedContainer}/${operationId}`;
+}
+
+/**
+ * Parses a container that a user named: a relative path of at most 255 characters without empty, `.` or `..` parts, control
+ * characters or backslashes, outside what is reserved. That it leads out through a symbolic link is refused when it is used.
+ */
+export function parseContainer(text: string): string {
+  const refuse = (reason: string): never => {
+    throw new InvalidContainerError(`Invalid container ${JSON.stringify(text.slice(0, 300))}: ${reason}.`);
+  };
+  if (text.length === 0) refuse("it is empty");
+  if (Buffer.byteLength(text) > 255) refuse("it is longer than 255 bytes");
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
+  if (/[\u0000-\u001f\u007f\\]/.test(text)) refuse("it has a control character or a backslash");
+  if (text.startsWith("/")) refuse("it is absolute");
+  if (text.split("/").some((part) => part === "" || part === "." || part === "..")) refuse("it has an empty, . or .. part");
+  if (text.startsWith(reservedContainer)) refuse(`names that start with ${reservedContainer} are reserved`);
+  return text;
+}

@@ -1,0 +1,205 @@
+import { createHash } from "node:crypto";
+import { z } from "zod";
+import type { BackupReference } from "./backup-reference.ts";
+import { type Chain, openChain, readHashList, streamEntries } from "./chain.ts";
+import type { EngineContext } from "./engine-context.ts";
+import { InvalidBackupError, InvalidLayoutError } from "./errors.ts";
+import type { Extent } from "./extents.ts";
+import { mapConcurrent } from "./map-concurrent.ts";
+import { type MappedObject, type MergeStep, mergeLayers } from "./merge-layers.ts";
+import { type Repository, stagingContainer } from "./repository/repository.ts";
+import { type RestoreJob, restoreObject } from "./restore-object.ts";
+import type { RunContext } from "./run-context.ts";
+import type { VolumeTarget } from "./volume/volume.ts";
+
+/** A part of a restore that one task carries out, with the staged slice of the map that says where its bytes come from. */
+export interface RestoreRange extends Extent {
+  map: { name: string; digest: string };
+  objects: number;
+}
+
+export interface PlanRestoreInput {
+  /** Newest first; ends with the full backup. */
+  chain: readonly BackupReference[];
+  rangeBytes: number;
+  rangesMax: number;
+  staging: { operationId: string; name: string };
+}
+
+/**
+ * Merges a chain into one map and stages it in slices next to the newest backup, one per range, cut where no object crosses.
+ * Everything that the metadata objects can show to be wrong is found here, before a byte is written.
+ */
+export async function planRestore(
+  input: PlanRestoreInput,
+  ctx: RunContext,
+): Promise<{ volumeBytes: number; blockBytes: number; ranges: RestoreRange[] }> {
+  const chain = await openChain(input.chain, ctx.signal);
+  const { volumeBytes } = chain;
+  const { repository } = chain.references[0] as BackupReference;
+  const container = stagingContainer(input.staging.operationId);
+  if (input.rangeBytes < 1 || input.rangesMax < 1) throw new InvalidLayoutError("A range must not be empty.");
+  const rangeBytes = Math.max(input.rangeBytes, Math.ceil(volumeBytes / input.rangesMax));
+  await repository.ensureContainer(container);
+  const ranges: RestoreRange[] = [];
+  let objects: MappedObject[] = [];
+  let offset = 0;
+  const finish = async (end: number): Promise<void> => {
+    const name = `${input.staging.name}-map-${ranges.length}`;
+    const digest = await stageMap(repository, { container, name }, objects, ctx);
+    ranges.push({ offset, length: end - offset, map: { name, digest }, objects: objects.length });
+    objects = [];
+    offset = end;
+  };
+  for await (const step of mergedSteps(chain, ctx.signal)) {
+    if (step.kind === "object") objects.push(step.object);
+    else if (step.at - offset >= rangeBytes) await finish(step.at);
+  }
+  if (volumeBytes > offset) await finish(volumeBytes);
+  return { volumeBytes, blockBytes: chain.hashes.blockBytes, ranges };
+}
+
+/** Carries out one range of a planned restore. The target must be a new file: zeros are not written. */
+export async function restoreRange(
+  engine: EngineContext,
+  input: {
+    chain: readonly BackupReference[];
+    range: RestoreRange;
+    staging: { operationId: string };
+    target: VolumeTarget;
+  },
+  ctx: RunContext,
+): Promise<{ bytesWritten: number; objects: number }> {
+  const [newest] = input.chain;
+  if (newest === undefined) throw new InvalidBackupError("There is nothing to restore from.");
+  const key = { container: stagingContainer(input.staging.operationId), name: input.range.map.name };
+  const objects = await readMap(newest.repository, key, input.range, ctx.signal);
+  const hashes = await readHashList(newest, ctx.signal);
+  const { offset, length } = input.range;
+  const job = { references: input.chain, hashes, target: input.target, bounds: { offset, length } };
+  const bytesWritten = await restoreObjects({ ...job, engine, skipZeros: true, ctx }, objects);
+  await input.target.flush();
+  return { bytesWritten, objects: objects.length };
+}
+
+/**
+ * Restores a whole volume, or the part `extent` of it, in this process, without staging anything. `openTarget` is called with
+ * the exact length once the chain has been found in order. `zeros` says whether zeros must be written (the default: right for
+ * every target) or may be skipped (only for a target that is zero everywhere). The target stays the caller's.
+ */
+export async function restoreWhole(
+  engine: EngineContext,
+  input: {
+    chain: readonly BackupReference[];
+    target: VolumeTarget | null;
+    openTarget?: (volumeBytes: number) => Promise<VolumeTarget>;
+    extent?: Extent;
+    zeros?: "write" | "skip";
+  },
+  ctx: RunContext,
+): Promise<{ bytes: number }> {
+  const chain = await openChain(input.chain, ctx.signal);
+  const target = input.target ?? (await input.openTarget?.(chain.volumeBytes));
+  if (target === undefined) throw new InvalidLayoutError("A restore needs a target.");
+  const bounds = input.extent ?? { offset: 0, length: chain.volumeBytes };
+  if (bounds.offset + bounds.length > chain.volumeBytes || target.sizeBytes < bounds.offset + bounds.length) {
+    throw new InvalidLayoutError("The part to restore does not lie within both the backup and the target.");
+  }
+  const { references, hashes } = chain;
+  const skipZeros = input.zeros === "skip";
+  const job = { engine, references, hashes, target, bounds, skipZeros, ctx };
+  const bytes = await restoreObjects(job, objectsWithin(mergedSteps(chain, ctx.signal), bounds));
+  await target.flush();
+  return { bytes };
+}
+
+/** Restores objects as they come, several at a time; returns the bytes of the volume they cover within the bounds. */
+async function restoreObjects(
+  job: RestoreJob,
+  objects: Iterable<MappedObject> | AsyncIterable<MappedObject>,
+): Promise<number> {
+  let bytesDone = 0;
+  const restored = mapConcurrent(objects, (object, signal) => restoreObject(job, object, signal), {
+    concurrency: job.engine.pool.threads + 2,
+    signal: job.ctx.signal,
+  });
+  for await (const bytes of restored) {
+    bytesDone += bytes;
+    job.ctx.onProgress({ bytesDone, bytesStored: bytesDone });
+  }
+  return bytesDone;
+}
+
+async function* objectsWithin(steps: AsyncIterable<MergeStep>, bounds: Extent): AsyncGenerator<MappedObject> {
+  for await (const step of steps) {
+    if (step.kind === "cut") continue;
+    const wanted = step.object.segments.some(
+      ([start, end]) => end > bounds.offset && start < bounds.offset + bounds.length,
+    );
+    if (wanted) yield step.object;
+  }
+}
+
+function mergedSteps(chain: Chain, signal: AbortSignal): AsyncGenerator<MergeStep> {
+  return mergeLayers({
+    references: chain.references,
+    layers: chain.references.map((reference) => streamEntries(reference, signal)),
+    volumeBytes: chain.volumeBytes,
+    blockBytes: chain.hashes.blockBytes,
+  });
+}
+
+/** One line of a staged map: layer, number, offset, length, zlib or not, MD5, segments. */
+const mapLine = z.tuple([
+  z.int(),
+  z.int(),
+  z.int(),
+  z.int(),
+  z.enum(["zlib", "none"]),
+  z.string(),
+  z.array(z.tuple([z.int(), z.int()])).min(1),
+]);
+
+async function stageMap(
+  repository: Repository,
+  key: { container: string; name: string },
+  objects: readonly MappedObject[],
+  ctx: RunContext,
+): Promise<string> {
+  const hash = createHash("sha256");
+  async function* lines(): AsyncGenerator<Uint8Array> {
+    for (const { layer, entry, segments } of objects) {
+      const line = [layer, entry.number, entry.offset, entry.length, entry.compression, entry.md5, segments];
+      const bytes = Buffer.from(`${JSON.stringify(line)}\n`);
+      hash.update(bytes);
+      yield bytes;
+    }
+  }
+  await repository.putIfAbsent(key, lines(), ctx);
+  return hash.digest("hex");
+}
+
+/** Reads a slice of the map and makes sure that it is the planned one. */
+async function readMap(
+  repository: Repository,
+  key: { container: string; name: string },
+  range: RestoreRange,
+  signal: AbortSignal,
+): Promise<MappedObject[]> {
+  const hash = createHash("sha256");
+  const chunks: Uint8Array[] = [];
+  for await (const chunk of repository.get(key, { signal })) {
+    hash.update(chunk);
+    chunks.push(chunk);
+  }
+  if (hash.digest("hex") !== range.map.digest) {
+    throw new InvalidBackupError(`The staged map ${key.name} is not the one that was planned; plan the restore again.`);
+  }
+  const objects: MappedObject[] = [];
+  for (const line of Buffer.concat(chunks).toString("latin1").split("\n")) {
+    if (line === "") continue;
+    const [layer, number, offset, length, compression, md5, segments] = mapLine.parse(JSON.parse(line));
+    objects.push({ layer, entry: { number, offset, length, compression, md5 }, segments });
+  }
+  return objects;
+}

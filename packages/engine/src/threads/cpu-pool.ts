@@ -1,0 +1,106 @@
+import { Worker } from "node:worker_threads";
+import { ThreadFailedError } from "../errors.ts";
+import type { CpuRequest, CpuResult } from "./cpu-tasks.ts";
+import type { CpuAnswer, CpuMessage } from "./cpu-thread.ts";
+
+interface Job {
+  message: CpuMessage;
+  transfer: ArrayBuffer[];
+  resolve: (answer: CpuAnswer) => void;
+  reject: (error: Error) => void;
+}
+
+/**
+ * Threads for hashing and compression, started when first needed. Requests are taken in order. The threads do not keep a
+ * process alive while they are idle.
+ */
+export class CpuPool implements AsyncDisposable {
+  readonly #threadsMax: number;
+  readonly #threads = new Set<Worker>();
+  readonly #idle: Worker[] = [];
+  readonly #queue: Job[] = [];
+  readonly #running = new Map<Worker, Job>();
+  #closed = false;
+
+  constructor(threadsMax: number) {
+    this.#threadsMax = threadsMax;
+  }
+
+  get threads(): number {
+    return this.#threadsMax;
+  }
+
+  /**
+   * Runs one request. The buffers in `transfer` move to the thread and are lost to the caller. On abort the thread is told
+   * to stop, and the signal's reason is thrown once it has.
+   */
+  async run<Request extends CpuRequest>(
+    request: Request,
+    transfer: ArrayBuffer[],
+    signal: AbortSignal,
+  ): Promise<CpuResult<Request>> {
+    signal.throwIfAborted();
+    const cancel = new Int32Array(new SharedArrayBuffer(4));
+    const onAbort = (): void => void Atomics.store(cancel, 0, 1);
+    signal.addEventListener("abort", onAbort, { once: true });
+    try {
+      const answer = await new Promise<CpuAnswer>((resolve, reject) => {
+        this.#queue.push({ message: { request, cancel }, transfer, resolve, reject });
+        this.#next();
+      });
+      signal.throwIfAborted();
+      if (answer.outcome === "failed") throw new ThreadFailedError(answer.message);
+      return answer.result as CpuResult<Request>;
+    } finally {
+      signal.removeEventListener("abort", onAbort);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#closed = true;
+    for (const job of this.#queue.splice(0)) job.reject(new ThreadFailedError("The engine was closed."));
+    await Promise.all([...this.#threads].map((thread) => thread.terminate()));
+  }
+
+  #next(): void {
+    if (this.#closed) {
+      for (const job of this.#queue.splice(0)) job.reject(new ThreadFailedError("The engine was closed."));
+      return;
+    }
+    while (this.#queue.length > 0) {
+      const thread = this.#idle.pop() ?? (this.#threads.size < this.#threadsMax ? this.#start() : undefined);
+      if (thread === undefined) return;
+      const job = this.#queue.shift() as Job;
+      this.#running.set(thread, job);
+      thread.ref();
+      thread.postMessage(job.message, job.transfer);
+    }
+  }
+
+  #start(): Worker {
+    const entry = new URL(import.meta.url.endsWith(".ts") ? "./cpu-thread.ts" : "./cpu-thread.js", import.meta.url);
+    const thread = new Worker(entry);
+    this.#threads.add(thread);
+    thread.on("message", (answer: CpuAnswer) => {
+      const job = this.#running.get(thread);
+      this.#running.delete(thread);
+      this.#idle.push(thread);
+      thread.unref();
+      job?.resolve(answer);
+      this.#next();
+    });
+    thread.on("error", (error) => this.#bury(thread, error));
+    thread.on("exit", () => this.#bury(thread, new Error("The thread has ended.")));
+    return thread;
+  }
+
+  #bury(thread: Worker, cause: unknown): void {
+    if (!this.#threads.delete(thread)) return;
+    const at = this.#idle.indexOf(thread);
+    if (at >= 0) this.#idle.splice(at, 1);
+    const job = this.#running.get(thread);
+    this.#running.delete(thread);
+    job?.reject(new ThreadFailedError("A thread for hashing and compression died.", { cause }));
+    this.#next();
+  }
+}

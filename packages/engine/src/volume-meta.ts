@@ -1,0 +1,56 @@
+import { type JsonValue, pythonJson } from "./python-json.ts";
+
+/** What is kept about a volume inside its backup. */
+export interface VolumeMetaInput {
+  volumeId: string;
+  /** Exact length. */
+  volumeBytes: number;
+  name: string | null;
+  description: string | null;
+  /** The volume's own keys and values. */
+  metadata?: Readonly<Record<string, string>>;
+}
+
+/** The key in volume-base-metadata that holds the exact length. Cinder ignores columns that it does not know. */
+const bytesKey = "tephra_bytes";
+const gibibyte = 1024 ** 3;
+
+/**
+ * The volume_meta string in Cinder's version 2: the columns that a real Cinder needs for a restore, and the exact length,
+ * which its size in GiB cannot say.
+ */
+export function encodeVolumeMeta(input: VolumeMetaInput): string {
+  const document: { [key: string]: JsonValue } = {
+    version: 2,
+    "volume-base-metadata": {
+      id: input.volumeId,
+      size: Math.max(1, Math.ceil(input.volumeBytes / gibibyte)),
+      display_name: input.name,
+      display_description: input.description,
+      encryption_key_id: null,
+      volume_type_id: null,
+      [bytesKey]: input.volumeBytes,
+    },
+  };
+  const metadata = input.metadata ?? {};
+  if (Object.keys(metadata).length > 0) document["volume-metadata"] = { ...metadata };
+  return pythonJson(document);
+}
+
+/** The exact length noted in a volume_meta string, or null. Only a claim: check it against the backup. */
+export function statedVolumeBytes(volumeMeta: string | null): number | null {
+  if (volumeMeta === null) return null;
+  try {
+    const document: unknown = JSON.parse(volumeMeta);
+    const base = property(document, "volume-base-metadata");
+    const bytes = property(base, bytesKey);
+    return typeof bytes === "number" && Number.isSafeInteger(bytes) && bytes >= 0 ? bytes : null;
+  } catch {
+    return null;
+  }
+}
+
+function property(value: unknown, key: string): unknown {
+  if (typeof value !== "object" || value === null || !Object.hasOwn(value, key)) return undefined;
+  return (value as Record<string, unknown>)[key];
+}

@@ -1,0 +1,106 @@
+import { constants } from "node:fs";
+import { copyFile, open, unlink } from "node:fs/promises";
+import { errnoOf, SourceChangedError } from "../errors.ts";
+import { type RunContext, writeBytesMax } from "../run-context.ts";
+import { type FileSource } from "./file-source.ts";
+import { FileTarget } from "./file-target.ts";
+import { guardStorage } from "./storage-error.ts";
+
+const mode = 0o660;
+/** Changes while copying are met with this many tries in all. */
+const triesMax = 3;
+
+/**
+ * Copies a source to a new file at `path`, which must not exist: by sharing its blocks where the file system can, else by
+ * copying what is not zero. The copy is of one point in time: when the source changed meanwhile it is tried twice more, then
+ * SourceChangedError. Durable when it resolves; on any failure the new file is removed.
+ */
+export async function copyToNewFile(source: FileSource, path: string, ctx: RunContext): Promise<{ sizeBytes: number }> {
+  ctx.signal.throwIfAborted();
+  ctx.fence();
+  if (await shareBlocks(source.descriptorPath, path)) {
+    return { sizeBytes: await settle(path) };
+  }
+  for (let tries = 1; ; tries++) {
+    try {
+      const before = await source.fingerprint();
+      await copySparse(source, path, { offset: 0, sizeBytes: source.sizeBytes }, ctx);
+      if ((await source.fingerprint()) === before) return { sizeBytes: await settle(path) };
+    } catch (error) {
+      await unlinkIfThere(path);
+      if (!(error instanceof SourceChangedError) || tries === triesMax) throw error;
+      continue;
+    }
+    await unlinkIfThere(path);
+    if (tries === triesMax) {
+      throw new SourceChangedError(`The source ${source.path} changed while it was being copied, ${triesMax} times in a row.`);
+    }
+  }
+}
+
+/** A clone by reflink (FICLONE), which is atomic; false where the file system cannot. */
+export async function shareBlocks(from: string, to: string): Promise<boolean> {
+  try {
+    await copyFile(from, to, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE_FORCE);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === "EEXIST") throw error;
+    await unlinkIfThere(to);
+    return false;
+  }
+}
+
+/** Writes what is not zero from `offset` of the source to the same place in a file of `sizeBytes`, created where missing. */
+export async function copySparse(
+  source: FileSource,
+  path: string,
+  part: { offset: number; sizeBytes: number },
+  ctx: RunContext,
+): Promise<void> {
+  const file = await guardStorage(`create ${path}`, () =>
+    open(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, mode),
+  );
+  await using target = new FileTarget(file, { path, sizeBytes: part.sizeBytes });
+  await guardStorage(`write ${path}`, () => file.truncate(part.sizeBytes));
+  const range = { offset: part.offset, length: Math.max(0, part.sizeBytes - part.offset) };
+  let bytesStored = 0;
+  for await (const extent of source.dataExtents(range)) {
+    const end = extent.offset + extent.length;
+    for (let offset = extent.offset; offset < end; offset += writeBytesMax) {
+      ctx.signal.throwIfAborted();
+      const data = Buffer.alloc(Math.min(writeBytesMax, end - offset));
+      await source.read(data, offset);
+      if (!isZero(data)) {
+        ctx.fence();
+        await target.write(data, offset);
+        bytesStored += data.length;
+      }
+      ctx.onProgress({ bytesDone: offset + data.length - part.offset, bytesStored });
+    }
+  }
+  await target.flush();
+}
+
+/** Sets the mode whatever the umask, makes the file durable, and says how long it is. */
+async function settle(path: string): Promise<number> {
+  return guardStorage(`write ${path}`, async () => {
+    const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW);
+    try {
+      await file.chmod(mode);
+      await file.sync();
+      return (await file.stat()).size;
+    } finally {
+      await file.close();
+    }
+  });
+}
+
+export async function unlinkIfThere(path: string): Promise<void> {
+  await unlink(path).catch((error: unknown) => {
+    if (errnoOf(error) !== "ENOENT") throw error;
+  });
+}
+
+function isZero(data: Buffer): boolean {
+  return data[0] === 0 && data.compare(data, 0, data.length - 1, 1, data.length) === 0;
+}

@@ -1,0 +1,338 @@
+import { randomUUID } from "node:crypto";
+import { constants } from "node:fs";
+import { access, link, lstat, mkdir, open, readdir, rename } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { BackendUnavailableError, errnoOf, PathNotAllowedError, SourceMissingError, VolumeConflictError } from "../errors.ts";
+import type { RunContext } from "../run-context.ts";
+import { allowedPath } from "./allowed-path.ts";
+import { copySparse, copyToNewFile, shareBlocks, unlinkIfThere } from "./copy-file.ts";
+import { type FileSource, openFileSource } from "./file-source.ts";
+import { FileTarget } from "./file-target.ts";
+import { guardStorage } from "./storage-error.ts";
+import type { VolumeSource, VolumeTarget } from "./volume.ts";
+
+const mode = 0o660;
+/** Where files are made before they get their name, apart from the volumes so that looking for leftovers stays cheap. */
+const draftFolder = ".drafts";
+
+/**
+ * The `file` volume backend: `volume-<id>` and `snapshot-<id>` are raw images in one folder. Every verb is idempotent, so that
+ * it can be run again after a crash at any point. Whatever takes time is made under a private name, is durable, and gets its
+ * name by one rename. Several processes may use the folder at once.
+ */
+export class FileBackend {
+  readonly #folder: string;
+
+  /** `folder` is absolute; see openFileBackend. */
+  constructor(folder: string) {
+    this.#folder = folder;
+  }
+
+  /** Makes an empty (sparse) volume. An existing one of the same length is success, of another VolumeConflictError. */
+  async create(volumeId: string, sizeBytes: number): Promise<void> {
+    const path = this.#volume(volumeId);
+    const draft = await this.#draft(path);
+    try {
+      await this.#createEmpty(draft, sizeBytes);
+      await guardStorage(`create ${path}`, () => link(draft, path)).catch(async (error: unknown) => {
+        const existing = await lstat(path).catch(() => undefined);
+        if (existing?.isFile() && existing.size === sizeBytes) return;
+        if (existing === undefined) throw error;
+        throw new VolumeConflictError(`Volume ${volumeId} already exists with another length.`, { cause: error });
+      });
+      await this.#syncFolder();
+    } finally {
+      await unlinkIfThere(draft);
+    }
+  }
+
+  /** Removes a volume; a missing one is success. */
+  async remove(volumeId: string): Promise<void> {
+    await guardStorage(`remove volume ${volumeId}`, () => unlinkIfThere(this.#volume(volumeId)));
+    await this.#syncFolder();
+  }
+
+  /** SourceMissingError when there is no such volume. */
+  openSource(volumeId: string): Promise<VolumeSource> {
+    return openFileSource(this.#volume(volumeId));
+  }
+
+  /** SourceMissingError when there is no such snapshot. */
+  openSnapshotSource(snapshotId: string): Promise<VolumeSource> {
+    return openFileSource(this.#snapshot(snapshotId));
+  }
+
+  /** Whether a snapshot shares blocks with its volume (reflink) instead of copying them. */
+  async canSnapshotCheaply(): Promise<boolean> {
+    const from = join(this.#folder, `.probe-${randomUUID()}`);
+    const to = `${from}-copy`;
+    try {
+      await this.#createEmpty(from, 4096);
+      return await shareBlocks(from, to);
+    } finally {
+      await unlinkIfThere(from);
+      await unlinkIfThere(to);
+    }
+  }
+
+  /**
+   * Freezes a volume under a snapshot's name. A snapshot that is already there is kept as it is. SourceChangedError when the
+   * volume kept changing while it had to be copied.
+   */
+  async snapshot(volumeId: string, snapshotId: string, ctx: RunContext): Promise<{ sizeBytes: number }> {
+    const path = this.#snapshot(snapshotId);
+    const existing = await lstat(path).catch(() => undefined);
+    if (existing?.isFile()) return { sizeBytes: existing.size };
+    await using source = await openFileSource(this.#volume(volumeId));
+    return this.#copyAndPublish(source, path, ctx);
+  }
+
+  /** Removes a snapshot; a missing one is success. */
+  async removeSnapshot(snapshotId: string): Promise<void> {
+    await guardStorage(`remove snapshot ${snapshotId}`, () => unlinkIfThere(this.#snapshot(snapshotId)));
+    await this.#syncFolder();
+  }
+
+  /** Makes a volume of a file, with the file's exact length. See allowedPath for what may be named. */
+  async importFile(
+    path: string,
+    volumeId: string,
+    options: { roots: readonly string[] },
+    ctx: RunContext,
+  ): Promise<{ sizeBytes: number }> {
+    await using source = await openImport(path, options.roots);
+    return this.#copyAndPublish(source, this.#volume(volumeId), ctx);
+  }
+
+  /** The checks of importFile alone. */
+  async statImport(path: string, options: { roots: readonly string[] }): Promise<{ sizeBytes: number }> {
+    await using source = await openImport(path, options.roots);
+    return { sizeBytes: source.sizeBytes };
+  }
+
+  /** Writes a volume to a file. The file appears whole or not at all; an existing regular file is replaced. */
+  async exportFile(
+    volumeId: string,
+    path: string,
+    options: { roots: readonly string[] },
+    ctx: RunContext,
+  ): Promise<{ sizeBytes: number }> {
+    const target = await allowedPath(path, options.roots);
+    await refuseIrregular(target);
+    await using source = await openFileSource(this.#volume(volumeId));
+    const draft = join(dirname(target), `.${basename(target).slice(0, 200)}.${randomUUID()}`);
+    try {
+      const copied = await copyToNewFile(source, draft, ctx);
+      await refuseIrregular(target);
+      ctx.signal.throwIfAborted();
+      ctx.fence();
+      await guardStorage(`create ${target}`, () => rename(draft, target));
+      await syncFolder(dirname(target));
+      return copied;
+    } finally {
+      await unlinkIfThere(draft);
+    }
+  }
+
+  /**
+   * Prepares a private new file for a restore, replacing one that an earlier run has left. It has `sizeBytes`; with `keepTail`
+   * it is as long as the existing volume if that is longer, and holds that volume's bytes from `sizeBytes` on. All else is zero.
+   */
+  async beginRestore(
+    volumeId: string,
+    operationId: string,
+    options: { sizeBytes: number; keepTail: boolean },
+    ctx: RunContext = unlimited,
+  ): Promise<void> {
+    const path = this.#restore(operationId);
+    const draft = await this.#draft(path);
+    try {
+      await this.#createEmpty(draft, options.sizeBytes);
+      if (options.keepTail) await this.#copyTail(volumeId, draft, options.sizeBytes, ctx);
+      await guardStorage(`create ${path}`, () => rename(draft, path));
+      await this.#syncFolder();
+    } finally {
+      await unlinkIfThere(draft);
+    }
+  }
+
+  /** Opens the private file of a restore for writing. VolumeConflictError when there is none. */
+  async openRestoreTarget(volumeId: string, operationId: string): Promise<VolumeTarget> {
+    const path = this.#restore(operationId);
+    const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW).catch((error: unknown) => {
+      throw new VolumeConflictError(`Volume ${volumeId} is not being restored (${errnoOf(error)}).`, { cause: error });
+    });
+    return new FileTarget(file, { path, sizeBytes: (await file.stat()).size });
+  }
+
+  /**
+   * Puts the restored file in the volume's place. `freshInode` publishes a copy, so that whoever still has the private file
+   * open can no longer reach the volume. Calling it again after success changes nothing.
+   */
+  async publishRestore(
+    volumeId: string,
+    operationId: string,
+    options: { freshInode: boolean },
+    ctx: RunContext = unlimited,
+  ): Promise<void> {
+    const path = this.#restore(operationId);
+    const volume = this.#volume(volumeId);
+    const restored = await lstat(path).catch(() => undefined);
+    if (restored === undefined) {
+      if ((await lstat(volume).catch(() => undefined)) !== undefined) return;
+      throw new VolumeConflictError(`Volume ${volumeId} is not being restored.`);
+    }
+    await using source = await openFileSource(path);
+    if (options.freshInode) {
+      await this.#copyAndPublish(source, volume, ctx);
+      await unlinkIfThere(path);
+    } else {
+      await syncFile(path);
+      await guardStorage(`create ${volume}`, () => rename(path, volume));
+    }
+    await this.#syncFolder();
+  }
+
+  /** Throws the private file of a restore away; the volume stays as it was. A missing one is success. */
+  async abandonRestore(_volumeId: string, operationId: string): Promise<void> {
+    const path = this.#restore(operationId);
+    await this.#removeDrafts(path);
+    await guardStorage(`remove ${path}`, () => unlinkIfThere(path));
+    await this.#syncFolder();
+  }
+
+  async #copyAndPublish(source: FileSource, path: string, ctx: RunContext): Promise<{ sizeBytes: number }> {
+    const draft = await this.#draft(path);
+    try {
+      const copied = await copyToNewFile(source, draft, ctx);
+      ctx.signal.throwIfAborted();
+      ctx.fence();
+      await guardStorage(`create ${path}`, () => rename(draft, path));
+      await this.#syncFolder();
+      return copied;
+    } finally {
+      await unlinkIfThere(draft);
+    }
+  }
+
+  async #copyTail(volumeId: string, draft: string, sizeBytes: number, ctx: RunContext): Promise<void> {
+    await using existing = await openFileSource(this.#volume(volumeId));
+    if (existing.sizeBytes <= sizeBytes) return;
+    await copySparse(existing, draft, { offset: sizeBytes, sizeBytes: existing.sizeBytes }, ctx);
+  }
+
+  async #createEmpty(path: string, sizeBytes: number): Promise<void> {
+    await guardStorage(`create ${path}`, async () => {
+      const file = await open(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, mode);
+      try {
+        await file.chmod(mode);
+        await file.truncate(sizeBytes);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+    });
+  }
+
+  /** A new private name for what will become `path`. What an interrupted run has left for the same path is removed. */
+  async #draft(path: string): Promise<string> {
+    await this.#removeDrafts(path);
+    return join(this.#folder, draftFolder, `${draftStart(path)}${randomUUID()}`);
+  }
+
+  async #removeDrafts(path: string): Promise<void> {
+    const folder = join(this.#folder, draftFolder);
+    await guardStorage(`create ${folder}`, () => mkdir(folder, { recursive: true, mode: 0o770 }));
+    for (const name of await guardStorage(`list ${folder}`, () => readdir(folder))) {
+      if (name.startsWith(draftStart(path))) await unlinkIfThere(join(folder, name));
+    }
+  }
+
+  #syncFolder(): Promise<void> {
+    return syncFolder(this.#folder);
+  }
+
+  #volume(id: string): string {
+    return join(this.#folder, `volume-${checkId(id)}`);
+  }
+
+  #snapshot(id: string): string {
+    return join(this.#folder, `snapshot-${checkId(id)}`);
+  }
+
+  #restore(id: string): string {
+    return join(this.#folder, `.restore-${checkId(id)}`);
+  }
+}
+
+/** Opens the folder of a `file` backend. BackendUnavailableError unless it is a folder that can be written. */
+export async function openFileBackend(folder: string): Promise<FileBackend> {
+  const path = resolve(folder);
+  try {
+    if (!(await lstat(join(path, "."))).isDirectory()) throw new Error("not a folder");
+    await access(path, constants.R_OK | constants.W_OK | constants.X_OK);
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new BackendUnavailableError(`The folder of volumes ${path} is missing or cannot be written: ${reason}.`, {
+      cause: error,
+    });
+  }
+  return new FileBackend(path);
+}
+
+const unlimited: RunContext = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
+
+function draftStart(path: string): string {
+  return `${basename(path)}.`;
+}
+
+function checkId(id: string): string {
+  if (!/^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/.test(id)) {
+    throw new PathNotAllowedError(`Not an id: ${JSON.stringify(id.slice(0, 100))}.`);
+  }
+  return id;
+}
+
+/** Opens a file that a user named, checked on the descriptor that is then read. */
+async function openImport(path: string, roots: readonly string[]): Promise<FileSource> {
+  const allowed = await allowedPath(path, roots);
+  const status = await lstat(allowed).catch((error: unknown) => {
+    throw new SourceMissingError(`There is no file ${path}.`, { cause: error });
+  });
+  const refused = new PathNotAllowedError(`${path} is not a regular file inside an allowed folder.`);
+  if (!status.isFile()) throw refused;
+  const source = await openFileSource(allowed);
+  if ((await source.isRegular()) && (await source.currentPath()) === allowed) return source;
+  await source[Symbol.asyncDispose]();
+  throw refused;
+}
+
+async function refuseIrregular(path: string): Promise<void> {
+  const status = await lstat(path).catch(() => undefined);
+  if (status !== undefined && !status.isFile()) {
+    throw new PathNotAllowedError(`${path} exists and is not a regular file.`);
+  }
+}
+
+async function syncFile(path: string): Promise<void> {
+  await guardStorage(`write ${path}`, async () => {
+    const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW);
+    try {
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+  });
+}
+
+/** Makes names durable. */
+async function syncFolder(path: string): Promise<void> {
+  await guardStorage(`write ${path}`, async () => {
+    const folder = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
+    try {
+      await folder.sync();
+    } finally {
+      await folder.close();
+    }
+  });
+}

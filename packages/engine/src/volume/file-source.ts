@@ -1,0 +1,99 @@
+import { constants } from "node:fs";
+import { type FileHandle, open, readlink } from "node:fs/promises";
+import { errnoOf, SourceChangedError, SourceMissingError } from "../errors.ts";
+import type { Extent } from "../extents.ts";
+import { type DataFinder, loadDataFinder } from "./data-extents.ts";
+import { guardStorage } from "./storage-error.ts";
+import type { VolumeSource } from "./volume.ts";
+
+/** A regular file or block device that is read as it is: raw bytes, whatever they look like. */
+export class FileSource implements VolumeSource {
+  readonly sizeBytes: number;
+  readonly path: string;
+  readonly #file: FileHandle;
+  readonly #findData: DataFinder;
+
+  /** Takes over the file. */
+  constructor(file: FileHandle, options: { path: string; sizeBytes: number; findData: DataFinder }) {
+    this.#file = file;
+    this.path = options.path;
+    this.sizeBytes = options.sizeBytes;
+    this.#findData = options.findData;
+  }
+
+  /** A path by which the kernel opens the very file that was checked, whatever its name points to by now. */
+  get descriptorPath(): string {
+    return `/proc/self/fd/${this.#file.fd}`;
+  }
+
+  /** Where the open file is now, by the kernel's account: free of links. */
+  currentPath(): Promise<string> {
+    return readlink(this.descriptorPath);
+  }
+
+  async isRegular(): Promise<boolean> {
+    return (await this.#file.stat()).isFile();
+  }
+
+  async read(into: Uint8Array, offset: number): Promise<void> {
+    for (let done = 0; done < into.length; ) {
+      const { bytesRead } = await guardStorage(`read ${this.path}`, () =>
+        this.#file.read(into, done, into.length - done, offset + done),
+      );
+      if (bytesRead === 0) {
+        throw new SourceChangedError(`The source ${this.path} ends at ${offset + done}, it had ${this.sizeBytes} bytes.`);
+      }
+      done += bytesRead;
+    }
+  }
+
+  async *dataExtents(range: Extent): AsyncGenerator<Extent> {
+    yield* this.#findData(this.#file.fd, range);
+  }
+
+  async fingerprint(): Promise<string> {
+    const status = await guardStorage(`read ${this.path}`, () => this.#file.stat({ bigint: true }));
+    return [status.ino, status.size, status.mtimeNs, status.ctimeNs].join(":");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#file.close();
+  }
+}
+
+/**
+ * Opens a regular file or block device for reading. Never follows a link in the last part of the path and never hangs on a
+ * FIFO. SourceMissingError when there is no such thing to read.
+ */
+export async function openFileSource(path: string): Promise<FileSource> {
+  const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(
+    (error: unknown) => {
+      throw new SourceMissingError(`The source ${path} cannot be opened (${errnoOf(error)}).`, { cause: error });
+    },
+  );
+  try {
+    const status = await file.stat();
+    if (!status.isFile() && !status.isBlockDevice()) {
+      throw new SourceMissingError(`The source ${path} is neither a regular file nor a block device.`);
+    }
+    const sizeBytes = status.isFile() ? status.size : await deviceBytes(file);
+    return new FileSource(file, { path, sizeBytes, findData: await loadDataFinder() });
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+/** The length of a block device, by bisection: one byte can be read before the end and none behind it. */
+async function deviceBytes(file: FileHandle): Promise<number> {
+  const readable = async (offset: number): Promise<boolean> =>
+    (await file.read(new Uint8Array(1), 0, 1, offset)).bytesRead === 1;
+  let low = 0;
+  let high = 2 ** 52;
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2);
+    if (await readable(middle)) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}

@@ -1,0 +1,100 @@
+import { randomUUID } from "node:crypto";
+import { constants } from "node:fs";
+import { type FileHandle, lstat, open, rename, unlink } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { errnoOf, PathNotAllowedError } from "../errors.ts";
+import { guardStorage } from "./storage-error.ts";
+import type { VolumeTarget } from "./volume.ts";
+
+/** A regular file or block device that is written in place. */
+export class FileTarget implements VolumeTarget {
+  readonly sizeBytes: number;
+  readonly path: string;
+  readonly #file: FileHandle;
+
+  /** Takes over the file. */
+  constructor(file: FileHandle, options: { path: string; sizeBytes: number }) {
+    this.#file = file;
+    this.path = options.path;
+    this.sizeBytes = options.sizeBytes;
+  }
+
+  async write(data: Uint8Array, offset: number): Promise<void> {
+    for (let done = 0; done < data.length; ) {
+      const { bytesWritten } = await guardStorage(`write ${this.path}`, () =>
+        this.#file.write(data, done, data.length - done, offset + done),
+      );
+      done += bytesWritten;
+    }
+  }
+
+  async flush(): Promise<void> {
+    await guardStorage(`write ${this.path}`, () => this.#file.sync());
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#file.close();
+  }
+}
+
+/** A target named by a path: a new file that appears under its name only when it is whole, or what is there, written in place. */
+export interface PathTarget extends AsyncDisposable {
+  /** Whether every byte is known to be zero before the restore. */
+  readonly isNew: boolean;
+  readonly target: VolumeTarget;
+  /** Makes everything durable and gives a new file its name. Without this call, disposing removes a new file. */
+  publish(): Promise<void>;
+}
+
+/**
+ * Opens the target of a restore by path. A missing file is created with `sizeBytes`; an existing regular file is brought to
+ * that length; a block device must be long enough. Links, FIFOs and folders are refused with PathNotAllowedError.
+ */
+export async function openPathTarget(path: string, sizeBytes: number): Promise<PathTarget> {
+  const status = await lstat(path).catch((error: unknown) => {
+    if (errnoOf(error) !== "ENOENT") throw error;
+  });
+  if (status === undefined) return createPathTarget(path, sizeBytes);
+  if (!status.isFile() && !status.isBlockDevice()) {
+    throw new PathNotAllowedError(`The target ${path} is neither a regular file nor a block device.`);
+  }
+  const file = await guardStorage(`open ${path}`, () => open(path, constants.O_RDWR | constants.O_NOFOLLOW));
+  const target = new FileTarget(file, { path, sizeBytes });
+  try {
+    if ((await file.stat()).isFile()) await guardStorage(`write ${path}`, () => file.truncate(sizeBytes));
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+  return {
+    isNew: false,
+    target,
+    publish: () => target.flush(),
+    [Symbol.asyncDispose]: () => target[Symbol.asyncDispose](),
+  };
+}
+
+async function createPathTarget(path: string, sizeBytes: number): Promise<PathTarget> {
+  const temporary = join(dirname(path), `.${basename(path).slice(0, 200)}.${randomUUID()}`);
+  const file = await guardStorage(`create ${path}`, () =>
+    open(temporary, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o660),
+  );
+  const target = new FileTarget(file, { path, sizeBytes });
+  const discard = async (): Promise<void> => {
+    await target[Symbol.asyncDispose]();
+    await unlink(temporary).catch((error: unknown) => {
+      if (errnoOf(error) !== "ENOENT") throw error;
+    });
+  };
+  try {
+    await guardStorage(`write ${path}`, () => file.truncate(sizeBytes));
+  } catch (error) {
+    await discard();
+    throw error;
+  }
+  const publish = async (): Promise<void> => {
+    await target.flush();
+    await guardStorage(`create ${path}`, () => rename(temporary, path));
+  };
+  return { isNew: true, target, publish, [Symbol.asyncDispose]: discard };
+}

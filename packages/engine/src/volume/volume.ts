@@ -1,0 +1,28 @@
+import type { Extent } from "../extents.ts";
+
+/** A volume, snapshot or image that is read. The engine reads it at several places at once. */
+export interface VolumeSource extends AsyncDisposable {
+  /** Exact length when it was opened. */
+  readonly sizeBytes: number;
+  /** Fills `into` from `offset`. SourceChangedError when the source has become shorter; VolumeStorageError when it fails. */
+  read(into: Uint8Array, offset: number): Promise<void>;
+  /**
+   * The parts of `range` that may hold anything but zeros, ascending; what lies between them is known to be zero without
+   * reading it. A source that cannot tell yields the whole range.
+   */
+  dataExtents(range: Extent): AsyncIterable<Extent>;
+  /**
+   * Changes whenever the contents may have changed; equal before and after a read means a read of one point in time. Equal
+   * on every machine that opens the same source.
+   */
+  fingerprint(): Promise<string>;
+}
+
+/** A volume or image that a restore writes. Different parts may be written at the same time. */
+export interface VolumeTarget extends AsyncDisposable {
+  readonly sizeBytes: number;
+  /** Writes all of `data`. VolumeStorageFullError when space runs out; VolumeStorageError for any other failure. */
+  write(data: Uint8Array, offset: number): Promise<void>;
+  /** Resolves when everything written so far is durable. */
+  flush(): Promise<void>;
+}

@@ -52,7 +52,8 @@ export interface Instance extends AsyncDisposable {
   request(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<Reply>;
   // biome-ignore lint/suspicious/noExplicitAny: rows of whatever the test asked for
   sql(text: string, params?: readonly unknown[]): Promise<any[]>;
-  startWorker(env?: Record<string, string>): Promise<Program>;
+  /** `prefix` is put before the command line: a program that runs the worker in a surrounding of its own. */
+  startWorker(env?: Record<string, string>, prefix?: readonly string[]): Promise<Program>;
   /** Settles when GET /readyz answers 200. The port stays the same over restarts. */
   startApi(env?: Record<string, string>): Promise<Program>;
   /** Settles when the process is gone. */
@@ -82,9 +83,14 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
   const workers: Program[] = [];
   let api: Program | null = null;
   const url = `http://127.0.0.1:${port}`;
-  const start = async (name: string, entry: string, env: Record<string, string> = {}): Promise<Program> => {
-    const command = projectNode();
-    const program = await spawnProgram({ name, command, args: [join(root, entry)], env: { ...environment, ...env } });
+  const start = async (
+    name: string,
+    entry: string,
+    env: Record<string, string> = {},
+    prefix: readonly string[] = [],
+  ): Promise<Program> => {
+    const [command = projectNode(), ...args] = [...prefix, projectNode(), join(root, entry)];
+    const program = await spawnProgram({ name, command, args, env: { ...environment, ...env } });
     programs.push(program);
     return program;
   };
@@ -102,8 +108,8 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
     workers,
     request: (method, path, body, headers = {}) => request(url + path, { method, body, headers }),
     sql: async (text, params = []) => (await pool.query(text, [...params])).rows,
-    startWorker: async (env) => {
-      const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js", env);
+    startWorker: async (env, prefix) => {
+      const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js", env, prefix);
       workers.push(worker);
       return worker;
     },

@@ -85,7 +85,11 @@ export function openSites(config: Config, log: Logger): Sites {
     backend: openBackend,
     async [Symbol.asyncDispose]() {
       for (const { repository } of repositories.values()) {
-        await repository[Symbol.asyncDispose]().catch((error: unknown) => log.warn({ err: error }, "repository did not close"));
+        try {
+          await repository[Symbol.asyncDispose]();
+        } catch (error) {
+          log.warn({ err: error }, "repository did not close");
+        }
       }
     },
   };

@@ -4,6 +4,7 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ConfigError, NotFoundError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
 import { lockBackup } from "./backups.ts";
+import { nilUuid } from "./listing.ts";
 import { countDown, endOperation, fixPlan, lockLiveOperation, lockOperation, type OperationRow, startPhase } from "./operations.ts";
 import { finishTask, type Json, type NewTask, type TaskResult } from "./tasks.ts";
 import { volumeMeta } from "./volume-meta.ts";
@@ -79,7 +80,7 @@ export async function planBackup(
 ): Promise<BackupPlan> {
   const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
   if (operation.plan !== null) return operation.plan as unknown as BackupPlan;
-  const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? "" }, include: { parent: true } });
+  const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid }, include: { parent: true } });
   const volume = await database.volume.findUnique({ where: { id: backup.volumeId }, include: { attachments: true } });
   if (!volume) throw new NotFoundError("Volume", backup.volumeId);
   const snapshot = backup.snapshotId ? await database.snapshot.findUnique({ where: { id: backup.snapshotId } }) : null;
@@ -213,11 +214,11 @@ export interface SealedBackup {
 export async function finishBackup(database: Database, operationId: string, result: TaskResult, sealed: SealedBackup): Promise<void> {
   await inTransaction(database, async (tx) => {
     const { volumeId, backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    await lockVolume(tx, volumeId ?? "");
-    const backup = await lockBackup(tx, backupId ?? "");
+    await lockVolume(tx, volumeId ?? nilUuid);
+    const backup = await lockBackup(tx, backupId ?? nilUuid);
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
-    if (backup?.status !== "creating") throw new NotFoundError("Backup", backupId ?? "");
+    if (backup?.status !== "creating") throw new NotFoundError("Backup", backupId ?? nilUuid);
     const now = new Date();
     await tx.backup.update({
       where: { id: backup.id },
@@ -249,7 +250,7 @@ async function releaseSource(tx: Transaction, operation: OperationRow, previousS
 /** The backup ends in `error` with a reason; the volume does not suffer for it (API spec 9.1). Rows are locked by the caller. */
 export async function failBackupCreate(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await tx.backup.updateMany({
-    where: { id: operation.backupId ?? "", status: "creating", deletedAt: null },
+    where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
     data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
   });
   await releaseSource(tx, operation, "error_backing-up");

@@ -1,5 +1,6 @@
 import { lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { nilUuid } from "./listing.ts";
 import { endOperation, lockLiveOperation, type OperationRow } from "./operations.ts";
 import { releaseQuota } from "./quotas.ts";
 import { finishTask, type TaskResult } from "./tasks.ts";
@@ -16,7 +17,7 @@ export interface Removal {
  */
 export async function planRemoval(database: Database, operationId: string): Promise<Removal | null> {
   const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
-  const backup = await database.backup.findUnique({ where: { id: operation.backupId ?? "" } });
+  const backup = await database.backup.findUnique({ where: { id: operation.backupId ?? nilUuid } });
   if (!backup?.container || !backup.serviceMetadata) return null;
   const twins = await database.backup.count({
     where: {
@@ -34,7 +35,7 @@ export async function planRemoval(database: Database, operationId: string): Prom
 export async function finishBackupDelete(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
     const { backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    const row = await tx.backup.findFirst({ where: { id: backupId ?? "", deletedAt: null } });
+    const row = await tx.backup.findFirst({ where: { id: backupId ?? nilUuid, deletedAt: null } });
     if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
     if (row) await lockBackup(tx, row.id);
     const operation = await lockLiveOperation(tx, operationId);
@@ -48,7 +49,7 @@ export async function finishBackupDelete(database: Database, operationId: string
 /** Nothing is half forgotten: the row stays, in `error`, and can be deleted again. */
 export async function failBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await tx.backup.updateMany({
-    where: { id: operation.backupId ?? "", status: "deleting" },
+    where: { id: operation.backupId ?? nilUuid, status: "deleting" },
     data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
   });
   await endOperation(tx, operation, { state: "failed", reason });

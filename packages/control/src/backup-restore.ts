@@ -2,6 +2,7 @@ import { lockBackup, readChain } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError } from "./errors.ts";
 import type { Prisma } from "./generated/client.ts";
+import { nilUuid } from "./listing.ts";
 import { countDown, endOperation, fixPlan, lockLiveOperation, lockOperation, type OperationRow, startPhase } from "./operations.ts";
 import { finishTask, type Json, type TaskResult } from "./tasks.ts";
 import { lockVolume } from "./volumes.ts";
@@ -32,9 +33,9 @@ export const restoreTargetOf = (operationId: string, claim: number): string => `
 export async function planRestore(database: Database, operationId: string, options: { rangeBytes: number }): Promise<RestorePlan> {
   const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
   if (operation.plan !== null) return operation.plan as unknown as RestorePlan;
-  const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? "" } });
-  const volume = await database.volume.findUnique({ where: { id: operation.volumeId ?? "" } });
-  if (!volume) throw new NotFoundError("Volume", operation.volumeId ?? "");
+  const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid } });
+  const volume = await database.volume.findUnique({ where: { id: operation.volumeId ?? nilUuid } });
+  if (!volume) throw new NotFoundError("Volume", operation.volumeId ?? nilUuid);
   const links = await readChain(database, backup.id);
   const oldest = links.at(-1);
   const bottom = oldest ? await database.backup.findUnique({ where: { id: oldest.id } }) : null;
@@ -107,8 +108,8 @@ export async function claimsWereLost(database: Database, operationId: string): P
 export async function finishRestore(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
     const { volumeId, backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    const volume = await lockVolume(tx, volumeId ?? "");
-    const backup = await lockBackup(tx, backupId ?? "");
+    const volume = await lockVolume(tx, volumeId ?? nilUuid);
+    const backup = await lockBackup(tx, backupId ?? nilUuid);
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     const plan = operation.plan as unknown as RestorePlan;
@@ -151,17 +152,17 @@ export interface Damage {
 export async function failRestore(tx: Transaction, operation: OperationRow, reason: string, damage: Damage | null): Promise<void> {
   const now = new Date();
   await tx.volume.updateMany({
-    where: { id: operation.volumeId ?? "", status: "restoring-backup" },
+    where: { id: operation.volumeId ?? nilUuid, status: "restoring-backup" },
     data: { status: "error_restoring", previousStatus: "restoring-backup", updatedAt: now },
   });
   if (damage) {
     await tx.backup.updateMany({ where: { id: damage.backupId, deletedAt: null }, data: { damage: `${damage.object}: ${damage.reason}` } });
     await tx.backup.updateMany({
-      where: { id: operation.backupId ?? "", status: "restoring" },
+      where: { id: operation.backupId ?? nilUuid, status: "restoring" },
       data: { status: "error_restoring", failReason: reason.slice(0, 255), updatedAt: now },
     });
   } else {
-    await releaseBackup(tx, operation.backupId ?? "");
+    await releaseBackup(tx, operation.backupId ?? nilUuid);
   }
   const plan = operation.plan as unknown as RestorePlan | null;
   await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? needsOf(plan) : null });

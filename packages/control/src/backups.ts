@@ -58,6 +58,11 @@ export interface BackupFilter {
   status?: string;
   volumeId?: string;
   projectId?: string;
+  id?: string;
+  parentId?: string;
+  snapshotId?: string;
+  container?: string;
+  availabilityZone?: string;
 }
 
 /** @throws NotFoundError when the marker is unknown or another project's */
@@ -68,7 +73,8 @@ export async function listBackups(
 ): Promise<{ rows: BackupRow[]; count: number }> {
   const { filter, page } = query;
   if (page.marker !== undefined) await getBackup(database, principal, page.marker);
-  if (filter.volumeId !== undefined && !isUuid(filter.volumeId)) return { rows: [], count: 0 };
+  const ids = [filter.volumeId, filter.id, filter.parentId, filter.snapshotId];
+  if (ids.some((id) => id !== undefined && !isUuid(id))) return { rows: [], count: 0 };
   const all = principal.isAdmin && query.allProjects;
   const projectId = all ? filter.projectId : principal.projectId;
   const where: Prisma.BackupWhereInput = {
@@ -77,6 +83,11 @@ export async function listBackups(
     ...(filter.name === undefined ? {} : { name: filter.name }),
     ...(filter.status === undefined ? {} : { status: filter.status }),
     ...(filter.volumeId === undefined ? {} : { volumeId: filter.volumeId }),
+    ...(filter.id === undefined ? {} : { id: filter.id }),
+    ...(filter.parentId === undefined ? {} : { parentId: filter.parentId }),
+    ...(filter.snapshotId === undefined ? {} : { snapshotId: filter.snapshotId }),
+    ...(filter.container === undefined ? {} : { container: filter.container }),
+    ...(filter.availabilityZone === undefined ? {} : { availabilityZone: filter.availabilityZone }),
   };
   const [rows, count] = await Promise.all([
     database.backup.findMany({ where, orderBy: orderOf(page), ...windowOf(page) }),
@@ -95,6 +106,18 @@ export interface NewBackup {
   force: boolean;
   metadata: Record<string, string>;
   availabilityZone: string | null;
+}
+
+/**
+ * A container is a name beneath the repository: it must not lead out of it, nor into the folder of temporary names.
+ *
+ * @throws InvalidError
+ */
+function checkContainer(container: string | null): void {
+  if (container === null) return;
+  const wrong =
+    /[\\\0]/.test(container) || container.split("/").some((part) => part === "" || part === "." || part === ".." || part.startsWith(".tephra"));
+  if (wrong) throw new InvalidError("input", `Container ${JSON.stringify(container)} is no plain name beneath the repository.`);
 }
 
 async function checkSnapshot(tx: Transaction, principal: Principal, request: NewBackup): Promise<SnapshotRow | null> {
@@ -141,6 +164,7 @@ async function chooseParent(tx: Transaction, projectId: string, volumeId: string
  * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
  */
 export async function requestBackup(database: Database, config: Config, principal: Principal, request: NewBackup): Promise<BackupRow> {
+  checkContainer(request.container);
   return inTransaction(database, async (tx) => {
     const volume = await getVolume(tx, principal, request.volumeId);
     const snapshot = await checkSnapshot(tx, principal, request);

@@ -5,6 +5,7 @@ import { unreachable } from "./backup-state.ts";
 import { lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
+import { nilUuid } from "./listing.ts";
 import { endOperation, isLive, lockOperation, type OperationRow } from "./operations.ts";
 import { lockVolume } from "./volumes.ts";
 
@@ -68,7 +69,7 @@ async function failRows(tx: Transaction, operation: OperationRow, failure: Failu
 
 async function failVolume(tx: Transaction, operation: OperationRow, reason: string, move: { from: string; to: string }): Promise<void> {
   await tx.volume.updateMany({
-    where: { id: operation.volumeId ?? "", status: move.from },
+    where: { id: operation.volumeId ?? nilUuid, status: move.from },
     data: { status: move.to, previousStatus: move.from, updatedAt: new Date() },
   });
   await endOperation(tx, operation, { state: "failed", reason });
@@ -76,7 +77,7 @@ async function failVolume(tx: Transaction, operation: OperationRow, reason: stri
 
 async function failSnapshot(tx: Transaction, operation: OperationRow, reason: string, move: { from: string; to: string }): Promise<void> {
   await tx.snapshot.updateMany({
-    where: { id: operation.snapshotId ?? "", status: move.from },
+    where: { id: operation.snapshotId ?? nilUuid, status: move.from },
     data: { status: move.to, updatedAt: new Date() },
   });
   await endOperation(tx, operation, { state: "failed", reason });

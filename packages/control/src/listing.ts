@@ -29,3 +29,6 @@ const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 
 /** Ids from a path are not checked for form; one that is no uuid simply names nothing. */
 export const isUuid = (text: string): boolean => uuidPattern.test(text);
+
+/** The id that no row has. */
+export const nilUuid = "00000000-0000-0000-0000-000000000000";

@@ -2,7 +2,8 @@ import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError, OperationEndedError } from "./errors.ts";
 import { type Operation, Prisma } from "./generated/client.ts";
-import type { Principal } from "./principal.ts";
+import { isUuid } from "./listing.ts";
+import { type Principal, visibleTo } from "./principal.ts";
 import { addTasks, finishTask, type Json, type NewTask, type TaskResult } from "./tasks.ts";
 
 export type OperationKind =
@@ -213,9 +214,7 @@ export async function listOperations(database: Database, principal: Principal, q
 
 /** @throws NotFoundError for an unknown id or another project's */
 export async function getOperation(database: Database, principal: Principal, id: string): Promise<OperationProgress> {
-  const row = await database.operation.findFirst({
-    where: { id, ...(principal.isAdmin ? {} : { projectId: principal.projectId }) },
-  });
+  const row = isUuid(id) ? await database.operation.findFirst({ where: { id, ...visibleTo(principal) } }) : null;
   const [progress] = row ? await withProgress(database, [row]) : [];
   if (!progress) throw new NotFoundError("Operation", id);
   return progress;

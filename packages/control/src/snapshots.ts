@@ -4,7 +4,7 @@ import type { Config } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Prisma, Snapshot } from "./generated/client.ts";
-import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
+import { isUuid, nilUuid, orderOf, type Page, windowOf } from "./listing.ts";
 import { endOperation, lockLiveOperation, type OperationRow, startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
 import { releaseQuota, reserveQuota } from "./quotas.ts";
@@ -25,6 +25,8 @@ export interface SnapshotFilter {
   name?: string;
   status?: string;
   volumeId?: string;
+  /** For an admin who lists all projects; otherwise the caller's own counts. */
+  projectId?: string;
 }
 
 /** @throws NotFoundError when the marker is unknown or another project's */
@@ -36,8 +38,9 @@ export async function listSnapshots(
   const { filter, page } = query;
   if (page.marker !== undefined) await getSnapshot(database, principal, page.marker);
   if (filter.volumeId !== undefined && !isUuid(filter.volumeId)) return { rows: [], count: 0 };
+  const projectId = principal.isAdmin && query.allProjects ? filter.projectId : principal.projectId;
   const where: Prisma.SnapshotWhereInput = {
-    ...(principal.isAdmin && query.allProjects ? {} : { projectId: principal.projectId }),
+    ...(projectId === undefined ? {} : { projectId }),
     ...(filter.name === undefined ? {} : { name: filter.name }),
     ...(filter.status === undefined ? {} : { status: filter.status }),
     ...(filter.volumeId === undefined ? {} : { volumeId: filter.volumeId }),
@@ -121,7 +124,7 @@ export async function finishSnapshot(database: Database, operationId: string, re
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     await tx.snapshot.updateMany({
-      where: { id: operation.snapshotId ?? "", status: "creating" },
+      where: { id: operation.snapshotId ?? nilUuid, status: "creating" },
       data: { status: "available", sizeBytes: BigInt(sizeBytes), updatedAt: new Date() },
     });
     await endOperation(tx, operation, { state: "succeeded" });
@@ -132,7 +135,7 @@ export async function finishSnapshot(database: Database, operationId: string, re
 export async function finishSnapshotDelete(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
     const { snapshotId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    const row = await tx.snapshot.findUnique({ where: { id: snapshotId ?? "" } });
+    const row = await tx.snapshot.findUnique({ where: { id: snapshotId ?? nilUuid } });
     if (row) await releaseQuota(tx, row.projectId, { snapshots: 1, gigabytes: row.sizeGib });
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);

@@ -4,12 +4,13 @@ import { type Config, defaultVolumeBackend } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Attachment, Prisma, Volume } from "./generated/client.ts";
-import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
+import { isUuid, nilUuid, orderOf, type Page, windowOf } from "./listing.ts";
 import { countDown, endOperation, lockLiveOperation, type OperationRow, startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
 import { releaseQuota, reserveQuota } from "./quotas.ts";
 import { finishTask, type TaskResult } from "./tasks.ts";
 
+export type { Attachment };
 export type VolumeRow = Volume & { attachments: Attachment[] };
 export type VolumeSortKey = "id" | "createdAt" | "updatedAt" | "name" | "status" | "sizeGib" | "availabilityZone" | "bootable";
 
@@ -36,6 +37,11 @@ export interface VolumeFilter {
   name?: string;
   status?: string;
   ids?: readonly string[];
+  sizeGib?: number;
+  bootable?: boolean;
+  availabilityZone?: string;
+  /** For an admin who lists all projects; otherwise the caller's own counts. */
+  projectId?: string;
 }
 
 /** @throws NotFoundError when the marker is unknown or another project's */
@@ -46,11 +52,15 @@ export async function listVolumes(
 ): Promise<{ rows: VolumeRow[]; count: number }> {
   const { filter, page } = query;
   if (page.marker !== undefined) await getVolume(database, principal, page.marker);
+  const projectId = principal.isAdmin && query.allProjects ? filter.projectId : principal.projectId;
   const where: Prisma.VolumeWhereInput = {
-    ...(principal.isAdmin && query.allProjects ? {} : { projectId: principal.projectId }),
+    ...(projectId === undefined ? {} : { projectId }),
     ...(filter.name === undefined ? {} : { name: filter.name }),
     ...(filter.status === undefined ? {} : { status: filter.status }),
     ...(filter.ids === undefined ? {} : { id: { in: filter.ids.filter(isUuid) } }),
+    ...(filter.sizeGib === undefined ? {} : { sizeGib: filter.sizeGib }),
+    ...(filter.bootable === undefined ? {} : { bootable: filter.bootable }),
+    ...(filter.availabilityZone === undefined ? {} : { availabilityZone: filter.availabilityZone }),
   };
   const [rows, count] = await Promise.all([
     database.volume.findMany({ where, orderBy: orderOf(page), ...windowOf(page), include: { attachments: true } }),
@@ -158,7 +168,7 @@ export async function requestVolumeImport(
 export async function chargeImport(database: Database, config: Config, operation: OperationRow, sizeBytes: number): Promise<void> {
   await inTransaction(database, async (tx) => {
     const sizeGib = gibOf(sizeBytes);
-    const before = await tx.volume.findUniqueOrThrow({ where: { id: operation.volumeId ?? "" } });
+    const before = await tx.volume.findUniqueOrThrow({ where: { id: operation.volumeId ?? nilUuid } });
     if (sizeGib > before.sizeGib) {
       await reserveQuota(tx, config, before.projectId, { gigabytes: sizeGib - before.sizeGib });
     }
@@ -272,13 +282,13 @@ export async function finishVolume(
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const before = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    await lockVolume(tx, before.volumeId ?? "");
+    await lockVolume(tx, before.volumeId ?? nilUuid);
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     await countDown(tx, operationId);
     const now = new Date();
     await tx.volume.update({
-      where: { id: operation.volumeId ?? "" },
+      where: { id: operation.volumeId ?? nilUuid },
       data: { status: "available", sizeBytes: BigInt(sizeBytes), launchedAt: now, updatedAt: now },
     });
     await endOperation(tx, operation, { state: "succeeded" });
@@ -289,11 +299,11 @@ export async function finishVolume(
 export async function finishVolumeExport(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
     const before = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    await lockVolume(tx, before.volumeId ?? "");
+    await lockVolume(tx, before.volumeId ?? nilUuid);
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     await tx.volume.updateMany({
-      where: { id: operation.volumeId ?? "", status: "uploading" },
+      where: { id: operation.volumeId ?? nilUuid, status: "uploading" },
       data: { status: "available", previousStatus: "uploading", updatedAt: new Date() },
     });
     await endOperation(tx, operation, { state: "succeeded", bytesStored: result.bytesStored });
@@ -304,7 +314,7 @@ export async function finishVolumeExport(database: Database, operationId: string
 export async function finishVolumeDelete(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
     const { volumeId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    const volume = await tx.volume.findUnique({ where: { id: volumeId ?? "" } });
+    const volume = await tx.volume.findUnique({ where: { id: volumeId ?? nilUuid } });
     if (volume) {
       await releaseQuota(tx, volume.projectId, { volumes: 1, gigabytes: volume.sizeGib });
       await lockVolume(tx, volume.id);

@@ -22,13 +22,13 @@ interface Expired {
  */
 async function releaseDead(database: Database, config: Config, afterOutage: boolean): Promise<Expired[]> {
   return database.$queryRaw<Expired[]>`
-    UPDATE tasks SET state = CASE WHEN kind <> 'tidy' AND o.state NOT IN ('queued', 'running') THEN 'cancelled' ELSE 'ready' END,
+    UPDATE tasks t SET state = CASE WHEN t.kind <> 'tidy' AND o.state NOT IN ('queued', 'running') THEN 'cancelled' ELSE 'ready' END,
       lease_until = NULL, worker_id = NULL, run_after = now(),
-      attempts = CASE WHEN ${afterOutage} THEN GREATEST(0, attempts - 1) ELSE attempts END
+      attempts = CASE WHEN ${afterOutage} THEN GREATEST(0, t.attempts - 1) ELSE t.attempts END
     FROM operations o
-    WHERE o.id = tasks.operation_id AND ((tasks.state = 'running' AND lease_until < now())
-      OR (tasks.state = 'dispatched' AND dispatched_at < now() - ${config.tasks.dispatch_timeout_ms} * interval '1 millisecond'))
-    RETURNING tasks.id, tasks.operation_id, tasks.kind, tasks.attempts, tasks.fail_reason`;
+    WHERE o.id = t.operation_id AND ((t.state = 'running' AND t.lease_until < now())
+      OR (t.state = 'dispatched' AND t.dispatched_at < now() - ${config.tasks.dispatch_timeout_ms} * interval '1 millisecond'))
+    RETURNING t.id, t.operation_id, t.kind, t.attempts, t.fail_reason`;
 }
 
 /** Too many claims came to nothing: the operation ends, with a reason that a person can act on. */

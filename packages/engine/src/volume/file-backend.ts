@@ -2,7 +2,13 @@ import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { access, link, lstat, mkdir, open, readdir, rename } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { BackendUnavailableError, errnoOf, PathNotAllowedError, SourceMissingError, VolumeConflictError } from "../errors.ts";
+import {
+  BackendUnavailableError,
+  errnoOf,
+  PathNotAllowedError,
+  SourceMissingError,
+  VolumeConflictError,
+} from "../errors.ts";
 import type { RunContext } from "../run-context.ts";
 import { allowedPath } from "./allowed-path.ts";
 import { copySparse, copyToNewFile, shareBlocks, unlinkIfThere } from "./copy-file.ts";
@@ -84,7 +90,7 @@ export class FileBackend {
     const existing = await lstat(path).catch(() => undefined);
     if (existing?.isFile()) return { sizeBytes: existing.size };
     await using source = await openFileSource(this.#volume(volumeId));
-    return this.#copyAndPublish(source, path, ctx);
+    return await this.#copyAndPublish(source, path, ctx);
   }
 
   /** Removes a snapshot; a missing one is success. */
@@ -101,7 +107,7 @@ export class FileBackend {
     ctx: RunContext,
   ): Promise<{ sizeBytes: number }> {
     await using source = await openImport(path, options.roots);
-    return this.#copyAndPublish(source, this.#volume(volumeId), ctx);
+    return await this.#copyAndPublish(source, this.#volume(volumeId), ctx);
   }
 
   /** The checks of importFile alone. */
@@ -223,7 +229,11 @@ export class FileBackend {
 
   async #createEmpty(path: string, sizeBytes: number): Promise<void> {
     await guardStorage(`create ${path}`, async () => {
-      const file = await open(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, mode);
+      const file = await open(
+        path,
+        constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
+        mode,
+      );
       try {
         await file.chmod(mode);
         await file.truncate(sizeBytes);

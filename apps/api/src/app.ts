@@ -1,0 +1,80 @@
+import express, { type Express } from "express";
+import helmet from "helmet";
+import { backups } from "./cinder/backups.ts";
+import { discovery } from "./cinder/discovery.ts";
+import { quotas } from "./cinder/quotas.ts";
+import { answerErrors, cinderRouter, type Route } from "./cinder/serve.ts";
+import { snapshots } from "./cinder/snapshots.ts";
+import { volumes } from "./cinder/volumes.ts";
+import type { Context } from "./context.ts";
+import { identify } from "./identify.ts";
+import { health } from "./ops/health.ts";
+import { operations } from "./ops/operations.ts";
+import { queueBoard } from "./ops/queue-board.ts";
+import { type OpsRoute, opsRouter } from "./ops/serve.ts";
+import { opsVolumes } from "./ops/volumes.ts";
+import { NoRouteError } from "./refusals.ts";
+import { logRequests } from "./request-log.ts";
+
+/** Cinder's v3 API. Each path exists below `/v3` and below `/v3/{project}`. */
+const cinderRoutes: readonly Route[] = [
+  ["GET", "/backups", "backup:get_all", backups.list],
+  ["GET", "/backups/detail", "backup:get_all", backups.detail],
+  ["POST", "/backups", "backup:create", backups.create],
+  ["GET", "/backups/:id", "backup:get", backups.show],
+  ["DELETE", "/backups/:id", "backup:delete", backups.remove],
+  ["POST", "/backups/:id/restore", "backup:restore", backups.restore],
+  ["GET", "/volumes", "volume:get_all", volumes.list],
+  ["GET", "/volumes/detail", "volume:get_all", volumes.detail],
+  ["POST", "/volumes", "volume:create", volumes.create],
+  ["GET", "/volumes/:id", "volume:get", volumes.show],
+  ["DELETE", "/volumes/:id", "volume:delete", volumes.remove],
+  [
+    "ACTION",
+    "/volumes/:id/action",
+    {
+      "os-attach": ["volume_extension:volume_actions:attach", volumes.attach],
+      "os-detach": ["volume_extension:volume_actions:detach", volumes.detach],
+    },
+  ],
+  ["GET", "/snapshots", "volume:get_all_snapshots", snapshots.list],
+  ["GET", "/snapshots/detail", "volume:get_all_snapshots", snapshots.detail],
+  ["POST", "/snapshots", "volume:create_snapshot", snapshots.create],
+  ["GET", "/snapshots/:id", "volume:get_snapshot", snapshots.show],
+  ["DELETE", "/snapshots/:id", "volume:delete_snapshot", snapshots.remove],
+  ["GET", "/os-quota-sets/:project", "volume_extension:quotas:show", quotas.show],
+  ["PUT", "/os-quota-sets/:project", "volume_extension:quotas:update", quotas.update],
+];
+
+/** Our own routes: health, figures, operations, users' own files. */
+const opsRoutes: readonly OpsRoute[] = [
+  ["GET", "/healthz", "public", health.alive],
+  ["GET", "/readyz", "public", health.ready],
+  ["GET", "/metrics", "public", health.metrics],
+  ["GET", "/ops/operations", "ops:operations", operations.list],
+  ["GET", "/ops/operations/:id", "ops:operations", operations.show],
+  ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],
+  ["POST", "/ops/volumes/import", "ops:import", opsVolumes.import],
+  ["POST", "/ops/volumes/:id/export", "ops:export", opsVolumes.export],
+];
+
+/**
+ * The whole HTTP side. Order: log and request id → discovery (no token) → our own routes → token → Cinder's routes.
+ *
+ * @throws when a route has no entry in the policy table
+ */
+export function buildApp(context: Context): Express {
+  const app = express();
+  app.disable("x-powered-by").disable("etag").enable("case sensitive routing").enable("strict routing");
+  app.use(logRequests(context));
+  app.use(helmet({ contentSecurityPolicy: false, crossOriginOpenerPolicy: false, strictTransportSecurity: false }));
+  app.use(opsRouter(context, opsRoutes));
+  app.use("/ops/queues", queueBoard(context, "ops:queues"));
+  app.use(discovery());
+  app.use("/v3", identify(context), cinderRouter(context, cinderRoutes));
+  app.use(() => {
+    throw new NoRouteError();
+  });
+  app.use(answerErrors(context));
+  return app;
+}

@@ -1,0 +1,58 @@
+import { type Request, type Response, Router } from "express";
+import { endJson } from "../fault.ts";
+import { badRequest } from "../refusals.ts";
+import { originOf } from "./links.ts";
+import { versionMax, versionMin, versionText } from "./microversions.ts";
+import { announceVersion } from "./serve.ts";
+
+/** The version document (API spec 3.1). `origin` has no slash at its end. */
+function versionDocument(origin: string): Record<string, unknown> {
+  return {
+    versions: [
+      {
+        id: "v3.0",
+        status: "CURRENT",
+        version: versionText(versionMax),
+        min_version: versionText(versionMin),
+        updated: "2023-08-31T00:00:00Z",
+        links: [
+          { rel: "describedby", type: "text/html", href: "https://docs.openstack.org/" },
+          { rel: "self", href: `${origin}/v3/` },
+        ],
+        "media-types": [{ base: "application/json", type: "application/vnd.openstack.volume+json;version=3" }],
+      },
+    ],
+  };
+}
+
+const answer = (status: number) => (req: Request, res: Response) => {
+  announceVersion(req, res);
+  endJson(res, status, versionDocument(originOf(req)));
+};
+
+/** API spec 3: what clients ask for before they have a token. The SDK looks at `/v3/{project}`, too. */
+export function discovery(): Router {
+  const router = Router({ caseSensitive: true, strict: true });
+  router.get("/", answer(300));
+  router.all("/", (req, res) => {
+    announceVersion(req, res);
+    throw badRequest(
+      "The server could not comply with the request since it is either malformed or otherwise incorrect.",
+    );
+  });
+  router.get("/v3", (req, res) => {
+    res
+      .writeHead(302, {
+        location: `${originOf(req)}/v3/`,
+        "content-type": "text/plain; charset=utf8",
+        "content-length": 0,
+      })
+      .end();
+  });
+  router.get(["/v3/", /^\/v3\/[0-9a-f-]+\/?$/], answer(200));
+  router.get("/healthcheck", (_req, res) => {
+    res.setHeader("content-type", "text/plain; charset=UTF-8");
+    res.end("OK");
+  });
+  return router;
+}

@@ -1,0 +1,134 @@
+import { z } from "zod";
+import { pythonRepr } from "./python-text.ts";
+
+/** Fields of bodies, each with the phrases of Cinder's validator (API spec 1.9, 1.10, 2.4). */
+
+const typePhrase =
+  (...types: string[]) =>
+  ({ input }: { input?: unknown }): string =>
+    `${pythonRepr(input)} is not of type ${types.map((t) => `'${t}'`).join(", ")}`;
+
+/** Characters, as Python counts them. */
+const lengthOf = (text: string): number => (text.length > 255 ? [...text].length : text.length);
+
+/** PostgreSQL stores neither NUL nor half of a surrogate pair. */
+export const isStorable = (text: string): boolean => !text.includes("\0") && text.isWellFormed();
+
+const bounded = (text: z.ZodString) =>
+  text
+    .refine((v) => lengthOf(v) <= 255, { error: (i) => `${pythonRepr(i.input)} is too long` })
+    .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` });
+
+/** Every field of an object that is sent must fit; what is not an object is no body. */
+export const strict = <Shape extends z.ZodRawShape>(shape: Shape) =>
+  z.strictObject(shape, { error: typePhrase("object") });
+
+/** As `strict`, but properties that nobody knows are dropped. */
+export const lenient = <Shape extends z.ZodRawShape>(shape: Shape) => z.object(shape, { error: typePhrase("object") });
+
+export const text = () => bounded(z.string({ error: typePhrase("string") }));
+
+/** Missing and null are the same. */
+export const optionalText = () =>
+  bounded(z.string({ error: typePhrase("string", "null") }))
+    .nullish()
+    .transform((v) => v ?? null);
+
+/** Names and descriptions lose white space at both ends (API spec 1.8). */
+export const strippedText = () => optionalText().transform((v) => v?.trim() ?? null);
+
+/** Printable characters of the basic plane only (API spec 6.3): `u` makes a pair of surrogates one character. */
+const unprintable = /[\p{C}\p{Zl}\p{Zp}\uffff\u{10000}-\u{10ffff}]/u;
+
+export const printableText = () =>
+  bounded(z.string({ error: typePhrase("string", "null") }))
+    .refine((v) => !unprintable.test(v), {
+      error: (i) => `${pythonRepr(i.input)} does not match the printable characters`,
+    })
+    .nullish()
+    .transform((v) => v?.trim() ?? null);
+
+/** What Python's uuid module reads: 32 hex digits after `urn:`, `uuid:`, braces and dashes are taken away. */
+function uuidOf(value: string): string | null {
+  const hex = value
+    .replace(/urn:|uuid:/g, "")
+    .replace(/^[{}]+|[{}]+$/g, "")
+    .replaceAll("-", "")
+    .toLowerCase();
+  if (!/^[0-9a-f]{32}$/.test(hex)) return null;
+  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
+}
+
+/** A required id, in the one form that rows have. */
+export const uuid = () =>
+  z.string({ error: typePhrase("string") }).transform((value, context) => {
+    const id = uuidOf(value);
+    if (id === null) context.addIssue({ code: "custom", message: `${pythonRepr(value)} is not a 'uuid'` });
+    return id ?? value;
+  });
+
+const noneOf = ({ input }: { input?: unknown }): string =>
+  `${pythonRepr(input)} is not valid under any of the given schemas`;
+
+/** An id, null or nothing. */
+export const optionalUuid = () =>
+  z
+    .string({ error: noneOf })
+    .nullish()
+    .transform((value, context) => {
+      const id = value == null ? null : uuidOf(value);
+      if (value != null && id === null) context.addIssue({ code: "custom", message: noneOf({ input: value }) });
+      return id;
+    });
+
+const trueWords = ["True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", "y", "t"];
+const falseWords = ["False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no", "n", "f"];
+const booleanValues = `[${[true, ...trueWords, false, ...falseWords].map(pythonRepr).join(", ")}]`;
+
+/** JSON booleans and the words that Cinder takes for them; null when it is not sent. */
+export const optionalFlag = () =>
+  z
+    .union([z.boolean(), z.string()], { error: typePhrase("boolean", "string") })
+    .optional()
+    .transform((value, context) => {
+      if (value === undefined) return null;
+      if (typeof value === "boolean") return value;
+      if (falseWords.includes(value)) return false;
+      if (!trueWords.includes(value)) {
+        context.addIssue({ code: "custom", message: `${pythonRepr(value)} is not one of ${booleanValues}` });
+      }
+      return true;
+    });
+
+/** As `optionalFlag`, false when it is not sent. */
+export const flag = () => optionalFlag().transform((value) => value ?? false);
+
+const metadataKey = /^[a-zA-Z0-9-_:. /]{1,255}$/;
+
+/** Keys and values of a user's own, null and nothing being the empty set. */
+export const metadata = () =>
+  z
+    .record(z.string(), text(), { error: typePhrase("object", "null") })
+    .nullish()
+    .transform((value, context) => {
+      const wrong = Object.keys(value ?? {}).filter((key) => !metadataKey.test(key));
+      if (wrong.length > 0) {
+        const names = wrong.sort().map(pythonRepr).join(", ");
+        const verb = wrong.length === 1 ? "does" : "do";
+        context.addIssue({
+          code: "custom",
+          message: `${names} ${verb} not match any of the regexes: '${metadataKey.source}'`,
+        });
+      }
+      return Object.fromEntries(Object.entries(value ?? {})) as Record<string, string>;
+    });
+
+/** A whole number, also as a string of digits. */
+export const wholeNumber = (range: { min: number; max: number }) =>
+  z.union([z.int(), z.string().regex(/^-?\d{1,16}$/)], { error: noneOf }).transform((value, context) => {
+    const number = Number(value);
+    if (number < range.min || number > range.max) {
+      context.addIssue({ code: "custom", message: noneOf({ input: value }) });
+    }
+    return number;
+  });

@@ -1,0 +1,150 @@
+import type { Page } from "@tephra/control";
+import { badRequest } from "../refusals.ts";
+import type { Answer, Call } from "./call.ts";
+import { isStorable } from "./fields.ts";
+import { nextLink } from "./links.ts";
+import { type Microversion, since } from "./microversions.ts";
+
+/** osapi_max_limit: what one page holds at most. */
+const limitMax = 1000;
+const offsetMax = 2_147_483_647;
+
+const wordsTrue = ["t", "true", "on", "y", "yes", "1"];
+const wordsFalse = ["f", "false", "off", "n", "no", "0"];
+
+/** Boolean query values (API spec 1.10), in any case; null for anything else. */
+export function booleanWord(text: string): boolean | null {
+  const word = text.trim().toLowerCase();
+  if (wordsTrue.includes(word)) return true;
+  return wordsFalse.includes(word) ? false : null;
+}
+
+/** Parameters that no list takes for a filter. */
+const notFilters = new Set(["limit", "offset", "marker", "sort", "sort_key", "sort_dir", "all_tenants", "fields"]);
+
+export interface ListSpec<Key extends string> {
+  /** Wire name → sort key of the verb; from which microversion, where that is not 3.0. */
+  sortKeys: Readonly<Record<string, Key>>;
+  sortKeysSince?: Readonly<Record<string, Microversion>>;
+  /** Filters for everybody. */
+  filters: readonly string[];
+  /** Further ones that an admin may use. */
+  adminFilters?: readonly string[];
+}
+
+export interface ListQuery<Key extends string> {
+  page: Page<Key>;
+  filters: Readonly<Record<string, string>>;
+  allProjects: boolean;
+  withCount: boolean;
+  /** An admin named a filter that no column answers: Cinder's answer is an empty list. */
+  nothing: boolean;
+}
+
+function integer(text: string, name: string): number {
+  if (!/^\s*[+-]?\d+\s*$/.test(text)) throw badRequest(`${name} must be an integer`);
+  return Number(text);
+}
+
+function pageOf(query: URLSearchParams): { limit: number; offset: number; marker?: string } {
+  const limitText = query.get("limit");
+  const limit = limitText === null ? limitMax : integer(limitText, "limit param");
+  if (limit < 0) throw badRequest("limit param must be positive");
+  const offset = integer(query.get("offset") ?? "0", "offset");
+  if (offset < 0) throw badRequest("offset must be >= 0");
+  if (offset > offsetMax) throw badRequest(`offset must be <= ${offsetMax}`);
+  const marker = query.get("marker");
+  return { limit: Math.min(limit, limitMax), offset, ...(marker ? { marker } : {}) };
+}
+
+function sortOf<Key extends string>(call: Call, spec: ListSpec<Key>): Page<Key>["sort"] {
+  const { query } = call;
+  const both = query.get("sort");
+  if (both !== null && (query.has("sort_key") || query.has("sort_dir"))) {
+    throw badRequest(
+      "The 'sort_key' and 'sort_dir' parameters are deprecated and cannot be used with the 'sort' parameter.",
+    );
+  }
+  const parts =
+    both === null
+      ? [[query.get("sort_key") ?? "created_at", query.get("sort_dir") ?? "desc"]]
+      : both.split(",").map((part) => part.split(":", 2));
+  const sort = parts.map(([name = "", direction]) => {
+    const key = spec.sortKeys[name.trim()];
+    const known = Object.hasOwn(spec.sortKeys, name.trim()) && call.version >= (spec.sortKeysSince?.[name.trim()] ?? 0);
+    if (key === undefined || !known) throw badRequest("Invalid input received: Invalid sort key");
+    const to = direction?.trim() || "desc";
+    if (to !== "asc" && to !== "desc") {
+      throw badRequest("Invalid input received: Unknown sort direction, must be 'desc' or 'asc'.");
+    }
+    return { key, direction: to } as const;
+  });
+  // A key named twice weighs where it was named first.
+  return sort.filter((s, i) => sort.findIndex((other) => other.key === s.key) === i);
+}
+
+function filtersOf<Key extends string>(call: Call, spec: ListSpec<Key>): Pick<ListQuery<Key>, "filters" | "nothing"> {
+  const counted = call.version >= since.withCount;
+  const given = new Map([...call.query].filter(([key]) => !notFilters.has(key) && !(counted && key === "with_count")));
+  for (const [key, value] of given) {
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: the range is what ASCII means
+    if (!/^[\x00-\x7f]*$/.test(key)) throw badRequest("Filter keys can only contain ASCII characters.");
+    if (!isStorable(value))
+      throw badRequest(`Invalid input received: filter ${key} has characters that cannot be stored`);
+  }
+  const { isAdmin } = call.principal;
+  const known = isAdmin ? [...spec.filters, ...(spec.adminFilters ?? [])] : spec.filters;
+  const unknown = [...given.keys()].filter((key) => !known.includes(key));
+  if (unknown.length > 0 && !isAdmin && call.version >= since.unknownFilterRefused) {
+    throw badRequest(`Invalid filters ${unknown.join(",")} are found in query options.`);
+  }
+  const filters = Object.fromEntries([...given].filter(([key]) => known.includes(key)));
+  return { filters, nothing: isAdmin && unknown.length > 0 };
+}
+
+function allTenants(call: Call): boolean {
+  const text = call.query.get("all_tenants");
+  if (text === null || !call.principal.isAdmin) return false;
+  const all = booleanWord(text);
+  if (all === null) throw badRequest(`all_tenants must be a boolean, got '${text}'.`);
+  return all;
+}
+
+function withCount(call: Call): boolean {
+  const text = call.query.get("with_count");
+  if (text === null || call.version < since.withCount) return false;
+  const counted = booleanWord(text);
+  if (counted === null) throw badRequest(`Value '${text}' for 'with_count' is not a boolean.`);
+  return counted;
+}
+
+/** Query → page, filters and switches of a list (API spec 6.1). @throws Refusal 400 */
+export function parseList<Key extends string>(call: Call, spec: ListSpec<Key>): ListQuery<Key> {
+  const counted = withCount(call);
+  const page = pageOf(call.query);
+  const sort = sortOf(call, spec);
+  const allProjects = allTenants(call);
+  return { page: { ...page, sort }, allProjects, withCount: counted, ...filtersOf(call, spec) };
+}
+
+/**
+ * The envelope of a list. A link to the next page stands in it when the page is not empty and its limit does not exceed the number of
+ * items, which is the total where it is asked for (API spec 6.1).
+ */
+export function listAnswer<Row extends { id: string }>(
+  call: Call,
+  query: Pick<ListQuery<string>, "page" | "withCount">,
+  list: { name: string; rows: readonly Row[]; count: number; view: (call: Call, row: Row) => unknown },
+): Answer {
+  const last = list.rows.at(-1);
+  const items = (query.withCount && list.count) || list.rows.length;
+  const more = last !== undefined && query.page.limit <= items;
+  return {
+    status: 200,
+    body: {
+      [list.name]: list.rows.map((row) => list.view(call, row)),
+      ...(more && { [`${list.name}_links`]: [nextLink(call.place, call.query, last.id)] }),
+      ...(query.withCount && { count: list.count }),
+    },
+  };
+}

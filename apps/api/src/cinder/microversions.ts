@@ -1,0 +1,70 @@
+import { badRequest, Refusal } from "../refusals.ts";
+
+/** The minor number N of version 3.N: there is no other major. */
+export type Microversion = number;
+
+export const versionMin: Microversion = 0;
+export const versionMax: Microversion = 71;
+export const versionText = (version: Microversion): string => `3.${version}`;
+
+/** From which microversion on something is there (API spec 4). The one table: nothing else compares with a literal. */
+export const since = {
+  volumeGroupId: 13,
+  backupProjectAttribute: 18,
+  volumeProviderId: 21,
+  unknownFilterRefused: 31,
+  backupSortByName: 37,
+  snapshotSortByName: 30,
+  snapshotGroupId: 14,
+  snapshotUserId: 41,
+  backupMetadata: 43,
+  withCount: 45,
+  volumeFromBackup: 47,
+  volumeSharedTargets: 48,
+  backupZone: 51,
+  volumeUnknownRefused: 53,
+  backupUserId: 56,
+  volumeClusterName: 61,
+  volumeTypeId: 63,
+  encryptionKeyId: 64,
+  consumesQuota: 65,
+  snapshotInUse: 66,
+} as const satisfies Record<string, Microversion>;
+
+export type Feature = keyof typeof since;
+
+const form = /^([1-9]\d*)\.([1-9]\d*|0)$/;
+
+/** The version asked for lies outside what the API speaks; the answer's header repeats it. */
+export class VersionRangeError extends Refusal {
+  readonly asked: string;
+  constructor(asked: string) {
+    const range = `Minimum is ${versionText(versionMin)} and maximum is ${versionText(versionMax)}.`;
+    super(406, `Version ${asked} is not supported by the API. ${range}`);
+    this.asked = asked;
+  }
+}
+
+const malformed = () =>
+  badRequest("The server could not comply with the request since it is either malformed or otherwise incorrect.");
+
+/**
+ * The value of OpenStack-API-Version → the version in force (API spec 3.7). Of several services the first that names `volume` counts.
+ *
+ * @throws VersionRangeError 406, Refusal 400
+ */
+export function negotiate(header: string | undefined): Microversion {
+  if (header === undefined) return versionMin;
+  const entry = header.split(",").find((part) => part.includes("volume"));
+  if (entry === undefined) throw malformed();
+  const [, asked, ...rest] = entry.trim().split(/\s+/);
+  if (asked === undefined || rest.length > 0) throw malformed();
+  if (asked === "latest") return versionMax;
+  const [, major, minor] = form.exec(asked) ?? [];
+  if (major === undefined || minor === undefined) {
+    throw badRequest(`API Version String ${asked} is of invalid format. Must be of format MajorNum.MinorNum.`);
+  }
+  const version = Number(minor);
+  if (major !== "3" || version < versionMin || version > versionMax) throw new VersionRangeError(asked);
+  return version;
+}

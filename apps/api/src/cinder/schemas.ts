@@ -1,0 +1,149 @@
+import { z } from "zod";
+import {
+  flag,
+  lenient,
+  metadata,
+  optionalFlag,
+  optionalText,
+  optionalUuid,
+  printableText,
+  strict,
+  strippedText,
+  text,
+  uuid,
+  wholeNumber,
+} from "./fields.ts";
+import { type Microversion, since } from "./microversions.ts";
+
+/** One schema per body and range of microversions; each is built once. */
+const byVersion =
+  <Schema>(versions: readonly [Microversion, Schema][]) =>
+  (version: Microversion): Schema => {
+    const found = versions.findLast(([from]) => version >= from) ?? versions[0];
+    if (!found) throw new Error("a body needs at least one schema");
+    return found[1];
+  };
+
+const backupFields = {
+  volume_id: uuid(),
+  container: optionalText(),
+  description: printableText(),
+  incremental: flag(),
+  force: flag(),
+  name: strippedText(),
+  snapshot_id: optionalUuid(),
+};
+
+/** What every microversion's body becomes: fields that a version does not know have their defaults. */
+export interface CreateBackupBody {
+  backup: {
+    volume_id: string;
+    container: string | null;
+    description: string | null;
+    incremental: boolean;
+    force: boolean;
+    name: string | null;
+    snapshot_id: string | null;
+    metadata?: Record<string, string>;
+    availability_zone?: string | null;
+  };
+}
+
+/** API spec 6.3. */
+export const createBackupBody = byVersion<z.ZodType<CreateBackupBody>>([
+  [0, strict({ backup: strict(backupFields) })],
+  [since.backupMetadata, strict({ backup: strict({ ...backupFields, metadata: metadata() }) })],
+  [
+    since.backupZone,
+    strict({ backup: strict({ ...backupFields, metadata: metadata(), availability_zone: optionalText() }) }),
+  ],
+]);
+
+const RestoreBackup = strict({
+  restore: strict({ volume_id: optionalUuid(), name: optionalText() })
+    .nullable()
+    .transform((restore) => restore ?? { volume_id: null, name: null }),
+});
+export type RestoreBackupBody = z.infer<typeof RestoreBackup>;
+/** API spec 6.6. */
+export const restoreBackupBody = () => RestoreBackup;
+
+/** 2^53 bytes in GiB: a length beyond it is no exact number any more. */
+const volumeGibMax = 8_388_607;
+
+const volumeFields = {
+  name: strippedText(),
+  display_name: strippedText(),
+  description: optionalText(),
+  display_description: optionalText(),
+  size: wholeNumber({ min: 1, max: volumeGibMax }).nullable(),
+  metadata: metadata(),
+  availability_zone: optionalText(),
+  volume_type: optionalText(),
+  snapshot_id: optionalUuid(),
+  source_volid: optionalUuid(),
+  consistencygroup_id: optionalUuid(),
+  group_id: optionalUuid(),
+  backup_id: optionalUuid(),
+  imageRef: optionalText(),
+  image_id: optionalText(),
+  multiattach: flag(),
+};
+
+const { group_id: _group, backup_id: _backup, ...volumeFieldsFirst } = volumeFields;
+const { backup_id: _unknownBackup, ...volumeFieldsGrouped } = volumeFields;
+const hints = { "OS-SCH-HNT:scheduler_hints": z.unknown().optional(), scheduler_hints: z.unknown().optional() };
+
+type VolumeFields = z.infer<z.ZodObject<typeof volumeFields>>;
+export interface CreateVolumeBody {
+  volume: Omit<VolumeFields, "group_id" | "backup_id"> & Partial<Pick<VolumeFields, "group_id" | "backup_id">>;
+}
+
+/** API spec 7.2. */
+export const createVolumeBody = byVersion<z.ZodType<CreateVolumeBody>>([
+  [0, strict({ volume: lenient(volumeFieldsFirst), ...hints })],
+  [since.volumeGroupId, strict({ volume: lenient(volumeFieldsGrouped), ...hints })],
+  [since.volumeFromBackup, strict({ volume: lenient(volumeFields), ...hints })],
+  [since.volumeUnknownRefused, strict({ volume: strict(volumeFields), ...hints })],
+]);
+
+const AttachVolume = strict({
+  "os-attach": strict({
+    instance_uuid: optionalUuid(),
+    host_name: optionalText(),
+    mountpoint: text(),
+    mode: z.enum(["rw", "ro"], { error: (i) => `'${String(i.input)}' is not one of ['rw', 'ro']` }).optional(),
+  }),
+});
+export type AttachVolumeBody = z.infer<typeof AttachVolume>;
+export const attachVolumeBody = () => AttachVolume;
+
+const DetachVolume = strict({
+  "os-detach": strict({ attachment_id: optionalUuid() })
+    .nullable()
+    .transform((detach) => detach ?? { attachment_id: null }),
+});
+export type DetachVolumeBody = z.infer<typeof DetachVolume>;
+export const detachVolumeBody = () => DetachVolume;
+
+const CreateSnapshot = strict({
+  snapshot: lenient({
+    volume_id: uuid(),
+    name: strippedText(),
+    display_name: strippedText(),
+    description: optionalText(),
+    display_description: optionalText(),
+    metadata: metadata(),
+    force: optionalFlag(),
+  }),
+});
+export type CreateSnapshotBody = z.infer<typeof CreateSnapshot>;
+/** API spec 7.5. */
+export const createSnapshotBody = () => CreateSnapshot;
+
+const UpdateQuota = strict({
+  quota_set: z.record(z.string(), z.unknown(), { error: "None is not of type 'object'" }),
+});
+export type UpdateQuotaBody = z.infer<typeof UpdateQuota>;
+/** API spec 7.10; the values are looked at by the route, which knows the keys. */
+export const updateQuotaBody = () => UpdateQuota;

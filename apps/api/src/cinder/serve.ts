@@ -1,0 +1,197 @@
+import type { ErrorRequestHandler, Request, RequestHandler, Response } from "express";
+import { Router, raw } from "express";
+import type { Context } from "../context.ts";
+import { endFault, endJson, type Fault } from "../fault.ts";
+import { allow, assertRule, may, type Rule } from "../policy.ts";
+import { badRequest, NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
+import type { Action, Answer, Call } from "./call.ts";
+import { faultOf } from "./errors.ts";
+import { originOf } from "./links.ts";
+import { type Microversion, negotiate, VersionRangeError, versionText } from "./microversions.ts";
+import { parseBody } from "./schema-errors.ts";
+
+/** oslo.middleware's limit for a request's body. */
+const bodyBytesMax = 114_688;
+
+/** Method, path, rule and what is done. An `action` route picks by the only key of its body, as OpenStack's action calls do. */
+export type Route =
+  | readonly [method: "GET" | "POST" | "PUT" | "DELETE", path: string, rule: Rule, action: Action]
+  | readonly [method: "ACTION", path: string, actions: Readonly<Record<string, readonly [rule: Rule, action: Action]>>];
+
+declare module "express-serve-static-core" {
+  interface Request {
+    /** The project id that stood in the URL; null when it had none. */
+    urlProject?: string | null;
+  }
+}
+
+const projectPart = /^\/([0-9a-f-]+)(\/.+)$/;
+
+/** `/v3/{project}/backups` and `/v3/backups` are the same route: the project is taken out of the URL (API spec 1.1). */
+const takeProject: RequestHandler = (req, _res, next) => {
+  const [, project, rest] = projectPart.exec(req.url) ?? [];
+  req.urlProject = project ?? null;
+  if (rest !== undefined) req.url = rest;
+  next();
+};
+
+/** The version of the request, told in the answer's headers (API spec 1.4). @throws Refusal, after a header that echoes a bad range */
+export function announceVersion(req: Request, res: Response): Microversion {
+  res.setHeader("x-compute-request-id", String(req.id));
+  const announce = (text: string): void => {
+    res.setHeader("openstack-api-version", `volume ${text}`);
+    res.setHeader("vary", "OpenStack-API-Version");
+  };
+  try {
+    const version = negotiate(req.get("openstack-api-version"));
+    announce(versionText(version));
+    return version;
+  } catch (error) {
+    if (error instanceof VersionRangeError) announce(error.asked);
+    throw error;
+  }
+}
+
+const contentTypes = ["application/json", "application/vnd.openstack.volume+json"];
+const utf8 = new TextDecoder("utf-8", { fatal: true });
+
+/** @throws Refusal 415 when a body comes in a type that is not JSON */
+function bodyText(req: Request): Buffer | null {
+  if (!Buffer.isBuffer(req.body) || req.body.length === 0) return null;
+  const type = req.get("content-type")?.split(";")[0]?.trim().toLowerCase() ?? "";
+  if (!contentTypes.includes(type)) throw new Refusal(415, "Unsupported Content-Type");
+  return req.body;
+}
+
+function parseJson(body: Buffer | null): unknown {
+  if (body === null) throw badRequest("Malformed request body");
+  try {
+    return JSON.parse(utf8.decode(body));
+  } catch {
+    throw badRequest("Malformed request body");
+  }
+}
+
+/** Which of a route's actions a body names. */
+function chooseAction<T>(actions: Readonly<Record<string, T>>, body: unknown): T {
+  const keys = typeof body === "object" && body !== null && !Array.isArray(body) ? Object.keys(body) : [];
+  const [name] = keys;
+  if (name === undefined || keys.length > 1) throw badRequest("Malformed request body");
+  const found = Object.hasOwn(actions, name) ? actions[name] : undefined;
+  if (found === undefined) {
+    throw badRequest(
+      `There is no such action: ${name}. Verify the request body and Content-Type header and try again.`,
+    );
+  }
+  return found;
+}
+
+async function perform(context: Context, call: Call, rule: Rule, action: Action): Promise<Answer> {
+  const body = action.body ? parseBody(action.body(call.version), call.body) : undefined;
+  const parsed: Call = { ...call, body };
+  const project = action.projectOf?.(parsed);
+  if (!may(call.principal, rule, project)) await action.load?.(context, parsed);
+  allow(call.principal, rule, project);
+  return action.handle(context, parsed);
+}
+
+function handlerOf(context: Context, route: Route): RequestHandler {
+  return async (req, res) => {
+    const version = announceVersion(req, res);
+    const text = bodyText(req);
+    const [method] = route;
+    if (method !== "ACTION" && version < (route[3].since ?? 0))
+      throw new Refusal(404, "The resource could not be found.");
+    const takesBody = method === "ACTION" || route[3].body !== undefined;
+    const body = takesBody ? parseJson(text) : undefined;
+    const [rule, action] = method === "ACTION" ? chooseAction(route[2], body) : [route[2], route[3]];
+    const { principal } = req;
+    if (principal === undefined) throw new UnauthenticatedError();
+    const project = req.urlProject ?? null;
+    if (project !== null && project !== principal.projectId) throw badRequest("Malformed request url");
+    const url = new URL(req.url, "http://localhost");
+    const place = { origin: originOf(req), project, path: url.pathname };
+    const call = {
+      principal,
+      version,
+      place,
+      params: req.params as Record<string, string>,
+      query: url.searchParams,
+      body,
+    };
+    const answer = await perform(context, call, rule, action);
+    endJson(res, answer.status, answer.body);
+  };
+}
+
+/** Cinder's own answer to a path or method that it does not have: JSON only for those who ask for it (API spec 2.5). */
+function endPlain(req: Request, res: Response, status: number, title: string, text: string): void {
+  if (req.get("accept")?.includes("application/json")) {
+    endJson(res, status, { message: `${text}<br /><br />\n\n\n`, code: `${status} ${title}`, title });
+    return;
+  }
+  res.setHeader("content-type", "text/plain; charset=UTF-8");
+  res.statusCode = status;
+  res.end(`${status} ${title}\n\n${text}\n\n   `);
+}
+
+function endUnauthenticated(req: Request, res: Response): void {
+  const error = { code: 401, title: "Unauthorized", message: "The request you have made requires authentication." };
+  res.setHeader("www-authenticate", `Keystone uri="${originOf(req)}"`);
+  endJson(res, 401, { error });
+}
+
+/** Every error of the dialect ends here. */
+export function answerErrors(context: Context): ErrorRequestHandler {
+  return (error: unknown, req, res, _next) => {
+    if (res.headersSent) {
+      res.destroy();
+      return;
+    }
+    if (error instanceof NoRouteError) return endPlain(req, res, 404, "Not Found", "The resource could not be found.");
+    if (error instanceof UnauthenticatedError) return endUnauthenticated(req, res);
+    const fault = bodyFault(req, res, error) ?? faultOf(error);
+    if (fault === "answered") return;
+    if (fault.status >= 500) {
+      context.log.error(
+        { event: "request.failed", request_id: req.id, method: req.method, path: req.path, err: error },
+        "request failed",
+      );
+    }
+    endFault(res, fault);
+  };
+}
+
+/** What the reader of bodies throws: too long, cut off, or in an encoding that nobody knows. */
+function bodyFault(req: Request, res: Response, error: unknown): Fault | "answered" | null {
+  const { type, status } = error as { type?: unknown; status?: unknown };
+  if (typeof type !== "string" || typeof status !== "number") return null;
+  if (type === "entity.too.large") {
+    const text = `Request is too large. Larger than max_request_body_size (${bodyBytesMax}).`;
+    endPlain(req, res, 413, "Request Entity Too Large", text);
+    return "answered";
+  }
+  return status === 415
+    ? { status, message: "Unsupported Content-Type" }
+    : { status: 400, message: "Malformed request body" };
+}
+
+/** Mounts a table of routes. @throws when a rule is not in the policy table */
+export function cinderRouter(context: Context, routes: readonly Route[]): Router {
+  const router = Router({ caseSensitive: true, strict: true });
+  const readBody = raw({ type: () => true, limit: bodyBytesMax });
+  router.use(takeProject);
+  router.use((req, _res, next) => {
+    // Cinder has no HEAD: Express would answer it from the GET route.
+    if (req.method === "HEAD" || req.method === "OPTIONS") throw new NoRouteError();
+    next();
+  });
+  for (const route of routes) {
+    const [method, path] = route;
+    const rules = method === "ACTION" ? Object.values(route[2]).map(([rule]) => rule) : [route[2]];
+    for (const rule of rules) assertRule(rule, `${method} ${path}`);
+    const verb = method === "ACTION" ? "post" : (method.toLowerCase() as "get" | "post" | "put" | "delete");
+    router[verb](path, readBody, handlerOf(context, route));
+  }
+  return router;
+}

@@ -1,0 +1,20 @@
+import { type Config, type Database, type Logger, openDatabase, openMetrics } from "@tephra/control";
+import { type Authenticate, authenticator } from "./auth.ts";
+
+/** Everything that a route needs, built once by `main.ts`. Routes keep no state of their own. */
+export interface Context {
+  readonly config: Config;
+  readonly database: Database;
+  readonly log: Logger;
+  readonly metrics: ReturnType<typeof openMetrics>;
+  readonly authenticate: Authenticate;
+}
+
+/** Connections to Postgres per API process: requests hold one for a few milliseconds, so more would only queue in the server. */
+const connectionsMax = 10;
+
+/** Opens no connection yet. The caller disconnects `database`. */
+export function openContext(config: Config, log: Logger): Context {
+  const database = openDatabase(config.database_url, connectionsMax);
+  return { config, database, log, metrics: openMetrics(database), authenticate: authenticator(config.auth) };
+}

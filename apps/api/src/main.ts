@@ -1,0 +1,60 @@
+import { createServer, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { type Config, ConfigError, loadConfig, openLog, startReconciler } from "@tephra/control";
+import { buildApp } from "./app.ts";
+import { openContext } from "./context.ts";
+
+/** A stopping process waits so long for requests that are still running. */
+const drainMs = 10_000;
+
+function configOrExit(): Config {
+  try {
+    return loadConfig();
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    for (const { key, problem } of error.problems) process.stderr.write(`${key}: ${problem}\n`);
+    process.exit(2);
+  }
+}
+
+/** Limits that keep a slow or idle client from holding a socket for ever. */
+function openServer(handler: ReturnType<typeof buildApp>): Server {
+  const server = createServer(
+    { requestTimeout: 60_000, headersTimeout: 15_000, keepAliveTimeout: 65_000, connectionsCheckingInterval: 5_000 },
+    handler,
+  );
+  server.maxConnections = 4_096;
+  return server;
+}
+
+function urlOf(server: Server): string {
+  const { address, family, port } = server.address() as AddressInfo;
+  return `http://${family === "IPv6" ? `[${address}]` : address}:${port}`;
+}
+
+const config = configOrExit();
+const log = openLog(config, "api");
+const context = openContext(config, log);
+const server = openServer(buildApp(context));
+const reconciler = startReconciler({ database: context.database, config, log });
+
+/** Stops accepting, lets running requests finish, then ends; a second signal ends at once. */
+let stopping = false;
+async function stop(signal: NodeJS.Signals): Promise<void> {
+  if (stopping) process.exit(1);
+  stopping = true;
+  log.info({ event: "stopping", signal }, "stopping");
+  const timer = setTimeout(() => server.closeAllConnections(), drainMs);
+  await Promise.all([new Promise((resolve) => server.close(resolve)), reconciler.stop()]);
+  clearTimeout(timer);
+  await context.database.$disconnect();
+  process.exit(0);
+}
+
+process.on("SIGTERM", (signal) => void stop(signal));
+process.on("SIGINT", (signal) => void stop(signal));
+server.on("error", (error) => {
+  log.fatal({ event: "listen.failed", reason: error.message }, "cannot listen");
+  process.exit(1);
+});
+server.listen(config.port, config.host, () => log.info({ event: "listening", url: urlOf(server) }, "listening"));

@@ -1,0 +1,26 @@
+import { ControlError, InvalidError, NotFoundError, QuotaExceededError, StateConflictError } from "@tephra/control";
+import { type Fault, outageFault, unexpectedFault } from "../fault.ts";
+import { isDatabaseOutage } from "../outage.ts";
+import { NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
+
+/** The one map from an error to what a caller of our own routes sees. A fault of 500 is one that nobody foresaw. */
+export function faultOf(error: unknown): Fault {
+  if (error instanceof Refusal) return { status: error.status, message: error.message };
+  if (error instanceof UnauthenticatedError) {
+    return { status: 401, message: "The request you have made requires authentication." };
+  }
+  if (error instanceof NoRouteError) return { status: 404, message: "The resource could not be found." };
+  if (error instanceof NotFoundError) return { status: 404, message: error.message };
+  if (error instanceof InvalidError) return { status: 400, message: error.message };
+  if (error instanceof QuotaExceededError) return { status: 413, message: error.message, retryAfter: 0 };
+  if (error instanceof StateConflictError) return { status: 409, message: error.message };
+  if (!(error instanceof ControlError) && isDatabaseOutage(error)) return outageFault;
+  return bodyFault(error) ?? unexpectedFault;
+}
+
+/** What the reader of bodies throws: too long, cut off, no JSON. */
+function bodyFault(error: unknown): Fault | null {
+  const { type, status } = (error ?? {}) as { type?: unknown; status?: unknown };
+  if (typeof type !== "string" || typeof status !== "number" || status >= 500) return null;
+  return { status, message: status === 413 ? "Request is too large." : "Malformed request body" };
+}

@@ -1,0 +1,61 @@
+import { liveQueues } from "@tephra/control";
+import type { Context } from "../context.ts";
+import type { OpsAnswer } from "./serve.ts";
+
+/** A prober must get its answer while the database hangs. */
+const answerWithinMs = 3_000;
+
+const noRow = "00000000-0000-0000-0000-000000000000";
+
+/** Asks every table for every column that this program knows: a missing migration shows as an error. Reads no row. */
+async function findSchemaProblem({ database }: Context): Promise<string | null> {
+  const where = { id: noRow };
+  const reads = [
+    database.volume.findUnique({ where }),
+    database.attachment.findUnique({ where }),
+    database.snapshot.findUnique({ where }),
+    database.backup.findUnique({ where }),
+    database.operation.findUnique({ where }),
+    database.task.findUnique({ where }),
+    database.worker.findUnique({ where }),
+    database.quota.findUnique({ where: { projectId: "" } }),
+  ];
+  const failed = (await Promise.allSettled(reads)).find((r) => r.status === "rejected");
+  if (!failed) return null;
+  const code = (failed.reason as { code?: unknown }).code;
+  return code === "P2021" || code === "P2022" ? "the database lacks migrations" : "the database does not answer";
+}
+
+async function findReasons(context: Context): Promise<string[]> {
+  const problem = await findSchemaProblem(context);
+  if (problem !== null) return [problem];
+  const queues = await liveQueues(context.database, context.config.worker.heartbeat_ms);
+  return queues.length > 0 ? [] : ["no live worker was heard of"];
+}
+
+async function inTime(reasons: Promise<string[]>): Promise<string[]> {
+  const { promise: late, resolve } = Promise.withResolvers<string[]>();
+  const timer = setTimeout(() => resolve(["the database does not answer in time"]), answerWithinMs);
+  try {
+    return await Promise.race([reasons.catch(() => ["the database does not answer"]), late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+export const health = {
+  /** The process serves requests; says nothing of anything else. */
+  alive: async (): Promise<OpsAnswer> => ({ status: 200, body: { status: "ok" } }),
+
+  /** 200 when work that is accepted now will be done: database, migrations, and at least one live worker. */
+  ready: async (context: Context): Promise<OpsAnswer> => {
+    const reasons = await inTime(findReasons(context));
+    return reasons.length === 0
+      ? { status: 200, body: { status: "ready" } }
+      : { status: 503, body: { status: "unavailable", reasons } };
+  },
+
+  metrics: async ({ metrics }: Context): Promise<OpsAnswer> => {
+    return { status: 200, body: await metrics.render(), contentType: metrics.contentType };
+  },
+};

@@ -1,0 +1,23 @@
+import { isAbsolute, relative, resolve, sep } from "node:path";
+import type { Config } from "@tephra/control";
+import { badRequest } from "../refusals.ts";
+
+/**
+ * A path of a user, cleaned, when its text lies beneath one of the configured folders. Links are another matter: the worker, which
+ * opens the file, looks at where it really is.
+ *
+ * @throws Refusal 400
+ */
+export function beneathRoots(config: Pick<Config, "import_roots">, path: string): string {
+  if (path.includes("\0")) throw badRequest("Invalid input received: path must not contain a NUL character");
+  if (!isAbsolute(path)) throw badRequest("Invalid input received: path must be absolute");
+  const clean = resolve(path);
+  const inside = config.import_roots.some((root) => {
+    const rest = relative(resolve(root), clean);
+    return rest !== "" && rest !== ".." && !rest.startsWith(`..${sep}`) && !isAbsolute(rest);
+  });
+  if (!inside || path.endsWith(sep)) {
+    throw badRequest(`Invalid input received: path ${clean} is no file beneath a folder of import_roots`);
+  }
+  return clean;
+}

@@ -1,0 +1,57 @@
+import { getOperation, isUuid, listOperations, type OperationProgress, operationStates } from "@tephra/control";
+import { z } from "zod";
+import type { Context } from "../context.ts";
+import { type OpsAnswer, type OpsCall, parse } from "./serve.ts";
+
+const id = z.string().refine(isUuid, "is not a uuid");
+
+const Query = z.strictObject({
+  backup_id: id.optional(),
+  volume_id: id.optional(),
+  state: z.enum(operationStates).optional(),
+  limit: z.coerce.number().int().min(1).max(1000).default(100),
+});
+
+const isoOrNull = (time: Date | null): string | null => time?.toISOString() ?? null;
+
+/** Sizes are numbers of bytes. */
+function view(row: OperationProgress): Record<string, unknown> {
+  return {
+    id: row.id,
+    kind: row.kind,
+    state: row.state,
+    project_id: row.projectId,
+    backup_id: row.backupId,
+    volume_id: row.volumeId,
+    tasks_total: row.tasksTotal,
+    tasks_done: row.tasksDone,
+    bytes_total: Number(row.bytesTotal),
+    bytes_done: row.bytesDone,
+    bytes_stored: Number(row.bytesStored),
+    bytes_copied_twice: row.bytesCopiedTwice,
+    rate_bytes_per_second: row.rateBytesPerSecond,
+    seconds_left: row.secondsLeft,
+    queue_position: row.queuePosition,
+    attempts: row.attempts,
+    fail_reason: row.failReason,
+    created_at: row.createdAt.toISOString(),
+    updated_at: isoOrNull(row.updatedAt),
+  };
+}
+
+export const operations = {
+  list: async ({ database }: Context, { principal, query }: OpsCall): Promise<OpsAnswer> => {
+    const wanted = parse(Query, Object.fromEntries(query));
+    const rows = await listOperations(database, principal, {
+      limit: wanted.limit,
+      ...(wanted.backup_id !== undefined && { backupId: wanted.backup_id }),
+      ...(wanted.volume_id !== undefined && { volumeId: wanted.volume_id }),
+      ...(wanted.state !== undefined && { state: wanted.state }),
+    });
+    return { status: 200, body: { operations: rows.map(view) } };
+  },
+
+  show: async ({ database }: Context, { principal, params }: OpsCall): Promise<OpsAnswer> => {
+    return { status: 200, body: { operation: view(await getOperation(database, principal, params["id"] ?? "")) } };
+  },
+};

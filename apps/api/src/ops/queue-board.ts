@@ -1,0 +1,121 @@
+import { createBullBoard } from "@bull-board/api";
+import { BullMQAdapter } from "@bull-board/api/bullMQAdapter";
+import { ExpressAdapter } from "@bull-board/express";
+import { type Logger, liveQueues } from "@tephra/control";
+import { Queue } from "bullmq";
+import { type ErrorRequestHandler, type RequestHandler, Router } from "express";
+import helmet from "helmet";
+import { Redis } from "ioredis";
+import type { Context } from "../context.ts";
+import { endFault } from "../fault.ts";
+import { allow, assertRule, type Rule } from "../policy.ts";
+import { UnauthenticatedError } from "../refusals.ts";
+import { faultOf } from "./errors.ts";
+
+const basePath = "/ops/queues";
+
+/** How long a browser waits for a Redis that does not answer. */
+const redisWithinMs = 2_000;
+
+/** One connection for the board alone, opened at the first look at it. Its failures are log lines and nothing more. */
+function openRedis(url: string, log: Logger): Redis {
+  const redis = new Redis(url, {
+    lazyConnect: true,
+    maxRetriesPerRequest: 1,
+    enableOfflineQueue: false,
+    connectTimeout: redisWithinMs,
+    commandTimeout: redisWithinMs,
+    retryStrategy: (times) => Math.min(times * 500, 10_000),
+  });
+  redis.on("error", (error) =>
+    log.warn({ event: "board.redis", reason: error.message }, "the queue board cannot reach Redis"),
+  );
+  return redis;
+}
+
+/** Settles when Redis answers. @throws when it does not, within `redisWithinMs` */
+async function awaitRedis(redis: Redis): Promise<void> {
+  if (redis.status === "wait" || redis.status === "end") await redis.connect();
+  await redis.ping();
+}
+
+/** Queues of live workers, as adapters of the board; each is opened once and stays open. */
+function queueCache(redis: Redis, log: Logger) {
+  const known = new Map<string, BullMQAdapter>();
+  return (name: string): BullMQAdapter => {
+    const found = known.get(name);
+    if (found) return found;
+    const queue = new Queue(name, { connection: redis });
+    queue.on("error", (error) => log.warn({ event: "board.queue", queue: name, reason: error.message }, "queue board"));
+    const adapter = new BullMQAdapter(queue, { readOnlyMode: true });
+    known.set(name, adapter);
+    return adapter;
+  };
+}
+
+/** Browsers cannot send X-Auth-Token: the password of HTTP Basic is taken for the token, too. */
+function tokenOf(headers: {
+  authorization?: string | undefined;
+  "x-auth-token"?: string | string[] | undefined;
+}): string | undefined {
+  const token = headers["x-auth-token"];
+  if (typeof token === "string") return token;
+  const [, encoded] = /^Basic ([A-Za-z0-9+/=]+)$/i.exec(headers.authorization ?? "") ?? [];
+  if (encoded === undefined) return undefined;
+  const pair = Buffer.from(encoded, "base64").toString("utf8");
+  return pair.slice(pair.indexOf(":") + 1);
+}
+
+const answerErrors =
+  (log: Logger): ErrorRequestHandler =>
+  (error: unknown, _req, res, next) => {
+    if (res.headersSent) return next(error);
+    if (error instanceof UnauthenticatedError) res.setHeader("www-authenticate", 'Basic realm="tephra"');
+    const fault = faultOf(error);
+    if (fault.status >= 500) log.warn({ event: "board.failed", err: error }, "queue board");
+    endFault(res, fault.status === 500 ? { status: 503, message: "The queues cannot be shown now." } : fault);
+  };
+
+/**
+ * The dashboard of all queues that live workers serve, read-only. Nothing else in the API touches Redis: when it is down the
+ * board answers 503 and every other route goes on.
+ */
+export function queueBoard(context: Context, rule: Rule): Router {
+  const { config, database, log } = context;
+  assertRule(rule, basePath);
+  const redis = openRedis(config.redis_url, log);
+  const adapterOf = queueCache(redis, log);
+  const server = new ExpressAdapter().setBasePath(basePath);
+  const board = createBullBoard({ queues: [], serverAdapter: server, options: { uiConfig: { boardTitle: "Tephra" } } });
+  const guard: RequestHandler = async (req, _res, next) => {
+    allow(context.authenticate(tokenOf(req.headers), String(req.id)), rule);
+    if (req.method !== "GET" && req.method !== "HEAD") return next(new UnauthenticatedError());
+    next();
+  };
+  const refresh: RequestHandler = async (_req, _res, next) => {
+    const queues = await liveQueues(database, config.worker.heartbeat_ms);
+    await awaitRedis(redis);
+    board.replaceQueues([...new Set(queues.map((q) => q.queue))].map(adapterOf));
+    next();
+  };
+  const router = Router();
+  router.use(helmet({ contentSecurityPolicy: { useDefaults: false, directives: boardPolicy } }));
+  router.use(guard);
+  router.use("/api", refresh);
+  router.use(server.getRouter() as RequestHandler);
+  router.use(answerErrors(log));
+  return router;
+}
+
+/** Nothing from elsewhere. Only styles may stand in the page, for its loading screen has some. */
+const boardPolicy = {
+  defaultSrc: ["'none'"],
+  scriptSrc: ["'self'"],
+  styleSrc: ["'self'", "'unsafe-inline'"],
+  imgSrc: ["'self'", "data:"],
+  fontSrc: ["'self'"],
+  connectSrc: ["'self'"],
+  baseUri: ["'self'"],
+  formAction: ["'none'"],
+  frameAncestors: ["'none'"],
+};

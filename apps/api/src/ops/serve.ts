@@ -1,0 +1,88 @@
+import type { Principal } from "@tephra/control";
+import { type ErrorRequestHandler, json, type Request, type RequestHandler, Router } from "express";
+import type { z } from "zod";
+import type { Context } from "../context.ts";
+import { endFault, endJson } from "../fault.ts";
+import { allow, assertRule, isPublic, type Rule } from "../policy.ts";
+import { badRequest } from "../refusals.ts";
+import { faultOf } from "./errors.ts";
+
+/** One request to a route of ours. `principal` is null on public routes. */
+export interface OpsCall<P extends Principal | null = Principal> {
+  readonly principal: P;
+  readonly params: Readonly<Record<string, string>>;
+  readonly query: URLSearchParams;
+  readonly body: unknown;
+}
+
+export interface OpsAnswer {
+  status: number;
+  /** JSON, or text where `contentType` is given. */
+  body: unknown;
+  contentType?: string;
+}
+
+export type OpsHandler = (context: Context, call: OpsCall) => Promise<OpsAnswer>;
+export type PublicHandler = (context: Context) => Promise<OpsAnswer>;
+
+export type OpsRoute =
+  | readonly [method: "GET", path: string, rule: "public", handle: PublicHandler]
+  | readonly [method: "GET" | "POST", path: string, rule: Exclude<Rule, "public">, handle: OpsHandler];
+
+const bodyBytesMax = 65_536;
+
+/** @throws Refusal 400 with every problem and its key */
+export function parse<T>(schema: z.ZodType<T>, input: unknown): T {
+  const parsed = schema.safeParse(input);
+  if (parsed.success) return parsed.data;
+  const problems = parsed.error.issues.map((i) => `${i.path.join(".") || "body"}: ${i.message}`);
+  throw badRequest(`Invalid input received: ${problems.join("; ")}`);
+}
+
+async function answer(context: Context, route: OpsRoute, req: Request): Promise<OpsAnswer> {
+  if (route[2] === "public") return route[3](context);
+  const [, , rule, handle] = route;
+  const principal = context.authenticate(req.get("x-auth-token"), String(req.id));
+  allow(principal, rule);
+  const query = new URL(req.url, "http://localhost").searchParams;
+  return handle(context, { principal, params: req.params as Record<string, string>, query, body: req.body });
+}
+
+const handlerOf =
+  (context: Context, route: OpsRoute): RequestHandler =>
+  async (req, res) => {
+    const { status, body, contentType } = await answer(context, route, req);
+    if (contentType === undefined) return endJson(res, status, body);
+    res.setHeader("content-type", contentType);
+    res.statusCode = status;
+    res.end(String(body));
+  };
+
+const answerErrors =
+  (context: Context): ErrorRequestHandler =>
+  (error: unknown, req, res, next) => {
+    if (res.headersSent) return next(error);
+    const fault = faultOf(error);
+    if (fault.status >= 500) {
+      context.log.error(
+        { event: "request.failed", request_id: req.id, method: req.method, path: req.path, err: error },
+        "request failed",
+      );
+    }
+    endFault(res, fault);
+  };
+
+/** Mounts a table of routes. @throws when a rule is not in the policy table */
+export function opsRouter(context: Context, routes: readonly OpsRoute[]): Router {
+  const router = Router({ caseSensitive: true, strict: true });
+  const readJson = json({ limit: bodyBytesMax, strict: false, type: () => true });
+  for (const route of routes) {
+    const [method, path, rule] = route;
+    assertRule(rule, `${method} ${path}`);
+    if (method === "POST") router.post(path, readJson, handlerOf(context, route));
+    else router.get(path, handlerOf(context, route));
+    if (rule !== "public" && isPublic(rule)) throw new Error(`route ${path} is public by mistake`);
+  }
+  router.use(answerErrors(context));
+  return router;
+}

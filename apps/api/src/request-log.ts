@@ -1,0 +1,35 @@
+import { randomUUID } from "node:crypto";
+import type { IncomingMessage, ServerResponse } from "node:http";
+import type { RequestHandler } from "express";
+import { pinoHttp } from "pino-http";
+import type { Context } from "./context.ts";
+
+/** Asked every few seconds by machines: not worth a line. */
+const quiet = new Set(["/healthz", "/readyz", "/metrics", "/healthcheck"]);
+
+/**
+ * Gives every request its id (`req.id`, header `x-openstack-request-id`), a log line at its end, and counts the answer. Headers are
+ * never logged, so that no token is.
+ */
+export function logRequests({ log, metrics }: Pick<Context, "log" | "metrics">): RequestHandler {
+  const logger = pinoHttp<IncomingMessage, ServerResponse>({
+    logger: log,
+    genReqId: () => `req-${randomUUID()}`,
+    quietReqLogger: true,
+    customAttributeKeys: { reqId: "request_id" },
+    autoLogging: { ignore: (req) => quiet.has(req.url ?? "") },
+    customLogLevel: (_req, res) => (res.statusCode >= 500 ? "error" : "info"),
+    customSuccessMessage: () => "request",
+    customErrorMessage: () => "request",
+    serializers: {
+      req: (req: { method: string; url: string }) => ({ method: req.method, url: req.url }),
+      res: (res: { statusCode: number }) => ({ status: res.statusCode }),
+    },
+  });
+  return (req, res, next) => {
+    logger(req, res);
+    res.setHeader("x-openstack-request-id", String(req.id));
+    res.once("finish", () => metrics.countRequest(res.statusCode));
+    next();
+  };
+}

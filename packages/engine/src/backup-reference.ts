@@ -15,7 +15,12 @@ export function keyOf(reference: BackupReference, name: string): ObjectKey {
   return { container: reference.container, name };
 }
 
-export function damaged(reference: BackupReference, object: string, reason: string, cause?: unknown): DamagedObjectError {
+export function damaged(
+  reference: BackupReference,
+  object: string,
+  reason: string,
+  cause?: unknown,
+): DamagedObjectError {
   return new DamagedObjectError({ backupId: reference.backupId, object, reason }, { cause });
 }
 

@@ -11,7 +11,7 @@ import type { RangeReport } from "./range-report.ts";
 import { type Repository, stagingContainer } from "./repository/repository.ts";
 import type { RunContext } from "./run-context.ts";
 import { entrySlice, hashSlice, sliceDigest } from "./slices.ts";
-import { changedSpans, type CopyWindowResult, type WindowExtent } from "./threads/cpu-tasks.ts";
+import { type CopyWindowResult, changedSpans, type WindowExtent } from "./threads/cpu-tasks.ts";
 import type { VolumeSource } from "./volume/volume.ts";
 import { zeroBlockHashes } from "./zero-blocks.ts";
 
@@ -137,15 +137,13 @@ class RangeCopier {
     this.#parent = parent;
   }
 
-  async copyWindow(
-    place: WindowPlace,
-    signal: AbortSignal,
-  ): Promise<{ hashes: Uint8Array; entries: ObjectEntry[] }> {
+  async copyWindow(place: WindowPlace, signal: AbortSignal): Promise<{ hashes: Uint8Array; entries: ObjectEntry[] }> {
     const { window } = place;
     const release = await this.#engine.memory.claim(this.#memoryOf(window), signal);
     try {
       const copied = await this.#readAndHash(window, signal);
-      const first = (await orAbort(place.numberBefore, signal)) ?? numbersOfRange(this.#input.layout, this.#input.range).from;
+      const first =
+        (await orAbort(place.numberBefore, signal)) ?? numbersOfRange(this.#input.layout, this.#input.range).from;
       place.settle(first + copied.extents.length);
       const entries = await this.#store(window, copied, first, signal);
       this.bytesDone += window.length;
@@ -264,7 +262,9 @@ function checkRange(layout: BackupLayout, range: Extent): void {
   const wholeWindows = range.offset % layout.objectBytes === 0;
   const wholeEnd = end % layout.objectBytes === 0 || end === layout.volumeBytes;
   if (range.offset < 0 || range.length < 1 || end > layout.volumeBytes || !wholeWindows || !wholeEnd) {
-    throw new InvalidLayoutError(`The range ${range.offset}+${range.length} is not made of whole windows of the volume.`);
+    throw new InvalidLayoutError(
+      `The range ${range.offset}+${range.length} is not made of whole windows of the volume.`,
+    );
   }
 }
 
@@ -275,7 +275,8 @@ async function checkSource(input: CopyInput, before: string | null): Promise<str
     throw new SourceChangedError(`The source has ${source.sizeBytes} bytes, ${layout.volumeBytes} were planned.`);
   }
   const fingerprint = await source.fingerprint();
-  if (before !== null && fingerprint !== before) throw new SourceChangedError("The source changed while it was being read.");
+  if (before !== null && fingerprint !== before)
+    throw new SourceChangedError("The source changed while it was being read.");
   return fingerprint;
 }
 
@@ -303,4 +304,3 @@ async function openParent(input: CopyInput, signal: AbortSignal): Promise<Parent
 export function referenceOf(layout: BackupLayout, repository: Repository): BackupReference {
   return { backupId: layout.backupId, repository, container: layout.container, prefix: layout.prefix };
 }
-

@@ -42,7 +42,6 @@ export interface Engine extends AsyncDisposable {
       target: VolumeTarget | null;
       openTarget?: (volumeBytes: number) => Promise<VolumeTarget>;
       extent?: Extent;
-      zeros?: "write" | "skip";
     },
     ctx: RunContext,
   ): Promise<{ bytes: number }>;

@@ -73,7 +73,12 @@ export async function openHashList(read: ReadHashList, sizeBytes: number): Promi
   return (await openFixedWidth(read, sizeBytes)) ?? (await openStreamed(read));
 }
 
-const headSchema = z.object({ chunk_size: z.int().min(1).max(2 ** 40) });
+const headSchema = z.object({
+  chunk_size: z
+    .int()
+    .min(1)
+    .max(2 ** 40),
+});
 const tailSchema = z.object({ version: z.literal(version) });
 
 async function openFixedWidth(read: ReadHashList, sizeBytes: number): Promise<HashList | null> {
@@ -169,7 +174,8 @@ async function readStreamed(
 }
 
 function digestOf(value: unknown): Uint8Array {
-  if (typeof value !== "string" || !/^[0-9a-f]{64}$/.test(value)) throw new FormatError("a line of it is not a SHA-256");
+  if (typeof value !== "string" || !/^[0-9a-f]{64}$/.test(value))
+    throw new FormatError("a line of it is not a SHA-256");
   return Buffer.from(value, "hex");
 }
 

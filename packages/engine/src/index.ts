@@ -2,7 +2,7 @@ export type { BackupReference } from "./backup-reference.ts";
 export { type Compression, codecOf } from "./compression.ts";
 export { type Engine, openEngine } from "./engine.ts";
 export * from "./errors.ts";
-export { encodeExportRecord, type ExportRecordInput } from "./export-record.ts";
+export { type ExportRecordInput, encodeExportRecord } from "./export-record.ts";
 export { cutRanges, type Extent } from "./extents.ts";
 export { type BackupLayout, checkLayout, checkPrefix } from "./layout.ts";
 export { describeBackup, findBackups, holdsOnlyBackups, type ListedBackup } from "./list-backups.ts";

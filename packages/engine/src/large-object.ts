@@ -4,7 +4,7 @@ import { createInflate } from "node:zlib";
 import { asDamage, type BackupReference, confirmed, damaged, keyOf } from "./backup-reference.ts";
 import { dataName } from "./layout.ts";
 import type { MappedObject } from "./merge-layers.ts";
-import { expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./restore-object.ts";
+import { expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./restore-job.ts";
 
 /** Decoded bytes in memory at a time. */
 const pieceBytesAim = 8 * 1024 * 1024;
@@ -36,8 +36,10 @@ async function restoreOnce(job: RestoreJob, object: MappedObject, signal: AbortS
   try {
     const decoded = decode(reference, name, entry.compression, signal);
     for await (const piece of regroup(decoded, pieceBytes)) {
-      if (done + piece.length > entry.length) throw damaged(reference, name, `more than ${entry.length} bytes are stored`);
-      for (let step = 0; step < piece.length; step += hashStepBytes) md5.update(piece.subarray(step, step + hashStepBytes));
+      if (done + piece.length > entry.length)
+        throw damaged(reference, name, `more than ${entry.length} bytes are stored`);
+      for (let step = 0; step < piece.length; step += hashStepBytes)
+        md5.update(piece.subarray(step, step + hashStepBytes));
       await restorePiece(job, object, { offset: done, data: piece }, signal);
       done += piece.length;
     }
@@ -74,7 +76,7 @@ async function restorePiece(
     expected,
   };
   const result = await job.engine.pool.run(request, [piece.data.buffer, expected.buffer], signal);
-  const { data, dataRuns } = await passOrDamage(job, object, shifted(result, piece.offset));
+  const { data, dataRuns } = passOrDamage(job, object, shifted(result, piece.offset));
   await writeRuns(job, start, data, job.skipZeros ? dataRuns : request.segments, signal);
   data.buffer.transfer(0);
 }

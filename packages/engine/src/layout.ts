@@ -39,7 +39,8 @@ export function checkLayout(layout: BackupLayout): void {
   const refuse = (reason: string): never => {
     throw new InvalidLayoutError(reason);
   };
-  if (!Number.isSafeInteger(volumeBytes) || volumeBytes < 0) refuse(`Volume size ${volumeBytes} is not a size in bytes.`);
+  if (!Number.isSafeInteger(volumeBytes) || volumeBytes < 0)
+    refuse(`Volume size ${volumeBytes} is not a size in bytes.`);
   if (!Number.isSafeInteger(blockBytes) || blockBytes < blockBytesMin) {
     refuse(`Block size ${blockBytes} is not an integer of at least ${blockBytesMin}.`);
   }
@@ -58,7 +59,7 @@ export function checkLayout(layout: BackupLayout): void {
  * `volume_<id>/<time>/az_<zone>_backup_<id>` on object stores. Anything shorter could reach another backup's objects.
  */
 const prefixPattern =
-  /^volume_[A-Za-z0-9][A-Za-z0-9-]{0,63}(?:_\d{14}|\/\d{14}\/az_[^/\u0000-\u001f]{1,255})_backup_[A-Za-z0-9][A-Za-z0-9-]{0,63}$/;
+  /^volume_[A-Za-z0-9][A-Za-z0-9-]{0,63}(?:_\d{14}|\/\d{14}\/az_[ -.0-~]{1,255})_backup_[A-Za-z0-9][A-Za-z0-9-]{0,63}$/;
 
 /** Throws InvalidObjectNameError unless the prefix is a whole one. Returns it. */
 export function checkPrefix(prefix: string): string {

@@ -115,5 +115,9 @@ function gap(references: readonly BackupReference[], at: number): Error {
 function ragged(references: readonly BackupReference[], cover: Cursor): Error {
   const reference = references[cover.layer] as BackupReference;
   const place = cover.current?.offset ?? 0;
-  return damaged(reference, metadataName(reference.prefix), `the object at ${place} does not start and end with a block`);
+  return damaged(
+    reference,
+    metadataName(reference.prefix),
+    `the object at ${place} does not start and end with a block`,
+  );
 }

@@ -22,7 +22,10 @@ export interface MetadataHeader {
   volumeMeta: string | null;
 }
 
-const textOrNull = z.string().max(1024 * 1024).nullable();
+const textOrNull = z
+  .string()
+  .max(1024 * 1024)
+  .nullable();
 const scalarSchemas = {
   backup_id: textOrNull,
   volume_id: textOrNull,
@@ -124,7 +127,8 @@ function parseScalar(key: string, value: unknown): string | null {
 function parseEntry(value: unknown, prefix: string, previous: ObjectEntry | null): ObjectEntry {
   const pairs = typeof value === "object" && value !== null && !Array.isArray(value) ? Object.entries(value) : [];
   const [pair] = pairs;
-  if (pair === undefined || pairs.length !== 1) throw new FormatError("an entry of objects does not have exactly one name");
+  if (pair === undefined || pairs.length !== 1)
+    throw new FormatError("an entry of objects does not have exactly one name");
   const [name, rawBody] = pair;
   const shown = JSON.stringify(name.slice(0, 300));
   const number = dataNumber(prefix, name);

@@ -60,7 +60,8 @@ async function numbersInMetadata(input: RemoveInput, signal: AbortSignal): Promi
       for (const entry of entries) numbers.add(entry.number);
     }
   } catch (error) {
-    const readable = !(error instanceof EngineError) || !["damaged_object", "unsupported_compression"].includes(error.code);
+    const readable =
+      !(error instanceof EngineError) || !["damaged_object", "unsupported_compression"].includes(error.code);
     if (readable) throw error;
   }
   return numbers;

@@ -8,7 +8,8 @@ import type { Extent } from "./extents.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import { type MappedObject, type MergeStep, mergeLayers } from "./merge-layers.ts";
 import { type Repository, stagingContainer } from "./repository/repository.ts";
-import { type RestoreJob, restoreObject } from "./restore-object.ts";
+import type { RestoreJob } from "./restore-job.ts";
+import { restoreObject } from "./restore-object.ts";
 import type { RunContext } from "./run-context.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
 
@@ -84,8 +85,8 @@ export async function restoreRange(
 
 /**
  * Restores a whole volume, or the part `extent` of it, in this process, without staging anything. `openTarget` is called with
- * the exact length once the chain has been found in order. `zeros` says whether zeros must be written (the default: right for
- * every target) or may be skipped (only for a target that is zero everywhere). The target stays the caller's.
+ * the exact length once the chain has been found in order. Zeros are written unless the target is new. The target stays the
+ * caller's.
  */
 export async function restoreWhole(
   engine: EngineContext,
@@ -94,7 +95,6 @@ export async function restoreWhole(
     target: VolumeTarget | null;
     openTarget?: (volumeBytes: number) => Promise<VolumeTarget>;
     extent?: Extent;
-    zeros?: "write" | "skip";
   },
   ctx: RunContext,
 ): Promise<{ bytes: number }> {
@@ -106,7 +106,7 @@ export async function restoreWhole(
     throw new InvalidLayoutError("The part to restore does not lie within both the backup and the target.");
   }
   const { references, hashes } = chain;
-  const skipZeros = input.zeros === "skip";
+  const skipZeros = target.isNew === true;
   const job = { engine, references, hashes, target, bounds, skipZeros, ctx };
   const bytes = await restoreObjects(job, objectsWithin(mergedSteps(chain, ctx.signal), bounds));
   await target.flush();

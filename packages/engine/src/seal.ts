@@ -49,7 +49,11 @@ export function seal(input: SealInput, ctx: RunContext): Promise<SealResult> {
     if (name === undefined) throw new RangesIncompleteError([index]);
     return readStaged(input.repository, { container, name }, index, ctx.signal);
   };
-  return sealWith(input, { hashes: (index) => staged(index, "hashes"), entries: (index) => staged(index, "entries") }, ctx);
+  return sealWith(
+    input,
+    { hashes: (index) => staged(index, "hashes"), entries: (index) => staged(index, "entries") },
+    ctx,
+  );
 }
 
 /** Completes a backup whose slices are in memory. */
@@ -185,7 +189,12 @@ async function* readStaged(
 }
 
 /** The list that incrementals will trust must read as it was written. */
-async function readBack(repository: Repository, layout: BackupLayout, digest: string, signal: AbortSignal): Promise<void> {
+async function readBack(
+  repository: Repository,
+  layout: BackupLayout,
+  digest: string,
+  signal: AbortSignal,
+): Promise<void> {
   const reference = referenceOf(layout, repository);
   const name = hashListName(layout.prefix);
   const hash = createHash("sha256");

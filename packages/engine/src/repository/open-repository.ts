@@ -10,7 +10,9 @@ import type { Repository } from "./repository.ts";
 export async function openRepository(url: string): Promise<Repository> {
   const path = /^posix:(.+)$/s.exec(url)?.[1];
   if (path === undefined || path.includes("\0")) {
-    throw new RepositoryConfigError(`Not the URL of a repository: ${JSON.stringify(url.slice(0, 300))}. Expected posix:/folder.`);
+    throw new RepositoryConfigError(
+      `Not the URL of a repository: ${JSON.stringify(url.slice(0, 300))}. Expected posix:/folder.`,
+    );
   }
   return new PosixRepository(resolve(path));
 }

@@ -1,6 +1,19 @@
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
-import { access, chmod, type FileHandle, link, lstat, mkdir, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
+import {
+  access,
+  chmod,
+  type FileHandle,
+  link,
+  lstat,
+  mkdir,
+  open,
+  opendir,
+  readdir,
+  realpath,
+  rmdir,
+  unlink,
+} from "node:fs/promises";
 import { join } from "node:path";
 import {
   EngineError,
@@ -50,7 +63,8 @@ export class PosixRepository implements Repository {
       );
     }
     const id = /^\{"tephra_repository": 1, "id": "([0-9a-f-]{36})"\}$/.exec(text)?.[1];
-    if (id === undefined) throw new RepositoryUnmarkedError(`The marker of the repository ${this.#root} is not readable.`);
+    if (id === undefined)
+      throw new RepositoryUnmarkedError(`The marker of the repository ${this.#root} is not readable.`);
     return { id };
   }
 
@@ -199,7 +213,8 @@ export class PosixRepository implements Repository {
     const inner: string[] = [];
     const folder = await this.#guard("list", path, () => opendir(path));
     for await (const entry of folder) {
-      if (entry.isDirectory() && !(container === "" && entry.name.startsWith(reservedContainer))) inner.push(entry.name);
+      if (entry.isDirectory() && !(container === "" && entry.name.startsWith(reservedContainer)))
+        inner.push(entry.name);
     }
     if (container !== "") yield container;
     if (depth === depthMax) return;
@@ -235,7 +250,12 @@ export class PosixRepository implements Repository {
 
   /** Refuses a container that leads somewhere else through a symbolic link. `missing` turns a missing one into ObjectMissingError. */
   async #checkInside(container: string, path: string, missing?: ObjectKey): Promise<void> {
-    const [real, root] = await this.#guard("open", path, () => Promise.all([realpath(path), realpath(this.#root)]), missing);
+    const [real, root] = await this.#guard(
+      "open",
+      path,
+      () => Promise.all([realpath(path), realpath(this.#root)]),
+      missing,
+    );
     if (real !== join(root, container)) {
       throw new InvalidContainerError(`The container ${container} leads out of its place through a symbolic link.`);
     }
@@ -381,7 +401,8 @@ async function* fileChunks(file: FileHandle): AsyncGenerator<Uint8Array> {
 async function* pieces(body: Uint8Array | AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   const chunks = body instanceof Uint8Array ? [body] : body;
   for await (const chunk of chunks) {
-    for (let start = 0; start < chunk.length; start += writeBytesMax) yield chunk.subarray(start, start + writeBytesMax);
+    for (let start = 0; start < chunk.length; start += writeBytesMax)
+      yield chunk.subarray(start, start + writeBytesMax);
   }
 }
 

@@ -115,8 +115,7 @@ function copyWindow(request: CopyWindowRequest, cancelled: Cancelled): CopyWindo
     const offset = span.first * request.blockBytes;
     const bytes = data.subarray(offset, Math.min(span.end * request.blockBytes, data.length));
     const zeros = request.compressZeros && hashed.zero.subarray(span.first, span.end).every((flag) => flag === 1);
-    const pieces =
-      request.compression === "zlib" || zeros ? deflatePieces(bytes, request.level, cancelled) : null;
+    const pieces = request.compression === "zlib" || zeros ? deflatePieces(bytes, request.level, cancelled) : null;
     if (pieces === undefined) return undefined;
     extents.push({
       offset,

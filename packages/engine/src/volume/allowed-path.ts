@@ -9,7 +9,9 @@ import { errnoOf, PathNotAllowedError } from "../errors.ts";
  */
 export async function allowedPath(path: string, roots: readonly string[]): Promise<string> {
   const refuse = (cause?: unknown): PathNotAllowedError =>
-    new PathNotAllowedError(`The path ${JSON.stringify(path.slice(0, 500))} is not inside an allowed folder.`, { cause });
+    new PathNotAllowedError(`The path ${JSON.stringify(path.slice(0, 500))} is not inside an allowed folder.`, {
+      cause,
+    });
   if (path.includes("\0") || path === "" || path.endsWith("/")) throw refuse();
   const name = basename(path);
   if (["", ".", ".."].includes(name)) throw refuse();

@@ -2,7 +2,7 @@ import { constants } from "node:fs";
 import { copyFile, open, unlink } from "node:fs/promises";
 import { errnoOf, SourceChangedError } from "../errors.ts";
 import { type RunContext, writeBytesMax } from "../run-context.ts";
-import { type FileSource } from "./file-source.ts";
+import type { FileSource } from "./file-source.ts";
 import { FileTarget } from "./file-target.ts";
 import { guardStorage } from "./storage-error.ts";
 
@@ -33,7 +33,9 @@ export async function copyToNewFile(source: FileSource, path: string, ctx: RunCo
     }
     await unlinkIfThere(path);
     if (tries === triesMax) {
-      throw new SourceChangedError(`The source ${source.path} changed while it was being copied, ${triesMax} times in a row.`);
+      throw new SourceChangedError(
+        `The source ${source.path} changed while it was being copied, ${triesMax} times in a row.`,
+      );
     }
   }
 }
@@ -60,7 +62,7 @@ export async function copySparse(
   const file = await guardStorage(`create ${path}`, () =>
     open(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, mode),
   );
-  await using target = new FileTarget(file, { path, sizeBytes: part.sizeBytes });
+  await using target = new FileTarget(file, { path, sizeBytes: part.sizeBytes, isNew: true });
   await guardStorage(`write ${path}`, () => file.truncate(part.sizeBytes));
   const range = { offset: part.offset, length: Math.max(0, part.sizeBytes - part.offset) };
   let bytesStored = 0;

@@ -168,7 +168,7 @@ export class FileBackend {
     const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW).catch((error: unknown) => {
       throw new VolumeConflictError(`Volume ${volumeId} is not being restored (${errnoOf(error)}).`, { cause: error });
     });
-    return new FileTarget(file, { path, sizeBytes: (await file.stat()).size });
+    return new FileTarget(file, { path, sizeBytes: (await file.stat()).size, isNew: true });
   }
 
   /**

@@ -41,7 +41,9 @@ export class FileSource implements VolumeSource {
         this.#file.read(into, done, into.length - done, offset + done),
       );
       if (bytesRead === 0) {
-        throw new SourceChangedError(`The source ${this.path} ends at ${offset + done}, it had ${this.sizeBytes} bytes.`);
+        throw new SourceChangedError(
+          `The source ${this.path} ends at ${offset + done}, it had ${this.sizeBytes} bytes.`,
+        );
       }
       done += bytesRead;
     }

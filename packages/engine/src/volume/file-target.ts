@@ -9,14 +9,16 @@ import type { VolumeTarget } from "./volume.ts";
 /** A regular file or block device that is written in place. */
 export class FileTarget implements VolumeTarget {
   readonly sizeBytes: number;
+  readonly isNew: boolean;
   readonly path: string;
   readonly #file: FileHandle;
 
   /** Takes over the file. */
-  constructor(file: FileHandle, options: { path: string; sizeBytes: number }) {
+  constructor(file: FileHandle, options: { path: string; sizeBytes: number; isNew: boolean }) {
     this.#file = file;
     this.path = options.path;
     this.sizeBytes = options.sizeBytes;
+    this.isNew = options.isNew;
   }
 
   async write(data: Uint8Array, offset: number): Promise<void> {
@@ -39,8 +41,6 @@ export class FileTarget implements VolumeTarget {
 
 /** A target named by a path: a new file that appears under its name only when it is whole, or what is there, written in place. */
 export interface PathTarget extends AsyncDisposable {
-  /** Whether every byte is known to be zero before the restore. */
-  readonly isNew: boolean;
   readonly target: VolumeTarget;
   /** Makes everything durable and gives a new file its name. Without this call, disposing removes a new file. */
   publish(): Promise<void>;
@@ -59,7 +59,7 @@ export async function openPathTarget(path: string, sizeBytes: number): Promise<P
     throw new PathNotAllowedError(`The target ${path} is neither a regular file nor a block device.`);
   }
   const file = await guardStorage(`open ${path}`, () => open(path, constants.O_RDWR | constants.O_NOFOLLOW));
-  const target = new FileTarget(file, { path, sizeBytes });
+  const target = new FileTarget(file, { path, sizeBytes, isNew: false });
   try {
     if ((await file.stat()).isFile()) await guardStorage(`write ${path}`, () => file.truncate(sizeBytes));
   } catch (error) {
@@ -67,7 +67,6 @@ export async function openPathTarget(path: string, sizeBytes: number): Promise<P
     throw error;
   }
   return {
-    isNew: false,
     target,
     publish: () => target.flush(),
     [Symbol.asyncDispose]: () => target[Symbol.asyncDispose](),
@@ -79,7 +78,7 @@ async function createPathTarget(path: string, sizeBytes: number): Promise<PathTa
   const file = await guardStorage(`create ${path}`, () =>
     open(temporary, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o660),
   );
-  const target = new FileTarget(file, { path, sizeBytes });
+  const target = new FileTarget(file, { path, sizeBytes, isNew: true });
   const discard = async (): Promise<void> => {
     await target[Symbol.asyncDispose]();
     await unlink(temporary).catch((error: unknown) => {
@@ -96,5 +95,5 @@ async function createPathTarget(path: string, sizeBytes: number): Promise<PathTa
     await target.flush();
     await guardStorage(`create ${path}`, () => rename(temporary, path));
   };
-  return { isNew: true, target, publish, [Symbol.asyncDispose]: discard };
+  return { target, publish, [Symbol.asyncDispose]: discard };
 }

@@ -13,7 +13,9 @@ function storageError(what: string, error: unknown): unknown {
   const errno = errnoOf(error);
   if (error instanceof EngineError || !/^E[A-Z0-9]+$/.test(errno)) return error;
   if (errno === "ENOSPC" || errno === "EDQUOT") {
-    return new VolumeStorageFullError(`No space left: cannot ${what}. Free space there, then try again.`, { cause: error });
+    return new VolumeStorageFullError(`No space left: cannot ${what}. Free space there, then try again.`, {
+      cause: error,
+    });
   }
   return new VolumeStorageError(`Cannot ${what} (${errno}).`, { cause: error, retryable: errno === "EIO" });
 }

@@ -21,6 +21,8 @@ export interface VolumeSource extends AsyncDisposable {
 /** A volume or image that a restore writes. Different parts may be written at the same time. */
 export interface VolumeTarget extends AsyncDisposable {
   readonly sizeBytes: number;
+  /** True only when every byte is known to be zero before the restore, so that zeros need not be written. */
+  readonly isNew?: boolean;
   /** Writes all of `data`. VolumeStorageFullError when space runs out; VolumeStorageError for any other failure. */
   write(data: Uint8Array, offset: number): Promise<void>;
   /** Resolves when everything written so far is durable. */

@@ -1,0 +1,132 @@
+import { randomUUID } from "node:crypto";
+import {
+  type BackupLayout,
+  type Compression,
+  checkLayout,
+  encodeExportRecord,
+  encodeVolumeMeta,
+  InvalidLayoutError,
+  openEngine,
+  openFileSource,
+  type Repository,
+} from "@tephra/engine";
+import { type Output, UsageError } from "./engine-output.ts";
+import { findChain, openNamedRepository, prepareRepository } from "./engine-repository.ts";
+
+interface BackupOptions {
+  repository: string;
+  source: string;
+  volumeId?: string;
+  parent?: string;
+  compression: Compression;
+  objectBytes: number;
+  blockBytes: number;
+}
+
+const gibibyte = 1024 ** 3;
+/** The default level of zlib, as Cinder uses it. */
+const level = 6;
+
+/** Backs a file or device up and prints where it lies, with a record that a Cinder can import. */
+export async function backupCommand(options: BackupOptions, output: Output, signal: AbortSignal): Promise<void> {
+  const started = performance.now();
+  const at = new Date();
+  await using repository = await openNamedRepository(options.repository);
+  await using source = await openFileSource(options.source);
+  await prepareRepository(repository, options.repository, output);
+  const parent = options.parent === undefined ? null : await findChain(repository, options.parent, signal);
+  if (parent !== null && parent.backup.problem !== null) {
+    throw new UsageError(`Backup ${options.parent} cannot be a parent: ${parent.backup.problem}`);
+  }
+  const volumeId = options.volumeId ?? parent?.backup.volumeId ?? randomUUID();
+  const layout = planLayout({ repository, options, volumeId, volumeBytes: source.sizeBytes, at });
+  await using engine = openEngine();
+  const bar = output.progress("backup", source.sizeBytes);
+  const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
+  const ctx = { signal, fence: () => {}, onProgress };
+  const input = { source, repository, layout, parent: parent?.references[0] ?? null };
+  const stored = await engine.backupWhole(input, ctx).finally(() => bar.stop());
+  const seconds = (performance.now() - started) / 1000;
+  const record = {
+    backup_service: repository.service,
+    backup_url: exportRecord({ repository, layout, objects: stored.objects, at }),
+  };
+  const backup = {
+    id: layout.backupId,
+    volume_id: volumeId,
+    parent_id: layout.parentId,
+    container: layout.container,
+    prefix: layout.prefix,
+    compression: layout.compression,
+    object_bytes: layout.objectBytes,
+    block_bytes: layout.blockBytes,
+    volume_bytes: layout.volumeBytes,
+    objects: stored.objects,
+    stored_bytes: stored.bytesStored,
+    seconds,
+    export_record: record,
+  };
+  output.result({ backup }, [
+    `Backup ${layout.backupId} of volume ${volumeId} is complete.`,
+    `${layout.volumeBytes} bytes read, ${stored.bytesStored} stored in ${stored.objects} objects, ${seconds.toFixed(1)} s`,
+  ]);
+}
+
+function planLayout(input: {
+  repository: Repository;
+  options: BackupOptions;
+  volumeId: string;
+  volumeBytes: number;
+  at: Date;
+}): BackupLayout {
+  const { repository, options, volumeId, volumeBytes, at } = input;
+  const backupId = randomUUID();
+  const layout: BackupLayout = {
+    backupId,
+    volumeId,
+    container: repository.defaultContainer(backupId),
+    prefix: repository.defaultPrefix({ volumeId, backupId, at }),
+    compression: options.compression,
+    level,
+    objectBytes: options.objectBytes,
+    blockBytes: options.blockBytes,
+    volumeBytes,
+    createdAt: `${at.toISOString().slice(0, 19).replace("T", " ")}+00:00`,
+    name: null,
+    description: null,
+    volumeMeta: encodeVolumeMeta({ volumeId, volumeBytes, name: null, description: null }),
+    parentId: options.parent ?? null,
+  };
+  try {
+    checkLayout(layout);
+  } catch (error) {
+    throw error instanceof InvalidLayoutError ? new UsageError(error.message, { cause: error }) : error;
+  }
+  return layout;
+}
+
+function exportRecord(input: { repository: Repository; layout: BackupLayout; objects: number; at: Date }): string {
+  const { repository, layout, objects, at } = input;
+  return encodeExportRecord({
+    id: layout.backupId,
+    userId: null,
+    projectId: null,
+    volumeId: layout.volumeId,
+    container: layout.container,
+    prefix: layout.prefix,
+    parentId: layout.parentId,
+    sizeGib: Math.max(1, Math.ceil(layout.volumeBytes / gibibyte)),
+    name: layout.name,
+    description: layout.description,
+    service: repository.service,
+    objects,
+    dependents: 0,
+    snapshotId: null,
+    dataAt: at,
+    createdAt: at,
+    updatedAt: new Date(),
+    host: null,
+    availabilityZone: null,
+    metadata: {},
+  });
+}

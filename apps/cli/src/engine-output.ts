@@ -1,0 +1,49 @@
+import { EngineError } from "@tephra/engine";
+import { Presets, SingleBar } from "cli-progress";
+
+/** The options contradict each other or name what does not exist; the exit status says "wrong usage". */
+export class UsageError extends Error {
+  readonly code = "usage";
+}
+
+/** Where a command writes: one result on stdout, everything else on stderr. */
+export interface Output {
+  readonly json: boolean;
+  /** The result: the object as JSON, or the lines for a person. */
+  result(object: Record<string, unknown>, lines: readonly string[]): void;
+  note(line: string): void;
+  /** A bar on a terminal, nothing elsewhere. Stop it before anything else is written. */
+  progress(label: string, totalBytes: number): { update(bytesDone: number): void; stop(): void };
+}
+
+const mebibyte = 1024 * 1024;
+
+export function createOutput(options: { json: boolean }): Output {
+  return {
+    json: options.json,
+    result(object, lines) {
+      process.stdout.write(options.json ? `${JSON.stringify(object)}\n` : lines.map((line) => `${line}\n`).join(""));
+    },
+    note(line) {
+      process.stderr.write(`${line}\n`);
+    },
+    progress(label, totalBytes) {
+      if (!process.stderr.isTTY) return { update: () => {}, stop: () => {} };
+      const format = `${label} {bar} {percentage}% | {value}/{total} MiB | {duration_formatted} | {eta_formatted} left`;
+      const bar = new SingleBar({ format, hideCursor: true, stream: process.stderr }, Presets.shades_classic);
+      bar.start(Math.ceil(totalBytes / mebibyte), 0);
+      return {
+        update: (bytesDone) => bar.update(Math.ceil(bytesDone / mebibyte)),
+        stop: () => bar.stop(),
+      };
+    },
+  };
+}
+
+/** Tells of a failure: the message on stderr, and with --json an error object on stdout. */
+export function reportFailure(output: Output, error: unknown, options: { silent: boolean }): void {
+  const message = error instanceof Error ? error.message : String(error);
+  const code = error instanceof EngineError || error instanceof UsageError ? error.code : "failed";
+  if (!options.silent) output.note(`tephra-engine: ${message}`);
+  if (output.json) output.result({ error: { code: options.silent ? "usage" : code, message } }, []);
+}

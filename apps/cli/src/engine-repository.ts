@@ -1,0 +1,65 @@
+import {
+  type BackupReference,
+  describeBackup,
+  findBackups,
+  holdsOnlyBackups,
+  type ListedBackup,
+  openRepository,
+  type Repository,
+  RepositoryConfigError,
+  RepositoryUnavailableError,
+  RepositoryUnmarkedError,
+} from "@tephra/engine";
+import { type Output, UsageError } from "./engine-output.ts";
+
+/** Opens the repository that a URL names; a text that is no such URL is wrong usage. */
+export async function openNamedRepository(url: string): Promise<Repository> {
+  try {
+    return await openRepository(url);
+  } catch (error) {
+    throw error instanceof RepositoryConfigError ? new UsageError(error.message, { cause: error }) : error;
+  }
+}
+
+export async function initCommand(options: { repository: string }, output: Output): Promise<void> {
+  await using repository = await openNamedRepository(options.repository);
+  const { id } = await repository.initialize();
+  output.result({ repository: { id, url: options.repository } }, [
+    `Repository ${options.repository} is ready (id ${id}).`,
+  ]);
+}
+
+/** Makes sure that the repository may be written: marked, or marked now when that cannot be a mistake. */
+export async function prepareRepository(repository: Repository, url: string, output: Output): Promise<void> {
+  try {
+    await repository.identity();
+    return;
+  } catch (error) {
+    const unmarked = error instanceof RepositoryUnmarkedError || error instanceof RepositoryUnavailableError;
+    if (!unmarked || !(await holdsOnlyBackups(repository))) throw error;
+  }
+  const { id } = await repository.initialize();
+  output.note(`Marked ${url} as a new repository (id ${id}).`);
+}
+
+/** The backup with this id and all that it builds on, newest first. UsageError when the id is not there. */
+export async function findChain(
+  repository: Repository,
+  backupId: string,
+  signal: AbortSignal,
+): Promise<{ backup: ListedBackup; references: BackupReference[] }> {
+  const places = new Map<string, BackupReference>();
+  for await (const reference of findBackups(repository, signal)) places.set(reference.backupId, reference);
+  const first = places.get(backupId);
+  if (first === undefined) throw new UsageError(`There is no backup ${backupId} in the repository.`);
+  const backup = await describeBackup(first, signal);
+  const references = [first];
+  let parentId = backup.parentId;
+  while (parentId !== null) {
+    const parent = places.get(parentId);
+    if (parent === undefined || references.includes(parent)) break;
+    references.push(parent);
+    parentId = (await describeBackup(parent, signal)).parentId;
+  }
+  return { backup, references };
+}

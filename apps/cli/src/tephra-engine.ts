@@ -1,0 +1,92 @@
+import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { backupCommand } from "./engine-backup.ts";
+import { listCommand } from "./engine-list.ts";
+import { createOutput, type Output, reportFailure, UsageError } from "./engine-output.ts";
+import { initCommand } from "./engine-repository.ts";
+import { restoreCommand } from "./engine-restore.ts";
+
+/** Exit statuses: done, failed or damaged, wrong usage. */
+const exitDone = 0;
+const exitFailed = 1;
+const exitUsage = 2;
+
+/** Runs the command line and returns its exit status. Never throws. */
+export async function main(argv: readonly string[]): Promise<number> {
+  const interrupt = new AbortController();
+  const onSignal = (): void => interrupt.abort(new Error("Interrupted."));
+  process.once("SIGINT", onSignal);
+  process.once("SIGTERM", onSignal);
+  const output = createOutput({ json: argv.includes("--json") });
+  const program = buildProgram(output, interrupt.signal);
+  try {
+    await program.parseAsync(argv, { from: "user" });
+    return exitDone;
+  } catch (error) {
+    if (error instanceof CommanderError && error.exitCode === 0) return exitDone;
+    const usage = error instanceof CommanderError || error instanceof UsageError;
+    // Commander has already written its own message to stderr.
+    reportFailure(output, error, { silent: error instanceof CommanderError });
+    return usage ? exitUsage : exitFailed;
+  } finally {
+    process.removeListener("SIGINT", onSignal);
+    process.removeListener("SIGTERM", onSignal);
+  }
+}
+
+function buildProgram(output: Output, signal: AbortSignal): Command {
+  const program = new Command("tephra-engine")
+    .description("Backs volumes up and restores them with a repository alone: no database, no queue, no service.")
+    .showHelpAfterError("(--help shows how)")
+    .exitOverride()
+    .configureHelp({ sortSubcommands: false });
+  const command = (name: string): Command =>
+    program
+      .command(name)
+      .exitOverride()
+      .addOption(new Option("--repository <url>", "where backups are stored: posix:FOLDER").makeOptionMandatory())
+      .option("--json", "print exactly one JSON object on stdout");
+
+  command("init")
+    .description("Mark a folder as a repository, creating it where missing.")
+    .action((options: { repository: string }) => initCommand(options, output));
+  command("backup")
+    .description(
+      "Back a file or block device up. The repository is marked when it is new or holds only Cinder's backups.",
+    )
+    .requiredOption("--source <path>", "the regular file or block device to read")
+    .option("--volume-id <uuid>", "id of the volume (default: the parent's, else a new one)", parseId)
+    .option("--parent <backup-id>", "store only what has changed since this backup", parseId)
+    .addOption(new Option("--compression <codec>", "how data is stored").choices(["zlib", "none"]).default("zlib"))
+    .option("--object-bytes <n>", "size of a stored piece before compression", parseBytes, 52_428_800)
+    .option("--block-bytes <n>", "size of the unit that changes are found by", parseBytes, 32_768)
+    .action((options: Parameters<typeof backupCommand>[0]) => backupCommand(options, output, signal));
+  command("list")
+    .description("List the backups that a repository holds, from its objects alone.")
+    .action((options: { repository: string }) => listCommand(options, output, signal));
+  command("restore")
+    .description(
+      "Restore a backup, with all it builds on, to a file or block device. An existing target is overwritten.",
+    )
+    .requiredOption("--backup <id>", "the backup to restore", parseId)
+    .requiredOption("--target <path>", "the file or block device to write")
+    .action((options: Parameters<typeof restoreCommand>[0]) => restoreCommand(options, output, signal));
+  program.addHelpText("after", "\nExit status: 0 done, 1 failed or damaged, 2 wrong usage.");
+  return program;
+}
+
+function parseBytes(text: string): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text) || !Number.isSafeInteger(value) || value < 1) {
+    throw new InvalidArgumentError("Expected a positive number of bytes.");
+  }
+  return value;
+}
+
+function parseId(text: string): string {
+  if (!/^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/.test(text)) {
+    throw new InvalidArgumentError("Expected a UUID in lower case.");
+  }
+  return text;
+}
+
+process.exitCode = await main(process.argv.slice(2));

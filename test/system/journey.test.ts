@@ -7,7 +7,7 @@ import { journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../ha
 const MiB = 1024 * 1024;
 
 /** Small windows and ranges, so that a volume of a few MiB has many of each. */
-const small = { config: { range_bytes: 2 * MiB }, repository: { object_bytes: 512 * 1024 } };
+const small = { config: { range_bytes: 2 * MiB, worker: { slots: 2 } }, repository: { object_bytes: 512 * 1024 } };
 
 const copyTasks = (instance: Instance, backupId: string) =>
   instance.sql(

@@ -1,0 +1,160 @@
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import pg from "pg";
+import { projectNode, root } from "../scripts/bootstrap.mjs";
+import { poll } from "../scripts/poll.ts";
+import { initialiseRepository } from "../scripts/repository.ts";
+import { startServices } from "../scripts/services.ts";
+import { freePort, type Program, spawnProgram } from "../scripts/spawn-program.ts";
+
+/** As GET /ops/operations shows it; sizes in bytes. */
+export interface Operation {
+  id: string;
+  kind: string;
+  state: string;
+  volume_id: string | null;
+  bytes_total: number;
+  bytes_done: number;
+  bytes_stored: number;
+  bytes_copied_twice: number;
+  fail_reason: string | null;
+}
+
+export interface HouseOptions {
+  workers: number;
+  /** Keys of the configuration file beside those that name folders. */
+  config: Record<string, unknown>;
+  /** Where files may be imported from and exported to, beside the house's own folder. */
+  importRoots?: readonly string[];
+  say?: (line: string) => void;
+}
+
+/** A whole Tephra of its own: servers, API, workers, repository and volumes in a temporary folder. */
+export interface House extends AsyncDisposable {
+  readonly url: string;
+  readonly dir: string;
+  readonly workers: readonly Program[];
+  /** The file of a volume, as the `file` backend names it. */
+  volumeFile(volumeId: string): string;
+  /** @throws with the service's message unless the answer is a success */
+  call<T>(method: string, path: string, body?: unknown): Promise<T>;
+  sql<Row extends pg.QueryResultRow>(text: string, params?: readonly unknown[]): Promise<Row[]>;
+  /** Polls until the operation has ended. @throws with its reason unless it succeeded */
+  finished(query: { id: string } | { kind: string; backupId?: string; volumeId?: string }): Promise<Operation>;
+  /** Settles when the new worker is known to the service. */
+  startWorker(): Promise<Program>;
+}
+
+/** The project of a caller who says nothing. */
+export const project = "00000000000000000000000000000001";
+
+const operationMaxMs = 10 * 60_000;
+
+/** `await using` stops every program and removes the folder, whatever happened. */
+export async function openHouse(options: HouseOptions): Promise<House> {
+  const say = options.say ?? (() => {});
+  await using stack = new AsyncDisposableStack();
+  const dir = mkdtempSync(join(tmpdir(), "tephra-"));
+  stack.defer(() => rmSync(dir, { recursive: true, force: true }));
+  chmodSync(dir, 0o711); // As root, PostgreSQL runs as another user, who must reach its folder in here.
+  const services = await startServices({ dataDir: dir, say });
+  stack.defer(services.stop);
+  const pool = new pg.Pool({ connectionString: services.databaseUrl, max: 4 });
+  pool.on("error", () => {}); // The server stops under idle connections at the end.
+  stack.defer(() => pool.end());
+  await layOut(dir, options);
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  const env = {
+    PATH: process.env["PATH"] ?? "",
+    HOME: dir,
+    DATABASE_URL: services.databaseUrl,
+    REDIS_URL: services.redisUrl,
+    TEPHRA_PORT: String(port),
+    TEPHRA_DATA_DIR: dir,
+    TEPHRA_CONFIG: join(dir, "tephra.yml"),
+    TEPHRA_WORKING_DIR: dir,
+  };
+  const start = async (name: string, entry: string): Promise<Program> => {
+    const log = join(dir, "log", `${name}.log`);
+    const program = await spawnProgram({ name, command: projectNode(), args: [join(root, entry)], env, log });
+    stack.defer(async () => void (await program.stop({ timeoutMs: 10_000 })));
+    return program;
+  };
+  const workers: Program[] = [];
+  const sql: House["sql"] = async (text, params = []) => (await pool.query(text, [...params])).rows;
+  const call: House["call"] = (method, path, body) => callService(url + path, method, body);
+  const startWorker = async (): Promise<Program> => {
+    const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js");
+    workers.push(worker);
+    const known = async (): Promise<boolean> => {
+      if (!worker.running()) throw new Error(`a worker ended while it started:\n${worker.tail()}`);
+      return (await sql("SELECT 1 FROM workers WHERE pid = $1", [worker.pid])).length > 0;
+    };
+    await poll(known, { what: "the worker is known", timeoutMs: 30_000 });
+    return worker;
+  };
+  const api = await start("api", "apps/api/dist/main.js");
+  await Promise.all(Array.from({ length: options.workers }, startWorker));
+  const ready = async (): Promise<boolean> => (await fetch(`${url}/readyz`)).status === 200;
+  await poll(ready, { what: "the service is ready", timeoutMs: 30_000 }).catch((error: unknown) => {
+    throw new Error(`the service does not start:\n${api.tail()}`, { cause: error });
+  });
+  const owned = stack.move();
+  return {
+    url,
+    dir,
+    workers,
+    volumeFile: (volumeId) => join(dir, "volumes", `volume-${volumeId}`),
+    call,
+    sql,
+    finished: (query) => operationEnd(call, query),
+    startWorker,
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  };
+}
+
+async function layOut(dir: string, { config, importRoots = [] }: HouseOptions): Promise<void> {
+  mkdirSync(join(dir, "volumes"));
+  const repository = `posix:${join(dir, "repository")}`;
+  const { repository: settings = {}, ...others } = config as { repository?: object };
+  const file = {
+    repositories: [{ name: "main", url: repository, default: true, ...settings }],
+    volume_backends: [{ name: "files", driver: "file", path: join(dir, "volumes") }],
+    import_roots: [dir, ...importRoots],
+    log_level: "warn",
+    ...others,
+  };
+  writeFileSync(join(dir, "tephra.yml"), JSON.stringify(file, null, 2)); // JSON is YAML too.
+  await initialiseRepository(repository);
+}
+
+async function callService<T>(url: string, method: string, body: unknown): Promise<T> {
+  const response = await fetch(url, {
+    method,
+    ...(body === undefined ? {} : { body: JSON.stringify(body), headers: { "content-type": "application/json" } }),
+    signal: AbortSignal.timeout(60_000),
+  });
+  const text = await response.text();
+  if (!response.ok) throw new Error(`${method} ${new URL(url).pathname}: ${response.status} ${text}`);
+  return (text === "" ? {} : JSON.parse(text)) as T;
+}
+
+async function operationEnd(call: House["call"], query: Parameters<House["finished"]>[0]): Promise<Operation> {
+  const read = async (): Promise<Operation | undefined> => {
+    if ("id" in query) return (await call<{ operation: Operation }>("GET", `/ops/operations/${query.id}`)).operation;
+    const search = new URLSearchParams();
+    if (query.backupId !== undefined) search.set("backup_id", query.backupId);
+    if (query.volumeId !== undefined) search.set("volume_id", query.volumeId);
+    const { operations } = await call<{ operations: Operation[] }>("GET", `/ops/operations?${search}`);
+    return operations.find((operation) => operation.kind === query.kind);
+  };
+  const ended = async (): Promise<Operation | undefined> => {
+    const operation = await read();
+    return operation !== undefined && !["queued", "running"].includes(operation.state) ? operation : undefined;
+  };
+  const operation = await poll(ended, { what: "the operation ends", timeoutMs: operationMaxMs });
+  if (operation.state === "succeeded") return operation;
+  throw new Error(`${operation.kind} ${operation.state}: ${operation.fail_reason}`);
+}

@@ -18,8 +18,6 @@ import { DrainedError, openLeases } from "./leases.ts";
 import { openJobQueues } from "./queue.ts";
 import { openSites } from "./sites.ts";
 
-/** How often the places of the configuration are looked at again: a mount may come or go. */
-const probeMs = 10_000;
 /** A drained task has so long to notice; then the process ends all the same, and its leases run out. */
 const abortGraceMs = 3_000;
 
@@ -84,7 +82,8 @@ async function main(): Promise<void> {
   };
   const lookSafely = () => look().catch((error: unknown) => log.warn({ err: error }, "could not look around"));
   await lookSafely();
-  const probing = setInterval(() => void lookSafely(), probeMs);
+  // A mount may come or go: the places are looked at again with every heartbeat.
+  const probing = setInterval(() => void lookSafely(), heartbeatMs);
   log.info({ event: "worker.started", worker: workerId, slots }, "worker started");
 
   const stop = async (signal: string): Promise<void> => {

@@ -1,0 +1,194 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { createHash, randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { projectNode, root } from "../../scripts/bootstrap.mjs";
+import { type Instance, startInstance } from "../harness/instance.ts";
+
+const binary = join(root, "node_modules/.bin/tephra");
+const MiB = 1024 * 1024;
+
+interface Finished {
+  status: number | null;
+  stdout: string;
+  stderr: string;
+  /** Stdout as the one JSON document that it must be. */
+  // biome-ignore lint/suspicious/noExplicitAny: tests reach into documents whose shape is what they check
+  json: any;
+}
+
+function start(
+  args: readonly string[],
+  env: Record<string, string> = {},
+): ChildProcess & { finished: Promise<Finished> } {
+  const path = `${dirname(projectNode())}:${process.env["PATH"]}`;
+  const child = spawn(binary, args, { env: { PATH: path, ...env }, stdio: ["ignore", "pipe", "pipe"] });
+  const output = { stdout: "", stderr: "" };
+  for (const name of ["stdout", "stderr"] as const) {
+    child[name].setEncoding("utf8").on("data", (chunk: string) => {
+      output[name] += chunk;
+    });
+  }
+  const finished = once(child, "close").then(([status]): Finished => {
+    const { stdout, stderr } = output;
+    return { status, stdout, stderr, json: args.includes("--json") ? JSON.parse(stdout) : undefined };
+  });
+  return Object.assign(child, { finished });
+}
+
+/** The real binary against an instance; the service's address comes from the environment. */
+const tephra = (instance: Instance, ...args: string[]): Promise<Finished> =>
+  start(args, { TEPHRA_URL: instance.url }).finished;
+
+const sha256 = (path: string): string => createHash("sha256").update(readFileSync(path)).digest("hex");
+
+describe("tephra", () => {
+  let instance: Instance;
+  beforeAll(async () => {
+    instance = await startInstance({ workers: 1 });
+  });
+  afterAll(() => instance?.[Symbol.asyncDispose]());
+
+  async function importedVolume(name: string, bytes = randomBytes(3 * MiB)): Promise<string> {
+    const source = join(instance.dataDir, `${name}.img`);
+    writeFileSync(source, bytes);
+    const imported = await tephra(instance, "volume", "import", source, "--name", name, "--wait", "--json");
+    expect(imported, imported.stderr).toMatchObject({ status: 0, stderr: "" });
+    return imported.json.volume.id;
+  }
+
+  it("takes a file to a volume, a backup, a restored volume and back to a file of the same bytes", async () => {
+    const bytes = randomBytes(5 * MiB + 12_345);
+    const id = await importedVolume("journey", bytes);
+    const shown = await tephra(instance, "volume", "show", "journey", "--json");
+    expect(shown.json.volume).toMatchObject({ id, status: "available", size: 1, bytes: bytes.length });
+    const full = await tephra(instance, "backup", "create", "journey", "--name", "journey-full", "--wait", "--json");
+    expect(full.json.backup).toMatchObject({ name: "journey-full", status: "available", is_incremental: false });
+    const next = await tephra(instance, "backup", "create", "journey", "--incremental", "--wait", "--json");
+    expect(next.json.backup).toMatchObject({ status: "available", is_incremental: true });
+    const restored = await tephra(
+      instance,
+      "backup",
+      "restore",
+      next.json.backup.id,
+      "--name",
+      "back",
+      "--wait",
+      "--json",
+    );
+    expect(restored.json.restore).toMatchObject({ backup_id: next.json.backup.id, volume_name: "back" });
+    const target = join(instance.dataDir, "back.img");
+    const exported = await tephra(instance, "volume", "export", "back", target, "--wait", "--json");
+    expect(exported.json.operation).toMatchObject({ kind: "volume-export", state: "succeeded" });
+    expect(sha256(target)).toBe(createHash("sha256").update(bytes).digest("hex"));
+  });
+
+  it("resolves a path against the working directory of the caller", async () => {
+    writeFileSync(join(instance.dataDir, "relative.img"), randomBytes(4096));
+    const child = spawn(binary, ["volume", "import", "relative.img", "--wait", "--json"], {
+      cwd: instance.dataDir,
+      env: { PATH: `${dirname(projectNode())}:${process.env["PATH"]}`, TEPHRA_URL: instance.url },
+      stdio: ["ignore", "ignore", "inherit"],
+    });
+    expect(await once(child, "close")).toEqual([0, null]);
+  });
+
+  it("prints aligned tables, and lets no name steer the terminal", async () => {
+    await tephra(instance, "volume", "create", "--size", "1", "--name", "plain\u001b[31mred\u0007", "--wait");
+    const { stdout, status } = await tephra(instance, "volume", "list");
+    expect(status).toBe(0);
+    const [head, ...lines] = stdout.trimEnd().split("\n");
+    expect(head).toMatch(/^ID +NAME +STATUS +GiB +CREATED$/);
+    const column = head?.indexOf("STATUS") ?? -1;
+    for (const line of lines) expect(line.slice(column)).toMatch(/^[a-z]/);
+    expect(stdout).toContain("plainred?");
+    expect(stdout).not.toContain("\u001b");
+  });
+
+  it("takes a name where exactly one matches, and says which ids there are where more do", async () => {
+    await importedVolume("twin");
+    expect((await tephra(instance, "volume", "show", "twin")).status).toBe(0);
+    await importedVolume("twin");
+    const ambiguous = await tephra(instance, "volume", "show", "twin", "--json");
+    expect(ambiguous).toMatchObject({ status: 1, json: { error: { code: "ambiguous" } } });
+    const unknown = await tephra(instance, "backup", "create", "nobody", "--json");
+    expect(unknown).toMatchObject({ status: 1, json: { error: { code: "not_found" } } });
+    expect(unknown.stderr).toContain('No volume has the id or name "nobody"');
+  });
+
+  it("makes, shows and deletes snapshots, and waits for each", async () => {
+    await importedVolume("frozen");
+    const made = await tephra(instance, "snapshot", "create", "frozen", "--name", "moment", "--wait", "--json");
+    expect(made.json.snapshot).toMatchObject({ name: "moment", status: "available" });
+    const backup = await tephra(instance, "backup", "create", "frozen", "--snapshot", "moment", "--wait", "--json");
+    expect(backup.json.backup).toMatchObject({ status: "available", snapshot_id: made.json.snapshot.id });
+    expect((await tephra(instance, "snapshot", "list", "--json")).json.snapshots).toHaveLength(1);
+    const gone = await tephra(instance, "snapshot", "delete", "moment", "--wait", "--json");
+    expect(gone.json.snapshot).toEqual({ id: made.json.snapshot.id, status: "deleted" });
+    expect((await tephra(instance, "snapshot", "show", made.json.snapshot.id)).status).toBe(1);
+    const deleted = await tephra(instance, "backup", "delete", backup.json.backup.id, "--wait", "--json");
+    expect(deleted.json.backup.status).toBe("deleted");
+  });
+
+  it("ends with 1 and the reason when the work fails", async () => {
+    const missing = join(instance.dataDir, "missing.img");
+    const failed = await tephra(instance, "volume", "import", missing, "--wait", "--json");
+    expect(failed.status).toBe(1);
+    expect(failed.json.error).toMatchObject({ code: "operation_failed", operation: { state: "failed" } });
+    expect(failed.json.error.operation.fail_reason).not.toBe("");
+    expect(failed.stderr).toContain(failed.json.error.operation.fail_reason);
+  });
+
+  it("passes on what the service refuses", async () => {
+    const outside = await tephra(instance, "volume", "import", "/etc/passwd", "--json");
+    expect(outside).toMatchObject({ status: 1, json: { error: { code: "badRequest", status: 400 } } });
+    expect(outside.stderr).toContain(outside.json.error.message);
+  });
+
+  it("shows the service and its operations", async () => {
+    const { json } = await tephra(instance, "status", "--json");
+    expect(json.status).toMatchObject({ url: instance.url, ready: true, figures: { workers: 1 } });
+    expect(json.status.versions).toEqual([expect.stringMatching(/^3\.\d+ to 3\.\d+$/)]);
+    const listed = await tephra(instance, "operation", "list", "--state", "succeeded", "--json");
+    const newest = listed.json.operations[0];
+    expect((await tephra(instance, "operation", "show", newest.id, "--json")).json.operation).toEqual(newest);
+    expect((await tephra(instance, "status")).stdout).toMatch(/^url +http.*\nready +yes\n/);
+  });
+
+  it("ends with 2 on a usage error, as JSON too", async () => {
+    const usage = await tephra(instance, "volume", "create", "--size", "none", "--json");
+    expect(usage).toMatchObject({ status: 2, json: { error: { code: "usage" } } });
+    expect((await tephra(instance, "volume", "create")).status).toBe(2);
+    expect((await tephra(instance, "volcano")).status).toBe(2);
+    expect((await tephra(instance, "--help")).status).toBe(0);
+  });
+
+  it("says so when nobody answers", async () => {
+    const { status, json } = await start(["volume", "list", "--json"], { TEPHRA_URL: "http://127.0.0.1:9" }).finished;
+    expect({ status, json }).toMatchObject({ status: 1, json: { error: { code: "unreachable" } } });
+  });
+});
+
+describe("tephra --wait", () => {
+  it("goes on through a restart of the service, and gives up only when told to", { timeout: 60_000 }, async () => {
+    await using instance = await startInstance({ workers: 1 });
+    await instance.workers[0]?.stop();
+    const env = { TEPHRA_URL: instance.url };
+    const impatient = await start(["volume", "create", "--size", "1", "--wait", "--timeout", "0.5", "--json"], env)
+      .finished;
+    expect(impatient).toMatchObject({ status: 1, json: { error: { code: "timeout" } } });
+    const waiting = start(["volume", "create", "--size", "1", "--name", "late", "--wait", "--json"], env);
+    const asked = () => instance.sql("SELECT 1 FROM volumes WHERE name = 'late'").then((rows) => rows.length === 1);
+    await instance.waitFor(asked, { what: "the volume is asked for" });
+    await instance.killApi();
+    await instance.startWorker();
+    await instance.startApi();
+    const { status, json, stderr } = await waiting.finished;
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    expect(json.volume).toMatchObject({ name: "late", status: "available", bytes: 1024 * MiB });
+    const file = join(instance.volumesDir, `volume-${json.volume.id}`);
+    expect(existsSync(file)).toBe(true);
+  });
+});

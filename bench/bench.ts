@@ -1,0 +1,34 @@
+// `npm run bench [-- NAME…]`: measures on private servers, prints a table and keeps it as JSON.
+import { type Measurement, report, type Say } from "./measurement.ts";
+import { measureMemory } from "./memory.ts";
+import { measureRequests } from "./requests.ts";
+import { measureSmallVolumes } from "./small-volumes.ts";
+import { measureTaskOverhead } from "./task-overhead.ts";
+
+const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>> = {
+  memory: measureMemory,
+  requests: measureRequests,
+  tasks: measureTaskOverhead,
+  volumes: measureSmallVolumes,
+};
+
+async function main(names: string[]): Promise<void> {
+  const wanted = names.length > 0 ? names : Object.keys(benchmarks);
+  const unknown = wanted.filter((name) => !Object.hasOwn(benchmarks, name));
+  if (unknown.length > 0) {
+    process.stderr.write(
+      `bench: no such benchmark: ${unknown.join(", ")}; there are ${Object.keys(benchmarks).join(", ")}\n`,
+    );
+    process.exitCode = 2;
+    return;
+  }
+  const results: Measurement[] = [];
+  for (const name of wanted) results.push(...((await benchmarks[name]?.((line) => say(`${name}: ${line}`))) ?? []));
+  report(results);
+}
+
+function say(line: string): void {
+  process.stderr.write(`bench: ${line}\n`);
+}
+
+await main(process.argv.slice(2));

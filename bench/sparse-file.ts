@@ -1,0 +1,64 @@
+import { createCipheriv, createHash } from "node:crypto";
+import { open } from "node:fs/promises";
+
+const MiB = 1024 * 1024;
+const islandBytes = 8 * MiB;
+const poolBytes = 4 * MiB;
+
+/**
+ * Writes a sparse file: islands of 8 MiB, evenly spread, half text that compresses about 3 to 1, half noise that does not.
+ * The same arguments give the same bytes.
+ */
+export async function writeSparseFile(
+  path: string,
+  { sizeBytes, dataBytes, seed }: { sizeBytes: number; dataBytes: number; seed: string },
+): Promise<void> {
+  await using file = await open(path, "w");
+  await file.truncate(sizeBytes);
+  const text = textOf(`text ${seed}`, poolBytes);
+  const noise = noiseOf(`noise ${seed}`);
+  const islands = Math.ceil(dataBytes / islandBytes);
+  const stride = Math.floor(sizeBytes / islands / 4096) * 4096;
+  for (let island = 0; island < islands; island += 1) {
+    for (let at = 0; at < islandBytes; at += poolBytes) {
+      const data = at < islandBytes / 2 ? text : noise(poolBytes);
+      await file.write(data, 0, Math.min(poolBytes, dataBytes - island * islandBytes - at), island * stride + at);
+    }
+  }
+}
+
+/** An endless stream of bytes that look random. */
+export function noiseOf(seed: string): (bytes: number) => Buffer {
+  const hash = createHash("sha256").update(seed).digest();
+  const cipher = createCipheriv("aes-128-ctr", hash.subarray(0, 16), hash.subarray(16));
+  return (bytes) => cipher.update(Buffer.alloc(bytes));
+}
+
+/** Words from a vocabulary of a few thousand, short ones more often than long ones. */
+function textOf(seed: string, bytes: number): Buffer {
+  const noise = noiseOf(seed)(bytes);
+  const syllables = [
+    "ash",
+    "ba",
+    "cin",
+    "der",
+    "ejec",
+    "fu",
+    "lava",
+    "mag",
+    "ma",
+    "obsi",
+    "pum",
+    "ice",
+    "tuff",
+    "vent",
+  ];
+  const words: string[] = [];
+  for (let length = 0, i = 0; length < bytes; i += 4) {
+    let word = "";
+    for (let part = 0; part <= (noise[i] ?? 0) % 3; part += 1) word += syllables[(noise[i + 1 + part] ?? 0) % 14];
+    words.push(word);
+    length += word.length + 1;
+  }
+  return Buffer.from(words.join(" ")).subarray(0, bytes);
+}

@@ -17,7 +17,7 @@ import { NoRouteError } from "./refusals.ts";
 import { logRequests } from "./request-log.ts";
 
 /** Cinder's v3 API. Each path exists below `/v3` and below `/v3/{project}`. */
-const cinderRoutes: readonly Route[] = [
+export const cinderRoutes: readonly Route[] = [
   ["GET", "/backups", "backup:get_all", backups.list],
   ["GET", "/backups/detail", "backup:get_all", backups.detail],
   ["POST", "/backups", "backup:create", backups.create],
@@ -47,7 +47,7 @@ const cinderRoutes: readonly Route[] = [
 ];
 
 /** Our own routes: health, figures, operations, users' own files. */
-const opsRoutes: readonly OpsRoute[] = [
+export const opsRoutes: readonly OpsRoute[] = [
   ["GET", "/healthz", "public", health.alive],
   ["GET", "/readyz", "public", health.ready],
   ["GET", "/metrics", "public", health.metrics],

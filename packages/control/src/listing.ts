@@ -9,11 +9,29 @@ export interface Page<Key extends string> {
   marker?: string;
 }
 
+type Direction = "asc" | "desc";
+type Order = Record<string, Direction | { sort: Direction; nulls: "first" | "last" }>;
+
+/** Sort keys whose column may be null. */
+const nullable: ReadonlySet<string> = new Set([
+  "updatedAt",
+  "name",
+  "container",
+  "snapshotId",
+  "parentId",
+  "failReason",
+]);
+
+/** Null counts as the least value of its column, as in Cinder (API spec 6.1). */
+const orderBy = (key: string, sort: Direction): Order => ({
+  [key]: nullable.has(key) ? { sort, nulls: sort === "asc" ? "first" : "last" } : sort,
+});
+
 /** Prisma's orderBy: the page's keys, then created_at and id as tie breakers in the first key's direction. */
-export function orderOf<Key extends string>(page: Page<Key>): Record<string, "asc" | "desc">[] {
+export function orderOf<Key extends string>(page: Page<Key>): Order[] {
   const direction = page.sort[0]?.direction ?? "desc";
-  const keys = page.sort.map((s) => ({ [s.key]: s.direction }));
-  const tail = ["createdAt", "id"].filter((k) => !page.sort.some((s) => s.key === k)).map((k) => ({ [k]: direction }));
+  const keys = page.sort.map((s) => orderBy(s.key, s.direction));
+  const tail = ["createdAt", "id"].filter((k) => !page.sort.some((s) => s.key === k)).map((k) => orderBy(k, direction));
   return [...keys, ...tail];
 }
 

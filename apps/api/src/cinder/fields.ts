@@ -3,7 +3,8 @@ import { pythonRepr } from "./python-text.ts";
 
 /** Fields of bodies, each with the phrases of Cinder's validator (API spec 1.9, 1.10, 2.4). */
 
-const typePhrase =
+/** What the validator says of a value of the wrong type. */
+export const typePhrase =
   (...types: string[]) =>
   ({ input }: { input?: unknown }): string =>
     `${pythonRepr(input)} is not of type ${types.map((t) => `'${t}'`).join(", ")}`;
@@ -49,7 +50,7 @@ export const printableText = () =>
     .transform((v) => v?.trim() ?? null);
 
 /** What Python's uuid module reads: 32 hex digits after `urn:`, `uuid:`, braces and dashes are taken away. */
-function uuidOf(value: string): string | null {
+export function uuidOf(value: string): string | null {
   const hex = value
     .replace(/urn:|uuid:/g, "")
     .replace(/^[{}]+|[{}]+$/g, "")
@@ -125,10 +126,12 @@ export const metadata = () =>
 
 /** A whole number, also as a string of digits. */
 export const wholeNumber = (range: { min: number; max: number }) =>
-  z.union([z.int(), z.string().regex(/^-?\d{1,16}$/)], { error: noneOf }).transform((value, context) => {
-    const number = Number(value);
-    if (number < range.min || number > range.max) {
-      context.addIssue({ code: "custom", message: noneOf({ input: value }) });
-    }
-    return number;
-  });
+  z
+    .union([z.int(), z.string().regex(/^-?\d{1,16}$/, { error: noneOf })], { error: noneOf })
+    .transform((value, context) => {
+      const number = Number(value);
+      if (number < range.min || number > range.max) {
+        context.addIssue({ code: "custom", message: noneOf({ input: value }) });
+      }
+      return number;
+    });

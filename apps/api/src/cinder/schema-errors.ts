@@ -45,7 +45,7 @@ export function schemaMessage(error: z.ZodError, input: unknown): string {
   const name = first.path.at(-1);
   if (name === undefined) return cut(first.phrase);
   const value = cut(pythonStr(valueAt(input, first.path)));
-  return `Invalid input for field/attribute ${String(name)}. Value: ${value}. ${cut(first.phrase)}`;
+  return `Invalid input for field/attribute ${String(name)}. Value: ${value}. ${cut(first.phrase)}`.toWellFormed();
 }
 
 /** @throws Refusal 400 in the validator's words */

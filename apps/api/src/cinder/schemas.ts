@@ -10,6 +10,7 @@ import {
   strict,
   strippedText,
   text,
+  typePhrase,
   uuid,
   wholeNumber,
 } from "./fields.ts";
@@ -142,7 +143,7 @@ export type CreateSnapshotBody = z.infer<typeof CreateSnapshot>;
 export const createSnapshotBody = () => CreateSnapshot;
 
 const UpdateQuota = strict({
-  quota_set: z.record(z.string(), z.unknown(), { error: "None is not of type 'object'" }),
+  quota_set: z.record(z.string(), z.unknown(), { error: typePhrase("object") }),
 });
 export type UpdateQuotaBody = z.infer<typeof UpdateQuota>;
 /** API spec 7.10; the values are looked at by the route, which knows the keys. */

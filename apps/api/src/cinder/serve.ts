@@ -1,3 +1,4 @@
+import { NotFoundError } from "@tephra/control";
 import type { ErrorRequestHandler, Request, RequestHandler, Response } from "express";
 import { Router, raw } from "express";
 import type { Context } from "../context.ts";
@@ -6,6 +7,7 @@ import { allow, assertRule, may, type Rule } from "../policy.ts";
 import { badRequest, NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
 import type { Action, Answer, Call } from "./call.ts";
 import { faultOf } from "./errors.ts";
+import { uuidOf } from "./fields.ts";
 import { originOf } from "./links.ts";
 import { type Microversion, negotiate, VersionRangeError, versionText } from "./microversions.ts";
 import { parseBody } from "./schema-errors.ts";
@@ -86,13 +88,25 @@ function chooseAction<T>(actions: Readonly<Record<string, T>>, body: unknown): T
   return found;
 }
 
+/** An id in a body may be written in several ways: what is said to be missing is said as it was written. */
+function asWritten(error: unknown, body: unknown): unknown {
+  if (!(error instanceof NotFoundError) || typeof body !== "object" || body === null) return error;
+  const fields = Object.values(body).flatMap((part) => Object.values((part as object | null) ?? {}));
+  const written = fields.find((value) => typeof value === "string" && uuidOf(value) === error.id);
+  return typeof written === "string" ? new NotFoundError(error.resource, written) : error;
+}
+
 async function perform(context: Context, call: Call, rule: Rule, action: Action): Promise<Answer> {
   const body = action.body ? parseBody(action.body(call.version), call.body) : undefined;
   const parsed: Call = { ...call, body };
   const project = action.projectOf?.(parsed);
   if (!may(call.principal, rule, project)) await action.load?.(context, parsed);
   allow(call.principal, rule, project);
-  return action.handle(context, parsed);
+  try {
+    return await action.handle(context, parsed);
+  } catch (error) {
+    throw asWritten(error, call.body);
+  }
 }
 
 function handlerOf(context: Context, route: Route): RequestHandler {

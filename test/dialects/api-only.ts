@@ -1,0 +1,65 @@
+import { type Instance, type InstanceOptions, startInstance } from "../harness/instance.ts";
+
+/**
+ * A real API on a real database, with no worker process: nothing moves unless a test moves it. A worker is said to be live for a day, so
+ * that the API is ready and gives no accepted work up.
+ */
+export async function startApiOnly(options: Pick<InstanceOptions, "config" | "env"> = {}): Promise<Instance> {
+  const instance = await startInstance({ ...options, workers: 0, api: false });
+  try {
+    await addSilentWorker(instance);
+    await instance.startApi();
+  } catch (error) {
+    await instance[Symbol.asyncDispose]();
+    throw error;
+  }
+  return instance;
+}
+
+export async function addSilentWorker(instance: Instance): Promise<void> {
+  await instance.sql(
+    `INSERT INTO workers (id, host, pid, queue, reaches, slots, heartbeat_at)
+     VALUES ('silent', 'here', 1, 'tephra-silent', '{repository:main,backend:files}', 1, now() + interval '1 day')`,
+  );
+}
+
+/** Sets the status of a row, as a worker's report would. */
+export async function setStatus(
+  instance: Instance,
+  table: "backups" | "volumes" | "snapshots",
+  id: string,
+  status: string,
+): Promise<void> {
+  await instance.sql(`UPDATE ${table} SET status = $1 WHERE id = $2`, [status, id]);
+}
+
+/** Finishes a backup as a worker would: available, sealed, its volume back. */
+export async function finishBackup(instance: Instance, id: string): Promise<void> {
+  await instance.sql(
+    `UPDATE backups SET status = 'available', container = 'volume_x/y', object_count = 3, volume_bytes = size_gib * 1073741824::bigint,
+       service_metadata = 'prefix' WHERE id = $1`,
+    [id],
+  );
+  await instance.sql(
+    `UPDATE volumes v SET status = v.previous_status FROM backups b WHERE b.id = $1 AND v.id = b.volume_id AND v.status = 'backing-up'`,
+    [id],
+  );
+  await instance.sql(
+    `UPDATE snapshots s SET status = 'available' FROM backups b WHERE b.id = $1 AND s.id = b.snapshot_id`,
+    [id],
+  );
+}
+
+/** Rows of every table that a request could add to or change the state of. */
+export async function fingerprint(instance: Instance): Promise<unknown> {
+  const [row] = await instance.sql(`
+    SELECT (SELECT count(*)::int FROM volumes) AS volumes, (SELECT count(*)::int FROM snapshots) AS snapshots,
+      (SELECT count(*)::int FROM backups) AS backups, (SELECT count(*)::int FROM operations) AS operations,
+      (SELECT count(*)::int FROM tasks) AS tasks, (SELECT count(*)::int FROM attachments) AS attachments,
+      (SELECT string_agg(id || status, ',' ORDER BY id) FROM volumes) AS volume_states,
+      (SELECT string_agg(id || status, ',' ORDER BY id) FROM snapshots) AS snapshot_states,
+      (SELECT string_agg(id || status, ',' ORDER BY id) FROM backups) AS backup_states,
+      (SELECT coalesce(json_agg(q ORDER BY project_id), '[]') FROM quotas q
+        WHERE volumes_used + snapshots_used + gigabytes_used + backups_used + backup_gigabytes_used > 0) AS quotas`);
+  return row;
+}

@@ -1,0 +1,68 @@
+import { expect, it } from "vitest";
+import { finishBackup, setStatus, startApiOnly } from "./api-only.ts";
+import { openGolden } from "./golden.ts";
+
+const project = "00000000000000000000000000000001";
+const base = `/v3/${project}`;
+const sets = `${base}/os-quota-sets`;
+
+it("shows and changes quotas, and refuses in Cinder's words what they do not allow", async () => {
+  await using instance = await startApiOnly();
+  const golden = openGolden(instance, "quotas");
+  const put = (name: string, quota: unknown) =>
+    golden.ask(name, "PUT", `${sets}/${project}`, { body: { quota_set: quota } });
+  await golden.ask("defaults", "GET", `${sets}/${project}`);
+  await golden.ask("of another project", "GET", `${sets}/abc?usage=True`);
+  await put("set", { volumes: 2, gigabytes: "3", snapshots: 1, backups: 1, backup_gigabytes: 2 });
+  await put("set what cannot be changed, as it is", { per_volume_gigabytes: -1, groups: 10 });
+  await put("set what cannot be changed", { per_volume_gigabytes: 5 });
+  await put("set a key nobody knows", { cheese: 5 });
+  await put("set a word", { volumes: "many" });
+  await put("set below no limit", { volumes: -2 });
+  await put("set beyond every number", { volumes: 2147483648 });
+  await put("set a fraction", { volumes: 1.5 });
+  await put("set null", null);
+  await put("set a list", []);
+  const volume = await golden.ask("volume within", "POST", `${base}/volumes`, { body: { volume: { size: 1 } } });
+  const id = volume.body.volume.id as string;
+  await setStatus(instance, "volumes", id, "available");
+  await golden.ask("volume too large", "POST", `${base}/volumes`, { body: { volume: { size: 3 } } });
+  const snapshot = await golden.ask("snapshot within", "POST", `${base}/snapshots`, {
+    body: { snapshot: { volume_id: id } },
+  });
+  expect(snapshot.status).toBe(202);
+  await golden.ask("snapshots too many", "POST", `${base}/snapshots`, { body: { snapshot: { volume_id: id } } });
+  const backup = await golden.ask("backup within", "POST", `${base}/backups`, { body: { backup: { volume_id: id } } });
+  await finishBackup(instance, backup.body.backup.id);
+  await golden.ask("backups too many", "POST", `${base}/backups`, { body: { backup: { volume_id: id } } });
+  await put("set more backups, fewer gigabytes", { backups: 5, backup_gigabytes: 1 });
+  await golden.ask("backup gigabytes too many", "POST", `${base}/backups`, { body: { backup: { volume_id: id } } });
+  await put("set below what is used", { volumes: 0 });
+  await golden.ask("usage", "GET", `${sets}/${project}?usage=True`);
+  const restore = { body: { restore: {} } };
+  await put("set volumes to what is used", { volumes: 1 });
+  await golden.ask("restore too many", "POST", `${base}/backups/${backup.body.backup.id}/restore`, restore);
+  await put("set gigabytes to what is used", { volumes: 5, gigabytes: 2 });
+  await golden.ask("restore too large", "POST", `${base}/backups/${backup.body.backup.id}/restore`, restore);
+  await put("set no limit", { volumes: -1, gigabytes: -1 });
+  const accepted = await golden.ask(
+    "restore without a limit",
+    "POST",
+    `${base}/backups/${backup.body.backup.id}/restore`,
+    restore,
+  );
+  expect(accepted.status).toBe(202);
+  golden.check();
+});
+
+it("never lets requests that come at once overrun a quota", async () => {
+  await using instance = await startApiOnly({ config: { quotas: { volumes: 5 } } });
+  const replies = await Promise.all(
+    Array.from({ length: 20 }, () => instance.request("POST", `${base}/volumes`, { volume: { size: 1 } })),
+  );
+  expect(replies.filter((r) => r.status === 202)).toHaveLength(5);
+  expect(replies.filter((r) => r.status === 413)).toHaveLength(15);
+  expect(
+    await instance.sql("SELECT count(*)::int AS n, (SELECT volumes_used FROM quotas) AS used FROM volumes"),
+  ).toEqual([{ n: 5, used: 5 }]);
+});

@@ -2,7 +2,7 @@ import { type Instance, type InstanceOptions, startInstance } from "../harness/i
 
 /**
  * A real API on a real database, with no worker process: nothing moves unless a test moves it. A worker is said to be live for a day, so
- * that the API is ready and gives no accepted work up.
+ * that nothing accepted is given up for want of one.
  */
 export async function startApiOnly(options: Pick<InstanceOptions, "config" | "env"> = {}): Promise<Instance> {
   const instance = await startInstance({ ...options, workers: 0, api: false });
@@ -16,7 +16,7 @@ export async function startApiOnly(options: Pick<InstanceOptions, "config" | "en
   return instance;
 }
 
-export async function addSilentWorker(instance: Instance): Promise<void> {
+async function addSilentWorker(instance: Instance): Promise<void> {
   await instance.sql(
     `INSERT INTO workers (id, host, pid, queue, reaches, slots, heartbeat_at)
      VALUES ('silent', 'here', 1, 'tephra-silent', '{repository:main,backend:files}', 1, now() + interval '1 day')`,

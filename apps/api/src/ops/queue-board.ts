@@ -9,7 +9,7 @@ import { Redis } from "ioredis";
 import type { Context } from "../context.ts";
 import { endFault } from "../fault.ts";
 import { allow, assertRule, type Rule } from "../policy.ts";
-import { UnauthenticatedError } from "../refusals.ts";
+import { Refusal, UnauthenticatedError } from "../refusals.ts";
 import { faultOf } from "./errors.ts";
 
 const basePath = "/ops/queues";
@@ -89,7 +89,7 @@ export function queueBoard(context: Context, rule: Rule): Router {
   const board = createBullBoard({ queues: [], serverAdapter: server, options: { uiConfig: { boardTitle: "Tephra" } } });
   const guard: RequestHandler = async (req, _res, next) => {
     allow(context.authenticate(tokenOf(req.headers), String(req.id)), rule);
-    if (req.method !== "GET" && req.method !== "HEAD") return next(new UnauthenticatedError());
+    if (req.method !== "GET" && req.method !== "HEAD") throw new Refusal(405, "The queues can only be looked at here.");
     next();
   };
   const refresh: RequestHandler = async (_req, _res, next) => {

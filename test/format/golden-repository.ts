@@ -56,9 +56,9 @@ export async function openGolden(codec: GoldenCodec, options: { copyTo?: string 
   const chainOf = (name: string): BackupReference[] => {
     const chain: BackupReference[] = [];
     for (let backup: GoldenBackup | null = find((each) => each.name === name); backup !== null; ) {
-      const { id, container, service_metadata, parent_id } = backup;
-      chain.push({ backupId: id, repository, container, prefix: service_metadata });
-      backup = parent_id === null ? null : find((each) => each.id === parent_id);
+      const parentId: string | null = backup.parent_id;
+      chain.push({ backupId: backup.id, repository, container: backup.container, prefix: backup.service_metadata });
+      backup = parentId === null ? null : find((each) => each.id === parentId);
     }
     return chain;
   };

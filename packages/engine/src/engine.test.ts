@@ -1,0 +1,195 @@
+import { randomBytes, randomUUID } from "node:crypto";
+import { appendFile, mkdtemp, readdir, rm, truncate, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { type Engine, openEngine } from "./engine.ts";
+import { InvalidObjectNameError, SourceChangedError } from "./errors.ts";
+import type { BackupLayout } from "./layout.ts";
+import { openRepository } from "./repository/open-repository.ts";
+import type { Repository } from "./repository/repository.ts";
+import type { RunContext } from "./run-context.ts";
+import { openFileSource } from "./volume/file-source.ts";
+
+let home: string;
+let engine: Engine;
+let repository: Repository;
+let volume: string;
+beforeEach(async () => {
+  home = await mkdtemp(join(tmpdir(), "tephra-engine-"));
+  volume = join(home, "volume");
+  engine = openEngine({ threads: 2, memoryBytes: 4 * 1024 * 1024 });
+  repository = await openRepository(`posix:${join(home, "repository")}`);
+  await repository.initialize();
+});
+afterEach(async () => {
+  await engine[Symbol.asyncDispose]();
+  await rm(home, { recursive: true, force: true });
+});
+
+function context(overrides: Partial<RunContext> = {}): RunContext {
+  return { signal: new AbortController().signal, fence: () => {}, onProgress: () => {}, ...overrides };
+}
+
+function layoutOf(volumeBytes: number, overrides: Partial<BackupLayout> = {}): BackupLayout {
+  const backupId = randomUUID();
+  const volumeId = randomUUID();
+  return {
+    backupId,
+    volumeId,
+    container: repository.defaultContainer(backupId),
+    prefix: repository.defaultPrefix({ volumeId, backupId, at: new Date() }),
+    compression: "zlib",
+    level: 6,
+    objectBytes: 1024 * 1024,
+    blockBytes: 32768,
+    volumeBytes,
+    createdAt: "2026-11-20 17:21:41+00:00",
+    name: null,
+    description: null,
+    volumeMeta: null,
+    parentId: null,
+    ...overrides,
+  };
+}
+
+async function backUp(layout: BackupLayout, ctx: RunContext): Promise<unknown> {
+  await using source = await openFileSource(volume);
+  return await engine.backupWhole({ source, repository, layout, parent: null }, ctx);
+}
+
+async function namesOf(layout: BackupLayout): Promise<string[]> {
+  const names: string[] = [];
+  for await (const { name } of repository.list(layout.container, "")) names.push(name.slice(layout.prefix.length));
+  return names.sort();
+}
+
+const leftovers = (): Promise<string[]> => readdir(join(home, "repository/.tephra/tmp"));
+
+describe("a backup", () => {
+  const volumeBytes = 6 * 1024 * 1024 + 5;
+  beforeEach(() => writeFile(volume, randomBytes(volumeBytes)));
+
+  test("stops at the fence: nothing is written after it has closed, and nothing half-written stays", async () => {
+    for (const callsAllowed of [0, 1, 4, 9]) {
+      let calls = 0;
+      const fence = (): void => {
+        if (calls++ >= callsAllowed) throw new Error("the lease is lost");
+      };
+      const layout = layoutOf(volumeBytes);
+      await expect(backUp(layout, context({ fence }))).rejects.toThrow("the lease is lost");
+      expect(await namesOf(layout)).not.toContain("_metadata");
+      expect((await namesOf(layout)).length).toBeLessThanOrEqual(callsAllowed);
+      expect(await leftovers()).toEqual([]);
+    }
+  });
+
+  test("that is aborted throws the reason, leaves no temporary file, and can be run again", async () => {
+    const layout = layoutOf(volumeBytes);
+    const controller = new AbortController();
+    const onProgress = (): void => controller.abort(new Error("cancelled"));
+    await expect(backUp(layout, context({ signal: controller.signal, onProgress }))).rejects.toThrow("cancelled");
+    expect(await leftovers()).toEqual([]);
+    expect(await namesOf(layout)).not.toContain("_metadata");
+    const second = await backUp(layout, context());
+    expect(second).toMatchObject({ objects: 7, bytesStored: volumeBytes });
+    expect((second as { bytesAdopted: number }).bytesAdopted).toBeGreaterThan(0);
+  });
+
+  test("of a source that changes while it is read fails and is never sealed", async () => {
+    const layout = layoutOf(volumeBytes);
+    let changed: Promise<void> | null = null;
+    const onProgress = (): void => {
+      changed ??= appendFile(volume, "x");
+    };
+    await expect(backUp(layout, context({ onProgress }))).rejects.toBeInstanceOf(SourceChangedError);
+    await changed;
+    expect(await namesOf(layout)).not.toContain("_metadata");
+  });
+
+  test("of a source that is shorter than planned fails", async () => {
+    const longer = layoutOf(volumeBytes + 100_000_000);
+    await expect(backUp(longer, context())).rejects.toBeInstanceOf(SourceChangedError);
+  });
+
+  test("tells its progress up to the whole volume", async () => {
+    const seen: number[] = [];
+    await backUp(layoutOf(volumeBytes), context({ onProgress: ({ bytesDone }) => seen.push(bytesDone) }));
+    expect(seen).toEqual([...seen].sort((one, other) => one - other));
+    expect(seen.at(-1)).toBe(volumeBytes);
+  });
+});
+
+describe("many backups at once", () => {
+  test("share threads and memory and are all right", async () => {
+    await writeFile(volume, randomBytes(2_500_000));
+    const layouts = Array.from({ length: 12 }, () => layoutOf(2_500_000));
+    await Promise.all(layouts.map((layout) => backUp(layout, context())));
+    for (const layout of layouts) {
+      expect(await namesOf(layout)).toEqual(["-00001", "-00002", "-00003", "_metadata", "_sha256file"]);
+    }
+  });
+});
+
+describe("zeros", () => {
+  test("cost almost nothing to store, compressed or not, and are restored", async () => {
+    await writeFile(volume, "");
+
+    await truncate(volume, 20 * 1024 * 1024);
+    for (const compression of ["zlib", "none"] as const) {
+      const stored = (await backUp(layoutOf(20 * 1024 * 1024, { compression }), context())) as { bytesStored: number };
+      expect(stored.bytesStored).toBeLessThan(25_000);
+    }
+  });
+
+  test("are stored raw when the layout says so", async () => {
+    await writeFile(volume, Buffer.alloc(100_000));
+    const layout = layoutOf(100_000, { compression: "none", compressZeros: false });
+    expect(await backUp(layout, context())).toMatchObject({ bytesStored: 100_000 });
+  });
+});
+
+describe("removing", () => {
+  test("takes exactly the backup's objects, metadata first, and is success the second time", async () => {
+    await writeFile(volume, randomBytes(2_500_000));
+    const layout = layoutOf(2_500_000, { container: "shared" });
+    const other = layoutOf(2_500_000, { container: "shared" });
+    await backUp(layout, context());
+    await backUp(other, context());
+    const foreign = { container: "shared", name: `${layout.prefix}.journal` };
+    await repository.putIfAbsent(foreign, Buffer.from("x"), context());
+    const order: string[] = [];
+    const watched: Repository = Object.assign(Object.create(repository) as Repository, {
+      remove: (key: { container: string; name: string }) => {
+        order.push(key.name);
+        return repository.remove(key);
+      },
+      list: repository.list.bind(repository),
+      get: repository.get.bind(repository),
+      stat: repository.stat.bind(repository),
+    });
+    const input = { repository: watched, container: "shared", prefix: layout.prefix };
+    expect(await engine.removeBackup(input, context())).toEqual({ removed: 5 });
+    expect(order.slice(0, 2)).toEqual([`${layout.prefix}_metadata`, `${layout.prefix}_sha256file`]);
+    expect(await engine.removeBackup(input, context())).toEqual({ removed: 0 });
+    const names: string[] = [];
+    for await (const { name } of repository.list("shared", "")) names.push(name);
+    expect(names.length).toBe(6);
+    expect(names).toContain(foreign.name);
+  });
+
+  test.each(["", "volume_", "v"])("with the prefix %j is refused", async (prefix) => {
+    const removal = engine.removeBackup({ repository, container: "shared", prefix }, context());
+    await expect(removal).rejects.toBeInstanceOf(InvalidObjectNameError);
+  });
+
+  test("a damaged backup can be removed", async () => {
+    await writeFile(volume, randomBytes(2_500_000));
+    const layout = layoutOf(2_500_000);
+    await backUp(layout, context());
+    await writeFile(join(home, "repository", layout.container, `${layout.prefix}_metadata`), "{ nonsense");
+    const { container, prefix } = layout;
+    expect(await engine.removeBackup({ repository, container, prefix }, context())).toEqual({ removed: 5 });
+    expect(await namesOf(layout)).toEqual([]);
+  });
+});

@@ -4,7 +4,9 @@ import { type Instance, type InstanceOptions, startInstance } from "../harness/i
  * A real API on a real database, with no worker process: nothing moves unless a test moves it. A worker is said to be live for a day, so
  * that nothing accepted is given up for want of one.
  */
-export async function startApiOnly(options: Pick<InstanceOptions, "config" | "env"> = {}): Promise<Instance> {
+export async function startApiOnly(
+  options: Pick<InstanceOptions, "config" | "env" | "ownRedis"> = {},
+): Promise<Instance> {
   const instance = await startInstance({ ...options, workers: 0, api: false });
   try {
     await addSilentWorker(instance);

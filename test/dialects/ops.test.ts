@@ -3,6 +3,7 @@ import { expect, inject, it } from "vitest";
 import { cinderRoutes, opsRoutes } from "../../apps/api/src/app.ts";
 import { projectNode, root } from "../../scripts/bootstrap.mjs";
 import { withClient } from "../../scripts/postgres.ts";
+import { startRedis } from "../../scripts/redis.ts";
 import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
 import type { Instance } from "../harness/instance.ts";
 import { waitFor } from "../harness/wait-for.ts";
@@ -152,6 +153,29 @@ it("serves every route but the queue board while Redis is away", async () => {
     expect(api.running()).toBe(true);
   } finally {
     await api.stop();
+  }
+});
+
+it("outlives a Redis that dies under its queue board, and shows the board again when it is back", async () => {
+  await using instance = await startApiOnly({ ownRedis: true });
+  const board = async () => (await instance.request("GET", "/ops/queues/api/queues")).status;
+  expect(await board()).toBe(200);
+  const server = instance.redisServer;
+  server?.kill("SIGKILL");
+  await server?.exited;
+  await instance.waitFor(async () => (await board()) === 503, { what: "the board says that Redis is away" });
+  expect((await instance.request("POST", `${base}/volumes`, { volume: { size: 1 } })).status).toBe(202);
+  const { port, password } = new URL(instance.redisUrl);
+  const again = await startRedis({
+    dir: join(instance.dataDir, "redis-again"),
+    log: join(instance.dataDir, "redis-again.log"),
+    port: Number(port),
+    password,
+  });
+  try {
+    await instance.waitFor(async () => (await board()) === 200, { what: "the board is back" });
+  } finally {
+    await again.stop();
   }
 });
 

@@ -85,6 +85,8 @@ it("lets a token do what its role allows, in its own project", async () => {
   await ask("reader in another project", "reader-a", "GET", `/v3/${b}/backups`);
   await ask("admin in another project", "admin", "GET", `/v3/${a}/backups`);
   await ask("reader creates a backup", "reader-a", "POST", `/v3/${a}/backups`, { backup: { volume_id: volume } });
+  const missing = { backup: { volume_id: "11111111222233334444555555555555" } };
+  await ask("reader backs up an unknown volume", "reader-a", "POST", `/v3/${a}/backups`, missing);
   await ask("reader with a bad body", "reader-a", "POST", `/v3/${a}/backups`, { backup: {} });
   await ask("reader restores", "reader-a", "POST", `/v3/${a}/backups/${backup}/restore`, { restore: {} });
   await ask("reader creates a volume", "reader-a", "POST", `/v3/${a}/volumes`, { volume: { size: 1 } });

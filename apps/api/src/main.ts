@@ -45,8 +45,11 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
   stopping = true;
   log.info({ event: "stopping", signal }, "stopping");
   const timer = setTimeout(() => server.closeAllConnections(), drainMs);
+  // A connection that was busy when the server closed stays open after its answer, unless somebody closes it.
+  const sweep = setInterval(() => server.closeIdleConnections(), 50);
   await Promise.all([new Promise((resolve) => server.close(resolve)), reconciler.stop()]);
   clearTimeout(timer);
+  clearInterval(sweep);
   await context.database.$disconnect();
   process.exit(0);
 }

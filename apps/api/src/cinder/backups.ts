@@ -1,4 +1,4 @@
-import { getBackup, listBackups, requestBackup, requestBackupDelete, requestRestore } from "@tephra/control";
+import { getBackup, getVolume, listBackups, requestBackup, requestBackupDelete, requestRestore } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { type Answer, type Call, defineAction } from "./call.ts";
 import { type ListSpec, listAnswer, parseList } from "./listing.ts";
@@ -65,6 +65,7 @@ export const backups = {
   }),
   create: defineAction({
     body: createBackupBody,
+    load: ({ database }, call) => getVolume(database, call.principal, call.body.backup.volume_id),
     handle: async ({ database, config }, call) => {
       const { backup } = call.body;
       const row = await requestBackup(database, config, call.principal, {

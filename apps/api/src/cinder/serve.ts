@@ -100,9 +100,9 @@ async function perform(context: Context, call: Call, rule: Rule, action: Action)
   const body = action.body ? parseBody(action.body(call.version), call.body) : undefined;
   const parsed: Call = { ...call, body };
   const project = action.projectOf?.(parsed);
-  if (!may(call.principal, rule, project)) await action.load?.(context, parsed);
-  allow(call.principal, rule, project);
   try {
+    if (!may(call.principal, rule, project)) await action.load?.(context, parsed);
+    allow(call.principal, rule, project);
     return await action.handle(context, parsed);
   } catch (error) {
     throw asWritten(error, call.body);

@@ -1,4 +1,4 @@
-import { getSnapshot, listSnapshots, requestSnapshot, requestSnapshotDelete } from "@tephra/control";
+import { getSnapshot, getVolume, listSnapshots, requestSnapshot, requestSnapshotDelete } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { badRequest } from "../refusals.ts";
 import { type Answer, type Call, defineAction } from "./call.ts";
@@ -63,6 +63,7 @@ export const snapshots = {
   }),
   create: defineAction({
     body: createSnapshotBody,
+    load: ({ database }, call) => getVolume(database, call.principal, call.body.snapshot.volume_id),
     handle: async ({ database, config }, call) => {
       const { snapshot } = call.body;
       const row = await requestSnapshot(database, config, call.principal, {

@@ -1,0 +1,42 @@
+import type { Principal, Role } from "@tephra/control";
+import { describe, expect, it } from "vitest";
+import { cinderRouter } from "./cinder/serve.ts";
+import type { Context } from "./context.ts";
+import { allow, may, type Rule } from "./policy.ts";
+
+const as = (role: Role): Principal => ({
+  userId: "u",
+  projectId: "p",
+  roles: [role],
+  isAdmin: role === "admin",
+  requestId: "req-1",
+});
+
+describe("policy", () => {
+  it("gives each role what the lesser ones have", () => {
+    const allowed = (role: Role) =>
+      (["backup:get", "backup:create", "ops:import"] as const).map((rule) => may(as(role), rule));
+    expect(allowed("reader")).toEqual([true, false, false]);
+    expect(allowed("member")).toEqual([true, true, false]);
+    expect(allowed("admin")).toEqual([true, true, true]);
+  });
+
+  it("keeps a named project for its own members and for admins", () => {
+    expect(may(as("member"), "volume_extension:quotas:show", "p")).toBe(true);
+    expect(may(as("member"), "volume_extension:quotas:show", "q")).toBe(false);
+    expect(may(as("admin"), "volume_extension:quotas:show", "q")).toBe(true);
+  });
+
+  it("refuses in Cinder's words", () => {
+    expect(() => allow(as("reader"), "backup:create")).toThrow("Policy doesn't allow backup:create to be performed.");
+  });
+
+  it("lets no route start that has no entry in the table", () => {
+    const rule = "backup:forgotten" as Rule;
+    const action = { handle: async () => ({ status: 200 }) };
+    expect(() => cinderRouter({} as Context, [["GET", "/x", rule, action]])).toThrow("GET /x");
+    expect(() => cinderRouter({} as Context, [["ACTION", "/x", { a: [rule, action] }]])).toThrow("backup:forgotten");
+    const inherited = "toString" as Rule;
+    expect(() => cinderRouter({} as Context, [["GET", "/x", inherited, action]])).toThrow("no entry");
+  });
+});

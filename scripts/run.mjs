@@ -110,12 +110,14 @@ function checkLockFile() {
 function succeeds(command, env = {}) {
   return new Promise((done) => {
     const child = spawn(projectNode(), command, { cwd: root, stdio: "inherit", env: environment(env) });
-    const forward = (/** @type {NodeJS.Signals} */ signal) => child.kill(signal);
-    const ignore = () => {}; // A terminal has sent it to the child already.
-    process.on("SIGTERM", forward).on("SIGINT", ignore);
+    const forward = (/** @type {NodeJS.Signals} */ signal) => {
+      // A terminal sends Ctrl-C to the child as well; forwarding it would make one press look like two.
+      if (signal !== "SIGINT" || !process.stdin.isTTY) child.kill(signal);
+    };
+    process.on("SIGTERM", forward).on("SIGINT", forward);
     child.on("error", () => done(false));
     child.on("exit", (code) => {
-      process.off("SIGTERM", forward).off("SIGINT", ignore);
+      process.off("SIGTERM", forward).off("SIGINT", forward);
       done(code === 0);
     });
   });

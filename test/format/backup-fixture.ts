@@ -39,8 +39,9 @@ export class MemoryTarget implements VolumeTarget {
   }
 
   async write(data: Uint8Array, offset: number): Promise<void> {
-    if (offset + data.length > this.bytes.length)
+    if (offset + data.length > this.bytes.length) {
       throw new RangeError(`write behind the end: ${offset}+${data.length}`);
+    }
     this.bytes.set(data, offset);
   }
 

@@ -65,8 +65,9 @@ export async function openGolden(codec: GoldenCodec, options: { copyTo?: string 
   const image = async (name: string): Promise<Buffer> => {
     const backup = find((each) => each.name === name);
     const bytes = gunzipSync(await readFile(join(home, backup.image)));
-    if (createHash("sha256").update(bytes).digest("hex") !== backup.image_sha256)
+    if (createHash("sha256").update(bytes).digest("hex") !== backup.image_sha256) {
       throw new Error("golden image is not whole");
+    }
     return bytes;
   };
   const { object_size: objectBytes, block_size: blockBytes, backups } = manifest;

@@ -74,8 +74,9 @@ export function inflateExactly(stored: Uint8Array, length: number): Uint8Array<A
     return { reason: `the zlib stream cannot be decoded to ${length} bytes (${(error as Error).message})` };
   }
   if (result.buffer.length !== length) return { reason: `${result.buffer.length} bytes decoded instead of ${length}` };
-  if (result.engine.bytesWritten !== stored.length)
+  if (result.engine.bytesWritten !== stored.length) {
     return { reason: "there is data behind the end of the zlib stream" };
+  }
   return result.buffer.buffer.byteLength === length ? (result.buffer as Buffer<ArrayBuffer>) : ownBytes(result.buffer);
 }
 

@@ -275,8 +275,9 @@ async function checkSource(input: CopyInput, before: string | null): Promise<str
     throw new SourceChangedError(`The source has ${source.sizeBytes} bytes, ${layout.volumeBytes} were planned.`);
   }
   const fingerprint = await source.fingerprint();
-  if (before !== null && fingerprint !== before)
+  if (before !== null && fingerprint !== before) {
     throw new SourceChangedError("The source changed while it was being read.");
+  }
   return fingerprint;
 }
 

@@ -175,8 +175,9 @@ async function readStreamed(
 }
 
 function digestOf(value: unknown): Uint8Array {
-  if (typeof value !== "string" || !/^[0-9a-f]{64}$/.test(value))
+  if (typeof value !== "string" || !/^[0-9a-f]{64}$/.test(value)) {
     throw new FormatError("a line of it is not a SHA-256");
+  }
   return Buffer.from(value, "hex");
 }
 

@@ -36,12 +36,14 @@ async function restoreOnce(job: RestoreJob, object: MappedObject, signal: AbortS
   try {
     const decoded = decode(reference, name, entry.compression, signal);
     for await (const piece of regroup(decoded, pieceBytes)) {
-      if (done + piece.length > entry.length)
-        throw damaged(reference, name, `more than ${entry.length} bytes are stored`);
-      for (let step = 0; step < piece.length; step += hashStepBytes)
-        md5.update(piece.subarray(step, step + hashStepBytes));
-      await restorePiece(job, object, { offset: done, data: piece }, signal);
+      // The piece moves to a thread and has no length afterwards.
+      const offset = done;
       done += piece.length;
+      if (done > entry.length) throw damaged(reference, name, `more than ${entry.length} bytes are stored`);
+      for (let step = 0; step < piece.length; step += hashStepBytes) {
+        md5.update(piece.subarray(step, step + hashStepBytes));
+      }
+      await restorePiece(job, object, { offset, data: piece }, signal);
     }
   } catch (error) {
     const code = error instanceof Error && "code" in error ? error.code : undefined;
@@ -103,6 +105,11 @@ async function* decode(
   input.pipe(inflate);
   try {
     yield* inflate as AsyncIterable<Uint8Array>;
+    const { sizeBytes } = await reference.repository.stat(keyOf(reference, name));
+    // What the decoder has consumed: it stops at the end of the first stream.
+    if (inflate.bytesWritten !== sizeBytes) {
+      throw damaged(reference, name, "there is data behind the end of the zlib stream");
+    }
   } finally {
     input.destroy();
     inflate.destroy();

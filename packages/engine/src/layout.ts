@@ -39,8 +39,9 @@ export function checkLayout(layout: BackupLayout): void {
   const refuse = (reason: string): never => {
     throw new InvalidLayoutError(reason);
   };
-  if (!Number.isSafeInteger(volumeBytes) || volumeBytes < 0)
+  if (!Number.isSafeInteger(volumeBytes) || volumeBytes < 0) {
     refuse(`Volume size ${volumeBytes} is not a size in bytes.`);
+  }
   if (!Number.isSafeInteger(blockBytes) || blockBytes < blockBytesMin) {
     refuse(`Block size ${blockBytes} is not an integer of at least ${blockBytesMin}.`);
   }

@@ -127,8 +127,9 @@ function parseScalar(key: string, value: unknown): string | null {
 function parseEntry(value: unknown, prefix: string, previous: ObjectEntry | null): ObjectEntry {
   const pairs = typeof value === "object" && value !== null && !Array.isArray(value) ? Object.entries(value) : [];
   const [pair] = pairs;
-  if (pair === undefined || pairs.length !== 1)
+  if (pair === undefined || pairs.length !== 1) {
     throw new FormatError("an entry of objects does not have exactly one name");
+  }
   const [name, rawBody] = pair;
   const shown = JSON.stringify(name.slice(0, 300));
   const number = dataNumber(prefix, name);

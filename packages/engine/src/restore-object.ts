@@ -92,8 +92,9 @@ async function fetchStored(
   const key = keyOf(reference, name);
   try {
     const { sizeBytes } = await reference.repository.stat(key);
-    if (sizeBytes > lengthMax)
+    if (sizeBytes > lengthMax) {
       throw damaged(reference, name, `${sizeBytes} bytes are stored, at most ${lengthMax} expected`);
+    }
     const stored = new Uint8Array(sizeBytes);
     let done = 0;
     for await (const chunk of reference.repository.get(key, { length: sizeBytes, signal })) {

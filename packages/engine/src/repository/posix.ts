@@ -63,8 +63,9 @@ export class PosixRepository implements Repository {
       );
     }
     const id = /^\{"tephra_repository": 1, "id": "([0-9a-f-]{36})"\}$/.exec(text)?.[1];
-    if (id === undefined)
+    if (id === undefined) {
       throw new RepositoryUnmarkedError(`The marker of the repository ${this.#root} is not readable.`);
+    }
     return { id };
   }
 
@@ -213,8 +214,9 @@ export class PosixRepository implements Repository {
     const inner: string[] = [];
     const folder = await this.#guard("list", path, () => opendir(path));
     for await (const entry of folder) {
-      if (entry.isDirectory() && !(container === "" && entry.name.startsWith(reservedContainer)))
+      if (entry.isDirectory() && !(container === "" && entry.name.startsWith(reservedContainer))) {
         inner.push(entry.name);
+      }
     }
     if (container !== "") yield container;
     if (depth === depthMax) return;
@@ -401,8 +403,9 @@ async function* fileChunks(file: FileHandle): AsyncGenerator<Uint8Array> {
 async function* pieces(body: Uint8Array | AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   const chunks = body instanceof Uint8Array ? [body] : body;
   for await (const chunk of chunks) {
-    for (let start = 0; start < chunk.length; start += writeBytesMax)
+    for (let start = 0; start < chunk.length; start += writeBytesMax) {
       yield chunk.subarray(start, start + writeBytesMax);
+    }
   }
 }
 

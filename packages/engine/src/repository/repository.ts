@@ -82,8 +82,9 @@ export function parseContainer(text: string): string {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
   if (/[\u0000-\u001f\u007f\\]/.test(text)) refuse("it has a control character or a backslash");
   if (text.startsWith("/")) refuse("it is absolute");
-  if (text.split("/").some((part) => part === "" || part === "." || part === ".."))
+  if (text.split("/").some((part) => part === "" || part === "." || part === "..")) {
     refuse("it has an empty, . or .. part");
+  }
   if (text.startsWith(reservedContainer)) refuse(`names that start with ${reservedContainer} are reserved`);
   return text;
 }

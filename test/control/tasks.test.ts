@@ -27,10 +27,9 @@ afterAll(() => stack.disposeAsync());
 
 beforeEach(async () => {
   const principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
-  const operation = await inTransaction(database, (tx) =>
+  operationId = await inTransaction(database, (tx) =>
     startOperation(tx, principal, { kind: "volume-create", task: { kind: "provision-volume", needs: [] } }),
   );
-  operationId = operation.id;
   taskId = (await database.task.findFirstOrThrow({ where: { operationId } })).id;
 });
 

@@ -60,7 +60,7 @@ describe("a Redis that is emptied", () => {
 
 describe("no worker that reaches what is needed", () => {
   it("ends the backup as Cinder does, and the volume is as it was", async () => {
-    const config = { ...brisk.config, tasks: { ...brisk.config.tasks, unplaced_timeout_ms: 1_000 } };
+    const config = { ...brisk.config, tasks: { ...brisk.config.tasks, unplaced_timeout_ms: 3_000 } };
     await using instance = await startInstance({ workers: 1, ...brisk, config });
     const user = journeyOn(instance);
     const { volume } = await importImage(instance, user);

@@ -52,7 +52,7 @@ export interface Instance extends AsyncDisposable {
   request(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<Reply>;
   // biome-ignore lint/suspicious/noExplicitAny: rows of whatever the test asked for
   sql(text: string, params?: readonly unknown[]): Promise<any[]>;
-  /** `prefix` is put before the command line: a program that runs the worker in a surrounding of its own. */
+  /** Settles when the worker is known to the others. `prefix` is put before the command line: a program that runs the worker in a surrounding of its own. */
   startWorker(env?: Record<string, string>, prefix?: readonly string[]): Promise<Program>;
   /** Settles when GET /readyz answers 200. The port stays the same over restarts. */
   startApi(env?: Record<string, string>): Promise<Program>;
@@ -111,6 +111,9 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
     startWorker: async (env, prefix) => {
       const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js", env, prefix);
       workers.push(worker);
+      const known = async (): Promise<boolean> =>
+        !worker.running() || (await pool.query("SELECT 1 FROM workers WHERE pid = $1", [worker.pid])).rowCount === 1;
+      await waitFor(known, { what: `${worker.name} is known`, timeoutMs: 30_000, context: logs });
       return worker;
     },
     startApi: async (env) => {

@@ -10,7 +10,7 @@ const small = {
   config: {
     range_bytes: 2 * MiB,
     worker: { lease_ms: 2_000, heartbeat_ms: 300 },
-    tasks: { unplaced_timeout_ms: 1_500, reconcile_ms: 300, backoff_ms: 50 },
+    tasks: { unplaced_timeout_ms: 3_000, reconcile_ms: 300, backoff_ms: 50 },
   },
   repository: { object_bytes: 512 * 1024, compression: "none" },
 };

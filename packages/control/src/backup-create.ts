@@ -1,14 +1,20 @@
 import { randomUUID } from "node:crypto";
 import type { Config, RepositoryConfig } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
-import { ConfigError, NotFoundError } from "./errors.ts";
+import { ConfigError, NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
-import { lockBackup } from "./backups.ts";
 import { nilUuid } from "./listing.ts";
-import { countDown, endOperation, fixPlan, lockLiveOperation, lockOperation, type OperationRow, startPhase } from "./operations.ts";
-import { finishTask, type Json, type NewTask, type TaskResult } from "./tasks.ts";
+import {
+  completeOperation,
+  countDown,
+  endOperation,
+  lockLiveOperation,
+  lockOperation,
+  type OperationRow,
+  startPhase,
+} from "./operations.ts";
+import { finishTask, type Json, type NewTask, type TaskOperation, type TaskResult } from "./tasks.ts";
 import { volumeMeta } from "./volume-meta.ts";
-import { lockVolume } from "./volumes.ts";
 
 /** Everything that decides a backup's bytes and names. Fixed once in the operation row; every worker obeys it. */
 export interface BackupPlan {
@@ -71,19 +77,17 @@ async function sourceOf(backup: Backup, previousStatus: string | null, site: Bac
 /**
  * Fixes the plan of a backup, unless a plan is there: then that one is returned and nothing changes. The names are in the
  * backup row before any object is written.
+ *
+ * @throws OperationEndedError when it was cancelled meanwhile, or another claim has just fixed a plan of its own
  */
 export async function planBackup(
   database: Database,
   config: Config,
-  operationId: string,
+  operation: TaskOperation,
   openSite: (names: { repository: string; backend: string }) => Promise<BackupSite>,
 ): Promise<BackupPlan> {
-  const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
   if (operation.plan !== null) return operation.plan as unknown as BackupPlan;
-  const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid }, include: { parent: true } });
-  const volume = await database.volume.findUnique({ where: { id: backup.volumeId }, include: { attachments: true } });
-  if (!volume) throw new NotFoundError("Volume", backup.volumeId);
-  const snapshot = backup.snapshotId ? await database.snapshot.findUnique({ where: { id: backup.snapshotId } }) : null;
+  const { backup, volume, snapshot, parent } = await readSubject(database, operation);
   const repository = repositoryNamed(config, backup.repository);
   const site = await openSite({ repository: backup.repository, backend: volume.backend });
   const volumeBytes = Number(snapshot?.sizeBytes ?? volume.sizeBytes);
@@ -106,27 +110,32 @@ export async function planBackup(
     description: backup.description,
     volumeMeta: volumeMeta(volume, volumeBytes),
     parentId: backup.parentId,
-    parent: backup.parent && parentOf(backup.parent),
+    parent: parent && parentOf(parent),
     fingerprint: null,
   };
-  return inTransaction(database, async (tx) => {
-    await lockBackup(tx, backup.id);
-    const locked = await lockOperation(tx, operationId);
-    const fixed = await fixPlan(tx, locked, plan);
-    await tx.backup.update({
-      where: { id: backup.id },
-      data: {
-        container: fixed.container,
-        serviceMetadata: fixed.prefix,
-        service: site.service,
-        host: config.hostName,
-        blockBytes: fixed.blockBytes,
-        volumeBytes: BigInt(fixed.volumeBytes),
-        availabilityZone: backup.availabilityZone ?? repository.zone,
-      },
-    });
-    return fixed;
-  });
+  const fixed = await database.$executeRaw`
+    WITH named AS (
+      UPDATE backups SET container = ${plan.container}, service_metadata = ${plan.prefix}, service = ${site.service},
+        host = ${config.hostName}, block_bytes = ${plan.blockBytes}, volume_bytes = ${plan.volumeBytes}::bigint,
+        availability_zone = coalesce(availability_zone, ${repository.zone})
+      WHERE id = ${backup.id}::uuid AND status = 'creating'
+        AND EXISTS (SELECT 1 FROM operations WHERE id = ${operation.id}::uuid AND plan IS NULL) RETURNING id
+    )
+    UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now() FROM named
+    WHERE operations.id = ${operation.id}::uuid AND plan IS NULL AND state IN ('queued', 'running')`;
+  if (fixed !== 1) throw new OperationEndedError(operation.id);
+  return plan;
+}
+
+async function readSubject(database: Database, { backupId, volumeId, snapshotId }: TaskOperation) {
+  const [backup, volume, snapshot] = await Promise.all([
+    database.backup.findUniqueOrThrow({ where: { id: backupId ?? nilUuid } }),
+    database.volume.findUnique({ where: { id: volumeId ?? nilUuid } }),
+    snapshotId ? database.snapshot.findUnique({ where: { id: snapshotId } }) : null,
+  ]);
+  if (!volume) throw new NotFoundError("Volume", backup.volumeId);
+  const parent = backup.parentId ? await database.backup.findUnique({ where: { id: backup.parentId } }) : null;
+  return { backup, volume, snapshot, parent };
 }
 
 function parentOf(parent: Backup): NonNullable<BackupPlan["parent"]> {
@@ -211,28 +220,30 @@ export interface SealedBackup {
 }
 
 /** `_metadata` is durable: backup `available`, volume or snapshot back to what it was, once. */
-export async function finishBackup(database: Database, operationId: string, result: TaskResult, sealed: SealedBackup): Promise<void> {
+export async function finishBackup(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  done: { plan: BackupPlan; sealed: SealedBackup },
+): Promise<void> {
+  const { plan, sealed } = done;
+  const tidy = plan.fingerprint !== null || (plan.source.kind === "snapshot" && plan.source.temporary);
   await inTransaction(database, async (tx) => {
-    const { volumeId, backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    await lockVolume(tx, volumeId ?? nilUuid);
-    const backup = await lockBackup(tx, backupId ?? nilUuid);
-    const operation = await lockLiveOperation(tx, operationId);
-    await finishTask(tx, result);
-    if (backup?.status !== "creating") throw new NotFoundError("Backup", backupId ?? nilUuid);
-    const now = new Date();
-    await tx.backup.update({
-      where: { id: backup.id },
-      data: { status: "available", objectCount: sealed.objects, storedBytes: BigInt(sealed.bytesStored), updatedAt: now },
-    });
     await releaseSource(tx, operation, "backing-up");
-    const plan = operation.plan as unknown as BackupPlan;
-    const tidy = plan.fingerprint !== null || (plan.source.kind === "snapshot" && plan.source.temporary);
-    await endOperation(tx, operation, { state: "succeeded", bytesStored: sealed.bytesStored, tidy: tidy ? tidyNeeds(plan) : null });
+    const available = await tx.$executeRaw`
+      UPDATE backups SET status = 'available', object_count = ${sealed.objects}, stored_bytes = ${sealed.bytesStored}::bigint, updated_at = now()
+      WHERE id = ${plan.backupId}::uuid AND status = 'creating' AND deleted_at IS NULL`;
+    if (available !== 1) throw new OperationEndedError(operation.id);
+    await completeOperation(tx, operation, result, { bytesStored: sealed.bytesStored, tidy: tidy ? tidyNeeds(plan) : null });
   });
 }
 
 /** The volume or snapshot goes back to the status it had; a second call finds nothing to do. */
-async function releaseSource(tx: Transaction, operation: OperationRow, previousStatus: string): Promise<void> {
+async function releaseSource(
+  tx: Transaction,
+  operation: { snapshotId: string | null; volumeId: string | null },
+  previousStatus: string,
+): Promise<void> {
   if (operation.snapshotId) {
     await tx.snapshot.updateMany({
       where: { id: operation.snapshotId, status: "backing-up" },

@@ -1,9 +1,8 @@
-import { lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { nilUuid } from "./listing.ts";
-import { endOperation, lockLiveOperation, type OperationRow } from "./operations.ts";
+import { completeOperation, endOperation, type OperationRow } from "./operations.ts";
 import { releaseQuota } from "./quotas.ts";
-import { finishTask, type TaskResult } from "./tasks.ts";
+import type { TaskOperation, TaskResult } from "./tasks.ts";
 
 export interface Removal {
   repository: string;
@@ -15,8 +14,7 @@ export interface Removal {
  * What a deletion may remove from the repository: null when nothing was ever named, or when another live row shares the objects
  * (an imported twin): they go with the last of them.
  */
-export async function planRemoval(database: Database, operationId: string): Promise<Removal | null> {
-  const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
+export async function planRemoval(database: Database, operation: TaskOperation): Promise<Removal | null> {
   const backup = await database.backup.findUnique({ where: { id: operation.backupId ?? nilUuid } });
   if (!backup?.container || !backup.serviceMetadata) return null;
   const twins = await database.backup.count({
@@ -32,17 +30,13 @@ export async function planRemoval(database: Database, operationId: string): Prom
 }
 
 /** The objects are gone: the row becomes a tombstone and its quota goes back. */
-export async function finishBackupDelete(database: Database, operationId: string, result: TaskResult): Promise<void> {
+export async function finishBackupDelete(database: Database, operation: TaskOperation, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const { backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    const row = await tx.backup.findFirst({ where: { id: backupId ?? nilUuid, deletedAt: null } });
+    const row = await tx.backup.findFirst({ where: { id: operation.backupId ?? nilUuid, deletedAt: null } });
     if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
-    if (row) await lockBackup(tx, row.id);
-    const operation = await lockLiveOperation(tx, operationId);
-    await finishTask(tx, result);
     const now = new Date();
     if (row) await tx.backup.update({ where: { id: row.id }, data: { status: "deleted", deletedAt: now, updatedAt: now } });
-    await endOperation(tx, operation, { state: "succeeded" });
+    await completeOperation(tx, operation, result);
   });
 }
 

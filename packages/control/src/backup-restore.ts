@@ -1,10 +1,18 @@
 import { lockBackup, readChain } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
-import { NotFoundError } from "./errors.ts";
-import type { Prisma } from "./generated/client.ts";
+import { NotFoundError, OperationEndedError } from "./errors.ts";
+import type { Prisma, Volume } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
-import { countDown, endOperation, fixPlan, lockLiveOperation, lockOperation, type OperationRow, startPhase } from "./operations.ts";
-import { finishTask, type Json, type TaskResult } from "./tasks.ts";
+import {
+  completeOperation,
+  countDown,
+  endOperation,
+  fixPlan,
+  lockLiveOperation,
+  type OperationRow,
+  startPhase,
+} from "./operations.ts";
+import { finishTask, type Json, type TaskOperation, type TaskResult } from "./tasks.ts";
 import { lockVolume } from "./volumes.ts";
 
 /** What decides a restore, fixed once. The chain is newest first and ends with the full backup. */
@@ -28,18 +36,15 @@ export const restoreTargetOf = (operationId: string, claim: number): string => `
 /**
  * Fixes the plan of a restore, unless one is there.
  *
- * @throws NotFoundError when a parent of the chain is gone
+ * @throws NotFoundError when a parent of the chain is gone; OperationEndedError
  */
-export async function planRestore(database: Database, operationId: string, options: { rangeBytes: number }): Promise<RestorePlan> {
-  const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
+export async function planRestore(database: Database, operation: TaskOperation, options: { rangeBytes: number }): Promise<RestorePlan> {
   if (operation.plan !== null) return operation.plan as unknown as RestorePlan;
   const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid } });
-  const volume = await database.volume.findUnique({ where: { id: operation.volumeId ?? nilUuid } });
-  if (!volume) throw new NotFoundError("Volume", operation.volumeId ?? nilUuid);
+  const volume = await findTarget(database, operation);
   const links = await readChain(database, backup.id);
-  const oldest = links.at(-1);
-  const bottom = oldest ? await database.backup.findUnique({ where: { id: oldest.id } }) : null;
-  if (!bottom || bottom.parentId !== null) throw new NotFoundError("Backup", bottom?.parentId ?? backup.id);
+  const bottom = links.at(-1);
+  if (bottom?.parentId !== null) throw new NotFoundError("Backup", bottom?.parentId ?? backup.id);
   const chain = links.map((l) => {
     if (!l.container || !l.serviceMetadata) throw new NotFoundError("Backup", l.id);
     return { backupId: l.id, repository: l.repository, container: l.container, prefix: l.serviceMetadata };
@@ -55,7 +60,14 @@ export async function planRestore(database: Database, operationId: string, optio
     rangeBytes: options.rangeBytes,
     target: null,
   };
-  return inTransaction(database, async (tx) => fixPlan(tx, await lockOperation(tx, operationId), plan));
+  if (!(await fixPlan(database, operation.id, plan))) throw new OperationEndedError(operation.id);
+  return plan;
+}
+
+async function findTarget(database: Database, operation: TaskOperation): Promise<Volume> {
+  const volume = await database.volume.findUnique({ where: { id: operation.volumeId ?? nilUuid } });
+  if (!volume) throw new NotFoundError("Volume", operation.volumeId ?? nilUuid);
+  return volume;
 }
 
 const needsOf = (plan: RestorePlan): string[] => [
@@ -105,14 +117,15 @@ export async function claimsWereLost(database: Database, operationId: string): P
 }
 
 /** The target is published: volume and backup `available`. The volume says where its bytes came from (API spec 9.2). */
-export async function finishRestore(database: Database, operationId: string, result: TaskResult): Promise<void> {
+export async function finishRestore(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  plan: RestorePlan,
+): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const { volumeId, backupId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    const volume = await lockVolume(tx, volumeId ?? nilUuid);
-    const backup = await lockBackup(tx, backupId ?? nilUuid);
-    const operation = await lockLiveOperation(tx, operationId);
-    await finishTask(tx, result);
-    const plan = operation.plan as unknown as RestorePlan;
+    const volume = await lockVolume(tx, plan.volumeId);
+    const backup = await lockBackup(tx, plan.backupId);
     const now = new Date();
     if (volume) {
       const metadata = volume.metadata as Record<string, string>;
@@ -130,7 +143,7 @@ export async function finishRestore(database: Database, operationId: string, res
       });
     }
     await releaseBackup(tx, plan.backupId);
-    await endOperation(tx, operation, { state: "succeeded", tidy: needsOf(plan) });
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored, tidy: needsOf(plan) });
   });
 }
 

@@ -9,7 +9,7 @@ import { type Principal, visibleTo } from "./principal.ts";
 import { reserveQuota } from "./quotas.ts";
 import type { SnapshotRow } from "./snapshots.ts";
 import { getSnapshot } from "./snapshots.ts";
-import { addRestoreVolume, getVolume, lockVolume, moveVolume, type VolumeRow } from "./volumes.ts";
+import { addRestoreVolume, findVolume, getVolume, moveVolume, type VolumeRow } from "./volumes.ts";
 
 /** A live backup with what a view derives from other rows. */
 export type BackupRow = Backup & { hasDependents: boolean };
@@ -166,14 +166,13 @@ async function chooseParent(tx: Transaction, projectId: string, volumeId: string
 export async function requestBackup(database: Database, config: Config, principal: Principal, request: NewBackup): Promise<BackupRow> {
   checkContainer(request.container);
   return inTransaction(database, async (tx) => {
-    const volume = await getVolume(tx, principal, request.volumeId);
+    const volume = await findVolume(tx, principal, request.volumeId);
     const snapshot = await checkSnapshot(tx, principal, request);
     const refused = snapshot ? null : volumeRefusal(volume.status, request.force);
     if (refused) throw refused;
     await reserveQuota(tx, config, principal.projectId, { backups: 1, backup_gigabytes: volume.sizeGib });
-    await lockVolume(tx, volume.id);
-    const parent = request.incremental ? await chooseParent(tx, principal.projectId, volume.id, snapshot) : null;
     await freezeStatus(tx, volume, snapshot, request.force);
+    const parent = request.incremental ? await chooseParent(tx, principal.projectId, volume.id, snapshot) : null;
     const createdAt = new Date();
     const row = await tx.backup.create({
       data: {
@@ -208,7 +207,7 @@ export async function requestBackup(database: Database, config: Config, principa
   });
 }
 
-async function freezeStatus(tx: Transaction, volume: VolumeRow, snapshot: SnapshotRow | null, force: boolean): Promise<void> {
+async function freezeStatus(tx: Transaction, volume: { id: string }, snapshot: SnapshotRow | null, force: boolean): Promise<void> {
   if (!snapshot) {
     const from = force ? ["available", "in-use"] : ["available"];
     await moveVolume(tx, volume.id, from, "backing-up", (status) => {
@@ -293,7 +292,7 @@ export interface ChainLink {
   repository: string;
   container: string | null;
   serviceMetadata: string | null;
-  status: string;
+  parentId: string | null;
 }
 
 /** The backup and its ancestors, newest first, as far as their rows are live. A cycle (an import can forge one) ends the walk. */
@@ -304,7 +303,7 @@ export async function readChain(database: Database | Transaction, backupId: stri
       UNION ALL
       SELECT b.*, c.depth + 1 FROM backups b JOIN chain c ON b.id = c.parent_id WHERE b.deleted_at IS NULL
     ) CYCLE id SET looped USING walked
-    SELECT id, repository, container, service_metadata AS "serviceMetadata", status FROM chain WHERE NOT looped ORDER BY depth`;
+    SELECT id, repository, container, service_metadata AS "serviceMetadata", parent_id AS "parentId" FROM chain WHERE NOT looped ORDER BY depth`;
 }
 
 async function chainRepositories(tx: Transaction, backupId: string): Promise<string[]> {

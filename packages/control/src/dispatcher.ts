@@ -1,6 +1,6 @@
 import { Client } from "pg";
 import type { Config } from "./config.ts";
-import { type Database, inTransaction } from "./database.ts";
+import type { Database } from "./database.ts";
 import { tasksReadyChannel } from "./tasks.ts";
 import type { Logger } from "./telemetry.ts";
 import { type LiveQueue, liveQueues } from "./workers.ts";
@@ -18,54 +18,40 @@ export type Enqueue = (queue: string, jobs: readonly Dispatched[]) => Promise<vo
 /** Jobs kept in Redis per slot: one that runs and one that waits, so that no slot idles for a round trip. */
 const jobsPerSlot = 2;
 
-/** Any number that no other advisory lock of ours uses: one dispatcher chooses at a time. */
-const dispatchLock = 748_301;
-
 /**
- * Chooses ready tasks for one queue: round-robin over projects, counting what each has in flight, and within a project
- * what finishes before what starts, older operations first. At most `room` rows per project are looked at.
+ * Chooses ready tasks for one queue, in one statement: round-robin over projects, counting what each has in flight, and within a
+ * project what finishes before what starts, older operations first. At most `jobsMax` rows per project are looked at. Several
+ * dispatchers may choose at once: a row goes to one of them, and the queue's room may be overrun by a few.
  */
-async function chooseFor(tx: Parameters<Parameters<typeof inTransaction>[1]>[0], queue: LiveQueue, room: number): Promise<Dispatched[]> {
-  const rows = await tx.$queryRaw<{ id: string; dispatch: number }[]>`
-    WITH RECURSIVE projects AS (
+async function choose(database: Database, queue: LiveQueue): Promise<Dispatched[]> {
+  const jobsMax = queue.slots * jobsPerSlot;
+  const rows = await database.$queryRaw<{ id: string; dispatch: number }[]>`
+    WITH RECURSIVE busy AS (
+      SELECT project_id, queue, count(*) AS jobs FROM tasks WHERE state IN ('running', 'dispatched') GROUP BY project_id, queue
+    ), room AS (
+      SELECT GREATEST(0, ${jobsMax} - coalesce(sum(jobs), 0))::int AS jobs FROM busy WHERE queue = ${queue.queue}
+    ), projects AS (
       (SELECT project_id FROM tasks WHERE state = 'ready' ORDER BY project_id LIMIT 1)
       UNION ALL
       SELECT (SELECT t.project_id FROM tasks t WHERE t.state = 'ready' AND t.project_id > p.project_id ORDER BY t.project_id LIMIT 1)
       FROM projects p WHERE p.project_id IS NOT NULL
-    ), busy AS (
-      SELECT project_id, count(*) AS jobs FROM tasks WHERE state IN ('running', 'dispatched') GROUP BY project_id
     ), candidates AS (
-      SELECT c.id, c.rank, c.queued_at, c.ordinal, coalesce(b.jobs, 0)
-        + row_number() OVER (PARTITION BY c.project_id ORDER BY c.rank, c.queued_at, c.ordinal) AS turn
-      FROM projects p LEFT JOIN busy b ON b.project_id = p.project_id
-      CROSS JOIN LATERAL (
+      SELECT c.id, c.rank, c.queued_at, c.ordinal,
+        coalesce((SELECT sum(b.jobs) FROM busy b WHERE b.project_id = p.project_id), 0)
+          + row_number() OVER (PARTITION BY c.project_id ORDER BY c.rank, c.queued_at, c.ordinal) AS turn
+      FROM projects p CROSS JOIN LATERAL (
         SELECT t.* FROM tasks t
         WHERE t.state = 'ready' AND t.project_id = p.project_id AND t.run_after <= now() AND t.needs <@ ${queue.reaches}::text[]
-        ORDER BY t.rank, t.queued_at, t.ordinal LIMIT ${room}
+        ORDER BY t.rank, t.queued_at, t.ordinal LIMIT (SELECT jobs FROM room)
       ) c
     ), chosen AS (
-      SELECT id FROM candidates ORDER BY turn, rank, queued_at, ordinal LIMIT ${room}
+      SELECT id FROM candidates ORDER BY turn, rank, queued_at, ordinal LIMIT (SELECT jobs FROM room)
+    ), locked AS (
+      SELECT t.id FROM tasks t JOIN chosen USING (id) WHERE t.state = 'ready' FOR UPDATE OF t SKIP LOCKED
     )
     UPDATE tasks t SET state = 'dispatched', dispatch = t.dispatch + 1, dispatched_at = now(), queue = ${queue.queue}
-    FROM chosen WHERE t.id = chosen.id AND t.state = 'ready' RETURNING t.id, t.dispatch`;
+    FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.dispatch`;
   return rows.map((r) => ({ taskId: r.id, jobId: `t-${r.id}-${r.dispatch}` }));
-}
-
-/** One round: null when another dispatcher is choosing just now. The commit comes before the queue hears of it. */
-async function choose(database: Database, heartbeatMs: number): Promise<Map<string, Dispatched[]> | null> {
-  return inTransaction(database, async (tx) => {
-    const lock = await tx.$queryRaw<{ mine: boolean }[]>`SELECT pg_try_advisory_xact_lock(${dispatchLock}) AS mine`;
-    if (!lock[0]?.mine) return null;
-    const chosen = new Map<string, Dispatched[]>();
-    const queues = await liveQueues(tx, heartbeatMs);
-    const used = await tx.$queryRaw<{ queue: string; jobs: number }[]>`
-      SELECT queue, count(*)::int AS jobs FROM tasks WHERE state IN ('dispatched', 'running') AND queue IS NOT NULL GROUP BY queue`;
-    for (const queue of queues) {
-      const room = queue.slots * jobsPerSlot - (used.find((u) => u.queue === queue.queue)?.jobs ?? 0);
-      if (room > 0) chosen.set(queue.queue, await chooseFor(tx, queue, room));
-    }
-    return chosen;
-  });
 }
 
 export interface Dispatcher {
@@ -76,7 +62,10 @@ export interface Dispatcher {
 
 /** Looked at even if nobody rings: run_after passes without a sound, and a NOTIFY can be lost with its connection. */
 const pollMs = 1_000;
-const contendedRetryMs = 25;
+/** Bells that ring within this time of each other are answered by one look. */
+const coalesceMs = 3;
+/** How long the cards of workers are believed before they are read again. */
+const queuesAgeMaxMs = 1_000;
 const listenRetryMs = 2_000;
 
 /**
@@ -85,22 +74,27 @@ const listenRetryMs = 2_000;
  */
 export function startDispatcher(options: { database: Database; config: Config; log: Logger; enqueue: Enqueue }): Dispatcher {
   const { database, config, log, enqueue } = options;
-  const heartbeatMs = config.worker.heartbeat_ms;
   let stopped = false;
   let rung = false;
   let running: Promise<void> = Promise.resolve();
   let timer: NodeJS.Timeout | undefined;
 
+  let queues: LiveQueue[] = [];
+  let queuesReadAt = Number.NEGATIVE_INFINITY;
+
   const round = async (): Promise<void> => {
-    const chosen = await choose(database, heartbeatMs);
-    if (chosen === null) {
-      setTimeout(wake, contendedRetryMs).unref();
-      return;
+    if (performance.now() - queuesReadAt > queuesAgeMaxMs) {
+      queues = await liveQueues(database, config.worker.heartbeat_ms);
+      queuesReadAt = performance.now();
     }
-    for (const [queue, jobs] of chosen) if (jobs.length > 0) await enqueue(queue, jobs);
+    for (const queue of queues) {
+      const jobs = await choose(database, queue);
+      if (jobs.length > 0) await enqueue(queue.queue, jobs);
+    }
   };
   const loop = async (): Promise<void> => {
     while (rung && !stopped) {
+      await new Promise((resolve) => setTimeout(resolve, coalesceMs));
       rung = false;
       await round().catch((error: unknown) => log.warn({ err: error }, "dispatch failed; it will be tried again"));
     }

@@ -1,10 +1,19 @@
 import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError, OperationEndedError } from "./errors.ts";
-import { type Operation, Prisma } from "./generated/client.ts";
+import type { Operation } from "./generated/client.ts";
 import { isUuid } from "./listing.ts";
 import { type Principal, visibleTo } from "./principal.ts";
-import { addTasks, finishTask, type Json, type NewTask, type TaskResult } from "./tasks.ts";
+import {
+  addTasks,
+  finishTask,
+  type Json,
+  type NewTask,
+  type TaskKind,
+  type TaskOwner,
+  type TaskResult,
+  taskRanks,
+} from "./tasks.ts";
 
 export type OperationKind =
   | "backup-create"
@@ -30,28 +39,28 @@ export interface NewOperation {
   snapshotId?: string | null;
   input?: Json;
   bytesTotal?: bigint;
-  task: NewTask;
+  task: { kind: TaskKind; needs: readonly string[] };
 }
 
-/** Inserts an operation and the first task that will act on it: they commit together with the rows they are about. */
-export async function startOperation(tx: Transaction, principal: Principal, operation: NewOperation): Promise<OperationRow> {
-  const row = await tx.operation.create({
-    data: {
-      id: randomUUID(),
-      kind: operation.kind,
-      projectId: principal.projectId,
-      userId: principal.userId,
-      requestId: principal.requestId,
-      backupId: operation.backupId ?? null,
-      volumeId: operation.volumeId ?? null,
-      snapshotId: operation.snapshotId ?? null,
-      input: (operation.input ?? {}) as Prisma.InputJsonValue,
-      bytesTotal: operation.bytesTotal ?? 0n,
-      remaining: 1,
-    },
-  });
-  await addTasks(tx, row, [operation.task]);
-  return row as OperationRow;
+/**
+ * Inserts an operation and the first task that will act on it, in one statement: they commit together with the rows they are about.
+ *
+ * @returns the operation's id
+ */
+export async function startOperation(tx: Transaction, principal: Principal, operation: NewOperation): Promise<string> {
+  const id = randomUUID();
+  const { task } = operation;
+  await tx.$executeRaw`
+    WITH o AS (
+      INSERT INTO operations (id, kind, project_id, user_id, request_id, backup_id, volume_id, snapshot_id, input, bytes_total, remaining)
+      VALUES (${id}::uuid, ${operation.kind}, ${principal.projectId}, ${principal.userId}, ${principal.requestId},
+        ${operation.backupId ?? null}::uuid, ${operation.volumeId ?? null}::uuid, ${operation.snapshotId ?? null}::uuid,
+        ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint, 1)
+      RETURNING id, project_id, created_at
+    )
+    INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs)
+    SELECT ${randomUUID()}::uuid, o.id, ${task.kind}, 0, ${taskRanks[task.kind]}, o.project_id, o.created_at, ${[...task.needs]}::text[] FROM o`;
+  return id;
 }
 
 /** Reads and locks. In the lock order it comes after volume and backup, before task. */
@@ -73,14 +82,15 @@ export async function lockLiveOperation(tx: Transaction, id: string): Promise<Op
 }
 
 /**
- * Fixes what decides bytes and names. A plan that is there already wins: a second run does the same as the first.
+ * Fixes what decides bytes and names, unless it is fixed: a second run does the same as the first.
  *
- * @returns the plan in force
+ * @returns false when a plan was there already, or the operation has ended
  */
-export async function fixPlan<Plan extends object>(tx: Transaction, operation: OperationRow, plan: Plan): Promise<Plan> {
-  if (operation.plan !== null) return operation.plan as Plan;
-  await tx.operation.update({ where: { id: operation.id }, data: { plan: plan as Prisma.InputJsonValue, updatedAt: new Date() } });
-  return plan;
+export async function fixPlan(tx: Transaction | Database, operationId: string, plan: object): Promise<boolean> {
+  const fixed = await tx.$executeRaw`
+    UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now()
+    WHERE id = ${operationId}::uuid AND plan IS NULL AND state IN ('queued', 'running')`;
+  return fixed === 1;
 }
 
 /** Replaces the phase: `tasks` are added and must all be finished before the next phase. The operation is locked. */
@@ -97,24 +107,39 @@ export async function countDown(tx: Transaction, operationId: string): Promise<n
 }
 
 /**
- * Ends an operation. Tasks that nobody runs are cancelled; those that run learn of it at their next heartbeat.
- * With `tidy`, what the operation left behind is removed by a task of its own, once nobody can be writing any more.
+ * Ends an operation well, with its last task. Whatever else changes has been changed before, in the lock order: a claim that was
+ * lost, or an operation that ended meanwhile, undoes it. With `tidy`, what the operation left behind is removed by a task of its own.
+ *
+ * @throws ClaimLostError, OperationEndedError
+ */
+export async function completeOperation(
+  tx: Transaction,
+  operation: TaskOwner,
+  result: TaskResult,
+  end: { bytesStored?: number; tidy?: readonly string[] | null } = {},
+): Promise<void> {
+  const ended = await tx.$executeRaw`
+    UPDATE operations SET state = 'succeeded', remaining = 0, finished_at = now(), updated_at = now(),
+      bytes_stored = ${end.bytesStored ?? 0}::bigint
+    WHERE id = ${operation.id}::uuid AND state IN ('queued', 'running')`;
+  if (ended !== 1) throw new OperationEndedError(operation.id);
+  await finishTask(tx, result);
+  if (end.tidy) await addTasks(tx, operation, [{ kind: "tidy", ordinal: 0, needs: end.tidy }]);
+}
+
+/**
+ * Ends an operation badly. Tasks that nobody runs are cancelled; those that run learn of it at their next heartbeat, and the
+ * tidy task waits for them: nothing is removed while somebody may be writing.
  */
 export async function endOperation(
   tx: Transaction,
   operation: OperationRow,
-  end: { state: "succeeded" | "failed" | "cancelled"; reason?: string; bytesStored?: number; tidy?: readonly string[] | null },
+  end: { state: "failed" | "cancelled"; reason: string; tidy?: readonly string[] | null },
 ): Promise<void> {
+  const now = new Date();
   await tx.operation.update({
     where: { id: operation.id },
-    data: {
-      state: end.state,
-      failReason: end.reason ?? null,
-      remaining: 0,
-      finishedAt: new Date(),
-      updatedAt: new Date(),
-      ...(end.bytesStored === undefined ? {} : { bytesStored: BigInt(end.bytesStored) }),
-    },
+    data: { state: end.state, failReason: end.reason, remaining: 0, finishedAt: now, updatedAt: now },
   });
   await tx.$executeRaw`
     UPDATE tasks SET state = 'cancelled', finished_at = now()

@@ -34,13 +34,26 @@ function increments(amounts: QuotaAmounts, sign: 1 | -1): Prisma.Sql {
   return Prisma.join(parts, ", ");
 }
 
+/** SQL: every amount fits under its limit, or its limit is negative, which means none. */
+function fits(config: Config, amounts: QuotaAmounts): Prisma.Sql {
+  const parts = resources
+    .filter((r) => amounts[r] !== undefined)
+    .map((r) => {
+      const limit = Prisma.sql`coalesce(${Prisma.raw(r)}, ${config.quotas[r]}::int)`;
+      return Prisma.sql`(${limit} < 0 OR ${Prisma.raw(`${r}_used`)} + ${amounts[r] ?? 0}::int <= ${limit})`;
+    });
+  return Prisma.join(parts, " AND ");
+}
+
 /**
  * Takes `amounts` (counts, GiB) from the project's quota. First in the lock order: the row stays locked until commit,
- * so concurrent requests cannot overrun a limit.
+ * so concurrent requests cannot overrun a limit. One statement where the amounts fit.
  *
  * @throws QuotaExceededError naming the first resource, alphabetically, that is over its limit
  */
 export async function reserveQuota(tx: Transaction, config: Config, projectId: string, amounts: QuotaAmounts): Promise<void> {
+  const take = Prisma.sql`UPDATE quotas SET ${increments(amounts, 1)} WHERE project_id = ${projectId} AND ${fits(config, amounts)}`;
+  if ((await tx.$executeRaw(take)) === 1) return;
   const row = await lockRow(tx, projectId);
   for (const resource of resources) {
     const requested = amounts[resource];
@@ -49,7 +62,7 @@ export async function reserveQuota(tx: Transaction, config: Config, projectId: s
     const used = row[`${resource}_used`] ?? 0;
     if (limit >= 0 && used + requested > limit) throw new QuotaExceededError(resource, { requested, limit, used });
   }
-  await tx.$executeRaw`UPDATE quotas SET ${increments(amounts, 1)} WHERE project_id = ${projectId}`;
+  await tx.$executeRaw(take);
 }
 
 /** Gives `amounts` back; never below zero. */

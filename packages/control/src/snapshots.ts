@@ -5,10 +5,10 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Prisma, Snapshot } from "./generated/client.ts";
 import { isUuid, nilUuid, orderOf, type Page, windowOf } from "./listing.ts";
-import { endOperation, lockLiveOperation, type OperationRow, startOperation } from "./operations.ts";
+import { completeOperation, startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
 import { releaseQuota, reserveQuota } from "./quotas.ts";
-import { finishTask, type TaskResult } from "./tasks.ts";
+import type { TaskOperation, TaskResult } from "./tasks.ts";
 import { getVolume, lockVolume } from "./volumes.ts";
 
 export type SnapshotRow = Snapshot;
@@ -99,7 +99,7 @@ export async function requestSnapshot(
 }
 
 /** @throws InvalidError in a status that does not allow it */
-export async function requestSnapshotDelete(database: Database, principal: Principal, id: string): Promise<OperationRow> {
+export async function requestSnapshotDelete(database: Database, principal: Principal, id: string): Promise<void> {
   return inTransaction(database, async (tx) => {
     const seen = await getSnapshot(tx, principal, id);
     const volume = await tx.volume.findUniqueOrThrow({ where: { id: seen.volumeId } });
@@ -109,7 +109,7 @@ export async function requestSnapshotDelete(database: Database, principal: Princ
       data: { status: "deleting", updatedAt: new Date() },
     });
     if (moved.count !== 1) throw new InvalidError("snapshot", "Snapshot status must be available or error.");
-    return startOperation(tx, principal, {
+    await startOperation(tx, principal, {
       kind: "snapshot-delete",
       snapshotId: id,
       volumeId: seen.volumeId,
@@ -119,27 +119,27 @@ export async function requestSnapshotDelete(database: Database, principal: Princ
 }
 
 /** The snapshot's bytes stand still. */
-export async function finishSnapshot(database: Database, operationId: string, result: TaskResult, sizeBytes: number): Promise<void> {
+export async function finishSnapshot(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  sizeBytes: number,
+): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const operation = await lockLiveOperation(tx, operationId);
-    await finishTask(tx, result);
     await tx.snapshot.updateMany({
       where: { id: operation.snapshotId ?? nilUuid, status: "creating" },
       data: { status: "available", sizeBytes: BigInt(sizeBytes), updatedAt: new Date() },
     });
-    await endOperation(tx, operation, { state: "succeeded" });
+    await completeOperation(tx, operation, result);
   });
 }
 
 /** The bytes are gone: the row and its quota go too. */
-export async function finishSnapshotDelete(database: Database, operationId: string, result: TaskResult): Promise<void> {
+export async function finishSnapshotDelete(database: Database, operation: TaskOperation, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const { snapshotId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    const row = await tx.snapshot.findUnique({ where: { id: snapshotId ?? nilUuid } });
+    const row = await tx.snapshot.findUnique({ where: { id: operation.snapshotId ?? nilUuid } });
     if (row) await releaseQuota(tx, row.projectId, { snapshots: 1, gigabytes: row.sizeGib });
-    const operation = await lockLiveOperation(tx, operationId);
-    await finishTask(tx, result);
     if (row) await tx.snapshot.delete({ where: { id: row.id } });
-    await endOperation(tx, operation, { state: "succeeded" });
+    await completeOperation(tx, operation, result);
   });
 }

@@ -39,10 +39,18 @@ export interface ClaimedTask {
   attempts: number;
   range: { offset: number; length: number };
   input: Json;
-  /** Bytes that earlier claims had done when they were lost. */
-  bytesTwice: number;
   requestId: string;
-  projectId: string;
+  /** As it was when the task was claimed. `plan` is set once and never changes afterwards, but for what a phase adds. */
+  operation: TaskOperation;
+}
+
+export interface TaskOperation extends TaskOwner {
+  kind: string;
+  plan: Json;
+  input: Json;
+  backupId: string | null;
+  volumeId: string | null;
+  snapshotId: string | null;
 }
 
 export interface NewTask {
@@ -53,7 +61,8 @@ export interface NewTask {
   input?: Json;
 }
 
-interface TaskOwner {
+/** The operation that a task belongs to. */
+export interface TaskOwner {
   id: string;
   projectId: string;
   createdAt: Date;
@@ -94,9 +103,15 @@ interface ClaimRow {
   range_offset: bigint;
   range_length: bigint;
   input: Json;
-  bytes_twice: bigint;
   request_id: string;
   project_id: string;
+  created_at: Date;
+  operation_kind: string;
+  operation_input: Json;
+  plan: Json;
+  backup_id: string | null;
+  volume_id: string | null;
+  snapshot_id: string | null;
 }
 
 /**
@@ -121,7 +136,8 @@ export async function claimTask(
       WHERE id = (SELECT operation_id FROM claimed) AND state = 'queued'
     )
     SELECT c.id, c.operation_id, c.kind, c.ordinal, c.claim, c.attempts, c.range_offset, c.range_length, c.input,
-           c.bytes_twice, c.project_id, o.request_id
+           o.request_id, o.project_id, o.created_at, o.kind AS operation_kind, o.input AS operation_input, o.plan,
+           o.backup_id, o.volume_id, o.snapshot_id
     FROM claimed c JOIN operations o ON o.id = c.operation_id`;
   const row = rows[0];
   if (!row) return null;
@@ -134,9 +150,18 @@ export async function claimTask(
     attempts: row.attempts,
     range: { offset: Number(row.range_offset), length: Number(row.range_length) },
     input: row.input,
-    bytesTwice: Number(row.bytes_twice),
     requestId: row.request_id,
-    projectId: row.project_id,
+    operation: {
+      id: row.operation_id,
+      projectId: row.project_id,
+      createdAt: row.created_at,
+      kind: row.operation_kind,
+      plan: row.plan,
+      input: row.operation_input,
+      backupId: row.backup_id,
+      volumeId: row.volume_id,
+      snapshotId: row.snapshot_id,
+    },
   };
 }
 

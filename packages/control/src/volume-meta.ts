@@ -1,4 +1,4 @@
-import type { VolumeRow } from "./volumes.ts";
+import type { Volume } from "./generated/client.ts";
 
 /** The version of the document that Cinder restores names, metadata and encryption from (format spec 9). */
 const version = 2;
@@ -9,7 +9,7 @@ const isoSeconds = (at: Date | null): string | null => (at ? at.toISOString().sl
  * The JSON document, as a string, that goes into a backup's `_metadata`: the volume's columns as Cinder names them.
  * Never a secret: `provider_auth` is always null.
  */
-export function volumeMeta(volume: VolumeRow, volumeBytes: number): string {
+export function volumeMeta(volume: Volume, volumeBytes: number): string {
   const metadata = volume.metadata as Record<string, string>;
   return JSON.stringify({
     version,
@@ -19,7 +19,7 @@ export function volumeMeta(volume: VolumeRow, volumeBytes: number): string {
       project_id: volume.projectId,
       size: volume.sizeGib,
       status: "backing-up",
-      attach_status: volume.attachments.length > 0 ? "attached" : "detached",
+      attach_status: volume.previousStatus === "in-use" ? "attached" : "detached",
       availability_zone: volume.availabilityZone,
       display_name: volume.name,
       display_description: volume.description,

@@ -5,10 +5,10 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Attachment, Prisma, Volume } from "./generated/client.ts";
 import { isUuid, nilUuid, orderOf, type Page, windowOf } from "./listing.ts";
-import { countDown, endOperation, lockLiveOperation, type OperationRow, startOperation } from "./operations.ts";
+import { completeOperation, startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
 import { releaseQuota, reserveQuota } from "./quotas.ts";
-import { finishTask, type TaskResult } from "./tasks.ts";
+import type { TaskOperation, TaskResult } from "./tasks.ts";
 
 export type { Attachment };
 export type VolumeRow = Volume & { attachments: Attachment[] };
@@ -22,6 +22,13 @@ export const gibOf = (bytes: number): number => Math.max(1, Math.ceil(bytes / Gi
 export async function lockVolume(tx: Transaction, id: string): Promise<VolumeRow | null> {
   await tx.$queryRaw`SELECT id FROM volumes WHERE id = ${id}::uuid FOR UPDATE`;
   return tx.volume.findUnique({ where: { id }, include: { attachments: true } });
+}
+
+/** The row alone, without attachments. @throws NotFoundError for an unknown id or another project's */
+export async function findVolume(database: Database | Transaction, principal: Principal, id: string): Promise<Volume> {
+  const row = isUuid(id) ? await database.volume.findFirst({ where: { id, ...visibleTo(principal) } }) : null;
+  if (!row) throw new NotFoundError("Volume", id);
+  return row;
 }
 
 /** @throws NotFoundError for an unknown id or another project's */
@@ -147,25 +154,25 @@ export async function requestVolumeImport(
   config: Config,
   principal: Principal,
   request: NewVolume & { path: string },
-): Promise<{ volume: VolumeRow; operation: OperationRow }> {
+): Promise<{ volume: VolumeRow; operation: { id: string } }> {
   return inTransaction(database, async (tx) => {
     await reserveQuota(tx, config, principal.projectId, { volumes: 1 });
     const volume = await tx.volume.create({
       data: { ...baseRow(config, principal, request), status: "creating", sizeGib: 0, sizeBytes: 0n },
       include: { attachments: true },
     });
-    const operation = await startOperation(tx, principal, {
+    const id = await startOperation(tx, principal, {
       kind: "volume-import",
       volumeId: volume.id,
       input: { path: request.path },
       task: { kind: "import-volume", needs: [`backend:${volume.backend}`] },
     });
-    return { volume, operation };
+    return { volume, operation: { id } };
   });
 }
 
 /** The worker's word on how long the file is, before it copies: charged to the quota once, however often it is said. */
-export async function chargeImport(database: Database, config: Config, operation: OperationRow, sizeBytes: number): Promise<void> {
+export async function chargeImport(database: Database, config: Config, operation: TaskOperation, sizeBytes: number): Promise<void> {
   await inTransaction(database, async (tx) => {
     const sizeGib = gibOf(sizeBytes);
     const before = await tx.volume.findUniqueOrThrow({ where: { id: operation.volumeId ?? nilUuid } });
@@ -186,19 +193,20 @@ export async function requestVolumeExport(
   database: Database,
   principal: Principal,
   request: { volumeId: string; path: string },
-): Promise<OperationRow> {
+): Promise<{ id: string }> {
   return inTransaction(database, async (tx) => {
     const volume = await getVolume(tx, principal, request.volumeId);
     await moveVolume(tx, volume.id, ["available"], "uploading", (status) => {
       return new InvalidError("volume", `Volume to be exported must be available, but the current status is "${status}".`);
     });
-    return startOperation(tx, principal, {
+    const id = await startOperation(tx, principal, {
       kind: "volume-export",
       volumeId: volume.id,
       input: { path: request.path },
       bytesTotal: volume.sizeBytes,
       task: { kind: "export-volume", needs: [`backend:${volume.backend}`] },
     });
+    return { id };
   });
 }
 
@@ -223,7 +231,7 @@ const deleteRefusal =
   "attached, belong to a group, have snapshots, awaiting a transfer, or be disassociated from snapshots after volume transfer.";
 
 /** @throws InvalidError in a wrong status, attached, or with snapshots. Backups never stand in the way. */
-export async function requestVolumeDelete(database: Database, principal: Principal, id: string): Promise<OperationRow> {
+export async function requestVolumeDelete(database: Database, principal: Principal, id: string): Promise<void> {
   return inTransaction(database, async (tx) => {
     await getVolume(tx, principal, id);
     const volume = await lockVolume(tx, id);
@@ -232,7 +240,7 @@ export async function requestVolumeDelete(database: Database, principal: Princip
     if (snapshots > 0 || volume.attachments.length > 0) throw new InvalidError("volume", deleteRefusal);
     const from = originsOf(volumeTransitions, "deleting");
     await moveVolume(tx, id, from, "deleting", () => new InvalidError("volume", deleteRefusal));
-    return startOperation(tx, principal, {
+    await startOperation(tx, principal, {
       kind: "volume-delete",
       volumeId: id,
       task: { kind: "remove-volume", needs: [`backend:${volume.backend}`] },
@@ -276,52 +284,34 @@ export async function detachVolume(database: Database, principal: Principal, id:
 /** The file is there: the volume becomes available, exactly as long as the worker says. */
 export async function finishVolume(
   database: Database,
-  operationId: string,
+  operation: TaskOperation,
   result: TaskResult,
   sizeBytes: number,
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const before = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    await lockVolume(tx, before.volumeId ?? nilUuid);
-    const operation = await lockLiveOperation(tx, operationId);
-    await finishTask(tx, result);
-    await countDown(tx, operationId);
-    const now = new Date();
-    await tx.volume.update({
-      where: { id: operation.volumeId ?? nilUuid },
-      data: { status: "available", sizeBytes: BigInt(sizeBytes), launchedAt: now, updatedAt: now },
-    });
-    await endOperation(tx, operation, { state: "succeeded" });
+    await tx.$executeRaw`
+      UPDATE volumes SET status = 'available', size_bytes = ${sizeBytes}::bigint, launched_at = now(), updated_at = now()
+      WHERE id = ${operation.volumeId}::uuid AND status = 'creating'`;
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
   });
 }
 
 /** The export is written: the volume is as it was. */
-export async function finishVolumeExport(database: Database, operationId: string, result: TaskResult): Promise<void> {
+export async function finishVolumeExport(database: Database, operation: TaskOperation, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const before = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    await lockVolume(tx, before.volumeId ?? nilUuid);
-    const operation = await lockLiveOperation(tx, operationId);
-    await finishTask(tx, result);
-    await tx.volume.updateMany({
-      where: { id: operation.volumeId ?? nilUuid, status: "uploading" },
-      data: { status: "available", previousStatus: "uploading", updatedAt: new Date() },
-    });
-    await endOperation(tx, operation, { state: "succeeded", bytesStored: result.bytesStored });
+    await tx.$executeRaw`
+      UPDATE volumes SET status = 'available', previous_status = 'uploading', updated_at = now()
+      WHERE id = ${operation.volumeId}::uuid AND status = 'uploading'`;
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
   });
 }
 
 /** The file is gone: the row and its quota go too. */
-export async function finishVolumeDelete(database: Database, operationId: string, result: TaskResult): Promise<void> {
+export async function finishVolumeDelete(database: Database, operation: TaskOperation, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const { volumeId } = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    const volume = await tx.volume.findUnique({ where: { id: volumeId ?? nilUuid } });
-    if (volume) {
-      await releaseQuota(tx, volume.projectId, { volumes: 1, gigabytes: volume.sizeGib });
-      await lockVolume(tx, volume.id);
-    }
-    const operation = await lockLiveOperation(tx, operationId);
-    await finishTask(tx, result);
+    const volume = await tx.volume.findUnique({ where: { id: operation.volumeId ?? nilUuid } });
+    if (volume) await releaseQuota(tx, volume.projectId, { volumes: 1, gigabytes: volume.sizeGib });
     if (volume) await tx.volume.delete({ where: { id: volume.id } });
-    await endOperation(tx, operation, { state: "succeeded" });
+    await completeOperation(tx, operation, result);
   });
 }

@@ -4,8 +4,7 @@ import { assertUnchanged, layoutOf, openPlannedSource, parentReference } from ".
 
 /** Copies one range of the volume. The source must look before and after as it did when the ranges were cut. */
 export const copyTask: Handler = async (task, { database, engine, sites }, run) => {
-  const operation = await database.operation.findUniqueOrThrow({ where: { id: task.operationId } });
-  const plan = operation.plan as unknown as BackupPlan;
+  const plan = task.operation.plan as unknown as BackupPlan;
   const repository = await sites.repository(plan.repository);
   const parent = await parentReference(plan, sites);
   await using source = await openPlannedSource(plan, sites);

@@ -8,7 +8,7 @@ import { assertUnchanged, layoutOf, openPlannedSource, parentReference } from ".
  * sealed here and now: small backups are many.
  */
 export const planBackupTask: Handler = async (task, { config, database, engine, sites }, run) => {
-  const plan = await planBackup(database, config, task.operationId, async (names) => {
+  const plan = await planBackup(database, config, task.operation, async (names) => {
     const repository = await sites.repository(names.repository);
     const backend = await sites.backend(names.backend);
     return {
@@ -34,5 +34,5 @@ export const planBackupTask: Handler = async (task, { config, database, engine, 
   const sealed = await engine.backupWhole({ source, repository, layout: layoutOf(plan), parent }, run);
   await assertUnchanged(source, fingerprint, plan);
   const result = resultOf(task, { bytesDone: plan.volumeBytes, bytesStored: sealed.bytesStored, bytesAdopted: sealed.bytesAdopted });
-  await finishBackup(database, task.operationId, result, sealed);
+  await finishBackup(database, task.operation, result, { plan, sealed });
 };

@@ -7,7 +7,7 @@ import { openChain } from "./source.ts";
  * range is restored and published here and now.
  */
 export const planRestoreTask: Handler = async (task, { config, database, engine, sites }, run) => {
-  const plan = await planRestore(database, task.operationId, { rangeBytes: config.range_bytes });
+  const plan = await planRestore(database, task.operation, { rangeBytes: config.range_bytes });
   const chain = await openChain(plan.chain, sites);
   const backend = await sites.backend(plan.backend);
   const staging = { operationId: task.operationId, name: `${task.id}-${task.claim}` };
@@ -23,7 +23,7 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
     await target.flush();
     await backend.publishRestore(plan.volumeId, name, { freshInode: false }, run);
     const result = resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: bytesWritten });
-    await finishRestore(database, task.operationId, result);
+    await finishRestore(database, task.operation, result, { ...plan, targetBytes });
     return;
   }
   const ranges = merged.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r as unknown as Json }));

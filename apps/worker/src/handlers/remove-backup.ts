@@ -3,10 +3,10 @@ import { type Handler, resultOf } from "../context.ts";
 
 /** `_metadata` first, then the rest; objects that another live row shares stay. Missing ones are success. */
 export const removeBackupTask: Handler = async (task, { database, engine, sites }, run) => {
-  const removal = await planRemoval(database, task.operationId);
+  const removal = await planRemoval(database, task.operation);
   if (removal) {
     const repository = await sites.repository(removal.repository);
     await engine.removeBackup({ repository, container: removal.container, prefix: removal.prefix }, run);
   }
-  await finishBackupDelete(database, task.operationId, resultOf(task));
+  await finishBackupDelete(database, task.operation, resultOf(task));
 };

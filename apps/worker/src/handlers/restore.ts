@@ -5,8 +5,7 @@ import { openChain } from "./source.ts";
 
 /** Restores one range of the merged map into the private target. Flushed before it is reported: a finished range is on disk. */
 export const restoreTask: Handler = async (task, { database, engine, sites }, run) => {
-  const operation = await database.operation.findUniqueOrThrow({ where: { id: task.operationId } });
-  const plan = operation.plan as unknown as RestorePlan;
+  const plan = task.operation.plan as unknown as RestorePlan;
   const chain = await openChain(plan.chain, sites);
   const backend = await sites.backend(plan.backend);
   await using target = await backend.openRestoreTarget(plan.volumeId, plan.target ?? "");

@@ -5,13 +5,12 @@ import { layoutOf } from "./source.ts";
 
 /** All ranges are done: the listing is checked, `_sha256file` and then `_metadata` are written. A range that lost objects is opened again. */
 export const sealTask: Handler = async (task, { database, engine, sites }, run) => {
-  const operation = await database.operation.findUniqueOrThrow({ where: { id: task.operationId } });
-  const plan = operation.plan as unknown as BackupPlan;
+  const plan = task.operation.plan as unknown as BackupPlan;
   const repository = await sites.repository(plan.repository);
   const reports = (await readCopyReports(database, task.operationId)) as unknown as RangeReport[];
   try {
     const sealed = await engine.seal({ repository, layout: layoutOf(plan), operationId: task.operationId, reports }, run);
-    await finishBackup(database, task.operationId, resultOf(task), sealed);
+    await finishBackup(database, task.operation, resultOf(task), { plan, sealed });
   } catch (error) {
     if (!(error instanceof RangesIncompleteError)) throw error;
     await reopenRanges(database, task.operationId, { taskId: task.id, claim: task.claim }, error.ranges);

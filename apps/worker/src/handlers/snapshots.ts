@@ -1,22 +1,21 @@
-import { finishSnapshot, finishSnapshotDelete } from "@tephra/control";
+import { type ClaimedTask, finishSnapshot, finishSnapshotDelete } from "@tephra/control";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 
-async function loadSnapshot(operationId: string, { database, sites }: WorkerContext) {
-  const operation = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
+async function loadSnapshot({ operation }: ClaimedTask, { database, sites }: WorkerContext) {
   const snapshot = await database.snapshot.findUniqueOrThrow({ where: { id: operation.snapshotId ?? "" }, include: { volume: true } });
   return { snapshot, backend: await sites.backend(snapshot.volume.backend) };
 }
 
 /** The volume's bytes at one moment, or a clear error: a copy under a writer is no point in time. */
 export const takeSnapshotTask: Handler = async (task, context, run) => {
-  const { snapshot, backend } = await loadSnapshot(task.operationId, context);
+  const { snapshot, backend } = await loadSnapshot(task, context);
   const { sizeBytes } = await backend.snapshot(snapshot.volumeId, snapshot.id, run);
-  await finishSnapshot(context.database, task.operationId, resultOf(task, { bytesDone: sizeBytes }), sizeBytes);
+  await finishSnapshot(context.database, task.operation, resultOf(task, { bytesDone: sizeBytes }), sizeBytes);
 };
 
 export const removeSnapshotTask: Handler = async (task, context, run) => {
-  const { snapshot, backend } = await loadSnapshot(task.operationId, context);
+  const { snapshot, backend } = await loadSnapshot(task, context);
   run.fence();
   await backend.removeSnapshot(snapshot.id);
-  await finishSnapshotDelete(context.database, task.operationId, resultOf(task));
+  await finishSnapshotDelete(context.database, task.operation, resultOf(task));
 };

@@ -1,9 +1,9 @@
-import { type BackupPlan, finishTidy, type OperationRow, type RestorePlan, restoreTargetOf } from "@tephra/control";
+import { type BackupPlan, finishTidy, type RestorePlan, restoreTargetOf } from "@tephra/control";
 import { type Handler, resultOf } from "../context.ts";
 
 /** Removes what an operation left behind, after it ended and nobody can be writing for it: staging, temporary snapshot, private target. */
 export const tidyTask: Handler = async (task, { database, engine, sites }, run) => {
-  const operation = (await database.operation.findUniqueOrThrow({ where: { id: task.operationId } })) as OperationRow;
+  const { operation } = task;
   run.fence();
   if (operation.kind === "backup-create") {
     const plan = operation.plan as unknown as BackupPlan;

@@ -75,7 +75,7 @@ async function checkAll() {
 }
 
 async function checkImports() {
-  const cruiser = bin("dependency-cruiser/bin/dependency-cruise.mjs");
+  const cruiser = bin("dependency-cruiser/bin/dependency-cruiser.mjs");
   // Only sources: what one workspace imports of another is its dist, where the walk ends.
   const places = [...productProjects.map((project) => `${project}/src`), "scripts", "test", "demo", "bench"];
   const present = places.filter((place) => existsSync(join(root, place)));

@@ -3,6 +3,9 @@ import { readFileSync } from "node:fs";
 import { type House, project } from "../demo/house.ts";
 import type { Program } from "../scripts/spawn-program.ts";
 
+/** Linux's unit of time towards programs, USER_HZ. */
+const ticksPerSecond = 100;
+
 /** No limits: what is measured is how fast, not how much. */
 export async function liftQuotas(house: House): Promise<void> {
   const quota_set = { volumes: -1, snapshots: -1, gigabytes: -1, backups: -1, backup_gigabytes: -1 };
@@ -40,6 +43,16 @@ export async function inParallel<T>(
 export function peakMib(program: Program): number {
   const kib = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${program.pid}/status`, "utf8"))?.[1];
   return Number(kib) / 1024;
+}
+
+/** Processor seconds that the processes have used so far, all their threads together. */
+export function cpuSeconds(programs: readonly Program[]): number {
+  return programs.reduce((sum, { pid }) => {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    // The fields behind the name, which is in parentheses and may hold anything; user and system time are the 14th and 15th.
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return sum + (Number(fields[11]) + Number(fields[12])) / ticksPerSecond;
+  }, 0);
 }
 
 /** A version 4 uuid that is the same for the same name. */

@@ -35,7 +35,7 @@ export function noiseOf(seed: string): (bytes: number) => Buffer {
 }
 
 /** Words from a vocabulary of a few thousand, short ones more often than long ones. */
-function textOf(seed: string, bytes: number): Buffer {
+export function textOf(seed: string, bytes: number): Buffer {
   const noise = noiseOf(seed)(bytes);
   const syllables = [
     "ash",

@@ -35,6 +35,8 @@ export interface House extends AsyncDisposable {
   readonly url: string;
   readonly dir: string;
   readonly workers: readonly Program[];
+  /** The API and all workers; those that ended stay in it. */
+  readonly programs: readonly Program[];
   /** The file of a volume, as the `file` backend names it. */
   volumeFile(volumeId: string): string;
   /** @throws with the service's message unless the answer is a success */
@@ -76,10 +78,12 @@ export async function openHouse(options: HouseOptions): Promise<House> {
     TEPHRA_CONFIG: join(dir, "tephra.yml"),
     TEPHRA_WORKING_DIR: dir,
   };
+  const programs: Program[] = [];
+  stack.defer(async () => void (await Promise.all(programs.map((program) => program.stop({ timeoutMs: 10_000 })))));
   const start = async (name: string, entry: string): Promise<Program> => {
     const log = join(dir, "log", `${name}.log`);
     const program = await spawnProgram({ name, command: projectNode(), args: [join(root, entry)], env, log });
-    stack.defer(async () => void (await program.stop({ timeoutMs: 10_000 })));
+    programs.push(program);
     return program;
   };
   const workers: Program[] = [];
@@ -106,6 +110,7 @@ export async function openHouse(options: HouseOptions): Promise<House> {
     url,
     dir,
     workers,
+    programs,
     volumeFile: (volumeId) => join(dir, "volumes", `volume-${volumeId}`),
     call,
     sql,

@@ -1,8 +1,10 @@
-import { type ExecFileException, execFile } from "node:child_process";
+import { type ExecFileException, execFile, spawn } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
+import { once } from "node:events";
 import { appendFile, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { z } from "zod";
 import { openGolden } from "./format/golden-repository.ts";
@@ -160,6 +162,20 @@ describe("tephra-engine", () => {
     expect(grown.status).toBe(1);
     expect(grown.stderr).toContain("Invalid backup: Volume size increased since the last backup. Do a full backup.");
     expect((await stat(join(home, "repo"))).isDirectory()).toBe(true);
+  });
+
+  test("an interrupted backup ends with status 1 and leaves no object behind", async () => {
+    await writeFile(join(home, "volume"), randomBytes(100 * 1024 * 1024));
+    await run("init", "--repository", "posix:repo");
+    const args = ["backup", "--repository", "posix:repo", "--source", "volume", "--object-bytes", "1048576"];
+    const child = spawn(process.execPath, [entry, ...args], { cwd: home, stdio: "ignore" });
+    const ended = once(child, "exit");
+    const objects = async (): Promise<string[]> =>
+      (await readdir(join(home, "repo"), { recursive: true })).filter((name) => /backup_.*-\d{5}$/.test(name));
+    while ((await objects()).length === 0 && child.exitCode === null) await setImmediate();
+    child.kill("SIGINT");
+    expect(await ended).toEqual([1, null]);
+    expect(await objects()).toEqual([]);
   });
 
   test.each([

@@ -234,6 +234,12 @@ describe("files that come in and go out by path", () => {
       await expect(backend.importFile(path, "v1", { roots }, free), path).rejects.toBeInstanceOf(PathNotAllowedError);
     }
     expect(await names()).toEqual([]);
+    await fill("v2", Buffer.from("volume"));
+    for (const path of [join(inside, "link-to-folder/new"), `${inside}/deep/../../outside/new`, "/proc/self/new"]) {
+      const exported = backend.exportFile("v2", path, { roots }, free);
+      await expect(exported, path).rejects.toBeInstanceOf(PathNotAllowedError);
+    }
+    expect((await readdir(join(home, "outside"))).sort()).toEqual(["hard", "secret"]);
     await expect(backend.statImport(join(inside, "missing"), { roots })).rejects.toBeInstanceOf(SourceMissingError);
     await expect(backend.statImport(join(inside, "deep"), { roots: [] })).rejects.toBeInstanceOf(PathNotAllowedError);
   });

@@ -3,6 +3,7 @@ import {
   type BackupLayout,
   type Compression,
   checkLayout,
+  type Engine,
   encodeExportRecord,
   encodeVolumeMeta,
   InvalidLayoutError,
@@ -45,7 +46,13 @@ export async function backupCommand(options: BackupOptions, output: Output, sign
   const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
   const ctx = { signal, fence: () => {}, onProgress };
   const input = { source, repository, layout, parent: parent?.references[0] ?? null };
-  const stored = await engine.backupWhole(input, ctx).finally(() => bar.stop());
+  const stored = await engine
+    .backupWhole(input, ctx)
+    .finally(() => bar.stop())
+    .catch(async (error: unknown) => {
+      await discard(engine, repository, layout);
+      throw error;
+    });
   const seconds = (performance.now() - started) / 1000;
   const record = {
     backup_service: repository.service,
@@ -70,6 +77,14 @@ export async function backupCommand(options: BackupOptions, output: Output, sign
     `Backup ${layout.backupId} of volume ${volumeId} is complete.`,
     `${layout.volumeBytes} bytes read, ${stored.bytesStored} stored in ${stored.objects} objects, ${seconds.toFixed(1)} s`,
   ]);
+}
+
+/** Takes away what a failed backup has stored. Its id is new, so nothing else can bear its names. */
+async function discard(engine: Engine, repository: Repository, layout: BackupLayout): Promise<void> {
+  const ctx = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
+  const { container, prefix } = layout;
+  // What made the backup fail matters more than a repository that cannot be tidied now.
+  await engine.removeBackup({ repository, container, prefix }, ctx).catch(() => {});
 }
 
 function planLayout(input: {

@@ -1,10 +1,12 @@
 import { createHash, randomBytes } from "node:crypto";
 import {
+  chmodSync,
   chownSync,
   cpSync,
   existsSync,
   lstatSync,
   mkdirSync,
+  mkdtempSync,
   readFileSync,
   renameSync,
   rmSync,
@@ -78,12 +80,25 @@ function placement(dataDir: string, say: (line: string) => void): Placement {
   const native = join(dirname(createRequire(import.meta.url).resolve(nativePackage())), "../native");
   if (process.getuid?.() !== 0) return { native, cluster: join(dataDir, "cluster"), owner: null };
   const owner = { uid: unprivilegedId, gid: unprivilegedId };
-  let home = dataDir;
-  if (!isTraversable(dataDir)) {
-    home = privateFolder(`/var/tmp/tephra-${shortHash(dataDir)}`);
-    say(`PostgreSQL does not run as root and cannot reach ${dataDir}: its data is in ${home}`);
-  }
+  const home = isTraversable(dataDir) ? dataDir : elsewhere(dataDir, say);
   return { native: isTraversable(native) ? native : copyOfNative(native), cluster: join(home, "cluster"), owner };
+}
+
+/**
+ * A folder that the server's user can reach, instead of one that it cannot; the first one stays the place for good. Under
+ * a name of its own and not one derived from `dataDir`, or a folder made anew would find the data of its predecessor.
+ */
+function elsewhere(dataDir: string, say: (line: string) => void): string {
+  const record = join(dataDir, "cluster-is-in");
+  if (!existsSync(record)) {
+    const made = mkdtempSync("/var/tmp/tephra-");
+    chmodSync(made, 0o711);
+    writeFileSync(record, made);
+  }
+  const home = readFileSync(record, "utf8");
+  if (!existsSync(home)) throw new Error(`the data of PostgreSQL was in ${home} (says ${record}), which is gone`);
+  say(`PostgreSQL does not run as root and cannot reach ${dataDir}: its data is in ${home}`);
+  return home;
 }
 
 function nativePackage(): string {

@@ -17,7 +17,7 @@ const bin = (/** @type {string} */ name) => join(root, "node_modules", name);
 const biome = bin("@biomejs/biome/bin/biome");
 const typescript = bin("typescript/bin/tsc");
 // Below this the import-direction check has not seen the sources, and its verdict means nothing.
-const modulesMin = 40;
+const modulesMin = 150;
 
 /** @type {Record<string, (args: string[]) => Promise<boolean>>} */
 const scripts = {

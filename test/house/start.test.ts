@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { expect, inject, onTestFinished, test } from "vitest";
@@ -16,6 +16,7 @@ interface House {
 
 async function plot(): Promise<House> {
   const dataDir = mkdtempSync(join(inject("servers").dir, "house-"));
+  chmodSync(dataDir, 0o711); // As root, PostgreSQL runs as another user, who must get here.
   onTestFinished(async () => {
     for (const pid of processesOf(dataDir)) process.kill(pid, "SIGKILL");
     await waitFor(() => processesOf(dataDir).length === 0, { what: "nothing is left of the house" });

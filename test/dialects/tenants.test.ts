@@ -58,6 +58,12 @@ it("lets a token do what its role allows, in its own project", async () => {
   for (const resource of ["backups", "volumes", "snapshots"]) {
     await ask(`reader lists ${resource}`, "reader-a", "GET", `/v3/${a}/${resource}/detail`, undefined, 71);
     await ask(`stranger lists ${resource}`, "member-b", "GET", `/v3/${b}/${resource}?all_tenants=1`);
+    await ask(
+      `stranger's all_tenants is not even read for ${resource}`,
+      "member-b",
+      "GET",
+      `/v3/${b}/${resource}?all_tenants=maybe`,
+    );
     await ask(`admin lists ${resource}`, "admin", "GET", `/v3/${ops}/${resource}`);
     await ask(
       `admin lists all ${resource}`,

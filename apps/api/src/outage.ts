@@ -37,8 +37,17 @@ const adapterKinds = new Set([
   "TlsConnectionError",
 ]);
 
-const driverTexts =
-  /Connection terminated|timeout exceeded when trying to connect|Can't reach database server|Server has closed the connection/;
+/** What the driver says, without a code, of a connection that ended or never began. */
+const driverTexts = new RegExp(
+  [
+    "Connection terminated",
+    "terminating connection due to",
+    "a connection error and is not queryable",
+    "timeout exceeded when trying to connect",
+    "Can't reach database server",
+    "Server has closed the connection",
+  ].join("|"),
+);
 
 /** Whether Postgres could not be asked, as against having refused what it was asked. Looks through causes, at most eight deep. */
 export function isDatabaseOutage(error: unknown): boolean {

@@ -1,8 +1,9 @@
 import { randomUUID } from "node:crypto";
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { RequestHandler } from "express";
+import type { Request, RequestHandler } from "express";
 import { pinoHttp } from "pino-http";
 import type { Context } from "./context.ts";
+import { type Fault, outageFault } from "./fault.ts";
 
 /** Asked every few seconds by machines: not worth a line. */
 const quiet = new Set(["/healthz", "/readyz", "/metrics", "/healthcheck"]);
@@ -32,4 +33,12 @@ export function logRequests({ log, metrics }: Pick<Context, "log" | "metrics">):
     res.once("finish", () => metrics.countRequest(res.statusCode));
     next();
   };
+}
+
+/** Says under the request's id what the answer does not: one line for an outage, everything for what nobody foresaw. */
+export function logFault({ log }: Pick<Context, "log">, req: Request, fault: Fault, error: unknown): void {
+  if (fault.status < 500) return;
+  const about = { event: "request.failed", request_id: req.id, method: req.method, path: req.path };
+  if (fault === outageFault) log.warn({ ...about, reason: (error as Error).message }, "the database cannot be asked");
+  else log.error({ ...about, err: error }, "request failed");
 }

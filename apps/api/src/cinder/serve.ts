@@ -5,6 +5,7 @@ import type { Context } from "../context.ts";
 import { endFault, endJson, type Fault } from "../fault.ts";
 import { allow, assertRule, may, type Rule } from "../policy.ts";
 import { badRequest, NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
+import { logFault } from "../request-log.ts";
 import type { Action, Answer, Call } from "./call.ts";
 import { faultOf } from "./errors.ts";
 import { uuidOf } from "./fields.ts";
@@ -166,12 +167,7 @@ export function answerErrors(context: Context): ErrorRequestHandler {
     if (error instanceof UnauthenticatedError) return endUnauthenticated(req, res);
     const fault = bodyFault(req, res, error) ?? faultOf(error);
     if (fault === "answered") return;
-    if (fault.status >= 500) {
-      context.log.error(
-        { event: "request.failed", request_id: req.id, method: req.method, path: req.path, err: error },
-        "request failed",
-      );
-    }
+    logFault(context, req, fault, error);
     endFault(res, fault);
   };
 }

@@ -5,6 +5,7 @@ import type { Context } from "../context.ts";
 import { endFault, endJson } from "../fault.ts";
 import { allow, assertRule, isPublic, type Rule } from "../policy.ts";
 import { badRequest } from "../refusals.ts";
+import { logFault } from "../request-log.ts";
 import { faultOf } from "./errors.ts";
 
 /** One request to a route of ours. `principal` is null on public routes. */
@@ -63,12 +64,7 @@ const answerErrors =
   (error: unknown, req, res, next) => {
     if (res.headersSent) return next(error);
     const fault = faultOf(error);
-    if (fault.status >= 500) {
-      context.log.error(
-        { event: "request.failed", request_id: req.id, method: req.method, path: req.path, err: error },
-        "request failed",
-      );
-    }
+    logFault(context, req, fault, error);
     endFault(res, fault);
   };
 

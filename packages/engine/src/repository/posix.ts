@@ -1,19 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
-import {
-  access,
-  chmod,
-  type FileHandle,
-  link,
-  lstat,
-  mkdir,
-  open,
-  opendir,
-  readdir,
-  realpath,
-  rmdir,
-  unlink,
-} from "node:fs/promises";
+import { access, link, lstat, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import {
   EngineError,
@@ -26,16 +13,26 @@ import {
   RepositoryUnavailableError,
   RepositoryUnmarkedError,
 } from "../errors.ts";
-import { type WriteContext, writeBytesMax } from "../run-context.ts";
+import type { WriteContext } from "../run-context.ts";
+import {
+  fileChunks,
+  fileHolds,
+  fileMode,
+  folderExists,
+  ignoreMissing,
+  makeFolders,
+  notRegular,
+  openRegular,
+  pieces,
+  readBytes,
+  syncFolder,
+  writeAll,
+} from "./posix-files.ts";
 import { type ObjectKey, parseContainer, type Repository, reservedContainer } from "./repository.ts";
 
 const markerKey: ObjectKey = { container: reservedContainer, name: "repository.json" };
 /** Where objects are written before they get their name. Same file system as everything else. */
 const temporaryContainer = `${reservedContainer}/tmp`;
-/** What Cinder's driver sets: the backup service's group may read and write. */
-const fileMode = 0o660;
-const folderMode = 0o770;
-const readBytes = 1024 * 1024;
 /** How deep folders are searched for backups. */
 const depthMax = 16;
 
@@ -345,87 +342,4 @@ export class PosixRepository implements Repository {
       retryable: !permanent,
     });
   }
-}
-
-async function makeFolders(path: string, below?: string): Promise<void> {
-  const first = await mkdir(path, { recursive: true, mode: folderMode });
-  if (first === undefined) return;
-  for (let folder = path; folder.length >= first.length && folder !== below; folder = join(folder, "..")) {
-    await chmod(folder, folderMode);
-    await syncFolder(join(folder, ".."));
-  }
-}
-
-async function folderExists(path: string): Promise<boolean> {
-  const status = await lstat(path).catch(ignoreMissing);
-  return status?.isDirectory() ?? false;
-}
-
-/** Opens for reading without following a link and without hanging on a FIFO. */
-async function openRegular(path: string): Promise<FileHandle> {
-  const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
-  if ((await file.stat()).isFile()) return file;
-  await file.close();
-  throw notRegular(path);
-}
-
-function notRegular(path: string): RepositoryUnavailableError {
-  return new RepositoryUnavailableError(`${path} is not a regular file.`, { retryable: false });
-}
-
-async function fileHolds(
-  file: FileHandle,
-  body: Uint8Array | AsyncIterable<Uint8Array>,
-  signal: AbortSignal,
-): Promise<boolean> {
-  const { size } = await file.stat();
-  let offset = 0;
-  for await (const piece of pieces(body)) {
-    signal.throwIfAborted();
-    const stored = Buffer.allocUnsafe(piece.length);
-    const { bytesRead } = await file.read(stored, 0, piece.length, offset);
-    if (bytesRead !== piece.length || !stored.equals(piece)) return false;
-    offset += piece.length;
-  }
-  return offset === size;
-}
-
-async function* fileChunks(file: FileHandle): AsyncGenerator<Uint8Array> {
-  for (let offset = 0; ; ) {
-    const chunk = new Uint8Array(readBytes);
-    const { bytesRead } = await file.read(chunk, 0, chunk.length, offset);
-    if (bytesRead === 0) return;
-    offset += bytesRead;
-    yield chunk.subarray(0, bytesRead);
-  }
-}
-
-async function* pieces(body: Uint8Array | AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  const chunks = body instanceof Uint8Array ? [body] : body;
-  for await (const chunk of chunks) {
-    for (let start = 0; start < chunk.length; start += writeBytesMax) {
-      yield chunk.subarray(start, start + writeBytesMax);
-    }
-  }
-}
-
-async function writeAll(file: FileHandle, data: Uint8Array, offset: number): Promise<void> {
-  for (let done = 0; done < data.length; ) {
-    const { bytesWritten } = await file.write(data, done, data.length - done, offset + done);
-    done += bytesWritten;
-  }
-}
-
-/** Makes names durable. */
-async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
-}
-
-function ignoreMissing(error: unknown): undefined {
-  if (errnoOf(error) !== "ENOENT") throw error;
 }

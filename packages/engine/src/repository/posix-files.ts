@@ -1,0 +1,99 @@
+import { constants } from "node:fs";
+import { chmod, type FileHandle, lstat, mkdir, open } from "node:fs/promises";
+import { join } from "node:path";
+import { errnoOf, RepositoryUnavailableError } from "../errors.ts";
+import { writeBytesMax } from "../run-context.ts";
+
+/** What Cinder's driver sets: the backup service's group may read and write. */
+export const fileMode = 0o660;
+const folderMode = 0o770;
+/** One read of an object's file. */
+export const readBytes = 1024 * 1024;
+
+/** Creates folders with the right mode whatever the umask, and makes their names durable. */
+export async function makeFolders(path: string, below?: string): Promise<void> {
+  const first = await mkdir(path, { recursive: true, mode: folderMode });
+  if (first === undefined) return;
+  for (let folder = path; folder.length >= first.length && folder !== below; folder = join(folder, "..")) {
+    await chmod(folder, folderMode);
+    await syncFolder(join(folder, ".."));
+  }
+}
+
+export async function folderExists(path: string): Promise<boolean> {
+  const status = await lstat(path).catch(ignoreMissing);
+  return status?.isDirectory() ?? false;
+}
+
+/** Opens for reading without following a link and without hanging on a FIFO. */
+export async function openRegular(path: string): Promise<FileHandle> {
+  const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  if ((await file.stat()).isFile()) return file;
+  await file.close();
+  throw notRegular(path);
+}
+
+export function notRegular(path: string): RepositoryUnavailableError {
+  return new RepositoryUnavailableError(`${path} is not a regular file.`, { retryable: false });
+}
+
+/** Whether a file holds exactly the bytes of a body. */
+export async function fileHolds(
+  file: FileHandle,
+  body: Uint8Array | AsyncIterable<Uint8Array>,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const { size } = await file.stat();
+  let offset = 0;
+  for await (const piece of pieces(body)) {
+    signal.throwIfAborted();
+    const stored = Buffer.allocUnsafe(piece.length);
+    const { bytesRead } = await file.read(stored, 0, piece.length, offset);
+    if (bytesRead !== piece.length || !stored.equals(piece)) return false;
+    offset += piece.length;
+  }
+  return offset === size;
+}
+
+/** A whole file as chunks. */
+export async function* fileChunks(file: FileHandle): AsyncGenerator<Uint8Array> {
+  for (let offset = 0; ; ) {
+    const chunk = new Uint8Array(readBytes);
+    const { bytesRead } = await file.read(chunk, 0, chunk.length, offset);
+    if (bytesRead === 0) return;
+    offset += bytesRead;
+    yield chunk.subarray(0, bytesRead);
+  }
+}
+
+/** A body in pieces that one call of the fence allows to be written. */
+export async function* pieces(body: Uint8Array | AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const chunks = body instanceof Uint8Array ? [body] : body;
+  for await (const chunk of chunks) {
+    for (let start = 0; start < chunk.length; start += writeBytesMax) {
+      yield chunk.subarray(start, start + writeBytesMax);
+    }
+  }
+}
+
+export async function writeAll(file: FileHandle, data: Uint8Array, offset: number): Promise<void> {
+  for (let done = 0; done < data.length; ) {
+    const { bytesWritten } = await file.write(data, done, data.length - done, offset + done);
+    done += bytesWritten;
+  }
+}
+
+/** Makes names durable. */
+export async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}
+
+/** For catch(): a missing file is no failure. */
+export function ignoreMissing(error: unknown): undefined {
+  if (errnoOf(error) !== "ENOENT") throw error;
+}

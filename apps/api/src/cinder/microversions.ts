@@ -31,8 +31,6 @@ export const since = {
   snapshotInUse: 66,
 } as const satisfies Record<string, Microversion>;
 
-export type Feature = keyof typeof since;
-
 const form = /^([1-9]\d*)\.([1-9]\d*|0)$/;
 
 /** The version asked for lies outside what the API speaks; the answer's header repeats it. */

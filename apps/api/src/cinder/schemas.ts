@@ -65,7 +65,6 @@ const RestoreBackup = strict({
     .nullable()
     .transform((restore) => restore ?? { volume_id: null, name: null }),
 });
-export type RestoreBackupBody = z.infer<typeof RestoreBackup>;
 /** API spec 6.6. */
 export const restoreBackupBody = () => RestoreBackup;
 
@@ -116,7 +115,6 @@ const AttachVolume = strict({
     mode: z.enum(["rw", "ro"], { error: (i) => `'${String(i.input)}' is not one of ['rw', 'ro']` }).optional(),
   }),
 });
-export type AttachVolumeBody = z.infer<typeof AttachVolume>;
 export const attachVolumeBody = () => AttachVolume;
 
 const DetachVolume = strict({
@@ -124,7 +122,6 @@ const DetachVolume = strict({
     .nullable()
     .transform((detach) => detach ?? { attachment_id: null }),
 });
-export type DetachVolumeBody = z.infer<typeof DetachVolume>;
 export const detachVolumeBody = () => DetachVolume;
 
 const CreateSnapshot = strict({
@@ -138,13 +135,11 @@ const CreateSnapshot = strict({
     force: optionalFlag(),
   }),
 });
-export type CreateSnapshotBody = z.infer<typeof CreateSnapshot>;
 /** API spec 7.5. */
 export const createSnapshotBody = () => CreateSnapshot;
 
 const UpdateQuota = strict({
   quota_set: z.record(z.string(), z.unknown(), { error: typePhrase("object") }),
 });
-export type UpdateQuotaBody = z.infer<typeof UpdateQuota>;
 /** API spec 7.10; the values are looked at by the route, which knows the keys. */
 export const updateQuotaBody = () => UpdateQuota;

@@ -210,7 +210,7 @@ function announce({ host, port, dataDir, env }: Settings): void {
     `  data and logs        ${dataDir}`,
     "",
     "  Try it from another terminal:",
-    `    npx tephra${elsewhere} volume create 1 --name first --wait`,
+    `    npx tephra${elsewhere} volume create --size 1 --name first --wait`,
     `    npx tephra${elsewhere} backup create first --name monday --wait`,
     `    npx tephra${elsewhere} backup list`,
     `    npx tephra${elsewhere} status`,

@@ -98,6 +98,21 @@ test("Ctrl-C leaves no process, and a second start finds all data again", async 
   expect(processesOf(house.dataDir)).toEqual([]);
 });
 
+test("the commands that it prints work as they are", async () => {
+  const house = await plot();
+  const program = await started(house);
+  const commands = [...program.tail().matchAll(/^ +npx (tephra .*)$/gm)].map(([, command]) => command ?? "");
+  expect(commands.length).toBeGreaterThan(2);
+  for (const command of commands) {
+    const [name, ...args] = command.split(" ");
+    const bin = join(root, "node_modules/.bin", name ?? "");
+    const env = { PATH: process.env["PATH"], HOME: house.dataDir };
+    const run = await spawnProgram({ name: command, command: bin, args, env });
+    expect((await run.exited).code, `${command}\n${run.tail()}`).toBe(0);
+  }
+  expect(await interrupt(program)).toBe(0);
+});
+
 test("two houses with other ports and folders stand side by side", async () => {
   const [left, right] = [await plot(), await plot()];
   const programs = [await started(left), await started(right)];

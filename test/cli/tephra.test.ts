@@ -42,6 +42,9 @@ function start(
 const tephra = (instance: Instance, ...args: string[]): Promise<Finished> =>
   start(args, { TEPHRA_URL: instance.url }).finished;
 
+// The launcher says on stderr when it compiles, which it does at most once.
+beforeAll(async () => void (await start(["--help"]).finished));
+
 const sha256 = (path: string): string => createHash("sha256").update(readFileSync(path)).digest("hex");
 
 describe("tephra", () => {

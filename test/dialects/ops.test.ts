@@ -1,7 +1,8 @@
 import { join } from "node:path";
-import { expect, it } from "vitest";
+import { expect, inject, it } from "vitest";
 import { cinderRoutes, opsRoutes } from "../../apps/api/src/app.ts";
 import { projectNode, root } from "../../scripts/bootstrap.mjs";
+import { withClient } from "../../scripts/postgres.ts";
 import { startRedis } from "../../scripts/redis.ts";
 import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
 import type { Instance } from "../harness/instance.ts";
@@ -211,6 +212,32 @@ it.each([
   } finally {
     await api.stop();
   }
+});
+
+it("answers 503 or the truth, and goes on, when Postgres cuts its connections", async () => {
+  await using instance = await startApiOnly();
+  const cut = () =>
+    withClient(inject("servers").adminUrl, (client) =>
+      client.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", [
+        new URL(instance.databaseUrl).pathname.slice(1),
+      ]),
+    );
+  const statuses: number[] = [];
+  for (let round = 0; round < 5; round += 1) {
+    const asked = Array.from({ length: 20 }, (_, i) =>
+      i % 2 === 0
+        ? instance.request("GET", `${base}/backups`)
+        : instance.request("POST", `${base}/volumes`, { volume: { size: 1 } }),
+    );
+    const [replies] = await Promise.all([Promise.all(asked), cut()]);
+    statuses.push(...replies.map((r) => r.status));
+  }
+  expect(statuses.filter((s) => ![200, 202, 413, 503].includes(s))).toEqual([]);
+  await instance.waitFor(async () => (await instance.request("GET", `${base}/backups`)).status === 200, {
+    what: "the API goes on",
+  });
+  const [row] = await instance.sql("SELECT count(*)::int AS n, (SELECT volumes_used FROM quotas) AS used FROM volumes");
+  expect(row.used ?? 0).toBe(row.n);
 });
 
 it("lists every problem of its configuration and exits with 2", async () => {

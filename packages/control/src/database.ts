@@ -1,4 +1,5 @@
 import { PrismaPg } from "@prisma/adapter-pg";
+import pg from "pg";
 import { type Prisma, PrismaClient } from "./generated/client.ts";
 
 export type Database = PrismaClient;
@@ -7,8 +8,17 @@ export type Transaction = Prisma.TransactionClient;
 
 /** Opens a pool of at most `connectionsMax` connections. The caller disconnects it. */
 export function openDatabase(url: string, connectionsMax = 10): Database {
+  const pool = new pg.Pool({
+    connectionString: url,
+    max: connectionsMax,
+    connectionTimeoutMillis: 5_000,
+    idleTimeoutMillis: 60_000,
+  });
+  // Between two borrowers a connection has no listener of its own. When the server cuts it just then, in the same chunk of bytes
+  // as an answer, its "error" event would end the process. Whoever uses the connection learns of it from its query.
+  pool.on("connect", (client) => client.on("error", () => {}));
   return new PrismaClient({
-    adapter: new PrismaPg({ connectionString: url, max: connectionsMax, connectionTimeoutMillis: 5_000, idleTimeoutMillis: 60_000 }),
+    adapter: new PrismaPg(pool, { disposeExternalPool: true }),
     transactionOptions: { maxWait: 10_000, timeout: 20_000 },
   });
 }

@@ -27,13 +27,14 @@ beforeAll(async () => {
 });
 afterAll(() => stack.disposeAsync());
 
-const config = () => loadConfig({ DATABASE_URL: databaseUrl, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
+const config = () =>
+  loadConfig({ DATABASE_URL: databaseUrl, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
 
 async function queueOperations(projectId: string, count: number, needs: string[]): Promise<void> {
   const principal = { userId: "u", projectId, roles: [], isAdmin: false, requestId: "req-test" };
   await inTransaction(database, async (tx) => {
     for (let i = 0; i < count; i += 1) {
-      await startOperation(tx, principal, { kind: "backup-create", task: { kind: "plan-backup", needs } });
+      await startOperation(tx, principal, { kind: "backup-create", projectId, task: { kind: "plan-backup", needs } });
     }
   });
 }
@@ -93,7 +94,16 @@ describe("the dispatcher", () => {
   it("takes what finishes something before what starts something", async () => {
     await queueOperations("eee", 4, reaches);
     const operation = await database.operation.findFirstOrThrow({ orderBy: { createdAt: "desc" } });
-    const seal = { id: randomUUID(), operationId: operation.id, kind: "seal", ordinal: 0, rank: 1, projectId: "eee", queuedAt: new Date(), needs: reaches };
+    const seal = {
+      id: randomUUID(),
+      operationId: operation.id,
+      kind: "seal",
+      ordinal: 0,
+      rank: 1,
+      projectId: "eee",
+      queuedAt: new Date(),
+      needs: reaches,
+    };
     await database.task.create({ data: seal });
     const jobs = await dispatchAll((j) => (j.get(queueFor(reaches))?.length ?? 0) >= 4);
     expect(jobs.get(queueFor(reaches))?.map((j) => j.taskId)).toContain(seal.id);

@@ -28,7 +28,11 @@ afterAll(() => stack.disposeAsync());
 beforeEach(async () => {
   const principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
   operationId = await inTransaction(database, (tx) =>
-    startOperation(tx, principal, { kind: "volume-create", task: { kind: "provision-volume", needs: [] } }),
+    startOperation(tx, principal, {
+      kind: "volume-create",
+      projectId: "p",
+      task: { kind: "provision-volume", needs: [] },
+    }),
   );
   taskId = (await database.task.findFirstOrThrow({ where: { operationId } })).id;
 });
@@ -62,7 +66,11 @@ describe("a claim", () => {
   it("learns at the heartbeat that its operation has ended, and cannot fail it again", async () => {
     const held = await claim("w");
     const heartbeat = () =>
-      renewLeases(database, { workerId: "w", leaseMs: 60_000, held: [{ taskId, claim: held?.claim ?? 0, bytesDone: 1, bytesStored: 0 }] });
+      renewLeases(database, {
+        workerId: "w",
+        leaseMs: 60_000,
+        held: [{ taskId, claim: held?.claim ?? 0, bytesDone: 1, bytesStored: 0 }],
+      });
     expect(await heartbeat()).toEqual([{ taskId, cancelled: false }]);
     await failOperation(database, operationId, { reason: "given up" });
     expect(await heartbeat()).toEqual([{ taskId, cancelled: true }]);

@@ -21,7 +21,8 @@ async function importImage(instance: Instance, user: Journey) {
 }
 
 const succeeded = async (instance: Instance) =>
-  (await instance.sql("SELECT count(*)::int AS n FROM tasks WHERE kind = 'copy' AND state = 'succeeded'"))[0].n as number;
+  (await instance.sql("SELECT count(*)::int AS n FROM tasks WHERE kind = 'copy' AND state = 'succeeded'"))[0]
+    .n as number;
 
 describe("an API that is killed", () => {
   it("right after its 202 has lost nothing: the backup is made, without it", async () => {
@@ -32,10 +33,13 @@ describe("an API that is killed", () => {
     const backup = await user.startBackup(volume);
     await instance.killApi("SIGKILL");
     await instance.startWorker();
-    await instance.waitFor(async () => (await instance.sql("SELECT status FROM backups WHERE id = $1", [backup]))[0].status === "available", {
-      what: "the backup is available with no API running",
-      timeoutMs: 60_000,
-    });
+    await instance.waitFor(
+      async () => (await instance.sql("SELECT status FROM backups WHERE id = $1", [backup]))[0].status === "available",
+      {
+        what: "the backup is available with no API running",
+        timeoutMs: 60_000,
+      },
+    );
     await instance.startApi();
     await user.expectExact(backup, sha256);
     await user.expectQuiet();
@@ -49,7 +53,11 @@ describe("a Redis that is emptied", () => {
     const { volume, sha256 } = await importImage(instance, user);
     const backup = await user.startBackup(volume);
     for (const done of [2, 8, 14]) {
-      await instance.waitFor(async () => (await succeeded(instance)) >= done, { what: `${done} ranges are done`, timeoutMs: 60_000, everyMs: 20 });
+      await instance.waitFor(async () => (await succeeded(instance)) >= done, {
+        what: `${done} ranges are done`,
+        timeoutMs: 60_000,
+        everyMs: 20,
+      });
       await instance.redis.flushall();
     }
     await user.settled("backups", backup, "available");

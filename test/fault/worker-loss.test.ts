@@ -22,7 +22,10 @@ async function importImage(instance: Instance, user: Journey, dataBytes = 40 * M
 }
 
 const tasksOf = (instance: Instance, kind: string) =>
-  instance.sql("SELECT ordinal, state, claim, worker_id, bytes_twice::float AS twice FROM tasks WHERE kind = $1 ORDER BY ordinal", [kind]);
+  instance.sql(
+    "SELECT ordinal, state, claim, worker_id, bytes_twice::float AS twice FROM tasks WHERE kind = $1 ORDER BY ordinal",
+    [kind],
+  );
 
 const countTasks = async (instance: Instance, kind: string, state: string) =>
   (await tasksOf(instance, kind)).filter((t) => t.state === state).length;
@@ -33,12 +36,19 @@ describe("a worker that is lost", () => {
     const user = journeyOn(instance);
     const { volume, sha256 } = await importImage(instance, user);
     const backup = await user.startBackup(volume);
-    await instance.waitFor(async () => (await countTasks(instance, "copy", "succeeded")) >= 3, { what: "three ranges are done", everyMs: 20 });
+    await instance.waitFor(async () => (await countTasks(instance, "copy", "succeeded")) >= 3, {
+      what: "three ranges are done",
+      everyMs: 20,
+    });
     const before = (await tasksOf(instance, "copy")).filter((t) => t.state === "succeeded");
     instance.workers[0]?.kill("SIGKILL");
     await user.settled("backups", backup, "available");
     const after = await tasksOf(instance, "copy");
-    for (const task of before) expect(after.find((t) => t.ordinal === task.ordinal)).toMatchObject({ claim: task.claim, worker_id: task.worker_id });
+    for (const task of before)
+      expect(after.find((t) => t.ordinal === task.ordinal)).toMatchObject({
+        claim: task.claim,
+        worker_id: task.worker_id,
+      });
     expect(after.filter((t) => t.claim > 1).length).toBeLessThanOrEqual(brisk.config.worker.slots);
     await user.expectExact(backup, sha256);
     await user.expectQuiet();
@@ -59,21 +69,24 @@ describe("a worker that is lost", () => {
     await user.expectQuiet();
   });
 
-  it.each(["restore:3", "restore:9", "publish.claimed:1", "plan-restore:1"])("in a restore, at %s, is followed by another that restores exactly", async (point) => {
-    await using instance = await startInstance({ workers: 1, ...brisk });
-    const user = journeyOn(instance);
-    const { volume, sha256 } = await importImage(instance, user, 12 * MiB);
-    const backup = await user.backUp(volume);
-    await instance.workers[0]?.stop();
-    const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: point });
-    const target = await user.startRestore(backup);
-    await instance.waitFor(() => !doomed.running(), { what: `the worker died at ${point}`, timeoutMs: 30_000 });
-    await instance.startWorker();
-    await user.settled("volumes", target, "available");
-    expect(await sha256Of(user.volumeFile(target))).toBe(sha256);
-    await user.settled("backups", backup, "available");
-    await user.expectQuiet();
-  });
+  it.each(["restore:3", "restore:9", "publish.claimed:1", "plan-restore:1"])(
+    "in a restore, at %s, is followed by another that restores exactly",
+    async (point) => {
+      await using instance = await startInstance({ workers: 1, ...brisk });
+      const user = journeyOn(instance);
+      const { volume, sha256 } = await importImage(instance, user, 12 * MiB);
+      const backup = await user.backUp(volume);
+      await instance.workers[0]?.stop();
+      const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: point });
+      const target = await user.startRestore(backup);
+      await instance.waitFor(() => !doomed.running(), { what: `the worker died at ${point}`, timeoutMs: 30_000 });
+      await instance.startWorker();
+      await user.settled("volumes", target, "available");
+      expect(await sha256Of(user.volumeFile(target))).toBe(sha256);
+      await user.settled("backups", backup, "available");
+      await user.expectQuiet();
+    },
+  );
 
   it("every time, ends the operation with a reason after a bounded number of claims, and harms nobody else", async () => {
     await using instance = await startInstance({ workers: 0, ...brisk });
@@ -86,7 +99,9 @@ describe("a worker that is lost", () => {
       doomed = await instance.startWorker({ TEPHRA_CRASH_AT: "plan-backup.claimed:1" });
       await instance.waitFor(() => !doomed.running(), { what: "the worker died", timeoutMs: 30_000 });
     }
-    const { fail_reason: reason } = await user.settled("backups", backup, "error") as unknown as { fail_reason: string };
+    const { fail_reason: reason } = (await user.settled("backups", backup, "error")) as unknown as {
+      fail_reason: string;
+    };
     expect(reason).toContain("Gave up after 3 workers were lost at task plan-backup");
     await user.settled("volumes", volume, "available");
     await instance.startWorker();
@@ -104,7 +119,10 @@ describe("a worker that is paused past its lease", () => {
     const [paused] = instance.workers;
     if (!paused) throw new Error("no worker");
     const holds = async () => {
-      const rows = await instance.sql("SELECT id FROM tasks WHERE kind = $1 AND state = 'running' AND worker_id LIKE $2", [kind, `%:${paused.pid}:%`]);
+      const rows = await instance.sql(
+        "SELECT id FROM tasks WHERE kind = $1 AND state = 'running' AND worker_id LIKE $2",
+        [kind, `%:${paused.pid}:%`],
+      );
       return rows.length > 0 && rows;
     };
     const held = await instance.waitFor(holds, { what: "the worker to be paused holds a task", everyMs: 5 });
@@ -113,7 +131,10 @@ describe("a worker that is paused past its lease", () => {
     else await user.settled("backups", backup, "available");
     const before = await tasksOf(instance, kind);
     paused.kill("SIGCONT");
-    await instance.waitFor(() => paused.tail().includes("no longer safe to work on"), { what: "the late worker has noticed", timeoutMs: 10_000 });
+    await instance.waitFor(() => paused.tail().includes("no longer safe to work on"), {
+      what: "the late worker has noticed",
+      timeoutMs: 10_000,
+    });
     expect(await tasksOf(instance, kind)).toEqual(before);
     expect(held.length).toBeGreaterThan(0);
     if (target) expect(await sha256Of(user.volumeFile(target))).toBe(sha256);
@@ -129,7 +150,10 @@ describe("a worker that is asked to stop", () => {
     const user = journeyOn(instance);
     const { volume, sha256 } = await importImage(instance, user);
     const backup = await user.startBackup(volume);
-    await instance.waitFor(async () => (await countTasks(instance, "copy", "succeeded")) >= 2, { what: "two ranges are done", everyMs: 20 });
+    await instance.waitFor(async () => (await countTasks(instance, "copy", "succeeded")) >= 2, {
+      what: "two ranges are done",
+      everyMs: 20,
+    });
     const began = performance.now();
     await instance.workers[0]?.stop({ signal: "SIGTERM" });
     expect(performance.now() - began).toBeLessThan(10_000);

@@ -82,7 +82,10 @@ describe("a repository that cannot be used", () => {
     const user = journeyOn(instance);
     const { volume, sha256 } = await importImage(instance, user, "image", 3 * MiB);
     await instance.workers[0]?.stop();
-    const readOnly = await instance.startWorker({ R: instance.repositoryDir }, inOwnMount("size=8m", 'mount -o remount,ro "$R"'));
+    const readOnly = await instance.startWorker(
+      { R: instance.repositoryDir },
+      inOwnMount("size=8m", 'mount -o remount,ro "$R"'),
+    );
     expect(await failedBackup(user, volume)).toMatch(/read-only|written/i);
     await readOnly.stop();
 
@@ -132,8 +135,13 @@ describe("a damaged backup", () => {
     await user.settled("volumes", target, "error_restoring");
     expect((await user.get(`/v3/${project}/backups/${full}`)).backup.status).toBe("available");
 
-    const refused = await instance.request("POST", `/v3/${project}/backups`, { backup: { volume_id: volume, incremental: true } });
-    expect([refused.status, refused.body.badRequest?.message]).toEqual([400, "Invalid backup: No backups available to do an incremental backup."]);
+    const refused = await instance.request("POST", `/v3/${project}/backups`, {
+      backup: { volume_id: volume, incremental: true },
+    });
+    expect([refused.status, refused.body.badRequest?.message]).toEqual([
+      400,
+      "Invalid backup: No backups available to do an incremental backup.",
+    ]);
     await user.accepted("DELETE", `/v3/${project}/backups/${child}`);
     const fresh = await user.backUp(volume);
     await user.expectExact(fresh, await sha256Of(user.volumeFile(volume)));
@@ -146,12 +154,20 @@ describe("a path", () => {
   it("outside the import roots, through a link, or to no regular file is refused, and nothing of it is read", async () => {
     await using instance = await startInstance({ workers: 1, ...small });
     const user = journeyOn(instance);
-    const outside = await instance.request("POST", "/ops/volumes/import", { path: "/etc/passwd", name: "x", project_id: project });
+    const outside = await instance.request("POST", "/ops/volumes/import", {
+      path: "/etc/passwd",
+      name: "x",
+      project_id: project,
+    });
     expect(outside.status, outside.text).toBe(400);
     const link = join(instance.dataDir, "link.img");
     await symlink("/etc/passwd", link);
     for (const path of [link, instance.volumesDir]) {
-      const { operation } = await user.accepted("POST", "/ops/volumes/import", { path, name: "x", project_id: project });
+      const { operation } = await user.accepted("POST", "/ops/volumes/import", {
+        path,
+        name: "x",
+        project_id: project,
+      });
       const ended = await instance.waitFor(
         async () => {
           const { operation: row } = await user.get(`/ops/operations/${operation.id}`);

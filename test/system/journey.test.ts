@@ -20,7 +20,9 @@ const filesIn = async (folder: string): Promise<string[]> =>
   (await readdir(folder, { recursive: true, withFileTypes: true })).filter((e) => e.isFile()).map((e) => e.name);
 
 describe("the life of a backup", () => {
-  it("goes from a file to a full, an incremental and two exact restores, copied by two workers", { timeout: 180_000 }, async () => {
+  it("goes from a file to a full, an incremental and two exact restores, copied by two workers", {
+    timeout: 180_000,
+  }, async () => {
     await using instance = await startInstance({ workers: 2, ...small });
     const user = journeyOn(instance);
     const image = join(instance.dataDir, "disk.img");
@@ -59,7 +61,13 @@ describe("the life of a backup", () => {
     expect(await sha256Of(user.volumeFile(volume))).toBe(first);
 
     const shown = (await user.get(`/v3/${project}/backups/${full}`)).backup;
-    expect(shown).toMatchObject({ status: "available", has_dependent_backups: true, is_incremental: false, size: 1, fail_reason: null });
+    expect(shown).toMatchObject({
+      status: "available",
+      has_dependent_backups: true,
+      is_incremental: false,
+      size: 1,
+      fail_reason: null,
+    });
     const refused = await instance.request("DELETE", `/v3/${project}/backups/${full}`);
     expect(refused.status).toBe(400);
     await user.deleteBackup(incremental);
@@ -75,15 +83,21 @@ describe("the life of a backup", () => {
     await writeIslands(image, 7 * MiB + 99, [{ offset: MiB, data: randomBytesOf("e", 5 * MiB) }]);
     const before = await sha256Of(image);
     const volume = await user.importVolume(image);
-    const snapshot = (await user.accepted("POST", `/v3/${project}/snapshots`, { snapshot: { volume_id: volume, name: "s" } })).snapshot.id;
+    const snapshot = (
+      await user.accepted("POST", `/v3/${project}/snapshots`, { snapshot: { volume_id: volume, name: "s" } })
+    ).snapshot.id;
     await user.settled("snapshots", snapshot, "available");
-    await user.accepted("POST", `/v3/${project}/volumes/${volume}/action`, { "os-attach": { instance_uuid: project, mountpoint: "/dev/vdb" } });
+    await user.accepted("POST", `/v3/${project}/volumes/${volume}/action`, {
+      "os-attach": { instance_uuid: project, mountpoint: "/dev/vdb" },
+    });
     await user.settled("volumes", volume, "in-use");
     await writeIslands(user.volumeFile(volume), null, [{ offset: 2 * MiB, data: randomBytesOf("f", 9000) }]);
     const after = await sha256Of(user.volumeFile(volume));
 
     const refused = await instance.request("POST", `/v3/${project}/backups`, { backup: { volume_id: volume } });
-    expect(refused.body.badRequest.message).toBe("Invalid volume: Backing up an in-use volume must use the force flag.");
+    expect(refused.body.badRequest.message).toBe(
+      "Invalid volume: Backing up an in-use volume must use the force flag.",
+    );
     const ofSnapshot = await user.backUp(volume, { snapshot_id: snapshot });
     const forced = await user.backUp(volume, { force: true });
     await user.settled("volumes", volume, "in-use");
@@ -98,11 +112,16 @@ describe("the life of a backup", () => {
     const kept = await instance.request("DELETE", `/v3/${project}/volumes/${volume}`);
     expect(kept.status, "a volume with snapshots stays").toBe(400);
     await user.accepted("DELETE", `/v3/${project}/snapshots/${snapshot}`);
-    await instance.waitFor(async () => (await instance.request("GET", `/v3/${project}/snapshots/${snapshot}`)).status === 404, {
-      what: "the snapshot is gone",
-    });
+    await instance.waitFor(
+      async () => (await instance.request("GET", `/v3/${project}/snapshots/${snapshot}`)).status === 404,
+      {
+        what: "the snapshot is gone",
+      },
+    );
     await user.accepted("DELETE", `/v3/${project}/volumes/${volume}`);
-    await instance.waitFor(async () => (await filesIn(instance.volumesDir)).length === 0, { what: "the volume's file is gone" });
+    await instance.waitFor(async () => (await filesIn(instance.volumesDir)).length === 0, {
+      what: "the volume's file is gone",
+    });
     await user.expectExact(forced, after);
   });
 
@@ -124,7 +143,9 @@ describe("the life of a backup", () => {
 
     await writeIslands(image, MiB, []);
     const tiny = await user.importVolume(image);
-    const refused = await instance.request("POST", `/v3/${project}/backups/${backup}/restore`, { restore: { volume_id: tiny } });
+    const refused = await instance.request("POST", `/v3/${project}/backups/${backup}/restore`, {
+      restore: { volume_id: tiny },
+    });
     expect([refused.status, refused.body.badRequest?.message]).toEqual([
       400,
       `Invalid volume: volume of ${MiB} bytes is too small to restore backup of ${6 * MiB + 4097} bytes.`,

@@ -18,17 +18,17 @@ describe("what an error says about the next step", () => {
     ["a refusal of control fails at once", new InvalidError("volume", "no"), "fail"],
     ["what may pass is tried again", new RangesIncompleteError([1]), "retry"],
     ["what nobody knows is tried again", new Error("?"), "retry"],
-  ])("%s", (_rule, error, then) => {
-    expect(verdictOf(error, first, 3).then).toBe(then);
+  ])("%s", (_rule, error, next) => {
+    expect(verdictOf(error, first, 3).next).toBe(next);
   });
 
   it("the last attempt fails with the error's own words", () => {
-    expect(verdictOf(new Error("no route"), last, 3)).toEqual({ then: "fail", failure: { reason: "no route" } });
+    expect(verdictOf(new Error("no route"), last, 3)).toEqual({ next: "fail", failure: { reason: "no route" } });
   });
 
   it("damage names backup and object", () => {
     const damage = { backupId: "b", object: "x-00001", reason: "md5 differs" };
-    expect(verdictOf(new DamagedObjectError(damage), first, 3)).toMatchObject({ then: "fail", failure: { damage } });
+    expect(verdictOf(new DamagedObjectError(damage), first, 3)).toMatchObject({ next: "fail", failure: { damage } });
   });
 });
 

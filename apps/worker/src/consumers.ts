@@ -5,8 +5,8 @@ import {
   cancelTask,
   claimTask,
   events,
-  failOperation,
   type Failure,
+  failOperation,
   handBackTask,
   InvalidError,
   NotFoundError,
@@ -50,38 +50,40 @@ const handlers: Readonly<Record<TaskKind, Handler>> = {
 /** What an error says about the next step. */
 export type Verdict =
   /** Somebody else's now, or nobody's: not a word to the database. */
-  | { then: "drop" }
+  | { next: "drop" }
   /** The operation ended: the task ends with it. */
-  | { then: "cancel" }
+  | { next: "cancel" }
   /** The worker stops: back it goes, at no cost. */
-  | { then: "hand-back" }
-  | { then: "retry"; reason: string }
-  | { then: "fail"; failure: Failure };
+  | { next: "hand-back" }
+  | { next: "retry"; reason: string }
+  | { next: "fail"; failure: Failure };
 
 const permanent = [ConfigError, InvalidError, NotFoundError, QuotaExceededError];
 
 /** The one map from error to retry. What is not known to be permanent is tried again, a bounded number of times. */
 export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, attemptsMax: number): Verdict {
-  if (error instanceof ClaimLostError || error instanceof LeaseLostError) return { then: "drop" };
-  if (error instanceof CancelledError || error instanceof OperationEndedError) return { then: "cancel" };
-  if (error instanceof DrainedError) return { then: "hand-back" };
+  if (error instanceof ClaimLostError || error instanceof LeaseLostError) return { next: "drop" };
+  if (error instanceof CancelledError || error instanceof OperationEndedError) return { next: "cancel" };
+  if (error instanceof DrainedError) return { next: "hand-back" };
   const reason = error instanceof Error ? error.message : String(error);
   if (error instanceof DamagedObjectError) {
     const { backupId, object, reason: what } = error;
-    return { then: "fail", failure: { reason, damage: { backupId, object, reason: what } } };
+    return { next: "fail", failure: { reason, damage: { backupId, object, reason: what } } };
   }
   const retryable = (error as { retryable?: unknown }).retryable;
-  if (retryable === false || permanent.some((kind) => error instanceof kind)) return { then: "fail", failure: { reason } };
-  return task.attempts < attemptsMax ? { then: "retry", reason } : { then: "fail", failure: { reason } };
+  if (retryable === false || permanent.some((kind) => error instanceof kind))
+    return { next: "fail", failure: { reason } };
+  return task.attempts < attemptsMax ? { next: "retry", reason } : { next: "fail", failure: { reason } };
 }
 
 /** Doubles with every attempt; a quarter of jitter keeps many tasks from coming back at once. */
-const backoffMs = (baseMs: number, attempts: number): number => baseMs * 2 ** Math.max(0, attempts - 1) * (0.75 + Math.random() / 2);
+const backoffMs = (baseMs: number, attempts: number): number =>
+  baseMs * 2 ** Math.max(0, attempts - 1) * (0.75 + Math.random() / 2);
 
 async function obey(verdict: Verdict, task: ClaimedTask, context: WorkerContext): Promise<void> {
   const { database, config, log } = context;
   const held = { taskId: task.id, claim: task.claim };
-  switch (verdict.then) {
+  switch (verdict.next) {
     case "drop":
       return;
     case "cancel":
@@ -95,7 +97,13 @@ async function obey(verdict: Verdict, task: ClaimedTask, context: WorkerContext)
     }
     case "fail": {
       const failed = await failOperation(database, task.operationId, { ...verdict.failure, held });
-      if (failed) events.operationFailed(log, { id: failed.id, kind: failed.kind, reason: verdict.failure.reason, requestId: task.requestId });
+      if (failed)
+        events.operationFailed(log, {
+          id: failed.id,
+          kind: failed.kind,
+          reason: verdict.failure.reason,
+          requestId: task.requestId,
+        });
     }
   }
 }
@@ -129,8 +137,10 @@ export async function runTask(taskId: string, context: WorkerContext, leases: Le
   } catch (error) {
     const cause = causeOf(error, lease.run.signal);
     const verdict = verdictOf(cause, task, config.tasks.attempts_max);
-    events.taskDropped(log, task, `${verdict.then}: ${(cause as Error).message}`);
-    await obey(verdict, task, context).catch((fault: unknown) => log.warn({ err: fault, task: task.id }, "verdict could not be stored"));
+    events.taskDropped(log, task, `${verdict.next}: ${(cause as Error).message}`);
+    await obey(verdict, task, context).catch((fault: unknown) =>
+      log.warn({ err: fault, task: task.id }, "verdict could not be stored"),
+    );
   }
   return true;
 }

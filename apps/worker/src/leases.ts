@@ -76,7 +76,12 @@ export function openLeases(options: {
   const renew = async (): Promise<void> => {
     const askedAt = performance.now();
     const asked = [...held.values()];
-    const rows = asked.map((h) => ({ taskId: h.task.id, claim: h.task.claim, bytesDone: h.bytesDone, bytesStored: h.bytesStored }));
+    const rows = asked.map((h) => ({
+      taskId: h.task.id,
+      claim: h.task.claim,
+      bytesDone: h.bytesDone,
+      bytesStored: h.bytesStored,
+    }));
     const kept = new Map((await renewLeases(database, { workerId, leaseMs, held: rows })).map((k) => [k.taskId, k]));
     for (const h of asked) {
       const answer = kept.get(h.task.id);
@@ -99,13 +104,22 @@ export function openLeases(options: {
     }
   };
   const heartbeat = setInterval(() => void beat(), options.heartbeatMs);
-  const watch = setInterval(() => {
-    for (const h of held.values()) if (stale(h)) lose(h, "the lease could not be renewed in time");
-  }, Math.max(50, limitMs / 10));
+  const watch = setInterval(
+    () => {
+      for (const h of held.values()) if (stale(h)) lose(h, "the lease could not be renewed in time");
+    },
+    Math.max(50, limitMs / 10),
+  );
 
   return {
     hold(task, claimedAt) {
-      const mine: Held = { task, controller: new AbortController(), renewedAt: claimedAt, bytesDone: 0, bytesStored: 0 };
+      const mine: Held = {
+        task,
+        controller: new AbortController(),
+        renewedAt: claimedAt,
+        bytesDone: 0,
+        bytesStored: 0,
+      };
       held.set(`${task.id}-${task.claim}`, mine);
       return {
         run: {

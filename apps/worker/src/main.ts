@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import {
-  ConfigError,
   type Config,
+  ConfigError,
   loadConfig,
   openDatabase,
   openLog,
@@ -75,7 +75,14 @@ async function main(): Promise<void> {
 
   const look = async (): Promise<void> => {
     const { reaches, unreachable } = await sites.probe();
-    await publishWorker(database, { id: workerId, host: config.hostName, pid: process.pid, slots, reaches, unreachable });
+    await publishWorker(database, {
+      id: workerId,
+      host: config.hostName,
+      pid: process.pid,
+      slots,
+      reaches,
+      unreachable,
+    });
     for (const [name, why] of Object.entries(unreachable)) log.warn({ name, why }, "not reached from here");
     if (!stopping) queues.serve(queueFor(reaches));
     dispatcher.wake();
@@ -97,7 +104,12 @@ async function main(): Promise<void> {
     leases.abortAll(new DrainedError());
     await until(() => leases.count() === 0, abortGraceMs);
     await leases.stop();
-    await Promise.allSettled([queues.close(), engine[Symbol.asyncDispose](), sites[Symbol.asyncDispose](), database.$disconnect()]);
+    await Promise.allSettled([
+      queues.close(),
+      engine[Symbol.asyncDispose](),
+      sites[Symbol.asyncDispose](),
+      database.$disconnect(),
+    ]);
     log.info({ event: "worker.stopped" }, "worker stopped");
     process.exit(0);
   };

@@ -23,9 +23,18 @@ export interface JobQueues {
 }
 
 /** The connections of one worker process to Redis, and its consumer. Losing Redis only means that nothing new comes. */
-export function openJobQueues(options: { url: string; slots: number; log: Logger; run: (taskId: string) => Promise<void> }): JobQueues {
+export function openJobQueues(options: {
+  url: string;
+  slots: number;
+  log: Logger;
+  run: (taskId: string) => Promise<void>;
+}): JobQueues {
   const { log, slots } = options;
-  const producer = new Redis(options.url, { enableOfflineQueue: false, commandTimeout: 4_000, maxRetriesPerRequest: 1 });
+  const producer = new Redis(options.url, {
+    enableOfflineQueue: false,
+    commandTimeout: 4_000,
+    maxRetriesPerRequest: 1,
+  });
   const consumer = new Redis(options.url, { maxRetriesPerRequest: null });
   for (const connection of [producer, consumer]) {
     connection.on("error", (error: Error) => log.debug({ err: error }, "redis connection"));
@@ -51,7 +60,9 @@ export function openJobQueues(options: { url: string; slots: number; log: Logger
 
   return {
     async enqueue(name: string, jobs: readonly Dispatched[]) {
-      await queueNamed(name).addBulk(jobs.map((j) => ({ name: jobName, data: { taskId: j.taskId }, opts: { jobId: j.jobId } })));
+      await queueNamed(name).addBulk(
+        jobs.map((j) => ({ name: jobName, data: { taskId: j.taskId }, opts: { jobId: j.jobId } })),
+      );
     },
     serve(name) {
       if (worker?.name === name) return;

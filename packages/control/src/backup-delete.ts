@@ -26,16 +26,23 @@ export async function planRemoval(database: Database, operation: TaskOperation):
       deletedAt: null,
     },
   });
-  return twins > 0 ? null : { repository: backup.repository, container: backup.container, prefix: backup.serviceMetadata };
+  return twins > 0
+    ? null
+    : { repository: backup.repository, container: backup.container, prefix: backup.serviceMetadata };
 }
 
 /** The objects are gone: the row becomes a tombstone and its quota goes back. */
-export async function finishBackupDelete(database: Database, operation: TaskOperation, result: TaskResult): Promise<void> {
+export async function finishBackupDelete(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+): Promise<void> {
   await inTransaction(database, async (tx) => {
     const row = await tx.backup.findFirst({ where: { id: operation.backupId ?? nilUuid, deletedAt: null } });
     if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
     const now = new Date();
-    if (row) await tx.backup.update({ where: { id: row.id }, data: { status: "deleted", deletedAt: now, updatedAt: now } });
+    if (row)
+      await tx.backup.update({ where: { id: row.id }, data: { status: "deleted", deletedAt: now, updatedAt: now } });
     await completeOperation(tx, operation, result);
   });
 }

@@ -38,7 +38,11 @@ export const restoreTargetOf = (operationId: string, claim: number): string => `
  *
  * @throws NotFoundError when a parent of the chain is gone; OperationEndedError
  */
-export async function planRestore(database: Database, operation: TaskOperation, options: { rangeBytes: number }): Promise<RestorePlan> {
+export async function planRestore(
+  database: Database,
+  operation: TaskOperation,
+  options: { rangeBytes: number },
+): Promise<RestorePlan> {
   if (operation.plan !== null) return operation.plan as unknown as RestorePlan;
   const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid } });
   const volume = await findTarget(database, operation);
@@ -148,7 +152,10 @@ export async function finishRestore(
 }
 
 async function releaseBackup(tx: Transaction, backupId: string): Promise<void> {
-  await tx.backup.updateMany({ where: { id: backupId, status: "restoring" }, data: { status: "available", updatedAt: new Date() } });
+  await tx.backup.updateMany({
+    where: { id: backupId, status: "restoring" },
+    data: { status: "available", updatedAt: new Date() },
+  });
 }
 
 /** What was found damaged: `backupId` is the layer of the chain that it belongs to. */
@@ -162,14 +169,22 @@ export interface Damage {
  * A restore that failed. A failing target leaves the backup `available`; damage in the backup gives it `error_restoring` with a
  * reason that names backup and object, and flags the layer that holds it, which is never chosen as a parent again.
  */
-export async function failRestore(tx: Transaction, operation: OperationRow, reason: string, damage: Damage | null): Promise<void> {
+export async function failRestore(
+  tx: Transaction,
+  operation: OperationRow,
+  reason: string,
+  damage: Damage | null,
+): Promise<void> {
   const now = new Date();
   await tx.volume.updateMany({
     where: { id: operation.volumeId ?? nilUuid, status: "restoring-backup" },
     data: { status: "error_restoring", previousStatus: "restoring-backup", updatedAt: now },
   });
   if (damage) {
-    await tx.backup.updateMany({ where: { id: damage.backupId, deletedAt: null }, data: { damage: `${damage.object}: ${damage.reason}` } });
+    await tx.backup.updateMany({
+      where: { id: damage.backupId, deletedAt: null },
+      data: { damage: `${damage.object}: ${damage.reason}` },
+    });
     await tx.backup.updateMany({
       where: { id: operation.backupId ?? nilUuid, status: "restoring" },
       data: { status: "error_restoring", failReason: reason.slice(0, 255), updatedAt: now },

@@ -8,7 +8,8 @@ describe.each(Object.entries(tables))("the %s table", (_name, table) => {
   const statuses = Object.keys(table);
 
   it("names only statuses that it has", () => {
-    for (const targets of Object.values(table)) for (const to of targets as readonly string[]) expect(statuses).toContain(to);
+    for (const targets of Object.values(table))
+      for (const to of targets as readonly string[]) expect(statuses).toContain(to);
   });
 
   it("lets every status but deleted go on, so that no row is stuck by the table", () => {

@@ -46,8 +46,14 @@ export async function lockBackup(tx: Transaction, id: string): Promise<Backup | 
 }
 
 /** @throws NotFoundError for an unknown id or another project's */
-export async function getBackup(database: Database | Transaction, principal: Principal, id: string): Promise<BackupRow> {
-  const row = isUuid(id) ? await database.backup.findFirst({ where: { id, deletedAt: null, ...visibleTo(principal) } }) : null;
+export async function getBackup(
+  database: Database | Transaction,
+  principal: Principal,
+  id: string,
+): Promise<BackupRow> {
+  const row = isUuid(id)
+    ? await database.backup.findFirst({ where: { id, deletedAt: null, ...visibleTo(principal) } })
+    : null;
   const [backup] = row ? await withDependents(database, [row]) : [];
   if (!backup) throw new NotFoundError("Backup", id);
   return backup;
@@ -114,17 +120,22 @@ export interface NewBackup {
  * @throws InvalidError
  */
 function checkContainer(container: string | null): void {
-  if (container === null) return;
+  if (container === null || container === "") return;
   const wrong =
-    /[\\\0]/.test(container) || container.split("/").some((part) => part === "" || part === "." || part === ".." || part.startsWith(".tephra"));
-  if (wrong) throw new InvalidError("input", `Container ${JSON.stringify(container)} is no plain name beneath the repository.`);
+    /[\\\0]/.test(container) ||
+    container.split("/").some((part) => part === "" || part === "." || part === ".." || part.startsWith(".tephra"));
+  if (wrong)
+    throw new InvalidError("input", `Container ${JSON.stringify(container)} is no plain name beneath the repository.`);
 }
 
 async function checkSnapshot(tx: Transaction, principal: Principal, request: NewBackup): Promise<SnapshotRow | null> {
   if (request.snapshotId === null) return null;
   const snapshot = await getSnapshot(tx, principal, request.snapshotId);
   if (snapshot.volumeId !== request.volumeId) {
-    throw new InvalidError("volume", `Volume ${request.volumeId} does not match with snapshot.volume_id ${snapshot.volumeId}.`);
+    throw new InvalidError(
+      "volume",
+      `Volume ${request.volumeId} does not match with snapshot.volume_id ${snapshot.volumeId}.`,
+    );
   }
   if (snapshot.status !== "available") throw snapshotRefusal(snapshot.status);
   return snapshot;
@@ -135,23 +146,33 @@ const snapshotRefusal = (status: string) =>
 
 function volumeRefusal(status: string, force: boolean): InvalidError | null {
   if (status !== "available" && status !== "in-use") {
-    return new InvalidError("volume", `Volume to be backed up must be available or in-use, but the current status is "${status}".`);
+    return new InvalidError(
+      "volume",
+      `Volume to be backed up must be available or in-use, but the current status is "${status}".`,
+    );
   }
-  return status === "in-use" && !force ? new InvalidError("volume", "Backing up an in-use volume must use the force flag.") : null;
+  return status === "in-use" && !force
+    ? new InvalidError("volume", "Backing up an in-use volume must use the force flag.")
+    : null;
 }
 
 /**
  * The newest usable backup of the volume in the caller's project, locked (API spec 9.5): the highest data_timestamp among the
  * available ones, older than the snapshot where one is given. A damaged one never counts.
  */
-async function chooseParent(tx: Transaction, projectId: string, volumeId: string, snapshot: SnapshotRow | null): Promise<Backup> {
+async function chooseParent(
+  tx: Transaction,
+  projectId: string,
+  volumeId: string,
+  snapshot: SnapshotRow | null,
+): Promise<Backup> {
   const before = snapshot?.createdAt ?? null;
   const rows = await tx.$queryRaw<{ id: string }[]>`
     SELECT id FROM backups WHERE volume_id = ${volumeId}::uuid AND project_id = ${projectId} AND deleted_at IS NULL
     ORDER BY (status = 'available' AND damage IS NULL AND (${before}::timestamptz IS NULL OR data_timestamp < ${before}::timestamptz)) DESC,
       (status = 'available' AND damage IS NULL) DESC, data_timestamp DESC, created_at DESC LIMIT 1`;
   const parent = rows[0] ? await lockBackup(tx, rows[0].id) : null;
-  if (!parent || parent.status !== "available" || parent.damage !== null) {
+  if (parent?.status !== "available" || parent.damage !== null) {
     throw new InvalidError("backup", "No backups available to do an incremental backup.");
   }
   return parent;
@@ -163,7 +184,12 @@ async function chooseParent(tx: Transaction, projectId: string, volumeId: string
  *
  * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
  */
-export async function requestBackup(database: Database, config: Config, principal: Principal, request: NewBackup): Promise<BackupRow> {
+export async function requestBackup(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: NewBackup,
+): Promise<BackupRow> {
   checkContainer(request.container);
   return inTransaction(database, async (tx) => {
     const volume = await findVolume(tx, principal, request.volumeId);
@@ -197,6 +223,7 @@ export async function requestBackup(database: Database, config: Config, principa
     });
     await startOperation(tx, principal, {
       kind: "backup-create",
+      projectId: row.projectId,
       backupId: row.id,
       volumeId: volume.id,
       snapshotId: snapshot?.id ?? null,
@@ -207,11 +234,18 @@ export async function requestBackup(database: Database, config: Config, principa
   });
 }
 
-async function freezeStatus(tx: Transaction, volume: { id: string }, snapshot: SnapshotRow | null, force: boolean): Promise<void> {
+async function freezeStatus(
+  tx: Transaction,
+  volume: { id: string },
+  snapshot: SnapshotRow | null,
+  force: boolean,
+): Promise<void> {
   if (!snapshot) {
     const from = force ? ["available", "in-use"] : ["available"];
     await moveVolume(tx, volume.id, from, "backing-up", (status) => {
-      return volumeRefusal(status, force) ?? new InvalidError("volume", `Volume ${volume.id} changed its status meanwhile.`);
+      return (
+        volumeRefusal(status, force) ?? new InvalidError("volume", `Volume ${volume.id} changed its status meanwhile.`)
+      );
     });
     return;
   }
@@ -262,22 +296,34 @@ export async function requestRestore(
     const repositories = await chainRepositories(tx, backup.id);
     await startOperation(tx, principal, {
       kind: "backup-restore",
+      projectId: backup.projectId,
       backupId: backup.id,
       volumeId: target.id,
       bytesTotal: backup.volumeBytes ?? 0n,
       input: { newVolume: volume === null },
-      task: { kind: "plan-restore", needs: [...repositories.map((r) => `repository:${r}`), `backend:${target.backend}`] },
+      task: {
+        kind: "plan-restore",
+        needs: [...repositories.map((r) => `repository:${r}`), `backend:${target.backend}`],
+      },
     });
     return { backupId: backup.id, volumeId: target.id, volumeName: target.name };
   });
 }
 
-async function claimTarget(tx: Transaction, principal: Principal, backup: Backup, volumeId: string): Promise<VolumeRow> {
+async function claimTarget(
+  tx: Transaction,
+  principal: Principal,
+  backup: Backup,
+  volumeId: string,
+): Promise<VolumeRow> {
   const volume = await getVolume(tx, principal, volumeId);
   const notAvailable = () => new InvalidError("volume", "Volume to be restored to must be available");
   if (volume.status !== "available") throw notAvailable();
   if (volume.sizeGib < backup.sizeGib) {
-    throw new InvalidError("volume", `volume size ${volume.sizeGib} is too small to restore backup of size ${backup.sizeGib}.`);
+    throw new InvalidError(
+      "volume",
+      `volume size ${volume.sizeGib} is too small to restore backup of size ${backup.sizeGib}.`,
+    );
   }
   if (backup.volumeBytes !== null && volume.sizeBytes < backup.volumeBytes) {
     const text = `volume of ${volume.sizeBytes} bytes is too small to restore backup of ${backup.volumeBytes} bytes.`;
@@ -329,6 +375,7 @@ export async function requestBackupDelete(database: Database, principal: Princip
     await tx.backup.update({ where: { id }, data: { status: "deleting", updatedAt: new Date() } });
     await startOperation(tx, principal, {
       kind: "backup-delete",
+      projectId: backup.projectId,
       backupId: id,
       volumeId: backup.volumeId,
       task: { kind: "remove-backup", needs: [`repository:${backup.repository}`] },

@@ -72,7 +72,12 @@ const listenRetryMs = 2_000;
  * Runs beside every worker's consumers, woken by NOTIFY, by every finish, and once a second. Any number may run at once.
  * Nothing depends on what it remembers: kill it anywhere and the reconciler makes a dispatched, never claimed task ready again.
  */
-export function startDispatcher(options: { database: Database; config: Config; log: Logger; enqueue: Enqueue }): Dispatcher {
+export function startDispatcher(options: {
+  database: Database;
+  config: Config;
+  log: Logger;
+  enqueue: Enqueue;
+}): Dispatcher {
   const { database, config, log, enqueue } = options;
   let stopped = false;
   let rung = false;

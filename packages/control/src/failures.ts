@@ -22,7 +22,11 @@ export interface Failure {
  *
  * @throws ClaimLostError when the failing task is no longer held: somebody else is at it, so nothing has failed
  */
-export async function failOperation(database: Database, operationId: string, failure: Failure): Promise<OperationRow | null> {
+export async function failOperation(
+  database: Database,
+  operationId: string,
+  failure: Failure,
+): Promise<OperationRow | null> {
   return inTransaction(database, async (tx) => {
     const seen = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
     if (seen.volumeId) await lockVolume(tx, seen.volumeId);
@@ -67,7 +71,12 @@ async function failRows(tx: Transaction, operation: OperationRow, failure: Failu
   }
 }
 
-async function failVolume(tx: Transaction, operation: OperationRow, reason: string, move: { from: string; to: string }): Promise<void> {
+async function failVolume(
+  tx: Transaction,
+  operation: OperationRow,
+  reason: string,
+  move: { from: string; to: string },
+): Promise<void> {
   await tx.volume.updateMany({
     where: { id: operation.volumeId ?? nilUuid, status: move.from },
     data: { status: move.to, previousStatus: move.from, updatedAt: new Date() },
@@ -75,7 +84,12 @@ async function failVolume(tx: Transaction, operation: OperationRow, reason: stri
   await endOperation(tx, operation, { state: "failed", reason });
 }
 
-async function failSnapshot(tx: Transaction, operation: OperationRow, reason: string, move: { from: string; to: string }): Promise<void> {
+async function failSnapshot(
+  tx: Transaction,
+  operation: OperationRow,
+  reason: string,
+  move: { from: string; to: string },
+): Promise<void> {
   await tx.snapshot.updateMany({
     where: { id: operation.snapshotId ?? nilUuid, status: move.from },
     data: { status: move.to, updatedAt: new Date() },

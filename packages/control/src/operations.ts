@@ -34,6 +34,8 @@ export type OperationRow = Omit<Operation, "kind" | "state"> & { kind: Operation
 
 export interface NewOperation {
   kind: OperationKind;
+  /** Whose rows it acts on, and so who sees it: the rows' project, also where an admin of another one asks. */
+  projectId: string;
   backupId?: string | null;
   volumeId?: string | null;
   snapshotId?: string | null;
@@ -53,7 +55,7 @@ export async function startOperation(tx: Transaction, principal: Principal, oper
   await tx.$executeRaw`
     WITH o AS (
       INSERT INTO operations (id, kind, project_id, user_id, request_id, backup_id, volume_id, snapshot_id, input, bytes_total, remaining)
-      VALUES (${id}::uuid, ${operation.kind}, ${principal.projectId}, ${principal.userId}, ${principal.requestId},
+      VALUES (${id}::uuid, ${operation.kind}, ${operation.projectId}, ${principal.userId}, ${principal.requestId},
         ${operation.backupId ?? null}::uuid, ${operation.volumeId ?? null}::uuid, ${operation.snapshotId ?? null}::uuid,
         ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint, 1)
       RETURNING id, project_id, created_at
@@ -147,7 +149,8 @@ export async function endOperation(
   if (!end.tidy) return;
   const running = await tx.task.count({ where: { operationId: operation.id, state: "running" } });
   await addTasks(tx, operation, [{ kind: "tidy", ordinal: 0, needs: end.tidy }]);
-  if (running > 0) await tx.task.updateMany({ where: { operationId: operation.id, kind: "tidy" }, data: { state: "blocked" } });
+  if (running > 0)
+    await tx.task.updateMany({ where: { operationId: operation.id, kind: "tidy" }, data: { state: "blocked" } });
 }
 
 /** What the operation left behind is gone. The operation itself ended before. */
@@ -223,7 +226,11 @@ export interface OperationQuery {
 }
 
 /** Newest first; only the caller's project, unless an admin. */
-export async function listOperations(database: Database, principal: Principal, query: OperationQuery): Promise<OperationProgress[]> {
+export async function listOperations(
+  database: Database,
+  principal: Principal,
+  query: OperationQuery,
+): Promise<OperationProgress[]> {
   const rows = await database.operation.findMany({
     where: {
       ...(principal.isAdmin ? {} : { projectId: principal.projectId }),

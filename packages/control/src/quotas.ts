@@ -1,11 +1,17 @@
-import { Prisma } from "./generated/client.ts";
 import type { Config } from "./config.ts";
 import type { Database, Transaction } from "./database.ts";
 import { inTransaction } from "./database.ts";
 import { InvalidError, QuotaExceededError, type QuotaResource } from "./errors.ts";
+import { Prisma } from "./generated/client.ts";
 
 /** Alphabetical: the order in which Cinder examines them, so gigabytes are reported before counts. */
-const resources = ["backup_gigabytes", "backups", "gigabytes", "snapshots", "volumes"] as const satisfies readonly QuotaResource[];
+const resources = [
+  "backup_gigabytes",
+  "backups",
+  "gigabytes",
+  "snapshots",
+  "volumes",
+] as const satisfies readonly QuotaResource[];
 
 export type QuotaAmounts = Partial<Record<QuotaResource, number>>;
 
@@ -51,7 +57,12 @@ function fits(config: Config, amounts: QuotaAmounts): Prisma.Sql {
  *
  * @throws QuotaExceededError naming the first resource, alphabetically, that is over its limit
  */
-export async function reserveQuota(tx: Transaction, config: Config, projectId: string, amounts: QuotaAmounts): Promise<void> {
+export async function reserveQuota(
+  tx: Transaction,
+  config: Config,
+  projectId: string,
+  amounts: QuotaAmounts,
+): Promise<void> {
   const take = Prisma.sql`UPDATE quotas SET ${increments(amounts, 1)} WHERE project_id = ${projectId} AND ${fits(config, amounts)}`;
   if ((await tx.$executeRaw(take)) === 1) return;
   const row = await lockRow(tx, projectId);
@@ -71,7 +82,11 @@ export async function releaseQuota(tx: Transaction, projectId: string, amounts: 
 }
 
 /** Limits in force and what is in use, per resource. A project never seen has the defaults and uses nothing. */
-export async function getQuota(database: Database, config: Config, projectId: string): Promise<Record<QuotaResource, QuotaLine>> {
+export async function getQuota(
+  database: Database,
+  config: Config,
+  projectId: string,
+): Promise<Record<QuotaResource, QuotaLine>> {
   const rows = await database.$queryRaw<QuotaRow[]>`SELECT * FROM quotas WHERE project_id = ${projectId}`;
   const row = rows[0];
   const lines = resources.map((r) => [r, { limit: limitOf(config, row, r), inUse: row?.[`${r}_used`] ?? 0 }] as const);

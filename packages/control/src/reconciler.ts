@@ -32,7 +32,12 @@ async function releaseDead(database: Database, config: Config, afterOutage: bool
 }
 
 /** Too many claims came to nothing: the operation ends, with a reason that a person can act on. */
-async function failPoisoned(database: Database, config: Config, expired: readonly Expired[], log: Logger): Promise<void> {
+async function failPoisoned(
+  database: Database,
+  config: Config,
+  expired: readonly Expired[],
+  log: Logger,
+): Promise<void> {
   for (const task of expired.filter((t) => t.kind !== "tidy" && t.attempts >= config.tasks.attempts_max)) {
     const last = task.fail_reason ? ` The last error was: ${task.fail_reason}` : "";
     const reason = `Gave up after ${task.attempts} workers were lost at task ${task.kind} without progress.${last}`;

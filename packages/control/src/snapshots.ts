@@ -15,7 +15,11 @@ export type SnapshotRow = Snapshot;
 export type SnapshotSortKey = "id" | "createdAt" | "updatedAt" | "name" | "status" | "sizeGib" | "volumeId";
 
 /** @throws NotFoundError for an unknown id or another project's */
-export async function getSnapshot(database: Database | Transaction, principal: Principal, id: string): Promise<SnapshotRow> {
+export async function getSnapshot(
+  database: Database | Transaction,
+  principal: Principal,
+  id: string,
+): Promise<SnapshotRow> {
   const row = isUuid(id) ? await database.snapshot.findFirst({ where: { id, ...visibleTo(principal) } }) : null;
   if (!row) throw new NotFoundError("Snapshot", id);
   return row;
@@ -61,7 +65,13 @@ export async function requestSnapshot(
   database: Database,
   config: Config,
   principal: Principal,
-  request: { volumeId: string; name: string | null; description: string | null; metadata: Record<string, string>; force: boolean },
+  request: {
+    volumeId: string;
+    name: string | null;
+    description: string | null;
+    metadata: Record<string, string>;
+    force: boolean;
+  },
 ): Promise<SnapshotRow> {
   return inTransaction(database, async (tx) => {
     const seen = await getVolume(tx, principal, request.volumeId);
@@ -89,6 +99,7 @@ export async function requestSnapshot(
     });
     await startOperation(tx, principal, {
       kind: "snapshot-create",
+      projectId: row.projectId,
       snapshotId: row.id,
       volumeId: volume.id,
       bytesTotal: volume.sizeBytes,
@@ -111,6 +122,7 @@ export async function requestSnapshotDelete(database: Database, principal: Princ
     if (moved.count !== 1) throw new InvalidError("snapshot", "Snapshot status must be available or error.");
     await startOperation(tx, principal, {
       kind: "snapshot-delete",
+      projectId: seen.projectId,
       snapshotId: id,
       volumeId: seen.volumeId,
       task: { kind: "remove-snapshot", needs: [`backend:${volume.backend}`] },
@@ -135,7 +147,11 @@ export async function finishSnapshot(
 }
 
 /** The bytes are gone: the row and its quota go too. */
-export async function finishSnapshotDelete(database: Database, operation: TaskOperation, result: TaskResult): Promise<void> {
+export async function finishSnapshotDelete(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+): Promise<void> {
   await inTransaction(database, async (tx) => {
     const row = await tx.snapshot.findUnique({ where: { id: operation.snapshotId ?? nilUuid } });
     if (row) await releaseQuota(tx, row.projectId, { snapshots: 1, gigabytes: row.sizeGib });

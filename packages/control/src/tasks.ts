@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { Database, Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
-import { Prisma } from "./generated/client.ts";
+import type { Prisma } from "./generated/client.ts";
 
 /**
  * Every kind of queue work, with its rank: what finishes something goes before what starts something.

@@ -10,25 +10,45 @@ export function openLog(config: Pick<Config, "log_level" | "hostName">, program:
   return pino({
     level: config.log_level,
     base: { program, host: config.hostName, pid: process.pid },
-    redact: { paths: ["req.headers['x-auth-token']", "req.headers.authorization", "req.headers.cookie"], censor: "***" },
+    redact: {
+      paths: ["req.headers['x-auth-token']", "req.headers.authorization", "req.headers.cookie"],
+      censor: "***",
+    },
   });
 }
 
 /** One function per business event: the log line and nothing else, so that its fields are the same wherever it happens. */
 export const events = {
-  taskClaimed: (log: Logger, task: { id: string; kind: string; operationId: string; claim: number; requestId: string }) =>
-    log.info({ event: "task.claimed", ...fields(task) }, "task claimed"),
-  taskFinished: (log: Logger, task: { id: string; kind: string; operationId: string; claim: number; requestId: string }, ms: number) =>
-    log.info({ event: "task.finished", ...fields(task), ms }, "task finished"),
-  taskDropped: (log: Logger, task: { id: string; kind: string; operationId: string; claim: number; requestId: string }, why: string) =>
-    log.warn({ event: "task.dropped", ...fields(task), why }, "task dropped"),
+  taskClaimed: (
+    log: Logger,
+    task: { id: string; kind: string; operationId: string; claim: number; requestId: string },
+  ) => log.info({ event: "task.claimed", ...fields(task) }, "task claimed"),
+  taskFinished: (
+    log: Logger,
+    task: { id: string; kind: string; operationId: string; claim: number; requestId: string },
+    ms: number,
+  ) => log.info({ event: "task.finished", ...fields(task), ms }, "task finished"),
+  taskDropped: (
+    log: Logger,
+    task: { id: string; kind: string; operationId: string; claim: number; requestId: string },
+    why: string,
+  ) => log.warn({ event: "task.dropped", ...fields(task), why }, "task dropped"),
   taskRetried: (
     log: Logger,
     task: { id: string; kind: string; operationId: string; claim: number; requestId: string },
     retry: { delayMs: number; reason: string },
   ) => log.warn({ event: "task.retried", ...fields(task), ...retry }, "task will be tried again"),
   operationFailed: (log: Logger, operation: { id: string; kind: string; reason: string; requestId: string }) =>
-    log.error({ event: "operation.failed", operation: operation.id, kind: operation.kind, reason: operation.reason, request_id: operation.requestId }, "operation failed"),
+    log.error(
+      {
+        event: "operation.failed",
+        operation: operation.id,
+        kind: operation.kind,
+        reason: operation.reason,
+        request_id: operation.requestId,
+      },
+      "operation failed",
+    ),
   reconciled: (log: Logger, healed: Record<string, number>) => log.warn({ event: "reconciled", ...healed }, "healed"),
 };
 
@@ -82,12 +102,23 @@ export function openMetrics(database: Database) {
     oldest_ready_seconds: gauge("tephra_queue_age_seconds", "Age of the oldest task that nobody runs yet"),
     bytes_read: gauge("tephra_bytes_in_total", "Bytes of volumes and backups that tasks have read"),
     bytes_stored: gauge("tephra_bytes_out_total", "Bytes that tasks have stored"),
-    oldest_creating_seconds: gauge("tephra_oldest_creating_backup_seconds", "Age of the oldest backup that is still being created"),
-    last_success_age_seconds: gauge("tephra_last_success_age_seconds", "Seconds since a backup last became available; NaN before the first"),
+    oldest_creating_seconds: gauge(
+      "tephra_oldest_creating_backup_seconds",
+      "Age of the oldest backup that is still being created",
+    ),
+    last_success_age_seconds: gauge(
+      "tephra_last_success_age_seconds",
+      "Seconds since a backup last became available; NaN before the first",
+    ),
     workers: gauge("tephra_workers", "Worker processes heard of in the last 30 seconds"),
     slots: gauge("tephra_worker_slots", "Tasks that those workers can run at once"),
   } as const;
-  const requests = new Counter({ name: "tephra_http_requests_total", help: "Answers by status class", labelNames: ["status"], registers: [registry] });
+  const requests = new Counter({
+    name: "tephra_http_requests_total",
+    help: "Answers by status class",
+    labelNames: ["status"],
+    registers: [registry],
+  });
   return {
     contentType: registry.contentType,
     countRequest: (status: number) => requests.inc({ status: `${Math.floor(status / 100)}xx` }),

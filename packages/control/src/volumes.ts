@@ -12,7 +12,15 @@ import type { TaskOperation, TaskResult } from "./tasks.ts";
 
 export type { Attachment };
 export type VolumeRow = Volume & { attachments: Attachment[] };
-export type VolumeSortKey = "id" | "createdAt" | "updatedAt" | "name" | "status" | "sizeGib" | "availabilityZone" | "bootable";
+export type VolumeSortKey =
+  | "id"
+  | "createdAt"
+  | "updatedAt"
+  | "name"
+  | "status"
+  | "sizeGib"
+  | "availabilityZone"
+  | "bootable";
 
 const GiB = 1024 ** 3;
 export const zoneDefault = "nova";
@@ -32,7 +40,11 @@ export async function findVolume(database: Database | Transaction, principal: Pr
 }
 
 /** @throws NotFoundError for an unknown id or another project's */
-export async function getVolume(database: Database | Transaction, principal: Principal, id: string): Promise<VolumeRow> {
+export async function getVolume(
+  database: Database | Transaction,
+  principal: Principal,
+  id: string,
+): Promise<VolumeRow> {
   const row = isUuid(id)
     ? await database.volume.findFirst({ where: { id, ...visibleTo(principal) }, include: { attachments: true } })
     : null;
@@ -120,6 +132,7 @@ export async function requestVolume(
     });
     await startOperation(tx, principal, {
       kind: "volume-create",
+      projectId: row.projectId,
       volumeId: row.id,
       task: { kind: "provision-volume", needs: [`backend:${row.backend}`] },
     });
@@ -163,6 +176,7 @@ export async function requestVolumeImport(
     });
     const id = await startOperation(tx, principal, {
       kind: "volume-import",
+      projectId: volume.projectId,
       volumeId: volume.id,
       input: { path: request.path },
       task: { kind: "import-volume", needs: [`backend:${volume.backend}`] },
@@ -172,14 +186,22 @@ export async function requestVolumeImport(
 }
 
 /** The worker's word on how long the file is, before it copies: charged to the quota once, however often it is said. */
-export async function chargeImport(database: Database, config: Config, operation: TaskOperation, sizeBytes: number): Promise<void> {
+export async function chargeImport(
+  database: Database,
+  config: Config,
+  operation: TaskOperation,
+  sizeBytes: number,
+): Promise<void> {
   await inTransaction(database, async (tx) => {
     const sizeGib = gibOf(sizeBytes);
     const before = await tx.volume.findUniqueOrThrow({ where: { id: operation.volumeId ?? nilUuid } });
     if (sizeGib > before.sizeGib) {
       await reserveQuota(tx, config, before.projectId, { gigabytes: sizeGib - before.sizeGib });
     }
-    await tx.volume.update({ where: { id: before.id }, data: { sizeGib: Math.max(sizeGib, before.sizeGib), sizeBytes: BigInt(sizeBytes) } });
+    await tx.volume.update({
+      where: { id: before.id },
+      data: { sizeGib: Math.max(sizeGib, before.sizeGib), sizeBytes: BigInt(sizeBytes) },
+    });
     await tx.operation.update({ where: { id: operation.id }, data: { bytesTotal: BigInt(sizeBytes) } });
   });
 }
@@ -197,10 +219,14 @@ export async function requestVolumeExport(
   return inTransaction(database, async (tx) => {
     const volume = await getVolume(tx, principal, request.volumeId);
     await moveVolume(tx, volume.id, ["available"], "uploading", (status) => {
-      return new InvalidError("volume", `Volume to be exported must be available, but the current status is "${status}".`);
+      return new InvalidError(
+        "volume",
+        `Volume to be exported must be available, but the current status is "${status}".`,
+      );
     });
     const id = await startOperation(tx, principal, {
       kind: "volume-export",
+      projectId: volume.projectId,
       volumeId: volume.id,
       input: { path: request.path },
       bytesTotal: volume.sizeBytes,
@@ -242,6 +268,7 @@ export async function requestVolumeDelete(database: Database, principal: Princip
     await moveVolume(tx, id, from, "deleting", () => new InvalidError("volume", deleteRefusal));
     await startOperation(tx, principal, {
       kind: "volume-delete",
+      projectId: volume.projectId,
       volumeId: id,
       task: { kind: "remove-volume", needs: [`backend:${volume.backend}`] },
     });
@@ -258,14 +285,22 @@ export async function attachVolume(
   await inTransaction(database, async (tx) => {
     await getVolume(tx, principal, id);
     await moveVolume(tx, id, ["available"], "in-use", (status) => {
-      return new InvalidError("volume", `Volume ${id} status must be available to attach, but the current status is ${status}.`);
+      return new InvalidError(
+        "volume",
+        `Volume ${id} status must be available to attach, but the current status is ${status}.`,
+      );
     });
     await tx.attachment.create({ data: { id: randomUUID(), volumeId: id, ...attachment } });
   });
 }
 
 /** Detaches one attachment, or the only one. @throws InvalidError when there is none such */
-export async function detachVolume(database: Database, principal: Principal, id: string, attachmentId: string | null): Promise<void> {
+export async function detachVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  attachmentId: string | null,
+): Promise<void> {
   await inTransaction(database, async (tx) => {
     await getVolume(tx, principal, id);
     const volume = await lockVolume(tx, id);
@@ -297,7 +332,11 @@ export async function finishVolume(
 }
 
 /** The export is written: the volume is as it was. */
-export async function finishVolumeExport(database: Database, operation: TaskOperation, result: TaskResult): Promise<void> {
+export async function finishVolumeExport(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+): Promise<void> {
   await inTransaction(database, async (tx) => {
     await tx.$executeRaw`
       UPDATE volumes SET status = 'available', previous_status = 'uploading', updated_at = now()
@@ -307,7 +346,11 @@ export async function finishVolumeExport(database: Database, operation: TaskOper
 }
 
 /** The file is gone: the row and its quota go too. */
-export async function finishVolumeDelete(database: Database, operation: TaskOperation, result: TaskResult): Promise<void> {
+export async function finishVolumeDelete(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+): Promise<void> {
   await inTransaction(database, async (tx) => {
     const volume = await tx.volume.findUnique({ where: { id: operation.volumeId ?? nilUuid } });
     if (volume) await releaseQuota(tx, volume.projectId, { volumes: 1, gigabytes: volume.sizeGib });

@@ -17,7 +17,9 @@ export interface WorkerCard {
 
 /** Workers that reach the same things share one queue. The name holds no `:`, which BullMQ forbids. */
 export function queueFor(reaches: readonly string[]): string {
-  const digest = createHash("sha256").update(JSON.stringify([...reaches].sort())).digest("hex");
+  const digest = createHash("sha256")
+    .update(JSON.stringify([...reaches].sort()))
+    .digest("hex");
   return `tephra-${digest.slice(0, 12)}`;
 }
 
@@ -59,7 +61,11 @@ export async function liveQueues(database: Database | Transaction, heartbeatMs: 
 }
 
 /** Why live workers say that they cannot reach `name`; empty when none says anything. */
-export async function whyUnreachable(database: Database | Transaction, names: readonly string[], heartbeatMs: number): Promise<string[]> {
+export async function whyUnreachable(
+  database: Database | Transaction,
+  names: readonly string[],
+  heartbeatMs: number,
+): Promise<string[]> {
   const rows = await database.$queryRaw<{ why: string }[]>`
     SELECT DISTINCT w.unreachable ->> n AS why FROM workers w, unnest(${[...names]}::text[]) n
     WHERE w.unreachable ? n AND w.heartbeat_at > now() - ${heartbeatMs * heartbeatsMissedMax} * interval '1 millisecond'`;

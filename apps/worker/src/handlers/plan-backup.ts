@@ -33,6 +33,10 @@ export const planBackupTask: Handler = async (task, { config, database, engine, 
   const parent = await parentReference(plan, sites);
   const sealed = await engine.backupWhole({ source, repository, layout: layoutOf(plan), parent }, run);
   await assertUnchanged(source, fingerprint, plan);
-  const result = resultOf(task, { bytesDone: plan.volumeBytes, bytesStored: sealed.bytesStored, bytesAdopted: sealed.bytesAdopted });
+  const result = resultOf(task, {
+    bytesDone: plan.volumeBytes,
+    bytesStored: sealed.bytesStored,
+    bytesAdopted: sealed.bytesAdopted,
+  });
   await finishBackup(database, task.operation, result, { plan, sealed });
 };

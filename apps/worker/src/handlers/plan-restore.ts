@@ -27,5 +27,8 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
     return;
   }
   const ranges = merged.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r as unknown as Json }));
-  await startRestoreRanges(database, task.operationId, resultOf(task), { plan: { ...plan, targetBytes, target: name }, ranges });
+  await startRestoreRanges(database, task.operationId, resultOf(task), {
+    plan: { ...plan, targetBytes, target: name },
+    ranges,
+  });
 };

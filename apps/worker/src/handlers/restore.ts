@@ -12,5 +12,9 @@ export const restoreTask: Handler = async (task, { database, engine, sites }, ru
   const range = task.input as unknown as RestoreRange;
   const restored = await engine.restoreRange({ chain, range, staging: { operationId: task.operationId }, target }, run);
   await target.flush();
-  await finishRestoreRange(database, task.operationId, resultOf(task, { bytesDone: task.range.length, bytesStored: restored.bytesWritten }));
+  await finishRestoreRange(
+    database,
+    task.operationId,
+    resultOf(task, { bytesDone: task.range.length, bytesStored: restored.bytesWritten }),
+  );
 };

@@ -9,7 +9,10 @@ export const sealTask: Handler = async (task, { database, engine, sites }, run) 
   const repository = await sites.repository(plan.repository);
   const reports = (await readCopyReports(database, task.operationId)) as unknown as RangeReport[];
   try {
-    const sealed = await engine.seal({ repository, layout: layoutOf(plan), operationId: task.operationId, reports }, run);
+    const sealed = await engine.seal(
+      { repository, layout: layoutOf(plan), operationId: task.operationId, reports },
+      run,
+    );
     await finishBackup(database, task.operation, resultOf(task), { plan, sealed });
   } catch (error) {
     if (!(error instanceof RangesIncompleteError)) throw error;

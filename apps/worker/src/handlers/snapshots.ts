@@ -2,7 +2,10 @@ import { type ClaimedTask, finishSnapshot, finishSnapshotDelete } from "@tephra/
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 
 async function loadSnapshot({ operation }: ClaimedTask, { database, sites }: WorkerContext) {
-  const snapshot = await database.snapshot.findUniqueOrThrow({ where: { id: operation.snapshotId ?? "" }, include: { volume: true } });
+  const snapshot = await database.snapshot.findUniqueOrThrow({
+    where: { id: operation.snapshotId ?? "" },
+    include: { volume: true },
+  });
   return { snapshot, backend: await sites.backend(snapshot.volume.backend) };
 }
 

@@ -5,10 +5,15 @@ import type { Sites } from "../sites.ts";
 /** Opens what the plan says is read, and insists on the planned length. */
 export async function openPlannedSource(plan: BackupPlan, sites: Sites): Promise<VolumeSource> {
   const backend = await sites.backend(plan.backend);
-  const source = plan.source.kind === "snapshot" ? await backend.openSnapshotSource(plan.source.id) : await backend.openSource(plan.volumeId);
+  const source =
+    plan.source.kind === "snapshot"
+      ? await backend.openSnapshotSource(plan.source.id)
+      : await backend.openSource(plan.volumeId);
   if (source.sizeBytes === plan.volumeBytes) return source;
   await source[Symbol.asyncDispose]();
-  throw new SourceChangedError(`The source of volume ${plan.volumeId} is ${source.sizeBytes} bytes long, ${plan.volumeBytes} were expected.`);
+  throw new SourceChangedError(
+    `The source of volume ${plan.volumeId} is ${source.sizeBytes} bytes long, ${plan.volumeBytes} were expected.`,
+  );
 }
 
 /** @throws SourceChangedError when the source no longer looks as it did: what was read is no point in time */
@@ -48,6 +53,7 @@ export async function openChain(
   sites: Sites,
 ): Promise<BackupReference[]> {
   const links: BackupReference[] = [];
-  for (const { repository, ...names } of chain) links.push({ ...names, repository: await sites.repository(repository) });
+  for (const { repository, ...names } of chain)
+    links.push({ ...names, repository: await sites.repository(repository) });
   return links;
 }

@@ -17,7 +17,10 @@ export const tidyTask: Handler = async (task, { database, engine, sites }, run) 
     const [newest] = plan.chain;
     if (newest) await engine.removeStaging(await sites.repository(newest.repository), operation.id);
     const backend = await sites.backend(plan.backend);
-    const planned = await database.task.findFirst({ where: { operationId: operation.id, kind: "plan-restore" }, select: { claim: true } });
+    const planned = await database.task.findFirst({
+      where: { operationId: operation.id, kind: "plan-restore" },
+      select: { claim: true },
+    });
     for (let claim = 1; claim <= (planned?.claim ?? 0); claim += 1) {
       await backend.abandonRestore(plan.volumeId, restoreTargetOf(operation.id, claim));
     }

@@ -1,4 +1,11 @@
-import { type ClaimedTask, chargeImport, finishVolume, finishVolumeDelete, finishVolumeExport, type TaskOperation } from "@tephra/control";
+import {
+  type ClaimedTask,
+  chargeImport,
+  finishVolume,
+  finishVolumeDelete,
+  finishVolumeExport,
+  type TaskOperation,
+} from "@tephra/control";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 
 async function loadVolume({ operation }: ClaimedTask, { database, sites }: WorkerContext) {
@@ -29,8 +36,17 @@ export const importVolumeTask: Handler = async (task, context, run) => {
 
 export const exportVolumeTask: Handler = async (task, context, run) => {
   const { operation, volume, backend } = await loadVolume(task, context);
-  const { sizeBytes } = await backend.exportFile(volume.id, pathOf(operation), { roots: context.config.import_roots }, run);
-  await finishVolumeExport(context.database, task.operation, resultOf(task, { bytesDone: sizeBytes, bytesStored: sizeBytes }));
+  const { sizeBytes } = await backend.exportFile(
+    volume.id,
+    pathOf(operation),
+    { roots: context.config.import_roots },
+    run,
+  );
+  await finishVolumeExport(
+    context.database,
+    task.operation,
+    resultOf(task, { bytesDone: sizeBytes, bytesStored: sizeBytes }),
+  );
 };
 
 export const removeVolumeTask: Handler = async (task, context, run) => {

@@ -39,7 +39,7 @@ async function main(): Promise<void> {
   const given = values.image === undefined ? null : resolve(process.env["INIT_CWD"] ?? ".", values.image);
   if (given !== null && !(await stat(given)).isFile()) throw new Error(`${given} is no regular file`);
   const rangeBytes = rangeBytesFor(given === null ? imageBytes : (await stat(given)).size);
-  const house = await openHouse({
+  await using house = await openHouse({
     workers: 2,
     importRoots: given === null ? [] : [dirname(given)],
     config: {
@@ -51,20 +51,9 @@ async function main(): Promise<void> {
     },
     say,
   });
-  const giveUp = async (signal: NodeJS.Signals): Promise<void> => {
-    say(`${signal}: stopping`);
-    await house[Symbol.asyncDispose]();
-    process.exit(130);
-  };
-  process.once("SIGINT", giveUp).once("SIGTERM", giveUp);
-  try {
-    const journey: Journey = { house, rangeBytes, rows: [], verdicts: [] };
-    await travel(journey, given);
-    report(journey);
-  } finally {
-    process.off("SIGINT", giveUp).off("SIGTERM", giveUp);
-    await house[Symbol.asyncDispose]();
-  }
+  const journey: Journey = { house, rangeBytes, rows: [], verdicts: [] };
+  await travel(journey, given);
+  report(journey);
 }
 
 /** Sixteen ranges, so that there is something to share and something to lose; larger ones than 64 MiB show less. */

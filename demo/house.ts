@@ -53,8 +53,35 @@ export const project = "00000000000000000000000000000001";
 
 const operationMaxMs = 10 * 60_000;
 
-/** `await using` stops every program and removes the folder, whatever happened. */
+/**
+ * `await using` stops every program and removes the folder, whatever happened. So does SIGINT or SIGTERM, with which this
+ * process then ends.
+ */
 export async function openHouse(options: HouseOptions): Promise<House> {
+  const opening = build(options);
+  const leave = async (): Promise<void> => {
+    options.say?.("stopping");
+    // What is half built is finished first: that takes seconds, and then all of it can be taken down.
+    const built = await opening.catch(() => null);
+    await built?.[Symbol.asyncDispose]();
+    process.exit(130);
+  };
+  process.once("SIGINT", leave).once("SIGTERM", leave);
+  const forget = (): void => void process.off("SIGINT", leave).off("SIGTERM", leave);
+  const house = await opening.catch((error: unknown) => {
+    forget();
+    throw error;
+  });
+  return {
+    ...house,
+    [Symbol.asyncDispose]: async () => {
+      await house[Symbol.asyncDispose]();
+      forget();
+    },
+  };
+}
+
+async function build(options: HouseOptions): Promise<House> {
   const say = options.say ?? (() => {});
   await using stack = new AsyncDisposableStack();
   const dir = mkdtempSync(join(tmpdir(), "tephra-"));

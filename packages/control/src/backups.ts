@@ -71,11 +71,11 @@ export interface BackupFilter {
   availabilityZone?: string;
 }
 
-/** @throws NotFoundError when the marker is unknown or another project's */
+/** One page; `count` of all pages only where asked for. @throws NotFoundError when the marker is unknown or another project's */
 export async function listBackups(
   database: Database,
   principal: Principal,
-  query: { filter: BackupFilter; allProjects: boolean; page: Page<BackupSortKey> },
+  query: { filter: BackupFilter; allProjects: boolean; withCount: boolean; page: Page<BackupSortKey> },
 ): Promise<{ rows: BackupRow[]; count: number }> {
   const { filter, page } = query;
   if (page.marker !== undefined) await getBackup(database, principal, page.marker);
@@ -97,7 +97,7 @@ export async function listBackups(
   };
   const [rows, count] = await Promise.all([
     database.backup.findMany({ where, orderBy: orderOf(page), ...windowOf(page) }),
-    database.backup.count({ where }),
+    query.withCount ? database.backup.count({ where }) : 0,
   ]);
   return { rows: await withDependents(database, rows), count };
 }

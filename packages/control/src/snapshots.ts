@@ -33,11 +33,11 @@ export interface SnapshotFilter {
   projectId?: string;
 }
 
-/** @throws NotFoundError when the marker is unknown or another project's */
+/** One page; `count` of all pages only where asked for. @throws NotFoundError when the marker is unknown or another project's */
 export async function listSnapshots(
   database: Database,
   principal: Principal,
-  query: { filter: SnapshotFilter; allProjects: boolean; page: Page<SnapshotSortKey> },
+  query: { filter: SnapshotFilter; allProjects: boolean; withCount: boolean; page: Page<SnapshotSortKey> },
 ): Promise<{ rows: SnapshotRow[]; count: number }> {
   const { filter, page } = query;
   if (page.marker !== undefined) await getSnapshot(database, principal, page.marker);
@@ -51,7 +51,7 @@ export async function listSnapshots(
   };
   const [rows, count] = await Promise.all([
     database.snapshot.findMany({ where, orderBy: orderOf(page), ...windowOf(page) }),
-    database.snapshot.count({ where }),
+    query.withCount ? database.snapshot.count({ where }) : 0,
   ]);
   return { rows, count };
 }

@@ -63,11 +63,11 @@ export interface VolumeFilter {
   projectId?: string;
 }
 
-/** @throws NotFoundError when the marker is unknown or another project's */
+/** One page; `count` of all pages only where asked for. @throws NotFoundError when the marker is unknown or another project's */
 export async function listVolumes(
   database: Database,
   principal: Principal,
-  query: { filter: VolumeFilter; allProjects: boolean; page: Page<VolumeSortKey> },
+  query: { filter: VolumeFilter; allProjects: boolean; withCount: boolean; page: Page<VolumeSortKey> },
 ): Promise<{ rows: VolumeRow[]; count: number }> {
   const { filter, page } = query;
   if (page.marker !== undefined) await getVolume(database, principal, page.marker);
@@ -83,7 +83,7 @@ export async function listVolumes(
   };
   const [rows, count] = await Promise.all([
     database.volume.findMany({ where, orderBy: orderOf(page), ...windowOf(page), include: { attachments: true } }),
-    database.volume.count({ where }),
+    query.withCount ? database.volume.count({ where }) : 0,
   ]);
   return { rows, count };
 }

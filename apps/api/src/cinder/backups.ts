@@ -50,7 +50,7 @@ const list =
     const { page, allProjects } = query;
     const found = query.nothing
       ? { rows: [], count: 0 }
-      : await listBackups(context.database, call.principal, { filter, allProjects, page });
+      : await listBackups(context.database, call.principal, { filter, allProjects, withCount: query.withCount, page });
     return listAnswer(call, query, { name: "backups", ...found, view });
   };
 

@@ -39,7 +39,12 @@ const list =
     const { page, allProjects } = query;
     const found = query.nothing
       ? { rows: [], count: 0 }
-      : await listSnapshots(context.database, call.principal, { filter, allProjects, page });
+      : await listSnapshots(context.database, call.principal, {
+          filter,
+          allProjects,
+          withCount: query.withCount,
+          page,
+        });
     return listAnswer(call, query, { name: "snapshots", ...found, view });
   };
 

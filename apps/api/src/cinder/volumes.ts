@@ -54,7 +54,7 @@ const list =
     const empty = query.nothing || (filter.sizeGib !== undefined && !(filter.sizeGib <= 2_147_483_647));
     const found = empty
       ? { rows: [], count: 0 }
-      : await listVolumes(context.database, call.principal, { filter, allProjects, page });
+      : await listVolumes(context.database, call.principal, { filter, allProjects, withCount: query.withCount, page });
     return listAnswer(call, query, { name: "volumes", ...found, view });
   };
 

@@ -51,15 +51,13 @@ async function status(_options: object, command: Command): Promise<void> {
     figures: counted,
     operations,
   };
-  const text = [
-    renderFields({
-      url: client.url,
-      ready: ready ? "yes" : `no: ${readiness.text}`,
-      "block storage API": versions.join(", "),
-    }),
-    counted === null ? "" : renderFields(describe(counted)),
-    operations.length === 0 ? "" : `\n${operationTable(operations)}`,
-  ];
+  const fields = {
+    url: client.url,
+    ready: ready ? "yes" : `no: ${readiness.text}`,
+    "block storage API": versions.join(", "),
+    ...(counted === null ? {} : describe(counted)),
+  };
+  const text = [renderFields(fields), operations.length === 0 ? "" : `\n${operationTable(operations)}`];
   print({ status: document }, text.join(""));
   if (!ready) process.exitCode = 1;
 }

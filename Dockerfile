@@ -21,26 +21,16 @@ RUN install -d -o node -g node /srv/repository
 USER node
 CMD ["sh", "deploy/migrate.sh"]
 
+# What runs, and nothing else: packages of a workspace may lie in its own folder, so the tree is thinned out, not picked.
 FROM build AS production
-RUN npm prune --omit=dev
+RUN npm prune --omit=dev && rm -rf scripts prisma *.config.ts tsconfig*.json turbo.json apps/*/src packages/*/src
 
 FROM node:24-bookworm-slim AS service
 ENV NODE_ENV=production
 WORKDIR /app
 # Named volumes take over the owner of the folder that they are mounted on.
 RUN install -d -o node -g node /srv/repository /srv/volumes /srv/import
-COPY --from=production /app/node_modules node_modules
-COPY --from=production /app/packages/engine/package.json packages/engine/
-COPY --from=production /app/packages/engine/dist packages/engine/dist
-COPY --from=production /app/packages/control/package.json packages/control/
-COPY --from=production /app/packages/control/dist packages/control/dist
-COPY --from=production /app/apps/api/package.json apps/api/
-COPY --from=production /app/apps/api/dist apps/api/dist
-COPY --from=production /app/apps/worker/package.json apps/worker/
-COPY --from=production /app/apps/worker/dist apps/worker/dist
-COPY --from=production /app/apps/cli/package.json apps/cli/
-COPY --from=production /app/apps/cli/bin apps/cli/bin
-COPY --from=production /app/apps/cli/dist apps/cli/dist
+COPY --from=production /app ./
 USER node
 EXPOSE 8776
 CMD ["node", "apps/api/dist/main.js"]

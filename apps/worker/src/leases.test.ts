@@ -1,0 +1,84 @@
+import {
+  type ClaimedTask,
+  claimTask,
+  type Database,
+  inTransaction,
+  openDatabase,
+  openLog,
+  startOperation,
+} from "@tephra/control";
+import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
+import { createDatabase } from "../../../test/harness/instance.ts";
+import { waitFor } from "../../../test/harness/wait-for.ts";
+import { LeaseLostError, openLeases } from "./leases.ts";
+
+const stack = new AsyncDisposableStack();
+let database: Database;
+const log = openLog({ log_level: "silent", hostName: "test" }, "test");
+const hourMs = 3_600_000;
+
+beforeAll(async () => {
+  database = openDatabase(await createDatabase(inject("servers"), stack));
+  stack.defer(() => database.$disconnect());
+});
+afterAll(() => stack.disposeAsync());
+
+async function claimed(leaseMs: number): Promise<{ task: ClaimedTask; askedAt: number }> {
+  const principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
+  const operationId = await inTransaction(database, (tx) =>
+    startOperation(tx, principal, {
+      kind: "volume-create",
+      projectId: "p",
+      task: { kind: "provision-volume", needs: [] },
+    }),
+  );
+  const { id: taskId } = await database.task.findFirstOrThrow({ where: { operationId } });
+  const askedAt = performance.now();
+  const task = await claimTask(database, { taskId, workerId: "w", leaseMs });
+  if (!task) throw new Error("not claimed");
+  return { task, askedAt };
+}
+
+const throwsLost = (fence: () => void): boolean => {
+  try {
+    fence();
+    return false;
+  } catch (error) {
+    if (!(error instanceof LeaseLostError)) throw error;
+    return true;
+  }
+};
+
+describe("a lease", () => {
+  it("that cannot be renewed stops its task before anybody else may take it", async () => {
+    const leaseMs = 1_000;
+    const leases = openLeases({ database, log, workerId: "w", leaseMs, heartbeatMs: hourMs });
+    const { task, askedAt } = await claimed(leaseMs);
+    await using held = leases.hold(task, askedAt);
+    held.run.fence();
+    await waitFor(() => throwsLost(held.run.fence), { what: "the fence closes", everyMs: 10 });
+    expect(performance.now() - askedAt).toBeGreaterThan(leaseMs * 0.6);
+    expect(held.run.signal.aborted, "what is in flight is aborted").toBe(true);
+    await leases.stop();
+  });
+
+  it("closes its fence at once after a sleep longer than the lease, before any timer has run", async () => {
+    const leases = openLeases({ database, log, workerId: "w", leaseMs: 10_000, heartbeatMs: hourMs });
+    const { task, askedAt } = await claimed(10_000);
+    await using held = leases.hold(task, askedAt - 6_001);
+    expect(throwsLost(held.run.fence)).toBe(true);
+    await leases.stop();
+  });
+
+  it("that is renewed in time stays open, and is lost when another has claimed the task", async () => {
+    const leaseMs = 600;
+    const leases = openLeases({ database, log, workerId: "w", leaseMs, heartbeatMs: 50 });
+    const { task, askedAt } = await claimed(leaseMs);
+    await using held = leases.hold(task, askedAt);
+    await waitFor(() => performance.now() - askedAt > leaseMs * 2, { what: "two leases have passed", everyMs: 20 });
+    held.run.fence();
+    await database.$executeRaw`UPDATE tasks SET claim = claim + 1 WHERE id = ${task.id}::uuid`;
+    await waitFor(() => throwsLost(held.run.fence), { what: "the fence closes", everyMs: 10 });
+    await leases.stop();
+  });
+});

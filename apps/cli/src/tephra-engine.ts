@@ -16,6 +16,10 @@ export async function main(argv: readonly string[]): Promise<number> {
   const onSignal = (): void => interrupt.abort(new Error("Interrupted."));
   process.once("SIGINT", onSignal);
   process.once("SIGTERM", onSignal);
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") throw error;
+    process.exit(); // Whoever read this has read enough.
+  });
   const output = createOutput({ json: argv.includes("--json") });
   const program = buildProgram(output, interrupt.signal);
   try {

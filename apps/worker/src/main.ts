@@ -9,6 +9,7 @@ import {
   queueFor,
   startDispatcher,
   startReconciler,
+  undispatchTask,
   withdrawWorker,
 } from "@tephra/control";
 import { openEngine } from "@tephra/engine";
@@ -66,7 +67,8 @@ async function main(): Promise<void> {
     slots,
     log,
     run: async (taskId) => {
-      if (!stopping && (await runTask(taskId, context, leases))) dispatcher.wake();
+      if (stopping) await undispatchTask(database, taskId);
+      else if (await runTask(taskId, context, leases)) dispatcher.wake();
     },
   });
   const dispatcher = startDispatcher({ database, config, log, enqueue: queues.enqueue });

@@ -235,6 +235,12 @@ export async function handBackTask(database: Database, held: { taskId: string; c
   await ringDispatchers(database);
 }
 
+/** A worker that is stopping has received a job: its task goes back to be dispatched again, if nobody has taken it. */
+export async function undispatchTask(database: Database, taskId: string): Promise<void> {
+  await database.$executeRaw`UPDATE tasks SET state = 'ready' WHERE id = ${taskId}::uuid AND state = 'dispatched'`;
+  await ringDispatchers(database);
+}
+
 /** Lets a task run again after `delayMs`. The attempt counts. A lost claim is left alone. */
 export async function retryTaskLater(
   database: Database,

@@ -84,7 +84,7 @@ describe("a repository that cannot be used", () => {
     await instance.workers[0]?.stop();
     const readOnly = await instance.startWorker(
       { R: instance.repositoryDir },
-      inOwnMount("size=8m", 'mount -o remount,ro "$R"'),
+      inOwnMount("size=8m", 'mount -o remount,bind,ro "$R"'),
     );
     expect(await failedBackup(user, volume)).toMatch(/read-only|written/i);
     await readOnly.stop();

@@ -2,10 +2,10 @@ import { randomUUID } from "node:crypto";
 import { type Config, defaultRepository } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
-import type { Backup, Prisma } from "./generated/client.ts";
+import type { Backup } from "./generated/client.ts";
 import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
 import { startOperation } from "./operations.ts";
-import { type Principal, visibleTo } from "./principal.ts";
+import { type Principal, projectOf, visibleTo } from "./principal.ts";
 import { reserveQuota } from "./quotas.ts";
 import type { SnapshotRow } from "./snapshots.ts";
 import { getSnapshot } from "./snapshots.ts";
@@ -81,20 +81,7 @@ export async function listBackups(
   if (page.marker !== undefined) await getBackup(database, principal, page.marker);
   const ids = [filter.volumeId, filter.id, filter.parentId, filter.snapshotId];
   if (ids.some((id) => id !== undefined && !isUuid(id))) return { rows: [], count: 0 };
-  const all = principal.isAdmin && query.allProjects;
-  const projectId = all ? filter.projectId : principal.projectId;
-  const where: Prisma.BackupWhereInput = {
-    deletedAt: null,
-    ...(projectId === undefined ? {} : { projectId }),
-    ...(filter.name === undefined ? {} : { name: filter.name }),
-    ...(filter.status === undefined ? {} : { status: filter.status }),
-    ...(filter.volumeId === undefined ? {} : { volumeId: filter.volumeId }),
-    ...(filter.id === undefined ? {} : { id: filter.id }),
-    ...(filter.parentId === undefined ? {} : { parentId: filter.parentId }),
-    ...(filter.snapshotId === undefined ? {} : { snapshotId: filter.snapshotId }),
-    ...(filter.container === undefined ? {} : { container: filter.container }),
-    ...(filter.availabilityZone === undefined ? {} : { availabilityZone: filter.availabilityZone }),
-  };
+  const where = { ...filter, ...projectOf(principal, query.allProjects), deletedAt: null };
   const [rows, count] = await Promise.all([
     database.backup.findMany({ where, orderBy: orderOf(page), ...windowOf(page) }),
     query.withCount ? database.backup.count({ where }) : 0,

@@ -14,3 +14,8 @@ export interface Principal {
 export function visibleTo(principal: Principal): { projectId?: string } {
   return principal.isAdmin ? {} : { projectId: principal.projectId };
 }
+
+/** The WHERE part of a list: the caller's own project, unless an admin lists all of them. It goes after the filters. */
+export function projectOf(principal: Principal, allProjects: boolean): { projectId?: string } {
+  return principal.isAdmin && allProjects ? {} : { projectId: principal.projectId };
+}

@@ -3,10 +3,10 @@ import { originsOf, snapshotTransitions } from "./backup-state.ts";
 import type { Config } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
-import type { Prisma, Snapshot } from "./generated/client.ts";
+import type { Snapshot } from "./generated/client.ts";
 import { isUuid, nilUuid, orderOf, type Page, windowOf } from "./listing.ts";
 import { completeOperation, startOperation } from "./operations.ts";
-import { type Principal, visibleTo } from "./principal.ts";
+import { type Principal, projectOf, visibleTo } from "./principal.ts";
 import { releaseQuota, reserveQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
 import { getVolume, lockVolume } from "./volumes.ts";
@@ -42,13 +42,7 @@ export async function listSnapshots(
   const { filter, page } = query;
   if (page.marker !== undefined) await getSnapshot(database, principal, page.marker);
   if (filter.volumeId !== undefined && !isUuid(filter.volumeId)) return { rows: [], count: 0 };
-  const projectId = principal.isAdmin && query.allProjects ? filter.projectId : principal.projectId;
-  const where: Prisma.SnapshotWhereInput = {
-    ...(projectId === undefined ? {} : { projectId }),
-    ...(filter.name === undefined ? {} : { name: filter.name }),
-    ...(filter.status === undefined ? {} : { status: filter.status }),
-    ...(filter.volumeId === undefined ? {} : { volumeId: filter.volumeId }),
-  };
+  const where = { ...filter, ...projectOf(principal, query.allProjects) };
   const [rows, count] = await Promise.all([
     database.snapshot.findMany({ where, orderBy: orderOf(page), ...windowOf(page) }),
     query.withCount ? database.snapshot.count({ where }) : 0,

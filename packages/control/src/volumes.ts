@@ -6,7 +6,7 @@ import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Attachment, Prisma, Volume } from "./generated/client.ts";
 import { isUuid, nilUuid, orderOf, type Page, windowOf } from "./listing.ts";
 import { completeOperation, startOperation } from "./operations.ts";
-import { type Principal, visibleTo } from "./principal.ts";
+import { type Principal, projectOf, visibleTo } from "./principal.ts";
 import { releaseQuota, reserveQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
 
@@ -71,15 +71,11 @@ export async function listVolumes(
 ): Promise<{ rows: VolumeRow[]; count: number }> {
   const { filter, page } = query;
   if (page.marker !== undefined) await getVolume(database, principal, page.marker);
-  const projectId = principal.isAdmin && query.allProjects ? filter.projectId : principal.projectId;
+  const { ids, ...columns } = filter;
   const where: Prisma.VolumeWhereInput = {
-    ...(projectId === undefined ? {} : { projectId }),
-    ...(filter.name === undefined ? {} : { name: filter.name }),
-    ...(filter.status === undefined ? {} : { status: filter.status }),
-    ...(filter.ids === undefined ? {} : { id: { in: filter.ids.filter(isUuid) } }),
-    ...(filter.sizeGib === undefined ? {} : { sizeGib: filter.sizeGib }),
-    ...(filter.bootable === undefined ? {} : { bootable: filter.bootable }),
-    ...(filter.availabilityZone === undefined ? {} : { availabilityZone: filter.availabilityZone }),
+    ...columns,
+    ...projectOf(principal, query.allProjects),
+    ...(ids && { id: { in: ids.filter(isUuid) } }),
   };
   const [rows, count] = await Promise.all([
     database.volume.findMany({ where, orderBy: orderOf(page), ...windowOf(page), include: { attachments: true } }),

@@ -25,10 +25,11 @@ export async function restoreCommand(options: RestoreOptions, output: Output, si
   const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
   const ctx = { signal, fence: () => {}, onProgress };
   const input = { chain: references, target: null, openTarget };
-  const { bytes } = await engine.restoreWhole(input, ctx).finally(() => bar.stop());
+  const { bytes, warnings } = await engine.restoreWhole(input, ctx).finally(() => bar.stop());
   await publish();
+  for (const warning of warnings) output.note(`Warning: ${warning}`);
   const seconds = (performance.now() - started) / 1000;
-  output.result({ restore: { id: options.backup, target: options.target, bytes, seconds } }, [
+  output.result({ restore: { id: options.backup, target: options.target, bytes, seconds, warnings } }, [
     `Backup ${options.backup} is restored to ${options.target}: ${bytes} bytes, ${seconds.toFixed(1)} s`,
   ]);
 }

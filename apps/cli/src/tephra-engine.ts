@@ -1,3 +1,4 @@
+import { type Compression, compressions, parseCompression } from "@tephra/engine";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { backupCommand } from "./engine-backup.ts";
 import { listCommand } from "./engine-list.ts";
@@ -56,7 +57,11 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
     .requiredOption("--source <path>", "the regular file or block device to read")
     .option("--volume-id <uuid>", "id of the volume (default: the parent's, else a new one)", parseId)
     .option("--parent <backup-id>", "store only what has changed since this backup", parseId)
-    .addOption(new Option("--compression <codec>", "how data is stored").choices(["zlib", "none"]).default("zlib"))
+    .addOption(
+      new Option("--compression <codec>", `how data is stored: ${compressions.join(", ")}`)
+        .argParser(parseCodec)
+        .default("zlib"),
+    )
     .option("--object-bytes <n>", "size of a stored piece before compression", parseBytes, 52_428_800)
     .option("--block-bytes <n>", "size of the unit that changes are found by", parseBytes, 32_768)
     .action((options: Parameters<typeof backupCommand>[0]) => backupCommand(options, output, signal));
@@ -80,6 +85,14 @@ function parseBytes(text: string): number {
     throw new InvalidArgumentError("Expected a positive number of bytes.");
   }
   return value;
+}
+
+function parseCodec(text: string): Compression {
+  try {
+    return parseCompression(text);
+  } catch (error) {
+    throw new InvalidArgumentError((error as Error).message);
+  }
 }
 
 function parseId(text: string): string {

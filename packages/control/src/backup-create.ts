@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import type { Config, RepositoryConfig } from "./config.ts";
+import { type Compression, type Config, compressionLevels, type RepositoryConfig } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ConfigError, NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
@@ -26,7 +26,7 @@ export interface BackupPlan {
   source: { kind: "volume" } | { kind: "snapshot"; id: string; temporary: boolean };
   container: string;
   prefix: string;
-  compression: "zlib" | "none";
+  compression: Compression;
   level: number;
   objectBytes: number;
   blockBytes: number;
@@ -50,9 +50,6 @@ export interface BackupSite {
   canSnapshotCheaply: () => Promise<boolean>;
 }
 
-/** zlib's own default, as Cinder uses it. */
-const zlibLevel = 6;
-
 export const rangesMax = 16_384;
 
 /** Python's str() of an aware datetime: the form that the documents in a repository carry. */
@@ -68,7 +65,11 @@ function repositoryNamed(config: Config, name: string): RepositoryConfig {
   return found;
 }
 
-async function sourceOf(backup: Backup, previousStatus: string | null, site: BackupSite): Promise<BackupPlan["source"]> {
+async function sourceOf(
+  backup: Backup,
+  previousStatus: string | null,
+  site: BackupSite,
+): Promise<BackupPlan["source"]> {
   if (backup.snapshotId) return { kind: "snapshot", id: backup.snapshotId, temporary: false };
   const freeze = previousStatus === "in-use" || (await site.canSnapshotCheaply());
   return freeze ? { kind: "snapshot", id: randomUUID(), temporary: true } : { kind: "volume" };
@@ -100,7 +101,7 @@ export async function planBackup(
     container: backup.container || site.defaultContainer(backup.id),
     prefix: site.defaultPrefix({ volumeId: backup.volumeId, backupId: backup.id, at: backup.createdAt }),
     compression: repository.compression,
-    level: zlibLevel,
+    level: compressionLevels[repository.compression],
     objectBytes: repository.object_bytes,
     blockBytes: repository.block_bytes,
     volumeBytes,
@@ -148,7 +149,11 @@ function parentOf(parent: Backup): NonNullable<BackupPlan["parent"]> {
 }
 
 const needsOf = (plan: BackupPlan): string[] => [
-  ...new Set([`repository:${plan.repository}`, ...(plan.parent ? [`repository:${plan.parent.repository}`] : []), `backend:${plan.backend}`]),
+  ...new Set([
+    `repository:${plan.repository}`,
+    ...(plan.parent ? [`repository:${plan.parent.repository}`] : []),
+    `backend:${plan.backend}`,
+  ]),
 ];
 
 /** What must be removed after the operation: staged slices, and the temporary snapshot. */
@@ -167,11 +172,19 @@ export async function startCopy(
     const plan = { ...copy.plan, fingerprint: copy.fingerprint };
     await tx.operation.update({ where: { id: operationId }, data: { plan: plan as unknown as Prisma.InputJsonValue } });
     const needs = needsOf(plan);
-    await startPhase(tx, operation, copy.ranges.map((range, ordinal) => ({ kind: "copy", ordinal, needs, range })));
+    await startPhase(
+      tx,
+      operation,
+      copy.ranges.map((range, ordinal) => ({ kind: "copy", ordinal, needs, range })),
+    );
   });
 }
 
-const sealTask = (plan: BackupPlan): NewTask => ({ kind: "seal", ordinal: 0, needs: [`repository:${plan.repository}`] });
+const sealTask = (plan: BackupPlan): NewTask => ({
+  kind: "seal",
+  ordinal: 0,
+  needs: [`repository:${plan.repository}`],
+});
 
 /** Ends a range; whoever ends the last one adds the seal. */
 export async function finishCopy(database: Database, operationId: string, result: TaskResult): Promise<void> {
@@ -234,7 +247,10 @@ export async function finishBackup(
       UPDATE backups SET status = 'available', object_count = ${sealed.objects}, stored_bytes = ${sealed.bytesStored}::bigint, updated_at = now()
       WHERE id = ${plan.backupId}::uuid AND status = 'creating' AND deleted_at IS NULL`;
     if (available !== 1) throw new OperationEndedError(operation.id);
-    await completeOperation(tx, operation, result, { bytesStored: sealed.bytesStored, tidy: tidy ? tidyNeeds(plan) : null });
+    await completeOperation(tx, operation, result, {
+      bytesStored: sealed.bytesStored,
+      tidy: tidy ? tidyNeeds(plan) : null,
+    });
   });
 }
 

@@ -8,7 +8,9 @@ import { ConfigError } from "./errors.ts";
 
 const MiB = 1024 * 1024;
 
-const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, "must be a short name of letters, digits, '.', '_' or '-'");
+const name = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, "must be a short name of letters, digits, '.', '_' or '-'");
 const quotaLimit = z.int().min(-1).max(2_147_483_647);
 
 /** Roles of a static token, as OpenStack names them. */
@@ -22,17 +24,36 @@ const Token = z.strictObject({
   roles: z.array(z.enum(roles)).min(1),
 });
 
+/** Every value of Cinder's option, and the level of its codec: Cinder's own defaults. Zeros are compressed with zlib where it is off. */
+export const compressionLevels = { zlib: 6, gzip: 6, bz2: 9, bzip2: 9, zstd: 3, none: 6, off: 6, no: 6 } as const;
+export type Compression = keyof typeof compressionLevels;
+
 const Repository = z
   .strictObject({
     name,
     url: z.string().regex(/^posix:.+/, "must be a repository URL such as posix:/dir"),
     zone: z.string().min(1).default("nova"),
     default: z.boolean().default(false),
-    block_bytes: z.int().min(512).max(16 * MiB).default(32_768),
-    object_bytes: z.int().min(4096).max(2048 * MiB).default(52_428_800),
-    compression: z.enum(["zlib", "none"]).default("zlib"),
+    block_bytes: z
+      .int()
+      .min(512)
+      .max(16 * MiB)
+      .default(32_768),
+    object_bytes: z
+      .int()
+      .min(4096)
+      .max(2048 * MiB)
+      .default(52_428_800),
+    compression: z
+      .string()
+      .toLowerCase()
+      .pipe(z.enum(Object.keys(compressionLevels) as [Compression, ...Compression[]]))
+      .default("zlib"),
   })
-  .refine((r) => r.object_bytes % r.block_bytes === 0, { path: ["object_bytes"], error: "must be a multiple of block_bytes" });
+  .refine((r) => r.object_bytes % r.block_bytes === 0, {
+    path: ["object_bytes"],
+    error: "must be a multiple of block_bytes",
+  });
 
 const VolumeBackend = z.strictObject({ name, driver: z.literal("file"), path: z.string().min(1) });
 
@@ -48,7 +69,10 @@ const Schema = z
     auth: z
       .strictObject({ mode: z.enum(["none", "static"]).default("none"), tokens: z.array(Token).default([]) })
       .prefault({})
-      .refine((a) => a.mode !== "static" || a.tokens.length > 0, { path: ["tokens"], error: "static mode needs at least one token" }),
+      .refine((a) => a.mode !== "static" || a.tokens.length > 0, {
+        path: ["tokens"],
+        error: "static mode needs at least one token",
+      }),
     repositories: z.array(Repository).min(1).refine(unique, "names must differ"),
     volume_backends: z.array(VolumeBackend).min(1).refine(unique, "names must differ"),
     quotas: z
@@ -62,7 +86,10 @@ const Schema = z
       .prefault({}),
     import_roots: z.array(z.string().min(1)).default([]),
     /** Bytes of a volume that one task copies; rounded down to whole object windows, at least one. */
-    range_bytes: z.int().min(4096).default(512 * MiB),
+    range_bytes: z
+      .int()
+      .min(4096)
+      .default(512 * MiB),
     worker: z
       .strictObject({
         /** Tasks that one worker process runs at once. */
@@ -70,14 +97,20 @@ const Schema = z
         /** Threads that hash and compress; null: one per core. */
         threads: z.int().min(1).max(256).nullable().default(null),
         /** Bytes of window buffers, shared by all slots. */
-        memory_bytes: z.int().min(8 * MiB).default(192 * MiB),
+        memory_bytes: z
+          .int()
+          .min(8 * MiB)
+          .default(192 * MiB),
         lease_ms: z.int().min(500).default(10_000),
         heartbeat_ms: z.int().min(100).default(3_000),
         /** A stopping worker hands back what is not done by then. */
         drain_ms: z.int().min(0).default(5_000),
       })
       .prefault({})
-      .refine((w) => w.heartbeat_ms * 2 <= w.lease_ms, { path: ["heartbeat_ms"], error: "must be at most half of lease_ms" }),
+      .refine((w) => w.heartbeat_ms * 2 <= w.lease_ms, {
+        path: ["heartbeat_ms"],
+        error: "must be at most half of lease_ms",
+      }),
     tasks: z
       .strictObject({
         /** A job that nobody claimed for so long is dispatched again. */
@@ -99,10 +132,18 @@ const Schema = z
   })
   .superRefine((config, context) => {
     if (config.auth.mode === "none" && !isLoopback(config.host)) {
-      context.addIssue({ code: "custom", path: ["host"], message: "auth mode none listens on a loopback address only" });
+      context.addIssue({
+        code: "custom",
+        path: ["host"],
+        message: "auth mode none listens on a loopback address only",
+      });
     }
     if (config.repositories.filter((r) => r.default).length > 1) {
-      context.addIssue({ code: "custom", path: ["repositories"], message: "at most one repository can be the default" });
+      context.addIssue({
+        code: "custom",
+        path: ["repositories"],
+        message: "at most one repository can be the default",
+      });
     }
   });
 
@@ -122,13 +163,17 @@ function readFile(path: string): Record<string, unknown> {
   try {
     text = readFileSync(path, "utf8");
   } catch (cause) {
-    throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} cannot be read: ${(cause as Error).message}` }], { cause });
+    throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} cannot be read: ${(cause as Error).message}` }], {
+      cause,
+    });
   }
   let value: unknown;
   try {
     value = parseYaml(text) ?? {};
   } catch (cause) {
-    throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} is not YAML: ${(cause as Error).message}` }], { cause });
+    throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} is not YAML: ${(cause as Error).message}` }], {
+      cause,
+    });
   }
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
     throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} must hold a mapping` }]);

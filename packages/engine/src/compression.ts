@@ -1,22 +1,127 @@
 import { constants, deflateRawSync, inflateSync } from "node:zlib";
+import { bunzip2Exactly, bzip2Pieces, requireBzip2 } from "./bzip2.ts";
 import { UnsupportedCompressionError } from "./errors.ts";
+import { unzstdExactly, zstdPieces } from "./zstd.ts";
 
-/** What is written. Cinder's `gzip` label holds the same data as `zlib`, and `off` and `no` mean `none`. */
-export type Compression = "zlib" | "none";
+/** Every value of Cinder's option, which is also the label of what was compressed with it. */
+export const compressions = ["zlib", "gzip", "bz2", "bzip2", "zstd", "none", "off", "no"] as const;
+export type Compression = (typeof compressions)[number];
 
-/** The codec behind a label found in a repository. Throws UnsupportedCompressionError for everything that is not decoded here. */
-export function codecOf(label: string): Compression {
-  switch (label) {
-    case "zlib":
-    case "gzip":
-      return "zlib";
-    case "none":
-    case "off":
-    case "no":
-      return "none";
-    default:
-      throw new UnsupportedCompressionError(label.slice(0, 64));
-  }
+export type Codec = "zlib" | "bz2" | "zstd" | "none";
+
+/** Consecutive pieces of the compressed bytes; null when they would not be shorter than the data, undefined when cancelled. */
+type Pieces = Uint8Array<ArrayBuffer>[] | null | undefined;
+
+interface CodecEntry {
+  /** What Cinder uses, too: its modules' own defaults. */
+  level: { default: number; min: number; max: number };
+  /** Bytes held at most while compressing or decoding, in units of the raw bytes. */
+  memoryFactor: number;
+  compress(data: Uint8Array, level: number, cancelled: () => boolean): Pieces;
+  /** Exactly `length` bytes, or the reason why not. Output never exceeds `length`, whatever the stored bytes claim. */
+  decompress(stored: Uint8Array<ArrayBuffer>, length: number): Uint8Array<ArrayBuffer> | { reason: string };
+}
+
+const codecs: Record<Codec, CodecEntry> = {
+  zlib: {
+    level: { default: 6, min: 0, max: 9 },
+    memoryFactor: 1.5,
+    compress: deflatePieces,
+    decompress: inflateExactly,
+  },
+  bz2: {
+    level: { default: 9, min: 1, max: 9 },
+    memoryFactor: 1.5,
+    compress: bzip2Pieces,
+    decompress: bunzip2Exactly,
+  },
+  zstd: {
+    level: { default: 3, min: 1, max: 19 },
+    memoryFactor: 2,
+    compress: zstdPieces,
+    decompress: unzstdExactly,
+  },
+  none: {
+    // Zeros are compressed with zlib although compression is off.
+    level: { default: 6, min: 0, max: 9 },
+    memoryFactor: 1,
+    compress: () => null,
+    decompress: (stored, length) =>
+      stored.length === length ? stored : { reason: `${stored.length} bytes are stored instead of ${length}` },
+  },
+};
+
+const codecOfLabel: Record<Compression, Codec> = {
+  zlib: "zlib",
+  gzip: "zlib",
+  bz2: "bz2",
+  bzip2: "bz2",
+  zstd: "zstd",
+  none: "none",
+  off: "none",
+  no: "none",
+};
+
+/**
+ * Parses an option or a label found in a repository; case does not matter, as in Cinder. UnsupportedCompressionError, with
+ * Cinder's words, for everything that is not decoded here.
+ */
+export function parseCompression(text: string): Compression {
+  const found = compressions.find((each) => each === text.toLowerCase());
+  if (found === undefined) throw new UnsupportedCompressionError(text.slice(0, 64));
+  return found;
+}
+
+/** The codec behind a label. Cinder's `gzip` holds the same data as `zlib`, and `off` and `no` mean `none`. */
+export function codecOf(compression: Compression): Codec {
+  return codecOfLabel[compression];
+}
+
+/** The level that a Cinder would use. */
+export function levelDefault(compression: Compression): number {
+  return codecs[codecOf(compression)].level.default;
+}
+
+/** The levels that a codec knows. */
+export function levelsOf(compression: Compression): { min: number; max: number } {
+  return codecs[codecOf(compression)].level;
+}
+
+/** Bytes that one object takes in memory at most, in units of its decoded bytes. */
+export function memoryFactor(compression: Compression): number {
+  return codecs[codecOf(compression)].memoryFactor;
+}
+
+/** Throws CodecUnavailableError when this machine lacks what the codec needs. */
+export function requireCodec(compression: Compression): void {
+  if (codecOf(compression) === "bz2") requireBzip2();
+}
+
+/**
+ * The label that an extent gets when compressing it helps: the configured one. `off` and `no` are never labels: what is not
+ * compressed is `none`. Zeros are compressed although compression is off, unless `compressZeros` is false.
+ */
+export function labelToTry(compression: Compression, zeros: { known: boolean; compressZeros: boolean }): Compression {
+  if (codecOf(compression) !== "none") return compression;
+  return zeros.known && zeros.compressZeros ? "zlib" : "none";
+}
+
+/** Compresses to what the label stands for. Null for `none` and for data that does not get shorter: store it raw as `none`. */
+export function compressPieces(
+  label: Compression,
+  data: Uint8Array,
+  options: { level: number; cancelled: () => boolean },
+): Pieces {
+  return codecs[codecOf(label)].compress(data, options.level, options.cancelled);
+}
+
+/** Decodes a stored object to exactly `length` bytes, or says what is wrong with it. */
+export function decompressExactly(
+  label: Compression,
+  stored: Uint8Array<ArrayBuffer>,
+  length: number,
+): Uint8Array<ArrayBuffer> | { reason: string } {
+  return codecs[codecOf(label)].decompress(stored, length);
 }
 
 /** Input is deflated in pieces of this size, so that a full-size output buffer is never needed. Part of what makes output repeatable. */

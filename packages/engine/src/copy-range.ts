@@ -1,5 +1,6 @@
 import type { BackupReference } from "./backup-reference.ts";
 import { readHashList } from "./chain.ts";
+import { labelToTry, memoryFactor } from "./compression.ts";
 import { type EngineContext, zeroForm } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "./errors.ts";
 import { cutWindows, type Extent } from "./extents.ts";
@@ -156,7 +157,7 @@ class RangeCopier {
 
   /** The window itself, and what its compressed form usually takes at most beside it. */
   #memoryOf(window: Extent): number {
-    return this.#input.layout.compression === "zlib" ? window.length * 1.5 : window.length;
+    return window.length * memoryFactor(this.#input.layout.compression);
   }
 
   async #readAndHash(window: Extent, signal: AbortSignal): Promise<CopyWindowResult> {
@@ -191,14 +192,14 @@ class RangeCopier {
     const hashes = zeroBlockHashes(window.length, layout.blockBytes);
     const whole = [{ first: 0, end: hashes.length / 32 }];
     const spans = parentHashes === null ? whole : changedSpans(hashes, parentHashes);
+    const compressZeros = layout.compressZeros ?? true;
+    const label = labelToTry(layout.compression, { known: true, compressZeros });
     const extents: WindowExtent[] = [];
     for (const span of spans) {
       const offset = span.first * layout.blockBytes;
       const length = Math.min(span.end * layout.blockBytes, window.length) - offset;
-      const form = await zeroForm(this.#engine, length, layout.level);
-      const compressed = layout.compression === "zlib" || (layout.compressZeros ?? true);
-      const pieces = compressed ? form.pieces : null;
-      extents.push({ offset, length, md5: form.md5, compression: pieces === null ? "none" : "zlib", pieces });
+      const { md5, pieces } = await zeroForm(this.#engine, { compression: label, length, level: layout.level });
+      extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces });
     }
     const raw = extents.some((extent) => extent.pieces === null);
     return { hashes, extents, window: raw ? new ArrayBuffer(window.length) : null };

@@ -26,7 +26,7 @@ export interface Engine extends AsyncDisposable {
   planRestore(
     input: PlanRestoreInput,
     ctx: RunContext,
-  ): Promise<{ volumeBytes: number; blockBytes: number; ranges: RestoreRange[] }>;
+  ): Promise<{ volumeBytes: number; ranges: RestoreRange[]; warnings: string[] }>;
   restoreRange(
     input: {
       chain: readonly BackupReference[];
@@ -44,7 +44,7 @@ export interface Engine extends AsyncDisposable {
       extent?: Extent;
     },
     ctx: RunContext,
-  ): Promise<{ bytes: number }>;
+  ): Promise<{ bytes: number; warnings: string[] }>;
   volumeBytesOf(reference: BackupReference, signal: AbortSignal): Promise<number>;
   removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
   removeStaging(repository: Repository, operationId: string): Promise<void>;

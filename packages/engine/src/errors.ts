@@ -107,6 +107,18 @@ export class UnsupportedCompressionError extends EngineError {
   }
 }
 
+/** The codec is known, but what it needs is missing on this machine. */
+export class CodecUnavailableError extends EngineError {
+  readonly code = "codec_unavailable";
+  readonly retryable = false;
+  readonly codec: string;
+
+  constructor(codec: string, reason: string, options?: { cause?: unknown }) {
+    super(`Compression ${codec} cannot be used here: ${reason}.`, options);
+    this.codec = codec;
+  }
+}
+
 /** The request cannot be carried out with this backup or parent; the text is Cinder's where Cinder has one. */
 export class InvalidBackupError extends EngineError {
   readonly code = "invalid_backup";

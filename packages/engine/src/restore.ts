@@ -1,10 +1,12 @@
 import { createHash } from "node:crypto";
 import { z } from "zod";
 import type { BackupReference } from "./backup-reference.ts";
-import { type Chain, openChain, readHashList, streamEntries } from "./chain.ts";
+import { type Chain, findHashList, openChain, streamEntries } from "./chain.ts";
+import { compressions } from "./compression.ts";
 import type { EngineContext } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError } from "./errors.ts";
 import type { Extent } from "./extents.ts";
+import { hashListName } from "./layout.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import { type MappedObject, type MergeStep, mergeLayers } from "./merge-layers.ts";
 import { type Repository, stagingContainer } from "./repository/repository.ts";
@@ -34,7 +36,7 @@ export interface PlanRestoreInput {
 export async function planRestore(
   input: PlanRestoreInput,
   ctx: RunContext,
-): Promise<{ volumeBytes: number; blockBytes: number; ranges: RestoreRange[] }> {
+): Promise<{ volumeBytes: number; ranges: RestoreRange[]; warnings: string[] }> {
   const chain = await openChain(input.chain, ctx.signal);
   const { volumeBytes } = chain;
   const { repository } = chain.references[0] as BackupReference;
@@ -57,7 +59,7 @@ export async function planRestore(
     else if (step.at - offset >= rangeBytes) await finish(step.at);
   }
   if (volumeBytes > offset) await finish(volumeBytes);
-  return { volumeBytes, blockBytes: chain.hashes.blockBytes, ranges };
+  return { volumeBytes, ranges, warnings: chainWarnings(chain) };
 }
 
 /** Carries out one range of a planned restore. The target must be a new file: zeros are not written. */
@@ -75,7 +77,7 @@ export async function restoreRange(
   if (newest === undefined) throw new InvalidBackupError("There is nothing to restore from.");
   const key = { container: stagingContainer(input.staging.operationId), name: input.range.map.name };
   const objects = await readMap(newest.repository, key, input.range, ctx.signal);
-  const hashes = await readHashList(newest, ctx.signal);
+  const hashes = await findHashList(newest, ctx.signal);
   const { offset, length } = input.range;
   const job = { references: input.chain, hashes, target: input.target, bounds: { offset, length } };
   const bytesWritten = await restoreObjects({ ...job, engine, skipZeros: true, ctx }, objects);
@@ -97,7 +99,7 @@ export async function restoreWhole(
     extent?: Extent;
   },
   ctx: RunContext,
-): Promise<{ bytes: number }> {
+): Promise<{ bytes: number; warnings: string[] }> {
   const chain = await openChain(input.chain, ctx.signal);
   const target = input.target ?? (await input.openTarget?.(chain.volumeBytes));
   if (target === undefined) throw new InvalidLayoutError("A restore needs a target.");
@@ -110,7 +112,17 @@ export async function restoreWhole(
   const job = { engine, references, hashes, target, bounds, skipZeros, ctx };
   const bytes = await restoreObjects(job, objectsWithin(mergedSteps(chain, ctx.signal), bounds));
   await target.flush();
-  return { bytes };
+  return { bytes, warnings: chainWarnings(chain) };
+}
+
+/** What a person should know about a chain that can be restored nevertheless. */
+export function chainWarnings(chain: Pick<Chain, "references" | "hashes">): string[] {
+  const [newest] = chain.references;
+  if (chain.hashes !== null || newest === undefined) return [];
+  return [
+    `Backup ${newest.backupId} has no list of hashes (${hashListName(newest.prefix)} is missing): ` +
+      "only lengths and MD5 sums are checked.",
+  ];
 }
 
 /** Restores objects as they come, several at a time; returns the bytes of the volume they cover within the bounds. */
@@ -145,18 +157,19 @@ function mergedSteps(chain: Chain, signal: AbortSignal): AsyncGenerator<MergeSte
     references: chain.references,
     layers: chain.references.map((reference) => streamEntries(reference, signal)),
     volumeBytes: chain.volumeBytes,
-    blockBytes: chain.hashes.blockBytes,
+    // Without a list of hashes there are no blocks, and objects may start and end anywhere.
+    blockBytes: chain.hashes?.blockBytes ?? 1,
   });
 }
 
-/** One line of a staged map: layer, number, offset, length, zlib or not, MD5, segments. */
+/** One line of a staged map: layer, number, offset, length, label, MD5, segments. */
 const mapLine = z.tuple([
   z.int(),
   z.int(),
   z.int(),
   z.int(),
-  z.enum(["zlib", "none"]),
-  z.string(),
+  z.enum(compressions),
+  z.string().nullable(),
   z.array(z.tuple([z.int(), z.int()])).min(1),
 ]);
 

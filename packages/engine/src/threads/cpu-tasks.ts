@@ -1,5 +1,5 @@
 import { hash } from "node:crypto";
-import { type Compression, deflatePieces, inflateExactly } from "../compression.ts";
+import { type Compression, compressPieces, decompressExactly, labelToTry } from "../compression.ts";
 
 /** An extent of a window that becomes one object. */
 export interface WindowExtent {
@@ -40,12 +40,13 @@ export interface CheckObjectRequest {
   compression: Compression;
   /** Length and MD5 of the decoded object. */
   length: number;
-  md5: string;
+  /** Null when the metadata has none. */
+  md5: string | null;
   blockBytes: number;
   /** Pairs of start and end within the object, starts on block boundaries. */
   segments: Float64Array<ArrayBuffer>;
-  /** 32 bytes for every block of every segment, in order. */
-  expected: Uint8Array<ArrayBuffer>;
+  /** 32 bytes for every block of every segment, in order; null when the backup has no list of hashes. */
+  expected: Uint8Array<ArrayBuffer> | null;
 }
 
 export type CheckObjectResult =
@@ -61,11 +62,12 @@ export interface CheckBlocksRequest {
   data: Uint8Array<ArrayBuffer>;
   blockBytes: number;
   segments: Float64Array<ArrayBuffer>;
-  expected: Uint8Array<ArrayBuffer>;
+  expected: Uint8Array<ArrayBuffer> | null;
 }
 
 export interface ZeroFormRequest {
   kind: "zeroForm";
+  compression: Compression;
   length: number;
   level: number;
 }
@@ -115,13 +117,14 @@ function copyWindow(request: CopyWindowRequest, cancelled: Cancelled): CopyWindo
     const offset = span.first * request.blockBytes;
     const bytes = data.subarray(offset, Math.min(span.end * request.blockBytes, data.length));
     const zeros = request.compressZeros && hashed.zero.subarray(span.first, span.end).every((flag) => flag === 1);
-    const pieces = request.compression === "zlib" || zeros ? deflatePieces(bytes, request.level, cancelled) : null;
+    const label = labelToTry(request.compression, { known: zeros, compressZeros: request.compressZeros });
+    const pieces = compressPieces(label, bytes, { level: request.level, cancelled });
     if (pieces === undefined) return undefined;
     extents.push({
       offset,
       length: bytes.length,
       md5: hash("md5", bytes, "hex"),
-      compression: pieces === null ? "none" : "zlib",
+      compression: pieces === null ? "none" : label,
       pieces,
     });
   }
@@ -166,27 +169,26 @@ export function changedSpans(hashes: Uint8Array, parent: Uint8Array): { first: n
 }
 
 function checkObject(request: CheckObjectRequest, cancelled: Cancelled): CheckObjectResult | undefined {
-  const { stored, length } = request;
-  const decoded = request.compression === "zlib" ? inflateExactly(stored, length) : stored;
+  const decoded = decompressExactly(request.compression, request.stored, request.length);
   if (!(decoded instanceof Uint8Array)) return { outcome: "object", reason: decoded.reason };
-  if (decoded.length !== length) {
-    return { outcome: "object", reason: `${decoded.length} bytes are stored instead of ${length}` };
-  }
   if (cancelled()) return undefined;
-  if (hash("md5", decoded, "hex") !== request.md5) return { outcome: "object", reason: "the MD5 does not match" };
+  if (request.md5 !== null && hash("md5", decoded, "hex") !== request.md5) {
+    return { outcome: "object", reason: "the MD5 does not match" };
+  }
   return checkSegments(request, decoded, cancelled);
 }
 
 /** Compares every block with its expected hash and reports the runs of blocks that are not all zero. */
 function checkSegments(
-  request: { blockBytes: number; segments: Float64Array; expected: Uint8Array },
+  request: { blockBytes: number; segments: Float64Array; expected: Uint8Array | null },
   data: Uint8Array<ArrayBuffer>,
   cancelled: Cancelled,
 ): CheckObjectResult | undefined {
   const { blockBytes, segments } = request;
   const zeros = Buffer.alloc(blockBytes);
   const zeroHash = hash("sha256", zeros, "buffer");
-  const expected = Buffer.from(request.expected.buffer, request.expected.byteOffset, request.expected.byteLength);
+  const { expected: list } = request;
+  const expected = list === null ? null : Buffer.from(list.buffer, list.byteOffset, list.byteLength);
   const runs: number[] = [];
   let block = 0;
   for (let pair = 0; pair < segments.length; pair += 2) {
@@ -196,8 +198,10 @@ function checkSegments(
       const end = Math.min(start + blockBytes, segmentEnd);
       const bytes = data.subarray(start, end);
       const isZero = zeros.compare(bytes, 0, bytes.length, 0, bytes.length) === 0;
-      const digest = isZero && bytes.length === blockBytes ? zeroHash : hash("sha256", bytes, "buffer");
-      if (expected.compare(digest, 0, 32, block * 32, block * 32 + 32) !== 0) return { outcome: "hash", at: start };
+      if (expected !== null) {
+        const digest = isZero && bytes.length === blockBytes ? zeroHash : hash("sha256", bytes, "buffer");
+        if (expected.compare(digest, 0, 32, block * 32, block * 32 + 32) !== 0) return { outcome: "hash", at: start };
+      }
       if (isZero) continue;
       if (runs.length > 0 && runs.at(-1) === start) runs[runs.length - 1] = end;
       else runs.push(start, end);
@@ -208,6 +212,6 @@ function checkSegments(
 
 function zeroForm(request: ZeroFormRequest, cancelled: Cancelled): ZeroFormResult | undefined {
   const zeros = new Uint8Array(request.length);
-  const pieces = deflatePieces(zeros, request.level, cancelled);
+  const pieces = compressPieces(request.compression, zeros, { level: request.level, cancelled });
   return pieces === undefined ? undefined : { md5: hash("md5", zeros, "hex"), pieces };
 }

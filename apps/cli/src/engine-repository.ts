@@ -2,6 +2,7 @@ import {
   type BackupReference,
   describeBackup,
   findBackups,
+  findRecord,
   holdsOnlyBackups,
   type ListedBackup,
   openRepository,
@@ -50,13 +51,14 @@ export async function findChain(
 ): Promise<{ backup: ListedBackup; references: BackupReference[] }> {
   const places = new Map<string, BackupReference>();
   for await (const reference of findBackups(repository, signal)) places.set(reference.backupId, reference);
-  const first = places.get(backupId);
+  const imported = await findRecord(repository, backupId, signal);
+  const first = places.get(backupId) ?? imported?.reference;
   if (first === undefined) throw new UsageError(`There is no backup ${backupId} in the repository.`);
   const backup = await describeBackup(first, signal);
   const references = [first];
   let parentId = backup.parentId;
   while (parentId !== null) {
-    const parent = places.get(parentId);
+    const parent = places.get(parentId) ?? (await findRecord(repository, parentId, signal))?.reference;
     if (parent === undefined || references.includes(parent)) break;
     references.push(parent);
     parentId = (await describeBackup(parent, signal)).parentId;

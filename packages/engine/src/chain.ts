@@ -3,6 +3,7 @@ import { measureObject } from "./decode-object.ts";
 import { EngineError, InvalidBackupError } from "./errors.ts";
 import { type HashList, openHashList } from "./hash-list.ts";
 import { dataName, hashListName, metadataName } from "./layout.ts";
+import { type MergeStep, mergeLayers } from "./merge-layers.ts";
 import { type MeasureEntry, type MetadataHeader, readMetadata } from "./metadata.ts";
 import type { ObjectEntry } from "./object-entry.ts";
 import { statedVolumeBytes } from "./volume-meta.ts";
@@ -183,4 +184,25 @@ export async function volumeBytesOf(reference: BackupReference, signal: AbortSig
   const stated = statedVolumeBytes(summary.header.volumeMeta);
   if (stated !== null && inLastBlock(stated)) return stated;
   throw new InvalidBackupError("The length of the volume cannot be told without the backups below this one.");
+}
+
+/** The merged map of a chain. */
+export function chainSteps(chain: Chain, signal: AbortSignal): AsyncGenerator<MergeStep> {
+  return mergeLayers({
+    references: chain.references,
+    layers: chain.references.map((reference) => streamEntries(reference, signal)),
+    volumeBytes: chain.volumeBytes,
+    // Without a list of hashes there are no blocks, and objects may start and end anywhere.
+    blockBytes: chain.hashes?.blockBytes ?? 1,
+  });
+}
+
+/** What a person should know about a chain that can be restored nevertheless. */
+export function chainWarnings(chain: Pick<Chain, "references" | "hashes">): string[] {
+  const [newest] = chain.references;
+  if (chain.hashes !== null || newest === undefined) return [];
+  return [
+    `Backup ${newest.backupId} has no list of hashes (${hashListName(newest.prefix)} is missing): ` +
+      "only lengths and MD5 sums are checked.",
+  ];
 }

@@ -3,13 +3,14 @@ import { type BackupWholeInput, backupWhole } from "./backup-whole.ts";
 import { volumeBytesOf } from "./chain.ts";
 import { type CopyInput, copyRange } from "./copy-range.ts";
 import { createEngineContext } from "./engine-context.ts";
-import type { Extent } from "./extents.ts";
 import type { RangeReport } from "./range-report.ts";
 import { type RemoveInput, removeBackup, removeStaging } from "./remove.ts";
 import type { Repository } from "./repository/repository.ts";
 import { type PlanRestoreInput, planRestore, type RestoreRange, restoreRange, restoreWhole } from "./restore.ts";
+import { type RestoreStreamInput, restoreStream } from "./restore-stream.ts";
 import type { RunContext } from "./run-context.ts";
 import { type SealInput, type SealResult, seal } from "./seal.ts";
+import { type VerifyInput, type VerifyResult, verifyBackup } from "./verify.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
 
 /**
@@ -41,10 +42,12 @@ export interface Engine extends AsyncDisposable {
       chain: readonly BackupReference[];
       target: VolumeTarget | null;
       openTarget?: (volumeBytes: number) => Promise<VolumeTarget>;
-      extent?: Extent;
+      extent?: { offset: number; length: number | null };
     },
     ctx: RunContext,
   ): Promise<{ bytes: number; warnings: string[] }>;
+  restoreStream(input: RestoreStreamInput, ctx: RunContext): Promise<{ bytes: number; warnings: string[] }>;
+  verifyBackup(input: VerifyInput, ctx: RunContext): Promise<VerifyResult>;
   volumeBytesOf(reference: BackupReference, signal: AbortSignal): Promise<number>;
   removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
   removeStaging(repository: Repository, operationId: string): Promise<void>;
@@ -63,6 +66,8 @@ export function openEngine(options: { threads?: number; memoryBytes?: number } =
     planRestore,
     restoreRange: (input, ctx) => restoreRange(context, input, ctx),
     restoreWhole: (input, ctx) => restoreWhole(context, input, ctx),
+    restoreStream: (input, ctx) => restoreStream(context, input, ctx),
+    verifyBackup: (input, ctx) => verifyBackup(context, input, ctx),
     volumeBytesOf,
     removeBackup,
     removeStaging,

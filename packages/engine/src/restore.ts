@@ -1,14 +1,13 @@
 import { createHash } from "node:crypto";
 import { z } from "zod";
 import type { BackupReference } from "./backup-reference.ts";
-import { type Chain, findHashList, openChain, streamEntries } from "./chain.ts";
+import { chainSteps, chainWarnings, findHashList, openChain } from "./chain.ts";
 import { compressions } from "./compression.ts";
 import type { EngineContext } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError } from "./errors.ts";
-import type { Extent } from "./extents.ts";
-import { hashListName } from "./layout.ts";
+import { type Extent, partOf } from "./extents.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
-import { type MappedObject, type MergeStep, mergeLayers } from "./merge-layers.ts";
+import type { MappedObject, MergeStep } from "./merge-layers.ts";
 import { type Repository, stagingContainer } from "./repository/repository.ts";
 import type { RestoreJob } from "./restore-job.ts";
 import { restoreObject } from "./restore-object.ts";
@@ -54,7 +53,7 @@ export async function planRestore(
     objects = [];
     offset = end;
   };
-  for await (const step of mergedSteps(chain, ctx.signal)) {
+  for await (const step of chainSteps(chain, ctx.signal)) {
     if (step.kind === "object") objects.push(step.object);
     else if (step.at - offset >= rangeBytes) await finish(step.at);
   }
@@ -96,33 +95,23 @@ export async function restoreWhole(
     chain: readonly BackupReference[];
     target: VolumeTarget | null;
     openTarget?: (volumeBytes: number) => Promise<VolumeTarget>;
-    extent?: Extent;
+    extent?: { offset: number; length: number | null };
   },
   ctx: RunContext,
 ): Promise<{ bytes: number; warnings: string[] }> {
   const chain = await openChain(input.chain, ctx.signal);
+  const bounds = partOf(chain.volumeBytes, input.extent ?? { offset: 0, length: null });
   const target = input.target ?? (await input.openTarget?.(chain.volumeBytes));
   if (target === undefined) throw new InvalidLayoutError("A restore needs a target.");
-  const bounds = input.extent ?? { offset: 0, length: chain.volumeBytes };
-  if (bounds.offset + bounds.length > chain.volumeBytes || target.sizeBytes < bounds.offset + bounds.length) {
+  if (bounds === null || target.sizeBytes < bounds.offset + bounds.length) {
     throw new InvalidLayoutError("The part to restore does not lie within both the backup and the target.");
   }
   const { references, hashes } = chain;
   const skipZeros = target.isNew === true;
   const job = { engine, references, hashes, target, bounds, skipZeros, ctx };
-  const bytes = await restoreObjects(job, objectsWithin(mergedSteps(chain, ctx.signal), bounds));
+  const bytes = await restoreObjects(job, objectsWithin(chainSteps(chain, ctx.signal), bounds));
   await target.flush();
   return { bytes, warnings: chainWarnings(chain) };
-}
-
-/** What a person should know about a chain that can be restored nevertheless. */
-export function chainWarnings(chain: Pick<Chain, "references" | "hashes">): string[] {
-  const [newest] = chain.references;
-  if (chain.hashes !== null || newest === undefined) return [];
-  return [
-    `Backup ${newest.backupId} has no list of hashes (${hashListName(newest.prefix)} is missing): ` +
-      "only lengths and MD5 sums are checked.",
-  ];
 }
 
 /** Restores objects as they come, several at a time; returns the bytes of the volume they cover within the bounds. */
@@ -150,16 +139,6 @@ async function* objectsWithin(steps: AsyncIterable<MergeStep>, bounds: Extent): 
     );
     if (wanted) yield step.object;
   }
-}
-
-function mergedSteps(chain: Chain, signal: AbortSignal): AsyncGenerator<MergeStep> {
-  return mergeLayers({
-    references: chain.references,
-    layers: chain.references.map((reference) => streamEntries(reference, signal)),
-    volumeBytes: chain.volumeBytes,
-    // Without a list of hashes there are no blocks, and objects may start and end anywhere.
-    blockBytes: chain.hashes?.blockBytes ?? 1,
-  });
 }
 
 /** One line of a staged map: layer, number, offset, length, label, MD5, segments. */

@@ -2,8 +2,9 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { root } from "../../scripts/bootstrap.mjs";
+import { systemPython } from "../../scripts/debian-packages.ts";
 import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
-import { systemPython, unpackSwift } from "../../scripts/swift-package.ts";
+import { unpackSwift } from "../../scripts/swift-package.ts";
 import { waitFor } from "./wait-for.ts";
 
 export interface SwiftOptions {

@@ -1,15 +1,13 @@
-import { createHash } from "node:crypto";
-import { z } from "zod";
 import type { BackupReference } from "./backup-reference.ts";
 import { chainSteps, chainWarnings, findHashList, openChain } from "./chain.ts";
-import { compressions } from "./compression.ts";
 import type { EngineContext } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError } from "./errors.ts";
 import { type Extent, partOf } from "./extents.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import type { MappedObject, MergeStep } from "./merge-layers.ts";
-import { type Repository, stagingContainer } from "./repository/repository.ts";
+import { stagingContainer } from "./repository/repository.ts";
 import type { RestoreJob } from "./restore-job.ts";
+import { readMap, stageMap } from "./restore-map.ts";
 import { restoreObject } from "./restore-object.ts";
 import type { RunContext } from "./run-context.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
@@ -139,59 +137,4 @@ async function* objectsWithin(steps: AsyncIterable<MergeStep>, bounds: Extent): 
     );
     if (wanted) yield step.object;
   }
-}
-
-/** One line of a staged map: layer, number, offset, length, label, MD5, segments. */
-const mapLine = z.tuple([
-  z.int(),
-  z.int(),
-  z.int(),
-  z.int(),
-  z.enum(compressions),
-  z.string().nullable(),
-  z.array(z.tuple([z.int(), z.int()])).min(1),
-]);
-
-async function stageMap(
-  repository: Repository,
-  key: { container: string; name: string },
-  objects: readonly MappedObject[],
-  ctx: RunContext,
-): Promise<string> {
-  const hash = createHash("sha256");
-  async function* lines(): AsyncGenerator<Uint8Array> {
-    for (const { layer, entry, segments } of objects) {
-      const line = [layer, entry.number, entry.offset, entry.length, entry.compression, entry.md5, segments];
-      const bytes = Buffer.from(`${JSON.stringify(line)}\n`);
-      hash.update(bytes);
-      yield bytes;
-    }
-  }
-  await repository.putIfAbsent(key, lines(), ctx);
-  return hash.digest("hex");
-}
-
-/** Reads a slice of the map and makes sure that it is the planned one. */
-async function readMap(
-  repository: Repository,
-  key: { container: string; name: string },
-  range: RestoreRange,
-  signal: AbortSignal,
-): Promise<MappedObject[]> {
-  const hash = createHash("sha256");
-  const chunks: Uint8Array[] = [];
-  for await (const chunk of repository.get(key, { signal })) {
-    hash.update(chunk);
-    chunks.push(chunk);
-  }
-  if (hash.digest("hex") !== range.map.digest) {
-    throw new InvalidBackupError(`The staged map ${key.name} is not the one that was planned; plan the restore again.`);
-  }
-  const objects: MappedObject[] = [];
-  for (const line of Buffer.concat(chunks).toString("latin1").split("\n")) {
-    if (line === "") continue;
-    const [layer, number, offset, length, compression, md5, segments] = mapLine.parse(JSON.parse(line));
-    objects.push({ layer, entry: { number, offset, length, compression, md5 }, segments });
-  }
-  return objects;
 }

@@ -16,7 +16,8 @@ export {
 export { type BackupLayout, checkLayout, checkPrefix } from "./layout.ts";
 export { describeBackup, findBackups, holdsOnlyBackups, type ListedBackup } from "./list-backups.ts";
 export type { RangeReport } from "./range-report.ts";
-export { openRepository } from "./repository/open-repository.ts";
+export { openRepository, type RepositorySettings } from "./repository/open-repository.ts";
+export { redactRepositoryUrl } from "./repository/repository-url.ts";
 export { type ObjectKey, parseContainer, type Repository, stagingContainer } from "./repository/repository.ts";
 export { type RescannedBackup, recordOf, rescan } from "./rescan.ts";
 export type { RestoreRange } from "./restore.ts";

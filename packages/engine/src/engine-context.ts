@@ -1,5 +1,6 @@
 import { availableParallelism } from "node:os";
 import type { Compression } from "./compression.ts";
+import { chooseHashing, type HashingOption } from "./hashing/choose-hashing.ts";
 import { MemoryBudget } from "./memory-budget.ts";
 import { CpuPool } from "./threads/cpu-pool.ts";
 import type { ZeroFormResult } from "./threads/cpu-tasks.ts";
@@ -18,9 +19,18 @@ export interface EngineContext {
 const memoryBytesDefault = 192 * 1024 * 1024;
 const rememberedMax = 32;
 
-export function createEngineContext(options: { threads?: number; memoryBytes?: number }): EngineContext {
+export interface EngineOptions {
+  /** Threads that hash and compress; default: one per core. */
+  threads?: number;
+  /** Bounds the windows and objects that all calls together hold in memory; default 192 MiB. */
+  memoryBytes?: number;
+  /** Default: the faster, by a short measurement. */
+  hashing?: HashingOption;
+}
+
+export function createEngineContext(options: EngineOptions): EngineContext {
   return {
-    pool: new CpuPool(Math.max(1, options.threads ?? availableParallelism())),
+    pool: new CpuPool(Math.max(1, options.threads ?? availableParallelism()), () => chooseHashing(options.hashing)),
     memory: new MemoryBudget(options.memoryBytes ?? memoryBytesDefault),
     zeroForms: new Map(),
     knownZeros: new Map(),

@@ -2,7 +2,7 @@ import type { BackupReference } from "./backup-reference.ts";
 import { type BackupWholeInput, backupWhole } from "./backup-whole.ts";
 import { volumeBytesOf } from "./chain.ts";
 import { type CopyInput, copyRange } from "./copy-range.ts";
-import { createEngineContext } from "./engine-context.ts";
+import { createEngineContext, type EngineOptions } from "./engine-context.ts";
 import type { RangeReport } from "./range-report.ts";
 import { type RemoveInput, removeBackup, removeStaging } from "./remove.ts";
 import type { Repository } from "./repository/repository.ts";
@@ -53,11 +53,8 @@ export interface Engine extends AsyncDisposable {
   removeStaging(repository: Repository, operationId: string): Promise<void>;
 }
 
-/**
- * Starts an engine. `threads` hash and compress (default: one per core); `memoryBytes` bounds the windows and objects that
- * all calls together hold in memory (default 192 MiB).
- */
-export function openEngine(options: { threads?: number; memoryBytes?: number } = {}): Engine {
+/** Starts an engine. */
+export function openEngine(options: EngineOptions = {}): Engine {
   const context = createEngineContext(options);
   return {
     copyRange: (input, ctx) => copyRange(context, input, ctx),

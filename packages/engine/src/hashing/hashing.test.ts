@@ -81,7 +81,10 @@ describe.each(choices)("hashing with sha256 $sha256 and md5 $md5", (choice) => {
           const pieces = messages.map((message) => message.subarray(at, at + 640));
           const joined = Buffer.concat(pieces);
           let offset = 0;
-          const spans = pieces.map(({ length }) => ({ offset: (offset += length) - length, length }));
+          const spans = pieces.map(({ length }): Span => {
+            offset += length;
+            return { offset: offset - length, length };
+          });
           md5InStep.update(states, joined, spans);
           for (const [index, piece] of pieces.entries()) {
             const total = (messages[index] as Uint8Array).length;

@@ -31,6 +31,7 @@ describe.each([
     open: async () => {
       const bucket = `b-${randomUUID()}`;
       const repository = await open(bucket);
+      await repository.ensureContainer(bucket);
       return {
         repository,
         container: `c-${randomUUID()}`,

@@ -27,6 +27,7 @@ describe("swift with auth version 1", () => {
     open: async () => {
       const container = `b-${randomUUID()}`;
       const repository = await open(container);
+      await repository.ensureContainer(container);
       return {
         repository,
         container: `c-${randomUUID()}`,

@@ -10,6 +10,7 @@ import {
   RepositoryConfigError,
   RepositoryUnavailableError,
   RepositoryUnmarkedError,
+  redactRepositoryUrl,
 } from "@tephra/engine";
 import { type Output, UsageError } from "./engine-output.ts";
 
@@ -25,9 +26,8 @@ export async function openNamedRepository(url: string): Promise<Repository> {
 export async function initCommand(options: { repository: string }, output: Output): Promise<void> {
   await using repository = await openNamedRepository(options.repository);
   const { id } = await repository.initialize();
-  output.result({ repository: { id, url: options.repository } }, [
-    `Repository ${options.repository} is ready (id ${id}).`,
-  ]);
+  const url = redactRepositoryUrl(options.repository);
+  output.result({ repository: { id, url } }, [`Repository ${url} is ready (id ${id}).`]);
 }
 
 /** Makes sure that the repository may be written: marked, or marked now when that cannot be a mistake. */
@@ -40,7 +40,7 @@ export async function prepareRepository(repository: Repository, url: string, out
     if (!unmarked || !(await holdsOnlyBackups(repository))) throw error;
   }
   const { id } = await repository.initialize();
-  output.note(`Marked ${url} as a new repository (id ${id}).`);
+  output.note(`Marked ${redactRepositoryUrl(url)} as a new repository (id ${id}).`);
 }
 
 /** The backup with this id and all that it builds on, newest first. UsageError when the id is not there. */

@@ -31,8 +31,18 @@ export type Compression = keyof typeof compressionLevels;
 const Repository = z
   .strictObject({
     name,
-    url: z.string().regex(/^posix:.+/, "must be a repository URL such as posix:/dir"),
-    zone: z.string().min(1).default("nova"),
+    url: z
+      .string()
+      .regex(/^(?:posix|nfs|s3|swift):.+/, "must be a repository URL: posix:/dir, nfs:server:/export, s3://bucket or swift:container"),
+    /** A file with the secrets of the repository, readable by the worker alone. */
+    credentials: z.string().min(1).optional(),
+    access_key: z.string().min(1).optional(),
+    secret_key: z.string().min(1).optional(),
+    /** Part of the names of objects in S3 and Swift. */
+    zone: z
+      .string()
+      .regex(/^[ -.0-~]{1,255}$/, "must be printable ASCII without a slash")
+      .default("nova"),
     default: z.boolean().default(false),
     block_bytes: z
       .int()

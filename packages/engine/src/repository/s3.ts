@@ -55,6 +55,8 @@ export interface S3Settings {
 
 const connectTimeoutMs = 10_000;
 const socketsMax = 64;
+/** The client would otherwise write to the console. */
+const silent = { debug() {}, info() {}, warn() {}, error() {} };
 
 /** S3 by Amazon's client; Cinder's S3 driver. Single puts carry their MD5, which the store checks before it keeps them. */
 export class S3Store implements ObjectStore {
@@ -86,6 +88,7 @@ export class S3Store implements ObjectStore {
         secretAccessKey: settings.secretKey,
         ...(settings.sessionToken === null ? {} : { sessionToken: settings.sessionToken }),
       },
+      logger: silent,
       maxAttempts: 1, // Repeating is the decorator's task; two of them multiply.
       requestChecksumCalculation: "WHEN_REQUIRED", // Stores other than Amazon's refuse the newer checksums.
       responseChecksumValidation: "WHEN_REQUIRED",

@@ -55,7 +55,7 @@ const tokens = [
 export function mutate(seeds: readonly Buffer[], random: Random): Buffer {
   const pick = (): Buffer => seeds[random.below(seeds.length)] as Buffer;
   let bytes: Buffer = Buffer.from(pick());
-  for (let edits = random.below(6); edits >= 0; edits--) {
+  for (let edits = random.below(5); edits > 0; edits--) {
     const at = random.below(bytes.length + 1);
     const to = Math.min(bytes.length, at + random.below(1 + random.below(200)));
     switch (random.below(8)) {

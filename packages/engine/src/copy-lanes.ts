@@ -1,28 +1,8 @@
 import type { EngineContext } from "./engine-context.ts";
 import { ThreadFailedError } from "./errors.ts";
 import type { Extent } from "./extents.ts";
-import type { CpuResult } from "./threads/cpu-tasks.ts";
-import type { HashLanesRequest, HashLanesResult, LanePiece } from "./threads/hash-lanes.ts";
+import { type LaneSlice, pumpLanes } from "./threads/pump-lanes.ts";
 import type { VolumeSource } from "./volume/volume.ts";
-
-/** Windows that go in step: their MD5 share the lanes of the processor's vectors, of which there are 16. */
-export const lanesMax = 16;
-/** Read, hashed and put at a time of each window: small enough that the slices of all lanes stay in the processor's cache. */
-const sliceBytesAim = 256 * 1024;
-
-/** Whether blocks of this size can be hashed in lanes: whole MD5 steps, and slices that stay small. */
-export function fitsLanes(blockBytes: number): boolean {
-  return blockBytes % 64 === 0 && blockBytes <= 4 * sliceBytesAim;
-}
-
-function sliceBytesOf(blockBytes: number): number {
-  return Math.max(1, Math.floor(sliceBytesAim / blockBytes)) * blockBytes;
-}
-
-/** Bytes that copyLanes holds: each lane has one slice being hashed and one being put. */
-export function laneMemoryBytes(lanes: number, blockBytes: number): number {
-  return 2 * lanes * sliceBytesOf(blockBytes);
-}
 
 export interface CopiedLane {
   /** 32 bytes for every block. */
@@ -51,7 +31,12 @@ export async function copyLanes(engine: EngineContext, input: LanesInput, outer:
   const signal = AbortSignal.any([outer, stop.signal]);
   const lanes = input.windows.map((window, index) => new Lane(input, window, index, { signal, stop }));
   try {
-    await pump(engine, input, lanes, signal);
+    const { source, windows, blockBytes } = input;
+    const messages = windows.map((window) => ({ ...window, descriptor: source.descriptor }));
+    const handOut = (slices: LaneSlice[]): Promise<unknown> =>
+      Promise.all(slices.map((slice) => (lanes[slice.index] as Lane).take(slice)));
+    const unread = await pumpLanes(engine.pool, { messages, blockBytes }, handOut, signal);
+    if (unread !== null) throw await readFailure(source, unread);
     await Promise.all(lanes.map((lane) => lane.finish()));
     return lanes.map((lane) => lane.copied);
   } catch (error) {
@@ -62,70 +47,6 @@ export async function copyLanes(engine: EngineContext, input: LanesInput, outer:
     stop.abort(new Error("The windows are no longer wanted."));
     await Promise.allSettled(lanes.map((lane) => lane.settled));
   }
-}
-
-async function pump(
-  engine: EngineContext,
-  { source, blockBytes }: LanesInput,
-  lanes: readonly Lane[],
-  signal: AbortSignal,
-): Promise<void> {
-  const sliceBytes = sliceBytesOf(blockBytes);
-  const free = [new ArrayBuffer(lanes.length * sliceBytes), new ArrayBuffer(lanes.length * sliceBytes)];
-  const longest = Math.max(...lanes.map(({ window }) => window.length));
-  let states: Uint8Array<ArrayBuffer> | null = null;
-  let before: Promise<ArrayBuffer> | null = null;
-  for (let at = 0; at < longest; at += sliceBytes) {
-    const buffer = free.pop() as ArrayBuffer;
-    const pieces = lanes.map(({ window }) => pieceOf(source.descriptor, window, at, sliceBytes));
-    const request: HashLanesRequest = {
-      kind: "hashLanes",
-      buffer,
-      strideBytes: sliceBytes,
-      blockBytes,
-      pieces,
-      states,
-    };
-    const moved: ArrayBuffer[] = states === null ? [buffer] : [buffer, states.buffer];
-    const result: CpuResult<HashLanesRequest> = await engine.pool.run(request, moved, signal);
-    if ("unread" in result) throw await readFailure(source, result.unread);
-    states = result.states;
-    const put = handOut(result, lanes, pieces, sliceBytes);
-    const last = before;
-    // Two buffers: the one of the slices before these is free when they have been put.
-    before = put.then(() => result.buffer);
-    before.catch(() => {});
-    if (last !== null) free.push(await last);
-  }
-  await before;
-}
-
-function pieceOf(descriptor: number, window: Extent, at: number, sliceBytes: number): LanePiece {
-  const length = Math.max(0, Math.min(sliceBytes, window.length - at));
-  const ends = length > 0 && at + length === window.length;
-  return { descriptor, offset: window.offset + at, length, endsAt: ends ? window.length : null };
-}
-
-/** Gives every lane its slice; resolves when all of them have been put. */
-async function handOut(
-  result: HashLanesResult,
-  lanes: readonly Lane[],
-  pieces: readonly LanePiece[],
-  sliceBytes: number,
-): Promise<void> {
-  const taken: Promise<void>[] = [];
-  let block = 0;
-  for (const [index, lane] of lanes.entries()) {
-    const { length } = pieces[index] as LanePiece;
-    if (length === 0) continue;
-    const blocks = Math.ceil(length / lane.blockBytes);
-    const hashes = result.hashes.subarray(block * 32, (block + blocks) * 32);
-    const zero = result.zero.subarray(block, block + blocks).every((flag) => flag === 1);
-    block += blocks;
-    const bytes = new Uint8Array(result.buffer, index * sliceBytes, length);
-    taken.push(lane.take({ bytes, hashes, zero, md5: result.md5[index] ?? null }));
-  }
-  await Promise.all(taken);
 }
 
 /** Why a thread could not read: by reading the same again where errors are told apart. */
@@ -144,7 +65,6 @@ interface Slice {
 /** One window on its way. Its put starts with the first slice that is not zero. */
 class Lane {
   readonly window: Extent;
-  readonly blockBytes: number;
   /** When nothing of it is going on any more. */
   settled: Promise<unknown> = Promise.resolve();
   readonly #input: LanesInput;
@@ -162,7 +82,6 @@ class Lane {
 
   constructor(input: LanesInput, window: Extent, index: number, run: { signal: AbortSignal; stop: AbortController }) {
     this.window = window;
-    this.blockBytes = input.blockBytes;
     this.#input = input;
     this.#index = index;
     this.#run = run;
@@ -175,11 +94,11 @@ class Lane {
   }
 
   /** Resolves when the slice's memory is free again; rejects when the copy is stopped. */
-  take(slice: { bytes: Uint8Array; hashes: Uint8Array; zero: boolean; md5: string | null }): Promise<void> {
+  take(slice: LaneSlice): Promise<void> {
     this.#hashes.set(slice.hashes, this.#blocks * 32);
     this.#blocks += slice.hashes.length / 32;
     if (slice.md5 !== null) this.#md5 = slice.md5;
-    if (!this.#started && slice.zero && this.#input.leaveZeros) {
+    if (!this.#started && this.#input.leaveZeros && slice.zero.every((flag) => flag === 1)) {
       this.#leadingZeros += slice.bytes.length;
       return Promise.resolve();
     }

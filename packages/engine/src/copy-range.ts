@@ -1,7 +1,7 @@
 import type { BackupReference } from "./backup-reference.ts";
 import { readHashList } from "./chain.ts";
 import { codecOf, labelToTry, memoryFactor } from "./compression.ts";
-import { type CopiedLane, copyLanes, fitsLanes, laneMemoryBytes, lanesMax, readFailure } from "./copy-lanes.ts";
+import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
 import { type EngineContext, zeroForm } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "./errors.ts";
 import { cutWindows, type Extent } from "./extents.ts";
@@ -14,6 +14,7 @@ import { type Repository, stagingContainer } from "./repository/repository.ts";
 import type { RunContext } from "./run-context.ts";
 import { entrySlice, hashSlice, sliceDigest } from "./slices.ts";
 import { type CopyWindowRequest, type CopyWindowResult, changedSpans, type WindowExtent } from "./threads/cpu-tasks.ts";
+import { fitsLanes, laneMemoryBytes, lanesMax } from "./threads/pump-lanes.ts";
 import type { VolumeSource } from "./volume/volume.ts";
 import { zeroBlockHashes } from "./zero-blocks.ts";
 

@@ -31,6 +31,11 @@ export async function restoreObject(job: RestoreJob, object: MappedObject, signa
       release();
     }
   }
+  return coveredBytes(job, object);
+}
+
+/** The bytes of the volume that are taken from an object, within the bounds. */
+export function coveredBytes(job: Pick<RestoreJob, "bounds">, object: MappedObject): number {
   let bytes = 0;
   for (const [start, end] of object.segments) {
     bytes += clipExtent({ offset: start, length: end - start }, job.bounds)?.length ?? 0;

@@ -3,12 +3,13 @@ import { chainSteps, chainWarnings, findHashList, openChain } from "./chain.ts";
 import type { EngineContext } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError } from "./errors.ts";
 import { type Extent, partOf } from "./extents.ts";
+import { cachedHashList } from "./hash-list.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import type { MappedObject, MergeStep } from "./merge-layers.ts";
 import { stagingContainer } from "./repository/repository.ts";
 import type { RestoreJob } from "./restore-job.ts";
+import { laneGroups, restoreGroup } from "./restore-lanes.ts";
 import { readMap, stageMap } from "./restore-map.ts";
-import { restoreObject } from "./restore-object.ts";
 import type { RunContext } from "./run-context.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
 
@@ -118,7 +119,8 @@ async function restoreObjects(
   objects: Iterable<MappedObject> | AsyncIterable<MappedObject>,
 ): Promise<number> {
   let bytesDone = 0;
-  const restored = mapConcurrent(objects, (object, signal) => restoreObject(job, object, signal), {
+  const cached = { ...job, hashes: job.hashes === null ? null : cachedHashList(job.hashes) };
+  const restored = mapConcurrent(laneGroups(cached, objects), (group, signal) => restoreGroup(cached, group, signal), {
     concurrency: job.engine.pool.threads + 2,
     signal: job.ctx.signal,
   });

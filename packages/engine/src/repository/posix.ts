@@ -14,6 +14,7 @@ import {
   RepositoryUnmarkedError,
 } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
+import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import {
   fileChunks,
   fileHolds,
@@ -28,8 +29,7 @@ import {
   syncFolder,
   writeAll,
 } from "./posix-files.ts";
-import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
-import { type ObjectKey, parseContainer, type Repository, reservedContainer } from "./repository.ts";
+import { type ObjectFile, type ObjectKey, parseContainer, type Repository, reservedContainer } from "./repository.ts";
 
 /** Where objects are written before they get their name. Same file system as everything else. */
 const temporaryContainer = `${reservedContainer}/tmp`;
@@ -52,7 +52,8 @@ export class PosixRepository implements Repository {
     await this.#checkRoot();
     let text = "";
     try {
-      for await (const chunk of this.get(markerKey, { length: markerBytesMax })) text += Buffer.from(chunk).toString("utf8");
+      for await (const chunk of this.get(markerKey, { length: markerBytesMax }))
+        text += Buffer.from(chunk).toString("utf8");
     } catch (error) {
       if (!(error instanceof ObjectMissingError)) throw error;
       throw new RepositoryUnmarkedError(
@@ -145,6 +146,14 @@ export class PosixRepository implements Repository {
     } finally {
       await file.close();
     }
+  }
+
+  async openFile(key: ObjectKey): Promise<ObjectFile> {
+    const path = this.#path(key);
+    await this.#checkInside(key.container, this.#folder(key.container), key);
+    const file = await this.#guard("read", path, () => openRegular(path), key);
+    const { size } = await file.stat();
+    return { descriptor: file.fd, sizeBytes: size, [Symbol.asyncDispose]: () => file.close() };
   }
 
   async stat(key: ObjectKey): Promise<{ sizeBytes: number }> {

@@ -53,6 +53,8 @@ export interface Repository extends AsyncDisposable {
     key: ObjectKey,
     options?: { offset?: number; length?: number; signal?: AbortSignal },
   ): AsyncIterable<Uint8Array<ArrayBuffer>>;
+  /** Opens an object that is a file, so that threads can read it by themselves; only where objects are files. */
+  openFile?(key: ObjectKey): Promise<ObjectFile>;
   /** ObjectMissingError. */
   stat(key: ObjectKey): Promise<{ sizeBytes: number }>;
   /** Objects whose names start with the prefix, in any order; a missing container is empty. */
@@ -63,6 +65,12 @@ export interface Repository extends AsyncDisposable {
   containers(): AsyncIterable<string>;
   /** Whether the place is missing, or every object in it, at whatever depth, has a name that `belongs` accepts. */
   holdsOnly(belongs: (name: string) => boolean): Promise<boolean>;
+}
+
+/** An object that is a file, open until it is disposed. */
+export interface ObjectFile extends AsyncDisposable {
+  readonly descriptor: number;
+  readonly sizeBytes: number;
 }
 
 /** Everything that is ours and no backup lies in containers that start so; users cannot name them. */

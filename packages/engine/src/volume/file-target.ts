@@ -67,7 +67,8 @@ export async function openPathTarget(
   try {
     const existing = await file.stat();
     const cut = existing.size > sizeBytes && options.keepLength !== true;
-    if (existing.isFile() && (cut || existing.size < sizeBytes)) await guardStorage(`write ${path}`, () => file.truncate(sizeBytes));
+    if (existing.isFile() && (cut || existing.size < sizeBytes))
+      await guardStorage(`write ${path}`, () => file.truncate(sizeBytes));
   } catch (error) {
     await file.close();
     throw error;

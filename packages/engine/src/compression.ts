@@ -1,6 +1,7 @@
 import { constants, deflateRawSync, inflateSync } from "node:zlib";
 import { bunzip2Exactly, bzip2Pieces, requireBzip2 } from "./bzip2.ts";
 import { UnsupportedCompressionError } from "./errors.ts";
+import { isNoise } from "./noise.ts";
 import { unzstdExactly, zstdPieces } from "./zstd.ts";
 
 /** Every value of Cinder's option, which is also the label of what was compressed with it. */
@@ -129,6 +130,11 @@ const pieceBytes = 1024 * 1024;
 /** The window of deflate: what a piece may refer back to. */
 const dictionaryBytes = 32 * 1024;
 
+/** Noise is looked for in units of this size and stored as it is: deflate would do the same, thirty times slower. */
+const unitBytes = 64 * 1024;
+/** RFC 1951 section 3.2.4: the length of a stored block has 16 bits. */
+const storedBytesMax = 0xffff;
+
 /**
  * Compresses `data` to one zlib stream (RFC 1950), returned as consecutive pieces of about 1 MiB at most. Returns null when
  * the stream would not be shorter than the data, and undefined as soon as `cancelled` says so. Equal input and level give
@@ -139,28 +145,73 @@ export function deflatePieces(
   level: number,
   cancelled: () => boolean,
 ): Uint8Array<ArrayBuffer>[] | null | undefined {
+  const runs = cutRuns(data, level, cancelled);
+  if (runs === undefined || runs.every(({ noise }) => noise)) return runs === undefined ? undefined : null;
   const pieces: Uint8Array<ArrayBuffer>[] = [zlibHeader(level)];
   let total = 2 + 4;
   let adler = 1;
-  for (let start = 0; start < data.length; start += pieceBytes) {
+  for (const { start, end, noise } of runs) {
     if (cancelled()) return undefined;
-    const end = Math.min(start + pieceBytes, data.length);
     const input = data.subarray(start, end);
     adler = adler32(input, adler);
-    const piece = deflateRawSync(input, {
-      level,
-      chunkSize: pieceBytes + 4096,
-      finishFlush: end === data.length ? constants.Z_FINISH : constants.Z_SYNC_FLUSH,
-      ...(start > 0 ? { dictionary: data.subarray(Math.max(0, start - dictionaryBytes), start) } : {}),
-    });
+    const last = end === data.length;
+    const piece = noise ? storedBlocks(input, last) : deflatePiece(data, { start, end, level });
     total += piece.length;
     if (total >= data.length) return null;
-    pieces.push(ownBytes(piece));
+    pieces.push(piece);
   }
   const trailer = new Uint8Array(4);
   new DataView(trailer.buffer).setUint32(0, adler);
   pieces.push(trailer);
   return pieces;
+}
+
+interface Run {
+  start: number;
+  end: number;
+  noise: boolean;
+}
+
+/** Cuts data into runs of at most 1 MiB that are noise, or are not. */
+function cutRuns(data: Uint8Array, level: number, cancelled: () => boolean): Run[] | undefined {
+  const runs: Run[] = [];
+  for (let start = 0; start < data.length; start += unitBytes) {
+    if (start % pieceBytes === 0 && cancelled()) return undefined;
+    const end = Math.min(start + unitBytes, data.length);
+    const noise = level > 0 && isNoise(data.subarray(start, end));
+    const last = runs.at(-1);
+    if (last !== undefined && last.noise === noise && end - last.start <= pieceBytes) last.end = end;
+    else runs.push({ start, end, noise });
+  }
+  return runs;
+}
+
+function deflatePiece(data: Uint8Array, run: { start: number; end: number; level: number }): Uint8Array<ArrayBuffer> {
+  const { start, end, level } = run;
+  const piece = deflateRawSync(data.subarray(start, end), {
+    level,
+    chunkSize: Math.min(pieceBytes, end - start) + 4096,
+    finishFlush: end === data.length ? constants.Z_FINISH : constants.Z_SYNC_FLUSH,
+    ...(start > 0 ? { dictionary: data.subarray(Math.max(0, start - dictionaryBytes), start) } : {}),
+  });
+  return ownBytes(piece);
+}
+
+/** RFC 1951 section 3.2.4: one byte that says "stored" (and whether it is the last block), the length, its complement, the bytes. */
+function storedBlocks(input: Uint8Array, last: boolean): Uint8Array<ArrayBuffer> {
+  const blocks = Math.ceil(input.length / storedBytesMax);
+  const stored = new Uint8Array(input.length + blocks * 5);
+  const view = new DataView(stored.buffer);
+  let to = 0;
+  for (let from = 0; from < input.length; from += storedBytesMax) {
+    const length = Math.min(storedBytesMax, input.length - from);
+    view.setUint8(to, last && from + length === input.length ? 1 : 0);
+    view.setUint16(to + 1, length, true);
+    view.setUint16(to + 3, storedBytesMax - length, true);
+    stored.set(input.subarray(from, from + length), to + 5);
+    to += length + 5;
+  }
+  return stored;
 }
 
 /**

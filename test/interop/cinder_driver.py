@@ -10,8 +10,8 @@ Reads one JSON request on standard input and prints one JSON answer:
              {"do": "import", "url": BACKUP_URL}]}
 
 A RECORD has id, volume_id, parent_id, container, service_metadata and size (GiB). The answer to a backup is its record as Cinder
-has completed it, with the backup_url that Cinder exports; to an import, the record as Cinder has decoded it. A step that fails
-answers {"error": TEXT}, and the next one runs.
+has completed it, with the backup_url that Cinder exports; to an import, the record as Cinder has decoded it. Every answer says how many
+seconds the step took. A step that fails answers {"error": TEXT}, and the next one runs.
 
 Real are the drivers, the format code and the Backup object. The database is a dictionary.
 """
@@ -23,6 +23,7 @@ import datetime  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
+import time  # noqa: E402
 
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # What the libraries print is no answer.
@@ -158,8 +159,10 @@ def main():
     actions = {"backup": peer.backup, "restore": peer.restore, "import": peer.decode}
     done = []
     for step in request["steps"]:
+        started = time.monotonic()
         try:
-            done.append(actions[step["do"]](step))
+            answer = actions[step["do"]](step)
+            done.append({**answer, "seconds": time.monotonic() - started})
         except Exception as error:
             done.append({"error": f"{type(error).__name__}: {error}"})
     answers.write(json.dumps(done))

@@ -214,7 +214,7 @@ describe("tephra-engine", () => {
   });
 
   test("help explains every command on stdout with status 0", async () => {
-    for (const command of ["", "init", "backup", "list", "restore"]) {
+    for (const command of ["", "init", "backup", "list", "restore", "verify", "export", "import", "rescan"]) {
       const help = await run(...(command === "" ? [] : [command]), "--help");
       expect(help.status).toBe(0);
       expect(help.stdout).toContain("Usage: tephra-engine");

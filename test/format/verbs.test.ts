@@ -114,19 +114,21 @@ describe("verify", () => {
     const [incremental, full] = chain;
     const list = file(incremental, "_sha256file");
     const whole = await readFile(list, "utf8");
-    const damagedAfter = async (): Promise<string[]> => {
-      const { damaged } = await engine.verifyBackup({ chain, mode: "deep" }, freeContext());
-      return damaged.map(({ object }) => object);
-    };
+    const damagedAfter = async (): Promise<{ object: string; reason: string }[]> =>
+      (await engine.verifyBackup({ chain, mode: "deep" }, freeContext())).damaged;
+    const object = `${incremental.prefix}_sha256file`;
     await writeFile(list, whole.replace(/"[0-9a-f]{64}"/, `"${"0".repeat(64)}"`));
-    expect(await damagedAfter()).toEqual([`${incremental.prefix}_sha256file`]);
+    expect(await damagedAfter()).toEqual([{ object, reason: expect.stringContaining("does not match") }]);
     await writeFile(list, "nonsense");
-    expect(await damagedAfter()).toEqual([`${incremental.prefix}_sha256file`]);
+    expect(await damagedAfter()).toEqual([{ object, reason: expect.stringContaining("JSON") }]);
+    await expect(restoreToMemory(engine, chain)).rejects.toThrow(object);
     await rm(list);
-    expect(await damagedAfter()).toEqual([`${incremental.prefix}_sha256file`]);
+    expect(await damagedAfter()).toEqual([{ object, reason: "it is missing" }]);
     await writeFile(list, whole);
     await writeFile(file(full, "_metadata"), "nonsense");
-    expect(await damagedAfter()).toEqual([`${full.prefix}_metadata`]);
+    expect(await damagedAfter()).toEqual([
+      { object: `${full.prefix}_metadata`, reason: expect.stringContaining("JSON") },
+    ]);
   });
 });
 

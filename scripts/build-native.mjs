@@ -84,7 +84,7 @@ function compile(compiler) {
 
 /** @param {string | null} compiler */
 function fingerprintOf(compiler) {
-  const hash = createHash("sha256").update(JSON.stringify([compiler, flags, process.arch]));
+  const hash = createHash("sha256").update(JSON.stringify([compiler, flags, existsSync(headers)]));
   for (const name of readdirSync(sources).sort()) hash.update(name).update(readFileSync(join(sources, name)));
   return hash.digest("hex");
 }

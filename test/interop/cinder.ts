@@ -27,7 +27,7 @@ export interface CinderDriver {
 }
 
 const answers = z.array(z.record(z.string(), z.unknown()));
-export const completed = z.looseObject({
+export const completed = z.object({
   id: z.string(),
   volume_id: z.string(),
   parent_id: z.string().nullable(),

@@ -4,8 +4,7 @@ import { CountReporter } from "../harness/count-reporter.ts";
 /** Suites beside a real Cinder, kept apart from the rest because they bring Debian's packages. */
 export default defineConfig({
   test: {
-    root: import.meta.dirname,
-    include: ["*.suite.ts"],
+    include: ["test/interop/*.suite.ts"],
     reporters: ["default", new CountReporter()],
     maxWorkers: 1,
     testTimeout: 120_000,

@@ -92,12 +92,15 @@ describe.skipIf(inside || !namespaces)("a share, with a bind mount in its place"
   });
 });
 
-test.each(["nfs:server", "nfs:-o:/export", "nfs:server:/ex port", "nfs:server:/export?options=a%20b", "nfs:server:/e?x=1"])(
-  "%s is no share",
-  async (url) => {
-    await expect(openRepository(url)).rejects.toBeInstanceOf(RepositoryConfigError);
-  },
-);
+test.each([
+  "nfs:server",
+  "nfs:-o:/export",
+  "nfs:server:/ex port",
+  "nfs:server:/export?options=a%20b",
+  "nfs:server:/e?x=1",
+])("%s is no share", async (url) => {
+  await expect(openRepository(url)).rejects.toBeInstanceOf(RepositoryConfigError);
+});
 
 if (inside) {
   describeRepository({
@@ -127,14 +130,18 @@ if (inside) {
   });
 }
 
-test.skipIf(inside || !namespaces)("the contract is kept, run in a namespace with bind mounts", async () => {
-  const vitest = join(root, "node_modules/vitest/vitest.mjs");
-  const args = ["-Urm", projectNode(), vitest, "run", "--project", "engine", "test/contract/nfs.test.ts"];
-  const { stdout } = await execute("unshare", args, {
-    cwd: root,
-    env: { PATH: process.env["PATH"], TEPHRA_TEST_INSIDE_NAMESPACE: "1", NO_COLOR: "1" },
-    maxBuffer: 2 ** 24,
-  });
-  expect(stdout).toMatch(/Tests +\d+ passed/);
-  expect(Number(/Tests +(\d+) passed/.exec(stdout)?.[1])).toBeGreaterThan(25);
-}, 120_000);
+test.skipIf(inside || !namespaces)(
+  "the contract is kept, run in a namespace with bind mounts",
+  async () => {
+    const vitest = join(root, "node_modules/vitest/vitest.mjs");
+    const args = ["-Urm", projectNode(), vitest, "run", "--project", "engine", "test/contract/nfs.test.ts"];
+    const { stdout } = await execute("unshare", args, {
+      cwd: root,
+      env: { PATH: process.env["PATH"], TEPHRA_TEST_INSIDE_NAMESPACE: "1", NO_COLOR: "1" },
+      maxBuffer: 2 ** 24,
+    });
+    expect(stdout).toMatch(/Tests +\d+ passed/);
+    expect(Number(/Tests +(\d+) passed/.exec(stdout)?.[1])).toBeGreaterThan(25);
+  },
+  120_000,
+);

@@ -321,7 +321,9 @@ function describeLargeObjects(place: () => Place, largeBytes: number): void {
     const fence = (): void => {
       if (calls++ > largeBytes / 1024 / 1024 - 2) throw new Error("the lease is lost");
     };
-    await expect(repository().putIfAbsent(key, inPieces(large()), { ...free, fence })).rejects.toThrow("the lease is lost");
+    await expect(repository().putIfAbsent(key, inPieces(large()), { ...free, fence })).rejects.toThrow(
+      "the lease is lost",
+    );
     await expect(repository().stat(key)).rejects.toBeInstanceOf(ObjectMissingError);
     expect(await list(repository(), container, "")).toEqual([]);
   });

@@ -96,7 +96,10 @@ describe.each(["s3", "swift"] as const)("%s behind a network that fails", (drive
     };
     const one = repository.putIfAbsent(key, Buffer.from("one"), free);
     // The others come while the first is waiting.
-    await waitFor(() => told !== undefined && performance.now() - told > 100, { what: "the first is told to wait", everyMs: 5 });
+    await waitFor(() => told !== undefined && performance.now() - told > 100, {
+      what: "the first is told to wait",
+      everyMs: 5,
+    });
     const others = [2, 3, 4].map((n) => repository.putIfAbsent({ ...key, name: `o-${n}` }, Buffer.from("x"), free));
     await Promise.all([one, ...others]);
     const later = proxy.seen.slice(1).map(({ at }) => at - (told as number));
@@ -140,7 +143,9 @@ describe.each(["s3", "swift"] as const)("%s behind a network that fails", (drive
     const fence = (): void => {
       if (!held) throw new Error("the lease is lost");
     };
-    await expect(repository.putIfAbsent(key, Buffer.from("x"), { ...free, fence })).rejects.toThrow("the lease is lost");
+    await expect(repository.putIfAbsent(key, Buffer.from("x"), { ...free, fence })).rejects.toThrow(
+      "the lease is lost",
+    );
     expect(puts()).toBe(2);
   });
 
@@ -210,14 +215,20 @@ describe("configuration", () => {
 
   test.each([
     ["JSON", () => JSON.stringify({ access_key: server.user, secret_key: server.key })],
-    ["an ini file", () => `[other]\naws_access_key_id = x\n\n[default]\naws_access_key_id = ${server.user}\naws_secret_access_key=${server.key}\n`],
+    [
+      "an ini file",
+      () =>
+        `[other]\naws_access_key_id = x\n\n[default]\naws_access_key_id = ${server.user}\naws_secret_access_key=${server.key}\n`,
+    ],
   ])("credentials come from %s", async (_, text) => {
     const path = join(folder, "credentials");
     await writeFile(path, text());
     const place = `b-${randomUUID()}`;
     await using repository = await openRepository(`s3://${place}?endpoint=${server.url}`, { credentials: path });
     await repository.initialize();
-    await using again = await openRepository(`s3://${place}?endpoint=${server.url}&credentials=${encodeURIComponent(path)}`);
+    await using again = await openRepository(
+      `s3://${place}?endpoint=${server.url}&credentials=${encodeURIComponent(path)}`,
+    );
     expect(await again.identity()).toEqual(await repository.identity());
   });
 

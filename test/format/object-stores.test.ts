@@ -18,7 +18,15 @@ import {
 } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type SwiftServer, startSwift } from "../harness/swift.ts";
-import { backUp, freeContext, layoutFor, referenceTo, restoreToMemory, small, temporaryFolder } from "./backup-fixture.ts";
+import {
+  backUp,
+  freeContext,
+  layoutFor,
+  referenceTo,
+  restoreToMemory,
+  small,
+  temporaryFolder,
+} from "./backup-fixture.ts";
 
 let server: SwiftServer;
 let engine: Engine;
@@ -72,27 +80,33 @@ describe.each(["s3", "swift"] as const)("backups in %s", (driver) => {
     return { chain, images };
   }
 
-  test.each(["zlib", "none"] as const)("a chain (%s) restores exactly at every link, is found, and goes without a trace", async (compression) => {
-    await using folder = await temporaryFolder();
-    const { repository, place } = await newRepository();
-    await using _ = repository;
-    const { chain, images } = await makeChain(repository, folder.path, compression);
-    for (const [index, image] of images.entries()) {
-      expect((await restoreToMemory(engine, chain.slice(index))).equals(image)).toBe(true);
-    }
-    const prefix = /^volume_[0-9a-f-]{36}\/\d{14}\/az_az1_backup_[0-9a-f-]{36}(?:-\d{5}|_metadata|_sha256file)$/;
-    for (const name of await namesIn(repository, place)) expect(name).toMatch(prefix);
-    const mine = (reference: BackupReference): boolean => reference.container === place;
-    const found = (await Array.fromAsync(findBackups(repository, freeContext().signal))).filter(mine);
-    expect(found.map(({ backupId }) => backupId).sort()).toEqual(chain.map(({ backupId }) => backupId).sort());
-    for (const reference of found) {
-      expect(await describeBackup(reference, freeContext().signal)).toMatchObject({ problem: null, blockBytes: 4096 });
-    }
-    for (const { container, prefix } of chain) {
-      await engine.removeBackup({ repository, container, prefix }, freeContext());
-    }
-    expect(await namesIn(repository, place)).toEqual([]);
-  });
+  test.each(["zlib", "none"] as const)(
+    "a chain (%s) restores exactly at every link, is found, and goes without a trace",
+    async (compression) => {
+      await using folder = await temporaryFolder();
+      const { repository, place } = await newRepository();
+      await using _ = repository;
+      const { chain, images } = await makeChain(repository, folder.path, compression);
+      for (const [index, image] of images.entries()) {
+        expect((await restoreToMemory(engine, chain.slice(index))).equals(image)).toBe(true);
+      }
+      const prefix = /^volume_[0-9a-f-]{36}\/\d{14}\/az_az1_backup_[0-9a-f-]{36}(?:-\d{5}|_metadata|_sha256file)$/;
+      for (const name of await namesIn(repository, place)) expect(name).toMatch(prefix);
+      const mine = (reference: BackupReference): boolean => reference.container === place;
+      const found = (await Array.fromAsync(findBackups(repository, freeContext().signal))).filter(mine);
+      expect(found.map(({ backupId }) => backupId).sort()).toEqual(chain.map(({ backupId }) => backupId).sort());
+      for (const reference of found) {
+        expect(await describeBackup(reference, freeContext().signal)).toMatchObject({
+          problem: null,
+          blockBytes: 4096,
+        });
+      }
+      for (const { container, prefix } of chain) {
+        await engine.removeBackup({ repository, container, prefix }, freeContext());
+      }
+      expect(await namesIn(repository, place)).toEqual([]);
+    },
+  );
 
   test("ranges copied out of order and twice give one backup; a lost or stray object is seen before it is sealed", async () => {
     await using folder = await temporaryFolder();

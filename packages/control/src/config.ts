@@ -33,7 +33,10 @@ const Repository = z
     name,
     url: z
       .string()
-      .regex(/^(?:posix|nfs|s3|swift):.+/, "must be a repository URL: posix:/dir, nfs:server:/export, s3://bucket or swift:container"),
+      .regex(
+        /^(?:posix|nfs|s3|swift):.+/,
+        "must be a repository URL: posix:/dir, nfs:server:/export, s3://bucket or swift:container",
+      ),
     /** A file with the secrets of the repository, readable by the worker alone. */
     credentials: z.string().min(1).optional(),
     access_key: z.string().min(1).optional(),

@@ -27,7 +27,8 @@ export interface HttpFailure {
 export function httpError(failure: HttpFailure): Error {
   const { label, verb, status, cause, reason } = failure;
   const what = `The repository ${label} cannot ${verb}: ${status ?? "no answer"}${reason === "" ? "" : `, ${reason}`}.`;
-  if (status === undefined) return new RepositoryUnavailableError(what, { cause, retryable: !isCertificateFault(cause) });
+  if (status === undefined)
+    return new RepositoryUnavailableError(what, { cause, retryable: !isCertificateFault(cause) });
   if (status === 404 && failure.missing !== undefined) return new ObjectMissingError(failure.missing, { cause });
   if (status === 401 || status === 403) {
     return /quota/i.test(reason) ? full(what, cause) : new RepositoryDeniedError(what, { cause });

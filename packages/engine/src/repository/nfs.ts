@@ -5,8 +5,8 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { RepositoryConfigError, RepositoryUnavailableError } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
-import { ignoreMissing, makeFolders } from "./posix-files.ts";
 import { PosixRepository } from "./posix.ts";
+import { ignoreMissing, makeFolders } from "./posix-files.ts";
 import type { ObjectKey } from "./repository.ts";
 
 export interface NfsSettings {
@@ -129,12 +129,12 @@ export function parseMountInfo(text: string): { path: string; type: string; sour
     const path = before?.split(" ")[4];
     const [type, source] = after?.split(" ") ?? [];
     if (path === undefined || type === undefined || source === undefined) return [];
-    return [{ path: unescape(path), type, source: unescape(source) }];
+    return [{ path: unescaped(path), type, source: unescaped(source) }];
   });
 }
 
 /** Spaces, tabs, line ends and backslashes are written as three octal digits. */
-function unescape(text: string): string {
+function unescaped(text: string): string {
   return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)));
 }
 

@@ -184,7 +184,8 @@ class Parameters {
 
   needed(name: string, secrets: ReadonlyMap<string, string>): string {
     const value = secrets.get(name);
-    if (value === undefined || value === "") throw this.wrong(name, "is needed: in the URL or in a file of credentials");
+    if (value === undefined || value === "")
+      throw this.wrong(name, "is needed: in the URL or in a file of credentials");
     return value;
   }
 }

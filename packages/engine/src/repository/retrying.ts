@@ -1,14 +1,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { EngineError, RepositoryThrottledError } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
-import type {
-  LargeUpload,
-  ListPage,
-  ObjectStore,
-  PutBody,
-  StoredObject,
-  UploadedPart,
-} from "./object-store.ts";
+import type { LargeUpload, ListPage, ObjectStore, PutBody, StoredObject, UploadedPart } from "./object-store.ts";
 import type { ObjectKey } from "./repository.ts";
 
 export interface RetryPolicy {
@@ -77,11 +70,7 @@ export class RetryingStore implements ObjectStore {
     return this.#write(ctx, () => this.#inner.putPart(upload, number, body, ctx));
   }
 
-  completeLarge(
-    upload: LargeUpload,
-    parts: readonly UploadedPart[],
-    ctx: WriteContext,
-  ): Promise<"stored" | "taken"> {
+  completeLarge(upload: LargeUpload, parts: readonly UploadedPart[], ctx: WriteContext): Promise<"stored" | "taken"> {
     return this.#write(ctx, () => this.#inner.completeLarge(upload, parts, ctx));
   }
 

@@ -316,10 +316,7 @@ export class S3Store implements ObjectStore {
     key: ObjectKey,
     body: PutBody,
     ctx: WriteContext,
-    send: (
-      signal: AbortSignal,
-      stream: { Body: Readable; ContentLength: number; ContentMD5: string },
-    ) => Promise<Sent>,
+    send: (signal: AbortSignal, stream: { Body: Readable; ContentLength: number; ContentMD5: string }) => Promise<Sent>,
   ): Promise<Sent> {
     const refused = new AbortController();
     const stream = Readable.from(fencedPieces(body, ctx), { objectMode: false, highWaterMark: 0 });

@@ -133,7 +133,11 @@ export class SwiftClient implements AsyncDisposable {
     for await (const chunk of answer.body) {
       if (text.length < errorBytesMax) text += Buffer.from(chunk as Uint8Array).toString("utf8");
     }
-    const reason = text.replace(/<[^>]*>/g, " ").replace(/\s+/g, " ").trim().slice(0, 200);
+    const reason = text
+      .replace(/<[^>]*>/g, " ")
+      .replace(/\s+/g, " ")
+      .trim()
+      .slice(0, 200);
     const retryAfter = answer.headers["retry-after"];
     return httpError({
       label: this.#label,

@@ -13,6 +13,7 @@ import type { Repository } from "./repository/repository.ts";
 import type { RunContext } from "./run-context.ts";
 import { openFileSource } from "./volume/file-source.ts";
 import { openPathTarget } from "./volume/file-target.ts";
+import type { VolumeTarget } from "./volume/volume.ts";
 
 const native = loadNative() !== null;
 const MiB = 1024 * 1024;
@@ -123,6 +124,28 @@ describe("windows in step", () => {
     expect((await readFile(path)).equals(await readFile(volume))).toBe(true);
   });
 
+  test("are named when damaged, and a damaged block is never written", async () => {
+    const sizeBytes = await writeVolume();
+    const layout = layoutOf(sizeBytes);
+    await backUp(engine, layout);
+    const damagedAt = 4 * MiB + 400_000;
+    const object = await open(join(home, "repository", layout.container, `${layout.prefix}-00005`), "r+");
+    await object.write(Buffer.from("damage"), 0, 6, damagedAt - 4 * MiB);
+    await object.close();
+    const restored = Buffer.alloc(sizeBytes);
+    const target: VolumeTarget = {
+      sizeBytes,
+      isNew: true,
+      write: async (data, offset) => void restored.set(data, offset),
+      flush: async () => {},
+      [Symbol.asyncDispose]: async () => {},
+    };
+    const { backupId, container, prefix } = layout;
+    const restore = engine.restoreWhole({ chain: [{ backupId, repository, container, prefix }], target }, context());
+    await expect(restore).rejects.toMatchObject({ code: "damaged_object", object: `${prefix}-00005` });
+    expect(restored.includes("damage")).toBe(false);
+  });
+
   test("stop at a put that fails, and say why", async () => {
     const sizeBytes = await writeVolume();
     const layout = layoutOf(sizeBytes);
@@ -175,5 +198,31 @@ describe("windows in step", () => {
       SourceChangedError,
     );
     await grown;
+  });
+});
+
+describe("a window that a thread reads slice by slice", () => {
+  test("gives an incremental the changed blocks and nothing else, wherever they lie", async () => {
+    const sizeBytes = await writeVolume();
+    const overrides = { objectBytes: 8 * MiB };
+    const full = layoutOf(sizeBytes, overrides);
+    await backUp(engine, full);
+    const parent = { backupId: full.backupId, repository, container: full.container, prefix: full.prefix };
+    const file = await open(volume, "r+");
+    // The first and last block of a slice, two neighbours across slices, zeros over noise, noise over a hole, the odd end.
+    const changed = [2 * MiB, 3 * MiB - 32768, 4 * MiB - 32768, 4 * MiB, 14 * MiB, 24 * MiB + 65536];
+    for (const at of changed) await file.write(randomBytes(1000), 0, 1000, at);
+    await file.write(Buffer.alloc(65536), 0, 65536, 10 * MiB);
+    await file.close();
+    const layout = layoutOf(sizeBytes, { ...overrides, parentId: full.backupId });
+    await using source = await openFileSource(volume);
+    const result = await engine.backupWhole({ source, repository, layout, parent }, context());
+    expect(result).toMatchObject({ objects: 6 });
+    const path = join(home, "restored");
+    await using opened = await openPathTarget(path, sizeBytes);
+    const newest = { backupId: layout.backupId, repository, container: layout.container, prefix: layout.prefix };
+    await engine.restoreWhole({ chain: [newest, parent], target: opened.target }, context());
+    await opened.publish();
+    expect((await readFile(path)).equals(await readFile(volume))).toBe(true);
   });
 });

@@ -1,7 +1,8 @@
 import { type Compression, compressPieces, decompressExactly, labelToTry } from "../compression.ts";
 import type { Hashing } from "../hashing/hashing.ts";
+import type { CpuTools } from "./cpu-tools.ts";
 import { type HashLanesRequest, type HashLanesResult, hashLanes } from "./hash-lanes.ts";
-import { readFully } from "./read-fully.ts";
+import { readFully, type UnreadResult } from "./read-fully.ts";
 
 /** An extent of a window that becomes one object. */
 export interface WindowExtent {
@@ -36,11 +37,6 @@ export interface WindowSource {
   length: number;
   /** Pairs of start and end within the window, ascending: what lies between them is zero and is not read. */
   data: Float64Array<ArrayBuffer>;
-}
-
-/** The thread could not read its source, which its owner can find out more about. */
-export interface UnreadResult {
-  unread: { offset: number; length: number };
 }
 
 export interface CopyWindowResult {
@@ -109,12 +105,6 @@ export type CpuResult<Request extends CpuRequest> = Request extends CopyWindowRe
     : Request extends CheckObjectRequest | CheckBlocksRequest
       ? CheckObjectResult
       : ZeroFormResult;
-
-/** What a thread computes with. */
-export interface CpuTools {
-  hashing: Hashing;
-  cancelled: () => boolean;
-}
 
 /**
  * Carries out one request; undefined when it was cancelled on the way. Keeps no state, writes nothing, and reads nothing but

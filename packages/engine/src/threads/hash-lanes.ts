@@ -1,6 +1,6 @@
 import type { Md5InStep } from "../hashing/hashing.ts";
-import type { CpuTools, UnreadResult } from "./cpu-tasks.ts";
-import { readFully } from "./read-fully.ts";
+import type { CpuTools } from "./cpu-tools.ts";
+import { readFully, type UnreadResult } from "./read-fully.ts";
 
 /** One message of several that are hashed in step: the piece of it that comes next. */
 export interface LanePiece {

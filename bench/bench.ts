@@ -1,4 +1,5 @@
 // `npm run bench [-- NAME…]`: measures on private servers, prints a table and keeps it as JSON.
+import { measureEngine } from "./engine.ts";
 import { type Measurement, report, type Say } from "./measurement.ts";
 import { measureMemory } from "./memory.ts";
 import { measureRequests } from "./requests.ts";
@@ -6,6 +7,7 @@ import { measureSmallVolumes } from "./small-volumes.ts";
 import { measureTaskOverhead } from "./task-overhead.ts";
 
 const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>> = {
+  engine: measureEngine,
   memory: measureMemory,
   requests: measureRequests,
   tasks: measureTaskOverhead,

@@ -7,6 +7,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, unl
 import { constants } from "node:os";
 import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
+import { buildNative } from "./build-native.mjs";
 
 /** The folder of the checkout. */
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), "..");
@@ -52,7 +53,8 @@ export async function ensureDependencies() {
 }
 
 /**
- * Generates the database client when the schema changed and compiles when any source changed.
+ * Generates the database client when the schema changed and compiles when any source changed; with the engine, also its
+ * native part where a C compiler is there.
  * Quiet when there is nothing to do. Two callers at once do not collide: the second waits for the first.
  * @param {string[]} [projects] folders with a tsconfig.json; what they reference comes along
  * @param {{typeErrors?: "fail" | "warn"}} [options] whether code that does not type-check may still run
@@ -61,6 +63,7 @@ export async function ensureDependencies() {
  */
 export async function ensureBuilt(projects = productProjects, { typeErrors = "fail" } = {}) {
   const wanted = withReferences(projects);
+  if (wanted.includes("packages/engine")) buildNative(say);
   if (isBuilt(wanted)) return;
   await withLock(async () => {
     if (isBuilt(wanted)) return;

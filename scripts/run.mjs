@@ -34,6 +34,20 @@ const scripts = {
     await ensureBuilt();
     return succeeds([bin("vitest/vitest.mjs"), "run", ...args]);
   },
+  "test:interop": async (args) => {
+    await ensureBuilt();
+    return succeeds([
+      bin("vitest/vitest.mjs"),
+      "run",
+      "--config",
+      join(root, "test/interop/vitest.config.ts"),
+      ...args,
+    ]);
+  },
+  fuzz: async (args) => {
+    await ensureBuilt();
+    return succeeds([join(root, "test/fuzz/fuzz.ts"), ...args]);
+  },
   demo: async (args) => {
     await ensureBuilt();
     return succeeds([join(root, "demo/demo.ts"), ...args]);

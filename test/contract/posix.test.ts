@@ -22,7 +22,24 @@ async function openPlace(): Promise<{ path: string; repository: Repository } & A
   return { path, repository, [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }) };
 }
 
-describeRepository("posix", openPlace);
+describeRepository({
+  name: "posix",
+  prefix: "names",
+  largeBytes: null,
+  exclusive: true,
+  open: async () => {
+    const place = await openPlace();
+    return {
+      repository: place.repository,
+      container: "some-container",
+      otherContainer: "ab/cd/ef",
+      again: () => openRepository(`posix:${place.path}`),
+      missing: () => openRepository(`posix:${join(place.path, "missing")}`),
+      denied: null,
+      [Symbol.asyncDispose]: place[Symbol.asyncDispose],
+    };
+  },
+});
 
 describe("a posix repository", () => {
   let place: Awaited<ReturnType<typeof openPlace>>;

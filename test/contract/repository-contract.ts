@@ -5,35 +5,61 @@ import {
   type ObjectKey,
   ObjectMissingError,
   type Repository,
+  RepositoryDeniedError,
+  RepositoryUnavailableError,
   RepositoryUnmarkedError,
+  stagingContainer,
 } from "@tephra/engine";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 
-/** What a driver's test hands to the suite: a new, empty, unmarked place for every test. */
-export type OpenRepository = () => Promise<{ repository: Repository } & AsyncDisposable>;
+/** A new, empty, unmarked place, and how it differs from the others. */
+export interface Place extends AsyncDisposable {
+  repository: Repository;
+  /** A container that is not there yet, for objects. */
+  container: string;
+  /** Another one. */
+  otherContainer: string;
+  /** The same place once more, as another process has it. */
+  again(): Promise<Repository>;
+  /** A place of the same kind that is not there. */
+  missing(): Promise<Repository>;
+  /** The same place with credentials that are wrong; null where there are none. */
+  denied: (() => Promise<Repository>) | null;
+}
+
+export interface Kind {
+  name: string;
+  open: () => Promise<Place>;
+  prefix: "folders" | "names";
+  /** A size that takes several requests, or null where there are none. */
+  largeBytes: number | null;
+  /** Whether of writers in several processes that are there at the same instant exactly one stores. */
+  exclusive: boolean;
+}
 
 const free = { signal: new AbortController().signal, fence: () => {} };
-const container = "some-container";
 
 /** The rules of the Repository contract. Every driver enters here; a fault found in one adds a case for all. */
-export function describeRepository(name: string, open: OpenRepository): void {
-  describe(`repository ${name}`, () => {
-    let place: Awaited<ReturnType<OpenRepository>>;
-    let repository: Repository;
+export function describeRepository(kind: Kind): void {
+  describe(`repository ${kind.name}`, () => {
+    let opened: Place;
     beforeEach(async () => {
-      place = await open();
-      repository = place.repository;
+      opened = await kind.open();
     });
-    afterEach(() => place[Symbol.asyncDispose]());
+    afterEach(() => opened[Symbol.asyncDispose]());
+    const place = (): Place => opened;
 
-    describeIdentity(() => repository);
-    describeObjects(() => repository);
-    describeConditionalPut(() => repository);
-    describeListing(() => repository);
+    describeIdentity(place, kind);
+    describeObjects(place, kind);
+    describeConditionalPut(place, kind);
+    if (kind.largeBytes !== null) describeLargeObjects(place, kind.largeBytes);
+    describeListing(place);
   });
 }
 
-function describeIdentity(repository: () => Repository): void {
+function describeIdentity(place: () => Place, kind: Kind): void {
+  const repository = (): Repository => place().repository;
+
   test("a place without a marker is refused, and marking it twice keeps one identity", async () => {
     await expect(repository().identity()).rejects.toBeInstanceOf(RepositoryUnmarkedError);
     const both = await Promise.all([repository().initialize(), repository().initialize()]);
@@ -44,13 +70,37 @@ function describeIdentity(repository: () => Repository): void {
   test("prefixes have the form that Cinder's driver of the same kind gives them", () => {
     const ids = { volumeId: randomUUID(), backupId: randomUUID() };
     const prefix = repository().defaultPrefix({ ...ids, at: new Date("2026-11-20T17:21:41.999Z") });
-    expect(prefix).toBe(`volume_${ids.volumeId}_20261120172141_backup_${ids.backupId}`);
+    expect(prefix).toBe(
+      kind.prefix === "names"
+        ? `volume_${ids.volumeId}_20261120172141_backup_${ids.backupId}`
+        : `volume_${ids.volumeId}/20261120172141/az_nova_backup_${ids.backupId}`,
+    );
+  });
+
+  test("a place that is missing is unavailable, and asking does not create it", async () => {
+    const missing = await place().missing();
+    await expect(missing.identity()).rejects.toBeInstanceOf(RepositoryUnavailableError);
+    await expect(missing.identity()).rejects.toBeInstanceOf(RepositoryUnavailableError);
+  });
+
+  test("wrong credentials are denied, to read and to write, and nothing is tried twice", async ({ skip }) => {
+    const { denied } = place();
+    if (denied === null) return skip("this kind has no credentials");
+    const { container } = await prepare(place());
+    await using stranger = await denied();
+    await expect(stranger.identity()).rejects.toBeInstanceOf(RepositoryDeniedError);
+    const put = stranger.putIfAbsent({ container, name: "object" }, Buffer.from("x"), free);
+    await expect(put).rejects.toBeInstanceOf(RepositoryDeniedError);
+    await expect(stranger.identity()).rejects.toMatchObject({ retryable: false });
+    await expect(repository().stat({ container, name: "object" })).rejects.toBeInstanceOf(ObjectMissingError);
   });
 }
 
-function describeObjects(repository: () => Repository): void {
+function describeObjects(place: () => Place, kind: Kind): void {
+  const repository = (): Repository => place().repository;
+
   test("what is put is read back, whole, in part, and behind the end", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     const bytes = randomBytes(3 * 1024 * 1024 + 17);
     const key = { container, name: "object" };
     expect(await repository().putIfAbsent(key, bytes, free)).toBe("stored");
@@ -62,7 +112,7 @@ function describeObjects(repository: () => Repository): void {
   });
 
   test("an empty object is an object", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     const key = { container, name: "empty" };
     expect(await repository().putIfAbsent(key, chunks([]), free)).toBe("stored");
     expect(await repository().stat(key)).toEqual({ sizeBytes: 0 });
@@ -70,10 +120,10 @@ function describeObjects(repository: () => Repository): void {
   });
 
   test("a missing object is ObjectMissingError to read, and success to remove", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     for (const missing of [
       { container, name: "missing" },
-      { container: "missing-container", name: "missing" },
+      { container: place().otherContainer, name: "missing" },
     ]) {
       await expect(repository().stat(missing)).rejects.toBeInstanceOf(ObjectMissingError);
       await expect(read(repository(), missing)).rejects.toBeInstanceOf(ObjectMissingError);
@@ -81,8 +131,33 @@ function describeObjects(repository: () => Repository): void {
     }
   });
 
+  test("names with slashes and other signs are plain names where the service allows them", async ({ skip }) => {
+    if (kind.prefix === "names") return skip("names are those of files");
+    const { container } = await prepare(place());
+    const name = "volume_a/20261120172141/az_zone 1+%2f?#&=\u00e4_backup_b-00001";
+    const key = { container, name };
+    expect(await repository().putIfAbsent(key, Buffer.from("bytes"), free)).toBe("stored");
+    expect(await read(repository(), key)).toEqual(Buffer.from("bytes"));
+    expect(await list(repository(), container, "volume_a/20261120172141/az_zone 1+%2f?")).toEqual([[name, 5]]);
+    await repository().remove(key);
+    expect(await list(repository(), container, "")).toEqual([]);
+  });
+
+  test("what is staged is apart from every container of users, and can be listed and removed", async () => {
+    const { container } = await prepare(place());
+    const staging = stagingContainer("4f6c-1");
+    await repository().ensureContainer(staging);
+    await repository().putIfAbsent({ container: staging, name: "1.hashes" }, Buffer.from("abc"), free);
+    expect(await list(repository(), staging, "")).toEqual([["1.hashes", 3]]);
+    expect(await read(repository(), { container: staging, name: "1.hashes" })).toEqual(Buffer.from("abc"));
+    expect(await list(repository(), container, "")).toEqual([]);
+    expect(await repository().holdsOnly(() => false)).toBe(true);
+    await repository().remove({ container: staging, name: "1.hashes" });
+    expect(await list(repository(), staging, "")).toEqual([]);
+  });
+
   test("a removed object is gone and its name is free", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     const key = { container, name: "object" };
     await repository().putIfAbsent(key, Buffer.from("one"), free);
     await repository().remove(key);
@@ -91,10 +166,11 @@ function describeObjects(repository: () => Repository): void {
     expect(await repository().putIfAbsent(key, Buffer.from("other"), free)).toBe("stored");
   });
 
-  test.each(["", ".", "..", "a/../b", "/etc/passwd", "a\0b", "x".repeat(256)])(
+  const tooLong = kind.prefix === "names" ? "x".repeat(256) : "x".repeat(1025);
+  test.each(["", ".", "..", "a/../b", "/etc/passwd", "a\0b", tooLong, ".tephra/repository.json"])(
     "the name %j is refused",
     async (name) => {
-      await prepare(repository());
+      const { container } = await prepare(place());
       const key = { container, name };
       await expect(repository().putIfAbsent(key, Buffer.from("x"), free)).rejects.toBeInstanceOf(
         InvalidObjectNameError,
@@ -104,9 +180,11 @@ function describeObjects(repository: () => Repository): void {
   );
 }
 
-function describeConditionalPut(repository: () => Repository): void {
+function describeConditionalPut(place: () => Place, kind: Kind): void {
+  const repository = (): Repository => place().repository;
+
   test("a name that holds the same bytes is adopted, with other bytes it is a conflict and stays as it was", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     const key = { container, name: "object" };
     const bytes = randomBytes(2 * 1024 * 1024 + 1);
     await repository().putIfAbsent(key, bytes, free);
@@ -120,14 +198,27 @@ function describeConditionalPut(repository: () => Repository): void {
   });
 
   test("of many writers at once one stores and the others adopt", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     const bytes = randomBytes(300_000);
     const puts = Array.from({ length: 8 }, () => repository().putIfAbsent({ container, name: "object" }, bytes, free));
     expect((await Promise.all(puts)).sort()).toEqual([...Array.from({ length: 7 }, () => "exists"), "stored"]);
   });
 
+  test("eight writers of equal bytes in other processes all succeed, and where names are given once one stores", async () => {
+    const { container } = await prepare(place());
+    const key = { container, name: "object" };
+    const bytes = randomBytes(300_000);
+    const writers = await Promise.all(Array.from({ length: 8 }, () => place().again()));
+    const outcomes = await Promise.all(writers.map((writer) => writer.putIfAbsent(key, bytes, free)));
+    const stored = outcomes.filter((outcome) => outcome === "stored").length;
+    if (kind.exclusive) expect(stored).toBe(1);
+    else expect(stored).toBeGreaterThanOrEqual(1);
+    expect(await read(repository(), key)).toEqual(bytes);
+    for (const writer of writers) await writer[Symbol.asyncDispose]();
+  });
+
   test("of many writers with different bytes exactly one wins", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     const key = { container, name: "object" };
     const bodies = Array.from({ length: 6 }, () => randomBytes(100_000));
     const outcomes = await Promise.allSettled(bodies.map((body) => repository().putIfAbsent(key, body, free)));
@@ -137,7 +228,7 @@ function describeConditionalPut(repository: () => Repository): void {
   });
 
   test("a writer that may no longer write leaves nothing under the name", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     const key = { container, name: "object" };
     for (const callsAllowed of [0, 1, 3]) {
       let calls = 0;
@@ -151,7 +242,7 @@ function describeConditionalPut(repository: () => Repository): void {
   });
 
   test("an aborted put throws the reason and leaves nothing under the name", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     const key = { container, name: "object" };
     const controller = new AbortController();
     async function* body(): AsyncGenerator<Uint8Array> {
@@ -165,7 +256,7 @@ function describeConditionalPut(repository: () => Repository): void {
   });
 
   test("a body that fails in the middle leaves nothing under the name", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     async function* body(): AsyncGenerator<Uint8Array> {
       yield randomBytes(1000);
       throw new Error("the source is gone");
@@ -176,39 +267,113 @@ function describeConditionalPut(repository: () => Repository): void {
   });
 }
 
-function describeListing(repository: () => Repository): void {
+function describeLargeObjects(place: () => Place, largeBytes: number): void {
+  const repository = (): Repository => place().repository;
+  const large = (): Buffer => randomBytes(largeBytes);
+
+  test("an object of several parts is one object, in whole, in part, in a listing, and when it is removed", async () => {
+    const { container } = await prepare(place());
+    const key = { container, name: "large" };
+    const bytes = large();
+    expect(await repository().putIfAbsent(key, inPieces(bytes), free)).toBe("stored");
+    expect(Buffer.compare(await read(repository(), key), bytes)).toBe(0);
+    const part = { offset: 5_000_000, length: 1_000_000 };
+    expect(Buffer.compare(await read(repository(), key, part), bytes.subarray(5_000_000, 6_000_000))).toBe(0);
+    expect(await repository().stat(key)).toEqual({ sizeBytes: largeBytes });
+    expect(await list(repository(), container, "")).toEqual([["large", largeBytes]]);
+    await repository().remove(key);
+    expect(await list(repository(), container, "")).toEqual([]);
+    await expect(repository().stat(key)).rejects.toBeInstanceOf(ObjectMissingError);
+  });
+
+  test("equal bytes of several parts are adopted, others are a conflict and change nothing", async () => {
+    const { container } = await prepare(place());
+    const key = { container, name: "large" };
+    const bytes = large();
+    await repository().putIfAbsent(key, inPieces(bytes), free);
+    expect(await repository().putIfAbsent(key, inPieces(bytes), free)).toBe("exists");
+    const other = Buffer.from(bytes);
+    other[largeBytes - 1] = (other[largeBytes - 1] as number) ^ 1;
+    await expect(repository().putIfAbsent(key, inPieces(other), free)).rejects.toBeInstanceOf(ObjectConflictError);
+    const shorter = repository().putIfAbsent(key, inPieces(bytes.subarray(1)), free);
+    await expect(shorter).rejects.toBeInstanceOf(ObjectConflictError);
+    expect(Buffer.compare(await read(repository(), key), bytes)).toBe(0);
+  });
+
+  test("of three writers of several parts one stores and the others adopt", async () => {
+    const { container } = await prepare(place());
+    const bytes = large();
+    const puts = [1, 2, 3].map(() => repository().putIfAbsent({ container, name: "large" }, inPieces(bytes), free));
+    const outcomes = await Promise.all(puts);
+    expect(outcomes.sort()).toEqual(["exists", "exists", "stored"]);
+    expect(Buffer.compare(await read(repository(), { container, name: "large" }), bytes)).toBe(0);
+  });
+
+  test("a large object whose body fails, or whose writer may no longer write, leaves nothing under the name", async () => {
+    const { container } = await prepare(place());
+    const key = { container, name: "large" };
+    async function* failing(): AsyncGenerator<Uint8Array> {
+      yield* inPieces(large());
+      throw new Error("the source is gone");
+    }
+    await expect(repository().putIfAbsent(key, failing(), free)).rejects.toThrow("the source is gone");
+    let calls = 0;
+    const fence = (): void => {
+      if (calls++ > largeBytes / 1024 / 1024 - 2) throw new Error("the lease is lost");
+    };
+    await expect(repository().putIfAbsent(key, inPieces(large()), { ...free, fence })).rejects.toThrow(
+      "the lease is lost",
+    );
+    await expect(repository().stat(key)).rejects.toBeInstanceOf(ObjectMissingError);
+    expect(await list(repository(), container, "")).toEqual([]);
+  });
+}
+
+function describeListing(place: () => Place): void {
+  const repository = (): Repository => place().repository;
+
   test("a listing shows exactly the names with the prefix, with their sizes", async () => {
-    await prepare(repository());
+    const { container } = await prepare(place());
     for (const [index, name] of ["a-1", "a-10", "a_metadata", "b-1", "a"].entries()) {
       await repository().putIfAbsent({ container, name }, Buffer.alloc(index + 1), free);
     }
-    expect(await list(repository(), "a-")).toEqual([
+    expect(await list(repository(), container, "a-")).toEqual([
       ["a-1", 1],
       ["a-10", 2],
     ]);
-    expect((await list(repository(), "a")).length).toBe(4);
-    expect(await list(repository(), "c")).toEqual([]);
+    expect((await list(repository(), container, "a")).length).toBe(4);
+    expect(await list(repository(), container, "c")).toEqual([]);
+  });
+
+  test("a listing of several pages is whole and has nothing twice", async () => {
+    const { container } = await prepare(place());
+    const names = Array.from({ length: 23 }, (_, index) => `p-${String(index).padStart(5, "0")}`);
+    await Promise.all(names.map((name) => repository().putIfAbsent({ container, name }, Buffer.from("x"), free)));
+    expect((await list(repository(), container, "p-")).map(([name]) => name)).toEqual(names);
   });
 
   test("a missing container is empty", async () => {
     const names: string[] = [];
-    for await (const { name } of repository().list("missing/container", "")) names.push(name);
+    for await (const { name } of repository().list(place().otherContainer, "")) names.push(name);
     expect(names).toEqual([]);
   });
 
   test("containers are found, the reserved one is not among them", async () => {
-    await prepare(repository());
-    await repository().ensureContainer("ab/cd/ef");
-    await repository().putIfAbsent({ container: "ab/cd/ef", name: "object" }, Buffer.from("x"), free);
+    const { container } = await prepare(place());
+    const { otherContainer } = place();
+    await repository().ensureContainer(otherContainer);
+    await repository().putIfAbsent({ container: otherContainer, name: "object" }, Buffer.from("x"), free);
     const found: string[] = [];
     for await (const each of repository().containers()) found.push(each);
     expect(found).toContain(container);
-    expect(found).toContain("ab/cd/ef");
+    expect(found).toContain(otherContainer);
     expect(found.filter((each) => each.startsWith(".tephra"))).toEqual([]);
   });
 
   test("whether a place holds only what belongs there takes every object into account", async () => {
-    await prepare(repository());
+    await prepare(place());
+    const container = repository().defaultContainer(randomUUID());
+    await repository().ensureContainer(container);
     await repository().putIfAbsent({ container, name: "mine" }, Buffer.from("x"), free);
     expect(await repository().holdsOnly((name) => name === "mine")).toBe(true);
     await repository().putIfAbsent({ container, name: "other" }, Buffer.from("x"), free);
@@ -216,9 +381,11 @@ function describeListing(repository: () => Repository): void {
   });
 }
 
-async function prepare(repository: Repository): Promise<void> {
-  await repository.initialize();
-  await repository.ensureContainer(container);
+/** Marks the place and creates its container. */
+async function prepare(place: Place): Promise<Place> {
+  await place.repository.initialize();
+  await place.repository.ensureContainer(place.container);
+  return place;
 }
 
 async function read(
@@ -231,10 +398,15 @@ async function read(
   return Buffer.concat(parts);
 }
 
-async function list(repository: Repository, prefix: string): Promise<[string, number][]> {
+async function list(repository: Repository, container: string, prefix: string): Promise<[string, number][]> {
   const found: [string, number][] = [];
   for await (const { name, sizeBytes } of repository.list(container, prefix)) found.push([name, sizeBytes]);
   return found.sort();
+}
+
+/** A body in pieces that do not fit those of requests. */
+async function* inPieces(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  for (let start = 0; start < bytes.length; start += 777_777) yield bytes.subarray(start, start + 777_777);
 }
 
 async function* chunks(parts: readonly Uint8Array[]): AsyncGenerator<Uint8Array> {

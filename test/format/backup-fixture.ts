@@ -19,8 +19,8 @@ export function freeContext(overrides: Partial<RunContext> = {}): RunContext {
 }
 
 /** A folder of its own, gone with the scope. */
-export async function temporaryFolder(): Promise<AsyncDisposable & { path: string }> {
-  const path = await mkdtemp(join(tmpdir(), "tephra-test-"));
+export async function temporaryFolder(parent = tmpdir()): Promise<AsyncDisposable & { path: string }> {
+  const path = await mkdtemp(join(parent, "tephra-test-"));
   return { path, [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }) };
 }
 

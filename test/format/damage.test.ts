@@ -107,7 +107,9 @@ describe.each(["zlib", "none"] as const)(`a chain stored with %s (seed ${seed})`
         const needed = kind !== "hashes" || file.includes((chain[0] as BackupReference).container);
         // A bit may lie in a name that nobody reads, or in the padding of a zlib stream: then the bytes are right.
         const harmless = name === "one flipped bit" && outcome === "exact" && (kind !== "data" || compressed);
-        if (needed && !harmless) expect(`${kind} ${file}: ${outcome}`).toBe(`${kind} ${file}: damaged`);
+        // A list that is not there at all is no damage: everything else is still checked, and the restore says so.
+        const without = name === "deleted" && kind === "hashes";
+        if (needed && !harmless && !without) expect(`${kind} ${file}: ${outcome}`).toBe(`${kind} ${file}: damaged`);
         await rm(root, { recursive: true });
         await cp(whole, root, { recursive: true });
       }
@@ -223,7 +225,9 @@ describe("a repository written by an attacker", () => {
     "another MD5": (document) => {
       entry(document, 0)["md5"] = "0".repeat(32);
     },
-    "no MD5": (document) => void delete entry(document, 0)["md5"],
+    "an MD5 that is none": (document) => {
+      entry(document, 0)["md5"] = null;
+    },
     "a wrong label": (document) => {
       entry(document, 0)["compression"] = "zlib";
     },
@@ -248,12 +252,22 @@ describe("a repository written by an attacker", () => {
     expect(error).toBeInstanceOf(DamagedObjectError);
   });
 
-  test.each(["bz2", "zstd", "lzma", "../../x"])("with the label %s is refused in Cinder's words", async (label) => {
+  test.each(["bz2", "bzip2", "zstd", "gzip"])("with the wrong label %s is refused", async (label) => {
     const error = await restoreAfter((document) => {
       entry(document, 0)["compression"] = label;
     });
-    expect(error).toMatchObject({ message: `unsupported compression algorithm: ${label}` });
+    expect(error).toBeInstanceOf(DamagedObjectError);
   });
+
+  test.each(["lzma", "", "../../x", "zlib\0", "constructor"])(
+    "with the label %s is refused in Cinder's words",
+    async (label) => {
+      const error = await restoreAfter((document) => {
+        entry(document, 0)["compression"] = label;
+      });
+      expect(error).toMatchObject({ message: `unsupported compression algorithm: ${label}` });
+    },
+  );
 
   test("with a compression bomb is refused at the declared length", async () => {
     const error = await restoreAfter(async (document, prefix, root) => {
@@ -281,7 +295,9 @@ test("damage that only one read shows is not reported", async () => {
       }
     };
     const stat = repository.stat.bind(repository);
-    return { ...reference, repository: Object.assign(Object.create(repository) as typeof repository, { get, stat }) };
+    // Without files for the threads: every byte comes through get.
+    const own = { get, stat, openFile: undefined };
+    return { ...reference, repository: Object.assign(Object.create(repository) as typeof repository, own) };
   });
   expect((await restoreToMemory(engine, flaky)).equals(volume)).toBe(true);
 });

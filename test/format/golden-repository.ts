@@ -6,7 +6,7 @@ import { type BackupReference, openRepository, type Repository } from "@tephra/e
 import { z } from "zod";
 
 /** Repositories written by a real Cinder (posix driver), with the images that went in. */
-export const goldenCodecs = ["zlib", "gzip", "none"] as const;
+export const goldenCodecs = ["zlib", "gzip", "bz2", "zstd", "none"] as const;
 export type GoldenCodec = (typeof goldenCodecs)[number];
 
 const manifestSchema = z.object({

@@ -1,9 +1,17 @@
 import { randomBytes } from "node:crypto";
 import { open, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type BackupReference, DamagedObjectError, type Engine, openEngine, openRepository } from "@tephra/engine";
+import {
+  type BackupReference,
+  type Compression,
+  DamagedObjectError,
+  type Engine,
+  levelDefault,
+  openEngine,
+  openRepository,
+} from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { backUp, restoreToMemory, temporaryFolder } from "./backup-fixture.ts";
+import { backUp, freeContext, restoreToMemory, temporaryFolder } from "./backup-fixture.ts";
 
 let engine: Engine;
 beforeAll(() => {
@@ -16,7 +24,7 @@ const mebibyte = 1024 * 1024;
 const layoutSizes = { objectBytes: 80 * mebibyte, blockBytes: 32768 };
 
 /** A full backup of one object of 70 MiB and an incremental that changes it in three places. */
-async function makeChain(folder: string, compression: "zlib" | "none") {
+async function makeChain(folder: string, compression: Compression) {
   const root = join(folder, "repository");
   const repository = await openRepository(`posix:${root}`);
   await repository.initialize();
@@ -28,41 +36,48 @@ async function makeChain(folder: string, compression: "zlib" | "none") {
   const full = await backUp(engine, {
     repository,
     path,
-    layout: { compression, compressZeros: false, ...layoutSizes },
+    layout: { compression, level: levelDefault(compression), compressZeros: false, ...layoutSizes },
   });
   for (const at of [100, 9 * mebibyte, 60 * mebibyte]) volume.write("changed", at);
   const file = await open(path, "r+");
   for (const at of [100, 9 * mebibyte, 60 * mebibyte]) await file.write("changed", at);
   await file.close();
-  const layout = { compression, ...layoutSizes };
+  const layout = { compression, level: levelDefault(compression), ...layoutSizes };
   const incremental = await backUp(engine, { repository, path, parent: full, layout });
   return { root, chain: [incremental, full], volume };
 }
 
-describe.each(["zlib", "none"] as const)("an object that is too large for memory, stored with %s", (compression) => {
-  test("is restored piece by piece, exactly, below an incremental", async () => {
-    await using folder = await temporaryFolder();
-    const { chain, volume } = await makeChain(folder.path, compression);
-    expect((await restoreToMemory(engine, chain)).equals(volume)).toBe(true);
-  });
+describe.each(["zlib", "none", "zstd", "bz2"] as const)(
+  "an object that is too large for memory, stored with %s",
+  (compression) => {
+    test("is restored piece by piece, exactly, below an incremental", async () => {
+      await using folder = await temporaryFolder();
+      const { chain, volume } = await makeChain(folder.path, compression);
+      expect((await restoreToMemory(engine, chain)).equals(volume)).toBe(true);
+      const chunks: Uint8Array[] = [];
+      const sink = async (chunk: Uint8Array): Promise<void> => void chunks.push(chunk);
+      await engine.restoreStream({ chain, sink }, freeContext());
+      expect(Buffer.concat(chunks).equals(volume)).toBe(true);
+    });
 
-  test("is found damaged wherever the damage lies", async () => {
-    await using folder = await temporaryFolder();
-    const { root, chain } = await makeChain(folder.path, compression);
-    const full = chain[1] as BackupReference;
-    const path = join(root, full.container, `${full.prefix}-00001`);
-    const whole = await readFile(path);
-    const flipped = Buffer.from(whole);
-    const middle = compression === "none" ? 9 * mebibyte + 50_000 : Math.floor(whole.length / 2);
-    flipped[middle] = (flipped[middle] as number) ^ 1;
-    for (const bytes of [flipped, whole.subarray(0, -1), Buffer.concat([whole, Buffer.from("x")]), Buffer.alloc(0)]) {
-      await writeFile(path, bytes);
-      const error = await restoreToMemory(engine, [full]).then(
-        () => null,
-        (caught: unknown) => caught,
-      );
-      expect(error).toBeInstanceOf(DamagedObjectError);
-      expect((error as Error).message).toContain(`${full.prefix}-00001`);
-    }
-  });
-});
+    test("is found damaged wherever the damage lies", async () => {
+      await using folder = await temporaryFolder();
+      const { root, chain } = await makeChain(folder.path, compression);
+      const full = chain[1] as BackupReference;
+      const path = join(root, full.container, `${full.prefix}-00001`);
+      const whole = await readFile(path);
+      const flipped = Buffer.from(whole);
+      const middle = compression === "none" ? 9 * mebibyte + 50_000 : Math.floor(whole.length / 2);
+      flipped[middle] = (flipped[middle] as number) ^ 1;
+      for (const bytes of [flipped, whole.subarray(0, -1), Buffer.concat([whole, Buffer.from("x")]), Buffer.alloc(0)]) {
+        await writeFile(path, bytes);
+        const error = await restoreToMemory(engine, [full]).then(
+          () => null,
+          (caught: unknown) => caught,
+        );
+        expect(error).toBeInstanceOf(DamagedObjectError);
+        expect((error as Error).message).toContain(`${full.prefix}-00001`);
+      }
+    });
+  },
+);

@@ -7,6 +7,7 @@ import {
   encodeExportRecord,
   encodeVolumeMeta,
   InvalidLayoutError,
+  levelDefault,
   openEngine,
   openFileSource,
   type Repository,
@@ -25,8 +26,6 @@ interface BackupOptions {
 }
 
 const gibibyte = 1024 ** 3;
-/** The default level of zlib, as Cinder uses it. */
-const level = 6;
 
 /** Backs a file or device up and prints where it lies, with a record that a Cinder can import. */
 export async function backupCommand(options: BackupOptions, output: Output, signal: AbortSignal): Promise<void> {
@@ -102,7 +101,7 @@ function planLayout(input: {
     container: repository.defaultContainer(backupId),
     prefix: repository.defaultPrefix({ volumeId, backupId, at }),
     compression: options.compression,
-    level,
+    level: levelDefault(options.compression),
     objectBytes: options.objectBytes,
     blockBytes: options.blockBytes,
     volumeBytes,

@@ -6,11 +6,16 @@ export class UsageError extends Error {
   readonly code = "usage";
 }
 
+/** The result, already printed, tells of damage; only the exit status is left to say it. */
+export class DamageFoundError extends Error {}
+
 /** Where a command writes: one result on stdout, everything else on stderr. */
 export interface Output {
   readonly json: boolean;
   /** The result: the object as JSON, or the lines for a person. */
   result(object: Record<string, unknown>, lines: readonly string[]): void;
+  /** From now on the standard output carries data: the result goes to stderr. */
+  resultAside(): void;
   note(line: string): void;
   /** A bar on a terminal, nothing elsewhere. Stop it before anything else is written. */
   progress(label: string, totalBytes: number): { update(bytesDone: number): void; stop(): void };
@@ -19,10 +24,14 @@ export interface Output {
 const mebibyte = 1024 * 1024;
 
 export function createOutput(options: { json: boolean }): Output {
+  let results: NodeJS.WriteStream = process.stdout;
   return {
     json: options.json,
+    resultAside() {
+      results = process.stderr;
+    },
     result(object, lines) {
-      process.stdout.write(options.json ? `${JSON.stringify(object)}\n` : lines.map((line) => `${line}\n`).join(""));
+      results.write(options.json ? `${JSON.stringify(object)}\n` : lines.map((line) => `${line}\n`).join(""));
     },
     note(line) {
       process.stderr.write(`${line}\n`);

@@ -2,6 +2,7 @@ import {
   type BackupReference,
   describeBackup,
   findBackups,
+  findRecord,
   holdsOnlyBackups,
   type ListedBackup,
   openRepository,
@@ -9,6 +10,7 @@ import {
   RepositoryConfigError,
   RepositoryUnavailableError,
   RepositoryUnmarkedError,
+  redactRepositoryUrl,
 } from "@tephra/engine";
 import { type Output, UsageError } from "./engine-output.ts";
 
@@ -24,9 +26,8 @@ export async function openNamedRepository(url: string): Promise<Repository> {
 export async function initCommand(options: { repository: string }, output: Output): Promise<void> {
   await using repository = await openNamedRepository(options.repository);
   const { id } = await repository.initialize();
-  output.result({ repository: { id, url: options.repository } }, [
-    `Repository ${options.repository} is ready (id ${id}).`,
-  ]);
+  const url = redactRepositoryUrl(options.repository);
+  output.result({ repository: { id, url } }, [`Repository ${url} is ready (id ${id}).`]);
 }
 
 /** Makes sure that the repository may be written: marked, or marked now when that cannot be a mistake. */
@@ -39,7 +40,7 @@ export async function prepareRepository(repository: Repository, url: string, out
     if (!unmarked || !(await holdsOnlyBackups(repository))) throw error;
   }
   const { id } = await repository.initialize();
-  output.note(`Marked ${url} as a new repository (id ${id}).`);
+  output.note(`Marked ${redactRepositoryUrl(url)} as a new repository (id ${id}).`);
 }
 
 /** The backup with this id and all that it builds on, newest first. UsageError when the id is not there. */
@@ -50,13 +51,14 @@ export async function findChain(
 ): Promise<{ backup: ListedBackup; references: BackupReference[] }> {
   const places = new Map<string, BackupReference>();
   for await (const reference of findBackups(repository, signal)) places.set(reference.backupId, reference);
-  const first = places.get(backupId);
+  const imported = await findRecord(repository, backupId, signal);
+  const first = places.get(backupId) ?? imported?.reference;
   if (first === undefined) throw new UsageError(`There is no backup ${backupId} in the repository.`);
   const backup = await describeBackup(first, signal);
   const references = [first];
   let parentId = backup.parentId;
   while (parentId !== null) {
-    const parent = places.get(parentId);
+    const parent = places.get(parentId) ?? (await findRecord(repository, parentId, signal))?.reference;
     if (parent === undefined || references.includes(parent)) break;
     references.push(parent);
     parentId = (await describeBackup(parent, signal)).parentId;

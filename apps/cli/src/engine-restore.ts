@@ -1,34 +1,80 @@
-import { openEngine, openPathTarget } from "@tephra/engine";
+import { type BackupReference, type Engine, openEngine, openPathTarget, type RunContext } from "@tephra/engine";
 import type { Output } from "./engine-output.ts";
 import { findChain, openNamedRepository } from "./engine-repository.ts";
 
 interface RestoreOptions {
   repository: string;
   backup: string;
+  /** `-` is the standard output. */
   target: string;
+  offset?: number;
+  length?: number;
 }
 
-/** Restores a backup and all that it builds on to a file or device. A new file appears only when it is whole. */
+interface Restored {
+  bytes: number;
+  warnings: string[];
+}
+
+/**
+ * Restores a backup and all that it builds on, or a part of it, to a file, device or pipe. A new file appears only when it is whole. A
+ * part is written at its own place, and the rest of an existing target stays as it is; a pipe gets the part alone.
+ */
 export async function restoreCommand(options: RestoreOptions, output: Output, signal: AbortSignal): Promise<void> {
   const started = performance.now();
+  const piped = options.target === "-";
+  if (piped) output.resultAside();
   await using repository = await openNamedRepository(options.repository);
   const { backup, references } = await findChain(repository, options.backup, signal);
   await using engine = openEngine();
+  const bar = output.progress("restore", options.length ?? backup.volumeBytes - (options.offset ?? 0));
+  const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
+  const ctx = { signal, fence: () => {}, onProgress };
+  const restore = piped ? restoreToPipe : restoreToPath;
+  const { bytes, warnings } = await restore(engine, references, options, ctx).finally(() => bar.stop());
+  for (const warning of warnings) output.note(`Warning: ${warning}`);
+  const seconds = (performance.now() - started) / 1000;
+  output.result({ restore: { id: options.backup, target: options.target, bytes, seconds, warnings } }, [
+    `Backup ${options.backup} is restored to ${options.target}: ${bytes} bytes, ${seconds.toFixed(1)} s`,
+  ]);
+}
+
+function partOf(options: RestoreOptions): { extent?: { offset: number; length: number | null } } {
+  if (options.offset === undefined && options.length === undefined) return {};
+  return { extent: { offset: options.offset ?? 0, length: options.length ?? null } };
+}
+
+async function restoreToPath(
+  engine: Engine,
+  chain: readonly BackupReference[],
+  options: RestoreOptions,
+  ctx: RunContext,
+): Promise<Restored> {
   await using opened = new AsyncDisposableStack();
   let publish = async (): Promise<void> => {};
+  const part = partOf(options);
   const openTarget = async (volumeBytes: number) => {
-    const path = opened.use(await openPathTarget(options.target, volumeBytes));
+    const keepLength = part.extent !== undefined;
+    const path = opened.use(await openPathTarget(options.target, volumeBytes, { keepLength }));
     publish = () => path.publish();
     return path.target;
   };
-  const bar = output.progress("restore", backup.volumeBytes);
-  const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
-  const ctx = { signal, fence: () => {}, onProgress };
-  const input = { chain: references, target: null, openTarget };
-  const { bytes } = await engine.restoreWhole(input, ctx).finally(() => bar.stop());
+  const restored = await engine.restoreWhole({ chain, target: null, openTarget, ...part }, ctx);
   await publish();
-  const seconds = (performance.now() - started) / 1000;
-  output.result({ restore: { id: options.backup, target: options.target, bytes, seconds } }, [
-    `Backup ${options.backup} is restored to ${options.target}: ${bytes} bytes, ${seconds.toFixed(1)} s`,
-  ]);
+  return restored;
+}
+
+function restoreToPipe(
+  engine: Engine,
+  chain: readonly BackupReference[],
+  options: RestoreOptions,
+  ctx: RunContext,
+): Promise<Restored> {
+  // Without a listener a reader that goes away would end the process; the write that fails says it, too.
+  process.stdout.on("error", () => {});
+  const sink = (chunk: Uint8Array): Promise<void> =>
+    new Promise((resolve, reject) => {
+      process.stdout.write(chunk, (error) => (error ? reject(error) : resolve()));
+    });
+  return engine.restoreStream({ chain, sink, ...partOf(options) }, ctx);
 }

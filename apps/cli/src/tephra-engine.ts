@@ -1,9 +1,12 @@
+import { type Compression, compressions, parseCompression } from "@tephra/engine";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { backupCommand } from "./engine-backup.ts";
 import { listCommand } from "./engine-list.ts";
-import { createOutput, type Output, reportFailure, UsageError } from "./engine-output.ts";
+import { createOutput, DamageFoundError, type Output, reportFailure, UsageError } from "./engine-output.ts";
+import { exportCommand, importCommand, rescanCommand } from "./engine-records.ts";
 import { initCommand } from "./engine-repository.ts";
 import { restoreCommand } from "./engine-restore.ts";
+import { verifyCommand } from "./engine-verify.ts";
 
 /** Exit statuses: done, failed or damaged, wrong usage. */
 const exitDone = 0;
@@ -27,6 +30,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     return exitDone;
   } catch (error) {
     if (error instanceof CommanderError && error.exitCode === 0) return exitDone;
+    if (error instanceof DamageFoundError) return exitFailed;
     const usage = error instanceof CommanderError || error instanceof UsageError;
     // Commander has already written its own message to stderr.
     reportFailure(output, error, { silent: error instanceof CommanderError });
@@ -60,7 +64,11 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
     .requiredOption("--source <path>", "the regular file or block device to read")
     .option("--volume-id <uuid>", "id of the volume (default: the parent's, else a new one)", parseId)
     .option("--parent <backup-id>", "store only what has changed since this backup", parseId)
-    .addOption(new Option("--compression <codec>", "how data is stored").choices(["zlib", "none"]).default("zlib"))
+    .addOption(
+      new Option("--compression <codec>", `how data is stored: ${compressions.join(", ")}`)
+        .argParser(parseCodec)
+        .default("zlib"),
+    )
     .option("--object-bytes <n>", "size of a stored piece before compression", parseBytes, 52_428_800)
     .option("--block-bytes <n>", "size of the unit that changes are found by", parseBytes, 32_768)
     .action((options: Parameters<typeof backupCommand>[0]) => backupCommand(options, output, signal));
@@ -72,8 +80,28 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
       "Restore a backup, with all it builds on, to a file or block device. An existing target is overwritten.",
     )
     .requiredOption("--backup <id>", "the backup to restore", parseId)
-    .requiredOption("--target <path>", "the file or block device to write")
+    .requiredOption("--target <path>", "the file or block device to write; - writes the bytes to standard output")
+    .option("--offset <n>", "restore only what starts at this byte, at its own place", parseOffset)
+    .option("--length <n>", "restore only so many bytes", parseBytes)
     .action((options: Parameters<typeof restoreCommand>[0]) => restoreCommand(options, output, signal));
+  command("verify")
+    .description("Check that a backup, with all it builds on, can be restored. Every hash, unless --quick.")
+    .requiredOption("--backup <id>", "the backup to verify", parseId)
+    .option("--quick", "compare listings and sizes with the metadata only")
+    .action((options: Parameters<typeof verifyCommand>[0]) => verifyCommand(options, output, signal));
+  command("export")
+    .description("Print the record by which a Cinder, or this service, imports a backup.")
+    .requiredOption("--backup <id>", "the backup to export", parseId)
+    .action((options: Parameters<typeof exportCommand>[0]) => exportCommand(options, output, signal));
+  command("import")
+    .description("Take a record that was exported elsewhere: check it, show its backup, and let restore find it by id.")
+    .requiredOption("--record <file>", "the backup_url, or the JSON around it; - reads standard input")
+    .option("--service <name>", "the service that the record belongs to (default: what it says itself)")
+    .option("--dry-run", "keep nothing")
+    .action((options: Parameters<typeof importCommand>[0]) => importCommand(options, output, signal));
+  command("rescan")
+    .description("Rebuild the catalogue from the objects alone: every backup with its chain and record, parents first.")
+    .action((options: { repository: string }) => rescanCommand(options, output, signal));
   program.addHelpText("after", "\nExit status: 0 done, 1 failed or damaged, 2 wrong usage.");
   return program;
 }
@@ -84,6 +112,18 @@ function parseBytes(text: string): number {
     throw new InvalidArgumentError("Expected a positive number of bytes.");
   }
   return value;
+}
+
+function parseOffset(text: string): number {
+  return text === "0" ? 0 : parseBytes(text);
+}
+
+function parseCodec(text: string): Compression {
+  try {
+    return parseCompression(text);
+  } catch (error) {
+    throw new InvalidArgumentError((error as Error).message);
+  }
 }
 
 function parseId(text: string): string {

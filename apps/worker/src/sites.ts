@@ -49,10 +49,20 @@ export function openSites(config: Config, log: Logger): Sites {
     }
     const settings = config.repositories.find((r) => r.name === name);
     if (!settings) throw new SiteUnreachableError(`repository:${name}`);
-    const repository = await openRepository(settings.url);
-    const { id } = await repository.identity();
+    const { url, zone, credentials, access_key: accessKey, secret_key: secretKey } = settings;
+    const repository = await openRepository(url, { zone, credentials, accessKey, secretKey });
+    let id: string;
+    try {
+      ({ id } = await repository.identity());
+    } catch (error) {
+      await repository[Symbol.asyncDispose]();
+      throw error;
+    }
     const raced = repositories.get(name);
-    if (raced) return raced.repository;
+    if (raced) {
+      await repository[Symbol.asyncDispose]();
+      return raced.repository;
+    }
     repositories.set(name, { repository, id });
     return repository;
   };
@@ -77,8 +87,12 @@ export function openSites(config: Config, log: Logger): Sites {
           reach.unreachable[name] = (error as Error).message;
         }
       };
-      for (const r of config.repositories) await look(`repository:${r.name}`, () => openNamed(r.name));
-      for (const b of config.volume_backends) await look(`backend:${b.name}`, () => openFileBackend(b.path));
+      // At the same time, since one that is away answers only after a while.
+      await Promise.all([
+        ...config.repositories.map((r) => look(`repository:${r.name}`, () => openNamed(r.name))),
+        ...config.volume_backends.map((b) => look(`backend:${b.name}`, () => openFileBackend(b.path))),
+      ]);
+      reach.reaches.sort();
       return reach;
     },
     repository: openNamed,

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import type { Config, RepositoryConfig } from "./config.ts";
+import { type Compression, type Config, compressionLevels, type RepositoryConfig } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ConfigError, NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
@@ -26,7 +26,7 @@ export interface BackupPlan {
   source: { kind: "volume" } | { kind: "snapshot"; id: string; temporary: boolean };
   container: string;
   prefix: string;
-  compression: "zlib" | "none";
+  compression: Compression;
   level: number;
   objectBytes: number;
   blockBytes: number;
@@ -49,9 +49,6 @@ export interface BackupSite {
   defaultPrefix: (input: { volumeId: string; backupId: string; at: Date }) => string;
   canSnapshotCheaply: () => Promise<boolean>;
 }
-
-/** zlib's own default, as Cinder uses it. */
-const zlibLevel = 6;
 
 export const rangesMax = 16_384;
 
@@ -104,7 +101,7 @@ export async function planBackup(
     container: backup.container || site.defaultContainer(backup.id),
     prefix: site.defaultPrefix({ volumeId: backup.volumeId, backupId: backup.id, at: backup.createdAt }),
     compression: repository.compression,
-    level: zlibLevel,
+    level: compressionLevels[repository.compression],
     objectBytes: repository.object_bytes,
     blockBytes: repository.block_bytes,
     volumeBytes,

@@ -24,11 +24,28 @@ const Token = z.strictObject({
   roles: z.array(z.enum(roles)).min(1),
 });
 
+/** Every value of Cinder's option, and the level of its codec: Cinder's own defaults. Zeros are compressed with zlib where it is off. */
+export const compressionLevels = { zlib: 6, gzip: 6, bz2: 9, bzip2: 9, zstd: 3, none: 6, off: 6, no: 6 } as const;
+export type Compression = keyof typeof compressionLevels;
+
 const Repository = z
   .strictObject({
     name,
-    url: z.string().regex(/^posix:.+/, "must be a repository URL such as posix:/dir"),
-    zone: z.string().min(1).default("nova"),
+    url: z
+      .string()
+      .regex(
+        /^(?:posix|nfs|s3|swift):.+/,
+        "must be a repository URL: posix:/dir, nfs:server:/export, s3://bucket or swift:container",
+      ),
+    /** A file with the secrets of the repository, readable by the worker alone. */
+    credentials: z.string().min(1).optional(),
+    access_key: z.string().min(1).optional(),
+    secret_key: z.string().min(1).optional(),
+    /** Part of the names of objects in S3 and Swift. */
+    zone: z
+      .string()
+      .regex(/^[ -.0-~]{1,255}$/, "must be printable ASCII without a slash")
+      .default("nova"),
     default: z.boolean().default(false),
     block_bytes: z
       .int()
@@ -40,7 +57,11 @@ const Repository = z
       .min(4096)
       .max(2048 * MiB)
       .default(52_428_800),
-    compression: z.enum(["zlib", "none"]).default("zlib"),
+    compression: z
+      .string()
+      .toLowerCase()
+      .pipe(z.enum(Object.keys(compressionLevels) as [Compression, ...Compression[]]))
+      .default("zlib"),
   })
   .refine((r) => r.object_bytes % r.block_bytes === 0, {
     path: ["object_bytes"],

@@ -1,8 +1,10 @@
 import { asDamage, type BackupReference, confirmed, damaged, keyOf } from "./backup-reference.ts";
-import { InvalidBackupError } from "./errors.ts";
+import { measureObject } from "./decode-object.ts";
+import { EngineError, InvalidBackupError } from "./errors.ts";
 import { type HashList, openHashList } from "./hash-list.ts";
-import { hashListName, metadataName } from "./layout.ts";
-import { type MetadataHeader, readMetadata } from "./metadata.ts";
+import { dataName, hashListName, metadataName } from "./layout.ts";
+import { type MergeStep, mergeLayers } from "./merge-layers.ts";
+import { type MeasureEntry, type MetadataHeader, readMetadata } from "./metadata.ts";
 import type { ObjectEntry } from "./object-entry.ts";
 import { statedVolumeBytes } from "./volume-meta.ts";
 
@@ -19,13 +21,16 @@ export interface Chain {
   /** Newest first; the last one is full. */
   references: readonly BackupReference[];
   summaries: readonly LayerSummary[];
-  hashes: HashList;
-  /** Exact length of the volume when the newest backup was made. */
+  /** Of the newest backup; null when it is missing. */
+  hashes: HashList | null;
+  /** Length of the volume when the newest backup was made: exact when there is a list of hashes. */
   volumeBytes: number;
 }
 
 /** No chain of a sane service is longer; each member costs an open stream while merging. */
 const membersMax = 1000;
+/** No driver writes objects of this length: a Cinder holds each one in memory. Bounds the work for metadata without lengths. */
+const measuredBytesMax = 4 * 1024 ** 3;
 
 /**
  * Reads through the metadata of every member and checks that they belong together. InvalidBackupError for a chain that is no
@@ -38,7 +43,7 @@ export async function openChain(references: readonly BackupReference[], signal: 
   const summaries: LayerSummary[] = [];
   for (const reference of references) summaries.push(await summarize(reference, signal));
   for (const [index, summary] of summaries.entries()) checkLink(references, index, summary, summaries[index + 1]);
-  const hashes = await readHashList(newest, signal);
+  const hashes = await findHashList(newest, signal);
   const volumeBytes = await chainVolumeBytes({ references, summaries, hashes, signal });
   return { references, summaries, hashes, volumeBytes };
 }
@@ -64,8 +69,12 @@ export async function* streamEntries(
   signal: AbortSignal,
 ): AsyncGenerator<ObjectEntry[], MetadataHeader> {
   const name = metadataName(reference.prefix);
+  const measure: MeasureEntry = ({ number, compression }) => {
+    const object = { name: dataName(reference.prefix, number), compression };
+    return measureObject(reference, object, { lengthMax: measuredBytesMax, signal });
+  };
   try {
-    return yield* readMetadata(reference.repository.get(keyOf(reference, name), { signal }), reference.prefix);
+    return yield* readMetadata(reference.repository.get(keyOf(reference, name), { signal }), reference.prefix, measure);
   } catch (error) {
     throw asDamage(reference, name, error);
   }
@@ -88,6 +97,17 @@ export async function readHashList(reference: BackupReference, signal: AbortSign
     return openHashList((part) => reference.repository.get(key, { ...part, signal }), sizeBytes);
   });
   return { ...list, read: (first, count) => attempt(() => list.read(first, count)) };
+}
+
+/** The hash list, or null when there is none: a restore can do without, and must say so. Damage of it is still damage. */
+export async function findHashList(reference: BackupReference, signal: AbortSignal): Promise<HashList | null> {
+  try {
+    return await readHashList(reference, signal);
+  } catch (error) {
+    const cause = error instanceof EngineError ? error.cause : null;
+    if (cause instanceof EngineError && cause.code === "object_missing") return null;
+    throw error;
+  }
 }
 
 function checkLink(
@@ -118,10 +138,11 @@ function checkLink(
 async function chainVolumeBytes(input: {
   references: readonly BackupReference[];
   summaries: readonly LayerSummary[];
-  hashes: HashList;
+  hashes: HashList | null;
   signal: AbortSignal;
 }): Promise<number> {
   const { references, summaries, hashes, signal } = input;
+  if (hashes === null) return unhashedVolumeBytes(summaries);
   const { count, blockBytes } = hashes;
   if (count === 0) return 0;
   for (const [index, reference] of references.entries()) {
@@ -143,6 +164,13 @@ async function chainVolumeBytes(input: {
   return count * blockBytes;
 }
 
+/** Without a list of hashes: what this service notes, if the objects reach so far, else the end of the last object. */
+function unhashedVolumeBytes(summaries: readonly LayerSummary[]): number {
+  const end = Math.max(...summaries.map(({ endBytes }) => endBytes));
+  const stated = statedVolumeBytes(summaries[0]?.header.volumeMeta ?? null);
+  return stated !== null && stated <= end ? stated : end;
+}
+
 /**
  * The exact length of the volume at the time of one backup, from that backup alone where possible: from its objects when they
  * reach the last block, else from what this service notes in volume_meta. InvalidBackupError when only the chain can tell.
@@ -156,4 +184,25 @@ export async function volumeBytesOf(reference: BackupReference, signal: AbortSig
   const stated = statedVolumeBytes(summary.header.volumeMeta);
   if (stated !== null && inLastBlock(stated)) return stated;
   throw new InvalidBackupError("The length of the volume cannot be told without the backups below this one.");
+}
+
+/** The merged map of a chain. */
+export function chainSteps(chain: Chain, signal: AbortSignal): AsyncGenerator<MergeStep> {
+  return mergeLayers({
+    references: chain.references,
+    layers: chain.references.map((reference) => streamEntries(reference, signal)),
+    volumeBytes: chain.volumeBytes,
+    // Without a list of hashes there are no blocks, and objects may start and end anywhere.
+    blockBytes: chain.hashes?.blockBytes ?? 1,
+  });
+}
+
+/** What a person should know about a chain that can be restored nevertheless. */
+export function chainWarnings(chain: Pick<Chain, "references" | "hashes">): string[] {
+  const [newest] = chain.references;
+  if (chain.hashes !== null || newest === undefined) return [];
+  return [
+    `Backup ${newest.backupId} has no list of hashes (${hashListName(newest.prefix)} is missing): ` +
+      "only lengths and MD5 sums are checked.",
+  ];
 }

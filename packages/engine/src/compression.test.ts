@@ -1,7 +1,16 @@
 import { randomBytes } from "node:crypto";
 import { deflateSync, inflateSync } from "node:zlib";
-import { expect, test } from "vitest";
-import { codecOf, deflatePieces, inflateExactly } from "./compression.ts";
+import { describe, expect, test } from "vitest";
+import {
+  codecOf,
+  compressions,
+  compressPieces,
+  decompressExactly,
+  deflatePieces,
+  inflateExactly,
+  levelDefault,
+  parseCompression,
+} from "./compression.ts";
 import { UnsupportedCompressionError } from "./errors.ts";
 
 const never = (): boolean => false;
@@ -58,8 +67,79 @@ test("decoding gives exactly the declared length or a reason", () => {
 });
 
 test("labels mean what they mean to Cinder", () => {
-  expect(["zlib", "gzip", "none", "off", "no"].map(codecOf)).toEqual(["zlib", "zlib", "none", "none", "none"]);
-  for (const label of ["bz2", "zstd", "ZLIB", "", "constructor"]) {
-    expect(() => codecOf(label)).toThrow(UnsupportedCompressionError);
+  const codecs = compressions.map((label) => [label, codecOf(label)]);
+  expect(Object.fromEntries(codecs)).toEqual({
+    zlib: "zlib",
+    gzip: "zlib",
+    bz2: "bz2",
+    bzip2: "bz2",
+    zstd: "zstd",
+    none: "none",
+    off: "none",
+    no: "none",
+  });
+  expect(["ZLIB", "GZip", "BZ2", "None"].map(parseCompression)).toEqual(["zlib", "gzip", "bz2", "none"]);
+  for (const label of ["lzma", "", "constructor", "zlib ", "deflate"]) {
+    expect(() => parseCompression(label)).toThrow(UnsupportedCompressionError);
   }
+});
+
+describe.each(["zlib", "bz2", "zstd"] as const)("%s", (label) => {
+  const compress = (data: Uint8Array): Uint8Array<ArrayBuffer> => {
+    const pieces = compressPieces(label, data, { level: levelDefault(label), cancelled: never });
+    const stream = Buffer.concat(pieces ?? []);
+    return new Uint8Array(stream);
+  };
+
+  test.each(Object.keys(samples))("gives %s back", (name) => {
+    const data = samples[name] as Buffer;
+    const stored = compress(data);
+    expect(stored.length).toBeLessThan(data.length);
+    const decoded = decompressExactly(label, stored, data.length);
+    expect(decoded instanceof Uint8Array && data.equals(decoded)).toBe(true);
+  });
+
+  test("stores what does not get shorter raw", () => {
+    for (const data of [randomBytes(2 * mebibyte), randomBytes(50), Buffer.from("a")]) {
+      expect(compressPieces(label, data, { level: levelDefault(label), cancelled: never })).toBeNull();
+    }
+  });
+
+  test("decodes to exactly the declared length or gives a reason", () => {
+    const data = Buffer.alloc(3 * mebibyte, "abc");
+    const stored = compress(data);
+    const bomb = compress(Buffer.alloc(60 * mebibyte));
+    for (const [bytes, length] of [
+      [stored, data.length - 1],
+      [stored, data.length + 1],
+      [stored.subarray(0, -1), data.length],
+      [stored.subarray(0, 5), data.length],
+      [Buffer.concat([stored, Buffer.from("x")]), data.length],
+      [Buffer.from("nonsense"), 100],
+      [new Uint8Array(0), 100],
+      [bomb, 100_000],
+    ] as const) {
+      expect(decompressExactly(label, new Uint8Array(bytes), length)).toHaveProperty("reason");
+    }
+  });
+});
+
+test("a zstd frame has its content size in the header, without which a Cinder refuses it", () => {
+  const data = Buffer.alloc(5 * mebibyte, "text ");
+  const frame = Buffer.concat(compressPieces("zstd", data, { level: 3, cancelled: never }) ?? []);
+  expect(frame.readUInt32LE(0)).toBe(0xfd2fb528);
+  // Two bits of the descriptor: the content size has 4 bytes. They stand at the end of the header, behind one byte of window.
+  expect((frame[4] as number) >> 6).toBe(2);
+  expect(frame.readUInt32LE((frame[4] as number) & 0x20 ? 5 : 6)).toBe(data.length);
+});
+
+test("bzip2 streams in a row are one object, as Cinder reads them, and a cancelled compression ends", () => {
+  const parts = [Buffer.alloc(2 * mebibyte, "ab"), Buffer.alloc(100_000, "c")];
+  const options = { level: 9, cancelled: never };
+  const stored = Buffer.concat(parts.flatMap((part) => compressPieces("bz2", part, options) ?? []));
+  const decoded = decompressExactly("bz2", new Uint8Array(stored), 2 * mebibyte + 100_000);
+  expect(decoded instanceof Uint8Array && Buffer.concat(parts).equals(decoded)).toBe(true);
+  let calls = 0;
+  const cancelled = (): boolean => ++calls > 2;
+  expect(compressPieces("bz2", Buffer.alloc(5 * mebibyte), { level: 9, cancelled })).toBeUndefined();
 });

@@ -1,28 +1,139 @@
 import { constants, deflateRawSync, inflateSync } from "node:zlib";
+import { bunzip2Exactly, bzip2Pieces, requireBzip2 } from "./bzip2.ts";
 import { UnsupportedCompressionError } from "./errors.ts";
+import { isNoise } from "./noise.ts";
+import { unzstdExactly, zstdPieces } from "./zstd.ts";
 
-/** What is written. Cinder's `gzip` label holds the same data as `zlib`, and `off` and `no` mean `none`. */
-export type Compression = "zlib" | "none";
+/** Every value of Cinder's option, which is also the label of what was compressed with it. */
+export const compressions = ["zlib", "gzip", "bz2", "bzip2", "zstd", "none", "off", "no"] as const;
+export type Compression = (typeof compressions)[number];
 
-/** The codec behind a label found in a repository. Throws UnsupportedCompressionError for everything that is not decoded here. */
-export function codecOf(label: string): Compression {
-  switch (label) {
-    case "zlib":
-    case "gzip":
-      return "zlib";
-    case "none":
-    case "off":
-    case "no":
-      return "none";
-    default:
-      throw new UnsupportedCompressionError(label.slice(0, 64));
-  }
+export type Codec = "zlib" | "bz2" | "zstd" | "none";
+
+/** Consecutive pieces of the compressed bytes; null when they would not be shorter than the data, undefined when cancelled. */
+type Pieces = Uint8Array<ArrayBuffer>[] | null | undefined;
+
+interface CodecEntry {
+  /** What Cinder uses, too: its modules' own defaults. */
+  level: { default: number; min: number; max: number };
+  /** Bytes held at most while compressing or decoding, in units of the raw bytes. */
+  memoryFactor: number;
+  compress(data: Uint8Array, level: number, cancelled: () => boolean): Pieces;
+  /** Exactly `length` bytes, or the reason why not. Output never exceeds `length`, whatever the stored bytes claim. */
+  decompress(stored: Uint8Array<ArrayBuffer>, length: number): Uint8Array<ArrayBuffer> | { reason: string };
+}
+
+const codecs: Record<Codec, CodecEntry> = {
+  zlib: {
+    level: { default: 6, min: 0, max: 9 },
+    memoryFactor: 1.5,
+    compress: deflatePieces,
+    decompress: inflateExactly,
+  },
+  bz2: {
+    level: { default: 9, min: 1, max: 9 },
+    memoryFactor: 1.5,
+    compress: bzip2Pieces,
+    decompress: bunzip2Exactly,
+  },
+  zstd: {
+    level: { default: 3, min: 1, max: 19 },
+    memoryFactor: 2,
+    compress: zstdPieces,
+    decompress: unzstdExactly,
+  },
+  none: {
+    // Zeros are compressed with zlib although compression is off.
+    level: { default: 6, min: 0, max: 9 },
+    memoryFactor: 1,
+    compress: () => null,
+    decompress: (stored, length) =>
+      stored.length === length ? stored : { reason: `${stored.length} bytes are stored instead of ${length}` },
+  },
+};
+
+const codecOfLabel: Record<Compression, Codec> = {
+  zlib: "zlib",
+  gzip: "zlib",
+  bz2: "bz2",
+  bzip2: "bz2",
+  zstd: "zstd",
+  none: "none",
+  off: "none",
+  no: "none",
+};
+
+/**
+ * Parses an option or a label found in a repository; case does not matter, as in Cinder. UnsupportedCompressionError, with
+ * Cinder's words, for everything that is not decoded here.
+ */
+export function parseCompression(text: string): Compression {
+  const found = compressions.find((each) => each === text.toLowerCase());
+  if (found === undefined) throw new UnsupportedCompressionError(text.slice(0, 64));
+  return found;
+}
+
+/** The codec behind a label. Cinder's `gzip` holds the same data as `zlib`, and `off` and `no` mean `none`. */
+export function codecOf(compression: Compression): Codec {
+  return codecOfLabel[compression];
+}
+
+/** The level that a Cinder would use. */
+export function levelDefault(compression: Compression): number {
+  return codecs[codecOf(compression)].level.default;
+}
+
+/** The levels that a codec knows. */
+export function levelsOf(compression: Compression): { min: number; max: number } {
+  return codecs[codecOf(compression)].level;
+}
+
+/** Bytes that one object takes in memory at most, in units of its decoded bytes. */
+export function memoryFactor(compression: Compression): number {
+  return codecs[codecOf(compression)].memoryFactor;
+}
+
+/** Throws CodecUnavailableError when this machine lacks what the codec needs. */
+export function requireCodec(compression: Compression): void {
+  if (codecOf(compression) === "bz2") requireBzip2();
+}
+
+/**
+ * The label that an extent gets when compressing it helps: the configured one. `off` and `no` are never labels: what is not
+ * compressed is `none`. Zeros are compressed although compression is off, unless `compressZeros` is false.
+ */
+export function labelToTry(compression: Compression, zeros: { known: boolean; compressZeros: boolean }): Compression {
+  if (codecOf(compression) !== "none") return compression;
+  return zeros.known && zeros.compressZeros ? "zlib" : "none";
+}
+
+/** Compresses to what the label stands for. Null for `none` and for data that does not get shorter: store it raw as `none`. */
+export function compressPieces(
+  label: Compression,
+  data: Uint8Array,
+  options: { level: number; cancelled: () => boolean },
+): Pieces {
+  return codecs[codecOf(label)].compress(data, options.level, options.cancelled);
+}
+
+/** Decodes a stored object to exactly `length` bytes, or says what is wrong with it. */
+export function decompressExactly(
+  label: Compression,
+  stored: Uint8Array<ArrayBuffer>,
+  length: number,
+): Uint8Array<ArrayBuffer> | { reason: string } {
+  return codecs[codecOf(label)].decompress(stored, length);
 }
 
 /** Input is deflated in pieces of this size, so that a full-size output buffer is never needed. Part of what makes output repeatable. */
 const pieceBytes = 1024 * 1024;
 /** The window of deflate: what a piece may refer back to. */
 const dictionaryBytes = 32 * 1024;
+
+/** Noise is looked for in units of this size and stored as it is: deflate would do the same, thirty times slower. */
+const unitBytes = 64 * 1024;
+/** RFC 1951 section 3.2.4: the length of a stored block has 16 bits. */
+const storedBytesMax = 0xffff;
 
 /**
  * Compresses `data` to one zlib stream (RFC 1950), returned as consecutive pieces of about 1 MiB at most. Returns null when
@@ -34,28 +145,73 @@ export function deflatePieces(
   level: number,
   cancelled: () => boolean,
 ): Uint8Array<ArrayBuffer>[] | null | undefined {
+  const runs = cutRuns(data, level, cancelled);
+  if (runs === undefined || runs.every(({ noise }) => noise)) return runs === undefined ? undefined : null;
   const pieces: Uint8Array<ArrayBuffer>[] = [zlibHeader(level)];
   let total = 2 + 4;
   let adler = 1;
-  for (let start = 0; start < data.length; start += pieceBytes) {
+  for (const { start, end, noise } of runs) {
     if (cancelled()) return undefined;
-    const end = Math.min(start + pieceBytes, data.length);
     const input = data.subarray(start, end);
     adler = adler32(input, adler);
-    const piece = deflateRawSync(input, {
-      level,
-      chunkSize: pieceBytes + 4096,
-      finishFlush: end === data.length ? constants.Z_FINISH : constants.Z_SYNC_FLUSH,
-      ...(start > 0 ? { dictionary: data.subarray(Math.max(0, start - dictionaryBytes), start) } : {}),
-    });
+    const last = end === data.length;
+    const piece = noise ? storedBlocks(input, last) : deflatePiece(data, { start, end, level });
     total += piece.length;
     if (total >= data.length) return null;
-    pieces.push(ownBytes(piece));
+    pieces.push(piece);
   }
   const trailer = new Uint8Array(4);
   new DataView(trailer.buffer).setUint32(0, adler);
   pieces.push(trailer);
   return pieces;
+}
+
+interface Run {
+  start: number;
+  end: number;
+  noise: boolean;
+}
+
+/** Cuts data into runs of at most 1 MiB that are noise, or are not. */
+function cutRuns(data: Uint8Array, level: number, cancelled: () => boolean): Run[] | undefined {
+  const runs: Run[] = [];
+  for (let start = 0; start < data.length; start += unitBytes) {
+    if (start % pieceBytes === 0 && cancelled()) return undefined;
+    const end = Math.min(start + unitBytes, data.length);
+    const noise = level > 0 && isNoise(data.subarray(start, end));
+    const last = runs.at(-1);
+    if (last !== undefined && last.noise === noise && end - last.start <= pieceBytes) last.end = end;
+    else runs.push({ start, end, noise });
+  }
+  return runs;
+}
+
+function deflatePiece(data: Uint8Array, run: { start: number; end: number; level: number }): Uint8Array<ArrayBuffer> {
+  const { start, end, level } = run;
+  const piece = deflateRawSync(data.subarray(start, end), {
+    level,
+    chunkSize: Math.min(pieceBytes, end - start) + 4096,
+    finishFlush: end === data.length ? constants.Z_FINISH : constants.Z_SYNC_FLUSH,
+    ...(start > 0 ? { dictionary: data.subarray(Math.max(0, start - dictionaryBytes), start) } : {}),
+  });
+  return ownBytes(piece);
+}
+
+/** RFC 1951 section 3.2.4: one byte that says "stored" (and whether it is the last block), the length, its complement, the bytes. */
+function storedBlocks(input: Uint8Array, last: boolean): Uint8Array<ArrayBuffer> {
+  const blocks = Math.ceil(input.length / storedBytesMax);
+  const stored = new Uint8Array(input.length + blocks * 5);
+  const view = new DataView(stored.buffer);
+  let to = 0;
+  for (let from = 0; from < input.length; from += storedBytesMax) {
+    const length = Math.min(storedBytesMax, input.length - from);
+    view.setUint8(to, last && from + length === input.length ? 1 : 0);
+    view.setUint16(to + 1, length, true);
+    view.setUint16(to + 3, storedBytesMax - length, true);
+    stored.set(input.subarray(from, from + length), to + 5);
+    to += length + 5;
+  }
+  return stored;
 }
 
 /**

@@ -1,5 +1,7 @@
 import type { BackupReference } from "./backup-reference.ts";
 import { readHashList } from "./chain.ts";
+import { codecOf, labelToTry, memoryFactor } from "./compression.ts";
+import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
 import { type EngineContext, zeroForm } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "./errors.ts";
 import { cutWindows, type Extent } from "./extents.ts";
@@ -11,7 +13,8 @@ import type { RangeReport } from "./range-report.ts";
 import { type Repository, stagingContainer } from "./repository/repository.ts";
 import type { RunContext } from "./run-context.ts";
 import { entrySlice, hashSlice, sliceDigest } from "./slices.ts";
-import { type CopyWindowResult, changedSpans, type WindowExtent } from "./threads/cpu-tasks.ts";
+import { type CopyWindowRequest, type CopyWindowResult, changedSpans, type WindowExtent } from "./threads/cpu-tasks.ts";
+import { fitsLanes, laneMemoryBytes, lanesMax } from "./threads/pump-lanes.ts";
 import type { VolumeSource } from "./volume/volume.ts";
 import { zeroBlockHashes } from "./zero-blocks.ts";
 
@@ -32,6 +35,8 @@ export interface CopiedRange {
 
 /** Objects of one window that are put at the same time. */
 const putsPerWindow = 4;
+/** Windows of a group, most of them holes: what is done of a range is told group by group. */
+const windowsPerGroupMax = 64;
 
 /**
  * Copies one range: reads it window by window, hashes, leaves out what the parent has, compresses and stores. All objects are
@@ -47,15 +52,22 @@ export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: 
   await repository.ensureContainer(layout.container);
   const copier = new RangeCopier(engine, input, ctx, parent);
   const windows = cutWindows(range, layout.objectBytes);
-  const results = mapConcurrent(withPlaces(windows), (place, signal) => copier.copyWindow(place, signal), {
-    concurrency: engine.pool.threads + 2,
-    signal: ctx.signal,
-  });
+  const results = copier.canUseLanes(windows.length)
+    ? mapConcurrent(copier.laneGroups(windows), (group, signal) => copier.copyGroup(group, signal), {
+        concurrency: engine.pool.threads,
+        signal: ctx.signal,
+      })
+    : mapConcurrent(withPlaces(windows), async (place, signal) => [await copier.copyWindow(place, signal)], {
+        concurrency: engine.pool.threads + 2,
+        signal: ctx.signal,
+      });
   const hashes: Uint8Array[] = [];
   const entries: ObjectEntry[] = [];
-  for await (const window of results) {
-    hashes.push(window.hashes);
-    entries.push(...window.entries);
+  for await (const some of results) {
+    for (const window of some) {
+      hashes.push(window.hashes);
+      entries.push(...window.entries);
+    }
   }
   await checkSource(input, sourceFingerprint);
   const report: RangeReport = {
@@ -95,6 +107,23 @@ export async function copyRange(
 
 async function* streamed(chunks: Iterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   yield* chunks;
+}
+
+/** A window whose objects are stored. */
+interface CopiedWindow {
+  hashes: Uint8Array;
+  entries: ObjectEntry[];
+}
+
+/** A window of a group, and whether it is known to be zero without reading it. */
+interface GroupWindow {
+  window: Extent;
+  empty: boolean;
+}
+
+async function isHole(source: VolumeSource, window: Extent): Promise<boolean> {
+  for await (const _ of source.dataExtents(window)) return false;
+  return true;
 }
 
 /** A window and the promise for the number before its first object, which the window before it settles. */
@@ -137,7 +166,95 @@ class RangeCopier {
     this.#parent = parent;
   }
 
-  async copyWindow(place: WindowPlace, signal: AbortSignal): Promise<{ hashes: Uint8Array; entries: ObjectEntry[] }> {
+  /**
+   * Whether windows are copied in step: uncompressed, whole, from an open file to a repository that takes slices, with MD5 in
+   * lanes. Everything else needs a window in memory.
+   */
+  canUseLanes(windows: number): boolean {
+    const { layout, source, repository } = this.#input;
+    return (
+      windows > 1 &&
+      this.#parent === null &&
+      layout.parentId === null &&
+      codecOf(layout.compression) === "none" &&
+      source.descriptor !== undefined &&
+      repository.streamsPuts === true &&
+      fitsLanes(layout.blockBytes) &&
+      this.#engine.pool.hashing.md5 !== "openssl"
+    );
+  }
+
+  /** Consecutive windows, at most so many with data as are copied in step, and so few that every thread has a group. */
+  async *laneGroups(windows: readonly Extent[]): AsyncGenerator<GroupWindow[]> {
+    const { source } = this.#input;
+    const marked: GroupWindow[] = [];
+    for (const window of windows) marked.push({ window, empty: await isHole(source, window) });
+    const full = marked.filter(({ empty }) => !empty).length;
+    const lanes = Math.min(lanesMax, Math.max(1, Math.ceil(full / this.#engine.pool.threads)));
+    let group: GroupWindow[] = [];
+    let used = 0;
+    for (const each of marked) {
+      if (used === lanes || group.length === windowsPerGroupMax) {
+        yield group;
+        group = [];
+        used = 0;
+      }
+      group.push(each);
+      if (!each.empty) used++;
+    }
+    if (group.length > 0) yield group;
+  }
+
+  /** Windows of a full backup, whose objects are numbered by their place alone. */
+  async copyGroup(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedWindow[]> {
+    const full = group.filter(({ empty }) => !empty).map(({ window }) => window);
+    const release = await this.#engine.memory.claim(
+      laneMemoryBytes(full.length, this.#input.layout.blockBytes),
+      signal,
+    );
+    try {
+      const lanes = full.length === 0 ? [] : await this.#copyLanes(full, signal);
+      const copied: CopiedWindow[] = [];
+      for (const { window, empty } of group) {
+        const number = window.offset / this.#input.layout.objectBytes + 1;
+        const lane = empty ? undefined : lanes.shift();
+        copied.push(
+          lane?.put === true
+            ? { hashes: lane.hashes, entries: [{ number, ...window, md5: lane.md5, compression: "none" }] }
+            : await this.#copyZeros(window, number, signal),
+        );
+        this.#passed(window);
+      }
+      return copied;
+    } finally {
+      release();
+    }
+  }
+
+  #copyLanes(windows: readonly Extent[], signal: AbortSignal): Promise<CopiedLane[]> {
+    const { layout, source } = this.#input;
+    const put = async (index: number, body: AsyncIterable<Uint8Array>, inner: AbortSignal): Promise<void> => {
+      const { offset, length } = windows[index] as Extent;
+      await this.#putObject(offset / layout.objectBytes + 1, body, length, inner);
+    };
+    for (const { length } of windows) this.bytesRead += length;
+    const leaveZeros = layout.compressZeros ?? true;
+    const described = source as VolumeSource & { descriptor: number };
+    const input = { source: described, windows, blockBytes: layout.blockBytes, leaveZeros, put };
+    return copyLanes(this.#engine, input, signal);
+  }
+
+  async #copyZeros(window: Extent, number: number, signal: AbortSignal): Promise<CopiedWindow> {
+    const copied = await this.#hashZeros(window, null);
+    return { hashes: copied.hashes, entries: await this.#store(window, copied, number - 1, signal) };
+  }
+
+  #passed(window: Extent): void {
+    this.bytesDone += window.length;
+    this.#ctx.onProgress({ bytesDone: this.bytesDone, bytesStored: this.bytesStored });
+  }
+
+  async copyWindow(place: WindowPlace, signal: AbortSignal): Promise<CopiedWindow> {
     const { window } = place;
     const release = await this.#engine.memory.claim(this.#memoryOf(window), signal);
     try {
@@ -146,8 +263,7 @@ class RangeCopier {
         (await orAbort(place.numberBefore, signal)) ?? numbersOfRange(this.#input.layout, this.#input.range).from;
       place.settle(first + copied.extents.length);
       const entries = await this.#store(window, copied, first, signal);
-      this.bytesDone += window.length;
-      this.#ctx.onProgress({ bytesDone: this.bytesDone, bytesStored: this.bytesStored });
+      this.#passed(window);
       return { hashes: copied.hashes, entries };
     } finally {
       release();
@@ -156,33 +272,53 @@ class RangeCopier {
 
   /** The window itself, and what its compressed form usually takes at most beside it. */
   #memoryOf(window: Extent): number {
-    return this.#input.layout.compression === "zlib" ? window.length * 1.5 : window.length;
+    return window.length * memoryFactor(this.#input.layout.compression);
   }
 
   async #readAndHash(window: Extent, signal: AbortSignal): Promise<CopyWindowResult> {
     const { layout, source } = this.#input;
     const count = blocksOf(window.length, layout.blockBytes);
     const parentHashes = (await this.#parent?.read(window.offset / layout.blockBytes, count)) ?? null;
-    const buffer = new ArrayBuffer(window.length);
-    let dataBytes = 0;
+    const data: number[] = [];
     for await (const extent of source.dataExtents(window)) {
-      signal.throwIfAborted();
-      await source.read(new Uint8Array(buffer, extent.offset - window.offset, extent.length), extent.offset);
-      dataBytes += extent.length;
+      data.push(extent.offset - window.offset, extent.offset - window.offset + extent.length);
+      this.bytesRead += extent.length;
     }
-    this.bytesRead += dataBytes;
-    if (dataBytes === 0) return this.#hashZeros(window, parentHashes);
+    if (data.length === 0) return this.#hashZeros(window, parentHashes);
+    const filled = await this.#fill(window, Float64Array.from(data), signal);
     const request = {
       kind: "copyWindow" as const,
-      window: buffer,
+      ...filled,
       blockBytes: layout.blockBytes,
       parentHashes,
       compression: layout.compression,
       level: layout.level,
       compressZeros: layout.compressZeros ?? true,
     };
-    const moved = parentHashes === null ? [buffer] : [buffer, parentHashes.buffer];
-    return this.#engine.pool.run(request, moved, signal);
+    const moved = [filled.window, parentHashes?.buffer].filter((buffer) => buffer instanceof ArrayBuffer);
+    const result = await this.#engine.pool.run(request, moved, signal);
+    if ("unread" in result) throw await readFailure(source, result.unread);
+    return result;
+  }
+
+  /** Reads a window, or leaves it to the thread where that can. `data`: pairs of start and end within the window. */
+  async #fill(
+    window: Extent,
+    data: Float64Array<ArrayBuffer>,
+    signal: AbortSignal,
+  ): Promise<Pick<CopyWindowRequest, "window" | "source">> {
+    const { source } = this.#input;
+    if (source.descriptor !== undefined) {
+      return { window: null, source: { descriptor: source.descriptor, ...window, data } };
+    }
+    const buffer = new ArrayBuffer(window.length);
+    for (let pair = 0; pair < data.length; pair += 2) {
+      signal.throwIfAborted();
+      const start = data[pair] as number;
+      const part = new Uint8Array(buffer, start, (data[pair + 1] as number) - start);
+      await source.read(part, window.offset + start);
+    }
+    return { window: buffer, source: null };
   }
 
   /** A window known to be zero: nothing is read, hashed or compressed that was not before. */
@@ -191,14 +327,14 @@ class RangeCopier {
     const hashes = zeroBlockHashes(window.length, layout.blockBytes);
     const whole = [{ first: 0, end: hashes.length / 32 }];
     const spans = parentHashes === null ? whole : changedSpans(hashes, parentHashes);
+    const compressZeros = layout.compressZeros ?? true;
+    const label = labelToTry(layout.compression, { known: true, compressZeros });
     const extents: WindowExtent[] = [];
     for (const span of spans) {
       const offset = span.first * layout.blockBytes;
       const length = Math.min(span.end * layout.blockBytes, window.length) - offset;
-      const form = await zeroForm(this.#engine, length, layout.level);
-      const compressed = layout.compression === "zlib" || (layout.compressZeros ?? true);
-      const pieces = compressed ? form.pieces : null;
-      extents.push({ offset, length, md5: form.md5, compression: pieces === null ? "none" : "zlib", pieces });
+      const { md5, pieces } = await zeroForm(this.#engine, { compression: label, length, level: layout.level });
+      extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces });
     }
     const raw = extents.some((extent) => extent.pieces === null);
     return { hashes, extents, window: raw ? new ArrayBuffer(window.length) : null };
@@ -229,17 +365,26 @@ class RangeCopier {
     number: number,
     signal: AbortSignal,
   ): Promise<ObjectEntry> {
-    const { layout, repository } = this.#input;
-    const name = dataName(layout.prefix, number);
     const pieces = extent.pieces ?? [new Uint8Array(raw as ArrayBuffer, extent.offset, extent.length)];
     const storedBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
+    await this.#putObject(number, streamed(pieces), storedBytes, signal);
+    const { length, md5, compression } = extent;
+    return { number, offset: window.offset + extent.offset, length, md5, compression };
+  }
+
+  async #putObject(
+    number: number,
+    body: AsyncIterable<Uint8Array>,
+    storedBytes: number,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { layout, repository } = this.#input;
+    const name = dataName(layout.prefix, number);
     const key = { container: layout.container, name };
-    const outcome = await repository.putIfAbsent(key, streamed(pieces), { signal, fence: this.#ctx.fence });
+    const outcome = await repository.putIfAbsent(key, body, { signal, fence: this.#ctx.fence });
     this.listing.add(name, storedBytes);
     this.bytesStored += storedBytes;
     if (outcome === "exists") this.bytesAdopted += storedBytes;
-    const { length, md5, compression } = extent;
-    return { number, offset: window.offset + extent.offset, length, md5, compression };
   }
 }
 

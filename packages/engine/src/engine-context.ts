@@ -1,4 +1,6 @@
 import { availableParallelism } from "node:os";
+import type { Compression } from "./compression.ts";
+import { chooseHashing, type HashingOption } from "./hashing/choose-hashing.ts";
 import { MemoryBudget } from "./memory-budget.ts";
 import { CpuPool } from "./threads/cpu-pool.ts";
 import type { ZeroFormResult } from "./threads/cpu-tasks.ts";
@@ -7,7 +9,7 @@ import type { ZeroFormResult } from "./threads/cpu-tasks.ts";
 export interface EngineContext {
   pool: CpuPool;
   memory: MemoryBudget;
-  /** Per length and level: what an object of zeros looks like. Bounded; a volume has two lengths of windows. */
+  /** Per label, length and level: what an object of zeros looks like. Bounded; a volume has two lengths of windows. */
   zeroForms: Map<string, Promise<ZeroFormResult>>;
   /** Stored objects, by SHA-256 and length, that were seen to decode to zeros. Bounded. */
   knownZeros: Map<string, { md5: string }>;
@@ -17,9 +19,18 @@ export interface EngineContext {
 const memoryBytesDefault = 192 * 1024 * 1024;
 const rememberedMax = 32;
 
-export function createEngineContext(options: { threads?: number; memoryBytes?: number }): EngineContext {
+export interface EngineOptions {
+  /** Threads that hash and compress; default: one per core. */
+  threads?: number;
+  /** Bounds the windows and objects that all calls together hold in memory; default 192 MiB. */
+  memoryBytes?: number;
+  /** Default: the faster, by a short measurement. */
+  hashing?: HashingOption;
+}
+
+export function createEngineContext(options: EngineOptions): EngineContext {
   return {
-    pool: new CpuPool(Math.max(1, options.threads ?? availableParallelism())),
+    pool: new CpuPool(Math.max(1, options.threads ?? availableParallelism()), () => chooseHashing(options.hashing)),
     memory: new MemoryBudget(options.memoryBytes ?? memoryBytesDefault),
     zeroForms: new Map(),
     knownZeros: new Map(),
@@ -33,14 +44,17 @@ export function remember<Value>(map: Map<string, Value>, key: string, value: Val
   map.set(key, value);
 }
 
-/** What an object of `length` zeros looks like at a level; computed once. */
-export function zeroForm(engine: EngineContext, length: number, level: number): Promise<ZeroFormResult> {
-  const key = `${length}:${level}`;
+/** What an object of `length` zeros looks like under a label and level; computed once. */
+export function zeroForm(
+  engine: EngineContext,
+  form: { compression: Compression; length: number; level: number },
+): Promise<ZeroFormResult> {
+  const key = `${form.compression}:${form.length}:${form.level}`;
   const known = engine.zeroForms.get(key);
   if (known !== undefined) return known;
   const signal = new AbortController().signal;
-  const form = engine.pool.run({ kind: "zeroForm", length, level }, [], signal);
-  form.catch(() => engine.zeroForms.delete(key));
-  remember(engine.zeroForms, key, form);
-  return form;
+  const result = engine.pool.run({ kind: "zeroForm", ...form }, [], signal);
+  result.catch(() => engine.zeroForms.delete(key));
+  remember(engine.zeroForms, key, result);
+  return result;
 }

@@ -2,14 +2,15 @@ import type { BackupReference } from "./backup-reference.ts";
 import { type BackupWholeInput, backupWhole } from "./backup-whole.ts";
 import { volumeBytesOf } from "./chain.ts";
 import { type CopyInput, copyRange } from "./copy-range.ts";
-import { createEngineContext } from "./engine-context.ts";
-import type { Extent } from "./extents.ts";
+import { createEngineContext, type EngineOptions } from "./engine-context.ts";
 import type { RangeReport } from "./range-report.ts";
 import { type RemoveInput, removeBackup, removeStaging } from "./remove.ts";
 import type { Repository } from "./repository/repository.ts";
 import { type PlanRestoreInput, planRestore, type RestoreRange, restoreRange, restoreWhole } from "./restore.ts";
+import { type RestoreStreamInput, restoreStream } from "./restore-stream.ts";
 import type { RunContext } from "./run-context.ts";
 import { type SealInput, type SealResult, seal } from "./seal.ts";
+import { type VerifyInput, type VerifyResult, verifyBackup } from "./verify.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
 
 /**
@@ -26,7 +27,7 @@ export interface Engine extends AsyncDisposable {
   planRestore(
     input: PlanRestoreInput,
     ctx: RunContext,
-  ): Promise<{ volumeBytes: number; blockBytes: number; ranges: RestoreRange[] }>;
+  ): Promise<{ volumeBytes: number; ranges: RestoreRange[]; warnings: string[] }>;
   restoreRange(
     input: {
       chain: readonly BackupReference[];
@@ -41,20 +42,19 @@ export interface Engine extends AsyncDisposable {
       chain: readonly BackupReference[];
       target: VolumeTarget | null;
       openTarget?: (volumeBytes: number) => Promise<VolumeTarget>;
-      extent?: Extent;
+      extent?: { offset: number; length: number | null };
     },
     ctx: RunContext,
-  ): Promise<{ bytes: number }>;
+  ): Promise<{ bytes: number; warnings: string[] }>;
+  restoreStream(input: RestoreStreamInput, ctx: RunContext): Promise<{ bytes: number; warnings: string[] }>;
+  verifyBackup(input: VerifyInput, ctx: RunContext): Promise<VerifyResult>;
   volumeBytesOf(reference: BackupReference, signal: AbortSignal): Promise<number>;
   removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
   removeStaging(repository: Repository, operationId: string): Promise<void>;
 }
 
-/**
- * Starts an engine. `threads` hash and compress (default: one per core); `memoryBytes` bounds the windows and objects that
- * all calls together hold in memory (default 192 MiB).
- */
-export function openEngine(options: { threads?: number; memoryBytes?: number } = {}): Engine {
+/** Starts an engine. */
+export function openEngine(options: EngineOptions = {}): Engine {
   const context = createEngineContext(options);
   return {
     copyRange: (input, ctx) => copyRange(context, input, ctx),
@@ -63,6 +63,8 @@ export function openEngine(options: { threads?: number; memoryBytes?: number } =
     planRestore,
     restoreRange: (input, ctx) => restoreRange(context, input, ctx),
     restoreWhole: (input, ctx) => restoreWhole(context, input, ctx),
+    restoreStream: (input, ctx) => restoreStream(context, input, ctx),
+    verifyBackup: (input, ctx) => verifyBackup(context, input, ctx),
     volumeBytesOf,
     removeBackup,
     removeStaging,

@@ -35,6 +35,24 @@ export class RepositoryUnavailableError extends EngineError {
   }
 }
 
+/** The repository answers, and does not let these credentials do this. */
+export class RepositoryDeniedError extends EngineError {
+  readonly code = "repository_denied";
+  readonly retryable = false;
+}
+
+/** The repository asks for fewer requests. `retryAfterMs` is the pause it wants, when it says. */
+export class RepositoryThrottledError extends EngineError {
+  readonly code = "repository_throttled";
+  readonly retryable = true;
+  readonly retryAfterMs: number | null;
+
+  constructor(message: string, options: { cause?: unknown; retryAfterMs: number | null }) {
+    super(message, options);
+    this.retryAfterMs = options.retryAfterMs;
+  }
+}
+
 /** No space or quota left where backups are stored. */
 export class RepositoryFullError extends EngineError {
   readonly code = "repository_full";
@@ -107,6 +125,18 @@ export class UnsupportedCompressionError extends EngineError {
   }
 }
 
+/** The codec is known, but what it needs is missing on this machine. */
+export class CodecUnavailableError extends EngineError {
+  readonly code = "codec_unavailable";
+  readonly retryable = false;
+  readonly codec: string;
+
+  constructor(codec: string, reason: string, options?: { cause?: unknown }) {
+    super(`Compression ${codec} cannot be used here: ${reason}.`, options);
+    this.codec = codec;
+  }
+}
+
 /** The request cannot be carried out with this backup or parent; the text is Cinder's where Cinder has one. */
 export class InvalidBackupError extends EngineError {
   readonly code = "invalid_backup";
@@ -114,6 +144,16 @@ export class InvalidBackupError extends EngineError {
 
   constructor(reason: string, options?: { cause?: unknown }) {
     super(`Invalid backup: ${reason}`, options);
+  }
+}
+
+/** A text that is not the export record of a backup, or one of a backup that this repository cannot hold. */
+export class InvalidRecordError extends EngineError {
+  readonly code = "invalid_record";
+  readonly retryable = false;
+
+  constructor(reason: string, options?: { cause?: unknown }) {
+    super(`Not a usable export record: ${reason}.`, options);
   }
 }
 

@@ -24,6 +24,8 @@ export interface ExportRecordInput {
   host: string | null;
   availabilityZone: string | null;
   metadata: Readonly<Record<string, string>>;
+  /** The key of an encrypted volume, in whoever keeps keys; only its id is carried. */
+  encryptionKeyId?: string | null;
 }
 
 /** The `backup_url` that Cinder's import takes: base64 of a JSON document with all keys of Cinder's own, in its order. */
@@ -53,7 +55,7 @@ export function encodeExportRecord(input: ExportRecordInput): string {
     data_timestamp: recordDate(input.dataAt),
     restore_volume_id: null,
     metadata: { ...input.metadata },
-    encryption_key_id: null,
+    encryption_key_id: input.encryptionKeyId ?? null,
     created_at: recordDate(input.createdAt),
     updated_at: recordDate(input.updatedAt),
     deleted_at: null,

@@ -6,6 +6,12 @@ export interface Extent {
   length: number;
 }
 
+/** The part of a volume that is asked for; a length of null means up to its end. Null when it does not lie within the volume. */
+export function partOf(volumeBytes: number, part: { offset: number; length: number | null }): Extent | null {
+  const length = part.length ?? volumeBytes - part.offset;
+  return part.offset < 0 || length < 0 || part.offset + length > volumeBytes ? null : { offset: part.offset, length };
+}
+
 /**
  * Cuts a volume into ranges, each a whole number of object windows (the last one ends with the volume). A range is at
  * least `rangeBytes` long, and longer where more than `rangesMax` ranges would come out. An empty volume has no range.

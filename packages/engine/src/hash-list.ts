@@ -65,6 +65,40 @@ export interface HashList {
   read(first: number, count: number): Promise<Uint8Array<ArrayBuffer>>;
 }
 
+/** Blocks that are read together and kept: 32 MiB of a volume in blocks of 4 KiB, 256 MiB in blocks of 32 KiB. */
+const cachedBlocks = 8192;
+/** Parts that are kept, of 256 KiB each. */
+const cachedPartsMax = 16;
+
+/** The same list, for many small reads that lie near each other: what was read is kept, up to 4 MiB. */
+export function cachedHashList(list: HashList): HashList {
+  const parts = new Map<number, Promise<Uint8Array>>();
+  const partOf = (index: number): Promise<Uint8Array> => {
+    const known = parts.get(index);
+    if (known !== undefined) return known;
+    const first = index * cachedBlocks;
+    const part = list.read(first, Math.min(cachedBlocks, list.count - first));
+    part.catch(() => parts.delete(index));
+    const [oldest] = parts.keys();
+    if (parts.size >= cachedPartsMax && oldest !== undefined) parts.delete(oldest);
+    parts.set(index, part);
+    return part;
+  };
+  const read: HashList["read"] = async (first, count) => {
+    if (count === 0 || first < 0 || first + count > list.count) return list.read(first, count);
+    const digests = new Uint8Array(count * digestBytes);
+    for (let done = 0; done < count; ) {
+      const index = Math.floor((first + done) / cachedBlocks);
+      const from = first + done - index * cachedBlocks;
+      const some = (await partOf(index)).subarray(from * digestBytes, (from + count - done) * digestBytes);
+      digests.set(some, done * digestBytes);
+      done += some.length / digestBytes;
+    }
+    return digests;
+  };
+  return { ...list, read };
+}
+
 /**
  * Opens a hash list of `sizeBytes`. When it has Cinder's layout, two small reads are enough and every part is read by its
  * place; any other layout is parsed as a stream, each time. Throws FormatError.

@@ -1,17 +1,29 @@
 export type { BackupReference } from "./backup-reference.ts";
-export { type Compression, codecOf } from "./compression.ts";
+export { type Compression, codecOf, compressions, levelDefault, parseCompression } from "./compression.ts";
 export { type Engine, openEngine } from "./engine.ts";
 export * from "./errors.ts";
 export { type ExportRecordInput, encodeExportRecord } from "./export-record.ts";
 export { cutRanges, type Extent } from "./extents.ts";
+export {
+  decodeExportRecord,
+  findRecord,
+  type ImportRecord,
+  keepRecord,
+  parseRecordText,
+  referenceOfRecord,
+  serviceMatches,
+} from "./import-record.ts";
 export { type BackupLayout, checkLayout, checkPrefix } from "./layout.ts";
 export { describeBackup, findBackups, holdsOnlyBackups, type ListedBackup } from "./list-backups.ts";
 export type { RangeReport } from "./range-report.ts";
-export { openRepository } from "./repository/open-repository.ts";
+export { openRepository, type RepositorySettings } from "./repository/open-repository.ts";
+export { redactRepositoryUrl } from "./repository/repository-url.ts";
 export { type ObjectKey, parseContainer, type Repository, stagingContainer } from "./repository/repository.ts";
+export { type RescannedBackup, recordOf, rescan } from "./rescan.ts";
 export type { RestoreRange } from "./restore.ts";
 export type { RunContext, WriteContext } from "./run-context.ts";
 export type { SealResult } from "./seal.ts";
+export type { VerifyResult } from "./verify.ts";
 export { FileBackend, openFileBackend } from "./volume/file-backend.ts";
 export { openFileSource } from "./volume/file-source.ts";
 export { openPathTarget, type PathTarget } from "./volume/file-target.ts";

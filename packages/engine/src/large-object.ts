@@ -1,10 +1,9 @@
 import { createHash } from "node:crypto";
-import { Readable } from "node:stream";
-import { createInflate } from "node:zlib";
-import { asDamage, type BackupReference, confirmed, damaged, keyOf } from "./backup-reference.ts";
+import { asDamage, type BackupReference, confirmed, damaged } from "./backup-reference.ts";
+import { decodeObject } from "./decode-object.ts";
 import { dataName } from "./layout.ts";
 import type { MappedObject } from "./merge-layers.ts";
-import { expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./restore-job.ts";
+import { blockBytesOf, expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./restore-job.ts";
 
 /** Decoded bytes in memory at a time. */
 const pieceBytesAim = 8 * 1024 * 1024;
@@ -30,11 +29,11 @@ async function restoreOnce(job: RestoreJob, object: MappedObject, signal: AbortS
   const reference = job.references[object.layer] as BackupReference;
   const name = dataName(reference.prefix, entry.number);
   const md5 = createHash("md5");
-  const { blockBytes } = job.hashes;
+  const blockBytes = blockBytesOf(job);
   const pieceBytes = Math.max(1, Math.floor(pieceBytesAim / blockBytes)) * blockBytes;
   let done = 0;
   try {
-    const decoded = decode(reference, name, entry.compression, signal);
+    const decoded = decodeObject(reference, { name, compression: entry.compression }, signal);
     for await (const piece of regroup(decoded, pieceBytes)) {
       // The piece moves to a thread and has no length afterwards.
       const offset = done;
@@ -46,14 +45,10 @@ async function restoreOnce(job: RestoreJob, object: MappedObject, signal: AbortS
       await restorePiece(job, object, { offset, data: piece }, signal);
     }
   } catch (error) {
-    const code = error instanceof Error && "code" in error ? error.code : undefined;
-    const reason = "the zlib stream cannot be decoded";
-    throw typeof code === "string" && code.startsWith("Z_")
-      ? damaged(reference, name, reason, error)
-      : asDamage(reference, name, error);
+    throw asDamage(reference, name, error);
   }
   if (done !== entry.length) throw damaged(reference, name, `${done} bytes are stored instead of ${entry.length}`);
-  if (md5.digest("hex") !== entry.md5) throw damaged(reference, name, "the MD5 does not match");
+  if (entry.md5 !== null && md5.digest("hex") !== entry.md5) throw damaged(reference, name, "the MD5 does not match");
 }
 
 /** Checks and writes the parts of one piece that the map takes from this object. */
@@ -73,11 +68,12 @@ async function restorePiece(
   const request = {
     kind: "checkBlocks" as const,
     data: piece.data,
-    blockBytes: job.hashes.blockBytes,
+    blockBytes: blockBytesOf(job),
     segments: Float64Array.from(segments.flatMap(([from, to]) => [from - start, to - start])),
     expected,
   };
-  const result = await job.engine.pool.run(request, [piece.data.buffer, expected.buffer], signal);
+  const moved = expected === null ? [] : [expected.buffer];
+  const result = await job.engine.pool.run(request, [piece.data.buffer, ...moved], signal);
   const { data, dataRuns } = passOrDamage(job, object, shifted(result, piece.offset));
   await writeRuns(job, start, data, job.skipZeros ? dataRuns : request.segments, signal);
   data.buffer.transfer(0);
@@ -86,34 +82,6 @@ async function restorePiece(
 /** A mismatch is reported by its place in the object, not in the piece. */
 function shifted<Result extends { outcome: string }>(result: Result, by: number): Result {
   return "at" in result && typeof result.at === "number" ? { ...result, at: result.at + by } : result;
-}
-
-async function* decode(
-  reference: BackupReference,
-  name: string,
-  compression: "zlib" | "none",
-  signal: AbortSignal,
-): AsyncGenerator<Uint8Array> {
-  const stored = reference.repository.get(keyOf(reference, name), { signal });
-  if (compression === "none") {
-    yield* stored;
-    return;
-  }
-  const inflate = createInflate({ chunkSize: 1024 * 1024 });
-  const input = Readable.from(stored);
-  input.on("error", (error) => inflate.destroy(error));
-  input.pipe(inflate);
-  try {
-    yield* inflate as AsyncIterable<Uint8Array>;
-    const { sizeBytes } = await reference.repository.stat(keyOf(reference, name));
-    // What the decoder has consumed: it stops at the end of the first stream.
-    if (inflate.bytesWritten !== sizeBytes) {
-      throw damaged(reference, name, "there is data behind the end of the zlib stream");
-    }
-  } finally {
-    input.destroy();
-    inflate.destroy();
-  }
 }
 
 /** The same bytes in pieces of exactly `pieceBytes`; the last one may be shorter. Each piece owns its buffer. */

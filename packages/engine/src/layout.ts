@@ -1,4 +1,4 @@
-import type { Compression } from "./compression.ts";
+import { type Compression, levelsOf } from "./compression.ts";
 import { InvalidLayoutError, InvalidObjectNameError } from "./errors.ts";
 import type { Extent } from "./extents.ts";
 
@@ -9,8 +9,9 @@ export interface BackupLayout {
   container: string;
   /** What Cinder calls service_metadata: the start of every object's name. */
   prefix: string;
+  /** The label of what is compressed, as configured. */
   compression: Compression;
-  /** Level of zlib, 0 to 9. */
+  /** Level of its codec, see levelDefault; of zlib where compression is off. */
   level: number;
   /** Size of a window of the volume, a multiple of blockBytes. */
   objectBytes: number;
@@ -51,7 +52,10 @@ export function checkLayout(layout: BackupLayout): void {
   if (objectBytes % blockBytes !== 0) {
     refuse(`Object size ${objectBytes} is not a multiple of the block size ${blockBytes}.`);
   }
-  if (!Number.isInteger(level) || level < 0 || level > 9) refuse(`Compression level ${level} is not between 0 and 9.`);
+  const { min, max } = levelsOf(layout.compression);
+  if (!Number.isInteger(level) || level < min || level > max) {
+    refuse(`Compression level ${level} is not between ${min} and ${max}.`);
+  }
   checkPrefix(layout.prefix);
 }
 

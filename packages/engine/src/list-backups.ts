@@ -1,9 +1,9 @@
 import type { BackupReference } from "./backup-reference.ts";
-import { readHashList, summarize } from "./chain.ts";
+import { findHashList, summarize } from "./chain.ts";
 import { EngineError } from "./errors.ts";
-import { checkPrefix, dataNumber } from "./layout.ts";
+import { checkPrefix, dataNumber, hashListName } from "./layout.ts";
 import type { Repository } from "./repository/repository.ts";
-import { statedVolumeBytes } from "./volume-meta.ts";
+import { statedColumns, statedVolumeBytes } from "./volume-meta.ts";
 
 /** A backup as its own objects describe it. */
 export interface ListedBackup {
@@ -15,14 +15,19 @@ export interface ListedBackup {
   createdAt: string | null;
   /** Exact for backups of this service and for full ones; else rounded up to a block. */
   volumeBytes: number;
+  /** In GiB, as a record states it. */
+  sizeGib: number;
+  encryptionKeyId: string | null;
+  /** 0 when there is no list of hashes. */
   blockBytes: number;
   objects: number;
   /** Of the data objects. */
   storedBytes: number;
-  /** Why it cannot be restored, as far as a look at its metadata tells; null when it looks whole. */
+  /** What is wrong with it, as far as a look at its metadata tells; null when it looks whole. */
   problem: string | null;
 }
 
+const gibibyte = 1024 ** 3;
 const metadataSuffix = "_metadata";
 
 /** Where every backup of a repository lies, found by the metadata objects, in any order. */
@@ -48,6 +53,8 @@ export async function describeBackup(reference: BackupReference, signal: AbortSi
     description: null,
     createdAt: null,
     volumeBytes: 0,
+    sizeGib: 1,
+    encryptionKeyId: null,
     blockBytes: 0,
     objects: 0,
     storedBytes: 0,
@@ -63,11 +70,17 @@ export async function describeBackup(reference: BackupReference, signal: AbortSi
     const { header, objects, endBytes } = await summarize(reference, signal);
     const { volumeId, parentId, name, description, createdAt } = header;
     Object.assign(described, { volumeId, parentId: parentId ?? null, name, description, createdAt, objects });
-    const { count, blockBytes } = await readHashList(reference, signal);
-    described.blockBytes = blockBytes;
     const candidates = [endBytes, statedVolumeBytes(header.volumeMeta) ?? 0];
+    const stated = statedColumns(header.volumeMeta);
+    const hashes = await findHashList(reference, signal);
+    const { count, blockBytes } = hashes ?? { count: 0, blockBytes: 0 };
     const inLastBlock = (bytes: number): boolean => bytes > (count - 1) * blockBytes && bytes <= count * blockBytes;
-    described.volumeBytes = candidates.find(inLastBlock) ?? count * blockBytes;
+    described.blockBytes = blockBytes;
+    described.volumeBytes =
+      hashes === null ? Math.max(...candidates) : (candidates.find(inLastBlock) ?? count * blockBytes);
+    described.sizeGib = Math.max(1, stated.sizeGib ?? 0, Math.ceil(described.volumeBytes / gibibyte));
+    described.encryptionKeyId = stated.encryptionKeyId;
+    if (hashes === null) described.problem = `its list of hashes ${hashListName(reference.prefix)} is missing`;
     if (listed !== objects) described.problem = `${objects} objects are expected and ${listed} are there`;
   } catch (error) {
     const own = error instanceof EngineError && ["damaged_object", "unsupported_compression"].includes(error.code);

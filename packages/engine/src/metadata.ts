@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { codecOf } from "./compression.ts";
+import { type Compression, parseCompression } from "./compression.ts";
 import { FormatError, streamJson } from "./json-stream.ts";
 import { type BackupLayout, dataName, dataNumber } from "./layout.ts";
 import type { ObjectEntry } from "./object-entry.ts";
@@ -40,9 +40,13 @@ const scalarKeys = Object.keys(scalarSchemas) as (keyof typeof scalarSchemas)[];
 
 const entryBody = z.object({
   offset: z.int().min(0),
-  length: z.int().min(1).max(objectLengthMax),
+  // A Cinder restores without the next two, so they may be missing; what is there must be right.
+  length: z.int().min(1).max(objectLengthMax).optional(),
+  md5: z
+    .string()
+    .regex(/^[0-9a-f]{32}$/)
+    .optional(),
   compression: z.string(),
-  md5: z.string().regex(/^[0-9a-f]{32}$/),
 });
 
 /** The text before the first entry. */
@@ -75,11 +79,14 @@ export function metadataEntry(prefix: string, entry: ObjectEntry): string {
       ${pythonString(dataName(prefix, entry.number))}: {
         "compression": ${pythonString(entry.compression)},
         "length": ${entry.length},
-        "md5": "${entry.md5}",
+        "md5": ${textValue(entry.md5)},
         "offset": ${entry.offset}
       }
     }`;
 }
+
+/** Finds the decoded length of an object that the metadata does not give. */
+export type MeasureEntry = (object: { number: number; compression: Compression }) => Promise<number>;
 
 /**
  * Decodes `_metadata` as a stream: yields the entries in batches and returns what stands around them. Entries are checked
@@ -90,6 +97,7 @@ export function metadataEntry(prefix: string, entry: ObjectEntry): string {
 export async function* readMetadata(
   body: AsyncIterable<Uint8Array>,
   prefix: string,
+  measure: MeasureEntry,
 ): AsyncGenerator<ObjectEntry[], MetadataHeader> {
   const scalars = new Map<string, string | null>();
   let previous: ObjectEntry | null = null;
@@ -97,7 +105,7 @@ export async function* readMetadata(
     const entries: ObjectEntry[] = [];
     for (const event of events) {
       if (event.inList) {
-        previous = parseEntry(event.value, prefix, previous);
+        previous = await parseEntry(event.value, { prefix, previous, measure });
         entries.push(previous);
       } else {
         scalars.set(event.key, parseScalar(event.key, event.value));
@@ -124,7 +132,11 @@ function parseScalar(key: string, value: unknown): string | null {
   return parsed.data;
 }
 
-function parseEntry(value: unknown, prefix: string, previous: ObjectEntry | null): ObjectEntry {
+async function parseEntry(
+  value: unknown,
+  place: { prefix: string; previous: ObjectEntry | null; measure: MeasureEntry },
+): Promise<ObjectEntry> {
+  const { prefix, previous } = place;
   const pairs = typeof value === "object" && value !== null && !Array.isArray(value) ? Object.entries(value) : [];
   const [pair] = pairs;
   if (pair === undefined || pairs.length !== 1) {
@@ -136,12 +148,14 @@ function parseEntry(value: unknown, prefix: string, previous: ObjectEntry | null
   if (number === null) throw new FormatError(`the entry ${shown} is not a name of this backup`);
   const parsed = entryBody.safeParse(rawBody);
   if (!parsed.success) throw new FormatError(`the entry ${shown} has a missing or impossible value`);
-  const { offset, length, md5 } = parsed.data;
+  const { offset, md5 = null } = parsed.data;
+  const compression = parseCompression(parsed.data.compression);
+  const length = parsed.data.length ?? (await place.measure({ number, compression }));
   if (!Number.isSafeInteger(offset + length)) throw new FormatError(`the entry ${shown} ends beyond any volume`);
   if (previous !== null && (number <= previous.number || offset < previous.offset + previous.length)) {
     throw new FormatError(`the entry ${shown} is out of order or overlaps the one before`);
   }
-  return { number, offset, length, md5, compression: codecOf(parsed.data.compression) };
+  return { number, offset, length, md5, compression };
 }
 
 function textValue(text: string | null): string {

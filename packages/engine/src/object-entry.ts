@@ -8,7 +8,8 @@ export interface ObjectEntry {
   offset: number;
   /** Decoded length. */
   length: number;
-  /** Hex MD5 of the decoded bytes. */
-  md5: string;
+  /** Hex MD5 of the decoded bytes; null when the metadata has none. What is written always has one. */
+  md5: string | null;
+  /** The label. */
   compression: Compression;
 }

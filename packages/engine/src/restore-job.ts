@@ -13,9 +13,10 @@ export interface RestoreJob {
   engine: EngineContext;
   /** Newest first. */
   references: readonly BackupReference[];
-  /** Of the backup being restored. */
-  hashes: HashList;
-  target: VolumeTarget;
+  /** Of the backup being restored; null when it has none: then only lengths and MD5 are checked. */
+  hashes: HashList | null;
+  /** Null to check everything and write nothing. */
+  target: VolumeTarget | null;
   /** Whether the target is known to be zero everywhere, so that zeros need not be written. */
   skipZeros: boolean;
   /** Only this part of the volume is written. */
@@ -45,11 +46,19 @@ export function passOrDamage(
   }
 }
 
-/** The hashes of all blocks of the segments, in order. */
+/** The unit in which zeros are looked for where no list of hashes gives one. */
+const blockBytesUnhashed = 32 * 1024;
+
+export function blockBytesOf(job: Pick<RestoreJob, "hashes">): number {
+  return job.hashes?.blockBytes ?? blockBytesUnhashed;
+}
+
+/** The hashes of all blocks of the segments, in order; null when there is no list of them. */
 export async function expectedHashes(
-  hashes: HashList,
+  hashes: HashList | null,
   segments: readonly (readonly [number, number])[],
-): Promise<Uint8Array<ArrayBuffer>> {
+): Promise<Uint8Array<ArrayBuffer> | null> {
+  if (hashes === null) return null;
   const first = (segments[0] as readonly [number, number])[0] / hashes.blockBytes;
   const last = Math.ceil((segments.at(-1) as readonly [number, number])[1] / hashes.blockBytes);
   const all = await hashes.read(first, last - first);
@@ -77,6 +86,8 @@ export async function writeRuns(
   runs: Float64Array,
   signal: AbortSignal,
 ): Promise<void> {
+  const { target } = job;
+  if (target === null) return;
   for (let pair = 0; pair < runs.length; pair += 2) {
     const start = runs[pair] as number;
     const length = (runs[pair + 1] as number) - start;
@@ -88,7 +99,7 @@ export async function writeRuns(
       const from = offset - objectOffset;
       signal.throwIfAborted();
       job.ctx.fence();
-      await job.target.write(data === null ? zeros.subarray(0, piece) : data.subarray(from, from + piece), offset);
+      await target.write(data === null ? zeros.subarray(0, piece) : data.subarray(from, from + piece), offset);
     }
   }
 }

@@ -1,11 +1,13 @@
 import { createHash } from "node:crypto";
 import { asDamage, type BackupReference, confirmed, damaged, keyOf } from "./backup-reference.ts";
+import { codecOf, memoryFactor, requireCodec } from "./compression.ts";
 import { remember } from "./engine-context.ts";
 import { clipExtent } from "./extents.ts";
 import { restoreLargeObject } from "./large-object.ts";
 import { dataName } from "./layout.ts";
 import type { MappedObject } from "./merge-layers.ts";
-import { expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./restore-job.ts";
+import type { ObjectEntry } from "./object-entry.ts";
+import { blockBytesOf, expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./restore-job.ts";
 import { zeroBlockHashes } from "./zero-blocks.ts";
 
 /** Larger objects, which only others write, are decoded and written piece by piece. */
@@ -16,10 +18,11 @@ const knownZeroBytesMax = 256 * 1024;
 /** Fetches, checks and writes one object of the map. Returns the bytes of the volume that it covers within the bounds. */
 export async function restoreObject(job: RestoreJob, object: MappedObject, signal: AbortSignal): Promise<number> {
   const { entry } = object;
+  requireCodec(entry.compression);
   if (entry.length > wholeObjectBytesMax) {
     await restoreLargeObject(job, object, signal);
   } else {
-    const release = await job.engine.memory.claim(entry.length * (entry.compression === "zlib" ? 1.5 : 1), signal);
+    const release = await job.engine.memory.claim(entry.length * memoryFactor(entry.compression), signal);
     try {
       const checked = await confirmed(() => fetchAndCheck(job, object, signal));
       await writeRuns(job, entry.offset, checked.data, checked.runs, signal);
@@ -28,6 +31,11 @@ export async function restoreObject(job: RestoreJob, object: MappedObject, signa
       release();
     }
   }
+  return coveredBytes(job, object);
+}
+
+/** The bytes of the volume that are taken from an object, within the bounds. */
+export function coveredBytes(job: Pick<RestoreJob, "bounds">, object: MappedObject): number {
   let bytes = 0;
   for (const [start, end] of object.segments) {
     bytes += clipExtent({ offset: start, length: end - start }, job.bounds)?.length ?? 0;
@@ -47,7 +55,8 @@ async function fetchAndCheck(job: RestoreJob, object: MappedObject, signal: Abor
   const stored = await fetchStored(reference, dataName(reference.prefix, entry.number), entry.length, signal);
   const expected = await expectedHashes(job.hashes, object.segments);
   const segments = relativeSegments(object);
-  const digest = stored.length <= knownZeroBytesMax ? storedDigest(stored, entry.length) : null;
+  const compressed = codecOf(entry.compression) !== "none";
+  const digest = compressed && stored.length <= knownZeroBytesMax ? storedDigest(stored, entry) : null;
   if (digest !== null && isKnownZero(job, object, digest, expected)) {
     return { data: null, runs: job.skipZeros ? new Float64Array() : segments };
   }
@@ -57,28 +66,30 @@ async function fetchAndCheck(job: RestoreJob, object: MappedObject, signal: Abor
     compression: entry.compression,
     length: entry.length,
     md5: entry.md5,
-    blockBytes: job.hashes.blockBytes,
+    blockBytes: blockBytesOf(job),
     segments,
     expected,
   };
-  const result = await job.engine.pool.run(request, [stored.buffer, expected.buffer], signal);
+  const moved = expected === null ? [] : [expected.buffer];
+  const result = await job.engine.pool.run(request, [stored.buffer, ...moved], signal);
   const { data, dataRuns } = passOrDamage(job, object, result);
   const coversAll = segments.length === 2 && segments[0] === 0 && segments[1] === entry.length;
-  if (digest !== null && dataRuns.length === 0 && coversAll && entry.compression === "zlib") {
+  if (digest !== null && dataRuns.length === 0 && coversAll && entry.md5 !== null) {
     remember(job.engine.knownZeros, digest, { md5: entry.md5 });
   }
   return { data, runs: job.skipZeros ? dataRuns : segments };
 }
 
-function storedDigest(stored: Uint8Array, length: number): string {
-  return `${length}:${createHash("sha256").update(stored).digest("hex")}`;
+function storedDigest(stored: Uint8Array, entry: ObjectEntry): string {
+  return `${codecOf(entry.compression)}:${entry.length}:${createHash("sha256").update(stored).digest("hex")}`;
 }
 
 /** Whether exactly these stored bytes were decoded before and gave zeros, and zeros are what the hash list wants here. */
-function isKnownZero(job: RestoreJob, object: MappedObject, digest: string, expected: Uint8Array): boolean {
+function isKnownZero(job: RestoreJob, object: MappedObject, digest: string, expected: Uint8Array | null): boolean {
   const known = job.engine.knownZeros.get(digest);
-  if (known === undefined || known.md5 !== object.entry.md5 || object.entry.compression !== "zlib") return false;
-  const wanted = object.segments.map(([start, end]) => zeroBlockHashes(end - start, job.hashes.blockBytes));
+  if (known === undefined || known.md5 !== object.entry.md5) return false;
+  if (expected === null) return true;
+  const wanted = object.segments.map(([start, end]) => zeroBlockHashes(end - start, blockBytesOf(job)));
   return Buffer.concat(wanted).equals(expected);
 }
 

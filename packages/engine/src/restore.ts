@@ -1,15 +1,15 @@
-import { createHash } from "node:crypto";
-import { z } from "zod";
 import type { BackupReference } from "./backup-reference.ts";
-import { type Chain, openChain, readHashList, streamEntries } from "./chain.ts";
+import { chainSteps, chainWarnings, findHashList, openChain } from "./chain.ts";
 import type { EngineContext } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError } from "./errors.ts";
-import type { Extent } from "./extents.ts";
+import { type Extent, partOf } from "./extents.ts";
+import { cachedHashList } from "./hash-list.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
-import { type MappedObject, type MergeStep, mergeLayers } from "./merge-layers.ts";
-import { type Repository, stagingContainer } from "./repository/repository.ts";
+import type { MappedObject, MergeStep } from "./merge-layers.ts";
+import { stagingContainer } from "./repository/repository.ts";
 import type { RestoreJob } from "./restore-job.ts";
-import { restoreObject } from "./restore-object.ts";
+import { laneGroups, restoreGroup } from "./restore-lanes.ts";
+import { readMap, stageMap } from "./restore-map.ts";
 import type { RunContext } from "./run-context.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
 
@@ -34,7 +34,7 @@ export interface PlanRestoreInput {
 export async function planRestore(
   input: PlanRestoreInput,
   ctx: RunContext,
-): Promise<{ volumeBytes: number; blockBytes: number; ranges: RestoreRange[] }> {
+): Promise<{ volumeBytes: number; ranges: RestoreRange[]; warnings: string[] }> {
   const chain = await openChain(input.chain, ctx.signal);
   const { volumeBytes } = chain;
   const { repository } = chain.references[0] as BackupReference;
@@ -52,12 +52,12 @@ export async function planRestore(
     objects = [];
     offset = end;
   };
-  for await (const step of mergedSteps(chain, ctx.signal)) {
+  for await (const step of chainSteps(chain, ctx.signal)) {
     if (step.kind === "object") objects.push(step.object);
     else if (step.at - offset >= rangeBytes) await finish(step.at);
   }
   if (volumeBytes > offset) await finish(volumeBytes);
-  return { volumeBytes, blockBytes: chain.hashes.blockBytes, ranges };
+  return { volumeBytes, ranges, warnings: chainWarnings(chain) };
 }
 
 /** Carries out one range of a planned restore. The target must be a new file: zeros are not written. */
@@ -75,7 +75,7 @@ export async function restoreRange(
   if (newest === undefined) throw new InvalidBackupError("There is nothing to restore from.");
   const key = { container: stagingContainer(input.staging.operationId), name: input.range.map.name };
   const objects = await readMap(newest.repository, key, input.range, ctx.signal);
-  const hashes = await readHashList(newest, ctx.signal);
+  const hashes = await findHashList(newest, ctx.signal);
   const { offset, length } = input.range;
   const job = { references: input.chain, hashes, target: input.target, bounds: { offset, length } };
   const bytesWritten = await restoreObjects({ ...job, engine, skipZeros: true, ctx }, objects);
@@ -94,23 +94,23 @@ export async function restoreWhole(
     chain: readonly BackupReference[];
     target: VolumeTarget | null;
     openTarget?: (volumeBytes: number) => Promise<VolumeTarget>;
-    extent?: Extent;
+    extent?: { offset: number; length: number | null };
   },
   ctx: RunContext,
-): Promise<{ bytes: number }> {
+): Promise<{ bytes: number; warnings: string[] }> {
   const chain = await openChain(input.chain, ctx.signal);
+  const bounds = partOf(chain.volumeBytes, input.extent ?? { offset: 0, length: null });
   const target = input.target ?? (await input.openTarget?.(chain.volumeBytes));
   if (target === undefined) throw new InvalidLayoutError("A restore needs a target.");
-  const bounds = input.extent ?? { offset: 0, length: chain.volumeBytes };
-  if (bounds.offset + bounds.length > chain.volumeBytes || target.sizeBytes < bounds.offset + bounds.length) {
+  if (bounds === null || target.sizeBytes < bounds.offset + bounds.length) {
     throw new InvalidLayoutError("The part to restore does not lie within both the backup and the target.");
   }
   const { references, hashes } = chain;
   const skipZeros = target.isNew === true;
   const job = { engine, references, hashes, target, bounds, skipZeros, ctx };
-  const bytes = await restoreObjects(job, objectsWithin(mergedSteps(chain, ctx.signal), bounds));
+  const bytes = await restoreObjects(job, objectsWithin(chainSteps(chain, ctx.signal), bounds));
   await target.flush();
-  return { bytes };
+  return { bytes, warnings: chainWarnings(chain) };
 }
 
 /** Restores objects as they come, several at a time; returns the bytes of the volume they cover within the bounds. */
@@ -119,7 +119,8 @@ async function restoreObjects(
   objects: Iterable<MappedObject> | AsyncIterable<MappedObject>,
 ): Promise<number> {
   let bytesDone = 0;
-  const restored = mapConcurrent(objects, (object, signal) => restoreObject(job, object, signal), {
+  const cached = { ...job, hashes: job.hashes === null ? null : cachedHashList(job.hashes) };
+  const restored = mapConcurrent(laneGroups(cached, objects), (group, signal) => restoreGroup(cached, group, signal), {
     concurrency: job.engine.pool.threads + 2,
     signal: job.ctx.signal,
   });
@@ -138,68 +139,4 @@ async function* objectsWithin(steps: AsyncIterable<MergeStep>, bounds: Extent): 
     );
     if (wanted) yield step.object;
   }
-}
-
-function mergedSteps(chain: Chain, signal: AbortSignal): AsyncGenerator<MergeStep> {
-  return mergeLayers({
-    references: chain.references,
-    layers: chain.references.map((reference) => streamEntries(reference, signal)),
-    volumeBytes: chain.volumeBytes,
-    blockBytes: chain.hashes.blockBytes,
-  });
-}
-
-/** One line of a staged map: layer, number, offset, length, zlib or not, MD5, segments. */
-const mapLine = z.tuple([
-  z.int(),
-  z.int(),
-  z.int(),
-  z.int(),
-  z.enum(["zlib", "none"]),
-  z.string(),
-  z.array(z.tuple([z.int(), z.int()])).min(1),
-]);
-
-async function stageMap(
-  repository: Repository,
-  key: { container: string; name: string },
-  objects: readonly MappedObject[],
-  ctx: RunContext,
-): Promise<string> {
-  const hash = createHash("sha256");
-  async function* lines(): AsyncGenerator<Uint8Array> {
-    for (const { layer, entry, segments } of objects) {
-      const line = [layer, entry.number, entry.offset, entry.length, entry.compression, entry.md5, segments];
-      const bytes = Buffer.from(`${JSON.stringify(line)}\n`);
-      hash.update(bytes);
-      yield bytes;
-    }
-  }
-  await repository.putIfAbsent(key, lines(), ctx);
-  return hash.digest("hex");
-}
-
-/** Reads a slice of the map and makes sure that it is the planned one. */
-async function readMap(
-  repository: Repository,
-  key: { container: string; name: string },
-  range: RestoreRange,
-  signal: AbortSignal,
-): Promise<MappedObject[]> {
-  const hash = createHash("sha256");
-  const chunks: Uint8Array[] = [];
-  for await (const chunk of repository.get(key, { signal })) {
-    hash.update(chunk);
-    chunks.push(chunk);
-  }
-  if (hash.digest("hex") !== range.map.digest) {
-    throw new InvalidBackupError(`The staged map ${key.name} is not the one that was planned; plan the restore again.`);
-  }
-  const objects: MappedObject[] = [];
-  for (const line of Buffer.concat(chunks).toString("latin1").split("\n")) {
-    if (line === "") continue;
-    const [layer, number, offset, length, compression, md5, segments] = mapLine.parse(JSON.parse(line));
-    objects.push({ layer, entry: { number, offset, length, compression, md5 }, segments });
-  }
-  return objects;
 }

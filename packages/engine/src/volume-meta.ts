@@ -7,6 +7,8 @@ export interface VolumeMetaInput {
   volumeBytes: number;
   name: string | null;
   description: string | null;
+  /** The key of an encrypted volume, in whoever keeps keys; only its id is carried. */
+  encryptionKeyId?: string | null;
   /** The volume's own keys and values. */
   metadata?: Readonly<Record<string, string>>;
 }
@@ -27,7 +29,7 @@ export function encodeVolumeMeta(input: VolumeMetaInput): string {
       size: Math.max(1, Math.ceil(input.volumeBytes / gibibyte)),
       display_name: input.name,
       display_description: input.description,
-      encryption_key_id: null,
+      encryption_key_id: input.encryptionKeyId ?? null,
       volume_type_id: null,
       [bytesKey]: input.volumeBytes,
     },
@@ -39,15 +41,28 @@ export function encodeVolumeMeta(input: VolumeMetaInput): string {
 
 /** The exact length noted in a volume_meta string, or null. Only a claim: check it against the backup. */
 export function statedVolumeBytes(volumeMeta: string | null): number | null {
-  if (volumeMeta === null) return null;
+  return wholeNumber(property(baseColumns(volumeMeta), bytesKey));
+}
+
+/** What the columns of the volume say about its size in GiB and the id of its encryption key. Only a claim. */
+export function statedColumns(volumeMeta: string | null): { sizeGib: number | null; encryptionKeyId: string | null } {
+  const base = baseColumns(volumeMeta);
+  const key = property(base, "encryption_key_id");
+  const isId = typeof key === "string" && /^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/.test(key);
+  return { sizeGib: wholeNumber(property(base, "size")), encryptionKeyId: isId ? key : null };
+}
+
+function baseColumns(volumeMeta: string | null): unknown {
+  if (volumeMeta === null) return undefined;
   try {
-    const document: unknown = JSON.parse(volumeMeta);
-    const base = property(document, "volume-base-metadata");
-    const bytes = property(base, bytesKey);
-    return typeof bytes === "number" && Number.isSafeInteger(bytes) && bytes >= 0 ? bytes : null;
+    return property(JSON.parse(volumeMeta), "volume-base-metadata");
   } catch {
-    return null;
+    return undefined;
   }
+}
+
+function wholeNumber(value: unknown): number | null {
+  return typeof value === "number" && Number.isSafeInteger(value) && value >= 0 ? value : null;
 }
 
 function property(value: unknown, key: string): unknown {

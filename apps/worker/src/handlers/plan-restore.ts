@@ -6,12 +6,13 @@ import { openChain } from "./source.ts";
  * Merges the chain to one map and cuts it into ranges. The target is a private new file until it is published; a volume of a single
  * range is restored and published here and now.
  */
-export const planRestoreTask: Handler = async (task, { config, database, engine, sites }, run) => {
+export const planRestoreTask: Handler = async (task, { config, database, engine, log, sites }, run) => {
   const plan = await planRestore(database, task.operation, { rangeBytes: config.range_bytes });
   const chain = await openChain(plan.chain, sites);
   const backend = await sites.backend(plan.backend);
   const staging = { operationId: task.operationId, name: `${task.id}-${task.claim}` };
   const merged = await engine.planRestore({ chain, rangeBytes: plan.rangeBytes, rangesMax, staging }, run);
+  for (const warning of merged.warnings) log.warn({ operation: task.operationId }, warning);
   const targetBytes = Math.max(plan.targetBytes, merged.volumeBytes);
   const name = restoreTargetOf(task.operationId, task.claim);
   const lengths = { sizeBytes: plan.keepTail ? merged.volumeBytes : targetBytes, keepTail: plan.keepTail };

@@ -14,6 +14,7 @@ import {
   RepositoryUnmarkedError,
 } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
+import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import {
   fileChunks,
   fileHolds,
@@ -28,9 +29,8 @@ import {
   syncFolder,
   writeAll,
 } from "./posix-files.ts";
-import { type ObjectKey, parseContainer, type Repository, reservedContainer } from "./repository.ts";
+import { type ObjectFile, type ObjectKey, parseContainer, type Repository, reservedContainer } from "./repository.ts";
 
-const markerKey: ObjectKey = { container: reservedContainer, name: "repository.json" };
 /** Where objects are written before they get their name. Same file system as everything else. */
 const temporaryContainer = `${reservedContainer}/tmp`;
 /** How deep folders are searched for backups. */
@@ -38,8 +38,9 @@ const depthMax = 16;
 
 /** A folder as a repository, in the layout of Cinder's posix and NFS drivers. */
 export class PosixRepository implements Repository {
-  readonly driver = "posix";
-  readonly service = "cinder.backup.drivers.posix.PosixBackupDriver";
+  readonly driver: "posix" | "nfs" = "posix";
+  readonly service: string = "cinder.backup.drivers.posix.PosixBackupDriver";
+  readonly streamsPuts = true;
   readonly #root: string;
 
   /** `root` is absolute. Nothing is touched before the first call. */
@@ -51,7 +52,8 @@ export class PosixRepository implements Repository {
     await this.#checkRoot();
     let text = "";
     try {
-      for await (const chunk of this.get(markerKey, { length: 4096 })) text += Buffer.from(chunk).toString("utf8");
+      for await (const chunk of this.get(markerKey, { length: markerBytesMax }))
+        text += Buffer.from(chunk).toString("utf8");
     } catch (error) {
       if (!(error instanceof ObjectMissingError)) throw error;
       throw new RepositoryUnmarkedError(
@@ -59,20 +61,19 @@ export class PosixRepository implements Repository {
         { cause: error },
       );
     }
-    const id = /^\{"tephra_repository": 1, "id": "([0-9a-f-]{36})"\}$/.exec(text)?.[1];
-    if (id === undefined) {
+    const identity = parseMarker(text);
+    if (identity === null) {
       throw new RepositoryUnmarkedError(`The marker of the repository ${this.#root} is not readable.`);
     }
-    return { id };
+    return identity;
   }
 
   async initialize(): Promise<{ id: string }> {
     await this.#guard("create", this.#root, () => makeFolders(this.#root));
     await this.#checkRoot();
     await this.ensureContainer(reservedContainer);
-    const body = Buffer.from(`{"tephra_repository": 1, "id": "${randomUUID()}"}`);
     try {
-      await this.putIfAbsent(markerKey, body, { signal: new AbortController().signal, fence: () => {} });
+      await this.putIfAbsent(markerKey, newMarker(), { signal: new AbortController().signal, fence: () => {} });
     } catch (error) {
       if (!(error instanceof ObjectConflictError)) throw error;
     }
@@ -145,6 +146,14 @@ export class PosixRepository implements Repository {
     } finally {
       await file.close();
     }
+  }
+
+  async openFile(key: ObjectKey): Promise<ObjectFile> {
+    const path = this.#path(key);
+    await this.#checkInside(key.container, this.#folder(key.container), key);
+    const file = await this.#guard("read", path, () => openRegular(path), key);
+    const { size } = await file.stat();
+    return { descriptor: file.fd, sizeBytes: size, [Symbol.asyncDispose]: () => file.close() };
   }
 
   async stat(key: ObjectKey): Promise<{ sizeBytes: number }> {

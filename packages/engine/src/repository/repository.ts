@@ -8,12 +8,18 @@ export interface ObjectKey {
 
 /**
  * Where backups are stored. Dumb on purpose: no retry, no cache, no knowledge of the format beyond the names it hands out.
- * Every method throws RepositoryUnavailableError when the storage fails, with `retryable` saying whether waiting may help.
+ * Every method throws RepositoryUnavailableError when the storage fails, with `retryable` saying whether waiting may help;
+ * RepositoryDeniedError when it refuses these credentials, RepositoryThrottledError when it wants fewer requests.
  */
 export interface Repository extends AsyncDisposable {
-  readonly driver: "posix";
+  readonly driver: "posix" | "nfs" | "s3" | "swift";
   /** What Cinder calls the service of a backup: the driver's class path there. */
   readonly service: string;
+  /**
+   * True when a put writes as it reads and is done with a chunk as soon as it asks for the next one, so that the chunk's memory
+   * may be used again. Otherwise chunks must keep their bytes until the put has ended.
+   */
+  readonly streamsPuts?: boolean;
 
   /**
    * Reads the marker that makes a place a repository. RepositoryUnavailableError when the place is missing or cannot be
@@ -34,7 +40,8 @@ export interface Repository extends AsyncDisposable {
    * Stores an object unless the name is taken; durable when it resolves, including an object that was there before. A name
    * that is taken by equal bytes gives "exists", by other bytes ObjectConflictError. The object appears whole or not at all;
    * after a failure or abort nothing stays behind under the name. The fence is called before every write and before publishing.
-   * RepositoryFullError when space runs out. The body is consumed at most once.
+   * RepositoryFullError when space runs out. The body is consumed at most once, and its
+   * chunks must keep their bytes until the put has ended.
    */
   putIfAbsent(
     key: ObjectKey,
@@ -46,6 +53,8 @@ export interface Repository extends AsyncDisposable {
     key: ObjectKey,
     options?: { offset?: number; length?: number; signal?: AbortSignal },
   ): AsyncIterable<Uint8Array<ArrayBuffer>>;
+  /** Opens an object that is a file, so that threads can read it by themselves; only where objects are files. */
+  openFile?(key: ObjectKey): Promise<ObjectFile>;
   /** ObjectMissingError. */
   stat(key: ObjectKey): Promise<{ sizeBytes: number }>;
   /** Objects whose names start with the prefix, in any order; a missing container is empty. */
@@ -56,6 +65,12 @@ export interface Repository extends AsyncDisposable {
   containers(): AsyncIterable<string>;
   /** Whether the place is missing, or every object in it, at whatever depth, has a name that `belongs` accepts. */
   holdsOnly(belongs: (name: string) => boolean): Promise<boolean>;
+}
+
+/** An object that is a file, open until it is disposed. */
+export interface ObjectFile extends AsyncDisposable {
+  readonly descriptor: number;
+  readonly sizeBytes: number;
 }
 
 /** Everything that is ours and no backup lies in containers that start so; users cannot name them. */

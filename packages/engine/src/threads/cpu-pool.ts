@@ -1,7 +1,8 @@
 import { Worker } from "node:worker_threads";
 import { ThreadFailedError } from "../errors.ts";
+import type { HashingChoice } from "../hashing/hashing.ts";
 import type { CpuRequest, CpuResult } from "./cpu-tasks.ts";
-import type { CpuAnswer, CpuMessage } from "./cpu-thread.ts";
+import type { CpuAnswer, CpuMessage, CpuThreadData } from "./cpu-thread.ts";
 
 interface Job {
   message: CpuMessage;
@@ -16,14 +17,24 @@ interface Job {
  */
 export class CpuPool implements AsyncDisposable {
   readonly #threadsMax: number;
+  readonly #chooseHashing: () => HashingChoice;
+  #hashing: HashingChoice | null = null;
   readonly #threads = new Set<Worker>();
   readonly #idle: Worker[] = [];
   readonly #queue: Job[] = [];
   readonly #running = new Map<Worker, Job>();
   #closed = false;
 
-  constructor(threadsMax: number) {
+  /** `chooseHashing` is called once, when the first thread is needed: measuring takes a few milliseconds. */
+  constructor(threadsMax: number, chooseHashing: () => HashingChoice) {
     this.#threadsMax = threadsMax;
+    this.#chooseHashing = chooseHashing;
+  }
+
+  /** How the threads hash. */
+  get hashing(): HashingChoice {
+    this.#hashing ??= this.#chooseHashing();
+    return this.#hashing;
   }
 
   get threads(): number {
@@ -79,7 +90,8 @@ export class CpuPool implements AsyncDisposable {
 
   #start(): Worker {
     const entry = new URL(import.meta.url.endsWith(".ts") ? "./cpu-thread.ts" : "./cpu-thread.js", import.meta.url);
-    const thread = new Worker(entry);
+    const workerData: CpuThreadData = { hashing: this.hashing };
+    const thread = new Worker(entry, { workerData });
     this.#threads.add(thread);
     thread.on("message", (answer: CpuAnswer) => {
       const job = this.#running.get(thread);

@@ -1,5 +1,8 @@
-import { hash } from "node:crypto";
-import { type Compression, deflatePieces, inflateExactly } from "../compression.ts";
+import { type Compression, compressPieces, decompressExactly, labelToTry } from "../compression.ts";
+import type { Hashing } from "../hashing/hashing.ts";
+import type { CpuTools } from "./cpu-tools.ts";
+import { type HashLanesRequest, type HashLanesResult, hashLanes } from "./hash-lanes.ts";
+import { readFully, type UnreadResult } from "./read-fully.ts";
 
 /** An extent of a window that becomes one object. */
 export interface WindowExtent {
@@ -14,8 +17,10 @@ export interface WindowExtent {
 
 export interface CopyWindowRequest {
   kind: "copyWindow";
-  /** Exactly the window's bytes; its ownership moves to the thread. */
-  window: ArrayBuffer;
+  /** Exactly the window's bytes; its ownership moves to the thread. Null when the thread is to read them itself. */
+  window: ArrayBuffer | null;
+  /** Where the thread reads them, when it does. */
+  source: WindowSource | null;
   blockBytes: number;
   /** 32 bytes for every block of the window, or null to take the whole window as one extent. */
   parentHashes: Uint8Array<ArrayBuffer> | null;
@@ -23,6 +28,15 @@ export interface CopyWindowRequest {
   level: number;
   /** Whether an extent of zeros is compressed although compression is off. */
   compressZeros: boolean;
+}
+
+/** A window in an open file that stays open until the answer has come. */
+export interface WindowSource {
+  descriptor: number;
+  offset: number;
+  length: number;
+  /** Pairs of start and end within the window, ascending: what lies between them is zero and is not read. */
+  data: Float64Array<ArrayBuffer>;
 }
 
 export interface CopyWindowResult {
@@ -40,12 +54,13 @@ export interface CheckObjectRequest {
   compression: Compression;
   /** Length and MD5 of the decoded object. */
   length: number;
-  md5: string;
+  /** Null when the metadata has none. */
+  md5: string | null;
   blockBytes: number;
   /** Pairs of start and end within the object, starts on block boundaries. */
   segments: Float64Array<ArrayBuffer>;
-  /** 32 bytes for every block of every segment, in order. */
-  expected: Uint8Array<ArrayBuffer>;
+  /** 32 bytes for every block of every segment, in order; null when the backup has no list of hashes. */
+  expected: Uint8Array<ArrayBuffer> | null;
 }
 
 export type CheckObjectResult =
@@ -61,11 +76,12 @@ export interface CheckBlocksRequest {
   data: Uint8Array<ArrayBuffer>;
   blockBytes: number;
   segments: Float64Array<ArrayBuffer>;
-  expected: Uint8Array<ArrayBuffer>;
+  expected: Uint8Array<ArrayBuffer> | null;
 }
 
 export interface ZeroFormRequest {
   kind: "zeroForm";
+  compression: Compression;
   length: number;
   level: number;
 }
@@ -76,78 +92,149 @@ export interface ZeroFormResult {
   pieces: Uint8Array<ArrayBuffer>[] | null;
 }
 
-export type CpuRequest = CopyWindowRequest | CheckObjectRequest | CheckBlocksRequest | ZeroFormRequest;
+export type CpuRequest =
+  | CopyWindowRequest
+  | HashLanesRequest
+  | CheckObjectRequest
+  | CheckBlocksRequest
+  | ZeroFormRequest;
 export type CpuResult<Request extends CpuRequest> = Request extends CopyWindowRequest
-  ? CopyWindowResult
-  : Request extends CheckObjectRequest | CheckBlocksRequest
-    ? CheckObjectResult
-    : ZeroFormResult;
+  ? CopyWindowResult | UnreadResult
+  : Request extends HashLanesRequest
+    ? HashLanesResult | UnreadResult
+    : Request extends CheckObjectRequest | CheckBlocksRequest
+      ? CheckObjectResult
+      : ZeroFormResult;
 
-type Cancelled = () => boolean;
-
-/** Carries out one request; undefined when it was cancelled on the way. Pure computation: no I/O, no state. */
-export function runCpuTask(
-  request: CpuRequest,
-  cancelled: Cancelled,
-): CopyWindowResult | CheckObjectResult | ZeroFormResult | undefined {
+/**
+ * Carries out one request; undefined when it was cancelled on the way. Keeps no state, writes nothing, and reads nothing but
+ * the descriptors it is given.
+ */
+export function runCpuTask(request: CpuRequest, tools: CpuTools): CpuResult<CpuRequest> | undefined {
   switch (request.kind) {
     case "copyWindow":
-      return copyWindow(request, cancelled);
+      return copyWindow(request, tools);
+    case "hashLanes":
+      return hashLanes(request, tools);
     case "checkObject":
-      return checkObject(request, cancelled);
+      return checkObject(request, tools);
     case "checkBlocks":
-      return checkSegments(request, request.data, cancelled);
+      return checkSegments(request, request.data, tools);
     case "zeroForm":
-      return zeroForm(request, cancelled);
+      return zeroForm(request, tools);
   }
 }
 
-function copyWindow(request: CopyWindowRequest, cancelled: Cancelled): CopyWindowResult | undefined {
-  const data = new Uint8Array(request.window);
-  const hashed = hashBlocks(data, request.blockBytes, cancelled);
-  if (hashed === undefined) return undefined;
+function copyWindow(
+  request: CopyWindowRequest,
+  { hashing, cancelled }: CpuTools,
+): CopyWindowResult | UnreadResult | undefined {
+  const taken = request.window === null ? readWindow(request, { hashing, cancelled }) : takeWindow(request, hashing);
+  if (taken === undefined || "unread" in taken) return taken;
+  const { window, hashed } = taken;
+  const data = new Uint8Array(window);
   const spans =
     request.parentHashes === null
       ? [{ first: 0, end: hashed.zero.length }]
       : changedSpans(hashed.hashes, request.parentHashes);
+  const places = spans.map(({ first, end }) => {
+    const offset = first * request.blockBytes;
+    return { offset, length: Math.min(end * request.blockBytes, data.length) - offset };
+  });
+  const digests = hashing.md5(data, places);
   const extents: WindowExtent[] = [];
-  for (const span of spans) {
-    const offset = span.first * request.blockBytes;
-    const bytes = data.subarray(offset, Math.min(span.end * request.blockBytes, data.length));
-    const zeros = request.compressZeros && hashed.zero.subarray(span.first, span.end).every((flag) => flag === 1);
-    const pieces = request.compression === "zlib" || zeros ? deflatePieces(bytes, request.level, cancelled) : null;
+  for (const [index, { first, end }] of spans.entries()) {
+    if (cancelled()) return undefined;
+    const { offset, length } = places[index] as (typeof places)[number];
+    const zeros = request.compressZeros && hashed.zero.subarray(first, end).every((flag) => flag === 1);
+    const label = labelToTry(request.compression, { known: zeros, compressZeros: request.compressZeros });
+    const bytes = data.subarray(offset, offset + length);
+    const pieces = compressPieces(label, bytes, { level: request.level, cancelled });
     if (pieces === undefined) return undefined;
-    extents.push({
-      offset,
-      length: bytes.length,
-      md5: hash("md5", bytes, "hex"),
-      compression: pieces === null ? "none" : "zlib",
-      pieces,
-    });
+    const md5 = digests[index] as string;
+    extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces });
   }
   const needsWindow = extents.some((extent) => extent.pieces === null);
-  return { hashes: hashed.hashes, extents, window: needsWindow ? request.window : null };
+  return { hashes: hashed.hashes, extents, window: needsWindow ? window : null };
 }
 
-/** SHA-256 of every block (the last one over its actual bytes), and which blocks are all zero. */
-function hashBlocks(
-  data: Uint8Array,
-  blockBytes: number,
-  cancelled: Cancelled,
-): { hashes: Uint8Array<ArrayBuffer>; zero: Uint8Array } | undefined {
-  const count = Math.ceil(data.length / blockBytes);
-  const hashes = new Uint8Array(count * 32);
-  const zero = new Uint8Array(count);
-  const zeros = Buffer.alloc(blockBytes);
-  const zeroHash = hash("sha256", zeros, "buffer");
-  for (let block = 0; block < count; block++) {
-    if (block % 256 === 0 && cancelled()) return undefined;
-    const bytes = data.subarray(block * blockBytes, Math.min((block + 1) * blockBytes, data.length));
-    const isZero = zeros.compare(bytes, 0, bytes.length, 0, bytes.length) === 0;
-    zero[block] = isZero ? 1 : 0;
-    hashes.set(isZero && bytes.length === blockBytes ? zeroHash : hash("sha256", bytes, "buffer"), block * 32);
+/** Per block of a window: its SHA-256, and 1 when it is all zero. */
+interface HashedBlocks {
+  hashes: Uint8Array<ArrayBuffer>;
+  zero: Uint8Array<ArrayBuffer>;
+}
+
+function emptyHashes(bytes: number, blockBytes: number): HashedBlocks {
+  const count = Math.ceil(bytes / blockBytes);
+  return { hashes: new Uint8Array(count * 32), zero: new Uint8Array(count) };
+}
+
+function takeWindow(request: CopyWindowRequest, hashing: Hashing): { window: ArrayBuffer; hashed: HashedBlocks } {
+  const window = request.window as ArrayBuffer;
+  const hashed = emptyHashes(window.byteLength, request.blockBytes);
+  hashing.hashBlocks(new Uint8Array(window), request.blockBytes, hashed.hashes, hashed.zero);
+  return { window, hashed };
+}
+
+/** Read and hashed at a time, so that the bytes are still in the processor's cache when they are hashed. */
+const sliceBytesAim = 512 * 1024;
+
+/**
+ * Reads and hashes a window slice by slice. With a parent only the blocks that differ get into the window: the pages of a
+ * fresh buffer that nobody touches cost nothing.
+ */
+function readWindow(
+  request: CopyWindowRequest,
+  { hashing, cancelled }: CpuTools,
+): { window: ArrayBuffer; hashed: HashedBlocks } | UnreadResult | undefined {
+  const { blockBytes, parentHashes } = request;
+  const source = request.source as WindowSource;
+  const window = new ArrayBuffer(source.length);
+  const hashed = emptyHashes(source.length, blockBytes);
+  const sliceBytes = Math.max(1, Math.floor(sliceBytesAim / blockBytes)) * blockBytes;
+  const scratch = parentHashes === null ? null : new Uint8Array(Math.min(sliceBytes, source.length));
+  for (let start = 0; start < source.length; start += sliceBytes) {
+    if (cancelled()) return undefined;
+    const length = Math.min(sliceBytes, source.length - start);
+    const slice = scratch === null ? new Uint8Array(window, start, length) : scratch.subarray(0, length);
+    const first = start / blockBytes;
+    const failed = readSlice(source, start, slice);
+    if (failed !== null) return failed;
+    const hashes = hashed.hashes.subarray(first * 32);
+    hashing.hashBlocks(slice, blockBytes, hashes, hashed.zero.subarray(first));
+    if (parentHashes !== null)
+      keepChanged(slice, hashes, parentHashes.subarray(first * 32), { window, start, blockBytes });
   }
-  return { hashes, zero };
+  return { window, hashed };
+}
+
+function readSlice(source: WindowSource, start: number, slice: Uint8Array): UnreadResult | null {
+  const end = start + slice.length;
+  let filled = start;
+  for (let pair = 0; pair < source.data.length; pair += 2) {
+    const from = Math.max(start, source.data[pair] as number);
+    const to = Math.min(end, source.data[pair + 1] as number);
+    if (to <= from) continue;
+    slice.fill(0, filled - start, from - start);
+    const place = { offset: source.offset + from, length: to - from };
+    if (!readFully(source.descriptor, slice.subarray(from - start, to - start), place.offset)) return { unread: place };
+    filled = to;
+  }
+  slice.fill(0, filled - start);
+  return null;
+}
+
+function keepChanged(
+  slice: Uint8Array,
+  hashes: Uint8Array,
+  parent: Uint8Array,
+  to: { window: ArrayBuffer; start: number; blockBytes: number },
+): void {
+  const blocks = Math.ceil(slice.length / to.blockBytes);
+  for (const { first, end } of changedSpans(hashes.subarray(0, blocks * 32), parent.subarray(0, blocks * 32))) {
+    const bytes = slice.subarray(first * to.blockBytes, end * to.blockBytes);
+    new Uint8Array(to.window, to.start + first * to.blockBytes, bytes.length).set(bytes);
+  }
 }
 
 /** Runs of consecutive blocks whose hash differs from the parent's; an equal block or the window's end closes a run. */
@@ -165,49 +252,60 @@ export function changedSpans(hashes: Uint8Array, parent: Uint8Array): { first: n
   return spans;
 }
 
-function checkObject(request: CheckObjectRequest, cancelled: Cancelled): CheckObjectResult | undefined {
-  const { stored, length } = request;
-  const decoded = request.compression === "zlib" ? inflateExactly(stored, length) : stored;
+function checkObject(request: CheckObjectRequest, tools: CpuTools): CheckObjectResult | undefined {
+  const decoded = decompressExactly(request.compression, request.stored, request.length);
   if (!(decoded instanceof Uint8Array)) return { outcome: "object", reason: decoded.reason };
-  if (decoded.length !== length) {
-    return { outcome: "object", reason: `${decoded.length} bytes are stored instead of ${length}` };
-  }
-  if (cancelled()) return undefined;
-  if (hash("md5", decoded, "hex") !== request.md5) return { outcome: "object", reason: "the MD5 does not match" };
-  return checkSegments(request, decoded, cancelled);
+  if (tools.cancelled()) return undefined;
+  const [md5] = request.md5 === null ? [null] : tools.hashing.md5(decoded, [{ offset: 0, length: decoded.length }]);
+  if (md5 !== request.md5) return { outcome: "object", reason: "the MD5 does not match" };
+  return checkSegments(request, decoded, tools);
 }
 
 /** Compares every block with its expected hash and reports the runs of blocks that are not all zero. */
 function checkSegments(
-  request: { blockBytes: number; segments: Float64Array; expected: Uint8Array },
+  request: { blockBytes: number; segments: Float64Array; expected: Uint8Array | null },
   data: Uint8Array<ArrayBuffer>,
-  cancelled: Cancelled,
+  { hashing, cancelled }: CpuTools,
 ): CheckObjectResult | undefined {
   const { blockBytes, segments } = request;
-  const zeros = Buffer.alloc(blockBytes);
-  const zeroHash = hash("sha256", zeros, "buffer");
-  const expected = Buffer.from(request.expected.buffer, request.expected.byteOffset, request.expected.byteLength);
+  const expected = request.expected ?? null;
   const runs: number[] = [];
   let block = 0;
   for (let pair = 0; pair < segments.length; pair += 2) {
-    const segmentEnd = segments[pair + 1] as number;
-    for (let start = segments[pair] as number; start < segmentEnd; start += blockBytes, block++) {
-      if (block % 256 === 0 && cancelled()) return undefined;
-      const end = Math.min(start + blockBytes, segmentEnd);
-      const bytes = data.subarray(start, end);
-      const isZero = zeros.compare(bytes, 0, bytes.length, 0, bytes.length) === 0;
-      const digest = isZero && bytes.length === blockBytes ? zeroHash : hash("sha256", bytes, "buffer");
-      if (expected.compare(digest, 0, 32, block * 32, block * 32 + 32) !== 0) return { outcome: "hash", at: start };
-      if (isZero) continue;
-      if (runs.length > 0 && runs.at(-1) === start) runs[runs.length - 1] = end;
-      else runs.push(start, end);
+    if (cancelled()) return undefined;
+    const start = segments[pair] as number;
+    const bytes = data.subarray(start, segments[pair + 1] as number);
+    const { hashes, zero } = emptyHashes(bytes.length, blockBytes);
+    hashing.hashBlocks(bytes, blockBytes, hashes, zero);
+    if (expected !== null) {
+      const wrong = changedSpans(hashes, expected.subarray(block * 32, block * 32 + hashes.length))[0];
+      if (wrong !== undefined) return { outcome: "hash", at: start + wrong.first * blockBytes };
     }
+    addDataRuns(runs, zero, { start, length: bytes.length, blockBytes });
+    block += zero.length;
   }
   return { outcome: "ok", data, dataRuns: Float64Array.from(runs) };
 }
 
-function zeroForm(request: ZeroFormRequest, cancelled: Cancelled): ZeroFormResult | undefined {
+/** Appends the runs of blocks that are not all zero, joined to the last run where they touch. */
+export function addDataRuns(
+  runs: number[],
+  zero: Uint8Array,
+  { start, length, blockBytes }: { start: number; length: number; blockBytes: number },
+): void {
+  for (let index = 0; index < zero.length; index++) {
+    if (zero[index] === 1) continue;
+    const from = start + index * blockBytes;
+    const to = Math.min(from + blockBytes, start + length);
+    if (runs.length > 0 && runs.at(-1) === from) runs[runs.length - 1] = to;
+    else runs.push(from, to);
+  }
+}
+
+function zeroForm(request: ZeroFormRequest, { hashing, cancelled }: CpuTools): ZeroFormResult | undefined {
   const zeros = new Uint8Array(request.length);
-  const pieces = deflatePieces(zeros, request.level, cancelled);
-  return pieces === undefined ? undefined : { md5: hash("md5", zeros, "hex"), pieces };
+  const pieces = compressPieces(request.compression, zeros, { level: request.level, cancelled });
+  if (pieces === undefined) return undefined;
+  const [md5] = hashing.md5(zeros, [{ offset: 0, length: zeros.length }]) as [string];
+  return { md5, pieces };
 }

@@ -1,6 +1,12 @@
-import { parentPort } from "node:worker_threads";
+import { parentPort, workerData } from "node:worker_threads";
+import { type HashingChoice, openHashing } from "../hashing/hashing.ts";
 import type { CopyWindowResult, CpuRequest } from "./cpu-tasks.ts";
 import { runCpuTask } from "./cpu-tasks.ts";
+
+/** What a thread is started with. */
+export interface CpuThreadData {
+  hashing: HashingChoice;
+}
 
 /** The entry of a thread: one request at a time, one answer for each. `cancel[0]` turns 1 when the answer is no longer wanted. */
 export interface CpuMessage {
@@ -12,10 +18,15 @@ export type CpuAnswer =
   | { outcome: "done"; result: ReturnType<typeof runCpuTask> }
   | { outcome: "failed"; message: string };
 
+const hashing = openHashing((workerData as CpuThreadData).hashing);
+
 parentPort?.on("message", ({ request, cancel }: CpuMessage) => {
   let answer: CpuAnswer;
   try {
-    answer = { outcome: "done", result: runCpuTask(request, () => Atomics.load(cancel, 0) === 1) };
+    answer = {
+      outcome: "done",
+      result: runCpuTask(request, { hashing, cancelled: () => Atomics.load(cancel, 0) === 1 }),
+    };
   } catch (error) {
     answer = { outcome: "failed", message: error instanceof Error ? error.message : String(error) };
   }
@@ -27,6 +38,8 @@ parentPort?.on("message", ({ request, cancel }: CpuMessage) => {
 function buffersOf(answer: CpuAnswer): ArrayBuffer[] {
   if (answer.outcome === "failed" || answer.result === undefined) return [];
   const result = answer.result;
+  if ("states" in result) return [result.buffer, result.states.buffer, result.hashes.buffer, result.zero.buffer];
+  if ("unread" in result) return [];
   if ("hashes" in result) return windowBuffers(result);
   if ("outcome" in result) return result.outcome === "ok" ? [result.data.buffer, result.dataRuns.buffer] : [];
   return result.pieces?.map((piece) => piece.buffer) ?? [];
@@ -40,6 +53,10 @@ function windowBuffers(result: CopyWindowResult): ArrayBuffer[] {
 /** Gives the input's memory back now, not at some later garbage collection. Does nothing to a buffer that has moved on. */
 function freeInput(request: CpuRequest): void {
   const buffer =
-    request.kind === "copyWindow" ? request.window : request.kind === "checkObject" ? request.stored.buffer : null;
+    request.kind === "copyWindow" && request.window !== null
+      ? request.window
+      : request.kind === "checkObject"
+        ? request.stored.buffer
+        : null;
   if (buffer !== null && !buffer.detached) buffer.transfer(0);
 }

@@ -21,6 +21,10 @@ export class FileSource implements VolumeSource {
     this.#findData = options.findData;
   }
 
+  get descriptor(): number {
+    return this.#file.fd;
+  }
+
   /** A path by which the kernel opens the very file that was checked, whatever its name points to by now. */
   get descriptorPath(): string {
     return `/proc/self/fd/${this.#file.fd}`;

@@ -48,9 +48,13 @@ export interface PathTarget extends AsyncDisposable {
 
 /**
  * Opens the target of a restore by path. A missing file is created with `sizeBytes`; an existing regular file is brought to
- * that length; a block device must be long enough. Links, FIFOs and folders are refused with PathNotAllowedError.
+ * that length, or with `keepLength` only made longer where needed; a block device must be long enough. Links, FIFOs and folders are refused with PathNotAllowedError.
  */
-export async function openPathTarget(path: string, sizeBytes: number): Promise<PathTarget> {
+export async function openPathTarget(
+  path: string,
+  sizeBytes: number,
+  options: { keepLength?: boolean } = {},
+): Promise<PathTarget> {
   const status = await lstat(path).catch((error: unknown) => {
     if (errnoOf(error) !== "ENOENT") throw error;
   });
@@ -61,7 +65,10 @@ export async function openPathTarget(path: string, sizeBytes: number): Promise<P
   const file = await guardStorage(`open ${path}`, () => open(path, constants.O_RDWR | constants.O_NOFOLLOW));
   const target = new FileTarget(file, { path, sizeBytes, isNew: false });
   try {
-    if ((await file.stat()).isFile()) await guardStorage(`write ${path}`, () => file.truncate(sizeBytes));
+    const existing = await file.stat();
+    const cut = existing.size > sizeBytes && options.keepLength !== true;
+    if (existing.isFile() && (cut || existing.size < sizeBytes))
+      await guardStorage(`write ${path}`, () => file.truncate(sizeBytes));
   } catch (error) {
     await file.close();
     throw error;

@@ -4,6 +4,11 @@ import type { Extent } from "../extents.ts";
 export interface VolumeSource extends AsyncDisposable {
   /** Exact length when it was opened. */
   readonly sizeBytes: number;
+  /**
+   * An open file that holds the volume's bytes at their own places, if there is one: threads read it by themselves. Stays open
+   * until the source is disposed.
+   */
+  readonly descriptor?: number;
   /** Fills `into` from `offset`. SourceChangedError when the source has become shorter; VolumeStorageError when it fails. */
   read(into: Uint8Array, offset: number): Promise<void>;
   /**

@@ -1,0 +1,171 @@
+import { z } from "zod";
+import type { BackupReference } from "./backup-reference.ts";
+import { EngineError, InvalidRecordError } from "./errors.ts";
+import { checkPrefix } from "./layout.ts";
+import { parseContainer, type Repository, reservedContainer } from "./repository/repository.ts";
+import type { WriteContext } from "./run-context.ts";
+
+/** What a record says about a backup, checked. Everything that an import ignores is left out. */
+export interface ImportRecord {
+  id: string;
+  volumeId: string | null;
+  parentId: string | null;
+  container: string;
+  /** Called service_metadata in the record. */
+  prefix: string;
+  /** In GiB. */
+  sizeGib: number;
+  objects: number;
+  name: string | null;
+  description: string | null;
+  /** The class path of the driver; null in records that have none. */
+  service: string | null;
+  snapshotId: string | null;
+  encryptionKeyId: string | null;
+  metadata: Readonly<Record<string, string>>;
+}
+
+/** Records of backups that were imported from elsewhere, named by their ids. */
+const recordsContainer = `${reservedContainer}/records`;
+/** A record has some two kilobytes; descriptions and metadata are bounded by the service that wrote them. */
+const recordBytesMax = 1024 * 1024;
+const text = z.string().max(4096).nullable();
+const id = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/);
+
+/** Old releases lack newer keys; these seven are required by Cinder, too. Unknown keys are ignored. */
+const schema = z.object({
+  id,
+  container: z.string().max(255),
+  service_metadata: z.string().max(1024),
+  size: z
+    .int()
+    .min(0)
+    .max(2 ** 31 - 1),
+  object_count: z.int().min(0),
+  display_name: text,
+  display_description: text,
+  parent_id: id.nullish(),
+  volume_id: id.nullish(),
+  snapshot_id: id.nullish(),
+  service: text.optional(),
+  encryption_key_id: id.nullish(),
+  metadata: z.record(z.string().max(255), z.string().max(65_536)).nullish(),
+});
+
+/**
+ * Parses an export record (`backup_url`): base64 of a JSON document. Whoever has exported it may have written anything: it is bounded,
+ * and names become what they are only by the rules for names. InvalidRecordError says what is wrong.
+ */
+export function decodeExportRecord(url: string): ImportRecord {
+  const base64 = url.trim();
+  if (base64.length > recordBytesMax) refuse(`it is longer than ${recordBytesMax} bytes`);
+  if (base64 === "" || !/^[A-Za-z0-9+/]+={0,2}$/.test(base64) || base64.length % 4 !== 0) refuse("it is not base64");
+  const parsed = schema.safeParse(parseJson(base64));
+  if (!parsed.success) {
+    const [issue] = parsed.error.issues;
+    return refuse(`${issue?.path.join(".") || "the document"}: ${issue?.message.slice(0, 200)}`);
+  }
+  const record = parsed.data;
+  return {
+    id: record.id,
+    volumeId: record.volume_id ?? null,
+    parentId: record.parent_id ?? null,
+    container: named(() => parseContainer(record.container)),
+    prefix: named(() => checkPrefix(record.service_metadata)),
+    sizeGib: record.size,
+    objects: record.object_count,
+    name: record.display_name,
+    description: record.display_description,
+    service: record.service ?? null,
+    snapshotId: record.snapshot_id ?? null,
+    encryptionKeyId: record.encryption_key_id ?? null,
+    metadata: record.metadata ?? {},
+  };
+}
+
+/**
+ * Whether a backup of service `stated` can be read by the driver `own`, by Cinder's rule: the full class path must start with what is
+ * stated, so that module names of old releases match. The Google driver once had another path.
+ */
+export function serviceMatches(stated: string, own: string): boolean {
+  const renamed = stated.replace(/^cinder\.backup\.drivers\.google(?=\.|$)/, "cinder.backup.drivers.gcs");
+  return renamed !== "" && own.startsWith(renamed);
+}
+
+/**
+ * Reads what a person hands over as a record: the text of a backup_url alone, or JSON with `backup_service` and `backup_url`, as the
+ * API and the command lines print it, at any of the usual places.
+ */
+export function parseRecordText(input: string): { service: string | null; url: string } {
+  const trimmed = input.trim();
+  if (!trimmed.startsWith("{")) return { service: null, url: trimmed };
+  if (trimmed.length > 2 * recordBytesMax) refuse("it is too long");
+  let value: unknown;
+  try {
+    value = JSON.parse(trimmed);
+  } catch (error) {
+    return refuse("it is neither base64 nor JSON", error);
+  }
+  const record = z.object({ backup_service: z.string().max(255), backup_url: z.string() });
+  const wrapped = z.union([
+    record,
+    z.object({ "backup-record": record }).transform((outer) => outer["backup-record"]),
+    z.object({ export_record: record }).transform((outer) => outer.export_record),
+    z.object({ backup: z.object({ export_record: record }) }).transform((outer) => outer.backup.export_record),
+  ]);
+  const parsed = wrapped.safeParse(value);
+  if (!parsed.success) return refuse("it has no backup_service and backup_url");
+  return { service: parsed.data.backup_service, url: parsed.data.backup_url };
+}
+
+/** Keeps a record in the repository, so that its backup is found by the record's id. Repeating it is harmless. */
+export async function keepRecord(repository: Repository, url: string, ctx: WriteContext): Promise<ImportRecord> {
+  const record = decodeExportRecord(url);
+  await repository.ensureContainer(recordsContainer);
+  await repository.putIfAbsent({ container: recordsContainer, name: record.id }, Buffer.from(url.trim()), ctx);
+  return record;
+}
+
+/** The record kept for an id, with the place of its backup; null when there is none. */
+export async function findRecord(
+  repository: Repository,
+  backupId: string,
+  signal: AbortSignal,
+): Promise<{ record: ImportRecord; reference: BackupReference } | null> {
+  if (!id.safeParse(backupId).success) return null;
+  const chunks: Uint8Array[] = [];
+  try {
+    const part = { length: recordBytesMax, signal };
+    for await (const chunk of repository.get({ container: recordsContainer, name: backupId }, part)) chunks.push(chunk);
+  } catch (error) {
+    if (error instanceof EngineError && error.code === "object_missing") return null;
+    throw error;
+  }
+  const record = decodeExportRecord(Buffer.concat(chunks).toString("latin1"));
+  return { record, reference: referenceOfRecord(record, repository) };
+}
+
+/** Where the backup of a record lies. It may bear another id than its objects. */
+export function referenceOfRecord(record: ImportRecord, repository: Repository): BackupReference {
+  return { backupId: record.id, repository, container: record.container, prefix: record.prefix };
+}
+
+function parseJson(base64: string): unknown {
+  try {
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(Buffer.from(base64, "base64")));
+  } catch (error) {
+    return refuse("it is not the base64 of a JSON document", error);
+  }
+}
+
+function named<Name>(parse: () => Name): Name {
+  try {
+    return parse();
+  } catch (error) {
+    return refuse((error as Error).message.replace(/\.$/, ""), error);
+  }
+}
+
+function refuse(reason: string, cause?: unknown): never {
+  throw new InvalidRecordError(reason, { cause });
+}

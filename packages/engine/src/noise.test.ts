@@ -1,0 +1,52 @@
+import { randomBytes } from "node:crypto";
+import { inflateSync } from "node:zlib";
+import { describe, expect, test } from "vitest";
+import { deflatePieces, inflateExactly } from "./compression.ts";
+import { isNoise } from "./noise.ts";
+
+const KiB = 1024;
+const never = (): boolean => false;
+const text = (bytes: number): Buffer => Buffer.alloc(bytes, "it was the best of times, it was the worst of times; ");
+
+describe("noise", () => {
+  test("is what neither its values nor its repetitions let shrink", () => {
+    expect(isNoise(randomBytes(64 * KiB))).toBe(true);
+    expect(isNoise(text(64 * KiB))).toBe(false);
+    expect(isNoise(Buffer.alloc(64 * KiB))).toBe(false);
+    const half = randomBytes(32 * KiB);
+    expect(isNoise(Buffer.concat([half, half]))).toBe(false);
+    expect(isNoise(Buffer.from(randomBytes(24 * KiB).toString("base64")))).toBe(false);
+  });
+
+  test("is stored inside a stream that any inflater reads, wherever it lies", () => {
+    const noise = randomBytes(200 * KiB);
+    const parts = [text(90 * KiB), noise, Buffer.alloc(130 * KiB), text(64 * KiB)];
+    for (const order of [
+      [0, 1, 2],
+      [1, 0],
+      [0, 1],
+      [1, 2, 1, 3, 1],
+      [3, 2, 0, 1],
+    ]) {
+      const data = Buffer.concat(order.map((part) => parts[part] as Buffer));
+      for (const level of [1, 6, 9]) {
+        const stream = Buffer.concat(deflatePieces(data, level, never) as Uint8Array[]);
+        expect(inflateSync(stream).equals(data)).toBe(true);
+        expect(Buffer.from(inflateExactly(stream, data.length) as Uint8Array).equals(data)).toBe(true);
+        expect(Buffer.concat(deflatePieces(data, level, never) as Uint8Array[]).equals(stream)).toBe(true);
+      }
+    }
+  });
+
+  test("alone is not compressed, and costs milliseconds to find", () => {
+    const volume = randomBytes(1024 * KiB);
+    let best = Number.POSITIVE_INFINITY;
+    for (let round = 0; round < 8; round++) {
+      const started = performance.now();
+      expect(deflatePieces(volume, 6, never)).toBeNull();
+      best = Math.min(best, performance.now() - started);
+    }
+    // Deflating it takes 26 ms of a quiet core.
+    expect(best).toBeLessThan(15);
+  });
+});

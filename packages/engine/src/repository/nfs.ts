@@ -1,0 +1,143 @@
+import { execFile } from "node:child_process";
+import { createHash } from "node:crypto";
+import { readFile, realpath } from "node:fs/promises";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { RepositoryConfigError, RepositoryUnavailableError } from "../errors.ts";
+import type { WriteContext } from "../run-context.ts";
+import { PosixRepository } from "./posix.ts";
+import { ignoreMissing, makeFolders } from "./posix-files.ts";
+import type { ObjectKey } from "./repository.ts";
+
+export interface NfsSettings {
+  /** `server:/export`. */
+  share: string;
+  /** The folder in which shares are mounted. */
+  mountBase: string;
+  /** What `mount -o` gets. */
+  options: string | null;
+}
+
+const execute = promisify(execFile);
+const mountTimeoutMs = 60_000;
+
+/** The folder of a share, as Cinder's driver names it. */
+export function mountPointOf(settings: Pick<NfsSettings, "share" | "mountBase">): string {
+  return join(settings.mountBase, createHash("md5").update(settings.share).digest("hex"));
+}
+
+/**
+ * A posix repository on a share: mounted when asked for its identity, and written only while it is mounted, so that what lies
+ * under the mount point never takes the share's place.
+ */
+export class NfsRepository extends PosixRepository {
+  override readonly driver = "nfs";
+  override readonly service = "cinder.backup.drivers.nfs.NFSBackupDriver";
+  readonly #settings: NfsSettings;
+  readonly #mountPoint: string;
+
+  constructor(settings: NfsSettings) {
+    const mountPoint = mountPointOf(settings);
+    if (!/^(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9a-fA-F:.]+\]):\/[^\s\0]*$/.test(settings.share)) {
+      const shown = JSON.stringify(settings.share.slice(0, 300));
+      throw new RepositoryConfigError(`Not a share: ${shown}. Expected nfs:server:/export.`);
+    }
+    if (settings.options !== null && !/^[A-Za-z0-9_=.,:/-]+$/.test(settings.options)) {
+      throw new RepositoryConfigError(`The repository nfs:${settings.share}: options must be those of mount -o.`);
+    }
+    super(mountPoint);
+    this.#settings = settings;
+    this.#mountPoint = mountPoint;
+  }
+
+  override async identity(): Promise<{ id: string }> {
+    await this.#mount();
+    return super.identity();
+  }
+
+  override async initialize(): Promise<{ id: string }> {
+    await this.#mount();
+    return super.initialize();
+  }
+
+  override async ensureContainer(container: string): Promise<void> {
+    await this.#checkMounted();
+    await super.ensureContainer(container);
+  }
+
+  override async putIfAbsent(
+    key: ObjectKey,
+    body: Uint8Array | AsyncIterable<Uint8Array>,
+    ctx: WriteContext,
+  ): Promise<"stored" | "exists"> {
+    await this.#checkMounted();
+    return super.putIfAbsent(key, body, ctx);
+  }
+
+  override async remove(key: ObjectKey): Promise<void> {
+    await this.#checkMounted();
+    await super.remove(key);
+  }
+
+  override async holdsOnly(belongs: (name: string) => boolean): Promise<boolean> {
+    await this.#mount();
+    return super.holdsOnly(belongs);
+  }
+
+  async #mount(): Promise<void> {
+    if (await this.#isMounted()) return;
+    const { share, options } = this.#settings;
+    try {
+      await makeFolders(this.#mountPoint);
+      const args = ["-t", "nfs", ...(options === null ? [] : ["-o", options]), share, this.#mountPoint];
+      await execute("mount", args, { timeout: mountTimeoutMs });
+    } catch (cause) {
+      // Somebody else may have been quicker.
+      if (await this.#isMounted()) return;
+      const said = String((cause as { stderr?: string }).stderr ?? (cause as Error).message)
+        .trim()
+        .slice(0, 300);
+      throw this.#unavailable(`it cannot be mounted on ${this.#mountPoint}: ${said}`, cause);
+    }
+    if (!(await this.#isMounted())) throw this.#unavailable("mount has succeeded and nothing is mounted");
+  }
+
+  async #checkMounted(): Promise<void> {
+    if (!(await this.#isMounted())) throw this.#unavailable(`it is not mounted on ${this.#mountPoint}`);
+  }
+
+  async #isMounted(): Promise<boolean> {
+    const real = await realpath(this.#mountPoint).catch(ignoreMissing);
+    if (real === undefined) return false;
+    const mount = parseMountInfo(await readFile("/proc/self/mountinfo", "utf8")).findLast(({ path }) => path === real);
+    if (mount === undefined) return false;
+    const ours = !mount.type.startsWith("nfs") || withoutSlash(mount.source) === withoutSlash(this.#settings.share);
+    if (!ours) throw this.#unavailable(`${mount.source} is mounted in its place`);
+    return true;
+  }
+
+  #unavailable(reason: string, cause?: unknown): RepositoryUnavailableError {
+    const what = `The repository nfs:${this.#settings.share} is unavailable: ${reason}.`;
+    return new RepositoryUnavailableError(what, { cause, retryable: true });
+  }
+}
+
+/** The lines of /proc/self/mountinfo, see proc_pid_mountinfo(5); the last mount of a place is the one that is seen. */
+export function parseMountInfo(text: string): { path: string; type: string; source: string }[] {
+  return text.split("\n").flatMap((line) => {
+    const [before, after] = line.split(" - ");
+    const path = before?.split(" ")[4];
+    const [type, source] = after?.split(" ") ?? [];
+    if (path === undefined || type === undefined || source === undefined) return [];
+    return [{ path: unescaped(path), type, source: unescaped(source) }];
+  });
+}
+
+/** Spaces, tabs, line ends and backslashes are written as three octal digits. */
+function unescaped(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)));
+}
+
+function withoutSlash(share: string): string {
+  return share.replace(/\/+$/, "");
+}

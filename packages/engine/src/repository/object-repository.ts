@@ -1,0 +1,365 @@
+import { createHash, type Hash } from "node:crypto";
+import { setImmediate as breathe } from "node:timers/promises";
+import {
+  InvalidObjectNameError,
+  ObjectConflictError,
+  ObjectMissingError,
+  RepositoryConfigError,
+  RepositoryUnavailableError,
+  RepositoryUnmarkedError,
+} from "../errors.ts";
+import type { WriteContext } from "../run-context.ts";
+import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
+import type { ObjectStore, PutBody, UploadedPart } from "./object-store.ts";
+import { type ObjectKey, parseContainer, type Repository, reservedContainer } from "./repository.ts";
+
+/** MD5 and SHA-256 are fed in steps of this size, between which other work of the thread goes on. */
+const hashStepBytes = 1024 * 1024;
+/** Chunks below this are put together: a request of thousands of tiny writes is slow. */
+const chunkBytesMin = 64 * 1024;
+/** The names of objects that S3 and Swift both allow. */
+const nameBytesMax = 1024;
+
+/**
+ * Objects of an HTTP service as a repository, in the layout of Cinder's S3 and Swift drivers. What is ours lies under
+ * `.tephra/` in the container of the URL; containers that requests name are containers of the service.
+ */
+export class ObjectRepository implements Repository {
+  readonly driver: "s3" | "swift";
+  readonly service: string;
+  readonly #store: ObjectStore;
+  readonly #zone: string;
+  /**
+   * Who puts which name just now: writers of this process take turns. Without it two could both be the first where a store has no
+   * conditional put, and on Swift, which looks for the name when a put begins and not when it ends.
+   */
+  readonly #turns = new Map<string, Promise<unknown>>();
+
+  constructor(store: ObjectStore, zone: string) {
+    if (!/^[ -.0-~]{1,255}$/.test(zone)) {
+      throw new RepositoryConfigError(`A zone that cannot be part of object names: ${JSON.stringify(zone)}.`);
+    }
+    this.driver = store.driver;
+    this.service = store.service;
+    this.#store = store;
+    this.#zone = zone;
+  }
+
+  async identity(): Promise<{ id: string }> {
+    const { label, container } = this.#store;
+    const parts: Uint8Array[] = [];
+    try {
+      for await (const chunk of this.get(markerKey, { length: markerBytesMax })) parts.push(chunk);
+    } catch (error) {
+      if (!(error instanceof ObjectMissingError)) throw error;
+      if (!(await this.#store.containerExists(container))) throw this.#absent(error);
+      const cure = "Is it the right place? If it is new, initialize it.";
+      throw new RepositoryUnmarkedError(`${label} is not marked as a repository. ${cure}`, { cause: error });
+    }
+    const identity = parseMarker(Buffer.concat(parts).toString("utf8"));
+    if (identity === null) throw new RepositoryUnmarkedError(`The marker of the repository ${label} is not readable.`);
+    return identity;
+  }
+
+  async initialize(): Promise<{ id: string }> {
+    await this.#store.ensureContainer(this.#store.container);
+    try {
+      await this.putIfAbsent(markerKey, newMarker(), { signal: new AbortController().signal, fence: () => {} });
+    } catch (error) {
+      if (!(error instanceof ObjectConflictError)) throw error;
+    }
+    return this.identity();
+  }
+
+  defaultContainer(): string {
+    return this.#store.container;
+  }
+
+  defaultPrefix(input: { volumeId: string; backupId: string; at: Date }): string {
+    const time = input.at.toISOString().replace(/\D/g, "").slice(0, 14);
+    return `volume_${input.volumeId}/${time}/az_${this.#zone}_backup_${input.backupId}`;
+  }
+
+  async ensureContainer(container: string): Promise<void> {
+    const { container: real } = this.#place(container);
+    // Staging lies in the container of the URL, which is there or the repository is not.
+    if (!isReserved(container)) await this.#store.ensureContainer(real);
+  }
+
+  async putIfAbsent(
+    key: ObjectKey,
+    body: Uint8Array | AsyncIterable<Uint8Array>,
+    ctx: WriteContext,
+  ): Promise<"stored" | "exists"> {
+    const place = this.#key(key);
+    const parts = partsOf(body, this.#store.partBytes);
+    const first = await parts.next();
+    const pieces = first.done ? [] : first.value;
+    const second = await parts.next();
+    if (second.done) return this.#inTurn(place, () => this.#putWhole(key, place, pieces, ctx));
+    async function* all(): AsyncGenerator<Uint8Array[]> {
+      yield pieces;
+      yield second.value as Uint8Array[];
+      yield* parts;
+    }
+    try {
+      return await this.#inTurn(place, () => this.#putLarge(key, place, all(), ctx));
+    } finally {
+      await parts.return(undefined);
+    }
+  }
+
+  async *get(
+    key: ObjectKey,
+    options: { offset?: number; length?: number; signal?: AbortSignal } = {},
+  ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+    const { offset = 0, length = null, signal } = options;
+    try {
+      for await (const chunk of this.#store.get(this.#key(key), { offset, length, signal })) {
+        signal?.throwIfAborted();
+        yield chunk;
+      }
+    } catch (error) {
+      throw named(error, key);
+    }
+  }
+
+  async stat(key: ObjectKey): Promise<{ sizeBytes: number }> {
+    try {
+      const { sizeBytes } = await this.#store.stat(this.#key(key));
+      return { sizeBytes };
+    } catch (error) {
+      throw named(error, key);
+    }
+  }
+
+  async *list(container: string, prefix: string): AsyncGenerator<{ name: string; sizeBytes: number }> {
+    const place = this.#place(container);
+    for (let after: string | null = null; ; ) {
+      const page = await this.#store.listPage(place.container, place.folder + prefix, after);
+      if (page === null) return;
+      for (const { name, sizeBytes } of page.items) {
+        if (place.folder === "" && name.startsWith(`${reservedContainer}/`)) continue;
+        yield { name: name.slice(place.folder.length), sizeBytes };
+      }
+      if (page.next === null) return;
+      after = page.next;
+    }
+  }
+
+  remove(key: ObjectKey): Promise<void> {
+    return Promise.resolve().then(() => this.#store.remove(this.#key(key)));
+  }
+
+  async *containers(): AsyncGenerator<string> {
+    for (let after: string | null = null; ; ) {
+      const page = await this.#store.containersPage(after);
+      for (const name of page.items) if (!name.startsWith(reservedContainer)) yield name;
+      if (page.next === null) return;
+      after = page.next;
+    }
+  }
+
+  async holdsOnly(belongs: (name: string) => boolean): Promise<boolean> {
+    for await (const { name } of this.list(this.#store.container, "")) if (!belongs(name)) return false;
+    return true;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#store[Symbol.asyncDispose]();
+  }
+
+  #absent(cause: unknown): RepositoryUnavailableError {
+    const what = `The repository ${this.#store.label} is missing: there is no container ${this.#store.container}.`;
+    return new RepositoryUnavailableError(what, { cause, retryable: false });
+  }
+
+  /** Where a container of ours lies in the service. */
+  #place(container: string): { container: string; folder: string } {
+    if (isReserved(container)) return { container: this.#store.container, folder: `${container}/` };
+    this.#store.checkContainer(parseContainer(container));
+    return { container, folder: "" };
+  }
+
+  #key(key: ObjectKey): ObjectKey {
+    const { container, folder } = this.#place(key.container);
+    const name = folder + key.name;
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
+    const wrong = /[\u0000-\u001f\u007f\\]/.test(name) || Buffer.byteLength(name) > nameBytesMax;
+    const parts = key.name.split("/");
+    const reserved = folder === "" && parts[0] === reservedContainer;
+    if (wrong || reserved || parts.some((part) => ["", ".", ".."].includes(part))) {
+      throw new InvalidObjectNameError(`Not a name for an object: ${JSON.stringify(key.name.slice(0, 300))}.`);
+    }
+    return { container, name };
+  }
+
+  async #putWhole(
+    key: ObjectKey,
+    place: ObjectKey,
+    pieces: readonly Uint8Array[],
+    ctx: WriteContext,
+  ): Promise<"stored" | "exists"> {
+    const body = await bodyOf(pieces);
+    ctx.signal.throwIfAborted();
+    ctx.fence();
+    if ((await this.#store.put(place, body, ctx)) === "stored") return "stored";
+    const found = await this.#store.stat(place);
+    if (found.sizeBytes !== body.sizeBytes) throw new ObjectConflictError(key);
+    // An MD5 that differs proves nothing: a store that encrypts has tags of other kinds.
+    if (found.md5 === body.md5) return "exists";
+    if (!(await this.#holds(place, streamed(pieces), ctx.signal))) throw new ObjectConflictError(key);
+    return "exists";
+  }
+
+  /** Parts are read one by one and not kept, so a name that is taken in the meantime is compared by SHA-256. */
+  async #putLarge(
+    key: ObjectKey,
+    place: ObjectKey,
+    parts: AsyncIterable<Uint8Array[]>,
+    ctx: WriteContext,
+  ): Promise<"stored" | "exists"> {
+    if (await this.#exists(place)) {
+      if (!(await this.#holds(place, flattened(parts), ctx.signal))) throw new ObjectConflictError(key);
+      return "exists";
+    }
+    ctx.signal.throwIfAborted();
+    ctx.fence();
+    const upload = await this.#store.beginLarge(place, ctx);
+    const uploaded: UploadedPart[] = [];
+    let begun = 0;
+    let outcome: "stored" | "taken" | "failed" = "failed";
+    const whole = createHash("sha256");
+    try {
+      for await (const pieces of parts) {
+        await feed(whole, pieces);
+        begun += 1;
+        uploaded.push(await this.#store.putPart(upload, begun, await bodyOf(pieces), ctx));
+      }
+      ctx.signal.throwIfAborted();
+      ctx.fence();
+      outcome = await this.#store.completeLarge(upload, uploaded, ctx);
+    } finally {
+      // What ended the put is worth more than what ends its tidying.
+      if (outcome !== "stored") await this.#store.abandonLarge(upload, begun).catch(() => {});
+    }
+    if (outcome === "stored") return "stored";
+    const stored = createHash("sha256");
+    const wanted = { offset: 0, length: null, signal: ctx.signal };
+    for await (const chunk of this.#store.get(place, wanted)) stored.update(chunk);
+    if (stored.digest("hex") !== whole.digest("hex")) throw new ObjectConflictError(key);
+    return "exists";
+  }
+
+  async #inTurn<Result>(place: ObjectKey, call: () => Promise<Result>): Promise<Result> {
+    const name = `${place.container}/${place.name}`;
+    const before = this.#turns.get(name);
+    const mine = before === undefined ? call() : before.catch(() => {}).then(call);
+    this.#turns.set(name, mine);
+    try {
+      return await mine;
+    } finally {
+      if (this.#turns.get(name) === mine) this.#turns.delete(name);
+    }
+  }
+
+  async #exists(place: ObjectKey): Promise<boolean> {
+    try {
+      await this.#store.stat(place);
+      return true;
+    } catch (error) {
+      if (error instanceof ObjectMissingError) return false;
+      throw error;
+    }
+  }
+
+  /** Whether an object holds exactly these bytes. */
+  async #holds(place: ObjectKey, body: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<boolean> {
+    const stored = this.#store.get(place, { offset: 0, length: null, signal })[Symbol.asyncIterator]();
+    let rest: Uint8Array = new Uint8Array(0);
+    try {
+      for await (const chunk of body) {
+        for (let at = 0; at < chunk.length; ) {
+          if (rest.length === 0) {
+            const next = await stored.next();
+            if (next.done) return false;
+            rest = next.value;
+          }
+          const size = Math.min(rest.length, chunk.length - at);
+          if (Buffer.compare(rest.subarray(0, size), chunk.subarray(at, at + size)) !== 0) return false;
+          rest = rest.subarray(size);
+          at += size;
+        }
+      }
+      return rest.length === 0 && (await stored.next()).done === true;
+    } finally {
+      await stored.return?.();
+    }
+  }
+}
+
+/** What is ours: the marker, and what operations stage. */
+function isReserved(container: string): boolean {
+  return container === reservedContainer || /^\.tephra\/[A-Za-z0-9-]+$/.test(container);
+}
+
+/** The body in lists of pieces, each list of `partBytes` but the last. */
+async function* partsOf(
+  body: Uint8Array | AsyncIterable<Uint8Array>,
+  partBytes: number,
+): AsyncGenerator<Uint8Array[], undefined> {
+  let pieces: Uint8Array[] = [];
+  let small: Uint8Array[] = [];
+  let smallBytes = 0;
+  let bytes = 0;
+  const join = (): void => {
+    if (small.length > 0) pieces.push(small.length === 1 ? (small[0] as Uint8Array) : Buffer.concat(small));
+    small = [];
+    smallBytes = 0;
+  };
+  for await (let chunk of body instanceof Uint8Array ? [body] : body) {
+    while (chunk.length > 0) {
+      const piece = chunk.subarray(0, partBytes - bytes);
+      chunk = chunk.subarray(piece.length);
+      bytes += piece.length;
+      small.push(piece);
+      smallBytes += piece.length;
+      if (piece.length >= chunkBytesMin || smallBytes >= hashStepBytes) join();
+      if (bytes < partBytes) continue;
+      join();
+      yield pieces;
+      pieces = [];
+      bytes = 0;
+    }
+  }
+  join();
+  if (bytes > 0) yield pieces;
+}
+
+async function bodyOf(pieces: readonly Uint8Array[]): Promise<PutBody> {
+  const md5 = createHash("md5");
+  await feed(md5, pieces);
+  return { pieces, sizeBytes: pieces.reduce((sum, piece) => sum + piece.length, 0), md5: md5.digest("hex") };
+}
+
+async function feed(hash: Hash, pieces: readonly Uint8Array[]): Promise<void> {
+  for (const piece of pieces) {
+    for (let start = 0; start < piece.length; start += hashStepBytes) {
+      if (start > 0) await breathe();
+      hash.update(piece.subarray(start, start + hashStepBytes));
+    }
+  }
+}
+
+async function* streamed(pieces: readonly Uint8Array[]): AsyncGenerator<Uint8Array> {
+  yield* pieces;
+}
+
+async function* flattened(parts: AsyncIterable<Uint8Array[]>): AsyncGenerator<Uint8Array> {
+  for await (const pieces of parts) yield* pieces;
+}
+
+/** Names a missing object as the caller does. */
+function named(error: unknown, key: ObjectKey): unknown {
+  return error instanceof ObjectMissingError ? new ObjectMissingError(key, { cause: error }) : error;
+}

@@ -1,0 +1,82 @@
+import { type WriteContext, writeBytesMax } from "../run-context.ts";
+import type { ObjectKey } from "./repository.ts";
+
+/** What one request puts: pieces in memory, so that the request can be repeated. */
+export interface PutBody {
+  pieces: readonly Uint8Array[];
+  sizeBytes: number;
+  /** Lower-case hex; the store refuses bytes that arrive with another one. */
+  md5: string;
+}
+
+/** A large object on its way, which exists only for its writer until it is completed. */
+export interface LargeUpload {
+  key: ObjectKey;
+  id: string;
+}
+
+export interface UploadedPart {
+  tag: string;
+  sizeBytes: number;
+}
+
+/**
+ * A service of objects reached by HTTP, one request per call (two where it has no conditional put). Containers and names are those
+ * of the service. Dumb on purpose: no retry, no cache, no knowledge of backups. Every call may be repeated. Failures are the ones
+ * of the Repository contract.
+ */
+export interface ObjectStore extends AsyncDisposable {
+  readonly driver: "s3" | "swift";
+  /** What Cinder calls the service of a backup. */
+  readonly service: string;
+  /** The container in which everything lies that has no other. */
+  readonly container: string;
+  /** The place in words, without secrets. */
+  readonly label: string;
+  /** The largest body of one request. Larger objects are uploaded in parts of this size. */
+  readonly partBytes: number;
+
+  /** Throws InvalidContainerError unless the service could have such a container. */
+  checkContainer(container: string): void;
+  ensureContainer(container: string): Promise<void>;
+  containerExists(container: string): Promise<boolean>;
+  /** Stores an object unless the name is taken. */
+  put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "taken">;
+  beginLarge(key: ObjectKey, ctx: WriteContext): Promise<LargeUpload>;
+  /** Parts are numbered from 1. */
+  putPart(upload: LargeUpload, number: number, body: PutBody, ctx: WriteContext): Promise<UploadedPart>;
+  completeLarge(upload: LargeUpload, parts: readonly UploadedPart[], ctx: WriteContext): Promise<"stored" | "taken">;
+  /** Removes what was uploaded and not completed, as far as the service allows. */
+  abandonLarge(upload: LargeUpload, parts: number): Promise<void>;
+  get(
+    key: ObjectKey,
+    options: { offset: number; length: number | null; signal: AbortSignal | undefined },
+  ): AsyncIterable<Uint8Array<ArrayBuffer>>;
+  /** `md5` is null where the service cannot tell it. */
+  stat(key: ObjectKey): Promise<{ sizeBytes: number; md5: string | null }>;
+  /** One page of a listing in the order of names; `after` is what the page before gave as `next`. Null: a missing container. */
+  listPage(container: string, prefix: string, after: string | null): Promise<ListPage<StoredObject> | null>;
+  containersPage(after: string | null): Promise<ListPage<string>>;
+  remove(key: ObjectKey): Promise<void>;
+}
+
+export interface StoredObject {
+  name: string;
+  sizeBytes: number;
+}
+
+export interface ListPage<Item> {
+  items: Item[];
+  next: string | null;
+}
+
+/** A body in pieces of which each is allowed by a call of the fence of its own. */
+export async function* fencedPieces(body: PutBody, ctx: WriteContext): AsyncGenerator<Uint8Array> {
+  for (const piece of body.pieces) {
+    for (let start = 0; start < piece.length; start += writeBytesMax) {
+      ctx.signal.throwIfAborted();
+      ctx.fence();
+      yield piece.subarray(start, start + writeBytesMax);
+    }
+  }
+}

@@ -1,0 +1,74 @@
+import { RepositoryConfigError } from "../errors.ts";
+
+/** A repository's URL in its parts. The values of parameters are text; who uses one checks it. */
+export interface RepositoryUrl {
+  driver: "posix" | "nfs" | "s3" | "swift";
+  /** Folder, share, bucket or container. */
+  place: string;
+  parameters: ReadonlyMap<string, string>;
+}
+
+const forms = "posix:/folder, nfs:server:/export?…, s3://bucket?… or swift:container?…";
+const urlBytesMax = 8192;
+
+const common = ["zone"];
+const network = ["credentials", "ca", "insecure", "timeout_ms", "retries", "part_bytes", "list_page", "region"];
+const parametersOf: Record<Exclude<RepositoryUrl["driver"], "posix">, ReadonlySet<string>> = {
+  nfs: new Set([...common, "mount_base", "options"]),
+  s3: new Set([...common, ...network, "endpoint", "path_style", "access_key", "secret_key", "conditional_put"]),
+  swift: new Set([
+    ...common,
+    ...network,
+    ...["auth", "auth_url", "user", "key", "key_file", "project", "user_domain", "project_domain"],
+    ...["storage_url", "account", "interface", "storage_policy"],
+  ]),
+};
+
+/** Parameters whose values are never shown. */
+const secret = /^(?:secret_key|key|access_key)$/;
+
+/** Parses `driver:place?name=value&…`, percent-encoded but for posix, where everything is the path. RepositoryConfigError. */
+export function parseRepositoryUrl(url: string): RepositoryUrl {
+  const [, driver, rest] = /^(posix|nfs|swift|s3):(.+)$/s.exec(url) ?? [];
+  const tooLong = Buffer.byteLength(url) > urlBytesMax;
+  if (driver === undefined || rest === undefined || url.includes("\0") || tooLong) return refuse(url);
+  if (driver === "posix") return { driver, place: rest, parameters: new Map() };
+  const known = parametersOf[driver as "nfs" | "s3" | "swift"];
+  const mark = rest.indexOf("?");
+  const path = mark === -1 ? rest : rest.slice(0, mark);
+  const query = mark === -1 ? "" : rest.slice(mark + 1);
+  const place = decode(url, driver === "s3" ? path.replace(/^\/\//, "").replace(/\/$/, "") : path);
+  if (place === "" || place.includes("\0")) return refuse(url);
+  const parameters = new Map<string, string>();
+  for (const pair of query.split("&").filter((each) => each !== "")) {
+    const equals = pair.indexOf("=");
+    const name = decode(url, equals === -1 ? pair : pair.slice(0, equals));
+    if (!known.has(name)) return refuse(url, `${JSON.stringify(name.slice(0, 100))} is no parameter of ${driver}`);
+    if (parameters.has(name)) return refuse(url, `${name} is there twice`);
+    parameters.set(name, equals === -1 ? "true" : decode(url, pair.slice(equals + 1)));
+  }
+  return { driver: driver as "nfs" | "s3" | "swift", place, parameters };
+}
+
+/** The URL with what is secret replaced by `***`, for messages and output. */
+export function redactRepositoryUrl(url: string): string {
+  if (url.startsWith("posix:")) return url;
+  return url.replace(/([?&])([^=&]+)=[^&]*/g, (whole, mark: string, name: string) => {
+    // A name that is written with percent signs is taken for a secret's: it costs nothing.
+    return secret.test(name) || name.includes("%") ? `${mark}${name}=***` : whole;
+  });
+}
+
+function refuse(url: string, reason?: string): never {
+  const shown = JSON.stringify(redactRepositoryUrl(url).slice(0, 300));
+  const why = reason === undefined ? `Expected ${forms}` : `${reason[0]?.toUpperCase()}${reason.slice(1)}`;
+  throw new RepositoryConfigError(`Not the URL of a repository: ${shown}. ${why}.`);
+}
+
+function decode(url: string, text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return refuse(url, "a percent sign is not followed by two hexadecimal digits");
+  }
+}

@@ -1,0 +1,391 @@
+import { createHash } from "node:crypto";
+import { Readable } from "node:stream";
+import {
+  AbortMultipartUploadCommand,
+  CompleteMultipartUploadCommand,
+  CreateBucketCommand,
+  CreateMultipartUploadCommand,
+  DeleteObjectCommand,
+  GetObjectCommand,
+  HeadBucketCommand,
+  HeadObjectCommand,
+  ListBucketsCommand,
+  ListObjectsV2Command,
+  PutObjectCommand,
+  S3Client,
+  S3ServiceException,
+  UploadPartCommand,
+} from "@aws-sdk/client-s3";
+import { EngineError, InvalidContainerError, ObjectMissingError } from "../errors.ts";
+import type { WriteContext } from "../run-context.ts";
+import { httpError } from "./http-failure.ts";
+import {
+  fencedPieces,
+  type LargeUpload,
+  type ListPage,
+  type ObjectStore,
+  type PutBody,
+  type StoredObject,
+  type UploadedPart,
+} from "./object-store.ts";
+import type { ObjectKey } from "./repository.ts";
+
+export interface S3Settings {
+  bucket: string;
+  /** Null: Amazon's own for the region. */
+  endpoint: string | null;
+  region: string;
+  /** Whether the bucket is part of the path rather than of the host's name. */
+  pathStyle: boolean;
+  accessKey: string;
+  secretKey: string;
+  sessionToken: string | null;
+  /** Certificates in PEM that are trusted instead of the system's. */
+  ca: string | null;
+  /** Whether any certificate is accepted. */
+  insecure: boolean;
+  /** A connection without a byte for so long is given up. */
+  timeoutMs: number;
+  partBytes: number;
+  /** Names per page of a listing. */
+  pageItems: number;
+  /** Whether the store obeys If-None-Match; null: found out before the first put. */
+  conditionalPut: boolean | null;
+}
+
+const connectTimeoutMs = 10_000;
+const socketsMax = 64;
+/** The client would otherwise write to the console. */
+const silent = { debug() {}, info() {}, warn() {}, error() {} };
+
+/** S3 by Amazon's client; Cinder's S3 driver. Single puts carry their MD5, which the store checks before it keeps them. */
+export class S3Store implements ObjectStore {
+  readonly driver = "s3";
+  readonly service = "cinder.backup.drivers.s3.S3BackupDriver";
+  readonly container: string;
+  readonly label: string;
+  readonly partBytes: number;
+  readonly #client: S3Client;
+  readonly #settings: S3Settings;
+  #conditional: Promise<boolean> | null = null;
+
+  constructor(settings: S3Settings) {
+    this.container = settings.bucket;
+    this.label = `s3://${settings.bucket}${settings.endpoint === null ? "" : ` at ${settings.endpoint}`}`;
+    this.partBytes = settings.partBytes;
+    this.#settings = settings;
+    if (settings.conditionalPut !== null) this.#conditional = Promise.resolve(settings.conditionalPut);
+    const tls = {
+      ...(settings.ca === null ? {} : { ca: settings.ca }),
+      ...(settings.insecure ? { rejectUnauthorized: false } : {}),
+    };
+    this.#client = new S3Client({
+      region: settings.region,
+      forcePathStyle: settings.pathStyle,
+      ...(settings.endpoint === null ? {} : { endpoint: settings.endpoint }),
+      credentials: {
+        accessKeyId: settings.accessKey,
+        secretAccessKey: settings.secretKey,
+        ...(settings.sessionToken === null ? {} : { sessionToken: settings.sessionToken }),
+      },
+      logger: silent,
+      maxAttempts: 1, // Repeating is the decorator's task; two of them multiply.
+      requestChecksumCalculation: "WHEN_REQUIRED", // Stores other than Amazon's refuse the newer checksums.
+      responseChecksumValidation: "WHEN_REQUIRED",
+      requestHandler: {
+        connectionTimeout: connectTimeoutMs,
+        socketTimeout: settings.timeoutMs,
+        httpAgent: { keepAlive: true, maxSockets: socketsMax },
+        httpsAgent: { keepAlive: true, maxSockets: socketsMax, ...tls },
+      },
+    });
+  }
+
+  checkContainer(container: string): void {
+    if (/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(container) && !/\.\.|^\d+(?:\.\d+){3}$/.test(container)) return;
+    const rule = "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes";
+    throw new InvalidContainerError(`Invalid container ${JSON.stringify(container.slice(0, 300))}: ${rule}.`);
+  }
+
+  async ensureContainer(container: string): Promise<void> {
+    if (await this.containerExists(container)) return;
+    const { endpoint, region } = this.#settings;
+    // Amazon alone needs to be told; others take the constraint for the name of a placement of theirs.
+    const placed = endpoint === null && region !== "us-east-1";
+    const constraint = placed ? { CreateBucketConfiguration: { LocationConstraint: region as "eu-west-1" } } : {};
+    const create = new CreateBucketCommand({ Bucket: container, ...constraint });
+    await this.#guard(`create the bucket ${container}`, () => this.#client.send(create)).catch((error: unknown) => {
+      const name = error instanceof Error && error.cause instanceof Error ? error.cause.name : "";
+      if (!/^BucketAlready(?:OwnedByYou|Exists)$/.test(name)) throw error;
+    });
+  }
+
+  async containerExists(container: string): Promise<boolean> {
+    const missing = { container, name: "" };
+    try {
+      const head = new HeadBucketCommand({ Bucket: container });
+      await this.#guard(`look at the bucket ${container}`, () => this.#client.send(head), missing);
+      return true;
+    } catch (error) {
+      if (error instanceof ObjectMissingError) return false;
+      throw error;
+    }
+  }
+
+  async put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "taken"> {
+    this.#conditional ??= this.#probe(ctx).catch((error: unknown) => {
+      this.#conditional = null;
+      throw error;
+    });
+    if (await this.#conditional) return this.#putOnce(key, body, ctx, true);
+    if (await this.#exists(key)) return "taken";
+    ctx.signal.throwIfAborted();
+    return this.#putOnce(key, body, ctx, false);
+  }
+
+  async beginLarge(key: ObjectKey, ctx: WriteContext): Promise<LargeUpload> {
+    const create = new CreateMultipartUploadCommand(keyOf(key));
+    const send = () => this.#client.send(create, { abortSignal: ctx.signal });
+    const { UploadId: id } = await this.#guard(`store ${key.name}`, send, undefined, ctx.signal);
+    return { key, id: id ?? "" };
+  }
+
+  async putPart(upload: LargeUpload, number: number, body: PutBody, ctx: WriteContext): Promise<UploadedPart> {
+    const sent = await this.#sendBody(upload.key, body, ctx, (signal, stream) => {
+      const where = { ...keyOf(upload.key), UploadId: upload.id, PartNumber: number };
+      return this.#client.send(new UploadPartCommand({ ...where, ...stream }), { abortSignal: signal });
+    });
+    return { tag: sent.ETag ?? "", sizeBytes: body.sizeBytes };
+  }
+
+  async completeLarge(
+    upload: LargeUpload,
+    parts: readonly UploadedPart[],
+    ctx: WriteContext,
+  ): Promise<"stored" | "taken"> {
+    const conditional = (await this.#conditional) === true;
+    if (!conditional && (await this.#exists(upload.key))) return "taken";
+    const complete = new CompleteMultipartUploadCommand({
+      ...keyOf(upload.key),
+      UploadId: upload.id,
+      MultipartUpload: { Parts: parts.map(({ tag }, index) => ({ ETag: tag, PartNumber: index + 1 })) },
+      ...(conditional ? { IfNoneMatch: "*" } : {}),
+    });
+    const send = () => this.#client.send(complete, { abortSignal: ctx.signal });
+    try {
+      await this.#guard(`store ${upload.key.name}`, send, undefined, ctx.signal);
+      return "stored";
+    } catch (error) {
+      if (statusOf(error) === 412) return "taken";
+      // An upload that is gone may have been completed by a try whose answer was lost.
+      if (statusOf(error) === 404 && (await this.#exists(upload.key))) return "taken";
+      throw error;
+    }
+  }
+
+  async abandonLarge(upload: LargeUpload): Promise<void> {
+    const abort = new AbortMultipartUploadCommand({ ...keyOf(upload.key), UploadId: upload.id });
+    await this.#guard(`give up ${upload.key.name}`, () => this.#client.send(abort), upload.key).catch(ignoreMissing);
+  }
+
+  async *get(
+    key: ObjectKey,
+    { offset, length, signal }: { offset: number; length: number | null; signal: AbortSignal | undefined },
+  ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+    if (length === 0) return;
+    const whole = offset === 0 && length === null;
+    const range = `bytes=${offset}-${length === null ? "" : offset + length - 1}`;
+    const get = new GetObjectCommand({ ...keyOf(key), ...(whole ? {} : { Range: range }) });
+    const verb = `read ${key.name}`;
+    let body: Readable;
+    try {
+      const send = () => this.#client.send(get, signal === undefined ? {} : { abortSignal: signal });
+      body = (await this.#guard(verb, send, key, signal)).Body as Readable;
+    } catch (error) {
+      if (statusOf(error) === 416) return; // Behind the end, or any part of an empty object.
+      throw error;
+    }
+    try {
+      for await (const chunk of body) {
+        signal?.throwIfAborted();
+        yield chunk as Uint8Array<ArrayBuffer>;
+      }
+    } catch (error) {
+      signal?.throwIfAborted();
+      throw this.#translate(verb, error, undefined);
+    } finally {
+      body.destroy();
+    }
+  }
+
+  async stat(key: ObjectKey): Promise<{ sizeBytes: number; md5: string | null }> {
+    const head = new HeadObjectCommand(keyOf(key));
+    const found = await this.#guard(`look at ${key.name}`, () => this.#client.send(head), key);
+    // The tag of a single put is the MD5; that of an upload in parts has a dash.
+    const md5 = /^"?([0-9a-f]{32})"?$/.exec(found.ETag ?? "")?.[1] ?? null;
+    return { sizeBytes: found.ContentLength ?? 0, md5 };
+  }
+
+  async listPage(container: string, prefix: string, after: string | null): Promise<ListPage<StoredObject> | null> {
+    const list = new ListObjectsV2Command({
+      Bucket: container,
+      Prefix: prefix,
+      MaxKeys: this.#settings.pageItems,
+      ...(after === null ? {} : { ContinuationToken: after }),
+    });
+    try {
+      const missing = { container, name: prefix };
+      const page = await this.#guard(`list ${container}`, () => this.#client.send(list), missing);
+      const items = (page.Contents ?? []).map(({ Key = "", Size = 0 }) => ({ name: Key, sizeBytes: Size }));
+      return { items, next: page.IsTruncated === true ? (page.NextContinuationToken ?? null) : null };
+    } catch (error) {
+      if (error instanceof ObjectMissingError) return null;
+      throw error;
+    }
+  }
+
+  async containersPage(after: string | null): Promise<ListPage<string>> {
+    const list = new ListBucketsCommand(after === null ? {} : { ContinuationToken: after });
+    const page = await this.#guard("list the buckets", () => this.#client.send(list));
+    const items = (page.Buckets ?? []).flatMap(({ Name }) => (Name === undefined ? [] : [Name]));
+    return { items, next: page.ContinuationToken ?? null };
+  }
+
+  async remove(key: ObjectKey): Promise<void> {
+    const remove = new DeleteObjectCommand(keyOf(key));
+    await this.#guard(`remove ${key.name}`, () => this.#client.send(remove), key).catch(ignoreMissing);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#client.destroy();
+  }
+
+  /**
+   * Whether the store obeys If-None-Match: a conditional put of the marker's own bytes must be refused. A store that does not know
+   * the condition says so, or writes what was there.
+   */
+  async #probe(ctx: WriteContext): Promise<boolean> {
+    const key = { container: this.container, name: ".tephra/repository.json" };
+    const parts: Uint8Array[] = [];
+    try {
+      for await (const part of this.get(key, { offset: 0, length: null, signal: ctx.signal })) parts.push(part);
+    } catch (error) {
+      if (!(error instanceof ObjectMissingError)) throw error;
+    }
+    if (parts.length === 0) return this.#probeByName(ctx);
+    return this.#obeys(key, Buffer.concat(parts), ctx);
+  }
+
+  /** The same question asked of an object that is made for it and taken away. */
+  async #probeByName(ctx: WriteContext): Promise<boolean> {
+    const key = { container: this.container, name: ".tephra/probe" };
+    const bytes = Buffer.from("If-None-Match?");
+    await this.#putOnce(key, probeBody(bytes), ctx, false);
+    try {
+      return await this.#obeys(key, bytes, ctx);
+    } finally {
+      await this.remove(key);
+    }
+  }
+
+  async #obeys(key: ObjectKey, bytes: Uint8Array, ctx: WriteContext): Promise<boolean> {
+    try {
+      return (await this.#putOnce(key, probeBody(bytes), ctx, true)) === "taken";
+    } catch (error) {
+      const status = statusOf(error);
+      if (status === 501 || status === 400 || status === 405) return false;
+      throw error;
+    }
+  }
+
+  async #putOnce(key: ObjectKey, body: PutBody, ctx: WriteContext, ifAbsent: boolean): Promise<"stored" | "taken"> {
+    try {
+      await this.#sendBody(key, body, ctx, (signal, stream) => {
+        const put = { ...keyOf(key), ...stream, ...(ifAbsent ? { IfNoneMatch: "*" } : {}) };
+        return this.#client.send(new PutObjectCommand(put), { abortSignal: signal });
+      });
+      return "stored";
+    } catch (error) {
+      if (statusOf(error) === 412) return "taken";
+      throw error;
+    }
+  }
+
+  /** Sends a body piece by piece, each with leave of the fence. When that is refused, the request is cut off: nothing is stored. */
+  async #sendBody<Sent>(
+    key: ObjectKey,
+    body: PutBody,
+    ctx: WriteContext,
+    send: (signal: AbortSignal, stream: { Body: Readable; ContentLength: number; ContentMD5: string }) => Promise<Sent>,
+  ): Promise<Sent> {
+    const refused = new AbortController();
+    const stream = Readable.from(fencedPieces(body, ctx), { objectMode: false, highWaterMark: 0 });
+    stream.on("error", (error) => refused.abort(error));
+    const fields = {
+      Body: stream,
+      ContentLength: body.sizeBytes,
+      ContentMD5: Buffer.from(body.md5, "hex").toString("base64"),
+    };
+    try {
+      const call = () => send(AbortSignal.any([ctx.signal, refused.signal]), fields);
+      return await this.#guard(`store ${key.name}`, call, undefined, ctx.signal);
+    } catch (error) {
+      if (refused.signal.aborted) throw refused.signal.reason;
+      throw error;
+    } finally {
+      stream.destroy();
+    }
+  }
+
+  async #exists(key: ObjectKey): Promise<boolean> {
+    try {
+      await this.stat(key);
+      return true;
+    } catch (error) {
+      if (error instanceof ObjectMissingError) return false;
+      throw error;
+    }
+  }
+
+  async #guard<Result>(
+    verb: string,
+    call: () => Promise<Result>,
+    missing?: ObjectKey,
+    signal?: AbortSignal,
+  ): Promise<Result> {
+    try {
+      return await call();
+    } catch (error) {
+      signal?.throwIfAborted();
+      throw this.#translate(verb, error, missing);
+    }
+  }
+
+  #translate(verb: string, cause: unknown, missing: ObjectKey | undefined): Error {
+    if (cause instanceof EngineError) return cause;
+    const answered = cause instanceof S3ServiceException ? cause : null;
+    const status = (cause as { $metadata?: { httpStatusCode?: number } }).$metadata?.httpStatusCode;
+    const { name, message } = cause as Error;
+    // A page that is no answer of S3's (of a proxy, say) has a status and no name of its own.
+    const reason = answered === null ? message : `${name}${message && message !== name ? ` (${message})` : ""}`;
+    const retryAfter = answered?.$response?.headers["retry-after"];
+    return httpError({ label: this.label, verb, status, reason: reason.slice(0, 300), retryAfter, cause, missing });
+  }
+}
+
+function keyOf(key: ObjectKey): { Bucket: string; Key: string } {
+  return { Bucket: key.container, Key: key.name };
+}
+
+function statusOf(error: unknown): number | undefined {
+  const cause = error instanceof EngineError ? error.cause : error;
+  return (cause as { $metadata?: { httpStatusCode?: number } } | undefined)?.$metadata?.httpStatusCode;
+}
+
+function ignoreMissing(error: unknown): void {
+  if (!(error instanceof ObjectMissingError)) throw error;
+}
+
+function probeBody(bytes: Uint8Array): PutBody {
+  return { pieces: [bytes], sizeBytes: bytes.length, md5: createHash("md5").update(bytes).digest("hex") };
+}

@@ -1,0 +1,250 @@
+import { randomUUID } from "node:crypto";
+import { InvalidContainerError } from "../errors.ts";
+import type { WriteContext } from "../run-context.ts";
+import {
+  fencedPieces,
+  type LargeUpload,
+  type ListPage,
+  type ObjectStore,
+  type PutBody,
+  type StoredObject,
+  type UploadedPart,
+} from "./object-store.ts";
+import { type ObjectKey, reservedContainer } from "./repository.ts";
+import { type SwiftAuth, SwiftClient, type SwiftNetwork } from "./swift-client.ts";
+
+export interface SwiftSettings extends SwiftNetwork {
+  container: string;
+  auth: SwiftAuth;
+  /** For containers that are created; null: the cluster's default. */
+  storagePolicy: string | null;
+  partBytes: number;
+  pageItems: number;
+}
+
+/**
+ * OpenStack Swift; Cinder's Swift driver. Every put carries the MD5 of its bytes, which the service checks before it keeps them, and
+ * `If-None-Match: *`. Large objects are static ones, with their segments under `.tephra/segments/` of the same container.
+ */
+export class SwiftStore implements ObjectStore {
+  readonly driver = "swift";
+  readonly service = "cinder.backup.drivers.swift.SwiftBackupDriver";
+  readonly container: string;
+  readonly label: string;
+  readonly partBytes: number;
+  readonly #settings: SwiftSettings;
+  readonly #client: SwiftClient;
+
+  constructor(settings: SwiftSettings) {
+    this.container = settings.container;
+    this.label = `swift:${settings.container} at ${settings.auth.storageUrl ?? settings.auth.url}`;
+    this.partBytes = settings.partBytes;
+    this.#settings = settings;
+    this.#client = new SwiftClient(this.label, settings.auth, settings);
+    this.checkContainer(settings.container);
+  }
+
+  checkContainer(container: string): void {
+    if (!container.includes("/")) return;
+    const rule = "a container of Swift has no slash in its name";
+    throw new InvalidContainerError(`Invalid container ${JSON.stringify(container.slice(0, 300))}: ${rule}.`);
+  }
+
+  async ensureContainer(container: string): Promise<void> {
+    if (await this.containerExists(container)) return;
+    const { storagePolicy } = this.#settings;
+    const answer = await this.#client.send({
+      method: "PUT",
+      path: encodeURIComponent(container),
+      verb: `create the container ${container}`,
+      headers: storagePolicy === null ? {} : { "x-storage-policy": storagePolicy },
+      accept: [409], // Somebody else has just created it, under another policy.
+    });
+    await answer.body.dump();
+  }
+
+  async containerExists(container: string): Promise<boolean> {
+    const verb = `look at the container ${container}`;
+    const path = encodeURIComponent(container);
+    const answer = await this.#client.send({ method: "HEAD", path, verb, accept: [404] });
+    await answer.body.dump();
+    return answer.statusCode !== 404;
+  }
+
+  async put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "taken"> {
+    const answer = await this.#client.send({
+      method: "PUT",
+      path: pathOf(key),
+      verb: `store ${key.name}`,
+      headers: {
+        "content-length": String(body.sizeBytes),
+        "content-type": "application/octet-stream",
+        etag: body.md5,
+        "if-none-match": "*",
+      },
+      body: () => fencedPieces(body, ctx),
+      signal: ctx.signal,
+      accept: [412],
+    });
+    await answer.body.dump();
+    return answer.statusCode === 412 ? "taken" : "stored";
+  }
+
+  async beginLarge(key: ObjectKey): Promise<LargeUpload> {
+    return { key, id: randomUUID() };
+  }
+
+  async putPart(upload: LargeUpload, number: number, body: PutBody, ctx: WriteContext): Promise<UploadedPart> {
+    // "taken": an earlier try whose answer was lost. The name is this upload's alone.
+    await this.put(segmentOf(upload, number), body, ctx);
+    return { tag: body.md5, sizeBytes: body.sizeBytes };
+  }
+
+  async completeLarge(
+    upload: LargeUpload,
+    parts: readonly UploadedPart[],
+    ctx: WriteContext,
+  ): Promise<"stored" | "taken"> {
+    const segments = parts.map(({ tag, sizeBytes }, index) => {
+      const { container, name } = segmentOf(upload, index + 1);
+      return { path: `/${container}/${name}`, etag: tag, size_bytes: sizeBytes };
+    });
+    return this.#putManifest(upload.key, segments, ctx);
+  }
+
+  async abandonLarge(upload: LargeUpload): Promise<void> {
+    const { container } = upload.key;
+    for (let after: string | null = null; ; ) {
+      const page = await this.listPage(container, segmentFolder(upload), after);
+      for (const { name } of page?.items ?? []) await this.#delete({ container, name }, false);
+      if (page === null || page.next === null) return;
+      after = page.next;
+    }
+  }
+
+  async *get(
+    key: ObjectKey,
+    { offset, length, signal }: { offset: number; length: number | null; signal: AbortSignal | undefined },
+  ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+    if (length === 0) return;
+    const whole = offset === 0 && length === null;
+    const range = `bytes=${offset}-${length === null ? "" : offset + length - 1}`;
+    const verb = `read ${key.name}`;
+    const answer = await this.#client.send({
+      method: "GET",
+      path: pathOf(key),
+      verb,
+      headers: whole ? {} : { range },
+      signal,
+      missing: key,
+      accept: [416], // Behind the end, or any part of an empty object.
+    });
+    try {
+      if (answer.statusCode === 416) return;
+      for await (const chunk of answer.body) {
+        signal?.throwIfAborted();
+        yield chunk as Uint8Array<ArrayBuffer>;
+      }
+    } catch (error) {
+      signal?.throwIfAborted();
+      throw this.#client.translate(verb, error);
+    } finally {
+      // Frees the connection, or cuts it off when the reader has had enough.
+      answer.body.on("error", () => {}).destroy();
+    }
+  }
+
+  async stat(key: ObjectKey): Promise<{ sizeBytes: number; md5: string | null }> {
+    const verb = `look at ${key.name}`;
+    const answer = await this.#client.send({ method: "HEAD", path: pathOf(key), verb, missing: key });
+    await answer.body.dump();
+    const { etag, "content-length": size, "x-static-large-object": large } = answer.headers;
+    const md5 = large === undefined ? /^"?([0-9a-f]{32})"?$/.exec(String(etag))?.[1] : undefined;
+    return { sizeBytes: Number(size), md5: md5 ?? null };
+  }
+
+  async listPage(container: string, prefix: string, after: string | null): Promise<ListPage<StoredObject> | null> {
+    const query = new URLSearchParams({ format: "json", prefix, limit: String(this.#settings.pageItems) });
+    if (after !== null) query.set("marker", after);
+    const path = `${encodeURIComponent(container)}?${query}`;
+    const answer = await this.#client.send({ method: "GET", path, verb: `list ${container}`, accept: [404] });
+    if (answer.statusCode === 404) {
+      await answer.body.dump();
+      return null;
+    }
+    const found = await this.#json<{ name?: unknown; bytes?: unknown }>(answer, `list ${container}`);
+    const items = found.map(({ name, bytes }) => ({ name: String(name), sizeBytes: Number(bytes) }));
+    // A page can be shorter than asked for; only an empty one is surely the last.
+    return { items, next: items.at(-1)?.name ?? null };
+  }
+
+  async containersPage(after: string | null): Promise<ListPage<string>> {
+    const query = new URLSearchParams({ format: "json", limit: String(this.#settings.pageItems) });
+    if (after !== null) query.set("marker", after);
+    const answer = await this.#client.send({ method: "GET", path: `?${query}`, verb: "list the containers" });
+    const items = (await this.#json<{ name?: unknown }>(answer, "list the containers")).map(({ name }) => String(name));
+    return { items, next: items.at(-1) ?? null };
+  }
+
+  async remove(key: ObjectKey): Promise<void> {
+    const verb = `look at ${key.name}`;
+    const answer = await this.#client.send({ method: "HEAD", path: pathOf(key), verb, accept: [404] });
+    await answer.body.dump();
+    if (answer.statusCode === 404) return;
+    await this.#delete(key, answer.headers["x-static-large-object"] !== undefined);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#client[Symbol.asyncDispose]();
+  }
+
+  /** A large object goes with its segments. */
+  async #delete(key: ObjectKey, large: boolean): Promise<void> {
+    const path = `${pathOf(key)}${large ? "?multipart-manifest=delete" : ""}`;
+    const answer = await this.#client.send({ method: "DELETE", path, verb: `remove ${key.name}`, accept: [404] });
+    await answer.body.dump();
+  }
+
+  async #putManifest(
+    key: ObjectKey,
+    segments: readonly { path: string; etag: string; size_bytes: number }[],
+    ctx: WriteContext,
+  ): Promise<"stored" | "taken"> {
+    const bytes = Buffer.from(JSON.stringify(segments));
+    const answer = await this.#client.send({
+      method: "PUT",
+      path: `${pathOf(key)}?multipart-manifest=put`,
+      verb: `store ${key.name}`,
+      headers: { "content-length": String(bytes.length), "if-none-match": "*" },
+      body: async function* () {
+        yield bytes;
+      },
+      signal: ctx.signal,
+      accept: [412],
+    });
+    await answer.body.dump();
+    return answer.statusCode === 412 ? "taken" : "stored";
+  }
+
+  async #json<Item>(answer: { body: { json(): Promise<unknown> } }, verb: string): Promise<Item[]> {
+    try {
+      const parsed = await answer.body.json();
+      if (!Array.isArray(parsed)) throw new Error("not a list");
+      return parsed as Item[];
+    } catch (error) {
+      throw this.#client.translate(verb, error);
+    }
+  }
+}
+
+function pathOf({ container, name }: ObjectKey): string {
+  return `${encodeURIComponent(container)}/${name.split("/").map(encodeURIComponent).join("/")}`;
+}
+
+function segmentFolder(upload: LargeUpload): string {
+  return `${reservedContainer}/segments/${upload.id}/`;
+}
+
+function segmentOf(upload: LargeUpload, number: number): ObjectKey {
+  return { container: upload.key.container, name: `${segmentFolder(upload)}${String(number).padStart(8, "0")}` };
+}

@@ -1,0 +1,7 @@
+import type { Hashing } from "../hashing/hashing.ts";
+
+/** What a thread computes with. */
+export interface CpuTools {
+  hashing: Hashing;
+  cancelled: () => boolean;
+}

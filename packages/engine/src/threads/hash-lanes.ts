@@ -1,0 +1,66 @@
+import type { Md5InStep } from "../hashing/hashing.ts";
+import type { CpuTools } from "./cpu-tools.ts";
+import { readFully, type UnreadResult } from "./read-fully.ts";
+
+/** One message of several that are hashed in step: the piece of it that comes next. */
+export interface LanePiece {
+  descriptor: number;
+  offset: number;
+  length: number;
+  /** Length of the whole message when this is its last piece, else null. Other pieces are a multiple of 64 bytes long. */
+  endsAt: number | null;
+}
+
+/** Reads the next piece of several messages and takes it into their digests. */
+export interface HashLanesRequest {
+  kind: "hashLanes";
+  /** Its ownership moves to the thread and back. Piece i goes to i × strideBytes. */
+  buffer: ArrayBuffer;
+  strideBytes: number;
+  blockBytes: number;
+  pieces: readonly LanePiece[];
+  /** MD5 states of the messages, in the order of the pieces; null at the start. */
+  states: Uint8Array<ArrayBuffer> | null;
+}
+
+export interface HashLanesResult {
+  buffer: ArrayBuffer;
+  states: Uint8Array<ArrayBuffer>;
+  /** 32 bytes for every block of every piece, in order. */
+  hashes: Uint8Array<ArrayBuffer>;
+  /** 1 for every block that is all zero. */
+  zero: Uint8Array<ArrayBuffer>;
+  /** Hex MD5 of the messages that have ended, else null. */
+  md5: (string | null)[];
+}
+
+export function hashLanes(
+  request: HashLanesRequest,
+  { hashing, cancelled }: CpuTools,
+): HashLanesResult | UnreadResult | undefined {
+  const { buffer, strideBytes, blockBytes, pieces } = request;
+  const md5InStep = hashing.md5InStep as Md5InStep;
+  const data = new Uint8Array(buffer);
+  const count = pieces.reduce((sum, { length }) => sum + Math.ceil(length / blockBytes), 0);
+  const hashes = new Uint8Array(count * 32);
+  const zero = new Uint8Array(count);
+  let block = 0;
+  for (const [index, piece] of pieces.entries()) {
+    if (cancelled()) return undefined;
+    const bytes = data.subarray(index * strideBytes, index * strideBytes + piece.length);
+    if (!readFully(piece.descriptor, bytes, piece.offset)) {
+      return { unread: { offset: piece.offset, length: piece.length } };
+    }
+    hashing.hashBlocks(bytes, blockBytes, hashes.subarray(block * 32), zero.subarray(block));
+    block += Math.ceil(piece.length / blockBytes);
+  }
+  const states = request.states ?? md5InStep.start(pieces.length);
+  const spans = pieces.map(({ length }, index) => ({ offset: index * strideBytes, length }));
+  md5InStep.update(states, data, spans);
+  const md5 = pieces.map(({ endsAt, length }, index) => {
+    if (endsAt === null) return null;
+    const last = data.subarray(index * strideBytes, index * strideBytes + length);
+    return md5InStep.finish(states, index, last, endsAt);
+  });
+  return { buffer, states, hashes, zero, md5 };
+}

@@ -1,0 +1,111 @@
+import type { Extent } from "../extents.ts";
+import type { CpuPool } from "./cpu-pool.ts";
+import type { CpuResult } from "./cpu-tasks.ts";
+import type { HashLanesRequest, HashLanesResult } from "./hash-lanes.ts";
+
+/** Messages that go in step: their MD5 share the lanes of the processor's vectors, of which there are 16. */
+export const lanesMax = 16;
+/** Read and hashed at a time of each message: small enough that the slices of all lanes stay in the processor's cache. */
+const sliceBytesAim = 256 * 1024;
+
+/** Whether blocks of this size can be hashed in lanes: whole MD5 steps, and slices that stay small. */
+export function fitsLanes(blockBytes: number): boolean {
+  return blockBytes % 64 === 0 && blockBytes <= 4 * sliceBytesAim;
+}
+
+export function sliceBytesOf(blockBytes: number): number {
+  return Math.max(1, Math.floor(sliceBytesAim / blockBytes)) * blockBytes;
+}
+
+/** Bytes that pumping holds: each lane has one slice being hashed and one that the consumer has. */
+export function laneMemoryBytes(lanes: number, blockBytes: number): number {
+  return 2 * lanes * sliceBytesOf(blockBytes);
+}
+
+/** A message in an open file, which stays open until the pump has stopped. */
+export interface LaneMessage extends Extent {
+  descriptor: number;
+}
+
+/** The next slice of one message. */
+export interface LaneSlice {
+  /** Of the lane, in the order of the messages. */
+  index: number;
+  /** Within the message. */
+  offset: number;
+  /** Free again for others when the consumer has settled. */
+  bytes: Uint8Array<ArrayBuffer>;
+  /** 32 bytes for every block. */
+  hashes: Uint8Array;
+  /** 1 for every block that is all zero. */
+  zero: Uint8Array;
+  /** Hex MD5 of the whole message with its last slice, else null. */
+  md5: string | null;
+}
+
+/**
+ * Reads and hashes several messages in step, slice by slice, in threads, while the slices before are being consumed.
+ * Returns the place that could not be read, if there is one, else null.
+ */
+export async function pumpLanes(
+  pool: CpuPool,
+  input: { messages: readonly LaneMessage[]; blockBytes: number },
+  consume: (slices: LaneSlice[]) => Promise<unknown>,
+  signal: AbortSignal,
+): Promise<Extent | null> {
+  const { messages, blockBytes } = input;
+  const longest = Math.max(...messages.map(({ length }) => length));
+  const sliceBytes = Math.min(sliceBytesOf(blockBytes), Math.ceil(longest / 64) * 64);
+  // Two buffers: the one of the slices before these is free again when they have been consumed.
+  const free = [new ArrayBuffer(messages.length * sliceBytes)];
+  if (longest > sliceBytes) free.push(new ArrayBuffer(messages.length * sliceBytes));
+  let states: Uint8Array<ArrayBuffer> | null = null;
+  let consumed: Promise<ArrayBuffer> | null = null;
+  for (let at = 0; at < longest; at += sliceBytes) {
+    const buffer = free.pop() as ArrayBuffer;
+    const pieces = messages.map(({ descriptor, offset, length: whole }) => {
+      const length = Math.max(0, Math.min(sliceBytes, whole - at));
+      return { descriptor, offset: offset + at, length, endsAt: length > 0 && at + length === whole ? whole : null };
+    });
+    const request: HashLanesRequest = {
+      kind: "hashLanes",
+      buffer,
+      strideBytes: sliceBytes,
+      blockBytes,
+      pieces,
+      states,
+    };
+    const moved: ArrayBuffer[] = states === null ? [buffer] : [buffer, states.buffer];
+    const result: CpuResult<HashLanesRequest> = await pool.run(request, moved, signal);
+    if ("unread" in result) {
+      await consumed;
+      return result.unread;
+    }
+    states = result.states;
+    const before = consumed;
+    consumed = consume(slicesOf(result, request, at)).then(() => result.buffer);
+    consumed.catch(() => {});
+    if (before !== null) free.push(await before);
+  }
+  await consumed;
+  return null;
+}
+
+function slicesOf(result: HashLanesResult, request: HashLanesRequest, at: number): LaneSlice[] {
+  const slices: LaneSlice[] = [];
+  let block = 0;
+  for (const [index, { length }] of request.pieces.entries()) {
+    if (length === 0) continue;
+    const end = block + Math.ceil(length / request.blockBytes);
+    slices.push({
+      index,
+      offset: at,
+      bytes: new Uint8Array(result.buffer, index * request.strideBytes, length),
+      hashes: result.hashes.subarray(block * 32, end * 32),
+      zero: result.zero.subarray(block, end),
+      md5: result.md5[index] ?? null,
+    });
+    block = end;
+  }
+  return slices;
+}

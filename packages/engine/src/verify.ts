@@ -1,0 +1,159 @@
+import { asDamage, type BackupReference } from "./backup-reference.ts";
+import { type Chain, chainSteps, openChain, streamEntries, summarize } from "./chain.ts";
+import { codecOf } from "./compression.ts";
+import type { EngineContext } from "./engine-context.ts";
+import { DamagedObjectError } from "./errors.ts";
+import { dataName, dataNumber, hashListName, metadataName } from "./layout.ts";
+import { mapConcurrent } from "./map-concurrent.ts";
+import type { MappedObject } from "./merge-layers.ts";
+import type { ObjectEntry } from "./object-entry.ts";
+import { blockBytesOf, type RestoreJob } from "./restore-job.ts";
+import { restoreObject } from "./restore-object.ts";
+import type { RunContext } from "./run-context.ts";
+
+export interface VerifyInput {
+  /** Newest first; ends with the full backup. */
+  chain: readonly BackupReference[];
+  /** quick: listings and sizes against the metadata. deep: also every byte that a restore would read, every hash. */
+  mode: "quick" | "deep";
+}
+
+export interface VerifyResult {
+  mode: "quick" | "deep";
+  /** Data objects looked at: quick, all of the chain; deep, those that a restore would read. */
+  objects: number;
+  /** Blocks of the volume whose SHA-256 was compared; 0 for quick. */
+  blocks: number;
+  /** At most a thousand. Empty: a restore would succeed, as far as the mode tells. */
+  damaged: { object: string; reason: string }[];
+}
+
+const damagedMax = 1000;
+/** Objects whose listed sizes are held in memory at a time: about 50 MB. */
+const objectsPerPass = 1_000_000;
+
+/**
+ * Verifies that a backup can be restored: it and everything below it. Damage is collected, not thrown; an object is damaged when two
+ * reads have shown it. Throws when the repository cannot be read, and InvalidBackupError for a chain that is none.
+ */
+export async function verifyBackup(engine: EngineContext, input: VerifyInput, ctx: RunContext): Promise<VerifyResult> {
+  const findings = new Findings();
+  let listed = 0;
+  for (const reference of input.chain) {
+    listed += (await findings.collect(() => compareListing(reference, findings, ctx.signal))) ?? 0;
+  }
+  const chain = await findings.collect(() => openChain(input.chain, ctx.signal));
+  const [newest] = input.chain;
+  if (chain?.hashes === null && newest !== undefined) findings.note(hashListName(newest.prefix), "it is missing");
+  const quick = { mode: input.mode, objects: listed, blocks: 0 };
+  if (input.mode === "quick" || chain === undefined) return { ...quick, damaged: findings.damaged };
+  return { ...quick, ...(await readEverything(engine, chain, findings, ctx)), damaged: findings.damaged };
+}
+
+/** What is wrong, once per object. */
+class Findings {
+  readonly #reasons = new Map<string, string>();
+
+  get full(): boolean {
+    return this.#reasons.size >= damagedMax;
+  }
+
+  get damaged(): { object: string; reason: string }[] {
+    return Array.from(this.#reasons, ([object, reason]) => ({ object, reason }));
+  }
+
+  note(object: string, reason: string): void {
+    if (!this.full && !this.#reasons.has(object)) this.#reasons.set(object, reason);
+  }
+
+  /** The result, or undefined when the work ended in damage, which is noted. */
+  async collect<Result>(work: () => Promise<Result>): Promise<Result | undefined> {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof DamagedObjectError)) throw error;
+      this.note(error.object, error.reason);
+      return undefined;
+    }
+  }
+}
+
+/** Compares names and stored sizes under the prefix with the metadata; returns the number of objects there. */
+async function compareListing(reference: BackupReference, findings: Findings, signal: AbortSignal): Promise<number> {
+  const { prefix } = reference;
+  const { objects } = await summarize(reference, signal);
+  const passes = Math.max(1, Math.ceil(objects / objectsPerPass));
+  for (let pass = 0; pass < passes && !findings.full; pass++) {
+    const mine = (number: number): boolean => number % passes === pass;
+    const sizes = new Map<number, number>();
+    for await (const { name, sizeBytes } of reference.repository.list(reference.container, prefix)) {
+      signal.throwIfAborted();
+      const number = dataNumber(prefix, name);
+      const known = name === metadataName(prefix) || name === hashListName(prefix);
+      if (number !== null && mine(number) && sizes.size <= 2 * objectsPerPass) sizes.set(number, sizeBytes);
+      else if (number === null && !known) findings.note(name, "it does not belong to the backup");
+    }
+    for await (const entries of streamEntries(reference, signal)) {
+      for (const entry of entries) {
+        if (!mine(entry.number)) continue;
+        const reason = sizeProblem(entry, sizes.get(entry.number));
+        if (reason !== null) findings.note(dataName(prefix, entry.number), reason);
+        sizes.delete(entry.number);
+      }
+    }
+    for (const number of sizes.keys()) findings.note(dataName(prefix, number), "the metadata does not know it");
+  }
+  return objects;
+}
+
+function sizeProblem(entry: ObjectEntry, sizeBytes: number | undefined): string | null {
+  if (sizeBytes === undefined) return "it is missing";
+  if (codecOf(entry.compression) === "none" && sizeBytes !== entry.length) {
+    return `${sizeBytes} bytes are stored instead of ${entry.length}`;
+  }
+  if (sizeBytes === 0) return "it is empty";
+  return sizeBytes > entry.length ? `${sizeBytes} bytes are stored, at most ${entry.length} expected` : null;
+}
+
+/** A restore that writes nothing: the very checks that a restore makes. */
+async function readEverything(
+  engine: EngineContext,
+  chain: Chain,
+  findings: Findings,
+  ctx: RunContext,
+): Promise<{ objects: number; blocks: number }> {
+  const { references, hashes, volumeBytes } = chain;
+  const bounds = { offset: 0, length: volumeBytes };
+  const job: RestoreJob = { engine, references, hashes, target: null, skipZeros: true, bounds, ctx };
+  let objects = 0;
+  let blocks = 0;
+  let bytesDone = 0;
+  const check = async (object: MappedObject, signal: AbortSignal): Promise<{ object: MappedObject; bytes: number }> => {
+    const bytes = (await findings.collect(() => restoreObject(job, object, signal))) ?? 0;
+    return { object, bytes };
+  };
+  const options = { concurrency: engine.pool.threads + 2, signal: ctx.signal };
+  await findings.collect(async () => {
+    for await (const { object, bytes } of mapConcurrent(objectsOf(chain, ctx.signal), check, options)) {
+      objects++;
+      bytesDone += bytes;
+      if (hashes !== null && bytes > 0) blocks += blocksIn(object, blockBytesOf(job));
+      ctx.onProgress({ bytesDone, bytesStored: 0 });
+      if (findings.full) return;
+    }
+  });
+  return { objects, blocks };
+}
+
+async function* objectsOf(chain: Chain, signal: AbortSignal): AsyncGenerator<MappedObject> {
+  try {
+    for await (const step of chainSteps(chain, signal)) if (step.kind === "object") yield step.object;
+  } catch (error) {
+    const newest = chain.references[0] as BackupReference;
+    throw asDamage(newest, metadataName(newest.prefix), error);
+  }
+}
+
+function blocksIn(object: MappedObject, blockBytes: number): number {
+  return object.segments.reduce((sum, [start, end]) => sum + Math.ceil((end - start) / blockBytes), 0);
+}

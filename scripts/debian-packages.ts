@@ -1,0 +1,74 @@
+import { execFile } from "node:child_process";
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { promisify } from "node:util";
+import { root } from "./bootstrap.mjs";
+
+const execute = promisify(execFile);
+
+/** The interpreter that Debian's packages are made for: whatever else is called python3 lacks their modules. */
+export const systemPython = "/usr/bin/python3";
+
+/**
+ * Packages of Debian with all that they need and this system lacks, downloaded and unpacked without being installed: no root is
+ * needed. Done once; kept in `var/<name>-pkg`, or in a folder that several checkouts share (TEPHRA_CACHE_DIR).
+ *
+ * @returns what to add to the environment of `systemPython`
+ * @throws with what to do when this is no Debian or its packages cannot be reached
+ */
+export async function unpackPackages(
+  wanted: { name: string; packages: readonly string[] },
+  say: (line: string) => void,
+): Promise<Record<string, string>> {
+  const { name, packages } = wanted;
+  const target = join(resolve(process.env["TEPHRA_CACHE_DIR"] ?? join(root, "var")), `${name}-pkg`);
+  if (!existsSync(target)) {
+    say(`downloading ${packages[0]} (Debian's packages, nothing is installed)`);
+    const unfinished = `${target}.${process.pid}`;
+    try {
+      await download(unfinished, packages);
+      if (!existsSync(target)) renameSync(join(unfinished, "root"), target);
+    } catch (cause) {
+      const advice = `these suites need Debian's ${packages[0]}; they can be left out by naming others`;
+      throw new Error(`Debian's packages could not be had: ${advice}`, { cause });
+    } finally {
+      rmSync(unfinished, { recursive: true, force: true });
+    }
+  }
+  return {
+    PYTHONPATH: join(target, "usr/lib/python3/dist-packages"),
+    LD_LIBRARY_PATH: libraryFolders(target).join(":"),
+  };
+}
+
+/** apt with lists, cache and archives of its own: it works out what is missing here, and fetches without installing. */
+async function download(folder: string, packages: readonly string[]): Promise<void> {
+  for (const path of ["lists/partial", "cache/archives/partial", "root"]) {
+    mkdirSync(join(folder, path), { recursive: true });
+  }
+  const settings = [
+    `Dir::State::lists=${folder}/lists`,
+    `Dir::Cache=${folder}/cache`,
+    "Dir::State::status=/var/lib/dpkg/status",
+    "APT::Sandbox::User=", // As root apt would download as a user who cannot write here.
+    "Acquire::Languages=none",
+    "Acquire::Retries=3",
+    "Debug::NoLocking=true", // The lock of dpkg belongs to root, and nothing of dpkg's is written.
+  ].flatMap((setting) => ["-o", setting]);
+  const options = { cwd: folder, timeout: 300_000, maxBuffer: 2 ** 24 };
+  const missing = ["--yes", "--no-install-recommends", "--download-only", "install", ...packages];
+  await execute("apt-get", [...settings, "-q", "update"], options);
+  await execute("apt-get", [...settings, "-q", ...missing], options);
+  const archives = join(folder, "cache/archives");
+  for (const name of readdirSync(archives).filter((entry) => entry.endsWith(".deb"))) {
+    await execute("dpkg", ["-x", join(archives, name), join(folder, "root")], options);
+  }
+}
+
+function libraryFolders(target: string): string[] {
+  return ["usr/lib", "lib"]
+    .map((name) => join(target, name))
+    .filter((folder) => existsSync(folder))
+    .flatMap((folder) => readdirSync(folder).map((name) => join(folder, name)))
+    .filter((folder) => folder.endsWith("-linux-gnu"));
+}

@@ -1,0 +1,174 @@
+import { randomBytes, randomUUID } from "node:crypto";
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import {
+  type BackupReference,
+  cutRanges,
+  DamagedObjectError,
+  describeBackup,
+  type Engine,
+  findBackups,
+  openEngine,
+  openFileSource,
+  openRepository,
+  type RangeReport,
+  RangesIncompleteError,
+  type Repository,
+  StrayObjectsError,
+} from "@tephra/engine";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type SwiftServer, startSwift } from "../harness/swift.ts";
+import {
+  backUp,
+  freeContext,
+  layoutFor,
+  referenceTo,
+  restoreToMemory,
+  small,
+  temporaryFolder,
+} from "./backup-fixture.ts";
+
+let server: SwiftServer;
+let engine: Engine;
+beforeAll(async () => {
+  server = await startSwift();
+  engine = openEngine({ threads: 2 });
+});
+afterAll(async () => {
+  await engine[Symbol.asyncDispose]();
+  await server[Symbol.asyncDispose]();
+});
+
+/** Small pages, so that every listing has several. */
+const open = {
+  s3: (place: string) =>
+    openRepository(`s3://${place}?endpoint=${server.url}&list_page=3&zone=az1`, {
+      accessKey: server.user,
+      secretKey: server.key,
+    }),
+  swift: (place: string) =>
+    openRepository(
+      `swift:${place}?auth=v1&auth_url=${server.url}/auth/v1.0&user=${server.user}&key=${server.key}&list_page=3&zone=az1`,
+    ),
+};
+
+async function namesIn(repository: Repository, container: string): Promise<string[]> {
+  return (await Array.fromAsync(repository.list(container, ""))).map(({ name }) => name).sort();
+}
+
+describe.each(["s3", "swift"] as const)("backups in %s", (driver) => {
+  async function newRepository() {
+    const place = `b-${randomUUID()}`;
+    const repository = await open[driver](place);
+    await repository.initialize();
+    return { repository, place };
+  }
+
+  /** A full backup and two incrementals with zeros, text and noise. */
+  async function makeChain(repository: Repository, folder: string, compression: "zlib" | "none") {
+    const path = join(folder, "volume");
+    const volume = Buffer.concat([randomBytes(300_000), Buffer.alloc(140_000), Buffer.alloc(90_123, "text ")]);
+    const chain: BackupReference[] = [];
+    const images: Buffer[] = [];
+    for (const step of [0, 1, 2]) {
+      randomBytes(9000).copy(volume, 20_000 + step * 130_000);
+      await writeFile(path, volume);
+      const parent = chain[0];
+      chain.unshift(await backUp(engine, { repository, path, layout: { compression }, ...(parent ? { parent } : {}) }));
+      images.unshift(Buffer.from(volume));
+    }
+    return { chain, images };
+  }
+
+  test.each(["zlib", "none"] as const)(
+    "a chain (%s) restores exactly at every link, is found, and goes without a trace",
+    async (compression) => {
+      await using folder = await temporaryFolder();
+      const { repository, place } = await newRepository();
+      await using _ = repository;
+      const { chain, images } = await makeChain(repository, folder.path, compression);
+      for (const [index, image] of images.entries()) {
+        expect((await restoreToMemory(engine, chain.slice(index))).equals(image)).toBe(true);
+      }
+      const prefix = /^volume_[0-9a-f-]{36}\/\d{14}\/az_az1_backup_[0-9a-f-]{36}(?:-\d{5}|_metadata|_sha256file)$/;
+      for (const name of await namesIn(repository, place)) expect(name).toMatch(prefix);
+      const mine = (reference: BackupReference): boolean => reference.container === place;
+      const found = (await Array.fromAsync(findBackups(repository, freeContext().signal))).filter(mine);
+      expect(found.map(({ backupId }) => backupId).sort()).toEqual(chain.map(({ backupId }) => backupId).sort());
+      for (const reference of found) {
+        expect(await describeBackup(reference, freeContext().signal)).toMatchObject({
+          problem: null,
+          blockBytes: 4096,
+        });
+      }
+      for (const { container, prefix } of chain) {
+        await engine.removeBackup({ repository, container, prefix }, freeContext());
+      }
+      expect(await namesIn(repository, place)).toEqual([]);
+    },
+  );
+
+  test("ranges copied out of order and twice give one backup; a lost or stray object is seen before it is sealed", async () => {
+    await using folder = await temporaryFolder();
+    const { repository, place } = await newRepository();
+    await using _ = repository;
+    const volumeBytes = 6 * small.objectBytes + 777;
+    const path = join(folder.path, "volume");
+    const image = randomBytes(volumeBytes);
+    await writeFile(path, image);
+    const layout = layoutFor(repository, volumeBytes);
+    const ranges = cutRanges({ volumeBytes, objectBytes: small.objectBytes, rangeBytes: 140_000, rangesMax: 100 });
+    await using source = await openFileSource(path);
+    const operationId = "backup-1";
+    const reports: RangeReport[] = [];
+    for (const claim of [1, 2]) {
+      for (const [index, range] of [...ranges.entries()].toReversed()) {
+        const staging = { operationId, name: `task${index}-${claim}` };
+        const input = { source, repository, layout, range, parent: null, staging };
+        reports[index] = await engine.copyRange(input, freeContext());
+        if (claim === 2) expect(reports[index]?.bytesAdopted).toBe(reports[index]?.bytesStored);
+      }
+    }
+    const seal = () => engine.seal({ repository, layout, operationId, reports }, freeContext());
+    const key = { container: place, name: `${layout.prefix}-00002` };
+    const kept = Buffer.concat(await Array.fromAsync(repository.get(key)));
+    await repository.remove(key);
+    await expect(seal()).rejects.toBeInstanceOf(RangesIncompleteError);
+    await repository.putIfAbsent(key, kept, freeContext());
+    const stray = { container: place, name: `${layout.prefix}.journal` };
+    await repository.putIfAbsent(stray, Buffer.from("x"), freeContext());
+    await expect(seal()).rejects.toBeInstanceOf(StrayObjectsError);
+    await repository.remove(stray);
+    expect((await seal()).objects).toBe(7);
+    await engine.removeStaging(repository, operationId);
+    expect((await restoreToMemory(engine, [referenceTo(repository, layout)])).equals(image)).toBe(true);
+    expect((await namesIn(repository, place)).length).toBe(9);
+  });
+
+  test("a flipped bit, a cut, an exchange and a loss are named, in data and in both lists", async () => {
+    await using folder = await temporaryFolder();
+    const { repository, place } = await newRepository();
+    await using _ = repository;
+    const { chain } = await makeChain(repository, folder.path, "zlib");
+    const full = chain[2] as BackupReference;
+    for (const ending of ["-00001", "_sha256file", "_metadata"]) {
+      const key = { container: place, name: full.prefix + ending };
+      const bytes = Buffer.concat(await Array.fromAsync(repository.get(key)));
+      const flipped = Buffer.from(bytes);
+      // In metadata most bytes do not matter to a restore; an MD5 does.
+      const at = ending === "_metadata" ? bytes.indexOf('"md5"') + 10 : Math.floor(bytes.length * 0.6);
+      flipped[at] = (flipped[at] as number) ^ 1;
+      for (const damaged of [flipped, bytes.subarray(0, -1), randomBytes(bytes.length), null]) {
+        await repository.remove(key);
+        if (damaged !== null) await repository.putIfAbsent(key, damaged, freeContext());
+        const restored = restoreToMemory(engine, [full]);
+        // A full backup without its list of hashes restores with MD5 and lengths alone.
+        if (damaged === null && ending === "_sha256file") await restored;
+        else await expect(restored, `${ending} ${damaged?.length}`).rejects.toBeInstanceOf(DamagedObjectError);
+      }
+      await repository.remove(key);
+      await repository.putIfAbsent(key, bytes, freeContext());
+    }
+    await restoreToMemory(engine, chain);
+  });
+});

@@ -1,0 +1,185 @@
+import { createHash } from "node:crypto";
+import { deflateSync, zstdCompressSync } from "node:zlib";
+import {
+  compressions,
+  compressPieces,
+  decompressExactly,
+  levelDefault,
+} from "../../packages/engine/src/compression.ts";
+import { EngineError } from "../../packages/engine/src/errors.ts";
+import { openHashList } from "../../packages/engine/src/hash-list.ts";
+import { decodeExportRecord, parseRecordText } from "../../packages/engine/src/import-record.ts";
+import { FormatError } from "../../packages/engine/src/json-stream.ts";
+import { readMetadata } from "../../packages/engine/src/metadata.ts";
+import { openRepository } from "../../packages/engine/src/repository/open-repository.ts";
+import { parseMapLine } from "../../packages/engine/src/restore-map.ts";
+import type { Random } from "./random.ts";
+
+/** A parser that takes what an attacker may have written. */
+export interface Fuzzed {
+  name: string;
+  /** Valid inputs, from which the others are made. */
+  seeds: readonly Buffer[];
+  /** Parses; resolves or throws one of the errors that are meant for bad input. Anything else is a crash. */
+  parse(input: Buffer, random: Random): Promise<void>;
+}
+
+const prefix = "volume_d3d5c51a-1656-4716-883f-07d77b790767_20261120172141_backup_106b30de-63b9-4246-aa20-96a6e83a9414";
+const lengthMax = 65_536;
+
+async function* chunked(input: Buffer, random: Random): AsyncGenerator<Uint8Array> {
+  for (let at = 0; at < input.length; ) {
+    const end = at + 1 + random.below(Math.max(1, input.length));
+    yield input.subarray(at, end);
+    at = end;
+  }
+}
+
+const entry = (number: number, compression: string): string => `    {
+      "${prefix}-${String(number).padStart(5, "0")}": {
+        "compression": "${compression}",
+        "length": 65536,
+        "md5": "${createHash("md5").update(String(number)).digest("hex")}",
+        "offset": ${(number - 1) * 65536}
+      }
+    }`;
+
+const metadata = (entries: readonly string[]): string => `{
+  "backup_description": null,
+  "backup_id": "106b30de-63b9-4246-aa20-96a6e83a9414",
+  "backup_name": "f\\u00fcll",
+  "created_at": "2026-11-20 17:21:41+00:00",
+  "objects": [
+${entries.join(",\n")}
+  ],
+  "parent_id": null,
+  "version": "1.0.0",
+  "volume_id": "d3d5c51a-1656-4716-883f-07d77b790767",
+  "volume_meta": "{\\"version\\": 2, \\"volume-base-metadata\\": {\\"size\\": 1}}"
+}`;
+
+const sha256 = (index: number): string => createHash("sha256").update(String(index)).digest("hex");
+const hashList = `{
+  "backup_description": null,
+  "backup_id": "106b30de-63b9-4246-aa20-96a6e83a9414",
+  "backup_name": "full",
+  "chunk_size": 4096,
+  "created_at": "2026-11-20 17:21:41+00:00",
+  "sha256s": [
+${[1, 2, 3, 4].map((index) => `    "${sha256(index)}"`).join(",\n")}
+  ],
+  "version": "1.0.0",
+  "volume_id": "d3d5c51a-1656-4716-883f-07d77b790767"
+}`;
+
+const record = JSON.stringify({
+  id: "106b30de-63b9-4246-aa20-96a6e83a9414",
+  container: "10/6b/106b30de-63b9-4246-aa20-96a6e83a9414",
+  service_metadata: prefix,
+  size: 1,
+  object_count: 5,
+  display_name: "full",
+  display_description: null,
+  parent_id: null,
+  metadata: { key: "value" },
+});
+const base64 = (text: string): string => Buffer.from(text).toString("base64");
+
+const repetitive = Buffer.alloc(lengthMax, "text that repeats itself, ");
+const storedSeeds = (["zlib", "bz2", "zstd"] as const).map((label) => {
+  const pieces = compressPieces(label, repetitive, { level: levelDefault(label), cancelled: () => false });
+  return Buffer.concat(pieces ?? []);
+});
+
+const compact = (text: string): Buffer => Buffer.from(JSON.stringify(JSON.parse(text)));
+
+export const parsers: readonly Fuzzed[] = [
+  {
+    name: "metadata",
+    seeds: [
+      Buffer.from(metadata([entry(1, "zlib"), entry(2, "none"), entry(3, "bz2")])),
+      Buffer.from(metadata([])),
+      compact(metadata([entry(1, "zstd"), entry(100_000, "off")])),
+    ],
+    async parse(input, random) {
+      for await (const entries of readMetadata(
+        chunked(input, random),
+        prefix,
+        async () => 1 + random.below(lengthMax),
+      )) {
+        let end = 0;
+        for (const { offset, length, number } of entries) {
+          if (offset < end || length < 1 || !Number.isSafeInteger(offset + length) || number < 0)
+            throw new Error("wrong");
+          end = offset + length;
+        }
+      }
+    },
+  },
+  {
+    name: "hash list",
+    seeds: [Buffer.from(hashList), compact(hashList), Buffer.from(hashList.replace(/\n {4}"[^\]]*/, ""))],
+    async parse(input, random) {
+      const list = await openHashList((part) => {
+        const end = part === null ? input.length : part.offset + part.length;
+        return chunked(input.subarray(part?.offset ?? 0, end), random);
+      }, input.length);
+      if (list.count > input.length) throw new Error("more hashes than bytes");
+      const first = random.below(list.count + 2);
+      await list.read(first, random.below(list.count + 2));
+    },
+  },
+  {
+    name: "export record",
+    seeds: [
+      Buffer.from(base64(record)),
+      Buffer.from(JSON.stringify({ backup_service: "cinder.backup.drivers.posix", backup_url: base64(record) })),
+      Buffer.from(record),
+    ],
+    async parse(input, random) {
+      // Half of the inputs are changed below the base64, where the interesting parts are.
+      const text = random.below(2) === 0 ? input.toString("utf8") : input.toString("base64");
+      const decoded = decodeExportRecord(parseRecordText(text).url);
+      if (decoded.container.split("/").includes("..") || !decoded.prefix.startsWith("volume_"))
+        throw new Error("wrong");
+    },
+  },
+  {
+    name: "repository URL",
+    seeds: [
+      "posix:/srv/backups",
+      "posix:relative/folder",
+      "s3://bucket?endpoint=http://127.0.0.1:1&region=us-east-1&path_style=true",
+      "swift:container?auth=http://127.0.0.1:1/auth/v1.0&user=a:b&key=c",
+      "nfs:server:/share?options=vers=4",
+    ].map((url) => Buffer.from(url)),
+    async parse(input) {
+      await using _ = await openRepository(input.toString("utf8"));
+    },
+  },
+  {
+    name: "codec input",
+    seeds: [...storedSeeds, deflateSync(Buffer.alloc(4_000_000)), zstdCompressSync(Buffer.alloc(20_000_000))],
+    async parse(input, random) {
+      const label = compressions[random.below(compressions.length)] as (typeof compressions)[number];
+      const length = random.below(2) === 0 ? lengthMax : 1 + random.below(lengthMax);
+      const decoded = decompressExactly(label, new Uint8Array(input), length);
+      if (decoded instanceof Uint8Array && decoded.length !== length) throw new Error("not the declared length");
+    },
+  },
+  {
+    name: "map line",
+    seeds: [
+      [0, 1, 0, 65536, "zlib", "2a6bdd1d3574253ba1f51631608ba8fa", [[0, 4096]]],
+      [3, 100_000, 65536, 4096, "none", null, [[65536, 69632]]],
+    ].map((line) => Buffer.from(JSON.stringify(line))),
+    async parse(input) {
+      parseMapLine(input.toString("latin1"));
+    },
+  },
+];
+
+/** Whether an error is one that bad input is answered with. */
+export function isAnswer(error: unknown): boolean {
+  return error instanceof FormatError || error instanceof EngineError;
+}

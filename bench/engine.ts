@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { mkdir, mkdtemp, open, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, open, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { projectNode, root } from "../scripts/bootstrap.mjs";
@@ -44,8 +44,16 @@ export async function measureEngine(say: Say): Promise<Measurement[]> {
     say("writing images");
     const images = await writeImages(home);
     const results: Measurement[] = [];
-    for (const each of await casesOf(home, images)) results.push(...(await compare(each, home, say)));
-    return [...results, ...(await measureMemoryOfSparse(home, say))];
+    for (const each of await casesOf(home, images)) {
+      const measurements = await compare(each, home, say);
+      for (const { name, value, unit, note } of measurements) say(`${name}: ${value.toFixed(2)} ${unit} ${note ?? ""}`);
+      results.push(...measurements);
+    }
+    // What comes now needs the memory that the images take.
+    const sparse = join(home, "sparse");
+    for (const name of await readdir(home)) await rm(join(home, name), { recursive: true });
+    await mkdir(sparse);
+    return [...results, ...(await measureMemoryOfSparse(sparse, say))];
   } finally {
     await rm(home, { recursive: true, force: true });
   }

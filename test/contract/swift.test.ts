@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
-import { openRepository } from "@tephra/engine";
-import { afterAll, beforeAll, describe } from "vitest";
+import { openRepository, RepositoryDeniedError, RepositoryUnavailableError } from "@tephra/engine";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type KeystoneServer, startKeystone } from "../harness/keystone.ts";
 import { type SwiftServer, startSwift } from "../harness/swift.ts";
 import { describeRepository } from "./repository-contract.ts";
 
@@ -38,5 +39,63 @@ describe("swift with auth version 1", () => {
         [Symbol.asyncDispose]: () => repository[Symbol.asyncDispose](),
       };
     },
+  });
+});
+
+describe("swift with Keystone", () => {
+  let keystone: KeystoneServer;
+  beforeAll(async () => {
+    keystone = await startKeystone({ tokenLifeSeconds: 3 });
+  });
+  afterAll(() => keystone[Symbol.asyncDispose]());
+
+  const free = { signal: new AbortController().signal, fence: () => {} };
+  const open = (container: string, more = "", password = keystone.password) =>
+    openRepository(
+      `swift:${container}?auth_url=${keystone.url}/v3&user=${keystone.user}&key=${encodeURIComponent(password)}` +
+        `&project=${keystone.project}${more}`,
+    );
+
+  test("objects are kept while tokens run out", async () => {
+    const container = `b-${randomUUID()}`;
+    await using repository = await open(container, "&region=north");
+    const made = await repository.initialize();
+    const begun = performance.now();
+    let objects = 0;
+    while (performance.now() - begun < 8_000) {
+      objects += 1;
+      const key = { container, name: `object-${objects}` };
+      expect(await repository.putIfAbsent(key, Buffer.alloc(100_000, objects), free)).toBe("stored");
+    }
+    expect((await Array.fromAsync(repository.list(container, "object-"))).length).toBe(objects);
+    await using again = await open(container);
+    expect(await again.identity()).toEqual(made);
+  }, 60_000);
+
+  test("a wrong password is denied, a region that is not in the catalog is said", async () => {
+    await using wrong = await open("some-container", "", "sesame");
+    await expect(wrong.identity()).rejects.toBeInstanceOf(RepositoryDeniedError);
+    await using elsewhere = await open("some-container", "&region=south");
+    const error: unknown = await elsewhere.identity().catch((thrown: unknown) => thrown);
+    expect(error).toBeInstanceOf(RepositoryUnavailableError);
+    expect(String(error)).toContain("the catalog has no public endpoint");
+  });
+
+  test("containers are created with the storage policy that is asked for", async () => {
+    const container = `b-${randomUUID()}`;
+    await using repository = await open(container, "&storage_policy=silver");
+    await repository.initialize();
+    const user = { name: keystone.user, password: keystone.password, domain: { name: "Default" } };
+    const scope = { project: { name: keystone.project, domain: { name: "Default" } } };
+    const login = await fetch(`${keystone.url}/v3/auth/tokens`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ auth: { identity: { methods: ["password"], password: { user } }, scope } }),
+    });
+    const { token } = (await login.json()) as { token: { project: { id: string } } };
+    const head = await fetch(`${keystone.swift.url}/v1/AUTH_${token.project.id}/${container}`, {
+      headers: { "x-auth-token": login.headers.get("x-subject-token") ?? "" },
+    });
+    expect(head.headers.get("x-storage-policy")).toBe("silver");
   });
 });

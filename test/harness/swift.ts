@@ -14,6 +14,8 @@ export interface SwiftOptions {
   conditionalPut?: boolean;
   /** A Keystone whose tokens are accepted beside those of auth version 1. */
   identity?: { url: string; user: string; password: string; project: string };
+  /** Where the proxy listens; a free port by default. */
+  port?: number;
 }
 
 /** A real Swift, which also speaks S3, in a folder of its own. */
@@ -34,7 +36,8 @@ export async function startSwift(options: SwiftOptions = {}): Promise<SwiftServe
   const environment = await unpackSwift((line) => process.stderr.write(`${line}\n`));
   const dir = mkdtempSync(join(tmpdir(), "tephra-swift-"));
   for (let attempt = 1; ; attempt += 1) {
-    const ports = await Promise.all([freePort(), freePort(), freePort(), freePort()]);
+    const proxyPort = options.port ?? freePort();
+    const ports = await Promise.all([proxyPort, freePort(), freePort(), freePort()]);
     const settings = {
       dir,
       ports,

@@ -1,0 +1,109 @@
+"""A whole OpenStack Keystone on 127.0.0.1, for tests, with its database in a file.
+
+usage: keystone-server.py SETTINGS, a JSON object:
+  dir            a folder of its own
+  port           where it listens
+  password       of the user admin in the project admin of the domain Default
+  region         the one that is made
+  token_life     seconds for which a token is good
+  object_store   the public URL of the object store in the catalog, with %(project_id)s
+Prints "ready" when it answers.
+"""
+import json
+import os
+import sys
+
+settings = json.loads(sys.argv[1])
+home = settings["dir"]
+url = "http://127.0.0.1:%d" % settings["port"]
+os.environ["OS_KEYSTONE_CONFIG_DIR"] = home
+configuration = os.path.join(home, "keystone.conf")
+
+
+def configure():
+    with open(configuration, "w") as file:
+        file.write(
+            """[DEFAULT]
+use_stderr = false
+log_file = {home}/keystone.log
+[database]
+connection = sqlite:///{home}/keystone.sqlite
+[token]
+expiration = {token_life}
+allow_expired_window = 0
+[fernet_tokens]
+key_repository = {home}/fernet-keys
+[credential]
+key_repository = {home}/credential-keys
+[cache]
+enabled = false
+[identity]
+password_hash_rounds = 4
+""".format(**settings, home=home)
+        )
+
+
+def manage(*arguments):
+    """Each command in a process of its own: they share global state."""
+    pid = os.fork()
+    if pid == 0:
+        from keystone.cmd import manage
+
+        sys.argv = ["keystone-manage", "--config-file", configuration] + list(arguments)
+        try:
+            manage.main()
+        except SystemExit as end:
+            os._exit(end.code or 0)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1] != 0:
+        sys.exit("keystone-manage %s failed" % arguments[0])
+
+
+def add_object_store():
+    """By the API itself: bootstrapping knows one service only."""
+    import urllib.request
+
+    def call(path, body, token=None):
+        headers = {"content-type": "application/json", **({"x-auth-token": token} if token else {})}
+        request = urllib.request.Request(url + "/v3/" + path, json.dumps(body).encode(), headers)
+        answer = urllib.request.urlopen(request)
+        return answer.headers.get("x-subject-token"), json.loads(answer.read())
+
+    domain = {"domain": {"id": "default"}}
+    identity = {"methods": ["password"], "password": {"user": {"name": "admin", "password": settings["password"], **domain}}}
+    token, _ = call("auth/tokens", {"auth": {"identity": identity, "scope": {"project": {"name": "admin", **domain}}}})
+    _, service = call("services", {"service": {"type": "object-store", "name": "swift"}}, token)
+    endpoint = {"interface": "public", "url": settings["object_store"], "region_id": settings["region"]}
+    call("endpoints", {"endpoint": {"service_id": service["service"]["id"], **endpoint}}, token)
+
+
+def main():
+    configure()
+    manage("db_sync")
+    manage("fernet_setup", "--keystone-user", str(os.getuid()), "--keystone-group", str(os.getgid()))
+    access = ["--bootstrap-password", settings["password"], "--bootstrap-region-id", settings["region"]]
+    manage("bootstrap", *access, "--bootstrap-public-url", url + "/v3", "--bootstrap-internal-url", url + "/v3")
+    from socketserver import ThreadingMixIn
+    from threading import Thread
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+    from keystone.server import wsgi
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    class Server(ThreadingMixIn, WSGIServer):
+        daemon_threads = True
+
+    sys.argv = sys.argv[:1]
+    application = wsgi.initialize_public_application()
+    server = make_server("127.0.0.1", settings["port"], application, Server, Quiet)
+    serving = Thread(target=server.serve_forever, daemon=True)
+    serving.start()
+    add_object_store()
+    print("ready", flush=True)
+    serving.join()
+
+
+main()

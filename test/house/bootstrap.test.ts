@@ -12,7 +12,9 @@ beforeEach(() => {
   for (const path of ["scripts", "packages/one/src", "node_modules/@types"]) {
     mkdirSync(join(checkout, path), { recursive: true });
   }
-  cpSync(join(root, "scripts/bootstrap.mjs"), join(checkout, "scripts/bootstrap.mjs"));
+  for (const name of ["bootstrap.mjs", "build-native.mjs"]) {
+    cpSync(join(root, "scripts", name), join(checkout, "scripts", name));
+  }
   cpSync(join(root, "tsconfig.base.json"), join(checkout, "tsconfig.base.json"));
   cpSync(join(root, "packages/engine/tsconfig.json"), join(checkout, "packages/one/tsconfig.json"));
   for (const name of ["typescript", "node", "@types/node"]) {

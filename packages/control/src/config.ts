@@ -113,7 +113,7 @@ const Schema = z
         memory_bytes: z
           .int()
           .min(8 * MiB)
-          .default(192 * MiB),
+          .default(128 * MiB),
         lease_ms: z.int().min(500).default(10_000),
         heartbeat_ms: z.int().min(100).default(3_000),
         /** A stopping worker hands back what is not done by then. */

@@ -155,6 +155,8 @@ function copyWindow(
     extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces });
   }
   const needsWindow = extents.some((extent) => extent.pieces === null);
+  // Given back now, not at some later garbage collection: windows are large, and one follows the other.
+  if (!needsWindow) window.transfer(0);
   return { hashes: hashed.hashes, extents, window: needsWindow ? window : null };
 }
 

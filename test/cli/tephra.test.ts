@@ -185,6 +185,8 @@ describe("tephra --wait", () => {
     const waiting = start(["volume", "create", "--size", "1", "--name", "late", "--wait", "--json"], env);
     const asked = () => instance.sql("SELECT 1 FROM volumes WHERE name = 'late'").then((rows) => rows.length === 1);
     await instance.waitFor(asked, { what: "the volume is asked for" });
+    // The row is seen before the answer that tells of it is on its way: what is asked now is answered behind that.
+    for (let i = 0; i < 3; i += 1) expect((await instance.request("GET", "/readyz")).status).toBe(200);
     await instance.killApi();
     await instance.startWorker();
     await instance.startApi();

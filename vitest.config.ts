@@ -1,7 +1,7 @@
 import { defineConfig } from "vitest/config";
 import { CountReporter } from "./test/harness/count-reporter.ts";
 
-const libraryTests = ["packages/engine/src/**/*.test.ts", "test/contract/**/*.test.ts", "test/format/**/*.test.ts"];
+const engineTests = ["packages/engine/src/**/*.test.ts", "test/contract/**/*.test.ts", "test/format/**/*.test.ts"];
 // Suites of whole systems: several processes each, so one file at a time.
 const systemTests = ["test/system/**/*.test.ts", "test/fault/**/*.test.ts", "test/house/**/*.test.ts"];
 
@@ -17,7 +17,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: "engine",
-          include: [...libraryTests, "test/round-trip.test.ts"],
+          include: [...engineTests, "test/round-trip.test.ts"],
           globalSetup: ["test/harness/build-setup.ts"],
           sequence: { groupOrder: 0 },
         },
@@ -27,7 +27,7 @@ export default defineConfig({
         test: {
           name: "house",
           include: ["packages/control/src/**/*.test.ts", "apps/*/src/**/*.test.ts", "test/**/*.test.ts"],
-          exclude: [...libraryTests, ...systemTests, "test/round-trip.test.ts"],
+          exclude: [...engineTests, ...systemTests, "test/round-trip.test.ts"],
           globalSetup: ["test/harness/global-setup.ts"],
           sequence: { groupOrder: 1 },
         },

@@ -160,7 +160,7 @@ function fail(error) {
 }
 
 /** @param {string} line */
-function say(line) {
+export function say(line) {
   process.stderr.write(`tephra: ${line}\n`);
 }
 

@@ -11,7 +11,9 @@ import {
   productProjects,
   projectNode,
   root,
+  say,
 } from "./bootstrap.mjs";
+import { buildNative } from "./build-native.mjs";
 
 const bin = (/** @type {string} */ name) => join(root, "node_modules", name);
 const biome = bin("@biomejs/biome/bin/biome");
@@ -23,6 +25,7 @@ const modulesMin = 150;
 const scripts = {
   build: async (args) => {
     await generateClient();
+    buildNative(say);
     return succeeds([bin("turbo/bin/turbo"), "run", "build", ...args], { TURBO_TELEMETRY_DISABLED: "1" });
   },
   check: async () => {

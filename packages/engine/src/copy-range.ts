@@ -5,6 +5,7 @@ import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
 import { type EngineContext, zeroForm } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "./errors.ts";
 import { cutWindows, type Extent } from "./extents.ts";
+import { cachedHashList } from "./hash-list.ts";
 import { type BackupLayout, blocksOf, checkLayout, dataName, numbersOfRange } from "./layout.ts";
 import { ListingDigest } from "./listing-digest.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
@@ -334,10 +335,10 @@ class RangeCopier {
       const offset = span.first * layout.blockBytes;
       const length = Math.min(span.end * layout.blockBytes, window.length) - offset;
       const { md5, pieces } = await zeroForm(this.#engine, { compression: label, length, level: layout.level });
-      extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces });
+      extents.push({ offset, at: offset, length, md5, compression: pieces === null ? "none" : label, pieces });
     }
-    const raw = extents.some((extent) => extent.pieces === null);
-    return { hashes, extents, window: raw ? new ArrayBuffer(window.length) : null };
+    const needsRaw = extents.some((extent) => extent.pieces === null);
+    return { hashes, extents, raw: needsRaw ? new ArrayBuffer(window.length) : null };
   }
 
   async #store(
@@ -349,12 +350,12 @@ class RangeCopier {
     const numbered = copied.extents.map((extent, index) => ({ extent, number: numberBefore + index + 1 }));
     const stored = mapConcurrent(
       numbered,
-      ({ extent, number }, inner) => this.#put(window, copied.window, extent, number, inner),
+      ({ extent, number }, inner) => this.#put(window, copied.raw, extent, number, inner),
       { concurrency: putsPerWindow, signal },
     );
     const entries: ObjectEntry[] = [];
     for await (const entry of stored) entries.push(entry);
-    if (copied.window !== null) copied.window.transfer(0);
+    if (copied.raw !== null) copied.raw.transfer(0);
     return entries;
   }
 
@@ -365,7 +366,7 @@ class RangeCopier {
     number: number,
     signal: AbortSignal,
   ): Promise<ObjectEntry> {
-    const pieces = extent.pieces ?? [new Uint8Array(raw as ArrayBuffer, extent.offset, extent.length)];
+    const pieces = extent.pieces ?? [new Uint8Array(raw as ArrayBuffer, extent.at, extent.length)];
     const storedBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
     await this.#putObject(number, streamed(pieces), storedBytes, signal);
     const { length, md5, compression } = extent;
@@ -443,7 +444,7 @@ async function openParent(input: CopyInput, signal: AbortSignal): Promise<Parent
   if (list.count < blocksOf(layout.volumeBytes, layout.blockBytes)) {
     throw new InvalidBackupError("Volume size increased since the last backup. Do a full backup.");
   }
-  return list;
+  return cachedHashList(list);
 }
 
 /** Where the objects of a layout lie, as a reference. */

@@ -147,22 +147,28 @@ async function readLines(
   for (let done = 0; done < wanted; done += hashesPerReadMax) {
     const some = Math.min(hashesPerReadMax, wanted - done);
     const offset = list.linesStart + (first + done) * hashLineBytes;
-    const text = await readText(read, { offset, length: some * hashLineBytes - 2 });
-    decodeLines(text, some, digests.subarray(done * digestBytes));
+    const lines = await readBytes(read, { offset, length: some * hashLineBytes - 2 });
+    decodeLines(lines, some, Buffer.from(digests.buffer, done * digestBytes, some * digestBytes));
   }
   return digests;
 }
 
-function decodeLines(text: string, count: number, into: Uint8Array): void {
-  if (text.length !== count * hashLineBytes - 2) throw new FormatError("it is shorter than its own layout says");
+const lineStart = Buffer.from('    "');
+const lineEnd = Buffer.from('",\n');
+
+/** Called for every block of a volume: it looks at bytes and makes one string per line. */
+function decodeLines(lines: Buffer, count: number, into: Buffer): void {
+  if (lines.length !== count * hashLineBytes - 2) throw new FormatError("it is shorter than its own layout says");
   for (let index = 0; index < count; index++) {
-    const line = text.slice(index * hashLineBytes, (index + 1) * hashLineBytes);
-    const end = index + 1 < count ? '",\n' : '"';
-    const digits = line.slice(5, 69);
-    if (!line.startsWith('    "') || line.slice(69) !== end || !/^[0-9a-f]{64}$/.test(digits)) {
+    const at = index * hashLineBytes;
+    const endBytes = index + 1 < count ? 3 : 1;
+    const framed =
+      lines.compare(lineStart, 0, 5, at, at + 5) === 0 &&
+      lines.compare(lineEnd, 0, endBytes, at + 69, at + 69 + endBytes) === 0;
+    const digits = lines.toString("latin1", at + 5, at + 69);
+    if (!framed || digits.toLowerCase() !== digits || into.write(digits, index * digestBytes, "hex") !== digestBytes) {
       throw new FormatError("a line of it is not a SHA-256");
     }
-    into.set(Buffer.from(digits, "hex"), index * digestBytes);
   }
 }
 
@@ -216,10 +222,13 @@ function digestOf(value: unknown): Uint8Array {
 }
 
 async function readText(read: ReadHashList, part: { offset: number; length: number }): Promise<string> {
-  if (part.length <= 0) return "";
+  return (await readBytes(read, part)).toString("latin1");
+}
+
+async function readBytes(read: ReadHashList, part: { offset: number; length: number }): Promise<Buffer> {
   const chunks: Uint8Array[] = [];
-  for await (const chunk of read(part)) chunks.push(chunk);
-  return Buffer.concat(chunks).toString("latin1");
+  if (part.length > 0) for await (const chunk of read(part)) chunks.push(chunk);
+  return Buffer.concat(chunks);
 }
 
 function parseJson(text: string): unknown {

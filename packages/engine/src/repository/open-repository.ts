@@ -9,8 +9,6 @@ import { PosixRepository } from "./posix.ts";
 import type { Repository } from "./repository.ts";
 import { parseRepositoryUrl, type RepositoryUrl } from "./repository-url.ts";
 import { RetryingStore, retryPolicyDefault } from "./retrying.ts";
-import { S3Store } from "./s3.ts";
-import { SwiftStore } from "./swift.ts";
 
 const MiB = 1024 * 1024;
 
@@ -59,7 +57,9 @@ function overHttp(store: ObjectStore, url: RepositoryUrl, zone: string): Reposit
   return new ObjectRepository(new RetryingStore(store, { ...retryPolicyDefault, attempts }), zone);
 }
 
-async function openS3(parameters: Parameters, settings: RepositorySettings): Promise<S3Store> {
+/** Its client is loaded with the first repository that needs it: that costs 30 MiB and a quarter of a second. */
+async function openS3(parameters: Parameters, settings: RepositorySettings): Promise<ObjectStore> {
+  const { S3Store } = await import("./s3.ts");
   const secrets = await parameters.secrets(settings);
   const endpoint = parameters.httpUrl("endpoint");
   return new S3Store({
@@ -77,7 +77,8 @@ async function openS3(parameters: Parameters, settings: RepositorySettings): Pro
   });
 }
 
-async function openSwift(parameters: Parameters, settings: RepositorySettings): Promise<SwiftStore> {
+async function openSwift(parameters: Parameters, settings: RepositorySettings): Promise<ObjectStore> {
+  const { SwiftStore } = await import("./swift.ts");
   const secrets = await parameters.secrets(settings);
   const version = parameters.text("auth") ?? "v3";
   if (version !== "v1" && version !== "v3") throw parameters.wrong("auth", "must be v1 or v3");

@@ -93,6 +93,34 @@ export async function syncFolder(path: string): Promise<void> {
   }
 }
 
+/** Makes names durable for many callers: those that come while a folder is being synced share the next sync of it. */
+export class FolderSync {
+  readonly #running = new Map<string, Promise<void>>();
+  readonly #next = new Map<string, Promise<void>>();
+
+  /** Resolves when every name that the folder had at the call is durable. */
+  sync(path: string): Promise<void> {
+    const next = this.#next.get(path);
+    if (next !== undefined) return next;
+    const running = this.#running.get(path);
+    if (running === undefined) return this.#start(path);
+    const queued = running
+      .catch(() => {})
+      .then(() => {
+        this.#next.delete(path);
+        return this.#start(path);
+      });
+    this.#next.set(path, queued);
+    return queued;
+  }
+
+  #start(path: string): Promise<void> {
+    const run = syncFolder(path).finally(() => this.#running.delete(path));
+    this.#running.set(path, run);
+    return run;
+  }
+}
+
 /** For catch(): a missing file is no failure. */
 export function ignoreMissing(error: unknown): undefined {
   if (errnoOf(error) !== "ENOENT") throw error;

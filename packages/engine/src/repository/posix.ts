@@ -19,6 +19,7 @@ import {
   fileChunks,
   fileHolds,
   fileMode,
+  FolderSync,
   folderExists,
   ignoreMissing,
   makeFolders,
@@ -26,7 +27,6 @@ import {
   openRegular,
   pieces,
   readBytes,
-  syncFolder,
   writeAll,
 } from "./posix-files.ts";
 import { type ObjectFile, type ObjectKey, parseContainer, type Repository, reservedContainer } from "./repository.ts";
@@ -42,6 +42,7 @@ export class PosixRepository implements Repository {
   readonly service: string = "cinder.backup.drivers.posix.PosixBackupDriver";
   readonly streamsPuts = true;
   readonly #root: string;
+  readonly #names = new FolderSync();
 
   /** `root` is absolute. Nothing is touched before the first call. */
   constructor(root: string) {
@@ -108,7 +109,7 @@ export class PosixRepository implements Repository {
     await this.#checkInside(key.container, folder);
     return this.#guard("store", path, async () => {
       if (await this.#holds(key, path, body, ctx.signal)) {
-        await syncFolder(folder);
+        await this.#names.sync(folder);
         return "exists";
       }
       const temporary = join(this.#root, temporaryContainer, randomUUID());
@@ -117,7 +118,7 @@ export class PosixRepository implements Repository {
         ctx.signal.throwIfAborted();
         ctx.fence();
         const outcome = await this.#publish(key, temporary, path, ctx.signal);
-        await syncFolder(folder);
+        await this.#names.sync(folder);
         return outcome;
       } finally {
         await unlink(temporary).catch(ignoreMissing);

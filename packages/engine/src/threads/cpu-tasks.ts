@@ -11,8 +11,9 @@ export interface WindowExtent {
   length: number;
   md5: string;
   compression: Compression;
-  /** The stored bytes when compressed; null means the raw bytes of the window. */
+  /** The stored bytes when compressed; null means the raw bytes, which start at `at` in the result's `raw`. */
   pieces: Uint8Array<ArrayBuffer>[] | null;
+  at: number;
 }
 
 export interface CopyWindowRequest {
@@ -43,8 +44,8 @@ export interface CopyWindowResult {
   /** 32 bytes for every block. */
   hashes: Uint8Array<ArrayBuffer>;
   extents: WindowExtent[];
-  /** The window, handed back when the raw bytes of an extent are needed. */
-  window: ArrayBuffer | null;
+  /** The bytes of the extents, handed back when those of any are stored as they are. */
+  raw: ArrayBuffer | null;
 }
 
 export interface CheckObjectRequest {
@@ -131,33 +132,47 @@ function copyWindow(
 ): CopyWindowResult | UnreadResult | undefined {
   const taken = request.window === null ? readWindow(request, { hashing, cancelled }) : takeWindow(request, hashing);
   if (taken === undefined || "unread" in taken) return taken;
-  const { window, hashed } = taken;
-  const data = new Uint8Array(window);
+  const { raw, hashed, kept } = taken;
+  const data = new Uint8Array(raw);
   const spans =
     request.parentHashes === null
       ? [{ first: 0, end: hashed.zero.length }]
       : changedSpans(hashed.hashes, request.parentHashes);
-  const places = spans.map(({ first, end }) => {
-    const offset = first * request.blockBytes;
-    return { offset, length: Math.min(end * request.blockBytes, data.length) - offset };
-  });
-  const digests = hashing.md5(data, places);
+  const places = placesOf(spans, { windowBytes: taken.windowBytes, blockBytes: request.blockBytes, kept });
+  const digests = hashing.md5(
+    data,
+    places.map(({ at, length }) => ({ offset: at, length })),
+  );
   const extents: WindowExtent[] = [];
   for (const [index, { first, end }] of spans.entries()) {
     if (cancelled()) return undefined;
-    const { offset, length } = places[index] as (typeof places)[number];
+    const place = places[index] as (typeof places)[number];
     const zeros = request.compressZeros && hashed.zero.subarray(first, end).every((flag) => flag === 1);
     const label = labelToTry(request.compression, { known: zeros, compressZeros: request.compressZeros });
-    const bytes = data.subarray(offset, offset + length);
+    const bytes = data.subarray(place.at, place.at + place.length);
     const pieces = compressPieces(label, bytes, { level: request.level, cancelled });
     if (pieces === undefined) return undefined;
     const md5 = digests[index] as string;
-    extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces });
+    extents.push({ ...place, md5, compression: pieces === null ? "none" : label, pieces });
   }
-  const needsWindow = extents.some((extent) => extent.pieces === null);
+  const needsRaw = extents.some((extent) => extent.pieces === null);
   // Given back now, not at some later garbage collection: windows are large, and one follows the other.
-  if (!needsWindow) window.transfer(0);
-  return { hashes: hashed.hashes, extents, window: needsWindow ? window : null };
+  if (!needsRaw) raw.transfer(0);
+  return { hashes: hashed.hashes, extents, raw: needsRaw ? raw : null };
+}
+
+/** Where extents lie, in the window and in the buffer that holds either all of it or, one after another, the extents alone. */
+function placesOf(
+  spans: readonly { first: number; end: number }[],
+  { windowBytes, blockBytes, kept }: { windowBytes: number; blockBytes: number; kept: "window" | "changed" },
+): { offset: number; at: number; length: number }[] {
+  let filled = 0;
+  return spans.map(({ first, end }) => {
+    const offset = first * blockBytes;
+    const length = Math.min(end * blockBytes, windowBytes) - offset;
+    filled += length;
+    return { offset, at: kept === "window" ? offset : filled - length, length };
+  });
 }
 
 /** Per block of a window: its SHA-256, and 1 when it is all zero. */
@@ -171,43 +186,76 @@ function emptyHashes(bytes: number, blockBytes: number): HashedBlocks {
   return { hashes: new Uint8Array(count * 32), zero: new Uint8Array(count) };
 }
 
-function takeWindow(request: CopyWindowRequest, hashing: Hashing): { window: ArrayBuffer; hashed: HashedBlocks } {
-  const window = request.window as ArrayBuffer;
-  const hashed = emptyHashes(window.byteLength, request.blockBytes);
-  hashing.hashBlocks(new Uint8Array(window), request.blockBytes, hashed.hashes, hashed.zero);
-  return { window, hashed };
+/** A window that has been read and hashed. */
+interface TakenWindow {
+  /** The window, or only those of its blocks that differ from the parent's. */
+  raw: ArrayBuffer;
+  kept: "window" | "changed";
+  windowBytes: number;
+  hashed: HashedBlocks;
+}
+
+function takeWindow(request: CopyWindowRequest, hashing: Hashing): TakenWindow {
+  const raw = request.window as ArrayBuffer;
+  const hashed = emptyHashes(raw.byteLength, request.blockBytes);
+  hashing.hashBlocks(new Uint8Array(raw), request.blockBytes, hashed.hashes, hashed.zero);
+  return { raw, kept: "window", windowBytes: raw.byteLength, hashed };
 }
 
 /** Read and hashed at a time, so that the bytes are still in the processor's cache when they are hashed. */
 const sliceBytesAim = 512 * 1024;
 
-/**
- * Reads and hashes a window slice by slice. With a parent only the blocks that differ get into the window: the pages of a
- * fresh buffer that nobody touches cost nothing.
- */
+/** Reads and hashes a window slice by slice. With a parent only the blocks that differ are kept. */
 function readWindow(
   request: CopyWindowRequest,
   { hashing, cancelled }: CpuTools,
-): { window: ArrayBuffer; hashed: HashedBlocks } | UnreadResult | undefined {
+): TakenWindow | UnreadResult | undefined {
   const { blockBytes, parentHashes } = request;
   const source = request.source as WindowSource;
-  const window = new ArrayBuffer(source.length);
   const hashed = emptyHashes(source.length, blockBytes);
   const sliceBytes = Math.max(1, Math.floor(sliceBytesAim / blockBytes)) * blockBytes;
-  const scratch = parentHashes === null ? null : new Uint8Array(Math.min(sliceBytes, source.length));
+  const window = parentHashes === null ? new Uint8Array(source.length) : null;
+  const scratch = window ?? new Uint8Array(Math.min(sliceBytes, source.length));
+  const changed = new GrowingBytes(source.length);
   for (let start = 0; start < source.length; start += sliceBytes) {
     if (cancelled()) return undefined;
     const length = Math.min(sliceBytes, source.length - start);
-    const slice = scratch === null ? new Uint8Array(window, start, length) : scratch.subarray(0, length);
+    const slice = window === null ? scratch.subarray(0, length) : window.subarray(start, start + length);
     const first = start / blockBytes;
     const failed = readSlice(source, start, slice);
     if (failed !== null) return failed;
     const hashes = hashed.hashes.subarray(first * 32);
     hashing.hashBlocks(slice, blockBytes, hashes, hashed.zero.subarray(first));
-    if (parentHashes !== null)
-      keepChanged(slice, hashes, parentHashes.subarray(first * 32), { window, start, blockBytes });
+    if (parentHashes === null) continue;
+    const blocks = Math.ceil(length / blockBytes);
+    for (const span of changedSpans(hashes.subarray(0, blocks * 32), parentHashes.subarray(first * 32))) {
+      changed.append(slice.subarray(span.first * blockBytes, span.end * blockBytes));
+    }
   }
-  return { window, hashed };
+  const windowBytes = source.length;
+  return window === null
+    ? { raw: changed.buffer, kept: "changed", windowBytes, hashed }
+    : { raw: window.buffer, kept: "window", windowBytes, hashed };
+}
+
+/** Bytes put one behind the other, of which nobody knows before how many there will be. */
+class GrowingBytes {
+  buffer = new ArrayBuffer(0);
+  #filled = 0;
+  readonly #max: number;
+
+  constructor(max: number) {
+    this.#max = max;
+  }
+
+  append(bytes: Uint8Array): void {
+    const needed = this.#filled + bytes.length;
+    if (needed > this.buffer.byteLength) {
+      this.buffer = this.buffer.transfer(Math.min(this.#max, Math.max(needed, 2 * this.buffer.byteLength)));
+    }
+    new Uint8Array(this.buffer, this.#filled, bytes.length).set(bytes);
+    this.#filled = needed;
+  }
 }
 
 function readSlice(source: WindowSource, start: number, slice: Uint8Array): UnreadResult | null {
@@ -224,19 +272,6 @@ function readSlice(source: WindowSource, start: number, slice: Uint8Array): Unre
   }
   slice.fill(0, filled - start);
   return null;
-}
-
-function keepChanged(
-  slice: Uint8Array,
-  hashes: Uint8Array,
-  parent: Uint8Array,
-  to: { window: ArrayBuffer; start: number; blockBytes: number },
-): void {
-  const blocks = Math.ceil(slice.length / to.blockBytes);
-  for (const { first, end } of changedSpans(hashes.subarray(0, blocks * 32), parent.subarray(0, blocks * 32))) {
-    const bytes = slice.subarray(first * to.blockBytes, end * to.blockBytes);
-    new Uint8Array(to.window, to.start + first * to.blockBytes, bytes.length).set(bytes);
-  }
 }
 
 /** Runs of consecutive blocks whose hash differs from the parent's; an equal block or the window's end closes a run. */

@@ -47,7 +47,7 @@ function buffersOf(answer: CpuAnswer): ArrayBuffer[] {
 
 function windowBuffers(result: CopyWindowResult): ArrayBuffer[] {
   const buffers = result.extents.flatMap((extent) => extent.pieces?.map((piece) => piece.buffer) ?? []);
-  return [result.hashes.buffer, ...(result.window === null ? [] : [result.window]), ...buffers];
+  return [result.hashes.buffer, ...(result.raw === null ? [] : [result.raw]), ...buffers];
 }
 
 /** Gives the input's memory back now, not at some later garbage collection. Does nothing to a buffer that has moved on. */

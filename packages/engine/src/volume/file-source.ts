@@ -53,8 +53,8 @@ export class FileSource implements VolumeSource {
     }
   }
 
-  async *dataExtents(range: Extent): AsyncGenerator<Extent> {
-    yield* this.#findData(this.#file.fd, range);
+  dataExtents(range: Extent): AsyncGenerator<Extent> {
+    return this.#findData(this.#file.fd, range);
   }
 
   async fingerprint(): Promise<string> {

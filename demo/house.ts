@@ -44,8 +44,10 @@ export interface House extends AsyncDisposable {
   sql<Row extends pg.QueryResultRow>(text: string, params?: readonly unknown[]): Promise<Row[]>;
   /** Polls until the operation has ended. @throws with its reason unless it succeeded */
   finished(query: { id: string } | { kind: string; backupId?: string; volumeId?: string }): Promise<Operation>;
-  /** Settles when the new worker is known to the service. */
-  startWorker(): Promise<Program>;
+  /** The configuration file: JSON. */
+  readonly configPath: string;
+  /** Settles when the new worker is known to the service. `env` is added to its environment. */
+  startWorker(env?: Record<string, string>): Promise<Program>;
 }
 
 /** The project of a caller who says nothing. */
@@ -95,6 +97,7 @@ async function build(options: HouseOptions): Promise<House> {
   await layOut(dir, options);
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
+  const configPath = join(dir, "tephra.yml");
   const env = {
     PATH: process.env["PATH"] ?? "",
     HOME: dir,
@@ -102,22 +105,23 @@ async function build(options: HouseOptions): Promise<House> {
     REDIS_URL: services.redisUrl,
     TEPHRA_PORT: String(port),
     TEPHRA_DATA_DIR: dir,
-    TEPHRA_CONFIG: join(dir, "tephra.yml"),
+    TEPHRA_CONFIG: configPath,
     TEPHRA_WORKING_DIR: dir,
   };
   const programs: Program[] = [];
   stack.defer(async () => void (await Promise.all(programs.map((program) => program.stop({ timeoutMs: 10_000 })))));
-  const start = async (name: string, entry: string): Promise<Program> => {
+  const start = async (name: string, entry: string, more: Record<string, string> = {}): Promise<Program> => {
     const log = join(dir, "log", `${name}.log`);
-    const program = await spawnProgram({ name, command: projectNode(), args: [join(root, entry)], env, log });
+    const args = [join(root, entry)];
+    const program = await spawnProgram({ name, command: projectNode(), args, env: { ...env, ...more }, log });
     programs.push(program);
     return program;
   };
   const workers: Program[] = [];
   const sql: House["sql"] = async (text, params = []) => (await pool.query(text, [...params])).rows;
   const call: House["call"] = (method, path, body) => callService(url + path, method, body);
-  const startWorker = async (): Promise<Program> => {
-    const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js");
+  const startWorker: House["startWorker"] = async (more) => {
+    const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js", more);
     workers.push(worker);
     const known = async (): Promise<boolean> => {
       if (!worker.running()) throw new Error(`a worker ended while it started:\n${worker.tail()}`);
@@ -127,7 +131,7 @@ async function build(options: HouseOptions): Promise<House> {
     return worker;
   };
   const api = await start("api", "apps/api/dist/main.js");
-  await Promise.all(Array.from({ length: options.workers }, startWorker));
+  await Promise.all(Array.from({ length: options.workers }, () => startWorker()));
   const ready = async (): Promise<boolean> => (await fetch(`${url}/readyz`)).status === 200;
   await poll(ready, { what: "the service is ready", timeoutMs: 30_000 }).catch((error: unknown) => {
     throw new Error(`the service does not start:\n${api.tail()}`, { cause: error });
@@ -142,6 +146,7 @@ async function build(options: HouseOptions): Promise<House> {
     call,
     sql,
     finished: (query) => operationEnd(call, query),
+    configPath,
     startWorker,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };

@@ -4,6 +4,8 @@ import { createServer, type IncomingMessage, request, type ServerResponse } from
 /** What happens to one request: it passes, gets an answer of the proxy's own, or loses its connection at some point. */
 export type Fate =
   | "pass"
+  /** It passes after so long. */
+  | { delayMs: number }
   | { status: number; headers?: Record<string, string> }
   | "reset"
   /** The request is carried out, its answer is lost. */
@@ -55,6 +57,10 @@ export async function startFlakyProxy(target: { port: number }): Promise<FlakyPr
 function meet(incoming: IncomingMessage, outgoing: ServerResponse, { port, fate }: { port: number; fate: Fate }): void {
   if (fate === "reset") {
     incoming.socket.destroy();
+    return;
+  }
+  if (typeof fate === "object" && "delayMs" in fate) {
+    setTimeout(() => meet(incoming, outgoing, { port, fate: "pass" }), fate.delayMs);
     return;
   }
   if (typeof fate === "object" && "status" in fate) {

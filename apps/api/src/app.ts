@@ -1,9 +1,9 @@
 import express, { type Express } from "express";
 import helmet from "helmet";
 import { backups } from "./cinder/backups.ts";
-import { discovery } from "./cinder/discovery.ts";
+import { discovery, versionThree } from "./cinder/discovery.ts";
 import { quotas } from "./cinder/quotas.ts";
-import { answerErrors, cinderRouter, type Route } from "./cinder/serve.ts";
+import { answerErrors, answerOptions, cinderRouter, limitBodies, type Route } from "./cinder/serve.ts";
 import { snapshots } from "./cinder/snapshots.ts";
 import { volumes } from "./cinder/volumes.ts";
 import type { Context } from "./context.ts";
@@ -22,8 +22,17 @@ export const cinderRoutes: readonly Route[] = [
   ["GET", "/backups/detail", "backup:get_all", backups.detail],
   ["POST", "/backups", "backup:create", backups.create],
   ["GET", "/backups/:id", "backup:get", backups.show],
+  ["PUT", "/backups/:id", "backup:update", backups.update],
   ["DELETE", "/backups/:id", "backup:delete", backups.remove],
   ["POST", "/backups/:id/restore", "backup:restore", backups.restore],
+  [
+    "ACTION",
+    "/backups/:id/action",
+    {
+      "os-reset_status": ["volume_extension:backup_admin_actions:reset_status", backups.resetStatus],
+      "os-force_delete": ["volume_extension:backup_admin_actions:force_delete", backups.forceDelete],
+    },
+  ],
   ["GET", "/volumes", "volume:get_all", volumes.list],
   ["GET", "/volumes/detail", "volume:get_all", volumes.detail],
   ["POST", "/volumes", "volume:create", volumes.create],
@@ -59,7 +68,7 @@ export const opsRoutes: readonly OpsRoute[] = [
 ];
 
 /**
- * The whole HTTP side. Order: log and request id → discovery (no token) → our own routes → token → Cinder's routes.
+ * The whole HTTP side. Order: log and request id → our own routes → discovery (no token) → token → Cinder's routes.
  *
  * @throws when a route has no entry in the policy table
  */
@@ -70,8 +79,10 @@ export function buildApp(context: Context): Express {
   app.use(helmet({ contentSecurityPolicy: false, crossOriginOpenerPolicy: false, strictTransportSecurity: false }));
   app.use(opsRouter(context, opsRoutes));
   app.use("/ops/queues", queueBoard(context, "ops:queues"));
-  app.use(discovery());
-  app.use("/v3", identify(context), cinderRouter(context, cinderRoutes));
+  app.use(answerOptions, limitBodies, discovery());
+  app.use("/v3", identify(context));
+  app.use(versionThree());
+  app.use("/v3", cinderRouter(context, cinderRoutes));
   app.use(() => {
     throw new NoRouteError();
   });

@@ -284,3 +284,10 @@ export async function failBackupCreate(tx: Transaction, operation: OperationRow,
   const plan = operation.plan as unknown as BackupPlan | null;
   await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? tidyNeeds(plan) : null });
 }
+
+/** The creation stops, and its volume or snapshot goes back; the caller says what becomes of the backup. Rows are locked by the caller. */
+export async function cancelBackupCreate(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await releaseSource(tx, operation, "backing-up");
+  const plan = operation.plan as unknown as BackupPlan | null;
+  await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? tidyNeeds(plan) : null });
+}

@@ -195,3 +195,13 @@ export async function failRestore(
   const plan = operation.plan as unknown as RestorePlan | null;
   await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? needsOf(plan) : null });
 }
+
+/** The restore stops: nobody can say what the target holds, so it is in `error`. Rows are locked by the caller, who sees to the backup. */
+export async function cancelRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await tx.volume.updateMany({
+    where: { id: operation.volumeId ?? nilUuid, status: "restoring-backup" },
+    data: { status: "error", previousStatus: "restoring-backup", updatedAt: new Date() },
+  });
+  const plan = operation.plan as unknown as RestorePlan | null;
+  await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? needsOf(plan) : null });
+}

@@ -3,9 +3,9 @@ import { type Config, defaultRepository } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";
-import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
+import { isUuid } from "./listing.ts";
 import { startOperation } from "./operations.ts";
-import { type Principal, projectOf, visibleTo } from "./principal.ts";
+import { type Principal, visibleTo } from "./principal.ts";
 import { reserveQuota } from "./quotas.ts";
 import type { SnapshotRow } from "./snapshots.ts";
 import { getSnapshot } from "./snapshots.ts";
@@ -13,23 +13,9 @@ import { addRestoreVolume, findVolume, getVolume, moveVolume, type VolumeRow } f
 
 /** A live backup with what a view derives from other rows. */
 export type BackupRow = Backup & { hasDependents: boolean };
-export type BackupSortKey =
-  | "id"
-  | "createdAt"
-  | "updatedAt"
-  | "name"
-  | "status"
-  | "sizeGib"
-  | "volumeId"
-  | "container"
-  | "availabilityZone"
-  | "snapshotId"
-  | "dataTimestamp"
-  | "objectCount"
-  | "parentId"
-  | "failReason";
 
-async function withDependents(database: Database | Transaction, rows: Backup[]): Promise<BackupRow[]> {
+/** Whether live incrementals build on each, in whatever project they are. */
+export async function withDependents(database: Database | Transaction, rows: Backup[]): Promise<BackupRow[]> {
   const parents = await database.backup.findMany({
     where: { parentId: { in: rows.map((r) => r.id) }, deletedAt: null },
     select: { parentId: true },
@@ -59,34 +45,28 @@ export async function getBackup(
   return backup;
 }
 
-export interface BackupFilter {
-  name?: string;
-  status?: string;
-  volumeId?: string;
-  projectId?: string;
-  id?: string;
-  parentId?: string;
-  snapshotId?: string;
-  container?: string;
-  availabilityZone?: string;
+export interface BackupChange {
+  name?: string | null;
+  description?: string | null;
+  /** The whole set. */
+  metadata?: Record<string, string>;
 }
 
-/** One page; `count` of all pages only where asked for. @throws NotFoundError when the marker is unknown or another project's */
-export async function listBackups(
+/** Changes what a user may say about a backup, in whatever status it is. @throws NotFoundError */
+export async function updateBackup(
   database: Database,
   principal: Principal,
-  query: { filter: BackupFilter; allProjects: boolean; withCount: boolean; page: Page<BackupSortKey> },
-): Promise<{ rows: BackupRow[]; count: number }> {
-  const { filter, page } = query;
-  if (page.marker !== undefined) await getBackup(database, principal, page.marker);
-  const ids = [filter.volumeId, filter.id, filter.parentId, filter.snapshotId];
-  if (ids.some((id) => id !== undefined && !isUuid(id))) return { rows: [], count: 0 };
-  const where = { ...filter, ...projectOf(principal, query.allProjects), deletedAt: null };
-  const [rows, count] = await Promise.all([
-    database.backup.findMany({ where, orderBy: orderOf(page), ...windowOf(page) }),
-    query.withCount ? database.backup.count({ where }) : 0,
-  ]);
-  return { rows: await withDependents(database, rows), count };
+  id: string,
+  change: BackupChange,
+): Promise<BackupRow> {
+  const seen = await getBackup(database, principal, id);
+  if (Object.keys(change).length === 0) return seen;
+  const { count } = await database.backup.updateMany({
+    where: { id, deletedAt: null },
+    data: { ...change, updatedAt: new Date() },
+  });
+  if (count === 0) throw new NotFoundError("Backup", id);
+  return { ...seen, ...change };
 }
 
 export interface NewBackup {
@@ -345,9 +325,9 @@ async function chainRepositories(tx: Transaction, backupId: string): Promise<str
 }
 
 /**
- * Accepts a deletion. Dependents are counted over all projects, under the row's lock.
+ * Accepts a deletion.
  *
- * @throws InvalidError in a wrong status or with live incrementals
+ * @throws NotFoundError; InvalidError in a wrong status or with live incrementals
  */
 export async function requestBackupDelete(database: Database, principal: Principal, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {
@@ -357,15 +337,25 @@ export async function requestBackupDelete(database: Database, principal: Princip
     if (!["available", "error", "error_restoring"].includes(backup.status)) {
       throw new InvalidError("backup", "Backup status must be available or error");
     }
-    const children = await tx.backup.count({ where: { parentId: id, deletedAt: null } });
-    if (children > 0) throw new InvalidError("backup", "Incremental backups exist for this backup.");
-    await tx.backup.update({ where: { id }, data: { status: "deleting", updatedAt: new Date() } });
-    await startOperation(tx, principal, {
-      kind: "backup-delete",
-      projectId: backup.projectId,
-      backupId: id,
-      volumeId: backup.volumeId,
-      task: { kind: "remove-backup", needs: [`repository:${backup.repository}`] },
-    });
+    await startBackupDelete(tx, principal, backup);
+  });
+}
+
+/**
+ * The locked backup becomes `deleting`, with the operation that removes it.
+ *
+ * @returns the operation's id
+ * @throws InvalidError with live incrementals, counted over all projects
+ */
+export async function startBackupDelete(tx: Transaction, principal: Principal, backup: Backup): Promise<string> {
+  const children = await tx.backup.count({ where: { parentId: backup.id, deletedAt: null } });
+  if (children > 0) throw new InvalidError("backup", "Incremental backups exist for this backup.");
+  await tx.backup.update({ where: { id: backup.id }, data: { status: "deleting", updatedAt: new Date() } });
+  return startOperation(tx, principal, {
+    kind: "backup-delete",
+    projectId: backup.projectId,
+    backupId: backup.id,
+    volumeId: backup.volumeId,
+    task: { kind: "remove-backup", needs: [`repository:${backup.repository}`] },
   });
 }

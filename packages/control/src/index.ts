@@ -1,5 +1,7 @@
+export * from "./backup-cancel.ts";
 export * from "./backup-create.ts";
 export * from "./backup-delete.ts";
+export * from "./backup-list.ts";
 export * from "./backup-restore.ts";
 export * from "./backup-state.ts";
 export * from "./backups.ts";

@@ -20,6 +20,14 @@ const nullable: ReadonlySet<string> = new Set([
   "snapshotId",
   "parentId",
   "failReason",
+  "description",
+  "availabilityZone",
+  "service",
+  "serviceMetadata",
+  "host",
+  "encryptionKeyId",
+  "restoreVolumeId",
+  "deletedAt",
 ]);
 
 /** Null counts as the least value of its column, as in Cinder (API spec 6.1). */
@@ -42,6 +50,18 @@ export function windowOf(page: Page<string>): { skip: number; take: number; curs
     ? { skip: page.offset, take: page.limit }
     : { skip: page.offset + 1, take: page.limit, cursor: { id: page.marker } };
 }
+
+/** Prisma's condition on a text in any case. It becomes ILIKE, so what ILIKE reads as a pattern is escaped. */
+export const equalText = (text: string): { equals: string; mode: "insensitive" } => ({
+  equals: text.replace(/[\\%_]/g, "\\$&"),
+  mode: "insensitive",
+});
+
+/** Prisma's condition on a text that has `part` somewhere, in any case; `%` and `_` in it are wildcards. */
+export const containing = (part: string): { contains: string; mode: "insensitive" } => ({
+  contains: part,
+  mode: "insensitive",
+});
 
 const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 

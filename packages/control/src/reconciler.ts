@@ -47,17 +47,22 @@ async function failPoisoned(
 }
 
 /**
- * Rule two: what waits for nothing goes on. A tidy task blocked behind running ones is freed when they are gone; a live operation
- * with no unfinished task cannot come from any commit of ours, so somebody took its tasks away: it ends with a reason.
+ * Rule two: what waits for nothing goes on. A tidy task blocked behind running ones is freed when they are gone, and so is a removal
+ * behind those of whatever it cancelled; a live operation with no unfinished task cannot come from any commit of ours, so somebody
+ * took its tasks away: it ends with a reason.
  */
 async function advanceStalled(database: Database, config: Config, log: Logger): Promise<number> {
   const freed = await database.$executeRaw`
-    UPDATE tasks t SET state = 'ready', run_after = now() WHERE t.kind = 'tidy' AND t.state = 'blocked'
-      AND NOT EXISTS (SELECT 1 FROM tasks r WHERE r.operation_id = t.operation_id AND r.state = 'running')`;
+    UPDATE tasks t SET state = 'ready', run_after = now() FROM operations o
+    WHERE o.id = t.operation_id AND t.state = 'blocked' AND t.kind IN ('tidy', 'remove-backup')
+      AND NOT EXISTS (SELECT 1 FROM tasks r WHERE r.operation_id = t.operation_id AND r.state = 'running')
+      AND (t.kind = 'tidy' OR NOT EXISTS (SELECT 1 FROM operations p JOIN tasks r ON r.operation_id = p.id
+        WHERE p.backup_id = o.backup_id AND r.state = 'running'))`;
   const stuck = await database.$queryRaw<{ id: string }[]>`
     SELECT o.id FROM operations o WHERE o.state IN ('queued', 'running')
       AND coalesce(o.updated_at, o.created_at) < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
-      AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id AND t.state IN ('ready', 'dispatched', 'running'))`;
+      AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
+        AND (t.state IN ('ready', 'dispatched', 'running') OR (t.state = 'blocked' AND t.kind = 'remove-backup')))`;
   for (const { id } of stuck) {
     const reason = "The operation has no task left to run.";
     const failed = await failOperation(database, id, { reason });

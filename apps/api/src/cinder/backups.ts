@@ -1,60 +1,95 @@
-import { getBackup, getVolume, listBackups, requestBackup, requestBackupDelete, requestRestore } from "@tephra/control";
+import {
+  type BackupColumn,
+  type BackupFilter,
+  getBackup,
+  getVolume,
+  listBackups,
+  requestBackup,
+  requestBackupDelete,
+  requestBackupForceDelete,
+  requestRestore,
+  resetBackupStatus,
+  updateBackup,
+} from "@tephra/control";
 import type { Context } from "../context.ts";
 import { type Answer, type Call, defineAction } from "./call.ts";
 import { type ListSpec, listAnswer, parseList } from "./listing.ts";
 import { since } from "./microversions.ts";
-import { createBackupBody, restoreBackupBody } from "./schemas.ts";
+import {
+  createBackupBody,
+  forceDeleteBackupBody,
+  resetBackupBody,
+  restoreBackupBody,
+  updateBackupBody,
+} from "./schemas.ts";
 import { backupDetail, backupSummary } from "./views.ts";
 
-type SortKey = Parameters<typeof listBackups>[2]["page"]["sort"][number]["key"];
+/** Every column that Cinder's table of backups has, by its name there. Those without a counterpart are the same for every live row. */
+const columns: Readonly<Record<string, BackupColumn>> = {
+  id: "id",
+  created_at: "createdAt",
+  updated_at: "updatedAt",
+  deleted_at: "deletedAt",
+  deleted: "deletedAt",
+  project_id: "projectId",
+  user_id: "userId",
+  display_name: "name",
+  display_description: "description",
+  status: "status",
+  size: "sizeGib",
+  volume_id: "volumeId",
+  container: "container",
+  availability_zone: "availabilityZone",
+  snapshot_id: "snapshotId",
+  data_timestamp: "dataTimestamp",
+  object_count: "objectCount",
+  parent_id: "parentId",
+  fail_reason: "failReason",
+  host: "host",
+  service: "service",
+  service_metadata: "serviceMetadata",
+  restore_volume_id: "restoreVolumeId",
+  encryption_key_id: "encryptionKeyId",
+  temp_volume_id: "deletedAt",
+  temp_snapshot_id: "deletedAt",
+  num_dependent_backups: "deletedAt",
+};
 
-const listSpec: ListSpec<SortKey> = {
-  sortKeys: {
-    id: "id",
-    created_at: "createdAt",
-    updated_at: "updatedAt",
-    name: "name",
-    display_name: "name",
-    status: "status",
-    size: "sizeGib",
-    volume_id: "volumeId",
-    container: "container",
-    availability_zone: "availabilityZone",
-    snapshot_id: "snapshotId",
-    data_timestamp: "dataTimestamp",
-    object_count: "objectCount",
-    parent_id: "parentId",
-    fail_reason: "failReason",
-  },
+/** Names that Cinder translates into columns on the way. */
+const filterColumns: typeof columns = { ...columns, name: "name" };
+
+const listSpec: ListSpec<BackupColumn> = {
+  sortKeys: { ...columns, name: "name" },
   sortKeysSince: { name: since.backupSortByName },
   filters: ["name", "status", "volume_id"],
-  adminFilters: ["project_id", "id", "parent_id", "snapshot_id", "container", "availability_zone"],
+  adminFilters: Object.keys(columns),
+  likeFilters: [...Object.keys(columns), "name", "description"],
 };
+
+/** `key~` asks for a part of the value; only there is `description` a name (API spec 6.1). */
+function filterOf([key, value]: [string, string]): BackupFilter {
+  const like = key.endsWith("~");
+  const name = like ? key.slice(0, -1) : key;
+  const column = like && name === "description" ? "description" : filterColumns[name];
+  if (column === undefined) throw new Error(`the list of filters has ${key}, and no column is called so`);
+  return { column, value, like };
+}
 
 const list =
   (view: typeof backupSummary | typeof backupDetail) =>
   async (context: Context, call: Call): Promise<Answer> => {
     const query = parseList(call, listSpec);
-    const { filters } = query;
-    const filter = {
-      ...(filters["name"] !== undefined && { name: filters["name"] }),
-      ...(filters["status"] !== undefined && { status: filters["status"].toLowerCase() }),
-      ...(filters["volume_id"] !== undefined && { volumeId: filters["volume_id"] }),
-      ...(filters["project_id"] !== undefined && { projectId: filters["project_id"] }),
-      ...(filters["id"] !== undefined && { id: filters["id"] }),
-      ...(filters["parent_id"] !== undefined && { parentId: filters["parent_id"] }),
-      ...(filters["snapshot_id"] !== undefined && { snapshotId: filters["snapshot_id"] }),
-      ...(filters["container"] !== undefined && { container: filters["container"] }),
-      ...(filters["availability_zone"] !== undefined && { availabilityZone: filters["availability_zone"] }),
-    };
-    const { page, allProjects } = query;
+    const { page, allProjects, withCount } = query;
+    const filters = Object.entries(query.filters).map(filterOf);
     const found = query.nothing
       ? { rows: [], count: 0 }
-      : await listBackups(context.database, call.principal, { filter, allProjects, withCount: query.withCount, page });
+      : await listBackups(context.database, call.principal, { filters, allProjects, withCount, page });
     return listAnswer(call, query, { name: "backups", ...found, view });
   };
 
-const load = (context: Context, call: Call) => getBackup(context.database, call.principal, call.params["id"] ?? "");
+const idOf = (call: Call): string => call.params["id"] ?? "";
+
+const load = (context: Context, call: Call) => getBackup(context.database, call.principal, idOf(call));
 
 export const backups = {
   list: defineAction({ handle: list(backupSummary) }),
@@ -82,10 +117,35 @@ export const backups = {
       return { status: 202, body: { backup: backupSummary(call, row) } };
     },
   }),
+  update: defineAction({
+    since: since.backupUpdate,
+    body: updateBackupBody,
+    load,
+    handle: async ({ database }, call) => {
+      const row = await updateBackup(database, call.principal, idOf(call), call.body.backup);
+      return { status: 200, body: { backup: backupSummary(call, row) } };
+    },
+  }),
+  resetStatus: defineAction({
+    body: resetBackupBody,
+    load,
+    handle: async ({ database }, call) => {
+      await resetBackupStatus(database, call.principal, idOf(call), call.body["os-reset_status"].status);
+      return { status: 202 };
+    },
+  }),
+  forceDelete: defineAction({
+    body: forceDeleteBackupBody,
+    load,
+    handle: async ({ database }, call) => {
+      await requestBackupForceDelete(database, call.principal, idOf(call));
+      return { status: 202 };
+    },
+  }),
   remove: defineAction({
     load,
     handle: async ({ database }, call) => {
-      await requestBackupDelete(database, call.principal, call.params["id"] ?? "");
+      await requestBackupDelete(database, call.principal, idOf(call));
       return { status: 202 };
     },
   }),
@@ -95,7 +155,7 @@ export const backups = {
     handle: async ({ database, config }, call) => {
       const { volume_id: volumeId, name } = call.body.restore;
       const accepted = await requestRestore(database, config, call.principal, {
-        backupId: call.params["id"] ?? "",
+        backupId: idOf(call),
         volumeId,
         name,
       });

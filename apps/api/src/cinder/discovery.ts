@@ -30,16 +30,26 @@ const answer = (status: number) => (req: Request, res: Response) => {
   endJson(res, status, versionDocument(originOf(req)));
 };
 
-/** API spec 3: what clients ask for before they have a token. The SDK looks at `/v3/{project}`, too. */
+const getOnly = (req: Request, res: Response): void => {
+  announceVersion(req, res);
+  throw badRequest("The server could not comply with the request since it is either malformed or otherwise incorrect.");
+};
+
+/** What clients ask for before they have a token (API spec 3). */
 export function discovery(): Router {
   const router = Router({ caseSensitive: true, strict: true });
   router.get("/", answer(300));
-  router.all("/", (req, res) => {
-    announceVersion(req, res);
-    throw badRequest(
-      "The server could not comply with the request since it is either malformed or otherwise incorrect.",
-    );
+  router.all("/", getOnly);
+  router.get("/healthcheck", (_req, res) => {
+    res.setHeader("content-type", "text/plain; charset=UTF-8");
+    res.end("OK");
   });
+  return router;
+}
+
+/** The document of version 3 alone; a token is needed for it. */
+export function versionThree(): Router {
+  const router = Router({ caseSensitive: true, strict: true });
   router.get("/v3", (req, res) => {
     res
       .writeHead(302, {
@@ -49,10 +59,7 @@ export function discovery(): Router {
       })
       .end();
   });
-  router.get(["/v3/", /^\/v3\/[0-9a-f-]+\/?$/], answer(200));
-  router.get("/healthcheck", (_req, res) => {
-    res.setHeader("content-type", "text/plain; charset=UTF-8");
-    res.end("OK");
-  });
+  router.get("/v3/", answer(200));
+  router.all("/v3/", getOnly);
   return router;
 }

@@ -24,30 +24,53 @@ const bounded = (text: z.ZodString) =>
 export const strict = <Shape extends z.ZodRawShape>(shape: Shape) =>
   z.strictObject(shape, { error: typePhrase("object") });
 
+/** As `strict`; null is an empty object. */
+export const nullableObject = <Shape extends z.ZodRawShape>(shape: Shape) => {
+  const object = z.strictObject(shape, { error: typePhrase("object", "null") });
+  return object.nullable().transform((value) => value ?? object.parse({}));
+};
+
+/** A body of bare fields → the same inside the object that they belong in; anything else as it is. */
+export function wrapped(body: unknown, name: string, fields: readonly string[]): unknown {
+  if (typeof body !== "object" || body === null || Array.isArray(body)) return body;
+  const keys = Object.keys(body);
+  return keys.length > 0 && keys.every((key) => fields.includes(key)) ? { [name]: body } : body;
+}
+
 /** As `strict`, but properties that nobody knows are dropped. */
 export const lenient = <Shape extends z.ZodRawShape>(shape: Shape) => z.object(shape, { error: typePhrase("object") });
 
 export const text = () => bounded(z.string({ error: typePhrase("string") }));
 
+const textOrNull = () => bounded(z.string({ error: typePhrase("string", "null") }));
+
 /** Missing and null are the same. */
 export const optionalText = () =>
-  bounded(z.string({ error: typePhrase("string", "null") }))
+  textOrNull()
     .nullish()
     .transform((v) => v ?? null);
 
-/** Names and descriptions lose white space at both ends (API spec 1.8). */
-export const strippedText = () => optionalText().transform((v) => v?.trim() ?? null);
+/** White space at both ends is lost (API spec 1.8). What is not sent stays undefined, apart from null. */
+const stripped = (field: z.ZodString) => field.nullish().transform((v) => v?.trim() ?? v);
+
+/** Names and descriptions; missing and null are the same. */
+export const strippedText = () => changedText().transform((v) => v ?? null);
+
+/** The same for a change: what is not sent is not changed. */
+export const changedText = () => stripped(textOrNull());
 
 /** Printable characters of the basic plane only (API spec 6.3): `u` makes a pair of surrogates one character. */
 const unprintable = /[\p{C}\p{Zl}\p{Zp}\uffff\u{10000}-\u{10ffff}]/u;
 
-export const printableText = () =>
-  bounded(z.string({ error: typePhrase("string", "null") }))
-    .refine((v) => !unprintable.test(v), {
+export const printableText = () => changedPrintableText().transform((v) => v ?? null);
+
+/** The same for a change: what is not sent is not changed. */
+export const changedPrintableText = () =>
+  stripped(
+    textOrNull().refine((v) => !unprintable.test(v), {
       error: (i) => `${pythonRepr(i.input)} does not match the printable characters`,
-    })
-    .nullish()
-    .transform((v) => v?.trim() ?? null);
+    }),
+  );
 
 /** What Python's uuid module reads: 32 hex digits after `urn:`, `uuid:`, braces and dashes are taken away. */
 export function uuidOf(value: string): string | null {
@@ -106,23 +129,46 @@ export const flag = () => optionalFlag().transform((value) => value ?? false);
 
 const metadataKey = /^[a-zA-Z0-9-_:. /]{1,255}$/;
 
+const record = (...types: string[]) => z.record(z.string(), text(), { error: typePhrase(...types) });
+
+function checkKeys(
+  keys: readonly string[],
+  context: { addIssue(issue: { code: "custom"; message: string }): void },
+): void {
+  const wrong = keys.filter((key) => !metadataKey.test(key));
+  if (wrong.length === 0) return;
+  const names = wrong.sort().map(pythonRepr).join(", ");
+  const verb = wrong.length === 1 ? "does" : "do";
+  context.addIssue({
+    code: "custom",
+    message: `${names} ${verb} not match any of the regexes: '${metadataKey.source}'`,
+  });
+}
+
 /** Keys and values of a user's own, null and nothing being the empty set. */
 export const metadata = () =>
-  z
-    .record(z.string(), text(), { error: typePhrase("object", "null") })
+  record("object", "null")
     .nullish()
     .transform((value, context) => {
-      const wrong = Object.keys(value ?? {}).filter((key) => !metadataKey.test(key));
-      if (wrong.length > 0) {
-        const names = wrong.sort().map(pythonRepr).join(", ");
-        const verb = wrong.length === 1 ? "does" : "do";
-        context.addIssue({
-          code: "custom",
-          message: `${names} ${verb} not match any of the regexes: '${metadataKey.source}'`,
-        });
-      }
-      return Object.fromEntries(Object.entries(value ?? {})) as Record<string, string>;
+      checkKeys(Object.keys(value ?? {}), context);
+      return { ...value };
     });
+
+/** The same, not null. */
+export const requiredMetadata = () =>
+  record("object").superRefine((value, context) => checkKeys(Object.keys(value), context));
+
+const statuses = ["available", "error"] as const;
+
+/** What an admin may set a backup to, in any case. The text is Cinder's whole, not the validator's. */
+export const backupStatus = () =>
+  z.string({ error: typePhrase("string") }).transform((value, context) => {
+    const status = statuses.find((known) => known === value.toLowerCase());
+    if (status !== undefined) return status;
+    const message = `Backup status: ${value} is invalid, valid statuses are: ${pythonRepr(statuses)}.`;
+    context.addIssue({ code: "custom", message, params: { whole: true } });
+    return z.NEVER;
+  });
 
 /** A whole number, also as a string of digits. */
 export const wholeNumber = (range: { min: number; max: number }) =>

@@ -30,6 +30,8 @@ export interface ListSpec<Key extends string> {
   filters: readonly string[];
   /** Further ones that an admin may use. */
   adminFilters?: readonly string[];
+  /** Those that an admin may use with `~` behind: a part of the value is asked for. */
+  likeFilters?: readonly string[];
 }
 
 export interface ListQuery<Key extends string> {
@@ -83,6 +85,11 @@ function sortOf<Key extends string>(call: Call, spec: ListSpec<Key>): Page<Key>[
   return sort.filter((s, i) => sort.findIndex((other) => other.key === s.key) === i);
 }
 
+function adminFiltersOf(spec: ListSpec<string>, version: Microversion): string[] {
+  const likes = version >= since.likeFilter ? (spec.likeFilters ?? []) : [];
+  return [...spec.filters, ...(spec.adminFilters ?? []), ...likes.map((name) => `${name}~`)];
+}
+
 function filtersOf<Key extends string>(call: Call, spec: ListSpec<Key>): Pick<ListQuery<Key>, "filters" | "nothing"> {
   const counted = call.version >= since.withCount;
   const given = new Map([...call.query].filter(([key]) => !notFilters.has(key) && !(counted && key === "with_count")));
@@ -93,7 +100,7 @@ function filtersOf<Key extends string>(call: Call, spec: ListSpec<Key>): Pick<Li
       throw badRequest(`Invalid input received: filter ${key} has characters that cannot be stored`);
   }
   const { isAdmin } = call.principal;
-  const known = isAdmin ? [...spec.filters, ...(spec.adminFilters ?? [])] : spec.filters;
+  const known = isAdmin ? adminFiltersOf(spec, call.version) : spec.filters;
   const unknown = [...given.keys()].filter((key) => !known.includes(key));
   if (unknown.length > 0 && !isAdmin && call.version >= since.unknownFilterRefused) {
     throw badRequest(`Invalid filters ${unknown.join(",")} are found in query options.`);

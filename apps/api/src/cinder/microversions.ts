@@ -9,10 +9,12 @@ export const versionText = (version: Microversion): string => `3.${version}`;
 
 /** From which microversion on something is there (API spec 4). The one table: nothing else compares with a literal. */
 export const since = {
+  backupUpdate: 9,
   volumeGroupId: 13,
   backupProjectAttribute: 18,
   volumeProviderId: 21,
   unknownFilterRefused: 31,
+  likeFilter: 34,
   backupSortByName: 37,
   snapshotSortByName: 30,
   snapshotGroupId: 14,

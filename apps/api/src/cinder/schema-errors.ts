@@ -19,6 +19,8 @@ interface Violation {
   phrase: string;
   /** Within one object the validator looks at values, then at what is missing, then at what is too much. */
   order: number;
+  /** The phrase is the whole message. */
+  whole?: boolean;
 }
 
 function violationOf(issue: Issue, input: unknown): Violation {
@@ -31,7 +33,8 @@ function violationOf(issue: Issue, input: unknown): Violation {
   }
   const missing = last !== undefined && !Object.hasOwn((valueAt(input, parent) ?? {}) as object, last);
   if (missing) return { path: parent, phrase: `${pythonRepr(last)} is a required property`, order: 1 };
-  return { path: issue.path, phrase: issue.message, order: 0 };
+  const whole = issue.code === "custom" && issue.params?.["whole"] === true;
+  return { path: issue.path, phrase: issue.message, order: 0, whole };
 }
 
 /** The depth of the object whose rule is broken. */
@@ -43,7 +46,7 @@ export function schemaMessage(error: z.ZodError, input: unknown): string {
   const [first] = violations.sort((a, b) => depthOf(b) - depthOf(a) || a.order - b.order);
   if (!first) return "Malformed request body";
   const name = first.path.at(-1);
-  if (name === undefined) return cut(first.phrase);
+  if (name === undefined || first.whole) return cut(first.phrase);
   const value = cut(pythonStr(valueAt(input, first.path)));
   return `Invalid input for field/attribute ${String(name)}. Value: ${value}. ${cut(first.phrase)}`.toWellFormed();
 }

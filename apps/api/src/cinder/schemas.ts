@@ -1,18 +1,25 @@
+import type { BackupChange } from "@tephra/control";
 import { z } from "zod";
 import {
+  backupStatus,
+  changedPrintableText,
+  changedText,
   flag,
   lenient,
   metadata,
+  nullableObject,
   optionalFlag,
   optionalText,
   optionalUuid,
   printableText,
+  requiredMetadata,
   strict,
   strippedText,
   text,
   typePhrase,
   uuid,
   wholeNumber,
+  wrapped,
 } from "./fields.ts";
 import { type Microversion, since } from "./microversions.ts";
 
@@ -60,11 +67,38 @@ export const createBackupBody = byVersion<z.ZodType<CreateBackupBody>>([
   ],
 ]);
 
-const RestoreBackup = strict({
-  restore: strict({ volume_id: optionalUuid(), name: optionalText() })
-    .nullable()
-    .transform((restore) => restore ?? { volume_id: null, name: null }),
-});
+/** Fields that are not sent are not changed; null changes them. */
+const changedFields = {
+  name: changedText(),
+  description: changedPrintableText(),
+};
+
+export interface UpdateBackupBody {
+  backup: BackupChange;
+}
+
+/** gophercloud sends the fields without the object around them (API spec 6.4); null is an empty object. */
+const updateBackup = <Shape extends z.ZodRawShape>(shape: Shape) =>
+  z.preprocess(
+    (body) => wrapped(body, "backup", Object.keys(shape)),
+    strict({ backup: nullableObject(shape) }),
+  ) as unknown as z.ZodType<UpdateBackupBody>;
+
+/** API spec 6.4. */
+export const updateBackupBody = byVersion<z.ZodType<UpdateBackupBody>>([
+  [0, updateBackup(changedFields)],
+  [since.backupMetadata, updateBackup({ ...changedFields, metadata: requiredMetadata().optional() })],
+]);
+
+const ResetBackup = strict({ "os-reset_status": strict({ status: backupStatus() }) });
+/** API spec 6.9. */
+export const resetBackupBody = () => ResetBackup;
+
+const ForceDeleteBackup = strict({ "os-force_delete": z.unknown() });
+/** API spec 6.9: whatever the key holds. */
+export const forceDeleteBackupBody = () => ForceDeleteBackup;
+
+const RestoreBackup = strict({ restore: nullableObject({ volume_id: optionalUuid(), name: optionalText() }) });
 /** API spec 6.6. */
 export const restoreBackupBody = () => RestoreBackup;
 

@@ -29,12 +29,17 @@ declare module "express-serve-static-core" {
 }
 
 const projectPart = /^\/([0-9a-f-]+)(\/.+)$/;
+/** A suffix such as `.json` on the last part of a path. */
+const formatPart = /^([^?]*[^?/])\.[^?/.]+(?=\?|$)/;
 
-/** `/v3/{project}/backups` and `/v3/backups` are the same route: the project is taken out of the URL (API spec 1.1). */
+/**
+ * `/v3/{project}/backups` and `/v3/backups` are the same route: the project is taken out of the URL (API spec 1.1). So is a format at its
+ * end, which says nothing: every answer is JSON.
+ */
 const takeProject: RequestHandler = (req, _res, next) => {
   const [, project, rest] = projectPart.exec(req.url) ?? [];
   req.urlProject = project ?? null;
-  if (rest !== undefined) req.url = rest;
+  req.url = (rest ?? req.url).replace(formatPart, "$1");
   next();
 };
 
@@ -66,6 +71,9 @@ function bodyText(req: Request): Buffer | null {
   return req.body;
 }
 
+const noSuchAction = (name: string): Refusal =>
+  badRequest(`There is no such action: ${name}. Verify the request body and Content-Type header and try again.`);
+
 function parseJson(body: Buffer | null): unknown {
   if (body === null) throw badRequest("Malformed request body");
   try {
@@ -81,11 +89,7 @@ function chooseAction<T>(actions: Readonly<Record<string, T>>, body: unknown): T
   const [name] = keys;
   if (name === undefined || keys.length > 1) throw badRequest("Malformed request body");
   const found = Object.hasOwn(actions, name) ? actions[name] : undefined;
-  if (found === undefined) {
-    throw badRequest(
-      `There is no such action: ${name}. Verify the request body and Content-Type header and try again.`,
-    );
-  }
+  if (found === undefined) throw noSuchAction(name);
   return found;
 }
 
@@ -117,6 +121,7 @@ function handlerOf(context: Context, route: Route): RequestHandler {
     const [method] = route;
     if (method !== "ACTION" && version < (route[3].since ?? 0))
       throw new Refusal(404, "The resource could not be found.");
+    if (method === "ACTION" && text === null) throw noSuchAction("None");
     const takesBody = method === "ACTION" || route[3].body !== undefined;
     const body = takesBody ? parseJson(text) : undefined;
     const [rule, action] = method === "ACTION" ? chooseAction(route[2], body) : [route[2], route[3]];
@@ -141,6 +146,10 @@ function handlerOf(context: Context, route: Route): RequestHandler {
 
 /** Cinder's own answer to a path or method that it does not have: JSON only for those who ask for it (API spec 2.5). */
 function endPlain(req: Request, res: Response, status: number, title: string, text: string): void {
+  if (req.method === "HEAD") {
+    res.writeHead(status, { "content-type": "text/html; charset=UTF-8" }).end();
+    return;
+  }
   if (req.get("accept")?.includes("application/json")) {
     endJson(res, status, { message: `${text}<br /><br />\n\n\n`, code: `${status} ${title}`, title });
     return;
@@ -148,6 +157,11 @@ function endPlain(req: Request, res: Response, status: number, title: string, te
   res.setHeader("content-type", "text/plain; charset=UTF-8");
   res.statusCode = status;
   res.end(`${status} ${title}\n\n${text}\n\n   `);
+}
+
+function endTooLarge(req: Request, res: Response): void {
+  const text = `Request is too large. Larger than max_request_body_size (${bodyBytesMax}).`;
+  endPlain(req, res, 413, "Request Entity Too Large", text);
 }
 
 function endUnauthenticated(req: Request, res: Response): void {
@@ -177,14 +191,31 @@ function bodyFault(req: Request, res: Response, error: unknown): Fault | "answer
   const { type, status } = error as { type?: unknown; status?: unknown };
   if (typeof type !== "string" || typeof status !== "number") return null;
   if (type === "entity.too.large") {
-    const text = `Request is too large. Larger than max_request_body_size (${bodyBytesMax}).`;
-    endPlain(req, res, 413, "Request Entity Too Large", text);
+    endTooLarge(req, res);
     return "answered";
   }
   return status === 415
     ? { status, message: "Unsupported Content-Type" }
     : { status: 400, message: "Malformed request body" };
 }
+
+/** Pages of HTML forms that the router of Cinder knows and its controllers do not have: `/{collection}/new`, `/{collection}/{id}/edit`. */
+const noForm: RequestHandler = (req, res) => {
+  announceVersion(req, res);
+  throw new Refusal(404, "The resource could not be found.");
+};
+
+/** The length that a request announces is looked at before anything else, as oslo.middleware does it. */
+export const limitBodies: RequestHandler = (req, res, next) => {
+  if (Number(req.get("content-length") ?? 0) > bodyBytesMax) return endTooLarge(req, res);
+  next();
+};
+
+/** What Cinder's CORS middleware says to every path, before it asks for a token. */
+export const answerOptions: RequestHandler = (req, res, next) => {
+  if (req.method !== "OPTIONS") return next();
+  res.writeHead(200, { "content-length": 0 }).end();
+};
 
 /** Mounts a table of routes. @throws when a rule is not in the policy table */
 export function cinderRouter(context: Context, routes: readonly Route[]): Router {
@@ -193,13 +224,16 @@ export function cinderRouter(context: Context, routes: readonly Route[]): Router
   router.use(takeProject);
   router.use((req, _res, next) => {
     // Cinder has no HEAD: Express would answer it from the GET route.
-    if (req.method === "HEAD" || req.method === "OPTIONS") throw new NoRouteError();
+    if (req.method === "HEAD") throw new NoRouteError();
     next();
   });
   for (const route of routes) {
     const [method, path] = route;
     const rules = method === "ACTION" ? Object.values(route[2]).map(([rule]) => rule) : [route[2]];
     for (const rule of rules) assertRule(rule, `${method} ${path}`);
+    if (method === "GET" && path.endsWith("/:id")) {
+      router.get([path.replace(/:id$/, "new"), `${path}/edit`], noForm);
+    }
     const verb = method === "ACTION" ? "post" : (method.toLowerCase() as "get" | "post" | "put" | "delete");
     router[verb](path, readBody, handlerOf(context, route));
   }

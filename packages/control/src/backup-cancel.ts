@@ -1,0 +1,80 @@
+import { cancelBackupCreate } from "./backup-create.ts";
+import { cancelRestore } from "./backup-restore.ts";
+import type { BackupStatus } from "./backup-state.ts";
+import { getBackup, lockBackup, startBackupDelete } from "./backups.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { NotFoundError } from "./errors.ts";
+import type { Backup } from "./generated/client.ts";
+import { isLive, lockOperation, type OperationRow } from "./operations.ts";
+import type { Principal } from "./principal.ts";
+import { lockVolume } from "./volumes.ts";
+
+/** The live operations of a backup, locked after their volumes and the backup itself. @throws NotFoundError */
+async function lockWithOperations(
+  tx: Transaction,
+  principal: Principal,
+  id: string,
+): Promise<{ backup: Backup; operations: OperationRow[] }> {
+  await getBackup(tx, principal, id);
+  const seen = await tx.operation.findMany({
+    where: { backupId: id, state: { in: ["queued", "running"] } },
+    orderBy: { id: "asc" },
+  });
+  const volumes = [...new Set(seen.flatMap((operation) => operation.volumeId ?? []))].sort();
+  for (const volume of volumes) await lockVolume(tx, volume);
+  const backup = await lockBackup(tx, id);
+  if (!backup) throw new NotFoundError("Backup", id);
+  const operations: OperationRow[] = [];
+  for (const operation of seen) operations.push(await lockOperation(tx, operation.id));
+  return { backup, operations: operations.filter(isLive) };
+}
+
+/** Ends the creation or restore that is going on; a deletion goes on. Whoever works on it learns of it at the next heartbeat. */
+async function cancelWork(tx: Transaction, operations: readonly OperationRow[], reason: string): Promise<void> {
+  for (const operation of operations) {
+    if (operation.kind === "backup-create") await cancelBackupCreate(tx, operation, reason);
+    if (operation.kind === "backup-restore") await cancelRestore(tx, operation, reason);
+  }
+}
+
+/**
+ * An admin's word on the status of a backup (API spec 6.9, 9.4). A running restore is cancelled by it: the target is then in `error` and the
+ * backup `available`, whatever was asked for. A running creation is cancelled by `error`; `available` is what it becomes anyhow.
+ *
+ * @throws NotFoundError
+ */
+export async function resetBackupStatus(
+  database: Database,
+  principal: Principal,
+  id: string,
+  status: Extract<BackupStatus, "available" | "error">,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { backup, operations } = await lockWithOperations(tx, principal, id);
+    const restoring = operations.some((operation) => operation.kind === "backup-restore");
+    const creating = operations.some((operation) => operation.kind === "backup-create");
+    if (creating && status === "available") return;
+    await cancelWork(tx, operations, "Cancelled by an administrator, who reset the status of the backup.");
+    await tx.backup.update({
+      where: { id: backup.id },
+      data: { status: restoring ? "available" : status, updatedAt: new Date() },
+    });
+  });
+}
+
+/**
+ * Accepts a deletion in any status. What is going on with the backup is cancelled; nothing is removed before the last worker has let go.
+ *
+ * @throws NotFoundError; InvalidError with live incrementals
+ */
+export async function requestBackupForceDelete(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { backup, operations } = await lockWithOperations(tx, principal, id);
+    if (operations.some((operation) => operation.kind === "backup-delete")) return;
+    await cancelWork(tx, operations, "Cancelled by an administrator, who deleted the backup.");
+    const deletion = await startBackupDelete(tx, principal, backup);
+    await tx.$executeRaw`
+      UPDATE tasks SET state = 'blocked' WHERE operation_id = ${deletion}::uuid AND EXISTS (
+        SELECT 1 FROM tasks t JOIN operations o ON o.id = t.operation_id WHERE o.backup_id = ${id}::uuid AND t.state = 'running')`;
+  });
+}

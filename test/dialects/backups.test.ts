@@ -52,7 +52,10 @@ async function walk(instance: Instance, sort: string): Promise<string[]> {
   return ids;
 }
 
-async function askLists(golden: Golden, ids: { full: string; inc: string; volume: string }): Promise<void> {
+async function askLists(
+  golden: Golden,
+  ids: { full: string; metadata: string; inc: string; volume: string },
+): Promise<void> {
   const list = (name: string, query: string, version?: number) =>
     golden.ask(`list ${name}`, "GET", `${base}/backups${query}`, version === undefined ? {} : { version });
   await list("all", "");
@@ -97,8 +100,50 @@ async function askLists(golden: Golden, ids: { full: string; inc: string; volume
   await list("two ways to sort", "?sort=id&sort_dir=asc");
   await list("count of a word", "?with_count=maybe", 45);
   await list("all tenants of a word", "?all_tenants=perhaps");
+  await list("of a name in capitals", "?name=INC");
+  await list("of a name with a wildcard", "?name=in%25");
+  await list("of a part of a name, as admin", "?name~=N", 34);
+  await list("of a part of a name too early", "?name~=n", 33);
+  await list("of a part of an id, as admin", "?volume_id~=-4", 34);
+  await list("of a part of a size, as admin", "?size~=2", 34);
+  await list("of a size and a parent, as admin", `?size=1&parent_id=${ids.metadata}`);
+  await list("of a host, as admin", "?host=nowhere");
+  await list("of a column that is the same for all, as admin", "?temp_volume_id=x");
+  await list("by a column that is the same for all", "?sort=num_dependent_backups");
   await list("NUL in a filter", "?name=%00");
   await list("key beyond ASCII", "?n%C3%A4me=x");
+}
+
+async function askChanges(golden: Golden, id: string): Promise<void> {
+  const path = `${base}/backups/${id}`;
+  const update = (name: string, body: unknown, version = 71) =>
+    golden.ask(`update ${name}`, "PUT", path, { body, version });
+  await update("too early", { backup: { name: "x" } }, 8);
+  await update("name and description", { backup: { name: " new ", description: " text " } }, 9);
+  await update("metadata too early", { backup: { metadata: { a: "b" } } }, 42);
+  await update("metadata, and nothing else", { backup: { metadata: { a: "b" } } }, 43);
+  await golden.ask("show after updates", "GET", path, { version: 71 });
+  await update("of null, as of nothing", { backup: null });
+  await update("of bare fields, as gophercloud sends them", { name: "bare", metadata: {} });
+  await update("to no name", { backup: { name: null } });
+  await update("to an emoji", { backup: { description: "\u{1f600}" } });
+  await update("metadata to null", { backup: { metadata: null } });
+  await golden.ask("show after more updates", "GET", `${path}.json`, { version: 71 });
+  await golden.ask("the form to edit", "GET", `${path}/edit`);
+  await golden.ask("the form of a new one", "GET", `${base}/backups/new`);
+  const act = (name: string, body: unknown, of = path) =>
+    golden.ask(`action ${name}`, "POST", `${of}/action`, body === undefined ? {} : { body });
+  const nobody = `${base}/backups/11111111-2222-3333-4444-555555555555`;
+  await act("of nothing", undefined);
+  await act("of two", { "os-reset_status": {}, "os-force_delete": {} });
+  await act("reset to a status in capitals", { "os-reset_status": { status: "ERROR" } });
+  await golden.ask("show after a reset", "GET", path);
+  await act("reset back", { "os-reset_status": { status: "available" } });
+  await act("reset to what is not allowed", { "os-reset_status": { status: "creating" } }, nobody);
+  await act("reset to a number", { "os-reset_status": { status: 1 } });
+  await act("reset of nobody", { "os-reset_status": { status: "error" } }, nobody);
+  await act("force delete of a parent", { "os-force_delete": null });
+  await act("force delete of nobody", { "os-force_delete": {} }, nobody);
 }
 
 it("answers every backup route as Cinder does", async () => {
@@ -132,10 +177,13 @@ it("answers every backup route as Cinder does", async () => {
   await setStatus(instance, "backups", ids.full, "error_restoring");
   await golden.ask("show a damaged backup", "GET", `${base}/backups/${ids.full}`);
 
+  await askChanges(golden, ids.metadata);
   await golden.ask("delete a parent", "DELETE", `${base}/backups/${ids.metadata}`);
   await golden.ask("delete", "DELETE", `${base}/backups/${ids.inc}`);
   await golden.ask("delete again", "DELETE", `${base}/backups/${ids.inc}`);
   await golden.ask("delete a damaged one", "DELETE", `${base}/backups/${ids.full}`);
+  await golden.ask("force delete", "POST", `${base}/backups/${ids.zoned}/action`, { body: { "os-force_delete": {} } });
+  await golden.ask("show while deleting", "GET", `${base}/backups/${ids.zoned}`);
   await golden.ask("delete what is no id", "DELETE", `${base}/backups/nope`);
   golden.check();
 });

@@ -15,6 +15,8 @@ export interface Case {
     body?: unknown;
     /** The bytes of a body that is no JSON value. */
     raw?: string;
+    /** The length in bytes that the last character of `raw` is repeated up to. */
+    padded_to?: number;
     /** Null: none is sent. */
     content_type?: string | null;
     headers?: Record<string, string | null>;
@@ -71,7 +73,8 @@ export class Names {
 export function requestOf({ request }: Case, names: Names): { path: string; headers: Headers; body: string | null } {
   const project = request.as === null || request.no_project_in_path ? "" : `/{proj_${request.as}}`;
   const path = request.path.startsWith("!") ? request.path.slice(1) : `/v3${project}/${request.path}`;
-  const body = request.raw ?? (request.body === undefined ? null : JSON.stringify(request.body));
+  const raw = request.raw?.padEnd(request.padded_to ?? 0, request.raw.at(-1));
+  const body = raw ?? (request.body === undefined ? null : JSON.stringify(request.body));
   const headers = new Headers({ accept: "application/json" });
   if (request.as !== null) headers.set("x-auth-token", `token-${request.as}`);
   if (request.microversion !== null) headers.set("openstack-api-version", `volume ${request.microversion}`);

@@ -3,6 +3,7 @@ import helmet from "helmet";
 import { backups } from "./cinder/backups.ts";
 import { discovery, versionThree } from "./cinder/discovery.ts";
 import { quotas } from "./cinder/quotas.ts";
+import { records } from "./cinder/records.ts";
 import { answerErrors, answerOptions, cinderRouter, limitBodies, type Route } from "./cinder/serve.ts";
 import { snapshots } from "./cinder/snapshots.ts";
 import { volumes } from "./cinder/volumes.ts";
@@ -11,6 +12,7 @@ import { identify } from "./identify.ts";
 import { health } from "./ops/health.ts";
 import { operations } from "./ops/operations.ts";
 import { queueBoard } from "./ops/queue-board.ts";
+import { repositories } from "./ops/repositories.ts";
 import { type OpsRoute, opsRouter } from "./ops/serve.ts";
 import { opsVolumes } from "./ops/volumes.ts";
 import { NoRouteError } from "./refusals.ts";
@@ -21,6 +23,8 @@ export const cinderRoutes: readonly Route[] = [
   ["GET", "/backups", "backup:get_all", backups.list],
   ["GET", "/backups/detail", "backup:get_all", backups.detail],
   ["POST", "/backups", "backup:create", backups.create],
+  ["POST", "/backups/import_record", "backup:backup-import", records.import],
+  ["GET", "/backups/:id/export_record", "backup:export-import", records.export],
   ["GET", "/backups/:id", "backup:get", backups.show],
   ["PUT", "/backups/:id", "backup:update", backups.update],
   ["DELETE", "/backups/:id", "backup:delete", backups.remove],
@@ -63,6 +67,7 @@ export const opsRoutes: readonly OpsRoute[] = [
   ["GET", "/ops/operations", "ops:operations", operations.list],
   ["GET", "/ops/operations/:id", "ops:operations", operations.show],
   ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],
+  ["POST", "/ops/repositories/:name/rescan", "ops:rescan", repositories.rescan],
   ["POST", "/ops/volumes/import", "ops:import", opsVolumes.import],
   ["POST", "/ops/volumes/:id/export", "ops:export", opsVolumes.export],
 ];

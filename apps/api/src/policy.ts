@@ -16,6 +16,8 @@ const policy = {
   "backup:backup_project_attribute": "admin",
   "volume_extension:backup_admin_actions:reset_status": "admin",
   "volume_extension:backup_admin_actions:force_delete": "admin",
+  "backup:export-import": "admin",
+  "backup:backup-import": "admin",
   "volume:get_all": "reader",
   "volume:get": "reader",
   "volume:create": "member",
@@ -33,6 +35,7 @@ const policy = {
   "ops:volume": "reader",
   "ops:import": "admin",
   "ops:export": "admin",
+  "ops:rescan": "admin",
   "ops:queues": "admin",
 } as const satisfies Record<string, Role | "anyone">;
 

@@ -18,10 +18,12 @@ import {
 import { DamagedObjectError } from "@tephra/engine";
 import type { Handler, WorkerContext } from "./context.ts";
 import { copyTask } from "./handlers/copy.ts";
+import { importBackupTask } from "./handlers/import-backup.ts";
 import { planBackupTask } from "./handlers/plan-backup.ts";
 import { planRestoreTask } from "./handlers/plan-restore.ts";
 import { publishTask } from "./handlers/publish.ts";
 import { removeBackupTask } from "./handlers/remove-backup.ts";
+import { rescanRepositoryTask } from "./handlers/rescan-repository.ts";
 import { restoreTask } from "./handlers/restore.ts";
 import { sealTask } from "./handlers/seal.ts";
 import { removeSnapshotTask, takeSnapshotTask } from "./handlers/snapshots.ts";
@@ -39,6 +41,8 @@ const handlers: Readonly<Record<TaskKind, Handler>> = {
   restore: restoreTask,
   publish: publishTask,
   "remove-backup": removeBackupTask,
+  "import-backup": importBackupTask,
+  "rescan-repository": rescanRepositoryTask,
   "provision-volume": provisionVolumeTask,
   "import-volume": importVolumeTask,
   "export-volume": exportVolumeTask,

@@ -1,4 +1,5 @@
 import { cancelBackupCreate } from "./backup-create.ts";
+import { cancelBackupImport } from "./backup-import.ts";
 import { cancelRestore } from "./backup-restore.ts";
 import type { BackupStatus } from "./backup-state.ts";
 import { getBackup, lockBackup, startBackupDelete } from "./backups.ts";
@@ -33,6 +34,7 @@ async function lockWithOperations(
 async function cancelWork(tx: Transaction, operations: readonly OperationRow[], reason: string): Promise<void> {
   for (const operation of operations) {
     if (operation.kind === "backup-create") await cancelBackupCreate(tx, operation, reason);
+    if (operation.kind === "backup-import") await cancelBackupImport(tx, operation, reason);
     if (operation.kind === "backup-restore") await cancelRestore(tx, operation, reason);
   }
 }
@@ -52,7 +54,7 @@ export async function resetBackupStatus(
   await inTransaction(database, async (tx) => {
     const { backup, operations } = await lockWithOperations(tx, principal, id);
     const restoring = operations.some((operation) => operation.kind === "backup-restore");
-    const creating = operations.some((operation) => operation.kind === "backup-create");
+    const creating = operations.some(({ kind }) => kind === "backup-create" || kind === "backup-import");
     if (creating && status === "available") return;
     await cancelWork(tx, operations, "Cancelled by an administrator, who reset the status of the backup.");
     await tx.backup.update({

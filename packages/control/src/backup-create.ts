@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
-import { type Compression, type Config, compressionLevels, type RepositoryConfig } from "./config.ts";
+import { type Compression, type Config, compressionLevels, repositoryNamed } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
-import { ConfigError, NotFoundError, OperationEndedError } from "./errors.ts";
+import { NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
 import {
@@ -58,12 +58,6 @@ const pythonTime = (at: Date): string => {
   const fraction = at.getUTCMilliseconds() === 0 ? "" : `.${String(at.getUTCMilliseconds()).padStart(3, "0")}000`;
   return `${date} ${time?.slice(0, 8)}${fraction}+00:00`;
 };
-
-function repositoryNamed(config: Config, name: string): RepositoryConfig {
-  const found = config.repositories.find((r) => r.name === name);
-  if (!found) throw new ConfigError([{ key: "repositories", problem: `no repository is named ${name}` }]);
-  return found;
-}
 
 async function sourceOf(
   backup: Backup,

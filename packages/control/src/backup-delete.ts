@@ -12,7 +12,8 @@ export interface Removal {
 
 /**
  * What a deletion may remove from the repository: null when nothing was ever named, or when another live row shares the objects
- * (an imported twin): they go with the last of them.
+ * (an imported twin): they go with the last of them. One that is being deleted as well does not count, else two deletions at once
+ * would each leave the objects to the other.
  */
 export async function planRemoval(database: Database, operation: TaskOperation): Promise<Removal | null> {
   const backup = await database.backup.findUnique({ where: { id: operation.backupId ?? nilUuid } });
@@ -23,6 +24,7 @@ export async function planRemoval(database: Database, operation: TaskOperation):
       repository: backup.repository,
       container: backup.container,
       serviceMetadata: backup.serviceMetadata,
+      status: { not: "deleting" },
       deletedAt: null,
     },
   });

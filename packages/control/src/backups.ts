@@ -25,6 +25,11 @@ export async function withDependents(database: Database | Transaction, rows: Bac
   return rows.map((r) => ({ ...r, hasDependents: ids.has(r.id) }));
 }
 
+/** Live incrementals that build on a backup, of whatever project and status. */
+export async function countDependents(database: Database | Transaction, id: string): Promise<number> {
+  return database.backup.count({ where: { parentId: id, deletedAt: null } });
+}
+
 /** Locks a backup row and reads it; after its volume, and after its parent, in the lock order. Tombstones are not found. */
 export async function lockBackup(tx: Transaction, id: string): Promise<Backup | null> {
   await tx.$queryRaw`SELECT id FROM backups WHERE id = ${id}::uuid FOR UPDATE`;
@@ -348,8 +353,8 @@ export async function requestBackupDelete(database: Database, principal: Princip
  * @throws InvalidError with live incrementals, counted over all projects
  */
 export async function startBackupDelete(tx: Transaction, principal: Principal, backup: Backup): Promise<string> {
-  const children = await tx.backup.count({ where: { parentId: backup.id, deletedAt: null } });
-  if (children > 0) throw new InvalidError("backup", "Incremental backups exist for this backup.");
+  if ((await countDependents(tx, backup.id)) > 0)
+    throw new InvalidError("backup", "Incremental backups exist for this backup.");
   await tx.backup.update({ where: { id: backup.id }, data: { status: "deleting", updatedAt: new Date() } });
   return startOperation(tx, principal, {
     kind: "backup-delete",

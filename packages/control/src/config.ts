@@ -4,7 +4,7 @@ import { hostname } from "node:os";
 import { resolve } from "node:path";
 import { parse as parseYaml } from "yaml";
 import { z } from "zod";
-import { ConfigError } from "./errors.ts";
+import { ConfigError, NotFoundError } from "./errors.ts";
 
 const MiB = 1024 * 1024;
 
@@ -97,6 +97,8 @@ const Schema = z
         backup_gigabytes: quotaLimit.default(1000),
       })
       .prefault({}),
+    /** What an import looks at: the metadata and the listing, or also every byte of the chain. */
+    import_verify: z.enum(["listing", "deep"]).default("listing"),
     import_roots: z.array(z.string().min(1)).default([]),
     /** Bytes of a volume that one task copies; rounded down to whole object windows, at least one. */
     range_bytes: z
@@ -228,6 +230,13 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
 export function defaultRepository(config: Config): RepositoryConfig {
   const found = config.repositories.find((r) => r.default) ?? config.repositories[0];
   if (!found) throw new ConfigError([{ key: "repositories", problem: "at least one is needed" }]);
+  return found;
+}
+
+/** @throws NotFoundError for a name that is not configured */
+export function repositoryNamed(config: Config, name: string): RepositoryConfig {
+  const found = config.repositories.find((r) => r.name === name);
+  if (!found) throw new NotFoundError("Repository", name);
   return found;
 }
 

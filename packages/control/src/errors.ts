@@ -21,7 +21,7 @@ export class ConfigError extends ControlError {
   }
 }
 
-export type ResourceKind = "Backup" | "Volume" | "Snapshot" | "Operation";
+export type ResourceKind = "Backup" | "Volume" | "Snapshot" | "Operation" | "Message" | "Notification" | "Repository";
 
 /** Unknown id, or one that the caller may not see: the two are not told apart. */
 export class NotFoundError extends ControlError {
@@ -62,6 +62,14 @@ export class QuotaExceededError extends ControlError {
     this.requested = amounts.requested;
     this.limit = amounts.limit;
     this.used = amounts.used;
+  }
+}
+
+/** No worker is alive to do what was asked for. */
+export class NoServiceError extends ControlError {
+  readonly code = "no-service";
+  constructor(service: string) {
+    super(`Service ${service} could not be found.`);
   }
 }
 

@@ -1,5 +1,6 @@
 import { failBackupCreate } from "./backup-create.ts";
 import { failBackupDelete } from "./backup-delete.ts";
+import { failBackupImport } from "./backup-import.ts";
 import { type Damage, failRestore } from "./backup-restore.ts";
 import { unreachable } from "./backup-state.ts";
 import { lockBackup } from "./backups.ts";
@@ -7,6 +8,7 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
 import { nilUuid } from "./listing.ts";
 import { endOperation, isLive, lockOperation, type OperationRow } from "./operations.ts";
+import { failRescan } from "./repository-rescan.ts";
 import { lockVolume } from "./volumes.ts";
 
 export interface Failure {
@@ -55,6 +57,10 @@ async function failRows(tx: Transaction, operation: OperationRow, failure: Failu
       return failRestore(tx, operation, failure.reason, failure.damage ?? null);
     case "backup-delete":
       return failBackupDelete(tx, operation, failure.reason);
+    case "backup-import":
+      return failBackupImport(tx, operation, failure.reason);
+    case "repository-rescan":
+      return failRescan(tx, operation, failure.reason);
     case "volume-create":
     case "volume-import":
       return failVolume(tx, operation, failure.reason, { from: "creating", to: "error" });

@@ -1,6 +1,7 @@
 export * from "./backup-cancel.ts";
 export * from "./backup-create.ts";
 export * from "./backup-delete.ts";
+export * from "./backup-import.ts";
 export * from "./backup-list.ts";
 export * from "./backup-restore.ts";
 export * from "./backup-state.ts";
@@ -15,6 +16,7 @@ export * from "./operations.ts";
 export * from "./principal.ts";
 export * from "./quotas.ts";
 export * from "./reconciler.ts";
+export * from "./repository-rescan.ts";
 export * from "./snapshots.ts";
 export * from "./tasks.ts";
 export * from "./telemetry.ts";

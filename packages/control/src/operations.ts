@@ -19,6 +19,8 @@ export type OperationKind =
   | "backup-create"
   | "backup-restore"
   | "backup-delete"
+  | "backup-import"
+  | "repository-rescan"
   | "volume-create"
   | "volume-import"
   | "volume-export"
@@ -118,11 +120,11 @@ export async function completeOperation(
   tx: Transaction,
   operation: TaskOwner,
   result: TaskResult,
-  end: { bytesStored?: number; tidy?: readonly string[] | null } = {},
+  end: { bytesStored?: number; tidy?: readonly string[] | null; result?: Json } = {},
 ): Promise<void> {
   const ended = await tx.$executeRaw`
     UPDATE operations SET state = 'succeeded', remaining = 0, finished_at = now(), updated_at = now(),
-      bytes_stored = ${end.bytesStored ?? 0}::bigint
+      bytes_stored = ${end.bytesStored ?? 0}::bigint, result = ${end.result === undefined ? null : JSON.stringify(end.result)}::jsonb
     WHERE id = ${operation.id}::uuid AND state IN ('queued', 'running')`;
   if (ended !== 1) throw new OperationEndedError(operation.id);
   await finishTask(tx, result);

@@ -76,6 +76,16 @@ export async function reserveQuota(
   await tx.$executeRaw(take);
 }
 
+/** Locks the quota rows of several projects, in one order everywhere. */
+export async function lockQuotas(tx: Transaction, projectIds: readonly string[]): Promise<void> {
+  for (const projectId of [...new Set(projectIds)].sort()) await lockRow(tx, projectId);
+}
+
+/** Counts what is there whatever the limits say. The row is locked. */
+export async function chargeQuota(tx: Transaction, projectId: string, amounts: QuotaAmounts): Promise<void> {
+  await tx.$executeRaw`UPDATE quotas SET ${increments(amounts, 1)} WHERE project_id = ${projectId}`;
+}
+
 /** Gives `amounts` back; never below zero. */
 export async function releaseQuota(tx: Transaction, projectId: string, amounts: QuotaAmounts): Promise<void> {
   await tx.$executeRaw`UPDATE quotas SET ${increments(amounts, -1)} WHERE project_id = ${projectId}`;

@@ -18,6 +18,8 @@ export const taskRanks = {
   restore: 3,
   "plan-backup": 4,
   "plan-restore": 4,
+  "import-backup": 4,
+  "rescan-repository": 4,
   "provision-volume": 4,
   "import-volume": 4,
   "export-volume": 4,

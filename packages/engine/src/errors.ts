@@ -157,6 +157,16 @@ export class InvalidRecordError extends EngineError {
   }
 }
 
+/** An export record without keys that every record has; the text is Cinder's. */
+export class IncompleteRecordError extends EngineError {
+  readonly code = "incomplete_record";
+  readonly retryable = false;
+
+  constructor(missing: readonly string[]) {
+    super(`Driver successfully decoded imported backup data, but there are missing fields (${missing.join(", ")}).`);
+  }
+}
+
 /** The sizes or names fixed at plan contradict each other. */
 export class InvalidLayoutError extends EngineError {
   readonly code = "invalid_layout";

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import type { BackupReference } from "./backup-reference.ts";
-import { EngineError, InvalidRecordError } from "./errors.ts";
+import { EngineError, IncompleteRecordError, InvalidRecordError } from "./errors.ts";
 import { checkPrefix } from "./layout.ts";
 import { parseContainer, type Repository, reservedContainer } from "./repository/repository.ts";
 import type { WriteContext } from "./run-context.ts";
@@ -23,13 +23,18 @@ export interface ImportRecord {
   snapshotId: string | null;
   encryptionKeyId: string | null;
   metadata: Readonly<Record<string, string>>;
+  /** Null where the record says none, or no date. */
+  createdAt: Date | null;
+  dataAt: Date | null;
 }
 
 /** Records of backups that were imported from elsewhere, named by their ids. */
 const recordsContainer = `${reservedContainer}/records`;
 /** A record has some two kilobytes; descriptions and metadata are bounded by the service that wrote them. */
 const recordBytesMax = 1024 * 1024;
-const text = z.string().max(4096).nullable();
+/** What a database can hold: neither NUL nor half of a surrogate pair. */
+const storable = (value: string): boolean => !value.includes("\0") && value.isWellFormed();
+const text = z.string().max(4096).refine(storable, "characters that cannot be stored").nullable();
 const id = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/);
 
 /** Old releases lack newer keys; these seven are required by Cinder, too. Unknown keys are ignored. */
@@ -49,18 +54,35 @@ const schema = z.object({
   snapshot_id: id.nullish(),
   service: text.optional(),
   encryption_key_id: id.nullish(),
-  metadata: z.record(z.string().max(255), z.string().max(65_536)).nullish(),
+  metadata: z.record(z.string().max(255).refine(storable), z.string().max(65_536).refine(storable)).nullish(),
+  created_at: text.optional(),
+  data_timestamp: text.optional(),
 });
+
+/** What Cinder refuses to import without. */
+const required = [
+  "display_name",
+  "display_description",
+  "container",
+  "size",
+  "service_metadata",
+  "object_count",
+  "id",
+] as const satisfies (keyof z.infer<typeof schema>)[];
 
 /**
  * Parses an export record (`backup_url`): base64 of a JSON document. Whoever has exported it may have written anything: it is bounded,
- * and names become what they are only by the rules for names. InvalidRecordError says what is wrong.
+ * and names become what they are only by the rules for names. InvalidRecordError says what is wrong, IncompleteRecordError what is
+ * missing.
  */
 export function decodeExportRecord(url: string): ImportRecord {
   const base64 = url.trim();
   if (base64.length > recordBytesMax) refuse(`it is longer than ${recordBytesMax} bytes`);
   if (base64 === "" || !/^[A-Za-z0-9+/]+={0,2}$/.test(base64) || base64.length % 4 !== 0) refuse("it is not base64");
-  const parsed = schema.safeParse(parseJson(base64));
+  const document = parseJson(base64);
+  const missing = required.filter((key) => typeof document === "object" && !Object.hasOwn(document ?? {}, key));
+  if (missing.length > 0) throw new IncompleteRecordError(missing);
+  const parsed = schema.safeParse(document);
   if (!parsed.success) {
     const [issue] = parsed.error.issues;
     return refuse(`${issue?.path.join(".") || "the document"}: ${issue?.message.slice(0, 200)}`);
@@ -80,7 +102,17 @@ export function decodeExportRecord(url: string): ImportRecord {
     snapshotId: record.snapshot_id ?? null,
     encryptionKeyId: record.encryption_key_id ?? null,
     metadata: record.metadata ?? {},
+    createdAt: dateOf(record.created_at),
+    dataAt: dateOf(record.data_timestamp),
   };
+}
+
+/** Dates of a record are UTC, with or without the Z that says so. */
+function dateOf(stated: string | null | undefined): Date | null {
+  if (stated == null) return null;
+  const date = new Date(/(?:Z|[+-]\d\d:\d\d)$/.test(stated) ? stated : `${stated}Z`);
+  const year = date.getUTCFullYear();
+  return year >= 1970 && year <= 9999 ? date : null;
 }
 
 /**

@@ -14,7 +14,7 @@ export {
   serviceMatches,
 } from "./import-record.ts";
 export { type BackupLayout, checkLayout, checkPrefix } from "./layout.ts";
-export { describeBackup, findBackups, holdsOnlyBackups, type ListedBackup } from "./list-backups.ts";
+export { describeBackup, findBackups, holdsOnlyBackups, isStored, type ListedBackup } from "./list-backups.ts";
 export type { RangeReport } from "./range-report.ts";
 export { openRepository, type RepositorySettings } from "./repository/open-repository.ts";
 export { type ObjectKey, parseContainer, type Repository, stagingContainer } from "./repository/repository.ts";
@@ -23,7 +23,7 @@ export { type RescannedBackup, recordOf, rescan } from "./rescan.ts";
 export type { RestoreRange } from "./restore.ts";
 export type { RunContext, WriteContext } from "./run-context.ts";
 export type { SealResult } from "./seal.ts";
-export type { VerifyResult } from "./verify.ts";
+export { type VerifyResult, verifyListing } from "./verify.ts";
 export { FileBackend, openFileBackend } from "./volume/file-backend.ts";
 export { openFileSource } from "./volume/file-source.ts";
 export { openPathTarget, type PathTarget } from "./volume/file-target.ts";

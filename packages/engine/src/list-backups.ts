@@ -1,9 +1,9 @@
 import type { BackupReference } from "./backup-reference.ts";
 import { findHashList, summarize } from "./chain.ts";
-import { EngineError } from "./errors.ts";
-import { checkPrefix, dataNumber, hashListName } from "./layout.ts";
+import { EngineError, ObjectMissingError } from "./errors.ts";
+import { checkPrefix, dataNumber, hashListName, metadataName } from "./layout.ts";
 import type { Repository } from "./repository/repository.ts";
-import { statedColumns, statedVolumeBytes } from "./volume-meta.ts";
+import { type StatedColumns, statedColumns, statedVolumeBytes } from "./volume-meta.ts";
 
 /** A backup as its own objects describe it. */
 export interface ListedBackup {
@@ -18,6 +18,9 @@ export interface ListedBackup {
   /** In GiB, as a record states it. */
   sizeGib: number;
   encryptionKeyId: string | null;
+  /** Whose volume it was, as far as its metadata says so. */
+  projectId: string | null;
+  userId: string | null;
   /** 0 when there is no list of hashes. */
   blockBytes: number;
   objects: number;
@@ -55,6 +58,8 @@ export async function describeBackup(reference: BackupReference, signal: AbortSi
     volumeBytes: 0,
     sizeGib: 1,
     encryptionKeyId: null,
+    projectId: null,
+    userId: null,
     blockBytes: 0,
     objects: 0,
     storedBytes: 0,
@@ -79,7 +84,7 @@ export async function describeBackup(reference: BackupReference, signal: AbortSi
     described.volumeBytes =
       hashes === null ? Math.max(...candidates) : (candidates.find(inLastBlock) ?? count * blockBytes);
     described.sizeGib = Math.max(1, stated.sizeGib ?? 0, Math.ceil(described.volumeBytes / gibibyte));
-    described.encryptionKeyId = stated.encryptionKeyId;
+    Object.assign(described, ownershipOf(stated));
     if (hashes === null) described.problem = `its list of hashes ${hashListName(reference.prefix)} is missing`;
     if (listed !== objects) described.problem = `${objects} objects are expected and ${listed} are there`;
   } catch (error) {
@@ -88,6 +93,19 @@ export async function describeBackup(reference: BackupReference, signal: AbortSi
     described.problem = (error as EngineError).message;
   }
   return described;
+}
+
+const ownershipOf = ({ encryptionKeyId, projectId, userId }: StatedColumns) => ({ encryptionKeyId, projectId, userId });
+
+/** Whether the metadata object of a backup is there: without it there is no backup. */
+export async function isStored({ repository, container, prefix }: BackupReference): Promise<boolean> {
+  try {
+    await repository.stat({ container, name: metadataName(prefix) });
+    return true;
+  } catch (error) {
+    if (error instanceof ObjectMissingError) return false;
+    throw error;
+  }
 }
 
 /** Whether a place is missing, empty or holds nothing but backups in Cinder's layout, so that marking it cannot be a mistake. */

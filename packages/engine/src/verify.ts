@@ -50,6 +50,16 @@ export async function verifyBackup(engine: EngineContext, input: VerifyInput, ct
   return { ...quick, ...(await readEverything(engine, chain, findings, ctx)), damaged: findings.damaged };
 }
 
+/**
+ * Verifies one backup without those below it: its metadata can be read, is of a known version, and lists exactly the objects that are
+ * there. Empty: so it is. Throws when the repository cannot be read.
+ */
+export async function verifyListing(reference: BackupReference, signal: AbortSignal): Promise<VerifyResult["damaged"]> {
+  const findings = new Findings();
+  await findings.collect(() => compareListing(reference, findings, signal));
+  return findings.damaged;
+}
+
 /** What is wrong, once per object. */
 class Findings {
   readonly #reasons = new Map<string, string>();

@@ -44,13 +44,26 @@ export function statedVolumeBytes(volumeMeta: string | null): number | null {
   return wholeNumber(property(baseColumns(volumeMeta), bytesKey));
 }
 
-/** What the columns of the volume say about its size in GiB and the id of its encryption key. Only a claim. */
-export function statedColumns(volumeMeta: string | null): { sizeGib: number | null; encryptionKeyId: string | null } {
-  const base = baseColumns(volumeMeta);
-  const key = property(base, "encryption_key_id");
-  const isId = typeof key === "string" && /^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/.test(key);
-  return { sizeGib: wholeNumber(property(base, "size")), encryptionKeyId: isId ? key : null };
+/** What the columns of the volume say about it. Only claims. */
+export interface StatedColumns {
+  sizeGib: number | null;
+  encryptionKeyId: string | null;
+  projectId: string | null;
+  userId: string | null;
 }
+
+export function statedColumns(volumeMeta: string | null): StatedColumns {
+  const base = baseColumns(volumeMeta);
+  return {
+    sizeGib: wholeNumber(property(base, "size")),
+    encryptionKeyId: matching(property(base, "encryption_key_id"), /^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/),
+    projectId: matching(property(base, "project_id"), /^[\w.-]{1,255}$/),
+    userId: matching(property(base, "user_id"), /^[\w.@-]{1,255}$/),
+  };
+}
+
+const matching = (value: unknown, form: RegExp): string | null =>
+  typeof value === "string" && form.test(value) ? value : null;
 
 function baseColumns(volumeMeta: string | null): unknown {
   if (volumeMeta === null) return undefined;

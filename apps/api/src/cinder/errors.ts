@@ -2,6 +2,7 @@ import {
   ControlError,
   InvalidError,
   type InvalidSubject,
+  NoServiceError,
   NotFoundError,
   QuotaExceededError,
   StateConflictError,
@@ -42,6 +43,7 @@ export function faultOf(error: unknown): Fault {
   if (error instanceof NotFoundError) return { status: 404, message: error.message };
   if (error instanceof InvalidError) return { status: 400, message: `${prefixes[error.subject]}${error.message}` };
   if (error instanceof QuotaExceededError) return { status: 413, message: quotaText(error), retryAfter: 0 };
+  if (error instanceof NoServiceError) return { status: 503, message: error.message };
   if (error instanceof StateConflictError) return { status: 409, message: error.message };
   if (!(error instanceof ControlError) && isDatabaseOutage(error)) return outageFault;
   return unexpectedFault;

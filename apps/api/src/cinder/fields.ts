@@ -43,6 +43,12 @@ export const lenient = <Shape extends z.ZodRawShape>(shape: Shape) => z.object(s
 export const text = () => bounded(z.string({ error: typePhrase("string") }));
 
 const textOrNull = () => bounded(z.string({ error: typePhrase("string", "null") }));
+/** As `text`, of at least one character. */
+export const someText = () =>
+  z
+    .string({ error: typePhrase("string") })
+    .min(1, { error: "'' is too short" })
+    .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` });
 
 /** Missing and null are the same. */
 export const optionalText = () =>

@@ -13,6 +13,7 @@ import {
   optionalUuid,
   printableText,
   requiredMetadata,
+  someText,
   strict,
   strippedText,
   text,
@@ -101,6 +102,10 @@ export const forceDeleteBackupBody = () => ForceDeleteBackup;
 const RestoreBackup = strict({ restore: nullableObject({ volume_id: optionalUuid(), name: optionalText() }) });
 /** API spec 6.6. */
 export const restoreBackupBody = () => RestoreBackup;
+
+const ImportRecord = strict({ "backup-record": strict({ backup_service: text(), backup_url: someText() }) });
+/** API spec 6.8. */
+export const importRecordBody = () => ImportRecord;
 
 /** 2^53 bytes in GiB: a length beyond it is no exact number any more. */
 const volumeGibMax = 8_388_607;

@@ -34,6 +34,7 @@ function view(row: OperationProgress): Record<string, unknown> {
     queue_position: row.queuePosition,
     attempts: row.attempts,
     fail_reason: row.failReason,
+    ...(row.result !== null && { result: row.result }),
     created_at: row.createdAt.toISOString(),
     updated_at: isoOrNull(row.updatedAt),
   };

@@ -1,0 +1,57 @@
+import { enterBackups, type FoundBackup, finishRescan, isUuid, nilUuid, type RescanInput } from "@tephra/control";
+import { type RescannedBackup, rescan } from "@tephra/engine";
+import { type Handler, resultOf } from "../context.ts";
+
+const problemsMax = 100;
+
+/** Enters every backup of a repository in the catalogue, by nothing but its objects. */
+export const rescanRepositoryTask: Handler = async (task, { config, database, sites }, run) => {
+  const input = task.operation.input as unknown as RescanInput;
+  const repository = await sites.repository(input.repository);
+  const found = (await rescan(repository, run.signal)).map((rescanned) => foundOf(rescanned, repository.service));
+  const enterable = found.filter((backup) => isUuid(backup.id));
+  const entered = await enterBackups(database, config, task.operation, enterable);
+  const problems = found.flatMap(({ id, problem }) => {
+    if (!isUuid(id)) return [{ id, problem: "its id is no uuid" }];
+    return problem === null ? [] : [{ id, problem }];
+  });
+  const result = { found: found.length, entered, problems: problems.slice(0, problemsMax) };
+  await finishRescan(database, task.operation, resultOf(task), result);
+};
+
+const uuidOr = <Other>(id: string | null, other: Other): string | Other => (id !== null && isUuid(id) ? id : other);
+
+function foundOf({ backup, problem }: RescannedBackup, service: string): FoundBackup {
+  const { reference } = backup;
+  return {
+    id: reference.backupId,
+    projectId: backup.projectId,
+    userId: backup.userId,
+    volumeId: uuidOr(backup.volumeId, nilUuid),
+    parentId: uuidOr(backup.parentId, null),
+    name: storable(backup.name),
+    description: storable(backup.description),
+    sizeGib: Math.min(backup.sizeGib, 2 ** 31 - 1),
+    volumeBytes: BigInt(backup.volumeBytes),
+    storedBytes: BigInt(backup.storedBytes),
+    objectCount: Math.min(backup.objects, 2 ** 31 - 1),
+    blockBytes: backup.blockBytes || null,
+    container: reference.container,
+    serviceMetadata: reference.prefix,
+    service,
+    encryptionKeyId: backup.encryptionKeyId,
+    createdAt: dateOf(backup.createdAt),
+    problem,
+  };
+}
+
+/** As the API would have taken it: PostgreSQL stores neither NUL nor half of a surrogate pair. */
+const storable = (text: string | null): string | null =>
+  text?.replaceAll("\0", "").toWellFormed().slice(0, 255) ?? null;
+
+/** `YYYY-MM-DD HH:MM:SS[.ffffff]+00:00`; what is no date becomes the oldest one there is. */
+function dateOf(text: string | null): Date {
+  const date = new Date(text?.replace(" ", "T") ?? 0);
+  const year = date.getUTCFullYear();
+  return year >= 1970 && year <= 9999 ? date : new Date(0);
+}

@@ -1,0 +1,196 @@
+import { readChain } from "./backups.ts";
+import { type Config, defaultRepository } from "./config.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { InvalidError, NoServiceError, OperationEndedError } from "./errors.ts";
+import type { Backup } from "./generated/client.ts";
+import { nilUuid } from "./listing.ts";
+import { completeOperation, endOperation, type OperationRow, startOperation } from "./operations.ts";
+import type { Principal } from "./principal.ts";
+import { reserveQuota } from "./quotas.ts";
+import type { TaskOperation, TaskResult } from "./tasks.ts";
+import { liveQueues } from "./workers.ts";
+
+/** What an export record says at first sight; the worker looks at the rest. */
+export interface NewImport {
+  /** The class path of the driver that is asked for, or its beginning; empty for any. */
+  service: string;
+  /** The record in strict base64. */
+  url: string;
+  id: string;
+  sizeGib: number;
+}
+
+/** @throws NoServiceError when no worker is alive to import anything */
+export async function assertImportable(database: Database, config: Config, service: string): Promise<void> {
+  if ((await liveQueues(database, config.worker.heartbeat_ms)).length === 0) throw new NoServiceError(service);
+}
+
+/**
+ * Accepts an export record (API spec 6.8). The row is the caller's, charged to its quota, and takes its contents when a worker has looked
+ * at what the record names. A tombstone of the same id gives way.
+ *
+ * @throws InvalidError when a live row of any project has the id; QuotaExceededError
+ */
+export async function requestBackupImport(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: NewImport,
+): Promise<{ id: string; name: string | null }> {
+  const { id, sizeGib } = request;
+  await inTransaction(database, async (tx) => {
+    await reserveQuota(tx, config, principal.projectId, { backups: 1, backup_gigabytes: sizeGib });
+    await tx.backup.deleteMany({ where: { id, deletedAt: { not: null } } });
+    const now = new Date();
+    const inserted = await tx.backup.createMany({
+      data: [
+        {
+          id,
+          projectId: principal.projectId,
+          userId: principal.userId,
+          volumeId: nilUuid,
+          status: "creating",
+          sizeGib,
+          repository: defaultRepository(config).name,
+          dataTimestamp: now,
+          createdAt: now,
+        },
+      ],
+      skipDuplicates: true,
+    });
+    if (inserted.count === 0) throw new InvalidError("backup", "Backup already exists in database.");
+    await startOperation(tx, principal, {
+      kind: "backup-import",
+      projectId: principal.projectId,
+      backupId: id,
+      input: { service: request.service, url: request.url },
+      // Any worker: which repository has the objects is not known before somebody looks.
+      task: { kind: "import-backup", needs: [] },
+    });
+  });
+  return { id, name: null };
+}
+
+/** Where the objects of an imported backup lie. */
+export interface ImportPlace {
+  repository: string;
+  container: string;
+  prefix: string;
+}
+
+/**
+ * Writes down where the objects lie before they are looked at: from then on a deletion of another row that shares them leaves them alone.
+ *
+ * @throws OperationEndedError when the row is no longer being imported
+ */
+export async function nameImport(database: Database, operation: TaskOperation, place: ImportPlace): Promise<void> {
+  const { count } = await database.backup.updateMany({
+    where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
+    data: { repository: place.repository, container: place.container, serviceMetadata: place.prefix },
+  });
+  if (count !== 1) throw new OperationEndedError(operation.id);
+}
+
+/** Everything that the row takes over; ids that are no uuids have been dropped. */
+export type ImportedBackup = Pick<
+  Backup,
+  | "name"
+  | "description"
+  | "volumeId"
+  | "snapshotId"
+  | "parentId"
+  | "sizeGib"
+  | "volumeBytes"
+  | "storedBytes"
+  | "objectCount"
+  | "blockBytes"
+  | "service"
+  | "host"
+  | "availabilityZone"
+  | "encryptionKeyId"
+  | "dataTimestamp"
+  | "createdAt"
+> & {
+  metadata: Record<string, string>;
+  /** What the metadata object says it builds on; undefined when it does not say. */
+  statedParentId: string | null | undefined;
+};
+
+/**
+ * What the record named is there: the backup is `available`.
+ *
+ * @throws InvalidError when it cannot build on the parent that the record names; OperationEndedError, ClaimLostError
+ */
+export async function finishBackupImport(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  imported: ImportedBackup,
+): Promise<void> {
+  const id = operation.backupId ?? nilUuid;
+  const { statedParentId, ...columns } = imported;
+  await inTransaction(database, async (tx) => {
+    await checkParent(tx, id, imported.parentId, statedParentId);
+    const { count } = await tx.backup.updateMany({
+      where: { id, status: "creating", deletedAt: null },
+      data: { ...columns, status: "available", updatedAt: new Date() },
+    });
+    if (count !== 1) throw new OperationEndedError(operation.id);
+    await completeOperation(tx, operation, result);
+  });
+}
+
+/**
+ * Records are made by hand, too: one that names another parent than its objects do, or closes a circle, is refused. A parent may have
+ * been imported under another id than its objects bear, and it may come later.
+ */
+async function checkParent(
+  tx: Transaction,
+  id: string,
+  parentId: string | null,
+  stated: string | null | undefined,
+): Promise<void> {
+  if (stated !== undefined && (stated === null) !== (parentId === null)) {
+    throw new InvalidError(
+      "backup",
+      `The record names ${parentId ?? "no backup"} as parent, the metadata ${stated ?? "none"}.`,
+    );
+  }
+  if (parentId === null) return;
+  const chain = await readChain(tx, parentId);
+  if (parentId === id || chain.some((link) => link.id === id || link.parentId === id)) {
+    throw new InvalidError("backup", "The parents of the backup form a circle.");
+  }
+  const [parent] = chain;
+  const bears = parent?.serviceMetadata?.split("_backup_").at(-1);
+  if (!parent || stated == null || stated === parent.id || stated === bears) return;
+  throw new InvalidError("backup", `The record names ${parentId} as parent, the metadata ${stated}.`);
+}
+
+export async function failBackupImport(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await endImport(tx, operation, { state: "failed", reason });
+}
+
+/** An admin has deleted or reset the row meanwhile. Rows are locked by the caller. */
+export async function cancelBackupImport(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await endImport(tx, operation, { state: "cancelled", reason });
+}
+
+/** The row stays, in `error`. It names no objects any more: deleting it must not remove what it was refused for. */
+async function endImport(
+  tx: Transaction,
+  operation: OperationRow,
+  end: { state: "failed" | "cancelled"; reason: string },
+): Promise<void> {
+  await tx.backup.updateMany({
+    where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
+    data: {
+      status: "error",
+      failReason: end.reason.slice(0, 255),
+      container: null,
+      serviceMetadata: null,
+      updatedAt: new Date(),
+    },
+  });
+  await endOperation(tx, operation, end);
+}

@@ -108,6 +108,7 @@ function rowOf(config: Config, operation: TaskOperation, { problem, ...backup }:
     projectId: input.projectId ?? backup.projectId ?? input.ownProjectId,
     userId: backup.userId ?? input.userId,
     repository: input.repository,
+    host: config.hostName,
     availabilityZone: repositoryNamed(config, input.repository).zone,
     status: problem === null ? "available" : "error",
     failReason: problem?.slice(0, 255) ?? null,

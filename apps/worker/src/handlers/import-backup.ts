@@ -88,10 +88,8 @@ async function findPlace(record: ImportRecord, service: string, { config, sites 
 /** What the objects say. @throws InvalidBackupError when the metadata cannot be read, or lists other objects than are there */
 async function verified(reference: BackupReference, { signal }: RunContext): Promise<ListedBackup> {
   const [wrong] = await verifyListing(reference, signal);
-  if (wrong) {
-    const text = "import_record aborted, actual object list does not match object list stored in metadata";
-    throw new InvalidBackupError(`${text}: ${wrong.object}: ${wrong.reason}.`);
-  }
+  // The reason first: the name of an object is long, and a fail_reason is cut.
+  if (wrong) throw new InvalidBackupError(`import_record aborted, ${wrong.reason}: ${wrong.object}`);
   return describeBackup(reference, signal);
 }
 
@@ -111,7 +109,7 @@ async function verifyDeeply(
   });
   const chain = [reference, ...(await openChain(parents, sites))];
   const [wrong] = (await engine.verifyBackup({ chain, mode: "deep" }, run)).damaged;
-  if (wrong) throw new InvalidBackupError(`${wrong.object}: ${wrong.reason}.`);
+  if (wrong) throw new InvalidBackupError(`import_record aborted, ${wrong.reason}: ${wrong.object}`);
 }
 
 const uuidOrNull = (id: string | null): string | null => (id !== null && isUuid(id) ? id : null);

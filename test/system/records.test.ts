@@ -1,0 +1,344 @@
+import { randomUUID } from "node:crypto";
+import { existsSync } from "node:fs";
+import { cp, readFile, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { decodeExportRecord, encodeExportRecord } from "@tephra/engine";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { openGolden } from "../format/golden-repository.ts";
+import { type Instance, startInstance } from "../harness/instance.ts";
+import { type Journey, journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../harness/journey.ts";
+
+const base = `/v3/${project}`;
+const MiB = 1024 * 1024;
+
+interface BackupRecord {
+  backup_service: string;
+  backup_url: string;
+}
+
+const decode = (record: BackupRecord) => JSON.parse(Buffer.from(record.backup_url, "base64").toString());
+const encode = (service: string, document: unknown): BackupRecord => ({
+  backup_service: service,
+  backup_url: Buffer.from(JSON.stringify(document)).toString("base64"),
+});
+
+async function exportRecord(instance: Instance, id: string): Promise<BackupRecord> {
+  const reply = await instance.request("GET", `${base}/backups/${id}/export_record`);
+  expect(reply.status, reply.text).toBe(200);
+  expect(Object.keys(reply.body)).toEqual(["backup-record"]);
+  return reply.body["backup-record"];
+}
+
+const importRecord = (instance: Instance, record: unknown) =>
+  instance.request("POST", `${base}/backups/import_record`, { "backup-record": record });
+
+async function imported(instance: Instance, user: Journey, record: BackupRecord): Promise<string> {
+  const reply = await importRecord(instance, record);
+  expect(reply.status, reply.text).toBe(201);
+  await user.settled("backups", reply.body.backup.id, "available");
+  return reply.body.backup.id;
+}
+
+/** Imports what must end in `error`; returns why. */
+async function refused(instance: Instance, user: Journey, record: BackupRecord): Promise<string> {
+  const reply = await importRecord(instance, record);
+  expect(reply.status, reply.text).toBe(201);
+  const { id } = reply.body.backup;
+  const row = (await user.settled("backups", id, "error")) as unknown as {
+    fail_reason: string;
+    container: string | null;
+  };
+  expect(row.container).toBeNull();
+  await user.deleteBackup(id);
+  return row.fail_reason;
+}
+
+/** The database as after a loss: nothing is known but the workers. */
+const loseDatabase = (instance: Instance) =>
+  instance.sql(
+    "TRUNCATE backups, volumes, attachments, snapshots, operations, tasks, quotas, notifications, messages CASCADE",
+  );
+
+/** A volume backed up four times: each backup with the hash of what it must restore. */
+async function chainOfFour(instance: Instance, user: Journey): Promise<Map<string, string>> {
+  const image = join(instance.dataDir, "chain.img");
+  const size = 9 * MiB + 4321;
+  await writeIslands(image, size, [{ offset: 0, data: randomBytesOf("chain", 5 * MiB) }]);
+  const volume = await user.importVolume(image, "chain");
+  const hashes = new Map<string, string>();
+  for (let i = 0; i < 4; i += 1) {
+    const change = { offset: (i + 1) * 1_000_000 + 17, data: randomBytesOf(`change ${i}`, 300_000) };
+    await writeIslands(user.volumeFile(volume), null, [change]);
+    const options = { name: `n${i}`, description: `d${i}`, incremental: i > 0, metadata: { step: String(i) } };
+    const { backup } = (
+      await instance.request(
+        "POST",
+        `${base}/backups`,
+        { backup: { volume_id: volume, ...options } },
+        {
+          "openstack-api-version": "volume 3.43",
+        },
+      )
+    ).body;
+    await user.settled("backups", backup.id, "available");
+    hashes.set(backup.id, await sha256Of(user.volumeFile(volume)));
+  }
+  return hashes;
+}
+
+const detail = async (instance: Instance, id: string) => {
+  const reply = await instance.request("GET", `${base}/backups/${id}`, undefined, {
+    "openstack-api-version": "volume 3.71",
+  });
+  return reply.body.backup;
+};
+
+const usage = (instance: Instance) =>
+  instance.sql("SELECT project_id, backups_used, backup_gigabytes_used FROM quotas ORDER BY 1");
+
+async function rescan(instance: Instance, body: object = {}) {
+  const reply = await instance.request("POST", "/ops/repositories/main/rescan", body);
+  expect(reply.status, reply.text).toBe(202);
+  const { id } = reply.body.operation;
+  return instance.waitFor(
+    async () => {
+      const { operation } = (await instance.request("GET", `/ops/operations/${id}`)).body;
+      return ["succeeded", "failed"].includes(operation.state) && operation;
+    },
+    { what: "the rescan has ended" },
+  );
+}
+
+describe("export and import", () => {
+  let instance: Instance;
+  let user: Journey;
+  beforeAll(async () => {
+    const quotas = { backups: -1, backup_gigabytes: 1000 };
+    instance = await startInstance({ config: { quotas }, repository: { object_bytes: 512 * 1024 } });
+    user = journeyOn(instance);
+  });
+  afterAll(() => instance?.[Symbol.asyncDispose]());
+
+  it("restores a chain of four exactly from its records, and from the repository alone, after the database is lost", {
+    timeout: 240_000,
+  }, async () => {
+    const hashes = await chainOfFour(instance, user);
+    const ids = [...hashes.keys()];
+    const records = await Promise.all(ids.map((id) => exportRecord(instance, id)));
+    const shown = await Promise.all(ids.map((id) => detail(instance, id)));
+    const used = await usage(instance);
+
+    await loseDatabase(instance);
+    // The newest first: a record may come before the one of its parent.
+    for (const record of records.toReversed()) await imported(instance, user, record);
+    for (const [i, id] of ids.entries()) {
+      const { updated_at: _now, created_at, data_timestamp, ...rest } = shown[i];
+      expect(await detail(instance, id)).toMatchObject(rest);
+      expect((await detail(instance, id)).data_timestamp).toBe(`${data_timestamp.slice(0, 19)}.000000`);
+      expect((await detail(instance, id)).created_at).toBe(`${created_at.slice(0, 19)}.000000`);
+    }
+    for (const [id, sha256] of hashes) await user.expectExact(id, sha256);
+    await user.accepted("DELETE", `${base}/backups/${ids[3]}`);
+    expect((await instance.request("DELETE", `${base}/backups/${ids[0]}`)).status).toBe(400);
+    await user.expectQuiet();
+    await rm(join(instance.repositoryDir, decode(records[3] as BackupRecord).container), {
+      recursive: true,
+      force: true,
+    });
+    hashes.delete(ids[3] as string);
+
+    await loseDatabase(instance);
+    expect(await rescan(instance)).toMatchObject({
+      state: "succeeded",
+      result: { found: 3, entered: 3, problems: [] },
+    });
+    expect(await rescan(instance)).toMatchObject({ result: { found: 3, entered: 0, problems: [] } });
+    const { metadata: _lost, updated_at: _now, ...rest } = shown[2];
+    expect(await detail(instance, ids[2] as string)).toMatchObject({ ...rest, has_dependent_backups: false });
+    for (const [id, sha256] of hashes) await user.expectExact(id, sha256);
+    expect(await usage(instance)).toEqual([
+      { ...used[0], project_id: project, backups_used: 3, backup_gigabytes_used: 3 },
+    ]);
+  });
+
+  it("writes records with Cinder's keys in Cinder's order, and nothing else", async () => {
+    const golden = await openGolden("zlib");
+    const theirs = JSON.parse(Buffer.from(golden.backups[1]?.backup_url ?? "", "base64").toString());
+    const [{ id }] = await instance.sql(
+      "SELECT id FROM backups WHERE status = 'available' AND parent_id IS NOT NULL LIMIT 1",
+    );
+    const record = await exportRecord(instance, id);
+    const ours = decode(record);
+    expect(Object.keys(ours)).toEqual(Object.keys(theirs));
+    for (const key of Object.keys(theirs))
+      if (theirs[key] !== null) expect([key, typeof ours[key]]).toEqual([key, typeof theirs[key]]);
+    expect(ours).toMatchObject({ id, project_id: project, status: "available", deleted: false, driver_info: {} });
+    expect(ours.created_at).toMatch(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/);
+    const read = decodeExportRecord(record.backup_url);
+    const again = encodeExportRecord({
+      ...read,
+      userId: ours.user_id,
+      projectId: ours.project_id,
+      volumeId: read.volumeId ?? "",
+      service: record.backup_service,
+      dependents: ours.num_dependent_backups,
+      createdAt: read.createdAt ?? new Date(0),
+      updatedAt: new Date(ours.updated_at),
+      host: ours.host,
+      availabilityZone: ours.availability_zone,
+    });
+    expect(decode({ ...record, backup_url: again })).toEqual({ ...ours, restore_volume_id: null });
+  });
+
+  it("imports what a real Cinder has written and restores it", { timeout: 240_000 }, async () => {
+    const golden = await openGolden("bz2");
+    await cp(golden.path, instance.repositoryDir, { recursive: true });
+    for (const backup of golden.backups) {
+      // The name of the module alone is what old releases state.
+      const record = { backup_service: "cinder.backup.drivers.posix", backup_url: backup.backup_url };
+      const id = await imported(instance, user, record);
+      expect(id).toBe(backup.id);
+      expect(await detail(instance, id)).toMatchObject({ object_count: backup.object_count, metadata: { m: "1" } });
+      const target = await user.restore(id);
+      const bytes = await readFile(user.volumeFile(target));
+      const image = await golden.image(backup.name);
+      expect(bytes.subarray(0, image.length).equals(image), backup.name).toBe(true);
+      expect(bytes.subarray(image.length).every((byte) => byte === 0)).toBe(true);
+      await user.accepted("DELETE", `${base}/volumes/${target}`);
+    }
+    const again = await importRecord(instance, { backup_service: "", backup_url: golden.backups[0]?.backup_url });
+    expect(again.body).toEqual({
+      badRequest: { code: 400, message: "Invalid backup: Backup already exists in database." },
+    });
+  });
+
+  it("lets two rows share their objects, and removes these with the last of them", { timeout: 120_000 }, async () => {
+    const image = join(instance.dataDir, "twin.img");
+    await writeIslands(image, 2 * MiB, [{ offset: 0, data: randomBytesOf("twin", 2 * MiB) }]);
+    const volume = await user.importVolume(image, "twin");
+    const original = await user.backUp(volume);
+    const record = await exportRecord(instance, original);
+    const folder = join(instance.repositoryDir, decode(record).container);
+    const twinRecord = () => encode(record.backup_service, { ...decode(record), id: randomUUID() });
+    const twin = await imported(instance, user, twinRecord());
+    expect(twin).not.toBe(original);
+    await user.deleteBackup(original);
+    await user.expectExact(twin, await sha256Of(image));
+    // The id of a deleted backup may come back.
+    expect(await imported(instance, user, record)).toBe(original);
+    const third = await imported(instance, user, twinRecord());
+    expect(await rescan(instance)).toMatchObject({ result: { entered: 0 } });
+    await Promise.all([twin, original, third].map((id) => user.deleteBackup(id)));
+    expect(existsSync(folder)).toBe(false);
+  });
+
+  it("refuses records that lie, and touches nothing that they name", { timeout: 240_000 }, async () => {
+    const image = join(instance.dataDir, "lies.img");
+    await writeIslands(image, 2 * MiB, [{ offset: 0, data: randomBytesOf("lies", 2 * MiB) }]);
+    const volume = await user.importVolume(image, "lies");
+    const full = await user.backUp(volume);
+    const inc = await user.backUp(volume, { incremental: true });
+    const [record, child] = [await exportRecord(instance, full), await exportRecord(instance, inc)];
+    const lie = (change: Record<string, unknown>, of: BackupRecord = record) =>
+      encode(of.backup_service, { ...decode(of), id: randomUUID(), ...change });
+    const reason = (change: Record<string, unknown>, of?: BackupRecord) => refused(instance, user, lie(change, of));
+    const { service_metadata: prefix, container, ...rest } = decode(record);
+
+    expect(await reason({ container: "../../etc" })).toContain("Not a usable export record");
+    expect(await reason({ container: "/etc" })).toContain("absolute");
+    expect(await reason({ container: ".tephra/records" })).toContain("reserved");
+    expect(await reason({ service_metadata: "volume_" })).toContain("Not the prefix");
+    expect(await reason({ service_metadata: `${prefix}/../../x` })).toContain("Not the prefix");
+    expect(await reason({ container: "x".repeat(300) })).toContain("container");
+    expect(await reason({ object_count: -1 })).toContain("object_count");
+    expect(await reason({ display_name: { __proto__: null } })).toContain("display_name");
+    expect(await reason({ display_name: "a\0b" })).toContain("cannot be stored");
+    expect(await reason({ parent_id: "../x" })).toContain("parent_id");
+    expect(await reason({ parent_id: randomUUID() })).toContain("as parent, the metadata none");
+    expect(await reason({ parent_id: null }, child)).toContain(`as parent, the metadata ${full}`);
+    const other = await imported(instance, user, lie({}));
+    expect(await reason({ parent_id: inc }, child)).toContain("as parent");
+    const own = randomUUID();
+    expect(await reason({ id: own, parent_id: own }, child)).toContain("circle");
+    expect(await reason({ size: 0 })).toContain("its size is 0 GiB");
+    expect(await reason({ service_metadata: prefix.replace(/\d{14}/, "19990101000000") })).toContain("it is missing");
+    const foreign = await refused(instance, user, { ...lie({}), backup_service: "cinder.backup.drivers.s3" });
+    expect(foreign).toBe(
+      "Import record failed, cannot find backup service to perform the import. Request service cinder.backup.drivers.s3.",
+    );
+    const { display_name: _name, object_count: _count, ...fewer } = { ...rest, service_metadata: prefix, container };
+    expect(await refused(instance, user, encode(record.backup_service, { ...fewer, id: randomUUID() }))).toBe(
+      "Driver successfully decoded imported backup data, but there are missing fields (display_name, object_count).",
+    );
+    // One stray object under the prefix, and one missing: the listing is not what the metadata says.
+    const stray = join(instance.repositoryDir, container, `${prefix}-00099`);
+    await writeFile(stray, "stray");
+    expect(await reason({})).toContain("aborted, the metadata does not know it");
+    await rm(stray);
+    const metadata = join(instance.repositoryDir, container, `${prefix}_metadata`);
+    const text = await readFile(metadata, "utf8");
+    await writeFile(metadata, text.replace('"version": "1.0.0"', '"version": "9.0.0"'));
+    expect(await reason({})).toContain("No support to restore backup version 9.0.0");
+    await writeFile(metadata, text);
+    await user.expectExact(other, await sha256Of(image));
+    await user.expectExact(inc, await sha256Of(image));
+  });
+
+  it("answers what is no record as Cinder does", async () => {
+    const ask = async (record: unknown) => (await importRecord(instance, record)).body.badRequest.message;
+    const service = "cinder.backup.drivers.posix.PosixBackupDriver";
+    const url = (backup_url: unknown) => ask({ backup_service: service, backup_url });
+    const json = (value: unknown) => ask(encode(service, value));
+    expect(await url("%%%")).toBe("Invalid input received: Can't parse backup record.");
+    expect(await url("abcde")).toBe("Invalid input received: Can't decode backup record.");
+    expect(await url(Buffer.from([0x22, 0xff, 0x22]).toString("base64"))).toBe(
+      "Invalid input received: Can't parse backup record.",
+    );
+    expect(await json([1])).toBe("Invalid input received: Provided backup record is missing an id");
+    expect(await json({ id: randomUUID() })).toBe(
+      "Invalid input received: Provided backup record is missing size attribute",
+    );
+    expect(await json({ id: "../..", size: 1 })).toContain("no uuid");
+    for (const size of ["1", -1, 1.5, 1e300, null, {}])
+      expect(await json({ id: randomUUID(), size })).toContain("size");
+    expect(await ask({})).toBe(
+      "Invalid input for field/attribute backup-record. Value: {}. 'backup_service' is a required property",
+    );
+    expect(await url("")).toBe("Invalid input for field/attribute backup_url. Value: . '' is too short");
+    const deep = await url(
+      Buffer.from(`${"[".repeat(80_000)}`)
+        .toString("base64")
+        .slice(0, 100_000),
+    );
+    expect(deep).toBe("Invalid input received: Can't parse backup record.");
+    const huge = await importRecord(instance, { backup_service: service, backup_url: "A".repeat(200_000) });
+    expect(huge.status).toBe(413);
+    const over = await importRecord(instance, encode(service, { id: randomUUID(), size: 100_000 }));
+    expect(over.body.overLimit.message).toContain("VolumeBackupSizeExceedsAvailableQuota: ");
+  });
+});
+
+it("reads every byte of the chain before it accepts a record, where the configuration says so", {
+  timeout: 180_000,
+}, async () => {
+  await using instance = await startInstance({ config: { import_verify: "deep" } });
+  const user = journeyOn(instance);
+  const image = join(instance.dataDir, "deep.img");
+  await writeIslands(image, 2 * MiB, [{ offset: 0, data: randomBytesOf("deep", 2 * MiB) }]);
+  const volume = await user.importVolume(image, "deep");
+  const full = await user.backUp(volume);
+  await writeIslands(user.volumeFile(volume), null, [{ offset: 5000, data: randomBytesOf("more", 100) }]);
+  const inc = await user.backUp(volume, { incremental: true });
+  const records = [await exportRecord(instance, full), await exportRecord(instance, inc)] as const;
+  await loseDatabase(instance);
+  expect(await refused(instance, user, records[1])).toBe(`Backup ${full} could not be found.`);
+  for (const record of records) await imported(instance, user, record);
+  await loseDatabase(instance);
+  const { container, service_metadata: prefix } = decode(records[0]);
+  const object = join(instance.repositoryDir, container, `${prefix}-00001`);
+  const bytes = await readFile(object);
+  const middle = bytes.length >> 1;
+  bytes.writeUInt8(bytes.readUInt8(middle) ^ 1, middle);
+  await writeFile(object, bytes);
+  expect(await refused(instance, user, records[0])).toContain("-00001");
+});

@@ -27,7 +27,7 @@ def configure():
 use_stderr = false
 log_file = {home}/keystone.log
 [database]
-connection = sqlite:///{home}/keystone.sqlite
+connection = sqlite:///{home}/keystone.sqlite?timeout=60
 [token]
 expiration = {token_life}
 allow_expired_window = 0
@@ -59,6 +59,13 @@ def manage(*arguments):
         sys.exit("keystone-manage %s failed" % arguments[0])
 
 
+def let_readers_be():
+    """A reader that is left open would keep writers out for ever; with a write-ahead log it does not. The file remembers."""
+    import sqlite3
+
+    sqlite3.connect(os.path.join(home, "keystone.sqlite")).execute("PRAGMA journal_mode = WAL")
+
+
 def add_object_store():
     """By the API itself: bootstrapping knows one service only."""
     import urllib.request
@@ -80,6 +87,7 @@ def add_object_store():
 def main():
     configure()
     manage("db_sync")
+    let_readers_be()
     manage("fernet_setup", "--keystone-user", str(os.getuid()), "--keystone-group", str(os.getgid()))
     access = ["--bootstrap-password", settings["password"], "--bootstrap-region-id", settings["region"]]
     manage("bootstrap", *access, "--bootstrap-public-url", url + "/v3", "--bootstrap-internal-url", url + "/v3")

@@ -1,5 +1,6 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { Config, Principal } from "@tephra/control";
+import { amongKeystoneTokens } from "./keystone.ts";
 import { UnauthenticatedError } from "./refusals.ts";
 
 /** Who a caller is who sends no token in mode `none`. */
@@ -8,28 +9,46 @@ const anonymous = { userId: "admin", projectId: "0000000000000000000000000000000
 /** USER:PROJECT, in characters that are safe in URLs, logs and rows. */
 const plainToken = /^([\w.@-]{1,255}):([\w.-]{1,255})$/;
 
+/** Whose a token is. */
+export type Identity = Pick<Principal, "userId" | "projectId" | "roles">;
+
 /**
- * Token → Principal of this request.
+ * Token → who it belongs to.
  *
  * @throws UnauthenticatedError for a token that is missing where one is needed, malformed or unknown
+ * @throws IdentityUnavailableError when that cannot be found out
  */
-export type Authenticate = (token: string | undefined, requestId: string) => Principal;
+export type IdentifyToken = (token: string | undefined) => Identity | Promise<Identity>;
+
+/** As `IdentifyToken`, for one request. */
+export type Authenticate = (token: string | undefined, requestId: string) => Promise<Principal>;
 
 export function authenticator(auth: Config["auth"]): Authenticate {
-  return auth.mode === "none" ? takenAsGiven : amongTokens(auth.tokens);
+  const identify = identifierOf(auth);
+  return async (token, requestId) => {
+    const { userId, projectId, roles } = await identify(token);
+    // Cinder's deprecated defaults ask for a token of the project and for no role (API spec 5.3).
+    const granted = auth.enforce_new_defaults ? roles : [...new Set([...roles, "member" as const])];
+    return { userId, projectId, roles: granted, isAdmin: roles.includes("admin"), requestId };
+  };
+}
+
+function identifierOf(auth: Config["auth"]): IdentifyToken {
+  if (auth.mode === "static") return amongTokens(auth.tokens);
+  return auth.mode === "keystone" && auth.keystone !== null ? amongKeystoneTokens(auth.keystone) : takenAsGiven;
 }
 
 /** Cinder's noauth: every caller is admin of the project that it names. */
-const takenAsGiven: Authenticate = (token, requestId) => {
-  if (token === undefined) return { ...anonymous, roles: ["admin"], isAdmin: true, requestId };
+const takenAsGiven: IdentifyToken = (token) => {
+  if (token === undefined) return { ...anonymous, roles: ["admin"] };
   const [, userId, projectId] = plainToken.exec(token) ?? [];
   if (userId === undefined || projectId === undefined) throw new UnauthenticatedError();
-  return { userId, projectId, roles: ["admin"], isAdmin: true, requestId };
+  return { userId, projectId, roles: ["admin"] };
 };
 
-function amongTokens(tokens: Config["auth"]["tokens"]): Authenticate {
+function amongTokens(tokens: Config["auth"]["tokens"]): IdentifyToken {
   const known = tokens.map((token) => ({ ...token, digest: Buffer.from(token.sha256, "hex") }));
-  return (token, requestId) => {
+  return (token) => {
     if (token === undefined) throw new UnauthenticatedError();
     const digest = createHash("sha256").update(token).digest();
     // Every entry is compared, so that the time says nothing about which one matched.
@@ -38,7 +57,6 @@ function amongTokens(tokens: Config["auth"]["tokens"]): Authenticate {
       null,
     );
     if (!found) throw new UnauthenticatedError();
-    const { user_id: userId, project_id: projectId, roles } = found;
-    return { userId, projectId, roles, isAdmin: roles.includes("admin"), requestId };
+    return { userId: found.user_id, projectId: found.project_id, roles: found.roles };
   };
 }

@@ -38,6 +38,8 @@ export const outageFault: Fault = {
   message: "The service is temporarily unable to reach its database. Try again later.",
 };
 
+export const identityFault: Fault = { status: 503, message: "The Keystone service is temporarily unavailable." };
+
 /** Ends the answer with JSON, or with no body when `body` is undefined. The content type is Cinder's, without a charset. */
 export function endJson(res: ServerResponse, status: number, body?: unknown): void {
   const text = body === undefined ? "" : JSON.stringify(body);

@@ -11,8 +11,8 @@ declare module "express-serve-static-core" {
 
 /** Token → `req.principal`. An unknown one ends the request before its route is looked up, as Keystone's middleware does. */
 export function identify({ authenticate }: Pick<Context, "authenticate">): RequestHandler {
-  return (req, _res, next) => {
-    req.principal = authenticate(req.get("x-auth-token"), String(req.id));
+  return async (req, _res, next) => {
+    req.principal = await authenticate(req.get("x-auth-token"), String(req.id));
     next();
   };
 }

@@ -28,3 +28,10 @@ export class UnauthenticatedError extends Error {
     return "UnauthenticatedError";
   }
 }
+
+/** Nobody can say now whether a token is good. Not the caller's fault: a client that is told 401 would throw its token away. */
+export class IdentityUnavailableError extends Error {
+  override get name(): string {
+    return "IdentityUnavailableError";
+  }
+}

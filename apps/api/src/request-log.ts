@@ -3,7 +3,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Request, RequestHandler } from "express";
 import { pinoHttp } from "pino-http";
 import type { Context } from "./context.ts";
-import { type Fault, outageFault } from "./fault.ts";
+import { type Fault, identityFault, outageFault } from "./fault.ts";
 
 /** Asked every few seconds by machines: not worth a line. */
 const quiet = new Set(["/healthz", "/readyz", "/metrics", "/healthcheck"]);
@@ -40,5 +40,7 @@ export function logFault({ log }: Pick<Context, "log">, req: Request, fault: Fau
   if (fault.status < 500) return;
   const about = { event: "request.failed", request_id: req.id, method: req.method, path: req.path };
   if (fault === outageFault) log.warn({ ...about, reason: (error as Error).message }, "the database cannot be asked");
+  else if (fault === identityFault)
+    log.warn({ ...about, reason: (error as Error).message }, "tokens cannot be validated");
   else log.error({ ...about, err: error }, "request failed");
 }

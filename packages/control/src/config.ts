@@ -70,6 +70,27 @@ const Repository = z
 
 const VolumeBackend = z.strictObject({ name, driver: z.literal("file"), path: z.string().min(1) });
 
+/** A Keystone v3 that says whose a token is, and the user by whose right it is asked. */
+const Keystone = z.strictObject({
+  /** Where it listens, with or without `/v3` at the end. */
+  url: z
+    .string()
+    .regex(/^https?:\/\/[^\s]+$/, "must be an http:// or https:// URL")
+    .transform((url) => url.replace(/\/+$/, "").replace(/\/v3$/, "")),
+  username: z.string().min(1),
+  password: z.string().min(1),
+  user_domain: z.string().min(1).default("Default"),
+  project: z.string().min(1).default("service"),
+  project_domain: z.string().min(1).default("Default"),
+  /** What a refused client is told to ask for a token; null: `url`. */
+  www_authenticate_uri: z.string().min(1).nullable().default(null),
+  /** How long an answer is believed: a token that is revoked works at most so much longer. */
+  cache_ms: z.int().min(0).default(60_000),
+  /** Answers kept at once. */
+  cache_tokens_max: z.int().min(1).default(10_000),
+  timeout_ms: z.int().min(100).default(10_000),
+});
+
 const unique = (items: readonly { name: string }[]) => new Set(items.map((i) => i.name)).size === items.length;
 
 const Schema = z
@@ -80,11 +101,21 @@ const Schema = z
     database_url: z.string().regex(/^postgres(ql)?:\/\/.+/, "must be a postgresql:// URL (DATABASE_URL)"),
     redis_url: z.string().regex(/^(rediss?|unix):\/\/.+/, "must be a redis:// URL (REDIS_URL)"),
     auth: z
-      .strictObject({ mode: z.enum(["none", "static"]).default("none"), tokens: z.array(Token).default([]) })
+      .strictObject({
+        mode: z.enum(["none", "static", "keystone"]).default("none"),
+        tokens: z.array(Token).default([]),
+        keystone: Keystone.nullable().default(null),
+        /** False: whoever has a token of a project, with whatever role, may do what a member may. */
+        enforce_new_defaults: z.boolean().default(true),
+      })
       .prefault({})
       .refine((a) => a.mode !== "static" || a.tokens.length > 0, {
         path: ["tokens"],
         error: "static mode needs at least one token",
+      })
+      .refine((a) => a.mode !== "keystone" || a.keystone !== null, {
+        path: ["keystone"],
+        error: "keystone mode needs its url, username and password",
       }),
     repositories: z.array(Repository).min(1).refine(unique, "names must differ"),
     volume_backends: z.array(VolumeBackend).min(1).refine(unique, "names must differ"),
@@ -166,6 +197,7 @@ type Parsed = z.infer<typeof Schema>;
 
 /** The whole configuration, checked. Paths are absolute. `hostName` is this machine's, for rows and logs. */
 export type Config = Parsed & { hostName: string };
+export type KeystoneConfig = z.infer<typeof Keystone>;
 export type RepositoryConfig = Parsed["repositories"][number];
 export type VolumeBackendConfig = Parsed["volume_backends"][number];
 
@@ -196,6 +228,12 @@ function readFile(path: string): Record<string, unknown> {
   return value as Record<string, unknown>;
 }
 
+/** The password of Keystone's user may come by the environment, so that the file need hold no secret. */
+function addSecret(raw: Record<string, unknown>, password: string | undefined): void {
+  const auth = raw["auth"] as { keystone?: object } | undefined;
+  if (password && auth?.keystone) raw["auth"] = { ...auth, keystone: { ...auth.keystone, password } };
+}
+
 /**
  * Environment and file (TEPHRA_CONFIG, YAML) → Config; the environment wins. The sole reader of the environment.
  * With no file: auth `none`, one posix repository and one `file` backend under the data folder.
@@ -214,6 +252,7 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
   }).filter(([, value]) => value !== undefined && value !== "");
   const raw: Record<string, unknown> = { ...file, ...Object.fromEntries(overrides) };
   const workingDir = resolve(env["TEPHRA_WORKING_DIR"] || ".");
+  addSecret(raw, env["TEPHRA_KEYSTONE_PASSWORD"]);
   const dataDir = resolve(workingDir, typeof raw["data_dir"] === "string" ? raw["data_dir"] : "var");
   raw["data_dir"] = dataDir;
   raw["repositories"] ??= [{ name: "main", url: `posix:${resolve(dataDir, "repository")}`, default: true }];

@@ -2,9 +2,9 @@ import { NotFoundError } from "@tephra/control";
 import type { ErrorRequestHandler, Request, RequestHandler, Response } from "express";
 import { Router, raw } from "express";
 import type { Context } from "../context.ts";
-import { endFault, endJson, type Fault } from "../fault.ts";
+import { endFault, endJson, type Fault, identityFault } from "../fault.ts";
 import { allow, assertRule, may, type Rule } from "../policy.ts";
-import { badRequest, NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
+import { badRequest, IdentityUnavailableError, NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
 import { logFault } from "../request-log.ts";
 import type { Action, Answer, Call } from "./call.ts";
 import { faultOf } from "./errors.ts";
@@ -145,18 +145,18 @@ function handlerOf(context: Context, route: Route): RequestHandler {
 }
 
 /** Cinder's own answer to a path or method that it does not have: JSON only for those who ask for it (API spec 2.5). */
-function endPlain(req: Request, res: Response, status: number, title: string, text: string): void {
+function endPlain(req: Request, res: Response, status: number, title: string, text: string, detail = ""): void {
   if (req.method === "HEAD") {
     res.writeHead(status, { "content-type": "text/html; charset=UTF-8" }).end();
     return;
   }
   if (req.get("accept")?.includes("application/json")) {
-    endJson(res, status, { message: `${text}<br /><br />\n\n\n`, code: `${status} ${title}`, title });
+    endJson(res, status, { message: `${text}<br /><br />\n${detail}\n\n`, code: `${status} ${title}`, title });
     return;
   }
   res.setHeader("content-type", "text/plain; charset=UTF-8");
   res.statusCode = status;
-  res.end(`${status} ${title}\n\n${text}\n\n   `);
+  res.end(`${status} ${title}\n\n${text}\n\n ${detail}  `);
 }
 
 function endTooLarge(req: Request, res: Response): void {
@@ -164,9 +164,14 @@ function endTooLarge(req: Request, res: Response): void {
   endPlain(req, res, 413, "Request Entity Too Large", text);
 }
 
-function endUnauthenticated(req: Request, res: Response): void {
+/** The words in which Keystone's middleware says that it cannot validate a token. */
+const unavailableText = "The server is currently unavailable. Please try again at a later time.";
+
+function endUnauthenticated({ config }: Context, req: Request, res: Response): void {
+  const { mode, keystone } = config.auth;
+  const identity = mode === "keystone" ? (keystone?.www_authenticate_uri ?? keystone?.url) : null;
   const error = { code: 401, title: "Unauthorized", message: "The request you have made requires authentication." };
-  res.setHeader("www-authenticate", `Keystone uri="${originOf(req)}"`);
+  res.setHeader("www-authenticate", `Keystone uri="${identity ?? originOf(req)}"`);
   endJson(res, 401, { error });
 }
 
@@ -178,7 +183,11 @@ export function answerErrors(context: Context): ErrorRequestHandler {
       return;
     }
     if (error instanceof NoRouteError) return endPlain(req, res, 404, "Not Found", "The resource could not be found.");
-    if (error instanceof UnauthenticatedError) return endUnauthenticated(req, res);
+    if (error instanceof UnauthenticatedError) return endUnauthenticated(context, req, res);
+    if (error instanceof IdentityUnavailableError) {
+      logFault(context, req, identityFault, error);
+      return endPlain(req, res, 503, "Service Unavailable", unavailableText, identityFault.message);
+    }
     const fault = bodyFault(req, res, error) ?? faultOf(error);
     if (fault === "answered") return;
     logFault(context, req, fault, error);

@@ -1,7 +1,7 @@
 import { ControlError, InvalidError, NotFoundError, QuotaExceededError, StateConflictError } from "@tephra/control";
-import { type Fault, outageFault, unexpectedFault } from "../fault.ts";
+import { type Fault, identityFault, outageFault, unexpectedFault } from "../fault.ts";
 import { isDatabaseOutage } from "../outage.ts";
-import { NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
+import { IdentityUnavailableError, NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
 
 /** The one map from an error to what a caller of our own routes sees. A fault of 500 is one that nobody foresaw. */
 export function faultOf(error: unknown): Fault {
@@ -9,6 +9,7 @@ export function faultOf(error: unknown): Fault {
   if (error instanceof UnauthenticatedError) {
     return { status: 401, message: "The request you have made requires authentication." };
   }
+  if (error instanceof IdentityUnavailableError) return identityFault;
   if (error instanceof NoRouteError) return { status: 404, message: "The resource could not be found." };
   if (error instanceof NotFoundError) return { status: 404, message: error.message };
   if (error instanceof InvalidError) return { status: 400, message: error.message };

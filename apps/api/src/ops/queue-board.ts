@@ -88,7 +88,7 @@ export function queueBoard(context: Context, rule: Rule): Router {
   const server = new ExpressAdapter().setBasePath(basePath);
   const board = createBullBoard({ queues: [], serverAdapter: server, options: { uiConfig: { boardTitle: "Tephra" } } });
   const guard: RequestHandler = async (req, _res, next) => {
-    allow(context.authenticate(tokenOf(req.headers), String(req.id)), rule);
+    allow(await context.authenticate(tokenOf(req.headers), String(req.id)), rule);
     if (req.method !== "GET" && req.method !== "HEAD") throw new Refusal(405, "The queues can only be looked at here.");
     next();
   };

@@ -43,7 +43,7 @@ export function parse<T>(schema: z.ZodType<T>, input: unknown): T {
 async function answer(context: Context, route: OpsRoute, req: Request): Promise<OpsAnswer> {
   if (route[2] === "public") return route[3](context);
   const [, , rule, handle] = route;
-  const principal = context.authenticate(req.get("x-auth-token"), String(req.id));
+  const principal = await context.authenticate(req.get("x-auth-token"), String(req.id));
   allow(principal, rule);
   const query = new URL(req.url, "http://localhost").searchParams;
   return handle(context, { principal, params: req.params as Record<string, string>, query, body: req.body });

@@ -1,0 +1,151 @@
+import { createHash } from "node:crypto";
+import { type KeystoneConfig, type Role, roles } from "@tephra/control";
+import { LRUCache } from "lru-cache";
+import { z } from "zod";
+import type { IdentifyToken, Identity } from "./auth.ts";
+import { IdentityUnavailableError, UnauthenticatedError } from "./refusals.ts";
+
+/** What is read of Keystone's answers; a token without a project opens nothing here. */
+const TokenAnswer = z.object({
+  token: z.object({
+    issued_at: z.coerce.date(),
+    expires_at: z.coerce.date(),
+    user: z.object({ id: z.string().min(1) }),
+    project: z.object({ id: z.string().min(1) }).optional(),
+    roles: z.array(z.object({ name: z.string() })).default([]),
+  }),
+});
+type Token = z.infer<typeof TokenAnswer>["token"];
+
+/** What Keystone said of a token: whose it is, or that it is nobody's. */
+type Verdict = { identity: Identity } | { identity: null };
+
+/** The part of its life after which the service's own token is replaced. */
+const renewAfter = 0.8;
+
+interface ServiceToken {
+  text: string;
+  /** On the monotonic clock. */
+  renewAtMs: number;
+}
+
+const unavailable = (why: string, cause?: unknown): IdentityUnavailableError =>
+  new IdentityUnavailableError(`Keystone cannot be asked: ${why}`, { cause });
+
+async function parsedToken(response: Response): Promise<Token> {
+  const parsed = TokenAnswer.safeParse(await response.json().catch(() => null));
+  if (!parsed.success) throw unavailable("its answer is not that of a Keystone v3");
+  return parsed.data.token;
+}
+
+/** One Keystone, asked with the right of the configured user. */
+function openKeystone(keystone: KeystoneConfig) {
+  const tokensUrl = `${keystone.url}/v3/auth/tokens`;
+  let service: Promise<ServiceToken> | null = null;
+
+  const ask = async (url: string, init: RequestInit): Promise<Response> => {
+    try {
+      return await fetch(url, { ...init, signal: AbortSignal.timeout(keystone.timeout_ms) });
+    } catch (cause) {
+      throw unavailable((cause as Error).message, cause);
+    }
+  };
+
+  const logIn = async (): Promise<ServiceToken> => {
+    const { username, password, user_domain, project, project_domain } = keystone;
+    const user = { name: username, password, domain: { name: user_domain } };
+    const scope = { project: { name: project, domain: { name: project_domain } } };
+    const body = JSON.stringify({ auth: { identity: { methods: ["password"], password: { user } }, scope } });
+    const askedAtMs = performance.now();
+    const response = await ask(`${tokensUrl}?nocatalog`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body,
+    });
+    const text = response.headers.get("x-subject-token");
+    if (response.status !== 201 || text === null) {
+      await response.body?.cancel();
+      throw unavailable(`the login of ${username} was answered with ${response.status}`);
+    }
+    // By the token's own two times, so that the clocks need not agree.
+    const { issued_at: issuedAt, expires_at: expiresAt } = await parsedToken(response);
+    return { text, renewAtMs: askedAtMs + (expiresAt.getTime() - issuedAt.getTime()) * renewAfter };
+  };
+
+  /** One login at a time, shared by whoever waits for it. A failed one is forgotten. */
+  const logInAnew = (): Promise<ServiceToken> => {
+    const attempt = logIn();
+    service = attempt;
+    attempt.catch(() => {
+      if (service === attempt) service = null;
+    });
+    return attempt;
+  };
+
+  const serviceToken = async (): Promise<string> => {
+    const held = await (service ?? logInAnew());
+    if (performance.now() < held.renewAtMs) return held.text;
+    // Somebody else may have begun to renew it meanwhile.
+    const current = await (service ?? logInAnew());
+    return current === held ? (await logInAnew()).text : current.text;
+  };
+
+  const validate = async (subject: string): Promise<Token | null> => {
+    for (let attempt = 1; ; attempt += 1) {
+      const mine = await serviceToken();
+      const response = await ask(`${tokensUrl}?nocatalog`, {
+        headers: { "x-auth-token": mine, "x-subject-token": subject },
+      });
+      if (response.status === 200) return parsedToken(response);
+      await response.body?.cancel();
+      if (response.status === 404) return null;
+      // 401 is about our own token: it was revoked, or Keystone has new keys.
+      if (response.status !== 401 || attempt > 1) throw unavailable(`it answered ${response.status}`);
+      service = null;
+    }
+  };
+
+  return { validate };
+}
+
+const isRole = (name: string): name is Role => (roles as readonly string[]).includes(name);
+
+function identityOf(token: Token): Identity | null {
+  const projectId = token.project?.id;
+  if (projectId === undefined) return null;
+  const known = token.roles.map((role) => role.name.toLowerCase()).filter(isRole);
+  return { userId: token.user.id, projectId, roles: known };
+}
+
+/** Keystone's tokens are at most a few hundred characters; nothing longer is worth a question. */
+const tokenLengthMax = 8_192;
+
+/**
+ * Tokens that a Keystone v3 has given out. Its answers, also that a token is nobody's, are kept for `cache_ms`, no longer than the token
+ * lives, at most `cache_tokens_max` of them, under the token's SHA-256. Requests that bring the same token at once ask once.
+ *
+ * @throws IdentityUnavailableError when Keystone cannot be reached, or refuses the service's own user
+ */
+export function amongKeystoneTokens(settings: KeystoneConfig): IdentifyToken {
+  const keystone = openKeystone(settings);
+  const answers = new LRUCache<string, Verdict, string>({
+    max: settings.cache_tokens_max,
+    ttl: settings.cache_ms,
+    // One that is pushed out of a full cache while it is asked for is still answered.
+    ignoreFetchAbort: true,
+    fetchMethod: async (_digest, _stale, { options, context: token }) => {
+      const found = await keystone.validate(token);
+      const leftMs = found === null ? settings.cache_ms : found.expires_at.getTime() - Date.now();
+      // A ttl of 0 would mean for ever.
+      options.ttl = Math.max(1, Math.min(settings.cache_ms, leftMs));
+      return { identity: found && identityOf(found) };
+    },
+  });
+  return async (token) => {
+    if (!token || token.length > tokenLengthMax) throw new UnauthenticatedError();
+    const digest = createHash("sha256").update(token).digest("hex");
+    const verdict = await answers.fetch(digest, { context: token });
+    if (!verdict?.identity) throw new UnauthenticatedError();
+    return verdict.identity;
+  };
+}

@@ -2,10 +2,13 @@ import express, { type Express } from "express";
 import helmet from "helmet";
 import { backups } from "./cinder/backups.ts";
 import { discovery, versionThree } from "./cinder/discovery.ts";
+import { snapshotMetadata, volumeMetadata } from "./cinder/metadata.ts";
 import { quotas } from "./cinder/quotas.ts";
 import { records } from "./cinder/records.ts";
 import { answerErrors, answerOptions, cinderRouter, limitBodies, type Route } from "./cinder/serve.ts";
 import { snapshots } from "./cinder/snapshots.ts";
+import { volumeActions } from "./cinder/volume-actions.ts";
+import { volumeTypes } from "./cinder/volume-types.ts";
 import { volumes } from "./cinder/volumes.ts";
 import type { Context } from "./context.ts";
 import { identify } from "./identify.ts";
@@ -39,22 +42,58 @@ export const cinderRoutes: readonly Route[] = [
   ],
   ["GET", "/volumes", "volume:get_all", volumes.list],
   ["GET", "/volumes/detail", "volume:get_all", volumes.detail],
+  ["GET", "/volumes/summary", "volume:get_all", volumes.summary],
   ["POST", "/volumes", "volume:create", volumes.create],
   ["GET", "/volumes/:id", "volume:get", volumes.show],
+  ["PUT", "/volumes/:id", "volume:update", volumes.update],
   ["DELETE", "/volumes/:id", "volume:delete", volumes.remove],
   [
     "ACTION",
     "/volumes/:id/action",
     {
-      "os-attach": ["volume_extension:volume_actions:attach", volumes.attach],
-      "os-detach": ["volume_extension:volume_actions:detach", volumes.detach],
+      "os-attach": ["volume_extension:volume_actions:attach", volumeActions.attach],
+      "os-detach": ["volume_extension:volume_actions:detach", volumeActions.detach],
+      "os-reserve": ["volume_extension:volume_actions:reserve", volumeActions.reserve],
+      "os-unreserve": ["volume_extension:volume_actions:unreserve", volumeActions.unreserve],
+      "os-begin_detaching": ["volume_extension:volume_actions:begin_detaching", volumeActions.beginDetaching],
+      "os-roll_detaching": ["volume_extension:volume_actions:roll_detaching", volumeActions.rollDetaching],
+      "os-extend": ["volume:extend", volumeActions.extend],
+      "os-set_bootable": ["volume:update", volumeActions.setBootable],
+      "os-update_readonly_flag": ["volume:update_readonly_flag", volumeActions.setReadOnly],
+      "os-reset_status": ["volume_extension:volume_admin_actions:reset_status", volumeActions.resetStatus],
+      "os-force_delete": ["volume_extension:volume_admin_actions:force_delete", volumeActions.forceDelete],
+      "os-force_detach": ["volume_extension:volume_admin_actions:force_detach", volumeActions.forceDetach],
     },
   ],
+  ["GET", "/volumes/:id/metadata", "volume:get_volume_metadata", volumeMetadata.list],
+  ["POST", "/volumes/:id/metadata", "volume:create_volume_metadata", volumeMetadata.add],
+  ["PUT", "/volumes/:id/metadata", "volume:update_volume_metadata", volumeMetadata.replace],
+  ["GET", "/volumes/:id/metadata/:key", "volume:get_volume_metadata", volumeMetadata.show],
+  ["PUT", "/volumes/:id/metadata/:key", "volume:update_volume_metadata", volumeMetadata.set],
+  ["DELETE", "/volumes/:id/metadata/:key", "volume:delete_volume_metadata", volumeMetadata.remove],
   ["GET", "/snapshots", "volume:get_all_snapshots", snapshots.list],
   ["GET", "/snapshots/detail", "volume:get_all_snapshots", snapshots.detail],
   ["POST", "/snapshots", "volume:create_snapshot", snapshots.create],
   ["GET", "/snapshots/:id", "volume:get_snapshot", snapshots.show],
+  ["PUT", "/snapshots/:id", "volume:update_snapshot", snapshots.update],
   ["DELETE", "/snapshots/:id", "volume:delete_snapshot", snapshots.remove],
+  [
+    "ACTION",
+    "/snapshots/:id/action",
+    {
+      "os-reset_status": ["volume_extension:snapshot_admin_actions:reset_status", snapshots.resetStatus],
+      "os-force_delete": ["volume_extension:snapshot_admin_actions:force_delete", snapshots.forceDelete],
+    },
+  ],
+  ["GET", "/snapshots/:id/metadata", "volume:get_snapshot_metadata", snapshotMetadata.list],
+  ["POST", "/snapshots/:id/metadata", "volume:update_snapshot_metadata", snapshotMetadata.add],
+  ["PUT", "/snapshots/:id/metadata", "volume:update_snapshot_metadata", snapshotMetadata.replace],
+  ["GET", "/snapshots/:id/metadata/:key", "volume:get_snapshot_metadata", snapshotMetadata.show],
+  ["PUT", "/snapshots/:id/metadata/:key", "volume:update_snapshot_metadata", snapshotMetadata.set],
+  ["DELETE", "/snapshots/:id/metadata/:key", "volume:delete_snapshot_metadata", snapshotMetadata.remove],
+  ["GET", "/types", "volume_extension:type_get_all", volumeTypes.list],
+  ["GET", "/types/:id", "volume_extension:type_get", volumeTypes.show],
+  ["GET", "/types/:id/extra_specs", "volume_extension:types_extra_specs:index", volumeTypes.extraSpecs],
   ["GET", "/os-quota-sets/:project", "volume_extension:quotas:show", quotas.show],
   ["PUT", "/os-quota-sets/:project", "volume_extension:quotas:update", quotas.update],
 ];

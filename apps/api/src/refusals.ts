@@ -4,9 +4,12 @@
  */
 export class Refusal extends Error {
   readonly status: number;
-  constructor(status: number, message: string) {
+  /** Seconds. */
+  readonly retryAfter: number | undefined;
+  constructor(status: number, message: string, options: { retryAfter?: number } = {}) {
     super(message);
     this.status = status;
+    this.retryAfter = options.retryAfter;
   }
   override get name(): string {
     return "Refusal";

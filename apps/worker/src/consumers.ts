@@ -28,7 +28,14 @@ import { restoreTask } from "./handlers/restore.ts";
 import { sealTask } from "./handlers/seal.ts";
 import { removeSnapshotTask, takeSnapshotTask } from "./handlers/snapshots.ts";
 import { tidyTask } from "./handlers/tidy.ts";
-import { exportVolumeTask, importVolumeTask, provisionVolumeTask, removeVolumeTask } from "./handlers/volumes.ts";
+import {
+  cloneVolumeTask,
+  exportVolumeTask,
+  extendVolumeTask,
+  importVolumeTask,
+  provisionVolumeTask,
+  removeVolumeTask,
+} from "./handlers/volumes.ts";
 import { CancelledError, DrainedError, LeaseLostError, type Leases } from "./leases.ts";
 
 /** Task kind → who does it. A kind without a handler does not compile. */
@@ -46,6 +53,8 @@ const handlers: Readonly<Record<TaskKind, Handler>> = {
   "provision-volume": provisionVolumeTask,
   "import-volume": importVolumeTask,
   "export-volume": exportVolumeTask,
+  "clone-volume": cloneVolumeTask,
+  "extend-volume": extendVolumeTask,
   "remove-volume": removeVolumeTask,
   "take-snapshot": takeSnapshotTask,
   "remove-snapshot": removeSnapshotTask,

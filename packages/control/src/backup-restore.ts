@@ -60,7 +60,9 @@ export async function planRestore(
     backend: volume.backend,
     chain,
     keepTail: !newVolume,
-    targetBytes: newVolume ? Number(backup.volumeBytes ?? volume.sizeBytes) : Number(volume.sizeBytes),
+    targetBytes: newVolume
+      ? Math.max(Number(backup.volumeBytes ?? 0n), Number(volume.sizeBytes))
+      : Number(volume.sizeBytes),
     rangeBytes: options.rangeBytes,
     target: null,
   };
@@ -135,7 +137,7 @@ export async function finishRestore(
       const metadata = volume.metadata as Record<string, string>;
       const foreign = backup?.volumeId !== volume.id || (metadata["src_backup_id"] ?? plan.backupId) !== plan.backupId;
       await tx.volume.updateMany({
-        where: { id: volume.id, status: "restoring-backup" },
+        where: { id: volume.id, status: { in: ["restoring-backup", "creating"] } },
         data: {
           status: "available",
           previousStatus: "restoring-backup",
@@ -177,7 +179,7 @@ export async function failRestore(
 ): Promise<void> {
   const now = new Date();
   await tx.volume.updateMany({
-    where: { id: operation.volumeId ?? nilUuid, status: "restoring-backup" },
+    where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
     data: { status: "error_restoring", previousStatus: "restoring-backup", updatedAt: now },
   });
   if (damage) {
@@ -199,7 +201,7 @@ export async function failRestore(
 /** The restore stops: nobody can say what the target holds, so it is in `error`. Rows are locked by the caller, who sees to the backup. */
 export async function cancelRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await tx.volume.updateMany({
-    where: { id: operation.volumeId ?? nilUuid, status: "restoring-backup" },
+    where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
     data: { status: "error", previousStatus: "restoring-backup", updatedAt: new Date() },
   });
   const plan = operation.plan as unknown as RestorePlan | null;

@@ -6,6 +6,10 @@
  *          any resting status → deleting → (tombstone) | error | error_deleting
  * Volume:  creating → available | error            available, in-use ⇄ backing-up
  *          available → restoring-backup → available | error_restoring
+ *          available → attaching → in-use → detaching → available
+ *          available, in-use → extending → as it was | error_extending
+ *
+ * An admin may put a volume or a snapshot into any status (os-reset_status); nothing here speaks of that.
  */
 export const backupTransitions = {
   creating: ["available", "error", "deleting"],
@@ -22,11 +26,16 @@ export type BackupStatus = keyof typeof backupTransitions;
 
 export const volumeTransitions = {
   creating: ["available", "error", "error_restoring"],
-  available: ["in-use", "backing-up", "restoring-backup", "uploading", "deleting", "error"],
-  "in-use": ["available", "backing-up", "error"],
+  available: ["attaching", "in-use", "backing-up", "restoring-backup", "uploading", "extending", "deleting", "error"],
+  attaching: ["available", "in-use", "error"],
+  "in-use": ["available", "detaching", "backing-up", "extending", "error"],
+  detaching: ["available", "in-use", "error"],
   "backing-up": ["available", "in-use", "error"],
   "restoring-backup": ["available", "error_restoring", "error"],
   uploading: ["available", "error"],
+  extending: ["available", "in-use", "error_extending"],
+  error_extending: ["available", "deleting"],
+  error_managing: ["deleting"],
   error: ["available", "deleting"],
   error_restoring: ["available", "error", "deleting"],
   deleting: ["error", "error_deleting", "deleted"],

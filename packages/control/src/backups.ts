@@ -9,7 +9,7 @@ import { type Principal, visibleTo } from "./principal.ts";
 import { reserveQuota } from "./quotas.ts";
 import type { SnapshotRow } from "./snapshots.ts";
 import { getSnapshot } from "./snapshots.ts";
-import { addRestoreVolume, findVolume, getVolume, moveVolume, type VolumeRow } from "./volumes.ts";
+import { addRestoreVolume, findVolume, GiB, getVolume, moveVolume, type NewVolume, type VolumeRow } from "./volumes.ts";
 
 /** A live backup with what a view derives from other rows. */
 export type BackupRow = Backup & { hasDependents: boolean };
@@ -256,29 +256,70 @@ export async function requestRestore(
         name: request.name ?? `restore_backup_${seen.id}`,
         description: "auto-created_from_restore_from_backup",
         metadata: {},
+        status: "restoring-backup",
         sizeGib: seen.sizeGib,
         sizeBytes: seen.volumeBytes ?? 0n,
       }));
-    const backup = await lockBackup(tx, seen.id);
-    if (backup?.status !== "available") throw new InvalidError("backup", "Backup status must be available");
-    await tx.backup.update({
-      where: { id: backup.id },
-      data: { status: "restoring", restoreVolumeId: target.id, updatedAt: new Date() },
-    });
-    const repositories = await chainRepositories(tx, backup.id);
-    await startOperation(tx, principal, {
-      kind: "backup-restore",
-      projectId: backup.projectId,
-      backupId: backup.id,
-      volumeId: target.id,
-      bytesTotal: backup.volumeBytes ?? 0n,
-      input: { newVolume: volume === null },
-      task: {
-        kind: "plan-restore",
-        needs: [...repositories.map((r) => `repository:${r}`), `backend:${target.backend}`],
-      },
-    });
-    return { backupId: backup.id, volumeId: target.id, volumeName: target.name };
+    await startRestore(tx, principal, { backupId: seen.id, target, newVolume: volume === null });
+    return { backupId: seen.id, volumeId: target.id, volumeName: target.name };
+  });
+}
+
+/**
+ * A new volume with a backup's bytes, `creating` until they are there (API spec 7.2).
+ *
+ * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
+ */
+export async function requestVolumeFromBackup(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  volume: NewVolume & { sizeGib: number | null; backupId: string },
+): Promise<VolumeRow> {
+  return inTransaction(database, async (tx) => {
+    const backup = await getBackup(tx, principal, volume.backupId);
+    if (backup.status !== "available") {
+      throw new InvalidError("backup", "Originating backup status must be one of 'available' values");
+    }
+    const sizeGib = volume.sizeGib ?? backup.sizeGib;
+    if (sizeGib < backup.sizeGib) {
+      const text = `Volume size ${sizeGib}GB cannot be smaller than the backup size ${backup.sizeGib}GB. It must be >= backup size.`;
+      throw new InvalidError("input", text);
+    }
+    await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: sizeGib });
+    // A volume of odd length comes back as long as it was; only one that shall be larger is as long as its size says.
+    const sizeBytes = sizeGib > backup.sizeGib ? BigInt(sizeGib) * BigInt(GiB) : (backup.volumeBytes ?? 0n);
+    const target = await addRestoreVolume(tx, config, principal, { ...volume, status: "creating", sizeGib, sizeBytes });
+    await startRestore(tx, principal, { backupId: backup.id, target, newVolume: true });
+    return target;
+  });
+}
+
+/** The backup becomes `restoring`, with the operation that fills `target`. @throws InvalidError unless it is available */
+async function startRestore(
+  tx: Transaction,
+  principal: Principal,
+  restore: { backupId: string; target: VolumeRow; newVolume: boolean },
+): Promise<void> {
+  const { target, newVolume } = restore;
+  const backup = await lockBackup(tx, restore.backupId);
+  if (backup?.status !== "available") throw new InvalidError("backup", "Backup status must be available");
+  await tx.backup.update({
+    where: { id: backup.id },
+    data: { status: "restoring", restoreVolumeId: target.id, updatedAt: new Date() },
+  });
+  const repositories = await chainRepositories(tx, backup.id);
+  await startOperation(tx, principal, {
+    kind: "backup-restore",
+    projectId: backup.projectId,
+    backupId: backup.id,
+    volumeId: target.id,
+    bytesTotal: backup.volumeBytes ?? 0n,
+    input: { newVolume },
+    task: {
+      kind: "plan-restore",
+      needs: [...repositories.map((r) => `repository:${r}`), `backend:${target.backend}`],
+    },
   });
 }
 

@@ -35,7 +35,8 @@ export class NotFoundError extends ControlError {
   }
 }
 
-export type InvalidSubject = "volume" | "snapshot" | "backup" | "input";
+/** `request` is for what Cinder says without the prefix of a class. */
+export type InvalidSubject = "volume" | "snapshot" | "backup" | "input" | "request";
 
 /** The request does not fit the state of its subject, or the values given. `message` is Cinder's own text without its class prefix. */
 export class InvalidError extends ControlError {

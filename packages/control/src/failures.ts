@@ -9,6 +9,8 @@ import { ClaimLostError } from "./errors.ts";
 import { nilUuid } from "./listing.ts";
 import { endOperation, isLive, lockOperation, type OperationRow } from "./operations.ts";
 import { failRescan } from "./repository-rescan.ts";
+import { lockQuota } from "./quotas.ts";
+import { releaseExtend } from "./volume-actions.ts";
 import { lockVolume } from "./volumes.ts";
 
 export interface Failure {
@@ -31,6 +33,7 @@ export async function failOperation(
 ): Promise<OperationRow | null> {
   return inTransaction(database, async (tx) => {
     const seen = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
+    if (seen.kind === "volume-extend") await lockQuota(tx, seen.projectId);
     if (seen.volumeId) await lockVolume(tx, seen.volumeId);
     if (seen.backupId) await lockBackup(tx, seen.backupId);
     const operation = await lockOperation(tx, operationId);
@@ -66,6 +69,9 @@ async function failRows(tx: Transaction, operation: OperationRow, failure: Failu
       return failVolume(tx, operation, failure.reason, { from: "creating", to: "error" });
     case "volume-export":
       return failVolume(tx, operation, failure.reason, { from: "uploading", to: "available" });
+    case "volume-extend":
+      await releaseExtend(tx, operation);
+      return failVolume(tx, operation, failure.reason, { from: "extending", to: "error_extending" });
     case "volume-delete":
       return failVolume(tx, operation, failure.reason, { from: "deleting", to: "error_deleting" });
     case "snapshot-create":

@@ -18,6 +18,8 @@ const nullable: ReadonlySet<string> = new Set([
   "name",
   "container",
   "snapshotId",
+  "sourceVolumeId",
+  "launchedAt",
   "parentId",
   "failReason",
   "description",

@@ -24,6 +24,7 @@ export type OperationKind =
   | "volume-create"
   | "volume-import"
   | "volume-export"
+  | "volume-extend"
   | "volume-delete"
   | "snapshot-create"
   | "snapshot-delete";

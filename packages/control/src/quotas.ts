@@ -22,6 +22,11 @@ export interface QuotaLine {
 
 type QuotaRow = Record<QuotaResource | `${QuotaResource}_used`, number | null>;
 
+/** Locks a project's quota, where something must be locked before it is known whether amounts change. First in the lock order. */
+export async function lockQuota(tx: Transaction, projectId: string): Promise<void> {
+  await lockRow(tx, projectId);
+}
+
 async function lockRow(tx: Transaction, projectId: string): Promise<QuotaRow> {
   await tx.$executeRaw`INSERT INTO quotas (project_id) VALUES (${projectId}) ON CONFLICT DO NOTHING`;
   const rows = await tx.$queryRaw<QuotaRow[]>`SELECT * FROM quotas WHERE project_id = ${projectId} FOR UPDATE`;

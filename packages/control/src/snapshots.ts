@@ -3,16 +3,27 @@ import { originsOf, snapshotTransitions } from "./backup-state.ts";
 import type { Config } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
-import type { Snapshot } from "./generated/client.ts";
+import type { Prisma, Snapshot } from "./generated/client.ts";
 import { isUuid, nilUuid, orderOf, type Page, windowOf } from "./listing.ts";
 import { completeOperation, startOperation } from "./operations.ts";
 import { type Principal, projectOf, visibleTo } from "./principal.ts";
 import { releaseQuota, reserveQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
+import { havingMetadata } from "./volume-list.ts";
 import { getVolume, lockVolume } from "./volumes.ts";
 
 export type SnapshotRow = Snapshot;
-export type SnapshotSortKey = "id" | "createdAt" | "updatedAt" | "name" | "status" | "sizeGib" | "volumeId";
+export type SnapshotSortKey =
+  | "id"
+  | "createdAt"
+  | "updatedAt"
+  | "name"
+  | "description"
+  | "status"
+  | "sizeGib"
+  | "volumeId"
+  | "userId"
+  | "projectId";
 
 /** @throws NotFoundError for an unknown id or another project's */
 export async function getSnapshot(
@@ -26,9 +37,17 @@ export async function getSnapshot(
 }
 
 export interface SnapshotFilter {
-  name?: string;
-  status?: string;
+  name?: Prisma.StringNullableFilter | string;
+  description?: Prisma.StringNullableFilter | string;
+  status?: Prisma.StringFilter | string;
+  id?: string;
   volumeId?: string;
+  sizeGib?: number;
+  userId?: string;
+  /** The volume's. */
+  availabilityZone?: Prisma.StringFilter | string;
+  /** All of these pairs. */
+  metadata?: Readonly<Record<string, string>>;
   /** For an admin who lists all projects; otherwise the caller's own counts. */
   projectId?: string;
 }
@@ -41,8 +60,14 @@ export async function listSnapshots(
 ): Promise<{ rows: SnapshotRow[]; count: number }> {
   const { filter, page } = query;
   if (page.marker !== undefined) await getSnapshot(database, principal, page.marker);
-  if (filter.volumeId !== undefined && !isUuid(filter.volumeId)) return { rows: [], count: 0 };
-  const where = { ...filter, ...projectOf(principal, query.allProjects) };
+  if ([filter.id, filter.volumeId].some((id) => id !== undefined && !isUuid(id))) return { rows: [], count: 0 };
+  const { metadata, availabilityZone, ...columns } = filter;
+  const where: Prisma.SnapshotWhereInput = {
+    ...columns,
+    ...projectOf(principal, query.allProjects),
+    ...(availabilityZone !== undefined && { volume: { availabilityZone } }),
+    AND: havingMetadata(metadata),
+  };
   const [rows, count] = await Promise.all([
     database.snapshot.findMany({ where, orderBy: orderOf(page), ...windowOf(page) }),
     query.withCount ? database.snapshot.count({ where }) : 0,
@@ -50,8 +75,40 @@ export async function listSnapshots(
   return { rows, count };
 }
 
+export interface SnapshotChange {
+  name?: string | null;
+  description?: string | null;
+}
+
+/** Changes what a user may say about a snapshot, in whatever status it is. @throws NotFoundError */
+export async function updateSnapshot(
+  database: Database,
+  principal: Principal,
+  id: string,
+  change: SnapshotChange,
+): Promise<SnapshotRow> {
+  await getSnapshot(database, principal, id);
+  const [row] = await database.snapshot.updateManyAndReturn({
+    where: { id },
+    data: { ...change, updatedAt: new Date() },
+  });
+  if (!row) throw new NotFoundError("Snapshot", id);
+  return row;
+}
+
+/** An admin's word on a snapshot, whatever it was. @throws NotFoundError */
+export async function resetSnapshot(
+  database: Database,
+  principal: Principal,
+  id: string,
+  status: string,
+): Promise<void> {
+  await getSnapshot(database, principal, id);
+  await database.snapshot.updateMany({ where: { id }, data: { status, updatedAt: new Date() } });
+}
+
 /**
- * A snapshot of a volume, in-use ones with `force` only.
+ * A snapshot of a volume, of one in use with `force` only.
  *
  * @throws InvalidError in another status; QuotaExceededError
  */
@@ -69,14 +126,11 @@ export async function requestSnapshot(
 ): Promise<SnapshotRow> {
   return inTransaction(database, async (tx) => {
     const seen = await getVolume(tx, principal, request.volumeId);
+    refuseStatus(seen, request.force);
     await reserveQuota(tx, config, principal.projectId, { snapshots: 1, gigabytes: seen.sizeGib });
     const volume = await lockVolume(tx, seen.id);
     if (!volume) throw new NotFoundError("Volume", request.volumeId);
-    const allowed = request.force ? ["available", "in-use"] : ["available"];
-    if (!allowed.includes(volume.status)) {
-      const text = `Volume ${volume.id} status must be ${allowed.join(" or ")}, but current status is: ${volume.status}.`;
-      throw new InvalidError("volume", text);
-    }
+    refuseStatus(volume, request.force);
     const row = await tx.snapshot.create({
       data: {
         id: randomUUID(),
@@ -103,17 +157,35 @@ export async function requestSnapshot(
   });
 }
 
-/** @throws InvalidError in a status that does not allow it */
-export async function requestSnapshotDelete(database: Database, principal: Principal, id: string): Promise<void> {
+function refuseStatus({ id, status }: { id: string; status: string }, force: boolean): void {
+  if (status === "error") {
+    throw new InvalidError("volume", "The snapshot cannot be created when the volume is in error status.");
+  }
+  const allowed = force ? ["available", "in-use"] : ["available"];
+  if (allowed.includes(status)) return;
+  const text = `Volume ${id} status must be ${allowed.join(", ")}, but current status is: ${status}.`;
+  throw new InvalidError("volume", text);
+}
+
+/** @throws InvalidError in a status that does not allow it; with `force` every status does */
+export async function requestSnapshotDelete(
+  database: Database,
+  principal: Principal,
+  id: string,
+  { force }: { force: boolean },
+): Promise<void> {
   return inTransaction(database, async (tx) => {
     const seen = await getSnapshot(tx, principal, id);
     const volume = await tx.volume.findUniqueOrThrow({ where: { id: seen.volumeId } });
     const from = originsOf(snapshotTransitions, "deleting");
     const moved = await tx.snapshot.updateMany({
-      where: { id, status: { in: from } },
+      where: { id, ...(!force && { status: { in: from } }) },
       data: { status: "deleting", updatedAt: new Date() },
     });
-    if (moved.count !== 1) throw new InvalidError("snapshot", "Snapshot status must be available or error.");
+    if (moved.count !== 1) {
+      const text = "Snapshot status must be available or error and must not be part of a group.";
+      throw new InvalidError("snapshot", text);
+    }
     await startOperation(tx, principal, {
       kind: "snapshot-delete",
       projectId: seen.projectId,

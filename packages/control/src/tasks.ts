@@ -23,6 +23,8 @@ export const taskRanks = {
   "provision-volume": 4,
   "import-volume": 4,
   "export-volume": 4,
+  "clone-volume": 4,
+  "extend-volume": 4,
   "take-snapshot": 4,
 } as const satisfies Record<string, number>;
 

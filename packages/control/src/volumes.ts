@@ -1,28 +1,19 @@
 import { randomUUID } from "node:crypto";
-import { originsOf, volumeTransitions } from "./backup-state.ts";
+import type { volumeTransitions } from "./backup-state.ts";
 import { type Config, defaultVolumeBackend } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
-import type { Attachment, Prisma, Volume } from "./generated/client.ts";
-import { isUuid, nilUuid, orderOf, type Page, windowOf } from "./listing.ts";
+import type { Attachment, Volume } from "./generated/client.ts";
+import { isUuid, nilUuid } from "./listing.ts";
 import { completeOperation, startOperation } from "./operations.ts";
-import { type Principal, projectOf, visibleTo } from "./principal.ts";
-import { releaseQuota, reserveQuota } from "./quotas.ts";
+import { type Principal, visibleTo } from "./principal.ts";
+import { reserveQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
 
 export type { Attachment };
 export type VolumeRow = Volume & { attachments: Attachment[] };
-export type VolumeSortKey =
-  | "id"
-  | "createdAt"
-  | "updatedAt"
-  | "name"
-  | "status"
-  | "sizeGib"
-  | "availabilityZone"
-  | "bootable";
 
-const GiB = 1024 ** 3;
+export const GiB = 1024 ** 3;
 export const zoneDefault = "nova";
 export const gibOf = (bytes: number): number => Math.max(1, Math.ceil(bytes / GiB));
 
@@ -52,36 +43,27 @@ export async function getVolume(
   return row;
 }
 
-export interface VolumeFilter {
-  name?: string;
-  status?: string;
-  ids?: readonly string[];
-  sizeGib?: number;
+export interface VolumeChange {
+  name?: string | null;
+  description?: string | null;
+  /** The whole set. */
+  metadata?: Record<string, string>;
   bootable?: boolean;
-  availabilityZone?: string;
-  /** For an admin who lists all projects; otherwise the caller's own counts. */
-  projectId?: string;
 }
 
-/** One page; `count` of all pages only where asked for. @throws NotFoundError when the marker is unknown or another project's */
-export async function listVolumes(
+/** Changes what a user may say about a volume, in whatever status it is. @throws NotFoundError */
+export async function updateVolume(
   database: Database,
   principal: Principal,
-  query: { filter: VolumeFilter; allProjects: boolean; withCount: boolean; page: Page<VolumeSortKey> },
-): Promise<{ rows: VolumeRow[]; count: number }> {
-  const { filter, page } = query;
-  if (page.marker !== undefined) await getVolume(database, principal, page.marker);
-  const { ids, ...columns } = filter;
-  const where: Prisma.VolumeWhereInput = {
-    ...columns,
-    ...projectOf(principal, query.allProjects),
-    ...(ids && { id: { in: ids.filter(isUuid) } }),
-  };
-  const [rows, count] = await Promise.all([
-    database.volume.findMany({ where, orderBy: orderOf(page), ...windowOf(page), include: { attachments: true } }),
-    query.withCount ? database.volume.count({ where }) : 0,
-  ]);
-  return { rows, count };
+  id: string,
+  change: VolumeChange,
+): Promise<VolumeRow> {
+  const seen = await getVolume(database, principal, id);
+  if (Object.keys(change).length === 0) return seen;
+  const updatedAt = new Date();
+  const { count } = await database.volume.updateMany({ where: { id }, data: { ...change, updatedAt } });
+  if (count === 0) throw new NotFoundError("Volume", id);
+  return { ...seen, ...change, updatedAt };
 }
 
 export interface NewVolume {
@@ -104,25 +86,36 @@ const baseRow = (config: Config, principal: Principal, volume: NewVolume) => ({
   availabilityZone: volume.availabilityZone ?? zoneDefault,
 });
 
+/** Where a volume's first bytes come from. A new volume lies on its source's backend. */
+export type VolumeSource = { snapshotId: string } | { volumeId: string };
+
 /**
- * A new empty volume of `sizeGib`: quota, row and the task that makes the file commit together.
+ * A new volume of `sizeGib`, empty or with the bytes of a source: quota, row and the task that makes the file commit together. With a
+ * source the size may be null, and is the source's then.
  *
- * @throws QuotaExceededError
+ * @throws NotFoundError, InvalidError for a source in another status or too large; QuotaExceededError
  */
 export async function requestVolume(
   database: Database,
   config: Config,
   principal: Principal,
-  volume: NewVolume & { sizeGib: number },
+  volume: NewVolume & { sizeGib: number | null; source: VolumeSource | null },
 ): Promise<VolumeRow> {
   return inTransaction(database, async (tx) => {
-    await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: volume.sizeGib });
+    const source = volume.source && (await readSource(tx, principal, volume.source));
+    const sizeGib = volume.sizeGib ?? source?.sizeGib ?? 0;
+    if (source && sizeGib < source.sizeGib) throw new InvalidError("input", source.tooSmall(sizeGib));
+    await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: sizeGib });
+    const sizeBytes = BigInt(sizeGib) * BigInt(GiB);
     const row = await tx.volume.create({
       data: {
         ...baseRow(config, principal, volume),
+        ...source?.columns,
+        ...(volume.availabilityZone && { availabilityZone: volume.availabilityZone }),
         status: "creating",
-        sizeGib: volume.sizeGib,
-        sizeBytes: BigInt(volume.sizeGib) * BigInt(GiB),
+        sizeGib,
+        // A source of odd length is copied as it is; only a volume that shall be larger is as long as its size says.
+        sizeBytes: source && sizeGib === source.sizeGib ? source.sizeBytes : sizeBytes,
       },
       include: { attachments: true },
     });
@@ -130,23 +123,72 @@ export async function requestVolume(
       kind: "volume-create",
       projectId: row.projectId,
       volumeId: row.id,
-      task: { kind: "provision-volume", needs: [`backend:${row.backend}`] },
+      bytesTotal: source?.sizeBytes ?? 0n,
+      input: volume.source ?? {},
+      task: { kind: source ? "clone-volume" : "provision-volume", needs: [`backend:${row.backend}`] },
     });
     return row;
   });
 }
 
-/** A volume that a restore will fill: it is `restoring-backup` from the start. Called inside the restore's transaction. */
+interface SourceOfVolume {
+  sizeGib: number;
+  sizeBytes: bigint;
+  /** What the new row takes over. */
+  columns: {
+    backend: string;
+    availabilityZone: string;
+    bootable: boolean;
+    snapshotId?: string;
+    sourceVolumeId?: string;
+  };
+  tooSmall: (sizeGib: number) => string;
+}
+
+async function readSource(tx: Transaction, principal: Principal, source: VolumeSource): Promise<SourceOfVolume> {
+  if ("volumeId" in source) {
+    const volume = await findVolume(tx, principal, source.volumeId);
+    const { backend, availabilityZone, bootable, sizeGib, sizeBytes } = volume;
+    if (volume.status !== "available" && volume.status !== "in-use") {
+      throw new InvalidError("volume", "Originating source volume status must be one of 'available, in-use' values");
+    }
+    return {
+      sizeGib,
+      sizeBytes,
+      columns: { backend, availabilityZone, bootable, sourceVolumeId: volume.id },
+      tooSmall: (size) =>
+        `Volume size '${size}'GB cannot be smaller than original volume size  ${sizeGib}GB. They must be >= original volume size.`,
+    };
+  }
+  const snapshot = await tx.snapshot.findFirst({
+    where: { id: isUuid(source.snapshotId) ? source.snapshotId : nilUuid, ...visibleTo(principal) },
+    include: { volume: true },
+  });
+  if (!snapshot) throw new NotFoundError("Snapshot", source.snapshotId);
+  if (snapshot.status !== "available") {
+    throw new InvalidError("snapshot", "Originating snapshot status must be one of 'available' values");
+  }
+  const { backend, availabilityZone, bootable } = snapshot.volume;
+  return {
+    sizeGib: snapshot.sizeGib,
+    sizeBytes: snapshot.sizeBytes,
+    columns: { backend, availabilityZone, bootable, snapshotId: snapshot.id },
+    tooSmall: (size) =>
+      `Volume size '${size}'GB cannot be smaller than the snapshot size ${snapshot.sizeGib}GB. They must be >= original snapshot size.`,
+  };
+}
+
+/** A volume that a restore will fill, in `status` until then. Called inside the restore's transaction. */
 export async function addRestoreVolume(
   tx: Transaction,
   config: Config,
   principal: Principal,
-  volume: NewVolume & { sizeGib: number; sizeBytes: bigint },
+  volume: NewVolume & { status: "creating" | "restoring-backup"; sizeGib: number; sizeBytes: bigint },
 ): Promise<VolumeRow> {
   return tx.volume.create({
     data: {
       ...baseRow(config, principal, volume),
-      status: "restoring-backup",
+      status: volume.status,
       sizeGib: volume.sizeGib,
       sizeBytes: volume.sizeBytes,
     },
@@ -248,70 +290,6 @@ export async function moveVolume(
   throw row ? refuse(row.status) : new NotFoundError("Volume", id);
 }
 
-const deleteRefusal =
-  "Volume status must be available or error or error_restoring or error_extending or error_managing and must not be migrating, " +
-  "attached, belong to a group, have snapshots, awaiting a transfer, or be disassociated from snapshots after volume transfer.";
-
-/** @throws InvalidError in a wrong status, attached, or with snapshots. Backups never stand in the way. */
-export async function requestVolumeDelete(database: Database, principal: Principal, id: string): Promise<void> {
-  return inTransaction(database, async (tx) => {
-    await getVolume(tx, principal, id);
-    const volume = await lockVolume(tx, id);
-    if (!volume) throw new NotFoundError("Volume", id);
-    const snapshots = await tx.snapshot.count({ where: { volumeId: id } });
-    if (snapshots > 0 || volume.attachments.length > 0) throw new InvalidError("volume", deleteRefusal);
-    const from = originsOf(volumeTransitions, "deleting");
-    await moveVolume(tx, id, from, "deleting", () => new InvalidError("volume", deleteRefusal));
-    await startOperation(tx, principal, {
-      kind: "volume-delete",
-      projectId: volume.projectId,
-      volumeId: id,
-      task: { kind: "remove-volume", needs: [`backend:${volume.backend}`] },
-    });
-  });
-}
-
-/** @throws InvalidError unless the volume is available */
-export async function attachVolume(
-  database: Database,
-  principal: Principal,
-  id: string,
-  attachment: { serverId: string | null; hostName: string | null; device: string | null },
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    await getVolume(tx, principal, id);
-    await moveVolume(tx, id, ["available"], "in-use", (status) => {
-      return new InvalidError(
-        "volume",
-        `Volume ${id} status must be available to attach, but the current status is ${status}.`,
-      );
-    });
-    await tx.attachment.create({ data: { id: randomUUID(), volumeId: id, ...attachment } });
-  });
-}
-
-/** Detaches one attachment, or the only one. @throws InvalidError when there is none such */
-export async function detachVolume(
-  database: Database,
-  principal: Principal,
-  id: string,
-  attachmentId: string | null,
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    await getVolume(tx, principal, id);
-    const volume = await lockVolume(tx, id);
-    const found = volume?.attachments.find((a) => attachmentId === null || a.id === attachmentId);
-    if (!volume || !found) throw new InvalidError("volume", `Volume ${id} has no such attachment.`);
-    if (volume.attachments.length > 1 && attachmentId === null) {
-      throw new InvalidError("volume", `Volume ${id} has several attachments: say which.`);
-    }
-    await tx.attachment.delete({ where: { id: found.id } });
-    if (volume.attachments.length > 1) return;
-    const back = volume.status === "in-use" ? { status: "available" } : { previousStatus: "available" };
-    await tx.volume.update({ where: { id }, data: { ...back, updatedAt: new Date() } });
-  });
-}
-
 /** The file is there: the volume becomes available, exactly as long as the worker says. */
 export async function finishVolume(
   database: Database,
@@ -338,19 +316,5 @@ export async function finishVolumeExport(
       UPDATE volumes SET status = 'available', previous_status = 'uploading', updated_at = now()
       WHERE id = ${operation.volumeId}::uuid AND status = 'uploading'`;
     await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
-  });
-}
-
-/** The file is gone: the row and its quota go too. */
-export async function finishVolumeDelete(
-  database: Database,
-  operation: TaskOperation,
-  result: TaskResult,
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    const volume = await tx.volume.findUnique({ where: { id: operation.volumeId ?? nilUuid } });
-    if (volume) await releaseQuota(tx, volume.projectId, { volumes: 1, gigabytes: volume.sizeGib });
-    if (volume) await tx.volume.delete({ where: { id: volume.id } });
-    await completeOperation(tx, operation, result);
   });
 }

@@ -13,6 +13,7 @@ import {
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { type Answer, type Call, defineAction } from "./call.ts";
+import { asRestoreError } from "./errors.ts";
 import { type ListSpec, listAnswer, parseList } from "./listing.ts";
 import { since } from "./microversions.ts";
 import {
@@ -158,6 +159,8 @@ export const backups = {
         backupId: idOf(call),
         volumeId,
         name,
+      }).catch((error: unknown) => {
+        throw asRestoreError(error);
       });
       const restore = { backup_id: accepted.backupId, volume_id: accepted.volumeId, volume_name: accepted.volumeName };
       return { status: 202, body: { restore } };

@@ -5,6 +5,7 @@ import {
   NoServiceError,
   NotFoundError,
   QuotaExceededError,
+  type QuotaResource,
   StateConflictError,
 } from "@tephra/control";
 import { type Fault, outageFault, unexpectedFault } from "../fault.ts";
@@ -17,32 +18,51 @@ const prefixes: Record<InvalidSubject, string> = {
   snapshot: "Invalid snapshot: ",
   backup: "Invalid backup: ",
   input: "Invalid input received: ",
+  request: "",
 };
 
-/** Texts of API spec 10 and 6.6. Only those of a backup carry the name of Cinder's exception. */
+/** Cinder's exception for each, which stands before the text unless the controller itself catches it (API spec 2.3). */
+const quotaClasses: Record<QuotaResource, string> = {
+  backups: "BackupLimitExceeded",
+  backup_gigabytes: "VolumeBackupSizeExceedsAvailableQuota",
+  volumes: "VolumeLimitExceeded",
+  snapshots: "SnapshotLimitExceeded",
+  gigabytes: "VolumeSizeExceedsAvailableQuota",
+};
+
+/** Texts of API spec 10 and 6.6. */
 function quotaText({ resource, requested, limit, used }: QuotaExceededError): string {
   const gigabytes = `Requested ${requested}G, quota is ${limit}G and ${used}G has been consumed.`;
   switch (resource) {
-    case "backups":
-      return `BackupLimitExceeded: Maximum number of backups allowed (${limit}) exceeded`;
     case "backup_gigabytes":
-      return `VolumeBackupSizeExceedsAvailableQuota: Requested backup exceeds allowed Backup gigabytes quota. ${gigabytes}`;
+      return `Requested backup exceeds allowed Backup gigabytes quota. ${gigabytes}`;
     case "gigabytes":
       return `Requested volume or snapshot exceeds allowed gigabytes quota. ${gigabytes}`;
     case "volumes":
+      return `Maximum number of volumes allowed (${limit}) exceeded for quota 'volumes'.`;
+    case "backups":
     case "snapshots":
-      return `Maximum number of ${resource} allowed (${limit}) exceeded for quota '${resource}'.`;
+      return `Maximum number of ${resource} allowed (${limit}) exceeded`;
     default:
       return resource satisfies never;
   }
 }
 
+/** A quota's refusal as the restore of a backup says it: without the name of Cinder's exception. Other errors stay what they are. */
+export const asRestoreError = (error: unknown): unknown =>
+  error instanceof QuotaExceededError ? new Refusal(413, quotaText(error), { retryAfter: 0 }) : error;
+
 /** The one map from an error to what a Cinder client sees. A fault of 500 is one that nobody foresaw: the caller of this logs it. */
 export function faultOf(error: unknown): Fault {
-  if (error instanceof Refusal) return { status: error.status, message: error.message };
+  if (error instanceof Refusal) {
+    const { status, message, retryAfter } = error;
+    return { status, message, ...(retryAfter !== undefined && { retryAfter }) };
+  }
   if (error instanceof NotFoundError) return { status: 404, message: error.message };
   if (error instanceof InvalidError) return { status: 400, message: `${prefixes[error.subject]}${error.message}` };
-  if (error instanceof QuotaExceededError) return { status: 413, message: quotaText(error), retryAfter: 0 };
+  if (error instanceof QuotaExceededError) {
+    return { status: 413, message: `${quotaClasses[error.resource]}: ${quotaText(error)}`, retryAfter: 0 };
+  }
   if (error instanceof NoServiceError) return { status: 503, message: error.message };
   if (error instanceof StateConflictError) return { status: 409, message: error.message };
   if (!(error instanceof ControlError) && isDatabaseOutage(error)) return outageFault;

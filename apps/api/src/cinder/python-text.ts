@@ -28,3 +28,19 @@ function quoted(text: string): string {
   });
   return quote + (quote === "'" ? escaped.replaceAll("'", "\\'") : escaped) + quote;
 }
+
+/** A Python dictionary of texts, or the same in JSON, as clients send it in a query; null for anything else. */
+export function parsePythonDict(text: string): Record<string, string> | null {
+  const pair =
+    /\s*u?(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\s*:\s*u?(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\s*(?:,|$)/y;
+  const [, inner] = /^\s*\{(.*)\}\s*$/s.exec(text) ?? [];
+  if (inner === undefined) return null;
+  const entries: [string, string][] = [];
+  const plain = (quoted: string | undefined): string => (quoted ?? "").replace(/\\(.)/g, "$1");
+  while (pair.lastIndex < inner.trimEnd().length) {
+    const found = pair.exec(inner);
+    if (!found) return null;
+    entries.push([plain(found[1] ?? found[2]), plain(found[3] ?? found[4])]);
+  }
+  return Object.fromEntries(entries);
+}

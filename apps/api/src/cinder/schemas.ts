@@ -5,10 +5,8 @@ import {
   changedPrintableText,
   changedText,
   flag,
-  lenient,
   metadata,
   nullableObject,
-  optionalFlag,
   optionalText,
   optionalUuid,
   printableText,
@@ -19,13 +17,12 @@ import {
   text,
   typePhrase,
   uuid,
-  wholeNumber,
   wrapped,
 } from "./fields.ts";
 import { type Microversion, since } from "./microversions.ts";
 
 /** One schema per body and range of microversions; each is built once. */
-const byVersion =
+export const byVersion =
   <Schema>(versions: readonly [Microversion, Schema][]) =>
   (version: Microversion): Schema => {
     const found = versions.findLast(([from]) => version >= from) ?? versions[0];
@@ -106,76 +103,6 @@ export const restoreBackupBody = () => RestoreBackup;
 const ImportRecord = strict({ "backup-record": strict({ backup_service: text(), backup_url: someText() }) });
 /** API spec 6.8. */
 export const importRecordBody = () => ImportRecord;
-
-/** 2^53 bytes in GiB: a length beyond it is no exact number any more. */
-const volumeGibMax = 8_388_607;
-
-const volumeFields = {
-  name: strippedText(),
-  display_name: strippedText(),
-  description: optionalText(),
-  display_description: optionalText(),
-  size: wholeNumber({ min: 1, max: volumeGibMax }).nullable(),
-  metadata: metadata(),
-  availability_zone: optionalText(),
-  volume_type: optionalText(),
-  snapshot_id: optionalUuid(),
-  source_volid: optionalUuid(),
-  consistencygroup_id: optionalUuid(),
-  group_id: optionalUuid(),
-  backup_id: optionalUuid(),
-  imageRef: optionalText(),
-  image_id: optionalText(),
-  multiattach: flag(),
-};
-
-const { group_id: _group, backup_id: _backup, ...volumeFieldsFirst } = volumeFields;
-const { backup_id: _unknownBackup, ...volumeFieldsGrouped } = volumeFields;
-const hints = { "OS-SCH-HNT:scheduler_hints": z.unknown().optional(), scheduler_hints: z.unknown().optional() };
-
-type VolumeFields = z.infer<z.ZodObject<typeof volumeFields>>;
-export interface CreateVolumeBody {
-  volume: Omit<VolumeFields, "group_id" | "backup_id"> & Partial<Pick<VolumeFields, "group_id" | "backup_id">>;
-}
-
-/** API spec 7.2. */
-export const createVolumeBody = byVersion<z.ZodType<CreateVolumeBody>>([
-  [0, strict({ volume: lenient(volumeFieldsFirst), ...hints })],
-  [since.volumeGroupId, strict({ volume: lenient(volumeFieldsGrouped), ...hints })],
-  [since.volumeFromBackup, strict({ volume: lenient(volumeFields), ...hints })],
-  [since.volumeUnknownRefused, strict({ volume: strict(volumeFields), ...hints })],
-]);
-
-const AttachVolume = strict({
-  "os-attach": strict({
-    instance_uuid: optionalUuid(),
-    host_name: optionalText(),
-    mountpoint: text(),
-    mode: z.enum(["rw", "ro"], { error: (i) => `'${String(i.input)}' is not one of ['rw', 'ro']` }).optional(),
-  }),
-});
-export const attachVolumeBody = () => AttachVolume;
-
-const DetachVolume = strict({
-  "os-detach": strict({ attachment_id: optionalUuid() })
-    .nullable()
-    .transform((detach) => detach ?? { attachment_id: null }),
-});
-export const detachVolumeBody = () => DetachVolume;
-
-const CreateSnapshot = strict({
-  snapshot: lenient({
-    volume_id: uuid(),
-    name: strippedText(),
-    display_name: strippedText(),
-    description: optionalText(),
-    display_description: optionalText(),
-    metadata: metadata(),
-    force: optionalFlag(),
-  }),
-});
-/** API spec 7.5. */
-export const createSnapshotBody = () => CreateSnapshot;
 
 const UpdateQuota = strict({
   quota_set: z.record(z.string(), z.unknown(), { error: typePhrase("object") }),

@@ -1,65 +1,40 @@
-import { getSnapshot, getVolume, listSnapshots, requestSnapshot, requestSnapshotDelete } from "@tephra/control";
+import {
+  getSnapshot,
+  getVolume,
+  requestSnapshot,
+  requestSnapshotDelete,
+  resetSnapshot,
+  updateSnapshot,
+} from "@tephra/control";
 import type { Context } from "../context.ts";
 import { badRequest } from "../refusals.ts";
-import { type Answer, type Call, defineAction } from "./call.ts";
-import { type ListSpec, listAnswer, parseList } from "./listing.ts";
+import { type Call, defineAction } from "./call.ts";
 import { since } from "./microversions.ts";
-import { createSnapshotBody } from "./schemas.ts";
-import { snapshotDetail, snapshotSummary } from "./views.ts";
+import { snapshotCore, snapshotDetail, snapshotSummary } from "./views.ts";
+import { listSnapshotsAs } from "./volume-list.ts";
+import { createSnapshotBody, resetSnapshotBody, updateSnapshotBody } from "./volume-schemas.ts";
 
-type SortKey = Parameters<typeof listSnapshots>[2]["page"]["sort"][number]["key"];
+const idOf = (call: Call): string => call.params["id"] ?? "";
 
-const listSpec: ListSpec<SortKey> = {
-  sortKeys: {
-    id: "id",
-    created_at: "createdAt",
-    updated_at: "updatedAt",
-    name: "name",
-    display_name: "name",
-    status: "status",
-    volume_size: "sizeGib",
-    volume_id: "volumeId",
-  },
-  sortKeysSince: { name: since.snapshotSortByName },
-  filters: ["name", "status", "volume_id"],
-  adminFilters: ["project_id"],
-};
+const load = (context: Context, call: Call) => getSnapshot(context.database, call.principal, idOf(call));
 
-const list =
-  (view: typeof snapshotSummary) =>
-  async (context: Context, call: Call): Promise<Answer> => {
-    const query = parseList(call, listSpec);
-    const { filters } = query;
-    const filter = {
-      ...(filters["name"] !== undefined && { name: filters["name"] }),
-      ...(filters["status"] !== undefined && { status: filters["status"].toLowerCase() }),
-      ...(filters["volume_id"] !== undefined && { volumeId: filters["volume_id"] }),
-      ...(filters["project_id"] !== undefined && { projectId: filters["project_id"] }),
-    };
-    const { page, allProjects } = query;
-    const found = query.nothing
-      ? { rows: [], count: 0 }
-      : await listSnapshots(context.database, call.principal, {
-          filter,
-          allProjects,
-          withCount: query.withCount,
-          page,
-        });
-    return listAnswer(call, query, { name: "snapshots", ...found, view });
-  };
-
-const load = (context: Context, call: Call) => getSnapshot(context.database, call.principal, call.params["id"] ?? "");
+const forceRefusal =
+  "Since microversion 3.66 the 'force' flag is invalid for this request.  For backward compatability, however, when the 'force' " +
+  "flag is passed with a value evaluating to True, it is silently ignored.";
 
 /** From 3.66 on an in-use volume needs no force, and `false` is refused (API spec 4). */
 function forced(call: Call, force: boolean | null): boolean {
   if (call.version < since.snapshotInUse) return force ?? false;
-  if (force === false) throw badRequest("Invalid input received: force cannot be false since microversion 3.66.");
+  if (force === false) throw badRequest(forceRefusal);
   return true;
 }
 
+/** What Cinder calls a volume that is null. */
+const volumeOf = (id: string | null): string => id ?? "None";
+
 export const snapshots = {
-  list: defineAction({ handle: list(snapshotSummary) }),
-  detail: defineAction({ handle: list(snapshotDetail) }),
+  list: defineAction({ handle: listSnapshotsAs(snapshotSummary) }),
+  detail: defineAction({ handle: listSnapshotsAs(snapshotDetail) }),
   show: defineAction({
     load,
     handle: async (context, call) => {
@@ -68,23 +43,54 @@ export const snapshots = {
   }),
   create: defineAction({
     body: createSnapshotBody,
-    load: ({ database }, call) => getVolume(database, call.principal, call.body.snapshot.volume_id),
+    load: ({ database }, call) => getVolume(database, call.principal, volumeOf(call.body.snapshot.volume_id)),
     handle: async ({ database, config }, call) => {
       const { snapshot } = call.body;
+      const volumeId = volumeOf(snapshot.volume_id);
+      await getVolume(database, call.principal, volumeId);
       const row = await requestSnapshot(database, config, call.principal, {
-        volumeId: snapshot.volume_id,
+        volumeId,
         name: snapshot.name ?? snapshot.display_name,
-        description: snapshot.description ?? snapshot.display_description,
+        description: snapshot.description,
         metadata: snapshot.metadata,
         force: forced(call, snapshot.force),
       });
-      return { status: 202, body: { snapshot: snapshotDetail(call, row) } };
+      return { status: 202, body: { snapshot: snapshotCore(call, row) } };
+    },
+  }),
+  update: defineAction({
+    body: updateSnapshotBody,
+    load,
+    handle: async ({ database }, call) => {
+      const { snapshot } = call.body;
+      const name = snapshot.name === undefined ? snapshot.display_name : snapshot.name;
+      const description = snapshot.description === undefined ? snapshot.display_description : snapshot.description;
+      const row = await updateSnapshot(database, call.principal, idOf(call), {
+        ...(name !== undefined && { name }),
+        ...(description !== undefined && { description }),
+      });
+      return { status: 200, body: { snapshot: snapshotCore(call, row) } };
     },
   }),
   remove: defineAction({
     load,
     handle: async ({ database }, call) => {
-      await requestSnapshotDelete(database, call.principal, call.params["id"] ?? "");
+      await requestSnapshotDelete(database, call.principal, idOf(call), { force: false });
+      return { status: 202 };
+    },
+  }),
+  forceDelete: defineAction({
+    load,
+    handle: async ({ database }, call) => {
+      await requestSnapshotDelete(database, call.principal, idOf(call), { force: true });
+      return { status: 202 };
+    },
+  }),
+  resetStatus: defineAction({
+    body: resetSnapshotBody,
+    load,
+    handle: async ({ database }, call) => {
+      await resetSnapshot(database, call.principal, idOf(call), call.body["os-reset_status"].status);
       return { status: 202 };
     },
   }),

@@ -48,20 +48,23 @@ export function volumeSummary(call: Call, row: VolumeRow): Record<string, unknow
   return { id: row.id, name: row.name, links: resourceLinks(call.place, "volumes", row.id) };
 }
 
-const attachmentView = (row: Attachment): Record<string, unknown> => ({
+const attachmentView = (call: Call, row: Attachment): Record<string, unknown> => ({
   id: row.volumeId,
   attachment_id: row.id,
   volume_id: row.volumeId,
   server_id: row.serverId,
-  host_name: row.hostName,
+  host_name: may(call.principal, "volume_extension:volume_host_attribute") ? row.hostName : null,
   device: row.device,
   attached_at: timeText(row.attachedAt),
 });
 
-/** API spec 7.1. The exact length in bytes is not here: it is at `/ops/volumes/{id}`. */
-export function volumeDetail(call: Call, row: VolumeRow): Record<string, unknown> {
+/**
+ * What creating and changing a volume answer: the keys of `volumeDetail` without those that Cinder's extensions add, and the user's own
+ * metadata alone. The exact length in bytes is not here: it is at `/ops/volumes/{id}`.
+ */
+export function volumeCore(call: Call, row: VolumeRow): Record<string, unknown> {
   const { version } = call;
-  const admin = may(call.principal, "volume_extension:volume_admin_attributes");
+  const admin = call.principal.isAdmin;
   return {
     id: row.id,
     status: row.status,
@@ -72,8 +75,8 @@ export function volumeDetail(call: Call, row: VolumeRow): Record<string, unknown
     name: row.name,
     description: row.description,
     volume_type: defaultVolumeType.name,
-    snapshot_id: null,
-    source_volid: null,
+    snapshot_id: row.snapshotId,
+    source_volid: row.sourceVolumeId,
     metadata: row.metadata,
     links: resourceLinks(call.place, "volumes", row.id),
     user_id: row.userId,
@@ -82,14 +85,8 @@ export function volumeDetail(call: Call, row: VolumeRow): Record<string, unknown
     replication_status: null,
     consistencygroup_id: null,
     multiattach: false,
-    attachments: row.attachments.map(attachmentView),
-    ...(admin && {
-      migration_status: null,
-      "os-vol-host-attr:host": `tephra@${row.backend}#${row.backend}`,
-      "os-vol-mig-status-attr:migstat": null,
-      "os-vol-mig-status-attr:name_id": null,
-    }),
-    "os-vol-tenant-attr:tenant_id": row.projectId,
+    attachments: row.attachments.map((attachment) => attachmentView(call, attachment)),
+    ...(admin && { migration_status: null }),
     ...(version >= since.volumeGroupId && { group_id: null }),
     ...(version >= since.volumeProviderId && admin && { provider_id: null }),
     ...(version >= since.volumeSharedTargets && { shared_targets: false, service_uuid: null }),
@@ -97,6 +94,33 @@ export function volumeDetail(call: Call, row: VolumeRow): Record<string, unknown
     ...(version >= since.volumeTypeId && { volume_type_id: defaultVolumeType.id }),
     ...(version >= since.consumesQuota && { consumes_quota: true }),
   };
+}
+
+/** API spec 7.1. Metadata of admins that a user may see stands among the user's own. */
+export function volumeDetail(call: Call, row: VolumeRow): Record<string, unknown> {
+  return {
+    ...volumeCore(call, row),
+    metadata: { ...(row.metadata as object), ...(row.adminMetadata as object) },
+    ...(may(call.principal, "volume_extension:volume_host_attribute") && {
+      "os-vol-host-attr:host": `tephra@${row.backend}#${row.backend}`,
+    }),
+    ...(may(call.principal, "volume_extension:volume_tenant_attribute") && {
+      "os-vol-tenant-attr:tenant_id": row.projectId,
+    }),
+    ...(may(call.principal, "volume_extension:volume_mig_status_attribute") && {
+      "os-vol-mig-status-attr:migstat": null,
+      "os-vol-mig-status-attr:name_id": null,
+    }),
+  };
+}
+
+/** `metadata` has all values per key. */
+export function volumesSummary(
+  call: Call,
+  sums: { count: number; sizeGib: number; metadata: Record<string, string[]> },
+): Record<string, unknown> {
+  const metadata = call.version >= since.volumeSummaryMetadata && { metadata: sums.metadata };
+  return { "volume-summary": { total_count: sums.count, total_size: sums.sizeGib, ...metadata } };
 }
 
 export function snapshotSummary(_call: Call, row: SnapshotRow): Record<string, unknown> {
@@ -113,15 +137,34 @@ export function snapshotSummary(_call: Call, row: SnapshotRow): Record<string, u
   };
 }
 
-/** API spec 7.5. */
-export function snapshotDetail(call: Call, row: SnapshotRow): Record<string, unknown> {
+/** What creating and changing a snapshot answer: `snapshotDetail` without what Cinder's extension adds. */
+export function snapshotCore(call: Call, row: SnapshotRow): Record<string, unknown> {
   return {
     ...snapshotSummary(call, row),
-    "os-extended-snapshot-attributes:project_id": row.projectId,
-    "os-extended-snapshot-attributes:progress": row.status === "creating" ? "0%" : "100%",
     ...(call.version >= since.snapshotGroupId && { group_snapshot_id: null }),
     ...(call.version >= since.snapshotUserId && { user_id: row.userId }),
     ...(call.version >= since.consumesQuota && { consumes_quota: true }),
+  };
+}
+
+/** API spec 7.5. */
+export function snapshotDetail(call: Call, row: SnapshotRow): Record<string, unknown> {
+  return {
+    ...snapshotCore(call, row),
+    "os-extended-snapshot-attributes:project_id": row.projectId,
+    "os-extended-snapshot-attributes:progress": row.status === "creating" ? "0%" : "100%",
+  };
+}
+
+/** API spec 7.6. */
+export function volumeTypeDetail(call: Call): Record<string, unknown> {
+  return {
+    ...defaultVolumeType,
+    is_public: true,
+    description: "Default Volume Type",
+    ...(may(call.principal, "volume_extension:access_types_extra_specs") && { extra_specs: {} }),
+    ...(may(call.principal, "volume_extension:access_types_qos_specs_id") && { qos_specs_id: null }),
+    "os-volume-type-access:is_public": true,
   };
 }
 

@@ -1,99 +1,87 @@
 import {
-  attachVolume,
-  detachVolume,
+  getBackup,
+  getSnapshot,
   getVolume,
-  listVolumes,
   requestVolume,
   requestVolumeDelete,
+  requestVolumeFromBackup,
+  updateVolume,
   zoneDefault,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
+import { allow } from "../policy.ts";
 import { badRequest, Refusal } from "../refusals.ts";
-import { type Answer, type Call, defineAction } from "./call.ts";
-import { booleanWord, type ListSpec, listAnswer, parseList } from "./listing.ts";
-import { attachVolumeBody, type CreateVolumeBody, createVolumeBody, detachVolumeBody } from "./schemas.ts";
-import { defaultVolumeType, volumeDetail, volumeSummary } from "./views.ts";
+import { type Call, defineAction } from "./call.ts";
+import { booleanWord } from "./listing.ts";
+import { since } from "./microversions.ts";
+import { defaultVolumeType, volumeCore, volumeDetail, volumeSummary } from "./views.ts";
+import { listVolumesAs, summarize } from "./volume-list.ts";
+import { type CreateVolumeBody, createVolumeBody, updateVolumeBody } from "./volume-schemas.ts";
 
-type SortKey = Parameters<typeof listVolumes>[2]["page"]["sort"][number]["key"];
+const idOf = (call: Call): string => call.params["id"] ?? "";
 
-const listSpec: ListSpec<SortKey> = {
-  sortKeys: {
-    id: "id",
-    created_at: "createdAt",
-    updated_at: "updatedAt",
-    name: "name",
-    display_name: "name",
-    status: "status",
-    size: "sizeGib",
-    availability_zone: "availabilityZone",
-    bootable: "bootable",
-  },
-  filters: ["name", "status", "bootable", "availability_zone", "size", "id"],
-  adminFilters: ["project_id"],
-};
+const load = (context: Context, call: Call) => getVolume(context.database, call.principal, idOf(call));
 
-const list =
-  (view: typeof volumeSummary) =>
-  async (context: Context, call: Call): Promise<Answer> => {
-    const query = parseList(call, listSpec);
-    const { filters } = query;
-    const bootable = filters["bootable"] === undefined ? null : booleanWord(filters["bootable"]);
-    if (filters["bootable"] !== undefined && bootable === null) {
-      throw badRequest(`Invalid input received: bootable={'${filters["bootable"]}'}`);
-    }
-    const filter = {
-      ...(filters["name"] !== undefined && { name: filters["name"] }),
-      ...(filters["status"] !== undefined && { status: filters["status"].toLowerCase() }),
-      ...(filters["id"] !== undefined && { ids: [filters["id"]] }),
-      ...(filters["availability_zone"] !== undefined && { availabilityZone: filters["availability_zone"] }),
-      ...(filters["project_id"] !== undefined && { projectId: filters["project_id"] }),
-      ...(bootable !== null && { bootable }),
-      ...(filters["size"] !== undefined && { sizeGib: Number(filters["size"]) }),
-    };
-    const { page, allProjects } = query;
-    const empty = query.nothing || (filter.sizeGib !== undefined && !(filter.sizeGib <= 2_147_483_647));
-    const found = empty
-      ? { rows: [], count: 0 }
-      : await listVolumes(context.database, call.principal, { filter, allProjects, withCount: query.withCount, page });
-    return listAnswer(call, query, { name: "volumes", ...found, view });
-  };
+/** 2^53 bytes in GiB: a length beyond it is no exact number any more. */
+export const volumeGibMax = 8_388_607;
 
-const load = (context: Context, call: Call) => getVolume(context.database, call.principal, call.params["id"] ?? "");
-
-/** Where a volume's first bytes could come from, were there such volumes: refused, for an empty volume would be a lie. */
-const contents = [
-  "snapshot_id",
-  "source_volid",
-  "consistencygroup_id",
-  "group_id",
-  "backup_id",
-  "imageRef",
-  "image_id",
-] as const;
-
-function checkVolume(context: Context, volume: CreateVolumeBody["volume"]): number {
-  if (volume.size === null) {
-    const wanted = "(size argument must be an integer (or string representation of an integer) and greater than zero)";
-    throw badRequest(`Invalid input received: Invalid volume size provided for create request: None ${wanted}.`);
-  }
-  for (const key of contents) {
-    if (volume[key]) throw badRequest(`Invalid input received: A volume cannot be created from ${key} here.`);
-  }
-  if (volume.multiattach) throw badRequest("Invalid input received: Volumes cannot be multiattach here.");
+/** What a volume names must be there; asked in Cinder's order, before anything else is looked at. @throws NotFoundError, Refusal */
+async function checkNamed({ database }: Context, call: Call<CreateVolumeBody>): Promise<void> {
+  const { volume } = call.body;
   const type = volume.volume_type;
-  if (type !== null && type !== defaultVolumeType.name && type !== defaultVolumeType.id) {
+  if (type && type !== defaultVolumeType.name && type !== defaultVolumeType.id) {
     throw new Refusal(404, `Volume type with name ${type} could not be found.`);
   }
-  const zones = [zoneDefault, ...context.config.repositories.map((r) => r.zone)];
-  if (volume.availability_zone && !zones.includes(volume.availability_zone)) {
-    throw badRequest(`Availability zone '${volume.availability_zone}' is invalid.`);
+  if (volume.snapshot_id !== null) await getSnapshot(database, call.principal, volume.snapshot_id);
+  if (volume.source_volid !== null) await getVolume(database, call.principal, volume.source_volid);
+  const group = volume.consistencygroup_id ?? volume.group_id;
+  if (group) throw new Refusal(404, `Group ${group} could not be found.`);
+  if (volume.image_id !== null || volume.imageRef !== null) {
+    throw badRequest("Invalid image identifier or unable to access requested image.");
   }
-  return volume.size;
+  if (volume.backup_id) await getBackup(database, call.principal, volume.backup_id);
+  if (volume.multiattach) {
+    throw badRequest(
+      "multiattach parameter has been removed. The default behavior is to use multiattach enabled volume types. Contact your " +
+        "administrator to create a multiattach enabled volume type and use it to create multiattach volumes.",
+    );
+  }
+}
+
+/** @throws Refusal 400 */
+function checkSize(size: number | null): void {
+  if (size === null || (size >= 1 && size <= volumeGibMax)) return;
+  const wanted = "(size argument must be an integer (or string representation of an integer) and greater than zero)";
+  throw badRequest(`Invalid input received: Invalid volume size provided for create request: ${size} ${wanted}.`);
+}
+
+/** @throws Refusal 400 */
+function checkZone(context: Context, zone: string | null): void {
+  const zones = [zoneDefault, ...context.config.repositories.map((r) => r.zone)];
+  if (zone !== null && !zones.includes(zone)) throw badRequest(`Availability zone '${zone}' is invalid.`);
+}
+
+function queryFlag(call: Call, name: string): boolean {
+  const text = call.query.get(name);
+  const value = text === null ? false : booleanWord(text);
+  if (value === null) throw badRequest(`Value '${text}' for '${name}' is not a boolean.`);
+  return value;
+}
+
+type Text = string | null | undefined;
+type Names = { name: Text; description: Text; display_name: Text; display_description: Text };
+
+/** What is sent, `name` before its older name. */
+function namesOf(sent: Names): { name?: string | null; description?: string | null } {
+  const name = sent.name === undefined ? sent.display_name : sent.name;
+  const description = sent.description === undefined ? sent.display_description : sent.description;
+  return { ...(name !== undefined && { name }), ...(description !== undefined && { description }) };
 }
 
 export const volumes = {
-  list: defineAction({ handle: list(volumeSummary) }),
-  detail: defineAction({ handle: list(volumeDetail) }),
+  list: defineAction({ handle: listVolumesAs(volumeSummary) }),
+  detail: defineAction({ handle: listVolumesAs(volumeDetail) }),
+  summary: defineAction({ since: since.volumeSummary, handle: summarize }),
   show: defineAction({
     load,
     handle: async (context, call) => ({ status: 200, body: { volume: volumeDetail(call, await load(context, call)) } }),
@@ -101,46 +89,51 @@ export const volumes = {
   create: defineAction({
     body: createVolumeBody,
     handle: async (context, call) => {
+      const { database, config } = context;
       const { volume } = call.body;
-      const row = await requestVolume(context.database, context.config, call.principal, {
-        sizeGib: checkVolume(context, volume),
-        name: volume.name ?? volume.display_name,
-        description: volume.description ?? volume.display_description,
+      await checkNamed(context, call);
+      const size = volume.size ?? null;
+      const zone = volume.availability_zone ?? null;
+      checkSize(size);
+      const { backup_id: backupId, snapshot_id: snapshotId, source_volid: volumeId } = volume;
+      if (size === null && !backupId && snapshotId === null && volumeId === null) {
+        throw badRequest("Invalid input received: Volume size 'None' must be an integer and greater than 0");
+      }
+      checkZone(context, zone);
+      const wanted = {
+        name: null,
+        description: null,
+        ...namesOf(volume),
+        sizeGib: size,
         metadata: volume.metadata,
-        availabilityZone: volume.availability_zone || null,
-      });
-      return { status: 202, body: { volume: volumeDetail(call, row) } };
+        availabilityZone: zone,
+      };
+      const copied = snapshotId === null ? volumeId && { volumeId } : { snapshotId };
+      const row =
+        backupId && !copied
+          ? await requestVolumeFromBackup(database, config, call.principal, { ...wanted, backupId })
+          : await requestVolume(database, config, call.principal, { ...wanted, source: copied || null });
+      return { status: 202, body: { volume: volumeCore(call, row) } };
+    },
+  }),
+  update: defineAction({
+    body: updateVolumeBody,
+    load,
+    handle: async ({ database }, call) => {
+      const { volume } = call.body;
+      const change = { ...namesOf(volume), ...(volume.metadata && { metadata: volume.metadata }) };
+      const row = await updateVolume(database, call.principal, idOf(call), change);
+      return { status: 200, body: { volume: volumeCore(call, row) } };
     },
   }),
   remove: defineAction({
     load,
-    handle: async ({ database }, call) => {
-      await requestVolumeDelete(database, call.principal, call.params["id"] ?? "");
-      return { status: 202 };
-    },
-  }),
-  attach: defineAction({
-    body: attachVolumeBody,
-    load,
-    handle: async ({ database }, call) => {
-      const attach = call.body["os-attach"];
-      if (attach.instance_uuid === null && !attach.host_name) {
-        throw badRequest("Invalid request to attach volume to an invalid target");
-      }
-      await attachVolume(database, call.principal, call.params["id"] ?? "", {
-        serverId: attach.instance_uuid,
-        hostName: attach.host_name,
-        device: attach.mountpoint,
-      });
-      return { status: 202 };
-    },
-  }),
-  detach: defineAction({
-    body: detachVolumeBody,
-    load,
-    handle: async ({ database }, call) => {
-      const { attachment_id: attachmentId } = call.body["os-detach"];
-      await detachVolume(database, call.principal, call.params["id"] ?? "", attachmentId);
+    handle: async (context, call) => {
+      const cascade = queryFlag(call, "cascade");
+      const force = call.version >= since.volumeDeleteForce && queryFlag(call, "force");
+      await load(context, call);
+      if (force) allow(call.principal, "volume:force_delete");
+      await requestVolumeDelete(context.database, call.principal, idOf(call), { cascade, force });
       return { status: 202 };
     },
   }),

@@ -4,7 +4,9 @@ import {
   finishVolume,
   finishVolumeDelete,
   finishVolumeExport,
+  finishVolumeExtend,
   type TaskOperation,
+  type VolumeSource,
 } from "@tephra/control";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 
@@ -20,6 +22,23 @@ export const provisionVolumeTask: Handler = async (task, context) => {
   const { volume, backend } = await loadVolume(task, context);
   await backend.create(volume.id, Number(volume.sizeBytes));
   await finishVolume(context.database, task.operation, resultOf(task), Number(volume.sizeBytes));
+};
+
+/** A volume with the bytes of another one or of a snapshot, at one moment. */
+export const cloneVolumeTask: Handler = async (task, context, run) => {
+  const { operation, volume, backend } = await loadVolume(task, context);
+  const source = operation.input as unknown as VolumeSource;
+  const { sizeBytes } = await backend.clone(source, volume.id, Number(volume.sizeBytes), run);
+  const result = resultOf(task, { bytesDone: sizeBytes, bytesStored: sizeBytes });
+  await finishVolume(context.database, task.operation, result, sizeBytes);
+};
+
+export const extendVolumeTask: Handler = async (task, context, run) => {
+  const { operation, volume, backend } = await loadVolume(task, context);
+  const { sizeBytes } = operation.input as { sizeBytes: number };
+  run.fence();
+  await backend.extend(volume.id, sizeBytes);
+  await finishVolumeExtend(context.database, task.operation, resultOf(task), sizeBytes);
 };
 
 /** A user's file becomes the volume, exactly as long as it is. The quota learns the size before anything is copied. */
@@ -49,9 +68,12 @@ export const exportVolumeTask: Handler = async (task, context, run) => {
   );
 };
 
+/** Snapshots that are still there were given up together with their volume. */
 export const removeVolumeTask: Handler = async (task, context, run) => {
   const { volume, backend } = await loadVolume(task, context);
+  const snapshots = await context.database.snapshot.findMany({ where: { volumeId: volume.id }, select: { id: true } });
   run.fence();
+  for (const { id } of snapshots) await backend.removeSnapshot(id);
   await backend.remove(volume.id);
   await finishVolumeDelete(context.database, task.operation, resultOf(task));
 };

@@ -52,6 +52,25 @@ export class FileBackend {
     }
   }
 
+  /** Makes a volume of the bytes of another one, or of a snapshot: as long as its source, or `sizeBytes` where that is more. */
+  async clone(
+    source: { volumeId: string } | { snapshotId: string },
+    volumeId: string,
+    sizeBytes: number,
+    ctx: RunContext,
+  ): Promise<{ sizeBytes: number }> {
+    const from = "volumeId" in source ? this.#volume(source.volumeId) : this.#snapshot(source.snapshotId);
+    await using opened = await openFileSource(from);
+    return await this.#copyAndPublish(opened, this.#volume(volumeId), ctx, sizeBytes);
+  }
+
+  /** Makes a volume longer, with zeros; one that is as long already is success. SourceMissingError when there is none. */
+  async extend(volumeId: string, sizeBytes: number): Promise<void> {
+    const path = this.#volume(volumeId);
+    await using existing = await openFileSource(path);
+    if (existing.sizeBytes < sizeBytes) await lengthen(path, sizeBytes);
+  }
+
   /** Removes a volume; a missing one is success. */
   async remove(volumeId: string): Promise<void> {
     await guardStorage(`remove volume ${volumeId}`, () => unlinkIfThere(this.#volume(volumeId)));
@@ -207,15 +226,21 @@ export class FileBackend {
     await this.#syncFolder();
   }
 
-  async #copyAndPublish(source: FileSource, path: string, ctx: RunContext): Promise<{ sizeBytes: number }> {
+  async #copyAndPublish(
+    source: FileSource,
+    path: string,
+    ctx: RunContext,
+    sizeBytesMin = 0,
+  ): Promise<{ sizeBytes: number }> {
     const draft = await this.#draft(path);
     try {
       const copied = await copyToNewFile(source, draft, ctx);
+      if (copied.sizeBytes < sizeBytesMin) await lengthen(draft, sizeBytesMin);
       ctx.signal.throwIfAborted();
       ctx.fence();
       await guardStorage(`create ${path}`, () => rename(draft, path));
       await this.#syncFolder();
-      return copied;
+      return { sizeBytes: Math.max(copied.sizeBytes, sizeBytesMin) };
     } finally {
       await unlinkIfThere(draft);
     }
@@ -324,10 +349,14 @@ async function refuseIrregular(path: string): Promise<void> {
   }
 }
 
-async function syncFile(path: string): Promise<void> {
+const syncFile = (path: string): Promise<void> => lengthen(path, null);
+
+/** Gives a file its length, durably; null leaves it as long as it is. */
+async function lengthen(path: string, sizeBytes: number | null): Promise<void> {
   await guardStorage(`write ${path}`, async () => {
     const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW);
     try {
+      if (sizeBytes !== null) await file.truncate(sizeBytes);
       await file.sync();
     } finally {
       await file.close();

@@ -1,0 +1,240 @@
+import { randomUUID } from "node:crypto";
+import type { Config } from "./config.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { InvalidError, NotFoundError } from "./errors.ts";
+import type { Prisma } from "./generated/client.ts";
+import { nilUuid } from "./listing.ts";
+import { completeOperation, type OperationRow, startOperation } from "./operations.ts";
+import type { Principal } from "./principal.ts";
+import { releaseQuota, reserveQuota } from "./quotas.ts";
+import type { TaskOperation, TaskResult } from "./tasks.ts";
+import { GiB, getVolume, lockVolume, moveVolume, type VolumeRow } from "./volumes.ts";
+
+/** Locks a volume that the caller may see. @throws NotFoundError */
+async function lockVisible(tx: Transaction, principal: Principal, id: string): Promise<VolumeRow> {
+  await getVolume(tx, principal, id);
+  const volume = await lockVolume(tx, id);
+  if (!volume) throw new NotFoundError("Volume", id);
+  return volume;
+}
+
+const adminMetadataOf = (volume: VolumeRow) => volume.adminMetadata as Record<string, string>;
+
+async function change(tx: Transaction, id: string, data: Prisma.VolumeUpdateInput): Promise<void> {
+  await tx.volume.update({ where: { id }, data: { ...data, updatedAt: new Date() } });
+}
+
+export interface NewAttachment {
+  serverId: string | null;
+  hostName: string | null;
+  device: string;
+  mode: "rw" | "ro";
+}
+
+/**
+ * Records that a server or host uses the volume, which is `in-use` from then on. The same one again changes nothing.
+ *
+ * @throws InvalidError unless the volume is available or attaching; for writing to a read-only one
+ */
+export async function attachVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  { mode, ...attachment }: NewAttachment,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    const { serverId, hostName } = attachment;
+    const known = volume.attachments.some((a) => (serverId ? a.serverId === serverId : a.hostName === hostName));
+    if (known) return;
+    const metadata = { readonly: "False", ...adminMetadataOf(volume) };
+    if (metadata.readonly === "True" && mode !== "ro") {
+      throw new InvalidError("request", `Invalid attaching mode '${mode}' for volume ${id}.`);
+    }
+    await moveVolume(tx, id, ["available", "attaching"], "in-use", (status) => {
+      const reason =
+        status === "in-use"
+          ? "volume is already attached and multiple attachments are not enabled"
+          : `volume status must be available to attach, but the current status is ${status}`;
+      return new InvalidError("request", `Error attaching volume - InvalidVolume: Invalid volume: ${reason}`);
+    });
+    await change(tx, id, { adminMetadata: { ...metadata, attached_mode: mode } });
+    await tx.attachment.create({ data: { id: randomUUID(), volumeId: id, ...attachment } });
+  });
+}
+
+/**
+ * Ends one attachment, or the only one; with the last one the volume becomes available. One that is not there has ended already.
+ *
+ * @throws InvalidError when it is not said which of several
+ */
+export async function detachVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  attachmentId: string | null,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    if (volume.attachments.length > 1 && attachmentId === null) {
+      const reason = "Detach volume failed: More than one attachment, but no attachment_id provided.";
+      throw new InvalidError("request", `Error detaching volume - InvalidVolume: Invalid volume: ${reason}`);
+    }
+    const ended = volume.attachments.filter((a) => attachmentId === null || a.id === attachmentId);
+    await tx.attachment.deleteMany({ where: { id: { in: ended.map((a) => a.id) } } });
+    const left = volume.attachments.length - ended.length;
+    if (left > 0) return void (await moveTo(tx, volume, ["detaching"], "in-use"));
+    const { attached_mode: _mode, ...adminMetadata } = adminMetadataOf(volume);
+    await change(tx, id, { adminMetadata });
+    if (await moveTo(tx, volume, ["in-use", "detaching"], "available")) return;
+    // A backup or an extension is under way: the volume is free when that is done.
+    if (volume.previousStatus === "in-use") await change(tx, id, { previousStatus: "available" });
+  });
+}
+
+/** Whether the volume was in one of `from`, and is in `to` now. The row is locked. */
+async function moveTo(tx: Transaction, volume: VolumeRow, from: readonly string[], to: string): Promise<boolean> {
+  if (!from.includes(volume.status)) return false;
+  await change(tx, volume.id, { status: to, previousStatus: volume.status });
+  return true;
+}
+
+/** A server is about to attach it. @throws InvalidError unless the volume is available */
+export async function reserveVolume(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    if (await moveTo(tx, volume, ["available"], "attaching")) return;
+    const text = `Volume status must be available to reserve, but the status is ${volume.status}.`;
+    throw new InvalidError("volume", text);
+  });
+}
+
+/** Undoes `reserveVolume`; of a volume that is not reserved it changes nothing. */
+export async function unreserveVolume(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    await moveTo(tx, volume, ["attaching"], volume.attachments.length > 0 ? "in-use" : "available");
+  });
+}
+
+/** A server is about to detach it. @throws InvalidError unless the volume is in use */
+export async function beginDetaching(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    if (volume.attachments.length > 0 && (await moveTo(tx, volume, ["in-use"], "detaching"))) return;
+    const text =
+      "Unable to detach volume. Volume status must be 'in-use' and attach_status must be 'attached' to detach.";
+    throw new InvalidError("volume", text);
+  });
+}
+
+/** Undoes `beginDetaching`; of a volume that is not detaching it changes nothing. */
+export async function rollDetaching(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await moveTo(tx, await lockVisible(tx, principal, id), ["detaching"], "in-use");
+  });
+}
+
+/** @throws InvalidError unless the volume is available */
+export async function setVolumeReadOnly(
+  database: Database,
+  principal: Principal,
+  id: string,
+  readOnly: boolean,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    if (volume.status !== "available") {
+      const text = `Volume ${id} status must be available to update readonly flag, but current status is: ${volume.status}.`;
+      throw new InvalidError("volume", text);
+    }
+    const metadata = { ...adminMetadataOf(volume), readonly: readOnly ? "True" : "False" };
+    await change(tx, id, { adminMetadata: metadata });
+  });
+}
+
+/**
+ * An admin's word on a volume, whatever it was: work that is under way goes on, and its end changes a status only that it has set.
+ *
+ * @throws InvalidError for `in-use` without an attachment, and for statuses that are work of ours
+ */
+export async function resetVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  reset: { status: string | null; detached: boolean },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    const { status, detached } = reset;
+    if (status === "deleting" || status === "error_deleting" || status === "detaching") {
+      throw new InvalidError("request", `Cannot reset-state to ${status}`);
+    }
+    if (status === "in-use" && volume.attachments.length === 0) {
+      const text = "Cannot reset-state to in-use because volume does not have any attachments.";
+      throw new InvalidError("request", text);
+    }
+    if (detached) await tx.attachment.deleteMany({ where: { volumeId: id } });
+    const { attached_mode: _mode, ...adminMetadata } = adminMetadataOf(volume);
+    await change(tx, id, { ...(status !== null && { status }), ...(detached && { adminMetadata }) });
+  });
+}
+
+/**
+ * Makes a volume longer. In-use ones with `inUse` only.
+ *
+ * @throws InvalidError in another status, or when it would not grow; QuotaExceededError
+ */
+export async function requestVolumeExtend(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  id: string,
+  request: { sizeGib: number; inUse: boolean },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const seen = await getVolume(tx, principal, id);
+    const { sizeGib } = request;
+    if (sizeGib <= seen.sizeGib) {
+      const sizes = `(current: ${seen.sizeGib}, extended: ${sizeGib})`;
+      throw new InvalidError("input", `New size for extend must be greater than current size. ${sizes}.`);
+    }
+    const from = request.inUse && seen.status === "in-use" ? "in-use" : "available";
+    const refuse = (status: string) => {
+      const wanted = `{'status': '${from}'}`;
+      return new InvalidError("volume", `Volume ${id} status must be '${wanted}' to extend, currently ${status}.`);
+    };
+    if (seen.status !== from) throw refuse(seen.status);
+    await reserveQuota(tx, config, seen.projectId, { gigabytes: sizeGib - seen.sizeGib });
+    await moveVolume(tx, id, [from], "extending", refuse);
+    await startOperation(tx, principal, {
+      kind: "volume-extend",
+      projectId: seen.projectId,
+      volumeId: id,
+      input: { sizeBytes: sizeGib * GiB, addedGib: sizeGib - seen.sizeGib },
+      task: { kind: "extend-volume", needs: [`backend:${seen.backend}`] },
+    });
+  });
+}
+
+/** The volume stays as long as it is: what it would have grown by is given back. The quota is locked. */
+export async function releaseExtend(tx: Transaction, operation: OperationRow): Promise<void> {
+  const { addedGib } = operation.input as { addedGib: number };
+  await releaseQuota(tx, operation.projectId, { gigabytes: addedGib });
+}
+
+/** The file is as long as it shall be: the volume gets its size, and the status that it had. */
+export async function finishVolumeExtend(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  sizeBytes: number,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await tx.$executeRaw`
+      UPDATE volumes SET size_bytes = ${sizeBytes}::bigint, size_gib = ${sizeBytes / GiB}::int, updated_at = now(),
+        status = CASE WHEN status = 'extending' THEN previous_status ELSE status END
+      WHERE id = ${operation.volumeId ?? nilUuid}::uuid`;
+    await completeOperation(tx, operation, result);
+  });
+}

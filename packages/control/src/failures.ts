@@ -8,8 +8,8 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
 import { nilUuid } from "./listing.ts";
 import { endOperation, isLive, lockOperation, type OperationRow } from "./operations.ts";
-import { failRescan } from "./repository-rescan.ts";
 import { lockQuota } from "./quotas.ts";
+import { failRescan } from "./repository-rescan.ts";
 import { releaseExtend } from "./volume-actions.ts";
 import { lockVolume } from "./volumes.ts";
 

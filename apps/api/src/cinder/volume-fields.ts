@@ -26,23 +26,31 @@ export const spokenText = (name: string) =>
       return text ?? value;
     });
 
-/** One of a closed set of statuses, in any case. `shown` is how Cinder prints the set. */
-export const statusWord = (subject: string, statuses: readonly string[], shown: string) =>
-  z.string({ error: typePhrase("string") }).transform((value, context) => {
-    const status = value.toLowerCase();
-    if (!statuses.includes(status)) {
-      context.addIssue(spoken(`${subject}: ${value} is invalid, valid statuses are: ${shown}.`));
-    }
-    return status;
-  });
+interface Statuses {
+  /** What Cinder calls them in its refusal. */
+  subject: string;
+  words: readonly string[];
+  /** How it prints them there. */
+  shown: string;
+}
+
+function checkStatus(value: string, { subject, words, shown }: Statuses, context: z.core.$RefinementCtx): string {
+  const status = value.toLowerCase();
+  if (words.includes(status)) return status;
+  context.addIssue(spoken(`${subject}: ${value} is invalid, valid statuses are: ${shown}.`));
+  return z.NEVER;
+}
+
+/** One of a closed set of statuses, in any case. */
+export const statusWord = (statuses: Statuses) =>
+  z.string({ error: typePhrase("string") }).transform((value, context) => checkStatus(value, statuses, context));
 
 /** The same, null or empty meaning that it is not to be changed. */
-export const optionalStatusWord = (subject: string, statuses: readonly string[], shown: string) =>
+export const optionalStatusWord = (statuses: Statuses) =>
   z
     .string({ error: typePhrase("string", "null") })
     .nullish()
-    .transform((value) => value || null)
-    .pipe(z.union([z.null(), statusWord(subject, statuses, shown)]));
+    .transform((value, context) => (value ? checkStatus(value, statuses, context) : null));
 
 /** A field that must be there, whatever its own schema says. */
 export const required = <Schema extends z.ZodType>(schema: Schema) =>

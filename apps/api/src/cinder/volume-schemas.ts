@@ -142,9 +142,17 @@ const nothingToReset = "Must specify 'status', 'attach_status' or 'migration_sta
 
 const ResetVolume = strict({
   "os-reset_status": strict({
-    status: optionalStatusWord("Volume status", volumeStatuses, tuple(volumeStatuses)),
-    attach_status: optionalStatusWord("Volume attach status", attachStatuses, pythonRepr(attachStatuses)),
-    migration_status: optionalStatusWord("Volume migration status", migrationStatuses, tuple(migrationStatuses)),
+    status: optionalStatusWord({ subject: "Volume status", words: volumeStatuses, shown: tuple(volumeStatuses) }),
+    attach_status: optionalStatusWord({
+      subject: "Volume attach status",
+      words: attachStatuses,
+      shown: pythonRepr(attachStatuses),
+    }),
+    migration_status: optionalStatusWord({
+      subject: "Volume migration status",
+      words: migrationStatuses,
+      shown: tuple(migrationStatuses),
+    }),
   }).superRefine((reset, context) => {
     if (reset.status ?? reset.attach_status ?? reset.migration_status) return;
     context.addIssue({ code: "custom", message: nothingToReset, params: { whole: true } });
@@ -188,7 +196,9 @@ const snapshotStatuses = [
   "restoring",
 ];
 const ResetSnapshot = strict({
-  "os-reset_status": strict({ status: statusWord("Snapshot status", snapshotStatuses, tuple(snapshotStatuses)) }),
+  "os-reset_status": strict({
+    status: statusWord({ subject: "Snapshot status", words: snapshotStatuses, shown: tuple(snapshotStatuses) }),
+  }),
 });
 export const resetSnapshotBody = () => ResetSnapshot;
 

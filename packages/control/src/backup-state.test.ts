@@ -30,5 +30,12 @@ describe.each(Object.entries(tables))("the %s table", (_name, table) => {
 
 it("origins are the table read backwards", () => {
   expect(originsOf(backupTransitions, "restoring")).toEqual(["available"]);
-  expect(originsOf(volumeTransitions, "deleting")).toEqual(["available", "error", "error_restoring", "error_deleting"]);
+  expect(originsOf(volumeTransitions, "deleting")).toEqual([
+    "available",
+    "error_extending",
+    "error_managing",
+    "error",
+    "error_restoring",
+    "error_deleting",
+  ]);
 });

@@ -1,11 +1,11 @@
 import type { BackupReference } from "./backup-reference.ts";
 import { readHashList } from "./chain.ts";
-import { codecOf, labelToTry, memoryFactor } from "./compression.ts";
+import { codecOf, labelToTry, memoryFactor, requireEncoder } from "./compression.ts";
 import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
 import { type EngineContext, zeroForm } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "./errors.ts";
 import { cutWindows, type Extent } from "./extents.ts";
-import { type BackupLayout, blocksOf, checkLayout, dataName, numbersOfRange } from "./layout.ts";
+import { type BackupLayout, blocksOf, checkLayout, dataName, encodingOf, numbersOfRange } from "./layout.ts";
 import { ListingDigest } from "./listing-digest.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import type { ObjectEntry } from "./object-entry.ts";
@@ -41,12 +41,13 @@ const windowsPerGroupMax = 64;
 /**
  * Copies one range: reads it window by window, hashes, leaves out what the parent has, compresses and stores. All objects are
  * durable when it resolves. A second run over the same source stores nothing new. Throws InvalidBackupError, with Cinder's
- * words, when the parent does not fit.
+ * words, when the parent does not fit, and CodecUnavailableError before anything is read when this machine cannot encode as planned.
  */
 export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: RunContext): Promise<CopiedRange> {
   const { layout, range, repository } = input;
   checkLayout(layout);
   checkRange(layout, range);
+  requireEncoder(encodingOf(layout));
   const parent = await openParent(input, ctx.signal);
   const sourceFingerprint = await checkSource(input, null);
   await repository.ensureContainer(layout.container);
@@ -291,8 +292,7 @@ class RangeCopier {
       ...filled,
       blockBytes: layout.blockBytes,
       parentHashes,
-      compression: layout.compression,
-      level: layout.level,
+      ...encodingOf(layout),
       compressZeros: layout.compressZeros ?? true,
     };
     const moved = [filled.window, parentHashes?.buffer].filter((buffer) => buffer instanceof ArrayBuffer);
@@ -333,7 +333,7 @@ class RangeCopier {
     for (const span of spans) {
       const offset = span.first * layout.blockBytes;
       const length = Math.min(span.end * layout.blockBytes, window.length) - offset;
-      const { md5, pieces } = await zeroForm(this.#engine, { compression: label, length, level: layout.level });
+      const { md5, pieces } = await zeroForm(this.#engine, { ...encodingOf(layout), compression: label, length });
       extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces });
     }
     const raw = extents.some((extent) => extent.pieces === null);

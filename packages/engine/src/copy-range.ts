@@ -334,7 +334,7 @@ class RangeCopier {
       const offset = span.first * layout.blockBytes;
       const length = Math.min(span.end * layout.blockBytes, window.length) - offset;
       const { md5, pieces } = await zeroForm(this.#engine, { ...encodingOf(layout), compression: label, length });
-      extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces });
+      extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces, ownership: "shared" });
     }
     const raw = extents.some((extent) => extent.pieces === null);
     return { hashes, extents, window: raw ? new ArrayBuffer(window.length) : null };
@@ -368,6 +368,8 @@ class RangeCopier {
     const pieces = extent.pieces ?? [new Uint8Array(raw as ArrayBuffer, extent.offset, extent.length)];
     const storedBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
     await this.#putObject(number, streamed(pieces), storedBytes, signal);
+    // Given back now, not at some later garbage collection.
+    if (extent.ownership === "own") for (const piece of extent.pieces ?? []) piece.buffer.transfer(0);
     const { length, md5, compression } = extent;
     return { number, offset: window.offset + extent.offset, length, md5, compression };
   }

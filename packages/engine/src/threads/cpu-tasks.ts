@@ -13,6 +13,8 @@ export interface WindowExtent {
   compression: Compression;
   /** The stored bytes when compressed; null means the raw bytes of the window. */
   pieces: Uint8Array<ArrayBuffer>[] | null;
+  /** Whose the pieces are: this extent's, to be given back once stored, or shared with all extents of zeros like this one. */
+  ownership: "own" | "shared";
 }
 
 export interface CopyWindowRequest extends Encoding {
@@ -148,7 +150,7 @@ function copyWindow(
     const pieces = compressPieces({ ...request, compression: label }, bytes, cancelled);
     if (pieces === undefined) return undefined;
     const md5 = digests[index] as string;
-    extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces });
+    extents.push({ offset, length, md5, compression: pieces === null ? "none" : label, pieces, ownership: "own" });
   }
   const needsWindow = extents.some((extent) => extent.pieces === null);
   // Given back now, not at some later garbage collection: windows are large, and one follows the other.

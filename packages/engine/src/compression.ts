@@ -3,6 +3,7 @@ import { bunzip2Exactly, bzip2Pieces, requireBzip2 } from "./bzip2.ts";
 import { UnsupportedCompressionError } from "./errors.ts";
 import { isalPieces, requireIsal } from "./isal.ts";
 import { isNoise } from "./noise.ts";
+import { ownBytes } from "./own-bytes.ts";
 import { unzstdExactly, zstdPieces } from "./zstd.ts";
 
 /** Every value of Cinder's option, which is also the label of what was compressed with it. */
@@ -224,13 +225,14 @@ function cutRuns(data: Uint8Array, level: number, cancelled: () => boolean): Run
 
 function deflatePiece(data: Uint8Array, run: { start: number; end: number; level: number }): Uint8Array<ArrayBuffer> {
   const { start, end, level } = run;
+  const chunkSize = Math.min(pieceBytes, end - start) + 4096;
   const piece = deflateRawSync(data.subarray(start, end), {
     level,
-    chunkSize: Math.min(pieceBytes, end - start) + 4096,
+    chunkSize,
     finishFlush: end === data.length ? constants.Z_FINISH : constants.Z_SYNC_FLUSH,
     ...(start > 0 ? { dictionary: data.subarray(Math.max(0, start - dictionaryBytes), start) } : {}),
   });
-  return ownBytes(piece);
+  return ownBytes(piece, chunkSize);
 }
 
 /** RFC 1951 section 3.2.4: one byte that says "stored" (and whether it is the last block), the length, its complement, the bytes. */
@@ -256,9 +258,10 @@ function storedBlocks(input: Uint8Array, last: boolean): Uint8Array<ArrayBuffer>
  */
 export function inflateExactly(stored: Uint8Array, length: number): Uint8Array<ArrayBuffer> | { reason: string } {
   let result: { buffer: Buffer; engine: { bytesWritten: number } };
+  const chunkSize = Math.max(64, length);
   try {
     result = inflateSync(stored, {
-      chunkSize: Math.max(64, length),
+      chunkSize,
       maxOutputLength: Math.max(1, length),
       info: true,
     }) as unknown as typeof result;
@@ -269,14 +272,7 @@ export function inflateExactly(stored: Uint8Array, length: number): Uint8Array<A
   if (result.engine.bytesWritten !== stored.length) {
     return { reason: "there is data behind the end of the zlib stream" };
   }
-  return result.buffer.buffer.byteLength === length ? (result.buffer as Buffer<ArrayBuffer>) : ownBytes(result.buffer);
-}
-
-/** A copy in a buffer of its own, so that it can move between threads and the unused rest of the old one can be freed. */
-function ownBytes(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
-  const copy = new Uint8Array(bytes.length);
-  copy.set(bytes);
-  return copy;
+  return ownBytes(result.buffer, chunkSize);
 }
 
 /** RFC 1950 section 2.2: 32 KiB window, and the level as a hint; the check bits make it a multiple of 31. */

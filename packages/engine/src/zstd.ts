@@ -1,4 +1,5 @@
 import { constants, zstdCompressSync, zstdDecompressSync } from "node:zlib";
+import { ownBytes } from "./own-bytes.ts";
 
 const chunkBytes = 1024 * 1024;
 
@@ -13,10 +14,7 @@ export function zstdPieces(data: Uint8Array, level: number): Uint8Array<ArrayBuf
       maxOutputLength: Math.max(1, data.length - 1),
       params: { [constants.ZSTD_c_compressionLevel]: level, [constants.ZSTD_c_contentSizeFlag]: 1 },
     });
-    if (frame.length >= data.length) return null;
-    const own = new Uint8Array(frame.length);
-    own.set(frame);
-    return [own];
+    return frame.length < data.length ? [ownBytes(frame, chunkBytes)] : null;
   } catch (error) {
     if ((error as { code?: unknown }).code === "ERR_BUFFER_TOO_LARGE") return null;
     throw error;
@@ -26,8 +24,9 @@ export function zstdPieces(data: Uint8Array, level: number): Uint8Array<ArrayBuf
 /** Decompresses exactly one frame to exactly `length` bytes, or says what is wrong. Output never exceeds `length`. */
 export function unzstdExactly(stored: Uint8Array, length: number): Uint8Array<ArrayBuffer> | { reason: string } {
   let result: { buffer: Buffer; engine: { bytesWritten: number } };
+  const chunkSize = Math.max(64, length);
   try {
-    const options = { chunkSize: Math.max(64, length), maxOutputLength: Math.max(1, length), info: true };
+    const options = { chunkSize, maxOutputLength: Math.max(1, length), info: true };
     result = zstdDecompressSync(stored, options) as unknown as typeof result;
   } catch (error) {
     return { reason: `the zstd frame cannot be decoded to ${length} bytes (${(error as Error).message})` };
@@ -35,8 +34,5 @@ export function unzstdExactly(stored: Uint8Array, length: number): Uint8Array<Ar
   const { buffer, engine } = result;
   if (buffer.length !== length) return { reason: `${buffer.length} bytes decoded instead of ${length}` };
   if (engine.bytesWritten !== stored.length) return { reason: "there is data behind the end of the zstd frame" };
-  if (buffer.buffer.byteLength === length) return buffer as Buffer<ArrayBuffer>;
-  const own = new Uint8Array(length);
-  own.set(buffer);
-  return own;
+  return ownBytes(buffer, chunkSize);
 }

@@ -87,7 +87,8 @@ const base64 = (text: string): string => Buffer.from(text).toString("base64");
 
 const repetitive = Buffer.alloc(lengthMax, "text that repeats itself, ");
 const storedSeeds = (["zlib", "bz2", "zstd"] as const).map((label) => {
-  const pieces = compressPieces(label, repetitive, { level: levelDefault(label), cancelled: () => false });
+  const encoding = { compression: label, level: levelDefault(label), zlibEncoder: "zlib" as const };
+  const pieces = compressPieces(encoding, repetitive, () => false);
   return Buffer.concat(pieces ?? []);
 });
 

@@ -165,6 +165,19 @@ describe.each(kinds)("beside a real Cinder on $name", ({ open }) => {
     }
   });
 
+  test("what ISA-L compressed for us is restored by Cinder", async () => {
+    await using folder = await temporaryFolder();
+    const { repository, cinder } = await open(folder.path);
+    const path = join(folder.path, "volume");
+    await writeFile(path, firstImage());
+    const layout = { compression: "zlib", level: levelDefault("zlib", "isal"), zlibEncoder: "isal" } as const;
+    const reference = await backUp(engine, { repository, path, layout });
+    const known = [recordFor(reference, null, randomUUID())];
+    const target = await writeTarget(join(folder.path, "target"));
+    await runCinder(cinder, { known, steps: [{ do: "restore", id: reference.backupId, target }] });
+    expect((await readFile(target)).equals(await readFile(path))).toBe(true);
+  });
+
   test("what Cinder wrote, with every codec, is restored and verified by us, and its records are read", async () => {
     await using folder = await temporaryFolder();
     const { repository, cinder } = await open(folder.path);

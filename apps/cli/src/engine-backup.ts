@@ -11,6 +11,7 @@ import {
   openEngine,
   openFileSource,
   type Repository,
+  type ZlibEncoder,
 } from "@tephra/engine";
 import { type Output, UsageError } from "./engine-output.ts";
 import { findChain, openNamedRepository, prepareRepository } from "./engine-repository.ts";
@@ -21,6 +22,7 @@ interface BackupOptions {
   volumeId?: string;
   parent?: string;
   compression: Compression;
+  zlibEncoder: ZlibEncoder;
   objectBytes: number;
   blockBytes: number;
 }
@@ -101,7 +103,8 @@ function planLayout(input: {
     container: repository.defaultContainer(backupId),
     prefix: repository.defaultPrefix({ volumeId, backupId, at }),
     compression: options.compression,
-    level: levelDefault(options.compression),
+    level: levelDefault(options.compression, options.zlibEncoder),
+    zlibEncoder: options.zlibEncoder,
     objectBytes: options.objectBytes,
     blockBytes: options.blockBytes,
     volumeBytes,

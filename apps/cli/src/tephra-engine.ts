@@ -1,4 +1,4 @@
-import { type Compression, compressions, parseCompression } from "@tephra/engine";
+import { type Compression, compressions, parseCompression, zlibEncoders } from "@tephra/engine";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { backupCommand } from "./engine-backup.ts";
 import { listCommand } from "./engine-list.ts";
@@ -67,6 +67,11 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
     .addOption(
       new Option("--compression <codec>", `how data is stored: ${compressions.join(", ")}`)
         .argParser(parseCodec)
+        .default("zlib"),
+    )
+    .addOption(
+      new Option("--zlib-encoder <name>", "what makes zlib streams; isal is many times as fast and needs libisal.so.2")
+        .choices(zlibEncoders)
         .default("zlib"),
     )
     .option("--object-bytes <n>", "size of a stored piece before compression", parseBytes, 52_428_800)

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { type Compression, type Config, compressionLevels, type RepositoryConfig } from "./config.ts";
+import { type Compression, type Config, levelOf, type RepositoryConfig, type ZlibEncoder } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ConfigError, NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
@@ -15,6 +15,7 @@ import {
 } from "./operations.ts";
 import { finishTask, type Json, type NewTask, type TaskOperation, type TaskResult } from "./tasks.ts";
 import { volumeMeta } from "./volume-meta.ts";
+import { encoderNeeds } from "./workers.ts";
 
 /** Everything that decides a backup's bytes and names. Fixed once in the operation row; every worker obeys it. */
 export interface BackupPlan {
@@ -28,6 +29,8 @@ export interface BackupPlan {
   prefix: string;
   compression: Compression;
   level: number;
+  /** Absent from plans of earlier versions: zlib. */
+  zlibEncoder?: ZlibEncoder;
   objectBytes: number;
   blockBytes: number;
   volumeBytes: number;
@@ -101,7 +104,8 @@ export async function planBackup(
     container: backup.container || site.defaultContainer(backup.id),
     prefix: site.defaultPrefix({ volumeId: backup.volumeId, backupId: backup.id, at: backup.createdAt }),
     compression: repository.compression,
-    level: compressionLevels[repository.compression],
+    level: levelOf(repository),
+    zlibEncoder: repository.zlib_encoder,
     objectBytes: repository.object_bytes,
     blockBytes: repository.block_bytes,
     volumeBytes,
@@ -153,6 +157,7 @@ const needsOf = (plan: BackupPlan): string[] => [
     `repository:${plan.repository}`,
     ...(plan.parent ? [`repository:${plan.parent.repository}`] : []),
     `backend:${plan.backend}`,
+    ...encoderNeeds(plan.zlibEncoder),
   ]),
 ];
 

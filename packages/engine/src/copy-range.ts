@@ -1,12 +1,12 @@
 import type { BackupReference } from "./backup-reference.ts";
 import { readHashList } from "./chain.ts";
-import { codecOf, labelToTry, memoryFactor } from "./compression.ts";
+import { codecOf, labelToTry, memoryFactor, requireEncoder } from "./compression.ts";
 import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
 import { type EngineContext, zeroForm } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "./errors.ts";
 import { cutWindows, type Extent } from "./extents.ts";
 import { cachedHashList } from "./hash-list.ts";
-import { type BackupLayout, blocksOf, checkLayout, dataName, numbersOfRange } from "./layout.ts";
+import { type BackupLayout, blocksOf, checkLayout, dataName, encodingOf, numbersOfRange } from "./layout.ts";
 import { ListingDigest } from "./listing-digest.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import type { ObjectEntry } from "./object-entry.ts";
@@ -42,12 +42,13 @@ const windowsPerGroupMax = 64;
 /**
  * Copies one range: reads it window by window, hashes, leaves out what the parent has, compresses and stores. All objects are
  * durable when it resolves. A second run over the same source stores nothing new. Throws InvalidBackupError, with Cinder's
- * words, when the parent does not fit.
+ * words, when the parent does not fit, and CodecUnavailableError before anything is read when this machine cannot encode as planned.
  */
 export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: RunContext): Promise<CopiedRange> {
   const { layout, range, repository } = input;
   checkLayout(layout);
   checkRange(layout, range);
+  requireEncoder(encodingOf(layout));
   const parent = await openParent(input, ctx.signal);
   const sourceFingerprint = await checkSource(input, null);
   await repository.ensureContainer(layout.container);
@@ -292,8 +293,7 @@ class RangeCopier {
       ...filled,
       blockBytes: layout.blockBytes,
       parentHashes,
-      compression: layout.compression,
-      level: layout.level,
+      ...encodingOf(layout),
       compressZeros: layout.compressZeros ?? true,
     };
     const moved = [filled.window, parentHashes?.buffer].filter((buffer) => buffer instanceof ArrayBuffer);
@@ -334,8 +334,9 @@ class RangeCopier {
     for (const span of spans) {
       const offset = span.first * layout.blockBytes;
       const length = Math.min(span.end * layout.blockBytes, window.length) - offset;
-      const { md5, pieces } = await zeroForm(this.#engine, { compression: label, length, level: layout.level });
-      extents.push({ offset, at: offset, length, md5, compression: pieces === null ? "none" : label, pieces });
+      const { md5, pieces } = await zeroForm(this.#engine, { ...encodingOf(layout), compression: label, length });
+      const compression = pieces === null ? "none" : label;
+      extents.push({ offset, at: offset, length, md5, compression, pieces, ownership: "shared" });
     }
     const needsRaw = extents.some((extent) => extent.pieces === null);
     return { hashes, extents, raw: needsRaw ? new ArrayBuffer(window.length) : null };
@@ -369,6 +370,8 @@ class RangeCopier {
     const pieces = extent.pieces ?? [new Uint8Array(raw as ArrayBuffer, extent.at, extent.length)];
     const storedBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
     await this.#putObject(number, streamed(pieces), storedBytes, signal);
+    // Given back now, not at some later garbage collection.
+    if (extent.ownership === "own") for (const piece of extent.pieces ?? []) piece.buffer.transfer(0);
     const { length, md5, compression } = extent;
     return { number, offset: window.offset + extent.offset, length, md5, compression };
   }

@@ -1,5 +1,14 @@
 export type { BackupReference } from "./backup-reference.ts";
-export { type Compression, codecOf, compressions, levelDefault, parseCompression } from "./compression.ts";
+export {
+  type Compression,
+  codecOf,
+  compressions,
+  levelDefault,
+  parseCompression,
+  requireEncoder,
+  type ZlibEncoder,
+  zlibEncoders,
+} from "./compression.ts";
 export { type Engine, openEngine } from "./engine.ts";
 export * from "./errors.ts";
 export { type ExportRecordInput, encodeExportRecord } from "./export-record.ts";

@@ -1,4 +1,4 @@
-import { type Compression, levelsOf } from "./compression.ts";
+import { type Compression, codecOf, type Encoding, levelsOf, type ZlibEncoder } from "./compression.ts";
 import { InvalidLayoutError, InvalidObjectNameError } from "./errors.ts";
 import type { Extent } from "./extents.ts";
 
@@ -11,8 +11,10 @@ export interface BackupLayout {
   prefix: string;
   /** The label of what is compressed, as configured. */
   compression: Compression;
-  /** Level of its codec, see levelDefault; of zlib where compression is off. */
+  /** Level of its encoder, see levelDefault; of zlib where compression is off. */
   level: number;
+  /** What makes zlib streams; default `zlib`. Part of the plan: all who copy an object must make the same bytes. */
+  zlibEncoder?: ZlibEncoder;
   /** Size of a window of the volume, a multiple of blockBytes. */
   objectBytes: number;
   /** The hash unit. */
@@ -52,11 +54,20 @@ export function checkLayout(layout: BackupLayout): void {
   if (objectBytes % blockBytes !== 0) {
     refuse(`Object size ${objectBytes} is not a multiple of the block size ${blockBytes}.`);
   }
-  const { min, max } = levelsOf(layout.compression);
+  const { compression, zlibEncoder } = encodingOf(layout);
+  if (zlibEncoder !== "zlib" && codecOf(compression) !== "zlib") {
+    refuse(`The encoder ${zlibEncoder} makes zlib streams, and the compression is ${compression}.`);
+  }
+  const { min, max } = levelsOf(compression, zlibEncoder);
   if (!Number.isInteger(level) || level < min || level > max) {
     refuse(`Compression level ${level} is not between ${min} and ${max}.`);
   }
   checkPrefix(layout.prefix);
+}
+
+/** How a layout has objects compressed. */
+export function encodingOf({ compression, level, zlibEncoder = "zlib" }: BackupLayout): Encoding {
+  return { compression, level, zlibEncoder };
 }
 
 /**

@@ -31,6 +31,7 @@ export const layoutOf = (plan: BackupPlan): BackupLayout => ({
   prefix: plan.prefix,
   compression: plan.compression,
   level: plan.level,
+  zlibEncoder: plan.zlibEncoder ?? "zlib",
   objectBytes: plan.objectBytes,
   blockBytes: plan.blockBytes,
   volumeBytes: plan.volumeBytes,

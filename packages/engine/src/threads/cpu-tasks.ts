@@ -1,4 +1,4 @@
-import { type Compression, compressPieces, decompressExactly, labelToTry } from "../compression.ts";
+import { type Compression, compressPieces, decompressExactly, type Encoding, labelToTry } from "../compression.ts";
 import type { Hashing } from "../hashing/hashing.ts";
 import type { CpuTools } from "./cpu-tools.ts";
 import { type HashLanesRequest, type HashLanesResult, hashLanes } from "./hash-lanes.ts";
@@ -14,9 +14,11 @@ export interface WindowExtent {
   /** The stored bytes when compressed; null means the raw bytes, which start at `at` in the result's `raw`. */
   pieces: Uint8Array<ArrayBuffer>[] | null;
   at: number;
+  /** Whose the pieces are: this extent's, to be given back once stored, or shared with all extents of zeros like this one. */
+  ownership: "own" | "shared";
 }
 
-export interface CopyWindowRequest {
+export interface CopyWindowRequest extends Encoding {
   kind: "copyWindow";
   /** Exactly the window's bytes; its ownership moves to the thread. Null when the thread is to read them itself. */
   window: ArrayBuffer | null;
@@ -25,8 +27,6 @@ export interface CopyWindowRequest {
   blockBytes: number;
   /** 32 bytes for every block of the window, or null to take the whole window as one extent. */
   parentHashes: Uint8Array<ArrayBuffer> | null;
-  compression: Compression;
-  level: number;
   /** Whether an extent of zeros is compressed although compression is off. */
   compressZeros: boolean;
 }
@@ -80,11 +80,9 @@ export interface CheckBlocksRequest {
   expected: Uint8Array<ArrayBuffer> | null;
 }
 
-export interface ZeroFormRequest {
+export interface ZeroFormRequest extends Encoding {
   kind: "zeroForm";
-  compression: Compression;
   length: number;
-  level: number;
 }
 
 /** What every object of `length` zeros has in common. `pieces` is null when such an object is stored raw. */
@@ -150,10 +148,10 @@ function copyWindow(
     const zeros = request.compressZeros && hashed.zero.subarray(first, end).every((flag) => flag === 1);
     const label = labelToTry(request.compression, { known: zeros, compressZeros: request.compressZeros });
     const bytes = data.subarray(place.at, place.at + place.length);
-    const pieces = compressPieces(label, bytes, { level: request.level, cancelled });
+    const pieces = compressPieces({ ...request, compression: label }, bytes, cancelled);
     if (pieces === undefined) return undefined;
     const md5 = digests[index] as string;
-    extents.push({ ...place, md5, compression: pieces === null ? "none" : label, pieces });
+    extents.push({ ...place, md5, compression: pieces === null ? "none" : label, pieces, ownership: "own" });
   }
   const needsRaw = extents.some((extent) => extent.pieces === null);
   // Given back now, not at some later garbage collection: windows are large, and one follows the other.
@@ -341,7 +339,7 @@ export function addDataRuns(
 
 function zeroForm(request: ZeroFormRequest, { hashing, cancelled }: CpuTools): ZeroFormResult | undefined {
   const zeros = new Uint8Array(request.length);
-  const pieces = compressPieces(request.compression, zeros, { level: request.level, cancelled });
+  const pieces = compressPieces(request, zeros, cancelled);
   if (pieces === undefined) return undefined;
   const [md5] = hashing.md5(zeros, [{ offset: 0, length: zeros.length }]) as [string];
   return { md5, pieces };

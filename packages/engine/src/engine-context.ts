@@ -16,13 +16,13 @@ export interface EngineContext {
 }
 
 /** Windows and objects held in memory by all concurrent calls together. */
-const memoryBytesDefault = 192 * 1024 * 1024;
+const memoryBytesDefault = 160 * 1024 * 1024;
 const rememberedMax = 32;
 
 export interface EngineOptions {
   /** Threads that hash and compress; default: one per core. */
   threads?: number;
-  /** Bounds the windows and objects that all calls together hold in memory; default 192 MiB. */
+  /** Bounds the windows and objects that all calls together hold in memory; default 160 MiB. */
   memoryBytes?: number;
   /** Default: the faster, by a short measurement. */
   hashing?: HashingOption;

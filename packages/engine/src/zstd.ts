@@ -17,7 +17,10 @@ export function zstdPieces(data: Uint8Array, level: number): Uint8Array<ArrayBuf
       maxOutputLength: Math.max(1, data.length - 1),
       params: { [constants.ZSTD_c_compressionLevel]: level, [constants.ZSTD_c_contentSizeFlag]: 1 },
     });
-    return frame.length < data.length ? [ownBytes(frame, chunkSize)] : null;
+    if (frame.length >= data.length) return null;
+    // A small frame must not keep the whole buffer; of a large one a copy would be more memory than the rest of its buffer.
+    const isLarge = frame.buffer.byteLength === chunkSize && frame.length > chunkSize / 8;
+    return [isLarge ? (frame as Buffer<ArrayBuffer>) : ownBytes(frame, chunkSize)];
   } catch (error) {
     if ((error as { code?: unknown }).code === "ERR_BUFFER_TOO_LARGE") return null;
     throw error;

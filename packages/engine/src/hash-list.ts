@@ -121,7 +121,9 @@ const tailSchema = z.object({ version: z.literal(version) });
 async function openFixedWidth(read: ReadHashList, sizeBytes: number): Promise<HashList | null> {
   const head = await readText(read, { offset: 0, length: Math.min(headBytesMax, sizeBytes) });
   if (head.startsWith(framesMagic.toString("latin1"))) {
-    throw new EncryptionKeyMissingError("The backup is encrypted, and no master key is given for its repository.");
+    throw new EncryptionKeyMissingError(
+      "The backup is encrypted: its repository was opened without master keys, or the backup's own key object is gone.",
+    );
   }
   const headEnd = head.indexOf(headMarker);
   const tailStart = Math.max(0, sizeBytes - tailBytesMax);

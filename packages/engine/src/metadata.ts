@@ -132,7 +132,7 @@ export async function* readMetadata(
 }
 
 const withoutKey = (backupId: string): string =>
-  `Backup ${backupId} is encrypted, and no master key is given for its repository.`;
+  `Backup ${backupId} is encrypted: its repository was opened without master keys, or the backup's own key object is gone.`;
 
 function parseScalar(key: string, value: unknown): string | null {
   const parsed = scalarSchemas[key as keyof typeof scalarSchemas].safeParse(value);

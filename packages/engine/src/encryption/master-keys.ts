@@ -92,7 +92,7 @@ async function runKeyCommand(program: string, args: readonly string[]): Promise<
   } catch (error) {
     // Without the cause: it carries what the command has printed.
     const { code, killed } = error as { code?: unknown; killed?: unknown };
-    const reason = killed === true ? "it was ended: too slow, or too much output" : `status ${String(code)}`;
+    const reason = killed === true ? `it took longer than ${commandTimeoutMs / 1000} s` : String(code);
     throw new RepositoryUnavailableError(`The key command ${program} failed: ${reason}.`, { retryable: true });
   }
 }

@@ -111,7 +111,7 @@ const dataKey = createHash("sha256").update("data key").digest();
 const master = { version: "1", secret: createHash("sha256").update("master key").digest() };
 const frameKeys = frameKeysFor(dataKey, `${prefix}-00001`);
 const frameText = Buffer.alloc(500, "what is in a frame ");
-const frame = encryptFrame(frameKeys, { index: 0, last: true }, frameText);
+const frame = Buffer.concat(encryptFrame(frameKeys, { index: 0, last: true }, frameText));
 const encryptedMetadata = Buffer.concat(
   await Array.fromAsync(
     encodeEncryptedMetadata(

@@ -41,6 +41,7 @@ const labelSchema = z.object({
 });
 const labelKeys = Object.keys(labelSchema.shape);
 
+/** The document, from one frame per chunk. */
 export async function* encodeEncryptedMetadata(
   frames: AsyncIterable<Uint8Array>,
   label: EncryptedLabel,

@@ -154,7 +154,7 @@ class EncryptingRepository implements Repository {
   ): Promise<void> {
     const key = { container: place.container, name: metadataName(place.prefix) };
     const keys = frameKeysFor(await this.#keys.require(place), key.name);
-    await this.#stored.putIfAbsent(key, encodeEncryptedMetadata(encryptFrames(keys, body), label), ctx);
+    await this.#stored.putIfAbsent(key, encodeEncryptedMetadata(encryptFrames(keys, body, 1), label), ctx);
   }
 
   /** The secret for an object; null when it is none of an encrypted backup. Errors of keys. */

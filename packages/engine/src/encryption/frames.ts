@@ -29,6 +29,8 @@ const nonceBytes = 12;
 const tagBytes = 16;
 const overheadBytes = nonceBytes + tagBytes;
 const frameBytes = frameTextBytes + overheadBytes;
+/** About 1 MiB: every chunk is a write of its own. */
+const framesPerChunk = 16;
 export const framesMagic = Buffer.from("tephra\0\u0001", "latin1");
 
 /** The two keys of one name. */
@@ -53,10 +55,11 @@ export function frameNonce(keys: FrameKeys, place: FramePlace, textDigest: Uint8
   return createHmac("sha256", keys.nonce).update(placeBytes(place)).update(textDigest).digest().subarray(0, nonceBytes);
 }
 
-export function encryptFrame(keys: FrameKeys, place: FramePlace, text: Uint8Array): Buffer {
+/** A frame in its three pieces. */
+export function encryptFrame(keys: FrameKeys, place: FramePlace, text: Uint8Array): Buffer[] {
   const nonce = frameNonce(keys, place, hash("sha256", text, "buffer"));
   const cipher = createCipheriv("aes-256-gcm", keys.cipher, nonce).setAAD(placeBytes(place));
-  return Buffer.concat([nonce, cipher.update(text), cipher.final(), cipher.getAuthTag()]);
+  return [nonce, cipher.update(text), cipher.final(), cipher.getAuthTag()];
 }
 
 /** FormatError unless the frame is the one of this place, under these keys, unchanged. */
@@ -76,17 +79,22 @@ export function decryptFrame(keys: FrameKeys, place: FramePlace, frame: Uint8Arr
   return text;
 }
 
-/** The text in frames, each of its own memory. A chunk is not used any more when the next one is asked for. */
+/** The text in frames, `perChunk` of them in each chunk. A chunk of the body is not used any more when the next one is asked for. */
 export async function* encryptFrames(
   keys: FrameKeys,
   body: Uint8Array | AsyncIterable<Uint8Array>,
+  perChunk: number = framesPerChunk,
 ): AsyncGenerator<Buffer> {
   const reader = new ByteReader(body);
   try {
+    let pieces: Buffer[] = [];
     for (let index = 0, last = false; !last; index++) {
       const text = await reader.take(frameTextBytes);
       last = await reader.atEnd();
-      yield encryptFrame(keys, { index, last }, text);
+      pieces.push(...encryptFrame(keys, { index, last }, text));
+      if (!last && (index + 1) % perChunk !== 0) continue;
+      yield Buffer.concat(pieces);
+      pieces = [];
     }
   } finally {
     await reader.close();

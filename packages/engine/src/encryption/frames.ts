@@ -22,7 +22,7 @@ import { ByteReader } from "./byte-reader.ts";
  * frame; otherwise none is empty.
  *
  * The nonce is the start of HMAC-SHA-256(nonce key, additional data | SHA-256 of the text). So equal text gives equal bytes, which lets
- * a second try adopt what the first has stored, and other text under the same name never meets the same nonce (0006).
+ * a second try adopt what the first has stored, and other text under the same name never meets the same nonce (0007).
  */
 export const frameTextBytes = 64 * 1024;
 const nonceBytes = 12;

@@ -16,10 +16,10 @@ import {
 import type { WriteContext } from "../run-context.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import {
+  FolderSync,
   fileChunks,
   fileHolds,
   fileMode,
-  FolderSync,
   folderExists,
   ignoreMissing,
   makeFolders,

@@ -56,7 +56,9 @@ export function openSites(config: Config, log: Logger): Sites {
     const settings = config.repositories.find((r) => r.name === name);
     if (!settings) throw new SiteUnreachableError(`repository:${name}`);
     const { url, zone, credentials, access_key: accessKey, secret_key: secretKey } = settings;
-    const repository = await openRepository(url, { zone, credentials, accessKey, secretKey });
+    const { key_file: keyFile, key_command: keyCommand } = settings.encryption ?? {};
+    const encryption = settings.encryption && { keyFile, keyCommand };
+    const repository = await openRepository(url, { zone, credentials, accessKey, secretKey, encryption });
     let id: string;
     try {
       ({ id } = await repository.identity());

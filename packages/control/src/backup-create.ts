@@ -40,6 +40,8 @@ export interface BackupPlan {
   description: string | null;
   volumeMeta: string | null;
   parentId: string | null;
+  /** Whether its objects are encrypted; plans of earlier releases do not say. */
+  encrypted?: boolean;
   parent: { backupId: string; repository: string; container: string; prefix: string } | null;
   /** What the source looked like when the ranges were cut; a range that sees something else fails the backup. */
   fingerprint: string | null;
@@ -115,6 +117,7 @@ export async function planBackup(
     description: backup.description,
     volumeMeta: volumeMeta(volume, volumeBytes),
     parentId: backup.parentId,
+    encrypted: repository.encryption !== undefined,
     parent: parent && parentOf(parent),
     fingerprint: null,
   };

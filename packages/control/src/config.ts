@@ -34,6 +34,17 @@ export type ZlibEncoder = (typeof zlibEncoders)[number];
 /** Of ISA-L: what comes near zlib's own default. */
 const isalLevel = 2;
 
+/** Where the master keys of a repository come from: new backups there are encrypted. Read by the worker alone. */
+const Encryption = z
+  .strictObject({
+    key_file: z.string().min(1).optional(),
+    /** A program with its arguments, run without a shell. */
+    key_command: z.array(z.string()).min(1).optional(),
+  })
+  .refine((e) => (e.key_file === undefined) !== (e.key_command === undefined), {
+    error: "must have either key_file or key_command",
+  });
+
 const Repository = z
   .strictObject({
     name,
@@ -47,6 +58,7 @@ const Repository = z
     credentials: z.string().min(1).optional(),
     access_key: z.string().min(1).optional(),
     secret_key: z.string().min(1).optional(),
+    encryption: Encryption.optional(),
     /** Part of the names of objects in S3 and Swift. */
     zone: z
       .string()

@@ -2,6 +2,7 @@ import type { BackupReference } from "./backup-reference.ts";
 import { readHashList } from "./chain.ts";
 import { codecOf, labelToTry, memoryFactor, requireEncoder } from "./compression.ts";
 import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
+import { requireKey } from "./encryption/begin-backup.ts";
 import { type EngineContext, zeroForm } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "./errors.ts";
 import { cutWindows, type Extent } from "./extents.ts";
@@ -42,7 +43,8 @@ const windowsPerGroupMax = 64;
 /**
  * Copies one range: reads it window by window, hashes, leaves out what the parent has, compresses and stores. All objects are
  * durable when it resolves. A second run over the same source stores nothing new. Throws InvalidBackupError, with Cinder's
- * words, when the parent does not fit, and CodecUnavailableError before anything is read when this machine cannot encode as planned.
+ * words, when the parent does not fit, and CodecUnavailableError before anything is read when this machine cannot encode as planned. An
+ * encrypted backup must have been begun: see beginBackup.
  */
 export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: RunContext): Promise<CopiedRange> {
   const { layout, range, repository } = input;
@@ -52,6 +54,7 @@ export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: 
   const parent = await openParent(input, ctx.signal);
   const sourceFingerprint = await checkSource(input, null);
   await repository.ensureContainer(layout.container);
+  await requireKey(repository, layout);
   const copier = new RangeCopier(engine, input, ctx, parent);
   const windows = cutWindows(range, layout.objectBytes);
   const results = copier.canUseLanes(windows.length)
@@ -272,9 +275,11 @@ class RangeCopier {
     }
   }
 
-  /** The window itself, and what its compressed form usually takes at most beside it. */
+  /** The window itself, what its compressed form usually takes at most beside it, and its encrypted one unless that is streamed. */
   #memoryOf(window: Extent): number {
-    return window.length * memoryFactor(this.#input.layout.compression);
+    const { layout, repository } = this.#input;
+    const encrypted = layout.encrypted === true && repository.streamsPuts !== true ? 1 : 0;
+    return window.length * (memoryFactor(layout.compression) + encrypted);
   }
 
   async #readAndHash(window: Extent, signal: AbortSignal): Promise<CopyWindowResult> {

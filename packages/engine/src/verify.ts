@@ -3,7 +3,7 @@ import { type Chain, chainSteps, openChain, streamEntries, summarize } from "./c
 import { codecOf } from "./compression.ts";
 import type { EngineContext } from "./engine-context.ts";
 import { DamagedObjectError } from "./errors.ts";
-import { dataName, dataNumber, hashListName, metadataName } from "./layout.ts";
+import { dataName, dataNumber, hashListName, keyVersion, metadataName } from "./layout.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import type { MappedObject } from "./merge-layers.ts";
 import type { ObjectEntry } from "./object-entry.ts";
@@ -89,7 +89,7 @@ async function compareListing(reference: BackupReference, findings: Findings, si
     for await (const { name, sizeBytes } of reference.repository.list(reference.container, prefix)) {
       signal.throwIfAborted();
       const number = dataNumber(prefix, name);
-      const known = name === metadataName(prefix) || name === hashListName(prefix);
+      const known = [metadataName(prefix), hashListName(prefix)].includes(name) || keyVersion(prefix, name) !== null;
       if (number !== null && mine(number) && sizes.size <= 2 * objectsPerPass) sizes.set(number, sizeBytes);
       else if (number === null && !known) findings.note(name, "it does not belong to the backup");
     }

@@ -40,6 +40,7 @@ export const layoutOf = (plan: BackupPlan): BackupLayout => ({
   description: plan.description,
   volumeMeta: plan.volumeMeta,
   parentId: plan.parentId,
+  encrypted: plan.encrypted ?? false,
 });
 
 export async function parentReference(plan: BackupPlan, sites: Sites): Promise<BackupReference | null> {

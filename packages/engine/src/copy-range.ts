@@ -120,15 +120,22 @@ interface CopiedWindow {
   entries: ObjectEntry[];
 }
 
-/** A window of a group, and whether it is known to be zero without reading it. */
+/** A window of a group with its data: pairs of start and end within it. Without any it is zero, and not read. */
 interface GroupWindow {
   window: Extent;
-  empty: boolean;
+  data: Float64Array<ArrayBuffer>;
 }
 
-async function isHole(source: VolumeSource, window: Extent): Promise<boolean> {
-  for await (const _ of source.dataExtents(window)) return false;
-  return true;
+async function dataPairs(source: VolumeSource, window: Extent): Promise<Float64Array<ArrayBuffer>> {
+  const pairs: number[] = [];
+  for await (const { offset, length } of source.dataExtents(window)) {
+    pairs.push(offset - window.offset, offset - window.offset + length);
+  }
+  return Float64Array.from(pairs);
+}
+
+function pairedBytes(pairs: Float64Array): number {
+  return pairs.reduce((sum, place, index) => sum + (index % 2 === 0 ? -place : place), 0);
 }
 
 /** A window and the promise for the number before its first object, which the window before it settles. */
@@ -193,8 +200,8 @@ class RangeCopier {
   async *laneGroups(windows: readonly Extent[]): AsyncGenerator<GroupWindow[]> {
     const { source } = this.#input;
     const marked: GroupWindow[] = [];
-    for (const window of windows) marked.push({ window, empty: await isHole(source, window) });
-    const full = marked.filter(({ empty }) => !empty).length;
+    for (const window of windows) marked.push({ window, data: await dataPairs(source, window) });
+    const full = marked.filter(({ data }) => data.length > 0).length;
     const lanes = Math.min(lanesMax, Math.max(1, Math.ceil(full / this.#engine.pool.threads)));
     let group: GroupWindow[] = [];
     let used = 0;
@@ -205,14 +212,14 @@ class RangeCopier {
         used = 0;
       }
       group.push(each);
-      if (!each.empty) used++;
+      if (each.data.length > 0) used++;
     }
     if (group.length > 0) yield group;
   }
 
   /** Windows of a full backup, whose objects are numbered by their place alone. */
   async copyGroup(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedWindow[]> {
-    const full = group.filter(({ empty }) => !empty).map(({ window }) => window);
+    const full = group.filter(({ data }) => data.length > 0);
     const release = await this.#engine.memory.claim(
       laneMemoryBytes(full.length, this.#input.layout.blockBytes),
       signal,
@@ -220,9 +227,9 @@ class RangeCopier {
     try {
       const lanes = full.length === 0 ? [] : await this.#copyLanes(full, signal);
       const copied: CopiedWindow[] = [];
-      for (const { window, empty } of group) {
+      for (const { window, data } of group) {
         const number = window.offset / this.#input.layout.objectBytes + 1;
-        const lane = empty ? undefined : lanes.shift();
+        const lane = data.length === 0 ? undefined : lanes.shift();
         copied.push(
           lane?.put === true
             ? { hashes: lane.hashes, entries: [{ number, ...window, md5: lane.md5, compression: "none" }] }
@@ -236,13 +243,14 @@ class RangeCopier {
     }
   }
 
-  #copyLanes(windows: readonly Extent[], signal: AbortSignal): Promise<CopiedLane[]> {
+  #copyLanes(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedLane[]> {
     const { layout, source } = this.#input;
     const put = async (index: number, body: AsyncIterable<Uint8Array>, inner: AbortSignal): Promise<void> => {
       const { offset, length } = windows[index] as Extent;
       await this.#putObject(offset / layout.objectBytes + 1, body, length, inner);
     };
-    for (const { length } of windows) this.bytesRead += length;
+    const windows = group.map(({ window, data }) => ({ ...window, data }));
+    for (const { data } of windows) this.bytesRead += pairedBytes(data);
     const leaveZeros = layout.compressZeros ?? true;
     const described = source as VolumeSource & { descriptor: number };
     const input = { source: described, windows, blockBytes: layout.blockBytes, leaveZeros, put };
@@ -286,13 +294,10 @@ class RangeCopier {
     const { layout, source } = this.#input;
     const count = blocksOf(window.length, layout.blockBytes);
     const parentHashes = (await this.#parent?.read(window.offset / layout.blockBytes, count)) ?? null;
-    const data: number[] = [];
-    for await (const extent of source.dataExtents(window)) {
-      data.push(extent.offset - window.offset, extent.offset - window.offset + extent.length);
-      this.bytesRead += extent.length;
-    }
+    const data = await dataPairs(source, window);
     if (data.length === 0) return this.#hashZeros(window, parentHashes);
-    const filled = await this.#fill(window, Float64Array.from(data), signal);
+    this.bytesRead += pairedBytes(data);
+    const filled = await this.#fill(window, data, signal);
     const request = {
       kind: "copyWindow" as const,
       ...filled,

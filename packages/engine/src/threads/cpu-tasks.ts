@@ -2,7 +2,7 @@ import { type Compression, compressPieces, decompressExactly, type Encoding, lab
 import type { Hashing } from "../hashing/hashing.ts";
 import type { CpuTools } from "./cpu-tools.ts";
 import { type HashLanesRequest, type HashLanesResult, hashLanes } from "./hash-lanes.ts";
-import { readFully, type UnreadResult } from "./read-fully.ts";
+import { clipPairs, readExtents, type UnreadResult } from "./read-fully.ts";
 
 /** An extent of a window that becomes one object. */
 export interface WindowExtent {
@@ -220,8 +220,9 @@ function readWindow(
     const length = Math.min(sliceBytes, source.length - start);
     const slice = window === null ? scratch.subarray(0, length) : window.subarray(start, start + length);
     const first = start / blockBytes;
-    const failed = readSlice(source, start, slice);
-    if (failed !== null) return failed;
+    const data = clipPairs(source.data, start, start + length);
+    const unread = readExtents({ descriptor: source.descriptor, offset: source.offset + start, data }, slice);
+    if (unread !== null) return { unread };
     const hashes = hashed.hashes.subarray(first * 32);
     hashing.hashBlocks(slice, blockBytes, hashes, hashed.zero.subarray(first));
     if (parentHashes === null) continue;
@@ -254,22 +255,6 @@ class GrowingBytes {
     new Uint8Array(this.buffer, this.#filled, bytes.length).set(bytes);
     this.#filled = needed;
   }
-}
-
-function readSlice(source: WindowSource, start: number, slice: Uint8Array): UnreadResult | null {
-  const end = start + slice.length;
-  let filled = start;
-  for (let pair = 0; pair < source.data.length; pair += 2) {
-    const from = Math.max(start, source.data[pair] as number);
-    const to = Math.min(end, source.data[pair + 1] as number);
-    if (to <= from) continue;
-    slice.fill(0, filled - start, from - start);
-    const place = { offset: source.offset + from, length: to - from };
-    if (!readFully(source.descriptor, slice.subarray(from - start, to - start), place.offset)) return { unread: place };
-    filled = to;
-  }
-  slice.fill(0, filled - start);
-  return null;
 }
 
 /** Runs of consecutive blocks whose hash differs from the parent's; an equal block or the window's end closes a run. */

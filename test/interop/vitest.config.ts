@@ -7,7 +7,7 @@ export default defineConfig({
     include: ["test/interop/*.suite.ts"],
     reporters: ["default", new CountReporter()],
     maxWorkers: 1,
-    testTimeout: 120_000,
+    testTimeout: 300_000,
     hookTimeout: 900_000,
   },
 });

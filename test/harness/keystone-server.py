@@ -83,7 +83,6 @@ def main():
     manage("fernet_setup", "--keystone-user", str(os.getuid()), "--keystone-group", str(os.getgid()))
     access = ["--bootstrap-password", settings["password"], "--bootstrap-region-id", settings["region"]]
     manage("bootstrap", *access, "--bootstrap-public-url", url + "/v3", "--bootstrap-internal-url", url + "/v3")
-    from socketserver import ThreadingMixIn
     from threading import Thread
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -93,8 +92,10 @@ def main():
         def log_message(self, *arguments):
             pass
 
-    class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads = True
+    class Server(WSGIServer):
+        """One request at a time: connections to sqlite that another thread leaves behind keep their locks."""
+
+        request_queue_size = 128
 
     sys.argv = sys.argv[:1]
     application = wsgi.initialize_public_application()

@@ -9,8 +9,10 @@ usage: keystone-server.py SETTINGS, a JSON object:
   object_store   the public URL of the object store in the catalog, with %(project_id)s
 Prints "ready" when it answers.
 """
+import contextlib
 import json
 import os
+import sqlite3
 import sys
 
 settings = json.loads(sys.argv[1])
@@ -59,6 +61,12 @@ def manage(*arguments):
         sys.exit("keystone-manage %s failed" % arguments[0])
 
 
+def let_readers_be():
+    """A read that is not finished keeps sqlite from committing, unless what is written goes to a log of its own."""
+    with contextlib.closing(sqlite3.connect(home + "/keystone.sqlite")) as database:
+        database.execute("pragma journal_mode = wal")
+
+
 def add_object_store():
     """By the API itself: bootstrapping knows one service only."""
     import urllib.request
@@ -80,6 +88,7 @@ def add_object_store():
 def main():
     configure()
     manage("db_sync")
+    let_readers_be()
     manage("fernet_setup", "--keystone-user", str(os.getuid()), "--keystone-group", str(os.getgid()))
     access = ["--bootstrap-password", settings["password"], "--bootstrap-region-id", settings["region"]]
     manage("bootstrap", *access, "--bootstrap-public-url", url + "/v3", "--bootstrap-internal-url", url + "/v3")

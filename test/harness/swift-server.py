@@ -88,7 +88,6 @@ def proxy():
             user_domain_id="default",
             project_domain_id="default",
             delay_auth_decision="true",
-            token_cache_time="-1",
         )
         factory = {"paste.filter_factory": "keystonemiddleware.auth_token:filter_factory"}
         parts.append(section("filter:authtoken", **factory, **access))

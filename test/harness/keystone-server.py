@@ -38,7 +38,8 @@ key_repository = {home}/fernet-keys
 [credential]
 key_repository = {home}/credential-keys
 [cache]
-enabled = false
+enabled = true
+backend = oslo_cache.dict
 [identity]
 password_hash_rounds = 4
 """.format(**settings, home=home)

@@ -8,7 +8,7 @@ export default defineConfig({
     globalSetup: ["test/harness/build-setup.ts"],
     reporters: ["default", new CountReporter()],
     maxWorkers: 1,
-    testTimeout: 120_000,
+    testTimeout: 300_000,
     hookTimeout: 900_000,
   },
 });

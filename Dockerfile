@@ -28,6 +28,8 @@ RUN npm prune --omit=dev && rm -rf scripts prisma *.config.ts tsconfig*.json tur
 FROM node:24-bookworm-slim AS service
 ENV NODE_ENV=production
 WORKDIR /app
+# For repositories with zlib_encoder isal.
+RUN apt-get update && apt-get install --yes --no-install-recommends libisal2 && rm -rf /var/lib/apt/lists/*
 # Named volumes take over the owner of the folder that they are mounted on.
 RUN install -d -o node -g node /srv/repository /srv/volumes /srv/import
 COPY --from=production /app ./

@@ -2,8 +2,9 @@ import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { systemPython, unpackPackages } from "./debian-packages.ts";
 
-/** The drivers, and the module that they import for zstd. */
-const packages = ["python3-cinder", "python3-zstd", "python3-pkg-resources"];
+/** The drivers, and what they import: for zstd, for S3 and for Swift. */
+const packages = ["python3-cinder", "python3-zstd", "python3-boto3", "python3-swiftclient", "python3-pkg-resources"];
+const probe = "import cinder.backup.chunkeddriver, zstd, boto3, swiftclient";
 const execute = promisify(execFile);
 
 /**
@@ -22,7 +23,6 @@ export async function provideCinder(say: (line: string) => void): Promise<Record
 }
 
 async function isInstalled(): Promise<boolean> {
-  const probe = "import cinder.backup.chunkeddriver, zstd";
   return execute(systemPython, ["-c", probe]).then(
     () => true,
     () => false,

@@ -1,12 +1,14 @@
 import { type ExecFileException, execFile, spawn } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { appendFile, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { appendFile, chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
+import { openEngine, openRepository } from "@tephra/engine";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { z } from "zod";
+import { backUp, writeKeyFile } from "./format/backup-fixture.ts";
 import { openGolden } from "./format/golden-repository.ts";
 
 const entry = join(import.meta.dirname, "../apps/cli/dist/tephra-engine.js");
@@ -43,6 +45,7 @@ const backupResult = z.strictObject({
     object_bytes: z.int(),
     block_bytes: z.int(),
     volume_bytes: z.int(),
+    encrypted: z.boolean(),
     objects: z.int(),
     stored_bytes: z.int(),
     seconds: z.number(),
@@ -166,6 +169,66 @@ describe("tephra-engine", () => {
     expect((await stat(join(home, "repo"))).isDirectory()).toBe(true);
   });
 
+  test("encrypts with a key file or a key command, and says which key is missing", async () => {
+    const image = randomBytes(200_000);
+    await writeFile(join(home, "volume"), image);
+    const keyFile = await writeKeyFile(home, ["1"]);
+    const made = await backup("--key-file", keyFile);
+    expect(made.encrypted).toBe(true);
+    const repository = ["--repository", "posix:repo"];
+    const listed = await run("list", ...repository, "--json");
+    expect(listed.status).toBe(0);
+    expect(listResult.parse(JSON.parse(listed.stdout)).backups).toMatchObject([
+      { id: made.id, volume_bytes: 200_000, problem: expect.stringContaining("is encrypted") },
+    ]);
+    const restore = ["restore", ...repository, "--backup", made.id, "--target", "out"];
+    for (const given of [[], ["--key-file", await writeKeyFile(home, ["2"])]]) {
+      const refused = await run(...restore, ...given, "--json");
+      expect(refused.status).toBe(1);
+      expect(errorResult.parse(JSON.parse(refused.stdout)).error.code).toBe("encryption_key_missing");
+    }
+    expect(await readdir(home)).not.toContain("out");
+    expect(await run(...restore, "--key-command", "cat", keyFile)).toMatchObject({ status: 0, stderr: "" });
+    expect((await readFile(join(home, "out"))).equals(image)).toBe(true);
+    const verified = await run("verify", ...repository, "--backup", made.id, "--key-file", keyFile);
+    expect(verified).toMatchObject({ status: 0 });
+    await chmod(keyFile, 0o644);
+    const open = await run(...restore, "--key-file", keyFile);
+    expect(open).toMatchObject({ status: 2, stderr: expect.stringContaining("chmod 600") });
+  });
+
+  test("a rewrap that is killed is ended by the next one", async () => {
+    await writeFile(join(home, "volume"), randomBytes(1000));
+    const [old, both] = [await writeKeyFile(home, ["1"]), await writeKeyFile(home, ["1", "2"])];
+    await using engine = openEngine({ threads: 1 });
+    const url = `posix:${join(home, "repo")}`;
+    await using repository = await openRepository(url, { encryption: { keyFile: old } });
+    await repository.initialize();
+    const layout = { encrypted: true };
+    for (let index = 0; index < 60; index++) await backUp(engine, { repository, path: join(home, "volume"), layout });
+    const keys = async (version: number): Promise<number> =>
+      (await readdir(join(home, "repo"), { recursive: true })).filter((name) => name.endsWith(`_key_${version}`))
+        .length;
+    const args = ["rewrap", "--all", "--repository", "posix:repo", "--key-file", both];
+    const child = spawn(process.execPath, [entry, ...args], { cwd: home, stdio: "ignore" });
+    const ended = once(child, "exit");
+    while ((await keys(2)) === 0 && child.exitCode === null) await setImmediate();
+    child.kill("SIGKILL");
+    expect(await ended).toEqual([null, "SIGKILL"]);
+    expect(await keys(1)).toBeGreaterThan(0);
+    const rest = JSON.parse((await run(...args, "--json")).stdout).rewrap;
+    expect(rest).toMatchObject({ failed: [] });
+    expect(rest.rewrapped.length + rest.current).toBe(60);
+    expect([await keys(1), await keys(2)]).toEqual([0, 60]);
+    const [first] = listResult.parse(
+      JSON.parse(
+        (await run("list", "--repository", "posix:repo", "--key-file", await writeKeyFile(home, ["2"]), "--json"))
+          .stdout,
+      ),
+    ).backups;
+    expect(first?.problem).toBeNull();
+  });
+
   test("an interrupted backup ends with status 1 and leaves no object behind", async () => {
     await writeFile(join(home, "volume"), randomBytes(100 * 1024 * 1024));
     await run("init", "--repository", "posix:repo");
@@ -190,6 +253,9 @@ describe("tephra-engine", () => {
     { args: ["backup", "--repository", "posix:repo", "--source", "volume", "--parent", "x"] },
     { args: ["restore", "--repository", "posix:repo", "--backup", randomUUID(), "--target", "out"] },
     { args: ["list", "--repository", "posix:repo", "--unknown"] },
+    { args: ["list", "--repository", "posix:repo", "--key-file", "missing"] },
+    { args: ["rewrap", "--repository", "posix:repo", "--all"] },
+    { args: ["rewrap", "--repository", "posix:repo", "--key-command", "true"] },
     { args: ["explode"] },
   ])("wrong usage ends with status 2: $args", async ({ args }) => {
     await writeFile(join(home, "volume"), "abc");
@@ -214,7 +280,7 @@ describe("tephra-engine", () => {
   });
 
   test("help explains every command on stdout with status 0", async () => {
-    for (const command of ["", "init", "backup", "list", "restore", "verify", "export", "import", "rescan"]) {
+    for (const command of ["", "init", "backup", "list", "restore", "verify", "export", "import", "rescan", "rewrap"]) {
       const help = await run(...(command === "" ? [] : [command]), "--help");
       expect(help.status).toBe(0);
       expect(help.stdout).toContain("Usage: tephra-engine");

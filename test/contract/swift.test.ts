@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { openRepository, RepositoryUnavailableError } from "@tephra/engine";
+import { openRepository, RepositoryDeniedError, RepositoryUnavailableError } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type KeystoneServer, startKeystone } from "../harness/keystone.ts";
 import { type SwiftServer, startSwift } from "../harness/swift.ts";
@@ -50,9 +50,9 @@ describe("swift with Keystone", () => {
   afterAll(() => keystone[Symbol.asyncDispose]());
 
   const free = { signal: new AbortController().signal, fence: () => {} };
-  const open = (container: string, more = "") =>
+  const open = (container: string, more = "", password = keystone.password) =>
     openRepository(
-      `swift:${container}?auth_url=${keystone.url}/v3&user=${keystone.user}&key=${encodeURIComponent(keystone.password)}` +
+      `swift:${container}?auth_url=${keystone.url}/v3&user=${keystone.user}&key=${encodeURIComponent(password)}` +
         `&project=${keystone.project}${more}`,
     );
 
@@ -70,6 +70,11 @@ describe("swift with Keystone", () => {
     expect((await Array.fromAsync(repository.list(container, "object-"))).length).toBe(objects);
     await using again = await open(container);
     expect(await again.identity()).toEqual(made);
+  }, 90_000);
+
+  test("a wrong password is denied", async () => {
+    await using wrong = await open("some-container", "", "sesame");
+    await expect(wrong.identity()).rejects.toBeInstanceOf(RepositoryDeniedError);
   }, 90_000);
 
   test("a region that is not in the catalog is said", async () => {

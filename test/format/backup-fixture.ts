@@ -1,5 +1,5 @@
-import { randomUUID } from "node:crypto";
-import { mkdtemp, rm } from "node:fs/promises";
+import { createHash, randomUUID } from "node:crypto";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
@@ -48,6 +48,14 @@ export class MemoryTarget implements VolumeTarget {
   async flush(): Promise<void> {}
 
   async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+/** Writes a file of master keys, the last version being current; a version always has the same key. Returns its path. */
+export async function writeKeyFile(folder: string, versions: readonly string[]): Promise<string> {
+  const path = join(folder, `keys-${versions.join("-")}`);
+  const lines = versions.map((version) => `${version}:${createHash("sha256").update(version).digest("base64")}\n`);
+  await writeFile(path, lines.join(""), { mode: 0o600 });
+  return path;
 }
 
 export const small = { objectBytes: 65536, blockBytes: 4096 };

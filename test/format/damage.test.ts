@@ -11,7 +11,15 @@ import {
   openRepository,
 } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { backUp, freeContext, MemoryTarget, restoreToMemory, small, temporaryFolder } from "./backup-fixture.ts";
+import {
+  backUp,
+  freeContext,
+  MemoryTarget,
+  restoreToMemory,
+  small,
+  temporaryFolder,
+  writeKeyFile,
+} from "./backup-fixture.ts";
 
 /** Where bits are flipped. Set TEPHRA_TEST_SEED to repeat a run. */
 const seed = Number(process.env["TEPHRA_TEST_SEED"] ?? randomBytes(4).readUInt32LE());
@@ -22,10 +30,15 @@ beforeAll(() => {
 });
 afterAll(() => engine[Symbol.asyncDispose]());
 
+const forms = ["zlib", "none", "encrypted"] as const;
+
 /** A chain of a full backup and two incrementals, with zeros, text and noise, in a place that may be damaged. */
-async function makeChain(folder: string, compression: "zlib" | "none") {
+async function makeChain(folder: string, form: (typeof forms)[number]) {
   const root = join(folder, "repository");
-  const repository = await openRepository(`posix:${root}`);
+  const encrypted = form === "encrypted";
+  const compression = encrypted ? "none" : form;
+  const encryption = encrypted ? { keyFile: await writeKeyFile(folder, ["1"]) } : undefined;
+  const repository = await openRepository(`posix:${root}`, { encryption });
   await repository.initialize();
   const path = join(folder, "volume");
   const volume = Buffer.concat([randomBytes(100_000), Buffer.alloc(140_000), Buffer.alloc(90_123, "text ")]);
@@ -34,7 +47,8 @@ async function makeChain(folder: string, compression: "zlib" | "none") {
     randomBytes(9000).copy(volume, 20_000 + step * 130_000);
     await writeFile(path, volume);
     const parent = chain[0];
-    chain.unshift(await backUp(engine, { repository, path, layout: { compression }, ...(parent ? { parent } : {}) }));
+    const layout = { compression, encrypted } as const;
+    chain.unshift(await backUp(engine, { repository, path, layout, ...(parent ? { parent } : {}) }));
   }
   return { root, chain, volume };
 }
@@ -89,10 +103,10 @@ async function detects(chain: readonly BackupReference[], volume: Buffer): Promi
   }
 }
 
-describe.each(["zlib", "none"] as const)(`a chain stored with %s (seed ${seed})`, (compression) => {
+describe.each(forms)(`a chain stored with %s (seed ${seed})`, (form) => {
   test.each(Object.keys(damages))("is never restored wrongly when an object is %s", async (name) => {
     await using folder = await temporaryFolder();
-    const { root, chain, volume } = await makeChain(folder.path, compression);
+    const { root, chain, volume } = await makeChain(folder.path, form);
     expect(await detects(chain, volume)).toBe("exact");
     const whole = join(folder.path, "whole");
     await cp(root, whole, { recursive: true });

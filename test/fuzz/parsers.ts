@@ -6,6 +6,21 @@ import {
   decompressExactly,
   levelDefault,
 } from "../../packages/engine/src/compression.ts";
+import { ByteReader } from "../../packages/engine/src/encryption/byte-reader.ts";
+import { unwrapDataKey, wrapDataKey } from "../../packages/engine/src/encryption/data-key.ts";
+import {
+  encodeEncryptedMetadata,
+  readEncryptedLabel,
+  readMetadataFrames,
+} from "../../packages/engine/src/encryption/encrypted-metadata.ts";
+import {
+  decryptFrames,
+  decryptPart,
+  encryptFrame,
+  frameKeysFor,
+  framesMagic,
+} from "../../packages/engine/src/encryption/frames.ts";
+import { parseMasterKeys } from "../../packages/engine/src/encryption/master-keys.ts";
 import { EngineError } from "../../packages/engine/src/errors.ts";
 import { openHashList } from "../../packages/engine/src/hash-list.ts";
 import { decodeExportRecord, parseRecordText } from "../../packages/engine/src/import-record.ts";
@@ -87,9 +102,26 @@ const base64 = (text: string): string => Buffer.from(text).toString("base64");
 
 const repetitive = Buffer.alloc(lengthMax, "text that repeats itself, ");
 const storedSeeds = (["zlib", "bz2", "zstd"] as const).map((label) => {
-  const pieces = compressPieces(label, repetitive, { level: levelDefault(label), cancelled: () => false });
+  const encoding = { compression: label, level: levelDefault(label), zlibEncoder: "zlib" as const };
+  const pieces = compressPieces(encoding, repetitive, () => false);
   return Buffer.concat(pieces ?? []);
 });
+
+const dataKey = createHash("sha256").update("data key").digest();
+const master = { version: "1", secret: createHash("sha256").update("master key").digest() };
+const frameKeys = frameKeysFor(dataKey, `${prefix}-00001`);
+const frameText = Buffer.alloc(500, "what is in a frame ");
+const frame = Buffer.concat(encryptFrame(frameKeys, { index: 0, last: true }, frameText));
+const encryptedMetadata = Buffer.concat(
+  await Array.fromAsync(
+    encodeEncryptedMetadata(
+      (async function* () {
+        yield frame;
+      })(),
+      { backupId: "b", volumeId: "v", parentId: null, createdAt: null, volumeBytes: 65536, objects: 1 },
+    ),
+  ),
+);
 
 const compact = (text: string): Buffer => Buffer.from(JSON.stringify(JSON.parse(text)));
 
@@ -127,6 +159,46 @@ export const parsers: readonly Fuzzed[] = [
       if (list.count > input.length) throw new Error("more hashes than bytes");
       const first = random.below(list.count + 2);
       await list.read(first, random.below(list.count + 2));
+    },
+  },
+  {
+    name: "encrypted metadata",
+    seeds: [encryptedMetadata, Buffer.from(JSON.stringify(JSON.parse(encryptedMetadata.toString("utf8"))))],
+    async parse(input, random) {
+      const label = await readEncryptedLabel(chunked(input, random));
+      if (label !== null && (label.objects < 0 || label.volumeBytes < 0)) throw new Error("wrong");
+      const frames = new ByteReader(readMetadataFrames(chunked(input, random)));
+      for await (const text of decryptFrames(frameKeys, frames)) {
+        if (!frameText.equals(text)) throw new Error("what was not written is authentic");
+      }
+    },
+  },
+  {
+    name: "encrypted object",
+    seeds: [Buffer.concat([framesMagic, frame])],
+    async parse(input, random) {
+      const read = (part: { offset: number; length: number | null }) => {
+        const end = part.length === null ? input.length : part.offset + part.length;
+        return chunked(input.subarray(part.offset, end), random);
+      };
+      for await (const text of decryptPart(frameKeys, read, { offset: 0, length: null })) {
+        if (!frameText.equals(text)) throw new Error("what was not written is authentic");
+      }
+    },
+  },
+  {
+    name: "wrapped data key",
+    seeds: [Buffer.from(wrapDataKey(dataKey, master, prefix))],
+    async parse(input) {
+      const unwrapped = unwrapDataKey(input, master, prefix);
+      if (unwrapped !== null && !unwrapped.equals(dataKey)) throw new Error("another key");
+    },
+  },
+  {
+    name: "master keys",
+    seeds: [Buffer.from(`# keys\n1:${dataKey.toString("base64")}\n2:${master.secret.toString("base64")}\n`)],
+    async parse(input) {
+      parseMasterKeys(input.toString("utf8"), "It");
     },
   },
   {

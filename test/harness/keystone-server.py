@@ -9,8 +9,10 @@ usage: keystone-server.py SETTINGS, a JSON object:
   object_store   the public URL of the object store in the catalog, with %(project_id)s
 Prints "ready" when it answers.
 """
+import contextlib
 import json
 import os
+import sqlite3
 import sys
 
 settings = json.loads(sys.argv[1])
@@ -36,7 +38,8 @@ key_repository = {home}/fernet-keys
 [credential]
 key_repository = {home}/credential-keys
 [cache]
-enabled = false
+enabled = true
+backend = oslo_cache.dict
 [identity]
 password_hash_rounds = 4
 """.format(**settings, home=home)
@@ -60,10 +63,9 @@ def manage(*arguments):
 
 
 def let_readers_be():
-    """A reader that is left open would keep writers out for ever; with a write-ahead log it does not. The file remembers."""
-    import sqlite3
-
-    sqlite3.connect(os.path.join(home, "keystone.sqlite")).execute("PRAGMA journal_mode = WAL")
+    """A read that is not finished keeps sqlite from committing, unless what is written goes to a log of its own."""
+    with contextlib.closing(sqlite3.connect(home + "/keystone.sqlite")) as database:
+        database.execute("pragma journal_mode = wal")
 
 
 def add_object_store():
@@ -91,7 +93,6 @@ def main():
     manage("fernet_setup", "--keystone-user", str(os.getuid()), "--keystone-group", str(os.getgid()))
     access = ["--bootstrap-password", settings["password"], "--bootstrap-region-id", settings["region"]]
     manage("bootstrap", *access, "--bootstrap-public-url", url + "/v3", "--bootstrap-internal-url", url + "/v3")
-    from socketserver import ThreadingMixIn
     from threading import Thread
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -101,8 +102,10 @@ def main():
         def log_message(self, *arguments):
             pass
 
-    class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads = True
+    class Server(WSGIServer):
+        """One request at a time: connections to sqlite that another thread leaves behind keep their locks."""
+
+        request_queue_size = 128
 
     sys.argv = sys.argv[:1]
     application = wsgi.initialize_public_application()

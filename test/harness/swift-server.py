@@ -88,7 +88,6 @@ def proxy():
             user_domain_id="default",
             project_domain_id="default",
             delay_auth_decision="true",
-            token_cache_time="-1",
         )
         factory = {"paste.filter_factory": "keystonemiddleware.auth_token:filter_factory"}
         parts.append(section("filter:authtoken", **factory, **access))
@@ -170,6 +169,13 @@ def allow_conditional_put():
     S3Request._validate_headers = validate
 
 
+def keep_own_token():
+    """Swift takes a token of its own for stale two minutes before its end: with tokens of seconds, before each of its requests."""
+    from keystoneauth1.identity.base import BaseIdentityPlugin
+
+    BaseIdentityPlugin.MIN_TOKEN_LIFE_SECONDS = 1
+
+
 def start(kind):
     pid = os.fork()
     if pid:
@@ -217,6 +223,8 @@ def main():
     sys.modules["tephra_cache"] = module
     if settings["conditional_put"]:
         allow_conditional_put()
+    if settings["identity"]:
+        keep_own_token()
     children = [start(kind) for kind in kinds]
 
     def stop(*_):

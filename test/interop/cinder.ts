@@ -26,6 +26,9 @@ export interface CinderDriver {
   settings: Record<string, string | number | boolean>;
 }
 
+/** Of all steps of one call. */
+const stepsTimeoutMs = 280_000;
+
 const answers = z.array(z.record(z.string(), z.unknown()));
 export const completed = z.object({
   id: z.string(),
@@ -38,16 +41,25 @@ export const completed = z.object({
   backup_url: z.string(),
 });
 
+let provided: Promise<Record<string, string>> | null = null;
+
+/** What `systemPython` needs to find a real Cinder, which is fetched when it is not there. Once per process. */
+export function cinderEnvironment(): Promise<Record<string, string>> {
+  provided ??= provideCinder((line) => process.stderr.write(`${line}\n`));
+  return provided;
+}
+
 /** Runs steps with a real Cinder's driver, one after another in one process. Throws when a step fails. */
 export async function runCinder(
   driver: CinderDriver,
   work: { known: readonly CinderRecord[]; steps: readonly CinderStep[] },
 ): Promise<Record<string, unknown>[]> {
-  const environment = await provideCinder((line) => process.stderr.write(`${line}\n`));
+  const environment = await cinderEnvironment();
   const child = spawn(systemPython, ["-W", "ignore", join(import.meta.dirname, "cinder_driver.py")], {
     stdio: ["pipe", "pipe", "pipe"],
-    env: { ...process.env, ...environment },
-    timeout: 110_000,
+    // Every server is on this machine, where no proxy leads.
+    env: { ...process.env, ...environment, no_proxy: "*" },
+    timeout: stepsTimeoutMs,
   });
   let stdout = "";
   let stderr = "";

@@ -5,9 +5,10 @@ import { CountReporter } from "../harness/count-reporter.ts";
 export default defineConfig({
   test: {
     include: ["test/interop/*.suite.ts"],
+    globalSetup: ["test/harness/build-setup.ts"],
     reporters: ["default", new CountReporter()],
     maxWorkers: 1,
-    testTimeout: 120_000,
+    testTimeout: 300_000,
     hookTimeout: 900_000,
   },
 });

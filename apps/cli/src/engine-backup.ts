@@ -11,16 +11,17 @@ import {
   openEngine,
   openFileSource,
   type Repository,
+  type ZlibEncoder,
 } from "@tephra/engine";
 import { type Output, UsageError } from "./engine-output.ts";
-import { findChain, openNamedRepository, prepareRepository } from "./engine-repository.ts";
+import { findChain, type NamedRepository, openNamedRepository, prepareRepository } from "./engine-repository.ts";
 
-interface BackupOptions {
-  repository: string;
+interface BackupOptions extends NamedRepository {
   source: string;
   volumeId?: string;
   parent?: string;
   compression: Compression;
+  zlibEncoder: ZlibEncoder;
   objectBytes: number;
   blockBytes: number;
 }
@@ -31,7 +32,7 @@ const gibibyte = 1024 ** 3;
 export async function backupCommand(options: BackupOptions, output: Output, signal: AbortSignal): Promise<void> {
   const started = performance.now();
   const at = new Date();
-  await using repository = await openNamedRepository(options.repository);
+  await using repository = await openNamedRepository(options);
   await using source = await openFileSource(options.source);
   await prepareRepository(repository, options.repository, output);
   const parent = options.parent === undefined ? null : await findChain(repository, options.parent, signal);
@@ -67,6 +68,7 @@ export async function backupCommand(options: BackupOptions, output: Output, sign
     object_bytes: layout.objectBytes,
     block_bytes: layout.blockBytes,
     volume_bytes: layout.volumeBytes,
+    encrypted: layout.encrypted === true,
     objects: stored.objects,
     stored_bytes: stored.bytesStored,
     seconds,
@@ -101,7 +103,8 @@ function planLayout(input: {
     container: repository.defaultContainer(backupId),
     prefix: repository.defaultPrefix({ volumeId, backupId, at }),
     compression: options.compression,
-    level: levelDefault(options.compression),
+    level: levelDefault(options.compression, options.zlibEncoder),
+    zlibEncoder: options.zlibEncoder,
     objectBytes: options.objectBytes,
     blockBytes: options.blockBytes,
     volumeBytes,
@@ -110,6 +113,7 @@ function planLayout(input: {
     description: null,
     volumeMeta: encodeVolumeMeta({ volumeId, volumeBytes, name: null, description: null }),
     parentId: options.parent ?? null,
+    encrypted: repository.encryption !== undefined,
   };
   try {
     checkLayout(layout);

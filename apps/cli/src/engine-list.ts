@@ -1,10 +1,10 @@
 import { describeBackup, findBackups, type ListedBackup, RepositoryUnmarkedError } from "@tephra/engine";
 import type { Output } from "./engine-output.ts";
-import { openNamedRepository } from "./engine-repository.ts";
+import { type NamedRepository, openNamedRepository } from "./engine-repository.ts";
 
 /** Lists what lies in a repository, oldest first. A damaged backup is listed with its problem. */
-export async function listCommand(options: { repository: string }, output: Output, signal: AbortSignal): Promise<void> {
-  await using repository = await openNamedRepository(options.repository);
+export async function listCommand(options: NamedRepository, output: Output, signal: AbortSignal): Promise<void> {
+  await using repository = await openNamedRepository(options);
   await repository.identity().catch((error: unknown) => {
     // Reading needs no marker: a repository of a real Cinder has none.
     if (!(error instanceof RepositoryUnmarkedError)) throw error;

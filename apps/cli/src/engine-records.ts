@@ -14,15 +14,15 @@ import {
   serviceMatches,
 } from "@tephra/engine";
 import { type Output, UsageError } from "./engine-output.ts";
-import { findChain, openNamedRepository, prepareRepository } from "./engine-repository.ts";
+import { findChain, type NamedRepository, openNamedRepository, prepareRepository } from "./engine-repository.ts";
 
 /** Prints the record by which a Cinder, or this service, imports a backup. */
 export async function exportCommand(
-  options: { repository: string; backup: string },
+  options: NamedRepository & { backup: string },
   output: Output,
   signal: AbortSignal,
 ): Promise<void> {
-  await using repository = await openNamedRepository(options.repository);
+  await using repository = await openNamedRepository(options);
   const rescanned = (await rescan(repository, signal)).find(
     ({ backup }) => backup.reference.backupId === options.backup,
   );
@@ -32,8 +32,7 @@ export async function exportCommand(
   output.result({ export_record: record }, [record.backup_url]);
 }
 
-interface ImportOptions {
-  repository: string;
+interface ImportOptions extends NamedRepository {
   record: string;
   service?: string;
   dryRun?: boolean;
@@ -44,7 +43,7 @@ interface ImportOptions {
  * record in the repository, so that `restore --backup` finds the backup by the record's id.
  */
 export async function importCommand(options: ImportOptions, output: Output, signal: AbortSignal): Promise<void> {
-  await using repository = await openNamedRepository(options.repository);
+  await using repository = await openNamedRepository(options);
   const { service: stated, url } = parseRecordText(await readRecord(options.record));
   const record = decodeExportRecord(url);
   checkService(repository, options.service ?? stated ?? record.service);
@@ -78,12 +77,8 @@ export async function importCommand(options: ImportOptions, output: Output, sign
 }
 
 /** Rebuilds the catalogue of a repository: every backup with its chain and record, parents first. */
-export async function rescanCommand(
-  options: { repository: string },
-  output: Output,
-  signal: AbortSignal,
-): Promise<void> {
-  await using repository = await openNamedRepository(options.repository);
+export async function rescanCommand(options: NamedRepository, output: Output, signal: AbortSignal): Promise<void> {
+  await using repository = await openNamedRepository(options);
   const backups = await rescan(repository, signal);
   const lines = backups.map(({ backup, chain, problem }) => {
     const state = problem ?? `chain of ${chain.length}, ${backup.volumeBytes} bytes`;

@@ -14,17 +14,26 @@ import {
 } from "@tephra/engine";
 import { type Output, UsageError } from "./engine-output.ts";
 
-/** Opens the repository that a URL names; a text that is no such URL is wrong usage. */
-export async function openNamedRepository(url: string): Promise<Repository> {
+/** How a command line names a repository, and the keys of what is encrypted there. */
+export interface NamedRepository {
+  repository: string;
+  keyFile?: string;
+  keyCommand?: string[];
+}
+
+/** Opens the repository that a command line names; a URL that is none, or keys that are none, are wrong usage. */
+export async function openNamedRepository(named: NamedRepository): Promise<Repository> {
+  const { repository: url, keyFile, keyCommand } = named;
+  const encryption = keyFile === undefined && keyCommand === undefined ? undefined : { keyFile, keyCommand };
   try {
-    return await openRepository(url);
+    return await openRepository(url, { encryption });
   } catch (error) {
     throw error instanceof RepositoryConfigError ? new UsageError(error.message, { cause: error }) : error;
   }
 }
 
-export async function initCommand(options: { repository: string }, output: Output): Promise<void> {
-  await using repository = await openNamedRepository(options.repository);
+export async function initCommand(options: NamedRepository, output: Output): Promise<void> {
+  await using repository = await openNamedRepository(options);
   const { id } = await repository.initialize();
   const url = redactRepositoryUrl(options.repository);
   output.result({ repository: { id, url } }, [`Repository ${url} is ready (id ${id}).`]);

@@ -1,9 +1,8 @@
 import { type BackupReference, type Engine, openEngine, openPathTarget, type RunContext } from "@tephra/engine";
 import type { Output } from "./engine-output.ts";
-import { findChain, openNamedRepository } from "./engine-repository.ts";
+import { findChain, type NamedRepository, openNamedRepository } from "./engine-repository.ts";
 
-interface RestoreOptions {
-  repository: string;
+interface RestoreOptions extends NamedRepository {
   backup: string;
   /** `-` is the standard output. */
   target: string;
@@ -24,7 +23,7 @@ export async function restoreCommand(options: RestoreOptions, output: Output, si
   const started = performance.now();
   const piped = options.target === "-";
   if (piped) output.resultAside();
-  await using repository = await openNamedRepository(options.repository);
+  await using repository = await openNamedRepository(options);
   const { backup, references } = await findChain(repository, options.backup, signal);
   await using engine = openEngine();
   const bar = output.progress("restore", options.length ?? backup.volumeBytes - (options.offset ?? 0));

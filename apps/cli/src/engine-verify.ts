@@ -1,9 +1,8 @@
 import { openEngine } from "@tephra/engine";
 import { DamageFoundError, type Output } from "./engine-output.ts";
-import { findChain, openNamedRepository } from "./engine-repository.ts";
+import { findChain, type NamedRepository, openNamedRepository } from "./engine-repository.ts";
 
-interface VerifyOptions {
-  repository: string;
+interface VerifyOptions extends NamedRepository {
   backup: string;
   quick?: boolean;
 }
@@ -11,7 +10,7 @@ interface VerifyOptions {
 /** Verifies that a backup can be restored, and prints what is damaged. Throws DamageFoundError, after the result, when something is. */
 export async function verifyCommand(options: VerifyOptions, output: Output, signal: AbortSignal): Promise<void> {
   const mode = options.quick === true ? "quick" : "deep";
-  await using repository = await openNamedRepository(options.repository);
+  await using repository = await openNamedRepository(options);
   const { backup, references } = await findChain(repository, options.backup, signal);
   await using engine = openEngine();
   const bar = output.progress("verify", backup.volumeBytes);

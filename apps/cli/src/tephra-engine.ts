@@ -1,11 +1,12 @@
-import { type Compression, compressions, parseCompression } from "@tephra/engine";
+import { type Compression, compressions, parseCompression, zlibEncoders } from "@tephra/engine";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { backupCommand } from "./engine-backup.ts";
 import { listCommand } from "./engine-list.ts";
 import { createOutput, DamageFoundError, type Output, reportFailure, UsageError } from "./engine-output.ts";
 import { exportCommand, importCommand, rescanCommand } from "./engine-records.ts";
-import { initCommand } from "./engine-repository.ts";
+import { initCommand, type NamedRepository } from "./engine-repository.ts";
 import { restoreCommand } from "./engine-restore.ts";
+import { rewrapCommand } from "./engine-rewrap.ts";
 import { verifyCommand } from "./engine-verify.ts";
 
 /** Exit statuses: done, failed or damaged, wrong usage. */
@@ -52,11 +53,16 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
       .command(name)
       .exitOverride()
       .addOption(new Option("--repository <url>", "where backups are stored: posix:FOLDER").makeOptionMandatory())
+      .option(
+        "--key-file <path>",
+        "master keys of encrypted backups, one version:key per line; new backups are encrypted",
+      )
+      .option("--key-command <program...>", "a program, with its arguments, that prints such lines")
       .option("--json", "print exactly one JSON object on stdout");
 
   command("init")
     .description("Mark a folder as a repository, creating it where missing.")
-    .action((options: { repository: string }) => initCommand(options, output));
+    .action((options: NamedRepository) => initCommand(options, output));
   command("backup")
     .description(
       "Back a file or block device up. The repository is marked when it is new or holds only Cinder's backups.",
@@ -69,12 +75,17 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
         .argParser(parseCodec)
         .default("zlib"),
     )
+    .addOption(
+      new Option("--zlib-encoder <name>", "what makes zlib streams; isal is many times as fast and needs libisal.so.2")
+        .choices(zlibEncoders)
+        .default("zlib"),
+    )
     .option("--object-bytes <n>", "size of a stored piece before compression", parseBytes, 52_428_800)
     .option("--block-bytes <n>", "size of the unit that changes are found by", parseBytes, 32_768)
     .action((options: Parameters<typeof backupCommand>[0]) => backupCommand(options, output, signal));
   command("list")
     .description("List the backups that a repository holds, from its objects alone.")
-    .action((options: { repository: string }) => listCommand(options, output, signal));
+    .action((options: NamedRepository) => listCommand(options, output, signal));
   command("restore")
     .description(
       "Restore a backup, with all it builds on, to a file or block device. An existing target is overwritten.",
@@ -101,7 +112,12 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
     .action((options: Parameters<typeof importCommand>[0]) => importCommand(options, output, signal));
   command("rescan")
     .description("Rebuild the catalogue from the objects alone: every backup with its chain and record, parents first.")
-    .action((options: { repository: string }) => rescanCommand(options, output, signal));
+    .action((options: NamedRepository) => rescanCommand(options, output, signal));
+  command("rewrap")
+    .description("Wrap the data keys of encrypted backups by the newest master key, so that older ones can be retired.")
+    .option("--all", "of every backup")
+    .option("--backup <id>", "of this backup alone", parseId)
+    .action((options: Parameters<typeof rewrapCommand>[0]) => rewrapCommand(options, output, signal));
   program.addHelpText("after", "\nExit status: 0 done, 1 failed or damaged, 2 wrong usage.");
   return program;
 }

@@ -1,5 +1,5 @@
-import type { Config, Logger } from "@tephra/control";
-import { type FileBackend, openFileBackend, openRepository, type Repository } from "@tephra/engine";
+import { type Config, encoderNeeds, type Logger, levelOf, type RepositoryConfig } from "@tephra/control";
+import { type FileBackend, openFileBackend, openRepository, type Repository, requireEncoder } from "@tephra/engine";
 
 /** The repository at the configured place is not the one that was there when this worker looked first. */
 export class RepositoryReplacedError extends Error {
@@ -27,7 +27,7 @@ export interface Reach {
   unreachable: Record<string, string>;
 }
 
-/** The repositories and volume backends of the configuration, opened when first reached. */
+/** The repositories and volume backends of the configuration, opened when first reached, and the encoders that they ask for. */
 export interface Sites extends AsyncDisposable {
   /** Looks at every place again. */
   probe(): Promise<Reach>;
@@ -36,9 +36,15 @@ export interface Sites extends AsyncDisposable {
   backend(name: string): Promise<FileBackend>;
 }
 
+async function checkEncoder(repository: RepositoryConfig): Promise<void> {
+  const { compression, zlib_encoder: zlibEncoder } = repository;
+  requireEncoder({ compression, level: levelOf(repository), zlibEncoder });
+}
+
 export function openSites(config: Config, log: Logger): Sites {
   const repositories = new Map<string, { repository: Repository; id: string }>();
   const backends = new Map<string, FileBackend>();
+  const encoded = new Map(config.repositories.flatMap((r) => encoderNeeds(r.zlib_encoder).map((need) => [need, r])));
 
   const openNamed = async (name: string): Promise<Repository> => {
     const known = repositories.get(name);
@@ -50,7 +56,9 @@ export function openSites(config: Config, log: Logger): Sites {
     const settings = config.repositories.find((r) => r.name === name);
     if (!settings) throw new SiteUnreachableError(`repository:${name}`);
     const { url, zone, credentials, access_key: accessKey, secret_key: secretKey } = settings;
-    const repository = await openRepository(url, { zone, credentials, accessKey, secretKey });
+    const { key_file: keyFile, key_command: keyCommand } = settings.encryption ?? {};
+    const encryption = settings.encryption && { keyFile, keyCommand };
+    const repository = await openRepository(url, { zone, credentials, accessKey, secretKey, encryption });
     let id: string;
     try {
       ({ id } = await repository.identity());
@@ -91,6 +99,7 @@ export function openSites(config: Config, log: Logger): Sites {
       await Promise.all([
         ...config.repositories.map((r) => look(`repository:${r.name}`, () => openNamed(r.name))),
         ...config.volume_backends.map((b) => look(`backend:${b.name}`, () => openFileBackend(b.path))),
+        ...[...encoded].map(([need, repository]) => look(need, () => checkEncoder(repository))),
       ]);
       reach.reaches.sort();
       return reach;

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { type Compression, type Config, compressionLevels, repositoryNamed } from "./config.ts";
+import { type Compression, type Config, levelOf, type RepositoryConfig, repositoryNamed, type ZlibEncoder } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
@@ -15,6 +15,7 @@ import {
 } from "./operations.ts";
 import { finishTask, type Json, type NewTask, type TaskOperation, type TaskResult } from "./tasks.ts";
 import { volumeMeta } from "./volume-meta.ts";
+import { encoderNeeds } from "./workers.ts";
 
 /** Everything that decides a backup's bytes and names. Fixed once in the operation row; every worker obeys it. */
 export interface BackupPlan {
@@ -28,6 +29,8 @@ export interface BackupPlan {
   prefix: string;
   compression: Compression;
   level: number;
+  /** Absent from plans of earlier versions: zlib. */
+  zlibEncoder?: ZlibEncoder;
   objectBytes: number;
   blockBytes: number;
   volumeBytes: number;
@@ -37,6 +40,8 @@ export interface BackupPlan {
   description: string | null;
   volumeMeta: string | null;
   parentId: string | null;
+  /** Whether its objects are encrypted; plans of earlier releases do not say. */
+  encrypted?: boolean;
   parent: { backupId: string; repository: string; container: string; prefix: string } | null;
   /** What the source looked like when the ranges were cut; a range that sees something else fails the backup. */
   fingerprint: string | null;
@@ -95,7 +100,8 @@ export async function planBackup(
     container: backup.container || site.defaultContainer(backup.id),
     prefix: site.defaultPrefix({ volumeId: backup.volumeId, backupId: backup.id, at: backup.createdAt }),
     compression: repository.compression,
-    level: compressionLevels[repository.compression],
+    level: levelOf(repository),
+    zlibEncoder: repository.zlib_encoder,
     objectBytes: repository.object_bytes,
     blockBytes: repository.block_bytes,
     volumeBytes,
@@ -105,6 +111,7 @@ export async function planBackup(
     description: backup.description,
     volumeMeta: volumeMeta(volume, volumeBytes),
     parentId: backup.parentId,
+    encrypted: repository.encryption !== undefined,
     parent: parent && parentOf(parent),
     fingerprint: null,
   };
@@ -147,6 +154,7 @@ const needsOf = (plan: BackupPlan): string[] => [
     `repository:${plan.repository}`,
     ...(plan.parent ? [`repository:${plan.parent.repository}`] : []),
     `backend:${plan.backend}`,
+    ...encoderNeeds(plan.zlibEncoder),
   ]),
 ];
 

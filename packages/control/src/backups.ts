@@ -10,6 +10,7 @@ import { reserveQuota } from "./quotas.ts";
 import type { SnapshotRow } from "./snapshots.ts";
 import { getSnapshot } from "./snapshots.ts";
 import { addRestoreVolume, findVolume, GiB, getVolume, moveVolume, type NewVolume, type VolumeRow } from "./volumes.ts";
+import { encoderNeeds } from "./workers.ts";
 
 /** A live backup with what a view derives from other rows. */
 export type BackupRow = Backup & { hasDependents: boolean };
@@ -193,6 +194,8 @@ export async function requestBackup(
         updatedAt: snapshot ? null : createdAt,
       },
     });
+    const encoder = config.repositories.find(({ name }) => name === row.repository)?.zlib_encoder;
+    const needs = [`repository:${row.repository}`, `backend:${volume.backend}`, ...encoderNeeds(encoder)];
     await startOperation(tx, principal, {
       kind: "backup-create",
       projectId: row.projectId,
@@ -200,7 +203,7 @@ export async function requestBackup(
       volumeId: volume.id,
       snapshotId: snapshot?.id ?? null,
       bytesTotal: snapshot?.sizeBytes ?? volume.sizeBytes,
-      task: { kind: "plan-backup", needs: [`repository:${row.repository}`, `backend:${volume.backend}`] },
+      task: { kind: "plan-backup", needs },
     });
     return { ...row, hasDependents: false };
   });

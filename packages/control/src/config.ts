@@ -28,6 +28,23 @@ const Token = z.strictObject({
 export const compressionLevels = { zlib: 6, gzip: 6, bz2: 9, bzip2: 9, zstd: 3, none: 6, off: 6, no: 6 } as const;
 export type Compression = keyof typeof compressionLevels;
 
+/** What makes zlib streams. */
+const zlibEncoders = ["zlib", "isal"] as const;
+export type ZlibEncoder = (typeof zlibEncoders)[number];
+/** Of ISA-L: what comes near zlib's own default. */
+const isalLevel = 2;
+
+/** Where the master keys of a repository come from: new backups there are encrypted. Read by the worker alone. */
+const Encryption = z
+  .strictObject({
+    key_file: z.string().min(1).optional(),
+    /** A program with its arguments, run without a shell. */
+    key_command: z.array(z.string()).min(1).optional(),
+  })
+  .refine((e) => (e.key_file === undefined) !== (e.key_command === undefined), {
+    error: "must have either key_file or key_command",
+  });
+
 const Repository = z
   .strictObject({
     name,
@@ -41,6 +58,7 @@ const Repository = z
     credentials: z.string().min(1).optional(),
     access_key: z.string().min(1).optional(),
     secret_key: z.string().min(1).optional(),
+    encryption: Encryption.optional(),
     /** Part of the names of objects in S3 and Swift. */
     zone: z
       .string()
@@ -62,6 +80,11 @@ const Repository = z
       .toLowerCase()
       .pipe(z.enum(Object.keys(compressionLevels) as [Compression, ...Compression[]]))
       .default("zlib"),
+    zlib_encoder: z.enum(zlibEncoders).default("zlib"),
+  })
+  .refine((r) => r.zlib_encoder === "zlib" || r.compression === "zlib" || r.compression === "gzip", {
+    path: ["zlib_encoder"],
+    error: "can only be isal where compression is zlib or gzip",
   })
   .refine((r) => r.object_bytes % r.block_bytes === 0, {
     path: ["object_bytes"],
@@ -263,6 +286,11 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
     throw new ConfigError(parsed.error.issues.map((i) => ({ key: i.path.join(".") || "(file)", problem: i.message })));
   }
   return { ...parsed.data, hostName: hostname() };
+}
+
+/** The level that a repository's encoder is given. */
+export function levelOf({ compression, zlib_encoder: zlibEncoder }: RepositoryConfig): number {
+  return zlibEncoder === "isal" ? isalLevel : compressionLevels[compression];
 }
 
 /** The repository that new backups go to: the one marked `default`, else the first. */

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import type { ZlibEncoder } from "./config.ts";
 import type { Database, Transaction } from "./database.ts";
 
 /** A worker is live while it was heard of within this many of its heartbeats. */
@@ -9,10 +10,15 @@ export interface WorkerCard {
   host: string;
   pid: number;
   slots: number;
-  /** `repository:NAME`, `backend:NAME`: what tasks may need from it. */
+  /** `repository:NAME`, `backend:NAME`, `zlib-encoder:isal`: what tasks may need from it. */
   reaches: readonly string[];
   /** The same names → why they cannot be reached from here. */
   unreachable: Readonly<Record<string, string>>;
+}
+
+/** What compressing needs from a worker besides the places: an encoder that not every machine has. */
+export function encoderNeeds(encoder: ZlibEncoder | undefined): string[] {
+  return encoder === "isal" ? ["zlib-encoder:isal"] : [];
 }
 
 /** Workers that reach the same things share one queue. The name holds no `:`, which BullMQ forbids. */

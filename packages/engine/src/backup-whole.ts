@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { BackupReference } from "./backup-reference.ts";
 import { copyObjects, copyRange } from "./copy-range.ts";
+import { beginBackup } from "./encryption/begin-backup.ts";
 import type { EngineContext } from "./engine-context.ts";
 import { cutRanges } from "./extents.ts";
 import type { BackupLayout } from "./layout.ts";
@@ -23,7 +24,7 @@ const inMemoryBytesMax = 4 * 1024 ** 3;
 const rangeBytes = 1024 ** 3;
 
 /**
- * Copies and seals a whole volume in one call. Up to 4 GiB it is a single range, with nothing staged; larger volumes are
+ * Begins, copies and seals a whole volume in one call. Up to 4 GiB it is a single range, with nothing staged; larger volumes are
  * copied range by range, so that memory stays bounded, and what was staged is removed at the end, also after a failure.
  */
 export async function backupWhole(
@@ -33,6 +34,7 @@ export async function backupWhole(
 ): Promise<SealResult & { bytesAdopted: number }> {
   const { layout, repository } = input;
   const { volumeBytes, objectBytes } = layout;
+  await beginBackup(input, ctx);
   if (volumeBytes > inMemoryBytesMax) {
     return backupStaged(engine, input, cutRanges({ volumeBytes, objectBytes, rangeBytes, rangesMax: 16384 }), ctx);
   }

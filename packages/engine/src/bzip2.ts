@@ -1,6 +1,4 @@
-import { createRequire } from "node:module";
-import { endianness } from "node:os";
-import { CodecUnavailableError } from "./errors.ts";
+import { openSystemLibrary, type SystemLibrary } from "./system-library.ts";
 
 /**
  * bzip2 by the system's library, called without copies. Its state is a struct of 80 bytes on every 64-bit system:
@@ -22,19 +20,16 @@ const BZ_STREAM_END = 4;
 /** Input and output of one call: bounds how long a call takes. */
 const stepBytes = 1024 * 1024;
 
-type NativeCall = ((...args: (bigint | number)[]) => number) & {
-  async: (...args: (bigint | number | ((error: Error | null, status: number) => void))[]) => void;
-};
+type Library = SystemLibrary<keyof typeof prototypes>;
 
-interface Library {
-  address(bytes: Uint8Array): bigint;
-  compressInit: NativeCall;
-  compress: NativeCall;
-  compressEnd: NativeCall;
-  decompressInit: NativeCall;
-  decompress: NativeCall;
-  decompressEnd: NativeCall;
-}
+const prototypes = {
+  compressInit: "int BZ2_bzCompressInit(uint64 strm, int blockSize100k, int verbosity, int workFactor)",
+  compress: "int BZ2_bzCompress(uint64 strm, int action)",
+  compressEnd: "int BZ2_bzCompressEnd(uint64 strm)",
+  decompressInit: "int BZ2_bzDecompressInit(uint64 strm, int verbosity, int small)",
+  decompress: "int BZ2_bzDecompress(uint64 strm)",
+  decompressEnd: "int BZ2_bzDecompressEnd(uint64 strm)",
+};
 
 /** Loaded once per thread, when the first bzip2 object is met. */
 const libraries: Library[] = [];
@@ -42,30 +37,9 @@ const libraries: Library[] = [];
 function library(): Library {
   const [loaded] = libraries;
   if (loaded !== undefined) return loaded;
-  try {
-    if (endianness() !== "LE" || !["x64", "arm64", "riscv64", "loong64"].includes(process.arch)) {
-      throw new Error(`the layout of its state is not known on ${process.arch}`);
-    }
-    const koffi = createRequire(import.meta.url)("koffi") as typeof import("koffi");
-    const native = koffi.load("libbz2.so.1.0");
-    const call = (name: string, parameters: string): NativeCall =>
-      native.func(`int BZ2_bz${name}(${parameters})`) as unknown as NativeCall;
-    const opened: Library = {
-      address: (bytes) => BigInt(koffi.address(bytes)),
-      compressInit: call("CompressInit", "uint64 strm, int blockSize100k, int verbosity, int workFactor"),
-      compress: call("Compress", "uint64 strm, int action"),
-      compressEnd: call("CompressEnd", "uint64 strm"),
-      decompressInit: call("DecompressInit", "uint64 strm, int verbosity, int small"),
-      decompress: call("Decompress", "uint64 strm"),
-      decompressEnd: call("DecompressEnd", "uint64 strm"),
-    };
-    libraries.push(opened);
-    return opened;
-  } catch (cause) {
-    throw new CodecUnavailableError("bz2", `the library libbz2.so.1.0 cannot be used: ${(cause as Error).message}`, {
-      cause,
-    });
-  }
+  const opened = openSystemLibrary("bz2", "libbz2.so.1.0", prototypes);
+  libraries.push(opened);
+  return opened;
 }
 
 /** Throws CodecUnavailableError unless bzip2 works on this machine. */
@@ -83,7 +57,7 @@ class Stream {
   constructor(mode: "compress" | "decompress", level: number) {
     this.#mode = mode;
     this.#address = this.#library.address(new Uint8Array(this.#state.buffer));
-    const { compressInit, decompressInit } = this.#library;
+    const { compressInit, decompressInit } = this.#library.calls;
     const status = mode === "compress" ? compressInit(this.#address, level, 0, 0) : decompressInit(this.#address, 0, 0);
     if (status !== BZ_OK) throw new Error(`bzip2 cannot start (${status})`);
   }
@@ -91,7 +65,7 @@ class Stream {
   /** Consumes of `input` and fills `output` as far as one call gets. A negative status is an error of the data. */
   step(input: Uint8Array, output: Uint8Array, action: number): { status: number; consumed: number; produced: number } {
     this.#point(input, output);
-    const { compress, decompress } = this.#library;
+    const { compress, decompress } = this.#library.calls;
     const status = this.#mode === "compress" ? compress(this.#address, action) : decompress(this.#address);
     return this.#outcome(status, input, output);
   }
@@ -100,7 +74,7 @@ class Stream {
   async stepAside(input: Uint8Array, output: Uint8Array): Promise<ReturnType<Stream["step"]>> {
     this.#point(input, output);
     const status = await new Promise<number>((resolve, reject) => {
-      this.#library.decompress.async(this.#address, (error: Error | null, value: number) => {
+      this.#library.calls.decompress.async(this.#address, (error: Error | null, value: number) => {
         if (error === null) resolve(value);
         else reject(error);
       });
@@ -109,7 +83,7 @@ class Stream {
   }
 
   close(): void {
-    const { compressEnd, decompressEnd } = this.#library;
+    const { compressEnd, decompressEnd } = this.#library.calls;
     if (this.#mode === "compress") compressEnd(this.#address);
     else decompressEnd(this.#address);
   }

@@ -2,11 +2,13 @@ import { randomBytes } from "node:crypto";
 import { deflateSync, inflateSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
 import {
+  type Compression,
   codecOf,
   compressions,
   compressPieces,
   decompressExactly,
   deflatePieces,
+  type Encoding,
   inflateExactly,
   levelDefault,
   parseCompression,
@@ -15,6 +17,11 @@ import { UnsupportedCompressionError } from "./errors.ts";
 
 const never = (): boolean => false;
 const mebibyte = 1024 * 1024;
+const encoding = (compression: Compression): Encoding => ({
+  compression,
+  level: levelDefault(compression),
+  zlibEncoder: "zlib",
+});
 
 const samples: Record<string, Buffer> = {
   zeros: Buffer.alloc(3 * mebibyte + 5),
@@ -86,7 +93,7 @@ test("labels mean what they mean to Cinder", () => {
 
 describe.each(["zlib", "bz2", "zstd"] as const)("%s", (label) => {
   const compress = (data: Uint8Array): Uint8Array<ArrayBuffer> => {
-    const pieces = compressPieces(label, data, { level: levelDefault(label), cancelled: never });
+    const pieces = compressPieces(encoding(label), data, never);
     const stream = Buffer.concat(pieces ?? []);
     return new Uint8Array(stream);
   };
@@ -101,7 +108,7 @@ describe.each(["zlib", "bz2", "zstd"] as const)("%s", (label) => {
 
   test("stores what does not get shorter raw", () => {
     for (const data of [randomBytes(2 * mebibyte), randomBytes(50), Buffer.from("a")]) {
-      expect(compressPieces(label, data, { level: levelDefault(label), cancelled: never })).toBeNull();
+      expect(compressPieces(encoding(label), data, never)).toBeNull();
     }
   });
 
@@ -126,7 +133,7 @@ describe.each(["zlib", "bz2", "zstd"] as const)("%s", (label) => {
 
 test("a zstd frame has its content size in the header, without which a Cinder refuses it", () => {
   const data = Buffer.alloc(5 * mebibyte, "text ");
-  const frame = Buffer.concat(compressPieces("zstd", data, { level: 3, cancelled: never }) ?? []);
+  const frame = Buffer.concat(compressPieces(encoding("zstd"), data, never) ?? []);
   expect(frame.readUInt32LE(0)).toBe(0xfd2fb528);
   // Two bits of the descriptor: the content size has 4 bytes. They stand at the end of the header, behind one byte of window.
   expect((frame[4] as number) >> 6).toBe(2);
@@ -135,11 +142,10 @@ test("a zstd frame has its content size in the header, without which a Cinder re
 
 test("bzip2 streams in a row are one object, as Cinder reads them, and a cancelled compression ends", () => {
   const parts = [Buffer.alloc(2 * mebibyte, "ab"), Buffer.alloc(100_000, "c")];
-  const options = { level: 9, cancelled: never };
-  const stored = Buffer.concat(parts.flatMap((part) => compressPieces("bz2", part, options) ?? []));
+  const stored = Buffer.concat(parts.flatMap((part) => compressPieces(encoding("bz2"), part, never) ?? []));
   const decoded = decompressExactly("bz2", new Uint8Array(stored), 2 * mebibyte + 100_000);
   expect(decoded instanceof Uint8Array && Buffer.concat(parts).equals(decoded)).toBe(true);
   let calls = 0;
   const cancelled = (): boolean => ++calls > 2;
-  expect(compressPieces("bz2", Buffer.alloc(5 * mebibyte), { level: 9, cancelled })).toBeUndefined();
+  expect(compressPieces(encoding("bz2"), Buffer.alloc(5 * mebibyte), cancelled)).toBeUndefined();
 });

@@ -14,7 +14,8 @@ export interface CopiedLane {
 
 export interface LanesInput {
   source: VolumeSource & { descriptor: number };
-  windows: readonly Extent[];
+  /** Each with its data, see LaneMessage. */
+  windows: readonly (Extent & { data: Float64Array })[];
   blockBytes: number;
   /** Whether a window of zeros is left to the caller. */
   leaveZeros: boolean;

@@ -1,12 +1,13 @@
 import type { BackupReference } from "./backup-reference.ts";
 import { readHashList } from "./chain.ts";
-import { codecOf, labelToTry, memoryFactor } from "./compression.ts";
+import { codecOf, labelToTry, memoryFactor, requireEncoder } from "./compression.ts";
 import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
+import { requireKey } from "./encryption/begin-backup.ts";
 import { type EngineContext, zeroForm } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "./errors.ts";
 import { cutWindows, type Extent } from "./extents.ts";
 import { cachedHashList } from "./hash-list.ts";
-import { type BackupLayout, blocksOf, checkLayout, dataName, numbersOfRange } from "./layout.ts";
+import { type BackupLayout, blocksOf, checkLayout, dataName, encodingOf, numbersOfRange } from "./layout.ts";
 import { ListingDigest } from "./listing-digest.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import type { ObjectEntry } from "./object-entry.ts";
@@ -42,15 +43,18 @@ const windowsPerGroupMax = 64;
 /**
  * Copies one range: reads it window by window, hashes, leaves out what the parent has, compresses and stores. All objects are
  * durable when it resolves. A second run over the same source stores nothing new. Throws InvalidBackupError, with Cinder's
- * words, when the parent does not fit.
+ * words, when the parent does not fit, and CodecUnavailableError before anything is read when this machine cannot encode as planned. An
+ * encrypted backup must have been begun: see beginBackup.
  */
 export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: RunContext): Promise<CopiedRange> {
   const { layout, range, repository } = input;
   checkLayout(layout);
   checkRange(layout, range);
+  requireEncoder(encodingOf(layout));
   const parent = await openParent(input, ctx.signal);
   const sourceFingerprint = await checkSource(input, null);
   await repository.ensureContainer(layout.container);
+  await requireKey(repository, layout);
   const copier = new RangeCopier(engine, input, ctx, parent);
   const windows = cutWindows(range, layout.objectBytes);
   const results = copier.canUseLanes(windows.length)
@@ -116,15 +120,22 @@ interface CopiedWindow {
   entries: ObjectEntry[];
 }
 
-/** A window of a group, and whether it is known to be zero without reading it. */
+/** A window of a group with its data: pairs of start and end within it. Without any it is zero, and not read. */
 interface GroupWindow {
   window: Extent;
-  empty: boolean;
+  data: Float64Array<ArrayBuffer>;
 }
 
-async function isHole(source: VolumeSource, window: Extent): Promise<boolean> {
-  for await (const _ of source.dataExtents(window)) return false;
-  return true;
+async function dataPairs(source: VolumeSource, window: Extent): Promise<Float64Array<ArrayBuffer>> {
+  const pairs: number[] = [];
+  for await (const { offset, length } of source.dataExtents(window)) {
+    pairs.push(offset - window.offset, offset - window.offset + length);
+  }
+  return Float64Array.from(pairs);
+}
+
+function pairedBytes(pairs: Float64Array): number {
+  return pairs.reduce((sum, place, index) => sum + (index % 2 === 0 ? -place : place), 0);
 }
 
 /** A window and the promise for the number before its first object, which the window before it settles. */
@@ -189,8 +200,8 @@ class RangeCopier {
   async *laneGroups(windows: readonly Extent[]): AsyncGenerator<GroupWindow[]> {
     const { source } = this.#input;
     const marked: GroupWindow[] = [];
-    for (const window of windows) marked.push({ window, empty: await isHole(source, window) });
-    const full = marked.filter(({ empty }) => !empty).length;
+    for (const window of windows) marked.push({ window, data: await dataPairs(source, window) });
+    const full = marked.filter(({ data }) => data.length > 0).length;
     const lanes = Math.min(lanesMax, Math.max(1, Math.ceil(full / this.#engine.pool.threads)));
     let group: GroupWindow[] = [];
     let used = 0;
@@ -201,14 +212,14 @@ class RangeCopier {
         used = 0;
       }
       group.push(each);
-      if (!each.empty) used++;
+      if (each.data.length > 0) used++;
     }
     if (group.length > 0) yield group;
   }
 
   /** Windows of a full backup, whose objects are numbered by their place alone. */
   async copyGroup(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedWindow[]> {
-    const full = group.filter(({ empty }) => !empty).map(({ window }) => window);
+    const full = group.filter(({ data }) => data.length > 0);
     const release = await this.#engine.memory.claim(
       laneMemoryBytes(full.length, this.#input.layout.blockBytes),
       signal,
@@ -216,9 +227,9 @@ class RangeCopier {
     try {
       const lanes = full.length === 0 ? [] : await this.#copyLanes(full, signal);
       const copied: CopiedWindow[] = [];
-      for (const { window, empty } of group) {
+      for (const { window, data } of group) {
         const number = window.offset / this.#input.layout.objectBytes + 1;
-        const lane = empty ? undefined : lanes.shift();
+        const lane = data.length === 0 ? undefined : lanes.shift();
         copied.push(
           lane?.put === true
             ? { hashes: lane.hashes, entries: [{ number, ...window, md5: lane.md5, compression: "none" }] }
@@ -232,13 +243,14 @@ class RangeCopier {
     }
   }
 
-  #copyLanes(windows: readonly Extent[], signal: AbortSignal): Promise<CopiedLane[]> {
+  #copyLanes(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedLane[]> {
     const { layout, source } = this.#input;
     const put = async (index: number, body: AsyncIterable<Uint8Array>, inner: AbortSignal): Promise<void> => {
       const { offset, length } = windows[index] as Extent;
       await this.#putObject(offset / layout.objectBytes + 1, body, length, inner);
     };
-    for (const { length } of windows) this.bytesRead += length;
+    const windows = group.map(({ window, data }) => ({ ...window, data }));
+    for (const { data } of windows) this.bytesRead += pairedBytes(data);
     const leaveZeros = layout.compressZeros ?? true;
     const described = source as VolumeSource & { descriptor: number };
     const input = { source: described, windows, blockBytes: layout.blockBytes, leaveZeros, put };
@@ -271,29 +283,27 @@ class RangeCopier {
     }
   }
 
-  /** The window itself, and what its compressed form usually takes at most beside it. */
+  /** The window itself, what its compressed form usually takes at most beside it, and its encrypted one unless that is streamed. */
   #memoryOf(window: Extent): number {
-    return window.length * memoryFactor(this.#input.layout.compression);
+    const { layout, repository } = this.#input;
+    const encrypted = layout.encrypted === true && repository.streamsPuts !== true ? 1 : 0;
+    return window.length * (memoryFactor(layout.compression) + encrypted);
   }
 
   async #readAndHash(window: Extent, signal: AbortSignal): Promise<CopyWindowResult> {
     const { layout, source } = this.#input;
     const count = blocksOf(window.length, layout.blockBytes);
     const parentHashes = (await this.#parent?.read(window.offset / layout.blockBytes, count)) ?? null;
-    const data: number[] = [];
-    for await (const extent of source.dataExtents(window)) {
-      data.push(extent.offset - window.offset, extent.offset - window.offset + extent.length);
-      this.bytesRead += extent.length;
-    }
+    const data = await dataPairs(source, window);
     if (data.length === 0) return this.#hashZeros(window, parentHashes);
-    const filled = await this.#fill(window, Float64Array.from(data), signal);
+    this.bytesRead += pairedBytes(data);
+    const filled = await this.#fill(window, data, signal);
     const request = {
       kind: "copyWindow" as const,
       ...filled,
       blockBytes: layout.blockBytes,
       parentHashes,
-      compression: layout.compression,
-      level: layout.level,
+      ...encodingOf(layout),
       compressZeros: layout.compressZeros ?? true,
     };
     const moved = [filled.window, parentHashes?.buffer].filter((buffer) => buffer instanceof ArrayBuffer);
@@ -334,8 +344,9 @@ class RangeCopier {
     for (const span of spans) {
       const offset = span.first * layout.blockBytes;
       const length = Math.min(span.end * layout.blockBytes, window.length) - offset;
-      const { md5, pieces } = await zeroForm(this.#engine, { compression: label, length, level: layout.level });
-      extents.push({ offset, at: offset, length, md5, compression: pieces === null ? "none" : label, pieces });
+      const { md5, pieces } = await zeroForm(this.#engine, { ...encodingOf(layout), compression: label, length });
+      const compression = pieces === null ? "none" : label;
+      extents.push({ offset, at: offset, length, md5, compression, pieces, ownership: "shared" });
     }
     const needsRaw = extents.some((extent) => extent.pieces === null);
     return { hashes, extents, raw: needsRaw ? new ArrayBuffer(window.length) : null };
@@ -369,6 +380,8 @@ class RangeCopier {
     const pieces = extent.pieces ?? [new Uint8Array(raw as ArrayBuffer, extent.at, extent.length)];
     const storedBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
     await this.#putObject(number, streamed(pieces), storedBytes, signal);
+    // Given back now, not at some later garbage collection.
+    if (extent.ownership === "own") for (const piece of extent.pieces ?? []) piece.buffer.transfer(0);
     const { length, md5, compression } = extent;
     return { number, offset: window.offset + extent.offset, length, md5, compression };
   }

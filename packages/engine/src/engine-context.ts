@@ -1,5 +1,5 @@
 import { availableParallelism } from "node:os";
-import type { Compression } from "./compression.ts";
+import type { Encoding } from "./compression.ts";
 import { chooseHashing, type HashingOption } from "./hashing/choose-hashing.ts";
 import { MemoryBudget } from "./memory-budget.ts";
 import { CpuPool } from "./threads/cpu-pool.ts";
@@ -9,20 +9,20 @@ import type { ZeroFormResult } from "./threads/cpu-tasks.ts";
 export interface EngineContext {
   pool: CpuPool;
   memory: MemoryBudget;
-  /** Per label, length and level: what an object of zeros looks like. Bounded; a volume has two lengths of windows. */
+  /** Per encoding and length: what an object of zeros looks like. Bounded; a volume has two lengths of windows. */
   zeroForms: Map<string, Promise<ZeroFormResult>>;
   /** Stored objects, by SHA-256 and length, that were seen to decode to zeros. Bounded. */
   knownZeros: Map<string, { md5: string }>;
 }
 
 /** Windows and objects held in memory by all concurrent calls together. */
-const memoryBytesDefault = 192 * 1024 * 1024;
+const memoryBytesDefault = 160 * 1024 * 1024;
 const rememberedMax = 32;
 
 export interface EngineOptions {
   /** Threads that hash and compress; default: one per core. */
   threads?: number;
-  /** Bounds the windows and objects that all calls together hold in memory; default 192 MiB. */
+  /** Bounds the windows and objects that all calls together hold in memory; default 160 MiB. */
   memoryBytes?: number;
   /** Default: the faster, by a short measurement. */
   hashing?: HashingOption;
@@ -44,12 +44,9 @@ export function remember<Value>(map: Map<string, Value>, key: string, value: Val
   map.set(key, value);
 }
 
-/** What an object of `length` zeros looks like under a label and level; computed once. */
-export function zeroForm(
-  engine: EngineContext,
-  form: { compression: Compression; length: number; level: number },
-): Promise<ZeroFormResult> {
-  const key = `${form.compression}:${form.length}:${form.level}`;
+/** What an object of `length` zeros looks like in an encoding; computed once. Its bytes are shared: never take their memory. */
+export function zeroForm(engine: EngineContext, form: Encoding & { length: number }): Promise<ZeroFormResult> {
+  const key = `${form.compression}:${form.zlibEncoder}:${form.level}:${form.length}`;
   const known = engine.zeroForms.get(key);
   if (known !== undefined) return known;
   const signal = new AbortController().signal;

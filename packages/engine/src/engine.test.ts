@@ -53,6 +53,29 @@ function layoutOf(volumeBytes: number, overrides: Partial<BackupLayout> = {}): B
   };
 }
 
+/** The chunks that a copy of the whole volume gives its repository for data objects, in the order of the puts. */
+async function chunksStored(layout: BackupLayout): Promise<Uint8Array[]> {
+  const chunks: Uint8Array[] = [];
+  async function* noted(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+    for await (const chunk of body) {
+      chunks.push(chunk);
+      yield chunk;
+    }
+  }
+  const watched: Repository = Object.assign(Object.create(repository) as Repository, {
+    ensureContainer: repository.ensureContainer.bind(repository),
+    putIfAbsent: (...[key, body, ctx]: Parameters<Repository["putIfAbsent"]>) => {
+      const isData = key.container === layout.container && !(body instanceof Uint8Array);
+      return repository.putIfAbsent(key, isData ? noted(body) : body, ctx);
+    },
+  });
+  await using source = await openFileSource(volume);
+  const range = { offset: 0, length: layout.volumeBytes };
+  const staging = { operationId: layout.backupId, name: "range" };
+  await engine.copyRange({ source, repository: watched, layout, range, parent: null, staging }, context());
+  return chunks;
+}
+
 async function backUp(layout: BackupLayout, ctx: RunContext): Promise<unknown> {
   await using source = await openFileSource(volume);
   return await engine.backupWhole({ source, repository, layout, parent: null }, ctx);
@@ -147,6 +170,24 @@ describe("zeros", () => {
     const layout = layoutOf(100_000, { compression: "none", compressZeros: false });
     expect(await backUp(layout, context())).toMatchObject({ bytesStored: 100_000 });
   });
+});
+
+describe("the memory of stored pieces", () => {
+  test.each(["zlib", "zstd", "bz2"] as const)(
+    "is given back at once by %s, and that of shared zeros never",
+    async (codec) => {
+      await writeFile(volume, Buffer.alloc(3_000_000, "text "));
+      const ofData = await chunksStored(layoutOf(3_000_000, { compression: codec, level: 3 }));
+      expect(ofData.length).toBeGreaterThanOrEqual(3);
+      expect(ofData.every(({ buffer }) => (buffer as ArrayBuffer).detached)).toBe(true);
+      await rm(volume);
+      await writeFile(volume, "");
+      await truncate(volume, 4 * 1024 * 1024);
+      const ofZeros = await chunksStored(layoutOf(4 * 1024 * 1024, { compression: codec, level: 3 }));
+      expect(ofZeros.length).toBeGreaterThanOrEqual(4);
+      expect(ofZeros.some(({ buffer }) => (buffer as ArrayBuffer).detached)).toBe(false);
+    },
+  );
 });
 
 describe("removing", () => {

@@ -2,7 +2,9 @@ import type { BackupReference } from "./backup-reference.ts";
 import { type BackupWholeInput, backupWhole } from "./backup-whole.ts";
 import { volumeBytesOf } from "./chain.ts";
 import { type CopyInput, copyRange } from "./copy-range.ts";
+import { beginBackup } from "./encryption/begin-backup.ts";
 import { createEngineContext, type EngineOptions } from "./engine-context.ts";
+import type { BackupLayout } from "./layout.ts";
 import type { RangeReport } from "./range-report.ts";
 import { type RemoveInput, removeBackup, removeStaging } from "./remove.ts";
 import type { Repository } from "./repository/repository.ts";
@@ -18,6 +20,7 @@ import type { VolumeTarget } from "./volume/volume.ts";
  * the function of the same name. Dispose it when no call is running.
  */
 export interface Engine extends AsyncDisposable {
+  beginBackup(input: { repository: Repository; layout: BackupLayout }, ctx: RunContext): Promise<void>;
   copyRange(
     input: CopyInput & { staging: { operationId: string; name: string } },
     ctx: RunContext,
@@ -57,6 +60,7 @@ export interface Engine extends AsyncDisposable {
 export function openEngine(options: EngineOptions = {}): Engine {
   const context = createEngineContext(options);
   return {
+    beginBackup,
     copyRange: (input, ctx) => copyRange(context, input, ctx),
     seal,
     backupWhole: (input, ctx) => backupWhole(context, input, ctx),

@@ -125,6 +125,18 @@ export class UnsupportedCompressionError extends EngineError {
   }
 }
 
+/** The backup is encrypted, and the master key that opens it is not at hand. Nothing is wrong with the backup. */
+export class EncryptionKeyMissingError extends EngineError {
+  readonly code = "encryption_key_missing";
+  readonly retryable = false;
+}
+
+/** The master key that a backup names is at hand and does not open it: it is another key, or the backup's key object is damaged. */
+export class EncryptionKeyWrongError extends EngineError {
+  readonly code = "encryption_key_wrong";
+  readonly retryable = false;
+}
+
 /** The codec is known, but what it needs is missing on this machine. */
 export class CodecUnavailableError extends EngineError {
   readonly code = "codec_unavailable";

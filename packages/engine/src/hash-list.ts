@@ -1,4 +1,6 @@
 import { z } from "zod";
+import { framesMagic } from "./encryption/frames.ts";
+import { EncryptionKeyMissingError } from "./errors.ts";
 import { FormatError, streamJson } from "./json-stream.ts";
 import type { BackupLayout } from "./layout.ts";
 import { pythonString } from "./python-json.ts";
@@ -101,7 +103,8 @@ export function cachedHashList(list: HashList): HashList {
 
 /**
  * Opens a hash list of `sizeBytes`. When it has Cinder's layout, two small reads are enough and every part is read by its
- * place; any other layout is parsed as a stream, each time. Throws FormatError.
+ * place; any other layout is parsed as a stream, each time. Throws FormatError, and EncryptionKeyMissingError for an encrypted one as
+ * it is stored.
  */
 export async function openHashList(read: ReadHashList, sizeBytes: number): Promise<HashList> {
   return (await openFixedWidth(read, sizeBytes)) ?? (await openStreamed(read));
@@ -117,6 +120,11 @@ const tailSchema = z.object({ version: z.literal(version) });
 
 async function openFixedWidth(read: ReadHashList, sizeBytes: number): Promise<HashList | null> {
   const head = await readText(read, { offset: 0, length: Math.min(headBytesMax, sizeBytes) });
+  if (head.startsWith(framesMagic.toString("latin1"))) {
+    throw new EncryptionKeyMissingError(
+      "The backup is encrypted: its repository was opened without master keys, or the backup's own key object is gone.",
+    );
+  }
   const headEnd = head.indexOf(headMarker);
   const tailStart = Math.max(0, sizeBytes - tailBytesMax);
   const tail = await readText(read, { offset: tailStart, length: sizeBytes - tailStart });

@@ -2,7 +2,7 @@ import { z } from "zod";
 import type { BackupReference } from "./backup-reference.ts";
 import { EngineError, IncompleteRecordError, InvalidRecordError } from "./errors.ts";
 import { checkPrefix } from "./layout.ts";
-import { parseContainer, type Repository, reservedContainer } from "./repository/repository.ts";
+import { parseContainer, type Repository, recordsContainer } from "./repository/repository.ts";
 import type { WriteContext } from "./run-context.ts";
 
 /** What a record says about a backup, checked. Everything that an import ignores is left out. */
@@ -28,8 +28,6 @@ export interface ImportRecord {
   dataAt: Date | null;
 }
 
-/** Records of backups that were imported from elsewhere, named by their ids. */
-const recordsContainer = `${reservedContainer}/records`;
 /** A record has some two kilobytes; descriptions and metadata are bounded by the service that wrote them. */
 const recordBytesMax = 1024 * 1024;
 /** What a database can hold: neither NUL nor half of a surrogate pair. */

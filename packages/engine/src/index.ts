@@ -1,5 +1,15 @@
 export type { BackupReference } from "./backup-reference.ts";
-export { type Compression, codecOf, compressions, levelDefault, parseCompression } from "./compression.ts";
+export {
+  type Compression,
+  codecOf,
+  compressions,
+  levelDefault,
+  parseCompression,
+  requireEncoder,
+  type ZlibEncoder,
+  zlibEncoders,
+} from "./compression.ts";
+export type { MasterKeySource } from "./encryption/master-keys.ts";
 export { type Engine, openEngine } from "./engine.ts";
 export * from "./errors.ts";
 export { type ExportRecordInput, encodeExportRecord } from "./export-record.ts";
@@ -21,6 +31,7 @@ export { type ObjectKey, parseContainer, type Repository, stagingContainer } fro
 export { redactRepositoryUrl } from "./repository/repository-url.ts";
 export { type RescannedBackup, recordOf, rescan } from "./rescan.ts";
 export type { RestoreRange } from "./restore.ts";
+export { type RewrapResult, rewrap } from "./rewrap.ts";
 export type { RunContext, WriteContext } from "./run-context.ts";
 export type { SealResult } from "./seal.ts";
 export { type VerifyResult, verifyListing } from "./verify.ts";

@@ -54,7 +54,7 @@ test("only a whole prefix is one: anything shorter would reach other backups", (
   }
 });
 
-test.each([
+test.each<Partial<BackupLayout>>([
   { blockBytes: 0 },
   { blockBytes: 100 },
   { objectBytes: 4097 },
@@ -63,7 +63,11 @@ test.each([
   { volumeBytes: -1 },
   { volumeBytes: 1.5 },
   { level: 10 },
+  { zlibEncoder: "isal" },
+  { zlibEncoder: "isal", level: 2, compression: "zstd" },
+  { zlibEncoder: "isal", level: 2, compression: "off" },
 ])("the layout with %o is refused", (wrong) => {
   expect(() => checkLayout({ ...layout, ...wrong })).toThrow(InvalidLayoutError);
   expect(() => checkLayout(layout)).not.toThrow();
+  expect(() => checkLayout({ ...layout, compression: "gzip", zlibEncoder: "isal", level: 3 })).not.toThrow();
 });

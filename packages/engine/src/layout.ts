@@ -1,4 +1,4 @@
-import { type Compression, levelsOf } from "./compression.ts";
+import { type Compression, codecOf, type Encoding, levelsOf, type ZlibEncoder } from "./compression.ts";
 import { InvalidLayoutError, InvalidObjectNameError } from "./errors.ts";
 import type { Extent } from "./extents.ts";
 
@@ -11,8 +11,10 @@ export interface BackupLayout {
   prefix: string;
   /** The label of what is compressed, as configured. */
   compression: Compression;
-  /** Level of its codec, see levelDefault; of zlib where compression is off. */
+  /** Level of its encoder, see levelDefault; of zlib where compression is off. */
   level: number;
+  /** What makes zlib streams; default `zlib`. Part of the plan: all who copy an object must make the same bytes. */
+  zlibEncoder?: ZlibEncoder;
   /** Size of a window of the volume, a multiple of blockBytes. */
   objectBytes: number;
   /** The hash unit. */
@@ -27,6 +29,8 @@ export interface BackupLayout {
   parentId: string | null;
   /** Whether zeros are compressed although compression is off; default true. */
   compressZeros?: boolean;
+  /** Whether its objects are encrypted at rest; default false. Needs a repository with master keys. */
+  encrypted?: boolean;
 }
 
 /** Limits of what is written. Smaller blocks would make the hash list a notable part of the volume. */
@@ -52,11 +56,20 @@ export function checkLayout(layout: BackupLayout): void {
   if (objectBytes % blockBytes !== 0) {
     refuse(`Object size ${objectBytes} is not a multiple of the block size ${blockBytes}.`);
   }
-  const { min, max } = levelsOf(layout.compression);
+  const { compression, zlibEncoder } = encodingOf(layout);
+  if (zlibEncoder !== "zlib" && codecOf(compression) !== "zlib") {
+    refuse(`The encoder ${zlibEncoder} makes zlib streams, and the compression is ${compression}.`);
+  }
+  const { min, max } = levelsOf(compression, zlibEncoder);
   if (!Number.isInteger(level) || level < min || level > max) {
     refuse(`Compression level ${level} is not between ${min} and ${max}.`);
   }
   checkPrefix(layout.prefix);
+}
+
+/** How a layout has objects compressed. */
+export function encodingOf({ compression, level, zlibEncoder = "zlib" }: BackupLayout): Encoding {
+  return { compression, level, zlibEncoder };
 }
 
 /**
@@ -80,6 +93,29 @@ export function metadataName(prefix: string): string {
 
 export function hashListName(prefix: string): string {
   return `${prefix}_sha256file`;
+}
+
+/** The data key of an encrypted backup, wrapped by the master key of this version. */
+export function keyName(prefix: string, masterVersion: string): string {
+  return `${prefix}${keyMark}${masterVersion}`;
+}
+
+const keyMark = "_key_";
+
+/** The version in the name of a wrapped data key, or null when the name is not exactly one of this prefix. */
+export function keyVersion(prefix: string, name: string): string | null {
+  if (!name.startsWith(prefix + keyMark)) return null;
+  const version = name.slice(prefix.length + keyMark.length);
+  return keyVersionPattern.test(version) ? version : null;
+}
+
+/** Versions of master keys: without `_` and `-`, so that no other name of a backup looks like one of a key. */
+export const keyVersionPattern = /^[A-Za-z0-9][A-Za-z0-9.]{0,31}$/;
+
+/** The prefix in the name of any object of a backup, or null when the name is none. */
+export function prefixOf(name: string): string | null {
+  const prefix = name.replace(/(?:-\d{5,15}|_metadata|_sha256file|_key_[A-Za-z0-9][A-Za-z0-9.]{0,31})$/, "");
+  return prefix !== name && prefixPattern.test(prefix) ? prefix : null;
 }
 
 /** Data objects are numbered from 1, with at least five digits. */

@@ -1,7 +1,8 @@
-import type { BackupReference } from "./backup-reference.ts";
+import { type BackupReference, keyOf } from "./backup-reference.ts";
 import { findHashList, summarize } from "./chain.ts";
+import { readEncryptedLabel } from "./encryption/encrypted-metadata.ts";
 import { EngineError, ObjectMissingError } from "./errors.ts";
-import { checkPrefix, dataNumber, hashListName, metadataName } from "./layout.ts";
+import { dataNumber, hashListName, metadataName, prefixOf } from "./layout.ts";
 import type { Repository } from "./repository/repository.ts";
 import { type StatedColumns, statedColumns, statedVolumeBytes } from "./volume-meta.ts";
 
@@ -32,6 +33,8 @@ export interface ListedBackup {
 
 const gibibyte = 1024 ** 3;
 const metadataSuffix = "_metadata";
+/** Codes of errors that tell of the backup, not of the repository. */
+const ownProblems = ["damaged_object", "unsupported_compression", "encryption_key_missing", "encryption_key_wrong"];
 
 /** Where every backup of a repository lies, found by the metadata objects, in any order. */
 export async function* findBackups(repository: Repository, signal: AbortSignal): AsyncGenerator<BackupReference> {
@@ -39,8 +42,8 @@ export async function* findBackups(repository: Repository, signal: AbortSignal):
     for await (const { name } of repository.list(container, "volume_")) {
       signal.throwIfAborted();
       if (!name.endsWith(metadataSuffix)) continue;
-      const prefix = name.slice(0, -metadataSuffix.length);
-      if (!isPrefix(prefix)) continue;
+      const prefix = prefixOf(name);
+      if (prefix === null) continue;
       yield { backupId: prefix.slice(prefix.lastIndexOf("_") + 1), repository, container, prefix };
     }
   }
@@ -88,9 +91,9 @@ export async function describeBackup(reference: BackupReference, signal: AbortSi
     if (hashes === null) described.problem = `its list of hashes ${hashListName(reference.prefix)} is missing`;
     if (listed !== objects) described.problem = `${objects} objects are expected and ${listed} are there`;
   } catch (error) {
-    const own = error instanceof EngineError && ["damaged_object", "unsupported_compression"].includes(error.code);
-    if (!own) throw error;
-    described.problem = (error as EngineError).message;
+    if (!(error instanceof EngineError) || !ownProblems.includes(error.code)) throw error;
+    described.problem = error.message;
+    if (error.code.startsWith("encryption_key_")) Object.assign(described, await describeLocked(reference, signal));
   }
   return described;
 }
@@ -110,16 +113,21 @@ export async function isStored({ repository, container, prefix }: BackupReferenc
 
 /** Whether a place is missing, empty or holds nothing but backups in Cinder's layout, so that marking it cannot be a mistake. */
 export function holdsOnlyBackups(repository: Repository): Promise<boolean> {
-  return repository.holdsOnly((name) => {
-    const prefix = name.replace(/(?:-\d{5,15}|_metadata|_sha256file)$/, "");
-    return prefix !== name && isPrefix(prefix);
-  });
+  return repository.holdsOnly((name) => prefixOf(name) !== null);
 }
 
-function isPrefix(text: string): boolean {
-  try {
-    return checkPrefix(text) === text;
-  } catch {
-    return false;
-  }
+/** What an encrypted backup says without its key: nobody vouches for it. */
+async function describeLocked(reference: BackupReference, signal: AbortSignal): Promise<Partial<ListedBackup>> {
+  const stored = reference.repository.encryption?.stored ?? reference.repository;
+  const label = await readEncryptedLabel(stored.get(keyOf(reference, metadataName(reference.prefix)), { signal }));
+  if (label === null) return {};
+  const { volumeId, parentId, createdAt, volumeBytes, objects } = label;
+  return {
+    volumeId,
+    parentId,
+    createdAt,
+    volumeBytes,
+    objects,
+    sizeGib: Math.max(1, Math.ceil(volumeBytes / gibibyte)),
+  };
 }

@@ -1,5 +1,7 @@
 import { z } from "zod";
 import { type Compression, parseCompression } from "./compression.ts";
+import { encryptedVersion, framesKey } from "./encryption/encrypted-metadata.ts";
+import { EncryptionKeyMissingError } from "./errors.ts";
 import { FormatError, streamJson } from "./json-stream.ts";
 import { type BackupLayout, dataName, dataNumber } from "./layout.ts";
 import type { ObjectEntry } from "./object-entry.ts";
@@ -91,7 +93,8 @@ export type MeasureEntry = (object: { number: number; compression: Compression }
 /**
  * Decodes `_metadata` as a stream: yields the entries in batches and returns what stands around them. Entries are checked
  * one by one: names of exactly this prefix with rising numbers, rising offsets, no overlap, sane sizes. Throws FormatError, and
- * UnsupportedCompressionError for a label that is known not to be decoded here. The version is checked at the end, since it
+ * UnsupportedCompressionError for a label that is known not to be decoded here, EncryptionKeyMissingError for the metadata of an
+ * encrypted backup as it is stored. The version is checked at the end, since it
  * stands behind the entries: do nothing irreversible before.
  */
 export async function* readMetadata(
@@ -101,9 +104,10 @@ export async function* readMetadata(
 ): AsyncGenerator<ObjectEntry[], MetadataHeader> {
   const scalars = new Map<string, string | null>();
   let previous: ObjectEntry | null = null;
-  for await (const events of streamJson(body, { keys: scalarKeys, lists: ["objects"] })) {
+  for await (const events of streamJson(body, { keys: scalarKeys, lists: ["objects", framesKey] })) {
     const entries: ObjectEntry[] = [];
     for (const event of events) {
+      if (event.key === framesKey) continue;
       if (event.inList) {
         previous = await parseEntry(event.value, { prefix, previous, measure });
         entries.push(previous);
@@ -114,6 +118,7 @@ export async function* readMetadata(
     if (entries.length > 0) yield entries;
   }
   const stated = scalars.get("version");
+  if (stated === encryptedVersion) throw new EncryptionKeyMissingError(withoutKey(scalars.get("backup_id") ?? prefix));
   if (stated !== version) throw new FormatError(`No support to restore backup version ${stated ?? "(none)"}`);
   return {
     backupId: scalars.get("backup_id") ?? null,
@@ -125,6 +130,9 @@ export async function* readMetadata(
     volumeMeta: scalars.get("volume_meta") ?? null,
   };
 }
+
+const withoutKey = (backupId: string): string =>
+  `Backup ${backupId} is encrypted: its repository was opened without master keys, or the backup's own key object is gone.`;
 
 function parseScalar(key: string, value: unknown): string | null {
   const parsed = scalarSchemas[key as keyof typeof scalarSchemas].safeParse(value);

@@ -1,4 +1,5 @@
 import { constants, zstdCompressSync } from "node:zlib";
+import { ownBytes } from "./own-bytes.ts";
 
 /** Every so many bytes one is counted; 4096 of a unit are enough to tell noise from text. */
 const sampleStride = 16;
@@ -6,6 +7,8 @@ const sampleStride = 16;
 const chiSquareMax = 400;
 /** Shorter data is not worth looking at. */
 const unitBytesMin = 16 * 1024;
+/** Room for what the fast encoder makes of one unit, whatever it holds. */
+const probeChunkBytes = 80 * 1024;
 /** What a fast encoder must save before the slow one is tried. */
 const savedMin = 1 / 128;
 
@@ -26,6 +29,10 @@ export function isNoise(unit: Uint8Array): boolean {
   let chiSquare = 0;
   for (const count of counts) chiSquare += (count - expected) ** 2 / expected;
   if (chiSquare > chiSquareMax) return false;
-  const probe = zstdCompressSync(unit, { params: { [constants.ZSTD_c_compressionLevel]: 1 } });
-  return probe.length > unit.length * (1 - savedMin);
+  const options = { chunkSize: probeChunkBytes, params: { [constants.ZSTD_c_compressionLevel]: 1 } };
+  const probe = ownBytes(zstdCompressSync(unit, options), probeChunkBytes);
+  const isVain = probe.length > unit.length * (1 - savedMin);
+  // Given back now: as many bytes as there is noise would else wait for a garbage collection.
+  probe.buffer.transfer(0);
+  return isVain;
 }

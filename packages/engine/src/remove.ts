@@ -1,6 +1,6 @@
 import { streamEntries } from "./chain.ts";
 import { EngineError } from "./errors.ts";
-import { checkPrefix, dataName, dataNumber, hashListName, metadataName } from "./layout.ts";
+import { checkPrefix, dataName, dataNumber, hashListName, keyName, keyVersion, metadataName } from "./layout.ts";
 import { type Repository, stagingContainer } from "./repository/repository.ts";
 import type { RunContext } from "./run-context.ts";
 
@@ -11,7 +11,8 @@ export interface RemoveInput {
 }
 
 /**
- * Removes all objects of a backup: `_metadata` first, so that it stops existing at once, then `_sha256file`, then the data.
+ * Removes all objects of a backup: `_metadata` first, so that it stops existing at once, then `_sha256file`, the data keys of an
+ * encrypted one, and the data. No master key is needed.
  * Only names of exactly this prefix are touched: those in the metadata, and those that a listing shows. What is already gone
  * is success, so it can be run again after a crash. `removed` counts the listed objects. InvalidObjectNameError for a
  * prefix that is not a whole one.
@@ -31,6 +32,12 @@ export async function removeBackup(input: RemoveInput, ctx: RunContext): Promise
     if (await exists(repository, { container, name })) removed++;
     await remove(name);
   }
+  const keys = await Array.fromAsync(repository.list(container, keyName(prefix, "")));
+  for (const { name } of keys) {
+    if (keyVersion(prefix, name) === null) continue;
+    await remove(name);
+    removed++;
+  }
   for await (const { name } of repository.list(container, prefix)) {
     const number = dataNumber(prefix, name);
     if (number === null && !special.includes(name)) continue;
@@ -42,6 +49,9 @@ export async function removeBackup(input: RemoveInput, ctx: RunContext): Promise
   for (const number of named) await remove(dataName(prefix, number));
   return { removed };
 }
+
+/** What may keep metadata from being read while the repository is in order. */
+const unreadable = ["damaged_object", "unsupported_compression", "encryption_key_missing", "encryption_key_wrong"];
 
 /** Removes everything that an operation has staged; nothing there is success. */
 export async function removeStaging(repository: Repository, operationId: string): Promise<void> {
@@ -60,9 +70,7 @@ async function numbersInMetadata(input: RemoveInput, signal: AbortSignal): Promi
       for (const entry of entries) numbers.add(entry.number);
     }
   } catch (error) {
-    const readable =
-      !(error instanceof EngineError) || !["damaged_object", "unsupported_compression"].includes(error.code);
-    if (readable) throw error;
+    if (!(error instanceof EngineError) || !unreadable.includes(error.code)) throw error;
   }
   return numbers;
 }

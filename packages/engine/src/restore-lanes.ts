@@ -1,7 +1,7 @@
 import type { BackupReference } from "./backup-reference.ts";
 import { keyOf } from "./backup-reference.ts";
 import { codecOf } from "./compression.ts";
-import { DamagedObjectError, EngineError } from "./errors.ts";
+import { EngineError } from "./errors.ts";
 import { dataName } from "./layout.ts";
 import type { MappedObject } from "./merge-layers.ts";
 import type { ObjectFile } from "./repository/repository.ts";
@@ -51,18 +51,30 @@ function fitsStep(job: RestoreJob, { layer, entry, segments }: MappedObject): bo
   );
 }
 
-/** Restores objects that belong together; returns the bytes of the volume that they cover within the bounds. */
+/** An object that is done, and how many bytes of the volume it covers within the bounds; 0 when it was found to be damaged. */
+export interface DoneObject {
+  object: MappedObject;
+  bytes: number;
+}
+
+/**
+ * Restores objects that belong together. Those that cannot go in step, or did not pass there, are done by `alone`, which finds
+ * out what is wrong with them.
+ */
 export async function restoreGroup(
   job: RestoreJob,
   objects: readonly MappedObject[],
   signal: AbortSignal,
-): Promise<number> {
+  alone: (object: MappedObject) => Promise<number> = (object) => restoreObject(job, object, signal),
+): Promise<DoneObject[]> {
   const [first] = objects;
-  const alone = first !== undefined && !fitsStep(job, first);
-  const again = alone ? objects : await restoreInStep(job, objects, signal);
+  const inStep = first !== undefined && fitsStep(job, first);
+  const again = inStep ? await restoreInStep(job, objects, signal) : objects;
+  const done = objects.filter((object) => !again.includes(object));
+  const results = done.map((object) => ({ object, bytes: coveredBytes(job, object) }));
   // One after another: each of them takes its own share of the memory.
-  for (const object of again) await restoreObject(job, object, signal);
-  return objects.reduce((sum, object) => sum + coveredBytes(job, object), 0);
+  for (const object of again) results.push({ object, bytes: await alone(object) });
+  return results;
 }
 
 /** An object on its way: what it must be, and what has been found so far. */
@@ -101,7 +113,8 @@ async function restoreInStep(
     }
     if (lanes.length === 0) return missed;
     const messages = lanes.map(({ file, object }) => {
-      return { descriptor: file.descriptor, offset: 0, length: object.entry.length };
+      const { length } = object.entry;
+      return { descriptor: file.descriptor, offset: 0, length, data: Float64Array.of(0, length) };
     });
     const consume = (slices: LaneSlice[]): Promise<unknown> =>
       Promise.all(slices.map((slice) => writeSlice(job, lanes[slice.index] as Lane, slice, signal)));
@@ -113,8 +126,17 @@ async function restoreInStep(
   }
 }
 
-/** Null when the object is not there as its entry says. */
+/** Null when the object is not there as its entry says, or its hashes cannot be read: on its own it will be found out why. */
 async function openLane(job: RestoreJob, object: MappedObject, blockBytes: number): Promise<Lane | null> {
+  try {
+    return await openLaneOrThrow(job, object, blockBytes);
+  } catch (error) {
+    if (error instanceof EngineError) return null;
+    throw error;
+  }
+}
+
+async function openLaneOrThrow(job: RestoreJob, object: MappedObject, blockBytes: number): Promise<Lane | null> {
   const { entry, segments } = object;
   const reference = job.references[object.layer] as BackupReference;
   const listed = await expectedHashes(job.hashes, segments);
@@ -130,16 +152,11 @@ async function openLane(job: RestoreJob, object: MappedObject, blockBytes: numbe
     expected.set((listed as Uint8Array).subarray(taken * 32, (taken + end - first) * 32), first * 32);
     taken += end - first;
   }
-  try {
-    const file = await reference.repository.openFile?.(keyOf(reference, dataName(reference.prefix, entry.number)));
-    if (file === undefined) return null;
-    if (file.sizeBytes === entry.length) return { object, file, expected, used, failed: false };
-    await file[Symbol.asyncDispose]();
-    return null;
-  } catch (error) {
-    if (error instanceof EngineError && !(error instanceof DamagedObjectError)) return null;
-    throw error;
-  }
+  const file = await reference.repository.openFile?.(keyOf(reference, dataName(reference.prefix, entry.number)));
+  if (file === undefined) return null;
+  if (file.sizeBytes === entry.length) return { object, file, expected, used, failed: false };
+  await file[Symbol.asyncDispose]();
+  return null;
 }
 
 async function writeSlice(job: RestoreJob, lane: Lane, slice: LaneSlice, signal: AbortSignal): Promise<void> {

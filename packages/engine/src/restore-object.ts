@@ -1,4 +1,6 @@
 import { createHash } from "node:crypto";
+import { read } from "node:fs";
+import { promisify } from "node:util";
 import { asDamage, type BackupReference, confirmed, damaged, keyOf } from "./backup-reference.ts";
 import { codecOf, memoryFactor, requireCodec } from "./compression.ts";
 import { remember } from "./engine-context.ts";
@@ -7,8 +9,13 @@ import { restoreLargeObject } from "./large-object.ts";
 import { dataName } from "./layout.ts";
 import type { MappedObject } from "./merge-layers.ts";
 import type { ObjectEntry } from "./object-entry.ts";
+import type { ObjectKey, Repository } from "./repository/repository.ts";
 import { blockBytesOf, expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./restore-job.ts";
 import { zeroBlockHashes } from "./zero-blocks.ts";
+
+const readFile = promisify(read);
+/** One call of the system: bounds how long an abort waits. */
+const readBytes = 4 * 1024 * 1024;
 
 /** Larger objects, which only others write, are decoded and written piece by piece. */
 export const wholeObjectBytesMax = 64 * 1024 * 1024;
@@ -107,16 +114,38 @@ async function fetchStored(
       throw damaged(reference, name, `${sizeBytes} bytes are stored, at most ${lengthMax} expected`);
     }
     const stored = new Uint8Array(sizeBytes);
-    let done = 0;
-    for await (const chunk of reference.repository.get(key, { length: sizeBytes, signal })) {
-      stored.set(chunk, done);
-      done += chunk.length;
-    }
+    const done = await fill(stored, reference.repository, key, signal);
     if (done !== sizeBytes) throw damaged(reference, name, `only ${done} of ${sizeBytes} bytes can be read`);
     return stored;
   } catch (error) {
     throw asDamage(reference, name, error);
   }
+}
+
+/** Reads an object from its start until `into` is full; returns how far that got. */
+async function fill(
+  into: Uint8Array<ArrayBuffer>,
+  repository: Repository,
+  key: ObjectKey,
+  signal: AbortSignal,
+): Promise<number> {
+  let done = 0;
+  if (repository.openFile === undefined) {
+    for await (const chunk of repository.get(key, { length: into.length, signal })) {
+      into.set(chunk, done);
+      done += chunk.length;
+    }
+    return done;
+  }
+  // Straight to its place: chunks would lie about until they are collected, and that is much memory.
+  await using file = await repository.openFile(key);
+  while (done < into.length) {
+    signal.throwIfAborted();
+    const { bytesRead } = await readFile(file.descriptor, into, done, Math.min(readBytes, into.length - done), done);
+    if (bytesRead === 0) break;
+    done += bytesRead;
+  }
+  return done;
 }
 
 /** Segments as pairs relative to the object's start. */

@@ -124,8 +124,8 @@ async function restoreObjects(
     concurrency: job.engine.pool.threads + 2,
     signal: job.ctx.signal,
   });
-  for await (const bytes of restored) {
-    bytesDone += bytes;
+  for await (const group of restored) {
+    for (const { bytes } of group) bytesDone += bytes;
     job.ctx.onProgress({ bytesDone, bytesStored: bytesDone });
   }
   return bytesDone;

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
-import { damaged } from "./backup-reference.ts";
+import { asDamage, damaged } from "./backup-reference.ts";
 import { type CopiedRange, referenceOf } from "./copy-range.ts";
+import { encryptionFor, requireKey } from "./encryption/begin-backup.ts";
 import {
   InvalidLayoutError,
   ObjectMissingError,
@@ -9,7 +10,15 @@ import {
   StrayObjectsError,
 } from "./errors.ts";
 import { hashListHead, hashListTail } from "./hash-list.ts";
-import { type BackupLayout, checkLayout, dataNumber, hashListName, metadataName, numbersOfRange } from "./layout.ts";
+import {
+  type BackupLayout,
+  checkLayout,
+  dataNumber,
+  hashListName,
+  keyVersion,
+  metadataName,
+  numbersOfRange,
+} from "./layout.ts";
 import { ListingDigest } from "./listing-digest.ts";
 import { metadataHead, metadataTail } from "./metadata.ts";
 import type { RangeReport } from "./range-report.ts";
@@ -79,6 +88,7 @@ async function sealWith(
   checkLayout(layout);
   checkCoverage(layout, reports);
   await repository.ensureContainer(layout.container);
+  await requireKey(repository, layout);
   await compareListing(repository, layout, reports, ctx.signal);
   const hashLists = reports.map((report, index) => verified(slices.hashes, index, report.hashesDigest));
   const hash = createHash("sha256");
@@ -88,11 +98,22 @@ async function sealWith(
   await readBack(repository, layout, hash.digest("hex"), ctx.signal);
   const entryLists = reports.map((report, index) => verified(slices.entries, index, report.entriesDigest));
   const metadata = joinSlices(metadataHead(layout), entryLists, metadataTail(layout));
-  await repository.putIfAbsent({ container: layout.container, name: metadataName(layout.prefix) }, metadata, ctx);
+  const objects = reports.reduce((sum, report) => sum + report.objects, 0);
+  await putMetadata(input, { body: metadata, objects }, ctx);
   return {
-    objects: reports.reduce((sum, report) => sum + report.objects, 0),
+    objects,
     bytesStored: reports.reduce((sum, report) => sum + report.bytesStored, 0),
   };
+}
+
+async function putMetadata(
+  { repository, layout }: Pick<SealInput, "repository" | "layout">,
+  { body, objects }: { body: AsyncIterable<Uint8Array>; objects: number },
+  ctx: RunContext,
+): Promise<void> {
+  const encryption = encryptionFor(repository, layout);
+  if (encryption !== null) return encryption.putMetadata(layout, { label: { ...layout, objects }, body }, ctx);
+  await repository.putIfAbsent({ container: layout.container, name: metadataName(layout.prefix) }, body, ctx);
 }
 
 /** The reports must be those of ranges of one source that follow each other from the start of the volume to its end. */
@@ -123,6 +144,7 @@ async function compareListing(
   for await (const { name, sizeBytes } of repository.list(layout.container, layout.prefix)) {
     signal.throwIfAborted();
     if (name === metadataName(layout.prefix) || name === hashListName(layout.prefix)) continue;
+    if (layout.encrypted === true && keyVersion(layout.prefix, name) !== null) continue;
     const number = dataNumber(layout.prefix, name);
     const range = number === null || number < 1 ? undefined : found[indexOfNumber(ends, number)];
     if (range === undefined) stray.push(name);
@@ -198,7 +220,11 @@ async function readBack(
   const reference = referenceOf(layout, repository);
   const name = hashListName(layout.prefix);
   const hash = createHash("sha256");
-  for await (const chunk of repository.get({ container: layout.container, name }, { signal })) hash.update(chunk);
+  try {
+    for await (const chunk of repository.get({ container: layout.container, name }, { signal })) hash.update(chunk);
+  } catch (error) {
+    throw asDamage(reference, name, error);
+  }
   if (hash.digest("hex") !== digest) throw damaged(reference, name, "it does not read as it was written");
 }
 

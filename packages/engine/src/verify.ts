@@ -3,11 +3,13 @@ import { type Chain, chainSteps, openChain, streamEntries, summarize } from "./c
 import { codecOf } from "./compression.ts";
 import type { EngineContext } from "./engine-context.ts";
 import { DamagedObjectError } from "./errors.ts";
-import { dataName, dataNumber, hashListName, metadataName } from "./layout.ts";
+import { cachedHashList } from "./hash-list.ts";
+import { dataName, dataNumber, hashListName, keyVersion, metadataName } from "./layout.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import type { MappedObject } from "./merge-layers.ts";
 import type { ObjectEntry } from "./object-entry.ts";
 import { blockBytesOf, type RestoreJob } from "./restore-job.ts";
+import { type DoneObject, laneGroups, restoreGroup } from "./restore-lanes.ts";
 import { restoreObject } from "./restore-object.ts";
 import type { RunContext } from "./run-context.ts";
 
@@ -99,7 +101,7 @@ async function compareListing(reference: BackupReference, findings: Findings, si
     for await (const { name, sizeBytes } of reference.repository.list(reference.container, prefix)) {
       signal.throwIfAborted();
       const number = dataNumber(prefix, name);
-      const known = name === metadataName(prefix) || name === hashListName(prefix);
+      const known = [metadataName(prefix), hashListName(prefix)].includes(name) || keyVersion(prefix, name) !== null;
       if (number !== null && mine(number) && sizes.size <= 2 * objectsPerPass) sizes.set(number, sizeBytes);
       else if (number === null && !known) findings.note(name, "it does not belong to the backup");
     }
@@ -132,22 +134,25 @@ async function readEverything(
   findings: Findings,
   ctx: RunContext,
 ): Promise<{ objects: number; blocks: number }> {
-  const { references, hashes, volumeBytes } = chain;
+  const { references, volumeBytes } = chain;
   const bounds = { offset: 0, length: volumeBytes };
+  const hashes = chain.hashes === null ? null : cachedHashList(chain.hashes);
   const job: RestoreJob = { engine, references, hashes, target: null, skipZeros: true, bounds, ctx };
   let objects = 0;
   let blocks = 0;
   let bytesDone = 0;
-  const check = async (object: MappedObject, signal: AbortSignal): Promise<{ object: MappedObject; bytes: number }> => {
-    const bytes = (await findings.collect(() => restoreObject(job, object, signal))) ?? 0;
-    return { object, bytes };
-  };
+  const check = (group: readonly MappedObject[], signal: AbortSignal): Promise<DoneObject[]> =>
+    restoreGroup(job, group, signal, async (object) => {
+      return (await findings.collect(() => restoreObject(job, object, signal))) ?? 0;
+    });
   const options = { concurrency: engine.pool.threads + 2, signal: ctx.signal };
   await findings.collect(async () => {
-    for await (const { object, bytes } of mapConcurrent(objectsOf(chain, ctx.signal), check, options)) {
-      objects++;
-      bytesDone += bytes;
-      if (hashes !== null && bytes > 0) blocks += blocksIn(object, blockBytesOf(job));
+    for await (const group of mapConcurrent(laneGroups(job, objectsOf(chain, ctx.signal)), check, options)) {
+      for (const { object, bytes } of group) {
+        objects++;
+        bytesDone += bytes;
+        if (hashes !== null && bytes > 0) blocks += blocksIn(object, blockBytesOf(job));
+      }
       ctx.onProgress({ bytesDone, bytesStored: 0 });
       if (findings.full) return;
     }

@@ -1,22 +1,26 @@
 import { constants, zstdCompressSync, zstdDecompressSync } from "node:zlib";
+import { ownBytes } from "./own-bytes.ts";
 
-const chunkBytes = 1024 * 1024;
+/** The least that Node takes. */
+const chunkBytesMin = 64;
 
 /**
  * Compresses `data` to one Zstandard frame. It is made in one shot, so that its header holds the content size: Cinder's decoder
  * refuses frames without it. Returns null when the frame would not be shorter than the data.
  */
 export function zstdPieces(data: Uint8Array, level: number): Uint8Array<ArrayBuffer>[] | null {
+  // One buffer, of which only what is written takes memory: several would be joined to another one.
+  const chunkSize = Math.max(chunkBytesMin, data.length);
   try {
     const frame = zstdCompressSync(data, {
-      chunkSize: chunkBytes,
+      chunkSize,
       maxOutputLength: Math.max(1, data.length - 1),
       params: { [constants.ZSTD_c_compressionLevel]: level, [constants.ZSTD_c_contentSizeFlag]: 1 },
     });
     if (frame.length >= data.length) return null;
-    const own = new Uint8Array(frame.length);
-    own.set(frame);
-    return [own];
+    // A small frame must not keep the whole buffer; of a large one a copy would be more memory than the rest of its buffer.
+    const isLarge = frame.buffer.byteLength === chunkSize && frame.length > chunkSize / 8;
+    return [isLarge ? (frame as Buffer<ArrayBuffer>) : ownBytes(frame, chunkSize)];
   } catch (error) {
     if ((error as { code?: unknown }).code === "ERR_BUFFER_TOO_LARGE") return null;
     throw error;
@@ -26,8 +30,9 @@ export function zstdPieces(data: Uint8Array, level: number): Uint8Array<ArrayBuf
 /** Decompresses exactly one frame to exactly `length` bytes, or says what is wrong. Output never exceeds `length`. */
 export function unzstdExactly(stored: Uint8Array, length: number): Uint8Array<ArrayBuffer> | { reason: string } {
   let result: { buffer: Buffer; engine: { bytesWritten: number } };
+  const chunkSize = Math.max(chunkBytesMin, length);
   try {
-    const options = { chunkSize: Math.max(64, length), maxOutputLength: Math.max(1, length), info: true };
+    const options = { chunkSize, maxOutputLength: Math.max(1, length), info: true };
     result = zstdDecompressSync(stored, options) as unknown as typeof result;
   } catch (error) {
     return { reason: `the zstd frame cannot be decoded to ${length} bytes (${(error as Error).message})` };
@@ -35,8 +40,5 @@ export function unzstdExactly(stored: Uint8Array, length: number): Uint8Array<Ar
   const { buffer, engine } = result;
   if (buffer.length !== length) return { reason: `${buffer.length} bytes decoded instead of ${length}` };
   if (engine.bytesWritten !== stored.length) return { reason: "there is data behind the end of the zstd frame" };
-  if (buffer.buffer.byteLength === length) return buffer as Buffer<ArrayBuffer>;
-  const own = new Uint8Array(length);
-  own.set(buffer);
-  return own;
+  return ownBytes(buffer, chunkSize);
 }

@@ -25,11 +25,12 @@ export const planBackupTask: Handler = async (task, { config, database, engine, 
   await using source = await openPlannedSource(plan, sites);
   const fingerprint = await source.fingerprint();
   const ranges = cutRanges({ ...plan, rangesMax });
+  const repository = await sites.repository(plan.repository);
   if (ranges.length > 1) {
+    await engine.beginBackup({ repository, layout: layoutOf(plan) }, run);
     await startCopy(database, task.operationId, resultOf(task), { plan, ranges, fingerprint });
     return;
   }
-  const repository = await sites.repository(plan.repository);
   const parent = await parentReference(plan, sites);
   const sealed = await engine.backupWhole({ source, repository, layout: layoutOf(plan), parent }, run);
   await assertUnchanged(source, fingerprint, plan);

@@ -31,6 +31,7 @@ export const layoutOf = (plan: BackupPlan): BackupLayout => ({
   prefix: plan.prefix,
   compression: plan.compression,
   level: plan.level,
+  zlibEncoder: plan.zlibEncoder ?? "zlib",
   objectBytes: plan.objectBytes,
   blockBytes: plan.blockBytes,
   volumeBytes: plan.volumeBytes,
@@ -39,6 +40,7 @@ export const layoutOf = (plan: BackupPlan): BackupLayout => ({
   description: plan.description,
   volumeMeta: plan.volumeMeta,
   parentId: plan.parentId,
+  encrypted: plan.encrypted ?? false,
 });
 
 export async function parentReference(plan: BackupPlan, sites: Sites): Promise<BackupReference | null> {

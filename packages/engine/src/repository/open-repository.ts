@@ -1,5 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { resolve } from "node:path";
+import { encryptRepository } from "../encryption/encrypting-repository.ts";
+import type { MasterKeySource } from "../encryption/master-keys.ts";
 import { RepositoryConfigError } from "../errors.ts";
 import { readCredentials } from "./credentials.ts";
 import { NfsRepository } from "./nfs.ts";
@@ -20,14 +22,28 @@ export interface RepositorySettings {
   credentials?: string | undefined;
   accessKey?: string | undefined;
   secretKey?: string | undefined;
+  /** Master keys: without them no encrypted backup can be made or read. */
+  encryption?: MasterKeySource | undefined;
 }
 
 /**
  * Opens the repository that a URL names: `posix:` and a path, relative ones to the working directory; `nfs:server:/export`,
  * `s3://bucket`, `swift:container`, with parameters (docs/operations.md). Nothing is created or checked, except that files named
- * in the URL are read; ask for its identity before writing. RepositoryConfigError for any other text; no message has a secret.
+ * in the URL and master keys are read; ask for its identity before writing. RepositoryConfigError for any other text; no message has a
+ * secret.
  */
 export async function openRepository(url: string, settings: RepositorySettings = {}): Promise<Repository> {
+  const stored = await openStored(url, settings);
+  if (settings.encryption === undefined) return stored;
+  try {
+    return await encryptRepository(stored, settings.encryption);
+  } catch (error) {
+    await stored[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+async function openStored(url: string, settings: RepositorySettings): Promise<Repository> {
   const parsed = parseRepositoryUrl(url);
   const zone = settings.zone ?? parsed.parameters.get("zone") ?? "nova";
   switch (parsed.driver) {

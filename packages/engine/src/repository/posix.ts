@@ -16,6 +16,7 @@ import {
 import type { WriteContext } from "../run-context.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import {
+  dataRuns,
   FolderSync,
   fileChunks,
   fileHolds,
@@ -299,9 +300,13 @@ export class PosixRepository implements Repository {
       for await (const piece of pieces(body)) {
         ctx.signal.throwIfAborted();
         ctx.fence();
-        await writeAll(file, piece, offset);
+        for (const { start, end } of dataRuns(piece)) {
+          await writeAll(file, piece.subarray(start, end), offset + start);
+        }
         offset += piece.length;
       }
+      // What was not written is a hole: it reads as the zeros that it stands for.
+      await file.truncate(offset);
       await file.chmod(fileMode);
       await file.sync();
     } finally {

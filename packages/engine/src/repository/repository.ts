@@ -1,9 +1,16 @@
+import type { EncryptedLabel } from "../encryption/encrypted-metadata.ts";
 import { InvalidContainerError, InvalidObjectNameError } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
 
 export interface ObjectKey {
   container: string;
   name: string;
+}
+
+/** Where the objects of one backup lie. */
+export interface BackupPlace {
+  container: string;
+  prefix: string;
 }
 
 /**
@@ -20,6 +27,8 @@ export interface Repository extends AsyncDisposable {
    * may be used again. Otherwise chunks must keep their bytes until the put has ended.
    */
   readonly streamsPuts?: boolean;
+  /** Present when backups can be encrypted here: master keys are at hand. */
+  readonly encryption?: RepositoryEncryption;
 
   /**
    * Reads the marker that makes a place a repository. RepositoryUnavailableError when the place is missing or cannot be
@@ -67,6 +76,27 @@ export interface Repository extends AsyncDisposable {
   holdsOnly(belongs: (name: string) => boolean): Promise<boolean>;
 }
 
+/**
+ * Encryption at rest. Objects of a backup that has been begun with a key are encrypted when they are put and decrypted when they are
+ * read, and their sizes are those of the text; all others pass as they are.
+ */
+export interface RepositoryEncryption {
+  /** The same repository without encryption: objects as they are stored. */
+  readonly stored: Repository;
+  /** Makes the data key of a new backup before its first object is put; one that is there stays. One caller per backup at a time. */
+  beginBackup(place: BackupPlace, ctx: WriteContext): Promise<void>;
+  /** Makes sure that the backup's data key can be opened. InvalidBackupError when there is none, EncryptionKeyMissingError, EncryptionKeyWrongError. */
+  requireKey(place: BackupPlace): Promise<void>;
+  /** Like putIfAbsent for the backup's `_metadata`, which says in the clear what it is. */
+  putMetadata(
+    place: BackupPlace,
+    metadata: { label: EncryptedLabel; body: AsyncIterable<Uint8Array> },
+    ctx: WriteContext,
+  ): Promise<void>;
+  /** Wraps the backup's data key by the current master key alone. Can be broken off and repeated. Returns whether anything changed. */
+  rewrapKey(place: BackupPlace, ctx: WriteContext): Promise<boolean>;
+}
+
 /** An object that is a file, open until it is disposed. */
 export interface ObjectFile extends AsyncDisposable {
   readonly descriptor: number;
@@ -75,6 +105,9 @@ export interface ObjectFile extends AsyncDisposable {
 
 /** Everything that is ours and no backup lies in containers that start so; users cannot name them. */
 export const reservedContainer = ".tephra";
+
+/** Records of backups that were imported from elsewhere, named by their ids. */
+export const recordsContainer = `${reservedContainer}/records`;
 
 /** The container for what an operation stages: slices and maps. Throws InvalidObjectNameError for an id that is no id. */
 export function stagingContainer(operationId: string): string {

@@ -1,8 +1,8 @@
-import { type Compression, compressPieces, decompressExactly, labelToTry } from "../compression.ts";
+import { type Compression, compressPieces, decompressExactly, type Encoding, labelToTry } from "../compression.ts";
 import type { Hashing } from "../hashing/hashing.ts";
 import type { CpuTools } from "./cpu-tools.ts";
 import { type HashLanesRequest, type HashLanesResult, hashLanes } from "./hash-lanes.ts";
-import { readFully, type UnreadResult } from "./read-fully.ts";
+import { clipPairs, readExtents, type UnreadResult } from "./read-fully.ts";
 
 /** An extent of a window that becomes one object. */
 export interface WindowExtent {
@@ -14,9 +14,11 @@ export interface WindowExtent {
   /** The stored bytes when compressed; null means the raw bytes, which start at `at` in the result's `raw`. */
   pieces: Uint8Array<ArrayBuffer>[] | null;
   at: number;
+  /** Whose the pieces are: this extent's, to be given back once stored, or shared with all extents of zeros like this one. */
+  ownership: "own" | "shared";
 }
 
-export interface CopyWindowRequest {
+export interface CopyWindowRequest extends Encoding {
   kind: "copyWindow";
   /** Exactly the window's bytes; its ownership moves to the thread. Null when the thread is to read them itself. */
   window: ArrayBuffer | null;
@@ -25,8 +27,6 @@ export interface CopyWindowRequest {
   blockBytes: number;
   /** 32 bytes for every block of the window, or null to take the whole window as one extent. */
   parentHashes: Uint8Array<ArrayBuffer> | null;
-  compression: Compression;
-  level: number;
   /** Whether an extent of zeros is compressed although compression is off. */
   compressZeros: boolean;
 }
@@ -80,11 +80,9 @@ export interface CheckBlocksRequest {
   expected: Uint8Array<ArrayBuffer> | null;
 }
 
-export interface ZeroFormRequest {
+export interface ZeroFormRequest extends Encoding {
   kind: "zeroForm";
-  compression: Compression;
   length: number;
-  level: number;
 }
 
 /** What every object of `length` zeros has in common. `pieces` is null when such an object is stored raw. */
@@ -150,10 +148,10 @@ function copyWindow(
     const zeros = request.compressZeros && hashed.zero.subarray(first, end).every((flag) => flag === 1);
     const label = labelToTry(request.compression, { known: zeros, compressZeros: request.compressZeros });
     const bytes = data.subarray(place.at, place.at + place.length);
-    const pieces = compressPieces(label, bytes, { level: request.level, cancelled });
+    const pieces = compressPieces({ ...request, compression: label }, bytes, cancelled);
     if (pieces === undefined) return undefined;
     const md5 = digests[index] as string;
-    extents.push({ ...place, md5, compression: pieces === null ? "none" : label, pieces });
+    extents.push({ ...place, md5, compression: pieces === null ? "none" : label, pieces, ownership: "own" });
   }
   const needsRaw = extents.some((extent) => extent.pieces === null);
   // Given back now, not at some later garbage collection: windows are large, and one follows the other.
@@ -222,8 +220,9 @@ function readWindow(
     const length = Math.min(sliceBytes, source.length - start);
     const slice = window === null ? scratch.subarray(0, length) : window.subarray(start, start + length);
     const first = start / blockBytes;
-    const failed = readSlice(source, start, slice);
-    if (failed !== null) return failed;
+    const data = clipPairs(source.data, start, start + length);
+    const unread = readExtents({ descriptor: source.descriptor, offset: source.offset + start, data }, slice);
+    if (unread !== null) return { unread };
     const hashes = hashed.hashes.subarray(first * 32);
     hashing.hashBlocks(slice, blockBytes, hashes, hashed.zero.subarray(first));
     if (parentHashes === null) continue;
@@ -256,22 +255,6 @@ class GrowingBytes {
     new Uint8Array(this.buffer, this.#filled, bytes.length).set(bytes);
     this.#filled = needed;
   }
-}
-
-function readSlice(source: WindowSource, start: number, slice: Uint8Array): UnreadResult | null {
-  const end = start + slice.length;
-  let filled = start;
-  for (let pair = 0; pair < source.data.length; pair += 2) {
-    const from = Math.max(start, source.data[pair] as number);
-    const to = Math.min(end, source.data[pair + 1] as number);
-    if (to <= from) continue;
-    slice.fill(0, filled - start, from - start);
-    const place = { offset: source.offset + from, length: to - from };
-    if (!readFully(source.descriptor, slice.subarray(from - start, to - start), place.offset)) return { unread: place };
-    filled = to;
-  }
-  slice.fill(0, filled - start);
-  return null;
 }
 
 /** Runs of consecutive blocks whose hash differs from the parent's; an equal block or the window's end closes a run. */
@@ -341,7 +324,7 @@ export function addDataRuns(
 
 function zeroForm(request: ZeroFormRequest, { hashing, cancelled }: CpuTools): ZeroFormResult | undefined {
   const zeros = new Uint8Array(request.length);
-  const pieces = compressPieces(request.compression, zeros, { level: request.level, cancelled });
+  const pieces = compressPieces(request, zeros, cancelled);
   if (pieces === undefined) return undefined;
   const [md5] = hashing.md5(zeros, [{ offset: 0, length: zeros.length }]) as [string];
   return { md5, pieces };

@@ -1,12 +1,14 @@
 import type { Md5InStep } from "../hashing/hashing.ts";
 import type { CpuTools } from "./cpu-tools.ts";
-import { readFully, type UnreadResult } from "./read-fully.ts";
+import { readExtents, type UnreadResult } from "./read-fully.ts";
 
 /** One message of several that are hashed in step: the piece of it that comes next. */
 export interface LanePiece {
   descriptor: number;
   offset: number;
   length: number;
+  /** Pairs of start and end within the piece, ascending: what lies between them is zero and is not read. */
+  data: Float64Array<ArrayBuffer>;
   /** Length of the whole message when this is its last piece, else null. Other pieces are a multiple of 64 bytes long. */
   endsAt: number | null;
 }
@@ -48,9 +50,8 @@ export function hashLanes(
   for (const [index, piece] of pieces.entries()) {
     if (cancelled()) return undefined;
     const bytes = data.subarray(index * strideBytes, index * strideBytes + piece.length);
-    if (!readFully(piece.descriptor, bytes, piece.offset)) {
-      return { unread: { offset: piece.offset, length: piece.length } };
-    }
+    const unread = readExtents(piece, bytes);
+    if (unread !== null) return { unread };
     hashing.hashBlocks(bytes, blockBytes, hashes.subarray(block * 32), zero.subarray(block));
     block += Math.ceil(piece.length / blockBytes);
   }

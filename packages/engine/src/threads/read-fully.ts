@@ -18,3 +18,35 @@ export function readFully(descriptor: number, into: Uint8Array, offset: number):
     return false;
   }
 }
+
+/**
+ * Fills `into` with a part of an open file: what lies within `data`, pairs of start and end relative to the part, is read, the
+ * rest is zero. Returns the place that cannot be read, in the file, or null.
+ */
+export function readExtents(
+  from: { descriptor: number; offset: number; data: Float64Array },
+  into: Uint8Array,
+): { offset: number; length: number } | null {
+  let filled = 0;
+  for (let pair = 0; pair < from.data.length; pair += 2) {
+    const start = from.data[pair] as number;
+    const end = from.data[pair + 1] as number;
+    into.fill(0, filled, start);
+    const offset = from.offset + start;
+    if (!readFully(from.descriptor, into.subarray(start, end), offset)) return { offset, length: end - start };
+    filled = end;
+  }
+  into.fill(0, filled);
+  return null;
+}
+
+/** The pairs of start and end that lie within a part, relative to its start. */
+export function clipPairs(pairs: Float64Array, start: number, end: number): Float64Array<ArrayBuffer> {
+  const clipped: number[] = [];
+  for (let pair = 0; pair < pairs.length; pair += 2) {
+    const from = Math.max(start, pairs[pair] as number);
+    const to = Math.min(end, pairs[pair + 1] as number);
+    if (to > from) clipped.push(from - start, to - start);
+  }
+  return Float64Array.from(clipped);
+}

@@ -1,0 +1,43 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { type Config, levelOf, loadConfig } from "./config.ts";
+
+/** The configuration of a file with one repository of these settings. */
+function configOf(repository: Record<string, unknown>): Config {
+  const folder = mkdtempSync(join(tmpdir(), "tephra-config-"));
+  try {
+    const path = join(folder, "tephra.yml");
+    const servers = { database_url: "postgresql://127.0.0.1/x", redis_url: "redis://127.0.0.1:1" };
+    writeFileSync(
+      path,
+      JSON.stringify({ ...servers, repositories: [{ name: "main", url: "posix:/x", ...repository }] }),
+    );
+    return loadConfig({ TEPHRA_CONFIG: path });
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+describe("the zlib encoder of a repository", () => {
+  it.each(["zlib", "gzip", "ZLIB", undefined])(
+    "can be isal where compression is %s, at a level of its own",
+    (compression) => {
+      const plain = configOf({ compression }).repositories[0];
+      const fast = configOf({ compression, zlib_encoder: "isal" }).repositories[0];
+      expect(plain && [plain.zlib_encoder, levelOf(plain)]).toEqual(["zlib", 6]);
+      expect(fast && [fast.zlib_encoder, levelOf(fast)]).toEqual(["isal", 2]);
+    },
+  );
+
+  it.each(["bz2", "zstd", "none", "off"])("cannot be isal where compression is %s", (compression) => {
+    expect(() => configOf({ compression, zlib_encoder: "isal" })).toThrow(
+      /repositories\.0\.zlib_encoder.*zlib or gzip/,
+    );
+  });
+
+  it("is one that is known", () => {
+    expect(() => configOf({ zlib_encoder: "pigz" })).toThrow(/zlib_encoder/);
+  });
+});

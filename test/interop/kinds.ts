@@ -1,0 +1,85 @@
+import { randomUUID } from "node:crypto";
+import { join } from "node:path";
+import { openRepository, type Repository } from "@tephra/engine";
+import { small } from "../format/backup-fixture.ts";
+import { type SwiftServer, startSwift } from "../harness/swift.ts";
+import type { CinderDriver } from "./cinder.ts";
+
+/** An empty repository that both sides reach. Disposing of it stops its server. */
+interface Place extends AsyncDisposable {
+  repository: Repository;
+  cinder: CinderDriver;
+}
+
+interface Kind {
+  name: string;
+  open(folder: string): Promise<Place>;
+}
+
+const { objectBytes, blockBytes } = small;
+
+/** A kind on a server of its own, so that a rescan finds what the test has written and nothing else. */
+function onServer(
+  name: string,
+  sides: (server: SwiftServer, container: string) => { ours: Promise<Repository>; settings: CinderDriver["settings"] },
+): Kind {
+  return {
+    name,
+    async open() {
+      await using stack = new AsyncDisposableStack();
+      const server = stack.use(await startSwift());
+      const { ours, settings } = sides(server, `backups-${randomUUID()}`);
+      const repository = stack.use(await ours);
+      await repository.initialize();
+      const owned = stack.move();
+      const cinder = { driver: repository.service, settings };
+      return { repository, cinder, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+    },
+  };
+}
+
+/** The kinds of repository that Cinder has a driver for, each with its options for that driver. */
+export const kinds: readonly Kind[] = [
+  {
+    name: "posix",
+    async open(folder) {
+      const root = join(folder, "repository");
+      const repository = await openRepository(`posix:${root}`);
+      await repository.initialize();
+      const settings = {
+        backup_posix_path: root,
+        backup_file_size: objectBytes,
+        backup_sha_block_size_bytes: blockBytes,
+      };
+      return {
+        repository,
+        cinder: { driver: repository.service, settings },
+        [Symbol.asyncDispose]: () => repository[Symbol.asyncDispose](),
+      };
+    },
+  },
+  onServer("S3", ({ url, user, key }, bucket) => ({
+    ours: openRepository(`s3://${bucket}?endpoint=${url}`, { accessKey: user, secretKey: key }),
+    settings: {
+      backup_s3_endpoint_url: url,
+      backup_s3_store_access_key: user,
+      backup_s3_store_secret_key: key,
+      backup_s3_store_bucket: bucket,
+      backup_s3_object_size: objectBytes,
+      backup_s3_block_size: blockBytes,
+    },
+  })),
+  onServer("Swift", ({ url, user, key }, container) => ({
+    ours: openRepository(`swift:${container}?auth=v1&auth_url=${url}/auth/v1.0&user=${user}&key=${key}`),
+    settings: {
+      backup_swift_auth: "single_user",
+      backup_swift_auth_version: "1",
+      backup_swift_auth_url: `${url}/auth/v1.0`,
+      backup_swift_user: user,
+      backup_swift_key: key,
+      backup_swift_container: container,
+      backup_swift_object_size: objectBytes,
+      backup_swift_block_size: blockBytes,
+    },
+  })),
+];

@@ -23,7 +23,6 @@ export type VolumeSortKey =
   | "bootable";
 
 const GiB = 1024 ** 3;
-export const zoneDefault = "nova";
 export const gibOf = (bytes: number): number => Math.max(1, Math.ceil(bytes / GiB));
 
 /** Locks a volume and reads it. First after the quota in the lock order. */
@@ -101,7 +100,7 @@ const baseRow = (config: Config, principal: Principal, volume: NewVolume) => ({
   metadata: volume.metadata,
   bootable: volume.bootable ?? false,
   backend: defaultVolumeBackend(config).name,
-  availabilityZone: volume.availabilityZone ?? zoneDefault,
+  availabilityZone: volume.availabilityZone ?? config.availability_zone,
 });
 
 /**

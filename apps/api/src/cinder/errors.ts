@@ -27,6 +27,8 @@ function quotaText({ resource, requested, limit, used }: QuotaExceededError): st
       return `BackupLimitExceeded: Maximum number of backups allowed (${limit}) exceeded`;
     case "backup_gigabytes":
       return `VolumeBackupSizeExceedsAvailableQuota: Requested backup exceeds allowed Backup gigabytes quota. ${gigabytes}`;
+    case "per_volume_gigabytes":
+      return `VolumeSizeExceedsLimit: Requested volume size ${requested}G is larger than maximum allowed limit ${limit}G.`;
     case "gigabytes":
       return `Requested volume or snapshot exceeds allowed gigabytes quota. ${gigabytes}`;
     case "volumes":

@@ -5,7 +5,6 @@ import {
   listVolumes,
   requestVolume,
   requestVolumeDelete,
-  zoneDefault,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { badRequest, Refusal } from "../refusals.ts";
@@ -84,7 +83,7 @@ function checkVolume(context: Context, volume: CreateVolumeBody["volume"]): numb
   if (type !== null && type !== defaultVolumeType.name && type !== defaultVolumeType.id) {
     throw new Refusal(404, `Volume type with name ${type} could not be found.`);
   }
-  const zones = [zoneDefault, ...context.config.repositories.map((r) => r.zone)];
+  const zones = [context.config.availability_zone, ...context.config.repositories.map((r) => r.zone)];
   if (volume.availability_zone && !zones.includes(volume.availability_zone)) {
     throw badRequest(`Availability zone '${volume.availability_zone}' is invalid.`);
   }

@@ -3,9 +3,11 @@ import helmet from "helmet";
 import { backups } from "./cinder/backups.ts";
 import { discovery, versionThree } from "./cinder/discovery.ts";
 import { snapshotMetadata, volumeMetadata } from "./cinder/metadata.ts";
-import { quotas } from "./cinder/quotas.ts";
+import { limits, quotaClasses, quotas } from "./cinder/quotas.ts";
 import { records } from "./cinder/records.ts";
+import { resourceFilters } from "./cinder/resource-filters.ts";
 import { answerErrors, answerOptions, cinderRouter, limitBodies, type Route } from "./cinder/serve.ts";
+import { extensions, services, zones } from "./cinder/services.ts";
 import { snapshots } from "./cinder/snapshots.ts";
 import { volumeActions } from "./cinder/volume-actions.ts";
 import { volumeTypes } from "./cinder/volume-types.ts";
@@ -96,6 +98,20 @@ export const cinderRoutes: readonly Route[] = [
   ["GET", "/types/:id/extra_specs", "volume_extension:types_extra_specs:index", volumeTypes.extraSpecs],
   ["GET", "/os-quota-sets/:project", "volume_extension:quotas:show", quotas.show],
   ["PUT", "/os-quota-sets/:project", "volume_extension:quotas:update", quotas.update],
+  ["DELETE", "/os-quota-sets/:project", "volume_extension:quotas:delete", quotas.remove],
+  ["GET", "/os-quota-sets/:project/defaults", "volume_extension:quotas:show", quotas.defaults],
+  ["GET", "/os-quota-class-sets/:project", "volume_extension:quota_classes:get", quotaClasses.show],
+  ["PUT", "/os-quota-class-sets/:project", "volume_extension:quota_classes:update", quotaClasses.update],
+  ["GET", "/limits", "limits_extension:used_limits", limits.show],
+  ["GET", "/os-services", "volume_extension:services:index", services.list],
+  ["PUT", "/os-services/enable", "volume_extension:services:update", services.enable],
+  ["PUT", "/os-services/disable", "volume_extension:services:update", services.disable],
+  ["PUT", "/os-services/disable-log-reason", "volume_extension:services:update", services.disableWithReason],
+  ["PUT", "/os-services/:action", "volume_extension:services:update", services.other],
+  ["GET", "/os-availability-zone", "volume:availability_zone_list", zones.list],
+  ["GET", "/extensions", "extension:list", extensions.list],
+  ["GET", "/extensions/:alias", "extension:list", extensions.show],
+  ["GET", "/resource_filters", "resource_filter:list", resourceFilters.list],
 ];
 
 /** Our own routes: health, figures, operations, users' own files. */
@@ -123,9 +139,9 @@ export function buildApp(context: Context): Express {
   app.use(helmet({ contentSecurityPolicy: false, crossOriginOpenerPolicy: false, strictTransportSecurity: false }));
   app.use(opsRouter(context, opsRoutes));
   app.use("/ops/queues", queueBoard(context, "ops:queues"));
-  app.use(answerOptions, limitBodies, discovery());
+  app.use(answerOptions, limitBodies, discovery(context));
   app.use("/v3", identify(context));
-  app.use(versionThree());
+  app.use(versionThree(context));
   app.use("/v3", cinderRouter(context, cinderRoutes));
   app.use(() => {
     throw new NoRouteError();

@@ -2,7 +2,7 @@ import type { Principal, Role } from "@tephra/control";
 import { Refusal } from "./refusals.ts";
 
 /**
- * Rule → the least role that it asks for; `anyone` needs no token. Names are Cinder's where Cinder has one (API spec 5.3, the new
+ * Rule → the least role that it asks for; a `user` is whoever has a token, `anyone` needs none. Names are Cinder's where Cinder has one (API spec 5.3, the new
  * defaults). Rows of other projects are kept apart by the verbs, so a role is all that a rule has to say.
  */
 const policy = {
@@ -59,13 +59,22 @@ const policy = {
   "volume_extension:snapshot_admin_actions:force_delete": "admin",
   "volume_extension:quotas:show": "reader",
   "volume_extension:quotas:update": "admin",
+  "volume_extension:quotas:delete": "admin",
+  "volume_extension:quota_classes:get": "admin",
+  "volume_extension:quota_classes:update": "admin",
+  "volume_extension:services:index": "admin",
+  "volume_extension:services:update": "admin",
+  "limits_extension:used_limits": "reader",
+  "volume:availability_zone_list": "user",
+  "extension:list": "user",
+  "resource_filter:list": "user",
   "ops:operations": "reader",
   "ops:volume": "reader",
   "ops:import": "admin",
   "ops:export": "admin",
   "ops:rescan": "admin",
   "ops:queues": "admin",
-} as const satisfies Record<string, Role | "anyone">;
+} as const satisfies Record<string, Role | "user" | "anyone">;
 
 export type Rule = keyof typeof policy;
 
@@ -86,8 +95,8 @@ export const isPublic = (rule: Rule): boolean => policy[rule] === "anyone";
 /** Whether the principal may do it; with `projectId`, to something that belongs to that project and is not looked up by a verb. */
 export function may(principal: Principal, rule: Rule, projectId?: string): boolean {
   if (principal.isAdmin) return true;
-  const needed: Role | "anyone" = policy[rule];
-  if (needed === "anyone") return true;
+  const needed: Role | "user" | "anyone" = policy[rule];
+  if (needed === "anyone" || needed === "user") return true;
   if (projectId !== undefined && projectId !== principal.projectId) return false;
   return principal.roles.some((role) => implied[role].includes(needed));
 }

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import {
   type Config,
   ConfigError,
+  isHostDisabled,
   loadConfig,
   openDatabase,
   openLog,
@@ -67,14 +68,23 @@ async function main(): Promise<void> {
     slots,
     log,
     run: async (taskId) => {
-      if (stopping) await undispatchTask(database, taskId);
-      else if (await runTask(taskId, context, leases)) dispatcher.wake();
+      if (stopping || disabled) return undispatchTask(database, taskId);
+      if (await runTask(taskId, context, leases)) return dispatcher.wake();
+      // Nothing was taken: somebody else has it, or this host was disabled a moment ago.
+      await obeyDisabled();
+      if (disabled) await undispatchTask(database, taskId);
     },
   });
   const dispatcher = startDispatcher({ database, config, log, enqueue: queues.enqueue });
   const reconciler = startReconciler({ database, config, log });
   let stopping = false;
+  let disabled = false;
 
+  /** A disabled host takes no new tasks; what runs goes on. */
+  const obeyDisabled = async (): Promise<void> => {
+    disabled = await isHostDisabled(database, config.hostName);
+    if (disabled) await queues.pause();
+  };
   const look = async (): Promise<void> => {
     const { reaches, unreachable } = await sites.probe();
     await publishWorker(database, {
@@ -86,7 +96,8 @@ async function main(): Promise<void> {
       unreachable,
     });
     for (const [name, why] of Object.entries(unreachable)) log.warn({ name, why }, "not reached from here");
-    if (!stopping) queues.serve(queueFor(reaches));
+    await obeyDisabled();
+    if (!stopping && !disabled) queues.serve(queueFor(reaches));
     dispatcher.wake();
   };
   const lookSafely = () => look().catch((error: unknown) => log.warn({ err: error }, "could not look around"));

@@ -15,7 +15,7 @@ const keepFailed = { age: 7 * 86_400, count: 5000 };
 
 export interface JobQueues {
   enqueue: Enqueue;
-  /** Serves the queue of that name with `slots` jobs at once; the one served before is let go. */
+  /** Serves the queue of that name with `slots` jobs at once, also after a pause; the one served before is let go. */
   serve(name: string): void;
   /** Takes nothing new. What runs goes on. */
   pause(): Promise<void>;
@@ -65,7 +65,7 @@ export function openJobQueues(options: {
       );
     },
     serve(name) {
-      if (worker?.name === name) return;
+      if (worker?.name === name) return worker.resume();
       if (worker) letGo.push(worker.close());
       // Three named parameters: BullMQ hands the signal only to a processor that declares it. Ours come from the lease.
       worker = new Worker<TaskJob>(name, async (job, _token, _signal) => options.run(job.data.taskId), {

@@ -22,7 +22,7 @@ export interface NewImport {
 
 /** @throws NoServiceError when no worker is alive to import anything */
 export async function assertImportable(database: Database, config: Config, service: string): Promise<void> {
-  if ((await liveQueues(database, config.worker.heartbeat_ms)).length === 0) throw new NoServiceError(service);
+  if ((await liveQueues(database, config.worker.down_ms)).length === 0) throw new NoServiceError(service);
 }
 
 /**

@@ -45,6 +45,8 @@ const Encryption = z
     error: "must have either key_file or key_command",
   });
 
+const zone = z.string().regex(/^[ -.0-~]{1,255}$/, "must be printable ASCII without a slash");
+
 const Repository = z
   .strictObject({
     name,
@@ -60,10 +62,7 @@ const Repository = z
     secret_key: z.string().min(1).optional(),
     encryption: Encryption.optional(),
     /** Part of the names of objects in S3 and Swift. */
-    zone: z
-      .string()
-      .regex(/^[ -.0-~]{1,255}$/, "must be printable ASCII without a slash")
-      .default("nova"),
+    zone: zone.optional(),
     default: z.boolean().default(false),
     block_bytes: z
       .int()
@@ -120,6 +119,23 @@ const Schema = z
   .strictObject({
     host: z.string().min(1).default("127.0.0.1"),
     port: z.coerce.number().int().min(0).max(65_535).default(8776),
+    /** Scheme, host and path that links in answers begin with; null: what the request says. */
+    public_endpoint: z
+      .string()
+      .regex(/^https?:\/\/[^\s]+$/, "must be an http:// or https:// URL")
+      .transform((url) => url.replace(/\/+$/, ""))
+      .nullable()
+      .default(null),
+    /** What one page of a list holds at most. */
+    list_max: z.int().min(1).max(100_000).default(1000),
+    /** What this machine is called among the services; null: its host name. */
+    host_name: z
+      .string()
+      .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,253}$/, "must be a host name")
+      .nullable()
+      .default(null),
+    /** Where volumes are, and backups in a repository that names no zone. */
+    availability_zone: zone.default("nova"),
     data_dir: z.string().min(1),
     database_url: z.string().regex(/^postgres(ql)?:\/\/.+/, "must be a postgresql:// URL (DATABASE_URL)"),
     redis_url: z.string().regex(/^(rediss?|unix):\/\/.+/, "must be a redis:// URL (REDIS_URL)"),
@@ -149,6 +165,7 @@ const Schema = z
         gigabytes: quotaLimit.default(1000),
         backups: quotaLimit.default(10),
         backup_gigabytes: quotaLimit.default(1000),
+        per_volume_gigabytes: quotaLimit.default(-1),
       })
       .prefault({}),
     /** What an import looks at: the metadata and the listing, or also every byte of the chain. */
@@ -172,6 +189,8 @@ const Schema = z
           .default(128 * MiB),
         lease_ms: z.int().min(500).default(10_000),
         heartbeat_ms: z.int().min(100).default(3_000),
+        /** A worker that was not heard of for so long is down; null: four heartbeats. */
+        down_ms: z.int().min(200).nullable().default(null),
         /** A stopping worker hands back what is not done by then. */
         drain_ms: z.int().min(0).default(5_000),
       })
@@ -214,11 +233,16 @@ const Schema = z
         message: "at most one repository can be the default",
       });
     }
-  });
+  })
+  .transform((config) => ({
+    ...config,
+    repositories: config.repositories.map((r) => ({ ...r, zone: r.zone ?? config.availability_zone })),
+    worker: { ...config.worker, down_ms: config.worker.down_ms ?? 4 * config.worker.heartbeat_ms },
+  }));
 
 type Parsed = z.infer<typeof Schema>;
 
-/** The whole configuration, checked. Paths are absolute. `hostName` is this machine's, for rows and logs. */
+/** The whole configuration, checked. Paths are absolute. `hostName` is this machine's, for rows and logs, where `host_name` does not say another. */
 export type Config = Parsed & { hostName: string };
 export type KeystoneConfig = z.infer<typeof Keystone>;
 export type RepositoryConfig = Parsed["repositories"][number];
@@ -269,6 +293,7 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
     database_url: env["DATABASE_URL"],
     redis_url: env["REDIS_URL"],
     host: env["TEPHRA_HOST"],
+    host_name: env["TEPHRA_HOST_NAME"],
     port: env["TEPHRA_PORT"],
     data_dir: env["TEPHRA_DATA_DIR"],
     crash_at: env["TEPHRA_CRASH_AT"],
@@ -285,7 +310,7 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
   if (!parsed.success) {
     throw new ConfigError(parsed.error.issues.map((i) => ({ key: i.path.join(".") || "(file)", problem: i.message })));
   }
-  return { ...parsed.data, hostName: hostname() };
+  return { ...parsed.data, hostName: parsed.data.host_name ?? hostname() };
 }
 
 /** The level that a repository's encoder is given. */

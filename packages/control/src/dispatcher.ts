@@ -89,7 +89,7 @@ export function startDispatcher(options: {
 
   const round = async (): Promise<void> => {
     if (performance.now() - queuesReadAt > queuesAgeMaxMs) {
-      queues = await liveQueues(database, config.worker.heartbeat_ms);
+      queues = await liveQueues(database, config.worker.down_ms);
       queuesReadAt = performance.now();
     }
     for (const queue of queues) {

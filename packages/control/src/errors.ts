@@ -48,16 +48,19 @@ export class InvalidError extends ControlError {
   }
 }
 
+/** What a project uses up. */
 export type QuotaResource = "volumes" | "snapshots" | "gigabytes" | "backups" | "backup_gigabytes";
+/** What has a limit: also how large one volume may be. */
+export type QuotaLimit = QuotaResource | "per_volume_gigabytes";
 
 /** `requested`, `limit` and `used` in units of the resource (count or GiB). */
 export class QuotaExceededError extends ControlError {
   readonly code = "quota-exceeded";
-  readonly resource: QuotaResource;
+  readonly resource: QuotaLimit;
   readonly requested: number;
   readonly limit: number;
   readonly used: number;
-  constructor(resource: QuotaResource, amounts: { requested: number; limit: number; used: number }) {
+  constructor(resource: QuotaLimit, amounts: { requested: number; limit: number; used: number }) {
     super(`Quota ${resource} exceeded: requested ${amounts.requested}, limit ${amounts.limit}, used ${amounts.used}`);
     this.resource = resource;
     this.requested = amounts.requested;

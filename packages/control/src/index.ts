@@ -18,6 +18,7 @@ export * from "./principal.ts";
 export * from "./quotas.ts";
 export * from "./reconciler.ts";
 export * from "./repository-rescan.ts";
+export * from "./services.ts";
 export * from "./snapshots.ts";
 export * from "./tasks.ts";
 export * from "./telemetry.ts";

@@ -1,7 +1,7 @@
 import type { Config } from "./config.ts";
 import type { Database, Transaction } from "./database.ts";
 import { inTransaction } from "./database.ts";
-import { InvalidError, QuotaExceededError, type QuotaResource } from "./errors.ts";
+import { InvalidError, QuotaExceededError, type QuotaLimit, type QuotaResource } from "./errors.ts";
 import { Prisma } from "./generated/client.ts";
 
 /** Alphabetical: the order in which Cinder examines them, so gigabytes are reported before counts. */
@@ -13,14 +13,17 @@ const resources = [
   "volumes",
 ] as const satisfies readonly QuotaResource[];
 
+const limited = [...resources, "per_volume_gigabytes"] as const satisfies readonly QuotaLimit[];
+
 export type QuotaAmounts = Partial<Record<QuotaResource, number>>;
+export type QuotaLimits = Record<QuotaLimit, number>;
 
 export interface QuotaLine {
   limit: number;
   inUse: number;
 }
 
-type QuotaRow = Record<QuotaResource | `${QuotaResource}_used`, number | null>;
+type QuotaRow = Record<QuotaLimit | `${QuotaResource}_used`, number | null>;
 
 /** Locks a project's quota, where something must be locked before it is known whether amounts change. First in the lock order. */
 export async function lockQuota(tx: Transaction, projectId: string): Promise<void> {
@@ -35,8 +38,41 @@ async function lockRow(tx: Transaction, projectId: string): Promise<QuotaRow> {
   return row;
 }
 
-const limitOf = (config: Config, row: QuotaRow | undefined, resource: QuotaResource): number =>
-  row?.[resource] ?? config.quotas[resource];
+/** The class whose limits stand for every project without limits of its own. */
+const defaultClass = "default";
+
+/** Limits of a class; where it has none, those of the configuration. */
+export async function getQuotaClass(database: Database | Transaction, config: Config, name: string): Promise<QuotaLimits> {
+  const rows = await database.$queryRaw<Partial<QuotaLimits>[]>`SELECT * FROM quota_classes WHERE name = ${name}`;
+  return Object.fromEntries(limited.map((r) => [r, rows[0]?.[r] ?? config.quotas[r]])) as QuotaLimits;
+}
+
+/** Limits of projects that have none of their own. */
+export const getDefaultQuota = (database: Database | Transaction, config: Config): Promise<QuotaLimits> =>
+  getQuotaClass(database, config, defaultClass);
+
+/** Changes the limits of a class that are named; the others stay. */
+export async function setQuotaClass(
+  database: Database,
+  config: Config,
+  name: string,
+  limits: Partial<QuotaLimits>,
+): Promise<QuotaLimits> {
+  const wanted = limited.filter((r) => limits[r] !== undefined);
+  await inTransaction(database, async (tx) => {
+    await tx.$executeRaw`INSERT INTO quota_classes (name) VALUES (${name}) ON CONFLICT DO NOTHING`;
+    if (wanted.length === 0) return;
+    await tx.$executeRaw`UPDATE quota_classes SET ${assignments(wanted, limits)} WHERE name = ${name}`;
+  });
+  return getQuotaClass(database, config, name);
+}
+
+function assignments(wanted: readonly QuotaLimit[], limits: Partial<QuotaLimits>): Prisma.Sql {
+  return Prisma.join(
+    wanted.map((r) => Prisma.sql`${Prisma.raw(`${r} = `)}${limits[r] ?? -1}::int`),
+    ", ",
+  );
+}
 
 function increments(amounts: QuotaAmounts, sign: 1 | -1): Prisma.Sql {
   const parts = resources
@@ -45,14 +81,23 @@ function increments(amounts: QuotaAmounts, sign: 1 | -1): Prisma.Sql {
   return Prisma.join(parts, ", ");
 }
 
+/** What is asked for against which limit, in the order in which they are looked at, with what is used of it. */
+function demandsOf(amounts: QuotaAmounts): { limit: QuotaLimit; amount: number; counted: boolean }[] {
+  const each = amounts.volumes === undefined ? 0 : (amounts.gigabytes ?? 0);
+  return [
+    ...(each > 0 ? [{ limit: "per_volume_gigabytes" as const, amount: each, counted: false }] : []),
+    ...resources.flatMap((r) => (amounts[r] === undefined ? [] : [{ limit: r, amount: amounts[r], counted: true }])),
+  ];
+}
+
 /** SQL: every amount fits under its limit, or its limit is negative, which means none. */
 function fits(config: Config, amounts: QuotaAmounts): Prisma.Sql {
-  const parts = resources
-    .filter((r) => amounts[r] !== undefined)
-    .map((r) => {
-      const limit = Prisma.sql`coalesce(${Prisma.raw(r)}, ${config.quotas[r]}::int)`;
-      return Prisma.sql`(${limit} < 0 OR ${Prisma.raw(`${r}_used`)} + ${amounts[r] ?? 0}::int <= ${limit})`;
-    });
+  const parts = demandsOf(amounts).map(({ limit: name, amount, counted }) => {
+    const ofClass = Prisma.sql`(SELECT ${Prisma.raw(`c.${name}`)} FROM quota_classes c WHERE c.name = ${defaultClass})`;
+    const limit = Prisma.sql`coalesce(${Prisma.raw(name)}, ${ofClass}, ${config.quotas[name]}::int)`;
+    const used = counted ? Prisma.raw(`${name}_used`) : Prisma.sql`0`;
+    return Prisma.sql`(${limit} < 0 OR ${used} + ${amount}::int <= ${limit})`;
+  });
   return Prisma.join(parts, " AND ");
 }
 
@@ -71,12 +116,11 @@ export async function reserveQuota(
   const take = Prisma.sql`UPDATE quotas SET ${increments(amounts, 1)} WHERE project_id = ${projectId} AND ${fits(config, amounts)}`;
   if ((await tx.$executeRaw(take)) === 1) return;
   const row = await lockRow(tx, projectId);
-  for (const resource of resources) {
-    const requested = amounts[resource];
-    if (requested === undefined) continue;
-    const limit = limitOf(config, row, resource);
-    const used = row[`${resource}_used`] ?? 0;
-    if (limit >= 0 && used + requested > limit) throw new QuotaExceededError(resource, { requested, limit, used });
+  const defaults = await getDefaultQuota(tx, config);
+  for (const { limit: name, amount: requested, counted } of demandsOf(amounts)) {
+    const limit = row[name] ?? defaults[name];
+    const used = counted ? (row[`${name as QuotaResource}_used`] ?? 0) : 0;
+    if (limit >= 0 && used + requested > limit) throw new QuotaExceededError(name, { requested, limit, used });
   }
   await tx.$executeRaw(take);
 }
@@ -101,11 +145,13 @@ export async function getQuota(
   database: Database,
   config: Config,
   projectId: string,
-): Promise<Record<QuotaResource, QuotaLine>> {
+): Promise<Record<QuotaLimit, QuotaLine>> {
   const rows = await database.$queryRaw<QuotaRow[]>`SELECT * FROM quotas WHERE project_id = ${projectId}`;
   const row = rows[0];
-  const lines = resources.map((r) => [r, { limit: limitOf(config, row, r), inUse: row?.[`${r}_used`] ?? 0 }] as const);
-  return Object.fromEntries(lines) as Record<QuotaResource, QuotaLine>;
+  const defaults = await getDefaultQuota(database, config);
+  const usedOf = (r: QuotaLimit): number => (r === "per_volume_gigabytes" ? 0 : (row?.[`${r}_used`] ?? 0));
+  const lines = limited.map((r) => [r, { limit: row?.[r] ?? defaults[r], inUse: usedOf(r) }] as const);
+  return Object.fromEntries(lines) as Record<QuotaLimit, QuotaLine>;
 }
 
 /**
@@ -117,22 +163,30 @@ export async function setQuota(
   database: Database,
   config: Config,
   projectId: string,
-  limits: QuotaAmounts,
-): Promise<Record<QuotaResource, QuotaLine>> {
+  limits: Partial<QuotaLimits>,
+): Promise<Record<QuotaLimit, QuotaLine>> {
   await inTransaction(database, async (tx) => {
     const row = await lockRow(tx, projectId);
-    const wanted = resources.filter((r) => limits[r] !== undefined);
+    const wanted = limited.filter((r) => limits[r] !== undefined);
     for (const resource of wanted) {
       const limit = limits[resource] ?? -1;
-      const used = row[`${resource}_used`] ?? 0;
+      const used = resource === "per_volume_gigabytes" ? 0 : (row[`${resource}_used`] ?? 0);
       if (limit >= 0 && limit < used) {
         const text = `Quota ${resource} limit must be equal or greater than existing resources. Current usage is ${used} and the requested limit is ${limit}.`;
         throw new InvalidError("input", text);
       }
     }
     if (wanted.length === 0) return;
-    const sets = wanted.map((r) => Prisma.sql`${Prisma.raw(`${r} = `)}${limits[r] ?? -1}::int`);
-    await tx.$executeRaw`UPDATE quotas SET ${Prisma.join(sets, ", ")} WHERE project_id = ${projectId}`;
+    await tx.$executeRaw`UPDATE quotas SET ${assignments(wanted, limits)} WHERE project_id = ${projectId}`;
   });
   return getQuota(database, config, projectId);
+}
+
+/** Takes a project's own limits away: the defaults hold again. What it uses stays counted. */
+export async function resetQuota(database: Database, projectId: string): Promise<void> {
+  const none = Prisma.join(
+    limited.map((r) => Prisma.raw(`${r} = NULL`)),
+    ", ",
+  );
+  await database.$executeRaw`UPDATE quotas SET ${none} WHERE project_id = ${projectId}`;
 }

@@ -1,6 +1,7 @@
 import type { Config } from "./config.ts";
 import type { Database } from "./database.ts";
 import { failOperation } from "./failures.ts";
+import { backupBinary } from "./services.ts";
 import { ringDispatchers } from "./tasks.ts";
 import { events, type Logger } from "./telemetry.ts";
 import { whyUnreachable } from "./workers.ts";
@@ -76,17 +77,22 @@ const noService: Readonly<Record<string, string>> = {
   "backup-create": "Service not found for creating backup.",
 };
 
-/** A task that no live worker can reach fails after a while, as Cinder fails it, with what workers say about it. */
+/**
+ * A task that no live worker can reach fails after a while, as Cinder fails it, with what workers say about it. Disabled workers do not
+ * count, but what they had begun waits for them.
+ */
 async function failUnplaced(database: Database, config: Config, log: Logger): Promise<number> {
-  const heartbeatMs = config.worker.heartbeat_ms;
+  const downMs = config.worker.down_ms;
   const rows = await database.$queryRaw<{ operation_id: string; kind: string; needs: string[] }[]>`
     SELECT DISTINCT t.operation_id, o.kind, t.needs FROM tasks t JOIN operations o ON o.id = t.operation_id
     WHERE t.state = 'ready' AND t.kind <> 'tidy' AND o.state IN ('queued', 'running')
       AND t.run_after < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
       AND NOT EXISTS (SELECT 1 FROM workers w WHERE t.needs <@ w.reaches
-        AND w.heartbeat_at > now() - ${heartbeatMs * 4} * interval '1 millisecond') LIMIT 100`;
+        AND w.heartbeat_at > now() - ${downMs} * interval '1 millisecond'
+        AND (o.state = 'running' OR NOT EXISTS (
+          SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = w.host))) LIMIT 100`;
   for (const row of rows) {
-    const why = await whyUnreachable(database, row.needs, heartbeatMs);
+    const why = await whyUnreachable(database, row.needs, downMs);
     const base = noService[row.kind] ?? "No worker reaches what the operation needs.";
     const reason = why.length > 0 ? `${base} ${why.join(" ")}` : base;
     const failed = await failOperation(database, row.operation_id, { reason });

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { Database, Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
 import type { Prisma } from "./generated/client.ts";
+import { backupBinary } from "./services.ts";
 
 /**
  * Every kind of queue work, with its rank: what finishes something goes before what starts something.
@@ -121,7 +122,7 @@ interface ClaimRow {
 /**
  * Takes a task: ready, dispatched, or running under a lease that is dead. One statement, the database's clock.
  *
- * @returns null when somebody else has it, it is finished, or it may not run yet: go on quietly
+ * @returns null when somebody else has it, it is finished, it may not run yet, or the worker's host is disabled: go on quietly
  */
 export async function claimTask(
   database: Database,
@@ -134,6 +135,8 @@ export async function claimTask(
         bytes_twice = bytes_twice + bytes_done, bytes_done = 0, bytes_stored = 0
       WHERE id = ${request.taskId}::uuid AND run_after <= now()
         AND (state IN ('ready', 'dispatched') OR (state = 'running' AND lease_until < now()))
+        AND NOT EXISTS (SELECT 1 FROM workers w JOIN disabled_services d ON d.host = w.host AND d.binary = ${backupBinary}
+          WHERE w.id = ${request.workerId})
       RETURNING *
     ), begun AS (
       UPDATE operations SET state = 'running', started_at = now(), updated_at = now()

@@ -14,7 +14,6 @@ export type { Attachment };
 export type VolumeRow = Volume & { attachments: Attachment[] };
 
 export const GiB = 1024 ** 3;
-export const zoneDefault = "nova";
 export const gibOf = (bytes: number): number => Math.max(1, Math.ceil(bytes / GiB));
 
 /** Locks a volume and reads it. First after the quota in the lock order. */
@@ -83,7 +82,7 @@ const baseRow = (config: Config, principal: Principal, volume: NewVolume) => ({
   metadata: volume.metadata,
   bootable: volume.bootable ?? false,
   backend: defaultVolumeBackend(config).name,
-  availabilityZone: volume.availabilityZone ?? zoneDefault,
+  availabilityZone: volume.availabilityZone ?? config.availability_zone,
 });
 
 /** Where a volume's first bytes come from. A new volume lies on its source's backend. */

@@ -1,9 +1,7 @@
 import { createHash } from "node:crypto";
 import type { ZlibEncoder } from "./config.ts";
 import type { Database, Transaction } from "./database.ts";
-
-/** A worker is live while it was heard of within this many of its heartbeats. */
-const heartbeatsMissedMax = 4;
+import { backupBinary } from "./services.ts";
 
 export interface WorkerCard {
   id: string;
@@ -58,11 +56,12 @@ export interface LiveQueue {
   slots: number;
 }
 
-/** The queues that some live worker serves. */
-export async function liveQueues(database: Database | Transaction, heartbeatMs: number): Promise<LiveQueue[]> {
+/** The queues that some live worker serves whose host is not disabled. `downMs`: how long a worker may be silent. */
+export async function liveQueues(database: Database | Transaction, downMs: number): Promise<LiveQueue[]> {
   return database.$queryRaw<LiveQueue[]>`
     SELECT queue, reaches, sum(slots)::int AS slots FROM workers
-    WHERE heartbeat_at > now() - ${heartbeatMs * heartbeatsMissedMax} * interval '1 millisecond'
+    WHERE heartbeat_at > now() - ${downMs} * interval '1 millisecond'
+      AND NOT EXISTS (SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = workers.host)
     GROUP BY queue, reaches ORDER BY queue`;
 }
 
@@ -70,10 +69,10 @@ export async function liveQueues(database: Database | Transaction, heartbeatMs: 
 export async function whyUnreachable(
   database: Database | Transaction,
   names: readonly string[],
-  heartbeatMs: number,
+  downMs: number,
 ): Promise<string[]> {
   const rows = await database.$queryRaw<{ why: string }[]>`
     SELECT DISTINCT w.unreachable ->> n AS why FROM workers w, unnest(${[...names]}::text[]) n
-    WHERE w.unreachable ? n AND w.heartbeat_at > now() - ${heartbeatMs * heartbeatsMissedMax} * interval '1 millisecond'`;
+    WHERE w.unreachable ? n AND w.heartbeat_at > now() - ${downMs} * interval '1 millisecond'`;
   return rows.map((r) => r.why);
 }

@@ -11,6 +11,8 @@ export interface Call<Body = unknown> {
   readonly place: Place;
   readonly params: Readonly<Record<string, string>>;
   readonly query: URLSearchParams;
+  /** What one page of a list holds at most. */
+  readonly listMax: number;
   readonly body: Body;
 }
 

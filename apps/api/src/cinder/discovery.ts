@@ -1,4 +1,6 @@
+import type { Config } from "@tephra/control";
 import { type Request, type Response, Router } from "express";
+import type { Context } from "../context.ts";
 import { endJson } from "../fault.ts";
 import { badRequest } from "../refusals.ts";
 import { originOf } from "./links.ts";
@@ -25,9 +27,9 @@ function versionDocument(origin: string): Record<string, unknown> {
   };
 }
 
-const answer = (status: number) => (req: Request, res: Response) => {
+const answer = (config: Config, status: number) => (req: Request, res: Response) => {
   announceVersion(req, res);
-  endJson(res, status, versionDocument(originOf(req)));
+  endJson(res, status, versionDocument(originOf(req, config)));
 };
 
 const getOnly = (req: Request, res: Response): void => {
@@ -36,9 +38,9 @@ const getOnly = (req: Request, res: Response): void => {
 };
 
 /** What clients ask for before they have a token (API spec 3). */
-export function discovery(): Router {
+export function discovery({ config }: Pick<Context, "config">): Router {
   const router = Router({ caseSensitive: true, strict: true });
-  router.get("/", answer(300));
+  router.get("/", answer(config, 300));
   router.all("/", getOnly);
   router.get("/healthcheck", (_req, res) => {
     res.setHeader("content-type", "text/plain; charset=UTF-8");
@@ -48,18 +50,18 @@ export function discovery(): Router {
 }
 
 /** The document of version 3 alone; a token is needed for it. */
-export function versionThree(): Router {
+export function versionThree({ config }: Pick<Context, "config">): Router {
   const router = Router({ caseSensitive: true, strict: true });
   router.get("/v3", (req, res) => {
     res
       .writeHead(302, {
-        location: `${originOf(req)}/v3/`,
+        location: `${originOf(req, config)}/v3/`,
         "content-type": "text/plain; charset=utf8",
         "content-length": 0,
       })
       .end();
   });
-  router.get("/v3/", answer(200));
+  router.get("/v3/", answer(config, 200));
   router.all("/v3/", getOnly);
   return router;
 }

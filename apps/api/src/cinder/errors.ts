@@ -28,6 +28,7 @@ const quotaClasses: Record<QuotaResource, string> = {
   volumes: "VolumeLimitExceeded",
   snapshots: "SnapshotLimitExceeded",
   gigabytes: "VolumeSizeExceedsAvailableQuota",
+  per_volume_gigabytes: "VolumeSizeExceedsLimit",
 };
 
 /** Texts of API spec 10 and 6.6. */
@@ -36,6 +37,8 @@ function quotaText({ resource, requested, limit, used }: QuotaExceededError): st
   switch (resource) {
     case "backup_gigabytes":
       return `Requested backup exceeds allowed Backup gigabytes quota. ${gigabytes}`;
+    case "per_volume_gigabytes":
+      return `Requested volume size ${requested}G is larger than maximum allowed limit ${limit}G.`;
     case "gigabytes":
       return `Requested volume or snapshot exceeds allowed gigabytes quota. ${gigabytes}`;
     case "volumes":

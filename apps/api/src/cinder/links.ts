@@ -1,4 +1,5 @@
 import type { IncomingMessage } from "node:http";
+import type { Config } from "@tephra/control";
 
 /** Where a request came in, as far as answers repeat it. `project` is the id in the URL, null when it had none. */
 export interface Place {
@@ -9,8 +10,12 @@ export interface Place {
   readonly path: string;
 }
 
-/** Scheme and host as the client sees them: behind a proxy the last element of X-Forwarded-Host (API spec 1.7). */
-export function originOf(req: IncomingMessage): string {
+/**
+ * What links begin with: the configured endpoint, else scheme and host as the client sees them, behind a proxy the last element of
+ * X-Forwarded-Host (API spec 1.7).
+ */
+export function originOf(req: IncomingMessage, { public_endpoint: endpoint }: Pick<Config, "public_endpoint">): string {
+  if (endpoint !== null) return endpoint.replace(/\/v\d+$/, "");
   const forwarded = req.headers["x-forwarded-host"];
   const last = (Array.isArray(forwarded) ? forwarded.join(",") : forwarded)?.split(",").at(-1)?.trim();
   return `http://${last || req.headers.host || `${req.socket.localAddress}:${req.socket.localPort}`}`;

@@ -5,8 +5,6 @@ import { isStorable } from "./fields.ts";
 import { nextLink } from "./links.ts";
 import { type Microversion, since } from "./microversions.ts";
 
-/** osapi_max_limit: what one page holds at most. */
-const limitMax = 1000;
 const offsetMax = 2_147_483_647;
 
 const wordsTrue = ["t", "true", "on", "y", "yes", "1"];
@@ -48,15 +46,15 @@ function integer(text: string, name: string): number {
   return Number(text);
 }
 
-function pageOf(query: URLSearchParams): { limit: number; offset: number; marker?: string } {
+function pageOf({ query, listMax }: Call): { limit: number; offset: number; marker?: string } {
   const limitText = query.get("limit");
-  const limit = limitText === null ? limitMax : integer(limitText, "limit param");
+  const limit = limitText === null ? listMax : integer(limitText, "limit param");
   if (limit < 0) throw badRequest("limit param must be positive");
   const offset = integer(query.get("offset") ?? "0", "offset");
   if (offset < 0) throw badRequest("offset must be >= 0");
   if (offset > offsetMax) throw badRequest(`offset must be <= ${offsetMax}`);
   const marker = query.get("marker");
-  return { limit: Math.min(limit, limitMax), offset, ...(marker ? { marker } : {}) };
+  return { limit: Math.min(limit, listMax), offset, ...(marker ? { marker } : {}) };
 }
 
 function sortOf<Key extends string>(call: Call, spec: ListSpec<Key>): Page<Key>["sort"] {
@@ -117,18 +115,20 @@ function allTenants(call: Call): boolean {
   return all;
 }
 
-function withCount(call: Call): boolean {
-  const text = call.query.get("with_count");
-  if (text === null || call.version < since.withCount) return false;
-  const counted = booleanWord(text);
-  if (counted === null) throw badRequest(`Value '${text}' for 'with_count' is not a boolean.`);
-  return counted;
+/** A switch in the query, off when it is not there. @throws Refusal 400 for what is no boolean */
+export function flagOf(query: URLSearchParams, name: string): boolean {
+  const text = query.get(name) ?? "false";
+  const value = booleanWord(text);
+  if (value === null) throw badRequest(`Value '${text}' for '${name}' is not a boolean.`);
+  return value;
 }
+
+const withCount = (call: Call): boolean => call.version >= since.withCount && flagOf(call.query, "with_count");
 
 /** Query → page, filters and switches of a list (API spec 6.1). @throws Refusal 400 */
 export function parseList<Key extends string>(call: Call, spec: ListSpec<Key>): ListQuery<Key> {
   const counted = withCount(call);
-  const page = pageOf(call.query);
+  const page = pageOf(call);
   const sort = sortOf(call, spec);
   const allProjects = allTenants(call);
   return { page: { ...page, sort }, allProjects, withCount: counted, ...filtersOf(call, spec) };

@@ -9,6 +9,10 @@ export const versionText = (version: Microversion): string => `3.${version}`;
 
 /** From which microversion on something is there (API spec 4). The one table: nothing else compares with a literal. */
 export const since = {
+  serviceCluster: 7,
+  resourceFilters: 33,
+  limitsOfOthers: 39,
+  serviceBackendState: 49,
   backupUpdate: 9,
   volumeBootableStrict: 2,
   volumeFilterGroup: 10,

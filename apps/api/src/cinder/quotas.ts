@@ -1,35 +1,62 @@
-import { getQuota, InvalidError, type QuotaAmounts, setQuota } from "@tephra/control";
+import {
+  getDefaultQuota,
+  getQuota,
+  getQuotaClass,
+  InvalidError,
+  type QuotaLimits,
+  resetQuota,
+  setQuota,
+  setQuotaClass,
+} from "@tephra/control";
 import { badRequest } from "../refusals.ts";
 import { type Call, defineAction } from "./call.ts";
 import { isStorable } from "./fields.ts";
-import { booleanWord } from "./listing.ts";
+import { flagOf } from "./listing.ts";
+import { since } from "./microversions.ts";
 import { pythonRepr, pythonStr } from "./python-text.ts";
-import { updateQuotaBody } from "./schemas.ts";
-import { fixedQuotas, quotaKeys, quotaSet } from "./views.ts";
+import { updateQuotaBody, updateQuotaClassBody } from "./schemas.ts";
+import { fixedQuotas, limitsView, quotaKeys, quotaLimits, quotaUsage } from "./views.ts";
 
 const limitMax = 2_147_483_647;
 
-/** The project that the last part of the path names. */
-function projectOf(call: Call): string {
+/** The project, or class, that the path names. */
+function nameOf(call: Call): string {
   const id = call.params["project"] ?? "";
   if (id.length > 255 || !isStorable(id)) throw badRequest("Invalid input received: that is no project id");
   return id;
 }
 
-function limitOf(key: string, value: unknown): number {
-  const number =
-    typeof value === "number" || (typeof value === "string" && /^-?\d{1,10}$/.test(value)) ? Number(value) : Number.NaN;
-  const place = `Invalid input for field/attribute ${key}. Value: ${pythonStr(value)}.`;
-  if (!Number.isInteger(number)) throw badRequest(`${place} ${pythonRepr(value)} is not of type 'integer', 'string'`);
-  if (number < -1) throw badRequest(`${place} ${number} is less than the minimum of -1`);
-  if (number > limitMax) throw badRequest(`${place} ${number} is greater than the maximum of ${limitMax}`);
-  return number;
+/** Whole numbers, also as text, as Python's int() takes them. */
+function limitOfProject(key: string, value: unknown): number {
+  const text = typeof value === "number" || typeof value === "string" ? String(value) : "";
+  if (!/^\s*[+-]?\d{1,20}\s*$/.test(text)) throw badRequest(`${key} must be an integer`);
+  const limit = Number(text);
+  if (limit < -1) throw badRequest(`${key} must be >= -1`);
+  if (limit > limitMax) throw badRequest(`${key} must be <= ${limitMax}`);
+  return limit;
+}
+
+/** As the schema of quota classes has it: digits may be text, a sign may not. */
+function limitOfClass(key: string, value: unknown): number {
+  const refuse = (why: string) =>
+    badRequest(`Invalid input for field/attribute ${key}. Value: ${pythonStr(value)}. ${pythonRepr(value)} ${why}`);
+  if (typeof value === "string" && !/^\d*$/.test(value)) throw refuse("does not match '^[0-9]*$'");
+  if (value === "") throw refuse("is too short");
+  const limit = typeof value === "number" || typeof value === "string" ? Number(value) : Number.NaN;
+  if (!Number.isInteger(limit)) throw refuse("is not of type 'integer', 'string'");
+  if (limit < -1) throw refuse("is less than the minimum of -1");
+  if (limit > limitMax) throw refuse(`is greater than the maximum of ${limitMax}`);
+  return limit;
 }
 
 /** Limits that a body names. Those that cannot be changed may be repeated as they are. */
-function limitsOf(body: Readonly<Record<string, unknown>>): QuotaAmounts {
+function limitsOf(
+  body: Readonly<Record<string, unknown>>,
+  what: "quota set" | "quota class set",
+  limitOf: (key: string, value: unknown) => number,
+): Partial<QuotaLimits> {
   const unknown = Object.keys(body).filter((key) => !quotaKeys.includes(key as (typeof quotaKeys)[number]));
-  if (unknown.length > 0) throw badRequest(`Bad key(s) in quota set: ${unknown.join(",")}`);
+  if (unknown.length > 0) throw badRequest(`Invalid input received: Bad key(s) in ${what}: ${unknown.join(", ")}`);
   const limits = Object.entries(body).map(([key, value]) => [key, limitOf(key, value)] as const);
   for (const [key, limit] of limits) {
     if (fixedQuotas[key] !== undefined && fixedQuotas[key] !== limit) {
@@ -39,26 +66,76 @@ function limitsOf(body: Readonly<Record<string, unknown>>): QuotaAmounts {
   return Object.fromEntries(limits.filter(([key]) => fixedQuotas[key] === undefined));
 }
 
+/** Keys of a quota set that are no quotas: they may be sent back as they came. */
+const noQuotas = ["id", "tenant_id"];
+
+/** API spec 7.10. A user_id in the query is not looked at: there are no quotas of single users. */
 export const quotas = {
   show: defineAction({
-    projectOf,
+    projectOf: nameOf,
     handle: async ({ database, config }, call) => {
-      const project = projectOf(call);
-      const usage = booleanWord(call.query.get("usage") ?? "false") ?? false;
+      const project = nameOf(call);
+      const usage = flagOf(call.query, "usage");
       const lines = await getQuota(database, config, project);
-      return { status: 200, body: { quota_set: { ...quotaSet(lines, usage), id: project } } };
+      const limits = Object.fromEntries(Object.entries(lines).map(([key, line]) => [key, line.limit]));
+      return { status: 200, body: { quota_set: { ...(usage ? quotaUsage(lines) : quotaLimits(limits)), id: project } } };
     },
   }),
+  defaults: defineAction({
+    projectOf: nameOf,
+    handle: async ({ database, config }, call) => ({
+      status: 200,
+      body: { quota_set: { ...quotaLimits(await getDefaultQuota(database, config)), id: nameOf(call) } },
+    }),
+  }),
   update: defineAction({
-    projectOf,
+    projectOf: nameOf,
     body: updateQuotaBody,
     handle: async ({ database, config }, call) => {
-      const limits = limitsOf(call.body.quota_set);
-      const lines = await setQuota(database, config, projectOf(call), limits).catch((error: unknown) => {
+      const named = Object.entries(call.body.quota_set).filter(([key]) => !noQuotas.includes(key));
+      const limits = limitsOf(Object.fromEntries(named), "quota set", limitOfProject);
+      const lines = await setQuota(database, config, nameOf(call), limits).catch((error: unknown) => {
         // Cinder says this one without the prefix of its class.
         throw error instanceof InvalidError ? badRequest(error.message) : error;
       });
-      return { status: 200, body: { quota_set: quotaSet(lines, false) } };
+      const now = Object.fromEntries(Object.entries(lines).map(([key, line]) => [key, line.limit]));
+      return { status: 200, body: { quota_set: quotaLimits(now) } };
+    },
+  }),
+  remove: defineAction({
+    projectOf: nameOf,
+    handle: async ({ database }, call) => {
+      await resetQuota(database, nameOf(call));
+      return { status: 200 };
+    },
+  }),
+};
+
+export const quotaClasses = {
+  show: defineAction({
+    handle: async ({ database, config }, call) => {
+      const limits = quotaLimits(await getQuotaClass(database, config, nameOf(call)));
+      return { status: 200, body: { quota_class_set: { ...limits, id: nameOf(call) } } };
+    },
+  }),
+  update: defineAction({
+    body: updateQuotaClassBody,
+    handle: async ({ database, config }, call) => {
+      const wanted = limitsOf(call.body.quota_class_set, "quota class set", limitOfClass);
+      const limits = await setQuotaClass(database, config, nameOf(call), wanted);
+      return { status: 200, body: { quota_class_set: quotaLimits(limits) } };
+    },
+  }),
+};
+
+/** API spec 7.9: another project's for an admin, from the version on that has it. */
+export const limits = {
+  show: defineAction({
+    handle: async ({ database, config }, call) => {
+      const named = call.query.get("project_id") ?? call.query.get("tenant_id");
+      const may = call.principal.isAdmin && call.version >= since.limitsOfOthers;
+      const project = may && named !== null ? nameOf({ ...call, params: { project: named } }) : call.principal.projectId;
+      return { status: 200, body: { limits: limitsView(await getQuota(database, config, project)) } };
     },
   }),
 };

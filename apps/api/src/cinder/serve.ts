@@ -130,13 +130,14 @@ function handlerOf(context: Context, route: Route): RequestHandler {
     const project = req.urlProject ?? null;
     if (project !== null && project !== principal.projectId) throw badRequest("Malformed request url");
     const url = new URL(req.url, "http://localhost");
-    const place = { origin: originOf(req), project, path: url.pathname };
+    const place = { origin: originOf(req, context.config), project, path: url.pathname };
     const call = {
       principal,
       version,
       place,
       params: req.params as Record<string, string>,
       query: url.searchParams,
+      listMax: context.config.list_max,
       body,
     };
     const answer = await perform(context, call, rule, action);
@@ -171,7 +172,7 @@ function endUnauthenticated({ config }: Context, req: Request, res: Response): v
   const { mode, keystone } = config.auth;
   const identity = mode === "keystone" ? (keystone?.www_authenticate_uri ?? keystone?.url) : null;
   const error = { code: 401, title: "Unauthorized", message: "The request you have made requires authentication." };
-  res.setHeader("www-authenticate", `Keystone uri="${identity ?? originOf(req)}"`);
+  res.setHeader("www-authenticate", `Keystone uri="${identity ?? originOf(req, config)}"`);
   endJson(res, 401, { error });
 }
 

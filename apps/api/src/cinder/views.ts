@@ -1,4 +1,4 @@
-import type { Attachment, BackupRow, QuotaLine, QuotaResource, SnapshotRow, VolumeRow } from "@tephra/control";
+import type { Attachment, BackupRow, QuotaLimit, QuotaLine, ServiceRow, SnapshotRow, VolumeRow } from "@tephra/control";
 import { may } from "../policy.ts";
 import type { Call } from "./call.ts";
 import { resourceLinks } from "./links.ts";
@@ -184,20 +184,55 @@ export const quotaKeys = [
 
 /** Limits that cannot be changed, because nothing here enforces them. */
 export const fixedQuotas: Readonly<Record<string, number>> = {
-  per_volume_gigabytes: -1,
   volumes___DEFAULT__: -1,
   gigabytes___DEFAULT__: -1,
   snapshots___DEFAULT__: -1,
   groups: 10,
 };
 
-/** API spec 7.10. With `usage` every value says what is in use, too. */
-export function quotaSet(lines: Readonly<Record<QuotaResource, QuotaLine>>, usage: boolean): Record<string, unknown> {
-  const lineOf = (key: string): QuotaLine => lines[key as QuotaResource] ?? { limit: fixedQuotas[key] ?? -1, inUse: 0 };
-  return Object.fromEntries(
+/** API spec 7.10: the limits of everything that Cinder limits. */
+export const quotaLimits = (limits: Readonly<Partial<Record<string, number>>>): Record<string, number> =>
+  Object.fromEntries(quotaKeys.map((key) => [key, limits[key] ?? fixedQuotas[key] ?? -1]));
+
+/** As `quotaLimits`, with what is in use; nothing is ever reserved for later. */
+export const quotaUsage = (lines: Readonly<Partial<Record<string, QuotaLine>>>): Record<string, unknown> =>
+  Object.fromEntries(
     quotaKeys.map((key) => {
-      const { limit, inUse } = lineOf(key);
-      return [key, usage ? { limit, in_use: inUse, reserved: 0 } : limit];
+      const { limit, inUse } = lines[key] ?? { limit: fixedQuotas[key] ?? -1, inUse: 0 };
+      return [key, { limit, in_use: inUse, reserved: 0 }];
     }),
   );
+
+/** API spec 7.9. */
+export function limitsView(lines: Readonly<Record<QuotaLimit, QuotaLine>>): Record<string, unknown> {
+  const absolute = {
+    maxTotalVolumes: lines.volumes.limit,
+    maxTotalSnapshots: lines.snapshots.limit,
+    maxTotalVolumeGigabytes: lines.gigabytes.limit,
+    maxTotalBackups: lines.backups.limit,
+    maxTotalBackupGigabytes: lines.backup_gigabytes.limit,
+    totalVolumesUsed: lines.volumes.inUse,
+    totalGigabytesUsed: lines.gigabytes.inUse,
+    totalSnapshotsUsed: lines.snapshots.inUse,
+    totalBackupsUsed: lines.backups.inUse,
+    totalBackupGigabytesUsed: lines.backup_gigabytes.inUse,
+  };
+  return { rate: [], absolute };
+}
+
+/** API spec 7.7. */
+export function serviceView(call: Call, row: ServiceRow): Record<string, unknown> {
+  const volume = row.binary === "cinder-volume";
+  return {
+    binary: row.binary,
+    host: row.host,
+    zone: row.zone,
+    status: row.disabled ? "disabled" : "enabled",
+    state: row.up ? "up" : "down",
+    updated_at: timeText(row.updatedAt),
+    ...(volume && call.version >= since.serviceBackendState && { backend_state: row.up ? "up" : "down" }),
+    ...(call.version >= since.serviceCluster && { cluster: null }),
+    disabled_reason: row.disabledReason,
+    ...(volume && { replication_status: "not-capable", active_backend_id: null, frozen: false }),
+  };
 }

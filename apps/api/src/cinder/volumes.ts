@@ -6,7 +6,6 @@ import {
   requestVolumeDelete,
   requestVolumeFromBackup,
   updateVolume,
-  zoneDefault,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { allow } from "../policy.ts";
@@ -57,7 +56,7 @@ function checkSize(size: number | null): void {
 
 /** @throws Refusal 400 */
 function checkZone(context: Context, zone: string | null): void {
-  const zones = [zoneDefault, ...context.config.repositories.map((r) => r.zone)];
+  const zones = [context.config.availability_zone, ...context.config.repositories.map((r) => r.zone)];
   if (zone !== null && !zones.includes(zone)) throw badRequest(`Availability zone '${zone}' is invalid.`);
 }
 

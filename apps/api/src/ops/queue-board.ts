@@ -93,7 +93,7 @@ export function queueBoard(context: Context, rule: Rule): Router {
     next();
   };
   const refresh: RequestHandler = async (_req, _res, next) => {
-    const queues = await liveQueues(database, config.worker.heartbeat_ms);
+    const queues = await liveQueues(database, config.worker.down_ms);
     await awaitRedis(redis);
     board.replaceQueues([...new Set(queues.map((q) => q.queue))].map(adapterOf));
     next();

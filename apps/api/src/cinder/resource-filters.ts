@@ -1,0 +1,33 @@
+import { defineAction } from "./call.ts";
+import { since } from "./microversions.ts";
+
+/** Resource → filters that everybody may use, as in the file that Cinder ships (API spec 6.1, 7.13). */
+const enabled: Readonly<Record<string, readonly string[]>> = {
+  volume: [
+    "name",
+    "status",
+    "metadata",
+    "bootable",
+    "migration_status",
+    "availability_zone",
+    "group_id",
+    "size",
+    "created_at",
+    "updated_at",
+    "consumes_quota",
+  ],
+  backup: ["name", "status", "volume_id"],
+  snapshot: ["name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"],
+  message: ["resource_uuid", "resource_type", "event_id", "request_id", "message_level"],
+};
+
+export const resourceFilters = {
+  list: defineAction({
+    since: since.resourceFilters,
+    handle: async (_context, { query }) => {
+      const asked = query.get("resource");
+      const found = Object.entries(enabled).filter(([resource]) => asked === null || resource === asked);
+      return { status: 200, body: { resource_filters: found.map(([resource, filters]) => ({ resource, filters })) } };
+    },
+  }),
+};

@@ -20,5 +20,6 @@ export * from "./repository-rescan.ts";
 export * from "./snapshots.ts";
 export * from "./tasks.ts";
 export * from "./telemetry.ts";
+export { storedVolume } from "./volume-meta.ts";
 export * from "./volumes.ts";
 export * from "./workers.ts";

@@ -49,7 +49,11 @@ const scripts = {
   },
   fuzz: async (args) => {
     await ensureBuilt();
-    return succeeds([join(root, "test/fuzz/fuzz.ts"), ...args]);
+    const requests = { TEPHRA_FUZZ_REQUESTS: args[0] ?? "20000", ...(args[1] && { TEPHRA_TEST_SEED: args[1] }) };
+    return (
+      (await succeeds([join(root, "test/fuzz/fuzz.ts"), ...args])) &&
+      (await succeeds([bin("vitest/vitest.mjs"), "run", "test/dialects/fuzz-requests.test.ts"], requests))
+    );
   },
   demo: async (args) => {
     await ensureBuilt();

@@ -13,6 +13,7 @@ import {
   startPhase,
 } from "./operations.ts";
 import { finishTask, type Json, type TaskOperation, type TaskResult } from "./tasks.ts";
+import { restoredColumns, type StoredVolume } from "./volume-meta.ts";
 import { lockVolume } from "./volumes.ts";
 
 /** What decides a restore, fixed once. The chain is newest first and ends with the full backup. */
@@ -28,6 +29,8 @@ export interface RestorePlan {
   rangeBytes: number;
   /** The private file that the ranges write, set when they are handed out. Each claim of the plan makes its own: see restoreTargetOf. */
   target: string | null;
+  /** What the chain says about its volume; null before it was read. */
+  stored: StoredVolume | null;
 }
 
 /** The private file of one claim of the plan task: a late worker of an earlier claim cannot touch another's. */
@@ -65,6 +68,7 @@ export async function planRestore(
       : Number(volume.sizeBytes),
     rangeBytes: options.rangeBytes,
     target: null,
+    stored: null,
   };
   if (!(await fixPlan(database, operation.id, plan))) throw new OperationEndedError(operation.id);
   return plan;
@@ -122,7 +126,10 @@ export async function claimsWereLost(database: Database, operationId: string): P
   return count > 0;
 }
 
-/** The target is published: volume and backup `available`. The volume says where its bytes came from (API spec 9.2). */
+/**
+ * The target is published: volume and backup `available`. The volume says where its bytes came from (API spec 9.2), and has the name,
+ * metadata and bootable flag that were stored with them.
+ */
 export async function finishRestore(
   database: Database,
   operation: TaskOperation,
@@ -134,7 +141,8 @@ export async function finishRestore(
     const backup = await lockBackup(tx, plan.backupId);
     const now = new Date();
     if (volume) {
-      const metadata = volume.metadata as Record<string, string>;
+      const { stored } = plan;
+      const metadata = stored?.metadata ?? (volume.metadata as Record<string, string>);
       const foreign = backup?.volumeId !== volume.id || (metadata["src_backup_id"] ?? plan.backupId) !== plan.backupId;
       await tx.volume.updateMany({
         where: { id: volume.id, status: { in: ["restoring-backup", "creating"] } },
@@ -144,7 +152,8 @@ export async function finishRestore(
           sizeBytes: BigInt(plan.targetBytes),
           launchedAt: volume.launchedAt ?? now,
           updatedAt: now,
-          ...(foreign ? { metadata: { ...metadata, src_backup_id: plan.backupId } } : {}),
+          ...(stored && restoredColumns(volume, stored)),
+          metadata: foreign ? { ...metadata, src_backup_id: plan.backupId } : metadata,
         },
       });
     }

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { type Config, defaultRepository } from "./config.ts";
+import { type Config, defaultRepository, repositoryIn } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";
@@ -152,6 +152,23 @@ async function chooseParent(
 }
 
 /**
+ * Where a backup goes (API spec 9.10): to a repository of the zone that was asked for, or nowhere. Else to its parent's, to one of
+ * the volume's zone, or to the default one. `reach` is what a worker must reach for it: for a zone without a repository nobody does,
+ * and the backup fails as it does in a zone without a backup service.
+ */
+function placeBackup(
+  config: Config,
+  wanted: string | null,
+  { parent, volume }: { parent: Backup | null; volume: Pick<VolumeRow, "availabilityZone"> },
+): { repository: string; reach: string } {
+  const kept = config.repositories.find((repository) => repository.name === parent?.repository);
+  const inParents = kept && (wanted === null || kept.zone === wanted) ? kept : null;
+  const found = inParents ?? repositoryIn(config, wanted ?? volume.availabilityZone);
+  const { name } = found ?? defaultRepository(config);
+  return { repository: name, reach: found || wanted === null ? `repository:${name}` : `zone:${wanted}` };
+}
+
+/**
  * Accepts a backup: parent chosen and locked, quota taken, volume or snapshot `backing-up`, row `creating`, operation and task,
  * in one transaction. Checks in Cinder's order (API spec 6.3).
  *
@@ -172,6 +189,7 @@ export async function requestBackup(
     await reserveQuota(tx, config, principal.projectId, { backups: 1, backup_gigabytes: volume.sizeGib });
     await freezeStatus(tx, volume, snapshot, request.force);
     const parent = request.incremental ? await chooseParent(tx, principal.projectId, volume.id, snapshot) : null;
+    const place = placeBackup(config, request.availabilityZone, { parent, volume });
     const createdAt = new Date();
     const row = await tx.backup.create({
       data: {
@@ -185,7 +203,7 @@ export async function requestBackup(
         description: request.description,
         status: "creating",
         sizeGib: volume.sizeGib,
-        repository: parent?.repository ?? defaultRepository(config).name,
+        repository: place.repository,
         container: request.container,
         availabilityZone: request.availabilityZone,
         metadata: request.metadata,
@@ -195,7 +213,7 @@ export async function requestBackup(
       },
     });
     const encoder = config.repositories.find(({ name }) => name === row.repository)?.zlib_encoder;
-    const needs = [`repository:${row.repository}`, `backend:${volume.backend}`, ...encoderNeeds(encoder)];
+    const needs = [place.reach, ...parentReach(row, parent), `backend:${volume.backend}`, ...encoderNeeds(encoder)];
     await startOperation(tx, principal, {
       kind: "backup-create",
       projectId: row.projectId,
@@ -208,6 +226,10 @@ export async function requestBackup(
     return { ...row, hasDependents: false };
   });
 }
+
+/** A backup on top of one in another repository reads that one, too. */
+const parentReach = (row: Backup, parent: Backup | null): string[] =>
+  parent === null || parent.repository === row.repository ? [] : [`repository:${parent.repository}`];
 
 async function freezeStatus(
   tx: Transaction,

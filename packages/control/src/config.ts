@@ -61,7 +61,7 @@ const Repository = z
     access_key: z.string().min(1).optional(),
     secret_key: z.string().min(1).optional(),
     encryption: Encryption.optional(),
-    /** Part of the names of objects in S3 and Swift. */
+    /** The availability zone of backups in it; part of the names of objects in S3 and Swift. */
     zone: zone.optional(),
     default: z.boolean().default(false),
     block_bytes: z
@@ -330,6 +330,12 @@ export function repositoryNamed(config: Config, name: string): RepositoryConfig 
   const found = config.repositories.find((r) => r.name === name);
   if (!found) throw new NotFoundError("Repository", name);
   return found;
+}
+
+/** The repository that new backups in `zone` go to: the default one if it is there, else the zone's first. Null when there is none. */
+export function repositoryIn(config: Config, zone: string): RepositoryConfig | null {
+  const inZone = config.repositories.filter((r) => r.zone === zone);
+  return inZone.find((r) => r.default) ?? inZone[0] ?? null;
 }
 
 /** The backend that new volumes go to: the first. */

@@ -25,5 +25,6 @@ export * from "./telemetry.ts";
 export * from "./volume-actions.ts";
 export * from "./volume-delete.ts";
 export * from "./volume-list.ts";
+export { storedVolume } from "./volume-meta.ts";
 export * from "./volumes.ts";
 export * from "./workers.ts";

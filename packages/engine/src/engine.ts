@@ -8,7 +8,14 @@ import type { BackupLayout } from "./layout.ts";
 import type { RangeReport } from "./range-report.ts";
 import { type RemoveInput, removeBackup, removeStaging } from "./remove.ts";
 import type { Repository } from "./repository/repository.ts";
-import { type PlanRestoreInput, planRestore, type RestoreRange, restoreRange, restoreWhole } from "./restore.ts";
+import {
+  type PlannedRestore,
+  type PlanRestoreInput,
+  planRestore,
+  type RestoreRange,
+  restoreRange,
+  restoreWhole,
+} from "./restore.ts";
 import { type RestoreStreamInput, restoreStream } from "./restore-stream.ts";
 import type { RunContext } from "./run-context.ts";
 import { type SealInput, type SealResult, seal } from "./seal.ts";
@@ -27,10 +34,7 @@ export interface Engine extends AsyncDisposable {
   ): Promise<RangeReport>;
   seal(input: SealInput, ctx: RunContext): Promise<SealResult>;
   backupWhole(input: BackupWholeInput, ctx: RunContext): Promise<SealResult & { bytesAdopted: number }>;
-  planRestore(
-    input: PlanRestoreInput,
-    ctx: RunContext,
-  ): Promise<{ volumeBytes: number; ranges: RestoreRange[]; warnings: string[] }>;
+  planRestore(input: PlanRestoreInput, ctx: RunContext): Promise<PlannedRestore>;
   restoreRange(
     input: {
       chain: readonly BackupReference[];

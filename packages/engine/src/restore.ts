@@ -27,14 +27,19 @@ export interface PlanRestoreInput {
   staging: { operationId: string; name: string };
 }
 
+export interface PlannedRestore {
+  volumeBytes: number;
+  ranges: RestoreRange[];
+  /** The volume_meta string of every member of the chain, newest first. */
+  volumeMetas: (string | null)[];
+  warnings: string[];
+}
+
 /**
  * Merges a chain into one map and stages it in slices next to the newest backup, one per range, cut where no object crosses.
  * Everything that the metadata objects can show to be wrong is found here, before a byte is written.
  */
-export async function planRestore(
-  input: PlanRestoreInput,
-  ctx: RunContext,
-): Promise<{ volumeBytes: number; ranges: RestoreRange[]; warnings: string[] }> {
+export async function planRestore(input: PlanRestoreInput, ctx: RunContext): Promise<PlannedRestore> {
   const chain = await openChain(input.chain, ctx.signal);
   const { volumeBytes } = chain;
   const { repository } = chain.references[0] as BackupReference;
@@ -57,7 +62,8 @@ export async function planRestore(
     else if (step.at - offset >= rangeBytes) await finish(step.at);
   }
   if (volumeBytes > offset) await finish(volumeBytes);
-  return { volumeBytes, ranges, warnings: chainWarnings(chain) };
+  const volumeMetas = chain.summaries.map((summary) => summary.header.volumeMeta);
+  return { volumeBytes, ranges, volumeMetas, warnings: chainWarnings(chain) };
 }
 
 /** Carries out one range of a planned restore. The target must be a new file: zeros are not written. */

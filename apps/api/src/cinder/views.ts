@@ -1,4 +1,13 @@
-import type { Attachment, BackupRow, QuotaLimit, QuotaLine, ServiceRow, SnapshotRow, VolumeRow } from "@tephra/control";
+import {
+  type Attachment,
+  type BackupRow,
+  nilUuid,
+  type QuotaLimit,
+  type QuotaLine,
+  type ServiceRow,
+  type SnapshotRow,
+  type VolumeRow,
+} from "@tephra/control";
 import { may } from "../policy.ts";
 import type { Call } from "./call.ts";
 import { resourceLinks } from "./links.ts";
@@ -18,10 +27,12 @@ export function backupSummary(call: Call, row: { id: string; name: string | null
 /** Keys and their order as Cinder emits them (API spec 6.0); clients refuse any other key. */
 export function backupDetail(call: Call, row: BackupRow): Record<string, unknown> {
   const admin = may(call.principal, "backup:backup_project_attribute");
+  // An import tells nothing of its backup before a worker has read the record: then it has a volume.
+  const unread = row.volumeId === nilUuid;
   return {
     id: row.id,
     status: row.status,
-    size: row.sizeGib,
+    size: unread ? 0 : row.sizeGib,
     object_count: row.objectCount,
     availability_zone: row.availabilityZone,
     container: row.container,
@@ -35,7 +46,7 @@ export function backupDetail(call: Call, row: BackupRow): Record<string, unknown
     is_incremental: row.parentId !== null,
     has_dependent_backups: row.hasDependents,
     snapshot_id: row.snapshotId,
-    data_timestamp: timeText(row.dataTimestamp),
+    data_timestamp: unread ? null : timeText(row.dataTimestamp),
     ...(call.version >= since.backupMetadata && { metadata: row.metadata }),
     ...(call.version >= since.backupProjectAttribute &&
       admin && { "os-backup-project-attr:project_id": row.projectId }),

@@ -1,4 +1,12 @@
-import { finishRestore, type Json, planRestore, rangesMax, restoreTargetOf, startRestoreRanges } from "@tephra/control";
+import {
+  finishRestore,
+  type Json,
+  planRestore,
+  rangesMax,
+  restoreTargetOf,
+  startRestoreRanges,
+  storedVolume,
+} from "@tephra/control";
 import { type Handler, resultOf } from "../context.ts";
 import { openChain } from "./source.ts";
 
@@ -13,6 +21,7 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
   const staging = { operationId: task.operationId, name: `${task.id}-${task.claim}` };
   const merged = await engine.planRestore({ chain, rangeBytes: plan.rangeBytes, rangesMax, staging }, run);
   for (const warning of merged.warnings) log.warn({ operation: task.operationId }, warning);
+  const stored = storedVolume(merged.volumeMetas);
   const targetBytes = Math.max(plan.targetBytes, merged.volumeBytes);
   const name = restoreTargetOf(task.operationId, task.claim);
   const lengths = { sizeBytes: plan.keepTail ? merged.volumeBytes : targetBytes, keepTail: plan.keepTail };
@@ -24,12 +33,12 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
     await target.flush();
     await backend.publishRestore(plan.volumeId, name, { freshInode: false }, run);
     const result = resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: bytesWritten });
-    await finishRestore(database, task.operation, result, { ...plan, targetBytes });
+    await finishRestore(database, task.operation, result, { ...plan, targetBytes, stored });
     return;
   }
   const ranges = merged.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r as unknown as Json }));
   await startRestoreRanges(database, task.operationId, resultOf(task), {
-    plan: { ...plan, targetBytes, target: name },
+    plan: { ...plan, targetBytes, target: name, stored },
     ranges,
   });
 };

@@ -1,4 +1,12 @@
-import type { Attachment, BackupRow, QuotaLine, QuotaResource, SnapshotRow, VolumeRow } from "@tephra/control";
+import type {
+  Attachment,
+  BackupRow,
+  MessageRow,
+  QuotaLine,
+  QuotaResource,
+  SnapshotRow,
+  VolumeRow,
+} from "@tephra/control";
 import { may } from "../policy.ts";
 import type { Call } from "./call.ts";
 import { resourceLinks } from "./links.ts";
@@ -165,6 +173,22 @@ export function volumeTypeDetail(call: Call): Record<string, unknown> {
     ...(may(call.principal, "volume_extension:access_types_extra_specs") && { extra_specs: {} }),
     ...(may(call.principal, "volume_extension:access_types_qos_specs_id") && { qos_specs_id: null }),
     "os-volume-type-access:is_public": true,
+  };
+}
+
+/** API spec 7.12. */
+export function messageDetail(call: Call, row: MessageRow, keptUntil: Date): Record<string, unknown> {
+  return {
+    id: row.id,
+    event_id: row.eventId,
+    user_message: row.userMessage,
+    message_level: row.messageLevel,
+    created_at: timeText(row.createdAt),
+    guaranteed_until: timeText(keptUntil),
+    request_id: row.requestId,
+    links: resourceLinks(call.place, "messages", row.id),
+    resource_type: row.resourceType,
+    resource_uuid: row.resourceUuid,
   };
 }
 

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { projectNode, root } from "../../scripts/bootstrap.mjs";
@@ -86,6 +86,49 @@ describe("tephra", () => {
     const exported = await tephra(instance, "volume", "export", "back", target, "--wait", "--json");
     expect(exported.json.operation).toMatchObject({ kind: "volume-export", state: "succeeded" });
     expect(sha256(target)).toBe(createHash("sha256").update(bytes).digest("hex"));
+  });
+
+  it("hands a backup over by its record, and finds again what the database has lost", async () => {
+    await importedVolume("carried");
+    const { json } = await tephra(instance, "backup", "create", "carried", "--name", "record", "--wait", "--json");
+    const { id } = json.backup;
+    const file = join(instance.dataDir, "record.json");
+    const exported = await tephra(instance, "backup", "export", "record", "--output", file);
+    expect(exported).toMatchObject({ status: 0, stderr: "" });
+    expect((await tephra(instance, "backup", "export", id, "--json")).json).toEqual(
+      JSON.parse(readFileSync(file, "utf8")),
+    );
+    expect((await tephra(instance, "backup", "export", id, "--output", file)).status).toBe(1);
+    const lose = () => instance.sql("DELETE FROM backups WHERE id = $1", [id]);
+    await lose();
+    const imported = await tephra(instance, "backup", "import", file, "--wait", "--json");
+    expect(imported.json.backup).toMatchObject({ id, name: "record", status: "available" });
+    const twice = await tephra(instance, "backup", "import", file, "--json");
+    expect(twice.json.error.message).toBe("Invalid backup: Backup already exists in database.");
+    await lose();
+    const found = await tephra(instance, "repository", "rescan", "main", "--wait", "--json");
+    expect(found.json.operation).toMatchObject({ state: "succeeded", result: { entered: 1, problems: [] } });
+    expect((await tephra(instance, "backup", "show", id, "--json")).json.backup).toMatchObject({ status: "available" });
+    expect((await tephra(instance, "repository", "rescan", "nowhere")).stderr).toContain("Repository nowhere");
+    writeFileSync(file, "{}");
+    expect((await tephra(instance, "backup", "import", file, "--json")).json.error.code).toBe("bad_record");
+  });
+
+  it("shows messages, and forgets them when told to", async () => {
+    await importedVolume("unlucky");
+    const { json } = await tephra(instance, "volume", "show", "unlucky", "--json");
+    unlinkSync(join(instance.volumesDir, `volume-${json.volume.id}`));
+    const failed = await tephra(instance, "backup", "create", "unlucky", "--wait", "--json");
+    expect(failed.status).toBe(1);
+    const listed = await tephra(instance, "message", "list", "--json");
+    const [message] = listed.json.messages;
+    expect(message.user_message).toBe("create backup:Backup driver failed to create backup.");
+    expect((await tephra(instance, "message", "list")).stdout).toContain(message.resource_uuid);
+    const about = await tephra(instance, "message", "list", "--resource", message.resource_uuid, "--json");
+    expect(about.json.messages).toEqual([message]);
+    expect((await tephra(instance, "message", "show", message.id, "--json")).json.message).toEqual(message);
+    expect((await tephra(instance, "message", "delete", message.id)).status).toBe(0);
+    expect((await tephra(instance, "message", "list", "--json")).json.messages).toEqual([]);
   });
 
   it("resolves a path against the working directory of the caller", async () => {

@@ -2,6 +2,7 @@ import express, { type Express } from "express";
 import helmet from "helmet";
 import { backups } from "./cinder/backups.ts";
 import { discovery, versionThree } from "./cinder/discovery.ts";
+import { messages } from "./cinder/messages.ts";
 import { snapshotMetadata, volumeMetadata } from "./cinder/metadata.ts";
 import { limits, quotaClasses, quotas } from "./cinder/quotas.ts";
 import { records } from "./cinder/records.ts";
@@ -15,6 +16,7 @@ import { volumes } from "./cinder/volumes.ts";
 import type { Context } from "./context.ts";
 import { identify } from "./identify.ts";
 import { health } from "./ops/health.ts";
+import { notifications } from "./ops/notifications.ts";
 import { operations } from "./ops/operations.ts";
 import { queueBoard } from "./ops/queue-board.ts";
 import { repositories } from "./ops/repositories.ts";
@@ -96,6 +98,9 @@ export const cinderRoutes: readonly Route[] = [
   ["GET", "/types", "volume_extension:type_get_all", volumeTypes.list],
   ["GET", "/types/:id", "volume_extension:type_get", volumeTypes.show],
   ["GET", "/types/:id/extra_specs", "volume_extension:types_extra_specs:index", volumeTypes.extraSpecs],
+  ["GET", "/messages", "message:get_all", messages.list],
+  ["GET", "/messages/:id", "message:get", messages.show],
+  ["DELETE", "/messages/:id", "message:delete", messages.remove],
   ["GET", "/os-quota-sets/:project", "volume_extension:quotas:show", quotas.show],
   ["PUT", "/os-quota-sets/:project", "volume_extension:quotas:update", quotas.update],
   ["DELETE", "/os-quota-sets/:project", "volume_extension:quotas:delete", quotas.remove],
@@ -121,6 +126,8 @@ export const opsRoutes: readonly OpsRoute[] = [
   ["GET", "/metrics", "public", health.metrics],
   ["GET", "/ops/operations", "ops:operations", operations.list],
   ["GET", "/ops/operations/:id", "ops:operations", operations.show],
+  ["GET", "/ops/notifications", "ops:notifications", notifications.list],
+  ["POST", "/ops/notifications/:id/retry", "ops:notifications", notifications.retry],
   ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],
   ["POST", "/ops/repositories/:name/rescan", "ops:rescan", repositories.rescan],
   ["POST", "/ops/volumes/import", "ops:import", opsVolumes.import],

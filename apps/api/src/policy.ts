@@ -57,6 +57,9 @@ const policy = {
   "volume:delete_snapshot_metadata": "member",
   "volume_extension:snapshot_admin_actions:reset_status": "admin",
   "volume_extension:snapshot_admin_actions:force_delete": "admin",
+  "message:get_all": "reader",
+  "message:get": "reader",
+  "message:delete": "member",
   "volume_extension:quotas:show": "reader",
   "volume_extension:quotas:update": "admin",
   "volume_extension:quotas:delete": "admin",
@@ -73,6 +76,7 @@ const policy = {
   "ops:import": "admin",
   "ops:export": "admin",
   "ops:rescan": "admin",
+  "ops:notifications": "admin",
   "ops:queues": "admin",
 } as const satisfies Record<string, Role | "user" | "anyone">;
 

@@ -4,6 +4,8 @@ export const urlDefault = "http://127.0.0.1:8776";
 /** The project of a caller without a token, where the service asks for none. */
 export const projectDefault = "00000000000000000000000000000001";
 
+/** The least microversion that has everything that is asked for. */
+const microversion = "volume 3.5";
 const requestTimeoutMs = 60_000;
 /** How long a wait goes on while the service does not answer: longer than a restart, shorter than a person's patience. */
 const outageMaxMs = 60_000;
@@ -62,7 +64,11 @@ export function openClient(options: ClientOptions): Client {
     try {
       return await fetch(url + path, {
         method,
-        headers: { "x-auth-token": token, ...(body === undefined ? {} : { "content-type": "application/json" }) },
+        headers: {
+          "x-auth-token": token,
+          "openstack-api-version": microversion,
+          ...(body === undefined ? {} : { "content-type": "application/json" }),
+        },
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
         signal: AbortSignal.any(limits),
       });

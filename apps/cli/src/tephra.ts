@@ -1,6 +1,8 @@
 import { Command, CommanderError } from "commander";
 import { addBackupCommands } from "./tephra-backups.ts";
+import { addMessageCommands } from "./tephra-messages.ts";
 import { cellText } from "./tephra-output.ts";
+import { addRecordCommands } from "./tephra-records.ts";
 import { addGlobalOptions } from "./tephra-session.ts";
 import { addSnapshotCommands } from "./tephra-snapshots.ts";
 import { addStatusCommands } from "./tephra-status.ts";
@@ -41,6 +43,8 @@ function buildProgram(): Command {
   addVolumeCommands(program);
   addSnapshotCommands(program);
   addBackupCommands(program);
+  addRecordCommands(program);
+  addMessageCommands(program);
   addStatusCommands(program);
   return program;
 }

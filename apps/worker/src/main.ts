@@ -17,6 +17,7 @@ import { openEngine } from "@tephra/engine";
 import { runTask } from "./consumers.ts";
 import type { Hooks, WorkerContext } from "./context.ts";
 import { DrainedError, openLeases } from "./leases.ts";
+import { startNotifier } from "./notifier.ts";
 import { openJobQueues } from "./queue.ts";
 import { openSites } from "./sites.ts";
 
@@ -77,6 +78,7 @@ async function main(): Promise<void> {
   });
   const dispatcher = startDispatcher({ database, config, log, enqueue: queues.enqueue });
   const reconciler = startReconciler({ database, config, log });
+  const notifier = startNotifier({ database, config, log });
   let stopping = false;
   let disabled = false;
 
@@ -112,7 +114,12 @@ async function main(): Promise<void> {
     log.info({ event: "worker.stopping", signal, tasks: leases.count() }, "worker stops");
     clearInterval(probing);
     await queues.pause().catch(() => {});
-    await Promise.allSettled([dispatcher.stop(), reconciler.stop(), withdrawWorker(database, workerId)]);
+    await Promise.allSettled([
+      dispatcher.stop(),
+      reconciler.stop(),
+      notifier.stop(),
+      withdrawWorker(database, workerId),
+    ]);
     await until(() => leases.count() === 0, config.worker.drain_ms);
     leases.abortAll(new DrainedError());
     await until(() => leases.count() === 0, abortGraceMs);

@@ -6,6 +6,7 @@ import { getBackup, lockBackup, startBackupDelete } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";
+import { notifyBackup } from "./notifications.ts";
 import { isLive, lockOperation, type OperationRow } from "./operations.ts";
 import type { Principal } from "./principal.ts";
 import { lockVolume } from "./volumes.ts";
@@ -39,6 +40,14 @@ async function cancelWork(tx: Transaction, operations: readonly OperationRow[], 
   }
 }
 
+/** What was cancelled has ended: told when the row is as it will be. */
+async function notifyCancelled(tx: Transaction, operations: readonly OperationRow[], id: string): Promise<void> {
+  for (const { kind } of operations) {
+    if (kind === "backup-create") await notifyBackup(tx, "backup.create.end", id);
+    if (kind === "backup-restore") await notifyBackup(tx, "backup.restore.end", id);
+  }
+}
+
 /**
  * An admin's word on the status of a backup (API spec 6.9, 9.4). A running restore is cancelled by it: the target is then in `error` and the
  * backup `available`, whatever was asked for. A running creation is cancelled by `error`; `available` is what it becomes anyhow.
@@ -55,12 +64,15 @@ export async function resetBackupStatus(
     const { backup, operations } = await lockWithOperations(tx, principal, id);
     const restoring = operations.some((operation) => operation.kind === "backup-restore");
     const creating = operations.some(({ kind }) => kind === "backup-create" || kind === "backup-import");
-    if (creating && status === "available") return;
+    await notifyBackup(tx, "backup.reset_status.start", id);
+    if (creating && status === "available") return notifyBackup(tx, "backup.reset_status.end", id);
     await cancelWork(tx, operations, "Cancelled by an administrator, who reset the status of the backup.");
     await tx.backup.update({
       where: { id: backup.id },
       data: { status: restoring ? "available" : status, updatedAt: new Date() },
     });
+    await notifyCancelled(tx, operations, id);
+    await notifyBackup(tx, "backup.reset_status.end", id);
   });
 }
 
@@ -75,6 +87,7 @@ export async function requestBackupForceDelete(database: Database, principal: Pr
     if (operations.some((operation) => operation.kind === "backup-delete")) return;
     await cancelWork(tx, operations, "Cancelled by an administrator, who deleted the backup.");
     const deletion = await startBackupDelete(tx, principal, backup);
+    await notifyCancelled(tx, operations, id);
     await tx.$executeRaw`
       UPDATE tasks SET state = 'blocked' WHERE operation_id = ${deletion}::uuid AND EXISTS (
         SELECT 1 FROM tasks t JOIN operations o ON o.id = t.operation_id WHERE o.backup_id = ${id}::uuid AND t.state = 'running')`;

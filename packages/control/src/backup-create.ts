@@ -4,6 +4,7 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
+import { notifyBackup } from "./notifications.ts";
 import {
   completeOperation,
   countDown,
@@ -115,7 +116,8 @@ export async function planBackup(
     parent: parent && parentOf(parent),
     fingerprint: null,
   };
-  const fixed = await database.$executeRaw`
+  await inTransaction(database, async (tx) => {
+    const fixed = await tx.$executeRaw`
     WITH named AS (
       UPDATE backups SET container = ${plan.container}, service_metadata = ${plan.prefix}, service = ${site.service},
         host = ${config.hostName}, block_bytes = ${plan.blockBytes}, volume_bytes = ${plan.volumeBytes}::bigint,
@@ -125,7 +127,9 @@ export async function planBackup(
     )
     UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now() FROM named
     WHERE operations.id = ${operation.id}::uuid AND plan IS NULL AND state IN ('queued', 'running')`;
-  if (fixed !== 1) throw new OperationEndedError(operation.id);
+    if (fixed !== 1) throw new OperationEndedError(operation.id);
+    await notifyBackup(tx, "backup.create.start", backup.id);
+  });
   return plan;
 }
 
@@ -193,11 +197,36 @@ export async function finishCopy(database: Database, operationId: string, result
   await inTransaction(database, async (tx) => {
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
-    if ((await countDown(tx, operationId)) === 0) {
-      await startPhase(tx, operation, [sealTask(operation.plan as unknown as BackupPlan)]);
-    }
+    const remaining = await countDown(tx, operationId);
+    const plan = operation.plan as unknown as BackupPlan;
+    if (remaining === 0) await startPhase(tx, operation, [sealTask(plan)]);
+    else await notifyProgress(tx, operationId, plan, remaining);
   });
 }
+
+/** One event for each whole percent, however many ranges there are. Ranges are of one length, but for the last. */
+async function notifyProgress(
+  tx: Transaction,
+  operationId: string,
+  plan: BackupPlan,
+  remaining: number,
+): Promise<void> {
+  const last = await tx.task.findFirst({
+    where: { operationId, kind: "copy" },
+    orderBy: { ordinal: "desc" },
+    select: { ordinal: true },
+  });
+  const total = (last?.ordinal ?? 0) + 1;
+  const percentAt = (left: number): number => Math.floor((100 * (total - left)) / total);
+  if (percentAt(remaining) === percentAt(remaining + 1)) return;
+  await notifyBackup(tx, "backup.createprogress", plan.backupId, progressOf(plan, percentAt(remaining)));
+}
+
+const progressOf = (plan: BackupPlan, percent: number) => ({
+  prefix: plan.prefix,
+  volume_meta: plan.volumeMeta,
+  backup_percent: percent,
+});
 
 /** The ranges' reports, in range order. */
 export async function readCopyReports(database: Database, operationId: string): Promise<Json[]> {
@@ -249,6 +278,8 @@ export async function finishBackup(
       UPDATE backups SET status = 'available', object_count = ${sealed.objects}, stored_bytes = ${sealed.bytesStored}::bigint, updated_at = now()
       WHERE id = ${plan.backupId}::uuid AND status = 'creating' AND deleted_at IS NULL`;
     if (available !== 1) throw new OperationEndedError(operation.id);
+    await notifyBackup(tx, "backup.createprogress", plan.backupId, progressOf(plan, 100));
+    await notifyBackup(tx, "backup.create.end", plan.backupId);
     await completeOperation(tx, operation, result, {
       bytesStored: sealed.bytesStored,
       tidy: tidy ? tidyNeeds(plan) : null,

@@ -1,5 +1,6 @@
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { nilUuid } from "./listing.ts";
+import { notifyBackup } from "./notifications.ts";
 import { completeOperation, endOperation, type OperationRow } from "./operations.ts";
 import { releaseQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
@@ -45,6 +46,7 @@ export async function finishBackupDelete(
     const now = new Date();
     if (row)
       await tx.backup.update({ where: { id: row.id }, data: { status: "deleted", deletedAt: now, updatedAt: now } });
+    if (row) await notifyBackup(tx, "backup.delete.end", row.id);
     await completeOperation(tx, operation, result);
   });
 }

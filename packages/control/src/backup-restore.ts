@@ -3,6 +3,7 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Prisma, Volume } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
+import { notifyBackup } from "./notifications.ts";
 import {
   completeOperation,
   countDown,
@@ -70,7 +71,10 @@ export async function planRestore(
     target: null,
     stored: null,
   };
-  if (!(await fixPlan(database, operation.id, plan))) throw new OperationEndedError(operation.id);
+  await inTransaction(database, async (tx) => {
+    if (!(await fixPlan(tx, operation.id, plan))) throw new OperationEndedError(operation.id);
+    await notifyBackup(tx, "backup.restore.start", backup.id);
+  });
   return plan;
 }
 
@@ -158,6 +162,7 @@ export async function finishRestore(
       });
     }
     await releaseBackup(tx, plan.backupId);
+    await notifyBackup(tx, "backup.restore.end", plan.backupId);
     await completeOperation(tx, operation, result, { bytesStored: result.bytesStored, tidy: needsOf(plan) });
   });
 }

@@ -4,6 +4,7 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";
 import { isUuid } from "./listing.ts";
+import { notifyBackup } from "./notifications.ts";
 import { startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
 import { reserveQuota } from "./quotas.ts";
@@ -422,6 +423,7 @@ export async function startBackupDelete(tx: Transaction, principal: Principal, b
   if ((await countDependents(tx, backup.id)) > 0)
     throw new InvalidError("backup", "Incremental backups exist for this backup.");
   await tx.backup.update({ where: { id: backup.id }, data: { status: "deleting", updatedAt: new Date() } });
+  await notifyBackup(tx, "backup.delete.start", backup.id);
   return startOperation(tx, principal, {
     kind: "backup-delete",
     projectId: backup.projectId,

@@ -113,6 +113,34 @@ const Keystone = z.strictObject({
   timeout_ms: z.int().min(100).default(10_000),
 });
 
+/** Who is told of events. Secrets sign what is sent. */
+const Notifications = z
+  .strictObject({
+    webhooks: z
+      .array(
+        z.strictObject({
+          name,
+          url: z.url({ protocol: /^https?$/, error: "must be an http:// or https:// URL" }),
+          secret: z.string().min(16, "must have at least 16 characters"),
+        }),
+      )
+      .default([])
+      .refine((items) => new Set(items.map((i) => i.name)).size === items.length, "names must differ"),
+    /** The key of a stream in Redis; null: none. */
+    redis_stream: z.string().min(1).nullable().default(null),
+    /** The stream is cut to about so many entries. */
+    redis_stream_entries_max: z.int().min(1).default(10_000),
+    log: z.boolean().default(false),
+    /** After so many attempts a delivery is dead, and waits for an admin. */
+    attempts_max: z.int().min(1).default(12),
+    /** The pause after the first attempt; it doubles with every further one. */
+    backoff_ms: z.int().min(1).default(2_000),
+    backoff_ms_max: z.int().min(1).default(3_600_000),
+    timeout_ms: z.int().min(1).default(10_000),
+    poll_ms: z.int().min(10).default(1_000),
+  })
+  .prefault({});
+
 const unique = (items: readonly { name: string }[]) => new Set(items.map((i) => i.name)).size === items.length;
 
 const Schema = z
@@ -168,6 +196,9 @@ const Schema = z
         per_volume_gigabytes: quotaLimit.default(-1),
       })
       .prefault({}),
+    notifications: Notifications,
+    /** How long messages to users are kept: 30 days, as Cinder keeps them. */
+    message_ttl_seconds: z.int().min(1).default(2_592_000),
     /** What an import looks at: the metadata and the listing, or also every byte of the chain. */
     import_verify: z.enum(["listing", "deep"]).default("listing"),
     import_roots: z.array(z.string().min(1)).default([]),

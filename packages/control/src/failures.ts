@@ -7,6 +7,7 @@ import { lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
 import { nilUuid } from "./listing.ts";
+import { addMessage, type MessageAction, type MessageDetail } from "./messages.ts";
 import { endOperation, isLive, lockOperation, type OperationRow } from "./operations.ts";
 import { lockQuota } from "./quotas.ts";
 import { failRescan } from "./repository-rescan.ts";
@@ -16,6 +17,8 @@ import { lockVolume } from "./volumes.ts";
 export interface Failure {
   reason: string;
   damage?: Damage;
+  /** No worker was found to do it. */
+  unplaced?: boolean;
   /** The task whose failure this is; without one the operation itself is given up (no worker, too many losses). */
   held?: { taskId: string; claim: number };
 }
@@ -40,6 +43,7 @@ export async function failOperation(
     if (failure.held) await failTask(tx, failure.held, failure.reason);
     if (!isLive(operation)) return null;
     await failRows(tx, operation, failure);
+    await tellUsers(tx, operation, failure);
     return operation;
   });
 }
@@ -82,6 +86,21 @@ async function failRows(tx: Transaction, operation: OperationRow, failure: Failu
       return unreachable(kind);
   }
 }
+
+/** What the project is told of its backup, beside the row. Other failures show in their rows alone, as in Cinder. */
+async function tellUsers(tx: Transaction, operation: OperationRow, failure: Failure): Promise<void> {
+  const { kind, projectId, requestId, backupId } = operation;
+  if (backupId === null || !(kind in failureDetails)) return;
+  const action = kind as keyof typeof failureDetails;
+  const { unplaced, failed } = failureDetails[action];
+  await addMessage(tx, { projectId, requestId, backupId, action, detail: failure.unplaced ? unplaced : failed });
+}
+
+const failureDetails = {
+  "backup-create": { unplaced: "schedule-failed", failed: "create-failed" },
+  "backup-restore": { unplaced: "service-down", failed: "restore-failed" },
+  "backup-delete": { unplaced: "service-down", failed: "delete-failed" },
+} as const satisfies Record<MessageAction, Record<string, MessageDetail>>;
 
 async function failVolume(
   tx: Transaction,

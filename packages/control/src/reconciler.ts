@@ -1,6 +1,7 @@
 import type { Config } from "./config.ts";
 import type { Database } from "./database.ts";
 import { failOperation } from "./failures.ts";
+import { forgetMessages } from "./messages.ts";
 import { backupBinary } from "./services.ts";
 import { ringDispatchers } from "./tasks.ts";
 import { events, type Logger } from "./telemetry.ts";
@@ -95,7 +96,7 @@ async function failUnplaced(database: Database, config: Config, log: Logger): Pr
     const why = await whyUnreachable(database, row.needs, downMs);
     const base = noService[row.kind] ?? "No worker reaches what the operation needs.";
     const reason = why.length > 0 ? `${base} ${why.join(" ")}` : base;
-    const failed = await failOperation(database, row.operation_id, { reason });
+    const failed = await failOperation(database, row.operation_id, { reason, unplaced: true });
     if (failed) events.operationFailed(log, { id: failed.id, kind: failed.kind, reason, requestId: failed.requestId });
   }
   return rows.length;
@@ -108,6 +109,7 @@ async function reconcile(database: Database, config: Config, log: Logger, afterO
   const advanced = await advanceStalled(database, config, log);
   const unplaced = await failUnplaced(database, config, log);
   await database.$executeRaw`DELETE FROM workers WHERE heartbeat_at < now() - ${forgetWorkersAfter}::interval`;
+  await forgetMessages(database, config);
   if (expired.length + advanced + unplaced === 0) return;
   events.reconciled(log, { expired: expired.length, advanced, unplaced });
   await ringDispatchers(database);

@@ -22,6 +22,7 @@ CREATE TABLE "messages" (
 -- CreateTable
 CREATE TABLE "notifications" (
     "id" UUID NOT NULL,
+    "sequence" BIGSERIAL NOT NULL,
     "event_type" TEXT NOT NULL,
     "host" TEXT NOT NULL,
     "payload" JSONB NOT NULL,
@@ -54,7 +55,7 @@ CREATE INDEX "messages_project_id_created_at_id_idx" ON "messages"("project_id",
 CREATE INDEX "messages_created_at_idx" ON "messages"("created_at");
 
 -- CreateIndex
-CREATE INDEX "notifications_spread_created_at_idx" ON "notifications"("spread", "created_at");
+CREATE INDEX "notifications_spread_sequence_idx" ON "notifications"("spread", "sequence");
 
 -- CreateIndex
 CREATE INDEX "deliveries_state_run_after_idx" ON "deliveries"("state", "run_after");

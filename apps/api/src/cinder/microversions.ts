@@ -9,6 +9,8 @@ export const versionText = (version: Microversion): string => `3.${version}`;
 
 /** From which microversion on something is there (API spec 4). The one table: nothing else compares with a literal. */
 export const since = {
+  messages: 3,
+  messageQueries: 5,
   serviceCluster: 7,
   resourceFilters: 33,
   limitsOfOthers: 39,

@@ -1,6 +1,7 @@
 import {
   type Attachment,
   type BackupRow,
+  type MessageRow,
   nilUuid,
   type QuotaLimit,
   type QuotaLine,
@@ -176,6 +177,22 @@ export function volumeTypeDetail(call: Call): Record<string, unknown> {
     ...(may(call.principal, "volume_extension:access_types_extra_specs") && { extra_specs: {} }),
     ...(may(call.principal, "volume_extension:access_types_qos_specs_id") && { qos_specs_id: null }),
     "os-volume-type-access:is_public": true,
+  };
+}
+
+/** API spec 7.12. */
+export function messageDetail(call: Call, row: MessageRow, keptUntil: Date): Record<string, unknown> {
+  return {
+    id: row.id,
+    event_id: row.eventId,
+    user_message: row.userMessage,
+    message_level: row.messageLevel,
+    created_at: timeText(row.createdAt),
+    guaranteed_until: timeText(keptUntil),
+    request_id: row.requestId,
+    links: resourceLinks(call.place, "messages", row.id),
+    resource_type: row.resourceType,
+    resource_uuid: row.resourceUuid,
   };
 }
 

@@ -1,0 +1,35 @@
+import { type DeliveryRow, deliveryStates, listDeliveries, retryDelivery } from "@tephra/control";
+import { z } from "zod";
+import type { Context } from "../context.ts";
+import { type OpsAnswer, type OpsCall, parse } from "./serve.ts";
+
+const Query = z.strictObject({
+  state: z.enum(deliveryStates).default("dead"),
+  limit: z.coerce.number().int().min(1).max(1000).default(100),
+});
+
+const view = (row: DeliveryRow): Record<string, unknown> => ({
+  id: row.id,
+  message_id: row.messageId,
+  event_type: row.eventType,
+  target: row.target,
+  state: row.state,
+  attempts: row.attempts,
+  last_error: row.lastError,
+  next_attempt_at: row.state === "pending" ? row.runAfter.toISOString() : null,
+  payload: row.payload,
+  created_at: row.createdAt.toISOString(),
+});
+
+/** Notifications by target: those that none would take, unless another state is asked for. */
+export const notifications = {
+  list: async ({ database }: Context, { query }: OpsCall): Promise<OpsAnswer> => {
+    const rows = await listDeliveries(database, parse(Query, Object.fromEntries(query)));
+    return { status: 200, body: { notifications: rows.map(view) } };
+  },
+
+  retry: async ({ database }: Context, { params }: OpsCall): Promise<OpsAnswer> => {
+    await retryDelivery(database, params["id"] ?? "");
+    return { status: 202, body: {} };
+  },
+};

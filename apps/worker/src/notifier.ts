@@ -1,0 +1,151 @@
+import { createHmac } from "node:crypto";
+import {
+  type Config,
+  type Database,
+  type DueDelivery,
+  forgetNotifications,
+  type Logger,
+  markDelivered,
+  markUndelivered,
+  spreadNotifications,
+  takeDeliveries,
+  targetsOf,
+} from "@tephra/control";
+import { Redis } from "ioredis";
+
+/** Deliveries that one process has under way at a time. */
+const batch = 32;
+const forgetEveryMs = 60_000;
+
+type Webhook = Config["notifications"]["webhooks"][number];
+
+export interface Notifier {
+  /** Settles when nothing is under way any more. */
+  stop(): Promise<void>;
+}
+
+/** A notification as its targets get it: the envelope of oslo.messaging. */
+function envelopeOf(delivery: DueDelivery): string {
+  return JSON.stringify({
+    message_id: delivery.messageId,
+    publisher_id: `backup.${delivery.host}`,
+    event_type: delivery.eventType,
+    priority: "INFO",
+    payload: delivery.payload,
+    timestamp: `${delivery.createdAt.toISOString().slice(0, -1).replace("T", " ")}000`,
+  });
+}
+
+/**
+ * One POST. `X-Tephra-Signature` is the HMAC-SHA256 of the time and the body with the webhook's secret, so that a receiver can tell both who
+ * sent it and that it is not an old one sent again.
+ *
+ * @throws when the answer is anything but 2xx, or none comes in time
+ */
+async function post(webhook: Webhook, delivery: DueDelivery, timeoutMs: number): Promise<void> {
+  const body = envelopeOf(delivery);
+  const time = String(Math.floor(Date.now() / 1000));
+  const signature = createHmac("sha256", webhook.secret).update(`${time}.${body}`).digest("hex");
+  const response = await fetch(webhook.url, {
+    method: "POST",
+    headers: {
+      "content-type": "application/json",
+      "x-tephra-event": delivery.eventType,
+      "x-tephra-delivery": delivery.messageId,
+      "x-tephra-timestamp": time,
+      "x-tephra-signature": `sha256=${signature}`,
+    },
+    body,
+    // Nothing signed for one place is carried to another.
+    redirect: "manual",
+    signal: AbortSignal.timeout(timeoutMs),
+  });
+  await response.body?.cancel();
+  if (!response.ok) throw new Error(`answered ${response.status}`);
+}
+
+/** fetch says only "fetch failed"; what happened is in its cause. */
+const reasonOf = (error: unknown): string => {
+  const { cause, message } = error as Error;
+  return cause instanceof Error && cause.message !== "" ? cause.message : message;
+};
+
+/**
+ * Carries the outbox to its targets. Any number of processes may do so side by side; a target that does not take a notification gets it again
+ * later, until it is dead.
+ */
+export function startNotifier(options: { database: Database; config: Config; log: Logger }): Notifier {
+  const { database, config, log } = options;
+  const settings = config.notifications;
+  const targets = targetsOf(config);
+  const stream = settings.redis_stream;
+  const redis = stream
+    ? new Redis(config.redis_url, { lazyConnect: true, maxRetriesPerRequest: 1, commandTimeout: settings.timeout_ms })
+    : null;
+  redis?.on("error", (error: Error) => log.debug({ err: error }, "redis connection"));
+
+  const send = async (delivery: DueDelivery): Promise<void> => {
+    if (delivery.target === "log") {
+      log.info({ event: "notification", notification: JSON.parse(envelopeOf(delivery)) }, delivery.eventType);
+      return;
+    }
+    if (delivery.target === "redis" && redis && stream) {
+      const entry = ["event_type", delivery.eventType, "message", envelopeOf(delivery)];
+      await redis.xadd(stream, "MAXLEN", "~", settings.redis_stream_entries_max, "*", ...entry);
+      return;
+    }
+    const webhook = settings.webhooks.find((w) => delivery.target === `webhook:${w.name}`);
+    if (!webhook) throw new Error("the target is no longer configured");
+    await post(webhook, delivery, settings.timeout_ms);
+  };
+
+  const deliver = async (delivery: DueDelivery): Promise<void> => {
+    try {
+      await send(delivery);
+      await markDelivered(database, delivery.id);
+    } catch (error) {
+      const reason = reasonOf(error);
+      const dead = delivery.attempts >= settings.attempts_max;
+      const about = { target: delivery.target, notification: delivery.messageId, attempts: delivery.attempts, reason };
+      log.warn({ event: dead ? "notification.dead" : "notification.undelivered", ...about }, "not delivered");
+      const delayMs = Math.min(settings.backoff_ms_max, settings.backoff_ms * 2 ** (delivery.attempts - 1));
+      await markUndelivered(database, delivery.id, { reason, dead, delayMs });
+    }
+  };
+
+  let stopped = false;
+  let forgetAt = 0;
+  const pass = async (): Promise<void> => {
+    await spreadNotifications(database, targets);
+    // Whoever takes a delivery has it to itself until its attempt must have ended.
+    const lease = { limit: batch, leaseMs: settings.timeout_ms * 2 };
+    for (let taken = batch; taken === batch && !stopped; ) {
+      const due = targets.length === 0 ? [] : await takeDeliveries(database, lease);
+      await Promise.all(due.map(deliver));
+      taken = due.length;
+    }
+    if (performance.now() < forgetAt) return;
+    forgetAt = performance.now() + forgetEveryMs;
+    await forgetNotifications(database);
+  };
+
+  let timer: NodeJS.Timeout | undefined;
+  let running: Promise<void> = Promise.resolve();
+  const next = (): void => {
+    if (stopped) return;
+    timer = setTimeout(() => {
+      running = pass()
+        .catch((error: unknown) => log.warn({ err: error }, "notifications wait for the database"))
+        .then(next);
+    }, settings.poll_ms);
+  };
+  next();
+  return {
+    async stop() {
+      stopped = true;
+      clearTimeout(timer);
+      await running;
+      redis?.disconnect();
+    },
+  };
+}

@@ -65,7 +65,10 @@ export function openJobQueues(options: {
       );
     },
     serve(name) {
-      if (worker?.name === name) return worker.resume();
+      if (worker?.name === name) {
+        worker.resume();
+        return;
+      }
       if (worker) letGo.push(worker.close());
       // Three named parameters: BullMQ hands the signal only to a processor that declares it. Ours come from the lease.
       worker = new Worker<TaskJob>(name, async (job, _token, _signal) => options.run(job.data.taskId), {

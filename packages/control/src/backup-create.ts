@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { type Compression, type Config, levelOf, type RepositoryConfig, repositoryNamed, type ZlibEncoder } from "./config.ts";
+import { type Compression, type Config, levelOf, repositoryNamed, type ZlibEncoder } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";

@@ -42,7 +42,11 @@ async function lockRow(tx: Transaction, projectId: string): Promise<QuotaRow> {
 const defaultClass = "default";
 
 /** Limits of a class; where it has none, those of the configuration. */
-export async function getQuotaClass(database: Database | Transaction, config: Config, name: string): Promise<QuotaLimits> {
+export async function getQuotaClass(
+  database: Database | Transaction,
+  config: Config,
+  name: string,
+): Promise<QuotaLimits> {
   const rows = await database.$queryRaw<Partial<QuotaLimits>[]>`SELECT * FROM quota_classes WHERE name = ${name}`;
   return Object.fromEntries(limited.map((r) => [r, rows[0]?.[r] ?? config.quotas[r]])) as QuotaLimits;
 }

@@ -86,7 +86,8 @@ export async function listServices(
     ...volumeServices(workers).map((worker) => row(volumeBinary, worker, config.availability_zone)),
   ];
   // A host without its backend stands for all of them, as in Cinder.
-  const isAsked = (host: string): boolean => filter.host === undefined || [host, host.split("@")[0]].includes(filter.host);
+  const isAsked = (host: string): boolean =>
+    filter.host === undefined || [host, host.split("@")[0]].includes(filter.host);
   return rows.filter((r) => (filter.binary === undefined || r.binary === filter.binary) && isAsked(r.host));
 }
 
@@ -116,7 +117,8 @@ export async function setService(
 
 /** Whether the workers of this host take no new tasks. */
 export async function isHostDisabled(database: Database, host: string): Promise<boolean> {
-  const rows = await database.$queryRaw`SELECT 1 FROM disabled_services WHERE binary = ${backupBinary} AND host = ${host}`;
+  const rows =
+    await database.$queryRaw`SELECT 1 FROM disabled_services WHERE binary = ${backupBinary} AND host = ${host}`;
   return (rows as unknown[]).length > 0;
 }
 

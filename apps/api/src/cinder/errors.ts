@@ -5,7 +5,7 @@ import {
   NoServiceError,
   NotFoundError,
   QuotaExceededError,
-  type QuotaResource,
+  type QuotaLimit,
   StateConflictError,
 } from "@tephra/control";
 import { type Fault, outageFault, unexpectedFault } from "../fault.ts";
@@ -22,7 +22,7 @@ const prefixes: Record<InvalidSubject, string> = {
 };
 
 /** Cinder's exception for each, which stands before the text unless the controller itself catches it (API spec 2.3). */
-const quotaClasses: Record<QuotaResource, string> = {
+const quotaClasses: Record<QuotaLimit, string> = {
   backups: "BackupLimitExceeded",
   backup_gigabytes: "VolumeBackupSizeExceedsAvailableQuota",
   volumes: "VolumeLimitExceeded",

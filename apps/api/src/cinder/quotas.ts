@@ -78,7 +78,10 @@ export const quotas = {
       const usage = flagOf(call.query, "usage");
       const lines = await getQuota(database, config, project);
       const limits = Object.fromEntries(Object.entries(lines).map(([key, line]) => [key, line.limit]));
-      return { status: 200, body: { quota_set: { ...(usage ? quotaUsage(lines) : quotaLimits(limits)), id: project } } };
+      return {
+        status: 200,
+        body: { quota_set: { ...(usage ? quotaUsage(lines) : quotaLimits(limits)), id: project } },
+      };
     },
   }),
   defaults: defineAction({
@@ -134,7 +137,8 @@ export const limits = {
     handle: async ({ database, config }, call) => {
       const named = call.query.get("project_id") ?? call.query.get("tenant_id");
       const may = call.principal.isAdmin && call.version >= since.limitsOfOthers;
-      const project = may && named !== null ? nameOf({ ...call, params: { project: named } }) : call.principal.projectId;
+      const project =
+        may && named !== null ? nameOf({ ...call, params: { project: named } }) : call.principal.projectId;
       return { status: 200, body: { limits: limitsView(await getQuota(database, config, project)) } };
     },
   }),

@@ -20,6 +20,7 @@ import {
   wrapped,
 } from "./fields.ts";
 import { type Microversion, since } from "./microversions.ts";
+import { pythonRepr } from "./python-text.ts";
 
 /** One schema per body and range of microversions; each is built once. */
 export const byVersion =
@@ -130,7 +131,9 @@ const serviceFields = {
   host: host.nullish(),
   cluster: optionalText(),
 };
-const named = { error: (i: { input?: unknown }) => `${pythonRepr(i.input)} is not valid under any of the given schemas` };
+const named = {
+  error: (i: { input?: unknown }) => `${pythonRepr(i.input)} is not valid under any of the given schemas`,
+};
 const isNamed = (body: { binary?: string | undefined; service?: string | undefined }): boolean =>
   (body.binary ?? body.service) !== undefined;
 const reason = text()

@@ -66,7 +66,8 @@ export function openJobQueues(options: {
     },
     serve(name) {
       if (worker?.name === name) {
-        worker.resume();
+        // A pause may have stood between: a paused worker goes on.
+        void worker.resume();
         return;
       }
       if (worker) letGo.push(worker.close());

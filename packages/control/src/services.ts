@@ -107,10 +107,10 @@ export async function setService(
   if (!known.some((row) => row.host === host)) return false;
   if (service.disabled) {
     await database.$executeRaw`
-      INSERT INTO disabled_services (binary, host, reason) VALUES (${binary}, ${host}, ${reason ?? null})
-      ON CONFLICT (binary, host) DO UPDATE SET reason = coalesce(EXCLUDED.reason, disabled_services.reason), disabled_at = now()`;
+      INSERT INTO disabled_services ("binary", host, reason) VALUES (${binary}, ${host}, ${reason ?? null})
+      ON CONFLICT ("binary", host) DO UPDATE SET reason = coalesce(EXCLUDED.reason, disabled_services.reason), disabled_at = now()`;
   } else {
-    await database.$executeRaw`DELETE FROM disabled_services WHERE binary = ${binary} AND host = ${host}`;
+    await database.$executeRaw`DELETE FROM disabled_services WHERE "binary" = ${binary} AND host = ${host}`;
   }
   return true;
 }
@@ -118,7 +118,7 @@ export async function setService(
 /** Whether the workers of this host take no new tasks. */
 export async function isHostDisabled(database: Database, host: string): Promise<boolean> {
   const rows =
-    await database.$queryRaw`SELECT 1 FROM disabled_services WHERE binary = ${backupBinary} AND host = ${host}`;
+    await database.$queryRaw`SELECT 1 FROM disabled_services WHERE "binary" = ${backupBinary} AND host = ${host}`;
   return (rows as unknown[]).length > 0;
 }
 

@@ -45,6 +45,8 @@ export function goldenRequests(): string[] {
     "volume-changes",
     "snapshots",
     "quotas",
+    "services",
+    "limits",
     "bad-input",
     "tenants",
     "ops",

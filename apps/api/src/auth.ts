@@ -1,5 +1,6 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { Config, Principal } from "@tephra/control";
+import type { IdentifyToken } from "./identity.ts";
 import { amongKeystoneTokens } from "./keystone.ts";
 import { UnauthenticatedError } from "./refusals.ts";
 
@@ -8,17 +9,6 @@ const anonymous = { userId: "admin", projectId: "0000000000000000000000000000000
 
 /** USER:PROJECT, in characters that are safe in URLs, logs and rows. */
 const plainToken = /^([\w.@-]{1,255}):([\w.-]{1,255})$/;
-
-/** Whose a token is. */
-export type Identity = Pick<Principal, "userId" | "projectId" | "roles">;
-
-/**
- * Token → who it belongs to.
- *
- * @throws UnauthenticatedError for a token that is missing where one is needed, malformed or unknown
- * @throws IdentityUnavailableError when that cannot be found out
- */
-export type IdentifyToken = (token: string | undefined) => Identity | Promise<Identity>;
 
 /** As `IdentifyToken`, for one request. */
 export type Authenticate = (token: string | undefined, requestId: string) => Promise<Principal>;

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { type KeystoneConfig, type Role, roles } from "@tephra/control";
 import { LRUCache } from "lru-cache";
 import { z } from "zod";
-import type { IdentifyToken, Identity } from "./auth.ts";
+import type { IdentifyToken, Identity } from "./identity.ts";
 import { IdentityUnavailableError, UnauthenticatedError } from "./refusals.ts";
 
 /** What is read of Keystone's answers; a token without a project opens nothing here. */

@@ -50,8 +50,14 @@ export class InvalidError extends ControlError {
 
 /** What a project uses up. */
 export type QuotaResource = "volumes" | "snapshots" | "gigabytes" | "backups" | "backup_gigabytes";
-/** What has a limit: also how large one volume may be. */
-export type QuotaLimit = QuotaResource | "per_volume_gigabytes";
+/** What has a limit: also what is of the only volume type, how large one volume may be, and groups, which do not exist. */
+export type QuotaLimit =
+  | QuotaResource
+  | "volumes_of_type"
+  | "snapshots_of_type"
+  | "gigabytes_of_type"
+  | "per_volume_gigabytes"
+  | "groups";
 
 /** `requested`, `limit` and `used` in units of the resource (count or GiB). */
 export class QuotaExceededError extends ControlError {
@@ -66,6 +72,20 @@ export class QuotaExceededError extends ControlError {
     this.requested = amounts.requested;
     this.limit = amounts.limit;
     this.used = amounts.used;
+  }
+}
+
+/** A limit cannot be set below what is in use. */
+export class QuotaInUseError extends ControlError {
+  readonly code = "quota-in-use";
+  readonly resource: QuotaLimit;
+  readonly limit: number;
+  readonly used: number;
+  constructor(resource: QuotaLimit, { limit, used }: { limit: number; used: number }) {
+    super(`Quota ${resource} cannot be ${limit}: ${used} are in use`);
+    this.resource = resource;
+    this.limit = limit;
+    this.used = used;
   }
 }
 

@@ -1,7 +1,7 @@
 import type { Config } from "./config.ts";
 import type { Database, Transaction } from "./database.ts";
 import { inTransaction } from "./database.ts";
-import { InvalidError, QuotaExceededError, type QuotaLimit, type QuotaResource } from "./errors.ts";
+import { QuotaExceededError, QuotaInUseError, type QuotaLimit, type QuotaResource } from "./errors.ts";
 import { Prisma } from "./generated/client.ts";
 
 /** Alphabetical: the order in which Cinder examines them, so gigabytes are reported before counts. */
@@ -13,7 +13,20 @@ const resources = [
   "volumes",
 ] as const satisfies readonly QuotaResource[];
 
-const limited = [...resources, "per_volume_gigabytes"] as const satisfies readonly QuotaLimit[];
+/** Limits that the configuration does not name, as Cinder has them. */
+const moreDefaults = { volumes_of_type: -1, snapshots_of_type: -1, gigabytes_of_type: -1, groups: 10 } as const;
+const more = Object.keys(moreDefaults) as (keyof typeof moreDefaults)[];
+
+const limited: readonly QuotaLimit[] = [...resources, "per_volume_gigabytes", ...more];
+
+/** The limits that what is asked of a resource has to fit under. Every volume is of the same type. */
+const limitsOf: Readonly<Record<QuotaResource, readonly QuotaLimit[]>> = {
+  backup_gigabytes: ["backup_gigabytes"],
+  backups: ["backups"],
+  gigabytes: ["gigabytes", "gigabytes_of_type"],
+  snapshots: ["snapshots", "snapshots_of_type"],
+  volumes: ["volumes", "volumes_of_type"],
+};
 
 export type QuotaAmounts = Partial<Record<QuotaResource, number>>;
 export type QuotaLimits = Record<QuotaLimit, number>;
@@ -41,6 +54,8 @@ async function lockRow(tx: Transaction, projectId: string): Promise<QuotaRow> {
 /** The class whose limits stand for every project without limits of its own. */
 const defaultClass = "default";
 
+const configuredLimits = (config: Config): QuotaLimits => ({ ...config.quotas, ...moreDefaults });
+
 /** Limits of a class; where it has none, those of the configuration. */
 export async function getQuotaClass(
   database: Database | Transaction,
@@ -48,7 +63,8 @@ export async function getQuotaClass(
   name: string,
 ): Promise<QuotaLimits> {
   const rows = await database.$queryRaw<Partial<QuotaLimits>[]>`SELECT * FROM quota_classes WHERE name = ${name}`;
-  return Object.fromEntries(limited.map((r) => [r, rows[0]?.[r] ?? config.quotas[r]])) as QuotaLimits;
+  const defaults = configuredLimits(config);
+  return Object.fromEntries(limited.map((r) => [r, rows[0]?.[r] ?? defaults[r]])) as QuotaLimits;
 }
 
 /** Limits of projects that have none of their own. */
@@ -85,21 +101,30 @@ function increments(amounts: QuotaAmounts, sign: 1 | -1): Prisma.Sql {
   return Prisma.join(parts, ", ");
 }
 
-/** What is asked for against which limit, in the order in which they are looked at, with what is used of it. */
-function demandsOf(amounts: QuotaAmounts): { limit: QuotaLimit; amount: number; counted: boolean }[] {
+/** What is asked for against which limit, and what is used against it; null: nothing is ever used up. */
+interface Demand {
+  limit: QuotaLimit;
+  amount: number;
+  counted: QuotaResource | null;
+}
+
+/** In the order in which they are looked at. */
+function demandsOf(amounts: QuotaAmounts): Demand[] {
   const each = amounts.volumes === undefined ? 0 : (amounts.gigabytes ?? 0);
-  return [
-    ...(each > 0 ? [{ limit: "per_volume_gigabytes" as const, amount: each, counted: false }] : []),
-    ...resources.flatMap((r) => (amounts[r] === undefined ? [] : [{ limit: r, amount: amounts[r], counted: true }])),
-  ];
+  const demands = resources.flatMap((counted) => {
+    const amount = amounts[counted];
+    return amount === undefined ? [] : limitsOf[counted].map((limit): Demand => ({ limit, amount, counted }));
+  });
+  return each > 0 ? [{ limit: "per_volume_gigabytes", amount: each, counted: null }, ...demands] : demands;
 }
 
 /** SQL: every amount fits under its limit, or its limit is negative, which means none. */
 function fits(config: Config, amounts: QuotaAmounts): Prisma.Sql {
+  const defaults = configuredLimits(config);
   const parts = demandsOf(amounts).map(({ limit: name, amount, counted }) => {
     const ofClass = Prisma.sql`(SELECT ${Prisma.raw(`c.${name}`)} FROM quota_classes c WHERE c.name = ${defaultClass})`;
-    const limit = Prisma.sql`coalesce(${Prisma.raw(name)}, ${ofClass}, ${config.quotas[name]}::int)`;
-    const used = counted ? Prisma.raw(`${name}_used`) : Prisma.sql`0`;
+    const limit = Prisma.sql`coalesce(${Prisma.raw(name)}, ${ofClass}, ${defaults[name]}::int)`;
+    const used = counted ? Prisma.raw(`${counted}_used`) : Prisma.sql`0`;
     return Prisma.sql`(${limit} < 0 OR ${used} + ${amount}::int <= ${limit})`;
   });
   return Prisma.join(parts, " AND ");
@@ -123,10 +148,16 @@ export async function reserveQuota(
   const defaults = await getDefaultQuota(tx, config);
   for (const { limit: name, amount: requested, counted } of demandsOf(amounts)) {
     const limit = row[name] ?? defaults[name];
-    const used = counted ? (row[`${name as QuotaResource}_used`] ?? 0) : 0;
+    const used = counted ? (row[`${counted}_used`] ?? 0) : 0;
     if (limit >= 0 && used + requested > limit) throw new QuotaExceededError(name, { requested, limit, used });
   }
   await tx.$executeRaw(take);
+}
+
+/** What is used up against a limit. */
+function usedOf(row: QuotaRow, limit: QuotaLimit): number {
+  const counted = resources.find((r) => limitsOf[r].includes(limit));
+  return counted === undefined ? 0 : (row[`${counted}_used`] ?? 0);
 }
 
 /** Locks the quota rows of several projects, in one order everywhere. */
@@ -153,15 +184,14 @@ export async function getQuota(
   const rows = await database.$queryRaw<QuotaRow[]>`SELECT * FROM quotas WHERE project_id = ${projectId}`;
   const row = rows[0];
   const defaults = await getDefaultQuota(database, config);
-  const usedOf = (r: QuotaLimit): number => (r === "per_volume_gigabytes" ? 0 : (row?.[`${r}_used`] ?? 0));
-  const lines = limited.map((r) => [r, { limit: row?.[r] ?? defaults[r], inUse: usedOf(r) }] as const);
+  const lines = limited.map((r) => [r, { limit: row?.[r] ?? defaults[r], inUse: row ? usedOf(row, r) : 0 }] as const);
   return Object.fromEntries(lines) as Record<QuotaLimit, QuotaLine>;
 }
 
 /**
  * Changes the limits named; the others stay.
  *
- * @throws InvalidError when a limit would fall below what is in use
+ * @throws QuotaInUseError when a limit would fall below what is in use
  */
 export async function setQuota(
   database: Database,
@@ -174,11 +204,8 @@ export async function setQuota(
     const wanted = limited.filter((r) => limits[r] !== undefined);
     for (const resource of wanted) {
       const limit = limits[resource] ?? -1;
-      const used = resource === "per_volume_gigabytes" ? 0 : (row[`${resource}_used`] ?? 0);
-      if (limit >= 0 && limit < used) {
-        const text = `Quota ${resource} limit must be equal or greater than existing resources. Current usage is ${used} and the requested limit is ${limit}.`;
-        throw new InvalidError("input", text);
-      }
+      const used = usedOf(row, resource);
+      if (limit >= 0 && limit < used) throw new QuotaInUseError(resource, { limit, used });
     }
     if (wanted.length === 0) return;
     await tx.$executeRaw`UPDATE quotas SET ${assignments(wanted, limits)} WHERE project_id = ${projectId}`;

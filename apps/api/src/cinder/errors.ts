@@ -5,12 +5,14 @@ import {
   NoServiceError,
   NotFoundError,
   QuotaExceededError,
+  QuotaInUseError,
   type QuotaLimit,
   StateConflictError,
 } from "@tephra/control";
 import { type Fault, outageFault, unexpectedFault } from "../fault.ts";
 import { isDatabaseOutage } from "../outage.ts";
 import { Refusal } from "../refusals.ts";
+import { quotaKeyOf } from "./views.ts";
 
 /** Class prefixes that are part of Cinder's message texts (API spec 2.2). */
 const prefixes: Record<InvalidSubject, string> = {
@@ -29,6 +31,10 @@ const quotaClasses: Record<QuotaLimit, string> = {
   snapshots: "SnapshotLimitExceeded",
   gigabytes: "VolumeSizeExceedsAvailableQuota",
   per_volume_gigabytes: "VolumeSizeExceedsLimit",
+  volumes_of_type: "VolumeLimitExceeded",
+  snapshots_of_type: "SnapshotLimitExceeded",
+  gigabytes_of_type: "VolumeSizeExceedsAvailableQuota",
+  groups: "GroupLimitExceeded",
 };
 
 /** Texts of API spec 10 and 6.6. */
@@ -40,11 +46,16 @@ function quotaText({ resource, requested, limit, used }: QuotaExceededError): st
     case "per_volume_gigabytes":
       return `Requested volume size ${requested}G is larger than maximum allowed limit ${limit}G.`;
     case "gigabytes":
-      return `Requested volume or snapshot exceeds allowed gigabytes quota. ${gigabytes}`;
+    case "gigabytes_of_type":
+      return `Requested volume or snapshot exceeds allowed ${quotaKeyOf(resource)} quota. ${gigabytes}`;
     case "volumes":
-      return `Maximum number of volumes allowed (${limit}) exceeded for quota 'volumes'.`;
+    case "volumes_of_type":
+      return `Maximum number of volumes allowed (${limit}) exceeded for quota '${quotaKeyOf(resource)}'.`;
+    case "snapshots_of_type":
+      return `Maximum number of snapshots allowed (${limit}) exceeded`;
     case "backups":
     case "snapshots":
+    case "groups":
       return `Maximum number of ${resource} allowed (${limit}) exceeded`;
     default:
       return resource satisfies never;
@@ -65,6 +76,12 @@ export function faultOf(error: unknown): Fault {
   if (error instanceof InvalidError) return { status: 400, message: `${prefixes[error.subject]}${error.message}` };
   if (error instanceof QuotaExceededError) {
     return { status: 413, message: `${quotaClasses[error.resource]}: ${quotaText(error)}`, retryAfter: 0 };
+  }
+  if (error instanceof QuotaInUseError) {
+    const { resource, used, limit } = error;
+    const usage = `Current usage is ${used} and the requested limit is ${limit}.`;
+    const message = `Quota ${quotaKeyOf(resource)} limit must be equal or greater than existing resources. ${usage}`;
+    return { status: 400, message };
   }
   if (error instanceof NoServiceError) return { status: 503, message: error.message };
   if (error instanceof StateConflictError) return { status: 409, message: error.message };

@@ -2,8 +2,9 @@ import {
   getDefaultQuota,
   getQuota,
   getQuotaClass,
-  InvalidError,
+  type QuotaLimit,
   type QuotaLimits,
+  type QuotaLine,
   resetQuota,
   setQuota,
   setQuotaClass,
@@ -15,14 +16,15 @@ import { flagOf } from "./listing.ts";
 import { since } from "./microversions.ts";
 import { pythonRepr, pythonStr } from "./python-text.ts";
 import { updateQuotaBody, updateQuotaClassBody } from "./schemas.ts";
-import { fixedQuotas, limitsView, quotaKeys, quotaLimits, quotaUsage } from "./views.ts";
+import { limitsView, quotaKeys, quotaLimits, quotaUsage } from "./views.ts";
 
 const limitMax = 2_147_483_647;
 
 /** The project, or class, that the path names. */
 function nameOf(call: Call): string {
   const id = call.params["project"] ?? "";
-  if (id.length > 255 || !isStorable(id)) throw badRequest("Invalid input received: that is no project id");
+  if (id.length > 255) throw badRequest(`quota_set_name has ${id.length} characters, more than 255.`);
+  if (!isStorable(id)) throw badRequest("Invalid input received: that is no project id");
   return id;
 }
 
@@ -49,22 +51,24 @@ function limitOfClass(key: string, value: unknown): number {
   return limit;
 }
 
-/** Limits that a body names. Those that cannot be changed may be repeated as they are. */
+const isQuotaKey = (key: string): key is keyof typeof quotaKeys => Object.hasOwn(quotaKeys, key);
+
+/** Limits that a body names, under our names. */
 function limitsOf(
   body: Readonly<Record<string, unknown>>,
   what: "quota set" | "quota class set",
   limitOf: (key: string, value: unknown) => number,
 ): Partial<QuotaLimits> {
-  const unknown = Object.keys(body).filter((key) => !quotaKeys.includes(key as (typeof quotaKeys)[number]));
+  const limits = Object.entries(body).flatMap(([key, value]) =>
+    isQuotaKey(key) ? [[quotaKeys[key], limitOf(key, value)] as const] : [],
+  );
+  const unknown = Object.keys(body).filter((key) => !isQuotaKey(key));
   if (unknown.length > 0) throw badRequest(`Invalid input received: Bad key(s) in ${what}: ${unknown.join(", ")}`);
-  const limits = Object.entries(body).map(([key, value]) => [key, limitOf(key, value)] as const);
-  for (const [key, limit] of limits) {
-    if (fixedQuotas[key] !== undefined && fixedQuotas[key] !== limit) {
-      throw badRequest(`Invalid input received: Quota ${key} cannot be changed here.`);
-    }
-  }
-  return Object.fromEntries(limits.filter(([key]) => fixedQuotas[key] === undefined));
+  return Object.fromEntries(limits);
 }
+
+const limitsIn = (lines: Readonly<Record<QuotaLimit, QuotaLine>>): QuotaLimits =>
+  Object.fromEntries(Object.entries(lines).map(([key, line]) => [key, line.limit])) as QuotaLimits;
 
 /** Keys of a quota set that are no quotas: they may be sent back as they came. */
 const noQuotas = ["id", "tenant_id"];
@@ -77,11 +81,8 @@ export const quotas = {
       const project = nameOf(call);
       const usage = flagOf(call.query, "usage");
       const lines = await getQuota(database, config, project);
-      const limits = Object.fromEntries(Object.entries(lines).map(([key, line]) => [key, line.limit]));
-      return {
-        status: 200,
-        body: { quota_set: { ...(usage ? quotaUsage(lines) : quotaLimits(limits)), id: project } },
-      };
+      const shown = usage ? quotaUsage(lines) : quotaLimits(limitsIn(lines));
+      return { status: 200, body: { quota_set: { ...shown, id: project } } };
     },
   }),
   defaults: defineAction({
@@ -97,12 +98,8 @@ export const quotas = {
     handle: async ({ database, config }, call) => {
       const named = Object.entries(call.body.quota_set).filter(([key]) => !noQuotas.includes(key));
       const limits = limitsOf(Object.fromEntries(named), "quota set", limitOfProject);
-      const lines = await setQuota(database, config, nameOf(call), limits).catch((error: unknown) => {
-        // Cinder says this one without the prefix of its class.
-        throw error instanceof InvalidError ? badRequest(error.message) : error;
-      });
-      const now = Object.fromEntries(Object.entries(lines).map(([key, line]) => [key, line.limit]));
-      return { status: 200, body: { quota_set: quotaLimits(now) } };
+      const lines = await setQuota(database, config, nameOf(call), limits);
+      return { status: 200, body: { quota_set: quotaLimits(limitsIn(lines)) } };
     },
   }),
   remove: defineAction({

@@ -18,6 +18,7 @@ const enabled: Readonly<Record<string, readonly string[]>> = {
   ],
   backup: ["name", "status", "volume_id"],
   snapshot: ["name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"],
+  volume_type: ["is_public", "extra_specs"],
   message: ["resource_uuid", "resource_type", "event_id", "request_id", "message_level"],
 };
 
@@ -25,7 +26,7 @@ export const resourceFilters = {
   list: defineAction({
     since: since.resourceFilters,
     handle: async (_context, { query }) => {
-      const asked = query.get("resource");
+      const asked = query.get("resource") || null;
       const found = Object.entries(enabled).filter(([resource]) => asked === null || resource === asked);
       return { status: 200, body: { resource_filters: found.map(([resource, filters]) => ({ resource, filters })) } };
     },

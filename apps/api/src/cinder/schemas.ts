@@ -125,11 +125,12 @@ const host = z
   .regex(/^[a-zA-Z0-9-._#@:/+[\]]*$/, {
     error: (i) => `${pythonRepr(i.input)} does not match '^[a-zA-Z0-9-._#@:/+\\\\[\\\\]]*$'`,
   });
+const serviceName = text().min(1, { error: "'' is too short" });
 const serviceFields = {
-  binary: someText().optional(),
-  service: someText().optional(),
+  binary: serviceName.optional(),
+  service: serviceName.optional(),
   host: host.nullish(),
-  cluster: optionalText(),
+  cluster: optionalText().optional(),
 };
 const named = {
   error: (i: { input?: unknown }) => `${pythonRepr(i.input)} is not valid under any of the given schemas`,

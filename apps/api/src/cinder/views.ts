@@ -4,6 +4,7 @@ import {
   type MessageRow,
   nilUuid,
   type QuotaLimit,
+  type QuotaLimits,
   type QuotaLine,
   type ServiceRow,
   type SnapshotRow,
@@ -196,37 +197,33 @@ export function messageDetail(call: Call, row: MessageRow, keptUntil: Date): Rec
   };
 }
 
-/** Keys of a quota set, in Cinder's order; those that nothing here counts show Cinder's defaults. */
-export const quotaKeys = [
-  "volumes",
-  "per_volume_gigabytes",
-  "snapshots",
-  "gigabytes",
-  "backups",
-  "backup_gigabytes",
-  "volumes___DEFAULT__",
-  "gigabytes___DEFAULT__",
-  "snapshots___DEFAULT__",
-  "groups",
-] as const;
+/** Keys of a quota set, in Cinder's order, and what we call them. */
+export const quotaKeys = {
+  volumes: "volumes",
+  per_volume_gigabytes: "per_volume_gigabytes",
+  snapshots: "snapshots",
+  gigabytes: "gigabytes",
+  backups: "backups",
+  backup_gigabytes: "backup_gigabytes",
+  volumes___DEFAULT__: "volumes_of_type",
+  gigabytes___DEFAULT__: "gigabytes_of_type",
+  snapshots___DEFAULT__: "snapshots_of_type",
+  groups: "groups",
+} as const satisfies Record<string, QuotaLimit>;
 
-/** Limits that cannot be changed, because nothing here enforces them. */
-export const fixedQuotas: Readonly<Record<string, number>> = {
-  volumes___DEFAULT__: -1,
-  gigabytes___DEFAULT__: -1,
-  snapshots___DEFAULT__: -1,
-  groups: 10,
-};
+/** The key that Cinder has for a limit. */
+export const quotaKeyOf = (limit: QuotaLimit): string =>
+  Object.entries(quotaKeys).find(([, ours]) => ours === limit)?.[0] ?? limit;
 
 /** API spec 7.10: the limits of everything that Cinder limits. */
-export const quotaLimits = (limits: Readonly<Partial<Record<string, number>>>): Record<string, number> =>
-  Object.fromEntries(quotaKeys.map((key) => [key, limits[key] ?? fixedQuotas[key] ?? -1]));
+export const quotaLimits = (limits: QuotaLimits): Record<string, number> =>
+  Object.fromEntries(Object.entries(quotaKeys).map(([key, limit]) => [key, limits[limit]]));
 
 /** As `quotaLimits`, with what is in use; nothing is ever reserved for later. */
-export const quotaUsage = (lines: Readonly<Partial<Record<string, QuotaLine>>>): Record<string, unknown> =>
+export const quotaUsage = (lines: Readonly<Record<QuotaLimit, QuotaLine>>): Record<string, unknown> =>
   Object.fromEntries(
-    quotaKeys.map((key) => {
-      const { limit, inUse } = lines[key] ?? { limit: fixedQuotas[key] ?? -1, inUse: 0 };
+    Object.entries(quotaKeys).map(([key, name]) => {
+      const { limit, inUse } = lines[name];
       return [key, { limit, in_use: inUse, reserved: 0 }];
     }),
   );

@@ -1,4 +1,4 @@
-import { readChain } from "./backups.ts";
+import { type ChainLink, readChain } from "./backups.ts";
 import { type Config, defaultRepository } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NoServiceError, OperationEndedError } from "./errors.ts";
@@ -17,8 +17,16 @@ export interface NewImport {
   /** The record in strict base64. */
   url: string;
   id: string;
+  parentId: string | null;
   sizeGib: number;
 }
+
+/**
+ * Whether a text has the form of the names that a backup's objects begin with: on file systems, and on object stores. The engine has the
+ * last word on it; what is refused here never becomes a row.
+ */
+export const isObjectPrefix = (text: string): boolean =>
+  /^volume_[A-Za-z0-9-]{1,64}(?:_\d{14}|\/\d{14}\/az_[ -.0-~]{1,255})_backup_[A-Za-z0-9-]{1,64}$/.test(text);
 
 /** @throws NoServiceError when no worker is alive to import anything */
 export async function assertImportable(database: Database, config: Config, service: string): Promise<void> {
@@ -29,7 +37,7 @@ export async function assertImportable(database: Database, config: Config, servi
  * Accepts an export record (API spec 6.8). The row is the caller's, charged to its quota, and takes its contents when a worker has looked
  * at what the record names. A tombstone of the same id gives way.
  *
- * @throws InvalidError when a live row of any project has the id; QuotaExceededError
+ * @throws InvalidError when a live row of any project has the id, or the parent cannot be one; QuotaExceededError
  */
 export async function requestBackupImport(
   database: Database,
@@ -37,16 +45,17 @@ export async function requestBackupImport(
   principal: Principal,
   request: NewImport,
 ): Promise<{ id: string; name: string | null }> {
-  const { id, sizeGib } = request;
+  const { id, parentId, sizeGib } = request;
+  const { projectId } = principal;
   await inTransaction(database, async (tx) => {
-    await reserveQuota(tx, config, principal.projectId, { backups: 1, backup_gigabytes: sizeGib });
+    await reserveQuota(tx, config, projectId, { backups: 1, backup_gigabytes: sizeGib });
     await tx.backup.deleteMany({ where: { id, deletedAt: { not: null } } });
     const now = new Date();
     const inserted = await tx.backup.createMany({
       data: [
         {
           id,
-          projectId: principal.projectId,
+          projectId,
           userId: principal.userId,
           volumeId: nilUuid,
           status: "creating",
@@ -59,9 +68,10 @@ export async function requestBackupImport(
       skipDuplicates: true,
     });
     if (inserted.count === 0) throw new InvalidError("backup", "Backup already exists in database.");
+    await readParents(tx, { id, projectId, parentId });
     await startOperation(tx, principal, {
       kind: "backup-import",
-      projectId: principal.projectId,
+      projectId,
       backupId: id,
       input: { service: request.service, url: request.url },
       // Any worker: which repository has the objects is not known before somebody looks.
@@ -80,15 +90,19 @@ export interface ImportPlace {
 
 /**
  * Writes down where the objects lie before they are looked at: from then on a deletion of another row that shares them leaves them alone.
+ * One that was under way already may not have seen this row, so the import gives way to it.
  *
- * @throws OperationEndedError when the row is no longer being imported
+ * @throws OperationEndedError when the row is no longer being imported; InvalidError when the objects are being deleted
  */
 export async function nameImport(database: Database, operation: TaskOperation, place: ImportPlace): Promise<void> {
+  const named = { repository: place.repository, container: place.container, serviceMetadata: place.prefix };
   const { count } = await database.backup.updateMany({
     where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
-    data: { repository: place.repository, container: place.container, serviceMetadata: place.prefix },
+    data: named,
   });
   if (count !== 1) throw new OperationEndedError(operation.id);
+  const deleting = await database.backup.count({ where: { ...named, status: "deleting", deletedAt: null } });
+  if (deleting > 0) throw new InvalidError("backup", "The objects of the backup are being deleted.");
 }
 
 /** Everything that the row takes over; ids that are no uuids have been dropped. */
@@ -130,7 +144,7 @@ export async function finishBackupImport(
   const id = operation.backupId ?? nilUuid;
   const { statedParentId, ...columns } = imported;
   await inTransaction(database, async (tx) => {
-    await checkParent(tx, id, imported.parentId, statedParentId);
+    await checkParent(tx, { id, projectId: operation.projectId, parentId: imported.parentId }, statedParentId);
     const { count } = await tx.backup.updateMany({
       where: { id, status: "creating", deletedAt: null },
       data: { ...columns, status: "available", updatedAt: new Date() },
@@ -140,28 +154,43 @@ export async function finishBackupImport(
   });
 }
 
+interface Descent {
+  id: string;
+  projectId: string;
+  parentId: string | null;
+}
+
 /**
- * Records are made by hand, too: one that names another parent than its objects do, or closes a circle, is refused. A parent may have
- * been imported under another id than its objects bear, and it may come later.
+ * The chain that an imported backup builds on, as far as it is there: parents may come later. A chain belongs to one project, for who may
+ * restore a backup reads all that it builds on.
+ *
+ * @throws InvalidError when it closes a circle or reaches into another project
  */
-async function checkParent(
-  tx: Transaction,
-  id: string,
-  parentId: string | null,
-  stated: string | null | undefined,
-): Promise<void> {
+async function readParents(tx: Transaction, { id, projectId, parentId }: Descent): Promise<ChainLink[]> {
+  const chain = parentId === null ? [] : await readChain(tx, parentId);
+  if (parentId === id || chain.some((link) => link.id === id || link.parentId === id)) {
+    throw new InvalidError("backup", "The parents of the backup form a circle.");
+  }
+  const elsewhere = { parentId: id, projectId: { not: projectId }, deletedAt: null };
+  if (chain.some((link) => link.projectId !== projectId) || (await tx.backup.count({ where: elsewhere })) > 0) {
+    throw new InvalidError("backup", "The chain of the backup belongs to another project.");
+  }
+  return chain;
+}
+
+/**
+ * Records are made by hand, too: one that names another parent than its objects do is refused. A parent may have been imported under
+ * another id than its objects bear.
+ */
+async function checkParent(tx: Transaction, descent: Descent, stated: string | null | undefined): Promise<void> {
+  const { parentId } = descent;
   if (stated !== undefined && (stated === null) !== (parentId === null)) {
     throw new InvalidError(
       "backup",
       `The record names ${parentId ?? "no backup"} as parent, the metadata ${stated ?? "none"}.`,
     );
   }
-  if (parentId === null) return;
-  const chain = await readChain(tx, parentId);
-  if (parentId === id || chain.some((link) => link.id === id || link.parentId === id)) {
-    throw new InvalidError("backup", "The parents of the backup form a circle.");
-  }
-  const [parent] = chain;
+  const [parent] = await readParents(tx, descent);
   const bears = parent?.serviceMetadata?.split("_backup_").at(-1);
   if (!parent || stated == null || stated === parent.id || stated === bears) return;
   throw new InvalidError("backup", `The record names ${parentId} as parent, the metadata ${stated}.`);

@@ -89,17 +89,19 @@ export interface NewBackup {
 }
 
 /**
- * A container is a name beneath the repository: it must not lead out of it, nor into the folder of temporary names.
- *
- * @throws InvalidError
+ * Whether a container that somebody named is a name beneath the repository: it must not lead out of it, nor to what is reserved there.
+ * Drivers refuse what their store cannot hold besides.
  */
+export const isContainer = (text: string): boolean =>
+  Buffer.byteLength(text) <= 255 &&
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
+  !/[\u0000-\u001f\u007f\\]/.test(text) &&
+  text.split("/").every((part) => part !== "" && part !== "." && part !== ".." && !part.startsWith(".tephra"));
+
+/** @throws InvalidError */
 function checkContainer(container: string | null): void {
-  if (container === null || container === "") return;
-  const wrong =
-    /[\\\0]/.test(container) ||
-    container.split("/").some((part) => part === "" || part === "." || part === ".." || part.startsWith(".tephra"));
-  if (wrong)
-    throw new InvalidError("input", `Container ${JSON.stringify(container)} is no plain name beneath the repository.`);
+  if (container === null || container === "" || isContainer(container)) return;
+  throw new InvalidError("input", `Container ${JSON.stringify(container)} is no plain name beneath the repository.`);
 }
 
 async function checkSnapshot(tx: Transaction, principal: Principal, request: NewBackup): Promise<SnapshotRow | null> {
@@ -374,6 +376,7 @@ async function claimTarget(
 
 export interface ChainLink {
   id: string;
+  projectId: string;
   repository: string;
   container: string | null;
   serviceMetadata: string | null;
@@ -388,7 +391,8 @@ export async function readChain(database: Database | Transaction, backupId: stri
       UNION ALL
       SELECT b.*, c.depth + 1 FROM backups b JOIN chain c ON b.id = c.parent_id WHERE b.deleted_at IS NULL
     ) CYCLE id SET looped USING walked
-    SELECT id, repository, container, service_metadata AS "serviceMetadata", parent_id AS "parentId" FROM chain WHERE NOT looped ORDER BY depth`;
+    SELECT id, project_id AS "projectId", repository, container, service_metadata AS "serviceMetadata", parent_id AS "parentId"
+    FROM chain WHERE NOT looped ORDER BY depth`;
 }
 
 async function chainRepositories(tx: Transaction, backupId: string): Promise<string[]> {

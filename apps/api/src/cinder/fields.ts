@@ -10,7 +10,7 @@ export const typePhrase =
     `${pythonRepr(input)} is not of type ${types.map((t) => `'${t}'`).join(", ")}`;
 
 /** Characters, as Python counts them. */
-const lengthOf = (text: string): number => (text.length > 255 ? [...text].length : text.length);
+export const lengthOf = (text: string): number => (text.length > 255 ? [...text].length : text.length);
 
 /** PostgreSQL stores neither NUL nor half of a surrogate pair. */
 export const isStorable = (text: string): boolean => !text.includes("\0") && text.isWellFormed();

@@ -125,8 +125,8 @@ function importedOf(
   if (record.parentId !== null && !isUuid(record.parentId)) throw new InvalidRecordError("parent_id is no uuid");
   const createdAt = record.createdAt ?? new Date();
   return {
-    name: record.name?.slice(0, 255) ?? null,
-    description: record.description?.slice(0, 255) ?? null,
+    name: record.name,
+    description: record.description,
     volumeId: uuidOrNull(record.volumeId) ?? uuidOrNull(backup.volumeId) ?? nilUuid,
     snapshotId: uuidOrNull(record.snapshotId),
     parentId: record.parentId,

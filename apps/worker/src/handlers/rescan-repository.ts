@@ -47,7 +47,7 @@ function foundOf({ backup, problem }: RescannedBackup, service: string): FoundBa
 
 /** As the API would have taken it: PostgreSQL stores neither NUL nor half of a surrogate pair. */
 const storable = (text: string | null): string | null =>
-  text?.replaceAll("\0", "").toWellFormed().slice(0, 255) ?? null;
+  text?.replaceAll("\0", "").slice(0, 255).toWellFormed() ?? null;
 
 /** `YYYY-MM-DD HH:MM:SS[.ffffff]+00:00`; what is no date becomes the oldest one there is. */
 function dateOf(text: string | null): Date {

@@ -1,0 +1,134 @@
+import { type BackupRow, isContainer, isObjectPrefix, isUuid } from "@tephra/control";
+import { z } from "zod";
+import { badRequest } from "../refusals.ts";
+import { isStorable, lengthOf } from "./fields.ts";
+
+/** Whole seconds, with Z: not the form of the rest of the API (format spec 8.1). */
+const recordTime = (time: Date | null): string | null => (time === null ? null : `${time.toISOString().slice(0, 19)}Z`);
+
+/** What another service imports the backup by: Cinder's keys in Cinder's order, and no other (format spec 8.1). */
+export function recordOf(row: BackupRow, dependents: number): Record<string, unknown> {
+  const record = {
+    driver_info: {},
+    id: row.id,
+    user_id: row.userId,
+    project_id: row.projectId,
+    volume_id: row.volumeId,
+    host: row.host,
+    availability_zone: row.availabilityZone,
+    container: row.container,
+    parent_id: row.parentId,
+    status: row.status,
+    fail_reason: row.failReason,
+    size: row.sizeGib,
+    display_name: row.name,
+    display_description: row.description,
+    service_metadata: row.serviceMetadata,
+    service: row.service,
+    object_count: row.objectCount,
+    temp_volume_id: null,
+    temp_snapshot_id: null,
+    num_dependent_backups: dependents,
+    snapshot_id: row.snapshotId,
+    data_timestamp: recordTime(row.dataTimestamp),
+    restore_volume_id: row.restoreVolumeId,
+    metadata: row.metadata,
+    encryption_key_id: row.encryptionKeyId,
+    created_at: recordTime(row.createdAt),
+    updated_at: recordTime(row.updatedAt),
+    deleted_at: null,
+    deleted: false,
+  };
+  const url = Buffer.from(JSON.stringify(record), "utf8").toString("base64");
+  return { "backup-record": { backup_service: row.service, backup_url: url } };
+}
+
+/** What of a record is needed before a worker looks at what it names. `url` is the record again, in strict base64. */
+interface FirstSight {
+  id: string;
+  parentId: string | null;
+  sizeGib: number;
+  url: string;
+}
+
+const invalid = (text: string) => badRequest(`Invalid input received: ${text}`);
+
+/**
+ * Python's base64: what is not of the alphabet is skipped, so that almost anything can be decoded.
+ *
+ * @throws Refusal 400 where Python finds the padding wrong
+ */
+function decodeBase64(text: string): Buffer {
+  let digits = "";
+  let padding = 0;
+  for (const character of text) {
+    if (character === "=") {
+      padding += 1;
+      if (digits.length % 4 >= 2 && (digits.length % 4) + padding >= 4) return Buffer.from(digits, "base64");
+    } else if (/[A-Za-z0-9+/]/.test(character)) {
+      digits += character;
+      padding = 0;
+    }
+  }
+  if (digits.length % 4 !== 0) throw invalid("Can't decode backup record.");
+  return Buffer.from(digits, "base64");
+}
+
+const count = z
+  .int()
+  .min(0)
+  .max(2 ** 31 - 1);
+const text = z.string().refine((value) => lengthOf(value) <= 255 && isStorable(value));
+const id = z.string().refine(isUuid);
+const dateForm = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)?$/;
+const date = z.string().refine((value) => dateForm.test(value) && !Number.isNaN(Date.parse(value)));
+
+/** Every key that an import takes over, with what its value must be. Any other key may hold anything: it is not looked at. */
+const fields: Readonly<Record<string, readonly [what: string, schema: z.ZodType]>> = {
+  id: ["uuid", id],
+  size: ["number of gigabytes", count],
+  container: ["plain name beneath the repository", text.refine(isContainer)],
+  service_metadata: ["prefix of a backup's objects", z.string().refine(isObjectPrefix)],
+  object_count: ["number of objects", count],
+  display_name: ["text of at most 255 characters", text.nullable()],
+  display_description: ["text of at most 255 characters", text.nullable()],
+  parent_id: ["uuid", id.nullable()],
+  volume_id: ["uuid", id.nullable()],
+  snapshot_id: ["uuid", id.nullable()],
+  encryption_key_id: ["uuid", id.nullable()],
+  service: ["class path", text.nullable()],
+  metadata: ["set of short texts", z.record(text, text).nullable()],
+  created_at: ["date", date.nullable()],
+  data_timestamp: ["date", date.nullable()],
+};
+
+/**
+ * Reads an export record as Cinder's API does (API spec 6.8), and refuses what no import could end well with: whoever wrote it may have
+ * written anything. Missing keys other than `id` and `size` are the worker's to name, as in Cinder.
+ *
+ * @throws Refusal 400 in Cinder's words, or with the first key that holds what it cannot hold
+ */
+export function parseRecord(backupUrl: string): FirstSight {
+  const bytes = decodeBase64(backupUrl);
+  let document: unknown;
+  try {
+    document = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+  } catch {
+    throw invalid("Can't parse backup record.");
+  }
+  const isObject = typeof document === "object" && document !== null && !Array.isArray(document);
+  const record = new Map(Object.entries(isObject ? (document as object) : {}));
+  if (!record.has("id")) throw invalid("Provided backup record is missing an id");
+  if (!record.has("size")) throw invalid("Provided backup record is missing size attribute");
+  for (const [key, [what, schema]] of Object.entries(fields)) {
+    if (record.has(key) && !schema.safeParse(record.get(key)).success) {
+      throw invalid(`Provided backup record has an unusable ${key}: it is no ${what}`);
+    }
+  }
+  return {
+    id: String(record.get("id")).toLowerCase(),
+    parentId: (record.get("parent_id") as string | null | undefined)?.toLowerCase() ?? null,
+    sizeGib: record.get("size") as number,
+    url: bytes.toString("base64"),
+  };
+}

@@ -5,7 +5,7 @@ import pg from "pg";
 import { projectNode, root } from "../scripts/bootstrap.mjs";
 import { poll } from "../scripts/poll.ts";
 import { initialiseRepository } from "../scripts/repository.ts";
-import { startServices } from "../scripts/services.ts";
+import { type Services, startServices } from "../scripts/services.ts";
 import { freePort, type Program, spawnProgram } from "../scripts/spawn-program.ts";
 
 /** As GET /ops/operations shows it; sizes in bytes. */
@@ -48,6 +48,9 @@ export interface House extends AsyncDisposable {
   readonly configPath: string;
   /** Settles when the new worker is known to the service. `env` is added to its environment. */
   startWorker(env?: Record<string, string>): Promise<Program>;
+  /** Ends the API and starts it again on the same port; settles when it answers. */
+  restartApi(signal: NodeJS.Signals): Promise<void>;
+  readonly services: Pick<Services, "redisUrl" | "servers">;
 }
 
 /** The project of a caller who says nothing. */
@@ -130,12 +133,20 @@ async function build(options: HouseOptions): Promise<House> {
     await poll(known, { what: "the worker is known", timeoutMs: 30_000 });
     return worker;
   };
-  const api = await start("api", "apps/api/dist/main.js");
+  let api = await start("api", "apps/api/dist/main.js");
   await Promise.all(Array.from({ length: options.workers }, () => startWorker()));
-  const ready = async (): Promise<boolean> => (await fetch(`${url}/readyz`)).status === 200;
-  await poll(ready, { what: "the service is ready", timeoutMs: 30_000 }).catch((error: unknown) => {
-    throw new Error(`the service does not start:\n${api.tail()}`, { cause: error });
-  });
+  const apiReady = async (): Promise<void> => {
+    const ready = async (): Promise<boolean> => (await fetch(`${url}/readyz`)).status === 200;
+    await poll(ready, { what: "the service is ready", timeoutMs: 30_000 }).catch((error: unknown) => {
+      throw new Error(`the service does not start:\n${api.tail()}`, { cause: error });
+    });
+  };
+  await apiReady();
+  const restartApi: House["restartApi"] = async (signal) => {
+    await api.stop({ signal });
+    api = await start("api", "apps/api/dist/main.js");
+    await apiReady();
+  };
   const owned = stack.move();
   return {
     url,
@@ -148,6 +159,8 @@ async function build(options: HouseOptions): Promise<House> {
     finished: (query) => operationEnd(call, query),
     configPath,
     startWorker,
+    restartApi,
+    services,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
 }

@@ -55,6 +55,14 @@ const scripts = {
       (await succeeds([bin("vitest/vitest.mjs"), "run", "test/dialects/fuzz-requests.test.ts"], requests))
     );
   },
+  "test:fault": async (args) => {
+    await ensureBuilt();
+    return succeeds([join(root, "test/fault/fault.ts"), ...args]);
+  },
+  chaos: async (args) => {
+    await ensureBuilt();
+    return succeeds([join(root, "test/fault/chaos.ts"), ...args]);
+  },
   demo: async (args) => {
     await ensureBuilt();
     return succeeds([join(root, "demo/demo.ts"), ...args]);

@@ -5,10 +5,13 @@ import { BootstrapError, projectNode, root } from "./bootstrap.mjs";
 import { poll } from "./poll.ts";
 import { type Server, startPostgres } from "./postgres.ts";
 import { startRedis } from "./redis.ts";
+import type { Program } from "./spawn-program.ts";
 
 export interface Services {
   databaseUrl: string;
   redisUrl: string;
+  /** The servers that were started here, as they run now: one that ends by itself is started again. */
+  servers: { postgres?: () => Program; redis?: () => Program };
   /** Redis first, then PostgreSQL, whose log every other program may still want to write to. Idempotent. */
   stop(): Promise<void>;
 }
@@ -25,12 +28,14 @@ export async function startServices(options: {
   const { dataDir, env = {}, say = () => {} } = options;
   await using started = new AsyncDisposableStack();
   const log = (name: string): string => join(dataDir, "log", `${name}.log`);
+  const servers: Services["servers"] = {};
   let databaseUrl = env["DATABASE_URL"];
   if (databaseUrl === undefined) {
     const options = { dataDir: join(dataDir, "postgres"), log: log("postgres"), say };
     const postgres = await keepServing((port) => startPostgres({ ...options, ...port }), say);
     started.defer(postgres.stop);
     databaseUrl = postgres.url;
+    servers.postgres = postgres.program;
   }
   let redisUrl = env["REDIS_URL"];
   if (redisUrl === undefined) {
@@ -38,17 +43,18 @@ export async function startServices(options: {
     const redis = await keepServing((port) => startRedis({ ...options, ...port }), say);
     started.defer(redis.stop);
     redisUrl = redis.url;
+    servers.redis = redis.program;
   }
   migrate(databaseUrl);
   const owned = started.move();
-  return { databaseUrl, redisUrl, stop: () => owned.disposeAsync() };
+  return { databaseUrl, redisUrl, servers, stop: () => owned.disposeAsync() };
 }
 
 /** Starts a server again, on the same port, whenever it ends by itself. */
 async function keepServing(
   start: (port?: { port: number }) => Promise<Server>,
   say: (line: string) => void,
-): Promise<Pick<Server, "url" | "stop">> {
+): Promise<Pick<Server, "url" | "stop"> & { program: () => Program }> {
   let server = await start();
   const { url, port } = server;
   const stopping = new AbortController();
@@ -74,6 +80,7 @@ async function keepServing(
   });
   return {
     url,
+    program: () => server.program,
     stop: async () => {
       stopping.abort();
       await server.stop();

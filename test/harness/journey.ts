@@ -1,4 +1,4 @@
-import { createCipheriv, createHash } from "node:crypto";
+import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { open, rm } from "node:fs/promises";
 import { join } from "node:path";
@@ -9,12 +9,7 @@ const MiB = 1024 * 1024;
 export const project = "00000000000000000000000000000001";
 const base = `/v3/${project}`;
 
-/** Bytes that no compressor shrinks, the same for the same seed. */
-export function randomBytesOf(seed: string, length: number): Buffer {
-  const key = createHash("sha256").update(seed).digest();
-  const cipher = createCipheriv("aes-128-ctr", key.subarray(0, 16), key.subarray(16));
-  return cipher.update(Buffer.alloc(length));
-}
+export { randomBytesOf } from "./bytes.ts";
 
 export interface Island {
   offset: number;

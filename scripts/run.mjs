@@ -63,6 +63,10 @@ const scripts = {
     await ensureBuilt();
     return succeeds([join(root, "test/fault/chaos.ts"), ...args]);
   },
+  "test:mutations": async (args) => {
+    await ensureBuilt();
+    return succeeds([join(root, "test/mutations/run-mutations.ts"), ...args]);
+  },
   demo: async (args) => {
     await ensureBuilt();
     return succeeds([join(root, "demo/demo.ts"), ...args]);

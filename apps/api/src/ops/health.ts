@@ -17,6 +17,9 @@ async function findSchemaProblem({ database }: Context): Promise<string | null> 
     database.operation.findUnique({ where }),
     database.task.findUnique({ where }),
     database.worker.findUnique({ where }),
+    database.notification.findUnique({ where }),
+    database.delivery.findUnique({ where }),
+    database.message.findUnique({ where }),
     database.quota.findUnique({ where: { projectId: "" } }),
   ];
   const failed = (await Promise.allSettled(reads)).find((r) => r.status === "rejected");

@@ -32,7 +32,8 @@ export async function measureDelayedS3(home: string, say: Say): Promise<Measurem
       backup_s3_block_size: 32_768,
     },
   });
-  return compare(
+  // Awaited here: the server and the proxy end with this function.
+  return await compare(
     {
       name: `full, none, random, S3 with ${delayMs} ms added to each request`,
       goal: 4,

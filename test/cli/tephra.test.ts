@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { createHash, randomBytes } from "node:crypto";
+import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { existsSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -129,6 +129,27 @@ describe("tephra", () => {
     expect((await tephra(instance, "message", "show", message.id, "--json")).json.message).toEqual(message);
     expect((await tephra(instance, "message", "delete", message.id)).status).toBe(0);
     expect((await tephra(instance, "message", "list", "--json")).json.messages).toEqual([]);
+  });
+
+  it("lists what a target never took, and sends it again", async () => {
+    const [notification, delivery] = [randomUUID(), randomUUID()];
+    await instance.sql(
+      "INSERT INTO notifications (id, event_type, host, payload, spread) VALUES ($1, 'backup.create.end', 'h', '{}', true)",
+      [notification],
+    );
+    await instance.sql(
+      "INSERT INTO deliveries (id, notification_id, target, state, attempts, last_error) VALUES ($1, $2, 'webhook:old', 'dead', 12, 'answered 503')",
+      [delivery, notification],
+    );
+    const { stdout } = await tephra(instance, "notification", "list");
+    expect(stdout).toMatch(new RegExp(`${delivery} +backup.create.end +webhook:old +12 +answered 503`));
+    const again = await tephra(instance, "notification", "retry", delivery, "--json");
+    expect(again).toMatchObject({ status: 0, json: { notifications: [{ id: delivery, state: "pending" }] } });
+    expect((await tephra(instance, "notification", "list", "--json")).json.notifications).toEqual([]);
+    const pending = await tephra(instance, "notification", "list", "--state", "pending", "--limit", "1", "--json");
+    expect(pending.json.notifications).toMatchObject([{ id: delivery, attempts: 0, target: "webhook:old" }]);
+    expect((await tephra(instance, "notification", "retry", delivery)).status).toBe(1);
+    expect((await tephra(instance, "notification", "list", "--state", "lost")).status).toBe(2);
   });
 
   it("resolves a path against the working directory of the caller", async () => {

@@ -46,6 +46,7 @@ export function goldenRequests(): string[] {
     "snapshots",
     "quotas",
     "services",
+    "records",
     "limits",
     "bad-input",
     "tenants",

@@ -287,7 +287,8 @@ it("has a golden answer for every route", () => {
     ([method, path]) => [method === "ACTION" ? "POST" : method, path] as const,
   );
   for (const [method, path] of routes) {
-    if (path === "/metrics") continue; // Figures differ from run to run: it has a test of its own.
+    // Figures differ from run to run, and the description grows with every route: they have tests of their own.
+    if (path === "/metrics" || path === "/openapi.json" || path.startsWith("/docs/")) continue;
     const pattern = new RegExp(`^${method} (/v3(/[0-9a-f]{32})?)?${path.replace(/:\w+/g, "[^/ ?]+")}(\\?| |$)`);
     expect(
       asked.some((request) => pattern.test(request)),

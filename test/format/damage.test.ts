@@ -310,7 +310,7 @@ test("damage that only one read shows is not reported", async () => {
     };
     const stat = repository.stat.bind(repository);
     // Without files for the threads: every byte comes through get.
-    const own = { get, stat, openFile: undefined };
+    const own = { get, stat, openFile: undefined, filePath: undefined };
     return { ...reference, repository: Object.assign(Object.create(repository) as typeof repository, own) };
   });
   expect((await restoreToMemory(engine, flaky)).equals(volume)).toBe(true);

@@ -10,7 +10,8 @@ Reads one JSON request on standard input and prints one JSON answer:
              {"do": "import", "url": BACKUP_URL}]}
 
 A RECORD has id, volume_id, parent_id, container, service_metadata and size (GiB). The answer to a backup is its record as Cinder
-has completed it, with the backup_url that Cinder exports; to an import, the record as Cinder has decoded it. Every answer says how many
+has completed it, with the backup_url that Cinder exports; to an import, the record as Cinder has decoded it, and the one that it exports of what it has made of it: steps that follow
+know the backup. Every answer says how many
 seconds the step took. A step that fails answers {"error": TEXT}, and the next one runs.
 
 Real are the drivers, the format code and the Backup object. The database is a dictionary.
@@ -147,16 +148,24 @@ class Peer:
         backup.status = "available"
         return {"restored": backup.id}
 
-    def decode(self, step):
+    def take(self, step):
+        """What the manager does with a record (BackupManager.import_record)."""
         decoded = self.Backup.decode_record(step["url"])
         names = ("id", "volume_id", "parent_id", "container", "service_metadata", "size", "object_count", "service")
-        return {name: decoded[name] for name in names}
+        answer = {name: decoded[name] for name in names}
+        decoded.pop("driver_info")
+        for key in ("name", "user_id", "project_id", "deleted_at", "deleted", "fail_reason", "status"):
+            decoded.pop(key, None)
+        own = {"service": self.driver, "availability_zone": "nova", "host": "host"}
+        backup = self.remember({**decoded, **own}, "available")
+        answer["backup_url"] = backup.encode_record(driver_info={})
+        return answer
 
 
 def main():
     request = json.load(sys.stdin)
     peer = Peer(request)
-    actions = {"backup": peer.backup, "restore": peer.restore, "import": peer.decode}
+    actions = {"backup": peer.backup, "restore": peer.restore, "import": peer.take}
     done = []
     for step in request["steps"]:
         started = time.monotonic()

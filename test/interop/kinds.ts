@@ -8,6 +8,8 @@ import type { CinderDriver } from "./cinder.ts";
 /** An empty repository that both sides reach. Disposing of it stops its server. */
 interface Place extends AsyncDisposable {
   repository: Repository;
+  /** Where it is, as a service's configuration says it. */
+  configured: { url: string; access_key?: string; secret_key?: string };
   cinder: CinderDriver;
 }
 
@@ -21,19 +23,24 @@ const { objectBytes, blockBytes } = small;
 /** A kind on a server of its own, so that a rescan finds what the test has written and nothing else. */
 function onServer(
   name: string,
-  sides: (server: SwiftServer, container: string) => { ours: Promise<Repository>; settings: CinderDriver["settings"] },
+  sides: (
+    server: SwiftServer,
+    container: string,
+  ) => { configured: Place["configured"]; settings: CinderDriver["settings"] },
 ): Kind {
   return {
     name,
     async open() {
       await using stack = new AsyncDisposableStack();
       const server = stack.use(await startSwift());
-      const { ours, settings } = sides(server, `backups-${randomUUID()}`);
-      const repository = stack.use(await ours);
+      const { configured, settings } = sides(server, `backups-${randomUUID()}`);
+      const { url, access_key: accessKey, secret_key: secretKey } = configured;
+      const keys = { ...(accessKey && { accessKey }), ...(secretKey && { secretKey }) };
+      const repository = stack.use(await openRepository(url, keys));
       await repository.initialize();
       const owned = stack.move();
       const cinder = { driver: repository.service, settings };
-      return { repository, cinder, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+      return { repository, configured, cinder, [Symbol.asyncDispose]: () => owned.disposeAsync() };
     },
   };
 }
@@ -44,7 +51,8 @@ export const kinds: readonly Kind[] = [
     name: "posix",
     async open(folder) {
       const root = join(folder, "repository");
-      const repository = await openRepository(`posix:${root}`);
+      const configured = { url: `posix:${root}` };
+      const repository = await openRepository(configured.url);
       await repository.initialize();
       const settings = {
         backup_posix_path: root,
@@ -53,13 +61,14 @@ export const kinds: readonly Kind[] = [
       };
       return {
         repository,
+        configured,
         cinder: { driver: repository.service, settings },
         [Symbol.asyncDispose]: () => repository[Symbol.asyncDispose](),
       };
     },
   },
   onServer("S3", ({ url, user, key }, bucket) => ({
-    ours: openRepository(`s3://${bucket}?endpoint=${url}`, { accessKey: user, secretKey: key }),
+    configured: { url: `s3://${bucket}?endpoint=${url}`, access_key: user, secret_key: key },
     settings: {
       backup_s3_endpoint_url: url,
       backup_s3_store_access_key: user,
@@ -70,7 +79,7 @@ export const kinds: readonly Kind[] = [
     },
   })),
   onServer("Swift", ({ url, user, key }, container) => ({
-    ours: openRepository(`swift:${container}?auth=v1&auth_url=${url}/auth/v1.0&user=${user}&key=${key}`),
+    configured: { url: `swift:${container}?auth=v1&auth_url=${url}/auth/v1.0&user=${user}&key=${key}` },
     settings: {
       backup_swift_auth: "single_user",
       backup_swift_auth_version: "1",

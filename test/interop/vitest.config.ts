@@ -5,7 +5,7 @@ import { CountReporter } from "../harness/count-reporter.ts";
 export default defineConfig({
   test: {
     include: ["test/interop/*.suite.ts"],
-    globalSetup: ["test/harness/build-setup.ts"],
+    globalSetup: ["test/harness/build-setup.ts", "test/harness/global-setup.ts"],
     reporters: ["default", new CountReporter()],
     maxWorkers: 1,
     testTimeout: 300_000,

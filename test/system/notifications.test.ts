@@ -1,9 +1,13 @@
-import { createHmac } from "node:crypto";
-import { createServer } from "node:http";
+import { spawnSync } from "node:child_process";
+import { createHmac, randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { createServer, type IncomingHttpHeaders } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { expect, it } from "vitest";
-import { startInstance } from "../harness/instance.ts";
+import { root } from "../../scripts/bootstrap.mjs";
+import { systemPython } from "../../scripts/debian-packages.ts";
+import { type Instance, startInstance } from "../harness/instance.ts";
 import { journeyOn, project, randomBytesOf, writeIslands } from "../harness/journey.ts";
 
 const base = `/v3/${project}`;
@@ -14,11 +18,15 @@ interface Received {
   // biome-ignore lint/suspicious/noExplicitAny: the payload is what the tests look into
   message: any;
   signed: boolean;
-  status: number;
+  status: number | null;
+  headers: IncomingHttpHeaders;
+  body: string;
+  /** By the clock of this process. */
+  atMs: number;
 }
 
-/** A real receiver: answers `statusOf(n)` to its n-th request, and says of each whether its signature is right. */
-async function startReceiver(statusOf: (count: number) => number = () => 204) {
+/** A real receiver: answers `statusOf(n)` to its n-th request, null being never, and says of each whether its signature is right. */
+async function startReceiver(statusOf: (count: number) => number | null = () => 204) {
   const received: Received[] = [];
   const server = createServer((req, res) => {
     const chunks: Buffer[] = [];
@@ -30,7 +38,16 @@ async function startReceiver(statusOf: (count: number) => number = () => 204) {
       const fresh = Math.abs(Date.now() / 1000 - Number(time)) < 60;
       const status = statusOf(received.length);
       const signed = fresh && req.headers["x-tephra-signature"] === `sha256=${hmac}`;
-      received.push({ message: JSON.parse(body.toString()), signed, status });
+      const text = body.toString();
+      received.push({
+        message: JSON.parse(text),
+        signed,
+        status,
+        headers: req.headers,
+        body: text,
+        atMs: performance.now(),
+      });
+      if (status === null) return;
       res.writeHead(status, status === 302 ? { location: "/elsewhere" } : {}).end();
     });
   });
@@ -44,6 +61,43 @@ async function startReceiver(statusOf: (count: number) => number = () => 204) {
       await new Promise((resolve) => server.close(resolve));
     },
   };
+}
+
+/** What docs/notifications.md tells receivers to do, done to a real delivery and to forgeries of it. */
+function expectDocumentedCheck({ headers, body }: Received): void {
+  const page = readFileSync(join(root, "docs/notifications.md"), "utf8");
+  const [, check = ""] = /```python\n(.*?)```/s.exec(page) ?? [];
+  const program = `${check}\nimport json, sys\nfor s, h, b in json.load(sys.stdin): print(is_genuine(s, h, b.encode()))\n`;
+  const old = { ...headers, "x-tephra-timestamp": String(Number(headers["x-tephra-timestamp"]) - 1) };
+  const oldSignature = createHmac("sha256", secret).update(`1000000000.${body}`).digest("hex");
+  const stale = {
+    ...headers,
+    "x-tephra-timestamp": "1000000000",
+    "x-tephra-signature": `sha256=${oldSignature}`,
+  };
+  const cases = [
+    [secret, headers, body],
+    [secret, headers, `${body} `],
+    ["another secret of some length", headers, body],
+    [secret, old, body],
+    [secret, stale, body],
+    [secret, { ...headers, "x-tephra-signature": "" }, body],
+  ];
+  const { stdout, stderr } = spawnSync(systemPython, ["-c", program], {
+    input: JSON.stringify(cases),
+    encoding: "utf8",
+  });
+  expect(stdout.trim().split("\n"), stderr).toEqual(["True", "False", "False", "False", "False", "False"]);
+}
+
+/** Puts an event into the outbox as a status change does, without one. */
+async function putEvent(instance: Instance): Promise<string> {
+  const id = randomUUID();
+  await instance.sql(
+    "INSERT INTO notifications (id, event_type, host, payload) VALUES ($1, 'backup.create.end', 'h', '{}')",
+    [id],
+  );
+  return id;
 }
 
 const quick = { backoff_ms: 50, poll_ms: 50, timeout_ms: 2000 };
@@ -73,6 +127,7 @@ it("tells webhook, stream and log of every event of a backup, signed, with a tru
   await instance.waitFor(last, { what: "the last event is told" });
 
   const { received } = receiver;
+  expectDocumentedCheck(received[0] as Received);
   expect(received.every(({ signed }) => signed)).toBe(true);
   const messages = received.map(({ message }) => message);
   expect(new Set(messages.map((m) => m.message_id)).size).toBe(messages.length);
@@ -170,4 +225,63 @@ it("tries again what a webhook does not take, keeps what it never takes for an a
   await instance.waitFor(async () => (await listed("delivered")).length === 4, { what: "it is delivered at last" });
   expect((await instance.request("POST", `/ops/notifications/${again?.id}/retry`)).status).toBe(404);
   expect((await instance.request("POST", "/ops/notifications/nope/retry")).status).toBe(404);
+});
+
+it("waits longer after each attempt, and goes on where a worker died in the middle of one", {
+  timeout: 120_000,
+}, async () => {
+  await using slow = await startReceiver((count) => (count < 3 ? 503 : 204));
+  let silent = true;
+  await using deaf = await startReceiver(() => (silent ? null : 204));
+  const webhooks = [
+    { name: "slow", url: slow.url, secret },
+    { name: "deaf", url: deaf.url, secret },
+  ];
+  const notifications = { ...quick, webhooks, backoff_ms: 300, timeout_ms: 3000 };
+  await using instance = await startInstance({ config: { notifications } });
+  const id = await putEvent(instance);
+  await instance.waitFor(() => deaf.received.length === 1, { what: "an attempt is under way" });
+  await instance.workers[0]?.stop({ signal: "SIGKILL" });
+  silent = false;
+  await instance.startWorker();
+  const ended = () =>
+    instance.sql("SELECT target, attempts FROM deliveries WHERE state = 'delivered' ORDER BY target DESC");
+  await instance.waitFor(async () => (await ended()).length === 2, { what: "both have it" });
+  const [bySlow, byDeaf] = await ended();
+  expect(byDeaf).toEqual({ target: "webhook:deaf", attempts: 2 });
+  expect(bySlow.target).toBe("webhook:slow");
+  expect(bySlow.attempts).toBeGreaterThanOrEqual(4);
+  expect([...slow.received, ...deaf.received].every(({ message }) => message.message_id === id)).toBe(true);
+  const pauses = slow.received.slice(1).map(({ atMs }, i) => atMs - (slow.received[i]?.atMs ?? 0));
+  for (const [i, pause] of pauses.entries()) expect(pause).toBeGreaterThanOrEqual(300 * 2 ** i);
+});
+
+it("forgets what every target has after a day, and what one never took after thirty", { timeout: 60_000 }, async () => {
+  await using instance = await startInstance({ workers: 0, config: { notifications: { ...quick, log: true } } });
+  const put = async (state: string, days: number): Promise<string> => {
+    const id = await putEvent(instance);
+    await instance.sql(
+      "UPDATE notifications SET spread = true, created_at = now() - $2 * interval '1 day' WHERE id = $1",
+      [id, days],
+    );
+    await instance.sql("INSERT INTO deliveries (id, notification_id, target, state) VALUES ($1, $1, 'webhook:x', $2)", [
+      id,
+      state,
+    ]);
+    return id;
+  };
+  const kept = [await put("delivered", 0.9), await put("dead", 1.1), await put("dead", 29.9)];
+  for (const [state, days] of [
+    ["delivered", 1.1],
+    ["dead", 30.1],
+    ["pending", 30.1],
+  ] as const)
+    await put(state, days);
+  await instance.startWorker();
+  const rows = () => instance.sql("SELECT id FROM notifications");
+  await instance.waitFor(async () => (await rows()).length === 3, { what: "the old ones are forgotten" });
+  expect((await rows()).map(({ id }) => id).sort()).toEqual(kept.sort());
+  const { text } = await instance.request("GET", "/metrics");
+  expect(text).toMatch(/^tephra_notifications_dead 2$/m);
+  expect(text).toMatch(/^tephra_notifications_pending 0$/m);
 });

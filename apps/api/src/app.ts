@@ -15,6 +15,7 @@ import { volumeTypes } from "./cinder/volume-types.ts";
 import { volumes } from "./cinder/volumes.ts";
 import type { Context } from "./context.ts";
 import { identify } from "./identify.ts";
+import { documentation } from "./ops/documentation.ts";
 import { health } from "./ops/health.ts";
 import { notifications } from "./ops/notifications.ts";
 import { operations } from "./ops/operations.ts";
@@ -119,11 +120,18 @@ export const cinderRoutes: readonly Route[] = [
   ["GET", "/resource_filters", "resource_filter:list", resourceFilters.list],
 ];
 
-/** Our own routes: health, figures, operations, users' own files. */
+const docs = documentation(() => ({ cinder: cinderRoutes, ops: opsRoutes }));
+
+/** Our own routes: health, figures, the description of the API, operations, users' own files. */
 export const opsRoutes: readonly OpsRoute[] = [
   ["GET", "/healthz", "public", health.alive],
   ["GET", "/readyz", "public", health.ready],
   ["GET", "/metrics", "public", health.metrics],
+  ["GET", "/openapi.json", "public", docs.document],
+  ["GET", "/docs/", "public", docs.page],
+  ["GET", "/docs/start.js", "public", docs.start],
+  ["GET", "/docs/swagger-ui-bundle.js", "public", docs.script],
+  ["GET", "/docs/swagger-ui.css", "public", docs.style],
   ["GET", "/ops/operations", "ops:operations", operations.list],
   ["GET", "/ops/operations/:id", "ops:operations", operations.show],
   ["GET", "/ops/notifications", "ops:notifications", notifications.list],

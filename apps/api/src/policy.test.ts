@@ -1,4 +1,4 @@
-import type { Principal, Role } from "@tephra/control";
+import { type Principal, type Role, roles } from "@tephra/control";
 import { describe, expect, it } from "vitest";
 import { cinderRouter } from "./cinder/serve.ts";
 import type { Context } from "./context.ts";
@@ -25,6 +25,32 @@ describe("policy", () => {
     expect(may(as("member"), "volume_extension:quotas:show", "p")).toBe(true);
     expect(may(as("member"), "volume_extension:quotas:show", "q")).toBe(false);
     expect(may(as("admin"), "volume_extension:quotas:show", "q")).toBe(true);
+  });
+
+  it("asks for the roles of the API spec, 5.3", () => {
+    const least: Record<Role, readonly Rule[]> = {
+      reader: ["backup:get_all", "backup:get"],
+      member: ["backup:create", "backup:update", "backup:delete", "backup:restore"],
+      admin: [
+        "backup:backup_project_attribute",
+        "backup:backup-import",
+        "backup:export-import",
+        "volume_extension:backup_admin_actions:reset_status",
+        "volume_extension:backup_admin_actions:force_delete",
+        "volume_extension:services:index",
+        "volume_extension:services:update",
+        "volume_extension:quotas:update",
+        "volume_extension:quotas:delete",
+        "volume_extension:quota_classes:get",
+        "volume_extension:quota_classes:update",
+      ],
+    };
+    for (const [index, role] of roles.entries()) {
+      for (const rule of least[role]) {
+        const allowed = roles.map((mine) => may(as(mine), rule));
+        expect(allowed, rule).toEqual(roles.map((_, at) => at >= index));
+      }
+    }
   });
 
   it("refuses in Cinder's words", () => {

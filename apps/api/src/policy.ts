@@ -94,6 +94,9 @@ export function assertRule(rule: string, route: string): asserts rule is Rule {
   if (!Object.hasOwn(policy, rule)) throw new Error(`route ${route} has no entry in the policy table: ${rule}`);
 }
 
+/** The least role that a rule asks for; a `user` is whoever has a token. */
+export const roleOf = (rule: Rule): Role | "user" | "anyone" => policy[rule];
+
 export const isPublic = (rule: Rule): boolean => policy[rule] === "anyone";
 
 /** Whether the principal may do it; with `projectId`, to something that belongs to that project and is not looked up by a verb. */

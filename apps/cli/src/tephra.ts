@@ -1,6 +1,7 @@
 import { Command, CommanderError } from "commander";
 import { addBackupCommands } from "./tephra-backups.ts";
 import { addMessageCommands } from "./tephra-messages.ts";
+import { addNotificationCommands } from "./tephra-notifications.ts";
 import { cellText } from "./tephra-output.ts";
 import { addRecordCommands } from "./tephra-records.ts";
 import { addGlobalOptions } from "./tephra-session.ts";
@@ -45,6 +46,7 @@ function buildProgram(): Command {
   addBackupCommands(program);
   addRecordCommands(program);
   addMessageCommands(program);
+  addNotificationCommands(program);
   addStatusCommands(program);
   return program;
 }

@@ -120,7 +120,13 @@ const Notifications = z
       .array(
         z.strictObject({
           name,
-          url: z.url({ protocol: /^https?$/, error: "must be an http:// or https:// URL" }),
+          /** Whoever answers there learns of every project: it comes from here alone, never from a request. */
+          url: z
+            .url({ protocol: /^https?$/, error: "must be an http:// or https:// URL" })
+            .refine(
+              (url) => !/^https?:\/\/[^/?#]*@/i.test(url),
+              "must not carry a user or password: `secret` signs instead",
+            ),
           secret: z.string().min(16, "must have at least 16 characters"),
         }),
       )

@@ -71,6 +71,8 @@ interface Figures {
   last_success_age_seconds: number | null;
   workers: number;
   slots: number;
+  notifications_pending: number;
+  notifications_dead: number;
 }
 
 async function readFigures(database: Database): Promise<Figures> {
@@ -85,7 +87,9 @@ async function readFigures(database: Database): Promise<Figures> {
       coalesce((SELECT extract(epoch FROM now() - min(created_at)) FROM backups WHERE status = 'creating' AND deleted_at IS NULL), 0)::float AS oldest_creating_seconds,
       (SELECT extract(epoch FROM now() - max(finished_at)) FROM operations WHERE kind = 'backup-create' AND state = 'succeeded')::float AS last_success_age_seconds,
       (SELECT count(*) FROM workers WHERE heartbeat_at > now() - interval '30 seconds')::int AS workers,
-      (SELECT coalesce(sum(slots), 0) FROM workers WHERE heartbeat_at > now() - interval '30 seconds')::int AS slots`;
+      (SELECT coalesce(sum(slots), 0) FROM workers WHERE heartbeat_at > now() - interval '30 seconds')::int AS slots,
+      (SELECT count(*) FROM deliveries WHERE state = 'pending')::int AS notifications_pending,
+      (SELECT count(*) FROM deliveries WHERE state = 'dead')::int AS notifications_dead`;
   const row = rows[0];
   if (!row) throw new Error("no figures");
   return row;
@@ -112,6 +116,8 @@ export function openMetrics(database: Database) {
     ),
     workers: gauge("tephra_workers", "Worker processes heard of in the last 30 seconds"),
     slots: gauge("tephra_worker_slots", "Tasks that those workers can run at once"),
+    notifications_pending: gauge("tephra_notifications_pending", "Notifications on their way, counted once per target"),
+    notifications_dead: gauge("tephra_notifications_dead", "Notifications that a target never took"),
   } as const;
   const requests = new Counter({
     name: "tephra_http_requests_total",

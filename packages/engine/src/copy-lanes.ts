@@ -33,7 +33,7 @@ export async function copyLanes(engine: EngineContext, input: LanesInput, outer:
   const lanes = input.windows.map((window, index) => new Lane(input, window, index, { signal, stop }));
   try {
     const { source, windows, blockBytes } = input;
-    const messages = windows.map((window) => ({ ...window, descriptor: source.descriptor }));
+    const messages = windows.map((window) => ({ ...window, file: source.descriptor }));
     const handOut = (slices: LaneSlice[]): Promise<unknown> =>
       Promise.all(slices.map((slice) => (lanes[slice.index] as Lane).take(slice)));
     const unread = await pumpLanes(engine.pool, { messages, blockBytes }, handOut, signal);

@@ -4,7 +4,6 @@ import { codecOf } from "./compression.ts";
 import { EngineError } from "./errors.ts";
 import { dataName } from "./layout.ts";
 import type { MappedObject } from "./merge-layers.ts";
-import type { ObjectFile } from "./repository/repository.ts";
 import { expectedHashes, type RestoreJob, writeRuns } from "./restore-job.ts";
 import { coveredBytes, relativeSegments, restoreObject } from "./restore-object.ts";
 import { addDataRuns } from "./threads/cpu-tasks.ts";
@@ -43,7 +42,7 @@ function fitsStep(job: RestoreJob, { layer, entry, segments }: MappedObject): bo
   const { blockBytes } = hashes;
   const end = entry.offset + entry.length;
   return (
-    references[layer]?.repository.openFile !== undefined &&
+    references[layer]?.repository.filePath !== undefined &&
     engine.pool.hashing.md5 !== "openssl" &&
     fitsLanes(blockBytes) &&
     entry.offset % blockBytes === 0 &&
@@ -80,7 +79,7 @@ export async function restoreGroup(
 /** An object on its way: what it must be, and what has been found so far. */
 interface Lane {
   object: MappedObject;
-  file: ObjectFile;
+  path: string;
   /** Per block of the object, where it is used: 32 bytes of the list, and 1 in `used`. */
   expected: Uint8Array;
   used: Uint8Array;
@@ -99,22 +98,18 @@ async function restoreInStep(
 ): Promise<MappedObject[]> {
   const blockBytes = job.hashes?.blockBytes as number;
   const release = await job.engine.memory.claim(laneMemoryBytes(objects.length, blockBytes), signal);
-  await using files = new AsyncDisposableStack();
   try {
     const lanes: Lane[] = [];
     const missed: MappedObject[] = [];
     for (const object of objects) {
       const lane = await openLane(job, object, blockBytes);
       if (lane === null) missed.push(object);
-      else {
-        files.use(lane.file);
-        lanes.push(lane);
-      }
+      else lanes.push(lane);
     }
     if (lanes.length === 0) return missed;
-    const messages = lanes.map(({ file, object }) => {
+    const messages = lanes.map(({ path, object }) => {
       const { length } = object.entry;
-      return { descriptor: file.descriptor, offset: 0, length, data: Float64Array.of(0, length) };
+      return { file: { path, sizeBytes: length }, offset: 0, length, data: null };
     });
     const consume = (slices: LaneSlice[]): Promise<unknown> =>
       Promise.all(slices.map((slice) => writeSlice(job, lanes[slice.index] as Lane, slice, signal)));
@@ -126,7 +121,7 @@ async function restoreInStep(
   }
 }
 
-/** Null when the object is not there as its entry says, or its hashes cannot be read: on its own it will be found out why. */
+/** Null when its container or its hashes cannot be read: on its own it will be found out why. */
 async function openLane(job: RestoreJob, object: MappedObject, blockBytes: number): Promise<Lane | null> {
   try {
     return await openLaneOrThrow(job, object, blockBytes);
@@ -152,11 +147,8 @@ async function openLaneOrThrow(job: RestoreJob, object: MappedObject, blockBytes
     expected.set((listed as Uint8Array).subarray(taken * 32, (taken + end - first) * 32), first * 32);
     taken += end - first;
   }
-  const file = await reference.repository.openFile?.(keyOf(reference, dataName(reference.prefix, entry.number)));
-  if (file === undefined) return null;
-  if (file.sizeBytes === entry.length) return { object, file, expected, used, failed: false };
-  await file[Symbol.asyncDispose]();
-  return null;
+  const path = await reference.repository.filePath?.(keyOf(reference, dataName(reference.prefix, entry.number)));
+  return path === undefined ? null : { object, path, expected, used, failed: false };
 }
 
 async function writeSlice(job: RestoreJob, lane: Lane, slice: LaneSlice, signal: AbortSignal): Promise<void> {

@@ -1,5 +1,5 @@
 import type { Context } from "../context.ts";
-import type { OpsAnswer } from "./serve.ts";
+import type { PublicAction } from "./serve.ts";
 
 /** A prober must get its answer while the database hangs. */
 const answerWithinMs = 3_000;
@@ -17,6 +17,9 @@ async function findSchemaProblem({ database }: Context): Promise<string | null> 
     database.operation.findUnique({ where }),
     database.task.findUnique({ where }),
     database.worker.findUnique({ where }),
+    database.notification.findUnique({ where }),
+    database.delivery.findUnique({ where }),
+    database.message.findUnique({ where }),
     database.quota.findUnique({ where: { projectId: "" } }),
   ];
   const failed = (await Promise.allSettled(reads)).find((r) => r.status === "rejected");
@@ -42,17 +45,21 @@ async function inTime(reasons: Promise<string[]>): Promise<string[]> {
 
 export const health = {
   /** The process serves requests; says nothing of anything else. */
-  alive: async (): Promise<OpsAnswer> => ({ status: 200, body: { status: "ok" } }),
+  alive: { handle: async () => ({ status: 200, body: { status: "ok" } }) },
 
   /** 200 when requests can be accepted: the database answers and has its migrations. Workers may come later: `/metrics` counts them. */
-  ready: async (context: Context): Promise<OpsAnswer> => {
-    const reasons = await inTime(findReasons(context));
-    return reasons.length === 0
-      ? { status: 200, body: { status: "ready" } }
-      : { status: 503, body: { status: "unavailable", reasons } };
+  ready: {
+    handle: async (context) => {
+      const reasons = await inTime(findReasons(context));
+      return reasons.length === 0
+        ? { status: 200, body: { status: "ready" } }
+        : { status: 503, body: { status: "unavailable", reasons } };
+    },
   },
 
-  metrics: async ({ metrics }: Context): Promise<OpsAnswer> => {
-    return { status: 200, body: await metrics.render(), contentType: metrics.contentType };
+  metrics: {
+    handle: async ({ metrics }) => {
+      return { status: 200, body: await metrics.render(), contentType: metrics.contentType };
+    },
   },
-};
+} satisfies Record<string, PublicAction>;

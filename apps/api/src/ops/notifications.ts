@@ -1,7 +1,6 @@
 import { type DeliveryRow, deliveryStates, listDeliveries, retryDelivery } from "@tephra/control";
 import { z } from "zod";
-import type { Context } from "../context.ts";
-import { type OpsAnswer, type OpsCall, parse } from "./serve.ts";
+import { defineOps } from "./serve.ts";
 
 const Query = z.strictObject({
   state: z.enum(deliveryStates).default("dead"),
@@ -23,13 +22,18 @@ const view = (row: DeliveryRow): Record<string, unknown> => ({
 
 /** Notifications by target: those that none would take, unless another state is asked for. */
 export const notifications = {
-  list: async ({ database }: Context, { query }: OpsCall): Promise<OpsAnswer> => {
-    const rows = await listDeliveries(database, parse(Query, Object.fromEntries(query)));
-    return { status: 200, body: { notifications: rows.map(view) } };
-  },
+  list: defineOps({
+    query: Query,
+    handle: async ({ database }, { query }) => {
+      const rows = await listDeliveries(database, query);
+      return { status: 200, body: { notifications: rows.map(view) } };
+    },
+  }),
 
-  retry: async ({ database }: Context, { params }: OpsCall): Promise<OpsAnswer> => {
-    await retryDelivery(database, params["id"] ?? "");
-    return { status: 202, body: {} };
-  },
+  retry: defineOps({
+    handle: async ({ database }, { params }) => {
+      await retryDelivery(database, params["id"] ?? "");
+      return { status: 202, body: {} };
+    },
+  }),
 };

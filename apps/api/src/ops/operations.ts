@@ -1,7 +1,6 @@
 import { getOperation, isUuid, listOperations, type OperationProgress, operationStates } from "@tephra/control";
 import { z } from "zod";
-import type { Context } from "../context.ts";
-import { type OpsAnswer, type OpsCall, parse } from "./serve.ts";
+import { defineOps } from "./serve.ts";
 
 const id = z.string().refine(isUuid, "is not a uuid");
 
@@ -41,18 +40,22 @@ function view(row: OperationProgress): Record<string, unknown> {
 }
 
 export const operations = {
-  list: async ({ database }: Context, { principal, query }: OpsCall): Promise<OpsAnswer> => {
-    const wanted = parse(Query, Object.fromEntries(query));
-    const rows = await listOperations(database, principal, {
-      limit: wanted.limit,
-      ...(wanted.backup_id !== undefined && { backupId: wanted.backup_id }),
-      ...(wanted.volume_id !== undefined && { volumeId: wanted.volume_id }),
-      ...(wanted.state !== undefined && { state: wanted.state }),
-    });
-    return { status: 200, body: { operations: rows.map(view) } };
-  },
+  list: defineOps({
+    query: Query,
+    handle: async ({ database }, { principal, query }) => {
+      const rows = await listOperations(database, principal, {
+        limit: query.limit,
+        ...(query.backup_id !== undefined && { backupId: query.backup_id }),
+        ...(query.volume_id !== undefined && { volumeId: query.volume_id }),
+        ...(query.state !== undefined && { state: query.state }),
+      });
+      return { status: 200, body: { operations: rows.map(view) } };
+    },
+  }),
 
-  show: async ({ database }: Context, { principal, params }: OpsCall): Promise<OpsAnswer> => {
-    return { status: 200, body: { operation: view(await getOperation(database, principal, params["id"] ?? "")) } };
-  },
+  show: defineOps({
+    handle: async ({ database }, { principal, params }) => {
+      return { status: 200, body: { operation: view(await getOperation(database, principal, params["id"] ?? "")) } };
+    },
+  }),
 };

@@ -8,12 +8,12 @@ import { badRequest } from "../refusals.ts";
 import { logFault } from "../request-log.ts";
 import { faultOf } from "./errors.ts";
 
-/** One request to a route of ours. `principal` is null on public routes. */
-export interface OpsCall<P extends Principal | null = Principal> {
-  readonly principal: P;
+/** One authenticated request to a route of ours. `Body` and `Query` are what the action's schemas make of them. */
+export interface OpsCall<Body = unknown, Query = unknown> {
+  readonly principal: Principal;
   readonly params: Readonly<Record<string, string>>;
-  readonly query: URLSearchParams;
-  readonly body: unknown;
+  readonly query: Query;
+  readonly body: Body;
 }
 
 export interface OpsAnswer {
@@ -21,19 +21,31 @@ export interface OpsAnswer {
   /** JSON, or text where `contentType` is given. */
   body: unknown;
   contentType?: string;
+  /** What a page may load; nothing is said where it is not given. */
+  contentSecurityPolicy?: string;
 }
 
-export type OpsHandler = (context: Context, call: OpsCall) => Promise<OpsAnswer>;
-export type PublicHandler = (context: Context) => Promise<OpsAnswer>;
+/** What a route does once policy has let the caller pass; a query or body without a schema is not looked at. */
+export interface OpsAction<Body = unknown, Query = unknown> {
+  query?: z.ZodType<Query>;
+  body?: z.ZodType<Body>;
+  handle: (context: Context, call: OpsCall<Body, Query>) => Promise<OpsAnswer>;
+}
+export interface PublicAction {
+  handle: (context: Context) => Promise<OpsAnswer>;
+}
+
+/** Keeps the types between an action's schemas and its handler, and forgets them for the route table. */
+export const defineOps = <Body, Query>(action: OpsAction<Body, Query>): OpsAction => action as OpsAction;
 
 export type OpsRoute =
-  | readonly [method: "GET", path: string, rule: "public", handle: PublicHandler]
-  | readonly [method: "GET" | "POST", path: string, rule: Exclude<Rule, "public">, handle: OpsHandler];
+  | readonly [method: "GET", path: string, rule: "public", action: PublicAction]
+  | readonly [method: "GET" | "POST", path: string, rule: Exclude<Rule, "public">, action: OpsAction];
 
 const bodyBytesMax = 65_536;
 
 /** @throws Refusal 400 with every problem and its key */
-export function parse<T>(schema: z.ZodType<T>, input: unknown): T {
+function parse<T>(schema: z.ZodType<T>, input: unknown): T {
   const parsed = schema.safeParse(input);
   if (parsed.success) return parsed.data;
   const problems = parsed.error.issues.map((i) => `${i.path.join(".") || "body"}: ${i.message}`);
@@ -41,18 +53,21 @@ export function parse<T>(schema: z.ZodType<T>, input: unknown): T {
 }
 
 async function answer(context: Context, route: OpsRoute, req: Request): Promise<OpsAnswer> {
-  if (route[2] === "public") return route[3](context);
-  const [, , rule, handle] = route;
+  if (route[2] === "public") return route[3].handle(context);
+  const [, , rule, action] = route;
   const principal = await context.authenticate(req.get("x-auth-token"), String(req.id));
   allow(principal, rule);
-  const query = new URL(req.url, "http://localhost").searchParams;
-  return handle(context, { principal, params: req.params as Record<string, string>, query, body: req.body });
+  const asked = Object.fromEntries(new URL(req.url, "http://localhost").searchParams);
+  const query = action.query && parse(action.query, asked);
+  const body = action.body && parse(action.body, req.body);
+  return action.handle(context, { principal, params: req.params as Record<string, string>, query, body });
 }
 
 const handlerOf =
   (context: Context, route: OpsRoute): RequestHandler =>
   async (req, res) => {
-    const { status, body, contentType } = await answer(context, route, req);
+    const { status, body, contentType, contentSecurityPolicy } = await answer(context, route, req);
+    if (contentSecurityPolicy !== undefined) res.setHeader("content-security-policy", contentSecurityPolicy);
     if (contentType === undefined) return endJson(res, status, body);
     res.setHeader("content-type", contentType);
     res.statusCode = status;

@@ -26,9 +26,10 @@ export async function folderExists(path: string): Promise<boolean> {
 }
 
 /** Opens for reading without following a link and without hanging on a FIFO. */
-export async function openRegular(path: string): Promise<FileHandle> {
+export async function openRegular(path: string): Promise<{ file: FileHandle; sizeBytes: number }> {
   const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
-  if ((await file.stat()).isFile()) return file;
+  const status = await file.stat();
+  if (status.isFile()) return { file, sizeBytes: status.size };
   await file.close();
   throw notRegular(path);
 }

@@ -36,6 +36,9 @@ import { type ObjectFile, type ObjectKey, parseContainer, type Repository, reser
 const temporaryContainer = `${reservedContainer}/tmp`;
 /** How deep folders are searched for backups. */
 const depthMax = 16;
+/** How long a container that was found in its place is not looked at again for yet another file in it. */
+const insideMs = 1000;
+const insideMax = 1000;
 
 /** A folder as a repository, in the layout of Cinder's posix and NFS drivers. */
 export class PosixRepository implements Repository {
@@ -44,6 +47,8 @@ export class PosixRepository implements Repository {
   readonly streamsPuts = true;
   readonly #root: string;
   readonly #names = new FolderSync();
+  /** When containers of the last second were found to lie in their place, by `performance.now`. */
+  readonly #foundInside = new Map<string, number>();
 
   /** `root` is absolute. Nothing is touched before the first call. */
   constructor(root: string) {
@@ -133,7 +138,7 @@ export class PosixRepository implements Repository {
   ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
     const path = this.#path(key);
     await this.#checkInside(key.container, this.#folder(key.container), key);
-    const file = await this.#guard("read", path, () => openRegular(path), key);
+    const { file } = await this.#guard("read", path, () => openRegular(path), key);
     try {
       let offset = options.offset ?? 0;
       const end = options.length === undefined ? Number.POSITIVE_INFINITY : offset + options.length;
@@ -153,9 +158,19 @@ export class PosixRepository implements Repository {
   async openFile(key: ObjectKey): Promise<ObjectFile> {
     const path = this.#path(key);
     await this.#checkInside(key.container, this.#folder(key.container), key);
-    const file = await this.#guard("read", path, () => openRegular(path), key);
-    const { size } = await file.stat();
-    return { descriptor: file.fd, sizeBytes: size, [Symbol.asyncDispose]: () => file.close() };
+    const { file, sizeBytes } = await this.#guard("read", path, () => openRegular(path), key);
+    return { descriptor: file.fd, sizeBytes, [Symbol.asyncDispose]: () => file.close() };
+  }
+
+  async filePath(key: ObjectKey): Promise<string> {
+    const path = this.#path(key);
+    const now = performance.now();
+    const found = this.#foundInside.get(key.container);
+    if (found !== undefined && now - found < insideMs) return path;
+    await this.#checkInside(key.container, this.#folder(key.container), key);
+    if (this.#foundInside.size >= insideMax) this.#foundInside.clear();
+    this.#foundInside.set(key.container, now);
+    return path;
   }
 
   async stat(key: ObjectKey): Promise<{ sizeBytes: number }> {
@@ -281,10 +296,10 @@ export class PosixRepository implements Repository {
     const existing = await openRegular(path).catch(ignoreMissing);
     if (existing === undefined) return false;
     try {
-      if (!(await fileHolds(existing, body, signal))) throw new ObjectConflictError(key);
+      if (!(await fileHolds(existing.file, body, signal))) throw new ObjectConflictError(key);
       return true;
     } finally {
-      await existing.close();
+      await existing.file.close();
     }
   }
 
@@ -322,7 +337,7 @@ export class PosixRepository implements Repository {
     } catch (error) {
       if (errnoOf(error) !== "EEXIST") throw error;
     }
-    const mine = await openRegular(temporary);
+    const { file: mine } = await openRegular(temporary);
     try {
       if (!(await this.#holds(key, path, fileChunks(mine), signal))) throw new ObjectMissingError(key);
       return "exists";

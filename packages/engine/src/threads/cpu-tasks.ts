@@ -221,7 +221,7 @@ function readWindow(
     const slice = window === null ? scratch.subarray(0, length) : window.subarray(start, start + length);
     const first = start / blockBytes;
     const data = clipPairs(source.data, start, start + length);
-    const unread = readExtents({ descriptor: source.descriptor, offset: source.offset + start, data }, slice);
+    const unread = readExtents({ file: source.descriptor, offset: source.offset + start, data }, slice);
     if (unread !== null) return { unread };
     const hashes = hashed.hashes.subarray(first * 32);
     hashing.hashBlocks(slice, blockBytes, hashes, hashed.zero.subarray(first));

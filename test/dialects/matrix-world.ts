@@ -1,0 +1,148 @@
+import { randomUUID } from "node:crypto";
+import { join } from "node:path";
+import { defaultVolumeType } from "../../apps/api/src/cinder/views.ts";
+import type { Instance } from "../harness/instance.ts";
+import { finishBackup, setStatus } from "./api-only.ts";
+
+/** One of everything, all of one project, with words in it that nobody else may ever read. */
+export interface World {
+  volume: string;
+  snapshot: string;
+  backup: string;
+  message: string;
+  operation: string;
+  delivery: string;
+  /** In every name, description and value of metadata. */
+  secret: string;
+}
+
+/** Ids that name nothing: what a stranger is told of a real one must be what he is told of these. */
+export const emptyWorld = (): World => ({
+  volume: randomUUID(),
+  snapshot: randomUUID(),
+  backup: randomUUID(),
+  message: randomUUID(),
+  operation: randomUUID(),
+  delivery: randomUUID(),
+  secret: "none",
+});
+
+/** Makes a new world in the project of the token, at rest: whatever is done to it is allowed by its states. */
+export async function makeWorld(instance: Instance, project: string, token: string): Promise<World> {
+  const secret = `secret-${randomUUID().slice(0, 8)}`;
+  const about = { name: secret, description: secret, metadata: { key: secret } };
+  const headers = { "x-auth-token": token, "openstack-api-version": "volume 3.71" };
+  const make = async (collection: string, body: Record<string, object>): Promise<string> => {
+    const reply = await instance.request("POST", `/v3/${project}/${collection}`, body, headers);
+    if (reply.status !== 202) throw new Error(`${collection}: ${reply.text}`);
+    return (Object.values(reply.body)[0] as { id: string }).id;
+  };
+  const volume = await make("volumes", { volume: { size: 1, ...about } });
+  await setStatus(instance, "volumes", volume, "available");
+  const backup = await make("backups", { backup: { volume_id: volume, ...about } });
+  await finishBackup(instance, backup);
+  const snapshot = await make("snapshots", { snapshot: { volume_id: volume, ...about } });
+  await setStatus(instance, "snapshots", snapshot, "available");
+  const [operation] = await instance.sql("SELECT id FROM operations WHERE backup_id = $1", [backup]);
+  const [message] = await instance.sql(
+    `INSERT INTO messages (id, project_id, request_id, event_id, user_message, message_level, resource_type, resource_uuid)
+     VALUES ($1, $2, 'req-of-nobody', 'VOLUME_VOLUME_BACKUP_013_020', $3, 'ERROR', 'VOLUME_BACKUP', $4) RETURNING id`,
+    [randomUUID(), project, secret, backup],
+  );
+  const notification = randomUUID();
+  await instance.sql(
+    "INSERT INTO notifications (id, event_type, host, payload, spread) VALUES ($1, 'backup.create.end', 'here', $2, true)",
+    [notification, JSON.stringify({ display_name: secret })],
+  );
+  const [delivery] = await instance.sql(
+    "INSERT INTO deliveries (id, notification_id, target, state) VALUES ($1, $2, 'log', 'dead') RETURNING id",
+    [randomUUID(), notification],
+  );
+  return { volume, snapshot, backup, message: message.id, operation: operation.id, delivery: delivery.id, secret };
+}
+
+/** Puts back what a request may have changed for all projects. */
+export async function resetServices(instance: Instance): Promise<void> {
+  await instance.sql("DELETE FROM disabled_services");
+  await instance.sql("DELETE FROM quota_classes");
+}
+
+const record = (id: string): string =>
+  Buffer.from(JSON.stringify({ id, size: 1, container: "c", display_name: "imported" })).toString("base64");
+
+/** A body that fits, for each route that takes one: `METHOD path`, or the name of an action below it. */
+export function sampleBodies(world: World, dataDir: string): Readonly<Record<string, unknown>> {
+  const { volume, snapshot } = world;
+  const meta = { metadata: { other: "value" } };
+  return {
+    "POST /backups": { backup: { volume_id: volume, snapshot_id: null } },
+    "POST /backups/import_record": {
+      "backup-record": { backup_service: "cinder.backup.drivers.posix", backup_url: record(randomUUID()) },
+    },
+    "PUT /backups/:id": { backup: { name: "changed" } },
+    "POST /backups/:id/restore": { restore: {} },
+    "POST /backups/:id/action os-reset_status": { status: "error" },
+    "POST /backups/:id/action os-force_delete": null,
+    "POST /volumes": { volume: { size: 1, snapshot_id: snapshot } },
+    "PUT /volumes/:id": { volume: { name: "changed" } },
+    "POST /volumes/:id/action os-attach": { instance_uuid: randomUUID(), mountpoint: "/dev/vdb" },
+    "POST /volumes/:id/action os-detach": {},
+    "POST /volumes/:id/action os-reserve": {},
+    "POST /volumes/:id/action os-unreserve": {},
+    "POST /volumes/:id/action os-begin_detaching": {},
+    "POST /volumes/:id/action os-roll_detaching": {},
+    "POST /volumes/:id/action os-extend": { new_size: 2 },
+    "POST /volumes/:id/action os-set_bootable": { bootable: true },
+    "POST /volumes/:id/action os-update_readonly_flag": { readonly: true },
+    "POST /volumes/:id/action os-reset_status": { status: "error" },
+    "POST /volumes/:id/action os-force_delete": null,
+    "POST /volumes/:id/action os-force_detach": { attachment_id: null },
+    "POST /volumes/:id/metadata": meta,
+    "PUT /volumes/:id/metadata": meta,
+    "PUT /volumes/:id/metadata/:key": { meta: { key: "value" } },
+    "POST /snapshots": { snapshot: { volume_id: volume } },
+    "PUT /snapshots/:id": { snapshot: { name: "changed" } },
+    "POST /snapshots/:id/action os-reset_status": { status: "error" },
+    "POST /snapshots/:id/action os-force_delete": null,
+    "POST /snapshots/:id/metadata": meta,
+    "PUT /snapshots/:id/metadata": meta,
+    "PUT /snapshots/:id/metadata/:key": { meta: { key: "value" } },
+    "PUT /os-quota-sets/:project": { quota_set: { backups: 1_000_000 } },
+    "PUT /os-quota-class-sets/:project": { quota_class_set: { backups: 1_000_000 } },
+    "PUT /os-services/enable": { binary: "cinder-backup", host: "here" },
+    "PUT /os-services/disable": { binary: "cinder-backup", host: "here" },
+    "PUT /os-services/disable-log-reason": { binary: "cinder-backup", host: "here", disabled_reason: "why" },
+    "POST /ops/notifications/:id/retry": {},
+    "POST /ops/repositories/:name/rescan": {},
+    "POST /ops/volumes/import": { path: join(dataDir, "image.raw"), name: "image" },
+    "POST /ops/volumes/:id/export": { path: join(dataDir, `out-${world.secret}.raw`) },
+  };
+}
+
+/** What the parts of a path stand for, in one world. */
+export function fillPath(path: string, world: World, project: string): string {
+  const ids: Readonly<Record<string, string>> = {
+    "/backups/": world.backup,
+    "/volumes/": world.volume,
+    "/snapshots/": world.snapshot,
+    "/messages/": world.message,
+    "/types/": defaultVolumeType.id,
+    "/ops/operations/": world.operation,
+    "/ops/volumes/": world.volume,
+    "/ops/notifications/": world.delivery,
+  };
+  const parts: Readonly<Record<string, string>> = {
+    ":project": project,
+    ":name": "main",
+    ":alias": "backups",
+    ":action": "explode",
+    ":key": "key",
+  };
+  return path
+    .replace(/^(.*?\/)?(:\w+)/g, (_whole, before: string, name: string) => {
+      const value = name === ":id" ? ids[before] : parts[name];
+      if (value === undefined) throw new Error(`nothing stands for ${name} in ${path}: tell fillPath`);
+      return before + value;
+    })
+    .replace(":key", parts[":key"] ?? "");
+}

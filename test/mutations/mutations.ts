@@ -118,8 +118,8 @@ export const mutations: readonly Mutation[] = [
   {
     ...tasks,
     name: "a late report is believed",
-    from: "WHERE id = ${result.taskId}::uuid AND claim = ${result.claim} AND state = 'running'`;",
-    to: "WHERE id = ${result.taskId}::uuid AND ${result.claim} > 0`;",
+    from: "AND claim = $" + "{result.claim} AND state = 'running'`;",
+    to: "AND $" + "{result.claim} > 0`;",
     test: "the late worker's report is refused",
   },
   {

@@ -34,6 +34,10 @@ async function copyProject(): Promise<string> {
     const copy = spawn("cp", ["-al", join(root, "node_modules"), folder], { stdio: "inherit" });
     copy.on("close", (code) => (code === 0 ? done() : failed(new Error("node_modules cannot be copied"))));
   });
+  // Names that nothing uses any more are no errors here: a break leaves some.
+  const settings = join(folder, "tsconfig.base.json");
+  const text = readFileSync(settings, "utf8");
+  writeFileSync(settings, text.replaceAll(/"(noUnused(?:Locals|Parameters))": true/g, '"$1": false'));
   return folder;
 }
 
@@ -48,9 +52,7 @@ async function tryOne(folder: string, { file, from, to, suite, test }: Mutation)
     text.replace(from, () => to),
   );
   try {
-    // Names that nothing uses any more are no errors here: a break leaves some.
-    const compiler = join(folder, "node_modules/typescript/bin/tsc");
-    const built = await run(folder, [compiler, "-b", "--noUnusedLocals", "false", "--noUnusedParameters", "false"]);
+    const built = await run(folder, [join(folder, "node_modules/typescript/bin/tsc"), "-b"]);
     if (built.code !== 0) return "DOES NOT COMPILE";
     const named = test === "" ? [] : ["-t", test];
     const vitest = join(folder, "node_modules/vitest/vitest.mjs");

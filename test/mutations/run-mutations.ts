@@ -3,7 +3,7 @@ import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { projectNode, root } from "../../scripts/bootstrap.mjs";
+import { productProjects, projectNode, root } from "../../scripts/bootstrap.mjs";
 import { type Mutation, mutations } from "./mutations.ts";
 
 const { values } = parseArgs({ options: { only: { type: "string" } } });
@@ -52,7 +52,8 @@ async function tryOne(folder: string, { file, from, to, suite, test }: Mutation)
     text.replace(from, () => to),
   );
   try {
-    const built = await run(folder, [join(folder, "node_modules/typescript/bin/tsc"), "-b"]);
+    const compiler = join(folder, "node_modules/typescript/bin/tsc");
+    const built = await run(folder, [compiler, "-b", ...productProjects]);
     if (built.code !== 0) return "DOES NOT COMPILE";
     const named = test === "" ? [] : ["-t", test];
     const vitest = join(folder, "node_modules/vitest/vitest.mjs");

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { decodeBase64 } from "./python-base64.ts";
 import { pythonRepr } from "./python-text.ts";
 
 /** Fields of bodies, each with the phrases of Cinder's validator (API spec 1.9, 1.10, 2.4). */
@@ -44,11 +45,15 @@ export const text = () => bounded(z.string({ error: typePhrase("string") }));
 
 const textOrNull = () => bounded(z.string({ error: typePhrase("string", "null") }));
 /** As `text`, of at least one character. */
-export const someText = () =>
+const someText = () =>
   z
     .string({ error: typePhrase("string") })
     .min(1, { error: "'' is too short" })
     .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` });
+
+/** As `someText`, in base64 as lenient as Python's. */
+export const base64Text = () =>
+  someText().refine((v) => decodeBase64(v) !== null, { error: (i) => `${pythonRepr(i.input)} is not a 'base64'` });
 
 /** Missing and null are the same. */
 export const optionalText = () =>

@@ -2,6 +2,7 @@ import type { BackupChange } from "@tephra/control";
 import { z } from "zod";
 import {
   backupStatus,
+  base64Text,
   changedPrintableText,
   changedText,
   flag,
@@ -11,7 +12,6 @@ import {
   optionalUuid,
   printableText,
   requiredMetadata,
-  someText,
   strict,
   strippedText,
   text,
@@ -101,7 +101,7 @@ const RestoreBackup = strict({ restore: nullableObject({ volume_id: optionalUuid
 /** API spec 6.6. */
 export const restoreBackupBody = () => RestoreBackup;
 
-const ImportRecord = strict({ "backup-record": strict({ backup_service: text(), backup_url: someText() }) });
+const ImportRecord = strict({ "backup-record": strict({ backup_service: text(), backup_url: base64Text() }) });
 /** API spec 6.8. */
 export const importRecordBody = () => ImportRecord;
 

@@ -19,7 +19,8 @@ export const isStorable = (text: string): boolean => !text.includes("\0") && tex
 const bounded = (text: z.ZodString) =>
   text
     .refine((v) => lengthOf(v) <= 255, { error: (i) => `${pythonRepr(i.input)} is too long` })
-    .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` });
+    .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` })
+    .meta({ maxLength: 255 });
 
 /** Every field of an object that is sent must fit; what is not an object is no body. */
 export const strict = <Shape extends z.ZodRawShape>(shape: Shape) =>
@@ -96,11 +97,14 @@ export function uuidOf(value: string): string | null {
 
 /** A required id, in the one form that rows have. */
 export const uuid = () =>
-  z.string({ error: typePhrase("string") }).transform((value, context) => {
-    const id = uuidOf(value);
-    if (id === null) context.addIssue({ code: "custom", message: `${pythonRepr(value)} is not a 'uuid'` });
-    return id ?? value;
-  });
+  z
+    .string({ error: typePhrase("string") })
+    .meta({ format: "uuid" })
+    .transform((value, context) => {
+      const id = uuidOf(value);
+      if (id === null) context.addIssue({ code: "custom", message: `${pythonRepr(value)} is not a 'uuid'` });
+      return id ?? value;
+    });
 
 const noneOf = ({ input }: { input?: unknown }): string =>
   `${pythonRepr(input)} is not valid under any of the given schemas`;
@@ -109,6 +113,7 @@ const noneOf = ({ input }: { input?: unknown }): string =>
 export const optionalUuid = () =>
   z
     .string({ error: noneOf })
+    .meta({ format: "uuid" })
     .nullish()
     .transform((value, context) => {
       const id = value == null ? null : uuidOf(value);

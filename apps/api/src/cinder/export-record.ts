@@ -2,6 +2,7 @@ import { type BackupRow, isContainer, isObjectPrefix, isUuid } from "@tephra/con
 import { z } from "zod";
 import { badRequest } from "../refusals.ts";
 import { isStorable, lengthOf } from "./fields.ts";
+import { malformedRequest } from "./microversions.ts";
 import { decodeBase64 } from "./python-base64.ts";
 
 /** Whole seconds, with Z: not the form of the rest of the API (format spec 8.1). */
@@ -96,7 +97,8 @@ export function parseRecord(backupUrl: string): FirstSight {
   } catch {
     throw invalid("Can't parse backup record.");
   }
-  const isObject = typeof document === "object" && document !== null && !Array.isArray(document);
+  if (document === null || ["number", "boolean"].includes(typeof document)) throw malformedRequest();
+  const isObject = typeof document === "object" && !Array.isArray(document);
   const record = new Map(Object.entries(isObject ? (document as object) : {}));
   if (!record.has("id")) throw invalid("Provided backup record is missing an id");
   if (!record.has("size")) throw invalid("Provided backup record is missing size attribute");

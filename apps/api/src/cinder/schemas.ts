@@ -97,7 +97,7 @@ const ForceDeleteBackup = strict({ "os-force_delete": z.unknown() });
 /** API spec 6.9: whatever the key holds. */
 export const forceDeleteBackupBody = () => ForceDeleteBackup;
 
-const RestoreBackup = strict({ restore: nullableObject({ volume_id: optionalUuid(), name: optionalText() }) });
+const RestoreBackup = strict({ restore: nullableObject({ name: optionalText(), volume_id: optionalUuid() }) });
 /** API spec 6.6. */
 export const restoreBackupBody = () => RestoreBackup;
 

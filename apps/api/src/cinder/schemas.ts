@@ -146,3 +146,7 @@ const DisableService = strict({ ...serviceFields, disabled_reason: reason.option
 /** API spec 7.7. */
 export const switchServiceBody = () => SwitchService;
 export const disableServiceBody = () => DisableService;
+
+const Anything = z.unknown();
+/** Where a body is expected, and nothing of it matters. */
+export const anyBody = () => Anything;

@@ -30,6 +30,8 @@ export interface ListSpec<Key extends string> {
   adminFilters?: readonly string[];
   /** Those that an admin may use with `~` behind: a part of the value is asked for. */
   likeFilters?: readonly string[];
+  /** What an admin's `all_tenants` means where it is no boolean; Cinder's lists differ in it. @throws Refusal 400 */
+  notBoolean?: (text: string) => boolean;
 }
 
 export interface ListQuery<Key extends string> {
@@ -132,12 +134,14 @@ function filtersOf<Key extends string>(call: Call, spec: ListSpec<Key>): Pick<Li
   return { filters, nothing: isAdmin && unknown.length > 0 };
 }
 
-function allTenants(call: Call): boolean {
+function noBoolean(text: string): never {
+  throw badRequest(`all_tenants must be a boolean, got '${text}'.`);
+}
+
+function allTenants(call: Call, { notBoolean = noBoolean }: Pick<ListSpec<string>, "notBoolean">): boolean {
   const text = call.query.get("all_tenants");
   if (text === null || !call.principal.isAdmin) return false;
-  const all = booleanWord(text);
-  if (all === null) throw badRequest(`all_tenants must be a boolean, got '${text}'.`);
-  return all;
+  return booleanWord(text) ?? notBoolean(text);
 }
 
 /** A switch in the query, off when it is not there. @throws Refusal 400 for what is no boolean */
@@ -157,7 +161,7 @@ export function parseList<Key extends string>(call: Call, spec: ListSpec<Key>): 
   const parts = sortParts(call);
   const counted = withCount(call);
   const { filters: given, nothing } = filtersOf(call, spec);
-  const allProjects = allTenants(call);
+  const allProjects = allTenants(call, spec);
   // A list of one project is that of the caller's, whatever the filter says.
   const { project_id: _own, ...filters } = given;
   const sort = sortOf(call, spec, parts);

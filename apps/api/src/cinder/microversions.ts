@@ -38,7 +38,6 @@ export const since = {
   backupZone: 51,
   volumeUnknownRefused: 53,
   backupUserId: 56,
-  volumeFilterTime: 60,
   volumeClusterName: 61,
   volumeTypeId: 63,
   encryptionKeyId: 64,

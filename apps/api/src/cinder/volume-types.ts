@@ -16,7 +16,8 @@ export const volumeTypes = {
   show: defineAction({
     handle: async (_, call) => {
       checkType(call, [defaultVolumeType.id, "default"]);
-      return { status: 200, body: { volume_type: volumeTypeDetail(call) } };
+      const asDefault = call.params["id"] === "default";
+      return { status: 200, body: { volume_type: volumeTypeDetail(call, { asDefault }) } };
     },
   }),
   extraSpecs: defineAction({

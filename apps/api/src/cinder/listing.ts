@@ -175,7 +175,7 @@ export function parseList<Key extends string>(call: Call, spec: ListSpec<Key>): 
 export function listAnswer<Row extends { id: string }>(
   call: Call,
   query: Pick<ListQuery<string>, "page" | "withCount">,
-  list: { name: string; rows: readonly Row[]; count: number; view: (call: Call, row: Row) => unknown },
+  list: { name: string; links?: string; rows: readonly Row[]; count: number; view: (call: Call, row: Row) => unknown },
 ): Answer {
   const last = list.rows.at(-1);
   const items = (query.withCount && list.count) || list.rows.length;
@@ -184,7 +184,7 @@ export function listAnswer<Row extends { id: string }>(
     status: 200,
     body: {
       [list.name]: list.rows.map((row) => list.view(call, row)),
-      ...(more && { [`${list.name}_links`]: [nextLink(call.place, call.query, last.id)] }),
+      ...(more && { [list.links ?? `${list.name}_links`]: [nextLink(call.place, call.query, last.id)] }),
       ...(query.withCount && { count: list.count }),
     },
   };

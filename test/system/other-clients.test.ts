@@ -53,7 +53,9 @@ it("does what gophercloud's acceptance tests do with backups", async () => {
   const names: string[] = [];
   let next: string | undefined = `${instance.url}${base}/backups/detail?limit=1`;
   while (next !== undefined && names.length < 5) {
-    const page = (await ask("GET", next.replace(instance.url, ""), { expected: 200 })).body;
+    const page: { backups: { name: string }[]; backups_links?: { rel: string; href: string }[] } = (
+      await ask("GET", next.replace(instance.url, ""), { expected: 200 })
+    ).body;
     names.push(...page.backups.map((row: { name: string }) => row.name));
     next = page.backups_links?.find((link: { rel: string }) => link.rel === "next")?.href;
   }

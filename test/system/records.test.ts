@@ -417,6 +417,22 @@ describe("export and import", () => {
     await user.deleteBackup(id);
   });
 
+  it("takes a record once, however often it is sent at the same moment", { timeout: 60_000 }, async () => {
+    const [{ id: full }] = await instance.sql(
+      "SELECT id FROM backups WHERE status = 'available' AND parent_id IS NULL LIMIT 1",
+    );
+    const record = await exportRecord(instance, full);
+    const twin = encode(record.backup_service, { ...decode(record), id: randomUUID() });
+    const [{ backups_used: before }] = await usage(instance);
+    const replies = await Promise.all(Array.from({ length: 8 }, () => importRecord(instance, twin)));
+    expect(replies.map(({ status }) => status).sort()).toEqual([201, ...Array(7).fill(400)]);
+    const { id } = decode(twin);
+    await user.settled("backups", id, "available");
+    expect((await usage(instance))[0]).toMatchObject({ backups_used: before + 1 });
+    await user.deleteBackup(id);
+    expect((await usage(instance))[0]).toMatchObject({ backups_used: before });
+  });
+
   it("reads no more of a body than Cinder does, packed or not", async () => {
     const send = (body: Uint8Array, headers: Record<string, string> = {}) =>
       instance.request("POST", `${base}/backups/import_record`, body, {
@@ -436,7 +452,16 @@ describe("export and import", () => {
     const url = (backup_url: unknown) => ask({ backup_service: service, backup_url });
     const json = (value: unknown) => ask(encode(service, value));
     expect(await url("%%%")).toBe("Invalid input received: Can't parse backup record.");
-    expect(await url("abcde")).toBe("Invalid input received: Can't decode backup record.");
+    for (const text of ["abcde", "a", "ab", "ab="]) {
+      expect(await url(text)).toBe(
+        `Invalid input for field/attribute backup_url. Value: ${text}. '${text}' is not a 'base64'`,
+      );
+    }
+    for (const text of ["ab==cd==", "=", "abcd===", "ab=cd=", "a b c d"]) {
+      expect(await url(text)).toBe("Invalid input received: Can't parse backup record.");
+    }
+    expect(await url("é")).toMatch(/^Error decoding your request\./);
+    expect(await json(5)).toMatch(/^The server could not comply with the request/);
     expect(await url(Buffer.from([0x22, 0xff, 0x22]).toString("base64"))).toBe(
       "Invalid input received: Can't parse backup record.",
     );

@@ -1,8 +1,9 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { type Config, levelOf, loadConfig } from "./config.ts";
+import { z } from "zod";
+import { type Config, ConfigFile, levelOf, loadConfig } from "./config.ts";
 
 /** The configuration of a file with one repository of these settings. */
 function configOf(repository: Record<string, unknown>, more: Record<string, unknown> = {}): Config {
@@ -60,3 +61,77 @@ describe("a webhook", () => {
     },
   );
 });
+
+interface KeySchema {
+  anyOf?: KeySchema[];
+  type?: string;
+  default?: unknown;
+  items?: KeySchema;
+  properties?: Record<string, KeySchema>;
+  required?: string[];
+}
+
+/** Every key that a file can have, lists with `[]`, and what it is when the file does not say it. */
+function keysOf(schema: KeySchema, path = ""): [key: string, fallback: string][] {
+  const object = schema.anyOf?.find((one) => one.type !== "null") ?? schema;
+  return Object.entries(object.properties ?? {}).flatMap(([name, value]) => {
+    const key = path === "" ? name : `${path}.${name}`;
+    const inner = value.anyOf?.find((one) => one.type !== "null") ?? value;
+    if (inner.properties) return keysOf(inner, key);
+    if (inner.items?.properties) return keysOf(inner.items, `${key}[]`);
+    const fallback = object.required?.includes(name) ? "required" : JSON.stringify(value.default ?? null);
+    return [[key, fallback] as [string, string]];
+  });
+}
+
+describe("docs/configuration.md", () => {
+  const page = readFileSync(new URL("../../../docs/configuration.md", import.meta.url), "utf8");
+  const rows = [...page.matchAll(/^\| `([a-z_.[\]0-9]+)` \| ([^|]+) \| ([^|]+) \|([^|]*)\|$/gm)];
+  const keys = keysOf(z.toJSONSchema(ConfigFile, { io: "input", unrepresentable: "any" }) as KeySchema);
+
+  it("has every key of a configuration once, and no other", () => {
+    expect(keys.length).toBeGreaterThan(70);
+    expect(rows.map(([, key]) => key).sort()).toEqual(keys.map(([key]) => key).sort());
+  });
+
+  it("has the defaults that hold", () => {
+    // What follows from the place where the process runs, or from another key, is said in words.
+    const inWords = ["data_dir", "import_roots"];
+    for (const [, key = "", told = ""] of rows) {
+      const fallback = keys.find(([name]) => name === key)?.[1];
+      const said = told.trim();
+      if (inWords.includes(key)) continue;
+      const optional = fallback === "null" && ["none", "`availability_zone`"].includes(said);
+      expect(optional ? "null" : said.replaceAll("`", ""), key).toBe(fallback);
+    }
+  });
+
+  it("names every option that Cinder has for backups", () => {
+    const families = [/backup_gcs_\*/, /glusterfs_backup_\*/];
+    for (const family of families) expect(page).toMatch(family);
+    for (const option of cinderOptions) {
+      const short = option.replace(/^backup_(?:swift|s3)/, "");
+      expect(page.includes(`\`${option}\``) || page.includes(`\`${short}\``), option).toBe(true);
+    }
+  });
+});
+
+/** API spec 15, without the families of stores that are not reached by drivers of their own. */
+const cinderOptions = `backup_driver backup_driver_init_check_interval backup_driver_stats_polling_interval
+  backup_service_inithost_offload backup_native_threads_pool_size backup_workers backup_max_operations backup_use_same_host
+  backup_use_temp_snapshot backup_compression_algorithm backup_create_containers backup_metadata_version
+  backup_object_number_per_notification backup_timer_interval backup_name_template quota_backups quota_backup_gigabytes
+  storage_availability_zone service_down_time osapi_max_limit resource_query_filters_file public_endpoint message_ttl
+  message_reap_interval backup_swift_url backup_swift_auth_url swift_catalog_info keystone_catalog_info backup_swift_auth
+  backup_swift_auth_version backup_swift_tenant backup_swift_user backup_swift_key backup_swift_user_domain
+  backup_swift_project_domain backup_swift_project backup_swift_region_name backup_swift_container
+  backup_swift_create_storage_policy backup_swift_object_size backup_swift_block_size backup_swift_retry_attempts
+  backup_swift_retry_backoff backup_swift_enable_progress_timer backup_swift_ca_cert_file backup_swift_auth_insecure
+  backup_swift_service_auth backup_s3_endpoint_url backup_s3_store_access_key backup_s3_store_secret_key
+  backup_s3_store_bucket backup_s3_object_size backup_s3_block_size backup_s3_enable_progress_timer backup_s3_http_proxy
+  backup_s3_https_proxy backup_s3_timeout backup_s3_max_pool_connections backup_s3_retry_max_attempts backup_s3_retry_mode
+  backup_s3_verify_ssl backup_s3_ca_cert_file backup_s3_md5_validation backup_s3_sse_customer_key
+  backup_s3_sse_customer_algorithm backup_file_size backup_sha_block_size_bytes backup_enable_progress_timer
+  backup_posix_path backup_container backup_mount_point_base backup_share backup_mount_options backup_mount_attempts`.split(
+  /\s+/,
+);

@@ -149,7 +149,8 @@ const Notifications = z
 
 const unique = (items: readonly { name: string }[]) => new Set(items.map((i) => i.name)).size === items.length;
 
-const Schema = z
+/** The file, before the environment is laid over it. */
+export const ConfigFile = z
   .strictObject({
     host: z.string().min(1).default("127.0.0.1"),
     port: z.coerce.number().int().min(0).max(65_535).default(8776),
@@ -277,7 +278,7 @@ const Schema = z
     worker: { ...config.worker, down_ms: config.worker.down_ms ?? 4 * config.worker.heartbeat_ms },
   }));
 
-type Parsed = z.infer<typeof Schema>;
+type Parsed = z.infer<typeof ConfigFile>;
 
 /** The whole configuration, checked. Paths are absolute. `hostName` is this machine's, for rows and logs, where `host_name` does not say another. */
 export type Config = Parsed & { hostName: string };
@@ -343,7 +344,7 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
   raw["repositories"] ??= [{ name: "main", url: `posix:${resolve(dataDir, "repository")}`, default: true }];
   raw["volume_backends"] ??= [{ name: "files", driver: "file", path: resolve(dataDir, "volumes") }];
   raw["import_roots"] ??= [workingDir, dataDir];
-  const parsed = Schema.safeParse(raw);
+  const parsed = ConfigFile.safeParse(raw);
   if (!parsed.success) {
     throw new ConfigError(parsed.error.issues.map((i) => ({ key: i.path.join(".") || "(file)", problem: i.message })));
   }

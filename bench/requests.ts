@@ -3,13 +3,24 @@ import { type House, openHouse, project } from "../demo/house.ts";
 import { inParallel, liftQuotas, uuidOf } from "./house-work.ts";
 import { type Measurement, measured, type Say } from "./measurement.ts";
 
-const backupsInDatabase = 1000;
+const backupsInDatabase = [1_000, 100_000] as const;
 const rounds = 3;
-const connectionCounts = [1, 8];
-const postsPerRound = 150;
-const pollsPerRound = 1000;
+const connectionCounts = [1, 8, 64];
+const postsPerRound = 192;
+const pollsPerRound = 960;
+const listsPerRound = 100;
 
-/** POST /backups accepted and GET /backups/{id} answered per second, with 1,000 backups in the database. */
+/** What a number of requests took. */
+interface Load {
+  perSecond: number;
+  /** Of each request, in milliseconds. */
+  latencies: number[];
+}
+
+/**
+ * POST /backups accepted and GET /backups/{id} answered per second, with 1,000 backups in the database; GET /backups/detail?limit=50 with
+ * 1,000 and with 100,000. Of each, how long half of the requests and 99 of 100 took at most.
+ */
 export async function measureRequests(say: Say): Promise<Measurement[]> {
   await using house = await openHouse({
     workers: 1,
@@ -17,43 +28,78 @@ export async function measureRequests(say: Say): Promise<Measurement[]> {
     say,
   });
   await liftQuotas(house);
-  await addBackups(house);
+  const [few, many] = backupsInDatabase;
+  await addBackups(house, { from: 0, to: few });
   // Accepting is what is measured: nobody works on it meanwhile.
   await Promise.all(house.workers.map((worker) => worker.stop()));
-  const results: Measurement[] = [];
-  for (const connections of connectionCounts) {
-    say(`POST /backups and GET /backups/{id} over ${connections} connections`);
-    const agent = new Agent({ keepAlive: true, maxSockets: connections });
-    const posts: number[] = [];
-    const polls: number[] = [];
-    for (let round = 0; round < rounds; round += 1) {
-      const volumes = await addVolumes(house, `${connections} ${round}`);
-      posts.push(await perSecond(volumes, connections, (id) => postBackup(house, agent, id)));
-      const ids = Array.from({ length: pollsPerRound }, (_, i) => backupId(i % backupsInDatabase));
-      polls.push(await perSecond(ids, connections, (id) => pollBackup(house, agent, id)));
-    }
-    agent.destroy();
-    const at = `at ${connections} connection${connections === 1 ? "" : "s"}`;
-    results.push(measured(`POST /backups accepted, ${at}`, posts, { unit: "per s" }));
-    results.push(measured(`GET /backups/{id}, ${at}`, polls, { unit: "per s" }));
-  }
-  return results;
+  const results = await measureLists(house, few, say);
+  for (const connections of connectionCounts) results.push(...(await measureConnections(house, connections, say)));
+  await addBackups(house, { from: few, to: many });
+  return [...results, ...(await measureLists(house, many, say))];
 }
 
-async function perSecond<T>(
-  items: readonly T[],
-  connections: number,
-  work: (item: T) => Promise<void>,
-): Promise<number> {
+async function measureConnections(house: House, connections: number, say: Say): Promise<Measurement[]> {
+  say(`POST /backups and GET /backups/{id} over ${connections} connections`);
+  const agent = new Agent({ keepAlive: true, maxSockets: connections });
+  const posts: Load[] = [];
+  const polls: Load[] = [];
+  for (let round = 0; round < rounds; round += 1) {
+    const volumes = await addVolumes(house, `${connections} ${round}`);
+    posts.push(await loadOf(volumes, connections, (id) => postBackup(house, agent, id)));
+    const ids = Array.from({ length: pollsPerRound }, (_, i) => backupId(i % backupsInDatabase[0]));
+    polls.push(await loadOf(ids, connections, (id) => get(house, agent, `/backups/${id}`)));
+  }
+  agent.destroy();
+  const at = `at ${connections} connection${connections === 1 ? "" : "s"}`;
+  return [...reportOf(`POST /backups, ${at}`, posts), ...reportOf(`GET /backups/{id}, ${at}`, polls)];
+}
+
+async function measureLists(house: House, backups: number, say: Say): Promise<Measurement[]> {
+  say(`GET /backups/detail?limit=50 with ${backups} backups`);
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  const lists: Load[] = [];
+  for (let round = 0; round < rounds; round += 1) {
+    const paths = Array.from({ length: listsPerRound }, () => "/backups/detail?limit=50");
+    lists.push(await loadOf(paths, 1, (path) => get(house, agent, path)));
+  }
+  agent.destroy();
+  return reportOf(`GET /backups/detail?limit=50, with ${backups} backups`, lists);
+}
+
+async function loadOf<T>(items: readonly T[], connections: number, work: (item: T) => Promise<void>): Promise<Load> {
+  const latencies: number[] = [];
   const started = performance.now();
-  await inParallel(items, connections, work);
-  return items.length / ((performance.now() - started) / 1000);
+  await inParallel(items, connections, async (item) => {
+    const asked = performance.now();
+    await work(item);
+    latencies.push(performance.now() - asked);
+  });
+  return { perSecond: items.length / ((performance.now() - started) / 1000), latencies };
+}
+
+function reportOf(name: string, loads: readonly Load[]): Measurement[] {
+  const quantiles = (share: number) => loads.map(({ latencies }) => quantile(latencies, share));
+  return [
+    measured(
+      name,
+      loads.map(({ perSecond }) => perSecond),
+      { unit: "per s" },
+    ),
+    measured(`${name}: half within`, quantiles(0.5), { unit: "ms" }),
+    measured(`${name}: 99 of 100 within`, quantiles(0.99), { unit: "ms" }),
+  ];
+}
+
+/** The smallest value that is not exceeded by this share of all of them. */
+function quantile(values: readonly number[], share: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.ceil(share * sorted.length) - 1] ?? Number.NaN;
 }
 
 const backupId = (i: number): string => uuidOf(`backup ${i}`);
 
-async function addBackups(house: House): Promise<void> {
-  const ids = Array.from({ length: backupsInDatabase }, (_, i) => backupId(i));
+async function addBackups(house: House, { from, to }: { from: number; to: number }): Promise<void> {
+  const ids = Array.from({ length: to - from }, (_, i) => backupId(from + i));
   await house.sql(
     `INSERT INTO backups (id, project_id, user_id, volume_id, name, status, size_gib, object_count, repository, data_timestamp)
      SELECT id, $2, 'admin', id, 'backup', 'available', 1, 1, 'main', now() FROM unnest($1::uuid[]) AS id`,
@@ -76,8 +122,8 @@ async function postBackup(house: House, agent: Agent, volumeId: string): Promise
   await exchange(house, agent, { method: "POST", path: `/v3/${project}/backups`, body, wanted: 202 });
 }
 
-async function pollBackup(house: House, agent: Agent, id: string): Promise<void> {
-  await exchange(house, agent, { method: "GET", path: `/v3/${project}/backups/${id}`, wanted: 200 });
+async function get(house: House, agent: Agent, path: string): Promise<void> {
+  await exchange(house, agent, { method: "GET", path: `/v3/${project}${path}`, wanted: 200 });
 }
 
 /** With node:http, whose own cost beside the service's is the smallest. */

@@ -37,16 +37,9 @@ const scripts = {
     await ensureBuilt();
     return succeeds([bin("vitest/vitest.mjs"), "run", ...args]);
   },
-  "test:interop": async (args) => {
-    await ensureBuilt();
-    return succeeds([
-      bin("vitest/vitest.mjs"),
-      "run",
-      "--config",
-      join(root, "test/interop/vitest.config.ts"),
-      ...args,
-    ]);
-  },
+  "test:interop": (args) => suites("interop", args),
+  "test:clients": (args) => suites("clients", args),
+  "test:tempest": (args) => suites("tempest", args),
   fuzz: async (args) => {
     await ensureBuilt();
     const requests = { TEPHRA_FUZZ_REQUESTS: args[0] ?? "20000", ...(args[1] && { TEPHRA_TEST_SEED: args[1] }) };
@@ -85,6 +78,17 @@ await orFail(async () => {
   await ensureDependencies();
   process.exitCode = (await script(args)) ? 0 : 1;
 });
+
+/**
+ * Runs the suites of a folder of `test` that has a configuration of its own.
+ * @param {string} folder
+ * @param {string[]} args
+ */
+async function suites(folder, args) {
+  await ensureBuilt();
+  const config = join(root, "test", folder, "vitest.config.ts");
+  return succeeds([bin("vitest/vitest.mjs"), "run", "--config", config, ...args]);
+}
 
 /** Every check runs, whatever the others say, so that one run shows all there is to mend. */
 async function checkAll() {

@@ -57,12 +57,14 @@ it("has no route but its own, in exactly its own spelling", async () => {
     ["POST", "/healthz"],
   ];
   for (const [method, path] of wrong) {
-    const plain = await instance.request(method, path);
+    const plain = await instance.request(method, path, undefined, { accept: "text/plain" });
     expect([method, path, plain.status]).toEqual([method, path, 404]);
     if (method === "HEAD") continue;
     expect(plain.text).toBe("404 Not Found\n\nThe resource could not be found.\n\n   ");
     const json = await instance.request(method, path, undefined, { accept: "application/json" });
     const message = "The resource could not be found.<br /><br />\n\n\n";
     expect(json.body).toEqual({ message, code: "404 Not Found", title: "Not Found" });
+    const page = await instance.request(method, path, undefined, { accept: "*/*" });
+    expect(page.text).toMatch(/^<html>\n <head>\n {2}<title>404 Not Found<\/title>/);
   }
 });

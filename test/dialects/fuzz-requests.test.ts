@@ -59,8 +59,11 @@ function ask(
   { method, path, headers, body }: FuzzRequest,
 ): Promise<{ status: number; text: string }> {
   const { hostname, port } = new URL(url);
+  // Without a length, the bytes of a body of GET or DELETE would be taken for the next request.
+  const sent = body === null ? headers : { ...headers, "content-length": String(body.length) };
   return new Promise((resolve, reject) => {
-    const request = httpRequest({ hostname, port, agent, method, path, headers, timeout: hangMs }, (response) => {
+    const options = { hostname, port, agent, method, path, headers: sent, timeout: hangMs };
+    const request = httpRequest(options, (response) => {
       let text = "";
       response.setEncoding("utf8").on("data", (chunk: string) => {
         text += chunk;

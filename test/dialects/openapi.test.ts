@@ -82,7 +82,9 @@ it("shows a body as its schema has it", async () => {
   );
   const { snapshot } =
     paths["/v3/{project_id}/snapshots"].post.requestBody.content["application/json"].schema.properties;
-  expect(snapshot.properties.volume_id).toEqual({ type: ["string", "null"] });
+  expect(snapshot.properties.volume_id).toEqual({ anyOf: [{ type: "string", format: "uuid" }, { type: "null" }] });
+  expect(backup.properties.volume_id).toEqual({ type: "string", format: "uuid" });
+  expect(backup.properties.name).toEqual({ anyOf: [{ type: "string", maxLength: 255 }, { type: "null" }] });
 });
 
 it("has a page to read it that loads nothing from elsewhere", async () => {

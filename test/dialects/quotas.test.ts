@@ -55,13 +55,50 @@ it("shows and changes quotas, and refuses in Cinder's words what they do not all
 });
 
 it("never lets requests that come at once overrun a quota", async () => {
-  await using instance = await startApiOnly({ config: { quotas: { volumes: 5 } } });
-  const replies = await Promise.all(
-    Array.from({ length: 20 }, () => instance.request("POST", `${base}/volumes`, { volume: { size: 1 } })),
+  await using instance = await startApiOnly();
+  const quotaOf = async () => (await instance.request("GET", `${sets}/${project}?usage=true`)).body.quota_set;
+  /** Leaves room for `fitting` requests, which need `each` of the resource, sends all at once, and expects that exactly so many are accepted. */
+  const expectOnly = async (
+    { resource, fitting, each = 1 }: { resource: string; fitting: number; each?: number },
+    requests: readonly [path: string, body: object][],
+  ) => {
+    const before = (await quotaOf())[resource].in_use;
+    const unlimited = { volumes: -1, snapshots: -1, gigabytes: -1, backups: -1, backup_gigabytes: -1 };
+    const set = await instance.request("PUT", `${sets}/${project}`, {
+      quota_set: { ...unlimited, [resource]: before + fitting * each },
+    });
+    expect(set.status, set.text).toBe(200);
+    const replies = await Promise.all(requests.map(([path, body]) => instance.request("POST", base + path, body)));
+    const count = (status: number) => replies.filter((reply) => reply.status === status).length;
+    expect([count(202), count(413)], resource).toEqual([fitting, requests.length - fitting]);
+    expect((await quotaOf())[resource].in_use, resource).toBe(before + fitting * each);
+  };
+  const many = <T>(count: number, make: (index: number) => T): T[] => Array.from({ length: count }, (_, i) => make(i));
+
+  await expectOnly(
+    { resource: "volumes", fitting: 5 },
+    many(20, () => ["/volumes", { volume: { size: 1 } }]),
   );
-  expect(replies.filter((r) => r.status === 202)).toHaveLength(5);
-  expect(replies.filter((r) => r.status === 413)).toHaveLength(15);
-  expect(
-    await instance.sql("SELECT count(*)::int AS n, (SELECT volumes_used FROM quotas) AS used FROM volumes"),
-  ).toEqual([{ n: 5, used: 5 }]);
+  await expectOnly(
+    { resource: "gigabytes", fitting: 3, each: 2 },
+    many(12, () => ["/volumes", { volume: { size: 2 } }]),
+  );
+  await instance.sql("UPDATE volumes SET status = 'available'");
+  const volumes = (await instance.sql("SELECT id FROM volumes")).map((row) => row.id as string);
+  await expectOnly(
+    { resource: "snapshots", fitting: 4 },
+    many(12, () => ["/snapshots", { snapshot: { volume_id: volumes[0] } }]),
+  );
+  const backUpAll = volumes.map((id): [string, object] => ["/backups", { backup: { volume_id: id } }]);
+  await expectOnly({ resource: "backups", fitting: 3 }, backUpAll);
+  await instance.sql("UPDATE volumes SET status = 'available'");
+  const small = (await instance.sql("SELECT id FROM volumes WHERE size_gib = 1")).map((row) => row.id as string);
+  await expectOnly(
+    { resource: "backup_gigabytes", fitting: 2 },
+    small.map((id) => ["/backups", { backup: { volume_id: id } }]),
+  );
+  const [rows] = await instance.sql(
+    "SELECT (SELECT count(*)::int FROM volumes) AS volumes, (SELECT count(*)::int FROM backups) AS backups",
+  );
+  expect(rows).toEqual({ volumes: 8, backups: 5 });
 });

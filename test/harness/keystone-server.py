@@ -6,7 +6,6 @@ usage: keystone-server.py SETTINGS, a JSON object:
   password       of the user admin in the project admin of the domain Default
   region         the one that is made
   token_life     seconds for which a token is good
-  object_store   the public URL of the object store in the catalog, with %(project_id)s
 Prints "ready" when it answers.
 """
 import contextlib
@@ -68,24 +67,6 @@ def let_readers_be():
         database.execute("pragma journal_mode = wal")
 
 
-def add_object_store():
-    """By the API itself: bootstrapping knows one service only."""
-    import urllib.request
-
-    def call(path, body, token=None):
-        headers = {"content-type": "application/json", **({"x-auth-token": token} if token else {})}
-        request = urllib.request.Request(url + "/v3/" + path, json.dumps(body).encode(), headers)
-        answer = urllib.request.urlopen(request)
-        return answer.headers.get("x-subject-token"), json.loads(answer.read())
-
-    domain = {"domain": {"id": "default"}}
-    identity = {"methods": ["password"], "password": {"user": {"name": "admin", "password": settings["password"], **domain}}}
-    token, _ = call("auth/tokens", {"auth": {"identity": identity, "scope": {"project": {"name": "admin", **domain}}}})
-    _, service = call("services", {"service": {"type": "object-store", "name": "swift"}}, token)
-    endpoint = {"interface": "public", "url": settings["object_store"], "region_id": settings["region"]}
-    call("endpoints", {"endpoint": {"service_id": service["service"]["id"], **endpoint}}, token)
-
-
 def main():
     configure()
     manage("db_sync")
@@ -93,7 +74,6 @@ def main():
     manage("fernet_setup", "--keystone-user", str(os.getuid()), "--keystone-group", str(os.getgid()))
     access = ["--bootstrap-password", settings["password"], "--bootstrap-region-id", settings["region"]]
     manage("bootstrap", *access, "--bootstrap-public-url", url + "/v3", "--bootstrap-internal-url", url + "/v3")
-    from threading import Thread
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
     from keystone.server import wsgi
@@ -110,11 +90,8 @@ def main():
     sys.argv = sys.argv[:1]
     application = wsgi.initialize_public_application()
     server = make_server("127.0.0.1", settings["port"], application, Server, Quiet)
-    serving = Thread(target=server.serve_forever, daemon=True)
-    serving.start()
-    add_object_store()
     print("ready", flush=True)
-    serving.join()
+    server.serve_forever()
 
 
 main()

@@ -23,6 +23,8 @@ export interface IdentityServer extends AsyncDisposable {
   /** A token of that user for that project; without a project, one that has no scope. */
   tokenOf(user: { name: string; password: string; project?: string }): Promise<string>;
   revoke(token: string): Promise<void>;
+  /** Puts a service into the catalog; `%(project_id)s` in its URL stands for the project of the token. It need not be there yet. */
+  addService(service: { type: string; name: string; url: string }): Promise<void>;
 }
 
 /** A real Keystone with a real Swift behind it. */
@@ -35,17 +37,15 @@ export async function startKeystone(options: { tokenLifeSeconds: number }): Prom
   await using stack = new AsyncDisposableStack();
   const swiftPort = await freePort();
   const objectStore = `http://127.0.0.1:${swiftPort}/v1/AUTH_%(project_id)s`;
-  const identity = stack.use(await startIdentity({ ...options, objectStore }));
+  const identity = stack.use(await startIdentity(options));
+  await identity.addService({ type: "object-store", name: "swift", url: objectStore });
   const swift = stack.use(await startSwift({ port: swiftPort, identity }));
   const owned = stack.move();
   return { ...identity, swift, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
-/** Starts a Keystone alone; `await using` stops and removes it. The catalog names `objectStore`, which need not be there. */
-export async function startIdentity(options: {
-  tokenLifeSeconds: number;
-  objectStore?: string;
-}): Promise<IdentityServer> {
+/** Starts a Keystone alone; `await using` stops and removes it. */
+export async function startIdentity(options: { tokenLifeSeconds: number }): Promise<IdentityServer> {
   const environment = await unpackSwift((line) => process.stderr.write(`${line}\n`));
   await using stack = new AsyncDisposableStack();
   const dir = mkdtempSync(join(tmpdir(), "tephra-keystone-"));
@@ -58,7 +58,6 @@ export async function startIdentity(options: {
     password: access.password,
     region: access.region,
     token_life: options.tokenLifeSeconds,
-    object_store: options.objectStore ?? "http://127.0.0.1:9/v1/AUTH_%(project_id)s",
   };
   const program = await spawnProgram({
     name: "keystone",
@@ -90,9 +89,9 @@ const domain = { id: "default" };
 /** What an admin does through Keystone's own API. */
 function administrate(
   url: string,
-  admin: { user: string; password: string; project: string },
+  admin: { user: string; password: string; project: string; region: string },
   tokenLifeSeconds: number,
-): Pick<IdentityServer, "projectId" | "addUser" | "tokenOf" | "revoke"> {
+): Pick<IdentityServer, "projectId" | "addUser" | "tokenOf" | "revoke" | "addService"> {
   let held: { token: Promise<string>; untilMs: number } | null = null;
   /** A login is most of the work of a call: one serves for a third of a token's life. */
   const adminToken = (): Promise<string> => {
@@ -149,6 +148,11 @@ function administrate(
         headers: { "x-auth-token": by, "x-subject-token": token },
       });
       if (!reply.ok) throw new Error(`revoking: ${reply.status} ${await reply.text()}`);
+    },
+    addService: async ({ type, name, url: serviceUrl }) => {
+      const { service } = (await call("POST", "services", { service: { type, name } })) as { service: { id: string } };
+      const endpoint = { service_id: service.id, interface: "public", url: serviceUrl, region_id: admin.region };
+      await call("POST", "endpoints", { endpoint });
     },
   };
 }

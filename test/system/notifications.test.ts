@@ -20,6 +20,8 @@ interface Received {
   signed: boolean;
   status: number | null;
   headers: IncomingHttpHeaders;
+  /** Method and path. */
+  asked: string;
   body: string;
   /** By the clock of this process. */
   atMs: number;
@@ -40,10 +42,11 @@ async function startReceiver(statusOf: (count: number) => number | null = () => 
       const signed = fresh && req.headers["x-tephra-signature"] === `sha256=${hmac}`;
       const text = body.toString();
       received.push({
-        message: JSON.parse(text),
+        message: JSON.parse(text || "null"),
         signed,
         status,
         headers: req.headers,
+        asked: `${req.method} ${req.url}`,
         body: text,
         atMs: performance.now(),
       });
@@ -214,6 +217,7 @@ it("tries again what a webhook does not take, keeps what it never takes for an a
   expect(dead.filter((d) => d.target === "webhook:nobody").every((d) => d.last_error.length > 0)).toBe(true);
   expect(stubborn.received).toHaveLength(9);
   // A redirect is no delivery, and is not followed.
+  expect(new Set(flaky.received.map(({ asked }) => asked))).toEqual(new Set(["POST /hook"]));
   expect(flaky.received.map((r) => r.status).filter((status) => status !== 204)).toEqual([500, 302]);
   expect(new Set(flaky.received.map(({ message }) => message.message_id)).size).toBe(3);
   expect((await listed("delivered")).map((d) => d.target)).toEqual(Array(3).fill("webhook:flaky"));

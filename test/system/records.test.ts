@@ -452,7 +452,16 @@ describe("export and import", () => {
     const url = (backup_url: unknown) => ask({ backup_service: service, backup_url });
     const json = (value: unknown) => ask(encode(service, value));
     expect(await url("%%%")).toBe("Invalid input received: Can't parse backup record.");
-    expect(await url("abcde")).toBe("Invalid input received: Can't decode backup record.");
+    for (const text of ["abcde", "a", "ab", "ab="]) {
+      expect(await url(text)).toBe(
+        `Invalid input for field/attribute backup_url. Value: ${text}. '${text}' is not a 'base64'`,
+      );
+    }
+    for (const text of ["ab==cd==", "=", "abcd===", "ab=cd=", "a b c d"]) {
+      expect(await url(text)).toBe("Invalid input received: Can't parse backup record.");
+    }
+    expect(await url("é")).toMatch(/^Error decoding your request\./);
+    expect(await json(5)).toMatch(/^The server could not comply with the request/);
     expect(await url(Buffer.from([0x22, 0xff, 0x22]).toString("base64"))).toBe(
       "Invalid input received: Can't parse backup record.",
     );

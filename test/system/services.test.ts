@@ -40,7 +40,7 @@ const claimedLate = async (instance: Instance, host: string): Promise<number> =>
   return row.tasks;
 };
 
-it("gives a disabled host no new task, and one that is enabled again its share", async () => {
+it("gives a disabled host no new task, and one that is enabled again its share", { timeout: 240_000 }, async () => {
   await using instance = await startInstance({
     workers: 0,
     config,

@@ -2,7 +2,7 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { nilUuid } from "./listing.ts";
 import { notifyBackup } from "./notifications.ts";
 import { completeOperation, endOperation, type OperationRow } from "./operations.ts";
-import { releaseQuota } from "./quotas.ts";
+import { lockQuota, releaseQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
 
 export interface Removal {
@@ -41,7 +41,10 @@ export async function finishBackupDelete(
   result: TaskResult,
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const row = await tx.backup.findFirst({ where: { id: operation.backupId ?? nilUuid, deletedAt: null } });
+    const live = { id: operation.backupId ?? nilUuid, deletedAt: null };
+    // Two deletions may end at once, one of them forced: what is there is read under the lock, so that only one gives back.
+    await lockQuota(tx, operation.projectId);
+    const row = await tx.backup.findFirst({ where: live });
     if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
     const now = new Date();
     if (row)

@@ -134,7 +134,8 @@ function volumeRefusal(status: string, force: boolean): InvalidError | null {
 
 /**
  * The newest usable backup of the volume in the caller's project, locked (API spec 9.5): the highest data_timestamp among the
- * available ones, older than the snapshot where one is given. A damaged one never counts.
+ * available ones, older than the snapshot where one is given; when none is older, the one that was made last. A damaged one never
+ * counts.
  */
 async function chooseParent(
   tx: Transaction,
@@ -144,9 +145,11 @@ async function chooseParent(
 ): Promise<Backup> {
   const before = snapshot?.createdAt ?? null;
   const rows = await tx.$queryRaw<{ id: string }[]>`
-    SELECT id FROM backups WHERE volume_id = ${volumeId}::uuid AND project_id = ${projectId} AND deleted_at IS NULL
-    ORDER BY (status = 'available' AND damage IS NULL AND (${before}::timestamptz IS NULL OR data_timestamp < ${before}::timestamptz)) DESC,
-      (status = 'available' AND damage IS NULL) DESC, data_timestamp DESC, created_at DESC LIMIT 1`;
+    SELECT id FROM backups,
+      LATERAL (SELECT status = 'available' AND damage IS NULL AS usable) AS state,
+      LATERAL (SELECT usable AND coalesce(data_timestamp < ${before}::timestamptz, ${before}::timestamptz IS NULL) AS older) AS age
+    WHERE volume_id = ${volumeId}::uuid AND project_id = ${projectId} AND deleted_at IS NULL
+    ORDER BY older DESC, usable DESC, CASE WHEN older THEN data_timestamp END DESC, created_at DESC LIMIT 1`;
   const parent = rows[0] ? await lockBackup(tx, rows[0].id) : null;
   if (parent?.status !== "available" || parent.damage !== null) {
     throw new InvalidError("backup", "No backups available to do an incremental backup.");

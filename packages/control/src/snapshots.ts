@@ -158,8 +158,9 @@ export async function requestSnapshot(
 }
 
 function refuseStatus({ id, status }: { id: string; status: string }, force: boolean): void {
-  if (status === "error") {
-    throw new InvalidError("volume", "The snapshot cannot be created when the volume is in error status.");
+  const never: Readonly<Record<string, string>> = { error: "error status", maintenance: "maintenance mode" };
+  if (never[status] !== undefined) {
+    throw new InvalidError("volume", `The snapshot cannot be created when the volume is in ${never[status]}.`);
   }
   const allowed = force ? ["available", "in-use"] : ["available"];
   if (allowed.includes(status)) return;

@@ -104,6 +104,8 @@ export async function finishVolumeDelete(
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const volumeId = operation.volumeId ?? nilUuid;
+    // Under the lock, so that of two deletions only one gives back.
+    await lockQuota(tx, operation.projectId);
     const volume = await tx.volume.findUnique({ where: { id: volumeId }, include: { snapshots: true } });
     for (const { projectId, sizeGib } of volume?.snapshots ?? []) {
       await releaseQuota(tx, projectId, { snapshots: 1, gigabytes: sizeGib });

@@ -93,11 +93,14 @@ export function messageOf(body: unknown): string | null {
   return others.length === 0 ? messageOf(inner) : null;
 }
 
+/** What stands in answers for many values, or for any. */
+const notNames = ["uuid", "zone", "container"];
+
 /** Gives the run's values the names that a recorded answer has for them, where it is the first to mention them. */
 export function learnNames(recorded: unknown, seen: unknown, names: Names): void {
   if (typeof recorded === "string" && typeof seen === "string") {
     const [, name] = /^<(\w+)>$/.exec(recorded) ?? [];
-    if (name !== undefined && name !== "uuid" && !names.has(name)) names.set(name, seen);
+    if (name !== undefined && !notNames.includes(name) && !names.has(name)) names.set(name, seen);
     return;
   }
   if (typeof recorded !== "object" || recorded === null || typeof seen !== "object" || seen === null) return;

@@ -31,8 +31,9 @@ export interface Answer {
   body: unknown;
 }
 
-export function readCases(): Case[] {
-  const text = readFileSync(new URL("cinder-zed.jsonl", import.meta.url), "utf8");
+/** The cases of one of the files here, in the order in which they were sent. */
+export function readCases(file: "cinder-zed" | "cinder-router"): Case[] {
+  const text = readFileSync(new URL(`${file}.jsonl`, import.meta.url), "utf8");
   return text
     .trim()
     .split("\n")
@@ -95,6 +96,7 @@ export function send(
   { path, headers, body }: { path: string; headers: Headers; body: string | null },
 ): Promise<Answer> {
   const { hostname, port } = new URL(url);
+  if (body !== null) headers.set("content-length", String(Buffer.byteLength(body)));
   return new Promise((resolve, reject) => {
     const request = httpRequest({ hostname, port, path, method, headers: Object.fromEntries(headers) }, (response) => {
       const chunks: Buffer[] = [];

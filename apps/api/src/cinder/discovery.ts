@@ -2,9 +2,8 @@ import type { Config } from "@tephra/control";
 import { type Request, type Response, Router } from "express";
 import type { Context } from "../context.ts";
 import { endJson } from "../fault.ts";
-import { badRequest } from "../refusals.ts";
-import { originOf } from "./links.ts";
-import { versionMax, versionMin, versionText } from "./microversions.ts";
+import { baseOf } from "./links.ts";
+import { malformedRequest, versionMax, versionMin, versionText } from "./microversions.ts";
 import { announceVersion } from "./serve.ts";
 
 /** The version document (API spec 3.1). `origin` has no slash at its end. */
@@ -27,41 +26,43 @@ function versionDocument(origin: string): Record<string, unknown> {
   };
 }
 
+/** Whatever the method is; only what brings a body is refused. */
 const answer = (config: Config, status: number) => (req: Request, res: Response) => {
   announceVersion(req, res);
-  endJson(res, status, versionDocument(originOf(req, config)));
+  if (req.headers["transfer-encoding"] !== undefined || Number(req.headers["content-length"] ?? 0) > 0) {
+    throw malformedRequest();
+  }
+  endJson(res, status, versionDocument(baseOf(req, config)));
 };
 
-const getOnly = (req: Request, res: Response): void => {
-  announceVersion(req, res);
-  throw badRequest("The server could not comply with the request since it is either malformed or otherwise incorrect.");
+/** oslo's health check: text, or JSON for those who ask for it. */
+const healthcheck = (req: Request, res: Response): void => {
+  const body = { detailed: false, reasons: ["OK"] };
+  if (req.method === "HEAD") res.writeHead(204).end();
+  else if (req.accepts(["text/plain", "application/json"]) === "application/json") endJson(res, 200, body);
+  else res.writeHead(200, { "content-type": "text/plain; charset=UTF-8" }).end("OK");
 };
 
 /** What clients ask for before they have a token (API spec 3). */
 export function discovery({ config }: Pick<Context, "config">): Router {
   const router = Router({ caseSensitive: true, strict: true });
-  router.get("/", answer(config, 300));
-  router.all("/", getOnly);
-  router.get("/healthcheck", (_req, res) => {
-    res.setHeader("content-type", "text/plain; charset=UTF-8");
-    res.end("OK");
-  });
+  router.all("/", answer(config, 300));
+  router.all("/healthcheck", healthcheck);
   return router;
 }
 
 /** The document of version 3 alone; a token is needed for it. */
 export function versionThree({ config }: Pick<Context, "config">): Router {
   const router = Router({ caseSensitive: true, strict: true });
-  router.get("/v3", (req, res) => {
+  router.all("/v3", (req, res) => {
     res
       .writeHead(302, {
-        location: `${originOf(req, config)}/v3/`,
+        location: `${baseOf(req, config)}/v3/`,
         "content-type": "text/plain; charset=utf8",
         "content-length": 0,
       })
       .end();
   });
-  router.get("/v3/", answer(config, 200));
-  router.all("/v3/", getOnly);
+  router.all("/v3/", answer(config, 200));
   return router;
 }

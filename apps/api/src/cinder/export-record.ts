@@ -2,6 +2,8 @@ import { type BackupRow, isContainer, isObjectPrefix, isUuid } from "@tephra/con
 import { z } from "zod";
 import { badRequest } from "../refusals.ts";
 import { isStorable, lengthOf } from "./fields.ts";
+import { malformedRequest } from "./microversions.ts";
+import { decodeBase64 } from "./python-base64.ts";
 
 /** Whole seconds, with Z: not the form of the rest of the API (format spec 8.1). */
 const recordTime = (time: Date | null): string | null => (time === null ? null : `${time.toISOString().slice(0, 19)}Z`);
@@ -53,27 +55,6 @@ interface FirstSight {
 
 const invalid = (text: string) => badRequest(`Invalid input received: ${text}`);
 
-/**
- * Python's base64: what is not of the alphabet is skipped, so that almost anything can be decoded.
- *
- * @throws Refusal 400 where Python finds the padding wrong
- */
-function decodeBase64(text: string): Buffer {
-  let digits = "";
-  let padding = 0;
-  for (const character of text) {
-    if (character === "=") {
-      padding += 1;
-      if (digits.length % 4 >= 2 && (digits.length % 4) + padding >= 4) return Buffer.from(digits, "base64");
-    } else if (/[A-Za-z0-9+/]/.test(character)) {
-      digits += character;
-      padding = 0;
-    }
-  }
-  if (digits.length % 4 !== 0) throw invalid("Can't decode backup record.");
-  return Buffer.from(digits, "base64");
-}
-
 const count = z
   .int()
   .min(0)
@@ -109,14 +90,15 @@ const fields: Readonly<Record<string, readonly [what: string, schema: z.ZodType]
  * @throws Refusal 400 in Cinder's words, or with the first key that holds what it cannot hold
  */
 export function parseRecord(backupUrl: string): FirstSight {
-  const bytes = decodeBase64(backupUrl);
+  const bytes = decodeBase64(backupUrl) ?? Buffer.alloc(0);
   let document: unknown;
   try {
     document = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
   } catch {
     throw invalid("Can't parse backup record.");
   }
-  const isObject = typeof document === "object" && document !== null && !Array.isArray(document);
+  if (document === null || ["number", "boolean"].includes(typeof document)) throw malformedRequest();
+  const isObject = typeof document === "object" && !Array.isArray(document);
   const record = new Map(Object.entries(isObject ? (document as object) : {}));
   if (!record.has("id")) throw invalid("Provided backup record is missing an id");
   if (!record.has("size")) throw invalid("Provided backup record is missing size attribute");

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { decodeBase64 } from "./python-base64.ts";
 import { pythonRepr } from "./python-text.ts";
 
 /** Fields of bodies, each with the phrases of Cinder's validator (API spec 1.9, 1.10, 2.4). */
@@ -18,7 +19,8 @@ export const isStorable = (text: string): boolean => !text.includes("\0") && tex
 const bounded = (text: z.ZodString) =>
   text
     .refine((v) => lengthOf(v) <= 255, { error: (i) => `${pythonRepr(i.input)} is too long` })
-    .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` });
+    .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` })
+    .meta({ maxLength: 255 });
 
 /** Every field of an object that is sent must fit; what is not an object is no body. */
 export const strict = <Shape extends z.ZodRawShape>(shape: Shape) =>
@@ -43,12 +45,22 @@ export const lenient = <Shape extends z.ZodRawShape>(shape: Shape) => z.object(s
 export const text = () => bounded(z.string({ error: typePhrase("string") }));
 
 const textOrNull = () => bounded(z.string({ error: typePhrase("string", "null") }));
-/** As `text`, of at least one character. */
-export const someText = () =>
+const undecodable =
+  "Error decoding your request. Either the URL or the request body contained characters that could not be decoded by Cinder.";
+
+/** What Python can decode as base64, of at least one character. */
+export const base64Text = () =>
   z
     .string({ error: typePhrase("string") })
     .min(1, { error: "'' is too short" })
-    .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` });
+    .superRefine((value, context) => {
+      // biome-ignore lint/suspicious/noControlCharactersInRegex: the range is what ASCII means
+      const ascii = /^[\x00-\x7f]*$/.test(value);
+      if (!ascii) context.addIssue({ code: "custom", message: undecodable, params: { whole: true } });
+      else if (decodeBase64(value) === null) {
+        context.addIssue({ code: "custom", message: `${pythonRepr(value)} is not a 'base64'` });
+      }
+    });
 
 /** Missing and null are the same. */
 export const optionalText = () =>
@@ -89,13 +101,18 @@ export function uuidOf(value: string): string | null {
   return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
 }
 
-/** A required id, in the one form that rows have. */
+/** What rows are looked up by: capitals do not matter. Other forms pass the check, but name nothing. */
+const rowId = (value: string): string => (uuidOf(value) === value.toLowerCase() ? value.toLowerCase() : value);
+
+/** A required id. */
 export const uuid = () =>
-  z.string({ error: typePhrase("string") }).transform((value, context) => {
-    const id = uuidOf(value);
-    if (id === null) context.addIssue({ code: "custom", message: `${pythonRepr(value)} is not a 'uuid'` });
-    return id ?? value;
-  });
+  z
+    .string({ error: typePhrase("string") })
+    .meta({ format: "uuid" })
+    .transform((value, context) => {
+      if (uuidOf(value) === null) context.addIssue({ code: "custom", message: `${pythonRepr(value)} is not a 'uuid'` });
+      return rowId(value);
+    });
 
 const noneOf = ({ input }: { input?: unknown }): string =>
   `${pythonRepr(input)} is not valid under any of the given schemas`;
@@ -104,11 +121,12 @@ const noneOf = ({ input }: { input?: unknown }): string =>
 export const optionalUuid = () =>
   z
     .string({ error: noneOf })
+    .meta({ format: "uuid" })
     .nullish()
     .transform((value, context) => {
-      const id = value == null ? null : uuidOf(value);
-      if (value != null && id === null) context.addIssue({ code: "custom", message: noneOf({ input: value }) });
-      return id;
+      if (value == null) return null;
+      if (uuidOf(value) === null) context.addIssue({ code: "custom", message: noneOf({ input: value }) });
+      return rowId(value);
     });
 
 const trueWords = ["True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", "y", "t"];
@@ -135,34 +153,41 @@ export const flag = () => optionalFlag().transform((value) => value ?? false);
 
 const metadataKey = /^[a-zA-Z0-9-_:. /]{1,255}$/;
 
-const record = (...types: string[]) => z.record(z.string(), text(), { error: typePhrase(...types) });
+const metadataValue = text();
 
-function checkKeys(
-  keys: readonly string[],
-  context: { addIssue(issue: { code: "custom"; message: string }): void },
-): void {
-  const wrong = keys.filter((key) => !metadataKey.test(key));
+/** Values are looked at where the key fits, then the keys that do not fit are named. */
+const checkMetadata: z.core.CheckFn<Record<string, unknown>> = (context) => {
+  const entries = Object.entries(context.value);
+  for (const [key, value] of entries) {
+    const problems = metadataKey.test(key) ? metadataValue.safeParse(value).error?.issues : undefined;
+    for (const { message } of problems ?? []) {
+      context.issues.push({ code: "custom", message, input: value, path: [key] });
+    }
+  }
+  const wrong = entries.map(([key]) => key).filter((key) => !metadataKey.test(key));
   if (wrong.length === 0) return;
   const names = wrong.sort().map(pythonRepr).join(", ");
   const verb = wrong.length === 1 ? "does" : "do";
-  context.addIssue({
+  context.issues.push({
     code: "custom",
     message: `${names} ${verb} not match any of the regexes: '${metadataKey.source}'`,
+    input: context.value,
   });
-}
+};
+
+const metadataRecord = (...types: string[]) =>
+  z.record(z.string(), z.unknown(), { error: typePhrase(...types) }).check(checkMetadata) as unknown as z.ZodType<
+    Record<string, string>
+  >;
 
 /** Keys and values of a user's own, null and nothing being the empty set. */
 export const metadata = () =>
-  record("object", "null")
+  metadataRecord("object", "null")
     .nullish()
-    .transform((value, context) => {
-      checkKeys(Object.keys(value ?? {}), context);
-      return { ...value };
-    });
+    .transform((value) => ({ ...value }));
 
 /** The same, not null. */
-export const requiredMetadata = () =>
-  record("object").superRefine((value, context) => checkKeys(Object.keys(value), context));
+export const requiredMetadata = () => metadataRecord("object");
 
 const statuses = ["available", "error"] as const;
 
@@ -175,15 +200,3 @@ export const backupStatus = () =>
     context.addIssue({ code: "custom", message, params: { whole: true } });
     return z.NEVER;
   });
-
-/** A whole number, also as a string of digits. */
-export const wholeNumber = (range: { min: number; max: number }) =>
-  z
-    .union([z.int(), z.string().regex(/^-?\d{1,16}$/, { error: noneOf })], { error: noneOf })
-    .transform((value, context) => {
-      const number = Number(value);
-      if (number < range.min || number > range.max) {
-        context.addIssue({ code: "custom", message: noneOf({ input: value }) });
-      }
-      return number;
-    });

@@ -10,15 +10,17 @@ export interface Place {
   readonly path: string;
 }
 
-/**
- * What links begin with: the configured endpoint, else scheme and host as the client sees them, behind a proxy the last element of
- * X-Forwarded-Host (API spec 1.7).
- */
-export function originOf(req: IncomingMessage, { public_endpoint: endpoint }: Pick<Config, "public_endpoint">): string {
+/** Where the service says that it is: the configured endpoint, else where the request came in (API spec 3.4). */
+export function baseOf(req: IncomingMessage, { public_endpoint: endpoint }: Pick<Config, "public_endpoint">): string {
   if (endpoint !== null) return endpoint.replace(/\/v\d+$/, "");
+  return `http://${req.headers.host || `${req.socket.localAddress}:${req.socket.localPort}`}`;
+}
+
+/** What links begin with: as `baseOf`, but behind a proxy the last element of X-Forwarded-Host (API spec 1.7). */
+export function originOf(req: IncomingMessage, config: Pick<Config, "public_endpoint">): string {
   const forwarded = req.headers["x-forwarded-host"];
   const last = (Array.isArray(forwarded) ? forwarded.join(",") : forwarded)?.split(",").at(-1)?.trim();
-  return `http://${last || req.headers.host || `${req.socket.localAddress}:${req.socket.localPort}`}`;
+  return last && config.public_endpoint === null ? `http://${last}` : baseOf(req, config);
 }
 
 const prefixOf = ({ project }: Place): string => (project === null ? "" : `/${project}`);
@@ -36,5 +38,7 @@ export function nextLink(place: Place, query: URLSearchParams, marker: string): 
   const params = new URLSearchParams(query);
   params.delete("marker");
   params.append("marker", marker);
-  return { rel: "next", href: `${place.origin}/v3${prefixOf(place)}${place.path}?${params}` };
+  // Python's encoding differs from the URL standard's in two characters.
+  const text = params.toString().replaceAll("%7E", "~").replaceAll("*", "%2A");
+  return { rel: "next", href: `${place.origin}/v3${prefixOf(place)}${place.path}?${text}` };
 }

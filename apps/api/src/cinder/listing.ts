@@ -12,13 +12,13 @@ const wordsFalse = ["f", "false", "off", "n", "no", "0"];
 
 /** Boolean query values (API spec 1.10), in any case; null for anything else. */
 export function booleanWord(text: string): boolean | null {
-  const word = text.trim().toLowerCase();
+  const word = text.toLowerCase();
   if (wordsTrue.includes(word)) return true;
   return wordsFalse.includes(word) ? false : null;
 }
 
-/** Parameters that no list takes for a filter. */
-const notFilters = new Set(["limit", "offset", "marker", "sort", "sort_key", "sort_dir", "all_tenants", "fields"]);
+/** Parameters that no list takes for a filter. Each is taken once: if it is there again, that is one. */
+const notFilters = ["limit", "offset", "marker", "sort", "sort_key", "sort_dir"];
 
 export interface ListSpec<Key extends string> {
   /** Wire name → sort key of the verb; from which microversion, where that is not 3.0. */
@@ -30,6 +30,8 @@ export interface ListSpec<Key extends string> {
   adminFilters?: readonly string[];
   /** Those that an admin may use with `~` behind: a part of the value is asked for. */
   likeFilters?: readonly string[];
+  /** What an admin's `all_tenants` means where it is no boolean; Cinder's lists differ in it. @throws Refusal 400 */
+  notBoolean?: (text: string) => boolean;
 }
 
 export interface ListQuery<Key extends string> {
@@ -42,8 +44,8 @@ export interface ListQuery<Key extends string> {
 }
 
 function integer(text: string, name: string): number {
-  if (!/^\s*[+-]?\d+\s*$/.test(text)) throw badRequest(`${name} must be an integer`);
-  return Number(text);
+  if (!/^\s*[+-]?\d+(_\d+)*\s*$/.test(text)) throw badRequest(`${name} must be an integer`);
+  return Number(text.replaceAll("_", ""));
 }
 
 function pageOf({ query, listMax }: Call): { limit: number; offset: number; marker?: string } {
@@ -54,65 +56,92 @@ function pageOf({ query, listMax }: Call): { limit: number; offset: number; mark
   if (offset < 0) throw badRequest("offset must be >= 0");
   if (offset > offsetMax) throw badRequest(`offset must be <= ${offsetMax}`);
   const marker = query.get("marker");
-  return { limit: Math.min(limit, listMax), offset, ...(marker ? { marker } : {}) };
+  return { limit: Math.min(limit, listMax), offset, ...(marker !== null && { marker }) };
 }
 
-function sortOf<Key extends string>(call: Call, spec: ListSpec<Key>): Page<Key>["sort"] {
-  const { query } = call;
+/** Names and directions as they are asked for, in either of the two forms. */
+function sortParts({ query }: Call): { name: string; direction: string }[] {
   const both = query.get("sort");
-  if (both !== null && (query.has("sort_key") || query.has("sort_dir"))) {
+  if (both === null) {
+    const [name, direction] = [query.get("sort_key") ?? "created_at", query.get("sort_dir") ?? "desc"];
+    return [{ name: name.trim(), direction: direction.trim() }];
+  }
+  if (query.has("sort_key") || query.has("sort_dir")) {
     throw badRequest(
       "The 'sort_key' and 'sort_dir' parameters are deprecated and cannot be used with the 'sort' parameter.",
     );
   }
-  const parts =
-    both === null
-      ? [[query.get("sort_key") ?? "created_at", query.get("sort_dir") ?? "desc"]]
-      : both.split(",").map((part) => part.split(":", 2));
-  const sort = parts.map(([name = "", direction]) => {
-    const key = spec.sortKeys[name.trim()];
-    const known = Object.hasOwn(spec.sortKeys, name.trim()) && call.version >= (spec.sortKeysSince?.[name.trim()] ?? 0);
+  return both.split(",").map((part) => {
+    const [name = "", ...direction] = part.split(":");
+    return { name: name.trim(), direction: direction.join(":").trim() || "desc" };
+  });
+}
+
+function sortOf<Key extends string>(
+  call: Call,
+  spec: ListSpec<Key>,
+  parts: ReturnType<typeof sortParts>,
+): Page<Key>["sort"] {
+  if (parts.some(({ direction }) => direction !== "asc" && direction !== "desc")) {
+    throw badRequest("Invalid input received: Unknown sort direction, must be 'desc' or 'asc'.");
+  }
+  const sort = parts.map(({ name, direction }) => {
+    const key = spec.sortKeys[name];
+    const known = Object.hasOwn(spec.sortKeys, name) && call.version >= (spec.sortKeysSince?.[name] ?? 0);
     if (key === undefined || !known) throw badRequest("Invalid input received: Invalid sort key");
-    const to = direction?.trim() || "desc";
-    if (to !== "asc" && to !== "desc") {
-      throw badRequest("Invalid input received: Unknown sort direction, must be 'desc' or 'asc'.");
-    }
-    return { key, direction: to } as const;
+    return { key, direction: direction === "asc" ? "asc" : "desc" } as const;
   });
   // A key named twice weighs where it was named first.
   return sort.filter((s, i) => sort.findIndex((other) => other.key === s.key) === i);
 }
 
+/** Names that Cinder translates into columns, and only where it also refuses filters that it does not know. */
+const translated = ["name", "description"];
+
+/** Cinder announces `key~` with 3.34; an admin has it before. */
 function adminFiltersOf(spec: ListSpec<string>, version: Microversion): string[] {
-  const likes = version >= since.likeFilter ? (spec.likeFilters ?? []) : [];
+  const likes = (spec.likeFilters ?? []).filter(
+    (name) => version >= since.unknownFilterRefused || !translated.includes(name),
+  );
   return [...spec.filters, ...(spec.adminFilters ?? []), ...likes.map((name) => `${name}~`)];
 }
 
+/** What is left of the query when every parameter of the list itself is taken out. */
+function filterPairs(call: Call): Map<string, string> {
+  const taken = call.version >= since.withCount ? [...notFilters, "with_count"] : notFilters;
+  const pairs = [...call.query];
+  const isFirst = (key: string, i: number): boolean => pairs.findIndex(([other]) => other === key) === i;
+  return new Map(pairs.filter(([key], i) => key !== "all_tenants" && !(taken.includes(key) && isFirst(key, i))));
+}
+
 function filtersOf<Key extends string>(call: Call, spec: ListSpec<Key>): Pick<ListQuery<Key>, "filters" | "nothing"> {
-  const counted = call.version >= since.withCount;
-  const given = new Map([...call.query].filter(([key]) => !notFilters.has(key) && !(counted && key === "with_count")));
+  const given = filterPairs(call);
+  const strictly = call.version >= since.unknownFilterRefused;
   for (const [key, value] of given) {
     // biome-ignore lint/suspicious/noControlCharactersInRegex: the range is what ASCII means
-    if (!/^[\x00-\x7f]*$/.test(key)) throw badRequest("Filter keys can only contain ASCII characters.");
+    const ascii = /^[\x00-\x7f]*$/.test(key);
+    if (strictly && !ascii) throw badRequest("Filter keys can only contain ASCII characters.");
     if (!isStorable(value))
       throw badRequest(`Invalid input received: filter ${key} has characters that cannot be stored`);
   }
   const { isAdmin } = call.principal;
   const known = isAdmin ? adminFiltersOf(spec, call.version) : spec.filters;
   const unknown = [...given.keys()].filter((key) => !known.includes(key));
-  if (unknown.length > 0 && !isAdmin && call.version >= since.unknownFilterRefused) {
+  if (unknown.length > 0 && !isAdmin && strictly) {
     throw badRequest(`Invalid filters ${unknown.join(",")} are found in query options.`);
   }
   const filters = Object.fromEntries([...given].filter(([key]) => known.includes(key)));
   return { filters, nothing: isAdmin && unknown.length > 0 };
 }
 
-function allTenants(call: Call): boolean {
+function noBoolean(text: string): never {
+  throw badRequest(`all_tenants must be a boolean, got '${text}'.`);
+}
+
+function allTenants(call: Call, { notBoolean = noBoolean }: Pick<ListSpec<string>, "notBoolean">): boolean {
   const text = call.query.get("all_tenants");
   if (text === null || !call.principal.isAdmin) return false;
-  const all = booleanWord(text);
-  if (all === null) throw badRequest(`all_tenants must be a boolean, got '${text}'.`);
-  return all;
+  return booleanWord(text) ?? notBoolean(text);
 }
 
 /** A switch in the query, off when it is not there. @throws Refusal 400 for what is no boolean */
@@ -127,11 +156,16 @@ const withCount = (call: Call): boolean => call.version >= since.withCount && fl
 
 /** Query → page, filters and switches of a list (API spec 6.1). @throws Refusal 400 */
 export function parseList<Key extends string>(call: Call, spec: ListSpec<Key>): ListQuery<Key> {
-  const counted = withCount(call);
+  // In this order Cinder refuses what is wrong.
   const page = pageOf(call);
-  const sort = sortOf(call, spec);
-  const allProjects = allTenants(call);
-  return { page: { ...page, sort }, allProjects, withCount: counted, ...filtersOf(call, spec) };
+  const parts = sortParts(call);
+  const counted = withCount(call);
+  const { filters: given, nothing } = filtersOf(call, spec);
+  const allProjects = allTenants(call, spec);
+  // A list of one project is that of the caller's, whatever the filter says.
+  const { project_id: _own, ...filters } = given;
+  const sort = sortOf(call, spec, parts);
+  return { page: { ...page, sort }, allProjects, withCount: counted, filters: allProjects ? given : filters, nothing };
 }
 
 /**
@@ -141,7 +175,7 @@ export function parseList<Key extends string>(call: Call, spec: ListSpec<Key>): 
 export function listAnswer<Row extends { id: string }>(
   call: Call,
   query: Pick<ListQuery<string>, "page" | "withCount">,
-  list: { name: string; rows: readonly Row[]; count: number; view: (call: Call, row: Row) => unknown },
+  list: { name: string; links?: string; rows: readonly Row[]; count: number; view: (call: Call, row: Row) => unknown },
 ): Answer {
   const last = list.rows.at(-1);
   const items = (query.withCount && list.count) || list.rows.length;
@@ -150,7 +184,7 @@ export function listAnswer<Row extends { id: string }>(
     status: 200,
     body: {
       [list.name]: list.rows.map((row) => list.view(call, row)),
-      ...(more && { [`${list.name}_links`]: [nextLink(call.place, call.query, last.id)] }),
+      ...(more && { [list.links ?? `${list.name}_links`]: [nextLink(call.place, call.query, last.id)] }),
       ...(query.withCount && { count: list.count }),
     },
   };

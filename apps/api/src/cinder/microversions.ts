@@ -25,7 +25,6 @@ export const since = {
   snapshotFilterMetadata: 22,
   volumeDeleteForce: 23,
   unknownFilterRefused: 31,
-  likeFilter: 34,
   backupSortByName: 37,
   snapshotSortByName: 30,
   snapshotGroupId: 14,
@@ -39,7 +38,6 @@ export const since = {
   backupZone: 51,
   volumeUnknownRefused: 53,
   backupUserId: 56,
-  volumeFilterTime: 60,
   volumeClusterName: 61,
   volumeTypeId: 63,
   encryptionKeyId: 64,
@@ -59,7 +57,8 @@ export class VersionRangeError extends Refusal {
   }
 }
 
-const malformed = () =>
+/** What Cinder says where it cannot make sense of a request. */
+export const malformedRequest = (): Refusal =>
   badRequest("The server could not comply with the request since it is either malformed or otherwise incorrect.");
 
 /**
@@ -70,9 +69,9 @@ const malformed = () =>
 export function negotiate(header: string | undefined): Microversion {
   if (header === undefined) return versionMin;
   const entry = header.split(",").find((part) => part.includes("volume"));
-  if (entry === undefined) throw malformed();
+  if (entry === undefined) throw malformedRequest();
   const [, asked, ...rest] = entry.trim().split(/\s+/);
-  if (asked === undefined || rest.length > 0) throw malformed();
+  if (asked === undefined || rest.length > 0) throw malformedRequest();
   if (asked === "latest") return versionMax;
   const [, major, minor] = form.exec(asked) ?? [];
   if (major === undefined || minor === undefined) {

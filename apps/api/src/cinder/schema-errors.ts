@@ -37,13 +37,20 @@ function violationOf(issue: Issue, input: unknown): Violation {
   return { path: issue.path, phrase: issue.message, order: 0, whole };
 }
 
-/** The depth of the object whose rule is broken. */
-const depthOf = (v: Violation): number => v.path.length - (v.order === 0 ? 1 : 0);
+/** The object whose rule is broken. */
+const ownerOf = (v: Violation): readonly PropertyKey[] => (v.order === 0 ? v.path.slice(0, -1) : v.path);
 
-/** What the validator of Cinder says first about a body (API spec 2.4): inner objects before outer ones. */
+/** Whether the validator comes upon `a` on its way to `b`: what lies inside an object is looked at before the object's own rules. */
+function precedes(a: Violation, b: Violation): boolean {
+  const [inner, outer] = [ownerOf(a), ownerOf(b)];
+  const within = outer.every((key, i) => inner[i] === key);
+  return within && b.order > 0 && (inner.length > outer.length || a.order < b.order);
+}
+
+/** What the validator of Cinder says first about a body (API spec 2.4): fields in the order of the schema. */
 export function schemaMessage(error: z.ZodError, input: unknown): string {
   const violations = error.issues.map((issue) => violationOf(issue, input));
-  const [first] = violations.sort((a, b) => depthOf(b) - depthOf(a) || a.order - b.order);
+  const first = violations.find((v) => !violations.some((other) => precedes(other, v)));
   if (!first) return "Malformed request body";
   const name = first.path.at(-1);
   if (name === undefined || first.whole) return cut(first.phrase);

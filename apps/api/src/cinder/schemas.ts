@@ -2,6 +2,7 @@ import type { BackupChange } from "@tephra/control";
 import { z } from "zod";
 import {
   backupStatus,
+  base64Text,
   changedPrintableText,
   changedText,
   flag,
@@ -11,7 +12,6 @@ import {
   optionalUuid,
   printableText,
   requiredMetadata,
-  someText,
   strict,
   strippedText,
   text,
@@ -97,11 +97,11 @@ const ForceDeleteBackup = strict({ "os-force_delete": z.unknown() });
 /** API spec 6.9: whatever the key holds. */
 export const forceDeleteBackupBody = () => ForceDeleteBackup;
 
-const RestoreBackup = strict({ restore: nullableObject({ volume_id: optionalUuid(), name: optionalText() }) });
+const RestoreBackup = strict({ restore: nullableObject({ name: optionalText(), volume_id: optionalUuid() }) });
 /** API spec 6.6. */
 export const restoreBackupBody = () => RestoreBackup;
 
-const ImportRecord = strict({ "backup-record": strict({ backup_service: text(), backup_url: someText() }) });
+const ImportRecord = strict({ "backup-record": strict({ backup_service: text(), backup_url: base64Text() }) });
 /** API spec 6.8. */
 export const importRecordBody = () => ImportRecord;
 
@@ -146,3 +146,7 @@ const DisableService = strict({ ...serviceFields, disabled_reason: reason.option
 /** API spec 7.7. */
 export const switchServiceBody = () => SwitchService;
 export const disableServiceBody = () => DisableService;
+
+const Anything = z.unknown();
+/** Where a body is expected, and nothing of it matters. */
+export const anyBody = () => Anything;

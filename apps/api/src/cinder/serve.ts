@@ -10,7 +10,7 @@ import type { Action, Answer, Call } from "./call.ts";
 import { faultOf } from "./errors.ts";
 import { uuidOf } from "./fields.ts";
 import { originOf } from "./links.ts";
-import { type Microversion, negotiate, VersionRangeError, versionText } from "./microversions.ts";
+import { type Microversion, malformedRequest, negotiate, VersionRangeError, versionText } from "./microversions.ts";
 import { parseBody } from "./schema-errors.ts";
 
 /** oslo.middleware's limit for a request's body. */
@@ -29,17 +29,19 @@ declare module "express-serve-static-core" {
 }
 
 const projectPart = /^\/([0-9a-f-]+)(\/.+)$/;
-/** A suffix such as `.json` on the last part of a path. */
-const formatPart = /^([^?]*[^?/])\.[^?/.]+(?=\?|$)/;
+/** The format that a path may end in. */
+const formatPart = /^([^?]*[^?/])\.json(?=\?|$)/;
 
 /**
- * `/v3/{project}/backups` and `/v3/backups` are the same route: the project is taken out of the URL (API spec 1.1). So is a format at its
- * end, which says nothing: every answer is JSON.
+ * `/v3/{project}/backups` and `/v3/backups` are the same route: the project is taken out of the URL (API spec 1.1). So is `.json` at its
+ * end, which says nothing: every answer is JSON. Slashes after slashes count as one.
  */
 const takeProject: RequestHandler = (req, _res, next) => {
-  const [, project, rest] = projectPart.exec(req.url) ?? [];
+  const [path = "", ...query] = req.url.split("?");
+  const url = [path.replace(/\/{2,}/g, "/"), ...query].join("?");
+  const [, project, rest] = projectPart.exec(url) ?? [];
   req.urlProject = project ?? null;
-  req.url = (rest ?? req.url).replace(formatPart, "$1");
+  req.url = (rest ?? url).replace(formatPart, "$1");
   next();
 };
 
@@ -55,18 +57,19 @@ export function announceVersion(req: Request, res: Response): Microversion {
     announce(versionText(version));
     return version;
   } catch (error) {
-    if (error instanceof VersionRangeError) announce(error.asked);
+    // The two that once had endpoints of their own are not repeated.
+    if (error instanceof VersionRangeError && !["1.0", "2.0"].includes(error.asked)) announce(error.asked);
     throw error;
   }
 }
 
 const contentTypes = ["application/json", "application/vnd.openstack.volume+json"];
-const utf8 = new TextDecoder("utf-8", { fatal: true });
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** @throws Refusal 415 when a body comes in a type that is not JSON */
 function bodyText(req: Request): Buffer | null {
   if (!Buffer.isBuffer(req.body) || req.body.length === 0) return null;
-  const type = req.get("content-type")?.split(";")[0]?.trim().toLowerCase() ?? "";
+  const type = req.get("content-type")?.split(";")[0]?.trim() ?? "";
   if (!contentTypes.includes(type)) throw new Refusal(415, "Unsupported Content-Type");
   return req.body;
 }
@@ -74,28 +77,32 @@ function bodyText(req: Request): Buffer | null {
 const noSuchAction = (name: string): Refusal =>
   badRequest(`There is no such action: ${name}. Verify the request body and Content-Type header and try again.`);
 
-function parseJson(body: Buffer | null): unknown {
-  if (body === null) throw badRequest("Malformed request body");
+const malformedBody = (): Refusal => badRequest("Malformed request body");
+
+function parseJson(body: Buffer): unknown {
   try {
     return JSON.parse(utf8.decode(body));
   } catch {
-    throw badRequest("Malformed request body");
+    throw malformedBody();
   }
 }
 
+const notFound = (): Refusal => new Refusal(404, "The resource could not be found.");
+
 /** Which of a route's actions a body names. */
 function chooseAction<T>(actions: Readonly<Record<string, T>>, body: unknown): T {
-  const keys = typeof body === "object" && body !== null && !Array.isArray(body) ? Object.keys(body) : [];
-  const [name] = keys;
-  if (name === undefined || keys.length > 1) throw badRequest("Malformed request body");
+  if (typeof body !== "object" || body === null) throw notFound();
+  const [name, ...others] = Array.isArray(body) ? [] : Object.keys(body);
+  if (name === undefined || others.length > 0) throw malformedBody();
   const found = Object.hasOwn(actions, name) ? actions[name] : undefined;
   if (found === undefined) throw noSuchAction(name);
   return found;
 }
 
-/** An id in a body may be written in several ways: what is said to be missing is said as it was written. */
-function asWritten(error: unknown, body: unknown): unknown {
+/** An id in a body may be written in capitals: what is said to be missing is said as it was written. */
+function asWritten(error: unknown, { body, params }: Call): unknown {
   if (!(error instanceof NotFoundError) || typeof body !== "object" || body === null) return error;
+  if (Object.values(params).includes(error.id)) return error;
   const fields = Object.values(body).flatMap((part) => Object.values((part as object | null) ?? {}));
   const written = fields.find((value) => typeof value === "string" && uuidOf(value) === error.id);
   return typeof written === "string" ? new NotFoundError(error.resource, written) : error;
@@ -110,7 +117,7 @@ async function perform(context: Context, call: Call, rule: Rule, action: Action)
     allow(call.principal, rule, project);
     return await action.handle(context, parsed);
   } catch (error) {
-    throw asWritten(error, call.body);
+    throw asWritten(error, call);
   }
 }
 
@@ -119,16 +126,17 @@ function handlerOf(context: Context, route: Route): RequestHandler {
     const version = announceVersion(req, res);
     const text = bodyText(req);
     const [method] = route;
-    if (method !== "ACTION" && version < (route[3].since ?? 0))
-      throw new Refusal(404, "The resource could not be found.");
     if (method === "ACTION" && text === null) throw noSuchAction("None");
     const takesBody = method === "ACTION" || route[3].body !== undefined;
-    const body = takesBody ? parseJson(text) : undefined;
+    const body = text === null ? undefined : parseJson(text);
     const [rule, action] = method === "ACTION" ? chooseAction(route[2], body) : [route[2], route[3]];
     const { principal } = req;
     if (principal === undefined) throw new UnauthenticatedError();
     const project = req.urlProject ?? null;
     if (project !== null && project !== principal.projectId) throw badRequest("Malformed request url");
+    if (version < (action.since ?? 0)) throw notFound();
+    if (takesBody && text === null) throw malformedBody();
+    if (!takesBody && text !== null) throw malformedRequest();
     const url = new URL(req.url, "http://localhost");
     const place = { origin: originOf(req, context.config), project, path: url.pathname };
     const call = {
@@ -145,19 +153,21 @@ function handlerOf(context: Context, route: Route): RequestHandler {
   };
 }
 
-/** Cinder's own answer to a path or method that it does not have: JSON only for those who ask for it (API spec 2.5). */
+/** Cinder's own answer to a path or method that it does not have, in the form that the caller asks for (API spec 2.5). */
 function endPlain(req: Request, res: Response, status: number, title: string, text: string, detail = ""): void {
+  const form = req.headers.accept ? req.accepts(["text/html", "application/json"]) : false;
   if (req.method === "HEAD") {
     res.writeHead(status, { "content-type": "text/html; charset=UTF-8" }).end();
-    return;
-  }
-  if (req.get("accept")?.includes("application/json")) {
+  } else if (form === "application/json") {
     endJson(res, status, { message: `${text}<br /><br />\n${detail}\n\n`, code: `${status} ${title}`, title });
-    return;
+  } else if (form === "text/html") {
+    const head = ` <head>\n  <title>${status} ${title}</title>\n </head>`;
+    const body = ` <body>\n  <h1>${status} ${title}</h1>\n  ${text}<br /><br />\n${detail}\n\n\n </body>`;
+    res.writeHead(status, { "content-type": "text/html; charset=UTF-8" }).end(`<html>\n${head}\n${body}\n</html>`);
+  } else {
+    res.writeHead(status, { "content-type": "text/plain; charset=UTF-8" });
+    res.end(`${status} ${title}\n\n${text}\n\n ${detail}  `);
   }
-  res.setHeader("content-type", "text/plain; charset=UTF-8");
-  res.statusCode = status;
-  res.end(`${status} ${title}\n\n${text}\n\n ${detail}  `);
 }
 
 function endTooLarge(req: Request, res: Response): void {
@@ -212,7 +222,7 @@ function bodyFault(req: Request, res: Response, error: unknown): Fault | "answer
 /** Pages of HTML forms that the router of Cinder knows and its controllers do not have: `/{collection}/new`, `/{collection}/{id}/edit`. */
 const noForm: RequestHandler = (req, res) => {
   announceVersion(req, res);
-  throw new Refusal(404, "The resource could not be found.");
+  throw notFound();
 };
 
 /** The length that a request announces is looked at before anything else, as oslo.middleware does it. */

@@ -2,7 +2,7 @@ import { listServices, listZones, setService } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { badRequest, Refusal } from "../refusals.ts";
 import { type Answer, type Call, defineAction } from "./call.ts";
-import { disableServiceBody, switchServiceBody } from "./schemas.ts";
+import { anyBody, disableServiceBody, switchServiceBody } from "./schemas.ts";
 import { serviceView } from "./views.ts";
 
 interface Named {
@@ -48,6 +48,7 @@ export const services = {
     },
   }),
   other: defineAction({
+    body: anyBody,
     handle: async () => {
       throw badRequest("Invalid input received: Unknown action");
     },

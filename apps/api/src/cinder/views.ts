@@ -169,15 +169,15 @@ export function snapshotDetail(call: Call, row: SnapshotRow): Record<string, unk
   };
 }
 
-/** API spec 7.6. */
-export function volumeTypeDetail(call: Call): Record<string, unknown> {
+/** API spec 7.6. Cinder's extension for access does not know the type that is asked for as `default`. */
+export function volumeTypeDetail(call: Call, { asDefault = false } = {}): Record<string, unknown> {
   return {
     ...defaultVolumeType,
     is_public: true,
     description: "Default Volume Type",
     ...(may(call.principal, "volume_extension:access_types_extra_specs") && { extra_specs: {} }),
     ...(may(call.principal, "volume_extension:access_types_qos_specs_id") && { qos_specs_id: null }),
-    "os-volume-type-access:is_public": true,
+    ...(!asDefault && { "os-volume-type-access:is_public": true }),
   };
 }
 

@@ -58,29 +58,47 @@ export const required = <Schema extends z.ZodType>(schema: Schema) =>
     .custom<z.input<Schema>>((value) => value !== undefined)
     .pipe(schema as z.ZodType<z.output<Schema>, z.input<Schema>>);
 
+/** A switch that Cinder's validator lets be null, but nothing after it. */
+export const multiattach = () =>
+  z
+    .unknown()
+    .optional()
+    .transform((value, context) => {
+      const flag = optionalFlag().safeParse(value);
+      if (value === null) {
+        context.addIssue(spoken("Value 'None' for 'multiattach' is not a boolean."));
+      } else if (!flag.success) {
+        context.addIssue({
+          code: "custom",
+          message: `${pythonRepr(value)} is not valid under any of the given schemas`,
+        });
+      }
+      return flag.data ?? null;
+    });
+
 export const requiredFlag = () => required(optionalFlag().transform((value) => value === true));
 
-/** At least `min` and at most `max` characters. */
-export const boundedText = (bounds: { min: number; max: number }) =>
+/** At least `min` and at most `max` characters. `types` are those of the validator's phrase beside a text. */
+export const boundedText = (bounds: { min: number; max: number }, ...types: string[]) =>
   z
-    .string({ error: typePhrase("string") })
+    .string({ error: typePhrase("string", ...types) })
     .refine((v) => v.length >= bounds.min, { error: (i) => `${pythonRepr(i.input)} is too short` })
     .refine((v) => [...v].length <= bounds.max, { error: (i) => `${pythonRepr(i.input)} is too long` })
     .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` });
 
 const sizeMax = 2_147_483_647;
 
-/** GiB, as a whole number or as a text of digits; the text "0" passes here, and is refused by who creates the volume. */
+/** GiB, as a whole number or as a text of digits. */
 export const volumeSize = (...types: string[]) =>
   z.union([z.int(), z.string()], { error: typePhrase("integer", "string", ...types) }).transform((value, context) => {
     const refuse = (message: string) => context.addIssue({ code: "custom", message });
     const size = Number(value);
     if (typeof value === "string" && !/^[0-9]+$/.test(value)) {
       refuse(`${pythonRepr(value)} does not match '^[0-9]+$'`);
-    } else if (typeof value === "number" && value < 1) {
-      refuse(`${value} is less than the minimum of 1`);
+    } else if (size < 1) {
+      refuse(`${size} is less than the minimum of 1`);
     } else if (size > sizeMax) {
-      refuse(`${value} is greater than the maximum of ${sizeMax}`);
+      refuse(`${size} is greater than the maximum of ${sizeMax}`);
     }
     return size;
   });

@@ -51,6 +51,9 @@ const volumeList: ListSpec<VolumeSortKey> = {
   ],
   adminFilters: ["id", "project_id", "user_id", "snapshot_id", "source_volid", "display_name", "display_description"],
   likeFilters: ["name", "display_name", "description", "display_description", "status", "availability_zone"],
+  notBoolean: (text) => {
+    throw badRequest(`Value '${text}' for 'all_tenants' is not a boolean.`);
+  },
 };
 
 const snapshotList: ListSpec<SnapshotSortKey> = {
@@ -71,6 +74,7 @@ const snapshotList: ListSpec<SnapshotSortKey> = {
   filters: ["name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"],
   adminFilters: ["id", "project_id", "user_id", "volume_size", "display_name", "display_description"],
   likeFilters: ["name", "display_name", "description", "display_description", "status"],
+  notBoolean: () => false,
 };
 
 const operators: Readonly<Record<string, TimeCondition["operator"]>> = {
@@ -124,7 +128,7 @@ function volumeFilterOf(call: Call, key: string, value: string): VolumeFilter | 
     case "description":
       return { [name]: textOf(like, value) };
     case "status":
-      return { status: like ? containing(value) : value.toLowerCase() };
+      return { status: like ? containing(value) : value };
     case "availability_zone":
       return { availabilityZone: textOf(like, value) };
     case "metadata": {
@@ -163,7 +167,7 @@ function snapshotFilterOf(key: string, value: string): SnapshotFilter | null {
     case "description":
       return { [name]: textOf(like, value) };
     case "status":
-      return { status: like ? containing(value) : value.toLowerCase() };
+      return { status: like ? containing(value) : value };
     case "availability_zone":
       return { availabilityZone: equalText(value) };
     case "metadata": {
@@ -192,17 +196,17 @@ function together<Filter extends object>(filters: readonly (Filter | null)[]): F
   return filters.includes(null) ? null : (Object.assign({}, ...filters) as Filter);
 }
 
-/** Filters that versions before their first say nothing of, but drop. */
+/** Filters that versions before their first say nothing of, but drop; from 3.31 on those of the table of resource filters count. */
 type FiltersSince = Readonly<Record<string, Microversion>>;
 const volumeFiltersSince: FiltersSince = {
   group_id: since.volumeFilterGroup,
-  created_at: since.volumeFilterTime,
-  updated_at: since.volumeFilterTime,
-  consumes_quota: since.consumesQuota,
+  created_at: since.unknownFilterRefused,
+  updated_at: since.unknownFilterRefused,
+  consumes_quota: since.unknownFilterRefused,
 };
 const snapshotFiltersSince: FiltersSince = {
   metadata: since.snapshotFilterMetadata,
-  consumes_quota: since.consumesQuota,
+  consumes_quota: since.unknownFilterRefused,
 };
 const known = (call: Call, filters: Readonly<Record<string, string>>, first: FiltersSince) =>
   Object.entries(filters).filter(([key]) => call.version >= (first[key] ?? 0));

@@ -11,6 +11,7 @@ import {
   strict,
   strippedText,
   text,
+  typePhrase,
   uuid,
 } from "./fields.ts";
 import { since } from "./microversions.ts";
@@ -18,6 +19,7 @@ import { pythonRepr } from "./python-text.ts";
 import { byVersion } from "./schemas.ts";
 import {
   boundedText,
+  multiattach,
   optionalStatusWord,
   required,
   requiredFlag,
@@ -40,7 +42,7 @@ const volumeFields = {
   ...names,
   size: volumeSize("null").nullish(),
   metadata: metadata(),
-  availability_zone: boundedText({ min: 1, max: 255 }).nullish(),
+  availability_zone: boundedText({ min: 1, max: 255 }, "null").nullish(),
   volume_type: optionalText(),
   snapshot_id: optionalUuid(),
   source_volid: optionalUuid(),
@@ -49,21 +51,21 @@ const volumeFields = {
   backup_id: optionalUuid(),
   imageRef: optionalText(),
   image_id: optionalText(),
-  multiattach: optionalFlag(),
+  multiattach: multiattach(),
 };
 
-const { group_id: _group, backup_id: _backup, ...volumeFieldsFirst } = volumeFields;
-const { backup_id: _unknownBackup, ...volumeFieldsGrouped } = volumeFields;
-const hints = { "OS-SCH-HNT:scheduler_hints": z.unknown().optional(), scheduler_hints: z.unknown().optional() };
+/** Cinder obeys these before their microversions too, without looking at their form. */
+const early = { group_id: optionalText(), backup_id: optionalText() };
+/** Advice to a scheduler, which is not looked at. */
+const hints = { "OS-SCH-HNT:scheduler_hints": z.looseObject({}, { error: typePhrase("object", "null") }).nullish() };
 
 type VolumeFields = z.infer<z.ZodObject<typeof volumeFields>>;
 export interface CreateVolumeBody {
-  volume: Omit<VolumeFields, "group_id" | "backup_id"> & Partial<Pick<VolumeFields, "group_id" | "backup_id">>;
+  volume: VolumeFields;
 }
 
 export const createVolumeBody = byVersion<z.ZodType<CreateVolumeBody>>([
-  [0, strict({ volume: lenient(volumeFieldsFirst), ...hints })],
-  [since.volumeGroupId, strict({ volume: lenient(volumeFieldsGrouped), ...hints })],
+  [0, strict({ volume: lenient({ ...volumeFields, ...early }), ...hints })],
   [since.volumeFromBackup, strict({ volume: lenient(volumeFields), ...hints })],
   [since.volumeUnknownRefused, strict({ volume: strict(volumeFields), ...hints })],
 ]);

@@ -1,5 +1,6 @@
-import { Refusal } from "../refusals.ts";
+import { badRequest, Refusal } from "../refusals.ts";
 import { type Call, defineAction } from "./call.ts";
+import { booleanWord, type ListSpec, listAnswer, parseList } from "./listing.ts";
 import { defaultVolumeType, volumeTypeDetail } from "./views.ts";
 
 /** There is one type, which every volume has. @throws Refusal 404 for any other */
@@ -8,15 +9,44 @@ function checkType(call: Call, names: readonly string[]): void {
   if (!names.includes(id)) throw new Refusal(404, `Volume type ${id} could not be found.`);
 }
 
+/** A list of one has one order. */
+const typeList: ListSpec<"any"> = {
+  sortKeys: { id: "any", name: "any", created_at: "any", updated_at: "any", is_public: "any", description: "any" },
+  filters: ["is_public", "extra_specs"],
+};
+
+/** Whether the public type is asked for; only admins are asked what they want. @throws Refusal 400 */
+function wantsPublic({ principal, query }: Call): boolean {
+  const text = query.get("is_public") ?? "None";
+  if (!principal.isAdmin || text.toLowerCase() === "none") return true;
+  const wanted = booleanWord(text);
+  if (wanted === null) throw badRequest(`Invalid is_public filter [${text}]`);
+  return wanted;
+}
+
 /** API spec 7.6. */
 export const volumeTypes = {
   list: defineAction({
-    handle: async (_, call) => ({ status: 200, body: { volume_types: [volumeTypeDetail(call)] } }),
+    handle: async (_, call) => {
+      const query = parseList(call, typeList);
+      const { limit, offset } = query.page;
+      const rows = query.nothing || !wantsPublic(call) ? [] : [defaultVolumeType].slice(offset, offset + limit);
+      const view = () => volumeTypeDetail(call);
+      // The name of the links lacks its plural in Cinder.
+      return listAnswer(call, query, {
+        name: "volume_types",
+        links: "volume_type_links",
+        rows,
+        count: rows.length,
+        view,
+      });
+    },
   }),
   show: defineAction({
     handle: async (_, call) => {
       checkType(call, [defaultVolumeType.id, "default"]);
-      return { status: 200, body: { volume_type: volumeTypeDetail(call) } };
+      const asDefault = call.params["id"] === "default";
+      return { status: 200, body: { volume_type: volumeTypeDetail(call, { asDefault }) } };
     },
   }),
   extraSpecs: defineAction({

@@ -12,7 +12,7 @@ import { allow } from "../policy.ts";
 import { badRequest, Refusal } from "../refusals.ts";
 import { type Call, defineAction } from "./call.ts";
 import { booleanWord } from "./listing.ts";
-import { since } from "./microversions.ts";
+import { malformedRequest, since } from "./microversions.ts";
 import { defaultVolumeType, volumeCore, volumeDetail, volumeSummary } from "./views.ts";
 import { listVolumesAs, summarize } from "./volume-list.ts";
 import { type CreateVolumeBody, createVolumeBody, updateVolumeBody } from "./volume-schemas.ts";
@@ -49,7 +49,7 @@ async function checkNamed({ database }: Context, call: Call<CreateVolumeBody>): 
 
 /** @throws Refusal 400 */
 function checkSize(size: number | null): void {
-  if (size === null || (size >= 1 && size <= volumeGibMax)) return;
+  if (size === null || size <= volumeGibMax) return;
   const wanted = "(size argument must be an integer (or string representation of an integer) and greater than zero)";
   throw badRequest(`Invalid input received: Invalid volume size provided for create request: ${size} ${wanted}.`);
 }
@@ -96,7 +96,7 @@ export const volumes = {
       checkSize(size);
       const { backup_id: backupId, snapshot_id: snapshotId, source_volid: volumeId } = volume;
       if (size === null && !backupId && snapshotId === null && volumeId === null) {
-        throw badRequest("Invalid input received: Volume size 'None' must be an integer and greater than 0");
+        throw malformedRequest();
       }
       checkZone(context, zone);
       const wanted = {

@@ -78,7 +78,8 @@ export function decodeExportRecord(url: string): ImportRecord {
   if (base64.length > recordBytesMax) refuse(`it is longer than ${recordBytesMax} bytes`);
   if (base64 === "" || !/^[A-Za-z0-9+/]+={0,2}$/.test(base64) || base64.length % 4 !== 0) refuse("it is not base64");
   const document = parseJson(base64);
-  const missing = required.filter((key) => typeof document === "object" && !Object.hasOwn(document ?? {}, key));
+  const isRecord = typeof document === "object" && !Array.isArray(document);
+  const missing = required.filter((key) => isRecord && !Object.hasOwn(document ?? {}, key));
   if (missing.length > 0) throw new IncompleteRecordError(missing);
   const parsed = schema.safeParse(document);
   if (!parsed.success) {

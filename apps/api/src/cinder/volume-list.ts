@@ -124,17 +124,8 @@ const numberOf = (value: string): number => (/^\d{1,9}$/.test(value) ? Number(va
 function volumeFilterOf(call: Call, key: string, value: string): VolumeFilter | null {
   const { name, like } = columnOf(key);
   switch (name) {
-    case "name":
-    case "description":
-      return { [name]: textOf(like, value) };
-    case "status":
-      return { status: like ? containing(value) : value };
     case "availability_zone":
       return { availabilityZone: textOf(like, value) };
-    case "metadata": {
-      const metadata = parsePythonDict(value);
-      return metadata && { metadata };
-    }
     case "bootable":
       return { bootable: bootableOf(call, value) };
     case "size":
@@ -143,41 +134,41 @@ function volumeFilterOf(call: Call, key: string, value: string): VolumeFilter | 
       return { createdAt: timesOf(name, value) };
     case "updated_at":
       return { updatedAt: timesOf(name, value) };
-    case "id":
-      return { id: value };
-    case "project_id":
-      return { projectId: value };
-    case "user_id":
-      return { userId: value };
     case "snapshot_id":
       return { snapshotId: value };
     case "source_volid":
       return { sourceVolumeId: value };
-    case "consumes_quota":
-      return booleanWord(value) === true ? {} : null;
     default:
-      return null;
+      return filterOfBoth(name, like, value);
   }
 }
 
 function snapshotFilterOf(key: string, value: string): SnapshotFilter | null {
   const { name, like } = columnOf(key);
   switch (name) {
+    case "availability_zone":
+      return { availabilityZone: equalText(value) };
+    case "volume_id":
+      return { volumeId: value };
+    case "volume_size":
+      return { sizeGib: numberOf(value) };
+    default:
+      return filterOfBoth(name, like, value);
+  }
+}
+
+/** What lists of volumes and of snapshots filter by alike. */
+function filterOfBoth(name: string, like: boolean, value: string): (VolumeFilter & SnapshotFilter) | null {
+  switch (name) {
     case "name":
     case "description":
       return { [name]: textOf(like, value) };
     case "status":
       return { status: like ? containing(value) : value };
-    case "availability_zone":
-      return { availabilityZone: equalText(value) };
     case "metadata": {
       const metadata = parsePythonDict(value);
       return metadata && { metadata };
     }
-    case "volume_id":
-      return { volumeId: value };
-    case "volume_size":
-      return { sizeGib: numberOf(value) };
     case "id":
       return { id: value };
     case "project_id":

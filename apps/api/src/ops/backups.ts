@@ -1,0 +1,33 @@
+import { type BackupHealth, getBackupHealth, requestVerify, verifyModes } from "@tephra/control";
+import { z } from "zod";
+import type { Context } from "../context.ts";
+import { type OpsAnswer, type OpsCall, parse } from "./serve.ts";
+
+const VerifyBody = z.strictObject({ mode: z.enum(verifyModes).default("quick") }).prefault({});
+
+/** `damage` is the backup's own; a backup with damaged parents cannot be restored either, as far as it needs what is damaged. */
+const view = ({ backup, damagedParents }: BackupHealth): Record<string, unknown> => ({
+  id: backup.id,
+  status: backup.status,
+  repository: backup.repository,
+  parent_id: backup.parentId,
+  bytes: backup.volumeBytes === null ? null : Number(backup.volumeBytes),
+  stored_bytes: backup.storedBytes === null ? null : Number(backup.storedBytes),
+  damage: backup.damage,
+  damaged_parents: damagedParents,
+  verified_at: backup.verifiedAt?.toISOString() ?? null,
+  verified_mode: backup.verifiedMode,
+});
+
+export const opsBackups = {
+  /** What Cinder's form of a backup has no place for: its exact sizes, and its health. */
+  show: async ({ database }: Context, { principal, params }: OpsCall): Promise<OpsAnswer> => {
+    return { status: 200, body: { backup: view(await getBackupHealth(database, principal, params["id"] ?? "")) } };
+  },
+
+  verify: async ({ database }: Context, { principal, params, body }: OpsCall): Promise<OpsAnswer> => {
+    const { mode } = parse(VerifyBody, body);
+    const { id } = await requestVerify(database, principal, { backupId: params["id"] ?? "", mode });
+    return { status: 202, body: { operation: { id } } };
+  },
+};

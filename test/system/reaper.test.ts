@@ -93,9 +93,10 @@ describe("a pass of the reaper", () => {
     await instance.workers[0]?.stop();
     const foreign = await plantForeign(instance, kept);
     const before = everything(instance);
-    const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: "copy:9" });
+    const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: "copy:25" });
     const lost = await user.startBackup(volume, { force: true });
     await instance.waitFor(() => !doomed.running(), { what: "the worker died in the copy" });
+    writeFileSync(join(instance.repositoryDir, ".tephra/tmp", randomUUID()), "half of an obj");
     const left = [...everything(instance).keys()].filter((path) => !before.has(path));
     expect(left.filter((path) => path.includes(lost)).length).toBeGreaterThan(0);
     expect(left.filter((path) => path.includes(".tephra/tmp/")).length).toBeGreaterThan(0);

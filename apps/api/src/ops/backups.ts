@@ -1,7 +1,6 @@
 import { type BackupHealth, getBackupHealth, requestVerify, verifyModes } from "@tephra/control";
 import { z } from "zod";
-import type { Context } from "../context.ts";
-import { type OpsAnswer, type OpsCall, parse } from "./serve.ts";
+import { defineOps } from "./serve.ts";
 
 const VerifyBody = z.strictObject({ mode: z.enum(verifyModes).default("quick") }).prefault({});
 
@@ -21,13 +20,17 @@ const view = ({ backup, damagedParents }: BackupHealth): Record<string, unknown>
 
 export const opsBackups = {
   /** What Cinder's form of a backup has no place for: its exact sizes, and its health. */
-  show: async ({ database }: Context, { principal, params }: OpsCall): Promise<OpsAnswer> => {
-    return { status: 200, body: { backup: view(await getBackupHealth(database, principal, params["id"] ?? "")) } };
-  },
+  show: defineOps({
+    handle: async ({ database }, { principal, params }) => {
+      return { status: 200, body: { backup: view(await getBackupHealth(database, principal, params["id"] ?? "")) } };
+    },
+  }),
 
-  verify: async ({ database }: Context, { principal, params, body }: OpsCall): Promise<OpsAnswer> => {
-    const { mode } = parse(VerifyBody, body);
-    const { id } = await requestVerify(database, principal, { backupId: params["id"] ?? "", mode });
-    return { status: 202, body: { operation: { id } } };
-  },
+  verify: defineOps({
+    body: VerifyBody,
+    handle: async ({ database }, { principal, params, body }) => {
+      const { id } = await requestVerify(database, principal, { backupId: params["id"] ?? "", mode: body.mode });
+      return { status: 202, body: { operation: { id } } };
+    },
+  }),
 };

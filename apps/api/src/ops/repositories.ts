@@ -15,11 +15,16 @@ const ReapBody = z.strictObject({ dry_run: z.boolean().default(false) }).prefaul
 
 export const repositories = {
   /** Removes what nobody needs any more; a dry run only says what that would be. */
-  reap: async ({ database, config }: Context, { principal, params, body }: OpsCall): Promise<OpsAnswer> => {
-    const { dry_run: dryRun } = parse(ReapBody, body);
-    const { id } = await requestReap(database, config, principal, { repository: params["name"] ?? "", dryRun });
-    return { status: 202, body: { operation: { id } } };
-  },
+  reap: defineOps({
+    body: ReapBody,
+    handle: async ({ database, config }, { principal, params, body }) => {
+      const { id } = await requestReap(database, config, principal, {
+        repository: params["name"] ?? "",
+        dryRun: body.dry_run,
+      });
+      return { status: 202, body: { operation: { id } } };
+    },
+  }),
 
   /** Every backup goes to the project that it says it is of, unless the body names one for all of them. */
   rescan: defineOps({

@@ -103,7 +103,8 @@ describe("a pass of the reaper", () => {
 
     // While its operation lives, and until the grace is over, all of it stays: also what looks old.
     age(instance.repositoryDir, instance.volumesDir);
-    const released = async () => (await instance.sql("SELECT 1 FROM tasks WHERE state = 'running'")).length === 0;
+    const released = async () =>
+      (await instance.sql("SELECT 1 FROM tasks WHERE state IN ('running', 'dispatched')")).length === 0;
     await instance.waitFor(released, { what: "the dead worker's tasks are released" });
     await instance.sql("UPDATE tasks SET run_after = now() + interval '1 day' WHERE state = 'ready'");
     await instance.startWorker();

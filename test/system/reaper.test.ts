@@ -152,8 +152,16 @@ describe("a pass of the reaper", () => {
     // What a writer that did not know of its end has put once more.
     await cp(aside, folderOf(instance, deleted), { recursive: true });
     await forget(instance, forgotten);
-    // Another row, of another id, has the objects of the third.
+    // Another row, of another id, has the objects of the third, whose own row is gone.
     await instance.sql("UPDATE backups SET id = $2 WHERE id = $1", [twin, randomUUID()]);
+    await instance.sql(
+      `INSERT INTO backups (id, project_id, user_id, volume_id, status, size_gib, repository, container, service_metadata,
+         data_timestamp, deleted_at)
+       SELECT $1, project_id, user_id, volume_id, 'deleted', size_gib, repository, container, service_metadata, data_timestamp, now()
+       FROM backups WHERE service_metadata LIKE '%' || $1::text`,
+      [twin],
+    );
+    const shared = readdirSync(folderOf(instance, twin));
     expect((await reap(instance, user)).removed).toEqual(none);
     age(instance.repositoryDir);
     expect((await reap(instance, user)).removed, "the tombstone is young").toEqual(none);
@@ -162,6 +170,7 @@ describe("a pass of the reaper", () => {
     const reaped = await reap(instance, user);
     expect(reaped.removed).toEqual({ ...none, objects });
     expect(reaped.unknown).toEqual([expect.stringContaining(forgotten)]);
+    expect(readdirSync(folderOf(instance, twin))).toEqual(shared);
     expect(() => readdirSync(folderOf(instance, deleted))).toThrow("ENOENT");
     const rescan = await user.accepted("POST", "/ops/repositories/main/rescan", {});
     expect((await ended(instance, rescan.operation.id)).result).toMatchObject({ entered: 1, problems: [] });

@@ -131,6 +131,9 @@ describe("tephra", () => {
     const damaged = await tephra(instance, "backup", "verify", id, "--wait");
     expect([damaged.status, damaged.stderr]).toEqual([1, expect.stringContaining(`${object}: it is missing`)]);
     expect((await tephra(instance, "backup", "show", id)).stdout).toMatch(/^damage +volume_.*it is missing$/m);
+    const { json: told } = await tephra(instance, "message", "list", "--json");
+    expect(told.messages.map((each: { resource_uuid: string }) => each.resource_uuid)).toEqual([id]);
+    await tephra(instance, "message", "delete", told.messages[0].id);
     const dry = await tephra(instance, "repository", "reap", "main", "--dry-run", "--wait", "--json");
     expect(dry.json.operation.result).toMatchObject({ dry_run: true, removed: { objects: 0 }, unknown: [] });
     const reaped = await tephra(instance, "repository", "reap", "main", "--wait");

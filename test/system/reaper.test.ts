@@ -79,6 +79,9 @@ async function forget(instance: Instance, id: string): Promise<void> {
 
 /** As if the operations that have ended had done so a day ago, and the backups that are deleted too. */
 async function ageRows(instance: Instance): Promise<void> {
+  // The names of objects have times too.
+  const since = Date.now();
+  await instance.waitFor(() => Date.now() - since > (graceSeconds + 1) * 1000, { what: "the grace is over" });
   await instance.sql("UPDATE operations SET finished_at = finished_at - interval '1 day'");
   await instance.sql("UPDATE backups SET deleted_at = deleted_at - interval '1 day' WHERE deleted_at IS NOT NULL");
 }
@@ -157,9 +160,9 @@ describe("a pass of the reaper", () => {
     await instance.sql(
       `INSERT INTO backups (id, project_id, user_id, volume_id, status, size_gib, repository, container, service_metadata,
          data_timestamp, deleted_at)
-       SELECT $1, project_id, user_id, volume_id, 'deleted', size_gib, repository, container, service_metadata, data_timestamp, now()
-       FROM backups WHERE service_metadata LIKE '%' || $1::text`,
-      [twin],
+       SELECT $1::uuid, project_id, user_id, volume_id, 'deleted', size_gib, repository, container, service_metadata, data_timestamp, now()
+       FROM backups WHERE service_metadata LIKE $2`,
+      [twin, `%${twin}`],
     );
     const shared = readdirSync(folderOf(instance, twin));
     expect((await reap(instance, user)).removed).toEqual(none);

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { existsSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { projectNode, root } from "../../scripts/bootstrap.mjs";
@@ -112,6 +112,33 @@ describe("tephra", () => {
     expect((await tephra(instance, "repository", "rescan", "nowhere")).stderr).toContain("Repository nowhere");
     writeFileSync(file, "{}");
     expect((await tephra(instance, "backup", "import", file, "--json")).json.error.code).toBe("bad_record");
+  });
+
+  it("verifies a backup, says what is damaged, and rids a repository of what nobody needs", async () => {
+    await importedVolume("checked");
+    const { json } = await tephra(instance, "backup", "create", "checked", "--name", "checked", "--wait", "--json");
+    const { id } = json.backup;
+    const sound = await tephra(instance, "backup", "verify", "checked", "--mode", "deep", "--wait", "--json");
+    expect(sound.json.operation).toMatchObject({
+      state: "succeeded",
+      result: { verify: { id, mode: "deep", damaged: [] } },
+    });
+    expect((await tephra(instance, "backup", "show", id)).stdout).toMatch(/^verified +\d{4}-.* \(deep\)$/m);
+    expect((await tephra(instance, "backup", "verify", id, "--mode", "shallow")).status).toBe(2);
+    const folder = join(instance.repositoryDir, id.slice(0, 2), id.slice(2, 4), id);
+    const object = readdirSync(folder).find((name) => name.endsWith("-00001")) ?? "";
+    unlinkSync(join(folder, object));
+    const damaged = await tephra(instance, "backup", "verify", id, "--wait");
+    expect([damaged.status, damaged.stderr]).toEqual([1, expect.stringContaining(`${object}: it is missing`)]);
+    expect((await tephra(instance, "backup", "show", id)).stdout).toMatch(/^damage +volume_.*it is missing$/m);
+    const { json: told } = await tephra(instance, "message", "list", "--json");
+    expect(told.messages.map((each: { resource_uuid: string }) => each.resource_uuid)).toEqual([id]);
+    await tephra(instance, "message", "delete", told.messages[0].id);
+    const dry = await tephra(instance, "repository", "reap", "main", "--dry-run", "--wait", "--json");
+    expect(dry.json.operation.result).toMatchObject({ dry_run: true, removed: { objects: 0 }, unknown: [] });
+    const reaped = await tephra(instance, "repository", "reap", "main", "--wait");
+    expect(reaped.stdout).toMatch(/^state +succeeded$/m);
+    expect((await tephra(instance, "repository", "reap", "nowhere")).stderr).toContain("Repository nowhere");
   });
 
   it("shows messages, and forgets them when told to", async () => {

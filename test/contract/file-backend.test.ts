@@ -326,3 +326,30 @@ test("a source is a regular file or a block device", async () => {
     await expect(openFileSource(path)).rejects.toBeInstanceOf(SourceMissingError);
   }
 });
+
+test("what is no volume is found with its ids and its age, and can be removed", async () => {
+  const id = "0b2d9f0e-3c52-4f4e-9b5f-6d7a1c9e8f10";
+  const other = "5f0c4d3e-8a1b-4c2d-9e3f-7a6b5c4d3e2f";
+  await backend.create(id, 4096);
+  await backend.snapshot(id, other, free);
+  await backend.beginRestore(id, `${other}-2`, { sizeBytes: 4096, keepTail: false });
+  for (const name of [".drafts/volume-mine.draft", `.drafts/volume-${id}.${other}`, `.probe-${id}-copy`]) {
+    await writeFile(join(folder, name), "x");
+  }
+  for (const name of ["snapshot-mine", "notes.txt", ".restore-mine", `snapshot-${id}.bak`]) {
+    await writeFile(join(folder, name), "x");
+  }
+  const found = await Array.fromAsync(backend.leftovers());
+  expect(found.map(({ kind, path, ids }) => [path.slice(folder.length + 1), kind, ids.length]).sort()).toEqual([
+    [`.drafts/volume-${id}.${other}`, "private", 2],
+    [".drafts/volume-mine.draft", "private", 0],
+    [`.probe-${id}-copy`, "private", 1],
+    [`.restore-${other}-2`, "private", 1],
+    [`snapshot-${other}`, "snapshot", 1],
+  ]);
+  expect(found.every(({ modifiedAt }) => Math.abs(Date.now() - modifiedAt.getTime()) < 600_000)).toBe(true);
+  for (const each of [...found, ...found]) await backend.removeLeftover(each);
+  expect(await names()).toEqual(
+    [".restore-mine", "notes.txt", `snapshot-${id}.bak`, "snapshot-mine", `volume-${id}`].sort(),
+  );
+});

@@ -88,6 +88,23 @@ describe("a posix repository", () => {
     expect(await readdir(join(place.path, "c"))).toEqual(["object"]);
   });
 
+  test("files of puts that never ended are found and removed, and nothing else beside them", async () => {
+    const { repository, path } = place;
+    await repository.initialize();
+    await mkdir(join(path, ".tephra/tmp"), { recursive: true });
+    const id = "0b2d9f0e-3c52-4f4e-9b5f-6d7a1c9e8f10";
+    for (const name of [id, "mine"]) await writeFile(join(path, ".tephra/tmp", name), "x");
+    await mkdir(join(path, ".tephra", id));
+    const found = await Array.fromAsync(repository.leftovers([]));
+    expect(found).toMatchObject([
+      { kind: "temporary", name: id },
+      { kind: "staged", operationId: id },
+    ]);
+    for (const each of found) await repository.removeLeftover(each, free);
+    expect(await readdir(join(path, ".tephra/tmp"))).toEqual(["mine"]);
+    expect((await readdir(join(path, ".tephra"))).sort()).toEqual(["repository.json", "tmp"]);
+  });
+
   test("a container that is a symbolic link is refused, to write and to read", async () => {
     await using outside = await openPlace();
     await writeFile(join(outside.path, "secret"), "secret");

@@ -54,6 +54,7 @@ export function describeRepository(kind: Kind): void {
     describeConditionalPut(place, kind);
     if (kind.largeBytes !== null) describeLargeObjects(place, kind.largeBytes);
     describeListing(place);
+    describeLeftovers(place, kind);
   });
 }
 
@@ -378,6 +379,95 @@ function describeListing(place: () => Place): void {
     expect(await repository().holdsOnly((name) => name === "mine")).toBe(true);
     await repository().putIfAbsent({ container, name: "other" }, Buffer.from("x"), free);
     expect(await repository().holdsOnly((name) => name === "mine")).toBe(false);
+  });
+}
+
+function describeLeftovers(place: () => Place, kind: Kind): void {
+  const repository = (): Repository => place().repository;
+  const leftovers = (container: string) => Array.fromAsync(repository().leftovers([container]));
+  const isRecent = ({ modifiedAt }: { modifiedAt: Date }): boolean =>
+    Math.abs(Date.now() - modifiedAt.getTime()) < 600_000;
+
+  test("what operations have staged is found and removed, and records, the marker and backups are not", async () => {
+    const { container } = await prepare(place());
+    const ids = [randomUUID(), randomUUID()].sort();
+    for (const id of ids) {
+      await repository().ensureContainer(stagingContainer(id));
+      for (const name of ["1.hashes", "2.hashes"]) {
+        await repository().putIfAbsent({ container: stagingContainer(id), name }, Buffer.from(name), free);
+      }
+    }
+    const record = { container: ".tephra/records", name: randomUUID() };
+    await repository().ensureContainer(record.container);
+    await repository().putIfAbsent(record, Buffer.from("record"), free);
+    await repository().putIfAbsent({ container, name: "object" }, Buffer.from("x"), free);
+    const staged = await leftovers(container);
+    expect(staged.map((each) => each.kind === "staged" && each.operationId).sort()).toEqual(ids);
+    expect(staged.every(isRecent)).toBe(true);
+    const denied = {
+      ...free,
+      fence: () => {
+        throw new Error("the lease is lost");
+      },
+    };
+    for (const each of staged) {
+      await expect(repository().removeLeftover(each, denied)).rejects.toThrow("the lease is lost");
+      expect(await leftovers(container)).toContainEqual(each);
+      await repository().removeLeftover(each, free);
+      await repository().removeLeftover(each, free);
+    }
+    expect(await leftovers(container)).toEqual([]);
+    expect(await repository().identity()).toBeDefined();
+    expect(await read(repository(), record)).toEqual(Buffer.from("record"));
+    expect(await list(repository(), container, "")).toEqual([["object", 1]]);
+  });
+
+  test("a listing says when an object was stored", async () => {
+    const { container } = await prepare(place());
+    await repository().putIfAbsent({ container, name: "object" }, Buffer.from("x"), free);
+    const listed = await Array.fromAsync(repository().list(container, "object"));
+    expect([listed.length, listed.every(isRecent)]).toEqual([1, true]);
+  });
+
+  test("large uploads that were never completed are found and removed, those that were and those of others are not", async ({
+    skip,
+  }) => {
+    const { largeBytes } = kind;
+    if (largeBytes === null) return skip("objects are put whole");
+    const { container } = await prepare(place());
+    const prefix = `volume_${randomUUID()}/20261120172141/az_zone 1_backup_${randomUUID()}`;
+    const bytes = randomBytes(largeBytes);
+    await repository().putIfAbsent({ container, name: `${prefix}-00001` }, inPieces(bytes), free);
+    expect(await leftovers(container)).toEqual([]);
+
+    let enough = (): void => {};
+    const parts = new Promise<void>((resolve) => {
+      enough = resolve;
+    });
+    let goOn = (): void => {};
+    const held = new Promise<void>((resolve) => {
+      goOn = resolve;
+    });
+    async function* halting(): AsyncGenerator<Uint8Array> {
+      yield* inPieces(bytes.subarray(0, (largeBytes as number) - 1000));
+      enough();
+      await held;
+      yield bytes.subarray((largeBytes as number) - 1000);
+    }
+    const names = [`${prefix}-00002`, "somebody else's"];
+    const puts = names.map((name) => repository().putIfAbsent({ container, name }, halting(), free));
+    const outcomes = Promise.allSettled(puts);
+    await parts;
+    let found = await leftovers(container);
+    for (let look = 0; look < 100 && found.length === 0; look += 1) found = await leftovers(container);
+    expect(found).toMatchObject([{ kind: "upload", container, name: `${prefix}-00002` }]);
+    expect(found.every(isRecent)).toBe(true);
+    for (const each of found) await repository().removeLeftover(each, free);
+    expect(await leftovers(container)).toEqual([]);
+    goOn();
+    expect((await outcomes).map(({ status }) => status)).toEqual(["rejected", "fulfilled"]);
+    expect(Buffer.compare(await read(repository(), { container, name: `${prefix}-00001` }), bytes)).toBe(0);
+    await expect(repository().stat({ container, name: `${prefix}-00002` })).rejects.toBeInstanceOf(ObjectMissingError);
   });
 }
 

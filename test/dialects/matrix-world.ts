@@ -114,6 +114,8 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "PUT /os-services/disable-log-reason": { binary: "cinder-backup", host: "here", disabled_reason: "why" },
     "POST /ops/notifications/:id/retry": {},
     "POST /ops/repositories/:name/rescan": {},
+    "POST /ops/repositories/:name/reap": { dry_run: true },
+    "POST /ops/backups/:id/verify": { mode: "deep" },
     "POST /ops/volumes/import": { path: join(dataDir, "image.raw"), name: "image" },
     "POST /ops/volumes/:id/export": { path: join(dataDir, `out-${world.secret}.raw`) },
   };
@@ -129,6 +131,7 @@ export function fillPath(path: string, world: World, project: string): string {
     "/types/": defaultVolumeType.id,
     "/ops/operations/": world.operation,
     "/ops/volumes/": world.volume,
+    "/ops/backups/": world.backup,
     "/ops/notifications/": world.delivery,
   };
   const parts: Readonly<Record<string, string>> = {

@@ -7,8 +7,8 @@ import { startRedis } from "../../scripts/redis.ts";
 import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
 import type { Instance } from "../harness/instance.ts";
 import { waitFor } from "../harness/wait-for.ts";
-import { fingerprint, setStatus, startApiOnly } from "./api-only.ts";
-import { goldenRequests, openGolden } from "./golden.ts";
+import { fingerprint, finishBackup, setStatus, startApiOnly } from "./api-only.ts";
+import { type Golden, goldenRequests, openGolden } from "./golden.ts";
 
 const base = "/v3/00000000000000000000000000000001";
 const unknown = "11111111-2222-3333-4444-555555555555";
@@ -73,8 +73,33 @@ it("answers our own routes, and takes paths beneath the configured folders only"
   await golden.ask("unknown operation", "GET", `/ops/operations/${unknown}`);
   await golden.ask("operation that is no id", "GET", "/ops/operations/nope");
   await golden.ask("volume that is no id", "GET", "/ops/volumes/nope");
+  await askHealth(instance, golden, id);
   golden.check();
 });
+
+/** Verifications and passes of the reaper, as they are accepted and refused. */
+async function askHealth(instance: Instance, golden: Golden, volume: string): Promise<void> {
+  await setStatus(instance, "volumes", volume, "available");
+  const made = await instance.request("POST", `${base}/backups`, { backup: { volume_id: volume } });
+  const backup = made.body.backup.id as string;
+  await golden.ask("verification of a backup that is being created", "POST", `/ops/backups/${backup}/verify`, {
+    body: {},
+  });
+  await finishBackup(instance, backup);
+  await golden.ask("backup", "GET", `/ops/backups/${backup}`);
+  await golden.ask("backup, unknown", "GET", `/ops/backups/${unknown}`);
+  const asked = await golden.ask("verification", "POST", `/ops/backups/${backup}/verify`, { body: { mode: "deep" } });
+  await golden.ask("verification, its operation", "GET", `/ops/operations/${asked.body.operation.id}`);
+  await golden.ask("verification in a mode nobody knows", "POST", `/ops/backups/${backup}/verify`, {
+    body: { mode: "shallow" },
+  });
+  await golden.ask("verification of an unknown backup", "POST", `/ops/backups/${unknown}/verify`, { body: {} });
+  await golden.ask("pass of the reaper", "POST", "/ops/repositories/main/reap", { body: { dry_run: true } });
+  await golden.ask("pass of the reaper beside another", "POST", "/ops/repositories/main/reap", { body: {} });
+  await golden.ask("pass of the reaper, wrong", "POST", "/ops/repositories/main/reap", { body: { dry_run: "yes" } });
+  await golden.ask("pass of the reaper over nothing", "POST", "/ops/repositories/nowhere/reap", { body: {} });
+  await golden.ask("rescan beside the reaper", "POST", "/ops/repositories/main/rescan", { body: {} });
+}
 
 it("shows its figures to a scraper", async () => {
   await using instance = await startApiOnly();

@@ -15,6 +15,7 @@ import { volumeTypes } from "./cinder/volume-types.ts";
 import { volumes } from "./cinder/volumes.ts";
 import type { Context } from "./context.ts";
 import { identify } from "./identify.ts";
+import { opsBackups } from "./ops/backups.ts";
 import { documentation } from "./ops/documentation.ts";
 import { health } from "./ops/health.ts";
 import { notifications } from "./ops/notifications.ts";
@@ -137,6 +138,9 @@ export const opsRoutes: readonly OpsRoute[] = [
   ["GET", "/ops/notifications", "ops:notifications", notifications.list],
   ["POST", "/ops/notifications/:id/retry", "ops:notifications", notifications.retry],
   ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],
+  ["GET", "/ops/backups/:id", "ops:backup", opsBackups.show],
+  ["POST", "/ops/backups/:id/verify", "ops:verify", opsBackups.verify],
+  ["POST", "/ops/repositories/:name/reap", "ops:reap", repositories.reap],
   ["POST", "/ops/repositories/:name/rescan", "ops:rescan", repositories.rescan],
   ["POST", "/ops/volumes/import", "ops:import", opsVolumes.import],
   ["POST", "/ops/volumes/:id/export", "ops:export", opsVolumes.export],

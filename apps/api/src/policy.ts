@@ -76,6 +76,9 @@ const policy = {
   "ops:import": "admin",
   "ops:export": "admin",
   "ops:rescan": "admin",
+  "ops:reap": "admin",
+  "ops:backup": "reader",
+  "ops:verify": "admin",
   "ops:notifications": "admin",
   "ops:queues": "admin",
 } as const satisfies Record<string, Role | "user" | "anyone">;

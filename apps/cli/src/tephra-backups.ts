@@ -1,7 +1,8 @@
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { resolveId } from "./tephra-names.ts";
 import { renderFields, renderTable } from "./tephra-output.ts";
 import { addWaitOptions, openSession } from "./tephra-session.ts";
+import { type Operation, OperationFailedError } from "./tephra-wait.ts";
 
 interface Backup {
   id: string;
@@ -41,6 +42,15 @@ export function addBackupCommands(program: Command): void {
     .option("--volume <volume>", "the volume to overwrite (id or name)")
     .option("--name <name>", "name of the new volume")
     .action(restore);
+  addWaitOptions(backup.command("verify"))
+    .description("find out whether a backup can be restored; with --wait, damage ends it with status 1")
+    .argument("<backup>", "id or name")
+    .addOption(
+      new Option("--mode <mode>", "quick: listings and sizes; deep: every byte and hash")
+        .choices(["quick", "deep"])
+        .default("quick"),
+    )
+    .action(verify);
 }
 
 interface CreateOptions {
@@ -127,9 +137,43 @@ async function restore(
   write(accepted, renderFields(fields));
 }
 
+interface Verification extends Operation {
+  result?: {
+    verify: { objects: number; blocks: number; damaged: { object: string; reason: string }[]; affected: string[] };
+  };
+}
+
+async function verify(reference: string, options: { mode: string }, command: Command): Promise<void> {
+  const { client, settle, print: write } = openSession(command);
+  const backup = await resolveId(client, "backup", reference);
+  const accepted = await client.post<{ operation: { id: string } }>(`/ops/backups/${backup}/verify`, {
+    mode: options.mode,
+  });
+  await settle({ id: accepted.operation.id });
+  const shown = await client.get<{ operation: Verification }>(`/ops/operations/${accepted.operation.id}`);
+  const { id, state, result } = shown.operation;
+  const { objects, blocks, damaged = [], affected = [] } = result?.verify ?? {};
+  if (damaged.length > 0) {
+    const what = damaged.map(({ object, reason }) => `${object}: ${reason}`).join("; ");
+    const others = affected.length > 0 ? ` Backups that build on it: ${affected.join(", ")}.` : "";
+    throw new OperationFailedError(`backup ${backup} is damaged: ${what}.${others}`, shown.operation);
+  }
+  const verdict = result === undefined ? null : "no damage was found";
+  write(shown, renderFields({ operation: id, backup, mode: options.mode, state, objects, blocks, verdict }));
+}
+
+/** As GET /ops/backups/ID shows it. */
+interface Health {
+  damage: string | null;
+  damaged_parents: { id: string; damage: string }[];
+  verified_at: string | null;
+  verified_mode: string | null;
+}
+
 async function print(command: Command, id: string): Promise<void> {
   const { client, print: write } = openSession(command);
   const { backup } = await client.get<{ backup: Backup }>(client.block(`/backups/${id}`));
+  const { backup: health } = await client.get<{ backup: Health }>(`/ops/backups/${id}`);
   const fields = {
     id: backup.id,
     name: backup.name,
@@ -144,6 +188,9 @@ async function print(command: Command, id: string): Promise<void> {
     container: backup.container,
     description: backup.description,
     created: backup.created_at,
+    verified: health.verified_at === null ? null : `${health.verified_at} (${health.verified_mode})`,
+    damage: health.damage,
+    "damaged parents": health.damaged_parents.map((parent) => parent.id).join(", ") || null,
   };
-  write({ backup }, renderFields(fields));
+  write({ backup, health }, renderFields(fields));
 }

@@ -30,6 +30,11 @@ export function addRecordCommands(program: Command): void {
     .argument("<record>", "a file as `export` writes it, or - for standard input")
     .action(importRecord);
   const repository = program.command("repository").description("places where backups are stored");
+  addWaitOptions(repository.command("reap"))
+    .description("remove what nobody needs any more: objects of backups that are gone, and what broken work has left")
+    .argument("<repository>", "its configured name")
+    .option("--dry-run", "only say what would be removed")
+    .action(reap);
   addWaitOptions(repository.command("rescan"))
     .description("enter every backup of a repository that the service does not know: after a loss of the database")
     .argument("<repository>", "its configured name")
@@ -73,6 +78,30 @@ function parseRecord(input: string): BackupRecord {
     throw new RecordError("The record has no backup_service and backup_url.");
   }
   return { backup_service: service, backup_url: url };
+}
+
+interface Reap extends Operation {
+  result?: {
+    dry_run: boolean;
+    removed: Record<string, number>;
+    names: string[];
+    unknown: string[];
+    unreached: string[];
+  };
+}
+
+async function reap(name: string, options: { dryRun?: boolean }, command: Command): Promise<void> {
+  const { client, print, settle } = openSession(command);
+  const path = `/ops/repositories/${encodeURIComponent(name)}/reap`;
+  const accepted = await client.post<{ operation: { id: string } }>(path, { dry_run: options.dryRun === true });
+  await settle({ id: accepted.operation.id });
+  const shown = await client.get<{ operation: Reap }>(`/ops/operations/${accepted.operation.id}`);
+  const { id, state, result } = shown.operation;
+  const verb = result?.dry_run ? "would go" : "gone";
+  const names = (result?.names ?? []).map((each, index) => [`${verb} ${index + 1}`, each]);
+  const unknown = (result?.unknown ?? []).map((each, index) => [`unknown ${index + 1}`, each]);
+  const fields = { operation: id, state, ...result?.removed, ...Object.fromEntries([...names, ...unknown]) };
+  print(shown, renderFields(fields));
 }
 
 interface Rescan extends Operation {

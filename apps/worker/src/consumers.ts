@@ -22,12 +22,14 @@ import { importBackupTask } from "./handlers/import-backup.ts";
 import { planBackupTask } from "./handlers/plan-backup.ts";
 import { planRestoreTask } from "./handlers/plan-restore.ts";
 import { publishTask } from "./handlers/publish.ts";
+import { reapRepositoryTask } from "./handlers/reap-repository.ts";
 import { removeBackupTask } from "./handlers/remove-backup.ts";
 import { rescanRepositoryTask } from "./handlers/rescan-repository.ts";
 import { restoreTask } from "./handlers/restore.ts";
 import { sealTask } from "./handlers/seal.ts";
 import { removeSnapshotTask, takeSnapshotTask } from "./handlers/snapshots.ts";
 import { tidyTask } from "./handlers/tidy.ts";
+import { concludeVerifyTask, planVerifyTask, verifyTask } from "./handlers/verify.ts";
 import {
   cloneVolumeTask,
   exportVolumeTask,
@@ -48,8 +50,12 @@ const handlers: Readonly<Record<TaskKind, Handler>> = {
   restore: restoreTask,
   publish: publishTask,
   "remove-backup": removeBackupTask,
+  "plan-verify": planVerifyTask,
+  verify: verifyTask,
+  "conclude-verify": concludeVerifyTask,
   "import-backup": importBackupTask,
   "rescan-repository": rescanRepositoryTask,
+  "reap-repository": reapRepositoryTask,
   "provision-volume": provisionVolumeTask,
   "import-volume": importVolumeTask,
   "export-volume": exportVolumeTask,

@@ -1,8 +1,9 @@
 import { cancelBackupCreate } from "./backup-create.ts";
+import { startBackupDelete } from "./backup-delete.ts";
 import { cancelBackupImport } from "./backup-import.ts";
 import { cancelRestore } from "./backup-restore.ts";
 import type { BackupStatus } from "./backup-state.ts";
-import { getBackup, lockBackup, startBackupDelete } from "./backups.ts";
+import { getBackup, lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";

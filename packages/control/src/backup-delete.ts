@@ -1,9 +1,52 @@
+import { cancelVerifications } from "./backup-verify.ts";
+import { countDependents, getBackup, lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { InvalidError, NotFoundError } from "./errors.ts";
+import type { Backup } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
 import { notifyBackup } from "./notifications.ts";
-import { completeOperation, endOperation, type OperationRow } from "./operations.ts";
+import { completeOperation, endOperation, type OperationRow, startOperation } from "./operations.ts";
+import type { Principal } from "./principal.ts";
 import { lockQuota, releaseQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
+
+/**
+ * Accepts a deletion.
+ *
+ * @throws NotFoundError; InvalidError in a wrong status or with live incrementals
+ */
+export async function requestBackupDelete(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await getBackup(tx, principal, id);
+    const backup = await lockBackup(tx, id);
+    if (!backup) throw new NotFoundError("Backup", id);
+    if (!["available", "error", "error_restoring"].includes(backup.status)) {
+      throw new InvalidError("backup", "Backup status must be available or error");
+    }
+    await startBackupDelete(tx, principal, backup);
+  });
+}
+
+/**
+ * The locked backup becomes `deleting`, with the operation that removes it.
+ *
+ * @returns the operation's id
+ * @throws InvalidError with live incrementals, counted over all projects
+ */
+export async function startBackupDelete(tx: Transaction, principal: Principal, backup: Backup): Promise<string> {
+  if ((await countDependents(tx, backup.id)) > 0)
+    throw new InvalidError("backup", "Incremental backups exist for this backup.");
+  await cancelVerifications(tx, backup.id);
+  await tx.backup.update({ where: { id: backup.id }, data: { status: "deleting", updatedAt: new Date() } });
+  await notifyBackup(tx, "backup.delete.start", backup.id);
+  return startOperation(tx, principal, {
+    kind: "backup-delete",
+    projectId: backup.projectId,
+    backupId: backup.id,
+    volumeId: backup.volumeId,
+    task: { kind: "remove-backup", needs: [`repository:${backup.repository}`] },
+  });
+}
 
 export interface Removal {
   repository: string;

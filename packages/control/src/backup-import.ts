@@ -1,6 +1,6 @@
 import { type ChainLink, readChain } from "./backups.ts";
 import { type Config, defaultRepository } from "./config.ts";
-import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { type Database, inTransaction, lockRepository, type Transaction } from "./database.ts";
 import { InvalidError, NoServiceError, OperationEndedError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
@@ -92,15 +92,20 @@ export interface ImportPlace {
  * Writes down where the objects lie before they are looked at: from then on a deletion of another row that shares them leaves them alone.
  * One that was under way already may not have seen this row, so the import gives way to it.
  *
- * @throws OperationEndedError when the row is no longer being imported; InvalidError when the objects are being deleted
+ * @throws OperationEndedError when the row is no longer being imported; InvalidError when the objects are being deleted or reaped
  */
 export async function nameImport(database: Database, operation: TaskOperation, place: ImportPlace): Promise<void> {
   const named = { repository: place.repository, container: place.container, serviceMetadata: place.prefix };
-  const { count } = await database.backup.updateMany({
-    where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
-    data: named,
+  await inTransaction(database, async (tx) => {
+    await lockRepository(tx, place.repository);
+    const { count } = await tx.backup.updateMany({
+      where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
+      data: named,
+    });
+    if (count !== 1) throw new OperationEndedError(operation.id);
+    const condemned = await tx.condemnedPlace.count({ where: { container: place.container, prefix: place.prefix } });
+    if (condemned > 0) throw new InvalidError("backup", "The objects of the backup are being removed by a reaper.");
   });
-  if (count !== 1) throw new OperationEndedError(operation.id);
   const deleting = await database.backup.count({ where: { ...named, status: "deleting", deletedAt: null } });
   if (deleting > 0) throw new InvalidError("backup", "The objects of the backup are being deleted.");
 }

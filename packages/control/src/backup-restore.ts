@@ -1,4 +1,4 @@
-import { lockBackup, readChain } from "./backups.ts";
+import { lockBackup, type StoredLink, wholeChain } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Prisma, Volume } from "./generated/client.ts";
@@ -22,7 +22,7 @@ export interface RestorePlan {
   backupId: string;
   volumeId: string;
   backend: string;
-  chain: { backupId: string; repository: string; container: string; prefix: string }[];
+  chain: StoredLink[];
   /** An existing volume keeps what lies beyond the backup's length. */
   keepTail: boolean;
   /** The target's exact length in bytes. */
@@ -50,13 +50,7 @@ export async function planRestore(
   if (operation.plan !== null) return operation.plan as unknown as RestorePlan;
   const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid } });
   const volume = await findTarget(database, operation);
-  const links = await readChain(database, backup.id);
-  const bottom = links.at(-1);
-  if (bottom?.parentId !== null) throw new NotFoundError("Backup", bottom?.parentId ?? backup.id);
-  const chain = links.map((l) => {
-    if (!l.container || !l.serviceMetadata) throw new NotFoundError("Backup", l.id);
-    return { backupId: l.id, repository: l.repository, container: l.container, prefix: l.serviceMetadata };
-  });
+  const chain = await wholeChain(database, backup.id);
   const { newVolume } = operation.input as { newVolume: boolean };
   const plan: RestorePlan = {
     backupId: backup.id,

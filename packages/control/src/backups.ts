@@ -4,7 +4,6 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";
 import { isUuid } from "./listing.ts";
-import { notifyBackup } from "./notifications.ts";
 import { startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
 import { reserveQuota } from "./quotas.ts";
@@ -134,8 +133,8 @@ function volumeRefusal(status: string, force: boolean): InvalidError | null {
 
 /**
  * The newest usable backup of the volume in the caller's project, locked (API spec 9.5): the highest data_timestamp among the
- * available ones, older than the snapshot where one is given; when none is older, the one that was made last. A damaged one never
- * counts.
+ * available ones, older than the snapshot where one is given; when none is older, the one that was made last. One that is damaged, or
+ * builds on one that is, never counts.
  */
 async function chooseParent(
   tx: Transaction,
@@ -145,13 +144,21 @@ async function chooseParent(
 ): Promise<Backup> {
   const before = snapshot?.createdAt ?? null;
   const rows = await tx.$queryRaw<{ id: string }[]>`
-    SELECT id FROM backups,
-      LATERAL (SELECT status = 'available' AND damage IS NULL AS usable) AS state,
-      LATERAL (SELECT usable AND coalesce(data_timestamp < ${before}::timestamptz, ${before}::timestamptz IS NULL) AS older) AS age
-    WHERE volume_id = ${volumeId}::uuid AND project_id = ${projectId} AND deleted_at IS NULL
+    WITH RECURSIVE own AS (
+      SELECT * FROM backups WHERE volume_id = ${volumeId}::uuid AND project_id = ${projectId} AND deleted_at IS NULL
+    ), spoilt AS (
+      SELECT id FROM own WHERE damage IS NOT NULL
+      UNION
+      SELECT b.id FROM backups b JOIN spoilt ON b.parent_id = spoilt.id WHERE b.deleted_at IS NULL
+    ), judged AS (
+      SELECT own.*, status = 'available' AND NOT EXISTS (SELECT 1 FROM spoilt WHERE spoilt.id = own.id) AS usable FROM own
+    ), aged AS (
+      SELECT *, usable AND coalesce(data_timestamp < ${before}::timestamptz, ${before}::timestamptz IS NULL) AS older FROM judged
+    )
+    SELECT id FROM aged
     ORDER BY older DESC, usable DESC, CASE WHEN older THEN data_timestamp END DESC, created_at DESC LIMIT 1`;
   const parent = rows[0] ? await lockBackup(tx, rows[0].id) : null;
-  if (parent?.status !== "available" || parent.damage !== null) {
+  if (parent?.status !== "available" || (await readDamage(tx, parent.id)).length > 0) {
     throw new InvalidError("backup", "No backups available to do an incremental backup.");
   }
   return parent;
@@ -398,44 +405,39 @@ export async function readChain(database: Database | Transaction, backupId: stri
     FROM chain WHERE NOT looped ORDER BY depth`;
 }
 
+/** Where one member of a chain is stored. */
+export interface StoredLink {
+  backupId: string;
+  repository: string;
+  container: string;
+  prefix: string;
+}
+
+/** A backup with all that it builds on, newest first. @throws NotFoundError when a member is gone */
+export async function wholeChain(database: Database, backupId: string): Promise<StoredLink[]> {
+  const links = await readChain(database, backupId);
+  const bottom = links.at(-1);
+  if (bottom?.parentId !== null) throw new NotFoundError("Backup", bottom?.parentId ?? backupId);
+  return links.map(({ id, repository, container, serviceMetadata }) => {
+    if (!container || !serviceMetadata) throw new NotFoundError("Backup", id);
+    return { backupId: id, repository, container, prefix: serviceMetadata };
+  });
+}
+
+/** Members of a backup's chain, itself included, that are marked as damaged. */
+export async function readDamage(
+  database: Database | Transaction,
+  backupId: string,
+): Promise<{ id: string; damage: string }[]> {
+  const ids = (await readChain(database, backupId)).map((link) => link.id);
+  const rows = await database.backup.findMany({
+    where: { id: { in: ids }, damage: { not: null }, deletedAt: null },
+    select: { id: true, damage: true },
+  });
+  return rows.map(({ id, damage }) => ({ id, damage: damage ?? "" }));
+}
+
 async function chainRepositories(tx: Transaction, backupId: string): Promise<string[]> {
   const chain = await readChain(tx, backupId);
   return [...new Set(chain.map((c) => c.repository))].sort();
-}
-
-/**
- * Accepts a deletion.
- *
- * @throws NotFoundError; InvalidError in a wrong status or with live incrementals
- */
-export async function requestBackupDelete(database: Database, principal: Principal, id: string): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    await getBackup(tx, principal, id);
-    const backup = await lockBackup(tx, id);
-    if (!backup) throw new NotFoundError("Backup", id);
-    if (!["available", "error", "error_restoring"].includes(backup.status)) {
-      throw new InvalidError("backup", "Backup status must be available or error");
-    }
-    await startBackupDelete(tx, principal, backup);
-  });
-}
-
-/**
- * The locked backup becomes `deleting`, with the operation that removes it.
- *
- * @returns the operation's id
- * @throws InvalidError with live incrementals, counted over all projects
- */
-export async function startBackupDelete(tx: Transaction, principal: Principal, backup: Backup): Promise<string> {
-  if ((await countDependents(tx, backup.id)) > 0)
-    throw new InvalidError("backup", "Incremental backups exist for this backup.");
-  await tx.backup.update({ where: { id: backup.id }, data: { status: "deleting", updatedAt: new Date() } });
-  await notifyBackup(tx, "backup.delete.start", backup.id);
-  return startOperation(tx, principal, {
-    kind: "backup-delete",
-    projectId: backup.projectId,
-    backupId: backup.id,
-    volumeId: backup.volumeId,
-    task: { kind: "remove-backup", needs: [`repository:${backup.repository}`] },
-  });
 }

@@ -208,6 +208,25 @@ export const ConfigFile = z
     message_ttl_seconds: z.int().min(1).default(2_592_000),
     /** What an import looks at: the metadata and the listing, or also every byte of the chain. */
     import_verify: z.enum(["listing", "deep"]).default("listing"),
+    /** Verifications that nobody asks for. */
+    verify: z
+      .strictObject({
+        /** How often a sample of the backups that were not verified for so long is; null: never. */
+        interval_hours: z.number().positive().nullable().default(null),
+        /** Of all available backups, so many per cent at a time, those first that were not verified for the longest time. */
+        sample_percent: z.number().positive().max(100).default(100),
+        mode: z.enum(["quick", "deep"]).default("deep"),
+      })
+      .prefault({}),
+    /** The removal of what nobody needs any more. */
+    reaper: z
+      .strictObject({
+        /** Null: only when asked. */
+        interval_hours: z.number().positive().nullable().default(24),
+        /** What is younger is left alone; more than clocks of stores and workers may differ. */
+        grace_minutes: z.number().min(0).default(60),
+      })
+      .prefault({}),
     import_roots: z.array(z.string().min(1)).default([]),
     /** Bytes of a volume that one task copies; rounded down to whole object windows, at least one. */
     range_bytes: z

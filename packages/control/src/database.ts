@@ -33,7 +33,7 @@ function isRetryable(error: unknown): boolean {
 
 /**
  * Runs `work` in one transaction, again (up to three times) after a deadlock or serialization failure.
- * Lock order everywhere: quota → volume → backup (parent first) → operation → task.
+ * Lock order everywhere: schedule → repository → quota → volume → backup (parent first) → operation → task.
  */
 export async function inTransaction<T>(database: Database, work: (tx: Transaction) => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt += 1) {
@@ -43,4 +43,12 @@ export async function inTransaction<T>(database: Database, work: (tx: Transactio
       if (attempt >= 3 || !isRetryable(error)) throw error;
     }
   }
+}
+
+/**
+ * Keeps a reaper and whoever gives a row to objects that are there already (imports, rescans) apart, until the transaction ends. First in
+ * the lock order but for schedules.
+ */
+export async function lockRepository(tx: Transaction, name: string): Promise<void> {
+  await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended(${`tephra:repository:${name}`}, 0))`;
 }

@@ -3,6 +3,7 @@ import { failBackupDelete } from "./backup-delete.ts";
 import { failBackupImport } from "./backup-import.ts";
 import { type Damage, failRestore } from "./backup-restore.ts";
 import { unreachable } from "./backup-state.ts";
+import { failVerify } from "./backup-verify.ts";
 import { lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
@@ -10,6 +11,7 @@ import { nilUuid } from "./listing.ts";
 import { addMessage, type MessageAction, type MessageDetail } from "./messages.ts";
 import { endOperation, isLive, lockOperation, type OperationRow } from "./operations.ts";
 import { lockQuota } from "./quotas.ts";
+import { failReap } from "./repository-reap.ts";
 import { failRescan } from "./repository-rescan.ts";
 import { releaseExtend } from "./volume-actions.ts";
 import { lockVolume } from "./volumes.ts";
@@ -66,8 +68,12 @@ async function failRows(tx: Transaction, operation: OperationRow, failure: Failu
       return failBackupDelete(tx, operation, failure.reason);
     case "backup-import":
       return failBackupImport(tx, operation, failure.reason);
+    case "backup-verify":
+      return failVerify(tx, operation, failure.reason);
     case "repository-rescan":
       return failRescan(tx, operation, failure.reason);
+    case "repository-reap":
+      return failReap(tx, operation, failure.reason);
     case "volume-create":
     case "volume-import":
       return failVolume(tx, operation, failure.reason, { from: "creating", to: "error" });
@@ -100,7 +106,7 @@ const failureDetails = {
   "backup-create": { unplaced: "schedule-failed", failed: "create-failed" },
   "backup-restore": { unplaced: "service-down", failed: "restore-failed" },
   "backup-delete": { unplaced: "service-down", failed: "delete-failed" },
-} as const satisfies Record<MessageAction, Record<string, MessageDetail>>;
+} as const satisfies Partial<Record<MessageAction, Record<string, MessageDetail>>>;
 
 async function failVolume(
   tx: Transaction,

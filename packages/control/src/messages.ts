@@ -6,11 +6,15 @@ import type { Message } from "./generated/client.ts";
 import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
 import { type Principal, visibleTo } from "./principal.ts";
 
-/** What was being done, and what went wrong: number and text of Cinder's tables (API spec 11.2). */
+/**
+ * What was being done, and what went wrong: number and text of Cinder's tables (API spec 11.2). Those from 900 are ours, out of the way of
+ * Cinder's.
+ */
 const actions = {
   "backup-create": ["013", "create backup"],
   "backup-delete": ["014", "delete backup"],
   "backup-restore": ["015", "restore backup"],
+  "backup-verify": ["900", "verify backup"],
 } as const;
 
 const details = {
@@ -19,6 +23,7 @@ const details = {
   "schedule-failed": ["024", "Backup failed to schedule. Service not found for creating backup."],
   "delete-failed": ["025", "Backup driver failed to delete backup."],
   "restore-failed": ["026", "Backup driver failed to restore backup."],
+  damaged: ["900", "The backup, or one that it builds on, is damaged."],
 } as const;
 
 export type MessageAction = keyof typeof actions;

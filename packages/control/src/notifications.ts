@@ -5,7 +5,7 @@ import { NotFoundError } from "./errors.ts";
 import { isUuid } from "./listing.ts";
 import type { Json } from "./tasks.ts";
 
-/** Cinder's events about backups (API spec 11.1). */
+/** Cinder's events about backups (API spec 11.1), and those of verifications, which are ours. */
 export type BackupEvent =
   | "backup.create.start"
   | "backup.createprogress"
@@ -15,7 +15,9 @@ export type BackupEvent =
   | "backup.delete.start"
   | "backup.delete.end"
   | "backup.reset_status.start"
-  | "backup.reset_status.end";
+  | "backup.reset_status.end"
+  | "backup.verify.start"
+  | "backup.verify.end";
 
 /** Kept so long once every target has them, and so long when a target never took them. */
 const keptDelivered = "1 day";

@@ -2,6 +2,7 @@ import type { Config } from "./config.ts";
 import type { Database } from "./database.ts";
 import { failOperation } from "./failures.ts";
 import { forgetMessages } from "./messages.ts";
+import { startDueWork } from "./schedules.ts";
 import { backupBinary } from "./services.ts";
 import { ringDispatchers } from "./tasks.ts";
 import { events, type Logger } from "./telemetry.ts";
@@ -110,6 +111,7 @@ async function reconcile(database: Database, config: Config, log: Logger, afterO
   const unplaced = await failUnplaced(database, config, log);
   await database.$executeRaw`DELETE FROM workers WHERE heartbeat_at < now() - ${forgetWorkersAfter}::interval`;
   await forgetMessages(database, config);
+  await startDueWork(database, config);
   if (expired.length + advanced + unplaced === 0) return;
   events.reconciled(log, { expired: expired.length, advanced, unplaced });
   await ringDispatchers(database);

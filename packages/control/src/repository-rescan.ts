@@ -1,9 +1,11 @@
 import { type Config, repositoryNamed } from "./config.ts";
-import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { type Database, inTransaction, lockRepository, type Transaction } from "./database.ts";
+import { OperationEndedError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";
 import { completeOperation, endOperation, type OperationRow, startOperation } from "./operations.ts";
 import type { Principal } from "./principal.ts";
 import { chargeQuota, lockQuotas } from "./quotas.ts";
+import { assertNoneRuns } from "./repository-reap.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
 
 /** Rows entered by one transaction: quota rows of their projects stay locked meanwhile. */
@@ -49,7 +51,7 @@ export interface RescanResult {
  * Accepts the rebuilding of the catalogue of a repository from its objects alone. Every backup goes to `projectId`, or, when that is
  * null, to the project that it says it is of, else to the caller's.
  *
- * @throws NotFoundError for a repository that is not configured
+ * @throws NotFoundError for a repository that is not configured; InvalidError while a reaper is at work there
  */
 export async function requestRescan(
   database: Database,
@@ -58,8 +60,10 @@ export async function requestRescan(
   request: { repository: string; projectId: string | null },
 ): Promise<{ id: string }> {
   const { name } = repositoryNamed(config, request.repository);
-  const id = await inTransaction(database, (tx) =>
-    startOperation(tx, principal, {
+  const id = await inTransaction(database, async (tx) => {
+    await lockRepository(tx, name);
+    await assertNoneRuns(tx, name, ["repository-reap"]);
+    return startOperation(tx, principal, {
       kind: "repository-rescan",
       projectId: principal.projectId,
       input: {
@@ -69,8 +73,8 @@ export async function requestRescan(
         userId: principal.userId,
       },
       task: { kind: "rescan-repository", needs: [`repository:${name}`] },
-    }),
-  );
+    });
+  });
   return { id };
 }
 
@@ -122,6 +126,10 @@ async function enterRows(
   operation: TaskOperation,
   rows: readonly ReturnType<typeof rowOf>[],
 ): Promise<number> {
+  await lockRepository(tx, (operation.input as unknown as RescanInput).repository);
+  // An operation that was given up may have a worker that does not know it yet, and a reaper after it.
+  const live = await tx.operation.count({ where: { id: operation.id, state: { in: ["queued", "running"] } } });
+  if (live === 0) throw new OperationEndedError(operation.id);
   await lockQuotas(
     tx,
     rows.map((r) => r.projectId),
@@ -132,8 +140,8 @@ async function enterRows(
     where: { repository, serviceMetadata: { in: places }, deletedAt: null },
     select: { container: true, serviceMetadata: true },
   });
-  const live = new Set(taken.map((t) => `${t.container}/${t.serviceMetadata}`));
-  const free = rows.filter((r) => !live.has(`${r.container}/${r.serviceMetadata}`));
+  const occupied = new Set(taken.map((t) => `${t.container}/${t.serviceMetadata}`));
+  const free = rows.filter((r) => !occupied.has(`${r.container}/${r.serviceMetadata}`));
   // A tombstone that is younger than the rescan was made while the repository was being read.
   await tx.backup.deleteMany({
     where: { id: { in: free.map((r) => r.id) }, deletedAt: { lt: operation.createdAt } },

@@ -19,7 +19,15 @@ import {
 import { type RestoreStreamInput, restoreStream } from "./restore-stream.ts";
 import type { RunContext } from "./run-context.ts";
 import { type SealInput, type SealResult, seal } from "./seal.ts";
-import { type VerifyInput, type VerifyResult, verifyBackup } from "./verify.ts";
+import {
+  type PlannedVerify,
+  type PlanVerifyInput,
+  planVerify,
+  type VerifyInput,
+  type VerifyResult,
+  verifyBackup,
+  verifyRange,
+} from "./verify.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
 
 /**
@@ -55,6 +63,11 @@ export interface Engine extends AsyncDisposable {
   ): Promise<{ bytes: number; warnings: string[] }>;
   restoreStream(input: RestoreStreamInput, ctx: RunContext): Promise<{ bytes: number; warnings: string[] }>;
   verifyBackup(input: VerifyInput, ctx: RunContext): Promise<VerifyResult>;
+  planVerify(input: PlanVerifyInput, ctx: RunContext): Promise<PlannedVerify>;
+  verifyRange(
+    input: { chain: readonly BackupReference[]; range: RestoreRange; staging: { operationId: string } },
+    ctx: RunContext,
+  ): Promise<VerifyResult>;
   volumeBytesOf(reference: BackupReference, signal: AbortSignal): Promise<number>;
   removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
   removeStaging(repository: Repository, operationId: string): Promise<void>;
@@ -73,6 +86,8 @@ export function openEngine(options: EngineOptions = {}): Engine {
     restoreWhole: (input, ctx) => restoreWhole(context, input, ctx),
     restoreStream: (input, ctx) => restoreStream(context, input, ctx),
     verifyBackup: (input, ctx) => verifyBackup(context, input, ctx),
+    planVerify,
+    verifyRange: (input, ctx) => verifyRange(context, input, ctx),
     volumeBytesOf,
     removeBackup,
     removeStaging,

@@ -14,6 +14,8 @@ export { type Engine, openEngine } from "./engine.ts";
 export * from "./errors.ts";
 export { type ExportRecordInput, encodeExportRecord } from "./export-record.ts";
 export { cutRanges, type Extent } from "./extents.ts";
+export { findPlaces, type ListedPlace } from "./find-places.ts";
+export { idsIn } from "./ids-in.ts";
 export {
   decodeExportRecord,
   findRecord,
@@ -27,7 +29,13 @@ export { type BackupLayout, checkLayout, checkPrefix } from "./layout.ts";
 export { describeBackup, findBackups, holdsOnlyBackups, isStored, type ListedBackup } from "./list-backups.ts";
 export type { RangeReport } from "./range-report.ts";
 export { openRepository, type RepositorySettings } from "./repository/open-repository.ts";
-export { type ObjectKey, parseContainer, type Repository, stagingContainer } from "./repository/repository.ts";
+export {
+  type Leftover,
+  type ObjectKey,
+  parseContainer,
+  type Repository,
+  stagingContainer,
+} from "./repository/repository.ts";
 export { redactRepositoryUrl } from "./repository/repository-url.ts";
 export { type RescannedBackup, recordOf, rescan } from "./rescan.ts";
 export type { RestoreRange } from "./restore.ts";
@@ -35,7 +43,7 @@ export { type RewrapResult, rewrap } from "./rewrap.ts";
 export type { RunContext, WriteContext } from "./run-context.ts";
 export type { SealResult } from "./seal.ts";
 export { type VerifyResult, verifyListing } from "./verify.ts";
-export { FileBackend, openFileBackend } from "./volume/file-backend.ts";
+export { type BackendLeftover, FileBackend, openFileBackend } from "./volume/file-backend.ts";
 export { openFileSource } from "./volume/file-source.ts";
 export { openPathTarget, type PathTarget } from "./volume/file-target.ts";
 export type { VolumeSource, VolumeTarget } from "./volume/volume.ts";

@@ -1,5 +1,5 @@
 import type { BackupReference } from "./backup-reference.ts";
-import { chainSteps, chainWarnings, findHashList, openChain } from "./chain.ts";
+import { type Chain, chainSteps, chainWarnings, findHashList, openChain } from "./chain.ts";
 import type { EngineContext } from "./engine-context.ts";
 import { InvalidBackupError, InvalidLayoutError } from "./errors.ts";
 import { type Extent, partOf } from "./extents.ts";
@@ -41,6 +41,17 @@ export interface PlannedRestore {
  */
 export async function planRestore(input: PlanRestoreInput, ctx: RunContext): Promise<PlannedRestore> {
   const chain = await openChain(input.chain, ctx.signal);
+  const ranges = await stageRanges(chain, input, ctx);
+  const volumeMetas = chain.summaries.map((summary) => summary.header.volumeMeta);
+  return { volumeBytes: chain.volumeBytes, ranges, volumeMetas, warnings: chainWarnings(chain) };
+}
+
+/** Stages the merged map of a chain, slice by slice. */
+export async function stageRanges(
+  chain: Chain,
+  input: Omit<PlanRestoreInput, "chain">,
+  ctx: RunContext,
+): Promise<RestoreRange[]> {
   const { volumeBytes } = chain;
   const { repository } = chain.references[0] as BackupReference;
   const container = stagingContainer(input.staging.operationId);
@@ -62,8 +73,18 @@ export async function planRestore(input: PlanRestoreInput, ctx: RunContext): Pro
     else if (step.at - offset >= rangeBytes) await finish(step.at);
   }
   if (volumeBytes > offset) await finish(volumeBytes);
-  const volumeMetas = chain.summaries.map((summary) => summary.header.volumeMeta);
-  return { volumeBytes, ranges, volumeMetas, warnings: chainWarnings(chain) };
+  return ranges;
+}
+
+/** The staged slice of the map that a range was planned with. */
+export function readRange(
+  newest: BackupReference,
+  range: RestoreRange,
+  staging: { operationId: string },
+  signal: AbortSignal,
+): Promise<MappedObject[]> {
+  const key = { container: stagingContainer(staging.operationId), name: range.map.name };
+  return readMap(newest.repository, key, range, signal);
 }
 
 /** Carries out one range of a planned restore. The target must be a new file: zeros are not written. */
@@ -79,8 +100,7 @@ export async function restoreRange(
 ): Promise<{ bytesWritten: number; objects: number }> {
   const [newest] = input.chain;
   if (newest === undefined) throw new InvalidBackupError("There is nothing to restore from.");
-  const key = { container: stagingContainer(input.staging.operationId), name: input.range.map.name };
-  const objects = await readMap(newest.repository, key, input.range, ctx.signal);
+  const objects = await readRange(newest, input.range, input.staging, ctx.signal);
   const hashes = await findHashList(newest, ctx.signal);
   const { offset, length } = input.range;
   const job = { references: input.chain, hashes, target: input.target, bounds: { offset, length } };

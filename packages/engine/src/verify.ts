@@ -1,13 +1,14 @@
 import { asDamage, type BackupReference } from "./backup-reference.ts";
-import { type Chain, chainSteps, openChain, streamEntries, summarize } from "./chain.ts";
+import { type Chain, chainSteps, findHashList, openChain, streamEntries, summarize } from "./chain.ts";
 import { codecOf } from "./compression.ts";
 import type { EngineContext } from "./engine-context.ts";
-import { DamagedObjectError } from "./errors.ts";
+import { DamagedObjectError, InvalidBackupError } from "./errors.ts";
 import { cachedHashList } from "./hash-list.ts";
 import { dataName, dataNumber, hashListName, keyVersion, metadataName } from "./layout.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import type { MappedObject } from "./merge-layers.ts";
 import type { ObjectEntry } from "./object-entry.ts";
+import { type RestoreRange, readRange, stageRanges } from "./restore.ts";
 import { blockBytesOf, type RestoreJob } from "./restore-job.ts";
 import { type DoneObject, laneGroups, restoreGroup } from "./restore-lanes.ts";
 import { restoreObject } from "./restore-object.ts";
@@ -40,16 +41,73 @@ const objectsPerPass = 1_000_000;
  */
 export async function verifyBackup(engine: EngineContext, input: VerifyInput, ctx: RunContext): Promise<VerifyResult> {
   const findings = new Findings();
-  let listed = 0;
-  for (const reference of input.chain) {
-    listed += (await findings.collect(() => compareListing(reference, findings, ctx.signal))) ?? 0;
-  }
-  const chain = await findings.collect(() => openChain(input.chain, ctx.signal));
-  const [newest] = input.chain;
-  if (chain?.hashes === null && newest !== undefined) findings.note(hashListName(newest.prefix), "it is missing");
+  const { listed, chain } = await lookThrough(input.chain, findings, ctx.signal);
   const quick = { mode: input.mode, objects: listed, blocks: 0 };
   if (input.mode === "quick" || chain === undefined) return { ...quick, damaged: findings.damaged };
-  return { ...quick, ...(await readEverything(engine, chain, findings, ctx)), damaged: findings.damaged };
+  const { references, hashes, volumeBytes } = chain;
+  const job = jobOf(engine, { references, hashes, bounds: { offset: 0, length: volumeBytes } }, ctx);
+  return { ...quick, ...(await readObjects(job, objectsOf(chain, ctx.signal), findings)), damaged: findings.damaged };
+}
+
+export interface PlanVerifyInput extends VerifyInput {
+  rangeBytes: number;
+  rangesMax: number;
+  staging: { operationId: string; name: string };
+}
+
+export interface PlannedVerify {
+  /** Of the listings and the metadata: all that a quick verification has to say. */
+  found: VerifyResult;
+  /** What is left to be read; none for a quick verification, nor when the metadata is too damaged to say what there is. */
+  ranges: RestoreRange[];
+}
+
+/**
+ * The part of a verification that nobody can share: looks through listings and metadata and, for a deep one, stages what is to be read in
+ * ranges, as a restore does. The ranges' results are added to what was found here, whose `objects` are 0 when there are any.
+ */
+export async function planVerify(input: PlanVerifyInput, ctx: RunContext): Promise<PlannedVerify> {
+  const findings = new Findings();
+  const { listed, chain } = await lookThrough(input.chain, findings, ctx.signal);
+  const deep = input.mode === "deep" && chain !== undefined;
+  const ranges = deep ? ((await findings.collect(() => stageRanges(chain, input, ctx))) ?? []) : [];
+  const objects = ranges.length > 0 ? 0 : listed;
+  return { found: { mode: input.mode, objects, blocks: 0, damaged: findings.damaged }, ranges };
+}
+
+/** Reads and checks everything that one range of a planned verification would restore. */
+export async function verifyRange(
+  engine: EngineContext,
+  input: { chain: readonly BackupReference[]; range: RestoreRange; staging: { operationId: string } },
+  ctx: RunContext,
+): Promise<VerifyResult> {
+  const { chain: references, range, staging } = input;
+  const [newest] = references;
+  if (newest === undefined) throw new InvalidBackupError("There is nothing to verify.");
+  const objects = await readRange(newest, range, staging, ctx.signal);
+  const findings = new Findings();
+  const read = await findings.collect(async () => {
+    const hashes = await findHashList(newest, ctx.signal);
+    const { offset, length } = range;
+    return readObjects(jobOf(engine, { references, hashes, bounds: { offset, length } }, ctx), objects, findings);
+  });
+  return { mode: "deep", objects: 0, blocks: 0, ...read, damaged: findings.damaged };
+}
+
+/** What listings and metadata tell. `chain` is undefined when it is too damaged to be read. */
+async function lookThrough(
+  references: readonly BackupReference[],
+  findings: Findings,
+  signal: AbortSignal,
+): Promise<{ listed: number; chain: Chain | undefined }> {
+  let listed = 0;
+  for (const reference of references) {
+    listed += (await findings.collect(() => compareListing(reference, findings, signal))) ?? 0;
+  }
+  const chain = await findings.collect(() => openChain(references, signal));
+  const [newest] = references;
+  if (chain?.hashes === null && newest !== undefined) findings.note(hashListName(newest.prefix), "it is missing");
+  return { listed, chain };
 }
 
 /**
@@ -128,16 +186,25 @@ function sizeProblem(entry: ObjectEntry, sizeBytes: number | undefined): string 
 }
 
 /** A restore that writes nothing: the very checks that a restore makes. */
-async function readEverything(
+const jobOf = (
   engine: EngineContext,
-  chain: Chain,
-  findings: Findings,
+  what: Pick<RestoreJob, "references" | "hashes" | "bounds">,
   ctx: RunContext,
+): RestoreJob => ({
+  ...what,
+  hashes: what.hashes === null ? null : cachedHashList(what.hashes),
+  engine,
+  target: null,
+  skipZeros: true,
+  ctx,
+});
+
+async function readObjects(
+  job: RestoreJob,
+  mapped: Iterable<MappedObject> | AsyncIterable<MappedObject>,
+  findings: Findings,
 ): Promise<{ objects: number; blocks: number }> {
-  const { references, volumeBytes } = chain;
-  const bounds = { offset: 0, length: volumeBytes };
-  const hashes = chain.hashes === null ? null : cachedHashList(chain.hashes);
-  const job: RestoreJob = { engine, references, hashes, target: null, skipZeros: true, bounds, ctx };
+  const { engine, ctx } = job;
   let objects = 0;
   let blocks = 0;
   let bytesDone = 0;
@@ -147,11 +214,11 @@ async function readEverything(
     });
   const options = { concurrency: engine.pool.threads + 2, signal: ctx.signal };
   await findings.collect(async () => {
-    for await (const group of mapConcurrent(laneGroups(job, objectsOf(chain, ctx.signal)), check, options)) {
+    for await (const group of mapConcurrent(laneGroups(job, mapped), check, options)) {
       for (const { object, bytes } of group) {
         objects++;
         bytesDone += bytes;
-        if (hashes !== null && bytes > 0) blocks += blocksIn(object, blockBytesOf(job));
+        if (job.hashes !== null && bytes > 0) blocks += blocksIn(object, blockBytesOf(job));
       }
       ctx.onProgress({ bytesDone, bytesStored: 0 });
       if (findings.full) return;

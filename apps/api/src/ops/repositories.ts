@@ -1,4 +1,4 @@
-import { requestRescan } from "@tephra/control";
+import { requestReap, requestRescan } from "@tephra/control";
 import { z } from "zod";
 import { defineOps } from "./serve.ts";
 
@@ -11,7 +11,21 @@ const RescanBody = z
   })
   .prefault({});
 
+const ReapBody = z.strictObject({ dry_run: z.boolean().default(false) }).prefault({});
+
 export const repositories = {
+  /** Removes what nobody needs any more; a dry run only says what that would be. */
+  reap: defineOps({
+    body: ReapBody,
+    handle: async ({ database, config }, { principal, params, body }) => {
+      const { id } = await requestReap(database, config, principal, {
+        repository: params["name"] ?? "",
+        dryRun: body.dry_run,
+      });
+      return { status: 202, body: { operation: { id } } };
+    },
+  }),
+
   /** Every backup goes to the project that it says it is of, unless the body names one for all of them. */
   rescan: defineOps({
     body: RescanBody,

@@ -1,4 +1,4 @@
-import { type BackupPlan, finishTidy, type RestorePlan, restoreTargetOf } from "@tephra/control";
+import { type BackupPlan, finishTidy, type RestorePlan, restoreTargetOf, type VerifyPlan } from "@tephra/control";
 import { type Handler, resultOf } from "../context.ts";
 
 /** Removes what an operation left behind, after it ended and nobody can be writing for it: staging, temporary snapshot, private target. */
@@ -24,6 +24,10 @@ export const tidyTask: Handler = async (task, { database, engine, sites }, run) 
     for (let claim = 1; claim <= (planned?.claim ?? 0); claim += 1) {
       await backend.abandonRestore(plan.volumeId, restoreTargetOf(operation.id, claim));
     }
+  }
+  if (operation.kind === "backup-verify") {
+    const [newest] = (operation.plan as unknown as VerifyPlan).chain;
+    if (newest) await engine.removeStaging(await sites.repository(newest.repository), operation.id);
   }
   await finishTidy(database, task.operationId, resultOf(task));
 };

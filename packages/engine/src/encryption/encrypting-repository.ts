@@ -2,6 +2,8 @@ import { FormatError } from "../json-stream.ts";
 import { metadataName, prefixOf } from "../layout.ts";
 import {
   type BackupPlace,
+  type Leftover,
+  type ListedObject,
   type ObjectKey,
   type Repository,
   type RepositoryEncryption,
@@ -103,11 +105,11 @@ class EncryptingRepository implements Repository {
   }
 
   /** Sizes are those of the text where the objects of one backup are listed, and 0 for what is too short for an encrypted one. */
-  async *list(container: string, prefix: string): AsyncGenerator<{ name: string; sizeBytes: number }> {
-    for await (const { name, sizeBytes } of this.#stored.list(container, prefix)) {
+  async *list(container: string, prefix: string): AsyncGenerator<ListedObject> {
+    for await (const { name, sizeBytes, modifiedAt } of this.#stored.list(container, prefix)) {
       const place = placeOf({ container, name });
       const textSize = place !== null && prefix.startsWith(place.prefix) && (await this.#hasTextSize(place, name));
-      yield { name, sizeBytes: textSize ? (textBytesOf(sizeBytes) ?? 0) : sizeBytes };
+      yield { name, sizeBytes: textSize ? (textBytesOf(sizeBytes) ?? 0) : sizeBytes, modifiedAt };
     }
   }
 
@@ -137,6 +139,14 @@ class EncryptingRepository implements Repository {
 
   containers(): AsyncIterable<string> {
     return this.#stored.containers();
+  }
+
+  leftovers(containers: readonly string[]): AsyncIterable<Leftover> {
+    return this.#stored.leftovers(containers);
+  }
+
+  removeLeftover(leftover: Leftover, ctx: WriteContext): Promise<void> {
+    return this.#stored.removeLeftover(leftover, ctx);
   }
 
   holdsOnly(belongs: (name: string) => boolean): Promise<boolean> {

@@ -7,7 +7,7 @@ import { RepositoryConfigError, RepositoryUnavailableError } from "../errors.ts"
 import type { WriteContext } from "../run-context.ts";
 import { PosixRepository } from "./posix.ts";
 import { ignoreMissing, makeFolders } from "./posix-files.ts";
-import type { ObjectKey } from "./repository.ts";
+import type { Leftover, ObjectKey } from "./repository.ts";
 
 export interface NfsSettings {
   /** `server:/export`. */
@@ -77,6 +77,11 @@ export class NfsRepository extends PosixRepository {
   override async remove(key: ObjectKey): Promise<void> {
     await this.#checkMounted();
     await super.remove(key);
+  }
+
+  override async removeLeftover(leftover: Leftover, ctx: WriteContext): Promise<void> {
+    await this.#checkMounted();
+    await super.removeLeftover(leftover, ctx);
   }
 
   override async holdsOnly(belongs: (name: string) => boolean): Promise<boolean> {

@@ -8,10 +8,20 @@ import {
   RepositoryUnavailableError,
   RepositoryUnmarkedError,
 } from "../errors.ts";
+import { prefixOf } from "../layout.ts";
 import type { WriteContext } from "../run-context.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import type { ObjectStore, PutBody, UploadedPart } from "./object-store.ts";
-import { type ObjectKey, parseContainer, type Repository, reservedContainer } from "./repository.ts";
+import {
+  type Leftover,
+  type ListedObject,
+  type ObjectKey,
+  operationIdPattern,
+  parseContainer,
+  type Repository,
+  reservedContainer,
+  stagingContainer,
+} from "./repository.ts";
 
 /** MD5 and SHA-256 are fed in steps of this size, between which other work of the thread goes on. */
 const hashStepBytes = 1024 * 1024;
@@ -133,14 +143,14 @@ export class ObjectRepository implements Repository {
     }
   }
 
-  async *list(container: string, prefix: string): AsyncGenerator<{ name: string; sizeBytes: number }> {
+  async *list(container: string, prefix: string): AsyncGenerator<ListedObject> {
     const place = this.#place(container);
     for (let after: string | null = null; ; ) {
       const page = await this.#store.listPage(place.container, place.folder + prefix, after);
       if (page === null) return;
-      for (const { name, sizeBytes } of page.items) {
+      for (const { name, ...rest } of page.items) {
         if (place.folder === "" && name.startsWith(`${reservedContainer}/`)) continue;
-        yield { name: name.slice(place.folder.length), sizeBytes };
+        yield { name: name.slice(place.folder.length), ...rest };
       }
       if (page.next === null) return;
       after = page.next;
@@ -160,6 +170,39 @@ export class ObjectRepository implements Repository {
     }
   }
 
+  async *leftovers(containers: readonly string[]): AsyncGenerator<Leftover> {
+    yield* this.#staged();
+    for (const container of new Set([this.#store.container, ...containers])) {
+      for (let after: string | null = null; ; ) {
+        const page = await this.#store.uploadsPage(container, after);
+        for (const { upload, modifiedAt } of page?.items ?? []) {
+          const { name } = upload.key;
+          // Others may upload, too.
+          if (prefixOf(name) === null && !name.startsWith(`${reservedContainer}/`)) continue;
+          yield { kind: "upload", container, name, id: upload.id, modifiedAt };
+        }
+        if (page === null || page.next === null) break;
+        after = page.next;
+      }
+    }
+  }
+
+  async removeLeftover(leftover: Leftover, ctx: WriteContext): Promise<void> {
+    if (leftover.kind === "staged") {
+      const container = stagingContainer(leftover.operationId);
+      const names = (await Array.fromAsync(this.list(container, ""))).map(({ name }) => name);
+      for (const name of names) {
+        ctx.signal.throwIfAborted();
+        ctx.fence();
+        await this.remove({ container, name });
+      }
+    }
+    if (leftover.kind !== "upload") return;
+    ctx.fence();
+    const { container, name, id } = leftover;
+    await this.#store.abandonLarge({ key: { container, name }, id }, 0);
+  }
+
   async holdsOnly(belongs: (name: string) => boolean): Promise<boolean> {
     for await (const { name } of this.list(this.#store.container, "")) if (!belongs(name)) return false;
     return true;
@@ -167,6 +210,22 @@ export class ObjectRepository implements Repository {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#store[Symbol.asyncDispose]();
+  }
+
+  async *#staged(): AsyncGenerator<Leftover> {
+    const youngest = new Map<string, Date>();
+    for (let after: string | null = null; ; ) {
+      const page = await this.#store.listPage(this.#store.container, `${reservedContainer}/`, after);
+      for (const { name, modifiedAt } of page?.items ?? []) {
+        const [, operationId = "", rest] = name.split("/");
+        if (rest === undefined || !operationIdPattern.test(operationId)) continue;
+        const before = youngest.get(operationId);
+        if (before === undefined || before < modifiedAt) youngest.set(operationId, modifiedAt);
+      }
+      if (page === null || page.next === null) break;
+      after = page.next;
+    }
+    for (const [operationId, modifiedAt] of youngest) yield { kind: "staged", operationId, modifiedAt };
   }
 
   #absent(cause: unknown): RepositoryUnavailableError {

@@ -58,11 +58,20 @@ export interface ObjectStore extends AsyncDisposable {
   listPage(container: string, prefix: string, after: string | null): Promise<ListPage<StoredObject> | null>;
   containersPage(after: string | null): Promise<ListPage<string>>;
   remove(key: ObjectKey): Promise<void>;
+  /** One page of the uploads that are under way or were given up by nobody. Null: a missing container. */
+  uploadsPage(container: string, after: string | null): Promise<ListPage<PendingUpload> | null>;
 }
 
 export interface StoredObject {
   name: string;
   sizeBytes: number;
+  modifiedAt: Date;
+}
+
+/** A large upload that was neither completed nor abandoned. */
+export interface PendingUpload {
+  upload: LargeUpload;
+  modifiedAt: Date;
 }
 
 export interface ListPage<Item> {

@@ -30,7 +30,17 @@ import {
   readBytes,
   writeAll,
 } from "./posix-files.ts";
-import { type ObjectFile, type ObjectKey, parseContainer, type Repository, reservedContainer } from "./repository.ts";
+import {
+  type Leftover,
+  type ListedObject,
+  type ObjectFile,
+  type ObjectKey,
+  operationIdPattern,
+  parseContainer,
+  type Repository,
+  reservedContainer,
+  stagingContainer,
+} from "./repository.ts";
 
 /** Where objects are written before they get their name. Same file system as everything else. */
 const temporaryContainer = `${reservedContainer}/tmp`;
@@ -181,7 +191,7 @@ export class PosixRepository implements Repository {
     return { sizeBytes: status.size };
   }
 
-  async *list(container: string, prefix: string): AsyncGenerator<{ name: string; sizeBytes: number }> {
+  async *list(container: string, prefix: string): AsyncGenerator<ListedObject> {
     const path = this.#folder(container);
     let folder: Awaited<ReturnType<typeof opendir>>;
     try {
@@ -194,7 +204,7 @@ export class PosixRepository implements Repository {
     for await (const entry of folder) {
       if (!entry.name.startsWith(prefix) || entry.isDirectory()) continue;
       const status = await lstat(join(path, entry.name)).catch(ignoreMissing);
-      if (status !== undefined) yield { name: entry.name, sizeBytes: status.size };
+      if (status !== undefined) yield { name: entry.name, sizeBytes: status.size, modifiedAt: status.mtime };
     }
   }
 
@@ -214,6 +224,35 @@ export class PosixRepository implements Repository {
   async *containers(): AsyncGenerator<string> {
     await this.#checkRoot();
     yield* this.#foldersBelow("", 0);
+  }
+
+  async *leftovers(): AsyncGenerator<Leftover> {
+    await this.#checkRoot();
+    for await (const { name, modifiedAt } of this.list(temporaryContainer, "")) {
+      if (operationIdPattern.test(name)) yield { kind: "temporary", name, modifiedAt };
+    }
+    const path = this.#folder(reservedContainer);
+    for (const entry of await this.#guard("list", path, () => readdir(path, { withFileTypes: true }))) {
+      if (!entry.isDirectory() || !operationIdPattern.test(entry.name)) continue;
+      const status = await lstat(join(path, entry.name)).catch(ignoreMissing);
+      if (status === undefined) continue;
+      // A folder is as young as the last name in it; a staged object is never written again.
+      yield { kind: "staged", operationId: entry.name, modifiedAt: status.mtime };
+    }
+  }
+
+  async removeLeftover(leftover: Leftover, ctx: WriteContext): Promise<void> {
+    if (leftover.kind === "upload") return;
+    const container = leftover.kind === "staged" ? stagingContainer(leftover.operationId) : temporaryContainer;
+    const names = leftover.kind === "temporary" ? [leftover.name] : [];
+    if (leftover.kind === "staged") for await (const { name } of this.list(container, "")) names.push(name);
+    for (const name of names) {
+      ctx.signal.throwIfAborted();
+      ctx.fence();
+      await this.remove({ container, name });
+    }
+    // An operation that was lost before it staged anything leaves an empty folder.
+    if (leftover.kind === "staged") await rmdir(this.#folder(container)).catch(() => {});
   }
 
   async holdsOnly(belongs: (name: string) => boolean): Promise<boolean> {

@@ -13,6 +13,21 @@ export interface BackupPlace {
   prefix: string;
 }
 
+export interface ListedObject {
+  name: string;
+  sizeBytes: number;
+  modifiedAt: Date;
+}
+
+/** What is of this service and no backup. `modifiedAt` is of the youngest part. */
+export type Leftover = { modifiedAt: Date } & (
+  | { kind: "staged"; operationId: string }
+  /** What was to become an object, under a name of its own. */
+  | { kind: "temporary"; name: string }
+  /** A large object that was never completed. */
+  | { kind: "upload"; container: string; name: string; id: string }
+);
+
 /**
  * Where backups are stored. Dumb on purpose: no retry, no cache, no knowledge of the format beyond the names it hands out.
  * Every method throws RepositoryUnavailableError when the storage fails, with `retryable` saying whether waiting may help;
@@ -68,12 +83,19 @@ export interface Repository extends AsyncDisposable {
   filePath?(key: ObjectKey): Promise<string>;
   /** ObjectMissingError. */
   stat(key: ObjectKey): Promise<{ sizeBytes: number }>;
-  /** Objects whose names start with the prefix, in any order; a missing container is empty. */
-  list(container: string, prefix: string): AsyncIterable<{ name: string; sizeBytes: number }>;
+  /** Objects whose names start with the prefix, in any order; a missing container is empty. Times are the storage's. */
+  list(container: string, prefix: string): AsyncIterable<ListedObject>;
   /** Removes an object; a missing one is success. */
   remove(key: ObjectKey): Promise<void>;
   /** Every container that may hold backups, in any order; not the ones of this service. */
   containers(): AsyncIterable<string>;
+  /**
+   * Everything of this service that is neither a backup, a record nor the marker, in any order: what was staged, and what puts that did
+   * not end have left. Uploads are looked for in `containers` and in the repository's own.
+   */
+  leftovers(containers: readonly string[]): AsyncIterable<Leftover>;
+  /** Removes what leftovers() has shown; what is gone is success. The fence is called before every removal. */
+  removeLeftover(leftover: Leftover, ctx: WriteContext): Promise<void>;
   /** Whether the place is missing, or every object in it, at whatever depth, has a name that `belongs` accepts. */
   holdsOnly(belongs: (name: string) => boolean): Promise<boolean>;
 }
@@ -104,6 +126,9 @@ export interface ObjectFile extends AsyncDisposable {
   readonly descriptor: number;
   readonly sizeBytes: number;
 }
+
+/** Ids of operations, as containers of what they stage are named. */
+export const operationIdPattern = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
 /** Everything that is ours and no backup lies in containers that start so; users cannot name them. */
 export const reservedContainer = ".tephra";

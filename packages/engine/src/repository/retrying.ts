@@ -1,7 +1,15 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { EngineError, RepositoryThrottledError } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
-import type { LargeUpload, ListPage, ObjectStore, PutBody, StoredObject, UploadedPart } from "./object-store.ts";
+import type {
+  LargeUpload,
+  ListPage,
+  ObjectStore,
+  PendingUpload,
+  PutBody,
+  StoredObject,
+  UploadedPart,
+} from "./object-store.ts";
 import type { ObjectKey } from "./repository.ts";
 
 export interface RetryPolicy {
@@ -116,6 +124,10 @@ export class RetryingStore implements ObjectStore {
 
   remove(key: ObjectKey): Promise<void> {
     return this.#retry(() => this.#inner.remove(key));
+  }
+
+  uploadsPage(container: string, after: string | null): Promise<ListPage<PendingUpload> | null> {
+    return this.#retry(() => this.#inner.uploadsPage(container, after));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

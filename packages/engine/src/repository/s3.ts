@@ -10,6 +10,7 @@ import {
   HeadBucketCommand,
   HeadObjectCommand,
   ListBucketsCommand,
+  ListMultipartUploadsCommand,
   ListObjectsV2Command,
   PutObjectCommand,
   S3Client,
@@ -24,6 +25,7 @@ import {
   type LargeUpload,
   type ListPage,
   type ObjectStore,
+  type PendingUpload,
   type PutBody,
   type StoredObject,
   type UploadedPart,
@@ -236,7 +238,9 @@ export class S3Store implements ObjectStore {
     try {
       const missing = { container, name: prefix };
       const page = await this.#guard(`list ${container}`, () => this.#client.send(list), missing);
-      const items = (page.Contents ?? []).map(({ Key = "", Size = 0 }) => ({ name: Key, sizeBytes: Size }));
+      const items = (page.Contents ?? []).map(({ Key = "", Size = 0, LastModified }) => {
+        return { name: Key, sizeBytes: Size, modifiedAt: LastModified ?? new Date() };
+      });
       return { items, next: page.IsTruncated === true ? (page.NextContinuationToken ?? null) : null };
     } catch (error) {
       if (error instanceof ObjectMissingError) return null;
@@ -254,6 +258,27 @@ export class S3Store implements ObjectStore {
   async remove(key: ObjectKey): Promise<void> {
     const remove = new DeleteObjectCommand(keyOf(key));
     await this.#guard(`remove ${key.name}`, () => this.#client.send(remove), key).catch(ignoreMissing);
+  }
+
+  async uploadsPage(container: string, after: string | null): Promise<ListPage<PendingUpload> | null> {
+    const [KeyMarker, UploadIdMarker] = after === null ? [] : (JSON.parse(after) as [string, string]);
+    const list = new ListMultipartUploadsCommand({
+      Bucket: container,
+      MaxUploads: this.#settings.pageItems,
+      ...(after === null ? {} : { KeyMarker, UploadIdMarker }),
+    });
+    try {
+      const missing = { container, name: "" };
+      const page = await this.#guard(`list uploads to ${container}`, () => this.#client.send(list), missing);
+      const items = (page.Uploads ?? []).map(({ Key = "", UploadId = "", Initiated }) => {
+        return { upload: { key: { container, name: Key }, id: UploadId }, modifiedAt: Initiated ?? new Date() };
+      });
+      const next = page.IsTruncated === true ? JSON.stringify([page.NextKeyMarker, page.NextUploadIdMarker]) : null;
+      return { items, next };
+    } catch (error) {
+      if (error instanceof ObjectMissingError) return null;
+      throw error;
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

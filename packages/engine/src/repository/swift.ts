@@ -6,11 +6,12 @@ import {
   type LargeUpload,
   type ListPage,
   type ObjectStore,
+  type PendingUpload,
   type PutBody,
   type StoredObject,
   type UploadedPart,
 } from "./object-store.ts";
-import { type ObjectKey, reservedContainer } from "./repository.ts";
+import { type ObjectKey, operationIdPattern, reservedContainer } from "./repository.ts";
 import { type SwiftAuth, SwiftClient, type SwiftNetwork } from "./swift-client.ts";
 
 export interface SwiftSettings extends SwiftNetwork {
@@ -172,8 +173,10 @@ export class SwiftStore implements ObjectStore {
       await answer.body.dump();
       return null;
     }
-    const found = await this.#json<{ name?: unknown; bytes?: unknown }>(answer, `list ${container}`);
-    const items = found.map(({ name, bytes }) => ({ name: String(name), sizeBytes: Number(bytes) }));
+    const found = await this.#json<Row>(answer, `list ${container}`);
+    const items = found.map(({ name, bytes, last_modified: modified }) => {
+      return { name: String(name), sizeBytes: Number(bytes), modifiedAt: dateOf(modified) };
+    });
     // A page can be shorter than asked for; only an empty one is surely the last.
     return { items, next: items.at(-1)?.name ?? null };
   }
@@ -194,8 +197,57 @@ export class SwiftStore implements ObjectStore {
     await this.#delete(key, answer.headers["x-static-large-object"] !== undefined);
   }
 
+  /** Segments that no large object is made of. Their names say which one they were meant for. */
+  async uploadsPage(container: string, after: string | null): Promise<ListPage<PendingUpload> | null> {
+    const query = new URLSearchParams({ format: "json", prefix: segmentsFolder, delimiter: "/" });
+    query.set("limit", String(this.#settings.pageItems));
+    if (after !== null) query.set("marker", after);
+    const verb = `list uploads to ${container}`;
+    const path = `${encodeURIComponent(container)}?${query}`;
+    const answer = await this.#client.send({ method: "GET", path, verb, accept: [404] });
+    if (answer.statusCode === 404) {
+      await answer.body.dump();
+      return null;
+    }
+    const folders = (await this.#json<{ subdir?: unknown }>(answer, verb)).flatMap(({ subdir }) => subdir ?? []);
+    const items: PendingUpload[] = [];
+    for (const folder of folders) {
+      const pending = await this.#pendingIn(container, String(folder));
+      if (pending !== null) items.push(pending);
+    }
+    return { items, next: folders.length === 0 ? null : String(folders.at(-1)) };
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#client[Symbol.asyncDispose]();
+  }
+
+  async #pendingIn(container: string, folder: string): Promise<PendingUpload | null> {
+    let upload: LargeUpload | null = null;
+    let modifiedAt = new Date(0);
+    for (let after: string | null = null; ; ) {
+      const page: ListPage<StoredObject> | null = await this.listPage(container, folder, after);
+      for (const segment of page?.items ?? []) {
+        upload ??= uploadOf({ container, name: segment.name });
+        if (segment.modifiedAt > modifiedAt) modifiedAt = segment.modifiedAt;
+      }
+      if (page === null || page.next === null) break;
+      after = page.next;
+    }
+    if (upload === null || (await this.#refersTo(upload.key, folder))) return null;
+    return { upload, modifiedAt };
+  }
+
+  /** Whether an object is a large one that has segments in this folder. */
+  async #refersTo(key: ObjectKey, folder: string): Promise<boolean> {
+    const verb = `look at ${key.name}`;
+    const head = await this.#client.send({ method: "HEAD", path: pathOf(key), verb, accept: [404] });
+    await head.body.dump();
+    if (head.statusCode === 404 || head.headers["x-static-large-object"] === undefined) return false;
+    const path = `${pathOf(key)}?multipart-manifest=get`;
+    const answer = await this.#client.send({ method: "GET", path, verb });
+    const segments = await this.#json<{ name?: unknown }>(answer, verb);
+    return segments.some(({ name }) => String(name).startsWith(`/${key.container}/${folder}`));
   }
 
   /** A large object goes with its segments. */
@@ -241,10 +293,33 @@ function pathOf({ container, name }: ObjectKey): string {
   return `${encodeURIComponent(container)}/${name.split("/").map(encodeURIComponent).join("/")}`;
 }
 
+const segmentsFolder = `${reservedContainer}/segments/`;
+
 function segmentFolder(upload: LargeUpload): string {
-  return `${reservedContainer}/segments/${upload.id}/`;
+  return `${segmentsFolder}${upload.id}/`;
 }
 
+/** The name of a segment holds that of its object: whether it is in use can be told. */
 function segmentOf(upload: LargeUpload, number: number): ObjectKey {
-  return { container: upload.key.container, name: `${segmentFolder(upload)}${String(number).padStart(8, "0")}` };
+  const { container, name } = upload.key;
+  return { container, name: `${segmentFolder(upload)}${name}/${String(number).padStart(8, "0")}` };
+}
+
+/** What a segment was uploaded for; null for a name that does not say so. */
+function uploadOf({ container, name }: ObjectKey): LargeUpload | null {
+  const [id = "", ...rest] = name.slice(segmentsFolder.length).split("/");
+  const object = rest.slice(0, -1).join("/");
+  return operationIdPattern.test(id) && object !== "" ? { key: { container, name: object }, id } : null;
+}
+
+interface Row {
+  name?: unknown;
+  bytes?: unknown;
+  last_modified?: unknown;
+}
+
+/** Listings have times in UTC without saying so; what is no time counts as now. */
+function dateOf(text: unknown): Date {
+  const date = new Date(`${text}Z`);
+  return Number.isNaN(date.getTime()) ? new Date() : date;
 }

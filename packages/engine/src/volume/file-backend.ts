@@ -9,6 +9,7 @@ import {
   SourceMissingError,
   VolumeConflictError,
 } from "../errors.ts";
+import { idsIn } from "../ids-in.ts";
 import type { RunContext } from "../run-context.ts";
 import { allowedPath } from "./allowed-path.ts";
 import { copySparse, copyToNewFile, shareBlocks, unlinkIfThere } from "./copy-file.ts";
@@ -226,6 +227,30 @@ export class FileBackend {
     await this.#syncFolder();
   }
 
+  /** Snapshots, and what verbs that were broken off have left, in any order. `ids` are those in its name. */
+  async *leftovers(): AsyncGenerator<BackendLeftover> {
+    const look = async function* (folder: string, kindOf: (name: string) => BackendLeftover["kind"] | null) {
+      for (const name of await guardStorage(`list ${folder}`, () => readdir(folder))) {
+        const kind = kindOf(name);
+        const status = kind && (await lstat(join(folder, name)).catch(() => undefined));
+        if (kind && status?.isFile())
+          yield { kind, path: join(folder, name), ids: idsIn(name), modifiedAt: status.mtime };
+      }
+    };
+    yield* look(this.#folder, (name) => {
+      if (/^snapshot-[0-9a-f-]{36}$/.test(name)) return "snapshot";
+      return /^\.(?:restore-[0-9a-f-]{36}-\d+|probe-[0-9a-f-]{36}(?:-copy)?)$/.test(name) ? "private" : null;
+    });
+    const drafts = join(this.#folder, draftFolder);
+    if ((await lstat(drafts).catch(() => undefined))?.isDirectory()) yield* look(drafts, () => "private");
+  }
+
+  /** Removes what leftovers() has shown; what is gone is success. */
+  async removeLeftover({ path }: BackendLeftover): Promise<void> {
+    await guardStorage(`remove ${path}`, () => unlinkIfThere(path));
+    await this.#syncFolder();
+  }
+
   async #copyAndPublish(
     source: FileSource,
     path: string,
@@ -298,6 +323,14 @@ export class FileBackend {
   #restore(id: string): string {
     return join(this.#folder, `.restore-${checkId(id)}`);
   }
+}
+
+/** A file of a backend that is no volume. */
+export interface BackendLeftover {
+  kind: "snapshot" | "private";
+  path: string;
+  ids: string[];
+  modifiedAt: Date;
 }
 
 /** Opens the folder of a `file` backend. BackendUnavailableError unless it is a folder that can be written. */

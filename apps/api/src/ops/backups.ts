@@ -1,0 +1,36 @@
+import { type BackupHealth, getBackupHealth, requestVerify, verifyModes } from "@tephra/control";
+import { z } from "zod";
+import { defineOps } from "./serve.ts";
+
+const VerifyBody = z.strictObject({ mode: z.enum(verifyModes).default("quick") }).prefault({});
+
+/** `damage` is the backup's own; a backup with damaged parents cannot be restored either, as far as it needs what is damaged. */
+const view = ({ backup, damagedParents }: BackupHealth): Record<string, unknown> => ({
+  id: backup.id,
+  status: backup.status,
+  repository: backup.repository,
+  parent_id: backup.parentId,
+  bytes: backup.volumeBytes === null ? null : Number(backup.volumeBytes),
+  stored_bytes: backup.storedBytes === null ? null : Number(backup.storedBytes),
+  damage: backup.damage,
+  damaged_parents: damagedParents,
+  verified_at: backup.verifiedAt?.toISOString() ?? null,
+  verified_mode: backup.verifiedMode,
+});
+
+export const opsBackups = {
+  /** What Cinder's form of a backup has no place for: its exact sizes, and its health. */
+  show: defineOps({
+    handle: async ({ database }, { principal, params }) => {
+      return { status: 200, body: { backup: view(await getBackupHealth(database, principal, params["id"] ?? "")) } };
+    },
+  }),
+
+  verify: defineOps({
+    body: VerifyBody,
+    handle: async ({ database }, { principal, params, body }) => {
+      const { id } = await requestVerify(database, principal, { backupId: params["id"] ?? "", mode: body.mode });
+      return { status: 202, body: { operation: { id } } };
+    },
+  }),
+};

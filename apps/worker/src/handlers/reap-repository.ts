@@ -1,0 +1,120 @@
+import {
+  areBusy,
+  type ClaimedTask,
+  condemnPlace,
+  finishReap,
+  isForgottenSnapshot,
+  judgePlace,
+  type ReapCounts,
+  type ReapInput,
+  type ReapResult,
+  readContainers,
+} from "@tephra/control";
+import { findPlaces, idsIn, type Leftover, type ListedPlace, type Repository, type RunContext } from "@tephra/engine";
+import { type Handler, resultOf, type WorkerContext } from "../context.ts";
+
+const namesMax = 100;
+
+interface Pass {
+  context: WorkerContext;
+  task: ClaimedTask;
+  input: ReapInput;
+  /** As objects are stored: nothing needs to be decrypted to be removed. */
+  repository: Repository;
+  run: RunContext;
+  result: ReapResult;
+}
+
+/**
+ * One pass of the reaper: objects of backups that are gone, what operations have staged, what puts and restores have left. Every candidate
+ * is asked for in the database right before it is removed; what is young, in use or not known for ours stays.
+ */
+export const reapRepositoryTask: Handler = async (task, context, run) => {
+  const input = task.operation.input as unknown as ReapInput;
+  const opened = await context.sites.repository(input.repository);
+  const removed: ReapCounts = { objects: 0, staged: 0, temporary: 0, uploads: 0, snapshots: 0, private: 0 };
+  const result: ReapResult = { dry_run: input.dryRun, removed, names: [], unknown: [], unreached: [] };
+  const pass: Pass = { context, task, input, repository: opened.encryption?.stored ?? opened, run, result };
+  const named = await readContainers(context.database, input.repository);
+  await reapPlaces(pass, named);
+  await reapLeftovers(pass, named);
+  for (const { name } of context.config.volume_backends) await reapBackend(pass, name);
+  await finishReap(context.database, task.operation, resultOf(task), result);
+};
+
+const isYoung = ({ input }: Pass, modifiedAt: Date): boolean => modifiedAt.getTime() > Date.now() - input.graceMs;
+
+function count({ result }: Pass, kind: keyof ReapCounts, name: string, items = 1): void {
+  result.removed[kind] += items;
+  if (result.names.length < namesMax) result.names.push(name);
+}
+
+/**
+ * A folder is the repository's with all that is in it. In a store of objects the account may have containers of others: only those are
+ * looked at that rows have named.
+ */
+async function* containersOf({ repository }: Pass, named: readonly string[]): AsyncGenerator<string> {
+  if (repository.driver === "posix" || repository.driver === "nfs") return yield* repository.containers();
+  yield* new Set([repository.defaultContainer(""), ...named]);
+}
+
+async function reapPlaces(pass: Pass, named: readonly string[]): Promise<void> {
+  const { context, input, repository, run, result } = pass;
+  for await (const place of findPlaces(repository, containersOf(pass, named), run.signal)) {
+    if (isYoung(pass, place.modifiedAt)) continue;
+    const verdict = await judgePlace(context.database, input, place);
+    if (verdict === "unknown" && result.unknown.length < namesMax) result.unknown.push(nameOf(place));
+    if (verdict === "orphan") await reapPlace(pass, place);
+  }
+}
+
+const nameOf = ({ container, prefix }: ListedPlace): string => `${container}/${prefix}`;
+
+async function reapPlace(pass: Pass, place: ListedPlace): Promise<void> {
+  const { context, task, input, repository, run } = pass;
+  const { container, prefix, objects } = place;
+  if (input.dryRun) return count(pass, "objects", nameOf(place), objects);
+  if (!(await condemnPlace(context.database, task.operation, input, place))) return;
+  // Its progress is one of objects, and starts anew with each place.
+  const quiet = { ...run, onProgress: () => {} };
+  const { removed } = await context.engine.removeBackup({ repository, container, prefix }, quiet);
+  count(pass, "objects", nameOf(place), removed);
+}
+
+async function reapLeftovers(pass: Pass, named: readonly string[]): Promise<void> {
+  const { context, input, repository, run } = pass;
+  for await (const leftover of repository.leftovers(named)) {
+    run.signal.throwIfAborted();
+    const { kind, name, ids } = describe(leftover);
+    if (isYoung(pass, leftover.modifiedAt) || (await areBusy(context.database, ids, input.graceMs))) continue;
+    if (!input.dryRun) await repository.removeLeftover(leftover, run);
+    count(pass, kind, name);
+  }
+}
+
+function describe(leftover: Leftover): { kind: keyof ReapCounts; name: string; ids: string[] } {
+  switch (leftover.kind) {
+    case "staged":
+      return { kind: "staged", name: `.tephra/${leftover.operationId}`, ids: [leftover.operationId] };
+    case "temporary":
+      return { kind: "temporary", name: `.tephra/tmp/${leftover.name}`, ids: [] };
+    case "upload":
+      return { kind: "uploads", name: `${leftover.container}/${leftover.name}`, ids: idsIn(leftover.name) };
+  }
+}
+
+async function reapBackend(pass: Pass, name: string): Promise<void> {
+  const { context, input, run, result } = pass;
+  const { database, sites } = context;
+  const backend = await sites.backend(name).catch(() => null);
+  if (backend === null) return void result.unreached.push(name);
+  for await (const leftover of backend.leftovers()) {
+    run.signal.throwIfAborted();
+    const { kind, path, ids, modifiedAt } = leftover;
+    if (isYoung(pass, modifiedAt) || (await areBusy(database, ids, input.graceMs))) continue;
+    if (kind === "snapshot" && !(await isForgottenSnapshot(database, ids[0] ?? "", input.graceMs))) continue;
+    run.fence();
+    if (!input.dryRun) await backend.removeLeftover(leftover);
+    count(pass, kind === "snapshot" ? "snapshots" : "private", path);
+  }
+}

@@ -1,0 +1,46 @@
+import {
+  finishVerify,
+  finishVerifyRange,
+  type Json,
+  planVerify,
+  rangesMax,
+  readVerifyReports,
+  startVerifyRanges,
+  type VerifyPlan,
+} from "@tephra/control";
+import type { RestoreRange } from "@tephra/engine";
+import { type Handler, resultOf } from "../context.ts";
+import { openChain } from "./source.ts";
+
+/** Looks through listings and metadata. What a deep verification has to read besides is cut into ranges. */
+export const planVerifyTask: Handler = async (task, { config, database, engine, sites }, run) => {
+  const plan = await planVerify(database, task.operation);
+  const chain = await openChain(plan.chain, sites);
+  const staging = { operationId: task.operationId, name: `${task.id}-${task.claim}` };
+  const { mode } = plan;
+  const planned = await engine.planVerify({ chain, mode, rangeBytes: config.range_bytes, rangesMax, staging }, run);
+  const result = resultOf(task, { report: planned.found as unknown as Json });
+  if (planned.ranges.length === 0) {
+    await finishVerify(database, task.operation, result, { plan, findings: planned.found });
+    return;
+  }
+  const ranges = planned.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r as unknown as Json }));
+  await startVerifyRanges(database, task.operationId, result, { plan, ranges });
+};
+
+/** Reads and checks one range of the merged map. Damage is reported, it is no failure of the task. */
+export const verifyTask: Handler = async (task, { database, engine, sites }, run) => {
+  const plan = task.operation.plan as unknown as VerifyPlan;
+  const chain = await openChain(plan.chain, sites);
+  const range = task.input as unknown as RestoreRange;
+  const found = await engine.verifyRange({ chain, range, staging: { operationId: task.operationId } }, run);
+  const result = resultOf(task, { bytesDone: task.range.length, report: found as unknown as Json });
+  await finishVerifyRange(database, task.operationId, result);
+};
+
+/** Puts together what the ranges have found, and marks what is damaged. */
+export const concludeVerifyTask: Handler = async (task, { database }) => {
+  const plan = task.operation.plan as unknown as VerifyPlan;
+  const findings = await readVerifyReports(database, task.operationId);
+  await finishVerify(database, task.operation, resultOf(task), { plan, findings });
+};

@@ -1,0 +1,70 @@
+import { randomUUID } from "node:crypto";
+import { startVerify } from "./backup-verify.ts";
+import type { Config } from "./config.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { InvalidError } from "./errors.ts";
+import type { Principal } from "./principal.ts";
+import { startReap } from "./repository-reap.ts";
+
+/** Begins what is due by the configuration: verifications and passes of the reaper. Any number of processes may ask. */
+export async function startDueWork(database: Database, config: Config): Promise<void> {
+  const { verify, reaper } = config;
+  if (verify.interval_hours !== null) {
+    const hours = verify.interval_hours;
+    await whenDue(database, { name: "verify", hours }, (tx) => verifySample(tx, config, hours));
+  }
+  if (reaper.interval_hours === null) return;
+  for (const { name } of config.repositories) {
+    await whenDue(database, { name: `reap:${name}`, hours: reaper.interval_hours }, async (tx) => {
+      await startReap(tx, config, clockwork("system"), { repository: name, dryRun: false });
+    });
+  }
+}
+
+/**
+ * Does `work` if it was last done at least so many hours ago, once over all processes; the first time is one interval after the schedule was
+ * first seen, so that a database that was lost can be rebuilt before. What is refused now is asked for again at the next look.
+ */
+async function whenDue(
+  database: Database,
+  schedule: { name: string; hours: number },
+  work: (tx: Transaction) => Promise<void>,
+): Promise<void> {
+  const { name, hours } = schedule;
+  const [known] = await database.$queryRaw<{ due: boolean }[]>`
+    SELECT ran_at <= now() - ${hours}::float8 * interval '1 hour' AS due FROM schedules WHERE name = ${name}`;
+  if (!known) await database.$executeRaw`INSERT INTO schedules (name) VALUES (${name}) ON CONFLICT DO NOTHING`;
+  if (!known?.due) return;
+  try {
+    await inTransaction(database, async (tx) => {
+      const mine = await tx.$executeRaw`
+        UPDATE schedules SET ran_at = now() WHERE name = ${name} AND ran_at <= now() - ${hours}::float8 * interval '1 hour'`;
+      if (mine === 1) await work(tx);
+    });
+  } catch (error) {
+    if (!(error instanceof InvalidError)) throw error;
+  }
+}
+
+/** Nobody has asked: it is the clock. */
+const clockwork = (projectId: string): Principal => ({
+  userId: "system",
+  projectId,
+  roles: ["admin"],
+  isAdmin: true,
+  requestId: `req-${randomUUID()}`,
+});
+
+/** Of all available backups this share, those that were not verified for the longest time, and for the interval at least. */
+async function verifySample(tx: Transaction, config: Config, hours: number): Promise<void> {
+  const { sample_percent: percent, mode } = config.verify;
+  const sample = await tx.$queryRaw<{ id: string; projectId: string; volumeBytes: bigint | null }[]>`
+    SELECT b.id, b.project_id AS "projectId", b.volume_bytes AS "volumeBytes" FROM backups b
+    WHERE b.status = 'available' AND b.deleted_at IS NULL AND b.container IS NOT NULL
+      AND coalesce(b.verified_at, b.created_at) <= now() - ${hours}::float8 * interval '1 hour'
+      AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.backup_id = b.id AND o.kind = 'backup-verify'
+        AND o.state IN ('queued', 'running'))
+    ORDER BY coalesce(b.verified_at, b.created_at), b.id
+    LIMIT (SELECT ceil(count(*) * ${percent}::float8 / 100) FROM backups WHERE status = 'available' AND deleted_at IS NULL)`;
+  for (const backup of sample) await startVerify(tx, clockwork(backup.projectId), backup, mode);
+}

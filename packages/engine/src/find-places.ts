@@ -1,0 +1,58 @@
+import { dataNumber, hashListName, keyVersion, metadataName, prefixOf } from "./layout.ts";
+import type { Repository } from "./repository/repository.ts";
+
+/** The objects of one backup in a container, as a listing shows them. */
+export interface ListedPlace {
+  container: string;
+  prefix: string;
+  /** The id in their names, always a whole one. */
+  backupId: string;
+  objects: number;
+  /** Whether the metadata is there: then it is a backup. */
+  whole: boolean;
+  /** When the youngest of them was stored, or when the backup was begun by its name if that is later. */
+  modifiedAt: Date;
+}
+
+/** In the form that services of today give their prefixes: a time and a whole uuid. */
+const datedPrefix =
+  /(?:_|\/)(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(?:\/az_.*)?_backup_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$/;
+
+/**
+ * What there is of backups in some containers, whole or not. Objects whose names are not exactly those that a backup with a full id and a
+ * time has are passed over. Holds a little for each backup of one container in memory.
+ */
+export async function* findPlaces(
+  repository: Repository,
+  containers: Iterable<string> | AsyncIterable<string>,
+  signal: AbortSignal,
+): AsyncGenerator<ListedPlace> {
+  for await (const container of containers) {
+    const places = new Map<string, ListedPlace>();
+    for await (const { name, modifiedAt } of repository.list(container, "volume_")) {
+      signal.throwIfAborted();
+      const prefix = prefixOf(name);
+      if (prefix === null || !isNameOf(prefix, name)) continue;
+      const place = places.get(prefix) ?? newPlace(container, prefix);
+      if (place === null) continue;
+      places.set(prefix, place);
+      place.objects += 1;
+      place.whole ||= name === metadataName(prefix);
+      if (modifiedAt > place.modifiedAt) place.modifiedAt = modifiedAt;
+    }
+    yield* places.values();
+  }
+}
+
+function isNameOf(prefix: string, name: string): boolean {
+  if (name === metadataName(prefix) || name === hashListName(prefix)) return true;
+  return dataNumber(prefix, name) !== null || keyVersion(prefix, name) !== null;
+}
+
+/** Null for a prefix without a time or a whole id. */
+function newPlace(container: string, prefix: string): ListedPlace | null {
+  const [, year, month, day, hour, minute, second, backupId] = datedPrefix.exec(prefix) ?? [];
+  const modifiedAt = new Date(`${year}-${month}-${day}T${hour}:${minute}:${second}Z`);
+  if (backupId === undefined || Number.isNaN(modifiedAt.getTime())) return null;
+  return { container, prefix, backupId, objects: 0, whole: false, modifiedAt };
+}

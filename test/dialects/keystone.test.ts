@@ -120,7 +120,12 @@ it("logs in again when its own token is revoked", async () => {
   const path = `/v3/${ids["alpha"]}/backups`;
   expect((await asking(instance)(await keystone.tokenOf(people.reader), "GET", path)).status).toBe(200);
   await keystone.addUser(service); // A new password ends every token of the user, also when it is the old one.
-  expect((await asking(instance)(await keystone.tokenOf(people.reader), "GET", path)).status).toBe(200);
+  const fresh = await keystone.tokenOf(people.reader);
+  // And for the rest of this second also those that are given out anew: a Keystone counts in seconds.
+  await waitFor(async () => (await asking(instance)(fresh, "GET", path)).status === 200, {
+    what: "the service has a token again",
+    timeoutMs: 15_000,
+  });
 });
 
 it("asks once for requests that come at once, and keeps no more answers than it may", async () => {
@@ -145,9 +150,8 @@ it("says 503 while Keystone is away, never 401, and goes on when it is back", as
     expect((await ask(null, "GET", path)).status).toBe(401);
     const plain = await ask(fresh, "GET", path);
     expect([plain.status, plain.headers.get("www-authenticate")]).toEqual([503, null]);
-    expect(plain.text).toBe(
-      "503 Service Unavailable\n\nThe server is currently unavailable. Please try again at a later time.\n\n The Keystone service is temporarily unavailable.  ",
-    );
+    expect(plain.text).toContain("<h1>503 Service Unavailable</h1>");
+    expect(plain.text).toContain("The Keystone service is temporarily unavailable.");
     const ops = await ask(fresh, "GET", "/ops/operations");
     expect(ops.body).toEqual({
       serviceUnavailable: { code: 503, message: "The Keystone service is temporarily unavailable." },

@@ -18,6 +18,8 @@ export const briskConfig = {
     attempts_max: 10,
     unplaced_timeout_ms: 60_000,
   },
+  // Everything rests when the reaper is sent: nothing needs a grace time then.
+  reaper: { interval_hours: null, grace_minutes: 0 },
   quotas: { volumes: -1, snapshots: -1, gigabytes: -1, backups: -1, backup_gigabytes: -1 },
   repository: { object_bytes: 256 * 1024 },
 };
@@ -91,7 +93,7 @@ export async function runHistory(
   findings.lost.push(...(await findLost(house, users.backups)), ...users.wrong);
   const { corrupt, exact, failed } = await findCorrupt(house, users.backups);
   findings.corrupt.push(...corrupt);
-  await findStuck(house);
+  await reap(house, findings);
   addNew(findings.orphans, await findOrphans(house));
   const [twice] = await rowsOf<{ sum: number }>(house, "SELECT coalesce(sum(bytes_twice), 0)::float AS sum FROM tasks");
   tally.asked += users.backups.length;
@@ -102,9 +104,18 @@ export async function runHistory(
   tally.losses.resumedMs.push(...crew.losses.resumedMs);
   for (const worker of crew.living.slice(house.wanted)) await worker.stop();
   await removeAll(house);
+  await reap(house, findings);
   addNew(findings.orphans, await findOrphans(house));
   await rowsOf(house, "DELETE FROM operations");
   if (countOf(findings) > before) for (const line of history) say(line);
+}
+
+/** Sends the reaper, as its schedule would. */
+async function reap(house: House, findings: Findings): Promise<void> {
+  findings.stuck.push(...(await findStuck(house)));
+  const path = "/ops/repositories/main/reap";
+  const { operation } = await house.call<{ operation: { id: string } }>("POST", path, { dry_run: false });
+  await house.finished({ id: operation.id });
 }
 
 /** What is left behind once is there in the next run as well. */

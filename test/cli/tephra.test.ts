@@ -50,7 +50,8 @@ const sha256 = (path: string): string => createHash("sha256").update(readFileSyn
 describe("tephra", () => {
   let instance: Instance;
   beforeAll(async () => {
-    instance = await startInstance({ workers: 1 });
+    // Every volume that a test has made is still there when the last one begins.
+    instance = await startInstance({ workers: 1, config: { quotas: { volumes: -1 } } });
   });
   afterAll(() => instance?.[Symbol.asyncDispose]());
 

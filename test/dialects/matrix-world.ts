@@ -110,6 +110,7 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "PUT /os-quota-sets/:project": { quota_set: { backups: 1_000_000 } },
     "PUT /os-quota-class-sets/:project": { quota_class_set: { backups: 1_000_000 } },
     "PUT /os-services/enable": { binary: "cinder-backup", host: "here" },
+    "PUT /os-services/:action": {},
     "PUT /os-services/disable": { binary: "cinder-backup", host: "here" },
     "PUT /os-services/disable-log-reason": { binary: "cinder-backup", host: "here", disabled_reason: "why" },
     "POST /ops/notifications/:id/retry": {},

@@ -271,7 +271,9 @@ describe("an encrypted backup", () => {
           parent: references[0] as BackupReference,
         }),
       ];
-      for (const promise of refused) await expect(promise).rejects.toBeInstanceOf(EncryptionKeyMissingError);
+      for (const outcome of await Promise.allSettled(refused)) {
+        expect(outcome).toMatchObject({ reason: expect.any(EncryptionKeyMissingError) });
+      }
     }
     expect((await restoreToMemory(engine, as(repository))).equals(images[0] as Buffer)).toBe(true);
   });

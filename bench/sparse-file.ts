@@ -21,8 +21,10 @@ export async function writeSparseFile(
   const stride = Math.floor(sizeBytes / islands / 4096) * 4096;
   for (let island = 0; island < islands; island += 1) {
     for (let at = 0; at < islandBytes; at += poolBytes) {
+      const left = dataBytes - island * islandBytes - at;
+      if (left <= 0) break;
       const data = at < islandBytes / 2 ? text : noise(poolBytes);
-      await file.write(data, 0, Math.min(poolBytes, dataBytes - island * islandBytes - at), island * stride + at);
+      await file.write(data, 0, Math.min(poolBytes, left), island * stride + at);
     }
   }
 }

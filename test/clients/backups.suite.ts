@@ -42,7 +42,9 @@ async function keystoneStage(): Promise<Stage> {
   const own = { name: "tephra", password: "pw tephra", project: "service", role: "service" };
   for (const user of [milo, ada, own]) await keystone.addUser(user);
   const settings = { url: `${keystone.url}/v3`, username: own.name, password: own.password, timeout_ms: 20_000 };
-  const instance = stack.use(await startInstance({ config: { auth: { mode: "keystone", keystone: settings }, quotas } }));
+  const instance = stack.use(
+    await startInstance({ config: { auth: { mode: "keystone", keystone: settings }, quotas } }),
+  );
   await keystone.addService({ type: "volumev3", name: "tephra", url: `${instance.url}/v3/%(project_id)s` });
   const as = (user: typeof milo) => clientsOf(passwordAccess(keystone, user), instance.dataDir);
   const owned = stack.move();
@@ -344,6 +346,7 @@ describe.each([
     expect(refused.status).toBe(1);
     // Only a hypervisor attaches; no command of these clients does.
     await stage.instance.sql("UPDATE volumes SET status = 'in-use' WHERE id = $1", [volume.id]);
+    await stage.instance.sql("INSERT INTO attachments (id, volume_id) VALUES (gen_random_uuid(), $1)", [volume.id]);
     const used = await member.cinderEnds("backup-create", "src-disk");
     expect([used.status, used.stderr]).toEqual([1, expect.stringContaining("must use the force flag")]);
     const forced = await member.cinderProperties("backup-create", "--force", "--name", "forced", "src-disk");

@@ -12,7 +12,8 @@ const say = (line: string): void => void process.stdout.write(`${line}\n`);
 /** Runs a tool on the project's Node in `folder`; its status and what it printed. */
 function run(folder: string, command: readonly string[]): Promise<{ code: number | null; output: string }> {
   return new Promise((done) => {
-    const child = spawn(projectNode(), command, { cwd: folder, stdio: ["ignore", "pipe", "pipe"] });
+    const env = { ...process.env, NO_COLOR: "1" };
+    const child = spawn(projectNode(), command, { cwd: folder, env, stdio: ["ignore", "pipe", "pipe"] });
     let output = "";
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding("utf8").on("data", (text: string) => {
@@ -57,8 +58,10 @@ async function tryOne(folder: string, { file, from, to, suite, test }: Mutation)
     if (built.code !== 0) return "DOES NOT COMPILE";
     const named = test === "" ? [] : ["-t", test];
     const vitest = join(folder, "node_modules/vitest/vitest.mjs");
-    const { code } = await run(folder, [vitest, "run", suite, "--bail", "1", ...named]);
-    return code === 0 ? "SURVIVED" : "killed";
+    const { code, output } = await run(folder, [vitest, "run", suite, "--bail", "1", ...named]);
+    // The test itself must be red: a suite that does not start says nothing.
+    const isRed = output.split("\n").some((line) => line.includes("FAIL") && line.includes(" > ") && line.includes(test));
+    return code !== 0 && isRed ? "killed" : "SURVIVED";
   } finally {
     writeFileSync(path, text);
   }

@@ -77,10 +77,10 @@ export const mutations: readonly Mutation[] = [
     test: "are named when damaged, and a damaged block is never written",
   },
   {
-    name: "the oldest object of a chain wins",
+    name: "an old object reaches over newer ones",
     file: `${engine}/merge-layers.ts`,
-    from: "const cover = cursors.find((cursor)",
-    to: "const cover = cursors.findLast((cursor)",
+    from: "if (newer.current !== null) end = Math.min(end, newer.current.offset);",
+    to: "",
     suite: "packages/engine/src/merge-layers.test.ts",
     test: "every byte comes from the newest object",
   },

@@ -9,11 +9,15 @@ import { type Mutation, mutations } from "./mutations.ts";
 const { values } = parseArgs({ options: { only: { type: "string" } } });
 const say = (line: string): void => void process.stdout.write(`${line}\n`);
 
+/** A break may make a loop endless: that is no red test. */
+const suiteMaxMs = 240_000;
+
 /** Runs a tool on the project's Node in `folder`; its status and what it printed. */
 function run(folder: string, command: readonly string[]): Promise<{ code: number | null; output: string }> {
   return new Promise((done) => {
     const env = { ...process.env, NO_COLOR: "1" };
-    const child = spawn(projectNode(), command, { cwd: folder, env, stdio: ["ignore", "pipe", "pipe"] });
+    const limits = { timeout: suiteMaxMs, killSignal: "SIGKILL" } as const;
+    const child = spawn(projectNode(), command, { cwd: folder, env, stdio: ["ignore", "pipe", "pipe"], ...limits });
     let output = "";
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding("utf8").on("data", (text: string) => {
@@ -60,7 +64,9 @@ async function tryOne(folder: string, { file, from, to, suite, test }: Mutation)
     const vitest = join(folder, "node_modules/vitest/vitest.mjs");
     const { code, output } = await run(folder, [vitest, "run", suite, "--bail", "1", ...named]);
     // The test itself must be red: a suite that does not start says nothing.
-    const isRed = output.split("\n").some((line) => line.includes("FAIL") && line.includes(" > ") && line.includes(test));
+    const isRed = output
+      .split("\n")
+      .some((line) => line.includes("FAIL") && line.includes(" > ") && line.includes(test));
     return code !== 0 && isRed ? "killed" : "SURVIVED";
   } finally {
     writeFileSync(path, text);

@@ -156,7 +156,7 @@ export const mutations: readonly Mutation[] = [
     file: `${control}/backup-delete.ts`,
     from: "if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });",
     to: "",
-    suite: "test/dialects/quotas.test.ts",
+    suite: "test/fault/quotas.test.ts",
     test: "",
   },
   {
@@ -170,10 +170,10 @@ export const mutations: readonly Mutation[] = [
   {
     name: "a damaged backup becomes a parent",
     file: `${control}/backups.ts`,
-    from: 'if (parent?.status !== "available" || parent.damage !== null) {',
-    to: 'if (parent?.status !== "available") {',
-    suite: "test/system/bad-input.test.ts",
-    test: "a damaged backup",
+    from: "SELECT id FROM own WHERE damage IS NOT NULL",
+    to: "SELECT id FROM own WHERE false",
+    suite: "test/system/verify.test.ts",
+    test: "",
   },
   {
     name: "an import trusts what a record says",

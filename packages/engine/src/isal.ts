@@ -63,12 +63,12 @@ const encoders: Encoder[] = [];
 function encoder(): Encoder {
   const [loaded] = encoders;
   if (loaded !== undefined) return loaded;
-  const library = openSystemLibrary("zlib by ISA-L", "libisal.so.2", prototypes);
+  const functions = openSystemLibrary("zlib by ISA-L", "libisal.so.2", prototypes);
   const state = new Uint8Array(zstream.bytes);
   const opened: Encoder = {
-    ...library,
+    ...functions,
     state: new DataView(state.buffer),
-    stateAddress: library.address(state),
+    stateAddress: functions.address(state),
     level: new Uint8Array(Math.max(...levelBufferBytes)),
     checkedLevels: new Set(),
   };

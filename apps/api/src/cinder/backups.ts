@@ -16,6 +16,7 @@ import { type Answer, type Call, defineAction } from "./call.ts";
 import { asRestoreError } from "./errors.ts";
 import { type ListSpec, listAnswer, parseList } from "./listing.ts";
 import { since } from "./microversions.ts";
+import { enabledFilters } from "./resource-filters.ts";
 import {
   createBackupBody,
   forceDeleteBackupBody,
@@ -62,7 +63,7 @@ const filterColumns: typeof columns = { ...columns, name: "name" };
 const listSpec: ListSpec<BackupColumn> = {
   sortKeys: { ...columns, name: "name" },
   sortKeysSince: { name: since.backupSortByName },
-  filters: ["name", "status", "volume_id"],
+  filters: enabledFilters.backup,
   adminFilters: Object.keys(columns),
   likeFilters: [...Object.keys(columns), "name", "description"],
 };

@@ -11,6 +11,7 @@ import type { Context } from "../context.ts";
 import { type Answer, type Call, defineAction } from "./call.ts";
 import { type ListSpec, listAnswer, parseList } from "./listing.ts";
 import { since } from "./microversions.ts";
+import { enabledFilters } from "./resource-filters.ts";
 import { messageDetail } from "./views.ts";
 
 const listSpec: ListSpec<MessageSortKey> = {
@@ -23,7 +24,7 @@ const listSpec: ListSpec<MessageSortKey> = {
     resource_type: "resourceType",
     resource_uuid: "resourceUuid",
   },
-  filters: ["resource_uuid", "resource_type", "event_id", "request_id", "message_level"],
+  filters: enabledFilters.message,
 };
 
 const filterOf = (filters: Readonly<Record<string, string>>): MessageFilter => ({

@@ -1,8 +1,8 @@
 import { defineAction } from "./call.ts";
 import { since } from "./microversions.ts";
 
-/** Resource → filters that everybody may use, as in the file that Cinder ships (API spec 6.1, 7.13). */
-const enabled: Readonly<Record<string, readonly string[]>> = {
+/** Resource → filters that everybody may use, as in the file that Cinder ships (API spec 6.1, 7.13). What each list goes by. */
+export const enabledFilters = {
   volume: [
     "name",
     "status",
@@ -20,14 +20,14 @@ const enabled: Readonly<Record<string, readonly string[]>> = {
   snapshot: ["name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"],
   volume_type: ["is_public", "extra_specs"],
   message: ["resource_uuid", "resource_type", "event_id", "request_id", "message_level"],
-};
+} as const satisfies Record<string, readonly string[]>;
 
 export const resourceFilters = {
   list: defineAction({
     since: since.resourceFilters,
     handle: async (_context, { query }) => {
       const asked = query.get("resource") || null;
-      const found = Object.entries(enabled).filter(([resource]) => asked === null || resource === asked);
+      const found = Object.entries(enabledFilters).filter(([resource]) => asked === null || resource === asked);
       return { status: 200, body: { resource_filters: found.map(([resource, filters]) => ({ resource, filters })) } };
     },
   }),

@@ -16,6 +16,7 @@ import type { Answer, Call } from "./call.ts";
 import { booleanWord, type ListSpec, listAnswer, parseList } from "./listing.ts";
 import { type Microversion, since } from "./microversions.ts";
 import { parsePythonDict } from "./python-text.ts";
+import { enabledFilters } from "./resource-filters.ts";
 import { type snapshotSummary, type volumeSummary, volumesSummary } from "./views.ts";
 
 const volumeList: ListSpec<VolumeSortKey> = {
@@ -36,19 +37,7 @@ const volumeList: ListSpec<VolumeSortKey> = {
     availability_zone: "availabilityZone",
     bootable: "bootable",
   },
-  filters: [
-    "name",
-    "status",
-    "metadata",
-    "bootable",
-    "migration_status",
-    "availability_zone",
-    "group_id",
-    "size",
-    "created_at",
-    "updated_at",
-    "consumes_quota",
-  ],
+  filters: enabledFilters.volume,
   adminFilters: ["id", "project_id", "user_id", "snapshot_id", "source_volid", "display_name", "display_description"],
   likeFilters: ["name", "display_name", "description", "display_description", "status", "availability_zone"],
   notBoolean: (text) => {
@@ -71,7 +60,7 @@ const snapshotList: ListSpec<SnapshotSortKey> = {
     project_id: "projectId",
   },
   sortKeysSince: { name: since.snapshotSortByName },
-  filters: ["name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"],
+  filters: enabledFilters.snapshot,
   adminFilters: ["id", "project_id", "user_id", "volume_size", "display_name", "display_description"],
   likeFilters: ["name", "display_name", "description", "display_description", "status"],
   notBoolean: () => false,

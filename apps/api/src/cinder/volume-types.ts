@@ -1,6 +1,7 @@
 import { badRequest, Refusal } from "../refusals.ts";
 import { type Call, defineAction } from "./call.ts";
 import { booleanWord, type ListSpec, listAnswer, parseList } from "./listing.ts";
+import { enabledFilters } from "./resource-filters.ts";
 import { defaultVolumeType, volumeTypeDetail } from "./views.ts";
 
 /** There is one type, which every volume has. @throws Refusal 404 for any other */
@@ -12,7 +13,7 @@ function checkType(call: Call, names: readonly string[]): void {
 /** A list of one has one order. */
 const typeList: ListSpec<"any"> = {
   sortKeys: { id: "any", name: "any", created_at: "any", updated_at: "any", is_public: "any", description: "any" },
-  filters: ["is_public", "extra_specs"],
+  filters: enabledFilters.volume_type,
 };
 
 /** Whether the public type is asked for; only admins are asked what they want. @throws Refusal 400 */

@@ -7,7 +7,6 @@ import { snapshotMetadata, volumeMetadata } from "./cinder/metadata.ts";
 import { limits, quotaClasses, quotas } from "./cinder/quotas.ts";
 import { records } from "./cinder/records.ts";
 import { resourceFilters } from "./cinder/resource-filters.ts";
-import { answerErrors, answerOptions, cinderRouter, limitBodies, type Route } from "./cinder/serve.ts";
 import { extensions, services, zones } from "./cinder/services.ts";
 import { snapshots } from "./cinder/snapshots.ts";
 import { volumeActions } from "./cinder/volume-actions.ts";
@@ -26,6 +25,7 @@ import { type OpsRoute, opsRouter } from "./ops/serve.ts";
 import { opsVolumes } from "./ops/volumes.ts";
 import { NoRouteError } from "./refusals.ts";
 import { logRequests } from "./request-log.ts";
+import { answerErrors, answerOptions, limitBodies, type Route, v3Router } from "./v3/serve.ts";
 
 /** Cinder's v3 API. Each path exists below `/v3` and below `/v3/{project}`. */
 export const cinderRoutes: readonly Route[] = [
@@ -161,7 +161,7 @@ export function buildApp(context: Context): Express {
   app.use(answerOptions, limitBodies, discovery(context));
   app.use("/v3", identify(context));
   app.use(versionThree(context));
-  app.use("/v3", cinderRouter(context, cinderRoutes));
+  app.use("/v3", v3Router(context, cinderRoutes));
   app.use(() => {
     throw new NoRouteError();
   });

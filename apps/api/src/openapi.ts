@@ -1,9 +1,9 @@
 import { z } from "zod";
-import type { Action } from "./cinder/call.ts";
-import { type Microversion, versionMax, versionText } from "./cinder/microversions.ts";
-import type { Route } from "./cinder/serve.ts";
 import type { OpsRoute } from "./ops/serve.ts";
 import { isPublic, type Rule, roleOf } from "./policy.ts";
+import type { Action } from "./v3/call.ts";
+import { type Microversion, versionMax, versionText } from "./v3/microversions.ts";
+import type { Route } from "./v3/serve.ts";
 
 type Json = Readonly<Record<string, unknown>>;
 

@@ -1,8 +1,8 @@
 import { type Principal, type Role, roles } from "@tephra/control";
 import { describe, expect, it } from "vitest";
-import { cinderRouter } from "./cinder/serve.ts";
 import type { Context } from "./context.ts";
 import { allow, may, type Rule } from "./policy.ts";
+import { v3Router } from "./v3/serve.ts";
 
 const as = (role: Role): Principal => ({
   userId: "u",
@@ -60,9 +60,9 @@ describe("policy", () => {
   it("lets no route start that has no entry in the table", () => {
     const rule = "backup:forgotten" as Rule;
     const action = { handle: async () => ({ status: 200 }) };
-    expect(() => cinderRouter({} as Context, [["GET", "/x", rule, action]])).toThrow("GET /x");
-    expect(() => cinderRouter({} as Context, [["ACTION", "/x", { a: [rule, action] }]])).toThrow("backup:forgotten");
+    expect(() => v3Router({} as Context, [["GET", "/x", rule, action]])).toThrow("GET /x");
+    expect(() => v3Router({} as Context, [["ACTION", "/x", { a: [rule, action] }]])).toThrow("backup:forgotten");
     const inherited = "toString" as Rule;
-    expect(() => cinderRouter({} as Context, [["GET", "/x", inherited, action]])).toThrow("no entry");
+    expect(() => v3Router({} as Context, [["GET", "/x", inherited, action]])).toThrow("no entry");
   });
 });

@@ -12,10 +12,10 @@ import {
   updateBackup,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
-import { type Answer, type Call, defineAction } from "./call.ts";
-import { asRestoreError } from "./errors.ts";
+import { type Answer, type Call, defineAction } from "../v3/call.ts";
+import { asRestoreError } from "../v3/errors.ts";
+import { since } from "../v3/microversions.ts";
 import { type ListSpec, listAnswer, parseList } from "./listing.ts";
-import { since } from "./microversions.ts";
 import { enabledFilters } from "./resource-filters.ts";
 import {
   createBackupBody,

@@ -2,9 +2,9 @@ import type { Config } from "@tephra/control";
 import { type Request, type Response, Router } from "express";
 import type { Context } from "../context.ts";
 import { endJson } from "../fault.ts";
-import { baseOf } from "./links.ts";
-import { malformedRequest, versionMax, versionMin, versionText } from "./microversions.ts";
-import { announceVersion } from "./serve.ts";
+import { baseOf } from "../v3/links.ts";
+import { malformedRequest, versionMax, versionMin, versionText } from "../v3/microversions.ts";
+import { announceVersion } from "../v3/serve.ts";
 
 /** The version document (API spec 3.1). `origin` has no slash at its end. */
 function versionDocument(origin: string): Record<string, unknown> {

@@ -1,9 +1,9 @@
 import { type BackupRow, isContainer, isObjectPrefix, isUuid } from "@tephra/control";
 import { z } from "zod";
 import { badRequest } from "../refusals.ts";
-import { isStorable, lengthOf } from "./fields.ts";
-import { malformedRequest } from "./microversions.ts";
-import { decodeBase64 } from "./python-base64.ts";
+import { isStorable, lengthOf } from "../v3/fields.ts";
+import { malformedRequest } from "../v3/microversions.ts";
+import { decodeBase64 } from "../v3/python-base64.ts";
 
 /** Whole seconds, with Z: not the form of the rest of the API (format spec 8.1). */
 const recordTime = (time: Date | null): string | null => (time === null ? null : `${time.toISOString().slice(0, 19)}Z`);

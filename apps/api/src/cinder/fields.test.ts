@@ -1,8 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { strict, strippedText, uuid, uuidOf } from "./fields.ts";
-import { pythonRepr } from "./python-text.ts";
-import { parseBody } from "./schema-errors.ts";
+import { strict, strippedText, uuid, uuidOf } from "../v3/fields.ts";
+import { pythonRepr } from "../v3/python-text.ts";
+import { parseBody } from "../v3/schema-errors.ts";
 import { createBackupBody } from "./schemas.ts";
 
 describe("uuidOf", () => {

@@ -1,9 +1,9 @@
 import type { Page } from "@tephra/control";
 import { badRequest } from "../refusals.ts";
-import type { Answer, Call } from "./call.ts";
-import { isStorable } from "./fields.ts";
-import { nextLink } from "./links.ts";
-import { type Microversion, since } from "./microversions.ts";
+import type { Answer, Call } from "../v3/call.ts";
+import { isStorable } from "../v3/fields.ts";
+import { nextLink } from "../v3/links.ts";
+import { type Microversion, since } from "../v3/microversions.ts";
 
 const offsetMax = 2_147_483_647;
 

@@ -8,9 +8,9 @@ import {
   type MessageSortKey,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
-import { type Answer, type Call, defineAction } from "./call.ts";
+import { type Answer, type Call, defineAction } from "../v3/call.ts";
+import { since } from "../v3/microversions.ts";
 import { type ListSpec, listAnswer, parseList } from "./listing.ts";
-import { since } from "./microversions.ts";
 import { enabledFilters } from "./resource-filters.ts";
 import { messageDetail } from "./views.ts";
 

@@ -8,7 +8,7 @@ import {
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { badRequest, Refusal } from "../refusals.ts";
-import { type Action, type Call, defineAction } from "./call.ts";
+import { type Action, type Call, defineAction } from "../v3/call.ts";
 import { metaBody, metadataBody } from "./volume-schemas.ts";
 
 const idOf = (call: Call): string => call.params["id"] ?? "";

@@ -10,13 +10,14 @@ import {
   setQuotaClass,
 } from "@tephra/control";
 import { badRequest } from "../refusals.ts";
-import { type Call, defineAction } from "./call.ts";
-import { isStorable } from "./fields.ts";
+import { type Call, defineAction } from "../v3/call.ts";
+import { isStorable } from "../v3/fields.ts";
+import { since } from "../v3/microversions.ts";
+import { pythonRepr, pythonStr } from "../v3/python-text.ts";
+import { quotaKeys } from "../v3/quota-keys.ts";
 import { flagOf } from "./listing.ts";
-import { since } from "./microversions.ts";
-import { pythonRepr, pythonStr } from "./python-text.ts";
 import { updateQuotaBody, updateQuotaClassBody } from "./schemas.ts";
-import { limitsView, quotaKeys, quotaLimits, quotaUsage } from "./views.ts";
+import { limitsView, quotaLimits, quotaUsage } from "./views.ts";
 
 const limitMax = 2_147_483_647;
 

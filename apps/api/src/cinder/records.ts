@@ -1,6 +1,6 @@
 import { assertImportable, countDependents, getBackup, InvalidError, requestBackupImport } from "@tephra/control";
 import type { Context } from "../context.ts";
-import { type Call, defineAction } from "./call.ts";
+import { type Call, defineAction } from "../v3/call.ts";
 import { parseRecord, recordOf } from "./export-record.ts";
 import { importRecordBody } from "./schemas.ts";
 import { backupSummary } from "./views.ts";

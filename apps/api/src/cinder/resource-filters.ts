@@ -1,5 +1,5 @@
-import { defineAction } from "./call.ts";
-import { since } from "./microversions.ts";
+import { defineAction } from "../v3/call.ts";
+import { since } from "../v3/microversions.ts";
 
 /** Resource → filters that everybody may use, as in the file that Cinder ships (API spec 6.1, 7.13). What each list goes by. */
 export const enabledFilters = {

@@ -18,9 +18,9 @@ import {
   typePhrase,
   uuid,
   wrapped,
-} from "./fields.ts";
-import { type Microversion, since } from "./microversions.ts";
-import { pythonRepr } from "./python-text.ts";
+} from "../v3/fields.ts";
+import { type Microversion, since } from "../v3/microversions.ts";
+import { pythonRepr } from "../v3/python-text.ts";
 
 /** One schema per body and range of microversions; each is built once. */
 export const byVersion =

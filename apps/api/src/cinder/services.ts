@@ -1,7 +1,7 @@
 import { listServices, listZones, setService } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { badRequest, Refusal } from "../refusals.ts";
-import { type Answer, type Call, defineAction } from "./call.ts";
+import { type Answer, type Call, defineAction } from "../v3/call.ts";
 import { anyBody, disableServiceBody, switchServiceBody } from "./schemas.ts";
 import { serviceView } from "./views.ts";
 

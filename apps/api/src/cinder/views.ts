@@ -11,9 +11,10 @@ import {
   type VolumeRow,
 } from "@tephra/control";
 import { may } from "../policy.ts";
-import type { Call } from "./call.ts";
-import { resourceLinks } from "./links.ts";
-import { since } from "./microversions.ts";
+import type { Call } from "../v3/call.ts";
+import { resourceLinks } from "../v3/links.ts";
+import { since } from "../v3/microversions.ts";
+import { quotaKeys } from "../v3/quota-keys.ts";
 
 /** UTC, no zone, always six digits: gophercloud cannot parse anything else (API spec 1.5). */
 export const timeText = (time: Date): string => `${time.toISOString().slice(0, -1)}000`;
@@ -196,24 +197,6 @@ export function messageDetail(call: Call, row: MessageRow, keptUntil: Date): Rec
     resource_uuid: row.resourceUuid,
   };
 }
-
-/** Keys of a quota set, in Cinder's order, and what we call them. */
-export const quotaKeys = {
-  volumes: "volumes",
-  per_volume_gigabytes: "per_volume_gigabytes",
-  snapshots: "snapshots",
-  gigabytes: "gigabytes",
-  backups: "backups",
-  backup_gigabytes: "backup_gigabytes",
-  volumes___DEFAULT__: "volumes_of_type",
-  gigabytes___DEFAULT__: "gigabytes_of_type",
-  snapshots___DEFAULT__: "snapshots_of_type",
-  groups: "groups",
-} as const satisfies Record<string, QuotaLimit>;
-
-/** The key that Cinder has for a limit. */
-export const quotaKeyOf = (limit: QuotaLimit): string =>
-  Object.entries(quotaKeys).find(([, ours]) => ours === limit)?.[0] ?? limit;
 
 /** API spec 7.10: the limits of everything that Cinder limits. */
 export const quotaLimits = (limits: QuotaLimits): Record<string, number> =>

@@ -16,8 +16,8 @@ import {
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { badRequest } from "../refusals.ts";
-import { type Call, defineAction } from "./call.ts";
-import { since } from "./microversions.ts";
+import { type Call, defineAction } from "../v3/call.ts";
+import { since } from "../v3/microversions.ts";
 import {
   attachVolumeBody,
   detachVolumeBody,

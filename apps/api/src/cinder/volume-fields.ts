@@ -1,6 +1,6 @@
 import { z } from "zod";
-import { isStorable, optionalFlag, typePhrase } from "./fields.ts";
-import { pythonRepr } from "./python-text.ts";
+import { isStorable, optionalFlag, typePhrase } from "../v3/fields.ts";
+import { pythonRepr } from "../v3/python-text.ts";
 
 /** Fields that only bodies about volumes and snapshots have. */
 

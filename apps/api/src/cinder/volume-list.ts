@@ -12,10 +12,10 @@ import {
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { badRequest } from "../refusals.ts";
-import type { Answer, Call } from "./call.ts";
+import type { Answer, Call } from "../v3/call.ts";
+import { type Microversion, since } from "../v3/microversions.ts";
+import { parsePythonDict } from "../v3/python-text.ts";
 import { booleanWord, type ListSpec, listAnswer, parseList } from "./listing.ts";
-import { type Microversion, since } from "./microversions.ts";
-import { parsePythonDict } from "./python-text.ts";
 import { enabledFilters } from "./resource-filters.ts";
 import { type snapshotSummary, type volumeSummary, volumesSummary } from "./views.ts";
 

@@ -13,9 +13,9 @@ import {
   text,
   typePhrase,
   uuid,
-} from "./fields.ts";
-import { since } from "./microversions.ts";
-import { pythonRepr } from "./python-text.ts";
+} from "../v3/fields.ts";
+import { since } from "../v3/microversions.ts";
+import { pythonRepr } from "../v3/python-text.ts";
 import { byVersion } from "./schemas.ts";
 import {
   boundedText,

@@ -1,5 +1,5 @@
 import { badRequest, Refusal } from "../refusals.ts";
-import { type Call, defineAction } from "./call.ts";
+import { type Call, defineAction } from "../v3/call.ts";
 import { booleanWord, type ListSpec, listAnswer, parseList } from "./listing.ts";
 import { enabledFilters } from "./resource-filters.ts";
 import { defaultVolumeType, volumeTypeDetail } from "./views.ts";

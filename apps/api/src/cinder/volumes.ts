@@ -10,9 +10,9 @@ import {
 import type { Context } from "../context.ts";
 import { allow } from "../policy.ts";
 import { badRequest, Refusal } from "../refusals.ts";
-import { type Call, defineAction } from "./call.ts";
+import { type Call, defineAction } from "../v3/call.ts";
+import { malformedRequest, since } from "../v3/microversions.ts";
 import { booleanWord } from "./listing.ts";
-import { malformedRequest, since } from "./microversions.ts";
 import { defaultVolumeType, volumeCore, volumeDetail, volumeSummary } from "./views.ts";
 import { listVolumesAs, summarize } from "./volume-list.ts";
 import { type CreateVolumeBody, createVolumeBody, updateVolumeBody } from "./volume-schemas.ts";

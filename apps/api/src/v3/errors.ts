@@ -12,7 +12,7 @@ import {
 import { type Fault, outageFault, unexpectedFault } from "../fault.ts";
 import { isDatabaseOutage } from "../outage.ts";
 import { Refusal } from "../refusals.ts";
-import { quotaKeyOf } from "./views.ts";
+import { quotaKeyOf } from "./quota-keys.ts";
 
 /** Class prefixes that are part of Cinder's message texts (API spec 2.2). */
 const prefixes: Record<InvalidSubject, string> = {

@@ -238,7 +238,7 @@ export const answerOptions: RequestHandler = (req, res, next) => {
 };
 
 /** Mounts a table of routes. @throws when a rule is not in the policy table */
-export function cinderRouter(context: Context, routes: readonly Route[]): Router {
+export function v3Router(context: Context, routes: readonly Route[]): Router {
   const router = Router({ caseSensitive: true, strict: true });
   const readBody = raw({ type: () => true, limit: bodyBytesMax });
   router.use(takeProject);

@@ -293,8 +293,8 @@ describe("restores", () => {
     await write("v1", "op1", "abcd");
     await backend.beginRestore("v1", "op1", { sizeBytes: 4, keepTail: false });
     expect(await readFile(join(folder, ".restore-op1"))).toEqual(Buffer.alloc(4));
-    await backend.abandonRestore("v1", "op1");
-    await backend.abandonRestore("v1", "op1");
+    await backend.abandonRestore("op1");
+    await backend.abandonRestore("op1");
     expect(await names()).toEqual(["volume-v1"]);
     expect(await readFile(volumePath("v1"))).toEqual(old);
     await expect(backend.openRestoreTarget("v1", "op1")).rejects.toBeInstanceOf(VolumeConflictError);

@@ -9,6 +9,7 @@ import {
   EngineError,
   openEngine,
   openRepository,
+  type Repository,
 } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
@@ -291,6 +292,37 @@ describe("a repository written by an attacker", () => {
     expect(error).toBeInstanceOf(DamagedObjectError);
     expect((error as Error).message).toContain(`${small.objectBytes} bytes`);
   });
+});
+
+/** The repository, but that what it stores under such names has one bit flipped. */
+function flippingPuts(repository: Repository, names: RegExp): Repository {
+  const putIfAbsent: Repository["putIfAbsent"] = async (key, body, ctx) => {
+    if (!names.test(key.name)) return repository.putIfAbsent(key, body, ctx);
+    const bytes = Buffer.concat(await Array.fromAsync(body instanceof Uint8Array ? [body] : body));
+    const at = bytes.length >> 1;
+    bytes[at] = (bytes[at] as number) ^ 1;
+    return repository.putIfAbsent(key, bytes, ctx);
+  };
+  return new Proxy(repository, {
+    get: (target, name) => {
+      if (name === "putIfAbsent") return putIfAbsent;
+      const own: unknown = Reflect.get(target, name, target);
+      return typeof own === "function" ? own.bind(target) : own;
+    },
+  });
+}
+
+test("a backup whose list of hashes was not stored as it was written is not sealed", async () => {
+  await using folder = await temporaryFolder();
+  const repository = await openRepository(`posix:${join(folder.path, "repository")}`);
+  await repository.initialize();
+  const path = join(folder.path, "volume");
+  await writeFile(path, randomBytes(200_000));
+  const failing = backUp(engine, { repository: flippingPuts(repository, /_sha256file$/), path });
+  await expect(failing).rejects.toMatchObject({ reason: "it does not read as it was written" });
+  const names = await readdir(join(folder.path, "repository"), { recursive: true });
+  expect(names.filter((name) => name.endsWith("_sha256file"))).toHaveLength(1);
+  expect(names.filter((name) => name.endsWith("_metadata"))).toEqual([]);
 });
 
 test("damage that only one read shows is not reported", async () => {

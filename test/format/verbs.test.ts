@@ -13,9 +13,11 @@ import {
   openEngine,
   openRepository,
   parseRecordText,
+  RestoredWrongError,
   recordOf,
   rescan,
   serviceMatches,
+  type VolumeSource,
 } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { backUp, freeContext, MemoryTarget, restoreToMemory, small, temporaryFolder } from "./backup-fixture.ts";
@@ -47,6 +49,17 @@ async function makeChain(folder: string) {
     join(root, reference.container, `${reference.prefix}${suffix}`);
   return { root, repository, path, image, chain: [incremental, full] as const, file };
 }
+
+/** Reads what a target in memory holds. */
+const readerOf = ({ bytes }: MemoryTarget): VolumeSource => ({
+  sizeBytes: bytes.length,
+  read: async (into, offset) => void bytes.copy(into, 0, offset),
+  dataExtents: async function* (range) {
+    yield range;
+  },
+  fingerprint: async () => "",
+  [Symbol.asyncDispose]: async () => {},
+});
 
 async function streamed(
   chain: readonly BackupReference[],
@@ -106,6 +119,32 @@ describe("verify", () => {
     expect(damaged).toEqual(
       ["-00001", "-00005"].map((suffix) => ({ object: full.prefix + suffix, reason: "the MD5 does not match" })),
     );
+  });
+
+  test("as a drill writes what it reads, and compares what the volume then holds", async () => {
+    await using folder = await temporaryFolder();
+    const { chain, image } = await makeChain(folder.path);
+    const staging = { operationId: "drill", name: "plan" };
+    const plan = { chain, mode: "deep", rangeBytes: 2 * small.objectBytes, rangesMax: 100, staging } as const;
+    const { ranges, found } = await engine.planVerify(plan, freeContext());
+    expect([found.damaged, ranges.length]).toEqual([[], 3]);
+    const target = new MemoryTarget(image.length, { isNew: true });
+    const verifyAll = (restored: VolumeSource) =>
+      Promise.all(
+        ranges.map((range) =>
+          engine.verifyRange({ chain, range, staging, drill: { target, restored } }, freeContext()),
+        ),
+      );
+    const results = await verifyAll(readerOf(target));
+    expect(results.flatMap(({ damaged }) => damaged)).toEqual([]);
+    expect(target.bytes.equals(image)).toBe(true);
+    const wrong = new MemoryTarget(image.length);
+    await expect(verifyAll(readerOf(wrong))).rejects.toBeInstanceOf(RestoredWrongError);
+    const oneBitWrong = new MemoryTarget(image.length);
+    image.copy(oneBitWrong.bytes);
+    oneBitWrong.bytes[200_000] = (image[200_000] as number) ^ 1;
+    const at = 200_000 - (200_000 % small.blockBytes);
+    await expect(verifyAll(readerOf(oneBitWrong))).rejects.toThrow(`the block at byte ${at} is wrong`);
   });
 
   test("finds a hash list that disagrees, is missing or is nonsense, and metadata that is", async () => {

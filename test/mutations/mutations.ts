@@ -106,7 +106,7 @@ export const mutations: readonly Mutation[] = [
     from: '  await readBack(repository, layout, hash.digest("hex"), ctx.signal);\n',
     to: '  hash.digest("hex");\n',
     suite: "test/format/damage.test.ts",
-    test: "",
+    test: "was not stored as it was written is not sealed",
   },
   {
     ...tasks,
@@ -173,14 +173,14 @@ export const mutations: readonly Mutation[] = [
     from: "SELECT id FROM own WHERE damage IS NOT NULL",
     to: "SELECT id FROM own WHERE false",
     suite: "test/system/verify.test.ts",
-    test: "",
+    test: "makes the next incremental build on an older sound backup",
   },
   {
     name: "an import trusts what a record says",
     file: `${engine}/import-record.ts`,
     from: "named(() => checkPrefix(record.service_metadata))",
     to: "record.service_metadata",
-    suite: "test/system/records.test.ts",
-    test: "",
+    suite: "packages/engine/src/import-record.test.ts",
+    test: "anything but a whole prefix",
   },
 ];

@@ -6,7 +6,8 @@ import { parseArgs } from "node:util";
 import { productProjects, projectNode, root } from "../../scripts/bootstrap.mjs";
 import { type Mutation, mutations } from "./mutations.ts";
 
-const { values } = parseArgs({ options: { only: { type: "string" } } });
+// Names of breaks, or parts of them; none: all.
+const { positionals: wanted } = parseArgs({ allowPositionals: true });
 const say = (line: string): void => void process.stdout.write(`${line}\n`);
 
 /** A break may make a loop endless: that is no red test. */
@@ -73,7 +74,7 @@ async function tryOne(folder: string, { file, from, to, suite, test }: Mutation)
   }
 }
 
-const chosen = mutations.filter(({ name }) => values.only === undefined || name.includes(values.only));
+const chosen = mutations.filter(({ name }) => wanted.length === 0 || wanted.some((part) => name.includes(part)));
 const folder = await copyProject();
 const survivors: string[] = [];
 try {

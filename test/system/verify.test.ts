@@ -145,6 +145,20 @@ describe("a verification", () => {
     await user.expectQuiet();
   });
 
+  it("that found damage makes the next incremental build on an older sound backup", async () => {
+    await using instance = await startInstance({ workers: 1, ...brisk });
+    const user = journeyOn(instance);
+    const { volume, backups } = await makeChain(instance, user, 1);
+    const damaged = await user.backUp(volume);
+    flip(instance, damaged, objectsOf(instance, damaged)[2] ?? "");
+    expect((await verify(instance, user, damaged)).damaged).toHaveLength(1);
+    const { status, body } = await incremental(instance, volume);
+    expect(status, JSON.stringify(body)).toBe(202);
+    const [row] = await instance.sql("SELECT parent_id FROM backups WHERE id = $1", [body.backup.id]);
+    expect(row.parent_id).toBe(backups[0]);
+    await user.settled("backups", body.backup.id, "available");
+  });
+
   it("finds damage of every class of object, and names it", async () => {
     await using instance = await startInstance({ workers: 1, ...brisk });
     const user = journeyOn(instance);

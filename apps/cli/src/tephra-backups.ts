@@ -46,8 +46,8 @@ export function addBackupCommands(program: Command): void {
     .description("find out whether a backup can be restored; with --wait, damage ends it with status 1")
     .argument("<backup>", "id or name")
     .addOption(
-      new Option("--mode <mode>", "quick: listings and sizes; deep: every byte and hash")
-        .choices(["quick", "deep"])
+      new Option("--mode <mode>", "quick: listings and sizes; deep: every byte and hash; drill: a restore, thrown away")
+        .choices(["quick", "deep", "drill"])
         .default("quick"),
     )
     .action(verify);

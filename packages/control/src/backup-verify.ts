@@ -1,7 +1,8 @@
 import { getBackup, lockBackup, readChain, readDamage, type StoredLink, wholeChain } from "./backups.ts";
+import { type Config, defaultVolumeBackend } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError, OperationEndedError } from "./errors.ts";
-import type { Backup } from "./generated/client.ts";
+import type { Backup, Prisma } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
 import { addMessage } from "./messages.ts";
 import { notifyBackup } from "./notifications.ts";
@@ -20,8 +21,11 @@ import {
 import type { Principal } from "./principal.ts";
 import { finishTask, type Json, type TaskOperation, type TaskResult } from "./tasks.ts";
 
-/** quick: listings and sizes against the metadata. deep: also every byte that a restore would read, every hash. */
-export const verifyModes = ["quick", "deep"] as const;
+/**
+ * quick: listings and sizes against the metadata. deep: also every byte that a restore would read, every hash. drill: a whole restore, into
+ * a private file of a volume backend that is read back, compared with the hashes and removed.
+ */
+export const verifyModes = ["quick", "deep", "drill"] as const;
 export type VerifyMode = (typeof verifyModes)[number];
 
 /** What decides a verification, fixed once. The chain is newest first and ends with the full backup. */
@@ -29,6 +33,20 @@ export interface VerifyPlan {
   backupId: string;
   mode: VerifyMode;
   chain: StoredLink[];
+  /** Where a drill restores to. It is no volume: it has no row, so no project sees it and no quota counts it. */
+  drill: DrillTarget | null;
+}
+
+export interface DrillTarget {
+  backend: string;
+  /** The private file, set when the ranges are handed out; see restoreTargetOf. */
+  file: string | null;
+}
+
+interface VerifyRequest {
+  mode: VerifyMode;
+  /** The volume backend of a drill. */
+  backend: string | null;
 }
 
 /** What was found: how much was looked at, and at most a thousand objects that are damaged. */
@@ -50,6 +68,7 @@ const verifiable: readonly string[] = ["available", "restoring", "error_restorin
  */
 export async function requestVerify(
   database: Database,
+  config: Config,
   principal: Principal,
   request: { backupId: string; mode: VerifyMode },
 ): Promise<{ id: string }> {
@@ -60,7 +79,7 @@ export async function requestVerify(
     if (!verifiable.includes(backup.status)) {
       throw new InvalidError("backup", `Backup status must be ${verifiable.join(", ")} to be verified`);
     }
-    return startVerify(tx, principal, backup, request.mode);
+    return startVerify(tx, config, principal, { backup, mode: request.mode });
   });
   return { id };
 }
@@ -68,23 +87,28 @@ export async function requestVerify(
 /** @returns the operation's id */
 export async function startVerify(
   tx: Transaction,
+  config: Config,
   principal: Principal,
-  backup: Pick<Backup, "id" | "projectId" | "volumeBytes">,
-  mode: VerifyMode,
+  { backup, mode }: { backup: Pick<Backup, "id" | "projectId" | "volumeBytes">; mode: VerifyMode },
 ): Promise<string> {
+  const backend = mode === "drill" ? defaultVolumeBackend(config).name : null;
+  const input: VerifyRequest = { mode, backend };
   return startOperation(tx, principal, {
     kind: "backup-verify",
     projectId: backup.projectId,
     backupId: backup.id,
-    bytesTotal: mode === "deep" ? (backup.volumeBytes ?? 0n) : 0n,
-    input: { mode },
-    task: { kind: "plan-verify", needs: needsOf(await readChain(tx, backup.id)) },
+    bytesTotal: mode === "quick" ? 0n : (backup.volumeBytes ?? 0n),
+    input: { ...input },
+    task: { kind: "plan-verify", needs: needsOf({ chain: await readChain(tx, backup.id), backend }) },
   });
 }
 
-const needsOf = (chain: readonly { repository: string }[]): string[] => [
-  ...new Set(chain.map((link) => `repository:${link.repository}`)),
+const needsOf = (reached: { chain: readonly { repository: string }[]; backend: string | null }): string[] => [
+  ...new Set(reached.chain.map((link) => `repository:${link.repository}`)),
+  ...(reached.backend === null ? [] : [`backend:${reached.backend}`]),
 ];
+
+const needsOfPlan = ({ chain, drill }: VerifyPlan): string[] => needsOf({ chain, backend: drill?.backend ?? null });
 
 /**
  * Fixes the plan of a verification, unless one is there.
@@ -94,8 +118,9 @@ const needsOf = (chain: readonly { repository: string }[]): string[] => [
 export async function planVerify(database: Database, operation: TaskOperation): Promise<VerifyPlan> {
   if (operation.plan !== null) return operation.plan as unknown as VerifyPlan;
   const backupId = operation.backupId ?? nilUuid;
-  const { mode } = operation.input as { mode: VerifyMode };
-  const plan: VerifyPlan = { backupId, mode, chain: await wholeChain(database, backupId) };
+  const { mode, backend } = operation.input as unknown as VerifyRequest;
+  const drill = backend === null ? null : { backend, file: null };
+  const plan: VerifyPlan = { backupId, mode, chain: await wholeChain(database, backupId), drill };
   await inTransaction(database, async (tx) => {
     if (!(await fixPlan(tx, operation.id, plan))) throw new OperationEndedError(operation.id);
     await notifyBackup(tx, "backup.verify.start", backupId, { mode });
@@ -113,7 +138,9 @@ export async function startVerifyRanges(
   await inTransaction(database, async (tx) => {
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
-    const needs = needsOf(verify.plan.chain);
+    const plan = verify.plan as unknown as Prisma.InputJsonValue;
+    await tx.operation.update({ where: { id: operationId }, data: { plan } });
+    const needs = needsOfPlan(verify.plan);
     const tasks = verify.ranges.map(({ offset, length, input }, ordinal) => {
       return { kind: "verify" as const, ordinal, needs, range: { offset, length }, input };
     });
@@ -127,8 +154,8 @@ export async function finishVerifyRange(database: Database, operationId: string,
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     if ((await countDown(tx, operationId)) > 0) return;
-    const { chain } = operation.plan as unknown as VerifyPlan;
-    await startPhase(tx, operation, [{ kind: "conclude-verify", ordinal: 0, needs: needsOf(chain) }]);
+    const needs = needsOfPlan(operation.plan as unknown as VerifyPlan);
+    await startPhase(tx, operation, [{ kind: "conclude-verify", ordinal: 0, needs }]);
   });
 }
 
@@ -147,7 +174,7 @@ export async function readVerifyReports(database: Database, operationId: string)
 }
 
 /**
- * Ends a verification. Each member of the chain that has damaged objects is marked. A deep one that found nothing takes the mark off the
+ * Ends a verification. Each member of the chain that has damaged objects is marked. A thorough one that found nothing takes the mark off the
  * backup, which is then `available` again if a restore had found it damaged: of its parents not every object was read, so theirs stay.
  *
  * @throws OperationEndedError when the backup is being deleted; ClaimLostError
@@ -163,7 +190,7 @@ export async function finishVerify(
   await inTransaction(database, async (tx) => {
     for (const link of chain.toReversed()) await lockBackup(tx, link.backupId);
     const marked = await markDamaged(tx, chain, damaged);
-    if (mode === "deep" && damaged.length === 0) await clearMark(tx, id);
+    if (mode !== "quick" && damaged.length === 0) await clearMark(tx, id);
     await tx.backup.updateMany({ where: { id }, data: { verifiedAt: new Date(), verifiedMode: mode } });
     if (damaged.length > 0) {
       const { projectId, requestId } = await lockLiveOperation(tx, operation.id);
@@ -172,7 +199,7 @@ export async function finishVerify(
     await notifyBackup(tx, "backup.verify.end", id, { mode, damaged: damaged.length });
     const affected = await readDescendants(tx, marked);
     await completeOperation(tx, operation, result, {
-      tidy: mode === "deep" ? needsOf(chain) : null,
+      tidy: tidyNeeds(plan),
       result: { verify: { id, mode, objects, blocks, damaged, affected } },
     });
   });
@@ -225,6 +252,10 @@ async function readDescendants(tx: Transaction, ids: readonly string[]): Promise
   return rows.map((row) => row.id);
 }
 
+/** What a tidy task must reach; null where nothing is left behind. */
+const tidyNeeds = (plan: VerifyPlan | null): string[] | null =>
+  plan === null || plan.mode === "quick" ? null : needsOfPlan(plan);
+
 export async function failVerify(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await endVerify(tx, operation, { state: "failed", reason });
 }
@@ -247,8 +278,7 @@ async function endVerify(
   operation: OperationRow,
   end: { state: "failed" | "cancelled"; reason: string },
 ): Promise<void> {
-  const plan = operation.plan as unknown as VerifyPlan | null;
-  await endOperation(tx, operation, { ...end, tidy: plan?.mode === "deep" ? needsOf(plan.chain) : null });
+  await endOperation(tx, operation, { ...end, tidy: tidyNeeds(operation.plan as unknown as VerifyPlan | null) });
 }
 
 /** What is known of the health of a backup: its own mark, and those of what it builds on. */

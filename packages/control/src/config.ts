@@ -215,7 +215,7 @@ export const ConfigFile = z
         interval_hours: z.number().positive().nullable().default(null),
         /** Of all available backups, so many per cent at a time, those first that were not verified for the longest time. */
         sample_percent: z.number().positive().max(100).default(100),
-        mode: z.enum(["quick", "deep"]).default("deep"),
+        mode: z.enum(["quick", "deep", "drill"]).default("deep"),
       })
       .prefault({}),
     /** The removal of what nobody needs any more. */

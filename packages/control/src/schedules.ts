@@ -66,5 +66,5 @@ async function verifySample(tx: Transaction, config: Config, hours: number): Pro
         AND o.state IN ('queued', 'running'))
     ORDER BY coalesce(b.verified_at, b.created_at), b.id
     LIMIT (SELECT ceil(count(*) * ${percent}::float8 / 100) FROM backups WHERE status = 'available' AND deleted_at IS NULL)`;
-  for (const backup of sample) await startVerify(tx, clockwork(backup.projectId), backup, mode);
+  for (const backup of sample) await startVerify(tx, config, clockwork(backup.projectId), { backup, mode });
 }

@@ -24,6 +24,7 @@ import {
   type PlanVerifyInput,
   planVerify,
   type VerifyInput,
+  type VerifyRangeInput,
   type VerifyResult,
   verifyBackup,
   verifyRange,
@@ -64,10 +65,7 @@ export interface Engine extends AsyncDisposable {
   restoreStream(input: RestoreStreamInput, ctx: RunContext): Promise<{ bytes: number; warnings: string[] }>;
   verifyBackup(input: VerifyInput, ctx: RunContext): Promise<VerifyResult>;
   planVerify(input: PlanVerifyInput, ctx: RunContext): Promise<PlannedVerify>;
-  verifyRange(
-    input: { chain: readonly BackupReference[]; range: RestoreRange; staging: { operationId: string } },
-    ctx: RunContext,
-  ): Promise<VerifyResult>;
+  verifyRange(input: VerifyRangeInput, ctx: RunContext): Promise<VerifyResult>;
   volumeBytesOf(reference: BackupReference, signal: AbortSignal): Promise<number>;
   removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
   removeStaging(repository: Repository, operationId: string): Promise<void>;

@@ -244,6 +244,17 @@ export class VolumeStorageFullError extends EngineError {
   readonly retryable = false;
 }
 
+/** What was restored does not read as it was written, though every object of the backup is sound: the volume's storage is to blame. */
+export class RestoredWrongError extends EngineError {
+  readonly code = "restored_wrong";
+  readonly retryable = true;
+
+  /** `at` is the byte where the wrong block begins. */
+  constructor(at: number) {
+    super(`The restored volume does not hold what was written to it: the hash of the block at byte ${at} is wrong.`);
+  }
+}
+
 /** The folder of a volume backend is missing or not writable. */
 export class BackendUnavailableError extends EngineError {
   readonly code = "backend_unavailable";

@@ -42,7 +42,7 @@ export type { RestoreRange } from "./restore.ts";
 export { type RewrapResult, rewrap } from "./rewrap.ts";
 export type { RunContext, WriteContext } from "./run-context.ts";
 export type { SealResult } from "./seal.ts";
-export { type VerifyResult, verifyListing } from "./verify.ts";
+export { type Drill, type VerifyResult, verifyListing } from "./verify.ts";
 export { type BackendLeftover, FileBackend, openFileBackend } from "./volume/file-backend.ts";
 export { openFileSource } from "./volume/file-source.ts";
 export { openPathTarget, type PathTarget } from "./volume/file-target.ts";

@@ -1,9 +1,11 @@
+import { createHash } from "node:crypto";
 import { asDamage, type BackupReference } from "./backup-reference.ts";
 import { type Chain, chainSteps, findHashList, openChain, streamEntries, summarize } from "./chain.ts";
 import { codecOf } from "./compression.ts";
 import type { EngineContext } from "./engine-context.ts";
-import { DamagedObjectError, InvalidBackupError } from "./errors.ts";
-import { cachedHashList } from "./hash-list.ts";
+import { DamagedObjectError, InvalidBackupError, RestoredWrongError } from "./errors.ts";
+import type { Extent } from "./extents.ts";
+import { cachedHashList, type HashList } from "./hash-list.ts";
 import { dataName, dataNumber, hashListName, keyVersion, metadataName } from "./layout.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import type { MappedObject } from "./merge-layers.ts";
@@ -13,6 +15,7 @@ import { blockBytesOf, type RestoreJob } from "./restore-job.ts";
 import { type DoneObject, laneGroups, restoreGroup } from "./restore-lanes.ts";
 import { restoreObject } from "./restore-object.ts";
 import type { RunContext } from "./run-context.ts";
+import type { VolumeSource, VolumeTarget } from "./volume/volume.ts";
 
 export interface VerifyInput {
   /** Newest first; ends with the full backup. */
@@ -75,23 +78,76 @@ export async function planVerify(input: PlanVerifyInput, ctx: RunContext): Promi
   return { found: { mode: input.mode, objects, blocks: 0, damaged: findings.damaged }, ranges };
 }
 
-/** Reads and checks everything that one range of a planned verification would restore. */
+/** A volume that is restored to be thrown away, new and as long as the backup: the same bytes to write and to read. */
+export interface Drill {
+  target: VolumeTarget;
+  restored: VolumeSource;
+}
+
+export interface VerifyRangeInput {
+  chain: readonly BackupReference[];
+  range: RestoreRange;
+  staging: { operationId: string };
+  drill?: Drill | null;
+}
+
+/**
+ * Reads and checks everything that one range of a planned verification would restore. With a drill it is restored, read back and compared
+ * with the list of hashes: RestoredWrongError when the volume does not hold what was written to it.
+ */
 export async function verifyRange(
   engine: EngineContext,
-  input: { chain: readonly BackupReference[]; range: RestoreRange; staging: { operationId: string } },
+  input: VerifyRangeInput,
   ctx: RunContext,
 ): Promise<VerifyResult> {
-  const { chain: references, range, staging } = input;
+  const { chain: references, range, staging, drill = null } = input;
   const [newest] = references;
   if (newest === undefined) throw new InvalidBackupError("There is nothing to verify.");
   const objects = await readRange(newest, range, staging, ctx.signal);
   const findings = new Findings();
   const read = await findings.collect(async () => {
     const hashes = await findHashList(newest, ctx.signal);
-    const { offset, length } = range;
-    return readObjects(jobOf(engine, { references, hashes, bounds: { offset, length } }, ctx), objects, findings);
+    const bounds = { offset: range.offset, length: range.length };
+    const job = jobOf(engine, { references, hashes, bounds }, ctx);
+    const counted = await readObjects({ ...job, target: drill?.target ?? null }, objects, findings);
+    if (drill !== null && job.hashes !== null && findings.damaged.length === 0) {
+      await drill.target.flush();
+      await compareRestored(drill.restored, { hashes: job.hashes, bounds }, ctx.signal);
+    }
+    return counted;
   });
   return { mode: "deep", objects: 0, blocks: 0, ...read, damaged: findings.damaged };
+}
+
+const readBytes = 1024 * 1024;
+
+/** Reads a part of a volume that starts with a block, and compares the hash of every block in it. */
+async function compareRestored(
+  restored: VolumeSource,
+  { hashes, bounds }: { hashes: HashList; bounds: Extent },
+  signal: AbortSignal,
+): Promise<void> {
+  const { blockBytes } = hashes;
+  const end = bounds.offset + bounds.length;
+  const buffer = new Uint8Array(readBytes);
+  let hash = createHash("sha256");
+  for (let at = bounds.offset; at < end; ) {
+    signal.throwIfAborted();
+    const piece = buffer.subarray(0, Math.min(readBytes, end - at));
+    await restored.read(piece, at);
+    for (let from = 0; from < piece.length; ) {
+      const index = Math.floor((at + from) / blockBytes);
+      const blockEnd = Math.min(end, (index + 1) * blockBytes);
+      const part = piece.subarray(from, blockEnd - at);
+      hash.update(part);
+      from += part.length;
+      if (at + from < blockEnd) continue;
+      const [expected, found] = [await hashes.read(index, 1), hash.digest()];
+      if (!found.equals(expected)) throw new RestoredWrongError(index * blockBytes);
+      hash = createHash("sha256");
+    }
+    at += piece.length;
+  }
 }
 
 /** What listings and metadata tell. `chain` is undefined when it is too damaged to be read. */

@@ -28,8 +28,9 @@ export const opsBackups = {
 
   verify: defineOps({
     body: VerifyBody,
-    handle: async ({ database }, { principal, params, body }) => {
-      const { id } = await requestVerify(database, principal, { backupId: params["id"] ?? "", mode: body.mode });
+    handle: async ({ database, config }, { principal, params, body }) => {
+      const request = { backupId: params["id"] ?? "", mode: body.mode };
+      const { id } = await requestVerify(database, config, principal, request);
       return { status: 202, body: { operation: { id } } };
     },
   }),

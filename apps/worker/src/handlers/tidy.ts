@@ -1,8 +1,17 @@
-import { type BackupPlan, finishTidy, type RestorePlan, restoreTargetOf, type VerifyPlan } from "@tephra/control";
-import { type Handler, resultOf } from "../context.ts";
+import {
+  type BackupPlan,
+  type ClaimedTask,
+  finishTidy,
+  type RestorePlan,
+  restoreTargetOf,
+  type TaskKind,
+  type VerifyPlan,
+} from "@tephra/control";
+import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 
 /** Removes what an operation left behind, after it ended and nobody can be writing for it: staging, temporary snapshot, private target. */
-export const tidyTask: Handler = async (task, { database, engine, sites }, run) => {
+export const tidyTask: Handler = async (task, context, run) => {
+  const { database, engine, sites } = context;
   const { operation } = task;
   run.fence();
   if (operation.kind === "backup-create") {
@@ -16,18 +25,26 @@ export const tidyTask: Handler = async (task, { database, engine, sites }, run) 
     const plan = operation.plan as unknown as RestorePlan;
     const [newest] = plan.chain;
     if (newest) await engine.removeStaging(await sites.repository(newest.repository), operation.id);
-    const backend = await sites.backend(plan.backend);
-    const planned = await database.task.findFirst({
-      where: { operationId: operation.id, kind: "plan-restore" },
-      select: { claim: true },
-    });
-    for (let claim = 1; claim <= (planned?.claim ?? 0); claim += 1) {
-      await backend.abandonRestore(plan.volumeId, restoreTargetOf(operation.id, claim));
-    }
+    await abandonTargets(task, context, { backend: plan.backend, plannedBy: "plan-restore" });
   }
   if (operation.kind === "backup-verify") {
-    const [newest] = (operation.plan as unknown as VerifyPlan).chain;
+    const { chain, drill } = operation.plan as unknown as VerifyPlan;
+    const [newest] = chain;
     if (newest) await engine.removeStaging(await sites.repository(newest.repository), operation.id);
+    if (drill) await abandonTargets(task, context, { backend: drill.backend, plannedBy: "plan-verify" });
   }
   await finishTidy(database, task.operationId, resultOf(task));
 };
+
+/** Each claim of the plan may have made a private file of its own. */
+async function abandonTargets(
+  { operationId }: ClaimedTask,
+  { database, sites }: WorkerContext,
+  { backend, plannedBy }: { backend: string; plannedBy: TaskKind },
+): Promise<void> {
+  const files = await sites.backend(backend);
+  const planned = await database.task.findFirst({ where: { operationId, kind: plannedBy }, select: { claim: true } });
+  for (let claim = 1; claim <= (planned?.claim ?? 0); claim += 1) {
+    await files.abandonRestore(restoreTargetOf(operationId, claim));
+  }
+}

@@ -5,19 +5,24 @@ import {
   planVerify,
   rangesMax,
   readVerifyReports,
+  restoreTargetOf,
   startVerifyRanges,
   type VerifyPlan,
 } from "@tephra/control";
-import type { RestoreRange } from "@tephra/engine";
+import type { Drill, RestoreRange } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
+import type { Sites } from "../sites.ts";
 import { openChain } from "./source.ts";
 
-/** Looks through listings and metadata. What a deep verification has to read besides is cut into ranges. */
+/**
+ * Looks through listings and metadata. What a thorough verification has to read besides is cut into ranges; for a drill, the private file that
+ * they write is made.
+ */
 export const planVerifyTask: Handler = async (task, { config, database, engine, sites }, run) => {
   const plan = await planVerify(database, task.operation);
   const chain = await openChain(plan.chain, sites);
   const staging = { operationId: task.operationId, name: `${task.id}-${task.claim}` };
-  const { mode } = plan;
+  const mode = plan.mode === "quick" ? "quick" : "deep";
   const planned = await engine.planVerify({ chain, mode, rangeBytes: config.range_bytes, rangesMax, staging }, run);
   const result = resultOf(task, { report: planned.found as unknown as Json });
   if (planned.ranges.length === 0) {
@@ -25,15 +30,33 @@ export const planVerifyTask: Handler = async (task, { config, database, engine, 
     return;
   }
   const ranges = planned.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r as unknown as Json }));
-  await startVerifyRanges(database, task.operationId, result, { plan, ranges });
+  const sizeBytes = planned.ranges.reduce((sum, { length }) => sum + length, 0);
+  const drill = plan.drill && { ...plan.drill, file: restoreTargetOf(task.operationId, task.claim) };
+  if (drill !== null) {
+    const backend = await sites.backend(drill.backend);
+    await backend.beginRestore(plan.backupId, drill.file, { sizeBytes, keepTail: false }, run);
+  }
+  await startVerifyRanges(database, task.operationId, result, { plan: { ...plan, drill }, ranges });
 };
+
+/** The private file of a drill, opened for one range. */
+async function openDrill({ backupId, drill }: VerifyPlan, sites: Sites): Promise<(Drill & AsyncDisposable) | null> {
+  if (drill?.file == null) return null;
+  const backend = await sites.backend(drill.backend);
+  await using stack = new AsyncDisposableStack();
+  const target = stack.use(await backend.openRestoreTarget(backupId, drill.file));
+  const restored = stack.use(await backend.openRestored(drill.file));
+  const opened = stack.move();
+  return { target, restored, [Symbol.asyncDispose]: () => opened.disposeAsync() };
+}
 
 /** Reads and checks one range of the merged map. Damage is reported, it is no failure of the task. */
 export const verifyTask: Handler = async (task, { database, engine, sites }, run) => {
   const plan = task.operation.plan as unknown as VerifyPlan;
   const chain = await openChain(plan.chain, sites);
   const range = task.input as unknown as RestoreRange;
-  const found = await engine.verifyRange({ chain, range, staging: { operationId: task.operationId } }, run);
+  await using drill = await openDrill(plan, sites);
+  const found = await engine.verifyRange({ chain, range, staging: { operationId: task.operationId }, drill }, run);
   const result = resultOf(task, { bytesDone: task.range.length, report: found as unknown as Json });
   await finishVerifyRange(database, task.operationId, result);
 };

@@ -191,6 +191,11 @@ export class FileBackend {
     return new FileTarget(file, { path, sizeBytes: (await file.stat()).size, isNew: true });
   }
 
+  /** Opens the private file of a restore for reading. SourceMissingError when there is none. */
+  openRestored(operationId: string): Promise<VolumeSource> {
+    return openFileSource(this.#restore(operationId));
+  }
+
   /**
    * Puts the restored file in the volume's place. `freshInode` publishes a copy, so that whoever still has the private file
    * open can no longer reach the volume. Calling it again after success changes nothing.
@@ -220,7 +225,7 @@ export class FileBackend {
   }
 
   /** Throws the private file of a restore away; the volume stays as it was. A missing one is success. */
-  async abandonRestore(_volumeId: string, operationId: string): Promise<void> {
+  async abandonRestore(operationId: string): Promise<void> {
     const path = this.#restore(operationId);
     await this.#removeDrafts(path);
     await guardStorage(`remove ${path}`, () => unlinkIfThere(path));

@@ -267,6 +267,28 @@ export class PathNotAllowedError extends EngineError {
   readonly retryable = false;
 }
 
+/** A hypervisor or guest agent does not answer, or not in time. */
+export class HypervisorUnavailableError extends EngineError {
+  readonly code = "hypervisor_unavailable";
+  readonly retryable = true;
+}
+
+/** A hypervisor or guest agent answers, and will not or cannot do this; its own words are in the message. */
+export class HypervisorRefusedError extends EngineError {
+  readonly code = "hypervisor_refused";
+  readonly retryable = false;
+}
+
+/** The guest could not be frozen, or not for long enough, and only a frozen guest would have done. Nothing was kept. */
+export class GuestNotFrozenError extends EngineError {
+  readonly code = "guest_not_frozen";
+  readonly retryable = false;
+
+  constructor(reason: string, options?: { cause?: unknown }) {
+    super(`The guest was not frozen while its snapshots were taken: ${reason}.`, options);
+  }
+}
+
 /** A thread of the engine died; the call that used it can be repeated. */
 export class ThreadFailedError extends EngineError {
   readonly code = "thread_failed";

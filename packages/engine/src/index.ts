@@ -15,6 +15,16 @@ export * from "./errors.ts";
 export { type ExportRecordInput, encodeExportRecord } from "./export-record.ts";
 export { cutRanges, type Extent } from "./extents.ts";
 export { findPlaces, type ListedPlace } from "./find-places.ts";
+export {
+  type Consistency,
+  type Disk,
+  type Hypervisor,
+  type PowerState,
+  powerStates,
+  type TogetherOptions,
+  type TogetherResult,
+} from "./hypervisor/hypervisor.ts";
+export { type HypervisorSettings, openHypervisor } from "./hypervisor/open-hypervisor.ts";
 export { idsIn } from "./ids-in.ts";
 export {
   decodeExportRecord,

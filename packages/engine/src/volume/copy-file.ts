@@ -84,7 +84,7 @@ export async function copySparse(
 }
 
 /** Sets the mode whatever the umask, makes the file durable, and says how long it is. */
-async function settle(path: string): Promise<number> {
+export async function settle(path: string): Promise<number> {
   return guardStorage(`write ${path}`, async () => {
     const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW);
     try {

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
-import { access, link, lstat, mkdir, open, readdir, rename } from "node:fs/promises";
+import { access, link, lstat, open, readdir, rename } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import {
   BackendUnavailableError,
@@ -13,14 +13,14 @@ import { idsIn } from "../ids-in.ts";
 import type { RunContext } from "../run-context.ts";
 import { allowedPath } from "./allowed-path.ts";
 import { copySparse, copyToNewFile, shareBlocks, unlinkIfThere } from "./copy-file.ts";
+import { draftFolder, newDraft, removeDrafts } from "./drafts.ts";
 import { type FileSource, openFileSource } from "./file-source.ts";
 import { FileTarget } from "./file-target.ts";
 import { guardStorage } from "./storage-error.ts";
+import { syncFolder } from "./sync-folder.ts";
 import type { VolumeSource, VolumeTarget } from "./volume.ts";
 
 const mode = 0o660;
-/** Where files are made before they get their name, apart from the volumes so that looking for leftovers stays cheap. */
-const draftFolder = ".drafts";
 
 /**
  * The `file` volume backend: `volume-<id>` and `snapshot-<id>` are raw images in one folder. Every verb is idempotent, so that
@@ -38,7 +38,7 @@ export class FileBackend {
   /** Makes an empty (sparse) volume. An existing one of the same length is success, of another VolumeConflictError. */
   async create(volumeId: string, sizeBytes: number): Promise<void> {
     const path = this.#volume(volumeId);
-    const draft = await this.#draft(path);
+    const draft = await newDraft(path);
     try {
       await this.#createEmpty(draft, sizeBytes);
       await guardStorage(`create ${path}`, () => link(draft, path)).catch(async (error: unknown) => {
@@ -113,6 +113,11 @@ export class FileBackend {
     return await this.#copyAndPublish(source, path, ctx);
   }
 
+  /** Where a volume's bytes are and where its snapshot's will be, for snapshots of several volumes together (Hypervisor). */
+  snapshotPaths(volumeId: string, snapshotId: string): { volumePath: string; snapshotPath: string } {
+    return { volumePath: this.#volume(volumeId), snapshotPath: this.#snapshot(snapshotId) };
+  }
+
   /** Removes a snapshot; a missing one is success. */
   async removeSnapshot(snapshotId: string): Promise<void> {
     await guardStorage(`remove snapshot ${snapshotId}`, () => unlinkIfThere(this.#snapshot(snapshotId)));
@@ -171,7 +176,7 @@ export class FileBackend {
     ctx: RunContext = unlimited,
   ): Promise<void> {
     const path = this.#restore(operationId);
-    const draft = await this.#draft(path);
+    const draft = await newDraft(path);
     try {
       await this.#createEmpty(draft, options.sizeBytes);
       if (options.keepTail) await this.#copyTail(volumeId, draft, options.sizeBytes, ctx);
@@ -227,7 +232,7 @@ export class FileBackend {
   /** Throws the private file of a restore away; the volume stays as it was. A missing one is success. */
   async abandonRestore(operationId: string): Promise<void> {
     const path = this.#restore(operationId);
-    await this.#removeDrafts(path);
+    await removeDrafts(path);
     await guardStorage(`remove ${path}`, () => unlinkIfThere(path));
     await this.#syncFolder();
   }
@@ -262,7 +267,7 @@ export class FileBackend {
     ctx: RunContext,
     sizeBytesMin = 0,
   ): Promise<{ sizeBytes: number }> {
-    const draft = await this.#draft(path);
+    const draft = await newDraft(path);
     try {
       const copied = await copyToNewFile(source, draft, ctx);
       if (copied.sizeBytes < sizeBytesMin) await lengthen(draft, sizeBytesMin);
@@ -297,20 +302,6 @@ export class FileBackend {
         await file.close();
       }
     });
-  }
-
-  /** A new private name for what will become `path`. What an interrupted run has left for the same path is removed. */
-  async #draft(path: string): Promise<string> {
-    await this.#removeDrafts(path);
-    return join(this.#folder, draftFolder, `${draftStart(path)}${randomUUID()}`);
-  }
-
-  async #removeDrafts(path: string): Promise<void> {
-    const folder = join(this.#folder, draftFolder);
-    await guardStorage(`create ${folder}`, () => mkdir(folder, { recursive: true, mode: 0o770 }));
-    for (const name of await guardStorage(`list ${folder}`, () => readdir(folder))) {
-      if (name.startsWith(draftStart(path))) await unlinkIfThere(join(folder, name));
-    }
   }
 
   #syncFolder(): Promise<void> {
@@ -355,10 +346,6 @@ export async function openFileBackend(folder: string): Promise<FileBackend> {
 
 const unlimited: RunContext = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
 
-function draftStart(path: string): string {
-  return `${basename(path)}.`;
-}
-
 function checkId(id: string): string {
   if (!/^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/.test(id)) {
     throw new PathNotAllowedError(`Not an id: ${JSON.stringify(id.slice(0, 100))}.`);
@@ -398,18 +385,6 @@ async function lengthen(path: string, sizeBytes: number | null): Promise<void> {
       await file.sync();
     } finally {
       await file.close();
-    }
-  });
-}
-
-/** Makes names durable. */
-async function syncFolder(path: string): Promise<void> {
-  await guardStorage(`write ${path}`, async () => {
-    const folder = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
-    try {
-      await folder.sync();
-    } finally {
-      await folder.close();
     }
   });
 }

@@ -1,0 +1,17 @@
+import { GuestNotFrozenError } from "../errors.ts";
+import type { RunContext } from "../run-context.ts";
+import { copyTogether } from "../volume/copy-together.ts";
+import type { Disk, PowerState, TogetherOptions, TogetherResult } from "./hypervisor.ts";
+
+/** Snapshots of disks whose writes nothing holds: they count only if no disk changed meanwhile (copyTogether). */
+export async function snapshotUntouched(
+  disks: readonly Disk[],
+  { powerState, requireConsistency }: Pick<TogetherOptions, "requireConsistency"> & { powerState: PowerState },
+  run: RunContext,
+): Promise<TogetherResult> {
+  // A machine that is off has closed its file systems; under a running one these may be half written, untouched or not.
+  const consistency = powerState === "SHUTOFF" ? "application" : "crash";
+  if (requireConsistency && consistency === "crash") throw new GuestNotFrozenError("its hypervisor has no guest agent");
+  const copies = disks.map(({ volumePath, snapshotPath }) => ({ from: volumePath, to: snapshotPath }));
+  return { ...(await copyTogether(copies, run)), frozenMs: null, consistency };
+}

@@ -1,0 +1,105 @@
+import { rename } from "node:fs/promises";
+import { dirname } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { SourceChangedError } from "../errors.ts";
+import type { RunContext } from "../run-context.ts";
+import { copySparse, settle, shareBlocks, unlinkIfThere } from "./copy-file.ts";
+import { newDraft } from "./drafts.ts";
+import { type FileSource, openFileSource } from "./file-source.ts";
+import { guardStorage } from "./storage-error.ts";
+import { syncFolder } from "./sync-folder.ts";
+
+export interface FileCopy {
+  from: string;
+  /** A file that is there already is replaced. */
+  to: string;
+}
+
+export interface CopiedTogether {
+  /** A moment at which every copy is what its file was. */
+  takenAt: Date;
+  /** Lengths of the copies, in the order asked for. */
+  sizesBytes: number[];
+}
+
+/** Changes while copying are met with this many tries in all. */
+const triesMax = 3;
+/**
+ * A kernel may stamp all writes of one tick with one time, so a write right after a look can leave no trace. Looks this far
+ * apart that agree are behind the tick of the last write (10 ms at the slowest clock).
+ */
+const tickMs = 20;
+
+/**
+ * Copies files so that all copies are of one moment: they count only if none of the files changed (inode, size, mtime, ctime)
+ * from before the first copy to after the last. Two more tries, then SourceChangedError. The copies are durable and get their
+ * names when all of them are whole; broken off between two names, the next run replaces them all.
+ */
+export async function copyTogether(copies: readonly FileCopy[], run: RunContext): Promise<CopiedTogether> {
+  await using opened = new AsyncDisposableStack();
+  const sources: FileSource[] = [];
+  for (const { from } of copies) sources.push(opened.use(await openFileSource(from)));
+  const drafts: string[] = [];
+  for (const { to } of copies) {
+    const draft = await newDraft(to);
+    opened.defer(() => unlinkIfThere(draft));
+    drafts.push(draft);
+  }
+  const takenAt = await tryToCopy(sources, drafts, run);
+  const sizesBytes: number[] = [];
+  for (const draft of drafts) sizesBytes.push(await settle(draft));
+  run.signal.throwIfAborted();
+  run.fence();
+  for (const [index, { to }] of copies.entries()) {
+    await guardStorage(`create ${to}`, () => rename(drafts[index] ?? "", to));
+  }
+  for (const folder of new Set(copies.map(({ to }) => dirname(to)))) await syncFolder(folder);
+  return { takenAt, sizesBytes };
+}
+
+async function tryToCopy(sources: readonly FileSource[], drafts: readonly string[], run: RunContext): Promise<Date> {
+  for (let tries = 1; tries <= triesMax; tries++) {
+    const before = await fingerprints(sources);
+    await delay(tickMs, undefined, { signal: run.signal });
+    const takenAt = new Date();
+    if ((await fingerprints(sources)) === before && (await copyAll(sources, drafts, before, run))) return takenAt;
+  }
+  throw new SourceChangedError(
+    `The ${sources.length} volumes changed while their snapshots were taken, ${triesMax} times in a row, so these would not be of one moment. Shut the machine down first, or let its hypervisor take them (driver qmp).`,
+  );
+}
+
+/** False as soon as any of the sources is seen to have changed. */
+async function copyAll(
+  sources: readonly FileSource[],
+  drafts: readonly string[],
+  before: string,
+  run: RunContext,
+): Promise<boolean> {
+  let total = { bytesDone: 0, bytesStored: 0 };
+  for (const [index, source] of sources.entries()) {
+    const draft = drafts[index] ?? "";
+    const earlier = total;
+    const onProgress: RunContext["onProgress"] = ({ bytesDone, bytesStored }) => {
+      total = { bytesDone: earlier.bytesDone + bytesDone, bytesStored: earlier.bytesStored + bytesStored };
+      run.onProgress(total);
+    };
+    run.signal.throwIfAborted();
+    run.fence();
+    await unlinkIfThere(draft);
+    try {
+      if (!(await shareBlocks(source.descriptorPath, draft))) {
+        await copySparse(source, draft, { offset: 0, sizeBytes: source.sizeBytes }, { ...run, onProgress });
+      }
+    } catch (error) {
+      if (error instanceof SourceChangedError) return false;
+      throw error;
+    }
+    if ((await fingerprints(sources)) !== before) return false;
+  }
+  return true;
+}
+
+async function fingerprints(sources: readonly FileSource[]): Promise<string> {
+  return (await Promise.all(sources.map((source) => source.fingerprint()))).join(" ");
+}

@@ -99,6 +99,8 @@ async function askHealth(instance: Instance, golden: Golden, volume: string): Pr
   await golden.ask("pass of the reaper, wrong", "POST", "/ops/repositories/main/reap", { body: { dry_run: "yes" } });
   await golden.ask("pass of the reaper over nothing", "POST", "/ops/repositories/nowhere/reap", { body: {} });
   await golden.ask("rescan beside the reaper", "POST", "/ops/repositories/main/rescan", { body: {} });
+  await golden.ask("audit of a backup", "GET", `/ops/audit?resource=backup&resource_id=${backup}`);
+  await golden.ask("audit, by what is no filter", "GET", "/ops/audit?since=yesterday&marker=x&colour=red");
 }
 
 it("shows its figures to a scraper", async () => {

@@ -14,6 +14,7 @@ import { volumeTypes } from "./cinder/volume-types.ts";
 import { volumes } from "./cinder/volumes.ts";
 import type { Context } from "./context.ts";
 import { identify } from "./identify.ts";
+import { audit } from "./ops/audit.ts";
 import { opsBackups } from "./ops/backups.ts";
 import { documentation } from "./ops/documentation.ts";
 import { health } from "./ops/health.ts";
@@ -137,6 +138,7 @@ export const opsRoutes: readonly OpsRoute[] = [
   ["GET", "/ops/operations/:id", "ops:operations", operations.show],
   ["GET", "/ops/notifications", "ops:notifications", notifications.list],
   ["POST", "/ops/notifications/:id/retry", "ops:notifications", notifications.retry],
+  ["GET", "/ops/audit", "ops:audit", audit.list],
   ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],
   ["GET", "/ops/backups/:id", "ops:backup", opsBackups.show],
   ["POST", "/ops/backups/:id/verify", "ops:verify", opsBackups.verify],

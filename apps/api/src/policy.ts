@@ -80,6 +80,7 @@ const policy = {
   "ops:backup": "reader",
   "ops:verify": "admin",
   "ops:notifications": "admin",
+  "ops:audit": "admin",
   "ops:queues": "admin",
 } as const satisfies Record<string, Role | "user" | "anyone">;
 

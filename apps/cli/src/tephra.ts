@@ -1,4 +1,5 @@
 import { Command, CommanderError } from "commander";
+import { addAuditCommand } from "./tephra-audit.ts";
 import { addBackupCommands } from "./tephra-backups.ts";
 import { addMessageCommands } from "./tephra-messages.ts";
 import { addNotificationCommands } from "./tephra-notifications.ts";
@@ -48,6 +49,7 @@ function buildProgram(): Command {
   addMessageCommands(program);
   addNotificationCommands(program);
   addStatusCommands(program);
+  addAuditCommand(program);
   return program;
 }
 

@@ -1,4 +1,5 @@
 import {
+  actAs,
   type ClaimedTask,
   ClaimLostError,
   ConfigError,
@@ -139,10 +140,17 @@ function causeOf(error: unknown, signal: AbortSignal): unknown {
  * @returns false when there was nothing to take
  */
 export async function runTask(taskId: string, context: WorkerContext, leases: Leases): Promise<boolean> {
-  const { database, config, log, workerId } = context;
+  const { database, config, workerId } = context;
   const askedAt = performance.now();
   const task = await claimTask(database, { taskId, workerId, leaseMs: config.worker.lease_ms });
   if (!task) return false;
+  const actor = { worker: workerId, user: task.userId, request: task.requestId, operation: task.operationId };
+  await actAs({ kind: "worker", ...actor }, () => doTask(task, askedAt, context, leases));
+  return true;
+}
+
+async function doTask(task: ClaimedTask, askedAt: number, context: WorkerContext, leases: Leases): Promise<void> {
+  const { config, log } = context;
   events.taskClaimed(log, task);
   context.hooks.reached(`${task.kind}.claimed`);
   await using lease = leases.hold(task, askedAt);
@@ -161,5 +169,4 @@ export async function runTask(taskId: string, context: WorkerContext, leases: Le
       log.warn({ err: fault, task: task.id }, "verdict could not be stored"),
     );
   }
-  return true;
 }

@@ -1,3 +1,4 @@
+import { sayWhy } from "./actor.ts";
 import { cancelBackupCreate } from "./backup-create.ts";
 import { startBackupDelete } from "./backup-delete.ts";
 import { cancelBackupImport } from "./backup-import.ts";
@@ -35,6 +36,7 @@ async function lockWithOperations(
 /** Ends the creation or restore that is going on; a deletion goes on. Whoever works on it learns of it at the next heartbeat. */
 async function cancelWork(tx: Transaction, operations: readonly OperationRow[], reason: string): Promise<void> {
   for (const operation of operations) {
+    await sayWhy(tx, { reason, operation });
     if (operation.kind === "backup-create") await cancelBackupCreate(tx, operation, reason);
     if (operation.kind === "backup-import") await cancelBackupImport(tx, operation, reason);
     if (operation.kind === "backup-restore") await cancelRestore(tx, operation, reason);

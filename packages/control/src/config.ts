@@ -227,6 +227,12 @@ export const ConfigFile = z
         grace_minutes: z.number().min(0).default(60),
       })
       .prefault({}),
+    audit: z
+      .strictObject({
+        /** How long it is remembered who changed the status of what. */
+        retention_days: z.number().positive().default(90),
+      })
+      .prefault({}),
     import_roots: z.array(z.string().min(1)).default([]),
     /** Bytes of a volume that one task copies; rounded down to whole object windows, at least one. */
     range_bytes: z

@@ -1,5 +1,6 @@
 import { PrismaPg } from "@prisma/adapter-pg";
 import pg from "pg";
+import { sayWhoActs } from "./actor.ts";
 import { type Prisma, PrismaClient } from "./generated/client.ts";
 
 export type Database = PrismaClient;
@@ -32,13 +33,17 @@ function isRetryable(error: unknown): boolean {
 }
 
 /**
- * Runs `work` in one transaction, again (up to three times) after a deadlock or serialization failure.
+ * Runs `work` in one transaction, again (up to three times) after a deadlock or serialization failure. The database is told who acts, for
+ * the audit (actor.ts).
  * Lock order everywhere: schedule → repository → quota → volume → backup (parent first) → operation → task.
  */
 export async function inTransaction<T>(database: Database, work: (tx: Transaction) => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt += 1) {
     try {
-      return await database.$transaction(work);
+      return await database.$transaction(async (tx) => {
+        await sayWhoActs(tx);
+        return work(tx);
+      });
     } catch (error) {
       if (attempt >= 3 || !isRetryable(error)) throw error;
     }

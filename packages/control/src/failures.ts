@@ -1,3 +1,4 @@
+import { sayWhy } from "./actor.ts";
 import { failBackupCreate } from "./backup-create.ts";
 import { failBackupDelete } from "./backup-delete.ts";
 import { failBackupImport } from "./backup-import.ts";
@@ -44,6 +45,7 @@ export async function failOperation(
     const operation = await lockOperation(tx, operationId);
     if (failure.held) await failTask(tx, failure.held, failure.reason);
     if (!isLive(operation)) return null;
+    await sayWhy(tx, { reason: failure.reason, operation });
     await failRows(tx, operation, failure);
     await tellUsers(tx, operation, failure);
     return operation;

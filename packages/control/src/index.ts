@@ -1,3 +1,5 @@
+export * from "./actor.ts";
+export * from "./audit.ts";
 export * from "./backup-cancel.ts";
 export * from "./backup-create.ts";
 export * from "./backup-delete.ts";

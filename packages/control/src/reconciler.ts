@@ -1,3 +1,5 @@
+import { actAs } from "./actor.ts";
+import { forgetAudit } from "./audit.ts";
 import type { Config } from "./config.ts";
 import type { Database } from "./database.ts";
 import { failOperation } from "./failures.ts";
@@ -111,6 +113,7 @@ async function reconcile(database: Database, config: Config, log: Logger, afterO
   const unplaced = await failUnplaced(database, config, log);
   await database.$executeRaw`DELETE FROM workers WHERE heartbeat_at < now() - ${forgetWorkersAfter}::interval`;
   await forgetMessages(database, config);
+  await forgetAudit(database, config);
   await startDueWork(database, config);
   if (expired.length + advanced + unplaced === 0) return;
   events.reconciled(log, { expired: expired.length, advanced, unplaced });
@@ -141,7 +144,7 @@ export function startReconciler(options: { database: Database; config: Config; l
       }
       const waiting = performance.now() < quietUntil;
       if (!waiting) {
-        await reconcile(database, config, log, quietUntil > 0);
+        await actAs({ kind: "reconciler" }, () => reconcile(database, config, log, quietUntil > 0));
         quietUntil = 0;
       }
     } catch (error) {

@@ -103,8 +103,10 @@ export async function resetSnapshot(
   id: string,
   status: string,
 ): Promise<void> {
-  await getSnapshot(database, principal, id);
-  await database.snapshot.updateMany({ where: { id }, data: { status, updatedAt: new Date() } });
+  await inTransaction(database, async (tx) => {
+    await getSnapshot(tx, principal, id);
+    await tx.snapshot.updateMany({ where: { id }, data: { status, updatedAt: new Date() } });
+  });
 }
 
 /**

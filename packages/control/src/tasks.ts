@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import type { Actor } from "./actor.ts";
 import type { Database, Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
 import type { Prisma } from "./generated/client.ts";
@@ -49,6 +50,8 @@ export interface ClaimedTask {
   range: { offset: number; length: number };
   input: Json;
   requestId: string;
+  /** Who asked for the operation. */
+  userId: string;
   /** As it was when the task was claimed. `plan` is set once and never changes afterwards, but for what a phase adds. */
   operation: TaskOperation;
 }
@@ -113,6 +116,7 @@ interface ClaimRow {
   range_length: bigint;
   input: Json;
   request_id: string;
+  user_id: string;
   project_id: string;
   created_at: Date;
   operation_kind: string;
@@ -132,6 +136,7 @@ export async function claimTask(
   database: Database,
   request: { taskId: string; workerId: string; leaseMs: number },
 ): Promise<ClaimedTask | null> {
+  const actor: Actor = { kind: "worker", worker: request.workerId };
   const rows = await database.$queryRaw<ClaimRow[]>`
     WITH claimed AS (
       UPDATE tasks SET state = 'running', claim = claim + 1, attempts = attempts + 1, worker_id = ${request.workerId},
@@ -145,9 +150,10 @@ export async function claimTask(
     ), begun AS (
       UPDATE operations SET state = 'running', started_at = now(), updated_at = now()
       WHERE id = (SELECT operation_id FROM claimed) AND state = 'queued'
+        AND set_config('tephra.actor', ${JSON.stringify(actor)}, true) <> ''
     )
     SELECT c.id, c.operation_id, c.kind, c.ordinal, c.claim, c.attempts, c.range_offset, c.range_length, c.input,
-           o.request_id, o.project_id, o.created_at, o.kind AS operation_kind, o.input AS operation_input, o.plan,
+           o.request_id, o.user_id, o.project_id, o.created_at, o.kind AS operation_kind, o.input AS operation_input, o.plan,
            o.backup_id, o.volume_id, o.snapshot_id
     FROM claimed c JOIN operations o ON o.id = c.operation_id`;
   const row = rows[0];
@@ -162,6 +168,7 @@ export async function claimTask(
     range: { offset: Number(row.range_offset), length: Number(row.range_length) },
     input: row.input,
     requestId: row.request_id,
+    userId: row.user_id,
     operation: {
       id: row.operation_id,
       projectId: row.project_id,

@@ -1,4 +1,4 @@
-import type { Principal } from "@tephra/control";
+import { actAs, actorOf, type Principal } from "@tephra/control";
 import { type ErrorRequestHandler, json, type Request, type RequestHandler, Router } from "express";
 import type { z } from "zod";
 import type { Context } from "../context.ts";
@@ -60,7 +60,8 @@ async function answer(context: Context, route: OpsRoute, req: Request): Promise<
   const asked = Object.fromEntries(new URL(req.url, "http://localhost").searchParams);
   const query = action.query && parse(action.query, asked);
   const body = action.body && parse(action.body, req.body);
-  return action.handle(context, { principal, params: req.params as Record<string, string>, query, body });
+  const call = { principal, params: req.params as Record<string, string>, query, body };
+  return actAs(actorOf(principal), () => action.handle(context, call));
 }
 
 const handlerOf =

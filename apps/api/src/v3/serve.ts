@@ -1,4 +1,4 @@
-import { NotFoundError } from "@tephra/control";
+import { actAs, actorOf, NotFoundError } from "@tephra/control";
 import type { ErrorRequestHandler, Request, RequestHandler, Response } from "express";
 import { Router, raw } from "express";
 import type { Context } from "../context.ts";
@@ -115,7 +115,7 @@ async function perform(context: Context, call: Call, rule: Rule, action: Action)
   try {
     if (!may(call.principal, rule, project)) await action.load?.(context, parsed);
     allow(call.principal, rule, project);
-    return await action.handle(context, parsed);
+    return await actAs(actorOf(call.principal), () => action.handle(context, parsed));
   } catch (error) {
     throw asWritten(error, call);
   }

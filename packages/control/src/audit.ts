@@ -5,7 +5,7 @@ import { isUuid } from "./listing.ts";
 
 export type AuditRow = AuditEntry;
 
-export const auditedResources = ["backup", "volume", "snapshot", "operation"] as const;
+export const auditedResources = ["backup", "volume", "snapshot", "group", "group_snapshot", "operation"] as const;
 
 export interface AuditQuery {
   resource?: (typeof auditedResources)[number];

@@ -67,3 +67,11 @@ CREATE TRIGGER "snapshots_moved" AFTER UPDATE OF "status" ON "snapshots" FOR EAC
 CREATE TRIGGER "operations_audited" AFTER INSERT ON "operations" FOR EACH ROW EXECUTE FUNCTION "audit_transition"('operation', 'state');
 CREATE TRIGGER "operations_moved" AFTER UPDATE OF "state" ON "operations" FOR EACH ROW
   WHEN (OLD."state" IS DISTINCT FROM NEW."state") EXECUTE FUNCTION "audit_transition"('operation', 'state');
+
+CREATE TRIGGER "groups_audited" AFTER INSERT OR DELETE ON "groups" FOR EACH ROW EXECUTE FUNCTION "audit_transition"('group', 'status');
+CREATE TRIGGER "groups_moved" AFTER UPDATE OF "status" ON "groups" FOR EACH ROW
+  WHEN (OLD."status" IS DISTINCT FROM NEW."status") EXECUTE FUNCTION "audit_transition"('group', 'status');
+
+CREATE TRIGGER "group_snapshots_audited" AFTER INSERT OR DELETE ON "group_snapshots" FOR EACH ROW EXECUTE FUNCTION "audit_transition"('group_snapshot', 'status');
+CREATE TRIGGER "group_snapshots_moved" AFTER UPDATE OF "status" ON "group_snapshots" FOR EACH ROW
+  WHEN (OLD."status" IS DISTINCT FROM NEW."status") EXECUTE FUNCTION "audit_transition"('group_snapshot', 'status');

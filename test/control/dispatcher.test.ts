@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import {
+  type Config,
   type Database,
   type Dispatched,
   inTransaction,
@@ -12,7 +13,7 @@ import {
   startOperation,
   withdrawWorker,
 } from "@tephra/control";
-import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, inject, it } from "vitest";
 import { createDatabase } from "../harness/instance.ts";
 import { waitFor } from "../harness/wait-for.ts";
 
@@ -39,19 +40,24 @@ async function queueOperations(projectId: string, count: number, needs: string[]
   });
 }
 
-/** Dispatches until nothing more fits, and returns what was put into each queue. */
-async function dispatchAll(until: (jobs: Map<string, Dispatched[]>) => boolean): Promise<Map<string, Dispatched[]>> {
+/** Dispatches until `until` is true, from so many processes at once, and returns what was put into each queue. */
+async function dispatchAll(
+  until: (jobs: Map<string, Dispatched[]>) => boolean | Promise<boolean>,
+  { config: used = config(), dispatchers = 1 }: { config?: Config; dispatchers?: number } = {},
+): Promise<Map<string, Dispatched[]>> {
   const jobs = new Map<string, Dispatched[]>();
-  const dispatcher = startDispatcher({
-    database,
-    config: config(),
-    log: openLog({ log_level: "silent", hostName: "test" }, "test"),
-    enqueue: async (queue, added) => void jobs.set(queue, [...(jobs.get(queue) ?? []), ...added]),
-  });
+  const started = Array.from({ length: dispatchers }, () =>
+    startDispatcher({
+      database,
+      config: used,
+      log: openLog({ log_level: "silent", hostName: "test" }, "test"),
+      enqueue: async (queue, added) => void jobs.set(queue, [...(jobs.get(queue) ?? []), ...added]),
+    }),
+  );
   try {
-    await waitFor(() => until(jobs), { what: "the dispatcher has filled the queues" });
+    await waitFor(() => until(jobs), { what: "the dispatcher has filled the queues", timeoutMs: 60_000 });
   } finally {
-    await dispatcher.stop();
+    await Promise.all(started.map((dispatcher) => dispatcher.stop()));
   }
   return jobs;
 }
@@ -108,5 +114,65 @@ describe("the dispatcher", () => {
     const jobs = await dispatchAll((j) => (j.get(queueFor(reaches))?.length ?? 0) >= 4);
     expect(jobs.get(queueFor(reaches))?.map((j) => j.taskId)).toContain(seal.id);
     await database.operation.deleteMany();
+  });
+
+  describe("with caps", () => {
+    const wide = { id: "wide", host: "h", pid: 1, slots: 8, reaches: ["repository:main"], unreachable: {} };
+    const room = wide.slots * 2;
+    const inFlight = async (projectId: string): Promise<number> =>
+      database.task.count({ where: { projectId, state: { in: ["dispatched", "running"] } } });
+    /** The tasks of a project that are in flight are done. */
+    const finish = (projectId: string) =>
+      database.task.updateMany({ where: { projectId, state: "dispatched" }, data: { state: "succeeded" } });
+    /** Long enough for a dispatcher to look more than once. */
+    const lookedTwice = () => {
+      let looks = 0;
+      return () => ++looks > 20;
+    };
+    beforeAll(async () => {
+      await withdrawWorker(database, worker.id);
+      await publishWorker(database, wide);
+    });
+    afterEach(() => database.operation.deleteMany());
+    afterAll(() => withdrawWorker(database, wide.id));
+
+    it("a project takes all there is while it is alone, and keeps to its cap while another has something to do", async () => {
+      const capped = { ...config(), dispatcher: { project_cap: 3 } };
+      await queueOperations("aaa", 40, wide.reaches);
+      await dispatchAll(async () => (await inFlight("aaa")) === room, { config: capped });
+      await finish("aaa");
+      await queueOperations("bbb", 2, wide.reaches);
+      await dispatchAll(async () => (await inFlight("bbb")) === 2, { config: capped });
+      expect(await inFlight("aaa")).toBe(3);
+      const looked = lookedTwice();
+      await dispatchAll(looked, { config: capped });
+      expect(await inFlight("aaa")).toBe(3);
+      await finish("bbb");
+      await dispatchAll(async () => (await inFlight("aaa")) === room, { config: capped });
+    });
+
+    it("a repository never has more tasks than it may, however many dispatchers choose at once, and holds up no other", async () => {
+      const base = config();
+      const [main] = base.repositories;
+      if (!main) throw new Error("no repository");
+      const repositories = [
+        { ...main, max_running_tasks: 3 },
+        { ...main, name: "free", default: false },
+      ];
+      const both = { ...wide, reaches: ["repository:free", "repository:main"] };
+      await publishWorker(database, both);
+      await queueOperations("aaa", 30, ["repository:main"]);
+      await queueOperations("aaa", 4, ["repository:main", "repository:free"]);
+      await queueOperations("aaa", 4, ["repository:free"]);
+      const options = { config: { ...base, repositories }, dispatchers: 4 };
+      const free = (): Promise<number> =>
+        database.task.count({ where: { state: "dispatched", needs: { equals: ["repository:free"] } } });
+      await dispatchAll(async () => (await free()) === 4, options);
+      expect(await inFlight("aaa")).toBe(3 + 4);
+      await finish("aaa");
+      await dispatchAll(async () => (await inFlight("aaa")) === 3, options);
+      await dispatchAll(lookedTwice(), options);
+      expect(await inFlight("aaa")).toBe(3);
+    });
   });
 });

@@ -1,5 +1,6 @@
 import { type Config, type Database, type Logger, openDatabase, openMetrics } from "@tephra/control";
 import { type Authenticate, authenticator } from "./auth.ts";
+import { openThrottle, type Throttle } from "./throttle.ts";
 
 /** Everything that a route needs, built once by `main.ts`. Routes keep no state of their own. */
 export interface Context {
@@ -8,6 +9,7 @@ export interface Context {
   readonly log: Logger;
   readonly metrics: ReturnType<typeof openMetrics>;
   readonly authenticate: Authenticate;
+  readonly throttle: Throttle;
 }
 
 /** Connections to Postgres per API process: requests hold one for a few milliseconds, so more would only queue in the server. */
@@ -16,5 +18,6 @@ const connectionsMax = 10;
 /** Opens no connection yet. The caller disconnects `database`. */
 export function openContext(config: Config, log: Logger): Context {
   const database = openDatabase(config.database_url, connectionsMax);
-  return { config, database, log, metrics: openMetrics(database), authenticate: authenticator(config.auth) };
+  const [authenticate, throttle] = [authenticator(config.auth), openThrottle(config.rate_limits)];
+  return { config, database, log, metrics: openMetrics(database), authenticate, throttle };
 }

@@ -80,6 +80,8 @@ const Repository = z
       .pipe(z.enum(Object.keys(compressionLevels) as [Compression, ...Compression[]]))
       .default("zlib"),
     zlib_encoder: z.enum(zlibEncoders).default("zlib"),
+    /** Tasks that may be at work on it at once, of all workers together; null: as many as there are slots. */
+    max_running_tasks: z.int().min(1).nullable().default(null),
   })
   .refine((r) => r.zlib_encoder === "zlib" || r.compression === "zlib" || r.compression === "gzip", {
     path: ["zlib_encoder"],
@@ -271,6 +273,22 @@ export const ConfigFile = z
         reconcile_ms: z.int().min(100).default(2_000),
         attempts_max: z.int().min(1).default(3),
         backoff_ms: z.int().min(0).default(1_000),
+      })
+      .prefault({}),
+    dispatcher: z
+      .strictObject({
+        /** Tasks of one project at once while another has something to do, too; null: any number. */
+        project_cap: z.int().min(1).nullable().default(null),
+      })
+      .prefault({}),
+    /** What a project may ask of one API process. */
+    rate_limits: z
+      .strictObject({
+        /** Requests within the window; null: any number. */
+        requests: z.int().min(1).nullable().default(null),
+        /** Of those, what may change something: all but GET and HEAD. */
+        changes: z.int().min(1).nullable().default(null),
+        window_seconds: z.int().min(1).default(60),
       })
       .prefault({}),
     /** For fault tests: the process kills itself the n-th time it reaches a named point. */

@@ -1,6 +1,6 @@
 import { Client } from "pg";
 import type { Config } from "./config.ts";
-import type { Database } from "./database.ts";
+import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { tasksReadyChannel } from "./tasks.ts";
 import type { Logger } from "./telemetry.ts";
 import { type LiveQueue, liveQueues } from "./workers.ts";
@@ -18,16 +18,44 @@ export type Enqueue = (queue: string, jobs: readonly Dispatched[]) => Promise<vo
 /** Jobs kept in Redis per slot: one that runs and one that waits, so that no slot idles for a round trip. */
 const jobsPerSlot = 2;
 
+/** How many tasks may be in flight of one project, and at each repository (`repository:NAME`) that has a limit. */
+interface Caps {
+  project: number | null;
+  repositories: Readonly<Record<string, number>>;
+}
+
+function capsOf({ dispatcher, repositories }: Config): Caps {
+  const limited = repositories.flatMap(({ name, max_running_tasks: max }) =>
+    max === null ? [] : [[`repository:${name}`, max] as const],
+  );
+  return { project: dispatcher.project_cap, repositories: Object.fromEntries(limited) };
+}
+
 /**
  * Chooses ready tasks for one queue, in one statement: round-robin over projects, counting what each has in flight, and within a
  * project what finishes before what starts, older operations first. At most `jobsMax` rows per project are looked at. Several
  * dispatchers may choose at once: a row goes to one of them, and the queue's room may be overrun by a few.
+ *
+ * A project's cap holds only while another project has something to do. A repository's always holds: whoever chooses where there is
+ * one waits for the others that do, so that each counts what the last one took. A task of an incremental may need two repositories, and counts at both.
  */
-async function choose(database: Database, queue: LiveQueue): Promise<Dispatched[]> {
+async function choose(database: Database, queue: LiveQueue, caps: Caps): Promise<Dispatched[]> {
+  if (!queue.reaches.some((place) => Object.hasOwn(caps.repositories, place))) return chooseIn(database, queue, caps);
+  return inTransaction(database, async (tx) => {
+    await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended('tephra:dispatch', 0))`;
+    return chooseIn(tx, queue, caps);
+  });
+}
+
+async function chooseIn(database: Database | Transaction, queue: LiveQueue, caps: Caps): Promise<Dispatched[]> {
   const jobsMax = queue.slots * jobsPerSlot;
   const rows = await database.$queryRaw<{ id: string; dispatch: number }[]>`
     WITH RECURSIVE busy AS (
       SELECT project_id, queue, count(*) AS jobs FROM tasks WHERE state IN ('running', 'dispatched') GROUP BY project_id, queue
+    ), limited AS (
+      SELECT c.key AS place, c.value::int - (SELECT count(*) FROM tasks t
+        WHERE t.state IN ('running', 'dispatched') AND t.needs @> ARRAY[c.key])::int AS jobs
+      FROM jsonb_each_text(${JSON.stringify(caps.repositories)}::jsonb) c
     ), room AS (
       SELECT GREATEST(0, ${jobsMax} - coalesce(sum(jobs), 0))::int AS jobs FROM busy WHERE queue = ${queue.queue}
     ), projects AS (
@@ -36,16 +64,25 @@ async function choose(database: Database, queue: LiveQueue): Promise<Dispatched[
       SELECT (SELECT t.project_id FROM tasks t WHERE t.state = 'ready' AND t.project_id > p.project_id ORDER BY t.project_id LIMIT 1)
       FROM projects p WHERE p.project_id IS NOT NULL
     ), candidates AS (
-      SELECT c.id, c.rank, c.queued_at, c.ordinal,
+      SELECT c.id, c.project_id, c.needs, c.rank, c.queued_at, c.ordinal,
         coalesce((SELECT sum(b.jobs) FROM busy b WHERE b.project_id = p.project_id), 0)
           + row_number() OVER (PARTITION BY c.project_id ORDER BY c.rank, c.queued_at, c.ordinal) AS turn
       FROM projects p CROSS JOIN LATERAL (
         SELECT t.* FROM tasks t
         WHERE t.state = 'ready' AND t.project_id = p.project_id AND t.run_after <= now() AND t.needs <@ ${queue.reaches}::text[]
+          AND NOT t.needs && ARRAY(SELECT place FROM limited WHERE jobs <= 0)
         ORDER BY t.rank, t.queued_at, t.ordinal LIMIT (SELECT jobs FROM room)
       ) c
+    ), contended AS (
+      SELECT count(*) > 1 AS yes FROM (SELECT project_id FROM candidates UNION SELECT project_id FROM busy) p
+    ), fair AS (
+      SELECT * FROM candidates WHERE NOT (SELECT yes FROM contended) OR turn <= coalesce(${caps.project}::int, turn)
+    ), placed AS (
+      SELECT f.id, l.jobs - row_number() OVER (PARTITION BY l.place ORDER BY f.turn, f.rank, f.queued_at, f.ordinal) AS left_over
+      FROM fair f JOIN limited l ON f.needs @> ARRAY[l.place]
     ), chosen AS (
-      SELECT id FROM candidates ORDER BY turn, rank, queued_at, ordinal LIMIT (SELECT jobs FROM room)
+      SELECT id FROM fair WHERE NOT EXISTS (SELECT 1 FROM placed WHERE placed.id = fair.id AND placed.left_over < 0)
+      ORDER BY turn, rank, queued_at, ordinal LIMIT (SELECT jobs FROM room)
     ), locked AS (
       SELECT t.id FROM tasks t JOIN chosen USING (id) WHERE t.state = 'ready' FOR UPDATE OF t SKIP LOCKED
     )
@@ -86,6 +123,7 @@ export function startDispatcher(options: {
 
   let queues: LiveQueue[] = [];
   let queuesReadAt = Number.NEGATIVE_INFINITY;
+  const caps = capsOf(config);
 
   const round = async (): Promise<void> => {
     if (performance.now() - queuesReadAt > queuesAgeMaxMs) {
@@ -93,7 +131,7 @@ export function startDispatcher(options: {
       queuesReadAt = performance.now();
     }
     for (const queue of queues) {
-      const jobs = await choose(database, queue);
+      const jobs = await choose(database, queue, caps);
       if (jobs.length > 0) await enqueue(queue.queue, jobs);
     }
   };

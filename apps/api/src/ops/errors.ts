@@ -5,7 +5,10 @@ import { IdentityUnavailableError, NoRouteError, Refusal, UnauthenticatedError }
 
 /** The one map from an error to what a caller of our own routes sees. A fault of 500 is one that nobody foresaw. */
 export function faultOf(error: unknown): Fault {
-  if (error instanceof Refusal) return { status: error.status, message: error.message };
+  if (error instanceof Refusal) {
+    const { status, message, retryAfter } = error;
+    return { status, message, ...(retryAfter !== undefined && { retryAfter }) };
+  }
   if (error instanceof UnauthenticatedError) {
     return { status: 401, message: "The request you have made requires authentication." };
   }

@@ -4,8 +4,9 @@ import type { z } from "zod";
 import type { Context } from "../context.ts";
 import { endFault, endJson } from "../fault.ts";
 import { allow, assertRule, isPublic, type Rule } from "../policy.ts";
-import { badRequest } from "../refusals.ts";
+import { badRequest, Refusal } from "../refusals.ts";
 import { logFault } from "../request-log.ts";
+import { throttledText } from "../throttle.ts";
 import { faultOf } from "./errors.ts";
 
 /** One authenticated request to a route of ours. `Body` and `Query` are what the action's schemas make of them. */
@@ -56,6 +57,8 @@ async function answer(context: Context, route: OpsRoute, req: Request): Promise<
   if (route[2] === "public") return route[3].handle(context);
   const [, , rule, action] = route;
   const principal = await context.authenticate(req.get("x-auth-token"), String(req.id));
+  const retryAfter = await context.throttle(principal, req.method);
+  if (retryAfter !== null) throw new Refusal(429, throttledText, { retryAfter });
   allow(principal, rule);
   const asked = Object.fromEntries(new URL(req.url, "http://localhost").searchParams);
   const query = action.query && parse(action.query, asked);

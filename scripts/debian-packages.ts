@@ -21,7 +21,7 @@ export async function unpackPackages(
   say: (line: string) => void,
 ): Promise<Record<string, string>> {
   const { name, packages } = wanted;
-  const target = join(resolve(process.env["TEPHRA_CACHE_DIR"] ?? join(root, "var")), `${name}-pkg`);
+  const target = unpackedFolder(name);
   if (!existsSync(target)) {
     say(`downloading ${packages[0]} (Debian's packages, nothing is installed)`);
     const unfinished = `${target}.${process.pid}`;
@@ -39,6 +39,11 @@ export async function unpackPackages(
     PYTHONPATH: join(target, "usr/lib/python3/dist-packages"),
     LD_LIBRARY_PATH: libraryFolders(target).join(":"),
   };
+}
+
+/** Where unpackPackages has put the packages of this name. */
+export function unpackedFolder(name: string): string {
+  return join(resolve(process.env["TEPHRA_CACHE_DIR"] ?? join(root, "var")), `${name}-pkg`);
 }
 
 /** apt with lists, cache and archives of its own: it works out what is missing here, and fetches without installing. */

@@ -1,0 +1,87 @@
+import { lstat } from "node:fs/promises";
+import { connect, type Socket } from "node:net";
+import { errnoOf, HypervisorUnavailableError, PathNotAllowedError } from "../errors.ts";
+import { allowedPath } from "../volume/allowed-path.ts";
+
+/** A reply longer than this ends the connection. The longest that QEMU gives is its schema, of 300 KB. */
+const lineBytesMax = 4 * 1024 * 1024;
+const connectMs = 5_000;
+const newline = 0x0a;
+
+/** One JSON value per line over a unix socket, as QEMU's monitor and guest agent speak. */
+export interface JsonSocket {
+  /** Bytes as they are: the agent wants one that is no JSON. */
+  send(data: string | Uint8Array): void;
+  close(): void;
+}
+
+export interface JsonSocketEvents {
+  /** One line without its end. Bytes, because the agent marks a line with one that is no text. */
+  onLine: (line: Buffer) => void;
+  /** Called once, however the connection ends. */
+  onEnd: (error: HypervisorUnavailableError) => void;
+}
+
+/**
+ * Connects to a socket beneath one of the roots.
+ *
+ * @returns null when nobody listens there: no such file, or its program has gone
+ * @throws PathNotAllowedError for anything else than a socket, or outside the roots; HypervisorUnavailableError
+ */
+export async function openJsonSocket(
+  path: string,
+  roots: readonly string[],
+  { onLine, onEnd }: JsonSocketEvents,
+): Promise<JsonSocket | null> {
+  const allowed = await allowedPath(path, roots);
+  const status = await lstat(allowed).catch((error: unknown) => {
+    if (errnoOf(error) === "ENOENT") return null;
+    throw new HypervisorUnavailableError(`The socket ${path} cannot be reached (${errnoOf(error)}).`, { cause: error });
+  });
+  if (status === null) return null;
+  if (!status.isSocket()) throw new PathNotAllowedError(`${path} is no socket.`);
+  const socket = await connectTo(allowed);
+  if (socket === null) return null;
+  let pending: Buffer[] = [];
+  let pendingBytes = 0;
+  const end = (reason: string, cause?: unknown): void => {
+    socket.destroy();
+    onEnd(new HypervisorUnavailableError(`The connection to ${path} has ended: ${reason}.`, { cause }));
+  };
+  socket.on("error", (error) => end(errnoOf(error), error));
+  socket.on("close", () => end("its other side has closed it"));
+  socket.on("data", (chunk: Buffer) => {
+    let start = 0;
+    for (let at = chunk.indexOf(newline); at >= 0; at = chunk.indexOf(newline, start)) {
+      onLine(Buffer.concat([...pending, chunk.subarray(start, at)]));
+      pending = [];
+      pendingBytes = 0;
+      start = at + 1;
+    }
+    pending.push(chunk.subarray(start));
+    pendingBytes += chunk.length - start;
+    if (pendingBytes > lineBytesMax) end(`a line is longer than ${lineBytesMax} bytes`);
+  });
+  return {
+    send: (data) => void socket.write(data),
+    close: () => void socket.destroy(),
+  };
+}
+
+async function connectTo(path: string): Promise<Socket | null> {
+  const socket = connect({ path });
+  const { promise, resolve, reject } = Promise.withResolvers<Socket | null>();
+  const timer = setTimeout(() => socket.destroy(new Error(`not within ${connectMs / 1000} s`)), connectMs);
+  socket.once("connect", () => resolve(socket));
+  socket.once("error", (error) => {
+    if (["ENOENT", "ECONNREFUSED"].includes(errnoOf(error))) return resolve(null);
+    const reason = errnoOf(error) || error.message;
+    reject(new HypervisorUnavailableError(`The socket ${path} cannot be reached: ${reason}.`, { cause: error }));
+  });
+  try {
+    return await promise;
+  } finally {
+    clearTimeout(timer);
+    socket.removeAllListeners("error");
+  }
+}

@@ -1,0 +1,248 @@
+import { createHash } from "node:crypto";
+import { lstat, open, readdir, stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { z } from "zod";
+import { errnoOf, HypervisorRefusedError, HypervisorUnavailableError } from "../errors.ts";
+import { unlinkIfThere } from "../volume/copy-file.ts";
+import { guardStorage } from "../volume/storage-error.ts";
+import { syncFolder } from "../volume/sync-folder.ts";
+import { parseJson, type QmpClient } from "./qmp-client.ts";
+
+/*
+ * While snapshots are copied, the machine's writes go to overlays, one qcow2 file beside each disk:
+ *
+ *     before            between                                      after
+ *     guest             guest ──▶ .volume-A.overlay-<operation>      guest
+ *       │                                   │ backing                  │
+ *     volume-A                          volume-A (still)             volume-A
+ *
+ * An overlay in use holds the only copy of what the machine has written since. So it is never removed by its age or by its name
+ * alone, but after QEMU has told that a job has written all of it back.
+ */
+
+/** The disk as QEMU has it open. */
+export interface OpenDisk {
+  volumePath: string;
+  node: string;
+  sizeBytes: number;
+  cache: { direct: boolean; "no-flush": boolean };
+}
+
+export interface Overlay {
+  node: string;
+  path: string;
+}
+
+/** A job that gets nowhere for this long is given up for now. It is left as it is: the next run finds it. */
+const stallMs = 120_000;
+const lookEveryMs = 250;
+
+const Nodes = z.array(
+  z.object({
+    "node-name": z.string(),
+    drv: z.string(),
+    file: z.string(),
+    backing_file_depth: z.number(),
+    cache: z.object({ direct: z.boolean(), "no-flush": z.boolean() }),
+    image: z.object({ "virtual-size": z.number() }),
+  }),
+);
+type Node = z.infer<typeof Nodes>[number];
+
+const Jobs = z.array(
+  z.object({ id: z.string(), status: z.string(), "current-progress": z.number(), error: z.string().optional() }),
+);
+
+async function listNodes(qmp: QmpClient): Promise<Node[]> {
+  return Nodes.parse(await qmp.execute("query-named-block-nodes"));
+}
+
+/**
+ * Finds the node of a disk on which everything that uses the disk stands: the raw format over the file, or the file itself.
+ * HypervisorRefusedError when the machine does not have it open as a raw disk.
+ */
+export async function findDisk(qmp: QmpClient, volumePath: string): Promise<OpenDisk> {
+  const wanted = await guardStorage(`read ${volumePath}`, () => stat(volumePath, { bigint: true }));
+  const nodes: Node[] = [];
+  for (const node of await listNodes(qmp)) {
+    if (!node.file.startsWith("/")) continue;
+    const status = await stat(node.file, { bigint: true }).catch(() => undefined);
+    if (status?.dev === wanted.dev && status.ino === wanted.ino) nodes.push(node);
+  }
+  // A filter (throttling, a running backup) bears its disk's name as well, and stays above the overlay.
+  const raws = nodes.filter(({ drv }) => drv === "raw");
+  const [disk, second] = raws.length > 0 ? raws : nodes.filter(({ drv }) => ["file", "host_device"].includes(drv));
+  if (disk === undefined) throw new HypervisorRefusedError(`The machine does not have ${volumePath} open.`);
+  if (second !== undefined) {
+    throw new HypervisorRefusedError(`The machine has ${volumePath} open more than once, so its top is not known.`);
+  }
+  const format = nodes.find(({ drv }) => ["qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "luks"].includes(drv));
+  if (format !== undefined) {
+    throw new HypervisorRefusedError(`The machine has ${volumePath} open as ${format.drv}; volumes are raw.`);
+  }
+  return { volumePath, node: disk["node-name"], sizeBytes: disk.image["virtual-size"], cache: disk.cache };
+}
+
+/**
+ * Makes an empty overlay beside a disk and opens it in QEMU, without putting it to use. QEMU makes the file: it may run as
+ * another user, and has to be able to write it.
+ */
+export async function prepareOverlay(qmp: QmpClient, disk: OpenDisk, operationId: string): Promise<Overlay> {
+  const path = `${overlayStart(disk.volumePath)}${operationId}`;
+  // Names of nodes have 31 characters at the most.
+  const digest = createHash("sha256").update(path).digest("hex");
+  const node = `tephra-${digest.slice(0, 20)}`;
+  const file = { driver: "file", filename: path, cache: disk.cache, discard: "unmap" };
+  await runJob(qmp, "blockdev-create", `${node}-f`, { options: { driver: "file", filename: path, size: 0 } });
+  await qmp.execute("blockdev-add", { ...file, "node-name": `${node}-f` });
+  const options = { driver: "qcow2", file: `${node}-f`, size: disk.sizeBytes };
+  const backing = { "backing-file": disk.volumePath, "backing-fmt": "raw" };
+  await runJob(qmp, "blockdev-create", `${node}-q`, { options: { ...options, ...backing } });
+  await qmp.execute("blockdev-del", { "node-name": `${node}-f` });
+  await qmp.execute("blockdev-add", {
+    driver: "qcow2",
+    "node-name": node,
+    file,
+    backing: null, // It is given by the snapshot; the name in the file is for whoever has to write it back by hand.
+    cache: disk.cache,
+    discard: "unmap",
+  });
+  return { node, path };
+}
+
+/** From one instant on the machine writes to the overlays, all of them or none. */
+export async function switchToOverlays(
+  qmp: QmpClient,
+  pairs: readonly { disk: OpenDisk; overlay: Overlay }[],
+): Promise<void> {
+  const actions = pairs.map(({ disk, overlay }) => ({
+    type: "blockdev-snapshot",
+    data: { node: disk.node, overlay: overlay.node },
+  }));
+  await qmp.execute("transaction", { actions });
+}
+
+/**
+ * Brings a disk back to where it was before any overlay: what the machine has written since is written to the disk, and the
+ * overlay goes. Does the same for what broken-off runs have left; a disk without overlays is left alone.
+ *
+ * @throws HypervisorRefusedError when an overlay that holds writes is not open in QEMU any more
+ */
+export async function withdrawOverlays(qmp: QmpClient, volumePath: string): Promise<void> {
+  const start = overlayStart(volumePath);
+  for (const node of await listNodes(qmp)) {
+    const path = pathOf(node);
+    const name = node["node-name"];
+    if (!path.startsWith(start)) continue;
+    if (node.drv === "qcow2") await writeBack(qmp, { volumePath, path, node });
+    else if (name.startsWith("tephra-")) await qmp.execute("blockdev-del", { "node-name": name });
+  }
+  await removeUnused(volumePath);
+}
+
+/**
+ * Removes overlay files that hold no writes, and refuses to go on when one does: for when QEMU does not have them open.
+ *
+ * @throws HypervisorRefusedError
+ */
+export async function removeUnused(volumePath: string): Promise<void> {
+  const folder = dirname(volumePath);
+  for (const name of await guardStorage(`list ${folder}`, () => readdir(folder))) {
+    const path = join(folder, name);
+    if (!path.startsWith(overlayStart(volumePath))) continue;
+    if (await holdsWrites(path)) {
+      throw new HypervisorRefusedError(
+        `QEMU ended while snapshots were being taken: ${path} holds what the machine wrote last, and ${volumePath} does not. With the machine off, write it back with \`qemu-img commit ${path}\` and remove it; if the machine has run since without it, remove it.`,
+      );
+    }
+    await unlinkIfThere(path);
+  }
+  await syncFolder(folder);
+}
+
+/** A node with other options than its file names, such as an overlay before it is used, is called `json:{…}`. */
+function pathOf({ file }: Node): string {
+  if (!file.startsWith("json:")) return file;
+  const options = z.object({ file: z.object({ filename: z.string() }) }).safeParse(parseJson(file.slice(5)));
+  return options.data?.file.filename ?? "";
+}
+
+async function writeBack(qmp: QmpClient, overlay: { volumePath: string; path: string; node: Node }): Promise<void> {
+  const { volumePath, path } = overlay;
+  const { "node-name": node, backing_file_depth } = overlay.node;
+  const job = (await listJobs(qmp)).find(({ id }) => id === node);
+  // Without a backing node it was never put to use. With one, either its file is gone, which is done when its job has ended well
+  // and before that job is forgotten, or it has to be taken for one in use.
+  if (backing_file_depth > 0 && (job !== undefined || (await lstat(path).catch(() => undefined)) !== undefined)) {
+    if (job === undefined) {
+      const base = await findDisk(qmp, volumePath);
+      const args = { "job-id": node, device: node, "base-node": base.node, "auto-dismiss": false };
+      await qmp.execute("block-commit", args);
+    }
+    await jobEnd(qmp, node);
+    await unlinkIfThere(path);
+    await qmp.execute("job-dismiss", { id: node });
+  }
+  await qmp.execute("blockdev-del", { "node-name": node });
+  await unlinkIfThere(path);
+}
+
+async function runJob(qmp: QmpClient, command: string, id: string, args: object): Promise<void> {
+  const left = (await listJobs(qmp)).some((job) => job.id === id);
+  if (left) await qmp.execute("job-dismiss", { id });
+  await qmp.execute(command, { "job-id": id, ...args });
+  await jobEnd(qmp, id);
+  await qmp.execute("job-dismiss", { id });
+}
+
+/** Waits until a job has ended well, and ends it when it is ready to. A job that failed is dismissed and thrown. */
+async function jobEnd(qmp: QmpClient, id: string): Promise<void> {
+  let progress = -1;
+  let lastMove = performance.now();
+  let completing = false;
+  for (;;) {
+    const job = (await listJobs(qmp)).find((each) => each.id === id);
+    if (job === undefined) throw new HypervisorUnavailableError(`The hypervisor has lost its job ${id}.`);
+    if (job.status === "concluded") {
+      if (job.error === undefined) return;
+      await qmp.execute("job-dismiss", { id });
+      throw new HypervisorRefusedError(`The hypervisor's job failed: ${job.error}.`);
+    }
+    // The top of a chain is committed in two steps: it stays ready, following every write, until it is told to end.
+    if (job.status === "ready" && !completing) {
+      completing = true;
+      await qmp.execute("job-complete", { id });
+      continue;
+    }
+    const now = performance.now();
+    if (job["current-progress"] !== progress) lastMove = now;
+    progress = job["current-progress"];
+    if (now - lastMove > stallMs) throw new HypervisorUnavailableError(`The hypervisor's job ${id} gets nowhere.`);
+    await qmp.changed(lookEveryMs);
+  }
+}
+
+async function listJobs(qmp: QmpClient): Promise<z.infer<typeof Jobs>> {
+  return Jobs.parse(await qmp.execute("query-jobs"));
+}
+
+/** Whether a qcow2 file has any cluster: its first table (docs/interop/qcow2.txt of QEMU) names none otherwise. */
+async function holdsWrites(path: string): Promise<boolean> {
+  const file = await open(path, "r").catch((error: unknown) => {
+    if (errnoOf(error) !== "ENOENT") throw error;
+  });
+  if (file === undefined) return false;
+  try {
+    const header = Buffer.alloc(48);
+    const { bytesRead } = await file.read(header, 0, header.length, 0);
+    if (bytesRead < header.length) return false; // Broken off before it was a qcow2 file.
+    const entries = header.readUInt32BE(36);
+    const table = Buffer.alloc(entries * 8);
+    await file.read(table, 0, table.length, Number(header.readBigUInt64BE(40)));
+    return table.some((byte) => byte !== 0);
+  } finally {
+    await file.close();
+  }
+}
+
+const overlayStart = (volumePath: string): string => join(dirname(volumePath), `.${basename(volumePath)}.overlay-`);

@@ -1,0 +1,148 @@
+import { z } from "zod";
+import { HypervisorRefusedError, HypervisorUnavailableError } from "../errors.ts";
+import { type JsonSocket, openJsonSocket } from "./json-socket.ts";
+
+/** A monitor serves one client at a time; a second one is connected and gets no greeting until the first has gone. */
+const greetingMs = 10_000;
+const replyMs = 30_000;
+
+const Reply = z.union([
+  z.object({ id: z.number(), return: z.unknown() }),
+  z.object({ id: z.number().optional(), error: z.object({ class: z.string(), desc: z.string() }) }),
+]);
+const Message = z.union([z.object({ QMP: z.object({}) }), z.object({ event: z.string() }), Reply]);
+
+/** The command is not one of this program's: a qemu-storage-daemon has no machine, an old QEMU no new commands. */
+export class CommandMissingError extends HypervisorRefusedError {}
+
+interface Call {
+  command: string;
+  resolve: (value: unknown) => void;
+  reject: (error: Error) => void;
+}
+
+/**
+ * A client of QEMU's machine protocol: commands with ids, any number at once. Events are not kept, they only wake whoever waits
+ * for something to change and then asks for it.
+ */
+export class QmpClient implements Disposable {
+  readonly #calls = new Map<number, Call>();
+  readonly #greeted = Promise.withResolvers<void>();
+  #bell = Promise.withResolvers<void>();
+  #socket: JsonSocket | null = null;
+  #ended: HypervisorUnavailableError | null = null;
+  #lastId = 0;
+
+  private constructor() {
+    this.#greeted.promise.catch(() => {}); // It may be refused before anybody waits for it.
+  }
+
+  /** Connects and ends the negotiation; null when nobody listens. See openJsonSocket. */
+  static async connect(path: string, roots: readonly string[]): Promise<QmpClient | null> {
+    const client = new QmpClient();
+    client.#socket = await openJsonSocket(path, roots, {
+      onLine: (line) => client.#receive(line),
+      onEnd: (error) => client.#end(error),
+    });
+    if (client.#socket === null) return null;
+    try {
+      await within(
+        client.#greeted.promise,
+        greetingMs,
+        `The monitor ${path} gives no greeting: is another client on it?`,
+      );
+      await client.execute("qmp_capabilities");
+      return client;
+    } catch (error) {
+      client[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /**
+   * Carries a command out and returns what it returns. HypervisorRefusedError with QEMU's own words, HypervisorUnavailableError
+   * when the connection ends or no reply comes in time: whether it was carried out is then unknown.
+   */
+  async execute(command: string, args: object = {}): Promise<unknown> {
+    if (this.#ended !== null) throw this.#ended;
+    const id = ++this.#lastId;
+    const { promise, resolve, reject } = Promise.withResolvers<unknown>();
+    this.#calls.set(id, { command, resolve, reject });
+    try {
+      this.#socket?.send(`${JSON.stringify({ execute: command, arguments: args, id })}\n`);
+      return await within(promise, replyMs, `The hypervisor does not answer ${command}.`);
+    } finally {
+      this.#calls.delete(id);
+    }
+  }
+
+  /** Resolves at the next event, or after `ms`: there is no order in which one could be missed for longer than that. */
+  async changed(ms: number): Promise<void> {
+    if (this.#ended !== null) throw this.#ended;
+    const timer = setTimeout(this.#bell.resolve, ms);
+    await this.#bell.promise.finally(() => clearTimeout(timer));
+  }
+
+  [Symbol.dispose](): void {
+    this.#socket?.close();
+  }
+
+  #receive(line: Buffer): void {
+    const parsed = Message.safeParse(parseJson(line));
+    // QEMU's own replies are trusted to be JSON; a socket of something else is not worth talking to.
+    if (!parsed.success) {
+      this.#socket?.close();
+      this.#end(new HypervisorUnavailableError("What answers on the socket is no QEMU monitor."));
+    } else if ("QMP" in parsed.data) {
+      this.#greeted.resolve();
+    } else if ("event" in parsed.data) {
+      this.#ring();
+    } else {
+      this.#settle(parsed.data);
+    }
+  }
+
+  #settle(reply: z.infer<typeof Reply>): void {
+    const call = this.#calls.get(reply.id ?? 0);
+    if ("error" in reply) {
+      const { class: kind, desc } = reply.error;
+      const Refusal = kind === "CommandNotFound" ? CommandMissingError : HypervisorRefusedError;
+      call?.reject(new Refusal(`The hypervisor refuses ${call.command}: ${desc}`));
+    } else {
+      call?.resolve(reply.return);
+    }
+  }
+
+  #ring(): void {
+    this.#bell.resolve();
+    this.#bell = Promise.withResolvers();
+  }
+
+  #end(error: HypervisorUnavailableError): void {
+    if (this.#ended !== null) return;
+    this.#ended = error;
+    this.#greeted.reject(error);
+    for (const call of this.#calls.values()) call.reject(error);
+    this.#ring();
+  }
+}
+
+/** Undefined for what is no JSON. */
+export function parseJson(text: Buffer | string): unknown {
+  try {
+    return JSON.parse(text.toString());
+  } catch {
+    return undefined;
+  }
+}
+
+/** HypervisorUnavailableError with `message` when the promise has not settled in `ms`; it goes on by itself. */
+export async function within<T>(promise: Promise<T>, ms: number, message: string): Promise<T> {
+  const late = Promise.withResolvers<never>();
+  const timer = setTimeout(() => late.reject(new HypervisorUnavailableError(message)), ms);
+  try {
+    return await Promise.race([promise, late.promise]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -1,0 +1,182 @@
+import { z } from "zod";
+import { GuestNotFrozenError, HypervisorRefusedError } from "../errors.ts";
+import type { RunContext } from "../run-context.ts";
+import { copyTogether } from "../volume/copy-together.ts";
+import { freezeWhile, thaw } from "./freeze-while.ts";
+import { GuestAgent } from "./guest-agent.ts";
+import type { Disk, Hypervisor, PowerState, TogetherOptions, TogetherResult } from "./hypervisor.ts";
+import { findDisk, prepareOverlay, removeUnused, switchToOverlays, withdrawOverlays } from "./overlays.ts";
+import { CommandMissingError, QmpClient } from "./qmp-client.ts";
+import { snapshotUntouched } from "./snapshot-untouched.ts";
+
+const Status = z.object({ status: z.string() });
+const Exports = z.array(z.object({ id: z.string() }));
+
+export interface QmpSettings {
+  /** The monitor of a running QEMU or qemu-storage-daemon: an absolute path. */
+  socket: string;
+  /** The socket of the guest agent, if there is one. */
+  agentSocket: string | null;
+  /** The file systems to freeze, by their mount points in the guest; null for all of them. */
+  freezeMountpoints: readonly string[] | null;
+  /** Folders in which sockets may lie. */
+  socketRoots: readonly string[];
+}
+
+/**
+ * A running QEMU, or a qemu-storage-daemon, by its monitor. Snapshots are taken in one transaction: from one instant on the
+ * machine writes beside its disks, which then hold still while they are copied; at the end its writes are brought back
+ * (overlays.ts). The monitor serves one client, and stays connected from the first to the last step: that keeps every other
+ * worker out meanwhile.
+ */
+export class QmpHypervisor implements Hypervisor {
+  readonly #settings: QmpSettings;
+
+  constructor(settings: QmpSettings) {
+    this.#settings = settings;
+  }
+
+  /** A monitor on which nobody listens is that of a machine that is off. */
+  async powerState(signal: AbortSignal): Promise<PowerState> {
+    signal.throwIfAborted();
+    using qmp = await this.#connect();
+    return qmp === null ? "SHUTOFF" : await askState(qmp);
+  }
+
+  async snapshotTogether(disks: readonly Disk[], options: TogetherOptions, run: RunContext): Promise<TogetherResult> {
+    run.signal.throwIfAborted();
+    using qmp = await this.#connect();
+    if (qmp === null) {
+      for (const { volumePath } of disks) await removeUnused(volumePath);
+      return await snapshotUntouched(disks, { powerState: "SHUTOFF", ...options }, run);
+    }
+    using agent = await this.#connectAgent();
+    await withdrawAll(qmp, agent, disks);
+    try {
+      const frozen = await this.#switch(qmp, agent, disks, options, run);
+      if (options.requireConsistency && frozen.notFrozenBecause !== null) {
+        throw new GuestNotFrozenError(frozen.notFrozenBecause);
+      }
+      const copies = disks.map(({ volumePath, snapshotPath }) => ({ from: volumePath, to: snapshotPath }));
+      const { sizesBytes } = await copyTogether(copies, run);
+      return {
+        takenAt: frozen.result,
+        frozenMs: frozen.frozenMs,
+        consistency: frozen.notFrozenBecause === null ? "application" : "crash",
+        sizesBytes,
+      };
+    } finally {
+      // Neither the signal nor the fence stops this: it brings the machine back to what it was, and as long as the monitor is
+      // connected here nobody else can have begun anything with it.
+      await withdrawAll(qmp, agent, disks);
+    }
+  }
+
+  async recover(disks: readonly Disk[], run: RunContext): Promise<void> {
+    run.signal.throwIfAborted();
+    using qmp = await this.#connect();
+    if (qmp === null) {
+      for (const { volumePath } of disks) await removeUnused(volumePath);
+      return;
+    }
+    using agent = await this.#connectAgent();
+    await withdrawAll(qmp, agent, disks);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {}
+
+  /** Everything slow comes before the guest is frozen: within, there is the one transaction. */
+  async #switch(
+    qmp: QmpClient,
+    agent: GuestAgent | null,
+    disks: readonly Disk[],
+    options: TogetherOptions,
+    run: RunContext,
+  ) {
+    run.signal.throwIfAborted();
+    run.fence();
+    const pairs = await inParallel(disks, async ({ volumePath }) => {
+      const disk = await findDisk(qmp, volumePath);
+      return { disk, overlay: await prepareOverlay(qmp, disk, options.operationId) };
+    });
+    const freeze = { mountpoints: this.#settings.freezeMountpoints, limitMs: options.freezeLimitMs };
+    return await freezeWhile(agent, freeze, async () => {
+      run.signal.throwIfAborted();
+      run.fence();
+      const takenAt = new Date();
+      await switchToOverlays(qmp, pairs);
+      return takenAt;
+    });
+  }
+
+  #connect(): Promise<QmpClient | null> {
+    return QmpClient.connect(this.#settings.socket, this.#settings.socketRoots);
+  }
+
+  async #connectAgent(): Promise<GuestAgent | null> {
+    const { agentSocket, socketRoots } = this.#settings;
+    return agentSocket === null ? null : await GuestAgent.connect(agentSocket, socketRoots);
+  }
+}
+
+async function withdrawAll(qmp: QmpClient, agent: GuestAgent | null, disks: readonly Disk[]): Promise<void> {
+  // The disks are brought back whether the guest can be thawed or not.
+  const [thawed] = await Promise.allSettled([thawLeft(agent)]);
+  await inParallel(disks, ({ volumePath }) => withdrawOverlays(qmp, volumePath));
+  if (thawed.status === "rejected") throw thawed.reason;
+}
+
+/** Does something with every disk; when one fails, the first failure is thrown after all others have come to their end. */
+async function inParallel<Result>(disks: readonly Disk[], act: (disk: Disk) => Promise<Result>): Promise<Result[]> {
+  const settled = await Promise.allSettled(disks.map(act));
+  return settled.map((each) => {
+    if (each.status === "rejected") throw each.reason;
+    return each.value;
+  });
+}
+
+/** A guest that an earlier run has left frozen is thawed; an agent that cannot freeze has left none. */
+async function thawLeft(agent: GuestAgent | null): Promise<void> {
+  const frozen = await agent?.isFrozen().catch((error: unknown) => {
+    if (error instanceof HypervisorRefusedError) return false;
+    throw error;
+  });
+  if (agent !== null && frozen === true) await thaw(agent);
+}
+
+async function askState(qmp: QmpClient): Promise<PowerState> {
+  try {
+    return stateOf(Status.parse(await qmp.execute("query-status")).status);
+  } catch (error) {
+    if (!(error instanceof CommandMissingError)) throw error;
+    // A storage daemon has no machine: it counts as one that is on as long as it lets anybody write or read.
+    const exports = Exports.parse(await qmp.execute("query-block-exports"));
+    return exports.length > 0 ? "ACTIVE" : "SHUTOFF";
+  }
+}
+
+/** RunState of QEMU (qapi/run-state.json). */
+function stateOf(status: string): PowerState {
+  switch (status) {
+    case "running":
+    case "watchdog":
+      return "ACTIVE";
+    case "shutdown":
+      return "SHUTOFF";
+    case "paused":
+    case "debug":
+    case "prelaunch":
+      return "PAUSED";
+    case "suspended":
+      return "SUSPENDED";
+    case "inmigrate":
+    case "postmigrate":
+    case "finish-migrate":
+    case "colo":
+    case "save-vm":
+    case "restore-vm":
+      return "MIGRATING";
+    default:
+      return "ERROR";
+  }
+}

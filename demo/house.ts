@@ -28,6 +28,13 @@ export interface HouseOptions {
   /** Where files may be imported from and exported to, beside the house's own folder. */
   importRoots?: readonly string[];
   say?: (line: string) => void;
+  /** By which addresses the programs reach the servers; the house itself asks them directly. */
+  via?: (servers: ServerUrls) => Promise<ServerUrls>;
+}
+
+export interface ServerUrls {
+  databaseUrl: string;
+  redisUrl: string;
 }
 
 /** A whole Tephra of its own: servers, API, workers, repository and volumes in a temporary folder. */
@@ -48,8 +55,10 @@ export interface House extends AsyncDisposable {
   readonly configPath: string;
   /** Settles when the new worker is known to the service. `env` is added to its environment. */
   startWorker(env?: Record<string, string>): Promise<Program>;
-  /** Ends the API and starts it again on the same port; settles when it answers. */
-  restartApi(signal: NodeJS.Signals): Promise<void>;
+  /** The API's process; another one after each restart. */
+  api(): Program;
+  /** Ends the API and starts it again on the same port; settles when it answers. `env` is added to its environment; with it, an end is as good. */
+  restartApi(signal: NodeJS.Signals, env?: Record<string, string>): Promise<void>;
   readonly services: Pick<Services, "redisUrl" | "servers">;
 }
 
@@ -101,11 +110,12 @@ async function build(options: HouseOptions): Promise<House> {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const configPath = join(dir, "tephra.yml");
+  const reached = options.via ? await options.via(services) : services;
   const env = {
     PATH: process.env["PATH"] ?? "",
     HOME: dir,
-    DATABASE_URL: services.databaseUrl,
-    REDIS_URL: services.redisUrl,
+    DATABASE_URL: reached.databaseUrl,
+    REDIS_URL: reached.redisUrl,
     TEPHRA_PORT: String(port),
     TEPHRA_DATA_DIR: dir,
     TEPHRA_CONFIG: configPath,
@@ -135,17 +145,18 @@ async function build(options: HouseOptions): Promise<House> {
   };
   let api = await start("api", "apps/api/dist/main.js");
   await Promise.all(Array.from({ length: options.workers }, () => startWorker()));
-  const apiReady = async (): Promise<void> => {
-    const ready = async (): Promise<boolean> => (await fetch(`${url}/readyz`)).status === 200;
+  const apiReady = async ({ mayEnd = false } = {}): Promise<void> => {
+    const ready = async (): Promise<boolean> =>
+      (mayEnd && !api.running()) || (await fetch(`${url}/readyz`)).status === 200;
     await poll(ready, { what: "the service is ready", timeoutMs: 30_000 }).catch((error: unknown) => {
       throw new Error(`the service does not start:\n${api.tail()}`, { cause: error });
     });
   };
   await apiReady();
-  const restartApi: House["restartApi"] = async (signal) => {
+  const restartApi: House["restartApi"] = async (signal, more) => {
     await api.stop({ signal });
-    api = await start("api", "apps/api/dist/main.js");
-    await apiReady();
+    api = await start("api", "apps/api/dist/main.js", more);
+    await apiReady({ mayEnd: more !== undefined });
   };
   const owned = stack.move();
   return {
@@ -159,6 +170,7 @@ async function build(options: HouseOptions): Promise<House> {
     finished: (query) => operationEnd(call, query),
     configPath,
     startWorker,
+    api: () => api,
     restartApi,
     services,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),

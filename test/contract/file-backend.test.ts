@@ -16,6 +16,7 @@ import {
   VolumeConflictError,
 } from "@tephra/engine";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { freeContext } from "../format/backup-fixture.ts";
 
 const free: RunContext = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
 const mebibyte = 1024 * 1024;
@@ -298,6 +299,20 @@ describe("restores", () => {
     expect(await names()).toEqual(["volume-v1"]);
     expect(await readFile(volumePath("v1"))).toEqual(old);
     await expect(backend.openRestoreTarget("v1", "op1")).rejects.toBeInstanceOf(VolumeConflictError);
+  });
+
+  test("a late worker cannot publish any more", async () => {
+    await fill("v1", old);
+    await backend.beginRestore("v1", "op1", { sizeBytes: 4, keepTail: false });
+    await write("v1", "op1", "abcd");
+    const lost = new Error("the lease is lost");
+    const fence = (): void => {
+      throw lost;
+    };
+    for (const freshInode of [false, true]) {
+      await expect(backend.publishRestore("v1", "op1", { freshInode }, freeContext({ fence }))).rejects.toBe(lost);
+      expect(await readFile(volumePath("v1"))).toEqual(old);
+    }
   });
 
   test("publishing what was never begun is refused", async () => {

@@ -1,9 +1,8 @@
-import { existsSync } from "node:fs";
-import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type House, project } from "../../demo/house.ts";
 import { poll } from "../../scripts/poll.ts";
 import { type AskedBackup, ask, graceMs, rested, rowsOf, sha256Of, statusOf } from "./model.ts";
+import { filesBelow, type Store } from "./store.ts";
 
 /** What must not be, each with enough words to find it again. */
 export interface Findings {
@@ -83,17 +82,16 @@ export async function findCorrupt(
 }
 
 /** Files that nothing refers to, in the repository and beside the volumes; a quota that is not the sum of its rows. */
-export async function findOrphans(house: House): Promise<string[]> {
+export async function findOrphans(house: House & { store: Store }): Promise<string[]> {
   const orphans: string[] = [];
   const rows = await rowsOf<{ container: string; prefix: string }>(
     house,
     "SELECT container, service_metadata AS prefix FROM backups WHERE deleted_at IS NULL AND service_metadata IS NOT NULL",
   );
-  const repository = join(house.dir, "repository");
   const isKept = (path: string): boolean =>
-    path === ".tephra/repository.json" ||
+    path.endsWith(".tephra/repository.json") ||
     rows.some(({ container, prefix }) => path.startsWith(`${container}/${prefix}`));
-  for (const path of await filesBelow(repository)) if (!isKept(path)) orphans.push(`repository/${path}`);
+  for (const path of await house.store.names(house.dir)) if (!isKept(path)) orphans.push(`repository/${path}`);
   const known = await rowsOf<{ name: string }>(
     house,
     "SELECT 'volume-' || id AS name FROM volumes UNION ALL SELECT 'snapshot-' || id FROM snapshots",
@@ -106,14 +104,6 @@ export async function findOrphans(house: House): Promise<string[]> {
   for (const { resource, counted, used } of drifted)
     orphans.push(`quota of ${resource}: ${used} used, ${counted} there`);
   return orphans;
-}
-
-async function filesBelow(folder: string): Promise<string[]> {
-  if (!existsSync(folder)) return [];
-  const entries = await readdir(folder, { recursive: true, withFileTypes: true });
-  return entries
-    .filter((entry) => entry.isFile())
-    .map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 1));
 }
 
 const quotaDrift = `WITH there AS (

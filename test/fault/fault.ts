@@ -1,25 +1,63 @@
 import { parseArgs } from "node:util";
+import { runCorruption } from "./corruption.ts";
+import { runKills } from "./kills.ts";
+import { runOutages } from "./outages.ts";
 import { isClean, reportOf } from "./report.ts";
 import { newTally, openFaultHouse, runHistory } from "./runs.ts";
+import { type StoreKind, storeKinds } from "./store.ts";
+import { runSubmissions } from "./submissions.ts";
 
-const { values } = parseArgs({ options: { seed: { type: "string" }, runs: { type: "string", default: "20" } } });
+/** What a command is told: where to begin, how much to do, and where to say how it goes. */
+export interface FaultOptions {
+  seed: number;
+  /** Histories, kills, submissions or clean restores; the command's own measure when null. */
+  runs: number | null;
+  store: StoreKind;
+  say: (line: string) => void;
+}
+
+/** Each prints its figures, the verdict last, and says whether all was well. */
+const commands: Readonly<Record<string, (options: FaultOptions) => Promise<boolean>>> = {
+  histories: runHistories,
+  kills: runKills,
+  outages: runOutages,
+  submissions: runSubmissions,
+  corruption: runCorruption,
+};
+
+async function runHistories({ seed, runs, store, say }: FaultOptions): Promise<boolean> {
+  const wanted = runs ?? 20;
+  const tally = newTally();
+  {
+    await using house = await openFaultHouse({ workers: 2, store, say });
+    for (let run = 0; run < wanted; run++) {
+      const started = performance.now();
+      await runHistory(house, { seed: seed + run, tally, say });
+      const seconds = ((performance.now() - started) / 1000).toFixed(0);
+      say(`run ${run + 1} of ${wanted} (--seed ${seed + run} --runs 1): ${seconds} s`);
+    }
+  }
+  for (const line of reportOf(tally, { seed, runs: wanted })) process.stdout.write(`${line}\n`);
+  return isClean(tally);
+}
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { seed: { type: "string" }, runs: { type: "string" }, store: { type: "string", default: "posix" } },
+});
+const [name = "histories"] = positionals;
+const command = commands[name];
 const seed = Number(values.seed ?? Math.floor(Math.random() * 1e9));
-const runs = Number(values.runs);
-if (!Number.isSafeInteger(seed) || !Number.isSafeInteger(runs) || runs < 1) {
-  throw new Error("usage: npm run test:fault -- [--seed S] [--runs N]");
+const runs = values.runs === undefined ? null : Number(values.runs);
+const store = storeKinds.find((kind) => kind === values.store);
+if (
+  command === undefined ||
+  store === undefined ||
+  !Number.isSafeInteger(seed) ||
+  !(Number.isSafeInteger(runs ?? 1) && (runs ?? 1) > 0)
+) {
+  const names = Object.keys(commands).join("|");
+  throw new Error(`usage: npm run test:fault -- [${names}] [--seed S] [--runs N] [--store ${storeKinds.join("|")}]`);
 }
 const say = (line: string): void => void process.stdout.write(`fault: ${line}\n`);
-
-const tally = newTally();
-{
-  await using house = await openFaultHouse(2, say);
-  for (let run = 0; run < runs; run++) {
-    const started = performance.now();
-    await runHistory(house, { seed: seed + run, tally, say });
-    say(
-      `run ${run + 1} of ${runs} (--seed ${seed + run} --runs 1): ${((performance.now() - started) / 1000).toFixed(0)} s`,
-    );
-  }
-}
-for (const line of reportOf(tally, { seed, runs })) process.stdout.write(`${line}\n`);
-process.exitCode = isClean(tally) ? 0 : 1;
+process.exitCode = (await command({ seed, runs, store, say })) ? 0 : 1;

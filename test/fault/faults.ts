@@ -3,19 +3,25 @@ import type { House } from "../../demo/house.ts";
 import { poll } from "../../scripts/poll.ts";
 import type { Program } from "../../scripts/spawn-program.ts";
 import type { Random } from "../fuzz/random.ts";
+import type { TcpProxy, Trouble } from "../harness/tcp-proxy.ts";
 import { graceMs, pause, rowsOf } from "./model.ts";
 
-/** Where a worker can be made to die: as a task of a kind is claimed, and before each of its writes. */
-export const crashPoints = [
-  ...["plan-backup", "copy", "seal", "tidy", "plan-restore", "restore", "publish", "remove-backup"].flatMap((kind) => [
-    `${kind}.claimed`,
-    kind,
-  ]),
-  "take-snapshot.claimed",
-  "remove-snapshot.claimed",
-  "import-volume.claimed",
-  "remove-volume.claimed",
+/** Kinds of tasks that write nothing, or ask for nothing as they do: there is no moment before a write. */
+const quietKinds: readonly string[] = ["conclude-verify", "import-backup", "rescan-repository", "provision-volume"];
+
+/** Where a worker can be made to die, by the kind of task: when it was claimed, before each of its writes, before its report and after. */
+export const pointsOf = (kind: string): string[] => [
+  `${kind}.claimed`,
+  ...(quietKinds.includes(kind) ? [] : [kind]),
+  `${kind}.reporting`,
+  `${kind}.done`,
 ];
+
+/** The points of what users do in a history. */
+const crashPoints = [
+  ...["plan-backup", "copy", "seal", "tidy", "plan-restore", "restore", "publish", "remove-backup"],
+  ...["plan-verify", "verify", "conclude-verify", "import-volume", "remove-volume"],
+].flatMap(pointsOf);
 
 /** What the killing of workers cost. */
 export interface Losses {
@@ -28,16 +34,16 @@ export interface Losses {
 export class Crew {
   readonly #house: House;
   readonly #wanted: number;
-  readonly #spared: Program | null;
+  readonly #spared: readonly Program[];
   readonly #watched = new Set<Promise<void>>();
   readonly losses: Losses = { kills: 0, resumedMs: [] };
   #paused: Program | null = null;
 
-  /** Nothing happens to `spared`: a process that lives as long as the house shows whether memory grows. */
-  constructor(house: House, options: { wanted: number; spared: Program | null }) {
+  /** Nothing happens to `spared`: processes that live as long as the house show whether memory grows. */
+  constructor(house: House, options: { wanted: number; spared?: readonly Program[] }) {
     this.#house = house;
     this.#wanted = options.wanted;
-    this.#spared = options.spared;
+    this.#spared = options.spared ?? [];
   }
 
   get living(): Program[] {
@@ -57,13 +63,19 @@ export class Crew {
     await this.fill();
   }
 
-  /** A further worker that dies at a named point, if it ever gets there; until `end`. */
+  /** A further worker that dies at a named point, if it ever gets there. */
   async doom(random: Random): Promise<void> {
     const point = crashPoints[random.below(crashPoints.length)];
-    const doomed = await this.#house.startWorker({ TEPHRA_CRASH_AT: `${point}:${1 + random.below(4)}` });
+    await this.startDoomed(`${point}:${1 + random.below(4)}`);
+  }
+
+  /** A further worker that dies the n-th time it is at a point (`POINT:N`). */
+  async startDoomed(crashAt: string): Promise<Program> {
+    const doomed = await this.#house.startWorker({ TEPHRA_CRASH_AT: crashAt });
     void doomed.exited.then(({ signal }) => {
       if (signal === "SIGKILL") this.#mourn(doomed);
     });
+    return doomed;
   }
 
   /** Past its lease: others take over, and it wakes up late. */
@@ -82,13 +94,18 @@ export class Crew {
     await this.fill();
   }
 
+  /** Stops all that are not spared. */
+  async stopAll(): Promise<void> {
+    await Promise.all(this.living.map((worker) => worker.stop({ signal: "SIGTERM" })));
+  }
+
   /** Settles when it is known what became of the tasks of all that died. */
   async settled(): Promise<void> {
     while (this.#watched.size > 0) await Promise.all(this.#watched);
   }
 
   #any(random: Random): Program | null {
-    const living = this.living.filter((worker) => worker !== this.#paused && worker !== this.#spared);
+    const living = this.living.filter((worker) => worker !== this.#paused && !this.#spared.includes(worker));
     return living[random.below(Math.max(1, living.length))] ?? null;
   }
 
@@ -120,36 +137,64 @@ export class Crew {
 }
 
 export type Fault = (random: Random) => Promise<void>;
+export type NamedFault = [name: string, fault: Fault];
 
-/** What can happen to a house, by name. Workers die most often, as they do in life. */
-export function faultsOf(house: House, crew: Crew, leaseMs: number): [name: string, fault: Fault][] {
+export async function flushRedis(redisUrl: string): Promise<void> {
+  const redis = new Redis(redisUrl, { lazyConnect: true, retryStrategy: () => null });
+  redis.on("error", () => {}); // It may be down just now: then there is nothing to be emptied.
+  try {
+    await redis.connect();
+    await redis.flushall();
+  } catch {
+    // As above.
+  } finally {
+    redis.disconnect();
+  }
+}
+
+const troubles: readonly [name: string, trouble: Trouble][] = [
+  ["come late", { kind: "late", ms: 150 }],
+  ["are cut off", { kind: "cut" }],
+  ["arrive by half", { kind: "half" }],
+  ["are lost", { kind: "lost" }],
+  ["trickle in", { kind: "trickle" }],
+];
+
+/** For a while, the answers of a server do not arrive as they were sent. */
+function networkFaults(proxies: Readonly<Record<string, TcpProxy>>): NamedFault[] {
+  return Object.entries(proxies).flatMap(([server, proxy]) =>
+    troubles.map(
+      ([name, trouble]): NamedFault => [
+        `answers of ${server} ${name}`,
+        async (random) => {
+          proxy.trouble(trouble);
+          await pause(200 + random.below(1_300));
+          proxy.trouble(null);
+        },
+      ],
+    ),
+  );
+}
+
+/** What can happen to servers, and to the way to them. */
+export function serverFaults(house: House, proxies: Readonly<Record<string, TcpProxy>>): NamedFault[] {
   const { servers, redisUrl } = house.services;
-  const flush = async (): Promise<void> => {
-    const redis = new Redis(redisUrl, { lazyConnect: true, retryStrategy: () => null });
-    redis.on("error", () => {}); // It may be down just now: then there is nothing to be emptied.
-    try {
-      await redis.connect();
-      await redis.flushall();
-    } catch {
-      // As above.
-    } finally {
-      redis.disconnect();
-    }
-  };
-  const kill: [string, Fault] = ["a worker is killed", (random) => crew.kill(random)];
-  const doom: [string, Fault] = ["a worker dies at a named point", (random) => crew.doom(random)];
   return [
-    kill,
-    kill,
-    kill,
-    doom,
-    doom,
-    doom,
-    ["a worker is paused past its lease", (random) => crew.freeze(random, leaseMs)],
-    ["a worker is stopped", (random) => crew.stop(random)],
-    ["the API is killed", () => house.restartApi("SIGKILL")],
-    ["Redis is emptied", flush],
+    ["Redis is emptied", () => flushRedis(redisUrl)],
     ["Redis is killed", async () => servers.redis?.().kill("SIGKILL")],
     ["PostgreSQL restarts immediately", async () => servers.postgres?.().kill("SIGQUIT")],
+    ...networkFaults(proxies),
+  ];
+}
+
+const repeated = (fault: NamedFault, times: number): NamedFault[] => Array.from({ length: times }, () => fault);
+
+/** What can happen to workers, by name. They die most often, as they do in life. */
+export function workerFaults(crew: Crew, leaseMs: number): NamedFault[] {
+  return [
+    ...repeated(["a worker is killed", (random) => crew.kill(random)], 5),
+    ...repeated(["a worker dies at a named point", (random) => crew.doom(random)], 5),
+    ...repeated(["a worker is paused past its lease", (random) => crew.freeze(random, leaseMs)], 2),
+    ...repeated(["a worker is stopped", (random) => crew.stop(random)], 2),
   ];
 }

@@ -35,6 +35,8 @@ export async function ask<T>(house: House, method: string, path: string, body?: 
       signal: AbortSignal.timeout(60_000),
     });
     const text = await response.text();
+    // The transaction may have committed although its answer was lost.
+    if (response.status >= 500) return { kind: "unknown" };
     if (response.status >= 400) return { kind: "refused", status: response.status };
     return { kind: "accepted", answer: (text === "" ? {} : JSON.parse(text)) as T };
   } catch {
@@ -100,8 +102,8 @@ export async function scribble(path: string, sizeBytes: number, random: Random, 
 }
 
 /** A file of a length that is no multiple of anything, with data here and there. */
-export async function writeImage(path: string, random: Random, seed: string): Promise<number> {
-  const sizeBytes = 300 * KiB + random.below(9_000 * KiB);
+export async function writeImage(path: string, random: Random, seed: string, bytesMin = 300 * KiB): Promise<number> {
+  const sizeBytes = bytesMin + random.below(9_000 * KiB);
   {
     await using file = await open(path, "w");
     await file.truncate(sizeBytes);

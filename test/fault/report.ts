@@ -3,7 +3,8 @@ import type { Tally } from "./runs.ts";
 const MiB = 1024 * 1024;
 
 /** What runs came to, line by line; the last line is the verdict. */
-export function reportOf(tally: Tally, { seed, runs }: { seed: number; runs: number }): string[] {
+export function reportOf(tally: Tally, options: { seed: number; runs: number; name?: string }): string[] {
+  const { seed, runs, name = "fault" } = options;
   const { findings, losses } = tally;
   const sorted = losses.resumedMs.toSorted((a, b) => a - b);
   const at = (part: number): string => {
@@ -15,10 +16,10 @@ export function reportOf(tally: Tally, { seed, runs }: { seed: number; runs: num
   const { lost, corrupt, stuck, orphans } = findings;
   return [
     ...Object.entries(findings).flatMap(([kind, all]) => (all as string[]).map((what) => `${kind}: ${what}`)),
-    `faults: ${faults.map(([name, count]) => `${count} × ${name}`).join(", ")}`,
+    `faults: ${faults.map(([fault, count]) => `${count} × ${fault}`).join(", ")}`,
     `backups: ${tally.asked} asked for, ${tally.exact} restored exactly, ${tally.failed} ended in error with a reason`,
     `workers lost: ${losses.kills}; tasks resumed after p50 ${at(0.5)}, p95 ${at(0.95)}, max ${at(1)}; ${twice.toFixed(2)} MiB copied twice per loss`,
-    `fault: seed ${seed}, ${runs} runs: ${lost.length} lost, ${corrupt.length} corrupt, ${stuck.length} stuck, ${orphans.length} orphans`,
+    `${name}: seed ${seed}, ${runs} runs: ${lost.length} lost, ${corrupt.length} corrupt, ${stuck.length} stuck, ${orphans.length} orphans`,
   ];
 }
 

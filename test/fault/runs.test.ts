@@ -11,7 +11,7 @@ it(`loses nothing while workers, the API and the servers come and go (seed ${see
   const lines: string[] = [];
   const say = (line: string): void => void lines.push(line);
   const tally = newTally();
-  await using house = await openFaultHouse(2, say);
+  await using house = await openFaultHouse({ workers: 2, say });
   for (let run = 0; run < runs; run++) await runHistory(house, { seed: seed + run, tally, say });
   const report = reportOf(tally, { seed, runs });
   process.stdout.write(`${report.join("\n")}\n`);

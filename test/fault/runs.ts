@@ -1,11 +1,25 @@
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { type House, openHouse, project } from "../../demo/house.ts";
+import { poll } from "../../scripts/poll.ts";
 import type { Program } from "../../scripts/spawn-program.ts";
 import { Random } from "../fuzz/random.ts";
+import { startTcpProxy, type TcpProxy } from "../harness/tcp-proxy.ts";
 import { type Findings, findCorrupt, findLost, findOrphans, findStuck, noFindings } from "./checker.ts";
-import { Crew, type Fault, faultsOf, type Losses } from "./faults.ts";
-import { type AskedBackup, ask, pause, rested, rowsOf, scribble, sha256Of, statusOf, writeImage } from "./model.ts";
+import { Crew, type Losses, type NamedFault, serverFaults, workerFaults } from "./faults.ts";
+import {
+  type AskedBackup,
+  ask,
+  graceMs,
+  pause,
+  rested,
+  rowsOf,
+  scribble,
+  sha256Of,
+  statusOf,
+  writeImage,
+} from "./model.ts";
+import { openStore, type Store, type StoreKind } from "./store.ts";
 
 /** Short leases, so that a takeover is a matter of seconds; small ranges and objects, so that a death falls between them. */
 export const briskConfig = {
@@ -49,11 +63,63 @@ export const newTally = (): Tally => ({
   bytesTwice: 0,
 });
 
-/** A house for any number of runs, and how many workers it has when nothing is wrong. */
-export type FaultHouse = House & { wanted: number };
+/** A house for any number of runs. */
+export interface FaultHouse extends House {
+  /** How many workers it has when nothing is wrong. */
+  wanted: number;
+  /** What stands between its programs and the servers. */
+  proxies: Readonly<Record<string, TcpProxy>>;
+  store: Store;
+}
 
-export async function openFaultHouse(workers: number, say: (line: string) => void): Promise<FaultHouse> {
-  return { ...(await openHouse({ workers, config: briskConfig, say })), wanted: workers };
+export async function openFaultHouse(options: {
+  workers: number;
+  say: (line: string) => void;
+  store?: StoreKind;
+  /** Laid over the usual configuration, key by key at the top level. */
+  config?: Record<string, unknown>;
+}): Promise<FaultHouse> {
+  const { workers, say, config } = options;
+  await using stack = new AsyncDisposableStack();
+  const proxies: Record<string, TcpProxy> = {};
+  const proxied = async (name: string, url: string): Promise<string> => {
+    const moved = new URL(url);
+    const proxy = stack.use(await startTcpProxy({ port: Number(moved.port) }));
+    proxies[name] = proxy;
+    moved.port = String(proxy.port);
+    return moved.href;
+  };
+  const store = stack.use(await openStore(options.store ?? "posix", (url) => proxied("the object store", url)));
+  const repository = { ...briskConfig.repository, ...store.repository };
+  const house = stack.use(
+    await openHouse({
+      workers,
+      config: { ...briskConfig, ...config, repository },
+      say,
+      via: async ({ databaseUrl, redisUrl }) => ({
+        databaseUrl: await proxied("PostgreSQL", databaseUrl),
+        redisUrl: await proxied("Redis", redisUrl),
+      }),
+    }),
+  );
+  const owned = stack.move();
+  return { ...house, wanted: workers, proxies, store, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+/** What a history may do beside its usual course. */
+export interface HistoryOptions {
+  seed: number;
+  tally: Tally;
+  say: (line: string) => void;
+  /** Workers and an API that nothing happens to. */
+  spared?: readonly Program[];
+  /** Users that are at it at once, each with a volume that is theirs in turn. */
+  users?: number;
+  /** Steps of each of them, about. */
+  steps?: number;
+  /** What may happen, and about how often; a few of everything by default. */
+  faults?: (crew: Crew) => NamedFault[];
+  faultsAbout?: number;
 }
 
 /**
@@ -61,24 +127,27 @@ export async function openFaultHouse(workers: number, say: (line: string) => voi
  * servers come and go. Afterwards everything is compared with what it must be, and removed. The seed decides what is done, to what
  * data, and when which fault comes.
  */
-export async function runHistory(
-  house: FaultHouse,
-  options: { seed: number; tally: Tally; say: (line: string) => void; spared?: Program },
-): Promise<void> {
-  const { seed, tally, say } = options;
+export async function runHistory(house: FaultHouse, options: HistoryOptions): Promise<void> {
+  const { seed, tally, say, spared = [] } = options;
   const before = countOf(tally.findings);
   const history: string[] = [];
   const began = performance.now();
   const note = (line: string): void => {
     history.push(`${((performance.now() - began) / 1000).toFixed(3)} ${line}`);
   };
-  const crew = new Crew(house, { wanted: house.wanted, spared: options.spared ?? null });
+  const crew = new Crew(house, { wanted: house.wanted, spared });
   await crew.fill();
-  const users = new Users(house, seed, note);
+  const users = new Users(house, { seed, users: options.users ?? 3, steps: options.steps ?? 4, note });
   await users.makeVolumes();
   const faults = new AbortController();
-  const misfortune = bringFaults(house, crew, {
+  const everything = (): NamedFault[] => [
+    ...workerFaults(crew, briskConfig.worker.lease_ms),
+    ...(spared.includes(house.api()) ? [] : [["the API is killed", () => house.restartApi("SIGKILL")] as NamedFault]),
+    ...serverFaults(house, house.proxies),
+  ];
+  const misfortune = bringFaults(options.faults?.(crew) ?? everything(), {
     random: new Random(seed * 7 + 3),
+    about: options.faultsAbout ?? 3,
     tally,
     signal: faults.signal,
     note,
@@ -95,13 +164,11 @@ export async function runHistory(
   findings.corrupt.push(...corrupt);
   await reap(house, findings);
   addNew(findings.orphans, await findOrphans(house));
-  const [twice] = await rowsOf<{ sum: number }>(house, "SELECT coalesce(sum(bytes_twice), 0)::float AS sum FROM tasks");
+  tally.bytesTwice += await bytesTwiceIn(house);
   tally.asked += users.backups.length;
   tally.exact += exact;
   tally.failed += failed;
-  tally.bytesTwice += twice?.sum ?? 0;
-  tally.losses.kills += crew.losses.kills;
-  tally.losses.resumedMs.push(...crew.losses.resumedMs);
+  addLosses(tally, crew);
   for (const worker of crew.living.slice(house.wanted)) await worker.stop();
   await removeAll(house);
   await reap(house, findings);
@@ -110,8 +177,19 @@ export async function runHistory(
   if (countOf(findings) > before) for (const line of history) say(line);
 }
 
+/** Of every volume that was copied, what was copied more than once. */
+export async function bytesTwiceIn(house: House): Promise<number> {
+  const [twice] = await rowsOf<{ sum: number }>(house, "SELECT coalesce(sum(bytes_twice), 0)::float AS sum FROM tasks");
+  return twice?.sum ?? 0;
+}
+
+export function addLosses(tally: Tally, { losses }: Crew): void {
+  tally.losses.kills += losses.kills;
+  tally.losses.resumedMs.push(...losses.resumedMs);
+}
+
 /** Sends the reaper, as its schedule would. */
-async function reap(house: House, findings: Findings): Promise<void> {
+export async function reap(house: House, findings: Findings): Promise<void> {
   findings.stuck.push(...(await findStuck(house)));
   const path = "/ops/repositories/main/reap";
   const { operation } = await house.call<{ operation: { id: string } }>("POST", path, { dry_run: false });
@@ -119,21 +197,25 @@ async function reap(house: House, findings: Findings): Promise<void> {
 }
 
 /** What is left behind once is there in the next run as well. */
-function addNew(all: string[], found: readonly string[]): void {
+export function addNew(all: string[], found: readonly string[]): void {
   all.push(...found.filter((what) => !all.includes(what)));
 }
 
 const countOf = (findings: Findings): number => Object.values(findings).reduce((sum, all) => sum + all.length, 0);
 
 async function bringFaults(
-  house: House,
-  crew: Crew,
-  { random, tally, signal, note }: { random: Random; tally: Tally; signal: AbortSignal; note: Note },
+  faults: readonly NamedFault[],
+  {
+    random,
+    about,
+    tally,
+    signal,
+    note,
+  }: { random: Random; about: number; tally: Tally; signal: AbortSignal; note: Note },
 ): Promise<void> {
-  const faults = faultsOf(house, crew, briskConfig.worker.lease_ms);
-  for (let left = 2 + random.below(4); left > 0 && !signal.aborted; left--) {
+  for (let left = about - 1 + random.below(4); left > 0 && !signal.aborted; left--) {
     await pause(200 + random.below(1500));
-    const [name, fault] = faults[random.below(faults.length)] as [string, Fault];
+    const [name, fault] = faults[random.below(faults.length)] as NamedFault;
     tally.faults[name] = (tally.faults[name] ?? 0) + 1;
     note(name);
     await fault(random);
@@ -158,23 +240,24 @@ class Users {
   readonly #seed: number;
   readonly #random: Random;
   readonly #volumes: Volume[] = [];
+  readonly #users: number;
+  readonly #note: Note;
   #steps: number;
   #serial = 0;
 
-  readonly #note: Note;
-
-  constructor(house: House, seed: number, note: Note) {
+  constructor(house: House, { seed, users, steps, note }: { seed: number; users: number; steps: number; note: Note }) {
     this.#house = house;
     this.#seed = seed;
     this.#note = note;
     this.#random = new Random(seed);
-    this.#steps = 8 + this.#random.below(8);
+    this.#users = users;
+    this.#steps = users * (steps - 1) + this.#random.below(3 * users);
   }
 
   async makeVolumes(): Promise<void> {
     const folder = join(this.#house.dir, "images");
     mkdirSync(folder, { recursive: true });
-    for (let index = 0; index < 3; index++) {
+    for (let index = 0; index < this.#users; index++) {
       const path = join(folder, `${this.#seed}-${index}.img`);
       const sizeBytes = await writeImage(path, this.#random, `${this.#seed} ${index}`);
       const body = { path, project_id: project };
@@ -195,13 +278,14 @@ class Users {
   }
 
   async #step(): Promise<void> {
-    const kind = this.#random.below(10);
+    const kind = this.#random.below(11);
     const free = this.#volumes.filter(({ busy }) => !busy);
     const volume = free[this.#random.below(Math.max(1, free.length))];
     const backup = this.#backups(this.#random);
     if (kind < 2 && volume) return this.#alone(volume, () => this.#write(volume));
     if (kind < 7 && volume) return this.#alone(volume, () => this.#backUp(volume, kind));
     if (kind < 8 && volume && backup) return this.#alone(volume, () => this.#restoreOnto(volume, backup));
+    if (kind < 9 && backup) return this.#verify(backup);
     if (backup) return this.#remove(backup);
     await pause(50);
   }
@@ -284,6 +368,35 @@ class Users {
     return row?.bytes ?? null;
   }
 
+  /** Whatever happens to it, a sound backup is not found damaged. */
+  async #verify({ id }: AskedBackup): Promise<void> {
+    const mode = ["quick", "deep", "drill"][this.#random.below(3)];
+    this.#note(`verify ${id}: ${mode}`);
+    const path = `${this.#house.url}/ops/backups/${id}/verify`;
+    const headers = { "content-type": "application/json" };
+    const asked = { method: "POST", headers, body: JSON.stringify({ mode }), signal: AbortSignal.timeout(60_000) };
+    const answer = await fetch(path, asked).catch(() => null);
+    if (answer?.status !== 202) return;
+    const { operation } = (await answer.json()) as { operation: { id: string } };
+    const [row] = await poll(() => this.#endOf(operation.id), {
+      what: `verification ${operation.id} has ended`,
+      timeoutMs: graceMs,
+      everyMs: 50,
+    });
+    this.#note(`verify ${id}: ${mode}: ${row.state}`);
+    if (row.damaged > 0) this.wrong.push(`backup ${id} was found damaged by ${mode} and is not`);
+  }
+
+  async #endOf(operationId: string): Promise<[{ state: string; damaged: number }] | undefined> {
+    const [row] = await rowsOf<{ state: string; damaged: number }>(
+      this.#house,
+      `SELECT state, coalesce(jsonb_array_length(result->'verify'->'damaged'), 0) AS damaged FROM operations
+       WHERE id = $1 AND state NOT IN ('queued', 'running')`,
+      [operationId],
+    );
+    return row && [row];
+  }
+
   async #remove(backup: AskedBackup): Promise<void> {
     const outcome = await ask(this.#house, "DELETE", `/backups/${backup.id}`);
     this.#note(`delete ${backup.id}: ${outcome.kind}`);
@@ -293,7 +406,7 @@ class Users {
 }
 
 /** Deletes what a run made, children before their parents. */
-async function removeAll(house: House): Promise<void> {
+export async function removeAll(house: House): Promise<void> {
   for (let left = 1; left > 0; ) {
     const leaves = await rowsOf<{ id: string }>(
       house,
@@ -305,7 +418,7 @@ async function removeAll(house: House): Promise<void> {
     left = leaves.length;
   }
   const volumes = await rowsOf<{ id: string }>(house, "SELECT id FROM volumes");
-  for (const { id } of volumes) await ask(house, "DELETE", `/volumes/${id}`);
+  for (const { id } of volumes) await ask(house, "DELETE", `/volumes/${id}?cascade=true`);
   for (const { id } of volumes) await rested(house, "volumes", id);
   await findStuck(house);
 }

@@ -1,29 +1,22 @@
 import { createHash, randomBytes } from "node:crypto";
-import { cp, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { cp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { deflateSync } from "node:zlib";
 import {
   type BackupReference,
   DamagedObjectError,
   type Engine,
-  EngineError,
   openEngine,
   openRepository,
   type Repository,
 } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import {
-  backUp,
-  freeContext,
-  MemoryTarget,
-  restoreToMemory,
-  small,
-  temporaryFolder,
-  writeKeyFile,
-} from "./backup-fixture.ts";
+import { backUp, freeContext, MemoryTarget, restoreToMemory, small, temporaryFolder } from "./backup-fixture.ts";
+import { type Damage, damagesOf, filesOf, forms, kinds, makeChain, tryRestore } from "./damages.ts";
 
 /** Where bits are flipped. Set TEPHRA_TEST_SEED to repeat a run. */
 const seed = Number(process.env["TEPHRA_TEST_SEED"] ?? randomBytes(4).readUInt32LE());
+const damages = damagesOf(seed);
 
 let engine: Engine;
 beforeAll(() => {
@@ -31,84 +24,11 @@ beforeAll(() => {
 });
 afterAll(() => engine[Symbol.asyncDispose]());
 
-const forms = ["zlib", "none", "encrypted"] as const;
-
-/** A chain of a full backup and two incrementals, with zeros, text and noise, in a place that may be damaged. */
-async function makeChain(folder: string, form: (typeof forms)[number]) {
-  const root = join(folder, "repository");
-  const encrypted = form === "encrypted";
-  const compression = encrypted ? "none" : form;
-  const encryption = encrypted ? { keyFile: await writeKeyFile(folder, ["1"]) } : undefined;
-  const repository = await openRepository(`posix:${root}`, { encryption });
-  await repository.initialize();
-  const path = join(folder, "volume");
-  const volume = Buffer.concat([randomBytes(100_000), Buffer.alloc(140_000), Buffer.alloc(90_123, "text ")]);
-  const chain: BackupReference[] = [];
-  for (const step of [0, 1, 2]) {
-    randomBytes(9000).copy(volume, 20_000 + step * 130_000);
-    await writeFile(path, volume);
-    const parent = chain[0];
-    const layout = { compression, encrypted } as const;
-    chain.unshift(await backUp(engine, { repository, path, layout, ...(parent ? { parent } : {}) }));
-  }
-  return { root, chain, volume };
-}
-
-type Damage = (file: string, other: string) => Promise<void>;
-const damages: Record<string, Damage> = {
-  "one flipped bit": async (file) => {
-    const bytes = await readFile(file);
-    const place = createHash("sha256")
-      .update(`${seed} ${file.slice(-20)}`)
-      .digest()
-      .readUInt32LE();
-    const at = place % bytes.length;
-    bytes[at] = (bytes[at] as number) ^ (1 << (place % 8));
-    await writeFile(file, bytes);
-  },
-  truncated: async (file) => writeFile(file, (await readFile(file)).subarray(0, -1)),
-  emptied: async (file) => writeFile(file, ""),
-  extended: async (file) => writeFile(file, Buffer.concat([await readFile(file), Buffer.from("x")])),
-  "replaced by noise of the same size": async (file) => writeFile(file, randomBytes((await readFile(file)).length)),
-  "replaced by zeros of the same size": async (file) => writeFile(file, Buffer.alloc((await readFile(file)).length)),
-  "swapped with another of its kind": async (file, other) => {
-    await rename(file, `${file}.aside`);
-    await rename(other, file);
-    await rename(`${file}.aside`, other);
-  },
-  deleted: (file) => rm(file),
-};
-
-const kinds: Record<string, RegExp> = { data: /-\d{5}$/, hashes: /_sha256file$/, metadata: /_metadata$/ };
-
-async function filesOf(root: string, chain: readonly BackupReference[], kind: RegExp): Promise<string[]> {
-  const files: string[] = [];
-  for (const { container } of chain) {
-    for (const name of (await readdir(join(root, container))).sort()) {
-      if (kind.test(name)) files.push(join(root, container, name));
-    }
-  }
-  return files;
-}
-
-/** Objects of a parent that nothing is read from may be damaged without harm: then the bytes must be right. */
-async function detects(chain: readonly BackupReference[], volume: Buffer): Promise<"damaged" | "refused" | "exact"> {
-  try {
-    const restored = await restoreToMemory(engine, chain);
-    if (!restored.equals(volume)) throw new Error("WRONG BYTES WERE RESTORED");
-    return "exact";
-  } catch (error) {
-    if (error instanceof DamagedObjectError) return "damaged";
-    if (error instanceof EngineError) return "refused";
-    throw error;
-  }
-}
-
 describe.each(forms)(`a chain stored with %s (seed ${seed})`, (form) => {
   test.each(Object.keys(damages))("is never restored wrongly when an object is %s", async (name) => {
     await using folder = await temporaryFolder();
-    const { root, chain, volume } = await makeChain(folder.path, form);
-    expect(await detects(chain, volume)).toBe("exact");
+    const { root, chain, volume } = await makeChain(engine, folder.path, form);
+    expect((await tryRestore(engine, chain, volume)).outcome).toBe("exact");
     const whole = join(folder.path, "whole");
     await cp(root, whole, { recursive: true });
     for (const [kind, pattern] of Object.entries(kinds)) {
@@ -117,7 +37,7 @@ describe.each(forms)(`a chain stored with %s (seed ${seed})`, (form) => {
         const other = files[(index + 1) % files.length] as string;
         const compressed = (await readFile(file)).subarray(0, 2).toString("hex") === "789c";
         await (damages[name] as Damage)(file, other);
-        const outcome = await detects(chain, volume);
+        const { outcome } = await tryRestore(engine, chain, volume);
         // Hash lists of parents are not needed to restore; of the backup itself every line is.
         const needed = kind !== "hashes" || file.includes((chain[0] as BackupReference).container);
         // A bit may lie in a name that nobody reads, or in the padding of a zlib stream: then the bytes are right.
@@ -134,7 +54,7 @@ describe.each(forms)(`a chain stored with %s (seed ${seed})`, (form) => {
 
 test("damage names the backup and the object", async () => {
   await using folder = await temporaryFolder();
-  const { root, chain } = await makeChain(folder.path, "none");
+  const { root, chain } = await makeChain(engine, folder.path, "none");
   const [file] = await filesOf(root, chain.slice(2), kinds["data"] as RegExp);
   await (damages["one flipped bit"] as Damage)(file as string, "");
   const error = await restoreToMemory(engine, chain).catch((caught: unknown) => caught);
@@ -148,7 +68,7 @@ test("damage names the backup and the object", async () => {
 
 test("a restore of a damaged backup writes nothing of the damaged object", async () => {
   await using folder = await temporaryFolder();
-  const { root, chain } = await makeChain(folder.path, "none");
+  const { root, chain } = await makeChain(engine, folder.path, "none");
   const full = chain.slice(2);
   const [, second] = await filesOf(root, full, kinds["data"] as RegExp);
   await (damages["one flipped bit"] as Damage)(second as string, "");
@@ -159,7 +79,7 @@ test("a restore of a damaged backup writes nothing of the damaged object", async
 
 test("an older generation of an object that fits its own metadata is still found", async () => {
   await using folder = await temporaryFolder();
-  const { root, chain } = await makeChain(folder.path, "none");
+  const { root, chain } = await makeChain(engine, folder.path, "none");
   const full = chain[2] as BackupReference;
   const file = join(root, full.container, `${full.prefix}-00002`);
   const metadataFile = join(root, full.container, `${full.prefix}_metadata`);
@@ -181,7 +101,7 @@ describe("a repository written by an attacker", () => {
   /** Restores a full backup after its metadata was rewritten; gives the error. */
   async function restoreAfter(change: (document: Document, prefix: string, root: string) => unknown): Promise<unknown> {
     await using folder = await temporaryFolder();
-    const { root, chain } = await makeChain(folder.path, "none");
+    const { root, chain } = await makeChain(engine, folder.path, "none");
     const full = chain[2] as BackupReference;
     const file = join(root, full.container, `${full.prefix}_metadata`);
     const document: Document = JSON.parse(await readFile(file, "utf8"));
@@ -327,7 +247,7 @@ test("a backup whose list of hashes was not stored as it was written is not seal
 
 test("damage that only one read shows is not reported", async () => {
   await using folder = await temporaryFolder();
-  const { chain, volume } = await makeChain(folder.path, "zlib");
+  const { chain, volume } = await makeChain(engine, folder.path, "zlib");
   const flaky = chain.map((reference) => {
     const seen = new Set<string>();
     const { repository } = reference;

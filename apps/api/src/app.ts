@@ -1,4 +1,4 @@
-import express, { type Express } from "express";
+import express, { type Express, type RequestHandler } from "express";
 import helmet from "helmet";
 import { backups } from "./cinder/backups.ts";
 import { discovery, versionThree } from "./cinder/discovery.ts";
@@ -148,6 +148,14 @@ export const opsRoutes: readonly OpsRoute[] = [
   ["POST", "/ops/volumes/:id/export", "ops:export", opsVolumes.export],
 ];
 
+const tellHooks =
+  ({ hooks }: Pick<Context, "hooks">): RequestHandler =>
+  (_req, res, next) => {
+    hooks.reached("request.received");
+    res.once("finish", () => hooks.reached("request.answered"));
+    next();
+  };
+
 /**
  * The whole HTTP side. Order: log and request id → our own routes → discovery (no token) → token → Cinder's routes.
  *
@@ -161,7 +169,7 @@ export function buildApp(context: Context): Express {
   app.use(opsRouter(context, opsRoutes));
   app.use("/ops/queues", queueBoard(context, "ops:queues"));
   app.use(answerOptions, limitBodies, discovery(context));
-  app.use("/v3", identify(context));
+  app.use("/v3", tellHooks(context), identify(context));
   app.use(versionThree(context));
   app.use("/v3", v3Router(context, cinderRoutes));
   app.use(() => {

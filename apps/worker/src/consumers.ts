@@ -159,7 +159,9 @@ async function doTask(task: ClaimedTask, askedAt: number, context: WorkerContext
     lease.run.fence();
   };
   try {
-    await handlers[task.kind](task, context, { ...lease.run, fence });
+    const reporting = (): void => context.hooks.reached(`${task.kind}.reporting`);
+    await handlers[task.kind]({ ...task, reporting }, context, { ...lease.run, fence });
+    context.hooks.reached(`${task.kind}.done`);
     events.taskFinished(log, task, Math.round(performance.now() - askedAt));
   } catch (error) {
     const cause = causeOf(error, lease.run.signal);

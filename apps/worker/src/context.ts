@@ -1,4 +1,4 @@
-import type { ClaimedTask, Config, Database, Logger, TaskResult } from "@tephra/control";
+import type { ClaimedTask, Config, Database, Hooks, Logger, TaskResult } from "@tephra/control";
 import type { Engine, RunContext } from "@tephra/engine";
 import type { Sites } from "./sites.ts";
 
@@ -13,22 +13,20 @@ export interface WorkerContext {
   hooks: Hooks;
 }
 
-/** Where a worker is: a no-op, except under test. Points: `<kind>.claimed`, and `<kind>` before every write of that kind of task. */
-export interface Hooks {
-  reached(point: string): void;
+/** A task in the hands of its handler. */
+export interface TaskAtWork extends ClaimedTask {
+  /** Called when everything is done but the report. */
+  reporting(): void;
 }
 
 /**
  * Does one task: loads what was planned, calls the engine, reports through a verb of control. Returning means that the report is
  * committed; what it throws says what happens next (consumers.ts). A second run of the same task does the same.
  */
-export type Handler = (task: ClaimedTask, context: WorkerContext, run: RunContext) => Promise<void>;
+export type Handler = (task: TaskAtWork, context: WorkerContext, run: RunContext) => Promise<void>;
 
-/** A result with nothing to report but the claim. */
-export const resultOf = (task: ClaimedTask, bytes: Partial<Omit<TaskResult, "taskId" | "claim">> = {}): TaskResult => ({
-  taskId: task.id,
-  claim: task.claim,
-  bytesDone: 0,
-  bytesStored: 0,
-  ...bytes,
-});
+/** What is to be reported, made right before it is. A result with nothing to tell has the claim alone. */
+export function resultOf(task: TaskAtWork, bytes: Partial<Omit<TaskResult, "taskId" | "claim">> = {}): TaskResult {
+  task.reporting();
+  return { taskId: task.id, claim: task.claim, bytesDone: 0, bytesStored: 0, ...bytes };
+}

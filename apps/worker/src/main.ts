@@ -2,8 +2,10 @@ import { randomUUID } from "node:crypto";
 import {
   type Config,
   ConfigError,
+  hooksOf,
   isHostDisabled,
   loadConfig,
+  logVitals,
   openDatabase,
   openLog,
   publishWorker,
@@ -15,7 +17,7 @@ import {
 } from "@tephra/control";
 import { openEngine } from "@tephra/engine";
 import { runTask } from "./consumers.ts";
-import type { Hooks, WorkerContext } from "./context.ts";
+import type { WorkerContext } from "./context.ts";
 import { DrainedError, openLeases } from "./leases.ts";
 import { startNotifier } from "./notifier.ts";
 import { openJobQueues } from "./queue.ts";
@@ -34,20 +36,6 @@ function readConfig(): Config {
   }
 }
 
-/** Dies at once, as a power cut would have it, the n-th time the configured point is reached. */
-function hooksOf(crashAt: string | null): Hooks {
-  if (crashAt === null) return { reached: () => {} };
-  const [point, count] = crashAt.split(":");
-  let left = Number(count);
-  return {
-    reached(here) {
-      if (here !== point) return;
-      left -= 1;
-      if (left === 0) process.kill(process.pid, "SIGKILL");
-    },
-  };
-}
-
 async function until(done: () => boolean, limitMs: number): Promise<void> {
   const end = performance.now() + limitMs;
   while (!done() && performance.now() < end) await new Promise((next) => setTimeout(next, 20));
@@ -57,12 +45,14 @@ async function until(done: () => boolean, limitMs: number): Promise<void> {
 async function main(): Promise<void> {
   const config = readConfig();
   const log = openLog(config, "worker");
+  logVitals(log, config.vitals_ms);
   const workerId = `${config.hostName}:${process.pid}:${randomUUID()}`;
   const { slots, threads, memory_bytes: memoryBytes, lease_ms: leaseMs, heartbeat_ms: heartbeatMs } = config.worker;
-  const database = openDatabase(config.database_url, slots + 4);
+  const hooks = hooksOf(config.crash_at);
+  const database = openDatabase(config.database_url, slots + 4, config.crash_at === null ? null : hooks);
   const engine = openEngine({ memoryBytes, ...(threads === null ? {} : { threads }) });
   const sites = openSites(config, log);
-  const context: WorkerContext = { config, log, database, engine, sites, workerId, hooks: hooksOf(config.crash_at) };
+  const context: WorkerContext = { config, log, database, engine, sites, workerId, hooks };
   const leases = openLeases({ database, log, workerId, leaseMs, heartbeatMs });
   const queues = openJobQueues({
     url: config.redis_url,

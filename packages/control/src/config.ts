@@ -294,9 +294,11 @@ export const ConfigFile = z
     /** For fault tests: the process kills itself the n-th time it reaches a named point. */
     crash_at: z
       .string()
-      .regex(/^[a-z.-]+:[1-9]\d*$/, "must be POINT:N")
+      .regex(/^[a-z0-9.-]+:[1-9]\d*$/, "must be POINT:N")
       .nullable()
       .default(null),
+    /** How often each process logs its memory, descriptors and event-loop delay. */
+    vitals_ms: z.int().min(1_000).default(60_000),
     log_level: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("info"),
   })
   .superRefine((config, context) => {

@@ -2,13 +2,14 @@ import { PrismaPg } from "@prisma/adapter-pg";
 import pg from "pg";
 import { sayWhoActs } from "./actor.ts";
 import { type Prisma, PrismaClient } from "./generated/client.ts";
+import type { Hooks } from "./hooks.ts";
 
 export type Database = PrismaClient;
 /** What a verb inside a transaction may use. */
 export type Transaction = Prisma.TransactionClient;
 
-/** Opens a pool of at most `connectionsMax` connections. The caller disconnects it. */
-export function openDatabase(url: string, connectionsMax = 10): Database {
+/** Opens a pool of at most `connectionsMax` connections. The caller disconnects it. `hooks` are told of every transaction. */
+export function openDatabase(url: string, connectionsMax = 10, hooks: Hooks | null = null): Database {
   const pool = new pg.Pool({
     connectionString: url,
     max: connectionsMax,
@@ -17,11 +18,41 @@ export function openDatabase(url: string, connectionsMax = 10): Database {
   });
   // Between two borrowers a connection has no listener of its own. When the server cuts it just then, in the same chunk of bytes
   // as an answer, its "error" event would end the process. Whoever uses the connection learns of it from its query.
-  pool.on("connect", (client) => client.on("error", () => {}));
+  pool.on("connect", (client) => {
+    client.on("error", () => {});
+    if (hooks !== null) tellStatements(client, hooks);
+  });
   return new PrismaClient({
     adapter: new PrismaPg(pool, { disposeExternalPool: true }),
     transactionOptions: { maxWait: 10_000, timeout: 20_000 },
   });
+}
+
+/** Tells where in its transactions a connection is. */
+function tellStatements(client: pg.ClientBase, hooks: Hooks): void {
+  const query = client.query.bind(client) as (...args: unknown[]) => unknown;
+  let statements: number | null = null;
+  client.query = ((...args: unknown[]) => {
+    const [asked] = args;
+    const text = typeof asked === "string" ? asked : (asked as { text: string }).text;
+    if (text === "COMMIT") {
+      statements = null;
+      hooks.reached("transaction.commit");
+      return (query(...args) as Promise<unknown>).then((done) => {
+        hooks.reached("transaction.committed");
+        return done;
+      });
+    }
+    if (text === "BEGIN") {
+      statements = 0;
+      hooks.reached("transaction.begin");
+    } else if (text === "ROLLBACK") statements = null;
+    else if (statements !== null) {
+      statements += 1;
+      hooks.reached(`transaction.statement-${statements}`);
+    }
+    return query(...args);
+  }) as typeof client.query;
 }
 
 /** Serialization failure and deadlock: nothing was done, the same work may simply be tried again. */

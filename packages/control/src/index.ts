@@ -14,6 +14,7 @@ export * from "./database.ts";
 export * from "./dispatcher.ts";
 export * from "./errors.ts";
 export * from "./failures.ts";
+export * from "./hooks.ts";
 export * from "./listing.ts";
 export * from "./messages.ts";
 export * from "./metadata.ts";

@@ -83,18 +83,29 @@ const noService: Readonly<Record<string, string>> = {
 
 /**
  * A task that no live worker can reach fails after a while, as Cinder fails it, with what workers say about it. Disabled workers do not
- * count, but what they had begun waits for them.
+ * count, but what they had begun waits for them. The while begins when a reconciler first sees that there is none, so that a task that has
+ * waited long for its turn outlives a restart of the workers, or of everything.
  */
 async function failUnplaced(database: Database, config: Config, log: Logger): Promise<number> {
   const downMs = config.worker.down_ms;
+  await database.$executeRaw`
+    WITH looked AS (
+      SELECT t.id, t.state = 'ready' AND t.kind <> 'tidy' AND t.run_after <= now() AND o.state IN ('queued', 'running')
+        AND NOT EXISTS (SELECT 1 FROM workers w WHERE t.needs <@ w.reaches
+          AND w.heartbeat_at > now() - ${downMs} * interval '1 millisecond'
+          AND (o.state = 'running' OR NOT EXISTS (
+            SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = w.host))) AS unplaced
+      FROM tasks t JOIN operations o ON o.id = t.operation_id
+      WHERE t.state = 'ready' OR (t.unplaced_at IS NOT NULL AND t.state IN ('dispatched', 'running'))
+    ), changed AS (
+      SELECT t.id, looked.unplaced FROM tasks t JOIN looked ON looked.id = t.id
+      WHERE looked.unplaced <> (t.unplaced_at IS NOT NULL) FOR UPDATE OF t SKIP LOCKED
+    )
+    UPDATE tasks t SET unplaced_at = CASE WHEN changed.unplaced THEN now() END FROM changed WHERE t.id = changed.id`;
   const rows = await database.$queryRaw<{ operation_id: string; kind: string; needs: string[] }[]>`
     SELECT DISTINCT t.operation_id, o.kind, t.needs FROM tasks t JOIN operations o ON o.id = t.operation_id
-    WHERE t.state = 'ready' AND t.kind <> 'tidy' AND o.state IN ('queued', 'running')
-      AND t.run_after < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
-      AND NOT EXISTS (SELECT 1 FROM workers w WHERE t.needs <@ w.reaches
-        AND w.heartbeat_at > now() - ${downMs} * interval '1 millisecond'
-        AND (o.state = 'running' OR NOT EXISTS (
-          SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = w.host))) LIMIT 100`;
+    WHERE t.state = 'ready' AND o.state IN ('queued', 'running')
+      AND t.unplaced_at < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond' LIMIT 100`;
   for (const row of rows) {
     const why = await whyUnreachable(database, row.needs, downMs);
     const base = noService[row.kind] ?? "No worker reaches what the operation needs.";

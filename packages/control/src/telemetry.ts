@@ -1,3 +1,5 @@
+import { readdirSync } from "node:fs";
+import { monitorEventLoopDelay } from "node:perf_hooks";
 import { type Logger, pino } from "pino";
 import { Counter, Gauge, Registry } from "prom-client";
 import type { Config } from "./config.ts";
@@ -59,6 +61,48 @@ const fields = (task: { id: string; kind: string; operationId: string; claim: nu
   claim: task.claim,
   request_id: task.requestId,
 });
+
+const MiB = 1024 * 1024;
+/** How often the delay of the event loop is measured: what a timer of this length is late by. */
+const loopResolutionMs = 10;
+
+/** What a process weighs, and how long its event loop kept timers waiting since the last line. */
+export interface Vitals {
+  rss_mib: number;
+  heap_mib: number;
+  /** Open files and connections; null where the system does not tell. */
+  descriptors: number | null;
+  loop_delay_p99_ms: number;
+  loop_delay_max_ms: number;
+}
+
+/** Logs `process.vitals` every so often, for as long as the process lives. */
+export function logVitals(log: Logger, everyMs: number): void {
+  const delays = monitorEventLoopDelay({ resolution: loopResolutionMs });
+  delays.enable();
+  const lateMs = (nanoseconds: number): number => Math.max(0, Math.round(nanoseconds / 1e5) / 10 - loopResolutionMs);
+  const tell = (): void => {
+    const { rss, heapUsed } = process.memoryUsage();
+    const vitals: Vitals = {
+      rss_mib: Math.round(rss / MiB),
+      heap_mib: Math.round(heapUsed / MiB),
+      descriptors: countDescriptors(),
+      loop_delay_p99_ms: lateMs(delays.percentile(99)),
+      loop_delay_max_ms: lateMs(delays.max),
+    };
+    delays.reset();
+    log.info({ event: "process.vitals", ...vitals }, "vitals");
+  };
+  setInterval(tell, everyMs).unref();
+}
+
+function countDescriptors(): number | null {
+  try {
+    return readdirSync("/proc/self/fd").length;
+  } catch {
+    return null;
+  }
+}
 
 interface Figures {
   ready: number;

@@ -1,6 +1,5 @@
 import {
   areBusy,
-  type ClaimedTask,
   condemnPlace,
   finishReap,
   isForgottenSnapshot,
@@ -11,13 +10,13 @@ import {
   readContainers,
 } from "@tephra/control";
 import { findPlaces, idsIn, type Leftover, type ListedPlace, type Repository, type RunContext } from "@tephra/engine";
-import { type Handler, resultOf, type WorkerContext } from "../context.ts";
+import { type Handler, resultOf, type TaskAtWork, type WorkerContext } from "../context.ts";
 
 const namesMax = 100;
 
 interface Pass {
   context: WorkerContext;
-  task: ClaimedTask;
+  task: TaskAtWork;
   input: ReapInput;
   /** As objects are stored: nothing needs to be decrypted to be removed. */
   repository: Repository;

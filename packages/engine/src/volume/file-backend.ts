@@ -224,6 +224,8 @@ export class FileBackend {
       await unlinkIfThere(path);
     } else {
       await syncFile(path);
+      ctx.signal.throwIfAborted();
+      ctx.fence();
       await guardStorage(`create ${volume}`, () => rename(path, volume));
     }
     await this.#syncFolder();

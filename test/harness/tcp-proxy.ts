@@ -1,0 +1,84 @@
+import { once } from "node:events";
+import { connect, createServer, type Socket } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
+
+/** What befalls the answers of a server while it lasts. Requests arrive: what is lost is the knowledge of what became of them. */
+export type Trouble =
+  /** Every piece comes so much later. */
+  | { kind: "late"; ms: number }
+  /** Connections are reset, and so is every new one. */
+  | { kind: "cut" }
+  /** Half of a piece arrives, then the connection is reset. */
+  | { kind: "half" }
+  /** The server has answered, nothing of it arrives, and the connection is reset. */
+  | { kind: "lost" }
+  /** A few bytes at a time. */
+  | { kind: "trickle" };
+
+export interface TcpProxy extends AsyncDisposable {
+  readonly port: number;
+  /** From now on; null: none. */
+  trouble(trouble: Trouble | null): void;
+}
+
+const trickleBytes = 512;
+const trickleMs = 20;
+
+/** A proxy before a real server on this machine that knows nothing of what it carries. */
+export async function startTcpProxy(target: { port: number }): Promise<TcpProxy> {
+  const sockets = new Set<Socket>();
+  let current: Trouble | null = null;
+  const answer = async (server: Socket, client: Socket): Promise<void> => {
+    for await (const chunk of server as AsyncIterable<Buffer>) {
+      const trouble: Trouble | null = current;
+      if (trouble?.kind === "lost") return void client.resetAndDestroy();
+      if (trouble?.kind === "late") await delay(trouble.ms);
+      if (trouble?.kind === "half") {
+        client.write(chunk.subarray(0, chunk.length >> 1), () => client.resetAndDestroy());
+        return;
+      }
+      const pieceBytes = trouble?.kind === "trickle" ? trickleBytes : chunk.length;
+      for (let at = 0; at < chunk.length; at += pieceBytes) {
+        if (at > 0) await delay(trickleMs);
+        if (!client.write(chunk.subarray(at, at + pieceBytes))) await once(client, "drain");
+      }
+    }
+    client.end();
+  };
+  const proxy = createServer({ allowHalfOpen: true }, (client) => {
+    if (current?.kind === "cut") return void client.resetAndDestroy();
+    const server = connect({ port: target.port, host: "127.0.0.1", allowHalfOpen: true });
+    for (const [one, other] of [
+      [client, server],
+      [server, client],
+    ] as const) {
+      sockets.add(one);
+      one.on("error", () => other.destroy());
+      one.on("close", () => {
+        sockets.delete(one);
+        other.destroy();
+      });
+    }
+    client.pipe(server);
+    answer(server, client).catch(() => client.destroy());
+  });
+  proxy.listen(0, "127.0.0.1");
+  await once(proxy, "listening");
+  const address = proxy.address();
+  if (address === null || typeof address === "string") throw new Error("no port was given");
+  const reset = (): void => {
+    for (const socket of sockets) socket.resetAndDestroy();
+  };
+  return {
+    port: address.port,
+    trouble(trouble) {
+      current = trouble;
+      if (trouble?.kind === "cut") reset();
+    },
+    [Symbol.asyncDispose]: async () => {
+      proxy.close();
+      reset();
+      await once(proxy, "close");
+    },
+  };
+}

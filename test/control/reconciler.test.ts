@@ -10,6 +10,7 @@ import {
   publishWorker,
   startOperation,
   startReconciler,
+  withdrawWorker,
 } from "@tephra/control";
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from "vitest";
 import { createDatabase } from "../harness/instance.ts";
@@ -86,6 +87,16 @@ describe("the reconciler, with no Redis to ask", () => {
   it("ends an operation that no worker reaches, as Cinder does, with what workers say about it", async () => {
     const unreached = await begin(["repository:far"]);
     expect(await failed(unreached)).toBe("Service not found for creating backup. It is not mounted.");
+  });
+
+  it("counts how long nobody is there to do a task, not how long it has waited for its turn", async () => {
+    await database.task.update({ where: { id: taskId }, data: { runAfter: new Date(0) } });
+    await waitFor(async () => (await task()).unplacedAt === null, { what: "there is a worker" });
+    const [before] = await database.$queryRaw<{ now: Date }[]>`SELECT now() AS now`;
+    await withdrawWorker(database, "w");
+    await failed(operationId);
+    const { finishedAt } = await database.operation.findUniqueOrThrow({ where: { id: operationId } });
+    expect((finishedAt?.getTime() ?? 0) - (before?.now.getTime() ?? 0)).toBeGreaterThanOrEqual(500);
   });
 
   it("frees a tidy task only when nobody runs for the operation any more", async () => {

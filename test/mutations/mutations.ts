@@ -138,6 +138,13 @@ export const mutations: readonly Mutation[] = [
   },
   {
     ...reconciler,
+    name: "a task is given up the moment there is no worker",
+    from: "AND t.unplaced_at < now() - $" + "{config.tasks.unplaced_timeout_ms} * interval '1 millisecond' LIMIT 100",
+    to: "AND t.unplaced_at IS NOT NULL LIMIT 100",
+    test: "counts how long nobody is there to do a task",
+  },
+  {
+    ...reconciler,
     name: "what was dispatched and lost stays so",
     from: "OR (t.state = 'dispatched' AND",
     to: "OR (false AND",

@@ -1,0 +1,2 @@
+-- AlterTable
+ALTER TABLE "tasks" ADD COLUMN     "unplaced_at" TIMESTAMPTZ(3);

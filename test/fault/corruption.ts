@@ -5,7 +5,7 @@ import { basename, join } from "node:path";
 import { type BackupReference, type Engine, openEngine } from "@tephra/engine";
 import { freeContext } from "../format/backup-fixture.ts";
 import { type Damage, damagesOf, filesOf, forms, kinds, makeChain, tryRestore } from "../format/damages.ts";
-import type { FaultOptions } from "./fault.ts";
+import type { FaultOptions } from "./runs.ts";
 
 const rounds = 4;
 /** Restores of chains that nothing is wrong with. */

@@ -3,18 +3,9 @@ import { runCorruption } from "./corruption.ts";
 import { runKills } from "./kills.ts";
 import { runOutages } from "./outages.ts";
 import { isClean, reportOf } from "./report.ts";
-import { newTally, openFaultHouse, runHistory } from "./runs.ts";
-import { type StoreKind, storeKinds } from "./store.ts";
+import { type FaultOptions, newTally, openFaultHouse, runHistory } from "./runs.ts";
+import { storeKinds } from "./store.ts";
 import { runSubmissions } from "./submissions.ts";
-
-/** What a command is told: where to begin, how much to do, and where to say how it goes. */
-export interface FaultOptions {
-  seed: number;
-  /** Histories, kills, submissions or clean restores; the command's own measure when null. */
-  runs: number | null;
-  store: StoreKind;
-  say: (line: string) => void;
-}
 
 /** Each prints its figures, the verdict last, and says whether all was well. */
 const commands: Readonly<Record<string, (options: FaultOptions) => Promise<boolean>>> = {

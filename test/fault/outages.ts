@@ -5,7 +5,6 @@ import { project } from "../../demo/house.ts";
 import { poll } from "../../scripts/poll.ts";
 import { randomBytesOf } from "../harness/bytes.ts";
 import { findCorrupt, findLost, findOrphans, findStuck } from "./checker.ts";
-import type { FaultOptions } from "./fault.ts";
 import { flushRedis } from "./faults.ts";
 import { type AskedBackup, graceMs, pause, rested, rowsOf, sha256Of } from "./model.ts";
 import { isClean, reportOf } from "./report.ts";
@@ -13,6 +12,7 @@ import {
   addNew,
   bytesTwiceIn,
   type FaultHouse,
+  type FaultOptions,
   newTally,
   openFaultHouse,
   reap,

@@ -63,6 +63,15 @@ export const newTally = (): Tally => ({
   bytesTwice: 0,
 });
 
+/** What a command is told: where to begin, how much to do, and where to say how it goes. */
+export interface FaultOptions {
+  seed: number;
+  /** Histories, kills, submissions or clean restores; the command's own measure when null. */
+  runs: number | null;
+  store: StoreKind;
+  say: (line: string) => void;
+}
+
 /** A house for any number of runs. */
 export interface FaultHouse extends House {
   /** How many workers it has when nothing is wrong. */

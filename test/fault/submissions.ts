@@ -5,10 +5,9 @@ import { poll } from "../../scripts/poll.ts";
 import { Random } from "../fuzz/random.ts";
 import { randomBytesOf } from "../harness/bytes.ts";
 import { findOrphans, findStuck } from "./checker.ts";
-import type { FaultOptions } from "./fault.ts";
 import { flushRedis } from "./faults.ts";
 import { ask, graceMs, pause, rested, rowsOf } from "./model.ts";
-import { addNew, type FaultHouse, newTally, openFaultHouse, reap, removeAll } from "./runs.ts";
+import { addNew, type FaultHouse, type FaultOptions, newTally, openFaultHouse, reap, removeAll } from "./runs.ts";
 
 const clients = 8;
 const volumesEach = 4;

@@ -201,8 +201,8 @@ export const mutations: readonly Mutation[] = [
   {
     name: "a project's cap holds for nobody",
     file: `${control}/dispatcher.ts`,
-    from: "turn <= coalesce(${caps.project}::int, turn)",
-    to: "turn <= coalesce(${caps.project}::int, turn) + 100",
+    from: "turn <= coalesce($" + "{caps.project}::int, turn)",
+    to: "turn <= coalesce($" + "{caps.project}::int, turn) + 100",
     suite: "test/control/dispatcher.test.ts",
     test: "keeps to its cap while another has something to do",
   },

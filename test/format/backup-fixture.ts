@@ -11,11 +11,18 @@ import {
   type Repository,
   type RunContext,
   type VolumeTarget,
+  writableForever,
 } from "@tephra/engine";
 
 /** A context that allows everything and never ends. */
 export function freeContext(overrides: Partial<RunContext> = {}): RunContext {
-  return { signal: new AbortController().signal, fence: () => {}, onProgress: () => {}, ...overrides };
+  return {
+    signal: new AbortController().signal,
+    fence: () => {},
+    writableUntil: writableForever,
+    onProgress: () => {},
+    ...overrides,
+  };
 }
 
 /** A folder of its own, gone with the scope. */

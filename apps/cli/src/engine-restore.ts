@@ -1,4 +1,11 @@
-import { type BackupReference, type Engine, openEngine, openPathTarget, type RunContext } from "@tephra/engine";
+import {
+  type BackupReference,
+  type Engine,
+  openEngine,
+  openPathTarget,
+  type RunContext,
+  writableForever,
+} from "@tephra/engine";
 import type { Output } from "./engine-output.ts";
 import { findChain, type NamedRepository, openNamedRepository } from "./engine-repository.ts";
 
@@ -28,7 +35,7 @@ export async function restoreCommand(options: RestoreOptions, output: Output, si
   await using engine = openEngine();
   const bar = output.progress("restore", options.length ?? backup.volumeBytes - (options.offset ?? 0));
   const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
-  const ctx = { signal, fence: () => {}, onProgress };
+  const ctx = { signal, fence: () => {}, writableUntil: writableForever, onProgress };
   const restore = piped ? restoreToPipe : restoreToPath;
   const { bytes, warnings } = await restore(engine, references, options, ctx).finally(() => bar.stop());
   for (const warning of warnings) output.note(`Warning: ${warning}`);

@@ -141,7 +141,7 @@ function causeOf(error: unknown, signal: AbortSignal): unknown {
  */
 export async function runTask(taskId: string, context: WorkerContext, leases: Leases): Promise<boolean> {
   const { database, config, workerId } = context;
-  const askedAt = performance.now();
+  const askedAt = process.hrtime.bigint();
   const task = await claimTask(database, { taskId, workerId, leaseMs: config.worker.lease_ms });
   if (!task) return false;
   const actor = { worker: workerId, user: task.userId, request: task.requestId, operation: task.operationId };
@@ -149,7 +149,7 @@ export async function runTask(taskId: string, context: WorkerContext, leases: Le
   return true;
 }
 
-async function doTask(task: ClaimedTask, askedAt: number, context: WorkerContext, leases: Leases): Promise<void> {
+async function doTask(task: ClaimedTask, askedAt: bigint, context: WorkerContext, leases: Leases): Promise<void> {
   const { config, log } = context;
   events.taskClaimed(log, task);
   context.hooks.reached(`${task.kind}.claimed`);
@@ -162,7 +162,7 @@ async function doTask(task: ClaimedTask, askedAt: number, context: WorkerContext
     const reporting = (): void => context.hooks.reached(`${task.kind}.reporting`);
     await handlers[task.kind]({ ...task, reporting }, context, { ...lease.run, fence });
     context.hooks.reached(`${task.kind}.done`);
-    events.taskFinished(log, task, Math.round(performance.now() - askedAt));
+    events.taskFinished(log, task, Number((process.hrtime.bigint() - askedAt) / 1_000_000n));
   } catch (error) {
     const cause = causeOf(error, lease.run.signal);
     const verdict = verdictOf(cause, task, config.tasks.attempts_max);

@@ -23,7 +23,7 @@ beforeAll(async () => {
 });
 afterAll(() => stack.disposeAsync());
 
-async function claimed(leaseMs: number): Promise<{ task: ClaimedTask; askedAt: number }> {
+async function claimed(leaseMs: number): Promise<{ task: ClaimedTask; askedAt: bigint }> {
   const principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
   const operationId = await inTransaction(database, (tx) =>
     startOperation(tx, principal, {
@@ -33,11 +33,13 @@ async function claimed(leaseMs: number): Promise<{ task: ClaimedTask; askedAt: n
     }),
   );
   const { id: taskId } = await database.task.findFirstOrThrow({ where: { operationId } });
-  const askedAt = performance.now();
+  const askedAt = process.hrtime.bigint();
   const task = await claimTask(database, { taskId, workerId: "w", leaseMs });
   if (!task) throw new Error("not claimed");
   return { task, askedAt };
 }
+
+const msSince = (at: bigint): number => Number(process.hrtime.bigint() - at) / 1e6;
 
 const throwsLost = (fence: () => void): boolean => {
   try {
@@ -57,7 +59,7 @@ describe("a lease", () => {
     await using held = leases.hold(task, askedAt);
     held.run.fence();
     await waitFor(() => throwsLost(held.run.fence), { what: "the fence closes", everyMs: 10 });
-    expect(performance.now() - askedAt).toBeGreaterThan(leaseMs * 0.6);
+    expect(msSince(askedAt)).toBeGreaterThan(leaseMs * 0.6);
     expect(held.run.signal.aborted, "what is in flight is aborted").toBe(true);
     await leases.stop();
   });
@@ -65,7 +67,8 @@ describe("a lease", () => {
   it("closes its fence at once after a sleep longer than the lease, before any timer has run", async () => {
     const leases = openLeases({ database, log, workerId: "w", leaseMs: 10_000, heartbeatMs: hourMs });
     const { task, askedAt } = await claimed(10_000);
-    await using held = leases.hold(task, askedAt - 6_001);
+    await using held = leases.hold(task, askedAt - 6_001_000_000n);
+    expect(held.run.writableUntil?.[0], "threads see it too").toBeLessThan(process.hrtime.bigint());
     expect(throwsLost(held.run.fence)).toBe(true);
     await leases.stop();
   });
@@ -75,10 +78,12 @@ describe("a lease", () => {
     const leases = openLeases({ database, log, workerId: "w", leaseMs, heartbeatMs: 50 });
     const { task, askedAt } = await claimed(leaseMs);
     await using held = leases.hold(task, askedAt);
-    await waitFor(() => performance.now() - askedAt > leaseMs * 2, { what: "two leases have passed", everyMs: 20 });
+    await waitFor(() => msSince(askedAt) > leaseMs * 2, { what: "two leases have passed", everyMs: 20 });
     held.run.fence();
+    expect(held.run.writableUntil?.[0], "threads may write on").toBeGreaterThan(process.hrtime.bigint());
     await database.$executeRaw`UPDATE tasks SET claim = claim + 1 WHERE id = ${task.id}::uuid`;
     await waitFor(() => throwsLost(held.run.fence), { what: "the fence closes", everyMs: 10 });
+    expect(held.run.writableUntil?.[0], "threads stop at once").toBe(0n);
     await leases.stop();
   });
 });

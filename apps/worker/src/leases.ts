@@ -34,7 +34,8 @@ const selfStopFraction = 0.6;
 interface Held {
   task: ClaimedTask;
   controller: AbortController;
-  renewedAt: number;
+  /** When to stop, as threads read it too: see RunContext. */
+  writableUntil: BigInt64Array<SharedArrayBuffer>;
   bytesDone: number;
   bytesStored: number;
 }
@@ -46,8 +47,8 @@ export interface HeldLease extends AsyncDisposable {
 }
 
 export interface Leases {
-  /** Begins to renew a claim. `claimedAt` is the monotonic time just before the claim was asked for. Dispose to let go. */
-  hold(task: ClaimedTask, claimedAt: number): HeldLease;
+  /** Begins to renew a claim. `claimedAt` is `process.hrtime` in ns just before the claim was asked for. Dispose to let go. */
+  hold(task: ClaimedTask, claimedAt: bigint): HeldLease;
   /** Aborts every task that is held. */
   abortAll(reason: Error): void;
   count(): number;
@@ -68,13 +69,15 @@ export function openLeases(options: {
   const { database, log, workerId, leaseMs } = options;
   const held = new Map<string, Held>();
   const limitMs = leaseMs * selfStopFraction;
-  const stale = (h: Held): boolean => performance.now() - h.renewedAt > limitMs;
+  const stopsAt = (renewedAt: bigint): bigint => renewedAt + BigInt(Math.floor(limitMs * 1e6));
+  const stale = (h: Held): boolean => process.hrtime.bigint() > Atomics.load(h.writableUntil, 0);
   const lose = (h: Held, why: string): void => {
+    Atomics.store(h.writableUntil, 0, 0n);
     if (!h.controller.signal.aborted) h.controller.abort(new LeaseLostError(h.task.id, why));
   };
 
   const renew = async (): Promise<void> => {
-    const askedAt = performance.now();
+    const askedAt = process.hrtime.bigint();
     const asked = [...held.values()];
     const rows = asked.map((h) => ({
       taskId: h.task.id,
@@ -87,7 +90,7 @@ export function openLeases(options: {
       const answer = kept.get(h.task.id);
       if (!answer) lose(h, "another worker has claimed it");
       else if (answer.cancelled) h.controller.abort(new CancelledError(h.task.id));
-      else h.renewedAt = askedAt;
+      else if (!h.controller.signal.aborted) Atomics.store(h.writableUntil, 0, stopsAt(askedAt));
     }
   };
 
@@ -116,10 +119,11 @@ export function openLeases(options: {
       const mine: Held = {
         task,
         controller: new AbortController(),
-        renewedAt: claimedAt,
+        writableUntil: new BigInt64Array(new SharedArrayBuffer(8)),
         bytesDone: 0,
         bytesStored: 0,
       };
+      Atomics.store(mine.writableUntil, 0, stopsAt(claimedAt));
       held.set(`${task.id}-${task.claim}`, mine);
       return {
         run: {
@@ -129,6 +133,7 @@ export function openLeases(options: {
             if (stale(mine)) lose(mine, "the lease could not be renewed in time");
             mine.controller.signal.throwIfAborted();
           },
+          writableUntil: mine.writableUntil,
           onProgress(progress) {
             mine.bytesDone = progress.bytesDone;
             mine.bytesStored = progress.bytesStored;

@@ -21,7 +21,8 @@ export interface BackupWholeInput {
 
 /** Up to here the slices are kept in memory: 32 bytes per block, 4 MiB with blocks of 32 KiB. Larger volumes are staged by ranges. */
 const inMemoryBytesMax = 4 * 1024 ** 3;
-const rangeBytes = 1024 ** 3;
+/** Long, so that a sparse volume has enough windows with data in each range to be hashed in step; its lists stay in memory. */
+const rangeBytes = 8 * 1024 ** 3;
 
 /**
  * Begins, copies and seals a whole volume in one call. Up to 4 GiB it is a single range, with nothing staged; larger volumes are

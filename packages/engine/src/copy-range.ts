@@ -35,10 +35,10 @@ export interface CopiedRange {
   entries: ObjectEntry[];
 }
 
-/** Objects of one window that are put at the same time. */
+/** Objects of one window, or of the zero windows of one group, that are put at the same time. */
 const putsPerWindow = 4;
-/** Windows of a group, most of them holes: what is done of a range is told group by group. */
-const windowsPerGroupMax = 64;
+/** Windows of a group, most of them holes: so many that the few with data fill the lanes. */
+const windowsPerGroupMax = 512;
 
 /**
  * Copies one range: reads it window by window, hashes, leaves out what the parent has, compresses and stores. All objects are
@@ -226,18 +226,18 @@ class RangeCopier {
     );
     try {
       const lanes = full.length === 0 ? [] : await this.#copyLanes(full, signal);
-      const copied: CopiedWindow[] = [];
-      for (const { window, data } of group) {
+      const laneOf = new Map(full.map(({ window }, index) => [window, lanes[index]]));
+      const finish = async ({ window }: GroupWindow, inner: AbortSignal): Promise<CopiedWindow> => {
         const number = window.offset / this.#input.layout.objectBytes + 1;
-        const lane = data.length === 0 ? undefined : lanes.shift();
-        copied.push(
+        const lane = laneOf.get(window);
+        const copied: CopiedWindow =
           lane?.put === true
             ? { hashes: lane.hashes, entries: [{ number, ...window, md5: lane.md5, compression: "none" }] }
-            : await this.#copyZeros(window, number, signal),
-        );
+            : await this.#copyZeros(window, number, inner);
         this.#passed(window);
-      }
-      return copied;
+        return copied;
+      };
+      return await Array.fromAsync(mapConcurrent(group, finish, { concurrency: putsPerWindow, signal }));
     } finally {
       release();
     }

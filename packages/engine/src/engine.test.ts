@@ -1,14 +1,15 @@
 import { randomBytes, randomUUID } from "node:crypto";
-import { appendFile, mkdtemp, readdir, rm, truncate, writeFile } from "node:fs/promises";
+import { appendFile, mkdtemp, open, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { referenceOf } from "./copy-range.ts";
 import { type Engine, openEngine } from "./engine.ts";
 import { InvalidObjectNameError, SourceChangedError } from "./errors.ts";
 import type { BackupLayout } from "./layout.ts";
 import { openRepository } from "./repository/open-repository.ts";
 import type { Repository } from "./repository/repository.ts";
-import type { RunContext } from "./run-context.ts";
+import { type RunContext, writableForever } from "./run-context.ts";
 import { openFileSource } from "./volume/file-source.ts";
 
 let home: string;
@@ -28,7 +29,13 @@ afterEach(async () => {
 });
 
 function context(overrides: Partial<RunContext> = {}): RunContext {
-  return { signal: new AbortController().signal, fence: () => {}, onProgress: () => {}, ...overrides };
+  return {
+    signal: new AbortController().signal,
+    fence: () => {},
+    writableUntil: writableForever,
+    onProgress: () => {},
+    ...overrides,
+  };
 }
 
 function layoutOf(volumeBytes: number, overrides: Partial<BackupLayout> = {}): BackupLayout {
@@ -140,6 +147,45 @@ describe("a backup", () => {
     await backUp(layoutOf(volumeBytes), context({ onProgress: ({ bytesDone }) => seen.push(bytesDone) }));
     expect(seen).toEqual([...seen].sort((one, other) => one - other));
     expect(seen.at(-1)).toBe(volumeBytes);
+  });
+});
+
+describe("a restore", () => {
+  const volumeBytes = 6 * 1024 * 1024 + 5;
+
+  /** Restores to a file, and says how many bytes the caller's own thread wrote of it. */
+  async function restored(layout: BackupLayout, ctx: RunContext): Promise<{ bytes: Buffer; written: number }> {
+    const path = join(home, `target-${randomUUID()}`);
+    await using file = await open(path, "w+");
+    await file.truncate(volumeBytes);
+    let written = 0;
+    const write = async (data: Uint8Array, offset: number): Promise<void> => {
+      written += data.length;
+      await file.write(data, 0, data.length, offset);
+    };
+    const target = { sizeBytes: volumeBytes, isNew: true, descriptor: file.fd, write, flush: async () => {} };
+    const disposable = { ...target, [Symbol.asyncDispose]: async () => {} };
+    await engine.restoreWhole({ chain: [referenceOf(layout, repository)], target: disposable }, ctx);
+    return { bytes: await readFile(path), written };
+  }
+
+  test("is written by threads up to the moment that is shared with them, and by the caller's own thread after it", async () => {
+    await writeFile(volume, randomBytes(volumeBytes));
+    const layout = layoutOf(volumeBytes, { compression: "none" });
+    await backUp(layout, context());
+    const image = await readFile(volume);
+    const free = await restored(layout, context());
+    expect(free.bytes.equals(image)).toBe(true);
+    expect(free.written, "by threads alone").toBe(0);
+    const over = new BigInt64Array(new SharedArrayBuffer(8));
+    over[0] = process.hrtime.bigint();
+    const late = await restored(layout, context({ writableUntil: over }));
+    expect(late.bytes.equals(image)).toBe(true);
+    expect(late.written, "nothing by threads").toBe(volumeBytes);
+    const fence = (): void => {
+      throw new Error("the lease is lost");
+    };
+    await expect(restored(layout, context({ fence, writableUntil: over }))).rejects.toThrow("the lease is lost");
   });
 });
 

@@ -50,7 +50,7 @@ export { redactRepositoryUrl } from "./repository/repository-url.ts";
 export { type RescannedBackup, recordOf, rescan } from "./rescan.ts";
 export type { RestoreRange } from "./restore.ts";
 export { type RewrapResult, rewrap } from "./rewrap.ts";
-export type { RunContext, WriteContext } from "./run-context.ts";
+export { type RunContext, type WriteContext, writableForever } from "./run-context.ts";
 export type { SealResult } from "./seal.ts";
 export { type Drill, type VerifyResult, verifyListing } from "./verify.ts";
 export { type BackendLeftover, FileBackend, openFileBackend } from "./volume/file-backend.ts";

@@ -4,16 +4,18 @@ import { codecOf } from "./compression.ts";
 import { EngineError } from "./errors.ts";
 import { dataName } from "./layout.ts";
 import type { MappedObject } from "./merge-layers.ts";
-import { expectedHashes, type RestoreJob, writeRuns } from "./restore-job.ts";
+import { expectedHashes, type RestoreJob } from "./restore-job.ts";
 import { coveredBytes, relativeSegments, restoreObject } from "./restore-object.ts";
-import { addDataRuns } from "./threads/cpu-tasks.ts";
-import { fitsLanes, type LaneSlice, laneMemoryBytes, lanesMax, pumpLanes, sliceBytesOf } from "./threads/pump-lanes.ts";
+import type { CpuResult } from "./threads/cpu-tasks.ts";
+import { fitsLanes, laneMemoryBytes, lanesMax, sliceBytesOf } from "./threads/pump-lanes.ts";
+import type { LaneTarget, WriteLanePiece, WriteLanesRequest } from "./threads/write-lanes.ts";
+import type { VolumeTarget } from "./volume/volume.ts";
 
 /** Large objects that go in step: so few that every thread soon has a group. */
 const largeLanesMax = 8;
 
 /**
- * Groups objects that can be restored in step: raw ones in files, checked by MD5 and hash list. Those of one slice and larger
+ * Groups objects that can be restored in step: raw ones in files, checked by MD5 and hash list, for a file that threads may write. Those of one slice and larger
  * ones apart, so that no lane stays idle. All others come alone.
  */
 export async function* laneGroups(
@@ -43,6 +45,7 @@ function fitsStep(job: RestoreJob, { layer, entry, segments }: MappedObject): bo
   const end = entry.offset + entry.length;
   return (
     references[layer]?.repository.filePath !== undefined &&
+    (job.target === null || (job.target.descriptor !== undefined && job.ctx.writableUntil !== undefined)) &&
     engine.pool.hashing.md5 !== "openssl" &&
     fitsLanes(blockBytes) &&
     entry.offset % blockBytes === 0 &&
@@ -76,20 +79,23 @@ export async function restoreGroup(
   return results;
 }
 
-/** An object on its way: what it must be, and what has been found so far. */
+/** An object on its way and what it must be. */
 interface Lane {
   object: MappedObject;
+  md5: string;
   path: string;
   /** Per block of the object, where it is used: 32 bytes of the list, and 1 in `used`. */
-  expected: Uint8Array;
-  used: Uint8Array;
-  failed: boolean;
+  expected: Uint8Array<ArrayBuffer>;
+  used: Uint8Array<ArrayBuffer>;
 }
 
+/** Slices of each object that a thread does at a time: so many that asking costs nothing beside them, so few that groups share the threads. */
+const slicesPerStep = 16;
+
 /**
- * Reads, checks and writes objects in step, slice by slice. A block is written only when its SHA-256 is right; the MD5 of the
- * whole object is known at its end. Returns the objects that did not pass or could not be read: restoring them one by one finds
- * out, by two separate reads, what is wrong with them.
+ * Has threads read, check and write objects in step. A block is written only when its SHA-256 is right; the MD5 of the whole
+ * object is known at its end. Returns the objects that did not pass or could not be read or written: restoring them one by one
+ * finds out, by two separate reads, what is wrong with them.
  */
 async function restoreInStep(
   job: RestoreJob,
@@ -106,19 +112,53 @@ async function restoreInStep(
       if (lane === null) missed.push(object);
       else lanes.push(lane);
     }
-    if (lanes.length === 0) return missed;
-    const messages = lanes.map(({ path, object }) => {
-      const { length } = object.entry;
-      return { file: { path, sizeBytes: length }, offset: 0, length, data: null };
-    });
-    const consume = (slices: LaneSlice[]): Promise<unknown> =>
-      Promise.all(slices.map((slice) => writeSlice(job, lanes[slice.index] as Lane, slice, signal)));
-    const unread = await pumpLanes(job.engine.pool, { messages, blockBytes }, consume, signal);
-    const again = unread === null ? lanes.filter(({ failed }) => failed) : lanes;
+    const again = lanes.length === 0 ? [] : await writeInSteps(job, lanes, blockBytes, signal);
     return [...missed, ...again.map(({ object }) => object)];
   } finally {
     release();
   }
+}
+
+/** Returns those that did not pass. */
+async function writeInSteps(job: RestoreJob, lanes: Lane[], blockBytes: number, signal: AbortSignal): Promise<Lane[]> {
+  const stepBytes = slicesPerStep * sliceBytesOf(blockBytes);
+  const longest = Math.max(...lanes.map(({ object }) => object.entry.length));
+  const failed = new Set<Lane>();
+  let states: Uint8Array<ArrayBuffer> | null = null;
+  for (let at = 0; at < longest; at += stepBytes) {
+    if (job.target !== null) job.ctx.fence();
+    const pieces = lanes.map((lane) => pieceAt(lane, at, stepBytes, blockBytes));
+    const request: WriteLanesRequest = { kind: "writeLanes", blockBytes, pieces, states, target: laneTarget(job) };
+    const moved: ArrayBuffer[] = states === null ? [] : [states.buffer];
+    const result: CpuResult<WriteLanesRequest> = await job.engine.pool.run(request, moved, signal);
+    if ("unread" in result || "unwritten" in result) return lanes;
+    for (const [index, lane] of lanes.entries()) if (result.failed[index] === 1) failed.add(lane);
+    states = result.states;
+  }
+  return [...failed];
+}
+
+function pieceAt(lane: Lane, at: number, stepBytes: number, blockBytes: number): WriteLanePiece {
+  const { entry } = lane.object;
+  const length = Math.max(0, Math.min(stepBytes, entry.length - at));
+  const first = at / blockBytes;
+  const end = first + Math.ceil(length / blockBytes);
+  return {
+    file: { path: lane.path, sizeBytes: entry.length },
+    offset: at,
+    length,
+    endsAt: length > 0 && at + length === entry.length ? entry.length : null,
+    md5: lane.md5,
+    volumeOffset: entry.offset + at,
+    expected: lane.expected.slice(first * 32, end * 32),
+    used: lane.used.slice(first, end),
+  };
+}
+
+function laneTarget({ target, skipZeros, bounds, ctx }: RestoreJob): LaneTarget | null {
+  if (target === null) return null;
+  const { descriptor } = target as VolumeTarget & { descriptor: number };
+  return { descriptor, skipZeros, bounds, writableUntil: ctx.writableUntil as BigInt64Array<SharedArrayBuffer> };
 }
 
 /** Null when its container or its hashes cannot be read: on its own it will be found out why. */
@@ -133,6 +173,7 @@ async function openLane(job: RestoreJob, object: MappedObject, blockBytes: numbe
 
 async function openLaneOrThrow(job: RestoreJob, object: MappedObject, blockBytes: number): Promise<Lane | null> {
   const { entry, segments } = object;
+  const { md5 } = entry;
   const reference = job.references[object.layer] as BackupReference;
   const listed = await expectedHashes(job.hashes, segments);
   const blocks = Math.ceil(entry.length / blockBytes);
@@ -148,27 +189,5 @@ async function openLaneOrThrow(job: RestoreJob, object: MappedObject, blockBytes
     taken += end - first;
   }
   const path = await reference.repository.filePath?.(keyOf(reference, dataName(reference.prefix, entry.number)));
-  return path === undefined ? null : { object, path, expected, used, failed: false };
+  return path === undefined || md5 === null ? null : { object, md5, path, expected, used };
 }
-
-async function writeSlice(job: RestoreJob, lane: Lane, slice: LaneSlice, signal: AbortSignal): Promise<void> {
-  const { entry } = lane.object;
-  const blockBytes = job.hashes?.blockBytes as number;
-  if (slice.md5 !== null && slice.md5 !== entry.md5) lane.failed = true;
-  const first = slice.offset / blockBytes;
-  const runs: number[] = [];
-  for (let index = 0; index < slice.zero.length; index++) {
-    if (lane.used[first + index] === 0) continue;
-    const wanted = Buffer.from(lane.expected.buffer, (first + index) * 32, 32);
-    if (wanted.compare(slice.hashes, index * 32, index * 32 + 32) !== 0) lane.failed = true;
-    const start = index * blockBytes;
-    const length = Math.min(blockBytes, slice.bytes.length - start);
-    const skip = job.skipZeros && slice.zero[index] === 1;
-    addDataRuns(runs, skip ? skipped : kept, { start, length, blockBytes });
-  }
-  if (lane.failed) return;
-  await writeRuns(job, entry.offset + slice.offset, slice.bytes, Float64Array.from(runs), signal);
-}
-
-const kept = Uint8Array.of(0);
-const skipped = Uint8Array.of(1);

@@ -7,6 +7,11 @@ export interface RunContext {
    * write (its lease is lost); the engine then changes nothing more.
    */
   fence: () => void;
+  /**
+   * The same limit where threads can read it: one number, in nanoseconds of `process.hrtime`, at which they stop writing by themselves,
+   * even while the caller's own thread stands still. Without it nothing is written by threads, which is slower.
+   */
+  writableUntil?: BigInt64Array<SharedArrayBuffer>;
   /** Totals of this call so far, in bytes. Called on the caller's thread, at most once per object or piece. */
   onProgress: (progress: { bytesDone: number; bytesStored: number }) => void;
 }
@@ -16,3 +21,7 @@ export type WriteContext = Pick<RunContext, "signal" | "fence">;
 
 /** The largest write that may follow one call of the fence, in bytes. */
 export const writeBytesMax = 1024 * 1024;
+
+/** For a caller that nobody takes the work away from. */
+export const writableForever: BigInt64Array<SharedArrayBuffer> = new BigInt64Array(new SharedArrayBuffer(8));
+writableForever[0] = 2n ** 63n - 1n;

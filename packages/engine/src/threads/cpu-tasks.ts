@@ -1,8 +1,10 @@
 import { type Compression, compressPieces, decompressExactly, type Encoding, labelToTry } from "../compression.ts";
 import type { Hashing } from "../hashing/hashing.ts";
+import { addDataRuns } from "./block-runs.ts";
 import type { CpuTools } from "./cpu-tools.ts";
 import { type HashLanesRequest, type HashLanesResult, hashLanes } from "./hash-lanes.ts";
 import { clipPairs, readExtents, type UnreadResult } from "./read-fully.ts";
+import { type UnwrittenResult, type WriteLanesRequest, type WriteLanesResult, writeLanes } from "./write-lanes.ts";
 
 /** An extent of a window that becomes one object. */
 export interface WindowExtent {
@@ -94,6 +96,7 @@ export interface ZeroFormResult {
 export type CpuRequest =
   | CopyWindowRequest
   | HashLanesRequest
+  | WriteLanesRequest
   | CheckObjectRequest
   | CheckBlocksRequest
   | ZeroFormRequest;
@@ -101,13 +104,15 @@ export type CpuResult<Request extends CpuRequest> = Request extends CopyWindowRe
   ? CopyWindowResult | UnreadResult
   : Request extends HashLanesRequest
     ? HashLanesResult | UnreadResult
-    : Request extends CheckObjectRequest | CheckBlocksRequest
-      ? CheckObjectResult
-      : ZeroFormResult;
+    : Request extends WriteLanesRequest
+      ? WriteLanesResult | UnreadResult | UnwrittenResult
+      : Request extends CheckObjectRequest | CheckBlocksRequest
+        ? CheckObjectResult
+        : ZeroFormResult;
 
 /**
- * Carries out one request; undefined when it was cancelled on the way. Keeps no state, writes nothing, and reads nothing but
- * the descriptors it is given.
+ * Carries out one request; undefined when it was cancelled on the way. Keeps no state, and reads and writes
+ * nothing but the files that it is given.
  */
 export function runCpuTask(request: CpuRequest, tools: CpuTools): CpuResult<CpuRequest> | undefined {
   switch (request.kind) {
@@ -115,6 +120,8 @@ export function runCpuTask(request: CpuRequest, tools: CpuTools): CpuResult<CpuR
       return copyWindow(request, tools);
     case "hashLanes":
       return hashLanes(request, tools);
+    case "writeLanes":
+      return writeLanes(request, tools);
     case "checkObject":
       return checkObject(request, tools);
     case "checkBlocks":
@@ -305,21 +312,6 @@ function checkSegments(
     block += zero.length;
   }
   return { outcome: "ok", data, dataRuns: Float64Array.from(runs) };
-}
-
-/** Appends the runs of blocks that are not all zero, joined to the last run where they touch. */
-export function addDataRuns(
-  runs: number[],
-  zero: Uint8Array,
-  { start, length, blockBytes }: { start: number; length: number; blockBytes: number },
-): void {
-  for (let index = 0; index < zero.length; index++) {
-    if (zero[index] === 1) continue;
-    const from = start + index * blockBytes;
-    const to = Math.min(from + blockBytes, start + length);
-    if (runs.length > 0 && runs.at(-1) === from) runs[runs.length - 1] = to;
-    else runs.push(from, to);
-  }
 }
 
 function zeroForm(request: ZeroFormRequest, { hashing, cancelled }: CpuTools): ZeroFormResult | undefined {

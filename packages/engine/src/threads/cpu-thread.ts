@@ -38,8 +38,9 @@ parentPort?.on("message", ({ request, cancel }: CpuMessage) => {
 function buffersOf(answer: CpuAnswer): ArrayBuffer[] {
   if (answer.outcome === "failed" || answer.result === undefined) return [];
   const result = answer.result;
+  if ("failed" in result) return [result.states.buffer];
   if ("states" in result) return [result.buffer, result.states.buffer, result.hashes.buffer, result.zero.buffer];
-  if ("unread" in result) return [];
+  if ("unread" in result || "unwritten" in result) return [];
   if ("hashes" in result) return windowBuffers(result);
   if ("outcome" in result) return result.outcome === "ok" ? [result.data.buffer, result.dataRuns.buffer] : [];
   return result.pieces?.map((piece) => piece.buffer) ?? [];

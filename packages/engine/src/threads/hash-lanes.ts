@@ -1,14 +1,15 @@
 import type { Md5InStep } from "../hashing/hashing.ts";
 import type { CpuTools } from "./cpu-tools.ts";
-import { type ReadableFile, readExtents, type UnreadResult } from "./read-fully.ts";
+import { readExtents, type UnreadResult } from "./read-fully.ts";
 
 /** One message of several that are hashed in step: the piece of it that comes next. */
 export interface LanePiece {
-  file: ReadableFile;
+  /** Open until the answer has come. */
+  file: number;
   offset: number;
   length: number;
-  /** Pairs of start and end within the piece, ascending: what lies between them is zero and is not read. Null: all is read. */
-  data: Float64Array<ArrayBuffer> | null;
+  /** Pairs of start and end within the piece, ascending: what lies between them is zero and is not read. */
+  data: Float64Array<ArrayBuffer>;
   /** Length of the whole message when this is its last piece, else null. Other pieces are a multiple of 64 bytes long. */
   endsAt: number | null;
 }

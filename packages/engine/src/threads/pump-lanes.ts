@@ -2,7 +2,7 @@ import type { Extent } from "../extents.ts";
 import type { CpuPool } from "./cpu-pool.ts";
 import type { CpuResult } from "./cpu-tasks.ts";
 import type { HashLanesRequest, HashLanesResult } from "./hash-lanes.ts";
-import { clipPairs, type ReadableFile } from "./read-fully.ts";
+import { clipPairs } from "./read-fully.ts";
 
 /** Messages that go in step: their MD5 share the lanes of the processor's vectors, of which there are 16. */
 export const lanesMax = 16;
@@ -23,11 +23,11 @@ export function laneMemoryBytes(lanes: number, blockBytes: number): number {
   return 2 * lanes * sliceBytesOf(blockBytes);
 }
 
-/** A message in a file. An open one stays open until the pump has stopped. */
+/** A message in an open file, which stays open until the pump has stopped. */
 export interface LaneMessage extends Extent {
-  file: ReadableFile;
-  /** Pairs of start and end within the message, ascending: what lies between them is zero and is not read. Null: all is read. */
-  data: Float64Array | null;
+  file: number;
+  /** Pairs of start and end within the message, ascending: what lies between them is zero and is not read. */
+  data: Float64Array;
 }
 
 /** The next slice of one message. */
@@ -69,7 +69,7 @@ export async function pumpLanes(
     const pieces = messages.map(({ file, offset, length: whole, data: pairs }) => {
       const length = Math.max(0, Math.min(sliceBytes, whole - at));
       const endsAt = length > 0 && at + length === whole ? whole : null;
-      return { file, offset: offset + at, length, data: pairs && clipPairs(pairs, at, at + length), endsAt };
+      return { file, offset: offset + at, length, data: clipPairs(pairs, at, at + length), endsAt };
     });
     const request: HashLanesRequest = {
       kind: "hashLanes",

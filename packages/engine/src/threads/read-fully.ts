@@ -5,9 +5,6 @@ export interface UnreadResult {
   unread: { offset: number; length: number };
 }
 
-/** What a thread reads: an open file, or one that it opens for each read, which must then be regular and of that size. */
-export type ReadableFile = number | { path: string; sizeBytes: number };
-
 /** Fills `into` from an open file; false when the file ends before or cannot be read. */
 export function readFully(descriptor: number, into: Uint8Array, offset: number): boolean {
   try {
@@ -24,39 +21,38 @@ export function readFully(descriptor: number, into: Uint8Array, offset: number):
 
 /**
  * Fills `into` with a part of a file: what lies within `data`, pairs of start and end relative to the part, is read, the
- * rest is zero; null stands for all. Returns the place that cannot be read, in the file, or null.
+ * rest is zero. Returns the place that cannot be read, in the file, or null.
  */
 export function readExtents(
-  from: { file: ReadableFile; offset: number; data: Float64Array | null },
+  from: { file: number; offset: number; data: Float64Array },
   into: Uint8Array,
 ): { offset: number; length: number } | null {
-  if (into.length === 0) return null;
-  const data = from.data ?? [0, into.length];
-  const descriptor = typeof from.file === "number" ? from.file : openRegularSync(from.file);
-  if (descriptor === null) return { offset: from.offset, length: into.length };
-  try {
-    let filled = 0;
-    for (let pair = 0; pair < data.length; pair += 2) {
-      const start = data[pair] as number;
-      const end = data[pair + 1] as number;
-      into.fill(0, filled, start);
-      const offset = from.offset + start;
-      if (!readFully(descriptor, into.subarray(start, end), offset)) return { offset, length: end - start };
-      filled = end;
-    }
-    into.fill(0, filled);
-    return null;
-  } finally {
-    if (typeof from.file !== "number") closeSync(descriptor);
+  const { data } = from;
+  let filled = 0;
+  for (let pair = 0; pair < data.length; pair += 2) {
+    const start = data[pair] as number;
+    const end = data[pair + 1] as number;
+    into.fill(0, filled, start);
+    const offset = from.offset + start;
+    if (!readFully(from.file, into.subarray(start, end), offset)) return { offset, length: end - start };
+    filled = end;
   }
+  into.fill(0, filled);
+  return null;
 }
 
-/** Follows no link and waits for no FIFO; null when the file is not there or not as it should be. */
-function openRegularSync({ path, sizeBytes }: { path: string; sizeBytes: number }): number | null {
+/** A file that is closed with the scope. */
+export interface OpenedFile extends Disposable {
+  descriptor: number;
+}
+
+/** Follows no link and waits for no FIFO; null when the file is not there, no regular one or not of that size. */
+export function openForReading({ path, sizeBytes }: { path: string; sizeBytes: number }): OpenedFile | null {
   try {
     const descriptor = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
     const status = fstatSync(descriptor);
-    if (status.isFile() && status.size === sizeBytes) return descriptor;
+    if (status.isFile() && status.size === sizeBytes)
+      return { descriptor, [Symbol.dispose]: () => closeSync(descriptor) };
     closeSync(descriptor);
     return null;
   } catch {

@@ -21,6 +21,10 @@ export class FileTarget implements VolumeTarget {
     this.isNew = options.isNew;
   }
 
+  get descriptor(): number {
+    return this.#file.fd;
+  }
+
   async write(data: Uint8Array, offset: number): Promise<void> {
     for (let done = 0; done < data.length; ) {
       const { bytesWritten } = await guardStorage(`write ${this.path}`, () =>

@@ -28,6 +28,8 @@ export interface VolumeTarget extends AsyncDisposable {
   readonly sizeBytes: number;
   /** True only when every byte is known to be zero before the restore, so that zeros need not be written. */
   readonly isNew?: boolean;
+  /** An open file that is written at the volume's own places, if there is one: threads write it by themselves. Stays open until the target is disposed. */
+  readonly descriptor?: number;
   /** Writes all of `data`. VolumeStorageFullError when space runs out; VolumeStorageError for any other failure. */
   write(data: Uint8Array, offset: number): Promise<void>;
   /** Resolves when everything written so far is durable. */

@@ -1,0 +1,153 @@
+import { writeSync } from "node:fs";
+import { clipExtent, type Extent } from "../extents.ts";
+import type { Md5InStep } from "../hashing/hashing.ts";
+import { addDataRuns } from "./block-runs.ts";
+import type { CpuTools } from "./cpu-tools.ts";
+import { sliceBytesOf } from "./pump-lanes.ts";
+import { type OpenedFile, openForReading, readFully, type UnreadResult } from "./read-fully.ts";
+
+/** A raw object of several that are restored in step: the piece of it that comes next. */
+export interface WriteLanePiece {
+  file: { path: string; sizeBytes: number };
+  /** Within the object, on a block boundary. */
+  offset: number;
+  length: number;
+  /** Length of the whole object when this is its last piece, else null. Other pieces are a multiple of 64 bytes long. */
+  endsAt: number | null;
+  /** Hex MD5 of the whole object. */
+  md5: string;
+  /** Where the piece's first byte belongs in the volume. */
+  volumeOffset: number;
+  /** Per block of the piece: the 32 bytes that its hash must be, and 1 in `used` where the volume takes it from this object. */
+  expected: Uint8Array<ArrayBuffer>;
+  used: Uint8Array<ArrayBuffer>;
+}
+
+export interface LaneTarget {
+  /** Open until the answer has come. */
+  descriptor: number;
+  skipZeros: boolean;
+  /** Only this part of the volume is written. */
+  bounds: Extent;
+  /** See RunContext. */
+  writableUntil: BigInt64Array<SharedArrayBuffer>;
+}
+
+/** Reads the next piece of several objects, checks every block, writes those that are right and takes all into the objects' MD5. */
+export interface WriteLanesRequest {
+  kind: "writeLanes";
+  blockBytes: number;
+  pieces: readonly WriteLanePiece[];
+  /** MD5 states of the objects, in the order of the pieces; null at the start. */
+  states: Uint8Array<ArrayBuffer> | null;
+  /** Null to check everything and write nothing. */
+  target: LaneTarget | null;
+}
+
+export interface WriteLanesResult {
+  states: Uint8Array<ArrayBuffer>;
+  /** 1 for every object of which a block or, with its last piece, the MD5 is wrong. No block that is wrong was written. */
+  failed: Uint8Array<ArrayBuffer>;
+}
+
+/** The thread could not write, or may no longer: its owner finds out why. */
+export interface UnwrittenResult {
+  unwritten: true;
+}
+
+interface Lane {
+  piece: WriteLanePiece;
+  opened: OpenedFile;
+  /** Its slice in the scratch memory. */
+  bytes: Uint8Array<ArrayBuffer>;
+}
+
+export function writeLanes(
+  request: WriteLanesRequest,
+  { hashing, cancelled }: CpuTools,
+): WriteLanesResult | UnreadResult | UnwrittenResult | undefined {
+  const { blockBytes, pieces, target } = request;
+  const md5InStep = hashing.md5InStep as Md5InStep;
+  const longest = Math.max(...pieces.map(({ length }) => length));
+  const sliceBytes = Math.min(sliceBytesOf(blockBytes), Math.ceil(longest / 64) * 64);
+  const scratch = new Uint8Array(pieces.length * sliceBytes);
+  const hashes = new Uint8Array(Math.ceil(sliceBytes / blockBytes) * 32);
+  const zero = new Uint8Array(hashes.length / 32);
+  const states = request.states ?? md5InStep.start(pieces.length);
+  const failed = new Uint8Array(pieces.length);
+  using files = new DisposableStack();
+  const lanes: Lane[] = [];
+  for (const [index, piece] of pieces.entries()) {
+    const opened = openForReading(piece.file);
+    if (opened === null) return { unread: { offset: piece.offset, length: piece.length } };
+    files.use(opened);
+    lanes.push({ piece, opened, bytes: scratch.subarray(index * sliceBytes, (index + 1) * sliceBytes) });
+  }
+  for (let at = 0; at < longest; at += sliceBytes) {
+    const spans: { offset: number; length: number }[] = [];
+    for (const [index, { piece, opened, bytes: space }] of lanes.entries()) {
+      if (cancelled()) return undefined;
+      const bytes = space.subarray(0, Math.max(0, Math.min(sliceBytes, piece.length - at)));
+      spans.push({ offset: index * sliceBytes, length: bytes.length });
+      if (bytes.length === 0) continue;
+      const offset = piece.offset + at;
+      if (!readFully(opened.descriptor, bytes, offset)) return { unread: { offset, length: bytes.length } };
+      hashing.hashBlocks(bytes, blockBytes, hashes, zero);
+      const runs = checkedRuns({ piece, firstBlock: at / blockBytes, blockBytes, hashes, zero }, bytes.length, target);
+      if (runs === null) failed[index] = 1;
+      const mayWrite = runs !== null && failed[index] === 0 && target !== null;
+      if (mayWrite && !writeRuns(target, piece.volumeOffset + at, bytes, runs)) return { unwritten: true };
+    }
+    md5InStep.update(states, scratch, spans);
+    for (const [index, { piece, bytes }] of lanes.entries()) {
+      const length = (spans[index] as { length: number }).length;
+      if (piece.endsAt === null || length === 0 || at + length < piece.length) continue;
+      const md5 = md5InStep.finish(states, index, bytes.subarray(0, length), piece.endsAt);
+      if (md5 !== piece.md5) failed[index] = 1;
+    }
+  }
+  return { states, failed };
+}
+
+/** What of a slice is to be written, as pairs of start and end within it; null when a block that is used is wrong. */
+function checkedRuns(
+  slice: { piece: WriteLanePiece; firstBlock: number; blockBytes: number; hashes: Uint8Array; zero: Uint8Array },
+  length: number,
+  target: LaneTarget | null,
+): number[] | null {
+  const { piece, firstBlock, blockBytes, zero } = slice;
+  const hashes = Buffer.from(slice.hashes.buffer, slice.hashes.byteOffset, slice.hashes.length);
+  const runs: number[] = [];
+  for (let index = 0; index * blockBytes < length; index++) {
+    const block = firstBlock + index;
+    if (piece.used[block] === 0) continue;
+    if (hashes.compare(piece.expected, block * 32, block * 32 + 32, index * 32, index * 32 + 32) !== 0) return null;
+    const start = index * blockBytes;
+    const skip = target?.skipZeros === true && zero[index] === 1;
+    addDataRuns(runs, skip ? skipped : kept, { start, length: Math.min(blockBytes, length - start), blockBytes });
+  }
+  return runs;
+}
+
+const kept = Uint8Array.of(0);
+const skipped = Uint8Array.of(1);
+
+/** Slices are shorter than what may be written with one leave of the fence. False when something was not written. */
+function writeRuns(target: LaneTarget, volumeOffset: number, bytes: Uint8Array, runs: readonly number[]): boolean {
+  for (let pair = 0; pair < runs.length; pair += 2) {
+    const start = runs[pair] as number;
+    const run = { offset: volumeOffset + start, length: (runs[pair + 1] as number) - start };
+    const clipped = clipExtent(run, target.bounds);
+    if (clipped === null) continue;
+    const from = clipped.offset - volumeOffset;
+    for (let done = 0; done < clipped.length; ) {
+      if (process.hrtime.bigint() >= Atomics.load(target.writableUntil, 0)) return false;
+      try {
+        done += writeSync(target.descriptor, bytes, from + done, clipped.length - done, clipped.offset + done);
+      } catch {
+        return false;
+      }
+    }
+  }
+  return true;
+}

@@ -1,7 +1,7 @@
 import { Client } from "pg";
 import type { Config } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
-import { tasksReadyChannel } from "./tasks.ts";
+import { type TaskKind, tasksReadyChannel } from "./tasks.ts";
 import type { Logger } from "./telemetry.ts";
 import { type LiveQueue, liveQueues } from "./workers.ts";
 
@@ -10,6 +10,11 @@ export interface Dispatched {
   taskId: string;
   /** `t-<task>-<dispatch>`: BullMQ silently ignores an id that it still remembers, so each dispatch has its own. */
   jobId: string;
+}
+
+/** A task that was chosen. */
+interface Chosen extends Dispatched {
+  kind: TaskKind;
 }
 
 /** Puts jobs into the queue of that name. May fail: the tasks are dispatched again later. */
@@ -39,7 +44,7 @@ function capsOf({ dispatcher, repositories }: Config): Caps {
  * A project's cap holds only while another project has something to do. A repository's always holds: whoever chooses where there is
  * one waits for the others that do, so that each counts what the last one took. A task of an incremental may need two repositories, and counts at both.
  */
-async function choose(database: Database, queue: LiveQueue, caps: Caps): Promise<Dispatched[]> {
+async function choose(database: Database, queue: LiveQueue, caps: Caps): Promise<Chosen[]> {
   if (!queue.reaches.some((place) => Object.hasOwn(caps.repositories, place))) return chooseIn(database, queue, caps);
   return inTransaction(database, async (tx) => {
     await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended('tephra:dispatch', 0))`;
@@ -47,9 +52,9 @@ async function choose(database: Database, queue: LiveQueue, caps: Caps): Promise
   });
 }
 
-async function chooseIn(database: Database | Transaction, queue: LiveQueue, caps: Caps): Promise<Dispatched[]> {
+async function chooseIn(database: Database | Transaction, queue: LiveQueue, caps: Caps): Promise<Chosen[]> {
   const jobsMax = queue.slots * jobsPerSlot;
-  const rows = await database.$queryRaw<{ id: string; dispatch: number }[]>`
+  const rows = await database.$queryRaw<{ id: string; kind: TaskKind; dispatch: number }[]>`
     WITH RECURSIVE busy AS (
       SELECT project_id, queue, count(*) AS jobs FROM tasks WHERE state IN ('running', 'dispatched') GROUP BY project_id, queue
     ), limited AS (
@@ -87,8 +92,8 @@ async function chooseIn(database: Database | Transaction, queue: LiveQueue, caps
       SELECT t.id FROM tasks t JOIN chosen USING (id) WHERE t.state = 'ready' FOR UPDATE OF t SKIP LOCKED
     )
     UPDATE tasks t SET state = 'dispatched', dispatch = t.dispatch + 1, dispatched_at = now(), queue = ${queue.queue}
-    FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.dispatch`;
-  return rows.map((r) => ({ taskId: r.id, jobId: `t-${r.id}-${r.dispatch}` }));
+    FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.kind, t.dispatch`;
+  return rows.map((r) => ({ taskId: r.id, kind: r.kind, jobId: `t-${r.id}-${r.dispatch}` }));
 }
 
 export interface Dispatcher {
@@ -104,6 +109,14 @@ const coalesceMs = 3;
 /** How long the cards of workers are believed before they are read again. */
 const queuesAgeMaxMs = 1_000;
 const listenRetryMs = 2_000;
+
+/**
+ * Ranges of a volume take seconds, and one worker with several slots would take them all while another idles. So they come one by
+ * one: Redis gives each to the worker that has waited longest.
+ */
+const rangeKinds: readonly TaskKind[] = ["copy", "restore", "verify"];
+const isRange = ({ kind }: Chosen): boolean => rangeKinds.includes(kind);
+const spreadMs = 10;
 
 /**
  * Runs beside every worker's consumers, woken by NOTIFY, by every finish, and once a second. Any number may run at once.
@@ -132,7 +145,12 @@ export function startDispatcher(options: {
     }
     for (const queue of queues) {
       const jobs = await choose(database, queue, caps);
-      if (jobs.length > 0) await enqueue(queue.queue, jobs);
+      const [ranges, others] = [jobs.filter(isRange), jobs.filter((job) => !isRange(job))];
+      if (others.length > 0) await enqueue(queue.queue, others);
+      for (const range of ranges) {
+        await enqueue(queue.queue, [range]);
+        if (!stopped) await new Promise((resolve) => setTimeout(resolve, spreadMs));
+      }
     }
   };
   const loop = async (): Promise<void> => {

@@ -79,6 +79,9 @@ async function main(): Promise<void> {
   };
   const look = async (): Promise<void> => {
     const { reaches, unreachable } = await sites.probe();
+    await obeyDisabled();
+    // Served first: from its card others conclude that this worker takes tasks.
+    if (!stopping && !disabled) await queues.serve(queueFor(reaches));
     await publishWorker(database, {
       id: workerId,
       host: config.hostName,
@@ -88,8 +91,6 @@ async function main(): Promise<void> {
       unreachable,
     });
     for (const [name, why] of Object.entries(unreachable)) log.warn({ name, why }, "not reached from here");
-    await obeyDisabled();
-    if (!stopping && !disabled) queues.serve(queueFor(reaches));
     dispatcher.wake();
   };
   const lookSafely = () => look().catch((error: unknown) => log.warn({ err: error }, "could not look around"));

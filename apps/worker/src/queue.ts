@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Dispatched, Enqueue, Logger } from "@tephra/control";
 import { Queue, Worker } from "bullmq";
 import { Redis } from "ioredis";
@@ -13,10 +14,16 @@ const jobName = "task";
 const keepCompleted = { age: 3600, count: 1000 };
 const keepFailed = { age: 7 * 86_400, count: 5000 };
 
+/** How long a start waits for Redis before it goes on without. */
+const connectMs = 1000;
+
 export interface JobQueues {
   enqueue: Enqueue;
-  /** Serves the queue of that name with `slots` jobs at once, also after a pause; the one served before is let go. */
-  serve(name: string): void;
+  /**
+   * Serves the queue of that name with `slots` jobs at once, also after a pause; the one served before is let go. Settles when jobs can
+   * come, or after a second without Redis, whose jobs come when it does.
+   */
+  serve(name: string): Promise<void>;
   /** Takes nothing new. What runs goes on. */
   pause(): Promise<void>;
   close(): Promise<void>;
@@ -64,7 +71,7 @@ export function openJobQueues(options: {
         jobs.map((j) => ({ name: jobName, data: { taskId: j.taskId }, opts: { jobId: j.jobId } })),
       );
     },
-    serve(name) {
+    async serve(name) {
       if (worker?.name === name) {
         // A pause may have stood between: a paused worker goes on.
         void worker.resume();
@@ -83,6 +90,7 @@ export function openJobQueues(options: {
         removeOnFail: keepFailed,
       });
       worker.on("error", (error) => log.debug({ err: error }, "consumer"));
+      await Promise.race([worker.waitUntilReady(), sleep(connectMs)]);
     },
     async pause() {
       await worker?.pause(true);

@@ -69,7 +69,7 @@ describe("a worker that is lost", () => {
     await user.expectQuiet();
   });
 
-  it.each(["restore:3", "restore:9", "publish.claimed:1", "plan-restore:1"])(
+  it.each(["restore:1", "restore:3", "publish.claimed:1", "plan-restore:1"])(
     "in a restore, at %s, is followed by another that restores exactly",
     async (point) => {
       await using instance = await startInstance({ workers: 1, ...brisk });

@@ -52,12 +52,44 @@ export async function finishBackup(instance: Instance, id: string): Promise<void
   );
 }
 
+/** Finishes the backups of a group that are being made, as workers would. Returns the id of the newest. */
+export async function finishGroupBackup(instance: Instance, group: string): Promise<string> {
+  await instance.sql(
+    `UPDATE operations SET state = 'succeeded', finished_at = now() WHERE group_id = $1 OR parent_id IN (SELECT id FROM operations WHERE group_id = $1)`,
+    [group],
+  );
+  await instance.sql("UPDATE groups SET operation_id = NULL WHERE id = $1", [group]);
+  await instance.sql(
+    "UPDATE group_snapshots SET status = 'available', taken_at = '2026-11-21T12:00:00Z' WHERE group_id = $1 AND status = 'creating'",
+    [group],
+  );
+  await instance.sql(
+    `UPDATE backups b SET status = 'available', object_count = 3, volume_bytes = size_gib * 1073741824::bigint, service_metadata =
+       'volume_' || volume_id || '/prefix', service = 'cinder.backup.drivers.posix.PosixBackupDriver', availability_zone = 'nova'
+     FROM group_snapshots g WHERE g.id = b.group_snapshot_id AND g.group_id = $1 AND b.status = 'creating'`,
+    [group],
+  );
+  await instance.sql(
+    "UPDATE snapshots s SET status = 'available' FROM group_snapshots g WHERE g.id = s.group_snapshot_id AND g.group_id = $1",
+    [group],
+  );
+  const [row] = await instance.sql(
+    "SELECT id FROM group_snapshots WHERE group_id = $1 ORDER BY created_at DESC LIMIT 1",
+    [group],
+  );
+  return row.id;
+}
+
 /** Rows of every table that a request could add to or change the state of. */
 export async function fingerprint(instance: Instance): Promise<unknown> {
   const [row] = await instance.sql(`
     SELECT (SELECT count(*)::int FROM volumes) AS volumes, (SELECT count(*)::int FROM snapshots) AS snapshots,
       (SELECT count(*)::int FROM backups) AS backups, (SELECT count(*)::int FROM operations) AS operations,
-      (SELECT count(*)::int FROM tasks) AS tasks, (SELECT count(*)::int FROM attachments) AS attachments,
+      (SELECT count(*)::int FROM tasks) AS tasks, (SELECT count(*)::int FROM instances) AS instances,
+      (SELECT count(*)::int FROM group_types) AS group_types,
+      (SELECT string_agg(id::text || status || coalesce(operation_id::text, ''), ',' ORDER BY id) FROM groups) AS group_states,
+      (SELECT string_agg(id || status, ',' ORDER BY id) FROM group_snapshots) AS group_snapshot_states,
+      (SELECT string_agg(id::text || coalesce(group_id::text, ''), ',' ORDER BY id) FROM volumes) AS members, (SELECT count(*)::int FROM attachments) AS attachments,
       (SELECT string_agg(id || status, ',' ORDER BY id) FROM volumes) AS volume_states,
       (SELECT string_agg(id || status, ',' ORDER BY id) FROM snapshots) AS snapshot_states,
       (SELECT string_agg(id || status, ',' ORDER BY id) FROM backups) AS backup_states,

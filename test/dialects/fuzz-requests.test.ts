@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { Agent, request as httpRequest } from "node:http";
 import { expect, it } from "vitest";
-import { cinderRoutes, opsRoutes } from "../../apps/api/src/app.ts";
+import { opsRoutes, v3Routes } from "../../apps/api/src/app.ts";
 import { Random } from "../fuzz/random.ts";
 import { type FuzzRequest, randomRequest, targetsOf } from "../fuzz/requests.ts";
 import type { Instance } from "../harness/instance.ts";
@@ -83,7 +83,7 @@ it(`answers ${count} random requests, none with 5xx and none too late (seed ${se
   const unlimited = { volumes: -1, snapshots: -1, gigabytes: -1, backups: -1, backup_gigabytes: -1 };
   await using instance = await startApiOnly({ config: { quotas: unlimited, log_level: "warn" } });
   const ids = await makeIds(instance);
-  const targets = targetsOf(cinderRoutes, opsRoutes);
+  const targets = targetsOf(v3Routes, opsRoutes);
   const agent = new Agent({ keepAlive: true, maxSockets: runners });
   const statuses = new Map<number, number>();
   const faults: string[] = [];

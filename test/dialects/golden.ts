@@ -51,6 +51,9 @@ export function goldenRequests(): string[] {
     "bad-input",
     "tenants",
     "ops",
+    "instances",
+    "instance-groups",
+    "groups",
   ];
   return files.flatMap((file) => {
     const answers = JSON.parse(readFileSync(fileOf(file), "utf8")) as Record<string, { request: string }>;
@@ -74,6 +77,7 @@ function normaliser(instance: Instance): (text: string) => string {
       .replaceAll(instance.dataDir, "<data>")
       .replace(/req-[0-9a-f-]{36}/g, "<request-id>")
       .replace(/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}/g, nameOf)
+      .replace(/\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?![.\d])/g, "<time>")
       .replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(?![\dZ])/g, "<time.6>")
       .replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z/g, "<time.3Z>");
 }

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 import { defaultVolumeType } from "../../apps/api/src/cinder/views.ts";
 import type { Instance } from "../harness/instance.ts";
-import { finishBackup, setStatus } from "./api-only.ts";
+import { finishBackup, finishGroupBackup, setStatus } from "./api-only.ts";
 
 /** One of everything, all of one project, with words in it that nobody else may ever read. */
 export interface World {
@@ -12,6 +12,12 @@ export interface World {
   message: string;
   operation: string;
   delivery: string;
+  /** A virtual machine at rest with its group, and a backup of it. */
+  instance: string;
+  instanceGroup: string;
+  groupSnapshot: string;
+  /** A group of no machine's, with nothing in it. */
+  group: string;
   /** In every name, description and value of metadata. */
   secret: string;
 }
@@ -24,6 +30,10 @@ export const emptyWorld = (): World => ({
   message: randomUUID(),
   operation: randomUUID(),
   delivery: randomUUID(),
+  instance: randomUUID(),
+  instanceGroup: randomUUID(),
+  groupSnapshot: randomUUID(),
+  group: randomUUID(),
   secret: "none",
 });
 
@@ -58,7 +68,53 @@ export async function makeWorld(instance: Instance, project: string, token: stri
     "INSERT INTO deliveries (id, notification_id, target, state) VALUES ($1, $2, 'log', 'dead') RETURNING id",
     [randomUUID(), notification],
   );
-  return { volume, snapshot, backup, message: message.id, operation: operation.id, delivery: delivery.id, secret };
+  await makeGroupType(instance);
+  const machine = await makeMachine(instance, project, { token, name: secret });
+  const group = await make("groups", {
+    group: { name: secret, description: secret, group_type: "instance_group_type", volume_types: ["__DEFAULT__"] },
+  });
+  return {
+    volume,
+    snapshot,
+    backup,
+    message: message.id,
+    operation: operation.id,
+    delivery: delivery.id,
+    ...machine,
+    group,
+    secret,
+  };
+}
+
+/** A type of groups is nobody's: the same one in every world. */
+const groupType = "11112222-3333-4444-5555-666677778888";
+
+async function makeGroupType(instance: Instance): Promise<void> {
+  await instance.sql(
+    `INSERT INTO group_types (id, name, group_specs) VALUES ($1, 'kind', '{"key": "value"}')
+     ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, description = NULL, group_specs = EXCLUDED.group_specs`,
+    [groupType],
+  );
+}
+
+/** A machine that is off, with one disk and one backup, as workers would leave it. */
+async function makeMachine(
+  instance: Instance,
+  project: string,
+  { token, name }: { token: string; name: string },
+): Promise<Pick<World, "instance" | "instanceGroup" | "groupSnapshot">> {
+  const headers = { "x-auth-token": token };
+  const ask = async (method: string, path: string, body: unknown) => {
+    const reply = await instance.request(method, path, body, headers);
+    if (reply.status >= 300) throw new Error(`${path}: ${reply.text}`);
+    return reply.body;
+  };
+  const { volume } = await ask("POST", `/v3/${project}/volumes`, { volume: { size: 1, name } });
+  await setStatus(instance, "volumes", volume.id, "available");
+  const made = { name, power_state: "SHUTOFF", boot_volume_id: volume.id, configuration: { note: name } };
+  const { id, group_id: group } = (await ask("POST", "/ops/instances", { instance: made })).instance;
+  await ask("POST", `/v3/${project}/instance-groups/${group}/backup`, { instance_id: id, name, async: true });
+  return { instance: id, instanceGroup: group, groupSnapshot: await finishGroupBackup(instance, group) };
 }
 
 /** Puts back what a request may have changed for all projects. */
@@ -74,6 +130,8 @@ const record = (id: string): string =>
 export function sampleBodies(world: World, dataDir: string): Readonly<Record<string, unknown>> {
   const { volume, snapshot } = world;
   const meta = { metadata: { other: "value" } };
+  const { instance: instance_id, groupSnapshot: group_snapshot_id, secret: name } = world;
+  const named = { instance_id, group_snapshot_id, name, async: true };
   return {
     "POST /backups": { backup: { volume_id: volume, snapshot_id: null } },
     "POST /backups/import_record": {
@@ -113,6 +171,24 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "PUT /os-services/:action": {},
     "PUT /os-services/disable": { binary: "cinder-backup", host: "here" },
     "PUT /os-services/disable-log-reason": { binary: "cinder-backup", host: "here", disabled_reason: "why" },
+    "POST /groups": { group: { group_type: "instance_group_type", volume_types: ["__DEFAULT__"] } },
+    "POST /groups/action create-from-src": { source_group_id: world.group },
+    "PUT /groups/:id": { group: { name: "changed" } },
+    "POST /groups/:id/action delete": { "delete-volumes": false },
+    "POST /groups/:id/action reset_status": { status: "error" },
+    "POST /group_types": { group_type: { name: `type ${randomUUID()}` } },
+    "PUT /group_types/:id": { group_type: { description: "changed" } },
+    "POST /group_types/:id/group_specs": { group_specs: { other: "value" } },
+    "PUT /group_types/:id/group_specs/:key": { key: "other" },
+    "POST /group_snapshots": { group_snapshot: { group_id: world.group } },
+    "POST /group_snapshots/:id/action reset_status": { status: "error" },
+    "POST /instance-groups/:id/backup": { instance_id: world.instance, name: "another", async: true },
+    "PUT /instance-groups/:id/restore": named,
+    "PUT /instance-groups/:id/delete_backup": named,
+    "POST /ops/instances": { instance: { name: "another", boot_volume_id: volume } },
+    "PUT /ops/instances/:id": { instance: { name: "changed" } },
+    "POST /ops/instances/:id/attach": { volume_id: volume },
+    "POST /ops/instances/:id/detach": { volume_id: volume },
     "POST /ops/notifications/:id/retry": {},
     "POST /ops/repositories/:name/rescan": {},
     "POST /ops/repositories/:name/reap": { dry_run: true },
@@ -130,6 +206,12 @@ export function fillPath(path: string, world: World, project: string): string {
     "/snapshots/": world.snapshot,
     "/messages/": world.message,
     "/types/": defaultVolumeType.id,
+    "/groups/": world.group,
+    "/group_types/": groupType,
+    "/group_snapshots/": world.groupSnapshot,
+    "/instance-groups/": world.instanceGroup,
+    "/ops/instances/": world.instance,
+    "/ops/group-snapshots/": world.groupSnapshot,
     "/ops/operations/": world.operation,
     "/ops/volumes/": world.volume,
     "/ops/backups/": world.backup,

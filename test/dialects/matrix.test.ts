@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import type { Principal, Role } from "@tephra/control";
 import { expect, it } from "vitest";
-import { cinderRoutes, opsRoutes } from "../../apps/api/src/app.ts";
+import { opsRoutes, v3Routes } from "../../apps/api/src/app.ts";
 import { isPublic, may, type Rule } from "../../apps/api/src/policy.ts";
 import type { Instance, Reply } from "../harness/instance.ts";
 import { fingerprint, startApiOnly } from "./api-only.ts";
@@ -65,7 +65,7 @@ interface Target {
 
 /** Everything that can be asked for, from the tables that the service is made of. */
 const routed: readonly Target[] = [
-  ...cinderRoutes.flatMap((route): Target[] => {
+  ...v3Routes.flatMap((route): Target[] => {
     const [method, path] = route;
     const common = { path, dialect: "cinder" } as const;
     if (method !== "ACTION") {
@@ -84,7 +84,7 @@ const routed: readonly Target[] = [
       action: null,
       rule,
       dialect: "ops",
-      takesBody: method === "POST",
+      takesBody: method === "POST" || method === "PUT",
     };
   }),
 ];

@@ -1,6 +1,6 @@
 import { Validator } from "@seriousme/openapi-schema-validator";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { cinderRoutes, opsRoutes } from "../../apps/api/src/app.ts";
+import { opsRoutes, v3Routes } from "../../apps/api/src/app.ts";
 import type { Instance } from "../harness/instance.ts";
 import { startApiOnly } from "./api-only.ts";
 
@@ -37,14 +37,12 @@ it("describes every route and no other, each with its body, its actions and whet
   const template = (path: string) => path.replace(/:(\w+)/g, "{$1}");
   const discovery = ["GET /", "GET /healthcheck", "GET /v3/"];
   const routes = [
-    ...cinderRoutes.map(
-      ([method, path]) => `${method === "ACTION" ? "POST" : method} /v3/{project_id}${template(path)}`,
-    ),
+    ...v3Routes.map(([method, path]) => `${method === "ACTION" ? "POST" : method} /v3/{project_id}${template(path)}`),
     ...opsRoutes.map(([method, path]) => `${method} ${template(path)}`),
   ];
   expect(described.sort()).toEqual([...discovery, ...routes].sort());
 
-  for (const route of cinderRoutes) {
+  for (const route of v3Routes) {
     const operation =
       paths[`/v3/{project_id}${template(route[1])}`][route[0] === "ACTION" ? "post" : route[0].toLowerCase()];
     const schema = operation.requestBody?.content["application/json"].schema;

@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import { expect, inject, it } from "vitest";
-import { cinderRoutes, opsRoutes } from "../../apps/api/src/app.ts";
+import { opsRoutes, v3Routes } from "../../apps/api/src/app.ts";
 import { projectNode, root } from "../../scripts/bootstrap.mjs";
 import { withClient } from "../../scripts/postgres.ts";
 import { startRedis } from "../../scripts/redis.ts";
@@ -310,7 +310,7 @@ it("finishes what it is doing when it is told to stop", async () => {
 
 it("has a golden answer for every route", () => {
   const asked = goldenRequests();
-  const routes = [...cinderRoutes, ...opsRoutes].map(
+  const routes = [...v3Routes, ...opsRoutes].map(
     ([method, path]) => [method === "ACTION" ? "POST" : method, path] as const,
   );
   for (const [method, path] of routes) {

@@ -2,6 +2,9 @@ import express, { type Express, type RequestHandler } from "express";
 import helmet from "helmet";
 import { backups } from "./cinder/backups.ts";
 import { discovery, versionThree } from "./cinder/discovery.ts";
+import { groupSnapshots } from "./cinder/group-snapshots.ts";
+import { groupTypes } from "./cinder/group-types.ts";
+import { groups } from "./cinder/groups.ts";
 import { messages } from "./cinder/messages.ts";
 import { snapshotMetadata, volumeMetadata } from "./cinder/metadata.ts";
 import { limits, quotaClasses, quotas } from "./cinder/quotas.ts";
@@ -15,9 +18,12 @@ import { volumes } from "./cinder/volumes.ts";
 import type { Context } from "./context.ts";
 import { identify } from "./identify.ts";
 import { audit } from "./ops/audit.ts";
+import { instanceGroups } from "./instance-groups/instance-groups.ts";
 import { opsBackups } from "./ops/backups.ts";
 import { documentation } from "./ops/documentation.ts";
+import { opsGroupSnapshots } from "./ops/group-snapshots.ts";
 import { health } from "./ops/health.ts";
+import { instances } from "./ops/instances.ts";
 import { notifications } from "./ops/notifications.ts";
 import { operations } from "./ops/operations.ts";
 import { queueBoard } from "./ops/queue-board.ts";
@@ -101,6 +107,37 @@ export const cinderRoutes: readonly Route[] = [
   ["GET", "/types", "volume_extension:type_get_all", volumeTypes.list],
   ["GET", "/types/:id", "volume_extension:type_get", volumeTypes.show],
   ["GET", "/types/:id/extra_specs", "volume_extension:types_extra_specs:index", volumeTypes.extraSpecs],
+  ["GET", "/groups", "group:get_all", groups.list],
+  ["GET", "/groups/detail", "group:get_all", groups.detail],
+  ["POST", "/groups", "group:create", groups.create],
+  ["ACTION", "/groups/action", { "create-from-src": ["group:create", groups.createFromSource] }],
+  ["GET", "/groups/:id", "group:get", groups.show],
+  ["PUT", "/groups/:id", "group:update", groups.update],
+  [
+    "ACTION",
+    "/groups/:id/action",
+    { delete: ["group:delete", groups.remove], reset_status: ["group:reset_status", groups.resetStatus] },
+  ],
+  ["GET", "/group_types", "group:group_types:get", groupTypes.list],
+  ["POST", "/group_types", "group:group_types:create", groupTypes.create],
+  ["GET", "/group_types/:id", "group:group_types:get", groupTypes.show],
+  ["PUT", "/group_types/:id", "group:group_types:update", groupTypes.update],
+  ["DELETE", "/group_types/:id", "group:group_types:delete", groupTypes.remove],
+  ["GET", "/group_types/:id/group_specs", "group:group_types_specs:get_all", groupTypes.specs],
+  ["POST", "/group_types/:id/group_specs", "group:group_types_specs:create", groupTypes.addSpecs],
+  ["GET", "/group_types/:id/group_specs/:key", "group:group_types_specs:get", groupTypes.spec],
+  ["PUT", "/group_types/:id/group_specs/:key", "group:group_types_specs:update", groupTypes.setSpec],
+  ["DELETE", "/group_types/:id/group_specs/:key", "group:group_types_specs:delete", groupTypes.removeSpec],
+  ["GET", "/group_snapshots", "group:get_all_group_snapshots", groupSnapshots.list],
+  ["GET", "/group_snapshots/detail", "group:get_all_group_snapshots", groupSnapshots.detail],
+  ["POST", "/group_snapshots", "group:create_group_snapshot", groupSnapshots.create],
+  ["GET", "/group_snapshots/:id", "group:get_group_snapshot", groupSnapshots.show],
+  ["DELETE", "/group_snapshots/:id", "group:delete_group_snapshot", groupSnapshots.remove],
+  [
+    "ACTION",
+    "/group_snapshots/:id/action",
+    { reset_status: ["group:reset_group_snapshot_status", groupSnapshots.resetStatus] },
+  ],
   ["GET", "/messages", "message:get_all", messages.list],
   ["GET", "/messages/:id", "message:get", messages.show],
   ["DELETE", "/messages/:id", "message:delete", messages.remove],
@@ -122,7 +159,20 @@ export const cinderRoutes: readonly Route[] = [
   ["GET", "/resource_filters", "resource_filter:list", resourceFilters.list],
 ];
 
-const docs = documentation(() => ({ cinder: cinderRoutes, ops: opsRoutes }));
+/** Virtual machines as one; below the same paths as Cinder's routes. */
+export const instanceGroupRoutes: readonly Route[] = [
+  ["GET", "/instance-groups", "instance_group:get", instanceGroups.list],
+  ["GET", "/instance-groups/:id", "instance_group:get", instanceGroups.show],
+  ["POST", "/instance-groups/:id/backup", "instance_group:backup", instanceGroups.backup],
+  ["PUT", "/instance-groups/:id/restore", "instance_group:restore", instanceGroups.restore],
+  ["PUT", "/instance-groups/:id/delete_backup", "instance_group:delete_backup", instanceGroups.deleteBackup],
+  ["DELETE", "/instance-groups/:id", "instance_group:delete", instanceGroups.remove],
+];
+
+/** All that is below `/v3`. */
+export const v3Routes: readonly Route[] = [...cinderRoutes, ...instanceGroupRoutes];
+
+const docs = documentation(() => ({ v3: v3Routes, ops: opsRoutes }));
 
 /** Our own routes: health, figures, the description of the API, operations, users' own files. */
 export const opsRoutes: readonly OpsRoute[] = [
@@ -141,6 +191,14 @@ export const opsRoutes: readonly OpsRoute[] = [
   ["GET", "/ops/audit", "ops:audit", audit.list],
   ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],
   ["GET", "/ops/backups/:id", "ops:backup", opsBackups.show],
+  ["GET", "/ops/instances", "ops:instance:get", instances.list],
+  ["POST", "/ops/instances", "ops:instance:create", instances.create],
+  ["GET", "/ops/instances/:id", "ops:instance:get", instances.show],
+  ["PUT", "/ops/instances/:id", "ops:instance:update", instances.update],
+  ["DELETE", "/ops/instances/:id", "ops:instance:delete", instances.remove],
+  ["POST", "/ops/instances/:id/attach", "ops:instance:update", instances.attach],
+  ["POST", "/ops/instances/:id/detach", "ops:instance:update", instances.detach],
+  ["GET", "/ops/group-snapshots/:id", "ops:group_snapshot", opsGroupSnapshots.show],
   ["POST", "/ops/backups/:id/verify", "ops:verify", opsBackups.verify],
   ["POST", "/ops/repositories/:name/reap", "ops:reap", repositories.reap],
   ["POST", "/ops/repositories/:name/rescan", "ops:rescan", repositories.rescan],
@@ -171,7 +229,7 @@ export function buildApp(context: Context): Express {
   app.use(answerOptions, limitBodies, discovery(context));
   app.use("/v3", tellHooks(context), identify(context));
   app.use(versionThree(context));
-  app.use("/v3", v3Router(context, cinderRoutes));
+  app.use("/v3", v3Router(context, v3Routes));
   app.use(() => {
     throw new NoRouteError();
   });

@@ -9,7 +9,7 @@ type Json = Readonly<Record<string, unknown>>;
 
 /** The tables that the service is made of. */
 export interface Tables {
-  cinder: readonly Route[];
+  v3: readonly Route[];
   ops: readonly OpsRoute[];
 }
 
@@ -68,8 +68,8 @@ function askedOf(rules: readonly Rule[]): string {
 
 const versionsText = (versions: readonly Microversion[]): string => versions.map((v) => versionText(v)).join(", ");
 
-/** One operation of Cinder's API. The actions of a path are one operation with one of several bodies. */
-function cinderOperation(route: Route): { path: string; method: string; operation: Json } {
+/** One operation below `/v3`. The actions of a path are one operation with one of several bodies. */
+function v3Operation(route: Route): { path: string; method: string; operation: Json } {
   const path = `/v3/{project_id}${templateOf(route[1])}`;
   const method = route[0] === "ACTION" ? "post" : route[0].toLowerCase();
   const actions =
@@ -91,7 +91,7 @@ function cinderOperation(route: Route): { path: string; method: string; operatio
     parameters: [...pathParameters(path), { $ref: "#/components/parameters/Microversion" }],
     ...(schema && {
       requestBody: jsonOf(
-        schemas.length > 1 ? { oneOf: schemas } : schema,
+        route[0] === "ACTION" ? { oneOf: schemas } : schema,
         changes.length > 0 ? `As of ${versionText(versionMax)}; it changed at ${versionsText(changes)}.` : "",
       ),
     }),
@@ -153,9 +153,9 @@ Every path of \`/v3\` exists also without \`/{project_id}\`. The microversion of
 bodies are shown as of the newest one, and what an older one lacks is refused there.`;
 
 /** An OpenAPI 3.1 document of every route, made from the schemas that bodies are checked by. */
-export function openApiDocument({ cinder, ops }: Tables): Json {
+export function openApiDocument({ v3, ops }: Tables): Json {
   const paths: Record<string, Record<string, Json>> = {};
-  for (const { path, method, operation } of [...discovery, ...cinder.map(cinderOperation), ...ops.map(opsOperation)]) {
+  for (const { path, method, operation } of [...discovery, ...v3.map(v3Operation), ...ops.map(opsOperation)]) {
     paths[path] = { ...paths[path], [method]: operation };
   }
   return {

@@ -19,6 +19,7 @@ import {
 import { DamagedObjectError } from "@tephra/engine";
 import type { Handler, WorkerContext } from "./context.ts";
 import { copyTask } from "./handlers/copy.ts";
+import { concludeGroupTask, snapshotGroupTask } from "./handlers/groups.ts";
 import { importBackupTask } from "./handlers/import-backup.ts";
 import { planBackupTask } from "./handlers/plan-backup.ts";
 import { planRestoreTask } from "./handlers/plan-restore.ts";
@@ -65,6 +66,8 @@ const handlers: Readonly<Record<TaskKind, Handler>> = {
   "remove-volume": removeVolumeTask,
   "take-snapshot": takeSnapshotTask,
   "remove-snapshot": removeSnapshotTask,
+  "snapshot-group": snapshotGroupTask,
+  "conclude-group": concludeGroupTask,
 };
 
 /** What an error says about the next step. */

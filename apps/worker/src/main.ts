@@ -78,7 +78,7 @@ async function main(): Promise<void> {
     if (disabled) await queues.pause();
   };
   const look = async (): Promise<void> => {
-    const { reaches, unreachable } = await sites.probe();
+    const { reaches, unreachable, freeBytes } = await sites.probe();
     await obeyDisabled();
     // Served first: from its card others conclude that this worker takes tasks.
     if (!stopping && !disabled) await queues.serve(queueFor(reaches));
@@ -89,6 +89,7 @@ async function main(): Promise<void> {
       slots,
       reaches,
       unreachable,
+      freeBytes,
     });
     for (const [name, why] of Object.entries(unreachable)) log.warn({ name, why }, "not reached from here");
     dispatcher.wake();

@@ -25,6 +25,8 @@ export class SiteUnreachableError extends Error {
 export interface Reach {
   reaches: string[];
   unreachable: Record<string, string>;
+  /** `backend:NAME` → bytes that are free there. */
+  freeBytes: Record<string, number>;
 }
 
 /** The repositories and volume backends of the configuration, opened when first reached, and the encoders that they ask for. */
@@ -86,7 +88,7 @@ export function openSites(config: Config, log: Logger): Sites {
 
   return {
     async probe() {
-      const reach: Reach = { reaches: [], unreachable: {} };
+      const reach: Reach = { reaches: [], unreachable: {}, freeBytes: {} };
       const look = async (name: string, open: () => Promise<unknown>): Promise<void> => {
         try {
           await open();
@@ -98,7 +100,11 @@ export function openSites(config: Config, log: Logger): Sites {
       // At the same time, since one that is away answers only after a while.
       await Promise.all([
         ...config.repositories.map((r) => look(`repository:${r.name}`, () => openNamed(r.name))),
-        ...config.volume_backends.map((b) => look(`backend:${b.name}`, () => openFileBackend(b.path))),
+        ...config.volume_backends.map(({ name, path }) =>
+          look(`backend:${name}`, async () => {
+            reach.freeBytes[`backend:${name}`] = await (await openFileBackend(path)).freeBytes();
+          }),
+        ),
         ...[...encoded].map(([need, repository]) => look(need, () => checkEncoder(repository))),
       ]);
       reach.reaches.sort();

@@ -28,12 +28,17 @@ export async function requestBackupDelete(database: Database, principal: Princip
 }
 
 /**
- * The locked backup becomes `deleting`, with the operation that removes it.
+ * The locked backup becomes `deleting`, with the operation that removes it, a part of the operation `parentId` where there is one.
  *
  * @returns the operation's id
  * @throws InvalidError with live incrementals, counted over all projects
  */
-export async function startBackupDelete(tx: Transaction, principal: Principal, backup: Backup): Promise<string> {
+export async function startBackupDelete(
+  tx: Transaction,
+  principal: Principal,
+  backup: Backup,
+  parentId: string | null = null,
+): Promise<string> {
   if ((await countDependents(tx, backup.id)) > 0)
     throw new InvalidError("backup", "Incremental backups exist for this backup.");
   await cancelVerifications(tx, backup.id);
@@ -44,6 +49,7 @@ export async function startBackupDelete(tx: Transaction, principal: Principal, b
     projectId: backup.projectId,
     backupId: backup.id,
     volumeId: backup.volumeId,
+    parentId,
     task: { kind: "remove-backup", needs: [`repository:${backup.repository}`] },
   });
 }

@@ -1,7 +1,7 @@
 import { lockBackup, type StoredLink, wholeChain } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError, OperationEndedError } from "./errors.ts";
-import type { Prisma, Volume } from "./generated/client.ts";
+import type { Backup, Prisma, Volume } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
 import { notifyBackup } from "./notifications.ts";
 import {
@@ -15,7 +15,7 @@ import {
 } from "./operations.ts";
 import { finishTask, type Json, type TaskOperation, type TaskResult } from "./tasks.ts";
 import { restoredColumns, type StoredVolume } from "./volume-meta.ts";
-import { lockVolume } from "./volumes.ts";
+import { lockVolume, type VolumeRow } from "./volumes.ts";
 
 /** What decides a restore, fixed once. The chain is newest first and ends with the full backup. */
 export interface RestorePlan {
@@ -34,7 +34,10 @@ export interface RestorePlan {
   stored: StoredVolume | null;
 }
 
-/** The private file of one claim of the plan task: a late worker of an earlier claim cannot touch another's. */
+/**
+ * The private file of one claim of the plan task: a late worker of an earlier claim cannot touch another's. Claim 0 is the copy that is
+ * published where claims of ranges were lost.
+ */
 export const restoreTargetOf = (operationId: string, claim: number): string => `${operationId}-${claim}`;
 
 /**
@@ -78,7 +81,8 @@ async function findTarget(database: Database, operation: TaskOperation): Promise
   return volume;
 }
 
-const needsOf = (plan: RestorePlan): string[] => [
+/** What a restore, and the removal of what it leaves, must reach. */
+export const restoreNeeds = (plan: RestorePlan): string[] => [
   ...new Set(plan.chain.map((c) => `repository:${c.repository}`)),
   `backend:${plan.backend}`,
 ];
@@ -95,7 +99,7 @@ export async function startRestoreRanges(
     await finishTask(tx, result);
     const { plan } = restore;
     await tx.operation.update({ where: { id: operationId }, data: { plan: plan as unknown as Prisma.InputJsonValue } });
-    const needs = needsOf(plan);
+    const needs = restoreNeeds(plan);
     const tasks = restore.ranges.map((r, ordinal) => ({
       kind: "restore" as const,
       ordinal,
@@ -114,7 +118,7 @@ export async function finishRestoreRange(database: Database, operationId: string
     await finishTask(tx, result);
     if ((await countDown(tx, operationId)) > 0) return;
     const plan = operation.plan as unknown as RestorePlan;
-    await startPhase(tx, operation, [{ kind: "publish", ordinal: 0, needs: needsOf(plan) }]);
+    await startPhase(tx, operation, [{ kind: "publish", ordinal: 0, needs: restoreNeeds(plan) }]);
   });
 }
 
@@ -137,27 +141,52 @@ export async function finishRestore(
   await inTransaction(database, async (tx) => {
     const volume = await lockVolume(tx, plan.volumeId);
     const backup = await lockBackup(tx, plan.backupId);
-    const now = new Date();
-    if (volume) {
-      const { stored } = plan;
-      const metadata = stored?.metadata ?? (volume.metadata as Record<string, string>);
-      const foreign = backup?.volumeId !== volume.id || (metadata["src_backup_id"] ?? plan.backupId) !== plan.backupId;
-      await tx.volume.updateMany({
-        where: { id: volume.id, status: { in: ["restoring-backup", "creating"] } },
-        data: {
-          status: "available",
-          previousStatus: "restoring-backup",
-          sizeBytes: BigInt(plan.targetBytes),
-          launchedAt: volume.launchedAt ?? now,
-          updatedAt: now,
-          ...(stored && restoredColumns(volume, stored)),
-          metadata: foreign ? { ...metadata, src_backup_id: plan.backupId } : metadata,
-        },
-      });
-    }
-    await releaseBackup(tx, plan.backupId);
-    await notifyBackup(tx, "backup.restore.end", plan.backupId);
-    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored, tidy: needsOf(plan) });
+    await applyRestored(tx, { volume, backup, plan });
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored, tidy: restoreNeeds(plan) });
+  });
+}
+
+/** The volume has the backup's bytes: its row and the backup's say so. Both are locked; either may be gone. */
+export async function applyRestored(
+  tx: Transaction,
+  { volume, backup, plan }: { volume: VolumeRow | null; backup: Backup | null; plan: RestorePlan },
+): Promise<void> {
+  const now = new Date();
+  if (volume) {
+    const { stored } = plan;
+    const metadata = stored?.metadata ?? (volume.metadata as Record<string, string>);
+    const foreign = backup?.volumeId !== volume.id || (metadata["src_backup_id"] ?? plan.backupId) !== plan.backupId;
+    await tx.volume.updateMany({
+      where: { id: volume.id, status: { in: ["restoring-backup", "creating"] } },
+      data: {
+        // The disks of a machine that is shut off are restored as they are attached.
+        status: volume.attachments.length > 0 ? "in-use" : "available",
+        previousStatus: "restoring-backup",
+        sizeBytes: BigInt(plan.targetBytes),
+        launchedAt: volume.launchedAt ?? now,
+        updatedAt: now,
+        ...(stored && restoredColumns(volume, stored)),
+        metadata: foreign ? { ...metadata, src_backup_id: plan.backupId } : metadata,
+      },
+    });
+  }
+  await releaseBackup(tx, plan.backupId);
+  await notifyBackup(tx, "backup.restore.end", plan.backupId);
+}
+
+/** A part of a whole: the private file `prepared` is complete and durable, and waits to be published with the others. */
+export async function finishPreparedRestore(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  { plan, prepared }: { plan: RestorePlan; prepared: string },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await tx.operation.update({
+      where: { id: operation.id },
+      data: { plan: { ...plan, target: prepared } as unknown as Prisma.InputJsonValue },
+    });
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
   });
 }
 
@@ -186,10 +215,13 @@ export async function failRestore(
   damage: Damage | null,
 ): Promise<void> {
   const now = new Date();
-  await tx.volume.updateMany({
-    where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
-    data: { status: "error_restoring", previousStatus: "restoring-backup", updatedAt: now },
-  });
+  // Of a part of a whole the volume is untouched yet, and is given back with the others.
+  if (operation.parentId === null) {
+    await tx.volume.updateMany({
+      where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
+      data: { status: "error_restoring", previousStatus: "restoring-backup", updatedAt: now },
+    });
+  }
   if (damage) {
     await tx.backup.updateMany({
       where: { id: damage.backupId, deletedAt: null },
@@ -203,15 +235,17 @@ export async function failRestore(
     await releaseBackup(tx, operation.backupId ?? nilUuid);
   }
   const plan = operation.plan as unknown as RestorePlan | null;
-  await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? needsOf(plan) : null });
+  await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? restoreNeeds(plan) : null });
 }
 
 /** The restore stops: nobody can say what the target holds, so it is in `error`. Rows are locked by the caller, who sees to the backup. */
 export async function cancelRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  await tx.volume.updateMany({
-    where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
-    data: { status: "error", previousStatus: "restoring-backup", updatedAt: new Date() },
-  });
+  if (operation.parentId === null) {
+    await tx.volume.updateMany({
+      where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
+      data: { status: "error", previousStatus: "restoring-backup", updatedAt: new Date() },
+    });
+  }
   const plan = operation.plan as unknown as RestorePlan | null;
-  await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? needsOf(plan) : null });
+  await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? restoreNeeds(plan) : null });
 }

@@ -8,6 +8,7 @@
  *          available → restoring-backup → available | error_restoring
  *          available → attaching → in-use → detaching → available
  *          available, in-use → extending → as it was | error_extending
+ *          in-use → restoring-backup → in-use: only with all disks of a virtual machine that is shut off
  *
  * An admin may put a volume or a snapshot into any status (os-reset_status); nothing here speaks of that.
  */
@@ -28,10 +29,10 @@ export const volumeTransitions = {
   creating: ["available", "error", "error_restoring"],
   available: ["attaching", "in-use", "backing-up", "restoring-backup", "uploading", "extending", "deleting", "error"],
   attaching: ["available", "in-use", "error"],
-  "in-use": ["available", "detaching", "backing-up", "extending", "error"],
+  "in-use": ["available", "detaching", "backing-up", "restoring-backup", "extending", "error"],
   detaching: ["available", "in-use", "error"],
   "backing-up": ["available", "in-use", "error"],
-  "restoring-backup": ["available", "error_restoring", "error"],
+  "restoring-backup": ["available", "in-use", "error_restoring", "error"],
   uploading: ["available", "error"],
   extending: ["available", "in-use", "error_extending"],
   error_extending: ["available", "deleting"],
@@ -56,6 +57,18 @@ export const snapshotTransitions = {
 } as const satisfies Record<string, readonly string[]>;
 
 export type SnapshotStatus = keyof typeof snapshotTransitions;
+
+export const groupSnapshotTransitions = {
+  creating: ["available", "error", "deleting"],
+  available: ["deleting", "error"],
+  error: ["available", "deleting"],
+  deleting: ["error", "error_deleting", "deleted"],
+  error_deleting: ["available", "error", "deleting"],
+  updating: ["available", "error"],
+  deleted: [],
+} as const satisfies Record<string, readonly string[]>;
+
+export type GroupSnapshotStatus = keyof typeof groupSnapshotTransitions;
 
 /** Statuses from which `to` may be reached. */
 export function originsOf<S extends string>(table: Readonly<Record<S, readonly string[]>>, to: NoInfer<S>): S[] {

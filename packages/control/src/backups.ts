@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { type Config, defaultRepository, repositoryIn } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
-import type { Backup } from "./generated/client.ts";
+import type { Backup, Volume } from "./generated/client.ts";
 import { isUuid } from "./listing.ts";
 import { startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
@@ -136,7 +136,7 @@ function volumeRefusal(status: string, force: boolean): InvalidError | null {
  * available ones, older than the snapshot where one is given; when none is older, the one that was made last. One that is damaged, or
  * builds on one that is, never counts.
  */
-async function chooseParent(
+export async function chooseParent(
   tx: Transaction,
   projectId: string,
   volumeId: string,
@@ -169,7 +169,7 @@ async function chooseParent(
  * the volume's zone, or to the default one. `reach` is what a worker must reach for it: for a zone without a repository nobody does,
  * and the backup fails as it does in a zone without a backup service.
  */
-function placeBackup(
+export function placeBackup(
   config: Config,
   wanted: string | null,
   { parent, volume }: { parent: Backup | null; volume: Pick<VolumeRow, "availabilityZone"> },
@@ -225,18 +225,39 @@ export async function requestBackup(
         updatedAt: snapshot ? null : createdAt,
       },
     });
-    const encoder = config.repositories.find(({ name }) => name === row.repository)?.zlib_encoder;
-    const needs = [place.reach, ...parentReach(row, parent), `backend:${volume.backend}`, ...encoderNeeds(encoder)];
-    await startOperation(tx, principal, {
-      kind: "backup-create",
-      projectId: row.projectId,
-      backupId: row.id,
-      volumeId: volume.id,
-      snapshotId: snapshot?.id ?? null,
-      bytesTotal: snapshot?.sizeBytes ?? volume.sizeBytes,
-      task: { kind: "plan-backup", needs },
-    });
+    await startBackup(tx, config, principal, { row, parent, volume, snapshot, reach: place.reach, parentId: null });
     return { ...row, hasDependents: false };
+  });
+}
+
+/** The operation that makes the backup of `row`, a part of the operation `parentId` where there is one. */
+export async function startBackup(
+  tx: Transaction,
+  config: Config,
+  principal: Pick<Principal, "userId" | "requestId">,
+  backup: {
+    row: Backup;
+    parent: Backup | null;
+    volume: Volume;
+    snapshot: SnapshotRow | null;
+    reach: string;
+    parentId: string | null;
+  },
+): Promise<void> {
+  const { row, parent, volume, snapshot, reach, parentId } = backup;
+  const encoder = config.repositories.find(({ name }) => name === row.repository)?.zlib_encoder;
+  await startOperation(tx, principal, {
+    kind: "backup-create",
+    projectId: row.projectId,
+    backupId: row.id,
+    volumeId: volume.id,
+    snapshotId: snapshot?.id ?? null,
+    parentId,
+    bytesTotal: snapshot?.sizeBytes ?? volume.sizeBytes,
+    task: {
+      kind: "plan-backup",
+      needs: [reach, ...parentReach(row, parent), `backend:${volume.backend}`, ...encoderNeeds(encoder)],
+    },
   });
 }
 
@@ -333,13 +354,18 @@ export async function requestVolumeFromBackup(
   });
 }
 
-/** The backup becomes `restoring`, with the operation that fills `target`. @throws InvalidError unless it is available */
-async function startRestore(
+/**
+ * The backup becomes `restoring`, with the operation that fills `target`. As a part of the operation `parentId` it leaves the private
+ * file for that one to publish.
+ *
+ * @throws InvalidError unless it is available
+ */
+export async function startRestore(
   tx: Transaction,
   principal: Principal,
-  restore: { backupId: string; target: VolumeRow; newVolume: boolean },
+  restore: { backupId: string; target: Volume; newVolume: boolean; parentId?: string },
 ): Promise<void> {
-  const { target, newVolume } = restore;
+  const { target, newVolume, parentId = null } = restore;
   const backup = await lockBackup(tx, restore.backupId);
   if (backup?.status !== "available") throw new InvalidError("backup", "Backup status must be available");
   await tx.backup.update({
@@ -352,6 +378,7 @@ async function startRestore(
     projectId: backup.projectId,
     backupId: backup.id,
     volumeId: target.id,
+    parentId,
     bytesTotal: backup.volumeBytes ?? 0n,
     input: { newVolume },
     task: {

@@ -235,6 +235,24 @@ export const ConfigFile = z
         retention_days: z.number().positive().default(90),
       })
       .prefault({}),
+    instances: z
+      .strictObject({
+        /** Folders in which the sockets of hypervisors and guest agents may lie. */
+        qmp_socket_roots: z.array(z.string().min(1)).default([]),
+      })
+      .prefault({}),
+    instance_groups: z
+      .strictObject({
+        /** How long a request without `async` waits for its end; then it is answered as one with it. */
+        sync_wait_timeout_ms: z.int().min(0).default(3_600_000),
+        /** The status of an answer to `async`. */
+        async_status_code: z.union([z.literal(201), z.literal(202)]).default(201),
+        /** The longest that a guest is kept from writing. */
+        freeze_limit_ms: z.int().min(100).default(10_000),
+        /** Fail where no guest agent can freeze the guest's file systems, instead of a backup as after a power cut. */
+        require_consistency: z.boolean().default(false),
+      })
+      .prefault({}),
     import_roots: z.array(z.string().min(1)).default([]),
     /** Bytes of a volume that one task copies; rounded down to whole object windows, at least one. */
     range_bytes: z

@@ -21,7 +21,18 @@ export class ConfigError extends ControlError {
   }
 }
 
-export type ResourceKind = "Backup" | "Volume" | "Snapshot" | "Operation" | "Message" | "Notification" | "Repository";
+export type ResourceKind =
+  | "Backup"
+  | "Volume"
+  | "Snapshot"
+  | "Instance"
+  | "Group"
+  | "Group type"
+  | "GroupSnapshot"
+  | "Operation"
+  | "Message"
+  | "Notification"
+  | "Repository";
 
 /** Unknown id, or one that the caller may not see: the two are not told apart. */
 export class NotFoundError extends ControlError {
@@ -36,7 +47,7 @@ export class NotFoundError extends ControlError {
 }
 
 /** `request` is for what Cinder says without the prefix of a class. */
-export type InvalidSubject = "volume" | "snapshot" | "backup" | "input" | "request";
+export type InvalidSubject = "volume" | "snapshot" | "backup" | "group" | "group-snapshot" | "input" | "request";
 
 /** The request does not fit the state of its subject, or the values given. `message` is Cinder's own text without its class prefix. */
 export class InvalidError extends ControlError {

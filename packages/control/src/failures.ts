@@ -8,6 +8,8 @@ import { failVerify } from "./backup-verify.ts";
 import { lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
+import { failGroupOperation, isGroupOperation } from "./group-operations.ts";
+import { lockParts } from "./group-parts.ts";
 import { nilUuid } from "./listing.ts";
 import { addMessage, type MessageAction, type MessageDetail } from "./messages.ts";
 import { endOperation, isLive, lockOperation, type OperationRow } from "./operations.ts";
@@ -42,11 +44,12 @@ export async function failOperation(
     if (seen.kind === "volume-extend") await lockQuota(tx, seen.projectId);
     if (seen.volumeId) await lockVolume(tx, seen.volumeId);
     if (seen.backupId) await lockBackup(tx, seen.backupId);
+    const parts = isGroupOperation(seen.kind) ? await lockParts(tx, seen) : [];
     const operation = await lockOperation(tx, operationId);
     if (failure.held) await failTask(tx, failure.held, failure.reason);
     if (!isLive(operation)) return null;
     await sayWhy(tx, { reason: failure.reason, operation });
-    await failRows(tx, operation, failure);
+    await failRows(tx, operation, failure, parts);
     await tellUsers(tx, operation, failure);
     return operation;
   });
@@ -59,7 +62,12 @@ async function failTask(tx: Transaction, held: { taskId: string; claim: number }
   if (count !== 1) throw new ClaimLostError(held.taskId);
 }
 
-async function failRows(tx: Transaction, operation: OperationRow, failure: Failure): Promise<void> {
+async function failRows(
+  tx: Transaction,
+  operation: OperationRow,
+  failure: Failure,
+  parts: readonly OperationRow[],
+): Promise<void> {
   const { kind } = operation;
   switch (kind) {
     case "backup-create":
@@ -90,6 +98,11 @@ async function failRows(tx: Transaction, operation: OperationRow, failure: Failu
       return failSnapshot(tx, operation, failure.reason, { from: "creating", to: "error" });
     case "snapshot-delete":
       return failSnapshot(tx, operation, failure.reason, { from: "deleting", to: "error_deleting" });
+    case "group-snapshot":
+    case "group-backup":
+    case "group-restore":
+    case "group-delete":
+      return failGroupOperation(tx, { ...operation, kind }, parts, { state: "failed", reason: failure.reason });
     default:
       return unreachable(kind);
   }

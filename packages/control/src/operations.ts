@@ -29,7 +29,11 @@ export type OperationKind =
   | "volume-extend"
   | "volume-delete"
   | "snapshot-create"
-  | "snapshot-delete";
+  | "snapshot-delete"
+  | "group-snapshot"
+  | "group-backup"
+  | "group-restore"
+  | "group-delete";
 
 export const operationStates = ["queued", "running", "succeeded", "failed", "cancelled"] as const;
 export type OperationState = (typeof operationStates)[number];
@@ -44,9 +48,15 @@ export interface NewOperation {
   backupId?: string | null;
   volumeId?: string | null;
   snapshotId?: string | null;
+  groupId?: string | null;
+  groupSnapshotId?: string | null;
+  /** The operation on a group that this one is a part of: it is told when this one ends. */
+  parentId?: string | null;
   input?: Json;
   bytesTotal?: bigint;
-  task: { kind: TaskKind; needs: readonly string[] };
+  /** Null: there is nothing to do before so many parts have ended. */
+  task: { kind: TaskKind; needs: readonly string[] } | null;
+  parts?: number;
 }
 
 /**
@@ -54,19 +64,26 @@ export interface NewOperation {
  *
  * @returns the operation's id
  */
-export async function startOperation(tx: Transaction, principal: Principal, operation: NewOperation): Promise<string> {
+export async function startOperation(
+  tx: Transaction,
+  principal: Pick<Principal, "userId" | "requestId">,
+  operation: NewOperation,
+): Promise<string> {
   const id = randomUUID();
   const { task } = operation;
   await tx.$executeRaw`
     WITH o AS (
-      INSERT INTO operations (id, kind, project_id, user_id, request_id, backup_id, volume_id, snapshot_id, input, bytes_total, remaining)
-      VALUES (${id}::uuid, ${operation.kind}, ${operation.projectId}, ${principal.userId}, ${principal.requestId},
+      INSERT INTO operations (id, kind, state, started_at, project_id, user_id, request_id, backup_id, volume_id, snapshot_id, group_id,
+        group_snapshot_id, parent_id, input, bytes_total, remaining)
+      VALUES (${id}::uuid, ${operation.kind}, ${task ? "queued" : "running"}, ${task ? null : new Date()}, ${operation.projectId}, ${principal.userId}, ${principal.requestId},
         ${operation.backupId ?? null}::uuid, ${operation.volumeId ?? null}::uuid, ${operation.snapshotId ?? null}::uuid,
-        ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint, 1)
+        ${operation.groupId ?? null}::uuid, ${operation.groupSnapshotId ?? null}::uuid, ${operation.parentId ?? null}::uuid,
+        ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint, ${operation.parts ?? 1})
       RETURNING id, project_id, created_at
     )
     INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs)
-    SELECT ${randomUUID()}::uuid, o.id, ${task.kind}, 0, ${taskRanks[task.kind]}, o.project_id, o.created_at, ${[...task.needs]}::text[] FROM o`;
+    SELECT ${randomUUID()}::uuid, o.id, ${task?.kind ?? ""}, 0, ${task ? taskRanks[task.kind] : 0}, o.project_id, o.created_at,
+      ${[...(task?.needs ?? [])]}::text[] FROM o WHERE ${task !== null}`;
   return id;
 }
 
@@ -125,12 +142,13 @@ export async function completeOperation(
   result: TaskResult,
   end: { bytesStored?: number; tidy?: readonly string[] | null; result?: Json } = {},
 ): Promise<void> {
-  const ended = await tx.$executeRaw`
+  const [ended] = await tx.$queryRaw<{ parentId: string | null }[]>`
     UPDATE operations SET state = 'succeeded', remaining = 0, finished_at = now(), updated_at = now(),
       bytes_stored = ${end.bytesStored ?? 0}::bigint, result = ${end.result === undefined ? null : JSON.stringify(end.result)}::jsonb
-    WHERE id = ${operation.id}::uuid AND state IN ('queued', 'running')`;
-  if (ended !== 1) throw new OperationEndedError(operation.id);
+    WHERE id = ${operation.id}::uuid AND state IN ('queued', 'running') RETURNING parent_id AS "parentId"`;
+  if (!ended) throw new OperationEndedError(operation.id);
   await finishTask(tx, result);
+  if (ended.parentId) await partEnded(tx, ended.parentId, { well: true });
   if (end.tidy) await addTasks(tx, operation, [{ kind: "tidy", ordinal: 0, needs: end.tidy }]);
 }
 
@@ -151,12 +169,33 @@ export async function endOperation(
   await tx.$executeRaw`
     UPDATE tasks SET state = 'cancelled', finished_at = now()
     WHERE operation_id = ${operation.id}::uuid AND state IN ('ready', 'dispatched', 'blocked')`;
+  if (operation.parentId) await partEnded(tx, operation.parentId, { well: false });
   if (!end.tidy) return;
   const running = await tx.task.count({ where: { operationId: operation.id, state: "running" } });
   await addTasks(tx, operation, [{ kind: "tidy", ordinal: 0, needs: end.tidy }]);
   if (running > 0)
     await tx.task.updateMany({ where: { operationId: operation.id, kind: "tidy" }, data: { state: "blocked" } });
 }
+
+/**
+ * A part of an operation on a group has ended: the last one lets the whole be concluded, and so does the first of a restore that ended
+ * badly, since then none will be published. A whole that ended before takes no notice.
+ */
+async function partEnded(tx: Transaction, parentId: string, { well }: { well: boolean }): Promise<void> {
+  const [parent] = await tx.$queryRaw<(TaskOwner & { kind: OperationKind; remaining: number; input: Json })[]>`
+    UPDATE operations SET remaining = remaining - 1, updated_at = now()
+    WHERE id = ${parentId}::uuid AND state IN ('queued', 'running')
+    RETURNING id, project_id AS "projectId", created_at AS "createdAt", kind, remaining, input`;
+  if (!parent || (parent.remaining > 0 && (well || parent.kind !== "group-restore"))) return;
+  await addTasks(tx, parent, [concludeTask(parent)]);
+}
+
+/** What ends an operation on a group. What it has to reach was said when the operation began. */
+export const concludeTask = ({ input }: { input: Json }): NewTask => ({
+  kind: "conclude-group",
+  ordinal: 0,
+  needs: (input as { concludeNeeds?: string[] }).concludeNeeds ?? [],
+});
 
 /** What the operation left behind is gone. The operation itself ended before. */
 export async function finishTidy(database: Database, operationId: string, result: TaskResult): Promise<void> {
@@ -255,4 +294,15 @@ export async function getOperation(database: Database, principal: Principal, id:
   const [progress] = row ? await withProgress(database, [row]) : [];
   if (!progress) throw new NotFoundError("Operation", id);
   return progress;
+}
+
+/** How an operation ended; null while it is live. @throws NotFoundError */
+export async function readOperationEnd(
+  database: Database,
+  id: string,
+): Promise<{ state: OperationState; failReason: string | null } | null> {
+  const row = await database.operation.findUnique({ where: { id }, select: { state: true, failReason: true } });
+  if (!row) throw new NotFoundError("Operation", id);
+  const state = row.state as OperationState;
+  return isLive({ state }) ? null : { state, failReason: row.failReason };
 }

@@ -68,7 +68,8 @@ async function advanceStalled(database: Database, config: Config, log: Logger): 
     SELECT o.id FROM operations o WHERE o.state IN ('queued', 'running')
       AND coalesce(o.updated_at, o.created_at) < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
       AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
-        AND (t.state IN ('ready', 'dispatched', 'running') OR (t.state = 'blocked' AND t.kind IN ('remove-backup', 'remove-volume'))))`;
+        AND (t.state IN ('ready', 'dispatched', 'running') OR (t.state = 'blocked' AND t.kind IN ('remove-backup', 'remove-volume'))))
+      AND NOT EXISTS (SELECT 1 FROM operations p WHERE p.parent_id = o.id AND p.state IN ('queued', 'running'))`;
   for (const { id } of stuck) {
     const reason = "The operation has no task left to run.";
     const failed = await failOperation(database, id, { reason });

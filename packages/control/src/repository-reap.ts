@@ -170,7 +170,8 @@ export async function areBusy(database: Database, ids: readonly string[], graceM
         WHERE (o.id = ANY(${wanted}::uuid[]) OR o.backup_id = ANY(${wanted}::uuid[]) OR o.volume_id = ANY(${wanted}::uuid[]))
         AND (o.state IN ('queued', 'running') OR o.finished_at > now() - ${graceMs} * interval '1 millisecond'
           OR EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
-            AND t.state IN ('ready', 'dispatched', 'running', 'blocked'))))
+            AND t.state IN ('ready', 'dispatched', 'running', 'blocked'))
+          OR EXISTS (SELECT 1 FROM operations p WHERE p.id = o.parent_id AND p.state IN ('queued', 'running'))))
       OR EXISTS (SELECT 1 FROM operations o WHERE o.state IN ('queued', 'running')
         AND (o.snapshot_id = ANY(${wanted}::uuid[]) OR o.plan->'source'->>'id' = ANY(${wanted}::text[]))) AS busy`;
   return row?.busy ?? true;

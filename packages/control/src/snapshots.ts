@@ -182,7 +182,7 @@ export async function requestSnapshotDelete(
     const volume = await tx.volume.findUniqueOrThrow({ where: { id: seen.volumeId } });
     const from = originsOf(snapshotTransitions, "deleting");
     const moved = await tx.snapshot.updateMany({
-      where: { id, ...(!force && { status: { in: from } }) },
+      where: { id, groupSnapshotId: null, ...(!force && { status: { in: from } }) },
       data: { status: "deleting", updatedAt: new Date() },
     });
     if (moved.count !== 1) {

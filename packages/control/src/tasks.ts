@@ -13,6 +13,7 @@ export const taskRanks = {
   tidy: 0,
   seal: 1,
   publish: 1,
+  "conclude-group": 1,
   "conclude-verify": 1,
   "remove-backup": 2,
   "remove-volume": 2,
@@ -32,6 +33,7 @@ export const taskRanks = {
   "clone-volume": 4,
   "extend-volume": 4,
   "take-snapshot": 4,
+  "snapshot-group": 4,
 } as const satisfies Record<string, number>;
 
 export type TaskKind = keyof typeof taskRanks;
@@ -63,6 +65,10 @@ export interface TaskOperation extends TaskOwner {
   backupId: string | null;
   volumeId: string | null;
   snapshotId: string | null;
+  groupId: string | null;
+  groupSnapshotId: string | null;
+  /** The operation on a group that it is a part of. */
+  parentId: string | null;
 }
 
 export interface NewTask {
@@ -125,6 +131,9 @@ interface ClaimRow {
   backup_id: string | null;
   volume_id: string | null;
   snapshot_id: string | null;
+  group_id: string | null;
+  group_snapshot_id: string | null;
+  parent_id: string | null;
 }
 
 /**
@@ -154,7 +163,7 @@ export async function claimTask(
     )
     SELECT c.id, c.operation_id, c.kind, c.ordinal, c.claim, c.attempts, c.range_offset, c.range_length, c.input,
            o.request_id, o.user_id, o.project_id, o.created_at, o.kind AS operation_kind, o.input AS operation_input, o.plan,
-           o.backup_id, o.volume_id, o.snapshot_id
+           o.backup_id, o.volume_id, o.snapshot_id, o.group_id, o.group_snapshot_id, o.parent_id
     FROM claimed c JOIN operations o ON o.id = c.operation_id`;
   const row = rows[0];
   if (!row) return null;
@@ -179,6 +188,9 @@ export async function claimTask(
       backupId: row.backup_id,
       volumeId: row.volume_id,
       snapshotId: row.snapshot_id,
+      groupId: row.group_id,
+      groupSnapshotId: row.group_snapshot_id,
+      parentId: row.parent_id,
     },
   };
 }

@@ -40,27 +40,52 @@ export async function attachVolume(
   database: Database,
   principal: Principal,
   id: string,
+  attachment: NewAttachment,
+): Promise<void> {
+  await inTransaction(database, (tx) => attachWithin(tx, principal, id, attachment));
+}
+
+/** As `attachVolume`, in a transaction of the caller's. A volume of an instance joins the instance's group. */
+export async function attachWithin(
+  tx: Transaction,
+  principal: Principal,
+  id: string,
   { mode, ...attachment }: NewAttachment,
 ): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    const volume = await lockVisible(tx, principal, id);
-    const { serverId, hostName } = attachment;
-    const known = volume.attachments.some((a) => (serverId ? a.serverId === serverId : a.hostName === hostName));
-    if (known) return;
-    const metadata = { readonly: "False", ...adminMetadataOf(volume) };
-    if (metadata.readonly === "True" && mode !== "ro") {
-      throw new InvalidError("request", `Invalid attaching mode '${mode}' for volume ${id}.`);
-    }
-    await moveVolume(tx, id, ["available", "attaching"], "in-use", (status) => {
-      const reason =
-        status === "in-use"
-          ? "volume is already attached and multiple attachments are not enabled"
-          : `volume status must be available to attach, but the current status is ${status}`;
-      return new InvalidError("request", `Error attaching volume - InvalidVolume: Invalid volume: ${reason}`);
-    });
-    await change(tx, id, { adminMetadata: { ...metadata, attached_mode: mode } });
-    await tx.attachment.create({ data: { id: randomUUID(), volumeId: id, ...attachment } });
+  const volume = await lockVisible(tx, principal, id);
+  const { serverId, hostName } = attachment;
+  const known = volume.attachments.some((a) => (serverId ? a.serverId === serverId : a.hostName === hostName));
+  if (known) return;
+  const metadata = { readonly: "False", ...adminMetadataOf(volume) };
+  if (metadata.readonly === "True" && mode !== "ro") {
+    throw new InvalidError("request", `Invalid attaching mode '${mode}' for volume ${id}.`);
+  }
+  await moveVolume(tx, id, ["available", "attaching"], "in-use", (status) => {
+    const reason =
+      status === "in-use"
+        ? "volume is already attached and multiple attachments are not enabled"
+        : `volume status must be available to attach, but the current status is ${status}`;
+    return new InvalidError("request", `Error attaching volume - InvalidVolume: Invalid volume: ${reason}`);
   });
+  await change(tx, id, { adminMetadata: { ...metadata, attached_mode: mode } });
+  await tx.attachment.create({ data: { id: randomUUID(), volumeId: id, ...attachment } });
+  if (serverId) await joinInstanceGroup(tx, serverId);
+}
+
+/** The disks of an instance are members of its group, unless they are of another. */
+export async function joinInstanceGroup(tx: Transaction, serverId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE volumes v SET group_id = g.id FROM groups g, attachments a
+    WHERE g.instance_id::text = ${serverId} AND a.server_id = ${serverId} AND v.id = a.volume_id AND v.group_id IS NULL
+      AND v.project_id = g.project_id`;
+}
+
+/** A volume that its instance has no more is no member of the instance's group any more. */
+async function leaveInstanceGroup(tx: Transaction, volumeId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE volumes v SET group_id = NULL FROM groups g
+    WHERE v.id = ${volumeId}::uuid AND g.id = v.group_id AND g.instance_id IS NOT NULL
+      AND NOT EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id AND a.server_id = g.instance_id::text)`;
 }
 
 /**
@@ -74,22 +99,31 @@ export async function detachVolume(
   id: string,
   attachmentId: string | null,
 ): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    const volume = await lockVisible(tx, principal, id);
-    if (volume.attachments.length > 1 && attachmentId === null) {
-      const reason = "Detach volume failed: More than one attachment, but no attachment_id provided.";
-      throw new InvalidError("request", `Error detaching volume - InvalidVolume: Invalid volume: ${reason}`);
-    }
-    const ended = volume.attachments.filter((a) => attachmentId === null || a.id === attachmentId);
-    await tx.attachment.deleteMany({ where: { id: { in: ended.map((a) => a.id) } } });
-    const left = volume.attachments.length - ended.length;
-    if (left > 0) return void (await moveTo(tx, volume, ["detaching"], "in-use"));
-    const { attached_mode: _mode, ...adminMetadata } = adminMetadataOf(volume);
-    await change(tx, id, { adminMetadata });
-    if (await moveTo(tx, volume, ["in-use", "detaching"], "available")) return;
-    // A backup or an extension is under way: the volume is free when that is done.
-    if (volume.previousStatus === "in-use") await change(tx, id, { previousStatus: "available" });
-  });
+  await inTransaction(database, (tx) => detachWithin(tx, principal, id, attachmentId));
+}
+
+/** As `detachVolume`, in a transaction of the caller's. A volume of an instance leaves the instance's group. */
+export async function detachWithin(
+  tx: Transaction,
+  principal: Principal,
+  id: string,
+  attachmentId: string | null,
+): Promise<void> {
+  const volume = await lockVisible(tx, principal, id);
+  if (volume.attachments.length > 1 && attachmentId === null) {
+    const reason = "Detach volume failed: More than one attachment, but no attachment_id provided.";
+    throw new InvalidError("request", `Error detaching volume - InvalidVolume: Invalid volume: ${reason}`);
+  }
+  const ended = volume.attachments.filter((a) => attachmentId === null || a.id === attachmentId);
+  await tx.attachment.deleteMany({ where: { id: { in: ended.map((a) => a.id) } } });
+  await leaveInstanceGroup(tx, id);
+  const left = volume.attachments.length - ended.length;
+  if (left > 0) return void (await moveTo(tx, volume, ["detaching"], "in-use"));
+  const { attached_mode: _mode, ...adminMetadata } = adminMetadataOf(volume);
+  await change(tx, id, { adminMetadata });
+  if (await moveTo(tx, volume, ["in-use", "detaching"], "available")) return;
+  // A backup or an extension is under way: the volume is free when that is done.
+  if (volume.previousStatus === "in-use") await change(tx, id, { previousStatus: "available" });
 }
 
 /** Whether the volume was in one of `from`, and is in `to` now. The row is locked. */
@@ -175,6 +209,7 @@ export async function resetVolume(
       throw new InvalidError("request", text);
     }
     if (detached) await tx.attachment.deleteMany({ where: { volumeId: id } });
+    if (detached) await leaveInstanceGroup(tx, id);
     const { attached_mode: _mode, ...adminMetadata } = adminMetadataOf(volume);
     await change(tx, id, { ...(status !== null && { status }), ...(detached && { adminMetadata }) });
   });

@@ -38,7 +38,7 @@ export async function requestVolumeDelete(
     if (force) await lockQuota(tx, projectId);
     const volume = await lockVolume(tx, id);
     if (!volume) throw new NotFoundError("Volume", id);
-    if (volume.attachments.length > 0) throw refusal(force);
+    if (volume.attachments.length > 0 || volume.groupId !== null) throw refusal(force);
     await giveUpSnapshots(tx, principal, id, { cascade, force });
     const from = force ? [volume.status] : originsOf(volumeTransitions, "deleting");
     await moveVolume(tx, id, from, "deleting", () => refusal(force));
@@ -63,6 +63,7 @@ async function giveUpSnapshots(
 ): Promise<void> {
   const snapshots = await tx.snapshot.findMany({ where: { volumeId } });
   if (snapshots.length === 0) return;
+  if (snapshots.some((s) => s.groupSnapshotId !== null)) throw refusal(how.force);
   const deletable = snapshots.every((s) => ["available", "error", "deleting", "error_deleting"].includes(s.status));
   const foreign = !principal.isAdmin && snapshots.some((s) => s.projectId !== principal.projectId);
   if (!how.cascade || foreign || !(deletable || how.force)) throw refusal(how.force);

@@ -33,6 +33,7 @@ export interface VolumeFilter {
   id?: string;
   snapshotId?: string;
   sourceVolumeId?: string;
+  groupId?: string;
   sizeGib?: number;
   bootable?: boolean;
   availabilityZone?: Prisma.StringFilter | string;
@@ -54,7 +55,7 @@ export async function listVolumes(
 ): Promise<{ rows: VolumeRow[]; count: number }> {
   const { filter, page } = query;
   if (page.marker !== undefined) await getVolume(database, principal, page.marker);
-  const ids = [filter.id, filter.snapshotId, filter.sourceVolumeId];
+  const ids = [filter.id, filter.snapshotId, filter.sourceVolumeId, filter.groupId];
   if (ids.some((id) => id !== undefined && !isUuid(id))) return { rows: [], count: 0 };
   const { metadata, createdAt, updatedAt, ...columns } = filter;
   const where: Prisma.VolumeWhereInput = {

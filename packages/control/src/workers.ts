@@ -12,6 +12,8 @@ export interface WorkerCard {
   reaches: readonly string[];
   /** The same names → why they cannot be reached from here. */
   unreachable: Readonly<Record<string, string>>;
+  /** `backend:NAME` → bytes that are free there. */
+  freeBytes?: Readonly<Record<string, number>>;
 }
 
 /** What compressing needs from a worker besides the places: an encoder that not every machine has. */
@@ -36,13 +38,22 @@ export async function publishWorker(database: Database, card: WorkerCard): Promi
     queue: queueFor(card.reaches),
     reaches: [...card.reaches],
     unreachable: { ...card.unreachable },
+    freeBytes: { ...card.freeBytes },
   };
   await database.$executeRaw`
-    INSERT INTO workers (id, host, pid, slots, queue, reaches, unreachable, heartbeat_at)
+    INSERT INTO workers (id, host, pid, slots, queue, reaches, unreachable, free_bytes, heartbeat_at)
     VALUES (${card.id}, ${data.host}, ${data.pid}, ${data.slots}, ${data.queue}, ${data.reaches}::text[],
-      ${JSON.stringify(data.unreachable)}::jsonb, now())
+      ${JSON.stringify(data.unreachable)}::jsonb, ${JSON.stringify(data.freeBytes)}::jsonb, now())
     ON CONFLICT (id) DO UPDATE SET slots = EXCLUDED.slots, queue = EXCLUDED.queue, reaches = EXCLUDED.reaches,
-      unreachable = EXCLUDED.unreachable, heartbeat_at = now()`;
+      unreachable = EXCLUDED.unreachable, free_bytes = EXCLUDED.free_bytes, heartbeat_at = now()`;
+}
+
+/** Bytes that are free on a volume backend, as the worker heard of last says; null when nobody says. */
+export async function freeBytesOf(tx: Database | Transaction, backend: string): Promise<number | null> {
+  const [row] = await tx.$queryRaw<{ free: number }[]>`
+    SELECT (free_bytes ->> ${`backend:${backend}`})::float AS free FROM workers
+    WHERE free_bytes ? ${`backend:${backend}`} ORDER BY heartbeat_at DESC LIMIT 1`;
+  return row?.free ?? null;
 }
 
 /** A worker that stops says so: nothing more is dispatched for it. */

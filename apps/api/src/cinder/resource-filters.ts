@@ -18,6 +18,8 @@ export const enabledFilters = {
   ],
   backup: ["name", "status", "volume_id"],
   snapshot: ["name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"],
+  group: [],
+  group_snapshot: ["status", "group_id"],
   volume_type: ["is_public", "extra_specs"],
   message: ["resource_uuid", "resource_type", "event_id", "request_id", "message_level"],
 } as const satisfies Record<string, readonly string[]>;

@@ -101,7 +101,7 @@ export function volumeCore(call: Call, row: VolumeRow): Record<string, unknown> 
     multiattach: false,
     attachments: row.attachments.map((attachment) => attachmentView(call, attachment)),
     ...(admin && { migration_status: null }),
-    ...(version >= since.volumeGroupId && { group_id: null }),
+    ...(version >= since.volumeGroupId && { group_id: row.groupId }),
     ...(version >= since.volumeProviderId && admin && { provider_id: null }),
     ...(version >= since.volumeSharedTargets && { shared_targets: false, service_uuid: null }),
     ...(version >= since.volumeClusterName && admin && { cluster_name: null }),
@@ -155,7 +155,7 @@ export function snapshotSummary(_call: Call, row: SnapshotRow): Record<string, u
 export function snapshotCore(call: Call, row: SnapshotRow): Record<string, unknown> {
   return {
     ...snapshotSummary(call, row),
-    ...(call.version >= since.snapshotGroupId && { group_snapshot_id: null }),
+    ...(call.version >= since.snapshotGroupId && { group_snapshot_id: row.groupSnapshotId }),
     ...(call.version >= since.snapshotUserId && { user_id: row.userId }),
     ...(call.version >= since.consumesQuota && { consumes_quota: true }),
   };

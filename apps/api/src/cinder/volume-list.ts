@@ -113,6 +113,8 @@ const numberOf = (value: string): number => (/^\d{1,9}$/.test(value) ? Number(va
 function volumeFilterOf(call: Call, key: string, value: string): VolumeFilter | null {
   const { name, like } = columnOf(key);
   switch (name) {
+    case "group_id":
+      return { groupId: value };
     case "availability_zone":
       return { availabilityZone: textOf(like, value) };
     case "bootable":

@@ -1,5 +1,6 @@
 import {
   getBackup,
+  getGroup,
   getSnapshot,
   getVolume,
   requestVolume,
@@ -34,7 +35,10 @@ async function checkNamed({ database }: Context, call: Call<CreateVolumeBody>): 
   if (volume.snapshot_id !== null) await getSnapshot(database, call.principal, volume.snapshot_id);
   if (volume.source_volid !== null) await getVolume(database, call.principal, volume.source_volid);
   const group = volume.consistencygroup_id ?? volume.group_id;
-  if (group) throw new Refusal(404, `Group ${group} could not be found.`);
+  if (group) {
+    await getGroup(database, call.principal, group);
+    throw badRequest(`Volumes join a group when they are there: by add_volumes of an update of group ${group}.`);
+  }
   if (volume.image_id !== null || volume.imageRef !== null) {
     throw badRequest("Invalid image identifier or unable to access requested image.");
   }

@@ -19,8 +19,8 @@ export interface OpsCall<Body = unknown, Query = unknown> {
 
 export interface OpsAnswer {
   status: number;
-  /** JSON, or text where `contentType` is given. */
-  body: unknown;
+  /** JSON, or text where `contentType` is given; nothing is sent when it is undefined. */
+  body?: unknown;
   contentType?: string;
   /** What a page may load; nothing is said where it is not given. */
   contentSecurityPolicy?: string;
@@ -41,7 +41,12 @@ export const defineOps = <Body, Query>(action: OpsAction<Body, Query>): OpsActio
 
 export type OpsRoute =
   | readonly [method: "GET", path: string, rule: "public", action: PublicAction]
-  | readonly [method: "GET" | "POST", path: string, rule: Exclude<Rule, "public">, action: OpsAction];
+  | readonly [
+      method: "GET" | "POST" | "PUT" | "DELETE",
+      path: string,
+      rule: Exclude<Rule, "public">,
+      action: OpsAction,
+    ];
 
 const bodyBytesMax = 65_536;
 
@@ -94,8 +99,9 @@ export function opsRouter(context: Context, routes: readonly OpsRoute[]): Router
   for (const route of routes) {
     const [method, path, rule] = route;
     assertRule(rule, `${method} ${path}`);
-    if (method === "POST") router.post(path, readJson, handlerOf(context, route));
-    else router.get(path, handlerOf(context, route));
+    const verb = method.toLowerCase() as "get" | "post" | "put" | "delete";
+    const readers = method === "POST" || method === "PUT" ? [readJson] : [];
+    router[verb](path, ...readers, handlerOf(context, route));
     if (rule !== "public" && isPublic(rule)) throw new Error(`route ${path} is public by mistake`);
   }
   router.use(answerErrors(context));

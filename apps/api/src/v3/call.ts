@@ -13,6 +13,8 @@ export interface Call<Body = unknown> {
   readonly query: URLSearchParams;
   /** What one page of a list holds at most. */
   readonly listMax: number;
+  /** Aborted when the caller has gone: whoever waits for something need not go on. */
+  readonly gone: AbortSignal;
   readonly body: Body;
 }
 
@@ -20,6 +22,7 @@ export interface Answer {
   status: number;
   /** Nothing is sent when it is undefined. */
   body?: unknown;
+  headers?: Readonly<Record<string, string>>;
 }
 
 /** What a route does once the caller is known. The steps run in this order (API spec 5.5): body, load, policy, handle. */

@@ -19,6 +19,8 @@ const prefixes: Record<InvalidSubject, string> = {
   volume: "Invalid volume: ",
   snapshot: "Invalid snapshot: ",
   backup: "Invalid backup: ",
+  group: "Invalid Group: ",
+  "group-snapshot": "Invalid GroupSnapshot: ",
   input: "Invalid input received: ",
   request: "",
 };

@@ -121,6 +121,12 @@ async function perform(context: Context, call: Call, rule: Rule, action: Action)
   }
 }
 
+function goneOf(res: Response): AbortSignal {
+  const controller = new AbortController();
+  res.once("close", () => controller.abort());
+  return controller.signal;
+}
+
 function handlerOf(context: Context, route: Route): RequestHandler {
   return async (req, res) => {
     const version = announceVersion(req, res);
@@ -146,9 +152,11 @@ function handlerOf(context: Context, route: Route): RequestHandler {
       params: req.params as Record<string, string>,
       query: url.searchParams,
       listMax: context.config.list_max,
+      gone: goneOf(res),
       body,
     };
     const answer = await perform(context, call, rule, action);
+    for (const [name, value] of Object.entries(answer.headers ?? {})) res.setHeader(name, value);
     endJson(res, answer.status, answer.body);
   };
 }

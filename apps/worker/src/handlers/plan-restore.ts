@@ -1,4 +1,5 @@
 import {
+  finishPreparedRestore,
   finishRestore,
   type Json,
   planRestore,
@@ -12,7 +13,7 @@ import { openChain } from "./source.ts";
 
 /**
  * Merges the chain to one map and cuts it into ranges. The target is a private new file until it is published; a volume of a single
- * range is restored and published here and now.
+ * range is restored and published here and now, unless it is a part of a whole that is published together.
  */
 export const planRestoreTask: Handler = async (task, { config, database, engine, log, sites }, run) => {
   const plan = await planRestore(database, task.operation, { rangeBytes: config.range_bytes });
@@ -31,6 +32,12 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
     await using target = await backend.openRestoreTarget(plan.volumeId, name);
     const { bytesWritten } = await engine.restoreRange({ chain, range: only, staging, target }, run);
     await target.flush();
+    if (task.operation.parentId !== null) {
+      const result = resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: bytesWritten });
+      const prepared = { plan: { ...plan, targetBytes, stored }, prepared: name };
+      await finishPreparedRestore(database, task.operation, result, prepared);
+      return;
+    }
     await backend.publishRestore(plan.volumeId, name, { freshInode: false }, run);
     const result = resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: bytesWritten });
     await finishRestore(database, task.operation, result, { ...plan, targetBytes, stored });

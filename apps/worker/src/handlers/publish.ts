@@ -1,11 +1,27 @@
-import { claimsWereLost, finishRestore, type RestorePlan } from "@tephra/control";
+import {
+  claimsWereLost,
+  finishPreparedRestore,
+  finishRestore,
+  type RestorePlan,
+  restoreTargetOf,
+} from "@tephra/control";
 import { type Handler, resultOf } from "../context.ts";
 
-/** Every range is written: the private file becomes the volume. If a claim was lost on the way, a fresh inode does. */
+/**
+ * Every range is written: the private file becomes the volume. If a claim was lost on the way, a fresh inode does. The file of a part
+ * waits for the others.
+ */
 export const publishTask: Handler = async (task, { database, sites }, run) => {
   const plan = task.operation.plan as unknown as RestorePlan;
   const backend = await sites.backend(plan.backend);
   const freshInode = await claimsWereLost(database, task.operationId);
-  await backend.publishRestore(plan.volumeId, plan.target ?? "", { freshInode }, run);
-  await finishRestore(database, task.operation, resultOf(task), plan);
+  const target = plan.target ?? "";
+  if (task.operation.parentId === null) {
+    await backend.publishRestore(plan.volumeId, target, { freshInode }, run);
+    await finishRestore(database, task.operation, resultOf(task), plan);
+    return;
+  }
+  const prepared = freshInode ? restoreTargetOf(task.operationId, 0) : target;
+  if (freshInode) await backend.copyRestore(plan.volumeId, target, prepared, run);
+  await finishPreparedRestore(database, task.operation, resultOf(task), { plan, prepared });
 };

@@ -8,6 +8,7 @@ import {
   type VerifyPlan,
 } from "@tephra/control";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
+import { recoverMachine } from "./groups.ts";
 
 /** Removes what an operation left behind, after it ended and nobody can be writing for it: staging, temporary snapshot, private target. */
 export const tidyTask: Handler = async (task, context, run) => {
@@ -33,6 +34,8 @@ export const tidyTask: Handler = async (task, context, run) => {
     if (newest) await engine.removeStaging(await sites.repository(newest.repository), operation.id);
     if (drill) await abandonTargets(task, context, { backend: drill.backend, plannedBy: "plan-verify" });
   }
+  if (operation.kind === "group-backup" || operation.kind === "group-snapshot")
+    await recoverMachine(operation, context, run);
   await finishTidy(database, task.operationId, resultOf(task));
 };
 
@@ -44,7 +47,7 @@ async function abandonTargets(
 ): Promise<void> {
   const files = await sites.backend(backend);
   const planned = await database.task.findFirst({ where: { operationId, kind: plannedBy }, select: { claim: true } });
-  for (let claim = 1; claim <= (planned?.claim ?? 0); claim += 1) {
+  for (let claim = 0; claim <= (planned?.claim ?? 0); claim += 1) {
     await files.abandonRestore(restoreTargetOf(operationId, claim));
   }
 }

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
-import { access, link, lstat, open, readdir, rename } from "node:fs/promises";
+import { access, link, lstat, open, readdir, rename, statfs } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import {
   BackendUnavailableError,
@@ -229,6 +229,25 @@ export class FileBackend {
       await guardStorage(`create ${volume}`, () => rename(path, volume));
     }
     await this.#syncFolder();
+  }
+
+  /**
+   * Copies the private file of a restore to another one under `freshId`: whoever still has the first open cannot reach what will be
+   * published. VolumeConflictError when there is none.
+   */
+  async copyRestore(volumeId: string, operationId: string, freshId: string, ctx: RunContext): Promise<void> {
+    const path = this.#restore(operationId);
+    if ((await lstat(path).catch(() => undefined)) === undefined) {
+      throw new VolumeConflictError(`Volume ${volumeId} is not being restored.`);
+    }
+    await using source = await openFileSource(path);
+    await this.#copyAndPublish(source, this.#restore(freshId), ctx);
+  }
+
+  /** Bytes that are free for new files. */
+  async freeBytes(): Promise<number> {
+    const { bavail, bsize } = await guardStorage(`look at ${this.#folder}`, () => statfs(this.#folder));
+    return bavail * bsize;
   }
 
   /** Throws the private file of a restore away; the volume stays as it was. A missing one is success. */

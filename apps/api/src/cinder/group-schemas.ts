@@ -1,0 +1,110 @@
+import { z } from "zod";
+import {
+  changedText,
+  optionalFlag,
+  optionalText,
+  optionalUuid,
+  strict,
+  strippedText,
+  text,
+  typePhrase,
+  uuid,
+} from "../v3/fields.ts";
+import { pythonRepr } from "../v3/python-text.ts";
+import { statusWord, withOneOf } from "./volume-fields.ts";
+
+/** Bodies about groups of volumes, their types and their snapshots. */
+
+const someText = () => text().min(1, { error: "'' is too short" });
+
+const CreateGroup = strict({
+  group: strict({
+    name: strippedText(),
+    description: strippedText(),
+    group_type: someText(),
+    volume_types: z
+      .array(someText(), { error: typePhrase("array") })
+      .min(1, { error: "[] is too short" })
+      .max(255)
+      .refine((types) => new Set(types).size === types.length, {
+        error: (issue) => `${pythonRepr(issue.input)} has non-unique elements`,
+      }),
+    availability_zone: optionalText(),
+  }),
+});
+export const createGroupBody = () => CreateGroup;
+
+/** Ids with commas between them. */
+const ids = () =>
+  z
+    .string({ error: typePhrase("string", "null") })
+    .max(100_000, { error: "the list of ids is too long" })
+    .nullish()
+    .transform((value) => [...new Set((value ?? "").split(",").map((id) => id.trim()))].filter(Boolean));
+
+const changed = { name: changedText(), description: changedText(), add_volumes: ids(), remove_volumes: ids() };
+const UpdateGroup = strict({ group: strict(changed) });
+export const updateGroupBody = () => UpdateGroup;
+
+const DeleteGroup = strict({ delete: strict({ "delete-volumes": optionalFlag() }) });
+export const deleteGroupBody = () => DeleteGroup;
+
+const tuple = (words: readonly string[]): string => `[${words.map(pythonRepr).join(", ")}]`;
+
+const groupStatuses = ["error", "available", "creating", "deleting", "deleted", "updating", "in-use", "error_deleting"];
+const ResetGroup = strict({
+  reset_status: strict({
+    status: statusWord({ subject: "Group status", words: groupStatuses, shown: tuple(groupStatuses) }),
+  }),
+});
+export const resetGroupBody = () => ResetGroup;
+
+const source = { group_snapshot_id: optionalUuid(), source_group_id: optionalUuid() };
+const CreateFromSource = strict({
+  "create-from-src": strict({ name: strippedText(), description: strippedText(), ...source }).superRefine(
+    withOneOf(Object.keys(source)),
+  ),
+});
+export const createFromSourceBody = () => CreateFromSource;
+
+const CreateGroupSnapshot = strict({
+  group_snapshot: strict({ group_id: uuid(), name: strippedText(), description: strippedText() }),
+});
+export const createGroupSnapshotBody = () => CreateGroupSnapshot;
+
+const snapshotStatuses = groupStatuses.filter((status) => status !== "in-use");
+const ResetGroupSnapshot = strict({
+  reset_status: strict({
+    status: statusWord({ subject: "Group snapshot status", words: snapshotStatuses, shown: tuple(snapshotStatuses) }),
+  }),
+});
+export const resetGroupSnapshotBody = () => ResetGroupSnapshot;
+
+const specs = () => z.record(someText(), text(), { error: typePhrase("object") });
+
+const CreateGroupType = strict({
+  group_type: strict({
+    name: someText(),
+    description: optionalText(),
+    is_public: optionalFlag(),
+    group_specs: specs().optional(),
+  }),
+});
+export const createGroupTypeBody = () => CreateGroupType;
+
+const UpdateGroupType = strict({
+  group_type: strict({
+    name: someText().optional(),
+    description: text().nullish(),
+    is_public: optionalFlag(),
+  }),
+});
+export const updateGroupTypeBody = () => UpdateGroupType;
+
+const GroupSpecs = strict({ group_specs: specs() });
+export const groupSpecsBody = () => GroupSpecs;
+
+const OneSpec = specs().refine((all) => Object.keys(all).length === 1, {
+  error: "Request body contains too many items.",
+});
+export const oneSpecBody = () => OneSpec;

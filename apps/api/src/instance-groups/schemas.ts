@@ -1,0 +1,39 @@
+import { z } from "zod";
+import { metadata, strict, strippedText, text, uuid } from "../v3/fields.ts";
+import { pythonRepr } from "../v3/python-text.ts";
+
+const wordsTrue = ["true", "1", "t", "on", "y", "yes"];
+const wordsFalse = ["false", "0", "f", "off", "n", "no"];
+
+/** A JSON boolean or a word for one, in any case; false when it is not sent. */
+const switched = () =>
+  z
+    .union([z.boolean(), z.string()], { error: ({ input }) => `${pythonRepr(input)} is not a boolean.` })
+    .optional()
+    .transform((value, context) => {
+      if (value === undefined || typeof value === "boolean") return value ?? false;
+      const word = value.toLowerCase();
+      if (wordsTrue.includes(word)) return true;
+      if (!wordsFalse.includes(word)) {
+        context.addIssue({ code: "custom", message: `${pythonRepr(value)} is not a boolean.` });
+      }
+      return false;
+    });
+
+const name = () => text().min(1, { error: "'' is too short" });
+
+const Backup = strict({
+  instance_id: uuid(),
+  name: name(),
+  async: switched(),
+  description: strippedText(),
+  incremental: switched(),
+  force: switched(),
+  metadata: metadata(),
+});
+/** The first three are the API's; the others are ours. Disks in use need no `force`: it is taken, and says nothing. */
+export const backupBody = () => Backup;
+
+const Named = strict({ instance_id: uuid(), group_snapshot_id: uuid(), name: name(), async: switched() });
+/** Which backup of which instance. A deletion has no `async` in the API: that is ours. */
+export const namedBackupBody = () => Named;

@@ -13,7 +13,9 @@ async function makeVolume(instance: Instance, name: string): Promise<string> {
   return body.volume.id as string;
 }
 
-it("shows groups, their types and their snapshots as Cinder does, from each microversion on", async () => {
+it("shows groups, their types and their snapshots as Cinder does, from each microversion on", {
+  timeout: 180_000,
+}, async () => {
   await using instance = await startApiOnly();
   const { ask, check } = openGolden(instance, "groups");
   const [first, second] = [await makeVolume(instance, "one"), await makeVolume(instance, "two")];
@@ -93,7 +95,7 @@ it("shows groups, their types and their snapshots as Cinder does, from each micr
   check();
 });
 
-it("keeps a record of machines, whose groups follow what is attached to them", async () => {
+it("keeps a record of machines, whose groups follow what is attached to them", { timeout: 180_000 }, async () => {
   await using instance = await startApiOnly();
   const { ask, check } = openGolden(instance, "instances");
   const [boot, data] = [await makeVolume(instance, "boot"), await makeVolume(instance, "data")];

@@ -31,7 +31,7 @@ async function makeMachine(instance: Instance, name = "85scsi3_backup") {
 const setPower = (instance: Instance, id: string, power_state: string) =>
   instance.request("PUT", `/ops/instances/${id}`, { instance: { power_state } });
 
-it("answers as the page says, with or without a project in the path", async () => {
+it("answers as the page says, with or without a project in the path", { timeout: 180_000 }, async () => {
   await using instance = await startApiOnly(impatient);
   const { ask, check } = openGolden(instance, "instance-groups");
   const machine = await makeMachine(instance);
@@ -67,7 +67,7 @@ it("answers as the page says, with or without a project in the path", async () =
   check();
 });
 
-it("answers an asynchronous request with 202 where the configuration says so", async () => {
+it("answers an asynchronous request with 202 where the configuration says so", { timeout: 180_000 }, async () => {
   await using instance = await startApiOnly({ config: { instance_groups: { async_status_code: 202 } } });
   const machine = await makeMachine(instance);
   const body = { instance_id: machine.id, name: "b", async: true };
@@ -79,7 +79,7 @@ it("answers an asynchronous request with 202 where the configuration says so", a
   ]);
 });
 
-it("refuses a backup for each reason, in order, and leaves no row behind", async () => {
+it("refuses a backup for each reason, in order, and leaves no row behind", { timeout: 180_000 }, async () => {
   await using instance = await startApiOnly(impatient);
   const { ask, check } = openGolden(instance, "instance-group-backup-refusals");
   const machine = await makeMachine(instance);
@@ -151,7 +151,9 @@ it("refuses a backup for each reason, in order, and leaves no row behind", async
   check();
 });
 
-it("refuses a restore and a deletion for each reason, in order, and changes nothing", async () => {
+it("refuses a restore and a deletion for each reason, in order, and changes nothing", {
+  timeout: 180_000,
+}, async () => {
   await using instance = await startApiOnly(impatient);
   const { ask, check } = openGolden(instance, "instance-group-restore-refusals");
   const machine = await makeMachine(instance);
@@ -228,7 +230,7 @@ it("refuses a restore and a deletion for each reason, in order, and changes noth
   check();
 });
 
-it("takes one of two requests at once", async () => {
+it("takes one of two requests at once", { timeout: 180_000 }, async () => {
   await using instance = await startApiOnly(impatient);
   for (let round = 0; round < 5; round += 1) {
     const machine = await makeMachine(instance, `m${round}`);
@@ -248,7 +250,7 @@ it("takes one of two requests at once", async () => {
   }
 });
 
-it("keeps what a machine's group is made of from being deleted behind its back", async () => {
+it("keeps what a machine's group is made of from being deleted behind its back", { timeout: 180_000 }, async () => {
   await using instance = await startApiOnly(impatient);
   const { ask, check } = openGolden(instance, "instance-group-parts");
   const machine = await makeMachine(instance);

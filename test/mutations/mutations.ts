@@ -222,4 +222,20 @@ export const mutations: readonly Mutation[] = [
     suite: "test/dialects/throttle.test.ts",
     test: "that asks too often",
   },
+  {
+    name: "an operation has a group of disks to itself only until the next one comes",
+    file: `${control}/groups.ts`,
+    from: "if (group.operationId === null) return;",
+    to: "if (group.id !== null) return;",
+    suite: "test/dialects/instance-groups.test.ts",
+    test: "takes one of two requests at once",
+  },
+  {
+    name: "the disks of a machine that runs are replaced",
+    file: `${control}/group-restore.ts`,
+    from: 'if (powerState === "SHUTOFF") return;',
+    to: 'if (powerState !== "") return;',
+    suite: "test/dialects/instance-groups.test.ts",
+    test: "refuses a restore and a deletion for each reason",
+  },
 ];

@@ -66,7 +66,7 @@ function isRetryable(error: unknown): boolean {
 /**
  * Runs `work` in one transaction, again (up to three times) after a deadlock or serialization failure. The database is told who acts, for
  * the audit (actor.ts).
- * Lock order everywhere: schedule → repository → quota → volume → backup (parent first) → operation → task.
+ * Lock order everywhere: schedule → repository → quota → group → volume → backup (parent first) → operation → task.
  */
 export async function inTransaction<T>(database: Database, work: (tx: Transaction) => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt += 1) {

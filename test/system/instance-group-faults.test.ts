@@ -121,7 +121,8 @@ describe("a machine of three disks", () => {
     const object = files.find((file) => file.isFile() && `${file.parentPath}/${file.name}`.includes(`${second}-00001`));
     const path = join(object?.parentPath ?? "", object?.name ?? "");
     const bytes = await readFile(path);
-    bytes[bytes.length >> 1] ^= 0xff;
+    const middle = Math.floor(bytes.length / 2);
+    bytes.writeUInt8(255 - bytes.readUInt8(middle), middle);
     await writeFile(path, bytes);
     for (const volume of machine.volumes) {
       await writeIslands(user.volumeFile(volume), null, [{ offset: 0, data: randomBytesOf("newer", MiB) }]);

@@ -38,11 +38,19 @@ export async function startStorageDaemon(dir: string, disks: readonly ServedDisk
   return { qmpSocket, nbdSocket, program, [Symbol.asyncDispose]: async () => void (await program.stop()) };
 }
 
-/** A program of Debian's QEMU. */
-export async function startQemu(name: "qemu-storage-daemon" | "qemu-ga", args: readonly string[]): Promise<Program> {
+/** A program of Debian's QEMU; with `mount` in a mount namespace of its own, in which an image is mounted (root only). */
+export async function startQemu(
+  name: "qemu-storage-daemon" | "qemu-ga",
+  args: readonly string[],
+  mount?: { image: string; mountpoint: string },
+): Promise<Program> {
   const { folder, environment } = await unpackQemu((line) => process.stderr.write(`${line}\n`));
   const command = join(folder, name === "qemu-ga" ? "usr/sbin" : "usr/bin", name);
-  return await spawnProgram({ name, command, args, env: { PATH: process.env["PATH"], ...environment } });
+  const env = { PATH: process.env["PATH"], ...environment };
+  if (mount === undefined) return await spawnProgram({ name, command, args, env });
+  const script = 'mount -o loop "$1" "$2" && shift 2 && exec "$@"';
+  const wrapped = ["--mount", "--propagation", "private", "/bin/sh", "-c", script, name, mount.image, mount.mountpoint];
+  return await spawnProgram({ name, command: "unshare", args: [...wrapped, command, ...args], env });
 }
 
 export async function appears(path: string, program: Program): Promise<void> {

@@ -19,6 +19,7 @@ await using machine = openHypervisor({
   agentSocket: null,
   freezeMountpoints: null,
   socketRoots: roots,
+  powerState: "ACTIVE",
 });
 const run = { signal: new AbortController().signal, fence, onProgress: () => {} };
 await machine.snapshotTogether(disks, { freezeLimitMs: 10_000, requireConsistency: false, operationId }, run);

@@ -22,8 +22,9 @@ const noInstance = "00000000-0000-0000-0000-000000000000";
 async function openMachine(instanceId: string | null, { config, database }: WorkerContext): Promise<Hypervisor> {
   const instance = await database.instance.findUnique({ where: { id: instanceId ?? noInstance } });
   if (!instance) return openHypervisor({ driver: "record", powerState: "SHUTOFF" });
+  const powerState = instance.powerState as PowerState;
   if (instance.driver !== "qmp") {
-    return openHypervisor({ driver: "record", powerState: instance.powerState as PowerState });
+    return openHypervisor({ driver: "record", powerState });
   }
   return openHypervisor({
     driver: "qmp",
@@ -31,6 +32,7 @@ async function openMachine(instanceId: string | null, { config, database }: Work
     agentSocket: instance.agentSocket,
     freezeMountpoints: instance.freezeMountpoints as string[] | null,
     socketRoots: config.instances.qmp_socket_roots,
+    powerState,
   });
 }
 

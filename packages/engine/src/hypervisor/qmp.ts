@@ -21,6 +21,8 @@ export interface QmpSettings {
   freezeMountpoints: readonly string[] | null;
   /** Folders in which sockets may lie. */
   socketRoots: readonly string[];
+  /** What the record says: believed when nobody listens on the monitor, which from another host looks as if the machine were off. */
+  powerState: PowerState;
 }
 
 /**
@@ -36,11 +38,10 @@ export class QmpHypervisor implements Hypervisor {
     this.#settings = settings;
   }
 
-  /** A monitor on which nobody listens is that of a machine that is off. */
   async powerState(signal: AbortSignal): Promise<PowerState> {
     signal.throwIfAborted();
     using qmp = await this.#connect();
-    return qmp === null ? "SHUTOFF" : await askState(qmp);
+    return qmp === null ? this.#settings.powerState : await askState(qmp);
   }
 
   async snapshotTogether(disks: readonly Disk[], options: TogetherOptions, run: RunContext): Promise<TogetherResult> {
@@ -48,7 +49,7 @@ export class QmpHypervisor implements Hypervisor {
     using qmp = await this.#connect();
     if (qmp === null) {
       for (const { volumePath } of disks) await removeUnused(volumePath);
-      return await snapshotUntouched(disks, { powerState: "SHUTOFF", ...options }, run);
+      return await snapshotUntouched(disks, { powerState: this.#settings.powerState, ...options }, run);
     }
     using agent = await this.#connectAgent();
     await withdrawAll(qmp, agent, disks);

@@ -11,7 +11,8 @@ export async function snapshotUntouched(
 ): Promise<TogetherResult> {
   // A machine that is off has closed its file systems; under a running one these may be half written, untouched or not.
   const consistency = powerState === "SHUTOFF" ? "application" : "crash";
-  if (requireConsistency && consistency === "crash") throw new GuestNotFrozenError("its hypervisor has no guest agent");
+  if (requireConsistency && consistency === "crash")
+    throw new GuestNotFrozenError("nothing but its record is known, which says that it runs");
   const copies = disks.map(({ volumePath, snapshotPath }) => ({ from: volumePath, to: snapshotPath }));
   return { ...(await copyTogether(copies, run)), frozenMs: null, consistency };
 }

@@ -89,6 +89,41 @@ describe("tephra", () => {
     expect(sha256(target)).toBe(createHash("sha256").update(bytes).digest("hex"));
   });
 
+  it("takes a machine with its volumes through backup, destruction and restore", async () => {
+    const ids = [await importedVolume("vm-boot"), await importedVolume("vm-data")];
+    const files = ids.map((id) => join(instance.volumesDir, `volume-${id}`));
+    const before = files.map(sha256);
+    const document = join(instance.dataDir, "vm.json");
+    writeFileSync(document, JSON.stringify({ cpus: 2 }));
+    const made = await tephra(
+      instance,
+      ...["instance", "create", "--name", "vm", "--boot", "vm-boot", "--configuration", document, "--json"],
+    );
+    expect(made.json.instance, made.stderr).toMatchObject({ name: "vm", driver: "record", configuration: { cpus: 2 } });
+    const attached = await tephra(instance, "instance", "attach", "vm", "vm-data", "--device", "/dev/vdb", "--json");
+    expect(attached.json.instance.attachments).toMatchObject([{ volume_id: ids[0] }, { volume_id: ids[1] }]);
+    const backup = await tephra(instance, "instance", "backup", "vm", "--name", "night", "--wait", "--json");
+    expect(backup.json.backup, backup.stderr).toMatchObject({ name: "night", status: "available" });
+    expect(backup.json.backup.backups).toHaveLength(2);
+    expect((await tephra(instance, "instance", "backup", "vm", "--name", "night")).stderr).toContain("already exists");
+    for (const file of files) writeFileSync(file, randomBytes(3 * MiB));
+    const running = await tephra(instance, "instance", "restore", "vm", "night", "--wait");
+    expect([running.status, running.stderr]).toEqual([1, expect.stringContaining("must be shut off")]);
+    await tephra(instance, "instance", "set", "vm", "--state", "SHUTOFF");
+    const restored = await tephra(instance, "instance", "restore", "vm", "night", "--wait", "--json");
+    expect(restored, restored.stderr).toMatchObject({ status: 0 });
+    expect(files.map(sha256)).toEqual(before);
+    expect((await tephra(instance, "instance", "backups", "vm")).stdout).toMatch(/night +available +2 /);
+    expect((await tephra(instance, "instance", "list")).stdout).toMatch(/vm +SHUTOFF +record +2/);
+    const gone = await tephra(instance, "instance", "delete-backup", "vm", "night", "--wait");
+    expect(gone, gone.stderr).toMatchObject({ status: 0, stdout: expect.stringContaining("deleted") });
+    expect((await tephra(instance, "instance", "backups", "vm", "--json")).json).toEqual({ backups: [] });
+    await tephra(instance, "instance", "detach", "vm", "vm-data");
+    expect((await tephra(instance, "instance", "show", "vm")).stdout).toMatch(/^volumes +\S+ \S+$/m);
+    expect((await tephra(instance, "instance", "delete", "vm")).status).toBe(0);
+    expect((await tephra(instance, "instance", "show", "vm", "--json")).json.error.code).toBe("not_found");
+  }, 180_000);
+
   it("hands a backup over by its record, and finds again what the database has lost", async () => {
     await importedVolume("carried");
     const { json } = await tephra(instance, "backup", "create", "carried", "--name", "record", "--wait", "--json");

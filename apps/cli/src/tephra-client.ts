@@ -44,6 +44,7 @@ export interface Client {
   get<T>(path: string, signal?: AbortSignal): Promise<T>;
   getText(path: string): Promise<{ status: number; text: string }>;
   post<T>(path: string, body: unknown): Promise<T>;
+  put<T>(path: string, body: unknown): Promise<T>;
   delete(path: string): Promise<void>;
   /** As `get`, but goes on through a restart of the service, for at most a minute at a stretch. */
   getPatiently<T>(path: string, signal: AbortSignal): Promise<T>;
@@ -90,6 +91,7 @@ export function openClient(options: ClientOptions): Client {
     project,
     get,
     post: (path, body) => call("POST", path, body),
+    put: (path, body) => call("PUT", path, body),
     delete: async (path) => void (await call("DELETE", path)),
     getText: async (path) => {
       const response = await send("GET", path);

@@ -12,6 +12,8 @@ export class NameError extends Error {
   }
 }
 
+export const isUuid = (text: string): boolean => uuid.test(text);
+
 export type Kind = "volume" | "snapshot" | "backup";
 
 /**
@@ -20,13 +22,26 @@ export type Kind = "volume" | "snapshot" | "backup";
  * @throws NameError
  */
 export async function resolveId(client: Client, kind: Kind, reference: string): Promise<string> {
-  if (uuid.test(reference)) return reference;
+  if (isUuid(reference)) return reference;
   const path = client.block(`/${kind}s?name=${encodeURIComponent(reference)}`);
   const rows = await client.listAll<{ id: string; name: string | null }>(path, `${kind}s`);
-  const [found, ...more] = rows.filter((row) => row.name === reference);
+  return chooseByName(kind, reference, rows).id;
+}
+
+/**
+ * The one of the rows that has this id or name.
+ *
+ * @throws NameError
+ */
+export function chooseByName<Row extends { id: string; name: string | null }>(
+  kind: string,
+  reference: string,
+  rows: readonly Row[],
+): Row {
+  const [found, ...more] = rows.filter((row) => row.id === reference || row.name === reference);
   if (found === undefined)
     throw new NameError("not_found", `No ${kind} has the id or name ${JSON.stringify(reference)}.`);
-  if (more.length === 0) return found.id;
+  if (more.length === 0) return found;
   const ids = [found, ...more].map((row) => row.id).join(", ");
   throw new NameError(
     "ambiguous",

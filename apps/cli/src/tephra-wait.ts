@@ -49,8 +49,10 @@ export interface WaitOptions {
   terminal: NodeJS.WriteStream | null;
 }
 
-/** How to find an operation: by its id, or the newest of a kind on a backup or volume. */
-export type OperationQuery = { id: string } | { kind: string; backup_id?: string; volume_id?: string };
+/** How to find an operation: by its id, or the newest of a kind on a backup, a volume or a group. */
+export type OperationQuery =
+  | { id: string }
+  | { kind: string; backup_id?: string; volume_id?: string; group_id?: string };
 
 const pollMinMs = 100;
 const pollMaxMs = 1_000;

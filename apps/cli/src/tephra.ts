@@ -1,6 +1,7 @@
 import { Command, CommanderError } from "commander";
 import { addAuditCommand } from "./tephra-audit.ts";
 import { addBackupCommands } from "./tephra-backups.ts";
+import { addInstanceCommands } from "./tephra-instances.ts";
 import { addMessageCommands } from "./tephra-messages.ts";
 import { addNotificationCommands } from "./tephra-notifications.ts";
 import { cellText } from "./tephra-output.ts";
@@ -45,6 +46,7 @@ function buildProgram(): Command {
   addVolumeCommands(program);
   addSnapshotCommands(program);
   addBackupCommands(program);
+  addInstanceCommands(program);
   addRecordCommands(program);
   addMessageCommands(program);
   addNotificationCommands(program);

@@ -265,6 +265,7 @@ async function withProgress(database: Database, rows: Operation[]): Promise<Oper
 export interface OperationQuery {
   backupId?: string;
   volumeId?: string;
+  groupId?: string;
   state?: OperationState;
   limit: number;
 }
@@ -280,6 +281,7 @@ export async function listOperations(
       ...(principal.isAdmin ? {} : { projectId: principal.projectId }),
       ...(query.backupId === undefined ? {} : { backupId: query.backupId }),
       ...(query.volumeId === undefined ? {} : { volumeId: query.volumeId }),
+      ...(query.groupId === undefined ? {} : { groupId: query.groupId }),
       ...(query.state === undefined ? {} : { state: query.state }),
     },
     orderBy: [{ createdAt: "desc" }, { id: "desc" }],

@@ -7,6 +7,7 @@ const id = z.string().refine(isUuid, "is not a uuid");
 const Query = z.strictObject({
   backup_id: id.optional(),
   volume_id: id.optional(),
+  group_id: id.optional(),
   state: z.enum(operationStates).optional(),
   limit: z.coerce.number().int().min(1).max(1000).default(100),
 });
@@ -47,6 +48,7 @@ export const operations = {
         limit: query.limit,
         ...(query.backup_id !== undefined && { backupId: query.backup_id }),
         ...(query.volume_id !== undefined && { volumeId: query.volume_id }),
+        ...(query.group_id !== undefined && { groupId: query.group_id }),
         ...(query.state !== undefined && { state: query.state }),
       });
       return { status: 200, body: { operations: rows.map(view) } };

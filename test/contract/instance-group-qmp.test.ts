@@ -16,7 +16,7 @@ import {
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { root } from "../../scripts/bootstrap.mjs";
 import { type Program, spawnProgram } from "../../scripts/spawn-program.ts";
-import { startGuestAgent } from "../harness/guest-agent.ts";
+import { startGuestAgent, whyNoGuest } from "../harness/guest-agent.ts";
 import { type StorageDaemon, startNbdWriter, startStorageDaemon } from "../harness/qemu.ts";
 import { waitFor } from "../harness/wait-for.ts";
 
@@ -248,7 +248,8 @@ test("only a socket beneath the configured folders is spoken to, and what is no 
 });
 
 test("with its agent a machine is frozen for the transaction alone", async (context) => {
-  context.skip(process.getuid?.() !== 0, "mounting a file system of one's own needs root");
+  const reason = whyNoGuest();
+  context.skip(reason !== null, reason ?? "");
   await using daemon = await startStorageDaemon(home, served());
   await using guest = await startGuestAgent(home);
   await using machine = openHypervisor({

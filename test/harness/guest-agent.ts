@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { closeSync, ftruncateSync, mkdirSync, openSync } from "node:fs";
+import { closeSync, existsSync, ftruncateSync, mkdirSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { appears, startQemu } from "./qemu.ts";
 
@@ -10,6 +10,18 @@ export interface GuestFilesystem extends AsyncDisposable {
   readonly mountpoint: string;
   /** Where this process reaches it. */
   readonly folder: string;
+}
+
+/** Why no file system of one's own can be mounted here; null where it can. */
+export function whyNoGuest(): string | null {
+  if (process.getuid?.() !== 0) return "mounting a file system of one's own needs root";
+  if (!existsSync("/dev/loop-control")) return "there are no loop devices here";
+  try {
+    execFileSync("unshare", ["--mount", "--propagation", "private", "true"], { stdio: "ignore" });
+    return null;
+  } catch {
+    return "this root may not mount anything";
+  }
 }
 
 /**

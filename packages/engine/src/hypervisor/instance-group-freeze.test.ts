@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, type TestContext, test } from "vitest";
-import { type GuestFilesystem, startGuestAgent } from "../../../../test/harness/guest-agent.ts";
+import { type GuestFilesystem, startGuestAgent, whyNoGuest } from "../../../../test/harness/guest-agent.ts";
 import { freezeWhile } from "./freeze-while.ts";
 import { GuestAgent } from "./guest-agent.ts";
 
@@ -34,7 +34,8 @@ test("without an agent the work is done all the same, and the reason is told", a
 describe("a real agent that freezes a private loop mount, and nothing else", () => {
   /** Starts one, unless this user cannot: mounting needs root. */
   async function guest(context: TestContext): Promise<GuestFilesystem> {
-    context.skip(process.getuid?.() !== 0, "mounting a file system of one's own needs root");
+    const reason = whyNoGuest();
+    context.skip(reason !== null, reason ?? "");
     return await startGuestAgent(home);
   }
 

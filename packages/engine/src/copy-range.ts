@@ -16,7 +16,7 @@ import { type Repository, stagingContainer } from "./repository/repository.ts";
 import type { RunContext } from "./run-context.ts";
 import { entrySlice, hashSlice, sliceDigest } from "./slices.ts";
 import { type CopyWindowRequest, type CopyWindowResult, changedSpans, type WindowExtent } from "./threads/cpu-tasks.ts";
-import { fitsLanes, laneMemoryBytes, lanesMax } from "./threads/pump-lanes.ts";
+import { fitsLanes, laneMemoryBytes, lanesMax } from "./threads/lane-sizes.ts";
 import type { VolumeSource } from "./volume/volume.ts";
 import { zeroBlockHashes } from "./zero-blocks.ts";
 

@@ -7,7 +7,7 @@ import type { MappedObject } from "./merge-layers.ts";
 import { expectedHashes, type RestoreJob } from "./restore-job.ts";
 import { coveredBytes, relativeSegments, restoreObject } from "./restore-object.ts";
 import type { CpuResult } from "./threads/cpu-tasks.ts";
-import { fitsLanes, laneMemoryBytes, lanesMax, sliceBytesOf } from "./threads/pump-lanes.ts";
+import { fitsLanes, laneMemoryBytes, lanesMax, sliceBytesOf } from "./threads/lane-sizes.ts";
 import type { LaneTarget, WriteLanePiece, WriteLanesRequest } from "./threads/write-lanes.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
 

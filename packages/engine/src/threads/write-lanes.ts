@@ -3,7 +3,7 @@ import { clipExtent, type Extent } from "../extents.ts";
 import type { Md5InStep } from "../hashing/hashing.ts";
 import { addDataRuns } from "./block-runs.ts";
 import type { CpuTools } from "./cpu-tools.ts";
-import { sliceBytesOf } from "./pump-lanes.ts";
+import { sliceBytesOf } from "./lane-sizes.ts";
 import { type OpenedFile, openForReading, readFully, type UnreadResult } from "./read-fully.ts";
 
 /** A raw object of several that are restored in step: the piece of it that comes next. */

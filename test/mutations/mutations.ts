@@ -70,11 +70,19 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "hashes of blocks are not compared in lanes",
-    file: `${engine}/restore-lanes.ts`,
-    from: "if (wanted.compare(slice.hashes, index * 32, index * 32 + 32) !== 0) lane.failed = true;",
-    to: "wanted.fill(0);",
+    file: `${engine}/threads/write-lanes.ts`,
+    from: "if (hashes.compare(piece.expected, block * 32, block * 32 + 32, index * 32, index * 32 + 32) !== 0) return null;",
+    to: "",
     suite: "packages/engine/src/copy-lanes.test.ts",
     test: "are named when damaged, and a damaged block is never written",
+  },
+  {
+    name: "threads write on when the lease is over",
+    file: `${engine}/threads/write-lanes.ts`,
+    from: "if (process.hrtime.bigint() >= Atomics.load(target.writableUntil, 0)) return false;",
+    to: "",
+    suite: "packages/engine/src/engine.test.ts",
+    test: "is written by threads up to the moment that is shared with them",
   },
   {
     name: "an old object reaches over newer ones",

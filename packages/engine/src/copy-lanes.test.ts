@@ -10,7 +10,7 @@ import { loadNative } from "./hashing/native.ts";
 import type { BackupLayout } from "./layout.ts";
 import { openRepository } from "./repository/open-repository.ts";
 import type { Repository } from "./repository/repository.ts";
-import type { RunContext } from "./run-context.ts";
+import { type RunContext, writableForever } from "./run-context.ts";
 import { openFileSource } from "./volume/file-source.ts";
 import { openPathTarget } from "./volume/file-target.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
@@ -35,7 +35,13 @@ afterEach(async () => {
 });
 
 function context(overrides: Partial<RunContext> = {}): RunContext {
-  return { signal: new AbortController().signal, fence: () => {}, onProgress: () => {}, ...overrides };
+  return {
+    signal: new AbortController().signal,
+    fence: () => {},
+    writableUntil: writableForever,
+    onProgress: () => {},
+    ...overrides,
+  };
 }
 
 function layoutOf(volumeBytes: number, overrides: Partial<BackupLayout> = {}): BackupLayout {
@@ -132,18 +138,21 @@ describe("windows in step", () => {
     const object = await open(join(home, "repository", layout.container, `${layout.prefix}-00005`), "r+");
     await object.write(Buffer.from("damage"), 0, 6, damagedAt - 4 * MiB);
     await object.close();
-    const restored = Buffer.alloc(sizeBytes);
+    const path = join(home, "damaged");
+    await using file = await open(path, "w+");
+    await file.truncate(sizeBytes);
     const target: VolumeTarget = {
       sizeBytes,
       isNew: true,
-      write: async (data, offset) => void restored.set(data, offset),
+      descriptor: file.fd,
+      write: async (data, offset) => void (await file.write(data, 0, data.length, offset)),
       flush: async () => {},
       [Symbol.asyncDispose]: async () => {},
     };
     const { backupId, container, prefix } = layout;
     const restore = engine.restoreWhole({ chain: [{ backupId, repository, container, prefix }], target }, context());
     await expect(restore).rejects.toMatchObject({ code: "damaged_object", object: `${prefix}-00005` });
-    expect(restored.includes("damage")).toBe(false);
+    expect((await readFile(path)).includes("damage")).toBe(false);
   });
 
   test("stop at a put that fails, and say why", async () => {

@@ -53,7 +53,7 @@ export interface House extends AsyncDisposable {
   finished(query: { id: string } | { kind: string; backupId?: string; volumeId?: string }): Promise<Operation>;
   /** The configuration file: JSON. */
   readonly configPath: string;
-  /** Settles when the new worker is known to the service. `env` is added to its environment. */
+  /** Settles when the new worker is known to the service. `env` is added to its environment; with it, an end is as good. */
   startWorker(env?: Record<string, string>): Promise<Program>;
   /** The API's process; another one after each restart. */
   api(): Program;
@@ -66,6 +66,8 @@ export interface House extends AsyncDisposable {
 export const project = "00000000000000000000000000000001";
 
 const operationMaxMs = 10 * 60_000;
+/** A process starts in a second; on a machine that does much else it may take long. */
+const startMaxMs = 180_000;
 
 /**
  * `await using` stops every program and removes the folder, whatever happened. So does SIGINT or SIGTERM, with which this
@@ -137,10 +139,12 @@ async function build(options: HouseOptions): Promise<House> {
     const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js", more);
     workers.push(worker);
     const known = async (): Promise<boolean> => {
+      // One that was told to die may have done so before anybody looked.
+      if (!worker.running() && more !== undefined) return true;
       if (!worker.running()) throw new Error(`a worker ended while it started:\n${worker.tail()}`);
       return (await sql("SELECT 1 FROM workers WHERE pid = $1", [worker.pid])).length > 0;
     };
-    await poll(known, { what: "the worker is known", timeoutMs: 30_000 });
+    await poll(known, { what: "the worker is known", timeoutMs: startMaxMs });
     return worker;
   };
   let api = await start("api", "apps/api/dist/main.js");
@@ -148,7 +152,7 @@ async function build(options: HouseOptions): Promise<House> {
   const apiReady = async ({ mayEnd = false } = {}): Promise<void> => {
     const ready = async (): Promise<boolean> =>
       (mayEnd && !api.running()) || (await fetch(`${url}/readyz`)).status === 200;
-    await poll(ready, { what: "the service is ready", timeoutMs: 30_000 }).catch((error: unknown) => {
+    await poll(ready, { what: "the service is ready", timeoutMs: startMaxMs }).catch((error: unknown) => {
       throw new Error(`the service does not start:\n${api.tail()}`, { cause: error });
     });
   };

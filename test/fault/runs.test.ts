@@ -6,7 +6,7 @@ const runs = 5;
 const seed = Number(process.env["TEPHRA_TEST_SEED"] ?? Math.floor(Math.random() * 1e9));
 
 it(`loses nothing while workers, the API and the servers come and go (seed ${seed})`, {
-  timeout: 240_000,
+  timeout: 480_000,
 }, async () => {
   const lines: string[] = [];
   const say = (line: string): void => void lines.push(line);

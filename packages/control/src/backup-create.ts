@@ -12,6 +12,7 @@ import {
   lockLiveOperation,
   lockOperation,
   type OperationRow,
+  planInForce,
   startPhase,
 } from "./operations.ts";
 import { finishTask, type Json, type NewTask, type TaskOperation, type TaskResult } from "./tasks.ts";
@@ -79,7 +80,7 @@ async function sourceOf(
  * Fixes the plan of a backup, unless a plan is there: then that one is returned and nothing changes. The names are in the
  * backup row before any object is written.
  *
- * @throws OperationEndedError when it was cancelled meanwhile, or another claim has just fixed a plan of its own
+ * @throws OperationEndedError when it was cancelled meanwhile
  */
 export async function planBackup(
   database: Database,
@@ -116,7 +117,7 @@ export async function planBackup(
     parent: parent && parentOf(parent),
     fingerprint: null,
   };
-  await inTransaction(database, async (tx) => {
+  return inTransaction(database, async (tx) => {
     const fixed = await tx.$executeRaw`
     WITH named AS (
       UPDATE backups SET container = ${plan.container}, service_metadata = ${plan.prefix}, service = ${site.service},
@@ -127,10 +128,10 @@ export async function planBackup(
     )
     UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now() FROM named
     WHERE operations.id = ${operation.id}::uuid AND plan IS NULL AND state IN ('queued', 'running')`;
-    if (fixed !== 1) throw new OperationEndedError(operation.id);
+    if (fixed !== 1) return planInForce<BackupPlan>(tx, operation.id);
     await notifyBackup(tx, "backup.create.start", backup.id);
+    return plan;
   });
-  return plan;
 }
 
 async function readSubject(database: Database, { backupId, volumeId, snapshotId }: TaskOperation) {

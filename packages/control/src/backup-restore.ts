@@ -1,6 +1,6 @@
 import { lockBackup, type StoredLink, wholeChain } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
-import { NotFoundError, OperationEndedError } from "./errors.ts";
+import { NotFoundError } from "./errors.ts";
 import type { Backup, Prisma, Volume } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
 import { notifyBackup } from "./notifications.ts";
@@ -11,6 +11,7 @@ import {
   fixPlan,
   lockLiveOperation,
   type OperationRow,
+  planInForce,
   startPhase,
 } from "./operations.ts";
 import { finishTask, type Json, type TaskOperation, type TaskResult } from "./tasks.ts";
@@ -68,11 +69,11 @@ export async function planRestore(
     target: null,
     stored: null,
   };
-  await inTransaction(database, async (tx) => {
-    if (!(await fixPlan(tx, operation.id, plan))) throw new OperationEndedError(operation.id);
+  return inTransaction(database, async (tx) => {
+    if (!(await fixPlan(tx, operation.id, plan))) return planInForce<RestorePlan>(tx, operation.id);
     await notifyBackup(tx, "backup.restore.start", backup.id);
+    return plan;
   });
-  return plan;
 }
 
 async function findTarget(database: Database, operation: TaskOperation): Promise<Volume> {

@@ -1,7 +1,7 @@
 import { getBackup, lockBackup, readChain, readDamage, type StoredLink, wholeChain } from "./backups.ts";
 import { type Config, defaultVolumeBackend } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
-import { InvalidError, NotFoundError, OperationEndedError } from "./errors.ts";
+import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
 import { addMessage } from "./messages.ts";
@@ -15,6 +15,7 @@ import {
   lockLiveOperation,
   lockOperation,
   type OperationRow,
+  planInForce,
   startOperation,
   startPhase,
 } from "./operations.ts";
@@ -121,11 +122,11 @@ export async function planVerify(database: Database, operation: TaskOperation): 
   const { mode, backend } = operation.input as unknown as VerifyRequest;
   const drill = backend === null ? null : { backend, file: null };
   const plan: VerifyPlan = { backupId, mode, chain: await wholeChain(database, backupId), drill };
-  await inTransaction(database, async (tx) => {
-    if (!(await fixPlan(tx, operation.id, plan))) throw new OperationEndedError(operation.id);
+  return inTransaction(database, async (tx) => {
+    if (!(await fixPlan(tx, operation.id, plan))) return planInForce<VerifyPlan>(tx, operation.id);
     await notifyBackup(tx, "backup.verify.start", backupId, { mode });
+    return plan;
   });
-  return plan;
 }
 
 /** Ends the plan task, whose report is what it has found, and lets the ranges go. */

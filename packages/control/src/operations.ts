@@ -117,6 +117,19 @@ export async function fixPlan(tx: Transaction | Database, operationId: string, p
   return fixed === 1;
 }
 
+/**
+ * The plan that an earlier claim of the task has fixed after this one had looked: it is obeyed.
+ *
+ * @throws OperationEndedError when there is none to be obeyed
+ */
+export async function planInForce<Plan>(tx: Transaction, operationId: string): Promise<Plan> {
+  const row = await tx.operation.findUnique({ where: { id: operationId }, select: { plan: true, state: true } });
+  if (row === null || row.plan === null || !isLive(row as Pick<OperationRow, "state">)) {
+    throw new OperationEndedError(operationId);
+  }
+  return row.plan as unknown as Plan;
+}
+
 /** Replaces the phase: `tasks` are added and must all be finished before the next phase. The operation is locked. */
 export async function startPhase(tx: Transaction, operation: OperationRow, tasks: readonly NewTask[]): Promise<void> {
   await tx.operation.update({ where: { id: operation.id }, data: { remaining: tasks.length, updatedAt: new Date() } });

@@ -2,6 +2,7 @@
 import { spawn } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
+import { parseArgs } from "node:util";
 import {
   BootstrapError,
   ensureBuilt,
@@ -51,6 +52,21 @@ const scripts = {
   "test:fault": async (args) => {
     await ensureBuilt();
     return succeeds([join(root, "test/fault/fault.ts"), ...args]);
+  },
+  "test:model": async (args) => {
+    const options = /** @type {const} */ ({ seed: { type: "string" }, runs: { type: "string" } });
+    const { values, positionals } = parseArgs({ args, options, allowPositionals: true });
+    const [what = "state"] = positionals;
+    if (what !== "state" && what !== "histories") {
+      throw new BootstrapError("usage: npm run test:model -- [state | histories] [--seed S] [--runs N]");
+    }
+    const count = what === "state" ? "TEPHRA_MODEL_RUNS" : "TEPHRA_MODEL_HISTORIES";
+    const runs = values.runs ?? (what === "state" ? "10000" : "1000");
+    await ensureBuilt();
+    return succeeds([bin("vitest/vitest.mjs"), "run", `test/model/${what}.test.ts`], {
+      [count]: runs,
+      ...(values.seed !== undefined && { TEPHRA_TEST_SEED: values.seed }),
+    });
   },
   chaos: async (args) => {
     await ensureBuilt();

@@ -1,0 +1,173 @@
+import type { ClaimedTask, OperationKind } from "@tephra/control";
+
+/** What a project has, as somebody would keep it on paper who knows the rules and nothing of the code. Sizes in GiB. */
+export interface Reference {
+  volumes: Volume[];
+  snapshots: Snapshot[];
+  backups: Backup[];
+  operations: Operation[];
+  /** Claims that are worth nothing any more, of workers that do not know it. */
+  late: { operation: Operation; held: ClaimedTask; running: boolean }[];
+}
+
+export interface Volume {
+  id: string;
+  status: string;
+  /** Where an in-use volume goes back to. */
+  wasInUse: boolean;
+  attached: boolean;
+  size: number;
+  /** What an extension under way adds. */
+  added: number;
+}
+
+export interface Snapshot {
+  id: string;
+  volume: Volume;
+  status: string;
+  /** The volume's, then. */
+  size: number;
+}
+
+export interface Backup {
+  id: string;
+  volume: Volume;
+  status: string;
+  size: number;
+  parent: string | null;
+}
+
+export interface Operation {
+  id: string;
+  kind: OperationKind;
+  volume: Volume;
+  backup?: Backup;
+  snapshot?: Snapshot;
+  held: ClaimedTask | null;
+  /** Its task waits for those of what it has cancelled. */
+  blocked: boolean;
+}
+
+export const limits = { volumes: 4, snapshots: 3, gigabytes: 12, backups: 5, backup_gigabytes: 9 };
+
+const sum = <T>(rows: readonly T[], of: (row: T) => number): number => rows.reduce((total, row) => total + of(row), 0);
+
+/** What quotas must say: the sum of the rows, always. */
+export function usage({ volumes, snapshots, backups }: Reference): Record<keyof typeof limits, number> {
+  const live = backups.filter(({ status }) => status !== "deleted");
+  return {
+    volumes: volumes.length,
+    snapshots: snapshots.length,
+    gigabytes: sum(volumes, ({ size, added }) => size + added) + sum(snapshots, ({ size }) => size),
+    backups: live.length,
+    backup_gigabytes: sum(live, ({ size }) => size),
+  };
+}
+
+export function fits(reference: Reference, more: Partial<Record<keyof typeof limits, number>>): boolean {
+  const used = usage(reference);
+  return Object.entries(more).every(([name, amount]) => {
+    const key = name as keyof typeof limits;
+    return used[key] + amount <= limits[key];
+  });
+}
+
+const move = (row: { status: string } | undefined, from: readonly string[], to: string): void => {
+  if (row && from.includes(row.status)) row.status = to;
+};
+
+/** A volume or snapshot that was being backed up is free again: in use, where it still is. */
+function release({ volume, snapshot }: Operation): void {
+  if (snapshot) move(snapshot, ["backing-up"], "available");
+  else move(volume, ["backing-up"], volume.wasInUse && volume.attached ? "in-use" : "available");
+}
+
+const without = <T>(rows: T[], row: T): void => {
+  const at = rows.indexOf(row);
+  if (at >= 0) rows.splice(at, 1);
+};
+
+/** The operation is over, whoever still works at it. */
+export function end(reference: Reference, operation: Operation): void {
+  without(reference.operations, operation);
+  if (operation.held) reference.late.push({ operation, held: operation.held, running: true });
+}
+
+/** What an operation leaves that ended well. */
+export function finish(reference: Reference, operation: Operation): void {
+  const { volume, snapshot, backup } = operation;
+  switch (operation.kind) {
+    case "volume-create":
+      move(volume, ["creating"], "available");
+      break;
+    case "volume-extend":
+      volume.size += volume.added;
+      volume.added = 0;
+      move(volume, ["extending"], "available");
+      break;
+    case "volume-delete":
+      without(reference.volumes, volume);
+      reference.snapshots = reference.snapshots.filter((one) => one.volume !== volume);
+      break;
+    case "snapshot-create":
+      move(snapshot, ["creating"], "available");
+      break;
+    case "snapshot-delete":
+      if (snapshot) without(reference.snapshots, snapshot);
+      break;
+    case "backup-create":
+      release(operation);
+      move(backup, ["creating"], "available");
+      break;
+    case "backup-restore":
+      move(volume, ["restoring-backup"], "available");
+      move(backup, ["restoring"], "available");
+      break;
+    default:
+      if (backup) backup.status = "deleted";
+  }
+  without(reference.operations, operation);
+}
+
+/** What an operation leaves that failed. */
+export function fail(operation: Operation): void {
+  const { volume, snapshot, backup } = operation;
+  switch (operation.kind) {
+    case "volume-create":
+      move(volume, ["creating"], "error");
+      break;
+    case "volume-extend":
+      volume.added = 0;
+      move(volume, ["extending"], "error_extending");
+      break;
+    case "volume-delete":
+      move(volume, ["deleting"], "error_deleting");
+      break;
+    case "snapshot-create":
+      move(snapshot, ["creating"], "error");
+      break;
+    case "snapshot-delete":
+      move(snapshot, ["deleting"], "error_deleting");
+      break;
+    case "backup-create":
+      release(operation);
+      move(backup, ["creating"], "error");
+      break;
+    case "backup-restore":
+      move(volume, ["restoring-backup"], "error_restoring");
+      move(backup, ["restoring"], "available");
+      break;
+    default:
+      move(backup, ["deleting"], "error");
+  }
+}
+
+/** An administrator ends what is being made of a backup. */
+export function cancelWork(reference: Reference, backup: Backup): void {
+  for (const operation of reference.operations.filter((one) => one.backup === backup)) {
+    if (operation.kind === "backup-create") release(operation);
+    else if (operation.kind === "backup-restore") move(operation.volume, ["restoring-backup"], "error");
+    else continue;
+    end(reference, operation);
+  }
+}

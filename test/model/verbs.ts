@@ -1,0 +1,410 @@
+import {
+  attachVolume,
+  type BackupPlan,
+  type ClaimedTask,
+  ClaimLostError,
+  type Config,
+  cancelTask,
+  claimTask,
+  type Database,
+  detachVolume,
+  failOperation,
+  finishBackup,
+  finishBackupDelete,
+  finishRestore,
+  finishSnapshot,
+  finishSnapshotDelete,
+  finishVolume,
+  finishVolumeDelete,
+  finishVolumeExtend,
+  GiB,
+  InvalidError,
+  OperationEndedError,
+  type OperationKind,
+  type Principal,
+  QuotaExceededError,
+  type RestorePlan,
+  requestBackup,
+  requestBackupDelete,
+  requestBackupForceDelete,
+  requestRestore,
+  requestSnapshot,
+  requestSnapshotDelete,
+  requestVolume,
+  requestVolumeDelete,
+  requestVolumeExtend,
+  resetBackupStatus,
+} from "@tephra/control";
+import { type Backup, cancelWork, end, fail, finish, fits, type Operation, type Reference } from "./reference.ts";
+
+export interface Real {
+  database: Database;
+  config: Config;
+  principal: Principal;
+}
+
+/** Numbers that choose what a verb is done to, and how. */
+export interface Choice {
+  a: number;
+  b: number;
+  flag: boolean;
+}
+
+/** Does one thing to the service and to the reference; throws where the one allows what the other does not. */
+export type Verb = (reference: Reference, real: Real, choice: Choice) => Promise<void>;
+
+const pick = <T>(rows: readonly T[], n: number): T | undefined => rows[n % Math.max(1, rows.length)];
+
+/** Whether the service accepts what the reference accepts. Null: both refuse. */
+async function attempt<T>(allowed: boolean, verb: () => Promise<T>): Promise<{ answer: T } | null> {
+  try {
+    const answer = await verb();
+    if (!allowed) throw new Error("accepted what must be refused");
+    return { answer };
+  } catch (error) {
+    if (allowed || !(error instanceof InvalidError || error instanceof QuotaExceededError)) throw error;
+    return null;
+  }
+}
+
+async function begun(
+  reference: Reference,
+  { database, principal }: Real,
+  operation: Omit<Operation, "id" | "held" | "blocked">,
+  blocked = false,
+): Promise<void> {
+  const known = reference.operations.map(({ id }) => id);
+  const row = await database.operation.findFirstOrThrow({
+    where: { projectId: principal.projectId, state: { in: ["queued", "running"] }, id: { notIn: known } },
+  });
+  reference.operations.push({ ...operation, id: row.id, held: null, blocked });
+}
+
+const plain = { name: null, description: null, metadata: {}, availabilityZone: null };
+
+const createVolume: Verb = async (reference, real, { a }) => {
+  const size = 1 + (a % 3);
+  const { database, config, principal } = real;
+  const made = await attempt(fits(reference, { volumes: 1, gigabytes: size }), () =>
+    requestVolume(database, config, principal, { ...plain, sizeGib: size, source: null }),
+  );
+  if (!made) return;
+  const volume = { id: made.answer.id, status: "creating", wasInUse: false, attached: false, size, added: 0 };
+  reference.volumes.push(volume);
+  await begun(reference, real, { kind: "volume-create", volume });
+};
+
+const backUp: Verb = async (reference, real, { a, b, flag }) => {
+  const volume = pick(reference.volumes, a);
+  if (!volume) return;
+  const { database, config, principal } = real;
+  const snapshot =
+    b % 3 === 0
+      ? pick(
+          reference.snapshots.filter((one) => one.volume === volume),
+          b,
+        )
+      : undefined;
+  const [incremental, force] = [b % 2 === 1, flag];
+  const parents = reference.backups.filter((one) => one.volume.id === volume.id && one.status === "available");
+  const isFree = snapshot
+    ? snapshot.status === "available"
+    : volume.status === "available" || (force && volume.status === "in-use");
+  const allowed =
+    isFree && fits(reference, { backups: 1, backup_gigabytes: volume.size }) && !(incremental && parents.length === 0);
+  const request = {
+    ...plain,
+    volumeId: volume.id,
+    snapshotId: snapshot?.id ?? null,
+    container: null,
+    incremental,
+    force,
+  };
+  const made = await attempt(allowed, () => requestBackup(database, config, principal, request));
+  if (!made) return;
+  const { id, parentId } = made.answer;
+  if (incremental !== parents.some((one) => one.id === parentId)) throw new Error(`${parentId} is no parent`);
+  const backup: Backup = { id, volume, status: "creating", size: volume.size, parent: parentId };
+  reference.backups.push(backup);
+  if (snapshot) snapshot.status = "backing-up";
+  else {
+    volume.wasInUse = volume.status === "in-use";
+    volume.status = "backing-up";
+  }
+  await begun(reference, real, { kind: "backup-create", volume, backup, ...(snapshot && { snapshot }) });
+};
+
+const restore: Verb = async (reference, real, { a, b, flag }) => {
+  const backup = pick(
+    reference.backups.filter(({ status }) => status !== "deleted"),
+    a,
+  );
+  const target = flag ? pick(reference.volumes, b) : undefined;
+  if (!backup || (flag && !target)) return;
+  const { database, config, principal } = real;
+  const isRoom = target
+    ? target.status === "available" && target.size >= backup.size
+    : fits(reference, { volumes: 1, gigabytes: backup.size });
+  const made = await attempt(backup.status === "available" && isRoom, () =>
+    requestRestore(database, config, principal, { backupId: backup.id, volumeId: target?.id ?? null, name: null }),
+  );
+  if (!made) return;
+  const fresh = { id: made.answer.volumeId, status: "", wasInUse: false, attached: false, size: backup.size, added: 0 };
+  const volume = target ?? fresh;
+  if (!target) reference.volumes.push(volume);
+  volume.status = "restoring-backup";
+  volume.wasInUse = false;
+  backup.status = "restoring";
+  await begun(reference, real, { kind: "backup-restore", volume, backup });
+};
+
+const dependsOn = ({ backups }: Reference, backup: Backup): boolean =>
+  backups.some(({ parent, status }) => parent === backup.id && status !== "deleted");
+
+const deleteBackup: Verb = async (reference, real, { a, flag: force }) => {
+  const backup = pick(
+    reference.backups.filter(({ status }) => status !== "deleted"),
+    a,
+  );
+  if (!backup) return;
+  const { database, principal } = real;
+  const deletion = reference.operations.find((one) => one.backup === backup && one.kind === "backup-delete");
+  if (force && deletion) return requestBackupForceDelete(database, principal, backup.id);
+  const isResting = ["available", "error", "error_restoring"].includes(backup.status);
+  const request = force ? requestBackupForceDelete : requestBackupDelete;
+  const allowed = (force || isResting) && !dependsOn(reference, backup);
+  if (!(await attempt(allowed, () => request(database, principal, backup.id)))) return;
+  if (force) cancelWork(reference, backup);
+  const blocked = force && reference.late.some(({ operation, running }) => running && operation.backup === backup);
+  backup.status = "deleting";
+  await begun(reference, real, { kind: "backup-delete", volume: backup.volume, backup }, blocked);
+};
+
+const resetBackup: Verb = async (reference, { database, principal }, { a, flag }) => {
+  const backup = pick(
+    reference.backups.filter(({ status }) => status !== "deleted"),
+    a,
+  );
+  if (!backup) return;
+  const status = flag ? "available" : "error";
+  await resetBackupStatus(database, principal, backup.id, status);
+  const at = (kind: OperationKind) => reference.operations.some((one) => one.backup === backup && one.kind === kind);
+  if (at("backup-create") && flag) return;
+  const restoring = at("backup-restore");
+  cancelWork(reference, backup);
+  backup.status = restoring ? "available" : status;
+};
+
+const attach: Verb = async (reference, { database, principal }, { a }) => {
+  const volume = pick(reference.volumes, a);
+  if (!volume) return;
+  const attachment = { serverId: "server", hostName: null, device: "/dev/vdb", mode: "rw" as const };
+  const allowed = volume.attached || volume.status === "available";
+  const made = await attempt(allowed, () => attachVolume(database, principal, volume.id, attachment));
+  if (!made || volume.attached) return;
+  volume.attached = true;
+  volume.status = "in-use";
+};
+
+const detach: Verb = async (reference, { database, principal }, { a }) => {
+  const volume = pick(reference.volumes, a);
+  if (!volume) return;
+  await detachVolume(database, principal, volume.id, null);
+  volume.attached = false;
+  volume.wasInUse = false;
+  if (volume.status === "in-use") volume.status = "available";
+};
+
+const extend: Verb = async (reference, real, { a }) => {
+  const volume = pick(reference.volumes, a);
+  if (!volume) return;
+  const { database, config, principal } = real;
+  const allowed = volume.status === "available" && fits(reference, { gigabytes: 1 });
+  const request = { sizeGib: volume.size + 1, inUse: false };
+  if (!(await attempt(allowed, () => requestVolumeExtend(database, config, principal, volume.id, request)))) return;
+  volume.status = "extending";
+  volume.added = 1;
+  await begun(reference, real, { kind: "volume-extend", volume });
+};
+
+const deletable = ["available", "error", "error_restoring", "error_deleting", "error_extending", "error_managing"];
+
+const deleteVolume: Verb = async (reference, real, { a, flag: force }) => {
+  const volume = pick(reference.volumes, a);
+  if (!volume) return;
+  const { database, principal } = real;
+  const isFree = !volume.attached && !reference.snapshots.some((one) => one.volume === volume);
+  const allowed = isFree && (force || deletable.includes(volume.status));
+  const how = { cascade: false, force };
+  if (!(await attempt(allowed, () => requestVolumeDelete(database, principal, volume.id, how)))) return;
+  const cancelled = force
+    ? reference.operations.filter((one) => one.volume === volume && !/^backup-(create|delete)$/.test(one.kind))
+    : [];
+  for (const operation of cancelled) {
+    volume.added = 0;
+    if (operation.backup?.status === "restoring") operation.backup.status = "available";
+    end(reference, operation);
+  }
+  volume.status = "deleting";
+  await begun(
+    reference,
+    real,
+    { kind: "volume-delete", volume },
+    cancelled.some(({ held }) => held !== null),
+  );
+};
+
+const createSnapshot: Verb = async (reference, real, { a, flag: force }) => {
+  const volume = pick(reference.volumes, a);
+  if (!volume) return;
+  const { database, config, principal } = real;
+  const isFree = volume.status === "available" || (force && volume.status === "in-use");
+  const made = await attempt(isFree && fits(reference, { snapshots: 1, gigabytes: volume.size }), () =>
+    requestSnapshot(database, config, principal, { ...plain, volumeId: volume.id, force }),
+  );
+  if (!made) return;
+  const snapshot = { id: made.answer.id, volume, status: "creating", size: volume.size };
+  reference.snapshots.push(snapshot);
+  await begun(reference, real, { kind: "snapshot-create", volume, snapshot });
+};
+
+const deleteSnapshot: Verb = async (reference, real, { a }) => {
+  const snapshot = pick(reference.snapshots, a);
+  if (!snapshot) return;
+  const allowed = ["available", "error", "error_deleting"].includes(snapshot.status);
+  const how = { force: false };
+  if (!(await attempt(allowed, () => requestSnapshotDelete(real.database, real.principal, snapshot.id, how)))) return;
+  snapshot.status = "deleting";
+  await begun(reference, real, { kind: "snapshot-delete", volume: snapshot.volume, snapshot });
+};
+
+async function claim({ database }: Real, operation: Operation): Promise<ClaimedTask | null> {
+  const { id } = await database.task.findFirstOrThrow({ where: { operationId: operation.id } });
+  return claimTask(database, { taskId: id, workerId: "model", leaseMs: 60_000 });
+}
+
+/** A worker takes what is to be done. What waits for cancelled work is given to nobody before that has let go. */
+async function hold(reference: Reference, real: Real, operation: Operation): Promise<ClaimedTask> {
+  if (operation.held) return operation.held;
+  let held = await claim(real, operation);
+  if ((held === null) !== operation.blocked) throw new Error(`the task is ${held ? "not " : ""}blocked`);
+  if (held === null) {
+    for (const one of reference.late) {
+      await cancelTask(real.database, { taskId: one.held.id, claim: one.held.claim });
+      one.running = false;
+    }
+    // What the reconciler does when nobody runs any more.
+    const blocked = { operationId: operation.id, state: "blocked" };
+    await real.database.task.updateMany({ where: blocked, data: { state: "ready" } });
+    operation.blocked = false;
+    held = await claim(real, operation);
+  }
+  if (held === null) throw new Error("the task cannot be had");
+  operation.held = held;
+  return held;
+}
+
+const work: Verb = async (reference, real, { a }) => {
+  const operation = pick(reference.operations, a);
+  if (operation) await hold(reference, real, operation);
+};
+
+/** The report of a worker, as its handler makes it. */
+async function report({ database }: Real, { volume, backup }: Operation, held: ClaimedTask): Promise<void> {
+  const { operation } = held;
+  const result = { taskId: held.id, claim: held.claim, bytesDone: 0, bytesStored: 0 };
+  switch (operation.kind as OperationKind) {
+    case "volume-create":
+      return finishVolume(database, operation, result, volume.size * GiB);
+    case "volume-extend":
+      return finishVolumeExtend(database, operation, result, (volume.size + volume.added) * GiB);
+    case "volume-delete":
+      return finishVolumeDelete(database, operation, result);
+    case "snapshot-create":
+      return finishSnapshot(database, operation, result, volume.size * GiB);
+    case "snapshot-delete":
+      return finishSnapshotDelete(database, operation, result);
+    case "backup-create": {
+      const plan = {
+        backupId: backup?.id,
+        fingerprint: null,
+        source: { kind: "volume" },
+        prefix: "p",
+        volumeMeta: null,
+      };
+      const sealed = { objects: 1, bytesStored: 1 };
+      return finishBackup(database, operation, result, { plan: plan as unknown as BackupPlan, sealed });
+    }
+    case "backup-restore": {
+      const plan = { backupId: backup?.id, volumeId: volume.id, backend: "files", chain: [], stored: null };
+      const targetBytes = volume.size * GiB;
+      return finishRestore(database, operation, result, { ...plan, targetBytes } as unknown as RestorePlan);
+    }
+    default:
+      return finishBackupDelete(database, operation, result);
+  }
+}
+
+const finishOne: Verb = async (reference, real, { a }) => {
+  const operation = pick(reference.operations, a);
+  if (!operation) return;
+  await report(real, operation, await hold(reference, real, operation));
+  finish(reference, operation);
+};
+
+/** Either the worker says so, or nobody could be found to do it. */
+const failOne: Verb = async (reference, real, { a, flag }) => {
+  const operation = pick(reference.operations, a);
+  if (!operation) return;
+  const held = flag ? await hold(reference, real, operation) : null;
+  const failure = { reason: "It failed.", ...(held && { held: { taskId: held.id, claim: held.claim } }) };
+  await failOperation(real.database, operation.id, failure);
+  if (held) operation.held = null;
+  fail(operation);
+  end(reference, operation);
+};
+
+/** A worker is taken for dead: another has its task, and it does not know. */
+const takeOver: Verb = async (reference, real, { a }) => {
+  const operation = pick(
+    reference.operations.filter(({ held }) => held !== null),
+    a,
+  );
+  const held = operation?.held;
+  if (!operation || !held) return;
+  await real.database.task.update({ where: { id: held.id }, data: { leaseUntil: new Date(0) } });
+  reference.late.push({ operation, held, running: false });
+  operation.held = await claim(real, operation);
+  if (operation.held?.claim !== held.claim + 1) throw new Error("a dead worker's task cannot be had");
+};
+
+/** A worker reports that lost its task, or whose operation has ended: nothing changes. */
+const reportLate: Verb = async (reference, real, { a }) => {
+  const late = pick(reference.late, a);
+  if (!late) return;
+  const refused = await report(real, late.operation, late.held).then(
+    () => null,
+    (error: unknown) => error,
+  );
+  if (refused instanceof ClaimLostError || refused instanceof OperationEndedError) return;
+  throw new Error(`a late report of ${late.operation.kind} was taken: ${refused}`);
+};
+
+export const verbs: Readonly<Record<string, Verb>> = {
+  createVolume,
+  backUp,
+  restore,
+  deleteBackup,
+  resetBackup,
+  attach,
+  detach,
+  extend,
+  deleteVolume,
+  createSnapshot,
+  deleteSnapshot,
+  work,
+  finishOne,
+  failOne,
+  takeOver,
+  reportLate,
+};

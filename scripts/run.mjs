@@ -1,6 +1,6 @@
 // The npm scripts: `node scripts/run.mjs NAME [ARGUMENT…]`. Each sets up what it needs before it begins.
 import { spawn } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import {
@@ -15,6 +15,7 @@ import {
   say,
 } from "./bootstrap.mjs";
 import { buildNative } from "./build-native.mjs";
+import { allowedScripts, auditDependencies, lockFileProblems, readLockFile } from "./dependencies.mjs";
 
 const bin = (/** @type {string} */ name) => join(root, "node_modules", name);
 const biome = bin("@biomejs/biome/bin/biome");
@@ -33,6 +34,7 @@ const scripts = {
     await generateClient();
     return checkAll();
   },
+  audit: () => auditDependencies(root, (line) => process.stdout.write(`${line}\n`)),
   fix: (args) => succeeds([biome, "check", "--write", ...args, "."]),
   test: async (args) => {
     await ensureBuilt();
@@ -146,12 +148,10 @@ async function checkImports() {
   return code === 0 && summary.violations.length === 0 && summary.totalCruised >= modulesMin;
 }
 
-/** An address in the lock file would tie every installation to one registry. */
 function checkLockFile() {
-  const lock = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8"));
-  const tied = Object.entries(lock.packages).filter(([, entry]) => /^[a-z+]+:/.test(entry.resolved ?? ""));
-  for (const [name] of tied) process.stdout.write(`  ${name} names a registry\n`);
-  return tied.length === 0;
+  const problems = lockFileProblems(readLockFile(root), allowedScripts(root));
+  for (const problem of problems) process.stdout.write(`  ${problem}\n`);
+  return problems.length === 0;
 }
 
 /**

@@ -25,6 +25,10 @@ export interface InstanceOptions {
   env?: Record<string, string>;
   /** A Redis of its own, for tests that empty, pause or kill it. */
   ownRedis?: boolean;
+  /** What its own Redis asks for. */
+  redisPassword?: string;
+  /** A folder that keeps all that processes write, a file for each. */
+  logs?: string;
 }
 
 export interface Reply {
@@ -75,6 +79,7 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
   pool.on("error", () => {}); // The database is dropped under idle connections at the end.
   stack.defer(() => pool.end());
   const port = await freePort();
+  if (options.redisPassword !== undefined) await protect(redis, options.redisPassword);
   const environment = programEnvironment({ dataDir, databaseUrl, redisUrl: redis.url, port });
   Object.assign(environment, options.env);
   await layOut(dataDir, options);
@@ -90,7 +95,8 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
     prefix: readonly string[] = [],
   ): Promise<Program> => {
     const [command = projectNode(), ...args] = [...prefix, projectNode(), join(root, entry)];
-    const program = await spawnProgram({ name, command, args, env: { ...environment, ...env } });
+    const log = options.logs === undefined ? {} : { log: join(options.logs, `${name}.log`) };
+    const program = await spawnProgram({ name, command, args, env: { ...environment, ...env }, ...log });
     programs.push(program);
     return program;
   };
@@ -178,6 +184,15 @@ async function connectRedis(
     client.disconnect();
   });
   return { url, client, server };
+}
+
+/** Gives a Redis a password, which stands in its URL from then on. */
+async function protect(redis: ConnectedRedis, password: string): Promise<void> {
+  await redis.client.config("SET", "requirepass", password);
+  await redis.client.auth(password);
+  const url = new URL(redis.url);
+  url.password = password;
+  redis.url = url.href;
 }
 
 /** A database number of the shared Redis that no other instance of this run uses; 0 holds the counter. */

@@ -34,8 +34,8 @@ export async function sha256Of(path: string): Promise<string> {
   return hash.digest("hex");
 }
 
-/** What a user does with an instance, with an assertion on every answer. Ids in, ids out. */
-export function journeyOn(instance: Instance) {
+/** What a user does with an instance, with an assertion on every answer. Ids in, ids out. `patienceMs`: how long anything may take. */
+export function journeyOn(instance: Instance, { patienceMs = 60_000 } = {}) {
   const get = async (path: string) => {
     const reply = await instance.request("GET", path);
     expect(reply.status, `${path}: ${reply.text}`).toBe(200);
@@ -47,7 +47,7 @@ export function journeyOn(instance: Instance) {
     return reply.body;
   };
   const volumeFile = (id: string) => join(instance.volumesDir, `volume-${id}`);
-  const settled = (resource: "volumes" | "backups" | "snapshots", id: string, status: string, timeoutMs = 60_000) =>
+  const settled = (resource: "volumes" | "backups" | "snapshots", id: string, status: string, timeoutMs = patienceMs) =>
     instance.waitFor(
       async () => {
         const item = Object.values(await get(`${base}/${resource}/${id}`))[0] as { status: string };
@@ -80,7 +80,7 @@ export function journeyOn(instance: Instance) {
       const { backup } = await accepted("POST", `${base}/backups`, { backup: { volume_id: volumeId, ...options } });
       return backup.id as string;
     },
-    async backUp(volumeId: string, options: Record<string, unknown> = {}, timeoutMs = 60_000): Promise<string> {
+    async backUp(volumeId: string, options: Record<string, unknown> = {}, timeoutMs = patienceMs): Promise<string> {
       const id = await this.startBackup(volumeId, options);
       await settled("backups", id, "available", timeoutMs);
       return id;
@@ -91,7 +91,7 @@ export function journeyOn(instance: Instance) {
       });
       return restore.volume_id as string;
     },
-    async restore(backupId: string, volumeId: string | null = null, timeoutMs = 60_000): Promise<string> {
+    async restore(backupId: string, volumeId: string | null = null, timeoutMs = patienceMs): Promise<string> {
       const target = await this.startRestore(backupId, volumeId);
       await settled("volumes", target, "available", timeoutMs);
       await settled("backups", backupId, "available");
@@ -104,12 +104,14 @@ export function journeyOn(instance: Instance) {
       await accepted("DELETE", `${base}/volumes/${target}`);
       await instance.waitFor(async () => (await instance.request("GET", `${base}/volumes/${target}`)).status === 404, {
         what: `volume ${target} is gone`,
+        timeoutMs: patienceMs,
       });
     },
     async deleteBackup(id: string): Promise<void> {
       await accepted("DELETE", `${base}/backups/${id}`);
       await instance.waitFor(async () => (await instance.request("GET", `${base}/backups/${id}`)).status === 404, {
         what: `backup ${id} is gone`,
+        timeoutMs: patienceMs,
       });
     },
     /** Nothing waits, runs or is left behind: no unfinished task, no staging, no temporary or private file. */
@@ -121,7 +123,7 @@ export function journeyOn(instance: Instance) {
           );
           return rows.length === 0;
         },
-        { what: "no task is unfinished", timeoutMs: 60_000 },
+        { what: "no task is unfinished", timeoutMs: patienceMs },
       );
       const live = await instance.sql("SELECT id FROM operations WHERE state IN ('queued', 'running')");
       expect(live).toEqual([]);

@@ -14,6 +14,8 @@ export interface SwiftOptions {
   conditionalPut?: boolean;
   /** A Keystone whose tokens are accepted beside those of auth version 1. */
   identity?: { url: string; user: string; password: string; project: string };
+  /** The password of its user, which is also the secret key of S3. */
+  key?: string;
   /** Where the proxy listens; a free port by default. */
   port?: number;
 }
@@ -28,11 +30,12 @@ export interface SwiftServer extends AsyncDisposable {
 }
 
 const user = "test:tester";
-const key = "testing";
+const keyDefault = "testing";
 const attemptsMax = 5;
 
 /** Starts it; `await using` stops and removes it. */
 export async function startSwift(options: SwiftOptions = {}): Promise<SwiftServer> {
+  const key = options.key ?? keyDefault;
   const environment = await unpackSwift((line) => process.stderr.write(`${line}\n`));
   const dir = mkdtempSync(join(tmpdir(), "tephra-swift-"));
   for (let attempt = 1; ; attempt += 1) {

@@ -106,7 +106,7 @@ it(`every status, size and quota is what a reference of the rules says, whatever
     await fc.asyncModelRun(() => ({ model: reference, real }), [first(0), first(1), ...commands]);
     histories += 1;
     steps += [...commands].length;
-    if (histories % 500 === 0) process.stdout.write(`model: ${histories} histories of ${steps} steps\n`);
+    if (histories % 100 === 0) process.stdout.write(`model: ${histories} histories of ${steps} steps so far\n`);
   });
   await fc.assert(property, {
     seed,

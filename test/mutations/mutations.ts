@@ -209,8 +209,8 @@ export const mutations: readonly Mutation[] = [
   {
     name: "a project's cap holds for nobody",
     file: `${control}/dispatcher.ts`,
-    from: "turn <= coalesce($" + "{caps.project}::int, turn)",
-    to: "turn <= coalesce($" + "{caps.project}::int, turn) + 100",
+    from: "OR turn <= coalesce(",
+    to: "OR turn - 100 <= coalesce(",
     suite: "test/control/dispatcher.test.ts",
     test: "keeps to its cap while another has something to do",
   },
@@ -245,5 +245,13 @@ export const mutations: readonly Mutation[] = [
     to: 'if (powerState !== "") return;',
     suite: "test/dialects/instance-groups.test.ts",
     test: "refuses a restore and a deletion for each reason",
+  },
+  {
+    name: "a worker logs its configuration",
+    file: "apps/worker/src/main.ts",
+    from: '{ event: "worker.started", worker: workerId, slots }',
+    to: '{ event: "worker.started", worker: workerId, slots, config }',
+    suite: "test/system/secrets.test.ts",
+    test: "no secret is in a log",
   },
 ];

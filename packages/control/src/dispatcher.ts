@@ -116,7 +116,7 @@ const listenRetryMs = 2_000;
  */
 const rangeKinds: readonly TaskKind[] = ["copy", "restore", "verify"];
 const isRange = ({ kind }: Chosen): boolean => rangeKinds.includes(kind);
-const spreadMs = 10;
+const spreadMs = 5;
 
 /**
  * Runs beside every worker's consumers, woken by NOTIFY, by every finish, and once a second. Any number may run at once.
@@ -145,7 +145,8 @@ export function startDispatcher(options: {
     }
     for (const queue of queues) {
       const jobs = await choose(database, queue, caps);
-      const [ranges, others] = [jobs.filter(isRange), jobs.filter((job) => !isRange(job))];
+      const spread = queue.workers > 1 ? isRange : () => false;
+      const [ranges, others] = [jobs.filter(spread), jobs.filter((job) => !spread(job))];
       if (others.length > 0) await enqueue(queue.queue, others);
       for (const range of ranges) {
         await enqueue(queue.queue, [range]);

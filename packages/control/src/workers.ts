@@ -65,12 +65,13 @@ export interface LiveQueue {
   queue: string;
   reaches: string[];
   slots: number;
+  workers: number;
 }
 
 /** The queues that some live worker serves whose host is not disabled. `downMs`: how long a worker may be silent. */
 export async function liveQueues(database: Database | Transaction, downMs: number): Promise<LiveQueue[]> {
   return database.$queryRaw<LiveQueue[]>`
-    SELECT queue, reaches, sum(slots)::int AS slots FROM workers
+    SELECT queue, reaches, sum(slots)::int AS slots, count(*)::int AS workers FROM workers
     WHERE heartbeat_at > now() - ${downMs} * interval '1 millisecond'
       AND NOT EXISTS (SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = workers.host)
     GROUP BY queue, reaches ORDER BY queue`;

@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import type { Vitals } from "@tephra/control";
@@ -42,7 +42,9 @@ interface Watched {
   samples: Sample[];
 }
 
-function sampleOf({ pid }: Program, atMinutes: number): Sample {
+/** Null when the process has ended meanwhile, as some do here. */
+function sampleOf({ pid }: Program, atMinutes: number): Sample | null {
+  if (!existsSync(`/proc/${pid}/status`)) return null;
   const kib = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
   return { atMinutes, mib: Number(kib) / 1024, descriptors: readdirSync(`/proc/${pid}/fd`).length };
 }
@@ -125,7 +127,10 @@ const minutesSince = (from: number): number => (performance.now() - from) / 60_0
       ],
     });
     runs += 1;
-    for (const each of watched) each.samples.push(sampleOf(each.program, minutesSince(soakBegan)));
+    for (const each of watched) {
+      const sample = sampleOf(each.program, minutesSince(soakBegan));
+      if (sample !== null) each.samples.push(sample);
+    }
     if (runs % 20 === 0) say(reportOf(tally, { seed, runs }).at(-1) ?? "");
   }
   process.stdout.write(`soak: ${minutesSince(soakBegan).toFixed(0)} minutes\n`);

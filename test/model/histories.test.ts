@@ -14,17 +14,17 @@ const base = `/v3/${project}`;
 const seed = Number(process.env["TEPHRA_TEST_SEED"] ?? Math.floor(Math.random() * 1e9));
 /** Without a number of histories: as many as there is time for. */
 const asked = process.env["TEPHRA_MODEL_HISTORIES"];
-const sampleMs = 12_000;
+const sampleMs = 6_000;
 const lanes = 6;
 /** A long run has the machine to share with others. */
-const patienceMs = asked === undefined ? 60_000 : 1_200_000;
+const patienceMs = asked === undefined ? 120_000 : 1_200_000;
 
 const config = {
   quotas: { volumes: -1, snapshots: -1, gigabytes: -1, backups: -1, backup_gigabytes: -1 },
-  range_bytes: 1024 * KiB,
+  range_bytes: 8 * 1024 * KiB,
   worker: { slots: lanes },
 };
-const repository = { object_bytes: 256 * KiB, block_bytes: 4 * KiB };
+const repository = { object_bytes: 2048 * KiB, block_bytes: 4 * KiB };
 
 const zeros = Buffer.alloc(256 * KiB);
 

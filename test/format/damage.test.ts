@@ -42,9 +42,11 @@ describe.each(forms)(`a chain stored with %s (seed ${seed})`, (form) => {
         const needed = kind !== "hashes" || file.includes((chain[0] as BackupReference).container);
         // A bit may lie in a name that nobody reads, or in the padding of a zlib stream: then the bytes are right.
         const harmless = name === "one flipped bit" && outcome === "exact" && (kind !== "data" || compressed);
+        // A bit of a label or version makes it an unknown one, which is refused in its own words.
+        const refused = name === "one flipped bit" && kind === "metadata" && outcome === "refused";
         // A list that is not there at all is no damage: everything else is still checked, and the restore says so.
         const without = name === "deleted" && kind === "hashes";
-        if (needed && !harmless && !without) expect(`${kind} ${file}: ${outcome}`).toBe(`${kind} ${file}: damaged`);
+        if (needed && !harmless && !refused && !without) expect(`${kind} ${file}: ${outcome}`).toBe(`${kind} ${file}: damaged`);
         await rm(root, { recursive: true });
         await cp(whole, root, { recursive: true });
       }

@@ -2,8 +2,10 @@ import { defineConfig } from "vitest/config";
 import { CountReporter } from "./test/harness/count-reporter.ts";
 
 const engineTests = ["packages/engine/src/**/*.test.ts", "test/contract/**/*.test.ts", "test/format/**/*.test.ts"];
-// Suites of whole systems: several processes each, so one file at a time.
-const systemTests = ["test/system/**/*.test.ts", "test/fault/**/*.test.ts", "test/house/**/*.test.ts"];
+// Suites of whole systems: several processes each, most of the time waiting for something.
+const systemTests = ["test/system/**/*.test.ts", "test/fault/**/*.test.ts"];
+// What sets up and starts this checkout: one file at a time.
+const startTests = ["test/house/**/*.test.ts"];
 
 export default defineConfig({
   test: {
@@ -27,7 +29,7 @@ export default defineConfig({
         test: {
           name: "house",
           include: ["packages/control/src/**/*.test.ts", "apps/*/src/**/*.test.ts", "test/**/*.test.ts"],
-          exclude: [...engineTests, ...systemTests, "test/round-trip.test.ts"],
+          exclude: [...engineTests, ...systemTests, ...startTests, "test/round-trip.test.ts"],
           globalSetup: ["test/harness/global-setup.ts"],
           sequence: { groupOrder: 1 },
         },
@@ -38,9 +40,19 @@ export default defineConfig({
           name: "system",
           include: systemTests,
           globalSetup: ["test/harness/global-setup.ts"],
-          maxWorkers: 1,
           testTimeout: 120_000,
           sequence: { groupOrder: 2 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "start",
+          include: startTests,
+          globalSetup: ["test/harness/global-setup.ts"],
+          maxWorkers: 1,
+          testTimeout: 120_000,
+          sequence: { groupOrder: 3 },
         },
       },
     ],

@@ -59,7 +59,10 @@ async function startWorkerWith(house: House, url: string) {
   config.repositories[0].url = url;
   const path = join(house.dir, "second-worker.yml");
   await writeFile(path, JSON.stringify(config));
-  return house.startWorker({ TEPHRA_CONFIG: path });
+  const worker = await house.startWorker({ TEPHRA_CONFIG: path });
+  // Dispatchers look once a second who is there.
+  await sleep(2000);
+  return worker;
 }
 
 interface NarrowWay extends AsyncDisposable {

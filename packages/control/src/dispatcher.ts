@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { Client } from "pg";
 import type { Config } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
@@ -150,13 +151,13 @@ export function startDispatcher(options: {
       if (others.length > 0) await enqueue(queue.queue, others);
       for (const range of ranges) {
         await enqueue(queue.queue, [range]);
-        if (!stopped) await new Promise((resolve) => setTimeout(resolve, spreadMs));
+        if (!stopped) await sleep(spreadMs);
       }
     }
   };
   const loop = async (): Promise<void> => {
     while (rung && !stopped) {
-      await new Promise((resolve) => setTimeout(resolve, coalesceMs));
+      await sleep(coalesceMs);
       rung = false;
       await round().catch((error: unknown) => log.warn({ err: error }, "dispatch failed; it will be tried again"));
     }

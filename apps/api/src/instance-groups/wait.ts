@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { type AcceptedGroupOperation, readOperationEnd } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { badRequest } from "../refusals.ts";
@@ -7,8 +8,6 @@ import type { Answer, Call } from "../v3/call.ts";
 const pauseMsMin = 50;
 const pauseMsMax = 1_000;
 
-const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
-
 /** @returns how the operation ended; null when it has not within the time, or nobody waits for it any more */
 async function endOf({ database, config }: Context, operationId: string, gone: AbortSignal) {
   const until = performance.now() + config.instance_groups.sync_wait_timeout_ms;
@@ -17,7 +16,7 @@ async function endOf({ database, config }: Context, operationId: string, gone: A
     if (end !== null) return end;
     const leftMs = until - performance.now();
     if (leftMs <= 0) return null;
-    await pause(Math.min(pauseMs, leftMs));
+    await sleep(Math.min(pauseMs, leftMs));
   }
   return null;
 }

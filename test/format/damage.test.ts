@@ -46,7 +46,8 @@ describe.each(forms)(`a chain stored with %s (seed ${seed})`, (form) => {
         const refused = name === "one flipped bit" && kind === "metadata" && outcome === "refused";
         // A list that is not there at all is no damage: everything else is still checked, and the restore says so.
         const without = name === "deleted" && kind === "hashes";
-        if (needed && !harmless && !refused && !without) expect(`${kind} ${file}: ${outcome}`).toBe(`${kind} ${file}: damaged`);
+        if (needed && !harmless && !refused && !without)
+          expect(`${kind} ${file}: ${outcome}`).toBe(`${kind} ${file}: damaged`);
         await rm(root, { recursive: true });
         await cp(whole, root, { recursive: true });
       }

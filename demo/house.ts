@@ -67,7 +67,7 @@ export const project = "00000000000000000000000000000001";
 
 const operationMaxMs = 10 * 60_000;
 /** A process starts in a second; on a machine that does much else it may take long. */
-const startMaxMs = 180_000;
+const startMaxMs = 60_000;
 
 /**
  * `await using` stops every program and removes the folder, whatever happened. So does SIGINT or SIGTERM, with which this

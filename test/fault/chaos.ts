@@ -79,11 +79,20 @@ function judge(house: FaultHouse, { name, program, samples }: Watched): boolean 
   const delays = vitals.map((line) => line.loop_delay_p99_ms).sort((a, b) => a - b);
   const typical = delays[delays.length >> 1] ?? Number.NaN;
   const worst = delays.at(-1) ?? Number.NaN;
+  const part = Math.ceil(vitals.length / 4);
+  const median = (items: readonly Vitals[], of: (line: Vitals) => number): string =>
+    String(items.map(of).sort((a, b) => a - b)[items.length >> 1] ?? "-");
+  const within = (["heap_mib", "external_mib"] as const)
+    .map(
+      (key) =>
+        `${key.slice(0, -4)} ${median(vitals.slice(part, 2 * part), (line) => line[key])} → ${median(vitals.slice(-part), (line) => line[key])}`,
+    )
+    .join(", ");
   const isFlat =
     grown(({ mib }) => mib) <= limits.growthMib &&
     grown(({ descriptors }) => descriptors) <= limits.growthDescriptors &&
     typical < limits.delayMs;
-  const mib = `${meanOf(first, (s) => s.mib).toFixed(0)} → ${meanOf(last, (s) => s.mib).toFixed(0)} MiB (${slopeOf(settled).toFixed(1)} MiB/h)`;
+  const mib = `${meanOf(first, (s) => s.mib).toFixed(0)} → ${meanOf(last, (s) => s.mib).toFixed(0)} MiB (${slopeOf(settled).toFixed(1)} MiB/h; ${within})`;
   const descriptors = `${meanOf(first, (s) => s.descriptors).toFixed(0)} → ${meanOf(last, (s) => s.descriptors).toFixed(0)} descriptors`;
   const delay = `event-loop delay p99 ${typical.toFixed(0)} ms (median of ${vitals.length} spans of ${vitalsMs / 1000} s; worst span ${worst.toFixed(0)} ms)`;
   process.stdout.write(`soak: ${name}: ${mib}, ${descriptors}, ${delay}: ${isFlat ? "flat" : "NOT FLAT"}\n`);

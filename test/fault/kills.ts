@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { project } from "../../demo/house.ts";
@@ -48,6 +49,10 @@ interface Deed {
 }
 
 const base = `/v3/${project}`;
+interface ExportRecord {
+  backup_service: string;
+  backup_url: string;
+}
 /** Nothing to do for so long: whoever was to die on the way has not. */
 const idleMs = 2_000;
 
@@ -72,6 +77,17 @@ async function backedUp(ground: Ground): Promise<string> {
   const id = await backUp(ground, { dropped: true });
   await rested(ground.house, "backups", id);
   return id;
+}
+
+/** The record of a backup under another id: two rows then share its objects. */
+async function importTwin({ house, asked }: Ground): Promise<void> {
+  const [original] = asked;
+  const path = `${base}/backups/${original?.id}/export_record`;
+  const { "backup-record": record } = await house.call<{ "backup-record": ExportRecord }>("GET", path);
+  const twin = { ...JSON.parse(Buffer.from(record.backup_url, "base64").toString()), id: randomUUID() };
+  const body = { ...record, backup_url: Buffer.from(JSON.stringify(twin)).toString("base64") };
+  await house.call("POST", `${base}/backups/import_record`, { "backup-record": body });
+  asked.push({ name: "twin", id: twin.id, sha256: original?.sha256 ?? "", dropped: false });
 }
 
 const available = ({ asked }: Ground): string => asked.find(({ dropped }) => !dropped)?.id ?? "";
@@ -112,6 +128,11 @@ const deeds: readonly Deed[] = [
     kinds: ["plan-restore", "restore", "publish", "tidy"],
     begin: async (ground) =>
       void (await ground.house.call("POST", `${base}/backups/${available(ground)}/restore`, { restore: {} })),
+  },
+  {
+    name: "import",
+    kinds: ["import-backup"],
+    begin: importTwin,
   },
   {
     name: "delete",

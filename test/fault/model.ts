@@ -8,7 +8,7 @@ import type { Random } from "../fuzz/random.ts";
 import { randomBytesOf } from "../harness/bytes.ts";
 
 /** The longest that anything may take while servers come and go, on a machine that does much else; what takes longer is stuck. */
-export const graceMs = 300_000;
+export const graceMs = 120_000;
 
 const KiB = 1024;
 

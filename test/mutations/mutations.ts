@@ -231,6 +231,14 @@ export const mutations: readonly Mutation[] = [
     test: "that asks too often",
   },
   {
+    name: "who never finishes a header keeps the connection",
+    file: "apps/api/src/main.ts",
+    from: "headersTimeout: 15_000",
+    to: "headersTimeout: 0",
+    suite: "test/dialects/slow-clients.test.ts",
+    test: "never finish their headers",
+  },
+  {
     name: "an operation has a group of disks to itself only until the next one comes",
     file: `${control}/groups.ts`,
     from: "if (group.operationId === null) return;",

@@ -69,7 +69,10 @@ const loopResolutionMs = 10;
 /** What a process weighs, and how long its event loop kept timers waiting since the last line. */
 export interface Vitals {
   rss_mib: number;
+  /** Of JavaScript's own objects. */
   heap_mib: number;
+  /** Of buffers, which lie outside the heap. */
+  external_mib: number;
   /** Open files and connections; null where the system does not tell. */
   descriptors: number | null;
   loop_delay_p99_ms: number;
@@ -82,10 +85,11 @@ export function logVitals(log: Logger, everyMs: number): void {
   delays.enable();
   const lateMs = (nanoseconds: number): number => Math.max(0, Math.round(nanoseconds / 1e5) / 10 - loopResolutionMs);
   const tell = (): void => {
-    const { rss, heapUsed } = process.memoryUsage();
+    const { rss, heapUsed, external } = process.memoryUsage();
     const vitals: Vitals = {
       rss_mib: Math.round(rss / MiB),
       heap_mib: Math.round(heapUsed / MiB),
+      external_mib: Math.round(external / MiB),
       descriptors: countDescriptors(),
       loop_delay_p99_ms: lateMs(delays.percentile(99)),
       loop_delay_max_ms: lateMs(delays.max),

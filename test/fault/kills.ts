@@ -44,6 +44,8 @@ interface Deed {
   prepare?: (ground: Ground) => Promise<string>;
   /** `prepared` is what `prepare` gave. */
   begin: (ground: Ground, prepared: string) => Promise<void>;
+  /** Refused where no worker lives: asked for when the first one is there. */
+  wantsWorker?: boolean;
   /** Asked for when the first worker has died, before another one comes. */
   thereupon?: (ground: Ground) => Promise<void>;
 }
@@ -133,6 +135,7 @@ const deeds: readonly Deed[] = [
     name: "import",
     kinds: ["import-backup"],
     begin: importTwin,
+    wantsWorker: true,
   },
   {
     name: "delete",
@@ -293,9 +296,10 @@ async function dieAtEach(ground: Ground, crew: Crew, deed: Deed): Promise<string
   const prepared = (await deed.prepare?.(ground)) ?? "";
   await findStuck(house);
   await crew.stopAll();
-  await deed.begin(ground, prepared);
+  if (!deed.wantsWorker) await deed.begin(ground, prepared);
   for (const [index, point] of pointsIn(deed).entries()) {
     const doomed = await crew.startDoomed(`${point}:1`);
+    if (index === 0 && deed.wantsWorker) await deed.begin(ground, prepared);
     if (!(await dies(house, doomed))) {
       missed.push(`${deed.name} at ${point}`);
       await doomed.stop();

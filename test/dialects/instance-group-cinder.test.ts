@@ -60,11 +60,43 @@ it("shows groups, their types and their snapshots as Cinder does, from each micr
   await ask("groups", "GET", `${base}/groups`, { version });
   await ask("groups in detail", "GET", `${base}/groups/detail?limit=1`, { version });
   await ask("an unknown group", "GET", `${base}/groups/${unknown}`, { version });
-  const source = { "create-from-src": { source_group_id: id } };
-  await ask("a group of a group", "POST", `${base}/groups/action`, { version, body: source });
-  await ask("a volume in a group from the start", "POST", `${base}/volumes`, {
+  const from = (name: string, source: object, at = version) =>
+    ask(name, "POST", `${base}/groups/action`, { version: at, body: { "create-from-src": source } });
+  await from("a group of a group before its microversion", { source_group_id: id }, 13);
+  const copy = (await from("a group of a group", { name: "copy", source_group_id: id })).body.group.id as string;
+  await ask("a group that is being made", "GET", `${base}/groups/${copy}?list_volume=True`, { version });
+  await ask("what is being made stays", "POST", `${base}/groups/${copy}/action`, { version, body: { delete: {} } });
+  await ask("what is being made does not change", "PUT", `${base}/groups/${copy}`, {
     version,
-    body: { volume: { size: 1, group_id: id } },
+    body: { group: { add_volumes: first } },
+  });
+  await from("a group of an unknown group", { source_group_id: unknown });
+  await from("a group of an unknown group snapshot", { group_snapshot_id: unknown });
+  await from("a group of nothing", {});
+  await from("a group of two sources", { source_group_id: id, group_snapshot_id: unknown });
+  const empty = (await create("an empty group", {})).body.group.id as string;
+  await from("a group of an empty group", { source_group_id: empty });
+  const startIn = (name: string, group_id: string) =>
+    ask(name, "POST", `${base}/volumes`, {
+      version,
+      body: { volume: { size: 1, group_id, volume_type: "__DEFAULT__" } },
+    });
+  await ask("a volume of no type in a group", "POST", `${base}/volumes`, {
+    version,
+    body: { volume: { size: 1, group_id: empty } },
+  });
+  const started = await startIn("a volume in a group from the start", empty);
+  await startIn("a volume in a group that is being made", copy);
+  await startIn("a volume in an unknown group", unknown);
+  await setStatus(instance, "volumes", started.body.volume.id, "available");
+  await ask("a group in which a volume was made", "GET", `${base}/groups/${empty}?list_volume=True`, { version });
+  const quota = (name: string) => ask(name, "GET", `${base}/os-quota-sets/${project}?usage=true`, { version });
+  await quota("groups are counted");
+  await ask("a quota of groups", "PUT", `${base}/os-quota-sets/${project}`, { body: { quota_set: { groups: 3 } } });
+  await create("a group too many", {});
+  await from("a group of a group too many", { source_group_id: id });
+  await ask("a quota below what is there", "PUT", `${base}/os-quota-sets/${project}`, {
+    body: { quota_set: { groups: 2 } },
   });
 
   const snapshots = `${base}/group_snapshots`;
@@ -87,6 +119,14 @@ it("shows groups, their types and their snapshots as Cinder does, from each micr
   await instance.sql("DELETE FROM snapshots");
   await instance.sql("DELETE FROM group_snapshots");
   await instance.sql("UPDATE groups SET operation_id = NULL");
+  await ask("what a volume was made in goes without it", "PUT", `${base}/groups/${empty}`, {
+    version,
+    body: { group: { remove_volumes: started.body.volume.id } },
+  });
+  await ask("the empty one goes", "POST", `${base}/groups/${empty}/action`, { version, body: { delete: {} } });
+  await quota("what is gone is not counted");
+  await instance.sql("UPDATE volumes SET group_id = NULL WHERE group_id = $1", [copy]);
+  await instance.sql("DELETE FROM groups WHERE id = $1", [copy]);
   await change("all leave", { remove_volumes: `${first},${second}` });
   await ask("a status of a group", "POST", `${path}/action`, reset("error"));
   await ask("a type that groups have stays", "DELETE", kind, { version });

@@ -247,6 +247,14 @@ export const mutations: readonly Mutation[] = [
     test: "takes one of two requests at once",
   },
   {
+    name: "a group is available without one of its disks",
+    file: `${control}/groups.ts`,
+    from: "CASE WHEN bool_or(o.status = 'error') THEN 'error' ELSE 'available' END",
+    to: "'available'",
+    suite: "test/system/instance-groups.test.ts",
+    test: "has a copy of each disk",
+  },
+  {
     name: "the disks of a machine that runs are replaced",
     file: `${control}/group-restore.ts`,
     from: 'if (powerState === "SHUTOFF") return;',

@@ -1,4 +1,5 @@
-import { readdir } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { startInstance } from "../harness/instance.ts";
 import { journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../harness/journey.ts";
@@ -101,5 +102,63 @@ describe("a virtual machine as one", () => {
       quota.backup_gigabytes.in_use,
       quota.gigabytes.in_use,
     ]).toEqual([0, 0, 0, 3]);
+  });
+});
+
+describe("a group of a source", () => {
+  const headers = { "openstack-api-version": "volume 3.71" };
+
+  it("has a copy of each disk, and is available when all of them are", { timeout: 120_000 }, async () => {
+    await using instance = await startInstance({ workers: 1, ...small });
+    const user = journeyOn(instance);
+    const machines = machinesOn(instance, user);
+    const machine = await machines.create(disks("source", 2));
+    const before = await Promise.all(machine.volumes.map((id) => sha256Of(user.volumeFile(id))));
+    await machines.ask(204, "DELETE", `/ops/instances/${machine.id}`);
+    const type = { group_type: { name: "kind" } };
+    expect((await instance.request("POST", `${base}/group_types`, type, headers)).status).toBe(202);
+    const wanted = { group: { name: "g", group_type: "kind", volume_types: ["__DEFAULT__"] } };
+    const { id: group } = (await instance.request("POST", `${base}/groups`, wanted, headers)).body.group;
+    const joining = { group: { add_volumes: machine.volumes.join(",") } };
+    expect((await instance.request("PUT", `${base}/groups/${group}`, joining, headers)).status).toBe(202);
+    const snapshot = { group_snapshot: { group_id: group, name: "moment" } };
+    const taken = await instance.request("POST", `${base}/group_snapshots`, snapshot, headers);
+    expect(taken.status, taken.text).toBe(202);
+    const snapshotId = taken.body.group_snapshot.id as string;
+    const statusOf = async (table: "groups" | "group_snapshots", id: string): Promise<string> =>
+      (await instance.sql(`SELECT status FROM ${table} WHERE id = $1`, [id]))[0].status;
+    const rests = (table: "groups" | "group_snapshots", id: string) =>
+      instance.waitFor(async () => (await statusOf(table, id)) !== "creating", { what: `${table} ${id} rests` });
+    await rests("group_snapshots", snapshotId);
+    for (const volume of machine.volumes) {
+      await writeIslands(user.volumeFile(volume), null, [{ offset: 0, data: randomBytesOf("later", MiB) }]);
+    }
+    const later = await Promise.all(machine.volumes.map((id) => sha256Of(user.volumeFile(id))));
+
+    const makeOf = async (source: object, expected: readonly string[]): Promise<void> => {
+      const body = { "create-from-src": { name: "copy", ...source } };
+      const made = await instance.request("POST", `${base}/groups/action`, body, headers);
+      expect(made.status, made.text).toBe(202);
+      const { id } = made.body.group;
+      await rests("groups", id);
+      const shown = await instance.request("GET", `${base}/groups/${id}?list_volume=true`, undefined, headers);
+      expect(shown.body.group).toMatchObject({ status: "available", ...source });
+      const digests = await Promise.all(shown.body.group.volumes.map((v: string) => sha256Of(user.volumeFile(v))));
+      expect(digests.sort()).toEqual([...expected].sort());
+      await user.expectQuiet();
+    };
+    await makeOf({ group_snapshot_id: snapshotId }, before);
+    await makeOf({ source_group_id: group }, later);
+
+    // One of the copies cannot be made: the group says so.
+    const [lost] = await instance.sql("SELECT id FROM snapshots WHERE group_snapshot_id = $1", [snapshotId]);
+    const [file] = (await readdir(instance.volumesDir)).filter((name) => name.includes(lost.id));
+    await rm(join(instance.volumesDir, file ?? ""));
+    const body = { "create-from-src": { group_snapshot_id: snapshotId } };
+    const broken = await instance.request("POST", `${base}/groups/action`, body, headers);
+    await rests("groups", broken.body.group.id);
+    expect(await statusOf("groups", broken.body.group.id)).toBe("error");
+    const volumes = await instance.sql("SELECT status FROM volumes WHERE group_id = $1", [broken.body.group.id]);
+    expect(volumes.map(({ status }) => status).sort()).toEqual(["available", "error"]);
   });
 });

@@ -3,6 +3,7 @@ import { type Config, defaultRepository, repositoryIn } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Backup, Volume } from "./generated/client.ts";
+import { lockForNewVolume } from "./groups.ts";
 import { isUuid } from "./listing.ts";
 import { startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
@@ -346,6 +347,7 @@ export async function requestVolumeFromBackup(
       throw new InvalidError("input", text);
     }
     await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: sizeGib });
+    if (volume.groupId) await lockForNewVolume(tx, principal, volume.groupId);
     // A volume of odd length comes back as long as it was; only one that shall be larger is as long as its size says.
     const sizeBytes = sizeGib > backup.sizeGib ? BigInt(sizeGib) * BigInt(GiB) : (backup.volumeBytes ?? 0n);
     const target = await addRestoreVolume(tx, config, principal, { ...volume, status: "creating", sizeGib, sizeBytes });

@@ -60,15 +60,14 @@ export class InvalidError extends ControlError {
 }
 
 /** What a project uses up. */
-export type QuotaResource = "volumes" | "snapshots" | "gigabytes" | "backups" | "backup_gigabytes";
-/** What has a limit: also what is of the only volume type, how large one volume may be, and groups, which do not exist. */
+export type QuotaResource = "volumes" | "snapshots" | "gigabytes" | "backups" | "backup_gigabytes" | "groups";
+/** What has a limit: also what is of the only volume type, and how large one volume may be. */
 export type QuotaLimit =
   | QuotaResource
   | "volumes_of_type"
   | "snapshots_of_type"
   | "gigabytes_of_type"
-  | "per_volume_gigabytes"
-  | "groups";
+  | "per_volume_gigabytes";
 
 /** `requested`, `limit` and `used` in units of the resource (count or GiB). */
 export class QuotaExceededError extends ControlError {

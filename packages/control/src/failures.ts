@@ -10,6 +10,7 @@ import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
 import { failGroupOperation, isGroupOperation } from "./group-operations.ts";
 import { lockParts } from "./group-parts.ts";
+import { lockGroupOf, settleGroup } from "./groups.ts";
 import { nilUuid } from "./listing.ts";
 import { addMessage, type MessageAction, type MessageDetail } from "./messages.ts";
 import { endOperation, isLive, lockOperation, type OperationRow } from "./operations.ts";
@@ -42,6 +43,7 @@ export async function failOperation(
   return inTransaction(database, async (tx) => {
     const seen = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
     if (seen.kind === "volume-extend") await lockQuota(tx, seen.projectId);
+    if (seen.kind === "volume-create" && seen.volumeId) await lockGroupOf(tx, seen.volumeId);
     if (seen.volumeId) await lockVolume(tx, seen.volumeId);
     if (seen.backupId) await lockBackup(tx, seen.backupId);
     const parts = isGroupOperation(seen.kind) ? await lockParts(tx, seen) : [];
@@ -85,6 +87,8 @@ async function failRows(
     case "repository-reap":
       return failReap(tx, operation, failure.reason);
     case "volume-create":
+      await failVolume(tx, operation, failure.reason, { from: "creating", to: "error" });
+      return settleGroup(tx, operation.volumeId ?? nilUuid);
     case "volume-import":
       return failVolume(tx, operation, failure.reason, { from: "creating", to: "error" });
     case "volume-export":

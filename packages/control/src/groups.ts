@@ -5,6 +5,7 @@ import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Group, GroupType, Prisma, Volume } from "./generated/client.ts";
 import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
 import { type Principal, projectOf, visibleTo } from "./principal.ts";
+import { lockQuota, releaseQuota, reserveQuota } from "./quotas.ts";
 
 export type { GroupType };
 /** How an operation on a group that came to nothing ended. */
@@ -45,6 +46,18 @@ export async function lockVisibleGroup(tx: Transaction, principal: Principal, id
   return getGroup(tx, principal, seen.id);
 }
 
+/** As `lockVisibleGroup`, with its project's quota before it. */
+async function lockGroupAndQuota(tx: Transaction, principal: Principal, id: string): Promise<GroupRow> {
+  const seen = await getGroup(tx, principal, id);
+  await lockQuota(tx, seen.projectId);
+  return lockVisibleGroup(tx, principal, id);
+}
+
+/** Of a group of the user's own: those that came with an instance were never charged. */
+async function releaseGroupQuota(tx: Transaction, group: Pick<Group, "projectId" | "instanceId">): Promise<void> {
+  if (group.instanceId === null) await releaseQuota(tx, group.projectId, { groups: 1 });
+}
+
 /** @throws InvalidError while an operation has the group to itself */
 export function refuseBusy(group: Pick<Group, "id" | "operationId">): void {
   if (group.operationId === null) return;
@@ -69,12 +82,39 @@ export interface NewGroup {
   groupTypeId: string;
   availabilityZone: string | null;
   instanceId: string | null;
+  /** What its volumes are made of. */
+  groupSnapshotId?: string;
+  sourceGroupId?: string;
 }
 
-/** There is nothing that a worker would have to do: it is available at once. */
-export async function addGroup(tx: Transaction, config: Config, group: NewGroup): Promise<Group> {
+/** An empty one is available at once: there is nothing that a worker would have to do. */
+export async function addGroup(
+  tx: Transaction,
+  config: Config,
+  group: NewGroup,
+  status: "available" | "creating" = "available",
+): Promise<Group> {
   const availabilityZone = group.availabilityZone ?? config.availability_zone;
-  return tx.group.create({ data: { ...group, id: randomUUID(), availabilityZone, status: "available" } });
+  return tx.group.create({ data: { ...group, id: randomUUID(), availabilityZone, status } });
+}
+
+/** Locks the group that a volume is in, if it is in one: before the volume itself. */
+export async function lockGroupOf(tx: Transaction, volumeId: string): Promise<void> {
+  await tx.$queryRaw`SELECT g.id FROM groups g JOIN volumes v ON v.group_id = g.id WHERE v.id = ${volumeId}::uuid
+    FOR NO KEY UPDATE OF g`;
+}
+
+/**
+ * A group that is made of a source is `available` when all of its volumes are there, or in `error` with one of them. To be called when a
+ * volume has been made, or could not be; the group is locked.
+ */
+export async function settleGroup(tx: Transaction, volumeId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE groups SET status = made.status, updated_at = now()
+    FROM (SELECT o.group_id, CASE WHEN bool_or(o.status = 'error') THEN 'error' ELSE 'available' END AS status
+      FROM volumes v JOIN volumes o ON o.group_id = v.group_id WHERE v.id = ${volumeId}::uuid
+      GROUP BY o.group_id HAVING NOT bool_or(o.status = 'creating')) made
+    WHERE groups.id = made.group_id AND groups.status = 'creating'`;
 }
 
 /**
@@ -133,7 +173,7 @@ export async function listInstanceGroups(database: Database, principal: Principa
   });
 }
 
-/** A group of the user's own. @throws NotFoundError for an unknown type */
+/** A group of the user's own. @throws NotFoundError for an unknown type; QuotaExceededError */
 export async function createGroup(
   database: Database,
   config: Config,
@@ -144,6 +184,7 @@ export async function createGroup(
   return inTransaction(database, async (tx) => {
     const { id: groupTypeId } = await getGroupType(tx, groupType);
     const { projectId, userId } = principal;
+    await reserveQuota(tx, config, projectId, { groups: 1 });
     return addGroup(tx, config, { ...columns, projectId, userId, groupTypeId, instanceId: null });
   });
 }
@@ -159,6 +200,24 @@ const joinable = ["available", "in-use"];
 const leavable = ["available", "in-use", "error", "error_deleting"];
 const words = (list: readonly string[]): string => `(${list.map((word) => `'${word}'`).join(", ")})`;
 
+/** Locks a group that shall get or lose members. @throws InvalidError unless it is available and nobody's; NotFoundError */
+async function lockChangeable(tx: Transaction, principal: Principal, id: string): Promise<GroupRow> {
+  const group = await lockVisibleGroup(tx, principal, id);
+  if (group.status !== "available") {
+    const text = `Group status must be available, but current status is: ${group.status}.`;
+    throw new InvalidError("group", text);
+  }
+  refuseBusy(group);
+  return group;
+}
+
+/** Locks the group that a new volume of the caller's shall be in. @throws InvalidError when it cannot be; NotFoundError */
+export async function lockForNewVolume(tx: Transaction, principal: Principal, id: string): Promise<void> {
+  const group = await lockChangeable(tx, principal, id);
+  if (group.projectId === principal.projectId) return;
+  throw new InvalidError("volume", `Cannot add a volume to group ${id} as they belong to different projects.`);
+}
+
 /**
  * Changes a group's name, description and members, in Cinder's words.
  *
@@ -171,12 +230,7 @@ export async function updateGroup(
   change: GroupChange,
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const group = await lockVisibleGroup(tx, principal, id);
-    if (group.status !== "available") {
-      const text = `Group status must be available, but current status is: ${group.status}.`;
-      throw new InvalidError("group", text);
-    }
-    refuseBusy(group);
+    const group = await lockChangeable(tx, principal, id);
     const { addVolumes, removeVolumes, ...columns } = change;
     const both = addVolumes.filter((volume) => removeVolumes.includes(volume));
     if (both.length > 0) {
@@ -239,7 +293,7 @@ async function leave(tx: Transaction, group: Group, volumeId: string): Promise<v
  */
 export async function deleteGroup(database: Database, principal: Principal, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const group = await lockVisibleGroup(tx, principal, id);
+    const group = await lockGroupAndQuota(tx, principal, id);
     if (!["available", "error"].includes(group.status)) {
       const text = `Group status must be available or error, but current status is: ${group.status}`;
       throw new InvalidError("group", text);
@@ -253,12 +307,18 @@ export async function deleteGroup(database: Database, principal: Principal, id: 
     }
     refuseBusy(group);
     await tx.group.delete({ where: { id: group.id } });
+    await releaseGroupQuota(tx, group);
   });
 }
 
 /** Deletes an instance group: the instance and its volumes stay as they are. @throws as removeGroup; NotFoundError */
 export async function deleteInstanceGroup(database: Database, principal: Principal, id: string): Promise<void> {
-  await inTransaction(database, async (tx) => removeGroup(tx, await lockInstanceGroup(tx, principal, id)));
+  await inTransaction(database, async (tx) => {
+    const group = await lockGroupAndQuota(tx, principal, id);
+    assertInstanceGroup(group);
+    await removeGroup(tx, group);
+    await releaseGroupQuota(tx, group);
+  });
 }
 
 /** Locks a group that must be of an instance. @throws InvalidError when it is of another type; NotFoundError */

@@ -16,6 +16,7 @@ export * from "./errors.ts";
 export * from "./failures.ts";
 export * from "./group-backup.ts";
 export * from "./group-delete.ts";
+export * from "./group-from-source.ts";
 export * from "./group-operations.ts";
 export * from "./group-parts.ts";
 export * from "./group-restore.ts";

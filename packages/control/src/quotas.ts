@@ -9,21 +9,28 @@ const resources = [
   "backup_gigabytes",
   "backups",
   "gigabytes",
+  "groups",
   "snapshots",
   "volumes",
 ] as const satisfies readonly QuotaResource[];
 
 /** Limits that the configuration does not name, as Cinder has them. */
 const moreDefaults = { volumes_of_type: -1, snapshots_of_type: -1, gigabytes_of_type: -1, groups: 10 } as const;
-const more = Object.keys(moreDefaults) as (keyof typeof moreDefaults)[];
 
-const limited: readonly QuotaLimit[] = [...resources, "per_volume_gigabytes", ...more];
+const limited: readonly QuotaLimit[] = [
+  ...resources,
+  "per_volume_gigabytes",
+  "volumes_of_type",
+  "snapshots_of_type",
+  "gigabytes_of_type",
+];
 
 /** The limits that what is asked of a resource has to fit under. Every volume is of the same type. */
 const limitsOf: Readonly<Record<QuotaResource, readonly QuotaLimit[]>> = {
   backup_gigabytes: ["backup_gigabytes"],
   backups: ["backups"],
   gigabytes: ["gigabytes", "gigabytes_of_type"],
+  groups: ["groups"],
   snapshots: ["snapshots", "snapshots_of_type"],
   volumes: ["volumes", "volumes_of_type"],
 };

@@ -4,6 +4,7 @@ import { type Config, defaultVolumeBackend } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Attachment, Volume } from "./generated/client.ts";
+import { lockForNewVolume, lockGroupOf, settleGroup } from "./groups.ts";
 import { isUuid, nilUuid } from "./listing.ts";
 import { completeOperation, startOperation } from "./operations.ts";
 import { type Principal, visibleTo } from "./principal.ts";
@@ -71,6 +72,8 @@ export interface NewVolume {
   metadata: Record<string, string>;
   availabilityZone?: string | null;
   bootable?: boolean;
+  /** The group that it is in from the start. */
+  groupId?: string | null;
 }
 
 const baseRow = (config: Config, principal: Principal, volume: NewVolume) => ({
@@ -81,6 +84,7 @@ const baseRow = (config: Config, principal: Principal, volume: NewVolume) => ({
   description: volume.description,
   metadata: volume.metadata,
   bootable: volume.bootable ?? false,
+  groupId: volume.groupId ?? null,
   backend: defaultVolumeBackend(config).name,
   availabilityZone: volume.availabilityZone ?? config.availability_zone,
 });
@@ -105,32 +109,46 @@ export async function requestVolume(
     const sizeGib = volume.sizeGib ?? source?.sizeGib ?? 0;
     if (source && sizeGib < source.sizeGib) throw new InvalidError("input", source.tooSmall(sizeGib));
     await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: sizeGib });
-    const sizeBytes = BigInt(sizeGib) * BigInt(GiB);
-    const row = await tx.volume.create({
-      data: {
-        ...baseRow(config, principal, volume),
-        ...source?.columns,
-        ...(volume.availabilityZone && { availabilityZone: volume.availabilityZone }),
-        status: "creating",
-        sizeGib,
-        // A source of odd length is copied as it is; only a volume that shall be larger is as long as its size says.
-        sizeBytes: source && sizeGib === source.sizeGib ? source.sizeBytes : sizeBytes,
-      },
-      include: { attachments: true },
-    });
-    await startOperation(tx, principal, {
-      kind: "volume-create",
-      projectId: row.projectId,
-      volumeId: row.id,
-      bytesTotal: source?.sizeBytes ?? 0n,
-      input: volume.source ?? {},
-      task: { kind: source ? "clone-volume" : "provision-volume", needs: [`backend:${row.backend}`] },
-    });
-    return row;
+    if (volume.groupId) await lockForNewVolume(tx, principal, volume.groupId);
+    return startVolume(tx, config, principal, { ...volume, sizeGib, source });
   });
 }
 
-interface SourceOfVolume {
+/** The row and the task that makes its file. Its quota has been taken, and its group is locked. */
+export async function startVolume(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  volume: NewVolume & { sizeGib: number; source: SourceOfVolume | null },
+): Promise<VolumeRow> {
+  const { source, sizeGib } = volume;
+  const sizeBytes = BigInt(sizeGib) * BigInt(GiB);
+  const row = await tx.volume.create({
+    data: {
+      ...baseRow(config, principal, volume),
+      ...source?.columns,
+      ...(volume.availabilityZone && { availabilityZone: volume.availabilityZone }),
+      status: "creating",
+      sizeGib,
+      // A source of odd length is copied as it is; only a volume that shall be larger is as long as its size says.
+      sizeBytes: source && sizeGib === source.sizeGib ? source.sizeBytes : sizeBytes,
+    },
+    include: { attachments: true },
+  });
+  await startOperation(tx, principal, {
+    kind: "volume-create",
+    projectId: row.projectId,
+    volumeId: row.id,
+    bytesTotal: source?.sizeBytes ?? 0n,
+    input: source?.input ?? {},
+    task: { kind: source ? "clone-volume" : "provision-volume", needs: [`backend:${row.backend}`] },
+  });
+  return row;
+}
+
+export interface SourceOfVolume {
+  /** Itself, for the worker. */
+  input: VolumeSource;
   sizeGib: number;
   sizeBytes: bigint;
   /** What the new row takes over. */
@@ -144,7 +162,8 @@ interface SourceOfVolume {
   tooSmall: (sizeGib: number) => string;
 }
 
-async function readSource(tx: Transaction, principal: Principal, source: VolumeSource): Promise<SourceOfVolume> {
+/** @throws NotFoundError for an unknown source; InvalidError for one that cannot be copied now */
+export async function readSource(tx: Transaction, principal: Principal, source: VolumeSource): Promise<SourceOfVolume> {
   if ("volumeId" in source) {
     const volume = await findVolume(tx, principal, source.volumeId);
     const { backend, availabilityZone, bootable, sizeGib, sizeBytes } = volume;
@@ -152,6 +171,7 @@ async function readSource(tx: Transaction, principal: Principal, source: VolumeS
       throw new InvalidError("volume", "Originating source volume status must be one of 'available, in-use' values");
     }
     return {
+      input: source,
       sizeGib,
       sizeBytes,
       columns: { backend, availabilityZone, bootable, sourceVolumeId: volume.id },
@@ -169,6 +189,7 @@ async function readSource(tx: Transaction, principal: Principal, source: VolumeS
   }
   const { backend, availabilityZone, bootable } = snapshot.volume;
   return {
+    input: source,
     sizeGib: snapshot.sizeGib,
     sizeBytes: snapshot.sizeBytes,
     columns: { backend, availabilityZone, bootable, snapshotId: snapshot.id },
@@ -297,9 +318,12 @@ export async function finishVolume(
   sizeBytes: number,
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
+    const volumeId = operation.volumeId ?? nilUuid;
+    await lockGroupOf(tx, volumeId);
     await tx.$executeRaw`
       UPDATE volumes SET status = 'available', size_bytes = ${sizeBytes}::bigint, launched_at = now(), updated_at = now()
-      WHERE id = ${operation.volumeId}::uuid AND status = 'creating'`;
+      WHERE id = ${volumeId}::uuid AND status = 'creating'`;
+    await settleGroup(tx, volumeId);
     await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
   });
 }

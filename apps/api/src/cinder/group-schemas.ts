@@ -1,17 +1,7 @@
 import { z } from "zod";
-import {
-  changedText,
-  optionalFlag,
-  optionalText,
-  optionalUuid,
-  strict,
-  strippedText,
-  text,
-  typePhrase,
-  uuid,
-} from "../v3/fields.ts";
+import { changedText, optionalFlag, optionalText, strict, strippedText, text, typePhrase, uuid } from "../v3/fields.ts";
 import { pythonRepr } from "../v3/python-text.ts";
-import { statusWord, withOneOf } from "./volume-fields.ts";
+import { statusWord } from "./volume-fields.ts";
 
 /** Bodies about groups of volumes, their types and their snapshots. */
 
@@ -59,11 +49,22 @@ const ResetGroup = strict({
 });
 export const resetGroupBody = () => ResetGroup;
 
-const source = { group_snapshot_id: optionalUuid(), source_group_id: optionalUuid() };
+const sources = { group_snapshot_id: uuid().optional(), source_group_id: uuid().optional() };
+
+/** Exactly one source, in the words of Cinder's `oneOf`. */
+function checkSource(body: object, context: z.core.$RefinementCtx): void {
+  const sent = Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined && value !== null));
+  const given = Object.keys(sources).filter((name) => Object.hasOwn(sent, name));
+  if (given.length === 1) return;
+  const why =
+    given.length === 0
+      ? "not valid under any of the given schemas"
+      : "valid under each of {'required': ['source_group_id']}, {'required': ['group_snapshot_id']}";
+  context.addIssue({ code: "custom", message: `${pythonRepr(sent)} is ${why}` });
+}
+
 const CreateFromSource = strict({
-  "create-from-src": strict({ name: strippedText(), description: strippedText(), ...source }).superRefine(
-    withOneOf(Object.keys(source)),
-  ),
+  "create-from-src": strict({ name: strippedText(), description: strippedText(), ...sources }).superRefine(checkSource),
 });
 export const createFromSourceBody = () => CreateFromSource;
 

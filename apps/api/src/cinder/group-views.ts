@@ -22,7 +22,10 @@ export function groupDetail(call: Call, row: GroupRow): Record<string, unknown> 
     description: row.description,
     group_type: row.groupTypeId,
     volume_types: [defaultVolumeType.id],
-    ...(version >= since.groupSnapshots && { group_snapshot_id: null, source_group_id: null }),
+    ...(version >= since.groupSnapshots && {
+      group_snapshot_id: row.groupSnapshotId,
+      source_group_id: row.sourceGroupId,
+    }),
     ...(listed && { volumes: row.volumes.map((volume) => volume.id) }),
     ...(version >= since.groupReplication && { replication_status: "disabled" }),
     ...(version >= since.groupProjectId &&

@@ -5,12 +5,15 @@ import {
   type GroupSortKey,
   getGroup,
   listGroups,
+  nilUuid,
+  requestGroupFromSource,
   resetGroup,
   updateGroup,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
-import { badRequest, Refusal } from "../refusals.ts";
+import { Refusal } from "../refusals.ts";
 import { type Answer, type Call, defineAction } from "../v3/call.ts";
+import { asGroupError } from "../v3/errors.ts";
 import { since } from "../v3/microversions.ts";
 import {
   createFromSourceBody,
@@ -119,14 +122,21 @@ export const groups = {
       return { status: 202 };
     },
   }),
-  /** Not offered: its volumes would have to be made of all snapshots at once. */
   createFromSource: defineAction({
     since: since.groupSnapshots,
     body: createFromSourceBody,
-    handle: async () => {
-      throw badRequest(
-        "A group is not made from a source here: make volumes of the snapshots of the group snapshot, and add them to a group.",
+    handle: async ({ database, config }, call) => {
+      const { name, description, group_snapshot_id, source_group_id } = call.body["create-from-src"];
+      // The schema lets exactly one of them through.
+      const source = group_snapshot_id
+        ? { groupSnapshotId: group_snapshot_id }
+        : { sourceGroupId: source_group_id ?? nilUuid };
+      const row = await requestGroupFromSource(database, config, call.principal, { name, description, source }).catch(
+        (error: unknown) => {
+          throw asGroupError(error);
+        },
       );
+      return { status: 202, body: { group: groupSummary(call, row) } };
     },
   }),
 };

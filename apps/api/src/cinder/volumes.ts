@@ -25,6 +25,9 @@ const load = (context: Context, call: Call) => getVolume(context.database, call.
 /** 2^53 bytes in GiB: a length beyond it is no exact number any more. */
 export const volumeGibMax = 8_388_607;
 
+const groupOf = (volume: CreateVolumeBody["volume"]): string | null =>
+  volume.consistencygroup_id || volume.group_id || null;
+
 /** What a volume names must be there; asked in Cinder's order, before anything else is looked at. @throws NotFoundError, Refusal */
 async function checkNamed({ database }: Context, call: Call<CreateVolumeBody>): Promise<void> {
   const { volume } = call.body;
@@ -34,11 +37,8 @@ async function checkNamed({ database }: Context, call: Call<CreateVolumeBody>): 
   }
   if (volume.snapshot_id !== null) await getSnapshot(database, call.principal, volume.snapshot_id);
   if (volume.source_volid !== null) await getVolume(database, call.principal, volume.source_volid);
-  const group = volume.consistencygroup_id ?? volume.group_id;
-  if (group) {
-    await getGroup(database, call.principal, group);
-    throw badRequest(`Volumes join a group when they are there: by add_volumes of an update of group ${group}.`);
-  }
+  const group = groupOf(volume);
+  if (group) await getGroup(database, call.principal, group);
   if (volume.image_id !== null || volume.imageRef !== null) {
     throw badRequest("Invalid image identifier or unable to access requested image.");
   }
@@ -102,6 +102,9 @@ export const volumes = {
       if (size === null && !backupId && snapshotId === null && volumeId === null) {
         throw malformedRequest();
       }
+      if (groupOf(volume) && !volume.volume_type) {
+        throw badRequest("Invalid input received: volume_type must be provided when creating a volume in a group.");
+      }
       checkZone(context, zone);
       const wanted = {
         name: null,
@@ -110,6 +113,7 @@ export const volumes = {
         sizeGib: size,
         metadata: volume.metadata,
         availabilityZone: zone,
+        groupId: groupOf(volume),
       };
       const copied = snapshotId === null ? volumeId && { volumeId } : { snapshotId };
       const row =

@@ -68,6 +68,10 @@ function quotaText({ resource, requested, limit, used }: QuotaExceededError): st
 export const asRestoreError = (error: unknown): unknown =>
   error instanceof QuotaExceededError ? new Refusal(413, quotaText(error), { retryAfter: 0 }) : error;
 
+/** A quota's refusal as the making of a group of a source says it: as any other refusal. */
+export const asGroupError = (error: unknown): unknown =>
+  error instanceof QuotaExceededError ? new Refusal(400, quotaText(error)) : error;
+
 /** The one map from an error to what a Cinder client sees. A fault of 500 is one that nobody foresaw: the caller of this logs it. */
 export function faultOf(error: unknown): Fault {
   if (error instanceof Refusal) {

@@ -48,7 +48,7 @@ const config = {
       roles: principal?.roles,
     })),
   },
-  quotas: { volumes: -1, snapshots: -1, gigabytes: -1, backups: -1, backup_gigabytes: -1 },
+  quotas: { volumes: -1, snapshots: -1, gigabytes: -1, backups: -1, backup_gigabytes: -1, groups: -1 },
   log_level: "warn",
 };
 

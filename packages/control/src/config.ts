@@ -203,6 +203,7 @@ export const ConfigFile = z
         backups: quotaLimit.default(10),
         backup_gigabytes: quotaLimit.default(1000),
         per_volume_gigabytes: quotaLimit.default(-1),
+        groups: quotaLimit.default(10),
       })
       .prefault({}),
     notifications: Notifications,

@@ -15,7 +15,7 @@ const resources = [
 ] as const satisfies readonly QuotaResource[];
 
 /** Limits that the configuration does not name, as Cinder has them. */
-const moreDefaults = { volumes_of_type: -1, snapshots_of_type: -1, gigabytes_of_type: -1, groups: 10 } as const;
+const moreDefaults = { volumes_of_type: -1, snapshots_of_type: -1, gigabytes_of_type: -1 } as const;
 
 const limited: readonly QuotaLimit[] = [
   ...resources,

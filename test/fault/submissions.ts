@@ -74,7 +74,7 @@ async function disturb(
   let flushes = 0;
   for (let turn = 0; !done(); turn++) {
     const point = points[turn % points.length] ?? "";
-    await house.restartApi("SIGKILL", { TEPHRA_CRASH_AT: `${point}:${1 + random.below(80)}` });
+    await house.restartApi("SIGKILL", { TEPHRA_CRASH_AT: `${point}:${1 + random.below(15)}` });
     const doomed = house.api();
     const flushAfter = random.below(1_500);
     await Promise.race([doomed.exited, pause(flushAfter)]);

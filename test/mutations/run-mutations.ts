@@ -40,6 +40,8 @@ async function copyProject(): Promise<string> {
     const copy = spawn("cp", ["-al", join(root, "node_modules"), folder], { stdio: "inherit" });
     copy.on("close", (code) => (code === 0 ? done() : failed(new Error("node_modules cannot be copied"))));
   });
+  // What was built from other sources is known by stamps, and they are files that both folders share.
+  rmSync(join(folder, "node_modules/.cache"), { recursive: true, force: true });
   // Names that nothing uses any more are no errors here: a break leaves some.
   const settings = join(folder, "tsconfig.base.json");
   const text = readFileSync(settings, "utf8");

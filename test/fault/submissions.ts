@@ -11,6 +11,8 @@ import { addNew, type FaultHouse, type FaultOptions, newTally, openFaultHouse, r
 
 const clients = 8;
 const volumesEach = 4;
+/** A point that is not reached for so long gives way to the next. */
+const pointMaxMs = 30_000;
 /** Around the transaction of a submission: before it, before each of its statements, before and after its commit, after the answer. */
 const points = [
   "request.received",
@@ -58,7 +60,9 @@ async function submit(
     if (sent.length >= wanted) return;
     const submission: Submission = { name: `submission ${sent.length}`, id: null };
     sent.push(submission);
-    const body = { backup: { volume_id: volume, name: submission.name } };
+    // Every other one on the one before: the parent is looked for in the same transaction.
+    const incremental = Math.floor(turn / volumes.length) % 2 === 1;
+    const body = { backup: { volume_id: volume, name: submission.name, incremental } };
     const outcome = await ask<{ backup: { id: string } }>(house, "POST", "/backups", body);
     if (outcome.kind === "accepted") submission.id = outcome.answer.backup.id;
     else await answering(house);
@@ -80,7 +84,10 @@ async function disturb(
     await Promise.race([doomed.exited, pause(flushAfter)]);
     await flushRedis(house.services.redisUrl);
     flushes += 1;
-    while (doomed.running() && !done()) await Promise.race([doomed.exited, pause(200)]);
+    const givenUpAt = performance.now() + pointMaxMs;
+    while (doomed.running() && !done() && performance.now() < givenUpAt) {
+      await Promise.race([doomed.exited, pause(200)]);
+    }
     if (!doomed.running()) deaths.set(point, (deaths.get(point) ?? 0) + 1);
   }
   await house.restartApi("SIGKILL");
@@ -145,5 +152,7 @@ export async function runSubmissions({ seed, runs, store, say }: FaultOptions): 
     `submissions: seed ${seed}, ${sent.length} submissions: ${lost.length} lost, ${twice.length} executed twice, ${findings.stuck.length} stuck, ${findings.orphans.length} orphans`,
   ];
   for (const line of lines) process.stdout.write(`${line}\n`);
-  return [lost, twice, findings.stuck, findings.orphans].every((found) => found.length === 0);
+  const missed = [...deaths].filter(([, count]) => count === 0).map(([point]) => point);
+  for (const point of missed) process.stdout.write(`not reached: ${point}\n`);
+  return [lost, twice, findings.stuck, findings.orphans, missed].every((found) => found.length === 0);
 }

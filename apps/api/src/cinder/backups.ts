@@ -13,7 +13,7 @@ import {
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { type Answer, type Call, defineAction } from "../v3/call.ts";
-import { asRestoreError } from "../v3/errors.ts";
+import { asPlainQuotaError } from "../v3/errors.ts";
 import { since } from "../v3/microversions.ts";
 import { type ListSpec, listAnswer, parseList } from "./listing.ts";
 import { enabledFilters } from "./resource-filters.ts";
@@ -161,7 +161,7 @@ export const backups = {
         volumeId,
         name,
       }).catch((error: unknown) => {
-        throw asRestoreError(error);
+        throw asPlainQuotaError(error, 413);
       });
       const restore = { backup_id: accepted.backupId, volume_id: accepted.volumeId, volume_name: accepted.volumeName };
       return { status: 202, body: { restore } };

@@ -13,7 +13,7 @@ import {
 import type { Context } from "../context.ts";
 import { Refusal } from "../refusals.ts";
 import { type Answer, type Call, defineAction } from "../v3/call.ts";
-import { asGroupError } from "../v3/errors.ts";
+import { asPlainQuotaError } from "../v3/errors.ts";
 import { since } from "../v3/microversions.ts";
 import {
   createFromSourceBody,
@@ -133,7 +133,7 @@ export const groups = {
         : { sourceGroupId: source_group_id ?? nilUuid };
       const row = await requestGroupFromSource(database, config, call.principal, { name, description, source }).catch(
         (error: unknown) => {
-          throw asGroupError(error);
+          throw asPlainQuotaError(error, 400);
         },
       );
       return { status: 202, body: { group: groupSummary(call, row) } };

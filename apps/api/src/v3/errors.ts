@@ -64,13 +64,14 @@ function quotaText({ resource, requested, limit, used }: QuotaExceededError): st
   }
 }
 
-/** A quota's refusal as the restore of a backup says it: without the name of Cinder's exception. Other errors stay what they are. */
-export const asRestoreError = (error: unknown): unknown =>
-  error instanceof QuotaExceededError ? new Refusal(413, quotaText(error), { retryAfter: 0 }) : error;
-
-/** A quota's refusal as the making of a group of a source says it: as any other refusal. */
-export const asGroupError = (error: unknown): unknown =>
-  error instanceof QuotaExceededError ? new Refusal(400, quotaText(error)) : error;
+/**
+ * A quota's refusal without the name of Cinder's exception, where Cinder's own route catches it: that of a restore answers 413, that of a
+ * group made of a source 400, as it does for every error. Other errors stay what they are.
+ */
+export const asPlainQuotaError = (error: unknown, status: 400 | 413): unknown =>
+  error instanceof QuotaExceededError
+    ? new Refusal(status, quotaText(error), status === 413 ? { retryAfter: 0 } : {})
+    : error;
 
 /** The one map from an error to what a Cinder client sees. A fault of 500 is one that nobody foresaw: the caller of this logs it. */
 export function faultOf(error: unknown): Fault {

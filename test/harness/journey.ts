@@ -4,6 +4,7 @@ import { open, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { expect } from "vitest";
 import type { Instance } from "./instance.ts";
+import { HopelessError } from "./wait-for.ts";
 
 const MiB = 1024 * 1024;
 export const project = "00000000000000000000000000000001";
@@ -50,9 +51,12 @@ export function journeyOn(instance: Instance, { patienceMs = 60_000 } = {}) {
   const settled = (resource: "volumes" | "backups" | "snapshots", id: string, status: string, timeoutMs = patienceMs) =>
     instance.waitFor(
       async () => {
-        const item = Object.values(await get(`${base}/${resource}/${id}`))[0] as { status: string };
+        const item = Object.values(await get(`${base}/${resource}/${id}`))[0] as {
+          status: string;
+          fail_reason?: string;
+        };
         if (item.status.startsWith("error") && !status.startsWith("error")) {
-          throw new Error(`${resource} ${id} is ${JSON.stringify(item)}`);
+          throw new HopelessError(`${resource} ${id} is ${JSON.stringify(item)}`);
         }
         return item.status === status && item;
       },

@@ -4,10 +4,14 @@ import { poll } from "../../scripts/poll.ts";
 /** What is left of T when it is truthy. */
 export type Truthy<T> = Exclude<T, false | null | undefined | 0 | "">;
 
+/** Thrown by a condition that can no longer come true: waiting ends at once. */
+export class HopelessError extends Error {}
+
 /**
  * Asks `fn` again and again until its answer is truthy, and returns that.
  *
- * @throws after `timeoutMs` (15 s), with `what`, the last answer or error, and `context()`
+ * @throws after `timeoutMs` (15 s), or at once when `fn` throws `HopelessError`, with `what`, the last answer or error, and
+ *   `context()`
  */
 export async function waitFor<T>(
   fn: () => Promise<T> | T,
@@ -21,14 +25,16 @@ export async function waitFor<T>(
       return answer ? (answer as Truthy<T>) : undefined;
     } catch (error) {
       last = inspect(error);
+      if (error instanceof HopelessError) throw error;
       return undefined;
     }
   };
   try {
     return await poll(ask, { what, timeoutMs, everyMs });
-  } catch {
+  } catch (error) {
     const more = context === undefined ? "" : `\n${context()}`;
-    throw new Error(`not within ${timeoutMs / 1000} s: ${what}\nlast answer: ${last}${more}`);
+    const when = error instanceof HopelessError ? "no more to be expected" : `not within ${timeoutMs / 1000} s`;
+    throw new Error(`${when}: ${what}\nlast answer: ${last}${more}`);
   }
 }
 

@@ -1,9 +1,10 @@
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { open, rm, stat, truncate } from "node:fs/promises";
+import { type FileHandle, open, rm, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { expect, it } from "vitest";
+import { loadDataFinder } from "../../packages/engine/src/volume/data-extents.ts";
 import { Random } from "../fuzz/random.ts";
 import { type Instance, startInstance } from "../harness/instance.ts";
 import { type Journey, journeyOn, project, randomBytesOf } from "../harness/journey.ts";
@@ -21,24 +22,42 @@ const patienceMs = asked === undefined ? 120_000 : 1_200_000;
 
 const config = {
   quotas: { volumes: -1, snapshots: -1, gigabytes: -1, backups: -1, backup_gigabytes: -1 },
-  range_bytes: 8 * 1024 * KiB,
+  range_bytes: 64 * 1024 * KiB,
   worker: { slots: lanes },
 };
 const repository = { object_bytes: 2048 * KiB, block_bytes: 4 * KiB };
 
-const zeros = Buffer.alloc(256 * KiB);
+const pieceBytes = 256 * KiB;
+const zeros = Buffer.alloc(pieceBytes);
+const findData = await loadDataFinder();
+
+/** The whole pieces of a file that hold data. All of them, where what was found is less than what the file system has for it. */
+async function placesOf(file: FileHandle): Promise<number[]> {
+  const { size, blocks } = await file.stat();
+  const places = new Set<number>();
+  for await (const { offset, length } of findData(file.fd, { offset: 0, length: size })) {
+    for (let at = offset - (offset % pieceBytes); at < offset + length; at += pieceBytes) places.add(at);
+  }
+  if (places.size * pieceBytes >= blocks * 512) return [...places];
+  return Array.from({ length: Math.ceil(size / pieceBytes) }, (_, i) => i * pieceBytes);
+}
+
+/** Of an image: whatever is not zero, in pieces, from the start. The buffer is the same every time. */
+async function* contentOf(file: FileHandle): AsyncGenerator<{ offset: number; data: Buffer }> {
+  const piece = Buffer.alloc(pieceBytes);
+  for (const offset of await placesOf(file)) {
+    const { bytesRead } = await file.read(piece, 0, pieceBytes, offset);
+    const data = piece.subarray(0, bytesRead);
+    if (!data.equals(zeros.subarray(0, bytesRead))) yield { offset, data };
+  }
+}
 
 /** Of an image: its length, and whatever is not zero with its place. */
 async function digestOf(path: string): Promise<string> {
   await using file = await open(path, "r");
   const hash = createHash("sha256").update(String((await file.stat()).size));
-  const piece = Buffer.alloc(zeros.length);
-  for (let offset = 0; ; offset += piece.length) {
-    const { bytesRead } = await file.read(piece, 0, piece.length, offset);
-    if (bytesRead === 0) return hash.digest("hex");
-    const data = piece.subarray(0, bytesRead);
-    if (!data.equals(zeros.subarray(0, bytesRead))) hash.update(`@${offset}`).update(data);
-  }
+  for await (const { offset, data } of contentOf(file)) hash.update(`@${offset}`).update(data);
+  return hash.digest("hex");
 }
 
 /** A sparse copy: images are a GiB long when they were extended. */
@@ -55,12 +74,9 @@ async function overlay(from: string, onto: string): Promise<void> {
   if (target.size > source.size) {
     await using old = await open(onto, "r");
     await using fresh = await open(whole, "r+");
-    const piece = Buffer.alloc(zeros.length);
-    for (let offset = source.size; offset < target.size; ) {
-      const { bytesRead } = await old.read(piece, 0, piece.length, offset);
-      const data = piece.subarray(0, bytesRead);
-      if (!data.equals(zeros.subarray(0, bytesRead))) await fresh.write(data, 0, bytesRead, offset);
-      offset += bytesRead;
+    for await (const { offset, data } of contentOf(old)) {
+      const skipped = Math.max(0, source.size - offset);
+      if (skipped < data.length) await fresh.write(data, skipped, data.length - skipped, offset + skipped);
     }
   }
   await copySparse(whole, onto);
@@ -143,7 +159,7 @@ class History {
   async #backUp(): Promise<void> {
     const snapshot = this.#random.below(4) === 0 ? this.#snapshots.at(-1) : undefined;
     const incremental = this.#backups.length > 0 && this.#random.below(3) > 0;
-    const id = await this.#journey.backUp(this.#volume, {
+    const id = await this.#journey.startBackup(this.#volume, {
       incremental,
       ...(snapshot && { snapshot_id: snapshot.id }),
     });
@@ -151,7 +167,18 @@ class History {
     await copySparse(snapshot?.image ?? this.#reference, image);
     const [row] = await this.#house.sql("SELECT parent_id FROM backups WHERE id = $1", [id]);
     expect(row.parent_id !== null).toBe(incremental);
+    const parent = this.#backups.find((backup) => backup.id === row.parent_id);
+    if (parent && (await stat(image)).size > (await stat(parent.image)).size) return this.#expectTooLarge(id);
+    await this.#journey.settled("backups", id, "available");
     this.#backups.push({ id, image, parent: row.parent_id });
+  }
+
+  /** Of an incremental backup of what was extended after its parent: it fails, with a reason, and harms nothing. */
+  async #expectTooLarge(id: string): Promise<void> {
+    const { fail_reason } = await this.#journey.settled("backups", id, "error");
+    expect(fail_reason).toBe("Invalid backup: Volume size increased since the last backup. Do a full backup.");
+    await this.#journey.settled("volumes", this.#volume, "available");
+    await this.#journey.deleteBackup(id);
   }
 
   async #takeSnapshot(): Promise<void> {

@@ -111,10 +111,12 @@ const quotaDrift = `WITH there AS (
       (SELECT count(*) FROM snapshots WHERE project_id = $1) AS snapshots,
       (SELECT coalesce(sum(size_gib), 0) FROM (SELECT size_gib FROM volumes WHERE project_id = $1
         UNION ALL SELECT size_gib FROM snapshots WHERE project_id = $1) AS all_sizes) AS gigabytes,
+      (SELECT count(*) FROM groups WHERE project_id = $1) AS groups,
       (SELECT count(*) FROM backups WHERE project_id = $1 AND deleted_at IS NULL) AS backups,
       (SELECT coalesce(sum(size_gib), 0) FROM backups WHERE project_id = $1 AND deleted_at IS NULL) AS backup_gigabytes)
   SELECT line.resource, line.counted::int AS counted, line.used::int AS used FROM there, quotas q, LATERAL (VALUES
     ('volumes', there.volumes, q.volumes_used), ('snapshots', there.snapshots, q.snapshots_used),
-    ('gigabytes', there.gigabytes, q.gigabytes_used), ('backups', there.backups, q.backups_used),
+    ('gigabytes', there.gigabytes, q.gigabytes_used), ('groups', there.groups, q.groups_used),
+    ('backups', there.backups, q.backups_used),
     ('backup_gigabytes', there.backup_gigabytes, q.backup_gigabytes_used)) AS line(resource, counted, used)
   WHERE q.project_id = $1 AND line.counted <> line.used`;

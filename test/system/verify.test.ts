@@ -247,28 +247,31 @@ describe("a verification", () => {
     expect(readdirSync(join(instance.repositoryDir, ".tephra")).sort()).toEqual(["repository.json", "tmp"]);
   });
 
-  it("is begun by the schedule for a sample, the longest unverified first", async () => {
-    const interval = 3 / 3600;
-    const verification = { interval_hours: interval, sample_percent: 34, mode: "quick" };
-    await using instance = await startInstance({
-      workers: 1,
-      ...brisk,
-      config: { ...brisk.config, verify: verification },
-    });
-    const user = journeyOn(instance);
-    const { backups } = await makeChain(instance, user, 4);
-    await instance.waitFor(
-      async () => {
-        const [row] = await instance.sql("SELECT count(*)::int AS n FROM backups WHERE verified_mode = 'quick'");
-        return row.n === 4;
-      },
-      { what: "every backup was verified", timeoutMs: 60_000 },
-    );
-    const runs = await instance.sql(
-      `SELECT date_trunc('milliseconds', created_at) AS at, count(*)::int AS n, min(user_id) AS "user" FROM operations
+  it.each(["quick", "drill"])(
+    "is begun by the schedule for a sample, the longest unverified first: %s",
+    async (mode) => {
+      const interval = 3 / 3600;
+      const verification = { interval_hours: interval, sample_percent: 34, mode };
+      await using instance = await startInstance({
+        workers: 1,
+        ...brisk,
+        config: { ...brisk.config, verify: verification },
+      });
+      const user = journeyOn(instance);
+      const { backups } = await makeChain(instance, user, 4);
+      await instance.waitFor(
+        async () => {
+          const [row] = await instance.sql("SELECT count(*)::int AS n FROM backups WHERE verified_mode = $1", [mode]);
+          return row.n === 4;
+        },
+        { what: "every backup was verified", timeoutMs: 60_000 },
+      );
+      const runs = await instance.sql(
+        `SELECT date_trunc('milliseconds', created_at) AS at, count(*)::int AS n, min(user_id) AS "user" FROM operations
        WHERE kind = 'backup-verify' GROUP BY 1 ORDER BY 1`,
-    );
-    expect(Math.max(...runs.map((run) => run.n))).toBe(Math.ceil(backups.length * 0.34));
-    expect(runs[0].user).toBe("system");
-  });
+      );
+      expect(Math.max(...runs.map((run) => run.n))).toBe(Math.ceil(backups.length * 0.34));
+      expect(runs[0].user).toBe("system");
+    },
+  );
 });

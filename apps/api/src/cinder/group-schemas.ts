@@ -51,20 +51,27 @@ export const resetGroupBody = () => ResetGroup;
 
 const sources = { group_snapshot_id: uuid().optional(), source_group_id: uuid().optional() };
 
-/** Exactly one source, in the words of Cinder's `oneOf`. */
-function checkSource(body: object, context: z.core.$RefinementCtx): void {
+interface Sources {
+  group_snapshot_id?: string | undefined;
+  source_group_id?: string | undefined;
+}
+
+/** Exactly one source: anything else is refused in the words of Cinder's `oneOf`. */
+function withSource<Body extends Sources>(body: Body, context: z.core.$RefinementCtx) {
+  const { group_snapshot_id: groupSnapshotId, source_group_id: sourceGroupId, ...rest } = body;
+  if (groupSnapshotId !== undefined && sourceGroupId === undefined) return { ...rest, source: { groupSnapshotId } };
+  if (sourceGroupId !== undefined && groupSnapshotId === undefined) return { ...rest, source: { sourceGroupId } };
   const sent = Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined && value !== null));
-  const given = Object.keys(sources).filter((name) => Object.hasOwn(sent, name));
-  if (given.length === 1) return;
   const why =
-    given.length === 0
+    groupSnapshotId === undefined
       ? "not valid under any of the given schemas"
       : "valid under each of {'required': ['source_group_id']}, {'required': ['group_snapshot_id']}";
   context.addIssue({ code: "custom", message: `${pythonRepr(sent)} is ${why}` });
+  return z.NEVER;
 }
 
 const CreateFromSource = strict({
-  "create-from-src": strict({ name: strippedText(), description: strippedText(), ...sources }).superRefine(checkSource),
+  "create-from-src": strict({ name: strippedText(), description: strippedText(), ...sources }).transform(withSource),
 });
 export const createFromSourceBody = () => CreateFromSource;
 

@@ -5,7 +5,6 @@ import {
   type GroupSortKey,
   getGroup,
   listGroups,
-  nilUuid,
   requestGroupFromSource,
   resetGroup,
   updateGroup,
@@ -126,16 +125,10 @@ export const groups = {
     since: since.groupSnapshots,
     body: createFromSourceBody,
     handle: async ({ database, config }, call) => {
-      const { name, description, group_snapshot_id, source_group_id } = call.body["create-from-src"];
-      // The schema lets exactly one of them through.
-      const source = group_snapshot_id
-        ? { groupSnapshotId: group_snapshot_id }
-        : { sourceGroupId: source_group_id ?? nilUuid };
-      const row = await requestGroupFromSource(database, config, call.principal, { name, description, source }).catch(
-        (error: unknown) => {
-          throw asPlainQuotaError(error, 400);
-        },
-      );
+      const wanted = call.body["create-from-src"];
+      const row = await requestGroupFromSource(database, config, call.principal, wanted).catch((error: unknown) => {
+        throw asPlainQuotaError(error, 400);
+      });
       return { status: 202, body: { group: groupSummary(call, row) } };
     },
   }),

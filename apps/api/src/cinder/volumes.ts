@@ -26,7 +26,7 @@ const load = (context: Context, call: Call) => getVolume(context.database, call.
 export const volumeGibMax = 8_388_607;
 
 const groupOf = (volume: CreateVolumeBody["volume"]): string | null =>
-  volume.consistencygroup_id || volume.group_id || null;
+  volume.group_id || volume.consistencygroup_id || null;
 
 /** What a volume names must be there; asked in Cinder's order, before anything else is looked at. @throws NotFoundError, Refusal */
 async function checkNamed({ database }: Context, call: Call<CreateVolumeBody>): Promise<void> {

@@ -2,7 +2,7 @@ import { execFile } from "node:child_process";
 import { mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { projectNode, root } from "../scripts/bootstrap.mjs";
+import { nodeFlags, projectNode, root } from "../scripts/bootstrap.mjs";
 import { type CinderDriver, completed, runCinder } from "../test/interop/cinder.ts";
 import { uuidOf } from "./house-work.ts";
 
@@ -33,7 +33,7 @@ const engineProgram = join(root, "apps/cli/dist/tephra-engine.js");
 /** Runs a verb of our command line and returns what it prints. */
 export async function engine(args: readonly string[], env: Record<string, string> = {}): Promise<unknown> {
   const options = { maxBuffer: 2 ** 24, env: { ...process.env, ...env } };
-  const { stdout } = await execute(projectNode(), [engineProgram, ...args, "--json"], options);
+  const { stdout } = await execute(projectNode(), [...nodeFlags, engineProgram, ...args, "--json"], options);
   return JSON.parse(stdout);
 }
 
@@ -43,7 +43,7 @@ export async function engineMeasured(
 ): Promise<{ answer: unknown; seconds: number; peakMib: number }> {
   let output = { stdout: "", stderr: "" };
   const seconds = await timed(async () => {
-    const timeArgs = ["-f", "%M", projectNode(), engineProgram, ...args, "--json"];
+    const timeArgs = ["-f", "%M", projectNode(), ...nodeFlags, engineProgram, ...args, "--json"];
     output = await execute("/usr/bin/time", timeArgs, { maxBuffer: 2 ** 24 });
   });
   const kib = Number(output.stderr.trim().split("\n").at(-1));

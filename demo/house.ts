@@ -2,7 +2,7 @@ import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:f
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import pg from "pg";
-import { projectNode, root } from "../scripts/bootstrap.mjs";
+import { nodeFlags, projectNode, root } from "../scripts/bootstrap.mjs";
 import { poll } from "../scripts/poll.ts";
 import { initialiseRepository } from "../scripts/repository.ts";
 import { type Services, startServices } from "../scripts/services.ts";
@@ -127,7 +127,7 @@ async function build(options: HouseOptions): Promise<House> {
   stack.defer(async () => void (await Promise.all(programs.map((program) => program.stop({ timeoutMs: 10_000 })))));
   const start = async (name: string, entry: string, more: Record<string, string> = {}): Promise<Program> => {
     const log = join(dir, "log", `${name}.log`);
-    const args = [join(root, entry)];
+    const args = [...nodeFlags, join(root, entry)];
     const program = await spawnProgram({ name, command: projectNode(), args, env: { ...env, ...more }, log });
     programs.push(program);
     return program;

@@ -18,6 +18,12 @@ export const productProjects = ["packages/engine", "packages/control", "apps/api
 const cacheDir = join(root, "node_modules/.cache/tephra");
 const nodeMajorMin = 24;
 
+/**
+ * What every program of the product runs with. By V8's own measure what is short-lived comes to take 128 MiB of a process that
+ * is busy, which it keeps; at 16 MiB it is as fast. The launchers of the command lines say the same in their first line.
+ */
+export const nodeFlags = ["--max-semi-space-size=8"];
+
 /** A failure that a person can act on: printed as one sentence, without a stack. */
 export class BootstrapError extends Error {}
 
@@ -113,7 +119,7 @@ export async function reexec(entry, args) {
     await import(pathToFileURL(entry).href);
     return;
   }
-  const child = spawn(projectNode(), [entry, ...args], { stdio: "inherit" });
+  const child = spawn(projectNode(), [...nodeFlags, entry, ...args], { stdio: "inherit" });
   const onTerminal = process.stdin.isTTY === true;
   for (const signal of /** @type {const} */ (["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"])) {
     // A terminal sends Ctrl-C to the whole group: forwarding it as well would make one press look like two.

@@ -6,7 +6,7 @@ import { dirname, join, resolve, sep } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Config, ConfigError, loadConfig } from "@tephra/control";
 import { parse } from "yaml";
-import { BootstrapError, orFail, projectNode, root } from "./bootstrap.mjs";
+import { BootstrapError, nodeFlags, orFail, projectNode, root } from "./bootstrap.mjs";
 import { poll } from "./poll.ts";
 import { commandLine } from "./postgres.ts";
 import { initialiseRepository } from "./repository.ts";
@@ -171,7 +171,7 @@ async function keepRunning(
     const child = await spawnProgram({
       name: program.name,
       command: projectNode(),
-      args: [join(root, program.entry)],
+      args: [...nodeFlags, join(root, program.entry)],
       env: program.env,
       cwd: program.settings.workingDir,
       log,

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { Redis } from "ioredis";
 import pg from "pg";
 import { inject } from "vitest";
-import { projectNode, root } from "../../scripts/bootstrap.mjs";
+import { nodeFlags, projectNode, root } from "../../scripts/bootstrap.mjs";
 import { withClient } from "../../scripts/postgres.ts";
 import { redisDatabases, startRedis } from "../../scripts/redis.ts";
 import { initialiseRepository } from "../../scripts/repository.ts";
@@ -94,7 +94,7 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
     env: Record<string, string> = {},
     prefix: readonly string[] = [],
   ): Promise<Program> => {
-    const [command = projectNode(), ...args] = [...prefix, projectNode(), join(root, entry)];
+    const [command = projectNode(), ...args] = [...prefix, projectNode(), ...nodeFlags, join(root, entry)];
     const log = options.logs === undefined ? {} : { log: join(options.logs, `${name}.log`) };
     const program = await spawnProgram({ name, command, args, env: { ...environment, ...env }, ...log });
     programs.push(program);

@@ -1,4 +1,4 @@
-#!/usr/bin/env node
+#!/usr/bin/env -S node --max-semi-space-size=8
 // Launcher: builds what is missing, then runs the command line on the project's own Node.
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";

@@ -82,6 +82,8 @@ TARGET static inline void load_words_16(const uint8_t *const *message, size_t at
   }
 }
 #include "sha256-lanes.h"
+#define SETS 1
+#define MD5_FN md5_lanes_16
 #include "md5-lanes.h"
 #undef LANES
 #undef V
@@ -144,6 +146,11 @@ TARGET static inline void load_words_8(const uint8_t *const *message, size_t at,
   }
 }
 #include "sha256-lanes.h"
+#define SETS 1
+#define MD5_FN md5_lanes_8
+#include "md5-lanes.h"
+#define SETS 2
+#define MD5_FN md5_lanes_2x8
 #include "md5-lanes.h"
 
 // ---- SHA extensions -------------------------------------------------------------------------------------------------
@@ -349,30 +356,29 @@ void tephra_md5_start(uint32_t (*state)[4], int count) {
   for (int i = 0; i < count; i++) memcpy(state[i], md5_start, 16);
 }
 
-/** Takes `length` bytes, a multiple of 64, of every running message in one pass of lanes. */
+/** Takes `length` bytes, a multiple of 64, of every running message. */
 static void md5_in_step(int path, const uint8_t *const *message, size_t length, const int *running, int count,
                         uint32_t (*state)[4]) {
-  const int lanes = path == PATH_AVX512 ? 16 : 8;
-  for (int first = 0; first < count; first += lanes) {
-    const int some = count - first < lanes ? count - first : lanes;
-    const uint8_t *in_step[16];
-    uint32_t wide[4][16], narrow[4][8];
-    for (int l = 0; l < lanes; l++) {
-      // Idle lanes repeat the first message.
-      const int from = running[first + (l < some ? l : 0)];
-      in_step[l] = message[from];
-      for (int w = 0; w < 4; w++) {
-        wide[w][l] = state[from][w];
-        if (l < 8) narrow[w][l] = state[from][w];
-      }
+  const uint8_t *in_step[16];
+  uint32_t wide[4][16], narrow[4][8];
+  // Idle lanes repeat the first message.
+  for (int l = 0; l < 16; l++) {
+    const int from = running[l < count ? l : 0];
+    in_step[l] = message[from];
+    for (int w = 0; w < 4; w++) {
+      wide[w][l] = state[from][w];
+      if (l < 8) narrow[w][l] = state[from][w];
     }
-    if (lanes == 16)
-      md5_lanes_16(in_step, length, wide);
-    else
-      md5_lanes_8(in_step, length, narrow);
-    for (int l = 0; l < some; l++)
-      for (int w = 0; w < 4; w++) state[running[first + l]][w] = lanes == 16 ? wide[w][l] : narrow[w][l];
   }
+  if (path == PATH_AVX512)
+    md5_lanes_16(in_step, length, wide);
+  else if (count > 8)
+    md5_lanes_2x8(in_step, length, wide);
+  else
+    md5_lanes_8(in_step, length, narrow);
+  const int is_narrow = path != PATH_AVX512 && count <= 8;
+  for (int l = 0; l < count; l++)
+    for (int w = 0; w < 4; w++) state[running[l]][w] = is_narrow ? narrow[w][l] : wide[w][l];
 }
 
 void tephra_md5_update(int path, const uint8_t *const *message, const size_t *length, int count, uint32_t (*state)[4]) {

@@ -1,22 +1,28 @@
-// MD5 of LANES messages in step, one per 32-bit lane of a vector (RFC 1321 section 3.4). Included once per vector width, after
-// the names that sha256-lanes.h lists, ROL(x, n) and MD5_I(b, c, d) are defined.
+// MD5 of SETS × LANES messages in step, one per 32-bit lane of a vector (RFC 1321 section 3.4). Every step waits for the one
+// before: where the registers suffice, a second set of messages fills the time. Included once per number of vectors, after the
+// names that sha256-lanes.h lists, ROL(x, n), MD5_I(b, c, d), SETS and MD5_FN are defined.
 
-#define STEP(function, k, i, n)                                          \
-  {                                                                      \
-    V t = ADD(ADD(a, function), ADD(w[(k) & 15], SET1(md5_t[i])));       \
-    a = d;                                                               \
-    d = c;                                                               \
-    c = b;                                                               \
-    b = ADD(b, ROL(t, n));                                               \
+#define STEP(function, k, i, n)                                                   \
+  _Pragma("GCC unroll 2") for (int s = 0; s < SETS; s++) {                        \
+    const V b = r[s][1], c = r[s][2], d = r[s][3];                                \
+    const V t = ADD(ADD(r[s][0], ADD(w[s][(k) & 15], SET1(md5_t[i]))), function); \
+    r[s][0] = d;                                                                  \
+    r[s][3] = c;                                                                  \
+    r[s][2] = b;                                                                  \
+    r[s][1] = ADD(b, ROL(t, n));                                                  \
   }
 
 /** Takes `length` bytes, a multiple of 64, of every message into the states. `state[i]` holds word i of every lane. */
-TARGET static void FN(md5_lanes)(const uint8_t *const *message, size_t length, uint32_t (*state)[LANES]) {
-  V a0 = LOAD(state[0]), b0 = LOAD(state[1]), c0 = LOAD(state[2]), d0 = LOAD(state[3]);
+TARGET static void MD5_FN(const uint8_t *const *message, size_t length, uint32_t (*state)[SETS * LANES]) {
+  V sum[SETS][4];
+  for (int s = 0; s < SETS; s++)
+    for (int i = 0; i < 4; i++) sum[s][i] = LOAD(state[i] + s * LANES);
   for (size_t at = 0; at < length; at += 64) {
-    V w[16];
-    FN(load_words)(message, at, w, 0);
-    V a = a0, b = b0, c = c0, d = d0;
+    V w[SETS][16], r[SETS][4];
+    for (int s = 0; s < SETS; s++) {
+      FN(load_words)(message + s * LANES, at, w[s], 0);
+      for (int i = 0; i < 4; i++) r[s][i] = sum[s][i];
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i += 4) {
       STEP(CHOOSE(b, c, d), i, i, 7)
@@ -45,15 +51,13 @@ TARGET static void FN(md5_lanes)(const uint8_t *const *message, size_t length, u
       STEP(MD5_I(b, c, d), 7 * i + 14, i + 2, 15)
       STEP(MD5_I(b, c, d), 7 * i + 21, i + 3, 21)
     }
-    a0 = ADD(a0, a);
-    b0 = ADD(b0, b);
-    c0 = ADD(c0, c);
-    d0 = ADD(d0, d);
+    for (int s = 0; s < SETS; s++)
+      for (int i = 0; i < 4; i++) sum[s][i] = ADD(sum[s][i], r[s][i]);
   }
-  STORE(state[0], a0);
-  STORE(state[1], b0);
-  STORE(state[2], c0);
-  STORE(state[3], d0);
+  for (int s = 0; s < SETS; s++)
+    for (int i = 0; i < 4; i++) STORE(state[i] + s * LANES, sum[s][i]);
 }
 
 #undef STEP
+#undef SETS
+#undef MD5_FN

@@ -1,8 +1,9 @@
-import { randomBytes, randomUUID } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { appendFile, mkdtemp, open, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { freeContext, layoutFor } from "../../../test/format/backup-fixture.ts";
 import { type Engine, openEngine } from "./engine.ts";
 import { ObjectConflictError, SourceChangedError } from "./errors.ts";
 import type { HashingOption } from "./hashing/choose-hashing.ts";
@@ -10,7 +11,6 @@ import { loadNative } from "./hashing/native.ts";
 import type { BackupLayout } from "./layout.ts";
 import { openRepository } from "./repository/open-repository.ts";
 import type { Repository } from "./repository/repository.ts";
-import { type RunContext, writableForever } from "./run-context.ts";
 import { openFileSource } from "./volume/file-source.ts";
 import { openPathTarget } from "./volume/file-target.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
@@ -34,39 +34,10 @@ afterEach(async () => {
   await rm(home, { recursive: true, force: true });
 });
 
-function context(overrides: Partial<RunContext> = {}): RunContext {
-  return {
-    signal: new AbortController().signal,
-    fence: () => {},
-    writableUntil: writableForever,
-    onProgress: () => {},
-    ...overrides,
-  };
-}
+const layoutOf = (volumeBytes: number, overrides: Partial<BackupLayout> = {}): BackupLayout =>
+  layoutFor(repository, volumeBytes, { compression: "none", objectBytes: MiB, blockBytes: 32768, ...overrides });
 
-function layoutOf(volumeBytes: number, overrides: Partial<BackupLayout> = {}): BackupLayout {
-  const backupId = randomUUID();
-  const volumeId = randomUUID();
-  return {
-    backupId,
-    volumeId,
-    container: repository.defaultContainer(backupId),
-    prefix: repository.defaultPrefix({ volumeId, backupId, at: new Date() }),
-    compression: "none",
-    level: 6,
-    objectBytes: MiB,
-    blockBytes: 32768,
-    volumeBytes,
-    createdAt: "2026-11-20 17:21:41+00:00",
-    name: null,
-    description: null,
-    volumeMeta: null,
-    parentId: null,
-    ...overrides,
-  };
-}
-
-async function backUp(using: Engine, layout: BackupLayout, ctx = context()): Promise<{ bytesStored: number }> {
+async function backUp(using: Engine, layout: BackupLayout, ctx = freeContext()): Promise<{ bytesStored: number }> {
   await using source = await openFileSource(volume);
   return await using.backupWhole({ source, repository, layout, parent: null }, ctx);
 }
@@ -124,7 +95,7 @@ describe("windows in step", () => {
     await using opened = await openPathTarget(path, sizeBytes);
     await engine.restoreWhole(
       { chain: [{ backupId, repository, container, prefix }], target: opened.target },
-      context(),
+      freeContext(),
     );
     await opened.publish();
     expect((await readFile(path)).equals(await readFile(volume))).toBe(true);
@@ -150,7 +121,10 @@ describe("windows in step", () => {
       [Symbol.asyncDispose]: async () => {},
     };
     const { backupId, container, prefix } = layout;
-    const restore = engine.restoreWhole({ chain: [{ backupId, repository, container, prefix }], target }, context());
+    const restore = engine.restoreWhole(
+      { chain: [{ backupId, repository, container, prefix }], target },
+      freeContext(),
+    );
     await expect(restore).rejects.toMatchObject({ code: "damaged_object", object: `${prefix}-00005` });
     expect((await readFile(path)).includes("damage")).toBe(false);
   });
@@ -160,7 +134,7 @@ describe("windows in step", () => {
     const layout = layoutOf(sizeBytes);
     await repository.ensureContainer(layout.container);
     const taken = { container: layout.container, name: `${layout.prefix}-00003` };
-    await repository.putIfAbsent(taken, randomBytes(MiB), context());
+    await repository.putIfAbsent(taken, randomBytes(MiB), freeContext());
     await expect(backUp(engine, layout)).rejects.toBeInstanceOf(ObjectConflictError);
     expect(await readdir(join(home, "repository/.tephra/tmp"))).toEqual([]);
   });
@@ -179,12 +153,12 @@ describe("windows in step", () => {
       const fence = (): void => {
         if (calls++ >= callsAllowed) throw new Error("the lease is lost");
       };
-      await expect(backUp(engine, layoutOf(sizeBytes), context({ fence }))).rejects.toThrow("the lease is lost");
+      await expect(backUp(engine, layoutOf(sizeBytes), freeContext({ fence }))).rejects.toThrow("the lease is lost");
       expect(calls).toBeLessThanOrEqual(callsAllowed + 32);
     }
     const controller = new AbortController();
     const fence = (): void => controller.abort(new Error("cancelled"));
-    const aborted = backUp(engine, layoutOf(sizeBytes), context({ fence, signal: controller.signal }));
+    const aborted = backUp(engine, layoutOf(sizeBytes), freeContext({ fence, signal: controller.signal }));
     await expect(aborted).rejects.toThrow("cancelled");
     expect(await readdir(join(home, "repository/.tephra/tmp"))).toEqual([]);
   });
@@ -196,14 +170,14 @@ describe("windows in step", () => {
       cut ??= truncate(volume, 3 * MiB);
     };
     const layout = layoutOf(sizeBytes);
-    await expect(backUp(engine, layout, context({ fence: shrink }))).rejects.toBeInstanceOf(SourceChangedError);
+    await expect(backUp(engine, layout, freeContext({ fence: shrink }))).rejects.toBeInstanceOf(SourceChangedError);
     await cut;
     await writeVolume();
     let grown: Promise<void> | null = null;
     const grow = (): void => {
       grown ??= appendFile(volume, "x");
     };
-    await expect(backUp(engine, layoutOf(sizeBytes), context({ fence: grow }))).rejects.toBeInstanceOf(
+    await expect(backUp(engine, layoutOf(sizeBytes), freeContext({ fence: grow }))).rejects.toBeInstanceOf(
       SourceChangedError,
     );
     await grown;
@@ -225,12 +199,12 @@ describe("a window that a thread reads slice by slice", () => {
     await file.close();
     const layout = layoutOf(sizeBytes, { ...overrides, parentId: full.backupId });
     await using source = await openFileSource(volume);
-    const result = await engine.backupWhole({ source, repository, layout, parent }, context());
+    const result = await engine.backupWhole({ source, repository, layout, parent }, freeContext());
     expect(result).toMatchObject({ objects: 6 });
     const path = join(home, "restored");
     await using opened = await openPathTarget(path, sizeBytes);
     const newest = { backupId: layout.backupId, repository, container: layout.container, prefix: layout.prefix };
-    await engine.restoreWhole({ chain: [newest, parent], target: opened.target }, context());
+    await engine.restoreWhole({ chain: [newest, parent], target: opened.target }, freeContext());
     await opened.publish();
     expect((await readFile(path)).equals(await readFile(volume))).toBe(true);
   });

@@ -3,13 +3,13 @@ import { appendFile, mkdtemp, open, readdir, readFile, rm, truncate, writeFile }
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { freeContext, layoutFor } from "../../../test/format/backup-fixture.ts";
 import { referenceOf } from "./copy-range.ts";
 import { type Engine, openEngine } from "./engine.ts";
 import { InvalidObjectNameError, SourceChangedError } from "./errors.ts";
 import type { BackupLayout } from "./layout.ts";
 import { openRepository } from "./repository/open-repository.ts";
 import type { Repository } from "./repository/repository.ts";
-import { type RunContext, writableForever } from "./run-context.ts";
 import { openFileSource } from "./volume/file-source.ts";
 
 let home: string;
@@ -28,37 +28,8 @@ afterEach(async () => {
   await rm(home, { recursive: true, force: true });
 });
 
-function context(overrides: Partial<RunContext> = {}): RunContext {
-  return {
-    signal: new AbortController().signal,
-    fence: () => {},
-    writableUntil: writableForever,
-    onProgress: () => {},
-    ...overrides,
-  };
-}
-
-function layoutOf(volumeBytes: number, overrides: Partial<BackupLayout> = {}): BackupLayout {
-  const backupId = randomUUID();
-  const volumeId = randomUUID();
-  return {
-    backupId,
-    volumeId,
-    container: repository.defaultContainer(backupId),
-    prefix: repository.defaultPrefix({ volumeId, backupId, at: new Date() }),
-    compression: "zlib",
-    level: 6,
-    objectBytes: 1024 * 1024,
-    blockBytes: 32768,
-    volumeBytes,
-    createdAt: "2026-11-20 17:21:41+00:00",
-    name: null,
-    description: null,
-    volumeMeta: null,
-    parentId: null,
-    ...overrides,
-  };
-}
+const layoutOf = (volumeBytes: number, overrides: Partial<BackupLayout> = {}): BackupLayout =>
+  layoutFor(repository, volumeBytes, { objectBytes: 1024 * 1024, blockBytes: 32768, ...overrides });
 
 /** The chunks that a copy of the whole volume gives its repository for data objects, in the order of the puts. */
 async function chunksStored(layout: BackupLayout): Promise<Uint8Array[]> {
@@ -79,7 +50,7 @@ async function chunksStored(layout: BackupLayout): Promise<Uint8Array[]> {
   await using source = await openFileSource(volume);
   const range = { offset: 0, length: layout.volumeBytes };
   const staging = { operationId: layout.backupId, name: "range" };
-  await engine.copyRange({ source, repository: watched, layout, range, parent: null, staging }, context());
+  await engine.copyRange({ source, repository: watched, layout, range, parent: null, staging }, freeContext());
   return chunks;
 }
 
@@ -107,7 +78,7 @@ describe("a backup", () => {
         if (calls++ >= callsAllowed) throw new Error("the lease is lost");
       };
       const layout = layoutOf(volumeBytes);
-      await expect(backUp(layout, context({ fence }))).rejects.toThrow("the lease is lost");
+      await expect(backUp(layout, freeContext({ fence }))).rejects.toThrow("the lease is lost");
       expect(await namesOf(layout)).not.toContain("_metadata");
       expect((await namesOf(layout)).length).toBeLessThanOrEqual(callsAllowed);
       expect(await leftovers()).toEqual([]);
@@ -118,10 +89,10 @@ describe("a backup", () => {
     const layout = layoutOf(volumeBytes);
     const controller = new AbortController();
     const onProgress = (): void => controller.abort(new Error("cancelled"));
-    await expect(backUp(layout, context({ signal: controller.signal, onProgress }))).rejects.toThrow("cancelled");
+    await expect(backUp(layout, freeContext({ signal: controller.signal, onProgress }))).rejects.toThrow("cancelled");
     expect(await leftovers()).toEqual([]);
     expect(await namesOf(layout)).not.toContain("_metadata");
-    const second = await backUp(layout, context());
+    const second = await backUp(layout, freeContext());
     expect(second).toMatchObject({ objects: 7, bytesStored: volumeBytes });
     expect((second as { bytesAdopted: number }).bytesAdopted).toBeGreaterThan(0);
   });
@@ -132,19 +103,19 @@ describe("a backup", () => {
     const onProgress = (): void => {
       changed ??= appendFile(volume, "x");
     };
-    await expect(backUp(layout, context({ onProgress }))).rejects.toBeInstanceOf(SourceChangedError);
+    await expect(backUp(layout, freeContext({ onProgress }))).rejects.toBeInstanceOf(SourceChangedError);
     await changed;
     expect(await namesOf(layout)).not.toContain("_metadata");
   });
 
   test("of a source that is shorter than planned fails", async () => {
     const longer = layoutOf(volumeBytes + 100_000_000);
-    await expect(backUp(longer, context())).rejects.toBeInstanceOf(SourceChangedError);
+    await expect(backUp(longer, freeContext())).rejects.toBeInstanceOf(SourceChangedError);
   });
 
   test("tells its progress up to the whole volume", async () => {
     const seen: number[] = [];
-    await backUp(layoutOf(volumeBytes), context({ onProgress: ({ bytesDone }) => seen.push(bytesDone) }));
+    await backUp(layoutOf(volumeBytes), freeContext({ onProgress: ({ bytesDone }) => seen.push(bytesDone) }));
     expect(seen).toEqual([...seen].sort((one, other) => one - other));
     expect(seen.at(-1)).toBe(volumeBytes);
   });
@@ -172,20 +143,20 @@ describe("a restore", () => {
   test("is written by threads up to the moment that is shared with them, and by the caller's own thread after it", async () => {
     await writeFile(volume, randomBytes(volumeBytes));
     const layout = layoutOf(volumeBytes, { compression: "none" });
-    await backUp(layout, context());
+    await backUp(layout, freeContext());
     const image = await readFile(volume);
-    const free = await restored(layout, context());
+    const free = await restored(layout, freeContext());
     expect(free.bytes.equals(image)).toBe(true);
     expect(free.written, "by threads alone").toBe(0);
     const over = new BigInt64Array(new SharedArrayBuffer(8));
     over[0] = process.hrtime.bigint();
-    const late = await restored(layout, context({ writableUntil: over }));
+    const late = await restored(layout, freeContext({ writableUntil: over }));
     expect(late.bytes.equals(image)).toBe(true);
     expect(late.written, "nothing by threads").toBe(volumeBytes);
     const fence = (): void => {
       throw new Error("the lease is lost");
     };
-    await expect(restored(layout, context({ fence, writableUntil: over }))).rejects.toThrow("the lease is lost");
+    await expect(restored(layout, freeContext({ fence, writableUntil: over }))).rejects.toThrow("the lease is lost");
   });
 });
 
@@ -193,7 +164,7 @@ describe("many backups at once", () => {
   test("share threads and memory and are all right", async () => {
     await writeFile(volume, randomBytes(2_500_000));
     const layouts = Array.from({ length: 12 }, () => layoutOf(2_500_000));
-    await Promise.all(layouts.map((layout) => backUp(layout, context())));
+    await Promise.all(layouts.map((layout) => backUp(layout, freeContext())));
     for (const layout of layouts) {
       expect(await namesOf(layout)).toEqual(["-00001", "-00002", "-00003", "_metadata", "_sha256file"]);
     }
@@ -206,7 +177,9 @@ describe("zeros", () => {
 
     await truncate(volume, 20 * 1024 * 1024);
     for (const compression of ["zlib", "none"] as const) {
-      const stored = (await backUp(layoutOf(20 * 1024 * 1024, { compression }), context())) as { bytesStored: number };
+      const stored = (await backUp(layoutOf(20 * 1024 * 1024, { compression }), freeContext())) as {
+        bytesStored: number;
+      };
       expect(stored.bytesStored).toBeLessThan(25_000);
     }
   });
@@ -214,7 +187,7 @@ describe("zeros", () => {
   test("are stored raw when the layout says so", async () => {
     await writeFile(volume, Buffer.alloc(100_000));
     const layout = layoutOf(100_000, { compression: "none", compressZeros: false });
-    expect(await backUp(layout, context())).toMatchObject({ bytesStored: 100_000 });
+    expect(await backUp(layout, freeContext())).toMatchObject({ bytesStored: 100_000 });
   });
 });
 
@@ -241,10 +214,10 @@ describe("removing", () => {
     await writeFile(volume, randomBytes(2_500_000));
     const layout = layoutOf(2_500_000, { container: "shared" });
     const other = layoutOf(2_500_000, { container: "shared" });
-    await backUp(layout, context());
-    await backUp(other, context());
+    await backUp(layout, freeContext());
+    await backUp(other, freeContext());
     const foreign = { container: "shared", name: `${layout.prefix}.journal` };
-    await repository.putIfAbsent(foreign, Buffer.from("x"), context());
+    await repository.putIfAbsent(foreign, Buffer.from("x"), freeContext());
     const order: string[] = [];
     const watched: Repository = Object.assign(Object.create(repository) as Repository, {
       remove: (key: { container: string; name: string }) => {
@@ -256,9 +229,9 @@ describe("removing", () => {
       stat: repository.stat.bind(repository),
     });
     const input = { repository: watched, container: "shared", prefix: layout.prefix };
-    expect(await engine.removeBackup(input, context())).toEqual({ removed: 5 });
+    expect(await engine.removeBackup(input, freeContext())).toEqual({ removed: 5 });
     expect(order.slice(0, 2)).toEqual([`${layout.prefix}_metadata`, `${layout.prefix}_sha256file`]);
-    expect(await engine.removeBackup(input, context())).toEqual({ removed: 0 });
+    expect(await engine.removeBackup(input, freeContext())).toEqual({ removed: 0 });
     const names: string[] = [];
     for await (const { name } of repository.list("shared", "")) names.push(name);
     expect(names.length).toBe(6);
@@ -266,17 +239,17 @@ describe("removing", () => {
   });
 
   test.each(["", "volume_", "v"])("with the prefix %j is refused", async (prefix) => {
-    const removal = engine.removeBackup({ repository, container: "shared", prefix }, context());
+    const removal = engine.removeBackup({ repository, container: "shared", prefix }, freeContext());
     await expect(removal).rejects.toBeInstanceOf(InvalidObjectNameError);
   });
 
   test("a damaged backup can be removed", async () => {
     await writeFile(volume, randomBytes(2_500_000));
     const layout = layoutOf(2_500_000);
-    await backUp(layout, context());
+    await backUp(layout, freeContext());
     await writeFile(join(home, "repository", layout.container, `${layout.prefix}_metadata`), "{ nonsense");
     const { container, prefix } = layout;
-    expect(await engine.removeBackup({ repository, container, prefix }, context())).toEqual({ removed: 5 });
+    expect(await engine.removeBackup({ repository, container, prefix }, freeContext())).toEqual({ removed: 5 });
     expect(await namesOf(layout)).toEqual([]);
   });
 });

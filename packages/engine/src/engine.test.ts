@@ -10,6 +10,7 @@ import { InvalidObjectNameError, SourceChangedError } from "./errors.ts";
 import type { BackupLayout } from "./layout.ts";
 import { openRepository } from "./repository/open-repository.ts";
 import type { Repository } from "./repository/repository.ts";
+import type { RunContext } from "./run-context.ts";
 import { openFileSource } from "./volume/file-source.ts";
 
 let home: string;

@@ -20,7 +20,7 @@ const nodeMajorMin = 24;
 
 /**
  * What every program of the product runs with. By V8's own measure what is short-lived comes to take 128 MiB of a process that
- * is busy, which it keeps; at 16 MiB it is as fast. The launchers of the command lines say the same in their first line.
+ * is busy, which it keeps. The launchers of the command lines say the same in their first line.
  */
 export const nodeFlags = ["--max-semi-space-size=8"];
 

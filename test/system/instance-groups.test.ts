@@ -160,5 +160,11 @@ describe("a group of a source", () => {
     expect(await statusOf("groups", broken.body.group.id)).toBe("error");
     const volumes = await instance.sql("SELECT status FROM volumes WHERE group_id = $1", [broken.body.group.id]);
     expect(volumes.map(({ status }) => status).sort()).toEqual(["available", "error"]);
+
+    // Of two groups that a new volume names, group_id counts: here one that takes no volume.
+    const volume = { size: 1, volume_type: "__DEFAULT__", consistencygroup_id: group, group_id: broken.body.group.id };
+    const refused = await instance.request("POST", `${base}/volumes`, { volume }, headers);
+    expect(refused.status, refused.text).toBe(400);
+    expect(refused.text).toContain("Group status must be available, but current status is: error.");
   });
 });

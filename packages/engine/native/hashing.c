@@ -370,13 +370,13 @@ static void md5_in_step(int path, const uint8_t *const *message, size_t length, 
       if (l < 8) narrow[w][l] = state[from][w];
     }
   }
-  if (path == PATH_AVX512)
-    md5_lanes_16(in_step, length, wide);
-  else if (count > 8)
+  const int is_narrow = path == PATH_AVX2 && count <= 8;
+  if (is_narrow)
+    md5_lanes_8(in_step, length, narrow);
+  else if (path == PATH_AVX2)
     md5_lanes_2x8(in_step, length, wide);
   else
-    md5_lanes_8(in_step, length, narrow);
-  const int is_narrow = path != PATH_AVX512 && count <= 8;
+    md5_lanes_16(in_step, length, wide);
   for (int l = 0; l < count; l++)
     for (int w = 0; w < 4; w++) state[running[l]][w] = is_narrow ? narrow[w][l] : wide[w][l];
 }

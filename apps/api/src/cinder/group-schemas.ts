@@ -50,11 +50,7 @@ const ResetGroup = strict({
 export const resetGroupBody = () => ResetGroup;
 
 const sources = { group_snapshot_id: uuid().optional(), source_group_id: uuid().optional() };
-
-interface Sources {
-  group_snapshot_id?: string | undefined;
-  source_group_id?: string | undefined;
-}
+type Sources = z.infer<z.ZodObject<typeof sources>>;
 
 /** Exactly one source: anything else is refused in the words of Cinder's `oneOf`. */
 function withSource<Body extends Sources>(body: Body, context: z.core.$RefinementCtx) {

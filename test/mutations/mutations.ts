@@ -270,4 +270,12 @@ export const mutations: readonly Mutation[] = [
     suite: "test/system/secrets.test.ts",
     test: "no secret is in a log",
   },
+  {
+    name: "an error is logged with all that a library hung on it",
+    file: `${control}/telemetry.ts`,
+    from: "return { type, message, stack, code, errors };",
+    to: "return { ...stdSerializers.err(error), code, errors };",
+    suite: "test/system/secrets.test.ts",
+    test: "no secret is in a log",
+  },
 ];

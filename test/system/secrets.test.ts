@@ -184,7 +184,7 @@ it("no secret is in a log, a row, a job, an answer, a notification, a repository
   };
   await live({ ...house, request });
   const commandLines = processesOf(house).map((pid) => readFileSync(`/proc/${pid}/cmdline`, "utf8"));
-  await breakThings({ ...house, request });
+  await breakThings({ ...house, request }, logs);
 
   const heard: Heard = {
     ...(await readTables(house)),
@@ -206,6 +206,14 @@ it("no secret is in a log, a row, a job, an answer, a notification, a repository
   for (const place of found) expect(place).toMatch(/^(table|answers|notifications)/);
   expect(receiver.received.length).toBeGreaterThan(3);
   for (const place of Object.keys(heard).filter((name) => name.startsWith("log "))) expect(heard[place]).not.toBe("");
+  // What the log does have of a request.
+  const line = heard[`log ${join(logs, "api.log")}`]?.split("\n").find((text) => text.includes("/ops/audit"));
+  expect(JSON.parse(line ?? "{}")).toMatchObject({
+    req: { method: "GET", url: "/ops/audit" },
+    res: { status: 200 },
+    request_id: expect.stringMatching(/^req-/),
+    msg: "request",
+  });
 });
 
 const processesOf = (house: Instance): number[] => house.workers.map(({ pid }) => pid);
@@ -252,17 +260,18 @@ async function live(house: Instance): Promise<void> {
 }
 
 /** Connections break and passwords are refused, which is when programs become talkative. */
-async function breakThings(house: Instance): Promise<void> {
+async function breakThings(house: Instance, logs: string): Promise<void> {
   await house.sql(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
   );
   const now = "another password";
   await house.redis.config("SET", "requirepass", now);
   await house.redis.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes");
-  const refused = async (): Promise<boolean> =>
-    (await house.redis.info("stats")).match(/acl_access_denied_auth:(\d+)/)?.[1] !== "0";
-  await waitFor(refused, { what: "Redis has refused the old password", timeoutMs: 60_000 });
-  await house.request("GET", "/ops/queues/api/queues");
+  const refused = async (): Promise<boolean> => {
+    await house.request("GET", "/ops/queues/api/queues");
+    return filesBelow(logs).every((path) => readFileSync(path, "utf8").includes("WRONGPASS"));
+  };
+  await waitFor(refused, { what: "every program has told that Redis refuses its password", timeoutMs: 60_000 });
   await house.redis.config("SET", "requirepass", secrets.redisPassword);
   const answers = async () => (await house.request("GET", "/readyz")).status === 200;
   await house.waitFor(answers, { what: "the API is ready again", timeoutMs: 60_000 });

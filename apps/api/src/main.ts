@@ -1,6 +1,6 @@
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import { type Config, ConfigError, loadConfig, logVitals, openLog, startReconciler } from "@tephra/control";
+import { type Config, ConfigError, loadConfig, logCrash, logVitals, openLog, startReconciler } from "@tephra/control";
 import { buildApp } from "./app.ts";
 import { openContext } from "./context.ts";
 
@@ -34,6 +34,7 @@ function urlOf(server: Server): string {
 
 const config = configOrExit();
 const log = openLog(config, "api");
+logCrash(log);
 logVitals(log, config.vitals_ms);
 const context = openContext(config, log);
 const server = openServer(buildApp(context));

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import type { IncomingMessage, ServerResponse } from "node:http";
+import type { ServerResponse } from "node:http";
 import type { Request, RequestHandler } from "express";
 import { pinoHttp } from "pino-http";
 import type { Context } from "./context.ts";
@@ -13,8 +13,10 @@ const quiet = new Set(["/healthz", "/readyz", "/metrics", "/healthcheck"]);
  * never logged, so that no token is.
  */
 export function logRequests({ log, metrics }: Pick<Context, "log" | "metrics">): RequestHandler {
-  const logger = pinoHttp<IncomingMessage, ServerResponse>({
+  const logger = pinoHttp<Request, ServerResponse>({
     logger: log,
+    // Ours see the request itself, and errors are the log's own.
+    wrapSerializers: false,
     genReqId: () => `req-${randomUUID()}`,
     quietReqLogger: true,
     customAttributeKeys: { reqId: "request_id" },
@@ -23,8 +25,8 @@ export function logRequests({ log, metrics }: Pick<Context, "log" | "metrics">):
     customSuccessMessage: () => "request",
     customErrorMessage: () => "request",
     serializers: {
-      req: (req: { method: string; url: string }) => ({ method: req.method, url: req.url }),
-      res: (res: { statusCode: number }) => ({ status: res.statusCode }),
+      req: (req: Request) => ({ method: req.method, url: req.originalUrl }),
+      res: (res: ServerResponse) => ({ status: res.statusCode }),
     },
   });
   return (req, res, next) => {

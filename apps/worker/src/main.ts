@@ -5,6 +5,7 @@ import {
   hooksOf,
   isHostDisabled,
   loadConfig,
+  logCrash,
   logVitals,
   openDatabase,
   openLog,
@@ -45,6 +46,7 @@ async function until(done: () => boolean, limitMs: number): Promise<void> {
 async function main(): Promise<void> {
   const config = readConfig();
   const log = openLog(config, "worker");
+  logCrash(log);
   logVitals(log, config.vitals_ms);
   const workerId = `${config.hostName}:${process.pid}:${randomUUID()}`;
   const { slots, threads, memory_bytes: memoryBytes, lease_ms: leaseMs, heartbeat_ms: heartbeatMs } = config.worker;

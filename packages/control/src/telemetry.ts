@@ -1,21 +1,50 @@
 import { readdirSync } from "node:fs";
 import { monitorEventLoopDelay } from "node:perf_hooks";
-import { type Logger, pino } from "pino";
+import { type DestinationStream, type Logger, type LoggerOptions, pino, stdSerializers } from "pino";
 import { Counter, Gauge, Registry } from "prom-client";
 import type { Config } from "./config.ts";
 import type { Database } from "./database.ts";
 
 export type { Logger };
 
-/** JSON lines on stdout, one program name in each. Secrets are cut out wherever a request or URL is logged. */
-export function openLog(config: Pick<Config, "log_level" | "hostName">, program: string): Logger {
-  return pino({
+/**
+ * JSON lines on stdout unless told otherwise, one program name in each. Secrets are cut out wherever a request or URL is logged; of
+ * an error only what `describeError` names is.
+ */
+export function openLog(
+  config: Pick<Config, "log_level" | "hostName">,
+  program: string,
+  destination: DestinationStream = pino.destination(),
+): Logger {
+  const options: LoggerOptions = {
     level: config.log_level,
     base: { program, host: config.hostName, pid: process.pid },
     redact: {
       paths: ["req.headers['x-auth-token']", "req.headers.authorization", "req.headers.cookie"],
       censor: "***",
     },
+    serializers: { err: describeError },
+  };
+  return pino(options, destination);
+}
+
+/**
+ * Type, message, stack (both with causes) and code of an error, and no other property: clients of servers hang on theirs what they
+ * were doing, such as the arguments of the command that Redis refused, which are its password.
+ */
+function describeError(error: unknown): object {
+  if (!(error instanceof Error)) return { message: String(error) };
+  const { type, message, stack } = stdSerializers.err(error);
+  const code = "code" in error ? String(error.code) : undefined;
+  const errors = error instanceof AggregateError ? error.errors.map(describeError) : undefined;
+  return { type, message, stack, code, errors };
+}
+
+/** Ends the process at an error that nobody caught, as Node would, but tells of it as every other error is told of. */
+export function logCrash(log: Logger): void {
+  process.on("uncaughtException", (error) => {
+    log.fatal({ event: "crashed", err: error }, "crashed");
+    process.exit(1);
   });
 }
 

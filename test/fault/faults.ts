@@ -158,6 +158,7 @@ const troubles: readonly [name: string, trouble: Trouble][] = [
   ["arrive by half", { kind: "half" }],
   ["are lost", { kind: "lost" }],
   ["trickle in", { kind: "trickle" }],
+  ["end in silence", { kind: "silent" }],
 ];
 
 /** For a while, the answers of a server do not arrive as they were sent. */

@@ -1,7 +1,12 @@
+import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
-import { describe, expect, it } from "vitest";
+import { setTimeout as sleep } from "node:timers/promises";
+import { Redis } from "ioredis";
+import { describe, expect, inject, it } from "vitest";
+import { startRedis } from "../../scripts/redis.ts";
 import { type Instance, startInstance } from "../harness/instance.ts";
 import { type Journey, journeyOn, randomBytesOf, sha256Of, writeIslands } from "../harness/journey.ts";
+import { startTcpProxy, type TcpProxy } from "../harness/tcp-proxy.ts";
 
 const MiB = 1024 * 1024;
 
@@ -63,6 +68,106 @@ describe("a Redis that is emptied", () => {
     await user.settled("backups", backup, "available");
     await user.expectExact(backup, sha256);
     await user.expectQuiet();
+  });
+});
+
+/** Begins a backup, does something in the middle of it, and waits until it is there, exactly, without asking the API before. */
+async function backUpThrough(instance: Instance, bring: () => Promise<void>): Promise<void> {
+  const user = journeyOn(instance);
+  const { volume, sha256 } = await importImage(instance, user);
+  const backup = await user.startBackup(volume);
+  const done = async () => (await succeeded(instance)) >= 5;
+  await instance.waitFor(done, { what: "five ranges are done", timeoutMs: 60_000, everyMs: 20 });
+  await bring();
+  const available = async () =>
+    (await instance.sql("SELECT status FROM backups WHERE id = $1", [backup]))[0].status === "available";
+  await instance.waitFor(available, { what: "the backup is available", timeoutMs: 90_000 });
+  await user.expectExact(backup, sha256);
+  await user.expectQuiet();
+}
+
+describe("a Redis that fails over", () => {
+  it("to an empty one, while the old one lives on and only reads, loses nothing", async () => {
+    const { dir } = inject("servers");
+    await using stack = new AsyncDisposableStack();
+    const start = async (name: string) => {
+      const folder = mkdtempSync(join(dir, `${name}-`));
+      const server = await startRedis({ dir: folder, log: join(folder, "redis.log"), password: "of-both" });
+      const client = new Redis(server.url);
+      stack.defer(async () => {
+        client.disconnect();
+        await server.stop();
+      });
+      return { ...server, client };
+    };
+    const [old, heir] = [await start("old"), await start("heir")];
+    const target = { port: old.port };
+    const proxy = stack.use(await startTcpProxy(target));
+    const env = { REDIS_URL: `redis://:of-both@127.0.0.1:${proxy.port}/0` };
+    await using instance = await startInstance({ workers: 2, env, ...brisk });
+    await backUpThrough(instance, async () => {
+      target.port = heir.port;
+      await old.client.replicaof("127.0.0.1", heir.port);
+    });
+    expect(await heir.client.dbsize()).toBeGreaterThan(0);
+  });
+});
+
+describe("a Redis that is full", () => {
+  it("takes no jobs, and when it has room again nothing was lost", async () => {
+    await using instance = await startInstance({ workers: 2, ownRedis: true, ...brisk });
+    await backUpThrough(instance, async () => {
+      await instance.redis.config("SET", "maxmemory", "1");
+      const refused = async () => (await instance.redis.info("errorstats")).includes("errorstat_OOM");
+      await instance.waitFor(refused, { what: "Redis has refused a job", timeoutMs: 30_000 });
+      await sleep(1_000);
+      await instance.redis.config("SET", "maxmemory", "0");
+    });
+  });
+});
+
+describe("servers that fall silent", () => {
+  /** An instance whose programs reach PostgreSQL and Redis through proxies; `silence` is what happens to these. */
+  async function startReached(stack: AsyncDisposableStack, workers: number) {
+    const instance = stack.use(await startInstance({ workers: 0, api: false, ...brisk }));
+    const proxies: TcpProxy[] = [];
+    const throughProxy = async (address: string): Promise<string> => {
+      const url = new URL(address);
+      const proxy = stack.use(await startTcpProxy({ port: Number(url.port) }));
+      proxies.push(proxy);
+      url.port = String(proxy.port);
+      return url.href;
+    };
+    const env = {
+      DATABASE_URL: await throughProxy(instance.databaseUrl),
+      REDIS_URL: await throughProxy(instance.redisUrl),
+    };
+    const api = await instance.startApi(env);
+    for (let i = 0; i < workers; i += 1) await instance.startWorker(env);
+    const silence = async (): Promise<void> => {
+      for (const proxy of proxies) proxy.trouble({ kind: "silent" });
+    };
+    return { instance, api, silence };
+  }
+
+  it("are asked on new connections, and nothing was lost", async () => {
+    await using stack = new AsyncDisposableStack();
+    const { instance, silence } = await startReached(stack, 2);
+    await backUpThrough(instance, silence);
+  });
+
+  it("keep no program from stopping within ten seconds", async () => {
+    await using stack = new AsyncDisposableStack();
+    const { instance, api, silence } = await startReached(stack, 1);
+    const user = journeyOn(instance);
+    await user.startBackup((await importImage(instance, user)).volume);
+    await instance.waitFor(async () => (await succeeded(instance)) > 0, { what: "ranges are copied", everyMs: 20 });
+    await silence();
+    const programs = [api, ...instance.workers];
+    const asked = performance.now();
+    for (const program of programs) program.kill("SIGTERM");
+    await Promise.all(programs.map((program) => program.exited));
+    expect(performance.now() - asked).toBeLessThan(10_000);
   });
 });
 

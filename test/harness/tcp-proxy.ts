@@ -13,7 +13,9 @@ export type Trouble =
   /** The server has answered, nothing of it arrives, and the connection is reset. */
   | { kind: "lost" }
   /** A few bytes at a time. */
-  | { kind: "trickle" };
+  | { kind: "trickle" }
+  /** Connections of this moment carry nothing any more, either way and for good, and stay open. New ones are as ever. */
+  | { kind: "silent" };
 
 export interface TcpProxy extends AsyncDisposable {
   readonly port: number;
@@ -24,13 +26,15 @@ export interface TcpProxy extends AsyncDisposable {
 const trickleBytes = 512;
 const trickleMs = 20;
 
-/** A proxy before a real server on this machine that knows nothing of what it carries. */
+/** A proxy before a real server on this machine that knows nothing of what it carries. New connections go to where `target` says by then. */
 export async function startTcpProxy(target: { port: number }): Promise<TcpProxy> {
   const sockets = new Set<Socket>();
+  const silent = new WeakSet<Socket>();
   let current: Trouble | null = null;
   const answer = async (server: Socket, client: Socket): Promise<void> => {
     for await (const chunk of server as AsyncIterable<Buffer>) {
       const trouble: Trouble | null = current;
+      if (silent.has(client)) return void (await once(client, "close"));
       if (trouble?.kind === "lost") return void client.resetAndDestroy();
       if (trouble?.kind === "late") await delay(trouble.ms);
       if (trouble?.kind === "half") {
@@ -43,7 +47,7 @@ export async function startTcpProxy(target: { port: number }): Promise<TcpProxy>
         if (!client.write(chunk.subarray(at, at + pieceBytes))) await once(client, "drain");
       }
     }
-    client.end();
+    if (!silent.has(client)) client.end();
   };
   const proxy = createServer({ allowHalfOpen: true }, (client) => {
     if (current?.kind === "cut") return void client.resetAndDestroy();
@@ -74,6 +78,7 @@ export async function startTcpProxy(target: { port: number }): Promise<TcpProxy>
     trouble(trouble) {
       current = trouble;
       if (trouble?.kind === "cut") reset();
+      if (trouble?.kind === "silent") for (const socket of sockets) silent.add(socket.unpipe().pause());
     },
     [Symbol.asyncDispose]: async () => {
       proxy.close();

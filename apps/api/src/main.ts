@@ -5,7 +5,9 @@ import { buildApp } from "./app.ts";
 import { openContext } from "./context.ts";
 
 /** A stopping process waits so long for requests that are still running. */
-const drainMs = 10_000;
+const drainMs = 8_000;
+/** Servers that are silent are not waited for any longer. */
+const stopMaxMs = 9_000;
 
 function configOrExit(): Config {
   try {
@@ -46,6 +48,7 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
   if (stopping) process.exit(1);
   stopping = true;
   log.info({ event: "stopping", signal }, "stopping");
+  setTimeout(() => process.exit(1), stopMaxMs);
   const timer = setTimeout(() => server.closeAllConnections(), drainMs);
   // A connection that was busy when the server closed stays open after its answer, unless somebody closes it.
   const sweep = setInterval(() => server.closeIdleConnections(), 50);

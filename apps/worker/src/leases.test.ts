@@ -9,6 +9,7 @@ import {
 } from "@tephra/control";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { createDatabase } from "../../../test/harness/instance.ts";
+import { startTcpProxy } from "../../../test/harness/tcp-proxy.ts";
 import { waitFor } from "../../../test/harness/wait-for.ts";
 import { LeaseLostError, openLeases } from "./leases.ts";
 
@@ -23,18 +24,18 @@ beforeAll(async () => {
 });
 afterAll(() => stack.disposeAsync());
 
-async function claimed(leaseMs: number): Promise<{ task: ClaimedTask; askedAt: bigint }> {
+async function claimed(on: Database, leaseMs: number): Promise<{ task: ClaimedTask; askedAt: bigint }> {
   const principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
-  const operationId = await inTransaction(database, (tx) =>
+  const operationId = await inTransaction(on, (tx) =>
     startOperation(tx, principal, {
       kind: "volume-create",
       projectId: "p",
       task: { kind: "provision-volume", needs: [] },
     }),
   );
-  const { id: taskId } = await database.task.findFirstOrThrow({ where: { operationId } });
+  const { id: taskId } = await on.task.findFirstOrThrow({ where: { operationId } });
   const askedAt = process.hrtime.bigint();
-  const task = await claimTask(database, { taskId, workerId: "w", leaseMs });
+  const task = await claimTask(on, { taskId, workerId: "w", leaseMs });
   if (!task) throw new Error("not claimed");
   return { task, askedAt };
 }
@@ -55,7 +56,7 @@ describe("a lease", () => {
   it("that cannot be renewed stops its task before anybody else may take it", async () => {
     const leaseMs = 1_000;
     const leases = openLeases({ database, log, workerId: "w", leaseMs, heartbeatMs: hourMs });
-    const { task, askedAt } = await claimed(leaseMs);
+    const { task, askedAt } = await claimed(database, leaseMs);
     await using held = leases.hold(task, askedAt);
     held.run.fence();
     await waitFor(() => throwsLost(held.run.fence), { what: "the fence closes", everyMs: 10 });
@@ -66,7 +67,7 @@ describe("a lease", () => {
 
   it("closes its fence at once after a sleep longer than the lease, before any timer has run", async () => {
     const leases = openLeases({ database, log, workerId: "w", leaseMs: 10_000, heartbeatMs: hourMs });
-    const { task, askedAt } = await claimed(10_000);
+    const { task, askedAt } = await claimed(database, 10_000);
     await using held = leases.hold(task, askedAt - 6_001_000_000n);
     expect(held.run.writableUntil?.[0], "threads see it too").toBeLessThan(process.hrtime.bigint());
     expect(throwsLost(held.run.fence)).toBe(true);
@@ -76,7 +77,7 @@ describe("a lease", () => {
   it("that is renewed in time stays open, and is lost when another has claimed the task", async () => {
     const leaseMs = 600;
     const leases = openLeases({ database, log, workerId: "w", leaseMs, heartbeatMs: 50 });
-    const { task, askedAt } = await claimed(leaseMs);
+    const { task, askedAt } = await claimed(database, leaseMs);
     await using held = leases.hold(task, askedAt);
     await waitFor(() => msSince(askedAt) > leaseMs * 2, { what: "two leases have passed", everyMs: 20 });
     held.run.fence();
@@ -84,6 +85,24 @@ describe("a lease", () => {
     await database.$executeRaw`UPDATE tasks SET claim = claim + 1 WHERE id = ${task.id}::uuid`;
     await waitFor(() => throwsLost(held.run.fence), { what: "the fence closes", everyMs: 10 });
     expect(held.run.writableUntil?.[0], "threads stop at once").toBe(0n);
+    await leases.stop();
+  });
+
+  it("is renewed on another connection when its own falls silent", async () => {
+    const leaseMs = 6_000;
+    await using own = new AsyncDisposableStack();
+    const url = new URL(await createDatabase(inject("servers"), own));
+    const proxy = own.use(await startTcpProxy({ port: Number(url.port) }));
+    url.port = String(proxy.port);
+    const throughProxy = openDatabase(url.href);
+    own.defer(() => throughProxy.$disconnect());
+    own.defer(() => proxy.trouble({ kind: "cut" }));
+    const leases = openLeases({ database: throughProxy, log, workerId: "w", leaseMs, heartbeatMs: 100 });
+    const { task, askedAt } = await claimed(throughProxy, leaseMs);
+    await using held = leases.hold(task, askedAt);
+    proxy.trouble({ kind: "silent" });
+    await waitFor(() => msSince(askedAt) > leaseMs * 1.2, { what: "the lease has passed", everyMs: 20 });
+    held.run.fence();
     await leases.stop();
   });
 });

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { type ClaimedTask, type Database, type Logger, renewLeases } from "@tephra/control";
 import type { RunContext } from "@tephra/engine";
 
@@ -76,6 +77,11 @@ export function openLeases(options: {
     if (!h.controller.signal.aborted) h.controller.abort(new LeaseLostError(h.task.id, why));
   };
 
+  // Answers may overtake each other.
+  const extend = (h: Held, until: bigint): void => {
+    if (until > Atomics.load(h.writableUntil, 0)) Atomics.store(h.writableUntil, 0, until);
+  };
+
   const renew = async (): Promise<void> => {
     const askedAt = process.hrtime.bigint();
     const asked = [...held.values()];
@@ -90,8 +96,14 @@ export function openLeases(options: {
       const answer = kept.get(h.task.id);
       if (!answer) lose(h, "another worker has claimed it");
       else if (answer.cancelled) h.controller.abort(new CancelledError(h.task.id));
-      else if (!h.controller.signal.aborted) Atomics.store(h.writableUntil, 0, stopsAt(askedAt));
+      else if (!h.controller.signal.aborted) extend(h, stopsAt(askedAt));
     }
+  };
+
+  // A connection may be silent: the next renewal does not wait for it, and goes by another one while there is still time.
+  const silence = async (): Promise<never> => {
+    await sleep(limitMs / 4, undefined, { ref: false });
+    throw new Error("PostgreSQL does not answer");
   };
 
   let beating = false;
@@ -99,7 +111,7 @@ export function openLeases(options: {
     if (beating) return;
     beating = true;
     try {
-      await renew();
+      await Promise.race([renew(), silence()]);
     } catch (error) {
       log.warn({ err: error }, "leases could not be renewed");
     } finally {

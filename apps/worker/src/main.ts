@@ -26,6 +26,8 @@ import { openSites } from "./sites.ts";
 
 /** A drained task has so long to notice; then the process ends all the same, and its leases run out. */
 const abortGraceMs = 3_000;
+/** What else stopping takes; servers that are silent are not waited for any longer. */
+const farewellMs = 1_000;
 
 function readConfig(): Config {
   try {
@@ -96,7 +98,13 @@ async function main(): Promise<void> {
     for (const [name, why] of Object.entries(unreachable)) log.warn({ name, why }, "not reached from here");
     dispatcher.wake();
   };
-  const lookSafely = () => look().catch((error: unknown) => log.warn({ err: error }, "could not look around"));
+  let looking = false;
+  const lookSafely = async (): Promise<void> => {
+    if (looking) return;
+    looking = true;
+    await look().catch((error: unknown) => log.warn({ err: error }, "could not look around"));
+    looking = false;
+  };
   await lookSafely();
   // A mount may come or go: the places are looked at again with every heartbeat.
   const probing = setInterval(() => void lookSafely(), heartbeatMs);
@@ -106,6 +114,7 @@ async function main(): Promise<void> {
     if (stopping) return;
     stopping = true;
     log.info({ event: "worker.stopping", signal, tasks: leases.count() }, "worker stops");
+    setTimeout(() => process.exit(1), config.worker.drain_ms + abortGraceMs + farewellMs);
     clearInterval(probing);
     await queues.pause().catch(() => {});
     await Promise.allSettled([

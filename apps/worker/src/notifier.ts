@@ -7,6 +7,7 @@ import {
   type Logger,
   markDelivered,
   markUndelivered,
+  redisOptions,
   spreadNotifications,
   takeDeliveries,
   targetsOf,
@@ -80,7 +81,12 @@ export function startNotifier(options: { database: Database; config: Config; log
   const targets = targetsOf(config);
   const stream = settings.redis_stream;
   const redis = stream
-    ? new Redis(config.redis_url, { lazyConnect: true, maxRetriesPerRequest: 1, commandTimeout: settings.timeout_ms })
+    ? new Redis(config.redis_url, {
+        ...redisOptions,
+        lazyConnect: true,
+        maxRetriesPerRequest: 1,
+        commandTimeout: settings.timeout_ms,
+      })
     : null;
   redis?.on("error", (error: Error) => log.debug({ err: error }, "redis connection"));
 

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Dispatched, Enqueue, Logger } from "@tephra/control";
+import { type Dispatched, type Enqueue, type Logger, redisOptions } from "@tephra/control";
 import { Queue, Worker } from "bullmq";
 import { Redis } from "ioredis";
 
@@ -38,11 +38,13 @@ export function openJobQueues(options: {
 }): JobQueues {
   const { log, slots } = options;
   const producer = new Redis(options.url, {
+    ...redisOptions,
     enableOfflineQueue: false,
     commandTimeout: 4_000,
+    socketTimeout: 5_000,
     maxRetriesPerRequest: 1,
   });
-  const consumer = new Redis(options.url, { maxRetriesPerRequest: null });
+  const consumer = new Redis(options.url, { ...redisOptions, maxRetriesPerRequest: null });
   for (const connection of [producer, consumer]) {
     connection.on("error", (error: Error) => log.debug({ err: error }, "redis connection"));
   }

@@ -1,3 +1,4 @@
+import type { Socket } from "node:net";
 import { PrismaPg } from "@prisma/adapter-pg";
 import pg from "pg";
 import { sayWhoActs } from "./actor.ts";
@@ -8,18 +9,30 @@ export type Database = PrismaClient;
 /** What a verb inside a transaction may use. */
 export type Transaction = Prisma.TransactionClient;
 
+/**
+ * A connection on which nothing comes or goes for so long is ended: nobody uses it, or its server is gone without a word. Longer than a
+ * transaction may take.
+ */
+const silentMs = 30_000;
+
+/** A transaction whose client has gone without a word holds its locks no longer than this. Longer than any pause of a program at work. */
+const idleInTransactionMs = 10_000;
+
 /** Opens a pool of at most `connectionsMax` connections. The caller disconnects it. `hooks` are told of every transaction. */
 export function openDatabase(url: string, connectionsMax = 10, hooks: Hooks | null = null): Database {
   const pool = new pg.Pool({
     connectionString: url,
     max: connectionsMax,
     connectionTimeoutMillis: 5_000,
-    idleTimeoutMillis: 60_000,
+    idleTimeoutMillis: silentMs - 5_000,
+    idle_in_transaction_session_timeout: idleInTransactionMs,
   });
   // Between two borrowers a connection has no listener of its own. When the server cuts it just then, in the same chunk of bytes
   // as an answer, its "error" event would end the process. Whoever uses the connection learns of it from its query.
   pool.on("connect", (client) => {
     client.on("error", () => {});
+    const stream = client.connection.stream as Socket;
+    stream.setTimeout(silentMs, () => stream.destroy(new Error(`PostgreSQL was silent for ${silentMs} ms`)));
     if (hooks !== null) tellStatements(client, hooks);
   });
   return new PrismaClient({

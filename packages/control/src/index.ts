@@ -32,6 +32,7 @@ export * from "./operations.ts";
 export * from "./principal.ts";
 export * from "./quotas.ts";
 export * from "./reconciler.ts";
+export * from "./redis-options.ts";
 export * from "./repository-reap.ts";
 export * from "./repository-rescan.ts";
 export * from "./services.ts";

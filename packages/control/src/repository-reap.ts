@@ -189,6 +189,13 @@ export async function isForgottenSnapshot(database: Database, id: string, graceM
   return takers.length > 0 && takers.every((taker) => taker.ended);
 }
 
+/** What was written since then is young: by the clock of the database, for a worker's may be wrong. */
+export async function graceBegan(database: Database, { graceMs }: ReapInput): Promise<Date> {
+  const [row] = await database.$queryRaw<{ at: Date }[]>`SELECT now() - ${graceMs}::float8 * interval '1 ms' AS at`;
+  if (!row) throw new Error("no time");
+  return row.at;
+}
+
 /** Containers that backups of a repository, live or gone, were put into by name. */
 export async function readContainers(database: Database, repository: string): Promise<string[]> {
   const rows = await database.backup.findMany({

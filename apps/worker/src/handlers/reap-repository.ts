@@ -2,6 +2,7 @@ import {
   areBusy,
   condemnPlace,
   finishReap,
+  graceBegan,
   isForgottenSnapshot,
   judgePlace,
   type ReapCounts,
@@ -22,6 +23,7 @@ interface Pass {
   repository: Repository;
   run: RunContext;
   result: ReapResult;
+  youngFrom: Date;
 }
 
 /**
@@ -33,7 +35,9 @@ export const reapRepositoryTask: Handler = async (task, context, run) => {
   const opened = await context.sites.repository(input.repository);
   const removed: ReapCounts = { objects: 0, staged: 0, temporary: 0, uploads: 0, snapshots: 0, private: 0 };
   const result: ReapResult = { dry_run: input.dryRun, removed, names: [], unknown: [], unreached: [] };
-  const pass: Pass = { context, task, input, repository: opened.encryption?.stored ?? opened, run, result };
+  const repository = opened.encryption?.stored ?? opened;
+  const youngFrom = await graceBegan(context.database, input);
+  const pass: Pass = { context, task, input, repository, run, result, youngFrom };
   const named = await readContainers(context.database, input.repository);
   await reapPlaces(pass, named);
   await reapLeftovers(pass, named);
@@ -41,7 +45,7 @@ export const reapRepositoryTask: Handler = async (task, context, run) => {
   await finishReap(context.database, task.operation, resultOf(task), result);
 };
 
-const isYoung = ({ input }: Pass, modifiedAt: Date): boolean => modifiedAt.getTime() > Date.now() - input.graceMs;
+const isYoung = ({ youngFrom }: Pass, modifiedAt: Date): boolean => modifiedAt > youngFrom;
 
 function count({ result }: Pass, kind: keyof ReapCounts, name: string, items = 1): void {
   result.removed[kind] += items;

@@ -57,6 +57,14 @@ describe("a claim", () => {
     expect(await claim("third")).toBeNull();
   });
 
+  it("is not made by a version that does not know the kind, as while workers are upgraded one by one", async () => {
+    const renamed = (kind: string) => database.$executeRaw`UPDATE tasks SET kind = ${kind} WHERE id = ${taskId}::uuid`;
+    await renamed("of-a-later-version");
+    expect(await claim("old")).toBeNull();
+    await renamed("provision-volume");
+    expect(await claim("new")).toMatchObject({ claim: 1, attempts: 1 });
+  });
+
   it("given back by a stopping worker costs no attempt", async () => {
     const first = await claim("w");
     await handBackTask(database, { taskId, claim: first?.claim ?? 0 });

@@ -171,6 +171,20 @@ describe("servers that fall silent", () => {
   });
 });
 
+describe("a worker that may open too few files", () => {
+  it("says so in the reason, and goes on", async () => {
+    await using instance = await startInstance({ workers: 0, ...brisk });
+    const starved = await instance.startWorker({}, ["prlimit", "--nofile=40"]);
+    const user = journeyOn(instance);
+    const { volume } = await importImage(instance, user);
+    const shown = await user.settled("backups", await user.startBackup(volume), "error");
+    expect(shown.fail_reason).toMatch(/EMFILE|A thread/);
+    await user.settled("volumes", volume, "available");
+    expect(starved.running()).toBe(true);
+    await user.expectQuiet();
+  });
+});
+
 describe("no worker that reaches what is needed", () => {
   it("ends the backup as Cinder does, and the volume is as it was", async () => {
     const config = { ...brisk.config, tasks: { ...brisk.config.tasks, unplaced_timeout_ms: 3_000 } };

@@ -139,7 +139,8 @@ interface ClaimRow {
 /**
  * Takes a task: ready, dispatched, or running under a lease that is dead. One statement, the database's clock.
  *
- * @returns null when somebody else has it, it is finished, it may not run yet, or the worker's host is disabled: go on quietly
+ * @returns null when somebody else has it, it is finished, it may not run yet, the worker's host is disabled, or a newer version has
+ * made it and is to do it: go on quietly
  */
 export async function claimTask(
   database: Database,
@@ -151,7 +152,7 @@ export async function claimTask(
       UPDATE tasks SET state = 'running', claim = claim + 1, attempts = attempts + 1, worker_id = ${request.workerId},
         lease_until = now() + ${request.leaseMs} * interval '1 millisecond', started_at = coalesce(started_at, now()),
         bytes_twice = bytes_twice + bytes_done, bytes_done = 0, bytes_stored = 0
-      WHERE id = ${request.taskId}::uuid AND run_after <= now()
+      WHERE id = ${request.taskId}::uuid AND run_after <= now() AND kind = ANY(${Object.keys(taskRanks)}::text[])
         AND (state IN ('ready', 'dispatched') OR (state = 'running' AND lease_until < now()))
         AND NOT EXISTS (SELECT 1 FROM workers w JOIN disabled_services d ON d.host = w.host AND d.binary = ${backupBinary}
           WHERE w.id = ${request.workerId})

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { access, link, lstat, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import {
   EngineError,
   errnoOf,
@@ -405,8 +405,9 @@ export class PosixRepository implements Repository {
       return new RepositoryFullError(`No space left in the repository ${this.#root}. ${cure}.`, { cause: error });
     }
     const permanent = ["EACCES", "EPERM", "EROFS", "ELOOP", "ENAMETOOLONG", "ENOTDIR", "EISDIR"].includes(errno);
-    const detail = `cannot ${verb} ${path} (${errno})`;
-    return new RepositoryUnavailableError(`The repository ${this.#root} is unavailable: ${detail}.`, {
+    // What matters comes first: reasons are cut off where a column ends.
+    const detail = `cannot ${verb} ${relative(this.#root, path) || "its folder"}`;
+    return new RepositoryUnavailableError(`The repository ${this.#root} is unavailable (${errno}): ${detail}.`, {
       cause: error,
       retryable: !permanent,
     });

@@ -106,13 +106,13 @@ export class CpuPool implements AsyncDisposable {
     return thread;
   }
 
-  #bury(thread: Worker, cause: unknown): void {
+  #bury(thread: Worker, cause: Error): void {
     if (!this.#threads.delete(thread)) return;
     const at = this.#idle.indexOf(thread);
     if (at >= 0) this.#idle.splice(at, 1);
     const job = this.#running.get(thread);
     this.#running.delete(thread);
-    job?.reject(new ThreadFailedError("A thread for hashing and compression died.", { cause }));
+    job?.reject(new ThreadFailedError(`A thread for hashing and compression died: ${cause.message}`, { cause }));
     this.#next();
   }
 }

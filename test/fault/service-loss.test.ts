@@ -5,7 +5,7 @@ import { Redis } from "ioredis";
 import { describe, expect, inject, it } from "vitest";
 import { startRedis } from "../../scripts/redis.ts";
 import { type Instance, startInstance } from "../harness/instance.ts";
-import { type Journey, journeyOn, randomBytesOf, sha256Of, writeIslands } from "../harness/journey.ts";
+import { type Journey, journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../harness/journey.ts";
 import { startTcpProxy, type TcpProxy } from "../harness/tcp-proxy.ts";
 
 const MiB = 1024 * 1024;
@@ -153,7 +153,14 @@ describe("servers that fall silent", () => {
   it("are asked on new connections, and nothing was lost", async () => {
     await using stack = new AsyncDisposableStack();
     const { instance, silence } = await startReached(stack, 2);
-    await backUpThrough(instance, silence);
+    let answered: Promise<Response> | undefined;
+    await backUpThrough(instance, async () => {
+      await silence();
+      answered = fetch(`${instance.url}/v3/${project}/volumes/detail`, { signal: AbortSignal.timeout(90_000) });
+    });
+    const answer = await answered;
+    expect(answer?.status).toBe(503);
+    expect(await answer?.text()).toContain("temporarily unable to reach its database");
   });
 
   it("keep no program from stopping within ten seconds", async () => {

@@ -18,6 +18,9 @@ const silentMs = 30_000;
 /** A transaction whose client has gone without a word holds its locks no longer than this. Longer than any pause of a program at work. */
 const idleInTransactionMs = 10_000;
 
+const silence = (): Error =>
+  Object.assign(new Error(`PostgreSQL was silent for ${silentMs} ms`), { code: "ETIMEDOUT", syscall: "read" });
+
 /** Opens a pool of at most `connectionsMax` connections. The caller disconnects it. `hooks` are told of every transaction. */
 export function openDatabase(url: string, connectionsMax = 10, hooks: Hooks | null = null): Database {
   const pool = new pg.Pool({
@@ -32,7 +35,7 @@ export function openDatabase(url: string, connectionsMax = 10, hooks: Hooks | nu
   pool.on("connect", (client) => {
     client.on("error", () => {});
     const stream = client.connection.stream as Socket;
-    stream.setTimeout(silentMs, () => stream.destroy(new Error(`PostgreSQL was silent for ${silentMs} ms`)));
+    stream.setTimeout(silentMs, () => stream.destroy(silence()));
     if (hooks !== null) tellStatements(client, hooks);
   });
   return new PrismaClient({

@@ -4,25 +4,36 @@ import type { PublicAction } from "./serve.ts";
 /** A prober must get its answer while the database hangs. */
 const answerWithinMs = 3_000;
 
-const noRow = "00000000-0000-0000-0000-000000000000";
-
-/** Asks every table for every column that this program knows: a missing migration shows as an error. Reads no row. */
-async function findSchemaProblem({ database }: Context): Promise<string | null> {
-  const where = { id: noRow };
-  const reads = [
-    database.volume.findUnique({ where }),
-    database.attachment.findUnique({ where }),
-    database.snapshot.findUnique({ where }),
-    database.backup.findUnique({ where }),
-    database.operation.findUnique({ where }),
-    database.task.findUnique({ where }),
-    database.worker.findUnique({ where }),
-    database.notification.findUnique({ where }),
-    database.delivery.findUnique({ where }),
-    database.message.findUnique({ where }),
-    database.quota.findUnique({ where: { projectId: "" } }),
+/** A read of each table, with every column that this program knows; of no row. */
+function readsOf({ database }: Context): Promise<unknown>[] {
+  const none = { where: { OR: [] } };
+  return [
+    database.volume.findFirst(none),
+    database.attachment.findFirst(none),
+    database.snapshot.findFirst(none),
+    database.backup.findFirst(none),
+    database.instance.findFirst(none),
+    database.group.findFirst(none),
+    database.groupType.findFirst(none),
+    database.groupSnapshot.findFirst(none),
+    database.operation.findFirst(none),
+    database.task.findFirst(none),
+    database.worker.findFirst(none),
+    database.disabledService.findFirst(none),
+    database.schedule.findFirst(none),
+    database.condemnedPlace.findFirst(none),
+    database.auditEntry.findFirst(none),
+    database.notification.findFirst(none),
+    database.delivery.findFirst(none),
+    database.message.findFirst(none),
+    database.quota.findFirst(none),
+    database.quotaClass.findFirst(none),
   ];
-  const failed = (await Promise.allSettled(reads)).find((r) => r.status === "rejected");
+}
+
+/** A missing migration shows as an error. */
+async function findSchemaProblem(context: Context): Promise<string | null> {
+  const failed = (await Promise.allSettled(readsOf(context))).find((r) => r.status === "rejected");
   if (!failed) return null;
   const code = (failed.reason as { code?: unknown }).code;
   return code === "P2021" || code === "P2022" ? "the database lacks migrations" : "the database does not answer";

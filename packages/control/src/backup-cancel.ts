@@ -5,7 +5,7 @@ import { cancelBackupImport } from "./backup-import.ts";
 import { cancelRestore } from "./backup-restore.ts";
 import type { BackupStatus } from "./backup-state.ts";
 import { getBackup, lockBackup } from "./backups.ts";
-import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";
 import { notifyBackup } from "./notifications.ts";
@@ -28,6 +28,13 @@ async function lockWithOperations(
   for (const volume of volumes) await lockVolume(tx, volume);
   const backup = await lockBackup(tx, id);
   if (!backup) throw new NotFoundError("Backup", id);
+  // Whoever begins something has the backup's lock: from here on nothing is added, but somebody may have been faster.
+  const added = {
+    backupId: id,
+    state: { in: ["queued", "running"] },
+    id: { notIn: seen.map((operation) => operation.id) },
+  };
+  if ((await tx.operation.count({ where: added })) > 0) throw new ChangedMeanwhileError();
   const operations: OperationRow[] = [];
   for (const operation of seen) operations.push(await lockOperation(tx, operation.id));
   return { backup, operations: operations.filter(isLive) };

@@ -71,8 +71,13 @@ function tellStatements(client: pg.ClientBase, hooks: Hooks): void {
   }) as typeof client.query;
 }
 
-/** Serialization failure and deadlock: nothing was done, the same work may simply be tried again. */
+/** Serialization failure (ours, too) and deadlock: nothing was done, the same work may simply be tried again. */
 const retryableStates = ["40001", "40P01"];
+
+/** What was read before its lock could be had has changed meanwhile: nothing was done yet, and all begins anew. */
+export class ChangedMeanwhileError extends Error {
+  readonly code = "40001";
+}
 
 function isRetryable(error: unknown): boolean {
   const text = `${(error as { code?: string }).code ?? ""} ${(error as Error).message ?? ""} ${JSON.stringify((error as { meta?: unknown }).meta ?? "")}`;

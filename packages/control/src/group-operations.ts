@@ -1,5 +1,5 @@
 import { unreachable } from "./backup-state.ts";
-import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "./database.ts";
 import { failGroupBackup } from "./group-backup.ts";
 import { failGroupDelete } from "./group-delete.ts";
 import { lockParts } from "./group-parts.ts";
@@ -47,9 +47,8 @@ export async function resetGroupSnapshot(
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const snapshot = await getGroupSnapshot(tx, principal, id);
-    const seen = await tx.operation.findFirst({
-      where: { groupSnapshotId: snapshot.id, state: { in: ["queued", "running"] } },
-    });
+    const live = { groupSnapshotId: snapshot.id, state: { in: ["queued", "running"] } };
+    const seen = await tx.operation.findFirst({ where: live });
     const parts = seen ? await lockParts(tx, seen) : [];
     const operation = seen && (await lockOperation(tx, seen.id));
     if (operation && isLive(operation) && isGroupOperation(operation.kind) && operation.kind !== "group-delete") {
@@ -59,5 +58,8 @@ export async function resetGroupSnapshot(
       await failGroupOperation(tx, { ...operation, kind }, parts, { state: "cancelled", reason });
     }
     await tx.groupSnapshot.updateMany({ where: { id: snapshot.id }, data: { status, updatedAt: new Date() } });
+    // Whoever begins something has the lock of this row: somebody may have been faster.
+    const added = await tx.operation.count({ where: { ...live, id: { notIn: seen ? [seen.id] : [] } } });
+    if (added > 0) throw new ChangedMeanwhileError();
   });
 }

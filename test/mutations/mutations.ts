@@ -278,4 +278,28 @@ export const mutations: readonly Mutation[] = [
     suite: "test/system/secrets.test.ts",
     test: "no secret is in a log",
   },
+  {
+    name: "a forced deletion overlooks a restore that was a moment faster",
+    file: `${control}/backup-cancel.ts`,
+    from: "if ((await tx.operation.count({ where: added })) > 0) throw new ChangedMeanwhileError();",
+    to: "",
+    suite: "test/control/races.test.ts",
+    test: "a moment faster",
+  },
+  {
+    name: "a connection that carries nothing is kept",
+    file: `${control}/database.ts`,
+    from: "stream.setTimeout(silentMs, () => stream.destroy(silence()));",
+    to: "void [stream, silence];",
+    suite: "test/fault/service-loss.test.ts",
+    test: "are asked on new connections",
+  },
+  {
+    name: "a reaper goes by its own clock",
+    file: "apps/worker/src/handlers/reap-repository.ts",
+    from: "modifiedAt > youngFrom;",
+    to: "modifiedAt.getTime() > Date.now() - 60_000 && youngFrom !== undefined;",
+    suite: "test/fault/clocks.test.ts",
+    test: "nothing young is reaped",
+  },
 ];

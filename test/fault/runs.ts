@@ -92,11 +92,9 @@ export async function openFaultHouse(options: {
   await using stack = new AsyncDisposableStack();
   const proxies: Record<string, TcpProxy> = {};
   const proxied = async (name: string, url: string): Promise<string> => {
-    const moved = new URL(url);
-    const proxy = stack.use(await startTcpProxy({ port: Number(moved.port) }));
+    const proxy = stack.use(await startTcpProxy(new URL(url)));
     proxies[name] = proxy;
-    moved.port = String(proxy.port);
-    return moved.href;
+    return proxy.through(url);
   };
   const store = stack.use(await openStore(options.store ?? "posix", (url) => proxied("the object store", url)));
   const repository = { ...briskConfig.repository, ...store.repository };

@@ -103,7 +103,7 @@ describe("a Redis that fails over", () => {
     const [old, heir] = [await start("old"), await start("heir")];
     const target = { port: old.port };
     const proxy = stack.use(await startTcpProxy(target));
-    const env = { REDIS_URL: `redis://:of-both@127.0.0.1:${proxy.port}/0` };
+    const env = { REDIS_URL: proxy.through(old.url) };
     await using instance = await startInstance({ workers: 2, env, ...brisk });
     await backUpThrough(instance, async () => {
       target.port = heir.port;
@@ -131,16 +131,14 @@ describe("servers that fall silent", () => {
   async function startReached(stack: AsyncDisposableStack, workers: number) {
     const instance = stack.use(await startInstance({ workers: 0, api: false, ...brisk }));
     const proxies: TcpProxy[] = [];
-    const throughProxy = async (address: string): Promise<string> => {
-      const url = new URL(address);
-      const proxy = stack.use(await startTcpProxy({ port: Number(url.port) }));
+    const proxied = async (url: string): Promise<string> => {
+      const proxy = stack.use(await startTcpProxy(new URL(url)));
       proxies.push(proxy);
-      url.port = String(proxy.port);
-      return url.href;
+      return proxy.through(url);
     };
     const env = {
-      DATABASE_URL: await throughProxy(instance.databaseUrl),
-      REDIS_URL: await throughProxy(instance.redisUrl),
+      DATABASE_URL: await proxied(instance.databaseUrl),
+      REDIS_URL: await proxied(instance.redisUrl),
     };
     const api = await instance.startApi(env);
     for (let i = 0; i < workers; i += 1) await instance.startWorker(env);

@@ -19,6 +19,8 @@ export type Trouble =
 
 export interface TcpProxy extends AsyncDisposable {
   readonly port: number;
+  /** The URL by which a server is reached through it. */
+  through(url: string): string;
   /** From now on; null: none. */
   trouble(trouble: Trouble | null): void;
 }
@@ -27,7 +29,7 @@ const trickleBytes = 512;
 const trickleMs = 20;
 
 /** A proxy before a real server on this machine that knows nothing of what it carries. New connections go to where `target` says by then. */
-export async function startTcpProxy(target: { port: number }): Promise<TcpProxy> {
+export async function startTcpProxy(target: { port: number | string }): Promise<TcpProxy> {
   const sockets = new Set<Socket>();
   const silent = new WeakSet<Socket>();
   let current: Trouble | null = null;
@@ -51,7 +53,7 @@ export async function startTcpProxy(target: { port: number }): Promise<TcpProxy>
   };
   const proxy = createServer({ allowHalfOpen: true }, (client) => {
     if (current?.kind === "cut") return void client.resetAndDestroy();
-    const server = connect({ port: target.port, host: "127.0.0.1", allowHalfOpen: true });
+    const server = connect({ port: Number(target.port), host: "127.0.0.1", allowHalfOpen: true });
     for (const [one, other] of [
       [client, server],
       [server, client],
@@ -75,6 +77,11 @@ export async function startTcpProxy(target: { port: number }): Promise<TcpProxy>
   };
   return {
     port: address.port,
+    through(url) {
+      const moved = new URL(url);
+      moved.port = String(address.port);
+      return moved.href;
+    },
     trouble(trouble) {
       current = trouble;
       if (trouble?.kind === "cut") reset();

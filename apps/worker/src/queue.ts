@@ -41,7 +41,7 @@ export function openJobQueues(options: {
     ...redisOptions,
     enableOfflineQueue: false,
     commandTimeout: 4_000,
-    socketTimeout: 5_000,
+    socketTimeout: 5_000, // It never waits for a job.
     maxRetriesPerRequest: 1,
   });
   const consumer = new Redis(options.url, { ...redisOptions, maxRetriesPerRequest: null });

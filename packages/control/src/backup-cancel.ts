@@ -20,21 +20,15 @@ async function lockWithOperations(
   id: string,
 ): Promise<{ backup: Backup; operations: OperationRow[] }> {
   await getBackup(tx, principal, id);
-  const seen = await tx.operation.findMany({
-    where: { backupId: id, state: { in: ["queued", "running"] } },
-    orderBy: { id: "asc" },
-  });
+  const live = { backupId: id, state: { in: ["queued", "running"] } };
+  const seen = await tx.operation.findMany({ where: live, orderBy: { id: "asc" } });
   const volumes = [...new Set(seen.flatMap((operation) => operation.volumeId ?? []))].sort();
   for (const volume of volumes) await lockVolume(tx, volume);
   const backup = await lockBackup(tx, id);
   if (!backup) throw new NotFoundError("Backup", id);
   // Whoever begins something has the backup's lock: from here on nothing is added, but somebody may have been faster.
-  const added = {
-    backupId: id,
-    state: { in: ["queued", "running"] },
-    id: { notIn: seen.map((operation) => operation.id) },
-  };
-  if ((await tx.operation.count({ where: added })) > 0) throw new ChangedMeanwhileError();
+  const added = await tx.operation.count({ where: { ...live, id: { notIn: seen.map((operation) => operation.id) } } });
+  if (added > 0) throw new ChangedMeanwhileError();
   const operations: OperationRow[] = [];
   for (const operation of seen) operations.push(await lockOperation(tx, operation.id));
   return { backup, operations: operations.filter(isLive) };

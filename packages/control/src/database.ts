@@ -74,7 +74,7 @@ function tellStatements(client: pg.ClientBase, hooks: Hooks): void {
 /** Serialization failure (ours, too) and deadlock: nothing was done, the same work may simply be tried again. */
 const retryableStates = ["40001", "40P01"];
 
-/** What was read before its lock could be had has changed meanwhile: nothing was done yet, and all begins anew. */
+/** What was read before its lock could be had has changed meanwhile: the transaction is dropped, and begins anew. */
 export class ChangedMeanwhileError extends Error {
   readonly code = "40001";
 }

@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs";
+import { existsSync, globSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { root } from "./bootstrap.mjs";
@@ -10,8 +10,9 @@ const execute = promisify(execFile);
 export const systemPython = "/usr/bin/python3";
 
 /**
- * Packages of Debian with all that they need and this system lacks, downloaded and unpacked without being installed: no root is
- * needed. Done once; kept in `var/<name>-pkg`, or in a folder that several checkouts share (TEPHRA_CACHE_DIR).
+ * Packages of Debian with all that they need, as far as this system lacks them, downloaded and unpacked without being installed: no
+ * root is needed, and what is installed is used from where it is (packageFile). Done once; kept in `var/<name>-pkg`, or in a folder
+ * that several checkouts share (TEPHRA_CACHE_DIR).
  *
  * @returns what to add to the environment of `systemPython`
  * @throws with what to do when this is no Debian or its packages cannot be reached
@@ -41,8 +42,21 @@ export async function unpackPackages(
   };
 }
 
-/** Where unpackPackages has put the packages of this name. */
-export function unpackedFolder(name: string): string {
+/**
+ * A file of packages that unpackPackages was asked for: where they were unpacked, or where the system has it, since what is
+ * installed already is not unpacked a second time.
+ *
+ * @param pattern below the root of a system, as `usr/bin/redis-server`; may hold wildcards
+ * @throws when it is in neither place
+ */
+export function packageFile(name: string, pattern: string): string {
+  const places = [unpackedFolder(name), "/"].map((place) => join(place, pattern));
+  const [found] = places.flatMap((place) => globSync(place));
+  if (found === undefined) throw new Error(`Debian's packages "${name}" have no file at ${places.join(" or ")}`);
+  return found;
+}
+
+function unpackedFolder(name: string): string {
   return join(resolve(process.env["TEPHRA_CACHE_DIR"] ?? join(root, "var")), `${name}-pkg`);
 }
 
@@ -61,7 +75,7 @@ async function download(folder: string, packages: readonly string[]): Promise<vo
     "Debug::NoLocking=true", // The lock of dpkg belongs to root, and nothing of dpkg's is written.
   ].flatMap((setting) => ["-o", setting]);
   const options = { cwd: folder, timeout: 300_000, maxBuffer: 2 ** 24 };
-  const missing = ["--yes", "--no-install-recommends", "--download-only", "install", ...packages];
+  const missing = ["--yes", "--no-install-recommends", "--no-upgrade", "--download-only", "install", ...packages];
   await execute("apt-get", [...settings, "-q", "update"], options);
   await execute("apt-get", [...settings, "-q", ...missing], options);
   const archives = join(folder, "cache/archives");

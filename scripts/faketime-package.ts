@@ -1,6 +1,4 @@
-import { globSync } from "node:fs";
-import { join } from "node:path";
-import { unpackedFolder, unpackPackages } from "./debian-packages.ts";
+import { packageFile, unpackPackages } from "./debian-packages.ts";
 
 /**
  * Debian's libfaketime, unpacked (see unpackPackages) where it is not installed.
@@ -9,9 +7,7 @@ import { unpackedFolder, unpackPackages } from "./debian-packages.ts";
  */
 export async function unpackFaketime(say: (line: string) => void): Promise<(offset: string) => Record<string, string>> {
   await unpackPackages({ name: "faketime", packages: ["libfaketime"] }, say);
-  const places = [unpackedFolder("faketime"), "/"];
-  const [library] = globSync(places.map((place) => join(place, "usr/lib/*-linux-gnu/faketime/libfaketimeMT.so.1")));
-  if (library === undefined) throw new Error("Debian's package libfaketime has no library where it is looked for");
+  const library = packageFile("faketime", "usr/lib/*-linux-gnu/faketime/libfaketimeMT.so.1");
   return (offset) => ({
     LD_PRELOAD: library,
     FAKETIME: offset,

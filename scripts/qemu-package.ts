@@ -1,16 +1,17 @@
-import { unpackedFolder, unpackPackages } from "./debian-packages.ts";
+import { packageFile, unpackPackages } from "./debian-packages.ts";
 
 /** The storage daemon, for which no machine is needed, and the agent that runs in guests. */
 const packages = ["qemu-system-common", "qemu-guest-agent"];
 
 /**
- * Debian's QEMU as far as it runs without a machine, see unpackPackages.
+ * A program of Debian's QEMU as far as it runs without a machine, see unpackPackages.
  *
- * @returns the folder above its `usr`, and what to add to the environment of its programs
+ * @returns its path, and what to add to its environment
  */
-export async function unpackQemu(
+export async function provideQemu(
+  name: "qemu-storage-daemon" | "qemu-ga",
   say: (line: string) => void,
-): Promise<{ folder: string; environment: Record<string, string> }> {
+): Promise<{ command: string; environment: Record<string, string> }> {
   const environment = await unpackPackages({ name: "qemu", packages }, say);
-  return { folder: unpackedFolder("qemu"), environment };
+  return { command: packageFile("qemu", `usr/{bin,sbin}/${name}`), environment };
 }

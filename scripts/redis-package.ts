@@ -1,5 +1,4 @@
-import { join } from "node:path";
-import { unpackedFolder, unpackPackages } from "./debian-packages.ts";
+import { packageFile, unpackPackages } from "./debian-packages.ts";
 
 /**
  * Debian's Redis, downloaded and unpacked without being installed: the system stays as it is, and no root is needed. Done once.
@@ -9,7 +8,7 @@ import { unpackedFolder, unpackPackages } from "./debian-packages.ts";
 export async function unpackRedis(say: (line: string) => void): Promise<{ command: string; env: NodeJS.ProcessEnv }> {
   try {
     const { LD_LIBRARY_PATH } = await unpackPackages({ name: "redis", packages: ["redis-server"] }, say);
-    return { command: join(unpackedFolder("redis"), "usr/bin/redis-server"), env: { LD_LIBRARY_PATH } };
+    return { command: packageFile("redis", "usr/bin/redis-server"), env: { LD_LIBRARY_PATH } };
   } catch (cause) {
     const advice = 'set REDIS_URL, or run "apt-get install redis-server" as root, and start again';
     throw new Error(`no Redis was found, and Debian's packages could not be had: ${advice}`, { cause });

@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { root } from "../../scripts/bootstrap.mjs";
-import { unpackQemu } from "../../scripts/qemu-package.ts";
+import { provideQemu } from "../../scripts/qemu-package.ts";
 import { type Program, spawnProgram } from "../../scripts/spawn-program.ts";
 import { waitFor } from "./wait-for.ts";
 
@@ -44,8 +44,7 @@ export async function startQemu(
   args: readonly string[],
   mount?: { image: string; mountpoint: string },
 ): Promise<Program> {
-  const { folder, environment } = await unpackQemu((line) => process.stderr.write(`${line}\n`));
-  const command = join(folder, name === "qemu-ga" ? "usr/sbin" : "usr/bin", name);
+  const { command, environment } = await provideQemu(name, (line) => process.stderr.write(`${line}\n`));
   const env = { PATH: process.env["PATH"], ...environment };
   if (mount === undefined) return await spawnProgram({ name, command, args, env });
   const script = 'mount -o loop "$1" "$2" && shift 2 && exec "$@"';

@@ -36,7 +36,7 @@ const spareBytes = 1024;
 
 /**
  * SHA-256 of what each level makes of the sample. Releases 2.30 and 2.31 agree on x86 processors with SSE 4.2, at level 3 with
- * AVX2. Others find other matches.
+ * AVX2 and without AVX-512. Others find other matches.
  */
 const sampleDigests = [
   "6fd07477aee101d9efc57f3a2f71d14c4c98a4644616ece1d266ff9ff13f2500",

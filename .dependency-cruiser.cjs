@@ -14,23 +14,33 @@ module.exports = {
     },
     {
       name: "engine-and-control-stand-alone",
+      comment: "Both know the names and limits of packages/format, which knows nobody.",
       severity: "error",
       from: { path: "^packages/([^/]+)/src/", pathNot: tests },
-      to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^packages/$1/" },
+      to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: ["^packages/$1/", "^packages/format/"] },
     },
     {
-      name: "api-imports-only-control",
+      name: "format-imports-nothing-of-ours",
+      severity: "error",
+      from: { path: "^packages/format/src/", pathNot: tests },
+      to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^packages/format/" },
+    },
+    {
+      name: "api-imports-only-control-and-format",
       severity: "error",
       from: { path: "^apps/api/src/", pathNot: tests },
-      to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^(apps/api|packages/control)/" },
+      to: {
+        path: "^(apps|packages|scripts|test|demo|bench)/",
+        pathNot: "^(apps/api|packages/control|packages/format)/",
+      },
     },
     {
-      name: "worker-imports-only-control-and-engine",
+      name: "worker-imports-only-control-engine-and-format",
       severity: "error",
       from: { path: "^apps/worker/src/", pathNot: tests },
       to: {
         path: "^(apps|packages|scripts|test|demo|bench)/",
-        pathNot: "^(apps/worker|packages/control|packages/engine)/",
+        pathNot: "^(apps/worker|packages/control|packages/engine|packages/format)/",
       },
     },
     {

@@ -2,6 +2,7 @@
 FROM node:24-bookworm-slim AS build
 WORKDIR /app
 COPY package.json package-lock.json .npmrc ./
+COPY packages/format/package.json packages/format/
 COPY packages/engine/package.json packages/engine/
 COPY packages/control/package.json packages/control/
 COPY apps/api/package.json apps/api/

@@ -1,7 +1,11 @@
 import { defineConfig } from "vitest/config";
 import { CountReporter } from "./test/harness/count-reporter.ts";
 
-const engineTests = ["packages/engine/src/**/*.test.ts", "test/contract/**/*.test.ts", "test/format/**/*.test.ts"];
+const engineTests = [
+  "packages/{engine,format}/src/**/*.test.ts",
+  "test/contract/**/*.test.ts",
+  "test/format/**/*.test.ts",
+];
 // Suites of whole systems: several processes each, most of the time waiting for something.
 const systemTests = ["test/system/**/*.test.ts", "test/fault/**/*.test.ts"];
 // What sets up and starts this checkout: one file at a time.

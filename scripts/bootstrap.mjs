@@ -13,7 +13,14 @@ import { buildNative } from "./build-native.mjs";
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), "..");
 
 /** The projects whose `dist` the house runs from, in the order of their dependencies. */
-export const productProjects = ["packages/engine", "packages/control", "apps/api", "apps/worker", "apps/cli"];
+export const productProjects = [
+  "packages/format",
+  "packages/engine",
+  "packages/control",
+  "apps/api",
+  "apps/worker",
+  "apps/cli",
+];
 
 const cacheDir = join(root, "node_modules/.cache/tephra");
 const nodeMajorMin = 24;

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 import { deflateSync, zstdCompressSync } from "node:zlib";
 import {
   compressions,
@@ -28,6 +29,7 @@ import { FormatError } from "../../packages/engine/src/json-stream.ts";
 import { readMetadata } from "../../packages/engine/src/metadata.ts";
 import { openRepository } from "../../packages/engine/src/repository/open-repository.ts";
 import { parseMapLine } from "../../packages/engine/src/restore-map.ts";
+import { parseStrictJson, UnusableJsonError } from "../../packages/format/src/strict-json.ts";
 import type { Random } from "./random.ts";
 
 /** A parser that takes what an attacker may have written. */
@@ -149,6 +151,15 @@ export const parsers: readonly Fuzzed[] = [
     },
   },
   {
+    name: "strict JSON",
+    seeds: [Buffer.from(metadata([entry(1, "zlib")])), compact(metadata([entry(1, "zlib")])), Buffer.from(record)],
+    async parse(input) {
+      // What is accepted is what every other reader takes it for.
+      const read = parseStrictJson(input);
+      if (!isDeepStrictEqual(read, JSON.parse(input.toString("utf8")))) throw new Error("read otherwise");
+    },
+  },
+  {
     name: "hash list",
     seeds: [Buffer.from(hashList), compact(hashList), Buffer.from(hashList.replace(/\n {4}"[^\]]*/, ""))],
     async parse(input, random) {
@@ -253,5 +264,5 @@ export const parsers: readonly Fuzzed[] = [
 
 /** Whether an error is one that bad input is answered with. */
 export function isAnswer(error: unknown): boolean {
-  return error instanceof FormatError || error instanceof EngineError;
+  return error instanceof FormatError || error instanceof EngineError || error instanceof UnusableJsonError;
 }

@@ -16,7 +16,7 @@ beforeEach(() => {
     cpSync(join(root, "scripts", name), join(checkout, "scripts", name));
   }
   cpSync(join(root, "tsconfig.base.json"), join(checkout, "tsconfig.base.json"));
-  cpSync(join(root, "packages/engine/tsconfig.json"), join(checkout, "packages/one/tsconfig.json"));
+  cpSync(join(root, "packages/format/tsconfig.json"), join(checkout, "packages/one/tsconfig.json"));
   for (const name of ["typescript", "node", "@types/node"]) {
     symlinkSync(join(root, "node_modules", name), join(checkout, "node_modules", name));
   }

@@ -21,13 +21,6 @@ export interface NewImport {
   sizeGib: number;
 }
 
-/**
- * Whether a text has the form of the names that a backup's objects begin with: on file systems, and on object stores. The engine has the
- * last word on it; what is refused here never becomes a row.
- */
-export const isObjectPrefix = (text: string): boolean =>
-  /^volume_[A-Za-z0-9-]{1,64}(?:_\d{14}|\/\d{14}\/az_[ -.0-~]{1,255})_backup_[A-Za-z0-9-]{1,64}$/.test(text);
-
 /** @throws NoServiceError when no worker is alive to import anything */
 export async function assertImportable(database: Database, config: Config, service: string): Promise<void> {
   if ((await liveQueues(database, config.worker.down_ms)).length === 0) throw new NoServiceError(service);

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { isContainer } from "@tephra/format";
 import { type Config, defaultRepository, repositoryIn } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
@@ -87,16 +88,6 @@ export interface NewBackup {
   metadata: Record<string, string>;
   availabilityZone: string | null;
 }
-
-/**
- * Whether a container that somebody named is a name beneath the repository: it must not lead out of it, nor to what is reserved there.
- * Drivers refuse what their store cannot hold besides.
- */
-export const isContainer = (text: string): boolean =>
-  Buffer.byteLength(text) <= 255 &&
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
-  !/[\u0000-\u001f\u007f\\]/.test(text) &&
-  text.split("/").every((part) => part !== "" && part !== "." && part !== ".." && !part.startsWith(".tephra"));
 
 /** @throws InvalidError */
 function checkContainer(container: string | null): void {

@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { hostname } from "node:os";
 import { resolve } from "node:path";
+import { zonePattern } from "@tephra/format";
 import { parse as parseYaml } from "yaml";
 import { z } from "zod";
 import { ConfigError, NotFoundError } from "./errors.ts";
@@ -45,7 +46,7 @@ const Encryption = z
     error: "must have either key_file or key_command",
   });
 
-const zone = z.string().regex(/^[ -.0-~]{1,255}$/, "must be printable ASCII without a slash");
+const zone = z.string().regex(zonePattern, "must be printable ASCII without slashes and backslashes");
 
 const Repository = z
   .strictObject({

@@ -1,3 +1,4 @@
+import { parseStrictJson } from "@tephra/format";
 import { z } from "zod";
 import { InvalidError } from "./errors.ts";
 import type { Volume } from "./generated/client.ts";
@@ -84,7 +85,7 @@ function parseStored(document: string): z.infer<typeof Stored> {
 
 function jsonOf(text: string): unknown {
   try {
-    return JSON.parse(text);
+    return parseStrictJson(text);
   } catch {
     return null;
   }

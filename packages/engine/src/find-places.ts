@@ -1,4 +1,5 @@
-import { dataNumber, hashListName, keyVersion, metadataName, prefixOf } from "./layout.ts";
+import { prefixOf, readDatedPrefix } from "@tephra/format";
+import { dataNumber, hashListName, keyVersion, metadataName } from "./layout.ts";
 import type { Repository } from "./repository/repository.ts";
 
 /** The objects of one backup in a container, as a listing shows them. */
@@ -13,10 +14,6 @@ export interface ListedPlace {
   /** When the youngest of them was stored, or when the backup was begun by its name if that is later. */
   modifiedAt: Date;
 }
-
-/** In the form that services of today give their prefixes: a time and a whole uuid. */
-const datedPrefix =
-  /(?:_|\/)(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(?:\/az_.*)?_backup_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$/;
 
 /**
  * What there is of backups in some containers, whole or not. Objects whose names are not exactly those that a backup with a full id and a
@@ -51,8 +48,7 @@ function isNameOf(prefix: string, name: string): boolean {
 
 /** Null for a prefix without a time or a whole id. */
 function newPlace(container: string, prefix: string): ListedPlace | null {
-  const [, year, month, day, hour, minute, second, backupId] = datedPrefix.exec(prefix) ?? [];
-  const modifiedAt = new Date(`${year}-${month}-${day}T${hour}:${minute}:${second}Z`);
-  if (backupId === undefined || Number.isNaN(modifiedAt.getTime())) return null;
-  return { container, prefix, backupId, objects: 0, whole: false, modifiedAt };
+  const dated = readDatedPrefix(prefix);
+  if (dated === null) return null;
+  return { container, prefix, backupId: dated.backupId, objects: 0, whole: false, modifiedAt: dated.begunAt };
 }

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { framesMagic } from "./encryption/frames.ts";
 import { EncryptionKeyMissingError } from "./errors.ts";
-import { FormatError, streamJson } from "./json-stream.ts";
+import { FormatError, parseDocument, streamJson } from "./json-stream.ts";
 import type { BackupLayout } from "./layout.ts";
 import { pythonString } from "./python-json.ts";
 
@@ -129,7 +129,8 @@ const headSchema = z.object({
     .min(1)
     .max(2 ** 40),
 });
-const tailSchema = z.object({ version: z.literal(version) });
+/** What stands around the hashes, with an empty list in their place. */
+const frameSchema = headSchema.extend({ sha256s: z.tuple([]), version: z.literal(version) });
 
 async function openFixedWidth(read: ReadHashList, sizeBytes: number): Promise<HashList | null> {
   const head = await readText(read, { offset: 0, length: Math.min(headBytesMax, sizeBytes) });
@@ -147,11 +148,11 @@ async function openFixedWidth(read: ReadHashList, sizeBytes: number): Promise<Ha
   const linesBytes = tailStart + listEnd - linesStart;
   const count = (linesBytes + 2) / hashLineBytes;
   if (!Number.isInteger(count) || count < 1) return null;
-  const before = headSchema.safeParse(parseJson(`${head.slice(0, headEnd)}"":0}`));
-  const behind = tailSchema.safeParse(parseJson(`{${tail.slice(listEnd + tailMarker.length)}`));
-  if (!before.success || !behind.success) return null;
+  const around = `${head.slice(0, headEnd)}"sha256s": [],${tail.slice(listEnd + tailMarker.length)}`;
+  const frame = frameSchema.safeParse(documentOrNull(Buffer.from(around, "latin1")));
+  if (!frame.success) return null;
   return {
-    blockBytes: before.data.chunk_size,
+    blockBytes: frame.data.chunk_size,
     count,
     read: (first, wanted) => readLines(read, { linesStart, count }, first, wanted),
   };
@@ -255,9 +256,9 @@ async function readBytes(read: ReadHashList, part: { offset: number; length: num
   return Buffer.concat(chunks);
 }
 
-function parseJson(text: string): unknown {
+function documentOrNull(bytes: Uint8Array): unknown {
   try {
-    return JSON.parse(text);
+    return parseDocument(bytes);
   } catch {
     return null;
   }

@@ -1,3 +1,4 @@
+import { backupIdPattern, columnMax, containerBytesMax, parseStrictJson } from "@tephra/format";
 import { z } from "zod";
 import type { BackupReference } from "./backup-reference.ts";
 import { EngineError, IncompleteRecordError, InvalidRecordError } from "./errors.ts";
@@ -33,17 +34,14 @@ const recordBytesMax = 1024 * 1024;
 /** What a database can hold: neither NUL nor half of a surrogate pair. */
 const storable = (value: string): boolean => !value.includes("\0") && value.isWellFormed();
 const text = z.string().max(4096).refine(storable, "characters that cannot be stored").nullable();
-const id = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/);
+const id = z.string().regex(backupIdPattern);
 
 /** Old releases lack newer keys; these seven are required by Cinder, too. Unknown keys are ignored. */
 const schema = z.object({
   id,
-  container: z.string().max(255),
+  container: z.string().max(containerBytesMax),
   service_metadata: z.string().max(1024),
-  size: z
-    .int()
-    .min(0)
-    .max(2 ** 31 - 1),
+  size: z.int().min(0).max(columnMax),
   object_count: z.int().min(0),
   display_name: text,
   display_description: text,
@@ -78,8 +76,7 @@ export function decodeExportRecord(url: string): ImportRecord {
   if (base64.length > recordBytesMax) refuse(`it is longer than ${recordBytesMax} bytes`);
   if (base64 === "" || !/^[A-Za-z0-9+/]+={0,2}$/.test(base64) || base64.length % 4 !== 0) refuse("it is not base64");
   const document = parseJson(base64);
-  const isRecord = typeof document === "object" && !Array.isArray(document);
-  const missing = required.filter((key) => isRecord && !Object.hasOwn(document ?? {}, key));
+  const missing = required.filter((key) => !Object.hasOwn(document, key));
   if (missing.length > 0) throw new IncompleteRecordError(missing);
   const parsed = schema.safeParse(document);
   if (!parsed.success) {
@@ -133,9 +130,9 @@ export function parseRecordText(input: string): { service: string | null; url: s
   if (trimmed.length > 2 * recordBytesMax) refuse("it is too long");
   let value: unknown;
   try {
-    value = JSON.parse(trimmed);
+    value = parseStrictJson(trimmed, 2 * recordBytesMax);
   } catch (error) {
-    return refuse("it is neither base64 nor JSON", error);
+    return refuse(`it is neither base64 nor JSON that can be used: ${(error as Error).message}`, error);
   }
   const record = z.object({ backup_service: z.string().max(255), backup_url: z.string() });
   const wrapped = z.union([
@@ -181,11 +178,11 @@ export function referenceOfRecord(record: ImportRecord, repository: Repository):
   return { backupId: record.id, repository, container: record.container, prefix: record.prefix };
 }
 
-function parseJson(base64: string): unknown {
+function parseJson(base64: string): Record<string, unknown> {
   try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(Buffer.from(base64, "base64")));
+    return parseStrictJson(Buffer.from(base64, "base64"));
   } catch (error) {
-    return refuse("it is not the base64 of a JSON document", error);
+    return refuse(`it is not the base64 of a JSON document that can be used: ${(error as Error).message}`, error);
   }
 }
 

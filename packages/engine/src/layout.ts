@@ -1,3 +1,4 @@
+import { isObjectPrefix, keyVersionPattern } from "@tephra/format";
 import { type Compression, codecOf, type Encoding, levelsOf, type ZlibEncoder } from "./compression.ts";
 import { InvalidLayoutError, InvalidObjectNameError } from "./errors.ts";
 import type { Extent } from "./extents.ts";
@@ -72,16 +73,9 @@ export function encodingOf({ compression, level, zlibEncoder = "zlib" }: BackupL
   return { compression, level, zlibEncoder };
 }
 
-/**
- * Every form of prefix that a Cinder driver writes: `volume_<id>_<time>_backup_<id>` on file systems,
- * `volume_<id>/<time>/az_<zone>_backup_<id>` on object stores. Anything shorter could reach another backup's objects.
- */
-const prefixPattern =
-  /^volume_[A-Za-z0-9][A-Za-z0-9-]{0,63}(?:_\d{14}|\/\d{14}\/az_[ -.0-~]{1,255})_backup_[A-Za-z0-9][A-Za-z0-9-]{0,63}$/;
-
 /** Throws InvalidObjectNameError unless the prefix is a whole one. Returns it. */
 export function checkPrefix(prefix: string): string {
-  if (!prefixPattern.test(prefix)) {
+  if (!isObjectPrefix(prefix)) {
     throw new InvalidObjectNameError(`Not the prefix of a backup's objects: ${JSON.stringify(prefix.slice(0, 300))}.`);
   }
   return prefix;
@@ -107,15 +101,6 @@ export function keyVersion(prefix: string, name: string): string | null {
   if (!name.startsWith(prefix + keyMark)) return null;
   const version = name.slice(prefix.length + keyMark.length);
   return keyVersionPattern.test(version) ? version : null;
-}
-
-/** Versions of master keys: without `_` and `-`, so that no other name of a backup looks like one of a key. */
-export const keyVersionPattern = /^[A-Za-z0-9][A-Za-z0-9.]{0,31}$/;
-
-/** The prefix in the name of any object of a backup, or null when the name is none. */
-export function prefixOf(name: string): string | null {
-  const prefix = name.replace(/(?:-\d{5,15}|_metadata|_sha256file|_key_[A-Za-z0-9][A-Za-z0-9.]{0,31})$/, "");
-  return prefix !== name && prefixPattern.test(prefix) ? prefix : null;
 }
 
 /** Data objects are numbered from 1, with at least five digits. */

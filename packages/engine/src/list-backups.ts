@@ -1,8 +1,9 @@
+import { idOfPrefix, prefixOf } from "@tephra/format";
 import { type BackupReference, keyOf } from "./backup-reference.ts";
 import { findHashList, summarize } from "./chain.ts";
 import { readEncryptedLabel } from "./encryption/encrypted-metadata.ts";
 import { EngineError, ObjectMissingError } from "./errors.ts";
-import { dataNumber, hashListName, metadataName, prefixOf } from "./layout.ts";
+import { dataNumber, hashListName, metadataName } from "./layout.ts";
 import type { Repository } from "./repository/repository.ts";
 import { type StatedColumns, statedColumns, statedVolumeBytes } from "./volume-meta.ts";
 
@@ -44,7 +45,7 @@ export async function* findBackups(repository: Repository, signal: AbortSignal):
       if (!name.endsWith(metadataSuffix)) continue;
       const prefix = prefixOf(name);
       if (prefix === null) continue;
-      yield { backupId: prefix.slice(prefix.lastIndexOf("_") + 1), repository, container, prefix };
+      yield { backupId: idOfPrefix(prefix), repository, container, prefix };
     }
   }
 }

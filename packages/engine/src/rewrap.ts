@@ -1,5 +1,6 @@
+import { prefixOf } from "@tephra/format";
 import { EncryptionKeyMissingError, EncryptionKeyWrongError, InvalidBackupError } from "./errors.ts";
-import { keyVersion, prefixOf } from "./layout.ts";
+import { keyVersion } from "./layout.ts";
 import type { BackupPlace, Repository } from "./repository/repository.ts";
 import type { RunContext } from "./run-context.ts";
 

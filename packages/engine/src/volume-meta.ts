@@ -1,3 +1,4 @@
+import { backupIdPattern, parseStrictJson } from "@tephra/format";
 import { type JsonValue, pythonJson } from "./python-json.ts";
 
 /** What is kept about a volume inside its backup. */
@@ -56,7 +57,7 @@ export function statedColumns(volumeMeta: string | null): StatedColumns {
   const base = baseColumns(volumeMeta);
   return {
     sizeGib: wholeNumber(property(base, "size")),
-    encryptionKeyId: matching(property(base, "encryption_key_id"), /^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/),
+    encryptionKeyId: matching(property(base, "encryption_key_id"), backupIdPattern),
     projectId: matching(property(base, "project_id"), /^[\w.-]{1,255}$/),
     userId: matching(property(base, "user_id"), /^[\w.@-]{1,255}$/),
   };
@@ -68,7 +69,7 @@ const matching = (value: unknown, form: RegExp): string | null =>
 function baseColumns(volumeMeta: string | null): unknown {
   if (volumeMeta === null) return undefined;
   try {
-    return property(JSON.parse(volumeMeta), "volume-base-metadata");
+    return property(parseStrictJson(volumeMeta), "volume-base-metadata");
   } catch {
     return undefined;
   }

@@ -1,4 +1,5 @@
-import { type BackupRow, isContainer, isObjectPrefix, isUuid } from "@tephra/control";
+import { type BackupRow, isUuid } from "@tephra/control";
+import { columnMax, isContainer, isObjectPrefix, parseStrictJson, textCharactersMax } from "@tephra/format";
 import { z } from "zod";
 import { badRequest } from "../refusals.ts";
 import { isStorable, lengthOf } from "../v3/fields.ts";
@@ -55,11 +56,11 @@ interface FirstSight {
 
 const invalid = (text: string) => badRequest(`Invalid input received: ${text}`);
 
-const count = z
-  .int()
-  .min(0)
-  .max(2 ** 31 - 1);
-const text = z.string().refine((value) => lengthOf(value) <= 255 && isStorable(value));
+const isObject = (value: unknown): value is object =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+const count = z.int().min(0).max(columnMax);
+const text = z.string().refine((value) => lengthOf(value) <= textCharactersMax && isStorable(value));
 const id = z.string().refine(isUuid);
 const dateForm = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)?$/;
 const date = z.string().refine((value) => dateForm.test(value) && !Number.isNaN(Date.parse(value)));
@@ -94,12 +95,13 @@ export function parseRecord(backupUrl: string): FirstSight {
   let document: unknown;
   try {
     document = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+    // What says something twice would be read differently by each who reads it.
+    if (isObject(document)) document = parseStrictJson(bytes);
   } catch {
     throw invalid("Can't parse backup record.");
   }
   if (document === null || ["number", "boolean"].includes(typeof document)) throw malformedRequest();
-  const isObject = typeof document === "object" && !Array.isArray(document);
-  const record = new Map(Object.entries(isObject ? (document as object) : {}));
+  const record = new Map(Object.entries(isObject(document) ? document : {}));
   if (!record.has("id")) throw invalid("Provided backup record is missing an id");
   if (!record.has("size")) throw invalid("Provided backup record is missing size attribute");
   for (const [key, [what, schema]] of Object.entries(fields)) {

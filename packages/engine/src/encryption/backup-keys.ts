@@ -1,3 +1,4 @@
+import { idOfPrefix } from "@tephra/format";
 import {
   EncryptionKeyMissingError,
   EncryptionKeyWrongError,
@@ -172,9 +173,7 @@ export class BackupKeys {
   }
 }
 
-function idOf({ prefix }: BackupPlace): string {
-  return prefix.slice(prefix.lastIndexOf("_") + 1);
-}
+const idOf = ({ prefix }: BackupPlace): string => idOfPrefix(prefix);
 
 function missingKey(what: string, versions: readonly string[], masters: MasterKeys): EncryptionKeyMissingError {
   const given = masters.map(({ version }) => version).join(", ");

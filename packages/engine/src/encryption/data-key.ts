@@ -1,4 +1,5 @@
 import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from "node:crypto";
+import { parseStrictJson } from "@tephra/format";
 import { z } from "zod";
 import type { MasterKey } from "./master-keys.ts";
 
@@ -56,7 +57,7 @@ function wrappingKey(master: MasterKey): Buffer {
 
 function parseJson(bytes: Uint8Array): unknown {
   try {
-    return JSON.parse(Buffer.from(bytes).toString("utf8"));
+    return parseStrictJson(bytes, keyObjectBytesMax);
   } catch {
     return null;
   }

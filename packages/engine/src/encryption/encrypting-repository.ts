@@ -1,5 +1,6 @@
+import { prefixOf, reservedContainer } from "@tephra/format";
 import { FormatError } from "../json-stream.ts";
-import { metadataName, prefixOf } from "../layout.ts";
+import { metadataName } from "../layout.ts";
 import {
   type BackupPlace,
   type Leftover,
@@ -8,7 +9,6 @@ import {
   type Repository,
   type RepositoryEncryption,
   recordsContainer,
-  reservedContainer,
 } from "../repository/repository.ts";
 import type { WriteContext } from "../run-context.ts";
 import { BackupKeys } from "./backup-keys.ts";

@@ -1,8 +1,8 @@
 import { execFile } from "node:child_process";
 import { open } from "node:fs/promises";
 import { promisify } from "node:util";
+import { keyVersionPattern } from "@tephra/format";
 import { errnoOf, RepositoryConfigError, RepositoryUnavailableError } from "../errors.ts";
-import { keyVersionPattern } from "../layout.ts";
 
 /** Where the master keys of a repository come from: a file, or what a program prints. Exactly one of the two. */
 export interface MasterKeySource {

@@ -4,7 +4,7 @@ import { errnoOf, HypervisorUnavailableError, PathNotAllowedError } from "../err
 import { allowedPath } from "../volume/allowed-path.ts";
 
 /** A reply longer than this ends the connection. The longest that QEMU gives is its schema, of 300 KB. */
-const lineBytesMax = 4 * 1024 * 1024;
+export const lineBytesMax = 4 * 1024 * 1024;
 const connectMs = 5_000;
 const newline = 0x0a;
 

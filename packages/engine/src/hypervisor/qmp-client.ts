@@ -1,6 +1,7 @@
+import { parseStrictJson } from "@tephra/format";
 import { z } from "zod";
 import { HypervisorRefusedError, HypervisorUnavailableError } from "../errors.ts";
-import { type JsonSocket, openJsonSocket } from "./json-socket.ts";
+import { type JsonSocket, lineBytesMax, openJsonSocket } from "./json-socket.ts";
 
 /** A monitor serves one client at a time; a second one is connected and gets no greeting until the first has gone. */
 const greetingMs = 10_000;
@@ -130,7 +131,7 @@ export class QmpClient implements Disposable {
 /** Undefined for what is no JSON. */
 export function parseJson(text: Buffer | string): unknown {
   try {
-    return JSON.parse(text.toString());
+    return parseStrictJson(text, lineBytesMax);
   } catch {
     return undefined;
   }

@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
-import { type ObjectKey, reservedContainer } from "./repository.ts";
+import { reservedContainer } from "@tephra/format";
+import type { ObjectKey } from "./repository.ts";
 
 /** The object that makes a place a repository. Never created by accident. */
 export const markerKey: ObjectKey = { container: reservedContainer, name: "repository.json" };

@@ -1,5 +1,6 @@
 import { createHash, type Hash } from "node:crypto";
 import { setImmediate as breathe } from "node:timers/promises";
+import { prefixOf, reservedContainer, zonePattern } from "@tephra/format";
 import {
   InvalidObjectNameError,
   ObjectConflictError,
@@ -8,7 +9,6 @@ import {
   RepositoryUnavailableError,
   RepositoryUnmarkedError,
 } from "../errors.ts";
-import { prefixOf } from "../layout.ts";
 import type { WriteContext } from "../run-context.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import type { ObjectStore, PutBody, UploadedPart } from "./object-store.ts";
@@ -19,7 +19,6 @@ import {
   operationIdPattern,
   parseContainer,
   type Repository,
-  reservedContainer,
   stagingContainer,
 } from "./repository.ts";
 
@@ -46,7 +45,7 @@ export class ObjectRepository implements Repository {
   readonly #turns = new Map<string, Promise<unknown>>();
 
   constructor(store: ObjectStore, zone: string) {
-    if (!/^[ -.0-~]{1,255}$/.test(zone)) {
+    if (!zonePattern.test(zone)) {
       throw new RepositoryConfigError(`A zone that cannot be part of object names: ${JSON.stringify(zone)}.`);
     }
     this.driver = store.driver;

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { access, link, lstat, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
 import { join, relative } from "node:path";
+import { reservedContainer } from "@tephra/format";
 import {
   EngineError,
   errnoOf,
@@ -38,7 +39,6 @@ import {
   operationIdPattern,
   parseContainer,
   type Repository,
-  reservedContainer,
   stagingContainer,
 } from "./repository.ts";
 

@@ -1,3 +1,4 @@
+import { backupIdPattern, containerProblem, reservedContainer } from "@tephra/format";
 import type { EncryptedLabel } from "../encryption/encrypted-metadata.ts";
 import { InvalidContainerError, InvalidObjectNameError } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
@@ -130,36 +131,20 @@ export interface ObjectFile extends AsyncDisposable {
 /** Ids of operations, as containers of what they stage are named. */
 export const operationIdPattern = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
-/** Everything that is ours and no backup lies in containers that start so; users cannot name them. */
-export const reservedContainer = ".tephra";
-
 /** Records of backups that were imported from elsewhere, named by their ids. */
 export const recordsContainer = `${reservedContainer}/records`;
 
 /** The container for what an operation stages: slices and maps. Throws InvalidObjectNameError for an id that is no id. */
 export function stagingContainer(operationId: string): string {
-  if (!/^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/.test(operationId)) {
+  if (!backupIdPattern.test(operationId)) {
     throw new InvalidObjectNameError(`Not the id of an operation: ${JSON.stringify(operationId.slice(0, 100))}.`);
   }
   return `${reservedContainer}/${operationId}`;
 }
 
-/**
- * Parses a container that a user named: a relative path of at most 255 characters without empty, `.` or `..` parts, control
- * characters or backslashes, outside what is reserved. That it leads out through a symbolic link is refused when it is used.
- */
+/** Parses a container that a user named, by the rules of names. InvalidContainerError. */
 export function parseContainer(text: string): string {
-  const refuse = (reason: string): never => {
-    throw new InvalidContainerError(`Invalid container ${JSON.stringify(text.slice(0, 300))}: ${reason}.`);
-  };
-  if (text.length === 0) refuse("it is empty");
-  if (Buffer.byteLength(text) > 255) refuse("it is longer than 255 bytes");
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
-  if (/[\u0000-\u001f\u007f\\]/.test(text)) refuse("it has a control character or a backslash");
-  if (text.startsWith("/")) refuse("it is absolute");
-  if (text.split("/").some((part) => part === "" || part === "." || part === "..")) {
-    refuse("it has an empty, . or .. part");
-  }
-  if (text.startsWith(reservedContainer)) refuse(`names that start with ${reservedContainer} are reserved`);
-  return text;
+  const problem = containerProblem(text);
+  if (problem === null) return text;
+  throw new InvalidContainerError(`Invalid container ${JSON.stringify(text.slice(0, 300))}: ${problem}.`);
 }

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { reservedContainer } from "@tephra/format";
 import { InvalidContainerError } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
 import {
@@ -11,7 +12,7 @@ import {
   type StoredObject,
   type UploadedPart,
 } from "./object-store.ts";
-import { type ObjectKey, operationIdPattern, reservedContainer } from "./repository.ts";
+import { type ObjectKey, operationIdPattern } from "./repository.ts";
 import { type SwiftAuth, SwiftClient, type SwiftNetwork } from "./swift-client.ts";
 
 export interface SwiftSettings extends SwiftNetwork {

@@ -1,12 +1,13 @@
 import { sayWhy } from "./actor.ts";
+import { liveWhole, refusePartOf, wasClaimed } from "./admin-reset.ts";
 import { cancelBackupCreate } from "./backup-create.ts";
-import { startBackupDelete } from "./backup-delete.ts";
+import { cancelBackupDelete, startBackupDelete } from "./backup-delete.ts";
 import { cancelBackupImport } from "./backup-import.ts";
 import { cancelRestore } from "./backup-restore.ts";
 import type { BackupStatus } from "./backup-state.ts";
 import { getBackup, lockBackup } from "./backups.ts";
 import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "./database.ts";
-import { NotFoundError } from "./errors.ts";
+import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";
 import { notifyBackup } from "./notifications.ts";
 import { isLive, lockOperation, type OperationRow } from "./operations.ts";
@@ -34,13 +35,14 @@ async function lockWithOperations(
   return { backup, operations: operations.filter(isLive) };
 }
 
-/** Ends the creation or restore that is going on; a deletion goes on. Whoever works on it learns of it at the next heartbeat. */
+/** Ends what is going on with the backup, but for verifications, which change no status. Whoever works on it learns of it at the next heartbeat. */
 async function cancelWork(tx: Transaction, operations: readonly OperationRow[], reason: string): Promise<void> {
   for (const operation of operations) {
     await sayWhy(tx, { reason, operation });
     if (operation.kind === "backup-create") await cancelBackupCreate(tx, operation, reason);
     if (operation.kind === "backup-import") await cancelBackupImport(tx, operation, reason);
     if (operation.kind === "backup-restore") await cancelRestore(tx, operation, reason);
+    if (operation.kind === "backup-delete") await cancelBackupDelete(tx, operation, reason);
   }
 }
 
@@ -53,10 +55,25 @@ async function notifyCancelled(tx: Transaction, operations: readonly OperationRo
 }
 
 /**
- * An admin's word on the status of a backup (API spec 6.9, 9.4). A running restore is cancelled by it: the target is then in `error` and the
- * backup `available`, whatever was asked for. A running creation is cancelled by `error`; `available` is what it becomes anyhow.
+ * `available` is said only of what can be restored: of a backup that was complete once, and of whose objects none was removed.
  *
- * @throws NotFoundError
+ * @throws InvalidError
+ */
+async function checkRestorable(tx: Transaction, backup: Backup, operations: readonly OperationRow[]): Promise<void> {
+  const deletion = operations.find(({ kind }) => kind === "backup-delete");
+  const refuse = (why: string) => new InvalidError("backup", `Cannot reset-state to available: ${why}`);
+  if (backup.removalBegunAt !== null || (deletion && (await wasClaimed(tx, deletion.id)))) {
+    throw refuse("the removal of its objects has begun, so it can only be reset to error, or deleted.");
+  }
+  if (backup.storedBytes === null && backup.objectCount === 0) throw refuse("it was never completed.");
+}
+
+/**
+ * An admin's word on the status of a backup (API spec 6.9, 9.4). A running restore is cancelled by it: the target is then in `error` and the
+ * backup `available`, whatever was asked for. A running creation is cancelled by `error`; `available` is what it becomes anyhow. A
+ * deletion is cancelled as long as nobody has begun to remove objects; afterwards only `error` ends it.
+ *
+ * @throws NotFoundError; InvalidError as above, and for a part of an operation on its group that is done, while the whole goes on
  */
 export async function resetBackupStatus(
   database: Database,
@@ -68,8 +85,12 @@ export async function resetBackupStatus(
     const { backup, operations } = await lockWithOperations(tx, principal, id);
     const restoring = operations.some((operation) => operation.kind === "backup-restore");
     const creating = operations.some(({ kind }) => kind === "backup-create" || kind === "backup-import");
+    const own = operations.some(({ kind }) => kind !== "backup-verify");
+    const whole = own || backup.status === "available" ? null : await liveWhole(tx, backup.groupSnapshotId);
+    if (whole) refusePartOf("backup", status, whole);
     await notifyBackup(tx, "backup.reset_status.start", id);
     if (creating && status === "available") return notifyBackup(tx, "backup.reset_status.end", id);
+    if (status === "available" && !restoring) await checkRestorable(tx, backup, operations);
     await cancelWork(tx, operations, "Cancelled by an administrator, who reset the status of the backup.");
     await tx.backup.update({
       where: { id: backup.id },
@@ -90,10 +111,7 @@ export async function requestBackupForceDelete(database: Database, principal: Pr
     const { backup, operations } = await lockWithOperations(tx, principal, id);
     if (operations.some((operation) => operation.kind === "backup-delete")) return;
     await cancelWork(tx, operations, "Cancelled by an administrator, who deleted the backup.");
-    const deletion = await startBackupDelete(tx, principal, backup);
+    await startBackupDelete(tx, principal, backup);
     await notifyCancelled(tx, operations, id);
-    await tx.$executeRaw`
-      UPDATE tasks SET state = 'blocked' WHERE operation_id = ${deletion}::uuid AND EXISTS (
-        SELECT 1 FROM tasks t JOIN operations o ON o.id = t.operation_id WHERE o.backup_id = ${id}::uuid AND t.state = 'running')`;
   });
 }

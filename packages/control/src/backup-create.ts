@@ -325,3 +325,14 @@ export async function cancelBackupCreate(tx: Transaction, operation: OperationRo
   const plan = operation.plan as unknown as BackupPlan | null;
   await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? tidyNeeds(plan) : null });
 }
+
+/** The creation stops for the sake of its volume or snapshot, and the backup is in `error` with the reason. Rows are locked by the caller. */
+export async function giveUpBackup(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  const id = operation.backupId ?? nilUuid;
+  await cancelBackupCreate(tx, operation, reason);
+  await tx.backup.updateMany({
+    where: { id, status: "creating", deletedAt: null },
+    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
+  });
+  await notifyBackup(tx, "backup.create.end", id);
+}

@@ -1,11 +1,19 @@
+import { wasClaimed } from "./admin-reset.ts";
 import { cancelVerifications } from "./backup-verify.ts";
 import { countDependents, getBackup, lockBackup } from "./backups.ts";
-import { type Database, inTransaction, type Transaction } from "./database.ts";
+import { type Database, inTransaction, lockRepository, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Backup } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
 import { notifyBackup } from "./notifications.ts";
-import { completeOperation, endOperation, type OperationRow, startOperation } from "./operations.ts";
+import {
+  completeOperation,
+  endOperation,
+  lockLiveOperation,
+  type OperationRow,
+  startOperation,
+  waitForWorkers,
+} from "./operations.ts";
 import type { Principal } from "./principal.ts";
 import { lockQuota, releaseQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
@@ -29,6 +37,7 @@ export async function requestBackupDelete(database: Database, principal: Princip
 
 /**
  * The locked backup becomes `deleting`, with the operation that removes it, a part of the operation `parentId` where there is one.
+ * Nothing is removed before the last worker of what was cancelled before has let go.
  *
  * @returns the operation's id
  * @throws InvalidError with live incrementals, counted over all projects
@@ -44,7 +53,7 @@ export async function startBackupDelete(
   await cancelVerifications(tx, backup.id);
   await tx.backup.update({ where: { id: backup.id }, data: { status: "deleting", updatedAt: new Date() } });
   await notifyBackup(tx, "backup.delete.start", backup.id);
-  return startOperation(tx, principal, {
+  const operationId = await startOperation(tx, principal, {
     kind: "backup-delete",
     projectId: backup.projectId,
     backupId: backup.id,
@@ -52,6 +61,8 @@ export async function startBackupDelete(
     parentId,
     task: { kind: "remove-backup", needs: [`repository:${backup.repository}`] },
   });
+  await waitForWorkers(tx, operationId);
+  return operationId;
 }
 
 export interface Removal {
@@ -61,26 +72,30 @@ export interface Removal {
 }
 
 /**
- * What a deletion may remove from the repository: null when nothing was ever named, or when another live row shares the objects
- * (an imported twin): they go with the last of them. One that is being deleted as well does not count, else two deletions at once
- * would each leave the objects to the other.
+ * Called before the first object goes. What a deletion may remove from the repository: null when nothing was ever named, or when another
+ * live row shares the objects (an imported twin): they go with the last of them. One that is being deleted as well does not count, else
+ * two deletions at once would each leave the objects to the other. From then on no row of these objects is ever `available` again.
+ *
+ * @throws OperationEndedError
  */
-export async function planRemoval(database: Database, operation: TaskOperation): Promise<Removal | null> {
-  const backup = await database.backup.findUnique({ where: { id: operation.backupId ?? nilUuid } });
-  if (!backup?.container || !backup.serviceMetadata) return null;
-  const twins = await database.backup.count({
-    where: {
-      id: { not: backup.id },
-      repository: backup.repository,
-      container: backup.container,
-      serviceMetadata: backup.serviceMetadata,
-      status: { not: "deleting" },
-      deletedAt: null,
-    },
+export async function beginBackupDelete(database: Database, operation: TaskOperation): Promise<Removal | null> {
+  return inTransaction(database, async (tx) => {
+    const backup = await tx.backup.findUnique({ where: { id: operation.backupId ?? nilUuid } });
+    const { repository, container, serviceMetadata: prefix } = backup ?? {};
+    if (!repository || !container || !prefix) return null;
+    await lockRepository(tx, repository);
+    const sharing = await tx.$queryRaw<{ id: string; status: string }[]>`
+      SELECT id, status FROM backups WHERE repository = ${repository} AND container = ${container} AND service_metadata = ${prefix}
+        AND deleted_at IS NULL ORDER BY id FOR UPDATE`;
+    await lockLiveOperation(tx, operation.id);
+    if (sharing.some(({ id, status }) => id !== operation.backupId && status !== "deleting")) return null;
+    const ids = sharing.map(({ id }) => id);
+    await tx.backup.updateMany({
+      where: { id: { in: ids }, removalBegunAt: null },
+      data: { removalBegunAt: new Date() },
+    });
+    return { repository, container, prefix };
   });
-  return twins > 0
-    ? null
-    : { repository: backup.repository, container: backup.container, prefix: backup.serviceMetadata };
 }
 
 /** The objects are gone: the row becomes a tombstone and its quota goes back. */
@@ -103,6 +118,18 @@ export async function finishBackupDelete(
   });
 }
 
+/** An admin ends a deletion. The rows are locked by the caller, who says what becomes of the backup. */
+export async function cancelBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  // A worker that had it may not have heard of it yet, or be of an earlier release, which told nobody that it began.
+  if (await wasClaimed(tx, operation.id)) {
+    await tx.backup.updateMany({
+      where: { id: operation.backupId ?? nilUuid, removalBegunAt: null },
+      data: { removalBegunAt: new Date() },
+    });
+  }
+  await endOperation(tx, operation, { state: "cancelled", reason });
+}
+
 /** Nothing is half forgotten: the row stays, in `error`, and can be deleted again. */
 export async function failBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await tx.backup.updateMany({
@@ -110,4 +137,13 @@ export async function failBackupDelete(tx: Transaction, operation: OperationRow,
     data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
   });
   await endOperation(tx, operation, { state: "failed", reason });
+}
+
+/** The deletion stops for the sake of the whole that it is a part of. Rows are locked by the caller. */
+export async function giveUpBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await cancelBackupDelete(tx, operation, reason);
+  await tx.backup.updateMany({
+    where: { id: operation.backupId ?? nilUuid, status: "deleting" },
+    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
+  });
 }

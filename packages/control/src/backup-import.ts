@@ -99,7 +99,8 @@ export async function nameImport(database: Database, operation: TaskOperation, p
     const condemned = await tx.condemnedPlace.count({ where: { container: place.container, prefix: place.prefix } });
     if (condemned > 0) throw new InvalidError("backup", "The objects of the backup are being removed by a reaper.");
   });
-  const deleting = await database.backup.count({ where: { ...named, status: "deleting", deletedAt: null } });
+  const gone = { OR: [{ status: "deleting" }, { removalBegunAt: { not: null } }] };
+  const deleting = await database.backup.count({ where: { ...named, ...gone, deletedAt: null } });
   if (deleting > 0) throw new InvalidError("backup", "The objects of the backup are being deleted.");
 }
 

@@ -250,3 +250,11 @@ export async function cancelRestore(tx: Transaction, operation: OperationRow, re
   const plan = operation.plan as unknown as RestorePlan | null;
   await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? restoreNeeds(plan) : null });
 }
+
+/** The restore stops for the sake of its target, and the backup is as good as before. Rows are locked by the caller. */
+export async function giveUpRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  const backupId = operation.backupId ?? nilUuid;
+  await cancelRestore(tx, operation, reason);
+  await releaseBackup(tx, backupId);
+  await notifyBackup(tx, "backup.restore.end", backupId);
+}

@@ -18,6 +18,7 @@ import { lockQuota } from "./quotas.ts";
 import { failReap } from "./repository-reap.ts";
 import { failRescan } from "./repository-rescan.ts";
 import { releaseExtend } from "./volume-actions.ts";
+import { releaseSnapshotsOf } from "./volume-delete.ts";
 import { lockVolume } from "./volumes.ts";
 
 export interface Failure {
@@ -97,6 +98,7 @@ async function failRows(
       await releaseExtend(tx, operation);
       return failVolume(tx, operation, failure.reason, { from: "extending", to: "error_extending" });
     case "volume-delete":
+      await releaseSnapshotsOf(tx, operation.volumeId ?? nilUuid);
       return failVolume(tx, operation, failure.reason, { from: "deleting", to: "error_deleting" });
     case "snapshot-create":
       return failSnapshot(tx, operation, failure.reason, { from: "creating", to: "error" });

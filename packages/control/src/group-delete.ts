@@ -1,4 +1,4 @@
-import { startBackupDelete } from "./backup-delete.ts";
+import { giveUpBackupDelete, startBackupDelete } from "./backup-delete.ts";
 import { lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError } from "./errors.ts";
@@ -15,9 +15,18 @@ import {
   releaseGroup,
 } from "./groups.ts";
 import { nilUuid } from "./listing.ts";
-import { completeOperation, concludeTask, endOperation, type OperationRow, startOperation } from "./operations.ts";
+import {
+  completeOperation,
+  concludeTask,
+  endOperation,
+  isLive,
+  lockLiveOperation,
+  type OperationRow,
+  startOperation,
+} from "./operations.ts";
 import type { Principal } from "./principal.ts";
 import { lockQuotas, releaseQuota } from "./quotas.ts";
+import { markSnapshotRemoval } from "./snapshot-reset.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
 
 /** @throws InvalidError unless all that it consists of can be deleted */
@@ -122,6 +131,16 @@ async function startDelete(
   return operationId;
 }
 
+/** Called before the first snapshot goes: from now on nobody can use them. @throws OperationEndedError */
+export async function beginGroupDelete(database: Database, operation: TaskOperation): Promise<void> {
+  const groupSnapshotId = operation.groupSnapshotId ?? nilUuid;
+  await inTransaction(database, async (tx) => {
+    await lockLiveOperation(tx, operation.id);
+    await tx.snapshot.updateMany({ where: { groupSnapshotId }, data: { status: "deleting", updatedAt: new Date() } });
+    await markSnapshotRemoval(tx, { groupSnapshotId });
+  });
+}
+
 /** The snapshots' bytes are gone: their rows, their quota and the group snapshot go too. @throws ClaimLostError, OperationEndedError */
 export async function finishGroupDelete(
   database: Database,
@@ -148,12 +167,20 @@ export async function finishGroupDelete(
 export async function failGroupDelete(
   tx: Transaction,
   operation: OperationRow,
+  parts: readonly OperationRow[],
   { state, reason }: GroupEnd,
 ): Promise<void> {
   await endOperation(tx, operation, { state, reason });
+  for (const part of parts.filter(isLive)) await giveUpBackupDelete(tx, part, reason);
+  const groupSnapshotId = operation.groupSnapshotId ?? nilUuid;
+  const updatedAt = new Date();
   await tx.groupSnapshot.updateMany({
-    where: { id: operation.groupSnapshotId ?? nilUuid, status: "deleting" },
-    data: { status: "error", updatedAt: new Date() },
+    where: { id: groupSnapshotId, status: "deleting" },
+    data: { status: "error", updatedAt },
+  });
+  await tx.snapshot.updateMany({
+    where: { groupSnapshotId, status: "deleting" },
+    data: { status: "error_deleting", updatedAt },
   });
   await releaseGroup(tx, operation.id);
 }

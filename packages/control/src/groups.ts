@@ -335,12 +335,6 @@ export function assertInstanceGroup(group: Pick<Group, "id" | "groupTypeId">): v
   }
 }
 
-/** An admin's word on a group, whatever it was. @throws NotFoundError */
-export async function resetGroup(database: Database, principal: Principal, id: string, status: string): Promise<void> {
-  const { id: found } = await getGroup(database, principal, id);
-  await database.group.updateMany({ where: { id: found }, data: { status, updatedAt: new Date() } });
-}
-
 /** By id or name. @throws NotFoundError */
 export async function getGroupType(database: Database | Transaction, wanted: string): Promise<GroupType> {
   const row = await database.groupType.findFirst({ where: isUuid(wanted) ? { id: wanted } : { name: wanted } });

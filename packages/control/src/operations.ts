@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError, OperationEndedError } from "./errors.ts";
-import type { Operation } from "./generated/client.ts";
+import { type Operation, Prisma } from "./generated/client.ts";
 import { isUuid } from "./listing.ts";
 import { type Principal, visibleTo } from "./principal.ts";
 import {
@@ -189,6 +189,25 @@ export async function endOperation(
   if (running > 0)
     await tx.task.updateMany({ where: { operationId: operation.id, kind: "tidy" }, data: { state: "blocked" } });
 }
+
+/**
+ * The removal of something waits for workers that are still at what was cancelled before it, and may write: the reconciler lets it go
+ * when they have let go. Called when the operation was started, by whoever has locked its subject.
+ */
+export async function waitForWorkers(tx: Transaction, operationId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE tasks t SET state = 'blocked' FROM operations o
+    WHERE o.id = ${operationId}::uuid AND t.operation_id = o.id AND EXISTS (
+      SELECT FROM operations p JOIN tasks r ON r.operation_id = p.id AND r.state = 'running' AND r.kind <> 'tidy'
+      WHERE ${hinders("p", "o")})`;
+}
+
+/** SQL: the ended operation `ended` was about what `removal` removes, so that a worker that does not know of its end may write there. */
+export const hinders = (ended: "p", removal: "o"): Prisma.Sql =>
+  Prisma.raw(`${ended}.id <> ${removal}.id AND ${ended}.state NOT IN ('queued', 'running') AND ${ended}.kind <> 'backup-verify'
+    AND CASE ${removal}.kind WHEN 'backup-delete' THEN ${ended}.backup_id = ${removal}.backup_id
+      WHEN 'snapshot-delete' THEN ${ended}.snapshot_id = ${removal}.snapshot_id
+      WHEN 'volume-delete' THEN ${ended}.volume_id = ${removal}.volume_id ELSE false END`);
 
 /**
  * A part of an operation on a group has ended: the last one lets the whole be concluded, and so does the first of a restore that ended

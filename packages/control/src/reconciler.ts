@@ -4,6 +4,7 @@ import type { Config } from "./config.ts";
 import type { Database } from "./database.ts";
 import { failOperation } from "./failures.ts";
 import { forgetMessages } from "./messages.ts";
+import { hinders } from "./operations.ts";
 import { startDueWork } from "./schedules.ts";
 import { backupBinary } from "./services.ts";
 import { ringDispatchers } from "./tasks.ts";
@@ -59,16 +60,15 @@ async function failPoisoned(
 async function advanceStalled(database: Database, config: Config, log: Logger): Promise<number> {
   const freed = await database.$executeRaw`
     UPDATE tasks t SET state = 'ready', run_after = now() FROM operations o
-    WHERE o.id = t.operation_id AND t.state = 'blocked' AND t.kind IN ('tidy', 'remove-backup', 'remove-volume')
+    WHERE o.id = t.operation_id AND t.state = 'blocked' AND t.kind IN ('tidy', 'remove-backup', 'remove-volume', 'remove-snapshot')
       AND NOT EXISTS (SELECT 1 FROM tasks r WHERE r.operation_id = t.operation_id AND r.state = 'running')
       AND (t.kind = 'tidy' OR NOT EXISTS (SELECT 1 FROM operations p JOIN tasks r ON r.operation_id = p.id
-        WHERE r.state = 'running' AND CASE t.kind WHEN 'remove-backup' THEN p.backup_id = o.backup_id
-          ELSE p.volume_id = o.volume_id AND p.state NOT IN ('queued', 'running') END))`;
+        WHERE r.state = 'running' AND r.kind <> 'tidy' AND ${hinders("p", "o")}))`;
   const stuck = await database.$queryRaw<{ id: string }[]>`
     SELECT o.id FROM operations o WHERE o.state IN ('queued', 'running')
       AND coalesce(o.updated_at, o.created_at) < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
       AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
-        AND (t.state IN ('ready', 'dispatched', 'running') OR (t.state = 'blocked' AND t.kind IN ('remove-backup', 'remove-volume'))))
+        AND (t.state IN ('ready', 'dispatched', 'running') OR (t.state = 'blocked' AND t.kind IN ('remove-backup', 'remove-volume', 'remove-snapshot'))))
       AND NOT EXISTS (SELECT 1 FROM operations p WHERE p.parent_id = o.id AND p.state IN ('queued', 'running'))`;
   for (const { id } of stuck) {
     const reason = "The operation has no task left to run.";

@@ -1,5 +1,4 @@
 import { randomUUID } from "node:crypto";
-import { originsOf, snapshotTransitions } from "./backup-state.ts";
 import type { Config } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
@@ -7,7 +6,7 @@ import type { Prisma, Snapshot } from "./generated/client.ts";
 import { isUuid, nilUuid, orderOf, type Page, windowOf } from "./listing.ts";
 import { completeOperation, startOperation } from "./operations.ts";
 import { type Principal, projectOf, visibleTo } from "./principal.ts";
-import { releaseQuota, reserveQuota } from "./quotas.ts";
+import { reserveQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
 import { havingMetadata } from "./volume-list.ts";
 import { getVolume, lockVolume } from "./volumes.ts";
@@ -96,19 +95,6 @@ export async function updateSnapshot(
   return row;
 }
 
-/** An admin's word on a snapshot, whatever it was. @throws NotFoundError */
-export async function resetSnapshot(
-  database: Database,
-  principal: Principal,
-  id: string,
-  status: string,
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    await getSnapshot(tx, principal, id);
-    await tx.snapshot.updateMany({ where: { id }, data: { status, updatedAt: new Date() } });
-  });
-}
-
 /**
  * A snapshot of a volume, of one in use with `force` only.
  *
@@ -170,35 +156,6 @@ function refuseStatus({ id, status }: { id: string; status: string }, force: boo
   throw new InvalidError("volume", text);
 }
 
-/** @throws InvalidError in a status that does not allow it; with `force` every status does */
-export async function requestSnapshotDelete(
-  database: Database,
-  principal: Principal,
-  id: string,
-  { force }: { force: boolean },
-): Promise<void> {
-  return inTransaction(database, async (tx) => {
-    const seen = await getSnapshot(tx, principal, id);
-    const volume = await tx.volume.findUniqueOrThrow({ where: { id: seen.volumeId } });
-    const from = originsOf(snapshotTransitions, "deleting");
-    const moved = await tx.snapshot.updateMany({
-      where: { id, groupSnapshotId: null, ...(!force && { status: { in: from } }) },
-      data: { status: "deleting", updatedAt: new Date() },
-    });
-    if (moved.count !== 1) {
-      const text = "Snapshot status must be available or error and must not be part of a group.";
-      throw new InvalidError("snapshot", text);
-    }
-    await startOperation(tx, principal, {
-      kind: "snapshot-delete",
-      projectId: seen.projectId,
-      snapshotId: id,
-      volumeId: seen.volumeId,
-      task: { kind: "remove-snapshot", needs: [`backend:${volume.backend}`] },
-    });
-  });
-}
-
 /** The snapshot's bytes stand still. */
 export async function finishSnapshot(
   database: Database,
@@ -211,20 +168,6 @@ export async function finishSnapshot(
       where: { id: operation.snapshotId ?? nilUuid, status: "creating" },
       data: { status: "available", sizeBytes: BigInt(sizeBytes), updatedAt: new Date() },
     });
-    await completeOperation(tx, operation, result);
-  });
-}
-
-/** The bytes are gone: the row and its quota go too. */
-export async function finishSnapshotDelete(
-  database: Database,
-  operation: TaskOperation,
-  result: TaskResult,
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    const row = await tx.snapshot.findUnique({ where: { id: operation.snapshotId ?? nilUuid } });
-    if (row) await releaseQuota(tx, row.projectId, { snapshots: 1, gigabytes: row.sizeGib });
-    if (row) await tx.snapshot.delete({ where: { id: row.id } });
     await completeOperation(tx, operation, result);
   });
 }

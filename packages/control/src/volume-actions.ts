@@ -81,7 +81,7 @@ export async function joinInstanceGroup(tx: Transaction, serverId: string): Prom
 }
 
 /** A volume that its instance has no more is no member of the instance's group any more. */
-async function leaveInstanceGroup(tx: Transaction, volumeId: string): Promise<void> {
+export async function leaveInstanceGroup(tx: Transaction, volumeId: string): Promise<void> {
   await tx.$executeRaw`
     UPDATE volumes v SET group_id = NULL FROM groups g
     WHERE v.id = ${volumeId}::uuid AND g.id = v.group_id AND g.instance_id IS NOT NULL
@@ -184,34 +184,6 @@ export async function setVolumeReadOnly(
     }
     const metadata = { ...adminMetadataOf(volume), readonly: readOnly ? "True" : "False" };
     await change(tx, id, { adminMetadata: metadata });
-  });
-}
-
-/**
- * An admin's word on a volume, whatever it was: work that is under way goes on, and its end changes a status only that it has set.
- *
- * @throws InvalidError for `in-use` without an attachment, and for statuses that are work of ours
- */
-export async function resetVolume(
-  database: Database,
-  principal: Principal,
-  id: string,
-  reset: { status: string | null; detached: boolean },
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    const volume = await lockVisible(tx, principal, id);
-    const { status, detached } = reset;
-    if (status === "deleting" || status === "error_deleting" || status === "detaching") {
-      throw new InvalidError("request", `Cannot reset-state to ${status}`);
-    }
-    if (status === "in-use" && volume.attachments.length === 0) {
-      const text = "Cannot reset-state to in-use because volume does not have any attachments.";
-      throw new InvalidError("request", text);
-    }
-    if (detached) await tx.attachment.deleteMany({ where: { volumeId: id } });
-    if (detached) await leaveInstanceGroup(tx, id);
-    const { attached_mode: _mode, ...adminMetadata } = adminMetadataOf(volume);
-    await change(tx, id, { ...(status !== null && { status }), ...(detached && { adminMetadata }) });
   });
 }
 

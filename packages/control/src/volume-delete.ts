@@ -4,7 +4,14 @@ import { lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError, NotFoundError } from "./errors.ts";
 import { nilUuid } from "./listing.ts";
-import { completeOperation, endOperation, lockOperation, startOperation } from "./operations.ts";
+import {
+  completeOperation,
+  endOperation,
+  lockLiveOperation,
+  lockOperation,
+  startOperation,
+  waitForWorkers,
+} from "./operations.ts";
 import type { Principal } from "./principal.ts";
 import { lockQuota, releaseQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
@@ -42,7 +49,7 @@ export async function requestVolumeDelete(
     await giveUpSnapshots(tx, principal, id, { cascade, force });
     const from = force ? [volume.status] : originsOf(volumeTransitions, "deleting");
     await moveVolume(tx, id, from, "deleting", () => refusal(force));
-    const busy = force && (await cancelOperations(tx, id));
+    if (force) await cancelOperations(tx, id);
     const operationId = await startOperation(tx, principal, {
       kind: "volume-delete",
       projectId,
@@ -50,7 +57,7 @@ export async function requestVolumeDelete(
       task: { kind: "remove-volume", needs: [`backend:${volume.backend}`] },
     });
     // A worker that has not heard of it yet may still give the volume's file its name: the removal comes after it.
-    if (busy) await tx.task.updateMany({ where: { operationId }, data: { state: "blocked" } });
+    await waitForWorkers(tx, operationId);
   });
 }
 
@@ -70,17 +77,12 @@ async function giveUpSnapshots(
   await tx.snapshot.updateMany({ where: { volumeId }, data: { status: "deleting", updatedAt: new Date() } });
 }
 
-/**
- * Cancels what is at work on the volume itself; its backups go on, and fail when they miss it.
- *
- * @returns whether a worker is at it right now
- */
-async function cancelOperations(tx: Transaction, volumeId: string): Promise<boolean> {
+/** Cancels what is at work on the volume itself; its backups go on, and fail when they miss it. */
+async function cancelOperations(tx: Transaction, volumeId: string): Promise<void> {
   const live = await tx.operation.findMany({
     where: { volumeId, state: { in: ["queued", "running"] }, kind: { notIn: ["backup-create", "backup-delete"] } },
     orderBy: { id: "asc" },
   });
-  const running = await tx.task.count({ where: { operationId: { in: live.map((o) => o.id) }, state: "running" } });
   const reason = "The volume was deleted by force.";
   for (const { id, backupId } of live) {
     const backup = backupId === null ? null : await lockBackup(tx, backupId);
@@ -94,7 +96,33 @@ async function cancelOperations(tx: Transaction, volumeId: string): Promise<bool
     if (backup?.status !== "restoring") continue;
     await tx.backup.update({ where: { id: backup.id }, data: { status: "available", updatedAt: new Date() } });
   }
-  return running > 0;
+}
+
+/** Called before the first byte goes: from now on nobody can use the volume, nor snapshots that go with it. @throws OperationEndedError */
+export async function beginVolumeDelete(database: Database, operation: TaskOperation): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await lockVolume(tx, operation.volumeId ?? nilUuid);
+    await lockLiveOperation(tx, operation.id);
+    await markVolumeRemoval(tx, operation.volumeId ?? nilUuid);
+  });
+}
+
+/** From now on nobody can use the volume, nor snapshots that go with it. */
+export async function markVolumeRemoval(tx: Transaction, volumeId: string): Promise<void> {
+  const removalBegunAt = new Date();
+  await tx.volume.updateMany({ where: { id: volumeId, removalBegunAt: null }, data: { removalBegunAt } });
+  await tx.snapshot.updateMany({
+    where: { volumeId, status: "deleting", removalBegunAt: null },
+    data: { removalBegunAt },
+  });
+}
+
+/** The deletion of the volume came to nothing: snapshots that were to go with it stay, unless they are being deleted by themselves. */
+export async function releaseSnapshotsOf(tx: Transaction, volumeId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE snapshots s SET status = 'error_deleting', updated_at = now()
+    WHERE s.volume_id = ${volumeId}::uuid AND s.status = 'deleting' AND NOT EXISTS (SELECT FROM operations o
+      WHERE o.snapshot_id = s.id AND o.kind = 'snapshot-delete' AND o.state IN ('queued', 'running'))`;
 }
 
 /** The files are gone: the rows of the volume and of the snapshots that went with it, and their quota, go too. */

@@ -1,6 +1,7 @@
 import {
   assertPartsDone,
   assertShutOff,
+  beginGroupDelete,
   beginPublishing,
   type ClaimedTask,
   finishGroupBackup,
@@ -100,6 +101,7 @@ export const concludeGroupTask: Handler = async (task, context, run) => {
   assertPartsDone(parts);
   if (operation.kind === "group-backup") return finishGroupBackup(database, operation, resultOf(task));
   if (operation.kind === "group-delete") {
+    await beginGroupDelete(database, operation);
     await removeSnapshots(operation.groupSnapshotId, context, run);
     return finishGroupDelete(database, operation, resultOf(task));
   }

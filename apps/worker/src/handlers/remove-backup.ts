@@ -1,9 +1,9 @@
-import { finishBackupDelete, planRemoval } from "@tephra/control";
+import { beginBackupDelete, finishBackupDelete } from "@tephra/control";
 import { type Handler, resultOf } from "../context.ts";
 
 /** `_metadata` first, then the rest; objects that another live row shares stay. Missing ones are success. */
 export const removeBackupTask: Handler = async (task, { database, engine, sites }, run) => {
-  const removal = await planRemoval(database, task.operation);
+  const removal = await beginBackupDelete(database, task.operation);
   if (removal) {
     const repository = await sites.repository(removal.repository);
     await engine.removeBackup({ repository, container: removal.container, prefix: removal.prefix }, run);

@@ -1,4 +1,4 @@
-import { type ClaimedTask, finishSnapshot, finishSnapshotDelete } from "@tephra/control";
+import { beginSnapshotDelete, type ClaimedTask, finishSnapshot, finishSnapshotDelete } from "@tephra/control";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 
 async function loadSnapshot({ operation }: ClaimedTask, { database, sites }: WorkerContext) {
@@ -18,6 +18,7 @@ export const takeSnapshotTask: Handler = async (task, context, run) => {
 
 export const removeSnapshotTask: Handler = async (task, context, run) => {
   const { snapshot, backend } = await loadSnapshot(task, context);
+  await beginSnapshotDelete(context.database, task.operation);
   run.fence();
   await backend.removeSnapshot(snapshot.id);
   await finishSnapshotDelete(context.database, task.operation, resultOf(task));

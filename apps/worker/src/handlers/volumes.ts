@@ -1,4 +1,5 @@
 import {
+  beginVolumeDelete,
   type ClaimedTask,
   chargeImport,
   finishVolume,
@@ -72,6 +73,7 @@ export const exportVolumeTask: Handler = async (task, context, run) => {
 export const removeVolumeTask: Handler = async (task, context, run) => {
   const { volume, backend } = await loadVolume(task, context);
   const snapshots = await context.database.snapshot.findMany({ where: { volumeId: volume.id }, select: { id: true } });
+  await beginVolumeDelete(context.database, task.operation);
   run.fence();
   for (const { id } of snapshots) await backend.removeSnapshot(id);
   await backend.remove(volume.id);

@@ -1,7 +1,11 @@
 #!/bin/sh
-# Before anything else of a deployment runs: brings the schema up to date and marks the repository when it is new.
+# Before anything else of a deployment runs: brings the schema up to date, and marks the repository when it is new.
 set -eu
+if [ -n "${DATABASE_URL_FILE:-}" ]; then
+  DATABASE_URL=$(cat "$DATABASE_URL_FILE")
+  export DATABASE_URL
+fi
 node node_modules/prisma/build/index.js migrate deploy
-if [ -z "$(ls -A /srv/repository)" ]; then
-  node apps/cli/dist/tephra-engine.js init --repository posix:/srv/repository
+if [ -n "${TEPHRA_NEW_REPOSITORY:-}" ]; then
+  node apps/cli/dist/tephra-engine.js init --repository "$TEPHRA_NEW_REPOSITORY"
 fi

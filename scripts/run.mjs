@@ -40,6 +40,10 @@ const scripts = {
     await ensureBuilt();
     return succeeds([bin("vitest/vitest.mjs"), "run", ...args]);
   },
+  "test:image": async () => {
+    await ensureBuilt();
+    return succeeds([join(root, "test/image/image.ts")]);
+  },
   "test:interop": (args) => suites("interop", args),
   "test:clients": (args) => suites("clients", args),
   "test:tempest": (args) => suites("tempest", args),

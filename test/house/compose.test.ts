@@ -1,28 +1,30 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join, normalize, relative } from "node:path";
 import { parseEnv } from "node:util";
 import { loadConfig } from "@tephra/control";
-import { describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { root } from "../../scripts/bootstrap.mjs";
 
 // No container engine is needed: the files are resolved as an engine would, and every name in them must lead somewhere.
 
 interface Service {
+  secrets?: string[];
   image?: string;
   build?: { context: string; target: string };
   command?: string[];
   environment?: Record<string, string>;
   volumes?: string[];
-  configs?: { source: string; target: string }[];
   depends_on?: Record<string, { condition: string }>;
   healthcheck?: { test: string[] };
 }
 
 interface Compose {
   services: Record<string, Service>;
-  configs: Record<string, { content: string }>;
+  secrets: Record<string, { file: string }>;
   volumes: Record<string, null>;
 }
 
@@ -135,35 +137,75 @@ describe("docker-compose.yml and Dockerfile", () => {
     }
   });
 
-  test("every volume, configuration and service that is referred to is declared", () => {
+  test("every volume, secret and service that is referred to is declared", () => {
     for (const [name, service] of services) {
       for (const volume of service.volumes ?? [])
         expect(compose.volumes, name).toHaveProperty(volume.split(":")[0] ?? "");
-      for (const { source } of service.configs ?? []) expect(compose.configs, name).toHaveProperty(source);
+      for (const secret of service.secrets ?? []) expect(Object.keys(compose.secrets), name).toContain(secret);
       for (const other of Object.keys(service.depends_on ?? {})) expect(compose.services, name).toHaveProperty(other);
       for (const [other, { condition }] of Object.entries(service.depends_on ?? {})) {
         if (condition === "service_healthy") expect(compose.services[other], other).toHaveProperty("healthcheck");
       }
     }
-    expect(() => JSON.parse(compose.configs["s3"]?.content ?? "")).not.toThrow();
   });
 
-  test.each(["api", "worker"])("the configuration of the %s passes the schema", (name) => {
-    const service = compose.services[name];
-    const dir = mkdtempSync(join(tmpdir(), "tephra-compose-"));
-    try {
-      const file = join(dir, "tephra.yml");
-      const mounted = service?.configs?.find(({ target }) => target === service.environment?.["TEPHRA_CONFIG"]);
-      writeFileSync(file, compose.configs[mounted?.source ?? ""]?.content ?? "");
-      const config = loadConfig({ ...service?.environment, TEPHRA_CONFIG: file });
-      expect(config.auth.mode).toBe("static");
-      // Whatever it names must be a folder that the container has.
+  test("no secret stands in the file, in an environment or on a command line", () => {
+    expect(text).not.toMatch(/PASSWORD:\s|_KEY:\s|requirepass/);
+    for (const [name, { environment = {} }] of services) {
+      for (const [key, value] of Object.entries(environment)) {
+        if (/PASSWORD|_URL/.test(key)) expect(value, `${name}: ${key}`).toMatch(/^\/run\/secrets\//);
+      }
+    }
+  });
+
+  describe("the secrets that deploy/make-secrets.sh makes", () => {
+    let dir = "";
+    beforeAll(() => {
+      dir = mkdtempSync(join(tmpdir(), "tephra-compose-"));
+      mkdirSync(join(dir, "deploy"));
+      copyFileSync(join(root, "deploy/make-secrets.sh"), join(dir, "deploy/make-secrets.sh"));
+      execFileSync("sh", [join(dir, "deploy/make-secrets.sh")]);
+    });
+    afterAll(() => rmSync(dir, { recursive: true }));
+
+    const secret = (name: string): string => readFileSync(join(dir, "secrets", name), "utf8");
+
+    test("are all that the compose file names, in a folder that others cannot enter", () => {
+      for (const { file } of Object.values(compose.secrets)) expect(existsSync(join(dir, file)), file).toBe(true);
+      expect(statSync(join(dir, "secrets")).mode & 0o777).toBe(0o700);
+    });
+
+    test("stay as they are when it is run again", () => {
+      const before = Object.keys(compose.secrets).map(secret);
+      execFileSync("sh", [join(dir, "deploy/make-secrets.sh")]);
+      expect(Object.keys(compose.secrets).map(secret)).toEqual(before);
+    });
+
+    test("agree with each other", () => {
+      expect(secret("database_url")).toContain(`:${secret("postgres_password")}@postgres:5432/`);
+      expect(secret("redis_url")).toContain(`:${secret("redis_password")}@redis:6379/`);
+      expect(secret("redis.conf")).toContain(`requirepass ${secret("redis_password")}\n`);
+      const [identity] = JSON.parse(secret("s3.json")).identities;
+      const { access_key, secret_key } = JSON.parse(secret("s3_credentials"));
+      expect(identity.credentials).toEqual([{ accessKey: access_key, secretKey: secret_key }]);
+    });
+
+    test.each(["api", "worker"])("make a configuration of the %s that passes the schema", (name) => {
+      const service = compose.services[name];
+      const inContainer = Object.entries(service?.environment ?? {});
+      const here = inContainer.map(([key, value]) => [key, value.replace("/run/secrets", join(dir, "secrets"))]);
+      const config = loadConfig(Object.fromEntries(here));
+      expect(config.auth.tokens[0]?.sha256).toBe(createHash("sha256").update(secret("token")).digest("hex"));
+      expect(config.database_url).toBe(secret("database_url"));
+      // The repository is one that every host reaches, and marked before anybody starts.
+      expect(config.repositories[0]?.url).toMatch(/^s3:\/\/tephra\?endpoint=http:\/\/s3:8333$/);
+      expect(compose.services["migrate"]?.environment?.["TEPHRA_NEW_REPOSITORY"]).toContain(
+        `${config.repositories[0]?.url}&credentials=${config.repositories[0]?.credentials}`,
+      );
+      // Whatever else it names must be a folder that the container has.
       const mounts = service?.volumes?.map((volume) => volume.split(":")[1]);
-      expect(mounts).toContain(config.repositories[0]?.url.replace("posix:", ""));
       expect(mounts).toContain(config.volume_backends[0]?.path);
       expect(mounts).toEqual(expect.arrayContaining(config.import_roots));
-    } finally {
-      rmSync(dir, { recursive: true });
-    }
+    });
   });
 });

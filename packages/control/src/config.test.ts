@@ -135,3 +135,22 @@ const cinderOptions = `backup_driver backup_driver_init_check_interval backup_dr
   backup_posix_path backup_container backup_mount_point_base backup_share backup_mount_options backup_mount_attempts`.split(
   /\s+/,
 );
+
+describe("the URLs of the servers", () => {
+  it("come from a variable, or from the file that a variable names", () => {
+    const folder = mkdtempSync(join(tmpdir(), "tephra-config-"));
+    try {
+      const path = join(folder, "database_url");
+      writeFileSync(path, "postgresql://user:secret@127.0.0.1/x\n");
+      const redis = { REDIS_URL: "redis://127.0.0.1:1" };
+      const config = loadConfig({ ...redis, DATABASE_URL_FILE: path });
+      expect(config.database_url).toBe("postgresql://user:secret@127.0.0.1/x");
+      expect(() => loadConfig({ ...redis, DATABASE_URL_FILE: path, DATABASE_URL: "postgresql://other/x" })).toThrow(
+        /DATABASE_URL: is set, and DATABASE_URL_FILE too/,
+      );
+      expect(() => loadConfig({ ...redis, DATABASE_URL_FILE: join(folder, "none") })).toThrow(/DATABASE_URL_FILE/);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+});

@@ -378,6 +378,18 @@ function readFile(path: string): Record<string, unknown> {
   return value as Record<string, unknown>;
 }
 
+/** A variable, or what is in the file that the variable `<name>_FILE` names: how containers are given secrets. */
+function valueOrFile(env: Readonly<Record<string, string | undefined>>, name: string): string | undefined {
+  const path = env[`${name}_FILE`];
+  if (!path) return env[name];
+  if (env[name]) throw new ConfigError([{ key: name, problem: `is set, and ${name}_FILE too` }]);
+  try {
+    return readFileSync(path, "utf8").trim();
+  } catch (cause) {
+    throw new ConfigError([{ key: `${name}_FILE`, problem: `cannot be read: ${(cause as Error).message}` }], { cause });
+  }
+}
+
 /** The password of Keystone's user may come by the environment, so that the file need hold no secret. */
 function addSecret(raw: Record<string, unknown>, password: string | undefined): void {
   const auth = raw["auth"] as { keystone?: object } | undefined;
@@ -393,8 +405,8 @@ function addSecret(raw: Record<string, unknown>, password: string | undefined): 
 export function loadConfig(env: Readonly<Record<string, string | undefined>> = process.env): Config {
   const file = env["TEPHRA_CONFIG"] ? readFile(env["TEPHRA_CONFIG"]) : {};
   const overrides = Object.entries({
-    database_url: env["DATABASE_URL"],
-    redis_url: env["REDIS_URL"],
+    database_url: valueOrFile(env, "DATABASE_URL"),
+    redis_url: valueOrFile(env, "REDIS_URL"),
     host: env["TEPHRA_HOST"],
     host_name: env["TEPHRA_HOST_NAME"],
     port: env["TEPHRA_PORT"],

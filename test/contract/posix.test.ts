@@ -146,7 +146,7 @@ describe("a posix repository", () => {
   });
 });
 
-test.each(["", "s3:bucket", "posix:", "/tmp", "posix:a\0b"])("the URL %j names no repository", async (url) => {
+test.each(["", "s3:My_Bucket", "posix:", "/tmp", "posix:a\0b"])("the URL %j names no repository", async (url) => {
   await expect(openRepository(url)).rejects.toBeInstanceOf(RepositoryConfigError);
 });
 

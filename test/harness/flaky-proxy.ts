@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { createServer, type IncomingMessage, request, type ServerResponse } from "node:http";
+import { createServer, type IncomingHttpHeaders, type IncomingMessage, request, type ServerResponse } from "node:http";
 
 /** What happens to one request: it passes, gets an answer of the proxy's own, or loses its connection at some point. */
 export type Fate =
@@ -16,6 +16,7 @@ export type Fate =
 export interface SeenRequest {
   method: string;
   path: string;
+  headers: IncomingHttpHeaders;
   at: number;
 }
 
@@ -32,7 +33,12 @@ export interface FlakyProxy extends AsyncDisposable {
 export async function startFlakyProxy(target: { port: number }): Promise<FlakyProxy> {
   const seen: SeenRequest[] = [];
   const server = createServer((incoming, outgoing) => {
-    const met = { method: incoming.method ?? "", path: incoming.url ?? "", at: performance.now() };
+    const met = {
+      method: incoming.method ?? "",
+      path: incoming.url ?? "",
+      headers: incoming.headers,
+      at: performance.now(),
+    };
     seen.push(met);
     meet(incoming, outgoing, { port: target.port, fate: proxy.decide(met) });
   });

@@ -14,6 +14,8 @@ export interface SwiftOptions {
   conditionalPut?: boolean;
   /** A Keystone whose tokens are accepted beside those of auth version 1. */
   identity?: { url: string; user: string; password: string; project: string };
+  /** Names and passwords of users of the same account beside the usual one. */
+  otherUsers?: Record<string, string>;
   /** The password of its user, which is also the secret key of S3. */
   key?: string;
   /** Where the proxy listens; a free port by default. */
@@ -44,7 +46,7 @@ export async function startSwift(options: SwiftOptions = {}): Promise<SwiftServe
     const settings = {
       dir,
       ports,
-      users: { [user]: key },
+      users: { [user]: key, ...options.otherUsers },
       token_life: options.tokenLifeSeconds ?? 86_400,
       conditional_put: options.conditionalPut ?? true,
       identity: options.identity ?? null,

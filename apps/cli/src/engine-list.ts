@@ -1,6 +1,6 @@
 import { describeBackup, findBackups, type ListedBackup, RepositoryUnmarkedError } from "@tephra/engine";
 import type { Output } from "./engine-output.ts";
-import { type NamedRepository, openNamedRepository } from "./engine-repository.ts";
+import { type NamedRepository, notePassedOver, openNamedRepository } from "./engine-repository.ts";
 
 /** Lists what lies in a repository, oldest first. A damaged backup is listed with its problem. */
 export async function listCommand(options: NamedRepository, output: Output, signal: AbortSignal): Promise<void> {
@@ -10,7 +10,9 @@ export async function listCommand(options: NamedRepository, output: Output, sign
     if (!(error instanceof RepositoryUnmarkedError)) throw error;
   });
   const backups: ListedBackup[] = [];
-  for await (const reference of findBackups(repository, signal)) backups.push(await describeBackup(reference, signal));
+  for await (const reference of findBackups(repository, signal, notePassedOver(output))) {
+    backups.push(await describeBackup(reference, signal));
+  }
   backups.sort((one, other) => (one.createdAt ?? "").localeCompare(other.createdAt ?? ""));
   const lines = backups.map((backup) => {
     const kind = backup.parentId === null ? "full" : `incremental of ${backup.parentId}`;

@@ -14,7 +14,13 @@ import {
   serviceMatches,
 } from "@tephra/engine";
 import { type Output, UsageError } from "./engine-output.ts";
-import { findChain, type NamedRepository, openNamedRepository, prepareRepository } from "./engine-repository.ts";
+import {
+  findChain,
+  type NamedRepository,
+  notePassedOver,
+  openNamedRepository,
+  prepareRepository,
+} from "./engine-repository.ts";
 
 /** Prints the record by which a Cinder, or this service, imports a backup. */
 export async function exportCommand(
@@ -23,7 +29,7 @@ export async function exportCommand(
   signal: AbortSignal,
 ): Promise<void> {
   await using repository = await openNamedRepository(options);
-  const rescanned = (await rescan(repository, signal)).find(
+  const rescanned = (await rescan(repository, signal, notePassedOver(output))).find(
     ({ backup }) => backup.reference.backupId === options.backup,
   );
   if (rescanned === undefined) throw new UsageError(`There is no backup ${options.backup} in the repository.`);
@@ -79,7 +85,7 @@ export async function importCommand(options: ImportOptions, output: Output, sign
 /** Rebuilds the catalogue of a repository: every backup with its chain and record, parents first. */
 export async function rescanCommand(options: NamedRepository, output: Output, signal: AbortSignal): Promise<void> {
   await using repository = await openNamedRepository(options);
-  const backups = await rescan(repository, signal);
+  const backups = await rescan(repository, signal, notePassedOver(output));
   const lines = backups.map(({ backup, chain, problem }) => {
     const state = problem ?? `chain of ${chain.length}, ${backup.volumeBytes} bytes`;
     return `${backup.reference.backupId}  ${backup.createdAt ?? "?"}  volume ${backup.volumeId ?? "?"}  ${state}`;

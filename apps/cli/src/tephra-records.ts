@@ -87,6 +87,7 @@ interface Reap extends Operation {
     names: string[];
     unknown: string[];
     unreached: string[];
+    passed_over?: string[];
   };
 }
 
@@ -100,12 +101,17 @@ async function reap(name: string, options: { dryRun?: boolean }, command: Comman
   const verb = result?.dry_run ? "would go" : "gone";
   const names = (result?.names ?? []).map((each, index) => [`${verb} ${index + 1}`, each]);
   const unknown = (result?.unknown ?? []).map((each, index) => [`unknown ${index + 1}`, each]);
-  const fields = { operation: id, state, ...result?.removed, ...Object.fromEntries([...names, ...unknown]) };
+  const listed = [...names, ...unknown, ...passedOver(result)];
+  const fields = { operation: id, state, ...result?.removed, ...Object.fromEntries(listed) };
   print(shown, renderFields(fields));
 }
 
+/** Places that a worker may not look at, which are left as they are. */
+const passedOver = (result: { passed_over?: string[] } | undefined): [string, string][] =>
+  (result?.passed_over ?? []).map((place, index) => [`passed over ${index + 1}`, place]);
+
 interface Rescan extends Operation {
-  result?: { found: number; entered: number; problems: { id: string; problem: string }[] };
+  result?: { found: number; entered: number; problems: { id: string; problem: string }[]; passed_over?: string[] };
 }
 
 async function rescan(name: string, options: { toProject?: string }, command: Command): Promise<void> {
@@ -118,5 +124,5 @@ async function rescan(name: string, options: { toProject?: string }, command: Co
   const { id, state, result } = shown.operation;
   const problems = (result?.problems ?? []).map((each) => [each.id, each.problem]);
   const fields = { operation: id, state, found: result?.found, entered: result?.entered };
-  print(shown, renderFields({ ...fields, ...Object.fromEntries(problems) }));
+  print(shown, renderFields({ ...fields, ...Object.fromEntries([...problems, ...passedOver(result)]) }));
 }

@@ -4,6 +4,7 @@ import { InvalidError, OperationEndedError } from "./errors.ts";
 import { completeOperation, endOperation, type OperationRow, startOperation } from "./operations.ts";
 import type { Principal } from "./principal.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
+import { needToRead, needToWrite } from "./workers.ts";
 
 /** What decides a pass of the reaper. Nothing younger than `graceMs` is touched. */
 export interface ReapInput {
@@ -38,6 +39,8 @@ export interface ReapResult {
   unknown: string[];
   /** Volume backends that the worker did not reach. */
   unreached: string[];
+  /** What could not be looked at in the repository: of others, or closed to these rights. */
+  passed_over: string[];
 }
 
 /**
@@ -75,7 +78,7 @@ export async function startReap(
     kind: "repository-reap",
     projectId: principal.projectId,
     input: { ...input },
-    task: { kind: "reap-repository", needs: [`repository:${name}`] },
+    task: { kind: "reap-repository", needs: [request.dryRun ? needToRead(name) : needToWrite(name)] },
   });
 }
 

@@ -7,6 +7,7 @@ import type { Principal } from "./principal.ts";
 import { chargeQuota, lockQuotas } from "./quotas.ts";
 import { assertNoneRuns } from "./repository-reap.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
+import { needToRead } from "./workers.ts";
 
 /** Rows entered by one transaction: quota rows of their projects stay locked meanwhile. */
 const batchRows = 200;
@@ -45,6 +46,8 @@ export interface RescanResult {
   entered: number;
   /** At most a hundred of those that cannot be restored or cannot be entered. */
   problems: { id: string; problem: string }[];
+  /** At most a hundred places that could not be looked at: of others, or closed to these rights. */
+  passed_over: string[];
 }
 
 /**
@@ -72,7 +75,7 @@ export async function requestRescan(
         ownProjectId: principal.projectId,
         userId: principal.userId,
       },
-      task: { kind: "rescan-repository", needs: [`repository:${name}`] },
+      task: { kind: "rescan-repository", needs: [needToRead(name)] },
     });
   });
   return { id };

@@ -1,6 +1,7 @@
 import { prefixOf, readDatedPrefix } from "@tephra/format";
 import { dataNumber, hashListName, keyVersion, metadataName } from "./layout.ts";
-import type { Repository } from "./repository/repository.ts";
+import { isOthersFailure, type OnPassedOver } from "./repository/passed-over.ts";
+import type { ListedObject, Repository } from "./repository/repository.ts";
 
 /** The objects of one backup in a container, as a listing shows them. */
 export interface ListedPlace {
@@ -17,16 +18,17 @@ export interface ListedPlace {
 
 /**
  * What there is of backups in some containers, whole or not. Objects whose names are not exactly those that a backup with a full id and a
- * time has are passed over. Holds a little for each backup of one container in memory.
+ * time has are passed over, and so are containers of others that cannot be listed. Holds a little for each backup of one container in memory.
  */
 export async function* findPlaces(
   repository: Repository,
   containers: Iterable<string> | AsyncIterable<string>,
   signal: AbortSignal,
+  onPassedOver: OnPassedOver = () => {},
 ): AsyncGenerator<ListedPlace> {
   for await (const container of containers) {
     const places = new Map<string, ListedPlace>();
-    for await (const { name, modifiedAt } of repository.list(container, "volume_")) {
+    for await (const { name, modifiedAt } of listContainer(repository, container, onPassedOver)) {
       signal.throwIfAborted();
       const prefix = prefixOf(name);
       if (prefix === null || !isNameOf(prefix, name)) continue;
@@ -38,6 +40,20 @@ export async function* findPlaces(
       if (modifiedAt > place.modifiedAt) place.modifiedAt = modifiedAt;
     }
     yield* places.values();
+  }
+}
+
+/** What may be of backups in a container; nothing when it is not the repository's own and closed to these rights. */
+export async function* listContainer(
+  repository: Repository,
+  container: string,
+  onPassedOver: OnPassedOver,
+): AsyncGenerator<ListedObject> {
+  try {
+    yield* repository.list(container, "volume_");
+  } catch (error) {
+    if (!isOthersFailure(repository, container, error)) throw error;
+    onPassedOver(container, error.message);
   }
 }
 

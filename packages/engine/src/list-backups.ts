@@ -3,7 +3,9 @@ import { type BackupReference, keyOf } from "./backup-reference.ts";
 import { findHashList, summarize } from "./chain.ts";
 import { readEncryptedLabel } from "./encryption/encrypted-metadata.ts";
 import { EngineError, ObjectMissingError } from "./errors.ts";
+import { listContainer } from "./find-places.ts";
 import { dataNumber, hashListName, metadataName } from "./layout.ts";
+import { isOthersFailure, type OnPassedOver } from "./repository/passed-over.ts";
 import type { Repository } from "./repository/repository.ts";
 import { type StatedColumns, statedColumns, statedVolumeBytes } from "./volume-meta.ts";
 
@@ -37,10 +39,17 @@ const metadataSuffix = "_metadata";
 /** Codes of errors that tell of the backup, not of the repository. */
 const ownProblems = ["damaged_object", "unsupported_compression", "encryption_key_missing", "encryption_key_wrong"];
 
-/** Where every backup of a repository lies, found by the metadata objects, in any order. */
-export async function* findBackups(repository: Repository, signal: AbortSignal): AsyncGenerator<BackupReference> {
-  for await (const container of repository.containers()) {
-    for await (const { name } of repository.list(container, "volume_")) {
+/**
+ * Where every backup of a repository lies, found by the metadata objects, in any order. Of what is not the repository's own, what cannot be
+ * listed is passed over, and `onPassedOver` told.
+ */
+export async function* findBackups(
+  repository: Repository,
+  signal: AbortSignal,
+  onPassedOver: OnPassedOver = () => {},
+): AsyncGenerator<BackupReference> {
+  for await (const container of repository.containers(onPassedOver)) {
+    for await (const { name } of listContainer(repository, container, onPassedOver)) {
       signal.throwIfAborted();
       if (!name.endsWith(metadataSuffix)) continue;
       const prefix = prefixOf(name);
@@ -50,7 +59,10 @@ export async function* findBackups(repository: Repository, signal: AbortSignal):
   }
 }
 
-/** Reads what a backup says about itself. Damage becomes its `problem`; a repository that fails still throws. */
+/**
+ * Reads what a backup says about itself. Damage becomes its `problem`, and so does metadata in a container of others that may not be read; a
+ * repository that fails still throws.
+ */
 export async function describeBackup(reference: BackupReference, signal: AbortSignal): Promise<ListedBackup> {
   const described: ListedBackup = {
     reference,
@@ -92,7 +104,9 @@ export async function describeBackup(reference: BackupReference, signal: AbortSi
     if (hashes === null) described.problem = `its list of hashes ${hashListName(reference.prefix)} is missing`;
     if (listed !== objects) described.problem = `${objects} objects are expected and ${listed} are there`;
   } catch (error) {
-    if (!(error instanceof EngineError) || !ownProblems.includes(error.code)) throw error;
+    if (!(error instanceof EngineError)) throw error;
+    const { repository, container } = reference;
+    if (!ownProblems.includes(error.code) && !isOthersFailure(repository, container, error)) throw error;
     described.problem = error.message;
     if (error.code.startsWith("encryption_key_")) Object.assign(described, await describeLocked(reference, signal));
   }

@@ -1,5 +1,6 @@
 import { encodeExportRecord } from "./export-record.ts";
 import { describeBackup, findBackups, type ListedBackup } from "./list-backups.ts";
+import type { OnPassedOver } from "./repository/passed-over.ts";
 import type { Repository } from "./repository/repository.ts";
 
 /** A backup as it can be entered in a catalogue again. */
@@ -16,10 +17,14 @@ export interface RescannedBackup {
  * Rebuilds the catalogue of a repository from the metadata objects alone: no database, no records. Parents come before what builds on
  * them, so that importing in this order always finds the parent. Damage becomes a backup's `problem`.
  */
-export async function rescan(repository: Repository, signal: AbortSignal): Promise<RescannedBackup[]> {
+export async function rescan(
+  repository: Repository,
+  signal: AbortSignal,
+  onPassedOver: OnPassedOver = () => {},
+): Promise<RescannedBackup[]> {
   const found = new Map<string, ListedBackup>();
   const twins: ListedBackup[] = [];
-  for await (const reference of findBackups(repository, signal)) {
+  for await (const reference of findBackups(repository, signal, onPassedOver)) {
     const backup = await describeBackup(reference, signal);
     if (found.has(reference.backupId)) twins.push({ ...backup, problem: "another backup bears the same id" });
     else found.set(reference.backupId, backup);

@@ -1,5 +1,6 @@
 import { prefixOf } from "@tephra/format";
 import { EncryptionKeyMissingError, EncryptionKeyWrongError, InvalidBackupError } from "./errors.ts";
+import { listContainer } from "./find-places.ts";
 import { keyVersion } from "./layout.ts";
 import type { BackupPlace, Repository } from "./repository/repository.ts";
 import type { RunContext } from "./run-context.ts";
@@ -44,7 +45,7 @@ export async function rewrap(
 async function* placesWithKeys(stored: Repository, signal: AbortSignal): AsyncGenerator<BackupPlace> {
   for await (const container of stored.containers()) {
     const prefixes = new Set<string>();
-    for await (const { name } of stored.list(container, "volume_")) {
+    for await (const { name } of listContainer(stored, container, () => {})) {
       signal.throwIfAborted();
       const prefix = prefixOf(name);
       if (prefix !== null && keyVersion(prefix, name) !== null) prefixes.add(prefix);

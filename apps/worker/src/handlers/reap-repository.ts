@@ -34,7 +34,7 @@ export const reapRepositoryTask: Handler = async (task, context, run) => {
   const input = task.operation.input as unknown as ReapInput;
   const opened = await context.sites.repository(input.repository);
   const removed: ReapCounts = { objects: 0, staged: 0, temporary: 0, uploads: 0, snapshots: 0, private: 0 };
-  const result: ReapResult = { dry_run: input.dryRun, removed, names: [], unknown: [], unreached: [] };
+  const result: ReapResult = { dry_run: input.dryRun, removed, names: [], unknown: [], unreached: [], passed_over: [] };
   const repository = opened.encryption?.stored ?? opened;
   const youngFrom = await graceBegan(context.database, input);
   const pass: Pass = { context, task, input, repository, run, result, youngFrom };
@@ -47,6 +47,13 @@ export const reapRepositoryTask: Handler = async (task, context, run) => {
 
 const isYoung = ({ youngFrom }: Pass, modifiedAt: Date): boolean => modifiedAt > youngFrom;
 
+const passOver =
+  ({ context, result }: Pass) =>
+  (place: string, reason: string): void => {
+    context.log.warn({ place, reason }, "the reaper cannot look there");
+    if (result.passed_over.length < namesMax && !result.passed_over.includes(place)) result.passed_over.push(place);
+  };
+
 function count({ result }: Pass, kind: keyof ReapCounts, name: string, items = 1): void {
   result.removed[kind] += items;
   if (result.names.length < namesMax) result.names.push(name);
@@ -56,14 +63,15 @@ function count({ result }: Pass, kind: keyof ReapCounts, name: string, items = 1
  * A folder is the repository's with all that is in it. In a store of objects the account may have containers of others: only those are
  * looked at that rows have named.
  */
-async function* containersOf({ repository }: Pass, named: readonly string[]): AsyncGenerator<string> {
-  if (repository.driver === "posix" || repository.driver === "nfs") return yield* repository.containers();
-  yield* new Set([repository.defaultContainer(""), ...named]);
+async function* containersOf(pass: Pass, named: readonly string[]): AsyncGenerator<string> {
+  const { ownContainer } = pass.repository;
+  if (ownContainer === null) return yield* pass.repository.containers(passOver(pass));
+  yield* new Set([ownContainer, ...named]);
 }
 
 async function reapPlaces(pass: Pass, named: readonly string[]): Promise<void> {
   const { context, input, repository, run, result } = pass;
-  for await (const place of findPlaces(repository, containersOf(pass, named), run.signal)) {
+  for await (const place of findPlaces(repository, containersOf(pass, named), run.signal, passOver(pass))) {
     if (isYoung(pass, place.modifiedAt)) continue;
     const verdict = await judgePlace(context.database, input, place);
     if (verdict === "unknown" && result.unknown.length < namesMax) result.unknown.push(nameOf(place));
@@ -86,7 +94,7 @@ async function reapPlace(pass: Pass, place: ListedPlace): Promise<void> {
 
 async function reapLeftovers(pass: Pass, named: readonly string[]): Promise<void> {
   const { context, input, repository, run } = pass;
-  for await (const leftover of repository.leftovers(named)) {
+  for await (const leftover of repository.leftovers(named, passOver(pass))) {
     run.signal.throwIfAborted();
     const { kind, name, ids } = describe(leftover);
     if (isYoung(pass, leftover.modifiedAt) || (await areBusy(context.database, ids, input.graceMs))) continue;

@@ -5,17 +5,27 @@ import { type Handler, resultOf } from "../context.ts";
 const problemsMax = 100;
 
 /** Enters every backup of a repository in the catalogue, by nothing but its objects. */
-export const rescanRepositoryTask: Handler = async (task, { config, database, sites }, run) => {
+export const rescanRepositoryTask: Handler = async (task, { config, database, log, sites }, run) => {
   const input = task.operation.input as unknown as RescanInput;
   const repository = await sites.repository(input.repository);
-  const found = (await rescan(repository, run.signal)).map((rescanned) => foundOf(rescanned, repository.service));
+  const passedOver = new Set<string>();
+  const rescanned = await rescan(repository, run.signal, (place, reason) => {
+    log.warn({ repository: input.repository, place, reason }, "the rescan cannot look there");
+    if (passedOver.size < problemsMax) passedOver.add(place);
+  });
+  const found = rescanned.map((each) => foundOf(each, repository.service));
   const enterable = found.filter((backup) => isUuid(backup.id));
   const entered = await enterBackups(database, config, task.operation, enterable);
   const problems = found.flatMap(({ id, problem }) => {
     if (!isUuid(id)) return [{ id, problem: "its id is no uuid" }];
     return problem === null ? [] : [{ id, problem }];
   });
-  const result = { found: found.length, entered, problems: problems.slice(0, problemsMax) };
+  const result = {
+    found: found.length,
+    entered,
+    problems: problems.slice(0, problemsMax),
+    passed_over: [...passedOver],
+  };
   await finishRescan(database, task.operation, resultOf(task), result);
 };
 

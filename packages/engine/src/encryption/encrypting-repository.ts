@@ -1,6 +1,7 @@
 import { prefixOf, reservedContainer } from "@tephra/format";
 import { FormatError } from "../json-stream.ts";
 import { metadataName } from "../layout.ts";
+import type { OnPassedOver } from "../repository/passed-over.ts";
 import {
   type BackupPlace,
   type Leftover,
@@ -38,6 +39,7 @@ class EncryptingRepository implements Repository {
   readonly driver: Repository["driver"];
   readonly service: string;
   readonly streamsPuts: boolean;
+  readonly ownContainer: string | null;
   readonly encryption: RepositoryEncryption;
   readonly #stored: Repository;
   readonly #keys: BackupKeys;
@@ -45,6 +47,7 @@ class EncryptingRepository implements Repository {
   constructor(stored: Repository, keys: BackupKeys) {
     this.driver = stored.driver;
     this.service = stored.service;
+    this.ownContainer = stored.ownContainer;
     this.streamsPuts = stored.streamsPuts === true;
     this.#stored = stored;
     this.#keys = keys;
@@ -117,6 +120,14 @@ class EncryptingRepository implements Repository {
     return this.#stored.identity();
   }
 
+  checkWritable(): Promise<void> {
+    return this.#stored.checkWritable();
+  }
+
+  remarks(): Promise<string[]> {
+    return this.#stored.remarks();
+  }
+
   initialize(): Promise<{ id: string }> {
     return this.#stored.initialize();
   }
@@ -137,12 +148,12 @@ class EncryptingRepository implements Repository {
     return this.#stored.remove(key);
   }
 
-  containers(): AsyncIterable<string> {
-    return this.#stored.containers();
+  containers(onPassedOver?: OnPassedOver): AsyncIterable<string> {
+    return this.#stored.containers(onPassedOver);
   }
 
-  leftovers(containers: readonly string[]): AsyncIterable<Leftover> {
-    return this.#stored.leftovers(containers);
+  leftovers(containers: readonly string[], onPassedOver?: OnPassedOver): AsyncIterable<Leftover> {
+    return this.#stored.leftovers(containers, onPassedOver);
   }
 
   removeLeftover(leftover: Leftover, ctx: WriteContext): Promise<void> {

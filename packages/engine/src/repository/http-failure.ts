@@ -23,6 +23,9 @@ export interface HttpFailure {
   missing?: ObjectKey | undefined;
 }
 
+/** Words of S3 for keys that are no longer, or not yet, taken, whatever the status. */
+const staleKeys = /^(?:ExpiredToken|InvalidToken|TokenRefreshRequired|InvalidAccessKeyId)\b/;
+
 /** The one table from an answer, or the lack of one, to an error of the engine. */
 export function httpError(failure: HttpFailure): Error {
   const { label, verb, status, cause, reason } = failure;
@@ -30,7 +33,7 @@ export function httpError(failure: HttpFailure): Error {
   if (status === undefined)
     return new RepositoryUnavailableError(what, { cause, retryable: !isCertificateFault(cause) });
   if (status === 404 && failure.missing !== undefined) return new ObjectMissingError(failure.missing, { cause });
-  if (status === 401 || status === 403) {
+  if (status === 401 || status === 403 || staleKeys.test(reason)) {
     return /quota/i.test(reason) ? full(what, cause) : new RepositoryDeniedError(what, { cause });
   }
   if (status === 413 || status === 507) return full(what, cause);

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { RepositoryConfigError, RepositoryUnavailableError } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
+import type { OnPassedOver } from "./passed-over.ts";
 import { PosixRepository } from "./posix.ts";
 import { ignoreMissing, makeFolders } from "./posix-files.ts";
 import type { Leftover, ObjectKey } from "./repository.ts";
@@ -55,9 +56,20 @@ export class NfsRepository extends PosixRepository {
     return super.identity();
   }
 
+  override async checkWritable(): Promise<void> {
+    await this.#checkMounted();
+    await super.checkWritable();
+  }
+
   override async initialize(): Promise<{ id: string }> {
     await this.#mount();
     return super.initialize();
+  }
+
+  /** A search may be the first thing that is asked of the share. */
+  override async *containers(onPassedOver?: OnPassedOver): AsyncGenerator<string> {
+    await this.#mount();
+    yield* super.containers(onPassedOver);
   }
 
   override async ensureContainer(container: string): Promise<void> {

@@ -12,6 +12,7 @@ import {
 import type { WriteContext } from "../run-context.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import type { ObjectStore, PutBody, UploadedPart } from "./object-store.ts";
+import { type OnPassedOver, passOver } from "./passed-over.ts";
 import {
   type Leftover,
   type ListedObject,
@@ -36,6 +37,7 @@ const nameBytesMax = 1024;
 export class ObjectRepository implements Repository {
   readonly driver: "s3" | "swift";
   readonly service: string;
+  readonly ownContainer: string;
   readonly #store: ObjectStore;
   readonly #zone: string;
   /**
@@ -50,24 +52,39 @@ export class ObjectRepository implements Repository {
     }
     this.driver = store.driver;
     this.service = store.service;
+    this.ownContainer = store.container;
     this.#store = store;
     this.#zone = zone;
   }
 
   async identity(): Promise<{ id: string }> {
     const { label, container } = this.#store;
-    const parts: Uint8Array[] = [];
+    let marker: Buffer;
     try {
-      for await (const chunk of this.get(markerKey, { length: markerBytesMax })) parts.push(chunk);
+      marker = await this.#marker();
     } catch (error) {
       if (!(error instanceof ObjectMissingError)) throw error;
       if (!(await this.#store.containerExists(container))) throw this.#absent(error);
       const cure = "Is it the right place? If it is new, initialize it.";
       throw new RepositoryUnmarkedError(`${label} is not marked as a repository. ${cure}`, { cause: error });
     }
-    const identity = parseMarker(Buffer.concat(parts).toString("utf8"));
+    const identity = parseMarker(marker.toString("utf8"));
     if (identity === null) throw new RepositoryUnmarkedError(`The marker of the repository ${label} is not readable.`);
     return identity;
+  }
+
+  /** By the marker's own bytes, which are there already: nothing is stored. */
+  async checkWritable(): Promise<void> {
+    await this.#store.checkPut(this.#key(markerKey), await bodyOf([await this.#marker()]));
+  }
+
+  async remarks(): Promise<string[]> {
+    if ((await this.#store.keepsVersions()) !== true) return [];
+    const { driver, label, container } = this.#store;
+    const cure = driver === "s3" ? ", or set remove_versions=true in its URL" : "";
+    return [
+      `${label} keeps versions: what is removed frees no room until a rule of the container ${container} ends them${cure}.`,
+    ];
   }
 
   async initialize(): Promise<{ id: string }> {
@@ -160,20 +177,29 @@ export class ObjectRepository implements Repository {
     return Promise.resolve().then(() => this.#store.remove(this.#key(key)));
   }
 
-  async *containers(): AsyncGenerator<string> {
+  async *containers(onPassedOver: OnPassedOver = () => {}): AsyncGenerator<string> {
+    const own = this.#store.container;
+    if (await this.#store.containerExists(own)) yield own;
     for (let after: string | null = null; ; ) {
-      const page = await this.#store.containersPage(after);
-      for (const name of page.items) if (!name.startsWith(reservedContainer)) yield name;
-      if (page.next === null) return;
+      const page = await this.#ifOpen("the other containers of the account", onPassedOver, () => {
+        return this.#store.containersPage(after);
+      });
+      for (const name of page?.items ?? []) {
+        if (name === own || name.startsWith(reservedContainer)) continue;
+        if (await this.#ifOpen(name, onPassedOver, async () => this.#place(name))) yield name;
+      }
+      if (page === null || page.next === null) return;
       after = page.next;
     }
   }
 
-  async *leftovers(containers: readonly string[]): AsyncGenerator<Leftover> {
+  async *leftovers(containers: readonly string[], onPassedOver: OnPassedOver = () => {}): AsyncGenerator<Leftover> {
     yield* this.#staged();
     for (const container of new Set([this.#store.container, ...containers])) {
       for (let after: string | null = null; ; ) {
-        const page = await this.#store.uploadsPage(container, after);
+        const page = await this.#ifOpen(`the uploads to ${container}`, onPassedOver, () => {
+          return this.#store.uploadsPage(container, after);
+        });
         for (const { upload, modifiedAt } of page?.items ?? []) {
           const { name } = upload.key;
           // Others may upload, too.
@@ -225,6 +251,24 @@ export class ObjectRepository implements Repository {
       after = page.next;
     }
     for (const [operationId, modifiedAt] of youngest) yield { kind: "staged", operationId, modifiedAt };
+  }
+
+  /** What a call gives, or null when it is closed to these credentials. */
+  async #ifOpen<Result>(
+    place: string,
+    onPassedOver: OnPassedOver,
+    call: () => Promise<Result>,
+  ): Promise<Result | null> {
+    try {
+      return await call();
+    } catch (error) {
+      passOver(place, error, onPassedOver);
+      return null;
+    }
+  }
+
+  async #marker(): Promise<Buffer> {
+    return Buffer.concat(await Array.fromAsync(this.get(markerKey, { length: markerBytesMax })));
   }
 
   #absent(cause: unknown): RepositoryUnavailableError {

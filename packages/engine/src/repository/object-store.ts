@@ -39,6 +39,8 @@ export interface ObjectStore extends AsyncDisposable {
   /** Throws InvalidContainerError unless the service could have such a container. */
   checkContainer(container: string): void;
   ensureContainer(container: string): Promise<void>;
+  /** Resolves when the service would take an object of these bytes under this name, which is there; changes nothing that stays. */
+  checkPut(key: ObjectKey, body: PutBody): Promise<void>;
   containerExists(container: string): Promise<boolean>;
   /** Stores an object unless the name is taken. */
   put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "taken">;
@@ -56,6 +58,8 @@ export interface ObjectStore extends AsyncDisposable {
   stat(key: ObjectKey): Promise<{ sizeBytes: number; md5: string | null }>;
   /** One page of a listing in the order of names; `after` is what the page before gave as `next`. Null: a missing container. */
   listPage(container: string, prefix: string, after: string | null): Promise<ListPage<StoredObject> | null>;
+  /** Whether a removed object stays as an older version, which takes room and costs money. Null where that cannot be told. */
+  keepsVersions(): Promise<boolean | null>;
   containersPage(after: string | null): Promise<ListPage<string>>;
   remove(key: ObjectKey): Promise<void>;
   /** One page of the uploads that are under way or were given up by nobody. Null: a missing container. */

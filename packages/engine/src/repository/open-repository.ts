@@ -8,9 +8,11 @@ import { NfsRepository } from "./nfs.ts";
 import { ObjectRepository } from "./object-repository.ts";
 import type { ObjectStore } from "./object-store.ts";
 import { PosixRepository } from "./posix.ts";
-import type { Repository } from "./repository.ts";
+import { RenewedFile } from "./renewed-file.ts";
+import { parseContainer, type Repository } from "./repository.ts";
 import { parseRepositoryUrl, type RepositoryUrl } from "./repository-url.ts";
 import { RetryingStore, retryPolicyDefault } from "./retrying.ts";
+import type { S3Keys } from "./s3.ts";
 
 const MiB = 1024 * 1024;
 
@@ -45,6 +47,7 @@ export async function openRepository(url: string, settings: RepositorySettings =
 
 async function openStored(url: string, settings: RepositorySettings): Promise<Repository> {
   const parsed = parseRepositoryUrl(url);
+  refuseForeignSettings(parsed, settings);
   const zone = settings.zone ?? parsed.parameters.get("zone") ?? "nova";
   switch (parsed.driver) {
     case "posix":
@@ -64,6 +67,16 @@ async function openStored(url: string, settings: RepositorySettings): Promise<Re
   }
 }
 
+/** Settings that a driver would pass over are as wrong as parameters that it does not have. */
+function refuseForeignSettings(url: RepositoryUrl, settings: RepositorySettings): void {
+  const parameters = new Parameters(url);
+  const overFiles = url.driver === "posix" || url.driver === "nfs";
+  if (overFiles && settings.credentials !== undefined) throw parameters.wrong("credentials", "is for s3 and swift");
+  if (url.driver === "s3") return;
+  if (settings.accessKey !== undefined) throw parameters.wrong("access_key", "is for s3");
+  if (settings.secretKey !== undefined) throw parameters.wrong("secret_key", "is for s3");
+}
+
 /**
  * The layers over a store of objects, from the outside: what a repository is, then repetition, then the store. File systems have
  * no repetition: the kernel waits for a server that is away, and what it reports as failed fails again.
@@ -75,18 +88,39 @@ function overHttp(store: ObjectStore, url: RepositoryUrl, zone: string): Reposit
 
 /** Its client is loaded with the first repository that needs it: that costs 30 MiB and a quarter of a second. */
 async function openS3(parameters: Parameters, settings: RepositorySettings): Promise<ObjectStore> {
-  const { S3Store } = await import("./s3.ts");
+  const { S3Store, bucketRule } = await import("./s3.ts");
+  // A backup's record names its bucket and the objects' own prefix, in the form of Cinder's driver: a folder has no place in it.
+  if (parameters.place.includes("/")) throw parameters.notThePlace("a bucket is one repository: it has no folders");
+  if (!bucketRule.fits(parameters.place)) throw parameters.notThePlace(bucketRule.text);
   const secrets = await parameters.secrets(settings);
   const endpoint = parameters.httpUrl("endpoint");
+  for (const name of ["ca", "insecure"]) {
+    if (endpoint?.startsWith("http:") && parameters.text(name) !== null) throw parameters.wrong(name, "is for https");
+  }
+  const profile = parameters.text("profile");
+  const given = await secrets.current();
+  const keysOf = (found: ReadonlyMap<string, string>): S3Keys => ({
+    accessKey: parameters.needed("access_key", found),
+    secretKey: parameters.needed("secret_key", found),
+    sessionToken: found.get("session_token") ?? null,
+  });
+  const chained = !secrets.fromFile && !given.has("access_key") && !given.has("secret_key");
+  if (!chained) keysOf(given);
+  if (!chained && profile !== null) throw parameters.wrong("profile", "is for credentials that are not given here");
   return new S3Store({
     bucket: parameters.place,
     endpoint,
-    region: parameters.text("region") ?? "us-east-1",
+    region: parameters.matching("region", /^[A-Za-z0-9_.-]{1,128}$/, "is no name of a region") ?? "us-east-1",
     pathStyle: parameters.flag("path_style") ?? endpoint !== null,
-    accessKey: parameters.needed("access_key", secrets),
-    secretKey: parameters.needed("secret_key", secrets),
-    sessionToken: secrets.get("session_token") ?? null,
+    profile,
+    keys: chained
+      ? null
+      : {
+          current: async () => keysOf(await secrets.current()),
+          reread: async () => keysOf(await secrets.reread()),
+        },
     conditionalPut: parameters.flag("conditional_put"),
+    removeVersions: parameters.flag("remove_versions") ?? false,
     // 5 MiB is the least that S3 takes for a part, 5 GiB the most for one request.
     partBytes: parameters.integer("part_bytes", 64 * MiB, { min: 5 * MiB, max: 5120 * MiB }),
     ...(await networkOf(parameters)),
@@ -95,11 +129,32 @@ async function openS3(parameters: Parameters, settings: RepositorySettings): Pro
 
 async function openSwift(parameters: Parameters, settings: RepositorySettings): Promise<ObjectStore> {
   const { SwiftStore } = await import("./swift.ts");
+  if (parameters.place.includes("/")) throw parameters.notThePlace("a container is one repository: it has no folders");
+  try {
+    parseContainer(parameters.place);
+  } catch (error) {
+    throw parameters.notThePlace((error as Error).message, { cause: error });
+  }
   const secrets = await parameters.secrets(settings);
   const version = parameters.text("auth") ?? "v3";
   if (version !== "v1" && version !== "v3") throw parameters.wrong("auth", "must be v1 or v3");
-  const keyFile = parameters.text("key_file");
-  if (keyFile !== null) secrets.set("key", (await parameters.file("key_file"))?.trim() ?? "");
+  for (const name of onlyV3) {
+    if (version === "v1" && parameters.text(name) !== null) throw parameters.wrong(name, "is for auth=v3");
+  }
+  for (const name of ["region", "interface"]) {
+    const contradicts = parameters.text("storage_url") !== null && parameters.text(name) !== null;
+    if (contradicts) throw parameters.wrong(name, "chooses among endpoints, and storage_url names one");
+  }
+  if (parameters.text("key_file") !== null && (parameters.text("key") ?? null) !== null) {
+    throw parameters.wrong("key_file", "and key cannot both be given");
+  }
+  const keyFile = await parameters.file("key_file");
+  const login = async () => {
+    const found = new Map(await secrets.reread());
+    if (keyFile !== null) found.set("key", (await keyFile.reread()).trim());
+    return { user: parameters.needed("user", found), key: parameters.needed("key", found) };
+  };
+  await login();
   const authUrl = parameters.httpUrl("auth_url");
   if (authUrl === null) throw parameters.wrong("auth_url", "is needed");
   return new SwiftStore({
@@ -107,13 +162,14 @@ async function openSwift(parameters: Parameters, settings: RepositorySettings): 
     auth: {
       version,
       url: authUrl,
-      user: parameters.needed("user", secrets),
-      key: parameters.needed("key", secrets),
+      login,
       project: parameters.text("project"),
       userDomain: parameters.text("user_domain") ?? "Default",
       projectDomain: parameters.text("project_domain") ?? "Default",
       region: parameters.text("region"),
-      interface: parameters.text("interface") ?? "public",
+      interface:
+        parameters.matching("interface", /^(?:public|internal|admin)$/, "must be public, internal or admin") ??
+        "public",
       storageUrl: parameters.httpUrl("storage_url"),
       account: parameters.text("account"),
     },
@@ -124,13 +180,32 @@ async function openSwift(parameters: Parameters, settings: RepositorySettings): 
   });
 }
 
+/** What auth=v1 knows nothing of. */
+const onlyV3 = ["project", "user_domain", "project_domain", "region", "interface"];
+
 async function networkOf(parameters: Parameters) {
+  if (parameters.flag("insecure") === true && parameters.text("ca") !== null) {
+    throw parameters.wrong("ca", "and insecure cannot both be given");
+  }
   return {
-    ca: await parameters.file("ca"),
+    ca: await trustedFrom(parameters),
     insecure: parameters.flag("insecure") ?? false,
     timeoutMs: parameters.integer("timeout_ms", 60_000, { min: 100, max: 3_600_000 }),
     pageItems: parameters.integer("list_page", 1000, { min: 1, max: 10_000 }),
   };
+}
+
+/** Certificates in PEM that are trusted instead of the system's, as the file has them at the moment; null: the system's. */
+async function trustedFrom(parameters: Parameters): Promise<(() => Promise<string>) | null> {
+  const file = await parameters.file("ca");
+  return file === null ? null : () => file.current();
+}
+
+/** Secrets by their names in URLs; those of a file may change while it is in use. */
+interface Secrets {
+  fromFile: boolean;
+  current(): Promise<ReadonlyMap<string, string>>;
+  reread(): Promise<ReadonlyMap<string, string>>;
 }
 
 /** Parameters of a URL with their kinds. Messages name the parameter, never its value. */
@@ -151,7 +226,23 @@ class Parameters {
   text(name: string): string | null {
     const value = this.#url.parameters.get(name) ?? null;
     if (value === "") throw this.wrong(name, "is empty");
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
+    if (value !== null && /[\u0000-\u001f\u007f]/.test(value)) throw this.wrong(name, "has a control character");
     return value;
+  }
+
+  matching(name: string, pattern: RegExp, rule: string): string | null {
+    const value = this.text(name);
+    if (value !== null && !pattern.test(value)) throw this.wrong(name, rule);
+    return value;
+  }
+
+  notThePlace(rule: string, options?: { cause: unknown }): RepositoryConfigError {
+    const { driver, place } = this.#url;
+    return new RepositoryConfigError(
+      `Not the URL of a repository: ${driver}:${JSON.stringify(place.slice(0, 300))}: ${rule}.`,
+      options,
+    );
   }
 
   flag(name: string): boolean | null {
@@ -176,27 +267,38 @@ class Parameters {
     return value.replace(/\/+$/, "");
   }
 
-  async file(name: string): Promise<string | null> {
+  /** The text of a file that a parameter names, read now and whenever it was renewed. */
+  async file(name: string): Promise<RenewedFile<string> | null> {
     const path = this.text(name);
     if (path === null) return null;
-    try {
-      return await readFile(path, "utf8");
-    } catch (cause) {
-      throw new RepositoryConfigError(`The file ${path} (${name}) cannot be read.`, { cause });
-    }
+    const file = new RenewedFile(path, async () => {
+      try {
+        return await readFile(path, "utf8");
+      } catch (cause) {
+        throw new RepositoryConfigError(`The file ${path} (${name}) cannot be read.`, { cause });
+      }
+    });
+    await file.current();
+    return file;
   }
 
-  /** Settings first, then the URL, then the file of credentials. */
-  async secrets(settings: RepositorySettings): Promise<Map<string, string>> {
+  /** Settings first, then the URL, then the file of credentials as it is at the moment. */
+  async secrets(settings: RepositorySettings): Promise<Secrets> {
     const path = settings.credentials ?? this.text("credentials");
-    const secrets = path === null ? new Map<string, string>() : await readCredentials(path);
+    const file = path === null ? null : new RenewedFile(path, readCredentials);
+    const fixed = new Map<string, string>();
     for (const name of ["access_key", "secret_key", "user", "key"]) {
       const value = this.text(name);
-      if (value !== null) secrets.set(name, value);
+      if (value !== null) fixed.set(name, value);
     }
-    if (settings.accessKey !== undefined) secrets.set("access_key", settings.accessKey);
-    if (settings.secretKey !== undefined) secrets.set("secret_key", settings.secretKey);
-    return secrets;
+    if (settings.accessKey !== undefined) fixed.set("access_key", settings.accessKey);
+    if (settings.secretKey !== undefined) fixed.set("secret_key", settings.secretKey);
+    await file?.current();
+    return {
+      fromFile: file !== null,
+      current: async () => new Map([...((await file?.current()) ?? []), ...fixed]),
+      reread: async () => new Map([...((await file?.reread()) ?? []), ...fixed]),
+    };
   }
 
   needed(name: string, secrets: ReadonlyMap<string, string>): string {

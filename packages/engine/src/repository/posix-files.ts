@@ -15,7 +15,7 @@ export async function makeFolders(path: string, below?: string): Promise<void> {
   const first = await mkdir(path, { recursive: true, mode: folderMode });
   if (first === undefined) return;
   for (let folder = path; folder.length >= first.length && folder !== below; folder = join(folder, "..")) {
-    await chmod(folder, folderMode);
+    await chmod(folder, folderMode).catch(ignoreModeless);
     await syncFolder(join(folder, ".."));
   }
 }
@@ -137,6 +137,11 @@ export class FolderSync {
     this.#running.set(path, run);
     return run;
   }
+}
+
+/** For catch(): some file systems have no modes of their own, and what we have made is ours to give one. */
+export function ignoreModeless(error: unknown): undefined {
+  if (!["EPERM", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL"].includes(errnoOf(error))) throw error;
 }
 
 /** For catch(): a missing file is no failure. */

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
-import { constants } from "node:fs";
-import { access, link, lstat, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
+import { constants, type Dir } from "node:fs";
+import { access, lstat, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { reservedContainer } from "@tephra/format";
 import {
@@ -16,6 +16,7 @@ import {
 } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
+import { type OnPassedOver, passOver } from "./passed-over.ts";
 import {
   dataRuns,
   FolderSync,
@@ -24,6 +25,7 @@ import {
   fileMode,
   folderExists,
   ignoreMissing,
+  ignoreModeless,
   makeFolders,
   notRegular,
   openRegular,
@@ -31,6 +33,7 @@ import {
   readBytes,
   writeAll,
 } from "./posix-files.ts";
+import { type Publishing, probePublishing, publishFile } from "./publish-file.ts";
 import {
   type Leftover,
   type ListedObject,
@@ -44,6 +47,19 @@ import {
 
 /** Where objects are written before they get their name. Same file system as everything else. */
 const temporaryContainer = `${reservedContainer}/tmp`;
+const publishingRemarks: Readonly<Record<Publishing, string[]>> = {
+  link: [],
+  rename: ["The file system has no hard links; objects get their names by renaming, which is as safe."],
+  claim: [
+    "The file system has neither hard links nor a renaming that replaces nothing: a name is claimed by an empty file before its object " +
+      "appears. A writer that dies in between leaves that file, which the next one takes over after five seconds.",
+  ],
+};
+
+/** Of a stream nobody knows yet. */
+const isEmpty = (body: Uint8Array | AsyncIterable<Uint8Array>): boolean =>
+  body instanceof Uint8Array && body.length === 0;
+
 /** How deep folders are searched for backups. */
 const depthMax = 16;
 /** How long a container that was found in its place is not looked at again for yet another file in it. */
@@ -55,8 +71,10 @@ export class PosixRepository implements Repository {
   readonly driver: "posix" | "nfs" = "posix";
   readonly service: string = "cinder.backup.drivers.posix.PosixBackupDriver";
   readonly streamsPuts = true;
+  readonly ownContainer = null;
   readonly #root: string;
   readonly #names = new FolderSync();
+  #probed: Promise<Publishing> | null = null;
   /** When containers of the last second were found to lie in their place, by `performance.now`. */
   readonly #foundInside = new Map<string, number>();
 
@@ -83,6 +101,19 @@ export class PosixRepository implements Repository {
       throw new RepositoryUnmarkedError(`The marker of the repository ${this.#root} is not readable.`);
     }
     return identity;
+  }
+
+  async checkWritable(): Promise<void> {
+    for (const container of ["", reservedContainer, temporaryContainer]) {
+      const path = join(this.#root, container);
+      const writable = access(path, constants.W_OK | constants.X_OK);
+      // What is not there yet is made by the first put.
+      await this.#guard("write", path, () => (container === "" ? writable : writable.catch(ignoreMissing)));
+    }
+  }
+
+  async remarks(): Promise<string[]> {
+    return publishingRemarks[await this.#guard("write", this.#root, () => this.#publishing())];
   }
 
   async initialize(): Promise<{ id: string }> {
@@ -124,7 +155,7 @@ export class PosixRepository implements Repository {
     const folder = this.#folder(key.container);
     await this.#checkInside(key.container, folder);
     return this.#guard("store", path, async () => {
-      if (await this.#holds(key, path, body, ctx.signal)) {
+      if (!(await this.#isClaimed(path, body)) && (await this.#holds(key, path, body, ctx.signal))) {
         await this.#names.sync(folder);
         return "exists";
       }
@@ -221,9 +252,9 @@ export class PosixRepository implements Repository {
     if (/^(?:\.tephra\/[^/]+|[^/]{2}\/[^/]{2}\/[^/]+)$/.test(key.container)) await rmdir(folder).catch(() => {});
   }
 
-  async *containers(): AsyncGenerator<string> {
+  async *containers(onPassedOver: OnPassedOver = () => {}): AsyncGenerator<string> {
     await this.#checkRoot();
-    yield* this.#foldersBelow("", 0);
+    yield* this.#foldersBelow("", 0, onPassedOver);
   }
 
   async *leftovers(): AsyncGenerator<Leftover> {
@@ -271,10 +302,16 @@ export class PosixRepository implements Repository {
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
-  async *#foldersBelow(container: string, depth: number): AsyncGenerator<string> {
+  async *#foldersBelow(container: string, depth: number, onPassedOver: OnPassedOver): AsyncGenerator<string> {
     const path = join(this.#root, container);
     const inner: string[] = [];
-    const folder = await this.#guard("list", path, () => opendir(path));
+    let folder: Dir;
+    try {
+      folder = await this.#guard("list", path, () => opendir(path));
+    } catch (error) {
+      if (container === "") throw error;
+      return passOver(container, error, onPassedOver);
+    }
     for await (const entry of folder) {
       if (entry.isDirectory() && !(container === "" && entry.name.startsWith(reservedContainer))) {
         inner.push(entry.name);
@@ -282,17 +319,19 @@ export class PosixRepository implements Repository {
     }
     if (container !== "") yield container;
     if (depth === depthMax) return;
-    for (const name of inner) yield* this.#foldersBelow(container === "" ? name : `${container}/${name}`, depth + 1);
+    for (const name of inner) {
+      yield* this.#foldersBelow(container === "" ? name : `${container}/${name}`, depth + 1, onPassedOver);
+    }
   }
 
   async #checkRoot(): Promise<void> {
     try {
       const status = await lstat(await realpath(this.#root));
       if (!status.isDirectory()) throw new Error("not a folder");
-      await access(this.#root, constants.R_OK | constants.W_OK | constants.X_OK);
+      await access(this.#root, constants.R_OK | constants.X_OK);
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
-      throw new RepositoryUnavailableError(`The repository ${this.#root} is missing or cannot be written: ${reason}.`, {
+      throw new RepositoryUnavailableError(`The repository ${this.#root} is missing or cannot be read: ${reason}.`, {
         cause: error,
         retryable: true,
       });
@@ -323,6 +362,24 @@ export class PosixRepository implements Repository {
     if (real !== join(root, container)) {
       throw new InvalidContainerError(`The container ${container} leads out of its place through a symbolic link.`);
     }
+  }
+
+  /** How this file system lets a name be given to a file only where it is free. */
+  #publishing(): Promise<Publishing> {
+    this.#probed ??= this.ensureContainer(temporaryContainer)
+      .then(() => probePublishing(join(this.#root, temporaryContainer)))
+      .catch((error: unknown) => {
+        this.#probed = null;
+        throw error;
+      });
+    return this.#probed;
+  }
+
+  /** Whether somebody has claimed the name just now, or died over it: publishFile waits for that. */
+  async #isClaimed(path: string, body: Uint8Array | AsyncIterable<Uint8Array>): Promise<boolean> {
+    if (isEmpty(body)) return false;
+    const found = await lstat(path).catch(ignoreMissing);
+    return found?.isFile() === true && found.size === 0 && (await this.#publishing()) === "claim";
   }
 
   /** Whether the name is taken by the body's bytes; ObjectConflictError when by others. Leaves the body alone when it is free. */
@@ -361,7 +418,7 @@ export class PosixRepository implements Repository {
       }
       // What was not written is a hole: it reads as the zeros that it stands for.
       await file.truncate(offset);
-      await file.chmod(fileMode);
+      await file.chmod(fileMode).catch(ignoreModeless);
       await file.sync();
     } finally {
       await file.close();
@@ -370,12 +427,7 @@ export class PosixRepository implements Repository {
 
   /** Gives the temporary file its name, unless somebody else was first. */
   async #publish(key: ObjectKey, temporary: string, path: string, signal: AbortSignal): Promise<"stored" | "exists"> {
-    try {
-      await link(temporary, path);
-      return "stored";
-    } catch (error) {
-      if (errnoOf(error) !== "EEXIST") throw error;
-    }
+    if ((await publishFile(await this.#publishing(), temporary, path)) === "stored") return "stored";
     const { file: mine } = await openRegular(temporary);
     try {
       if (!(await this.#holds(key, path, fileChunks(mine), signal))) throw new ObjectMissingError(key);

@@ -15,7 +15,17 @@ const common = ["zone"];
 const network = ["credentials", "ca", "insecure", "timeout_ms", "retries", "part_bytes", "list_page", "region"];
 const parametersOf: Record<Exclude<RepositoryUrl["driver"], "posix">, ReadonlySet<string>> = {
   nfs: new Set([...common, "mount_base", "options"]),
-  s3: new Set([...common, ...network, "endpoint", "path_style", "access_key", "secret_key", "conditional_put"]),
+  s3: new Set([
+    ...common,
+    ...network,
+    "endpoint",
+    "path_style",
+    "profile",
+    "access_key",
+    "secret_key",
+    "conditional_put",
+    "remove_versions",
+  ]),
   swift: new Set([
     ...common,
     ...network,
@@ -23,6 +33,9 @@ const parametersOf: Record<Exclude<RepositoryUrl["driver"], "posix">, ReadonlySe
     ...["storage_url", "account", "interface", "storage_policy"],
   ]),
 };
+
+/** Parameters that may stand without a value, which is then `true`. */
+const flags: ReadonlySet<string> = new Set(["insecure", "path_style", "conditional_put", "remove_versions"]);
 
 /** Parameters whose values are never shown. */
 const secret = /^(?:secret_key|key|access_key)$/;
@@ -44,6 +57,7 @@ export function parseRepositoryUrl(url: string): RepositoryUrl {
     const equals = pair.indexOf("=");
     const name = decode(url, equals === -1 ? pair : pair.slice(0, equals));
     if (!known.has(name)) return refuse(url, `${JSON.stringify(name.slice(0, 100))} is no parameter of ${driver}`);
+    if (equals === -1 && !flags.has(name)) return refuse(url, `${name} has no value`);
     if (parameters.has(name)) return refuse(url, `${name} is there twice`);
     parameters.set(name, equals === -1 ? "true" : decode(url, pair.slice(equals + 1)));
   }

@@ -2,6 +2,7 @@ import { backupIdPattern, containerProblem, reservedContainer } from "@tephra/fo
 import type { EncryptedLabel } from "../encryption/encrypted-metadata.ts";
 import { InvalidContainerError, InvalidObjectNameError } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
+import type { OnPassedOver } from "./passed-over.ts";
 
 export interface ObjectKey {
   container: string;
@@ -43,14 +44,26 @@ export interface Repository extends AsyncDisposable {
    * may be used again. Otherwise chunks must keep their bytes until the put has ended.
    */
   readonly streamsPuts?: boolean;
+  /**
+   * The container of the URL, which has to answer; others may be somebody else's. Null where a folder is the repository, and whatever in it
+   * cannot be listed may be of the file system or of others.
+   */
+  readonly ownContainer: string | null;
   /** Present when backups can be encrypted here: master keys are at hand. */
   readonly encryption?: RepositoryEncryption;
 
   /**
-   * Reads the marker that makes a place a repository. RepositoryUnavailableError when the place is missing or cannot be
-   * written; RepositoryUnmarkedError when it is there without a marker, as an unmounted share is.
+   * Reads the marker that makes a place a repository; needs no right to write. RepositoryUnavailableError when the place is missing or
+   * cannot be read; RepositoryUnmarkedError when it is there without a marker, as an unmounted share is.
    */
   identity(): Promise<{ id: string }>;
+  /**
+   * Resolves where objects can be stored, as far as can be told without leaving one: reading and writing are rights of their own. Asks the
+   * service each time. Throws what a put would: RepositoryDeniedError, RepositoryUnavailableError that is not retryable.
+   */
+  checkWritable(): Promise<void>;
+  /** What an operator should know about this place, in sentences; it can be written. Empty for what is as it should be. */
+  remarks(): Promise<string[]>;
   /** Creates the place and its marker where absent. Idempotent; two at once agree on one identity. */
   initialize(): Promise<{ id: string }>;
 
@@ -88,13 +101,16 @@ export interface Repository extends AsyncDisposable {
   list(container: string, prefix: string): AsyncIterable<ListedObject>;
   /** Removes an object; a missing one is success. */
   remove(key: ObjectKey): Promise<void>;
-  /** Every container that may hold backups, in any order; not the ones of this service. */
-  containers(): AsyncIterable<string>;
+  /**
+   * Every container that may hold backups, the repository's own first; not the ones of this service. Where others cannot be listed there are
+   * none.
+   */
+  containers(onPassedOver?: OnPassedOver): AsyncIterable<string>;
   /**
    * Everything of this service that is neither a backup, a record nor the marker, in any order: what was staged, and what puts that did
-   * not end have left. Uploads are looked for in `containers` and in the repository's own.
+   * not end have left. Uploads are looked for in `containers` and in the repository's own, where these rights allow it.
    */
-  leftovers(containers: readonly string[]): AsyncIterable<Leftover>;
+  leftovers(containers: readonly string[], onPassedOver?: OnPassedOver): AsyncIterable<Leftover>;
   /** Removes what leftovers() has shown; what is gone is success. The fence is called before every removal. */
   removeLeftover(leftover: Leftover, ctx: WriteContext): Promise<void>;
   /** Whether the place is missing, or every object in it, at whatever depth, has a name that `belongs` accepts. */

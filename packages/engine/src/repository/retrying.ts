@@ -62,6 +62,10 @@ export class RetryingStore implements ObjectStore {
     return this.#retry(() => this.#inner.ensureContainer(container));
   }
 
+  checkPut(key: ObjectKey, body: PutBody): Promise<void> {
+    return this.#retry(() => this.#inner.checkPut(key, body));
+  }
+
   containerExists(container: string): Promise<boolean> {
     return this.#retry(() => this.#inner.containerExists(container));
   }
@@ -116,6 +120,10 @@ export class RetryingStore implements ObjectStore {
 
   listPage(container: string, prefix: string, after: string | null): Promise<ListPage<StoredObject> | null> {
     return this.#retry(() => this.#inner.listPage(container, prefix, after));
+  }
+
+  keepsVersions(): Promise<boolean | null> {
+    return this.#retry(() => this.#inner.keepsVersions());
   }
 
   containersPage(after: string | null): Promise<ListPage<string>> {

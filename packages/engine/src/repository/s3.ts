@@ -6,18 +6,27 @@ import {
   CreateBucketCommand,
   CreateMultipartUploadCommand,
   DeleteObjectCommand,
+  GetBucketVersioningCommand,
   GetObjectCommand,
   HeadBucketCommand,
   HeadObjectCommand,
   ListBucketsCommand,
   ListMultipartUploadsCommand,
   ListObjectsV2Command,
+  ListObjectVersionsCommand,
+  type ListObjectVersionsCommandOutput,
   PutObjectCommand,
   S3Client,
   S3ServiceException,
   UploadPartCommand,
 } from "@aws-sdk/client-s3";
-import { EngineError, InvalidContainerError, ObjectMissingError } from "../errors.ts";
+import {
+  EngineError,
+  InvalidContainerError,
+  ObjectMissingError,
+  RepositoryDeniedError,
+  RepositoryUnavailableError,
+} from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
 import { httpError } from "./http-failure.ts";
 import {
@@ -30,7 +39,14 @@ import {
   type StoredObject,
   type UploadedPart,
 } from "./object-store.ts";
+import { RenewingAgent } from "./renewing-agent.ts";
 import type { ObjectKey } from "./repository.ts";
+
+export interface S3Keys {
+  accessKey: string;
+  secretKey: string;
+  sessionToken: string | null;
+}
 
 export interface S3Settings {
   bucket: string;
@@ -39,11 +55,12 @@ export interface S3Settings {
   region: string;
   /** Whether the bucket is part of the path rather than of the host's name. */
   pathStyle: boolean;
-  accessKey: string;
-  secretKey: string;
-  sessionToken: string | null;
-  /** Certificates in PEM that are trusted instead of the system's. */
-  ca: string | null;
+  /** Keys as they are at the moment, and again after a refusal; null: what Amazon's client finds by itself. */
+  keys: { current(): Promise<S3Keys>; reread(): Promise<S3Keys> } | null;
+  /** Of the files of Amazon's client, when it looks for itself. */
+  profile: string | null;
+  /** Certificates in PEM that are trusted instead of the system's, asked for before each connection; null: the system's. */
+  ca: (() => Promise<string>) | null;
   /** Whether any certificate is accepted. */
   insecure: boolean;
   /** A connection without a byte for so long is given up. */
@@ -51,9 +68,17 @@ export interface S3Settings {
   partBytes: number;
   /** Names per page of a listing. */
   pageItems: number;
+  /** Whether a removal takes all versions of an object with it. */
+  removeVersions: boolean;
   /** Whether the store obeys If-None-Match; null: found out before the first put. */
   conditionalPut: boolean | null;
 }
+
+export const bucketRule = {
+  text: "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes",
+  fits: (name: string): boolean =>
+    /^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(name) && !/\.\.|^\d+(?:\.\d+){3}$/.test(name),
+};
 
 const connectTimeoutMs = 10_000;
 const socketsMax = 64;
@@ -77,36 +102,32 @@ export class S3Store implements ObjectStore {
     this.partBytes = settings.partBytes;
     this.#settings = settings;
     if (settings.conditionalPut !== null) this.#conditional = Promise.resolve(settings.conditionalPut);
-    const tls = {
-      ...(settings.ca === null ? {} : { ca: settings.ca }),
-      ...(settings.insecure ? { rejectUnauthorized: false } : {}),
-    };
+    const { keys, profile } = settings;
     this.#client = new S3Client({
       region: settings.region,
       forcePathStyle: settings.pathStyle,
       ...(settings.endpoint === null ? {} : { endpoint: settings.endpoint }),
-      credentials: {
-        accessKeyId: settings.accessKey,
-        secretAccessKey: settings.secretKey,
-        ...(settings.sessionToken === null ? {} : { sessionToken: settings.sessionToken }),
-      },
+      ...(keys === null ? {} : { credentials: () => identityOf(keys) }),
+      ...(profile === null ? {} : { profile }),
       logger: silent,
       maxAttempts: 1, // Repeating is the decorator's task; two of them multiply.
+      expectContinueHeader: false, // What ignores it costs seconds for each object.
       requestChecksumCalculation: "WHEN_REQUIRED", // Stores other than Amazon's refuse the newer checksums.
       responseChecksumValidation: "WHEN_REQUIRED",
       requestHandler: {
         connectionTimeout: connectTimeoutMs,
         socketTimeout: settings.timeoutMs,
         httpAgent: { keepAlive: true, maxSockets: socketsMax },
-        httpsAgent: { keepAlive: true, maxSockets: socketsMax, ...tls },
+        httpsAgent: new RenewingAgent({ ...settings, socketsMax }),
       },
     });
   }
 
   checkContainer(container: string): void {
-    if (/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(container) && !/\.\.|^\d+(?:\.\d+){3}$/.test(container)) return;
-    const rule = "a bucket's name has 3 to 63 lower-case letters, digits, dots and dashes";
-    throw new InvalidContainerError(`Invalid container ${JSON.stringify(container.slice(0, 300))}: ${rule}.`);
+    if (bucketRule.fits(container)) return;
+    throw new InvalidContainerError(
+      `Invalid container ${JSON.stringify(container.slice(0, 300))}: ${bucketRule.text}.`,
+    );
   }
 
   async ensureContainer(container: string): Promise<void> {
@@ -122,6 +143,13 @@ export class S3Store implements ObjectStore {
     });
   }
 
+  /** Who may not write is refused before the condition is looked at. */
+  async checkPut(key: ObjectKey, body: PutBody): Promise<void> {
+    const ctx = { signal: new AbortController().signal, fence: () => {} };
+    if (await this.#conditionalPut(ctx)) await this.#putOnce(key, body, ctx, true);
+    else await this.#putAndRemove(ctx);
+  }
+
   async containerExists(container: string): Promise<boolean> {
     const missing = { container, name: "" };
     try {
@@ -135,11 +163,7 @@ export class S3Store implements ObjectStore {
   }
 
   async put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "taken"> {
-    this.#conditional ??= this.#probe(ctx).catch((error: unknown) => {
-      this.#conditional = null;
-      throw error;
-    });
-    if (await this.#conditional) return this.#putOnce(key, body, ctx, true);
+    if (await this.#conditionalPut(ctx)) return this.#putOnce(key, body, ctx, true);
     if (await this.#exists(key)) return "taken";
     ctx.signal.throwIfAborted();
     return this.#putOnce(key, body, ctx, false);
@@ -248,6 +272,18 @@ export class S3Store implements ObjectStore {
     }
   }
 
+  async keepsVersions(): Promise<boolean | null> {
+    if (this.#settings.removeVersions) return false;
+    const get = new GetBucketVersioningCommand({ Bucket: this.container });
+    try {
+      const { Status } = await this.#guard("look for versions", () => this.#client.send(get));
+      return Status === "Enabled" || Status === "Suspended";
+    } catch (error) {
+      if (error instanceof EngineError && error.retryable) throw error;
+      return null; // A right or a verb that is missing.
+    }
+  }
+
   async containersPage(after: string | null): Promise<ListPage<string>> {
     const list = new ListBucketsCommand(after === null ? {} : { ContinuationToken: after });
     const page = await this.#guard("list the buckets", () => this.#client.send(list));
@@ -256,6 +292,7 @@ export class S3Store implements ObjectStore {
   }
 
   async remove(key: ObjectKey): Promise<void> {
+    if (this.#settings.removeVersions && (await this.#removeVersions(key))) return;
     const remove = new DeleteObjectCommand(keyOf(key));
     await this.#guard(`remove ${key.name}`, () => this.#client.send(remove), key).catch(ignoreMissing);
   }
@@ -285,6 +322,46 @@ export class S3Store implements ObjectStore {
     this.#client.destroy();
   }
 
+  /** Whether there is nothing left under the name. Versions that are locked, or that these credentials may not remove, stay. */
+  async #removeVersions(key: ObjectKey): Promise<boolean> {
+    const { container: Bucket, name } = key;
+    let [KeyMarker, VersionIdMarker]: (string | undefined)[] = [];
+    try {
+      for (;;) {
+        const markers = KeyMarker === undefined ? {} : { KeyMarker, VersionIdMarker };
+        const list = new ListObjectVersionsCommand({ Bucket, Prefix: name, ...markers });
+        const page: ListObjectVersionsCommandOutput = await this.#guard(
+          `list versions of ${name}`,
+          () => this.#client.send(list),
+          key,
+        );
+        // Names that only begin like this one come after it.
+        const found = [...(page.Versions ?? []), ...(page.DeleteMarkers ?? [])];
+        for (const { Key, VersionId } of found) {
+          if (Key !== name || VersionId === undefined) continue;
+          const remove = new DeleteObjectCommand({ ...keyOf(key), VersionId });
+          await this.#guard(`remove ${name}`, () => this.#client.send(remove), key).catch(ignoreMissing);
+        }
+        if (page.IsTruncated !== true || found.some(({ Key }) => Key !== name)) return true;
+        if (page.NextKeyMarker === undefined)
+          throw this.#translate(`list versions of ${name}`, new Error("no marker"), key);
+        [KeyMarker, VersionIdMarker] = [page.NextKeyMarker, page.NextVersionIdMarker];
+      }
+    } catch (error) {
+      if (error instanceof ObjectMissingError) return true;
+      if (!(error instanceof RepositoryDeniedError)) throw error;
+      return false;
+    }
+  }
+
+  #conditionalPut(ctx: WriteContext): Promise<boolean> {
+    this.#conditional ??= this.#probe(ctx).catch((error: unknown) => {
+      this.#conditional = null;
+      throw error;
+    });
+    return this.#conditional;
+  }
+
   /**
    * Whether the store obeys If-None-Match: a conditional put of the marker's own bytes must be refused. A store that does not know
    * the condition says so, or writes what was there.
@@ -302,14 +379,24 @@ export class S3Store implements ObjectStore {
   }
 
   /** The same question asked of an object that is made for it and taken away. */
-  async #probeByName(ctx: WriteContext): Promise<boolean> {
+  #probeByName(ctx: WriteContext): Promise<boolean> {
+    return this.#putAndRemove(ctx, (key, bytes) => this.#obeys(key, bytes, ctx));
+  }
+
+  /** Stores an object of its own, asks about it, and takes it away where these credentials may: some may store and never remove. */
+  async #putAndRemove(
+    ctx: WriteContext,
+    ask: (key: ObjectKey, bytes: Uint8Array) => Promise<boolean> = async () => true,
+  ): Promise<boolean> {
     const key = { container: this.container, name: ".tephra/probe" };
     const bytes = Buffer.from("If-None-Match?");
     await this.#putOnce(key, probeBody(bytes), ctx, false);
     try {
-      return await this.#obeys(key, bytes, ctx);
+      return await ask(key, bytes);
     } finally {
-      await this.remove(key);
+      await this.remove(key).catch((error: unknown) => {
+        if (!(error instanceof RepositoryDeniedError)) throw error;
+      });
     }
   }
 
@@ -378,11 +465,18 @@ export class S3Store implements ObjectStore {
     missing?: ObjectKey,
     signal?: AbortSignal,
   ): Promise<Result> {
+    const { keys } = this.#settings;
+    const used = await keys?.current();
     try {
       return await call();
     } catch (error) {
       signal?.throwIfAborted();
-      throw this.#translate(verb, error, missing);
+      const failure = this.#translate(verb, error, missing);
+      if (!(failure instanceof RepositoryDeniedError) || keys === null) throw failure;
+      const now = await keys.reread();
+      if (now.accessKey === used?.accessKey && now.secretKey === used.secretKey) throw failure;
+      const what = `${failure.message} The credentials have been renewed since.`;
+      throw new RepositoryUnavailableError(what, { cause: failure, retryable: true });
     }
   }
 
@@ -393,9 +487,22 @@ export class S3Store implements ObjectStore {
     const { name, message } = cause as Error;
     // A page that is no answer of S3's (of a proxy, say) has a status and no name of its own.
     const reason = answered === null ? message : `${name}${message && message !== name ? ` (${message})` : ""}`;
+    if (name === "CredentialsProviderError") {
+      const where = "in the URL, in a file of credentials, or where Amazon's client looks by itself";
+      return new RepositoryDeniedError(`The repository ${this.label} has no credentials, ${where}: ${message}`, {
+        cause,
+      });
+    }
     const retryAfter = answered?.$response?.headers["retry-after"];
     return httpError({ label: this.label, verb, status, reason: reason.slice(0, 300), retryAfter, cause, missing });
   }
+}
+
+/** With a time at which it is over, so that the client asks again for each request. */
+async function identityOf(keys: NonNullable<S3Settings["keys"]>) {
+  const { accessKey, secretKey, sessionToken } = await keys.current();
+  const token = sessionToken === null ? {} : { sessionToken };
+  return { accessKeyId: accessKey, secretAccessKey: secretKey, ...token, expiration: new Date() };
 }
 
 function keyOf(key: ObjectKey): { Bucket: string; Key: string } {

@@ -1,4 +1,4 @@
-import { Agent, type Dispatcher, request } from "undici";
+import { Agent, buildConnector, type Dispatcher, request } from "undici";
 import { EngineError, errnoOf } from "../errors.ts";
 import { httpError } from "./http-failure.ts";
 import type { ObjectKey } from "./repository.ts";
@@ -6,8 +6,8 @@ import type { ObjectKey } from "./repository.ts";
 export interface SwiftAuth {
   version: "v1" | "v3";
   url: string;
-  user: string;
-  key: string;
+  /** Asked before each authentication: keys are renewed. */
+  login: () => Promise<{ user: string; key: string }>;
   /** For v3; a name. */
   project: string | null;
   userDomain: string;
@@ -22,7 +22,8 @@ export interface SwiftAuth {
 }
 
 export interface SwiftNetwork {
-  ca: string | null;
+  /** Certificates in PEM that are trusted instead of the system's, asked for before each connection; null: the system's. */
+  ca: (() => Promise<string>) | null;
   insecure: boolean;
   timeoutMs: number;
 }
@@ -69,11 +70,7 @@ export class SwiftClient implements AsyncDisposable {
       connections: connectionsMax,
       headersTimeout: network.timeoutMs,
       bodyTimeout: network.timeoutMs,
-      connect: {
-        timeout: connectTimeoutMs,
-        ...(network.ca === null ? {} : { ca: network.ca }),
-        ...(network.insecure ? { rejectUnauthorized: false } : {}),
-      },
+      connect: connectorFor(network),
     });
   }
 
@@ -161,7 +158,8 @@ export class SwiftClient implements AsyncDisposable {
   }
 
   async #authenticateV1(): Promise<Session> {
-    const { url, user, key } = this.#auth;
+    const { url, login } = this.#auth;
+    const { user, key } = await login();
     const headers = { "x-auth-user": user, "x-auth-key": key };
     const answer = await this.#ask(url, { method: "GET", headers });
     await answer.body.dump();
@@ -172,7 +170,8 @@ export class SwiftClient implements AsyncDisposable {
   }
 
   async #authenticateV3(): Promise<Session> {
-    const { url, user, key, project, userDomain, projectDomain } = this.#auth;
+    const { url, login, project, userDomain, projectDomain } = this.#auth;
+    const { user, key } = await login();
     const scope = project === null ? {} : { scope: { project: { name: project, domain: { name: projectDomain } } } };
     const password = { user: { name: user, domain: { name: userDomain }, password: key } };
     const answer = await this.#ask(`${url.replace(/\/v3$/, "")}/v3/auth/tokens`, {
@@ -217,6 +216,21 @@ export class SwiftClient implements AsyncDisposable {
   #odd(reason: string): Error {
     return httpError({ label: this.#label, verb: `authenticate at ${this.#auth.url}`, status: 404, reason });
   }
+}
+
+/** Certificates are asked for with each connection, so that renewed ones need no restart. */
+function connectorFor({ ca, insecure }: SwiftNetwork): buildConnector.connector {
+  const fixed = { timeout: connectTimeoutMs, ...(insecure ? { rejectUnauthorized: false } : {}) };
+  const plain = buildConnector(fixed);
+  if (ca === null) return plain;
+  let trusted: { pem: string; connect: buildConnector.connector } | null = null;
+  return (options, callback) => {
+    const connect = (pem: string): void => {
+      if (trusted?.pem !== pem) trusted = { pem, connect: buildConnector({ ...fixed, ca: pem }) };
+      trusted.connect(options, callback);
+    };
+    ca().then(connect, (error: Error) => callback(error, null));
+  };
 }
 
 interface CatalogEntry {

@@ -65,6 +65,11 @@ export class SwiftStore implements ObjectStore {
     await answer.body.dump();
   }
 
+  /** Who may not write is refused before the name is looked for. */
+  async checkPut(key: ObjectKey, body: PutBody): Promise<void> {
+    await this.put(key, body, uncontested);
+  }
+
   async containerExists(container: string): Promise<boolean> {
     const verb = `look at the container ${container}`;
     const path = encodeURIComponent(container);
@@ -182,6 +187,19 @@ export class SwiftStore implements ObjectStore {
     return { items, next: items.at(-1)?.name ?? null };
   }
 
+  async keepsVersions(): Promise<boolean> {
+    const verb = `look at the container ${this.container}`;
+    const path = encodeURIComponent(this.container);
+    const answer = await this.#client.send({ method: "HEAD", path, verb, accept: [404] });
+    await answer.body.dump();
+    const {
+      "x-versions-enabled": enabled,
+      "x-versions-location": versions,
+      "x-history-location": history,
+    } = answer.headers;
+    return String(enabled).toLowerCase() === "true" || versions !== undefined || history !== undefined;
+  }
+
   async containersPage(after: string | null): Promise<ListPage<string>> {
     const query = new URLSearchParams({ format: "json", limit: String(this.#settings.pageItems) });
     if (after !== null) query.set("marker", after);
@@ -289,6 +307,8 @@ export class SwiftStore implements ObjectStore {
     }
   }
 }
+
+const uncontested: WriteContext = { signal: new AbortController().signal, fence: () => {} };
 
 function pathOf({ container, name }: ObjectKey): string {
   return `${encodeURIComponent(container)}/${name.split("/").map(encodeURIComponent).join("/")}`;

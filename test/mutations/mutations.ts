@@ -28,8 +28,9 @@ export const mutations: readonly Mutation[] = [
   {
     ...posix,
     name: "an object replaces what has its name",
-    from: "await link(temporary, path);",
-    to: "await (await import('node:fs/promises')).rename(temporary, path);",
+    file: `${engine}/repository/publish-file.ts`,
+    from: 'if (way === "link") await link(file, path);',
+    to: 'if (way === "link") await rename(file, path);',
     test: "of many writers with different bytes exactly one wins",
   },
   {
@@ -301,5 +302,21 @@ export const mutations: readonly Mutation[] = [
     to: "modifiedAt.getTime() > Date.now() - 60_000 && youngFrom !== undefined;",
     suite: "test/fault/clocks.test.ts",
     test: "nothing young is reaped",
+  },
+  {
+    name: "an incremental is made on a chain that nobody has looked at",
+    file: "apps/worker/src/handlers/plan-backup.ts",
+    from: "if (plan.parent) await checkParents(plan.parent.backupId, context, run.signal);",
+    to: "",
+    suite: "test/system/lost-parent.test.ts",
+    test: "refuses an incremental on a chain",
+  },
+  {
+    name: "a name that somebody has claimed is taken from them",
+    file: `${engine}/repository/publish-file.ts`,
+    from: 'if (way !== "claim" || (await becomesFull(path, (await stat(file)).size))) return "taken";',
+    to: 'if (way !== "claim") return "taken";',
+    suite: "packages/engine/src/repository/publish-file.test.ts",
+    test: "goes to exactly one of many",
   },
 ];

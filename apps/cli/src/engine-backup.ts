@@ -39,9 +39,15 @@ export async function backupCommand(options: BackupOptions, output: Output, sign
   if (parent !== null && parent.backup.problem !== null) {
     throw new UsageError(`Backup ${options.parent} cannot be a parent: ${parent.backup.problem}`);
   }
+  if (parent !== null && parent.missing !== null) {
+    throw new UsageError(
+      `Backup ${options.parent} cannot be a parent: ${parent.missing}, on which it builds, is not there.`,
+    );
+  }
   const volumeId = options.volumeId ?? parent?.backup.volumeId ?? randomUUID();
   const layout = planLayout({ repository, options, volumeId, volumeBytes: source.sizeBytes, at });
   await using engine = openEngine();
+  if (parent !== null) await engine.checkChain(parent.references, signal);
   const bar = output.progress("backup", source.sizeBytes);
   const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
   const ctx = { signal, fence: () => {}, onProgress };

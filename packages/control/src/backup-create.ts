@@ -1,9 +1,11 @@
 import { randomUUID } from "node:crypto";
+import { type Damage, markDamage } from "./backups.ts";
 import { type Compression, type Config, levelOf, repositoryNamed, type ZlibEncoder } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
+import { addMessage } from "./messages.ts";
 import { notifyBackup } from "./notifications.ts";
 import {
   completeOperation,
@@ -17,7 +19,7 @@ import {
 } from "./operations.ts";
 import { finishTask, type Json, type NewTask, type TaskOperation, type TaskResult } from "./tasks.ts";
 import { volumeMeta } from "./volume-meta.ts";
-import { encoderNeeds } from "./workers.ts";
+import { encoderNeeds, needToRead, needToWrite } from "./workers.ts";
 
 /** Everything that decides a backup's bytes and names. Fixed once in the operation row; every worker obeys it. */
 export interface BackupPlan {
@@ -156,15 +158,15 @@ function parentOf(parent: Backup): NonNullable<BackupPlan["parent"]> {
 
 const needsOf = (plan: BackupPlan): string[] => [
   ...new Set([
-    `repository:${plan.repository}`,
-    ...(plan.parent ? [`repository:${plan.parent.repository}`] : []),
+    needToWrite(plan.repository),
+    ...(plan.parent && plan.parent.repository !== plan.repository ? [needToRead(plan.parent.repository)] : []),
     `backend:${plan.backend}`,
     ...encoderNeeds(plan.zlibEncoder),
   ]),
 ];
 
 /** What must be removed after the operation: staged slices, and the temporary snapshot. */
-const tidyNeeds = (plan: BackupPlan): string[] => [`repository:${plan.repository}`, `backend:${plan.backend}`];
+const tidyNeeds = (plan: BackupPlan): string[] => [needToWrite(plan.repository), `backend:${plan.backend}`];
 
 /** Ends the plan task and lets the ranges go, all in one commit. `fingerprint` is what the frozen source looks like. */
 export async function startCopy(
@@ -190,7 +192,7 @@ export async function startCopy(
 const sealTask = (plan: BackupPlan): NewTask => ({
   kind: "seal",
   ordinal: 0,
-  needs: [`repository:${plan.repository}`],
+  needs: [needToWrite(plan.repository)],
 });
 
 /** Ends a range; whoever ends the last one adds the seal. */
@@ -308,8 +310,28 @@ async function releaseSource(
     WHERE id = ${operation.volumeId}::uuid AND status = 'backing-up'`;
 }
 
-/** The backup ends in `error` with a reason; the volume does not suffer for it (API spec 9.1). Rows are locked by the caller. */
-export async function failBackupCreate(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+/**
+ * The backup ends in `error` with a reason; the volume does not suffer for it (API spec 9.1). What it was to build on and is damaged is
+ * marked, and its project told. Rows are locked by the caller.
+ */
+export async function failBackupCreate(
+  tx: Transaction,
+  operation: OperationRow,
+  reason: string,
+  damage: Damage | null,
+): Promise<void> {
+  if (damage !== null && damage.backupId !== operation.backupId) {
+    const { projectId, requestId } = operation;
+    await markDamage(tx, damage);
+    await addMessage(tx, {
+      projectId,
+      requestId,
+      backupId: damage.backupId,
+      action: "backup-verify",
+      detail: "damaged",
+    });
+    await notifyBackup(tx, "backup.verify.end", damage.backupId, { mode: "quick", damaged: 1 });
+  }
   await tx.backup.updateMany({
     where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
     data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },

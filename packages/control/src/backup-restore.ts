@@ -1,4 +1,4 @@
-import { lockBackup, type StoredLink, wholeChain } from "./backups.ts";
+import { type Damage, lockBackup, markDamage, type StoredLink, wholeChain } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { NotFoundError } from "./errors.ts";
 import type { Backup, Prisma, Volume } from "./generated/client.ts";
@@ -17,6 +17,7 @@ import {
 import { finishTask, type Json, type TaskOperation, type TaskResult } from "./tasks.ts";
 import { restoredColumns, type StoredVolume } from "./volume-meta.ts";
 import { lockVolume, type VolumeRow } from "./volumes.ts";
+import { needToRead, needToWrite } from "./workers.ts";
 
 /** What decides a restore, fixed once. The chain is newest first and ends with the full backup. */
 export interface RestorePlan {
@@ -31,6 +32,8 @@ export interface RestorePlan {
   rangeBytes: number;
   /** The private file that the ranges write, set when they are handed out. Each claim of the plan makes its own: see restoreTargetOf. */
   target: string | null;
+  /** Whether slices of the map lie in the repository; absent before that is known. */
+  staged?: boolean;
   /** What the chain says about its volume; null before it was read. */
   stored: StoredVolume | null;
 }
@@ -82,10 +85,16 @@ async function findTarget(database: Database, operation: TaskOperation): Promise
   return volume;
 }
 
-/** What a restore, and the removal of what it leaves, must reach. */
+/** What a restore must reach. It can be made from a repository that can only be read. */
 export const restoreNeeds = (plan: RestorePlan): string[] => [
-  ...new Set(plan.chain.map((c) => `repository:${c.repository}`)),
+  ...new Set(plan.chain.map((c) => needToRead(c.repository))),
   `backend:${plan.backend}`,
+];
+
+/** What the removal of what a restore leaves must reach. */
+export const restoreTidyNeeds = (plan: RestorePlan): string[] => [
+  ...restoreNeeds(plan),
+  ...(plan.staged === true ? plan.chain.slice(0, 1).map((c) => needToWrite(c.repository)) : []),
 ];
 
 /** Ends the plan task and lets the ranges go. Each range carries where its slice of the merged map is staged. */
@@ -143,7 +152,7 @@ export async function finishRestore(
     const volume = await lockVolume(tx, plan.volumeId);
     const backup = await lockBackup(tx, plan.backupId);
     await applyRestored(tx, { volume, backup, plan });
-    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored, tidy: restoreNeeds(plan) });
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored, tidy: restoreTidyNeeds(plan) });
   });
 }
 
@@ -198,13 +207,6 @@ async function releaseBackup(tx: Transaction, backupId: string): Promise<void> {
   });
 }
 
-/** What was found damaged: `backupId` is the layer of the chain that it belongs to. */
-export interface Damage {
-  backupId: string;
-  object: string;
-  reason: string;
-}
-
 /**
  * A restore that failed. A failing target leaves the backup `available`; damage in the backup gives it `error_restoring` with a
  * reason that names backup and object, and flags the layer that holds it, which is never chosen as a parent again.
@@ -224,10 +226,7 @@ export async function failRestore(
     });
   }
   if (damage) {
-    await tx.backup.updateMany({
-      where: { id: damage.backupId, deletedAt: null },
-      data: { damage: `${damage.object}: ${damage.reason}` },
-    });
+    await markDamage(tx, damage);
     await tx.backup.updateMany({
       where: { id: operation.backupId ?? nilUuid, status: "restoring" },
       data: { status: "error_restoring", failReason: reason.slice(0, 255), updatedAt: now },
@@ -236,7 +235,7 @@ export async function failRestore(
     await releaseBackup(tx, operation.backupId ?? nilUuid);
   }
   const plan = operation.plan as unknown as RestorePlan | null;
-  await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? restoreNeeds(plan) : null });
+  await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
 }
 
 /** The restore stops: nobody can say what the target holds, so it is in `error`. Rows are locked by the caller, who sees to the backup. */
@@ -248,7 +247,7 @@ export async function cancelRestore(tx: Transaction, operation: OperationRow, re
     });
   }
   const plan = operation.plan as unknown as RestorePlan | null;
-  await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? restoreNeeds(plan) : null });
+  await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
 }
 
 /** The restore stops for the sake of its target, and the backup is as good as before. Rows are locked by the caller. */

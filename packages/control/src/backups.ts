@@ -12,7 +12,7 @@ import { reserveQuota } from "./quotas.ts";
 import type { SnapshotRow } from "./snapshots.ts";
 import { getSnapshot } from "./snapshots.ts";
 import { addRestoreVolume, findVolume, GiB, getVolume, moveVolume, type NewVolume, type VolumeRow } from "./volumes.ts";
-import { encoderNeeds } from "./workers.ts";
+import { encoderNeeds, needToRead, needToWrite } from "./workers.ts";
 
 /** A live backup with what a view derives from other rows. */
 export type BackupRow = Backup & { hasDependents: boolean };
@@ -170,7 +170,7 @@ export function placeBackup(
   const inParents = kept && (wanted === null || kept.zone === wanted) ? kept : null;
   const found = inParents ?? repositoryIn(config, wanted ?? volume.availabilityZone);
   const { name } = found ?? defaultRepository(config);
-  return { repository: name, reach: found || wanted === null ? `repository:${name}` : `zone:${wanted}` };
+  return { repository: name, reach: found || wanted === null ? needToWrite(name) : `zone:${wanted}` };
 }
 
 /**
@@ -255,7 +255,7 @@ export async function startBackup(
 
 /** A backup on top of one in another repository reads that one, too. */
 const parentReach = (row: Backup, parent: Backup | null): string[] =>
-  parent === null || parent.repository === row.repository ? [] : [`repository:${parent.repository}`];
+  parent === null || parent.repository === row.repository ? [] : [needToRead(parent.repository)];
 
 async function freezeStatus(
   tx: Transaction,
@@ -376,7 +376,7 @@ export async function startRestore(
     input: { newVolume },
     task: {
       kind: "plan-restore",
-      needs: [...repositories.map((r) => `repository:${r}`), `backend:${target.backend}`],
+      needs: [...repositories.map(needToRead), `backend:${target.backend}`],
     },
   });
 }
@@ -441,6 +441,24 @@ export async function wholeChain(database: Database, backupId: string): Promise<
   return links.map(({ id, repository, container, serviceMetadata }) => {
     if (!container || !serviceMetadata) throw new NotFoundError("Backup", id);
     return { backupId: id, repository, container, prefix: serviceMetadata };
+  });
+}
+
+/** What was found damaged: `backupId` is the member of the chain that it belongs to. */
+export interface Damage {
+  backupId: string;
+  object: string;
+  reason: string;
+}
+
+/** Marks every row of the objects that are damaged: no parent is chosen on them any more. */
+export async function markDamage(tx: Transaction, { backupId, object, reason }: Damage): Promise<void> {
+  const row = await tx.backup.findUnique({ where: { id: backupId } });
+  if (row === null) return;
+  const { repository, container, serviceMetadata } = row;
+  await tx.backup.updateMany({
+    where: { repository, container, serviceMetadata, deletedAt: null },
+    data: { damage: `${object}: ${reason}` },
   });
 }
 

@@ -2,10 +2,10 @@ import { sayWhy } from "./actor.ts";
 import { failBackupCreate } from "./backup-create.ts";
 import { failBackupDelete } from "./backup-delete.ts";
 import { failBackupImport } from "./backup-import.ts";
-import { type Damage, failRestore } from "./backup-restore.ts";
+import { failRestore } from "./backup-restore.ts";
 import { unreachable } from "./backup-state.ts";
 import { failVerify } from "./backup-verify.ts";
-import { lockBackup } from "./backups.ts";
+import { type Damage, lockBackup } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { ClaimLostError } from "./errors.ts";
 import { failGroupOperation, isGroupOperation } from "./group-operations.ts";
@@ -74,7 +74,7 @@ async function failRows(
   const { kind } = operation;
   switch (kind) {
     case "backup-create":
-      return failBackupCreate(tx, operation, failure.reason);
+      return failBackupCreate(tx, operation, failure.reason, failure.damage ?? null);
     case "backup-restore":
       return failRestore(tx, operation, failure.reason, failure.damage ?? null);
     case "backup-delete":

@@ -13,6 +13,8 @@ export interface EngineContext {
   zeroForms: Map<string, Promise<ZeroFormResult>>;
   /** Stored objects, by SHA-256 and length, that were seen to decode to zeros. Bounded. */
   knownZeros: Map<string, { md5: string }>;
+  /** What listings of whole backups looked like, by their places. Bounded. */
+  wholeListings: Map<string, string>;
 }
 
 /** Windows and objects held in memory by all concurrent calls together. */
@@ -34,6 +36,7 @@ export function createEngineContext(options: EngineOptions): EngineContext {
     memory: new MemoryBudget(options.memoryBytes ?? memoryBytesDefault),
     zeroForms: new Map(),
     knownZeros: new Map(),
+    wholeListings: new Map(),
   };
 }
 

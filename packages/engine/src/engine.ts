@@ -1,6 +1,7 @@
 import type { BackupReference } from "./backup-reference.ts";
 import { type BackupWholeInput, backupWhole } from "./backup-whole.ts";
 import { volumeBytesOf } from "./chain.ts";
+import { checkChain } from "./check-chain.ts";
 import { type CopyInput, copyRange } from "./copy-range.ts";
 import { beginBackup } from "./encryption/begin-backup.ts";
 import { createEngineContext, type EngineOptions } from "./engine-context.ts";
@@ -67,6 +68,7 @@ export interface Engine extends AsyncDisposable {
   planVerify(input: PlanVerifyInput, ctx: RunContext): Promise<PlannedVerify>;
   verifyRange(input: VerifyRangeInput, ctx: RunContext): Promise<VerifyResult>;
   volumeBytesOf(reference: BackupReference, signal: AbortSignal): Promise<number>;
+  checkChain(references: readonly BackupReference[], signal: AbortSignal): Promise<void>;
   removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
   removeStaging(repository: Repository, operationId: string): Promise<void>;
 }
@@ -87,6 +89,7 @@ export function openEngine(options: EngineOptions = {}): Engine {
     planVerify,
     verifyRange: (input, ctx) => verifyRange(context, input, ctx),
     volumeBytesOf,
+    checkChain: (references, signal) => checkChain(context, references, signal),
     removeBackup,
     removeStaging,
     [Symbol.asyncDispose]: () => context.pool[Symbol.asyncDispose](),

@@ -1,13 +1,27 @@
-import { finishBackup, planBackup, rangesMax, startCopy } from "@tephra/control";
+import { finishBackup, planBackup, rangesMax, startCopy, wholeChain } from "@tephra/control";
 import { cutRanges } from "@tephra/engine";
-import { type Handler, resultOf } from "../context.ts";
-import { assertUnchanged, layoutOf, openPlannedSource, parentReference } from "./source.ts";
+import { type Handler, resultOf, type WorkerContext } from "../context.ts";
+import { assertUnchanged, layoutOf, openChain, openPlannedSource, parentReference } from "./source.ts";
+
+/**
+ * What an incremental builds on is all there, or no incremental is made: others may remove objects, too. Members of the chain in
+ * repositories that this worker does not know are taken for whole.
+ *
+ * @throws DamagedObjectError, NotFoundError
+ */
+async function checkParents(backupId: string, context: WorkerContext, signal: AbortSignal): Promise<void> {
+  const { config, database, engine, sites } = context;
+  const chain = await wholeChain(database, backupId);
+  const known = chain.filter((link) => config.repositories.some(({ name }) => name === link.repository));
+  await engine.checkChain(await openChain(known, sites), signal);
+}
 
 /**
  * Fixes what decides bytes and names, freezes the source and cuts the volume into ranges. A volume of a single range is copied and
  * sealed here and now: small backups are many.
  */
-export const planBackupTask: Handler = async (task, { config, database, engine, sites }, run) => {
+export const planBackupTask: Handler = async (task, context, run) => {
+  const { config, database, engine, sites } = context;
   const plan = await planBackup(database, config, task.operation, async (names) => {
     const repository = await sites.repository(names.repository);
     const backend = await sites.backend(names.backend);
@@ -18,6 +32,7 @@ export const planBackupTask: Handler = async (task, { config, database, engine, 
       canSnapshotCheaply: () => backend.canSnapshotCheaply(),
     };
   });
+  if (plan.parent) await checkParents(plan.parent.backupId, context, run.signal);
   if (plan.source.kind === "snapshot" && plan.source.temporary) {
     const backend = await sites.backend(plan.backend);
     await backend.snapshot(plan.volumeId, plan.source.id, run);

@@ -34,6 +34,17 @@ function run(...args: string[]): Promise<Run> {
   });
 }
 
+/** Runs a script of the shell as root of a mount namespace of its own, with the command line as its arguments. */
+function runInNamespace(script: string, ...args: string[]): Promise<Run> {
+  return new Promise((resolve) => {
+    const command = ["-Urm", "sh", "-ec", script, "sh", process.execPath, entry, ...args];
+    execFile("unshare", command, { cwd: home }, (error: ExecFileException | null, stdout, stderr) => {
+      const status = error === null ? 0 : typeof error.code === "number" ? error.code : -1;
+      resolve({ status, stdout, stderr });
+    });
+  });
+}
+
 const backupResult = z.strictObject({
   backup: z.strictObject({
     id: z.uuid(),
@@ -241,6 +252,30 @@ describe("tephra-engine", () => {
     child.kill("SIGINT");
     expect(await ended).toEqual([1, null]);
     expect(await objects()).toEqual([]);
+  });
+
+  test("everything that only reads works where nothing can be written: on a read-only mount, and without the right to write", async () => {
+    const image = randomBytes(300_000);
+    await writeFile(join(home, "volume"), image);
+    const { id } = await backup("--object-bytes", "131072", "--block-bytes", "4096");
+    const verbs = [["list"], ["rescan"], ["verify", "--backup", id], ["export", "--backup", id]];
+    const readOnly = {
+      mount: 'mount --bind repo repo && mount -o remount,bind,ro repo && exec "$@"',
+      // Root of a namespace that nobody else is in may do what its user may; this one gives up the capability to write anywhere, too.
+      rights: 'chmod -R a-w repo && exec setpriv --bounding-set -all --inh-caps -all "$@"',
+    };
+    for (const [name, script] of Object.entries(readOnly)) {
+      const out = `out-${name}`;
+      for (const verb of [...verbs, ["restore", "--backup", id, "--target", out]]) {
+        const done = await runInNamespace(script, ...verb, "--repository", "posix:repo");
+        expect(done, `${name}: ${verb[0]}`).toMatchObject({ status: 0, stderr: "" });
+      }
+      expect((await readFile(join(home, out))).equals(image)).toBe(true);
+      const refused = await runInNamespace(script, "backup", "--repository", "posix:repo", "--source", "volume");
+      expect(refused.status, name).toBe(1);
+      expect(refused.stderr).toMatch(/The repository .* is unavailable \((?:EROFS|EACCES)\)/);
+    }
+    await chmod(join(home, "repo"), 0o770);
   });
 
   test.each([

@@ -1,4 +1,12 @@
-import { type Config, encoderNeeds, type Logger, levelOf, type RepositoryConfig } from "@tephra/control";
+import {
+  type Config,
+  encoderNeeds,
+  type Logger,
+  levelOf,
+  needToRead,
+  needToWrite,
+  type RepositoryConfig,
+} from "@tephra/control";
 import { type FileBackend, openFileBackend, openRepository, type Repository, requireEncoder } from "@tephra/engine";
 
 /** The repository at the configured place is not the one that was there when this worker looked first. */
@@ -38,6 +46,9 @@ export interface Sites extends AsyncDisposable {
   backend(name: string): Promise<FileBackend>;
 }
 
+/** How long a service that takes objects is believed to take more. */
+const writableMs = 60_000;
+
 async function checkEncoder(repository: RepositoryConfig): Promise<void> {
   const { compression, zlib_encoder: zlibEncoder } = repository;
   requireEncoder({ compression, level: levelOf(repository), zlibEncoder });
@@ -76,6 +87,16 @@ export function openSites(config: Config, log: Logger): Sites {
     repositories.set(name, { repository, id });
     return repository;
   };
+  /** Asked of a service now and then only: each time costs a request that is refused. */
+  const writable = new Map<string, number>();
+  const checkWritable = async (name: string): Promise<void> => {
+    const repository = await openNamed(name);
+    const local = repository.driver === "posix" || repository.driver === "nfs";
+    if (!local && performance.now() < (writable.get(name) ?? 0)) return;
+    await repository.checkWritable();
+    if (!writable.has(name)) for (const remark of await repository.remarks()) log.warn({ repository: name }, remark);
+    writable.set(name, performance.now() + writableMs);
+  };
   const openBackend = async (name: string): Promise<FileBackend> => {
     const known = backends.get(name);
     if (known) return known;
@@ -99,7 +120,13 @@ export function openSites(config: Config, log: Logger): Sites {
       };
       // At the same time, since one that is away answers only after a while.
       await Promise.all([
-        ...config.repositories.map((r) => look(`repository:${r.name}`, () => openNamed(r.name))),
+        ...config.repositories.map(async ({ name }) => {
+          const [reading, writing] = [needToRead(name), needToWrite(name)];
+          await look(reading, () => openNamed(name));
+          const unread = reach.unreachable[reading];
+          if (unread === undefined) await look(writing, () => checkWritable(name));
+          else reach.unreachable[writing] = unread;
+        }),
         ...config.volume_backends.map(({ name, path }) =>
           look(`backend:${name}`, async () => {
             reach.freeBytes[`backend:${name}`] = await (await openFileBackend(path)).freeBytes();

@@ -17,6 +17,7 @@ import {
 import type { Principal } from "./principal.ts";
 import { lockQuota, releaseQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
+import { needToWrite } from "./workers.ts";
 
 /**
  * Accepts a deletion.
@@ -59,7 +60,7 @@ export async function startBackupDelete(
     backupId: backup.id,
     volumeId: backup.volumeId,
     parentId,
-    task: { kind: "remove-backup", needs: [`repository:${backup.repository}`] },
+    task: { kind: "remove-backup", needs: [needToWrite(backup.repository)] },
   });
   await waitForWorkers(tx, operationId);
   return operationId;

@@ -21,6 +21,7 @@ import {
 } from "./operations.ts";
 import type { Principal } from "./principal.ts";
 import { finishTask, type Json, type TaskOperation, type TaskResult } from "./tasks.ts";
+import { needToRead, needToWrite } from "./workers.ts";
 
 /**
  * quick: listings and sizes against the metadata. deep: also every byte that a restore would read, every hash. drill: a whole restore, into
@@ -36,6 +37,8 @@ export interface VerifyPlan {
   chain: StoredLink[];
   /** Where a drill restores to. It is no volume: it has no row, so no project sees it and no quota counts it. */
   drill: DrillTarget | null;
+  /** Whether slices of the map lie in the repository; absent before that is known. */
+  staged?: boolean;
 }
 
 export interface DrillTarget {
@@ -105,7 +108,7 @@ export async function startVerify(
 }
 
 const needsOf = (reached: { chain: readonly { repository: string }[]; backend: string | null }): string[] => [
-  ...new Set(reached.chain.map((link) => `repository:${link.repository}`)),
+  ...new Set(reached.chain.map((link) => needToRead(link.repository))),
   ...(reached.backend === null ? [] : [`backend:${reached.backend}`]),
 ];
 
@@ -255,7 +258,10 @@ async function readDescendants(tx: Transaction, ids: readonly string[]): Promise
 
 /** What a tidy task must reach; null where nothing is left behind. */
 const tidyNeeds = (plan: VerifyPlan | null): string[] | null =>
-  plan === null || plan.mode === "quick" ? null : needsOfPlan(plan);
+  plan === null || plan.mode === "quick" ? null : [...needsOfPlan(plan), ...stagedNeeds(plan)];
+
+const stagedNeeds = ({ staged, chain }: VerifyPlan): string[] =>
+  staged === true ? chain.slice(0, 1).map((link) => needToWrite(link.repository)) : [];
 
 export async function failVerify(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await endVerify(tx, operation, { state: "failed", reason });

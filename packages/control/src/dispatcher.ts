@@ -4,7 +4,7 @@ import type { Config } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { type TaskKind, tasksReadyChannel } from "./tasks.ts";
 import type { Logger } from "./telemetry.ts";
-import { type LiveQueue, liveQueues } from "./workers.ts";
+import { type LiveQueue, liveQueues, needToRead, needToWrite } from "./workers.ts";
 
 /** One dispatch of a task: the job carries the task's id and nothing else. */
 export interface Dispatched {
@@ -24,7 +24,7 @@ export type Enqueue = (queue: string, jobs: readonly Dispatched[]) => Promise<vo
 /** Jobs kept in Redis per slot: one that runs and one that waits, so that no slot idles for a round trip. */
 const jobsPerSlot = 2;
 
-/** How many tasks may be in flight of one project, and at each repository (`repository:NAME`) that has a limit. */
+/** How many tasks may be in flight of one project, and at each repository that has a limit, by its name, whether they read or write. */
 interface Caps {
   project: number | null;
   repositories: Readonly<Record<string, number>>;
@@ -32,7 +32,7 @@ interface Caps {
 
 function capsOf({ dispatcher, repositories }: Config): Caps {
   const limited = repositories.flatMap(({ name, max_running_tasks: max }) =>
-    max === null ? [] : [[`repository:${name}`, max] as const],
+    max === null ? [] : [[name, max] as const],
   );
   return { project: dispatcher.project_cap, repositories: Object.fromEntries(limited) };
 }
@@ -46,7 +46,8 @@ function capsOf({ dispatcher, repositories }: Config): Caps {
  * one waits for the others that do, so that each counts what the last one took. A task of an incremental may need two repositories, and counts at both.
  */
 async function choose(database: Database, queue: LiveQueue, caps: Caps): Promise<Chosen[]> {
-  if (!queue.reaches.some((place) => Object.hasOwn(caps.repositories, place))) return chooseIn(database, queue, caps);
+  const limited = Object.keys(caps.repositories).flatMap((name) => [needToRead(name), needToWrite(name)]);
+  if (!limited.some((place) => queue.reaches.includes(place))) return chooseIn(database, queue, caps);
   return inTransaction(database, async (tx) => {
     await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended('tephra:dispatch', 0))`;
     return chooseIn(tx, queue, caps);
@@ -59,9 +60,10 @@ async function chooseIn(database: Database | Transaction, queue: LiveQueue, caps
     WITH RECURSIVE busy AS (
       SELECT project_id, queue, count(*) AS jobs FROM tasks WHERE state IN ('running', 'dispatched') GROUP BY project_id, queue
     ), limited AS (
-      SELECT c.key AS place, c.value::int - (SELECT count(*) FROM tasks t
-        WHERE t.state IN ('running', 'dispatched') AND t.needs @> ARRAY[c.key])::int AS jobs
+      SELECT c.key AS name, p.places, c.value::int - (SELECT count(*) FROM tasks t
+        WHERE t.state IN ('running', 'dispatched') AND t.needs && p.places)::int AS jobs
       FROM jsonb_each_text(${JSON.stringify(caps.repositories)}::jsonb) c
+      CROSS JOIN LATERAL (SELECT ARRAY['repository:' || c.key, 'repository-read:' || c.key] AS places) p
     ), room AS (
       SELECT GREATEST(0, ${jobsMax} - coalesce(sum(jobs), 0))::int AS jobs FROM busy WHERE queue = ${queue.queue}
     ), projects AS (
@@ -76,7 +78,7 @@ async function chooseIn(database: Database | Transaction, queue: LiveQueue, caps
       FROM projects p CROSS JOIN LATERAL (
         SELECT t.* FROM tasks t
         WHERE t.state = 'ready' AND t.project_id = p.project_id AND t.run_after <= now() AND t.needs <@ ${queue.reaches}::text[]
-          AND NOT t.needs && ARRAY(SELECT place FROM limited WHERE jobs <= 0)
+          AND NOT EXISTS (SELECT 1 FROM limited l WHERE l.jobs <= 0 AND t.needs && l.places)
         ORDER BY t.rank, t.queued_at, t.ordinal LIMIT (SELECT jobs FROM room)
       ) c
     ), contended AS (
@@ -84,8 +86,8 @@ async function chooseIn(database: Database | Transaction, queue: LiveQueue, caps
     ), fair AS (
       SELECT * FROM candidates WHERE NOT (SELECT yes FROM contended) OR turn <= coalesce(${caps.project}::int, turn)
     ), placed AS (
-      SELECT f.id, l.jobs - row_number() OVER (PARTITION BY l.place ORDER BY f.turn, f.rank, f.queued_at, f.ordinal) AS left_over
-      FROM fair f JOIN limited l ON f.needs @> ARRAY[l.place]
+      SELECT f.id, l.jobs - row_number() OVER (PARTITION BY l.name ORDER BY f.turn, f.rank, f.queued_at, f.ordinal) AS left_over
+      FROM fair f JOIN limited l ON f.needs && l.places
     ), chosen AS (
       SELECT id FROM fair WHERE NOT EXISTS (SELECT 1 FROM placed WHERE placed.id = fair.id AND placed.left_over < 0)
       ORDER BY turn, rank, queued_at, ordinal LIMIT (SELECT jobs FROM room)

@@ -30,6 +30,7 @@ import type { Principal } from "./principal.ts";
 import { lockQuota, reserveQuota } from "./quotas.ts";
 import { finishTask, type TaskOperation, type TaskResult } from "./tasks.ts";
 import { joinInstanceGroup } from "./volume-actions.ts";
+import { needToWrite } from "./workers.ts";
 
 /** What a request for an operation on an instance group became. The lists have one order: boot disk first. */
 export interface AcceptedGroupOperation {
@@ -371,7 +372,7 @@ async function startPart(tx: Transaction, config: Config, whole: OperationRow, r
   const volume = await tx.volume.findUniqueOrThrow({ where: { id: row.volumeId } });
   const snapshot = await tx.snapshot.findUniqueOrThrow({ where: { id: row.snapshotId ?? nilUuid } });
   const parent = row.parentId ? await tx.backup.findUnique({ where: { id: row.parentId } }) : null;
-  const reach = `repository:${row.repository}`;
+  const reach = needToWrite(row.repository);
   await startBackup(tx, config, whole, { row, parent, volume, snapshot, reach, parentId: whole.id });
 }
 

@@ -1,4 +1,4 @@
-import { applyRestored, type RestorePlan, restoreNeeds } from "./backup-restore.ts";
+import { applyRestored, type RestorePlan, restoreTidyNeeds } from "./backup-restore.ts";
 import { lockBackup, startRestore } from "./backups.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError } from "./errors.ts";
@@ -187,7 +187,9 @@ export async function finishGroupRestore(
 /** Staging and private files stay until the whole has ended. */
 async function tidyParts(tx: Transaction, parts: readonly OperationRow[]): Promise<void> {
   for (const part of parts.filter(({ plan }) => plan !== null)) {
-    await addTasks(tx, part, [{ kind: "tidy", ordinal: 0, needs: restoreNeeds(part.plan as unknown as RestorePlan) }]);
+    await addTasks(tx, part, [
+      { kind: "tidy", ordinal: 0, needs: restoreTidyNeeds(part.plan as unknown as RestorePlan) },
+    ]);
   }
 }
 
@@ -205,7 +207,7 @@ export async function failGroupRestore(
   await endOperation(tx, operation, { state, reason });
   for (const part of parts.filter(isLive)) {
     const plan = part.plan as unknown as RestorePlan | null;
-    await endOperation(tx, part, { state: "cancelled", reason, tidy: plan ? restoreNeeds(plan) : null });
+    await endOperation(tx, part, { state: "cancelled", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
   }
   await tidyParts(tx, done);
   const spoilt = isPublishing({ plan: operation.plan as Json });

@@ -8,13 +8,19 @@ export interface WorkerCard {
   host: string;
   pid: number;
   slots: number;
-  /** `repository:NAME`, `backend:NAME`, `zlib-encoder:isal`: what tasks may need from it. */
+  /** `repository:NAME` to write, `repository-read:NAME`, `backend:NAME`, `zlib-encoder:isal`: what tasks may need from it. */
   reaches: readonly string[];
   /** The same names → why they cannot be reached from here. */
   unreachable: Readonly<Record<string, string>>;
   /** `backend:NAME` → bytes that are free there. */
   freeBytes?: Readonly<Record<string, number>>;
 }
+
+/** What a task needs that stores or removes something in a repository; who can write can read. */
+export const needToWrite = (repository: string): string => `repository:${repository}`;
+
+/** What a task needs that only reads a repository: backups can be restored from where they cannot be made. */
+export const needToRead = (repository: string): string => `repository-read:${repository}`;
 
 /** What compressing needs from a worker besides the places: an encoder that not every machine has. */
 export function encoderNeeds(encoder: ZlibEncoder | undefined): string[] {

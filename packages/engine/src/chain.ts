@@ -188,13 +188,19 @@ export async function volumeBytesOf(reference: BackupReference, signal: AbortSig
 
 /** The merged map of a chain. */
 export function chainSteps(chain: Chain, signal: AbortSignal): AsyncGenerator<MergeStep> {
-  return mergeLayers({
-    references: chain.references,
-    layers: chain.references.map((reference) => streamEntries(reference, signal)),
-    volumeBytes: chain.volumeBytes,
-    // Without a list of hashes there are no blocks, and objects may start and end anywhere.
-    blockBytes: chain.hashes?.blockBytes ?? 1,
-  });
+  const { references, volumeBytes, hashes } = chain;
+  // Without a list of hashes there are no blocks, and objects may start and end anywhere.
+  return mergeChain({ references, volumeBytes, blockBytes: hashes?.blockBytes ?? 1 }, signal);
+}
+
+/** The merged map of a chain of which the sizes are known already. */
+export function mergeChain(
+  chain: { references: readonly BackupReference[]; volumeBytes: number; blockBytes: number },
+  signal: AbortSignal,
+): AsyncGenerator<MergeStep> {
+  const { references, volumeBytes, blockBytes } = chain;
+  const layers = references.map((reference) => streamEntries(reference, signal));
+  return mergeLayers({ references, layers, volumeBytes, blockBytes });
 }
 
 /** What a person should know about a chain that can be restored nevertheless. */

@@ -17,6 +17,18 @@ const mapLine = z.tuple([
   z.array(z.tuple([z.int(), z.int()])).min(1),
 ]);
 
+function mapBytes({ layer, entry, segments }: MappedObject): Buffer {
+  const line = [layer, entry.number, entry.offset, entry.length, entry.compression, entry.md5, segments];
+  return Buffer.from(`${JSON.stringify(line)}\n`);
+}
+
+/** What tells a slice of the map from every other: the SHA-256 of the lines that a staged one has, in hex. */
+export function mapDigest(objects: readonly MappedObject[]): string {
+  const hash = createHash("sha256");
+  for (const object of objects) hash.update(mapBytes(object));
+  return hash.digest("hex");
+}
+
 /** Stages a slice of the map; returns its digest. */
 export async function stageMap(
   repository: Repository,
@@ -24,17 +36,11 @@ export async function stageMap(
   objects: readonly MappedObject[],
   ctx: RunContext,
 ): Promise<string> {
-  const hash = createHash("sha256");
   async function* lines(): AsyncGenerator<Uint8Array> {
-    for (const { layer, entry, segments } of objects) {
-      const line = [layer, entry.number, entry.offset, entry.length, entry.compression, entry.md5, segments];
-      const bytes = Buffer.from(`${JSON.stringify(line)}\n`);
-      hash.update(bytes);
-      yield bytes;
-    }
+    for (const object of objects) yield mapBytes(object);
   }
   await repository.putIfAbsent(key, lines(), ctx);
-  return hash.digest("hex");
+  return mapDigest(objects);
 }
 
 /** Reads a slice of the map and makes sure that it is the planned one. */

@@ -1,7 +1,13 @@
 import type { BackupReference } from "./backup-reference.ts";
-import { type Chain, chainSteps, chainWarnings, findHashList, openChain } from "./chain.ts";
+import { type Chain, chainSteps, chainWarnings, findHashList, mergeChain, openChain } from "./chain.ts";
 import type { EngineContext } from "./engine-context.ts";
-import { InvalidBackupError, InvalidLayoutError } from "./errors.ts";
+import {
+  InvalidBackupError,
+  InvalidLayoutError,
+  RepositoryDeniedError,
+  RepositoryFullError,
+  RepositoryUnavailableError,
+} from "./errors.ts";
 import { type Extent, partOf } from "./extents.ts";
 import { cachedHashList } from "./hash-list.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
@@ -9,13 +15,16 @@ import type { MappedObject, MergeStep } from "./merge-layers.ts";
 import { stagingContainer } from "./repository/repository.ts";
 import type { RestoreJob } from "./restore-job.ts";
 import { laneGroups, restoreGroup } from "./restore-lanes.ts";
-import { readMap, stageMap } from "./restore-map.ts";
+import { mapDigest, readMap, stageMap } from "./restore-map.ts";
 import type { RunContext } from "./run-context.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
 
-/** A part of a restore that one task carries out, with the staged slice of the map that says where its bytes come from. */
+/**
+ * A part of a restore that one task carries out, with its slice of the map that says where its bytes come from: staged under a name, or,
+ * where nothing can be written, merged again from the metadata by whoever carries it out.
+ */
 export interface RestoreRange extends Extent {
-  map: { name: string; digest: string };
+  map: { name: string; digest: string } | { name: null; digest: string; volumeBytes: number; blockBytes: number };
   objects: number;
 }
 
@@ -46,29 +55,56 @@ export async function planRestore(input: PlanRestoreInput, ctx: RunContext): Pro
   return { volumeBytes: chain.volumeBytes, ranges, volumeMetas, warnings: chainWarnings(chain) };
 }
 
-/** Stages the merged map of a chain, slice by slice. */
+/** Ranges whose slices are not staged are at most so many: each reads the metadata of the whole chain again. */
+const unstagedRangesMax = 64;
+
+/**
+ * Stages the merged map of a chain, slice by slice. Where the repository cannot be written, whether it is read-only or full, nothing is
+ * staged: the ranges then say how to merge their slices again.
+ */
 export async function stageRanges(
   chain: Chain,
   input: Omit<PlanRestoreInput, "chain">,
   ctx: RunContext,
 ): Promise<RestoreRange[]> {
-  const { volumeBytes } = chain;
   const { repository } = chain.references[0] as BackupReference;
   const container = stagingContainer(input.staging.operationId);
   if (input.rangeBytes < 1 || input.rangesMax < 1) throw new InvalidLayoutError("A range must not be empty.");
-  const rangeBytes = Math.max(input.rangeBytes, Math.ceil(volumeBytes / input.rangesMax));
-  await repository.ensureContainer(container);
+  try {
+    await repository.ensureContainer(container);
+    return await cutMap(chain, input, ctx.signal, async (objects, index) => {
+      const name = `${input.staging.name}-map-${index}`;
+      return { name, digest: await stageMap(repository, { container, name }, objects, ctx) };
+    });
+  } catch (error) {
+    if (!isWriteRefused(error)) throw error;
+  }
+  const { volumeBytes, hashes } = chain;
+  const rangesMax = Math.min(input.rangesMax, unstagedRangesMax);
+  return cutMap(chain, { ...input, rangesMax }, ctx.signal, async (objects) => {
+    return { name: null, digest: mapDigest(objects), volumeBytes, blockBytes: hashes?.blockBytes ?? 1 };
+  });
+}
+
+/** Cuts the merged map of a chain into ranges, and lets `keep` see to the slice of each. */
+async function cutMap(
+  chain: Chain,
+  limits: { rangeBytes: number; rangesMax: number },
+  signal: AbortSignal,
+  keep: (objects: readonly MappedObject[], index: number) => Promise<RestoreRange["map"]>,
+): Promise<RestoreRange[]> {
+  const { volumeBytes } = chain;
+  const rangeBytes = Math.max(limits.rangeBytes, Math.ceil(volumeBytes / limits.rangesMax));
   const ranges: RestoreRange[] = [];
   let objects: MappedObject[] = [];
   let offset = 0;
   const finish = async (end: number): Promise<void> => {
-    const name = `${input.staging.name}-map-${ranges.length}`;
-    const digest = await stageMap(repository, { container, name }, objects, ctx);
-    ranges.push({ offset, length: end - offset, map: { name, digest }, objects: objects.length });
+    const map = await keep(objects, ranges.length);
+    ranges.push({ offset, length: end - offset, map, objects: objects.length });
     objects = [];
     offset = end;
   };
-  for await (const step of chainSteps(chain, ctx.signal)) {
+  for await (const step of chainSteps(chain, signal)) {
     if (step.kind === "object") objects.push(step.object);
     else if (step.at - offset >= rangeBytes) await finish(step.at);
   }
@@ -76,15 +112,36 @@ export async function stageRanges(
   return ranges;
 }
 
-/** The staged slice of the map that a range was planned with. */
-export function readRange(
-  newest: BackupReference,
+/** Whether what failed was a write that will fail again: waiting makes no repository writable, and a full one can be read. */
+function isWriteRefused(error: unknown): boolean {
+  if (error instanceof RepositoryDeniedError || error instanceof RepositoryFullError) return true;
+  return error instanceof RepositoryUnavailableError && !error.retryable;
+}
+
+/** The slice of the map that a range was planned with. InvalidBackupError when what is staged or stored is no longer what it was. */
+export async function readRange(
+  references: readonly BackupReference[],
   range: RestoreRange,
   staging: { operationId: string },
   signal: AbortSignal,
 ): Promise<MappedObject[]> {
-  const key = { container: stagingContainer(staging.operationId), name: range.map.name };
-  return readMap(newest.repository, key, range, signal);
+  const [newest] = references;
+  if (newest === undefined) throw new InvalidBackupError("There is nothing to restore from.");
+  const { map } = range;
+  if (map.name !== null) {
+    const key = { container: stagingContainer(staging.operationId), name: map.name };
+    return readMap(newest.repository, key, { map }, signal);
+  }
+  const objects: MappedObject[] = [];
+  for await (const step of mergeChain({ references, ...map }, signal)) {
+    const at = step.kind === "cut" ? step.at : (step.object.segments[0]?.[0] ?? 0);
+    if (at >= range.offset + range.length) break;
+    if (step.kind === "object" && at >= range.offset) objects.push(step.object);
+  }
+  if (mapDigest(objects) !== map.digest) {
+    throw new InvalidBackupError("The metadata of the chain is not what it was when the restore was planned.");
+  }
+  return objects;
 }
 
 /** Carries out one range of a planned restore. The target must be a new file: zeros are not written. */
@@ -98,10 +155,8 @@ export async function restoreRange(
   },
   ctx: RunContext,
 ): Promise<{ bytesWritten: number; objects: number }> {
-  const [newest] = input.chain;
-  if (newest === undefined) throw new InvalidBackupError("There is nothing to restore from.");
-  const objects = await readRange(newest, input.range, input.staging, ctx.signal);
-  const hashes = await findHashList(newest, ctx.signal);
+  const objects = await readRange(input.chain, input.range, input.staging, ctx.signal);
+  const hashes = await findHashList(input.chain[0] as BackupReference, ctx.signal);
   const { offset, length } = input.range;
   const job = { references: input.chain, hashes, target: input.target, bounds: { offset, length } };
   const bytesWritten = await restoreObjects({ ...job, engine, skipZeros: true, ctx }, objects);

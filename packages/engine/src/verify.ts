@@ -103,7 +103,7 @@ export async function verifyRange(
   const { chain: references, range, staging, drill = null } = input;
   const [newest] = references;
   if (newest === undefined) throw new InvalidBackupError("There is nothing to verify.");
-  const objects = await readRange(newest, range, staging, ctx.signal);
+  const objects = await readRange(references, range, staging, ctx.signal);
   const findings = new Findings();
   const read = await findings.collect(async () => {
     const hashes = await findHashList(newest, ctx.signal);

@@ -27,6 +27,7 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
   const name = restoreTargetOf(task.operationId, task.claim);
   const lengths = { sizeBytes: plan.keepTail ? merged.volumeBytes : targetBytes, keepTail: plan.keepTail };
   await backend.beginRestore(plan.volumeId, name, lengths, run);
+  const staged = merged.ranges.some(({ map }) => map.name !== null);
   const [only] = merged.ranges;
   if (only && merged.ranges.length === 1) {
     await using target = await backend.openRestoreTarget(plan.volumeId, name);
@@ -34,18 +35,18 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
     await target.flush();
     if (task.operation.parentId !== null) {
       const result = resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: bytesWritten });
-      const prepared = { plan: { ...plan, targetBytes, stored }, prepared: name };
+      const prepared = { plan: { ...plan, targetBytes, stored, staged }, prepared: name };
       await finishPreparedRestore(database, task.operation, result, prepared);
       return;
     }
     await backend.publishRestore(plan.volumeId, name, { freshInode: false }, run);
     const result = resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: bytesWritten });
-    await finishRestore(database, task.operation, result, { ...plan, targetBytes, stored });
+    await finishRestore(database, task.operation, result, { ...plan, targetBytes, stored, staged });
     return;
   }
   const ranges = merged.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r as unknown as Json }));
   await startRestoreRanges(database, task.operationId, resultOf(task), {
-    plan: { ...plan, targetBytes, target: name, stored },
+    plan: { ...plan, targetBytes, target: name, stored, staged },
     ranges,
   });
 };

@@ -7,6 +7,7 @@ import {
   type TaskKind,
   type VerifyPlan,
 } from "@tephra/control";
+import { EngineError } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 import { recoverMachine } from "./groups.ts";
 
@@ -24,20 +25,34 @@ export const tidyTask: Handler = async (task, context, run) => {
   }
   if (operation.kind === "backup-restore") {
     const plan = operation.plan as unknown as RestorePlan;
-    const [newest] = plan.chain;
-    if (newest) await engine.removeStaging(await sites.repository(newest.repository), operation.id);
+    await removeStaged(task, context, plan.chain[0]?.repository);
     await abandonTargets(task, context, { backend: plan.backend, plannedBy: "plan-restore" });
   }
   if (operation.kind === "backup-verify") {
     const { chain, drill } = operation.plan as unknown as VerifyPlan;
-    const [newest] = chain;
-    if (newest) await engine.removeStaging(await sites.repository(newest.repository), operation.id);
+    await removeStaged(task, context, chain[0]?.repository);
     if (drill) await abandonTargets(task, context, { backend: drill.backend, plannedBy: "plan-verify" });
   }
   if (operation.kind === "group-backup" || operation.kind === "group-snapshot")
     await recoverMachine(operation, context, run);
   await finishTidy(database, task.operationId, resultOf(task));
 };
+
+/** What a restore or verification has staged. Where that is refused, as by a repository that can only be read, the reaper finds it. */
+async function removeStaged(
+  { operationId }: ClaimedTask,
+  { engine, sites, log }: WorkerContext,
+  repository: string | undefined,
+): Promise<void> {
+  if (repository === undefined) return;
+  const opened = await sites.repository(repository);
+  try {
+    await engine.removeStaging(opened, operationId);
+  } catch (error) {
+    if (!(error instanceof EngineError) || error.retryable) throw error;
+    log.warn({ err: error, operation: operationId }, "what was staged stays for the reaper");
+  }
+}
 
 /** Each claim of the plan may have made a private file of its own. */
 async function abandonTargets(

@@ -36,7 +36,8 @@ export const planVerifyTask: Handler = async (task, { config, database, engine, 
     const backend = await sites.backend(drill.backend);
     await backend.beginRestore(plan.backupId, drill.file, { sizeBytes, keepTail: false }, run);
   }
-  await startVerifyRanges(database, task.operationId, result, { plan: { ...plan, drill }, ranges });
+  const staged = planned.ranges.some(({ map }) => map.name !== null);
+  await startVerifyRanges(database, task.operationId, result, { plan: { ...plan, drill, staged }, ranges });
 };
 
 /** The private file of a drill, opened for one range. */

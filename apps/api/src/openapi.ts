@@ -14,7 +14,7 @@ export interface Tables {
 }
 
 /** A schema of what is sent, before it is transformed. Rules that a schema cannot say are left out: the server has the last word. */
-function schemaOf(schema: z.ZodType): Json {
+export function schemaOf(schema: z.ZodType): Json {
   const { $schema: _, ...rest } = z.toJSONSchema(schema, {
     io: "input",
     unrepresentable: "any",

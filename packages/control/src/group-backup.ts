@@ -16,7 +16,7 @@ import {
   refuseBusy,
   releaseGroup,
 } from "./groups.ts";
-import { getInstance, type InstanceRow, inDiskOrder } from "./instances.ts";
+import { getInstance, getInstanceOf, type InstanceRow, inDiskOrder } from "./instances.ts";
 import { nilUuid } from "./listing.ts";
 import {
   completeOperation,
@@ -50,11 +50,12 @@ export async function memberInstance(
   group: GroupRow,
   instanceId: string,
 ): Promise<InstanceRow> {
+  if (group.instanceId === instanceId) return getInstanceOf(tx, group.projectId, instanceId);
   const instance = await getInstance(tx, principal, instanceId).catch((error: unknown) => {
     if (error instanceof NotFoundError) throw new InvalidError("request", error.message);
     throw error;
   });
-  if (group.instanceId !== instance.id) {
+  if (group.projectId !== instance.projectId || group.instanceId !== instance.id) {
     throw new InvalidError("request", `Instance ${instanceId} is not a member of instance group ${group.id}.`);
   }
   return instance;
@@ -62,7 +63,7 @@ export async function memberInstance(
 
 /** Members in the order of the instance's disks; those that are none come last. Disks that joined no group do so now. */
 async function readMembers(tx: Transaction, group: GroupRow, instance: InstanceRow | null) {
-  if (instance) await joinInstanceGroup(tx, instance.id);
+  if (instance) await joinInstanceGroup(tx, group.projectId, instance.id);
   const volumes = await tx.volume.findMany({
     where: { groupId: group.id },
     orderBy: [{ createdAt: "asc" }, { id: "asc" }],

@@ -127,11 +127,13 @@ export async function lockGroupBackup(
   groupId: string,
   id: string,
 ): Promise<GroupBackupRow> {
-  if (isUuid(id)) await tx.$queryRaw`SELECT id FROM group_snapshots WHERE id = ${id}::uuid FOR NO KEY UPDATE`;
-  const row = isUuid(id) ? await tx.groupSnapshot.findUnique({ where: { id } }) : null;
+  // Its group's callers find it by the group: an admin's backup of the group is of the admin's project.
+  const mine = principal.isAdmin ? { id } : { id, OR: [{ groupId }, { projectId: principal.projectId }] };
+  const isKnown = isUuid(id) && (await tx.groupSnapshot.count({ where: mine })) > 0;
+  if (isKnown) await tx.$queryRaw`SELECT id FROM group_snapshots WHERE id = ${id}::uuid FOR NO KEY UPDATE`;
+  const row = isKnown ? await tx.groupSnapshot.findFirst({ where: mine }) : null;
   if (!row) throw new NotFoundError("GroupSnapshot", id);
   if (row.groupId !== groupId) {
-    await getGroupSnapshot(tx, principal, id);
     throw new InvalidError("request", `Group snapshot ${id} could not be found in instance group ${groupId}.`);
   }
   const [backup] = await withMembers(tx, [row]);

@@ -240,7 +240,7 @@ export async function updateGroup(
     const members = group.volumes.map((volume) => volume.id);
     const added = addVolumes.filter((volume) => !members.includes(volume));
     for (const volume of [...added].sort()) await join(tx, principal, group, volume);
-    for (const volume of [...removeVolumes].sort()) await leave(tx, group, volume);
+    for (const volume of [...removeVolumes].sort()) await leave(tx, principal, group, volume);
     const renamed = Object.entries(columns).some(([key, value]) => value !== group[key as "name" | "description"]);
     if (!renamed && added.length === 0 && removeVolumes.length === 0) {
       const text = `Cannot update group ${group.id} because no valid name, description, add_volumes, or remove_volumes were provided.`;
@@ -250,19 +250,20 @@ export async function updateGroup(
   });
 }
 
-async function lockForGroup(tx: Transaction, id: string): Promise<Volume | null> {
+/** Another project's volume is neither found nor locked. */
+async function lockForGroup(tx: Transaction, principal: Principal, id: string): Promise<Volume | null> {
   if (!isUuid(id)) return null;
+  const mine = { id, ...visibleTo(principal) };
+  if ((await tx.volume.count({ where: mine })) === 0) return null;
   await tx.$queryRaw`SELECT id FROM volumes WHERE id = ${id}::uuid FOR UPDATE`;
-  return tx.volume.findUnique({ where: { id } });
+  return tx.volume.findFirst({ where: mine });
 }
 
 async function join(tx: Transaction, principal: Principal, group: Group, volumeId: string): Promise<void> {
-  const volume = await lockForGroup(tx, volumeId);
+  const volume = await lockForGroup(tx, principal, volumeId);
   const refuse = (why: string) =>
     new InvalidError("volume", `Cannot add volume ${volumeId} to group ${group.id} because ${why}`);
-  if (!volume || (!principal.isAdmin && volume.projectId !== principal.projectId)) {
-    throw refuse("volume cannot be found.");
-  }
+  if (!volume) throw refuse("volume cannot be found.");
   if (volume.groupId !== null) throw refuse(`it is already in group ${volume.groupId}.`);
   if (volume.projectId !== group.projectId) {
     const text = `Cannot add volume ${volumeId} to group ${group.id} as they belong to different projects.`;
@@ -274,8 +275,8 @@ async function join(tx: Transaction, principal: Principal, group: Group, volumeI
   await tx.volume.update({ where: { id: volume.id }, data: { groupId: group.id } });
 }
 
-async function leave(tx: Transaction, group: Group, volumeId: string): Promise<void> {
-  const volume = await lockForGroup(tx, volumeId);
+async function leave(tx: Transaction, principal: Principal, group: Group, volumeId: string): Promise<void> {
+  const volume = await lockForGroup(tx, principal, volumeId);
   const refuse = (why: string) =>
     new InvalidError("volume", `Cannot remove volume ${volumeId} from group ${group.id} because ${why}`);
   if (volume?.groupId !== group.id) throw refuse("it is not in the group.");

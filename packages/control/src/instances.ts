@@ -30,30 +30,57 @@ export function inDiskOrder<T extends { volumeId: string; device: string | null 
   return disks.toSorted((one, other) => (key(one) < key(other) ? -1 : 1));
 }
 
+/**
+ * Disks are attachments of volumes of the instance's own project alone: whoever attaches a volume names any server, and what another
+ * project names is none of this one's.
+ */
 async function withDisks(
   database: Database | Transaction,
   rows: readonly (Instance & { group: Group | null })[],
 ): Promise<InstanceRow[]> {
-  const disks = await database.attachment.findMany({ where: { serverId: { in: rows.map((row) => row.id) } } });
-  return rows.map((row) => ({
-    ...row,
-    disks: inDiskOrder(
-      disks.filter((disk) => disk.serverId === row.id),
-      row.bootVolumeId,
-    ),
-  }));
+  const attachments = await database.attachment.findMany({
+    where: {
+      serverId: { in: rows.map((row) => row.id) },
+      volume: { projectId: { in: rows.map((row) => row.projectId) } },
+    },
+    include: { volume: { select: { projectId: true } } },
+  });
+  return rows.map((row) => {
+    const own = attachments.filter((a) => a.serverId === row.id && a.volume.projectId === row.projectId);
+    const disks = own.map(({ volume: _volume, ...disk }) => disk);
+    return { ...row, disks: inDiskOrder(disks, row.bootVolumeId) };
+  });
 }
 
-/** @throws NotFoundError for an unknown id or another project's */
+/**
+ * Ids are unique in a project. Of an id that several projects use, an admin gets its own project's.
+ *
+ * @throws NotFoundError for an unknown id or another project's; InvalidError when an admin's id could be one of several
+ */
 export async function getInstance(
   database: Database | Transaction,
   principal: Principal,
   id: string,
 ): Promise<InstanceRow> {
   const found = isUuid(id)
-    ? await database.instance.findFirst({ where: { id, ...visibleTo(principal) }, include: { group: true } })
+    ? await database.instance.findMany({ where: { id, ...visibleTo(principal) }, include: { group: true } })
+    : [];
+  const [only, ...others] = found;
+  const chosen = others.length === 0 ? only : found.find((row) => row.projectId === principal.projectId);
+  if (only && !chosen) {
+    throw new InvalidError("request", `Instance ${id} exists in several projects: ask with a token of the right one.`);
+  }
+  const [instance] = chosen ? await withDisks(database, [chosen]) : [];
+  if (!instance) throw new NotFoundError("Instance", id);
+  return instance;
+}
+
+/** The instance of one project. @throws NotFoundError */
+export async function getInstanceOf(tx: Transaction, projectId: string, id: string): Promise<InstanceRow> {
+  const row = isUuid(id)
+    ? await tx.instance.findUnique({ where: { projectId_id: { projectId, id } }, include: { group: true } })
     : null;
-  const [instance] = found ? await withDisks(database, [found]) : [];
+  const [instance] = row ? await withDisks(tx, [row]) : [];
   if (!instance) throw new NotFoundError("Instance", id);
   return instance;
 }
@@ -111,7 +138,7 @@ export async function createInstance(
   instance: NewInstance,
 ): Promise<InstanceRow> {
   const id = instance.id ?? randomUUID();
-  await inTransaction(database, async (tx) => {
+  return inTransaction(database, async (tx) => {
     const made = await tx.instance.createManyAndReturn({
       data: [{ ...columnsOf(instance), id, userId: principal.userId }],
       skipDuplicates: true,
@@ -119,8 +146,8 @@ export async function createInstance(
     if (made.length === 0) throw new InvalidError("request", `Instance ${id} already exists.`);
     if (instance.bootVolumeId !== null)
       await bootFrom(tx, config, principal, { ...instance, id }, instance.bootVolumeId);
+    return getInstanceOf(tx, instance.projectId, id);
   });
-  return getInstance(database, principal, id);
 }
 
 /** The volume is the instance's first disk, and the instance has a group. */
@@ -143,7 +170,7 @@ async function addInstanceGroup(
   principal: Principal,
   { id, projectId, name }: { id: string; projectId: string; name: string },
 ): Promise<void> {
-  if ((await tx.group.count({ where: { instanceId: id } })) > 0) return;
+  if ((await tx.group.count({ where: { projectId, instanceId: id } })) > 0) return;
   await addGroup(tx, config, {
     projectId,
     userId: principal.userId,
@@ -153,7 +180,7 @@ async function addInstanceGroup(
     availabilityZone: null,
     instanceId: id,
   });
-  await joinInstanceGroup(tx, id);
+  await joinInstanceGroup(tx, projectId, id);
 }
 
 /** A disk must be of the instance's own project. @throws NotFoundError */
@@ -173,12 +200,14 @@ async function attachDisk(
   await attachWithin(tx, principal, disk.volumeId, attachment);
 }
 
+const keyOf = ({ projectId, id }: Pick<Instance, "projectId" | "id">) => ({ projectId_id: { projectId, id } });
+
 /** Locks the instance, after its group: whatever an operation of the group relies on does not change under it. */
 async function lockInstance(tx: Transaction, principal: Principal, id: string): Promise<InstanceRow> {
   const seen = await getInstance(tx, principal, id);
   if (seen.group) await lockGroup(tx, seen.group.id);
-  await tx.$queryRaw`SELECT id FROM instances WHERE id = ${seen.id}::uuid FOR UPDATE`;
-  return getInstance(tx, principal, id);
+  await tx.$queryRaw`SELECT id FROM instances WHERE project_id = ${seen.projectId} AND id = ${seen.id}::uuid FOR UPDATE`;
+  return getInstanceOf(tx, seen.projectId, id);
 }
 
 export interface InstanceChange {
@@ -213,7 +242,7 @@ export async function updateInstance(
       throw new InvalidError("request", `Volume ${change.bootVolumeId} is not attached to instance ${id}.`);
     }
     const data = { ...columnsOf(change), updatedAt: new Date() };
-    await tx.instance.update({ where: { id: instance.id }, data });
+    await tx.instance.update({ where: keyOf(instance), data });
     const started = change.powerState === "ACTIVE" && instance.powerState !== "ACTIVE";
     if (change.bootVolumeId !== undefined || (started && instance.bootVolumeId !== null)) {
       await addInstanceGroup(tx, config, principal, instance);
@@ -293,6 +322,6 @@ export async function deleteInstance(database: Database, principal: Principal, i
     const instance = await lockInstance(tx, principal, id);
     if (instance.group) await removeGroup(tx, instance.group);
     for (const { volumeId, id: attachment } of instance.disks) await detachWithin(tx, principal, volumeId, attachment);
-    await tx.instance.delete({ where: { id: instance.id } });
+    await tx.instance.delete({ where: keyOf(instance) });
   });
 }

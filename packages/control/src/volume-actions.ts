@@ -69,15 +69,15 @@ export async function attachWithin(
   });
   await change(tx, id, { adminMetadata: { ...metadata, attached_mode: mode } });
   await tx.attachment.create({ data: { id: randomUUID(), volumeId: id, ...attachment } });
-  if (serverId) await joinInstanceGroup(tx, serverId);
+  if (serverId) await joinInstanceGroup(tx, volume.projectId, serverId);
 }
 
-/** The disks of an instance are members of its group, unless they are of another. */
-export async function joinInstanceGroup(tx: Transaction, serverId: string): Promise<void> {
+/** The disks of a project's instance are members of its group, unless they are of another. */
+export async function joinInstanceGroup(tx: Transaction, projectId: string, serverId: string): Promise<void> {
   await tx.$executeRaw`
     UPDATE volumes v SET group_id = g.id FROM groups g, attachments a
-    WHERE g.instance_id::text = ${serverId} AND a.server_id = ${serverId} AND v.id = a.volume_id AND v.group_id IS NULL
-      AND v.project_id = g.project_id`;
+    WHERE g.project_id = ${projectId} AND v.project_id = ${projectId} AND g.instance_id::text = ${serverId}
+      AND a.server_id = ${serverId} AND v.id = a.volume_id AND v.group_id IS NULL`;
 }
 
 /** A volume that its instance has no more is no member of the instance's group any more. */

@@ -20,8 +20,9 @@ import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 const noInstance = "00000000-0000-0000-0000-000000000000";
 
 /** The machine that the group is of; a group of nobody's is believed to be one that is off. */
-async function openMachine(instanceId: string | null, { config, database }: WorkerContext): Promise<Hypervisor> {
-  const instance = await database.instance.findUnique({ where: { id: instanceId ?? noInstance } });
+async function openMachine(groupId: string | null, { config, database }: WorkerContext): Promise<Hypervisor> {
+  const group = await database.group.findUnique({ where: { id: groupId ?? noInstance }, include: { instance: true } });
+  const instance = group?.instance;
   if (!instance) return openHypervisor({ driver: "record", powerState: "SHUTOFF" });
   const powerState = instance.powerState as PowerState;
   if (instance.driver !== "qmp") {
@@ -64,7 +65,7 @@ export const snapshotGroupTask: Handler = async (task, context, run) => {
     where: { id: task.operation.groupSnapshotId ?? noInstance },
   });
   const disks = await readDisks(row.id, context);
-  await using machine = await openMachine(row.instanceId, context);
+  await using machine = await openMachine(row.groupId, context);
   const powerState = await machine.powerState(run.signal);
   if (powerState !== "ACTIVE" && powerState !== "SHUTOFF") {
     throw new InvalidError("request", `Cannot back up instance ${row.instanceId} in status ${powerState}.`);
@@ -88,7 +89,7 @@ export async function recoverMachine(
     include: { group: true },
   });
   if (!row || row.group.operationId !== null) return;
-  await using machine = await openMachine(row.instanceId, context);
+  await using machine = await openMachine(row.groupId, context);
   context.log.info({ operation: id, instance: row.instanceId }, "the machine is looked after");
   await machine.recover(await readDisks(row.id, context), run);
 }
@@ -149,7 +150,7 @@ async function assertReady(
   run: RunContext,
 ): Promise<void> {
   const { instanceId } = task.operation.input as { instanceId: string };
-  await using machine = await openMachine(instanceId, context);
+  await using machine = await openMachine(task.operation.groupId, context);
   assertShutOff(instanceId, await machine.powerState(run.signal));
   for (const { volumeId, backend, prepared } of volumes) {
     await using target = await (await context.sites.backend(backend)).openRestoreTarget(volumeId, prepared);

@@ -2,6 +2,7 @@ import { type BackupRow, getBackup, withDependents } from "./backups.ts";
 import type { Database } from "./database.ts";
 import { Prisma } from "./generated/client.ts";
 import { containing, equalText, isUuid, orderOf, type Page, windowOf } from "./listing.ts";
+import { type BoundedPage, readToPageBytes } from "./page-bytes.ts";
 import { type Principal, projectOf } from "./principal.ts";
 
 /** Columns that lists are sorted and filtered by, with the form of their values and their names in the database. */
@@ -79,13 +80,13 @@ export async function listBackups(
   database: Database,
   principal: Principal,
   query: { filters: readonly BackupFilter[]; allProjects: boolean; withCount: boolean; page: Page<BackupColumn> },
-): Promise<{ rows: BackupRow[]; count: number }> {
+): Promise<BoundedPage<BackupRow> & { count: number }> {
   const { filters, page } = query;
   if (page.marker !== undefined) await getBackup(database, principal, page.marker);
   const conditions: Prisma.BackupWhereInput[] = [];
   for (const filter of filters) {
     const condition = await conditionOf(database, filter);
-    if (condition === null) return { rows: [], count: 0 };
+    if (condition === null) return { rows: [], cut: false, count: 0 };
     conditions.push({ [filter.column]: condition });
   }
   const where = { AND: conditions, ...projectOf(principal, query.allProjects), deletedAt: null };
@@ -93,8 +94,14 @@ export async function listBackups(
   // cursor would compare with it.
   const first = page.marker === undefined ? [{ deletedAt: page.sort[0]?.direction ?? "desc" }] : [];
   const [rows, count] = await Promise.all([
-    database.backup.findMany({ where, orderBy: [...first, ...orderOf(page)], ...windowOf(page) }),
+    database.backup.findMany({
+      where,
+      orderBy: [...first, ...orderOf(page)],
+      ...windowOf(page),
+      omit: { metadata: true },
+    }),
     query.withCount ? database.backup.count({ where }) : 0,
   ]);
-  return { rows: await withDependents(database, rows), count };
+  const told = await readToPageBytes(database, rows, "backups.metadata", "metadata");
+  return { rows: await withDependents(database, told.rows), cut: told.cut, count };
 }

@@ -264,13 +264,15 @@ interface Sums {
 async function withProgress(database: Database, rows: Operation[]): Promise<OperationProgress[]> {
   const ids = rows.map((r) => r.id);
   const sums = await database.$queryRaw<Sums[]>`
+    WITH queue AS MATERIALIZED (
+      SELECT id, row_number() OVER (ORDER BY created_at, id) AS position FROM operations
+      WHERE state = 'queued' AND ${rows.some((row) => row.state === "queued")})
     SELECT t.operation_id, count(*) AS total, count(*) FILTER (WHERE t.state = 'succeeded') AS done,
       coalesce(sum(t.bytes_done), 0)::bigint AS bytes_done, coalesce(sum(t.bytes_stored), 0)::bigint AS bytes_stored,
       coalesce(sum(t.bytes_twice), 0)::bigint AS bytes_twice, coalesce(max(t.claim), 0) AS attempts,
-      CASE WHEN o.state = 'queued' THEN
-        (SELECT count(*) FROM operations q WHERE q.state = 'queued' AND (q.created_at, q.id) <= (o.created_at, o.id)) END AS position
-    FROM tasks t JOIN operations o ON o.id = t.operation_id
-    WHERE t.operation_id = ANY(${ids}::uuid[]) AND t.kind <> 'tidy' GROUP BY t.operation_id, o.id`;
+      max(q.position) AS position
+    FROM tasks t LEFT JOIN queue q ON q.id = t.operation_id
+    WHERE t.operation_id = ANY(${ids}::uuid[]) AND t.kind <> 'tidy' GROUP BY t.operation_id`;
   const byId = new Map(sums.map((s) => [s.operation_id, s]));
   const now = Date.now();
   return rows.map((row) => {

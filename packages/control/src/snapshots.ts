@@ -5,6 +5,7 @@ import { InvalidError, NotFoundError } from "./errors.ts";
 import type { Prisma, Snapshot } from "./generated/client.ts";
 import { isUuid, nilUuid, orderOf, type Page, windowOf } from "./listing.ts";
 import { completeOperation, startOperation } from "./operations.ts";
+import { type BoundedPage, readToPageBytes } from "./page-bytes.ts";
 import { type Principal, projectOf, visibleTo } from "./principal.ts";
 import { reserveQuota } from "./quotas.ts";
 import type { TaskOperation, TaskResult } from "./tasks.ts";
@@ -56,10 +57,11 @@ export async function listSnapshots(
   database: Database,
   principal: Principal,
   query: { filter: SnapshotFilter; allProjects: boolean; withCount: boolean; page: Page<SnapshotSortKey> },
-): Promise<{ rows: SnapshotRow[]; count: number }> {
+): Promise<BoundedPage<SnapshotRow> & { count: number }> {
   const { filter, page } = query;
   if (page.marker !== undefined) await getSnapshot(database, principal, page.marker);
-  if ([filter.id, filter.volumeId].some((id) => id !== undefined && !isUuid(id))) return { rows: [], count: 0 };
+  if ([filter.id, filter.volumeId].some((id) => id !== undefined && !isUuid(id)))
+    return { rows: [], cut: false, count: 0 };
   const { metadata, availabilityZone, ...columns } = filter;
   const where: Prisma.SnapshotWhereInput = {
     ...columns,
@@ -68,10 +70,10 @@ export async function listSnapshots(
     AND: havingMetadata(metadata),
   };
   const [rows, count] = await Promise.all([
-    database.snapshot.findMany({ where, orderBy: orderOf(page), ...windowOf(page) }),
+    database.snapshot.findMany({ where, orderBy: orderOf(page), ...windowOf(page), omit: { metadata: true } }),
     query.withCount ? database.snapshot.count({ where }) : 0,
   ]);
-  return { rows, count };
+  return { ...(await readToPageBytes(database, rows, "snapshots.metadata", "metadata")), count };
 }
 
 export interface SnapshotChange {

@@ -1,6 +1,7 @@
 import type { Database } from "./database.ts";
 import type { Prisma } from "./generated/client.ts";
 import { isUuid, orderOf, type Page, windowOf } from "./listing.ts";
+import { type BoundedPage, pageBytesMax, readToPageBytes } from "./page-bytes.ts";
 import { type Principal, projectOf } from "./principal.ts";
 import { getVolume, type VolumeRow } from "./volumes.ts";
 
@@ -52,11 +53,11 @@ export async function listVolumes(
   database: Database,
   principal: Principal,
   query: { filter: VolumeFilter; allProjects: boolean; withCount: boolean; page: Page<VolumeSortKey> },
-): Promise<{ rows: VolumeRow[]; count: number }> {
+): Promise<BoundedPage<VolumeRow> & { count: number }> {
   const { filter, page } = query;
   if (page.marker !== undefined) await getVolume(database, principal, page.marker);
   const ids = [filter.id, filter.snapshotId, filter.sourceVolumeId, filter.groupId];
-  if (ids.some((id) => id !== undefined && !isUuid(id))) return { rows: [], count: 0 };
+  if (ids.some((id) => id !== undefined && !isUuid(id))) return { rows: [], cut: false, count: 0 };
   const { metadata, createdAt, updatedAt, ...columns } = filter;
   const where: Prisma.VolumeWhereInput = {
     ...columns,
@@ -68,10 +69,16 @@ export async function listVolumes(
     ],
   };
   const [rows, count] = await Promise.all([
-    database.volume.findMany({ where, orderBy: orderOf(page), ...windowOf(page), include: { attachments: true } }),
+    database.volume.findMany({
+      where,
+      orderBy: orderOf(page),
+      ...windowOf(page),
+      omit: { metadata: true },
+      include: { attachments: true },
+    }),
     query.withCount ? database.volume.count({ where }) : 0,
   ]);
-  return { rows, count };
+  return { ...(await readToPageBytes(database, rows, "volumes.metadata", "metadata")), count };
 }
 
 /** Conditions that a row's metadata has all of these pairs. */
@@ -81,7 +88,10 @@ export function havingMetadata(
   return Object.entries(pairs).map(([key, equals]) => ({ metadata: { path: [key], equals } }));
 }
 
-/** How many volumes there are, how large they are together, and which values their metadata has per key. */
+/**
+ * How many volumes there are, how large they are together, and which values their metadata has per key: as many keys as fit into the bytes of
+ * a page.
+ */
 export async function summarizeVolumes(
   database: Database,
   principal: Principal,
@@ -92,9 +102,12 @@ export async function summarizeVolumes(
   const [sums, pairs] = await Promise.all([
     database.volume.aggregate({ where, _count: true, _sum: { sizeGib: true } }),
     database.$queryRaw<{ key: string; values: string[] }[]>`
-      SELECT m.key, array_agg(DISTINCT m.value ORDER BY m.value) AS values
-      FROM volumes v, jsonb_each_text(v.metadata) m WHERE ${project}::text IS NULL OR v.project_id = ${project}
-      GROUP BY m.key ORDER BY m.key`,
+      SELECT key, values FROM (
+        SELECT m.key, array_agg(DISTINCT m.value ORDER BY m.value) AS values,
+          sum(sum(octet_length(m.key) + octet_length(m.value))) OVER (ORDER BY m.key) AS bytes
+        FROM volumes v, jsonb_each_text(v.metadata) m WHERE ${project}::text IS NULL OR v.project_id = ${project}
+        GROUP BY m.key) pairs
+      WHERE bytes <= ${pageBytesMax} ORDER BY key`,
   ]);
   const metadata = Object.fromEntries(pairs.map(({ key, values }) => [key, values]));
   return { count: sums._count, sizeGib: sums._sum.sizeGib ?? 0, metadata };

@@ -84,7 +84,7 @@ const list =
     const { page, allProjects, withCount } = query;
     const filters = Object.entries(query.filters).map(filterOf);
     const found = query.nothing
-      ? { rows: [], count: 0 }
+      ? { rows: [], cut: false, count: 0 }
       : await listBackups(context.database, call.principal, { filters, allProjects, withCount, page });
     return listAnswer(call, query, { name: "backups", ...found, view });
   };

@@ -175,11 +175,19 @@ export function parseList<Key extends string>(call: Call, spec: ListSpec<Key>): 
 export function listAnswer<Row extends { id: string }>(
   call: Call,
   query: Pick<ListQuery<string>, "page" | "withCount">,
-  list: { name: string; links?: string; rows: readonly Row[]; count: number; view: (call: Call, row: Row) => unknown },
+  list: {
+    name: string;
+    links?: string;
+    rows: readonly Row[];
+    /** The page ends before its limit, and another follows. */
+    cut?: boolean;
+    count: number;
+    view: (call: Call, row: Row) => unknown;
+  },
 ): Answer {
   const last = list.rows.at(-1);
   const items = (query.withCount && list.count) || list.rows.length;
-  const more = last !== undefined && query.page.limit <= items;
+  const more = last !== undefined && (list.cut || query.page.limit <= items);
   return {
     status: 200,
     body: {

@@ -9,6 +9,7 @@ import {
 import type { Context } from "../context.ts";
 import { badRequest, Refusal } from "../refusals.ts";
 import { type Action, type Call, defineAction } from "../v3/call.ts";
+import { assertMetadataFits } from "../v3/metadata-limits.ts";
 import { metaBody, metadataBody } from "./volume-schemas.ts";
 
 const idOf = (call: Call): string => call.params["id"] ?? "";
@@ -43,7 +44,9 @@ function metadataOf(owner: {
       body: metadataBody,
       load,
       handle: async (context, call) => {
-        const metadata = await owner.change(context, call, (old) => ({ ...old, ...call.body.metadata }));
+        const metadata = await owner.change(context, call, (old) =>
+          assertMetadataFits(context.config, { ...old, ...call.body.metadata }),
+        );
         return { status: 200, body: { metadata } };
       },
     }),
@@ -70,7 +73,7 @@ function metadataOf(owner: {
       handle: async (context, call) => {
         const { meta } = call.body;
         if (!Object.hasOwn(meta, keyOf(call))) throw badRequest("Request body and URI mismatch");
-        await owner.change(context, call, (old) => ({ ...old, ...meta }));
+        await owner.change(context, call, (old) => assertMetadataFits(context.config, { ...old, ...meta }));
         return { status: 200, body: { meta } };
       },
     }),

@@ -202,7 +202,7 @@ export const listVolumesAs =
     const filter = together(filters.map(([key, value]) => volumeFilterOf(call, key, value)));
     const found =
       query.nothing || filter === null
-        ? { rows: [], count: 0 }
+        ? { rows: [], cut: false, count: 0 }
         : await listVolumes(database, call.principal, { filter, allProjects, withCount, page });
     return listAnswer(call, query, { name: "volumes", ...found, view });
   };
@@ -216,7 +216,7 @@ export const listSnapshotsAs =
     const filter = together(filters.map(([key, value]) => snapshotFilterOf(key, value)));
     const found =
       query.nothing || filter === null
-        ? { rows: [], count: 0 }
+        ? { rows: [], cut: false, count: 0 }
         : await listSnapshots(database, call.principal, { filter, allProjects, withCount, page });
     return listAnswer(call, query, { name: "snapshots", ...found, view });
   };

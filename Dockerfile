@@ -29,7 +29,7 @@ RUN npm prune --omit=dev && rm -rf scripts prisma *.config.ts tsconfig*.json tur
 
 FROM node:24-bookworm-slim AS service
 # As in scripts/bootstrap.mjs: what is short-lived takes 16 MiB instead of 128.
-ENV NODE_ENV=production NODE_OPTIONS=--max-semi-space-size=8
+ENV NODE_ENV=production NODE_OPTIONS="--max-semi-space-size=8 --use-system-ca"
 WORKDIR /app
 # For repositories with zlib_encoder isal.
 RUN apt-get update && apt-get install --yes --no-install-recommends libisal2 && rm -rf /var/lib/apt/lists/*

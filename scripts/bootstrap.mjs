@@ -28,8 +28,9 @@ const nodeMajorMin = 24;
 /**
  * What every program of the product runs with. By V8's own measure what is short-lived comes to take 128 MiB of a process that
  * is busy, which it keeps. The launchers of the command lines say the same in their first line.
+ * Authorities that the machine trusts are trusted; the command lines see to that by themselves, since a system's Node may not know the flag.
  */
-export const nodeFlags = ["--max-semi-space-size=8"];
+export const nodeFlags = ["--max-semi-space-size=8", "--use-system-ca"];
 
 /** A failure that a person can act on: printed as one sentence, without a stack. */
 export class BootstrapError extends Error {}

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { type KeystoneConfig, type Role, roles } from "@tephra/control";
+import { type HttpClient, type KeystoneConfig, openHttpClient, type Role, roles } from "@tephra/control";
 import { LRUCache } from "lru-cache";
 import { z } from "zod";
 import type { IdentifyToken, Identity } from "./identity.ts";
@@ -32,6 +32,14 @@ interface ServiceToken {
 const unavailable = (why: string, cause?: unknown): IdentityUnavailableError =>
   new IdentityUnavailableError(`Keystone cannot be asked: ${why}`, { cause });
 
+type Response = Awaited<ReturnType<HttpClient["ask"]>>;
+
+/** fetch says only "fetch failed"; what happened is in its cause. */
+const reasonOf = (error: unknown): string => {
+  const { cause, message } = error as Error;
+  return cause instanceof Error && cause.message !== "" ? cause.message : message;
+};
+
 async function parsedToken(response: Response): Promise<Token> {
   const parsed = TokenAnswer.safeParse(await response.json().catch(() => null));
   if (!parsed.success) throw unavailable("its answer is not that of a Keystone v3");
@@ -41,13 +49,14 @@ async function parsedToken(response: Response): Promise<Token> {
 /** One Keystone, asked with the right of the configured user. */
 function openKeystone(keystone: KeystoneConfig) {
   const tokensUrl = `${keystone.url}/v3/auth/tokens`;
+  const client = openHttpClient(keystone.ca);
   let service: Promise<ServiceToken> | null = null;
 
-  const ask = async (url: string, init: RequestInit): Promise<Response> => {
+  const ask = async (url: string, init: Omit<Parameters<HttpClient["ask"]>[1], "signal">): Promise<Response> => {
     try {
-      return await fetch(url, { ...init, signal: AbortSignal.timeout(keystone.timeout_ms) });
+      return await client.ask(url, { ...init, signal: AbortSignal.timeout(keystone.timeout_ms) });
     } catch (cause) {
-      throw unavailable((cause as Error).message, cause);
+      throw unavailable(reasonOf(cause), cause);
     }
   };
 

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
+import { trustMachine } from "./machine-trust.ts";
 
 export const urlDefault = "http://127.0.0.1:8776";
 /** The project of a caller without a token, where the service asks for none. */
@@ -58,6 +59,7 @@ export function openClient(options: ClientOptions): Client {
   const url = options.url.replace(/\/+$/, "");
   const project = options.project ?? projectOf(options.token);
   const token = options.token ?? `admin:${project}`;
+  if (url.startsWith("https:")) trustMachine();
   const base = project === undefined ? "/v3" : `/v3/${encodeURIComponent(project)}`;
 
   const send = async (method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> => {

@@ -8,6 +8,7 @@ import { initCommand, type NamedRepository } from "./engine-repository.ts";
 import { restoreCommand } from "./engine-restore.ts";
 import { rewrapCommand } from "./engine-rewrap.ts";
 import { verifyCommand } from "./engine-verify.ts";
+import { trustMachine } from "./machine-trust.ts";
 
 /** Exit statuses: done, failed or damaged, wrong usage. */
 const exitDone = 0;
@@ -24,6 +25,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     if (error.code !== "EPIPE") throw error;
     process.exit(); // Whoever read this has read enough.
   });
+  if (argv.some((word) => /^(s3|swift):|https:\/\//.test(word) || /=(s3|swift):/.test(word))) trustMachine();
   const output = createOutput({ json: argv.includes("--json") });
   const program = buildProgram(output, interrupt.signal);
   try {

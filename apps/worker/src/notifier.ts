@@ -4,9 +4,11 @@ import {
   type Database,
   type DueDelivery,
   forgetNotifications,
+  type HttpClient,
   type Logger,
   markDelivered,
   markUndelivered,
+  openHttpClient,
   redisOptions,
   spreadNotifications,
   takeDeliveries,
@@ -43,11 +45,15 @@ function envelopeOf(delivery: DueDelivery): string {
  *
  * @throws when the answer is anything but 2xx, or none comes in time
  */
-async function post(webhook: Webhook, delivery: DueDelivery, timeoutMs: number): Promise<void> {
+async function post(
+  { client, ...webhook }: Webhook & { client: HttpClient },
+  delivery: DueDelivery,
+  timeoutMs: number,
+): Promise<void> {
   const body = envelopeOf(delivery);
   const time = String(Math.floor(Date.now() / 1000));
   const signature = createHmac("sha256", webhook.secret).update(`${time}.${body}`).digest("hex");
-  const response = await fetch(webhook.url, {
+  const response = await client.ask(webhook.url, {
     method: "POST",
     headers: {
       "content-type": "application/json",
@@ -78,6 +84,7 @@ const reasonOf = (error: unknown): string => {
 export function startNotifier(options: { database: Database; config: Config; log: Logger }): Notifier {
   const { database, config, log } = options;
   const settings = config.notifications;
+  const webhooks = settings.webhooks.map((webhook) => ({ ...webhook, client: openHttpClient(webhook.ca) }));
   const targets = targetsOf(config);
   const stream = settings.redis_stream;
   const redis = stream
@@ -100,7 +107,7 @@ export function startNotifier(options: { database: Database; config: Config; log
       await redis.xadd(stream, "MAXLEN", "~", settings.redis_stream_entries_max, "*", ...entry);
       return;
     }
-    const webhook = settings.webhooks.find((w) => delivery.target === `webhook:${w.name}`);
+    const webhook = webhooks.find((w) => delivery.target === `webhook:${w.name}`);
     if (!webhook) throw new Error("the target is no longer configured");
     await post(webhook, delivery, settings.timeout_ms);
   };

@@ -33,11 +33,15 @@ async function makeBackups({ names, ask, settled }: Stage): Promise<void> {
   }
 }
 
+/** Where we part on purpose: docs/cinder-differences.md, "Behind a proxy". */
+const onPurpose = ["discovery.64"];
+
 it("answers as Cinder's own router, to every kind of wrong request and list", { timeout: 600_000 }, async () => {
   await using stage = await openStage();
   await makeBackups(stage);
   const verdicts: Verdict[] = [];
   for (const measured of readCases("cinder-router")) verdicts.push(await play(stage, measured));
-  expect(differing(verdicts)).toEqual([]);
+  expect(differing(verdicts.filter(({ id }) => !onPurpose.includes(id)))).toEqual([]);
+  expect(verdicts.filter(({ id, whole }) => onPurpose.includes(id) && !whole).map(({ id }) => id)).toEqual(onPurpose);
   expect(verdicts.length).toBeGreaterThan(500);
 });

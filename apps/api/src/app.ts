@@ -1,5 +1,6 @@
 import express, { type Express, type RequestHandler } from "express";
 import helmet from "helmet";
+import { answerOrigins, checkHost, checkOrigin } from "./browsers.ts";
 import { backups } from "./cinder/backups.ts";
 import { discovery, versionThree } from "./cinder/discovery.ts";
 import { groupSnapshots } from "./cinder/group-snapshots.ts";
@@ -30,6 +31,8 @@ import { queueBoard } from "./ops/queue-board.ts";
 import { repositories } from "./ops/repositories.ts";
 import { type OpsRoute, opsRouter } from "./ops/serve.ts";
 import { opsVolumes } from "./ops/volumes.ts";
+import { findBase } from "./public-base.ts";
+import { makeReadable } from "./readable-url.ts";
 import { NoRouteError } from "./refusals.ts";
 import { logRequests } from "./request-log.ts";
 import { answerErrors, answerOptions, limitBodies, type Route, v3Router } from "./v3/serve.ts";
@@ -215,7 +218,7 @@ const tellHooks =
   };
 
 /**
- * The whole HTTP side. Order: log and request id → our own routes → discovery (no token) → token → Cinder's routes.
+ * The whole HTTP side. Order: log and request id → by which name, from which page → our own routes → discovery (no token) → token → Cinder's routes.
  *
  * @throws when a route has no entry in the policy table
  */
@@ -224,11 +227,13 @@ export function buildApp(context: Context): Express {
   app.disable("x-powered-by").disable("etag").enable("case sensitive routing").enable("strict routing");
   app.use(logRequests(context));
   app.use(helmet({ contentSecurityPolicy: false, crossOriginOpenerPolicy: false, strictTransportSecurity: false }));
+  app.use(findBase(context.config), checkHost(context.config), answerOrigins(context.config));
+  app.use(checkOrigin(context.config), makeReadable);
   app.use(opsRouter(context, opsRoutes));
   app.use("/ops/queues", queueBoard(context, "ops:queues"));
-  app.use(answerOptions, limitBodies, discovery(context));
+  app.use(answerOptions, limitBodies, discovery());
   app.use("/v3", tellHooks(context), identify(context));
-  app.use(versionThree(context));
+  app.use(versionThree());
   app.use("/v3", v3Router(context, v3Routes));
   app.use(() => {
     throw new NoRouteError();

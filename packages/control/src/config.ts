@@ -6,6 +6,7 @@ import { zonePattern } from "@tephra/format";
 import { parse as parseYaml } from "yaml";
 import { z } from "zod";
 import { ConfigError, NotFoundError } from "./errors.ts";
+import { httpFields } from "./http-config.ts";
 
 const MiB = 1024 * 1024;
 
@@ -95,6 +96,9 @@ const Repository = z
 
 const VolumeBackend = z.strictObject({ name, driver: z.literal("file"), path: z.string().min(1) });
 
+/** A file of PEM certificates, of which one must be at the end of the server's chain; null: what the machine trusts. */
+const ca = z.string().min(1).nullable().default(null);
+
 /** A Keystone v3 that says whose a token is, and the user by whose right it is asked. */
 const Keystone = z.strictObject({
   /** Where it listens, with or without `/v3` at the end. */
@@ -114,6 +118,7 @@ const Keystone = z.strictObject({
   /** Answers kept at once. */
   cache_tokens_max: z.int().min(1).default(10_000),
   timeout_ms: z.int().min(100).default(10_000),
+  ca,
 });
 
 /** Who is told of events. Secrets sign what is sent. */
@@ -131,6 +136,7 @@ const Notifications = z
               "must not carry a user or password: `secret` signs instead",
             ),
           secret: z.string().min(16, "must have at least 16 characters"),
+          ca,
         }),
       )
       .default([])
@@ -164,6 +170,7 @@ export const ConfigFile = z
       .transform((url) => url.replace(/\/+$/, ""))
       .nullable()
       .default(null),
+    ...httpFields,
     /** What one page of a list holds at most. */
     list_max: z.int().min(1).max(100_000).default(1000),
     /** What this machine is called among the services; null: its host name. */
@@ -205,6 +212,15 @@ export const ConfigFile = z
         backup_gigabytes: quotaLimit.default(1000),
         per_volume_gigabytes: quotaLimit.default(-1),
         groups: quotaLimit.default(10),
+      })
+      .prefault({}),
+    /** What users may say about one volume, snapshot or backup in pairs of their own. */
+    metadata: z
+      .strictObject({
+        /** Pairs; -1: any number. */
+        items_max: z.int().min(-1).default(128),
+        /** Keys and values together, in bytes of UTF-8. */
+        bytes_max: z.int().min(1024).max(MiB).default(32_768),
       })
       .prefault({}),
     notifications: Notifications,

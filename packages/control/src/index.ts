@@ -23,6 +23,7 @@ export * from "./group-restore.ts";
 export * from "./group-snapshots.ts";
 export * from "./groups.ts";
 export * from "./hooks.ts";
+export * from "./https-client.ts";
 export * from "./instances.ts";
 export * from "./listing.ts";
 export * from "./messages.ts";

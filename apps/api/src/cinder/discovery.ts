@@ -1,8 +1,5 @@
-import type { Config } from "@tephra/control";
 import { type Request, type Response, Router } from "express";
-import type { Context } from "../context.ts";
 import { endJson } from "../fault.ts";
-import { baseOf } from "../v3/links.ts";
 import { malformedRequest, versionMax, versionMin, versionText } from "../v3/microversions.ts";
 import { announceVersion } from "../v3/serve.ts";
 
@@ -27,12 +24,12 @@ function versionDocument(origin: string): Record<string, unknown> {
 }
 
 /** Whatever the method is; only what brings a body is refused. */
-const answer = (config: Config, status: number) => (req: Request, res: Response) => {
+const answer = (status: number) => (req: Request, res: Response) => {
   announceVersion(req, res);
   if (req.headers["transfer-encoding"] !== undefined || Number(req.headers["content-length"] ?? 0) > 0) {
     throw malformedRequest();
   }
-  endJson(res, status, versionDocument(baseOf(req, config)));
+  endJson(res, status, versionDocument(req.base));
 };
 
 /** oslo's health check: text, or JSON for those who ask for it. */
@@ -44,25 +41,25 @@ const healthcheck = (req: Request, res: Response): void => {
 };
 
 /** What clients ask for before they have a token (API spec 3). */
-export function discovery({ config }: Pick<Context, "config">): Router {
+export function discovery(): Router {
   const router = Router({ caseSensitive: true, strict: true });
-  router.all("/", answer(config, 300));
+  router.all("/", answer(300));
   router.all("/healthcheck", healthcheck);
   return router;
 }
 
 /** The document of version 3 alone; a token is needed for it. */
-export function versionThree({ config }: Pick<Context, "config">): Router {
+export function versionThree(): Router {
   const router = Router({ caseSensitive: true, strict: true });
   router.all("/v3", (req, res) => {
     res
       .writeHead(302, {
-        location: `${baseOf(req, config)}/v3/`,
+        location: `${req.base}/v3/`,
         "content-type": "text/plain; charset=utf8",
         "content-length": 0,
       })
       .end();
   });
-  router.all("/v3/", answer(config, 200));
+  router.all("/v3/", answer(200));
   return router;
 }

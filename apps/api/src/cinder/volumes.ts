@@ -105,6 +105,10 @@ export const volumes = {
       if (groupOf(volume) && !volume.volume_type) {
         throw badRequest("Invalid input received: volume_type must be provided when creating a volume in a group.");
       }
+      if ([snapshotId, volumeId, backupId].filter(Boolean).length > 1) {
+        const sources = "backup, imageRef, snapshot, source volume";
+        throw badRequest(`Invalid input received: May specify only one of ${sources}`);
+      }
       checkZone(context, zone);
       const wanted = {
         name: null,

@@ -1,9 +1,11 @@
 import { actAs, actorOf, type Principal } from "@tephra/control";
-import { type ErrorRequestHandler, json, type Request, type RequestHandler, Router } from "express";
+import { type ErrorRequestHandler, type Request, type RequestHandler, Router, raw } from "express";
 import type { z } from "zod";
 import type { Context } from "../context.ts";
 import { endFault, endJson } from "../fault.ts";
+import { bodyText, parseJson } from "../json-body.ts";
 import { allow, assertRule, isPublic, type Rule } from "../policy.ts";
+import { refuseUnreadable } from "../readable-url.ts";
 import { badRequest, Refusal } from "../refusals.ts";
 import { logFault } from "../request-log.ts";
 import { throttledText } from "../throttle.ts";
@@ -65,9 +67,12 @@ async function answer(context: Context, route: OpsRoute, req: Request): Promise<
   const retryAfter = await context.throttle(principal, req.method);
   if (retryAfter !== null) throw new Refusal(429, throttledText, { retryAfter });
   allow(principal, rule);
+  refuseUnreadable(req);
   const asked = Object.fromEntries(new URL(req.url, "http://localhost").searchParams);
   const query = action.query && parse(action.query, asked);
-  const body = action.body && parse(action.body, req.body);
+  const text = bodyText(req);
+  const sent = text === null ? undefined : parseJson(text);
+  const body = action.body && parse(action.body, sent);
   const call = { principal, params: req.params as Record<string, string>, query, body };
   return actAs(actorOf(principal), () => action.handle(context, call));
 }
@@ -95,12 +100,12 @@ const answerErrors =
 /** Mounts a table of routes. @throws when a rule is not in the policy table */
 export function opsRouter(context: Context, routes: readonly OpsRoute[]): Router {
   const router = Router({ caseSensitive: true, strict: true });
-  const readJson = json({ limit: bodyBytesMax, strict: false, type: () => true });
+  const readBody = raw({ limit: bodyBytesMax, type: () => true });
   for (const route of routes) {
     const [method, path, rule] = route;
     assertRule(rule, `${method} ${path}`);
     const verb = method.toLowerCase() as "get" | "post" | "put" | "delete";
-    const readers = method === "POST" || method === "PUT" ? [readJson] : [];
+    const readers = method === "POST" || method === "PUT" ? [readBody] : [];
     router[verb](path, ...readers, handlerOf(context, route));
     if (rule !== "public" && isPublic(rule)) throw new Error(`route ${path} is public by mistake`);
   }

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { undecodable } from "../readable-url.ts";
 import { decodeBase64 } from "./python-base64.ts";
 import { pythonRepr } from "./python-text.ts";
 
@@ -45,8 +46,6 @@ export const lenient = <Shape extends z.ZodRawShape>(shape: Shape) => z.object(s
 export const text = () => bounded(z.string({ error: typePhrase("string") }));
 
 const textOrNull = () => bounded(z.string({ error: typePhrase("string", "null") }));
-const undecodable =
-  "Error decoding your request. Either the URL or the request body contained characters that could not be decoded by Cinder.";
 
 /** What Python can decode as base64, of at least one character. */
 export const base64Text = () =>

@@ -3,13 +3,15 @@ import type { ErrorRequestHandler, Request, RequestHandler, Response } from "exp
 import { Router, raw } from "express";
 import type { Context } from "../context.ts";
 import { endFault, endJson, type Fault, identityFault } from "../fault.ts";
+import { bodyText, malformedBody, parseJson } from "../json-body.ts";
 import { allow, assertRule, may, type Rule } from "../policy.ts";
+import { refuseUnreadable } from "../readable-url.ts";
 import { badRequest, IdentityUnavailableError, NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
 import { logFault } from "../request-log.ts";
 import type { Action, Answer, Call } from "./call.ts";
 import { faultOf } from "./errors.ts";
 import { uuidOf } from "./fields.ts";
-import { originOf } from "./links.ts";
+import { checkMetadataOf } from "./metadata-limits.ts";
 import { type Microversion, malformedRequest, negotiate, VersionRangeError, versionText } from "./microversions.ts";
 import { parseBody } from "./schema-errors.ts";
 
@@ -50,7 +52,7 @@ export function announceVersion(req: Request, res: Response): Microversion {
   res.setHeader("x-compute-request-id", String(req.id));
   const announce = (text: string): void => {
     res.setHeader("openstack-api-version", `volume ${text}`);
-    res.setHeader("vary", "OpenStack-API-Version");
+    res.vary("OpenStack-API-Version");
   };
   try {
     const version = negotiate(req.get("openstack-api-version"));
@@ -63,29 +65,8 @@ export function announceVersion(req: Request, res: Response): Microversion {
   }
 }
 
-const contentTypes = ["application/json", "application/vnd.openstack.volume+json"];
-const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-
-/** @throws Refusal 415 when a body comes in a type that is not JSON */
-function bodyText(req: Request): Buffer | null {
-  if (!Buffer.isBuffer(req.body) || req.body.length === 0) return null;
-  const type = req.get("content-type")?.split(";")[0]?.trim() ?? "";
-  if (!contentTypes.includes(type)) throw new Refusal(415, "Unsupported Content-Type");
-  return req.body;
-}
-
 const noSuchAction = (name: string): Refusal =>
   badRequest(`There is no such action: ${name}. Verify the request body and Content-Type header and try again.`);
-
-const malformedBody = (): Refusal => badRequest("Malformed request body");
-
-function parseJson(body: Buffer): unknown {
-  try {
-    return JSON.parse(utf8.decode(body));
-  } catch {
-    throw malformedBody();
-  }
-}
 
 const notFound = (): Refusal => new Refusal(404, "The resource could not be found.");
 
@@ -110,6 +91,7 @@ function asWritten(error: unknown, { body, params }: Call): unknown {
 
 async function perform(context: Context, call: Call, rule: Rule, action: Action): Promise<Answer> {
   const body = action.body ? parseBody(action.body(call.version), call.body) : undefined;
+  checkMetadataOf(context.config, body);
   const parsed: Call = { ...call, body };
   const project = action.projectOf?.(parsed);
   try {
@@ -130,6 +112,7 @@ function goneOf(res: Response): AbortSignal {
 function handlerOf(context: Context, route: Route): RequestHandler {
   return async (req, res) => {
     const version = announceVersion(req, res);
+    refuseUnreadable(req);
     const text = bodyText(req);
     const [method] = route;
     if (method === "ACTION" && text === null) throw noSuchAction("None");
@@ -144,7 +127,7 @@ function handlerOf(context: Context, route: Route): RequestHandler {
     if (takesBody && text === null) throw malformedBody();
     if (!takesBody && text !== null) throw malformedRequest();
     const url = new URL(req.url, "http://localhost");
-    const place = { origin: originOf(req, context.config), project, path: url.pathname };
+    const place = { origin: req.base, project, path: url.pathname };
     const call = {
       principal,
       version,
@@ -190,7 +173,7 @@ function endUnauthenticated({ config }: Context, req: Request, res: Response): v
   const { mode, keystone } = config.auth;
   const identity = mode === "keystone" ? (keystone?.www_authenticate_uri ?? keystone?.url) : null;
   const error = { code: 401, title: "Unauthorized", message: "The request you have made requires authentication." };
-  res.setHeader("www-authenticate", `Keystone uri="${identity ?? originOf(req, config)}"`);
+  res.setHeader("www-authenticate", `Keystone uri="${identity ?? req.base}"`);
   endJson(res, 401, { error });
 }
 

@@ -1,0 +1,78 @@
+import { isIPv4 } from "node:net";
+import type { Config } from "@tephra/control";
+import type { Request, RequestHandler } from "express";
+import { Refusal } from "./refusals.ts";
+
+/**
+ * What pages in a browser may do here. A page of another site can send requests from its visitor's machine, to whatever that machine
+ * reaches; in mode `none` each of them would be an admin's.
+ */
+
+const hostnameOf = (url: string): string | null =>
+  URL.canParse(url) ? new URL(url).hostname.replace(/^\[|\]$/g, "").replace(/\.$/, "") : null;
+
+const isLoopback = (name: string): boolean =>
+  name === "localhost" || name.endsWith(".localhost") || name === "::1" || (isIPv4(name) && name.startsWith("127."));
+
+/**
+ * Refuses requests that ask for the service by a name which is not its own: the name of a page whose address was changed to ours (DNS
+ * rebinding), which the browser takes for the same site. Where tokens are asked for, a page has none to send, and names are looked at only
+ * if `allowed_hosts` has some.
+ */
+export function checkHost(config: Config): RequestHandler {
+  const { auth, allowed_hosts: listed, public_endpoint: endpoint, host } = config;
+  if (auth.mode !== "none" && listed.length === 0) return (_req, _res, next) => next();
+  const known = new Set([...listed, host, ...(endpoint === null ? [] : [hostnameOf(endpoint)])]);
+  return (req, _res, next) => {
+    // Without a name it is no browser.
+    const asked = req.askedHost === null ? "localhost" : hostnameOf(`http://${req.askedHost}`);
+    if (asked !== null && (isLoopback(asked) || known.has(asked))) return next();
+    throw new Refusal(403, "The service is not known by this name: see allowed_hosts in its configuration.");
+  };
+}
+
+const isSafe = (method: string): boolean => ["GET", "HEAD", "OPTIONS"].includes(method);
+
+/** Host and port of where the request came from, if that is here. */
+function isOwnOrigin(req: Request, origin: string): boolean {
+  const hosts = [`http://${req.askedHost}`, req.base].flatMap((url) => (URL.canParse(url) ? new URL(url).host : []));
+  // The origin of a page on port 80 or 443 names none, whichever of the two schemes we see.
+  return /^https?:\/\//.test(origin) && hosts.includes(origin.toLowerCase().replace(/^https?:\/\//, ""));
+}
+
+/** Refuses what may change something and comes from a page of another site, unless that is one of `cors.allowed_origins`. */
+export function checkOrigin({ cors }: Config): RequestHandler {
+  return (req, _res, next) => {
+    if (isSafe(req.method)) return next();
+    const [origin, site] = [req.get("origin"), req.get("sec-fetch-site")];
+    if (origin !== undefined && cors.allowed_origins.includes(origin)) return next();
+    const foreign = origin !== undefined && !isOwnOrigin(req, origin);
+    if (!foreign && (site === undefined || site === "same-origin" || site === "none")) return next();
+    throw new Refusal(
+      403,
+      "Pages of other sites may change nothing here: see cors.allowed_origins in the configuration.",
+    );
+  };
+}
+
+const allowedMethods = "GET, PUT, POST, DELETE, HEAD";
+const allowedHeaders = "Content-Type, X-Auth-Token, OpenStack-API-Version, X-OpenStack-Request-ID";
+const exposedHeaders = "OpenStack-API-Version, X-OpenStack-Request-ID, X-Compute-Request-ID, Retry-After";
+
+/** Lets pages of the configured origins read answers, and answers the questions that browsers ask before. No cookies: tokens are in a header. */
+export function answerOrigins({ cors }: Config): RequestHandler {
+  return (req, res, next) => {
+    if (cors.allowed_origins.length === 0) return next();
+    res.vary("Origin");
+    const origin = req.get("origin");
+    if (origin === undefined || !cors.allowed_origins.includes(origin)) return next();
+    res.setHeader("access-control-allow-origin", origin);
+    res.setHeader("access-control-expose-headers", exposedHeaders);
+    res.setHeader("cross-origin-resource-policy", "cross-origin");
+    if (req.method !== "OPTIONS" || req.get("access-control-request-method") === undefined) return next();
+    res.setHeader("access-control-allow-methods", allowedMethods);
+    res.setHeader("access-control-allow-headers", allowedHeaders);
+    res.setHeader("access-control-max-age", String(cors.max_age_seconds));
+    res.writeHead(200, { "content-length": 0 }).end();
+  };
+}

@@ -1,0 +1,51 @@
+import type { Request } from "express";
+import { badRequest, Refusal } from "./refusals.ts";
+
+const contentTypes = ["application/json", "application/vnd.openstack.volume+json"];
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+/** Lists and objects in each other. Whatever walks through a value may call itself so often; no request needs a tenth of it. */
+const depthMax = 100;
+
+/** Whether brackets outside of texts stand in each other more often than that. Says nothing of what is no JSON. */
+export function isTooDeep(json: string): boolean {
+  let depth = 0;
+  let inText = false;
+  for (let at = 0; at < json.length; at += 1) {
+    const letter = json[at];
+    if (inText) {
+      if (letter === "\\") at += 1;
+      else if (letter === '"') inText = false;
+    } else if (letter === '"') inText = true;
+    else if (letter === "[" || letter === "{") depth += 1;
+    else if (letter === "]" || letter === "}") depth -= 1;
+    if (depth > depthMax) return true;
+  }
+  return false;
+}
+
+export const malformedBody = (): Refusal => badRequest("Malformed request body");
+
+/**
+ * The body that a reader of raw bodies has left in `req.body`; null where there is none. A form of another site can send neither of the
+ * types that are taken.
+ *
+ * @throws Refusal 415 when a body comes in a type that is not JSON
+ */
+export function bodyText(req: Request): Buffer | null {
+  if (!Buffer.isBuffer(req.body) || req.body.length === 0) return null;
+  const type = req.get("content-type")?.split(";")[0]?.trim().toLowerCase() ?? "";
+  if (!contentTypes.includes(type)) throw new Refusal(415, "Unsupported Content-Type");
+  return req.body;
+}
+
+/** @throws Refusal 400 for what is no JSON, no UTF-8 or nested too deeply */
+export function parseJson(body: Buffer): unknown {
+  try {
+    const text = utf8.decode(body);
+    if (!isTooDeep(text)) return JSON.parse(text);
+  } catch {
+    // Refused below, as is what is too deep.
+  }
+  throw malformedBody();
+}

@@ -87,6 +87,18 @@ describe.each(["s3", "swift"] as const)("%s behind a network that fails", (drive
     expect(Buffer.compare(part, bytes.subarray(100, 100 + 2 * MiB))).toBe(0);
   });
 
+  test("a read that breaks off after every few bytes comes to an end", { timeout: 120_000 }, async () => {
+    await repository.putIfAbsent(key, randomBytes(MiB), free);
+    let asked = 0;
+    proxy.decide = ({ method }) => {
+      if (method !== "GET") return "pass";
+      asked += 1;
+      return { cutAfterBytes: 1000 };
+    };
+    await expect(Array.fromAsync(repository.get(key))).rejects.toThrow(RepositoryUnavailableError);
+    expect(asked).toBe(30);
+  });
+
   test("a store that wants a pause gets it from everybody", async () => {
     let told: number | undefined;
     proxy.decide = () => {

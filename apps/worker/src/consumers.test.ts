@@ -1,7 +1,7 @@
 import { ClaimLostError, InvalidError, OperationEndedError, taskRanks } from "@tephra/control";
 import { DamagedObjectError, RangesIncompleteError, RepositoryFullError } from "@tephra/engine";
 import { describe, expect, it } from "vitest";
-import { verdictOf } from "./consumers.ts";
+import { assertClaimable, verdictOf } from "./consumers.ts";
 import { CancelledError, DrainedError, LeaseLostError } from "./leases.ts";
 
 describe("what an error says about the next step", () => {
@@ -30,6 +30,11 @@ describe("what an error says about the next step", () => {
     const damage = { backupId: "b", object: "x-00001", reason: "md5 differs" };
     expect(verdictOf(new DamagedObjectError(damage), first, 3)).toMatchObject({ next: "fail", failure: { damage } });
   });
+});
+
+it("a task that is claimed without end ends its operation, whatever was forgiven: the claims themselves never are", () => {
+  expect(() => assertClaimable({ claim: 100, kind: "copy" }, 100)).not.toThrow();
+  expect(() => assertClaimable({ claim: 101, kind: "copy" }, 100)).toThrow("Gave up after 100 claims of task copy");
 });
 
 it("what finishes something ranks before what starts something", () => {

@@ -99,6 +99,16 @@ export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, a
   return task.attempts < attemptsMax ? { next: "retry", reason } : { next: "fail", failure: { reason } };
 }
 
+/**
+ * Attempts are forgiven: for progress, to a worker that stops, after an outage of the database. Claims never are.
+ *
+ * @throws InvalidError
+ */
+export function assertClaimable({ claim, kind }: Pick<ClaimedTask, "claim" | "kind">, claimsMax: number): void {
+  if (claim <= claimsMax) return;
+  throw new InvalidError("request", `Gave up after ${claimsMax} claims of task ${kind} that came to no end.`);
+}
+
 /** Doubles with every attempt; a quarter of jitter keeps many tasks from coming back at once. */
 const backoffMs = (baseMs: number, attempts: number): number =>
   baseMs * 2 ** Math.max(0, attempts - 1) * (0.75 + Math.random() / 2);
@@ -162,6 +172,7 @@ async function doTask(task: ClaimedTask, askedAt: bigint, context: WorkerContext
     lease.run.fence();
   };
   try {
+    assertClaimable(task, config.tasks.claims_max);
     const reporting = (): void => context.hooks.reached(`${task.kind}.reporting`);
     await handlers[task.kind]({ ...task, reporting }, context, { ...lease.run, fence });
     context.hooks.reached(`${task.kind}.done`);

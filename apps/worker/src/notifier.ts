@@ -128,13 +128,19 @@ export function startNotifier(options: { database: Database; config: Config; log
 
   let stopped = false;
   let forgetAt = 0;
+  /** One delivery that cannot be told of does not keep the others waiting: its lease runs out. */
+  const deliverOne = (delivery: DueDelivery): Promise<void> =>
+    deliver(delivery).catch((error: unknown) => {
+      log.warn({ err: error, delivery: delivery.id }, "how a delivery went could not be stored");
+    });
+
   const pass = async (): Promise<void> => {
     await spreadNotifications(database, targets);
     // Whoever takes a delivery has it to itself until its attempt must have ended.
-    const lease = { limit: batch, leaseMs: settings.timeout_ms * 2 };
+    const lease = { limit: batch, leaseMs: settings.timeout_ms * 2, attemptsMax: settings.attempts_max };
     for (let taken = batch; taken === batch && !stopped; ) {
       const due = targets.length === 0 ? [] : await takeDeliveries(database, lease);
-      await Promise.all(due.map(deliver));
+      await Promise.all(due.map(deliverOne));
       taken = due.length;
     }
     if (performance.now() < forgetAt) return;

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { type Damage, markDamage } from "./backups.ts";
 import { type Compression, type Config, levelOf, repositoryNamed, type ZlibEncoder } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
-import { NotFoundError, OperationEndedError } from "./errors.ts";
+import { InvalidError, NotFoundError, OperationEndedError } from "./errors.ts";
 import type { Backup, Prisma } from "./generated/client.ts";
 import { nilUuid } from "./listing.ts";
 import { addMessage } from "./messages.ts";
@@ -241,7 +241,14 @@ export async function readCopyReports(database: Database, operationId: string): 
   return rows.map((r) => r.report);
 }
 
-/** The seal found ranges whose objects are not all there: they are opened again, and the seal waits for them. */
+/** How often a backup begins again because objects that were stored are gone. A store that loses them every time would go on for ever. */
+const roundsMax = 3;
+
+/**
+ * The seal found ranges whose objects are not all there: they are opened again, and the seal waits for them.
+ *
+ * @throws InvalidError when that was done too often
+ */
 export async function reopenRanges(
   database: Database,
   operationId: string,
@@ -254,10 +261,17 @@ export async function reopenRanges(
       UPDATE tasks SET state = 'blocked', lease_until = NULL, worker_id = NULL, attempts = 0
       WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
     if (blocked !== 1) return;
+    const { rounds } = await tx.operation.update({
+      where: { id: operationId },
+      data: { remaining: ordinals.length, rounds: { increment: 1 } },
+    });
+    if (rounds > roundsMax) {
+      const which = `${ordinals.length === 1 ? "range" : "ranges"} ${ordinals.slice(0, 10).join(", ")}`;
+      throw new InvalidError("backup", `Objects that were stored were gone again after ${roundsMax} rounds: ${which}.`);
+    }
     await tx.$executeRaw`
-      UPDATE tasks SET state = 'ready', run_after = now(), report = NULL, bytes_twice = bytes_twice + bytes_done, bytes_done = 0
+      UPDATE tasks SET state = 'ready', run_after = now(), attempts = 0, report = NULL, bytes_twice = bytes_twice + bytes_done, bytes_done = 0
       WHERE operation_id = ${operationId}::uuid AND kind = 'copy' AND ordinal = ANY(${[...ordinals]}::int[])`;
-    await tx.operation.update({ where: { id: operationId }, data: { remaining: ordinals.length } });
   });
 }
 

@@ -308,6 +308,7 @@ export const ConfigFile = z
         unplaced_timeout_ms: z.int().min(500).default(60_000),
         reconcile_ms: z.int().min(100).default(2_000),
         attempts_max: z.int().min(1).default(3),
+        claims_max: z.int().min(1).default(100),
         backoff_ms: z.int().min(0).default(1_000),
       })
       .prefault({}),

@@ -83,8 +83,12 @@ export async function spreadNotifications(database: Database, targets: readonly 
  */
 export async function takeDeliveries(
   database: Database,
-  options: { limit: number; leaseMs: number },
+  options: { limit: number; leaseMs: number; attemptsMax: number },
 ): Promise<DueDelivery[]> {
+  // Whoever took it never said how it went, as often as that: it may be what ends its takers.
+  await database.$executeRaw`
+    UPDATE deliveries SET state = 'dead', last_error = coalesce(last_error, 'nobody came back who had taken it')
+    WHERE state = 'pending' AND run_after <= now() AND attempts >= ${options.attemptsMax}`;
   return database.$queryRaw<DueDelivery[]>`
     WITH due AS (
       UPDATE deliveries SET attempts = attempts + 1, run_after = now() + ${options.leaseMs} * interval '1 millisecond'

@@ -24,6 +24,9 @@ export interface RetryPolicy {
 
 export const retryPolicyDefault: RetryPolicy = { attempts: 6, pauseMs: 200, pauseMsMax: 20_000, random: Math.random };
 
+/** How often one read may break off, however far it came between. */
+const breaksMax = 30;
+
 /** A service that names a longer pause than this is as good as down. */
 const throttlePauseMsMax = 60_000;
 
@@ -97,18 +100,21 @@ export class RetryingStore implements ObjectStore {
   ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
     const { signal } = options;
     let done = 0;
+    let breaks = 0;
     for (let attempt = 1; ; ) {
       const length = options.length === null ? null : options.length - done;
       await this.#quiet(signal);
       try {
         for await (const chunk of this.#inner.get(key, { offset: options.offset + done, length, signal })) {
           done += chunk.length;
-          attempt = 1;
+          if (chunk.length > 0) attempt = 1;
           yield chunk;
         }
         return;
       } catch (error) {
-        await this.#pauseOrThrow(error, attempt, signal);
+        // Every byte that comes gives the tries back: a read that breaks off after each of them would have no end.
+        breaks += 1;
+        await this.#pauseOrThrow(error, breaks < breaksMax ? attempt : Number.POSITIVE_INFINITY, signal);
         attempt += 1;
       }
     }

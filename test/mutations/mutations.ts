@@ -14,7 +14,7 @@ const engine = "packages/engine/src";
 const control = "packages/control/src";
 const posix = { file: `${engine}/repository/posix.ts`, suite: "test/contract/posix.test.ts" };
 const tasks = { file: `${control}/tasks.ts`, suite: "test/control/tasks.test.ts" };
-const reconciler = { file: `${control}/reconciler.ts`, suite: "test/control/reconciler.test.ts" };
+const reconciler = { file: `${control}/healing.ts`, suite: "test/control/reconciler.test.ts" };
 
 /** What would cost people their data, or show it to others, if nothing noticed. */
 export const mutations: readonly Mutation[] = [
@@ -148,8 +148,11 @@ export const mutations: readonly Mutation[] = [
   {
     ...reconciler,
     name: "a task is given up the moment there is no worker",
-    from: "AND t.unplaced_at < now() - $" + "{config.tasks.unplaced_timeout_ms} * interval '1 millisecond' LIMIT 100",
-    to: "AND t.unplaced_at IS NOT NULL LIMIT 100",
+    from:
+      "AND t.unplaced_at < now() - $" +
+      "{config.tasks.unplaced_timeout_ms} * interval '1 millisecond' LIMIT $" +
+      "{batch}",
+    to: "AND t.unplaced_at IS NOT NULL LIMIT $" + "{batch}",
     test: "counts how long nobody is there to do a task",
   },
   {
@@ -318,5 +321,37 @@ export const mutations: readonly Mutation[] = [
     to: 'if (way !== "claim") return "taken";',
     suite: "packages/engine/src/repository/publish-file.test.ts",
     test: "goes to exactly one of many",
+  },
+  {
+    name: "a deletion removes objects and nobody knows that it has begun",
+    file: `${control}/backup-delete.ts`,
+    from: "where: { id: { in: ids }, removalBegunAt: null },",
+    to: "where: { id: { in: [] }, removalBegunAt: null },",
+    suite: "test/control/resets.test.ts",
+    test: "a deletion that failed after it had begun",
+  },
+  {
+    name: "a reset of a volume leaves its restore running",
+    file: `${control}/volume-reset.ts`,
+    from: "for (const operation of operations) await cancelHolder(tx, volume, operation);",
+    to: "void cancelHolder;",
+    suite: "test/control/resets.test.ts",
+    test: "restoring-backup: backup-restore",
+  },
+  {
+    name: "a store that loses what it took is given it for ever",
+    file: `${control}/backup-create.ts`,
+    from: "if (rounds > roundsMax) {",
+    to: "if (rounds > roundsMax * 1000) {",
+    suite: "test/control/bounds.test.ts",
+    test: "a store that loses what it took",
+  },
+  {
+    name: "one operation whose ending throws keeps the reconciler from all others",
+    file: `${control}/reconciler.ts`,
+    from: "if (mayPass(error)) return;",
+    to: "throw error;",
+    suite: "test/control/bounds.test.ts",
+    test: "goes on with everything else",
   },
 ];

@@ -49,16 +49,44 @@ const driverTexts = new RegExp(
   ].join("|"),
 );
 
-/** Whether Postgres could not be asked, as against having refused what it was asked. Looks through causes, at most eight deep. */
-export function isDatabaseOutage(error: unknown): boolean {
+interface Layer {
+  codes: string[];
+  kind: unknown;
+  message: unknown;
+}
+
+/** An error and what caused it, at most eight deep. Prisma keeps what its driver threw in `meta`. */
+function layersOf(error: unknown): Layer[] {
+  const layers: Layer[] = [];
   let current = error;
-  for (let depth = 0; depth < 8 && typeof current === "object" && current !== null; depth += 1) {
+  while (layers.length < 8 && typeof current === "object" && current !== null) {
     const { code, originalCode, kind, message, cause, meta } = current as Record<string, unknown>;
-    const codes = [code, originalCode].filter((c) => typeof c === "string");
-    if (codes.some((c) => prismaCodes.has(c) || systemCodes.has(c) || sqlState.test(c))) return true;
-    if (typeof kind === "string" && adapterKinds.has(kind)) return true;
-    if (typeof message === "string" && driverTexts.test(message)) return true;
+    layers.push({ codes: [code, originalCode].filter((c) => typeof c === "string"), kind, message });
     current = cause ?? (meta as Record<string, unknown> | undefined)?.["driverAdapterError"];
   }
-  return false;
+  return layers;
 }
+
+/** Whether Postgres could not be asked, as against having refused what it was asked. */
+export function isDatabaseOutage(error: unknown): boolean {
+  return layersOf(error).some(
+    ({ codes, kind, message }) =>
+      codes.some((c) => prismaCodes.has(c) || systemCodes.has(c) || sqlState.test(c)) ||
+      (typeof kind === "string" && adapterKinds.has(kind)) ||
+      (typeof message === "string" && driverTexts.test(message)),
+  );
+}
+
+/** Serialization failure (ours, too) and deadlock, as PostgreSQL and as Prisma name them: nothing was done, the same may be tried again. */
+const retryableCodes = new Set(["40001", "40P01", "P2034"]);
+
+/** By codes alone: a message may quote anything. */
+export const isRetryableConflict = (error: unknown): boolean =>
+  layersOf(error).some(({ codes }) => codes.some((c) => retryableCodes.has(c)));
+
+/** SQLSTATEs of what may pass by itself: classes 40 (conflicts) and 57 (somebody intervened), a lock that was not to be had in time. */
+const passing = /^(40...|57...|55P03|25P0[34]|P2034)$/;
+
+/** Whether the database said no for now: the same may go well at the next look. */
+export const mayPass = (error: unknown): boolean =>
+  isDatabaseOutage(error) || layersOf(error).some(({ codes }) => codes.some((c) => passing.test(c)));

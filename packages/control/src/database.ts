@@ -2,6 +2,7 @@ import type { Socket } from "node:net";
 import { PrismaPg } from "@prisma/adapter-pg";
 import pg from "pg";
 import { sayWhoActs } from "./actor.ts";
+import { isRetryableConflict } from "./database-errors.ts";
 import { type Prisma, PrismaClient } from "./generated/client.ts";
 import type { Hooks } from "./hooks.ts";
 
@@ -71,17 +72,9 @@ function tellStatements(client: pg.ClientBase, hooks: Hooks): void {
   }) as typeof client.query;
 }
 
-/** Serialization failure (ours, too) and deadlock: nothing was done, the same work may simply be tried again. */
-const retryableStates = ["40001", "40P01"];
-
 /** What was read before its lock could be had has changed meanwhile: the transaction is dropped, and begins anew. */
 export class ChangedMeanwhileError extends Error {
   readonly code = "40001";
-}
-
-function isRetryable(error: unknown): boolean {
-  const text = `${(error as { code?: string }).code ?? ""} ${(error as Error).message ?? ""} ${JSON.stringify((error as { meta?: unknown }).meta ?? "")}`;
-  return text.includes("P2034") || retryableStates.some((s) => text.includes(s));
 }
 
 /**
@@ -97,7 +90,7 @@ export async function inTransaction<T>(database: Database, work: (tx: Transactio
         return work(tx);
       });
     } catch (error) {
-      if (attempt >= 3 || !isRetryable(error)) throw error;
+      if (attempt >= 3 || !isRetryableConflict(error)) throw error;
     }
   }
 }

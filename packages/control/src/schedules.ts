@@ -1,24 +1,42 @@
 import { randomUUID } from "node:crypto";
 import { startVerify } from "./backup-verify.ts";
 import type { Config } from "./config.ts";
+import { count } from "./counters.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
 import { InvalidError } from "./errors.ts";
 import type { Principal } from "./principal.ts";
+import { repairQuotas } from "./quota-repair.ts";
 import { startReap } from "./repository-reap.ts";
+import { events, type Logger } from "./telemetry.ts";
 
-/** Begins what is due by the configuration: verifications and passes of the reaper. Any number of processes may ask. */
-export async function startDueWork(database: Database, config: Config): Promise<void> {
+/** What is begun by the clock: its name among the schedules, and how to look whether it is due and to begin it. */
+export interface DueWork {
+  name: string;
+  start: () => Promise<void>;
+}
+
+/** Sums of all rows are compared with the quotas so often. */
+const quotasHours = 1;
+
+/** Verifications and passes of the reaper, as configured, and the comparison of quotas. Any number of processes may ask. */
+export function dueWork(database: Database, config: Config, log: Logger): DueWork[] {
   const { verify, reaper } = config;
-  if (verify.interval_hours !== null) {
-    const hours = verify.interval_hours;
-    await whenDue(database, { name: "verify", hours }, (tx) => verifySample(tx, config, hours));
-  }
-  if (reaper.interval_hours === null) return;
-  for (const { name } of config.repositories) {
-    await whenDue(database, { name: `reap:${name}`, hours: reaper.interval_hours }, async (tx) => {
-      await startReap(tx, config, clockwork("system"), { repository: name, dryRun: false });
-    });
-  }
+  const due = (name: string, hours: number | null, work: (tx: Transaction) => Promise<void>): DueWork[] =>
+    hours === null ? [] : [{ name, start: () => whenDue(database, { name, hours }, work) }];
+  return [
+    ...due("verify", verify.interval_hours, (tx) => verifySample(tx, config, verify.interval_hours ?? 0)),
+    ...config.repositories.flatMap(({ name }) =>
+      due(`reap:${name}`, reaper.interval_hours, async (tx) => {
+        await startReap(tx, config, clockwork("system"), { repository: name, dryRun: false });
+      }),
+    ),
+    ...due("quotas", quotasHours, async (tx) => {
+      for (const project of await repairQuotas(tx)) {
+        events.quotaRepaired(log, project);
+        await count(tx, "quota_repairs", "");
+      }
+    }),
+  ];
 }
 
 /**
@@ -55,7 +73,10 @@ const clockwork = (projectId: string): Principal => ({
   requestId: `req-${randomUUID()}`,
 });
 
-/** Of all available backups this share, those that were not verified for the longest time, and for the interval at least. */
+/**
+ * Of all available backups this share, those whose verification was not even tried for the longest time, and that were not verified for the
+ * interval at least: one whose verification always fails takes nobody else's turn.
+ */
 async function verifySample(tx: Transaction, config: Config, hours: number): Promise<void> {
   const { sample_percent: percent, mode } = config.verify;
   const sample = await tx.$queryRaw<{ id: string; projectId: string; volumeBytes: bigint | null }[]>`
@@ -64,7 +85,8 @@ async function verifySample(tx: Transaction, config: Config, hours: number): Pro
       AND coalesce(b.verified_at, b.created_at) <= now() - ${hours}::float8 * interval '1 hour'
       AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.backup_id = b.id AND o.kind = 'backup-verify'
         AND o.state IN ('queued', 'running'))
-    ORDER BY coalesce(b.verified_at, b.created_at), b.id
+    ORDER BY GREATEST(coalesce(b.verified_at, b.created_at),
+      (SELECT max(o.created_at) FROM operations o WHERE o.backup_id = b.id AND o.kind = 'backup-verify')), b.id
     LIMIT (SELECT ceil(count(*) * ${percent}::float8 / 100) FROM backups WHERE status = 'available' AND deleted_at IS NULL)`;
   for (const backup of sample) await startVerify(tx, config, clockwork(backup.projectId), { backup, mode });
 }

@@ -3,6 +3,7 @@ import { monitorEventLoopDelay } from "node:perf_hooks";
 import { type DestinationStream, type Logger, type LoggerOptions, pino, stdSerializers } from "pino";
 import { Counter, Gauge, Registry } from "prom-client";
 import type { Config } from "./config.ts";
+import { type CounterName, readCounters } from "./counters.ts";
 import type { Database } from "./database.ts";
 
 export type { Logger };
@@ -80,6 +81,13 @@ export const events = {
       },
       "operation failed",
     ),
+  stepFailed: (log: Logger, failure: { step: string; error: unknown; operation?: string }) =>
+    log.error(
+      { event: "reconciler.failed", step: failure.step, operation: failure.operation, err: failure.error },
+      "a step of the reconciler failed; the others go on",
+    ),
+  quotaRepaired: (log: Logger, project: string) =>
+    log.error({ event: "quota.repaired", project }, "a quota did not say what the rows add up to"),
   reconciled: (log: Logger, healed: Record<string, number>) => log.warn({ event: "reconciled", ...healed }, "healed"),
 };
 
@@ -196,6 +204,19 @@ export function openMetrics(database: Database) {
     notifications_pending: gauge("tephra_notifications_pending", "Notifications on their way, counted once per target"),
     notifications_dead: gauge("tephra_notifications_dead", "Notifications that a target never took"),
   } as const;
+  const counted: Record<CounterName, Gauge<string>> = {
+    reconciler_failures: new Gauge({
+      name: "tephra_reconciler_failures_total",
+      help: "Steps of reconcilers, and operations in them, that threw something other than an outage of the database",
+      labelNames: ["step"],
+      registers: [registry],
+    }),
+    quota_repairs: new Gauge({
+      name: "tephra_quota_repairs_total",
+      help: "Quotas that did not say what the rows add up to, and were put right; stays 0",
+      registers: [registry],
+    }),
+  };
   const requests = new Counter({
     name: "tephra_http_requests_total",
     help: "Answers by status class",
@@ -207,6 +228,10 @@ export function openMetrics(database: Database) {
     countRequest: (status: number) => requests.inc({ status: `${Math.floor(status / 100)}xx` }),
     async render(): Promise<string> {
       const figures = await readFigures(database);
+      counted.quota_repairs.set(0);
+      for (const { name, label, value } of await readCounters(database)) {
+        counted[name as CounterName]?.set(label === "" ? {} : { step: label }, value);
+      }
       for (const [key, value] of Object.entries(figures)) gauges[key as keyof Figures].set(value ?? Number.NaN);
       return registry.metrics();
     },

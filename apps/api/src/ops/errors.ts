@@ -1,6 +1,12 @@
-import { ControlError, InvalidError, NotFoundError, QuotaExceededError, StateConflictError } from "@tephra/control";
+import {
+  ControlError,
+  InvalidError,
+  isDatabaseOutage,
+  NotFoundError,
+  QuotaExceededError,
+  StateConflictError,
+} from "@tephra/control";
 import { type Fault, identityFault, outageFault, unexpectedFault } from "../fault.ts";
-import { isDatabaseOutage } from "../outage.ts";
 import { IdentityUnavailableError, NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
 
 /** The one map from an error to what a caller of our own routes sees. A fault of 500 is one that nobody foresaw. */

@@ -22,6 +22,7 @@ function readsOf({ database }: Context): Promise<unknown>[] {
     database.disabledService.findFirst(none),
     database.schedule.findFirst(none),
     database.condemnedPlace.findFirst(none),
+    database.counter.findFirst(none),
     database.auditEntry.findFirst(none),
     database.notification.findFirst(none),
     database.delivery.findFirst(none),

@@ -2,6 +2,7 @@ import {
   ControlError,
   InvalidError,
   type InvalidSubject,
+  isDatabaseOutage,
   NoServiceError,
   NotFoundError,
   QuotaExceededError,
@@ -10,7 +11,6 @@ import {
   StateConflictError,
 } from "@tephra/control";
 import { type Fault, outageFault, unexpectedFault } from "../fault.ts";
-import { isDatabaseOutage } from "../outage.ts";
 import { Refusal } from "../refusals.ts";
 import { quotaKeyOf } from "./quota-keys.ts";
 

@@ -25,9 +25,12 @@ const counted = `SELECT
   (SELECT coalesce(sum(size_gib), 0)::int FROM volumes) + (SELECT coalesce(sum(size_gib), 0)::int FROM snapshots)
     + (SELECT coalesce(sum((input ->> 'addedGib')::int), 0)::int FROM operations WHERE kind = 'volume-extend' AND state IN ('queued', 'running')) AS gigabytes,
   (SELECT count(*)::int FROM backups WHERE deleted_at IS NULL) AS backups,
-  (SELECT coalesce(sum(size_gib), 0)::int FROM backups WHERE deleted_at IS NULL) AS backup_gigabytes`;
+  (SELECT coalesce(sum(size_gib), 0)::int FROM backups WHERE deleted_at IS NULL) AS backup_gigabytes,
+  (SELECT count(*)::int FROM groups WHERE instance_id IS NULL) AS groups`;
 const used = `SELECT volumes_used AS volumes, snapshots_used AS snapshots, gigabytes_used AS gigabytes, backups_used AS backups,
-  backup_gigabytes_used AS backup_gigabytes FROM quotas`;
+  backup_gigabytes_used AS backup_gigabytes, groups_used AS groups FROM quotas`;
+
+const newest = { "openstack-api-version": "volume 3.71" };
 
 /** In one statement, so that both are of the same moment. */
 async function compareQuota(instance: Instance): Promise<void> {
@@ -45,11 +48,14 @@ const pick = <T>(random: Random, items: readonly T[]): T | undefined => items[ra
 
 /** One thing that a user might do, with whatever is there. Returns the status, or null when the service was taken away meanwhile. */
 async function act(instance: Instance, random: Random): Promise<number | null> {
-  const ids = async (table: "volumes" | "snapshots" | "backups") =>
+  const ids = async (table: "volumes" | "snapshots" | "backups" | "groups" | "group_snapshots") =>
     (await instance.sql(`SELECT id FROM ${table}`)).map((row) => row.id as string);
   const volume = pick(random, await ids("volumes"));
   const backup = pick(random, await ids("backups"));
   const snapshot = pick(random, await ids("snapshots"));
+  const group = pick(random, await ids("groups"));
+  const taken = pick(random, await ids("group_snapshots"));
+  const reset = { "os-reset_status": { status: pick(random, ["available", "error"]) } };
   const requests: readonly [string, string, unknown?][] = [
     ["POST", "/volumes", { volume: { size: 1 + random.below(3) } }],
     ["POST", "/volumes", { volume: { size: 1 } }],
@@ -65,9 +71,21 @@ async function act(instance: Instance, random: Random): Promise<number | null> {
     ["DELETE", `/snapshots/${snapshot}`],
     ["DELETE", `/backups/${backup}`],
     ["POST", `/backups/${backup}/action`, { "os-force_delete": null }],
+    ["POST", `/volumes/${volume}/action`, { "os-force_delete": null }],
+    ["POST", `/snapshots/${snapshot}/action`, { "os-force_delete": null }],
+    ["POST", `/backups/${backup}/action`, reset],
+    ["POST", `/volumes/${volume}/action`, reset],
+    ["POST", `/snapshots/${snapshot}/action`, reset],
+    ["POST", "/groups", { group: { group_type: "several", volume_types: ["__DEFAULT__"] } }],
+    ["PUT", `/groups/${group}`, { group: { add_volumes: volume } }],
+    ["POST", "/group_snapshots", { group_snapshot: { group_id: group } }],
+    ["POST", "/groups/action", { "create-from-src": { group_snapshot_id: taken } }],
+    ["DELETE", `/group_snapshots/${taken}`],
+    ["POST", `/group_snapshots/${taken}/action`, { reset_status: { status: "error" } }],
+    ["POST", `/groups/${group}/action`, { delete: {} }],
   ];
   const [method, path, body] = pick(random, requests) ?? ["GET", "/limits"];
-  const reply: Reply | null = await instance.request(method, base + path, body).catch(() => null);
+  const reply: Reply | null = await instance.request(method, base + path, body, newest).catch(() => null);
   return reply?.status ?? null;
 }
 
@@ -75,6 +93,8 @@ it(`counts exactly what there is while many ask at once and processes are killed
   timeout: 240_000,
 }, async () => {
   await using instance = await startInstance({ workers: 2, config });
+  const type = { group_type: { name: "several" } };
+  expect((await instance.request("POST", `${base}/group_types`, type, newest)).status).toBe(202);
   const statuses = new Map<number, number>();
   let answered = 0;
   let broken = 0;

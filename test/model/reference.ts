@@ -19,6 +19,8 @@ export interface Volume {
   size: number;
   /** What an extension under way adds. */
   added: number;
+  /** A worker had its deletion: bytes may be gone. */
+  gone: boolean;
 }
 
 export interface Snapshot {
@@ -27,6 +29,7 @@ export interface Snapshot {
   status: string;
   /** The volume's, then. */
   size: number;
+  gone: boolean;
 }
 
 export interface Backup {
@@ -35,6 +38,9 @@ export interface Backup {
   status: string;
   size: number;
   parent: string | null;
+  /** It was `available` once. */
+  complete: boolean;
+  gone: boolean;
 }
 
 export interface Operation {
@@ -44,6 +50,8 @@ export interface Operation {
   backup?: Backup;
   snapshot?: Snapshot;
   held: ClaimedTask | null;
+  /** A worker has had it. */
+  claimed: boolean;
   /** Its task waits for those of what it has cancelled. */
   blocked: boolean;
 }
@@ -118,9 +126,10 @@ export function finish(reference: Reference, operation: Operation): void {
     case "backup-create":
       release(operation);
       move(backup, ["creating"], "available");
+      if (backup) backup.complete = true;
       break;
     case "backup-restore":
-      move(volume, ["restoring-backup"], "available");
+      move(volume, ["restoring-backup"], volume.attached ? "in-use" : "available");
       move(backup, ["restoring"], "available");
       break;
     default:
@@ -162,12 +171,51 @@ export function fail(operation: Operation): void {
   }
 }
 
-/** An administrator ends what is being made of a backup. */
+/** An administrator ends what is going on with a backup. */
 export function cancelWork(reference: Reference, backup: Backup): void {
   for (const operation of reference.operations.filter((one) => one.backup === backup)) {
     if (operation.kind === "backup-create") release(operation);
-    else if (operation.kind === "backup-restore") move(operation.volume, ["restoring-backup"], "error");
-    else continue;
+    if (operation.kind === "backup-restore") move(operation.volume, ["restoring-backup"], "error");
+    if (operation.kind === "backup-delete" && operation.claimed) backup.gone = true;
     end(reference, operation);
   }
 }
+
+/** What gives the volume its status. A backup of a snapshot gives it to the snapshot. */
+export const holdersOf = ({ operations }: Reference, volume: Volume): Operation[] =>
+  operations.filter(
+    (one) =>
+      one.volume === volume &&
+      (/^volume-|^backup-restore/.test(one.kind) || (one.kind === "backup-create" && !one.snapshot)),
+  );
+
+/** What gives a snapshot its status. */
+export const usersOf = ({ operations }: Reference, snapshot: Snapshot): Operation[] =>
+  operations.filter((one) => one.snapshot === snapshot);
+
+/** An administrator ends what is going on with a volume or a snapshot, whose own status he says himself. */
+export function giveUp(reference: Reference, operations: readonly Operation[]): void {
+  for (const operation of operations) {
+    const { kind, volume, snapshot, backup } = operation;
+    if (kind === "backup-create") move(backup, ["creating"], "error");
+    if (kind === "backup-create" && snapshot) move(snapshot, ["backing-up"], "available");
+    if (kind === "backup-restore") move(backup, ["restoring"], "available");
+    if (kind === "volume-extend") volume.added = 0;
+    if (kind === "volume-delete" && operation.claimed) volume.gone = true;
+    if (kind === "snapshot-delete" && snapshot && operation.claimed) snapshot.gone = true;
+    end(reference, operation);
+  }
+}
+
+/** Whether a worker is at one of these kinds, whatever became of the operation. */
+export const isAtWork = (
+  reference: Reference,
+  on: (one: Operation) => boolean,
+  kinds: readonly OperationKind[],
+): boolean => {
+  const concerns = (one: Operation) => on(one) && kinds.includes(one.kind);
+  return (
+    reference.operations.some((one) => one.held !== null && concerns(one)) ||
+    reference.late.some(({ operation, running }) => running && concerns(operation))
+  );
+};

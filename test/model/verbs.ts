@@ -34,8 +34,23 @@ import {
   requestVolumeDelete,
   requestVolumeExtend,
   resetBackupStatus,
+  resetSnapshot,
+  resetVolume,
 } from "@tephra/control";
-import { type Backup, cancelWork, end, fail, finish, fits, type Operation, type Reference } from "./reference.ts";
+import {
+  type Backup,
+  cancelWork,
+  end,
+  fail,
+  finish,
+  fits,
+  giveUp,
+  holdersOf,
+  isAtWork,
+  type Operation,
+  type Reference,
+  usersOf,
+} from "./reference.ts";
 
 export interface Real {
   database: Database;
@@ -70,14 +85,14 @@ async function attempt<T>(allowed: boolean, verb: () => Promise<T>): Promise<{ a
 async function begun(
   reference: Reference,
   { database, principal }: Real,
-  operation: Omit<Operation, "id" | "held" | "blocked">,
+  operation: Omit<Operation, "id" | "held" | "claimed" | "blocked">,
   blocked = false,
 ): Promise<void> {
   const known = reference.operations.map(({ id }) => id);
   const row = await database.operation.findFirstOrThrow({
     where: { projectId: principal.projectId, state: { in: ["queued", "running"] }, id: { notIn: known } },
   });
-  reference.operations.push({ ...operation, id: row.id, held: null, blocked });
+  reference.operations.push({ ...operation, id: row.id, held: null, claimed: false, blocked });
 }
 
 const plain = { name: null, description: null, metadata: {}, availabilityZone: null };
@@ -89,7 +104,15 @@ const createVolume: Verb = async (reference, real, { a }) => {
     requestVolume(database, config, principal, { ...plain, sizeGib: size, source: null }),
   );
   if (!made) return;
-  const volume = { id: made.answer.id, status: "creating", wasInUse: false, attached: false, size, added: 0 };
+  const volume = {
+    id: made.answer.id,
+    status: "creating",
+    wasInUse: false,
+    attached: false,
+    size,
+    added: 0,
+    gone: false,
+  };
   reference.volumes.push(volume);
   await begun(reference, real, { kind: "volume-create", volume });
 };
@@ -124,7 +147,15 @@ const backUp: Verb = async (reference, real, { a, b, flag }) => {
   if (!made) return;
   const { id, parentId } = made.answer;
   if (incremental !== parents.some((one) => one.id === parentId)) throw new Error(`${parentId} is no parent`);
-  const backup: Backup = { id, volume, status: "creating", size: volume.size, parent: parentId };
+  const backup: Backup = {
+    id,
+    volume,
+    status: "creating",
+    size: volume.size,
+    parent: parentId,
+    complete: false,
+    gone: false,
+  };
   reference.backups.push(backup);
   if (snapshot) snapshot.status = "backing-up";
   else {
@@ -149,7 +180,15 @@ const restore: Verb = async (reference, real, { a, b, flag }) => {
     requestRestore(database, config, principal, { backupId: backup.id, volumeId: target?.id ?? null, name: null }),
   );
   if (!made) return;
-  const fresh = { id: made.answer.volumeId, status: "", wasInUse: false, attached: false, size: backup.size, added: 0 };
+  const fresh = {
+    id: made.answer.volumeId,
+    status: "",
+    wasInUse: false,
+    attached: false,
+    size: backup.size,
+    added: 0,
+    gone: false,
+  };
   const volume = target ?? fresh;
   if (!target) reference.volumes.push(volume);
   volume.status = "restoring-backup";
@@ -160,6 +199,10 @@ const restore: Verb = async (reference, real, { a, b, flag }) => {
 
 const dependsOn = ({ backups }: Reference, backup: Backup): boolean =>
   backups.some(({ parent, status }) => parent === backup.id && status !== "deleted");
+
+/** Whether a removal waits for workers that do not know yet that their operation has ended. */
+const isWaiting = ({ late }: Reference, on: (one: Operation) => boolean): boolean =>
+  late.some(({ operation, running }) => running && on(operation));
 
 const deleteBackup: Verb = async (reference, real, { a, flag: force }) => {
   const backup = pick(
@@ -175,7 +218,7 @@ const deleteBackup: Verb = async (reference, real, { a, flag: force }) => {
   const allowed = (force || isResting) && !dependsOn(reference, backup);
   if (!(await attempt(allowed, () => request(database, principal, backup.id)))) return;
   if (force) cancelWork(reference, backup);
-  const blocked = force && reference.late.some(({ operation, running }) => running && operation.backup === backup);
+  const blocked = isWaiting(reference, (one) => one.backup === backup);
   backup.status = "deleting";
   await begun(reference, real, { kind: "backup-delete", volume: backup.volume, backup }, blocked);
 };
@@ -187,12 +230,45 @@ const resetBackup: Verb = async (reference, { database, principal }, { a, flag }
   );
   if (!backup) return;
   const status = flag ? "available" : "error";
-  await resetBackupStatus(database, principal, backup.id, status);
-  const at = (kind: OperationKind) => reference.operations.some((one) => one.backup === backup && one.kind === kind);
-  if (at("backup-create") && flag) return;
-  const restoring = at("backup-restore");
+  const at = (kind: OperationKind) => reference.operations.find((one) => one.backup === backup && one.kind === kind);
+  const [making, restoring] = [at("backup-create"), at("backup-restore")];
+  const isWhole = backup.complete && !backup.gone && !at("backup-delete")?.claimed;
+  const allowed = !flag || making !== undefined || restoring !== undefined || isWhole;
+  if (!(await attempt(allowed, () => resetBackupStatus(database, principal, backup.id, status)))) return;
+  if (making && flag) return;
   cancelWork(reference, backup);
   backup.status = restoring ? "available" : status;
+};
+
+const volumeWriters = ["volume-create", "volume-delete", "backup-restore"] as const;
+
+const resetOneVolume: Verb = async (reference, { database, principal }, { a, flag }) => {
+  const volume = pick(reference.volumes, a);
+  if (!volume) return;
+  const holders = holdersOf(reference, volume);
+  const becomes = flag && volume.status === "creating" && holders.some(({ kind }) => kind === "volume-create");
+  const isGone = volume.gone || holders.some(({ kind, claimed }) => kind === "volume-delete" && claimed);
+  const isBusy = isAtWork(reference, (one) => one.volume === volume, volumeWriters);
+  const reset = { status: flag ? "available" : "error", detached: false };
+  const allowed = !flag || becomes || !(isGone || isBusy);
+  if (!(await attempt(allowed, () => resetVolume(database, principal, volume.id, reset))) || becomes) return;
+  giveUp(reference, holders);
+  volume.wasInUse = false;
+  volume.status = reset.status;
+};
+
+const resetOneSnapshot: Verb = async (reference, { database, principal }, { a, flag }) => {
+  const snapshot = pick(reference.snapshots, a);
+  if (!snapshot) return;
+  const users = usersOf(reference, snapshot);
+  const becomes = flag && snapshot.status === "creating" && users.some(({ kind }) => kind === "snapshot-create");
+  const isGone = snapshot.gone || users.some(({ kind, claimed }) => kind === "snapshot-delete" && claimed);
+  const isBusy = isAtWork(reference, (one) => one.snapshot === snapshot, ["snapshot-create", "snapshot-delete"]);
+  const status = flag ? "available" : "error";
+  const allowed = !flag || becomes || !(isGone || isBusy);
+  if (!(await attempt(allowed, () => resetSnapshot(database, principal, snapshot.id, status))) || becomes) return;
+  giveUp(reference, users);
+  snapshot.status = status;
 };
 
 const attach: Verb = async (reference, { database, principal }, { a }) => {
@@ -246,12 +322,8 @@ const deleteVolume: Verb = async (reference, real, { a, flag: force }) => {
     end(reference, operation);
   }
   volume.status = "deleting";
-  await begun(
-    reference,
-    real,
-    { kind: "volume-delete", volume },
-    cancelled.some(({ held }) => held !== null),
-  );
+  const blocked = isWaiting(reference, (one) => one.volume === volume);
+  await begun(reference, real, { kind: "volume-delete", volume }, blocked);
 };
 
 const createSnapshot: Verb = async (reference, real, { a, flag: force }) => {
@@ -263,19 +335,23 @@ const createSnapshot: Verb = async (reference, real, { a, flag: force }) => {
     requestSnapshot(database, config, principal, { ...plain, volumeId: volume.id, force }),
   );
   if (!made) return;
-  const snapshot = { id: made.answer.id, volume, status: "creating", size: volume.size };
+  const snapshot = { id: made.answer.id, volume, status: "creating", size: volume.size, gone: false };
   reference.snapshots.push(snapshot);
   await begun(reference, real, { kind: "snapshot-create", volume, snapshot });
 };
 
-const deleteSnapshot: Verb = async (reference, real, { a }) => {
+const deleteSnapshot: Verb = async (reference, real, { a, flag: force }) => {
   const snapshot = pick(reference.snapshots, a);
   if (!snapshot) return;
-  const allowed = ["available", "error", "error_deleting"].includes(snapshot.status);
-  const how = { force: false };
+  const allowed = force || ["available", "error", "error_deleting"].includes(snapshot.status);
+  const how = { force };
   if (!(await attempt(allowed, () => requestSnapshotDelete(real.database, real.principal, snapshot.id, how)))) return;
+  const users = usersOf(reference, snapshot);
+  if (users.some(({ kind }) => kind === "snapshot-delete")) return;
+  giveUp(reference, users);
   snapshot.status = "deleting";
-  await begun(reference, real, { kind: "snapshot-delete", volume: snapshot.volume, snapshot });
+  const blocked = isWaiting(reference, (one) => one.snapshot === snapshot);
+  await begun(reference, real, { kind: "snapshot-delete", volume: snapshot.volume, snapshot }, blocked);
 };
 
 async function claim({ database }: Real, operation: Operation): Promise<ClaimedTask | null> {
@@ -301,6 +377,7 @@ async function hold(reference: Reference, real: Real, operation: Operation): Pro
   }
   if (held === null) throw new Error("the task cannot be had");
   operation.held = held;
+  operation.claimed = true;
   return held;
 }
 
@@ -396,6 +473,8 @@ export const verbs: Readonly<Record<string, Verb>> = {
   restore,
   deleteBackup,
   resetBackup,
+  resetOneVolume,
+  resetOneSnapshot,
   attach,
   detach,
   extend,

@@ -17,7 +17,6 @@ import {
   openMetrics,
   reopenRanges,
   repairQuotas,
-  requestVerify,
   requestVolume,
   requestVolumeExtend,
   startCopy,
@@ -212,13 +211,13 @@ describe("a pass of the reconciler", () => {
       await reconciled(async () => {
         await waitFor(async () => (await readSchedule("verify")).ranAt.getTime() > 0, { what: "verifications begin" });
       });
-      const begun = await database.operation.findMany({ where: { kind: "backup-verify", state: "queued" } });
-      expect(begun.map((operation) => operation.backupId)).toEqual([ids[turn]]);
+      const begun = await database.operation.findMany({
+        where: { kind: "backup-verify" },
+        orderBy: { createdAt: "asc" },
+      });
+      expect(begun.map((operation) => operation.backupId)).toEqual(ids.slice(0, turn + 1));
       for (const { id } of begun) await failOperation(database, id, { reason: "EIO" });
     }
-    await expect(
-      requestVerify(database, config, principal, { backupId: ids[0] ?? "", mode: "quick" }),
-    ).resolves.toBeDefined();
   });
 });
 

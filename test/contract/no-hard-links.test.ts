@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { openRepository } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { unpackPackages } from "../../scripts/debian-packages.ts";
+import { packageFile, unpackPackages } from "../../scripts/debian-packages.ts";
 import { waitFor } from "../harness/wait-for.ts";
 import { describeRepository } from "./repository-contract.ts";
 
@@ -25,6 +25,7 @@ function canMount(): boolean {
 describe.runIf(canMount())("on exFAT, which has no hard links", () => {
   let home: string;
   let mount: string;
+  let device: string;
   let places = 0;
   beforeAll(async () => {
     const settings = { name: "exfat", packages: ["exfat-fuse", "exfatprogs"] };
@@ -35,13 +36,15 @@ describe.runIf(canMount())("on exFAT, which has no hard links", () => {
     await mkdir(mount);
     await writeFile(image, "");
     await truncate(image, 256 * 1024 * 1024);
-    await execute("mkfs.exfat", [image], { env });
-    await execute("mount.exfat-fuse", [image, mount], { env });
+    await execute(packageFile("exfat", "{usr/,}sbin/mkfs.exfat"), [image], { env });
+    device = (await execute("losetup", ["-f", "--show", image])).stdout.trim();
+    await execute(packageFile("exfat", "{usr/,}sbin/mount.exfat-fuse"), [device, mount], { env });
     const mounted = async () => (await execute("cat", ["/proc/self/mounts"])).stdout.includes(mount);
     await waitFor(mounted, { what: "exFAT is mounted", timeoutMs: 30_000 });
   }, 300_000);
   afterAll(async () => {
     await execute("umount", [mount]).catch(() => {});
+    await execute("losetup", ["-d", device]).catch(() => {});
     await rm(home, { recursive: true, force: true });
   });
 

@@ -57,8 +57,8 @@ export function parseRepositoryUrl(url: string): RepositoryUrl {
     const equals = pair.indexOf("=");
     const name = decode(url, equals === -1 ? pair : pair.slice(0, equals));
     if (!known.has(name)) return refuse(url, `${JSON.stringify(name.slice(0, 100))} is no parameter of ${driver}`);
-    if (equals === -1 && !flags.has(name)) return refuse(url, `${name} has no value`);
-    if (parameters.has(name)) return refuse(url, `${name} is there twice`);
+    if (equals === -1 && !flags.has(name)) return refuse(url, `the parameter ${name} has no value`);
+    if (parameters.has(name)) return refuse(url, `the parameter ${name} is there twice`);
     parameters.set(name, equals === -1 ? "true" : decode(url, pair.slice(equals + 1)));
   }
   return { driver: driver as "nfs" | "s3" | "swift", place, parameters };

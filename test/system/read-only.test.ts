@@ -61,4 +61,4 @@ it("a service restores, verifies and rescans what it can only read, and says why
   const failed = (await user.settled("backups", refused, "error")) as { fail_reason?: string };
   expect(failed.fail_reason).toMatch(/Service not found for creating backup.*403/);
   await user.settled("volumes", volume, "available");
-}, 180_000);
+}, 400_000);

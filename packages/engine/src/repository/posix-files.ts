@@ -2,6 +2,7 @@ import { constants } from "node:fs";
 import { chmod, type FileHandle, lstat, mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
 import { errnoOf, RepositoryUnavailableError } from "../errors.ts";
+import { Folder } from "../folder.ts";
 import { writeBytesMax } from "../run-context.ts";
 
 /** What Cinder's driver sets: the backup service's group may read and write. */
@@ -10,13 +11,40 @@ const folderMode = 0o770;
 /** One read of an object's file. */
 export const readBytes = 1024 * 1024;
 
-/** Creates folders with the right mode whatever the umask, and makes their names durable. */
-export async function makeFolders(path: string, below?: string): Promise<void> {
+/** Creates folders of the operator's with the right mode whatever the umask, and makes their names durable. */
+export async function makeFolders(path: string): Promise<void> {
   const first = await mkdir(path, { recursive: true, mode: folderMode });
   if (first === undefined) return;
-  for (let folder = path; folder.length >= first.length && folder !== below; folder = join(folder, "..")) {
+  for (let folder = path; folder.length >= first.length; folder = join(folder, "..")) {
     await chmod(folder, folderMode).catch(ignoreModeless);
     await syncFolder(join(folder, ".."));
+  }
+}
+
+/** Creates the folders that are missing on the way down from `root`, as makeFolders does. Errors as of `Folder.beneath`. */
+export async function makeFoldersBeneath(root: string, names: readonly string[]): Promise<void> {
+  let at = await Folder.open(root);
+  for (const name of names) {
+    await using parent = at;
+    at = await enterOrMake(parent, name);
+  }
+  await at[Symbol.asyncDispose]();
+}
+
+async function enterOrMake(parent: Folder, name: string): Promise<Folder> {
+  const known = await parent.enter(name).catch(ignoreMissing);
+  if (known !== undefined) return known;
+  await mkdir(parent.at(name), { mode: folderMode }).catch((error: unknown) => {
+    if (errnoOf(error) !== "EEXIST") throw error; // Somebody else was first.
+  });
+  const made = await parent.enter(name);
+  try {
+    await chmod(made.self, folderMode).catch(ignoreModeless);
+    await syncFolder(parent.self);
+    return made;
+  } catch (error) {
+    await made[Symbol.asyncDispose]();
+    throw error;
   }
 }
 
@@ -116,25 +144,28 @@ export class FolderSync {
   readonly #running = new Map<string, Promise<void>>();
   readonly #next = new Map<string, Promise<void>>();
 
-  /** Resolves when every name that the folder had at the call is durable. */
-  sync(path: string): Promise<void> {
-    const next = this.#next.get(path);
+  /**
+   * Resolves when every name that the folder had at the call is durable. `folder` stays open until then; callers with one `key` have
+   * the same folder.
+   */
+  sync(key: string, folder: Folder): Promise<void> {
+    const next = this.#next.get(key);
     if (next !== undefined) return next;
-    const running = this.#running.get(path);
-    if (running === undefined) return this.#start(path);
+    const running = this.#running.get(key);
+    if (running === undefined) return this.#start(key, folder);
     const queued = running
       .catch(() => {})
       .then(() => {
-        this.#next.delete(path);
-        return this.#start(path);
+        this.#next.delete(key);
+        return this.#start(key, folder);
       });
-    this.#next.set(path, queued);
+    this.#next.set(key, queued);
     return queued;
   }
 
-  #start(path: string): Promise<void> {
-    const run = syncFolder(path).finally(() => this.#running.delete(path));
-    this.#running.set(path, run);
+  #start(key: string, folder: Folder): Promise<void> {
+    const run = syncFolder(folder.self).finally(() => this.#running.delete(key));
+    this.#running.set(key, run);
     return run;
   }
 }

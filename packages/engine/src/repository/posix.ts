@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { constants, type Dir } from "node:fs";
-import { access, lstat, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
+import { access, type FileHandle, lstat, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { reservedContainer } from "@tephra/format";
 import {
@@ -14,6 +14,7 @@ import {
   RepositoryUnavailableError,
   RepositoryUnmarkedError,
 } from "../errors.ts";
+import { Folder, LinkInPathError } from "../folder.ts";
 import type { WriteContext } from "../run-context.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import { type OnPassedOver, passOver } from "./passed-over.ts";
@@ -27,6 +28,7 @@ import {
   ignoreMissing,
   ignoreModeless,
   makeFolders,
+  makeFoldersBeneath,
   notRegular,
   openRegular,
   pieces,
@@ -60,11 +62,10 @@ const publishingRemarks: Readonly<Record<Publishing, string[]>> = {
 const isEmpty = (body: Uint8Array | AsyncIterable<Uint8Array>): boolean =>
   body instanceof Uint8Array && body.length === 0;
 
+/** How long it is believed where the root's path leads, by those who only compare with it. */
+const realRootMs = 1000;
 /** How deep folders are searched for backups. */
 const depthMax = 16;
-/** How long a container that was found in its place is not looked at again for yet another file in it. */
-const insideMs = 1000;
-const insideMax = 1000;
 
 /** A folder as a repository, in the layout of Cinder's posix and NFS drivers. */
 export class PosixRepository implements Repository {
@@ -75,8 +76,8 @@ export class PosixRepository implements Repository {
   readonly #root: string;
   readonly #names = new FolderSync();
   #probed: Promise<Publishing> | null = null;
-  /** When containers of the last second were found to lie in their place, by `performance.now`. */
-  readonly #foundInside = new Map<string, number>();
+  /** Where the root's path led, and when that was looked at, by `performance.now`. */
+  #real: { path: string; at: number } | null = null;
 
   /** `root` is absolute. Nothing is touched before the first call. */
   constructor(root: string) {
@@ -138,12 +139,10 @@ export class PosixRepository implements Repository {
   }
 
   async ensureContainer(container: string): Promise<void> {
-    const path = this.#folder(container);
-    await this.#guard("create", path, async () => {
-      if (await folderExists(path)) return;
-      await makeFolders(path, this.#root);
-    });
-    await this.#checkInside(container, path);
+    const names = namesOf(container);
+    await this.#guard("create", this.#folder(container), () =>
+      inPlace(container, makeFoldersBeneath(this.#root, names)),
+    );
   }
 
   async putIfAbsent(
@@ -151,21 +150,22 @@ export class PosixRepository implements Repository {
     body: Uint8Array | AsyncIterable<Uint8Array>,
     ctx: WriteContext,
   ): Promise<"stored" | "exists"> {
-    const path = this.#path(key);
-    const folder = this.#folder(key.container);
-    await this.#checkInside(key.container, folder);
-    return this.#guard("store", path, async () => {
+    const shown = this.#path(key);
+    await using folder = await this.#open(key.container);
+    const path = folder.at(key.name);
+    return await this.#guard("store", shown, async () => {
       if (!(await this.#isClaimed(path, body)) && (await this.#holds(key, path, body, ctx.signal))) {
-        await this.#names.sync(folder);
+        await this.#names.sync(key.container, folder);
         return "exists";
       }
-      const temporary = join(this.#root, temporaryContainer, randomUUID());
+      await using drafts = await this.#openDrafts();
+      const temporary = drafts.at(randomUUID());
       try {
         await this.#writeTemporary(temporary, body, ctx);
         ctx.signal.throwIfAborted();
         ctx.fence();
         const outcome = await this.#publish(key, temporary, path, ctx.signal);
-        await this.#names.sync(folder);
+        await this.#names.sync(key.container, folder);
         return outcome;
       } finally {
         await unlink(temporary).catch(ignoreMissing);
@@ -178,8 +178,7 @@ export class PosixRepository implements Repository {
     options: { offset?: number; length?: number; signal?: AbortSignal } = {},
   ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
     const path = this.#path(key);
-    await this.#checkInside(key.container, this.#folder(key.container), key);
-    const { file } = await this.#guard("read", path, () => openRegular(path), key);
+    const { file } = await this.#openObject(key);
     try {
       let offset = options.offset ?? 0;
       const end = options.length === undefined ? Number.POSITIVE_INFINITY : offset + options.length;
@@ -197,59 +196,46 @@ export class PosixRepository implements Repository {
   }
 
   async openFile(key: ObjectKey): Promise<ObjectFile> {
-    const path = this.#path(key);
-    await this.#checkInside(key.container, this.#folder(key.container), key);
-    const { file, sizeBytes } = await this.#guard("read", path, () => openRegular(path), key);
+    const { file, sizeBytes } = await this.#openObject(key);
     return { descriptor: file.fd, sizeBytes, [Symbol.asyncDispose]: () => file.close() };
   }
 
   async filePath(key: ObjectKey): Promise<string> {
-    const path = this.#path(key);
-    const now = performance.now();
-    const found = this.#foundInside.get(key.container);
-    if (found !== undefined && now - found < insideMs) return path;
-    await this.#checkInside(key.container, this.#folder(key.container), key);
-    if (this.#foundInside.size >= insideMax) this.#foundInside.clear();
-    this.#foundInside.set(key.container, now);
-    return path;
+    this.#path(key);
+    return join(await this.#realRoot(), key.container, key.name);
   }
 
   async stat(key: ObjectKey): Promise<{ sizeBytes: number }> {
     const path = this.#path(key);
-    await this.#checkInside(key.container, this.#folder(key.container), key);
-    const status = await this.#guard("read", path, () => lstat(path), key);
+    await using folder = await this.#open(key.container, key);
+    const status = await this.#guard("read", path, () => lstat(folder.at(key.name)), key);
     if (!status.isFile()) throw notRegular(path);
     return { sizeBytes: status.size };
   }
 
   async *list(container: string, prefix: string): AsyncGenerator<ListedObject> {
-    const path = this.#folder(container);
-    let folder: Awaited<ReturnType<typeof opendir>>;
-    try {
-      await this.#checkInside(container, path, markerKey);
-      folder = await this.#guard("list", path, () => opendir(path, { bufferSize: 512 }), markerKey);
-    } catch (error) {
-      if (error instanceof ObjectMissingError) return;
-      throw error;
-    }
-    for await (const entry of folder) {
+    await using folder = await this.#open(container, markerKey).catch((error: unknown): undefined => {
+      if (!(error instanceof ObjectMissingError)) throw error;
+    });
+    if (folder === undefined) return;
+    const entries = await this.#guard("list", this.#folder(container), () => opendir(folder.self, { bufferSize: 512 }));
+    for await (const entry of entries) {
       if (!entry.name.startsWith(prefix) || entry.isDirectory()) continue;
-      const status = await lstat(join(path, entry.name)).catch(ignoreMissing);
+      const status = await lstat(folder.at(entry.name)).catch(ignoreMissing);
       if (status !== undefined) yield { name: entry.name, sizeBytes: status.size, modifiedAt: status.mtime };
     }
   }
 
   async remove(key: ObjectKey): Promise<void> {
     const path = this.#path(key);
-    const folder = this.#folder(key.container);
     try {
-      await this.#checkInside(key.container, folder, key);
-      await this.#guard("remove", path, () => unlink(path), key);
+      await using folder = await this.#open(key.container, key);
+      await this.#guard("remove", path, () => unlink(folder.at(key.name)), key);
     } catch (error) {
       if (!(error instanceof ObjectMissingError)) throw error;
     }
     // A folder that belongs to one backup or operation alone goes with its last object.
-    if (/^(?:\.tephra\/[^/]+|[^/]{2}\/[^/]{2}\/[^/]+)$/.test(key.container)) await rmdir(folder).catch(() => {});
+    if (/^(?:\.tephra\/[^/]+|[^/]{2}\/[^/]{2}\/[^/]+)$/.test(key.container)) await this.#removeIfEmpty(key.container);
   }
 
   async *containers(onPassedOver: OnPassedOver = () => {}): AsyncGenerator<string> {
@@ -262,10 +248,13 @@ export class PosixRepository implements Repository {
     for await (const { name, modifiedAt } of this.list(temporaryContainer, "")) {
       if (operationIdPattern.test(name)) yield { kind: "temporary", name, modifiedAt };
     }
-    const path = this.#folder(reservedContainer);
-    for (const entry of await this.#guard("list", path, () => readdir(path, { withFileTypes: true }))) {
+    await using folder = await this.#open(reservedContainer);
+    const entries = await this.#guard("list", this.#folder(reservedContainer), () =>
+      readdir(folder.self, { withFileTypes: true }),
+    );
+    for (const entry of entries) {
       if (!entry.isDirectory() || !operationIdPattern.test(entry.name)) continue;
-      const status = await lstat(join(path, entry.name)).catch(ignoreMissing);
+      const status = await lstat(folder.at(entry.name)).catch(ignoreMissing);
       if (status === undefined) continue;
       // A folder is as young as the last name in it; a staged object is never written again.
       yield { kind: "staged", operationId: entry.name, modifiedAt: status.mtime };
@@ -283,36 +272,43 @@ export class PosixRepository implements Repository {
       await this.remove({ container, name });
     }
     // An operation that was lost before it staged anything leaves an empty folder.
-    if (leftover.kind === "staged") await rmdir(this.#folder(container)).catch(() => {});
+    if (leftover.kind === "staged") await this.#removeIfEmpty(container);
   }
 
   async holdsOnly(belongs: (name: string) => boolean): Promise<boolean> {
     if (!(await folderExists(await realpath(this.#root).catch(() => this.#root)))) return true;
-    const search = async (folder: string, depth: number): Promise<boolean> => {
-      for (const entry of await this.#guard("list", folder, () => readdir(folder, { withFileTypes: true }))) {
+    const search = async (names: readonly string[]): Promise<boolean> => {
+      const depth = names.length;
+      const entries = await this.#guard("list", join(this.#root, ...names), async () => {
+        await using folder = await inPlace(names.join("/"), Folder.beneath(this.#root, names));
+        return await readdir(folder.self, { withFileTypes: true });
+      });
+      for (const entry of entries) {
         const own = depth === 0 && [reservedContainer, "lost+found"].includes(entry.name);
         if (own) continue;
-        const inner = entry.isDirectory() && depth < depthMax && (await search(join(folder, entry.name), depth + 1));
+        const inner = entry.isDirectory() && depth < depthMax && (await search([...names, entry.name]));
         if (!inner && !(entry.isFile() && belongs(entry.name))) return false;
       }
       return true;
     };
-    return search(this.#root, 0);
+    return search([]);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
   async *#foldersBelow(container: string, depth: number, onPassedOver: OnPassedOver): AsyncGenerator<string> {
-    const path = join(this.#root, container);
     const inner: string[] = [];
-    let folder: Dir;
+    let entries: Dir;
     try {
-      folder = await this.#guard("list", path, () => opendir(path));
+      entries = await this.#guard("list", join(this.#root, container), async () => {
+        await using folder = await inPlace(container, Folder.beneath(this.#root, namesOf(container)));
+        return await opendir(folder.self);
+      });
     } catch (error) {
       if (container === "") throw error;
       return passOver(container, error, onPassedOver);
     }
-    for await (const entry of folder) {
+    for await (const entry of entries) {
       if (entry.isDirectory() && !(container === "" && entry.name.startsWith(reservedContainer))) {
         inner.push(entry.name);
       }
@@ -351,28 +347,52 @@ export class PosixRepository implements Repository {
     return join(this.#folder(key.container), key.name);
   }
 
-  /** Refuses a container that leads somewhere else through a symbolic link. `missing` turns a missing one into ObjectMissingError. */
-  async #checkInside(container: string, path: string, missing?: ObjectKey): Promise<void> {
-    const [real, root] = await this.#guard(
-      "open",
-      path,
-      () => Promise.all([realpath(path), realpath(this.#root)]),
-      missing,
-    );
-    if (real !== join(root, container)) {
-      throw new InvalidContainerError(`The container ${container} leads out of its place through a symbolic link.`);
+  /**
+   * Opens the folder of a container. InvalidContainerError when a symbolic link is on the way to it. `missing` turns a missing one
+   * into ObjectMissingError.
+   */
+  #open(container: string, missing?: ObjectKey): Promise<Folder> {
+    const open = () => inPlace(container, Folder.beneath(this.#root, namesOf(container)));
+    return this.#guard("open", this.#folder(container), open, missing);
+  }
+
+  /** Where objects are written before they get their name; made when it is missing. */
+  async #openDrafts(): Promise<Folder> {
+    const open = () => Folder.beneath(this.#root, namesOf(temporaryContainer));
+    const known = await inPlace(temporaryContainer, open()).catch(ignoreMissing);
+    if (known !== undefined) return known;
+    await this.ensureContainer(temporaryContainer);
+    return this.#open(temporaryContainer);
+  }
+
+  async #openObject(key: ObjectKey): Promise<{ file: FileHandle; sizeBytes: number }> {
+    const path = this.#path(key);
+    await using folder = await this.#open(key.container, key);
+    return await this.#guard("read", path, () => openRegular(folder.at(key.name)), key);
+  }
+
+  async #removeIfEmpty(container: string): Promise<void> {
+    const names = namesOf(container);
+    try {
+      await using parent = await Folder.beneath(this.#root, names.slice(0, -1));
+      await rmdir(parent.at(names.at(-1) ?? ""));
+    } catch {
+      // It is used by others, or gone.
     }
   }
 
   /** How this file system lets a name be given to a file only where it is free. */
   #publishing(): Promise<Publishing> {
-    this.#probed ??= this.ensureContainer(temporaryContainer)
-      .then(() => probePublishing(join(this.#root, temporaryContainer)))
-      .catch((error: unknown) => {
-        this.#probed = null;
-        throw error;
-      });
+    this.#probed ??= this.#probePublishing().catch((error: unknown) => {
+      this.#probed = null;
+      throw error;
+    });
     return this.#probed;
+  }
+
+  async #probePublishing(): Promise<Publishing> {
+    await using drafts = await this.#openDrafts();
+    return await probePublishing(drafts.self);
   }
 
   /** Whether somebody has claimed the name just now, or died over it: publishFile waits for that. */
@@ -380,6 +400,16 @@ export class PosixRepository implements Repository {
     if (isEmpty(body)) return false;
     const found = await lstat(path).catch(ignoreMissing);
     return found?.isFile() === true && found.size === 0 && (await this.#publishing()) === "claim";
+  }
+
+  /** Where the operator's path leads, asked for at most once a second. */
+  async #realRoot(): Promise<string> {
+    const now = performance.now();
+    if (this.#real === null || now - this.#real.at >= realRootMs) {
+      const path = await this.#guard("open", this.#root, () => realpath(this.#root));
+      this.#real = { path, at: now };
+    }
+    return this.#real.path;
   }
 
   /** Whether the name is taken by the body's bytes; ObjectConflictError when by others. Leaves the body alone when it is free. */
@@ -401,11 +431,7 @@ export class PosixRepository implements Repository {
 
   async #writeTemporary(path: string, body: Uint8Array | AsyncIterable<Uint8Array>, ctx: WriteContext): Promise<void> {
     const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
-    const file = await open(path, flags, fileMode).catch(async (error: unknown) => {
-      if (errnoOf(error) !== "ENOENT") throw error;
-      await this.ensureContainer(temporaryContainer);
-      return open(path, flags, fileMode);
-    });
+    const file = await open(path, flags, fileMode);
     try {
       let offset = 0;
       for await (const piece of pieces(body)) {
@@ -463,5 +489,20 @@ export class PosixRepository implements Repository {
       cause: error,
       retryable: !permanent,
     });
+  }
+}
+
+function namesOf(container: string): string[] {
+  return container === "" ? [] : container.split("/");
+}
+
+/** What a link on the way to a container means. */
+async function inPlace<Result>(container: string, opening: Promise<Result>): Promise<Result> {
+  try {
+    return await opening;
+  } catch (error) {
+    if (!(error instanceof LinkInPathError)) throw error;
+    const reason = "leads out of its place through a symbolic link";
+    throw new InvalidContainerError(`The container ${container} ${reason}.`, { cause: error });
   }
 }

@@ -93,7 +93,10 @@ export interface Repository extends AsyncDisposable {
   ): AsyncIterable<Uint8Array<ArrayBuffer>>;
   /** Opens an object that is a file, so that threads can read it by themselves; only where objects are files. */
   openFile?(key: ObjectKey): Promise<ObjectFile>;
-  /** The path of an object that is a file, for threads that open many small ones by themselves; it need not exist. */
+  /**
+   * The path of an object that is a file, free of links, for threads that open many small ones by themselves: they compare it with where
+   * the file that they opened lies. It need not exist.
+   */
   filePath?(key: ObjectKey): Promise<string>;
   /** ObjectMissingError. */
   stat(key: ObjectKey): Promise<{ sizeBytes: number }>;

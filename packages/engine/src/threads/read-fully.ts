@@ -1,4 +1,4 @@
-import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, readlinkSync, readSync } from "node:fs";
 
 /** The thread could not read its source, which its owner can find out more about. */
 export interface UnreadResult {
@@ -46,12 +46,15 @@ export interface OpenedFile extends Disposable {
   descriptor: number;
 }
 
-/** Follows no link and waits for no FIFO; null when the file is not there, no regular one or not of that size. */
+/**
+ * Opens a file by a path without links, and waits for no FIFO. Null when what was opened does not lie at that very path (a link was
+ * followed on the way), is no regular file or not of that size.
+ */
 export function openForReading({ path, sizeBytes }: { path: string; sizeBytes: number }): OpenedFile | null {
   try {
     const descriptor = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
     const status = fstatSync(descriptor);
-    if (status.isFile() && status.size === sizeBytes)
+    if (status.isFile() && status.size === sizeBytes && readlinkSync(`/proc/self/fd/${descriptor}`) === path)
       return { descriptor, [Symbol.dispose]: () => closeSync(descriptor) };
     closeSync(descriptor);
     return null;

@@ -10,7 +10,9 @@ import {
   openFileBackend,
   openFileSource,
   PathNotAllowedError,
+  PathTakenError,
   type RunContext,
+  removeExportDrafts,
   SourceChangedError,
   SourceMissingError,
   VolumeConflictError,
@@ -169,6 +171,11 @@ describe("snapshots", () => {
 describe("files that come in and go out by path", () => {
   let roots: string[];
   let inside: string;
+  const exported = (overwrite: boolean, claim = 0, reserved: string[] = []) => ({
+    places: { roots, reserved },
+    run: { operationId: "6a1c2b3d-0000-4000-8000-000000000001", claim },
+    overwrite,
+  });
   beforeEach(async () => {
     inside = join(home, "inside");
     roots = [join(home, "not-there"), inside];
@@ -192,16 +199,54 @@ describe("files that come in and go out by path", () => {
     const bytes = randomBytes(12345);
     await fill("v1", bytes);
     await writeFile(join(inside, "out"), "old");
-    expect(await backend.exportFile("v1", join(inside, "out"), { roots }, free)).toEqual({ sizeBytes: bytes.length });
+    expect(await backend.exportFile("v1", join(inside, "out"), exported(true), free)).toEqual({
+      sizeBytes: bytes.length,
+    });
     expect(await readFile(join(inside, "out"))).toEqual(bytes);
     await symlink(join(home, "outside/target"), join(inside, "link"));
     execFileSync("mkfifo", [join(inside, "fifo")]);
     for (const name of ["link", "fifo", "deep"]) {
-      const exported = backend.exportFile("v1", join(inside, name), { roots }, free);
-      await expect(exported).rejects.toBeInstanceOf(PathNotAllowedError);
+      const refused = backend.exportFile("v1", join(inside, name), exported(true), free);
+      await expect(refused).rejects.toBeInstanceOf(PathNotAllowedError);
     }
     expect(await readdir(join(home, "outside"))).toEqual([]);
     expect((await readdir(inside)).sort()).toEqual(["deep", "fifo", "link", "out"]);
+  });
+
+  test("an export replaces a file only when it was asked to, and never one of the service's own", async () => {
+    const bytes = randomBytes(5000);
+    await fill("v1", bytes);
+    await writeFile(join(inside, "out"), "old");
+    await writeFile(join(inside, "deep/own"), "own");
+    await link(join(inside, "deep/own"), join(inside, "hard"));
+    const refused = backend.exportFile("v1", join(inside, "out"), exported(false), free);
+    await expect(refused).rejects.toBeInstanceOf(PathTakenError);
+    const reserved = [join(inside, "deep"), join(inside, "deep/own")];
+    for (const name of ["deep/new", "deep/own", "hard"]) {
+      const own = backend.exportFile("v1", join(inside, name), exported(true, 0, reserved), free);
+      await expect(own, name).rejects.toBeInstanceOf(PathNotAllowedError);
+      const read = backend.statImport(join(inside, name), { roots, reserved });
+      await expect(read, name).rejects.toBeInstanceOf(PathNotAllowedError);
+    }
+    const within = backend.statImport(join(inside, "deep/own"), { roots: [join(inside, "deep")], reserved });
+    await expect(within).rejects.toBeInstanceOf(PathNotAllowedError);
+    expect(await readFile(join(inside, "out"), "utf8")).toBe("old");
+    expect(await readFile(join(inside, "hard"), "utf8")).toBe("own");
+    expect((await readdir(inside)).sort()).toEqual(["deep", "hard", "out"]);
+  });
+
+  test("an export that is run again knows its own file, and removes the draft of the run before", async () => {
+    const bytes = randomBytes(5000);
+    await fill("v1", bytes);
+    const path = join(inside, "out");
+    const [first, second] = [exported(false, 0), exported(false, 1)];
+    await writeFile(join(inside, `.tephra-export-${first.run.operationId}-0`), "half");
+    await backend.exportFile("v1", path, second, free);
+    expect((await readdir(inside)).sort()).toEqual([`.tephra-export-${first.run.operationId}-1`, "deep", "out"]);
+    expect(await backend.exportFile("v1", path, exported(false, 2), free)).toEqual({ sizeBytes: bytes.length });
+    await removeExportDrafts(path, second.places, { ...second.run, claim: 2 });
+    expect((await readdir(inside)).sort()).toEqual(["deep", "out"]);
+    expect(await readFile(path)).toEqual(bytes);
   });
 
   test("nothing outside the roots is reached by any path", async () => {
@@ -237,8 +282,8 @@ describe("files that come in and go out by path", () => {
     expect(await names()).toEqual([]);
     await fill("v2", Buffer.from("volume"));
     for (const path of [join(inside, "link-to-folder/new"), `${inside}/deep/../../outside/new`, "/proc/self/new"]) {
-      const exported = backend.exportFile("v2", path, { roots }, free);
-      await expect(exported, path).rejects.toBeInstanceOf(PathNotAllowedError);
+      const refused = backend.exportFile("v2", path, exported(true), free);
+      await expect(refused, path).rejects.toBeInstanceOf(PathNotAllowedError);
     }
     expect((await readdir(join(home, "outside"))).sort()).toEqual(["hard", "secret"]);
     await expect(backend.statImport(join(inside, "missing"), { roots })).rejects.toBeInstanceOf(SourceMissingError);

@@ -45,7 +45,23 @@ async function reap(instance: Instance, user: Journey, dryRun = false) {
   return (await ended(instance, operation.id)).result;
 }
 
-const none = { objects: 0, staged: 0, temporary: 0, uploads: 0, snapshots: 0, private: 0 };
+const none = {
+  objects: 0,
+  staged: 0,
+  temporary: 0,
+  uploads: 0,
+  volumes: 0,
+  snapshots: 0,
+  private: 0,
+  exports: 0,
+};
+
+/** Deletes a volume or snapshot and waits until its row is gone. */
+async function discard(instance: Instance, user: Journey, kind: "volumes" | "snapshots", id: string): Promise<void> {
+  await user.accepted("DELETE", `${base}/${kind}/${id}`);
+  const isGone = async () => (await instance.request("GET", `${base}/${kind}/${id}`)).status === 404;
+  await instance.waitFor(isGone, { what: `${kind} ${id} is gone` });
+}
 
 /** Every file of the repository and of the volumes, by name and content. */
 function everything(instance: Instance): Map<string, string> {
@@ -87,6 +103,41 @@ async function ageRows(instance: Instance): Promise<void> {
 }
 
 describe("a pass of the reaper", () => {
+  it("removes what was made for volumes and snapshots that are gone by now, and drafts of exports that have ended", async () => {
+    await using instance = await startInstance({ workers: 1, ...brisk });
+    const user = journeyOn(instance);
+    const kept = await importDisk(instance, user, "kept", 1 * MiB);
+    const volume = await importDisk(instance, user, "gone", 1 * MiB);
+    const made = await user.accepted("POST", `${base}/snapshots`, { snapshot: { volume_id: volume } });
+    const { id: snapshot } = made.snapshot;
+    await user.settled("snapshots", snapshot, "available");
+    await discard(instance, user, "snapshots", snapshot);
+    await discard(instance, user, "volumes", volume);
+    const out = join(instance.dataDir, "out.img");
+    const { operation } = await user.accepted("POST", `/ops/volumes/${kept}/export`, { path: out });
+    await ended(instance, operation.id);
+    const again = await user.accepted("POST", `/ops/volumes/${kept}/export`, { path: out });
+    const refused = async () => {
+      const { body } = await instance.request("GET", `/ops/operations/${again.operation.id}`);
+      return body.operation.state === "failed" && body.operation;
+    };
+    const failed = await instance.waitFor(refused, { what: "an export to a file that is there is refused" });
+    expect(failed.fail_reason).toContain("overwrite");
+    expect(readdirSync(instance.dataDir).filter((name) => name.startsWith(".tephra-export"))).toEqual([]);
+
+    // A worker that nobody waited for any more gives them their names after all.
+    const left = [`volumes/volume-${volume}`, `volumes/snapshot-${snapshot}`, `.tephra-export-${operation.id}-3`];
+    const foreign = [`volumes/volume-${randomUUID()}`, `volumes/snapshot-${randomUUID()}`];
+    for (const path of [...left, ...foreign]) writeFileSync(join(instance.dataDir, path), "late");
+    await ageRows(instance);
+    const { removed, names } = await reap(instance, user);
+    expect(removed).toEqual({ ...none, volumes: 1, snapshots: 1, exports: 1 });
+    expect(names.sort()).toEqual(left.map((path) => join(instance.dataDir, path)).sort());
+    const there = readdirSync(instance.volumesDir).map((name) => `volumes/${name}`);
+    expect(there).toEqual(expect.arrayContaining([...foreign, `volumes/volume-${kept}`]));
+    expect(await sha256Of(out)).toBe(await sha256Of(join(instance.volumesDir, `volume-${kept}`)));
+  });
+
   it("removes what a killed copy has left, after its grace, and nothing else", async () => {
     await using instance = await startInstance({ workers: 1, ...brisk });
     const user = journeyOn(instance);

@@ -36,6 +36,7 @@ export function addVolumeCommands(program: Command): void {
     .description("write a volume to a new file")
     .argument("<volume>", "id or name")
     .argument("<path>", "a file beneath the service's import roots")
+    .option("--overwrite", "replace a file that is there already")
     .action(exportFile);
   volume.command("list").description("all volumes of the project").action(list);
   volume.command("show").argument("<volume>", "id or name").action(show);
@@ -65,11 +66,17 @@ async function importFile(path: string, { name }: { name?: string }, command: Co
   await print(command, begun.operation.volume_id ?? "", { operation: begun.operation });
 }
 
-async function exportFile(reference: string, path: string, _options: object, command: Command): Promise<void> {
+async function exportFile(
+  reference: string,
+  path: string,
+  { overwrite = false }: { overwrite?: boolean },
+  command: Command,
+): Promise<void> {
   const { client, ...session } = openSession(command);
   const id = await resolveId(client, "volume", reference);
   const { operation } = await client.post<{ operation: { id: string } }>(`/ops/volumes/${id}/export`, {
     path: resolve(path),
+    overwrite,
   });
   await session.settle({ id: operation.id });
   const now = await client.get<{ operation: Operation }>(`/ops/operations/${operation.id}`);

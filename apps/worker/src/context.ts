@@ -1,5 +1,13 @@
-import type { ClaimedTask, Config, Database, Hooks, Logger, TaskResult } from "@tephra/control";
-import type { Engine, RunContext } from "@tephra/engine";
+import {
+  type ClaimedTask,
+  type Config,
+  type Database,
+  type Hooks,
+  type Logger,
+  ownPlaces,
+  type TaskResult,
+} from "@tephra/control";
+import type { Engine, RunContext, UserPlaces } from "@tephra/engine";
 import type { Sites } from "./sites.ts";
 
 /** What every handler may use; built once by main.ts. */
@@ -30,3 +38,6 @@ export function resultOf(task: TaskAtWork, bytes: Partial<Omit<TaskResult, "task
   task.reporting();
   return { taskId: task.id, claim: task.claim, bytesDone: 0, bytesStored: 0, ...bytes };
 }
+
+/** Where users' files may lie: never in what the service itself uses. */
+export const userPlaces = (config: Config): UserPlaces => ({ roots: config.import_roots, reserved: ownPlaces(config) });

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { z } from "zod";
 import { type Config, ConfigFile, levelOf, loadConfig } from "./config.ts";
+import { isOwnPlace, ownPlaces } from "./own-places.ts";
 
 /** The configuration of a file with one repository of these settings. */
 function configOf(repository: Record<string, unknown>, more: Record<string, unknown> = {}): Config {
@@ -20,6 +21,44 @@ function configOf(repository: Record<string, unknown>, more: Record<string, unkn
     rmSync(folder, { recursive: true });
   }
 }
+
+describe("what the service itself uses", () => {
+  const config = configOf(
+    { url: "posix:/srv/backups", encryption: { key_file: "/etc/keys" } },
+    {
+      data_dir: "/var/lib/tephra",
+      volume_backends: [{ name: "files", driver: "file", path: "/srv/volumes" }],
+      import_roots: ["/srv"],
+      repositories: [
+        { name: "a", url: "posix:/srv/backups", credentials: "/etc/secrets", encryption: { key_file: "/etc/keys" } },
+        { name: "b", url: "nfs:server:/x?mount_base=/srv/mnt" },
+        { name: "c", url: "swift:container?auth_url=http://127.0.0.1/&key_file=%2Fetc%2Fswift" },
+      ],
+    },
+  );
+
+  it("is every path of its configuration, the file itself, and its folders in the data folder", () => {
+    const places = ownPlaces(config);
+    const expected = ["/srv/backups", "/srv/volumes", "/srv/mnt", "/etc/secrets", "/etc/keys", "/etc/swift"];
+    expect(places).toEqual(expect.arrayContaining([...expected, config.configFile]));
+    for (const name of ["log", "postgres", "redis", "repository", "run", "volumes"]) {
+      expect(places).toContain(`/var/lib/tephra/${name}`);
+    }
+    for (const path of ["/srv/volumes/volume-x", "/srv/backups", "/srv/mnt/x/y"]) {
+      expect(isOwnPlace(path, places), path).toBe(true);
+    }
+    for (const path of ["/srv/volumes-too", "/srv/in/a", "/var/lib/tephra/exchange/a", "/srv"]) {
+      expect(isOwnPlace(path, places), path).toBe(false);
+    }
+  });
+
+  it("holds no folder that users are given by default", () => {
+    const servers = { DATABASE_URL: "postgresql://127.0.0.1/x", REDIS_URL: "redis://127.0.0.1:1" };
+    const { import_roots: roots } = loadConfig({ ...servers, TEPHRA_DATA_DIR: "/data" });
+    expect(roots).toEqual(["/data/exchange"]);
+    expect(isOwnPlace("/data/exchange", ownPlaces(loadConfig({ ...servers, TEPHRA_DATA_DIR: "/data" })))).toBe(false);
+  });
+});
 
 describe("the zlib encoder of a repository", () => {
   it.each(["zlib", "gzip", "ZLIB", undefined])(

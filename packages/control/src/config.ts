@@ -15,6 +15,9 @@ const name = z
   .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, "must be a short name of letters, digits, '.', '_' or '-'");
 const quotaLimit = z.int().min(-1).max(2_147_483_647);
 
+/** The folder in the data folder that files come in by and go out by, unless `import_roots` says others. */
+export const exchangeFolder = "exchange";
+
 /** Roles of a static token, as OpenStack names them. */
 export const roles = ["reader", "member", "admin"] as const;
 export type Role = (typeof roles)[number];
@@ -362,8 +365,11 @@ export const ConfigFile = z
 
 type Parsed = z.infer<typeof ConfigFile>;
 
-/** The whole configuration, checked. Paths are absolute. `hostName` is this machine's, for rows and logs, where `host_name` does not say another. */
-export type Config = Parsed & { hostName: string };
+/**
+ * The whole configuration, checked. Paths are absolute. `hostName` is this machine's, for rows and logs, where `host_name` does not say
+ * another; `configFile` is what was read, null when there was no file.
+ */
+export type Config = Parsed & { hostName: string; configFile: string | null };
 export type KeystoneConfig = z.infer<typeof Keystone>;
 export type RepositoryConfig = Parsed["repositories"][number];
 export type VolumeBackendConfig = Parsed["volume_backends"][number];
@@ -415,7 +421,7 @@ function addSecret(raw: Record<string, unknown>, password: string | undefined): 
 
 /**
  * Environment and file (TEPHRA_CONFIG, YAML) → Config; the environment wins. The sole reader of the environment.
- * With no file: auth `none`, one posix repository and one `file` backend under the data folder.
+ * With no file: auth `none`, one posix repository, one `file` backend and a folder for imports and exports under the data folder.
  *
  * @throws ConfigError that lists every problem with its key
  */
@@ -437,12 +443,13 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
   raw["data_dir"] = dataDir;
   raw["repositories"] ??= [{ name: "main", url: `posix:${resolve(dataDir, "repository")}`, default: true }];
   raw["volume_backends"] ??= [{ name: "files", driver: "file", path: resolve(dataDir, "volumes") }];
-  raw["import_roots"] ??= [workingDir, dataDir];
+  raw["import_roots"] ??= [resolve(dataDir, exchangeFolder)];
   const parsed = ConfigFile.safeParse(raw);
   if (!parsed.success) {
     throw new ConfigError(parsed.error.issues.map((i) => ({ key: i.path.join(".") || "(file)", problem: i.message })));
   }
-  return { ...parsed.data, hostName: parsed.data.host_name ?? hostname() };
+  const configFile = env["TEPHRA_CONFIG"] ? resolve(env["TEPHRA_CONFIG"]) : null;
+  return { ...parsed.data, hostName: parsed.data.host_name ?? hostname(), configFile };
 }
 
 /** The level that a repository's encoder is given. */

@@ -32,6 +32,7 @@ export * from "./messages.ts";
 export * from "./metadata.ts";
 export * from "./notifications.ts";
 export * from "./operations.ts";
+export * from "./own-places.ts";
 export * from "./principal.ts";
 export { repairQuotas } from "./quota-repair.ts";
 export * from "./quotas.ts";

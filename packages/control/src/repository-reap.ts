@@ -23,8 +23,12 @@ export interface ReapCounts {
   temporary: number;
   /** Large objects that were never completed. */
   uploads: number;
-  /** Temporary snapshots of volumes. */
+  /** Files of volumes whose rows are gone. */
+  volumes: number;
+  /** Of temporary snapshots, and of snapshots whose rows are gone. */
   snapshots: number;
+  /** Drafts that exports have left in folders of users. */
+  exports: number;
   /** Drafts and targets of restores in volume backends. */
   private: number;
 }
@@ -180,9 +184,28 @@ export async function areBusy(database: Database, ids: readonly string[], graceM
   return row?.busy ?? true;
 }
 
-/** Whether a snapshot was taken for a backup that has ended since, and is nobody's. One that is not known of is not ours to judge. */
-export async function isForgottenSnapshot(database: Database, id: string, graceMs: number): Promise<boolean> {
-  if ((await database.snapshot.count({ where: { id } })) > 0) return false;
+/**
+ * Whether a volume's or snapshot's file is nobody's any more: its row was here and is gone, or it was a temporary snapshot of a backup that
+ * has ended. One that this database has never known is not ours to judge: it may be another service's, or of a database that was lost.
+ */
+export async function isForgottenFile(
+  database: Database,
+  kind: "volume" | "snapshot",
+  id: string,
+  graceMs: number,
+): Promise<boolean> {
+  const [row] = await database.$queryRaw<{ kept: boolean; known: boolean }[]>`
+    SELECT EXISTS (SELECT 1 FROM volumes WHERE id = ${id}::uuid) OR EXISTS (SELECT 1 FROM snapshots WHERE id = ${id}::uuid)
+      OR EXISTS (SELECT 1 FROM audit WHERE resource_id = ${id}::uuid AND resource = ${kind}
+        AND at > now() - ${graceMs} * interval '1 millisecond') AS kept,
+      EXISTS (SELECT 1 FROM audit WHERE resource_id = ${id}::uuid AND resource = ${kind})
+      OR EXISTS (SELECT 1 FROM operations WHERE ${kind} = 'volume' AND volume_id = ${id}::uuid AND kind = 'volume-delete')
+      OR EXISTS (SELECT 1 FROM operations WHERE ${kind} = 'snapshot' AND snapshot_id = ${id}::uuid) AS known`;
+  if (!row || row.kept) return false;
+  return row.known || (kind === "snapshot" && (await wasTemporary(database, id, graceMs)));
+}
+
+async function wasTemporary(database: Database, id: string, graceMs: number): Promise<boolean> {
   const takers = await database.$queryRaw<{ ended: boolean }[]>`
     SELECT o.state NOT IN ('queued', 'running') AND o.finished_at <= now() - ${graceMs} * interval '1 millisecond'
       AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
@@ -190,6 +213,13 @@ export async function isForgottenSnapshot(database: Database, id: string, graceM
     FROM operations o WHERE o.kind = 'backup-create' AND o.plan->'source'->>'id' = ${id}
       AND o.plan->'source'->>'temporary' = 'true'`;
   return takers.length > 0 && takers.every((taker) => taker.ended);
+}
+
+/** Folders that exports, also those that failed, were to be written to. */
+export async function exportFolders(database: Database): Promise<string[]> {
+  const rows = await database.$queryRaw<{ folder: string }[]>`
+    SELECT DISTINCT regexp_replace(input->>'path', '/[^/]*$', '') AS folder FROM operations WHERE kind = 'volume-export'`;
+  return rows.map(({ folder }) => folder || "/");
 }
 
 /** What was written since then is young: by the clock of the database, for a worker's may be wrong. */

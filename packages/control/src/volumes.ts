@@ -265,14 +265,14 @@ export async function chargeImport(
 }
 
 /**
- * A volume's bytes go out to a file. The volume is `uploading` meanwhile.
+ * A volume's bytes go out to a file, which may be there already only with `overwrite`. The volume is `uploading` meanwhile.
  *
  * @throws InvalidError unless the volume is available
  */
 export async function requestVolumeExport(
   database: Database,
   principal: Principal,
-  request: { volumeId: string; path: string },
+  request: { volumeId: string; path: string; overwrite: boolean },
 ): Promise<{ id: string }> {
   return inTransaction(database, async (tx) => {
     const volume = await getVolume(tx, principal, request.volumeId);
@@ -286,7 +286,7 @@ export async function requestVolumeExport(
       kind: "volume-export",
       projectId: volume.projectId,
       volumeId: volume.id,
-      input: { path: request.path },
+      input: { path: request.path, overwrite: request.overwrite },
       bytesTotal: volume.sizeBytes,
       task: { kind: "export-volume", needs: [`backend:${volume.backend}`] },
     });

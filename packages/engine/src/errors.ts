@@ -267,6 +267,12 @@ export class PathNotAllowedError extends EngineError {
   readonly retryable = false;
 }
 
+/** A file would have been replaced that nobody asked to replace. */
+export class PathTakenError extends EngineError {
+  readonly code = "path_taken";
+  readonly retryable = false;
+}
+
 /** A hypervisor or guest agent does not answer, or not in time. */
 export class HypervisorUnavailableError extends EngineError {
   readonly code = "hypervisor_unavailable";

@@ -3,7 +3,7 @@ import { type FileHandle, lstat, open, readlink } from "node:fs/promises";
 import { errnoOf } from "./errors.ts";
 
 /** open(2) on Linux, missing in node:fs: a place in the tree, without opening what is there. */
-const O_PATH = 0o10000000;
+export const O_PATH = 0o10000000;
 const folderFlags = O_PATH | constants.O_DIRECTORY;
 
 /** A folder on the way is a symbolic link. `code` is that of a file system's error, so that callers treat it as one. */

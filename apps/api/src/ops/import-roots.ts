@@ -1,14 +1,14 @@
 import { isAbsolute, relative, resolve, sep } from "node:path";
-import type { Config } from "@tephra/control";
+import { type Config, isOwnPlace } from "@tephra/control";
 import { badRequest } from "../refusals.ts";
 
 /**
- * A path of a user, cleaned, when its text lies beneath one of the configured folders. Links are another matter: the worker, which
- * opens the file, looks at where it really is.
+ * A path of a user, cleaned, when its text lies beneath one of the configured folders and in nothing of `own`, what the service itself
+ * uses. Links are another matter: the worker, which opens the file, follows none and looks at where it really is.
  *
  * @throws Refusal 400
  */
-export function beneathRoots(config: Pick<Config, "import_roots">, path: string): string {
+export function beneathRoots(config: Pick<Config, "import_roots">, own: readonly string[], path: string): string {
   if (path.includes("\0")) throw badRequest("Invalid input received: path must not contain a NUL character");
   if (!isAbsolute(path)) throw badRequest("Invalid input received: path must be absolute");
   const clean = resolve(path);
@@ -18,6 +18,9 @@ export function beneathRoots(config: Pick<Config, "import_roots">, path: string)
   });
   if (!inside || path.endsWith(sep)) {
     throw badRequest(`Invalid input received: path ${clean} is no file beneath a folder of import_roots`);
+  }
+  if (isOwnPlace(clean, own)) {
+    throw badRequest(`Invalid input received: path ${clean} belongs to what the service itself uses`);
   }
   return clean;
 }

@@ -1,4 +1,4 @@
-import { getVolume, requestVolumeExport, requestVolumeImport } from "@tephra/control";
+import { getVolume, ownPlaces, requestVolumeExport, requestVolumeImport } from "@tephra/control";
 import { z } from "zod";
 import { beneathRoots } from "./import-roots.ts";
 import { defineOps } from "./serve.ts";
@@ -15,7 +15,11 @@ const ImportBody = z.strictObject({
   project_id: text.min(1).max(255).nullish(),
 });
 
-const ExportBody = z.strictObject({ path });
+const ExportBody = z.strictObject({
+  path,
+  /** Whether a regular file that is there already is replaced. */
+  overwrite: z.boolean().default(false),
+});
 
 export const opsVolumes = {
   /** What Cinder's form of a volume has no place for: its exact length. */
@@ -39,7 +43,7 @@ export const opsVolumes = {
     handle: async ({ database, config }, { principal, body }) => {
       const owner = body.project_id ? { ...principal, projectId: body.project_id } : principal;
       const { operation, volume } = await requestVolumeImport(database, config, owner, {
-        path: beneathRoots(config, body.path),
+        path: beneathRoots(config, ownPlaces(config), body.path),
         name: body.name?.trim() ?? null,
         description: null,
         metadata: {},
@@ -53,7 +57,8 @@ export const opsVolumes = {
     handle: async ({ database, config }, { principal, params, body }) => {
       const { id } = await requestVolumeExport(database, principal, {
         volumeId: params["id"] ?? "",
-        path: beneathRoots(config, body.path),
+        path: beneathRoots(config, ownPlaces(config), body.path),
+        overwrite: body.overwrite,
       });
       return { status: 202, body: { operation: { id } } };
     },

@@ -1,17 +1,27 @@
+import { join } from "node:path";
 import {
   areBusy,
   condemnPlace,
+  exportFolders,
   finishReap,
   graceBegan,
-  isForgottenSnapshot,
+  isForgottenFile,
   judgePlace,
   type ReapCounts,
   type ReapInput,
   type ReapResult,
   readContainers,
 } from "@tephra/control";
-import { findPlaces, idsIn, type Leftover, type ListedPlace, type Repository, type RunContext } from "@tephra/engine";
-import { type Handler, resultOf, type TaskAtWork, type WorkerContext } from "../context.ts";
+import {
+  exportLeftovers,
+  findPlaces,
+  idsIn,
+  type Leftover,
+  type ListedPlace,
+  type Repository,
+  type RunContext,
+} from "@tephra/engine";
+import { type Handler, resultOf, type TaskAtWork, userPlaces, type WorkerContext } from "../context.ts";
 
 const namesMax = 100;
 
@@ -33,7 +43,16 @@ interface Pass {
 export const reapRepositoryTask: Handler = async (task, context, run) => {
   const input = task.operation.input as unknown as ReapInput;
   const opened = await context.sites.repository(input.repository);
-  const removed: ReapCounts = { objects: 0, staged: 0, temporary: 0, uploads: 0, snapshots: 0, private: 0 };
+  const removed: ReapCounts = {
+    objects: 0,
+    staged: 0,
+    temporary: 0,
+    uploads: 0,
+    volumes: 0,
+    snapshots: 0,
+    private: 0,
+    exports: 0,
+  };
   const result: ReapResult = { dry_run: input.dryRun, removed, names: [], unknown: [], unreached: [], passed_over: [] };
   const repository = opened.encryption?.stored ?? opened;
   const youngFrom = await graceBegan(context.database, input);
@@ -42,6 +61,7 @@ export const reapRepositoryTask: Handler = async (task, context, run) => {
   await reapPlaces(pass, named);
   await reapLeftovers(pass, named);
   for (const { name } of context.config.volume_backends) await reapBackend(pass, name);
+  await reapExports(pass);
   await finishReap(context.database, task.operation, resultOf(task), result);
 };
 
@@ -123,9 +143,26 @@ async function reapBackend(pass: Pass, name: string): Promise<void> {
     run.signal.throwIfAborted();
     const { kind, path, ids, modifiedAt } = leftover;
     if (isYoung(pass, modifiedAt) || (await areBusy(database, ids, input.graceMs))) continue;
-    if (kind === "snapshot" && !(await isForgottenSnapshot(database, ids[0] ?? "", input.graceMs))) continue;
+    if (kind !== "private" && !(await isForgottenFile(database, kind, ids[0] ?? "", input.graceMs))) continue;
     run.fence();
     if (!input.dryRun) await backend.removeLeftover(leftover);
-    count(pass, kind === "snapshot" ? "snapshots" : "private", path);
+    count(pass, backendKinds[kind], path);
+  }
+}
+
+const backendKinds = { volume: "volumes", snapshot: "snapshots", private: "private" } as const;
+
+/** Workers reach different folders: what this one does not see, another pass may. */
+async function reapExports(pass: Pass): Promise<void> {
+  const { context, input, run } = pass;
+  for (const folder of await exportFolders(context.database)) {
+    for await (const leftover of exportLeftovers(folder, userPlaces(context.config))) {
+      run.signal.throwIfAborted();
+      const busy = await areBusy(context.database, [leftover.operationId], input.graceMs);
+      if (busy || isYoung(pass, leftover.modifiedAt)) continue;
+      run.fence();
+      if (!input.dryRun) await leftover.remove();
+      count(pass, "exports", join(folder, leftover.name));
+    }
   }
 }

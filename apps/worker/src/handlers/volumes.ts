@@ -9,7 +9,8 @@ import {
   type TaskOperation,
   type VolumeSource,
 } from "@tephra/control";
-import { type Handler, resultOf, type WorkerContext } from "../context.ts";
+import { removeExportDrafts } from "@tephra/engine";
+import { type Handler, resultOf, userPlaces, type WorkerContext } from "../context.ts";
 
 async function loadVolume({ operation }: ClaimedTask, { database, sites }: WorkerContext) {
   const volume = await database.volume.findUniqueOrThrow({ where: { id: operation.volumeId ?? "" } });
@@ -45,10 +46,10 @@ export const extendVolumeTask: Handler = async (task, context, run) => {
 /** A user's file becomes the volume, exactly as long as it is. The quota learns the size before anything is copied. */
 export const importVolumeTask: Handler = async (task, context, run) => {
   const { operation, volume, backend } = await loadVolume(task, context);
-  const roots = context.config.import_roots;
-  const seen = await backend.statImport(pathOf(operation), { roots });
+  const places = userPlaces(context.config);
+  const seen = await backend.statImport(pathOf(operation), places);
   await chargeImport(context.database, context.config, operation, seen.sizeBytes);
-  const { sizeBytes } = await backend.importFile(pathOf(operation), volume.id, { roots }, run);
+  const { sizeBytes } = await backend.importFile(pathOf(operation), volume.id, places, run);
   if (sizeBytes !== seen.sizeBytes) await chargeImport(context.database, context.config, operation, sizeBytes);
   const result = resultOf(task, { bytesDone: sizeBytes, bytesStored: sizeBytes });
   await finishVolume(context.database, task.operation, result, sizeBytes);
@@ -56,17 +57,14 @@ export const importVolumeTask: Handler = async (task, context, run) => {
 
 export const exportVolumeTask: Handler = async (task, context, run) => {
   const { operation, volume, backend } = await loadVolume(task, context);
-  const { sizeBytes } = await backend.exportFile(
-    volume.id,
-    pathOf(operation),
-    { roots: context.config.import_roots },
-    run,
-  );
-  await finishVolumeExport(
-    context.database,
-    task.operation,
-    resultOf(task, { bytesDone: sizeBytes, bytesStored: sizeBytes }),
-  );
+  // Of an operation that an older version has accepted, `overwrite` is not known: it would have replaced the file.
+  const { path, overwrite = true } = operation.input as { path: string; overwrite?: boolean };
+  const places = userPlaces(context.config);
+  const draft = { operationId: task.operationId, claim: task.claim };
+  const { sizeBytes } = await backend.exportFile(volume.id, path, { places, run: draft, overwrite }, run);
+  const result = resultOf(task, { bytesDone: sizeBytes, bytesStored: sizeBytes });
+  await finishVolumeExport(context.database, task.operation, result);
+  await removeExportDrafts(path, places, draft);
 };
 
 /** Snapshots that are still there were given up together with their volume. */

@@ -1,7 +1,9 @@
-import { lstat } from "node:fs/promises";
+import { constants } from "node:fs";
+import { type FileHandle, open } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
 import { errnoOf, HypervisorUnavailableError, PathNotAllowedError } from "../errors.ts";
-import { allowedPath } from "../volume/allowed-path.ts";
+import { O_PATH } from "../folder.ts";
+import { openUserPath } from "../volume/user-path.ts";
 
 /** A reply longer than this ends the connection. The longest that QEMU gives is its schema, of 300 KB. */
 export const lineBytesMax = 4 * 1024 * 1024;
@@ -33,14 +35,14 @@ export async function openJsonSocket(
   roots: readonly string[],
   { onLine, onEnd }: JsonSocketEvents,
 ): Promise<JsonSocket | null> {
-  const allowed = await allowedPath(path, roots);
-  const status = await lstat(allowed).catch((error: unknown) => {
+  await using named = await openUserPath(path, { roots });
+  // The very file that is looked at is connected to, whatever its name has come to mean.
+  const found = await open(named.folder.at(named.name), O_PATH | constants.O_NOFOLLOW).catch((error: unknown) => {
     if (errnoOf(error) === "ENOENT") return null;
     throw new HypervisorUnavailableError(`The socket ${path} cannot be reached (${errnoOf(error)}).`, { cause: error });
   });
-  if (status === null) return null;
-  if (!status.isSocket()) throw new PathNotAllowedError(`${path} is no socket.`);
-  const socket = await connectTo(allowed);
+  if (found === null) return null;
+  const socket = await connectTo(found, path).finally(() => found.close());
   if (socket === null) return null;
   let pending: Buffer[] = [];
   let pendingBytes = 0;
@@ -68,8 +70,9 @@ export async function openJsonSocket(
   };
 }
 
-async function connectTo(path: string): Promise<Socket | null> {
-  const socket = connect({ path });
+async function connectTo(found: FileHandle, path: string): Promise<Socket | null> {
+  if (!(await found.stat()).isSocket()) throw new PathNotAllowedError(`${path} is no socket.`);
+  const socket = connect({ path: `/proc/self/fd/${found.fd}` });
   const { promise, resolve, reject } = Promise.withResolvers<Socket | null>();
   const timer = setTimeout(() => socket.destroy(new Error(`not within ${connectMs / 1000} s`)), connectMs);
   socket.once("connect", () => resolve(socket));

@@ -1,6 +1,6 @@
 import { constants } from "node:fs";
 import { copyFile, open, unlink } from "node:fs/promises";
-import { errnoOf, SourceChangedError } from "../errors.ts";
+import { errnoOf, PathNotAllowedError, SourceChangedError } from "../errors.ts";
 import { type RunContext, writeBytesMax } from "../run-context.ts";
 import type { FileSource } from "./file-source.ts";
 import { FileTarget } from "./file-target.ts";
@@ -24,7 +24,7 @@ export async function copyToNewFile(source: FileSource, path: string, ctx: RunCo
   for (let tries = 1; ; tries++) {
     try {
       const before = await source.fingerprint();
-      await copySparse(source, path, { offset: 0, sizeBytes: source.sizeBytes }, ctx);
+      await copySparse(source, path, { offset: 0, sizeBytes: source.sizeBytes, isNew: true }, ctx);
       if ((await source.fingerprint()) === before) return { sizeBytes: await settle(path) };
     } catch (error) {
       await unlinkIfThere(path);
@@ -52,15 +52,16 @@ export async function shareBlocks(from: string, to: string): Promise<boolean> {
   }
 }
 
-/** Writes what is not zero from `offset` of the source to the same place in a file of `sizeBytes`, created where missing. */
+/** Writes what is not zero from `offset` of the source to the same place in a file of `sizeBytes`, which `isNew` or there already. */
 export async function copySparse(
   source: FileSource,
   path: string,
-  part: { offset: number; sizeBytes: number },
+  part: { offset: number; sizeBytes: number; isNew: boolean },
   ctx: RunContext,
 ): Promise<void> {
+  const creating = part.isNew ? constants.O_CREAT | constants.O_EXCL : 0;
   const file = await guardStorage(`create ${path}`, () =>
-    open(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, mode),
+    open(path, constants.O_RDWR | constants.O_NOFOLLOW | creating, mode),
   );
   await using target = new FileTarget(file, { path, sizeBytes: part.sizeBytes, isNew: true });
   await guardStorage(`write ${path}`, () => file.truncate(part.sizeBytes));
@@ -83,11 +84,17 @@ export async function copySparse(
   await target.flush();
 }
 
-/** Sets the mode whatever the umask, makes the file durable, and says how long it is. */
+/**
+ * Sets the mode whatever the umask, makes the file durable, and says how long it is. PathNotAllowedError when somebody has put
+ * another file in the new one's place, one that has a second name elsewhere.
+ */
 export async function settle(path: string): Promise<number> {
   return guardStorage(`write ${path}`, async () => {
     const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW);
     try {
+      if ((await file.stat()).nlink !== 1) {
+        throw new PathNotAllowedError("The file that was being written was replaced by another one.");
+      }
       await file.chmod(mode);
       await file.sync();
       return (await file.stat()).size;

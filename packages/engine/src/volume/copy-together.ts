@@ -41,9 +41,7 @@ export async function copyTogether(copies: readonly FileCopy[], run: RunContext)
   for (const { from } of copies) sources.push(opened.use(await openFileSource(from)));
   const drafts: string[] = [];
   for (const { to } of copies) {
-    const draft = await newDraft(to);
-    opened.defer(() => unlinkIfThere(draft));
-    drafts.push(draft);
+    drafts.push(opened.use(await newDraft(to)).path);
   }
   const takenAt = await tryToCopy(sources, drafts, run);
   const sizesBytes: number[] = [];
@@ -89,7 +87,12 @@ async function copyAll(
     await unlinkIfThere(draft);
     try {
       if (!(await shareBlocks(source.descriptorPath, draft))) {
-        await copySparse(source, draft, { offset: 0, sizeBytes: source.sizeBytes }, { ...run, onProgress });
+        await copySparse(
+          source,
+          draft,
+          { offset: 0, sizeBytes: source.sizeBytes, isNew: true },
+          { ...run, onProgress },
+        );
       }
     } catch (error) {
       if (error instanceof SourceChangedError) return false;

@@ -1,24 +1,60 @@
 import { randomUUID } from "node:crypto";
 import { mkdir, readdir } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { errnoOf } from "../errors.ts";
+import { Folder } from "../folder.ts";
 import { unlinkIfThere } from "./copy-file.ts";
 import { guardStorage } from "./storage-error.ts";
 
 /** Where files are made before they get their name, apart from the volumes so that looking for leftovers stays cheap. */
 export const draftFolder = ".drafts";
 
-/** A new private name for what will become `path`. What an interrupted run has left for the same path is removed. */
-export async function newDraft(path: string): Promise<string> {
-  await removeDrafts(path);
-  return join(dirname(path), draftFolder, `${draftStart(path)}${randomUUID()}`);
+/** A private name for what will become a file. Disposing removes what still bears it. */
+export interface Draft extends AsyncDisposable {
+  /** Good until it is disposed. */
+  readonly path: string;
+}
+
+/** A new draft of what will become `path`. What an interrupted run has left for the same path is removed. */
+export async function newDraft(path: string): Promise<Draft> {
+  const folder = await openDrafts(path);
+  try {
+    await removeFrom(folder, path);
+  } catch (error) {
+    await folder[Symbol.asyncDispose]();
+    throw error;
+  }
+  const draft = folder.at(`${draftStart(path)}${randomUUID()}`);
+  return {
+    path: draft,
+    async [Symbol.asyncDispose]() {
+      await using _closed = folder;
+      await unlinkIfThere(draft);
+    },
+  };
 }
 
 /** Removes every draft of `path`; the folder for drafts is there afterwards. */
 export async function removeDrafts(path: string): Promise<void> {
-  const folder = join(dirname(path), draftFolder);
-  await guardStorage(`create ${folder}`, () => mkdir(folder, { recursive: true, mode: 0o770 }));
-  for (const name of await guardStorage(`list ${folder}`, () => readdir(folder))) {
-    if (name.startsWith(draftStart(path))) await unlinkIfThere(join(folder, name));
+  await using folder = await openDrafts(path);
+  await removeFrom(folder, path);
+}
+
+/** The folder for drafts beside `path`, made when it is missing; never one that a link leads to. */
+async function openDrafts(path: string): Promise<Folder> {
+  const shown = join(dirname(path), draftFolder);
+  return guardStorage(`create ${shown}`, async () => {
+    await using parent = await Folder.open(dirname(path));
+    await mkdir(parent.at(draftFolder), { mode: 0o770 }).catch((error: unknown) => {
+      if (errnoOf(error) !== "EEXIST") throw error;
+    });
+    return await parent.enter(draftFolder);
+  });
+}
+
+async function removeFrom(folder: Folder, path: string): Promise<void> {
+  for (const name of await guardStorage(`list the drafts of ${path}`, () => readdir(folder.self))) {
+    if (name.startsWith(draftStart(path))) await unlinkIfThere(folder.at(name));
   }
 }
 

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { access, link, lstat, open, readdir, rename, statfs } from "node:fs/promises";
-import { basename, dirname, join, resolve } from "node:path";
+import { basename, dirname, join, relative, resolve, sep } from "node:path";
 import {
   BackendUnavailableError,
   errnoOf,
@@ -9,15 +9,17 @@ import {
   SourceMissingError,
   VolumeConflictError,
 } from "../errors.ts";
+import { Folder } from "../folder.ts";
 import { idsIn } from "../ids-in.ts";
 import type { RunContext } from "../run-context.ts";
-import { allowedPath } from "./allowed-path.ts";
 import { copySparse, copyToNewFile, shareBlocks, unlinkIfThere } from "./copy-file.ts";
 import { draftFolder, newDraft, removeDrafts } from "./drafts.ts";
+import { type ExportOptions, exportToFile } from "./export-file.ts";
 import { type FileSource, openFileSource } from "./file-source.ts";
 import { FileTarget } from "./file-target.ts";
 import { guardStorage } from "./storage-error.ts";
 import { syncFolder } from "./sync-folder.ts";
+import { openUserPath, type UserPlaces } from "./user-path.ts";
 import type { VolumeSource, VolumeTarget } from "./volume.ts";
 
 const mode = 0o660;
@@ -38,19 +40,15 @@ export class FileBackend {
   /** Makes an empty (sparse) volume. An existing one of the same length is success, of another VolumeConflictError. */
   async create(volumeId: string, sizeBytes: number): Promise<void> {
     const path = this.#volume(volumeId);
-    const draft = await newDraft(path);
-    try {
-      await this.#createEmpty(draft, sizeBytes);
-      await guardStorage(`create ${path}`, () => link(draft, path)).catch(async (error: unknown) => {
-        const existing = await lstat(path).catch(() => undefined);
-        if (existing?.isFile() && existing.size === sizeBytes) return;
-        if (existing === undefined) throw error;
-        throw new VolumeConflictError(`Volume ${volumeId} already exists with another length.`, { cause: error });
-      });
-      await this.#syncFolder();
-    } finally {
-      await unlinkIfThere(draft);
-    }
+    await using draft = await newDraft(path);
+    await this.#createEmpty(draft.path, sizeBytes);
+    await guardStorage(`create ${path}`, () => link(draft.path, path)).catch(async (error: unknown) => {
+      const existing = await lstat(path).catch(() => undefined);
+      if (existing?.isFile() && existing.size === sizeBytes) return;
+      if (existing === undefined) throw error;
+      throw new VolumeConflictError(`Volume ${volumeId} already exists with another length.`, { cause: error });
+    });
+    await this.#syncFolder();
   }
 
   /** Makes a volume of the bytes of another one, or of a snapshot: as long as its source, or `sizeBytes` where that is more. */
@@ -124,45 +122,32 @@ export class FileBackend {
     await this.#syncFolder();
   }
 
-  /** Makes a volume of a file, with the file's exact length. See allowedPath for what may be named. */
+  /** Makes a volume of a file, with the file's exact length. See openUserPath for what may be named. */
   async importFile(
     path: string,
     volumeId: string,
-    options: { roots: readonly string[] },
+    places: UserPlaces,
     ctx: RunContext,
   ): Promise<{ sizeBytes: number }> {
-    await using source = await openImport(path, options.roots);
+    await using source = await openImport(path, places);
     return await this.#copyAndPublish(source, this.#volume(volumeId), ctx);
   }
 
   /** The checks of importFile alone. */
-  async statImport(path: string, options: { roots: readonly string[] }): Promise<{ sizeBytes: number }> {
-    await using source = await openImport(path, options.roots);
+  async statImport(path: string, places: UserPlaces): Promise<{ sizeBytes: number }> {
+    await using source = await openImport(path, places);
     return { sizeBytes: source.sizeBytes };
   }
 
-  /** Writes a volume to a file. The file appears whole or not at all; an existing regular file is replaced. */
+  /** Writes a volume to a file that a user named. See exportToFile. */
   async exportFile(
     volumeId: string,
     path: string,
-    options: { roots: readonly string[] },
+    options: ExportOptions,
     ctx: RunContext,
   ): Promise<{ sizeBytes: number }> {
-    const target = await allowedPath(path, options.roots);
-    await refuseIrregular(target);
     await using source = await openFileSource(this.#volume(volumeId));
-    const draft = join(dirname(target), `.${basename(target).slice(0, 200)}.${randomUUID()}`);
-    try {
-      const copied = await copyToNewFile(source, draft, ctx);
-      await refuseIrregular(target);
-      ctx.signal.throwIfAborted();
-      ctx.fence();
-      await guardStorage(`create ${target}`, () => rename(draft, target));
-      await syncFolder(dirname(target));
-      return copied;
-    } finally {
-      await unlinkIfThere(draft);
-    }
+    return await exportToFile(source, path, options, ctx);
   }
 
   /**
@@ -176,15 +161,11 @@ export class FileBackend {
     ctx: RunContext = unlimited,
   ): Promise<void> {
     const path = this.#restore(operationId);
-    const draft = await newDraft(path);
-    try {
-      await this.#createEmpty(draft, options.sizeBytes);
-      if (options.keepTail) await this.#copyTail(volumeId, draft, options.sizeBytes, ctx);
-      await guardStorage(`create ${path}`, () => rename(draft, path));
-      await this.#syncFolder();
-    } finally {
-      await unlinkIfThere(draft);
-    }
+    await using draft = await newDraft(path);
+    await this.#createEmpty(draft.path, options.sizeBytes);
+    if (options.keepTail) await this.#copyTail(volumeId, draft.path, options.sizeBytes, ctx);
+    await guardStorage(`create ${path}`, () => rename(draft.path, path));
+    await this.#syncFolder();
   }
 
   /** Opens the private file of a restore for writing. VolumeConflictError when there is none. */
@@ -258,27 +239,44 @@ export class FileBackend {
     await this.#syncFolder();
   }
 
-  /** Snapshots, and what verbs that were broken off have left, in any order. `ids` are those in its name. */
+  /**
+   * Every file of a kind that an operation makes here, and its drafts, in any order: what of it is still needed, the caller knows.
+   * Overlays of machines are not among them: they may hold the only copy of what a machine has written.
+   */
   async *leftovers(): AsyncGenerator<BackendLeftover> {
-    const look = async function* (folder: string, kindOf: (name: string) => BackendLeftover["kind"] | null) {
-      for (const name of await guardStorage(`list ${folder}`, () => readdir(folder))) {
-        const kind = kindOf(name);
-        const status = kind && (await lstat(join(folder, name)).catch(() => undefined));
-        if (kind && status?.isFile())
-          yield { kind, path: join(folder, name), ids: idsIn(name), modifiedAt: status.mtime };
-      }
-    };
-    yield* look(this.#folder, (name) => {
+    await using folder = await guardStorage(`list ${this.#folder}`, () => Folder.open(this.#folder));
+    yield* this.#look(folder, "", (name) => {
+      if (/^volume-[0-9a-f-]{36}$/.test(name)) return "volume";
       if (/^snapshot-[0-9a-f-]{36}$/.test(name)) return "snapshot";
       return /^\.(?:restore-[0-9a-f-]{36}-\d+|probe-[0-9a-f-]{36}(?:-copy)?)$/.test(name) ? "private" : null;
     });
-    const drafts = join(this.#folder, draftFolder);
-    if ((await lstat(drafts).catch(() => undefined))?.isDirectory()) yield* look(drafts, () => "private");
+    if (!(await lstat(folder.at(draftFolder)).catch(() => undefined))?.isDirectory()) return;
+    await using drafts = await guardStorage(`list ${join(this.#folder, draftFolder)}`, () => folder.enter(draftFolder));
+    yield* this.#look(drafts, draftFolder, () => "private");
+  }
+
+  async *#look(
+    folder: Folder,
+    below: string,
+    kindOf: (name: string) => BackendLeftover["kind"] | null,
+  ): AsyncGenerator<BackendLeftover> {
+    for (const name of await guardStorage(`list ${join(this.#folder, below)}`, () => readdir(folder.self))) {
+      const kind = kindOf(name);
+      const status = kind && (await lstat(folder.at(name)).catch(() => undefined));
+      if (kind && status?.isFile())
+        yield { kind, path: join(this.#folder, below, name), ids: idsIn(name), modifiedAt: status.mtime };
+    }
   }
 
   /** Removes what leftovers() has shown; what is gone is success. */
   async removeLeftover({ path }: BackendLeftover): Promise<void> {
-    await guardStorage(`remove ${path}`, () => unlinkIfThere(path));
+    const below = relative(this.#folder, dirname(path))
+      .split(sep)
+      .filter((part) => part !== "");
+    await guardStorage(`remove ${path}`, async () => {
+      await using folder = await Folder.beneath(this.#folder, below);
+      await unlinkIfThere(folder.at(basename(path)));
+    });
     await this.#syncFolder();
   }
 
@@ -288,24 +286,20 @@ export class FileBackend {
     ctx: RunContext,
     sizeBytesMin = 0,
   ): Promise<{ sizeBytes: number }> {
-    const draft = await newDraft(path);
-    try {
-      const copied = await copyToNewFile(source, draft, ctx);
-      if (copied.sizeBytes < sizeBytesMin) await lengthen(draft, sizeBytesMin);
-      ctx.signal.throwIfAborted();
-      ctx.fence();
-      await guardStorage(`create ${path}`, () => rename(draft, path));
-      await this.#syncFolder();
-      return { sizeBytes: Math.max(copied.sizeBytes, sizeBytesMin) };
-    } finally {
-      await unlinkIfThere(draft);
-    }
+    await using draft = await newDraft(path);
+    const copied = await copyToNewFile(source, draft.path, ctx);
+    if (copied.sizeBytes < sizeBytesMin) await lengthen(draft.path, sizeBytesMin);
+    ctx.signal.throwIfAborted();
+    ctx.fence();
+    await guardStorage(`create ${path}`, () => rename(draft.path, path));
+    await this.#syncFolder();
+    return { sizeBytes: Math.max(copied.sizeBytes, sizeBytesMin) };
   }
 
   async #copyTail(volumeId: string, draft: string, sizeBytes: number, ctx: RunContext): Promise<void> {
     await using existing = await openFileSource(this.#volume(volumeId));
     if (existing.sizeBytes <= sizeBytes) return;
-    await copySparse(existing, draft, { offset: sizeBytes, sizeBytes: existing.sizeBytes }, ctx);
+    await copySparse(existing, draft, { offset: sizeBytes, sizeBytes: existing.sizeBytes, isNew: false }, ctx);
   }
 
   async #createEmpty(path: string, sizeBytes: number): Promise<void> {
@@ -342,9 +336,9 @@ export class FileBackend {
   }
 }
 
-/** A file of a backend that is no volume. */
+/** A file of a backend that an operation has made. */
 export interface BackendLeftover {
-  kind: "snapshot" | "private";
+  kind: "volume" | "snapshot" | "private";
   path: string;
   ids: string[];
   modifiedAt: Date;
@@ -375,23 +369,23 @@ function checkId(id: string): string {
 }
 
 /** Opens a file that a user named, checked on the descriptor that is then read. */
-async function openImport(path: string, roots: readonly string[]): Promise<FileSource> {
-  const allowed = await allowedPath(path, roots);
-  const status = await lstat(allowed).catch((error: unknown) => {
+async function openImport(path: string, places: UserPlaces): Promise<FileSource> {
+  await using named = await openUserPath(path, places);
+  const entry = named.folder.at(named.name);
+  const status = await lstat(entry).catch((error: unknown) => {
     throw new SourceMissingError(`There is no file ${path}.`, { cause: error });
   });
   const refused = new PathNotAllowedError(`${path} is not a regular file inside an allowed folder.`);
   if (!status.isFile()) throw refused;
-  const source = await openFileSource(allowed);
-  if ((await source.isRegular()) && (await source.currentPath()) === allowed) return source;
-  await source[Symbol.asyncDispose]();
-  throw refused;
-}
-
-async function refuseIrregular(path: string): Promise<void> {
-  const status = await lstat(path).catch(() => undefined);
-  if (status !== undefined && !status.isFile()) {
-    throw new PathNotAllowedError(`${path} exists and is not a regular file.`);
+  const source = await openFileSource(entry, named.path);
+  try {
+    if (!(await source.isRegular())) throw refused;
+    named.refuseReserved(await source.identity());
+    await named.assertInPlace();
+    return source;
+  } catch (error) {
+    await source[Symbol.asyncDispose]();
+    throw error;
   }
 }
 

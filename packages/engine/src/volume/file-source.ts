@@ -1,7 +1,8 @@
 import { constants } from "node:fs";
-import { type FileHandle, open, readlink } from "node:fs/promises";
+import { type FileHandle, open, realpath } from "node:fs/promises";
 import { errnoOf, SourceChangedError, SourceMissingError } from "../errors.ts";
 import type { Extent } from "../extents.ts";
+import { identityOf } from "../folder.ts";
 import { type DataFinder, loadDataFinder } from "./data-extents.ts";
 import { guardStorage } from "./storage-error.ts";
 import type { VolumeSource } from "./volume.ts";
@@ -30,13 +31,13 @@ export class FileSource implements VolumeSource {
     return `/proc/self/fd/${this.#file.fd}`;
   }
 
-  /** Where the open file is now, by the kernel's account: free of links. */
-  currentPath(): Promise<string> {
-    return readlink(this.descriptorPath);
-  }
-
   async isRegular(): Promise<boolean> {
     return (await this.#file.stat()).isFile();
+  }
+
+  /** See identityOf. */
+  async identity(): Promise<string> {
+    return identityOf(await this.#file.stat({ bigint: true }));
   }
 
   async read(into: Uint8Array, offset: number): Promise<void> {
@@ -69,25 +70,33 @@ export class FileSource implements VolumeSource {
 
 /**
  * Opens a regular file or block device for reading. Never follows a link in the last part of the path and never hangs on a
- * FIFO. SourceMissingError when there is no such thing to read.
+ * FIFO. SourceMissingError when there is no such thing to read. `shown` is what messages call it.
  */
-export async function openFileSource(path: string): Promise<FileSource> {
+export async function openFileSource(path: string, shown = path): Promise<FileSource> {
   const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(
     (error: unknown) => {
-      throw new SourceMissingError(`The source ${path} cannot be opened (${errnoOf(error)}).`, { cause: error });
+      throw new SourceMissingError(`The source ${shown} cannot be opened (${errnoOf(error)}).`, { cause: error });
     },
   );
   try {
     const status = await file.stat();
     if (!status.isFile() && !status.isBlockDevice()) {
-      throw new SourceMissingError(`The source ${path} is neither a regular file nor a block device.`);
+      throw new SourceMissingError(`The source ${shown} is neither a regular file nor a block device.`);
     }
     const sizeBytes = status.isFile() ? status.size : await deviceBytes(file);
-    return new FileSource(file, { path, sizeBytes, findData: await loadDataFinder() });
+    return new FileSource(file, { path: shown, sizeBytes, findData: await loadDataFinder() });
   } catch (error) {
     await file.close();
     throw error;
   }
+}
+
+/**
+ * As openFileSource, of a path that the operator has named: links are followed, as `/dev/VG/LV` is one to the device. Never for what a
+ * tenant can name.
+ */
+export async function openOperatorSource(path: string): Promise<FileSource> {
+  return openFileSource(await realpath(path).catch(() => path), path);
 }
 
 /** The length of a block device, by bisection: one byte can be read before the end and none behind it. */

@@ -1,12 +1,12 @@
-import { type ExecFileException, execFile, spawn } from "node:child_process";
+import { type ExecFileException, execFile, execFileSync, spawn, spawnSync } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { appendFile, chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { appendFile, chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { openEngine, openRepository } from "@tephra/engine";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import { z } from "zod";
 import { backUp, writeKeyFile } from "./format/backup-fixture.ts";
 import { openGolden } from "./format/golden-repository.ts";
@@ -63,6 +63,12 @@ const backupResult = z.strictObject({
     export_record: z.strictObject({ backup_service: z.string(), backup_url: z.base64() }),
   }),
 });
+
+/** A block device over a file, null where none can be made. */
+function attachLoop(file: string): string | null {
+  const made = spawnSync("losetup", ["--find", "--show", file], { encoding: "utf8" });
+  return made.status === 0 ? made.stdout.trim() : null;
+}
 
 const errorResult = z.strictObject({ error: z.strictObject({ code: z.string(), message: z.string() }) });
 const listResult = z.object({ backups: z.array(z.looseObject({ id: z.string(), problem: z.string().nullable() })) });
@@ -301,6 +307,28 @@ describe("tephra-engine", () => {
     const asJson = await run(...args, "--json");
     expect(asJson.status).toBe(2);
     expect(errorResult.parse(JSON.parse(asJson.stdout)).error.code).toBe("usage");
+  });
+
+  test("the operator's own path is followed to a block device, and to the file of a source", async (context) => {
+    const image = randomBytes(64 * 1024);
+    await writeFile(join(home, "disk"), image);
+    await writeFile(join(home, "blank"), Buffer.alloc(image.length));
+    await symlink(join(home, "disk"), join(home, "volume"));
+    const { id } = await backup();
+    await symlink(join(home, "blank"), join(home, "link-to-file"));
+    const restore = (target: string) => run("restore", "--repository", "posix:repo", "--backup", id, "--target", target);
+    expect((await restore("link-to-file")).status).toBe(1);
+    const loops = ["disk", "blank"].map((name) => attachLoop(join(home, name)));
+    for (const loop of loops) if (loop !== null) onTestFinished(() => void execFileSync("losetup", ["-d", loop]));
+    const [source, target] = loops;
+    context.skip(!source || !target, "no loop devices here");
+    await rm(join(home, "volume"));
+    await symlink(source ?? "", join(home, "volume"));
+    await symlink(target ?? "", join(home, "restored"));
+    const made = await backup();
+    expect(made.volume_bytes).toBe(image.length);
+    expect((await restore("restored")).status).toBe(0);
+    expect((await readFile(target ?? "")).equals(image)).toBe(true);
   });
 
   test("a source or repository that is missing ends with status 1", async () => {

@@ -9,7 +9,7 @@ import {
   InvalidLayoutError,
   levelDefault,
   openEngine,
-  openFileSource,
+  openOperatorSource,
   type Repository,
   type ZlibEncoder,
 } from "@tephra/engine";
@@ -33,7 +33,7 @@ export async function backupCommand(options: BackupOptions, output: Output, sign
   const started = performance.now();
   const at = new Date();
   await using repository = await openNamedRepository(options);
-  await using source = await openFileSource(options.source);
+  await using source = await openOperatorSource(options.source);
   await prepareRepository(repository, options.repository, output);
   const parent = options.parent === undefined ? null : await findChain(repository, options.parent, signal);
   if (parent !== null && parent.backup.problem !== null) {

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
-import { type FileHandle, lstat, open, rename, unlink } from "node:fs/promises";
+import { type FileHandle, lstat, open, realpath, rename, stat, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { errnoOf, PathNotAllowedError } from "../errors.ts";
 import { guardStorage } from "./storage-error.ts";
@@ -52,13 +52,15 @@ export interface PathTarget extends AsyncDisposable {
 
 /**
  * Opens the target of a restore by path. A missing file is created with `sizeBytes`; an existing regular file is brought to
- * that length, or with `keepLength` only made longer where needed; a block device must be long enough. Links, FIFOs and folders are refused with PathNotAllowedError.
+ * that length, or with `keepLength` only made longer where needed; a block device must be long enough. The path is the operator's: a
+ * link to a block device (`/dev/VG/LV`) is followed. All other links, FIFOs and folders are refused with PathNotAllowedError.
  */
 export async function openPathTarget(
-  path: string,
+  named: string,
   sizeBytes: number,
   options: { keepLength?: boolean } = {},
 ): Promise<PathTarget> {
+  const path = await followToDevice(named);
   const status = await lstat(path).catch((error: unknown) => {
     if (errnoOf(error) !== "ENOENT") throw error;
   });
@@ -82,6 +84,12 @@ export async function openPathTarget(
     publish: () => target.flush(),
     [Symbol.asyncDispose]: () => target[Symbol.asyncDispose](),
   };
+}
+
+/** Where a link to a block device leads; every other path as it is. */
+async function followToDevice(path: string): Promise<string> {
+  const status = await stat(path).catch(() => undefined);
+  return status?.isBlockDevice() ? await realpath(path) : path;
 }
 
 async function createPathTarget(path: string, sizeBytes: number): Promise<PathTarget> {

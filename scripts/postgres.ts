@@ -16,6 +16,8 @@ import { createRequire } from "node:module";
 import { dirname, join, parse } from "node:path";
 import pg from "pg";
 import { poll } from "./poll.ts";
+import { keepToPassersBy } from "./owner-only.ts";
+import { choosePrivateUser, findIdleUser, giveTo, type Identity, isPrivateUser } from "./private-user.ts";
 import { freePort, type Program, type ProgramOptions, spawnProgram } from "./spawn-program.ts";
 
 export interface PostgresOptions {
@@ -35,8 +37,8 @@ export interface Server {
   stop(): Promise<void>;
 }
 
-// PostgreSQL refuses to run as root; "nobody" owns the cluster then.
-const unprivilegedId = 65534;
+/** Who makes a cluster where no idle user with a name is to be found. */
+const nobody = 65534;
 const user = "tephra";
 const database = "tephra";
 
@@ -49,10 +51,12 @@ const database = "tephra";
 export async function startPostgres(options: PostgresOptions): Promise<Server> {
   const say = options.say ?? (() => {});
   mkdirSync(options.dataDir, { recursive: true });
+  keepToPassersBy(options.dataDir);
   const place = placement(options.dataDir, say);
   const password = passwordOf(options.dataDir);
   await stopLeftover(place.cluster, say);
-  if (!existsSync(join(place.cluster, "PG_VERSION"))) await initialise(place, password);
+  if (!existsSync(join(place.cluster, "PG_VERSION"))) await initialise(place, password, say);
+  takeOver(place);
   for (let attempt = 1; ; attempt += 1) {
     const port = options.port ?? (await freePort());
     const program = await spawnServer(place, port, options.log);
@@ -72,16 +76,24 @@ export async function startPostgres(options: PostgresOptions): Promise<Server> {
 interface Placement {
   native: string;
   cluster: string;
-  /** Who runs the server: the calling user, or as root somebody else. */
-  owner: { uid: number; gid: number } | null;
+  /** Who runs the server: the calling user, or, since PostgreSQL refuses to run as root, one that nobody else is. */
+  owner: Identity | null;
 }
 
 function placement(dataDir: string, say: (line: string) => void): Placement {
   const native = join(dirname(createRequire(import.meta.url).resolve(nativePackage())), "../native");
   if (process.getuid?.() !== 0) return { native, cluster: join(dataDir, "cluster"), owner: null };
-  const owner = { uid: unprivilegedId, gid: unprivilegedId };
   const home = isTraversable(dataDir) ? dataDir : elsewhere(dataDir, say);
-  return { native: isTraversable(native) ? native : copyOfNative(native), cluster: join(home, "cluster"), owner };
+  const cluster = join(home, "cluster");
+  const known = existsSync(cluster) ? lstatSync(cluster) : null;
+  // The user is the one that owns the cluster. One of any other user is from a version that ran as "nobody".
+  const owner = known && isPrivateUser(known.uid) ? { uid: known.uid, gid: known.uid } : choosePrivateUser();
+  return { native: isTraversable(native) ? native : copyOfNative(native), cluster, owner };
+}
+
+/** The cluster belongs to the server's user alone, whoever made it. */
+function takeOver({ cluster, owner }: Placement): void {
+  if (owner !== null && lstatSync(cluster).uid !== owner.uid) giveTo(cluster, owner);
 }
 
 /**
@@ -142,16 +154,21 @@ function passwordOf(dataDir: string): string {
 }
 
 /** In a folder beside the final one, so that a set-up that was killed half-way is not taken for a cluster. */
-async function initialise({ native, cluster, owner }: Placement, password: string): Promise<void> {
+async function initialise(
+  { native, cluster, owner }: Placement,
+  password: string,
+  say: (line: string) => void,
+): Promise<void> {
   const unfinished = `${cluster}.new`;
   rmSync(unfinished, { recursive: true, force: true });
   mkdirSync(unfinished, { mode: 0o700 });
   const passwordFile = `${cluster}.password`;
   writeFileSync(passwordFile, password, { mode: 0o600 });
-  if (owner !== null) for (const path of [unfinished, passwordFile]) chownSync(path, owner.uid, owner.gid);
+  const maker = owner === null ? null : { ...owner, uid: nameForInitdb(say) };
+  if (maker !== null) for (const path of [unfinished, passwordFile]) chownSync(path, maker.uid, maker.gid);
   const settings = ["--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-instructions"];
   const program = await spawnProgram({
-    ...asOwner(owner, unfinished),
+    ...asOwner(maker, unfinished),
     name: "initdb",
     command: join(native, "bin/initdb"),
     args: ["-D", unfinished, "-U", user, `--pwfile=${passwordFile}`, ...settings],
@@ -159,7 +176,15 @@ async function initialise({ native, cluster, owner }: Placement, password: strin
   const { code } = await program.exited;
   rmSync(passwordFile);
   if (code !== 0) throw new Error(`PostgreSQL's data folder could not be made:\n${program.tail()}`);
+  if (owner !== null) giveTo(unfinished, owner);
   renameSync(unfinished, cluster);
+}
+
+/** initdb insists on a user with a name, which a private one does not have; the server does not. */
+function nameForInitdb(say: (line: string) => void): number {
+  const idle = findIdleUser();
+  if (idle === null) say("no idle user was found to make PostgreSQL's cluster: it is made by nobody");
+  return idle ?? nobody;
 }
 
 function spawnServer({ native, cluster, owner }: Placement, port: number, log: string): Promise<Program> {

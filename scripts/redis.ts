@@ -11,6 +11,7 @@ import {
 } from "node:fs";
 import { connect } from "node:net";
 import { delimiter, join } from "node:path";
+import { keepToOwner } from "./owner-only.ts";
 import { poll } from "./poll.ts";
 import { commandLine, type Server } from "./postgres.ts";
 import { unpackRedis } from "./redis-package.ts";
@@ -38,7 +39,8 @@ export const redisDatabases = 1000;
  */
 export async function startRedis(options: RedisOptions): Promise<Server> {
   const say = options.say ?? (() => {});
-  mkdirSync(options.dir, { recursive: true });
+  mkdirSync(options.dir, { recursive: true, mode: 0o700 });
+  keepToOwner(options.dir);
   await stopLeftover(options.dir, say);
   const { command, env } = onPath("redis-server") ?? onPath("valkey-server") ?? (await unpackRedis(say));
   const password = options.password ?? randomBytes(24).toString("hex");
@@ -54,7 +56,7 @@ export async function startRedis(options: RedisOptions): Promise<Server> {
       log: options.log,
       orphanSignal: "TERM",
     });
-    writeFileSync(join(options.dir, "redis.pid"), `${program.pid}`);
+    writeFileSync(join(options.dir, "redis.pid"), `${program.pid}`, { mode: 0o600 });
     const state = await untilAnswering(program, port, password);
     if (state === "answering") {
       const url = `redis://:${password}@127.0.0.1:${port}/0`;

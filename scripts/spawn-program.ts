@@ -1,9 +1,10 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { createWriteStream, mkdirSync } from "node:fs";
+import { createWriteStream, existsSync, mkdirSync } from "node:fs";
 import { createServer } from "node:net";
 import { dirname } from "node:path";
 import { createInterface } from "node:readline";
+import { keepToOwner } from "./owner-only.ts";
 
 export interface Exit {
   code: number | null;
@@ -34,7 +35,7 @@ export interface ProgramOptions {
   cwd?: string;
   uid?: number;
   gid?: number;
-  /** File to which both streams are appended; its folder is created. */
+  /** File to which both streams are appended, its owner's alone; its folder is created. */
   log?: string;
   /** Written to stdin, which is then closed. Without it stdin is empty. */
   input?: string;
@@ -107,8 +108,9 @@ export async function freePort(): Promise<number> {
 
 function collectOutput(child: ChildProcess, { log, onLine }: ProgramOptions): string[] {
   const tail: string[] = [];
-  if (log !== undefined) mkdirSync(dirname(log), { recursive: true });
-  const file = log === undefined ? null : createWriteStream(log, { flags: "a" });
+  if (log !== undefined) mkdirSync(dirname(log), { recursive: true, mode: 0o700 });
+  if (log !== undefined && existsSync(log)) keepToOwner(log);
+  const file = log === undefined ? null : createWriteStream(log, { flags: "a", mode: 0o600 });
   file?.on("error", () => {}); // A full disk must not take the program's supervisor down with it.
   child.once("close", () => file?.end());
   for (const stream of [child.stdout, child.stderr]) {

@@ -4,9 +4,10 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync
 import { createServer } from "node:net";
 import { dirname, join, resolve, sep } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { type Config, ConfigError, loadConfig } from "@tephra/control";
+import { type Config, ConfigError, exchangeFolder, loadConfig } from "@tephra/control";
 import { parse } from "yaml";
 import { BootstrapError, nodeFlags, orFail, projectNode, root } from "./bootstrap.mjs";
+import { keepToOwner, keepToPassersBy } from "./owner-only.ts";
 import { poll } from "./poll.ts";
 import { commandLine } from "./postgres.ts";
 import { initialiseRepository } from "./repository.ts";
@@ -23,11 +24,13 @@ interface Settings {
   host: string;
   port: number;
   dataDir: string;
-  /** Where paths in the configuration start, and what may be imported from. */
+  /** Where paths in the configuration start. */
   workingDir: string;
   /** Folders below the data folder that the embedded set-up makes by itself. */
   repositoryDirs: string[];
   volumeDirs: string[];
+  /** The folder for imports and exports, where the configuration names no other. */
+  exchangeDirs: string[];
   /** Environment of the API and the workers, without the URLs of servers that are still to be started. */
   env: NodeJS.ProcessEnv;
 }
@@ -47,7 +50,14 @@ process.exit();
 
 async function supervise(settings: Settings, signal: AbortSignal): Promise<void> {
   const { dataDir } = settings;
-  mkdirSync(join(dataDir, "log"), { recursive: true });
+  // Logs, queues and passwords are the owner's alone, those of earlier versions too.
+  process.umask(0o077);
+  mkdirSync(dataDir, { recursive: true });
+  keepToPassersBy(dataDir); // PostgreSQL may run as another user, and who exchanges files comes through here.
+  for (const name of ["log", "run"]) {
+    mkdirSync(join(dataDir, name), { recursive: true });
+    keepToOwner(join(dataDir, name));
+  }
   await using stack = new AsyncDisposableStack();
   stack.defer(claimDataDir(dataDir));
   await requireFreePort(settings);
@@ -95,6 +105,7 @@ async function readSettings(): Promise<Settings> {
     dataDir: config.data_dir,
     workingDir,
     repositoryDirs: posixDirs.filter(below),
+    exchangeDirs: config.import_roots.filter((root) => root === join(config.data_dir, exchangeFolder)),
     volumeDirs: config.volume_backends.map(({ path }) => path).filter(below),
     env: { ...env, TEPHRA_DATA_DIR: config.data_dir },
   };
@@ -148,8 +159,8 @@ async function requireFreePort({ host, port }: Settings): Promise<void> {
  * The folders of the embedded set-up. A repository is marked once: if its folder is empty later, it is a share that is
  * not mounted or data that was lost, and must not be written to as if it were new.
  */
-async function layOut({ dataDir, repositoryDirs, volumeDirs }: Settings): Promise<void> {
-  for (const dir of volumeDirs) mkdirSync(dir, { recursive: true });
+async function layOut({ dataDir, repositoryDirs, volumeDirs, exchangeDirs }: Settings): Promise<void> {
+  for (const dir of [...volumeDirs, ...exchangeDirs]) mkdirSync(dir, { recursive: true });
   for (const dir of repositoryDirs) {
     const record = join(dataDir, "run", `marked-${encodeURIComponent(dir)}`);
     if (existsSync(record)) continue;

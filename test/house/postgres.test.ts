@@ -1,7 +1,19 @@
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { expect, inject, onTestFinished, test } from "vitest";
 import { startPostgres, withClient } from "../../scripts/postgres.ts";
+import { giveTo } from "../../scripts/private-user.ts";
 
 /** A folder for one server; `private` ones can be reached by their owner alone. */
 function folder(kind: "open" | "private"): { dataDir: string; log: string } {
@@ -68,6 +80,28 @@ test("the password is its owner's alone, and nobody gets in without it", async (
   wrong.password = "guessed";
   await expect(withClient(wrong.href, (client) => client.query("SELECT 1"))).rejects.toThrow("password");
   await server.stop();
+});
+
+test("as root, the server runs as a user that nobody else is, also on a cluster that an older version gave to nobody", async () => {
+  const place = folder("open");
+  const cluster = join(place.dataDir, "cluster");
+  const isRoot = process.getuid?.() === 0;
+  const check = async (): Promise<number> => {
+    const server = await startPostgres(place);
+    const { uid } = statSync(`/proc/${server.program.pid}`);
+    const owners = readdirSync(cluster, { recursive: true }).map((name) => lstatSync(join(cluster, String(name))).uid);
+    await server.stop();
+    expect(new Set(owners)).toEqual(new Set([uid]));
+    expect(statSync(cluster).mode & 0o777).toBe(0o700);
+    if (isRoot) expect([0, 65534]).not.toContain(uid);
+    return uid;
+  };
+  const first = await check();
+  expect(await check()).toBe(first);
+  expect(readFileSync("/etc/passwd", "utf8").includes(`:x:${first}:`)).toBe(!isRoot && first < 60_600);
+  if (!isRoot) return;
+  giveTo(cluster, { uid: 65534, gid: 65534 });
+  await check();
 });
 
 test("as root, data that the server's user cannot reach is kept elsewhere, for good, and that is said", async () => {

@@ -1,4 +1,14 @@
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
+import {
+  chmodSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { expect, inject, onTestFinished, test } from "vitest";
@@ -86,9 +96,20 @@ async function createVolume(house: House, name: string): Promise<void> {
   expect(response.status).toBe(202);
 }
 
-test("Ctrl-C leaves no process, and a second start finds all data again", async () => {
+/** What others than its owner may do something with. */
+function openToOthers(folder: string): string[] {
+  const paths = [folder, ...readdirSync(folder, { recursive: true }).map((name) => join(folder, String(name)))];
+  return paths.filter((path) => (lstatSync(path).mode & 0o077) !== 0);
+}
+
+test("Ctrl-C leaves no process, and a second start finds all data again; logs and queues are the owner's alone", async () => {
   const house = await plot();
+  mkdirSync(join(house.dataDir, "log"));
+  writeFileSync(join(house.dataDir, "log/of-an-older-version.log"), "", { mode: 0o644 });
   const first = await started(house);
+  for (const name of ["log", "redis", "run", "exchange"]) {
+    expect(openToOthers(join(house.dataDir, name)), name).toEqual([]);
+  }
   await createVolume(house, "kept");
   expect(await interrupt(first)).toBe(0);
   expect(processesOf(house.dataDir)).toEqual([]);

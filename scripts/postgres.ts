@@ -15,8 +15,8 @@ import {
 import { createRequire } from "node:module";
 import { dirname, join, parse } from "node:path";
 import pg from "pg";
-import { poll } from "./poll.ts";
 import { keepToPassersBy } from "./owner-only.ts";
+import { poll } from "./poll.ts";
 import { choosePrivateUser, findIdleUser, giveTo, type Identity, isPrivateUser } from "./private-user.ts";
 import { freePort, type Program, type ProgramOptions, spawnProgram } from "./spawn-program.ts";
 

@@ -1,7 +1,19 @@
 import { type ExecFileException, execFile, execFileSync, spawn, spawnSync } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { appendFile, chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, truncate, writeFile } from "node:fs/promises";
+import {
+  appendFile,
+  chmod,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  symlink,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
@@ -316,7 +328,8 @@ describe("tephra-engine", () => {
     await symlink(join(home, "disk"), join(home, "volume"));
     const { id } = await backup();
     await symlink(join(home, "blank"), join(home, "link-to-file"));
-    const restore = (target: string) => run("restore", "--repository", "posix:repo", "--backup", id, "--target", target);
+    const restore = (target: string) =>
+      run("restore", "--repository", "posix:repo", "--backup", id, "--target", target);
     expect((await restore("link-to-file")).status).toBe(1);
     const loops = ["disk", "blank"].map((name) => attachLoop(join(home, name)));
     for (const loop of loops) if (loop !== null) onTestFinished(() => void execFileSync("losetup", ["-d", loop]));

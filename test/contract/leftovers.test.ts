@@ -10,7 +10,12 @@ import { freeContext } from "../format/backup-fixture.ts";
 const preload = new URL("../harness/kill-at-file.ts", import.meta.url).href;
 const program = fileURLToPath(new URL("../harness/file-verbs.ts", import.meta.url));
 const id = (n: number): string => `00000000-0000-4000-8000-00000000000${n}`;
-const before = [`volumes/volume-${id(1)}`, `volumes/volume-${id(3)}`, "users/image", "repository/.tephra/repository.json"];
+const before = [
+  `volumes/volume-${id(1)}`,
+  `volumes/volume-${id(3)}`,
+  "users/image",
+  "repository/.tephra/repository.json",
+];
 /** More calls than any verb makes. */
 const callsMax = 40;
 

@@ -178,7 +178,8 @@ const deeds: readonly Deed[] = [
     kinds: ["export-volume"],
     begin: async ({ house, volume }) => {
       await rested(house, "volumes", volume);
-      await house.call("POST", `/ops/volumes/${volume}/export`, { path: join(house.dir, "images", "exported.img") });
+      const path = join(house.dir, "images", `exported-${randomUUID()}.img`);
+      await house.call("POST", `/ops/volumes/${volume}/export`, { path });
     },
   },
   {

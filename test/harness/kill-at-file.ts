@@ -9,7 +9,6 @@ const count = (): void => {
   calls += 1;
   if (calls === at) process.kill(process.pid, "SIGKILL");
 };
-// biome-ignore lint/suspicious/noBitwiseOperators: flags of open(2)
 const makes = (flags: unknown): boolean => typeof flags === "number" && (flags & fs.constants.O_CREAT) !== 0;
 
 const functions = fs.promises as unknown as Record<string, (...args: unknown[]) => Promise<unknown>>;

@@ -1,4 +1,4 @@
-import { readdir, rename, rm, symlink, truncate, writeFile } from "node:fs/promises";
+import { mkdir, readdir, rename, rm, symlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { type Instance, startInstance } from "../harness/instance.ts";
@@ -160,9 +160,13 @@ describe("a path", () => {
       project_id: project,
     });
     expect(outside.status, outside.text).toBe(400);
+    const own = { path: join(instance.volumesDir, "volume-of-others"), name: "x", project_id: project };
+    expect((await instance.request("POST", "/ops/volumes/import", own)).status).toBe(400);
     const link = join(instance.dataDir, "link.img");
     await symlink("/etc/passwd", link);
-    for (const path of [link, instance.volumesDir]) {
+    const folder = join(instance.dataDir, "folder");
+    await mkdir(folder);
+    for (const path of [link, folder]) {
       const { operation } = await user.accepted("POST", "/ops/volumes/import", {
         path,
         name: "x",

@@ -137,6 +137,7 @@ function privateFolder(path: string): string {
   mkdirSync(path, { recursive: true, mode: 0o755 });
   const { uid } = lstatSync(path);
   if (!lstatSync(path).isDirectory() || uid !== process.getuid?.()) throw new Error(`${path} belongs to somebody else`);
+  chmodSync(path, 0o755); // Whatever the umask: the server's user runs what is in it.
   return path;
 }
 

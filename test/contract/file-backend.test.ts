@@ -387,7 +387,7 @@ test("a source is a regular file or a block device", async () => {
   }
 });
 
-test("what is no volume is found with its ids and its age, and can be removed", async () => {
+test("what operations make is found with its ids and its age, and can be removed", async () => {
   const id = "0b2d9f0e-3c52-4f4e-9b5f-6d7a1c9e8f10";
   const other = "5f0c4d3e-8a1b-4c2d-9e3f-7a6b5c4d3e2f";
   await backend.create(id, 4096);
@@ -406,9 +406,11 @@ test("what is no volume is found with its ids and its age, and can be removed", 
     [`.probe-${id}-copy`, "private", 1],
     [`.restore-${other}-2`, "private", 1],
     [`snapshot-${other}`, "snapshot", 1],
+    [`volume-${id}`, "volume", 1],
   ]);
   expect(found.every(({ modifiedAt }) => Math.abs(Date.now() - modifiedAt.getTime()) < 600_000)).toBe(true);
-  for (const each of [...found, ...found]) await backend.removeLeftover(each);
+  const removed = found.filter(({ kind }) => kind !== "volume");
+  for (const each of [...removed, ...removed]) await backend.removeLeftover(each);
   expect(await names()).toEqual(
     [".restore-mine", "notes.txt", `snapshot-${id}.bak`, "snapshot-mine", `volume-${id}`].sort(),
   );

@@ -236,7 +236,8 @@ const volumes: Scene[] = [
   {
     resource: "volume",
     scene: "uploading: volume-export",
-    make: () => volumeWith((volumeId) => requestVolumeExport(database, principal, { volumeId, path: "/x" })),
+    make: () =>
+      volumeWith((volumeId) => requestVolumeExport(database, principal, { volumeId, path: "/x", overwrite: false })),
     ...work,
   },
   {

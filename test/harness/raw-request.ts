@@ -17,8 +17,10 @@ export function rawRequest(
     body,
   }: { method: string; path: string; headers?: Record<string, string>; body?: string | Buffer },
 ): Promise<RawReply> {
+  // By itself a deletion would be sent with a body and without its length.
+  const framed = body === undefined ? headers : { "content-length": String(Buffer.byteLength(body)), ...headers };
   return new Promise((done, failed) => {
-    const asked = request({ host: "127.0.0.1", port, method, path, headers, agent: false }, (answer) => {
+    const asked = request({ host: "127.0.0.1", port, method, path, headers: framed, agent: false }, (answer) => {
       const chunks: Buffer[] = [];
       answer.on("data", (chunk: Buffer) => chunks.push(chunk));
       answer.on("error", failed);

@@ -1,5 +1,13 @@
 import { once } from "node:events";
-import { createServer, type IncomingHttpHeaders, type IncomingMessage, request, type ServerResponse } from "node:http";
+import {
+  createServer,
+  type IncomingHttpHeaders,
+  type IncomingMessage,
+  type OutgoingHttpHeaders,
+  request,
+  type ServerResponse,
+} from "node:http";
+import { Transform } from "node:stream";
 
 /** What happens to one request: it passes, gets an answer of the proxy's own, or loses its connection at some point. */
 export type Fate =
@@ -11,7 +19,13 @@ export type Fate =
   /** The request is carried out, its answer is lost. */
   | "lose answer"
   /** The answer breaks off after so many bytes of its body. */
-  | { cutAfterBytes: number };
+  | { cutAfterBytes: number }
+  /** The answer's body, a text, is another one. */
+  | { rewrite: (body: string) => string }
+  /** The answer bears another tag. */
+  | { etag: string }
+  /** One bit of the request's body changes on the way, at this byte. */
+  | { flipAt: number };
 
 export interface SeenRequest {
   method: string;
@@ -81,13 +95,22 @@ function meet(incoming: IncomingMessage, outgoing: ServerResponse, { port, fate 
       answer.on("end", () => incoming.socket.destroy());
       return;
     }
+    if (typeof fate === "object" && "rewrite" in fate) {
+      void answerRewritten(answer, outgoing, fate.rewrite);
+      return;
+    }
+    if (typeof fate === "object" && "etag" in fate) {
+      outgoing.writeHead(answer.statusCode ?? 502, { ...answer.headers, etag: fate.etag });
+      answer.pipe(outgoing);
+      return;
+    }
     outgoing.writeHead(answer.statusCode ?? 502, answer.rawHeaders);
     if (method === "HEAD") {
       // Swift sends an empty body behind it, which the parser takes for an error: by then this answer is complete.
       outgoing.end();
       return;
     }
-    if (fate === "pass") {
+    if (fate === "pass" || "flipAt" in fate) {
       answer.pipe(outgoing);
       return;
     }
@@ -102,5 +125,31 @@ function meet(incoming: IncomingMessage, outgoing: ServerResponse, { port, fate 
   });
   upstream.on("error", () => outgoing.writableEnded || incoming.socket.destroy());
   outgoing.on("close", () => outgoing.writableFinished || upstream.destroy());
-  incoming.pipe(upstream);
+  if (typeof fate === "object" && "flipAt" in fate) incoming.pipe(flipping(fate.flipAt)).pipe(upstream);
+  else incoming.pipe(upstream);
+}
+
+async function answerRewritten(
+  answer: IncomingMessage,
+  outgoing: ServerResponse,
+  rewrite: (body: string) => string,
+): Promise<void> {
+  const chunks = await Array.fromAsync(answer as AsyncIterable<Buffer>);
+  const body = Buffer.from(rewrite(Buffer.concat(chunks).toString("utf8")));
+  const headers: OutgoingHttpHeaders = { ...answer.headers, "content-length": body.length };
+  delete headers["transfer-encoding"];
+  outgoing.writeHead(answer.statusCode ?? 502, headers).end(body);
+}
+
+function flipping(at: number): Transform {
+  let passed = 0;
+  return new Transform({
+    transform(chunk: Buffer, _encoding, done) {
+      const bytes = Buffer.from(chunk);
+      const index = at - passed;
+      if (index >= 0 && index < bytes.length) bytes[index] = (bytes[index] as number) ^ 1;
+      passed += bytes.length;
+      done(null, bytes);
+    },
+  });
 }

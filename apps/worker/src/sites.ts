@@ -71,7 +71,14 @@ export function openSites(config: Config, log: Logger): Sites {
     const { url, zone, credentials, access_key: accessKey, secret_key: secretKey } = settings;
     const { key_file: keyFile, key_command: keyCommand } = settings.encryption ?? {};
     const encryption = settings.encryption && { keyFile, keyCommand };
-    const repository = await openRepository(url, { zone, credentials, accessKey, secretKey, encryption });
+    const repository = await openRepository(url, {
+      zone,
+      credentials,
+      accessKey,
+      secretKey,
+      encryption,
+      readBack: settings.read_back,
+    });
     let id: string;
     try {
       ({ id } = await repository.identity());

@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { hostname } from "node:os";
 import { resolve } from "node:path";
-import { zonePattern } from "@tephra/format";
+import { blockBytesMin, objectBytesMax, zonePattern } from "@tephra/format";
 import { parse as parseYaml } from "yaml";
 import { z } from "zod";
 import { ConfigError, NotFoundError } from "./errors.ts";
@@ -71,20 +71,18 @@ const Repository = z
     default: z.boolean().default(false),
     block_bytes: z
       .int()
-      .min(512)
+      .min(blockBytesMin)
       .max(16 * MiB)
       .default(32_768),
-    object_bytes: z
-      .int()
-      .min(4096)
-      .max(2048 * MiB)
-      .default(52_428_800),
+    object_bytes: z.int().min(4096).max(objectBytesMax).default(52_428_800),
     compression: z
       .string()
       .toLowerCase()
       .pipe(z.enum(Object.keys(compressionLevels) as [Compression, ...Compression[]]))
       .default("zlib"),
     zlib_encoder: z.enum(zlibEncoders).default("zlib"),
+    /** Whether objects in a folder are read again before they get their name; left out: on NFS. */
+    read_back: z.boolean().optional(),
     /** Tasks that may be at work on it at once, of all workers together; null: as many as there are slots. */
     max_running_tasks: z.int().min(1).nullable().default(null),
   })

@@ -1,4 +1,4 @@
-import { isObjectPrefix, keyVersionPattern } from "@tephra/format";
+import { blockBytesMin, isObjectPrefix, keyVersionPattern, objectBytesMax } from "@tephra/format";
 import { type Compression, codecOf, type Encoding, levelsOf, type ZlibEncoder } from "./compression.ts";
 import { InvalidLayoutError, InvalidObjectNameError } from "./errors.ts";
 import type { Extent } from "./extents.ts";
@@ -33,11 +33,6 @@ export interface BackupLayout {
   /** Whether its objects are encrypted at rest; default false. Needs a repository with master keys. */
   encrypted?: boolean;
 }
-
-/** Limits of what is written. Smaller blocks would make the hash list a notable part of the volume. */
-const blockBytesMin = 512;
-/** Windows are held in memory whole. */
-const objectBytesMax = 256 * 1024 * 1024;
 
 /** Throws InvalidLayoutError unless the numbers fit each other. */
 export function checkLayout(layout: BackupLayout): void {

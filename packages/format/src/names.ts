@@ -72,3 +72,8 @@ export function prefixOf(name: string): string | null {
 export const textCharactersMax = 255;
 /** Sizes in GiB and numbers of objects: what a column of the catalogue holds. */
 export const columnMax = 2 ** 31 - 1;
+
+/** Smaller blocks would make the hash list a notable part of the volume. */
+export const blockBytesMin = 512;
+/** Windows are held in memory whole. */
+export const objectBytesMax = 256 * 1024 * 1024;

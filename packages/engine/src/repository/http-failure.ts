@@ -42,7 +42,7 @@ export function httpError(failure: HttpFailure): Error {
   }
   // 408: too slow; 409: two at once; 422 and digests: the bytes arrived damaged. All may go better the next time.
   const passing = status >= 500 ? status !== 501 : [408, 409, 422].includes(status);
-  const retryable = passing || /^(?:BadDigest|RequestTimeout|IncompleteBody)$/.test(reason);
+  const retryable = passing || /^(?:BadDigest|RequestTimeout|IncompleteBody)\b/.test(reason);
   return new RepositoryUnavailableError(what, { cause, retryable });
 }
 

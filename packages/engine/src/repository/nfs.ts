@@ -17,6 +17,8 @@ export interface NfsSettings {
   mountBase: string;
   /** What `mount -o` gets. */
   options: string | null;
+  /** Whether what was written is read from the server before it gets its name. */
+  readBack: boolean;
 }
 
 const execute = promisify(execFile);
@@ -46,7 +48,7 @@ export class NfsRepository extends PosixRepository {
     if (settings.options !== null && !/^[A-Za-z0-9_=.,:/-]+$/.test(settings.options)) {
       throw new RepositoryConfigError(`The repository nfs:${settings.share}: options must be those of mount -o.`);
     }
-    super(mountPoint);
+    super(mountPoint, settings);
     this.#settings = settings;
     this.#mountPoint = mountPoint;
   }

@@ -12,6 +12,7 @@ import {
 import type { WriteContext } from "../run-context.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import type { ObjectStore, PutBody, UploadedPart } from "./object-store.ts";
+import { contradiction, pagesOf } from "./pages.ts";
 import { type OnPassedOver, passOver } from "./passed-over.ts";
 import {
   type Leftover,
@@ -161,15 +162,15 @@ export class ObjectRepository implements Repository {
 
   async *list(container: string, prefix: string): AsyncGenerator<ListedObject> {
     const place = this.#place(container);
-    for (let after: string | null = null; ; ) {
-      const page = await this.#store.listPage(place.container, place.folder + prefix, after);
-      if (page === null) return;
-      for (const { name, ...rest } of page.items) {
+    const wanted = place.folder + prefix;
+    const asked = { label: this.#store.label, what: container };
+    for await (const items of pagesOf((after) => this.#store.listPage(place.container, wanted, after), asked)) {
+      for (const { name, ...rest } of items) {
+        if (!name.startsWith(wanted))
+          throw contradiction(asked.label, container, "it has names that were not asked for");
         if (place.folder === "" && name.startsWith(`${reservedContainer}/`)) continue;
         yield { name: name.slice(place.folder.length), ...rest };
       }
-      if (page.next === null) return;
-      after = page.next;
     }
   }
 
@@ -180,34 +181,30 @@ export class ObjectRepository implements Repository {
   async *containers(onPassedOver: OnPassedOver = () => {}): AsyncGenerator<string> {
     const own = this.#store.container;
     if (await this.#store.containerExists(own)) yield own;
-    for (let after: string | null = null; ; ) {
-      const page = await this.#ifOpen("the other containers of the account", onPassedOver, () => {
-        return this.#store.containersPage(after);
-      });
-      for (const name of page?.items ?? []) {
+    const asked = { label: this.#store.label, what: "containers" };
+    const ofPage = (after: string | null) =>
+      this.#ifOpen("the other containers of the account", onPassedOver, () => this.#store.containersPage(after));
+    for await (const names of pagesOf(ofPage, asked)) {
+      for (const name of names) {
         if (name === own || name.startsWith(reservedContainer)) continue;
         if (await this.#ifOpen(name, onPassedOver, async () => this.#place(name))) yield name;
       }
-      if (page === null || page.next === null) return;
-      after = page.next;
     }
   }
 
   async *leftovers(containers: readonly string[], onPassedOver: OnPassedOver = () => {}): AsyncGenerator<Leftover> {
     yield* this.#staged();
     for (const container of new Set([this.#store.container, ...containers])) {
-      for (let after: string | null = null; ; ) {
-        const page = await this.#ifOpen(`the uploads to ${container}`, onPassedOver, () => {
-          return this.#store.uploadsPage(container, after);
-        });
-        for (const { upload, modifiedAt } of page?.items ?? []) {
+      const asked = { label: this.#store.label, what: `uploads to ${container}` };
+      const ofPage = (after: string | null) =>
+        this.#ifOpen(asked.what, onPassedOver, () => this.#store.uploadsPage(container, after));
+      for await (const items of pagesOf(ofPage, asked)) {
+        for (const { upload, modifiedAt } of items) {
           const { name } = upload.key;
           // Others may upload, too.
           if (prefixOf(name) === null && !name.startsWith(`${reservedContainer}/`)) continue;
           yield { kind: "upload", container, name, id: upload.id, modifiedAt };
         }
-        if (page === null || page.next === null) break;
-        after = page.next;
       }
     }
   }
@@ -239,16 +236,15 @@ export class ObjectRepository implements Repository {
 
   async *#staged(): AsyncGenerator<Leftover> {
     const youngest = new Map<string, Date>();
-    for (let after: string | null = null; ; ) {
-      const page = await this.#store.listPage(this.#store.container, `${reservedContainer}/`, after);
-      for (const { name, modifiedAt } of page?.items ?? []) {
+    const { container, label } = this.#store;
+    const ofPage = (after: string | null) => this.#store.listPage(container, `${reservedContainer}/`, after);
+    for await (const items of pagesOf(ofPage, { label, what: container })) {
+      for (const { name, modifiedAt } of items) {
         const [, operationId = "", rest] = name.split("/");
         if (rest === undefined || !operationIdPattern.test(operationId)) continue;
         const before = youngest.get(operationId);
         if (before === undefined || before < modifiedAt) youngest.set(operationId, modifiedAt);
       }
-      if (page === null || page.next === null) break;
-      after = page.next;
     }
     for (const [operationId, modifiedAt] of youngest) yield { kind: "staged", operationId, modifiedAt };
   }
@@ -305,7 +301,13 @@ export class ObjectRepository implements Repository {
     const body = await bodyOf(pieces);
     ctx.signal.throwIfAborted();
     ctx.fence();
-    if ((await this.#store.put(place, body, ctx)) === "stored") return "stored";
+    const outcome = await this.#store.put(place, body, ctx);
+    if (outcome === "doubtful" && !(await this.#holds(place, streamed(pieces), ctx.signal))) {
+      await this.#store.remove(place);
+      const what = `The repository ${this.#store.label} does not keep what it is sent: ${key.name}.`;
+      throw new RepositoryUnavailableError(what, { retryable: true });
+    }
+    if (outcome !== "taken") return "stored";
     const found = await this.#store.stat(place);
     if (found.sizeBytes !== body.sizeBytes) throw new ObjectConflictError(key);
     // An MD5 that differs proves nothing: a store that encrypts has tags of other kinds.

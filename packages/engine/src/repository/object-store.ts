@@ -42,8 +42,8 @@ export interface ObjectStore extends AsyncDisposable {
   /** Resolves when the service would take an object of these bytes under this name, which is there; changes nothing that stays. */
   checkPut(key: ObjectKey, body: PutBody): Promise<void>;
   containerExists(container: string): Promise<boolean>;
-  /** Stores an object unless the name is taken. */
-  put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "taken">;
+  /** Stores an object unless the name is taken. `doubtful`: the tag that the service answers with is an MD5 of other bytes. */
+  put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "doubtful" | "taken">;
   beginLarge(key: ObjectKey, ctx: WriteContext): Promise<LargeUpload>;
   /** Parts are numbered from 1. */
   putPart(upload: LargeUpload, number: number, body: PutBody, ctx: WriteContext): Promise<UploadedPart>;
@@ -81,6 +81,12 @@ export interface PendingUpload {
 export interface ListPage<Item> {
   items: Item[];
   next: string | null;
+}
+
+/** Whether a service's tag has the form of an MD5 and is another one. */
+export function isOtherMd5(tag: unknown, md5: string): boolean {
+  const stated = /^"?([0-9a-f]{32})"?$/.exec(String(tag))?.[1];
+  return stated !== undefined && stated !== md5;
 }
 
 /** A body in pieces of which each is allowed by a call of the fence of its own. */

@@ -24,6 +24,8 @@ export interface RepositorySettings {
   credentials?: string | undefined;
   accessKey?: string | undefined;
   secretKey?: string | undefined;
+  /** Whether a file is read again before it gets its name; left out: on NFS. Stores of objects check what they are sent. */
+  readBack?: boolean | undefined;
   /** Master keys: without them no encrypted backup can be made or read. */
   encryption?: MasterKeySource | undefined;
 }
@@ -51,12 +53,13 @@ async function openStored(url: string, settings: RepositorySettings): Promise<Re
   const zone = settings.zone ?? parsed.parameters.get("zone") ?? "nova";
   switch (parsed.driver) {
     case "posix":
-      return new PosixRepository(resolve(parsed.place));
+      return new PosixRepository(resolve(parsed.place), { readBack: settings.readBack ?? false });
     case "nfs":
       return new NfsRepository({
         share: parsed.place,
         mountBase: resolve(parsed.parameters.get("mount_base") ?? "/var/lib/tephra/mnt"),
         options: parsed.parameters.get("options") ?? null,
+        readBack: settings.readBack ?? new Parameters(parsed).flag("read_back") ?? true,
       });
     case "s3":
       return overHttp(await openS3(new Parameters(parsed), settings), parsed, zone);

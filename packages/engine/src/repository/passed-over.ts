@@ -1,5 +1,4 @@
 import { EngineError } from "../errors.ts";
-import type { Repository } from "./repository.ts";
 
 /**
  * Told of what lies in the same account or folder, cannot be looked at, and is therefore passed over: a container, or other things in words,
@@ -20,9 +19,4 @@ export function passOver(place: string, error: unknown, onPassedOver: OnPassedOv
 
 function isClosed(error: unknown): error is EngineError {
   return error instanceof EngineError && !error.retryable && closedCodes.includes(error.code);
-}
-
-/** Whether a failure in a container is about something that may be anybody's, and will not pass by waiting. */
-export function isOthersFailure(repository: Repository, container: string, error: unknown): error is EngineError {
-  return container !== repository.ownContainer && isClosed(error);
 }

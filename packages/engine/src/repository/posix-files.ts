@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { constants } from "node:fs";
 import { chmod, type FileHandle, lstat, mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
@@ -82,6 +83,27 @@ export async function fileHolds(
     offset += piece.length;
   }
   return offset === size;
+}
+
+/**
+ * The SHA-256 of a file, in hexadecimal digits, as the server has it where that can be asked (NFS lets O_DIRECT read in any alignment), else
+ * as the system has it in memory.
+ */
+export async function storedDigest(path: string): Promise<string> {
+  const digestOf = async (flags: number): Promise<string> => {
+    const hash = createHash("sha256");
+    const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | flags);
+    try {
+      for await (const chunk of fileChunks(file)) hash.update(chunk);
+      return hash.digest("hex");
+    } finally {
+      await file.close();
+    }
+  };
+  return digestOf(constants.O_DIRECT).catch((error: unknown) => {
+    if (errnoOf(error) !== "EINVAL") throw error;
+    return digestOf(0);
+  });
 }
 
 /** A whole file as chunks. */

@@ -1,8 +1,8 @@
-import { randomUUID } from "node:crypto";
-import { constants, type Dir } from "node:fs";
+import { createHash, randomUUID } from "node:crypto";
+import { constants } from "node:fs";
 import { access, type FileHandle, lstat, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
 import { join, relative } from "node:path";
-import { reservedContainer } from "@tephra/format";
+import { containerProblem, isContainer, prefixOf, reservedContainer } from "@tephra/format";
 import {
   EngineError,
   errnoOf,
@@ -16,8 +16,9 @@ import {
 } from "../errors.ts";
 import { Folder, LinkInPathError } from "../folder.ts";
 import type { WriteContext } from "../run-context.ts";
+import { lookThroughFolder } from "./list-folder.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
-import { type OnPassedOver, passOver } from "./passed-over.ts";
+import type { OnPassedOver } from "./passed-over.ts";
 import {
   dataRuns,
   FolderSync,
@@ -33,6 +34,7 @@ import {
   openRegular,
   pieces,
   readBytes,
+  storedDigest,
   writeAll,
 } from "./posix-files.ts";
 import { type Publishing, probePublishing, publishFile } from "./publish-file.ts";
@@ -64,8 +66,8 @@ const isEmpty = (body: Uint8Array | AsyncIterable<Uint8Array>): boolean =>
 
 /** How long it is believed where the root's path leads, by those who only compare with it. */
 const realRootMs = 1000;
-/** How deep folders are searched for backups. */
-const depthMax = 16;
+/** Entries of a folder that are read together: the default of Node takes eight times as long in a large one. */
+const entriesPerRead = 1024;
 
 /** A folder as a repository, in the layout of Cinder's posix and NFS drivers. */
 export class PosixRepository implements Repository {
@@ -79,9 +81,12 @@ export class PosixRepository implements Repository {
   /** Where the root's path led, and when that was looked at, by `performance.now`. */
   #real: { path: string; at: number } | null = null;
 
-  /** `root` is absolute. Nothing is touched before the first call. */
-  constructor(root: string) {
+  readonly #readBack: boolean;
+
+  /** `root` is absolute. With `readBack` every file is read again before it gets its name. Nothing is touched before the first call. */
+  constructor(root: string, { readBack }: { readBack: boolean }) {
     this.#root = root;
+    this.#readBack = readBack;
   }
 
   async identity(): Promise<{ id: string }> {
@@ -213,16 +218,33 @@ export class PosixRepository implements Repository {
     return { sizeBytes: status.size };
   }
 
-  async *list(container: string, prefix: string): AsyncGenerator<ListedObject> {
+  async *list(
+    container: string,
+    prefix: string,
+    onPassedOver: OnPassedOver | null = null,
+  ): AsyncGenerator<ListedObject> {
     await using folder = await this.#open(container, markerKey).catch((error: unknown): undefined => {
       if (!(error instanceof ObjectMissingError)) throw error;
     });
     if (folder === undefined) return;
-    const entries = await this.#guard("list", this.#folder(container), () => opendir(folder.self, { bufferSize: 512 }));
-    for await (const entry of entries) {
-      if (!entry.name.startsWith(prefix) || entry.isDirectory()) continue;
-      const status = await lstat(folder.at(entry.name)).catch(ignoreMissing);
-      if (status !== undefined) yield { name: entry.name, sizeBytes: status.size, modifiedAt: status.mtime };
+    const entries = await this.#guard("list", this.#folder(container), () =>
+      opendir(folder.self, { bufferSize: entriesPerRead }),
+    );
+    const found = lookThroughFolder(entries, {
+      wanted: (name) => name.startsWith(prefix),
+      pathOf: (name) => folder.at(name),
+      isObjectName: (name) => prefixOf(name) !== null,
+    });
+    try {
+      for await (const { object, odd } of found) {
+        if (object !== null) yield object;
+        else if (onPassedOver !== null) onPassedOver(`${container}/${odd.name}`, reasonOf(odd.cause));
+        // A folder has never been an object, and a name that is no text none of ours.
+        else if (errnoOf(odd.cause) !== "")
+          throw this.#translate("list", this.#folder(container), odd.cause, undefined);
+      }
+    } catch (error) {
+      throw this.#translate("list", this.#folder(container), error, undefined);
     }
   }
 
@@ -240,7 +262,7 @@ export class PosixRepository implements Repository {
 
   async *containers(onPassedOver: OnPassedOver = () => {}): AsyncGenerator<string> {
     await this.#checkRoot();
-    yield* this.#foldersBelow("", 0, onPassedOver);
+    yield* this.#foldersBelow("", onPassedOver);
   }
 
   async *leftovers(): AsyncGenerator<Leftover> {
@@ -278,15 +300,15 @@ export class PosixRepository implements Repository {
   async holdsOnly(belongs: (name: string) => boolean): Promise<boolean> {
     if (!(await folderExists(await realpath(this.#root).catch(() => this.#root)))) return true;
     const search = async (names: readonly string[]): Promise<boolean> => {
-      const depth = names.length;
       const entries = await this.#guard("list", join(this.#root, ...names), async () => {
         await using folder = await inPlace(names.join("/"), Folder.beneath(this.#root, names));
         return await readdir(folder.self, { withFileTypes: true });
       });
       for (const entry of entries) {
-        const own = depth === 0 && [reservedContainer, "lost+found"].includes(entry.name);
+        const own = names.length === 0 && [reservedContainer, "lost+found"].includes(entry.name);
         if (own) continue;
-        const inner = entry.isDirectory() && depth < depthMax && (await search([...names, entry.name]));
+        const path = [...names, entry.name].join("/");
+        const inner = entry.isDirectory() && isContainer(path) && (await search([...names, entry.name]));
         if (!inner && !(entry.isFile() && belongs(entry.name))) return false;
       }
       return true;
@@ -296,27 +318,30 @@ export class PosixRepository implements Repository {
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
-  async *#foldersBelow(container: string, depth: number, onPassedOver: OnPassedOver): AsyncGenerator<string> {
+  /** Every folder below that a request could name, at whatever depth: what can be stored somewhere is found there. */
+  async *#foldersBelow(container: string, onPassedOver: OnPassedOver): AsyncGenerator<string> {
     const inner: string[] = [];
-    let entries: Dir;
     try {
-      entries = await this.#guard("list", join(this.#root, container), async () => {
+      const entries = await this.#guard("list", join(this.#root, container), async () => {
         await using folder = await inPlace(container, Folder.beneath(this.#root, namesOf(container)));
         return await opendir(folder.self);
       });
+      for await (const entry of entries) if (entry.isDirectory()) inner.push(entry.name);
     } catch (error) {
-      if (container === "") throw error;
-      return passOver(container, error, onPassedOver);
-    }
-    for await (const entry of entries) {
-      if (entry.isDirectory() && !(container === "" && entry.name.startsWith(reservedContainer))) {
-        inner.push(entry.name);
-      }
+      if (container === "") throw this.#translate("list", this.#root, error, undefined);
+      const gone = errnoOf(error instanceof EngineError ? error.cause : error) === "ENOENT";
+      // Bytes that are no UTF-8 were read as replacement characters, by which nothing is found.
+      if (!gone || container.includes("\ufffd"))
+        onPassedOver(container, gone ? "its name is not UTF-8" : reasonOf(error));
+      return;
     }
     if (container !== "") yield container;
-    if (depth === depthMax) return;
     for (const name of inner) {
-      yield* this.#foldersBelow(container === "" ? name : `${container}/${name}`, depth + 1, onPassedOver);
+      if (name.startsWith(reservedContainer)) continue;
+      const path = container === "" ? name : `${container}/${name}`;
+      const problem = containerProblem(path);
+      if (problem === null) yield* this.#foldersBelow(path, onPassedOver);
+      else onPassedOver(path, problem);
     }
   }
 
@@ -432,11 +457,13 @@ export class PosixRepository implements Repository {
   async #writeTemporary(path: string, body: Uint8Array | AsyncIterable<Uint8Array>, ctx: WriteContext): Promise<void> {
     const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
     const file = await open(path, flags, fileMode);
+    const hash = this.#readBack ? createHash("sha256") : null;
     try {
       let offset = 0;
       for await (const piece of pieces(body)) {
         ctx.signal.throwIfAborted();
         ctx.fence();
+        hash?.update(piece);
         for (const { start, end } of dataRuns(piece)) {
           await writeAll(file, piece.subarray(start, end), offset + start);
         }
@@ -449,6 +476,11 @@ export class PosixRepository implements Repository {
     } finally {
       await file.close();
     }
+    if (hash === null || (await storedDigest(path)) === hash.digest("hex")) return;
+    const what = "what was written is not what is read";
+    throw new RepositoryUnavailableError(`The repository ${this.#root} does not keep its files: ${what}.`, {
+      retryable: true,
+    });
   }
 
   /** Gives the temporary file its name, unless somebody else was first. */
@@ -506,3 +538,5 @@ async function inPlace<Result>(container: string, opening: Promise<Result>): Pro
     throw new InvalidContainerError(`The container ${container} ${reason}.`, { cause: error });
   }
 }
+
+const reasonOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));

@@ -14,7 +14,7 @@ const urlBytesMax = 8192;
 const common = ["zone"];
 const network = ["credentials", "ca", "insecure", "timeout_ms", "retries", "part_bytes", "list_page", "region"];
 const parametersOf: Record<Exclude<RepositoryUrl["driver"], "posix">, ReadonlySet<string>> = {
-  nfs: new Set([...common, "mount_base", "options"]),
+  nfs: new Set([...common, "mount_base", "options", "read_back"]),
   s3: new Set([
     ...common,
     ...network,

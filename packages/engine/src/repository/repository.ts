@@ -100,8 +100,11 @@ export interface Repository extends AsyncDisposable {
   filePath?(key: ObjectKey): Promise<string>;
   /** ObjectMissingError. */
   stat(key: ObjectKey): Promise<{ sizeBytes: number }>;
-  /** Objects whose names start with the prefix, in any order; a missing container is empty. Times are the storage's. */
-  list(container: string, prefix: string): AsyncIterable<ListedObject>;
+  /**
+   * Objects whose names start with the prefix, in any order, in bounded memory; a missing container is empty. Times are the storage's. What
+   * cannot be looked at is an error, or passed over where somebody wants to be told.
+   */
+  list(container: string, prefix: string, onPassedOver?: OnPassedOver): AsyncIterable<ListedObject>;
   /** Removes an object; a missing one is success. */
   remove(key: ObjectKey): Promise<void>;
   /**

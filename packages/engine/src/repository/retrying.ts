@@ -73,7 +73,7 @@ export class RetryingStore implements ObjectStore {
     return this.#retry(() => this.#inner.containerExists(container));
   }
 
-  put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "taken"> {
+  put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "doubtful" | "taken"> {
     return this.#write(ctx, () => this.#inner.put(key, body, ctx));
   }
 

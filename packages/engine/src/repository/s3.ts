@@ -12,7 +12,10 @@ import {
   HeadObjectCommand,
   ListBucketsCommand,
   ListMultipartUploadsCommand,
+  type ListMultipartUploadsCommandInput,
   ListObjectsV2Command,
+  type ListObjectsV2CommandInput,
+  type ListObjectsV2CommandOutput,
   ListObjectVersionsCommand,
   type ListObjectVersionsCommandOutput,
   PutObjectCommand,
@@ -31,6 +34,7 @@ import type { WriteContext } from "../run-context.ts";
 import { httpError } from "./http-failure.ts";
 import {
   fencedPieces,
+  isOtherMd5,
   type LargeUpload,
   type ListPage,
   type ObjectStore,
@@ -39,6 +43,7 @@ import {
   type StoredObject,
   type UploadedPart,
 } from "./object-store.ts";
+import { contradiction } from "./pages.ts";
 import { RenewingAgent } from "./renewing-agent.ts";
 import type { ObjectKey } from "./repository.ts";
 
@@ -79,6 +84,7 @@ export const bucketRule = {
   fits: (name: string): boolean =>
     /^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/.test(name) && !/\.\.|^\d+(?:\.\d+){3}$/.test(name),
 };
+type UploadMarkers = Pick<ListMultipartUploadsCommandInput, "KeyMarker" | "UploadIdMarker">;
 
 const connectTimeoutMs = 10_000;
 const socketsMax = 64;
@@ -162,7 +168,7 @@ export class S3Store implements ObjectStore {
     }
   }
 
-  async put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "taken"> {
+  async put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "doubtful" | "taken"> {
     if (await this.#conditionalPut(ctx)) return this.#putOnce(key, body, ctx, true);
     if (await this.#exists(key)) return "taken";
     ctx.signal.throwIfAborted();
@@ -257,15 +263,19 @@ export class S3Store implements ObjectStore {
       Bucket: container,
       Prefix: prefix,
       MaxKeys: this.#settings.pageItems,
-      ...(after === null ? {} : { ContinuationToken: after }),
+      ...(after === null
+        ? {}
+        : (JSON.parse(after) as Pick<ListObjectsV2CommandInput, "ContinuationToken" | "StartAfter">)),
     });
     try {
       const missing = { container, name: prefix };
       const page = await this.#guard(`list ${container}`, () => this.#client.send(list), missing);
-      const items = (page.Contents ?? []).map(({ Key = "", Size = 0, LastModified }) => {
+      const items = (page.Contents ?? []).map(({ Key, Size, LastModified }) => {
+        if (!Key || Size === undefined) throw contradiction(this.label, container, "an entry has no name or no size");
         return { name: Key, sizeBytes: Size, modifiedAt: LastModified ?? new Date() };
       });
-      return { items, next: page.IsTruncated === true ? (page.NextContinuationToken ?? null) : null };
+      if ((page.KeyCount ?? 0) > items.length) throw contradiction(this.label, container, "it counts more than it has");
+      return { items, next: this.#nextOf(page, items.at(-1)?.name, container) };
     } catch (error) {
       if (error instanceof ObjectMissingError) return null;
       throw error;
@@ -284,6 +294,20 @@ export class S3Store implements ObjectStore {
     }
   }
 
+  /**
+   * Where the listing goes on. What a store says about its end is believed where it agrees with itself; else the last key decides, behind
+   * which there is something or nothing.
+   */
+  #nextOf(page: ListObjectsV2CommandOutput, last: string | undefined, container: string): string | null {
+    const { IsTruncated: more, NextContinuationToken: token, Contents: contents = [] } = page;
+    if (more !== false && token) return JSON.stringify({ ContinuationToken: token });
+    const behindLast = last === undefined ? null : JSON.stringify({ StartAfter: last });
+    if (more === true && behindLast === null)
+      throw contradiction(this.label, container, "there is more, but not where");
+    const mayHaveMore = more === undefined ? contents.length >= this.#settings.pageItems : more || Boolean(token);
+    return mayHaveMore ? behindLast : null;
+  }
+
   async containersPage(after: string | null): Promise<ListPage<string>> {
     const list = new ListBucketsCommand(after === null ? {} : { ContinuationToken: after });
     const page = await this.#guard("list the buckets", () => this.#client.send(list));
@@ -298,20 +322,29 @@ export class S3Store implements ObjectStore {
   }
 
   async uploadsPage(container: string, after: string | null): Promise<ListPage<PendingUpload> | null> {
-    const [KeyMarker, UploadIdMarker] = after === null ? [] : (JSON.parse(after) as [string, string]);
     const list = new ListMultipartUploadsCommand({
       Bucket: container,
       MaxUploads: this.#settings.pageItems,
-      ...(after === null ? {} : { KeyMarker, UploadIdMarker }),
+      ...(after === null ? {} : (JSON.parse(after) as UploadMarkers)),
     });
     try {
       const missing = { container, name: "" };
       const page = await this.#guard(`list uploads to ${container}`, () => this.#client.send(list), missing);
-      const items = (page.Uploads ?? []).map(({ Key = "", UploadId = "", Initiated }) => {
+      const what = `uploads to ${container}`;
+      const items = (page.Uploads ?? []).map(({ Key, UploadId, Initiated }) => {
+        if (!Key || !UploadId) throw contradiction(this.label, what, "an entry has no name or no id");
         return { upload: { key: { container, name: Key }, id: UploadId }, modifiedAt: Initiated ?? new Date() };
       });
-      const next = page.IsTruncated === true ? JSON.stringify([page.NextKeyMarker, page.NextUploadIdMarker]) : null;
-      return { items, next };
+      if (page.IsTruncated !== true) return { items, next: null };
+      const last = items.at(-1)?.upload;
+      const markers = { KeyMarker: page.NextKeyMarker, UploadIdMarker: page.NextUploadIdMarker };
+      // Without both markers, uploads of the name at the end of the page would be passed over.
+      const next =
+        markers.KeyMarker && markers.UploadIdMarker
+          ? markers
+          : last && { KeyMarker: last.key.name, UploadIdMarker: last.id };
+      if (!next) throw contradiction(this.label, what, "there is more, but not where");
+      return { items, next: JSON.stringify(next) };
     } catch (error) {
       if (error instanceof ObjectMissingError) return null;
       throw error;
@@ -410,13 +443,18 @@ export class S3Store implements ObjectStore {
     }
   }
 
-  async #putOnce(key: ObjectKey, body: PutBody, ctx: WriteContext, ifAbsent: boolean): Promise<"stored" | "taken"> {
+  async #putOnce(
+    key: ObjectKey,
+    body: PutBody,
+    ctx: WriteContext,
+    ifAbsent: boolean,
+  ): Promise<"stored" | "doubtful" | "taken"> {
     try {
-      await this.#sendBody(key, body, ctx, (signal, stream) => {
+      const { ETag: tag } = await this.#sendBody(key, body, ctx, (signal, stream) => {
         const put = { ...keyOf(key), ...stream, ...(ifAbsent ? { IfNoneMatch: "*" } : {}) };
         return this.#client.send(new PutObjectCommand(put), { abortSignal: signal });
       });
-      return "stored";
+      return isOtherMd5(tag, body.md5) ? "doubtful" : "stored";
     } catch (error) {
       if (statusOf(error) === 412) return "taken";
       throw error;

@@ -4,6 +4,7 @@ import { InvalidContainerError } from "../errors.ts";
 import type { WriteContext } from "../run-context.ts";
 import {
   fencedPieces,
+  isOtherMd5,
   type LargeUpload,
   type ListPage,
   type ObjectStore,
@@ -12,6 +13,7 @@ import {
   type StoredObject,
   type UploadedPart,
 } from "./object-store.ts";
+import { contradiction, pagesOf } from "./pages.ts";
 import { type ObjectKey, operationIdPattern } from "./repository.ts";
 import { type SwiftAuth, SwiftClient, type SwiftNetwork } from "./swift-client.ts";
 
@@ -78,7 +80,7 @@ export class SwiftStore implements ObjectStore {
     return answer.statusCode !== 404;
   }
 
-  async put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "taken"> {
+  async put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "doubtful" | "taken"> {
     const answer = await this.#client.send({
       method: "PUT",
       path: pathOf(key),
@@ -94,7 +96,8 @@ export class SwiftStore implements ObjectStore {
       accept: [412],
     });
     await answer.body.dump();
-    return answer.statusCode === 412 ? "taken" : "stored";
+    if (answer.statusCode === 412) return "taken";
+    return isOtherMd5(answer.headers["etag"], body.md5) ? "doubtful" : "stored";
   }
 
   async beginLarge(key: ObjectKey): Promise<LargeUpload> {
@@ -103,7 +106,9 @@ export class SwiftStore implements ObjectStore {
 
   async putPart(upload: LargeUpload, number: number, body: PutBody, ctx: WriteContext): Promise<UploadedPart> {
     // "taken": an earlier try whose answer was lost. The name is this upload's alone.
-    await this.put(segmentOf(upload, number), body, ctx);
+    const outcome = await this.put(segmentOf(upload, number), body, ctx);
+    if (outcome === "doubtful")
+      throw contradiction(this.label, `segments of ${upload.key.name}`, "it keeps other bytes");
     return { tag: body.md5, sizeBytes: body.sizeBytes };
   }
 
@@ -121,11 +126,8 @@ export class SwiftStore implements ObjectStore {
 
   async abandonLarge(upload: LargeUpload): Promise<void> {
     const { container } = upload.key;
-    for (let after: string | null = null; ; ) {
-      const page = await this.listPage(container, segmentFolder(upload), after);
-      for (const { name } of page?.items ?? []) await this.#delete({ container, name }, false);
-      if (page === null || page.next === null) return;
-      after = page.next;
+    for await (const items of this.#pages(container, segmentFolder(upload))) {
+      for (const { name } of items) await this.#delete({ container, name }, false);
     }
   }
 
@@ -181,7 +183,10 @@ export class SwiftStore implements ObjectStore {
     }
     const found = await this.#json<Row>(answer, `list ${container}`);
     const items = found.map(({ name, bytes, last_modified: modified }) => {
-      return { name: String(name), sizeBytes: Number(bytes), modifiedAt: dateOf(modified) };
+      if (typeof name !== "string" || name === "" || !Number.isSafeInteger(bytes)) {
+        throw contradiction(this.label, container, "an entry has no name or no size");
+      }
+      return { name, sizeBytes: Number(bytes), modifiedAt: dateOf(modified) };
     });
     // A page can be shorter than asked for; only an empty one is surely the last.
     return { items, next: items.at(-1)?.name ?? null };
@@ -204,7 +209,11 @@ export class SwiftStore implements ObjectStore {
     const query = new URLSearchParams({ format: "json", limit: String(this.#settings.pageItems) });
     if (after !== null) query.set("marker", after);
     const answer = await this.#client.send({ method: "GET", path: `?${query}`, verb: "list the containers" });
-    const items = (await this.#json<{ name?: unknown }>(answer, "list the containers")).map(({ name }) => String(name));
+    const items = (await this.#json<{ name?: unknown }>(answer, "list the containers")).map(({ name }) => {
+      if (typeof name !== "string" || name === "")
+        throw contradiction(this.label, "containers", "an entry has no name");
+      return name;
+    });
     return { items, next: items.at(-1) ?? null };
   }
 
@@ -241,17 +250,18 @@ export class SwiftStore implements ObjectStore {
     await this.#client[Symbol.asyncDispose]();
   }
 
+  #pages(container: string, prefix: string): AsyncGenerator<StoredObject[]> {
+    return pagesOf((after) => this.listPage(container, prefix, after), { label: this.label, what: container });
+  }
+
   async #pendingIn(container: string, folder: string): Promise<PendingUpload | null> {
     let upload: LargeUpload | null = null;
     let modifiedAt = new Date(0);
-    for (let after: string | null = null; ; ) {
-      const page: ListPage<StoredObject> | null = await this.listPage(container, folder, after);
-      for (const segment of page?.items ?? []) {
+    for await (const segments of this.#pages(container, folder)) {
+      for (const segment of segments) {
         upload ??= uploadOf({ container, name: segment.name });
         if (segment.modifiedAt > modifiedAt) modifiedAt = segment.modifiedAt;
       }
-      if (page === null || page.next === null) break;
-      after = page.next;
     }
     if (upload === null || (await this.#refersTo(upload.key, folder))) return null;
     return { upload, modifiedAt };

@@ -43,7 +43,7 @@ export interface ReapResult {
   unknown: string[];
   /** Volume backends that the worker did not reach. */
   unreached: string[];
-  /** What could not be looked at in the repository: of others, or closed to these rights. */
+  /** What could not be looked at or removed: of others, closed to these rights, or broken. At most a hundred. */
   passed_over: string[];
 }
 

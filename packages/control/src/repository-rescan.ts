@@ -46,7 +46,7 @@ export interface RescanResult {
   entered: number;
   /** At most a hundred of those that cannot be restored or cannot be entered. */
   problems: { id: string; problem: string }[];
-  /** At most a hundred places that could not be looked at: of others, or closed to these rights. */
+  /** What could not be looked at in the repository. At most a hundred. */
   passed_over: string[];
 }
 

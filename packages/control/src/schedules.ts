@@ -3,7 +3,7 @@ import { startVerify } from "./backup-verify.ts";
 import type { Config } from "./config.ts";
 import { count } from "./counters.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
-import { InvalidError } from "./errors.ts";
+import { ControlError, InvalidError } from "./errors.ts";
 import type { Principal } from "./principal.ts";
 import { repairQuotas } from "./quota-repair.ts";
 import { startReap } from "./repository-reap.ts";
@@ -88,5 +88,12 @@ async function verifySample(tx: Transaction, config: Config, hours: number): Pro
     ORDER BY GREATEST(coalesce(b.verified_at, b.created_at),
       (SELECT max(o.created_at) FROM operations o WHERE o.backup_id = b.id AND o.kind = 'backup-verify')), b.id
     LIMIT (SELECT ceil(count(*) * ${percent}::float8 / 100) FROM backups WHERE status = 'available' AND deleted_at IS NULL)`;
-  for (const backup of sample) await startVerify(tx, config, clockwork(backup.projectId), { backup, mode });
+  for (const backup of sample) {
+    try {
+      await startVerify(tx, config, clockwork(backup.projectId), { backup, mode });
+    } catch (error) {
+      // One that cannot be verified, of a repository that is no longer configured say, is not the others' affair.
+      if (!(error instanceof ControlError)) throw error;
+    }
+  }
 }

@@ -1,7 +1,8 @@
 import { prefixOf, readDatedPrefix } from "@tephra/format";
 import { dataNumber, hashListName, keyVersion, metadataName } from "./layout.ts";
-import { isOthersFailure, type OnPassedOver } from "./repository/passed-over.ts";
-import type { ListedObject, Repository } from "./repository/repository.ts";
+import { isOnlyHere, isStored, listContainer } from "./list-backups.ts";
+import type { OnPassedOver } from "./repository/passed-over.ts";
+import type { Repository } from "./repository/repository.ts";
 
 /** The objects of one backup in a container, as a listing shows them. */
 export interface ListedPlace {
@@ -18,7 +19,8 @@ export interface ListedPlace {
 
 /**
  * What there is of backups in some containers, whole or not. Objects whose names are not exactly those that a backup with a full id and a
- * time has are passed over, and so are containers of others that cannot be listed. Holds a little for each backup of one container in memory.
+ * time has are passed over, and so is what cannot be listed. One that the listing shows without its metadata is asked for by name. Holds a little
+ * for each backup of one container in memory.
  */
 export async function* findPlaces(
   repository: Repository,
@@ -39,21 +41,17 @@ export async function* findPlaces(
       place.whole ||= name === metadataName(prefix);
       if (modifiedAt > place.modifiedAt) place.modifiedAt = modifiedAt;
     }
-    yield* places.values();
-  }
-}
-
-/** What may be of backups in a container; nothing when it is not the repository's own and closed to these rights. */
-export async function* listContainer(
-  repository: Repository,
-  container: string,
-  onPassedOver: OnPassedOver,
-): AsyncGenerator<ListedObject> {
-  try {
-    yield* repository.list(container, "volume_");
-  } catch (error) {
-    if (!isOthersFailure(repository, container, error)) throw error;
-    onPassedOver(container, error.message);
+    for (const place of places.values()) {
+      // A listing may be behind, or not say all: whether it is a backup is asked by name.
+      try {
+        place.whole ||= await isStored({ repository, container, prefix: place.prefix });
+      } catch (error) {
+        if (!(await isOnlyHere(repository, error))) throw error;
+        onPassedOver(`${container}/${metadataName(place.prefix)}`, (error as Error).message);
+        continue;
+      }
+      yield place;
+    }
   }
 }
 

@@ -36,7 +36,14 @@ export {
   serviceMatches,
 } from "./import-record.ts";
 export { type BackupLayout, checkLayout, checkPrefix } from "./layout.ts";
-export { describeBackup, findBackups, holdsOnlyBackups, isStored, type ListedBackup } from "./list-backups.ts";
+export {
+  describeBackup,
+  findBackups,
+  holdsOnlyBackups,
+  isOnlyHere,
+  isStored,
+  type ListedBackup,
+} from "./list-backups.ts";
 export type { RangeReport } from "./range-report.ts";
 export { openRepository, type RepositorySettings } from "./repository/open-repository.ts";
 export {

@@ -11,6 +11,8 @@ export interface RescannedBackup {
   dependents: number;
   /** Why it cannot be restored: its own problem, or one of its chain. */
   problem: string | null;
+  /** Whether it, or one of its chain, could not be read: better entered another time than as damaged. */
+  unreadable: boolean;
 }
 
 /**
@@ -34,11 +36,16 @@ export async function rescan(
     if (parentId !== null) dependents.set(parentId, (dependents.get(parentId) ?? 0) + 1);
   }
   const rescanned = [...found.values()].map((backup): RescannedBackup => {
-    const { chain, problem } = chainOf(backup, found);
-    return { backup, chain, dependents: dependents.get(backup.reference.backupId) ?? 0, problem };
+    return { backup, dependents: dependents.get(backup.reference.backupId) ?? 0, ...chainOf(backup, found) };
   });
   for (const backup of twins) {
-    rescanned.push({ backup, chain: [backup.reference.backupId], dependents: 0, problem: backup.problem });
+    rescanned.push({
+      backup,
+      chain: [backup.reference.backupId],
+      dependents: 0,
+      problem: backup.problem,
+      unreadable: backup.unreadable,
+    });
   }
   return rescanned.sort((one, other) => one.chain.length - other.chain.length || compareDates(one, other));
 }
@@ -78,20 +85,21 @@ export function recordOf(repository: Repository, rescanned: Pick<RescannedBackup
 function chainOf(
   backup: ListedBackup,
   found: ReadonlyMap<string, ListedBackup>,
-): { chain: string[]; problem: string | null } {
+): { chain: string[]; problem: string | null; unreadable: boolean } {
   const chain = [backup.reference.backupId];
-  let problem = backup.problem;
+  let { problem, unreadable } = backup;
   for (let parentId = backup.parentId; parentId !== null; ) {
-    if (chain.includes(parentId)) return { chain, problem: problem ?? "its parents form a circle" };
+    if (chain.includes(parentId)) return { chain, problem: problem ?? "its parents form a circle", unreadable };
     const parent = found.get(parentId);
     if (parent === undefined) {
-      return { chain, problem: problem ?? `backup ${parentId}, on which it builds, is not there` };
+      return { chain, problem: problem ?? `backup ${parentId}, on which it builds, is not there`, unreadable };
     }
     if (parent.problem !== null) problem ??= `backup ${parentId}, on which it builds: ${parent.problem}`;
+    unreadable ||= parent.unreadable;
     chain.push(parentId);
     parentId = parent.parentId;
   }
-  return { chain, problem };
+  return { chain, problem, unreadable };
 }
 
 function compareDates(one: RescannedBackup, other: RescannedBackup): number {

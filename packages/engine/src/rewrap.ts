@@ -1,7 +1,7 @@
 import { prefixOf } from "@tephra/format";
 import { EncryptionKeyMissingError, EncryptionKeyWrongError, InvalidBackupError } from "./errors.ts";
-import { listContainer } from "./find-places.ts";
 import { keyVersion } from "./layout.ts";
+import { listContainer } from "./list-backups.ts";
 import type { BackupPlace, Repository } from "./repository/repository.ts";
 import type { RunContext } from "./run-context.ts";
 

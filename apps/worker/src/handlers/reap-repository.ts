@@ -13,9 +13,11 @@ import {
   readContainers,
 } from "@tephra/control";
 import {
+  EngineError,
   exportLeftovers,
   findPlaces,
   idsIn,
+  isOnlyHere,
   type Leftover,
   type ListedPlace,
   type Repository,
@@ -74,6 +76,17 @@ const passOver =
     if (result.passed_over.length < namesMax && !result.passed_over.includes(place)) result.passed_over.push(place);
   };
 
+/** One thing that cannot be looked at or removed does not end the pass, as long as the repository itself answers. */
+async function alone(pass: Pass, place: string, work: () => Promise<void>): Promise<void> {
+  try {
+    await work();
+  } catch (error) {
+    pass.run.signal.throwIfAborted();
+    if (!(await isOnlyHere(pass.repository, error))) throw error;
+    passOver(pass)(place, (error as Error).message);
+  }
+}
+
 function count({ result }: Pass, kind: keyof ReapCounts, name: string, items = 1): void {
   result.removed[kind] += items;
   if (result.names.length < namesMax) result.names.push(name);
@@ -95,7 +108,7 @@ async function reapPlaces(pass: Pass, named: readonly string[]): Promise<void> {
     if (isYoung(pass, place.modifiedAt)) continue;
     const verdict = await judgePlace(context.database, input, place);
     if (verdict === "unknown" && result.unknown.length < namesMax) result.unknown.push(nameOf(place));
-    if (verdict === "orphan") await reapPlace(pass, place);
+    if (verdict === "orphan") await alone(pass, nameOf(place), () => reapPlace(pass, place));
   }
 }
 
@@ -118,8 +131,10 @@ async function reapLeftovers(pass: Pass, named: readonly string[]): Promise<void
     run.signal.throwIfAborted();
     const { kind, name, ids } = describe(leftover);
     if (isYoung(pass, leftover.modifiedAt) || (await areBusy(context.database, ids, input.graceMs))) continue;
-    if (!input.dryRun) await repository.removeLeftover(leftover, run);
-    count(pass, kind, name);
+    await alone(pass, name, async () => {
+      if (!input.dryRun) await repository.removeLeftover(leftover, run);
+      count(pass, kind, name);
+    });
   }
 }
 
@@ -139,14 +154,18 @@ async function reapBackend(pass: Pass, name: string): Promise<void> {
   const { database, sites } = context;
   const backend = await sites.backend(name).catch(() => null);
   if (backend === null) return void result.unreached.push(name);
-  for await (const leftover of backend.leftovers()) {
+  const leftovers = backend.leftovers()[Symbol.asyncIterator]();
+  for (;;) {
+    const next = await leftovers.next().catch(ofStorage((reason) => passOver(pass)(name, reason)));
+    if (next === undefined || next.done) return;
     run.signal.throwIfAborted();
-    const { kind, path, ids, modifiedAt } = leftover;
+    const { kind, path, ids, modifiedAt } = next.value;
     if (isYoung(pass, modifiedAt) || (await areBusy(database, ids, input.graceMs))) continue;
     if (kind !== "private" && !(await isForgottenFile(database, kind, ids[0] ?? "", input.graceMs))) continue;
     run.fence();
-    if (!input.dryRun) await backend.removeLeftover(leftover);
-    count(pass, backendKinds[kind], path);
+    const gone = input.dryRun ? Promise.resolve() : backend.removeLeftover(next.value);
+    const counted = gone.then(() => count(pass, backendKinds[kind], path));
+    await counted.catch(ofStorage((reason) => passOver(pass)(path, reason)));
   }
 }
 
@@ -166,3 +185,11 @@ async function reapExports(pass: Pass): Promise<void> {
     }
   }
 }
+
+/** For catch(): what a volume backend's storage refuses is told; anything else is thrown. */
+const ofStorage =
+  (tell: (reason: string) => void) =>
+  (error: unknown): undefined => {
+    if (!(error instanceof EngineError) || !/^(?:volume_storage|backend_unavailable)/.test(error.code)) throw error;
+    tell(error.message);
+  };

@@ -14,7 +14,8 @@ export const rescanRepositoryTask: Handler = async (task, { config, database, lo
     if (passedOver.size < problemsMax) passedOver.add(place);
   });
   const found = rescanned.map((each) => foundOf(each, repository.service));
-  const enterable = found.filter((backup) => isUuid(backup.id));
+  // What could not be read is not entered as damaged: the next rescan may find it whole.
+  const enterable = found.filter((backup, index) => isUuid(backup.id) && !rescanned[index]?.unreadable);
   const entered = await enterBackups(database, config, task.operation, enterable);
   const problems = found.flatMap(({ id, problem }) => {
     if (!isUuid(id)) return [{ id, problem: "its id is no uuid" }];

@@ -294,7 +294,7 @@ describe("tephra-engine", () => {
       expect(refused.stderr).toMatch(/The repository .* is unavailable \((?:EROFS|EACCES)\)/);
     }
     await chmod(join(home, "repo"), 0o770);
-  });
+  }, 120_000);
 
   test.each([
     { args: [] },

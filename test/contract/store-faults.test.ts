@@ -246,16 +246,16 @@ describe("configuration", () => {
   test.each([
     "s3:",
     "s3://b",
-    "s3://b?access_key=sesame&secret_key=",
-    "s3://b?access_key=sesame&secret_key=sesame&nonsense=1",
-    "s3://b?access_key=sesame&secret_key=sesame&access_key=sesame",
-    "s3://b?access_key=sesame&secret_key=sesame&endpoint=ftp://x",
-    "s3://b?access_key=sesame&secret_key=sesame&endpoint=http://u:sesame@x",
-    "s3://b?access_key=sesame&secret_key=sesame&path_style=maybe",
-    "s3://b?access_key=sesame&secret_key=sesame&part_bytes=1",
-    "s3://b?access_key=sesame&secret_key=sesame&ca=/nowhere",
-    "s3://b?access_key=sesame%2&secret_key=sesame",
-    "s3://b?credentials=/nowhere",
+    "s3://bkt?access_key=sesame&secret_key=",
+    "s3://bkt?access_key=sesame&secret_key=sesame&nonsense=1",
+    "s3://bkt?access_key=sesame&secret_key=sesame&access_key=sesame",
+    "s3://bkt?access_key=sesame&secret_key=sesame&endpoint=ftp://x",
+    "s3://bkt?access_key=sesame&secret_key=sesame&endpoint=http://u:sesame@x",
+    "s3://bkt?access_key=sesame&secret_key=sesame&path_style=maybe",
+    "s3://bkt?access_key=sesame&secret_key=sesame&part_bytes=1",
+    "s3://bkt?access_key=sesame&secret_key=sesame&ca=/nowhere",
+    "s3://bkt?access_key=sesame%2&secret_key=sesame",
+    "s3://bkt?credentials=/nowhere",
     "swift:c?auth=v1&user=u&key=sesame",
     "swift:c?auth=v9&auth_url=http://x&user=u&key=sesame",
     "swift:c?auth=v1&auth_url=http://x&user=u",
@@ -269,7 +269,7 @@ describe("configuration", () => {
   test("a damaged file of credentials is refused without its contents", async () => {
     const path = join(folder, "credentials");
     await writeFile(path, '{"secret_key": "sesame",');
-    const error: unknown = await openRepository("s3://b", { credentials: path }).catch((thrown: unknown) => thrown);
+    const error: unknown = await openRepository("s3://bkt", { credentials: path }).catch((thrown: unknown) => thrown);
     expect(error).toBeInstanceOf(RepositoryConfigError);
     expect((error as Error).message).not.toContain("sesame");
   });

@@ -40,7 +40,9 @@ import {
   provisionVolumeTask,
   removeVolumeTask,
 } from "./handlers/volumes.ts";
-import { CancelledError, DrainedError, LeaseLostError, type Leases } from "./leases.ts";
+import { CancelledError, DrainedError, HungError, LeaseLostError, type Leases } from "./leases.ts";
+import { PlaceHangsError } from "./sites.ts";
+import { watchSites } from "./watched-sites.ts";
 
 /** Task kind → who does it. A kind without a handler does not compile. */
 const handlers: Readonly<Record<TaskKind, Handler>> = {
@@ -76,7 +78,7 @@ export type Verdict =
   | { next: "drop" }
   /** The operation ended: the task ends with it. */
   | { next: "cancel" }
-  /** The worker stops: back it goes, at no cost. */
+  /** The worker stops, or cannot do it now for reasons of its own: back it goes, at no cost. */
   | { next: "hand-back" }
   | { next: "retry"; reason: string }
   | { next: "fail"; failure: Failure };
@@ -87,7 +89,8 @@ const permanent = [ConfigError, InvalidError, NotFoundError, QuotaExceededError]
 export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, attemptsMax: number): Verdict {
   if (error instanceof ClaimLostError || error instanceof LeaseLostError) return { next: "drop" };
   if (error instanceof CancelledError || error instanceof OperationEndedError) return { next: "cancel" };
-  if (error instanceof DrainedError) return { next: "hand-back" };
+  if (error instanceof DrainedError || error instanceof PlaceHangsError) return { next: "hand-back" };
+  if (error instanceof HungError && error.places.length === 0) return { next: "hand-back" };
   const reason = error instanceof Error ? error.message : String(error);
   if (error instanceof DamagedObjectError) {
     const { backupId, object, reason: what } = error;
@@ -171,14 +174,19 @@ async function doTask(task: ClaimedTask, askedAt: bigint, context: WorkerContext
     context.hooks.reached(task.kind);
     lease.run.fence();
   };
+  let work: Promise<void> = Promise.resolve();
   try {
     assertClaimable(task, config.tasks.claims_max);
     const reporting = (): void => context.hooks.reached(`${task.kind}.reporting`);
-    await handlers[task.kind]({ ...task, reporting }, context, { ...lease.run, fence });
+    const sites = watchSites(context.sites, lease.watch);
+    work = handlers[task.kind]({ ...task, reporting }, { ...context, sites }, { ...lease.run, fence });
+    // A task that is given up goes on to somebody else, wherever its handler stands.
+    await Promise.race([work, lease.hung]);
     context.hooks.reached(`${task.kind}.done`);
     events.taskFinished(log, task, Number((process.hrtime.bigint() - askedAt) / 1_000_000n));
   } catch (error) {
     const cause = causeOf(error, lease.run.signal);
+    if (error instanceof HungError) await context.onHung(error, work);
     const verdict = verdictOf(cause, task, config.tasks.attempts_max);
     events.taskDropped(log, task, `${verdict.next}: ${(cause as Error).message}`);
     await obey(verdict, task, context).catch((fault: unknown) =>

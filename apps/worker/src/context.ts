@@ -8,7 +8,8 @@ import {
   type TaskResult,
 } from "@tephra/control";
 import type { Engine, RunContext, UserPlaces } from "@tephra/engine";
-import type { Sites } from "./sites.ts";
+import type { HungError } from "./leases.ts";
+import type { Places } from "./sites.ts";
 
 /** What every handler may use; built once by main.ts. */
 export interface WorkerContext {
@@ -16,9 +17,11 @@ export interface WorkerContext {
   log: Logger;
   database: Database;
   engine: Engine;
-  sites: Sites;
+  sites: Places;
   workerId: string;
   hooks: Hooks;
+  /** A task was given up that may still stand where it stood; `settled` when it no longer does. Resolves when others know of it. */
+  onHung(error: HungError, settled: Promise<unknown>): Promise<void>;
 }
 
 /** A task in the hands of its handler. */

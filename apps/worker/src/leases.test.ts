@@ -55,7 +55,7 @@ const throwsLost = (fence: () => void): boolean => {
 describe("a lease", () => {
   it("that cannot be renewed stops its task before anybody else may take it", async () => {
     const leaseMs = 1_000;
-    const leases = openLeases({ database, log, workerId: "w", leaseMs, heartbeatMs: hourMs });
+    const leases = openLeases({ database, log, workerId: "w", leaseMs, heartbeatMs: hourMs, quietMs: hourMs });
     const { task, askedAt } = await claimed(database, leaseMs);
     await using held = leases.hold(task, askedAt);
     held.run.fence();
@@ -66,7 +66,7 @@ describe("a lease", () => {
   });
 
   it("closes its fence at once after a sleep longer than the lease, before any timer has run", async () => {
-    const leases = openLeases({ database, log, workerId: "w", leaseMs: 10_000, heartbeatMs: hourMs });
+    const leases = openLeases({ database, log, workerId: "w", leaseMs: 10_000, heartbeatMs: hourMs, quietMs: hourMs });
     const { task, askedAt } = await claimed(database, 10_000);
     await using held = leases.hold(task, askedAt - 6_001_000_000n);
     expect(held.run.writableUntil?.[0], "threads see it too").toBeLessThan(process.hrtime.bigint());
@@ -76,7 +76,7 @@ describe("a lease", () => {
 
   it("that is renewed in time stays open, and is lost when another has claimed the task", async () => {
     const leaseMs = 600;
-    const leases = openLeases({ database, log, workerId: "w", leaseMs, heartbeatMs: 50 });
+    const leases = openLeases({ database, log, workerId: "w", leaseMs, heartbeatMs: 50, quietMs: hourMs });
     const { task, askedAt } = await claimed(database, leaseMs);
     await using held = leases.hold(task, askedAt);
     await waitFor(() => msSince(askedAt) > leaseMs * 2, { what: "two leases have passed", everyMs: 20 });
@@ -88,6 +88,43 @@ describe("a lease", () => {
     await leases.stop();
   });
 
+  it("is given up when a call has not returned, however often others are tried, and kept while something moves", async () => {
+    const quietMs = 600;
+    const leases = openLeases({ database, log, workerId: "w", leaseMs: 10_000, heartbeatMs: 50, quietMs });
+    const { task, askedAt } = await claimed(database, 10_000);
+    await using held = leases.hold(task, askedAt);
+    let given: unknown = null;
+    held.hung.catch((error: unknown) => {
+      given = error;
+    });
+    const slow = held.watch.begin("repository:main", "putIfAbsent");
+    let bytesDone = 0;
+    await waitFor(
+      () => {
+        bytesDone += 1;
+        held.run.onProgress({ bytesDone, bytesStored: 0 });
+        return msSince(askedAt) > quietMs * 4;
+      },
+      { what: "bytes have moved for longer than it may stand still", everyMs: 50 },
+    );
+    expect(given, "bytes moved").toBeNull();
+    slow();
+    held.watch.begin("repository:main", "putIfAbsent", 2_000);
+    const beganAt = process.hrtime.bigint();
+    await waitFor(
+      () => {
+        held.run.onProgress({ bytesDone, bytesStored: 0 }); // The same again is no progress.
+        return given !== null;
+      },
+      { what: "it is given up", everyMs: 50 },
+    );
+    expect(msSince(beganAt), "not before the time that the call asked for").toBeGreaterThan(2_000);
+    expect(given).toMatchObject({ code: "hung", places: ["repository:main"] });
+    expect(held.run.writableUntil?.[0], "threads stop at once").toBe(0n);
+    expect(() => held.run.fence()).toThrow(/did not answer/);
+    await leases.stop();
+  });
+
   it("is renewed on another connection when its own falls silent", async () => {
     const leaseMs = 6_000;
     await using own = new AsyncDisposableStack();
@@ -96,7 +133,14 @@ describe("a lease", () => {
     const throughProxy = openDatabase(proxy.through(url));
     own.defer(() => throughProxy.$disconnect());
     own.defer(() => proxy.trouble({ kind: "cut" }));
-    const leases = openLeases({ database: throughProxy, log, workerId: "w", leaseMs, heartbeatMs: 100 });
+    const leases = openLeases({
+      database: throughProxy,
+      log,
+      workerId: "w",
+      leaseMs,
+      heartbeatMs: 100,
+      quietMs: hourMs,
+    });
     const { task, askedAt } = await claimed(throughProxy, leaseMs);
     await using held = leases.hold(task, askedAt);
     proxy.trouble({ kind: "silent" });

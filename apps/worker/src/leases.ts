@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { type ClaimedTask, type Database, type Logger, renewLeases } from "@tephra/control";
+import { type ClaimedTask, type Database, type Logger, quietMsOf, renewLeases } from "@tephra/control";
 import type { RunContext } from "@tephra/engine";
+import type { CallWatch } from "./watched-sites.ts";
 
 /** The lease can be somebody else's by now, or will be before this worker could renew it: not one more byte is written. */
 export class LeaseLostError extends Error {
@@ -29,6 +30,25 @@ export class DrainedError extends Error {
   }
 }
 
+/** Nothing of the task has moved for longer than its kind may stand still: it is given up here, whatever becomes of its call. */
+export class HungError extends Error {
+  readonly code = "hung";
+  readonly retryable = true;
+  /** Where it waits: `repository:NAME`, `backend:NAME`. Empty when it waits for nothing but this process itself. */
+  readonly places: readonly string[];
+  constructor(places: readonly string[], what: string) {
+    super(what);
+    this.name = "HungError";
+    this.places = places;
+  }
+}
+
+/**
+ * A task that has no call at any place may compute, or wait for its share of threads and memory: it is given so many times as long as
+ * a call.
+ */
+const computingFactor = 3;
+
 /** After this part of a lease without a renewal a worker stops by itself, by its own monotonic clock. */
 const selfStopFraction = 0.6;
 
@@ -39,10 +59,23 @@ interface Held {
   writableUntil: BigInt64Array<SharedArrayBuffer>;
   bytesDone: number;
   bytesStored: number;
+  /** How long nothing has moved, in ms of this process: while it is stopped no time passes. */
+  quietMs: number;
+  /** Calls that have not ended, with the time for which each has lasted. */
+  calls: Set<{ place: string; call: string; needsMs: number; lastsMs: number }>;
+  /** What it holds open, by place. */
+  open: Map<string, number>;
+  hung: PromiseWithResolvers<never>;
+  /** Whether it was given up. */
+  given: boolean;
 }
 
 export interface HeldLease extends AsyncDisposable {
   run: RunContext;
+  /** To be told of every call that the task makes at a place. */
+  watch: CallWatch;
+  /** Rejects with HungError when nothing has moved for too long. The task may still stand where it stands, but can write nothing any more. */
+  hung: Promise<never>;
   /** What the engine reported last. */
   progress(): { bytesDone: number; bytesStored: number };
 }
@@ -58,7 +91,8 @@ export interface Leases {
 
 /**
  * Renews all leases of this worker in one statement per heartbeat. A task whose lease was lost or whose operation ended is aborted;
- * when no renewal succeeds for 60 % of a lease, all are, before anybody else can take them.
+ * when no renewal succeeds for 60 % of a lease, all are, before anybody else can take them. A task in which nothing moves for longer
+ * than its kind may stand still is given up.
  */
 export function openLeases(options: {
   database: Database;
@@ -66,8 +100,16 @@ export function openLeases(options: {
   workerId: string;
   leaseMs: number;
   heartbeatMs: number;
+  /** How long a task may stand still, see quietMsOf(). */
+  quietMs: number;
+  /** As the engine says it. */
+  fileCallMs?: () => number;
+  /** Whether a place answers others. */
+  answers?: (place: string) => boolean;
 }): Leases {
   const { database, log, workerId, leaseMs } = options;
+  const fileCallMs = options.fileCallMs ?? (() => 0);
+  const answers = options.answers ?? (() => true);
   const held = new Map<string, Held>();
   const limitMs = leaseMs * selfStopFraction;
   const stopsAt = (renewedAt: bigint): bigint => renewedAt + BigInt(Math.floor(limitMs * 1e6));
@@ -75,6 +117,32 @@ export function openLeases(options: {
   const lose = (h: Held, why: string): void => {
     Atomics.store(h.writableUntil, 0, 0n);
     if (!h.controller.signal.aborted) h.controller.abort(new LeaseLostError(h.task.id, why));
+  };
+
+  const giveUp = (h: Held, error: HungError): void => {
+    h.given = true;
+    Atomics.store(h.writableUntil, 0, 0n);
+    h.controller.abort(error);
+    h.hung.reject(error);
+  };
+  /** What is wrong with a task that nothing has moved in; null while that is well. */
+  const stillnessOf = (h: Held): HungError | null => {
+    const limit = quietMsOf(h.task.kind, options.quietMs);
+    const seconds = Math.round(h.quietMs / 1000);
+    if (h.quietMs <= limit) return null;
+    const needed = ({ place, needsMs }: { place: string; needsMs: number }): number => (answers(place) ? needsMs : 0);
+    const waiting = [...h.calls].filter((call) => call.lastsMs > limit + needed(call));
+    if (waiting.length > 0) {
+      const places = [...new Set(waiting.map(({ place }) => place))];
+      const calls = [...new Set(waiting.map(({ place, call }) => `${place} (${call})`))].join(", ");
+      return new HungError(places, `${calls} did not answer for ${seconds} s`);
+    }
+    const atFile = fileCallMs() > limit;
+    if (!atFile && (h.calls.size > 0 || h.quietMs <= limit * computingFactor)) return null;
+    const places = [...h.open.keys()];
+    return atFile && places.length > 0
+      ? new HungError(places, `${places.join(", ")} did not answer for ${seconds} s`)
+      : new HungError([], `Task ${h.task.id} did not move for ${seconds} s, and called nothing`);
   };
 
   // Answers may overtake each other.
@@ -119,12 +187,22 @@ export function openLeases(options: {
     }
   };
   const heartbeat = setInterval(() => void beat(), options.heartbeatMs);
-  const watch = setInterval(
-    () => {
-      for (const h of held.values()) if (stale(h)) lose(h, "the lease could not be renewed in time");
-    },
-    Math.max(50, limitMs / 10),
-  );
+  const watchMs = Math.max(50, limitMs / 10);
+  let watchedAt = performance.now();
+  const watch = setInterval(() => {
+    // A process that was stopped, or so busy that its timers waited, has not seen the answers that came meanwhile.
+    const now = performance.now();
+    const passedMs = Math.min(now - watchedAt, 2 * watchMs);
+    watchedAt = now;
+    for (const h of held.values()) {
+      if (stale(h)) lose(h, "the lease could not be renewed in time");
+      h.quietMs += passedMs;
+      for (const call of h.calls) call.lastsMs += passedMs;
+      // Also when it is to end for another reason: who called it waits.
+      const stillness = h.given ? null : stillnessOf(h);
+      if (stillness) giveUp(h, stillness);
+    }
+  }, watchMs);
 
   return {
     hold(task, claimedAt) {
@@ -134,6 +212,15 @@ export function openLeases(options: {
         writableUntil: new BigInt64Array(new SharedArrayBuffer(8)),
         bytesDone: 0,
         bytesStored: 0,
+        quietMs: 0,
+        calls: new Set(),
+        open: new Map(),
+        hung: Promise.withResolvers<never>(),
+        given: false,
+      };
+      mine.hung.promise.catch(() => {});
+      const moved = (): void => {
+        mine.quietMs = 0;
       };
       Atomics.store(mine.writableUntil, 0, stopsAt(claimedAt));
       held.set(`${task.id}-${task.claim}`, mine);
@@ -147,10 +234,30 @@ export function openLeases(options: {
           },
           writableUntil: mine.writableUntil,
           onProgress(progress) {
+            if (progress.bytesDone !== mine.bytesDone || progress.bytesStored !== mine.bytesStored) moved();
             mine.bytesDone = progress.bytesDone;
             mine.bytesStored = progress.bytesStored;
           },
         },
+        watch: {
+          moved,
+          begin(place, call, needsMs = 0) {
+            const begun = { place, call, needsMs, lastsMs: 0 };
+            mine.calls.add(begun);
+            return () => {
+              if (mine.calls.delete(begun)) moved();
+            };
+          },
+          opened(place) {
+            mine.open.set(place, (mine.open.get(place) ?? 0) + 1);
+            return () => {
+              const left = (mine.open.get(place) ?? 1) - 1;
+              if (left > 0) mine.open.set(place, left);
+              else mine.open.delete(place);
+            };
+          },
+        },
+        hung: mine.hung.promise,
         progress: () => ({ bytesDone: mine.bytesDone, bytesStored: mine.bytesStored }),
         async [Symbol.asyncDispose]() {
           held.delete(`${task.id}-${task.claim}`);

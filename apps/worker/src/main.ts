@@ -1,5 +1,7 @@
 import { randomUUID } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
 import {
+  allowFileThreads,
   type Config,
   ConfigError,
   hooksOf,
@@ -28,6 +30,10 @@ import { openSites } from "./sites.ts";
 const abortGraceMs = 3_000;
 /** What else stopping takes; servers that are silent are not waited for any longer. */
 const farewellMs = 1_000;
+/** Threads for calls to files beside one for each slot: for probes, and for what hangs. */
+const spareFileThreads = 16;
+/** How long a task that was given up waits for others to learn of the place that hangs. */
+const tellMs = 5_000;
 
 function readConfig(): Config {
   try {
@@ -47,6 +53,7 @@ async function until(done: () => boolean, limitMs: number): Promise<void> {
 /** One worker process: joins the planes. Takes jobs, claims their tasks, calls the engine; dispatches and heals beside it. */
 async function main(): Promise<void> {
   const config = readConfig();
+  allowFileThreads(config.worker.slots + spareFileThreads);
   const log = openLog(config, "worker");
   logCrash(log);
   logVitals(log, config.vitals_ms);
@@ -56,8 +63,36 @@ async function main(): Promise<void> {
   const database = openDatabase(config.database_url, slots + 4, config.crash_at === null ? null : hooks);
   const engine = openEngine({ memoryBytes, ...(threads === null ? {} : { threads }) });
   const sites = openSites(config, log);
-  const context: WorkerContext = { config, log, database, engine, sites, workerId, hooks };
-  const leases = openLeases({ database, log, workerId, leaseMs, heartbeatMs });
+  /** Tasks that were given up and still stand where they stood, with whatever they hold. */
+  const standing = new Set<Promise<unknown>>();
+  const onHung: WorkerContext["onHung"] = async ({ places, message }, settled) => {
+    const starved = places.length === 0 && standing.size > 0;
+    log.warn({ event: "worker.hung", places, reason: message }, "a task that did not move was given up");
+    standing.add(settled);
+    queues.resize(slots - standing.size);
+    const end = (): void => {
+      standing.delete(settled);
+      queues.resize(slots - standing.size);
+    };
+    settled.then(end, end);
+    sites.hang(places, message, settled);
+    await Promise.race([lookSafely(true), sleep(tellMs)]);
+    // What hangs holds threads and memory that nothing gives back: a new process has its own.
+    if (starved || standing.size >= slots) void stop("too much hangs");
+  };
+  const context: WorkerContext = { config, log, database, engine, sites, workerId, hooks, onHung };
+  const { quiet_ms: quietMs } = config.tasks;
+  const fileCallMs = (): number => engine.fileCallMs();
+  const leases = openLeases({
+    database,
+    log,
+    workerId,
+    leaseMs,
+    heartbeatMs,
+    quietMs,
+    fileCallMs,
+    answers: sites.answers,
+  });
   const queues = openJobQueues({
     url: config.redis_url,
     slots,
@@ -90,7 +125,7 @@ async function main(): Promise<void> {
       id: workerId,
       host: config.hostName,
       pid: process.pid,
-      slots,
+      slots: Math.max(0, slots - standing.size),
       reaches,
       unreachable,
       freeBytes,
@@ -98,23 +133,33 @@ async function main(): Promise<void> {
     for (const [name, why] of Object.entries(unreachable)) log.warn({ name, why }, "not reached from here");
     dispatcher.wake();
   };
-  let looking = false;
-  const lookSafely = async (): Promise<void> => {
-    if (looking) return;
-    looking = true;
-    await look().catch((error: unknown) => log.warn({ err: error }, "could not look around"));
-    looking = false;
+  let looking: Promise<void> | null = null;
+  /** One look at a time. `anew`: one that begins after now. */
+  const lookSafely = async (anew = false): Promise<void> => {
+    if (anew) await looking;
+    looking ??= look()
+      .catch((error: unknown) => log.warn({ err: error }, "could not look around"))
+      .finally(() => {
+        looking = null;
+      });
+    await looking;
   };
   await lookSafely();
   // A mount may come or go: the places are looked at again with every heartbeat.
   const probing = setInterval(() => void lookSafely(), heartbeatMs);
   log.info({ event: "worker.started", worker: workerId, slots }, "worker started");
 
+  /** An exit waits for all threads, and one that hangs never comes. */
+  const leave = (code: number): void => {
+    log.flush();
+    if (standing.size === 0 && leases.count() === 0 && !sites.isProbing()) process.exit(code);
+    process.kill(process.pid, "SIGKILL");
+  };
   const stop = async (signal: string): Promise<void> => {
     if (stopping) return;
     stopping = true;
     log.info({ event: "worker.stopping", signal, tasks: leases.count() }, "worker stops");
-    setTimeout(() => process.exit(1), config.worker.drain_ms + abortGraceMs + farewellMs);
+    setTimeout(() => leave(1), config.worker.drain_ms + abortGraceMs + farewellMs);
     clearInterval(probing);
     await queues.pause().catch(() => {});
     await Promise.allSettled([
@@ -134,7 +179,7 @@ async function main(): Promise<void> {
       database.$disconnect(),
     ]);
     log.info({ event: "worker.stopped" }, "worker stopped");
-    process.exit(0);
+    leave(0);
   };
   process.on("SIGTERM", () => void stop("SIGTERM"));
   process.on("SIGINT", () => void stop("SIGINT"));

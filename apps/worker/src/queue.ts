@@ -24,6 +24,8 @@ export interface JobQueues {
    * come, or after a second without Redis, whose jobs come when it does.
    */
   serve(name: string): Promise<void>;
+  /** Takes so many jobs at once from now on. */
+  resize(slots: number): void;
   /** Takes nothing new. What runs goes on. */
   pause(): Promise<void>;
   close(): Promise<void>;
@@ -36,7 +38,8 @@ export function openJobQueues(options: {
   log: Logger;
   run: (taskId: string) => Promise<void>;
 }): JobQueues {
-  const { log, slots } = options;
+  const { log } = options;
+  let { slots } = options;
   const producer = new Redis(options.url, {
     ...redisOptions,
     enableOfflineQueue: false,
@@ -93,6 +96,10 @@ export function openJobQueues(options: {
       });
       worker.on("error", (error) => log.debug({ err: error }, "consumer"));
       await Promise.race([worker.waitUntilReady(), sleep(connectMs)]);
+    },
+    resize(count) {
+      slots = Math.max(1, count);
+      if (worker) worker.concurrency = slots;
     },
     async pause() {
       await worker?.pause(true);

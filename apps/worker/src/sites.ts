@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import {
   type Config,
   encoderNeeds,
@@ -29,6 +30,16 @@ export class SiteUnreachableError extends Error {
   }
 }
 
+/** Calls at the place did not return, and it has not answered since: whatever needs it is for other workers. */
+export class PlaceHangsError extends Error {
+  readonly code = "place-hangs";
+  readonly retryable = true;
+  constructor(name: string, why: string) {
+    super(`${name} hangs: ${why}`);
+    this.name = "PlaceHangsError";
+  }
+}
+
 /** What this worker reaches, and why it does not reach the rest. */
 export interface Reach {
   reaches: string[];
@@ -37,10 +48,8 @@ export interface Reach {
   freeBytes: Record<string, number>;
 }
 
-/** The repositories and volume backends of the configuration, opened when first reached, and the encoders that they ask for. */
-export interface Sites extends AsyncDisposable {
-  /** Looks at every place again. */
-  probe(): Promise<Reach>;
+/** The places of the configuration, by their names. */
+export interface Places {
   /** For one claim: the repository's identity is read and compared first. */
   repository(name: string): Promise<Repository>;
   backend(name: string): Promise<FileBackend>;
@@ -49,15 +58,67 @@ export interface Sites extends AsyncDisposable {
 /** How long a service that takes objects is believed to take more. */
 const writableMs = 60_000;
 
+/** The repositories and volume backends of the configuration, opened when first reached, and the encoders that they ask for. */
+export interface Sites extends Places, AsyncDisposable {
+  /** Looks at every place again. */
+  probe(): Promise<Reach>;
+  /** Whether the last probe of a place ended in time, as far as is known. */
+  answers(place: string): boolean;
+  /** Whether a probe has not ended. */
+  isProbing(): boolean;
+  /**
+   * A call at `places` did not return. They are unreachable from now on until whatever called them has come to rest (`settled`) and a
+   * probe answers, though not before others had the time to take over.
+   */
+  hang(places: readonly string[], why: string, settled: Promise<unknown>): void;
+}
+
+/** A place that does not answer a probe within this time is not reached. The probe itself goes on, alone. */
+const probeWithinMs = 10_000;
+
 async function checkEncoder(repository: RepositoryConfig): Promise<void> {
   const { compression, zlib_encoder: zlibEncoder } = repository;
   requireEncoder({ compression, level: levelOf(repository), zlibEncoder });
 }
 
+interface Probe {
+  begunAt: number;
+  answer: Promise<void>;
+}
+
+/** @throws what the probe throws, or that it has not ended in time: then no other one is begun before it has */
+async function answerWithin(probes: Map<string, Probe>, name: string, begin: () => Promise<unknown>): Promise<void> {
+  let probe = probes.get(name);
+  if (!probe) {
+    probe = { begunAt: performance.now(), answer: begin().then(() => {}) };
+    const end = (): void => void probes.delete(name);
+    probe.answer.then(end, end);
+    probes.set(name, probe);
+  }
+  const lasts = performance.now() - probe.begunAt;
+  const late = sleep(Math.max(0, probeWithinMs - lasts), "late" as const, { ref: false });
+  if ((await Promise.race([probe.answer, late])) !== "late") return;
+  throw new Error(`It does not answer: a probe has lasted ${Math.round((performance.now() - probe.begunAt) / 1000)} s`);
+}
+
 export function openSites(config: Config, log: Logger): Sites {
   const repositories = new Map<string, { repository: Repository; id: string }>();
   const backends = new Map<string, FileBackend>();
+  const hanging = new Map<string, { why: string; calls: number; until: number }>();
+  const probes = new Map<string, Probe>();
+  const late = new Set<string>();
   const encoded = new Map(config.repositories.flatMap((r) => encoderNeeds(r.zlib_encoder).map((need) => [need, r])));
+
+  /** Why a place hangs; null when it does not, as far as is known. */
+  const hangs = (place: string): string | null => {
+    const found = hanging.get(place);
+    if (found && found.calls === 0 && performance.now() >= found.until) hanging.delete(place);
+    return hanging.get(place)?.why ?? null;
+  };
+  const refuseHanging = (place: string): void => {
+    const why = hangs(place);
+    if (why !== null) throw new PlaceHangsError(place, why);
+  };
 
   const openNamed = async (name: string): Promise<Repository> => {
     const known = repositories.get(name);
@@ -117,9 +178,13 @@ export function openSites(config: Config, log: Logger): Sites {
   return {
     async probe() {
       const reach: Reach = { reaches: [], unreachable: {}, freeBytes: {} };
-      const look = async (name: string, open: () => Promise<unknown>): Promise<void> => {
+      const look = async (name: string, open: () => Promise<unknown>, place = name): Promise<void> => {
         try {
-          await open();
+          refuseHanging(place);
+          await answerWithin(probes, name, open).finally(() => {
+            if (probes.has(name)) late.add(place);
+            else late.delete(place);
+          });
           reach.reaches.push(name);
         } catch (error) {
           reach.unreachable[name] = (error as Error).message;
@@ -129,7 +194,7 @@ export function openSites(config: Config, log: Logger): Sites {
       await Promise.all([
         ...config.repositories.map(async ({ name }) => {
           const [reading, writing] = [needToRead(name), needToWrite(name)];
-          await look(reading, () => openNamed(name));
+          await look(reading, () => openNamed(name), writing);
           const unread = reach.unreachable[reading];
           if (unread === undefined) await look(writing, () => checkWritable(name));
           else reach.unreachable[writing] = unread;
@@ -144,8 +209,28 @@ export function openSites(config: Config, log: Logger): Sites {
       reach.reaches.sort();
       return reach;
     },
-    repository: openNamed,
-    backend: openBackend,
+    async repository(name) {
+      refuseHanging(`repository:${name}`);
+      return openNamed(name);
+    },
+    async backend(name) {
+      refuseHanging(`backend:${name}`);
+      return openBackend(name);
+    },
+    answers: (place) => !late.has(place),
+    isProbing: () => probes.size > 0,
+    hang(places, why, settled) {
+      for (const place of places) {
+        const found = hanging.get(place) ?? { why, calls: 0, until: 0 };
+        found.calls += 1;
+        found.until = performance.now() + config.worker.lease_ms;
+        hanging.set(place, found);
+        const end = (): void => {
+          found.calls -= 1;
+        };
+        settled.then(end, end);
+      }
+    },
     async [Symbol.asyncDispose]() {
       for (const { repository } of repositories.values()) {
         try {

@@ -307,6 +307,8 @@ export const ConfigFile = z
         dispatch_timeout_ms: z.int().min(500).default(30_000),
         /** A task that no live worker can reach fails after this, as Cinder fails it. */
         unplaced_timeout_ms: z.int().min(500).default(60_000),
+        /** A task in which nothing moves for so long is given up, and so is the place that it waits for; some kinds are given more. */
+        quiet_ms: z.int().min(500).default(60_000),
         reconcile_ms: z.int().min(100).default(2_000),
         attempts_max: z.int().min(1).default(3),
         claims_max: z.int().min(1).default(100),
@@ -480,4 +482,12 @@ export function defaultVolumeBackend(config: Config): VolumeBackendConfig {
   const found = config.volume_backends[0];
   if (!found) throw new ConfigError([{ key: "volume_backends", problem: "at least one is needed" }]);
   return found;
+}
+
+/**
+ * Calls to files wait in threads of the process, of which there are four unless somebody says otherwise: a place that hangs would hold
+ * them all. To be said before the first such call.
+ */
+export function allowFileThreads(count: number): void {
+  process.env["UV_THREADPOOL_SIZE"] ||= String(count);
 }

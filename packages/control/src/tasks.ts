@@ -37,6 +37,28 @@ export const taskRanks = {
 } as const satisfies Record<string, number>;
 
 export type TaskKind = keyof typeof taskRanks;
+/**
+ * Kinds that a single call of which may take long without a sign of life, for it flushes, copies or removes a whole volume: so many times
+ * `tasks.quiet_ms`. All others show within one that they move.
+ */
+const quietFactors: Partial<Record<TaskKind, number>> = {
+  restore: 2,
+  publish: 5,
+  "conclude-group": 5,
+  "remove-volume": 5,
+  "remove-snapshot": 5,
+  "plan-restore": 5,
+  "import-volume": 5,
+  "export-volume": 5,
+  "clone-volume": 5,
+  "extend-volume": 5,
+  "take-snapshot": 5,
+  "snapshot-group": 5,
+};
+
+/** How long a task of this kind may stand still before it is given up, in ms: no byte moved, no call answered. */
+export const quietMsOf = (kind: TaskKind, quietMs: number): number => quietMs * (quietFactors[kind] ?? 1);
+
 export type TaskState = "ready" | "dispatched" | "running" | "succeeded" | "failed" | "cancelled" | "blocked";
 
 export type Json = Prisma.JsonValue;

@@ -71,6 +71,8 @@ export interface Engine extends AsyncDisposable {
   checkChain(references: readonly BackupReference[], signal: AbortSignal): Promise<void>;
   removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
   removeStaging(repository: Repository, operationId: string): Promise<void>;
+  /** For how long a thread has been inside one call to a file, in ms: what does not return for long hangs. To be asked now and then. */
+  fileCallMs(): number;
 }
 
 /** Starts an engine. */
@@ -92,6 +94,7 @@ export function openEngine(options: EngineOptions = {}): Engine {
     checkChain: (references, signal) => checkChain(context, references, signal),
     removeBackup,
     removeStaging,
+    fileCallMs: () => context.pool.fileCallMs(),
     [Symbol.asyncDispose]: () => context.pool[Symbol.asyncDispose](),
   };
 }

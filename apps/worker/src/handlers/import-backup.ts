@@ -27,7 +27,7 @@ import {
   verifyListing,
 } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
-import type { Sites } from "../sites.ts";
+import type { Places } from "../sites.ts";
 import { openChain } from "./source.ts";
 
 const gibibyte = 1024 ** 3;
@@ -97,7 +97,7 @@ async function verified(reference: BackupReference, { signal }: RunContext): Pro
 async function verifyDeeply(
   reference: BackupReference,
   parentId: string | null,
-  { context, engine, sites }: { context: WorkerContext; engine: Engine; sites: Sites },
+  { context, engine, sites }: { context: WorkerContext; engine: Engine; sites: Places },
   run: RunContext,
 ): Promise<void> {
   const links = parentId === null ? [] : await readChain(context.database, parentId);

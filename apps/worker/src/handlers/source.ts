@@ -1,9 +1,9 @@
 import type { BackupPlan } from "@tephra/control";
 import { type BackupLayout, type BackupReference, SourceChangedError, type VolumeSource } from "@tephra/engine";
-import type { Sites } from "../sites.ts";
+import type { Places } from "../sites.ts";
 
 /** Opens what the plan says is read, and insists on the planned length. */
-export async function openPlannedSource(plan: BackupPlan, sites: Sites): Promise<VolumeSource> {
+export async function openPlannedSource(plan: BackupPlan, sites: Places): Promise<VolumeSource> {
   const backend = await sites.backend(plan.backend);
   const source =
     plan.source.kind === "snapshot"
@@ -43,7 +43,7 @@ export const layoutOf = (plan: BackupPlan): BackupLayout => ({
   encrypted: plan.encrypted ?? false,
 });
 
-export async function parentReference(plan: BackupPlan, sites: Sites): Promise<BackupReference | null> {
+export async function parentReference(plan: BackupPlan, sites: Places): Promise<BackupReference | null> {
   if (!plan.parent) return null;
   const { repository, ...names } = plan.parent;
   return { ...names, repository: await sites.repository(repository) };
@@ -52,7 +52,7 @@ export async function parentReference(plan: BackupPlan, sites: Sites): Promise<B
 /** The chain of a restore plan with its repositories opened, newest first. */
 export async function openChain(
   chain: readonly { backupId: string; repository: string; container: string; prefix: string }[],
-  sites: Sites,
+  sites: Places,
 ): Promise<BackupReference[]> {
   const links: BackupReference[] = [];
   for (const { repository, ...names } of chain)

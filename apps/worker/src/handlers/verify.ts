@@ -11,7 +11,7 @@ import {
 } from "@tephra/control";
 import type { Drill, RestoreRange } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
-import type { Sites } from "../sites.ts";
+import type { Places } from "../sites.ts";
 import { openChain } from "./source.ts";
 
 /**
@@ -41,7 +41,7 @@ export const planVerifyTask: Handler = async (task, { config, database, engine, 
 };
 
 /** The private file of a drill, opened for one range. */
-async function openDrill({ backupId, drill }: VerifyPlan, sites: Sites): Promise<(Drill & AsyncDisposable) | null> {
+async function openDrill({ backupId, drill }: VerifyPlan, sites: Places): Promise<(Drill & AsyncDisposable) | null> {
   if (drill?.file == null) return null;
   const backend = await sites.backend(drill.backend);
   await using stack = new AsyncDisposableStack();

@@ -9,6 +9,8 @@ interface Job {
   transfer: ArrayBuffer[];
   resolve: (answer: CpuAnswer) => void;
   reject: (error: Error) => void;
+  /** The count of its calls to files when it was last looked at, and since when it has been the same. */
+  fileCall: { count: number; since: number };
 }
 
 /**
@@ -52,11 +54,13 @@ export class CpuPool implements AsyncDisposable {
   ): Promise<CpuResult<Request>> {
     signal.throwIfAborted();
     const cancel = new Int32Array(new SharedArrayBuffer(4));
+    const fileCalls = new Int32Array(new SharedArrayBuffer(4));
     const onAbort = (): void => void Atomics.store(cancel, 0, 1);
     signal.addEventListener("abort", onAbort, { once: true });
     try {
       const answer = await new Promise<CpuAnswer>((resolve, reject) => {
-        this.#queue.push({ message: { request, cancel }, transfer, resolve, reject });
+        const fileCall = { count: 0, since: 0 };
+        this.#queue.push({ message: { request, cancel, fileCalls }, transfer, resolve, reject, fileCall });
         this.#next();
       });
       signal.throwIfAborted();
@@ -65,6 +69,18 @@ export class CpuPool implements AsyncDisposable {
     } finally {
       signal.removeEventListener("abort", onAbort);
     }
+  }
+
+  /** For how long a thread has been inside one call to a file, as far as those who ask now and then can tell, in ms; 0 when none is. */
+  fileCallMs(): number {
+    const now = performance.now();
+    let longest = 0;
+    for (const { message, fileCall } of this.#running.values()) {
+      const count = Atomics.load(message.fileCalls, 0);
+      if (count !== fileCall.count) Object.assign(fileCall, { count, since: now });
+      if (count % 2 === 1) longest = Math.max(longest, now - fileCall.since);
+    }
+    return longest;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

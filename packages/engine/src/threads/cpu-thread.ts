@@ -2,16 +2,18 @@ import { parentPort, workerData } from "node:worker_threads";
 import { type HashingChoice, openHashing } from "../hashing/hashing.ts";
 import type { CopyWindowResult, CpuRequest } from "./cpu-tasks.ts";
 import { runCpuTask } from "./cpu-tasks.ts";
+import { countFileCalls } from "./file-calls.ts";
 
 /** What a thread is started with. */
 export interface CpuThreadData {
   hashing: HashingChoice;
 }
 
-/** The entry of a thread: one request at a time, one answer for each. `cancel[0]` turns 1 when the answer is no longer wanted. */
+/** The entry of a thread: one request at a time, one answer for each. `cancel[0]` turns 1 when the answer is no longer wanted; see file-calls.ts for the count. */
 export interface CpuMessage {
   request: CpuRequest;
   cancel: Int32Array<SharedArrayBuffer>;
+  fileCalls: Int32Array<SharedArrayBuffer>;
 }
 
 export type CpuAnswer =
@@ -20,7 +22,8 @@ export type CpuAnswer =
 
 const hashing = openHashing((workerData as CpuThreadData).hashing);
 
-parentPort?.on("message", ({ request, cancel }: CpuMessage) => {
+parentPort?.on("message", ({ request, cancel, fileCalls }: CpuMessage) => {
+  countFileCalls(fileCalls);
   let answer: CpuAnswer;
   try {
     answer = {

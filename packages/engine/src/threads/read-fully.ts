@@ -1,4 +1,5 @@
 import { closeSync, constants, fstatSync, openSync, readlinkSync, readSync } from "node:fs";
+import { fileCall } from "./file-calls.ts";
 
 /** The thread could not read its source, which its owner can find out more about. */
 export interface UnreadResult {
@@ -9,7 +10,8 @@ export interface UnreadResult {
 export function readFully(descriptor: number, into: Uint8Array, offset: number): boolean {
   try {
     for (let done = 0; done < into.length; ) {
-      const bytes = readSync(descriptor, into, done, into.length - done, offset + done);
+      const [at, length] = [done, into.length - done];
+      const bytes = fileCall(() => readSync(descriptor, into, at, length, offset + at));
       if (bytes === 0) return false;
       done += bytes;
     }
@@ -52,7 +54,8 @@ export interface OpenedFile extends Disposable {
  */
 export function openForReading({ path, sizeBytes }: { path: string; sizeBytes: number }): OpenedFile | null {
   try {
-    const descriptor = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+    const descriptor = fileCall(() => openSync(path, flags));
     const status = fstatSync(descriptor);
     if (status.isFile() && status.size === sizeBytes && readlinkSync(`/proc/self/fd/${descriptor}`) === path)
       return { descriptor, [Symbol.dispose]: () => closeSync(descriptor) };

@@ -3,6 +3,7 @@ import { clipExtent, type Extent } from "../extents.ts";
 import type { Md5InStep } from "../hashing/hashing.ts";
 import { addDataRuns } from "./block-runs.ts";
 import type { CpuTools } from "./cpu-tools.ts";
+import { fileCall } from "./file-calls.ts";
 import { sliceBytesOf } from "./lane-sizes.ts";
 import { type OpenedFile, openForReading, readFully, type UnreadResult } from "./read-fully.ts";
 
@@ -143,7 +144,8 @@ function writeRuns(target: LaneTarget, volumeOffset: number, bytes: Uint8Array, 
     for (let done = 0; done < clipped.length; ) {
       if (process.hrtime.bigint() >= Atomics.load(target.writableUntil, 0)) return false;
       try {
-        done += writeSync(target.descriptor, bytes, from + done, clipped.length - done, clipped.offset + done);
+        const [at, length] = [done, clipped.length - done];
+        done += fileCall(() => writeSync(target.descriptor, bytes, from + at, length, clipped.offset + at));
       } catch {
         return false;
       }

@@ -1,0 +1,122 @@
+import type { FileBackend, Repository, RunContext } from "@tephra/engine";
+import type { Places } from "./sites.ts";
+
+/** Hears of every call that a task makes at a place, and of what it holds open there. */
+export interface CallWatch {
+  /**
+   * A call begins; the returned function says that it has ended, however it did. `needsMs`: how much longer than others it may take,
+   * where nobody sees how far it is.
+   */
+  begin(place: string, call: string, needsMs?: number): () => void;
+  /** Something was opened there; the returned function says that it was closed. */
+  opened(place: string): () => void;
+  /** Something moved: a piece of a stream came or was taken. */
+  moved(): void;
+}
+
+/** Bytes that are handed to an object store at once may go so slowly, per second, while the store answers others. */
+const sentBytesPerSecondMin = 128 * 1024;
+
+type Callable = (...args: unknown[]) => unknown;
+
+const isObject = (value: unknown): value is object => typeof value === "object" && value !== null;
+const isIterable = (value: unknown): value is AsyncIterable<unknown> =>
+  isObject(value) && Symbol.asyncIterator in value;
+const isThenable = (value: unknown): value is Promise<unknown> => isObject(value) && "then" in value;
+
+/** The pieces of a stream that is read from a place: each of them is a call of its own. */
+async function* piecesOf(stream: AsyncIterable<unknown>, begin: () => () => void): AsyncGenerator<unknown> {
+  const pieces = stream[Symbol.asyncIterator]();
+  let whole = false;
+  try {
+    for (;;) {
+      const ended = begin();
+      const piece = await pieces.next().finally(ended);
+      if (piece.done) {
+        whole = true;
+        return;
+      }
+      yield piece.value;
+    }
+  } finally {
+    if (!whole) await pieces.return?.();
+  }
+}
+
+/** A body that a place takes piece by piece: a piece that is asked for is progress. */
+async function* bodyOf(stream: AsyncIterable<unknown>, moved: () => void): AsyncGenerator<unknown> {
+  for await (const piece of stream) {
+    moved();
+    yield piece;
+  }
+}
+
+/**
+ * The same object, all of whose calls are watched: those that answer with a promise until it settles, streams piece by piece. What it
+ * opens is watched as it is.
+ */
+function watched<Target extends object>(target: Target, place: string, watch: CallWatch): Target {
+  const wrap = (value: unknown): unknown => {
+    if (!isObject(value) || !(Symbol.asyncDispose in value)) return value;
+    const closed = watch.opened(place);
+    const close = async (): Promise<void> => (value as AsyncDisposable)[Symbol.asyncDispose]();
+    const inner = watched(value, place, watch);
+    return new Proxy(inner, {
+      get: (_, key) =>
+        key === Symbol.asyncDispose ? () => close().finally(closed) : (inner as Record<PropertyKey, unknown>)[key],
+    });
+  };
+  // Files are written in small pieces, before each of which the fence is asked. A store asks it before every try, which may all fail.
+  const unseen = "driver" in target && (target.driver === "s3" || target.driver === "swift");
+  const fencesSeen = (arg: unknown): unknown => {
+    if (!isObject(arg) || !("fence" in arg) || typeof arg.fence !== "function") return arg;
+    const { fence } = arg as RunContext;
+    const seen = (): void => {
+      fence();
+      watch.moved();
+    };
+    return { ...arg, fence: seen };
+  };
+  const call = (name: string, method: Callable, args: unknown[]): unknown => {
+    const bytes = unseen ? Math.max(0, ...args.map((arg) => (arg instanceof Uint8Array ? arg.length : 0))) : 0;
+    const given = args.map((arg) => (isIterable(arg) ? bodyOf(arg, watch.moved) : unseen ? arg : fencesSeen(arg)));
+    const ended = watch.begin(place, name, (bytes / sentBytesPerSecondMin) * 1000);
+    let result: unknown;
+    try {
+      result = method.apply(target, given);
+    } catch (error) {
+      ended();
+      throw error;
+    }
+    if (isThenable(result)) return result.finally(ended).then(wrap);
+    ended();
+    return isIterable(result) ? piecesOf(result, () => watch.begin(place, name)) : result;
+  };
+  return new Proxy(target, {
+    get(_, key) {
+      const value: unknown = Reflect.get(target, key, target);
+      if (typeof value === "function") return (...args: unknown[]) => call(String(key), value as Callable, args);
+      // The repository below an encrypting one.
+      return (key === "encryption" || key === "stored") && isObject(value) ? watched(value, place, watch) : value;
+    },
+  });
+}
+
+/** The places as one task sees them: each of its calls there is watched. */
+export function watchSites(sites: Places, watch: CallWatch): Places {
+  const known = new Map<string, object>();
+  const open = async <Place extends Repository | FileBackend>(
+    place: string,
+    opening: () => Promise<Place>,
+  ): Promise<Place> => {
+    const ended = watch.begin(place, "open");
+    const opened = await opening().finally(ended);
+    const same = known.get(place) ?? watched(opened, place, watch);
+    known.set(place, same);
+    return same as Place;
+  };
+  return {
+    repository: (name) => open(`repository:${name}`, () => sites.repository(name)),
+    backend: (name) => open(`backend:${name}`, () => sites.backend(name)),
+  };
+}

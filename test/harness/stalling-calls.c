@@ -1,0 +1,63 @@
+// Preloaded before a program: calls of one name on paths that contain a text do not return while a file exists, as on a mount whose server
+// is gone. STALL_CALL (open, link, fsync, pread, pwrite), STALL_PATH (text), STALL_WHILE (file). Each stalled call leaves a line in STALL_WHILE.hit.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+static int (*real_open)(const char *, int, ...);
+
+static void stall(const char *call, const char *path) {
+  const char *wanted = getenv("STALL_CALL"), *text = getenv("STALL_PATH"), *file = getenv("STALL_WHILE");
+  if (!wanted || !text || !file || !path || strcmp(wanted, call) || !strstr(path, text) || access(file, F_OK)) return;
+  char hit[PATH_MAX];
+  snprintf(hit, sizeof hit, "%s.hit", file);
+  if (!real_open) real_open = dlsym(RTLD_NEXT, "open64");
+  int fd = real_open(hit, O_CREAT | O_WRONLY | O_APPEND, 0644);
+  if (fd >= 0) {
+    dprintf(fd, "%s %s\n", call, path);
+    close(fd);
+  }
+  while (!access(file, F_OK)) usleep(20000);
+}
+
+static void stall_fd(const char *call, int fd) {
+  char link_name[64], path[PATH_MAX];
+  if (!getenv("STALL_CALL")) return;
+  snprintf(link_name, sizeof link_name, "/proc/self/fd/%d", fd);
+  ssize_t length = readlink(link_name, path, sizeof path - 1);
+  if (length < 0) return;
+  path[length] = 0;
+  stall(call, path);
+}
+
+#define REAL(name) \
+  static __typeof__(&name) real; \
+  if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+
+#define OPEN(name) \
+  int name(const char *path, int flags, ...) { \
+    REAL(name); \
+    va_list list; \
+    va_start(list, flags); \
+    mode_t mode = (flags & (O_CREAT | O_TMPFILE)) ? va_arg(list, mode_t) : 0; \
+    va_end(list); \
+    stall("open", path); \
+    return real(path, flags, mode); \
+  }
+OPEN(open)
+OPEN(open64)
+
+int link(const char *from, const char *to) { REAL(link); stall("link", to); return real(from, to); }
+int fsync(int fd) { REAL(fsync); stall_fd("fsync", fd); return real(fd); }
+int fdatasync(int fd) { REAL(fdatasync); stall_fd("fsync", fd); return real(fd); }
+ssize_t pread(int fd, void *into, size_t length, off_t at) { REAL(pread); stall_fd("pread", fd); return real(fd, into, length, at); }
+ssize_t pread64(int fd, void *into, size_t length, off64_t at) { REAL(pread64); stall_fd("pread", fd); return real(fd, into, length, at); }
+ssize_t pwrite(int fd, const void *from, size_t length, off_t at) { REAL(pwrite); stall_fd("pwrite", fd); return real(fd, from, length, at); }
+ssize_t pwrite64(int fd, const void *from, size_t length, off64_t at) { REAL(pwrite64); stall_fd("pwrite", fd); return real(fd, from, length, at); }

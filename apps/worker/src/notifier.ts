@@ -9,6 +9,7 @@ import {
   markDelivered,
   markUndelivered,
   openHttpClient,
+  redisConnection,
   redisOptions,
   spreadNotifications,
   takeDeliveries,
@@ -88,8 +89,9 @@ export function startNotifier(options: { database: Database; config: Config; log
   const targets = targetsOf(config);
   const stream = settings.redis_stream;
   const redis = stream
-    ? new Redis(config.redis_url, {
+    ? new Redis({
         ...redisOptions,
+        ...redisConnection(config.redis_url),
         lazyConnect: true,
         maxRetriesPerRequest: 1,
         commandTimeout: settings.timeout_ms,

@@ -7,6 +7,7 @@ import { parse as parseYaml } from "yaml";
 import { z } from "zod";
 import { ConfigError, NotFoundError } from "./errors.ts";
 import { httpFields } from "./http-config.ts";
+import { parseRedisUrl } from "./redis-options.ts";
 
 const MiB = 1024 * 1024;
 
@@ -157,6 +158,14 @@ const Notifications = z
   })
   .prefault({});
 
+const checkRedisUrl = (url: string, context: z.core.$RefinementCtx): void => {
+  try {
+    parseRedisUrl(url);
+  } catch (error) {
+    context.addIssue({ code: "custom", message: `${(error as Error).message} (REDIS_URL)` });
+  }
+};
+
 const unique = (items: readonly { name: string }[]) => new Set(items.map((i) => i.name)).size === items.length;
 
 /** The file, before the environment is laid over it. */
@@ -184,7 +193,7 @@ export const ConfigFile = z
     availability_zone: zone.default("nova"),
     data_dir: z.string().min(1),
     database_url: z.string().regex(/^postgres(ql)?:\/\/.+/, "must be a postgresql:// URL (DATABASE_URL)"),
-    redis_url: z.string().regex(/^(rediss?|unix):\/\/.+/, "must be a redis:// URL (REDIS_URL)"),
+    redis_url: z.string().superRefine(checkRedisUrl),
     auth: z
       .strictObject({
         mode: z.enum(["none", "static", "keystone"]).default("none"),

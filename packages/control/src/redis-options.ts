@@ -1,3 +1,5 @@
+import { readFileSync } from "node:fs";
+
 /** How every connection to Redis behaves; each adds what it is used for. */
 export const redisOptions = {
   /**
@@ -8,3 +10,186 @@ export const redisOptions = {
   /** After a failover the old primary may live on as a replica, which only reads; the address leads to the new one by then. */
   reconnectOnError: (error: Error): boolean => error.message.includes("READONLY"),
 } as const;
+
+interface Address {
+  host: string;
+  port: number;
+}
+
+/** A Redis as a URL names it. Files are named, not read. */
+export interface RedisAddress {
+  /** One server, a socket of this machine, or Sentinels that know the primary of `master`. */
+  at:
+    | { kind: "server"; server: Address }
+    | { kind: "socket"; path: string }
+    | { kind: "sentinels"; sentinels: Address[]; master: string };
+  username: string | null;
+  password: string | null;
+  db: number;
+  family: 0 | 4 | 6;
+  /** Null: no TLS. `ca`, `cert` and `key` are paths of PEM files. */
+  tls: { ca: string | null; cert: string | null; key: string | null; servername: string | null } | null;
+  sentinelUsername: string | null;
+  sentinelPassword: string | null;
+}
+
+/** The URL cannot be used; the message names the part, and shows no secret. */
+export class RedisUrlError extends Error {}
+
+const refuse = (why: string): never => {
+  throw new RedisUrlError(why);
+};
+
+const schemes: Readonly<Record<string, { kind: RedisAddress["at"]["kind"]; tls: boolean }>> = {
+  redis: { kind: "server", tls: false },
+  rediss: { kind: "server", tls: true },
+  unix: { kind: "socket", tls: false },
+  "redis+sentinel": { kind: "sentinels", tls: false },
+  "rediss+sentinel": { kind: "sentinels", tls: true },
+};
+
+const forms = "redis://, rediss://, unix:///path, redis+sentinel:// or rediss+sentinel://";
+
+function decoded(text: string | undefined, part: string): string | null {
+  if (text === undefined || text === "") return null;
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return refuse(`its ${part} has a % that is no escape`);
+  }
+}
+
+function addressOf(text: string, portDefault: number): Address {
+  const [, bracketed, plain, port] = /^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::(\d{1,5}))?$/.exec(text) ?? [];
+  const host = bracketed ?? plain ?? refuse("its host must be a name or an address, with a port or without");
+  const number = port === undefined ? portDefault : Number(port);
+  if (number < 1 || number > 65_535) refuse("its port must lie between 1 and 65535");
+  return { host, port: number };
+}
+
+function numberOf(text: string, part: string, max: number): number {
+  if (!/^\d{1,9}$/.test(text) || Number(text) > max) refuse(`${part} must be a number from 0 to ${max}`);
+  return Number(text);
+}
+
+/** Takes parameters out one by one: what nobody has asked for in the end is refused by its name. */
+function parametersOf(query: string | undefined) {
+  const given = new URLSearchParams(query ?? "");
+  const names = [...given.keys()];
+  const left = new Set(names);
+  if (left.size < names.length)
+    refuse(`its parameter ${names.find((name, i) => names.indexOf(name) !== i)} is given twice`);
+  return {
+    take(name: string): string | null {
+      left.delete(name);
+      const value = given.get(name);
+      if (value === "") refuse(`its parameter ${name} is empty`);
+      return value;
+    },
+    end(): void {
+      for (const name of left) refuse(`its parameter ${JSON.stringify(name)} means nothing here`);
+    },
+  };
+}
+
+/**
+ * The one reading of `redis_url`: what stands in it is obeyed by every connection, or refused by its name.
+ *
+ * @throws RedisUrlError
+ */
+export function parseRedisUrl(url: string): RedisAddress {
+  const [, scheme = "", userinfo, hosts = "", path = "", query] =
+    /^([a-z+]+):\/\/(?:([^/?#]*)@)?([^/?#@]*)(\/[^?#]*)?(?:\?([^#]*))?$/.exec(url) ?? refuse(`must be a URL: ${forms}`);
+  if (scheme.includes("cluster"))
+    refuse("a Redis Cluster cannot be used: the queue needs one server, or Sentinels before it");
+  const form = schemes[scheme] ?? refuse(`its scheme must be one of ${forms}`);
+  const parameters = parametersOf(query);
+  const [username, ...rest] = (userinfo ?? "").split(":");
+  const address: Omit<RedisAddress, "at" | "db"> = {
+    username: decoded(username, "user"),
+    password: decoded(rest.join(":"), "password"),
+    family: familyOf(parameters.take("family")),
+    tls: form.tls
+      ? {
+          ca: parameters.take("ca"),
+          cert: parameters.take("cert"),
+          key: parameters.take("key"),
+          servername: parameters.take("servername"),
+        }
+      : null,
+    sentinelUsername: form.kind === "sentinels" ? parameters.take("sentinel_username") : null,
+    sentinelPassword: form.kind === "sentinels" ? parameters.take("sentinel_password") : null,
+  };
+  if (((address.tls?.cert ?? null) === null) !== ((address.tls?.key ?? null) === null))
+    refuse("its parameters cert and key belong together");
+  const db = parameters.take("db");
+  parameters.end();
+  const number = (text: string | null): number => (text === null ? 0 : numberOf(text, "its database", 2_147_483_647));
+  if (form.kind === "socket") {
+    if (hosts !== "" || path.length < 2)
+      refuse("unix: is followed by the whole path of a socket: unix:///run/redis.sock");
+    return { ...address, at: { kind: "socket", path: decoded(path, "path") as string }, db: number(db) };
+  }
+  const parts = path
+    .split("/")
+    .slice(1)
+    .filter((part) => part !== "");
+  const master =
+    form.kind === "sentinels"
+      ? (parts.shift() ?? refuse("its path must be the name that Sentinels know the primary by"))
+      : "";
+  if (parts.length > 1) refuse("its path has too many parts");
+  if (parts[0] !== undefined && db !== null) refuse("its database stands in the path and in its parameter db");
+  const chosen = number(parts[0] ?? db);
+  if (form.kind === "sentinels") {
+    const sentinels = hosts.split(",").map((host) => addressOf(host, 26_379));
+    return { ...address, at: { kind: "sentinels", sentinels, master: decoded(master, "path") as string }, db: chosen };
+  }
+  if (hosts.includes(",")) refuse("several servers can only be Sentinels: redis+sentinel://HOST,HOST/NAME");
+  return { ...address, at: { kind: "server", server: addressOf(hosts, 6379) }, db: chosen };
+}
+
+function familyOf(text: string | null): 0 | 4 | 6 {
+  if (text === null) return 0;
+  if (text !== "4" && text !== "6") refuse("its parameter family must be 4 or 6");
+  return Number(text) as 4 | 6;
+}
+
+const fileOf = (path: string | null) => (path === null ? {} : readFileSync(path, "utf8"));
+
+/**
+ * What ioredis is given for a URL, beside `redisOptions`.
+ *
+ * @throws RedisUrlError; what reading a file of it throws
+ */
+export function redisConnection(url: string) {
+  const { at, username, password, db, family, tls, sentinelUsername, sentinelPassword } = parseRedisUrl(url);
+  const secured = tls && {
+    ...(tls.ca === null ? {} : { ca: fileOf(tls.ca) as string }),
+    ...(tls.cert === null ? {} : { cert: fileOf(tls.cert) as string }),
+    ...(tls.key === null ? {} : { key: fileOf(tls.key) as string }),
+    ...(tls.servername === null ? {} : { servername: tls.servername }),
+  };
+  const common = {
+    db,
+    ...(family === 0 ? {} : { family }),
+    ...(username === null ? {} : { username }),
+    ...(password === null ? {} : { password }),
+    ...(secured === null ? {} : { tls: secured }),
+  };
+  switch (at.kind) {
+    case "server":
+      return { ...common, ...at.server };
+    case "socket":
+      return { ...common, path: at.path };
+    case "sentinels":
+      return {
+        ...common,
+        sentinels: at.sentinels,
+        name: at.master,
+        ...(sentinelUsername === null ? {} : { sentinelUsername }),
+        ...(sentinelPassword === null ? {} : { sentinelPassword }),
+        ...(secured === null ? {} : { sentinelTLS: secured, enableTLSForSentinelMode: true }),
+      };
+  }
+}

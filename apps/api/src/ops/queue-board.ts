@@ -1,7 +1,7 @@
 import { createBullBoard } from "@bull-board/api";
 import { BullMQAdapter } from "@bull-board/api/bullMQAdapter";
 import { ExpressAdapter } from "@bull-board/express";
-import { type Logger, liveQueues, redisOptions } from "@tephra/control";
+import { type Logger, liveQueues, redisConnection, redisOptions } from "@tephra/control";
 import { Queue } from "bullmq";
 import { type ErrorRequestHandler, type RequestHandler, Router } from "express";
 import helmet from "helmet";
@@ -19,8 +19,9 @@ const redisWithinMs = 2_000;
 
 /** One connection for the board alone, opened at the first look at it. Its failures are log lines and nothing more. */
 function openRedis(url: string, log: Logger): Redis {
-  const redis = new Redis(url, {
+  const redis = new Redis({
     ...redisOptions,
+    ...redisConnection(url),
     lazyConnect: true,
     maxRetriesPerRequest: 1,
     enableOfflineQueue: false,

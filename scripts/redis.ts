@@ -9,8 +9,9 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
-import { connect } from "node:net";
+import { connect, type Socket } from "node:net";
 import { delimiter, join } from "node:path";
+import { connect as connectTls } from "node:tls";
 import { keepToOwner } from "./owner-only.ts";
 import { poll } from "./poll.ts";
 import { commandLine, type Server } from "./postgres.ts";
@@ -25,6 +26,10 @@ export interface RedisOptions {
   port?: number;
   /** Default: a new one. */
   password?: string;
+  /** More lines of its configuration. */
+  settings?: readonly string[];
+  /** PEM files: it then speaks TLS alone. */
+  tls?: { ca: string; cert: string; key: string };
   say?: (line: string) => void;
 }
 
@@ -42,7 +47,7 @@ export async function startRedis(options: RedisOptions): Promise<Server> {
   mkdirSync(options.dir, { recursive: true, mode: 0o700 });
   keepToOwner(options.dir);
   await stopLeftover(options.dir, say);
-  const { command, env } = onPath("redis-server") ?? onPath("valkey-server") ?? (await unpackRedis(say));
+  const { command, env } = await redisProgram(say);
   const password = options.password ?? randomBytes(24).toString("hex");
   for (let attempt = 1; ; attempt += 1) {
     const port = options.port ?? (await freePort());
@@ -52,14 +57,15 @@ export async function startRedis(options: RedisOptions): Promise<Server> {
       args: ["-"],
       env: { PATH: process.env["PATH"], ...env },
       cwd: options.dir,
-      input: configuration(options.dir, port, password), // On stdin: a command line would show the password.
+      input: configuration(options, port, password), // On stdin: a command line would show the password.
       log: options.log,
       orphanSignal: "TERM",
     });
     writeFileSync(join(options.dir, "redis.pid"), `${program.pid}`, { mode: 0o600 });
-    const state = await untilAnswering(program, port, password);
+    const state = await untilAnswering(program, { port, password, ca: options.tls?.ca });
     if (state === "answering") {
-      const url = `redis://:${password}@127.0.0.1:${port}/0`;
+      const secured = options.tls === undefined ? "" : `?ca=${encodeURIComponent(options.tls.ca)}`;
+      const url = `${options.tls === undefined ? "redis" : "rediss"}://:${password}@127.0.0.1:${port}/0${secured}`;
       return { url, port, program, stop: async () => void (await program.stop()) };
     }
     const taken = program.tail().includes("Address already in use");
@@ -67,6 +73,11 @@ export async function startRedis(options: RedisOptions): Promise<Server> {
       throw new Error(`Redis did not start; the end of ${options.log}:\n${program.tail()}`);
     }
   }
+}
+
+/** @throws when there is no Redis to be had */
+export async function redisProgram(say: (line: string) => void): Promise<{ command: string; env: NodeJS.ProcessEnv }> {
+  return onPath("redis-server") ?? onPath("valkey-server") ?? (await unpackRedis(say));
 }
 
 function onPath(name: string): { command: string; env: Record<string, string> } | null {
@@ -82,10 +93,20 @@ function onPath(name: string): { command: string; env: Record<string, string> } 
   return null;
 }
 
-function configuration(dir: string, port: number, password: string): string {
+function configuration({ dir, tls, settings = [] }: RedisOptions, port: number, password: string): string {
+  const listens = tls
+    ? [
+        "port 0",
+        `tls-port ${port}`,
+        `tls-ca-cert-file "${tls.ca}"`,
+        `tls-cert-file "${tls.cert}"`,
+        `tls-key-file "${tls.key}"`,
+      ]
+    : [`port ${port}`];
   return [
     "bind 127.0.0.1",
-    `port ${port}`,
+    ...listens,
+    ...(tls ? ["tls-auth-clients no"] : []),
     `dir "${dir}"`,
     `requirepass ${password}`,
     `databases ${redisDatabases}`,
@@ -93,26 +114,33 @@ function configuration(dir: string, port: number, password: string): string {
     "appendfsync everysec",
     "maxmemory-policy noeviction",
     'save ""',
+    ...settings,
     "",
   ].join("\n");
 }
 
 /** A loading server answers with an error until its append-only file is read; only PONG counts. */
-async function untilAnswering(program: Program, port: number, password: string): Promise<"answering" | "gone"> {
+async function untilAnswering(
+  program: Program,
+  { port, password, ca }: { port: number; password: string; ca: string | undefined },
+): Promise<"answering" | "gone"> {
   return poll(
     async () => {
       if (!program.running()) return "gone";
-      const answer = await ask(port, `AUTH ${password}\r\nPING\r\nQUIT\r\n`);
+      const answer = await ask({ port, ca }, `AUTH ${password}\r\nPING\r\nQUIT\r\n`);
       return answer.includes("+PONG") ? ("answering" as const) : undefined;
     },
     { what: "Redis answers", timeoutMs: 60_000 },
   );
 }
 
-function ask(port: number, text: string): Promise<string> {
+function ask({ port, ca }: { port: number; ca: string | undefined }, text: string): Promise<string> {
   return new Promise((done, failed) => {
     let answer = "";
-    const socket = connect(port, "127.0.0.1", () => socket.write(text));
+    const write = (): void => void socket.write(text);
+    const place = { port, host: "127.0.0.1" };
+    const socket: Socket =
+      ca === undefined ? connect(place, write) : connectTls({ ...place, ca: readFileSync(ca) }, write);
     socket.setTimeout(2000, () => socket.destroy(new Error("no answer in 2 s")));
     socket.on("data", (chunk) => {
       answer += chunk.toString();

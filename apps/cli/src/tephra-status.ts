@@ -40,6 +40,7 @@ async function status(_options: object, command: Command): Promise<void> {
   const { client, print } = openSession(command);
   const readiness = await client.getText("/readyz");
   const ready = readiness.status === 200;
+  const { warnings = [] } = parsed(readiness.text) as { warnings?: string[] };
   const versions = await supportedVersions(client);
   const counted = ready ? readFigures((await client.getText("/metrics")).text) : null;
   const operations = ready ? await liveOperations(client) : [];
@@ -55,6 +56,7 @@ async function status(_options: object, command: Command): Promise<void> {
     url: client.url,
     ready: ready ? "yes" : `no: ${readiness.text}`,
     "block storage API": versions.join(", "),
+    ...(warnings.length === 0 ? {} : { warning: warnings.join("; ") }),
     ...(counted === null ? {} : describe(counted)),
   };
   const text = [renderFields(fields), operations.length === 0 ? "" : `\n${operationTable(operations)}`];

@@ -5,16 +5,20 @@ import {
   type Config,
   ConfigError,
   hooksOf,
+  installationOf,
   isHostDisabled,
+  isTaskKnown,
   loadConfig,
   logCrash,
   logVitals,
+  type OwnWorker,
   openDatabase,
   openLog,
   publishWorker,
   queueFor,
   startDispatcher,
   startReconciler,
+  UnknownTaskError,
   undispatchTask,
   withdrawWorker,
 } from "@tephra/control";
@@ -93,19 +97,33 @@ async function main(): Promise<void> {
     fileCallMs,
     answers: sites.answers,
   });
-  const queues = openJobQueues({
-    url: config.redis_url,
-    slots,
-    log,
-    run: async (taskId) => {
-      if (stopping || disabled) return undispatchTask(database, taskId);
-      if (await runTask(taskId, context, leases)) return dispatcher.wake();
-      // Nothing was taken: somebody else has it, or this host was disabled a moment ago.
-      await obeyDisabled();
-      if (disabled) await undispatchTask(database, taskId);
+  const run = async (taskId: string): Promise<void> => {
+    if (stopping || disabled) return undispatchTask(database, taskId);
+    if (await runTask(taskId, context, leases)) return dispatcher.wake();
+    // Nothing was taken: somebody else has it, or this host was disabled a moment ago.
+    await obeyDisabled();
+    if (disabled) await undispatchTask(database, taskId);
+    else if (!(await isTaskKnown(database, taskId))) throw new UnknownTaskError(taskId);
+  };
+  const probeName = `tephra-probe-${randomUUID()}`;
+  const queues = openJobQueues({ url: config.redis_url, probeName, slots, log, run });
+  let served: string | null = null;
+  let redisRefusal: string | null = null;
+  /** Tasks that were taken without a job and are not claimed yet, or run. */
+  const taken = new Set<string>();
+  const own: OwnWorker = {
+    queue: () => (stopping || disabled ? null : served),
+    redisWorks: () => redisRefusal === null,
+    free: () => slots - standing.size - Math.max(leases.count(), taken.size),
+    take: (taskId) => {
+      if (taken.has(taskId)) return;
+      taken.add(taskId);
+      run(taskId)
+        .catch((error: unknown) => log.warn({ err: error, task: taskId }, "a task could not be taken"))
+        .finally(() => taken.delete(taskId));
     },
-  });
-  const dispatcher = startDispatcher({ database, config, log, enqueue: queues.enqueue });
+  };
+  const dispatcher = startDispatcher({ database, config, log, enqueue: queues.enqueue, own });
   const reconciler = startReconciler({ database, config, log });
   const notifier = startNotifier({ database, config, log });
   let stopping = false;
@@ -116,13 +134,19 @@ async function main(): Promise<void> {
     disabled = await isHostDisabled(database, config.hostName);
     if (disabled) await queues.pause();
   };
+  let installation: string | null = null;
   const look = async (): Promise<void> => {
-    const { reaches, unreachable, freeBytes } = await sites.probe();
+    const [{ reaches, unreachable, freeBytes }, refusal] = await Promise.all([sites.probe(), queues.refusal()]);
+    redisRefusal = refusal;
+    if (refusal !== null) unreachable["redis"] = refusal;
     await obeyDisabled();
+    installation ??= await installationOf(database);
+    served = queueFor(reaches, installation);
     // Served first: from its card others conclude that this worker takes tasks.
-    if (!stopping && !disabled) await queues.serve(queueFor(reaches));
+    if (!stopping && !disabled) await queues.serve(served);
     await publishWorker(database, {
       id: workerId,
+      installation,
       host: config.hostName,
       pid: process.pid,
       slots: Math.max(0, slots - standing.size),
@@ -130,7 +154,8 @@ async function main(): Promise<void> {
       unreachable,
       freeBytes,
     });
-    for (const [name, why] of Object.entries(unreachable)) log.warn({ name, why }, "not reached from here");
+    for (const [name, why] of Object.entries(unreachable))
+      if (name !== "redis") log.warn({ name, why }, "not reached from here");
     dispatcher.wake();
   };
   let looking: Promise<void> | null = null;

@@ -1,7 +1,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Dispatched, type Enqueue, type Logger, redisOptions } from "@tephra/control";
+import { type Dispatched, type Enqueue, type Logger, redisConnection, redisOptions } from "@tephra/control";
 import { Queue, Worker } from "bullmq";
 import { Redis } from "ioredis";
+import { openQueueProbe, wordsOf } from "./queue-probe.ts";
 
 /** A job carries a task's id and nothing else: whatever it means is in Postgres. */
 interface TaskJob {
@@ -24,6 +25,8 @@ export interface JobQueues {
    * come, or after a second without Redis, whose jobs come when it does.
    */
   serve(name: string): Promise<void>;
+  /** Tries what the queue needs of Redis. Null: it works; else why not, in the server's own words. */
+  refusal(): Promise<string | null>;
   /** Takes so many jobs at once from now on. */
   resize(slots: number): void;
   /** Takes nothing new. What runs goes on. */
@@ -34,23 +37,36 @@ export interface JobQueues {
 /** The connections of one worker process to Redis, and its consumer. Losing Redis only means that nothing new comes. */
 export function openJobQueues(options: {
   url: string;
+  /** Of the queue in which it is tried whether Redis does what is needed: this worker's alone. */
+  probeName: string;
   slots: number;
   log: Logger;
   run: (taskId: string) => Promise<void>;
 }): JobQueues {
   const { log } = options;
   let { slots } = options;
-  const producer = new Redis(options.url, {
+  const address = redisConnection(options.url);
+  const producer = new Redis({
     ...redisOptions,
+    ...address,
     enableOfflineQueue: false,
     commandTimeout: 4_000,
     socketTimeout: 5_000, // It never waits for a job.
     maxRetriesPerRequest: 1,
   });
-  const consumer = new Redis(options.url, { ...redisOptions, maxRetriesPerRequest: null });
+  const consumer = new Redis({ ...redisOptions, ...address, maxRetriesPerRequest: null });
+  let complaint: string | null = null;
   for (const connection of [producer, consumer]) {
-    connection.on("error", (error: Error) => log.debug({ err: error }, "redis connection"));
+    connection.on("error", (error: Error) => {
+      complaint = wordsOf(error);
+      log.debug({ err: error }, "redis connection");
+    });
   }
+  producer.on("ready", () => {
+    complaint = null;
+  });
+  const probe = openQueueProbe({ name: options.probeName, producer, consumer, complaint: () => complaint });
+  let refused: string | null = null;
   const queues = new Map<string, Queue<TaskJob>>();
   let worker: Worker<TaskJob> | null = null;
   const letGo: Promise<void>[] = [];
@@ -94,8 +110,28 @@ export function openJobQueues(options: {
         removeOnComplete: keepCompleted,
         removeOnFail: keepFailed,
       });
+      // Left where it can be seen, on the board and in Redis, for a while.
+      worker.on("failed", (job, error) =>
+        log.warn({ event: "job.failed", job: job?.id, reason: error.message }, "a job was left"),
+      );
       worker.on("error", (error) => log.debug({ err: error }, "consumer"));
-      await Promise.race([worker.waitUntilReady(), sleep(connectMs)]);
+      // What it says on the way, its listener hears.
+      await Promise.race([worker.waitUntilReady().catch(() => {}), sleep(connectMs)]);
+    },
+    async refusal() {
+      const before = refused;
+      refused = await probe.ask();
+      if (refused !== before) {
+        if (refused !== null)
+          log.warn({ event: "redis.refused", reason: refused }, "Redis cannot be used: tasks are found by looking");
+        else log.warn({ event: "redis.works" }, "Redis can be used again");
+      }
+      if (refused === null && before !== null && worker) {
+        // A consumer that was refused once may have given up.
+        letGo.push(worker.close());
+        worker = null;
+      }
+      return refused;
     },
     resize(count) {
       slots = Math.max(1, count);
@@ -105,7 +141,7 @@ export function openJobQueues(options: {
       await worker?.pause(true);
     },
     async close() {
-      await Promise.allSettled([...letGo, worker?.close(true)]);
+      await Promise.allSettled([...letGo, worker?.close(true), probe.close()]);
       await Promise.allSettled([...queues.values()].map((q) => q.close()));
       producer.disconnect();
       consumer.disconnect();

@@ -16,10 +16,29 @@ export interface Dispatched {
 /** A task that was chosen. */
 interface Chosen extends Dispatched {
   kind: TaskKind;
+  /** Dispatches, this one included, of which no claim has come. */
+  undelivered: number;
 }
 
 /** Puts jobs into the queue of that name. May fail: the tasks are dispatched again later. */
 export type Enqueue = (queue: string, jobs: readonly Dispatched[]) => Promise<void>;
+
+/** The worker beside which a dispatcher runs: it takes tasks also without a job, while Redis brings none. */
+export interface OwnWorker {
+  /** The queue that it serves; null: none now. */
+  queue(): string | null;
+  /** Whether Redis does what the queue needs, as far as this worker knows. */
+  redisWorks(): boolean;
+  /** Slots that are free. */
+  free(): number;
+  /** Takes a task as if its job had come. */
+  take(taskId: string): void;
+}
+
+/** A job that has not arrived for so long will not while Redis does not work. */
+const adriftMs = 2_000;
+/** A task whose jobs have not arrived so many times is taken by whoever dispatches it. */
+const undeliveredMax = 3;
 
 /** Jobs kept in Redis per slot: one that runs and one that waits, so that no slot idles for a round trip. */
 const jobsPerSlot = 2;
@@ -39,24 +58,34 @@ function capsOf({ dispatcher, repositories }: Config): Caps {
 
 /**
  * Chooses ready tasks for one queue, in one statement: round-robin over projects, counting what each has in flight, and within a
- * project what finishes before what starts, older operations first. At most `jobsMax` rows per project are looked at. Several
+ * project what finishes before what starts, older operations first. No more than `most`. At most `jobsMax` rows per project are looked at. Several
  * dispatchers may choose at once: a row goes to one of them, and the queue's room may be overrun by a few.
  *
  * A project's cap holds only while another project has something to do. A repository's always holds: whoever chooses where there is
  * one waits for the others that do, so that each counts what the last one took. A task of an incremental may need two repositories, and counts at both.
  */
-async function choose(database: Database, queue: LiveQueue, caps: Caps): Promise<Chosen[]> {
+async function choose(
+  database: Database,
+  queue: LiveQueue,
+  caps: Caps,
+  most = queue.slots * jobsPerSlot,
+): Promise<Chosen[]> {
   const limited = Object.keys(caps.repositories).flatMap((name) => [needToRead(name), needToWrite(name)]);
-  if (!limited.some((place) => queue.reaches.includes(place))) return chooseIn(database, queue, caps);
+  if (!limited.some((place) => queue.reaches.includes(place))) return chooseIn(database, queue, caps, most);
   return inTransaction(database, async (tx) => {
     await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended('tephra:dispatch', 0))`;
-    return chooseIn(tx, queue, caps);
+    return chooseIn(tx, queue, caps, most);
   });
 }
 
-async function chooseIn(database: Database | Transaction, queue: LiveQueue, caps: Caps): Promise<Chosen[]> {
+async function chooseIn(
+  database: Database | Transaction,
+  queue: LiveQueue,
+  caps: Caps,
+  most: number,
+): Promise<Chosen[]> {
   const jobsMax = queue.slots * jobsPerSlot;
-  const rows = await database.$queryRaw<{ id: string; kind: TaskKind; dispatch: number }[]>`
+  const rows = await database.$queryRaw<{ id: string; kind: TaskKind; dispatch: number; claim: number }[]>`
     WITH RECURSIVE busy AS (
       SELECT project_id, queue, count(*) AS jobs FROM tasks WHERE state IN ('running', 'dispatched') GROUP BY project_id, queue
     ), limited AS (
@@ -65,7 +94,7 @@ async function chooseIn(database: Database | Transaction, queue: LiveQueue, caps
       FROM jsonb_each_text(${JSON.stringify(caps.repositories)}::jsonb) c
       CROSS JOIN LATERAL (SELECT ARRAY['repository:' || c.key, 'repository-read:' || c.key] AS places) p
     ), room AS (
-      SELECT GREATEST(0, ${jobsMax} - coalesce(sum(jobs), 0))::int AS jobs FROM busy WHERE queue = ${queue.queue}
+      SELECT LEAST(${most}, GREATEST(0, ${jobsMax} - coalesce(sum(jobs), 0)))::int AS jobs FROM busy WHERE queue = ${queue.queue}
     ), projects AS (
       (SELECT project_id FROM tasks WHERE state = 'ready' ORDER BY project_id LIMIT 1)
       UNION ALL
@@ -95,8 +124,13 @@ async function chooseIn(database: Database | Transaction, queue: LiveQueue, caps
       SELECT t.id FROM tasks t JOIN chosen USING (id) WHERE t.state = 'ready' FOR UPDATE OF t SKIP LOCKED
     )
     UPDATE tasks t SET state = 'dispatched', dispatch = t.dispatch + 1, dispatched_at = now(), queue = ${queue.queue}
-    FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.kind, t.dispatch`;
-  return rows.map((r) => ({ taskId: r.id, kind: r.kind, jobId: `t-${r.id}-${r.dispatch}` }));
+    FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.kind, t.dispatch, t.claim`;
+  return rows.map((r) => ({
+    taskId: r.id,
+    kind: r.kind,
+    jobId: `t-${r.id}-${r.dispatch}`,
+    undelivered: r.dispatch - r.claim,
+  }));
 }
 
 export interface Dispatcher {
@@ -130,8 +164,9 @@ export function startDispatcher(options: {
   config: Config;
   log: Logger;
   enqueue: Enqueue;
+  own?: OwnWorker;
 }): Dispatcher {
-  const { database, config, log, enqueue } = options;
+  const { database, config, log, enqueue, own } = options;
   let stopped = false;
   let rung = false;
   let running: Promise<void> = Promise.resolve();
@@ -141,13 +176,32 @@ export function startDispatcher(options: {
   let queuesReadAt = Number.NEGATIVE_INFINITY;
   const caps = capsOf(config);
 
+  /** Without Redis: as many as there are slots free here, of what nobody else of the queue has. */
+  const takeHere = async (queue: LiveQueue): Promise<void> => {
+    const free = own?.free() ?? 0;
+    if (free <= 0) return;
+    const adrift = await database.$queryRaw<{ id: string }[]>`
+      SELECT id FROM tasks WHERE state = 'dispatched' AND queue = ${queue.queue}
+        AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY rank, queued_at, ordinal LIMIT ${free}`;
+    for (const { id } of adrift) own?.take(id);
+    const chosen = await choose(database, queue, caps, free - adrift.length);
+    for (const { taskId } of chosen) own?.take(taskId);
+  };
   const round = async (): Promise<void> => {
     if (performance.now() - queuesReadAt > queuesAgeMaxMs) {
       queues = await liveQueues(database, config.worker.down_ms);
       queuesReadAt = performance.now();
     }
     for (const queue of queues) {
-      const jobs = await choose(database, queue, caps);
+      const isOwn = own?.queue() === queue.queue;
+      if (own && !own.redisWorks()) {
+        if (isOwn) await takeHere(queue);
+        continue;
+      }
+      const chosen = await choose(database, queue, caps);
+      const lost = isOwn ? chosen.filter((job) => job.undelivered > undeliveredMax).slice(0, own?.free()) : [];
+      for (const { taskId } of lost) own?.take(taskId);
+      const jobs = chosen.filter((job) => !lost.includes(job));
       const spread = queue.workers > 1 ? isRange : () => false;
       const [ranges, others] = [jobs.filter(spread), jobs.filter((job) => !spread(job))];
       if (others.length > 0) await enqueue(queue.queue, others);

@@ -288,6 +288,21 @@ export async function handBackTask(database: Database, held: { taskId: string; c
   await ringDispatchers(database);
 }
 
+/** A job names a task that is not in this database: another service's, or one whose operation was removed meanwhile. */
+export class UnknownTaskError extends Error {
+  readonly code = "unknown-task";
+  constructor(taskId: string) {
+    super(`No task ${taskId} is known here: the job is not this installation's, or comes too late`);
+    this.name = "UnknownTaskError";
+  }
+}
+
+/** Whether there is such a task, in whatever state. */
+export async function isTaskKnown(database: Database, taskId: string): Promise<boolean> {
+  const rows = await database.$queryRaw`SELECT 1 FROM tasks WHERE id::text = ${taskId}`;
+  return (rows as unknown[]).length > 0;
+}
+
 /** A worker that is stopping has received a job: its task goes back to be dispatched again, if nobody has taken it. */
 export async function undispatchTask(database: Database, taskId: string): Promise<void> {
   await database.$executeRaw`UPDATE tasks SET state = 'ready' WHERE id = ${taskId}::uuid AND state = 'dispatched'`;

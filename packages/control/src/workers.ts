@@ -5,6 +5,8 @@ import { backupBinary } from "./services.ts";
 
 export interface WorkerCard {
   id: string;
+  /** As installationOf() says it. */
+  installation?: string;
   host: string;
   pid: number;
   slots: number;
@@ -27,12 +29,24 @@ export function encoderNeeds(encoder: ZlibEncoder | undefined): string[] {
   return encoder === "isal" ? ["zlib-encoder:isal"] : [];
 }
 
-/** Workers that reach the same things share one queue. The name holds no `:`, which BullMQ forbids. */
-export function queueFor(reaches: readonly string[]): string {
-  const digest = createHash("sha256")
-    .update(JSON.stringify([...reaches].sort()))
-    .digest("hex");
-  return `tephra-${digest.slice(0, 12)}`;
+const digestOf = (value: unknown): string =>
+  createHash("sha256").update(JSON.stringify(value)).digest("hex").slice(0, 12);
+
+/**
+ * What the names of this installation's queues begin with, so that several can share one Redis. A copy of a database, too, is another
+ * installation: beside the id in its row, the database itself and its server count.
+ */
+export async function installationOf(database: Database): Promise<string> {
+  const rows = await database.$queryRaw`
+    SELECT i.id, (SELECT oid::text FROM pg_database WHERE datname = current_database()) AS database FROM installation i`;
+  // Some servers keep this for their administrators.
+  const server = await database.$queryRaw`SELECT system_identifier::text FROM pg_control_system()`.catch(() => null);
+  return digestOf([rows, server]);
+}
+
+/** Workers of an installation that reach the same things share one queue. The name holds no `:`, which BullMQ forbids. */
+export function queueFor(reaches: readonly string[], installation = ""): string {
+  return `tephra-${installation}-${digestOf([...reaches].sort())}`;
 }
 
 /** Makes a worker known, or brings its card up to date. */
@@ -41,7 +55,7 @@ export async function publishWorker(database: Database, card: WorkerCard): Promi
     host: card.host,
     pid: card.pid,
     slots: card.slots,
-    queue: queueFor(card.reaches),
+    queue: queueFor(card.reaches, card.installation),
     reaches: [...card.reaches],
     unreachable: { ...card.unreachable },
     freeBytes: { ...card.freeBytes },
@@ -82,6 +96,25 @@ export async function liveQueues(database: Database | Transaction, downMs: numbe
       AND NOT EXISTS (SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = workers.host)
     GROUP BY queue, reaches ORDER BY queue`;
 }
+
+/**
+ * Why Redis cannot be used, as live workers say it, with how many of them say so. Only what a Redis has answered is told word for word:
+ * what else goes wrong may name hosts.
+ */
+export async function redisRefusals(
+  database: Database | Transaction,
+  downMs: number,
+): Promise<{ reason: string; workers: number; of: number }[]> {
+  const rows = await database.$queryRaw<{ why: string | null; workers: number }[]>`
+    SELECT unreachable ->> 'redis' AS why, count(*)::int AS workers FROM workers
+    WHERE heartbeat_at > now() - ${downMs} * interval '1 millisecond' GROUP BY 1`;
+  const of = rows.reduce((sum, { workers }) => sum + workers, 0);
+  return rows.flatMap(({ why, workers }) => (why === null ? [] : [{ reason: publicReason(why), workers, of }]));
+}
+
+/** A Redis begins what it refuses with a code in capitals; our own sentence about it begins with its name. */
+const publicReason = (why: string): string =>
+  /^(?:[A-Z]{2,} |This Redis )/.test(why) ? why : "it cannot be reached, or does not answer";
 
 /** Why live workers say that they cannot reach `name`; empty when none says anything. */
 export async function whyUnreachable(

@@ -1,3 +1,4 @@
+import { redisRefusals } from "@tephra/control";
 import type { Context } from "../context.ts";
 import type { PublicAction } from "./serve.ts";
 
@@ -40,6 +41,15 @@ async function findSchemaProblem(context: Context): Promise<string | null> {
   return code === "P2021" || code === "P2022" ? "the database lacks migrations" : "the database does not answer";
 }
 
+/** What makes work slow, though it is done. Nobody waits for it. */
+async function findWarnings({ database, config }: Context): Promise<string[]> {
+  const refusals = await redisRefusals(database, config.worker.down_ms);
+  return refusals.map(
+    ({ reason, workers, of }) =>
+      `Redis cannot be used by ${workers} of ${of} workers, which find their tasks by looking; that is slow: ${reason}`,
+  );
+}
+
 async function findReasons(context: Context): Promise<string[]> {
   const problem = await findSchemaProblem(context);
   return problem === null ? [] : [problem];
@@ -59,13 +69,13 @@ export const health = {
   /** The process serves requests; says nothing of anything else. */
   alive: { handle: async () => ({ status: 200, body: { status: "ok" } }) },
 
-  /** 200 when requests can be accepted: the database answers and has its migrations. Workers may come later: `/metrics` counts them. */
+  /** 200 when requests can be accepted: the database answers and has its migrations. Workers may come later: `/metrics` counts them. What makes them slow is named. */
   ready: {
     handle: async (context) => {
       const reasons = await inTime(findReasons(context));
-      return reasons.length === 0
-        ? { status: 200, body: { status: "ready" } }
-        : { status: 503, body: { status: "unavailable", reasons } };
+      if (reasons.length > 0) return { status: 503, body: { status: "unavailable", reasons } };
+      const warnings = await inTime(findWarnings(context));
+      return { status: 200, body: { status: "ready", ...(warnings.length === 0 ? {} : { warnings }) } };
     },
   },
 

@@ -1,0 +1,106 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { Queue, Worker } from "bullmq";
+import type { Redis } from "ioredis";
+
+/** A queue that did not carry its own job within this time is not to be counted on. */
+const probeWithinMs = 4_000;
+/** What a probe leaves in Redis is gone after this, when nobody probes any more, in seconds. */
+const keptSeconds = 600;
+const probeKeys = ["id", "meta", "events", "marker", "wait", "active", "completed", "stalled-check", "pc"];
+
+/** Only a Cluster says so; nobody but it knows before a script names keys of two slots. */
+const clusterReason =
+  "This Redis is a Cluster, which the queue cannot use: it needs one server, or Sentinels before it (redis+sentinel://)";
+
+/** A queue of its own, in which a job of its own makes the whole round. */
+interface ProbeQueue {
+  queue: Queue;
+  worker: Worker;
+}
+
+export interface QueueProbe {
+  /** @returns why the queue cannot be used, in the words of whoever refuses; null when it can */
+  ask(): Promise<string | null>;
+  close(): Promise<void>;
+}
+
+/** What a person can act on: the code of an error that has no words. */
+export const wordsOf = (error: Error): string => error.message || (error as { code?: string }).code || error.name;
+
+/**
+ * Tries what the queue needs of Redis: its very scripts and commands, on the connections that the worker uses. A Redis that answers and
+ * refuses looks healthy from everywhere else. `complaint`: what a connection said last, for errors that only say that there is none.
+ */
+export function openQueueProbe(options: {
+  name: string;
+  producer: Redis;
+  consumer: Redis;
+  complaint: () => string | null;
+}): QueueProbe {
+  const { name, producer, consumer, complaint } = options;
+  let current: ProbeQueue | null = null;
+  let asking: Promise<string | null> | null = null;
+
+  const open = (): ProbeQueue => {
+    const queue = new Queue(name, {
+      connection: producer,
+      skipVersionCheck: true,
+      skipWaitingForReady: true,
+      streams: { events: { maxLen: 10 } },
+      defaultJobOptions: { removeOnComplete: true, removeOnFail: true },
+    });
+    const worker = new Worker(name, null, { connection: consumer, autorun: false, drainDelay: 1 });
+    queue.on("error", () => {});
+    worker.on("error", () => {});
+    return { queue, worker };
+  };
+  const drop = async (): Promise<void> => {
+    const opened = current;
+    current = null;
+    await Promise.allSettled([opened?.worker.close(true), opened?.queue.close()]);
+  };
+  const next = async (worker: Worker, block: boolean): Promise<void> => {
+    const job = await worker.getNextJob("probe", { block });
+    await job?.moveToCompleted("", "probe", false);
+  };
+  const round = async ({ queue, worker }: ProbeQueue): Promise<void> => {
+    const cluster = await producer.info("cluster").catch((error: Error) => {
+      if (!error.message.startsWith("NOPERM")) throw error;
+      return "";
+    });
+    if (cluster.includes("cluster_enabled:1")) throw new Error(clusterReason);
+    await next(worker, false);
+    const waiting = next(worker, true);
+    waiting.catch(() => {});
+    await queue.add("probe", {});
+    await waiting;
+    await Promise.all(probeKeys.map((key) => producer.expire(queue.toKey(key), keptSeconds)));
+  };
+  const attempt = async (): Promise<string | null> => {
+    try {
+      current ??= open();
+      await round(current);
+      return null;
+    } catch (error) {
+      // What was opened on a connection that was refused stays refused.
+      await drop();
+      const words = wordsOf(error as Error);
+      return /isn't writeable|Connection is closed|max retries|Command timed out/i.test(words)
+        ? (complaint() ?? words)
+        : words;
+    }
+  };
+  return {
+    async ask() {
+      asking ??= attempt().finally(() => {
+        asking = null;
+      });
+      const late = sleep(probeWithinMs, "late" as const, { ref: false });
+      const answer = await Promise.race([asking, late]);
+      return answer === "late" ? (complaint() ?? `Redis did not carry a job within ${probeWithinMs} ms`) : answer;
+    },
+    async close() {
+      await drop();
+    },
+  };
+}

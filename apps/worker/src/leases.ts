@@ -61,6 +61,8 @@ interface Held {
   bytesStored: number;
   /** How long nothing has moved, in ms of this process: while it is stopped no time passes. */
   quietMs: number;
+  /** Whether something has moved since that was last counted. */
+  moved: boolean;
   /** Calls that have not ended, with the time for which each has lasted. */
   calls: Set<{ place: string; call: string; needsMs: number; lastsMs: number }>;
   /** What it holds open, by place. */
@@ -187,7 +189,7 @@ export function openLeases(options: {
     }
   };
   const heartbeat = setInterval(() => void beat(), options.heartbeatMs);
-  const watchMs = Math.max(50, limitMs / 10);
+  const watchMs = Math.max(50, Math.min(limitMs, options.quietMs) / 10);
   let watchedAt = performance.now();
   const watch = setInterval(() => {
     // A process that was stopped, or so busy that its timers waited, has not seen the answers that came meanwhile.
@@ -196,7 +198,8 @@ export function openLeases(options: {
     watchedAt = now;
     for (const h of held.values()) {
       if (stale(h)) lose(h, "the lease could not be renewed in time");
-      h.quietMs += passedMs;
+      h.quietMs = h.moved ? 0 : h.quietMs + passedMs;
+      h.moved = false;
       for (const call of h.calls) call.lastsMs += passedMs;
       // Also when it is to end for another reason: who called it waits.
       const stillness = h.given ? null : stillnessOf(h);
@@ -213,6 +216,7 @@ export function openLeases(options: {
         bytesDone: 0,
         bytesStored: 0,
         quietMs: 0,
+        moved: false,
         calls: new Set(),
         open: new Map(),
         hung: Promise.withResolvers<never>(),
@@ -220,7 +224,7 @@ export function openLeases(options: {
       };
       mine.hung.promise.catch(() => {});
       const moved = (): void => {
-        mine.quietMs = 0;
+        mine.moved = true;
       };
       Atomics.store(mine.writableUntil, 0, stopsAt(claimedAt));
       held.set(`${task.id}-${task.claim}`, mine);

@@ -59,7 +59,7 @@ export interface House extends AsyncDisposable {
   api(): Program;
   /** Ends the API and starts it again on the same port; settles when it answers. `env` is added to its environment; with it, an end is as good. */
   restartApi(signal: NodeJS.Signals, env?: Record<string, string>): Promise<void>;
-  readonly services: Pick<Services, "redisUrl" | "servers">;
+  readonly services: Pick<Services, "databaseUrl" | "redisUrl" | "servers">;
 }
 
 /** The project of a caller who says nothing. */

@@ -90,6 +90,7 @@ export async function findOrphans(house: House & { store: Store }): Promise<stri
   );
   const isKept = (path: string): boolean =>
     path.endsWith(".tephra/repository.json") ||
+    path.startsWith("foreign-") ||
     rows.some(({ container, prefix }) => path.startsWith(`${container}/${prefix}`));
   for (const path of await house.store.names(house.dir)) if (!isKept(path)) orphans.push(`repository/${path}`);
   const known = await rowsOf<{ name: string }>(

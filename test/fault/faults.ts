@@ -1,8 +1,12 @@
+import { mkdir, symlink, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { Redis } from "ioredis";
 import type { House } from "../../demo/house.ts";
 import { poll } from "../../scripts/poll.ts";
+import { withClient } from "../../scripts/postgres.ts";
 import type { Program } from "../../scripts/spawn-program.ts";
 import type { Random } from "../fuzz/random.ts";
+import { stallingCalls } from "../harness/stalling-calls.ts";
 import type { TcpProxy, Trouble } from "../harness/tcp-proxy.ts";
 import { graceMs, pause, rowsOf } from "./model.ts";
 
@@ -89,6 +93,18 @@ export class Crew {
     this.#paused = null;
   }
 
+  /** A further worker, in which calls of one kind stand still for longer than its tasks may, and then return. */
+  async hang(random: Random, quietMs: number): Promise<void> {
+    const calls = await stallingCalls(this.#house.dir, hangs[random.below(hangs.length)] as (typeof hangs)[number]);
+    calls.stall();
+    try {
+      await this.#house.startWorker(calls.env);
+      await pause(quietMs * 2 + random.below(2_000));
+    } finally {
+      calls.release();
+    }
+  }
+
   async stop(random: Random): Promise<void> {
     await this.#any(random)?.stop({ signal: "SIGTERM" });
     await this.fill();
@@ -136,6 +152,15 @@ export class Crew {
   }
 }
 
+/** What may stand still in a worker whose places hang. */
+const hangs = [
+  { call: "link", path: "/repository/" },
+  { call: "open", path: "/repository/" },
+  { call: "pread", path: "/volumes/" },
+  { call: "pwrite", path: "/volumes/" },
+  { call: "fsync", path: "/volumes/" },
+] as const;
+
 export type Fault = (random: Random) => Promise<void>;
 export type NamedFault = [name: string, fault: Fault];
 
@@ -177,12 +202,40 @@ function networkFaults(proxies: Readonly<Record<string, TcpProxy>>): NamedFault[
   );
 }
 
+const lockable = ["tasks", "backups", "operations", "volumes", "workers"];
+
+/** Somebody else holds a whole table for a while, as a migration or a careless dump does. */
+async function lockTable(databaseUrl: string, random: Random): Promise<void> {
+  const table = lockable[random.below(lockable.length)];
+  const hold = withClient(databaseUrl, async (client) => {
+    await client.query("BEGIN");
+    await client.query(`LOCK TABLE ${table} IN ACCESS EXCLUSIVE MODE`);
+    await pause(500 + random.below(2_500));
+    await client.query("ROLLBACK");
+  });
+  await hold.catch(() => {}); // PostgreSQL may be down just now: then nothing is locked.
+}
+
+/** Things in a repository that are nobody's backup, and must hinder nobody. */
+async function leaveForeignEntries(repositoryDir: string, random: Random): Promise<void> {
+  const name = join(repositoryDir, `foreign-${random.below(1e9)}`);
+  const kinds = [
+    () => writeFile(name, "not ours"),
+    () => mkdir(join(name, "lost+found"), { recursive: true, mode: 0o700 }),
+    () => symlink("/nowhere", name),
+    () => writeFile(`${name}_metadata`, ""),
+  ];
+  await kinds[random.below(kinds.length)]?.().catch(() => {}); // Where the repository is a folder.
+}
+
 /** What can happen to servers, and to the way to them. */
 export function serverFaults(house: House, proxies: Readonly<Record<string, TcpProxy>>): NamedFault[] {
-  const { servers, redisUrl } = house.services;
+  const { servers, redisUrl, databaseUrl } = house.services;
   return [
     ["Redis is emptied", () => flushRedis(redisUrl)],
     ["Redis is killed", async () => servers.redis?.().kill("SIGKILL")],
+    ["a table is locked", (random) => lockTable(databaseUrl, random)],
+    ["foreign entries are in the repository", (random) => leaveForeignEntries(join(house.dir, "repository"), random)],
     ["PostgreSQL restarts immediately", async () => servers.postgres?.().kill("SIGQUIT")],
     ...networkFaults(proxies),
   ];
@@ -191,11 +244,12 @@ export function serverFaults(house: House, proxies: Readonly<Record<string, TcpP
 const repeated = (fault: NamedFault, times: number): NamedFault[] => Array.from({ length: times }, () => fault);
 
 /** What can happen to workers, by name. They die most often, as they do in life. */
-export function workerFaults(crew: Crew, leaseMs: number): NamedFault[] {
+export function workerFaults(crew: Crew, { leaseMs, quietMs }: { leaseMs: number; quietMs: number }): NamedFault[] {
   return [
     ...repeated(["a worker is killed", (random) => crew.kill(random)], 5),
     ...repeated(["a worker dies at a named point", (random) => crew.doom(random)], 5),
     ...repeated(["a worker is paused past its lease", (random) => crew.freeze(random, leaseMs)], 2),
+    ...repeated(["the places of a worker hang", (random) => crew.hang(random, quietMs)], 2),
     ...repeated(["a worker is stopped", (random) => crew.stop(random)], 2),
   ];
 }

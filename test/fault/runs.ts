@@ -31,6 +31,7 @@ export const briskConfig = {
     backoff_ms: 100,
     attempts_max: 10,
     unplaced_timeout_ms: 60_000,
+    quiet_ms: 3_000,
   },
   // Everything rests when the reaper is sent: nothing needs a grace time then.
   reaper: { interval_hours: null, grace_minutes: 0 },
@@ -148,7 +149,7 @@ export async function runHistory(house: FaultHouse, options: HistoryOptions): Pr
   await users.makeVolumes();
   const faults = new AbortController();
   const everything = (): NamedFault[] => [
-    ...workerFaults(crew, briskConfig.worker.lease_ms),
+    ...workerFaults(crew, { leaseMs: briskConfig.worker.lease_ms, quietMs: briskConfig.tasks.quiet_ms }),
     ...(spared.includes(house.api()) ? [] : [["the API is killed", () => house.restartApi("SIGKILL")] as NamedFault]),
     ...serverFaults(house, house.proxies),
   ];
@@ -340,8 +341,10 @@ class Users {
     if (outcome.kind === "accepted") volume.hasBackup = true;
     if (giveUp && asked.id !== null) {
       await pause(this.#random.below(400));
-      asked.dropped = true;
-      await ask(this.#house, "POST", `/backups/${asked.id}/action`, { "os-force_delete": {} });
+      // An admin deletes it by force, or only says that it failed: its operation ends either way.
+      asked.dropped = this.#random.below(2) === 0;
+      const action = asked.dropped ? { "os-force_delete": {} } : { "os-reset_status": { status: "error" } };
+      await ask(this.#house, "POST", `/backups/${asked.id}/action`, action);
       await rested(this.#house, "backups", asked.id);
     }
     const status = await rested(this.#house, "volumes", volume.id);
@@ -405,7 +408,10 @@ class Users {
   }
 
   async #remove(backup: AskedBackup): Promise<void> {
-    const outcome = await ask(this.#house, "DELETE", `/backups/${backup.id}`);
+    const outcome =
+      this.#random.below(3) > 0
+        ? await ask(this.#house, "DELETE", `/backups/${backup.id}`)
+        : await ask(this.#house, "POST", `/backups/${backup.id}/action`, { "os-force_delete": {} });
     this.#note(`delete ${backup.id}: ${outcome.kind}`);
     if (outcome.kind !== "refused") backup.dropped = true;
     if (backup.dropped) await rested(this.#house, "backups", backup.id as string);

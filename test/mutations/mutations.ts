@@ -19,6 +19,30 @@ const reconciler = { file: `${control}/healing.ts`, suite: "test/control/reconci
 /** What would cost people their data, or show it to others, if nothing noticed. */
 export const mutations: readonly Mutation[] = [
   {
+    name: "a lease is renewed while its holder is alive, whether anything moves or not",
+    file: "apps/worker/src/leases.ts",
+    from: "if (stillness) giveUp(h, stillness);",
+    to: "void [stillness, giveUp];",
+    suite: "apps/worker/src/leases.test.ts",
+    test: "is given up when a call has not returned",
+  },
+  {
+    name: "a worker whose Redis refuses waits for jobs",
+    file: `${control}/dispatcher.ts`,
+    from: "if (isOwn) await takeHere(queue);",
+    to: "void [isOwn, takeHere];",
+    suite: "test/fault/redis-refusals.test.ts",
+    test: "the work is done without it",
+  },
+  {
+    name: "a queue is named by its places alone",
+    file: "apps/worker/src/main.ts",
+    from: "installation ??= await installationOf(database);",
+    to: "installation ??= String(installationOf.length);",
+    suite: "test/fault/redis-refusals.test.ts",
+    test: "have queues of their own",
+  },
+  {
     ...posix,
     name: "a name that is taken is taken for ours",
     from: "if (!(await fileHolds(existing.file, body, signal))) throw new ObjectConflictError(key);",

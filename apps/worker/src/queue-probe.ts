@@ -4,6 +4,8 @@ import type { Redis } from "ioredis";
 
 /** A queue that did not carry its own job within this time is not to be counted on. */
 const probeWithinMs = 4_000;
+/** A connection that is being made is waited for so long. */
+const connectMs = 1_500;
 /** What a probe leaves in Redis is gone after this, when nobody probes any more, in seconds. */
 const keptSeconds = 600;
 const probeKeys = ["id", "meta", "events", "marker", "wait", "active", "completed", "stalled-check", "pc"];
@@ -63,6 +65,10 @@ export function openQueueProbe(options: {
     const job = await worker.getNextJob("probe", { block });
     await job?.moveToCompleted("", "probe", false);
   };
+  const connected = async (): Promise<void> => {
+    const end = performance.now() + connectMs;
+    while (producer.status !== "ready" && performance.now() < end) await sleep(25);
+  };
   const round = async ({ queue, worker }: ProbeQueue): Promise<void> => {
     const cluster = await producer.info("cluster").catch((error: Error) => {
       if (!error.message.startsWith("NOPERM")) throw error;
@@ -78,6 +84,7 @@ export function openQueueProbe(options: {
   };
   const attempt = async (): Promise<string | null> => {
     try {
+      await connected();
       current ??= open();
       await round(current);
       return null;

@@ -1,7 +1,6 @@
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { redisConnection } from "@tephra/control";
-import { Queue } from "bullmq";
 import { Redis } from "ioredis";
 import { describe, expect, inject, it } from "vitest";
 import { redisProgram, startRedis } from "../../scripts/redis.ts";
@@ -174,13 +173,15 @@ it("two services on one Redis, one a copy of the other's database, have queues o
 
 it("a job of a task that nobody knows is told of and left where it can be seen", async () => {
   await using instance = await startInstance({ workers: 1, config });
-  const [{ queue: name }] = await instance.sql("SELECT queue FROM workers");
-  await using stack = new AsyncDisposableStack();
-  const queue = new Queue(name, { connection: redisConnection(instance.redisUrl) });
-  stack.defer(() => queue.close());
-  const job = await queue.add("task", { taskId: "00000000-0000-4000-8000-000000000000" }, { jobId: "stray" });
-  await instance.waitFor(() => job.isFailed(), { what: "the job is set aside" });
-  expect((await queue.getJob("stray"))?.failedReason).toContain("No task 00000000-0000-4000-8000-000000000000");
+  const [{ queue }] = await instance.sql("SELECT queue FROM workers");
+  const key = `bull:${queue}`;
+  const data = JSON.stringify({ taskId: "00000000-0000-4000-8000-000000000000" });
+  await instance.redis.hset(`${key}:stray`, { name: "task", data, opts: "{}", timestamp: 1, delay: 0, priority: 0 });
+  await instance.redis.lpush(`${key}:wait`, "stray");
+  await instance.redis.zadd(`${key}:marker`, 0, "0");
+  await instance.waitFor(() => instance.redis.zscore(`${key}:failed`, "stray"), { what: "the job is set aside" });
+  const reason = await instance.redis.hget(`${key}:stray`, "failedReason");
+  expect(reason).toContain("No task 00000000-0000-4000-8000-000000000000");
   await instance.waitFor(() => /"level":40.*job\.failed.*stray/.test(instance.logs()), { what: "the log tells of it" });
   await journeyOn(instance).backUp(await importImage(instance));
 });

@@ -346,7 +346,10 @@ describe.each([
     expect(refused.status).toBe(1);
     // Only a hypervisor attaches; no command of these clients does.
     await stage.instance.sql("UPDATE volumes SET status = 'in-use' WHERE id = $1", [volume.id]);
-    await stage.instance.sql("INSERT INTO attachments (id, volume_id) VALUES (gen_random_uuid(), $1)", [volume.id]);
+    await stage.instance.sql(
+      "INSERT INTO attachments (id, project_id, volume_id) SELECT gen_random_uuid(), project_id, id FROM volumes WHERE id = $1",
+      [volume.id],
+    );
     const used = await member.cinderEnds("backup-create", "src-disk");
     expect([used.status, used.stderr]).toEqual([1, expect.stringContaining("must use the force flag")]);
     const forced = await member.cinderProperties("backup-create", "--force", "--name", "forced", "src-disk");

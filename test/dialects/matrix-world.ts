@@ -18,6 +18,11 @@ export interface World {
   groupSnapshot: string;
   /** A group of no machine's, with nothing in it. */
   group: string;
+  /** A volume that is offered, with the offer, its key and a record of a server that wants it. */
+  offered: string;
+  transfer: string;
+  authKey: string;
+  attachment: string;
   /** In every name, description and value of metadata. */
   secret: string;
 }
@@ -34,6 +39,10 @@ export const emptyWorld = (): World => ({
   instanceGroup: randomUUID(),
   groupSnapshot: randomUUID(),
   group: randomUUID(),
+  offered: randomUUID(),
+  transfer: randomUUID(),
+  authKey: "none",
+  attachment: randomUUID(),
   secret: "none",
 });
 
@@ -82,8 +91,32 @@ export async function makeWorld(instance: Instance, project: string, token: stri
     delivery: delivery.id,
     ...machine,
     group,
+    ...(await makeOffer(instance, project, { token, name: secret })),
     secret,
   };
+}
+
+/** A volume on its way to another project. */
+async function makeOffer(
+  instance: Instance,
+  project: string,
+  { token, name }: { token: string; name: string },
+): Promise<Pick<World, "offered" | "transfer" | "authKey" | "attachment">> {
+  const headers = { "x-auth-token": token };
+  const ask = async (path: string, body: unknown) => {
+    const reply = await instance.request("POST", `/v3/${project}/${path}`, body, headers);
+    if (reply.status !== 202) throw new Error(`${path}: ${reply.text}`);
+    return reply.body;
+  };
+  const { volume } = await ask("volumes", { volume: { size: 1, name } });
+  await setStatus(instance, "volumes", volume.id, "available");
+  const { transfer } = await ask("os-volume-transfer", { transfer: { volume_id: volume.id, name } });
+  const [attachment] = await instance.sql(
+    `INSERT INTO attachments (id, project_id, volume_id, server_id, status, attached_at)
+     SELECT gen_random_uuid(), project_id, id, $2, 'reserved', NULL FROM volumes WHERE id = $1 RETURNING id`,
+    [volume.id, name],
+  );
+  return { offered: volume.id, transfer: transfer.id, authKey: transfer.auth_key, attachment: attachment.id };
 }
 
 /** A type of groups is nobody's: the same one in every world. */
@@ -160,7 +193,15 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "PUT /volumes/:id/metadata/:key": { meta: { key: "value" } },
     "POST /snapshots": { snapshot: { volume_id: volume } },
     "PUT /snapshots/:id": { snapshot: { name: "changed" } },
+    "POST /snapshots/:id/action os-update_snapshot_status": { status: "error" },
     "POST /snapshots/:id/action os-reset_status": { status: "error" },
+    "POST /attachments": { attachment: { volume_uuid: volume } },
+    "PUT /attachments/:id": { attachment: { connector: { host: "here" } } },
+    "POST /attachments/:id/action os-complete": {},
+    "POST /os-volume-transfer": { transfer: { volume_id: volume } },
+    "POST /os-volume-transfer/:id/accept": { accept: { auth_key: world.authKey } },
+    "POST /volume-transfers": { transfer: { volume_id: volume, no_snapshots: true } },
+    "POST /volume-transfers/:id/accept": { accept: { auth_key: world.authKey } },
     "POST /snapshots/:id/action os-force_delete": null,
     "POST /snapshots/:id/metadata": meta,
     "PUT /snapshots/:id/metadata": meta,
@@ -205,6 +246,9 @@ export function fillPath(path: string, world: World, project: string): string {
     "/volumes/": world.volume,
     "/snapshots/": world.snapshot,
     "/messages/": world.message,
+    "/attachments/": world.attachment,
+    "/os-volume-transfer/": world.transfer,
+    "/volume-transfers/": world.transfer,
     "/types/": defaultVolumeType.id,
     "/groups/": world.group,
     "/group_types/": groupType,
@@ -220,6 +264,7 @@ export function fillPath(path: string, world: World, project: string): string {
   const parts: Readonly<Record<string, string>> = {
     ":project": project,
     ":name": "main",
+    ":host": "here@files",
     ":alias": "backups",
     ":action": "explode",
     ":key": "key",

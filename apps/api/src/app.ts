@@ -1,6 +1,7 @@
 import express, { type Express, type RequestHandler } from "express";
 import helmet from "helmet";
 import { answerOrigins, checkHost, checkOrigin } from "./browsers.ts";
+import { attachments } from "./cinder/attachments.ts";
 import { backups } from "./cinder/backups.ts";
 import { discovery, versionThree } from "./cinder/discovery.ts";
 import { groupSnapshots } from "./cinder/group-snapshots.ts";
@@ -8,11 +9,14 @@ import { groupTypes } from "./cinder/group-types.ts";
 import { groups } from "./cinder/groups.ts";
 import { messages } from "./cinder/messages.ts";
 import { snapshotMetadata, volumeMetadata } from "./cinder/metadata.ts";
+import { capabilities, hosts, pools } from "./cinder/pools.ts";
 import { limits, quotaClasses, quotas } from "./cinder/quotas.ts";
 import { records } from "./cinder/records.ts";
 import { resourceFilters } from "./cinder/resource-filters.ts";
 import { extensions, services, zones } from "./cinder/services.ts";
 import { snapshots } from "./cinder/snapshots.ts";
+import { osVolumeTransfers, volumeTransfers } from "./cinder/transfers.ts";
+import { unused } from "./cinder/unused.ts";
 import { volumeActions } from "./cinder/volume-actions.ts";
 import { volumeTypes } from "./cinder/volume-types.ts";
 import { volumes } from "./cinder/volumes.ts";
@@ -36,6 +40,16 @@ import { makeReadable } from "./readable-url.ts";
 import { NoRouteError } from "./refusals.ts";
 import { logRequests } from "./request-log.ts";
 import { answerErrors, answerOptions, limitBodies, type Route, v3Router } from "./v3/serve.ts";
+
+/** A volume changes its project: the same below two names, of which the older one is the more asked for. */
+const transferRoutes = (path: string, transfers: typeof volumeTransfers): readonly Route[] => [
+  ["GET", path, "volume:get_all_transfers", transfers.list],
+  ["GET", `${path}/detail`, "volume:get_all_transfers", transfers.detail],
+  ["POST", path, "volume:create_transfer", transfers.create],
+  ["GET", `${path}/:id`, "volume:get_transfer", transfers.show],
+  ["DELETE", `${path}/:id`, "volume:delete_transfer", transfers.remove],
+  ["POST", `${path}/:id/accept`, "volume:accept_transfer", transfers.accept],
+];
 
 /** Cinder's v3 API. Each path exists below `/v3` and below `/v3/{project}`. */
 export const cinderRoutes: readonly Route[] = [
@@ -97,6 +111,10 @@ export const cinderRoutes: readonly Route[] = [
     "ACTION",
     "/snapshots/:id/action",
     {
+      "os-update_snapshot_status": [
+        "snapshot_extension:snapshot_actions:update_snapshot_status",
+        snapshots.updateStatus,
+      ],
       "os-reset_status": ["volume_extension:snapshot_admin_actions:reset_status", snapshots.resetStatus],
       "os-force_delete": ["volume_extension:snapshot_admin_actions:force_delete", snapshots.forceDelete],
     },
@@ -110,6 +128,33 @@ export const cinderRoutes: readonly Route[] = [
   ["GET", "/types", "volume_extension:type_get_all", volumeTypes.list],
   ["GET", "/types/:id", "volume_extension:type_get", volumeTypes.show],
   ["GET", "/types/:id/extra_specs", "volume_extension:types_extra_specs:index", volumeTypes.extraSpecs],
+  ["GET", "/types/:id/extra_specs/:key", "volume_extension:types_extra_specs:index", volumeTypes.extraSpec],
+  ["GET", "/types/:id/encryption", "volume_extension:volume_type_encryption:get", volumeTypes.encryption],
+  [
+    "GET",
+    "/types/:id/os-volume-type-access",
+    "volume_extension:volume_type_access:get_all_for_type",
+    volumeTypes.access,
+  ],
+  ["GET", "/attachments", "volume:get_all", attachments.list],
+  ["GET", "/attachments/detail", "volume:get_all", attachments.detail],
+  ["POST", "/attachments", "volume:attachment_create", attachments.create],
+  ["GET", "/attachments/:id", "volume:get", attachments.show],
+  ["PUT", "/attachments/:id", "volume:attachment_update", attachments.update],
+  ["DELETE", "/attachments/:id", "volume:attachment_delete", attachments.remove],
+  ["ACTION", "/attachments/:id/action", { "os-complete": ["volume:attachment_complete", attachments.complete] }],
+  ...transferRoutes("/os-volume-transfer", osVolumeTransfers),
+  ...transferRoutes("/volume-transfers", volumeTransfers),
+  ["GET", "/volumes/:id/encryption", "volume_extension:volume_encryption_metadata", volumes.encryption],
+  ["GET", "/qos-specs", "volume_extension:qos_specs_manage:get_all", unused.qosSpecs],
+  ["GET", "/consistencygroups", "consistencygroup:get_all", unused.consistencyGroups],
+  ["GET", "/consistencygroups/detail", "consistencygroup:get_all", unused.consistencyGroups],
+  ["GET", "/cgsnapshots", "consistencygroup:get_all_cgsnapshots", unused.consistencySnapshots],
+  ["GET", "/cgsnapshots/detail", "consistencygroup:get_all_cgsnapshots", unused.consistencySnapshots],
+  ["GET", "/scheduler-stats/get_pools", "scheduler_extension:scheduler_stats:get_pools", pools.list],
+  ["GET", "/capabilities/:host", "volume_extension:capabilities", capabilities.show],
+  ["GET", "/os-hosts", "volume_extension:hosts", hosts.list],
+  ["GET", "/os-hosts/:host", "volume_extension:hosts", hosts.show],
   ["GET", "/groups", "group:get_all", groups.list],
   ["GET", "/groups/detail", "group:get_all", groups.detail],
   ["POST", "/groups", "group:create", groups.create],

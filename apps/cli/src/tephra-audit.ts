@@ -30,7 +30,7 @@ interface Options {
   limit: number;
 }
 
-const resources = ["backup", "volume", "snapshot", "group", "group_snapshot", "operation"];
+const resources = ["backup", "volume", "snapshot", "group", "group_snapshot", "attachment", "transfer", "operation"];
 
 export function addAuditCommand(program: Command): void {
   program

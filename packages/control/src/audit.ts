@@ -5,7 +5,16 @@ import { isUuid } from "./listing.ts";
 
 export type AuditRow = AuditEntry;
 
-export const auditedResources = ["backup", "volume", "snapshot", "group", "group_snapshot", "operation"] as const;
+export const auditedResources = [
+  "backup",
+  "volume",
+  "snapshot",
+  "group",
+  "group_snapshot",
+  "attachment",
+  "transfer",
+  "operation",
+] as const;
 
 export interface AuditQuery {
   resource?: (typeof auditedResources)[number];

@@ -6,7 +6,8 @@
  *          any resting status → deleting → (tombstone) | error | error_deleting
  * Volume:  creating → available | error            available, in-use ⇄ backing-up
  *          available → restoring-backup → available | error_restoring
- *          available → attaching → in-use → detaching → available
+ *          available → reserved → attaching → in-use → detaching → available
+ *          available ⇄ awaiting-transfer
  *          available, in-use → extending → as it was | error_extending
  *          in-use → restoring-backup → in-use: only with all disks of a virtual machine that is shut off
  *
@@ -27,10 +28,23 @@ export type BackupStatus = keyof typeof backupTransitions;
 
 export const volumeTransitions = {
   creating: ["available", "error", "error_restoring"],
-  available: ["attaching", "in-use", "backing-up", "restoring-backup", "uploading", "extending", "deleting", "error"],
-  attaching: ["available", "in-use", "error"],
-  "in-use": ["available", "detaching", "backing-up", "restoring-backup", "extending", "error"],
-  detaching: ["available", "in-use", "error"],
+  available: [
+    "reserved",
+    "attaching",
+    "in-use",
+    "awaiting-transfer",
+    "backing-up",
+    "restoring-backup",
+    "uploading",
+    "extending",
+    "deleting",
+    "error",
+  ],
+  reserved: ["available", "attaching", "in-use", "error"],
+  attaching: ["available", "reserved", "in-use", "error"],
+  "awaiting-transfer": ["available"],
+  "in-use": ["available", "reserved", "attaching", "detaching", "backing-up", "restoring-backup", "extending", "error"],
+  detaching: ["available", "reserved", "attaching", "in-use", "error"],
   "backing-up": ["available", "in-use", "error"],
   "restoring-backup": ["available", "in-use", "error_restoring", "error"],
   uploading: ["available", "error"],

@@ -31,6 +31,7 @@ export type ResourceKind =
   | "GroupSnapshot"
   | "Operation"
   | "Message"
+  | "Transfer"
   | "Notification"
   | "Repository";
 
@@ -43,6 +44,14 @@ export class NotFoundError extends ControlError {
     super(`${resource} ${id} could not be found.`);
     this.resource = resource;
     this.id = id;
+  }
+}
+
+/** An attachment that nobody has, or that the caller may not see: Cinder says it in another form. */
+export class AttachmentNotFoundError extends ControlError {
+  readonly code = "not-found";
+  constructor(id: string) {
+    super(`Volume attachment could not be found with filter: attachment_id = ${id}.`);
   }
 }
 

@@ -41,6 +41,7 @@ async function withDisks(
   const attachments = await database.attachment.findMany({
     where: {
       serverId: { in: rows.map((row) => row.id) },
+      status: "attached",
       volume: { projectId: { in: rows.map((row) => row.projectId) } },
     },
     include: { volume: { select: { projectId: true } } },

@@ -11,16 +11,17 @@ import type { TaskOperation, TaskResult } from "./tasks.ts";
 import { GiB, getVolume, lockVolume, moveVolume, type VolumeRow } from "./volumes.ts";
 
 /** Locks a volume that the caller may see. @throws NotFoundError */
-async function lockVisible(tx: Transaction, principal: Principal, id: string): Promise<VolumeRow> {
+export async function lockVisible(tx: Transaction, principal: Principal, id: string): Promise<VolumeRow> {
   await getVolume(tx, principal, id);
   const volume = await lockVolume(tx, id);
   if (!volume) throw new NotFoundError("Volume", id);
   return volume;
 }
 
-const adminMetadataOf = (volume: VolumeRow) => volume.adminMetadata as Record<string, string>;
+export const adminMetadataOf = (volume: VolumeRow) => volume.adminMetadata as Record<string, string>;
 
-async function change(tx: Transaction, id: string, data: Prisma.VolumeUpdateInput): Promise<void> {
+/** Changes a volume that is locked. */
+export async function changeVolume(tx: Transaction, id: string, data: Prisma.VolumeUpdateInput): Promise<void> {
   await tx.volume.update({ where: { id }, data: { ...data, updatedAt: new Date() } });
 }
 
@@ -54,7 +55,8 @@ export async function attachWithin(
 ): Promise<void> {
   const volume = await lockVisible(tx, principal, id);
   const { serverId, hostName } = attachment;
-  const known = volume.attachments.some((a) => (serverId ? a.serverId === serverId : a.hostName === hostName));
+  const attached = volume.attachments.filter((a) => a.status === "attached");
+  const known = attached.some((a) => (serverId ? a.serverId === serverId : a.hostName === hostName));
   if (known) return;
   const metadata = { readonly: "False", ...adminMetadataOf(volume) };
   if (metadata.readonly === "True" && mode !== "ro") {
@@ -67,9 +69,10 @@ export async function attachWithin(
         : `volume status must be available to attach, but the current status is ${status}`;
     return new InvalidError("request", `Error attaching volume - InvalidVolume: Invalid volume: ${reason}`);
   });
-  await change(tx, id, { adminMetadata: { ...metadata, attached_mode: mode } });
-  await tx.attachment.create({ data: { id: randomUUID(), volumeId: id, ...attachment } });
-  if (serverId) await joinInstanceGroup(tx, volume.projectId, serverId);
+  await changeVolume(tx, id, { adminMetadata: { ...metadata, attached_mode: mode } });
+  const { projectId } = volume;
+  await tx.attachment.create({ data: { id: randomUUID(), projectId, volumeId: id, mode, ...attachment } });
+  if (serverId) await joinInstanceGroup(tx, projectId, serverId);
 }
 
 /** The disks of a project's instance are members of its group, unless they are of another. */
@@ -77,7 +80,7 @@ export async function joinInstanceGroup(tx: Transaction, projectId: string, serv
   await tx.$executeRaw`
     UPDATE volumes v SET group_id = g.id FROM groups g, attachments a
     WHERE g.project_id = ${projectId} AND v.project_id = ${projectId} AND g.instance_id::text = ${serverId}
-      AND a.server_id = ${serverId} AND v.id = a.volume_id AND v.group_id IS NULL`;
+      AND a.server_id = ${serverId} AND a.status = 'attached' AND v.id = a.volume_id AND v.group_id IS NULL`;
 }
 
 /** A volume that its instance has no more is no member of the instance's group any more. */
@@ -115,21 +118,46 @@ export async function detachWithin(
     throw new InvalidError("request", `Error detaching volume - InvalidVolume: Invalid volume: ${reason}`);
   }
   const ended = volume.attachments.filter((a) => attachmentId === null || a.id === attachmentId);
+  await removeAttachments(tx, volume, ended);
+}
+
+/** What a volume is in, going by its records: the farthest of them counts. */
+const statusByRecord = [
+  ["attached", "in-use"],
+  ["attaching", "attaching"],
+  ["reserved", "reserved"],
+] as const;
+
+/**
+ * Ends records of a volume that is locked. With the last of them the volume is available; else it is in what the others have come to. While
+ * work of ours is going on it keeps its status, and is free when that is done.
+ */
+export async function removeAttachments(
+  tx: Transaction,
+  volume: VolumeRow,
+  ended: readonly { id: string }[],
+): Promise<void> {
   await tx.attachment.deleteMany({ where: { id: { in: ended.map((a) => a.id) } } });
-  await leaveInstanceGroup(tx, id);
-  const left = volume.attachments.length - ended.length;
-  if (left > 0) return void (await moveTo(tx, volume, ["detaching"], "in-use"));
+  await leaveInstanceGroup(tx, volume.id);
+  const left = volume.attachments.filter((a) => !ended.some((e) => e.id === a.id));
+  // What was only reserved by its status, without a record, is given back by whoever reserved it.
+  const held = ended.length > 0 ? ["reserved", "attaching", "in-use", "detaching"] : ["in-use", "detaching"];
+  const [, to = "available"] = statusByRecord.find(([status]) => left.some((a) => a.status === status)) ?? [];
+  if (left.length > 0) {
+    if (to !== volume.status) await moveTo(tx, volume, held, to);
+    return;
+  }
   const { attached_mode: _mode, ...adminMetadata } = adminMetadataOf(volume);
-  await change(tx, id, { adminMetadata });
-  if (await moveTo(tx, volume, ["in-use", "detaching"], "available")) return;
+  await changeVolume(tx, volume.id, { adminMetadata });
+  if (await moveTo(tx, volume, held, to)) return;
   // A backup or an extension is under way: the volume is free when that is done.
-  if (volume.previousStatus === "in-use") await change(tx, id, { previousStatus: "available" });
+  if (volume.previousStatus === "in-use") await changeVolume(tx, volume.id, { previousStatus: "available" });
 }
 
 /** Whether the volume was in one of `from`, and is in `to` now. The row is locked. */
 async function moveTo(tx: Transaction, volume: VolumeRow, from: readonly string[], to: string): Promise<boolean> {
   if (!from.includes(volume.status)) return false;
-  await change(tx, volume.id, { status: to, previousStatus: volume.status });
+  await changeVolume(tx, volume.id, { status: to, previousStatus: volume.status });
   return true;
 }
 
@@ -183,7 +211,7 @@ export async function setVolumeReadOnly(
       throw new InvalidError("volume", text);
     }
     const metadata = { ...adminMetadataOf(volume), readonly: readOnly ? "True" : "False" };
-    await change(tx, id, { adminMetadata: metadata });
+    await changeVolume(tx, id, { adminMetadata: metadata });
   });
 }
 

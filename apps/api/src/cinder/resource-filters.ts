@@ -19,6 +19,8 @@ export const enabledFilters = {
   backup: ["name", "status", "volume_id"],
   snapshot: ["name", "status", "volume_id", "metadata", "availability_zone", "consumes_quota"],
   group: [],
+  pool: ["name", "volume_type"],
+  attachment: ["volume_id", "status", "instance_id", "attach_status"],
   group_snapshot: ["status", "group_id"],
   volume_type: ["is_public", "extra_specs"],
   message: ["resource_uuid", "resource_type", "event_id", "request_id", "message_level"],

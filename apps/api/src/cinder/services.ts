@@ -69,6 +69,7 @@ export const zones = {
 /** Parts of Cinder's API that once came one by one: alias → name, what it says of itself, date. */
 const extensionTable: Readonly<Record<string, readonly [name: string, description: string, updated: string]>> = {
   backups: ["Backups", "Backups support.", "2012-12-12T00:00:00+00:00"],
+  capabilities: ["Capabilities", "Capabilities support.", "2015-08-31T00:00:00+00:00"],
   "os-admin-actions": ["AdminActions", "Enable admin actions.", "2012-08-25T00:00:00+00:00"],
   "os-availability-zone": ["AvailabilityZones", "Describe Availability Zones.", "2013-06-27T00:00:00+00:00"],
   "os-extended-services": ["ExtendedServices", "Extended services support.", "2014-01-10T00:00:00-00:00"],
@@ -77,10 +78,12 @@ const extensionTable: Readonly<Record<string, readonly [name: string, descriptio
     "Extended SnapshotAttributes support.",
     "2012-06-19T00:00:00+00:00",
   ],
+  "os-hosts": ["Hosts", "Admin-only host administration.", "2011-06-29T00:00:00+00:00"],
   "os-quota-class-sets": ["QuotaClasses", "Quota classes management support.", "2012-03-12T00:00:00+00:00"],
   "os-quota-sets": ["Quotas", "Quota management support.", "2011-08-08T00:00:00+00:00"],
   "os-services": ["Services", "Services support.", "2012-10-28T00:00:00-00:00"],
   "os-snapshot-actions": ["SnapshotActions", "Enable snapshot manager actions.", "2013-07-16T00:00:00+00:00"],
+  "os-types-extra-specs": ["TypesExtraSpecs", "Type extra specs support.", "2011-08-24T00:00:00+00:00"],
   "os-used-limits": [
     "UsedLimits",
     "Provide data on limited resources that are being used.",
@@ -98,6 +101,13 @@ const extensionTable: Readonly<Record<string, readonly [name: string, descriptio
     "2011-11-03T00:00:00+00:00",
   ],
   "os-volume-actions": ["VolumeActions", "Enable volume actions.", "2012-05-31T00:00:00+00:00"],
+  "os-volume-encryption-metadata": [
+    "VolumeEncryptionMetadata",
+    "Volume encryption metadata retrieval support.",
+    "2013-07-10T00:00:00+00:00",
+  ],
+  "os-volume-transfer": ["VolumeTransfer", "Volume transfer management support.", "2013-05-29T00:00:00+00:00"],
+  "scheduler-stats": ["Scheduler_stats", "Scheduler stats support.", "2014-09-07T00:00:00+00:00"],
 };
 
 function extensionView(alias: string): Record<string, unknown> | null {

@@ -5,6 +5,7 @@ import {
   requestSnapshotDelete,
   resetSnapshot,
   updateSnapshot,
+  updateSnapshotStatus,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { badRequest } from "../refusals.ts";
@@ -12,7 +13,7 @@ import { type Call, defineAction } from "../v3/call.ts";
 import { since } from "../v3/microversions.ts";
 import { snapshotCore, snapshotDetail, snapshotSummary } from "./views.ts";
 import { listSnapshotsAs } from "./volume-list.ts";
-import { createSnapshotBody, resetSnapshotBody, updateSnapshotBody } from "./volume-schemas.ts";
+import { createSnapshotBody, resetSnapshotBody, snapshotStatusBody, updateSnapshotBody } from "./volume-schemas.ts";
 
 const idOf = (call: Call): string => call.params["id"] ?? "";
 
@@ -83,6 +84,15 @@ export const snapshots = {
     load,
     handle: async ({ database }, call) => {
       await requestSnapshotDelete(database, call.principal, idOf(call), { force: true });
+      return { status: 202 };
+    },
+  }),
+  updateStatus: defineAction({
+    body: snapshotStatusBody,
+    load,
+    handle: async ({ database }, call) => {
+      const { status, progress } = call.body["os-update_snapshot_status"];
+      await updateSnapshotStatus(database, call.principal, idOf(call), { status, progress: progress ?? null });
       return { status: 202 };
     },
   }),

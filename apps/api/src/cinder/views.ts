@@ -69,7 +69,7 @@ const attachmentView = (call: Call, row: Attachment): Record<string, unknown> =>
   server_id: row.serverId,
   host_name: may(call.principal, "volume_extension:volume_host_attribute") ? row.hostName : null,
   device: row.device,
-  attached_at: timeText(row.attachedAt),
+  attached_at: timeOrNull(row.attachedAt),
 });
 
 /**
@@ -99,7 +99,9 @@ export function volumeCore(call: Call, row: VolumeRow): Record<string, unknown> 
     replication_status: null,
     consistencygroup_id: null,
     multiattach: false,
-    attachments: row.attachments.map((attachment) => attachmentView(call, attachment)),
+    attachments: row.attachments
+      .filter(({ status }) => status === "attached")
+      .map((attachment) => attachmentView(call, attachment)),
     ...(admin && { migration_status: null }),
     ...(version >= since.volumeGroupId && { group_id: row.groupId }),
     ...(version >= since.volumeProviderId && admin && { provider_id: null }),
@@ -110,13 +112,16 @@ export function volumeCore(call: Call, row: VolumeRow): Record<string, unknown> 
   };
 }
 
+/** The place of a volume, as Cinder's schedulers call it: a host, a backend on it and a pool of that. */
+export const poolName = (backend: string): string => `tephra@${backend}#${backend}`;
+
 /** API spec 7.1. Metadata of admins that a user may see stands among the user's own. */
 export function volumeDetail(call: Call, row: VolumeRow): Record<string, unknown> {
   return {
     ...volumeCore(call, row),
     metadata: { ...(row.metadata as object), ...(row.adminMetadata as object) },
     ...(may(call.principal, "volume_extension:volume_host_attribute") && {
-      "os-vol-host-attr:host": `tephra@${row.backend}#${row.backend}`,
+      "os-vol-host-attr:host": poolName(row.backend),
     }),
     ...(may(call.principal, "volume_extension:volume_tenant_attribute") && {
       "os-vol-tenant-attr:tenant_id": row.projectId,
@@ -166,7 +171,7 @@ export function snapshotDetail(call: Call, row: SnapshotRow): Record<string, unk
   return {
     ...snapshotCore(call, row),
     "os-extended-snapshot-attributes:project_id": row.projectId,
-    "os-extended-snapshot-attributes:progress": row.status === "creating" ? "0%" : "100%",
+    "os-extended-snapshot-attributes:progress": row.progress ?? (row.status === "creating" ? "0%" : "100%"),
   };
 }
 

@@ -204,6 +204,20 @@ const ResetSnapshot = strict({
 });
 export const resetSnapshotBody = () => ResetSnapshot;
 
+/** Whole per cents, as `80%`. */
+const progress = z.string({ error: typePhrase("string") }).superRefine((value, context) => {
+  const number = /^[+-]?\d+$/.test(value.slice(0, -1)) ? Number(value.slice(0, -1)) : null;
+  const bounds = number === null ? "" : " between 0 and 100";
+  if (value === "" || (number !== null && number >= 0 && number <= 100 && value.endsWith("%"))) return;
+  const message = `Invalid input received: progress must be an integer percentage${bounds}`;
+  context.addIssue({ code: "custom", message, params: { whole: true } });
+});
+const SnapshotStatus = strict({
+  "os-update_snapshot_status": strict({ status: text(), progress: progress.optional() }),
+});
+/** What who takes a snapshot says of it. */
+export const snapshotStatusBody = () => SnapshotStatus;
+
 const AllMetadata = strict({ metadata: requiredMetadata() });
 /** A set of metadata, to be added or to take the place of the old. */
 export const metadataBody = () => AllMetadata;

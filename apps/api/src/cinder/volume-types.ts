@@ -56,4 +56,24 @@ export const volumeTypes = {
       return { status: 200, body: { extra_specs: {} } };
     },
   }),
+  extraSpec: defineAction({
+    handle: async (_, call) => {
+      checkType(call, [defaultVolumeType.id]);
+      const { id, key } = call.params;
+      throw new Refusal(404, `Volume Type ${id} has no extra specs with key ${key}.`);
+    },
+  }),
+  /** Cinder's answer for a type that says nothing of encryption. */
+  encryption: defineAction({
+    handle: async (_, call) => {
+      checkType(call, [defaultVolumeType.id]);
+      return { status: 200, body: {} };
+    },
+  }),
+  access: defineAction({
+    handle: async (_, call) => {
+      checkType(call, [defaultVolumeType.id]);
+      throw new Refusal(404, "Access list not available for public volume types.");
+    },
+  }),
 };

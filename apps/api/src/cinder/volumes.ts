@@ -148,4 +148,12 @@ export const volumes = {
       return { status: 202 };
     },
   }),
+  /** Volumes are not encrypted here; what Cinder says of one that is not. */
+  encryption: defineAction({
+    load,
+    handle: async (context, call) => {
+      await load(context, call);
+      return { status: 200, body: { encryption_key_id: null } };
+    },
+  }),
 };

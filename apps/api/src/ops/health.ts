@@ -11,6 +11,7 @@ function readsOf({ database }: Context): Promise<unknown>[] {
   return [
     database.volume.findFirst(none),
     database.attachment.findFirst(none),
+    database.transfer.findFirst(none),
     database.snapshot.findFirst(none),
     database.backup.findFirst(none),
     database.instance.findFirst(none),

@@ -84,7 +84,7 @@ const view = (row: InstanceRow): Record<string, unknown> => ({
   attachments: row.disks.map((disk) => ({
     volume_id: disk.volumeId,
     device: disk.device,
-    attached_at: disk.attachedAt.toISOString(),
+    attached_at: disk.attachedAt?.toISOString() ?? null,
   })),
   created_at: row.createdAt.toISOString(),
   updated_at: row.updatedAt?.toISOString() ?? null,

@@ -1,4 +1,5 @@
 import {
+  AttachmentNotFoundError,
   ControlError,
   InvalidError,
   type InvalidSubject,
@@ -79,7 +80,9 @@ export function faultOf(error: unknown): Fault {
     const { status, message, retryAfter } = error;
     return { status, message, ...(retryAfter !== undefined && { retryAfter }) };
   }
-  if (error instanceof NotFoundError) return { status: 404, message: error.message };
+  if (error instanceof NotFoundError || error instanceof AttachmentNotFoundError) {
+    return { status: 404, message: error.message };
+  }
   if (error instanceof InvalidError) return { status: 400, message: `${prefixes[error.subject]}${error.message}` };
   if (error instanceof QuotaExceededError) {
     return { status: 413, message: `${quotaClasses[error.resource]}: ${quotaText(error)}`, retryAfter: 0 };

@@ -184,7 +184,8 @@ describe.each(kinds)("beside a real Cinder on $name", ({ open }) => {
     const references = records
       .map((record) => decodeExportRecord(record.backup_url))
       .map((record) => {
-        return { backupId: record.id, repository, container: record.container, prefix: record.prefix };
+        const container = record.container ?? repository.defaultContainer(record.id);
+        return { backupId: record.id, repository, container, prefix: record.prefix };
       });
     for (const [index, image] of images.entries()) {
       const chain = references.slice(index - (index % 3), index + 1).reverse();

@@ -5,13 +5,14 @@ import {
   type ImportRecord,
   InvalidRecordError,
   keepRecord,
+  locateRecord,
   parseRecordText,
   type Repository,
   type RescannedBackup,
   recordOf,
-  referenceOfRecord,
   rescan,
   serviceMatches,
+  toldContainer,
 } from "@tephra/engine";
 import { type Output, UsageError } from "./engine-output.ts";
 import {
@@ -53,7 +54,8 @@ export async function importCommand(options: ImportOptions, output: Output, sign
   const { service: stated, url } = parseRecordText(await readRecord(options.record));
   const record = decodeExportRecord(url);
   checkService(repository, options.service ?? stated ?? record.service);
-  const backup = await describeBackup(referenceOfRecord(record, repository), signal);
+  const reference = await locateRecord(record, repository);
+  const backup = await describeBackup(reference, signal);
   const problem = backup.problem ?? recordProblem(record, backup.objects);
   const keep = options.dryRun !== true && backup.problem === null;
   if (keep) {
@@ -65,7 +67,7 @@ export async function importCommand(options: ImportOptions, output: Output, sign
     id: record.id,
     volume_id: backup.volumeId,
     parent_id: record.parentId,
-    container: record.container,
+    container: toldContainer(reference.container),
     prefix: record.prefix,
     name: record.name,
     volume_bytes: backup.volumeBytes,
@@ -76,7 +78,7 @@ export async function importCommand(options: ImportOptions, output: Output, sign
   };
   if (problem !== null) output.note(`Warning: ${problem}`);
   output.result({ import: view }, [
-    `Backup ${record.id}: ${backup.volumeBytes} bytes in ${backup.objects} objects under ${record.container}/${record.prefix}`,
+    `Backup ${record.id}: ${backup.volumeBytes} bytes in ${backup.objects} objects under ${view.container}/${record.prefix}`,
     keep ? `It can be restored: restore --backup ${record.id}` : "Nothing was kept.",
   ]);
   if (backup.problem !== null) throw new InvalidRecordError(`what it names cannot be restored: ${backup.problem}`);

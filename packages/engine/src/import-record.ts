@@ -1,8 +1,16 @@
-import { backupIdPattern, columnMax, containerBytesMax, parseStrictJson } from "@tephra/format";
+import {
+  backupIdPattern,
+  columnMax,
+  containerBytesMax,
+  idOfPrefix,
+  parseStrictJson,
+  rootContainer,
+} from "@tephra/format";
 import { z } from "zod";
 import type { BackupReference } from "./backup-reference.ts";
 import { EngineError, IncompleteRecordError, InvalidRecordError } from "./errors.ts";
 import { checkPrefix } from "./layout.ts";
+import { isStored } from "./list-backups.ts";
 import { parseContainer, type Repository, recordsContainer } from "./repository/repository.ts";
 import type { WriteContext } from "./run-context.ts";
 
@@ -11,7 +19,8 @@ export interface ImportRecord {
   id: string;
   volumeId: string | null;
   parentId: string | null;
-  container: string;
+  /** Null where the record has an empty text: see locateRecord. */
+  container: string | null;
   /** Called service_metadata in the record. */
   prefix: string;
   /** In GiB. */
@@ -88,7 +97,7 @@ export function decodeExportRecord(url: string): ImportRecord {
     id: record.id,
     volumeId: record.volume_id ?? null,
     parentId: record.parent_id ?? null,
-    container: named(() => parseContainer(record.container)),
+    container: record.container === "" ? null : named(() => parseContainer(record.container)),
     prefix: named(() => checkPrefix(record.service_metadata)),
     sizeGib: record.size,
     objects: record.object_count,
@@ -170,12 +179,21 @@ export async function findRecord(
     throw error;
   }
   const record = decodeExportRecord(Buffer.concat(chunks).toString("latin1"));
-  return { record, reference: referenceOfRecord(record, repository) };
+  return { record, reference: await locateRecord(record, repository) };
 }
 
-/** Where the backup of a record lies. It may bear another id than its objects. */
-export function referenceOfRecord(record: ImportRecord, repository: Repository): BackupReference {
-  return { backupId: record.id, repository, container: record.container, prefix: record.prefix };
+/**
+ * Where the backup of a record lies. It may bear another id than its objects. Without a container it lies where Cinder's driver puts what has
+ * none, in the folder of the repository itself, or in the container that the backup would have by itself.
+ */
+export async function locateRecord(record: ImportRecord, repository: Repository): Promise<BackupReference> {
+  const { id: backupId, prefix, container } = record;
+  const reference = { backupId, repository, prefix };
+  if (container !== null) return { ...reference, container };
+  const root = { ...reference, container: rootContainer };
+  const isFolder = repository.driver === "posix" || repository.driver === "nfs";
+  if (isFolder && (await isStored(root))) return root;
+  return { ...reference, container: repository.defaultContainer(idOfPrefix(prefix)) };
 }
 
 function parseJson(base64: string): Record<string, unknown> {

@@ -1,3 +1,4 @@
+export { toldContainer } from "@tephra/format";
 export type { BackupReference } from "./backup-reference.ts";
 export {
   type Compression,
@@ -31,8 +32,8 @@ export {
   findRecord,
   type ImportRecord,
   keepRecord,
+  locateRecord,
   parseRecordText,
-  referenceOfRecord,
   serviceMatches,
 } from "./import-record.ts";
 export { type BackupLayout, checkLayout, checkPrefix } from "./layout.ts";

@@ -29,6 +29,16 @@ export function containerProblem(text: string): string | null {
 
 export const isContainer = (text: string): boolean => containerProblem(text) === null;
 
+/**
+ * The folder of a repository itself, as a container. Cinder's drivers for file systems put a backup there whose container was asked for as
+ * an empty text, as Horizon does. It is kept so and told as an empty text; nobody can name it.
+ */
+export const rootContainer = "/";
+
+/** A container as answers and records have it. */
+export const toldContainer = (container: string | null): string | null =>
+  container === rootContainer ? "" : container;
+
 /** Ids of backups and volumes as they stand in names and documents; services of today write uuids. */
 export const backupIdPattern = /^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/;
 

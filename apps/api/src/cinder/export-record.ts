@@ -1,5 +1,5 @@
 import { type BackupRow, isUuid } from "@tephra/control";
-import { columnMax, isContainer, isObjectPrefix, parseStrictJson, textCharactersMax } from "@tephra/format";
+import { columnMax, isContainer, isObjectPrefix, parseStrictJson, textCharactersMax, toldContainer } from "@tephra/format";
 import { z } from "zod";
 import { badRequest } from "../refusals.ts";
 import { isStorable, lengthOf } from "../v3/fields.ts";
@@ -19,7 +19,7 @@ export function recordOf(row: BackupRow, dependents: number): Record<string, unk
     volume_id: row.volumeId,
     host: row.host,
     availability_zone: row.availabilityZone,
-    container: row.container,
+    container: toldContainer(row.container),
     parent_id: row.parentId,
     status: row.status,
     fail_reason: row.failReason,
@@ -69,7 +69,7 @@ const date = z.string().refine((value) => dateForm.test(value) && !Number.isNaN(
 const fields: Readonly<Record<string, readonly [what: string, schema: z.ZodType]>> = {
   id: ["uuid", id],
   size: ["number of gigabytes", count],
-  container: ["plain name beneath the repository", text.refine(isContainer)],
+  container: ["plain name beneath the repository", text.refine((value) => value === "" || isContainer(value))],
   service_metadata: ["prefix of a backup's objects", z.string().refine(isObjectPrefix)],
   object_count: ["number of objects", count],
   display_name: ["text of at most 255 characters", text.nullable()],

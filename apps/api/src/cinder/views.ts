@@ -10,6 +10,7 @@ import {
   type SnapshotRow,
   type VolumeRow,
 } from "@tephra/control";
+import { toldContainer } from "@tephra/format";
 import { may } from "../policy.ts";
 import type { Call } from "../v3/call.ts";
 import { resourceLinks } from "../v3/links.ts";
@@ -38,7 +39,7 @@ export function backupDetail(call: Call, row: BackupRow): Record<string, unknown
     size: unread ? 0 : row.sizeGib,
     object_count: row.objectCount,
     availability_zone: row.availabilityZone,
-    container: row.container,
+    container: toldContainer(row.container),
     created_at: timeText(row.createdAt),
     updated_at: timeOrNull(row.updatedAt),
     name: row.name,

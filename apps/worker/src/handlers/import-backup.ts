@@ -20,9 +20,9 @@ import {
   InvalidRecordError,
   isStored,
   type ListedBackup,
+  locateRecord,
   type Repository,
   type RunContext,
-  referenceOfRecord,
   serviceMatches,
   verifyListing,
 } from "@tephra/engine";
@@ -47,7 +47,7 @@ export const importBackupTask: Handler = async (task, context, run) => {
   const { service, url } = task.operation.input as { service: string; url: string };
   const record = decodeExportRecord(url);
   const place = await findPlace(record, service, context);
-  const reference = referenceOfRecord(record, place.repository);
+  const reference = await locateRecord(record, place.repository);
   const { container, prefix } = reference;
   await nameImport(database, task.operation, { repository: place.name, container, prefix });
   const backup = await verified(reference, run);
@@ -73,7 +73,7 @@ async function findPlace(record: ImportRecord, service: string, { config, sites 
       const repository = await sites.repository(name);
       if (service !== "" && !serviceMatches(service, repository.service)) continue;
       const place = { name, zone, repository };
-      if (await isStored(referenceOfRecord(record, repository))) return place;
+      if (await isStored(await locateRecord(record, repository))) return place;
       fitting ??= place;
     } catch (error) {
       unreachable ??= error;

@@ -2,7 +2,7 @@ import { createHash, randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { access, type FileHandle, lstat, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
 import { join, relative } from "node:path";
-import { containerProblem, isContainer, prefixOf, reservedContainer } from "@tephra/format";
+import { containerProblem, isContainer, prefixOf, reservedContainer, rootContainer } from "@tephra/format";
 import {
   EngineError,
   errnoOf,
@@ -360,6 +360,7 @@ export class PosixRepository implements Repository {
   }
 
   #folder(container: string): string {
+    if (container === rootContainer) return this.#root;
     if (container !== reservedContainer && !/^\.tephra\/[A-Za-z0-9-]+$/.test(container)) parseContainer(container);
     return join(this.#root, container);
   }
@@ -525,7 +526,7 @@ export class PosixRepository implements Repository {
 }
 
 function namesOf(container: string): string[] {
-  return container === "" ? [] : container.split("/");
+  return container === "" || container === rootContainer ? [] : container.split("/");
 }
 
 /** What a link on the way to a container means. */

@@ -2,6 +2,7 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { defaultVolumeType } from "../../apps/api/src/cinder/views.ts";
 import type { Instance } from "../harness/instance.ts";
 import { finishBackup, setStatus, startApiOnly } from "./api-only.ts";
+import { openGolden } from "./golden.ts";
 
 const project = "00000000000000000000000000000001";
 
@@ -178,4 +179,51 @@ it("takes whoever takes a snapshot at his word, but not about one that a worker 
     status: "error",
     "os-extended-snapshot-attributes:progress": "80%",
   });
+});
+
+it("answers in whole as it did", async () => {
+  const golden = openGolden(instance, "dashboard");
+  const base = `/v3/${project}`;
+  const ask = (name: string, method: string, path: string, version: number, body?: unknown) =>
+    golden.ask(name, method, `${base}${path}`, { version, ...(body !== undefined && { body }) });
+  const made = await instance.request("POST", `${base}/volumes`, { volume: { size: 1, name: "golden" } });
+  const volume = made.body.volume.id as string;
+  await setStatus(instance, "volumes", volume, "available");
+  for (const path of ["/os-volume-transfer", "/volume-transfers"]) {
+    const body = { transfer: { volume_id: volume, name: "golden" } };
+    const { transfer } = (await ask(`offer at ${path}`, "POST", path, 71, body)).body;
+    await ask(`list at ${path}`, "GET", `${path}?name=golden`, 0);
+    await ask(`list in detail at ${path}`, "GET", `${path}/detail?name=golden`, 71);
+    await ask(`show at ${path}`, "GET", `${path}/${transfer.id}`, 56);
+    await ask(`withdraw at ${path}`, "DELETE", `${path}/${transfer.id}`, 0);
+    const again = (await ask(`offer again at ${path}`, "POST", path, 0, body)).body.transfer;
+    const accept = { accept: { auth_key: again.auth_key } };
+    await ask(`accept at ${path}`, "POST", `${path}/${again.id}/accept`, 0, accept);
+  }
+  const reserve = { attachment: { volume_uuid: volume, connector: { host: "h" }, mode: "ro" } };
+  const { attachment } = (await ask("attach", "POST", "/attachments", 54, reserve)).body;
+  await ask("connect", "PUT", `/attachments/${attachment.id}`, 54, { attachment: { connector: { host: "h" } } });
+  await ask("complete", "POST", `/attachments/${attachment.id}/action`, 44, { "os-complete": {} });
+  await ask("attachments", "GET", `/attachments?volume_id=${volume}`, 27);
+  await ask("attachments in detail", "GET", `/attachments/detail?volume_id=${volume}`, 27);
+  await ask("an attachment", "GET", `/attachments/${attachment.id}`, 27);
+  await ask("detach", "DELETE", `/attachments/${attachment.id}`, 27);
+  const type = `/types/${defaultVolumeType.id}`;
+  await ask("an extra spec", "GET", `${type}/extra_specs/key`, 0);
+  await ask("encryption of a type", "GET", `${type}/encryption`, 0);
+  await ask("access to a type", "GET", `${type}/os-volume-type-access`, 0);
+  await ask("encryption of a volume", "GET", `/volumes/${volume}/encryption`, 0);
+  const lists = [
+    "/qos-specs",
+    "/consistencygroups",
+    "/consistencygroups/detail",
+    "/cgsnapshots",
+    "/cgsnapshots/detail",
+  ];
+  for (const path of lists) await ask(path, "GET", path, 0);
+  await ask("pools", "GET", "/scheduler-stats/get_pools", 0);
+  await ask("capabilities", "GET", "/capabilities/here@files", 0);
+  await ask("hosts", "GET", "/os-hosts?zone=nowhere", 0);
+  await ask("no host", "GET", "/os-hosts/nowhere", 0);
+  golden.check();
 });

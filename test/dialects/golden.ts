@@ -54,6 +54,7 @@ export function goldenRequests(): string[] {
     "instances",
     "instance-groups",
     "groups",
+    "dashboard",
   ];
   return files.flatMap((file) => {
     const answers = JSON.parse(readFileSync(fileOf(file), "utf8")) as Record<string, { request: string }>;
@@ -75,6 +76,7 @@ function normaliser(instance: Instance): (text: string) => string {
     text
       .replaceAll(instance.url, "<base>")
       .replaceAll(instance.dataDir, "<data>")
+      .replace(/("auth_key":\s*")[0-9a-f]{32}"/g, '$1<key>"')
       .replace(/req-[0-9a-f-]{36}/g, "<request-id>")
       .replace(/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}/g, nameOf)
       .replace(/\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?![.\d])/g, "<time>")

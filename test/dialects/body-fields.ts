@@ -116,6 +116,10 @@ export const idFields: Readonly<Record<string, IdField>> = {
   "POST /volumes/:id/action os-detach: os-detach.attachment_id": { names: "attachment" },
   "POST /volumes/:id/action os-force_detach: os-force_detach.attachment_id": { names: "attachment" },
   "POST /snapshots: snapshot.volume_id": { names: "volume" },
+  "POST /attachments: attachment.volume_uuid": { names: "volume" },
+  "POST /attachments: attachment.instance_uuid": { names: "instance" },
+  "POST /os-volume-transfer: transfer.volume_id": { names: "volume" },
+  "POST /volume-transfers: transfer.volume_id": { names: "volume" },
   "POST /groups/action create-from-src: create-from-src.group_snapshot_id": {
     names: "groupSnapshot",
     without: ["source_group_id"],
@@ -137,12 +141,14 @@ export const idFields: Readonly<Record<string, IdField>> = {
   "POST /ops/instances/:id/detach: volume_id": { names: "volume" },
   "POST /ops/repositories/:name/rescan: project_id": { names: "project" },
   "POST /ops/volumes/import: project_id": { names: "project" },
+  "POST /ops/volumes/import: id": { names: "volume" },
 };
 
 /** The same fields again, naming something else: a server that no instance is known of. */
 export const alsoServers: readonly string[] = [
   "POST /volumes/:id/action os-attach: os-attach.instance_uuid",
   "POST /ops/instances: instance.id",
+  "POST /attachments: attachment.instance_uuid",
 ];
 
 /** Last keys of switches: words for true and false. */
@@ -155,6 +161,7 @@ const switches = [
   "multiattach",
   "is_public",
   "delete-volumes",
+  "no_snapshots",
 ];
 
 /** Last keys of fields that hold text which names no row: words of users, names of what belongs to no project, states, places of hosts. */
@@ -185,6 +192,10 @@ export const plainKeys: ReadonlySet<string> = new Set([
   "mountpoint",
   "device",
   "connector",
+  "connector.*",
+  "mode",
+  "auth_key",
+  "progress",
   "backup_service",
   "os-force_delete",
   "binary",

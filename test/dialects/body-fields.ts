@@ -141,7 +141,6 @@ export const idFields: Readonly<Record<string, IdField>> = {
   "POST /ops/instances/:id/detach: volume_id": { names: "volume" },
   "POST /ops/repositories/:name/rescan: project_id": { names: "project" },
   "POST /ops/volumes/import: project_id": { names: "project" },
-  "POST /ops/volumes/import: id": { names: "volume" },
 };
 
 /** The same fields again, naming something else: a server that no instance is known of. */

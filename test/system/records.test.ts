@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { existsSync } from "node:fs";
-import { cp, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { decodeExportRecord, encodeExportRecord } from "@tephra/engine";
@@ -120,6 +120,34 @@ describe("export and import", () => {
   });
   afterAll(() => instance?.[Symbol.asyncDispose]());
 
+  it("takes a record without a container to mean the folder of the repository, or the container that the backup has by itself", async () => {
+    const image = join(instance.dataDir, "nameless.img");
+    await writeIslands(image, 2 * MiB + 5, [{ offset: 100, data: randomBytesOf("nameless", MiB) }]);
+    const volume = await user.importVolume(image, "nameless");
+    const backup = await user.backUp(volume);
+    const sha256 = await sha256Of(user.volumeFile(volume));
+    const { backup_service: service, ...own } = await exportRecord(instance, backup);
+    const record = decode({ backup_service: service, ...own });
+    const nameless = () => encode(service, { ...record, id: randomUUID(), container: "" });
+
+    const twin = await imported(instance, user, nameless());
+    expect((await detail(instance, twin)).container).toBe(record.container);
+    await user.expectExact(twin, sha256);
+
+    // Where Cinder's driver for file systems puts a backup whose container was asked for as an empty text.
+    const folder = join(instance.repositoryDir, record.container);
+    for (const name of await readdir(folder)) await cp(join(folder, name), join(instance.repositoryDir, name));
+    const atRoot = await imported(instance, user, nameless());
+    expect((await detail(instance, atRoot)).container).toBe("");
+    expect(decode(await exportRecord(instance, atRoot)).container).toBe("");
+    await user.expectExact(atRoot, sha256);
+    await user.deleteBackup(atRoot);
+    expect((await readdir(instance.repositoryDir)).filter((name) => name.startsWith("volume_"))).toEqual([]);
+    await user.expectExact(backup, sha256);
+    await user.deleteBackup(twin);
+    await user.deleteBackup(backup);
+  });
+
   it("restores a chain of four exactly from its records, and from the repository alone, after the database is lost", {
     timeout: 240_000,
   }, async () => {
@@ -178,6 +206,7 @@ describe("export and import", () => {
     const read = decodeExportRecord(record.backup_url);
     const again = encodeExportRecord({
       ...read,
+      container: read.container ?? "",
       userId: ours.user_id,
       projectId: ours.project_id,
       volumeId: read.volumeId ?? "",

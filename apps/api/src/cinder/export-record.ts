@@ -1,5 +1,12 @@
 import { type BackupRow, isUuid } from "@tephra/control";
-import { columnMax, isContainer, isObjectPrefix, parseStrictJson, textCharactersMax, toldContainer } from "@tephra/format";
+import {
+  columnMax,
+  isContainer,
+  isObjectPrefix,
+  parseStrictJson,
+  textCharactersMax,
+  toldContainer,
+} from "@tephra/format";
 import { z } from "zod";
 import { badRequest } from "../refusals.ts";
 import { isStorable, lengthOf } from "../v3/fields.ts";

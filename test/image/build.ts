@@ -29,7 +29,7 @@ export async function buildImages(say: (line: string) => void): Promise<Images> 
   if (!(await hasImage(base))) await makeBase(say);
   for (const target of ["migrate", "service"]) {
     say(`building the image "${target}"`);
-    await buildah(["bud", "--pull-never", "--target", target, "--tag", `tephra-test-${target}`, root]);
+    await buildah(["bud", "--layers", "--pull-never", "--target", target, "--tag", `tephra-test-${target}`, root]);
   }
   return { service: await unpacked("service"), migrate: await unpacked("migrate") };
 }

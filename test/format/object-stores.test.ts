@@ -1,4 +1,4 @@
-import { randomBytes, randomUUID } from "node:crypto";
+import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import {
@@ -8,6 +8,7 @@ import {
   describeBackup,
   type Engine,
   findBackups,
+  ObjectConflictError,
   openEngine,
   openFileSource,
   openRepository,
@@ -26,7 +27,10 @@ import {
   restoreToMemory,
   small,
   temporaryFolder,
+  writeKeyFile,
 } from "./backup-fixture.ts";
+
+const MiB = 1024 * 1024;
 
 let server: SwiftServer;
 let engine: Engine;
@@ -41,14 +45,16 @@ afterAll(async () => {
 
 /** Small pages, so that every listing has several. */
 const open = {
-  s3: (place: string) =>
+  s3: (place: string, options: Parameters<typeof openRepository>[1] = {}) =>
     openRepository(`s3://${place}?endpoint=${server.url}&list_page=3&zone=az1`, {
       accessKey: server.user,
       secretKey: server.key,
+      ...options,
     }),
-  swift: (place: string) =>
+  swift: (place: string, options: Parameters<typeof openRepository>[1] = {}) =>
     openRepository(
       `swift:${place}?auth=v1&auth_url=${server.url}/auth/v1.0&user=${server.user}&key=${server.key}&list_page=3&zone=az1`,
+      options,
     ),
 };
 
@@ -143,6 +149,80 @@ describe.each(["s3", "swift"] as const)("backups in %s", (driver) => {
     await engine.removeStaging(repository, operationId);
     expect((await restoreToMemory(engine, [referenceTo(repository, layout)])).equals(image)).toBe(true);
     expect((await namesIn(repository, place)).length).toBe(9);
+  });
+
+  test.each(["zlib", "none", "encrypted"] as const)(
+    "an object that holds other bytes of the same length before the seal (%s) is no backup, and is named",
+    async (kind) => {
+      await using folder = await temporaryFolder();
+      const encryption = kind === "encrypted" ? { keyFile: await writeKeyFile(folder.path, ["1"]) } : undefined;
+      const place = `b-${randomUUID()}`;
+      await using repository = await open[driver](place, { encryption });
+      await repository.initialize();
+      const volumeBytes = 4 * small.objectBytes + 777;
+      const path = join(folder.path, "volume");
+      await writeFile(path, Buffer.concat([randomBytes(150_000), Buffer.alloc(volumeBytes - 150_000, "text ")]));
+      const compression = kind === "encrypted" ? "zlib" : kind;
+      const layout = layoutFor(repository, volumeBytes, { compression, encrypted: kind === "encrypted" });
+      if (kind === "encrypted") await engine.beginBackup({ repository, layout }, freeContext());
+      await using source = await openFileSource(path);
+      const ranges = cutRanges({ volumeBytes, objectBytes: small.objectBytes, rangeBytes: 140_000, rangesMax: 100 });
+      const operationId = randomUUID();
+      const copy = (index: number, claim: number) => {
+        const staging = { operationId, name: `task${index}-${claim}` };
+        const range = ranges[index] as { offset: number; length: number };
+        return engine.copyRange({ source, repository, layout, range, parent: null, staging }, freeContext());
+      };
+      const reports: RangeReport[] = [];
+      for (const index of ranges.keys()) reports[index] = await copy(index, 1);
+      const seal = () => engine.seal({ repository, layout, operationId, reports }, freeContext());
+
+      const stored = repository.encryption?.stored ?? repository;
+      const key = { container: place, name: `${layout.prefix}-00004` };
+      const kept = Buffer.concat(await Array.fromAsync(stored.get(key)));
+      const flipped = Buffer.from(kept);
+      flipped[kept.length >> 1] = (flipped[kept.length >> 1] as number) ^ 1;
+      await stored.remove(key);
+      await stored.putIfAbsent(key, flipped, freeContext());
+      const error: unknown = await seal().catch((thrown: unknown) => thrown);
+      expect(error).toBeInstanceOf(RangesIncompleteError);
+      expect((error as RangesIncompleteError).ranges).toEqual([1]);
+      const names = await namesIn(repository, place);
+      expect(names.filter((name) => /_(?:metadata|sha256file)$/.test(name))).toEqual([]);
+      const again: unknown = await copy(1, 2).catch((thrown: unknown) => thrown);
+      expect(again).toBeInstanceOf(ObjectConflictError);
+      expect(String(again)).toContain(key.name);
+
+      await stored.remove(key);
+      reports[1] = await copy(1, 3);
+      expect((await seal()).objects).toBe(5);
+    },
+  );
+
+  test("objects in parts, which no store has an MD5 of, are sealed by their sizes", async () => {
+    await using folder = await temporaryFolder();
+    const place = `b-${randomUUID()}`;
+    const partBytes = driver === "s3" ? 5 * MiB : MiB;
+    const objectBytes = 2 * partBytes;
+    const key = `&user=${server.user}&key=${server.key}`;
+    const url = {
+      s3: `s3://${place}?endpoint=${server.url}&access_key=${server.user}&secret_key=${server.key}&part_bytes=${partBytes}`,
+      swift: `swift:${place}?auth=v1&auth_url=${server.url}/auth/v1.0${key}&part_bytes=${partBytes}`,
+    }[driver];
+    await using repository = await openRepository(url);
+    await repository.initialize();
+    const path = join(folder.path, "volume");
+    const image = randomBytes(objectBytes + 4096);
+    await writeFile(path, image);
+    const reference = await backUp(engine, { repository, path, layout: { compression: "none", objectBytes } });
+    const listed = await Array.fromAsync(repository.list(place, `${reference.prefix}-`));
+    expect(new Map(listed.map(({ name, md5 }) => [name.slice(-5), md5]))).toEqual(
+      new Map([
+        ["00001", undefined],
+        ["00002", createHash("md5").update(image.subarray(objectBytes)).digest("hex")],
+      ]),
+    );
+    expect((await restoreToMemory(engine, [reference])).equals(image)).toBe(true);
   });
 
   test("a flipped bit, a cut, an exchange and a loss are named, in data and in both lists", async () => {

@@ -8,7 +8,7 @@ import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "./er
 import { cutWindows, type Extent } from "./extents.ts";
 import { cachedHashList } from "./hash-list.ts";
 import { type BackupLayout, blocksOf, checkLayout, dataName, encodingOf, numbersOfRange } from "./layout.ts";
-import { ListingDigest } from "./listing-digest.ts";
+import { ListingDigest, Md5Digest } from "./listing-digest.ts";
 import { mapConcurrent } from "./map-concurrent.ts";
 import type { ObjectEntry } from "./object-entry.ts";
 import type { RangeReport } from "./range-report.ts";
@@ -84,6 +84,7 @@ export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: 
     bytesAdopted: copier.bytesAdopted,
     sourceFingerprint,
     listingDigest: copier.listing.hex,
+    md5Digest: copier.vouched.hex,
     hashesDigest: sliceDigest(hashSlice(hashes)),
     entriesDigest: sliceDigest(entrySlice(layout.prefix, entries)),
     staged: null,
@@ -166,6 +167,7 @@ class RangeCopier {
   bytesStored = 0;
   bytesAdopted = 0;
   readonly listing = new ListingDigest();
+  readonly vouched = new Md5Digest();
   readonly #engine: EngineContext;
   readonly #input: CopyInput;
   readonly #ctx: RunContext;
@@ -395,8 +397,13 @@ class RangeCopier {
     const { layout, repository } = this.#input;
     const name = dataName(layout.prefix, number);
     const key = { container: layout.container, name };
-    const outcome = await repository.putIfAbsent(key, body, { signal, fence: this.#ctx.fence });
+    let vouched: string | null = null;
+    const onVouched = (md5: string): void => {
+      vouched = md5;
+    };
+    const outcome = await repository.putIfAbsent(key, body, { signal, fence: this.#ctx.fence, onVouched });
     this.listing.add(name, storedBytes);
+    this.vouched.add(name, vouched);
     this.bytesStored += storedBytes;
     if (outcome === "exists") this.bytesAdopted += storedBytes;
   }

@@ -3,15 +3,16 @@ import { createHash } from "node:crypto";
 const modulus = 2n ** 256n;
 
 /**
- * A digest of a set of names with their stored sizes that does not depend on the order in which they are seen: the sum of
- * SHA-256(name, NUL, size in decimal) modulo 2^256. So a listing of any length is compared in constant memory.
+ * A digest of a set of names with what is said about them that does not depend on the order in which they are seen: the sum of
+ * SHA-256(name, NUL, text) modulo 2^256, where the text is the stored size in decimal. So a listing of any length is compared in
+ * constant memory.
  */
 export class ListingDigest {
   #sum = 0n;
   #count = 0;
 
-  add(name: string, storedBytes: number): void {
-    const digest = createHash("sha256").update(`${name}\0${storedBytes}`).digest("hex");
+  add(name: string, stored: number | string): void {
+    const digest = createHash("sha256").update(`${name}\0${stored}`).digest("hex");
     this.#sum = (this.#sum + BigInt(`0x${digest}`)) % modulus;
     this.#count++;
   }
@@ -22,5 +23,21 @@ export class ListingDigest {
 
   get hex(): string {
     return this.#sum.toString(16).padStart(64, "0");
+  }
+}
+
+/** The same of names with the MD5 of what is stored. */
+export class Md5Digest {
+  readonly #digest = new ListingDigest();
+  #complete = true;
+
+  add(name: string, md5: string | null): void {
+    if (md5 === null) this.#complete = false;
+    else this.#digest.add(name, md5);
+  }
+
+  /** Null unless the store has told the MD5 of every object. */
+  get hex(): string | null {
+    return this.#complete ? this.#digest.hex : null;
   }
 }

@@ -15,6 +15,8 @@ export interface RangeReport {
   sourceFingerprint: string;
   /** See ListingDigest. */
   listingDigest: string;
+  /** See Md5Digest: what the store said when the objects were put. Absent in reports of earlier versions. */
+  md5Digest?: string | null;
   /** Hex SHA-256 of the two slices. */
   hashesDigest: string;
   entriesDigest: string;

@@ -17,7 +17,10 @@ export interface RunContext {
 }
 
 /** The part of a RunContext that a single write needs. */
-export type WriteContext = Pick<RunContext, "signal" | "fence">;
+export interface WriteContext extends Pick<RunContext, "signal" | "fence"> {
+  /** Called before a put resolves with the hex MD5 of the stored bytes, where the store itself has said that it holds these. */
+  onVouched?: (md5: string) => void;
+}
 
 /** The largest write that may follow one call of the fence, in bytes. */
 export const writeBytesMax = 1024 * 1024;

@@ -19,7 +19,7 @@ import {
   metadataName,
   numbersOfRange,
 } from "./layout.ts";
-import { ListingDigest } from "./listing-digest.ts";
+import { ListingDigest, Md5Digest } from "./listing-digest.ts";
 import { metadataHead, metadataTail } from "./metadata.ts";
 import type { RangeReport } from "./range-report.ts";
 import { type Repository, stagingContainer } from "./repository/repository.ts";
@@ -131,7 +131,10 @@ function checkCoverage(layout: BackupLayout, reports: readonly RangeReport[]): v
   }
 }
 
-/** Names and stored sizes under the prefix must be those of the reports, no more and no fewer. */
+/**
+ * Names and stored sizes under the prefix must be those of the reports, no more and no fewer, and the MD5s that the store lists those that
+ * it vouched for when the objects were put.
+ */
 async function compareListing(
   repository: Repository,
   layout: BackupLayout,
@@ -139,27 +142,33 @@ async function compareListing(
   signal: AbortSignal,
 ): Promise<void> {
   const ends = reports.map((report) => numbersOfRange(layout, report.range).to);
-  const found = reports.map(() => new ListingDigest());
+  const found = reports.map(() => ({ listing: new ListingDigest(), md5s: new Md5Digest() }));
   const stray: string[] = [];
-  for await (const { name, sizeBytes } of repository.list(layout.container, layout.prefix)) {
+  for await (const { name, sizeBytes, md5 = null } of repository.list(layout.container, layout.prefix)) {
     signal.throwIfAborted();
     if (name === metadataName(layout.prefix) || name === hashListName(layout.prefix)) continue;
     if (layout.encrypted === true && keyVersion(layout.prefix, name) !== null) continue;
     const number = dataNumber(layout.prefix, name);
     const range = number === null || number < 1 ? undefined : found[indexOfNumber(ends, number)];
     if (range === undefined) stray.push(name);
-    else range.add(name, sizeBytes);
+    range?.listing.add(name, sizeBytes);
+    range?.md5s.add(name, md5);
     if (stray.length >= namesShownMax) break;
   }
   if (stray.length > 0) throw new StrayObjectsError(stray);
   const incomplete: number[] = [];
   for (const [index, report] of reports.entries()) {
-    const range = found[index] as ListingDigest;
-    if (range.count > report.objects) throw new StrayObjectsError(await strayNames(repository, layout, ends, index));
-    if (range.count < report.objects || range.hex !== report.listingDigest) incomplete.push(index);
+    const { listing, md5s } = found[index] as { listing: ListingDigest; md5s: Md5Digest };
+    if (listing.count > report.objects) throw new StrayObjectsError(await strayNames(repository, layout, ends, index));
+    const same = listing.hex === report.listingDigest && !isOther(md5s.hex, report.md5Digest ?? null);
+    if (listing.count < report.objects || !same) incomplete.push(index);
   }
   if (incomplete.length > 0) throw new RangesIncompleteError(incomplete);
 }
+
+/** Where either side does not know all MD5s, nothing is told by them. */
+const isOther = (listed: string | null, vouched: string | null): boolean =>
+  listed !== null && vouched !== null && listed !== vouched;
 
 /** Index of the first range whose last number is not below `number`. */
 function indexOfNumber(ends: readonly number[], number: number): number {

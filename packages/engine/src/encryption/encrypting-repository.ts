@@ -109,10 +109,11 @@ class EncryptingRepository implements Repository {
 
   /** Sizes are those of the text where the objects of one backup are listed, and 0 for what is too short for an encrypted one. */
   async *list(container: string, prefix: string, onPassedOver?: OnPassedOver): AsyncGenerator<ListedObject> {
-    for await (const { name, sizeBytes, modifiedAt } of this.#stored.list(container, prefix, onPassedOver)) {
+    for await (const object of this.#stored.list(container, prefix, onPassedOver)) {
+      const { name, sizeBytes } = object;
       const place = placeOf({ container, name });
       const textSize = place !== null && prefix.startsWith(place.prefix) && (await this.#hasTextSize(place, name));
-      yield { name, sizeBytes: textSize ? (textBytesOf(sizeBytes) ?? 0) : sizeBytes, modifiedAt };
+      yield { ...object, sizeBytes: textSize ? (textBytesOf(sizeBytes) ?? 0) : sizeBytes };
     }
   }
 

@@ -307,11 +307,15 @@ export class ObjectRepository implements Repository {
       const what = `The repository ${this.#store.label} does not keep what it is sent: ${key.name}.`;
       throw new RepositoryUnavailableError(what, { retryable: true });
     }
+    if (outcome === "stored") ctx.onVouched?.(body.md5);
     if (outcome !== "taken") return "stored";
     const found = await this.#store.stat(place);
     if (found.sizeBytes !== body.sizeBytes) throw new ObjectConflictError(key);
     // An MD5 that differs proves nothing: a store that encrypts has tags of other kinds.
-    if (found.md5 === body.md5) return "exists";
+    if (found.md5 === body.md5) {
+      ctx.onVouched?.(body.md5);
+      return "exists";
+    }
     if (!(await this.#holds(place, streamed(pieces), ctx.signal))) throw new ObjectConflictError(key);
     return "exists";
   }

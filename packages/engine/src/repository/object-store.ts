@@ -70,6 +70,8 @@ export interface StoredObject {
   name: string;
   sizeBytes: number;
   modifiedAt: Date;
+  /** Absent for what was uploaded in parts, and where the service cannot tell it. */
+  md5?: string;
 }
 
 /** A large upload that was neither completed nor abandoned. */
@@ -83,10 +85,21 @@ export interface ListPage<Item> {
   next: string | null;
 }
 
+/** The MD5 that a service's tag may be; null for tags of other forms, such as those of objects in parts, which have a dash. */
+export function md5OfTag(tag: unknown): string | null {
+  return /^"?([0-9a-f]{32})"?$/.exec(String(tag))?.[1] ?? null;
+}
+
 /** Whether a service's tag has the form of an MD5 and is another one. */
 export function isOtherMd5(tag: unknown, md5: string): boolean {
-  const stated = /^"?([0-9a-f]{32})"?$/.exec(String(tag))?.[1];
-  return stated !== undefined && stated !== md5;
+  const stated = md5OfTag(tag);
+  return stated !== null && stated !== md5;
+}
+
+/** What a listing's entry says about the MD5. */
+export function listedMd5(tag: unknown): Pick<StoredObject, "md5"> {
+  const md5 = md5OfTag(tag);
+  return md5 === null ? {} : { md5 };
 }
 
 /** A body in pieces of which each is allowed by a call of the fence of its own. */

@@ -19,6 +19,8 @@ export interface ListedObject {
   name: string;
   sizeBytes: number;
   modifiedAt: Date;
+  /** Hex MD5 of the bytes as stored, where the store lists one. */
+  md5?: string;
 }
 
 /** What is of this service and no backup. `modifiedAt` is of the youngest part. */

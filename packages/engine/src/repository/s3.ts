@@ -37,6 +37,8 @@ import {
   isOtherMd5,
   type LargeUpload,
   type ListPage,
+  listedMd5,
+  md5OfTag,
   type ObjectStore,
   type PendingUpload,
   type PutBody,
@@ -253,9 +255,7 @@ export class S3Store implements ObjectStore {
   async stat(key: ObjectKey): Promise<{ sizeBytes: number; md5: string | null }> {
     const head = new HeadObjectCommand(keyOf(key));
     const found = await this.#guard(`look at ${key.name}`, () => this.#client.send(head), key);
-    // The tag of a single put is the MD5; that of an upload in parts has a dash.
-    const md5 = /^"?([0-9a-f]{32})"?$/.exec(found.ETag ?? "")?.[1] ?? null;
-    return { sizeBytes: found.ContentLength ?? 0, md5 };
+    return { sizeBytes: found.ContentLength ?? 0, md5: md5OfTag(found.ETag) };
   }
 
   async listPage(container: string, prefix: string, after: string | null): Promise<ListPage<StoredObject> | null> {
@@ -270,9 +270,9 @@ export class S3Store implements ObjectStore {
     try {
       const missing = { container, name: prefix };
       const page = await this.#guard(`list ${container}`, () => this.#client.send(list), missing);
-      const items = (page.Contents ?? []).map(({ Key, Size, LastModified }) => {
+      const items = (page.Contents ?? []).map(({ Key, Size, LastModified, ETag }) => {
         if (!Key || Size === undefined) throw contradiction(this.label, container, "an entry has no name or no size");
-        return { name: Key, sizeBytes: Size, modifiedAt: LastModified ?? new Date() };
+        return { name: Key, sizeBytes: Size, modifiedAt: LastModified ?? new Date(), ...listedMd5(ETag) };
       });
       if ((page.KeyCount ?? 0) > items.length) throw contradiction(this.label, container, "it counts more than it has");
       return { items, next: this.#nextOf(page, items.at(-1)?.name, container) };

@@ -7,6 +7,8 @@ import {
   isOtherMd5,
   type LargeUpload,
   type ListPage,
+  listedMd5,
+  md5OfTag,
   type ObjectStore,
   type PendingUpload,
   type PutBody,
@@ -168,8 +170,7 @@ export class SwiftStore implements ObjectStore {
     const answer = await this.#client.send({ method: "HEAD", path: pathOf(key), verb, missing: key });
     await answer.body.dump();
     const { etag, "content-length": size, "x-static-large-object": large } = answer.headers;
-    const md5 = large === undefined ? /^"?([0-9a-f]{32})"?$/.exec(String(etag))?.[1] : undefined;
-    return { sizeBytes: Number(size), md5: md5 ?? null };
+    return { sizeBytes: Number(size), md5: large === undefined ? md5OfTag(etag) : null };
   }
 
   async listPage(container: string, prefix: string, after: string | null): Promise<ListPage<StoredObject> | null> {
@@ -182,11 +183,13 @@ export class SwiftStore implements ObjectStore {
       return null;
     }
     const found = await this.#json<Row>(answer, `list ${container}`);
-    const items = found.map(({ name, bytes, last_modified: modified }) => {
+    const items = found.map(({ name, bytes, last_modified: modified, hash, slo_etag: large }) => {
       if (typeof name !== "string" || name === "" || !Number.isSafeInteger(bytes)) {
         throw contradiction(this.label, container, "an entry has no name or no size");
       }
-      return { name, sizeBytes: Number(bytes), modifiedAt: dateOf(modified) };
+      // The hash of a large object is that of its manifest.
+      const md5 = large === undefined ? listedMd5(hash) : {};
+      return { name, sizeBytes: Number(bytes), modifiedAt: dateOf(modified), ...md5 };
     });
     // A page can be shorter than asked for; only an empty one is surely the last.
     return { items, next: items.at(-1)?.name ?? null };
@@ -347,6 +350,8 @@ interface Row {
   name?: unknown;
   bytes?: unknown;
   last_modified?: unknown;
+  hash?: unknown;
+  slo_etag?: unknown;
 }
 
 /** Listings have times in UTC without saying so; what is no time counts as now. */

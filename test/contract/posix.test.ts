@@ -1,9 +1,11 @@
-import { execFileSync } from "node:child_process";
+import { execFile, execFileSync } from "node:child_process";
 import { mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import {
   InvalidContainerError,
+  ObjectMissingError,
   openRepository,
   parseContainer,
   type Repository,
@@ -12,7 +14,10 @@ import {
   stagingContainer,
 } from "@tephra/engine";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { root } from "../../scripts/bootstrap.mjs";
 import { describeRepository } from "./repository-contract.ts";
+
+const execute = promisify(execFile);
 
 const free = { signal: new AbortController().signal, fence: () => {} };
 
@@ -176,6 +181,41 @@ test.each([
 ])("a user may not name the container %j", (text) => {
   expect(() => parseContainer(text)).toThrow(InvalidContainerError);
 });
+
+test.each([true, false])(
+  "bytes that were flipped on their way to the disk get no name with read_back (%s)",
+  async (readBack) => {
+    await using place = await openPlace();
+    const library = `${place.path}.so`;
+    const source = join(root, "test/harness/flipping-writes.c");
+    await execute("cc", ["-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"]);
+    const key = { container: "c", name: "object" };
+    const program = `
+    import { openRepository } from "@tephra/engine";
+    const repository = await openRepository(${JSON.stringify(`posix:${place.path}`)}, { readBack: ${readBack} });
+    await repository.ensureContainer("c");
+    const free = { signal: new AbortController().signal, fence: () => {} };
+    const put = repository.putIfAbsent(${JSON.stringify(key)}, Buffer.alloc(3_000_000, "text"), free);
+    console.log(await put.catch((error) => error.code + ": " + error.message));
+  `;
+    const env = { ...process.env, LD_PRELOAD: library, FLIP_PATH: `${place.path}/.tephra/tmp/` };
+    const args = ["--input-type=module", "--eval", program];
+    const { stdout } = await execute(process.execPath, args, { env, cwd: root }).finally(() =>
+      rm(library, { force: true }),
+    );
+    if (readBack) {
+      expect(stdout).toMatch(
+        /^repository_unavailable: .*does not keep its files: what was written is not what is read/,
+      );
+      await expect(place.repository.stat(key)).rejects.toBeInstanceOf(ObjectMissingError);
+      expect(await readdir(join(place.path, ".tephra/tmp"))).toEqual([]);
+    } else {
+      // Shows that the fault is there to be found.
+      expect(stdout.trim()).toBe("stored");
+      expect((await readFile(join(place.path, "c/object")))[0]).toBe("t".charCodeAt(0) ^ 1);
+    }
+  },
+);
 
 test("staging lies where no user can name it", () => {
   expect(() => parseContainer(stagingContainer("a-b"))).toThrow(InvalidContainerError);

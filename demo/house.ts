@@ -1,7 +1,8 @@
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import pg from "pg";
+import { openPool } from "@tephra/control";
+import type pg from "pg";
 import { nodeFlags, projectNode, root } from "../scripts/bootstrap.mjs";
 import { poll } from "../scripts/poll.ts";
 import { initialiseRepository } from "../scripts/repository.ts";
@@ -105,7 +106,7 @@ async function build(options: HouseOptions): Promise<House> {
   chmodSync(dir, 0o711); // As root, PostgreSQL runs as another user, who must reach its folder in here.
   const services = await startServices({ dataDir: dir, say });
   stack.defer(services.stop);
-  const pool = new pg.Pool({ connectionString: services.databaseUrl, max: 4 });
+  const pool = openPool(services.databaseUrl, "script", { connectionsMax: 4 });
   pool.on("error", () => {}); // The server stops under idle connections at the end.
   stack.defer(() => pool.end());
   await layOut(dir, options);

@@ -11,7 +11,10 @@ import { createInterface } from "node:readline";
 import { PrismaPg } from "@prisma/adapter-pg";
 import { bindMigrationAwareSqlAdapterFactory, ColumnTypeEnum } from "@prisma/driver-adapter-utils";
 import * as bindings from "@prisma/schema-engine-wasm/schema_engine_bg";
-import pg from "pg";
+// The sources, which Node runs as they are: what is compiled is not there yet when the client is generated.
+import { connectDatabase } from "../packages/control/src/database-connection.ts";
+import { openPool } from "../packages/control/src/database-pool.ts";
+import { inDatabase, parseDatabaseUrl, quotedIdentifier } from "../packages/control/src/database-url.ts";
 
 const charOid = 18;
 const textOid = 25;
@@ -19,6 +22,7 @@ const textOid = 25;
 const connectionErrorCodes = { "3D000": "P1003", "28P01": "P1000", 28000: "P1000", "42P04": "P1009" };
 
 const options = parseArguments(process.argv.slice(2));
+const databaseUrl = options.datasource.url;
 if (options.version) {
   process.stdout.write("schema-engine-cli wasm\n");
 } else if (options.command !== undefined) {
@@ -42,12 +46,12 @@ function parseArguments(args) {
 /** One sub-command; the CLI reads the outcome from the exit status and a JSON line on stderr. */
 async function runCommand(command) {
   const verbs = {
-    "can-connect-to-database": (url) => withClient(connectionOf(url), (client) => client.query("SELECT 1")),
+    "can-connect-to-database": () => withClient(databaseUrl, (client) => client.query("SELECT 1")),
     "create-database": createDatabase,
     "drop-database": dropDatabase,
   };
   try {
-    await verbs[command]?.(options.datasource.url);
+    await verbs[command]?.();
     return 0;
   } catch (error) {
     const fields = { error_code: connectionErrorCodes[error.code] ?? "P1001", message: error.message };
@@ -77,12 +81,11 @@ async function serve() {
 }
 
 async function answer({ method, params }, engine) {
-  const url = options.datasource.url ?? params?.datasource?.url;
   switch (method) {
     case "createDatabase":
-      return { databaseName: await createDatabase(url) };
+      return { databaseName: await createDatabase() };
     case "dropDatabase":
-      return dropDatabase(url);
+      return dropDatabase();
     case "getDatabaseVersion":
       return (await engine()).version(params);
     default:
@@ -112,39 +115,51 @@ async function startEngine() {
 }
 
 function adapterFactory() {
-  const connection = connectionOf(options.datasource.url);
-  const factory = new PrismaPg({ ...connection, max: 1 });
-  const connect = factory.connect.bind(factory);
-  factory.connect = async () => mended(await connect());
-  factory.connectToShadowDb = () => connectToShadow(connection);
+  const factory = new PrismaPg({ max: 1 });
+  factory.connect = () => adapterFor(databaseUrl);
+  factory.connectToShadowDb = () => connectToShadow();
   return bindMigrationAwareSqlAdapterFactory(factory);
+}
+
+/** An adapter over a pool of ours: one connection, as every program makes its own, in a schema that is there. */
+async function adapterFor(url) {
+  const { schema } = parseDatabaseUrl(url);
+  const pool = openPool(url, "script", { connectionsMax: 1 });
+  const place = await pool.query("SELECT to_regnamespace($1) IS NOT NULL AS made", [quotedIdentifier(schema)]);
+  if (!place.rows[0].made) await pool.query(`CREATE SCHEMA IF NOT EXISTS ${quotedIdentifier(schema)}`);
+  const connection = await pool.connect();
+  const { pooled } = connection;
+  connection.release();
+  return mended(await new PrismaPg(pool, { schema, disposeExternalPool: true }).connect(), pooled);
 }
 
 /**
  * The adapter's own shadow database is the real one when it was given a connection string, and cannot be dropped while
  * its pool is open: so it is made, and removed after its pool has closed, here.
  */
-async function connectToShadow(connection) {
+async function connectToShadow() {
   const given = options.datasource.shadowDatabaseUrl;
-  const shadow = given ? connectionOf(given) : { ...connection, database: `prisma_migrate_shadow_db_${randomUUID()}` };
-  if (!given) await administer(connection, `CREATE DATABASE ${quoted(shadow.database)}`);
-  const adapter = mended(await new PrismaPg({ ...shadow, max: 1 }).connect());
+  const name = `prisma_migrate_shadow_db_${randomUUID()}`;
+  if (!given) await administer(`CREATE DATABASE ${quotedIdentifier(name)}`);
+  const adapter = await adapterFor(given || inDatabase(databaseUrl, name));
   const dispose = adapter.dispose.bind(adapter);
   adapter.dispose = async () => {
     await dispose();
-    if (!given) await administer(connection, `DROP DATABASE IF EXISTS ${quoted(shadow.database)}`);
+    if (!given) await administer(`DROP DATABASE IF EXISTS ${quotedIdentifier(name)}`);
   };
   return adapter;
 }
 
-/** Two repairs of the adapter, which was written for clients and not for migrations. */
-function mended(adapter) {
+/** Repairs of the adapter, which was written for clients and not for migrations. */
+function mended(adapter, pooled) {
   let charColumns = [];
   const performIO = adapter.performIO.bind(adapter);
   const queryRaw = adapter.queryRaw.bind(adapter);
   // Catalogue queries return PostgreSQL's internal "char" type, which the adapter does not know: read it as text.
   adapter.performIO = async (query) => {
-    const result = await performIO(query);
+    // A lock of a session would stay with whatever connection of the pooler took it, long after this program has ended.
+    const asked = pooled && query.sql.includes("pg_advisory_lock") ? { ...query, sql: "SELECT 1" } : query;
+    const result = await performIO(asked);
     charColumns = (result.fields ?? []).flatMap((field, index) => (field.dataTypeID === charOid ? [index] : []));
     for (const index of charColumns) result.fields[index] = { ...result.fields[index], dataTypeID: textOid };
     return result;
@@ -165,47 +180,28 @@ function mended(adapter) {
   return adapter;
 }
 
-async function createDatabase(url) {
-  const connection = connectionOf(url);
-  await administer(connection, `CREATE DATABASE ${quoted(connection.database)}`);
-  return connection.database;
+async function createDatabase() {
+  const { database } = parseDatabaseUrl(databaseUrl);
+  await administer(`CREATE DATABASE ${quotedIdentifier(database)}`);
+  return database;
 }
 
-async function dropDatabase(url) {
-  const connection = connectionOf(url);
-  await administer(connection, `DROP DATABASE IF EXISTS ${quoted(connection.database)} WITH (FORCE)`);
+async function dropDatabase() {
+  const { database } = parseDatabaseUrl(databaseUrl);
+  await administer(`DROP DATABASE IF EXISTS ${quotedIdentifier(database)} WITH (FORCE)`);
 }
 
-function administer(connection, statement) {
-  return withClient({ ...connection, database: "postgres" }, (client) => client.query(statement));
+function administer(statement) {
+  return withClient(inDatabase(databaseUrl, "postgres"), (client) => client.query(statement));
 }
 
-async function withClient(connection, work) {
-  const client = new pg.Client(connection);
-  await client.connect();
+async function withClient(url, work) {
+  const client = await connectDatabase(url, "script");
   try {
     return await work(client);
   } finally {
     await client.end();
   }
-}
-
-/** Separate fields, because a connection string would win over a database name given beside it. */
-function connectionOf(url = "postgresql://127.0.0.1:1/none") {
-  const { hostname, port, username, password, pathname, searchParams } = new URL(url);
-  const sslmode = searchParams.get("sslmode");
-  return {
-    host: decodeURIComponent(hostname).replace(/^\[|\]$/g, ""),
-    port: Number(port || 5432),
-    user: decodeURIComponent(username),
-    password: decodeURIComponent(password),
-    database: decodeURIComponent(pathname.slice(1)),
-    ssl: sslmode === null || sslmode === "disable" ? false : { rejectUnauthorized: sslmode.startsWith("verify") },
-  };
-}
-
-function quoted(identifier) {
-  return `"${identifier.replaceAll('"', '""')}"`;
 }
 
 function lazily(start) {

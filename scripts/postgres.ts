@@ -14,7 +14,7 @@ import {
 } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join, parse } from "node:path";
-import pg from "pg";
+import type pg from "pg";
 import { keepToPassersBy } from "./owner-only.ts";
 import { poll } from "./poll.ts";
 import { choosePrivateUser, findIdleUser, giveTo, type Identity, isPrivateUser } from "./private-user.ts";
@@ -27,6 +27,10 @@ export interface PostgresOptions {
   /** Default: a free one. */
   port?: number;
   say?: (line: string) => void;
+  /** Settings of the server, over its own. */
+  settings?: Readonly<Record<string, string>>;
+  /** Added to the server's environment. */
+  env?: Readonly<Record<string, string>>;
 }
 
 export interface Server {
@@ -59,7 +63,7 @@ export async function startPostgres(options: PostgresOptions): Promise<Server> {
   takeOver(place);
   for (let attempt = 1; ; attempt += 1) {
     const port = options.port ?? (await freePort());
-    const program = await spawnServer(place, port, options.log);
+    const program = await spawnServer(place, port, options);
     const url = (name: string): string => `postgresql://${user}:${password}@127.0.0.1:${port}/${name}`;
     const state = await untilAccepting(program, url("postgres"));
     if (state === "accepting") {
@@ -188,16 +192,23 @@ function nameForInitdb(say: (line: string) => void): number {
   return idle ?? nobody;
 }
 
-function spawnServer({ native, cluster, owner }: Placement, port: number, log: string): Promise<Program> {
+function spawnServer(
+  { native, cluster, owner }: Placement,
+  port: number,
+  { log, settings: more, env }: PostgresOptions,
+): Promise<Program> {
+  const usual = asOwner(owner, cluster);
   const settings = {
     listen_addresses: "127.0.0.1",
     unix_socket_directories: "",
     max_connections: 200,
     timezone: "UTC",
     log_timezone: "UTC",
+    ...more,
   };
   return spawnProgram({
-    ...asOwner(owner, cluster),
+    ...usual,
+    env: { ...usual.env, ...env },
     name: "postgres",
     command: join(native, "bin/postgres"),
     args: [
@@ -235,11 +246,10 @@ async function createDatabase(url: string): Promise<void> {
   });
 }
 
-/** Runs `work` on a connection of its own, which is closed afterwards. */
+/** Runs `work` on a connection of its own, made as the programs make theirs, which is closed afterwards. */
 export async function withClient<T>(url: string, work: (client: pg.Client) => Promise<T>): Promise<T> {
-  const client = new pg.Client({ connectionString: url });
-  client.on("error", () => {}); // A server that goes away in between fails the query, which is where it is reported.
-  await client.connect();
+  const { connectDatabase } = await import("@tephra/control"); // Compiled after this file is loaded.
+  const client = await connectDatabase(url, "script");
   try {
     return await work(client);
   } finally {

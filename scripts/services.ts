@@ -24,14 +24,16 @@ export async function startServices(options: {
   dataDir: string;
   env?: NodeJS.ProcessEnv;
   say?: (line: string) => void;
+  /** Settings of the PostgreSQL that is started here. */
+  postgresSettings?: Readonly<Record<string, string>>;
 }): Promise<Services> {
-  const { dataDir, env = {}, say = () => {} } = options;
+  const { dataDir, env = {}, say = () => {}, postgresSettings: settings = {} } = options;
   await using started = new AsyncDisposableStack();
   const log = (name: string): string => join(dataDir, "log", `${name}.log`);
   const servers: Services["servers"] = {};
   let databaseUrl = env["DATABASE_URL"];
   if (databaseUrl === undefined) {
-    const options = { dataDir: join(dataDir, "postgres"), log: log("postgres"), say };
+    const options = { dataDir: join(dataDir, "postgres"), log: log("postgres"), say, settings };
     const postgres = await keepServing((port) => startPostgres({ ...options, ...port }), say);
     started.defer(postgres.stop);
     databaseUrl = postgres.url;

@@ -29,7 +29,7 @@ let database: Database;
 let config: Config;
 beforeAll(async () => {
   const url = await createDatabase(inject("servers"), stack);
-  database = openDatabase(url, 8);
+  database = openDatabase(url, { connectionsMax: 8 });
   stack.defer(() => database.$disconnect());
   const read = loadConfig({ DATABASE_URL: url, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
   const unlimited = Object.fromEntries(Object.keys(read.quotas).map((name) => [name, -1]));

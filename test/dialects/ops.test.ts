@@ -223,6 +223,7 @@ const outage = {
   serviceUnavailable: {
     code: 503,
     message: "The service is temporarily unable to reach its database. Try again later.",
+    retryAfter: "2",
   },
 };
 

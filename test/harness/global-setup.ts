@@ -55,13 +55,15 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
   await ensureBuilt(undefined, { typeErrors: "warn" });
   const dir = mkdtempSync(join(tmpdir(), "tephra-test-"));
   chmodSync(dir, 0o711); // As root, PostgreSQL runs as another user, who must reach its folder in here.
-  const services = await startServices({ dataDir: dir });
-  const adminUrl = new URL(services.databaseUrl);
-  adminUrl.pathname = "/postgres";
+  // The whole suite can be run where the server's clock shows another zone than the programs'.
+  const timezone = process.env["TEPHRA_TEST_TIMEZONE"];
+  const { inDatabase } = await import("@tephra/control");
+  const services = await startServices({ dataDir: dir, postgresSettings: timezone ? { timezone } : {} });
+  const adminUrl = inDatabase(services.databaseUrl, "postgres");
   const template = "tephra_template";
-  await withClient(adminUrl.href, (client) => client.query(`ALTER DATABASE tephra RENAME TO ${template}`));
+  await withClient(adminUrl, (client) => client.query(`ALTER DATABASE tephra RENAME TO ${template}`));
   return {
-    provided: { adminUrl: adminUrl.href, template, redisUrl: services.redisUrl, dir },
+    provided: { adminUrl, template, redisUrl: services.redisUrl, dir },
     stop: async () => {
       await services.stop();
       rmSync(dir, { recursive: true, force: true });

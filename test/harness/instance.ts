@@ -1,8 +1,8 @@
 import { randomBytes } from "node:crypto";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { inDatabase, openPool } from "@tephra/control";
 import { Redis } from "ioredis";
-import pg from "pg";
 import { inject } from "vitest";
 import { nodeFlags, projectNode, root } from "../../scripts/bootstrap.mjs";
 import { withClient } from "../../scripts/postgres.ts";
@@ -27,6 +27,8 @@ export interface InstanceOptions {
   ownRedis?: boolean;
   /** What its own Redis asks for. */
   redisPassword?: string;
+  /** Defaults that its database has for every connection, as an administrator may set them. */
+  databaseSettings?: Record<string, string>;
   /** A folder that keeps all that processes write, a file for each. */
   logs?: string;
 }
@@ -73,10 +75,9 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
   await using stack = new AsyncDisposableStack();
   const dataDir = mkdtempSync(join(servers.dir, "instance-"));
   stack.defer(() => rmSync(dataDir, { recursive: true, force: true }));
-  const databaseUrl = await createDatabase(servers, stack);
+  const databaseUrl = await createDatabase(servers, stack, options.databaseSettings);
   const redis = await connectRedis(servers, { own: options.ownRedis === true, dir: join(dataDir, "redis") }, stack);
-  const pool = new pg.Pool({ connectionString: databaseUrl, max: 4 });
-  pool.on("error", () => {}); // The database is dropped under idle connections at the end.
+  const pool = openPool(databaseUrl, "script", { connectionsMax: 4 });
   stack.defer(() => pool.end());
   const port = await freePort();
   if (options.redisPassword !== undefined) await protect(redis, options.redisPassword);
@@ -146,16 +147,21 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
   return { ...instance, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
-/** A database with the schema and no rows; it is dropped when `stack` is disposed. Returns its URL. */
-export async function createDatabase(servers: TestServers, stack: AsyncDisposableStack): Promise<string> {
+/** A database with the schema and no rows; it is dropped when `stack` is disposed. `settings` are its defaults. Returns its URL. */
+export async function createDatabase(
+  servers: TestServers,
+  stack: AsyncDisposableStack,
+  settings: Record<string, string> = {},
+): Promise<string> {
   const name = `test_${randomBytes(6).toString("hex")}`;
   await withClient(servers.adminUrl, (client) => client.query(`CREATE DATABASE ${name} TEMPLATE ${servers.template}`));
+  for (const [setting, value] of Object.entries(settings)) {
+    await withClient(servers.adminUrl, (client) => client.query(`ALTER DATABASE ${name} SET ${setting} = '${value}'`));
+  }
   stack.defer(() =>
     withClient(servers.adminUrl, async (client) => void (await client.query(`DROP DATABASE ${name} WITH (FORCE)`))),
   );
-  const url = new URL(servers.adminUrl);
-  url.pathname = `/${name}`;
-  return url.href;
+  return inDatabase(servers.adminUrl, name);
 }
 
 interface ConnectedRedis {

@@ -19,7 +19,7 @@ let database: Database;
 let url: string;
 beforeAll(async () => {
   url = await createDatabase(inject("servers"), stack);
-  database = openDatabase(url, lanes);
+  database = openDatabase(url, { connectionsMax: lanes });
   stack.defer(() => database.$disconnect());
 });
 afterAll(() => stack.disposeAsync());

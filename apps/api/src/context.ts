@@ -4,8 +4,10 @@ import {
   type Hooks,
   hooksOf,
   type Logger,
+  type OnTrouble,
   openDatabase,
   openMetrics,
+  tellTrouble,
 } from "@tephra/control";
 import { type Authenticate, authenticator } from "./auth.ts";
 import { openThrottle, type Throttle } from "./throttle.ts";
@@ -14,6 +16,10 @@ import { openThrottle, type Throttle } from "./throttle.ts";
 export interface Context {
   readonly config: Config;
   readonly database: Database;
+  /** The same database on connections that are kept for probes. */
+  readonly health: Database;
+  /** Logs what probes find, once per change. */
+  readonly tellProblems: OnTrouble;
   readonly log: Logger;
   readonly metrics: ReturnType<typeof openMetrics>;
   readonly authenticate: Authenticate;
@@ -27,7 +33,20 @@ const connectionsMax = 10;
 /** Opens no connection yet. The caller disconnects `database`. */
 export function openContext(config: Config, log: Logger): Context {
   const hooks = hooksOf(config.crash_at);
-  const database = openDatabase(config.database_url, connectionsMax, config.crash_at === null ? null : hooks);
+  const onTrouble = tellTrouble(log);
+  const database = openDatabase(config.database_url, {
+    work: "request",
+    connectionsMax,
+    hooks: config.crash_at === null ? null : hooks,
+    onTrouble,
+  });
+  const health = openDatabase(config.database_url, {
+    work: "health",
+    connectionsMax: 2,
+    connectionsMin: 1,
+    onTrouble,
+  });
   const [authenticate, throttle] = [authenticator(config.auth), openThrottle(config.rate_limits)];
-  return { config, database, log, metrics: openMetrics(database), authenticate, throttle, hooks };
+  const tellProblems = tellTrouble(log);
+  return { config, database, health, tellProblems, log, metrics: openMetrics(database), authenticate, throttle, hooks };
 }

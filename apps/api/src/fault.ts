@@ -37,6 +37,7 @@ export const unexpectedFault: Fault = {
 export const outageFault: Fault = {
   status: 503,
   message: "The service is temporarily unable to reach its database. Try again later.",
+  retryAfter: 2,
 };
 
 export const identityFault: Fault = { status: 503, message: "The Keystone service is temporarily unavailable." };

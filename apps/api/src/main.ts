@@ -1,6 +1,6 @@
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import { type Config, ConfigError, loadConfig, logCrash, logVitals, openLog, startReconciler } from "@tephra/control";
+import { type Config, ConfigError, loadConfig, logCrash, logVitals, openLog, startReconciler, tellStrayTimes } from "@tephra/control";
 import { buildApp } from "./app.ts";
 import { openContext } from "./context.ts";
 
@@ -48,6 +48,7 @@ logCrash(log);
 logVitals(log, config.vitals_ms);
 const context = openContext(config, log);
 const server = openServer(buildApp(context));
+void tellStrayTimes(context.database, log);
 const reconciler = startReconciler({ database: context.database, config, log });
 
 /** Stops accepting, lets running requests finish, then ends; a second signal ends at once. */
@@ -63,7 +64,7 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
   await Promise.all([new Promise((resolve) => server.close(resolve)), reconciler.stop()]);
   clearTimeout(timer);
   clearInterval(sweep);
-  await context.database.$disconnect();
+  await Promise.all([context.database.$disconnect(), context.health.$disconnect()]);
   process.exit(0);
 }
 

@@ -10,6 +10,7 @@ import {
   failOperation,
   handBackTask,
   InvalidError,
+  isDatabaseBusy,
   NotFoundError,
   OperationEndedError,
   QuotaExceededError,
@@ -81,6 +82,8 @@ export type Verdict =
   /** The worker stops, or cannot do it now for reasons of its own: back it goes, at no cost. */
   | { next: "hand-back" }
   | { next: "retry"; reason: string }
+  /** The database was not to be had, which is no fault of the task: again, and the attempt does not count. */
+  | { next: "wait"; reason: string }
   | { next: "fail"; failure: Failure };
 
 const permanent = [ConfigError, InvalidError, NotFoundError, QuotaExceededError];
@@ -92,6 +95,7 @@ export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, a
   if (error instanceof DrainedError || error instanceof PlaceHangsError) return { next: "hand-back" };
   if (error instanceof HungError && error.places.length === 0) return { next: "hand-back" };
   const reason = error instanceof Error ? error.message : String(error);
+  if (isDatabaseBusy(error)) return { next: "wait", reason };
   if (error instanceof DamagedObjectError) {
     const { backupId, object, reason: what } = error;
     return { next: "fail", failure: { reason, damage: { backupId, object, reason: what } } };
@@ -126,10 +130,11 @@ async function obey(verdict: Verdict, task: ClaimedTask, context: WorkerContext)
       return cancelTask(database, held);
     case "hand-back":
       return handBackTask(database, held);
+    case "wait":
     case "retry": {
       const retry = { delayMs: backoffMs(config.tasks.backoff_ms, task.attempts), reason: verdict.reason };
       events.taskRetried(log, task, retry);
-      return retryTaskLater(database, held, retry);
+      return retryTaskLater(database, held, { ...retry, free: verdict.next === "wait" });
     }
     case "fail": {
       const failed = await failOperation(database, task.operationId, { ...verdict.failure, held });

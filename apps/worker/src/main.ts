@@ -18,6 +18,7 @@ import {
   queueFor,
   startDispatcher,
   startReconciler,
+  tellTrouble,
   UnknownTaskError,
   undispatchTask,
   withdrawWorker,
@@ -64,7 +65,14 @@ async function main(): Promise<void> {
   const workerId = `${config.hostName}:${process.pid}:${randomUUID()}`;
   const { slots, threads, memory_bytes: memoryBytes, lease_ms: leaseMs, heartbeat_ms: heartbeatMs } = config.worker;
   const hooks = hooksOf(config.crash_at);
-  const database = openDatabase(config.database_url, slots + 4, config.crash_at === null ? null : hooks);
+  const onTrouble = tellTrouble(log);
+  const database = openDatabase(config.database_url, {
+    connectionsMax: slots + 4,
+    hooks: config.crash_at === null ? null : hooks,
+    onTrouble,
+  });
+  // Leases and heartbeats have connections that no handler can take away.
+  const beats = openDatabase(config.database_url, { work: "beat", connectionsMax: 2, connectionsMin: 1, onTrouble });
   const engine = openEngine({ memoryBytes, ...(threads === null ? {} : { threads }) });
   const sites = openSites(config, log);
   /** Tasks that were given up and still stand where they stood, with whatever they hold. */
@@ -88,7 +96,7 @@ async function main(): Promise<void> {
   const { quiet_ms: quietMs } = config.tasks;
   const fileCallMs = (): number => engine.fileCallMs();
   const leases = openLeases({
-    database,
+    database: beats,
     log,
     workerId,
     leaseMs,
@@ -144,7 +152,7 @@ async function main(): Promise<void> {
     served = queueFor(reaches, installation);
     // Served first: from its card others conclude that this worker takes tasks.
     if (!stopping && !disabled) await queues.serve(served);
-    await publishWorker(database, {
+    await publishWorker(beats, {
       id: workerId,
       installation,
       host: config.hostName,
@@ -202,6 +210,7 @@ async function main(): Promise<void> {
       engine[Symbol.asyncDispose](),
       sites[Symbol.asyncDispose](),
       database.$disconnect(),
+      beats.$disconnect(),
     ]);
     log.info({ event: "worker.stopped" }, "worker stopped");
     leave(0);

@@ -5,6 +5,7 @@ import { resolve } from "node:path";
 import { blockBytesMin, objectBytesMax, zonePattern } from "@tephra/format";
 import { parse as parseYaml } from "yaml";
 import { z } from "zod";
+import { DatabaseUrlError, parseDatabaseUrl } from "./database-url.ts";
 import { ConfigError, NotFoundError } from "./errors.ts";
 import { httpFields } from "./http-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
@@ -33,6 +34,17 @@ const Token = z.strictObject({
 /** Every value of Cinder's option, and the level of its codec: Cinder's own defaults. Zeros are compressed with zlib where it is off. */
 export const compressionLevels = { zlib: 6, gzip: 6, bz2: 9, bzip2: 9, zstd: 3, none: 6, off: 6, no: 6 } as const;
 export type Compression = keyof typeof compressionLevels;
+
+/** A URL in which every parameter is known and can be obeyed. */
+const databaseUrl = (variable: string) =>
+  z.string().superRefine((url, context) => {
+    try {
+      parseDatabaseUrl(url);
+    } catch (error) {
+      if (!(error instanceof DatabaseUrlError)) throw error;
+      context.addIssue({ code: "custom", message: `${error.message} (${variable})` });
+    }
+  });
 
 /** What makes zlib streams. */
 const zlibEncoders = ["zlib", "isal"] as const;
@@ -192,7 +204,9 @@ export const ConfigFile = z
     /** Where volumes are, and backups in a repository that names no zone. */
     availability_zone: zone.default("nova"),
     data_dir: z.string().min(1),
-    database_url: z.string().regex(/^postgres(ql)?:\/\/.+/, "must be a postgresql:// URL (DATABASE_URL)"),
+    database_url: databaseUrl("DATABASE_URL"),
+    /** Another way to the same database, past a pooler: for the doorbell and migrations; null: `database_url`. */
+    database_direct_url: databaseUrl("DATABASE_DIRECT_URL").nullable().default(null),
     redis_url: z.string().superRefine(checkRedisUrl),
     auth: z
       .strictObject({
@@ -438,6 +452,7 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
   const file = env["TEPHRA_CONFIG"] ? readFile(env["TEPHRA_CONFIG"]) : {};
   const overrides = Object.entries({
     database_url: valueOrFile(env, "DATABASE_URL"),
+    database_direct_url: valueOrFile(env, "DATABASE_DIRECT_URL"),
     redis_url: valueOrFile(env, "REDIS_URL"),
     host: env["TEPHRA_HOST"],
     host_name: env["TEPHRA_HOST_NAME"],

@@ -1,8 +1,10 @@
-import type { Socket } from "node:net";
 import { PrismaPg } from "@prisma/adapter-pg";
-import pg from "pg";
+import type pg from "pg";
 import { sayWhoActs } from "./actor.ts";
+import type { DatabaseWork } from "./database-connection.ts";
 import { isRetryableConflict } from "./database-errors.ts";
+import { type OnTrouble, openPool } from "./database-pool.ts";
+import { parseDatabaseUrl } from "./database-url.ts";
 import { type Prisma, PrismaClient } from "./generated/client.ts";
 import type { Hooks } from "./hooks.ts";
 
@@ -10,37 +12,25 @@ export type Database = PrismaClient;
 /** What a verb inside a transaction may use. */
 export type Transaction = Prisma.TransactionClient;
 
-/**
- * A connection on which nothing comes or goes for so long is ended: nobody uses it, or its server is gone without a word. Longer than a
- * transaction may take.
- */
-const silentMs = 30_000;
+export interface DatabaseOptions {
+  /** What its connections are for: how long things may take, and be waited for. */
+  work?: DatabaseWork;
+  connectionsMax?: number;
+  /** Kept open once they were made. */
+  connectionsMin?: number;
+  /** Told of every transaction. */
+  hooks?: Hooks | null;
+  onTrouble?: OnTrouble;
+}
 
-/** A transaction whose client has gone without a word holds its locks no longer than this. Longer than any pause of a program at work. */
-const idleInTransactionMs = 10_000;
-
-const silence = (): Error =>
-  Object.assign(new Error(`PostgreSQL was silent for ${silentMs} ms`), { code: "ETIMEDOUT", syscall: "read" });
-
-/** Opens a pool of at most `connectionsMax` connections. The caller disconnects it. `hooks` are told of every transaction. */
-export function openDatabase(url: string, connectionsMax = 10, hooks: Hooks | null = null): Database {
-  const pool = new pg.Pool({
-    connectionString: url,
-    max: connectionsMax,
-    connectionTimeoutMillis: 5_000,
-    idleTimeoutMillis: silentMs - 5_000,
-    idle_in_transaction_session_timeout: idleInTransactionMs,
-  });
-  // Between two borrowers a connection has no listener of its own. When the server cuts it just then, in the same chunk of bytes
-  // as an answer, its "error" event would end the process. Whoever uses the connection learns of it from its query.
-  pool.on("connect", (client) => {
-    client.on("error", () => {});
-    const stream = client.connection.stream as Socket;
-    stream.setTimeout(silentMs, () => stream.destroy(silence()));
-    if (hooks !== null) tellStatements(client, hooks);
-  });
+/** Opens a pool of connections. The caller disconnects it. @throws DatabaseUrlError */
+export function openDatabase(url: string, options: DatabaseOptions = {}): Database {
+  const { work = "work", connectionsMax = 10, connectionsMin = 0, hooks = null, onTrouble } = options;
+  const pool = openPool(url, work, { connectionsMax, connectionsMin, onTrouble });
+  if (hooks !== null) pool.on("connect", (client) => tellStatements(client, hooks));
+  const { schema } = parseDatabaseUrl(url);
   return new PrismaClient({
-    adapter: new PrismaPg(pool, { disposeExternalPool: true }),
+    adapter: new PrismaPg(pool, { disposeExternalPool: true, schema }),
     transactionOptions: { maxWait: 10_000, timeout: 20_000 },
   });
 }

@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { Client } from "pg";
 import type { Config } from "./config.ts";
 import { type Database, inTransaction, type Transaction } from "./database.ts";
-import { type TaskKind, tasksReadyChannel } from "./tasks.ts";
+import { listenForTasks } from "./doorbell.ts";
+import type { TaskKind } from "./tasks.ts";
 import type { Logger } from "./telemetry.ts";
 import { type LiveQueue, liveQueues, needToRead, needToWrite } from "./workers.ts";
 
@@ -145,7 +145,6 @@ const pollMs = 1_000;
 const coalesceMs = 3;
 /** How long the cards of workers are believed before they are read again. */
 const queuesAgeMaxMs = 1_000;
-const listenRetryMs = 2_000;
 
 /**
  * Ranges of a volume take seconds, and one worker with several slots would take them all while another idles. So they come one by
@@ -223,7 +222,12 @@ export function startDispatcher(options: {
     rung = true;
     if (idle && !stopped) running = running.then(loop);
   };
-  const listener = listen(config.database_url, wake, log);
+  const listener = listenForTasks({
+    url: config.database_direct_url ?? config.database_url,
+    database,
+    onRing: wake,
+    log,
+  });
   timer = setInterval(wake, pollMs);
   wake();
   return {
@@ -233,40 +237,6 @@ export function startDispatcher(options: {
       clearInterval(timer);
       await listener.stop();
       await running;
-    },
-  };
-}
-
-/** Hears the doorbell on a connection of its own; comes back by itself when the connection is lost. */
-function listen(url: string, onRing: () => void, log: Logger): { stop(): Promise<void> } {
-  let stopped = false;
-  let client: Client | null = null;
-  let retry: NodeJS.Timeout | undefined;
-  const connect = async (): Promise<void> => {
-    const mine = new Client({ connectionString: url, keepAlive: true });
-    client = mine;
-    mine.on("notification", onRing);
-    mine.on("error", () => {});
-    mine.on("end", () => {
-      if (stopped || client !== mine) return;
-      retry = setTimeout(() => void connect().catch(() => {}), listenRetryMs);
-    });
-    try {
-      await mine.connect();
-      await mine.query(`LISTEN ${tasksReadyChannel}`);
-      onRing();
-    } catch (error) {
-      log.debug({ err: error }, "cannot listen yet");
-      await mine.end().catch(() => {});
-    }
-  };
-  const first = connect();
-  return {
-    async stop() {
-      stopped = true;
-      clearTimeout(retry);
-      await first;
-      await client?.end().catch(() => {});
     },
   };
 }

@@ -309,14 +309,15 @@ export async function undispatchTask(database: Database, taskId: string): Promis
   await ringDispatchers(database);
 }
 
-/** Lets a task run again after `delayMs`. The attempt counts. A lost claim is left alone. */
+/** Lets a task run again after `delayMs`. The attempt counts unless it is `free`. A lost claim is left alone. */
 export async function retryTaskLater(
   database: Database,
   held: { taskId: string; claim: number },
-  retry: { delayMs: number; reason: string },
+  retry: { delayMs: number; reason: string; free?: boolean },
 ): Promise<void> {
   await database.$executeRaw`
     UPDATE tasks SET state = 'ready', lease_until = NULL, worker_id = NULL, fail_reason = ${retry.reason},
+      attempts = GREATEST(0, attempts - ${retry.free === true ? 1 : 0}::int),
       run_after = now() + ${Math.round(retry.delayMs)} * interval '1 millisecond'
     WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
 }

@@ -1,46 +1,9 @@
-import { redisRefusals } from "@tephra/control";
+import { findDatabaseProblems, redisRefusals } from "@tephra/control";
 import type { Context } from "../context.ts";
 import type { PublicAction } from "./serve.ts";
 
 /** A prober must get its answer while the database hangs. */
 const answerWithinMs = 3_000;
-
-/** A read of each table, with every column that this program knows; of no row. */
-function readsOf({ database }: Context): Promise<unknown>[] {
-  const none = { where: { OR: [] } };
-  return [
-    database.volume.findFirst(none),
-    database.attachment.findFirst(none),
-    database.transfer.findFirst(none),
-    database.snapshot.findFirst(none),
-    database.backup.findFirst(none),
-    database.instance.findFirst(none),
-    database.group.findFirst(none),
-    database.groupType.findFirst(none),
-    database.groupSnapshot.findFirst(none),
-    database.operation.findFirst(none),
-    database.task.findFirst(none),
-    database.worker.findFirst(none),
-    database.disabledService.findFirst(none),
-    database.schedule.findFirst(none),
-    database.condemnedPlace.findFirst(none),
-    database.counter.findFirst(none),
-    database.auditEntry.findFirst(none),
-    database.notification.findFirst(none),
-    database.delivery.findFirst(none),
-    database.message.findFirst(none),
-    database.quota.findFirst(none),
-    database.quotaClass.findFirst(none),
-  ];
-}
-
-/** A missing migration shows as an error. */
-async function findSchemaProblem(context: Context): Promise<string | null> {
-  const failed = (await Promise.allSettled(readsOf(context))).find((r) => r.status === "rejected");
-  if (!failed) return null;
-  const code = (failed.reason as { code?: unknown }).code;
-  return code === "P2021" || code === "P2022" ? "the database lacks migrations" : "the database does not answer";
-}
 
 /** What makes work slow, though it is done. Nobody waits for it. */
 async function findWarnings({ database, config }: Context): Promise<string[]> {
@@ -51,9 +14,11 @@ async function findWarnings({ database, config }: Context): Promise<string[]> {
   );
 }
 
-async function findReasons(context: Context): Promise<string[]> {
-  const problem = await findSchemaProblem(context);
-  return problem === null ? [] : [problem];
+/** Asked on connections of its own, which no request can take away. */
+async function findReasons({ health, tellProblems }: Context): Promise<string[]> {
+  const problems = await findDatabaseProblems(health);
+  tellProblems(problems.length === 0 ? null : problems.map(({ reason, detail }) => `${reason}: ${detail}`).join("; "));
+  return problems.map(({ reason }) => reason);
 }
 
 async function inTime(reasons: Promise<string[]>): Promise<string[]> {

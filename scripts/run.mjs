@@ -44,6 +44,10 @@ const scripts = {
     await ensureBuilt();
     return succeeds([join(root, "test/image/image.ts")]);
   },
+  "test:long": async (args) => {
+    await ensureBuilt();
+    return inSurroundings(args.length > 0 ? args : ["test/dialects", "test/system"]);
+  },
   "test:interop": (args) => suites("interop", args),
   "test:clients": (args) => suites("clients", args),
   "test:tempest": (args) => suites("tempest", args),
@@ -100,6 +104,29 @@ await orFail(async () => {
   await ensureDependencies();
   process.exitCode = (await script(args)) ? 0 : 1;
 });
+
+/** Where databases are run as people have them; see test/harness/global-setup.ts. */
+const surroundings = [
+  { TEPHRA_TEST_TIMEZONE: "Asia/Kolkata" },
+  { TEPHRA_TEST_TIMEZONE: "America/St_Johns" },
+  { TEPHRA_TEST_DATABASE: "pgbouncer" },
+  { TEPHRA_TEST_DATABASE: "tls" },
+];
+
+/**
+ * Runs the same suites in each, whatever becomes of the others.
+ * @param {string[]} files
+ */
+async function inSurroundings(files) {
+  const failed = [];
+  for (const env of surroundings) {
+    const name = Object.entries(env).join().replace(",", "=");
+    process.stdout.write(`test:long: ${name}\n`);
+    if (!(await succeeds([bin("vitest/vitest.mjs"), "run", ...files], env))) failed.push(name);
+  }
+  process.stdout.write(failed.length === 0 ? "test:long: all passed\n" : `test:long: failed: ${failed.join(", ")}\n`);
+  return failed.length === 0;
+}
 
 /**
  * Runs the suites of a folder of `test` that has a configuration of its own.

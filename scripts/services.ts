@@ -1,9 +1,9 @@
 import { spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { BootstrapError, projectNode, root } from "./bootstrap.mjs";
 import { poll } from "./poll.ts";
-import { type Server, startPostgres } from "./postgres.ts";
+import { type Server, startPostgres, withClient } from "./postgres.ts";
 import { startRedis } from "./redis.ts";
 import type { Program } from "./spawn-program.ts";
 
@@ -26,8 +26,10 @@ export async function startServices(options: {
   say?: (line: string) => void;
   /** Settings of the PostgreSQL that is started here. */
   postgresSettings?: Readonly<Record<string, string>>;
+  /** Parameters of the URL by which it is reached, as `sslmode=…&schema=…`. */
+  databaseParameters?: string;
 }): Promise<Services> {
-  const { dataDir, env = {}, say = () => {}, postgresSettings: settings = {} } = options;
+  const { dataDir, env = {}, say = () => {}, postgresSettings: settings = {}, databaseParameters = "" } = options;
   await using started = new AsyncDisposableStack();
   const log = (name: string): string => join(dataDir, "log", `${name}.log`);
   const servers: Services["servers"] = {};
@@ -36,7 +38,7 @@ export async function startServices(options: {
     const options = { dataDir: join(dataDir, "postgres"), log: log("postgres"), say, settings };
     const postgres = await keepServing((port) => startPostgres({ ...options, ...port }), say);
     started.defer(postgres.stop);
-    databaseUrl = postgres.url;
+    databaseUrl = databaseParameters === "" ? postgres.url : `${postgres.url}?${databaseParameters}`;
     servers.postgres = postgres.program;
   }
   let redisUrl = env["REDIS_URL"];
@@ -47,7 +49,9 @@ export async function startServices(options: {
     redisUrl = redis.url;
     servers.redis = redis.program;
   }
-  migrate(databaseUrl);
+  const directUrl = env["DATABASE_DIRECT_URL"] || undefined;
+  for (const url of [databaseUrl, ...(directUrl ? [directUrl] : [])]) await requireAnswer(url);
+  migrate(databaseUrl, directUrl);
   const owned = started.move();
   return { databaseUrl, redisUrl, servers, stop: () => owned.disposeAsync() };
 }
@@ -91,16 +95,30 @@ async function keepServing(
   };
 }
 
+/** @throws BootstrapError with PostgreSQL's own sentence, or that of the way to it */
+async function requireAnswer(url: string): Promise<void> {
+  const { sentenceOf } = await import("@tephra/control");
+  try {
+    await withClient(url, (client) => client.query("SELECT 1"));
+  } catch (error) {
+    throw new BootstrapError(`PostgreSQL: ${sentenceOf(error)}`);
+  }
+}
+
 /**
- * Applies the migrations that a database lacks. Idempotent.
+ * Applies the migrations that a database lacks, past a pooler where there is such a way. Idempotent.
  *
  * @throws BootstrapError with Prisma's message when one does not apply
  */
-export function migrate(databaseUrl: string): void {
-  const result = spawnSync(projectNode(), [join(root, "node_modules/prisma/build/index.js"), "migrate", "deploy"], {
+export function migrate(databaseUrl: string, directUrl = ""): void {
+  const node = projectNode();
+  const urls = { DATABASE_URL: databaseUrl, DATABASE_DIRECT_URL: directUrl };
+  const quiet = { CHECKPOINT_DISABLE: "1", PRISMA_HIDE_UPDATE_MESSAGE: "1" };
+  const result = spawnSync(node, [join(root, "node_modules/prisma/build/index.js"), "migrate", "deploy"], {
     cwd: root,
     encoding: "utf8",
-    env: { ...process.env, DATABASE_URL: databaseUrl, CHECKPOINT_DISABLE: "1", PRISMA_HIDE_UPDATE_MESSAGE: "1" },
+    // The CLI starts the schema engine by its first line, with whatever Node comes first.
+    env: { ...process.env, ...urls, ...quiet, PATH: `${dirname(node)}:${process.env["PATH"]}` },
   });
   if (result.status !== 0) throw new BootstrapError(`the migrations do not apply:\n${result.stdout}${result.stderr}`);
 }

@@ -92,8 +92,12 @@ async function readSettings(): Promise<Settings> {
   env["TEPHRA_DATA_DIR"] ??= join(root, "var");
   const file = env["TEPHRA_CONFIG"];
   if (file !== undefined) {
-    const { database_url, redis_url } = (parse(readFileSync(file, "utf8")) ?? {}) as Record<string, string | undefined>;
+    const { database_url, database_direct_url, redis_url } = (parse(readFileSync(file, "utf8")) ?? {}) as Record<
+      string,
+      string | undefined
+    >;
     env["DATABASE_URL"] ??= database_url;
+    env["DATABASE_DIRECT_URL"] ??= database_direct_url;
     env["REDIS_URL"] ??= redis_url;
   }
   const config = await checkConfig(env);

@@ -48,7 +48,7 @@ let config: Config;
 let groupType: string;
 beforeAll(async () => {
   const url = await createDatabase(inject("servers"), stack);
-  database = openDatabase(url, 4);
+  database = openDatabase(url, { connectionsMax: 4 });
   stack.defer(() => database.$disconnect());
   const read = loadConfig({ DATABASE_URL: url, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
   const unlimited = Object.fromEntries(Object.keys(read.quotas).map((name) => [name, -1]));

@@ -1,15 +1,18 @@
-import { chmodSync, mkdtempSync, rmSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
 import { ensureBuilt } from "../../scripts/bootstrap.mjs";
 import { withClient } from "../../scripts/postgres.ts";
 import { startServices } from "../../scripts/services.ts";
+import { makeCertificate } from "./certificates.ts";
 
 /** What every test file gets from `inject("servers")`. */
 export interface TestServers {
   /** Database of the server from which databases are created; nobody stays connected to it. */
   adminUrl: string;
+  /** The same through a pooler, where the suite is run so; programs then use this way. */
+  pooledUrl: string | null;
   /** A database with the schema and no row, to be copied with CREATE DATABASE … TEMPLATE. */
   template: string;
   redisUrl: string;
@@ -55,18 +58,40 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
   await ensureBuilt(undefined, { typeErrors: "warn" });
   const dir = mkdtempSync(join(tmpdir(), "tephra-test-"));
   chmodSync(dir, 0o711); // As root, PostgreSQL runs as another user, who must reach its folder in here.
-  // The whole suite can be run where the server's clock shows another zone than the programs'.
-  const timezone = process.env["TEPHRA_TEST_TIMEZONE"];
+  await using stack = new AsyncDisposableStack();
   const { inDatabase } = await import("@tephra/control");
-  const services = await startServices({ dataDir: dir, postgresSettings: timezone ? { timezone } : {} });
+  const { postgresSettings, databaseParameters } = surroundings(dir);
+  const services = await startServices({ dataDir: dir, postgresSettings, databaseParameters });
+  stack.defer(async () => {
+    await services.stop();
+    rmSync(dir, { recursive: true, force: true });
+  });
   const adminUrl = inDatabase(services.databaseUrl, "postgres");
   const template = "tephra_template";
   await withClient(adminUrl, (client) => client.query(`ALTER DATABASE tephra RENAME TO ${template}`));
+  let pooledUrl: string | null = null;
+  if (process.env["TEPHRA_TEST_DATABASE"] === "pgbouncer") {
+    const { startPgbouncer } = await import("./pgbouncer.ts");
+    pooledUrl = stack.use(await startPgbouncer(adminUrl, { dir })).url;
+  }
+  const provided = { adminUrl, pooledUrl, template, redisUrl: services.redisUrl, dir };
+  const owned = stack.move();
+  return { provided, stop: () => owned.disposeAsync() };
+}
+
+/**
+ * Every suite can be run where the server shows another zone (TEPHRA_TEST_TIMEZONE), through PgBouncer, or over TLS by a CA of its own with
+ * the tables in a schema of their own (TEPHRA_TEST_DATABASE `pgbouncer`, `tls`).
+ */
+function surroundings(dir: string): { postgresSettings: Record<string, string>; databaseParameters: string } {
+  const { TEPHRA_TEST_TIMEZONE: timezone, TEPHRA_TEST_DATABASE: database } = process.env;
+  const zone = timezone ? { timezone } : {};
+  if (database !== "tls") return { postgresSettings: zone, databaseParameters: "" };
+  const folder = join(dir, "certificates");
+  mkdirSync(folder);
+  const { ca, cert, key } = makeCertificate(folder);
   return {
-    provided: { adminUrl, template, redisUrl: services.redisUrl, dir },
-    stop: async () => {
-      await services.stop();
-      rmSync(dir, { recursive: true, force: true });
-    },
+    postgresSettings: { ...zone, ssl: "on", ssl_cert_file: cert, ssl_key_file: key },
+    databaseParameters: `sslmode=verify-full&sslrootcert=${encodeURIComponent(ca)}&schema=tephra_own`,
   };
 }

@@ -27,6 +27,8 @@ export interface InstanceOptions {
   ownRedis?: boolean;
   /** What its own Redis asks for. */
   redisPassword?: string;
+  /** Instead of the servers of this run. */
+  servers?: Partial<TestServers>;
   /** Defaults that its database has for every connection, as an administrator may set them. */
   databaseSettings?: Record<string, string>;
   /** A folder that keeps all that processes write, a file for each. */
@@ -71,7 +73,7 @@ export interface Instance extends AsyncDisposable {
 
 /** Starts an instance on the servers of this run. `await using` stops and removes it, whatever state it is in. */
 export async function startInstance(options: InstanceOptions = {}): Promise<Instance> {
-  const servers = inject("servers");
+  const servers = { ...inject("servers"), ...(options.servers && { pooledUrl: null, ...options.servers }) };
   await using stack = new AsyncDisposableStack();
   const dataDir = mkdtempSync(join(servers.dir, "instance-"));
   stack.defer(() => rmSync(dataDir, { recursive: true, force: true }));
@@ -161,7 +163,7 @@ export async function createDatabase(
   stack.defer(() =>
     withClient(servers.adminUrl, async (client) => void (await client.query(`DROP DATABASE ${name} WITH (FORCE)`))),
   );
-  return inDatabase(servers.adminUrl, name);
+  return inDatabase(servers.pooledUrl ?? servers.adminUrl, name);
 }
 
 interface ConnectedRedis {

@@ -1,6 +1,15 @@
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import { type Config, ConfigError, loadConfig, logCrash, logVitals, openLog, startReconciler, tellStrayTimes } from "@tephra/control";
+import {
+  type Config,
+  ConfigError,
+  loadConfig,
+  logCrash,
+  logVitals,
+  openLog,
+  startReconciler,
+  tellStrayTimes,
+} from "@tephra/control";
 import { buildApp } from "./app.ts";
 import { openContext } from "./context.ts";
 
@@ -49,7 +58,12 @@ logVitals(log, config.vitals_ms);
 const context = openContext(config, log);
 const server = openServer(buildApp(context));
 void tellStrayTimes(context.database, log);
-const reconciler = startReconciler({ database: context.database, config, log });
+const reconciler = startReconciler({
+  database: context.database,
+  config,
+  log,
+  onClockStep: () => context.metrics.countClockStep(),
+});
 
 /** Stops accepting, lets running requests finish, then ends; a second signal ends at once. */
 let stopping = false;

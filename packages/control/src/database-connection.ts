@@ -167,10 +167,11 @@ export class DatabaseConnection extends pg.Client {
 
   override connect(): Promise<this>;
   override connect(callback: Done): void;
-  override connect(callback?: Done): Promise<this> | void {
+  override connect(callback?: Done): Promise<this> | undefined {
     const connected = this.#connect();
     if (callback === undefined) return connected;
     connected.then(() => callback(null), callback);
+    return undefined;
   }
 
   async #connect(): Promise<this> {

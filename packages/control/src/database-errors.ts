@@ -90,3 +90,13 @@ const passing = /^(40...|57...|55P03|25P0[34]|P2034)$/;
 /** Whether the database said no for now: the same may go well at the next look. */
 export const mayPass = (error: unknown): boolean =>
   isDatabaseOutage(error) || layersOf(error).some(({ codes }) => codes.some((c) => passing.test(c)));
+
+/** What was not to be had: a lock, a connection, the server. What took too long by itself is left out: it would take as long again. */
+const busyCode = /^(08...|57P0[1-5]|53...|55P03|P2024)$/;
+
+/** Whether the database is why something went wrong, where other servers are spoken to as well: by what it and its client alone say. */
+export const isDatabaseBusy = (error: unknown): boolean =>
+  layersOf(error).some(
+    ({ codes, message }) =>
+      codes.some((c) => busyCode.test(c)) || (codes.includes("P2028") && String(message).includes("Unable to start a transaction")),
+  );

@@ -14,7 +14,8 @@ interface Model {
 
 /** Tables and columns that this version works with, as its generated client has them. */
 function knownTables(database: Database): KnownTable[] {
-  const { models } = (database as unknown as { _runtimeDataModel: { models: Record<string, Model> } })._runtimeDataModel;
+  const { models } = (database as unknown as { _runtimeDataModel: { models: Record<string, Model> } })
+    ._runtimeDataModel;
   return Object.entries(models).map(([model, { dbName, fields }]) => ({
     name: dbName ?? model,
     columns: fields.filter((field) => field.kind !== "object").map((field) => field.dbName ?? field.name),

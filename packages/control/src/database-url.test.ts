@@ -123,7 +123,9 @@ describe("DATABASE_URL", () => {
     expect(refusal(`postgresql://h/d?options=-c%20${name.toUpperCase()}%3Dx`)).toContain(name);
   });
 
-  it("is obeyed in every parameter, or refused with the parameter's name and without its value", { timeout: 60_000 }, () => {
+  it("is obeyed in every parameter, or refused with the parameter's name and without its value", {
+    timeout: 60_000,
+  }, () => {
     const one = fc
       .constantFrom(...Object.keys(parameters))
       .chain((name) => fc.tuple(fc.constant(name), fc.constantFrom(...(parameters[name] ?? []))));

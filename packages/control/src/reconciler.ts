@@ -3,6 +3,7 @@ import { forgetAudit } from "./audit.ts";
 import type { Config } from "./config.ts";
 import { count } from "./counters.ts";
 import type { Database } from "./database.ts";
+import { forgetUnplaced, mendTimes, watchClock } from "./database-clock.ts";
 import { isDatabaseOutage, mayPass } from "./database-errors.ts";
 import { type Failure, failOperation } from "./failures.ts";
 import { endBluntly, failPoisoned, failStuck, failUnplaced, freeBlocked, releaseDead } from "./healing.ts";
@@ -79,6 +80,7 @@ async function reconcile(pass: Pass): Promise<void> {
   const { database, config, log } = pass;
   const step = (name: string, work: () => Promise<unknown>) => runStep(pass, name, work);
   const ending = (name: string) => (id: string, failure: Failure) => endOne(pass, name, id, failure);
+  await step("mend-times", () => mendTimes(database, config));
   const expired = await step("release-dead", () => releaseDead(database, config, pass.afterOutage));
   const poisoned = await step("fail-poisoned", () => failPoisoned(database, config, ending("fail-poisoned")));
   const freed = await step("free-blocked", () => freeBlocked(database));
@@ -106,8 +108,15 @@ export interface Reconciler {
  * Heals what a crash, a lost Redis or a removed job left behind. Runs in workers and in the API, so that an operation ends even
  * when no worker is alive. After an outage of Postgres it waits one lease: holders that live renew first.
  */
-export function startReconciler(options: { database: Database; config: Config; log: Logger }): Reconciler {
-  const { database, config, log } = options;
+export function startReconciler(options: {
+  database: Database;
+  config: Config;
+  log: Logger;
+  /** Told of every step of PostgreSQL's clock, in ms. */
+  onClockStep?: (stepMs: number) => void;
+}): Reconciler {
+  const { database, config, log, onClockStep } = options;
+  const clock = watchClock(database);
   let stopped = false;
   let timer: NodeJS.Timeout | undefined;
   let outage = false;
@@ -120,6 +129,14 @@ export function startReconciler(options: { database: Database; config: Config; l
         await database.$queryRaw`SELECT 1`;
         outage = false;
         quietUntil = performance.now() + config.worker.lease_ms;
+      }
+      const stepMs = await clock.measure();
+      if (stepMs !== 0) {
+        // Every lease looks dead, or good for too long: holders that live renew first.
+        quietUntil = performance.now() + config.worker.lease_ms;
+        events.clockStepped(log, stepMs);
+        onClockStep?.(stepMs);
+        await forgetUnplaced(database);
       }
       const waiting = performance.now() < quietUntil;
       if (!waiting) {

@@ -222,11 +222,14 @@ export async function exportFolders(database: Database): Promise<string[]> {
   return rows.map(({ folder }) => folder || "/");
 }
 
-/** What was written since then is young: by the clock of the database, for a worker's may be wrong. */
+/**
+ * What was written since then is young: by the clock of the database and by this host's, whichever is behind, for either may be wrong, and
+ * what is taken for old is removed.
+ */
 export async function graceBegan(database: Database, { graceMs }: ReapInput): Promise<Date> {
   const [row] = await database.$queryRaw<{ at: Date }[]>`SELECT now() - ${graceMs}::float8 * interval '1 ms' AS at`;
   if (!row) throw new Error("no time");
-  return row.at;
+  return new Date(Math.min(row.at.getTime(), Date.now() - graceMs));
 }
 
 /** Containers that backups of a repository, live or gone, were put into by name. */

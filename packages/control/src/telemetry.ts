@@ -88,6 +88,11 @@ export const events = {
     ),
   quotaRepaired: (log: Logger, project: string) =>
     log.error({ event: "quota.repaired", project }, "a quota did not say what the rows add up to"),
+  clockStepped: (log: Logger, stepMs: number) =>
+    log.warn(
+      { event: "database.clock-stepped", ms: stepMs },
+      `the clock of PostgreSQL was set ${stepMs < 0 ? "back" : "forth"} by ${Math.round(Math.abs(stepMs) / 1_000)} s`,
+    ),
   reconciled: (log: Logger, healed: Record<string, number>) => log.warn({ event: "reconciled", ...healed }, "healed"),
 };
 
@@ -217,6 +222,11 @@ export function openMetrics(database: Database) {
       registers: [registry],
     }),
   };
+  const clockSteps = new Counter({
+    name: "tephra_database_clock_steps_total",
+    help: "How often the clock of PostgreSQL was seen to have been set",
+    registers: [registry],
+  });
   const requests = new Counter({
     name: "tephra_http_requests_total",
     help: "Answers by status class",
@@ -225,6 +235,7 @@ export function openMetrics(database: Database) {
   });
   return {
     contentType: registry.contentType,
+    countClockStep: () => clockSteps.inc(),
     countRequest: (status: number) => requests.inc({ status: `${Math.floor(status / 100)}xx` }),
     async render(): Promise<string> {
       const figures = await readFigures(database);

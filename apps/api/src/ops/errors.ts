@@ -1,7 +1,7 @@
 import {
   ControlError,
   InvalidError,
-  isDatabaseOutage,
+  mayPass,
   NotFoundError,
   QuotaExceededError,
   StateConflictError,
@@ -24,7 +24,7 @@ export function faultOf(error: unknown): Fault {
   if (error instanceof InvalidError) return { status: 400, message: error.message };
   if (error instanceof QuotaExceededError) return { status: 413, message: error.message, retryAfter: 0 };
   if (error instanceof StateConflictError) return { status: 409, message: error.message };
-  if (!(error instanceof ControlError) && isDatabaseOutage(error)) return outageFault;
+  if (!(error instanceof ControlError) && mayPass(error)) return outageFault;
   return bodyFault(error) ?? unexpectedFault;
 }
 

@@ -3,7 +3,7 @@ import {
   ControlError,
   InvalidError,
   type InvalidSubject,
-  isDatabaseOutage,
+  mayPass,
   NoServiceError,
   NotFoundError,
   QuotaExceededError,
@@ -95,6 +95,6 @@ export function faultOf(error: unknown): Fault {
   }
   if (error instanceof NoServiceError) return { status: 503, message: error.message };
   if (error instanceof StateConflictError) return { status: 409, message: error.message };
-  if (!(error instanceof ControlError) && isDatabaseOutage(error)) return outageFault;
+  if (!(error instanceof ControlError) && mayPass(error)) return outageFault;
   return unexpectedFault;
 }

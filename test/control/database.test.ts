@@ -8,12 +8,14 @@ import {
   openDatabase,
   openPool,
 } from "@tephra/control";
-import { afterEach, beforeEach, describe, expect, inject, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, inject, it, vi } from "vitest";
 import { withClient } from "../../scripts/postgres.ts";
 import { migrate } from "../../scripts/services.ts";
 import { makeCertificate } from "../harness/certificates.ts";
 import { createDatabase } from "../harness/instance.ts";
 import { startPgbouncer } from "../harness/pgbouncer.ts";
+
+vi.setConfig({ testTimeout: 120_000 });
 
 let stack: AsyncDisposableStack;
 let url: string;
@@ -59,8 +61,8 @@ describe("every connection", () => {
       await withClient(url, (client) => client.query(`ALTER DATABASE ${name} SET ${setting} = '${value}'`));
     }
     const [alone, inside] = await settingsOf(open(url, { work: "request" }));
-    expect(alone).toEqual({ ...expected, lock_timeout: "1s" });
-    expect(inside).toEqual({ ...expected, lock_timeout: "5s" });
+    expect(alone).toEqual({ ...expected, lock_timeout: "300ms" });
+    expect(inside).toEqual({ ...expected, lock_timeout: "3s" });
     const connection = await connectDatabase(url, "work");
     expect((await connection.query("SHOW TimeZone")).rows).toEqual([{ TimeZone: "UTC" }]);
     await connection.end();
@@ -111,18 +113,18 @@ describe("a table that somebody has locked", () => {
     if (way !== "directly") at = stack.use(await startPgbouncer(url, { dir: inject("servers").dir })).url;
     const locker = await connectDatabase(url, "script");
     stack.defer(() => locker.end());
-    const database = open(at, { work: "request", connectionsMax: 10 });
+    const database = open(at, { work: "request", connectionsMax: 16 });
     const health = open(at, { work: "health", connectionsMax: 2 });
     await locker.query("BEGIN");
     await locker.query("LOCK TABLE backups IN ACCESS EXCLUSIVE MODE");
     const started = performance.now();
-    const reads = Array.from({ length: 30 }, () =>
+    const reads = Array.from({ length: 20 }, () =>
       database.backup.findMany().then(
         () => "read",
         () => "refused",
       ),
     );
-    const writes = Array.from({ length: 30 }, () =>
+    const writes = Array.from({ length: 20 }, () =>
       database
         .$transaction((tx) => tx.backup.count(), { maxWait: 2_000 })
         .then(
@@ -149,8 +151,8 @@ describe("through PgBouncer, which gives a connection for one transaction", () =
     const database = open(bouncer.url, { work: "request", connectionsMax: 5 });
     const [alone, inside] = await settingsOf(database);
     expect([alone, inside]).toEqual([
-      { ...expected, lock_timeout: "1s" },
-      { ...expected, lock_timeout: "5s" },
+      { ...expected, lock_timeout: "300ms" },
+      { ...expected, lock_timeout: "3s" },
     ]);
     expect(await findDatabaseProblems(database)).toEqual([]);
     await expect(database.$queryRaw`SELECT 1 / 0`).rejects.toThrow();

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { unpackFaketime } from "../../scripts/faketime-package.ts";
 import { type Server, startPostgres } from "../../scripts/postgres.ts";
 
-export interface SteppedPostgres extends AsyncDisposable {
+interface SteppedPostgres extends AsyncDisposable {
   server: Server;
   /** Sets its clock: from now on it shows the true time and so many seconds, more or less. */
   set(seconds: number): void;

@@ -5,7 +5,7 @@ import { join } from "node:path";
 /** As root, servers that refuse to run as root run as this user. */
 export const unprivileged = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : null;
 
-export interface Certificate {
+interface Certificate {
   /** PEM files: of the CA, the server's certificate, its key. */
   ca: string;
   cert: string;

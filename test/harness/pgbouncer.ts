@@ -6,7 +6,7 @@ import { poll } from "../../scripts/poll.ts";
 import { freePort, spawnProgram } from "../../scripts/spawn-program.ts";
 import { unprivileged } from "./certificates.ts";
 
-export interface Pgbouncer extends AsyncDisposable {
+interface Pgbouncer extends AsyncDisposable {
   /** The same database, through the pooler. */
   url: string;
 }

@@ -28,7 +28,7 @@ export interface Context {
 }
 
 /** Connections to Postgres per API process: requests hold one for a few milliseconds, so more would only queue in the server. */
-const connectionsMax = 10;
+const connectionsMax = 16;
 
 /** Opens no connection yet. The caller disconnects `database`. */
 export function openContext(config: Config, log: Logger): Context {

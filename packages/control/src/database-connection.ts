@@ -13,6 +13,8 @@ interface Limits {
   /** Shorter than `silentMs`, so that the server ends what its client would leave behind. 0: no limit. */
   statementMs: number;
   transactionMs: number;
+  /** A client that has gone without a word holds its locks no longer than this. Longer than any pause of a program at work. */
+  idleInTransactionMs: number;
 }
 
 /**
@@ -21,11 +23,26 @@ interface Limits {
  * `script`: set-up and migrations, which take as long as they take.
  */
 export const limitsOf = {
-  request: { waitMs: 2_000, lockMs: 1_000, lockInTransactionMs: 5_000, statementMs: 15_000, transactionMs: 25_000 },
-  work: { waitMs: 10_000, lockMs: 5_000, lockInTransactionMs: 10_000, statementMs: 25_000, transactionMs: 25_000 },
-  beat: { waitMs: 2_000, lockMs: 2_000, lockInTransactionMs: 2_000, statementMs: 5_000, transactionMs: 5_000 },
-  health: { waitMs: 2_500, lockMs: 1_000, lockInTransactionMs: 1_000, statementMs: 2_500, transactionMs: 2_500 },
-  script: { waitMs: 60_000, lockMs: 30_000, lockInTransactionMs: 30_000, statementMs: 0, transactionMs: 0 },
+  request: {
+    ...{ waitMs: 2_000, lockMs: 300, lockInTransactionMs: 3_000 },
+    ...{ statementMs: 15_000, transactionMs: 25_000, idleInTransactionMs: 10_000 },
+  },
+  work: {
+    ...{ waitMs: 10_000, lockMs: 5_000, lockInTransactionMs: 10_000 },
+    ...{ statementMs: 25_000, transactionMs: 25_000, idleInTransactionMs: 10_000 },
+  },
+  beat: {
+    ...{ waitMs: 2_000, lockMs: 2_000, lockInTransactionMs: 2_000 },
+    ...{ statementMs: 5_000, transactionMs: 5_000, idleInTransactionMs: 5_000 },
+  },
+  health: {
+    ...{ waitMs: 2_500, lockMs: 1_000, lockInTransactionMs: 1_000 },
+    ...{ statementMs: 2_500, transactionMs: 2_500, idleInTransactionMs: 2_500 },
+  },
+  script: {
+    ...{ waitMs: 60_000, lockMs: 30_000, lockInTransactionMs: 30_000 },
+    ...{ statementMs: 0, transactionMs: 0, idleInTransactionMs: 0 },
+  },
 } as const satisfies Record<string, Limits>;
 
 export type DatabaseWork = keyof typeof limitsOf;
@@ -35,9 +52,6 @@ export type DatabaseWork = keyof typeof limitsOf;
  * transaction may take.
  */
 export const silentMs = 30_000;
-
-/** A transaction whose client has gone without a word holds its locks no longer than this. Longer than any pause of a program at work. */
-const idleInTransactionMs = 10_000;
 
 /** While a statement waits or runs, the server looks so often whether its client is still there. */
 const clientCheckMs = 5_000;
@@ -150,6 +164,8 @@ export class DatabaseConnection extends pg.Client {
       keepAliveInitialDelayMillis: url.keepAliveIdleMs,
       connectionTimeoutMillis: url.connectTimeoutMs ?? connectMs,
     });
+    // An end that comes between two listeners of others would end the process; the query that runs tells of it.
+    this.on("error", () => {});
     this.#route = route;
     this.#candidate = candidate;
     this.#limits = limitsOf[work];
@@ -207,7 +223,7 @@ export class DatabaseConnection extends pg.Client {
 
   /** A list of expressions that make all settings; `local` is an expression: whether they end with the transaction. */
   #settings(local: string, lockMs: number): string {
-    const { statementMs, transactionMs } = this.#limits;
+    const { statementMs, transactionMs, idleInTransactionMs } = this.#limits;
     const ours = {
       ...fixedSettings,
       lock_timeout: String(lockMs),
@@ -320,7 +336,6 @@ export async function connectDatabase(url: string, work: DatabaseWork): Promise<
   const route = routeOf(parseDatabaseUrl(url));
   const attempt = async (): Promise<DatabaseConnection> => {
     const connection = new DatabaseConnection(route, work);
-    connection.on("error", () => {}); // It fails the query that runs, which is where it is reported.
     return connection.connect();
   };
   return byAnyWay(route, attempt, () => false);

@@ -98,5 +98,6 @@ const busyCode = /^(08...|57P0[1-5]|53...|55P03|P2024)$/;
 export const isDatabaseBusy = (error: unknown): boolean =>
   layersOf(error).some(
     ({ codes, message }) =>
-      codes.some((c) => busyCode.test(c)) || (codes.includes("P2028") && String(message).includes("Unable to start a transaction")),
+      codes.some((c) => busyCode.test(c)) ||
+      (codes.includes("P2028") && String(message).includes("Unable to start a transaction")),
   );

@@ -17,7 +17,7 @@ import { parseDatabaseUrl } from "./database-url.ts";
 export type OnTrouble = (sentence: string | null) => void;
 
 /** Transactions wait for rows that others have; they leave so many connections of a larger pool to statements that only read. */
-const loneConnections = 2;
+const loneConnections = 6;
 
 const silence = (): Error =>
   Object.assign(new Error(`PostgreSQL was silent for ${silentMs} ms`), { code: "ETIMEDOUT", syscall: "read" });

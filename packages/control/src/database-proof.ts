@@ -34,7 +34,7 @@ interface Found {
 }
 
 /** `reason` may be told to anybody, `detail` is for the log. */
-export interface DatabaseProblem {
+interface DatabaseProblem {
   reason: string;
   detail: string;
 }
@@ -64,7 +64,7 @@ export async function findDatabaseProblems(database: Database): Promise<Database
         SELECT s.oid::regclass::text || ' (USAGE)' FROM known k
           JOIN pg_depend d ON d.refobjid = k.relation AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
           JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
-        WHERE NOT has_sequence_privilege(s.oid, 'USAGE')
+        WHERE CASE s.relkind WHEN 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE') ELSE false END
       ) AS without_right`;
   if (!found) throw new Error("PostgreSQL does not say what is there");
   const { schema, missing, without_right: rights, encoding } = found;

@@ -4,8 +4,8 @@ export class DatabaseUrlError extends Error {
 }
 
 /** libpq's modes; what each asks of the server's certificate is in `tlsOptionsOf` (database-connection.ts). */
-export const sslModes = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] as const;
-export type SslMode = (typeof sslModes)[number];
+const sslModes = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] as const;
+type SslMode = (typeof sslModes)[number];
 
 /** DATABASE_URL as every reader understands it: the programs, the doorbell, migrations, scripts. */
 export interface DatabaseUrl {

@@ -11,9 +11,9 @@ import {
 import { afterEach, beforeEach, describe, expect, inject, it, vi } from "vitest";
 import { withClient } from "../../scripts/postgres.ts";
 import { migrate } from "../../scripts/services.ts";
-import { makeCertificate } from "../harness/certificates.ts";
+import { makeCertificate } from "../harness/certificate.ts";
 import { createDatabase } from "../harness/instance.ts";
-import { startPgbouncer } from "../harness/pgbouncer.ts";
+import { startPgbouncer, unprivileged } from "../harness/pgbouncer.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 
@@ -166,7 +166,7 @@ describe("through PgBouncer, which gives a connection for one transaction", () =
 describe("a server with TLS and a CA of its own", () => {
   it("is spoken to as sslmode says: by the programs, by migrations, by the doorbell", async () => {
     const dir = mkdtempSync(join(inject("servers").dir, "tls-"));
-    const { ca: authority, cert, key } = makeCertificate(dir);
+    const { ca: authority, cert, key } = await makeCertificate(dir, unprivileged);
     // PgBouncer with TLS towards its clients stands for the server: the programs see no difference.
     const settings = {
       listen_addr: "*",

@@ -1,28 +1,30 @@
 import { type Instance, type InstanceOptions, startInstance } from "../harness/instance.ts";
 
 /**
- * A real API on a real database, with no worker process: nothing moves unless a test moves it. A worker is said to be live for a day, so
- * that nothing accepted is given up for want of one.
+ * A real API on a real database, with no worker process: nothing moves unless a test moves it. A worker is said to be live as long as
+ * the instance, so that nothing accepted is given up for want of one.
  */
 export async function startApiOnly(
   options: Pick<InstanceOptions, "config" | "env" | "ownRedis"> = {},
 ): Promise<Instance> {
   const instance = await startInstance({ ...options, workers: 0, api: false });
-  try {
-    await addSilentWorker(instance);
-    await instance.startApi();
-  } catch (error) {
-    await instance[Symbol.asyncDispose]();
-    throw error;
-  }
-  return instance;
+  await using stack = new AsyncDisposableStack();
+  stack.use(instance);
+  await addSilentWorker(instance, stack);
+  await instance.startApi();
+  const owned = stack.move();
+  return { ...instance, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
-async function addSilentWorker(instance: Instance): Promise<void> {
+/** It is heard of a little ahead of time, for the tests of a busy machine; further ahead it would be taken for a clock that was set. */
+async function addSilentWorker(instance: Instance, stack: AsyncDisposableStack): Promise<void> {
   await instance.sql(
     `INSERT INTO workers (id, host, pid, queue, reaches, slots, heartbeat_at)
-     VALUES ('silent', 'here', 1, 'tephra-silent', '{repository:main,backend:files}', 1, now() + interval '1 day')`,
+     VALUES ('silent', 'here', 1, 'tephra-silent', '{repository:main,backend:files}', 1, now() + interval '45 seconds')`,
   );
+  const beat = "UPDATE workers SET heartbeat_at = now() + interval '45 seconds' WHERE id = 'silent'";
+  const beating = setInterval(() => void instance.sql(beat).catch(() => {}), 5_000);
+  stack.defer(() => clearInterval(beating));
 }
 
 /** Sets the status of a row, as a worker's report would. */

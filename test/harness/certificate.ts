@@ -1,12 +1,18 @@
 import { execFile } from "node:child_process";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
 
 const execute = promisify(execFile);
 
-/** An authority of its own in `dir`, and a certificate of it for 127.0.0.1 and localhost; PEM files. */
-export async function makeCertificate(dir: string): Promise<{ ca: string; cert: string; key: string }> {
+/**
+ * An authority of its own in `dir`, and a certificate of it for 127.0.0.1 and localhost; PEM files. `owner`: the user of the server, who
+ * alone may read the key.
+ */
+export async function makeCertificate(
+  dir: string,
+  owner: { uid: number; gid: number } | null = null,
+): Promise<{ ca: string; cert: string; key: string }> {
   mkdirSync(dir, { recursive: true });
   const file = (name: string): string => join(dir, name);
   const openssl = (...args: string[]): Promise<unknown> => execute("openssl", args);
@@ -38,5 +44,8 @@ export async function makeCertificate(dir: string): Promise<{ ca: string; cert: 
     file("names"),
   ];
   await openssl("x509", "-req", "-in", file("server.csr"), ...signing, "-out", file("server.pem"));
+  chmodSync(dir, 0o711);
+  chmodSync(file("server.key"), 0o600);
+  if (owner !== null) chownSync(file("server.key"), owner.uid, owner.gid);
   return { ca: file("ca.pem"), cert: file("server.pem"), key: file("server.key") };
 }

@@ -1,11 +1,11 @@
-import { chmodSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { chmodSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
 import { ensureBuilt } from "../../scripts/bootstrap.mjs";
 import { withClient } from "../../scripts/postgres.ts";
 import { startServices } from "../../scripts/services.ts";
-import { makeCertificate } from "./certificates.ts";
+import { makeCertificate } from "./certificate.ts";
 
 /** What every test file gets from `inject("servers")`. */
 export interface TestServers {
@@ -60,7 +60,7 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
   chmodSync(dir, 0o711); // As root, PostgreSQL runs as another user, who must reach its folder in here.
   await using stack = new AsyncDisposableStack();
   const { inDatabase } = await import("@tephra/control");
-  const { postgresSettings, databaseParameters } = surroundings(dir);
+  const { postgresSettings, databaseParameters } = await surroundings(dir);
   const services = await startServices({ dataDir: dir, postgresSettings, databaseParameters });
   stack.defer(async () => {
     await services.stop();
@@ -83,13 +83,14 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
  * Every suite can be run where the server shows another zone (TEPHRA_TEST_TIMEZONE), through PgBouncer, or over TLS by a CA of its own with
  * the tables in a schema of their own (TEPHRA_TEST_DATABASE `pgbouncer`, `tls`).
  */
-function surroundings(dir: string): { postgresSettings: Record<string, string>; databaseParameters: string } {
+async function surroundings(
+  dir: string,
+): Promise<{ postgresSettings: Record<string, string>; databaseParameters: string }> {
   const { TEPHRA_TEST_TIMEZONE: timezone, TEPHRA_TEST_DATABASE: database } = process.env;
   const zone = timezone ? { timezone } : {};
   if (database !== "tls") return { postgresSettings: zone, databaseParameters: "" };
   const folder = join(dir, "certificates");
-  mkdirSync(folder);
-  const { ca, cert, key } = makeCertificate(folder);
+  const { ca, cert, key } = await makeCertificate(folder);
   return {
     postgresSettings: { ...zone, ssl: "on", ssl_cert_file: cert, ssl_key_file: key },
     databaseParameters: `sslmode=verify-full&sslrootcert=${encodeURIComponent(ca)}&schema=tephra_own`,

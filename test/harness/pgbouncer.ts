@@ -4,7 +4,9 @@ import { connectDatabase } from "@tephra/control";
 import { unpackPgbouncer } from "../../scripts/pgbouncer-package.ts";
 import { poll } from "../../scripts/poll.ts";
 import { freePort, spawnProgram } from "../../scripts/spawn-program.ts";
-import { unprivileged } from "./certificates.ts";
+
+/** As root, PgBouncer, which refuses to run as root, runs as this user. */
+export const unprivileged = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : null;
 
 interface Pgbouncer extends AsyncDisposable {
   /** The same database, through the pooler. */

@@ -29,6 +29,8 @@ export interface HouseOptions {
   /** Where files may be imported from and exported to, beside the house's own folder. */
   importRoots?: readonly string[];
   say?: (line: string) => void;
+  /** Added to the environment of its PostgreSQL. */
+  postgresEnv?: Readonly<Record<string, string>>;
   /** By which addresses the programs reach the servers; the house itself asks them directly. */
   via?: (servers: ServerUrls) => Promise<ServerUrls>;
 }
@@ -104,7 +106,7 @@ async function build(options: HouseOptions): Promise<House> {
   const dir = mkdtempSync(join(tmpdir(), "tephra-"));
   stack.defer(() => rmSync(dir, { recursive: true, force: true }));
   chmodSync(dir, 0o711); // As root, PostgreSQL runs as another user, who must reach its folder in here.
-  const services = await startServices({ dataDir: dir, say });
+  const services = await startServices({ dataDir: dir, say, postgresEnv: options.postgresEnv ?? {} });
   stack.defer(services.stop);
   const pool = openPool(services.databaseUrl, "script", { connectionsMax: 4 });
   pool.on("error", () => {}); // The server stops under idle connections at the end.

@@ -26,16 +26,19 @@ export async function startServices(options: {
   say?: (line: string) => void;
   /** Settings of the PostgreSQL that is started here. */
   postgresSettings?: Readonly<Record<string, string>>;
+  /** Added to its environment. */
+  postgresEnv?: Readonly<Record<string, string>>;
   /** Parameters of the URL by which it is reached, as `sslmode=…&schema=…`. */
   databaseParameters?: string;
 }): Promise<Services> {
   const { dataDir, env = {}, say = () => {}, postgresSettings: settings = {}, databaseParameters = "" } = options;
+  const postgresEnv = options.postgresEnv ?? {};
   await using started = new AsyncDisposableStack();
   const log = (name: string): string => join(dataDir, "log", `${name}.log`);
   const servers: Services["servers"] = {};
   let databaseUrl = env["DATABASE_URL"];
   if (databaseUrl === undefined) {
-    const options = { dataDir: join(dataDir, "postgres"), log: log("postgres"), say, settings };
+    const options = { dataDir: join(dataDir, "postgres"), log: log("postgres"), say, settings, env: postgresEnv };
     const postgres = await keepServing((port) => startPostgres({ ...options, ...port }), say);
     started.defer(postgres.stop);
     databaseUrl = databaseParameters === "" ? postgres.url : `${postgres.url}?${databaseParameters}`;

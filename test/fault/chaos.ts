@@ -130,7 +130,7 @@ const minutesSince = (from: number): number => (performance.now() - from) / 60_0
       steps: 8,
       faultsAbout: 5,
       faults: (crew) => [
-        ...serverFaults(house, house.proxies),
+        ...serverFaults(house),
         ["a worker dies at a named point", (random) => crew.doom(random)],
         ["a worker dies at a named point", (random) => crew.doom(random)],
       ],

@@ -9,6 +9,7 @@ import type { Random } from "../fuzz/random.ts";
 import { stallingCalls } from "../harness/stalling-calls.ts";
 import type { TcpProxy, Trouble } from "../harness/tcp-proxy.ts";
 import { graceMs, pause, rowsOf } from "./model.ts";
+import type { SteppedClock } from "./stepped-clock.ts";
 
 /** Kinds of tasks that write nothing, or ask for nothing as they do: there is no moment before a write. */
 const quietKinds: readonly string[] = ["conclude-verify", "import-backup", "rescan-repository", "provision-volume"];
@@ -228,14 +229,26 @@ async function leaveForeignEntries(repositoryDir: string, random: Random): Promi
   await kinds[random.below(kinds.length)]?.().catch(() => {}); // Where the repository is a folder.
 }
 
+/** The clock of PostgreSQL is wrong by 10 s to 1 h for a while, then somebody sets it right: it steps twice. */
+async function stepClock(clock: SteppedClock, random: Random, sign: 1 | -1): Promise<void> {
+  clock.set(sign * (10 + random.below(3_591)));
+  await pause(500 + random.below(3_000));
+  clock.set(0);
+}
+
 /** What can happen to servers, and to the way to them. */
-export function serverFaults(house: House, proxies: Readonly<Record<string, TcpProxy>>): NamedFault[] {
+export function serverFaults(
+  house: House & { proxies: Readonly<Record<string, TcpProxy>>; clock: SteppedClock },
+): NamedFault[] {
+  const { proxies, clock } = house;
   const { servers, redisUrl, databaseUrl } = house.services;
   return [
     ["Redis is emptied", () => flushRedis(redisUrl)],
     ["Redis is killed", async () => servers.redis?.().kill("SIGKILL")],
     ["a table is locked", (random) => lockTable(databaseUrl, random)],
     ["foreign entries are in the repository", (random) => leaveForeignEntries(join(house.dir, "repository"), random)],
+    ["the clock of PostgreSQL steps back", (random) => stepClock(clock, random, -1)],
+    ["the clock of PostgreSQL steps forth", (random) => stepClock(clock, random, 1)],
     ["PostgreSQL restarts immediately", async () => servers.postgres?.().kill("SIGQUIT")],
     ...networkFaults(proxies),
   ];

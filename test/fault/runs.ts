@@ -1,4 +1,5 @@
-import { mkdirSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type House, openHouse, project } from "../../demo/house.ts";
 import { poll } from "../../scripts/poll.ts";
@@ -19,6 +20,7 @@ import {
   statusOf,
   writeImage,
 } from "./model.ts";
+import { makeSteppedClock, type SteppedClock } from "./stepped-clock.ts";
 import { openStore, type Store, type StoreKind } from "./store.ts";
 
 /** Short leases, so that a takeover is a matter of seconds; small ranges and objects, so that a death falls between them. */
@@ -80,6 +82,8 @@ export interface FaultHouse extends House {
   /** What stands between its programs and the servers. */
   proxies: Readonly<Record<string, TcpProxy>>;
   store: Store;
+  /** The clock of its PostgreSQL. */
+  clock: SteppedClock;
 }
 
 export async function openFaultHouse(options: {
@@ -98,12 +102,17 @@ export async function openFaultHouse(options: {
     return proxy.through(url);
   };
   const store = stack.use(await openStore(options.store ?? "posix", (url) => proxied("the object store", url)));
+  const clockDir = mkdtempSync(join(tmpdir(), "tephra-clock-"));
+  stack.defer(() => rmSync(clockDir, { recursive: true, force: true }));
+  chmodSync(clockDir, 0o755); // As root, PostgreSQL runs as another user, who reads it.
+  const clock = await makeSteppedClock(clockDir);
   const repository = { ...briskConfig.repository, ...store.repository };
   const house = stack.use(
     await openHouse({
       workers,
       config: { ...briskConfig, ...config, repository },
       say,
+      postgresEnv: clock.env,
       via: async ({ databaseUrl, redisUrl }) => ({
         databaseUrl: await proxied("PostgreSQL", databaseUrl),
         redisUrl: await proxied("Redis", redisUrl),
@@ -111,7 +120,7 @@ export async function openFaultHouse(options: {
     }),
   );
   const owned = stack.move();
-  return { ...house, wanted: workers, proxies, store, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+  return { ...house, wanted: workers, proxies, store, clock, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
 /** What a history may do beside its usual course. */
@@ -151,7 +160,7 @@ export async function runHistory(house: FaultHouse, options: HistoryOptions): Pr
   const everything = (): NamedFault[] => [
     ...workerFaults(crew, { leaseMs: briskConfig.worker.lease_ms, quietMs: briskConfig.tasks.quiet_ms }),
     ...(spared.includes(house.api()) ? [] : [["the API is killed", () => house.restartApi("SIGKILL")] as NamedFault]),
-    ...serverFaults(house, house.proxies),
+    ...serverFaults(house),
   ];
   const misfortune = bringFaults(options.faults?.(crew) ?? everything(), {
     random: new Random(seed * 7 + 3),

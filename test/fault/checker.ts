@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { type House, project } from "../../demo/house.ts";
 import { poll } from "../../scripts/poll.ts";
-import { type AskedBackup, ask, graceMs, rested, rowsOf, sha256Of, statusOf } from "./model.ts";
+import { type AskedBackup, ask, graceMs, type Outcome, rested, rowsOf, sha256Of, statusOf } from "./model.ts";
 import { filesBelow, type Store } from "./store.ts";
 
 /** What must not be, each with enough words to find it again. */
@@ -60,9 +60,7 @@ export async function findCorrupt(
     const status = await statusOf(house, "backups", id);
     if (status === "error") failed += 1;
     if (status !== "available") continue;
-    const outcome = await ask<{ restore: { volume_id: string } }>(house, "POST", `/backups/${id}/restore`, {
-      restore: {},
-    });
+    const outcome = await restoreOf(house, id);
     if (outcome.kind !== "accepted") {
       corrupt.push(`backup ${id} (${name}) cannot be restored: ${JSON.stringify(outcome)}`);
       continue;
@@ -79,6 +77,20 @@ export async function findCorrupt(
     await ask(house, "DELETE", `/volumes/${target}`);
   }
   return { corrupt, exact, failed };
+}
+
+/** Asked again as long as nobody knows what became of it: a volume too many is removed with the others. */
+async function restoreOf(house: House, id: string): Promise<Outcome<{ restore: { volume_id: string } }>> {
+  let outcome: Outcome<{ restore: { volume_id: string } }> = { kind: "unknown" };
+  let lost = false;
+  const answered = async (): Promise<boolean> => {
+    outcome = await ask(house, "POST", `/backups/${id}/restore`, { restore: {} });
+    lost ||= outcome.kind === "unknown";
+    // One whose answer was lost may hold the backup meanwhile.
+    return outcome.kind === "accepted" || (outcome.kind === "refused" && !lost);
+  };
+  await poll(answered, { what: "the restore is answered", timeoutMs: graceMs, everyMs: 500 }).catch(() => {});
+  return outcome;
 }
 
 /** Files that nothing refers to, in the repository and beside the volumes; a quota that is not the sum of its rows. */

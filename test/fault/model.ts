@@ -44,6 +44,15 @@ export async function ask<T>(house: House, method: string, path: string, body?: 
   }
 }
 
+/** Asks until the service has answered: right after a fault it may say 503 for as long as a connection that fell silent is waited for. */
+export function insist<T>(house: House, method: string, path: string, body?: unknown): Promise<T> {
+  return poll(async () => ({ answer: await house.call<T>(method, path, body) }), {
+    what: `${method} ${path} is accepted`,
+    timeoutMs: graceMs,
+    everyMs: 500,
+  }).then(({ answer }) => answer);
+}
+
 /** Reads rows, through restarts of the database. */
 export function rowsOf<Row extends Record<string, unknown>>(
   house: House,

@@ -12,6 +12,7 @@ import {
   type AskedBackup,
   ask,
   graceMs,
+  insist,
   pause,
   rested,
   rowsOf,
@@ -191,7 +192,11 @@ export async function runHistory(house: FaultHouse, options: HistoryOptions): Pr
   await reap(house, findings);
   addNew(findings.orphans, await findOrphans(house));
   await rowsOf(house, "DELETE FROM operations");
-  if (countOf(findings) > before) for (const line of history) say(line);
+  if (countOf(findings) > before) {
+    for (const line of history) say(line);
+    for (const [kind, all] of Object.entries(findings) as [string, string[]][])
+      for (const what of all) say(`${kind} so far: ${what}`);
+  }
 }
 
 /** Of every volume that was copied, what was copied more than once. */
@@ -209,7 +214,7 @@ export function addLosses(tally: Tally, { losses }: Crew): void {
 export async function reap(house: House, findings: Findings): Promise<void> {
   findings.stuck.push(...(await findStuck(house)));
   const path = "/ops/repositories/main/reap";
-  const { operation } = await house.call<{ operation: { id: string } }>("POST", path, { dry_run: false });
+  const { operation } = await insist<{ operation: { id: string } }>(house, "POST", path, { dry_run: false });
   await house.finished({ id: operation.id });
 }
 
@@ -278,7 +283,12 @@ class Users {
       const path = join(folder, `${this.#seed}-${index}.img`);
       const sizeBytes = await writeImage(path, this.#random, `${this.#seed} ${index}`);
       const body = { path, project_id: project };
-      const { operation } = await this.#house.call<{ operation: { id: string } }>("POST", "/ops/volumes/import", body);
+      const { operation } = await insist<{ operation: { id: string } }>(
+        this.#house,
+        "POST",
+        "/ops/volumes/import",
+        body,
+      );
       const { volume_id: id } = await this.#house.finished({ id: operation.id });
       this.#volumes.push({ id: id ?? "", sizeBytes, busy: false, hasBackup: false });
     }

@@ -13,9 +13,24 @@
 
 static int (*real_open)(const char *, int, ...);
 
+/* A path that begins at an open folder (/proc/self/fd/7/name), as it is known outside. */
+static const char *from_root(const char *path, char *room, size_t length) {
+  char link_name[64];
+  int digits = 0;
+  if (sscanf(path, "/proc/self/fd/%*d%n", &digits) < 0 || !digits || digits >= (int)sizeof link_name) return path;
+  snprintf(link_name, sizeof link_name, "%.*s", digits, path);
+  ssize_t folder = readlink(link_name, room, length - 1);
+  if (folder < 0) return path;
+  snprintf(room + folder, length - folder, "%s", path + digits);
+  return room;
+}
+
 static void stall(const char *call, const char *path) {
   const char *wanted = getenv("STALL_CALL"), *text = getenv("STALL_PATH"), *file = getenv("STALL_WHILE");
-  if (!wanted || !text || !file || !path || strcmp(wanted, call) || !strstr(path, text) || access(file, F_OK)) return;
+  char room[2 * PATH_MAX];
+  if (!wanted || !text || !file || !path || strcmp(wanted, call)) return;
+  path = from_root(path, room, sizeof room);
+  if (!strstr(path, text) || access(file, F_OK)) return;
   char hit[PATH_MAX];
   snprintf(hit, sizeof hit, "%s.hit", file);
   if (!real_open) real_open = dlsym(RTLD_NEXT, "open64");

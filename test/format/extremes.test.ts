@@ -214,7 +214,7 @@ test("ranges of a volume of 15 TiB are exact around 2^31, 2^32, 2^40, 2^43 and a
     entries.push(await staged("entries"));
   }
   await expectMarks([await writeDocuments(repository, layout, { lines, entries: entries.join(",") }), parent]);
-}, 60_000);
+}, 240_000);
 
 /** Two minutes: set TEPHRA_TEST_LONG to run it. */
 test.runIf(process.env["TEPHRA_TEST_LONG"])(

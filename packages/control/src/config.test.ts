@@ -135,7 +135,7 @@ describe("docs/configuration.md", () => {
 
   it("has the defaults that hold", () => {
     // What follows from the place where the process runs, or from another key, is said in words.
-    const inWords = ["data_dir", "import_roots"];
+    const inWords = ["data_dir", "import_roots", "repositories[].read_back"];
     for (const [, key = "", told = ""] of rows) {
       const fallback = keys.find(([name]) => name === key)?.[1];
       const said = told.trim();

@@ -66,6 +66,15 @@ async function supervise(settings: Settings, signal: AbortSignal): Promise<void>
   signal.throwIfAborted();
   await layOut(settings);
   const env = { ...settings.env, DATABASE_URL: services.databaseUrl, REDIS_URL: services.redisUrl };
+  const doctor = await spawnProgram({
+    name: "doctor",
+    command: projectNode(),
+    args: [join(root, "apps/worker/dist/doctor.js"), "--quick", "--problems"],
+    env,
+    cwd: settings.workingDir,
+    onLine: say,
+  });
+  stack.defer(async () => void (await doctor.stop()));
   const programs = [
     { name: "api", entry: "apps/api/dist/main.js" },
     ...Array.from({ length: workers }, (_, i) => ({ name: `worker-${i + 1}`, entry: "apps/worker/dist/main.js" })),
@@ -90,6 +99,11 @@ async function readSettings(): Promise<Settings> {
   const workingDir = process.env["TEPHRA_WORKING_DIR"] ?? process.env["INIT_CWD"] ?? process.cwd();
   const env: NodeJS.ProcessEnv = { ...process.env, TEPHRA_WORKING_DIR: workingDir };
   env["TEPHRA_DATA_DIR"] ??= join(root, "var");
+  for (const name of ["DATABASE_URL", "REDIS_URL"]) {
+    const path = env[`${name}_FILE`];
+    delete env[`${name}_FILE`];
+    if (path !== undefined) env[name] ??= readFileSync(path, "utf8").trim();
+  }
   const file = env["TEPHRA_CONFIG"];
   if (file !== undefined) {
     const { database_url, database_direct_url, redis_url } = (parse(readFileSync(file, "utf8")) ?? {}) as Record<

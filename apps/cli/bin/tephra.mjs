@@ -8,7 +8,10 @@ const bootstrap = new URL("../../../scripts/bootstrap.mjs", import.meta.url);
 
 if (existsSync(bootstrap)) {
   const { launch } = await import(bootstrap.href);
-  await launch({ entry, args: process.argv.slice(2), projects: ["apps/cli"] });
+  const args = process.argv.slice(2);
+  // "doctor" is a program of the worker's: it knows the servers.
+  const projects = args.includes("doctor") ? ["apps/cli", "apps/worker"] : ["apps/cli"];
+  await launch({ entry, args, projects });
 } else {
   // An image that holds only dist: there is nothing to build and one Node.
   await import(entry);

@@ -1,6 +1,7 @@
 import { Command, CommanderError } from "commander";
 import { addAuditCommand } from "./tephra-audit.ts";
 import { addBackupCommands } from "./tephra-backups.ts";
+import { addDoctorCommand } from "./tephra-doctor.ts";
 import { addInstanceCommands } from "./tephra-instances.ts";
 import { addMessageCommands } from "./tephra-messages.ts";
 import { addNotificationCommands } from "./tephra-notifications.ts";
@@ -52,6 +53,7 @@ function buildProgram(): Command {
   addNotificationCommands(program);
   addStatusCommands(program);
   addAuditCommand(program);
+  addDoctorCommand(program);
   return program;
 }
 

@@ -91,7 +91,7 @@ interface Stray {
  *
  * @returns a sentence for a person, null when there are none
  */
-async function findStrayTimes(database: Database): Promise<string | null> {
+export async function findStrayTimes(database: Database): Promise<string | null> {
   const [stray] = await database.$queryRaw<Stray[]>`
     WITH times AS (
       SELECT created_at AS at FROM backups UNION ALL SELECT updated_at FROM backups UNION ALL SELECT data_timestamp FROM backups

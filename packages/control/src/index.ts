@@ -15,7 +15,7 @@ export * from "./database.ts";
 export { connectDatabase, sentenceOf } from "./database-connection.ts";
 export * from "./database-errors.ts";
 export { type OnTrouble, openPool, tellTrouble } from "./database-pool.ts";
-export { findDatabaseProblems, tellStrayTimes } from "./database-proof.ts";
+export { findDatabaseProblems, findStrayTimes, tellStrayTimes } from "./database-proof.ts";
 export { DatabaseUrlError, inDatabase, parseDatabaseUrl } from "./database-url.ts";
 export * from "./dispatcher.ts";
 export * from "./errors.ts";

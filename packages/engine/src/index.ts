@@ -16,6 +16,7 @@ export * from "./errors.ts";
 export { type ExportRecordInput, encodeExportRecord } from "./export-record.ts";
 export { cutRanges, type Extent } from "./extents.ts";
 export { findPlaces, type ListedPlace } from "./find-places.ts";
+export { chooseHashing } from "./hashing/choose-hashing.ts";
 export {
   type Consistency,
   type Disk,

@@ -1,0 +1,29 @@
+import { spawn } from "node:child_process";
+import { fileURLToPath } from "node:url";
+import type { Command } from "commander";
+
+/** The program that knows the servers; this command line itself speaks to nothing but the API. */
+const doctor = fileURLToPath(new URL("../../worker/dist/doctor.js", import.meta.url));
+
+interface DoctorOptions {
+  quick?: true;
+  problems?: true;
+}
+
+export function addDoctorCommand(program: Command): void {
+  program
+    .command("doctor")
+    .description("check the configuration of this machine (TEPHRA_CONFIG, the environment) against the real servers")
+    .option("--quick", "without writing anything")
+    .option("--problems", "show only what is not as it should be")
+    .action(runDoctor);
+}
+
+async function runDoctor(options: DoctorOptions, command: Command): Promise<void> {
+  const args = Object.keys({ ...options, ...(command.optsWithGlobals()["json"] && { json: true }) });
+  const child = spawn(process.execPath, [doctor, ...args.map((name) => `--${name}`)], { stdio: "inherit" });
+  const ended = Promise.withResolvers<number>();
+  child.on("error", ended.reject);
+  child.on("exit", (code) => ended.resolve(code ?? 1));
+  process.exitCode = await ended.promise;
+}

@@ -1,0 +1,89 @@
+// `tephra doctor`: whether this machine, with this configuration, can do its part; asked of the real servers. It changes nothing but a
+// small object and a job of its own, which it removes. Status 0: all is well or only worth a warning; 1: something fails; 2: usage.
+import { parseArgs } from "node:util";
+import { type Config, ConfigError, loadConfig } from "@tephra/control";
+import { type Finding, failed, reasonOf } from "./doctor/finding.ts";
+import { checkBackend, checkMachine, checkRepository } from "./doctor/places.ts";
+import { checkKeystone, checkPostgresql, checkRedis } from "./doctor/servers.ts";
+
+const usage = "usage: tephra doctor [--quick] [--problems] [--json]\n";
+const marks = { ok: "ok  ", warning: "warn", failed: "FAIL" } as const;
+/** A check that has not ended by then is told as failed: something swallows what is sent to it. */
+const checkMs = 90_000;
+
+interface Options {
+  quick: boolean;
+  problems: boolean;
+  json: boolean;
+}
+
+async function main(): Promise<number> {
+  const options = parsedOptions();
+  if (options === null) return 2;
+  const findings = await examine(options.quick);
+  const shown = options.problems ? findings.filter(({ state }) => state !== "ok") : findings;
+  if (options.json) process.stdout.write(`${JSON.stringify({ findings: shown })}\n`);
+  else for (const finding of shown) process.stdout.write(lineOf(finding));
+  return findings.some(({ state }) => state === "failed") ? 1 : 0;
+}
+
+function parsedOptions(): Options | null {
+  const flag = { type: "boolean", default: false } as const;
+  try {
+    return parseArgs({ options: { quick: flag, problems: flag, json: flag } }).values as Options;
+  } catch (error) {
+    process.stderr.write(`tephra: ${(error as Error).message}\n${usage}`);
+    return null;
+  }
+}
+
+async function examine(quick: boolean): Promise<Finding[]> {
+  let config: Config;
+  try {
+    config = loadConfig();
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    return error.problems.map(({ key, problem }) =>
+      failed("configuration", `${key}: ${problem}`, "docs/configuration.md lists every key."),
+    );
+  }
+  const checks: [subject: string, check: Promise<Finding[]>][] = [
+    ["postgresql", checkPostgresql(config)],
+    ["redis", checkRedis(config)],
+    ...config.repositories.map((each): [string, Promise<Finding[]>] => [
+      `repository ${each.name}`,
+      checkRepository(each, quick),
+    ]),
+    ...config.volume_backends.map((each): [string, Promise<Finding[]>] => [
+      `volume backend ${each.name}`,
+      checkBackend(each),
+    ]),
+    ...(config.auth.mode === "keystone" && config.auth.keystone !== null
+      ? [["keystone", checkKeystone(config.auth.keystone)] as [string, Promise<Finding[]>]]
+      : []),
+    ["hashing", Promise.resolve(checkMachine(config))],
+  ];
+  return (await Promise.all(checks.map(([subject, check]) => within(subject, check)))).flat();
+}
+
+async function within(subject: string, check: Promise<Finding[]>): Promise<Finding[]> {
+  const late = Promise.withResolvers<Finding[]>();
+  const timer = setTimeout(() => {
+    late.resolve([failed(subject, `no end after ${checkMs / 1000} s`, "It takes what is sent and does not answer.")]);
+  }, checkMs);
+  try {
+    return await Promise.race([check, late.promise]);
+  } catch (error) {
+    return [failed(subject, reasonOf(error), "This was not expected: please report it.")];
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function lineOf({ subject, state, found, remedy }: Finding): string {
+  const advice = remedy === undefined ? "" : `\n      → ${remedy}`;
+  // What servers say may hold anything: a terminal is shown characters only.
+  return `${marks[state]}  ${subject}: ${`${found}${advice}`.replace(/[^\P{C}\n]/gu, "?")}\n`;
+}
+
+process.exit(await main());

@@ -1,0 +1,101 @@
+import { randomUUID } from "node:crypto";
+import { access, constants, statfs } from "node:fs/promises";
+import { type Config, levelOf, type RepositoryConfig, type VolumeBackendConfig } from "@tephra/control";
+import {
+  chooseHashing,
+  type ObjectKey,
+  openRepository,
+  type Repository,
+  requireEncoder,
+  stagingContainer,
+} from "@tephra/engine";
+import { type Finding, failed, ok, reasonOf, warning } from "./finding.ts";
+
+const GiB = 1024 ** 3;
+const freeBytesMin = GiB;
+
+/** A repository: opened, marked, and, unless `quick`, tried with a small object of its own, which is removed again. */
+export async function checkRepository(settings: RepositoryConfig, quick: boolean): Promise<Finding[]> {
+  const subject = `repository ${settings.name}`;
+  const { url, zone, credentials, access_key: accessKey, secret_key: secretKey, compression } = settings;
+  const { key_file: keyFile, key_command: keyCommand } = settings.encryption ?? {};
+  const findings: Finding[] = [];
+  try {
+    requireEncoder({ compression, level: levelOf(settings), zlibEncoder: settings.zlib_encoder });
+  } catch (error) {
+    findings.push(failed(subject, reasonOf(error), "Install libisal2, or leave zlib_encoder out."));
+  }
+  try {
+    const encryption = settings.encryption && { keyFile, keyCommand };
+    await using repository = await openRepository(url, { zone, credentials, accessKey, secretKey, encryption });
+    const { id } = await repository.identity();
+    findings.push(ok(subject, `${repository.driver}, id ${id}`));
+    findings.push(...(await checkRights(subject, repository, quick)));
+  } catch (error) {
+    const cure = "Check that it is mounted or reachable; a new one is made by tephra-engine init --repository URL.";
+    findings.push(failed(subject, reasonOf(error), cure));
+  }
+  return findings;
+}
+
+async function checkRights(subject: string, repository: Repository, quick: boolean): Promise<Finding[]> {
+  try {
+    await repository.checkWritable();
+  } catch (error) {
+    const seen = `it can only be read from here: ${reasonOf(error)}`;
+    return [warning(subject, seen, "Backups can be listed, verified and restored; none can be made by this machine.")];
+  }
+  const remarks = await repository.remarks();
+  const told = remarks.map((remark) => warning(subject, remark, "docs/operations.md, Repositories."));
+  if (quick) return told;
+  const key = { container: stagingContainer(randomUUID()), name: "doctor" };
+  try {
+    await tryObject(repository, key);
+    return [...told, ok(subject, "an object was written, read, kept from being replaced, listed and removed")];
+  } catch (error) {
+    return [
+      ...told,
+      failed(subject, reasonOf(error), "Give these credentials the rights that docs/operations.md lists."),
+    ];
+  } finally {
+    await repository.remove(key).catch(() => {});
+  }
+}
+
+/** What backups do to a repository, with one small object. */
+async function tryObject(repository: Repository, key: ObjectKey): Promise<void> {
+  const ctx = { signal: AbortSignal.timeout(60_000), fence: () => {} };
+  const bytes = Buffer.from(`tephra doctor ${randomUUID()}`);
+  await repository.ensureContainer(key.container);
+  await repository.putIfAbsent(key, bytes, ctx);
+  const read: Uint8Array[] = [];
+  for await (const chunk of repository.get(key, { signal: ctx.signal })) read.push(chunk);
+  if (!Buffer.concat(read).equals(bytes)) throw new Error("other bytes were read than were written");
+  if ((await repository.putIfAbsent(key, bytes, ctx)) !== "exists") throw new Error("an object was replaced");
+  let listed = false;
+  for await (const object of repository.list(key.container, key.name)) listed ||= object.name === key.name;
+  if (!listed) throw new Error("what was written is not listed");
+  await repository.remove(key);
+}
+
+/** A volume backend: its folder can be entered and written, and has room. */
+export async function checkBackend({ name, path }: VolumeBackendConfig): Promise<Finding[]> {
+  const subject = `volume backend ${name}`;
+  try {
+    await access(path, constants.R_OK | constants.W_OK | constants.X_OK);
+    const { bavail, bsize } = await statfs(path);
+    const free = `${(Number(bavail * bsize) / GiB).toFixed(1)} GiB free in ${path}`;
+    if (bavail * bsize < freeBytesMin) return [warning(subject, free, "Restores need room there.")];
+    return [ok(subject, free)];
+  } catch (error) {
+    return [failed(subject, reasonOf(error), "The folder must be there, and belong to the user of the workers.")];
+  }
+}
+
+/** This machine: whether it hashes natively. */
+export function checkMachine(_config: Config): Finding[] {
+  const { sha256, md5 } = chooseHashing();
+  const seen = `SHA-256 by ${sha256}, MD5 by ${md5}`;
+  if (md5 !== "openssl") return [ok("hashing", seen)];
+  return [warning("hashing", seen, "Backups take up to twice as long: install gcc and libc6-dev, and build again.")];
+}

@@ -34,7 +34,7 @@ export const malformedBody = (): Refusal => badRequest("Malformed request body")
  */
 export function bodyText(req: Request): Buffer | null {
   if (!Buffer.isBuffer(req.body) || req.body.length === 0) return null;
-  const type = req.get("content-type")?.split(";")[0]?.trim().toLowerCase() ?? "";
+  const type = req.get("content-type")?.split(";")[0]?.trim() ?? "";
   if (!contentTypes.includes(type)) throw new Refusal(415, "Unsupported Content-Type");
   return req.body;
 }

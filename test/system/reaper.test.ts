@@ -160,7 +160,7 @@ describe("a pass of the reaper", () => {
     const released = async () =>
       (await instance.sql("SELECT 1 FROM tasks WHERE state IN ('running', 'dispatched')")).length === 0;
     await instance.waitFor(released, { what: "the dead worker's tasks are released" });
-    await instance.sql("UPDATE tasks SET run_after = now() + interval '1 day' WHERE state = 'ready'");
+    await instance.sql("UPDATE tasks SET run_after = now() + interval '58 seconds' WHERE state = 'ready'");
     await instance.startWorker();
     const temporary = left.filter((path) => path.includes(".tephra/tmp/")).length;
     expect((await reap(instance, user, true)).removed).toEqual({ ...none, temporary });

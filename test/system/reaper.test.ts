@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import { randomInt, randomUUID } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
 import { cp, rm } from "node:fs/promises";
@@ -136,6 +137,33 @@ describe("a pass of the reaper", () => {
     const there = readdirSync(instance.volumesDir).map((name) => `volumes/${name}`);
     expect(there).toEqual(expect.arrayContaining([...foreign, `volumes/volume-${kept}`]));
     expect(await sha256Of(out)).toBe(await sha256Of(join(instance.volumesDir, `volume-${kept}`)));
+  });
+
+  it.runIf(process.getuid?.() === 0)("passes over what cannot be removed, first, in the middle and last", async () => {
+    await using instance = await startInstance({ workers: 1, ...brisk });
+    const user = journeyOn(instance);
+    const kept = await importDisk(instance, user, "kept", 1 * MiB);
+    const { operation } = await user.accepted("POST", `/ops/volumes/${kept}/export`, {
+      path: join(instance.dataDir, "out.img"),
+    });
+    await ended(instance, operation.id);
+    const places = { exports: `.tephra-export-${operation.id}-`, private: `volumes/.restore-${operation.id}-` };
+    const pathsOf = (claims: readonly number[]) =>
+      Object.values(places).flatMap((start) => claims.map((claim) => join(instance.dataDir, `${start}${claim}`)));
+    const bad = pathsOf([1, 3, 5]);
+    for (const path of pathsOf([1, 2, 3, 4, 5])) writeFileSync(path, "late");
+    // Nobody can remove what something is mounted on, root neither.
+    for (const path of bad) execFileSync("mount", ["--bind", path, path]);
+    try {
+      await ageRows(instance);
+      const result = await reap(instance, user);
+      expect(result.removed).toEqual({ ...none, exports: 2, private: 2 });
+      expect(result.names.sort()).toEqual(pathsOf([2, 4]).sort());
+      expect(result.passed_over.sort()).toEqual(bad.toSorted());
+    } finally {
+      for (const path of bad) execFileSync("umount", [path]);
+    }
+    expect((await reap(instance, user)).removed).toEqual({ ...none, exports: 3, private: 3 });
   });
 
   it("removes what a killed copy has left, after its grace, and nothing else", async () => {

@@ -154,16 +154,13 @@ async function reapBackend(pass: Pass, name: string): Promise<void> {
   const { database, sites } = context;
   const backend = await sites.backend(name).catch(() => null);
   if (backend === null) return void result.unreached.push(name);
-  const leftovers = backend.leftovers()[Symbol.asyncIterator]();
-  for (;;) {
-    const next = await leftovers.next().catch(ofStorage((reason) => passOver(pass)(name, reason)));
-    if (next === undefined || next.done) return;
+  for await (const leftover of shownOf(pass, name, backend.leftovers())) {
     run.signal.throwIfAborted();
-    const { kind, path, ids, modifiedAt } = next.value;
+    const { kind, path, ids, modifiedAt } = leftover;
     if (isYoung(pass, modifiedAt) || (await areBusy(database, ids, input.graceMs))) continue;
     if (kind !== "private" && !(await isForgottenFile(database, kind, ids[0] ?? "", input.graceMs))) continue;
     run.fence();
-    const gone = input.dryRun ? Promise.resolve() : backend.removeLeftover(next.value);
+    const gone = input.dryRun ? Promise.resolve() : backend.removeLeftover(leftover);
     const counted = gone.then(() => count(pass, backendKinds[kind], path));
     await counted.catch(ofStorage((reason) => passOver(pass)(path, reason)));
   }
@@ -175,18 +172,29 @@ const backendKinds = { volume: "volumes", snapshot: "snapshots", private: "priva
 async function reapExports(pass: Pass): Promise<void> {
   const { context, input, run } = pass;
   for (const folder of await exportFolders(context.database)) {
-    for await (const leftover of exportLeftovers(folder, userPlaces(context.config))) {
+    for await (const leftover of shownOf(pass, folder, exportLeftovers(folder, userPlaces(context.config)))) {
       run.signal.throwIfAborted();
       const busy = await areBusy(context.database, [leftover.operationId], input.graceMs);
       if (busy || isYoung(pass, leftover.modifiedAt)) continue;
       run.fence();
-      if (!input.dryRun) await leftover.remove();
-      count(pass, "exports", join(folder, leftover.name));
+      const path = join(folder, leftover.name);
+      const gone = input.dryRun ? Promise.resolve() : leftover.remove();
+      const counted = gone.then(() => count(pass, "exports", path));
+      await counted.catch(ofStorage((reason) => passOver(pass)(path, reason)));
     }
   }
 }
 
-/** For catch(): what a volume backend's storage refuses is told; anything else is thrown. */
+/** What a place shows, up to where its storage refuses: the other places go on. */
+async function* shownOf<Item>(pass: Pass, place: string, items: AsyncIterable<Item>): AsyncGenerator<Item> {
+  try {
+    yield* items;
+  } catch (error) {
+    ofStorage((reason) => passOver(pass)(place, reason))(error);
+  }
+}
+
+/** For catch(): what the storage of volumes and exports refuses is told; anything else is thrown. */
 const ofStorage =
   (tell: (reason: string) => void) =>
   (error: unknown): undefined => {

@@ -86,7 +86,7 @@ describe("a repository that cannot be used", () => {
       { R: instance.repositoryDir },
       inOwnMount("size=8m", 'mount -o remount,bind,ro "$R"'),
     );
-    expect(await failedBackup(user, volume)).toMatch(/read-only|written/i);
+    expect(await failedBackup(user, volume)).toMatch(/EROFS|read-only|written/i);
     await readOnly.stop();
 
     const aside = `${instance.repositoryDir}.aside`;

@@ -21,8 +21,8 @@ export async function makeSteppedClock(dir: string): Promise<SteppedClock> {
     renameSync(`${file}.new`, file);
   };
   set(0);
-  const { FAKETIME: _fixed, ...library } = faketime("+0s");
-  return { env: { ...library, FAKETIME_TIMESTAMP_FILE: file, FAKETIME_NO_CACHE: "1" }, set };
+  const { FAKETIME: _fixed, ...preloaded } = faketime("+0s");
+  return { env: { ...preloaded, FAKETIME_TIMESTAMP_FILE: file, FAKETIME_NO_CACHE: "1" }, set };
 }
 
 interface SteppedPostgres extends AsyncDisposable {

@@ -158,7 +158,7 @@ it("tells of pools, hosts and capabilities what is so", async () => {
   expect((await get("/capabilities/nowhere")).itemNotFound.message).toBe("Can't find service: nowhere");
 });
 
-it("takes whoever takes a snapshot at his word, but not about one that a worker is taking", async () => {
+it("takes whoever takes a snapshot at his word, but not about one that is being taken here", async () => {
   const { snapshot, volume } = world;
   const say = (id: string, body: object) =>
     instance.request("POST", `/v3/${project}/snapshots/${id}/action`, { "os-update_snapshot_status": body });
@@ -167,9 +167,13 @@ it("takes whoever takes a snapshot at his word, but not about one that a worker 
   );
   const made = await instance.request("POST", `/v3/${project}/snapshots`, { snapshot: { volume_id: volume } });
   const { id } = made.body.snapshot;
-  expect((await say(id, { status: "available" })).body.badRequest.message).toBe(
-    "Provided snapshot status available not allowed for snapshot with status creating.",
-  );
+  for (const status of ["available", "error"]) {
+    expect((await say(id, { status })).body.badRequest.message).toBe(
+      `Provided snapshot status ${status} not allowed for snapshot with status creating.`,
+    );
+  }
+  expect((await say(id, { status: "creating", progress: "40%" })).status).toBe(202);
+  await instance.sql("UPDATE operations SET state = 'failed', finished_at = now() WHERE snapshot_id = $1", [id]);
   expect((await say(id, { status: "error", progress: "180%" })).body.badRequest.message).toBe(
     "Invalid input received: progress must be an integer percentage between 0 and 100",
   );

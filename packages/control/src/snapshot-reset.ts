@@ -103,3 +103,35 @@ async function goesWithVolume(tx: Transaction, { volumeId }: Pick<Snapshot, "vol
   const live = { volumeId, kind: "volume-delete", state: { in: ["queued", "running"] } };
   return (await tx.operation.count({ where: live })) > 0;
 }
+
+const spoken: Readonly<Record<string, readonly string[]>> = {
+  creating: ["creating", "available", "error"],
+  deleting: ["deleting", "error_deleting"],
+};
+
+/**
+ * The word of whoever takes or removes a snapshot, about one that is being taken or removed. While an operation of ours does that, what
+ * becomes of the snapshot is for that operation to say, and only the progress can be told.
+ *
+ * @throws NotFoundError; InvalidError in another status, or for a status that cannot follow
+ */
+export async function updateSnapshotStatus(
+  database: Database,
+  principal: Principal,
+  id: string,
+  { status, progress }: { status: string; progress: string | null },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { snapshot, operations } = await lockSnapshot(tx, principal, id);
+    const now = snapshot.status;
+    const allowed = spoken[now];
+    if (!allowed) throw new InvalidError("request", `Snapshot status ${now} not allowed for update_snapshot_status`);
+    const working =
+      operations.length > 0 || (await liveWhole(tx, snapshot.groupSnapshotId)) || (await goesWithVolume(tx, snapshot));
+    if (!allowed.includes(status) || (working && status !== now)) {
+      const text = `Provided snapshot status ${status} not allowed for snapshot with status ${now}.`;
+      throw new InvalidError("request", text);
+    }
+    await tx.snapshot.update({ where: { id }, data: { status, ...(progress && { progress }), updatedAt: new Date() } });
+  });
+}

@@ -97,40 +97,6 @@ export async function updateSnapshot(
   return row;
 }
 
-const spoken: Readonly<Record<string, readonly string[]>> = {
-  creating: ["creating", "available", "error"],
-  deleting: ["deleting", "error_deleting"],
-};
-
-/**
- * The word of whoever takes or removes a snapshot, about one that is being taken or removed. Whether the bytes of one that a worker is at
- * stand still is for that worker to say.
- *
- * @throws InvalidError in another status, or for a status that cannot follow
- */
-export async function updateSnapshotStatus(
-  database: Database,
-  principal: Principal,
-  id: string,
-  { status, progress }: { status: string; progress: string | null },
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    await getSnapshot(tx, principal, id);
-    await tx.$queryRaw`SELECT id FROM snapshots WHERE id = ${id}::uuid FOR UPDATE`;
-    const { status: now } = await getSnapshot(tx, principal, id);
-    const allowed = spoken[now];
-    if (!allowed) throw new InvalidError("request", `Snapshot status ${now} not allowed for update_snapshot_status`);
-    const live = { snapshotId: id, kind: "snapshot-create", state: { in: ["queued", "running"] } };
-    const early = status === "available" && (await tx.operation.count({ where: live })) > 0;
-    if (!allowed.includes(status) || early) {
-      const text = `Provided snapshot status ${status} not allowed for snapshot with status ${now}.`;
-      throw new InvalidError("request", text);
-    }
-    const data = { status, ...(progress && { progress }), updatedAt: new Date() };
-    await tx.snapshot.update({ where: { id }, data });
-  });
-}
-
 /**
  * A snapshot of a volume, of one in use with `force` only.
  *

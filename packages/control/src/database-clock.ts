@@ -1,5 +1,6 @@
 import type { Config } from "./config.ts";
 import type { Database } from "./database.ts";
+import { Prisma } from "./generated/client.ts";
 
 /** Less is what an answer may take on a busy machine, or what a clock is slewed by. */
 const stepMinMs = 2_000;
@@ -45,35 +46,25 @@ export async function mendTimes(database: Database, config: Config): Promise<num
   const unplacedMs = Math.max(leastMs, tasks.unplaced_timeout_ms);
   const takenMs = Math.max(leastMs, 2 * notifications.timeout_ms);
   const { backoff_ms: backoffMs, backoff_ms_max: backoffMaxMs } = notifications;
-  const ms = "interval '1 millisecond'";
-  const bounds: [statement: string, ...values: number[]][] = [
-    [
-      `UPDATE tasks SET run_after = now() WHERE state IN ('ready', 'dispatched') AND run_after > now() + $1::float8 * ${ms}`,
-      retryMs,
-    ],
-    [
-      `UPDATE tasks SET lease_until = now() - ${ms} WHERE state = 'running' AND lease_until > now() + $1::float8 * ${ms}`,
-      leaseMs,
-    ],
-    [
-      `UPDATE tasks SET dispatched_at = now() WHERE state = 'dispatched' AND dispatched_at > now() + $1::float8 * ${ms}`,
-      dispatchMs,
-    ],
-    [`UPDATE tasks SET unplaced_at = now() WHERE unplaced_at > now() + $1::float8 * ${ms}`, unplacedMs],
-    [
-      `UPDATE workers SET heartbeat_at = now() - $1::float8 * ${ms} WHERE heartbeat_at > now() + $1::float8 * ${ms}`,
-      downMs,
-    ],
-    [
-      `UPDATE deliveries SET run_after = now() WHERE state = 'pending'
-        AND run_after > now() + GREATEST($1::float8, LEAST($2::float8, $3::float8 * power(2, LEAST(attempts, 40)))) * ${ms}`,
-      ...[takenMs, backoffMaxMs, backoffMs],
-    ],
-    [`UPDATE schedules SET ran_at = now() WHERE ran_at > now() + $1::float8 * ${ms}`, leastMs],
+  /** Later than so many ms from now. */
+  const after = (waitMs: number): Prisma.Sql => Prisma.sql`now() + ${waitMs}::float8 * interval '1 millisecond'`;
+  const wait = Prisma.sql`GREATEST(${takenMs}::float8, LEAST(${backoffMaxMs}::float8, ${backoffMs}::float8 * power(2, LEAST(attempts, 40))))`;
+  const mended = [
+    await database.$executeRaw`
+      UPDATE tasks SET run_after = now() WHERE state IN ('ready', 'dispatched') AND run_after > ${after(retryMs)}`,
+    await database.$executeRaw`
+      UPDATE tasks SET lease_until = now() - interval '1 millisecond' WHERE state = 'running' AND lease_until > ${after(leaseMs)}`,
+    await database.$executeRaw`
+      UPDATE tasks SET dispatched_at = now() WHERE state = 'dispatched' AND dispatched_at > ${after(dispatchMs)}`,
+    await database.$executeRaw`UPDATE tasks SET unplaced_at = now() WHERE unplaced_at > ${after(unplacedMs)}`,
+    await database.$executeRaw`
+      UPDATE workers SET heartbeat_at = now() - ${downMs}::float8 * interval '1 millisecond' WHERE heartbeat_at > ${after(downMs)}`,
+    await database.$executeRaw`
+      UPDATE deliveries SET run_after = now()
+      WHERE state = 'pending' AND run_after > now() + ${wait} * interval '1 millisecond'`,
+    await database.$executeRaw`UPDATE schedules SET ran_at = now() WHERE ran_at > ${after(leastMs)}`,
   ];
-  let mended = 0;
-  for (const [statement, ...values] of bounds) mended += await database.$executeRawUnsafe(statement, ...values);
-  return mended;
+  return mended.reduce((sum, rows) => sum + rows, 0);
 }
 
 /** What was seen to have nobody who can do it has been so for no time, by a clock that was just set. */

@@ -1,0 +1,117 @@
+import { cancelBackupDelete, startBackupDelete } from "../backups/delete.ts";
+import { cancelBackupImport } from "../backups/import.ts";
+import { cancelRestore } from "../backups/restore-work.ts";
+import { cancelBackupCreate } from "../backups/work.ts";
+import { sayWhy } from "../db/actor.ts";
+import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
+import { notifyBackup } from "../events/notifications.ts";
+import type { Backup } from "../generated/client.ts";
+import type { Principal } from "../principal.ts";
+import { isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
+import { getBackup, lockBackup } from "../rows/backups.ts";
+import type { BackupStatus } from "../states.ts";
+import { lockVolume } from "../volumes/volumes.ts";
+import { liveWhole, refusePartOf, wasClaimed } from "./resets.ts";
+
+/** The live operations of a backup, locked after their volumes and the backup itself. @throws NotFoundError */
+async function lockWithOperations(
+  tx: Transaction,
+  principal: Principal,
+  id: string,
+): Promise<{ backup: Backup; operations: OperationRow[] }> {
+  await getBackup(tx, principal, id);
+  const live = { backupId: id, state: { in: ["queued", "running"] } };
+  const seen = await tx.operation.findMany({ where: live, orderBy: { id: "asc" } });
+  const volumes = [...new Set(seen.flatMap((operation) => operation.volumeId ?? []))].sort();
+  for (const volume of volumes) await lockVolume(tx, volume);
+  const backup = await lockBackup(tx, id);
+  if (!backup) throw new NotFoundError("Backup", id);
+  // Whoever begins something has the backup's lock: from here on nothing is added, but somebody may have been faster.
+  const added = await tx.operation.count({ where: { ...live, id: { notIn: seen.map((operation) => operation.id) } } });
+  if (added > 0) throw new ChangedMeanwhileError();
+  const operations: OperationRow[] = [];
+  for (const operation of seen) operations.push(await lockOperation(tx, operation.id));
+  return { backup, operations: operations.filter(isLive) };
+}
+
+/** Ends what is going on with the backup, but for verifications, which change no status. Whoever works on it learns of it at the next heartbeat. */
+async function cancelWork(tx: Transaction, operations: readonly OperationRow[], reason: string): Promise<void> {
+  for (const operation of operations) {
+    await sayWhy(tx, { reason, operation });
+    if (operation.kind === "backup-create") await cancelBackupCreate(tx, operation, reason);
+    if (operation.kind === "backup-import") await cancelBackupImport(tx, operation, reason);
+    if (operation.kind === "backup-restore") await cancelRestore(tx, operation, reason);
+    if (operation.kind === "backup-delete") await cancelBackupDelete(tx, operation, reason);
+  }
+}
+
+/** What was cancelled has ended: told when the row is as it will be. */
+async function notifyCancelled(tx: Transaction, operations: readonly OperationRow[], id: string): Promise<void> {
+  for (const { kind } of operations) {
+    if (kind === "backup-create") await notifyBackup(tx, "backup.create.end", id);
+    if (kind === "backup-restore") await notifyBackup(tx, "backup.restore.end", id);
+  }
+}
+
+/**
+ * `available` is said only of what can be restored: of a backup that was complete once, and of whose objects none was removed.
+ *
+ * @throws InvalidError
+ */
+async function checkRestorable(tx: Transaction, backup: Backup, operations: readonly OperationRow[]): Promise<void> {
+  const deletion = operations.find(({ kind }) => kind === "backup-delete");
+  const refuse = (why: string) => new InvalidError("backup", `Cannot reset-state to available: ${why}`);
+  if (backup.removalBegunAt !== null || (deletion && (await wasClaimed(tx, deletion.id)))) {
+    throw refuse("the removal of its objects has begun, so it can only be reset to error, or deleted.");
+  }
+  if (backup.storedBytes === null && backup.objectCount === 0) throw refuse("it was never completed.");
+}
+
+/**
+ * An admin's word on the status of a backup (API spec 6.9, 9.4). A running restore is cancelled by it: the target is then in `error` and the
+ * backup `available`, whatever was asked for. A running creation is cancelled by `error`; `available` is what it becomes anyhow. A
+ * deletion is cancelled as long as nobody has begun to remove objects; afterwards only `error` ends it.
+ *
+ * @throws NotFoundError; InvalidError as above, and for a part of an operation on its group that is done, while the whole goes on
+ */
+export async function resetBackupStatus(
+  database: Database,
+  principal: Principal,
+  id: string,
+  status: Extract<BackupStatus, "available" | "error">,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { backup, operations } = await lockWithOperations(tx, principal, id);
+    const restoring = operations.some((operation) => operation.kind === "backup-restore");
+    const creating = operations.some(({ kind }) => kind === "backup-create" || kind === "backup-import");
+    const own = operations.some(({ kind }) => kind !== "backup-verify");
+    const whole = own || backup.status === "available" ? null : await liveWhole(tx, backup.groupSnapshotId);
+    if (whole) refusePartOf("backup", status, whole);
+    await notifyBackup(tx, "backup.reset_status.start", id);
+    if (creating && status === "available") return notifyBackup(tx, "backup.reset_status.end", id);
+    if (status === "available" && !restoring) await checkRestorable(tx, backup, operations);
+    await cancelWork(tx, operations, "Cancelled by an administrator, who reset the status of the backup.");
+    await tx.backup.update({
+      where: { id: backup.id },
+      data: { status: restoring ? "available" : status, updatedAt: new Date() },
+    });
+    await notifyCancelled(tx, operations, id);
+    await notifyBackup(tx, "backup.reset_status.end", id);
+  });
+}
+
+/**
+ * Accepts a deletion in any status. What is going on with the backup is cancelled; nothing is removed before the last worker has let go.
+ *
+ * @throws NotFoundError; InvalidError with live incrementals
+ */
+export async function requestBackupForceDelete(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { backup, operations } = await lockWithOperations(tx, principal, id);
+    if (operations.some((operation) => operation.kind === "backup-delete")) return;
+    await cancelWork(tx, operations, "Cancelled by an administrator, who deleted the backup.");
+    await startBackupDelete(tx, principal, backup);
+    await notifyCancelled(tx, operations, id);
+  });
+}

@@ -1,0 +1,130 @@
+import { giveUpRestore } from "../backups/restore-work.ts";
+import { giveUpBackup } from "../backups/work.ts";
+import { sayWhy } from "../db/actor.ts";
+import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
+import { lockGroupOf, settleGroup } from "../groups/groups.ts";
+import type { Principal } from "../principal.ts";
+import { endOperation, isLive, lockOperation, type OperationKind, type OperationRow } from "../queue/operations.ts";
+import { lockBackup } from "../rows/backups.ts";
+import { lockQuota } from "../rows/quotas.ts";
+import { leaveInstanceGroup, releaseExtend } from "../volumes/attach.ts";
+import { markVolumeRemoval, releaseSnapshotsOf } from "../volumes/delete.ts";
+import { getVolume, lockVolume, type VolumeRow } from "../volumes/volumes.ts";
+import { checkReset, isRunning, refusePartOf, wasClaimed } from "./resets.ts";
+
+/** Kinds of operations that give a volume its status. A backup of a snapshot gives it to the snapshot. */
+const holders: readonly OperationKind[] = [
+  "volume-create",
+  "volume-import",
+  "volume-export",
+  "volume-extend",
+  "volume-delete",
+  "backup-create",
+  "backup-restore",
+];
+/** Those that make the volume: `available` is what it becomes anyhow. */
+const makers: readonly string[] = ["volume-create", "volume-import", "backup-restore"];
+/** Those whose worker gives the volume another file, or takes its file away. */
+const writers: readonly OperationKind[] = ["volume-create", "volume-import", "volume-delete", "backup-restore"];
+
+interface HeldVolume {
+  volume: VolumeRow;
+  operations: OperationRow[];
+}
+
+/** The volume with the live operations that hold its status, locked in the lock order. @throws NotFoundError */
+async function lockWithOperations(tx: Transaction, principal: Principal, id: string): Promise<HeldVolume> {
+  const { projectId } = await getVolume(tx, principal, id);
+  const live = {
+    volumeId: id,
+    state: { in: ["queued", "running"] },
+    kind: { in: [...holders] },
+    OR: [{ snapshotId: null }, { kind: { not: "backup-create" } }],
+  };
+  const seen = await tx.operation.findMany({ where: live, orderBy: { id: "asc" } });
+  if (seen.some(({ kind }) => kind === "volume-extend")) await lockQuota(tx, projectId);
+  await lockGroupOf(tx, id);
+  const volume = await lockVolume(tx, id);
+  if (!volume) throw new NotFoundError("Volume", id);
+  for (const backupId of [...new Set(seen.flatMap((operation) => operation.backupId ?? []))].sort()) {
+    await lockBackup(tx, backupId);
+  }
+  // Whoever begins something has the volume's lock: from here on nothing is added, but somebody may have been faster.
+  const added = await tx.operation.count({ where: { ...live, id: { notIn: seen.map((operation) => operation.id) } } });
+  if (added > 0) throw new ChangedMeanwhileError();
+  const operations: OperationRow[] = [];
+  for (const operation of seen) operations.push(await lockOperation(tx, operation.id));
+  return { volume, operations: operations.filter(isLive) };
+}
+
+/** @throws InvalidError where the volume waits to be replaced together with those of its group */
+async function refuseMember(tx: Transaction, id: string, status: string): Promise<void> {
+  const [whole] = await tx.$queryRaw<{ kind: string }[]>`
+    SELECT w.kind FROM operations w JOIN operations p ON p.parent_id = w.id
+    WHERE p.volume_id = ${id}::uuid AND p.kind = 'backup-restore' AND w.state IN ('queued', 'running') LIMIT 1`;
+  if (whole) refusePartOf("volume", status, whole.kind);
+}
+
+/** Ends what gives the volume its status; the caller says what the volume becomes. */
+async function cancelHolder(tx: Transaction, volume: VolumeRow, operation: OperationRow): Promise<void> {
+  const reason = "Cancelled by an administrator, who reset the status of the volume.";
+  await sayWhy(tx, { reason, operation });
+  if (operation.kind === "backup-create") return giveUpBackup(tx, operation, reason);
+  if (operation.kind === "backup-restore") return giveUpRestore(tx, operation, reason);
+  if (operation.kind === "volume-extend") await releaseExtend(tx, operation);
+  if (operation.kind === "volume-delete") {
+    if (await wasClaimed(tx, operation.id)) await markVolumeRemoval(tx, volume.id);
+    await releaseSnapshotsOf(tx, volume.id);
+  }
+  await endOperation(tx, operation, { state: "cancelled", reason });
+}
+
+/**
+ * An admin's word on a volume. What is going on with it is ended by it, unless it only says what the volume becomes anyhow; a backup
+ * of it is then in `error`. A deletion that has begun to remove bytes can only be ended by an error.
+ *
+ * @throws NotFoundError; InvalidError for `in-use` without an attachment, for statuses that are work of ours, and as `checkReset`
+ */
+export async function resetVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  reset: { status: string | null; detached: boolean },
+): Promise<void> {
+  const { status, detached } = reset;
+  await inTransaction(database, async (tx) => {
+    const { volume, operations } = await lockWithOperations(tx, principal, id);
+    if (status !== null) await changeStatus(tx, { volume, operations }, status);
+    if (!detached) return;
+    await tx.attachment.deleteMany({ where: { volumeId: id } });
+    await leaveInstanceGroup(tx, id);
+    const { attached_mode: _mode, ...adminMetadata } = volume.adminMetadata as Record<string, string>;
+    await tx.volume.update({ where: { id }, data: { adminMetadata, updatedAt: new Date() } });
+  });
+}
+
+async function changeStatus(tx: Transaction, { volume, operations }: HeldVolume, status: string): Promise<void> {
+  const { id } = volume;
+  if (["deleting", "error_deleting", "detaching"].includes(status)) {
+    throw new InvalidError("request", `Cannot reset-state to ${status}`);
+  }
+  if (status === "in-use" && volume.attachments.length === 0) {
+    const text = "Cannot reset-state to in-use because volume does not have any attachments.";
+    throw new InvalidError("request", text);
+  }
+  await refuseMember(tx, id, status);
+  const [working] = operations;
+  if (status === "available" && volume.status === "creating" && working && makers.includes(working.kind)) return;
+  const deletion = operations.find(({ kind }) => kind === "volume-delete");
+  checkReset({
+    subject: "volume",
+    status,
+    working: working?.kind ?? null,
+    removalBegun: volume.removalBegunAt !== null || (deletion !== undefined && (await wasClaimed(tx, deletion.id))),
+    writing: await isRunning(tx, { volumeId: id }, writers),
+  });
+  for (const operation of operations) await cancelHolder(tx, volume, operation);
+  await tx.volume.update({ where: { id }, data: { status, previousStatus: volume.status, updatedAt: new Date() } });
+  if (operations.length > 0) await settleGroup(tx, id);
+}

@@ -1,0 +1,67 @@
+import type { Transaction } from "../db/database.ts";
+import { InvalidError, type InvalidSubject } from "../errors.ts";
+import type { OperationKind } from "../queue/operations.ts";
+
+/** Statuses of volumes and snapshots in which nothing is said to be going on. All others are work of somebody's. */
+const resting: readonly string[] = ["available", "in-use", "reserved", "awaiting-transfer", "maintenance"];
+
+const isError = (status: string): boolean => status.startsWith("error");
+
+/** What an admin's word on the status of a row meets. */
+export interface ResetScene {
+  subject: InvalidSubject;
+  /** The status that is asked for. */
+  status: string;
+  /** The kind of an operation that is live on the row; null where there is none. */
+  working: OperationKind | null;
+  /** A worker has begun to remove the row's bytes: they may be gone. */
+  removalBegun: boolean;
+  /** A worker that has not heard of the end of its operation may still write to the row, or replace its file. */
+  writing: boolean;
+}
+
+/**
+ * What may be said of a row: a status that lets it be used only when its bytes are there and nobody writes to them; a status that
+ * means work only where no operation would end it by surprise.
+ *
+ * @throws InvalidError
+ */
+export function checkReset({ subject, status, working, removalBegun, writing }: ResetScene): void {
+  if (isError(status)) return;
+  const refuse = (why: string) => new InvalidError(subject, `Cannot reset-state to ${status}: ${why}`);
+  if (removalBegun) throw refuse("its removal has begun, so it can only be reset to an error, or deleted.");
+  if (working && !resting.includes(status)) throw refuse(`an operation is at work on it (${working}).`);
+  if (writing)
+    throw refuse("a worker may still be writing to it. Reset it to an error first, or try again in a while.");
+}
+
+/** @throws InvalidError, since the row is not an operation's of its own, but of one on its whole group */
+export function refusePartOf(subject: InvalidSubject, status: string, kind: string): never {
+  const text = `Cannot reset-state to ${status}: it is part of an operation on its group (${kind}). Reset the group snapshot.`;
+  throw new InvalidError(subject, text);
+}
+
+/** The kind of the operation that is going on with a group snapshot as a whole; null where there is none. */
+export async function liveWhole(tx: Transaction, groupSnapshotId: string | null): Promise<string | null> {
+  if (groupSnapshotId === null) return null;
+  const whole = await tx.operation.findFirst({
+    where: { groupSnapshotId, kind: { startsWith: "group-" }, state: { in: ["queued", "running"] } },
+    select: { kind: true },
+  });
+  return whole?.kind ?? null;
+}
+
+/** Whether a worker has ever had a task of the operation: it may have done part of it. */
+export async function wasClaimed(tx: Transaction, operationId: string): Promise<boolean> {
+  return (await tx.task.count({ where: { operationId, claim: { gt: 0 } } })) > 0;
+}
+
+/** Whether a worker is at a task of `kinds` right now, whatever became of the operation. */
+export async function isRunning(
+  tx: Transaction,
+  of: { volumeId: string } | { snapshotId: string },
+  kinds: readonly OperationKind[],
+): Promise<boolean> {
+  const operation = { ...of, kind: { in: [...kinds] } };
+  return (await tx.task.count({ where: { state: "running", kind: { not: "tidy" }, operation } })) > 0;
+}

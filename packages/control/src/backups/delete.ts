@@ -1,0 +1,150 @@
+import { wasClaimed } from "../admin/resets.ts";
+import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
+import { notifyBackup } from "../events/notifications.ts";
+import type { Backup } from "../generated/client.ts";
+import type { Principal } from "../principal.ts";
+import {
+  completeOperation,
+  endOperation,
+  lockLiveOperation,
+  type OperationRow,
+  startOperation,
+  waitForWorkers,
+} from "../queue/operations.ts";
+import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { needToWrite } from "../queue/workers.ts";
+import { countDependents, getBackup, lockBackup } from "../rows/backups.ts";
+import { lockQuota, releaseQuota } from "../rows/quotas.ts";
+import { cancelVerifications } from "./verify.ts";
+
+/**
+ * Accepts a deletion.
+ *
+ * @throws NotFoundError; InvalidError in a wrong status or with live incrementals
+ */
+export async function requestBackupDelete(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await getBackup(tx, principal, id);
+    const backup = await lockBackup(tx, id);
+    if (!backup) throw new NotFoundError("Backup", id);
+    if (!["available", "error", "error_restoring"].includes(backup.status)) {
+      throw new InvalidError("backup", "Backup status must be available or error");
+    }
+    await startBackupDelete(tx, principal, backup);
+  });
+}
+
+/**
+ * The locked backup becomes `deleting`, with the operation that removes it, a part of the operation `parentId` where there is one.
+ * Nothing is removed before the last worker of what was cancelled before has let go.
+ *
+ * @returns the operation's id
+ * @throws InvalidError with live incrementals, counted over all projects
+ */
+export async function startBackupDelete(
+  tx: Transaction,
+  principal: Principal,
+  backup: Backup,
+  parentId: string | null = null,
+): Promise<string> {
+  if ((await countDependents(tx, backup.id)) > 0)
+    throw new InvalidError("backup", "Incremental backups exist for this backup.");
+  await cancelVerifications(tx, backup.id);
+  await tx.backup.update({ where: { id: backup.id }, data: { status: "deleting", updatedAt: new Date() } });
+  await notifyBackup(tx, "backup.delete.start", backup.id);
+  const operationId = await startOperation(tx, principal, {
+    kind: "backup-delete",
+    projectId: backup.projectId,
+    backupId: backup.id,
+    volumeId: backup.volumeId,
+    parentId,
+    task: { kind: "remove-backup", needs: [needToWrite(backup.repository)] },
+  });
+  await waitForWorkers(tx, operationId);
+  return operationId;
+}
+
+export interface Removal {
+  repository: string;
+  container: string;
+  prefix: string;
+}
+
+/**
+ * Called before the first object goes. What a deletion may remove from the repository: null when nothing was ever named, or when another
+ * live row shares the objects (an imported twin): they go with the last of them. One that is being deleted as well does not count, else
+ * two deletions at once would each leave the objects to the other. From then on no row of these objects is ever `available` again.
+ *
+ * @throws OperationEndedError
+ */
+export async function beginBackupDelete(database: Database, operation: TaskOperation): Promise<Removal | null> {
+  return inTransaction(database, async (tx) => {
+    const backup = await tx.backup.findUnique({ where: { id: operation.backupId ?? nilUuid } });
+    const { repository, container, serviceMetadata: prefix } = backup ?? {};
+    if (!repository || !container || !prefix) return null;
+    await lockRepository(tx, repository);
+    const sharing = await tx.$queryRaw<{ id: string; status: string }[]>`
+      SELECT id, status FROM backups WHERE repository = ${repository} AND container = ${container} AND service_metadata = ${prefix}
+        AND deleted_at IS NULL ORDER BY id FOR UPDATE`;
+    await lockLiveOperation(tx, operation.id);
+    if (sharing.some(({ id, status }) => id !== operation.backupId && status !== "deleting")) return null;
+    const ids = sharing.map(({ id }) => id);
+    await tx.backup.updateMany({
+      where: { id: { in: ids }, removalBegunAt: null },
+      data: { removalBegunAt: new Date() },
+    });
+    return { repository, container, prefix };
+  });
+}
+
+/** The objects are gone: the row becomes a tombstone and its quota goes back. */
+export async function finishBackupDelete(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const live = { id: operation.backupId ?? nilUuid, deletedAt: null };
+    // Two deletions may end at once, one of them forced: what is there is read under the lock, so that only one gives back.
+    await lockQuota(tx, operation.projectId);
+    const row = await tx.backup.findFirst({ where: live });
+    if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
+    const now = new Date();
+    if (row)
+      await tx.backup.update({ where: { id: row.id }, data: { status: "deleted", deletedAt: now, updatedAt: now } });
+    if (row) await notifyBackup(tx, "backup.delete.end", row.id);
+    await completeOperation(tx, operation, result);
+  });
+}
+
+/** An admin ends a deletion. The rows are locked by the caller, who says what becomes of the backup. */
+export async function cancelBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  // A worker that had it may not have heard of it yet, or be of an earlier release, which told nobody that it began.
+  if (await wasClaimed(tx, operation.id)) {
+    await tx.backup.updateMany({
+      where: { id: operation.backupId ?? nilUuid, removalBegunAt: null },
+      data: { removalBegunAt: new Date() },
+    });
+  }
+  await endOperation(tx, operation, { state: "cancelled", reason });
+}
+
+/** Nothing is half forgotten: the row stays, in `error`, and can be deleted again. */
+export async function failBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await tx.backup.updateMany({
+    where: { id: operation.backupId ?? nilUuid, status: "deleting" },
+    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
+  });
+  await endOperation(tx, operation, { state: "failed", reason });
+}
+
+/** The deletion stops for the sake of the whole that it is a part of. Rows are locked by the caller. */
+export async function giveUpBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await cancelBackupDelete(tx, operation, reason);
+  await tx.backup.updateMany({
+    where: { id: operation.backupId ?? nilUuid, status: "deleting" },
+    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
+  });
+}

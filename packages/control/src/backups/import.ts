@@ -1,0 +1,224 @@
+import { type Config, defaultRepository } from "../config.ts";
+import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { InvalidError, NoServiceError, OperationEndedError } from "../errors.ts";
+import type { Backup } from "../generated/client.ts";
+import type { Principal } from "../principal.ts";
+import { completeOperation, endOperation, type OperationRow, startOperation } from "../queue/operations.ts";
+import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { liveQueues } from "../queue/workers.ts";
+import { type ChainLink, readChain } from "../rows/backups.ts";
+import { reserveQuota } from "../rows/quotas.ts";
+
+/** What an export record says at first sight; the worker looks at the rest. */
+export interface NewImport {
+  /** The class path of the driver that is asked for, or its beginning; empty for any. */
+  service: string;
+  /** The record in strict base64. */
+  url: string;
+  id: string;
+  parentId: string | null;
+  sizeGib: number;
+}
+
+/** @throws NoServiceError when no worker is alive to import anything */
+export async function assertImportable(database: Database, config: Config, service: string): Promise<void> {
+  if ((await liveQueues(database, config.worker.down_ms)).length === 0) throw new NoServiceError(service);
+}
+
+/**
+ * Accepts an export record (API spec 6.8). The row is the caller's, charged to its quota, and takes its contents when a worker has looked
+ * at what the record names. A tombstone of the same id gives way.
+ *
+ * @throws InvalidError when a live row of any project has the id, or the parent cannot be one; QuotaExceededError
+ */
+export async function requestBackupImport(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: NewImport,
+): Promise<{ id: string; name: string | null }> {
+  const { id, parentId, sizeGib } = request;
+  const { projectId } = principal;
+  await inTransaction(database, async (tx) => {
+    await reserveQuota(tx, config, projectId, { backups: 1, backup_gigabytes: sizeGib });
+    await tx.backup.deleteMany({ where: { id, deletedAt: { not: null } } });
+    const now = new Date();
+    const inserted = await tx.backup.createMany({
+      data: [
+        {
+          id,
+          projectId,
+          userId: principal.userId,
+          volumeId: nilUuid,
+          status: "creating",
+          sizeGib,
+          repository: defaultRepository(config).name,
+          dataTimestamp: now,
+          createdAt: now,
+        },
+      ],
+      skipDuplicates: true,
+    });
+    if (inserted.count === 0) throw new InvalidError("backup", "Backup already exists in database.");
+    await readParents(tx, { id, projectId, parentId });
+    await startOperation(tx, principal, {
+      kind: "backup-import",
+      projectId,
+      backupId: id,
+      input: { service: request.service, url: request.url },
+      // Any worker: which repository has the objects is not known before somebody looks.
+      task: { kind: "import-backup", needs: [] },
+    });
+  });
+  return { id, name: null };
+}
+
+/** Where the objects of an imported backup lie. */
+export interface ImportPlace {
+  repository: string;
+  container: string;
+  prefix: string;
+}
+
+/**
+ * Writes down where the objects lie before they are looked at: from then on a deletion of another row that shares them leaves them alone.
+ * One that was under way already may not have seen this row, so the import gives way to it.
+ *
+ * @throws OperationEndedError when the row is no longer being imported; InvalidError when the objects are being deleted or reaped
+ */
+export async function nameImport(database: Database, operation: TaskOperation, place: ImportPlace): Promise<void> {
+  const named = { repository: place.repository, container: place.container, serviceMetadata: place.prefix };
+  await inTransaction(database, async (tx) => {
+    await lockRepository(tx, place.repository);
+    const { count } = await tx.backup.updateMany({
+      where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
+      data: named,
+    });
+    if (count !== 1) throw new OperationEndedError(operation.id);
+    const condemned = await tx.condemnedPlace.count({ where: { container: place.container, prefix: place.prefix } });
+    if (condemned > 0) throw new InvalidError("backup", "The objects of the backup are being removed by a reaper.");
+  });
+  const gone = { OR: [{ status: "deleting" }, { removalBegunAt: { not: null } }] };
+  const deleting = await database.backup.count({ where: { ...named, ...gone, deletedAt: null } });
+  if (deleting > 0) throw new InvalidError("backup", "The objects of the backup are being deleted.");
+}
+
+/** Everything that the row takes over; ids that are no uuids have been dropped. */
+export type ImportedBackup = Pick<
+  Backup,
+  | "name"
+  | "description"
+  | "volumeId"
+  | "snapshotId"
+  | "parentId"
+  | "sizeGib"
+  | "volumeBytes"
+  | "storedBytes"
+  | "objectCount"
+  | "blockBytes"
+  | "service"
+  | "host"
+  | "availabilityZone"
+  | "encryptionKeyId"
+  | "dataTimestamp"
+  | "createdAt"
+> & {
+  metadata: Record<string, string>;
+  /** What the metadata object says it builds on; undefined when it does not say. */
+  statedParentId: string | null | undefined;
+};
+
+/**
+ * What the record named is there: the backup is `available`.
+ *
+ * @throws InvalidError when it cannot build on the parent that the record names; OperationEndedError, ClaimLostError
+ */
+export async function finishBackupImport(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  imported: ImportedBackup,
+): Promise<void> {
+  const id = operation.backupId ?? nilUuid;
+  const { statedParentId, ...columns } = imported;
+  await inTransaction(database, async (tx) => {
+    await checkParent(tx, { id, projectId: operation.projectId, parentId: imported.parentId }, statedParentId);
+    const { count } = await tx.backup.updateMany({
+      where: { id, status: "creating", deletedAt: null },
+      data: { ...columns, status: "available", updatedAt: new Date() },
+    });
+    if (count !== 1) throw new OperationEndedError(operation.id);
+    await completeOperation(tx, operation, result);
+  });
+}
+
+interface Descent {
+  id: string;
+  projectId: string;
+  parentId: string | null;
+}
+
+/**
+ * The chain that an imported backup builds on, as far as it is there: parents may come later. A chain belongs to one project, for who may
+ * restore a backup reads all that it builds on.
+ *
+ * @throws InvalidError when it closes a circle or reaches into another project
+ */
+async function readParents(tx: Transaction, { id, projectId, parentId }: Descent): Promise<ChainLink[]> {
+  const chain = parentId === null ? [] : await readChain(tx, parentId);
+  if (parentId === id || chain.some((link) => link.id === id || link.parentId === id)) {
+    throw new InvalidError("backup", "The parents of the backup form a circle.");
+  }
+  const elsewhere = { parentId: id, projectId: { not: projectId }, deletedAt: null };
+  if (chain.some((link) => link.projectId !== projectId) || (await tx.backup.count({ where: elsewhere })) > 0) {
+    throw new InvalidError("backup", "The chain of the backup belongs to another project.");
+  }
+  return chain;
+}
+
+/**
+ * Records are made by hand, too: one that names another parent than its objects do is refused. A parent may have been imported under
+ * another id than its objects bear.
+ */
+async function checkParent(tx: Transaction, descent: Descent, stated: string | null | undefined): Promise<void> {
+  const { parentId } = descent;
+  if (stated !== undefined && (stated === null) !== (parentId === null)) {
+    throw new InvalidError(
+      "backup",
+      `The record names ${parentId ?? "no backup"} as parent, the metadata ${stated ?? "none"}.`,
+    );
+  }
+  const [parent] = await readParents(tx, descent);
+  const bears = parent?.serviceMetadata?.split("_backup_").at(-1);
+  if (!parent || stated == null || stated === parent.id || stated === bears) return;
+  throw new InvalidError("backup", `The record names ${parentId} as parent, the metadata ${stated}.`);
+}
+
+export async function failBackupImport(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await endImport(tx, operation, { state: "failed", reason });
+}
+
+/** An admin has deleted or reset the row meanwhile. Rows are locked by the caller. */
+export async function cancelBackupImport(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await endImport(tx, operation, { state: "cancelled", reason });
+}
+
+/** The row stays, in `error`. It names no objects any more: deleting it must not remove what it was refused for. */
+async function endImport(
+  tx: Transaction,
+  operation: OperationRow,
+  end: { state: "failed" | "cancelled"; reason: string },
+): Promise<void> {
+  await tx.backup.updateMany({
+    where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
+    data: {
+      status: "error",
+      failReason: end.reason.slice(0, 255),
+      container: null,
+      serviceMetadata: null,
+      updatedAt: new Date(),
+    },
+  });
+  await endOperation(tx, operation, end);
+}

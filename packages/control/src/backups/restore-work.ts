@@ -1,0 +1,259 @@
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { NotFoundError } from "../errors.ts";
+import { notifyBackup } from "../events/notifications.ts";
+import type { Backup, Prisma, Volume } from "../generated/client.ts";
+import {
+  completeOperation,
+  countDown,
+  endOperation,
+  fixPlan,
+  lockLiveOperation,
+  type OperationRow,
+  planInForce,
+  startPhase,
+} from "../queue/operations.ts";
+import { finishTask, type Json, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
+import { needToRead, needToWrite } from "../queue/workers.ts";
+import { type Damage, lockBackup, markDamage, type StoredLink, wholeChain } from "../rows/backups.ts";
+import { lockVolume, type VolumeRow } from "../volumes/volumes.ts";
+import { restoredColumns, type StoredVolume } from "./volume-meta.ts";
+
+/** What decides a restore, fixed once. The chain is newest first and ends with the full backup. */
+export interface RestorePlan {
+  backupId: string;
+  volumeId: string;
+  backend: string;
+  chain: StoredLink[];
+  /** An existing volume keeps what lies beyond the backup's length. */
+  keepTail: boolean;
+  /** The target's exact length in bytes. */
+  targetBytes: number;
+  rangeBytes: number;
+  /** The private file that the ranges write, set when they are handed out. Each claim of the plan makes its own: see restoreTargetOf. */
+  target: string | null;
+  /** Whether slices of the map lie in the repository; absent before that is known. */
+  staged?: boolean;
+  /** What the chain says about its volume; null before it was read. */
+  stored: StoredVolume | null;
+}
+
+/**
+ * The private file of one claim of the plan task: a late worker of an earlier claim cannot touch another's. Claim 0 is the copy that is
+ * published where claims of ranges were lost.
+ */
+export const restoreTargetOf = (operationId: string, claim: number): string => `${operationId}-${claim}`;
+
+/**
+ * Fixes the plan of a restore, unless one is there.
+ *
+ * @throws NotFoundError when a parent of the chain is gone; OperationEndedError
+ */
+export async function planRestore(
+  database: Database,
+  operation: TaskOperation,
+  options: { rangeBytes: number },
+): Promise<RestorePlan> {
+  if (operation.plan !== null) return operation.plan as unknown as RestorePlan;
+  const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid } });
+  const volume = await findTarget(database, operation);
+  const chain = await wholeChain(database, backup.id);
+  const { newVolume } = operation.input as { newVolume: boolean };
+  const plan: RestorePlan = {
+    backupId: backup.id,
+    volumeId: volume.id,
+    backend: volume.backend,
+    chain,
+    keepTail: !newVolume,
+    targetBytes: newVolume
+      ? Math.max(Number(backup.volumeBytes ?? 0n), Number(volume.sizeBytes))
+      : Number(volume.sizeBytes),
+    rangeBytes: options.rangeBytes,
+    target: null,
+    stored: null,
+  };
+  return inTransaction(database, async (tx) => {
+    if (!(await fixPlan(tx, operation.id, plan))) return planInForce<RestorePlan>(tx, operation.id);
+    await notifyBackup(tx, "backup.restore.start", backup.id);
+    return plan;
+  });
+}
+
+async function findTarget(database: Database, operation: TaskOperation): Promise<Volume> {
+  const volume = await database.volume.findUnique({ where: { id: operation.volumeId ?? nilUuid } });
+  if (!volume) throw new NotFoundError("Volume", operation.volumeId ?? nilUuid);
+  return volume;
+}
+
+/** What a restore must reach. It can be made from a repository that can only be read. */
+export const restoreNeeds = (plan: RestorePlan): string[] => [
+  ...new Set(plan.chain.map((c) => needToRead(c.repository))),
+  `backend:${plan.backend}`,
+];
+
+/** What the removal of what a restore leaves must reach. */
+export const restoreTidyNeeds = (plan: RestorePlan): string[] => [
+  ...restoreNeeds(plan),
+  ...(plan.staged === true ? plan.chain.slice(0, 1).map((c) => needToWrite(c.repository)) : []),
+];
+
+/** Ends the plan task and lets the ranges go. Each range carries where its slice of the merged map is staged. */
+export async function startRestoreRanges(
+  database: Database,
+  operationId: string,
+  result: TaskResult,
+  restore: { plan: RestorePlan; ranges: readonly { offset: number; length: number; input: Json }[] },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockLiveOperation(tx, operationId);
+    await finishTask(tx, result);
+    const { plan } = restore;
+    await tx.operation.update({ where: { id: operationId }, data: { plan: plan as unknown as Prisma.InputJsonValue } });
+    const needs = restoreNeeds(plan);
+    const tasks = restore.ranges.map((r, ordinal) => ({
+      kind: "restore" as const,
+      ordinal,
+      needs,
+      range: { offset: r.offset, length: r.length },
+      input: r.input,
+    }));
+    await startPhase(tx, operation, tasks.length > 0 ? tasks : [{ kind: "publish", ordinal: 0, needs }]);
+  });
+}
+
+/** Ends a range; whoever ends the last one adds the publication of the target. */
+export async function finishRestoreRange(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockLiveOperation(tx, operationId);
+    await finishTask(tx, result);
+    if ((await countDown(tx, operationId)) > 0) return;
+    const plan = operation.plan as unknown as RestorePlan;
+    await startPhase(tx, operation, [{ kind: "publish", ordinal: 0, needs: restoreNeeds(plan) }]);
+  });
+}
+
+/** Whether a range was ever claimed twice: then an old worker may still hold the target open. */
+export async function claimsWereLost(database: Database, operationId: string): Promise<boolean> {
+  const count = await database.task.count({ where: { operationId, kind: "restore", claim: { gt: 1 } } });
+  return count > 0;
+}
+
+/**
+ * The target is published: volume and backup `available`. The volume says where its bytes came from (API spec 9.2), and has the name,
+ * metadata and bootable flag that were stored with them.
+ */
+export async function finishRestore(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  plan: RestorePlan,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVolume(tx, plan.volumeId);
+    const backup = await lockBackup(tx, plan.backupId);
+    await applyRestored(tx, { volume, backup, plan });
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored, tidy: restoreTidyNeeds(plan) });
+  });
+}
+
+/** The volume has the backup's bytes: its row and the backup's say so. Both are locked; either may be gone. */
+export async function applyRestored(
+  tx: Transaction,
+  { volume, backup, plan }: { volume: VolumeRow | null; backup: Backup | null; plan: RestorePlan },
+): Promise<void> {
+  const now = new Date();
+  if (volume) {
+    const { stored } = plan;
+    const metadata = stored?.metadata ?? (volume.metadata as Record<string, string>);
+    const foreign = backup?.volumeId !== volume.id || (metadata["src_backup_id"] ?? plan.backupId) !== plan.backupId;
+    await tx.volume.updateMany({
+      where: { id: volume.id, status: { in: ["restoring-backup", "creating"] } },
+      data: {
+        // The disks of a machine that is shut off are restored as they are attached.
+        status: volume.attachments.length > 0 ? "in-use" : "available",
+        previousStatus: "restoring-backup",
+        sizeBytes: BigInt(plan.targetBytes),
+        launchedAt: volume.launchedAt ?? now,
+        updatedAt: now,
+        ...(stored && restoredColumns(volume, stored)),
+        metadata: foreign ? { ...metadata, src_backup_id: plan.backupId } : metadata,
+      },
+    });
+  }
+  await releaseBackup(tx, plan.backupId);
+  await notifyBackup(tx, "backup.restore.end", plan.backupId);
+}
+
+/** A part of a whole: the private file `prepared` is complete and durable, and waits to be published with the others. */
+export async function finishPreparedRestore(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  { plan, prepared }: { plan: RestorePlan; prepared: string },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await tx.operation.update({
+      where: { id: operation.id },
+      data: { plan: { ...plan, target: prepared } as unknown as Prisma.InputJsonValue },
+    });
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
+  });
+}
+
+async function releaseBackup(tx: Transaction, backupId: string): Promise<void> {
+  await tx.backup.updateMany({
+    where: { id: backupId, status: "restoring" },
+    data: { status: "available", updatedAt: new Date() },
+  });
+}
+
+/**
+ * A restore that failed. A failing target leaves the backup `available`; damage in the backup gives it `error_restoring` with a
+ * reason that names backup and object, and flags the layer that holds it, which is never chosen as a parent again.
+ */
+export async function failRestore(
+  tx: Transaction,
+  operation: OperationRow,
+  reason: string,
+  damage: Damage | null,
+): Promise<void> {
+  const now = new Date();
+  // Of a part of a whole the volume is untouched yet, and is given back with the others.
+  if (operation.parentId === null) {
+    await tx.volume.updateMany({
+      where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
+      data: { status: "error_restoring", previousStatus: "restoring-backup", updatedAt: now },
+    });
+  }
+  if (damage) {
+    await markDamage(tx, damage);
+    await tx.backup.updateMany({
+      where: { id: operation.backupId ?? nilUuid, status: "restoring" },
+      data: { status: "error_restoring", failReason: reason.slice(0, 255), updatedAt: now },
+    });
+  } else {
+    await releaseBackup(tx, operation.backupId ?? nilUuid);
+  }
+  const plan = operation.plan as unknown as RestorePlan | null;
+  await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
+}
+
+/** The restore stops: nobody can say what the target holds, so it is in `error`. Rows are locked by the caller, who sees to the backup. */
+export async function cancelRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  if (operation.parentId === null) {
+    await tx.volume.updateMany({
+      where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
+      data: { status: "error", previousStatus: "restoring-backup", updatedAt: new Date() },
+    });
+  }
+  const plan = operation.plan as unknown as RestorePlan | null;
+  await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
+}
+
+/** The restore stops for the sake of its target, and the backup is as good as before. Rows are locked by the caller. */
+export async function giveUpRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  const backupId = operation.backupId ?? nilUuid;
+  await cancelRestore(tx, operation, reason);
+  await releaseBackup(tx, backupId);
+  await notifyBackup(tx, "backup.restore.end", backupId);
+}

@@ -1,0 +1,302 @@
+import { type Config, defaultVolumeBackend } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
+import { addMessage } from "../events/messages.ts";
+import { notifyBackup } from "../events/notifications.ts";
+import type { Backup, Prisma } from "../generated/client.ts";
+import type { Principal } from "../principal.ts";
+import {
+  completeOperation,
+  countDown,
+  endOperation,
+  fixPlan,
+  isLive,
+  lockLiveOperation,
+  lockOperation,
+  type OperationRow,
+  planInForce,
+  startOperation,
+  startPhase,
+} from "../queue/operations.ts";
+import { finishTask, type Json, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
+import { needToRead, needToWrite } from "../queue/workers.ts";
+import { getBackup, lockBackup, readChain, readDamage, type StoredLink, wholeChain } from "../rows/backups.ts";
+
+/**
+ * quick: listings and sizes against the metadata. deep: also every byte that a restore would read, every hash. drill: a whole restore, into
+ * a private file of a volume backend that is read back, compared with the hashes and removed.
+ */
+export const verifyModes = ["quick", "deep", "drill"] as const;
+export type VerifyMode = (typeof verifyModes)[number];
+
+/** What decides a verification, fixed once. The chain is newest first and ends with the full backup. */
+export interface VerifyPlan {
+  backupId: string;
+  mode: VerifyMode;
+  chain: StoredLink[];
+  /** Where a drill restores to. It is no volume: it has no row, so no project sees it and no quota counts it. */
+  drill: DrillTarget | null;
+  /** Whether slices of the map lie in the repository; absent before that is known. */
+  staged?: boolean;
+}
+
+export interface DrillTarget {
+  backend: string;
+  /** The private file, set when the ranges are handed out; see restoreTargetOf. */
+  file: string | null;
+}
+
+interface VerifyRequest {
+  mode: VerifyMode;
+  /** The volume backend of a drill. */
+  backend: string | null;
+}
+
+/** What was found: how much was looked at, and at most a thousand objects that are damaged. */
+export interface VerifyFindings {
+  objects: number;
+  blocks: number;
+  damaged: { object: string; reason: string }[];
+}
+
+const damagedMax = 1000;
+const affectedMax = 100;
+const verifiable: readonly string[] = ["available", "restoring", "error_restoring"];
+
+/**
+ * Accepts a verification. The backup keeps its status, and may be restored meanwhile; its deletion ends the verification.
+ *
+ * @returns the operation's id
+ * @throws NotFoundError; InvalidError for a backup that is not there whole
+ */
+export async function requestVerify(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: { backupId: string; mode: VerifyMode },
+): Promise<{ id: string }> {
+  const id = await inTransaction(database, async (tx) => {
+    await getBackup(tx, principal, request.backupId);
+    const backup = await lockBackup(tx, request.backupId);
+    if (!backup) throw new NotFoundError("Backup", request.backupId);
+    if (!verifiable.includes(backup.status)) {
+      throw new InvalidError("backup", `Backup status must be ${verifiable.join(", ")} to be verified`);
+    }
+    return startVerify(tx, config, principal, { backup, mode: request.mode });
+  });
+  return { id };
+}
+
+/** @returns the operation's id */
+export async function startVerify(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  { backup, mode }: { backup: Pick<Backup, "id" | "projectId" | "volumeBytes">; mode: VerifyMode },
+): Promise<string> {
+  const backend = mode === "drill" ? defaultVolumeBackend(config).name : null;
+  const input: VerifyRequest = { mode, backend };
+  return startOperation(tx, principal, {
+    kind: "backup-verify",
+    projectId: backup.projectId,
+    backupId: backup.id,
+    bytesTotal: mode === "quick" ? 0n : (backup.volumeBytes ?? 0n),
+    input: { ...input },
+    task: { kind: "plan-verify", needs: needsOf({ chain: await readChain(tx, backup.id), backend }) },
+  });
+}
+
+const needsOf = (reached: { chain: readonly { repository: string }[]; backend: string | null }): string[] => [
+  ...new Set(reached.chain.map((link) => needToRead(link.repository))),
+  ...(reached.backend === null ? [] : [`backend:${reached.backend}`]),
+];
+
+const needsOfPlan = ({ chain, drill }: VerifyPlan): string[] => needsOf({ chain, backend: drill?.backend ?? null });
+
+/**
+ * Fixes the plan of a verification, unless one is there.
+ *
+ * @throws NotFoundError when a parent of the chain is gone; OperationEndedError
+ */
+export async function planVerify(database: Database, operation: TaskOperation): Promise<VerifyPlan> {
+  if (operation.plan !== null) return operation.plan as unknown as VerifyPlan;
+  const backupId = operation.backupId ?? nilUuid;
+  const { mode, backend } = operation.input as unknown as VerifyRequest;
+  const drill = backend === null ? null : { backend, file: null };
+  const plan: VerifyPlan = { backupId, mode, chain: await wholeChain(database, backupId), drill };
+  return inTransaction(database, async (tx) => {
+    if (!(await fixPlan(tx, operation.id, plan))) return planInForce<VerifyPlan>(tx, operation.id);
+    await notifyBackup(tx, "backup.verify.start", backupId, { mode });
+    return plan;
+  });
+}
+
+/** Ends the plan task, whose report is what it has found, and lets the ranges go. */
+export async function startVerifyRanges(
+  database: Database,
+  operationId: string,
+  result: TaskResult,
+  verify: { plan: VerifyPlan; ranges: readonly { offset: number; length: number; input: Json }[] },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockLiveOperation(tx, operationId);
+    await finishTask(tx, result);
+    const plan = verify.plan as unknown as Prisma.InputJsonValue;
+    await tx.operation.update({ where: { id: operationId }, data: { plan } });
+    const needs = needsOfPlan(verify.plan);
+    const tasks = verify.ranges.map(({ offset, length, input }, ordinal) => {
+      return { kind: "verify" as const, ordinal, needs, range: { offset, length }, input };
+    });
+    await startPhase(tx, operation, tasks);
+  });
+}
+
+/** Ends a range; whoever ends the last one adds the conclusion. */
+export async function finishVerifyRange(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockLiveOperation(tx, operationId);
+    await finishTask(tx, result);
+    if ((await countDown(tx, operationId)) > 0) return;
+    const needs = needsOfPlan(operation.plan as unknown as VerifyPlan);
+    await startPhase(tx, operation, [{ kind: "conclude-verify", ordinal: 0, needs }]);
+  });
+}
+
+/** What the plan task and the ranges have found, put together. */
+export async function readVerifyReports(database: Database, operationId: string): Promise<VerifyFindings> {
+  const [sums] = await database.$queryRaw<{ objects: bigint; blocks: bigint }[]>`
+    SELECT coalesce(sum((report->>'objects')::bigint), 0)::bigint AS objects,
+      coalesce(sum((report->>'blocks')::bigint), 0)::bigint AS blocks
+    FROM tasks WHERE operation_id = ${operationId}::uuid AND kind IN ('plan-verify', 'verify')`;
+  const damaged = await database.$queryRaw<VerifyFindings["damaged"]>`
+    SELECT d->>'object' AS object, min(d->>'reason') AS reason
+    FROM tasks t CROSS JOIN LATERAL jsonb_array_elements(t.report->'damaged') AS d
+    WHERE t.operation_id = ${operationId}::uuid AND t.kind IN ('plan-verify', 'verify')
+    GROUP BY 1 ORDER BY 1 LIMIT ${damagedMax}`;
+  return { objects: Number(sums?.objects ?? 0n), blocks: Number(sums?.blocks ?? 0n), damaged };
+}
+
+/**
+ * Ends a verification. Each member of the chain that has damaged objects is marked. A thorough one that found nothing takes the mark off the
+ * backup, which is then `available` again if a restore had found it damaged: of its parents not every object was read, so theirs stay.
+ *
+ * @throws OperationEndedError when the backup is being deleted; ClaimLostError
+ */
+export async function finishVerify(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  { plan, findings }: { plan: VerifyPlan; findings: VerifyFindings },
+): Promise<void> {
+  const { backupId: id, mode, chain } = plan;
+  const { objects, blocks, damaged } = findings;
+  await inTransaction(database, async (tx) => {
+    for (const link of chain.toReversed()) await lockBackup(tx, link.backupId);
+    const marked = await markDamaged(tx, chain, damaged);
+    if (mode !== "quick" && damaged.length === 0) await clearMark(tx, id);
+    await tx.backup.updateMany({ where: { id }, data: { verifiedAt: new Date(), verifiedMode: mode } });
+    if (damaged.length > 0) {
+      const { projectId, requestId } = await lockLiveOperation(tx, operation.id);
+      await addMessage(tx, { projectId, requestId, backupId: id, action: "backup-verify", detail: "damaged" });
+    }
+    await notifyBackup(tx, "backup.verify.end", id, { mode, damaged: damaged.length });
+    const affected = await readDescendants(tx, marked);
+    await completeOperation(tx, operation, result, {
+      tidy: tidyNeeds(plan),
+      result: { verify: { id, mode, objects, blocks, damaged, affected } },
+    });
+  });
+}
+
+/** Marks the members of the chain whose objects are damaged, and every other row of the same objects. Returns the members' ids. */
+async function markDamaged(
+  tx: Transaction,
+  chain: readonly StoredLink[],
+  damaged: VerifyFindings["damaged"],
+): Promise<string[]> {
+  const marks = new Map<StoredLink, string[]>();
+  for (const { object, reason } of damaged) {
+    const link = ownerOf(chain, object);
+    marks.set(link, [...(marks.get(link) ?? []), `${object}: ${reason}`]);
+  }
+  for (const [{ repository, container, prefix }, reasons] of marks) {
+    const more = reasons.length > 1 ? ` (and ${reasons.length - 1} more)` : "";
+    await tx.backup.updateMany({
+      where: { repository, container, serviceMetadata: prefix, deletedAt: null },
+      data: { damage: `${reasons[0]}${more}` },
+    });
+  }
+  return Array.from(marks.keys(), (link) => link.backupId);
+}
+
+/** Whose object it is, by its name; what nobody's name fits counts as the newest's. */
+function ownerOf(chain: readonly StoredLink[], object: string): StoredLink {
+  const fitting = chain.filter((link) => object.startsWith(link.prefix));
+  return fitting.sort((one, other) => other.prefix.length - one.prefix.length)[0] ?? (chain[0] as StoredLink);
+}
+
+async function clearMark(tx: Transaction, id: string): Promise<void> {
+  await tx.backup.updateMany({ where: { id, deletedAt: null }, data: { damage: null } });
+  await tx.backup.updateMany({
+    where: { id, status: "error_restoring", deletedAt: null },
+    data: { status: "available", failReason: null, updatedAt: new Date() },
+  });
+}
+
+/** Live backups that build on some of these, at whatever distance; at most a hundred. */
+async function readDescendants(tx: Transaction, ids: readonly string[]): Promise<string[]> {
+  if (ids.length === 0) return [];
+  const rows = await tx.$queryRaw<{ id: string }[]>`
+    WITH RECURSIVE below AS (
+      SELECT id FROM backups WHERE parent_id = ANY(${[...ids]}::uuid[]) AND deleted_at IS NULL
+      UNION
+      SELECT b.id FROM backups b JOIN below ON b.parent_id = below.id WHERE b.deleted_at IS NULL
+    ) SELECT id FROM below WHERE id <> ALL(${[...ids]}::uuid[]) ORDER BY id LIMIT ${affectedMax}`;
+  return rows.map((row) => row.id);
+}
+
+/** What a tidy task must reach; null where nothing is left behind. */
+const tidyNeeds = (plan: VerifyPlan | null): string[] | null =>
+  plan === null || plan.mode === "quick" ? null : [...needsOfPlan(plan), ...stagedNeeds(plan)];
+
+const stagedNeeds = ({ staged, chain }: VerifyPlan): string[] =>
+  staged === true ? chain.slice(0, 1).map((link) => needToWrite(link.repository)) : [];
+
+export async function failVerify(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await endVerify(tx, operation, { state: "failed", reason });
+}
+
+/** A backup that is being deleted has nothing left to verify. The backup is locked by the caller. */
+export async function cancelVerifications(tx: Transaction, backupId: string): Promise<void> {
+  const seen = await tx.operation.findMany({
+    where: { backupId, kind: "backup-verify", state: { in: ["queued", "running"] } },
+    orderBy: { id: "asc" },
+    select: { id: true },
+  });
+  for (const { id } of seen) {
+    const operation = await lockOperation(tx, id);
+    if (isLive(operation)) await endVerify(tx, operation, { state: "cancelled", reason: "The backup was deleted." });
+  }
+}
+
+async function endVerify(
+  tx: Transaction,
+  operation: OperationRow,
+  end: { state: "failed" | "cancelled"; reason: string },
+): Promise<void> {
+  await endOperation(tx, operation, { ...end, tidy: tidyNeeds(operation.plan as unknown as VerifyPlan | null) });
+}
+
+/** What is known of the health of a backup: its own mark, and those of what it builds on. */
+export interface BackupHealth {
+  backup: Backup;
+  damagedParents: { id: string; damage: string }[];
+}
+
+/** @throws NotFoundError for an unknown id or another project's */
+export async function getBackupHealth(database: Database, principal: Principal, id: string): Promise<BackupHealth> {
+  const backup = await getBackup(database, principal, id);
+  const damaged = await readDamage(database, id);
+  return { backup, damagedParents: damaged.filter((link) => link.id !== id) };
+}

@@ -1,0 +1,107 @@
+import { parseStrictJson } from "@tephra/format";
+import { z } from "zod";
+import { InvalidError } from "../errors.ts";
+import type { Volume } from "../generated/client.ts";
+
+/** The version of the document that Cinder restores names, metadata and encryption from (format spec 9). */
+const version = 2;
+
+const isoSeconds = (at: Date | null): string | null => (at ? at.toISOString().slice(0, 23) : null);
+
+/**
+ * The JSON document, as a string, that goes into a backup's `_metadata`: the volume's columns as Cinder names them.
+ * Never a secret: `provider_auth` is always null.
+ */
+export function volumeMeta(volume: Volume, volumeBytes: number): string {
+  const metadata = volume.metadata as Record<string, string>;
+  return JSON.stringify({
+    version,
+    "volume-base-metadata": {
+      id: volume.id,
+      user_id: volume.userId,
+      project_id: volume.projectId,
+      size: volume.sizeGib,
+      status: "backing-up",
+      attach_status: volume.previousStatus === "in-use" ? "attached" : "detached",
+      availability_zone: volume.availabilityZone,
+      display_name: volume.name,
+      display_description: volume.description,
+      bootable: volume.bootable,
+      multiattach: false,
+      encryption_key_id: null,
+      volume_type_id: null,
+      provider_auth: null,
+      created_at: isoSeconds(volume.createdAt),
+      launched_at: isoSeconds(volume.launchedAt),
+      tephra_bytes: volumeBytes,
+    },
+    ...(Object.keys(metadata).length > 0 ? { "volume-metadata": metadata } : {}),
+  });
+}
+
+const Stored = z.object({
+  version: z.union([z.literal(1), z.literal(2)]),
+  "volume-base-metadata": z
+    .object({
+      display_name: z.string().nullish().catch(null),
+      display_description: z.string().nullish().catch(null),
+      bootable: z.boolean().nullish().catch(null),
+    })
+    .nullish(),
+  "volume-metadata": z.record(z.string(), z.string()).nullish().catch(null),
+  "volume-glance-metadata": z.record(z.string(), z.unknown()).nullish().catch(null),
+});
+
+/** What a chain says about the volume that it was taken of. Null, or false, where it says nothing. */
+export interface StoredVolume {
+  name: string | null;
+  description: string | null;
+  metadata: Record<string, string> | null;
+  bootable: boolean;
+}
+
+/**
+ * Merges the documents of a chain, newest first: the name of the oldest that has one, the metadata of the newest that has some.
+ *
+ * @throws InvalidError for a document in a version that nobody knows
+ */
+export function storedVolume(documents: readonly (string | null)[]): StoredVolume {
+  const layers = documents.flatMap((document) => (document === null ? [] : [parseStored(document)]));
+  const base = layers.map((layer) => layer["volume-base-metadata"]).findLast((columns) => columns?.display_name);
+  const newest = layers.find((layer) => layer["volume-metadata"])?.["volume-metadata"];
+  return {
+    name: base?.display_name ?? null,
+    description: base?.display_description ?? null,
+    metadata: newest ?? null,
+    bootable: layers.some((layer) => layer["volume-glance-metadata"] || layer["volume-base-metadata"]?.bootable),
+  };
+}
+
+function parseStored(document: string): z.infer<typeof Stored> {
+  const parsed = Stored.safeParse(jsonOf(document));
+  if (parsed.success) return parsed.data;
+  throw new InvalidError("backup", "Metadata restore failed due to incompatible version.");
+}
+
+function jsonOf(text: string): unknown {
+  try {
+    return parseStrictJson(text);
+  } catch {
+    return null;
+  }
+}
+
+/** Cinder's names for volumes that it makes for a restore: the stored name takes their place (format spec 9.4). */
+const madeForRestore = /^(restore_backup_.*)?$/s;
+
+/** The columns of a restored volume that the stored ones replace. */
+export function restoredColumns(
+  volume: Volume,
+  stored: StoredVolume,
+): Partial<Pick<Volume, "name" | "description" | "bootable">> {
+  const renamed = stored.name !== null && madeForRestore.test(volume.name ?? "");
+  return {
+    ...(renamed && { name: stored.name, description: stored.description }),
+    ...(stored.bootable && { bootable: true }),
+  };
+}

@@ -1,0 +1,374 @@
+import { randomUUID } from "node:crypto";
+import { type Compression, type Config, levelOf, repositoryNamed, type ZlibEncoder } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { InvalidError, NotFoundError, OperationEndedError } from "../errors.ts";
+import { addMessage } from "../events/messages.ts";
+import { notifyBackup } from "../events/notifications.ts";
+import type { Backup, Prisma } from "../generated/client.ts";
+import {
+  completeOperation,
+  countDown,
+  endOperation,
+  lockLiveOperation,
+  lockOperation,
+  type OperationRow,
+  planInForce,
+  startPhase,
+} from "../queue/operations.ts";
+import { finishTask, type Json, type NewTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
+import { encoderNeeds, needToRead, needToWrite } from "../queue/workers.ts";
+import { type Damage, markDamage } from "../rows/backups.ts";
+import { volumeMeta } from "./volume-meta.ts";
+
+/** Everything that decides a backup's bytes and names. Fixed once in the operation row; every worker obeys it. */
+export interface BackupPlan {
+  backupId: string;
+  volumeId: string;
+  repository: string;
+  backend: string;
+  /** What is read: the volume's own file, a snapshot of the user's, or a temporary one whose name is recorded before it is taken. */
+  source: { kind: "volume" } | { kind: "snapshot"; id: string; temporary: boolean };
+  container: string;
+  prefix: string;
+  compression: Compression;
+  level: number;
+  /** Absent from plans of earlier versions: zlib. */
+  zlibEncoder?: ZlibEncoder;
+  objectBytes: number;
+  blockBytes: number;
+  volumeBytes: number;
+  rangeBytes: number;
+  createdAt: string;
+  name: string | null;
+  description: string | null;
+  volumeMeta: string | null;
+  parentId: string | null;
+  /** Whether its objects are encrypted; plans of earlier releases do not say. */
+  encrypted?: boolean;
+  parent: { backupId: string; repository: string; container: string; prefix: string } | null;
+  /** What the source looked like when the ranges were cut; a range that sees something else fails the backup. */
+  fingerprint: string | null;
+}
+
+/** What only a worker can say: the driver's names, and whether the source must or can be frozen. */
+export interface BackupSite {
+  service: string;
+  defaultContainer: (backupId: string) => string;
+  defaultPrefix: (input: { volumeId: string; backupId: string; at: Date }) => string;
+  canSnapshotCheaply: () => Promise<boolean>;
+}
+
+export const rangesMax = 16_384;
+
+/** Python's str() of an aware datetime: the form that the documents in a repository carry. */
+const pythonTime = (at: Date): string => {
+  const [date, time] = at.toISOString().split("T");
+  const fraction = at.getUTCMilliseconds() === 0 ? "" : `.${String(at.getUTCMilliseconds()).padStart(3, "0")}000`;
+  return `${date} ${time?.slice(0, 8)}${fraction}+00:00`;
+};
+
+async function sourceOf(
+  backup: Backup,
+  previousStatus: string | null,
+  site: BackupSite,
+): Promise<BackupPlan["source"]> {
+  if (backup.snapshotId) return { kind: "snapshot", id: backup.snapshotId, temporary: false };
+  const freeze = previousStatus === "in-use" || (await site.canSnapshotCheaply());
+  return freeze ? { kind: "snapshot", id: randomUUID(), temporary: true } : { kind: "volume" };
+}
+
+/**
+ * Fixes the plan of a backup, unless a plan is there: then that one is returned and nothing changes. The names are in the
+ * backup row before any object is written.
+ *
+ * @throws OperationEndedError when it was cancelled meanwhile
+ */
+export async function planBackup(
+  database: Database,
+  config: Config,
+  operation: TaskOperation,
+  openSite: (names: { repository: string; backend: string }) => Promise<BackupSite>,
+): Promise<BackupPlan> {
+  if (operation.plan !== null) return operation.plan as unknown as BackupPlan;
+  const { backup, volume, snapshot, parent } = await readSubject(database, operation);
+  const repository = repositoryNamed(config, backup.repository);
+  const site = await openSite({ repository: backup.repository, backend: volume.backend });
+  const volumeBytes = Number(snapshot?.sizeBytes ?? volume.sizeBytes);
+  const plan: BackupPlan = {
+    backupId: backup.id,
+    volumeId: backup.volumeId,
+    repository: backup.repository,
+    backend: volume.backend,
+    source: await sourceOf(backup, volume.previousStatus, site),
+    container: backup.container || site.defaultContainer(backup.id),
+    prefix: site.defaultPrefix({ volumeId: backup.volumeId, backupId: backup.id, at: backup.createdAt }),
+    compression: repository.compression,
+    level: levelOf(repository),
+    zlibEncoder: repository.zlib_encoder,
+    objectBytes: repository.object_bytes,
+    blockBytes: repository.block_bytes,
+    volumeBytes,
+    rangeBytes: config.range_bytes,
+    createdAt: pythonTime(backup.createdAt),
+    name: backup.name,
+    description: backup.description,
+    volumeMeta: volumeMeta(volume, volumeBytes),
+    parentId: backup.parentId,
+    encrypted: repository.encryption !== undefined,
+    parent: parent && parentOf(parent),
+    fingerprint: null,
+  };
+  return inTransaction(database, async (tx) => {
+    const fixed = await tx.$executeRaw`
+    WITH named AS (
+      UPDATE backups SET container = ${plan.container}, service_metadata = ${plan.prefix}, service = ${site.service},
+        host = ${config.hostName}, block_bytes = ${plan.blockBytes}, volume_bytes = ${plan.volumeBytes}::bigint,
+        availability_zone = coalesce(availability_zone, ${repository.zone})
+      WHERE id = ${backup.id}::uuid AND status = 'creating'
+        AND EXISTS (SELECT 1 FROM operations WHERE id = ${operation.id}::uuid AND plan IS NULL) RETURNING id
+    )
+    UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now() FROM named
+    WHERE operations.id = ${operation.id}::uuid AND plan IS NULL AND state IN ('queued', 'running')`;
+    if (fixed !== 1) return planInForce<BackupPlan>(tx, operation.id);
+    await notifyBackup(tx, "backup.create.start", backup.id);
+    return plan;
+  });
+}
+
+async function readSubject(database: Database, { backupId, volumeId, snapshotId }: TaskOperation) {
+  const [backup, volume, snapshot] = await Promise.all([
+    database.backup.findUniqueOrThrow({ where: { id: backupId ?? nilUuid } }),
+    database.volume.findUnique({ where: { id: volumeId ?? nilUuid } }),
+    snapshotId ? database.snapshot.findUnique({ where: { id: snapshotId } }) : null,
+  ]);
+  if (!volume) throw new NotFoundError("Volume", backup.volumeId);
+  const parent = backup.parentId ? await database.backup.findUnique({ where: { id: backup.parentId } }) : null;
+  return { backup, volume, snapshot, parent };
+}
+
+function parentOf(parent: Backup): NonNullable<BackupPlan["parent"]> {
+  return {
+    backupId: parent.id,
+    repository: parent.repository,
+    container: parent.container ?? "",
+    prefix: parent.serviceMetadata ?? "",
+  };
+}
+
+const needsOf = (plan: BackupPlan): string[] => [
+  ...new Set([
+    needToWrite(plan.repository),
+    ...(plan.parent && plan.parent.repository !== plan.repository ? [needToRead(plan.parent.repository)] : []),
+    `backend:${plan.backend}`,
+    ...encoderNeeds(plan.zlibEncoder),
+  ]),
+];
+
+/** What must be removed after the operation: staged slices, and the temporary snapshot. */
+const tidyNeeds = (plan: BackupPlan): string[] => [needToWrite(plan.repository), `backend:${plan.backend}`];
+
+/** Ends the plan task and lets the ranges go, all in one commit. `fingerprint` is what the frozen source looks like. */
+export async function startCopy(
+  database: Database,
+  operationId: string,
+  result: TaskResult,
+  copy: { plan: BackupPlan; ranges: readonly { offset: number; length: number }[]; fingerprint: string },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockLiveOperation(tx, operationId);
+    await finishTask(tx, result);
+    const plan = { ...copy.plan, fingerprint: copy.fingerprint };
+    await tx.operation.update({ where: { id: operationId }, data: { plan: plan as unknown as Prisma.InputJsonValue } });
+    const needs = needsOf(plan);
+    await startPhase(
+      tx,
+      operation,
+      copy.ranges.map((range, ordinal) => ({ kind: "copy", ordinal, needs, range })),
+    );
+  });
+}
+
+const sealTask = (plan: BackupPlan): NewTask => ({
+  kind: "seal",
+  ordinal: 0,
+  needs: [needToWrite(plan.repository)],
+});
+
+/** Ends a range; whoever ends the last one adds the seal. */
+export async function finishCopy(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockLiveOperation(tx, operationId);
+    await finishTask(tx, result);
+    const remaining = await countDown(tx, operationId);
+    const plan = operation.plan as unknown as BackupPlan;
+    if (remaining === 0) await startPhase(tx, operation, [sealTask(plan)]);
+    else await notifyProgress(tx, operationId, plan, remaining);
+  });
+}
+
+/** One event for each whole percent, however many ranges there are. Ranges are of one length, but for the last. */
+async function notifyProgress(
+  tx: Transaction,
+  operationId: string,
+  plan: BackupPlan,
+  remaining: number,
+): Promise<void> {
+  const last = await tx.task.findFirst({
+    where: { operationId, kind: "copy" },
+    orderBy: { ordinal: "desc" },
+    select: { ordinal: true },
+  });
+  const total = (last?.ordinal ?? 0) + 1;
+  const percentAt = (left: number): number => Math.floor((100 * (total - left)) / total);
+  if (percentAt(remaining) === percentAt(remaining + 1)) return;
+  await notifyBackup(tx, "backup.createprogress", plan.backupId, progressOf(plan, percentAt(remaining)));
+}
+
+const progressOf = (plan: BackupPlan, percent: number) => ({
+  prefix: plan.prefix,
+  volume_meta: plan.volumeMeta,
+  backup_percent: percent,
+});
+
+/** The ranges' reports, in range order. */
+export async function readCopyReports(database: Database, operationId: string): Promise<Json[]> {
+  const rows = await database.task.findMany({
+    where: { operationId, kind: "copy" },
+    orderBy: { ordinal: "asc" },
+    select: { report: true },
+  });
+  return rows.map((r) => r.report);
+}
+
+/** How often a backup begins again because objects that were stored are gone. A store that loses them every time would go on for ever. */
+const roundsMax = 3;
+
+/**
+ * The seal found ranges whose objects are not all there: they are opened again, and the seal waits for them.
+ *
+ * @throws InvalidError when that was done too often
+ */
+export async function reopenRanges(
+  database: Database,
+  operationId: string,
+  held: { taskId: string; claim: number },
+  ordinals: readonly number[],
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await lockOperation(tx, operationId);
+    const blocked = await tx.$executeRaw`
+      UPDATE tasks SET state = 'blocked', lease_until = NULL, worker_id = NULL, attempts = 0
+      WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
+    if (blocked !== 1) return;
+    const { rounds } = await tx.operation.update({
+      where: { id: operationId },
+      data: { remaining: ordinals.length, rounds: { increment: 1 } },
+    });
+    if (rounds > roundsMax) {
+      const which = `${ordinals.length === 1 ? "range" : "ranges"} ${ordinals.slice(0, 10).join(", ")}`;
+      throw new InvalidError("backup", `Objects that were stored were gone again after ${roundsMax} rounds: ${which}.`);
+    }
+    await tx.$executeRaw`
+      UPDATE tasks SET state = 'ready', run_after = now(), attempts = 0, report = NULL, bytes_twice = bytes_twice + bytes_done, bytes_done = 0
+      WHERE operation_id = ${operationId}::uuid AND kind = 'copy' AND ordinal = ANY(${[...ordinals]}::int[])`;
+  });
+}
+
+export interface SealedBackup {
+  objects: number;
+  bytesStored: number;
+}
+
+/** `_metadata` is durable: backup `available`, volume or snapshot back to what it was, once. */
+export async function finishBackup(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  done: { plan: BackupPlan; sealed: SealedBackup },
+): Promise<void> {
+  const { plan, sealed } = done;
+  const tidy = plan.fingerprint !== null || (plan.source.kind === "snapshot" && plan.source.temporary);
+  await inTransaction(database, async (tx) => {
+    await releaseSource(tx, operation, "backing-up");
+    const available = await tx.$executeRaw`
+      UPDATE backups SET status = 'available', object_count = ${sealed.objects}, stored_bytes = ${sealed.bytesStored}::bigint, updated_at = now()
+      WHERE id = ${plan.backupId}::uuid AND status = 'creating' AND deleted_at IS NULL`;
+    if (available !== 1) throw new OperationEndedError(operation.id);
+    await notifyBackup(tx, "backup.createprogress", plan.backupId, progressOf(plan, 100));
+    await notifyBackup(tx, "backup.create.end", plan.backupId);
+    await completeOperation(tx, operation, result, {
+      bytesStored: sealed.bytesStored,
+      tidy: tidy ? tidyNeeds(plan) : null,
+    });
+  });
+}
+
+/** The volume or snapshot goes back to the status it had; a second call finds nothing to do. */
+async function releaseSource(
+  tx: Transaction,
+  operation: { snapshotId: string | null; volumeId: string | null },
+  previousStatus: string,
+): Promise<void> {
+  if (operation.snapshotId) {
+    await tx.snapshot.updateMany({
+      where: { id: operation.snapshotId, status: "backing-up" },
+      data: { status: "available", updatedAt: new Date() },
+    });
+    return;
+  }
+  await tx.$executeRaw`
+    UPDATE volumes SET status = CASE WHEN previous_status = 'in-use' AND EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = volumes.id)
+        THEN 'in-use' ELSE 'available' END,
+      previous_status = ${previousStatus}, updated_at = now()
+    WHERE id = ${operation.volumeId}::uuid AND status = 'backing-up'`;
+}
+
+/**
+ * The backup ends in `error` with a reason; the volume does not suffer for it (API spec 9.1). What it was to build on and is damaged is
+ * marked, and its project told. Rows are locked by the caller.
+ */
+export async function failBackupCreate(
+  tx: Transaction,
+  operation: OperationRow,
+  reason: string,
+  damage: Damage | null,
+): Promise<void> {
+  if (damage !== null && damage.backupId !== operation.backupId) {
+    const { projectId, requestId } = operation;
+    await markDamage(tx, damage);
+    await addMessage(tx, {
+      projectId,
+      requestId,
+      backupId: damage.backupId,
+      action: "backup-verify",
+      detail: "damaged",
+    });
+    await notifyBackup(tx, "backup.verify.end", damage.backupId, { mode: "quick", damaged: 1 });
+  }
+  await tx.backup.updateMany({
+    where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
+    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
+  });
+  await releaseSource(tx, operation, "error_backing-up");
+  const plan = operation.plan as unknown as BackupPlan | null;
+  await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? tidyNeeds(plan) : null });
+}
+
+/** The creation stops, and its volume or snapshot goes back; the caller says what becomes of the backup. Rows are locked by the caller. */
+export async function cancelBackupCreate(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  await releaseSource(tx, operation, "backing-up");
+  const plan = operation.plan as unknown as BackupPlan | null;
+  await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? tidyNeeds(plan) : null });
+}
+
+/** The creation stops for the sake of its volume or snapshot, and the backup is in `error` with the reason. Rows are locked by the caller. */
+export async function giveUpBackup(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  const id = operation.backupId ?? nilUuid;
+  await cancelBackupCreate(tx, operation, reason);
+  await tx.backup.updateMany({
+    where: { id, status: "creating", deletedAt: null },
+    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
+  });
+  await notifyBackup(tx, "backup.create.end", id);
+}

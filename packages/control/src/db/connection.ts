@@ -1,0 +1,342 @@
+import { readFileSync } from "node:fs";
+import { type ConnectionOptions, getCACertificates, type SecureVersion } from "node:tls";
+import pg from "pg";
+import { type DatabaseUrl, fixedSettings, parseDatabaseUrl } from "../database-url.ts";
+
+/** How long a kind of work waits for what, before the server or this program gives it up. */
+interface Limits {
+  /** For a connection of its pool. */
+  waitMs: number;
+  /** For each lock, of a statement by itself and of one in a transaction. */
+  lockMs: number;
+  lockInTransactionMs: number;
+  /** Shorter than `silentMs`, so that the server ends what its client would leave behind. 0: no limit. */
+  statementMs: number;
+  transactionMs: number;
+  /** A client that has gone without a word holds its locks no longer than this. Longer than any pause of a program at work. */
+  idleInTransactionMs: number;
+}
+
+/**
+ * A statement by itself reads, and only a locked table can keep it waiting; in a transaction it waits for rows that others have, too.
+ * `request`: somebody waits for the answer. `beat`: leases, which are renewed in time or not at all. `health`: a prober's question.
+ * `script`: set-up and migrations, which take as long as they take.
+ */
+export const limitsOf = {
+  request: {
+    ...{ waitMs: 2_000, lockMs: 300, lockInTransactionMs: 3_000 },
+    ...{ statementMs: 15_000, transactionMs: 25_000, idleInTransactionMs: 10_000 },
+  },
+  work: {
+    ...{ waitMs: 10_000, lockMs: 5_000, lockInTransactionMs: 10_000 },
+    ...{ statementMs: 25_000, transactionMs: 25_000, idleInTransactionMs: 10_000 },
+  },
+  beat: {
+    ...{ waitMs: 2_000, lockMs: 2_000, lockInTransactionMs: 2_000 },
+    ...{ statementMs: 5_000, transactionMs: 5_000, idleInTransactionMs: 5_000 },
+  },
+  health: {
+    ...{ waitMs: 2_500, lockMs: 1_000, lockInTransactionMs: 1_000 },
+    ...{ statementMs: 2_500, transactionMs: 2_500, idleInTransactionMs: 2_500 },
+  },
+  script: {
+    ...{ waitMs: 60_000, lockMs: 30_000, lockInTransactionMs: 30_000 },
+    ...{ statementMs: 0, transactionMs: 0, idleInTransactionMs: 0 },
+  },
+} as const satisfies Record<string, Limits>;
+
+export type DatabaseWork = keyof typeof limitsOf;
+
+/**
+ * A connection on which nothing comes or goes for so long is ended: nobody uses it, or its server is gone without a word. Longer than a
+ * transaction may take.
+ */
+export const silentMs = 30_000;
+
+/** While a statement waits or runs, the server looks so often whether its client is still there. */
+const clientCheckMs = 5_000;
+
+/** A connection takes no longer to be made, where the URL has no `connect_timeout`. */
+export const connectMs = 5_000;
+
+/** One way to the server. */
+interface Candidate {
+  host: string;
+  port: number;
+  encrypted: boolean;
+}
+
+/** Where to connect: all ways in the order in which they are tried, beginning with the one that led there last. */
+export interface Route {
+  url: DatabaseUrl;
+  candidates: readonly Candidate[];
+  at: number;
+}
+
+const isSocket = (host: string): boolean => host.startsWith("/");
+
+export function routeOf(url: DatabaseUrl): Route {
+  const { mode } = url.ssl;
+  const ways = { disable: [false], allow: [false, true], prefer: [true, false] }[mode as string] ?? [true];
+  const hosts = [...url.hosts];
+  if (url.shuffled) hosts.sort(() => Math.random() - 0.5);
+  const candidates = hosts.flatMap((one) =>
+    (isSocket(one.host) ? [false] : ways).map((encrypted) => ({ ...one, encrypted })),
+  );
+  return { url, candidates, at: 0 };
+}
+
+/** What libpq's modes ask of the certificate. Files are read for each connection: they are renewed while a program runs. */
+function tlsOptionsOf({ ssl }: DatabaseUrl): ConnectionOptions {
+  const { mode, rootCert, cert, key, crl, minVersion, maxVersion } = ssl;
+  const read = (path: string, name: string): string => {
+    try {
+      return readFileSync(path, "utf8");
+    } catch (cause) {
+      throw new Error(`${name} cannot be read: ${(cause as Error).message}`, { cause });
+    }
+  };
+  const verified = mode === "verify-full" || mode === "verify-ca" || (mode === "require" && rootCert !== undefined);
+  return {
+    rejectUnauthorized: verified,
+    ...(mode !== "verify-full" && { checkServerIdentity: () => undefined }),
+    ...(rootCert !== undefined && {
+      ca: rootCert === "system" ? getCACertificates("system") : read(rootCert, "sslrootcert"),
+    }),
+    ...(cert !== undefined && { cert: read(cert, "sslcert") }),
+    ...(key !== undefined && { key: read(key, "sslkey") }),
+    ...(ssl.keyPassword !== undefined && { passphrase: ssl.keyPassword }),
+    ...(crl !== undefined && { crl: read(crl, "sslcrl") }),
+    ...(minVersion !== undefined && { minVersion: minVersion as SecureVersion }),
+    ...(maxVersion !== undefined && { maxVersion: maxVersion as SecureVersion }),
+  };
+}
+
+interface FirstAnswer {
+  direct: boolean;
+  version: number;
+  standby: boolean;
+  reads_only: boolean;
+}
+
+type Done = (error: Error | null | undefined) => void;
+type Config = string | (pg.QueryConfig & { text: string });
+
+/**
+ * A connection that behaves the same whoever the server is and whatever stands between: its settings are those of the URL, of the kind of
+ * work and of `fixedSettings`, and no default of the server, the role or the database.
+ *
+ * A pooler that gives a server's connection for one transaction (PgBouncer) keeps no settings between two. It is known by the process id
+ * that the client was given at the start, which is not that of the server's process; then settings are made in every transaction, and a
+ * statement by itself gets one.
+ */
+export class DatabaseConnection extends pg.Client {
+  /** Null until the first answer. */
+  pooled: boolean | null = null;
+  readonly #route: Route;
+  readonly #candidate: Candidate;
+  readonly #limits: Limits;
+  readonly #unusable: Error | null;
+  #version = 0;
+  #inTransaction = false;
+
+  constructor(route: Route, work: DatabaseWork) {
+    const { url } = route;
+    const candidate = route.candidates[route.at] as Candidate;
+    let ssl: ConnectionOptions | false = false;
+    let unusable: Error | null = null;
+    try {
+      if (candidate.encrypted) ssl = tlsOptionsOf(url);
+    } catch (error) {
+      unusable = error as Error;
+    }
+    super({
+      host: candidate.host,
+      port: candidate.port,
+      user: url.user,
+      password: url.password,
+      database: url.database ?? url.user,
+      application_name: url.applicationName ?? "tephra",
+      ssl,
+      sslnegotiation: url.ssl.negotiation,
+      enableChannelBinding: url.channelBinding,
+      keepAlive: url.keepAlive,
+      keepAliveInitialDelayMillis: url.keepAliveIdleMs,
+      connectionTimeoutMillis: url.connectTimeoutMs ?? connectMs,
+    });
+    // An end that comes between two listeners of others would end the process; the query that runs tells of it.
+    this.on("error", () => {});
+    this.#route = route;
+    this.#candidate = candidate;
+    this.#limits = limitsOf[work];
+    this.#unusable = unusable;
+    // What PGOPTIONS says would reach this connection and no pooler.
+    (this as unknown as { connectionParameters: { options: unknown } }).connectionParameters.options = undefined;
+  }
+
+  /** The start-up packet, with what a pooler keeps for each of its clients. */
+  getStartupConf(): Record<string, string> {
+    const base = (pg.Client.prototype as unknown as { getStartupConf(): Record<string, string> }).getStartupConf;
+    const { timezone = "", datestyle = "" } = fixedSettings;
+    return { ...base.call(this), TimeZone: timezone, DateStyle: datestyle, client_encoding: "UTF8" };
+  }
+
+  override connect(): Promise<this>;
+  override connect(callback: Done): void;
+  override connect(callback?: Done): Promise<this> | undefined {
+    const connected = this.#connect();
+    if (callback === undefined) return connected;
+    connected.then(() => callback(null), callback);
+    return undefined;
+  }
+
+  async #connect(): Promise<this> {
+    try {
+      if (this.#unusable !== null) throw this.#unusable;
+      await super.connect();
+      await this.#introduce();
+      return this;
+    } catch (error) {
+      const { candidates, at } = this.#route;
+      if (candidates[at] === this.#candidate) this.#route.at = (at + 1) % candidates.length;
+      super.end().catch(() => {});
+      throw error;
+    }
+  }
+
+  /** Learns what the other end is, and makes the settings that it keeps. */
+  async #introduce(): Promise<void> {
+    const { url } = this.#route;
+    const pid = url.pooled ? 0 : ((this as unknown as { processID: number | null }).processID ?? 0);
+    const answer = await super.query<FirstAnswer>(`
+      SELECT NOT local AS direct, current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS standby,
+        current_setting('transaction_read_only') = 'on' AS reads_only, ${this.#settings("local", this.#limits.lockMs)}
+      FROM (SELECT pg_backend_pid() <> ${pid} AS local) AS met`);
+    const [first] = answer.rows;
+    if (first === undefined) throw new Error("PostgreSQL does not say who it is");
+    this.pooled = !first.direct;
+    this.#version = first.version;
+    if (url.writable && (first.standby || first.reads_only)) {
+      throw new Error(`${this.#candidate.host}:${this.#candidate.port} only reads (target_session_attrs)`);
+    }
+  }
+
+  /** A list of expressions that make all settings; `local` is an expression: whether they end with the transaction. */
+  #settings(local: string, lockMs: number): string {
+    const { statementMs, transactionMs, idleInTransactionMs } = this.#limits;
+    const ours = {
+      ...fixedSettings,
+      lock_timeout: String(lockMs),
+      statement_timeout: String(statementMs),
+      idle_in_transaction_session_timeout: String(idleInTransactionMs),
+      ...this.#route.url.settings,
+    };
+    const since = {
+      client_connection_check_interval: [140_000, clientCheckMs],
+      transaction_timeout: [170_000, transactionMs],
+    };
+    const make = (name: string, value: string): string =>
+      `set_config(${pg.escapeLiteral(name)}, ${pg.escapeLiteral(value)}, ${local})`;
+    const version = this.#version || "current_setting('server_version_num')::int";
+    const newer = Object.entries(since)
+      .filter(([name]) => !Object.hasOwn(ours, name))
+      .map(([name, [from, value]]) => `CASE WHEN ${version} >= ${from} THEN ${make(name, String(value))} END`);
+    return [...Object.entries(ours).map(([name, value]) => make(name, value)), ...newer].join(", ");
+  }
+
+  /** Begins a transaction, in one round trip with the settings that are its own. */
+  async #begin(): Promise<unknown> {
+    const { lockMs, lockInTransactionMs } = this.#limits;
+    const own = Object.hasOwn(this.#route.url.settings, "lock_timeout");
+    let settings = "";
+    if (this.pooled === true) settings = `; SELECT ${this.#settings("true", lockInTransactionMs)}`;
+    else if (lockMs !== lockInTransactionMs && !own) settings = `; SET LOCAL lock_timeout = ${lockInTransactionMs}`;
+    const begun = await this.#send(`BEGIN${settings}`);
+    this.#inTransaction = true;
+    return begun;
+  }
+
+  async #end(config: Config): Promise<unknown> {
+    try {
+      return await this.#send(config);
+    } finally {
+      this.#inTransaction = false;
+    }
+  }
+
+  async #alone(config: Config): Promise<unknown> {
+    await this.#send(`BEGIN; SELECT ${this.#settings("true", this.#limits.lockMs)}`);
+    try {
+      const answer = await this.#send(config);
+      await this.#send("COMMIT");
+      return answer;
+    } catch (error) {
+      await this.#send("ROLLBACK").catch(() => {});
+      throw error;
+    }
+  }
+
+  #send(config: Config, values?: unknown[]): Promise<unknown> {
+    return (super.query as (config: Config, values?: unknown[]) => Promise<unknown>)(config, values);
+  }
+
+  /** As `pg.Client.query`, for those who wait by a promise. */
+  ask(given: Config, values?: unknown[]): Promise<unknown> {
+    const config = values === undefined ? given : { ...(typeof given === "string" ? { text: given } : given), values };
+    const text = typeof config === "string" ? config : config.text;
+    if (text === "BEGIN") return this.#begin();
+    if (text === "COMMIT" || text === "ROLLBACK") return this.#end(config);
+    if (this.pooled === true && !this.#inTransaction) return this.#alone(config);
+    return this.#send(config);
+  }
+}
+// `query` has a dozen overloads, of which programs use one.
+DatabaseConnection.prototype.query = DatabaseConnection.prototype.ask as typeof DatabaseConnection.prototype.query;
+
+/** What a person should read of an error: an attempt at several addresses has its sentences inside. */
+export function sentenceOf(error: unknown): string {
+  const { message, errors, code } = error as { message?: string; errors?: unknown[]; code?: string };
+  if (message) return message;
+  return errors?.map(sentenceOf).join("; ") ?? code ?? String(error);
+}
+
+/** Of several ways that failed: what was wrong with the server, rather than that it would have been spoken to in another way. */
+function whyOf(failed: readonly { candidate: Candidate | undefined; error: unknown }[]): unknown {
+  const refusals = failed.filter(({ error }) => !sentenceOf(error).includes("does not support SSL"));
+  const told = refusals.length > 0 ? refusals : failed;
+  const sentences = new Set(told.map(({ error }) => sentenceOf(error)));
+  const [first] = told;
+  if (sentences.size <= 1 || first === undefined) return first?.error;
+  const message = told.map(({ candidate: c, error }) => `${c?.host}:${c?.port}: ${sentenceOf(error)}`).join("; ");
+  const { code, severity } = first.error as { code?: string; severity?: string };
+  return Object.assign(new Error(message, { cause: first.error }), { code, severity });
+}
+
+/** Tries each way once. @throws what `whyOf` finds to be the reason */
+export async function byAnyWay<T>(
+  route: Route,
+  attempt: () => Promise<T>,
+  isFinal: (error: unknown) => boolean,
+): Promise<T> {
+  const failed: { candidate: Candidate | undefined; error: unknown }[] = [];
+  for (;;) {
+    const candidate = route.candidates[route.at];
+    try {
+      return await attempt();
+    } catch (error) {
+      if (isFinal(error)) throw error;
+      failed.push({ candidate, error });
+      if (failed.length >= route.candidates.length) throw whyOf(failed);
+    }
+  }
+}
+
+/** One connection by itself; the caller ends it. */
+export async function connectDatabase(url: string, work: DatabaseWork): Promise<DatabaseConnection> {
+  const route = routeOf(parseDatabaseUrl(url));
+  const attempt = async (): Promise<DatabaseConnection> => {
+    const connection = new DatabaseConnection(route, work);
+    return connection.connect();
+  };
+  return byAnyWay(route, attempt, () => false);
+}

@@ -1,0 +1,94 @@
+import { PrismaPg } from "@prisma/adapter-pg";
+import type pg from "pg";
+import { parseDatabaseUrl } from "../database-url.ts";
+import { type Prisma, PrismaClient } from "../generated/client.ts";
+import { sayWhoActs } from "./actor.ts";
+import type { DatabaseWork } from "./connection.ts";
+import type { Hooks } from "./crash-points.ts";
+import { isRetryableConflict } from "./outage.ts";
+import { type OnTrouble, openPool } from "./pool.ts";
+
+export type Database = PrismaClient;
+/** What a verb inside a transaction may use. */
+export type Transaction = Prisma.TransactionClient;
+
+export interface DatabaseOptions {
+  /** What its connections are for: how long things may take, and be waited for. */
+  work?: DatabaseWork;
+  connectionsMax?: number;
+  /** Kept open once they were made. */
+  connectionsMin?: number;
+  /** Told of every transaction. */
+  hooks?: Hooks | null;
+  onTrouble?: OnTrouble;
+}
+
+/** Opens a pool of connections. The caller disconnects it. @throws DatabaseUrlError */
+export function openDatabase(url: string, options: DatabaseOptions = {}): Database {
+  const { work = "work", connectionsMax = 10, connectionsMin = 0, hooks = null, onTrouble } = options;
+  const pool = openPool(url, work, { connectionsMax, connectionsMin, onTrouble });
+  if (hooks !== null) pool.on("connect", (client) => tellStatements(client, hooks));
+  const { schema } = parseDatabaseUrl(url);
+  return new PrismaClient({
+    adapter: new PrismaPg(pool, { disposeExternalPool: true, schema }),
+    transactionOptions: { maxWait: 10_000, timeout: 20_000 },
+  });
+}
+
+/** Tells where in its transactions a connection is. */
+function tellStatements(client: pg.ClientBase, hooks: Hooks): void {
+  const query = client.query.bind(client) as (...args: unknown[]) => unknown;
+  let statements: number | null = null;
+  client.query = ((...args: unknown[]) => {
+    const [asked] = args;
+    const text = typeof asked === "string" ? asked : (asked as { text: string }).text;
+    if (text === "COMMIT") {
+      statements = null;
+      hooks.reached("transaction.commit");
+      return (query(...args) as Promise<unknown>).then((done) => {
+        hooks.reached("transaction.committed");
+        return done;
+      });
+    }
+    if (text === "BEGIN") {
+      statements = 0;
+      hooks.reached("transaction.begin");
+    } else if (text === "ROLLBACK") statements = null;
+    else if (statements !== null) {
+      statements += 1;
+      hooks.reached(`transaction.statement-${statements}`);
+    }
+    return query(...args);
+  }) as typeof client.query;
+}
+
+/** What was read before its lock could be had has changed meanwhile: the transaction is dropped, and begins anew. */
+export class ChangedMeanwhileError extends Error {
+  readonly code = "40001";
+}
+
+/**
+ * Runs `work` in one transaction, again (up to three times) after a deadlock or serialization failure. The database is told who acts, for
+ * the audit (actor.ts).
+ * Lock order everywhere: schedule → repository → quota → group → volume → backup (parent first) → operation → task.
+ */
+export async function inTransaction<T>(database: Database, work: (tx: Transaction) => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await database.$transaction(async (tx) => {
+        await sayWhoActs(tx);
+        return work(tx);
+      });
+    } catch (error) {
+      if (attempt >= 3 || !isRetryableConflict(error)) throw error;
+    }
+  }
+}
+
+/**
+ * Keeps a reaper and whoever gives a row to objects that are there already (imports, rescans) apart, until the transaction ends. First in
+ * the lock order but for schedules.
+ */
+export async function lockRepository(tx: Transaction, name: string): Promise<void> {
+  await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended(${`tephra:repository:${name}`}, 0))`;
+}

@@ -1,0 +1,74 @@
+import { InvalidError } from "../errors.ts";
+
+/** One page of a list: sort keys in order of weight, then where to begin. `limit` is already bounded by the dialect. */
+export interface Page<Key extends string> {
+  sort: readonly { key: Key; direction: "asc" | "desc" }[];
+  limit: number;
+  offset: number;
+  /** Id of the last item of the previous page. */
+  marker?: string;
+}
+
+type Direction = "asc" | "desc";
+type Order = Record<string, Direction | { sort: Direction; nulls: "first" | "last" }>;
+
+/** Sort keys whose column may be null. */
+const nullable: ReadonlySet<string> = new Set([
+  "updatedAt",
+  "name",
+  "container",
+  "snapshotId",
+  "sourceVolumeId",
+  "launchedAt",
+  "parentId",
+  "failReason",
+  "description",
+  "availabilityZone",
+  "service",
+  "serviceMetadata",
+  "host",
+  "encryptionKeyId",
+  "restoreVolumeId",
+  "deletedAt",
+]);
+
+/** Null counts as the least value of its column, as in Cinder (API spec 6.1). */
+const orderBy = (key: string, sort: Direction): Order => ({
+  [key]: nullable.has(key) ? { sort, nulls: sort === "asc" ? "first" : "last" } : sort,
+});
+
+/** Prisma's orderBy: the page's keys, then created_at and id as tie breakers in the first key's direction. */
+export function orderOf<Key extends string>(page: Page<Key>): Order[] {
+  const direction = page.sort[0]?.direction ?? "desc";
+  const keys = page.sort.map((s) => orderBy(s.key, s.direction));
+  const tail = ["createdAt", "id"].filter((k) => !page.sort.some((s) => s.key === k)).map((k) => orderBy(k, direction));
+  return [...keys, ...tail];
+}
+
+/** Prisma's skip, take and cursor. The marker's row must exist: the verb checks that it is visible first. */
+export function windowOf(page: Page<string>): { skip: number; take: number; cursor?: { id: string } } {
+  if (page.offset < 0) throw new InvalidError("input", "offset must be >= 0");
+  return page.marker === undefined
+    ? { skip: page.offset, take: page.limit }
+    : { skip: page.offset + 1, take: page.limit, cursor: { id: page.marker } };
+}
+
+/** Prisma's condition on a text in any case. It becomes ILIKE, so what ILIKE reads as a pattern is escaped. */
+export const equalText = (text: string): { equals: string; mode: "insensitive" } => ({
+  equals: text.replace(/[\\%_]/g, "\\$&"),
+  mode: "insensitive",
+});
+
+/** Prisma's condition on a text that has `part` somewhere, in any case; `%` and `_` in it are wildcards. */
+export const containing = (part: string): { contains: string; mode: "insensitive" } => ({
+  contains: part,
+  mode: "insensitive",
+});
+
+const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
+
+/** Ids from a path are not checked for form; one that is no uuid simply names nothing. */
+export const isUuid = (text: string): boolean => uuidPattern.test(text);
+
+/** The id that no row has. */
+export const nilUuid = "00000000-0000-0000-0000-000000000000";

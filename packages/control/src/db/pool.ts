@@ -1,0 +1,176 @@
+import type { Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+import pg from "pg";
+import { parseDatabaseUrl } from "../database-url.ts";
+import {
+  byAnyWay,
+  connectMs,
+  DatabaseConnection,
+  type DatabaseWork,
+  limitsOf,
+  routeOf,
+  sentenceOf,
+  silentMs,
+} from "./connection.ts";
+
+/** What to tell of connections: the server's own sentence when none could be made, null when one was. */
+export type OnTrouble = (sentence: string | null) => void;
+
+/** Transactions wait for rows that others have; they leave so many connections of a larger pool to statements that only read. */
+const loneConnections = 6;
+
+const silence = (): Error =>
+  Object.assign(new Error(`PostgreSQL was silent for ${silentMs} ms`), { code: "ETIMEDOUT", syscall: "read" });
+
+/** All connections were in use for as long as this kind of work waits. */
+class NoConnectionError extends Error {
+  constructor(waitMs: number) {
+    super(`timeout exceeded when trying to connect: no connection was free for ${waitMs} ms`);
+  }
+}
+
+/** Waits for `asked` until `deadline`, by the monotonic clock; a connection that comes later goes back at once. @throws NoConnectionError */
+async function inTime(asked: Promise<pg.PoolClient>, deadline: number, waitMs: number): Promise<pg.PoolClient> {
+  const stop = new AbortController();
+  const late = sleep(Math.max(0, deadline - performance.now()), null, { signal: stop.signal, ref: false });
+  const given = await Promise.race([asked, late.catch(() => null)]).finally(() => stop.abort());
+  if (given !== null) return given;
+  asked.then(
+    (client) => client.release(),
+    () => {},
+  );
+  throw new NoConnectionError(waitMs);
+}
+
+interface Turnstile {
+  /** @returns false when no place became free before the deadline */
+  enter(deadline: number): Promise<boolean>;
+  leave(): void;
+}
+
+/** Lets so many in at a time; the others wait in the order in which they came. */
+function openTurnstile(places: number): Turnstile {
+  let free = places;
+  let waiting: ((entered: boolean) => void)[] = [];
+  return {
+    async enter(deadline) {
+      if (free > 0) {
+        free -= 1;
+        return true;
+      }
+      const { promise, resolve } = Promise.withResolvers<boolean>();
+      waiting.push(resolve);
+      const timer = setTimeout(
+        () => {
+          waiting = waiting.filter((one) => one !== resolve);
+          resolve(false);
+        },
+        Math.max(0, deadline - performance.now()),
+      );
+      return promise.finally(() => clearTimeout(timer));
+    },
+    leave() {
+      const next = waiting.shift();
+      if (next === undefined) free += 1;
+      else next(true);
+    },
+  };
+}
+
+/**
+ * A pool of at most `connectionsMax` connections, each as DatabaseConnection has it. Whoever asks for one waits no longer than its kind of
+ * work allows. `query` runs a statement by itself, `connect` is for transactions.
+ *
+ * @throws DatabaseUrlError
+ */
+export function openPool(
+  url: string,
+  work: DatabaseWork,
+  options: { connectionsMax: number; connectionsMin?: number; onTrouble?: OnTrouble | undefined },
+): pg.Pool {
+  const { connectionsMax, connectionsMin = 0, onTrouble = () => {} } = options;
+  const parsed = parseDatabaseUrl(url);
+  const route = routeOf(parsed);
+  const { waitMs } = limitsOf[work];
+  const pool = new pg.Pool({
+    Client: class extends DatabaseConnection {
+      constructor() {
+        super(route, work);
+      }
+    },
+    max: connectionsMax,
+    min: connectionsMin,
+    connectionTimeoutMillis: Math.max(parsed.connectTimeoutMs ?? connectMs, waitMs),
+    idleTimeoutMillis: silentMs - 5_000,
+  });
+  // Between two borrowers a connection has no listener of its own. When the server cuts it just then, in the same chunk of bytes
+  // as an answer, its "error" event would end the process. Whoever uses the connection learns of it from its query.
+  pool.on("connect", (client) => {
+    onTrouble(null);
+    client.on("error", () => {});
+    const stream = client.connection.stream as Socket;
+    stream.setTimeout(silentMs, () => stream.destroy(silence()));
+  });
+  pool.on("error", () => {});
+
+  const connect = pool.connect.bind(pool) as () => Promise<pg.PoolClient>;
+  const borrow = async (deadline: number): Promise<pg.PoolClient> => {
+    try {
+      const attempt = () => inTime(connect(), deadline, waitMs);
+      return await byAnyWay(route, attempt, (error) => error instanceof NoConnectionError);
+    } catch (error) {
+      onTrouble(sentenceOf(error));
+      throw error;
+    }
+  };
+  const transactions = openTurnstile(
+    connectionsMax > 2 * loneConnections ? connectionsMax - loneConnections : connectionsMax,
+  );
+  const begin = async (): Promise<pg.PoolClient> => {
+    const deadline = performance.now() + waitMs;
+    if (!(await transactions.enter(deadline))) throw new NoConnectionError(waitMs);
+    try {
+      const client = await borrow(deadline);
+      const release = client.release.bind(client);
+      client.release = (error) => {
+        transactions.leave();
+        release(error);
+      };
+      return client;
+    } catch (error) {
+      transactions.leave();
+      throw error;
+    }
+  };
+  const ask = async (config: string | pg.QueryConfig, values?: unknown[]): Promise<unknown> => {
+    const client = await borrow(performance.now() + waitMs);
+    try {
+      const answer = await client.query(config as pg.QueryConfig, values);
+      client.release();
+      return answer;
+    } catch (error) {
+      client.release(isOfTheStatement(error) ? undefined : (error as Error));
+      throw error;
+    }
+  };
+  return Object.assign(pool, { connect: begin, query: ask }) as pg.Pool;
+}
+
+/** The server has refused a statement and goes on; classes 57 and 58 and what has no SQLSTATE may be the end of the connection. */
+function isOfTheStatement(error: unknown): boolean {
+  const { code, severity } = error as { code?: unknown; severity?: unknown };
+  return severity === "ERROR" && typeof code === "string" && /^(?!57P|58|08|25)[0-9A-Z]{5}$/.test(code);
+}
+
+/** Tells a log of PostgreSQL's trouble: once per change, in the server's own words. One for all connections of a program. */
+export function tellTrouble(log: { warn: TellLine; info: TellLine }): OnTrouble {
+  let told: string | null = null;
+  return (sentence) => {
+    if (sentence === told) return;
+    if (sentence === null) log.info({ event: "database.reached" }, "PostgreSQL answers again");
+    else log.warn({ event: "database.unreached", reason: sentence }, `PostgreSQL: ${sentence}`);
+    told = sentence;
+  };
+}
+
+type TellLine = (fields: object, text: string) => void;

@@ -1,0 +1,55 @@
+import type { Config } from "../config.ts";
+import type { Database } from "../db/database.ts";
+import { isUuid } from "../db/listing.ts";
+import type { AuditEntry } from "../generated/client.ts";
+
+export type AuditRow = AuditEntry;
+
+export const auditedResources = [
+  "backup",
+  "volume",
+  "snapshot",
+  "group",
+  "group_snapshot",
+  "attachment",
+  "transfer",
+  "operation",
+] as const;
+
+export interface AuditQuery {
+  resource?: (typeof auditedResources)[number];
+  resourceId?: string;
+  /** Whose the resource is. */
+  projectId?: string;
+  userId?: string;
+  workerId?: string;
+  requestId?: string;
+  operationId?: string;
+  /** From this moment, up to but not at that one. */
+  since?: Date;
+  until?: Date;
+  /** The page begins behind this entry. */
+  marker?: bigint;
+  limit: number;
+}
+
+/** Who changed the status of what, newest first, of all projects: for admins. */
+export async function listAudit(database: Database, query: AuditQuery): Promise<AuditRow[]> {
+  const { since, until, marker, limit, ...columns } = query;
+  if ([columns.resourceId, columns.operationId].some((id) => id !== undefined && !isUuid(id))) return [];
+  return database.auditEntry.findMany({
+    where: {
+      ...columns,
+      at: { ...(since && { gte: since }), ...(until && { lt: until }) },
+      ...(marker !== undefined && { id: { lt: marker } }),
+    },
+    orderBy: { id: "desc" },
+    take: limit,
+  });
+}
+
+/** Forgets what is older than `audit.retention_days`. */
+export async function forgetAudit(database: Database, config: Config): Promise<void> {
+  await database.$executeRaw`
+    DELETE FROM audit WHERE at < now() - ${config.audit.retention_days}::float8 * interval '1 day'`;
+}

@@ -1,0 +1,169 @@
+import { randomUUID } from "node:crypto";
+import type { Config } from "../config.ts";
+import type { Database, Transaction } from "../db/database.ts";
+import { isUuid } from "../db/listing.ts";
+import { NotFoundError } from "../errors.ts";
+import type { Json } from "../queue/tasks.ts";
+
+/** Cinder's events about backups (API spec 11.1), and those of verifications, which are ours. */
+export type BackupEvent =
+  | "backup.create.start"
+  | "backup.createprogress"
+  | "backup.create.end"
+  | "backup.restore.start"
+  | "backup.restore.end"
+  | "backup.delete.start"
+  | "backup.delete.end"
+  | "backup.reset_status.start"
+  | "backup.reset_status.end"
+  | "backup.verify.start"
+  | "backup.verify.end";
+
+/** Kept so long once every target has them, and so long when a target never took them. */
+const keptDelivered = "1 day";
+const keptDead = "30 days";
+
+/**
+ * Puts an event about a backup into the outbox, with the row as this transaction leaves it: call it after the change. `more` is added to
+ * the payload.
+ */
+export async function notifyBackup(
+  tx: Transaction | Database,
+  event: BackupEvent,
+  backupId: string,
+  more: { [key: string]: Json } = {},
+): Promise<void> {
+  await tx.$executeRaw`
+    INSERT INTO notifications (id, event_type, host, payload)
+    SELECT ${randomUUID()}::uuid, ${event}, coalesce(b.host, 'unknown'), jsonb_build_object(
+      'tenant_id', b.project_id, 'user_id', b.user_id, 'availability_zone', b.availability_zone, 'backup_id', b.id,
+      'host', b.host, 'display_name', b.name,
+      'created_at', to_char(b.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"'),
+      'status', b.status, 'volume_id', b.volume_id, 'size', b.size_gib, 'service_metadata', b.service_metadata,
+      'service', b.service, 'fail_reason', b.fail_reason, 'parent_id', b.parent_id,
+      'num_dependent_backups', (SELECT count(*) FROM backups c WHERE c.parent_id = b.id AND c.deleted_at IS NULL),
+      'snapshot_id', b.snapshot_id) || ${JSON.stringify(more)}::jsonb
+    FROM backups b WHERE b.id = ${backupId}::uuid`;
+}
+
+/** A notification on its way to one target. */
+export interface DueDelivery {
+  id: string;
+  target: string;
+  attempts: number;
+  /** The notification's own id: the same at every attempt and target. */
+  messageId: string;
+  eventType: string;
+  host: string;
+  payload: Json;
+  createdAt: Date;
+}
+
+/** Names of the configured targets, as deliveries carry them. */
+export function targetsOf({ notifications }: Pick<Config, "notifications">): string[] {
+  const { webhooks, redis_stream: stream, log } = notifications;
+  return [...webhooks.map((w) => `webhook:${w.name}`), ...(stream ? ["redis"] : []), ...(log ? ["log"] : [])];
+}
+
+/** Gives new notifications one delivery for each target; without targets they are only marked. */
+export async function spreadNotifications(database: Database, targets: readonly string[]): Promise<void> {
+  await database.$executeRaw`
+    WITH fresh AS (
+      UPDATE notifications SET spread = true WHERE id IN (
+        SELECT id FROM notifications WHERE NOT spread ORDER BY sequence LIMIT 1000 FOR UPDATE SKIP LOCKED)
+      RETURNING id
+    )
+    INSERT INTO deliveries (id, notification_id, target)
+    SELECT gen_random_uuid(), f.id, t.target FROM fresh f CROSS JOIN unnest(${[...targets]}::text[]) AS t(target)`;
+}
+
+/**
+ * Takes deliveries that are due. Each is due again after `leaseMs` if its taker does not live to say how it went: a target may see one
+ * twice, and tells by the message's id.
+ */
+export async function takeDeliveries(
+  database: Database,
+  options: { limit: number; leaseMs: number; attemptsMax: number },
+): Promise<DueDelivery[]> {
+  // Whoever took it never said how it went, as often as that: it may be what ends its takers.
+  await database.$executeRaw`
+    UPDATE deliveries SET state = 'dead', last_error = coalesce(last_error, 'nobody came back who had taken it')
+    WHERE state = 'pending' AND run_after <= now() AND attempts >= ${options.attemptsMax}`;
+  return database.$queryRaw<DueDelivery[]>`
+    WITH due AS (
+      UPDATE deliveries SET attempts = attempts + 1, run_after = now() + ${options.leaseMs} * interval '1 millisecond'
+      WHERE id IN (SELECT id FROM deliveries WHERE state = 'pending' AND run_after <= now()
+        ORDER BY run_after LIMIT ${options.limit} FOR UPDATE SKIP LOCKED)
+      RETURNING *
+    )
+    SELECT d.id, d.target, d.attempts, n.id AS "messageId", n.event_type AS "eventType", n.host, n.payload,
+      n.created_at AS "createdAt"
+    FROM due d JOIN notifications n ON n.id = d.notification_id ORDER BY n.sequence`;
+}
+
+export async function markDelivered(database: Database, id: string): Promise<void> {
+  await database.$executeRaw`UPDATE deliveries SET state = 'delivered', last_error = NULL WHERE id = ${id}::uuid`;
+}
+
+/** An attempt failed: the next one is due after `delayMs`, unless the delivery is `dead`. */
+export async function markUndelivered(
+  database: Database,
+  id: string,
+  failure: { reason: string; dead: boolean; delayMs: number },
+): Promise<void> {
+  await database.$executeRaw`
+    UPDATE deliveries SET last_error = ${failure.reason.slice(0, 1000)}, state = ${failure.dead ? "dead" : "pending"},
+      run_after = now() + ${failure.delayMs} * interval '1 millisecond'
+    WHERE id = ${id}::uuid AND state = 'pending'`;
+}
+
+/** Forgets what every target has, and after a longer while what none will take. */
+export async function forgetNotifications(database: Database): Promise<void> {
+  await database.$executeRaw`
+    DELETE FROM notifications n WHERE spread AND created_at < now() - ${keptDelivered}::interval
+      AND (created_at < now() - ${keptDead}::interval
+        OR NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.notification_id = n.id AND d.state <> 'delivered'))`;
+}
+
+export const deliveryStates = ["pending", "delivered", "dead"] as const;
+export type DeliveryState = (typeof deliveryStates)[number];
+
+export interface DeliveryRow extends Omit<DueDelivery, "host"> {
+  state: DeliveryState;
+  runAfter: Date;
+  lastError: string | null;
+}
+
+/** Newest first. For admins: the events are of all projects. */
+export async function listDeliveries(
+  database: Database,
+  query: { state: DeliveryState; limit: number },
+): Promise<DeliveryRow[]> {
+  const rows = await database.delivery.findMany({
+    where: { state: query.state },
+    include: { notification: true },
+    orderBy: [{ notification: { sequence: "desc" } }, { id: "desc" }],
+    take: query.limit,
+  });
+  return rows.map(({ notification, ...row }) => ({
+    id: row.id,
+    target: row.target,
+    attempts: row.attempts,
+    messageId: notification.id,
+    eventType: notification.eventType,
+    payload: notification.payload,
+    createdAt: notification.createdAt,
+    state: row.state as DeliveryState,
+    runAfter: row.runAfter,
+    lastError: row.lastError,
+  }));
+}
+
+/** Sends a dead delivery again from its first attempt. @throws NotFoundError unless it is dead */
+export async function retryDelivery(database: Database, id: string): Promise<void> {
+  const retried = isUuid(id)
+    ? await database.$executeRaw`
+        UPDATE deliveries SET state = 'pending', attempts = 0, run_after = now() WHERE id = ${id}::uuid AND state = 'dead'`
+    : 0;
+  if (retried !== 1) throw new NotFoundError("Notification", id);
+}

@@ -1,0 +1,419 @@
+import { randomUUID } from "node:crypto";
+import { cancelBackupCreate } from "../backups/work.ts";
+import type { Config } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
+import type { Backup, Prisma, Volume } from "../generated/client.ts";
+import type { Principal } from "../principal.ts";
+import {
+  completeOperation,
+  endOperation,
+  isLive,
+  lockLiveOperation,
+  type OperationRow,
+  startOperation,
+} from "../queue/operations.ts";
+import { finishTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
+import { needToWrite } from "../queue/workers.ts";
+import { chooseParent, lockBackup, placeBackup, startBackup } from "../rows/backups.ts";
+import { lockQuota, reserveQuota } from "../rows/quotas.ts";
+import { joinInstanceGroup } from "../volumes/attach.ts";
+import {
+  type GroupEnd,
+  type GroupRow,
+  holdGroup,
+  instanceGroupType,
+  lockInstanceGroup,
+  lockVisibleGroup,
+  refuseBusy,
+  releaseGroup,
+} from "./groups.ts";
+import { getInstance, getInstanceOf, type InstanceRow, inDiskOrder } from "./instances.ts";
+import { type GroupSnapshotRow, getGroupSnapshot, type InstanceRecord } from "./snapshots.ts";
+
+/** What a request for an operation on an instance group became. The lists have one order: boot disk first. */
+export interface AcceptedGroupOperation {
+  operationId: string;
+  groupId: string;
+  instanceId: string;
+  groupSnapshotId: string;
+  volumeIds: string[];
+  snapshotIds: string[];
+  backupIds: string[];
+}
+
+/** The instance that a request names, if the group is its. @throws InvalidError */
+export async function memberInstance(
+  tx: Transaction,
+  principal: Principal,
+  group: GroupRow,
+  instanceId: string,
+): Promise<InstanceRow> {
+  if (group.instanceId === instanceId) return getInstanceOf(tx, group.projectId, instanceId);
+  const instance = await getInstance(tx, principal, instanceId).catch((error: unknown) => {
+    if (error instanceof NotFoundError) throw new InvalidError("request", error.message);
+    throw error;
+  });
+  if (group.projectId !== instance.projectId || group.instanceId !== instance.id) {
+    throw new InvalidError("request", `Instance ${instanceId} is not a member of instance group ${group.id}.`);
+  }
+  return instance;
+}
+
+/** Members in the order of the instance's disks; those that are none come last. Disks that joined no group do so now. */
+async function readMembers(tx: Transaction, group: GroupRow, instance: InstanceRow | null) {
+  if (instance) await joinInstanceGroup(tx, group.projectId, instance.id);
+  const volumes = await tx.volume.findMany({
+    where: { groupId: group.id },
+    orderBy: [{ createdAt: "asc" }, { id: "asc" }],
+  });
+  const device = (volume: Volume) => instance?.disks.find((disk) => disk.volumeId === volume.id)?.device ?? null;
+  const members = volumes.map((volume) => ({ volume, volumeId: volume.id, device: device(volume) }));
+  return instance ? inDiskOrder(members, instance.bootVolumeId) : members;
+}
+
+type Member = Awaited<ReturnType<typeof readMembers>>[number];
+
+function checkMembers(group: GroupRow, instance: InstanceRow | null, members: readonly Member[]): void {
+  if (members.length === 0) throw new InvalidError("request", `Group ${group.id} has no volumes to back up.`);
+  for (const { volume } of members) {
+    if (["available", "in-use"].includes(volume.status)) continue;
+    const text = `Volume ${volume.id} status must be available or in-use, but current status is: ${volume.status}.`;
+    throw new InvalidError("request", text);
+  }
+  const stray = instance?.disks.find((disk) => !members.some((member) => member.volumeId === disk.volumeId));
+  if (stray) throw new InvalidError("request", `Volume ${stray.volumeId} is a member of another group.`);
+}
+
+export interface NewGroupBackup {
+  groupId: string;
+  instanceId: string;
+  name: string;
+  description: string | null;
+  incremental: boolean;
+  metadata: Record<string, string>;
+}
+
+/**
+ * Accepts the backup of an instance: quotas taken, group snapshot, snapshots and backups `creating`, operation and task, in one
+ * transaction; the group is the operation's from then on.
+ *
+ * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
+ */
+export async function requestGroupBackup(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: NewGroupBackup,
+): Promise<AcceptedGroupOperation> {
+  return inTransaction(database, async (tx) => {
+    await lockQuota(tx, principal.projectId);
+    const group = await lockInstanceGroup(tx, principal, request.groupId);
+    const instance = await memberInstance(tx, principal, group, request.instanceId);
+    if (group.status !== "available") {
+      const text = `Group status must be available, but current status is: ${group.status}`;
+      throw new InvalidError("request", text);
+    }
+    if (!["ACTIVE", "SHUTOFF"].includes(instance.powerState)) {
+      throw new InvalidError("request", `Cannot back up instance ${instance.id} in status ${instance.powerState}.`);
+    }
+    const members = await readMembers(tx, group, instance);
+    checkMembers(group, instance, members);
+    refuseBusy(group);
+    if ((await tx.groupSnapshot.count({ where: { groupId: group.id, name: request.name } })) > 0) {
+      const text = `A backup named ${request.name} already exists in instance group ${group.id}.`;
+      throw new InvalidError("request", text);
+    }
+    const gigabytes = members.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
+    const snapshots = { snapshots: members.length, gigabytes };
+    await reserveQuota(tx, config, principal.projectId, {
+      ...snapshots,
+      backups: members.length,
+      backup_gigabytes: gigabytes,
+    });
+    const groupSnapshotId = await addGroupSnapshot(tx, principal, group, {
+      name: request.name,
+      description: request.description ?? `group backup for instance ${instance.name}`,
+      instance,
+      members,
+    });
+    const snapshotIds = await addSnapshots(tx, principal, { id: groupSnapshotId, name: request.name }, members);
+    const backupIds: string[] = [];
+    for (const [at, member] of members.entries()) {
+      const snapshotId = snapshotIds[at] as string;
+      const place = { group, instance, groupSnapshotId, snapshotId };
+      backupIds.push(await addBackup(tx, config, principal, request, { ...place, member }));
+    }
+    const operationId = await startSnapshot(tx, principal, group, {
+      kind: "group-backup",
+      groupSnapshotId,
+      members,
+    });
+    const volumeIds = members.map((member) => member.volumeId);
+    return {
+      operationId,
+      groupId: group.id,
+      instanceId: instance.id,
+      groupSnapshotId,
+      volumeIds,
+      snapshotIds,
+      backupIds,
+    };
+  });
+}
+
+/**
+ * Accepts a snapshot of all volumes of a group at one instant, without backups: Cinder's own.
+ *
+ * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
+ */
+export async function requestGroupSnapshot(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: { groupId: string; name: string | null; description: string | null },
+): Promise<GroupSnapshotRow> {
+  return inTransaction(database, async (tx) => {
+    await lockQuota(tx, principal.projectId);
+    const group = await lockVisibleGroup(tx, principal, request.groupId);
+    if (group.groupTypeId === instanceGroupType) {
+      const text = `Group ${group.id} is an instance group: its snapshots are made with its backups.`;
+      throw new InvalidError("group", text);
+    }
+    const members = await readMembers(tx, group, null);
+    checkMembers(group, null, members);
+    refuseBusy(group);
+    const gigabytes = members.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
+    await reserveQuota(tx, config, principal.projectId, { snapshots: members.length, gigabytes });
+    const { name, description } = request;
+    const id = await addGroupSnapshot(tx, principal, group, { name, description, instance: null, members });
+    await addSnapshots(tx, principal, { id, name }, members);
+    await startSnapshot(tx, principal, group, { kind: "group-snapshot", groupSnapshotId: id, members });
+    return getGroupSnapshot(tx, principal, id);
+  });
+}
+
+const recordOf = (instance: InstanceRow, members: readonly Member[]): InstanceRecord => ({
+  id: instance.id,
+  name: instance.name,
+  power_state: instance.powerState,
+  boot_volume_id: instance.bootVolumeId,
+  configuration: instance.configuration,
+  disks: members.map((member) => ({ volume_id: member.volumeId, device: member.device })),
+});
+
+async function addGroupSnapshot(
+  tx: Transaction,
+  principal: Principal,
+  group: GroupRow,
+  snapshot: {
+    name: string | null;
+    description: string | null;
+    instance: InstanceRow | null;
+    members: readonly Member[];
+  },
+): Promise<string> {
+  const { name, description, instance, members } = snapshot;
+  const row = await tx.groupSnapshot.create({
+    data: {
+      id: randomUUID(),
+      projectId: principal.projectId,
+      userId: principal.userId,
+      groupId: group.id,
+      groupTypeId: group.groupTypeId,
+      instanceId: instance?.id ?? null,
+      name,
+      description,
+      status: "creating",
+      ...(instance && { instance: recordOf(instance, members) as unknown as Prisma.InputJsonObject }),
+    },
+  });
+  return row.id;
+}
+
+/** One snapshot of each member; their ids in the members' order. */
+async function addSnapshots(
+  tx: Transaction,
+  principal: Principal,
+  of: { id: string; name: string | null },
+  members: readonly Member[],
+): Promise<string[]> {
+  const rows = members.map(({ volume }) => ({
+    id: randomUUID(),
+    projectId: principal.projectId,
+    userId: principal.userId,
+    volumeId: volume.id,
+    groupSnapshotId: of.id,
+    name: of.name,
+    status: "creating",
+    sizeGib: volume.sizeGib,
+    sizeBytes: volume.sizeBytes,
+  }));
+  await tx.snapshot.createMany({ data: rows });
+  return rows.map((row) => row.id);
+}
+
+/** The row of one member's backup. It is begun when the snapshots are there. */
+async function addBackup(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  request: NewGroupBackup,
+  part: { member: Member; group: GroupRow; instance: InstanceRow; groupSnapshotId: string; snapshotId: string },
+): Promise<string> {
+  const { volume, device } = part.member;
+  const parent = request.incremental ? await chooseParent(tx, principal.projectId, volume.id, null) : null;
+  const row = await tx.backup.create({
+    data: {
+      id: randomUUID(),
+      projectId: principal.projectId,
+      userId: principal.userId,
+      volumeId: volume.id,
+      snapshotId: part.snapshotId,
+      groupSnapshotId: part.groupSnapshotId,
+      parentId: parent?.id ?? null,
+      name: request.name,
+      description: `backup for volume ${volume.id}`,
+      status: "creating",
+      sizeGib: volume.sizeGib,
+      repository: placeBackup(config, null, { parent, volume }).repository,
+      container: part.group.id,
+      metadata: {
+        ...request.metadata,
+        instance_group_id: part.group.id,
+        group_snapshot_id: part.groupSnapshotId,
+        instance_id: part.instance.id,
+        mountpoint: device ?? "",
+      },
+      dataTimestamp: new Date(),
+    },
+  });
+  return row.id;
+}
+
+async function startSnapshot(
+  tx: Transaction,
+  principal: Principal,
+  group: GroupRow,
+  snapshot: { kind: "group-backup" | "group-snapshot"; groupSnapshotId: string; members: readonly Member[] },
+): Promise<string> {
+  const { kind, groupSnapshotId, members } = snapshot;
+  const operationId = await startOperation(tx, principal, {
+    kind,
+    projectId: principal.projectId,
+    groupId: group.id,
+    groupSnapshotId,
+    bytesTotal: members.reduce((sum, { volume }) => sum + volume.sizeBytes, 0n),
+    task: { kind: "snapshot-group", needs: [...new Set(members.map(({ volume }) => `backend:${volume.backend}`))] },
+  });
+  await holdGroup(tx, group.id, operationId);
+  return operationId;
+}
+
+/** What the worker found out about the snapshots. */
+export interface TakenTogether {
+  /** The one moment of all of them. */
+  takenAt: Date;
+  frozenMs: number | null;
+  consistency: "application" | "crash";
+  /** Exact lengths by the snapshots' ids. */
+  sizesBytes: ReadonlyMap<string, number>;
+}
+
+/**
+ * The snapshots are there, of one moment: the backups of them begin, each an operation of its own, with that moment as their data's.
+ *
+ * @throws ClaimLostError, OperationEndedError
+ */
+export async function finishGroupSnapshot(
+  database: Database,
+  config: Config,
+  operation: TaskOperation,
+  result: TaskResult,
+  taken: TakenTogether,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const of = { groupSnapshotId: operation.groupSnapshotId ?? nilUuid };
+    const { takenAt, frozenMs, consistency } = taken;
+    const now = new Date();
+    const backups = await tx.backup.findMany({
+      where: { ...of, status: "creating", deletedAt: null },
+      orderBy: { id: "asc" },
+    });
+    for (const backup of backups) await lockBackup(tx, backup.id);
+    await tx.groupSnapshot.updateMany({
+      where: { id: of.groupSnapshotId, status: "creating" },
+      data: { status: "available", takenAt, frozenMs, consistency, updatedAt: now },
+    });
+    const backedUp = new Set(backups.map((backup) => backup.snapshotId));
+    for (const [id, sizeBytes] of taken.sizesBytes) {
+      const status = backedUp.has(id) ? "backing-up" : "available";
+      await tx.snapshot.updateMany({
+        where: { id, status: "creating" },
+        data: { status, sizeBytes: BigInt(sizeBytes), updatedAt: now },
+      });
+    }
+    await tx.backup.updateMany({
+      where: { id: { in: backups.map(({ id }) => id) } },
+      data: { dataTimestamp: takenAt },
+    });
+    if (backups.length === 0) {
+      await releaseGroup(tx, operation.id);
+      return completeOperation(tx, operation, result);
+    }
+    const whole = await lockLiveOperation(tx, operation.id);
+    await finishTask(tx, result);
+    await tx.operation.update({ where: { id: whole.id }, data: { remaining: backups.length, updatedAt: now } });
+    for (const backup of backups) await startPart(tx, config, whole, backup);
+  });
+}
+
+async function startPart(tx: Transaction, config: Config, whole: OperationRow, row: Backup): Promise<void> {
+  const volume = await tx.volume.findUniqueOrThrow({ where: { id: row.volumeId } });
+  const snapshot = await tx.snapshot.findUniqueOrThrow({ where: { id: row.snapshotId ?? nilUuid } });
+  const parent = row.parentId ? await tx.backup.findUnique({ where: { id: row.parentId } }) : null;
+  const reach = needToWrite(row.repository);
+  await startBackup(tx, config, whole, { row, parent, volume, snapshot, reach, parentId: whole.id });
+}
+
+/** All backups are made. @throws ClaimLostError, OperationEndedError */
+export async function finishGroupBackup(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await releaseGroup(tx, operation.id);
+    await completeOperation(tx, operation, result);
+  });
+}
+
+/**
+ * What is not made will not be: the backup of the group is in error, and its whole parts can still be deleted or restored one by one. The
+ * rows are locked.
+ */
+export async function failGroupBackup(
+  tx: Transaction,
+  operation: OperationRow,
+  parts: readonly OperationRow[],
+  { state, reason }: GroupEnd,
+): Promise<void> {
+  const of = { groupSnapshotId: operation.groupSnapshotId ?? nilUuid };
+  const updatedAt = new Date();
+  const snapshots = await tx.snapshot.findMany({ where: of, include: { volume: true } });
+  // A worker that died while it took the snapshots may have left the machine frozen, or writing beside its disks.
+  const tidy = [...new Set(snapshots.map(({ volume }) => `backend:${volume.backend}`))];
+  await endOperation(tx, operation, { state, reason, tidy });
+  for (const part of parts.filter(isLive)) await cancelBackupCreate(tx, part, reason);
+  await tx.groupSnapshot.updateMany({
+    where: { id: of.groupSnapshotId, status: "creating" },
+    data: { status: "error", updatedAt },
+  });
+  await tx.snapshot.updateMany({ where: { ...of, status: "creating" }, data: { status: "error", updatedAt } });
+  await tx.backup.updateMany({
+    where: { ...of, status: "creating", deletedAt: null },
+    data: { status: "error", failReason: reason.slice(0, 255), updatedAt },
+  });
+  await releaseGroup(tx, operation.id);
+}

@@ -1,0 +1,186 @@
+import { markSnapshotRemoval } from "../admin/reset-snapshot.ts";
+import { giveUpBackupDelete, startBackupDelete } from "../backups/delete.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { InvalidError } from "../errors.ts";
+import type { Principal } from "../principal.ts";
+import {
+  completeOperation,
+  concludeTask,
+  endOperation,
+  isLive,
+  lockLiveOperation,
+  type OperationRow,
+  startOperation,
+} from "../queue/operations.ts";
+import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { lockBackup } from "../rows/backups.ts";
+import { lockQuotas, releaseQuota } from "../rows/quotas.ts";
+import { type AcceptedGroupOperation, memberInstance } from "./backup.ts";
+import {
+  type GroupEnd,
+  type GroupRow,
+  holdGroup,
+  lockInstanceGroup,
+  lockVisibleGroup,
+  refuseBusy,
+  releaseGroup,
+} from "./groups.ts";
+import { checkBackupName, type GroupBackupName } from "./restore.ts";
+import { type GroupBackupRow, getGroupSnapshot, groupBackupStatus, lockGroupBackup } from "./snapshots.ts";
+
+/** @throws InvalidError unless all that it consists of can be deleted */
+function checkDeletable(backup: GroupBackupRow): void {
+  const status = groupBackupStatus(backup);
+  if (!["available", "error"].includes(status)) {
+    const text = `Group snapshot status must be available or error, but current status is: ${status}`;
+    throw new InvalidError("request", text);
+  }
+  for (const { backup: part } of backup.members) {
+    if (part && part.dependents > 0) {
+      const text = `Backup ${part.id} cannot be deleted because ${part.dependents} incremental backup(s) depend on it.`;
+      throw new InvalidError("request", text);
+    }
+    if (part && ["restoring", "creating", "deleting"].includes(part.status)) {
+      const text = `Backup ${part.id} status must be available or error, but current status is: ${part.status}`;
+      throw new InvalidError("request", text);
+    }
+  }
+}
+
+/**
+ * Accepts the deletion of an instance's backup: first its backups, then its snapshots and the group snapshot itself. One that was broken
+ * off can be asked for again.
+ *
+ * @throws NotFoundError, InvalidError; nothing is left behind
+ */
+export async function requestGroupBackupDelete(
+  database: Database,
+  principal: Principal,
+  request: GroupBackupName,
+): Promise<AcceptedGroupOperation> {
+  return inTransaction(database, async (tx) => {
+    const group = await lockInstanceGroup(tx, principal, request.groupId);
+    const instance = await memberInstance(tx, principal, group, request.instanceId);
+    const backup = await lockGroupBackup(tx, principal, group.id, request.groupSnapshotId);
+    checkBackupName(backup, request.name);
+    checkDeletable(backup);
+    refuseBusy(group);
+    const operationId = await startDelete(tx, principal, group, backup);
+    return {
+      operationId,
+      groupId: group.id,
+      instanceId: instance.id,
+      groupSnapshotId: backup.id,
+      volumeIds: backup.members.map((member) => member.volumeId),
+      snapshotIds: backup.members.flatMap((member) => member.snapshot?.id ?? []),
+      backupIds: backup.members.flatMap((member) => member.backup?.id ?? []),
+    };
+  });
+}
+
+/**
+ * Accepts the deletion of a group snapshot that no backups are made of: Cinder's own.
+ *
+ * @throws InvalidError with backups, in another status, or while an operation is going on with the group; NotFoundError
+ */
+export async function requestGroupSnapshotDelete(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { groupId } = await getGroupSnapshot(tx, principal, id);
+    const group = await lockVisibleGroup(tx, principal, groupId);
+    const snapshot = await lockGroupBackup(tx, principal, group.id, id);
+    if (!["available", "error"].includes(snapshot.status)) {
+      const text =
+        "GroupSnapshot status must be available or error, and no Group can be currently using it as source for its creation.";
+      throw new InvalidError("group-snapshot", text);
+    }
+    if (snapshot.members.some((member) => member.backup !== null)) {
+      const text = `Group snapshot ${id} has backups: they must be deleted first.`;
+      throw new InvalidError("group-snapshot", text);
+    }
+    refuseBusy(group);
+    await startDelete(tx, principal, group, snapshot);
+  });
+}
+
+/** Nothing is left to wait for where no backup is left: the snapshots go at once. */
+async function startDelete(
+  tx: Transaction,
+  principal: Principal,
+  group: GroupRow,
+  snapshot: GroupBackupRow,
+): Promise<string> {
+  const backups = snapshot.members.flatMap((member) => member.backup?.id ?? []).sort();
+  const snapshots = await tx.snapshot.findMany({ where: { groupSnapshotId: snapshot.id }, include: { volume: true } });
+  const input = { concludeNeeds: [...new Set(snapshots.map(({ volume }) => `backend:${volume.backend}`))] };
+  await tx.groupSnapshot.update({ where: { id: snapshot.id }, data: { status: "deleting", updatedAt: new Date() } });
+  const operationId = await startOperation(tx, principal, {
+    kind: "group-delete",
+    projectId: snapshot.projectId,
+    groupId: group.id,
+    groupSnapshotId: snapshot.id,
+    input,
+    task: backups.length === 0 ? { kind: "conclude-group", needs: concludeTask({ input }).needs } : null,
+    parts: backups.length,
+  });
+  await holdGroup(tx, group.id, operationId);
+  for (const id of backups) {
+    const backup = await lockBackup(tx, id);
+    if (backup) await startBackupDelete(tx, principal, backup, operationId);
+  }
+  return operationId;
+}
+
+/** Called before the first snapshot goes: from now on nobody can use them. @throws OperationEndedError */
+export async function beginGroupDelete(database: Database, operation: TaskOperation): Promise<void> {
+  const groupSnapshotId = operation.groupSnapshotId ?? nilUuid;
+  await inTransaction(database, async (tx) => {
+    await lockLiveOperation(tx, operation.id);
+    await tx.snapshot.updateMany({ where: { groupSnapshotId }, data: { status: "deleting", updatedAt: new Date() } });
+    await markSnapshotRemoval(tx, { groupSnapshotId });
+  });
+}
+
+/** The snapshots' bytes are gone: their rows, their quota and the group snapshot go too. @throws ClaimLostError, OperationEndedError */
+export async function finishGroupDelete(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+): Promise<void> {
+  const groupSnapshotId = operation.groupSnapshotId ?? nilUuid;
+  await inTransaction(database, async (tx) => {
+    const seen = await tx.snapshot.findMany({ where: { groupSnapshotId }, select: { projectId: true } });
+    await lockQuotas(
+      tx,
+      seen.map((snapshot) => snapshot.projectId),
+    );
+    const rows = await tx.snapshot.findMany({ where: { groupSnapshotId } });
+    for (const row of rows) await releaseQuota(tx, row.projectId, { snapshots: 1, gigabytes: row.sizeGib });
+    await releaseGroup(tx, operation.id);
+    await tx.snapshot.deleteMany({ where: { groupSnapshotId } });
+    await tx.groupSnapshot.deleteMany({ where: { id: groupSnapshotId } });
+    await completeOperation(tx, operation, result);
+  });
+}
+
+/** Nothing is half forgotten: what is left can be deleted again. The rows are locked. */
+export async function failGroupDelete(
+  tx: Transaction,
+  operation: OperationRow,
+  parts: readonly OperationRow[],
+  { state, reason }: GroupEnd,
+): Promise<void> {
+  await endOperation(tx, operation, { state, reason });
+  for (const part of parts.filter(isLive)) await giveUpBackupDelete(tx, part, reason);
+  const groupSnapshotId = operation.groupSnapshotId ?? nilUuid;
+  const updatedAt = new Date();
+  await tx.groupSnapshot.updateMany({
+    where: { id: groupSnapshotId, status: "deleting" },
+    data: { status: "error", updatedAt },
+  });
+  await tx.snapshot.updateMany({
+    where: { groupSnapshotId, status: "deleting" },
+    data: { status: "error_deleting", updatedAt },
+  });
+  await releaseGroup(tx, operation.id);
+}

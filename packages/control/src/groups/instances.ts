@@ -1,0 +1,328 @@
+import { randomUUID } from "node:crypto";
+import type { Config } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { isUuid } from "../db/listing.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
+import { type Attachment, type Group, type Instance, Prisma } from "../generated/client.ts";
+import { type Principal, visibleTo } from "../principal.ts";
+import type { Json } from "../queue/tasks.ts";
+import { attachWithin, detachWithin, joinInstanceGroup } from "../volumes/attach.ts";
+import { findVolume } from "../volumes/volumes.ts";
+import { addGroup, instanceGroupType, lockGroup, refuseBusy, removeGroup } from "./groups.ts";
+
+/** What a hypervisor says of a virtual machine; a record may say any of them. */
+export const powerStates = ["ACTIVE", "SHUTOFF", "PAUSED", "SUSPENDED", "MIGRATING", "ERROR"] as const;
+export type InstancePowerState = (typeof powerStates)[number];
+
+/** How a virtual machine is spoken to: not at all, its record being believed, or by QEMU's monitor. */
+export const instanceDrivers = ["record", "qmp"] as const;
+export type InstanceDriver = (typeof instanceDrivers)[number];
+
+/** An instance with its disks, boot disk first, and its group. */
+export type InstanceRow = Instance & { disks: Attachment[]; group: Group | null };
+
+/** Boot disk first, then by the name that the guest has for each. */
+export function inDiskOrder<T extends { volumeId: string; device: string | null }>(
+  disks: readonly T[],
+  bootVolumeId: string | null,
+): T[] {
+  const key = (disk: T): string => `${disk.volumeId === bootVolumeId ? 0 : 1}${disk.device ?? ""} ${disk.volumeId}`;
+  return disks.toSorted((one, other) => (key(one) < key(other) ? -1 : 1));
+}
+
+/**
+ * Disks are attachments of volumes of the instance's own project alone: whoever attaches a volume names any server, and what another
+ * project names is none of this one's.
+ */
+async function withDisks(
+  database: Database | Transaction,
+  rows: readonly (Instance & { group: Group | null })[],
+): Promise<InstanceRow[]> {
+  const attachments = await database.attachment.findMany({
+    where: {
+      serverId: { in: rows.map((row) => row.id) },
+      status: "attached",
+      volume: { projectId: { in: rows.map((row) => row.projectId) } },
+    },
+    include: { volume: { select: { projectId: true } } },
+  });
+  return rows.map((row) => {
+    const own = attachments.filter((a) => a.serverId === row.id && a.volume.projectId === row.projectId);
+    const disks = own.map(({ volume: _volume, ...disk }) => disk);
+    return { ...row, disks: inDiskOrder(disks, row.bootVolumeId) };
+  });
+}
+
+/**
+ * Ids are unique in a project. Of an id that several projects use, an admin gets its own project's.
+ *
+ * @throws NotFoundError for an unknown id or another project's; InvalidError when an admin's id could be one of several
+ */
+export async function getInstance(
+  database: Database | Transaction,
+  principal: Principal,
+  id: string,
+): Promise<InstanceRow> {
+  const found = isUuid(id)
+    ? await database.instance.findMany({ where: { id, ...visibleTo(principal) }, include: { group: true } })
+    : [];
+  const [only, ...others] = found;
+  const chosen = others.length === 0 ? only : found.find((row) => row.projectId === principal.projectId);
+  if (only && !chosen) {
+    throw new InvalidError("request", `Instance ${id} exists in several projects: ask with a token of the right one.`);
+  }
+  const [instance] = chosen ? await withDisks(database, [chosen]) : [];
+  if (!instance) throw new NotFoundError("Instance", id);
+  return instance;
+}
+
+/** The instance of one project. @throws NotFoundError */
+export async function getInstanceOf(tx: Transaction, projectId: string, id: string): Promise<InstanceRow> {
+  const row = isUuid(id)
+    ? await tx.instance.findUnique({ where: { projectId_id: { projectId, id } }, include: { group: true } })
+    : null;
+  const [instance] = row ? await withDisks(tx, [row]) : [];
+  if (!instance) throw new NotFoundError("Instance", id);
+  return instance;
+}
+
+/** Newest first; only the caller's project, unless an admin. */
+export async function listInstances(
+  database: Database,
+  principal: Principal,
+  query: { limit: number },
+): Promise<InstanceRow[]> {
+  const rows = await database.instance.findMany({
+    where: visibleTo(principal),
+    include: { group: true },
+    orderBy: [{ createdAt: "desc" }, { id: "desc" }],
+    take: query.limit,
+  });
+  return withDisks(database, rows);
+}
+
+export interface NewInstance {
+  id: string | null;
+  projectId: string;
+  name: string;
+  powerState: InstancePowerState;
+  driver: InstanceDriver;
+  qmpSocket: string | null;
+  agentSocket: string | null;
+  freezeMountpoints: string[] | null;
+  bootVolumeId: string | null;
+  configuration: { [key: string]: Json };
+}
+
+/** Columns of JSON, in which null is a value of its own. */
+function columnsOf<T extends Pick<InstanceChange, "configuration" | "freezeMountpoints">>(change: T) {
+  const { configuration, freezeMountpoints, ...columns } = change;
+  return {
+    ...columns,
+    ...(configuration !== undefined && { configuration: configuration as Prisma.InputJsonObject }),
+    ...(freezeMountpoints !== undefined && { freezeMountpoints: freezeMountpoints ?? Prisma.DbNull }),
+  };
+}
+
+/** The disk that a machine boots from, where nobody says otherwise. */
+const bootDevice = "/dev/vda";
+
+/**
+ * Makes a virtual machine known. One that boots from a volume gets an instance group by itself, and the volume is attached to it.
+ *
+ * @throws InvalidError when the id is taken or the volume cannot be attached; NotFoundError
+ */
+export async function createInstance(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  instance: NewInstance,
+): Promise<InstanceRow> {
+  const id = instance.id ?? randomUUID();
+  return inTransaction(database, async (tx) => {
+    const made = await tx.instance.createManyAndReturn({
+      data: [{ ...columnsOf(instance), id, userId: principal.userId }],
+      skipDuplicates: true,
+    });
+    if (made.length === 0) throw new InvalidError("request", `Instance ${id} already exists.`);
+    if (instance.bootVolumeId !== null)
+      await bootFrom(tx, config, principal, { ...instance, id }, instance.bootVolumeId);
+    return getInstanceOf(tx, instance.projectId, id);
+  });
+}
+
+/** The volume is the instance's first disk, and the instance has a group. */
+async function bootFrom(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  instance: { id: string; projectId: string; name: string },
+  volumeId: string,
+): Promise<void> {
+  await findDisk(tx, principal, instance, volumeId);
+  await addInstanceGroup(tx, config, principal, instance);
+  await attachDisk(tx, principal, instance.id, { volumeId, device: bootDevice });
+}
+
+/** The group of an instance, once; the disks that it has already are its members. */
+async function addInstanceGroup(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  { id, projectId, name }: { id: string; projectId: string; name: string },
+): Promise<void> {
+  if ((await tx.group.count({ where: { projectId, instanceId: id } })) > 0) return;
+  await addGroup(tx, config, {
+    projectId,
+    userId: principal.userId,
+    name: `instance group of ${name}`.slice(0, 255),
+    description: null,
+    groupTypeId: instanceGroupType,
+    availabilityZone: null,
+    instanceId: id,
+  });
+  await joinInstanceGroup(tx, projectId, id);
+}
+
+/** A disk must be of the instance's own project. @throws NotFoundError */
+async function findDisk(tx: Transaction, principal: Principal, instance: { projectId: string }, volumeId: string) {
+  const volume = await findVolume(tx, principal, volumeId);
+  if (volume.projectId !== instance.projectId) throw new NotFoundError("Volume", volumeId);
+  return volume;
+}
+
+async function attachDisk(
+  tx: Transaction,
+  principal: Principal,
+  instanceId: string,
+  disk: { volumeId: string; device: string },
+): Promise<void> {
+  const attachment = { serverId: instanceId, hostName: null, device: disk.device, mode: "rw" } as const;
+  await attachWithin(tx, principal, disk.volumeId, attachment);
+}
+
+const keyOf = ({ projectId, id }: Pick<Instance, "projectId" | "id">) => ({ projectId_id: { projectId, id } });
+
+/** Locks the instance, after its group: whatever an operation of the group relies on does not change under it. */
+async function lockInstance(tx: Transaction, principal: Principal, id: string): Promise<InstanceRow> {
+  const seen = await getInstance(tx, principal, id);
+  if (seen.group) await lockGroup(tx, seen.group.id);
+  await tx.$queryRaw`SELECT id FROM instances WHERE project_id = ${seen.projectId} AND id = ${seen.id}::uuid FOR UPDATE`;
+  return getInstanceOf(tx, seen.projectId, id);
+}
+
+export interface InstanceChange {
+  name?: string;
+  powerState?: InstancePowerState;
+  bootVolumeId?: string;
+  driver?: InstanceDriver;
+  qmpSocket?: string | null;
+  agentSocket?: string | null;
+  freezeMountpoints?: string[] | null;
+  configuration?: { [key: string]: Json };
+}
+
+/**
+ * Changes what is said about an instance. One that boots from a volume from now on, or is started again, has a group from now on.
+ *
+ * @throws InvalidError for a boot volume that is no disk of it, or while an operation is going on with its group; NotFoundError
+ */
+export async function updateInstance(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  id: string,
+  change: InstanceChange,
+): Promise<InstanceRow> {
+  await inTransaction(database, async (tx) => {
+    const instance = await lockInstance(tx, principal, id);
+    // A machine that is started while its disks are being replaced would run on disks of two dates.
+    const { name: _name, configuration: _configuration, ...vital } = change;
+    if (instance.group && Object.keys(vital).length > 0) refuseBusy(instance.group);
+    if (change.bootVolumeId !== undefined && !instance.disks.some((disk) => disk.volumeId === change.bootVolumeId)) {
+      throw new InvalidError("request", `Volume ${change.bootVolumeId} is not attached to instance ${id}.`);
+    }
+    const data = { ...columnsOf(change), updatedAt: new Date() };
+    await tx.instance.update({ where: keyOf(instance), data });
+    const started = change.powerState === "ACTIVE" && instance.powerState !== "ACTIVE";
+    if (change.bootVolumeId !== undefined || (started && instance.bootVolumeId !== null)) {
+      await addInstanceGroup(tx, config, principal, instance);
+    }
+  });
+  return getInstance(database, principal, id);
+}
+
+const letters = "abcdefghijklmnopqrstuvwxyz";
+
+/** The first name of the virtio scheme that no disk has. */
+function nextDevice(disks: readonly { device: string | null }[]): string {
+  const names = [...letters, ...[...letters].flatMap((first) => [...letters].map((second) => `${first}${second}`))];
+  const taken = new Set(disks.map((disk) => disk.device));
+  const free = names.map((name) => `/dev/vd${name}`).find((device) => !taken.has(device));
+  if (free === undefined) throw new InvalidError("request", "The instance has no device name left.");
+  return free;
+}
+
+/**
+ * A volume becomes a disk of the instance, and a member of its group. The same disk again changes nothing.
+ *
+ * @throws InvalidError unless the volume is available and the device name free, or while an operation is going on with the group;
+ *   NotFoundError
+ */
+export async function attachInstanceVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  disk: { volumeId: string; device: string | null },
+): Promise<InstanceRow> {
+  await inTransaction(database, async (tx) => {
+    const instance = await lockInstance(tx, principal, id);
+    if (instance.group) refuseBusy(instance.group);
+    const volume = await findDisk(tx, principal, instance, disk.volumeId);
+    const others = instance.disks.filter((other) => other.volumeId !== volume.id);
+    const device = disk.device ?? nextDevice(others);
+    if (others.some((other) => other.device === device)) {
+      throw new InvalidError("request", `Device ${device} of instance ${id} is in use already.`);
+    }
+    await attachDisk(tx, principal, instance.id, { volumeId: volume.id, device });
+  });
+  return getInstance(database, principal, id);
+}
+
+/**
+ * A disk is taken from the instance, and leaves its group. One that is not there has gone already.
+ *
+ * @throws InvalidError for the disk that it boots from, or while an operation is going on with the group; NotFoundError
+ */
+export async function detachInstanceVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  volumeId: string,
+): Promise<InstanceRow> {
+  await inTransaction(database, async (tx) => {
+    const instance = await lockInstance(tx, principal, id);
+    if (instance.group) refuseBusy(instance.group);
+    const { id: found } = await findVolume(tx, principal, volumeId);
+    if (found === instance.bootVolumeId) {
+      throw new InvalidError("request", `Volume ${volumeId} is what instance ${id} boots from.`);
+    }
+    const disk = instance.disks.find((other) => other.volumeId === found);
+    if (disk) await detachWithin(tx, principal, found, disk.id);
+  });
+  return getInstance(database, principal, id);
+}
+
+/**
+ * Forgets an instance: its disks are detached, its group goes; the volumes stay.
+ *
+ * @throws InvalidError while its group has backups, or an operation is going on with it; NotFoundError
+ */
+export async function deleteInstance(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const instance = await lockInstance(tx, principal, id);
+    if (instance.group) await removeGroup(tx, instance.group);
+    for (const { volumeId, id: attachment } of instance.disks) await detachWithin(tx, principal, volumeId, attachment);
+    await tx.instance.delete({ where: keyOf(instance) });
+  });
+}

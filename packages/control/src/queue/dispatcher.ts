@@ -1,0 +1,242 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Config } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import type { Logger } from "../telemetry/telemetry.ts";
+import { listenForTasks } from "./doorbell.ts";
+import type { TaskKind } from "./tasks.ts";
+import { type LiveQueue, liveQueues, needToRead, needToWrite } from "./workers.ts";
+
+/** One dispatch of a task: the job carries the task's id and nothing else. */
+export interface Dispatched {
+  taskId: string;
+  /** `t-<task>-<dispatch>`: BullMQ silently ignores an id that it still remembers, so each dispatch has its own. */
+  jobId: string;
+}
+
+/** A task that was chosen. */
+interface Chosen extends Dispatched {
+  kind: TaskKind;
+  /** Dispatches, this one included, of which no claim has come. */
+  undelivered: number;
+}
+
+/** Puts jobs into the queue of that name. May fail: the tasks are dispatched again later. */
+export type Enqueue = (queue: string, jobs: readonly Dispatched[]) => Promise<void>;
+
+/** The worker beside which a dispatcher runs: it takes tasks also without a job, while Redis brings none. */
+export interface OwnWorker {
+  /** The queue that it serves; null: none now. */
+  queue(): string | null;
+  /** Whether Redis does what the queue needs, as far as this worker knows. */
+  redisWorks(): boolean;
+  /** Slots that are free. */
+  free(): number;
+  /** Takes a task as if its job had come. */
+  take(taskId: string): void;
+}
+
+/** A job that has not arrived for so long will not while Redis does not work. */
+const adriftMs = 2_000;
+/** A task whose jobs have not arrived so many times is taken by whoever dispatches it. */
+const undeliveredMax = 3;
+
+/** Jobs kept in Redis per slot: one that runs and one that waits, so that no slot idles for a round trip. */
+const jobsPerSlot = 2;
+
+/** How many tasks may be in flight of one project, and at each repository that has a limit, by its name, whether they read or write. */
+interface Caps {
+  project: number | null;
+  repositories: Readonly<Record<string, number>>;
+}
+
+function capsOf({ dispatcher, repositories }: Config): Caps {
+  const limited = repositories.flatMap(({ name, max_running_tasks: max }) =>
+    max === null ? [] : [[name, max] as const],
+  );
+  return { project: dispatcher.project_cap, repositories: Object.fromEntries(limited) };
+}
+
+/**
+ * Chooses ready tasks for one queue, in one statement: round-robin over projects, counting what each has in flight, and within a
+ * project what finishes before what starts, older operations first. No more than `most`. At most `jobsMax` rows per project are looked at. Several
+ * dispatchers may choose at once: a row goes to one of them, and the queue's room may be overrun by a few.
+ *
+ * A project's cap holds only while another project has something to do. A repository's always holds: whoever chooses where there is
+ * one waits for the others that do, so that each counts what the last one took. A task of an incremental may need two repositories, and counts at both.
+ */
+async function choose(
+  database: Database,
+  queue: LiveQueue,
+  caps: Caps,
+  most = queue.slots * jobsPerSlot,
+): Promise<Chosen[]> {
+  const limited = Object.keys(caps.repositories).flatMap((name) => [needToRead(name), needToWrite(name)]);
+  if (!limited.some((place) => queue.reaches.includes(place))) return chooseIn(database, queue, caps, most);
+  return inTransaction(database, async (tx) => {
+    await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended('tephra:dispatch', 0))`;
+    return chooseIn(tx, queue, caps, most);
+  });
+}
+
+async function chooseIn(
+  database: Database | Transaction,
+  queue: LiveQueue,
+  caps: Caps,
+  most: number,
+): Promise<Chosen[]> {
+  const jobsMax = queue.slots * jobsPerSlot;
+  const rows = await database.$queryRaw<{ id: string; kind: TaskKind; dispatch: number; claim: number }[]>`
+    WITH RECURSIVE busy AS (
+      SELECT project_id, queue, count(*) AS jobs FROM tasks WHERE state IN ('running', 'dispatched') GROUP BY project_id, queue
+    ), limited AS (
+      SELECT c.key AS name, p.places, c.value::int - (SELECT count(*) FROM tasks t
+        WHERE t.state IN ('running', 'dispatched') AND t.needs && p.places)::int AS jobs
+      FROM jsonb_each_text(${JSON.stringify(caps.repositories)}::jsonb) c
+      CROSS JOIN LATERAL (SELECT ARRAY['repository:' || c.key, 'repository-read:' || c.key] AS places) p
+    ), room AS (
+      SELECT LEAST(${most}, GREATEST(0, ${jobsMax} - coalesce(sum(jobs), 0)))::int AS jobs FROM busy WHERE queue = ${queue.queue}
+    ), projects AS (
+      (SELECT project_id FROM tasks WHERE state = 'ready' ORDER BY project_id LIMIT 1)
+      UNION ALL
+      SELECT (SELECT t.project_id FROM tasks t WHERE t.state = 'ready' AND t.project_id > p.project_id ORDER BY t.project_id LIMIT 1)
+      FROM projects p WHERE p.project_id IS NOT NULL
+    ), candidates AS (
+      SELECT c.id, c.project_id, c.needs, c.rank, c.queued_at, c.ordinal,
+        coalesce((SELECT sum(b.jobs) FROM busy b WHERE b.project_id = p.project_id), 0)
+          + row_number() OVER (PARTITION BY c.project_id ORDER BY c.rank, c.queued_at, c.ordinal) AS turn
+      FROM projects p CROSS JOIN LATERAL (
+        SELECT t.* FROM tasks t
+        WHERE t.state = 'ready' AND t.project_id = p.project_id AND t.run_after <= now() AND t.needs <@ ${queue.reaches}::text[]
+          AND NOT EXISTS (SELECT 1 FROM limited l WHERE l.jobs <= 0 AND t.needs && l.places)
+        ORDER BY t.rank, t.queued_at, t.ordinal LIMIT (SELECT jobs FROM room)
+      ) c
+    ), contended AS (
+      SELECT count(*) > 1 AS yes FROM (SELECT project_id FROM candidates UNION SELECT project_id FROM busy) p
+    ), fair AS (
+      SELECT * FROM candidates WHERE NOT (SELECT yes FROM contended) OR turn <= coalesce(${caps.project}::int, turn)
+    ), placed AS (
+      SELECT f.id, l.jobs - row_number() OVER (PARTITION BY l.name ORDER BY f.turn, f.rank, f.queued_at, f.ordinal) AS left_over
+      FROM fair f JOIN limited l ON f.needs && l.places
+    ), chosen AS (
+      SELECT id FROM fair WHERE NOT EXISTS (SELECT 1 FROM placed WHERE placed.id = fair.id AND placed.left_over < 0)
+      ORDER BY turn, rank, queued_at, ordinal LIMIT (SELECT jobs FROM room)
+    ), locked AS (
+      SELECT t.id FROM tasks t JOIN chosen USING (id) WHERE t.state = 'ready' FOR UPDATE OF t SKIP LOCKED
+    )
+    UPDATE tasks t SET state = 'dispatched', dispatch = t.dispatch + 1, dispatched_at = now(), queue = ${queue.queue}
+    FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.kind, t.dispatch, t.claim`;
+  return rows.map((r) => ({
+    taskId: r.id,
+    kind: r.kind,
+    jobId: `t-${r.id}-${r.dispatch}`,
+    undelivered: r.dispatch - r.claim,
+  }));
+}
+
+export interface Dispatcher {
+  /** Something became ready, or a slot free. */
+  wake(): void;
+  stop(): Promise<void>;
+}
+
+/** Looked at even if nobody rings: run_after passes without a sound, and a NOTIFY can be lost with its connection. */
+const pollMs = 1_000;
+/** Bells that ring within this time of each other are answered by one look. */
+const coalesceMs = 3;
+/** How long the cards of workers are believed before they are read again. */
+const queuesAgeMaxMs = 1_000;
+
+/**
+ * Ranges of a volume take seconds, and one worker with several slots would take them all while another idles. So they come one by
+ * one: Redis gives each to the worker that has waited longest.
+ */
+const rangeKinds: readonly TaskKind[] = ["copy", "restore", "verify"];
+const isRange = ({ kind }: Chosen): boolean => rangeKinds.includes(kind);
+const spreadMs = 5;
+
+/**
+ * Runs beside every worker's consumers, woken by NOTIFY, by every finish, and once a second. Any number may run at once.
+ * Nothing depends on what it remembers: kill it anywhere and the reconciler makes a dispatched, never claimed task ready again.
+ */
+export function startDispatcher(options: {
+  database: Database;
+  config: Config;
+  log: Logger;
+  enqueue: Enqueue;
+  own?: OwnWorker;
+}): Dispatcher {
+  const { database, config, log, enqueue, own } = options;
+  let stopped = false;
+  let rung = false;
+  let running: Promise<void> = Promise.resolve();
+  let timer: NodeJS.Timeout | undefined;
+
+  let queues: LiveQueue[] = [];
+  let queuesReadAt = Number.NEGATIVE_INFINITY;
+  const caps = capsOf(config);
+
+  /** Without Redis: as many as there are slots free here, of what nobody else of the queue has. */
+  const takeHere = async (queue: LiveQueue): Promise<void> => {
+    const free = own?.free() ?? 0;
+    if (free <= 0) return;
+    const adrift = await database.$queryRaw<{ id: string }[]>`
+      SELECT id FROM tasks WHERE state = 'dispatched' AND queue = ${queue.queue}
+        AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY rank, queued_at, ordinal LIMIT ${free}`;
+    for (const { id } of adrift) own?.take(id);
+    const chosen = await choose(database, queue, caps, free - adrift.length);
+    for (const { taskId } of chosen) own?.take(taskId);
+  };
+  const round = async (): Promise<void> => {
+    if (performance.now() - queuesReadAt > queuesAgeMaxMs) {
+      queues = await liveQueues(database, config.worker.down_ms);
+      queuesReadAt = performance.now();
+    }
+    for (const queue of queues) {
+      const isOwn = own?.queue() === queue.queue;
+      if (own && !own.redisWorks()) {
+        if (isOwn) await takeHere(queue);
+        continue;
+      }
+      const chosen = await choose(database, queue, caps);
+      const lost = isOwn ? chosen.filter((job) => job.undelivered > undeliveredMax).slice(0, own?.free()) : [];
+      for (const { taskId } of lost) own?.take(taskId);
+      const jobs = chosen.filter((job) => !lost.includes(job));
+      const spread = queue.workers > 1 ? isRange : () => false;
+      const [ranges, others] = [jobs.filter(spread), jobs.filter((job) => !spread(job))];
+      if (others.length > 0) await enqueue(queue.queue, others);
+      for (const range of ranges) {
+        await enqueue(queue.queue, [range]);
+        if (!stopped) await sleep(spreadMs);
+      }
+    }
+  };
+  const loop = async (): Promise<void> => {
+    while (rung && !stopped) {
+      await sleep(coalesceMs);
+      rung = false;
+      await round().catch((error: unknown) => log.warn({ err: error }, "dispatch failed; it will be tried again"));
+    }
+  };
+  const wake = (): void => {
+    const idle = !rung;
+    rung = true;
+    if (idle && !stopped) running = running.then(loop);
+  };
+  const listener = listenForTasks({
+    url: config.database_direct_url ?? config.database_url,
+    database,
+    onRing: wake,
+    log,
+  });
+  timer = setInterval(wake, pollMs);
+  wake();
+  return {
+    wake,
+    async stop() {
+      stopped = true;
+      clearInterval(timer);
+      await listener.stop();
+      await running;
+    },
+  };
+}

@@ -1,0 +1,344 @@
+import { randomUUID } from "node:crypto";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { isUuid } from "../db/listing.ts";
+import { NotFoundError, OperationEndedError } from "../errors.ts";
+import { type Operation, Prisma } from "../generated/client.ts";
+import { type Principal, visibleTo } from "../principal.ts";
+import {
+  addTasks,
+  finishTask,
+  type Json,
+  type NewTask,
+  type TaskKind,
+  type TaskOwner,
+  type TaskResult,
+  taskRanks,
+} from "./tasks.ts";
+
+export type OperationKind =
+  | "backup-create"
+  | "backup-restore"
+  | "backup-delete"
+  | "backup-import"
+  | "backup-verify"
+  | "repository-rescan"
+  | "repository-reap"
+  | "volume-create"
+  | "volume-import"
+  | "volume-export"
+  | "volume-extend"
+  | "volume-delete"
+  | "snapshot-create"
+  | "snapshot-delete"
+  | "group-snapshot"
+  | "group-backup"
+  | "group-restore"
+  | "group-delete";
+
+export const operationStates = ["queued", "running", "succeeded", "failed", "cancelled"] as const;
+export type OperationState = (typeof operationStates)[number];
+
+/** The row, with the two columns whose values are a closed set narrowed to it. */
+export type OperationRow = Omit<Operation, "kind" | "state"> & { kind: OperationKind; state: OperationState };
+
+export interface NewOperation {
+  kind: OperationKind;
+  /** Whose rows it acts on, and so who sees it: the rows' project, also where an admin of another one asks. */
+  projectId: string;
+  backupId?: string | null;
+  volumeId?: string | null;
+  snapshotId?: string | null;
+  groupId?: string | null;
+  groupSnapshotId?: string | null;
+  /** The operation on a group that this one is a part of: it is told when this one ends. */
+  parentId?: string | null;
+  input?: Json;
+  bytesTotal?: bigint;
+  /** Null: there is nothing to do before so many parts have ended. */
+  task: { kind: TaskKind; needs: readonly string[] } | null;
+  parts?: number;
+}
+
+/**
+ * Inserts an operation and the first task that will act on it, in one statement: they commit together with the rows they are about.
+ *
+ * @returns the operation's id
+ */
+export async function startOperation(
+  tx: Transaction,
+  principal: Pick<Principal, "userId" | "requestId">,
+  operation: NewOperation,
+): Promise<string> {
+  const id = randomUUID();
+  const { task } = operation;
+  await tx.$executeRaw`
+    WITH o AS (
+      INSERT INTO operations (id, kind, state, started_at, project_id, user_id, request_id, backup_id, volume_id, snapshot_id, group_id,
+        group_snapshot_id, parent_id, input, bytes_total, remaining)
+      VALUES (${id}::uuid, ${operation.kind}, ${task ? "queued" : "running"}, ${task ? null : new Date()}, ${operation.projectId}, ${principal.userId}, ${principal.requestId},
+        ${operation.backupId ?? null}::uuid, ${operation.volumeId ?? null}::uuid, ${operation.snapshotId ?? null}::uuid,
+        ${operation.groupId ?? null}::uuid, ${operation.groupSnapshotId ?? null}::uuid, ${operation.parentId ?? null}::uuid,
+        ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint, ${operation.parts ?? 1})
+      RETURNING id, project_id, created_at
+    )
+    INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs)
+    SELECT ${randomUUID()}::uuid, o.id, ${task?.kind ?? ""}, 0, ${task ? taskRanks[task.kind] : 0}, o.project_id, o.created_at,
+      ${[...(task?.needs ?? [])]}::text[] FROM o WHERE ${task !== null}`;
+  return id;
+}
+
+/** Reads and locks. In the lock order it comes after volume and backup, before task. */
+export async function lockOperation(tx: Transaction, id: string): Promise<OperationRow> {
+  await tx.$queryRaw`SELECT id FROM operations WHERE id = ${id}::uuid FOR UPDATE`;
+  const row = await tx.operation.findUnique({ where: { id } });
+  if (!row) throw new NotFoundError("Operation", id);
+  return row as OperationRow;
+}
+
+export const isLive = (operation: { state: OperationState }): boolean =>
+  operation.state === "queued" || operation.state === "running";
+
+/** Locks an operation that a task is about to report to. @throws OperationEndedError when there is nothing to report to any more */
+export async function lockLiveOperation(tx: Transaction, id: string): Promise<OperationRow> {
+  const operation = await lockOperation(tx, id);
+  if (!isLive(operation)) throw new OperationEndedError(id);
+  return operation;
+}
+
+/**
+ * Fixes what decides bytes and names, unless it is fixed: a second run does the same as the first.
+ *
+ * @returns false when a plan was there already, or the operation has ended
+ */
+export async function fixPlan(tx: Transaction | Database, operationId: string, plan: object): Promise<boolean> {
+  const fixed = await tx.$executeRaw`
+    UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now()
+    WHERE id = ${operationId}::uuid AND plan IS NULL AND state IN ('queued', 'running')`;
+  return fixed === 1;
+}
+
+/**
+ * The plan that an earlier claim of the task has fixed after this one had looked: it is obeyed.
+ *
+ * @throws OperationEndedError when there is none to be obeyed
+ */
+export async function planInForce<Plan>(tx: Transaction, operationId: string): Promise<Plan> {
+  const row = await tx.operation.findUnique({ where: { id: operationId }, select: { plan: true, state: true } });
+  if (row === null || row.plan === null || !isLive(row as Pick<OperationRow, "state">)) {
+    throw new OperationEndedError(operationId);
+  }
+  return row.plan as unknown as Plan;
+}
+
+/** Replaces the phase: `tasks` are added and must all be finished before the next phase. The operation is locked. */
+export async function startPhase(tx: Transaction, operation: OperationRow, tasks: readonly NewTask[]): Promise<void> {
+  await tx.operation.update({ where: { id: operation.id }, data: { remaining: tasks.length, updatedAt: new Date() } });
+  await addTasks(tx, operation, tasks);
+}
+
+/** Counts one finished task of the phase. Whoever gets 0 adds the next phase. The operation is locked. */
+export async function countDown(tx: Transaction, operationId: string): Promise<number> {
+  const rows = await tx.$queryRaw<{ remaining: number }[]>`
+    UPDATE operations SET remaining = remaining - 1, updated_at = now() WHERE id = ${operationId}::uuid RETURNING remaining`;
+  return rows[0]?.remaining ?? -1;
+}
+
+/**
+ * Ends an operation well, with its last task. Whatever else changes has been changed before, in the lock order: a claim that was
+ * lost, or an operation that ended meanwhile, undoes it. With `tidy`, what the operation left behind is removed by a task of its own.
+ *
+ * @throws ClaimLostError, OperationEndedError
+ */
+export async function completeOperation(
+  tx: Transaction,
+  operation: TaskOwner,
+  result: TaskResult,
+  end: { bytesStored?: number; tidy?: readonly string[] | null; result?: Json } = {},
+): Promise<void> {
+  const [ended] = await tx.$queryRaw<{ parentId: string | null }[]>`
+    UPDATE operations SET state = 'succeeded', remaining = 0, finished_at = now(), updated_at = now(),
+      bytes_stored = ${end.bytesStored ?? 0}::bigint, result = ${end.result === undefined ? null : JSON.stringify(end.result)}::jsonb
+    WHERE id = ${operation.id}::uuid AND state IN ('queued', 'running') RETURNING parent_id AS "parentId"`;
+  if (!ended) throw new OperationEndedError(operation.id);
+  await finishTask(tx, result);
+  if (ended.parentId) await partEnded(tx, ended.parentId, { well: true });
+  if (end.tidy) await addTasks(tx, operation, [{ kind: "tidy", ordinal: 0, needs: end.tidy }]);
+}
+
+/**
+ * Ends an operation badly. Tasks that nobody runs are cancelled; those that run learn of it at their next heartbeat, and the
+ * tidy task waits for them: nothing is removed while somebody may be writing.
+ */
+export async function endOperation(
+  tx: Transaction,
+  operation: OperationRow,
+  end: { state: "failed" | "cancelled"; reason: string; tidy?: readonly string[] | null },
+): Promise<void> {
+  const now = new Date();
+  await tx.operation.update({
+    where: { id: operation.id },
+    data: { state: end.state, failReason: end.reason, remaining: 0, finishedAt: now, updatedAt: now },
+  });
+  await tx.$executeRaw`
+    UPDATE tasks SET state = 'cancelled', finished_at = now()
+    WHERE operation_id = ${operation.id}::uuid AND state IN ('ready', 'dispatched', 'blocked')`;
+  if (operation.parentId) await partEnded(tx, operation.parentId, { well: false });
+  if (!end.tidy) return;
+  const running = await tx.task.count({ where: { operationId: operation.id, state: "running" } });
+  await addTasks(tx, operation, [{ kind: "tidy", ordinal: 0, needs: end.tidy }]);
+  if (running > 0)
+    await tx.task.updateMany({ where: { operationId: operation.id, kind: "tidy" }, data: { state: "blocked" } });
+}
+
+/**
+ * The removal of something waits for workers that are still at what was cancelled before it, and may write: the reconciler lets it go
+ * when they have let go. Called when the operation was started, by whoever has locked its subject.
+ */
+export async function waitForWorkers(tx: Transaction, operationId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE tasks t SET state = 'blocked' FROM operations o
+    WHERE o.id = ${operationId}::uuid AND t.operation_id = o.id AND EXISTS (
+      SELECT FROM operations p JOIN tasks r ON r.operation_id = p.id AND r.state = 'running' AND r.kind <> 'tidy'
+      WHERE ${hinders("p", "o")})`;
+}
+
+/** SQL: the ended operation `ended` was about what `removal` removes, so that a worker that does not know of its end may write there. */
+export const hinders = (ended: "p", removal: "o"): Prisma.Sql =>
+  Prisma.raw(`${ended}.id <> ${removal}.id AND ${ended}.state NOT IN ('queued', 'running') AND ${ended}.kind <> 'backup-verify'
+    AND CASE ${removal}.kind WHEN 'backup-delete' THEN ${ended}.backup_id = ${removal}.backup_id
+      WHEN 'snapshot-delete' THEN ${ended}.snapshot_id = ${removal}.snapshot_id
+      WHEN 'volume-delete' THEN ${ended}.volume_id = ${removal}.volume_id ELSE false END`);
+
+/**
+ * A part of an operation on a group has ended: the last one lets the whole be concluded, and so does the first of a restore that ended
+ * badly, since then none will be published. A whole that ended before takes no notice.
+ */
+async function partEnded(tx: Transaction, parentId: string, { well }: { well: boolean }): Promise<void> {
+  const [parent] = await tx.$queryRaw<(TaskOwner & { kind: OperationKind; remaining: number; input: Json })[]>`
+    UPDATE operations SET remaining = remaining - 1, updated_at = now()
+    WHERE id = ${parentId}::uuid AND state IN ('queued', 'running')
+    RETURNING id, project_id AS "projectId", created_at AS "createdAt", kind, remaining, input`;
+  if (!parent || (parent.remaining > 0 && (well || parent.kind !== "group-restore"))) return;
+  await addTasks(tx, parent, [concludeTask(parent)]);
+}
+
+/** What ends an operation on a group. What it has to reach was said when the operation began. */
+export const concludeTask = ({ input }: { input: Json }): NewTask => ({
+  kind: "conclude-group",
+  ordinal: 0,
+  needs: (input as { concludeNeeds?: string[] }).concludeNeeds ?? [],
+});
+
+/** What the operation left behind is gone. The operation itself ended before. */
+export async function finishTidy(database: Database, operationId: string, result: TaskResult): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await lockOperation(tx, operationId);
+    await finishTask(tx, result);
+  });
+}
+
+/** How far an operation is. Sizes in bytes; rate over the time since it started. */
+export interface OperationProgress extends OperationRow {
+  tasksTotal: number;
+  tasksDone: number;
+  bytesDone: number;
+  bytesCopiedTwice: number;
+  attempts: number;
+  rateBytesPerSecond: number | null;
+  secondsLeft: number | null;
+  /** 1 = next; null unless queued. */
+  queuePosition: number | null;
+}
+
+interface Sums {
+  operation_id: string;
+  total: bigint;
+  done: bigint;
+  bytes_done: bigint;
+  bytes_stored: bigint;
+  bytes_twice: bigint;
+  attempts: number;
+  position: bigint | null;
+}
+
+async function withProgress(database: Database, rows: Operation[]): Promise<OperationProgress[]> {
+  const ids = rows.map((r) => r.id);
+  const sums = await database.$queryRaw<Sums[]>`
+    WITH queue AS MATERIALIZED (
+      SELECT id, row_number() OVER (ORDER BY created_at, id) AS position FROM operations
+      WHERE state = 'queued' AND ${rows.some((row) => row.state === "queued")})
+    SELECT t.operation_id, count(*) AS total, count(*) FILTER (WHERE t.state = 'succeeded') AS done,
+      coalesce(sum(t.bytes_done), 0)::bigint AS bytes_done, coalesce(sum(t.bytes_stored), 0)::bigint AS bytes_stored,
+      coalesce(sum(t.bytes_twice), 0)::bigint AS bytes_twice, coalesce(max(t.claim), 0) AS attempts,
+      max(q.position) AS position
+    FROM tasks t LEFT JOIN queue q ON q.id = t.operation_id
+    WHERE t.operation_id = ANY(${ids}::uuid[]) AND t.kind <> 'tidy' GROUP BY t.operation_id`;
+  const byId = new Map(sums.map((s) => [s.operation_id, s]));
+  const now = Date.now();
+  return rows.map((row) => {
+    const sum = byId.get(row.id);
+    const bytesDone = Number(sum?.bytes_done ?? 0n);
+    const seconds = row.startedAt ? ((row.finishedAt?.getTime() ?? now) - row.startedAt.getTime()) / 1000 : 0;
+    const rate = seconds > 0 && bytesDone > 0 ? bytesDone / seconds : null;
+    const left = Math.max(0, Number(row.bytesTotal) - bytesDone);
+    return {
+      ...(row as OperationRow),
+      bytesStored: row.bytesStored > 0n ? row.bytesStored : (sum?.bytes_stored ?? 0n),
+      tasksTotal: Number(sum?.total ?? 0n),
+      tasksDone: Number(sum?.done ?? 0n),
+      bytesDone,
+      bytesCopiedTwice: Number(sum?.bytes_twice ?? 0n),
+      attempts: sum?.attempts ?? 0,
+      rateBytesPerSecond: rate === null ? null : Math.round(rate),
+      secondsLeft: row.state !== "running" || rate === null ? null : Math.ceil(left / rate),
+      queuePosition: sum?.position == null ? null : Number(sum.position),
+    };
+  });
+}
+
+export interface OperationQuery {
+  backupId?: string;
+  volumeId?: string;
+  groupId?: string;
+  state?: OperationState;
+  limit: number;
+}
+
+/** Newest first; only the caller's project, unless an admin. */
+export async function listOperations(
+  database: Database,
+  principal: Principal,
+  query: OperationQuery,
+): Promise<OperationProgress[]> {
+  const rows = await database.operation.findMany({
+    where: {
+      ...(principal.isAdmin ? {} : { projectId: principal.projectId }),
+      ...(query.backupId === undefined ? {} : { backupId: query.backupId }),
+      ...(query.volumeId === undefined ? {} : { volumeId: query.volumeId }),
+      ...(query.groupId === undefined ? {} : { groupId: query.groupId }),
+      ...(query.state === undefined ? {} : { state: query.state }),
+    },
+    orderBy: [{ createdAt: "desc" }, { id: "desc" }],
+    take: query.limit,
+  });
+  return withProgress(database, rows);
+}
+
+/** @throws NotFoundError for an unknown id or another project's */
+export async function getOperation(database: Database, principal: Principal, id: string): Promise<OperationProgress> {
+  const row = isUuid(id) ? await database.operation.findFirst({ where: { id, ...visibleTo(principal) } }) : null;
+  const [progress] = row ? await withProgress(database, [row]) : [];
+  if (!progress) throw new NotFoundError("Operation", id);
+  return progress;
+}
+
+/** How an operation ended; null while it is live. @throws NotFoundError */
+export async function readOperationEnd(
+  database: Database,
+  id: string,
+): Promise<{ state: OperationState; failReason: string | null } | null> {
+  const row = await database.operation.findUnique({ where: { id }, select: { state: true, failReason: true } });
+  if (!row) throw new NotFoundError("Operation", id);
+  const state = row.state as OperationState;
+  return isLive({ state }) ? null : { state, failReason: row.failReason };
+}

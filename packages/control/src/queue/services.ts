@@ -1,0 +1,134 @@
+import type { Config } from "../config.ts";
+import type { Database } from "../db/database.ts";
+
+/** What Cinder calls the services that stand for ours: a worker process, and a volume backend that workers of a host reach. */
+export const backupBinary = "cinder-backup";
+const volumeBinary = "cinder-volume";
+
+export interface ServiceRow {
+  binary: string;
+  /** The worker's host; of a volume backend `host@backend`. */
+  host: string;
+  zone: string;
+  disabled: boolean;
+  disabledReason: string | null;
+  /** Whether it was heard of in time. */
+  up: boolean;
+  updatedAt: Date;
+}
+
+interface WorkerRow {
+  host: string;
+  reaches: string[];
+  up: boolean;
+  heartbeat_at: Date;
+}
+
+interface DisabledRow {
+  binary: string;
+  host: string;
+  reason: string | null;
+  disabled_at: Date;
+}
+
+const namesOf = (reaches: readonly string[], kind: "repository" | "backend"): string[] =>
+  reaches.filter((name) => name.startsWith(`${kind}:`)).map((name) => name.slice(kind.length + 1));
+
+/** The zone that backups by this worker are in: that of the default repository if it reaches it, else of the first that it does. */
+function backupZone(config: Config, reaches: readonly string[]): string {
+  const reached = config.repositories.filter((r) => namesOf(reaches, "repository").includes(r.name));
+  return (reached.find((r) => r.default) ?? reached[0])?.zone ?? config.availability_zone;
+}
+
+/** The newest report of each host's reach of a volume backend. */
+function volumeServices(workers: readonly WorkerRow[]): WorkerRow[] {
+  const found = new Map<string, WorkerRow>();
+  for (const worker of workers) {
+    for (const backend of namesOf(worker.reaches, "backend")) {
+      const host = `${worker.host}@${backend}`;
+      const known = found.get(host);
+      if (!known || known.heartbeat_at < worker.heartbeat_at) found.set(host, { ...worker, host });
+    }
+  }
+  return [...found.values()].sort((a, b) => (a.host < b.host ? -1 : 1));
+}
+
+/**
+ * One row for each worker process that is known, live or silent for less than an hour, and one for each volume backend on each host.
+ * Workers that stopped in good order are not among them.
+ */
+export async function listServices(
+  database: Database,
+  config: Config,
+  filter: { binary?: string | undefined; host?: string | undefined },
+): Promise<ServiceRow[]> {
+  const [workers, disabled] = await Promise.all([
+    database.$queryRaw<WorkerRow[]>`
+      SELECT host, reaches, heartbeat_at, heartbeat_at > now() - ${config.worker.down_ms} * interval '1 millisecond' AS up
+      FROM workers ORDER BY host, started_at, id`,
+    database.$queryRaw<DisabledRow[]>`SELECT * FROM disabled_services`,
+  ]);
+  const row = (binary: string, worker: WorkerRow, zone: string): ServiceRow => {
+    const off = disabled.find((d) => d.binary === binary && d.host === worker.host);
+    const changedLast = off && off.disabled_at > worker.heartbeat_at;
+    return {
+      binary,
+      host: worker.host,
+      zone,
+      disabled: off !== undefined,
+      disabledReason: off?.reason ?? null,
+      up: worker.up,
+      updatedAt: changedLast ? off.disabled_at : worker.heartbeat_at,
+    };
+  };
+  const rows = [
+    ...workers.map((worker) => row(backupBinary, worker, backupZone(config, worker.reaches))),
+    ...volumeServices(workers).map((worker) => row(volumeBinary, worker, config.availability_zone)),
+  ];
+  // A host without its backend stands for all of them, as in Cinder.
+  const isAsked = (host: string): boolean =>
+    filter.host === undefined || [host, host.split("@")[0]].includes(filter.host);
+  return rows.filter((r) => (filter.binary === undefined || r.binary === filter.binary) && isAsked(r.host));
+}
+
+/**
+ * Takes a service out of work or back into it. A disabled worker finishes what it holds and takes no other task. Doing it twice is the
+ * same as once; a reason that is not given leaves the one that is there.
+ *
+ * @returns false when no such service is known
+ */
+export async function setService(
+  database: Database,
+  config: Config,
+  service: { binary: string; host: string; disabled: boolean; reason?: string | undefined },
+): Promise<boolean> {
+  const { binary, host, reason } = service;
+  const known = await listServices(database, config, { binary });
+  if (!known.some((row) => row.host === host)) return false;
+  if (service.disabled) {
+    await database.$executeRaw`
+      INSERT INTO disabled_services ("binary", host, reason) VALUES (${binary}, ${host}, ${reason ?? null})
+      ON CONFLICT ("binary", host) DO UPDATE SET reason = coalesce(EXCLUDED.reason, disabled_services.reason), disabled_at = now()`;
+  } else {
+    await database.$executeRaw`DELETE FROM disabled_services WHERE "binary" = ${binary} AND host = ${host}`;
+  }
+  return true;
+}
+
+/** Whether the workers of this host take no new tasks. */
+export async function isHostDisabled(database: Database, host: string): Promise<boolean> {
+  const rows =
+    await database.$queryRaw`SELECT 1 FROM disabled_services WHERE "binary" = ${backupBinary} AND host = ${host}`;
+  return (rows as unknown[]).length > 0;
+}
+
+export interface Zone {
+  name: string;
+  available: boolean;
+}
+
+/** Zones that volumes can be in; those that only hold backups are not among them (API spec 7.8). */
+export async function listZones(database: Database, config: Config): Promise<Zone[]> {
+  const services = await listServices(database, config, { binary: volumeBinary });
+  return [{ name: config.availability_zone, available: services.some((s) => !s.disabled) }];
+}

@@ -1,0 +1,330 @@
+import { randomUUID } from "node:crypto";
+import type { Actor } from "../db/actor.ts";
+import type { Database, Transaction } from "../db/database.ts";
+import { ClaimLostError } from "../errors.ts";
+import type { Prisma } from "../generated/client.ts";
+import { backupBinary } from "./services.ts";
+
+/**
+ * Every kind of queue work, with its rank: what finishes something goes before what starts something.
+ * A worker has exactly one handler for each.
+ */
+export const taskRanks = {
+  tidy: 0,
+  seal: 1,
+  publish: 1,
+  "conclude-group": 1,
+  "conclude-verify": 1,
+  "remove-backup": 2,
+  "remove-volume": 2,
+  "remove-snapshot": 2,
+  copy: 3,
+  restore: 3,
+  verify: 3,
+  "plan-backup": 4,
+  "plan-restore": 4,
+  "plan-verify": 4,
+  "import-backup": 4,
+  "rescan-repository": 4,
+  "reap-repository": 4,
+  "provision-volume": 4,
+  "import-volume": 4,
+  "export-volume": 4,
+  "clone-volume": 4,
+  "extend-volume": 4,
+  "take-snapshot": 4,
+  "snapshot-group": 4,
+} as const satisfies Record<string, number>;
+
+export type TaskKind = keyof typeof taskRanks;
+/**
+ * Kinds that a single call of which may take long without a sign of life, for it flushes, copies or removes a whole volume: so many times
+ * `tasks.quiet_ms`. All others show within one that they move.
+ */
+const quietFactors: Partial<Record<TaskKind, number>> = {
+  restore: 2,
+  publish: 5,
+  "conclude-group": 5,
+  "remove-volume": 5,
+  "remove-snapshot": 5,
+  "plan-restore": 5,
+  "import-volume": 5,
+  "export-volume": 5,
+  "clone-volume": 5,
+  "extend-volume": 5,
+  "take-snapshot": 5,
+  "snapshot-group": 5,
+};
+
+/** How long a task of this kind may stand still before it is given up, in ms: no byte moved, no call answered. */
+export const quietMsOf = (kind: TaskKind, quietMs: number): number => quietMs * (quietFactors[kind] ?? 1);
+
+export type TaskState = "ready" | "dispatched" | "running" | "succeeded" | "failed" | "cancelled" | "blocked";
+
+export type Json = Prisma.JsonValue;
+
+/** A task as its claimant holds it. `claim` must accompany every later write. */
+export interface ClaimedTask {
+  id: string;
+  operationId: string;
+  kind: TaskKind;
+  ordinal: number;
+  claim: number;
+  attempts: number;
+  range: { offset: number; length: number };
+  input: Json;
+  requestId: string;
+  /** Who asked for the operation. */
+  userId: string;
+  /** As it was when the task was claimed. `plan` is set once and never changes afterwards, but for what a phase adds. */
+  operation: TaskOperation;
+}
+
+export interface TaskOperation extends TaskOwner {
+  kind: string;
+  plan: Json;
+  input: Json;
+  backupId: string | null;
+  volumeId: string | null;
+  snapshotId: string | null;
+  groupId: string | null;
+  groupSnapshotId: string | null;
+  /** The operation on a group that it is a part of. */
+  parentId: string | null;
+}
+
+export interface NewTask {
+  kind: TaskKind;
+  ordinal?: number;
+  needs: readonly string[];
+  range?: { offset: number; length: number };
+  input?: Json;
+}
+
+/** The operation that a task belongs to. */
+export interface TaskOwner {
+  id: string;
+  projectId: string;
+  createdAt: Date;
+}
+
+/**
+ * Inserts tasks in one statement, however many. One that is there already (operation, kind, ordinal) stays as it is,
+ * except a blocked one, which becomes ready again.
+ */
+export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: readonly NewTask[]): Promise<void> {
+  if (tasks.length === 0) return;
+  const rows = tasks.map((t, i) => ({
+    id: randomUUID(),
+    kind: t.kind,
+    ordinal: t.ordinal ?? i,
+    rank: taskRanks[t.kind],
+    needs: t.needs,
+    range_offset: t.range?.offset ?? 0,
+    range_length: t.range?.length ?? 0,
+    input: t.input ?? {},
+  }));
+  await tx.$executeRaw`
+    INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs, range_offset, range_length, input)
+    SELECT r.id, ${operation.id}::uuid, r.kind, r.ordinal, r.rank, ${operation.projectId}, ${operation.createdAt},
+           ARRAY(SELECT jsonb_array_elements_text(r.needs)), r.range_offset, r.range_length, r.input
+    FROM jsonb_to_recordset(${JSON.stringify(rows)}::jsonb)
+      AS r(id uuid, kind text, ordinal int, rank int, needs jsonb, range_offset bigint, range_length bigint, input jsonb)
+    ON CONFLICT (operation_id, kind, ordinal) DO UPDATE SET state = 'ready', run_after = now() WHERE tasks.state = 'blocked'`;
+}
+
+interface ClaimRow {
+  id: string;
+  operation_id: string;
+  kind: TaskKind;
+  ordinal: number;
+  claim: number;
+  attempts: number;
+  range_offset: bigint;
+  range_length: bigint;
+  input: Json;
+  request_id: string;
+  user_id: string;
+  project_id: string;
+  created_at: Date;
+  operation_kind: string;
+  operation_input: Json;
+  plan: Json;
+  backup_id: string | null;
+  volume_id: string | null;
+  snapshot_id: string | null;
+  group_id: string | null;
+  group_snapshot_id: string | null;
+  parent_id: string | null;
+}
+
+/**
+ * Takes a task: ready, dispatched, or running under a lease that is dead. One statement, the database's clock.
+ *
+ * @returns null when somebody else has it, it is finished, it may not run yet, the worker's host is disabled, or a newer version has
+ * made it and is to do it: go on quietly
+ */
+export async function claimTask(
+  database: Database,
+  request: { taskId: string; workerId: string; leaseMs: number },
+): Promise<ClaimedTask | null> {
+  const actor: Actor = { kind: "worker", worker: request.workerId };
+  const rows = await database.$queryRaw<ClaimRow[]>`
+    WITH claimed AS (
+      UPDATE tasks SET state = 'running', claim = claim + 1, attempts = attempts + 1, worker_id = ${request.workerId},
+        lease_until = now() + ${request.leaseMs} * interval '1 millisecond', started_at = coalesce(started_at, now()),
+        bytes_twice = bytes_twice + bytes_done, bytes_done = 0, bytes_stored = 0
+      WHERE id = ${request.taskId}::uuid AND run_after <= now() AND kind = ANY(${Object.keys(taskRanks)}::text[])
+        AND (state IN ('ready', 'dispatched') OR (state = 'running' AND lease_until < now()))
+        AND NOT EXISTS (SELECT 1 FROM workers w JOIN disabled_services d ON d.host = w.host AND d.binary = ${backupBinary}
+          WHERE w.id = ${request.workerId})
+      RETURNING *
+    ), begun AS (
+      UPDATE operations SET state = 'running', started_at = now(), updated_at = now()
+      WHERE id = (SELECT operation_id FROM claimed) AND state = 'queued'
+        AND set_config('tephra.actor', ${JSON.stringify(actor)}, true) <> ''
+    )
+    SELECT c.id, c.operation_id, c.kind, c.ordinal, c.claim, c.attempts, c.range_offset, c.range_length, c.input,
+           o.request_id, o.user_id, o.project_id, o.created_at, o.kind AS operation_kind, o.input AS operation_input, o.plan,
+           o.backup_id, o.volume_id, o.snapshot_id, o.group_id, o.group_snapshot_id, o.parent_id
+    FROM claimed c JOIN operations o ON o.id = c.operation_id`;
+  const row = rows[0];
+  if (!row) return null;
+  return {
+    id: row.id,
+    operationId: row.operation_id,
+    kind: row.kind,
+    ordinal: row.ordinal,
+    claim: row.claim,
+    attempts: row.attempts,
+    range: { offset: Number(row.range_offset), length: Number(row.range_length) },
+    input: row.input,
+    requestId: row.request_id,
+    userId: row.user_id,
+    operation: {
+      id: row.operation_id,
+      projectId: row.project_id,
+      createdAt: row.created_at,
+      kind: row.operation_kind,
+      plan: row.plan,
+      input: row.operation_input,
+      backupId: row.backup_id,
+      volumeId: row.volume_id,
+      snapshotId: row.snapshot_id,
+      groupId: row.group_id,
+      groupSnapshotId: row.group_snapshot_id,
+      parentId: row.parent_id,
+    },
+  };
+}
+
+export interface HeldTask {
+  taskId: string;
+  claim: number;
+  bytesDone: number;
+  bytesStored: number;
+}
+
+/**
+ * One statement renews all leases of a worker, stores its progress and brings back what was asked of it meanwhile.
+ * Progress beyond any earlier claim's sets the count of attempts back.
+ *
+ * @returns the tasks still held; `cancelled` when the operation has ended or is to be cancelled. One that is missing was lost.
+ */
+export async function renewLeases(
+  database: Database,
+  request: { workerId: string; leaseMs: number; held: readonly HeldTask[] },
+): Promise<{ taskId: string; cancelled: boolean }[]> {
+  const rows = JSON.stringify(
+    request.held.map((h) => ({ id: h.taskId, claim: h.claim, done: h.bytesDone, stored: h.bytesStored })),
+  );
+  return database.$queryRaw<{ taskId: string; cancelled: boolean }[]>`
+    WITH alive AS (UPDATE workers SET heartbeat_at = now() WHERE id = ${request.workerId})
+    UPDATE tasks t SET lease_until = now() + ${request.leaseMs} * interval '1 millisecond',
+      bytes_done = h.done, bytes_stored = h.stored,
+      attempts = CASE WHEN h.done > t.bytes_best THEN 1 ELSE t.attempts END, bytes_best = GREATEST(t.bytes_best, h.done)
+    FROM jsonb_to_recordset(${rows}::jsonb) AS h(id uuid, claim int, done bigint, stored bigint), operations o
+    WHERE t.id = h.id AND t.claim = h.claim AND t.state = 'running' AND o.id = t.operation_id
+    RETURNING t.id AS "taskId",
+      (t.kind <> 'tidy' AND (o.cancel_requested OR o.state NOT IN ('queued', 'running'))) AS cancelled`;
+}
+
+export interface TaskResult {
+  taskId: string;
+  claim: number;
+  bytesDone: number;
+  bytesStored: number;
+  /** Bytes found already stored by an earlier claim. */
+  bytesAdopted?: number;
+  report?: Json;
+}
+
+/**
+ * Ends a task well. The operation row must be locked by this transaction already (lock order).
+ *
+ * @throws ClaimLostError when the claim is no longer this one: the whole transaction is dropped
+ */
+export async function finishTask(tx: Transaction, result: TaskResult): Promise<void> {
+  const count = await tx.$executeRaw`
+    UPDATE tasks SET state = 'succeeded', finished_at = now(), lease_until = NULL, bytes_done = ${result.bytesDone}::bigint,
+      bytes_stored = ${result.bytesStored}::bigint, bytes_twice = GREATEST(bytes_twice, ${result.bytesAdopted ?? 0}::bigint),
+      report = ${result.report === undefined ? null : JSON.stringify(result.report)}::jsonb
+    WHERE id = ${result.taskId}::uuid AND claim = ${result.claim} AND state = 'running'`;
+  if (count !== 1) throw new ClaimLostError(result.taskId);
+}
+
+/** Drops a task whose operation has ended. A lost claim is left alone. */
+export async function cancelTask(database: Database, held: { taskId: string; claim: number }): Promise<void> {
+  await database.$executeRaw`
+    UPDATE tasks SET state = 'cancelled', lease_until = NULL, finished_at = now()
+    WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
+}
+
+/** Gives a task back unharmed, at no cost in attempts: a stopping worker's way out. A lost claim is left alone. */
+export async function handBackTask(database: Database, held: { taskId: string; claim: number }): Promise<void> {
+  await database.$executeRaw`
+    UPDATE tasks SET state = 'ready', lease_until = NULL, worker_id = NULL, attempts = GREATEST(0, attempts - 1), run_after = now()
+    WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
+  await ringDispatchers(database);
+}
+
+/** A job names a task that is not in this database: another service's, or one whose operation was removed meanwhile. */
+export class UnknownTaskError extends Error {
+  readonly code = "unknown-task";
+  constructor(taskId: string) {
+    super(`No task ${taskId} is known here: the job is not this installation's, or comes too late`);
+    this.name = "UnknownTaskError";
+  }
+}
+
+/** Whether there is such a task, in whatever state. */
+export async function isTaskKnown(database: Database, taskId: string): Promise<boolean> {
+  const rows = await database.$queryRaw`SELECT 1 FROM tasks WHERE id::text = ${taskId}`;
+  return (rows as unknown[]).length > 0;
+}
+
+/** A worker that is stopping has received a job: its task goes back to be dispatched again, if nobody has taken it. */
+export async function undispatchTask(database: Database, taskId: string): Promise<void> {
+  await database.$executeRaw`UPDATE tasks SET state = 'ready' WHERE id = ${taskId}::uuid AND state = 'dispatched'`;
+  await ringDispatchers(database);
+}
+
+/** Lets a task run again after `delayMs`. The attempt counts unless it is `free`. A lost claim is left alone. */
+export async function retryTaskLater(
+  database: Database,
+  held: { taskId: string; claim: number },
+  retry: { delayMs: number; reason: string; free?: boolean },
+): Promise<void> {
+  await database.$executeRaw`
+    UPDATE tasks SET state = 'ready', lease_until = NULL, worker_id = NULL, fail_reason = ${retry.reason},
+      attempts = GREATEST(0, attempts - ${retry.free === true ? 1 : 0}::int),
+      run_after = now() + ${Math.round(retry.delayMs)} * interval '1 millisecond'
+    WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
+}
+
+export const tasksReadyChannel = "tephra_tasks_ready";
+
+/** Wakes the dispatchers; inserts of tasks do it by themselves (a trigger). */
+export async function ringDispatchers(database: Database | Transaction): Promise<void> {
+  await database.$executeRaw`SELECT pg_notify(${tasksReadyChannel}, '')`;
+}

@@ -1,0 +1,60 @@
+import type { Transaction } from "../db/database.ts";
+import { lockQuotas } from "./quotas.ts";
+
+/** What the rows of a project add up to, beside what its quota says is used. */
+interface Usage {
+  project_id: string;
+  volumes: number;
+  snapshots: number;
+  gigabytes: number;
+  backups: number;
+  backup_gigabytes: number;
+  groups: number;
+}
+
+/**
+ * Projects whose quota does not say what their rows add up to; of all, or of `projects`. Both are read in one statement, so that they are of
+ * one moment. What a volume grows by counts from the request on, groups of machines never.
+ */
+async function readDifferences(tx: Transaction, projects: readonly string[] | null): Promise<Usage[]> {
+  return tx.$queryRaw<Usage[]>`
+    WITH rows AS (
+      SELECT project_id, 1 AS volumes, 0 AS snapshots, size_gib AS gigabytes, 0 AS backups, 0 AS backup_gigabytes, 0 AS groups FROM volumes
+      UNION ALL SELECT project_id, 0, 1, size_gib, 0, 0, 0 FROM snapshots
+      UNION ALL SELECT project_id, 0, 0, (input ->> 'addedGib')::int, 0, 0, 0 FROM operations
+        WHERE kind = 'volume-extend' AND state IN ('queued', 'running')
+      UNION ALL SELECT project_id, 0, 0, 0, 1, size_gib, 0 FROM backups WHERE deleted_at IS NULL
+      UNION ALL SELECT project_id, 0, 0, 0, 0, 0, 1 FROM groups WHERE instance_id IS NULL
+    ), used AS (
+      SELECT project_id, sum(volumes)::int AS volumes, sum(snapshots)::int AS snapshots, sum(gigabytes)::int AS gigabytes,
+        sum(backups)::int AS backups, sum(backup_gigabytes)::int AS backup_gigabytes, sum(groups)::int AS groups
+      FROM rows WHERE ${projects === null} OR project_id = ANY(${[...(projects ?? [])]}::text[]) GROUP BY project_id
+    )
+    SELECT project_id, coalesce(u.volumes, 0) AS volumes, coalesce(u.snapshots, 0) AS snapshots, coalesce(u.gigabytes, 0) AS gigabytes,
+      coalesce(u.backups, 0) AS backups, coalesce(u.backup_gigabytes, 0) AS backup_gigabytes, coalesce(u.groups, 0) AS groups
+    FROM used u FULL JOIN (SELECT * FROM quotas q WHERE ${projects === null} OR q.project_id = ANY(${[...(projects ?? [])]}::text[])) q
+      USING (project_id)
+    WHERE (coalesce(u.volumes, 0), coalesce(u.snapshots, 0), coalesce(u.gigabytes, 0), coalesce(u.backups, 0),
+        coalesce(u.backup_gigabytes, 0), coalesce(u.groups, 0)) IS DISTINCT FROM
+      (coalesce(q.volumes_used, 0), coalesce(q.snapshots_used, 0), coalesce(q.gigabytes_used, 0), coalesce(q.backups_used, 0),
+        coalesce(q.backup_gigabytes_used, 0), coalesce(q.groups_used, 0))`;
+}
+
+/**
+ * Puts right what differs. Every change of rows has its project's quota locked, so what still differs under the lock is wrong.
+ *
+ * @returns the projects whose quota was wrong
+ */
+export async function repairQuotas(tx: Transaction): Promise<string[]> {
+  const seen = (await readDifferences(tx, null)).map((usage) => usage.project_id);
+  if (seen.length === 0) return [];
+  await lockQuotas(tx, seen);
+  const wrong = await readDifferences(tx, seen);
+  for (const usage of wrong) {
+    await tx.$executeRaw`
+      UPDATE quotas SET volumes_used = ${usage.volumes}, snapshots_used = ${usage.snapshots}, gigabytes_used = ${usage.gigabytes},
+        backups_used = ${usage.backups}, backup_gigabytes_used = ${usage.backup_gigabytes}, groups_used = ${usage.groups}
+      WHERE project_id = ${usage.project_id}`;
+  }
+  return wrong.map((usage) => usage.project_id);
+}

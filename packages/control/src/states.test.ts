@@ -1,0 +1,41 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { backupTransitions, originsOf, snapshotTransitions, volumeTransitions } from "./states.ts";
+
+const tables = { backup: backupTransitions, volume: volumeTransitions, snapshot: snapshotTransitions } as const;
+
+describe.each(Object.entries(tables))("the %s table", (_name, table) => {
+  const statuses = Object.keys(table);
+
+  it("names only statuses that it has", () => {
+    for (const targets of Object.values(table))
+      for (const to of targets as readonly string[]) expect(statuses).toContain(to);
+  });
+
+  it("lets every status but deleted go on, so that no row is stuck by the table", () => {
+    for (const [from, targets] of Object.entries(table)) expect(targets.length > 0, from).toBe(from !== "deleted");
+  });
+
+  it("reaches deleted from every status, by some walk", () => {
+    const next = table as Readonly<Record<string, readonly string[]>>;
+    fc.assert(
+      fc.property(fc.constantFrom(...statuses), (start) => {
+        const seen = new Set([start]);
+        for (const status of seen) for (const to of next[status] ?? []) seen.add(to);
+        return seen.has("deleted");
+      }),
+    );
+  });
+});
+
+it("origins are the table read backwards", () => {
+  expect(originsOf(backupTransitions, "restoring")).toEqual(["available"]);
+  expect(originsOf(volumeTransitions, "deleting")).toEqual([
+    "available",
+    "error_extending",
+    "error_managing",
+    "error",
+    "error_restoring",
+    "error_deleting",
+  ]);
+});

@@ -1,0 +1,250 @@
+import { readdirSync } from "node:fs";
+import { monitorEventLoopDelay } from "node:perf_hooks";
+import { type DestinationStream, type Logger, type LoggerOptions, pino, stdSerializers } from "pino";
+import { Counter, Gauge, Registry } from "prom-client";
+import type { Config } from "../config.ts";
+import type { Database } from "../db/database.ts";
+import { type CounterName, readCounters } from "./counters.ts";
+
+export type { Logger };
+
+/**
+ * JSON lines on stdout unless told otherwise, one program name in each. Secrets are cut out wherever a request or URL is logged; of
+ * an error only what `describeError` names is.
+ */
+export function openLog(
+  config: Pick<Config, "log_level" | "hostName">,
+  program: string,
+  destination: DestinationStream = pino.destination(),
+): Logger {
+  const options: LoggerOptions = {
+    level: config.log_level,
+    base: { program, host: config.hostName, pid: process.pid },
+    redact: {
+      paths: ["req.headers['x-auth-token']", "req.headers.authorization", "req.headers.cookie"],
+      censor: "***",
+    },
+    serializers: { err: describeError },
+  };
+  return pino(options, destination);
+}
+
+/**
+ * Type, message, stack (both with causes) and code of an error, and no other property: clients of servers hang on theirs what they
+ * were doing, such as the arguments of the command that Redis refused, which are its password.
+ */
+function describeError(error: unknown): object {
+  if (!(error instanceof Error)) return { message: String(error) };
+  const { type, message, stack } = stdSerializers.err(error);
+  const code = "code" in error ? String(error.code) : undefined;
+  const errors = error instanceof AggregateError ? error.errors.map(describeError) : undefined;
+  return { type, message, stack, code, errors };
+}
+
+/** Ends the process at an error that nobody caught, as Node would, but tells of it as every other error is told of. */
+export function logCrash(log: Logger): void {
+  process.on("uncaughtException", (error) => {
+    log.fatal({ event: "crashed", err: error }, "crashed");
+    process.exit(1);
+  });
+}
+
+/** One function per business event: the log line and nothing else, so that its fields are the same wherever it happens. */
+export const events = {
+  taskClaimed: (
+    log: Logger,
+    task: { id: string; kind: string; operationId: string; claim: number; requestId: string },
+  ) => log.info({ event: "task.claimed", ...fields(task) }, "task claimed"),
+  taskFinished: (
+    log: Logger,
+    task: { id: string; kind: string; operationId: string; claim: number; requestId: string },
+    ms: number,
+  ) => log.info({ event: "task.finished", ...fields(task), ms }, "task finished"),
+  taskDropped: (
+    log: Logger,
+    task: { id: string; kind: string; operationId: string; claim: number; requestId: string },
+    why: string,
+  ) => log.warn({ event: "task.dropped", ...fields(task), why }, "task dropped"),
+  taskRetried: (
+    log: Logger,
+    task: { id: string; kind: string; operationId: string; claim: number; requestId: string },
+    retry: { delayMs: number; reason: string },
+  ) => log.warn({ event: "task.retried", ...fields(task), ...retry }, "task will be tried again"),
+  operationFailed: (log: Logger, operation: { id: string; kind: string; reason: string; requestId: string }) =>
+    log.error(
+      {
+        event: "operation.failed",
+        operation: operation.id,
+        kind: operation.kind,
+        reason: operation.reason,
+        request_id: operation.requestId,
+      },
+      "operation failed",
+    ),
+  stepFailed: (log: Logger, failure: { step: string; error: unknown; operation?: string }) =>
+    log.error(
+      { event: "reconciler.failed", step: failure.step, operation: failure.operation, err: failure.error },
+      "a step of the reconciler failed; the others go on",
+    ),
+  quotaRepaired: (log: Logger, project: string) =>
+    log.error({ event: "quota.repaired", project }, "a quota did not say what the rows add up to"),
+  clockStepped: (log: Logger, stepMs: number) =>
+    log.warn(
+      { event: "database.clock-stepped", ms: stepMs },
+      `the clock of PostgreSQL was set ${stepMs < 0 ? "back" : "forth"} by ${Math.round(Math.abs(stepMs) / 1_000)} s`,
+    ),
+  reconciled: (log: Logger, healed: Record<string, number>) => log.warn({ event: "reconciled", ...healed }, "healed"),
+};
+
+const fields = (task: { id: string; kind: string; operationId: string; claim: number; requestId: string }) => ({
+  task: task.id,
+  kind: task.kind,
+  operation: task.operationId,
+  claim: task.claim,
+  request_id: task.requestId,
+});
+
+const MiB = 1024 * 1024;
+/** How often the delay of the event loop is measured: what a timer of this length is late by. */
+const loopResolutionMs = 10;
+
+/** What a process weighs, and how long its event loop kept timers waiting since the last line. */
+export interface Vitals {
+  rss_mib: number;
+  /** Of JavaScript's own objects. */
+  heap_mib: number;
+  /** Of buffers, which lie outside the heap. */
+  external_mib: number;
+  /** Open files and connections; null where the system does not tell. */
+  descriptors: number | null;
+  loop_delay_p99_ms: number;
+  loop_delay_max_ms: number;
+}
+
+/** Logs `process.vitals` every so often, for as long as the process lives. */
+export function logVitals(log: Logger, everyMs: number): void {
+  const delays = monitorEventLoopDelay({ resolution: loopResolutionMs });
+  delays.enable();
+  const lateMs = (nanoseconds: number): number => Math.max(0, Math.round(nanoseconds / 1e5) / 10 - loopResolutionMs);
+  const tell = (): void => {
+    const { rss, heapUsed, external } = process.memoryUsage();
+    const vitals: Vitals = {
+      rss_mib: Math.round(rss / MiB),
+      heap_mib: Math.round(heapUsed / MiB),
+      external_mib: Math.round(external / MiB),
+      descriptors: countDescriptors(),
+      loop_delay_p99_ms: lateMs(delays.percentile(99)),
+      loop_delay_max_ms: lateMs(delays.max),
+    };
+    delays.reset();
+    log.info({ event: "process.vitals", ...vitals }, "vitals");
+  };
+  setInterval(tell, everyMs).unref();
+}
+
+function countDescriptors(): number | null {
+  try {
+    return readdirSync("/proc/self/fd").length;
+  } catch {
+    return null;
+  }
+}
+
+interface Figures {
+  ready: number;
+  dispatched: number;
+  running: number;
+  oldest_ready_seconds: number;
+  bytes_read: number;
+  bytes_stored: number;
+  oldest_creating_seconds: number;
+  last_success_age_seconds: number | null;
+  workers: number;
+  slots: number;
+  notifications_pending: number;
+  notifications_dead: number;
+}
+
+async function readFigures(database: Database): Promise<Figures> {
+  const rows = await database.$queryRaw<Figures[]>`
+    SELECT
+      (SELECT count(*) FROM tasks WHERE state = 'ready')::int AS ready,
+      (SELECT count(*) FROM tasks WHERE state = 'dispatched')::int AS dispatched,
+      (SELECT count(*) FROM tasks WHERE state = 'running')::int AS running,
+      coalesce((SELECT extract(epoch FROM now() - min(queued_at)) FROM tasks WHERE state IN ('ready', 'dispatched')), 0)::float AS oldest_ready_seconds,
+      coalesce((SELECT sum(bytes_done) FROM tasks), 0)::float AS bytes_read,
+      coalesce((SELECT sum(bytes_stored) FROM tasks), 0)::float AS bytes_stored,
+      coalesce((SELECT extract(epoch FROM now() - min(created_at)) FROM backups WHERE status = 'creating' AND deleted_at IS NULL), 0)::float AS oldest_creating_seconds,
+      (SELECT extract(epoch FROM now() - max(finished_at)) FROM operations WHERE kind = 'backup-create' AND state = 'succeeded')::float AS last_success_age_seconds,
+      (SELECT count(*) FROM workers WHERE heartbeat_at > now() - interval '30 seconds')::int AS workers,
+      (SELECT coalesce(sum(slots), 0) FROM workers WHERE heartbeat_at > now() - interval '30 seconds')::int AS slots,
+      (SELECT count(*) FROM deliveries WHERE state = 'pending')::int AS notifications_pending,
+      (SELECT count(*) FROM deliveries WHERE state = 'dead')::int AS notifications_dead`;
+  const row = rows[0];
+  if (!row) throw new Error("no figures");
+  return row;
+}
+
+/** What `/metrics` shows. Figures come from Postgres at the moment of the scrape; labels are bounded. */
+export function openMetrics(database: Database) {
+  const registry = new Registry();
+  const gauge = (name: string, help: string) => new Gauge({ name, help, registers: [registry] });
+  const gauges = {
+    ready: gauge("tephra_tasks_ready", "Tasks that wait to be dispatched (queue depth)"),
+    dispatched: gauge("tephra_tasks_dispatched", "Tasks handed to the queue and not yet claimed"),
+    running: gauge("tephra_tasks_running", "Tasks running under a lease"),
+    oldest_ready_seconds: gauge("tephra_queue_age_seconds", "Age of the oldest task that nobody runs yet"),
+    bytes_read: gauge("tephra_bytes_in_total", "Bytes of volumes and backups that tasks have read"),
+    bytes_stored: gauge("tephra_bytes_out_total", "Bytes that tasks have stored"),
+    oldest_creating_seconds: gauge(
+      "tephra_oldest_creating_backup_seconds",
+      "Age of the oldest backup that is still being created",
+    ),
+    last_success_age_seconds: gauge(
+      "tephra_last_success_age_seconds",
+      "Seconds since a backup last became available; NaN before the first",
+    ),
+    workers: gauge("tephra_workers", "Worker processes heard of in the last 30 seconds"),
+    slots: gauge("tephra_worker_slots", "Tasks that those workers can run at once"),
+    notifications_pending: gauge("tephra_notifications_pending", "Notifications on their way, counted once per target"),
+    notifications_dead: gauge("tephra_notifications_dead", "Notifications that a target never took"),
+  } as const;
+  const counted: Record<CounterName, Gauge<string>> = {
+    reconciler_failures: new Gauge({
+      name: "tephra_reconciler_failures_total",
+      help: "Steps of reconcilers, and operations in them, that threw something other than an outage of the database",
+      labelNames: ["step"],
+      registers: [registry],
+    }),
+    quota_repairs: new Gauge({
+      name: "tephra_quota_repairs_total",
+      help: "Quotas that did not say what the rows add up to, and were put right; stays 0",
+      registers: [registry],
+    }),
+  };
+  const clockSteps = new Counter({
+    name: "tephra_database_clock_steps_total",
+    help: "How often the clock of PostgreSQL was seen to have been set",
+    registers: [registry],
+  });
+  const requests = new Counter({
+    name: "tephra_http_requests_total",
+    help: "Answers by status class",
+    labelNames: ["status"],
+    registers: [registry],
+  });
+  return {
+    contentType: registry.contentType,
+    countClockStep: () => clockSteps.inc(),
+    countRequest: (status: number) => requests.inc({ status: `${Math.floor(status / 100)}xx` }),
+    async render(): Promise<string> {
+      const figures = await readFigures(database);
+      counted.quota_repairs.set(0);
+      for (const { name, label, value } of await readCounters(database)) {
+        counted[name as CounterName]?.set(label === "" ? {} : { step: label }, value);
+      }
+      for (const [key, value] of Object.entries(figures)) gauges[key as keyof Figures].set(value ?? Number.NaN);
+      return registry.metrics();
+    },
+  };
+}

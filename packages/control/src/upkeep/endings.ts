@@ -1,0 +1,156 @@
+import { failBackupDelete } from "../backups/delete.ts";
+import { failBackupImport } from "../backups/import.ts";
+import { failRestore } from "../backups/restore-work.ts";
+import { failVerify } from "../backups/verify.ts";
+import { failBackupCreate } from "../backups/work.ts";
+import { sayWhy } from "../db/actor.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { ClaimLostError } from "../errors.ts";
+import { addMessage, type MessageAction, type MessageDetail } from "../events/messages.ts";
+import { lockGroupOf, settleGroup } from "../groups/groups.ts";
+import { failGroupOperation, isGroupOperation } from "../groups/operations.ts";
+import { lockParts } from "../groups/parts.ts";
+import { endOperation, isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
+import { failReap } from "../repositories/reap.ts";
+import { failRescan } from "../repositories/rescan.ts";
+import { type Damage, lockBackup } from "../rows/backups.ts";
+import { lockQuota } from "../rows/quotas.ts";
+import { unreachable } from "../states.ts";
+import { releaseExtend } from "../volumes/attach.ts";
+import { releaseSnapshotsOf } from "../volumes/delete.ts";
+import { lockVolume } from "../volumes/volumes.ts";
+
+export interface Failure {
+  reason: string;
+  damage?: Damage;
+  /** No worker was found to do it. */
+  unplaced?: boolean;
+  /** The task whose failure this is; without one the operation itself is given up (no worker, too many losses). */
+  held?: { taskId: string; claim: number };
+}
+
+/**
+ * Ends an operation badly: its rows get the statuses that its kind prescribes, its tasks stop, what it left behind is tidied.
+ * An operation that has ended already is left alone.
+ *
+ * @throws ClaimLostError when the failing task is no longer held: somebody else is at it, so nothing has failed
+ */
+export async function failOperation(
+  database: Database,
+  operationId: string,
+  failure: Failure,
+): Promise<OperationRow | null> {
+  return inTransaction(database, async (tx) => {
+    const seen = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
+    if (seen.kind === "volume-extend") await lockQuota(tx, seen.projectId);
+    if (seen.kind === "volume-create" && seen.volumeId) await lockGroupOf(tx, seen.volumeId);
+    if (seen.volumeId) await lockVolume(tx, seen.volumeId);
+    if (seen.backupId) await lockBackup(tx, seen.backupId);
+    const parts = isGroupOperation(seen.kind) ? await lockParts(tx, seen) : [];
+    const operation = await lockOperation(tx, operationId);
+    if (failure.held) await failTask(tx, failure.held, failure.reason);
+    if (!isLive(operation)) return null;
+    await sayWhy(tx, { reason: failure.reason, operation });
+    await failRows(tx, operation, failure, parts);
+    await tellUsers(tx, operation, failure);
+    return operation;
+  });
+}
+
+async function failTask(tx: Transaction, held: { taskId: string; claim: number }, reason: string): Promise<void> {
+  const count = await tx.$executeRaw`
+    UPDATE tasks SET state = 'failed', fail_reason = ${reason}, finished_at = now(), lease_until = NULL
+    WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
+  if (count !== 1) throw new ClaimLostError(held.taskId);
+}
+
+async function failRows(
+  tx: Transaction,
+  operation: OperationRow,
+  failure: Failure,
+  parts: readonly OperationRow[],
+): Promise<void> {
+  const { kind } = operation;
+  switch (kind) {
+    case "backup-create":
+      return failBackupCreate(tx, operation, failure.reason, failure.damage ?? null);
+    case "backup-restore":
+      return failRestore(tx, operation, failure.reason, failure.damage ?? null);
+    case "backup-delete":
+      return failBackupDelete(tx, operation, failure.reason);
+    case "backup-import":
+      return failBackupImport(tx, operation, failure.reason);
+    case "backup-verify":
+      return failVerify(tx, operation, failure.reason);
+    case "repository-rescan":
+      return failRescan(tx, operation, failure.reason);
+    case "repository-reap":
+      return failReap(tx, operation, failure.reason);
+    case "volume-create":
+      await failVolume(tx, operation, failure.reason, { from: "creating", to: "error" });
+      return settleGroup(tx, operation.volumeId ?? nilUuid);
+    case "volume-import":
+      return failVolume(tx, operation, failure.reason, { from: "creating", to: "error" });
+    case "volume-export":
+      return failVolume(tx, operation, failure.reason, { from: "uploading", to: "available" });
+    case "volume-extend":
+      await releaseExtend(tx, operation);
+      return failVolume(tx, operation, failure.reason, { from: "extending", to: "error_extending" });
+    case "volume-delete":
+      await releaseSnapshotsOf(tx, operation.volumeId ?? nilUuid);
+      return failVolume(tx, operation, failure.reason, { from: "deleting", to: "error_deleting" });
+    case "snapshot-create":
+      return failSnapshot(tx, operation, failure.reason, { from: "creating", to: "error" });
+    case "snapshot-delete":
+      return failSnapshot(tx, operation, failure.reason, { from: "deleting", to: "error_deleting" });
+    case "group-snapshot":
+    case "group-backup":
+    case "group-restore":
+    case "group-delete":
+      return failGroupOperation(tx, { ...operation, kind }, parts, { state: "failed", reason: failure.reason });
+    default:
+      return unreachable(kind);
+  }
+}
+
+/** What the project is told of its backup, beside the row. Other failures show in their rows alone, as in Cinder. */
+async function tellUsers(tx: Transaction, operation: OperationRow, failure: Failure): Promise<void> {
+  const { kind, projectId, requestId, backupId } = operation;
+  if (backupId === null || !(kind in failureDetails)) return;
+  const action = kind as keyof typeof failureDetails;
+  const { unplaced, failed } = failureDetails[action];
+  await addMessage(tx, { projectId, requestId, backupId, action, detail: failure.unplaced ? unplaced : failed });
+}
+
+const failureDetails = {
+  "backup-create": { unplaced: "schedule-failed", failed: "create-failed" },
+  "backup-restore": { unplaced: "service-down", failed: "restore-failed" },
+  "backup-delete": { unplaced: "service-down", failed: "delete-failed" },
+} as const satisfies Partial<Record<MessageAction, Record<string, MessageDetail>>>;
+
+async function failVolume(
+  tx: Transaction,
+  operation: OperationRow,
+  reason: string,
+  move: { from: string; to: string },
+): Promise<void> {
+  await tx.volume.updateMany({
+    where: { id: operation.volumeId ?? nilUuid, status: move.from },
+    data: { status: move.to, previousStatus: move.from, updatedAt: new Date() },
+  });
+  await endOperation(tx, operation, { state: "failed", reason });
+}
+
+async function failSnapshot(
+  tx: Transaction,
+  operation: OperationRow,
+  reason: string,
+  move: { from: string; to: string },
+): Promise<void> {
+  await tx.snapshot.updateMany({
+    where: { id: operation.snapshotId ?? nilUuid, status: move.from },
+    data: { status: move.to, updatedAt: new Date() },
+  });
+  await endOperation(tx, operation, { state: "failed", reason });
+}

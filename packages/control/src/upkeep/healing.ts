@@ -1,0 +1,161 @@
+import type { Config } from "../config.ts";
+import { sayWhy } from "../db/actor.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { hinders, isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
+import { backupBinary } from "../queue/services.ts";
+import { whyUnreachable } from "../queue/workers.ts";
+import type { Failure } from "./endings.ts";
+
+/** Operations that one step of a pass ends. */
+const batch = 100;
+
+/** Ends an operation that nobody works on any more. Never throws for what is wrong with that operation alone. */
+export type EndOperation = (id: string, failure: Failure) => Promise<void>;
+
+/**
+ * Rule one: a task whose lease is dead, or which was dispatched long ago and never claimed, becomes ready again: by its own
+ * timestamps, never by asking Redis. After an outage of Postgres such expiries cost no attempt.
+ */
+export async function releaseDead(database: Database, config: Config, afterOutage: boolean): Promise<number> {
+  return database.$executeRaw`
+    UPDATE tasks t SET state = CASE WHEN t.kind <> 'tidy' AND o.state NOT IN ('queued', 'running') THEN 'cancelled' ELSE 'ready' END,
+      lease_until = NULL, worker_id = NULL, run_after = now(),
+      attempts = CASE WHEN ${afterOutage} THEN GREATEST(0, t.attempts - 1) ELSE t.attempts END
+    FROM operations o
+    WHERE o.id = t.operation_id AND ((t.state = 'running' AND t.lease_until < now())
+      OR (t.state = 'dispatched' AND t.dispatched_at < now() - ${config.tasks.dispatch_timeout_ms} * interval '1 millisecond'))`;
+}
+
+interface Poisoned {
+  id: string;
+  operation_id: string;
+  kind: string;
+  attempts: number;
+  fail_reason: string | null;
+}
+
+/**
+ * Too many claims came to nothing: the operation ends, with a reason that a person can act on. A clean-up that ends its workers is given
+ * up: what it was to remove is the reaper's.
+ */
+export async function failPoisoned(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
+  const tasks = await database.$queryRaw<Poisoned[]>`
+    SELECT id, operation_id, kind, attempts, fail_reason FROM tasks
+    WHERE state = 'ready' AND attempts >= ${config.tasks.attempts_max} LIMIT ${batch}`;
+  for (const task of tasks) {
+    const last = task.fail_reason ? ` The last error was: ${task.fail_reason}` : "";
+    const reason = `Gave up after ${task.attempts} workers were lost at task ${task.kind} without progress.${last}`;
+    if (task.kind !== "tidy") await endOperation(task.operation_id, { reason });
+    else {
+      await database.$executeRaw`
+        UPDATE tasks SET state = 'failed', fail_reason = ${reason}, finished_at = now() WHERE id = ${task.id}::uuid AND state = 'ready'`;
+    }
+  }
+  return tasks.length;
+}
+
+/**
+ * Rule two: what waits for nothing goes on. A tidy task blocked behind running ones is freed when they are gone, and so is a removal
+ * behind those of whatever was cancelled for it.
+ */
+export async function freeBlocked(database: Database): Promise<number> {
+  return database.$executeRaw`
+    UPDATE tasks t SET state = 'ready', run_after = now() FROM operations o
+    WHERE o.id = t.operation_id AND t.state = 'blocked' AND t.kind IN ('tidy', 'remove-backup', 'remove-volume', 'remove-snapshot')
+      AND NOT EXISTS (SELECT 1 FROM tasks r WHERE r.operation_id = t.operation_id AND r.state = 'running')
+      AND (t.kind = 'tidy' OR NOT EXISTS (SELECT 1 FROM operations p JOIN tasks r ON r.operation_id = p.id
+        WHERE r.state = 'running' AND r.kind <> 'tidy' AND ${hinders("p", "o")}))`;
+}
+
+/** A live operation with no unfinished task cannot come from any commit of ours, so somebody took its tasks away: it ends with a reason. */
+export async function failStuck(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
+  const stuck = await database.$queryRaw<{ id: string }[]>`
+    SELECT o.id FROM operations o WHERE o.state IN ('queued', 'running')
+      AND coalesce(o.updated_at, o.created_at) < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
+      AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
+        AND (t.state IN ('ready', 'dispatched', 'running') OR (t.state = 'blocked' AND t.kind IN ('remove-backup', 'remove-volume', 'remove-snapshot'))))
+      AND NOT EXISTS (SELECT 1 FROM operations p WHERE p.parent_id = o.id AND p.state IN ('queued', 'running'))
+      LIMIT ${batch}`;
+  for (const { id } of stuck) await endOperation(id, { reason: "The operation has no task left to run." });
+  return stuck.length;
+}
+
+const noService: Readonly<Record<string, string>> = {
+  "backup-create": "Service not found for creating backup.",
+};
+
+/**
+ * A task that no live worker can reach fails after a while, as Cinder fails it, with what workers say about it. Disabled workers do not
+ * count, but what they had begun waits for them. The while begins when a reconciler first sees that there is none, so that a task that has
+ * waited long for its turn outlives a restart of the workers, or of everything.
+ */
+export async function failUnplaced(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
+  const downMs = config.worker.down_ms;
+  await database.$executeRaw`
+    WITH looked AS (
+      SELECT t.id, t.state = 'ready' AND t.kind <> 'tidy' AND t.run_after <= now() AND o.state IN ('queued', 'running')
+        AND NOT EXISTS (SELECT 1 FROM workers w WHERE t.needs <@ w.reaches
+          AND w.heartbeat_at > now() - ${downMs} * interval '1 millisecond'
+          AND (o.state = 'running' OR NOT EXISTS (
+            SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = w.host))) AS unplaced
+      FROM tasks t JOIN operations o ON o.id = t.operation_id
+      WHERE t.state = 'ready' OR (t.unplaced_at IS NOT NULL AND t.state IN ('dispatched', 'running'))
+    ), changed AS (
+      SELECT t.id, looked.unplaced FROM tasks t JOIN looked ON looked.id = t.id
+      WHERE looked.unplaced <> (t.unplaced_at IS NOT NULL) FOR UPDATE OF t SKIP LOCKED
+    )
+    UPDATE tasks t SET unplaced_at = CASE WHEN changed.unplaced THEN now() END FROM changed WHERE t.id = changed.id`;
+  const rows = await database.$queryRaw<{ operation_id: string; kind: string; needs: string[] }[]>`
+    SELECT DISTINCT t.operation_id, o.kind, t.needs FROM tasks t JOIN operations o ON o.id = t.operation_id
+    WHERE t.state = 'ready' AND o.state IN ('queued', 'running')
+      AND t.unplaced_at < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond' LIMIT ${batch}`;
+  for (const row of rows) {
+    const why = await whyUnreachable(database, row.needs, downMs);
+    const base = noService[row.kind] ?? "No worker reaches what the operation needs.";
+    const reason = why.length > 0 ? `${base} ${why.join(" ")}` : base;
+    await endOperation(row.operation_id, { reason, unplaced: true });
+  }
+  return rows.length;
+}
+
+/**
+ * Ends an operation whose own ending throws, such as one whose plan nobody can read: the rows that it holds are in error, and nothing is
+ * tidied, for only its plan could say what. What it left is the reaper's.
+ */
+export async function endBluntly(database: Database, id: string, reason: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const operation = await lockOperation(tx, id);
+    if (!isLive(operation)) return;
+    await sayWhy(tx, { reason, operation });
+    const parts = (await tx.operation.findMany({ where: { parentId: id }, orderBy: { id: "asc" } })) as OperationRow[];
+    for (const one of [...parts, operation]) await releaseRows(tx, one, reason);
+    await tx.group.updateMany({ where: { operationId: id }, data: { operationId: null, updatedAt: new Date() } });
+    const ended = [id, ...parts.filter(isLive).map((part) => part.id)];
+    const now = new Date();
+    const data = { state: "failed", failReason: reason, remaining: 0, finishedAt: now, updatedAt: now };
+    await tx.operation.updateMany({ where: { id: { in: ended } }, data });
+    await tx.$executeRaw`
+      UPDATE tasks SET state = 'cancelled', finished_at = now()
+      WHERE operation_id = ANY(${ended}::uuid[]) AND state IN ('ready', 'dispatched', 'blocked')`;
+  });
+}
+
+/** What an operation holds is let go: what it was making, changing or removing is in error, what it only read is as it was. */
+async function releaseRows(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  const { volumeId, snapshotId, backupId, groupSnapshotId } = operation;
+  await tx.$executeRaw`
+    UPDATE volumes v SET updated_at = now(), previous_status = status, status = CASE WHEN status <> 'backing-up' THEN 'error'
+      WHEN EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id) THEN 'in-use' ELSE 'available' END
+    WHERE id = ${volumeId}::uuid AND (${operation.kind} LIKE 'volume-%' OR ${operation.kind} IN ('backup-create', 'backup-restore'))
+      AND status IN ('creating', 'backing-up', 'restoring-backup', 'uploading', 'extending', 'deleting')`;
+  await tx.$executeRaw`
+    UPDATE backups SET updated_at = now(), status = CASE status WHEN 'restoring' THEN 'available' ELSE 'error' END,
+      fail_reason = CASE status WHEN 'restoring' THEN fail_reason ELSE left(${reason}, 255) END
+    WHERE id = ${backupId}::uuid AND status IN ('creating', 'restoring', 'deleting') AND deleted_at IS NULL`;
+  await tx.$executeRaw`
+    UPDATE snapshots SET updated_at = now(), status = CASE status WHEN 'backing-up' THEN 'available' ELSE 'error' END
+    WHERE (id = ${snapshotId}::uuid OR group_snapshot_id = ${groupSnapshotId}::uuid) AND status IN ('creating', 'backing-up', 'deleting')`;
+  await tx.$executeRaw`
+    UPDATE group_snapshots SET updated_at = now(), status = 'error'
+    WHERE id = ${groupSnapshotId}::uuid AND status IN ('creating', 'deleting')`;
+}

@@ -1,0 +1,167 @@
+import type { Config } from "../config.ts";
+import { actAs } from "../db/actor.ts";
+import { forgetUnplaced, mendTimes, watchClock } from "../db/clock.ts";
+import type { Database } from "../db/database.ts";
+import { isDatabaseOutage, mayPass } from "../db/outage.ts";
+import { forgetAudit } from "../events/audit.ts";
+import { forgetMessages } from "../events/messages.ts";
+import { ringDispatchers } from "../queue/tasks.ts";
+import { count } from "../telemetry/counters.ts";
+import { events, type Logger } from "../telemetry/telemetry.ts";
+import { type Failure, failOperation } from "./endings.ts";
+import { endBluntly, failPoisoned, failStuck, failUnplaced, freeBlocked, releaseDead } from "./healing.ts";
+import { dueWork } from "./schedules.ts";
+
+/** Registrations of workers that were not heard of for so long are thrown away. */
+const forgetWorkersAfter = "1 hour";
+
+/**
+ * So often an operation's own ending may throw before it is ended without it. Processes of a newer release, which may know more of its kind,
+ * have had their turn by then.
+ */
+const endingsMax = 3;
+
+interface Pass {
+  database: Database;
+  config: Config;
+  log: Logger;
+  /** Expiries cost no attempt: after an outage of Postgres nobody could renew. */
+  afterOutage: boolean;
+  /** Of operations, how often their ending has thrown. */
+  thrown: Map<string, number>;
+}
+
+async function tell(
+  { database, log }: Pass,
+  failure: { step: string; error: unknown; operation?: string },
+): Promise<void> {
+  events.stepFailed(log, failure);
+  await count(database, "reconciler_failures", failure.step);
+}
+
+/** Ends an operation; one whose ending throws does not keep others from theirs, and ends without it after a while. */
+async function endOne(pass: Pass, step: string, id: string, failure: Failure): Promise<void> {
+  const { database, log, thrown } = pass;
+  try {
+    const failed = await failOperation(database, id, failure);
+    thrown.delete(id);
+    const { reason } = failure;
+    if (failed) events.operationFailed(log, { id, kind: failed.kind, reason, requestId: failed.requestId });
+  } catch (error) {
+    if (isDatabaseOutage(error)) throw error;
+    await tell(pass, { step, error, operation: id });
+    if (mayPass(error)) return;
+    const times = (thrown.get(id) ?? 0) + 1;
+    thrown.set(id, times);
+    if (times < endingsMax) return;
+    thrown.delete(id);
+    const reason = `${failure.reason} Its ending failed, too: ${(error as Error).message}`;
+    await endBluntly(database, id, reason).catch(async (fault: unknown) => {
+      if (isDatabaseOutage(fault)) throw fault;
+      await tell(pass, { step, error: fault, operation: id });
+    });
+  }
+}
+
+/** Does one step. What it throws is told and counted, and the others go on; only an outage of the database ends the pass. */
+async function runStep(pass: Pass, step: string, work: () => Promise<unknown>): Promise<number> {
+  try {
+    const done = await work();
+    return typeof done === "number" ? done : 0;
+  } catch (error) {
+    if (isDatabaseOutage(error)) throw error;
+    await tell(pass, { step, error });
+    return 0;
+  }
+}
+
+/** One pass. Every statement changes a row only once, so any number of processes may run it side by side. */
+async function reconcile(pass: Pass): Promise<void> {
+  const { database, config, log } = pass;
+  const step = (name: string, work: () => Promise<unknown>) => runStep(pass, name, work);
+  const ending = (name: string) => (id: string, failure: Failure) => endOne(pass, name, id, failure);
+  await step("mend-times", () => mendTimes(database, config));
+  const expired = await step("release-dead", () => releaseDead(database, config, pass.afterOutage));
+  const poisoned = await step("fail-poisoned", () => failPoisoned(database, config, ending("fail-poisoned")));
+  const freed = await step("free-blocked", () => freeBlocked(database));
+  const stuck = await step("fail-stuck", () => failStuck(database, config, ending("fail-stuck")));
+  const unplaced = await step("fail-unplaced", () => failUnplaced(database, config, ending("fail-unplaced")));
+  await step("forget-workers", () =>
+    database.$executeRaw`DELETE FROM workers WHERE heartbeat_at < now() - ${forgetWorkersAfter}::interval`.then(
+      () => {},
+    ),
+  );
+  await step("forget-messages", () => forgetMessages(database, config));
+  await step("forget-audit", () => forgetAudit(database, config));
+  for (const { name, start } of dueWork(database, config, log)) await step(`schedule ${name}`, start);
+  const advanced = freed + stuck;
+  if (expired + poisoned + advanced + unplaced === 0) return;
+  events.reconciled(log, { expired, advanced, unplaced });
+  await ringDispatchers(database);
+}
+
+export interface Reconciler {
+  stop(): Promise<void>;
+}
+
+/**
+ * Heals what a crash, a lost Redis or a removed job left behind. Runs in workers and in the API, so that an operation ends even
+ * when no worker is alive. After an outage of Postgres it waits one lease: holders that live renew first.
+ */
+export function startReconciler(options: {
+  database: Database;
+  config: Config;
+  log: Logger;
+  /** Told of every step of PostgreSQL's clock, in ms. */
+  onClockStep?: (stepMs: number) => void;
+}): Reconciler {
+  const { database, config, log, onClockStep } = options;
+  const clock = watchClock(database);
+  let stopped = false;
+  let timer: NodeJS.Timeout | undefined;
+  let outage = false;
+  const thrown = new Map<string, number>();
+  let quietUntil = 0;
+  let running: Promise<void> = Promise.resolve();
+  const pass = async (): Promise<void> => {
+    try {
+      if (outage) {
+        await database.$queryRaw`SELECT 1`;
+        outage = false;
+        quietUntil = performance.now() + config.worker.lease_ms;
+      }
+      const stepMs = await clock.measure();
+      if (stepMs !== 0) {
+        // Every lease looks dead, or good for too long: holders that live renew first.
+        quietUntil = performance.now() + config.worker.lease_ms;
+        events.clockStepped(log, stepMs);
+        onClockStep?.(stepMs);
+        await forgetUnplaced(database);
+      }
+      const waiting = performance.now() < quietUntil;
+      if (!waiting) {
+        const afterOutage = quietUntil > 0;
+        quietUntil = 0;
+        await actAs({ kind: "reconciler" }, () => reconcile({ database, config, log, afterOutage, thrown }));
+      }
+    } catch (error) {
+      outage = isDatabaseOutage(error);
+      log.warn({ err: error }, outage ? "reconciler cannot reach the database" : "a pass of the reconciler failed");
+    }
+  };
+  const next = (): void => {
+    if (stopped) return;
+    const jitter = 0.75 + Math.random() / 2;
+    timer = setTimeout(() => {
+      running = pass().then(next);
+    }, config.tasks.reconcile_ms * jitter);
+  };
+  next();
+  return {
+    async stop() {
+      stopped = true;
+      clearTimeout(timer);
+      await running;
+    },
+  };
+}

@@ -1,0 +1,275 @@
+import { randomUUID } from "node:crypto";
+import type { Config } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
+import type { Prisma } from "../generated/client.ts";
+import type { Principal } from "../principal.ts";
+import { completeOperation, type OperationRow, startOperation } from "../queue/operations.ts";
+import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { releaseQuota, reserveQuota } from "../rows/quotas.ts";
+import { GiB, getVolume, lockVolume, moveVolume, type VolumeRow } from "./volumes.ts";
+
+/** Locks a volume that the caller may see. @throws NotFoundError */
+export async function lockVisible(tx: Transaction, principal: Principal, id: string): Promise<VolumeRow> {
+  await getVolume(tx, principal, id);
+  const volume = await lockVolume(tx, id);
+  if (!volume) throw new NotFoundError("Volume", id);
+  return volume;
+}
+
+export const adminMetadataOf = (volume: VolumeRow) => volume.adminMetadata as Record<string, string>;
+
+/** Changes a volume that is locked. */
+export async function changeVolume(tx: Transaction, id: string, data: Prisma.VolumeUpdateInput): Promise<void> {
+  await tx.volume.update({ where: { id }, data: { ...data, updatedAt: new Date() } });
+}
+
+export interface NewAttachment {
+  serverId: string | null;
+  hostName: string | null;
+  device: string;
+  mode: "rw" | "ro";
+}
+
+/**
+ * Records that a server or host uses the volume, which is `in-use` from then on. The same one again changes nothing.
+ *
+ * @throws InvalidError unless the volume is available or attaching; for writing to a read-only one
+ */
+export async function attachVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  attachment: NewAttachment,
+): Promise<void> {
+  await inTransaction(database, (tx) => attachWithin(tx, principal, id, attachment));
+}
+
+/** As `attachVolume`, in a transaction of the caller's. A volume of an instance joins the instance's group. */
+export async function attachWithin(
+  tx: Transaction,
+  principal: Principal,
+  id: string,
+  { mode, ...attachment }: NewAttachment,
+): Promise<void> {
+  const volume = await lockVisible(tx, principal, id);
+  const { serverId, hostName } = attachment;
+  const attached = volume.attachments.filter((a) => a.status === "attached");
+  const known = attached.some((a) => (serverId ? a.serverId === serverId : a.hostName === hostName));
+  if (known) return;
+  const metadata = { readonly: "False", ...adminMetadataOf(volume) };
+  if (metadata.readonly === "True" && mode !== "ro") {
+    throw new InvalidError("request", `Invalid attaching mode '${mode}' for volume ${id}.`);
+  }
+  await moveVolume(tx, id, ["available", "attaching"], "in-use", (status) => {
+    const reason =
+      status === "in-use"
+        ? "volume is already attached and multiple attachments are not enabled"
+        : `volume status must be available to attach, but the current status is ${status}`;
+    return new InvalidError("request", `Error attaching volume - InvalidVolume: Invalid volume: ${reason}`);
+  });
+  await changeVolume(tx, id, { adminMetadata: { ...metadata, attached_mode: mode } });
+  const { projectId } = volume;
+  await tx.attachment.create({ data: { id: randomUUID(), projectId, volumeId: id, mode, ...attachment } });
+  if (serverId) await joinInstanceGroup(tx, projectId, serverId);
+}
+
+/** The disks of a project's instance are members of its group, unless they are of another. */
+export async function joinInstanceGroup(tx: Transaction, projectId: string, serverId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE volumes v SET group_id = g.id FROM groups g, attachments a
+    WHERE g.project_id = ${projectId} AND v.project_id = ${projectId} AND g.instance_id::text = ${serverId}
+      AND a.server_id = ${serverId} AND a.status = 'attached' AND v.id = a.volume_id AND v.group_id IS NULL`;
+}
+
+/** A volume that its instance has no more is no member of the instance's group any more. */
+export async function leaveInstanceGroup(tx: Transaction, volumeId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE volumes v SET group_id = NULL FROM groups g
+    WHERE v.id = ${volumeId}::uuid AND g.id = v.group_id AND g.instance_id IS NOT NULL
+      AND NOT EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id AND a.server_id = g.instance_id::text)`;
+}
+
+/**
+ * Ends one attachment, or the only one; with the last one the volume becomes available. One that is not there has ended already.
+ *
+ * @throws InvalidError when it is not said which of several
+ */
+export async function detachVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  attachmentId: string | null,
+): Promise<void> {
+  await inTransaction(database, (tx) => detachWithin(tx, principal, id, attachmentId));
+}
+
+/** As `detachVolume`, in a transaction of the caller's. A volume of an instance leaves the instance's group. */
+export async function detachWithin(
+  tx: Transaction,
+  principal: Principal,
+  id: string,
+  attachmentId: string | null,
+): Promise<void> {
+  const volume = await lockVisible(tx, principal, id);
+  if (volume.attachments.length > 1 && attachmentId === null) {
+    const reason = "Detach volume failed: More than one attachment, but no attachment_id provided.";
+    throw new InvalidError("request", `Error detaching volume - InvalidVolume: Invalid volume: ${reason}`);
+  }
+  const ended = volume.attachments.filter((a) => attachmentId === null || a.id === attachmentId);
+  await removeAttachments(tx, volume, ended);
+}
+
+/** What a volume is in, going by its records: the farthest of them counts. */
+const statusByRecord = [
+  ["attached", "in-use"],
+  ["attaching", "attaching"],
+  ["reserved", "reserved"],
+] as const;
+
+/**
+ * Ends records of a volume that is locked. With the last of them the volume is available; else it is in what the others have come to. While
+ * work of ours is going on it keeps its status, and is free when that is done.
+ */
+export async function removeAttachments(
+  tx: Transaction,
+  volume: VolumeRow,
+  ended: readonly { id: string }[],
+): Promise<void> {
+  await tx.attachment.deleteMany({ where: { id: { in: ended.map((a) => a.id) } } });
+  await leaveInstanceGroup(tx, volume.id);
+  const left = volume.attachments.filter((a) => !ended.some((e) => e.id === a.id));
+  // What was only reserved by its status, without a record, is given back by whoever reserved it.
+  const held = ended.length > 0 ? ["reserved", "attaching", "in-use", "detaching"] : ["in-use", "detaching"];
+  const [, to = "available"] = statusByRecord.find(([status]) => left.some((a) => a.status === status)) ?? [];
+  if (left.length > 0) {
+    if (to !== volume.status) await moveTo(tx, volume, held, to);
+    return;
+  }
+  const { attached_mode: _mode, ...adminMetadata } = adminMetadataOf(volume);
+  await changeVolume(tx, volume.id, { adminMetadata });
+  if (await moveTo(tx, volume, held, to)) return;
+  // A backup or an extension is under way: the volume is free when that is done.
+  if (volume.previousStatus === "in-use") await changeVolume(tx, volume.id, { previousStatus: "available" });
+}
+
+/** Whether the volume was in one of `from`, and is in `to` now. The row is locked. */
+async function moveTo(tx: Transaction, volume: VolumeRow, from: readonly string[], to: string): Promise<boolean> {
+  if (!from.includes(volume.status)) return false;
+  await changeVolume(tx, volume.id, { status: to, previousStatus: volume.status });
+  return true;
+}
+
+/** A server is about to attach it. @throws InvalidError unless the volume is available */
+export async function reserveVolume(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    if (await moveTo(tx, volume, ["available"], "attaching")) return;
+    const text = `Volume status must be available to reserve, but the status is ${volume.status}.`;
+    throw new InvalidError("volume", text);
+  });
+}
+
+/** Undoes `reserveVolume`; of a volume that is not reserved it changes nothing. */
+export async function unreserveVolume(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    await moveTo(tx, volume, ["attaching"], volume.attachments.length > 0 ? "in-use" : "available");
+  });
+}
+
+/** A server is about to detach it. @throws InvalidError unless the volume is in use */
+export async function beginDetaching(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    if (volume.attachments.length > 0 && (await moveTo(tx, volume, ["in-use"], "detaching"))) return;
+    const text =
+      "Unable to detach volume. Volume status must be 'in-use' and attach_status must be 'attached' to detach.";
+    throw new InvalidError("volume", text);
+  });
+}
+
+/** Undoes `beginDetaching`; of a volume that is not detaching it changes nothing. */
+export async function rollDetaching(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await moveTo(tx, await lockVisible(tx, principal, id), ["detaching"], "in-use");
+  });
+}
+
+/** @throws InvalidError unless the volume is available */
+export async function setVolumeReadOnly(
+  database: Database,
+  principal: Principal,
+  id: string,
+  readOnly: boolean,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volume = await lockVisible(tx, principal, id);
+    if (volume.status !== "available") {
+      const text = `Volume ${id} status must be available to update readonly flag, but current status is: ${volume.status}.`;
+      throw new InvalidError("volume", text);
+    }
+    const metadata = { ...adminMetadataOf(volume), readonly: readOnly ? "True" : "False" };
+    await changeVolume(tx, id, { adminMetadata: metadata });
+  });
+}
+
+/**
+ * Makes a volume longer. In-use ones with `inUse` only.
+ *
+ * @throws InvalidError in another status, or when it would not grow; QuotaExceededError
+ */
+export async function requestVolumeExtend(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  id: string,
+  request: { sizeGib: number; inUse: boolean },
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const seen = await getVolume(tx, principal, id);
+    const { sizeGib } = request;
+    if (sizeGib <= seen.sizeGib) {
+      const sizes = `(current: ${seen.sizeGib}, extended: ${sizeGib})`;
+      throw new InvalidError("input", `New size for extend must be greater than current size. ${sizes}.`);
+    }
+    const from = request.inUse && seen.status === "in-use" ? "in-use" : "available";
+    const refuse = (status: string) => {
+      const wanted = `{'status': '${from}'}`;
+      return new InvalidError("volume", `Volume ${id} status must be '${wanted}' to extend, currently ${status}.`);
+    };
+    if (seen.status !== from) throw refuse(seen.status);
+    await reserveQuota(tx, config, seen.projectId, { gigabytes: sizeGib - seen.sizeGib });
+    await moveVolume(tx, id, [from], "extending", refuse);
+    await startOperation(tx, principal, {
+      kind: "volume-extend",
+      projectId: seen.projectId,
+      volumeId: id,
+      input: { sizeBytes: sizeGib * GiB, addedGib: sizeGib - seen.sizeGib },
+      task: { kind: "extend-volume", needs: [`backend:${seen.backend}`] },
+    });
+  });
+}
+
+/** The volume stays as long as it is: what it would have grown by is given back. The quota is locked. */
+export async function releaseExtend(tx: Transaction, operation: OperationRow): Promise<void> {
+  const { addedGib } = operation.input as { addedGib: number };
+  await releaseQuota(tx, operation.projectId, { gigabytes: addedGib });
+}
+
+/** The file is as long as it shall be: the volume gets its size, and the status that it had. */
+export async function finishVolumeExtend(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  sizeBytes: number,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await tx.$executeRaw`
+      UPDATE volumes SET size_bytes = ${sizeBytes}::bigint, size_gib = ${sizeBytes / GiB}::int, updated_at = now(),
+        status = CASE WHEN status = 'extending' THEN previous_status ELSE status END
+      WHERE id = ${operation.volumeId ?? nilUuid}::uuid`;
+    await completeOperation(tx, operation, result);
+  });
+}

@@ -1,0 +1,191 @@
+import { randomUUID } from "node:crypto";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
+import { AttachmentNotFoundError, InvalidError } from "../errors.ts";
+import type { Attachment } from "../generated/client.ts";
+import { type Principal, projectOf, visibleTo } from "../principal.ts";
+import type { Json } from "../queue/tasks.ts";
+import { adminMetadataOf, changeVolume, joinInstanceGroup, lockVisible, removeAttachments } from "./attach.ts";
+import { lockVolume, type VolumeRow } from "./volumes.ts";
+
+export type AttachMode = "rw" | "ro";
+
+/** What a server says of the machine that the volume is attached to, as far as it is understood here. The whole is kept. */
+export interface Connector {
+  host: string | null;
+  mountpoint: string | null;
+  mode: AttachMode | null;
+  whole: { [key: string]: Json };
+}
+
+/** A record with the volume's backend, which says where its bytes are. */
+export type AttachmentRow = Attachment & { volume: { backend: string } };
+
+const withBackend = { volume: { select: { backend: true } } } as const;
+
+/** @throws AttachmentNotFoundError for an unknown id or another project's */
+export async function getAttachment(
+  database: Database | Transaction,
+  principal: Principal,
+  id: string,
+): Promise<AttachmentRow> {
+  const row = isUuid(id)
+    ? await database.attachment.findFirst({ where: { id, ...visibleTo(principal) }, include: withBackend })
+    : null;
+  if (!row) throw new AttachmentNotFoundError(id);
+  return row;
+}
+
+export type AttachmentSortKey = "id" | "createdAt" | "volumeId" | "serverId" | "status" | "attachedAt" | "device";
+
+export interface AttachmentFilter {
+  id?: string;
+  volumeId?: string;
+  serverId?: string;
+  status?: string;
+  projectId?: string;
+}
+
+/** One page. @throws AttachmentNotFoundError when the marker is unknown or another project's */
+export async function listAttachments(
+  database: Database,
+  principal: Principal,
+  query: { filter: AttachmentFilter; allProjects: boolean; page: Page<AttachmentSortKey> },
+): Promise<AttachmentRow[]> {
+  const { filter, page } = query;
+  if (page.marker !== undefined) await getAttachment(database, principal, page.marker);
+  if ([filter.id, filter.volumeId].some((id) => id !== undefined && !isUuid(id))) return [];
+  return database.attachment.findMany({
+    where: { ...filter, ...projectOf(principal, query.allProjects) },
+    orderBy: orderOf(page),
+    ...windowOf(page),
+    include: withBackend,
+  });
+}
+
+const inError = (doing: "created" | "updated", { id, status }: VolumeRow): InvalidError =>
+  new InvalidError(
+    "volume",
+    `Volume attachments can not be ${doing} if the volume is in an error state. The Volume ${id} currently has a status of: ${status} `,
+  );
+
+/**
+ * Reserves a volume for a server, and with a connector attaches it as well: then it waits for `completeAttachment`. A volume that a server
+ * has already may be reserved for the same server once more, as a migration to another host does.
+ *
+ * @throws InvalidError unless the volume is available; NotFoundError
+ */
+export async function createAttachment(
+  database: Database,
+  principal: Principal,
+  request: { volumeId: string; serverId: string | null; connector: Connector | null; mode: AttachMode | null },
+): Promise<AttachmentRow> {
+  return inTransaction(database, async (tx) => {
+    const { volumeId, serverId, connector, mode } = request;
+    const volume = await lockVisible(tx, principal, volumeId);
+    if (volume.status.includes("error")) throw inError("created", volume);
+    const again = serverId !== null && volume.attachments.some((a) => a.serverId === serverId);
+    const free = volume.status === "available";
+    if (!free && !(again && (volume.status === "in-use" || volume.status === "reserved"))) {
+      const text = `Volume ${volumeId} status must be available or downloading to reserve, but the current status is ${volume.status}.`;
+      throw new InvalidError("volume", text);
+    }
+    if (free) await changeVolume(tx, volumeId, { status: "reserved", previousStatus: volume.status });
+    const readOnly = adminMetadataOf(volume)["readonly"] === "True";
+    const row = await tx.attachment.create({
+      data: {
+        id: randomUUID(),
+        projectId: volume.projectId,
+        volumeId,
+        serverId,
+        status: "reserved",
+        mode: readOnly ? "ro" : mode,
+        attachedAt: null,
+      },
+    });
+    if (connector) await connect(tx, row, connector);
+    return getAttachment(tx, principal, row.id);
+  });
+}
+
+/** The machine is known: the record waits for the word that the volume is attached there. The volume is locked. */
+async function connect(tx: Transaction, { id, mode, volumeId }: Attachment, connector: Connector): Promise<void> {
+  const inForce = mode ?? connector.mode ?? "rw";
+  await tx.attachment.update({
+    where: { id },
+    data: {
+      connector: { ...connector.whole, mode: inForce },
+      mode: inForce,
+      hostName: connector.host ?? "",
+      device: connector.mountpoint ?? "na",
+      status: "attaching",
+      attachedAt: new Date(),
+    },
+  });
+  await moveIdle(tx, volumeId, "attaching");
+}
+
+/** What a volume may be in while nothing of ours is at work on it. */
+const idle = ["reserved", "attaching", "in-use", "detaching"];
+
+/** Moves the volume unless work of ours is going on: that one's end gives it its status. */
+async function moveIdle(tx: Transaction, id: string, status: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE volumes SET previous_status = status, status = ${status}, updated_at = now()
+    WHERE id = ${id}::uuid AND status = ANY(${idle}) AND status <> ${status}`;
+}
+
+/** Locks the volume of a record that the caller may see, and reads both. @throws AttachmentNotFoundError */
+async function lockAttachment(
+  tx: Transaction,
+  principal: Principal,
+  id: string,
+): Promise<{ attachment: Attachment; volume: VolumeRow }> {
+  const seen = await getAttachment(tx, principal, id);
+  const volume = await lockVolume(tx, seen.volumeId);
+  const attachment = volume?.attachments.find((a) => a.id === seen.id);
+  if (!volume || !attachment) throw new AttachmentNotFoundError(id);
+  return { attachment, volume };
+}
+
+/** Says where a reserved volume is attached. @throws InvalidError in an error status, or while another record has a connection */
+export async function updateAttachment(
+  database: Database,
+  principal: Principal,
+  id: string,
+  connector: Connector,
+): Promise<AttachmentRow> {
+  return inTransaction(database, async (tx) => {
+    const { attachment, volume } = await lockAttachment(tx, principal, id);
+    if (volume.status.includes("error")) throw inError("updated", volume);
+    if (volume.attachments.length > 1 && volume.attachments.some((a) => a.connector !== null)) {
+      throw new InvalidError("volume", `duplicate connectors detected on volume ${volume.id}`);
+    }
+    await connect(tx, attachment, connector);
+    return getAttachment(tx, principal, id);
+  });
+}
+
+/** The server has the volume: it is in use. A volume of an instance joins the instance's group. @throws InvalidError in an error status */
+export async function completeAttachment(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const { attachment, volume } = await lockAttachment(tx, principal, id);
+    if (volume.status.includes("error")) throw inError("updated", volume);
+    await tx.attachment.update({ where: { id }, data: { status: "attached" } });
+    await moveIdle(tx, volume.id, "in-use");
+    if (attachment.serverId) await joinInstanceGroup(tx, volume.projectId, attachment.serverId);
+  });
+}
+
+/** Ends a record, whatever it had come to. @returns the volume's other ones */
+export async function deleteAttachment(database: Database, principal: Principal, id: string): Promise<AttachmentRow[]> {
+  return inTransaction(database, async (tx) => {
+    const { attachment, volume } = await lockAttachment(tx, principal, id);
+    await removeAttachments(tx, volume, [attachment]);
+    return tx.attachment.findMany({
+      where: { volumeId: volume.id },
+      orderBy: [{ createdAt: "asc" }, { id: "asc" }],
+      include: withBackend,
+    });
+  });
+}

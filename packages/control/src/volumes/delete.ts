@@ -1,0 +1,147 @@
+import { cancelRestore } from "../backups/restore-work.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
+import type { Principal } from "../principal.ts";
+import {
+  completeOperation,
+  endOperation,
+  lockLiveOperation,
+  lockOperation,
+  startOperation,
+  waitForWorkers,
+} from "../queue/operations.ts";
+import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { lockBackup } from "../rows/backups.ts";
+import { lockQuota, releaseQuota } from "../rows/quotas.ts";
+import { originsOf, volumeTransitions } from "../states.ts";
+import { releaseExtend } from "./attach.ts";
+import { getVolume, lockVolume, moveVolume } from "./volumes.ts";
+
+const statusText = "status must be available or error or error_restoring or error_extending or error_managing and";
+const refusal = (force: boolean) =>
+  new InvalidError(
+    "volume",
+    `Volume ${force ? "" : statusText} must not be migrating, attached, belong to a group, have snapshots, ` +
+      "awaiting a transfer, or be disassociated from snapshots after volume transfer.",
+  );
+
+export interface VolumeDelete {
+  /** Its snapshots go with it; each must be available or in error, unless `force`. */
+  cascade: boolean;
+  /** Whatever its status is. What is still being made of it is cancelled. */
+  force: boolean;
+}
+
+/** @throws InvalidError in a wrong status, attached, or with snapshots. Backups never stand in the way. */
+export async function requestVolumeDelete(
+  database: Database,
+  principal: Principal,
+  id: string,
+  { cascade, force }: VolumeDelete,
+): Promise<void> {
+  return inTransaction(database, async (tx) => {
+    const { projectId } = await getVolume(tx, principal, id);
+    if (force) await lockQuota(tx, projectId);
+    const volume = await lockVolume(tx, id);
+    if (!volume) throw new NotFoundError("Volume", id);
+    if (volume.attachments.length > 0 || volume.groupId !== null) throw refusal(force);
+    await giveUpSnapshots(tx, principal, id, { cascade, force });
+    const from = force ? [volume.status] : originsOf(volumeTransitions, "deleting");
+    await moveVolume(tx, id, from, "deleting", () => refusal(force));
+    if (force) await cancelOperations(tx, id);
+    const operationId = await startOperation(tx, principal, {
+      kind: "volume-delete",
+      projectId,
+      volumeId: id,
+      task: { kind: "remove-volume", needs: [`backend:${volume.backend}`] },
+    });
+    // A worker that has not heard of it yet may still give the volume's file its name: the removal comes after it.
+    await waitForWorkers(tx, operationId);
+  });
+}
+
+/** Snapshots stand in the way of a deletion, or go with it. */
+async function giveUpSnapshots(
+  tx: Transaction,
+  principal: Principal,
+  volumeId: string,
+  how: VolumeDelete,
+): Promise<void> {
+  const snapshots = await tx.snapshot.findMany({ where: { volumeId } });
+  if (snapshots.length === 0) return;
+  if (snapshots.some((s) => s.groupSnapshotId !== null)) throw refusal(how.force);
+  const deletable = snapshots.every((s) => ["available", "error", "deleting", "error_deleting"].includes(s.status));
+  const foreign = !principal.isAdmin && snapshots.some((s) => s.projectId !== principal.projectId);
+  if (!how.cascade || foreign || !(deletable || how.force)) throw refusal(how.force);
+  await tx.snapshot.updateMany({ where: { volumeId }, data: { status: "deleting", updatedAt: new Date() } });
+}
+
+/** Cancels what is at work on the volume itself; its backups go on, and fail when they miss it. */
+async function cancelOperations(tx: Transaction, volumeId: string): Promise<void> {
+  const live = await tx.operation.findMany({
+    where: { volumeId, state: { in: ["queued", "running"] }, kind: { notIn: ["backup-create", "backup-delete"] } },
+    orderBy: { id: "asc" },
+  });
+  const reason = "The volume was deleted by force.";
+  for (const { id, backupId } of live) {
+    const backup = backupId === null ? null : await lockBackup(tx, backupId);
+    const operation = await lockOperation(tx, id);
+    if (operation.kind === "volume-extend") await releaseExtend(tx, operation);
+    if (operation.kind !== "backup-restore") {
+      await endOperation(tx, operation, { state: "cancelled", reason });
+      continue;
+    }
+    await cancelRestore(tx, operation, reason);
+    if (backup?.status !== "restoring") continue;
+    await tx.backup.update({ where: { id: backup.id }, data: { status: "available", updatedAt: new Date() } });
+  }
+}
+
+/** Called before the first byte goes: from now on nobody can use the volume, nor snapshots that go with it. @throws OperationEndedError */
+export async function beginVolumeDelete(database: Database, operation: TaskOperation): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await lockVolume(tx, operation.volumeId ?? nilUuid);
+    await lockLiveOperation(tx, operation.id);
+    await markVolumeRemoval(tx, operation.volumeId ?? nilUuid);
+  });
+}
+
+/** From now on nobody can use the volume, nor snapshots that go with it. */
+export async function markVolumeRemoval(tx: Transaction, volumeId: string): Promise<void> {
+  const removalBegunAt = new Date();
+  await tx.volume.updateMany({ where: { id: volumeId, removalBegunAt: null }, data: { removalBegunAt } });
+  await tx.snapshot.updateMany({
+    where: { volumeId, status: "deleting", removalBegunAt: null },
+    data: { removalBegunAt },
+  });
+}
+
+/** The deletion of the volume came to nothing: snapshots that were to go with it stay, unless they are being deleted by themselves. */
+export async function releaseSnapshotsOf(tx: Transaction, volumeId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE snapshots s SET status = 'error_deleting', updated_at = now()
+    WHERE s.volume_id = ${volumeId}::uuid AND s.status = 'deleting' AND NOT EXISTS (SELECT FROM operations o
+      WHERE o.snapshot_id = s.id AND o.kind = 'snapshot-delete' AND o.state IN ('queued', 'running'))`;
+}
+
+/** The files are gone: the rows of the volume and of the snapshots that went with it, and their quota, go too. */
+export async function finishVolumeDelete(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volumeId = operation.volumeId ?? nilUuid;
+    // Under the lock, so that of two deletions only one gives back.
+    await lockQuota(tx, operation.projectId);
+    const volume = await tx.volume.findUnique({ where: { id: volumeId }, include: { snapshots: true } });
+    for (const { projectId, sizeGib } of volume?.snapshots ?? []) {
+      await releaseQuota(tx, projectId, { snapshots: 1, gigabytes: sizeGib });
+    }
+    if (volume) await releaseQuota(tx, volume.projectId, { volumes: 1, gigabytes: volume.sizeGib });
+    await tx.snapshot.deleteMany({ where: { volumeId } });
+    await tx.volume.deleteMany({ where: { id: volumeId } });
+    await completeOperation(tx, operation, result);
+  });
+}

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { openAsBlob } from "node:fs";
 import { join } from "node:path";
-import { mapConcurrent } from "../packages/engine/src/map-concurrent.ts";
+import { mapConcurrent } from "../packages/engine/src/run/map-concurrent.ts";
 import { startFlakyProxy } from "../test/harness/flaky-proxy.ts";
 import { startSwift } from "../test/harness/swift.ts";
 import { backUp, cinderBackUp, GiB, objectBytes, timed } from "./contenders.ts";

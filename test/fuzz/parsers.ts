@@ -1,12 +1,13 @@
 import { createHash } from "node:crypto";
 import { isDeepStrictEqual } from "node:util";
 import { deflateSync, zstdCompressSync } from "node:zlib";
+import { decodeExportRecord, parseRecordText } from "../../packages/engine/src/catalogue/import-record.ts";
 import {
   compressions,
   compressPieces,
   decompressExactly,
   levelDefault,
-} from "../../packages/engine/src/compression.ts";
+} from "../../packages/engine/src/codec/compression.ts";
 import { ByteReader } from "../../packages/engine/src/encryption/byte-reader.ts";
 import { unwrapDataKey, wrapDataKey } from "../../packages/engine/src/encryption/data-key.ts";
 import {
@@ -23,12 +24,11 @@ import {
 } from "../../packages/engine/src/encryption/frames.ts";
 import { parseMasterKeys } from "../../packages/engine/src/encryption/master-keys.ts";
 import { EngineError } from "../../packages/engine/src/errors.ts";
-import { openHashList } from "../../packages/engine/src/hash-list.ts";
-import { decodeExportRecord, parseRecordText } from "../../packages/engine/src/import-record.ts";
-import { FormatError } from "../../packages/engine/src/json-stream.ts";
-import { readMetadata } from "../../packages/engine/src/metadata.ts";
-import { openRepository } from "../../packages/engine/src/repository/open-repository.ts";
-import { parseMapLine } from "../../packages/engine/src/restore-map.ts";
+import { openHashList } from "../../packages/engine/src/format/hash-list.ts";
+import { FormatError } from "../../packages/engine/src/format/json-stream.ts";
+import { readMetadata } from "../../packages/engine/src/format/metadata.ts";
+import { openRepository } from "../../packages/engine/src/open-repository.ts";
+import { parseMapLine } from "../../packages/engine/src/restore/map.ts";
 import { parseStrictJson, UnusableJsonError } from "../../packages/format/src/strict-json.ts";
 import type { Random } from "./random.ts";
 

@@ -13,8 +13,8 @@ export interface Mutation {
 const engine = "packages/engine/src";
 const control = "packages/control/src";
 const posix = { file: `${engine}/repository/posix.ts`, suite: "test/contract/posix.test.ts" };
-const tasks = { file: `${control}/tasks.ts`, suite: "test/control/tasks.test.ts" };
-const reconciler = { file: `${control}/healing.ts`, suite: "test/control/reconciler.test.ts" };
+const tasks = { file: `${control}/queue/tasks.ts`, suite: "test/control/tasks.test.ts" };
+const reconciler = { file: `${control}/upkeep/healing.ts`, suite: "test/control/reconciler.test.ts" };
 
 /** What would cost people their data, or show it to others, if nothing noticed. */
 export const mutations: readonly Mutation[] = [
@@ -28,7 +28,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a worker whose Redis refuses waits for jobs",
-    file: `${control}/dispatcher.ts`,
+    file: `${control}/queue/dispatcher.ts`,
     from: "if (isOwn) await takeHere(queue);",
     to: "void [isOwn, takeHere];",
     suite: "test/fault/redis-refusals.test.ts",
@@ -98,7 +98,7 @@ export const mutations: readonly Mutation[] = [
     file: `${engine}/threads/write-lanes.ts`,
     from: "if (hashes.compare(piece.expected, block * 32, block * 32 + 32, index * 32, index * 32 + 32) !== 0) return null;",
     to: "",
-    suite: "packages/engine/src/copy-lanes.test.ts",
+    suite: "packages/engine/src/backup/copy-lanes.test.ts",
     test: "are named when damaged, and a damaged block is never written",
   },
   {
@@ -111,23 +111,23 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "an old object reaches over newer ones",
-    file: `${engine}/merge-layers.ts`,
+    file: `${engine}/chain/merge-layers.ts`,
     from: "if (newer.current !== null) end = Math.min(end, newer.current.offset);",
     to: "",
-    suite: "packages/engine/src/merge-layers.test.ts",
+    suite: "packages/engine/src/chain/merge-layers.test.ts",
     test: "every byte comes from the newest object",
   },
   {
     name: "part of a prefix is a prefix",
-    file: `${engine}/layout.ts`,
+    file: `${engine}/format/layout.ts`,
     from: "if (!prefixPattern.test(prefix)) {",
     to: 'if (prefix === "") {',
-    suite: "packages/engine/src/layout.test.ts",
+    suite: "packages/engine/src/format/layout.test.ts",
     test: "only a whole prefix is one",
   },
   {
     name: "what is sealed is not compared with what lies there",
-    file: `${engine}/seal.ts`,
+    file: `${engine}/backup/seal.ts`,
     from: "  await compareListing(repository, layout, reports, ctx.signal);\n",
     to: "",
     suite: "test/round-trip.test.ts",
@@ -135,7 +135,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "what a store lists as MD5s is not compared",
-    file: `${engine}/seal.ts`,
+    file: `${engine}/backup/seal.ts`,
     from: " && listed !== vouched;",
     to: " && listed === undefined;",
     suite: "test/format/object-stores.test.ts",
@@ -143,7 +143,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "the list of hashes is not read back",
-    file: `${engine}/seal.ts`,
+    file: `${engine}/backup/seal.ts`,
     from: '  await readBack(repository, layout, hash.digest("hex"), ctx.signal);\n',
     to: '  hash.digest("hex");\n',
     suite: "test/format/damage.test.ts",
@@ -196,7 +196,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a project with a thousand tasks goes first",
-    file: `${control}/dispatcher.ts`,
+    file: `${control}/queue/dispatcher.ts`,
     from: "PARTITION BY c.project_id ORDER BY",
     to: "ORDER BY",
     suite: "test/control/dispatcher.test.ts",
@@ -204,7 +204,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a deletion keeps its quota",
-    file: `${control}/backup-delete.ts`,
+    file: `${control}/backups/delete.ts`,
     from: "if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });",
     to: "",
     suite: "test/fault/quotas.test.ts",
@@ -220,7 +220,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a damaged backup becomes a parent",
-    file: `${control}/backups.ts`,
+    file: `${control}/rows/backups.ts`,
     from: "SELECT id FROM own WHERE damage IS NOT NULL",
     to: "SELECT id FROM own WHERE false",
     suite: "test/system/verify.test.ts",
@@ -228,15 +228,15 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "an import trusts what a record says",
-    file: `${engine}/import-record.ts`,
+    file: `${engine}/catalogue/import-record.ts`,
     from: "named(() => checkPrefix(record.service_metadata))",
     to: "record.service_metadata",
-    suite: "packages/engine/src/import-record.test.ts",
+    suite: "packages/engine/src/catalogue/import-record.test.ts",
     test: "anything but a whole prefix",
   },
   {
     name: "a transaction does not say who acts",
-    file: `${control}/database.ts`,
+    file: `${control}/db/database.ts`,
     from: "        await sayWhoActs(tx);\n",
     to: "",
     suite: "test/system/audit.test.ts",
@@ -244,7 +244,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a project's cap holds for nobody",
-    file: `${control}/dispatcher.ts`,
+    file: `${control}/queue/dispatcher.ts`,
     from: "OR turn <= coalesce(",
     to: "OR turn - 100 <= coalesce(",
     suite: "test/control/dispatcher.test.ts",
@@ -252,7 +252,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a repository's cap counts what is in flight, but not what is chosen with it",
-    file: `${control}/dispatcher.ts`,
+    file: `${control}/queue/dispatcher.ts`,
     from: "placed.left_over < 0",
     to: "placed.left_over < -100",
     suite: "test/control/dispatcher.test.ts",
@@ -276,7 +276,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "an operation has a group of disks to itself only until the next one comes",
-    file: `${control}/groups.ts`,
+    file: `${control}/groups/groups.ts`,
     from: "if (group.operationId === null) return;",
     to: "if (group.id !== null) return;",
     suite: "test/dialects/instance-groups.test.ts",
@@ -284,7 +284,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a group is available without one of its disks",
-    file: `${control}/groups.ts`,
+    file: `${control}/groups/groups.ts`,
     from: "CASE WHEN bool_or(o.status = 'error') THEN 'error' ELSE 'available' END",
     to: "'available'",
     suite: "test/system/instance-groups.test.ts",
@@ -292,7 +292,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "the disks of a machine that runs are replaced",
-    file: `${control}/group-restore.ts`,
+    file: `${control}/groups/restore.ts`,
     from: 'if (powerState === "SHUTOFF") return;',
     to: 'if (powerState !== "") return;',
     suite: "test/dialects/instance-groups.test.ts",
@@ -308,7 +308,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "an error is logged with all that a library hung on it",
-    file: `${control}/telemetry.ts`,
+    file: `${control}/telemetry/telemetry.ts`,
     from: "return { type, message, stack, code, errors };",
     to: "return { ...stdSerializers.err(error), code, errors };",
     suite: "test/system/secrets.test.ts",
@@ -316,7 +316,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a forced deletion overlooks a restore that was a moment faster",
-    file: `${control}/backup-cancel.ts`,
+    file: `${control}/admin/reset-backup.ts`,
     from: "if (added > 0) throw new ChangedMeanwhileError();",
     to: "void [added, ChangedMeanwhileError];",
     suite: "test/control/races.test.ts",
@@ -324,7 +324,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a connection that carries nothing is kept",
-    file: `${control}/database.ts`,
+    file: `${control}/db/database.ts`,
     from: "stream.setTimeout(silentMs, () => stream.destroy(silence()));",
     to: "void [stream, silence];",
     suite: "test/fault/service-loss.test.ts",
@@ -356,7 +356,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a deletion removes objects and nobody knows that it has begun",
-    file: `${control}/backup-delete.ts`,
+    file: `${control}/backups/delete.ts`,
     from: "where: { id: { in: ids }, removalBegunAt: null },",
     to: "where: { id: { in: [] }, removalBegunAt: null },",
     suite: "test/control/resets.test.ts",
@@ -364,7 +364,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a reset of a volume leaves its restore running",
-    file: `${control}/volume-reset.ts`,
+    file: `${control}/admin/reset-volume.ts`,
     from: "for (const operation of operations) await cancelHolder(tx, volume, operation);",
     to: "void cancelHolder;",
     suite: "test/control/resets.test.ts",
@@ -372,7 +372,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a store that loses what it took is given it for ever",
-    file: `${control}/backup-create.ts`,
+    file: `${control}/backups/work.ts`,
     from: "if (rounds > roundsMax) {",
     to: "if (rounds > roundsMax * 1000) {",
     suite: "test/control/bounds.test.ts",
@@ -380,7 +380,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "one operation whose ending throws keeps the reconciler from all others",
-    file: `${control}/reconciler.ts`,
+    file: `${control}/upkeep/reconciler.ts`,
     from: "if (mayPass(error)) return;",
     to: "throw error;",
     suite: "test/control/bounds.test.ts",

@@ -4,13 +4,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { freeContext, layoutFor } from "../../../test/format/backup-fixture.ts";
-import { referenceOf } from "./copy-range.ts";
+import { referenceOf } from "./backup/copy-range.ts";
 import { type Engine, openEngine } from "./engine.ts";
 import { InvalidObjectNameError, SourceChangedError } from "./errors.ts";
-import type { BackupLayout } from "./layout.ts";
-import { openRepository } from "./repository/open-repository.ts";
+import type { BackupLayout } from "./format/layout.ts";
+import { openRepository } from "./open-repository.ts";
 import type { Repository } from "./repository/repository.ts";
-import type { RunContext } from "./run-context.ts";
+import type { RunContext } from "./run/run-context.ts";
 import { openFileSource } from "./volume/file-source.ts";
 
 let home: string;

@@ -1,13 +1,13 @@
-import type { BackupReference } from "./backup-reference.ts";
-import { type BackupWholeInput, backupWhole } from "./backup-whole.ts";
-import { volumeBytesOf } from "./chain.ts";
-import { checkChain } from "./check-chain.ts";
-import { type CopyInput, copyRange } from "./copy-range.ts";
+import { type BackupWholeInput, backupWhole } from "./backup/backup-whole.ts";
+import { type CopyInput, copyRange } from "./backup/copy-range.ts";
+import { type RemoveInput, removeBackup, removeStaging } from "./backup/remove.ts";
+import { type SealInput, type SealResult, seal } from "./backup/seal.ts";
+import type { BackupReference } from "./chain/backup-reference.ts";
+import { volumeBytesOf } from "./chain/chain.ts";
+import { checkChain } from "./chain/check-chain.ts";
 import { beginBackup } from "./encryption/begin-backup.ts";
-import { createEngineContext, type EngineOptions } from "./engine-context.ts";
-import type { BackupLayout } from "./layout.ts";
-import type { RangeReport } from "./range-report.ts";
-import { type RemoveInput, removeBackup, removeStaging } from "./remove.ts";
+import type { BackupLayout } from "./format/layout.ts";
+import type { RangeReport } from "./format/range-report.ts";
 import type { Repository } from "./repository/repository.ts";
 import {
   type PlannedRestore,
@@ -16,10 +16,8 @@ import {
   type RestoreRange,
   restoreRange,
   restoreWhole,
-} from "./restore.ts";
-import { type RestoreStreamInput, restoreStream } from "./restore-stream.ts";
-import type { RunContext } from "./run-context.ts";
-import { type SealInput, type SealResult, seal } from "./seal.ts";
+} from "./restore/restore.ts";
+import { type RestoreStreamInput, restoreStream } from "./restore/stream.ts";
 import {
   type PlannedVerify,
   type PlanVerifyInput,
@@ -29,7 +27,9 @@ import {
   type VerifyResult,
   verifyBackup,
   verifyRange,
-} from "./verify.ts";
+} from "./restore/verify.ts";
+import type { RunContext } from "./run/run-context.ts";
+import { createEngineContext, type EngineOptions } from "./threads/engine-context.ts";
 import type { VolumeTarget } from "./volume/volume.ts";
 
 /**

@@ -7,9 +7,9 @@ import {
   ObjectConflictError,
   ObjectMissingError,
 } from "../errors.ts";
-import { keyName, keyVersion } from "../layout.ts";
+import { keyName, keyVersion } from "../format/layout.ts";
 import type { BackupPlace, ObjectKey, Repository } from "../repository/repository.ts";
-import type { WriteContext } from "../run-context.ts";
+import type { WriteContext } from "../run/run-context.ts";
 import { keyObjectBytesMax, newDataKey, unwrapDataKey, wrapDataKey } from "./data-key.ts";
 import type { MasterKey, MasterKeys } from "./master-keys.ts";
 

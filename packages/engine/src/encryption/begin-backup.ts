@@ -1,7 +1,7 @@
 import { EncryptionKeyMissingError } from "../errors.ts";
-import type { BackupLayout } from "../layout.ts";
+import type { BackupLayout } from "../format/layout.ts";
 import type { Repository, RepositoryEncryption } from "../repository/repository.ts";
-import type { WriteContext } from "../run-context.ts";
+import type { WriteContext } from "../run/run-context.ts";
 
 /**
  * Does what must be done once, by one caller, before ranges of a backup are copied: makes the data key of one that is encrypted.

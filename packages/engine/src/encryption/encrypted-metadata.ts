@@ -1,6 +1,6 @@
 import { z } from "zod";
-import { FormatError, streamJson } from "../json-stream.ts";
-import { pythonString } from "../python-json.ts";
+import { FormatError, streamJson } from "../format/json-stream.ts";
+import { pythonString } from "../format/python-json.ts";
 
 /**
  * `_metadata` of an encrypted backup: a JSON document of which every reader can tell that it is not for him. A Cinder refuses the

@@ -1,6 +1,6 @@
 import { prefixOf, reservedContainer } from "@tephra/format";
-import { FormatError } from "../json-stream.ts";
-import { metadataName } from "../layout.ts";
+import { FormatError } from "../format/json-stream.ts";
+import { metadataName } from "../format/layout.ts";
 import type { OnPassedOver } from "../repository/passed-over.ts";
 import {
   type BackupPlace,
@@ -11,7 +11,7 @@ import {
   type RepositoryEncryption,
   recordsContainer,
 } from "../repository/repository.ts";
-import type { WriteContext } from "../run-context.ts";
+import type { WriteContext } from "../run/run-context.ts";
 import { BackupKeys } from "./backup-keys.ts";
 import { ByteReader } from "./byte-reader.ts";
 import { encodeEncryptedMetadata, readMetadataFrames } from "./encrypted-metadata.ts";

@@ -1,7 +1,7 @@
 import { createHash, randomBytes } from "node:crypto";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { FormatError } from "../json-stream.ts";
+import { FormatError } from "../format/json-stream.ts";
 import {
   decryptPart,
   encryptObject,

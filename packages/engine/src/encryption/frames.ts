@@ -7,7 +7,7 @@ import {
   hkdfSync,
   type KeyObject,
 } from "node:crypto";
-import { FormatError } from "../json-stream.ts";
+import { FormatError } from "../format/json-stream.ts";
 import { ByteReader } from "./byte-reader.ts";
 
 /**

@@ -1,4 +1,4 @@
-import type { RunContext } from "../run-context.ts";
+import type { RunContext } from "../run/run-context.ts";
 
 /** What a machine is doing, in the words of OpenStack's compute service. */
 export const powerStates = ["ACTIVE", "SHUTOFF", "PAUSED", "SUSPENDED", "MIGRATING", "ERROR"] as const;

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { GuestNotFrozenError, HypervisorRefusedError } from "../errors.ts";
-import type { RunContext } from "../run-context.ts";
+import type { RunContext } from "../run/run-context.ts";
 import { copyTogether } from "../volume/copy-together.ts";
 import { freezeWhile, thaw } from "./freeze-while.ts";
 import { GuestAgent } from "./guest-agent.ts";

@@ -1,4 +1,4 @@
-import type { RunContext } from "../run-context.ts";
+import type { RunContext } from "../run/run-context.ts";
 import type { Disk, Hypervisor, PowerState, TogetherOptions, TogetherResult } from "./hypervisor.ts";
 import { snapshotUntouched } from "./snapshot-untouched.ts";
 

@@ -1,5 +1,5 @@
 import { GuestNotFrozenError } from "../errors.ts";
-import type { RunContext } from "../run-context.ts";
+import type { RunContext } from "../run/run-context.ts";
 import { copyTogether } from "../volume/copy-together.ts";
 import type { Disk, PowerState, TogetherOptions, TogetherResult } from "./hypervisor.ts";
 

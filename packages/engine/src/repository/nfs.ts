@@ -4,7 +4,7 @@ import { readFile, realpath } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { RepositoryConfigError, RepositoryUnavailableError } from "../errors.ts";
-import type { WriteContext } from "../run-context.ts";
+import type { WriteContext } from "../run/run-context.ts";
 import type { OnPassedOver } from "./passed-over.ts";
 import { PosixRepository } from "./posix.ts";
 import { ignoreMissing, makeFolders } from "./posix-files.ts";

@@ -9,7 +9,7 @@ import {
   RepositoryUnavailableError,
   RepositoryUnmarkedError,
 } from "../errors.ts";
-import type { WriteContext } from "../run-context.ts";
+import type { WriteContext } from "../run/run-context.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import type { ObjectStore, PutBody, UploadedPart } from "./object-store.ts";
 import { contradiction, pagesOf } from "./pages.ts";

@@ -1,4 +1,4 @@
-import { type WriteContext, writeBytesMax } from "../run-context.ts";
+import { type WriteContext, writeBytesMax } from "../run/run-context.ts";
 import type { ObjectKey } from "./repository.ts";
 
 /** What one request puts: pieces in memory, so that the request can be repeated. */

@@ -4,7 +4,7 @@ import { chmod, type FileHandle, lstat, mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
 import { errnoOf, RepositoryUnavailableError } from "../errors.ts";
 import { Folder } from "../folder.ts";
-import { writeBytesMax } from "../run-context.ts";
+import { writeBytesMax } from "../run/run-context.ts";
 
 /** What Cinder's driver sets: the backup service's group may read and write. */
 export const fileMode = 0o660;

@@ -15,7 +15,7 @@ import {
   RepositoryUnmarkedError,
 } from "../errors.ts";
 import { Folder, LinkInPathError } from "../folder.ts";
-import type { WriteContext } from "../run-context.ts";
+import type { WriteContext } from "../run/run-context.ts";
 import { lookThroughFolder } from "./list-folder.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import type { OnPassedOver } from "./passed-over.ts";

@@ -1,7 +1,7 @@
 import { backupIdPattern, containerProblem, reservedContainer } from "@tephra/format";
 import type { EncryptedLabel } from "../encryption/encrypted-metadata.ts";
 import { InvalidContainerError, InvalidObjectNameError } from "../errors.ts";
-import type { WriteContext } from "../run-context.ts";
+import type { WriteContext } from "../run/run-context.ts";
 import type { OnPassedOver } from "./passed-over.ts";
 
 export interface ObjectKey {

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { EngineError, RepositoryThrottledError } from "../errors.ts";
-import type { WriteContext } from "../run-context.ts";
+import type { WriteContext } from "../run/run-context.ts";
 import type {
   LargeUpload,
   ListPage,

@@ -30,7 +30,7 @@ import {
   RepositoryDeniedError,
   RepositoryUnavailableError,
 } from "../errors.ts";
-import type { WriteContext } from "../run-context.ts";
+import type { WriteContext } from "../run/run-context.ts";
 import { httpError } from "./http-failure.ts";
 import {
   fencedPieces,

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { reservedContainer } from "@tephra/format";
 import { InvalidContainerError } from "../errors.ts";
-import type { WriteContext } from "../run-context.ts";
+import type { WriteContext } from "../run/run-context.ts";
 import {
   fencedPieces,
   isOtherMd5,

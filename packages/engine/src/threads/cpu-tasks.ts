@@ -1,4 +1,10 @@
-import { type Compression, compressPieces, decompressExactly, type Encoding, labelToTry } from "../compression.ts";
+import {
+  type Compression,
+  compressPieces,
+  decompressExactly,
+  type Encoding,
+  labelToTry,
+} from "../codec/compression.ts";
 import type { Hashing } from "../hashing/hashing.ts";
 import { addDataRuns } from "./block-runs.ts";
 import type { CpuTools } from "./cpu-tools.ts";

@@ -1,4 +1,4 @@
-import type { Extent } from "../extents.ts";
+import type { Extent } from "../format/extents.ts";
 import type { CpuPool } from "./cpu-pool.ts";
 import type { CpuResult } from "./cpu-tasks.ts";
 import type { HashLanesRequest, HashLanesResult } from "./hash-lanes.ts";

@@ -1,5 +1,5 @@
 import { writeSync } from "node:fs";
-import { clipExtent, type Extent } from "../extents.ts";
+import { clipExtent, type Extent } from "../format/extents.ts";
 import type { Md5InStep } from "../hashing/hashing.ts";
 import { addDataRuns } from "./block-runs.ts";
 import type { CpuTools } from "./cpu-tools.ts";

@@ -1,7 +1,7 @@
 import { constants } from "node:fs";
 import { copyFile, open, unlink } from "node:fs/promises";
 import { errnoOf, PathNotAllowedError, SourceChangedError } from "../errors.ts";
-import { type RunContext, writeBytesMax } from "../run-context.ts";
+import { type RunContext, writeBytesMax } from "../run/run-context.ts";
 import type { FileSource } from "./file-source.ts";
 import { FileTarget } from "./file-target.ts";
 import { guardStorage } from "./storage-error.ts";

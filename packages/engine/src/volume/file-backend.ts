@@ -10,8 +10,8 @@ import {
   VolumeConflictError,
 } from "../errors.ts";
 import { Folder } from "../folder.ts";
-import { idsIn } from "../ids-in.ts";
-import type { RunContext } from "../run-context.ts";
+import { idsIn } from "../format/ids-in.ts";
+import type { RunContext } from "../run/run-context.ts";
 import { copySparse, copyToNewFile, shareBlocks, unlinkIfThere } from "./copy-file.ts";
 import { draftFolder, newDraft, removeDrafts } from "./drafts.ts";
 import { type ExportOptions, exportToFile } from "./export-file.ts";

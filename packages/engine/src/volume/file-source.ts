@@ -1,8 +1,8 @@
 import { constants } from "node:fs";
 import { type FileHandle, open, realpath } from "node:fs/promises";
 import { errnoOf, SourceChangedError, SourceMissingError } from "../errors.ts";
-import type { Extent } from "../extents.ts";
 import { identityOf } from "../folder.ts";
+import type { Extent } from "../format/extents.ts";
 import { type DataFinder, loadDataFinder } from "./data-extents.ts";
 import { guardStorage } from "./storage-error.ts";
 import type { VolumeSource } from "./volume.ts";

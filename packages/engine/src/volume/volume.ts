@@ -1,4 +1,4 @@
-import type { Extent } from "../extents.ts";
+import type { Extent } from "../format/extents.ts";
 
 /** A volume, snapshot or image that is read. The engine reads it at several places at once. */
 export interface VolumeSource extends AsyncDisposable {

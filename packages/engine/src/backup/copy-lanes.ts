@@ -1,0 +1,157 @@
+import { ThreadFailedError } from "../errors.ts";
+import type { Extent } from "../format/extents.ts";
+import type { EngineContext } from "../threads/engine-context.ts";
+import { type LaneSlice, pumpLanes } from "../threads/pump-lanes.ts";
+import type { VolumeSource } from "../volume/volume.ts";
+
+export interface CopiedLane {
+  /** 32 bytes for every block. */
+  hashes: Uint8Array<ArrayBuffer>;
+  md5: string;
+  /** False when the window was all zeros and nothing was put. */
+  put: boolean;
+}
+
+export interface LanesInput {
+  source: VolumeSource & { descriptor: number };
+  /** Each with its data, see LaneMessage. */
+  windows: readonly (Extent & { data: Float64Array })[];
+  blockBytes: number;
+  /** Whether a window of zeros is left to the caller. */
+  leaveZeros: boolean;
+  /** Stores one window. Must be done with a chunk when it asks for the next one: its memory is used again. */
+  put: (index: number, body: AsyncIterable<Uint8Array>, signal: AbortSignal) => Promise<void>;
+}
+
+/**
+ * Copies several windows uncompressed and in step, slice by slice: a thread reads and hashes the next slices of all of them
+ * while the last ones are being put. No window is ever in memory whole. Everything has come to rest when it settles.
+ */
+export async function copyLanes(engine: EngineContext, input: LanesInput, outer: AbortSignal): Promise<CopiedLane[]> {
+  const stop = new AbortController();
+  const signal = AbortSignal.any([outer, stop.signal]);
+  const lanes = input.windows.map((window, index) => new Lane(input, window, index, { signal, stop }));
+  try {
+    const { source, windows, blockBytes } = input;
+    const messages = windows.map((window) => ({ ...window, file: source.descriptor }));
+    const handOut = (slices: LaneSlice[]): Promise<unknown> =>
+      Promise.all(slices.map((slice) => (lanes[slice.index] as Lane).take(slice)));
+    const unread = await pumpLanes(engine.pool, { messages, blockBytes }, handOut, signal);
+    if (unread !== null) throw await readFailure(source, unread);
+    await Promise.all(lanes.map((lane) => lane.finish()));
+    return lanes.map((lane) => lane.copied);
+  } catch (error) {
+    stop.abort(error);
+    // The first failure is the one that stopped the others.
+    throw outer.aborted ? outer.reason : stop.signal.reason;
+  } finally {
+    stop.abort(new Error("The windows are no longer wanted."));
+    await Promise.allSettled(lanes.map((lane) => lane.settled));
+  }
+}
+
+/** Why a thread could not read: by reading the same again where errors are told apart. */
+export async function readFailure(source: VolumeSource, place: Extent): Promise<Error> {
+  await source.read(new Uint8Array(place.length), place.offset);
+  return new ThreadFailedError(`Reading ${place.length} bytes at ${place.offset} of the source failed once.`);
+}
+
+const zeros = new Uint8Array(64 * 1024);
+
+interface Slice {
+  bytes: Uint8Array;
+  done: () => void;
+}
+
+/** One window on its way. Its put starts with the first slice that is not zero. */
+class Lane {
+  readonly window: Extent;
+  /** When nothing of it is going on any more. */
+  settled: Promise<unknown> = Promise.resolve();
+  readonly #input: LanesInput;
+  readonly #index: number;
+  readonly #run: { signal: AbortSignal; stop: AbortController };
+  readonly #hashes: Uint8Array<ArrayBuffer>;
+  readonly #waiting: Slice[] = [];
+  #wake: () => void = () => {};
+  #blocks = 0;
+  #leadingZeros = 0;
+  #md5 = "";
+  #started = false;
+  #ended = false;
+  #putDone = false;
+
+  constructor(input: LanesInput, window: Extent, index: number, run: { signal: AbortSignal; stop: AbortController }) {
+    this.window = window;
+    this.#input = input;
+    this.#index = index;
+    this.#run = run;
+    this.#hashes = new Uint8Array(Math.ceil(window.length / input.blockBytes) * 32);
+    run.signal.addEventListener("abort", () => this.#wake(), { once: true });
+  }
+
+  get copied(): CopiedLane {
+    return { hashes: this.#hashes, md5: this.#md5, put: this.#started };
+  }
+
+  /** Resolves when the slice's memory is free again; rejects when the copy is stopped. */
+  take(slice: LaneSlice): Promise<void> {
+    this.#hashes.set(slice.hashes, this.#blocks * 32);
+    this.#blocks += slice.hashes.length / 32;
+    if (slice.md5 !== null) this.#md5 = slice.md5;
+    if (!this.#started && this.#input.leaveZeros && slice.zero.every((flag) => flag === 1)) {
+      this.#leadingZeros += slice.bytes.length;
+      return Promise.resolve();
+    }
+    if (!this.#started) this.#start();
+    if (this.#putDone) return Promise.resolve();
+    return new Promise((done, stopped) => {
+      const { signal } = this.#run;
+      const onAbort = (): void => stopped(signal.reason);
+      signal.addEventListener("abort", onAbort, { once: true });
+      const release = (): void => {
+        signal.removeEventListener("abort", onAbort);
+        done();
+      };
+      this.#waiting.push({ bytes: slice.bytes, done: release });
+      this.#wake();
+    });
+  }
+
+  /** After the last slice; resolves when the object is stored. */
+  async finish(): Promise<void> {
+    this.#ended = true;
+    this.#wake();
+    await this.settled;
+  }
+
+  #start(): void {
+    this.#started = true;
+    const put = this.#input.put(this.#index, this.#body(), this.#run.signal).finally(() => {
+      this.#putDone = true;
+      for (const { done } of this.#waiting.splice(0)) done();
+    });
+    put.catch((error: unknown) => this.#run.stop.abort(error));
+    this.settled = put;
+  }
+
+  async *#body(): AsyncGenerator<Uint8Array> {
+    for (let left = this.#leadingZeros; left > 0; left -= zeros.length) {
+      yield left < zeros.length ? zeros.subarray(0, left) : zeros;
+    }
+    for (;;) {
+      this.#run.signal.throwIfAborted();
+      const slice = this.#waiting[0];
+      if (slice === undefined) {
+        if (this.#ended) return;
+        await new Promise<void>((resume) => {
+          this.#wake = resume;
+        });
+        continue;
+      }
+      yield slice.bytes;
+      this.#waiting.shift();
+      slice.done();
+    }
+  }
+}

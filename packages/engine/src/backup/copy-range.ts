@@ -1,0 +1,478 @@
+import type { BackupReference } from "../chain/backup-reference.ts";
+import { readHashList } from "../chain/chain.ts";
+import { codecOf, labelToTry, memoryFactor, requireEncoder } from "../codec/compression.ts";
+import { requireKey } from "../encryption/begin-backup.ts";
+import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "../errors.ts";
+import { cutWindows, type Extent } from "../format/extents.ts";
+import { cachedHashList } from "../format/hash-list.ts";
+import { type BackupLayout, blocksOf, checkLayout, dataName, encodingOf, numbersOfRange } from "../format/layout.ts";
+import { ListingDigest, Md5Digest } from "../format/listing-digest.ts";
+import type { ObjectEntry } from "../format/object-entry.ts";
+import type { RangeReport } from "../format/range-report.ts";
+import { entrySlice, hashSlice, sliceDigest } from "../format/slices.ts";
+import { zeroBlockHashes } from "../format/zero-blocks.ts";
+import { type Repository, stagingContainer } from "../repository/repository.ts";
+import { mapConcurrent } from "../run/map-concurrent.ts";
+import type { RunContext } from "../run/run-context.ts";
+import {
+  type CopyWindowRequest,
+  type CopyWindowResult,
+  changedSpans,
+  type WindowExtent,
+} from "../threads/cpu-tasks.ts";
+import { type EngineContext, zeroForm } from "../threads/engine-context.ts";
+import { fitsLanes, laneMemoryBytes, lanesMax } from "../threads/lane-sizes.ts";
+import type { VolumeSource } from "../volume/volume.ts";
+import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
+
+export interface CopyInput {
+  source: VolumeSource;
+  repository: Repository;
+  layout: BackupLayout;
+  range: Extent;
+  parent: BackupReference | null;
+}
+
+/** A range that has been copied, with its slices not yet staged. */
+export interface CopiedRange {
+  report: RangeReport;
+  hashes: Uint8Array[];
+  entries: ObjectEntry[];
+}
+
+/** Objects of one window, or of the zero windows of one group, that are put at the same time. */
+const putsPerWindow = 4;
+/** Windows of a group, most of them holes: so many that the few with data fill the lanes. */
+const windowsPerGroupMax = 512;
+
+/**
+ * Copies one range: reads it window by window, hashes, leaves out what the parent has, compresses and stores. All objects are
+ * durable when it resolves. A second run over the same source stores nothing new. Throws InvalidBackupError, with Cinder's
+ * words, when the parent does not fit, and CodecUnavailableError before anything is read when this machine cannot encode as planned. An
+ * encrypted backup must have been begun: see beginBackup.
+ */
+export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: RunContext): Promise<CopiedRange> {
+  const { layout, range, repository } = input;
+  checkLayout(layout);
+  checkRange(layout, range);
+  requireEncoder(encodingOf(layout));
+  const parent = await openParent(input, ctx.signal);
+  const sourceFingerprint = await checkSource(input, null);
+  await repository.ensureContainer(layout.container);
+  await requireKey(repository, layout);
+  const copier = new RangeCopier(engine, input, ctx, parent);
+  const windows = cutWindows(range, layout.objectBytes);
+  const results = copier.canUseLanes(windows.length)
+    ? mapConcurrent(copier.laneGroups(windows), (group, signal) => copier.copyGroup(group, signal), {
+        concurrency: engine.pool.threads,
+        signal: ctx.signal,
+      })
+    : mapConcurrent(withPlaces(windows), async (place, signal) => [await copier.copyWindow(place, signal)], {
+        concurrency: engine.pool.threads + 2,
+        signal: ctx.signal,
+      });
+  const hashes: Uint8Array[] = [];
+  const entries: ObjectEntry[] = [];
+  for await (const some of results) {
+    for (const window of some) {
+      hashes.push(window.hashes);
+      entries.push(...window.entries);
+    }
+  }
+  await checkSource(input, sourceFingerprint);
+  const report: RangeReport = {
+    range: { offset: range.offset, length: range.length },
+    objects: entries.length,
+    blocks: blocksOf(range.length, layout.blockBytes),
+    bytesRead: copier.bytesRead,
+    bytesStored: copier.bytesStored,
+    bytesAdopted: copier.bytesAdopted,
+    sourceFingerprint,
+    listingDigest: copier.listing.hex,
+    md5Digest: copier.vouched.hex,
+    hashesDigest: sliceDigest(hashSlice(hashes)),
+    entriesDigest: sliceDigest(entrySlice(layout.prefix, entries)),
+    staged: null,
+  };
+  return { report, hashes, entries };
+}
+
+/**
+ * Copies a range and stages its slices. `staging.name` must differ between tries that may run at the same time, so that a late
+ * one never meets the other's slices.
+ */
+export async function copyRange(
+  engine: EngineContext,
+  input: CopyInput & { staging: { operationId: string; name: string } },
+  ctx: RunContext,
+): Promise<RangeReport> {
+  const { report, hashes, entries } = await copyObjects(engine, input, ctx);
+  const container = stagingContainer(input.staging.operationId);
+  const staged = { hashes: `${input.staging.name}.hashes`, entries: `${input.staging.name}.entries` };
+  await input.repository.ensureContainer(container);
+  await input.repository.putIfAbsent({ container, name: staged.hashes }, streamed(hashSlice(hashes)), ctx);
+  const entryChunks = streamed(entrySlice(input.layout.prefix, entries));
+  await input.repository.putIfAbsent({ container, name: staged.entries }, entryChunks, ctx);
+  return { ...report, staged };
+}
+
+async function* streamed(chunks: Iterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  yield* chunks;
+}
+
+/** A window whose objects are stored. */
+interface CopiedWindow {
+  hashes: Uint8Array;
+  entries: ObjectEntry[];
+}
+
+/** A window of a group with its data: pairs of start and end within it. Without any it is zero, and not read. */
+interface GroupWindow {
+  window: Extent;
+  data: Float64Array<ArrayBuffer>;
+}
+
+async function dataPairs(source: VolumeSource, window: Extent): Promise<Float64Array<ArrayBuffer>> {
+  const pairs: number[] = [];
+  for await (const { offset, length } of source.dataExtents(window)) {
+    pairs.push(offset - window.offset, offset - window.offset + length);
+  }
+  return Float64Array.from(pairs);
+}
+
+function pairedBytes(pairs: Float64Array): number {
+  return pairs.reduce((sum, place, index) => sum + (index % 2 === 0 ? -place : place), 0);
+}
+
+/** A window and the promise for the number before its first object, which the window before it settles. */
+interface WindowPlace {
+  window: Extent;
+  numberBefore: Promise<number> | null;
+  settle: (objects: number) => void;
+}
+
+/** Chains the windows, so that objects are numbered in order while windows are worked on at the same time. */
+function* withPlaces(windows: readonly Extent[]): Generator<WindowPlace> {
+  let before: Promise<number> | null = null;
+  for (const window of windows) {
+    const next = Promise.withResolvers<number>();
+    next.promise.catch(() => {});
+    yield { window, numberBefore: before, settle: next.resolve };
+    before = next.promise;
+  }
+}
+
+interface ParentHashes {
+  read(first: number, count: number): Promise<Uint8Array<ArrayBuffer>>;
+}
+
+class RangeCopier {
+  bytesDone = 0;
+  bytesRead = 0;
+  bytesStored = 0;
+  bytesAdopted = 0;
+  readonly listing = new ListingDigest();
+  readonly vouched = new Md5Digest();
+  readonly #engine: EngineContext;
+  readonly #input: CopyInput;
+  readonly #ctx: RunContext;
+  readonly #parent: ParentHashes | null;
+
+  constructor(engine: EngineContext, input: CopyInput, ctx: RunContext, parent: ParentHashes | null) {
+    this.#engine = engine;
+    this.#input = input;
+    this.#ctx = ctx;
+    this.#parent = parent;
+  }
+
+  /**
+   * Whether windows are copied in step: uncompressed, whole, from an open file to a repository that takes slices, with MD5 in
+   * lanes. Everything else needs a window in memory.
+   */
+  canUseLanes(windows: number): boolean {
+    const { layout, source, repository } = this.#input;
+    return (
+      windows > 1 &&
+      this.#parent === null &&
+      layout.parentId === null &&
+      codecOf(layout.compression) === "none" &&
+      source.descriptor !== undefined &&
+      repository.streamsPuts === true &&
+      fitsLanes(layout.blockBytes) &&
+      this.#engine.pool.hashing.md5 !== "openssl"
+    );
+  }
+
+  /** Consecutive windows, at most so many with data as are copied in step, and so few that every thread has a group. */
+  async *laneGroups(windows: readonly Extent[]): AsyncGenerator<GroupWindow[]> {
+    const { source } = this.#input;
+    const marked: GroupWindow[] = [];
+    for (const window of windows) marked.push({ window, data: await dataPairs(source, window) });
+    const full = marked.filter(({ data }) => data.length > 0).length;
+    const lanes = Math.min(lanesMax, Math.max(1, Math.ceil(full / this.#engine.pool.threads)));
+    let group: GroupWindow[] = [];
+    let used = 0;
+    for (const each of marked) {
+      if (used === lanes || group.length === windowsPerGroupMax) {
+        yield group;
+        group = [];
+        used = 0;
+      }
+      group.push(each);
+      if (each.data.length > 0) used++;
+    }
+    if (group.length > 0) yield group;
+  }
+
+  /** Windows of a full backup, whose objects are numbered by their place alone. */
+  async copyGroup(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedWindow[]> {
+    const full = group.filter(({ data }) => data.length > 0);
+    const release = await this.#engine.memory.claim(
+      laneMemoryBytes(full.length, this.#input.layout.blockBytes),
+      signal,
+    );
+    try {
+      const lanes = full.length === 0 ? [] : await this.#copyLanes(full, signal);
+      const laneOf = new Map(full.map(({ window }, index) => [window, lanes[index]]));
+      const finish = async ({ window }: GroupWindow, inner: AbortSignal): Promise<CopiedWindow> => {
+        const number = window.offset / this.#input.layout.objectBytes + 1;
+        const lane = laneOf.get(window);
+        const copied: CopiedWindow =
+          lane?.put === true
+            ? { hashes: lane.hashes, entries: [{ number, ...window, md5: lane.md5, compression: "none" }] }
+            : await this.#copyZeros(window, number, inner);
+        this.#passed(window);
+        return copied;
+      };
+      return await Array.fromAsync(mapConcurrent(group, finish, { concurrency: putsPerWindow, signal }));
+    } finally {
+      release();
+    }
+  }
+
+  #copyLanes(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedLane[]> {
+    const { layout, source } = this.#input;
+    const put = async (index: number, body: AsyncIterable<Uint8Array>, inner: AbortSignal): Promise<void> => {
+      const { offset, length } = windows[index] as Extent;
+      await this.#putObject(offset / layout.objectBytes + 1, body, length, inner);
+    };
+    const windows = group.map(({ window, data }) => ({ ...window, data }));
+    for (const { data } of windows) this.bytesRead += pairedBytes(data);
+    const leaveZeros = layout.compressZeros ?? true;
+    const described = source as VolumeSource & { descriptor: number };
+    const input = { source: described, windows, blockBytes: layout.blockBytes, leaveZeros, put };
+    return copyLanes(this.#engine, input, signal);
+  }
+
+  async #copyZeros(window: Extent, number: number, signal: AbortSignal): Promise<CopiedWindow> {
+    const copied = await this.#hashZeros(window, null);
+    return { hashes: copied.hashes, entries: await this.#store(window, copied, number - 1, signal) };
+  }
+
+  #passed(window: Extent): void {
+    this.bytesDone += window.length;
+    this.#ctx.onProgress({ bytesDone: this.bytesDone, bytesStored: this.bytesStored });
+  }
+
+  async copyWindow(place: WindowPlace, signal: AbortSignal): Promise<CopiedWindow> {
+    const { window } = place;
+    const release = await this.#engine.memory.claim(this.#memoryOf(window), signal);
+    try {
+      const copied = await this.#readAndHash(window, signal);
+      const first =
+        (await orAbort(place.numberBefore, signal)) ?? numbersOfRange(this.#input.layout, this.#input.range).from;
+      place.settle(first + copied.extents.length);
+      const entries = await this.#store(window, copied, first, signal);
+      this.#passed(window);
+      return { hashes: copied.hashes, entries };
+    } finally {
+      release();
+    }
+  }
+
+  /** The window itself, what its compressed form usually takes at most beside it, and its encrypted one unless that is streamed. */
+  #memoryOf(window: Extent): number {
+    const { layout, repository } = this.#input;
+    const encrypted = layout.encrypted === true && repository.streamsPuts !== true ? 1 : 0;
+    return window.length * (memoryFactor(layout.compression) + encrypted);
+  }
+
+  async #readAndHash(window: Extent, signal: AbortSignal): Promise<CopyWindowResult> {
+    const { layout, source } = this.#input;
+    const count = blocksOf(window.length, layout.blockBytes);
+    const parentHashes = (await this.#parent?.read(window.offset / layout.blockBytes, count)) ?? null;
+    const data = await dataPairs(source, window);
+    if (data.length === 0) return this.#hashZeros(window, parentHashes);
+    this.bytesRead += pairedBytes(data);
+    const filled = await this.#fill(window, data, signal);
+    const request = {
+      kind: "copyWindow" as const,
+      ...filled,
+      blockBytes: layout.blockBytes,
+      parentHashes,
+      ...encodingOf(layout),
+      compressZeros: layout.compressZeros ?? true,
+    };
+    const moved = [filled.window, parentHashes?.buffer].filter((buffer) => buffer instanceof ArrayBuffer);
+    const result = await this.#engine.pool.run(request, moved, signal);
+    if ("unread" in result) throw await readFailure(source, result.unread);
+    return result;
+  }
+
+  /** Reads a window, or leaves it to the thread where that can. `data`: pairs of start and end within the window. */
+  async #fill(
+    window: Extent,
+    data: Float64Array<ArrayBuffer>,
+    signal: AbortSignal,
+  ): Promise<Pick<CopyWindowRequest, "window" | "source">> {
+    const { source } = this.#input;
+    if (source.descriptor !== undefined) {
+      return { window: null, source: { descriptor: source.descriptor, ...window, data } };
+    }
+    const buffer = new ArrayBuffer(window.length);
+    for (let pair = 0; pair < data.length; pair += 2) {
+      signal.throwIfAborted();
+      const start = data[pair] as number;
+      const part = new Uint8Array(buffer, start, (data[pair + 1] as number) - start);
+      await source.read(part, window.offset + start);
+    }
+    return { window: buffer, source: null };
+  }
+
+  /** A window known to be zero: nothing is read, hashed or compressed that was not before. */
+  async #hashZeros(window: Extent, parentHashes: Uint8Array | null): Promise<CopyWindowResult> {
+    const { layout } = this.#input;
+    const hashes = zeroBlockHashes(window.length, layout.blockBytes);
+    const whole = [{ first: 0, end: hashes.length / 32 }];
+    const spans = parentHashes === null ? whole : changedSpans(hashes, parentHashes);
+    const compressZeros = layout.compressZeros ?? true;
+    const label = labelToTry(layout.compression, { known: true, compressZeros });
+    const extents: WindowExtent[] = [];
+    for (const span of spans) {
+      const offset = span.first * layout.blockBytes;
+      const length = Math.min(span.end * layout.blockBytes, window.length) - offset;
+      const { md5, pieces } = await zeroForm(this.#engine, { ...encodingOf(layout), compression: label, length });
+      const compression = pieces === null ? "none" : label;
+      extents.push({ offset, at: offset, length, md5, compression, pieces, ownership: "shared" });
+    }
+    const needsRaw = extents.some((extent) => extent.pieces === null);
+    return { hashes, extents, raw: needsRaw ? new ArrayBuffer(window.length) : null };
+  }
+
+  async #store(
+    window: Extent,
+    copied: CopyWindowResult,
+    numberBefore: number,
+    signal: AbortSignal,
+  ): Promise<ObjectEntry[]> {
+    const numbered = copied.extents.map((extent, index) => ({ extent, number: numberBefore + index + 1 }));
+    const stored = mapConcurrent(
+      numbered,
+      ({ extent, number }, inner) => this.#put(window, copied.raw, extent, number, inner),
+      { concurrency: putsPerWindow, signal },
+    );
+    const entries: ObjectEntry[] = [];
+    for await (const entry of stored) entries.push(entry);
+    if (copied.raw !== null) copied.raw.transfer(0);
+    return entries;
+  }
+
+  async #put(
+    window: Extent,
+    raw: ArrayBuffer | null,
+    extent: WindowExtent,
+    number: number,
+    signal: AbortSignal,
+  ): Promise<ObjectEntry> {
+    const pieces = extent.pieces ?? [new Uint8Array(raw as ArrayBuffer, extent.at, extent.length)];
+    const storedBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
+    await this.#putObject(number, streamed(pieces), storedBytes, signal);
+    // Given back now, not at some later garbage collection.
+    if (extent.ownership === "own") for (const piece of extent.pieces ?? []) piece.buffer.transfer(0);
+    const { length, md5, compression } = extent;
+    return { number, offset: window.offset + extent.offset, length, md5, compression };
+  }
+
+  async #putObject(
+    number: number,
+    body: AsyncIterable<Uint8Array>,
+    storedBytes: number,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { layout, repository } = this.#input;
+    const name = dataName(layout.prefix, number);
+    const key = { container: layout.container, name };
+    let vouched: string | null = null;
+    const onVouched = (md5: string): void => {
+      vouched = md5;
+    };
+    const outcome = await repository.putIfAbsent(key, body, { signal, fence: this.#ctx.fence, onVouched });
+    this.listing.add(name, storedBytes);
+    this.vouched.add(name, vouched);
+    this.bytesStored += storedBytes;
+    if (outcome === "exists") this.bytesAdopted += storedBytes;
+  }
+}
+
+/** Waits for a promise that another window settles, unless this window is no longer wanted. */
+async function orAbort<Value>(promise: Promise<Value> | null, signal: AbortSignal): Promise<Value | null> {
+  if (promise === null) return null;
+  const aborted = Promise.withResolvers<never>();
+  const onAbort = (): void => aborted.reject(signal.reason);
+  signal.throwIfAborted();
+  signal.addEventListener("abort", onAbort, { once: true });
+  try {
+    return await Promise.race([promise, aborted.promise]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+}
+
+function checkRange(layout: BackupLayout, range: Extent): void {
+  const end = range.offset + range.length;
+  const wholeWindows = range.offset % layout.objectBytes === 0;
+  const wholeEnd = end % layout.objectBytes === 0 || end === layout.volumeBytes;
+  if (range.offset < 0 || range.length < 1 || end > layout.volumeBytes || !wholeWindows || !wholeEnd) {
+    throw new InvalidLayoutError(
+      `The range ${range.offset}+${range.length} is not made of whole windows of the volume.`,
+    );
+  }
+}
+
+/** Whether the source is still what it was, and as long as planned: behind its end nothing tells a hole from missing data. */
+async function checkSource(input: CopyInput, before: string | null): Promise<string> {
+  const { source, layout } = input;
+  if (source.sizeBytes < layout.volumeBytes) {
+    throw new SourceChangedError(`The source has ${source.sizeBytes} bytes, ${layout.volumeBytes} were planned.`);
+  }
+  const fingerprint = await source.fingerprint();
+  if (before !== null && fingerprint !== before) {
+    throw new SourceChangedError("The source changed while it was being read.");
+  }
+  return fingerprint;
+}
+
+/** The parent's hashes for this range; the two refusals and their texts are Cinder's. */
+async function openParent(input: CopyInput, signal: AbortSignal): Promise<ParentHashes | null> {
+  const { layout, parent } = input;
+  if ((layout.parentId === null) !== (parent === null)) {
+    throw new InvalidLayoutError("A parent was planned and none given, or the other way round.");
+  }
+  if (parent === null) return null;
+  const list = await readHashList(parent, signal);
+  if (list.blockBytes !== layout.blockBytes) {
+    throw new InvalidBackupError(
+      "Hash block size has changed since the last backup. " +
+        `New hash block size: ${layout.blockBytes}. Old hash block size: ${list.blockBytes}. Do a full backup.`,
+    );
+  }
+  if (list.count < blocksOf(layout.volumeBytes, layout.blockBytes)) {
+    throw new InvalidBackupError("Volume size increased since the last backup. Do a full backup.");
+  }
+  return cachedHashList(list);
+}
+
+/** Where the objects of a layout lie, as a reference. */
+export function referenceOf(layout: BackupLayout, repository: Repository): BackupReference {
+  return { backupId: layout.backupId, repository, container: layout.container, prefix: layout.prefix };
+}

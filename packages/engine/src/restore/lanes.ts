@@ -1,0 +1,193 @@
+import type { BackupReference } from "../chain/backup-reference.ts";
+import { keyOf } from "../chain/backup-reference.ts";
+import type { MappedObject } from "../chain/merge-layers.ts";
+import { codecOf } from "../codec/compression.ts";
+import { EngineError } from "../errors.ts";
+import { dataName } from "../format/layout.ts";
+import type { CpuResult } from "../threads/cpu-tasks.ts";
+import { fitsLanes, laneMemoryBytes, lanesMax, sliceBytesOf } from "../threads/lane-sizes.ts";
+import type { LaneTarget, WriteLanePiece, WriteLanesRequest } from "../threads/write-lanes.ts";
+import type { VolumeTarget } from "../volume/volume.ts";
+import { expectedHashes, type RestoreJob } from "./job.ts";
+import { coveredBytes, relativeSegments, restoreObject } from "./object.ts";
+
+/** Large objects that go in step: so few that every thread soon has a group. */
+const largeLanesMax = 8;
+
+/**
+ * Groups objects that can be restored in step: raw ones in files, checked by MD5 and hash list, for a file that threads may write. Those of one slice and larger
+ * ones apart, so that no lane stays idle. All others come alone.
+ */
+export async function* laneGroups(
+  job: RestoreJob,
+  objects: Iterable<MappedObject> | AsyncIterable<MappedObject>,
+): AsyncGenerator<MappedObject[]> {
+  const small: MappedObject[] = [];
+  const large: MappedObject[] = [];
+  for await (const object of objects) {
+    if (!fitsStep(job, object)) {
+      yield [object];
+      continue;
+    }
+    const group = object.entry.length <= sliceBytesOf(job.hashes?.blockBytes ?? 1) ? small : large;
+    group.push(object);
+    if (group.length === (group === small ? lanesMax : largeLanesMax)) yield group.splice(0);
+  }
+  if (large.length > 0) yield large;
+  if (small.length > 0) yield small;
+}
+
+/** Blocks of the object must be blocks of the list: an object by another writer may be cut otherwise. */
+function fitsStep(job: RestoreJob, { layer, entry, segments }: MappedObject): boolean {
+  const { hashes, references, engine } = job;
+  if (hashes === null || entry.md5 === null || codecOf(entry.compression) !== "none") return false;
+  const { blockBytes } = hashes;
+  const end = entry.offset + entry.length;
+  return (
+    references[layer]?.repository.filePath !== undefined &&
+    (job.target === null || (job.target.descriptor !== undefined && job.ctx.writableUntil !== undefined)) &&
+    engine.pool.hashing.md5 !== "openssl" &&
+    fitsLanes(blockBytes) &&
+    entry.offset % blockBytes === 0 &&
+    segments.every(([, to]) => to === end || to % blockBytes === 0)
+  );
+}
+
+/** An object that is done, and how many bytes of the volume it covers within the bounds; 0 when it was found to be damaged. */
+export interface DoneObject {
+  object: MappedObject;
+  bytes: number;
+}
+
+/**
+ * Restores objects that belong together. Those that cannot go in step, or did not pass there, are done by `alone`, which finds
+ * out what is wrong with them.
+ */
+export async function restoreGroup(
+  job: RestoreJob,
+  objects: readonly MappedObject[],
+  signal: AbortSignal,
+  alone: (object: MappedObject) => Promise<number> = (object) => restoreObject(job, object, signal),
+): Promise<DoneObject[]> {
+  const [first] = objects;
+  const inStep = first !== undefined && fitsStep(job, first);
+  const again = inStep ? await restoreInStep(job, objects, signal) : objects;
+  const done = objects.filter((object) => !again.includes(object));
+  const results = done.map((object) => ({ object, bytes: coveredBytes(job, object) }));
+  // One after another: each of them takes its own share of the memory.
+  for (const object of again) results.push({ object, bytes: await alone(object) });
+  return results;
+}
+
+/** An object on its way and what it must be. */
+interface Lane {
+  object: MappedObject;
+  md5: string;
+  path: string;
+  /** Per block of the object, where it is used: 32 bytes of the list, and 1 in `used`. */
+  expected: Uint8Array<ArrayBuffer>;
+  used: Uint8Array<ArrayBuffer>;
+}
+
+/** Slices of each object that a thread does at a time: so many that asking costs nothing beside them, so few that groups share the threads. */
+const slicesPerStep = 16;
+
+/**
+ * Has threads read, check and write objects in step. A block is written only when its SHA-256 is right; the MD5 of the whole
+ * object is known at its end. Returns the objects that did not pass or could not be read or written: restoring them one by one
+ * finds out, by two separate reads, what is wrong with them.
+ */
+async function restoreInStep(
+  job: RestoreJob,
+  objects: readonly MappedObject[],
+  signal: AbortSignal,
+): Promise<MappedObject[]> {
+  const blockBytes = job.hashes?.blockBytes as number;
+  const release = await job.engine.memory.claim(laneMemoryBytes(objects.length, blockBytes), signal);
+  try {
+    const lanes: Lane[] = [];
+    const missed: MappedObject[] = [];
+    for (const object of objects) {
+      const lane = await openLane(job, object, blockBytes);
+      if (lane === null) missed.push(object);
+      else lanes.push(lane);
+    }
+    const again = lanes.length === 0 ? [] : await writeInSteps(job, lanes, blockBytes, signal);
+    return [...missed, ...again.map(({ object }) => object)];
+  } finally {
+    release();
+  }
+}
+
+/** Returns those that did not pass. */
+async function writeInSteps(job: RestoreJob, lanes: Lane[], blockBytes: number, signal: AbortSignal): Promise<Lane[]> {
+  const stepBytes = slicesPerStep * sliceBytesOf(blockBytes);
+  const longest = Math.max(...lanes.map(({ object }) => object.entry.length));
+  const failed = new Set<Lane>();
+  let states: Uint8Array<ArrayBuffer> | null = null;
+  for (let at = 0; at < longest; at += stepBytes) {
+    if (job.target !== null) job.ctx.fence();
+    const pieces = lanes.map((lane) => pieceAt(lane, at, stepBytes, blockBytes));
+    const request: WriteLanesRequest = { kind: "writeLanes", blockBytes, pieces, states, target: laneTarget(job) };
+    const moved: ArrayBuffer[] = states === null ? [] : [states.buffer];
+    const result: CpuResult<WriteLanesRequest> = await job.engine.pool.run(request, moved, signal);
+    if ("unread" in result || "unwritten" in result) return lanes;
+    for (const [index, lane] of lanes.entries()) if (result.failed[index] === 1) failed.add(lane);
+    states = result.states;
+  }
+  return [...failed];
+}
+
+function pieceAt(lane: Lane, at: number, stepBytes: number, blockBytes: number): WriteLanePiece {
+  const { entry } = lane.object;
+  const length = Math.max(0, Math.min(stepBytes, entry.length - at));
+  const first = at / blockBytes;
+  const end = first + Math.ceil(length / blockBytes);
+  return {
+    file: { path: lane.path, sizeBytes: entry.length },
+    offset: at,
+    length,
+    endsAt: length > 0 && at + length === entry.length ? entry.length : null,
+    md5: lane.md5,
+    volumeOffset: entry.offset + at,
+    expected: lane.expected.slice(first * 32, end * 32),
+    used: lane.used.slice(first, end),
+  };
+}
+
+function laneTarget({ target, skipZeros, bounds, ctx }: RestoreJob): LaneTarget | null {
+  if (target === null) return null;
+  const { descriptor } = target as VolumeTarget & { descriptor: number };
+  return { descriptor, skipZeros, bounds, writableUntil: ctx.writableUntil as BigInt64Array<SharedArrayBuffer> };
+}
+
+/** Null when its container or its hashes cannot be read: on its own it will be found out why. */
+async function openLane(job: RestoreJob, object: MappedObject, blockBytes: number): Promise<Lane | null> {
+  try {
+    return await openLaneOrThrow(job, object, blockBytes);
+  } catch (error) {
+    if (error instanceof EngineError) return null;
+    throw error;
+  }
+}
+
+async function openLaneOrThrow(job: RestoreJob, object: MappedObject, blockBytes: number): Promise<Lane | null> {
+  const { entry, segments } = object;
+  const { md5 } = entry;
+  const reference = job.references[object.layer] as BackupReference;
+  const listed = await expectedHashes(job.hashes, segments);
+  const blocks = Math.ceil(entry.length / blockBytes);
+  const expected = new Uint8Array(blocks * 32);
+  const used = new Uint8Array(blocks);
+  let taken = 0;
+  const pairs = relativeSegments(object);
+  for (let pair = 0; pair < pairs.length; pair += 2) {
+    const first = (pairs[pair] as number) / blockBytes;
+    const end = Math.ceil((pairs[pair + 1] as number) / blockBytes);
+    used.fill(1, first, end);
+    expected.set((listed as Uint8Array).subarray(taken * 32, (taken + end - first) * 32), first * 32);
+    taken += end - first;
+  }
+  const path = await reference.repository.filePath?.(keyOf(reference, dataName(reference.prefix, entry.number)));
+  return path === undefined || md5 === null ? null : { object, md5, path, expected, used };
+}

@@ -1,0 +1,297 @@
+import { createHash } from "node:crypto";
+import { asDamage, type BackupReference } from "../chain/backup-reference.ts";
+import { type Chain, chainSteps, findHashList, openChain, streamEntries, summarize } from "../chain/chain.ts";
+import type { MappedObject } from "../chain/merge-layers.ts";
+import { codecOf } from "../codec/compression.ts";
+import { DamagedObjectError, InvalidBackupError, RestoredWrongError } from "../errors.ts";
+import type { Extent } from "../format/extents.ts";
+import { cachedHashList, type HashList } from "../format/hash-list.ts";
+import { dataName, dataNumber, hashListName, keyVersion, metadataName } from "../format/layout.ts";
+import type { ObjectEntry } from "../format/object-entry.ts";
+import { mapConcurrent } from "../run/map-concurrent.ts";
+import type { RunContext } from "../run/run-context.ts";
+import type { EngineContext } from "../threads/engine-context.ts";
+import type { VolumeSource, VolumeTarget } from "../volume/volume.ts";
+import { blockBytesOf, type RestoreJob } from "./job.ts";
+import { type DoneObject, laneGroups, restoreGroup } from "./lanes.ts";
+import { restoreObject } from "./object.ts";
+import { type RestoreRange, readRange, stageRanges } from "./restore.ts";
+
+export interface VerifyInput {
+  /** Newest first; ends with the full backup. */
+  chain: readonly BackupReference[];
+  /** quick: listings and sizes against the metadata. deep: also every byte that a restore would read, every hash. */
+  mode: "quick" | "deep";
+}
+
+export interface VerifyResult {
+  mode: "quick" | "deep";
+  /** Data objects looked at: quick, all of the chain; deep, those that a restore would read. */
+  objects: number;
+  /** Blocks of the volume whose SHA-256 was compared; 0 for quick. */
+  blocks: number;
+  /** At most a thousand. Empty: a restore would succeed, as far as the mode tells. */
+  damaged: { object: string; reason: string }[];
+}
+
+const damagedMax = 1000;
+/** Objects whose listed sizes are held in memory at a time: about 50 MB. */
+const objectsPerPass = 1_000_000;
+
+/**
+ * Verifies that a backup can be restored: it and everything below it. Damage is collected, not thrown; an object is damaged when two
+ * reads have shown it. Throws when the repository cannot be read, and InvalidBackupError for a chain that is none.
+ */
+export async function verifyBackup(engine: EngineContext, input: VerifyInput, ctx: RunContext): Promise<VerifyResult> {
+  const findings = new Findings();
+  const { listed, chain } = await lookThrough(input.chain, findings, ctx.signal);
+  const quick = { mode: input.mode, objects: listed, blocks: 0 };
+  if (input.mode === "quick" || chain === undefined) return { ...quick, damaged: findings.damaged };
+  const { references, hashes, volumeBytes } = chain;
+  const job = jobOf(engine, { references, hashes, bounds: { offset: 0, length: volumeBytes } }, ctx);
+  return { ...quick, ...(await readObjects(job, objectsOf(chain, ctx.signal), findings)), damaged: findings.damaged };
+}
+
+export interface PlanVerifyInput extends VerifyInput {
+  rangeBytes: number;
+  rangesMax: number;
+  staging: { operationId: string; name: string };
+}
+
+export interface PlannedVerify {
+  /** Of the listings and the metadata: all that a quick verification has to say. */
+  found: VerifyResult;
+  /** What is left to be read; none for a quick verification, nor when the metadata is too damaged to say what there is. */
+  ranges: RestoreRange[];
+}
+
+/**
+ * The part of a verification that nobody can share: looks through listings and metadata and, for a deep one, stages what is to be read in
+ * ranges, as a restore does. The ranges' results are added to what was found here, whose `objects` are 0 when there are any.
+ */
+export async function planVerify(input: PlanVerifyInput, ctx: RunContext): Promise<PlannedVerify> {
+  const findings = new Findings();
+  const { listed, chain } = await lookThrough(input.chain, findings, ctx.signal);
+  const deep = input.mode === "deep" && chain !== undefined;
+  const ranges = deep ? ((await findings.collect(() => stageRanges(chain, input, ctx))) ?? []) : [];
+  const objects = ranges.length > 0 ? 0 : listed;
+  return { found: { mode: input.mode, objects, blocks: 0, damaged: findings.damaged }, ranges };
+}
+
+/** A volume that is restored to be thrown away, new and as long as the backup: the same bytes to write and to read. */
+export interface Drill {
+  target: VolumeTarget;
+  restored: VolumeSource;
+}
+
+export interface VerifyRangeInput {
+  chain: readonly BackupReference[];
+  range: RestoreRange;
+  staging: { operationId: string };
+  drill?: Drill | null;
+}
+
+/**
+ * Reads and checks everything that one range of a planned verification would restore. With a drill it is restored, read back and compared
+ * with the list of hashes: RestoredWrongError when the volume does not hold what was written to it.
+ */
+export async function verifyRange(
+  engine: EngineContext,
+  input: VerifyRangeInput,
+  ctx: RunContext,
+): Promise<VerifyResult> {
+  const { chain: references, range, staging, drill = null } = input;
+  const [newest] = references;
+  if (newest === undefined) throw new InvalidBackupError("There is nothing to verify.");
+  const objects = await readRange(references, range, staging, ctx.signal);
+  const findings = new Findings();
+  const read = await findings.collect(async () => {
+    const hashes = await findHashList(newest, ctx.signal);
+    const bounds = { offset: range.offset, length: range.length };
+    const job = jobOf(engine, { references, hashes, bounds }, ctx);
+    const counted = await readObjects({ ...job, target: drill?.target ?? null }, objects, findings);
+    if (drill !== null && job.hashes !== null && findings.damaged.length === 0) {
+      await drill.target.flush();
+      await compareRestored(drill.restored, { hashes: job.hashes, bounds }, ctx.signal);
+    }
+    return counted;
+  });
+  return { mode: "deep", objects: 0, blocks: 0, ...read, damaged: findings.damaged };
+}
+
+const readBytes = 1024 * 1024;
+
+/** Reads a part of a volume that starts with a block, and compares the hash of every block in it. */
+async function compareRestored(
+  restored: VolumeSource,
+  { hashes, bounds }: { hashes: HashList; bounds: Extent },
+  signal: AbortSignal,
+): Promise<void> {
+  const { blockBytes } = hashes;
+  const end = bounds.offset + bounds.length;
+  const buffer = new Uint8Array(readBytes);
+  let hash = createHash("sha256");
+  for (let at = bounds.offset; at < end; ) {
+    signal.throwIfAborted();
+    const piece = buffer.subarray(0, Math.min(readBytes, end - at));
+    await restored.read(piece, at);
+    for (let from = 0; from < piece.length; ) {
+      const index = Math.floor((at + from) / blockBytes);
+      const blockEnd = Math.min(end, (index + 1) * blockBytes);
+      const part = piece.subarray(from, blockEnd - at);
+      hash.update(part);
+      from += part.length;
+      if (at + from < blockEnd) continue;
+      const [expected, found] = [await hashes.read(index, 1), hash.digest()];
+      if (!found.equals(expected)) throw new RestoredWrongError(index * blockBytes);
+      hash = createHash("sha256");
+    }
+    at += piece.length;
+  }
+}
+
+/** What listings and metadata tell. `chain` is undefined when it is too damaged to be read. */
+async function lookThrough(
+  references: readonly BackupReference[],
+  findings: Findings,
+  signal: AbortSignal,
+): Promise<{ listed: number; chain: Chain | undefined }> {
+  let listed = 0;
+  for (const reference of references) {
+    listed += (await findings.collect(() => compareListing(reference, findings, signal))) ?? 0;
+  }
+  const chain = await findings.collect(() => openChain(references, signal));
+  const [newest] = references;
+  if (chain?.hashes === null && newest !== undefined) findings.note(hashListName(newest.prefix), "it is missing");
+  return { listed, chain };
+}
+
+/**
+ * Verifies one backup without those below it: its metadata can be read, is of a known version, and lists exactly the objects that are
+ * there. Empty: so it is. Throws when the repository cannot be read.
+ */
+export async function verifyListing(reference: BackupReference, signal: AbortSignal): Promise<VerifyResult["damaged"]> {
+  const findings = new Findings();
+  await findings.collect(() => compareListing(reference, findings, signal));
+  return findings.damaged;
+}
+
+/** What is wrong, once per object. */
+class Findings {
+  readonly #reasons = new Map<string, string>();
+
+  get full(): boolean {
+    return this.#reasons.size >= damagedMax;
+  }
+
+  get damaged(): { object: string; reason: string }[] {
+    return Array.from(this.#reasons, ([object, reason]) => ({ object, reason }));
+  }
+
+  note(object: string, reason: string): void {
+    if (!this.full && !this.#reasons.has(object)) this.#reasons.set(object, reason);
+  }
+
+  /** The result, or undefined when the work ended in damage, which is noted. */
+  async collect<Result>(work: () => Promise<Result>): Promise<Result | undefined> {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof DamagedObjectError)) throw error;
+      this.note(error.object, error.reason);
+      return undefined;
+    }
+  }
+}
+
+/** Compares names and stored sizes under the prefix with the metadata; returns the number of objects there. */
+async function compareListing(reference: BackupReference, findings: Findings, signal: AbortSignal): Promise<number> {
+  const { prefix } = reference;
+  const { objects } = await summarize(reference, signal);
+  const passes = Math.max(1, Math.ceil(objects / objectsPerPass));
+  for (let pass = 0; pass < passes && !findings.full; pass++) {
+    const mine = (number: number): boolean => number % passes === pass;
+    const sizes = new Map<number, number>();
+    for await (const { name, sizeBytes } of reference.repository.list(reference.container, prefix)) {
+      signal.throwIfAborted();
+      const number = dataNumber(prefix, name);
+      const known = [metadataName(prefix), hashListName(prefix)].includes(name) || keyVersion(prefix, name) !== null;
+      if (number !== null && mine(number) && sizes.size <= 2 * objectsPerPass) sizes.set(number, sizeBytes);
+      else if (number === null && !known) findings.note(name, "it does not belong to the backup");
+    }
+    for await (const entries of streamEntries(reference, signal)) {
+      for (const entry of entries) {
+        if (!mine(entry.number)) continue;
+        const reason = sizeProblem(entry, sizes.get(entry.number));
+        if (reason !== null) findings.note(dataName(prefix, entry.number), reason);
+        sizes.delete(entry.number);
+      }
+    }
+    for (const number of sizes.keys()) findings.note(dataName(prefix, number), "the metadata does not know it");
+  }
+  return objects;
+}
+
+function sizeProblem(entry: ObjectEntry, sizeBytes: number | undefined): string | null {
+  if (sizeBytes === undefined) return "it is missing";
+  if (codecOf(entry.compression) === "none" && sizeBytes !== entry.length) {
+    return `${sizeBytes} bytes are stored instead of ${entry.length}`;
+  }
+  if (sizeBytes === 0) return "it is empty";
+  return sizeBytes > entry.length ? `${sizeBytes} bytes are stored, at most ${entry.length} expected` : null;
+}
+
+/** A restore that writes nothing: the very checks that a restore makes. */
+const jobOf = (
+  engine: EngineContext,
+  what: Pick<RestoreJob, "references" | "hashes" | "bounds">,
+  ctx: RunContext,
+): RestoreJob => ({
+  ...what,
+  hashes: what.hashes === null ? null : cachedHashList(what.hashes),
+  engine,
+  target: null,
+  skipZeros: true,
+  ctx,
+});
+
+async function readObjects(
+  job: RestoreJob,
+  mapped: Iterable<MappedObject> | AsyncIterable<MappedObject>,
+  findings: Findings,
+): Promise<{ objects: number; blocks: number }> {
+  const { engine, ctx } = job;
+  let objects = 0;
+  let blocks = 0;
+  let bytesDone = 0;
+  const check = (group: readonly MappedObject[], signal: AbortSignal): Promise<DoneObject[]> =>
+    restoreGroup(job, group, signal, async (object) => {
+      return (await findings.collect(() => restoreObject(job, object, signal))) ?? 0;
+    });
+  const options = { concurrency: engine.pool.threads + 2, signal: ctx.signal };
+  await findings.collect(async () => {
+    for await (const group of mapConcurrent(laneGroups(job, mapped), check, options)) {
+      for (const { object, bytes } of group) {
+        objects++;
+        bytesDone += bytes;
+        if (job.hashes !== null && bytes > 0) blocks += blocksIn(object, blockBytesOf(job));
+      }
+      ctx.onProgress({ bytesDone, bytesStored: 0 });
+      if (findings.full) return;
+    }
+  });
+  return { objects, blocks };
+}
+
+async function* objectsOf(chain: Chain, signal: AbortSignal): AsyncGenerator<MappedObject> {
+  try {
+    for await (const step of chainSteps(chain, signal)) if (step.kind === "object") yield step.object;
+  } catch (error) {
+    const newest = chain.references[0] as BackupReference;
+    throw asDamage(newest, metadataName(newest.prefix), error);
+  }
+}
+
+function blocksIn(object: MappedObject, blockBytes: number): number {
+  return object.segments.reduce((sum, [start, end]) => sum + Math.ceil((end - start) / blockBytes), 0);
+}

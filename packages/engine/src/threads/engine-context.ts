@@ -1,0 +1,60 @@
+import { availableParallelism } from "node:os";
+import type { Encoding } from "../codec/compression.ts";
+import { chooseHashing, type HashingOption } from "../hashing/choose-hashing.ts";
+import { MemoryBudget } from "../run/memory-budget.ts";
+import { CpuPool } from "./cpu-pool.ts";
+import type { ZeroFormResult } from "./cpu-tasks.ts";
+
+/** What all calls on one engine share. */
+export interface EngineContext {
+  pool: CpuPool;
+  memory: MemoryBudget;
+  /** Per encoding and length: what an object of zeros looks like. Bounded; a volume has two lengths of windows. */
+  zeroForms: Map<string, Promise<ZeroFormResult>>;
+  /** Stored objects, by SHA-256 and length, that were seen to decode to zeros. Bounded. */
+  knownZeros: Map<string, { md5: string }>;
+  /** What listings of whole backups looked like, by their places. Bounded. */
+  wholeListings: Map<string, string>;
+}
+
+/** Windows and objects held in memory by all concurrent calls together. */
+const memoryBytesDefault = 160 * 1024 * 1024;
+const rememberedMax = 32;
+
+export interface EngineOptions {
+  /** Threads that hash and compress; default: one per core. */
+  threads?: number;
+  /** Bounds the windows and objects that all calls together hold in memory; default 160 MiB. */
+  memoryBytes?: number;
+  /** Default: the faster, by a short measurement. */
+  hashing?: HashingOption;
+}
+
+export function createEngineContext(options: EngineOptions): EngineContext {
+  return {
+    pool: new CpuPool(Math.max(1, options.threads ?? availableParallelism()), () => chooseHashing(options.hashing)),
+    memory: new MemoryBudget(options.memoryBytes ?? memoryBytesDefault),
+    zeroForms: new Map(),
+    knownZeros: new Map(),
+    wholeListings: new Map(),
+  };
+}
+
+/** Adds to a bounded map, forgetting the oldest entry. */
+export function remember<Value>(map: Map<string, Value>, key: string, value: Value): void {
+  const [oldest] = map.keys();
+  if (map.size >= rememberedMax && oldest !== undefined) map.delete(oldest);
+  map.set(key, value);
+}
+
+/** What an object of `length` zeros looks like in an encoding; computed once. Its bytes are shared: never take their memory. */
+export function zeroForm(engine: EngineContext, form: Encoding & { length: number }): Promise<ZeroFormResult> {
+  const key = `${form.compression}:${form.zlibEncoder}:${form.level}:${form.length}`;
+  const known = engine.zeroForms.get(key);
+  if (known !== undefined) return known;
+  const signal = new AbortController().signal;
+  const result = engine.pool.run({ kind: "zeroForm", ...form }, [], signal);
+  result.catch(() => engine.zeroForms.delete(key));
+  remember(engine.zeroForms, key, result);
+  return result;
+}

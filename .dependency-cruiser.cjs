@@ -63,16 +63,41 @@ module.exports = {
       to: { path: dialects, pathNot: "^apps/api/src/$1/" },
     },
     {
-      name: "volume-does-not-know-repository",
+      name: "no-folder-circles",
+      comment:
+        "Folders of a package stand above one another. What stands in its root is either beneath or above all of them.",
       severity: "error",
-      from: { path: "^packages/engine/src/volume/", pathNot: tests },
-      to: { path: "^packages/engine/src/repository/" },
+      scope: "folder",
+      from: { path: "^(packages|apps)/", pathNot: ["/src$", generated] },
+      to: { circular: true, viaOnly: { pathNot: "/src$" } },
     },
     {
-      name: "repository-does-not-know-volume",
+      name: "engine-format-stands-low",
       severity: "error",
-      from: { path: "^packages/engine/src/repository/", pathNot: tests },
-      to: { path: "^packages/engine/src/volume/" },
+      from: { path: "^packages/engine/src/format/", pathNot: tests },
+      to: { path: "^packages/engine/src/", pathNot: "^packages/engine/src/(format/|codec/|errors\\.ts$)" },
+    },
+    {
+      name: "engine-places-stand-apart",
+      comment: "They meet through contracts alone: an encrypted repository is one by the repository's contract.",
+      severity: "error",
+      from: { path: "^packages/engine/src/(repository|volume|encryption)/", pathNot: tests },
+      to: {
+        path: "^packages/engine/src/(repository|volume|encryption|hypervisor|chain|backup|restore|catalogue)/",
+        pathNot: ["^packages/engine/src/$1/", "^packages/engine/src/repository/(repository|passed-over)\\.ts$"],
+      },
+    },
+    {
+      name: "backup-does-not-know-restore",
+      severity: "error",
+      from: { path: "^packages/engine/src/backup/", pathNot: tests },
+      to: { path: "^packages/engine/src/restore/" },
+    },
+    {
+      name: "restore-does-not-know-backup",
+      severity: "error",
+      from: { path: "^packages/engine/src/restore/", pathNot: tests },
+      to: { path: "^packages/engine/src/backup/" },
     },
     {
       name: "engine-without-servers",

@@ -21,6 +21,7 @@ export {
 export { type RescannedBackup, recordOf, rescan } from "./catalogue/rescan.ts";
 export { type RewrapResult, rewrap } from "./catalogue/rewrap.ts";
 export type { BackupReference } from "./chain/backup-reference.ts";
+export { verifyListing } from "./chain/compare-listing.ts";
 export {
   type Compression,
   codecOf,
@@ -61,7 +62,7 @@ export {
 } from "./repository/repository.ts";
 export { redactRepositoryUrl } from "./repository/repository-url.ts";
 export type { RestoreRange } from "./restore/restore.ts";
-export { type Drill, type VerifyResult, verifyListing } from "./restore/verify.ts";
+export type { Drill, VerifyResult } from "./restore/verify.ts";
 export { type RunContext, type WriteContext, writableForever } from "./run/run-context.ts";
 export { type ExportRun, exportLeftovers, removeExportDrafts } from "./volume/export-file.ts";
 export { type BackendLeftover, FileBackend, openFileBackend } from "./volume/file-backend.ts";

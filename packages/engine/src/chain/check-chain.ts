@@ -1,8 +1,8 @@
 import { ObjectMissingError } from "../errors.ts";
 import { ListingDigest } from "../format/listing-digest.ts";
-import { verifyListing } from "../restore/verify.ts";
 import type { EngineContext } from "../threads/engine-context.ts";
 import { type BackupReference, damaged, keyOf } from "./backup-reference.ts";
+import { verifyListing } from "./compare-listing.ts";
 
 /** Listings that were found to be whole, by their places. A worker sees few chains again and again. */
 const knownMax = 10_000;

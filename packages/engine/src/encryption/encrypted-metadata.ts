@@ -1,35 +1,10 @@
 import { z } from "zod";
+import { type EncryptedLabel, encryptedVersion, framesKey } from "../format/encrypted-label.ts";
 import { FormatError, streamJson } from "../format/json-stream.ts";
 import { pythonString } from "../format/python-json.ts";
 
-/**
- * `_metadata` of an encrypted backup: a JSON document of which every reader can tell that it is not for him. A Cinder refuses the
- * version. The frames hold the document of a plain backup; what stands behind them is for listings without a key, and not read
- * where there is one.
- *
- *     {
- *       "encrypted": [
- *         "<base64 of a frame>",
- *         "<base64 of a frame>"
- *       ],
- *       "backup_id": …, "created_at": …, "object_count": …, "parent_id": …, "version": …, "volume_bytes": …, "volume_id": …
- *     }
- */
-export const encryptedVersion = "tephra-encrypted-1";
-/** The key of the list of frames. */
-export const framesKey = "encrypted";
-
-/** What an encrypted backup says without its key. Not authenticated. */
-export interface EncryptedLabel {
-  backupId: string | null;
-  volumeId: string | null;
-  parentId: string | null;
-  createdAt: string | null;
-  volumeBytes: number;
-  objects: number;
-}
-
 const id = z.string().max(64).nullable();
+
 const labelSchema = z.object({
   backup_id: id,
   created_at: id,
@@ -39,6 +14,7 @@ const labelSchema = z.object({
   volume_bytes: z.int().min(0),
   volume_id: id,
 });
+
 const labelKeys = Object.keys(labelSchema.shape);
 
 /** The document, from one frame per chunk. */

@@ -1,16 +1,9 @@
 import { createHash, randomBytes } from "node:crypto";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { framesMagic } from "../format/encrypted-label.ts";
 import { FormatError } from "../format/json-stream.ts";
-import {
-  decryptPart,
-  encryptObject,
-  type FrameKeys,
-  frameKeysFor,
-  framesMagic,
-  frameTextBytes,
-  textBytesOf,
-} from "./frames.ts";
+import { decryptPart, encryptObject, type FrameKeys, frameKeysFor, frameTextBytes, textBytesOf } from "./frames.ts";
 
 const frameBytes = frameTextBytes + 28;
 const secret = createHash("sha256").update("data key").digest();

@@ -7,6 +7,7 @@ import {
   hkdfSync,
   type KeyObject,
 } from "node:crypto";
+import { framesMagic } from "../format/encrypted-label.ts";
 import { FormatError } from "../format/json-stream.ts";
 import { ByteReader } from "./byte-reader.ts";
 
@@ -25,13 +26,17 @@ import { ByteReader } from "./byte-reader.ts";
  * a second try adopt what the first has stored, and other text under the same name never meets the same nonce (0007).
  */
 export const frameTextBytes = 64 * 1024;
+
 const nonceBytes = 12;
+
 const tagBytes = 16;
+
 const overheadBytes = nonceBytes + tagBytes;
+
 const frameBytes = frameTextBytes + overheadBytes;
+
 /** About 1 MiB: every chunk is a write of its own. */
 const framesPerChunk = 16;
-export const framesMagic = Buffer.from("tephra\0\u0001", "latin1");
 
 /** The two keys of one name. */
 export interface FrameKeys {

@@ -1,6 +1,6 @@
 import { z } from "zod";
-import { framesMagic } from "../encryption/frames.ts";
 import { EncryptionKeyMissingError } from "../errors.ts";
+import { framesMagic } from "./encrypted-label.ts";
 import { FormatError, parseDocument, streamJson } from "./json-stream.ts";
 import type { BackupLayout } from "./layout.ts";
 import { pythonString } from "./python-json.ts";

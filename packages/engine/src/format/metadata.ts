@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { type Compression, parseCompression } from "../codec/compression.ts";
-import { encryptedVersion, framesKey } from "../encryption/encrypted-metadata.ts";
 import { EncryptionKeyMissingError } from "../errors.ts";
+import { encryptedVersion, framesKey } from "./encrypted-label.ts";
 import { FormatError, streamJson } from "./json-stream.ts";
 import { type BackupLayout, dataName, dataNumber } from "./layout.ts";
 import type { ObjectEntry } from "./object-entry.ts";

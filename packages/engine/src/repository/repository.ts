@@ -1,6 +1,6 @@
 import { backupIdPattern, containerProblem, reservedContainer } from "@tephra/format";
-import type { EncryptedLabel } from "../encryption/encrypted-metadata.ts";
 import { InvalidContainerError, InvalidObjectNameError } from "../errors.ts";
+import type { EncryptedLabel } from "../format/encrypted-label.ts";
 import type { WriteContext } from "../run/run-context.ts";
 import type { OnPassedOver } from "./passed-over.ts";
 

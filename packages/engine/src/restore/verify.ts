@@ -1,13 +1,12 @@
 import { createHash } from "node:crypto";
 import { asDamage, type BackupReference } from "../chain/backup-reference.ts";
-import { type Chain, chainSteps, findHashList, openChain, streamEntries, summarize } from "../chain/chain.ts";
+import { type Chain, chainSteps, findHashList, openChain } from "../chain/chain.ts";
+import { compareListing, type DamagedObject, Findings } from "../chain/compare-listing.ts";
 import type { MappedObject } from "../chain/merge-layers.ts";
-import { codecOf } from "../codec/compression.ts";
-import { DamagedObjectError, InvalidBackupError, RestoredWrongError } from "../errors.ts";
+import { InvalidBackupError, RestoredWrongError } from "../errors.ts";
 import type { Extent } from "../format/extents.ts";
 import { cachedHashList, type HashList } from "../format/hash-list.ts";
-import { dataName, dataNumber, hashListName, keyVersion, metadataName } from "../format/layout.ts";
-import type { ObjectEntry } from "../format/object-entry.ts";
+import { hashListName, metadataName } from "../format/layout.ts";
 import { mapConcurrent } from "../run/map-concurrent.ts";
 import type { RunContext } from "../run/run-context.ts";
 import type { EngineContext } from "../threads/engine-context.ts";
@@ -31,12 +30,8 @@ export interface VerifyResult {
   /** Blocks of the volume whose SHA-256 was compared; 0 for quick. */
   blocks: number;
   /** At most a thousand. Empty: a restore would succeed, as far as the mode tells. */
-  damaged: { object: string; reason: string }[];
+  damaged: DamagedObject[];
 }
-
-const damagedMax = 1000;
-/** Objects whose listed sizes are held in memory at a time: about 50 MB. */
-const objectsPerPass = 1_000_000;
 
 /**
  * Verifies that a backup can be restored: it and everything below it. Damage is collected, not thrown; an object is damaged when two
@@ -164,81 +159,6 @@ async function lookThrough(
   const [newest] = references;
   if (chain?.hashes === null && newest !== undefined) findings.note(hashListName(newest.prefix), "it is missing");
   return { listed, chain };
-}
-
-/**
- * Verifies one backup without those below it: its metadata can be read, is of a known version, and lists exactly the objects that are
- * there. Empty: so it is. Throws when the repository cannot be read.
- */
-export async function verifyListing(reference: BackupReference, signal: AbortSignal): Promise<VerifyResult["damaged"]> {
-  const findings = new Findings();
-  await findings.collect(() => compareListing(reference, findings, signal));
-  return findings.damaged;
-}
-
-/** What is wrong, once per object. */
-class Findings {
-  readonly #reasons = new Map<string, string>();
-
-  get full(): boolean {
-    return this.#reasons.size >= damagedMax;
-  }
-
-  get damaged(): { object: string; reason: string }[] {
-    return Array.from(this.#reasons, ([object, reason]) => ({ object, reason }));
-  }
-
-  note(object: string, reason: string): void {
-    if (!this.full && !this.#reasons.has(object)) this.#reasons.set(object, reason);
-  }
-
-  /** The result, or undefined when the work ended in damage, which is noted. */
-  async collect<Result>(work: () => Promise<Result>): Promise<Result | undefined> {
-    try {
-      return await work();
-    } catch (error) {
-      if (!(error instanceof DamagedObjectError)) throw error;
-      this.note(error.object, error.reason);
-      return undefined;
-    }
-  }
-}
-
-/** Compares names and stored sizes under the prefix with the metadata; returns the number of objects there. */
-async function compareListing(reference: BackupReference, findings: Findings, signal: AbortSignal): Promise<number> {
-  const { prefix } = reference;
-  const { objects } = await summarize(reference, signal);
-  const passes = Math.max(1, Math.ceil(objects / objectsPerPass));
-  for (let pass = 0; pass < passes && !findings.full; pass++) {
-    const mine = (number: number): boolean => number % passes === pass;
-    const sizes = new Map<number, number>();
-    for await (const { name, sizeBytes } of reference.repository.list(reference.container, prefix)) {
-      signal.throwIfAborted();
-      const number = dataNumber(prefix, name);
-      const known = [metadataName(prefix), hashListName(prefix)].includes(name) || keyVersion(prefix, name) !== null;
-      if (number !== null && mine(number) && sizes.size <= 2 * objectsPerPass) sizes.set(number, sizeBytes);
-      else if (number === null && !known) findings.note(name, "it does not belong to the backup");
-    }
-    for await (const entries of streamEntries(reference, signal)) {
-      for (const entry of entries) {
-        if (!mine(entry.number)) continue;
-        const reason = sizeProblem(entry, sizes.get(entry.number));
-        if (reason !== null) findings.note(dataName(prefix, entry.number), reason);
-        sizes.delete(entry.number);
-      }
-    }
-    for (const number of sizes.keys()) findings.note(dataName(prefix, number), "the metadata does not know it");
-  }
-  return objects;
-}
-
-function sizeProblem(entry: ObjectEntry, sizeBytes: number | undefined): string | null {
-  if (sizeBytes === undefined) return "it is missing";
-  if (codecOf(entry.compression) === "none" && sizeBytes !== entry.length) {
-    return `${sizeBytes} bytes are stored instead of ${entry.length}`;
-  }
-  if (sizeBytes === 0) return "it is empty";
-  return sizeBytes > entry.length ? `${sizeBytes} bytes are stored, at most ${entry.length} expected` : null;
 }
 
 /** A restore that writes nothing: the very checks that a restore makes. */

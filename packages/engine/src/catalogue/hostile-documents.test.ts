@@ -1,12 +1,12 @@
 import { createHash } from "node:crypto";
 import { expect, test } from "vitest";
-import { decodeExportRecord, parseRecordText } from "../catalogue/import-record.ts";
 import { unwrapDataKey, wrapDataKey } from "../encryption/data-key.ts";
 import { encodeEncryptedMetadata, readEncryptedLabel, readMetadataFrames } from "../encryption/encrypted-metadata.ts";
-import { openHashList } from "./hash-list.ts";
-import { FormatError, streamJson } from "./json-stream.ts";
-import { readMetadata } from "./metadata.ts";
-import { statedVolumeBytes } from "./volume-meta.ts";
+import { openHashList } from "../format/hash-list.ts";
+import { FormatError, streamJson } from "../format/json-stream.ts";
+import { readMetadata } from "../format/metadata.ts";
+import { statedVolumeBytes } from "../format/volume-meta.ts";
+import { decodeExportRecord, parseRecordText } from "./import-record.ts";
 
 const prefix = "volume_v_20261120172141_backup_b";
 const md5 = "2a6bdd1d3574253ba1f51631608ba8fa";

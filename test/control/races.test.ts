@@ -11,7 +11,7 @@ import {
   requestBackupDelete,
   requestBackupForceDelete,
   requestRestore,
-  requestVolumeDelete,
+  forceDeleteVolume,
   resetBackupStatus,
 } from "@tephra/control";
 import { afterAll, beforeAll, expect, inject, it } from "vitest";
@@ -76,7 +76,7 @@ const racersOf: readonly Racer[] = [
   ({ id }) => requestRestore(database, config, principal, { backupId: id, volumeId: null, name: null }),
   ({ id, volumeId }) => requestRestore(database, config, principal, { backupId: id, volumeId, name: null }),
   ({ id }) => resetBackupStatus(database, principal, id, "error"),
-  ({ volumeId }) => requestVolumeDelete(database, principal, volumeId, { cascade: true, force: true }),
+  ({ volumeId }) => forceDeleteVolume(database, principal, volumeId, { cascade: true }),
 ];
 
 it(`whoever builds on a backup, restores or deletes it at the same moment: it is there as long as it is needed (seed ${seed})`, {

@@ -276,8 +276,8 @@ const volumes: Scene[] = [
   },
 ];
 
-const deleteVolume = (id: string) => requestVolumeDelete(database, principal, id, { cascade: true, force: false });
-const deleteSnapshot = (id: string) => requestSnapshotDelete(database, principal, id, { force: false });
+const deleteVolume = (id: string) => requestVolumeDelete(database, principal, id, { cascade: true });
+const deleteSnapshot = (id: string) => requestSnapshotDelete(database, principal, id);
 
 async function begin(operation: { kind: OperationKind } & Record<string, string | null>): Promise<string> {
   return inTransaction(database, (tx) => {

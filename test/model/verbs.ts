@@ -17,6 +17,8 @@ import {
   finishVolume,
   finishVolumeDelete,
   finishVolumeExtend,
+  forceDeleteSnapshot,
+  forceDeleteVolume,
   GiB,
   InvalidError,
   OperationEndedError,
@@ -311,8 +313,8 @@ const deleteVolume: Verb = async (reference, real, { a, flag: force }) => {
   const { database, principal } = real;
   const isFree = !volume.attached && !reference.snapshots.some((one) => one.volume === volume);
   const allowed = isFree && (force || deletable.includes(volume.status));
-  const how = { cascade: false, force };
-  if (!(await attempt(allowed, () => requestVolumeDelete(database, principal, volume.id, how)))) return;
+  const remove = force ? forceDeleteVolume : requestVolumeDelete;
+  if (!(await attempt(allowed, () => remove(database, principal, volume.id, { cascade: false })))) return;
   const cancelled = force
     ? reference.operations.filter((one) => one.volume === volume && !/^backup-(create|delete)$/.test(one.kind))
     : [];
@@ -344,8 +346,8 @@ const deleteSnapshot: Verb = async (reference, real, { a, flag: force }) => {
   const snapshot = pick(reference.snapshots, a);
   if (!snapshot) return;
   const allowed = force || ["available", "error", "error_deleting"].includes(snapshot.status);
-  const how = { force };
-  if (!(await attempt(allowed, () => requestSnapshotDelete(real.database, real.principal, snapshot.id, how)))) return;
+  const remove = force ? forceDeleteSnapshot : requestSnapshotDelete;
+  if (!(await attempt(allowed, () => remove(real.database, real.principal, snapshot.id)))) return;
   const users = usersOf(reference, snapshot);
   if (users.some(({ kind }) => kind === "snapshot-delete")) return;
   giveUp(reference, users);

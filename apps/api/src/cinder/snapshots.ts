@@ -1,4 +1,5 @@
 import {
+  forceDeleteSnapshot,
   getSnapshot,
   getVolume,
   requestSnapshot,
@@ -76,14 +77,14 @@ export const snapshots = {
   remove: defineAction({
     load,
     handle: async ({ database }, call) => {
-      await requestSnapshotDelete(database, call.principal, idOf(call), { force: false });
+      await requestSnapshotDelete(database, call.principal, idOf(call));
       return { status: 202 };
     },
   }),
   forceDelete: defineAction({
     load,
     handle: async ({ database }, call) => {
-      await requestSnapshotDelete(database, call.principal, idOf(call), { force: true });
+      await forceDeleteSnapshot(database, call.principal, idOf(call));
       return { status: 202 };
     },
   }),

@@ -3,9 +3,9 @@ import {
   beginDetaching,
   type Database,
   detachVolume,
+  forceDeleteVolume,
   getVolume,
   type Principal,
-  requestVolumeDelete,
   requestVolumeExtend,
   reserveVolume,
   resetVolume,
@@ -49,9 +49,7 @@ export const volumeActions = {
   unreserve: plain(unreserveVolume),
   beginDetaching: plain(beginDetaching),
   rollDetaching: plain(rollDetaching),
-  forceDelete: plain((database, principal, id) =>
-    requestVolumeDelete(database, principal, id, { cascade: false, force: true }),
-  ),
+  forceDelete: plain((database, principal, id) => forceDeleteVolume(database, principal, id, { cascade: false })),
   attach: defineAction({
     body: attachVolumeBody,
     load,

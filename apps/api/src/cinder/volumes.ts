@@ -1,4 +1,5 @@
 import {
+  forceDeleteVolume,
   getBackup,
   getGroup,
   getSnapshot,
@@ -144,7 +145,9 @@ export const volumes = {
       const force = call.version >= since.volumeDeleteForce && queryFlag(call, "force");
       await load(context, call);
       if (force) allow(call.principal, "volume:force_delete");
-      await requestVolumeDelete(context.database, call.principal, idOf(call), { cascade, force });
+      await (force ? forceDeleteVolume : requestVolumeDelete)(context.database, call.principal, idOf(call), {
+        cascade,
+      });
       return { status: 202 };
     },
   }),

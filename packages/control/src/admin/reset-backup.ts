@@ -1,18 +1,19 @@
+import { cancelBackupCreate } from "../backups/create-work.ts";
 import { cancelBackupDelete, startBackupDelete } from "../backups/delete.ts";
 import { cancelBackupImport } from "../backups/import.ts";
 import { cancelRestore } from "../backups/restore-work.ts";
-import { cancelBackupCreate } from "../backups/work.ts";
 import { sayWhy } from "../db/actor.ts";
 import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
-import type { Backup } from "../generated/client.ts";
 import type { Principal } from "../principal.ts";
 import { isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
+import { wasClaimed } from "../queue/tasks.ts";
+import type { Backup } from "../rows/backups.ts";
 import { getBackup, lockBackup } from "../rows/backups.ts";
+import { lockVolume } from "../rows/volumes.ts";
 import type { BackupStatus } from "../states.ts";
-import { lockVolume } from "../volumes/volumes.ts";
-import { liveWhole, refusePartOf, wasClaimed } from "./resets.ts";
+import { liveWhole, refusePartOf } from "./resets.ts";
 
 /** The live operations of a backup, locked after their volumes and the backup itself. @throws NotFoundError */
 async function lockWithOperations(

@@ -1,65 +1,15 @@
-import { giveUpBackup } from "../backups/work.ts";
-import { sayWhy } from "../db/actor.ts";
-import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "../db/database.ts";
-import { InvalidError, NotFoundError } from "../errors.ts";
-import type { Snapshot } from "../generated/client.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import { endOperation, isLive, lockOperation, type OperationKind, type OperationRow } from "../queue/operations.ts";
-import { lockBackup } from "../rows/backups.ts";
-import { getSnapshot } from "../volumes/snapshots.ts";
-import { lockVolume } from "../volumes/volumes.ts";
-import { checkReset, isRunning, liveWhole, refusePartOf, wasClaimed } from "./resets.ts";
+import type { OperationKind } from "../queue/operations.ts";
+import { wasClaimed } from "../queue/tasks.ts";
+import type { Snapshot } from "../rows/snapshots.ts";
+import { lockSnapshot, markSnapshotRemoval } from "../rows/snapshots.ts";
+import { cancelSnapshotWork } from "./force-delete-snapshot.ts";
+import { checkReset, isRunning, liveWhole, refusePartOf } from "./resets.ts";
 
-/** Kinds of operations that give a snapshot its status. */
-const holders: readonly OperationKind[] = ["snapshot-create", "snapshot-delete", "backup-create"];
 /** Those whose worker makes the snapshot's file, or takes it away. */
 const writers: readonly OperationKind[] = ["snapshot-create", "snapshot-delete"];
-
-/** The snapshot with the live operations that hold its status, locked after its volume and their backups. @throws NotFoundError */
-export async function lockSnapshot(
-  tx: Transaction,
-  principal: Principal,
-  id: string,
-): Promise<{ snapshot: Snapshot; operations: OperationRow[] }> {
-  const { volumeId } = await getSnapshot(tx, principal, id);
-  const live = { snapshotId: id, state: { in: ["queued", "running"] }, kind: { in: [...holders] } };
-  const seen = await tx.operation.findMany({ where: live, orderBy: { id: "asc" } });
-  await lockVolume(tx, volumeId);
-  for (const backupId of [...new Set(seen.flatMap((operation) => operation.backupId ?? []))].sort()) {
-    await lockBackup(tx, backupId);
-  }
-  const operations: OperationRow[] = [];
-  for (const operation of seen) operations.push(await lockOperation(tx, operation.id));
-  await tx.$queryRaw`SELECT id FROM snapshots WHERE id = ${id}::uuid FOR UPDATE`;
-  const snapshot = await tx.snapshot.findUnique({ where: { id } });
-  if (!snapshot) throw new NotFoundError("Snapshot", id);
-  // Whoever begins something changes this row: from here on nothing is added, but somebody may have been faster.
-  const added = await tx.operation.count({ where: { ...live, id: { notIn: seen.map((operation) => operation.id) } } });
-  if (added > 0) throw new ChangedMeanwhileError();
-  return { snapshot, operations: operations.filter(isLive) };
-}
-
-/** Ends what gives the snapshot its status; the caller says what the snapshot becomes. */
-export async function cancelSnapshotWork(
-  tx: Transaction,
-  operations: readonly OperationRow[],
-  reason: string,
-): Promise<void> {
-  for (const operation of operations) {
-    await sayWhy(tx, { reason, operation });
-    if (operation.kind === "backup-create") await giveUpBackup(tx, operation, reason);
-    else await endOperation(tx, operation, { state: "cancelled", reason });
-  }
-}
-
-/** From now on nobody can use the snapshots. */
-export async function markSnapshotRemoval(
-  tx: Transaction,
-  which: { id: string } | { groupSnapshotId: string },
-): Promise<void> {
-  const now = new Date();
-  await tx.snapshot.updateMany({ where: { ...which, removalBegunAt: null }, data: { removalBegunAt: now } });
-}
 
 /**
  * An admin's word on a snapshot. What is going on with it is ended by it, unless it only says what the snapshot becomes anyhow; a

@@ -1,17 +1,19 @@
+import { giveUpBackup } from "../backups/create-work.ts";
 import { giveUpRestore } from "../backups/restore-work.ts";
-import { giveUpBackup } from "../backups/work.ts";
 import { sayWhy } from "../db/actor.ts";
 import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
-import { lockGroupOf, settleGroup } from "../groups/groups.ts";
 import type { Principal } from "../principal.ts";
 import { endOperation, isLive, lockOperation, type OperationKind, type OperationRow } from "../queue/operations.ts";
+import { wasClaimed } from "../queue/tasks.ts";
 import { lockBackup } from "../rows/backups.ts";
+import { lockGroupOf, settleGroup } from "../rows/groups.ts";
 import { lockQuota } from "../rows/quotas.ts";
-import { leaveInstanceGroup, releaseExtend } from "../volumes/attach.ts";
+import { getVolume, lockVolume, type VolumeRow } from "../rows/volumes.ts";
+import { leaveInstanceGroup } from "../volumes/attach.ts";
 import { markVolumeRemoval, releaseSnapshotsOf } from "../volumes/delete.ts";
-import { getVolume, lockVolume, type VolumeRow } from "../volumes/volumes.ts";
-import { checkReset, isRunning, refusePartOf, wasClaimed } from "./resets.ts";
+import { releaseExtend } from "../volumes/extend.ts";
+import { checkReset, isRunning, refusePartOf } from "./resets.ts";
 
 /** Kinds of operations that give a volume its status. A backup of a snapshot gives it to the snapshot. */
 const holders: readonly OperationKind[] = [

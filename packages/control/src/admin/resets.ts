@@ -51,11 +51,6 @@ export async function liveWhole(tx: Transaction, groupSnapshotId: string | null)
   return whole?.kind ?? null;
 }
 
-/** Whether a worker has ever had a task of the operation: it may have done part of it. */
-export async function wasClaimed(tx: Transaction, operationId: string): Promise<boolean> {
-  return (await tx.task.count({ where: { operationId, claim: { gt: 0 } } })) > 0;
-}
-
 /** Whether a worker is at a task of `kinds` right now, whatever became of the operation. */
 export async function isRunning(
   tx: Transaction,

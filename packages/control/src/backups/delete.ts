@@ -1,9 +1,7 @@
-import { wasClaimed } from "../admin/resets.ts";
 import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
-import type { Backup } from "../generated/client.ts";
 import type { Principal } from "../principal.ts";
 import {
   completeOperation,
@@ -14,7 +12,9 @@ import {
   waitForWorkers,
 } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { wasClaimed } from "../queue/tasks.ts";
 import { needToWrite } from "../queue/workers.ts";
+import type { Backup } from "../rows/backups.ts";
 import { countDependents, getBackup, lockBackup } from "../rows/backups.ts";
 import { lockQuota, releaseQuota } from "../rows/quotas.ts";
 import { cancelVerifications } from "./verify.ts";

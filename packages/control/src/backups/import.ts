@@ -2,12 +2,12 @@ import { type Config, defaultRepository } from "../config.ts";
 import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NoServiceError, OperationEndedError } from "../errors.ts";
-import type { Backup } from "../generated/client.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, endOperation, type OperationRow, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { liveQueues } from "../queue/workers.ts";
-import { type ChainLink, readChain } from "../rows/backups.ts";
+import type { Backup } from "../rows/backups.ts";
+import { type ChainLink, readChain } from "../rows/chains.ts";
 import { reserveQuota } from "../rows/quotas.ts";
 
 /** What an export record says at first sight; the worker looks at the rest. */

@@ -1,7 +1,7 @@
 import type { Database } from "../db/database.ts";
+import { Prisma } from "../db/database.ts";
 import { containing, equalText, isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
 import { type BoundedPage, readToPageBytes } from "../db/page-bytes.ts";
-import { Prisma } from "../generated/client.ts";
 import { type Principal, projectOf } from "../principal.ts";
 import { type BackupRow, getBackup, withDependents } from "../rows/backups.ts";
 

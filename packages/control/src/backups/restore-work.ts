@@ -1,8 +1,8 @@
+import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
-import type { Backup, Prisma, Volume } from "../generated/client.ts";
 import {
   completeOperation,
   countDown,
@@ -15,8 +15,11 @@ import {
 } from "../queue/operations.ts";
 import { finishTask, type Json, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { needToRead, needToWrite } from "../queue/workers.ts";
-import { type Damage, lockBackup, markDamage, type StoredLink, wholeChain } from "../rows/backups.ts";
-import { lockVolume, type VolumeRow } from "../volumes/volumes.ts";
+import type { Backup } from "../rows/backups.ts";
+import { lockBackup } from "../rows/backups.ts";
+import { type Damage, markDamage, type StoredLink, wholeChain } from "../rows/chains.ts";
+import type { Volume } from "../rows/volumes.ts";
+import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
 import { restoredColumns, type StoredVolume } from "./volume-meta.ts";
 
 /** What decides a restore, fixed once. The chain is newest first and ends with the full backup. */

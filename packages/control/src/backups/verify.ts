@@ -1,10 +1,10 @@
 import { type Config, defaultVolumeBackend } from "../config.ts";
+import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { addMessage } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
-import type { Backup, Prisma } from "../generated/client.ts";
 import type { Principal } from "../principal.ts";
 import {
   completeOperation,
@@ -21,7 +21,9 @@ import {
 } from "../queue/operations.ts";
 import { finishTask, type Json, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { needToRead, needToWrite } from "../queue/workers.ts";
-import { getBackup, lockBackup, readChain, readDamage, type StoredLink, wholeChain } from "../rows/backups.ts";
+import type { Backup } from "../rows/backups.ts";
+import { getBackup, lockBackup } from "../rows/backups.ts";
+import { readChain, readDamage, type StoredLink, wholeChain } from "../rows/chains.ts";
 
 /**
  * quick: listings and sizes against the metadata. deep: also every byte that a restore would read, every hash. drill: a whole restore, into

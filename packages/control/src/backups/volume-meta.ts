@@ -1,7 +1,7 @@
 import { parseStrictJson } from "@tephra/format";
 import { z } from "zod";
 import { InvalidError } from "../errors.ts";
-import type { Volume } from "../generated/client.ts";
+import type { Volume } from "../rows/volumes.ts";
 
 /** The version of the document that Cinder restores names, metadata and encryption from (format spec 9). */
 const version = 2;

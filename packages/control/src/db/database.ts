@@ -1,12 +1,14 @@
 import { PrismaPg } from "@prisma/adapter-pg";
 import type pg from "pg";
 import { parseDatabaseUrl } from "../database-url.ts";
-import { type Prisma, PrismaClient } from "../generated/client.ts";
+import { Prisma, PrismaClient } from "../generated/client.ts";
 import { sayWhoActs } from "./actor.ts";
 import type { DatabaseWork } from "./connection.ts";
 import type { Hooks } from "./crash-points.ts";
 import { isRetryableConflict } from "./outage.ts";
 import { type OnTrouble, openPool } from "./pool.ts";
+
+export { Prisma };
 
 export type Database = PrismaClient;
 /** What a verb inside a transaction may use. */

@@ -1,4 +1,4 @@
-import type { Logger } from "../telemetry/telemetry.ts";
+import type { Logger } from "pino";
 import type { Database } from "./database.ts";
 
 /** What the programs know of one table: its name and those of its columns. */

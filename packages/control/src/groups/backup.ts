@@ -1,10 +1,11 @@
 import { randomUUID } from "node:crypto";
-import { cancelBackupCreate } from "../backups/work.ts";
+import { chooseParent, placeBackup, startBackup } from "../backups/create.ts";
+import { cancelBackupCreate } from "../backups/create-work.ts";
 import type { Config } from "../config.ts";
+import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
-import type { Backup, Prisma, Volume } from "../generated/client.ts";
 import type { Principal } from "../principal.ts";
 import {
   completeOperation,
@@ -16,9 +17,8 @@ import {
 } from "../queue/operations.ts";
 import { finishTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { needToWrite } from "../queue/workers.ts";
-import { chooseParent, lockBackup, placeBackup, startBackup } from "../rows/backups.ts";
-import { lockQuota, reserveQuota } from "../rows/quotas.ts";
-import { joinInstanceGroup } from "../volumes/attach.ts";
+import type { Backup } from "../rows/backups.ts";
+import { lockBackup } from "../rows/backups.ts";
 import {
   type GroupEnd,
   type GroupRow,
@@ -28,7 +28,10 @@ import {
   lockVisibleGroup,
   refuseBusy,
   releaseGroup,
-} from "./groups.ts";
+} from "../rows/groups.ts";
+import { lockQuota, reserveQuota } from "../rows/quotas.ts";
+import type { Volume } from "../rows/volumes.ts";
+import { joinInstanceGroup } from "../volumes/attach.ts";
 import { getInstance, getInstanceOf, type InstanceRow, inDiskOrder } from "./instances.ts";
 import { type GroupSnapshotRow, getGroupSnapshot, type InstanceRecord } from "./snapshots.ts";
 

@@ -1,4 +1,3 @@
-import { markSnapshotRemoval } from "../admin/reset-snapshot.ts";
 import { giveUpBackupDelete, startBackupDelete } from "../backups/delete.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
@@ -15,8 +14,6 @@ import {
 } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { lockBackup } from "../rows/backups.ts";
-import { lockQuotas, releaseQuota } from "../rows/quotas.ts";
-import { type AcceptedGroupOperation, memberInstance } from "./backup.ts";
 import {
   type GroupEnd,
   type GroupRow,
@@ -25,7 +22,10 @@ import {
   lockVisibleGroup,
   refuseBusy,
   releaseGroup,
-} from "./groups.ts";
+} from "../rows/groups.ts";
+import { lockQuotas, releaseQuota } from "../rows/quotas.ts";
+import { markSnapshotRemoval } from "../rows/snapshots.ts";
+import { type AcceptedGroupOperation, memberInstance } from "./backup.ts";
 import { checkBackupName, type GroupBackupName } from "./restore.ts";
 import { type GroupBackupRow, getGroupSnapshot, groupBackupStatus, lockGroupBackup } from "./snapshots.ts";
 

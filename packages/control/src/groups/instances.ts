@@ -1,14 +1,21 @@
 import { randomUUID } from "node:crypto";
 import type { Config } from "../config.ts";
-import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { type Database, inTransaction, Prisma, type Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
-import { type Attachment, type Group, type Instance, Prisma } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 import type { Json } from "../queue/tasks.ts";
+import {
+  addGroup,
+  type Group,
+  type Instance,
+  instanceGroupType,
+  lockGroup,
+  refuseBusy,
+  removeGroup,
+} from "../rows/groups.ts";
+import { type Attachment, findVolume } from "../rows/volumes.ts";
 import { attachWithin, detachWithin, joinInstanceGroup } from "../volumes/attach.ts";
-import { findVolume } from "../volumes/volumes.ts";
-import { addGroup, instanceGroupType, lockGroup, refuseBusy, removeGroup } from "./groups.ts";
 
 /** What a hypervisor says of a virtual machine; a record may say any of them. */
 export const powerStates = ["ACTIVE", "SHUTOFF", "PAUSED", "SUSPENDED", "MIGRATING", "ERROR"] as const;

@@ -1,19 +1,10 @@
-import { checkReset } from "../admin/resets.ts";
-import { sayWhy } from "../db/actor.ts";
-import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "../db/database.ts";
-import { nilUuid } from "../db/listing.ts";
-import { InvalidError } from "../errors.ts";
-import type { Principal } from "../principal.ts";
-import { endOperation, isLive, lockOperation, type OperationKind, type OperationRow } from "../queue/operations.ts";
-import { lockQuota } from "../rows/quotas.ts";
+import type { Transaction } from "../db/database.ts";
+import type { OperationKind, OperationRow } from "../queue/operations.ts";
+import type { GroupEnd } from "../rows/groups.ts";
 import { unreachable } from "../states.ts";
-import { lockVolume } from "../volumes/volumes.ts";
 import { failGroupBackup } from "./backup.ts";
 import { failGroupDelete } from "./delete.ts";
-import { type GroupEnd, getGroup, lockVisibleGroup } from "./groups.ts";
-import { lockParts } from "./parts.ts";
-import { failGroupRestore, isPublishing } from "./restore.ts";
-import { getGroupSnapshot } from "./snapshots.ts";
+import { failGroupRestore } from "./restore.ts";
 
 export type GroupOperationKind = Extract<OperationKind, `group-${string}`>;
 
@@ -37,81 +28,4 @@ export async function failGroupOperation(
     default:
       return unreachable(operation.kind);
   }
-}
-
-/**
- * An admin's word on a group snapshot. What is going on with it is ended by it as one: a backup or restore of the group, and a creation
- * unless it only says what it becomes anyhow. A deletion is ended by an error alone: what is left can be deleted again.
- *
- * @throws NotFoundError; InvalidError for another status while it is deleted or after, or a status of work while something is at work
- */
-export async function resetGroupSnapshot(
-  database: Database,
-  principal: Principal,
-  id: string,
-  status: string,
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    const snapshot = await getGroupSnapshot(tx, principal, id);
-    const live = { groupSnapshotId: snapshot.id, kind: { startsWith: "group-" }, state: { in: ["queued", "running"] } };
-    const seen = await tx.operation.findFirst({ where: live });
-    const parts = seen ? await lockParts(tx, seen) : [];
-    const locked = seen && (await lockOperation(tx, seen.id));
-    const whole = locked && isLive(locked) && isGroupOperation(locked.kind) ? { ...locked, kind: locked.kind } : null;
-    const making = whole?.kind === "group-snapshot" || whole?.kind === "group-backup";
-    if (making && status === "available") return;
-    const removed = { groupSnapshotId: snapshot.id, removalBegunAt: { not: null } };
-    checkReset({
-      subject: "group-snapshot",
-      status,
-      working: whole?.kind ?? null,
-      removalBegun: whole?.kind === "group-delete" || (await tx.snapshot.count({ where: removed })) > 0,
-      writing: whole?.kind === "group-restore" && isPublishing(whole),
-    });
-    const reason = "Cancelled by an administrator, who reset the status of the group snapshot.";
-    if (whole) await failGroupOperation(tx, whole, parts, { state: "cancelled", reason });
-    await tx.groupSnapshot.updateMany({ where: { id: snapshot.id }, data: { status, updatedAt: new Date() } });
-    // Whoever begins something has the lock of this row: somebody may have been faster.
-    const added = await tx.operation.count({ where: { ...live, id: { notIn: seen ? [seen.id] : [] } } });
-    if (added > 0) throw new ChangedMeanwhileError();
-  });
-}
-
-/**
- * An admin's word on a group. One that is being made of a source is given up with the volumes that are not there yet, unless it only says
- * what the group becomes anyhow.
- *
- * @throws NotFoundError; InvalidError while an operation has the group to itself, and for a status of work while something is at work
- */
-export async function resetGroup(database: Database, principal: Principal, id: string, status: string): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    const { projectId, volumes } = await getGroup(tx, principal, id);
-    await lockQuota(tx, projectId);
-    const group = await lockVisibleGroup(tx, principal, id);
-    if (group.operationId !== null) {
-      const text = `Cannot reset-state to ${status}: an operation is in progress on it. Reset its group snapshot.`;
-      throw new InvalidError("group", text);
-    }
-    const made = group.status === "creating" ? volumes.map((volume) => volume.id).sort() : [];
-    for (const volumeId of made) await lockVolume(tx, volumeId);
-    const making = await tx.operation.findMany({
-      where: { volumeId: { in: made }, kind: "volume-create", state: { in: ["queued", "running"] } },
-      orderBy: { id: "asc" },
-    });
-    if (making.length > 0 && status === "available") return;
-    const working = making.length > 0 ? ("volume-create" as const) : null;
-    checkReset({ subject: "group", status, working, removalBegun: false, writing: false });
-    const reason = "Cancelled by an administrator, who reset the status of the group.";
-    for (const { id: operationId } of making) {
-      const operation = await lockOperation(tx, operationId);
-      if (!isLive(operation)) continue;
-      await sayWhy(tx, { reason, operation });
-      await tx.volume.updateMany({
-        where: { id: operation.volumeId ?? nilUuid, status: "creating" },
-        data: { status: "error", previousStatus: "creating", updatedAt: new Date() },
-      });
-      await endOperation(tx, operation, { state: "cancelled", reason });
-    }
-    await tx.group.update({ where: { id: group.id }, data: { status, updatedAt: new Date() } });
-  });
 }

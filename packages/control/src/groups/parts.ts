@@ -2,8 +2,8 @@ import type { Database, Transaction } from "../db/database.ts";
 import { InvalidError } from "../errors.ts";
 import { lockOperation, type OperationRow } from "../queue/operations.ts";
 import { lockBackup } from "../rows/backups.ts";
-import { lockVolume } from "../volumes/volumes.ts";
-import { lockGroup } from "./groups.ts";
+import { lockGroup } from "../rows/groups.ts";
+import { lockVolume } from "../rows/volumes.ts";
 
 /**
  * Locks in the lock order: the group, the volumes and backups of the parts, the parts. The operation itself comes after.

@@ -1,16 +1,18 @@
+import { startRestore } from "../backups/restore.ts";
 import { applyRestored, type RestorePlan, restoreTidyNeeds } from "../backups/restore-work.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError } from "../errors.ts";
-import type { Backup, Volume } from "../generated/client.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, endOperation, isLive, type OperationRow, startOperation } from "../queue/operations.ts";
 import { addTasks, type Json, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { freeBytesOf } from "../queue/workers.ts";
-import { lockBackup, startRestore } from "../rows/backups.ts";
-import { GiB, moveVolume } from "../volumes/volumes.ts";
+import type { Backup } from "../rows/backups.ts";
+import { lockBackup } from "../rows/backups.ts";
+import { type GroupEnd, holdGroup, lockInstanceGroup, refuseBusy, releaseGroup } from "../rows/groups.ts";
+import type { Volume } from "../rows/volumes.ts";
+import { GiB, moveVolume } from "../rows/volumes.ts";
 import { type AcceptedGroupOperation, memberInstance } from "./backup.ts";
-import { type GroupEnd, holdGroup, lockInstanceGroup, refuseBusy, releaseGroup } from "./groups.ts";
 import { lockParts } from "./parts.ts";
 import { type GroupBackupRow, type GroupMember, lockGroupBackup } from "./snapshots.ts";
 

@@ -1,9 +1,11 @@
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
-import type { Backup, GroupSnapshot, Snapshot } from "../generated/client.ts";
 import { type Principal, projectOf, visibleTo } from "../principal.ts";
 import type { Json } from "../queue/tasks.ts";
+import type { Backup } from "../rows/backups.ts";
+import type { GroupSnapshot } from "../rows/groups.ts";
+import type { Snapshot } from "../rows/snapshots.ts";
 
 export type GroupSnapshotRow = GroupSnapshot;
 

@@ -5,6 +5,11 @@ import { ClaimLostError } from "../errors.ts";
 import type { Prisma } from "../generated/client.ts";
 import { backupBinary } from "./services.ts";
 
+/** Whether a worker has ever had a task of the operation: it may have done part of it. */
+export async function wasClaimed(tx: Transaction, operationId: string): Promise<boolean> {
+  return (await tx.task.count({ where: { operationId, claim: { gt: 0 } } })) > 0;
+}
+
 /**
  * Every kind of queue work, with its rank: what finishes something goes before what starts something.
  * A worker has exactly one handler for each.
@@ -37,6 +42,7 @@ export const taskRanks = {
 } as const satisfies Record<string, number>;
 
 export type TaskKind = keyof typeof taskRanks;
+
 /**
  * Kinds that a single call of which may take long without a sign of life, for it flushes, copies or removes a whole volume: so many times
  * `tasks.quiet_ms`. All others show within one that they move.

@@ -1,11 +1,11 @@
 import { type Config, repositoryNamed } from "../config.ts";
 import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
 import { OperationEndedError } from "../errors.ts";
-import type { Backup } from "../generated/client.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, endOperation, type OperationRow, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { needToRead } from "../queue/workers.ts";
+import type { Backup } from "../rows/backups.ts";
 import { chargeQuota, lockQuotas } from "../rows/quotas.ts";
 import { assertNoneRuns } from "./reap.ts";
 

@@ -1,25 +1,26 @@
+import { failBackupCreate } from "../backups/create-work.ts";
 import { failBackupDelete } from "../backups/delete.ts";
 import { failBackupImport } from "../backups/import.ts";
 import { failRestore } from "../backups/restore-work.ts";
 import { failVerify } from "../backups/verify.ts";
-import { failBackupCreate } from "../backups/work.ts";
 import { sayWhy } from "../db/actor.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { ClaimLostError } from "../errors.ts";
 import { addMessage, type MessageAction, type MessageDetail } from "../events/messages.ts";
-import { lockGroupOf, settleGroup } from "../groups/groups.ts";
 import { failGroupOperation, isGroupOperation } from "../groups/operations.ts";
 import { lockParts } from "../groups/parts.ts";
 import { endOperation, isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
 import { failReap } from "../repositories/reap.ts";
 import { failRescan } from "../repositories/rescan.ts";
-import { type Damage, lockBackup } from "../rows/backups.ts";
+import { lockBackup } from "../rows/backups.ts";
+import type { Damage } from "../rows/chains.ts";
+import { lockGroupOf, settleGroup } from "../rows/groups.ts";
 import { lockQuota } from "../rows/quotas.ts";
+import { lockVolume } from "../rows/volumes.ts";
 import { unreachable } from "../states.ts";
-import { releaseExtend } from "../volumes/attach.ts";
 import { releaseSnapshotsOf } from "../volumes/delete.ts";
-import { lockVolume } from "../volumes/volumes.ts";
+import { releaseExtend } from "../volumes/extend.ts";
 
 export interface Failure {
   reason: string;

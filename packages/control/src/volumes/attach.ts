@@ -1,29 +1,8 @@
 import { randomUUID } from "node:crypto";
-import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
-import { nilUuid } from "../db/listing.ts";
-import { InvalidError, NotFoundError } from "../errors.ts";
-import type { Prisma } from "../generated/client.ts";
+import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import { completeOperation, type OperationRow, startOperation } from "../queue/operations.ts";
-import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
-import { releaseQuota, reserveQuota } from "../rows/quotas.ts";
-import { GiB, getVolume, lockVolume, moveVolume, type VolumeRow } from "./volumes.ts";
-
-/** Locks a volume that the caller may see. @throws NotFoundError */
-export async function lockVisible(tx: Transaction, principal: Principal, id: string): Promise<VolumeRow> {
-  await getVolume(tx, principal, id);
-  const volume = await lockVolume(tx, id);
-  if (!volume) throw new NotFoundError("Volume", id);
-  return volume;
-}
-
-export const adminMetadataOf = (volume: VolumeRow) => volume.adminMetadata as Record<string, string>;
-
-/** Changes a volume that is locked. */
-export async function changeVolume(tx: Transaction, id: string, data: Prisma.VolumeUpdateInput): Promise<void> {
-  await tx.volume.update({ where: { id }, data: { ...data, updatedAt: new Date() } });
-}
+import { adminMetadataOf, changeVolume, lockVisible, moveVolume, type VolumeRow } from "../rows/volumes.ts";
 
 export interface NewAttachment {
   serverId: string | null;
@@ -212,64 +191,5 @@ export async function setVolumeReadOnly(
     }
     const metadata = { ...adminMetadataOf(volume), readonly: readOnly ? "True" : "False" };
     await changeVolume(tx, id, { adminMetadata: metadata });
-  });
-}
-
-/**
- * Makes a volume longer. In-use ones with `inUse` only.
- *
- * @throws InvalidError in another status, or when it would not grow; QuotaExceededError
- */
-export async function requestVolumeExtend(
-  database: Database,
-  config: Config,
-  principal: Principal,
-  id: string,
-  request: { sizeGib: number; inUse: boolean },
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    const seen = await getVolume(tx, principal, id);
-    const { sizeGib } = request;
-    if (sizeGib <= seen.sizeGib) {
-      const sizes = `(current: ${seen.sizeGib}, extended: ${sizeGib})`;
-      throw new InvalidError("input", `New size for extend must be greater than current size. ${sizes}.`);
-    }
-    const from = request.inUse && seen.status === "in-use" ? "in-use" : "available";
-    const refuse = (status: string) => {
-      const wanted = `{'status': '${from}'}`;
-      return new InvalidError("volume", `Volume ${id} status must be '${wanted}' to extend, currently ${status}.`);
-    };
-    if (seen.status !== from) throw refuse(seen.status);
-    await reserveQuota(tx, config, seen.projectId, { gigabytes: sizeGib - seen.sizeGib });
-    await moveVolume(tx, id, [from], "extending", refuse);
-    await startOperation(tx, principal, {
-      kind: "volume-extend",
-      projectId: seen.projectId,
-      volumeId: id,
-      input: { sizeBytes: sizeGib * GiB, addedGib: sizeGib - seen.sizeGib },
-      task: { kind: "extend-volume", needs: [`backend:${seen.backend}`] },
-    });
-  });
-}
-
-/** The volume stays as long as it is: what it would have grown by is given back. The quota is locked. */
-export async function releaseExtend(tx: Transaction, operation: OperationRow): Promise<void> {
-  const { addedGib } = operation.input as { addedGib: number };
-  await releaseQuota(tx, operation.projectId, { gigabytes: addedGib });
-}
-
-/** The file is as long as it shall be: the volume gets its size, and the status that it had. */
-export async function finishVolumeExtend(
-  database: Database,
-  operation: TaskOperation,
-  result: TaskResult,
-  sizeBytes: number,
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    await tx.$executeRaw`
-      UPDATE volumes SET size_bytes = ${sizeBytes}::bigint, size_gib = ${sizeBytes / GiB}::int, updated_at = now(),
-        status = CASE WHEN status = 'extending' THEN previous_status ELSE status END
-      WHERE id = ${operation.volumeId ?? nilUuid}::uuid`;
-    await completeOperation(tx, operation, result);
   });
 }

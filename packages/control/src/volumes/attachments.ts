@@ -2,11 +2,11 @@ import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
 import { AttachmentNotFoundError, InvalidError } from "../errors.ts";
-import type { Attachment } from "../generated/client.ts";
 import { type Principal, projectOf, visibleTo } from "../principal.ts";
 import type { Json } from "../queue/tasks.ts";
-import { adminMetadataOf, changeVolume, joinInstanceGroup, lockVisible, removeAttachments } from "./attach.ts";
-import { lockVolume, type VolumeRow } from "./volumes.ts";
+import type { Attachment } from "../rows/volumes.ts";
+import { adminMetadataOf, changeVolume, lockVisible, lockVolume, type VolumeRow } from "../rows/volumes.ts";
+import { joinInstanceGroup, removeAttachments } from "./attach.ts";
 
 export type AttachMode = "rw" | "ro";
 

@@ -1,22 +1,12 @@
-import { cancelRestore } from "../backups/restore-work.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import {
-  completeOperation,
-  endOperation,
-  lockLiveOperation,
-  lockOperation,
-  startOperation,
-  waitForWorkers,
-} from "../queue/operations.ts";
+import { completeOperation, lockLiveOperation, startOperation, waitForWorkers } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
-import { lockBackup } from "../rows/backups.ts";
 import { lockQuota, releaseQuota } from "../rows/quotas.ts";
+import { getVolume, lockVolume, moveVolume } from "../rows/volumes.ts";
 import { originsOf, volumeTransitions } from "../states.ts";
-import { releaseExtend } from "./attach.ts";
-import { getVolume, lockVolume, moveVolume } from "./volumes.ts";
 
 const statusText = "status must be available or error or error_restoring or error_extending or error_managing and";
 const refusal = (force: boolean) =>
@@ -27,38 +17,51 @@ const refusal = (force: boolean) =>
   );
 
 export interface VolumeDelete {
-  /** Its snapshots go with it; each must be available or in error, unless `force`. */
+  /** Its snapshots go with it; each must be available or in error, unless the deletion is forced. */
   cascade: boolean;
-  /** Whatever its status is. What is still being made of it is cancelled. */
-  force: boolean;
+}
+
+/** A deletion in every status: whatever is at work on the volume is cancelled by `cancelWork`. */
+export interface ForcedDelete extends VolumeDelete {
+  cancelWork: (tx: Transaction, volumeId: string) => Promise<void>;
 }
 
 /** @throws InvalidError in a wrong status, attached, or with snapshots. Backups never stand in the way. */
-export async function requestVolumeDelete(
+export function requestVolumeDelete(
   database: Database,
   principal: Principal,
   id: string,
-  { cascade, force }: VolumeDelete,
+  { cascade }: VolumeDelete,
 ): Promise<void> {
-  return inTransaction(database, async (tx) => {
-    const { projectId } = await getVolume(tx, principal, id);
-    if (force) await lockQuota(tx, projectId);
-    const volume = await lockVolume(tx, id);
-    if (!volume) throw new NotFoundError("Volume", id);
-    if (volume.attachments.length > 0 || volume.groupId !== null) throw refusal(force);
-    await giveUpSnapshots(tx, principal, id, { cascade, force });
-    const from = force ? [volume.status] : originsOf(volumeTransitions, "deleting");
-    await moveVolume(tx, id, from, "deleting", () => refusal(force));
-    if (force) await cancelOperations(tx, id);
-    const operationId = await startOperation(tx, principal, {
-      kind: "volume-delete",
-      projectId,
-      volumeId: id,
-      task: { kind: "remove-volume", needs: [`backend:${volume.backend}`] },
-    });
-    // A worker that has not heard of it yet may still give the volume's file its name: the removal comes after it.
-    await waitForWorkers(tx, operationId);
+  return inTransaction(database, (tx) => startVolumeDelete(tx, principal, id, { cascade, cancelWork: null }));
+}
+
+/** @throws InvalidError as `requestVolumeDelete`; a forced deletion only minds attachments, groups and snapshots that do not go with it */
+export async function startVolumeDelete(
+  tx: Transaction,
+  principal: Principal,
+  id: string,
+  how: ForcedDelete | (VolumeDelete & { cancelWork: null }),
+): Promise<void> {
+  const { cascade, cancelWork } = how;
+  const force = cancelWork !== null;
+  const { projectId } = await getVolume(tx, principal, id);
+  if (force) await lockQuota(tx, projectId);
+  const volume = await lockVolume(tx, id);
+  if (!volume) throw new NotFoundError("Volume", id);
+  if (volume.attachments.length > 0 || volume.groupId !== null) throw refusal(force);
+  await giveUpSnapshots(tx, principal, id, { cascade, force });
+  const from = force ? [volume.status] : originsOf(volumeTransitions, "deleting");
+  await moveVolume(tx, id, from, "deleting", () => refusal(force));
+  if (cancelWork) await cancelWork(tx, id);
+  const operationId = await startOperation(tx, principal, {
+    kind: "volume-delete",
+    projectId,
+    volumeId: id,
+    task: { kind: "remove-volume", needs: [`backend:${volume.backend}`] },
   });
+  // A worker that has not heard of it yet may still give the volume's file its name: the removal comes after it.
+  await waitForWorkers(tx, operationId);
 }
 
 /** Snapshots stand in the way of a deletion, or go with it. */
@@ -66,7 +69,7 @@ async function giveUpSnapshots(
   tx: Transaction,
   principal: Principal,
   volumeId: string,
-  how: VolumeDelete,
+  how: VolumeDelete & { force: boolean },
 ): Promise<void> {
   const snapshots = await tx.snapshot.findMany({ where: { volumeId } });
   if (snapshots.length === 0) return;
@@ -75,27 +78,6 @@ async function giveUpSnapshots(
   const foreign = !principal.isAdmin && snapshots.some((s) => s.projectId !== principal.projectId);
   if (!how.cascade || foreign || !(deletable || how.force)) throw refusal(how.force);
   await tx.snapshot.updateMany({ where: { volumeId }, data: { status: "deleting", updatedAt: new Date() } });
-}
-
-/** Cancels what is at work on the volume itself; its backups go on, and fail when they miss it. */
-async function cancelOperations(tx: Transaction, volumeId: string): Promise<void> {
-  const live = await tx.operation.findMany({
-    where: { volumeId, state: { in: ["queued", "running"] }, kind: { notIn: ["backup-create", "backup-delete"] } },
-    orderBy: { id: "asc" },
-  });
-  const reason = "The volume was deleted by force.";
-  for (const { id, backupId } of live) {
-    const backup = backupId === null ? null : await lockBackup(tx, backupId);
-    const operation = await lockOperation(tx, id);
-    if (operation.kind === "volume-extend") await releaseExtend(tx, operation);
-    if (operation.kind !== "backup-restore") {
-      await endOperation(tx, operation, { state: "cancelled", reason });
-      continue;
-    }
-    await cancelRestore(tx, operation, reason);
-    if (backup?.status !== "restoring") continue;
-    await tx.backup.update({ where: { id: backup.id }, data: { status: "available", updatedAt: new Date() } });
-  }
 }
 
 /** Called before the first byte goes: from now on nobody can use the volume, nor snapshots that go with it. @throws OperationEndedError */

@@ -1,9 +1,8 @@
-import type { Database } from "../db/database.ts";
+import type { Database, Prisma } from "../db/database.ts";
 import { isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
 import { type BoundedPage, pageBytesMax, readToPageBytes } from "../db/page-bytes.ts";
-import type { Prisma } from "../generated/client.ts";
 import { type Principal, projectOf } from "../principal.ts";
-import { getVolume, type VolumeRow } from "./volumes.ts";
+import { getVolume, type VolumeRow } from "../rows/volumes.ts";
 
 export type VolumeSortKey =
   | "id"

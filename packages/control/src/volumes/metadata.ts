@@ -1,8 +1,8 @@
 import { type Database, inTransaction } from "../db/database.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import { getSnapshot } from "./snapshots.ts";
-import { getVolume, lockVolume } from "./volumes.ts";
+import { getSnapshot } from "../rows/snapshots.ts";
+import { getVolume, lockVolume } from "../rows/volumes.ts";
 
 export type Metadata = Record<string, string>;
 /** The whole set as it is → as it shall be. What it throws undoes everything. */

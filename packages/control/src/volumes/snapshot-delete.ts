@@ -1,46 +1,54 @@
-import { cancelSnapshotWork, lockSnapshot, markSnapshotRemoval } from "../admin/reset-snapshot.ts";
-import { type Database, inTransaction } from "../db/database.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import { completeOperation, lockLiveOperation, startOperation, waitForWorkers } from "../queue/operations.ts";
+import {
+  completeOperation,
+  lockLiveOperation,
+  type OperationRow,
+  startOperation,
+  waitForWorkers,
+} from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { releaseQuota } from "../rows/quotas.ts";
+import { lockSnapshot, markSnapshotRemoval } from "../rows/snapshots.ts";
 import { originsOf, snapshotTransitions } from "../states.ts";
 
-/**
- * Accepts a deletion; with `force` in every status. What is going on with the snapshot is cancelled then; nothing is removed before the
- * last worker has let go.
- *
- * @throws NotFoundError; InvalidError in a status that does not allow it, or for a snapshot of a group
- */
-export async function requestSnapshotDelete(
-  database: Database,
+/** How a deletion in every status ends what is going on with the snapshot. */
+export type CancelSnapshotWork = (tx: Transaction, operations: readonly OperationRow[]) => Promise<void>;
+
+/** Accepts a deletion. @throws NotFoundError; InvalidError in a status that does not allow it, or for a snapshot of a group */
+export function requestSnapshotDelete(database: Database, principal: Principal, id: string): Promise<void> {
+  return inTransaction(database, (tx) => startSnapshotDelete(tx, principal, id, null));
+}
+
+/** @throws NotFoundError; InvalidError for a snapshot of a group and, unless work is cancelled, in a status that does not allow it */
+export async function startSnapshotDelete(
+  tx: Transaction,
   principal: Principal,
   id: string,
-  { force }: { force: boolean },
+  cancelWork: CancelSnapshotWork | null,
 ): Promise<void> {
-  return inTransaction(database, async (tx) => {
-    const { snapshot, operations } = await lockSnapshot(tx, principal, id);
-    const allowed = force || originsOf(snapshotTransitions, "deleting").some((status) => status === snapshot.status);
-    if (!allowed || snapshot.groupSnapshotId !== null) {
-      const text = "Snapshot status must be available or error and must not be part of a group.";
-      throw new InvalidError("snapshot", text);
-    }
-    if (operations.some(({ kind }) => kind === "snapshot-delete")) return;
-    await cancelSnapshotWork(tx, operations, "Cancelled by an administrator, who deleted the snapshot.");
-    const volume = await tx.volume.findUnique({ where: { id: snapshot.volumeId } });
-    if (!volume) throw new NotFoundError("Volume", snapshot.volumeId);
-    await tx.snapshot.update({ where: { id }, data: { status: "deleting", updatedAt: new Date() } });
-    const operationId = await startOperation(tx, principal, {
-      kind: "snapshot-delete",
-      projectId: snapshot.projectId,
-      snapshotId: id,
-      volumeId: snapshot.volumeId,
-      task: { kind: "remove-snapshot", needs: [`backend:${volume.backend}`] },
-    });
-    await waitForWorkers(tx, operationId);
+  const { snapshot, operations } = await lockSnapshot(tx, principal, id);
+  const allowed =
+    cancelWork !== null || originsOf(snapshotTransitions, "deleting").some((status) => status === snapshot.status);
+  if (!allowed || snapshot.groupSnapshotId !== null) {
+    const text = "Snapshot status must be available or error and must not be part of a group.";
+    throw new InvalidError("snapshot", text);
+  }
+  if (operations.some(({ kind }) => kind === "snapshot-delete")) return;
+  if (cancelWork) await cancelWork(tx, operations);
+  const volume = await tx.volume.findUnique({ where: { id: snapshot.volumeId } });
+  if (!volume) throw new NotFoundError("Volume", snapshot.volumeId);
+  await tx.snapshot.update({ where: { id }, data: { status: "deleting", updatedAt: new Date() } });
+  const operationId = await startOperation(tx, principal, {
+    kind: "snapshot-delete",
+    projectId: snapshot.projectId,
+    snapshotId: id,
+    volumeId: snapshot.volumeId,
+    task: { kind: "remove-snapshot", needs: [`backend:${volume.backend}`] },
   });
+  await waitForWorkers(tx, operationId);
 }
 
 /** Called before the first byte goes: from now on nobody can use the snapshot. @throws OperationEndedError */

@@ -1,18 +1,18 @@
 import { randomUUID } from "node:crypto";
 import type { Config } from "../config.ts";
-import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import type { Prisma } from "../db/database.ts";
+import { type Database, inTransaction } from "../db/database.ts";
 import { isUuid, nilUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
 import { type BoundedPage, readToPageBytes } from "../db/page-bytes.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
-import type { Prisma, Snapshot } from "../generated/client.ts";
-import { type Principal, projectOf, visibleTo } from "../principal.ts";
+import { type Principal, projectOf } from "../principal.ts";
 import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { reserveQuota } from "../rows/quotas.ts";
+import { getSnapshot, type SnapshotRow } from "../rows/snapshots.ts";
+import { getVolume, lockVolume } from "../rows/volumes.ts";
 import { havingMetadata } from "./list.ts";
-import { getVolume, lockVolume } from "./volumes.ts";
 
-export type SnapshotRow = Snapshot;
 export type SnapshotSortKey =
   | "id"
   | "createdAt"
@@ -24,17 +24,6 @@ export type SnapshotSortKey =
   | "volumeId"
   | "userId"
   | "projectId";
-
-/** @throws NotFoundError for an unknown id or another project's */
-export async function getSnapshot(
-  database: Database | Transaction,
-  principal: Principal,
-  id: string,
-): Promise<SnapshotRow> {
-  const row = isUuid(id) ? await database.snapshot.findFirst({ where: { id, ...visibleTo(principal) } }) : null;
-  if (!row) throw new NotFoundError("Snapshot", id);
-  return row;
-}
 
 export interface SnapshotFilter {
   name?: Prisma.StringNullableFilter | string;

@@ -3,11 +3,11 @@ import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
-import type { Snapshot, Transfer } from "../generated/client.ts";
 import { type Principal, projectOf, visibleTo } from "../principal.ts";
 import { lockQuotas, releaseQuota, reserveQuota } from "../rows/quotas.ts";
-import { lockVisible } from "./attach.ts";
-import { lockVolume, moveVolume, type VolumeRow } from "./volumes.ts";
+import type { Snapshot } from "../rows/snapshots.ts";
+import type { Transfer } from "../rows/volumes.ts";
+import { lockVisible, lockVolume, moveVolume, type VolumeRow } from "../rows/volumes.ts";
 
 export type TransferRow = Transfer;
 

@@ -1,11 +1,11 @@
 import { randomUUID } from "node:crypto";
 import { type Compression, type Config, levelOf, repositoryNamed, type ZlibEncoder } from "../config.ts";
+import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError, OperationEndedError } from "../errors.ts";
 import { addMessage } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
-import type { Backup, Prisma } from "../generated/client.ts";
 import {
   completeOperation,
   countDown,
@@ -18,7 +18,8 @@ import {
 } from "../queue/operations.ts";
 import { finishTask, type Json, type NewTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { encoderNeeds, needToRead, needToWrite } from "../queue/workers.ts";
-import { type Damage, markDamage } from "../rows/backups.ts";
+import type { Backup } from "../rows/backups.ts";
+import { type Damage, markDamage } from "../rows/chains.ts";
 import { volumeMeta } from "./volume-meta.ts";
 
 /** Everything that decides a backup's bytes and names. Fixed once in the operation row; every worker obeys it. */

@@ -1,0 +1,32 @@
+import { giveUpBackup } from "../backups/create-work.ts";
+import { sayWhy } from "../db/actor.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import type { Principal } from "../principal.ts";
+import { endOperation, type OperationRow } from "../queue/operations.ts";
+import { startSnapshotDelete } from "../volumes/snapshot-delete.ts";
+
+/**
+ * Accepts the deletion of a snapshot in every status. What is going on with it is cancelled; nothing is removed before the last worker
+ * has let go.
+ *
+ * @throws NotFoundError; InvalidError for a snapshot of a group
+ */
+export function forceDeleteSnapshot(database: Database, principal: Principal, id: string): Promise<void> {
+  const reason = "Cancelled by an administrator, who deleted the snapshot.";
+  return inTransaction(database, (tx) =>
+    startSnapshotDelete(tx, principal, id, (within, operations) => cancelSnapshotWork(within, operations, reason)),
+  );
+}
+
+/** Ends what gives the snapshot its status; the caller says what the snapshot becomes. */
+export async function cancelSnapshotWork(
+  tx: Transaction,
+  operations: readonly OperationRow[],
+  reason: string,
+): Promise<void> {
+  for (const operation of operations) {
+    await sayWhy(tx, { reason, operation });
+    if (operation.kind === "backup-create") await giveUpBackup(tx, operation, reason);
+    else await endOperation(tx, operation, { state: "cancelled", reason });
+  }
+}

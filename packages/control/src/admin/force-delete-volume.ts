@@ -1,0 +1,42 @@
+import { cancelRestore } from "../backups/restore-work.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import type { Principal } from "../principal.ts";
+import { endOperation, lockOperation } from "../queue/operations.ts";
+import { lockBackup } from "../rows/backups.ts";
+import { startVolumeDelete, type VolumeDelete } from "../volumes/delete.ts";
+import { releaseExtend } from "../volumes/extend.ts";
+
+/**
+ * Accepts the deletion of a volume in every status. What is still being made of it is cancelled.
+ *
+ * @throws InvalidError for a volume that is attached, is in a group, or has snapshots that do not go with it
+ */
+export function forceDeleteVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  { cascade }: VolumeDelete,
+): Promise<void> {
+  return inTransaction(database, (tx) => startVolumeDelete(tx, principal, id, { cascade, cancelWork }));
+}
+
+/** Cancels what is at work on the volume itself; its backups go on, and fail when they miss it. */
+async function cancelWork(tx: Transaction, volumeId: string): Promise<void> {
+  const live = await tx.operation.findMany({
+    where: { volumeId, state: { in: ["queued", "running"] }, kind: { notIn: ["backup-create", "backup-delete"] } },
+    orderBy: { id: "asc" },
+  });
+  const reason = "The volume was deleted by force.";
+  for (const { id, backupId } of live) {
+    const backup = backupId === null ? null : await lockBackup(tx, backupId);
+    const operation = await lockOperation(tx, id);
+    if (operation.kind === "volume-extend") await releaseExtend(tx, operation);
+    if (operation.kind !== "backup-restore") {
+      await endOperation(tx, operation, { state: "cancelled", reason });
+      continue;
+    }
+    await cancelRestore(tx, operation, reason);
+    if (backup?.status !== "restoring") continue;
+    await tx.backup.update({ where: { id: backup.id }, data: { status: "available", updatedAt: new Date() } });
+  }
+}

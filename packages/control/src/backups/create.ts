@@ -1,0 +1,217 @@
+import { randomUUID } from "node:crypto";
+import { isContainer } from "@tephra/format";
+import { type Config, defaultRepository, repositoryIn } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { InvalidError } from "../errors.ts";
+import type { Principal } from "../principal.ts";
+import { startOperation } from "../queue/operations.ts";
+import { encoderNeeds, needToRead, needToWrite } from "../queue/workers.ts";
+import type { Backup } from "../rows/backups.ts";
+import { type BackupRow, lockBackup } from "../rows/backups.ts";
+import { readDamage } from "../rows/chains.ts";
+import { reserveQuota } from "../rows/quotas.ts";
+import { getSnapshot, type SnapshotRow } from "../rows/snapshots.ts";
+import type { Volume } from "../rows/volumes.ts";
+import { findVolume, moveVolume, type VolumeRow } from "../rows/volumes.ts";
+
+export interface NewBackup {
+  volumeId: string;
+  snapshotId: string | null;
+  name: string | null;
+  description: string | null;
+  container: string | null;
+  incremental: boolean;
+  force: boolean;
+  metadata: Record<string, string>;
+  availabilityZone: string | null;
+}
+
+/** @throws InvalidError */
+function checkContainer(container: string | null): void {
+  if (container === null || container === "" || isContainer(container)) return;
+  throw new InvalidError("input", `Container ${JSON.stringify(container)} is no plain name beneath the repository.`);
+}
+
+async function checkSnapshot(tx: Transaction, principal: Principal, request: NewBackup): Promise<SnapshotRow | null> {
+  if (request.snapshotId === null) return null;
+  const snapshot = await getSnapshot(tx, principal, request.snapshotId);
+  if (snapshot.volumeId !== request.volumeId) {
+    throw new InvalidError(
+      "volume",
+      `Volume ${request.volumeId} does not match with snapshot.volume_id ${snapshot.volumeId}.`,
+    );
+  }
+  if (snapshot.status !== "available") throw snapshotRefusal(snapshot.status);
+  return snapshot;
+}
+
+const snapshotRefusal = (status: string) =>
+  new InvalidError("snapshot", `Snapshot to be backed up must be available, but the current status is "${status}".`);
+
+function volumeRefusal(status: string, force: boolean): InvalidError | null {
+  if (status !== "available" && status !== "in-use") {
+    return new InvalidError(
+      "volume",
+      `Volume to be backed up must be available or in-use, but the current status is "${status}".`,
+    );
+  }
+  return status === "in-use" && !force
+    ? new InvalidError("volume", "Backing up an in-use volume must use the force flag.")
+    : null;
+}
+
+/**
+ * The newest usable backup of the volume in the caller's project, locked (API spec 9.5): the highest data_timestamp among the
+ * available ones, older than the snapshot where one is given; when none is older, the one that was made last. One that is damaged, or
+ * builds on one that is, never counts.
+ */
+export async function chooseParent(
+  tx: Transaction,
+  projectId: string,
+  volumeId: string,
+  snapshot: SnapshotRow | null,
+): Promise<Backup> {
+  const before = snapshot?.createdAt ?? null;
+  const rows = await tx.$queryRaw<{ id: string }[]>`
+    WITH RECURSIVE own AS (
+      SELECT * FROM backups WHERE volume_id = ${volumeId}::uuid AND project_id = ${projectId} AND deleted_at IS NULL
+    ), spoilt AS (
+      SELECT id FROM own WHERE damage IS NOT NULL
+      UNION
+      SELECT b.id FROM backups b JOIN spoilt ON b.parent_id = spoilt.id WHERE b.deleted_at IS NULL
+    ), judged AS (
+      SELECT own.*, status = 'available' AND NOT EXISTS (SELECT 1 FROM spoilt WHERE spoilt.id = own.id) AS usable FROM own
+    ), aged AS (
+      SELECT *, usable AND coalesce(data_timestamp < ${before}::timestamptz, ${before}::timestamptz IS NULL) AS older FROM judged
+    )
+    SELECT id FROM aged
+    ORDER BY older DESC, usable DESC, CASE WHEN older THEN data_timestamp END DESC, created_at DESC LIMIT 1`;
+  const parent = rows[0] ? await lockBackup(tx, rows[0].id) : null;
+  if (parent?.status !== "available" || (await readDamage(tx, parent.id)).length > 0) {
+    throw new InvalidError("backup", "No backups available to do an incremental backup.");
+  }
+  return parent;
+}
+
+/**
+ * Where a backup goes (API spec 9.10): to a repository of the zone that was asked for, or nowhere. Else to its parent's, to one of
+ * the volume's zone, or to the default one. `reach` is what a worker must reach for it: for a zone without a repository nobody does,
+ * and the backup fails as it does in a zone without a backup service.
+ */
+export function placeBackup(
+  config: Config,
+  wanted: string | null,
+  { parent, volume }: { parent: Backup | null; volume: Pick<VolumeRow, "availabilityZone"> },
+): { repository: string; reach: string } {
+  const kept = config.repositories.find((repository) => repository.name === parent?.repository);
+  const inParents = kept && (wanted === null || kept.zone === wanted) ? kept : null;
+  const found = inParents ?? repositoryIn(config, wanted ?? volume.availabilityZone);
+  const { name } = found ?? defaultRepository(config);
+  return { repository: name, reach: found || wanted === null ? needToWrite(name) : `zone:${wanted}` };
+}
+
+/**
+ * Accepts a backup: parent chosen and locked, quota taken, volume or snapshot `backing-up`, row `creating`, operation and task,
+ * in one transaction. Checks in Cinder's order (API spec 6.3).
+ *
+ * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
+ */
+export async function requestBackup(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: NewBackup,
+): Promise<BackupRow> {
+  checkContainer(request.container);
+  return inTransaction(database, async (tx) => {
+    const volume = await findVolume(tx, principal, request.volumeId);
+    const snapshot = await checkSnapshot(tx, principal, request);
+    const refused = snapshot ? null : volumeRefusal(volume.status, request.force);
+    if (refused) throw refused;
+    await reserveQuota(tx, config, principal.projectId, { backups: 1, backup_gigabytes: volume.sizeGib });
+    await freezeStatus(tx, volume, snapshot, request.force);
+    const parent = request.incremental ? await chooseParent(tx, principal.projectId, volume.id, snapshot) : null;
+    const place = placeBackup(config, request.availabilityZone, { parent, volume });
+    const createdAt = new Date();
+    const row = await tx.backup.create({
+      data: {
+        id: randomUUID(),
+        projectId: principal.projectId,
+        userId: principal.userId,
+        volumeId: volume.id,
+        snapshotId: snapshot?.id ?? null,
+        parentId: parent?.id ?? null,
+        name: request.name,
+        description: request.description,
+        status: "creating",
+        sizeGib: volume.sizeGib,
+        repository: place.repository,
+        container: request.container,
+        availabilityZone: request.availabilityZone,
+        metadata: request.metadata,
+        dataTimestamp: snapshot?.createdAt ?? createdAt,
+        createdAt,
+        updatedAt: snapshot ? null : createdAt,
+      },
+    });
+    await startBackup(tx, config, principal, { row, parent, volume, snapshot, reach: place.reach, parentId: null });
+    return { ...row, hasDependents: false };
+  });
+}
+
+/** The operation that makes the backup of `row`, a part of the operation `parentId` where there is one. */
+export async function startBackup(
+  tx: Transaction,
+  config: Config,
+  principal: Pick<Principal, "userId" | "requestId">,
+  backup: {
+    row: Backup;
+    parent: Backup | null;
+    volume: Volume;
+    snapshot: SnapshotRow | null;
+    reach: string;
+    parentId: string | null;
+  },
+): Promise<void> {
+  const { row, parent, volume, snapshot, reach, parentId } = backup;
+  const encoder = config.repositories.find(({ name }) => name === row.repository)?.zlib_encoder;
+  await startOperation(tx, principal, {
+    kind: "backup-create",
+    projectId: row.projectId,
+    backupId: row.id,
+    volumeId: volume.id,
+    snapshotId: snapshot?.id ?? null,
+    parentId,
+    bytesTotal: snapshot?.sizeBytes ?? volume.sizeBytes,
+    task: {
+      kind: "plan-backup",
+      needs: [reach, ...parentReach(row, parent), `backend:${volume.backend}`, ...encoderNeeds(encoder)],
+    },
+  });
+}
+
+/** A backup on top of one in another repository reads that one, too. */
+const parentReach = (row: Backup, parent: Backup | null): string[] =>
+  parent === null || parent.repository === row.repository ? [] : [needToRead(parent.repository)];
+
+async function freezeStatus(
+  tx: Transaction,
+  volume: { id: string },
+  snapshot: SnapshotRow | null,
+  force: boolean,
+): Promise<void> {
+  if (!snapshot) {
+    const from = force ? ["available", "in-use"] : ["available"];
+    await moveVolume(tx, volume.id, from, "backing-up", (status) => {
+      return (
+        volumeRefusal(status, force) ?? new InvalidError("volume", `Volume ${volume.id} changed its status meanwhile.`)
+      );
+    });
+    return;
+  }
+  const moved = await tx.snapshot.updateMany({
+    where: { id: snapshot.id, status: "available" },
+    data: { status: "backing-up", updatedAt: new Date() },
+  });
+  if (moved.count !== 1) throw snapshotRefusal("backing-up");
+}

@@ -1,0 +1,138 @@
+import type { Config } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { InvalidError } from "../errors.ts";
+import type { Principal } from "../principal.ts";
+import { startOperation } from "../queue/operations.ts";
+import { needToRead } from "../queue/workers.ts";
+import type { Backup } from "../rows/backups.ts";
+import { getBackup, lockBackup } from "../rows/backups.ts";
+import { chainRepositories } from "../rows/chains.ts";
+import { lockForNewVolume } from "../rows/groups.ts";
+import { reserveQuota } from "../rows/quotas.ts";
+import type { Volume } from "../rows/volumes.ts";
+import { addRestoreVolume, GiB, getVolume, moveVolume, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
+
+export interface AcceptedRestore {
+  backupId: string;
+  volumeId: string;
+  volumeName: string | null;
+}
+
+/**
+ * Accepts a restore to `volumeId`, or to a new volume as long as the source was (API spec 6.6).
+ *
+ * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
+ */
+export async function requestRestore(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: { backupId: string; volumeId: string | null; name: string | null },
+): Promise<AcceptedRestore> {
+  return inTransaction(database, async (tx) => {
+    const seen = await getBackup(tx, principal, request.backupId);
+    if (seen.status !== "available") throw new InvalidError("backup", "Backup status must be available");
+    const volume = request.volumeId === null ? null : await claimTarget(tx, principal, seen, request.volumeId);
+    if (!volume) await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: seen.sizeGib });
+    const target =
+      volume ??
+      (await addRestoreVolume(tx, config, principal, {
+        name: request.name ?? `restore_backup_${seen.id}`,
+        description: "auto-created_from_restore_from_backup",
+        metadata: {},
+        status: "restoring-backup",
+        sizeGib: seen.sizeGib,
+        sizeBytes: seen.volumeBytes ?? 0n,
+      }));
+    await startRestore(tx, principal, { backupId: seen.id, target, newVolume: volume === null });
+    return { backupId: seen.id, volumeId: target.id, volumeName: target.name };
+  });
+}
+
+/**
+ * A new volume with a backup's bytes, `creating` until they are there (API spec 7.2).
+ *
+ * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
+ */
+export async function requestVolumeFromBackup(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  volume: NewVolume & { sizeGib: number | null; backupId: string },
+): Promise<VolumeRow> {
+  return inTransaction(database, async (tx) => {
+    const backup = await getBackup(tx, principal, volume.backupId);
+    if (backup.status !== "available") {
+      throw new InvalidError("backup", "Originating backup status must be one of 'available' values");
+    }
+    const sizeGib = volume.sizeGib ?? backup.sizeGib;
+    if (sizeGib < backup.sizeGib) {
+      const text = `Volume size ${sizeGib}GB cannot be smaller than the backup size ${backup.sizeGib}GB. It must be >= backup size.`;
+      throw new InvalidError("input", text);
+    }
+    await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: sizeGib });
+    if (volume.groupId) await lockForNewVolume(tx, principal, volume.groupId);
+    // A volume of odd length comes back as long as it was; only one that shall be larger is as long as its size says.
+    const sizeBytes = sizeGib > backup.sizeGib ? BigInt(sizeGib) * BigInt(GiB) : (backup.volumeBytes ?? 0n);
+    const target = await addRestoreVolume(tx, config, principal, { ...volume, status: "creating", sizeGib, sizeBytes });
+    await startRestore(tx, principal, { backupId: backup.id, target, newVolume: true });
+    return target;
+  });
+}
+
+/**
+ * The backup becomes `restoring`, with the operation that fills `target`. As a part of the operation `parentId` it leaves the private
+ * file for that one to publish.
+ *
+ * @throws InvalidError unless it is available
+ */
+export async function startRestore(
+  tx: Transaction,
+  principal: Principal,
+  restore: { backupId: string; target: Volume; newVolume: boolean; parentId?: string },
+): Promise<void> {
+  const { target, newVolume, parentId = null } = restore;
+  const backup = await lockBackup(tx, restore.backupId);
+  if (backup?.status !== "available") throw new InvalidError("backup", "Backup status must be available");
+  await tx.backup.update({
+    where: { id: backup.id },
+    data: { status: "restoring", restoreVolumeId: target.id, updatedAt: new Date() },
+  });
+  const repositories = await chainRepositories(tx, backup.id);
+  await startOperation(tx, principal, {
+    kind: "backup-restore",
+    projectId: backup.projectId,
+    backupId: backup.id,
+    volumeId: target.id,
+    parentId,
+    bytesTotal: backup.volumeBytes ?? 0n,
+    input: { newVolume },
+    task: {
+      kind: "plan-restore",
+      needs: [...repositories.map(needToRead), `backend:${target.backend}`],
+    },
+  });
+}
+
+async function claimTarget(
+  tx: Transaction,
+  principal: Principal,
+  backup: Backup,
+  volumeId: string,
+): Promise<VolumeRow> {
+  const volume = await getVolume(tx, principal, volumeId);
+  const notAvailable = () => new InvalidError("volume", "Volume to be restored to must be available");
+  if (volume.status !== "available") throw notAvailable();
+  if (volume.sizeGib < backup.sizeGib) {
+    throw new InvalidError(
+      "volume",
+      `volume size ${volume.sizeGib} is too small to restore backup of size ${backup.sizeGib}.`,
+    );
+  }
+  if (backup.volumeBytes !== null && volume.sizeBytes < backup.volumeBytes) {
+    const text = `volume of ${volume.sizeBytes} bytes is too small to restore backup of ${backup.volumeBytes} bytes.`;
+    throw new InvalidError("volume", text);
+  }
+  await moveVolume(tx, volume.id, ["available"], "restoring-backup", notAvailable);
+  return volume;
+}

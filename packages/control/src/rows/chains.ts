@@ -1,0 +1,78 @@
+import type { Database, Transaction } from "../db/database.ts";
+import { NotFoundError } from "../errors.ts";
+
+export interface ChainLink {
+  id: string;
+  projectId: string;
+  repository: string;
+  container: string | null;
+  serviceMetadata: string | null;
+  parentId: string | null;
+}
+
+/** The backup and its ancestors, newest first, as far as their rows are live. A cycle (an import can forge one) ends the walk. */
+export async function readChain(database: Database | Transaction, backupId: string): Promise<ChainLink[]> {
+  return database.$queryRaw<ChainLink[]>`
+    WITH RECURSIVE chain AS (
+      SELECT b.*, 0 AS depth FROM backups b WHERE b.id = ${backupId}::uuid AND b.deleted_at IS NULL
+      UNION ALL
+      SELECT b.*, c.depth + 1 FROM backups b JOIN chain c ON b.id = c.parent_id WHERE b.deleted_at IS NULL
+    ) CYCLE id SET looped USING walked
+    SELECT id, project_id AS "projectId", repository, container, service_metadata AS "serviceMetadata", parent_id AS "parentId"
+    FROM chain WHERE NOT looped ORDER BY depth`;
+}
+
+/** Where one member of a chain is stored. */
+export interface StoredLink {
+  backupId: string;
+  repository: string;
+  container: string;
+  prefix: string;
+}
+
+/** A backup with all that it builds on, newest first. @throws NotFoundError when a member is gone */
+export async function wholeChain(database: Database, backupId: string): Promise<StoredLink[]> {
+  const links = await readChain(database, backupId);
+  const bottom = links.at(-1);
+  if (bottom?.parentId !== null) throw new NotFoundError("Backup", bottom?.parentId ?? backupId);
+  return links.map(({ id, repository, container, serviceMetadata }) => {
+    if (!container || !serviceMetadata) throw new NotFoundError("Backup", id);
+    return { backupId: id, repository, container, prefix: serviceMetadata };
+  });
+}
+
+/** What was found damaged: `backupId` is the member of the chain that it belongs to. */
+export interface Damage {
+  backupId: string;
+  object: string;
+  reason: string;
+}
+
+/** Marks every row of the objects that are damaged: no parent is chosen on them any more. */
+export async function markDamage(tx: Transaction, { backupId, object, reason }: Damage): Promise<void> {
+  const row = await tx.backup.findUnique({ where: { id: backupId } });
+  if (row === null) return;
+  const { repository, container, serviceMetadata } = row;
+  await tx.backup.updateMany({
+    where: { repository, container, serviceMetadata, deletedAt: null },
+    data: { damage: `${object}: ${reason}` },
+  });
+}
+
+/** Members of a backup's chain, itself included, that are marked as damaged. */
+export async function readDamage(
+  database: Database | Transaction,
+  backupId: string,
+): Promise<{ id: string; damage: string }[]> {
+  const ids = (await readChain(database, backupId)).map((link) => link.id);
+  const rows = await database.backup.findMany({
+    where: { id: { in: ids }, damage: { not: null }, deletedAt: null },
+    select: { id: true, damage: true },
+  });
+  return rows.map(({ id, damage }) => ({ id, damage: damage ?? "" }));
+}
+
+export async function chainRepositories(tx: Transaction, backupId: string): Promise<string[]> {
+  const chain = await readChain(tx, backupId);
+  return [...new Set(chain.map((c) => c.repository))].sort();
+}

@@ -1,0 +1,59 @@
+import { ChangedMeanwhileError, type Database, type Transaction } from "../db/database.ts";
+import { isUuid } from "../db/listing.ts";
+import { NotFoundError } from "../errors.ts";
+import type { Snapshot } from "../generated/client.ts";
+import { type Principal, visibleTo } from "../principal.ts";
+import { isLive, lockOperation, type OperationKind, type OperationRow } from "../queue/operations.ts";
+import { lockBackup } from "./backups.ts";
+import { lockVolume } from "./volumes.ts";
+
+export type { Snapshot };
+
+/** Kinds of operations that give a snapshot its status. */
+const holders: readonly OperationKind[] = ["snapshot-create", "snapshot-delete", "backup-create"];
+
+/** The snapshot with the live operations that hold its status, locked after its volume and their backups. @throws NotFoundError */
+export async function lockSnapshot(
+  tx: Transaction,
+  principal: Principal,
+  id: string,
+): Promise<{ snapshot: Snapshot; operations: OperationRow[] }> {
+  const { volumeId } = await getSnapshot(tx, principal, id);
+  const live = { snapshotId: id, state: { in: ["queued", "running"] }, kind: { in: [...holders] } };
+  const seen = await tx.operation.findMany({ where: live, orderBy: { id: "asc" } });
+  await lockVolume(tx, volumeId);
+  for (const backupId of [...new Set(seen.flatMap((operation) => operation.backupId ?? []))].sort()) {
+    await lockBackup(tx, backupId);
+  }
+  const operations: OperationRow[] = [];
+  for (const operation of seen) operations.push(await lockOperation(tx, operation.id));
+  await tx.$queryRaw`SELECT id FROM snapshots WHERE id = ${id}::uuid FOR UPDATE`;
+  const snapshot = await tx.snapshot.findUnique({ where: { id } });
+  if (!snapshot) throw new NotFoundError("Snapshot", id);
+  // Whoever begins something changes this row: from here on nothing is added, but somebody may have been faster.
+  const added = await tx.operation.count({ where: { ...live, id: { notIn: seen.map((operation) => operation.id) } } });
+  if (added > 0) throw new ChangedMeanwhileError();
+  return { snapshot, operations: operations.filter(isLive) };
+}
+
+/** From now on nobody can use the snapshots. */
+export async function markSnapshotRemoval(
+  tx: Transaction,
+  which: { id: string } | { groupSnapshotId: string },
+): Promise<void> {
+  const now = new Date();
+  await tx.snapshot.updateMany({ where: { ...which, removalBegunAt: null }, data: { removalBegunAt: now } });
+}
+
+export type SnapshotRow = Snapshot;
+
+/** @throws NotFoundError for an unknown id or another project's */
+export async function getSnapshot(
+  database: Database | Transaction,
+  principal: Principal,
+  id: string,
+): Promise<SnapshotRow> {
+  const row = isUuid(id) ? await database.snapshot.findFirst({ where: { id, ...visibleTo(principal) } }) : null;
+  if (!row) throw new NotFoundError("Snapshot", id);
+  return row;
+}

@@ -1,0 +1,137 @@
+import type { Config } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { isUuid, nilUuid } from "../db/listing.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
+import { type Principal, visibleTo } from "../principal.ts";
+import { completeOperation, startOperation } from "../queue/operations.ts";
+import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { lockForNewVolume, lockGroupOf, settleGroup } from "../rows/groups.ts";
+import { reserveQuota } from "../rows/quotas.ts";
+import { baseRow, findVolume, GiB, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
+
+/** Where a volume's first bytes come from. A new volume lies on its source's backend. */
+export type VolumeSource = { snapshotId: string } | { volumeId: string };
+
+/**
+ * A new volume of `sizeGib`, empty or with the bytes of a source: quota, row and the task that makes the file commit together. With a
+ * source the size may be null, and is the source's then.
+ *
+ * @throws NotFoundError, InvalidError for a source in another status or too large; QuotaExceededError
+ */
+export async function requestVolume(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  volume: NewVolume & { sizeGib: number | null; source: VolumeSource | null },
+): Promise<VolumeRow> {
+  return inTransaction(database, async (tx) => {
+    const source = volume.source && (await readSource(tx, principal, volume.source));
+    const sizeGib = volume.sizeGib ?? source?.sizeGib ?? 0;
+    if (source && sizeGib < source.sizeGib) throw new InvalidError("input", source.tooSmall(sizeGib));
+    await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: sizeGib });
+    if (volume.groupId) await lockForNewVolume(tx, principal, volume.groupId);
+    return startVolume(tx, config, principal, { ...volume, sizeGib, source });
+  });
+}
+
+/** The row and the task that makes its file. Its quota has been taken, and its group is locked. */
+export async function startVolume(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  volume: NewVolume & { sizeGib: number; source: SourceOfVolume | null },
+): Promise<VolumeRow> {
+  const { source, sizeGib } = volume;
+  const sizeBytes = BigInt(sizeGib) * BigInt(GiB);
+  const row = await tx.volume.create({
+    data: {
+      ...baseRow(config, principal, volume),
+      ...source?.columns,
+      ...(volume.availabilityZone && { availabilityZone: volume.availabilityZone }),
+      status: "creating",
+      sizeGib,
+      // A source of odd length is copied as it is; only a volume that shall be larger is as long as its size says.
+      sizeBytes: source && sizeGib === source.sizeGib ? source.sizeBytes : sizeBytes,
+    },
+    include: { attachments: true },
+  });
+  await startOperation(tx, principal, {
+    kind: "volume-create",
+    projectId: row.projectId,
+    volumeId: row.id,
+    bytesTotal: source?.sizeBytes ?? 0n,
+    input: source?.input ?? {},
+    task: { kind: source ? "clone-volume" : "provision-volume", needs: [`backend:${row.backend}`] },
+  });
+  return row;
+}
+
+export interface SourceOfVolume {
+  /** Itself, for the worker. */
+  input: VolumeSource;
+  sizeGib: number;
+  sizeBytes: bigint;
+  /** What the new row takes over. */
+  columns: {
+    backend: string;
+    availabilityZone: string;
+    bootable: boolean;
+    snapshotId?: string;
+    sourceVolumeId?: string;
+  };
+  tooSmall: (sizeGib: number) => string;
+}
+
+/** @throws NotFoundError for an unknown source; InvalidError for one that cannot be copied now */
+export async function readSource(tx: Transaction, principal: Principal, source: VolumeSource): Promise<SourceOfVolume> {
+  if ("volumeId" in source) {
+    const volume = await findVolume(tx, principal, source.volumeId);
+    const { backend, availabilityZone, bootable, sizeGib, sizeBytes } = volume;
+    if (volume.status !== "available" && volume.status !== "in-use") {
+      throw new InvalidError("volume", "Originating source volume status must be one of 'available, in-use' values");
+    }
+    return {
+      input: source,
+      sizeGib,
+      sizeBytes,
+      columns: { backend, availabilityZone, bootable, sourceVolumeId: volume.id },
+      tooSmall: (size) =>
+        `Volume size '${size}'GB cannot be smaller than original volume size  ${sizeGib}GB. They must be >= original volume size.`,
+    };
+  }
+  const snapshot = await tx.snapshot.findFirst({
+    where: { id: isUuid(source.snapshotId) ? source.snapshotId : nilUuid, ...visibleTo(principal) },
+    include: { volume: true },
+  });
+  if (!snapshot) throw new NotFoundError("Snapshot", source.snapshotId);
+  if (snapshot.status !== "available") {
+    throw new InvalidError("snapshot", "Originating snapshot status must be one of 'available' values");
+  }
+  const { backend, availabilityZone, bootable } = snapshot.volume;
+  return {
+    input: source,
+    sizeGib: snapshot.sizeGib,
+    sizeBytes: snapshot.sizeBytes,
+    columns: { backend, availabilityZone, bootable, snapshotId: snapshot.id },
+    tooSmall: (size) =>
+      `Volume size '${size}'GB cannot be smaller than the snapshot size ${snapshot.sizeGib}GB. They must be >= original snapshot size.`,
+  };
+}
+
+/** The file is there: the volume becomes available, exactly as long as the worker says. */
+export async function finishVolume(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+  sizeBytes: number,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const volumeId = operation.volumeId ?? nilUuid;
+    await lockGroupOf(tx, volumeId);
+    await tx.$executeRaw`
+      UPDATE volumes SET status = 'available', size_bytes = ${sizeBytes}::bigint, launched_at = now(), updated_at = now()
+      WHERE id = ${volumeId}::uuid AND status = 'creating'`;
+    await settleGroup(tx, volumeId);
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
+  });
+}

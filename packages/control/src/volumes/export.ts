@@ -1,0 +1,50 @@
+import { type Database, inTransaction } from "../db/database.ts";
+import { InvalidError } from "../errors.ts";
+import type { Principal } from "../principal.ts";
+import { completeOperation, startOperation } from "../queue/operations.ts";
+import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { getVolume, moveVolume } from "../rows/volumes.ts";
+
+/**
+ * A volume's bytes go out to a file, which may be there already only with `overwrite`. The volume is `uploading` meanwhile.
+ *
+ * @throws InvalidError unless the volume is available
+ */
+export async function requestVolumeExport(
+  database: Database,
+  principal: Principal,
+  request: { volumeId: string; path: string; overwrite: boolean },
+): Promise<{ id: string }> {
+  return inTransaction(database, async (tx) => {
+    const volume = await getVolume(tx, principal, request.volumeId);
+    await moveVolume(tx, volume.id, ["available"], "uploading", (status) => {
+      return new InvalidError(
+        "volume",
+        `Volume to be exported must be available, but the current status is "${status}".`,
+      );
+    });
+    const id = await startOperation(tx, principal, {
+      kind: "volume-export",
+      projectId: volume.projectId,
+      volumeId: volume.id,
+      input: { path: request.path, overwrite: request.overwrite },
+      bytesTotal: volume.sizeBytes,
+      task: { kind: "export-volume", needs: [`backend:${volume.backend}`] },
+    });
+    return { id };
+  });
+}
+
+/** The export is written: the volume is as it was. */
+export async function finishVolumeExport(
+  database: Database,
+  operation: TaskOperation,
+  result: TaskResult,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await tx.$executeRaw`
+      UPDATE volumes SET status = 'available', previous_status = 'uploading', updated_at = now()
+      WHERE id = ${operation.volumeId}::uuid AND status = 'uploading'`;
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
+  });
+}

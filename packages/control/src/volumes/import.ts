@@ -1,0 +1,56 @@
+import type { Config } from "../config.ts";
+import { type Database, inTransaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import type { Principal } from "../principal.ts";
+import { startOperation } from "../queue/operations.ts";
+import type { TaskOperation } from "../queue/tasks.ts";
+import { reserveQuota } from "../rows/quotas.ts";
+import { baseRow, gibOf, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
+
+/**
+ * A user's own file becomes a volume of exactly its length. The size is not known yet (only a worker reads bytes):
+ * the worker reports it with `chargeImport` before it copies.
+ */
+export async function requestVolumeImport(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: NewVolume & { path: string },
+): Promise<{ volume: VolumeRow; operation: { id: string } }> {
+  return inTransaction(database, async (tx) => {
+    await reserveQuota(tx, config, principal.projectId, { volumes: 1 });
+    const volume = await tx.volume.create({
+      data: { ...baseRow(config, principal, request), status: "creating", sizeGib: 0, sizeBytes: 0n },
+      include: { attachments: true },
+    });
+    const id = await startOperation(tx, principal, {
+      kind: "volume-import",
+      projectId: volume.projectId,
+      volumeId: volume.id,
+      input: { path: request.path },
+      task: { kind: "import-volume", needs: [`backend:${volume.backend}`] },
+    });
+    return { volume, operation: { id } };
+  });
+}
+
+/** The worker's word on how long the file is, before it copies: charged to the quota once, however often it is said. */
+export async function chargeImport(
+  database: Database,
+  config: Config,
+  operation: TaskOperation,
+  sizeBytes: number,
+): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const sizeGib = gibOf(sizeBytes);
+    const before = await tx.volume.findUniqueOrThrow({ where: { id: operation.volumeId ?? nilUuid } });
+    if (sizeGib > before.sizeGib) {
+      await reserveQuota(tx, config, before.projectId, { gigabytes: sizeGib - before.sizeGib });
+    }
+    await tx.volume.update({
+      where: { id: before.id },
+      data: { sizeGib: Math.max(sizeGib, before.sizeGib), sizeBytes: BigInt(sizeBytes) },
+    });
+    await tx.operation.update({ where: { id: operation.id }, data: { bytesTotal: BigInt(sizeBytes) } });
+  });
+}

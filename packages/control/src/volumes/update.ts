@@ -1,0 +1,27 @@
+import type { Database } from "../db/database.ts";
+import { NotFoundError } from "../errors.ts";
+import type { Principal } from "../principal.ts";
+import { getVolume, type VolumeRow } from "../rows/volumes.ts";
+
+export interface VolumeChange {
+  name?: string | null;
+  description?: string | null;
+  /** The whole set. */
+  metadata?: Record<string, string>;
+  bootable?: boolean;
+}
+
+/** Changes what a user may say about a volume, in whatever status it is. @throws NotFoundError */
+export async function updateVolume(
+  database: Database,
+  principal: Principal,
+  id: string,
+  change: VolumeChange,
+): Promise<VolumeRow> {
+  const seen = await getVolume(database, principal, id);
+  if (Object.keys(change).length === 0) return seen;
+  const updatedAt = new Date();
+  const { count } = await database.volume.updateMany({ where: { id }, data: { ...change, updatedAt } });
+  if (count === 0) throw new NotFoundError("Volume", id);
+  return { ...seen, ...change, updatedAt };
+}

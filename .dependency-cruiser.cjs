@@ -1,6 +1,17 @@
 // Who may import whom. A rule here is a rule of ARCHITECTURE.md; project references alone do not stop an upward import.
 const generated = "^packages/control/src/generated/";
 const tests = "\\.test\\.ts$";
+/** From the ground up: a room imports those before it, never one of its own floor or above. */
+const controlRooms = [
+  ["db"],
+  ["telemetry"],
+  ["queue"],
+  ["rows", "events"],
+  ["volumes", "repositories"],
+  ["backups"],
+  ["groups"],
+  ["upkeep", "admin"],
+];
 const dialects = "^apps/api/src/(cinder|instance-groups|ovirt|ops)/";
 
 /** @type {import("dependency-cruiser").IConfiguration} */
@@ -70,6 +81,31 @@ module.exports = {
       scope: "folder",
       from: { path: "^(packages|apps)/", pathNot: ["/src$", generated] },
       to: { circular: true, viaOnly: { pathNot: "/src$" } },
+    },
+    ...controlRooms.map((rooms, floor) => ({
+      name: `control-imports-downward-${rooms.join("-")}`,
+      comment:
+        "Verbs stand on rows, rows on the queue: see ARCHITECTURE.md. Only upkeep and admin end other domains' operations.",
+      severity: "error",
+      from: { path: `^packages/control/src/(${rooms.join("|")})/`, pathNot: tests },
+      to: {
+        path: `^packages/control/src/(${controlRooms.slice(floor).flat().join("|")})/`,
+        pathNot: "^packages/control/src/$1/",
+      },
+    })),
+    {
+      name: "generated-types-are-named-by-rows",
+      comment: "Everything above takes the types of rows from rows/, and SQL from db/.",
+      severity: "error",
+      from: { path: "^packages/control/src/", pathNot: [generated, "^packages/control/src/(db|rows|queue|events)/"] },
+      to: { path: generated },
+    },
+    {
+      name: "the-api-does-no-work",
+      comment: "Claims, plans and reports are the workers'.",
+      severity: "error",
+      from: { path: "^apps/api/src/", pathNot: tests },
+      to: { path: "^packages/control/(dist|src)/work\\." },
     },
     {
       name: "engine-format-stands-low",

@@ -1,7 +1,7 @@
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { openPool } from "@tephra/control";
+import { openPool } from "@tephra/control/process";
 import type pg from "pg";
 import { nodeFlags, projectNode, root } from "../scripts/bootstrap.mjs";
 import { poll } from "../scripts/poll.ts";

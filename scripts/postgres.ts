@@ -248,7 +248,7 @@ async function createDatabase(url: string): Promise<void> {
 
 /** Runs `work` on a connection of its own, made as the programs make theirs, which is closed afterwards. */
 export async function withClient<T>(url: string, work: (client: pg.Client) => Promise<T>): Promise<T> {
-  const { connectDatabase } = await import("@tephra/control"); // Compiled after this file is loaded.
+  const { connectDatabase } = await import("@tephra/control/process"); // Compiled after this file is loaded.
   const client = await connectDatabase(url, "script");
   try {
     return await work(client);

@@ -100,7 +100,7 @@ async function keepServing(
 
 /** @throws BootstrapError with PostgreSQL's own sentence, or that of the way to it */
 async function requireAnswer(url: string): Promise<void> {
-  const { sentenceOf } = await import("@tephra/control");
+  const { sentenceOf } = await import("@tephra/control/process");
   try {
     await withClient(url, (client) => client.query("SELECT 1"));
   } catch (error) {

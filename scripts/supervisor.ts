@@ -4,7 +4,8 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync
 import { createServer } from "node:net";
 import { dirname, join, resolve, sep } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { type Config, ConfigError, exchangeFolder, loadConfig } from "@tephra/control";
+import { type Config, ConfigError } from "@tephra/control";
+import { exchangeFolder, loadConfig } from "@tephra/control/process";
 import { parse } from "yaml";
 import { BootstrapError, nodeFlags, orFail, projectNode, root } from "./bootstrap.mjs";
 import { keepToOwner, keepToPassersBy } from "./owner-only.ts";

@@ -1,29 +1,28 @@
 import { randomUUID } from "node:crypto";
+import { type Config, type Database, requestVolume, requestVolumeExtend } from "@tephra/control";
 import {
-  type BackupPlan,
-  type ClaimedTask,
-  type Config,
-  claimTask,
-  type Database,
   endBluntly,
-  failOperation,
-  finishCopy,
-  inTransaction,
   isRetryableConflict,
   loadConfig,
   mayPass,
   openDatabase,
   openLog,
   openMetrics,
-  reopenRanges,
   repairQuotas,
-  requestVolume,
-  requestVolumeExtend,
+  startReconciler,
+} from "@tephra/control/process";
+import {
+  type BackupPlan,
+  type ClaimedTask,
+  claimTask,
+  failOperation,
+  finishCopy,
+  inTransaction,
+  reopenRanges,
   startCopy,
   startOperation,
-  startReconciler,
   takeDeliveries,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from "vitest";
 import { createDatabase } from "../harness/instance.ts";
 import { waitFor } from "../harness/wait-for.ts";

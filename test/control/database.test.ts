@@ -1,13 +1,7 @@
 import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
-import {
-  connectDatabase,
-  type Database,
-  findDatabaseProblems,
-  inDatabase,
-  openDatabase,
-  openPool,
-} from "@tephra/control";
+import type { Database } from "@tephra/control";
+import { connectDatabase, findDatabaseProblems, inDatabase, openDatabase, openPool } from "@tephra/control/process";
 import { afterEach, beforeEach, describe, expect, inject, it, vi } from "vitest";
 import { withClient } from "../../scripts/postgres.ts";
 import { migrate } from "../../scripts/services.ts";

@@ -1,18 +1,15 @@
 import { randomUUID } from "node:crypto";
+import type { Config, Database } from "@tephra/control";
+import { loadConfig, openDatabase, openLog } from "@tephra/control/process";
 import {
-  type Config,
-  type Database,
   type Dispatched,
   inTransaction,
-  loadConfig,
-  openDatabase,
-  openLog,
   publishWorker,
   queueFor,
   startDispatcher,
   startOperation,
   withdrawWorker,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { afterAll, afterEach, beforeAll, describe, expect, inject, it } from "vitest";
 import { createDatabase } from "../harness/instance.ts";
 import { waitFor } from "../harness/wait-for.ts";

@@ -1,20 +1,18 @@
 import { randomUUID } from "node:crypto";
+import type { Database, OperationKind } from "@tephra/control";
+import { loadConfig, openDatabase } from "@tephra/control/process";
 import {
   claimTask,
-  type Database,
   failOperation,
   inTransaction,
-  loadConfig,
   OperationEndedError,
-  type OperationKind,
-  openDatabase,
   planBackup,
   planRestore,
   planVerify,
   startOperation,
   type TaskKind,
   type TaskOperation,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { afterAll, beforeAll, expect, inject, it } from "vitest";
 import { createDatabase } from "../harness/instance.ts";
 

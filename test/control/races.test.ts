@@ -2,18 +2,17 @@ import { randomBytes, randomUUID } from "node:crypto";
 import {
   type Config,
   type Database,
+  forceDeleteVolume,
   InvalidError,
-  loadConfig,
   NotFoundError,
-  openDatabase,
   type Principal,
   requestBackup,
   requestBackupDelete,
   requestBackupForceDelete,
   requestRestore,
-  forceDeleteVolume,
   resetBackupStatus,
 } from "@tephra/control";
+import { loadConfig, openDatabase } from "@tephra/control/process";
 import { afterAll, beforeAll, expect, inject, it } from "vitest";
 import { Random } from "../fuzz/random.ts";
 import { createDatabase } from "../harness/instance.ts";

@@ -1,17 +1,14 @@
 import { randomUUID } from "node:crypto";
+import type { Database } from "@tephra/control";
+import { loadConfig, openDatabase, openLog, startReconciler } from "@tephra/control/process";
 import {
   claimTask,
-  type Database,
   failOperation,
   inTransaction,
-  loadConfig,
-  openDatabase,
-  openLog,
   publishWorker,
   startOperation,
-  startReconciler,
   withdrawWorker,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from "vitest";
 import { createDatabase } from "../harness/instance.ts";
 import { waitFor } from "../harness/wait-for.ts";

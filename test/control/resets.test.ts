@@ -1,21 +1,11 @@
 import { randomUUID } from "node:crypto";
 import {
-  beginBackupDelete,
-  beginSnapshotDelete,
-  beginVolumeDelete,
-  type ClaimedTask,
   type Config,
-  claimTask,
   createGroup,
   createGroupType,
   type Database,
-  failOperation,
-  finishBackup,
   InvalidError,
-  inTransaction,
-  loadConfig,
   type OperationKind,
-  openDatabase,
   type Principal,
   requestBackup,
   requestBackupDelete,
@@ -37,8 +27,19 @@ import {
   resetGroupSnapshot,
   resetSnapshot,
   resetVolume,
-  startOperation,
 } from "@tephra/control";
+import { loadConfig, openDatabase } from "@tephra/control/process";
+import {
+  beginBackupDelete,
+  beginSnapshotDelete,
+  beginVolumeDelete,
+  type ClaimedTask,
+  claimTask,
+  failOperation,
+  finishBackup,
+  inTransaction,
+  startOperation,
+} from "@tephra/control/work";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { createDatabase } from "../harness/instance.ts";
 

@@ -1,15 +1,15 @@
+import type { Database } from "@tephra/control";
+import { openDatabase } from "@tephra/control/process";
 import {
   ClaimLostError,
   claimTask,
-  type Database,
   failOperation,
   finishTask,
   handBackTask,
   inTransaction,
-  openDatabase,
   renewLeases,
   startOperation,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from "vitest";
 import { createDatabase } from "../harness/instance.ts";
 import { waitFor } from "../harness/wait-for.ts";

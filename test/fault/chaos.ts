@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import type { Vitals } from "@tephra/control";
+import type { Vitals } from "@tephra/control/process";
 import type { Program } from "../../scripts/spawn-program.ts";
 import { serverFaults } from "./faults.ts";
 import { isClean, reportOf } from "./report.ts";

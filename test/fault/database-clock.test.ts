@@ -1,6 +1,6 @@
 import { chmodSync, mkdtempSync } from "node:fs";
 import { join } from "node:path";
-import { inDatabase } from "@tephra/control";
+import { inDatabase } from "@tephra/control/process";
 import { expect, inject, it } from "vitest";
 import { withClient } from "../../scripts/postgres.ts";
 import { migrate } from "../../scripts/services.ts";

@@ -1,6 +1,6 @@
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { redisConnection } from "@tephra/control";
+import { redisConnection } from "@tephra/control/process";
 import { Redis } from "ioredis";
 import { describe, expect, inject, it } from "vitest";
 import { redisProgram, startRedis } from "../../scripts/redis.ts";

@@ -10,11 +10,15 @@ import {
 } from "../../packages/engine/src/codec/compression.ts";
 import { ByteReader } from "../../packages/engine/src/encryption/byte-reader.ts";
 import { unwrapDataKey, wrapDataKey } from "../../packages/engine/src/encryption/data-key.ts";
-import { encodeEncryptedMetadata, readEncryptedLabel, readMetadataFrames } from "../../packages/engine/src/encryption/encrypted-metadata.ts";
+import {
+  encodeEncryptedMetadata,
+  readEncryptedLabel,
+  readMetadataFrames,
+} from "../../packages/engine/src/encryption/encrypted-metadata.ts";
 import { decryptFrames, decryptPart, encryptFrame, frameKeysFor } from "../../packages/engine/src/encryption/frames.ts";
-import { framesMagic } from "../../packages/engine/src/format/encrypted-label.ts";
 import { parseMasterKeys } from "../../packages/engine/src/encryption/master-keys.ts";
 import { EngineError } from "../../packages/engine/src/errors.ts";
+import { framesMagic } from "../../packages/engine/src/format/encrypted-label.ts";
 import { openHashList } from "../../packages/engine/src/format/hash-list.ts";
 import { FormatError } from "../../packages/engine/src/format/json-stream.ts";
 import { readMetadata } from "../../packages/engine/src/format/metadata.ts";

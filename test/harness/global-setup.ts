@@ -59,7 +59,7 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
   const dir = mkdtempSync(join(tmpdir(), "tephra-test-"));
   chmodSync(dir, 0o711); // As root, PostgreSQL runs as another user, who must reach its folder in here.
   await using stack = new AsyncDisposableStack();
-  const { inDatabase } = await import("@tephra/control");
+  const { inDatabase } = await import("@tephra/control/process");
   const { postgresSettings, databaseParameters } = await surroundings(dir);
   const services = await startServices({ dataDir: dir, postgresSettings, databaseParameters });
   stack.defer(async () => {

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { inDatabase, openPool } from "@tephra/control";
+import { inDatabase, openPool } from "@tephra/control/process";
 import { Redis } from "ioredis";
 import { inject } from "vitest";
 import { nodeFlags, projectNode, root } from "../../scripts/bootstrap.mjs";

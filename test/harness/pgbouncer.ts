@@ -1,6 +1,6 @@
 import { chmodSync, chownSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { connectDatabase } from "@tephra/control";
+import { connectDatabase } from "@tephra/control/process";
 import { unpackPgbouncer } from "../../scripts/pgbouncer-package.ts";
 import { poll } from "../../scripts/poll.ts";
 import { freePort, spawnProgram } from "../../scripts/spawn-program.ts";

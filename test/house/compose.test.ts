@@ -4,7 +4,7 @@ import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFile
 import { tmpdir } from "node:os";
 import { basename, dirname, join, normalize, relative } from "node:path";
 import { parseEnv } from "node:util";
-import { loadConfig } from "@tephra/control";
+import { loadConfig } from "@tephra/control/process";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { root } from "../../scripts/bootstrap.mjs";

@@ -1,4 +1,5 @@
-import type { ClaimedTask, OperationKind } from "@tephra/control";
+import type { OperationKind } from "@tephra/control";
+import type { ClaimedTask } from "@tephra/control/work";
 
 /** What a project has, as somebody would keep it on paper who knows the rules and nothing of the code. Sizes in GiB. */
 export interface Reference {

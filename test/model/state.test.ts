@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
-import { type Database, loadConfig, openDatabase } from "@tephra/control";
+import type { Database } from "@tephra/control";
+import { loadConfig, openDatabase } from "@tephra/control/process";
 import fc from "fast-check";
 import { afterAll, beforeAll, expect, inject, it } from "vitest";
 import { createDatabase } from "../harness/instance.ts";

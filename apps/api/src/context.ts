@@ -1,14 +1,5 @@
-import {
-  type Config,
-  type Database,
-  type Hooks,
-  hooksOf,
-  type Logger,
-  type OnTrouble,
-  openDatabase,
-  openMetrics,
-  tellTrouble,
-} from "@tephra/control";
+import type { Config, Database, Logger } from "@tephra/control";
+import { type Hooks, hooksOf, type OnTrouble, openDatabase, openMetrics, tellTrouble } from "@tephra/control/process";
 import { type Authenticate, authenticator } from "./auth.ts";
 import { openThrottle, type Throttle } from "./throttle.ts";
 

@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
-import { type HttpClient, type KeystoneConfig, openHttpClient, type Role, roles } from "@tephra/control";
+import { type Role, roles } from "@tephra/control";
+import { type HttpClient, type KeystoneConfig, openHttpClient } from "@tephra/control/process";
 import { LRUCache } from "lru-cache";
 import { z } from "zod";
 import type { IdentifyToken, Identity } from "./identity.ts";

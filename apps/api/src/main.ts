@@ -1,15 +1,7 @@
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import {
-  type Config,
-  ConfigError,
-  loadConfig,
-  logCrash,
-  logVitals,
-  openLog,
-  startReconciler,
-  tellStrayTimes,
-} from "@tephra/control";
+import { type Config, ConfigError } from "@tephra/control";
+import { loadConfig, logCrash, logVitals, openLog, startReconciler, tellStrayTimes } from "@tephra/control/process";
 import { buildApp } from "./app.ts";
 import { openContext } from "./context.ts";
 

@@ -1,4 +1,5 @@
-import { ClaimLostError, InvalidError, OperationEndedError, taskRanks } from "@tephra/control";
+import { InvalidError } from "@tephra/control";
+import { ClaimLostError, OperationEndedError, taskRanks } from "@tephra/control/work";
 import { DamagedObjectError, RangesIncompleteError, RepositoryFullError } from "@tephra/engine";
 import { describe, expect, it } from "vitest";
 import { assertClaimable, verdictOf } from "./consumers.ts";

@@ -1,22 +1,19 @@
+import { ConfigError, InvalidError, NotFoundError, QuotaExceededError } from "@tephra/control";
+import { actAs } from "@tephra/control/process";
 import {
-  actAs,
   type ClaimedTask,
   ClaimLostError,
-  ConfigError,
   cancelTask,
   claimTask,
   events,
   type Failure,
   failOperation,
   handBackTask,
-  InvalidError,
   isDatabaseBusy,
-  NotFoundError,
   OperationEndedError,
-  QuotaExceededError,
   retryTaskLater,
   type TaskKind,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { DamagedObjectError } from "@tephra/engine";
 import type { Handler, WorkerContext } from "./context.ts";
 import { copyTask } from "./handlers/copy.ts";

@@ -1,12 +1,6 @@
-import {
-  type ClaimedTask,
-  type Config,
-  type Database,
-  type Hooks,
-  type Logger,
-  ownPlaces,
-  type TaskResult,
-} from "@tephra/control";
+import type { Config, Database, Logger } from "@tephra/control";
+import { type Hooks, ownPlaces } from "@tephra/control/process";
+import type { ClaimedTask, TaskResult } from "@tephra/control/work";
 import type { Engine, RunContext, UserPlaces } from "@tephra/engine";
 import type { HungError } from "./leases.ts";
 import type { Places } from "./sites.ts";

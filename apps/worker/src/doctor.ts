@@ -1,7 +1,8 @@
 // `tephra doctor`: whether this machine, with this configuration, can do its part; asked of the real servers. It changes nothing but a
 // small object and a job of its own, which it removes. Status 0: all is well or only worth a warning; 1: something fails; 2: usage.
 import { parseArgs } from "node:util";
-import { type Config, ConfigError, loadConfig } from "@tephra/control";
+import { type Config, ConfigError } from "@tephra/control";
+import { loadConfig } from "@tephra/control/process";
 import { type Finding, failed, reasonOf } from "./doctor/finding.ts";
 import { checkBackend, checkMachine, checkRepository } from "./doctor/places.ts";
 import { checkKeystone, checkPostgresql, checkRedis } from "./doctor/servers.ts";

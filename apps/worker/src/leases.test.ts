@@ -1,12 +1,6 @@
-import {
-  type ClaimedTask,
-  claimTask,
-  type Database,
-  inTransaction,
-  openDatabase,
-  openLog,
-  startOperation,
-} from "@tephra/control";
+import type { Database } from "@tephra/control";
+import { openDatabase, openLog } from "@tephra/control/process";
+import { type ClaimedTask, claimTask, inTransaction, startOperation } from "@tephra/control/work";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
 import { createDatabase } from "../../../test/harness/instance.ts";
 import { startTcpProxy } from "../../../test/harness/tcp-proxy.ts";

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { type ClaimedTask, type Database, type Logger, quietMsOf, renewLeases } from "@tephra/control";
+import type { Database, Logger } from "@tephra/control";
+import { type ClaimedTask, quietMsOf, renewLeases } from "@tephra/control/work";
 import type { RunContext } from "@tephra/engine";
 import type { CallWatch } from "./watched-sites.ts";
 

@@ -1,28 +1,29 @@
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
+import { type Config, ConfigError } from "@tephra/control";
 import {
   allowFileThreads,
-  type Config,
-  ConfigError,
   hooksOf,
   installationOf,
-  isHostDisabled,
-  isTaskKnown,
   loadConfig,
   logCrash,
   logVitals,
-  type OwnWorker,
   openDatabase,
   openLog,
+  startReconciler,
+  tellTrouble,
+} from "@tephra/control/process";
+import {
+  isHostDisabled,
+  isTaskKnown,
+  type OwnWorker,
   publishWorker,
   queueFor,
   startDispatcher,
-  startReconciler,
-  tellTrouble,
   UnknownTaskError,
   undispatchTask,
   withdrawWorker,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { openEngine } from "@tephra/engine";
 import { runTask } from "./consumers.ts";
 import type { WorkerContext } from "./context.ts";

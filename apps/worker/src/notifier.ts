@@ -1,20 +1,15 @@
 import { createHmac } from "node:crypto";
+import type { Config, Database, Logger } from "@tephra/control";
+import { type HttpClient, openHttpClient, redisConnection, redisOptions } from "@tephra/control/process";
 import {
-  type Config,
-  type Database,
   type DueDelivery,
   forgetNotifications,
-  type HttpClient,
-  type Logger,
   markDelivered,
   markUndelivered,
-  openHttpClient,
-  redisConnection,
-  redisOptions,
   spreadNotifications,
   takeDeliveries,
   targetsOf,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { Redis } from "ioredis";
 
 /** Deliveries that one process has under way at a time. */

@@ -1,5 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Dispatched, type Enqueue, type Logger, redisConnection, redisOptions } from "@tephra/control";
+import type { Logger } from "@tephra/control";
+import { redisConnection, redisOptions } from "@tephra/control/process";
+import type { Dispatched, Enqueue } from "@tephra/control/work";
 import { Queue, Worker } from "bullmq";
 import { Redis } from "ioredis";
 import { openQueueProbe, wordsOf } from "./queue-probe.ts";

@@ -1,13 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import {
-  type Config,
-  encoderNeeds,
-  type Logger,
-  levelOf,
-  needToRead,
-  needToWrite,
-  type RepositoryConfig,
-} from "@tephra/control";
+import type { Config, Logger } from "@tephra/control";
+import { levelOf, type RepositoryConfig } from "@tephra/control/process";
+import { encoderNeeds, needToRead, needToWrite } from "@tephra/control/work";
 import { type FileBackend, openFileBackend, openRepository, type Repository, requireEncoder } from "@tephra/engine";
 
 /** The repository at the configured place is not the one that was there when this worker looked first. */

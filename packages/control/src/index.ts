@@ -1,79 +1,176 @@
+/** What a service answers with: the verbs of volumes, backups, groups and repositories, their rows and their errors. */
 export { forceDeleteSnapshot } from "./admin/force-delete-snapshot.ts";
 export { forceDeleteVolume } from "./admin/force-delete-volume.ts";
-export * from "./admin/reset-backup.ts";
-export * from "./admin/reset-group.ts";
-export * from "./admin/reset-snapshot.ts";
-export * from "./admin/reset-volume.ts";
-export * from "./backups/create.ts";
-export * from "./backups/create-work.ts";
-export * from "./backups/delete.ts";
-export * from "./backups/import.ts";
-export * from "./backups/list.ts";
-export * from "./backups/restore.ts";
-export * from "./backups/restore-work.ts";
-export * from "./backups/update.ts";
-export * from "./backups/verify.ts";
-export { storedVolume } from "./backups/volume-meta.ts";
-export * from "./config.ts";
-export { DatabaseUrlError, inDatabase, parseDatabaseUrl } from "./database-url.ts";
-export * from "./db/actor.ts";
-export { connectDatabase, sentenceOf } from "./db/connection.ts";
-export * from "./db/crash-points.ts";
-export * from "./db/database.ts";
-export * from "./db/listing.ts";
-export * from "./db/outage.ts";
-export { type OnTrouble, openPool, tellTrouble } from "./db/pool.ts";
-export { findDatabaseProblems, findStrayTimes, tellStrayTimes } from "./db/proof.ts";
-export * from "./errors.ts";
-export * from "./events/audit.ts";
-export * from "./events/messages.ts";
-export * from "./events/notifications.ts";
-export * from "./groups/backup.ts";
-export * from "./groups/delete.ts";
-export * from "./groups/from-source.ts";
-export * from "./groups/group-types.ts";
-export * from "./groups/groups.ts";
-export * from "./groups/instances.ts";
-export * from "./groups/operations.ts";
-export * from "./groups/parts.ts";
-export * from "./groups/restore.ts";
-export * from "./groups/snapshots.ts";
-export * from "./https-client.ts";
-export * from "./own-places.ts";
-export * from "./principal.ts";
-export * from "./queue/dispatcher.ts";
-export * from "./queue/operations.ts";
-export * from "./queue/services.ts";
-export * from "./queue/tasks.ts";
-export * from "./queue/workers.ts";
-export * from "./redis-options.ts";
-export * from "./repositories/reap.ts";
-export * from "./repositories/rescan.ts";
-export * from "./rows/backups.ts";
-export * from "./rows/chains.ts";
-export * from "./rows/groups.ts";
-export { repairQuotas } from "./rows/quota-repair.ts";
-export * from "./rows/quotas.ts";
-export * from "./rows/snapshots.ts";
-export * from "./rows/snapshots.ts";
-export * from "./rows/volumes.ts";
-export * from "./rows/volumes.ts";
-export * from "./states.ts";
-export * from "./telemetry/telemetry.ts";
-export * from "./upkeep/endings.ts";
-export { endBluntly } from "./upkeep/healing.ts";
-export * from "./upkeep/reconciler.ts";
-export * from "./volumes/attach.ts";
-export * from "./volumes/attachments.ts";
-export * from "./volumes/create.ts";
-export * from "./volumes/delete.ts";
-export * from "./volumes/export.ts";
-export * from "./volumes/extend.ts";
-export * from "./volumes/import.ts";
-export * from "./volumes/list.ts";
-export * from "./volumes/metadata.ts";
-export * from "./volumes/pools.ts";
-export * from "./volumes/snapshot-delete.ts";
-export * from "./volumes/snapshots.ts";
-export * from "./volumes/transfers.ts";
-export * from "./volumes/update.ts";
+export { requestBackupForceDelete, resetBackupStatus } from "./admin/reset-backup.ts";
+export { resetGroup, resetGroupSnapshot } from "./admin/reset-group.ts";
+export { resetSnapshot, updateSnapshotStatus } from "./admin/reset-snapshot.ts";
+export { resetVolume } from "./admin/reset-volume.ts";
+export { requestBackup } from "./backups/create.ts";
+export { requestBackupDelete } from "./backups/delete.ts";
+export { assertImportable, requestBackupImport } from "./backups/import.ts";
+export { type BackupColumn, type BackupFilter, listBackups } from "./backups/list.ts";
+export { requestRestore, requestVolumeFromBackup } from "./backups/restore.ts";
+export { type BackupChange, updateBackup } from "./backups/update.ts";
+export { type BackupHealth, getBackupHealth, requestVerify, verifyModes } from "./backups/verify.ts";
+export { type Config, type Role, roles } from "./config.ts";
+export { actorOf } from "./db/actor.ts";
+export type { Database } from "./db/database.ts";
+export { containing, equalText, isUuid, nilUuid, type Page } from "./db/listing.ts";
+export {
+  AttachmentNotFoundError,
+  ConfigError,
+  ControlError,
+  InvalidError,
+  type InvalidSubject,
+  NoServiceError,
+  NotFoundError,
+  QuotaExceededError,
+  QuotaInUseError,
+  type QuotaLimit,
+  StateConflictError,
+} from "./errors.ts";
+export { type AuditRow, auditedResources, listAudit } from "./events/audit.ts";
+export {
+  deleteMessage,
+  getMessage,
+  keptUntil,
+  listMessages,
+  type MessageFilter,
+  type MessageRow,
+  type MessageSortKey,
+} from "./events/messages.ts";
+export { type DeliveryRow, deliveryStates, listDeliveries, retryDelivery } from "./events/notifications.ts";
+export { type AcceptedGroupOperation, requestGroupBackup, requestGroupSnapshot } from "./groups/backup.ts";
+export { requestGroupBackupDelete, requestGroupSnapshotDelete } from "./groups/delete.ts";
+export { requestGroupFromSource } from "./groups/from-source.ts";
+export {
+  createGroupType,
+  deleteGroupType,
+  type GroupTypeSortKey,
+  getGroupType,
+  listGroupTypes,
+  updateGroupType,
+} from "./groups/group-types.ts";
+export {
+  createGroup,
+  deleteGroup,
+  deleteInstanceGroup,
+  type GroupFilter,
+  type GroupSortKey,
+  listGroups,
+  listInstanceGroups,
+  updateGroup,
+} from "./groups/groups.ts";
+export {
+  attachInstanceVolume,
+  createInstance,
+  deleteInstance,
+  detachInstanceVolume,
+  getInstance,
+  type InstanceRow,
+  instanceDrivers,
+  listInstances,
+  powerStates,
+  updateInstance,
+} from "./groups/instances.ts";
+export { requestGroupRestore } from "./groups/restore.ts";
+export {
+  type GroupBackupRow,
+  type GroupSnapshotFilter,
+  type GroupSnapshotRow,
+  type GroupSnapshotSortKey,
+  getGroupSnapshot,
+  groupBackupStatus,
+  listGroupBackups,
+  listGroupSnapshots,
+} from "./groups/snapshots.ts";
+export { isOwnPlace } from "./own-places.ts";
+export type { Principal } from "./principal.ts";
+export {
+  getOperation,
+  listOperations,
+  type OperationKind,
+  type OperationProgress,
+  operationStates,
+  readOperationEnd,
+} from "./queue/operations.ts";
+export { listServices, listZones, type ServiceRow, setService } from "./queue/services.ts";
+export type { Json } from "./queue/tasks.ts";
+export { requestReap } from "./repositories/reap.ts";
+export { requestRescan } from "./repositories/rescan.ts";
+export { type BackupRow, countDependents, getBackup } from "./rows/backups.ts";
+export { assertInstanceGroup, type GroupRow, type GroupType, getGroup, instanceGroupType } from "./rows/groups.ts";
+export {
+  getDefaultQuota,
+  getQuota,
+  getQuotaClass,
+  type QuotaLimits,
+  type QuotaLine,
+  resetQuota,
+  setQuota,
+  setQuotaClass,
+} from "./rows/quotas.ts";
+export { getSnapshot, type SnapshotRow } from "./rows/snapshots.ts";
+export { type Attachment, GiB, getVolume, type VolumeRow } from "./rows/volumes.ts";
+export { backupTransitions, snapshotTransitions, volumeTransitions } from "./states.ts";
+export type { Logger } from "./telemetry/telemetry.ts";
+export {
+  attachVolume,
+  beginDetaching,
+  detachVolume,
+  reserveVolume,
+  rollDetaching,
+  setVolumeReadOnly,
+  unreserveVolume,
+} from "./volumes/attach.ts";
+export {
+  type AttachMode,
+  type AttachmentFilter,
+  type AttachmentRow,
+  type AttachmentSortKey,
+  type Connector,
+  completeAttachment,
+  createAttachment,
+  deleteAttachment,
+  getAttachment,
+  listAttachments,
+  updateAttachment,
+} from "./volumes/attachments.ts";
+export { requestVolume } from "./volumes/create.ts";
+export { requestVolumeDelete } from "./volumes/delete.ts";
+export { requestVolumeExport } from "./volumes/export.ts";
+export { requestVolumeExtend } from "./volumes/extend.ts";
+export { requestVolumeImport } from "./volumes/import.ts";
+export {
+  listVolumes,
+  summarizeVolumes,
+  type TimeCondition,
+  type VolumeFilter,
+  type VolumeSortKey,
+} from "./volumes/list.ts";
+export {
+  changeSnapshotMetadata,
+  changeVolumeMetadata,
+  type Metadata,
+  type MetadataChange,
+} from "./volumes/metadata.ts";
+export { type HostUse, listPools, type Pool, useOfHost } from "./volumes/pools.ts";
+export { requestSnapshotDelete } from "./volumes/snapshot-delete.ts";
+export {
+  listSnapshots,
+  requestSnapshot,
+  type SnapshotFilter,
+  type SnapshotSortKey,
+  updateSnapshot,
+} from "./volumes/snapshots.ts";
+export {
+  acceptTransfer,
+  createTransfer,
+  deleteTransfer,
+  getTransfer,
+  listTransfers,
+  type TransferFilter,
+  type TransferRow,
+  type TransferSortKey,
+} from "./volumes/transfers.ts";
+export { updateVolume } from "./volumes/update.ts";

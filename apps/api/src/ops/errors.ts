@@ -1,11 +1,5 @@
-import {
-  ControlError,
-  InvalidError,
-  mayPass,
-  NotFoundError,
-  QuotaExceededError,
-  StateConflictError,
-} from "@tephra/control";
+import { ControlError, InvalidError, NotFoundError, QuotaExceededError, StateConflictError } from "@tephra/control";
+import { mayPass } from "@tephra/control/process";
 import { type Fault, identityFault, outageFault, unexpectedFault } from "../fault.ts";
 import { IdentityUnavailableError, NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
 

@@ -1,4 +1,4 @@
-import { findDatabaseProblems, redisRefusals } from "@tephra/control";
+import { findDatabaseProblems, redisRefusals } from "@tephra/control/process";
 import type { Context } from "../context.ts";
 import type { PublicAction } from "./serve.ts";
 

@@ -1,7 +1,8 @@
 import { createBullBoard } from "@bull-board/api";
 import { BullMQAdapter } from "@bull-board/api/bullMQAdapter";
 import { ExpressAdapter } from "@bull-board/express";
-import { type Logger, liveQueues, redisConnection, redisOptions } from "@tephra/control";
+import type { Logger } from "@tephra/control";
+import { liveQueues, redisConnection, redisOptions } from "@tephra/control/process";
 import { Queue } from "bullmq";
 import { type ErrorRequestHandler, type RequestHandler, Router } from "express";
 import helmet from "helmet";

@@ -1,4 +1,5 @@
-import { actAs, actorOf, type Principal } from "@tephra/control";
+import { actorOf, type Principal } from "@tephra/control";
+import { actAs } from "@tephra/control/process";
 import { type ErrorRequestHandler, type Request, type RequestHandler, Router, raw } from "express";
 import type { z } from "zod";
 import type { Context } from "../context.ts";

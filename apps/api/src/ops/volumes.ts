@@ -1,4 +1,5 @@
-import { getVolume, ownPlaces, requestVolumeExport, requestVolumeImport } from "@tephra/control";
+import { getVolume, requestVolumeExport, requestVolumeImport } from "@tephra/control";
+import { ownPlaces } from "@tephra/control/process";
 import { z } from "zod";
 import { beneathRoots } from "./import-roots.ts";
 import { defineOps } from "./serve.ts";

@@ -3,7 +3,6 @@ import {
   ControlError,
   InvalidError,
   type InvalidSubject,
-  mayPass,
   NoServiceError,
   NotFoundError,
   QuotaExceededError,
@@ -11,6 +10,7 @@ import {
   type QuotaLimit,
   StateConflictError,
 } from "@tephra/control";
+import { mayPass } from "@tephra/control/process";
 import { type Fault, outageFault, unexpectedFault } from "../fault.ts";
 import { Refusal } from "../refusals.ts";
 import { quotaKeyOf } from "./quota-keys.ts";

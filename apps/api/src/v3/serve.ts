@@ -1,4 +1,5 @@
-import { actAs, actorOf, NotFoundError } from "@tephra/control";
+import { actorOf, NotFoundError } from "@tephra/control";
+import { actAs } from "@tephra/control/process";
 import type { ErrorRequestHandler, Request, RequestHandler, Response } from "express";
 import { Router, raw } from "express";
 import type { Context } from "../context.ts";

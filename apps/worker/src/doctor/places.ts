@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { access, constants, statfs } from "node:fs/promises";
-import { type Config, levelOf, type RepositoryConfig, type VolumeBackendConfig } from "@tephra/control";
+import type { Config } from "@tephra/control";
+import { levelOf, type RepositoryConfig, type VolumeBackendConfig } from "@tephra/control/process";
 import {
   chooseHashing,
   type ObjectKey,

@@ -1,5 +1,5 @@
+import type { Config } from "@tephra/control";
 import {
-  type Config,
   connectDatabase,
   findDatabaseProblems,
   findStrayTimes,
@@ -8,7 +8,7 @@ import {
   openHttpClient,
   redisConnection,
   redisOptions,
-} from "@tephra/control";
+} from "@tephra/control/process";
 import { Redis } from "ioredis";
 import { openQueueProbe } from "../queue-probe.ts";
 import { type Finding, failed, ok, reasonOf, warning } from "./finding.ts";

@@ -1,4 +1,5 @@
-import { type BackupPlan, finishCopy, type Json } from "@tephra/control";
+import type { Json } from "@tephra/control";
+import { type BackupPlan, finishCopy } from "@tephra/control/work";
 import { type Handler, resultOf } from "../context.ts";
 import { assertUnchanged, layoutOf, openPlannedSource, parentReference } from "./source.ts";
 

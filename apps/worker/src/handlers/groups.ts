@@ -1,3 +1,4 @@
+import { InvalidError } from "@tephra/control";
 import {
   assertPartsDone,
   assertShutOff,
@@ -8,12 +9,11 @@ import {
   finishGroupDelete,
   finishGroupRestore,
   finishGroupSnapshot,
-  InvalidError,
   isPublishing,
   type PreparedVolume,
   preparedVolumes,
   readParts,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { type Disk, type Hypervisor, openHypervisor, type PowerState, type RunContext } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 

@@ -1,15 +1,6 @@
-import {
-  type Config,
-  defaultRepository,
-  finishBackupImport,
-  type ImportedBackup,
-  InvalidError,
-  isUuid,
-  NotFoundError,
-  nameImport,
-  nilUuid,
-  readChain,
-} from "@tephra/control";
+import { type Config, InvalidError, isUuid, NotFoundError, nilUuid } from "@tephra/control";
+import { defaultRepository } from "@tephra/control/process";
+import { finishBackupImport, type ImportedBackup, nameImport, readChain } from "@tephra/control/work";
 import {
   type BackupReference,
   decodeExportRecord,

@@ -1,4 +1,4 @@
-import { finishBackup, planBackup, rangesMax, startCopy, wholeChain } from "@tephra/control";
+import { finishBackup, planBackup, rangesMax, startCopy, wholeChain } from "@tephra/control/work";
 import { cutRanges } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 import { assertUnchanged, layoutOf, openChain, openPlannedSource, parentReference } from "./source.ts";

@@ -1,13 +1,13 @@
+import type { Json } from "@tephra/control";
 import {
   finishPreparedRestore,
   finishRestore,
-  type Json,
   planRestore,
   rangesMax,
   restoreTargetOf,
   startRestoreRanges,
   storedVolume,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { type Handler, resultOf } from "../context.ts";
 import { openChain } from "./source.ts";
 

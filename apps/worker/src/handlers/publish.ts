@@ -4,7 +4,7 @@ import {
   finishRestore,
   type RestorePlan,
   restoreTargetOf,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { type Handler, resultOf } from "../context.ts";
 
 /**

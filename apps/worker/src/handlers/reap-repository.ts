@@ -11,7 +11,7 @@ import {
   type ReapInput,
   type ReapResult,
   readContainers,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import {
   EngineError,
   exportLeftovers,

@@ -1,4 +1,4 @@
-import { beginBackupDelete, finishBackupDelete } from "@tephra/control";
+import { beginBackupDelete, finishBackupDelete } from "@tephra/control/work";
 import { type Handler, resultOf } from "../context.ts";
 
 /** `_metadata` first, then the rest; objects that another live row shares stay. Missing ones are success. */

@@ -1,4 +1,5 @@
-import { enterBackups, type FoundBackup, finishRescan, isUuid, nilUuid, type RescanInput } from "@tephra/control";
+import { isUuid, nilUuid } from "@tephra/control";
+import { enterBackups, type FoundBackup, finishRescan, type RescanInput } from "@tephra/control/work";
 import { type RescannedBackup, rescan } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
 

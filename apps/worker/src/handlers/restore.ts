@@ -1,4 +1,4 @@
-import { finishRestoreRange, type RestorePlan } from "@tephra/control";
+import { finishRestoreRange, type RestorePlan } from "@tephra/control/work";
 import type { RestoreRange } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
 import { openChain } from "./source.ts";

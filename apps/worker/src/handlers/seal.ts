@@ -1,4 +1,4 @@
-import { type BackupPlan, finishBackup, readCopyReports, reopenRanges } from "@tephra/control";
+import { type BackupPlan, finishBackup, readCopyReports, reopenRanges } from "@tephra/control/work";
 import { type RangeReport, RangesIncompleteError } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
 import { layoutOf } from "./source.ts";

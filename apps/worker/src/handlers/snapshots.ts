@@ -1,4 +1,4 @@
-import { beginSnapshotDelete, type ClaimedTask, finishSnapshot, finishSnapshotDelete } from "@tephra/control";
+import { beginSnapshotDelete, type ClaimedTask, finishSnapshot, finishSnapshotDelete } from "@tephra/control/work";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 
 async function loadSnapshot({ operation }: ClaimedTask, { database, sites }: WorkerContext) {

@@ -1,4 +1,4 @@
-import type { BackupPlan } from "@tephra/control";
+import type { BackupPlan } from "@tephra/control/work";
 import { type BackupLayout, type BackupReference, SourceChangedError, type VolumeSource } from "@tephra/engine";
 import type { Places } from "../sites.ts";
 

@@ -6,7 +6,7 @@ import {
   restoreTargetOf,
   type TaskKind,
   type VerifyPlan,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { EngineError } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 import { recoverMachine } from "./groups.ts";

@@ -1,14 +1,14 @@
+import type { Json } from "@tephra/control";
 import {
   finishVerify,
   finishVerifyRange,
-  type Json,
   planVerify,
   rangesMax,
   readVerifyReports,
   restoreTargetOf,
   startVerifyRanges,
   type VerifyPlan,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import type { Drill, RestoreRange } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
 import type { Places } from "../sites.ts";

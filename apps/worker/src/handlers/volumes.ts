@@ -8,7 +8,7 @@ import {
   finishVolumeExtend,
   type TaskOperation,
   type VolumeSource,
-} from "@tephra/control";
+} from "@tephra/control/work";
 import { removeExportDrafts } from "@tephra/engine";
 import { type Handler, resultOf, userPlaces, type WorkerContext } from "../context.ts";
 

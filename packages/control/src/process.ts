@@ -1,0 +1,27 @@
+/** What every program needs to run: its configuration, its connections, its log, and the upkeep of the whole. */
+export {
+  allowFileThreads,
+  defaultRepository,
+  exchangeFolder,
+  type KeystoneConfig,
+  levelOf,
+  loadConfig,
+  type RepositoryConfig,
+  type VolumeBackendConfig,
+} from "./config.ts";
+export { inDatabase } from "./database-url.ts";
+export { actAs } from "./db/actor.ts";
+export { connectDatabase, sentenceOf } from "./db/connection.ts";
+export { type Hooks, hooksOf } from "./db/crash-points.ts";
+export { openDatabase } from "./db/database.ts";
+export { isRetryableConflict, mayPass } from "./db/outage.ts";
+export { type OnTrouble, openPool, tellTrouble } from "./db/pool.ts";
+export { findDatabaseProblems, findStrayTimes, tellStrayTimes } from "./db/proof.ts";
+export { type HttpClient, openHttpClient } from "./https-client.ts";
+export { ownPlaces } from "./own-places.ts";
+export { installationOf, liveQueues, redisRefusals } from "./queue/workers.ts";
+export { redisConnection, redisOptions } from "./redis-options.ts";
+export { repairQuotas } from "./rows/quota-repair.ts";
+export { logCrash, logVitals, openLog, openMetrics, type Vitals } from "./telemetry/telemetry.ts";
+export { endBluntly } from "./upkeep/healing.ts";
+export { startReconciler } from "./upkeep/reconciler.ts";

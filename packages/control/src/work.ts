@@ -1,0 +1,100 @@
+/** What workers do with tasks: claim, plan, report, finish. The API imports nothing of it. */
+export {
+  type BackupPlan,
+  finishBackup,
+  finishCopy,
+  planBackup,
+  rangesMax,
+  readCopyReports,
+  reopenRanges,
+  startCopy,
+} from "./backups/create-work.ts";
+export { beginBackupDelete, finishBackupDelete } from "./backups/delete.ts";
+export { finishBackupImport, type ImportedBackup, nameImport } from "./backups/import.ts";
+export {
+  claimsWereLost,
+  finishPreparedRestore,
+  finishRestore,
+  finishRestoreRange,
+  planRestore,
+  type RestorePlan,
+  restoreTargetOf,
+  startRestoreRanges,
+} from "./backups/restore-work.ts";
+export {
+  finishVerify,
+  finishVerifyRange,
+  planVerify,
+  readVerifyReports,
+  startVerifyRanges,
+  type VerifyPlan,
+} from "./backups/verify.ts";
+export { storedVolume } from "./backups/volume-meta.ts";
+export { inTransaction } from "./db/database.ts";
+export { isDatabaseBusy } from "./db/outage.ts";
+export { ClaimLostError, OperationEndedError } from "./errors.ts";
+export {
+  type DueDelivery,
+  forgetNotifications,
+  markDelivered,
+  markUndelivered,
+  spreadNotifications,
+  takeDeliveries,
+  targetsOf,
+} from "./events/notifications.ts";
+export { finishGroupBackup, finishGroupSnapshot } from "./groups/backup.ts";
+export { beginGroupDelete, finishGroupDelete } from "./groups/delete.ts";
+export { assertPartsDone, readParts } from "./groups/parts.ts";
+export {
+  assertShutOff,
+  beginPublishing,
+  finishGroupRestore,
+  isPublishing,
+  type PreparedVolume,
+  preparedVolumes,
+} from "./groups/restore.ts";
+export { type Dispatched, type Enqueue, type OwnWorker, startDispatcher } from "./queue/dispatcher.ts";
+export { finishTidy, startOperation } from "./queue/operations.ts";
+export { isHostDisabled } from "./queue/services.ts";
+export {
+  type ClaimedTask,
+  cancelTask,
+  claimTask,
+  finishTask,
+  handBackTask,
+  isTaskKnown,
+  quietMsOf,
+  renewLeases,
+  retryTaskLater,
+  type TaskKind,
+  type TaskOperation,
+  type TaskResult,
+  taskRanks,
+  UnknownTaskError,
+  undispatchTask,
+} from "./queue/tasks.ts";
+export { encoderNeeds, needToRead, needToWrite, publishWorker, queueFor, withdrawWorker } from "./queue/workers.ts";
+export {
+  areBusy,
+  condemnPlace,
+  exportFolders,
+  finishReap,
+  graceBegan,
+  isForgottenFile,
+  judgePlace,
+  type ReapCounts,
+  type ReapInput,
+  type ReapResult,
+  readContainers,
+} from "./repositories/reap.ts";
+export { enterBackups, type FoundBackup, finishRescan, type RescanInput } from "./repositories/rescan.ts";
+export { readChain, wholeChain } from "./rows/chains.ts";
+export { events } from "./telemetry/telemetry.ts";
+export { type Failure, failOperation } from "./upkeep/endings.ts";
+export { finishVolume, type VolumeSource } from "./volumes/create.ts";
+export { beginVolumeDelete, finishVolumeDelete } from "./volumes/delete.ts";
+export { finishVolumeExport } from "./volumes/export.ts";
+export { finishVolumeExtend } from "./volumes/extend.ts";
+export { chargeImport } from "./volumes/import.ts";
+export { beginSnapshotDelete, finishSnapshotDelete } from "./volumes/snapshot-delete.ts";
+export { finishSnapshot } from "./volumes/snapshots.ts";

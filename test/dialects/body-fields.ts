@@ -1,8 +1,8 @@
 import type { z } from "zod";
 import { opsRoutes, v3Routes } from "../../apps/api/src/app.ts";
-import { schemaOf } from "../../apps/api/src/openapi.ts";
-import type { Rule } from "../../apps/api/src/policy.ts";
-import { versionMax } from "../../apps/api/src/v3/microversions.ts";
+import type { Rule } from "../../apps/api/src/http/policy.ts";
+import { versionMax } from "../../apps/api/src/openstack/microversions.ts";
+import { schemaOf } from "../../apps/api/src/ops/openapi.ts";
 
 /** A field of a route's body that can hold text: its keys from the outermost on; `*` stands for any key, `[]` for any element. */
 export interface BodyField {

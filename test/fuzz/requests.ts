@@ -1,6 +1,6 @@
 import { z } from "zod";
+import type { Route } from "../../apps/api/src/openstack/serve.ts";
 import type { OpsRoute } from "../../apps/api/src/ops/serve.ts";
-import type { Route } from "../../apps/api/src/v3/serve.ts";
 import { mutate, type Random } from "./random.ts";
 
 /** A request as it goes out: `path` is percent-encoded, a header may be there several times. */

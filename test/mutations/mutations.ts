@@ -260,7 +260,7 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a project may ask as often as it likes",
-    file: "apps/api/src/identify.ts",
+    file: "apps/api/src/http/identify.ts",
     from: "if (retryAfter !== null) throw",
     to: "if (retryAfter === 0) throw",
     suite: "test/dialects/throttle.test.ts",

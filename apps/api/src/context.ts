@@ -1,7 +1,7 @@
 import type { Config, Database, Logger } from "@tephra/control";
 import { type Hooks, hooksOf, type OnTrouble, openDatabase, openMetrics, tellTrouble } from "@tephra/control/process";
-import { type Authenticate, authenticator } from "./auth.ts";
-import { openThrottle, type Throttle } from "./throttle.ts";
+import { type Authenticate, authenticator } from "./http/auth.ts";
+import { openThrottle, type Throttle } from "./http/throttle.ts";
 
 /** Everything that a route needs, built once by `main.ts`. Routes keep no state of their own. */
 export interface Context {

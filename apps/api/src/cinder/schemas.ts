@@ -18,9 +18,9 @@ import {
   typePhrase,
   uuid,
   wrapped,
-} from "../v3/fields.ts";
-import { type Microversion, since } from "../v3/microversions.ts";
-import { pythonRepr } from "../v3/python-text.ts";
+} from "../openstack/fields.ts";
+import { type Microversion, since } from "../openstack/microversions.ts";
+import { pythonRepr } from "../openstack/python-text.ts";
 
 /** One schema per body and range of microversions; each is built once. */
 export const byVersion =

@@ -11,11 +11,11 @@ import {
   type VolumeRow,
 } from "@tephra/control";
 import { toldContainer } from "@tephra/format";
-import { may } from "../policy.ts";
-import type { Call } from "../v3/call.ts";
-import { resourceLinks } from "../v3/links.ts";
-import { since } from "../v3/microversions.ts";
-import { quotaKeys } from "../v3/quota-keys.ts";
+import { may } from "../http/policy.ts";
+import type { Call } from "../openstack/call.ts";
+import { resourceLinks } from "../openstack/links.ts";
+import { since } from "../openstack/microversions.ts";
+import { quotaKeys } from "../openstack/quota-keys.ts";
 
 /** UTC, no zone, always six digits: gophercloud cannot parse anything else (API spec 1.5). */
 export const timeText = (time: Date): string => `${time.toISOString().slice(0, -1)}000`;

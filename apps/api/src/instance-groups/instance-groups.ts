@@ -10,8 +10,8 @@ import {
   requestGroupRestore,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
-import { badRequest } from "../refusals.ts";
-import { type Call, defineAction } from "../v3/call.ts";
+import { badRequest } from "../http/refusals.ts";
+import { type Call, defineAction } from "../openstack/call.ts";
 import { backupBody, namedBackupBody } from "./schemas.ts";
 import { backedUpView, deletedView, groupBackupView, groupView, restoredView } from "./views.ts";
 import { answerWhenDone } from "./wait.ts";

@@ -1,6 +1,6 @@
 import { z } from "zod";
-import { metadata, strict, strippedText, text, uuid } from "../v3/fields.ts";
-import { pythonRepr } from "../v3/python-text.ts";
+import { metadata, strict, strippedText, text, uuid } from "../openstack/fields.ts";
+import { pythonRepr } from "../openstack/python-text.ts";
 
 const wordsTrue = ["true", "1", "t", "on", "y", "yes"];
 const wordsFalse = ["false", "0", "f", "off", "n", "no"];

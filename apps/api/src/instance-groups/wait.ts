@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { type AcceptedGroupOperation, readOperationEnd } from "@tephra/control";
 import type { Context } from "../context.ts";
-import { badRequest } from "../refusals.ts";
-import type { Answer, Call } from "../v3/call.ts";
+import { badRequest } from "../http/refusals.ts";
+import type { Answer, Call } from "../openstack/call.ts";
 
 /** How often it is looked whether an operation has ended: often at first, then not so often. */
 const pauseMsMin = 50;

@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { openApiDocument, type Tables } from "../openapi.ts";
+import { openApiDocument, type Tables } from "./openapi.ts";
 import type { PublicAction } from "./serve.ts";
 
 const page = `<!doctype html>

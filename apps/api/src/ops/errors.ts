@@ -1,7 +1,7 @@
 import { ControlError, InvalidError, NotFoundError, QuotaExceededError, StateConflictError } from "@tephra/control";
 import { mayPass } from "@tephra/control/process";
-import { type Fault, identityFault, outageFault, unexpectedFault } from "../fault.ts";
-import { IdentityUnavailableError, NoRouteError, Refusal, UnauthenticatedError } from "../refusals.ts";
+import { type Fault, identityFault, outageFault, unexpectedFault } from "../http/fault.ts";
+import { IdentityUnavailableError, NoRouteError, Refusal, UnauthenticatedError } from "../http/refusals.ts";
 
 /** The one map from an error to what a caller of our own routes sees. A fault of 500 is one that nobody foresaw. */
 export function faultOf(error: unknown): Fault {

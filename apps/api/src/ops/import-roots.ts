@@ -1,6 +1,6 @@
 import { isAbsolute, relative, resolve, sep } from "node:path";
 import { type Config, isOwnPlace } from "@tephra/control";
-import { badRequest } from "../refusals.ts";
+import { badRequest } from "../http/refusals.ts";
 
 /**
  * A path of a user, cleaned, when its text lies beneath one of the configured folders and in nothing of `own`, what the service itself

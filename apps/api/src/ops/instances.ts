@@ -14,8 +14,8 @@ import {
 } from "@tephra/control";
 import { z } from "zod";
 import type { Context } from "../context.ts";
-import { allow } from "../policy.ts";
-import { badRequest } from "../refusals.ts";
+import { allow } from "../http/policy.ts";
+import { badRequest } from "../http/refusals.ts";
 import { defineOps, type OpsCall } from "./serve.ts";
 
 /** PostgreSQL stores neither NUL nor half of a surrogate pair. */

@@ -8,9 +8,9 @@ import { type ErrorRequestHandler, type RequestHandler, Router } from "express";
 import helmet from "helmet";
 import { Redis } from "ioredis";
 import type { Context } from "../context.ts";
-import { endFault } from "../fault.ts";
-import { allow, assertRule, type Rule } from "../policy.ts";
-import { Refusal, UnauthenticatedError } from "../refusals.ts";
+import { endFault } from "../http/fault.ts";
+import { allow, assertRule, type Rule } from "../http/policy.ts";
+import { Refusal, UnauthenticatedError } from "../http/refusals.ts";
 import { faultOf } from "./errors.ts";
 
 const basePath = "/ops/queues";

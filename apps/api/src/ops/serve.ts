@@ -3,13 +3,13 @@ import { actAs } from "@tephra/control/process";
 import { type ErrorRequestHandler, type Request, type RequestHandler, Router, raw } from "express";
 import type { z } from "zod";
 import type { Context } from "../context.ts";
-import { endFault, endJson } from "../fault.ts";
-import { bodyText, parseJson } from "../json-body.ts";
-import { allow, assertRule, isPublic, type Rule } from "../policy.ts";
-import { refuseUnreadable } from "../readable-url.ts";
-import { badRequest, Refusal } from "../refusals.ts";
-import { logFault } from "../request-log.ts";
-import { throttledText } from "../throttle.ts";
+import { endFault, endJson } from "../http/fault.ts";
+import { bodyText, parseJson } from "../http/json-body.ts";
+import { allow, assertRule, isPublic, type Rule } from "../http/policy.ts";
+import { refuseUnreadable } from "../http/readable-url.ts";
+import { badRequest, Refusal } from "../http/refusals.ts";
+import { logFault } from "../http/request-log.ts";
+import { throttledText } from "../http/throttle.ts";
 import { faultOf } from "./errors.ts";
 
 /** One authenticated request to a route of ours. `Body` and `Query` are what the action's schemas make of them. */

@@ -1,0 +1,170 @@
+import {
+  type BackupColumn,
+  type BackupFilter,
+  getBackup,
+  getVolume,
+  listBackups,
+  requestBackup,
+  requestBackupDelete,
+  requestBackupForceDelete,
+  requestRestore,
+  resetBackupStatus,
+  updateBackup,
+} from "@tephra/control";
+import type { Context } from "../../context.ts";
+import { type Answer, type Call, defineAction } from "../../openstack/call.ts";
+import { asPlainQuotaError } from "../../openstack/errors.ts";
+import { type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
+import { since } from "../../openstack/microversions.ts";
+import {
+  createBackupBody,
+  forceDeleteBackupBody,
+  resetBackupBody,
+  restoreBackupBody,
+  updateBackupBody,
+} from "../schemas.ts";
+import { enabledFilters } from "../service/resource-filters.ts";
+import { backupDetail, backupSummary } from "../views.ts";
+
+/** Every column that Cinder's table of backups has, by its name there. Those without a counterpart are the same for every live row. */
+const columns: Readonly<Record<string, BackupColumn>> = {
+  id: "id",
+  created_at: "createdAt",
+  updated_at: "updatedAt",
+  deleted_at: "deletedAt",
+  deleted: "deletedAt",
+  project_id: "projectId",
+  user_id: "userId",
+  display_name: "name",
+  display_description: "description",
+  status: "status",
+  size: "sizeGib",
+  volume_id: "volumeId",
+  container: "container",
+  availability_zone: "availabilityZone",
+  snapshot_id: "snapshotId",
+  data_timestamp: "dataTimestamp",
+  object_count: "objectCount",
+  parent_id: "parentId",
+  fail_reason: "failReason",
+  host: "host",
+  service: "service",
+  service_metadata: "serviceMetadata",
+  restore_volume_id: "restoreVolumeId",
+  encryption_key_id: "encryptionKeyId",
+  temp_volume_id: "deletedAt",
+  temp_snapshot_id: "deletedAt",
+  num_dependent_backups: "deletedAt",
+};
+
+/** Names that Cinder translates into columns on the way. */
+const filterColumns: typeof columns = { ...columns, name: "name" };
+
+const listSpec: ListSpec<BackupColumn> = {
+  sortKeys: { ...columns, name: "name" },
+  sortKeysSince: { name: since.backupSortByName },
+  filters: enabledFilters.backup,
+  adminFilters: Object.keys(columns),
+  likeFilters: [...Object.keys(columns), "name", "description"],
+};
+
+/** `key~` asks for a part of the value; only there is `description` a name (API spec 6.1). */
+function filterOf([key, value]: [string, string]): BackupFilter {
+  const like = key.endsWith("~");
+  const name = like ? key.slice(0, -1) : key;
+  const column = like && name === "description" ? "description" : filterColumns[name];
+  if (column === undefined) throw new Error(`the list of filters has ${key}, and no column is called so`);
+  return { column, value, like };
+}
+
+const list =
+  (view: typeof backupSummary | typeof backupDetail) =>
+  async (context: Context, call: Call): Promise<Answer> => {
+    const query = parseList(call, listSpec);
+    const { page, allProjects, withCount } = query;
+    const filters = Object.entries(query.filters).map(filterOf);
+    const found = query.nothing
+      ? { rows: [], cut: false, count: 0 }
+      : await listBackups(context.database, call.principal, { filters, allProjects, withCount, page });
+    return listAnswer(call, query, { name: "backups", ...found, view });
+  };
+
+const idOf = (call: Call): string => call.params["id"] ?? "";
+
+const load = (context: Context, call: Call) => getBackup(context.database, call.principal, idOf(call));
+
+export const backups = {
+  list: defineAction({ handle: list(backupSummary) }),
+  detail: defineAction({ handle: list(backupDetail) }),
+  show: defineAction({
+    load,
+    handle: async (context, call) => ({ status: 200, body: { backup: backupDetail(call, await load(context, call)) } }),
+  }),
+  create: defineAction({
+    body: createBackupBody,
+    load: ({ database }, call) => getVolume(database, call.principal, call.body.backup.volume_id),
+    handle: async ({ database, config }, call) => {
+      const { backup } = call.body;
+      const row = await requestBackup(database, config, call.principal, {
+        volumeId: backup.volume_id,
+        snapshotId: backup.snapshot_id,
+        name: backup.name,
+        description: backup.description,
+        container: backup.container || null,
+        incremental: backup.incremental,
+        force: backup.force,
+        metadata: backup.metadata ?? {},
+        availabilityZone: backup.availability_zone || null,
+      });
+      return { status: 202, body: { backup: backupSummary(call, row) } };
+    },
+  }),
+  update: defineAction({
+    since: since.backupUpdate,
+    body: updateBackupBody,
+    load,
+    handle: async ({ database }, call) => {
+      const row = await updateBackup(database, call.principal, idOf(call), call.body.backup);
+      return { status: 200, body: { backup: backupSummary(call, row) } };
+    },
+  }),
+  resetStatus: defineAction({
+    body: resetBackupBody,
+    load,
+    handle: async ({ database }, call) => {
+      await resetBackupStatus(database, call.principal, idOf(call), call.body["os-reset_status"].status);
+      return { status: 202 };
+    },
+  }),
+  forceDelete: defineAction({
+    body: forceDeleteBackupBody,
+    load,
+    handle: async ({ database }, call) => {
+      await requestBackupForceDelete(database, call.principal, idOf(call));
+      return { status: 202 };
+    },
+  }),
+  remove: defineAction({
+    load,
+    handle: async ({ database }, call) => {
+      await requestBackupDelete(database, call.principal, idOf(call));
+      return { status: 202 };
+    },
+  }),
+  restore: defineAction({
+    body: restoreBackupBody,
+    load,
+    handle: async ({ database, config }, call) => {
+      const { volume_id: volumeId, name } = call.body.restore;
+      const accepted = await requestRestore(database, config, call.principal, {
+        backupId: idOf(call),
+        volumeId,
+        name,
+      }).catch((error: unknown) => {
+        throw asPlainQuotaError(error, 413);
+      });
+      const restore = { backup_id: accepted.backupId, volume_id: accepted.volumeId, volume_name: accepted.volumeName };
+      return { status: 202, body: { restore } };
+    },
+  }),
+};

@@ -1,0 +1,32 @@
+import { assertImportable, countDependents, getBackup, InvalidError, requestBackupImport } from "@tephra/control";
+import type { Context } from "../../context.ts";
+import { type Call, defineAction } from "../../openstack/call.ts";
+import { importRecordBody } from "../schemas.ts";
+import { backupSummary } from "../views.ts";
+import { parseRecord, recordOf } from "./export-record.ts";
+
+const load = (context: Context, call: Call) => getBackup(context.database, call.principal, call.params["id"] ?? "");
+
+/** Backups that leave this service, and come to it (API spec 6.7, 6.8). */
+export const records = {
+  export: defineAction({
+    load,
+    handle: async (context, call) => {
+      const row = await load(context, call);
+      if (row.status !== "available") {
+        throw new InvalidError("backup", `Backup status must be available and not ${row.status}.`);
+      }
+      return { status: 200, body: recordOf(row, await countDependents(context.database, row.id)) };
+    },
+  }),
+  import: defineAction({
+    body: importRecordBody,
+    handle: async ({ database, config }, call) => {
+      const { backup_service: service, backup_url: url } = call.body["backup-record"];
+      await assertImportable(database, config, service);
+      const request = { service, ...parseRecord(url) };
+      const row = await requestBackupImport(database, config, call.principal, request);
+      return { status: 201, body: { backup: backupSummary(call, row) } };
+    },
+  }),
+};

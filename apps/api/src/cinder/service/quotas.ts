@@ -1,0 +1,143 @@
+import {
+  getDefaultQuota,
+  getQuota,
+  getQuotaClass,
+  type QuotaLimit,
+  type QuotaLimits,
+  type QuotaLine,
+  resetQuota,
+  setQuota,
+  setQuotaClass,
+} from "@tephra/control";
+import { badRequest } from "../../http/refusals.ts";
+import { type Call, defineAction } from "../../openstack/call.ts";
+import { isStorable } from "../../openstack/fields.ts";
+import { flagOf } from "../../openstack/listing.ts";
+import { since } from "../../openstack/microversions.ts";
+import { pythonRepr, pythonStr } from "../../openstack/python-text.ts";
+import { quotaKeys } from "../../openstack/quota-keys.ts";
+import { updateQuotaBody, updateQuotaClassBody } from "../schemas.ts";
+import { limitsView, quotaLimits, quotaUsage } from "../views.ts";
+
+const limitMax = 2_147_483_647;
+
+/** The project, or class, that the path names. */
+function nameOf(call: Call): string {
+  const id = call.params["project"] ?? "";
+  if (id.length > 255) throw badRequest(`quota_set_name has ${id.length} characters, more than 255.`);
+  if (!isStorable(id)) throw badRequest("Invalid input received: that is no project id");
+  return id;
+}
+
+/** Whole numbers, also as text, as Python's int() takes them. */
+function limitOfProject(key: string, value: unknown): number {
+  const text = typeof value === "number" || typeof value === "string" ? String(value) : "";
+  if (!/^\s*[+-]?\d{1,20}\s*$/.test(text)) throw badRequest(`${key} must be an integer`);
+  const limit = Number(text);
+  if (limit < -1) throw badRequest(`${key} must be >= -1`);
+  if (limit > limitMax) throw badRequest(`${key} must be <= ${limitMax}`);
+  return limit;
+}
+
+/** As the schema of quota classes has it: digits may be text, a sign may not. */
+function limitOfClass(key: string, value: unknown): number {
+  const refuse = (why: string) =>
+    badRequest(`Invalid input for field/attribute ${key}. Value: ${pythonStr(value)}. ${pythonRepr(value)} ${why}`);
+  if (typeof value === "string" && !/^\d*$/.test(value)) throw refuse("does not match '^[0-9]*$'");
+  if (value === "") throw refuse("is too short");
+  const limit = typeof value === "number" || typeof value === "string" ? Number(value) : Number.NaN;
+  if (!Number.isInteger(limit)) throw refuse("is not of type 'integer', 'string'");
+  if (limit < -1) throw refuse("is less than the minimum of -1");
+  if (limit > limitMax) throw refuse(`is greater than the maximum of ${limitMax}`);
+  return limit;
+}
+
+const isQuotaKey = (key: string): key is keyof typeof quotaKeys => Object.hasOwn(quotaKeys, key);
+
+/** Limits that a body names, under our names. */
+function limitsOf(
+  body: Readonly<Record<string, unknown>>,
+  what: "quota set" | "quota class set",
+  limitOf: (key: string, value: unknown) => number,
+): Partial<QuotaLimits> {
+  const limits = Object.entries(body).flatMap(([key, value]) =>
+    isQuotaKey(key) ? [[quotaKeys[key], limitOf(key, value)] as const] : [],
+  );
+  const unknown = Object.keys(body).filter((key) => !isQuotaKey(key));
+  if (unknown.length > 0) throw badRequest(`Invalid input received: Bad key(s) in ${what}: ${unknown.join(", ")}`);
+  return Object.fromEntries(limits);
+}
+
+const limitsIn = (lines: Readonly<Record<QuotaLimit, QuotaLine>>): QuotaLimits =>
+  Object.fromEntries(Object.entries(lines).map(([key, line]) => [key, line.limit])) as QuotaLimits;
+
+/** Keys of a quota set that are no quotas: they may be sent back as they came. */
+const noQuotas = ["id", "tenant_id"];
+
+/** API spec 7.10. A user_id in the query is not looked at: there are no quotas of single users. */
+export const quotas = {
+  show: defineAction({
+    projectOf: nameOf,
+    handle: async ({ database, config }, call) => {
+      const project = nameOf(call);
+      const usage = flagOf(call.query, "usage");
+      const lines = await getQuota(database, config, project);
+      const shown = usage ? quotaUsage(lines) : quotaLimits(limitsIn(lines));
+      return { status: 200, body: { quota_set: { ...shown, id: project } } };
+    },
+  }),
+  defaults: defineAction({
+    projectOf: nameOf,
+    handle: async ({ database, config }, call) => ({
+      status: 200,
+      body: { quota_set: { ...quotaLimits(await getDefaultQuota(database, config)), id: nameOf(call) } },
+    }),
+  }),
+  update: defineAction({
+    projectOf: nameOf,
+    body: updateQuotaBody,
+    handle: async ({ database, config }, call) => {
+      const named = Object.entries(call.body.quota_set).filter(([key]) => !noQuotas.includes(key));
+      const limits = limitsOf(Object.fromEntries(named), "quota set", limitOfProject);
+      const lines = await setQuota(database, config, nameOf(call), limits);
+      return { status: 200, body: { quota_set: quotaLimits(limitsIn(lines)) } };
+    },
+  }),
+  remove: defineAction({
+    projectOf: nameOf,
+    handle: async ({ database }, call) => {
+      await resetQuota(database, nameOf(call));
+      return { status: 200 };
+    },
+  }),
+};
+
+export const quotaClasses = {
+  show: defineAction({
+    handle: async ({ database, config }, call) => {
+      const limits = quotaLimits(await getQuotaClass(database, config, nameOf(call)));
+      return { status: 200, body: { quota_class_set: { ...limits, id: nameOf(call) } } };
+    },
+  }),
+  update: defineAction({
+    body: updateQuotaClassBody,
+    handle: async ({ database, config }, call) => {
+      const wanted = limitsOf(call.body.quota_class_set, "quota class set", limitOfClass);
+      const limits = await setQuotaClass(database, config, nameOf(call), wanted);
+      return { status: 200, body: { quota_class_set: quotaLimits(limits) } };
+    },
+  }),
+};
+
+/** API spec 7.9: another project's for an admin, from the version on that has it. */
+export const limits = {
+  show: defineAction({
+    handle: async ({ database, config }, call) => {
+      const named = call.query.get("project_id") ?? call.query.get("tenant_id");
+      const may = call.principal.isAdmin && call.version >= since.limitsOfOthers;
+      const project =
+        may && named !== null ? nameOf({ ...call, params: { project: named } }) : call.principal.projectId;
+      return { status: 200, body: { limits: limitsView(await getQuota(database, config, project)) } };
+    },
+  }),
+};

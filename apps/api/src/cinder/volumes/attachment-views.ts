@@ -1,0 +1,38 @@
+import { join } from "node:path";
+import type { AttachmentRow } from "@tephra/control";
+import type { Context } from "../../context.ts";
+import { timeText } from "../views.ts";
+
+export const attachmentSummary = (row: AttachmentRow): Record<string, unknown> => ({
+  id: row.id,
+  status: row.status,
+  instance: row.serverId,
+  volume_id: row.volumeId,
+});
+
+/**
+ * Where the bytes are, in os-brick's form for its connector `local`: the machine of the connector has the backend's folder at the same path.
+ * Empty until there is a connector.
+ */
+function connectionInfo({ config }: Context, row: AttachmentRow): Record<string, unknown> {
+  const backend = config.volume_backends.find(({ name }) => name === row.volume.backend);
+  if (row.connector === null || backend === undefined) return {};
+  return {
+    driver_volume_type: "local",
+    device_path: join(backend.path, `volume-${row.volumeId}`),
+    access_mode: row.mode ?? "rw",
+    encrypted: false,
+    qos_specs: null,
+    cacheable: false,
+    attachment_id: row.id,
+  };
+}
+
+/** Cinder writes an empty text where it has no time, and `null` as a text where nobody has said a mode. */
+export const attachmentDetail = (context: Context, row: AttachmentRow): Record<string, unknown> => ({
+  ...attachmentSummary(row),
+  attached_at: row.attachedAt === null ? "" : timeText(row.attachedAt),
+  detached_at: "",
+  attach_mode: row.mode ?? "null",
+  connection_info: connectionInfo(context, row),
+});

@@ -1,0 +1,25 @@
+import type { Principal } from "@tephra/control";
+import type { RequestHandler } from "express";
+import type { Context } from "../context.ts";
+import { Refusal } from "./refusals.ts";
+import { throttledText } from "./throttle.ts";
+
+declare module "express-serve-static-core" {
+  interface Request {
+    /** Who asks; set by `identify`. */
+    principal?: Principal;
+  }
+}
+
+/**
+ * Token → `req.principal`. An unknown one ends the request before its route is looked up, as Keystone's middleware does; one too many of a
+ * project ends with the 413 of Cinder's limiter, whose `Retry-After` its clients obey.
+ */
+export function identify({ authenticate, throttle }: Pick<Context, "authenticate" | "throttle">): RequestHandler {
+  return async (req, _res, next) => {
+    req.principal = await authenticate(req.get("x-auth-token"), String(req.id));
+    const retryAfter = await throttle(req.principal, req.method);
+    if (retryAfter !== null) throw new Refusal(413, throttledText, { retryAfter });
+    next();
+  };
+}

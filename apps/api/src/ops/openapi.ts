@@ -1,0 +1,205 @@
+import { z } from "zod";
+import { isPublic, type Rule, roleOf } from "../http/policy.ts";
+import type { Action } from "../openstack/call.ts";
+import { type Microversion, versionMax, versionText } from "../openstack/microversions.ts";
+import type { Route } from "../openstack/serve.ts";
+import type { OpsRoute } from "./serve.ts";
+
+type Json = Readonly<Record<string, unknown>>;
+
+/** The tables that the service is made of. */
+export interface Tables {
+  v3: readonly Route[];
+  ops: readonly OpsRoute[];
+}
+
+/** A schema of what is sent, before it is transformed. Rules that a schema cannot say are left out: the server has the last word. */
+export function schemaOf(schema: z.ZodType): Json {
+  const { $schema: _, ...rest } = z.toJSONSchema(schema, {
+    io: "input",
+    unrepresentable: "any",
+    override: ({ zodSchema, jsonSchema }) => {
+      const { def } = zodSchema._zod;
+      // A check before the real schema, as `required` has it, says nothing by itself.
+      if (def.type !== "pipe" || def.in._zod.def.type !== "custom") return;
+      Object.assign(jsonSchema, schemaOf(def.out as z.ZodType));
+    },
+  });
+  return rest;
+}
+
+/** The body of an action that looks at nothing but its name. */
+const bareAction = (name: string): Json => ({ type: "object", properties: { [name]: {} }, required: [name] });
+
+/** The newest body of an action, and the microversions at which it became another. `name`: its key, where one path has several. */
+function bodyOf({ body, since = 0 }: Action, name: string | null): { schema: Json; changes: Microversion[] } | null {
+  if (body === undefined) return name === null ? null : { schema: bareAction(name), changes: [] };
+  const versions = Array.from({ length: versionMax - since }, (_, at) => since + at + 1);
+  const changes = versions.filter((version) => body(version) !== body(version - 1));
+  return { schema: schemaOf(body(versionMax)), changes };
+}
+
+const jsonOf = (schema: Json, description?: string): Json => ({
+  ...(description && { description }),
+  required: true,
+  content: { "application/json": { schema } },
+});
+
+const fault = { $ref: "#/components/responses/Fault" };
+
+/** Names in a path: `:id` → `{id}`. */
+const templateOf = (path: string): string => path.replace(/:(\w+)/g, "{$1}");
+
+const pathParameters = (path: string): Json[] =>
+  [...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => {
+    const known = name === "project_id";
+    return known
+      ? { $ref: "#/components/parameters/ProjectId" }
+      : { name, in: "path", required: true, schema: { type: "string" } };
+  });
+
+const idOf = (method: string, path: string): string =>
+  [method.toLowerCase(), ...path.split(/[^\w]+/).filter(Boolean)].join("-");
+
+function askedOf(rules: readonly Rule[]): string {
+  const roles = [...new Set(rules.map(roleOf))];
+  return `Asks for ${roles.map((role) => (role === "user" ? "any token" : `the role \`${role}\``)).join(" or ")}.`;
+}
+
+const versionsText = (versions: readonly Microversion[]): string => versions.map((v) => versionText(v)).join(", ");
+
+/** One operation below `/v3`. The actions of a path are one operation with one of several bodies. */
+function v3Operation(route: Route): { path: string; method: string; operation: Json } {
+  const path = `/v3/{project_id}${templateOf(route[1])}`;
+  const method = route[0] === "ACTION" ? "post" : route[0].toLowerCase();
+  const actions =
+    route[0] === "ACTION"
+      ? Object.entries(route[2]).map(([name, [rule, action]]) => ({ name, rule, action }))
+      : [{ name: null, rule: route[2], action: route[3] }];
+  const rules = actions.map(({ rule }) => rule);
+  const bodies = actions.flatMap(({ action, name }) => bodyOf(action, name) ?? []);
+  const since = Math.min(...actions.map(({ action }) => action.since ?? 0));
+  const changes = [...new Set(bodies.flatMap((body) => body.changes))].sort((x, y) => x - y);
+  const schemas = bodies.map((body) => body.schema);
+  const [schema] = schemas;
+  const notes = [askedOf(rules), ...(since > 0 ? [`Since ${versionText(since)}.`] : [])];
+  const operation = {
+    operationId: idOf(method, route[1]),
+    tags: [route[1].split("/")[1]],
+    summary: rules.length === 1 ? rules[0] : Object.keys(route[2]).join(", "),
+    description: notes.join(" "),
+    parameters: [...pathParameters(path), { $ref: "#/components/parameters/Microversion" }],
+    ...(schema && {
+      requestBody: jsonOf(
+        route[0] === "ACTION" ? { oneOf: schemas } : schema,
+        changes.length > 0 ? `As of ${versionText(versionMax)}; it changed at ${versionsText(changes)}.` : "",
+      ),
+    }),
+    responses: { "2XX": { $ref: "#/components/responses/Done" }, default: fault },
+  };
+  return { path, method, operation };
+}
+
+function queryParameters(query: z.ZodType): Json[] {
+  const { properties = {}, required = [] } = schemaOf(query) as {
+    properties?: Record<string, Json>;
+    required?: string[];
+  };
+  return Object.entries(properties).map(([name, schema]) => ({
+    name,
+    in: "query",
+    required: required.includes(name),
+    schema,
+  }));
+}
+
+function opsOperation([method, path, rule, action]: OpsRoute): { path: string; method: string; operation: Json } {
+  const template = templateOf(path);
+  const { body, query } = { body: undefined, query: undefined, ...action };
+  const operation = {
+    operationId: idOf(method, path),
+    tags: ["tephra"],
+    summary: rule === "public" ? path : rule,
+    description: rule === "public" ? "Open to everybody." : askedOf([rule]),
+    parameters: [...pathParameters(template), ...(query ? queryParameters(query) : [])],
+    ...(body && { requestBody: jsonOf(schemaOf(body)) }),
+    responses: { "2XX": { $ref: "#/components/responses/Done" }, default: fault },
+    ...(isPublic(rule) && { security: [] }),
+  };
+  return { path: template, method: method.toLowerCase(), operation };
+}
+
+/** What clients ask for before they know anything (API spec 3). */
+const discovery = (
+  [
+    ["/", "The versions of the API", { "300": { description: "One version" } }],
+    ["/healthcheck", "Whether the process lives", { "200": { description: "OK" } }],
+    ["/v3/", "The version that this is", { "200": { description: "One version" }, default: fault }],
+  ] as const
+).map(([path, summary, responses]) => ({
+  path,
+  method: "get",
+  operation: {
+    operationId: idOf("get", path) || "get",
+    tags: ["discovery"],
+    summary,
+    responses,
+    security: path === "/v3/" ? [{ token: [] }] : [],
+  },
+}));
+
+const description = `Backups of block volumes, by OpenStack Cinder's v3 API and by routes of our own below \`/ops\`.
+Every path of \`/v3\` exists also without \`/{project_id}\`. The microversion of a request is named in \`OpenStack-API-Version: volume X.Y\`;
+bodies are shown as of the newest one, and what an older one lacks is refused there.`;
+
+/** An OpenAPI 3.1 document of every route, made from the schemas that bodies are checked by. */
+export function openApiDocument({ v3, ops }: Tables): Json {
+  const paths: Record<string, Record<string, Json>> = {};
+  for (const { path, method, operation } of [...discovery, ...v3.map(v3Operation), ...ops.map(opsOperation)]) {
+    paths[path] = { ...paths[path], [method]: operation };
+  }
+  return {
+    openapi: "3.1.0",
+    info: { title: "Tephra", version: versionText(versionMax), description },
+    servers: [{ url: "/" }],
+    security: [{ token: [] }],
+    paths,
+    components: {
+      securitySchemes: { token: { type: "apiKey", in: "header", name: "X-Auth-Token" } },
+      parameters: {
+        ProjectId: {
+          name: "project_id",
+          in: "path",
+          required: true,
+          description: "The project of the token",
+          schema: { type: "string", pattern: "^[0-9a-f-]+$" },
+        },
+        Microversion: {
+          name: "OpenStack-API-Version",
+          in: "header",
+          description: "Without it the version is 3.0.",
+          schema: { type: "string", examples: [`volume ${versionText(versionMax)}`, "volume latest"] },
+        },
+      },
+      responses: {
+        Done: { description: "Done, or accepted: what was asked for is in the body." },
+        Fault: {
+          description: "Refused, or failed: one key that names the kind of fault.",
+          content: { "application/json": { schema: { $ref: "#/components/schemas/Fault" } } },
+        },
+      },
+      schemas: {
+        Fault: {
+          type: "object",
+          minProperties: 1,
+          maxProperties: 1,
+          additionalProperties: {
+            type: "object",
+            properties: { code: { type: "integer" }, message: { type: "string" }, retryAfter: { type: "string" } },
+            required: ["code", "message"],
+          },
+        },
+      },
+    },
+  };
+}

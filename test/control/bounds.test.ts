@@ -177,7 +177,7 @@ describe("a pass of the reconciler", () => {
     expect(await database.task.findUniqueOrThrow({ where: { id: task.id } })).toMatchObject({ attempts: 1 });
     expect((await database.task.findUniqueOrThrow({ where: { id: task.id } })).state).not.toBe("running");
     for (const name of ["verify", "quotas"]) expect((await readSchedule(name)).ranAt.getTime()).toBeGreaterThan(0);
-    const metrics = await openMetrics(database).render();
+    const metrics = await openMetrics(database, config).render();
     expect(metrics).toContain('tephra_reconciler_failures_total{step="fail-unplaced"} 3');
   });
 

@@ -39,5 +39,15 @@ export function openContext(config: Config, log: Logger): Context {
   });
   const [authenticate, throttle] = [authenticator(config.auth), openThrottle(config.rate_limits)];
   const tellProblems = tellTrouble(log);
-  return { config, database, health, tellProblems, log, metrics: openMetrics(database), authenticate, throttle, hooks };
+  return {
+    config,
+    database,
+    health,
+    tellProblems,
+    log,
+    metrics: openMetrics(database, config),
+    authenticate,
+    throttle,
+    hooks,
+  };
 }

@@ -4,7 +4,7 @@ import { type DestinationStream, type Logger, type LoggerOptions, pino, stdSeria
 import { Counter, Gauge, Registry } from "prom-client";
 import type { Config } from "../config.ts";
 import type { Database } from "../db/database.ts";
-import { type CounterName, readCounters } from "./counters.ts";
+import { type ByteCounter, type CounterName, readCounters } from "./counters.ts";
 
 export type { Logger };
 
@@ -155,8 +155,6 @@ interface Figures {
   dispatched: number;
   running: number;
   oldest_ready_seconds: number;
-  bytes_read: number;
-  bytes_stored: number;
   oldest_creating_seconds: number;
   last_success_age_seconds: number | null;
   workers: number;
@@ -165,19 +163,19 @@ interface Figures {
   notifications_dead: number;
 }
 
-async function readFigures(database: Database): Promise<Figures> {
+/** Each is a few entries of an index: what has ended is not looked at, but for the last backup that succeeded. */
+async function readFigures(database: Database, downMs: number): Promise<Figures> {
   const rows = await database.$queryRaw<Figures[]>`
+    WITH up AS (SELECT slots FROM workers WHERE heartbeat_at > now() - ${downMs} * interval '1 millisecond')
     SELECT
       (SELECT count(*) FROM tasks WHERE state = 'ready')::int AS ready,
       (SELECT count(*) FROM tasks WHERE state = 'dispatched')::int AS dispatched,
       (SELECT count(*) FROM tasks WHERE state = 'running')::int AS running,
       coalesce((SELECT extract(epoch FROM now() - min(queued_at)) FROM tasks WHERE state IN ('ready', 'dispatched')), 0)::float AS oldest_ready_seconds,
-      coalesce((SELECT sum(bytes_done) FROM tasks), 0)::float AS bytes_read,
-      coalesce((SELECT sum(bytes_stored) FROM tasks), 0)::float AS bytes_stored,
       coalesce((SELECT extract(epoch FROM now() - min(created_at)) FROM backups WHERE status = 'creating' AND deleted_at IS NULL), 0)::float AS oldest_creating_seconds,
       (SELECT extract(epoch FROM now() - max(finished_at)) FROM operations WHERE kind = 'backup-create' AND state = 'succeeded')::float AS last_success_age_seconds,
-      (SELECT count(*) FROM workers WHERE heartbeat_at > now() - interval '30 seconds')::int AS workers,
-      (SELECT coalesce(sum(slots), 0) FROM workers WHERE heartbeat_at > now() - interval '30 seconds')::int AS slots,
+      (SELECT count(*) FROM up)::int AS workers,
+      (SELECT coalesce(sum(slots), 0) FROM up)::int AS slots,
       (SELECT count(*) FROM deliveries WHERE state = 'pending')::int AS notifications_pending,
       (SELECT count(*) FROM deliveries WHERE state = 'dead')::int AS notifications_dead`;
   const row = rows[0];
@@ -186,7 +184,7 @@ async function readFigures(database: Database): Promise<Figures> {
 }
 
 /** What `/metrics` shows. Figures come from Postgres at the moment of the scrape; labels are bounded. */
-export function openMetrics(database: Database) {
+export function openMetrics(database: Database, config: Pick<Config, "worker">) {
   const registry = new Registry();
   const gauge = (name: string, help: string) => new Gauge({ name, help, registers: [registry] });
   const gauges = {
@@ -194,8 +192,6 @@ export function openMetrics(database: Database) {
     dispatched: gauge("tephra_tasks_dispatched", "Tasks handed to the queue and not yet claimed"),
     running: gauge("tephra_tasks_running", "Tasks running under a lease"),
     oldest_ready_seconds: gauge("tephra_queue_age_seconds", "Age of the oldest task that nobody runs yet"),
-    bytes_read: gauge("tephra_bytes_in_total", "Bytes of volumes and backups that tasks have read"),
-    bytes_stored: gauge("tephra_bytes_out_total", "Bytes that tasks have stored"),
     oldest_creating_seconds: gauge(
       "tephra_oldest_creating_backup_seconds",
       "Age of the oldest backup that is still being created",
@@ -204,12 +200,17 @@ export function openMetrics(database: Database) {
       "tephra_last_success_age_seconds",
       "Seconds since a backup last became available; NaN before the first",
     ),
-    workers: gauge("tephra_workers", "Worker processes heard of in the last 30 seconds"),
+    workers: gauge("tephra_workers", "Worker processes heard of within worker.down_ms"),
     slots: gauge("tephra_worker_slots", "Tasks that those workers can run at once"),
     notifications_pending: gauge("tephra_notifications_pending", "Notifications on their way, counted once per target"),
     notifications_dead: gauge("tephra_notifications_dead", "Notifications that a target never took"),
   } as const;
-  const counted: Record<CounterName, Gauge<string>> = {
+  const counted: Record<CounterName | ByteCounter, Gauge<string>> = {
+    bytes_read: gauge(
+      "tephra_bytes_in_total",
+      "Bytes of volumes and backups that tasks have read, counted as they end",
+    ),
+    bytes_stored: gauge("tephra_bytes_out_total", "Bytes that tasks have stored, counted as they end"),
     reconciler_failures: new Gauge({
       name: "tephra_reconciler_failures_total",
       help: "Steps of reconcilers, and operations in them, that threw something other than an outage of the database",
@@ -238,10 +239,10 @@ export function openMetrics(database: Database) {
     countClockStep: () => clockSteps.inc(),
     countRequest: (status: number) => requests.inc({ status: `${Math.floor(status / 100)}xx` }),
     async render(): Promise<string> {
-      const figures = await readFigures(database);
+      const figures = await readFigures(database, config.worker.down_ms);
       counted.quota_repairs.set(0);
       for (const { name, label, value } of await readCounters(database)) {
-        counted[name as CounterName]?.set(label === "" ? {} : { step: label }, value);
+        counted[name]?.set(label === "" ? {} : { step: label }, value);
       }
       for (const [key, value] of Object.entries(figures)) gauges[key as keyof Figures].set(value ?? Number.NaN);
       return registry.metrics();

@@ -1,4 +1,5 @@
 // `npm run bench [-- NAME…]`: measures on private servers, prints a table and keeps it as JSON.
+import { measureEndedTasks } from "./ended-tasks.ts";
 import { measureEngine } from "./engine.ts";
 import { type Measurement, report, type Say } from "./measurement.ts";
 import { measureMemory } from "./memory.ts";
@@ -7,6 +8,7 @@ import { measureSmallVolumes } from "./small-volumes.ts";
 import { measureTaskOverhead } from "./task-overhead.ts";
 
 const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>> = {
+  ended: measureEndedTasks,
   engine: measureEngine,
   memory: measureMemory,
   requests: measureRequests,

@@ -24,4 +24,4 @@ export { redisConnection, redisOptions } from "./redis-options.ts";
 export { repairQuotas } from "./rows/quota-repair.ts";
 export { logCrash, logVitals, openLog, openMetrics, type Vitals } from "./telemetry/telemetry.ts";
 export { endBluntly } from "./upkeep/healing.ts";
-export { startReconciler } from "./upkeep/reconciler.ts";
+export { reconcile, startReconciler } from "./upkeep/reconciler.ts";

@@ -56,7 +56,9 @@ export async function mendTimes(database: Database, config: Config): Promise<num
       UPDATE tasks SET lease_until = now() - interval '1 millisecond' WHERE state = 'running' AND lease_until > ${after(leaseMs)}`,
     await database.$executeRaw`
       UPDATE tasks SET dispatched_at = now() WHERE state = 'dispatched' AND dispatched_at > ${after(dispatchMs)}`,
-    await database.$executeRaw`UPDATE tasks SET unplaced_at = now() WHERE unplaced_at > ${after(unplacedMs)}`,
+    await database.$executeRaw`
+      UPDATE tasks SET unplaced_at = now()
+      WHERE state IN ('ready', 'dispatched', 'running') AND unplaced_at > ${after(unplacedMs)}`,
     await database.$executeRaw`
       UPDATE workers SET heartbeat_at = now() - ${downMs}::float8 * interval '1 millisecond' WHERE heartbeat_at > ${after(downMs)}`,
     await database.$executeRaw`
@@ -69,5 +71,6 @@ export async function mendTimes(database: Database, config: Config): Promise<num
 
 /** What was seen to have nobody who can do it has been so for no time, by a clock that was just set. */
 export async function forgetUnplaced(database: Database): Promise<void> {
-  await database.$executeRaw`UPDATE tasks SET unplaced_at = now() WHERE unplaced_at IS NOT NULL`;
+  await database.$executeRaw`
+    UPDATE tasks SET unplaced_at = now() WHERE state IN ('ready', 'dispatched', 'running') AND unplaced_at IS NOT NULL`;
 }

@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { Actor } from "../db/actor.ts";
 import type { Database, Transaction } from "../db/database.ts";
+import { isUuid } from "../db/listing.ts";
 import { ClaimLostError } from "../errors.ts";
 import type { Prisma } from "../generated/client.ts";
 import { backupBinary } from "./services.ts";
@@ -305,8 +306,7 @@ export class UnknownTaskError extends Error {
 
 /** Whether there is such a task, in whatever state. */
 export async function isTaskKnown(database: Database, taskId: string): Promise<boolean> {
-  const rows = await database.$queryRaw`SELECT 1 FROM tasks WHERE id::text = ${taskId}`;
-  return (rows as unknown[]).length > 0;
+  return isUuid(taskId) && (await database.task.count({ where: { id: taskId } })) > 0;
 }
 
 /** A worker that is stopping has received a job: its task goes back to be dispatched again, if nobody has taken it. */

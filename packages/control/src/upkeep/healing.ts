@@ -92,14 +92,14 @@ const noService: Readonly<Record<string, string>> = {
 export async function failUnplaced(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
   const downMs = config.worker.down_ms;
   await database.$executeRaw`
-    WITH looked AS (
+    WITH looked AS MATERIALIZED (
       SELECT t.id, t.state = 'ready' AND t.kind <> 'tidy' AND t.run_after <= now() AND o.state IN ('queued', 'running')
         AND NOT EXISTS (SELECT 1 FROM workers w WHERE t.needs <@ w.reaches
           AND w.heartbeat_at > now() - ${downMs} * interval '1 millisecond'
           AND (o.state = 'running' OR NOT EXISTS (
             SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = w.host))) AS unplaced
       FROM tasks t JOIN operations o ON o.id = t.operation_id
-      WHERE t.state = 'ready' OR (t.unplaced_at IS NOT NULL AND t.state IN ('dispatched', 'running'))
+      WHERE t.state IN ('ready', 'dispatched', 'running') AND (t.state = 'ready' OR t.unplaced_at IS NOT NULL)
     ), changed AS (
       SELECT t.id, looked.unplaced FROM tasks t JOIN looked ON looked.id = t.id
       WHERE looked.unplaced <> (t.unplaced_at IS NOT NULL) FOR UPDATE OF t SKIP LOCKED

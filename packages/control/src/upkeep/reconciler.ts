@@ -21,7 +21,7 @@ const forgetWorkersAfter = "1 hour";
  */
 const endingsMax = 3;
 
-interface Pass {
+export interface ReconcilerPass {
   database: Database;
   config: Config;
   log: Logger;
@@ -32,7 +32,7 @@ interface Pass {
 }
 
 async function tell(
-  { database, log }: Pass,
+  { database, log }: ReconcilerPass,
   failure: { step: string; error: unknown; operation?: string },
 ): Promise<void> {
   events.stepFailed(log, failure);
@@ -40,7 +40,7 @@ async function tell(
 }
 
 /** Ends an operation; one whose ending throws does not keep others from theirs, and ends without it after a while. */
-async function endOne(pass: Pass, step: string, id: string, failure: Failure): Promise<void> {
+async function endOne(pass: ReconcilerPass, step: string, id: string, failure: Failure): Promise<void> {
   const { database, log, thrown } = pass;
   try {
     const failed = await failOperation(database, id, failure);
@@ -64,7 +64,7 @@ async function endOne(pass: Pass, step: string, id: string, failure: Failure): P
 }
 
 /** Does one step. What it throws is told and counted, and the others go on; only an outage of the database ends the pass. */
-async function runStep(pass: Pass, step: string, work: () => Promise<unknown>): Promise<number> {
+async function runStep(pass: ReconcilerPass, step: string, work: () => Promise<unknown>): Promise<number> {
   try {
     const done = await work();
     return typeof done === "number" ? done : 0;
@@ -76,7 +76,7 @@ async function runStep(pass: Pass, step: string, work: () => Promise<unknown>): 
 }
 
 /** One pass. Every statement changes a row only once, so any number of processes may run it side by side. */
-async function reconcile(pass: Pass): Promise<void> {
+export async function reconcile(pass: ReconcilerPass): Promise<void> {
   const { database, config, log } = pass;
   const step = (name: string, work: () => Promise<unknown>) => runStep(pass, name, work);
   const ending = (name: string) => (id: string, failure: Failure) => endOne(pass, name, id, failure);

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { defaultVolumeType } from "../../apps/api/src/cinder/views.ts";
+import { defaultVolumeType } from "../../apps/api/src/cinder/volumes/views.ts";
 import type { Instance } from "../harness/instance.ts";
 import { finishBackup, setStatus, startApiOnly } from "./api-only.ts";
 import { openGolden } from "./golden.ts";

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
-import { defaultVolumeType } from "../../apps/api/src/cinder/views.ts";
+import { defaultVolumeType } from "../../apps/api/src/cinder/volumes/views.ts";
 import type { Instance } from "../harness/instance.ts";
 import { finishBackup, finishGroupBackup, setStatus } from "./api-only.ts";
 

@@ -1,7 +1,22 @@
 import { z } from "zod";
 import { undecodable } from "../http/readable-url.ts";
+import type { Microversion } from "./microversions.ts";
 import { decodeBase64 } from "./python-base64.ts";
 import { pythonRepr } from "./python-text.ts";
+
+/** One schema per body and range of microversions; each is built once. */
+export const byVersion =
+  <Schema>(versions: readonly [Microversion, Schema][]) =>
+  (version: Microversion): Schema => {
+    const found = versions.findLast(([from]) => version >= from) ?? versions[0];
+    if (!found) throw new Error("a body needs at least one schema");
+    return found[1];
+  };
+
+const Anything = z.unknown();
+
+/** Where a body is expected, and nothing of it matters. */
+export const anyBody = () => Anything;
 
 /** Fields of bodies, each with the phrases of Cinder's validator (API spec 1.9, 1.10, 2.4). */
 
@@ -129,7 +144,9 @@ export const optionalUuid = () =>
     });
 
 const trueWords = ["True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", "y", "t"];
+
 const falseWords = ["False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no", "n", "f"];
+
 const booleanValues = `[${[true, ...trueWords, false, ...falseWords].map(pythonRepr).join(", ")}]`;
 
 /** JSON booleans and the words that Cinder takes for them; null when it is not sent. */

@@ -13,6 +13,7 @@ import {
 } from "@tephra/control";
 import type { Context } from "../../context.ts";
 import { type Answer, type Call, defineAction } from "../../openstack/call.ts";
+import { enabledFilters } from "../../openstack/enabled-filters.ts";
 import { asPlainQuotaError } from "../../openstack/errors.ts";
 import { type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
 import { since } from "../../openstack/microversions.ts";
@@ -22,9 +23,8 @@ import {
   resetBackupBody,
   restoreBackupBody,
   updateBackupBody,
-} from "../schemas.ts";
-import { enabledFilters } from "../service/resource-filters.ts";
-import { backupDetail, backupSummary } from "../views.ts";
+} from "./schemas.ts";
+import { backupDetail, backupSummary } from "./views.ts";
 
 /** Every column that Cinder's table of backups has, by its name there. Those without a counterpart are the same for every live row. */
 const columns: Readonly<Record<string, BackupColumn>> = {

@@ -1,9 +1,9 @@
 import { assertImportable, countDependents, getBackup, InvalidError, requestBackupImport } from "@tephra/control";
 import type { Context } from "../../context.ts";
 import { type Call, defineAction } from "../../openstack/call.ts";
-import { importRecordBody } from "../schemas.ts";
-import { backupSummary } from "../views.ts";
 import { parseRecord, recordOf } from "./export-record.ts";
+import { importRecordBody } from "./schemas.ts";
+import { backupSummary } from "./views.ts";
 
 const load = (context: Context, call: Call) => getBackup(context.database, call.principal, call.params["id"] ?? "");
 

@@ -9,9 +9,9 @@ import {
 } from "@tephra/control";
 import type { Context } from "../../context.ts";
 import { type Answer, type Call, defineAction } from "../../openstack/call.ts";
+import { enabledFilters } from "../../openstack/enabled-filters.ts";
 import { type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
 import { since } from "../../openstack/microversions.ts";
-import { enabledFilters } from "../service/resource-filters.ts";
 import { createGroupSnapshotBody, resetGroupSnapshotBody } from "./schemas.ts";
 import { groupSnapshotDetail, groupSummary } from "./views.ts";
 

@@ -12,11 +12,11 @@ import {
 import type { Context } from "../../context.ts";
 import { Refusal } from "../../http/refusals.ts";
 import { type Answer, type Call, defineAction } from "../../openstack/call.ts";
+import { enabledFilters } from "../../openstack/enabled-filters.ts";
 import { asPlainQuotaError } from "../../openstack/errors.ts";
 import { type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
 import { since } from "../../openstack/microversions.ts";
-import { enabledFilters } from "../service/resource-filters.ts";
-import { defaultVolumeType } from "../views.ts";
+import { defaultVolumeType } from "../volumes/views.ts";
 import { createFromSourceBody, createGroupBody, deleteGroupBody, resetGroupBody, updateGroupBody } from "./schemas.ts";
 import { groupDetail, groupSummary } from "./views.ts";
 

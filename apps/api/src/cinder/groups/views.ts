@@ -2,7 +2,8 @@ import type { GroupRow, GroupSnapshotRow, GroupType } from "@tephra/control";
 import { may } from "../../http/policy.ts";
 import type { Call } from "../../openstack/call.ts";
 import { since } from "../../openstack/microversions.ts";
-import { defaultVolumeType, timeText } from "../views.ts";
+import { timeText } from "../../openstack/times.ts";
+import { defaultVolumeType } from "../volumes/views.ts";
 
 export const groupSummary = (_call: Call, row: { id: string; name: string | null }): Record<string, unknown> => ({
   id: row.id,

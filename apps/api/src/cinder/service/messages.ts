@@ -9,10 +9,10 @@ import {
 } from "@tephra/control";
 import type { Context } from "../../context.ts";
 import { type Answer, type Call, defineAction } from "../../openstack/call.ts";
+import { enabledFilters } from "../../openstack/enabled-filters.ts";
 import { type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
 import { since } from "../../openstack/microversions.ts";
-import { messageDetail } from "../views.ts";
-import { enabledFilters } from "./resource-filters.ts";
+import { messageDetail } from "./views.ts";
 
 const listSpec: ListSpec<MessageSortKey> = {
   sortKeys: {

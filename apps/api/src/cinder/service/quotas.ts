@@ -16,8 +16,8 @@ import { flagOf } from "../../openstack/listing.ts";
 import { since } from "../../openstack/microversions.ts";
 import { pythonRepr, pythonStr } from "../../openstack/python-text.ts";
 import { quotaKeys } from "../../openstack/quota-keys.ts";
-import { updateQuotaBody, updateQuotaClassBody } from "../schemas.ts";
-import { limitsView, quotaLimits, quotaUsage } from "../views.ts";
+import { updateQuotaBody, updateQuotaClassBody } from "./schemas.ts";
+import { limitsView, quotaLimits, quotaUsage } from "./views.ts";
 
 const limitMax = 2_147_483_647;
 

@@ -2,8 +2,9 @@ import { listServices, listZones, setService } from "@tephra/control";
 import type { Context } from "../../context.ts";
 import { badRequest, Refusal } from "../../http/refusals.ts";
 import { type Answer, type Call, defineAction } from "../../openstack/call.ts";
-import { anyBody, disableServiceBody, switchServiceBody } from "../schemas.ts";
-import { serviceView } from "../views.ts";
+import { anyBody } from "../../openstack/fields.ts";
+import { disableServiceBody, switchServiceBody } from "./schemas.ts";
+import { serviceView } from "./views.ts";
 
 interface Named {
   binary?: string | undefined;

@@ -1,9 +1,8 @@
 import type { AttachMode, Connector } from "@tephra/control";
 import { z } from "zod";
-import { isStorable, strict, typePhrase, uuid } from "../../openstack/fields.ts";
+import { byVersion, isStorable, strict, typePhrase, uuid } from "../../openstack/fields.ts";
 import { since } from "../../openstack/microversions.ts";
 import { pythonRepr } from "../../openstack/python-text.ts";
-import { byVersion } from "../schemas.ts";
 import { required } from "./fields.ts";
 
 /** Bodies about attachments: 3.27, with a mode from 3.54 on. */

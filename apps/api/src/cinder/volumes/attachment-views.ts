@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import type { AttachmentRow } from "@tephra/control";
 import type { Context } from "../../context.ts";
-import { timeText } from "../views.ts";
+import { timeText } from "../../openstack/times.ts";
 
 export const attachmentSummary = (row: AttachmentRow): Record<string, unknown> => ({
   id: row.id,

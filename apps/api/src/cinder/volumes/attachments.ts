@@ -14,10 +14,10 @@ import {
 import type { Context } from "../../context.ts";
 import { badRequest } from "../../http/refusals.ts";
 import { type Answer, type Call, defineAction } from "../../openstack/call.ts";
+import { enabledFilters } from "../../openstack/enabled-filters.ts";
 import { faultOf } from "../../openstack/errors.ts";
 import { type ListSpec, parseList } from "../../openstack/listing.ts";
 import { since } from "../../openstack/microversions.ts";
-import { enabledFilters } from "../service/resource-filters.ts";
 import { createAttachmentBody, updateAttachmentBody } from "./attachment-schemas.ts";
 import { attachmentDetail, attachmentSummary } from "./attachment-views.ts";
 

@@ -13,11 +13,11 @@ import {
 import type { Context } from "../../context.ts";
 import { badRequest } from "../../http/refusals.ts";
 import type { Answer, Call } from "../../openstack/call.ts";
+import { enabledFilters } from "../../openstack/enabled-filters.ts";
 import { booleanWord, type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
 import { type Microversion, since } from "../../openstack/microversions.ts";
 import { parsePythonDict } from "../../openstack/python-text.ts";
-import { enabledFilters } from "../service/resource-filters.ts";
-import { type snapshotSummary, type volumeSummary, volumesSummary } from "../views.ts";
+import { type snapshotSummary, type volumeSummary, volumesSummary } from "./views.ts";
 
 const volumeList: ListSpec<VolumeSortKey> = {
   sortKeys: {

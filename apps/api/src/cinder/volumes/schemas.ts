@@ -1,5 +1,6 @@
 import { z } from "zod";
 import {
+  byVersion,
   changedText,
   lenient,
   metadata,
@@ -16,7 +17,6 @@ import {
 } from "../../openstack/fields.ts";
 import { since } from "../../openstack/microversions.ts";
 import { pythonRepr } from "../../openstack/python-text.ts";
-import { byVersion } from "../schemas.ts";
 import {
   boundedText,
   multiattach,

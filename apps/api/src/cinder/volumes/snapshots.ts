@@ -12,9 +12,9 @@ import type { Context } from "../../context.ts";
 import { badRequest } from "../../http/refusals.ts";
 import { type Call, defineAction } from "../../openstack/call.ts";
 import { since } from "../../openstack/microversions.ts";
-import { snapshotCore, snapshotDetail, snapshotSummary } from "../views.ts";
 import { listSnapshotsAs } from "./list.ts";
 import { createSnapshotBody, resetSnapshotBody, snapshotStatusBody, updateSnapshotBody } from "./schemas.ts";
+import { snapshotCore, snapshotDetail, snapshotSummary } from "./views.ts";
 
 const idOf = (call: Call): string => call.params["id"] ?? "";
 

@@ -1,8 +1,7 @@
 import { z } from "zod";
-import { flag, isStorable, strict, typePhrase, uuid } from "../../openstack/fields.ts";
+import { byVersion, flag, isStorable, strict, typePhrase, uuid } from "../../openstack/fields.ts";
 import { since } from "../../openstack/microversions.ts";
 import { pythonRepr } from "../../openstack/python-text.ts";
-import { byVersion } from "../schemas.ts";
 import { required } from "./fields.ts";
 
 /** Bodies about transfers of volumes. */

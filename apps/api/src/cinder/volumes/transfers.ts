@@ -16,7 +16,7 @@ import { asPlainQuotaError } from "../../openstack/errors.ts";
 import { resourceLinks } from "../../openstack/links.ts";
 import { booleanWord, type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
 import { since } from "../../openstack/microversions.ts";
-import { timeText } from "../views.ts";
+import { timeText } from "../../openstack/times.ts";
 import { acceptTransferBody, createPlainTransferBody, createTransferBody } from "./transfer-schemas.ts";
 
 const idOf = (call: Call): string => call.params["id"] ?? "";

@@ -1,8 +1,8 @@
 import { badRequest, Refusal } from "../../http/refusals.ts";
 import { type Call, defineAction } from "../../openstack/call.ts";
+import { enabledFilters } from "../../openstack/enabled-filters.ts";
 import { booleanWord, type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
-import { enabledFilters } from "../service/resource-filters.ts";
-import { defaultVolumeType, volumeTypeDetail } from "../views.ts";
+import { defaultVolumeType, volumeTypeDetail } from "./views.ts";
 
 /** There is one type, which every volume has. @throws Refusal 404 for any other */
 function checkType(call: Call, names: readonly string[]): void {

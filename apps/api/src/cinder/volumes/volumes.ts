@@ -15,9 +15,9 @@ import { badRequest, Refusal } from "../../http/refusals.ts";
 import { type Call, defineAction } from "../../openstack/call.ts";
 import { booleanWord } from "../../openstack/listing.ts";
 import { malformedRequest, since } from "../../openstack/microversions.ts";
-import { defaultVolumeType, volumeCore, volumeDetail, volumeSummary } from "../views.ts";
 import { listVolumesAs, summarize } from "./list.ts";
 import { type CreateVolumeBody, createVolumeBody, updateVolumeBody } from "./schemas.ts";
+import { defaultVolumeType, volumeCore, volumeDetail, volumeSummary } from "./views.ts";
 
 const idOf = (call: Call): string => call.params["id"] ?? "";
 

@@ -4,7 +4,8 @@ import { Refusal } from "../../http/refusals.ts";
 import { type Call, defineAction } from "../../openstack/call.ts";
 import { flagOf } from "../../openstack/listing.ts";
 import { since } from "../../openstack/microversions.ts";
-import { defaultVolumeType, poolName, timeText } from "../views.ts";
+import { timeText } from "../../openstack/times.ts";
+import { defaultVolumeType, poolName } from "./views.ts";
 
 /** What Cinder's schedulers know of the places where volumes are; a folder has no length of its own. */
 

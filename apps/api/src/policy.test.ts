@@ -1,8 +1,8 @@
 import { type Principal, type Role, roles } from "@tephra/control";
 import { describe, expect, it } from "vitest";
-import type { Context } from "../context.ts";
-import { v3Router } from "../openstack/serve.ts";
-import { allow, may, type Rule } from "./policy.ts";
+import type { Context } from "./context.ts";
+import { allow, may, type Rule } from "./http/policy.ts";
+import { v3Router } from "./openstack/serve.ts";
 
 const as = (role: Role): Principal => ({
   userId: "u",

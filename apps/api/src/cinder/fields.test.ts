@@ -1,9 +1,9 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { strict, strippedText, uuid, uuidOf } from "../../openstack/fields.ts";
-import { pythonRepr } from "../../openstack/python-text.ts";
-import { parseBody } from "../../openstack/schema-errors.ts";
-import { createBackupBody } from "../schemas.ts";
+import { strict, strippedText, uuid, uuidOf } from "../openstack/fields.ts";
+import { pythonRepr } from "../openstack/python-text.ts";
+import { parseBody } from "../openstack/schema-errors.ts";
+import { createBackupBody } from "./backups/schemas.ts";
 
 describe("uuidOf", () => {
   it("reads an id in every form that Python's uuid module reads", () => {

@@ -1,63 +1,12 @@
-import {
-  type Attachment,
-  type BackupRow,
-  type MessageRow,
-  nilUuid,
-  type QuotaLimit,
-  type QuotaLimits,
-  type QuotaLine,
-  type ServiceRow,
-  type SnapshotRow,
-  type VolumeRow,
-} from "@tephra/control";
-import { toldContainer } from "@tephra/format";
-import { may } from "../http/policy.ts";
-import type { Call } from "../openstack/call.ts";
-import { resourceLinks } from "../openstack/links.ts";
-import { since } from "../openstack/microversions.ts";
-import { quotaKeys } from "../openstack/quota-keys.ts";
-
-/** UTC, no zone, always six digits: gophercloud cannot parse anything else (API spec 1.5). */
-export const timeText = (time: Date): string => `${time.toISOString().slice(0, -1)}000`;
-const timeOrNull = (time: Date | null): string | null => (time === null ? null : timeText(time));
+import type { Attachment, SnapshotRow, VolumeRow } from "@tephra/control";
+import { may } from "../../http/policy.ts";
+import type { Call } from "../../openstack/call.ts";
+import { resourceLinks } from "../../openstack/links.ts";
+import { since } from "../../openstack/microversions.ts";
+import { timeOrNull, timeText } from "../../openstack/times.ts";
 
 /** Cinder's id of a volume type is a uuid; there is one type here, so the id is a constant. */
 export const defaultVolumeType = { id: "7c9e2d6a-3f0b-4a53-9d51-2f6f6a1b8c40", name: "__DEFAULT__" } as const;
-
-export function backupSummary(call: Call, row: { id: string; name: string | null }): Record<string, unknown> {
-  return { id: row.id, name: row.name, links: resourceLinks(call.place, "backups", row.id) };
-}
-
-/** Keys and their order as Cinder emits them (API spec 6.0); clients refuse any other key. */
-export function backupDetail(call: Call, row: BackupRow): Record<string, unknown> {
-  const admin = may(call.principal, "backup:backup_project_attribute");
-  // An import tells nothing of its backup before a worker has read the record: then it has a volume.
-  const unread = row.volumeId === nilUuid;
-  return {
-    id: row.id,
-    status: row.status,
-    size: unread ? 0 : row.sizeGib,
-    object_count: row.objectCount,
-    availability_zone: row.availabilityZone,
-    container: toldContainer(row.container),
-    created_at: timeText(row.createdAt),
-    updated_at: timeOrNull(row.updatedAt),
-    name: row.name,
-    description: row.description,
-    fail_reason: row.failReason,
-    volume_id: row.volumeId,
-    links: resourceLinks(call.place, "backups", row.id),
-    is_incremental: row.parentId !== null,
-    has_dependent_backups: row.hasDependents,
-    snapshot_id: row.snapshotId,
-    data_timestamp: unread ? null : timeText(row.dataTimestamp),
-    ...(call.version >= since.backupMetadata && { metadata: row.metadata }),
-    ...(call.version >= since.backupProjectAttribute &&
-      admin && { "os-backup-project-attr:project_id": row.projectId }),
-    ...(call.version >= since.backupUserId && admin && { user_id: row.userId }),
-    ...(call.version >= since.encryptionKeyId && row.encryptionKeyId && { encryption_key_id: row.encryptionKeyId }),
-  };
-}
 
 export function volumeSummary(call: Call, row: VolumeRow): Record<string, unknown> {
   return { id: row.id, name: row.name, links: resourceLinks(call.place, "volumes", row.id) };
@@ -185,68 +134,5 @@ export function volumeTypeDetail(call: Call, { asDefault = false } = {}): Record
     ...(may(call.principal, "volume_extension:access_types_extra_specs") && { extra_specs: {} }),
     ...(may(call.principal, "volume_extension:access_types_qos_specs_id") && { qos_specs_id: null }),
     ...(!asDefault && { "os-volume-type-access:is_public": true }),
-  };
-}
-
-/** API spec 7.12. */
-export function messageDetail(call: Call, row: MessageRow, keptUntil: Date): Record<string, unknown> {
-  return {
-    id: row.id,
-    event_id: row.eventId,
-    user_message: row.userMessage,
-    message_level: row.messageLevel,
-    created_at: timeText(row.createdAt),
-    guaranteed_until: timeText(keptUntil),
-    request_id: row.requestId,
-    links: resourceLinks(call.place, "messages", row.id),
-    resource_type: row.resourceType,
-    resource_uuid: row.resourceUuid,
-  };
-}
-
-/** API spec 7.10: the limits of everything that Cinder limits. */
-export const quotaLimits = (limits: QuotaLimits): Record<string, number> =>
-  Object.fromEntries(Object.entries(quotaKeys).map(([key, limit]) => [key, limits[limit]]));
-
-/** As `quotaLimits`, with what is in use; nothing is ever reserved for later. */
-export const quotaUsage = (lines: Readonly<Record<QuotaLimit, QuotaLine>>): Record<string, unknown> =>
-  Object.fromEntries(
-    Object.entries(quotaKeys).map(([key, name]) => {
-      const { limit, inUse } = lines[name];
-      return [key, { limit, in_use: inUse, reserved: 0 }];
-    }),
-  );
-
-/** API spec 7.9. */
-export function limitsView(lines: Readonly<Record<QuotaLimit, QuotaLine>>): Record<string, unknown> {
-  const absolute = {
-    maxTotalVolumes: lines.volumes.limit,
-    maxTotalSnapshots: lines.snapshots.limit,
-    maxTotalVolumeGigabytes: lines.gigabytes.limit,
-    maxTotalBackups: lines.backups.limit,
-    maxTotalBackupGigabytes: lines.backup_gigabytes.limit,
-    totalVolumesUsed: lines.volumes.inUse,
-    totalGigabytesUsed: lines.gigabytes.inUse,
-    totalSnapshotsUsed: lines.snapshots.inUse,
-    totalBackupsUsed: lines.backups.inUse,
-    totalBackupGigabytesUsed: lines.backup_gigabytes.inUse,
-  };
-  return { rate: [], absolute };
-}
-
-/** API spec 7.7. */
-export function serviceView(call: Call, row: ServiceRow): Record<string, unknown> {
-  const volume = row.binary === "cinder-volume";
-  return {
-    binary: row.binary,
-    host: row.host,
-    zone: row.zone,
-    status: row.disabled ? "disabled" : "enabled",
-    state: row.up ? "up" : "down",
-    updated_at: timeText(row.updatedAt),
-    ...(volume && call.version >= since.serviceBackendState && { backend_state: row.up ? "up" : "down" }),
-    ...(call.version >= since.serviceCluster && { cluster: null }),
-    disabled_reason: row.disabledReason,
-    ...(volume && { replication_status: "not-capable", active_backend_id: null, frozen: false }),
   };
 }

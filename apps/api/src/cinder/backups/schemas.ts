@@ -3,6 +3,7 @@ import { z } from "zod";
 import {
   backupStatus,
   base64Text,
+  byVersion,
   changedPrintableText,
   changedText,
   flag,
@@ -15,21 +16,10 @@ import {
   strict,
   strippedText,
   text,
-  typePhrase,
   uuid,
   wrapped,
-} from "../openstack/fields.ts";
-import { type Microversion, since } from "../openstack/microversions.ts";
-import { pythonRepr } from "../openstack/python-text.ts";
-
-/** One schema per body and range of microversions; each is built once. */
-export const byVersion =
-  <Schema>(versions: readonly [Microversion, Schema][]) =>
-  (version: Microversion): Schema => {
-    const found = versions.findLast(([from]) => version >= from) ?? versions[0];
-    if (!found) throw new Error("a body needs at least one schema");
-    return found[1];
-  };
+} from "../../openstack/fields.ts";
+import { since } from "../../openstack/microversions.ts";
 
 const backupFields = {
   volume_id: uuid(),
@@ -90,63 +80,21 @@ export const updateBackupBody = byVersion<z.ZodType<UpdateBackupBody>>([
 ]);
 
 const ResetBackup = strict({ "os-reset_status": strict({ status: backupStatus() }) });
+
 /** API spec 6.9. */
 export const resetBackupBody = () => ResetBackup;
 
 const ForceDeleteBackup = strict({ "os-force_delete": z.unknown() });
+
 /** API spec 6.9: whatever the key holds. */
 export const forceDeleteBackupBody = () => ForceDeleteBackup;
 
 const RestoreBackup = strict({ restore: nullableObject({ name: optionalText(), volume_id: optionalUuid() }) });
+
 /** API spec 6.6. */
 export const restoreBackupBody = () => RestoreBackup;
 
 const ImportRecord = strict({ "backup-record": strict({ backup_service: text(), backup_url: base64Text() }) });
+
 /** API spec 6.8. */
 export const importRecordBody = () => ImportRecord;
-
-const UpdateQuota = strict({
-  quota_set: z
-    .record(z.string(), z.unknown(), { error: typePhrase("object") })
-    .refine((set) => Object.keys(set).length > 0, { error: "{} does not have enough properties" }),
-});
-/** API spec 7.10; the values are looked at by the route, which knows the keys. */
-export const updateQuotaBody = () => UpdateQuota;
-
-const UpdateQuotaClass = strict({
-  quota_class_set: z.record(z.string(), z.unknown(), { error: typePhrase("object") }),
-});
-export const updateQuotaClassBody = () => UpdateQuotaClass;
-
-const host = z
-  .string({ error: typePhrase("string", "null") })
-  .min(1, { error: "'' is too short" })
-  .max(255, { error: (i) => `${pythonRepr(i.input)} is too long` })
-  .regex(/^[a-zA-Z0-9-._#@:/+[\]]*$/, {
-    error: (i) => `${pythonRepr(i.input)} does not match '^[a-zA-Z0-9-._#@:/+\\\\[\\\\]]*$'`,
-  });
-const serviceName = text().min(1, { error: "'' is too short" });
-const serviceFields = {
-  binary: serviceName.optional(),
-  service: serviceName.optional(),
-  host: host.nullish(),
-  cluster: optionalText().optional(),
-};
-const named = {
-  error: (i: { input?: unknown }) => `${pythonRepr(i.input)} is not valid under any of the given schemas`,
-};
-const isNamed = (body: { binary?: string | undefined; service?: string | undefined }): boolean =>
-  (body.binary ?? body.service) !== undefined;
-const reason = text()
-  .min(1, { error: "'' is too short" })
-  .refine((v) => v.trim() !== "", { error: (i) => `${pythonRepr(i.input)} is not a 'disabled_reason'` });
-
-const SwitchService = strict(serviceFields).refine(isNamed, named);
-const DisableService = strict({ ...serviceFields, disabled_reason: reason.optional() }).refine(isNamed, named);
-/** API spec 7.7. */
-export const switchServiceBody = () => SwitchService;
-export const disableServiceBody = () => DisableService;
-
-const Anything = z.unknown();
-/** Where a body is expected, and nothing of it matters. */
-export const anyBody = () => Anything;

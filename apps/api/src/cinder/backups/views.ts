@@ -1,0 +1,42 @@
+import { type BackupRow, nilUuid } from "@tephra/control";
+import { toldContainer } from "@tephra/format";
+import { may } from "../../http/policy.ts";
+import type { Call } from "../../openstack/call.ts";
+import { resourceLinks } from "../../openstack/links.ts";
+import { since } from "../../openstack/microversions.ts";
+import { timeOrNull, timeText } from "../../openstack/times.ts";
+
+export function backupSummary(call: Call, row: { id: string; name: string | null }): Record<string, unknown> {
+  return { id: row.id, name: row.name, links: resourceLinks(call.place, "backups", row.id) };
+}
+
+/** Keys and their order as Cinder emits them (API spec 6.0); clients refuse any other key. */
+export function backupDetail(call: Call, row: BackupRow): Record<string, unknown> {
+  const admin = may(call.principal, "backup:backup_project_attribute");
+  // An import tells nothing of its backup before a worker has read the record: then it has a volume.
+  const unread = row.volumeId === nilUuid;
+  return {
+    id: row.id,
+    status: row.status,
+    size: unread ? 0 : row.sizeGib,
+    object_count: row.objectCount,
+    availability_zone: row.availabilityZone,
+    container: toldContainer(row.container),
+    created_at: timeText(row.createdAt),
+    updated_at: timeOrNull(row.updatedAt),
+    name: row.name,
+    description: row.description,
+    fail_reason: row.failReason,
+    volume_id: row.volumeId,
+    links: resourceLinks(call.place, "backups", row.id),
+    is_incremental: row.parentId !== null,
+    has_dependent_backups: row.hasDependents,
+    snapshot_id: row.snapshotId,
+    data_timestamp: unread ? null : timeText(row.dataTimestamp),
+    ...(call.version >= since.backupMetadata && { metadata: row.metadata }),
+    ...(call.version >= since.backupProjectAttribute &&
+      admin && { "os-backup-project-attr:project_id": row.projectId }),
+    ...(call.version >= since.backupUserId && admin && { user_id: row.userId }),
+    ...(call.version >= since.encryptionKeyId && row.encryptionKeyId && { encryption_key_id: row.encryptionKeyId }),
+  };
+}

@@ -1,0 +1,48 @@
+import type { Route } from "../openstack/serve.ts";
+import { audit } from "./audit.ts";
+import { opsBackups } from "./backups.ts";
+import { documentation } from "./documentation.ts";
+import { opsGroupSnapshots } from "./group-snapshots.ts";
+import { health } from "./health.ts";
+import { instances } from "./instances.ts";
+import { notifications } from "./notifications.ts";
+import { operations } from "./operations.ts";
+import { repositories } from "./repositories.ts";
+import type { OpsRoute } from "./serve.ts";
+import { opsVolumes } from "./volumes.ts";
+
+/** Our own routes: health, figures, the description of the API, operations, users' own files. `v3` is what the description tells besides. */
+export function opsRoutesBeside(v3: readonly Route[]): readonly OpsRoute[] {
+  const docs = documentation(() => ({ v3, ops: routes }));
+  const routes: readonly OpsRoute[] = [
+    ["GET", "/healthz", "public", health.alive],
+    ["GET", "/readyz", "public", health.ready],
+    ["GET", "/metrics", "public", health.metrics],
+    ["GET", "/openapi.json", "public", docs.document],
+    ["GET", "/docs/", "public", docs.page],
+    ["GET", "/docs/start.js", "public", docs.start],
+    ["GET", "/docs/swagger-ui-bundle.js", "public", docs.script],
+    ["GET", "/docs/swagger-ui.css", "public", docs.style],
+    ["GET", "/ops/operations", "ops:operations", operations.list],
+    ["GET", "/ops/operations/:id", "ops:operations", operations.show],
+    ["GET", "/ops/notifications", "ops:notifications", notifications.list],
+    ["POST", "/ops/notifications/:id/retry", "ops:notifications", notifications.retry],
+    ["GET", "/ops/audit", "ops:audit", audit.list],
+    ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],
+    ["GET", "/ops/backups/:id", "ops:backup", opsBackups.show],
+    ["GET", "/ops/instances", "ops:instance:get", instances.list],
+    ["POST", "/ops/instances", "ops:instance:create", instances.create],
+    ["GET", "/ops/instances/:id", "ops:instance:get", instances.show],
+    ["PUT", "/ops/instances/:id", "ops:instance:update", instances.update],
+    ["DELETE", "/ops/instances/:id", "ops:instance:delete", instances.remove],
+    ["POST", "/ops/instances/:id/attach", "ops:instance:update", instances.attach],
+    ["POST", "/ops/instances/:id/detach", "ops:instance:update", instances.detach],
+    ["GET", "/ops/group-snapshots/:id", "ops:group_snapshot", opsGroupSnapshots.show],
+    ["POST", "/ops/backups/:id/verify", "ops:verify", opsBackups.verify],
+    ["POST", "/ops/repositories/:name/reap", "ops:reap", repositories.reap],
+    ["POST", "/ops/repositories/:name/rescan", "ops:rescan", repositories.rescan],
+    ["POST", "/ops/volumes/import", "ops:import", opsVolumes.import],
+    ["POST", "/ops/volumes/:id/export", "ops:export", opsVolumes.export],
+  ];
+  return routes;
+}

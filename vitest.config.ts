@@ -1,16 +1,12 @@
 import { defineConfig } from "vitest/config";
-import { CountReporter } from "./test/harness/count-reporter.ts";
+import { CountReporter } from "./test/kit/count-reporter.ts";
 
-const engineTests = [
-  "packages/{engine,format}/src/**/*.test.ts",
-  "test/contract/**/*.test.ts",
-  "test/format/**/*.test.ts",
-];
-// Suites of whole systems: several processes each, most of the time waiting for something.
-const systemTests = ["test/system/**/*.test.ts", "test/fault/**/*.test.ts"];
-// What sets up and starts this checkout: one file at a time.
-const startTests = ["test/house/**/*.test.ts"];
+const build = ["test/kit/build-setup.ts"];
+const servers = ["test/kit/global-setup.ts"];
+// Beside the sources, but of seconds each: whole engines at work, waits of programs.
+const slow = "packages/engine/src/**/*.slow.test.ts";
 
+/** From the smallest to whole systems; `npm test` runs them in this order. */
 export default defineConfig({
   test: {
     reporters: ["default", new CountReporter()],
@@ -22,41 +18,62 @@ export default defineConfig({
       {
         extends: true,
         test: {
-          name: "engine",
-          include: [...engineTests, "test/round-trip.test.ts"],
-          globalSetup: ["test/harness/build-setup.ts"],
+          name: "unit",
+          include: ["{packages,apps}/*/src/**/*.test.ts"],
+          exclude: [slow],
+          globalSetup: build,
           sequence: { groupOrder: 0 },
         },
       },
       {
+        // Repositories, volumes and hypervisors by their contracts, and the format: no PostgreSQL, no Redis.
         extends: true,
         test: {
-          name: "house",
-          include: ["packages/control/src/**/*.test.ts", "apps/*/src/**/*.test.ts", "test/**/*.test.ts"],
-          exclude: [...engineTests, ...systemTests, ...startTests, "test/round-trip.test.ts"],
-          globalSetup: ["test/harness/global-setup.ts"],
+          name: "contract",
+          include: [slow, "test/contract/**/*.test.ts", "test/format/**/*.test.ts"],
+          globalSetup: build,
           sequence: { groupOrder: 1 },
         },
       },
       {
         extends: true,
         test: {
-          name: "system",
-          include: systemTests,
-          globalSetup: ["test/harness/global-setup.ts"],
-          testTimeout: 120_000,
+          name: "control",
+          include: ["test/control/**/*.test.ts", "test/reliability/model/**/*.test.ts"],
+          globalSetup: servers,
           sequence: { groupOrder: 2 },
         },
       },
       {
         extends: true,
         test: {
-          name: "start",
-          include: startTests,
-          globalSetup: ["test/harness/global-setup.ts"],
+          name: "dialects",
+          include: ["test/dialects/**/*.test.ts", "test/clients/*.test.ts"],
+          globalSetup: servers,
+          sequence: { groupOrder: 3 },
+        },
+      },
+      {
+        // Several processes each, most of the time waiting for something.
+        extends: true,
+        test: {
+          name: "system",
+          include: ["test/system/**/*.test.ts", "test/reliability/fault/**/*.test.ts"],
+          globalSetup: servers,
+          testTimeout: 120_000,
+          sequence: { groupOrder: 4 },
+        },
+      },
+      {
+        // What sets up and starts this checkout: one file at a time.
+        extends: true,
+        test: {
+          name: "install",
+          include: ["test/install/**/*.test.ts"],
+          globalSetup: servers,
           maxWorkers: 1,
           testTimeout: 120_000,
-          sequence: { groupOrder: 3 },
+          sequence: { groupOrder: 5 },
         },
       },
     ],

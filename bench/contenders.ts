@@ -3,7 +3,7 @@ import { mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { nodeFlags, projectNode, root } from "../scripts/bootstrap.mjs";
-import { type CinderDriver, completed, runCinder } from "../test/interop/cinder.ts";
+import { type CinderDriver, completed, runCinder } from "../test/format/interop/cinder.ts";
 import { uuidOf } from "./house-work.ts";
 
 export const execute = promisify(execFile);

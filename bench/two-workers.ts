@@ -5,7 +5,7 @@ import { connect, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type House, openHouse } from "../demo/house.ts";
-import { startSwift } from "../test/harness/swift.ts";
+import { startSwift } from "../test/kit/swift.ts";
 import { engine, GiB } from "./contenders.ts";
 import { writeRandomImage } from "./engine-images.ts";
 import { importVolume, liftQuotas, requestBackup } from "./house-work.ts";

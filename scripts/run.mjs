@@ -42,26 +42,26 @@ const scripts = {
   },
   "test:image": async () => {
     await ensureBuilt();
-    return succeeds([join(root, "test/image/image.ts")]);
+    return succeeds([join(root, "test/install/image/image.ts")]);
   },
   "test:long": async (args) => {
     await ensureBuilt();
     return inSurroundings(args.length > 0 ? args : ["test/dialects", "test/system"]);
   },
-  "test:interop": (args) => suites("interop", args),
+  "test:interop": (args) => suites("format/interop", args),
   "test:clients": (args) => suites("clients", args),
-  "test:tempest": (args) => suites("tempest", args),
+  "test:tempest": (args) => suites("clients/tempest", args),
   fuzz: async (args) => {
     await ensureBuilt();
     const requests = { TEPHRA_FUZZ_REQUESTS: args[0] ?? "20000", ...(args[1] && { TEPHRA_TEST_SEED: args[1] }) };
     return (
-      (await succeeds([join(root, "test/fuzz/fuzz.ts"), ...args])) &&
+      (await succeeds([join(root, "test/reliability/fuzz/fuzz.ts"), ...args])) &&
       (await succeeds([bin("vitest/vitest.mjs"), "run", "test/dialects/fuzz-requests.test.ts"], requests))
     );
   },
   "test:fault": async (args) => {
     await ensureBuilt();
-    return succeeds([join(root, "test/fault/fault.ts"), ...args]);
+    return succeeds([join(root, "test/reliability/fault/fault.ts"), ...args]);
   },
   "test:model": async (args) => {
     const options = /** @type {const} */ ({ seed: { type: "string" }, runs: { type: "string" } });
@@ -73,18 +73,18 @@ const scripts = {
     const count = what === "state" ? "TEPHRA_MODEL_RUNS" : "TEPHRA_MODEL_HISTORIES";
     const runs = values.runs ?? (what === "state" ? "10000" : "1000");
     await ensureBuilt();
-    return succeeds([bin("vitest/vitest.mjs"), "run", `test/model/${what}.test.ts`], {
+    return succeeds([bin("vitest/vitest.mjs"), "run", `test/reliability/model/${what}.test.ts`], {
       [count]: runs,
       ...(values.seed !== undefined && { TEPHRA_TEST_SEED: values.seed }),
     });
   },
   chaos: async (args) => {
     await ensureBuilt();
-    return succeeds([join(root, "test/fault/chaos.ts"), ...args]);
+    return succeeds([join(root, "test/reliability/fault/chaos.ts"), ...args]);
   },
   "test:mutations": async (args) => {
     await ensureBuilt();
-    return succeeds([join(root, "test/mutations/run-mutations.ts"), ...args]);
+    return succeeds([join(root, "test/reliability/mutations/run-mutations.ts"), ...args]);
   },
   demo: async (args) => {
     await ensureBuilt();
@@ -105,7 +105,7 @@ await orFail(async () => {
   process.exitCode = (await script(args)) ? 0 : 1;
 });
 
-/** Where databases are run as people have them; see test/harness/global-setup.ts. */
+/** Where databases are run as people have them; see test/kit/global-setup.ts. */
 const surroundings = [
   { TEPHRA_TEST_TIMEZONE: "Asia/Kolkata" },
   { TEPHRA_TEST_TIMEZONE: "America/St_Johns" },

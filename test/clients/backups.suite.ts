@@ -1,9 +1,9 @@
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Instance, startInstance } from "../harness/instance.ts";
-import { randomBytesOf, sha256Of, writeIslands } from "../harness/journey.ts";
-import { startIdentity } from "../harness/keystone.ts";
+import { type Instance, startInstance } from "../kit/instance.ts";
+import { randomBytesOf, sha256Of, writeIslands } from "../kit/journey.ts";
+import { startIdentity } from "../kit/keystone.ts";
 import { type Clients, clientsOf, passwordAccess, tokenAccess } from "./clients.ts";
 
 const MiB = 1024 * 1024;

@@ -5,9 +5,9 @@ import { connectDatabase, findDatabaseProblems, inDatabase, openDatabase, openPo
 import { afterEach, beforeEach, describe, expect, inject, it, vi } from "vitest";
 import { withClient } from "../../scripts/postgres.ts";
 import { migrate } from "../../scripts/services.ts";
-import { makeCertificate } from "../harness/certificate.ts";
-import { createDatabase } from "../harness/instance.ts";
-import { startPgbouncer, unprivileged } from "../harness/pgbouncer.ts";
+import { makeCertificate } from "../kit/certificate.ts";
+import { createDatabase } from "../kit/instance.ts";
+import { startPgbouncer, unprivileged } from "../kit/pgbouncer.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 

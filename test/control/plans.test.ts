@@ -14,7 +14,7 @@ import {
   type TaskOperation,
 } from "@tephra/control/work";
 import { afterAll, beforeAll, expect, inject, it } from "vitest";
-import { createDatabase } from "../harness/instance.ts";
+import { createDatabase } from "../kit/instance.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;

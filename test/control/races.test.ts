@@ -14,9 +14,9 @@ import {
 } from "@tephra/control";
 import { loadConfig, openDatabase } from "@tephra/control/process";
 import { afterAll, beforeAll, expect, inject, it } from "vitest";
-import { Random } from "../fuzz/random.ts";
-import { createDatabase } from "../harness/instance.ts";
-import { waitFor } from "../harness/wait-for.ts";
+import { createDatabase } from "../kit/instance.ts";
+import { waitFor } from "../kit/wait-for.ts";
+import { Random } from "../reliability/fuzz/random.ts";
 
 /** Set TEPHRA_TEST_SEED to repeat a run, as far as the database does things in the same order. */
 const seed = Number(process.env["TEPHRA_TEST_SEED"] ?? randomBytes(4).readUInt32LE());

@@ -10,8 +10,8 @@ import {
   withdrawWorker,
 } from "@tephra/control/work";
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from "vitest";
-import { createDatabase } from "../harness/instance.ts";
-import { waitFor } from "../harness/wait-for.ts";
+import { createDatabase } from "../kit/instance.ts";
+import { waitFor } from "../kit/wait-for.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;

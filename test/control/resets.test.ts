@@ -41,7 +41,7 @@ import {
   startOperation,
 } from "@tephra/control/work";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";
-import { createDatabase } from "../harness/instance.ts";
+import { createDatabase } from "../kit/instance.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;

@@ -1,4 +1,4 @@
-import { type Instance, type InstanceOptions, startInstance } from "../harness/instance.ts";
+import { type Instance, type InstanceOptions, startInstance } from "../kit/instance.ts";
 
 /**
  * A real API on a real database, with no worker process: nothing moves unless a test moves it. A worker is said to be live as long as

@@ -1,8 +1,8 @@
 import { createHash } from "node:crypto";
 import { expect, it } from "vitest";
 import { opsRoutes, v3Routes } from "../../apps/api/src/app.ts";
-import type { Instance } from "../harness/instance.ts";
-import { type RawReply, rawRequest } from "../harness/raw-request.ts";
+import type { Instance } from "../kit/instance.ts";
+import { type RawReply, rawRequest } from "../kit/raw-request.ts";
 import { fingerprint, startApiOnly } from "./api-only.ts";
 
 const project = "00000000000000000000000000000001";

@@ -7,7 +7,7 @@ import { promisify } from "node:util";
 import { openHttpClient } from "@tephra/control/process";
 import { expect, inject, it } from "vitest";
 import { nodeFlags, projectNode } from "../../scripts/bootstrap.mjs";
-import { makeCertificate } from "../harness/certificate.ts";
+import { makeCertificate } from "../kit/certificate.ts";
 
 const execute = promisify(execFile);
 

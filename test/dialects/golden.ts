@@ -1,6 +1,6 @@
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { expect } from "vitest";
-import type { Instance, Reply } from "../harness/instance.ts";
+import type { Instance, Reply } from "../kit/instance.ts";
 
 /**
  * Whole answers against files in `golden/`. Ids, times and the base URL are replaced; everything else is compared: status, the headers

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, it, vi } from "vitest";
-import type { Instance } from "../harness/instance.ts";
-import { type IdentityServer, startIdentity } from "../harness/keystone.ts";
-import { waitFor } from "../harness/wait-for.ts";
+import type { Instance } from "../kit/instance.ts";
+import { type IdentityServer, startIdentity } from "../kit/keystone.ts";
+import { waitFor } from "../kit/wait-for.ts";
 import { fingerprint, startApiOnly } from "./api-only.ts";
 
 /** Long enough for a slow machine to use a token, short enough to see one run out. */

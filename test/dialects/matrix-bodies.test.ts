@@ -1,6 +1,6 @@
 import { createHash, randomUUID } from "node:crypto";
 import { expect, it } from "vitest";
-import type { Instance, Reply } from "../harness/instance.ts";
+import type { Instance, Reply } from "../kit/instance.ts";
 import { setStatus, startApiOnly } from "./api-only.ts";
 import {
   alsoServers,
@@ -11,7 +11,7 @@ import {
   type Named,
   nameOf,
   plainKeys,
-} from "./body-fields.ts";
+} from "./cinder/body-fields.ts";
 import { fillPath, makeWorld, sampleBodies, type World } from "./matrix-world.ts";
 
 interface Row {

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 import { defaultVolumeType } from "../../apps/api/src/cinder/volumes/views.ts";
-import type { Instance } from "../harness/instance.ts";
+import type { Instance } from "../kit/instance.ts";
 import { finishBackup, finishGroupBackup, setStatus } from "./api-only.ts";
 
 /** One of everything, all of one project, with words in it that nobody else may ever read. */

@@ -3,7 +3,7 @@ import type { Principal, Role } from "@tephra/control";
 import { expect, it } from "vitest";
 import { opsRoutes, v3Routes } from "../../apps/api/src/app.ts";
 import { isPublic, may, type Rule } from "../../apps/api/src/http/policy.ts";
-import type { Instance, Reply } from "../harness/instance.ts";
+import type { Instance, Reply } from "../kit/instance.ts";
 import { fingerprint, startApiOnly } from "./api-only.ts";
 import { emptyWorld, fillPath, makeWorld, resetServices, sampleBodies, type World } from "./matrix-world.ts";
 

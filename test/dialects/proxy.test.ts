@@ -4,10 +4,10 @@ import { join } from "node:path";
 import { expect, it } from "vitest";
 import { unpackHaproxy } from "../../scripts/haproxy-package.ts";
 import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
-import { makeCertificate } from "../harness/certificate.ts";
-import type { Instance } from "../harness/instance.ts";
-import { rawRequest } from "../harness/raw-request.ts";
-import { waitFor } from "../harness/wait-for.ts";
+import { makeCertificate } from "../kit/certificate.ts";
+import type { Instance } from "../kit/instance.ts";
+import { rawRequest } from "../kit/raw-request.ts";
+import { waitFor } from "../kit/wait-for.ts";
 import { startApiOnly } from "./api-only.ts";
 
 const project = "00000000000000000000000000000001";

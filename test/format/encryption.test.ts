@@ -23,7 +23,7 @@ import {
   stagingContainer,
 } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type SwiftServer, startSwift } from "../harness/swift.ts";
+import { type SwiftServer, startSwift } from "../kit/swift.ts";
 import {
   backUp,
   freeContext,

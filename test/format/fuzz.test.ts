@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { expect, test } from "vitest";
-import { parsers } from "../fuzz/parsers.ts";
-import { fuzz } from "../fuzz/run-fuzz.ts";
+import { parsers } from "../reliability/fuzz/parsers.ts";
+import { fuzz } from "../reliability/fuzz/run-fuzz.ts";
 
 /** Set TEPHRA_TEST_SEED to repeat a run; npm run fuzz does many more. */
 const seed = Number(process.env["TEPHRA_TEST_SEED"] ?? randomBytes(4).readUInt32LE());

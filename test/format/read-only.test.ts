@@ -12,8 +12,8 @@ import {
   stagingContainer,
 } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type FlakyProxy, type SeenRequest, startFlakyProxy } from "../harness/flaky-proxy.ts";
-import { type SwiftServer, startSwift } from "../harness/swift.ts";
+import { type FlakyProxy, type SeenRequest, startFlakyProxy } from "../kit/flaky-proxy.ts";
+import { type SwiftServer, startSwift } from "../kit/swift.ts";
 import { backUp, freeContext, MemoryTarget, restoreToMemory, temporaryFolder } from "./backup-fixture.ts";
 
 let server: SwiftServer;

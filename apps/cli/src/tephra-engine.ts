@@ -1,13 +1,13 @@
 import { type Compression, compressions, parseCompression, zlibEncoders } from "@tephra/engine";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import { backupCommand } from "./engine-backup.ts";
-import { listCommand } from "./engine-list.ts";
-import { createOutput, DamageFoundError, type Output, reportFailure, UsageError } from "./engine-output.ts";
-import { exportCommand, importCommand, rescanCommand } from "./engine-records.ts";
-import { initCommand, type NamedRepository } from "./engine-repository.ts";
-import { restoreCommand } from "./engine-restore.ts";
-import { rewrapCommand } from "./engine-rewrap.ts";
-import { verifyCommand } from "./engine-verify.ts";
+import { backupCommand } from "./engine/backup.ts";
+import { listCommand } from "./engine/list.ts";
+import { createOutput, DamageFoundError, type Output, reportFailure, UsageError } from "./engine/output.ts";
+import { exportCommand, importCommand, rescanCommand } from "./engine/records.ts";
+import { initCommand, type NamedRepository } from "./engine/repository.ts";
+import { restoreCommand } from "./engine/restore.ts";
+import { rewrapCommand } from "./engine/rewrap.ts";
+import { verifyCommand } from "./engine/verify.ts";
 import { trustMachine } from "./machine-trust.ts";
 
 /** Exit statuses: done, failed or damaged, wrong usage. */

@@ -1,16 +1,16 @@
 import { Command, CommanderError } from "commander";
-import { addAuditCommand } from "./tephra-audit.ts";
-import { addBackupCommands } from "./tephra-backups.ts";
-import { addDoctorCommand } from "./tephra-doctor.ts";
-import { addInstanceCommands } from "./tephra-instances.ts";
-import { addMessageCommands } from "./tephra-messages.ts";
-import { addNotificationCommands } from "./tephra-notifications.ts";
-import { cellText } from "./tephra-output.ts";
-import { addRecordCommands } from "./tephra-records.ts";
-import { addGlobalOptions } from "./tephra-session.ts";
-import { addSnapshotCommands } from "./tephra-snapshots.ts";
-import { addStatusCommands } from "./tephra-status.ts";
-import { addVolumeCommands } from "./tephra-volumes.ts";
+import { addAuditCommand } from "./tephra/audit.ts";
+import { addBackupCommands } from "./tephra/backups.ts";
+import { addDoctorCommand } from "./tephra/doctor.ts";
+import { addInstanceCommands } from "./tephra/instances.ts";
+import { addMessageCommands } from "./tephra/messages.ts";
+import { addNotificationCommands } from "./tephra/notifications.ts";
+import { cellText } from "./tephra/output.ts";
+import { addRecordCommands } from "./tephra/records.ts";
+import { addGlobalOptions } from "./tephra/session.ts";
+import { addSnapshotCommands } from "./tephra/snapshots.ts";
+import { addStatusCommands } from "./tephra/status.ts";
+import { addVolumeCommands } from "./tephra/volumes.ts";
 
 /** What the process ends with. */
 const exitStatus = { failed: 1, usage: 2 } as const;

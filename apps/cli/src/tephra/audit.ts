@@ -1,0 +1,78 @@
+import { type Command, Option } from "commander";
+import { renderTable } from "./output.ts";
+import { openSession, positiveInteger } from "./session.ts";
+
+/** One transition of a status. */
+interface Entry {
+  id: string;
+  at: string;
+  resource: string;
+  resource_id: string;
+  from: string | null;
+  to: string;
+  actor: string;
+  user_id: string | null;
+  worker_id: string | null;
+  request_id: string | null;
+  reason: string | null;
+}
+
+interface Options {
+  resource?: string;
+  of?: string;
+  owner?: string;
+  user?: string;
+  worker?: string;
+  request?: string;
+  operation?: string;
+  since?: string;
+  until?: string;
+  limit: number;
+}
+
+const resources = ["backup", "volume", "snapshot", "group", "group_snapshot", "attachment", "transfer", "operation"];
+
+export function addAuditCommand(program: Command): void {
+  program
+    .command("audit")
+    .description("who changed the status of what, newest first; for admins")
+    .addOption(new Option("--resource <kind>").choices(resources))
+    .option("--of <id>", "of this backup, volume, snapshot or operation")
+    .option("--owner <project>", "of what belongs to this project")
+    .option("--user <id>", "by whose right")
+    .option("--worker <id>")
+    .option("--request <id>")
+    .option("--operation <id>")
+    .option("--since <time>", "ISO 8601, with a zone")
+    .option("--until <time>", "up to but not at it")
+    .option("--limit <count>", "at most so many", positiveInteger, 100)
+    .action(list);
+}
+
+async function list(options: Options, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  const filters = {
+    resource: options.resource,
+    resource_id: options.of,
+    project_id: options.owner,
+    user_id: options.user,
+    worker_id: options.worker,
+    request_id: options.request,
+    operation_id: options.operation,
+    since: options.since,
+    until: options.until,
+    limit: String(options.limit),
+  };
+  const given = Object.entries(filters).filter((filter): filter is [string, string] => filter[1] !== undefined);
+  const { audit } = await client.get<{ audit: Entry[] }>(`/ops/audit?${new URLSearchParams(given)}`);
+  const rows = audit.map((entry) => [
+    entry.at,
+    entry.resource,
+    entry.resource_id,
+    `${entry.from ?? "(new)"} → ${entry.to}`,
+    entry.worker_id ?? entry.user_id ?? entry.actor,
+    entry.request_id ?? "",
+    entry.reason ?? "",
+  ]);
+  print({ audit }, renderTable(["AT", "RESOURCE", "ID", "STATUS", "BY", "REQUEST", "REASON"], rows));
+}

@@ -1,0 +1,196 @@
+import { type Command, Option } from "commander";
+import { resolveId } from "./names.ts";
+import { renderFields, renderTable } from "./output.ts";
+import { addWaitOptions, openSession } from "./session.ts";
+import { type Operation, OperationFailedError } from "./wait.ts";
+
+interface Backup {
+  id: string;
+  name: string | null;
+  description: string | null;
+  status: string;
+  volume_id: string;
+  snapshot_id: string | null;
+  container: string | null;
+  /** GiB. */
+  size: number;
+  object_count: number;
+  is_incremental: boolean;
+  has_dependent_backups: boolean;
+  fail_reason: string | null;
+  created_at: string;
+}
+
+export function addBackupCommands(program: Command): void {
+  const backup = program.command("backup").description("backups of volumes");
+  addWaitOptions(backup.command("create"))
+    .description("back up a volume")
+    .argument("<volume>", "id or name")
+    .option("--name <name>")
+    .option("--description <text>")
+    .option("--container <name>", "where in the repository")
+    .option("--incremental", "only what changed since the latest backup")
+    .option("--force", "even while the volume is in use")
+    .option("--snapshot <snapshot>", "back up this state of the volume (id or name)")
+    .action(create);
+  backup.command("list").description("all backups of the project").action(list);
+  backup.command("show").argument("<backup>", "id or name").action(show);
+  addWaitOptions(backup.command("delete")).argument("<backup>", "id or name").action(remove);
+  addWaitOptions(backup.command("restore"))
+    .description("write a backup to a new volume or over an existing one")
+    .argument("<backup>", "id or name")
+    .option("--volume <volume>", "the volume to overwrite (id or name)")
+    .option("--name <name>", "name of the new volume")
+    .action(restore);
+  addWaitOptions(backup.command("verify"))
+    .description("find out whether a backup can be restored; with --wait, damage ends it with status 1")
+    .argument("<backup>", "id or name")
+    .addOption(
+      new Option("--mode <mode>", "quick: listings and sizes; deep: every byte and hash; drill: a restore, thrown away")
+        .choices(["quick", "deep", "drill"])
+        .default("quick"),
+    )
+    .action(verify);
+}
+
+interface CreateOptions {
+  name?: string;
+  description?: string;
+  container?: string;
+  incremental?: boolean;
+  force?: boolean;
+  snapshot?: string;
+}
+
+async function create(reference: string, options: CreateOptions, command: Command): Promise<void> {
+  const { client, settle } = openSession(command);
+  const { name, description, container, snapshot } = options;
+  const { backup } = await client.post<{ backup: Backup }>(client.block("/backups"), {
+    backup: {
+      volume_id: await resolveId(client, "volume", reference),
+      name: name ?? null,
+      description: description ?? null,
+      container: container ?? null,
+      incremental: options.incremental === true,
+      force: options.force === true,
+      snapshot_id: snapshot === undefined ? null : await resolveId(client, "snapshot", snapshot),
+    },
+  });
+  await settle({ kind: "backup-create", backup_id: backup.id });
+  await print(command, backup.id);
+}
+
+async function list(_options: object, command: Command): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const backups = await client.listAll<Backup>(client.block("/backups/detail"), "backups");
+  const rows = backups.map((backup) => [
+    backup.id,
+    backup.name,
+    backup.status,
+    backup.is_incremental ? "incremental" : "full",
+    backup.volume_id,
+    backup.size,
+    backup.object_count,
+    backup.created_at,
+  ]);
+  write({ backups }, renderTable(["ID", "NAME", "STATUS", "KIND", "VOLUME", "GiB", "OBJECTS", "CREATED"], rows));
+}
+
+async function show(reference: string, _options: object, command: Command): Promise<void> {
+  const { client } = openSession(command);
+  await print(command, await resolveId(client, "backup", reference));
+}
+
+async function remove(reference: string, _options: object, command: Command): Promise<void> {
+  const { client, waiting, settle, print: write } = openSession(command);
+  const id = await resolveId(client, "backup", reference);
+  await client.delete(client.block(`/backups/${id}`));
+  await settle({ kind: "backup-delete", backup_id: id });
+  const status = waiting === null ? "deleting" : "deleted";
+  write({ backup: { id, status } }, renderFields({ id, status }));
+}
+
+interface Restore {
+  backup_id: string;
+  volume_id: string;
+  volume_name: string | null;
+}
+
+async function restore(
+  reference: string,
+  options: { volume?: string; name?: string },
+  command: Command,
+): Promise<void> {
+  const { client, waiting, settle, print: write } = openSession(command);
+  const id = await resolveId(client, "backup", reference);
+  const volume_id = options.volume === undefined ? null : await resolveId(client, "volume", options.volume);
+  const body = { restore: { volume_id, name: options.name ?? null } };
+  const accepted = await client.post<{ restore: Restore }>(client.block(`/backups/${id}/restore`), body);
+  // By the volume: a backup may be restored again the moment it is available, a volume is of one restore at a time.
+  await settle({ kind: "backup-restore", volume_id: accepted.restore.volume_id });
+  const fields = {
+    backup: id,
+    volume: accepted.restore.volume_id,
+    "volume name": accepted.restore.volume_name,
+    state: waiting === null ? "accepted" : "restored",
+  };
+  write(accepted, renderFields(fields));
+}
+
+interface Verification extends Operation {
+  result?: {
+    verify: { objects: number; blocks: number; damaged: { object: string; reason: string }[]; affected: string[] };
+  };
+}
+
+async function verify(reference: string, options: { mode: string }, command: Command): Promise<void> {
+  const { client, settle, print: write } = openSession(command);
+  const backup = await resolveId(client, "backup", reference);
+  const accepted = await client.post<{ operation: { id: string } }>(`/ops/backups/${backup}/verify`, {
+    mode: options.mode,
+  });
+  await settle({ id: accepted.operation.id });
+  const shown = await client.get<{ operation: Verification }>(`/ops/operations/${accepted.operation.id}`);
+  const { id, state, result } = shown.operation;
+  const { objects, blocks, damaged = [], affected = [] } = result?.verify ?? {};
+  if (damaged.length > 0) {
+    const what = damaged.map(({ object, reason }) => `${object}: ${reason}`).join("; ");
+    const others = affected.length > 0 ? ` Backups that build on it: ${affected.join(", ")}.` : "";
+    throw new OperationFailedError(`backup ${backup} is damaged: ${what}.${others}`, shown.operation);
+  }
+  const verdict = result === undefined ? null : "no damage was found";
+  write(shown, renderFields({ operation: id, backup, mode: options.mode, state, objects, blocks, verdict }));
+}
+
+/** As GET /ops/backups/ID shows it. */
+interface Health {
+  damage: string | null;
+  damaged_parents: { id: string; damage: string }[];
+  verified_at: string | null;
+  verified_mode: string | null;
+}
+
+async function print(command: Command, id: string): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const { backup } = await client.get<{ backup: Backup }>(client.block(`/backups/${id}`));
+  const { backup: health } = await client.get<{ backup: Health }>(`/ops/backups/${id}`);
+  const fields = {
+    id: backup.id,
+    name: backup.name,
+    status: backup.status,
+    "fail reason": backup.fail_reason,
+    kind: backup.is_incremental ? "incremental" : "full",
+    "has dependents": backup.has_dependent_backups,
+    volume: backup.volume_id,
+    snapshot: backup.snapshot_id,
+    size: `${backup.size} GiB`,
+    objects: backup.object_count,
+    container: backup.container,
+    description: backup.description,
+    created: backup.created_at,
+    verified: health.verified_at === null ? null : `${health.verified_at} (${health.verified_mode})`,
+    damage: health.damage,
+    "damaged parents": health.damaged_parents.map((parent) => parent.id).join(", ") || null,
+  };
+  write({ backup, health }, renderFields(fields));
+}

@@ -1,0 +1,172 @@
+import { setTimeout as delay } from "node:timers/promises";
+import { trustMachine } from "../machine-trust.ts";
+
+export const urlDefault = "http://127.0.0.1:8776";
+/** The project of a caller without a token, where the service asks for none. */
+export const projectDefault = "00000000000000000000000000000001";
+
+/** The least microversion that has everything that is asked for. */
+const microversion = "volume 3.5";
+const requestTimeoutMs = 60_000;
+/** How long a wait goes on while the service does not answer: longer than a restart, shorter than a person's patience. */
+const outageMaxMs = 60_000;
+const outagePauseMs = 500;
+const pageMax = 1000;
+
+/** The service answered, and the answer is no. */
+export class ApiError extends Error {
+  readonly code: string;
+  readonly status: number;
+
+  constructor(fault: { code: string; status: number; message: string }) {
+    super(fault.message);
+    this.code = fault.code;
+    this.status = fault.status;
+  }
+}
+
+/** The service did not answer. */
+export class UnreachableError extends Error {
+  readonly code = "unreachable";
+}
+
+export interface ClientOptions {
+  url: string;
+  token?: string | undefined;
+  /** Undefined: taken from a token of the form USER:PROJECT, else the default project, else the token's own. */
+  project?: string | undefined;
+}
+
+/** One service as one caller sees it. Every method throws ApiError or UnreachableError. */
+export interface Client {
+  readonly url: string;
+  /** What a body that names a project must carry; undefined when only the service knows it. */
+  readonly project: string | undefined;
+  get<T>(path: string, signal?: AbortSignal): Promise<T>;
+  getText(path: string): Promise<{ status: number; text: string }>;
+  post<T>(path: string, body: unknown): Promise<T>;
+  put<T>(path: string, body: unknown): Promise<T>;
+  delete(path: string): Promise<void>;
+  /** As `get`, but goes on through a restart of the service, for at most a minute at a stretch. */
+  getPatiently<T>(path: string, signal: AbortSignal): Promise<T>;
+  /** Path of a block storage resource of the caller's project. */
+  block(path: string): string;
+  /** All rows of a paged listing, which `key` names in the body. */
+  listAll<T extends { id: string }>(path: string, key: string): Promise<T[]>;
+}
+
+export function openClient(options: ClientOptions): Client {
+  const url = options.url.replace(/\/+$/, "");
+  const project = options.project ?? projectOf(options.token);
+  const token = options.token ?? `admin:${project}`;
+  if (url.startsWith("https:")) trustMachine();
+  const base = project === undefined ? "/v3" : `/v3/${encodeURIComponent(project)}`;
+
+  const send = async (method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> => {
+    const limits = [AbortSignal.timeout(requestTimeoutMs), ...(signal === undefined ? [] : [signal])];
+    try {
+      return await fetch(url + path, {
+        method,
+        headers: {
+          "x-auth-token": token,
+          "openstack-api-version": microversion,
+          ...(body === undefined ? {} : { "content-type": "application/json" }),
+        },
+        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+        signal: AbortSignal.any(limits),
+      });
+    } catch (cause) {
+      signal?.throwIfAborted();
+      throw new UnreachableError(`${url} does not answer: ${reasonOf(cause)}`, { cause });
+    }
+  };
+  const call = async <T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> => {
+    const response = await send(method, path, body, signal);
+    const text = await bodyOf(response, url);
+    if (!response.ok) throw faultOf(response.status, text);
+    return (text === "" ? {} : parse(text, url)) as T;
+  };
+  const get = <T>(path: string, signal?: AbortSignal): Promise<T> => call<T>("GET", path, undefined, signal);
+
+  return {
+    url,
+    project,
+    get,
+    post: (path, body) => call("POST", path, body),
+    put: (path, body) => call("PUT", path, body),
+    delete: async (path) => void (await call("DELETE", path)),
+    getText: async (path) => {
+      const response = await send("GET", path);
+      return { status: response.status, text: await bodyOf(response, url) };
+    },
+    getPatiently: async <T>(path: string, signal: AbortSignal): Promise<T> => {
+      const giveUpAt = performance.now() + outageMaxMs;
+      for (;;) {
+        try {
+          return await get<T>(path, signal);
+        } catch (error) {
+          if (!isOutage(error) || performance.now() > giveUpAt) throw error;
+          await delay(outagePauseMs, undefined, { signal });
+        }
+      }
+    },
+    block: (path) => base + path,
+    listAll: async <T extends { id: string }>(path: string, key: string): Promise<T[]> => {
+      const rows: T[] = [];
+      const separator = path.includes("?") ? "&" : "?";
+      for (let marker = ""; ; ) {
+        const page = (await get<Record<string, T[]>>(`${path}${separator}limit=${pageMax}${marker}`))[key] ?? [];
+        rows.push(...page);
+        const last = page.at(-1);
+        if (last === undefined || page.length < pageMax) return rows;
+        marker = `&marker=${encodeURIComponent(last.id)}`;
+      }
+    },
+  };
+}
+
+function projectOf(token: string | undefined): string | undefined {
+  if (token === undefined) return projectDefault;
+  return token.includes(":") ? token.slice(token.lastIndexOf(":") + 1) : undefined;
+}
+
+function isOutage(error: unknown): boolean {
+  if (error instanceof UnreachableError) return true;
+  return error instanceof ApiError && [502, 503, 504].includes(error.status);
+}
+
+async function bodyOf(response: Response, url: string): Promise<string> {
+  try {
+    return await response.text();
+  } catch (cause) {
+    throw new UnreachableError(`${url} broke off its answer: ${reasonOf(cause)}`, { cause });
+  }
+}
+
+function parse(text: string, url: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    const message = `${url} answered with something that is no JSON: is it a Tephra?`;
+    throw new ApiError({ code: "bad_answer", status: 200, message: `${message} (${reasonOf(cause)})` });
+  }
+}
+
+/** Faults come as one object under the name of the fault: `{"badRequest": {"code": 400, "message": "…"}}`. */
+function faultOf(status: number, text: string): ApiError {
+  const plain = { code: "http_error", status, message: `status ${status}: ${text.trim().slice(0, 200)}` };
+  try {
+    const [name, fault] = Object.entries(JSON.parse(text) as Record<string, { message?: unknown }>)[0] ?? [];
+    if (name === undefined || typeof fault?.message !== "string") return new ApiError(plain);
+    return new ApiError({ code: name, status, message: fault.message });
+  } catch {
+    return new ApiError(plain);
+  }
+}
+
+/** fetch says only "fetch failed"; what happened is in its cause. */
+function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  if (error.cause instanceof AggregateError) return error.cause.errors.map(reasonOf).join(", ");
+  return error.cause instanceof Error ? error.cause.message || error.cause.name : error.message;
+}

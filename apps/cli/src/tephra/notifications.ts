@@ -1,0 +1,48 @@
+import { type Command, Option } from "commander";
+import { renderFields, renderTable } from "./output.ts";
+import { openSession, positiveInteger } from "./session.ts";
+
+/** A notification on its way to one target. */
+interface Delivery {
+  id: string;
+  event_type: string;
+  target: string;
+  state: string;
+  attempts: number;
+  last_error: string | null;
+  created_at: string;
+}
+
+const states = ["dead", "pending", "delivered"];
+
+export function addNotificationCommands(program: Command): void {
+  const notification = program.command("notification").description("what others are told of backups; for admins");
+  notification
+    .command("list")
+    .description("newest first: what a target never took, unless another state is asked for")
+    .addOption(new Option("--state <state>").choices(states).default("dead"))
+    .option("--limit <count>", "at most so many", positiveInteger, 100)
+    .action(list);
+  notification
+    .command("retry")
+    .description("send dead ones again, from their first attempt")
+    .argument("<id...>")
+    .action(retry);
+}
+
+async function list(options: { state: string; limit: number }, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  const query = new URLSearchParams({ state: options.state, limit: String(options.limit) });
+  const { notifications } = await client.get<{ notifications: Delivery[] }>(`/ops/notifications?${query}`);
+  const rows = notifications.map((n) => [n.id, n.event_type, n.target, n.attempts, n.last_error ?? "", n.created_at]);
+  print({ notifications }, renderTable(["ID", "EVENT", "TARGET", "ATTEMPTS", "REASON", "CREATED"], rows));
+}
+
+async function retry(ids: string[], _options: object, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  for (const id of ids) await client.post(`/ops/notifications/${encodeURIComponent(id)}/retry`, {});
+  print(
+    { notifications: ids.map((id) => ({ id, state: "pending" })) },
+    ids.map((id) => renderFields({ id, state: "pending" })).join("\n"),
+  );
+}

@@ -1,0 +1,128 @@
+import { readFile, writeFile } from "node:fs/promises";
+import { text } from "node:stream/consumers";
+import type { Command } from "commander";
+import { resolveId } from "./names.ts";
+import { renderFields } from "./output.ts";
+import { addWaitOptions, openSession } from "./session.ts";
+import type { Operation } from "./wait.ts";
+
+/** What one service imports another's backup by. */
+interface BackupRecord {
+  backup_service: string;
+  backup_url: string;
+}
+
+/** What was handed over is no record; the service was not asked. */
+export class RecordError extends Error {
+  readonly code = "bad_record";
+}
+
+export function addRecordCommands(program: Command): void {
+  const backup = program.commands.find((command) => command.name() === "backup") ?? program.command("backup");
+  backup
+    .command("export")
+    .description("print the record by which another Tephra, or a Cinder, imports a backup")
+    .argument("<backup>", "id or name")
+    .option("--output <file>", "write it to a new file")
+    .action(exportRecord);
+  addWaitOptions(backup.command("import"))
+    .description("take over a backup whose objects are in the repository, by its record; parents first")
+    .argument("<record>", "a file as `export` writes it, or - for standard input")
+    .action(importRecord);
+  const repository = program.command("repository").description("places where backups are stored");
+  addWaitOptions(repository.command("reap"))
+    .description("remove what nobody needs any more: objects of backups that are gone, and what broken work has left")
+    .argument("<repository>", "its configured name")
+    .option("--dry-run", "only say what would be removed")
+    .action(reap);
+  addWaitOptions(repository.command("rescan"))
+    .description("enter every backup of a repository that the service does not know: after a loss of the database")
+    .argument("<repository>", "its configured name")
+    .option("--to-project <id>", "the project that gets all of them; else each its own")
+    .action(rescan);
+}
+
+async function exportRecord(reference: string, options: { output?: string }, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  const id = await resolveId(client, "backup", reference);
+  const document = await client.get<{ "backup-record": BackupRecord }>(client.block(`/backups/${id}/export_record`));
+  if (options.output === undefined) return print(document, `${JSON.stringify(document)}\n`);
+  await writeFile(options.output, `${JSON.stringify(document)}\n`, { flag: "wx" });
+  print(document, renderFields({ id, record: options.output }));
+}
+
+async function importRecord(path: string, _options: object, command: Command): Promise<void> {
+  const { client, print, settle } = openSession(command);
+  const record = parseRecord(path === "-" ? await text(process.stdin) : await readFile(path, "utf8"));
+  const body = { "backup-record": record };
+  const { backup } = await client.post<{ backup: { id: string } }>(client.block("/backups/import_record"), body);
+  await settle({ kind: "backup-import", backup_id: backup.id });
+  const shown = await client.get<{ backup: { id: string; name: string | null; status: string } }>(
+    client.block(`/backups/${backup.id}`),
+  );
+  const { id, name, status } = shown.backup;
+  print(shown, renderFields({ id, name, status }));
+}
+
+/** The document of `export`, or only what is in it. */
+function parseRecord(input: string): BackupRecord {
+  let value: unknown;
+  try {
+    value = JSON.parse(input);
+  } catch (cause) {
+    throw new RecordError("The record is no JSON.", { cause });
+  }
+  const outer = (value as { "backup-record"?: unknown } | null)?.["backup-record"] ?? value;
+  const { backup_service: service, backup_url: url } = (outer ?? {}) as Partial<BackupRecord>;
+  if (typeof service !== "string" || typeof url !== "string") {
+    throw new RecordError("The record has no backup_service and backup_url.");
+  }
+  return { backup_service: service, backup_url: url };
+}
+
+interface Reap extends Operation {
+  result?: {
+    dry_run: boolean;
+    removed: Record<string, number>;
+    names: string[];
+    unknown: string[];
+    unreached: string[];
+    passed_over?: string[];
+  };
+}
+
+async function reap(name: string, options: { dryRun?: boolean }, command: Command): Promise<void> {
+  const { client, print, settle } = openSession(command);
+  const path = `/ops/repositories/${encodeURIComponent(name)}/reap`;
+  const accepted = await client.post<{ operation: { id: string } }>(path, { dry_run: options.dryRun === true });
+  await settle({ id: accepted.operation.id });
+  const shown = await client.get<{ operation: Reap }>(`/ops/operations/${accepted.operation.id}`);
+  const { id, state, result } = shown.operation;
+  const verb = result?.dry_run ? "would go" : "gone";
+  const names = (result?.names ?? []).map((each, index) => [`${verb} ${index + 1}`, each]);
+  const unknown = (result?.unknown ?? []).map((each, index) => [`unknown ${index + 1}`, each]);
+  const listed = [...names, ...unknown, ...passedOver(result)];
+  const fields = { operation: id, state, ...result?.removed, ...Object.fromEntries(listed) };
+  print(shown, renderFields(fields));
+}
+
+/** Places that a worker may not look at, which are left as they are. */
+const passedOver = (result: { passed_over?: string[] } | undefined): [string, string][] =>
+  (result?.passed_over ?? []).map((place, index) => [`passed over ${index + 1}`, place]);
+
+interface Rescan extends Operation {
+  result?: { found: number; entered: number; problems: { id: string; problem: string }[]; passed_over?: string[] };
+}
+
+async function rescan(name: string, options: { toProject?: string }, command: Command): Promise<void> {
+  const { client, print, settle } = openSession(command);
+  const body = { project_id: options.toProject ?? null };
+  const path = `/ops/repositories/${encodeURIComponent(name)}/rescan`;
+  const accepted = await client.post<{ operation: { id: string } }>(path, body);
+  await settle({ id: accepted.operation.id });
+  const shown = await client.get<{ operation: Rescan }>(`/ops/operations/${accepted.operation.id}`);
+  const { id, state, result } = shown.operation;
+  const problems = (result?.problems ?? []).map((each) => [each.id, each.problem]);
+  const fields = { operation: id, state, found: result?.found, entered: result?.entered };
+  print(shown, renderFields({ ...fields, ...Object.fromEntries([...problems, ...passedOver(result)]) }));
+}

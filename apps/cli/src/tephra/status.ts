@@ -1,0 +1,144 @@
+import { type Command, Option } from "commander";
+import type { Client } from "./client.ts";
+import { resolveId } from "./names.ts";
+import { formatBytes, formatSeconds, renderFields, renderTable } from "./output.ts";
+import { openSession } from "./session.ts";
+import type { Operation } from "./wait.ts";
+
+/** What of /metrics a person asks for first. */
+const figures = {
+  workers: "tephra_workers",
+  slots: "tephra_worker_slots",
+  ready: "tephra_tasks_ready",
+  dispatched: "tephra_tasks_dispatched",
+  running: "tephra_tasks_running",
+  queue_age_seconds: "tephra_queue_age_seconds",
+  last_success_age_seconds: "tephra_last_success_age_seconds",
+} as const;
+
+type Figures = Record<keyof typeof figures, number | null>;
+
+const states = ["queued", "running", "succeeded", "failed", "cancelled"];
+
+export function addStatusCommands(program: Command): void {
+  program
+    .command("status")
+    .description("the service, its workers and what they do; status 1 unless ready")
+    .action(status);
+  const operation = program.command("operation").description("runs of create, restore, delete, import and so on");
+  operation
+    .command("list")
+    .description("newest first")
+    .option("--backup <backup>", "of this backup (id or name)")
+    .option("--volume <volume>", "of this volume (id or name)")
+    .addOption(new Option("--state <state>").choices(states))
+    .action(list);
+  operation.command("show").argument("<id>").action(show);
+}
+
+async function status(_options: object, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  const readiness = await client.getText("/readyz");
+  const ready = readiness.status === 200;
+  const { warnings = [] } = parsed(readiness.text) as { warnings?: string[] };
+  const versions = await supportedVersions(client);
+  const counted = ready ? readFigures((await client.getText("/metrics")).text) : null;
+  const operations = ready ? await liveOperations(client) : [];
+  const document = {
+    url: client.url,
+    ready,
+    readiness: parsed(readiness.text),
+    versions,
+    figures: counted,
+    operations,
+  };
+  const fields = {
+    url: client.url,
+    ready: ready ? "yes" : `no: ${readiness.text}`,
+    "block storage API": versions.join(", "),
+    ...(warnings.length === 0 ? {} : { warning: warnings.join("; ") }),
+    ...(counted === null ? {} : describe(counted)),
+  };
+  const text = [renderFields(fields), operations.length === 0 ? "" : `\n${operationTable(operations)}`];
+  print({ status: document }, text.join(""));
+  if (!ready) process.exitCode = 1;
+}
+
+async function supportedVersions(client: Client): Promise<string[]> {
+  const { status: code, text } = await client.getText("/");
+  if (code !== 200 && code !== 300) return [];
+  const { versions } = parsed(text) as { versions?: { min_version?: string; version?: string }[] };
+  return (versions ?? []).map((version) => `${version.min_version} to ${version.version}`);
+}
+
+async function liveOperations(client: Client): Promise<Operation[]> {
+  const found: Operation[] = [];
+  for (const state of ["running", "queued"]) {
+    const { operations } = await client.get<{ operations: Operation[] }>(`/ops/operations?state=${state}`);
+    found.push(...operations);
+  }
+  return found;
+}
+
+/** One line of the exposition format is `name{labels} value`; the figures wanted here have no labels. */
+function readFigures(text: string): Figures {
+  const values = new Map(text.split("\n").map((line) => [line.split(" ")[0], Number(line.split(" ")[1])]));
+  const entries = Object.entries(figures).map(([name, metric]) => {
+    const value = values.get(metric);
+    return [name, value === undefined || Number.isNaN(value) ? null : value];
+  });
+  return Object.fromEntries(entries) as Figures;
+}
+
+function describe(counted: Figures): Record<string, string> {
+  const seconds = (value: number | null): string => (value === null ? "-" : formatSeconds(value));
+  return {
+    workers: `${counted.workers ?? "-"} with ${counted.slots ?? "-"} slots`,
+    tasks: `${counted.running ?? "-"} running, ${counted.dispatched ?? "-"} dispatched, ${counted.ready ?? "-"} ready`,
+    "oldest waiting": seconds(counted.queue_age_seconds),
+    "last success":
+      counted.last_success_age_seconds === null ? "-" : `${seconds(counted.last_success_age_seconds)} ago`,
+  };
+}
+
+async function list(options: { backup?: string; volume?: string; state?: string }, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  const search = new URLSearchParams();
+  if (options.backup !== undefined) search.set("backup_id", await resolveId(client, "backup", options.backup));
+  if (options.volume !== undefined) search.set("volume_id", await resolveId(client, "volume", options.volume));
+  if (options.state !== undefined) search.set("state", options.state);
+  const { operations } = await client.get<{ operations: Operation[] }>(`/ops/operations?${search}`);
+  print({ operations }, operationTable(operations));
+}
+
+async function show(id: string, _options: object, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  const { operation } = await client.get<{ operation: Operation }>(`/ops/operations/${encodeURIComponent(id)}`);
+  const fields = Object.entries(operation).map(([name, value]) => {
+    const isBytes = name.startsWith("bytes_") && typeof value === "number";
+    return [name.replaceAll("_", " "), isBytes ? `${value} (${formatBytes(value)})` : value];
+  });
+  print({ operation }, renderFields(Object.fromEntries(fields)));
+}
+
+function operationTable(operations: Operation[]): string {
+  const rows = operations.map((operation) => [
+    operation.id,
+    operation.kind,
+    operation.state,
+    `${operation.tasks_done}/${operation.tasks_total}`,
+    `${formatBytes(operation.bytes_done)} of ${formatBytes(operation.bytes_total)}`,
+    operation.seconds_left === null ? null : formatSeconds(operation.seconds_left),
+    operation.fail_reason,
+    operation.created_at,
+  ]);
+  return renderTable(["ID", "KIND", "STATE", "TASKS", "BYTES", "LEFT", "FAIL REASON", "CREATED"], rows);
+}
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}

@@ -1,0 +1,135 @@
+import { resolve } from "node:path";
+import type { Command } from "commander";
+import { ApiError, type Client } from "./client.ts";
+import { resolveId } from "./names.ts";
+import { renderFields, renderTable } from "./output.ts";
+import { addWaitOptions, openSession, positiveInteger } from "./session.ts";
+import type { Operation } from "./wait.ts";
+
+interface Volume {
+  id: string;
+  name: string | null;
+  description: string | null;
+  status: string;
+  /** GiB, rounded up. */
+  size: number;
+  /** The exact length; null for callers who may not ask for it. */
+  bytes?: number | null;
+  created_at: string;
+  attachments: { server_id: string | null; host_name: string | null }[];
+}
+
+export function addVolumeCommands(program: Command): void {
+  const volume = program.command("volume").description("volumes, and a user's own files as volumes");
+  addWaitOptions(volume.command("create"))
+    .description("make an empty volume")
+    .requiredOption("--size <GiB>", "size in GiB", positiveInteger)
+    .option("--name <name>")
+    .option("--description <text>")
+    .action(create);
+  addWaitOptions(volume.command("import"))
+    .description("make a volume of a file that the service can read")
+    .argument("<path>", "a regular file beneath the service's import roots")
+    .option("--name <name>")
+    .action(importFile);
+  addWaitOptions(volume.command("export"))
+    .description("write a volume to a new file")
+    .argument("<volume>", "id or name")
+    .argument("<path>", "a file beneath the service's import roots")
+    .option("--overwrite", "replace a file that is there already")
+    .action(exportFile);
+  volume.command("list").description("all volumes of the project").action(list);
+  volume.command("show").argument("<volume>", "id or name").action(show);
+  addWaitOptions(volume.command("delete")).argument("<volume>", "id or name").action(remove);
+}
+
+async function create(options: { size: number; name?: string; description?: string }, command: Command): Promise<void> {
+  const session = openSession(command);
+  const { size, name, description } = options;
+  const { volume } = await session.client.post<{ volume: Volume }>(session.client.block("/volumes"), {
+    volume: { size, name: name ?? null, description: description ?? null },
+  });
+  await session.settle({ kind: "volume-create", volume_id: volume.id });
+  await print(command, volume.id);
+}
+
+async function importFile(path: string, { name }: { name?: string }, command: Command): Promise<void> {
+  const { client, ...session } = openSession(command);
+  const body = {
+    path: resolve(path),
+    ...(name === undefined ? {} : { name }),
+    ...(client.project === undefined ? {} : { project_id: client.project }),
+  };
+  const { operation } = await client.post<{ operation: { id: string } }>("/ops/volumes/import", body);
+  await session.settle({ id: operation.id });
+  const begun = await client.get<{ operation: Operation }>(`/ops/operations/${operation.id}`);
+  await print(command, begun.operation.volume_id ?? "", { operation: begun.operation });
+}
+
+async function exportFile(
+  reference: string,
+  path: string,
+  { overwrite = false }: { overwrite?: boolean },
+  command: Command,
+): Promise<void> {
+  const { client, ...session } = openSession(command);
+  const id = await resolveId(client, "volume", reference);
+  const { operation } = await client.post<{ operation: { id: string } }>(`/ops/volumes/${id}/export`, {
+    path: resolve(path),
+    overwrite,
+  });
+  await session.settle({ id: operation.id });
+  const now = await client.get<{ operation: Operation }>(`/ops/operations/${operation.id}`);
+  session.print(
+    now,
+    renderFields({ operation: operation.id, state: now.operation.state, volume: id, path: resolve(path) }),
+  );
+}
+
+async function list(_options: object, command: Command): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const volumes = await client.listAll<Volume>(client.block("/volumes/detail"), "volumes");
+  const rows = volumes.map((volume) => [volume.id, volume.name, volume.status, volume.size, volume.created_at]);
+  write({ volumes }, renderTable(["ID", "NAME", "STATUS", "GiB", "CREATED"], rows));
+}
+
+async function show(reference: string, _options: object, command: Command): Promise<void> {
+  const { client } = openSession(command);
+  await print(command, await resolveId(client, "volume", reference));
+}
+
+async function remove(reference: string, _options: object, command: Command): Promise<void> {
+  const { client, waiting, ...session } = openSession(command);
+  const id = await resolveId(client, "volume", reference);
+  await client.delete(client.block(`/volumes/${id}`));
+  await session.settle({ kind: "volume-delete", volume_id: id });
+  const status = waiting === null ? "deleting" : "deleted";
+  session.print({ volume: { id, status } }, renderFields({ id, status }));
+}
+
+async function print(command: Command, id: string, more: Record<string, unknown> = {}): Promise<void> {
+  const session = openSession(command);
+  const { volume } = await session.client.get<{ volume: Volume }>(session.client.block(`/volumes/${id}`));
+  const bytes = await exactBytes(session.client, id);
+  const users = volume.attachments.map((attachment) => attachment.server_id ?? attachment.host_name);
+  const fields = {
+    id: volume.id,
+    name: volume.name,
+    status: volume.status,
+    size: `${volume.size} GiB`,
+    bytes,
+    description: volume.description,
+    "attached to": users.join(", "),
+    created: volume.created_at,
+  };
+  session.print({ volume: { ...volume, bytes }, ...more }, renderFields(fields));
+}
+
+async function exactBytes(client: Client, id: string): Promise<number | null> {
+  try {
+    return (await client.get<{ volume: { bytes: number } }>(`/ops/volumes/${id}`)).volume.bytes;
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 403) return null;
+    throw error;
+  }
+}

@@ -1,0 +1,181 @@
+import { setTimeout as delay } from "node:timers/promises";
+import { SingleBar } from "cli-progress";
+import { ApiError, type Client } from "./client.ts";
+import { formatBytes, formatSeconds } from "./output.ts";
+
+/** As GET /ops/operations shows it. Sizes in bytes. */
+export interface Operation {
+  id: string;
+  kind: string;
+  state: "queued" | "running" | "succeeded" | "failed" | "cancelled";
+  project_id: string;
+  backup_id: string | null;
+  volume_id: string | null;
+  tasks_total: number;
+  tasks_done: number;
+  bytes_total: number;
+  bytes_done: number;
+  bytes_stored: number;
+  bytes_copied_twice: number;
+  rate_bytes_per_second: number | null;
+  seconds_left: number | null;
+  queue_position: number | null;
+  attempts: number;
+  fail_reason: string | null;
+  created_at: string;
+  updated_at: string | null;
+}
+
+/** The work ended otherwise than well. */
+export class OperationFailedError extends Error {
+  readonly code = "operation_failed";
+  readonly operation: Operation | null;
+
+  constructor(message: string, operation: Operation | null) {
+    super(message);
+    this.operation = operation;
+  }
+}
+
+/** `--timeout` is over. The work goes on. */
+export class WaitTimeoutError extends Error {
+  readonly code = "timeout";
+}
+
+export interface WaitOptions {
+  /** Undefined: as long as it takes. */
+  timeoutSeconds?: number | undefined;
+  /** Where the progress bar is drawn; null: nowhere. */
+  terminal: NodeJS.WriteStream | null;
+}
+
+/** How to find an operation: by its id, or the newest of a kind on a backup, a volume or a group. */
+export type OperationQuery =
+  | { id: string }
+  | { kind: string; backup_id?: string; volume_id?: string; group_id?: string };
+
+const pollMinMs = 100;
+const pollMaxMs = 1_000;
+
+/**
+ * Polls until the operation has ended, through restarts of the service.
+ *
+ * @throws OperationFailedError when it failed or was cancelled; WaitTimeoutError
+ */
+export async function waitForOperation(
+  client: Client,
+  query: OperationQuery,
+  options: WaitOptions,
+): Promise<Operation> {
+  const signal = timeoutSignal(options);
+  const bar = openBar(options.terminal);
+  try {
+    let id = "id" in query ? query.id : undefined;
+    for (let pauseMs = pollMinMs; ; pauseMs = Math.min(pollMaxMs, pauseMs * 1.5)) {
+      const operation = await readOperation(client, id === undefined ? query : { id }, signal);
+      id = operation.id;
+      bar.show(operation);
+      if (operation.state === "succeeded") return operation;
+      if (operation.state === "failed" || operation.state === "cancelled") throw endedBadly(operation);
+      await delay(pauseMs, undefined, { signal });
+    }
+  } catch (error) {
+    throw signal.aborted ? timedOut(options) : error;
+  } finally {
+    bar.close();
+  }
+}
+
+/**
+ * Polls a resource that has no operation of its own to ask for, until its status is none of `pending`.
+ *
+ * @returns null when the resource is gone
+ * @throws OperationFailedError when the status begins with `error`; WaitTimeoutError
+ */
+export async function waitForStatus<T extends { status: string }>(
+  read: (signal: AbortSignal) => Promise<T>,
+  { pending, ...options }: WaitOptions & { pending: readonly string[] },
+): Promise<T | null> {
+  const signal = timeoutSignal(options);
+  try {
+    for (let pauseMs = pollMinMs; ; pauseMs = Math.min(pollMaxMs, pauseMs * 1.5)) {
+      const resource = await read(signal);
+      if (resource.status.startsWith("error"))
+        throw new OperationFailedError(`ended with status ${resource.status}`, null);
+      if (!pending.includes(resource.status)) return resource;
+      await delay(pauseMs, undefined, { signal });
+    }
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 404) return null;
+    throw signal.aborted ? timedOut(options) : error;
+  }
+}
+
+async function readOperation(client: Client, query: OperationQuery, signal: AbortSignal): Promise<Operation> {
+  if ("id" in query)
+    return (await client.getPatiently<{ operation: Operation }>(`/ops/operations/${query.id}`, signal)).operation;
+  const { kind, ...of } = query;
+  const search = new URLSearchParams(of);
+  const { operations } = await client.getPatiently<{ operations: Operation[] }>(`/ops/operations?${search}`, signal);
+  const newest = operations.find((operation) => operation.kind === kind);
+  // It commits together with what it is about: one that is not there by now will never be.
+  if (newest === undefined) throw new OperationFailedError(`the service shows no ${kind} for ${search}`, null);
+  return newest;
+}
+
+function endedBadly(operation: Operation): OperationFailedError {
+  const why = operation.fail_reason ?? "no reason was given";
+  return new OperationFailedError(`${operation.kind} ${operation.state}: ${why}`, operation);
+}
+
+function timeoutSignal({ timeoutSeconds }: Pick<WaitOptions, "timeoutSeconds">): AbortSignal {
+  return timeoutSeconds === undefined ? new AbortController().signal : AbortSignal.timeout(timeoutSeconds * 1000);
+}
+
+function timedOut({ timeoutSeconds }: Pick<WaitOptions, "timeoutSeconds">): WaitTimeoutError {
+  return new WaitTimeoutError(`not finished within ${timeoutSeconds} s; it goes on`);
+}
+
+interface Bar {
+  show(operation: Operation): void;
+  close(): void;
+}
+
+function openBar(terminal: NodeJS.WriteStream | null): Bar {
+  if (terminal === null) return { show: () => {}, close: () => {} };
+  const format = "{kind} {bar} {percentage}%  {what}";
+  const bar = new SingleBar({ format, stream: terminal, barsize: 24, barCompleteChar: "█", barIncompleteChar: "░" });
+  let started = false;
+  return {
+    show: (operation) => {
+      // An operation without bytes to move (an empty volume) goes from nothing to everything at its end.
+      const total = Math.max(1, operation.bytes_total);
+      const done = operation.state === "succeeded" ? total : Math.min(operation.bytes_done, total);
+      const payload = { kind: operation.kind, what: progressText(operation) };
+      if (started) bar.setTotal(total);
+      else bar.start(total, done, payload);
+      started = true;
+      bar.update(done, payload);
+    },
+    close: () => {
+      if (started) bar.stop();
+    },
+  };
+}
+
+function progressText(operation: Operation): string {
+  const {
+    state,
+    queue_position: position,
+    bytes_total: total,
+    rate_bytes_per_second: rate,
+    seconds_left: left,
+  } = operation;
+  if (state === "queued") return position === null ? "queued" : `queued, position ${position}`;
+  if (state === "failed" || state === "cancelled") return state;
+  const done = state === "succeeded" ? total : operation.bytes_done;
+  const parts = [`${formatBytes(done)} of ${formatBytes(total)}`];
+  if (rate !== null) parts.push(`${formatBytes(rate)}/s`);
+  if (left !== null && state === "running") parts.push(`${formatSeconds(left)} left`);
+  return parts.join("  ");
+}

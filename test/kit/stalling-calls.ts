@@ -1,0 +1,37 @@
+import { execFile } from "node:child_process";
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { root } from "../../scripts/bootstrap.mjs";
+
+const execute = promisify(execFile);
+
+export interface StallingCalls {
+  /** For the environment of the program whose calls stall. */
+  env: Record<string, string>;
+  /** Calls do not return from now on. */
+  stall(): void;
+  /** All that stall go on. */
+  release(): void;
+  /** How many calls have stalled so far. */
+  stalled(): number;
+}
+
+/** Calls of one name on files whose path contains `path`, which can be made to stand still in the kernel's stead. Needs a C compiler. */
+export async function stallingCalls(
+  dir: string,
+  what: { call: "open" | "link" | "fsync" | "pread" | "pwrite"; path: string },
+): Promise<StallingCalls> {
+  const library = join(dir, "stalling-calls.so");
+  if (!existsSync(library)) {
+    const source = join(root, "test/kit/stalling-calls.c");
+    await execute("cc", ["-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"]);
+  }
+  const file = join(dir, "stalls");
+  return {
+    env: { LD_PRELOAD: library, STALL_CALL: what.call, STALL_PATH: what.path, STALL_WHILE: file },
+    stall: () => writeFileSync(file, ""),
+    release: () => rmSync(file, { force: true }),
+    stalled: () => (existsSync(`${file}.hit`) ? readFileSync(`${file}.hit`, "utf8").trim().split("\n").length : 0),
+  };
+}

@@ -60,6 +60,8 @@ export interface Instance extends AsyncDisposable {
   request(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<Reply>;
   // biome-ignore lint/suspicious/noExplicitAny: rows of whatever the test asked for
   sql(text: string, params?: readonly unknown[]): Promise<any[]>;
+  /** The schedule of that name was last begun a year ago. */
+  setDue(schedule: string): Promise<void>;
   /** Settles when the worker is known to the others. `prefix` is put before the command line: a program that runs the worker in a surrounding of its own. */
   startWorker(env?: Record<string, string>, prefix?: readonly string[]): Promise<Program>;
   /** Settles when GET /readyz answers 200. The port stays the same over restarts. */
@@ -117,6 +119,13 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
     workers,
     request: (method, path, body, headers = {}) => request(url + path, { method, body, headers }),
     sql: async (text, params = []) => (await pool.query(text, [...params])).rows,
+    setDue: async (schedule) => {
+      await pool.query(
+        `INSERT INTO schedules (name, ran_at) VALUES ($1, now() - interval '1 year')
+         ON CONFLICT (name) DO UPDATE SET ran_at = EXCLUDED.ran_at`,
+        [schedule],
+      );
+    },
     startWorker: async (env, prefix) => {
       const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js", env, prefix);
       workers.push(worker);

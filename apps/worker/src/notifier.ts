@@ -3,7 +3,6 @@ import type { Config, Database, Logger } from "@tephra/control";
 import { type HttpClient, openHttpClient, redisConnection, redisOptions } from "@tephra/control/process";
 import {
   type DueDelivery,
-  forgetNotifications,
   markDelivered,
   markUndelivered,
   spreadNotifications,
@@ -14,7 +13,6 @@ import { Redis } from "ioredis";
 
 /** Deliveries that one process has under way at a time. */
 const batch = 32;
-const forgetEveryMs = 60_000;
 
 type Webhook = Config["notifications"]["webhooks"][number];
 
@@ -124,7 +122,6 @@ export function startNotifier(options: { database: Database; config: Config; log
   };
 
   let stopped = false;
-  let forgetAt = 0;
   /** One delivery that cannot be told of does not keep the others waiting: its lease runs out. */
   const deliverOne = (delivery: DueDelivery): Promise<void> =>
     deliver(delivery).catch((error: unknown) => {
@@ -140,9 +137,6 @@ export function startNotifier(options: { database: Database; config: Config; log
       await Promise.all(due.map(deliverOne));
       taken = due.length;
     }
-    if (performance.now() < forgetAt) return;
-    forgetAt = performance.now() + forgetEveryMs;
-    await forgetNotifications(database);
   };
 
   let timer: NodeJS.Timeout | undefined;

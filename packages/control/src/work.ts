@@ -35,7 +35,6 @@ export { isDatabaseBusy } from "./db/outage.ts";
 export { ClaimLostError, OperationEndedError } from "./errors.ts";
 export {
   type DueDelivery,
-  forgetNotifications,
   markDelivered,
   markUndelivered,
   spreadNotifications,

@@ -95,6 +95,7 @@ it("tells users what went wrong with their backups, in Cinder's words, until it 
     expect(reply.body).toEqual({ itemNotFound: { code: 404, message: `Message ${newest.id} could not be found.` } });
   }
   await instance.sql("UPDATE messages SET created_at = now() - interval '25 hours' WHERE id = $1", [oldest.id]);
+  await instance.setDue("forget-messages");
   await instance.waitFor(async () => (await list()).length === 2, { what: "the old message is forgotten" });
 });
 

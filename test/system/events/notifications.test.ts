@@ -281,7 +281,7 @@ it("forgets what every target has after a day, and what one never took after thi
     ["pending", 30.1],
   ] as const)
     await put(state, days);
-  await instance.startWorker();
+  await instance.setDue("forget-notifications");
   const rows = () => instance.sql("SELECT id FROM notifications");
   await instance.waitFor(async () => (await rows()).length === 3, { what: "the old ones are forgotten" });
   expect((await rows()).map(({ id }) => id).sort()).toEqual(kept.sort());

@@ -132,6 +132,7 @@ describe("the audit", () => {
   it("forgets what is older than its retention", async () => {
     const [entry] = await audit();
     await house.sql("UPDATE audit SET at = now() - interval '91 days' WHERE id = $1", [entry?.id]);
+    await house.setDue("forget-audit");
     const gone = async () => !(await audit()).some(({ id }) => id === entry?.id);
     await house.waitFor(gone, { what: "the old entry is forgotten", timeoutMs: 60_000 });
   });

@@ -70,5 +70,8 @@ const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 /** Ids from a path are not checked for form; one that is no uuid simply names nothing. */
 export const isUuid = (text: string): boolean => uuidPattern.test(text);
 
+/** Rows that one statement removes at most because of their age. */
+export const forgottenAtOnce = 2_000;
+
 /** The id that no row has. */
 export const nilUuid = "00000000-0000-0000-0000-000000000000";

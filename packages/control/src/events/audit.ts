@@ -1,6 +1,6 @@
 import type { Config } from "../config.ts";
 import type { Database } from "../db/database.ts";
-import { isUuid } from "../db/listing.ts";
+import { forgottenAtOnce, isUuid } from "../db/listing.ts";
 import type { AuditEntry } from "../generated/client.ts";
 
 export type AuditRow = AuditEntry;
@@ -48,8 +48,12 @@ export async function listAudit(database: Database, query: AuditQuery): Promise<
   });
 }
 
-/** Forgets what is older than `audit.retention_days`. */
-export async function forgetAudit(database: Database, config: Config): Promise<void> {
-  await database.$executeRaw`
-    DELETE FROM audit WHERE at < now() - ${config.audit.retention_days}::float8 * interval '1 day'`;
+/** Forgets what is older than `audit.retention_days`, one batch. @returns whether there may be more */
+export async function forgetAudit(database: Database, config: Config): Promise<boolean> {
+  const removed = await database.$executeRaw`
+    WITH old AS (
+      SELECT id FROM audit WHERE at < now() - ${config.audit.retention_days}::float8 * interval '1 day'
+      ORDER BY at LIMIT ${forgottenAtOnce} FOR UPDATE SKIP LOCKED)
+    DELETE FROM audit WHERE id IN (SELECT id FROM old)`;
+  return removed === forgottenAtOnce;
 }

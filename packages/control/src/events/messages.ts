@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { Config } from "../config.ts";
 import type { Database, Transaction } from "../db/database.ts";
-import { isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
+import { forgottenAtOnce, isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Message } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
@@ -100,8 +100,12 @@ export async function deleteMessage(database: Database, principal: Principal, id
 export const keptUntil = (config: Config, row: MessageRow): Date =>
   new Date(row.createdAt.getTime() + config.message_ttl_seconds * 1000);
 
-/** Forgets what is older than `message_ttl_seconds`. */
-export async function forgetMessages(database: Database, config: Config): Promise<void> {
-  await database.$executeRaw`
-    DELETE FROM messages WHERE created_at < now() - ${config.message_ttl_seconds} * interval '1 second'`;
+/** Forgets what is older than `message_ttl_seconds`, one batch. @returns whether there may be more */
+export async function forgetMessages(database: Database, config: Config): Promise<boolean> {
+  const removed = await database.$executeRaw`
+    WITH old AS (
+      SELECT id FROM messages WHERE created_at < now() - ${config.message_ttl_seconds} * interval '1 second'
+      ORDER BY created_at LIMIT ${forgottenAtOnce} FOR UPDATE SKIP LOCKED)
+    DELETE FROM messages WHERE id IN (SELECT id FROM old)`;
+  return removed === forgottenAtOnce;
 }

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { Config } from "../config.ts";
 import type { Database, Transaction } from "../db/database.ts";
-import { isUuid } from "../db/listing.ts";
+import { forgottenAtOnce, isUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Json } from "../queue/tasks.ts";
 
@@ -117,12 +117,16 @@ export async function markUndelivered(
     WHERE id = ${id}::uuid AND state = 'pending'`;
 }
 
-/** Forgets what every target has, and after a longer while what none will take. */
-export async function forgetNotifications(database: Database): Promise<void> {
-  await database.$executeRaw`
-    DELETE FROM notifications n WHERE spread AND created_at < now() - ${keptDelivered}::interval
-      AND (created_at < now() - ${keptDead}::interval
-        OR NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.notification_id = n.id AND d.state <> 'delivered'))`;
+/** Forgets what every target has, and after a longer while what none will take, one batch. @returns whether there may be more */
+export async function forgetNotifications(database: Database): Promise<boolean> {
+  const removed = await database.$executeRaw`
+    WITH old AS (
+      SELECT id FROM notifications n WHERE spread AND created_at < now() - ${keptDelivered}::interval
+        AND (created_at < now() - ${keptDead}::interval
+          OR NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.notification_id = n.id AND d.state <> 'delivered'))
+      ORDER BY sequence LIMIT ${forgottenAtOnce} FOR UPDATE SKIP LOCKED)
+    DELETE FROM notifications WHERE id IN (SELECT id FROM old)`;
+  return removed === forgottenAtOnce;
 }
 
 export const deliveryStates = ["pending", "delivered", "dead"] as const;

@@ -116,6 +116,15 @@ export async function redisRefusals(
 const publicReason = (why: string): string =>
   /^(?:[A-Z]{2,} |This Redis )/.test(why) ? why : "it cannot be reached, or does not answer";
 
+/** Registrations of workers that were not heard of for so long are thrown away. */
+const forgetWorkersAfter = "1 hour";
+
+/** @returns false: there are few, and all go at once */
+export async function forgetWorkers(database: Database): Promise<boolean> {
+  await database.$executeRaw`DELETE FROM workers WHERE heartbeat_at < now() - ${forgetWorkersAfter}::interval`;
+  return false;
+}
+
 /** Why live workers say that they cannot reach `name`; empty when none says anything. */
 export async function whyUnreachable(
   database: Database | Transaction,

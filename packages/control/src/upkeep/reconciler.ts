@@ -3,17 +3,12 @@ import { actAs } from "../db/actor.ts";
 import { forgetUnplaced, mendTimes, watchClock } from "../db/clock.ts";
 import type { Database } from "../db/database.ts";
 import { isDatabaseOutage, mayPass } from "../db/outage.ts";
-import { forgetAudit } from "../events/audit.ts";
-import { forgetMessages } from "../events/messages.ts";
 import { ringDispatchers } from "../queue/tasks.ts";
 import { count } from "../telemetry/counters.ts";
 import { events, type Logger } from "../telemetry/telemetry.ts";
 import { type Failure, failOperation } from "./endings.ts";
 import { endBluntly, failPoisoned, failStuck, failUnplaced, freeBlocked, releaseDead } from "./healing.ts";
-import { dueWork } from "./schedules.ts";
-
-/** Registrations of workers that were not heard of for so long are thrown away. */
-const forgetWorkersAfter = "1 hour";
+import { type DueWork, dueWork } from "./schedules.ts";
 
 /**
  * So often an operation's own ending may throw before it is ended without it. Processes of a newer release, which may know more of its kind,
@@ -86,14 +81,11 @@ export async function reconcile(pass: ReconcilerPass): Promise<void> {
   const freed = await step("free-blocked", () => freeBlocked(database));
   const stuck = await step("fail-stuck", () => failStuck(database, config, ending("fail-stuck")));
   const unplaced = await step("fail-unplaced", () => failUnplaced(database, config, ending("fail-unplaced")));
-  await step("forget-workers", () =>
-    database.$executeRaw`DELETE FROM workers WHERE heartbeat_at < now() - ${forgetWorkersAfter}::interval`.then(
-      () => {},
-    ),
-  );
-  await step("forget-messages", () => forgetMessages(database, config));
-  await step("forget-audit", () => forgetAudit(database, config));
-  for (const { name, start } of dueWork(database, config, log)) await step(`schedule ${name}`, start);
+  let due: DueWork[] = [];
+  await step("schedules", async () => {
+    due = await dueWork(database, config, log);
+  });
+  for (const { name, start } of due) await step(`schedule ${name}`, start);
   const advanced = freed + stuck;
   if (expired + poisoned + advanced + unplaced === 0) return;
   events.reconciled(log, { expired, advanced, unplaced });

@@ -3,26 +3,52 @@ import { startVerify } from "../backups/verify.ts";
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { ControlError, InvalidError } from "../errors.ts";
+import { forgetAudit } from "../events/audit.ts";
+import { forgetMessages } from "../events/messages.ts";
+import { forgetNotifications } from "../events/notifications.ts";
 import type { Principal } from "../principal.ts";
+import { forgetWorkers } from "../queue/workers.ts";
 import { startReap } from "../repositories/reap.ts";
 import { repairQuotas } from "../rows/quota-repair.ts";
 import { count } from "../telemetry/counters.ts";
 import { events, type Logger } from "../telemetry/telemetry.ts";
 
-/** What is begun by the clock: its name among the schedules, and how to look whether it is due and to begin it. */
+/** What is begun by the clock: its name among the schedules, and how to begin it. */
 export interface DueWork {
   name: string;
   start: () => Promise<void>;
 }
 
+/** When something is due: at least so many hours after it was last begun, by whatever process. */
+interface Schedule {
+  name: string;
+  hours: number;
+}
+
 /** Sums of all rows are compared with the quotas so often. */
 const quotasHours = 1;
 
-/** Verifications and passes of the reaper, as configured, and the comparison of quotas. Any number of processes may ask. */
-export function dueWork(database: Database, config: Config, log: Logger): DueWork[] {
+/**
+ * What is due now of verifications and passes of the reaper, as configured, of the comparison of quotas, and of what is removed because of
+ * its age. Any number of processes may ask: of those that begin it one does it. The first time is one interval after the schedule was first
+ * seen, so that a database that was lost can be rebuilt before.
+ */
+export async function dueWork(database: Database, config: Config, log: Logger): Promise<DueWork[]> {
+  const all = [...regularWork(database, config, log), ...retention(database, config)];
+  const begun = await database.$queryRaw<Schedule[]>`
+    SELECT name, (extract(epoch FROM now() - ran_at) / 3600)::float8 AS hours FROM schedules`;
+  const ages = new Map(begun.map(({ name, hours }) => [name, hours]));
+  const unseen = all.flatMap(({ name }) => (ages.has(name) ? [] : [name]));
+  if (unseen.length > 0) {
+    await database.$executeRaw`INSERT INTO schedules (name) SELECT unnest(${unseen}::text[]) ON CONFLICT DO NOTHING`;
+  }
+  return all.filter(({ name, hours }) => (ages.get(name) ?? 0) >= hours);
+}
+
+function regularWork(database: Database, config: Config, log: Logger): (DueWork & Schedule)[] {
   const { verify, reaper } = config;
-  const due = (name: string, hours: number | null, work: (tx: Transaction) => Promise<void>): DueWork[] =>
-    hours === null ? [] : [{ name, start: () => whenDue(database, { name, hours }, work) }];
+  const due = (name: string, hours: number | null, work: (tx: Transaction) => Promise<void>): (DueWork & Schedule)[] =>
+    hours === null ? [] : [{ name, hours, start: () => inItsTurn(database, { name, hours }, work) }];
   return [
     ...due("verify", verify.interval_hours, (tx) => verifySample(tx, config, verify.interval_hours ?? 0)),
     ...config.repositories.flatMap(({ name }) =>
@@ -39,29 +65,52 @@ export function dueWork(database: Database, config: Config, log: Logger): DueWor
   ];
 }
 
-/**
- * Does `work` if it was last done at least so many hours ago, once over all processes; the first time is one interval after the schedule was
- * first seen, so that a database that was lost can be rebuilt before. What is refused now is asked for again at the next look.
- */
-async function whenDue(
+/** @returns whether it was due, and is this process's to do until it is due again */
+async function takeTurn(database: Database | Transaction, { name, hours }: Schedule): Promise<boolean> {
+  const mine = await database.$executeRaw`
+    UPDATE schedules SET ran_at = now() WHERE name = ${name} AND ran_at <= now() - ${hours}::float8 * interval '1 hour'`;
+  return mine === 1;
+}
+
+/** Does `work` if it is due, in one transaction. What is refused now is asked for again with the next pass. */
+async function inItsTurn(
   database: Database,
-  schedule: { name: string; hours: number },
+  schedule: Schedule,
   work: (tx: Transaction) => Promise<void>,
 ): Promise<void> {
-  const { name, hours } = schedule;
-  const [known] = await database.$queryRaw<{ due: boolean }[]>`
-    SELECT ran_at <= now() - ${hours}::float8 * interval '1 hour' AS due FROM schedules WHERE name = ${name}`;
-  if (!known) await database.$executeRaw`INSERT INTO schedules (name) VALUES (${name}) ON CONFLICT DO NOTHING`;
-  if (!known?.due) return;
   try {
     await inTransaction(database, async (tx) => {
-      const mine = await tx.$executeRaw`
-        UPDATE schedules SET ran_at = now() WHERE name = ${name} AND ran_at <= now() - ${hours}::float8 * interval '1 hour'`;
-      if (mine === 1) await work(tx);
+      if (await takeTurn(tx, schedule)) await work(tx);
     });
   } catch (error) {
     if (!(error instanceof InvalidError)) throw error;
   }
+}
+
+/** What is too old is removed so often, and in so many batches at a time: where there is more, the next pass goes on. */
+const retentionHours = 1;
+const batchesMax = 5;
+
+/** Whatever is removed because of its age. Each statement or transaction removes one batch, and keeps nobody waiting. */
+function retention(database: Database, config: Config): (DueWork & Schedule)[] {
+  const forget = (name: string, batch: () => Promise<boolean>): DueWork & Schedule => {
+    const schedule = { name, hours: retentionHours };
+    return { ...schedule, start: () => inBatches(database, schedule, batch) };
+  };
+  return [
+    forget("forget-workers", () => forgetWorkers(database)),
+    forget("forget-messages", () => forgetMessages(database, config)),
+    forget("forget-notifications", () => forgetNotifications(database)),
+    forget("forget-audit", () => forgetAudit(database, config)),
+  ];
+}
+
+/** @param batch returns whether there may be more */
+async function inBatches(database: Database, schedule: Schedule, batch: () => Promise<boolean>): Promise<void> {
+  if (!(await takeTurn(database, schedule))) return;
+  for (let batches = 0; batches < batchesMax; batches += 1) if (!(await batch())) return;
+  await database.$executeRaw`
+    UPDATE schedules SET ran_at = ran_at - ${schedule.hours}::float8 * interval '1 hour' WHERE name = ${schedule.name}`;
 }
 
 /** Nobody has asked: it is the clock. */

@@ -58,7 +58,31 @@ export async function measureEndedTasks(say: Say): Promise<Measurement[]> {
       );
     }
   }
+  say("all of them are old enough to be forgotten");
+  results.push(...(await measureForgetting(database, asked["a pass of the reconciler"])));
   return results;
+}
+
+/** Passes of one process while there is more to forget than one of them may. */
+async function measureForgetting(database: Database, pass: () => Promise<unknown>): Promise<Measurement[]> {
+  await database.$executeRaw`UPDATE operations SET finished_at = finished_at - interval '100 days'`;
+  await pass();
+  await database.$executeRaw`UPDATE schedules SET ran_at = now() - interval '2 hours' WHERE name LIKE 'forget-%'`;
+  const times: number[] = [];
+  while ((await database.task.count()) > 0) {
+    const began = performance.now();
+    await pass();
+    times.push(performance.now() - began);
+  }
+  const note = `until ${counts[1]} tasks were gone, ${times.length} passes`;
+  const left = await database.operation.count();
+  return [
+    measured("a pass that forgets tasks and operations", times, { unit: "ms", note }),
+    measured("operations left then", [left], {
+      unit: "operations",
+      note: "the next passes, or those of the next hour, go on",
+    }),
+  ];
 }
 
 async function timesOf(work: () => Promise<unknown>): Promise<number[]> {

@@ -277,6 +277,12 @@ export const ConfigFile = z
         retention_days: z.number().positive().default(90),
       })
       .prefault({}),
+    operations: z
+      .strictObject({
+        /** How long operations are kept that have ended; their tasks go after a week at most. */
+        retention_days: z.number().min(1).default(90),
+      })
+      .prefault({}),
     instances: z
       .strictObject({
         /** Folders in which the sockets of hypervisors and guest agents may lie. */

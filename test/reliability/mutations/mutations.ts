@@ -14,6 +14,7 @@ const engine = "packages/engine/src";
 const control = "packages/control/src";
 const posix = { file: `${engine}/repository/posix.ts`, suite: "test/contract/repository/posix.test.ts" };
 const tasks = { file: `${control}/queue/tasks.ts`, suite: "test/control/tasks.test.ts" };
+const forget = { file: `${control}/queue/forget.ts`, suite: "test/control/retention.test.ts" };
 const reconciler = { file: `${control}/upkeep/healing.ts`, suite: "test/control/reconciler.test.ts" };
 
 /** What would cost people their data, or show it to others, if nothing noticed. */
@@ -25,6 +26,27 @@ export const mutations: readonly Mutation[] = [
     to: "void [stillness, giveUp];",
     suite: "test/control/leases.test.ts",
     test: "is given up when a call has not returned",
+  },
+  {
+    ...forget,
+    name: "tasks are forgotten whatever still works for their operation",
+    from: "FROM tasks t WHERE t.operation_id = o.id AND t.state NOT IN",
+    to: "FROM tasks t WHERE false AND t.state NOT IN",
+    test: "stay while anything of it is live",
+  },
+  {
+    ...forget,
+    name: "a part is forgotten while its whole is live",
+    from: "w.id = o.parent_id AND NOT (",
+    to: "false AND NOT (",
+    test: "stay while they are live, or hold or are part of",
+  },
+  {
+    ...forget,
+    name: "what tells whose a file is is forgotten before the reaper has looked for it",
+    from: "OR NOT (o.kind IN ('volume-delete', 'volume-export')",
+    to: "OR true OR NOT (o.kind IN ('volume-delete', 'volume-export')",
+    test: "stay until the reaper has been in every backend",
   },
   {
     name: "a worker whose Redis refuses waits for jobs",

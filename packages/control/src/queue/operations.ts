@@ -261,6 +261,7 @@ interface Sums {
   position: bigint | null;
 }
 
+/** Of the tasks that are there, and of those that were removed since the operation has ended (forget.ts). */
 async function withProgress(database: Database, rows: Operation[]): Promise<OperationProgress[]> {
   const ids = rows.map((r) => r.id);
   const sums = await database.$queryRaw<Sums[]>`
@@ -277,18 +278,18 @@ async function withProgress(database: Database, rows: Operation[]): Promise<Oper
   const now = Date.now();
   return rows.map((row) => {
     const sum = byId.get(row.id);
-    const bytesDone = Number(sum?.bytes_done ?? 0n);
+    const bytesDone = Number(row.pastBytesDone + (sum?.bytes_done ?? 0n));
     const seconds = row.startedAt ? ((row.finishedAt?.getTime() ?? now) - row.startedAt.getTime()) / 1000 : 0;
     const rate = seconds > 0 && bytesDone > 0 ? bytesDone / seconds : null;
     const left = Math.max(0, Number(row.bytesTotal) - bytesDone);
     return {
       ...(row as OperationRow),
-      bytesStored: row.bytesStored > 0n ? row.bytesStored : (sum?.bytes_stored ?? 0n),
-      tasksTotal: Number(sum?.total ?? 0n),
-      tasksDone: Number(sum?.done ?? 0n),
+      bytesStored: row.bytesStored > 0n ? row.bytesStored : row.pastBytesStored + (sum?.bytes_stored ?? 0n),
+      tasksTotal: row.pastTasks + Number(sum?.total ?? 0n),
+      tasksDone: row.pastTasksDone + Number(sum?.done ?? 0n),
       bytesDone,
-      bytesCopiedTwice: Number(sum?.bytes_twice ?? 0n),
-      attempts: sum?.attempts ?? 0,
+      bytesCopiedTwice: Number(row.pastBytesTwice + (sum?.bytes_twice ?? 0n)),
+      attempts: Math.max(row.pastAttempts, sum?.attempts ?? 0),
       rateBytesPerSecond: rate === null ? null : Math.round(rate),
       secondsLeft: row.state !== "running" || rate === null ? null : Math.ceil(left / rate),
       queuePosition: sum?.position == null ? null : Number(sum.position),

@@ -223,6 +223,21 @@ export async function exportFolders(database: Database): Promise<string[]> {
 }
 
 /**
+ * Up to when operations have ended whose leftovers in volume backends the reaper has looked for since, in every backend that is configured;
+ * null where it has not been in one. Passes of which operations are forgotten do not count any more.
+ */
+export async function reapedUntil(database: Database, config: Config): Promise<Date | null> {
+  const backends = config.volume_backends.map(({ name }) => name);
+  const [row] = await database.$queryRaw<{ at: Date | null }[]>`
+    SELECT CASE WHEN bool_and(r.at IS NOT NULL) THEN min(r.at) END AS at
+    FROM unnest(${backends}::text[]) b(name) LEFT JOIN LATERAL (
+      SELECT max(o.started_at - (o.input->>'graceMs')::float8 * interval '1 millisecond') AS at FROM operations o
+      WHERE o.kind = 'repository-reap' AND o.state = 'succeeded' AND o.input->>'dryRun' = 'false'
+        AND NOT (o.result->'unreached' @> to_jsonb(b.name) OR o.result->'passed_over' @> to_jsonb(b.name))) r ON true`;
+  return row?.at ?? null;
+}
+
+/**
  * What was written since then is young: by the clock of the database and by this host's, whichever is behind, for either may be wrong, and
  * what is taken for old is removed.
  */

@@ -7,8 +7,9 @@ import { forgetAudit } from "../events/audit.ts";
 import { forgetMessages } from "../events/messages.ts";
 import { forgetNotifications } from "../events/notifications.ts";
 import type { Principal } from "../principal.ts";
+import { forgetOperations, forgetTasks } from "../queue/forget.ts";
 import { forgetWorkers } from "../queue/workers.ts";
-import { startReap } from "../repositories/reap.ts";
+import { reapedUntil, startReap } from "../repositories/reap.ts";
 import { repairQuotas } from "../rows/quota-repair.ts";
 import { count } from "../telemetry/counters.ts";
 import { events, type Logger } from "../telemetry/telemetry.ts";
@@ -91,8 +92,13 @@ async function inItsTurn(
 const retentionHours = 1;
 const batchesMax = 5;
 
+/** Tasks of an operation that has ended are kept so long. */
+const tasksKeptDays = 7;
+
 /** Whatever is removed because of its age. Each statement or transaction removes one batch, and keeps nobody waiting. */
 function retention(database: Database, config: Config): (DueWork & Schedule)[] {
+  const { retention_days: days } = config.operations;
+  const graceDays = config.reaper.grace_minutes / (24 * 60);
   const forget = (name: string, batch: () => Promise<boolean>): DueWork & Schedule => {
     const schedule = { name, hours: retentionHours };
     return { ...schedule, start: () => inBatches(database, schedule, batch) };
@@ -102,6 +108,13 @@ function retention(database: Database, config: Config): (DueWork & Schedule)[] {
     forget("forget-messages", () => forgetMessages(database, config)),
     forget("forget-notifications", () => forgetNotifications(database)),
     forget("forget-audit", () => forgetAudit(database, config)),
+    forget("forget-tasks", () => forgetTasks(database, Math.min(tasksKeptDays, days))),
+    forget("forget-operations", async () =>
+      forgetOperations(database, {
+        days: Math.max(days, graceDays),
+        reapedAt: await reapedUntil(database, config),
+      }),
+    ),
   ];
 }
 

@@ -73,15 +73,6 @@ module.exports = {
       from: { path: "^apps/api/src/(cinder|instance-groups|ovirt|ops)/", pathNot: tests },
       to: { path: dialects, pathNot: "^apps/api/src/$1/" },
     },
-    {
-      name: "no-folder-circles",
-      comment:
-        "Folders of a package stand above one another. What stands in its root is either beneath or above all of them.",
-      severity: "error",
-      scope: "folder",
-      from: { path: "^(packages|apps)/", pathNot: ["/src$", generated] },
-      to: { circular: true, viaOnly: { pathNot: "/src$" } },
-    },
     ...controlRooms.map((rooms, floor) => ({
       name: `control-imports-downward-${rooms.join("-")}`,
       comment:

@@ -161,11 +161,21 @@ async function checkAll() {
 }
 
 async function checkImports() {
-  const cruiser = bin("dependency-cruiser/bin/dependency-cruiser.mjs");
   // Only sources: what one workspace imports of another is its dist, where the walk ends.
-  const places = [...productProjects.map((project) => `${project}/src`), "scripts", "test", "demo", "bench"];
+  const product = productProjects.map((project) => `${project}/src`);
+  const files = await cruise(".dependency-cruiser.cjs", [...product, "scripts", "test", "demo", "bench"]);
+  const folders = await cruise(".dependency-cruiser.folders.cjs", product);
+  return files && folders;
+}
+
+/**
+ * @param {string} config
+ * @param {string[]} places
+ */
+async function cruise(config, places) {
+  const cruiser = bin("dependency-cruiser/bin/dependency-cruiser.mjs");
   const present = places.filter((place) => existsSync(join(root, place)));
-  const { code, output } = await capture([cruiser, "--config", ".dependency-cruiser.cjs", "-T", "json", ...present]);
+  const { code, output } = await capture([cruiser, "--config", config, "-T", "json", ...present]);
   /** @type {{totalCruised: number, violations: {from: string, to: string, rule: {name: string, severity: string}}[]}} */
   let summary;
   try {

@@ -58,8 +58,6 @@ export const volumeTransitions = {
   deleted: [],
 } as const satisfies Record<string, readonly string[]>;
 
-export type VolumeStatus = keyof typeof volumeTransitions;
-
 export const snapshotTransitions = {
   creating: ["available", "error"],
   available: ["backing-up", "deleting", "error"],
@@ -70,8 +68,6 @@ export const snapshotTransitions = {
   deleted: [],
 } as const satisfies Record<string, readonly string[]>;
 
-export type SnapshotStatus = keyof typeof snapshotTransitions;
-
 export const groupSnapshotTransitions = {
   creating: ["available", "error", "deleting"],
   available: ["deleting", "error"],
@@ -81,8 +77,6 @@ export const groupSnapshotTransitions = {
   updating: ["available", "error"],
   deleted: [],
 } as const satisfies Record<string, readonly string[]>;
-
-export type GroupSnapshotStatus = keyof typeof groupSnapshotTransitions;
 
 /** Statuses from which `to` may be reached. */
 export function originsOf<S extends string>(table: Readonly<Record<S, readonly string[]>>, to: NoInfer<S>): S[] {

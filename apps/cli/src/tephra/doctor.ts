@@ -3,7 +3,7 @@ import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 
 /** The program that knows the servers; this command line itself speaks to nothing but the API. */
-const doctor = fileURLToPath(new URL("../../worker/dist/doctor.js", import.meta.url));
+const doctor = fileURLToPath(new URL("../../../worker/dist/doctor.js", import.meta.url));
 
 interface DoctorOptions {
   quick?: true;

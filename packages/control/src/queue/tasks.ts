@@ -66,8 +66,6 @@ const quietFactors: Partial<Record<TaskKind, number>> = {
 /** How long a task of this kind may stand still before it is given up, in ms: no byte moved, no call answered. */
 export const quietMsOf = (kind: TaskKind, quietMs: number): number => quietMs * (quietFactors[kind] ?? 1);
 
-export type TaskState = "ready" | "dispatched" | "running" | "succeeded" | "failed" | "cancelled" | "blocked";
-
 export type Json = Prisma.JsonValue;
 
 /** A task as its claimant holds it. `claim` must accompany every later write. */

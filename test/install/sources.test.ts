@@ -1,6 +1,7 @@
-import { globSync, readFileSync } from "node:fs";
+import { existsSync, globSync, readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { root } from "../../scripts/bootstrap.mjs";
+import { mutations } from "../reliability/mutations/mutations.ts";
 
 const sources = globSync("{packages,apps}/*/src/**/*.ts", { cwd: root }).filter(
   (path) => !path.includes("/generated/") && !path.endsWith(".test.ts"),
@@ -23,4 +24,9 @@ test("the environment is read in one place, and no code is made of text", () => 
   const readers = having(/process\.env\b/).filter((path) => !path.startsWith("apps/cli/"));
   expect(readers).toEqual(["packages/control/src/config.ts"]);
   expect(having(/\beval\(|new Function\(|\$queryRawUnsafe|\$executeRawUnsafe/)).toEqual([]);
+});
+
+test.each(mutations)("the mutation is about what stands there: $name", ({ file, from, suite }) => {
+  expect(readFileSync(`${root}/${file}`, "utf8").split(from)).toHaveLength(2);
+  expect(existsSync(`${root}/${suite}`)).toBe(true);
 });

@@ -88,9 +88,13 @@ async function inItsTurn(
   }
 }
 
-/** What is too old is removed so often, and in so many batches at a time: where there is more, the next pass goes on. */
+/**
+ * What is too old is removed so often. A pass, which has others to heal, begins so many batches of each kind at most, and none after so long:
+ * where there is more, the next pass goes on.
+ */
 const retentionHours = 1;
 const batchesMax = 5;
+const batchesMsMax = 250;
 
 /** Tasks of an operation that has ended are kept so long. */
 const tasksKeptDays = 7;
@@ -121,7 +125,10 @@ function retention(database: Database, config: Config): (DueWork & Schedule)[] {
 /** @param batch returns whether there may be more */
 async function inBatches(database: Database, schedule: Schedule, batch: () => Promise<boolean>): Promise<void> {
   if (!(await takeTurn(database, schedule))) return;
-  for (let batches = 0; batches < batchesMax; batches += 1) if (!(await batch())) return;
+  const began = performance.now();
+  for (let batches = 0; batches < batchesMax && performance.now() - began < batchesMsMax; batches += 1) {
+    if (!(await batch())) return;
+  }
   await database.$executeRaw`
     UPDATE schedules SET ran_at = ran_at - ${schedule.hours}::float8 * interval '1 hour' WHERE name = ${schedule.name}`;
 }

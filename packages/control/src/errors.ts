@@ -124,14 +124,6 @@ export class ClaimLostError extends ControlError {
   }
 }
 
-/** A row is in a state that the transition table does not let go on. A bug or a race that somebody else won. */
-export class StateConflictError extends ControlError {
-  readonly code = "state-conflict";
-  constructor(what: string, id: string, wanted: string) {
-    super(`${what} ${id} cannot become ${wanted} from its present state`);
-  }
-}
-
 /** The operation has ended meanwhile (cancelled, failed): the task's work is dropped. */
 export class OperationEndedError extends ControlError {
   readonly code = "operation-ended";

@@ -27,7 +27,6 @@ export {
   QuotaExceededError,
   QuotaInUseError,
   type QuotaLimit,
-  StateConflictError,
 } from "./errors.ts";
 export { type AuditRow, auditedResources, listAudit } from "./events/audit.ts";
 export {

@@ -1,5 +1,5 @@
 /**
- * Which status may follow which. The one place that says so; every verb asks `assertTransition` or lists its
+ * Which status may follow which. The one place that says so; every verb lists its
  * allowed origins through `originsOf`, and the update names them in its WHERE clause.
  *
  * Backup:  creating → available | error            available ⇄ restoring → error_restoring

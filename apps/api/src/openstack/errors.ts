@@ -8,7 +8,6 @@ import {
   QuotaExceededError,
   QuotaInUseError,
   type QuotaLimit,
-  StateConflictError,
 } from "@tephra/control";
 import { mayPass } from "@tephra/control/process";
 import { type Fault, outageFault, unexpectedFault } from "../http/fault.ts";
@@ -94,7 +93,6 @@ export function faultOf(error: unknown): Fault {
     return { status: 400, message };
   }
   if (error instanceof NoServiceError) return { status: 503, message: error.message };
-  if (error instanceof StateConflictError) return { status: 409, message: error.message };
   if (!(error instanceof ControlError) && mayPass(error)) return outageFault;
   return unexpectedFault;
 }

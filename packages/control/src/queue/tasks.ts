@@ -251,7 +251,7 @@ export async function renewLeases(
     FROM jsonb_to_recordset(${rows}::jsonb) AS h(id uuid, claim int, done bigint, stored bigint), operations o
     WHERE t.id = h.id AND t.claim = h.claim AND t.state = 'running' AND o.id = t.operation_id
     RETURNING t.id AS "taskId",
-      (t.kind <> 'tidy' AND (o.cancel_requested OR o.state NOT IN ('queued', 'running'))) AS cancelled`;
+      (t.kind <> 'tidy' AND o.state NOT IN ('queued', 'running')) AS cancelled`;
 }
 
 export interface TaskResult {

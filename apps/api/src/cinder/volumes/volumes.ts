@@ -13,7 +13,7 @@ import type { Context } from "../../context.ts";
 import { allow } from "../../http/policy.ts";
 import { badRequest, Refusal } from "../../http/refusals.ts";
 import { type Call, defineAction } from "../../openstack/call.ts";
-import { booleanWord } from "../../openstack/listing.ts";
+import { flagOf } from "../../openstack/listing.ts";
 import { malformedRequest, since } from "../../openstack/microversions.ts";
 import { listVolumesAs, summarize } from "./list.ts";
 import { type CreateVolumeBody, createVolumeBody, updateVolumeBody } from "./schemas.ts";
@@ -63,13 +63,6 @@ function checkSize(size: number | null): void {
 function checkZone(context: Context, zone: string | null): void {
   const zones = [context.config.availability_zone, ...context.config.repositories.map((r) => r.zone)];
   if (zone !== null && !zones.includes(zone)) throw badRequest(`Availability zone '${zone}' is invalid.`);
-}
-
-function queryFlag(call: Call, name: string): boolean {
-  const text = call.query.get(name);
-  const value = text === null ? false : booleanWord(text);
-  if (value === null) throw badRequest(`Value '${text}' for '${name}' is not a boolean.`);
-  return value;
 }
 
 type Text = string | null | undefined;
@@ -141,8 +134,8 @@ export const volumes = {
   remove: defineAction({
     load,
     handle: async (context, call) => {
-      const cascade = queryFlag(call, "cascade");
-      const force = call.version >= since.volumeDeleteForce && queryFlag(call, "force");
+      const cascade = flagOf(call.query, "cascade");
+      const force = call.version >= since.volumeDeleteForce && flagOf(call.query, "force");
       await load(context, call);
       if (force) allow(call.principal, "volume:force_delete");
       await (force ? forceDeleteVolume : requestVolumeDelete)(context.database, call.principal, idOf(call), {

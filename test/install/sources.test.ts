@@ -1,4 +1,5 @@
 import { existsSync, globSync, readFileSync } from "node:fs";
+import { basename } from "node:path";
 import { expect, test } from "vitest";
 import { root } from "../../scripts/bootstrap.mjs";
 import { mutations } from "../reliability/mutations/mutations.ts";
@@ -29,4 +30,87 @@ test("the environment is read in one place, and no code is made of text", () => 
 test.each(mutations)("the mutation is about what stands there: $name", ({ file, from, suite }) => {
   expect(readFileSync(`${root}/${file}`, "utf8").split(from)).toHaveLength(2);
   expect(existsSync(`${root}/${suite}`)).toBe(true);
+});
+
+const writings = globSync(
+  [
+    "*.md",
+    "docs/**/*.md",
+    "prisma/schema.prisma",
+    "{packages,apps}/*/src/**/*.ts",
+    "{test,scripts,bench,demo}/**/*.{ts,mjs}",
+  ],
+  { cwd: root },
+).filter((path) => !path.includes("/generated/") && !path.includes("node_modules/"));
+
+const headingsOf = (page: string): string[] =>
+  (readFileSync(`${root}/docs/${page}.md`, "utf8").match(/^##+ .+$/gm) ?? []).map((line) => line.replace(/^#+ /, ""));
+const numbersOf = (page: string): Set<string> =>
+  new Set(headingsOf(page).map((heading) => /^(\d+(?:\.\d+)?)\.? /.exec(heading)?.[1] ?? ""));
+
+/** What is written in a file, with comments that go over several lines in one. */
+const textOf = (path: string): string => readFileSync(`${root}/${path}`, "utf8").replace(/\n\s*(?:\*|\/\/\/?) ?/g, " ");
+
+test("every section that is cited by its number is there", () => {
+  const pages = { "cinder-api": numbersOf("cinder-api"), format: numbersOf("format") };
+  const form = /\b(cinder-api|format) (\d+(?:\.\d+)?(?:(?:, | to | and )\d+(?:\.\d+)?)*)/g;
+  const cited = writings.flatMap((path) =>
+    [...textOf(path).matchAll(form)].flatMap(([, page, list = ""]) =>
+      list.split(/, | to | and /).map((number) => ({ path, page: page as keyof typeof pages, number })),
+    ),
+  );
+  expect(cited.filter(({ page, number }) => !pages[page].has(number))).toEqual([]);
+  expect(new Set(cited.filter(({ page }) => page === "cinder-api").map(({ number }) => number)).size).toBeGreaterThan(
+    35,
+  );
+});
+
+test("every heading and every decision that is cited is there", () => {
+  const heading = /docs\/([\w-]+)\.md`?, (?:"([^"]+)"|([A-Z][\w ]+))(?=[."]|, lists)/g;
+  const missing = writings.flatMap((path) => {
+    const text = textOf(path);
+    const headings = [...text.matchAll(heading)].filter(
+      ([, page = "", quoted, bare]) => !headingsOf(page).includes(quoted ?? bare ?? ""),
+    );
+    const decisions = [...text.matchAll(/\bdecisions?[ /](\d{4})\b/g)].filter(
+      ([, number]) => globSync(`docs/decisions/${number}-*.md`, { cwd: root }).length !== 1,
+    );
+    return [...headings, ...decisions].map(([whole]) => `${path}: ${whole}`);
+  });
+  expect(missing).toEqual([]);
+});
+
+test.each(["cinder-api", "format"])("sections of docs/%s.md that it refers to itself are there", (page) => {
+  const text = readFileSync(`${root}/docs/${page}.md`, "utf8");
+  const cited = [...text.matchAll(/\bsection (\d+(?:\.\d+)?)|\((\d+\.\d+)\)/g)].map(([, a, b]) => a ?? b ?? "");
+  const isMicroversion = (number: string): boolean => /^3\.\d\d/.test(number);
+  expect(cited.filter((number) => !isMicroversion(number) && !numbersOf(page).has(number))).toEqual([]);
+});
+
+test("nothing is cited that is not in the repository", () => {
+  const outside = /\b(?:API|format) spec\b/i;
+  expect(writings.filter((path) => outside.test(readFileSync(`${root}/${path}`, "utf8")))).toEqual([]);
+});
+
+/** Paths as ARCHITECTURE.md shortens them: `control/src/…` without `packages/`, `http/auth.ts` within one package, `contract/` within `test`. */
+const placesOf = (path: string): string[] =>
+  globSync(
+    ["", "packages/", "apps/", "packages/*/src/", "apps/*/src/", "test/"].map((base) => base + path.replace(/\/$/, "")),
+    {
+      cwd: root,
+    },
+  );
+
+test("every file that ARCHITECTURE.md names is there, and no other has the same short path", () => {
+  const text = readFileSync(`${root}/ARCHITECTURE.md`, "utf8").replace(/```[\s\S]*?```/g, "");
+  const named = [...text.matchAll(/`([\w-]+(?:[/.][\w.-]+)*\/?)`/g)].map(([, path = ""]) => path);
+  const paths = named.filter((path) => path.includes("/"));
+  expect(paths.length).toBeGreaterThan(60);
+  const wrong = paths.filter((path) => {
+    const found = placesOf(path).length;
+    return path.endsWith("/") ? found === 0 : found !== 1;
+  });
+  expect(wrong).toEqual([]);
+  const names = new Set(writings.map((path) => basename(path)));
+  expect(named.filter((path) => /^[\w-]+\.(?:ts|mjs)$/.test(path) && !names.has(path))).toEqual([]);
 });

@@ -27,7 +27,7 @@ describe("policy", () => {
     expect(may(as("admin"), "volume_extension:quotas:show", "q")).toBe(true);
   });
 
-  it("asks for the roles of the API spec, 5.3", () => {
+  it("asks for the roles of Cinder's new defaults (cinder-api 3.3)", () => {
     const least: Record<Role, readonly Rule[]> = {
       reader: ["backup:get_all", "backup:get"],
       member: ["backup:create", "backup:update", "backup:delete", "backup:restore"],

@@ -155,7 +155,7 @@ describe("docs/configuration.md", () => {
   });
 });
 
-/** API spec 15, without the families of stores that are not reached by drivers of their own. */
+/** Every option of Cinder for backups, without those of drivers that have no counterpart here. */
 const cinderOptions = `backup_driver backup_driver_init_check_interval backup_driver_stats_polling_interval
   backup_service_inithost_offload backup_native_threads_pool_size backup_workers backup_max_operations backup_use_same_host
   backup_use_temp_snapshot backup_compression_algorithm backup_create_containers backup_metadata_version

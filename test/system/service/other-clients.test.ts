@@ -2,7 +2,7 @@ import { expect, it } from "vitest";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
 
-/** Requests in the very form in which programs send them that cannot be run here: Go's client, and what is built on it (API spec 8, 12). */
+/** Requests exactly as programs send them that cannot run here: Go's client and what is built on it (cinder-api 10). */
 
 const base = `/v3/${project}`;
 const MiB = 1024 * 1024;

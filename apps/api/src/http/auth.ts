@@ -17,7 +17,7 @@ export function authenticator(auth: Config["auth"]): Authenticate {
   const identify = identifierOf(auth);
   return async (token, requestId) => {
     const { userId, projectId, roles } = await identify(token);
-    // Cinder's deprecated defaults ask for a token of the project and for no role (API spec 5.3).
+    // Cinder's deprecated defaults ask for a token of the project and for no role (cinder-api 3.3).
     const granted = auth.enforce_new_defaults ? roles : [...new Set([...roles, "member" as const])];
     return { userId, projectId, roles: granted, isAdmin: roles.includes("admin"), requestId };
   };

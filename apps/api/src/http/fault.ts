@@ -1,6 +1,6 @@
 import type { ServerResponse } from "node:http";
 
-/** Names that OpenStack gives to the outer key of an error body, by status (API spec 2.1). */
+/** Names that OpenStack gives to the outer key of an error body, by status (cinder-api 4.1). */
 const faultNames: Readonly<Record<number, string>> = {
   400: "badRequest",
   401: "unauthorized",

@@ -2,8 +2,8 @@ import type { Principal, Role } from "@tephra/control";
 import { Refusal } from "./refusals.ts";
 
 /**
- * Rule → the least role that it asks for; a `user` is whoever has a token, `anyone` needs none. Names are Cinder's where Cinder has one (API spec 5.3, the new
- * defaults). Rows of other projects are kept apart by the verbs, so a role is all that a rule has to say.
+ * Rule → the least role that it asks for; a `user` is whoever has a token, `anyone` needs none. Names are Cinder's where Cinder has one (the new
+ * defaults, cinder-api 3.3). Rows of other projects are kept apart by the verbs, so a role is all that a rule has to say.
  */
 const policy = {
   public: "anyone",

@@ -25,7 +25,7 @@ export interface Answer {
   headers?: Readonly<Record<string, string>>;
 }
 
-/** What a route does once the caller is known. The steps run in this order (API spec 5.5): body, load, policy, handle. */
+/** What a route does once the caller is known. The steps run in this order (cinder-api 3.4): body, load, policy, handle. */
 export interface Action<Body = unknown> {
   /** First microversion that has it; before, it is not found. */
   since?: Microversion;

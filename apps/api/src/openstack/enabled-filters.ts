@@ -1,4 +1,4 @@
-/** Resource → filters that everybody may use, as in the file that Cinder ships (API spec 6.1, 7.13). What each list goes by. */
+/** Resource → filters that everybody may use, as in the file that Cinder ships (cinder-api 5.3, 9.7). */
 export const enabledFilters = {
   volume: [
     "name",

@@ -14,7 +14,7 @@ import { type Fault, outageFault, unexpectedFault } from "../http/fault.ts";
 import { Refusal } from "../http/refusals.ts";
 import { quotaKeyOf } from "./quota-keys.ts";
 
-/** Class prefixes that are part of Cinder's message texts (API spec 2.2). */
+/** Class prefixes that are part of Cinder's message texts (cinder-api 4.2). */
 const prefixes: Record<InvalidSubject, string> = {
   volume: "Invalid volume: ",
   snapshot: "Invalid snapshot: ",
@@ -25,7 +25,7 @@ const prefixes: Record<InvalidSubject, string> = {
   request: "",
 };
 
-/** Cinder's exception for each, which stands before the text unless the controller itself catches it (API spec 2.3). */
+/** The name of Cinder's exception for each, put before the text unless Cinder's route catches it (cinder-api 4.3). */
 const quotaClasses: Record<QuotaLimit, string> = {
   backups: "BackupLimitExceeded",
   backup_gigabytes: "VolumeBackupSizeExceedsAvailableQuota",
@@ -39,7 +39,7 @@ const quotaClasses: Record<QuotaLimit, string> = {
   groups: "GroupLimitExceeded",
 };
 
-/** Texts of API spec 10 and 6.6. */
+/** Cinder's sentences (cinder-api 4.3). */
 function quotaText({ resource, requested, limit, used }: QuotaExceededError): string {
   const gigabytes = `Requested ${requested}G, quota is ${limit}G and ${used}G has been consumed.`;
   switch (resource) {

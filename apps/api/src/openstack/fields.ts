@@ -18,7 +18,7 @@ const Anything = z.unknown();
 /** Where a body is expected, and nothing of it matters. */
 export const anyBody = () => Anything;
 
-/** Fields of bodies, each with the phrases of Cinder's validator (API spec 1.9, 1.10, 2.4). */
+/** Fields of bodies, each with the phrases of Cinder's validator (cinder-api 1.6, 1.7, 4.4). */
 
 /** What the validator says of a value of the wrong type. */
 export const typePhrase =
@@ -82,7 +82,7 @@ export const optionalText = () =>
     .nullish()
     .transform((v) => v ?? null);
 
-/** White space at both ends is lost (API spec 1.8). What is not sent stays undefined, apart from null. */
+/** White space at both ends is removed (cinder-api 1.5). What is not sent stays undefined, apart from null. */
 const stripped = (field: z.ZodString) => field.nullish().transform((v) => v?.trim() ?? v);
 
 /** Names and descriptions; missing and null are the same. */
@@ -91,7 +91,7 @@ export const strippedText = () => changedText().transform((v) => v ?? null);
 /** The same for a change: what is not sent is not changed. */
 export const changedText = () => stripped(textOrNull());
 
-/** Printable characters of the basic plane only (API spec 6.3): `u` makes a pair of surrogates one character. */
+/** Printable characters of the basic plane only (cinder-api 1.5): `u` makes a pair of surrogates one character. */
 const unprintable = /[\p{C}\p{Zl}\p{Zp}\uffff\u{10000}-\u{10ffff}]/u;
 
 export const printableText = () => changedPrintableText().transform((v) => v ?? null);

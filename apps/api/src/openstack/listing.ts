@@ -10,7 +10,7 @@ const offsetMax = 2_147_483_647;
 const wordsTrue = ["t", "true", "on", "y", "yes", "1"];
 const wordsFalse = ["f", "false", "off", "n", "no", "0"];
 
-/** Boolean query values (API spec 1.10), in any case; null for anything else. */
+/** Boolean query values (cinder-api 1.7), in any case; null for anything else. */
 export function booleanWord(text: string): boolean | null {
   const word = text.toLowerCase();
   if (wordsTrue.includes(word)) return true;
@@ -154,7 +154,7 @@ export function flagOf(query: URLSearchParams, name: string): boolean {
 
 const withCount = (call: Call): boolean => call.version >= since.withCount && flagOf(call.query, "with_count");
 
-/** Query → page, filters and switches of a list (API spec 6.1). @throws Refusal 400 */
+/** Query → page, filters and switches of a list (cinder-api 5.1 to 5.4). @throws Refusal 400 */
 export function parseList<Key extends string>(call: Call, spec: ListSpec<Key>): ListQuery<Key> {
   // In this order Cinder refuses what is wrong.
   const page = pageOf(call);
@@ -170,7 +170,7 @@ export function parseList<Key extends string>(call: Call, spec: ListSpec<Key>): 
 
 /**
  * The envelope of a list. A link to the next page stands in it when the page is not empty and its limit does not exceed the number of
- * items, which is the total where it is asked for (API spec 6.1).
+ * items, or the total where that is asked for (cinder-api 5.4).
  */
 export function listAnswer<Row extends { id: string }>(
   call: Call,

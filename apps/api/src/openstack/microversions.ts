@@ -7,7 +7,7 @@ export const versionMin: Microversion = 0;
 export const versionMax: Microversion = 71;
 export const versionText = (version: Microversion): string => `3.${version}`;
 
-/** From which microversion on something is there (API spec 4). The one table: nothing else compares with a literal. */
+/** The first microversion that has each feature (cinder-api 2.3). The only table: nothing else compares with a literal. */
 export const since = {
   messages: 3,
   messageQueries: 5,
@@ -79,7 +79,7 @@ export const malformedRequest = (): Refusal =>
   badRequest("The server could not comply with the request since it is either malformed or otherwise incorrect.");
 
 /**
- * The value of OpenStack-API-Version → the version in force (API spec 3.7). Of several services the first that names `volume` counts.
+ * The value of OpenStack-API-Version → the version in force (cinder-api 2.2). Of several services the first that names `volume` counts.
  *
  * @throws VersionRangeError 406, Refusal 400
  */

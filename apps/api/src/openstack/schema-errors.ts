@@ -47,7 +47,7 @@ function precedes(a: Violation, b: Violation): boolean {
   return within && b.order > 0 && (inner.length > outer.length || a.order < b.order);
 }
 
-/** What the validator of Cinder says first about a body (API spec 2.4): fields in the order of the schema. */
+/** The first violation that Cinder's validator reports (cinder-api 4.4): fields in the order of the schema. */
 export function schemaMessage(error: z.ZodError, input: unknown): string {
   const violations = error.issues.map((issue) => violationOf(issue, input));
   const first = violations.find((v) => !violations.some((other) => precedes(other, v)));

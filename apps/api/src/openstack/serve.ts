@@ -36,7 +36,7 @@ const projectPart = /^\/([0-9a-f-]+)(\/.+)$/;
 const formatPart = /^([^?]*[^?/])\.json(?=\?|$)/;
 
 /**
- * `/v3/{project}/backups` and `/v3/backups` are the same route: the project is taken out of the URL (API spec 1.1). So is `.json` at its
+ * `/v3/{project}/backups` and `/v3/backups` are the same route: the project is taken out of the URL (cinder-api 1.1). So is `.json` at its
  * end, which says nothing: every answer is JSON. Slashes after slashes count as one.
  */
 const takeProject: RequestHandler = (req, _res, next) => {
@@ -48,7 +48,7 @@ const takeProject: RequestHandler = (req, _res, next) => {
   next();
 };
 
-/** The version of the request, told in the answer's headers (API spec 1.4). @throws Refusal, after a header that echoes a bad range */
+/** The version of the request, announced in the answer's headers (cinder-api 1.2). @throws Refusal, after a header that echoes a bad range */
 export function announceVersion(req: Request, res: Response): Microversion {
   res.setHeader("x-compute-request-id", String(req.id));
   const announce = (text: string): void => {
@@ -145,7 +145,7 @@ function handlerOf(context: Context, route: Route): RequestHandler {
   };
 }
 
-/** Cinder's own answer to a path or method that it does not have, in the form that the caller asks for (API spec 2.5). */
+/** Cinder's own answer to a path or method that it does not have, in the form that the caller asks for (cinder-api 4.5). */
 function endPlain(req: Request, res: Response, status: number, title: string, text: string, detail = ""): void {
   const form = req.headers.accept ? req.accepts(["text/html", "application/json"]) : false;
   if (req.method === "HEAD") {

@@ -129,7 +129,7 @@ function opsOperation([method, path, rule, action]: OpsRoute): { path: string; m
   return { path: template, method: method.toLowerCase(), operation };
 }
 
-/** What clients ask for before they know anything (API spec 3). */
+/** What clients ask for before anything else (cinder-api 2.1). */
 const discovery = (
   [
     ["/", "The versions of the API", { "300": { description: "One version" } }],

@@ -70,7 +70,7 @@ async function checkRestorable(tx: Transaction, backup: Backup, operations: read
 }
 
 /**
- * An admin's word on the status of a backup (API spec 6.9, 9.4). A running restore is cancelled by it: the target is then in `error` and the
+ * An admin resets the status of a backup (cinder-api 6.10). A running restore is cancelled by it: the target is then in `error` and the
  * backup `available`, whatever was asked for. A running creation is cancelled by `error`; `available` is what it becomes anyhow. A
  * deletion is cancelled as long as nobody has begun to remove objects; afterwards only `error` ends it.
  *

@@ -326,7 +326,7 @@ async function releaseSource(
 }
 
 /**
- * The backup ends in `error` with a reason; the volume does not suffer for it (API spec 9.1). What it was to build on and is damaged is
+ * The backup ends in `error` with a reason; the volume gets its status back (cinder-api 6.11). What it was to build on and is damaged is
  * marked, and its project told. Rows are locked by the caller.
  */
 export async function failBackupCreate(

@@ -61,7 +61,7 @@ function volumeRefusal(status: string, force: boolean): InvalidError | null {
 }
 
 /**
- * The newest usable backup of the volume in the caller's project, locked (API spec 9.5): the highest data_timestamp among the
+ * The newest usable backup of the volume in the caller's project, locked (cinder-api 6.3): the highest data_timestamp among the
  * available ones, older than the snapshot where one is given; when none is older, the one that was made last. One that is damaged, or
  * builds on one that is, never counts.
  */
@@ -94,7 +94,7 @@ export async function chooseParent(
 }
 
 /**
- * Where a backup goes (API spec 9.10): to a repository of the zone that was asked for, or nowhere. Else to its parent's, to one of
+ * Where a backup goes (cinder-api 6.4): to a repository of the zone that was asked for, or nowhere. Else to its parent's, to one of
  * the volume's zone, or to the default one. `reach` is what a worker must reach for it: for a zone without a repository nobody does,
  * and the backup fails as it does in a zone without a backup service.
  */
@@ -112,7 +112,7 @@ export function placeBackup(
 
 /**
  * Accepts a backup: parent chosen and locked, quota taken, volume or snapshot `backing-up`, row `creating`, operation and task,
- * in one transaction. Checks in Cinder's order (API spec 6.3).
+ * in one transaction. Checks in Cinder's order (cinder-api 6.2).
  *
  * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
  */

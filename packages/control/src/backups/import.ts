@@ -27,7 +27,7 @@ export async function assertImportable(database: Database, config: Config, servi
 }
 
 /**
- * Accepts an export record (API spec 6.8). The row is the caller's, charged to its quota, and takes its contents when a worker has looked
+ * Accepts an export record (cinder-api 6.9). The row is the caller's, charged to its quota, and takes its contents when a worker has looked
  * at what the record names. A tombstone of the same id gives way.
  *
  * @throws InvalidError when a live row of any project has the id, or the parent cannot be one; QuotaExceededError

@@ -142,7 +142,7 @@ export async function claimsWereLost(database: Database, operationId: string): P
 }
 
 /**
- * The target is published: volume and backup `available`. The volume says where its bytes came from (API spec 9.2), and has the name,
+ * The target is published: volume and backup `available`. The volume says where its bytes came from (cinder-api 6.11), and has the name,
  * metadata and bootable flag that were stored with them.
  */
 export async function finishRestore(

@@ -19,7 +19,7 @@ export interface AcceptedRestore {
 }
 
 /**
- * Accepts a restore to `volumeId`, or to a new volume as long as the source was (API spec 6.6).
+ * Accepts a restore to `volumeId`, or to a new volume as long as the source was (cinder-api 6.7).
  *
  * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
  */
@@ -50,7 +50,7 @@ export async function requestRestore(
 }
 
 /**
- * A new volume with a backup's bytes, `creating` until they are there (API spec 7.2).
+ * A new volume with a backup's bytes, `creating` until they are there (cinder-api 7.2).
  *
  * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
  */

@@ -3,7 +3,7 @@ import { z } from "zod";
 import { InvalidError } from "../errors.ts";
 import type { Volume } from "../rows/volumes.ts";
 
-/** The version of the document that Cinder restores names, metadata and encryption from (format spec 9). */
+/** The version of the document that Cinder restores names, metadata and encryption from (format 4.1). */
 const version = 2;
 
 const isoSeconds = (at: Date | null): string | null => (at ? at.toISOString().slice(0, 23) : null);
@@ -91,7 +91,7 @@ function jsonOf(text: string): unknown {
   }
 }
 
-/** Cinder's names for volumes that it makes for a restore: the stored name takes their place (format spec 9.4). */
+/** Cinder's names for volumes that it makes for a restore: the stored name takes their place (format 4.1). */
 const madeForRestore = /^(restore_backup_.*)?$/s;
 
 /** The columns of a restored volume that the stored ones replace. */

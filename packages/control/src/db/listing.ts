@@ -32,7 +32,7 @@ const nullable: ReadonlySet<string> = new Set([
   "deletedAt",
 ]);
 
-/** Null counts as the least value of its column, as in Cinder (API spec 6.1). */
+/** Null counts as the least value of its column, as in Cinder (cinder-api 5.2). */
 const orderBy = (key: string, sort: Direction): Order => ({
   [key]: nullable.has(key) ? { sort, nulls: sort === "asc" ? "first" : "last" } : sort,
 });

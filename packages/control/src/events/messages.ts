@@ -7,7 +7,7 @@ import type { Message } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 
 /**
- * What was being done, and what went wrong: number and text of Cinder's tables (API spec 11.2). Those from 900 are ours, out of the way of
+ * What was being done, and what went wrong: number and text of Cinder's tables (cinder-api 9.6). Those from 900 are ours, out of the way of
  * Cinder's.
  */
 const actions = {

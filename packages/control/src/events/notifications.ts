@@ -5,7 +5,7 @@ import { forgottenAtOnce, isUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Json } from "../queue/tasks.ts";
 
-/** Cinder's events about backups (API spec 11.1), and those of verifications, which are ours. */
+/** Cinder's events about backups (cinder-api 9.8), and those of verifications, which are ours. */
 export type BackupEvent =
   | "backup.create.start"
   | "backup.createprogress"

@@ -127,7 +127,7 @@ export interface Zone {
   available: boolean;
 }
 
-/** Zones that volumes can be in; those that only hold backups are not among them (API spec 7.8). */
+/** Zones that volumes can be in; those that only hold backups are not among them (cinder-api 9.2). */
 export async function listZones(database: Database, config: Config): Promise<Zone[]> {
   const services = await listServices(database, config, { binary: volumeBinary });
   return [{ name: config.availability_zone, available: services.some((s) => !s.disabled) }];

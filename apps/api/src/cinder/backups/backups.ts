@@ -68,7 +68,7 @@ const listSpec: ListSpec<BackupColumn> = {
   likeFilters: [...Object.keys(columns), "name", "description"],
 };
 
-/** `key~` asks for a part of the value; only there is `description` a name (API spec 6.1). */
+/** `key~` matches a part of the value; only in that form is `description` a filter (cinder-api 5.3). */
 function filterOf([key, value]: [string, string]): BackupFilter {
   const like = key.endsWith("~");
   const name = like ? key.slice(0, -1) : key;

@@ -13,10 +13,10 @@ import { isStorable, lengthOf } from "../../openstack/fields.ts";
 import { malformedRequest } from "../../openstack/microversions.ts";
 import { decodeBase64 } from "../../openstack/python-base64.ts";
 
-/** Whole seconds, with Z: not the form of the rest of the API (format spec 8.1). */
+/** Whole seconds with a `Z`, unlike the rest of the API (format 9). */
 const recordTime = (time: Date | null): string | null => (time === null ? null : `${time.toISOString().slice(0, 19)}Z`);
 
-/** What another service imports the backup by: Cinder's keys in Cinder's order, and no other (format spec 8.1). */
+/** What another service imports the backup by: Cinder's keys in Cinder's order, and no other (format 9). */
 export function recordOf(row: BackupRow, dependents: number): Record<string, unknown> {
   const record = {
     driver_info: {},
@@ -92,7 +92,7 @@ const fields: Readonly<Record<string, readonly [what: string, schema: z.ZodType]
 };
 
 /**
- * Reads an export record as Cinder's API does (API spec 6.8), and refuses what no import could end well with: whoever wrote it may have
+ * Reads an export record as Cinder's API does (cinder-api 6.9), and refuses what no import could end well with: whoever wrote it may have
  * written anything. Missing keys other than `id` and `size` are the worker's to name, as in Cinder.
  *
  * @throws Refusal 400 in Cinder's words, or with the first key that holds what it cannot hold

@@ -7,7 +7,7 @@ import { backupSummary } from "./views.ts";
 
 const load = (context: Context, call: Call) => getBackup(context.database, call.principal, call.params["id"] ?? "");
 
-/** Backups that leave this service, and come to it (API spec 6.7, 6.8). */
+/** Export and import of backup records (cinder-api 6.8, 6.9). */
 export const records = {
   export: defineAction({
     load,

@@ -46,7 +46,7 @@ export interface CreateBackupBody {
   };
 }
 
-/** API spec 6.3. */
+/** Creation of a backup (cinder-api 6.2). */
 export const createBackupBody = byVersion<z.ZodType<CreateBackupBody>>([
   [0, strict({ backup: strict(backupFields) })],
   [since.backupMetadata, strict({ backup: strict({ ...backupFields, metadata: metadata() }) })],
@@ -66,14 +66,14 @@ export interface UpdateBackupBody {
   backup: BackupChange;
 }
 
-/** gophercloud sends the fields without the object around them (API spec 6.4); null is an empty object. */
+/** gophercloud sends the fields without the object around them (cinder-api 6.5); null is an empty object. */
 const updateBackup = <Shape extends z.ZodRawShape>(shape: Shape) =>
   z.preprocess(
     (body) => wrapped(body, "backup", Object.keys(shape)),
     strict({ backup: nullableObject(shape) }),
   ) as unknown as z.ZodType<UpdateBackupBody>;
 
-/** API spec 6.4. */
+/** Change of a backup (cinder-api 6.5). */
 export const updateBackupBody = byVersion<z.ZodType<UpdateBackupBody>>([
   [0, updateBackup(changedFields)],
   [since.backupMetadata, updateBackup({ ...changedFields, metadata: requiredMetadata().optional() })],
@@ -81,20 +81,20 @@ export const updateBackupBody = byVersion<z.ZodType<UpdateBackupBody>>([
 
 const ResetBackup = strict({ "os-reset_status": strict({ status: backupStatus() }) });
 
-/** API spec 6.9. */
+/** Reset of a backup's status (cinder-api 6.10). */
 export const resetBackupBody = () => ResetBackup;
 
 const ForceDeleteBackup = strict({ "os-force_delete": z.unknown() });
 
-/** API spec 6.9: whatever the key holds. */
+/** The value of the key is ignored (cinder-api 6.10). */
 export const forceDeleteBackupBody = () => ForceDeleteBackup;
 
 const RestoreBackup = strict({ restore: nullableObject({ name: optionalText(), volume_id: optionalUuid() }) });
 
-/** API spec 6.6. */
+/** Restore of a backup (cinder-api 6.7). */
 export const restoreBackupBody = () => RestoreBackup;
 
 const ImportRecord = strict({ "backup-record": strict({ backup_service: text(), backup_url: base64Text() }) });
 
-/** API spec 6.8. */
+/** Import of a record (cinder-api 6.9). */
 export const importRecordBody = () => ImportRecord;

@@ -10,7 +10,7 @@ export function backupSummary(call: Call, row: { id: string; name: string | null
   return { id: row.id, name: row.name, links: resourceLinks(call.place, "backups", row.id) };
 }
 
-/** Keys and their order as Cinder emits them (API spec 6.0); clients refuse any other key. */
+/** Keys and their order as Cinder emits them (cinder-api 6.1); clients refuse any other key. */
 export function backupDetail(call: Call, row: BackupRow): Record<string, unknown> {
   const admin = may(call.principal, "backup:backup_project_attribute");
   // An import tells nothing of its backup before a worker has read the record: then it has a volume.

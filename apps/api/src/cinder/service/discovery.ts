@@ -3,7 +3,7 @@ import { endJson } from "../../http/fault.ts";
 import { malformedRequest, versionMax, versionMin, versionText } from "../../openstack/microversions.ts";
 import { announceVersion } from "../../openstack/serve.ts";
 
-/** The version document (API spec 3.1). `origin` has no slash at its end. */
+/** The version document (cinder-api 2.1). `origin` has no slash at its end. */
 function versionDocument(origin: string): Record<string, unknown> {
   return {
     versions: [
@@ -40,7 +40,7 @@ const healthcheck = (req: Request, res: Response): void => {
   else res.writeHead(200, { "content-type": "text/plain; charset=UTF-8" }).end("OK");
 };
 
-/** What clients ask for before they have a token (API spec 3). */
+/** What clients ask for before they have a token (cinder-api 2.1). */
 export function discovery(): Router {
   const router = Router({ caseSensitive: true, strict: true });
   router.all("/", answer(300));

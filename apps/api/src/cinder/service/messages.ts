@@ -35,7 +35,7 @@ const filterOf = (filters: Readonly<Record<string, string>>): MessageFilter => (
   ...(filters["message_level"] !== undefined && { messageLevel: filters["message_level"] }),
 });
 
-/** Before 3.5 the whole query is ignored (API spec 4). */
+/** Before 3.5 the whole query is ignored (cinder-api 9.6). */
 async function list({ database, config }: Context, call: Call): Promise<Answer> {
   const read = call.version >= since.messageQueries ? call : { ...call, query: new URLSearchParams() };
   const query = parseList(read, listSpec);
@@ -48,7 +48,7 @@ async function list({ database, config }: Context, call: Call): Promise<Answer> 
 
 const load = ({ database }: Context, call: Call) => getMessage(database, call.principal, call.params["id"] ?? "");
 
-/** What users are told of failures (API spec 7.12). */
+/** Messages that tell users of failures (cinder-api 9.6). */
 export const messages = {
   list: defineAction({ since: since.messages, handle: list }),
   show: defineAction({

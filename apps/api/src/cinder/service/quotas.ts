@@ -74,7 +74,7 @@ const limitsIn = (lines: Readonly<Record<QuotaLimit, QuotaLine>>): QuotaLimits =
 /** Keys of a quota set that are no quotas: they may be sent back as they came. */
 const noQuotas = ["id", "tenant_id"];
 
-/** API spec 7.10. A user_id in the query is not looked at: there are no quotas of single users. */
+/** Quotas of projects (cinder-api 9.4). A user_id in the query is ignored: there are no quotas of single users. */
 export const quotas = {
   show: defineAction({
     projectOf: nameOf,
@@ -129,7 +129,7 @@ export const quotaClasses = {
   }),
 };
 
-/** API spec 7.9: another project's for an admin, from the version on that has it. */
+/** Limits of the caller's project; an admin may name another, from 3.39 on (cinder-api 9.3). */
 export const limits = {
   show: defineAction({
     handle: async ({ database, config }, call) => {

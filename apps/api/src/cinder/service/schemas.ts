@@ -8,7 +8,7 @@ const UpdateQuota = strict({
     .refine((set) => Object.keys(set).length > 0, { error: "{} does not have enough properties" }),
 });
 
-/** API spec 7.10; the values are looked at by the route, which knows the keys. */
+/** Changes of a quota set (cinder-api 9.4); the route, which knows the keys, checks the values. */
 export const updateQuotaBody = () => UpdateQuota;
 
 const UpdateQuotaClass = strict({
@@ -49,7 +49,7 @@ const SwitchService = strict(serviceFields).refine(isNamed, named);
 
 const DisableService = strict({ ...serviceFields, disabled_reason: reason.optional() }).refine(isNamed, named);
 
-/** API spec 7.7. */
+/** Enabling and disabling a service (cinder-api 9.1). */
 export const switchServiceBody = () => SwitchService;
 
 export const disableServiceBody = () => DisableService;

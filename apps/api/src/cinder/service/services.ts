@@ -23,7 +23,7 @@ async function switchService({ database, config }: Context, body: Named, disable
   return { status: 200, body: { disabled, host, service, binary, status: disabled ? "disabled" : "enabled" } };
 }
 
-/** API spec 7.7. */
+/** Services and their switches (cinder-api 9.1). */
 export const services = {
   list: defineAction({
     handle: async ({ database, config }, call) => {
@@ -56,7 +56,7 @@ export const services = {
   }),
 };
 
-/** API spec 7.8. */
+/** Availability zones (cinder-api 9.2). */
 export const zones = {
   list: defineAction({
     handle: async ({ database, config }) => {
@@ -118,7 +118,7 @@ function extensionView(alias: string): Record<string, unknown> | null {
   return { name, alias, description, updated, links: [] };
 }
 
-/** API spec 7.11: those of Cinder's extensions that are here. */
+/** The extensions of Cinder that exist here (cinder-api 9.5). */
 export const extensions = {
   list: defineAction({
     handle: async () => ({ status: 200, body: { extensions: Object.keys(extensionTable).map(extensionView) } }),

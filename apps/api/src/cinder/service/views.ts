@@ -5,7 +5,7 @@ import { since } from "../../openstack/microversions.ts";
 import { quotaKeys } from "../../openstack/quota-keys.ts";
 import { timeText } from "../../openstack/times.ts";
 
-/** API spec 7.12. */
+/** A message (cinder-api 9.6). */
 export function messageDetail(call: Call, row: MessageRow, keptUntil: Date): Record<string, unknown> {
   return {
     id: row.id,
@@ -21,7 +21,7 @@ export function messageDetail(call: Call, row: MessageRow, keptUntil: Date): Rec
   };
 }
 
-/** API spec 7.10: the limits of everything that Cinder limits. */
+/** The limits of everything that Cinder limits (cinder-api 9.4). */
 export const quotaLimits = (limits: QuotaLimits): Record<string, number> =>
   Object.fromEntries(Object.entries(quotaKeys).map(([key, limit]) => [key, limits[limit]]));
 
@@ -34,7 +34,7 @@ export const quotaUsage = (lines: Readonly<Record<QuotaLimit, QuotaLine>>): Reco
     }),
   );
 
-/** API spec 7.9. */
+/** Limits and use of a project (cinder-api 9.3). */
 export function limitsView(lines: Readonly<Record<QuotaLimit, QuotaLine>>): Record<string, unknown> {
   const absolute = {
     maxTotalVolumes: lines.volumes.limit,
@@ -51,7 +51,7 @@ export function limitsView(lines: Readonly<Record<QuotaLimit, QuotaLine>>): Reco
   return { rate: [], absolute };
 }
 
-/** API spec 7.7. */
+/** A service (cinder-api 9.1). */
 export function serviceView(call: Call, row: ServiceRow): Record<string, unknown> {
   const volume = row.binary === "cinder-volume";
   return {

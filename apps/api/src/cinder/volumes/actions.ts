@@ -43,7 +43,7 @@ const plain = (verb: (database: Database, principal: Principal, id: string) => P
     },
   });
 
-/** Actions of a volume (API spec 7.4). */
+/** Actions of a volume (cinder-api 7.4). */
 export const volumeActions = {
   reserve: plain(reserveVolume),
   unreserve: plain(unreserveVolume),

@@ -90,7 +90,7 @@ function timesOf(name: string, text: string): TimeCondition[] {
   });
 }
 
-/** Before 3.2 every word but `false` was true; then the usual words count, and others are refused (API spec 7.1). */
+/** Before 3.2 every word but `false` is true; from then on the usual words count and others are refused (cinder-api 7.1). */
 function bootableOf(call: Call, text: string): boolean {
   if (call.version < since.volumeBootableStrict) return !["False", "false", "FALSE", ""].includes(text);
   const bootable = booleanWord(text);

@@ -29,7 +29,7 @@ import {
   withOneOf,
 } from "./fields.ts";
 
-/** Bodies about volumes and snapshots (API spec 7.2 to 7.5). */
+/** Bodies about volumes and snapshots (cinder-api 7.2 to 7.5). */
 
 const names = {
   name: spokenText("name"),

@@ -24,7 +24,7 @@ const forceRefusal =
   "Since microversion 3.66 the 'force' flag is invalid for this request.  For backward compatability, however, when the 'force' " +
   "flag is passed with a value evaluating to True, it is silently ignored.";
 
-/** From 3.66 on an in-use volume needs no force, and `false` is refused (API spec 4). */
+/** From 3.66 on an in-use volume needs no force, and `false` is refused (cinder-api 7.5). */
 function forced(call: Call, force: boolean | null): boolean {
   if (call.version < since.snapshotInUse) return force ?? false;
   if (force === false) throw badRequest(forceRefusal);

@@ -65,7 +65,7 @@ export function volumeCore(call: Call, row: VolumeRow): Record<string, unknown> 
 /** The place of a volume, as Cinder's schedulers call it: a host, a backend on it and a pool of that. */
 export const poolName = (backend: string): string => `tephra@${backend}#${backend}`;
 
-/** API spec 7.1. Metadata of admins that a user may see stands among the user's own. */
+/** A volume in detail (cinder-api 7.1). Metadata that an admin has set and users may see is merged with the user's own. */
 export function volumeDetail(call: Call, row: VolumeRow): Record<string, unknown> {
   return {
     ...volumeCore(call, row),
@@ -116,7 +116,7 @@ export function snapshotCore(call: Call, row: SnapshotRow): Record<string, unkno
   };
 }
 
-/** API spec 7.5. */
+/** A snapshot in detail (cinder-api 7.5). */
 export function snapshotDetail(call: Call, row: SnapshotRow): Record<string, unknown> {
   return {
     ...snapshotCore(call, row),
@@ -125,7 +125,7 @@ export function snapshotDetail(call: Call, row: SnapshotRow): Record<string, unk
   };
 }
 
-/** API spec 7.6. Cinder's extension for access does not know the type that is asked for as `default`. */
+/** A volume type (cinder-api 7.6). Cinder's access extension adds nothing to the type that is asked for as `default`. */
 export function volumeTypeDetail(call: Call, { asDefault = false } = {}): Record<string, unknown> {
   return {
     ...defaultVolumeType,

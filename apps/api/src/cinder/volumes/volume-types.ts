@@ -25,7 +25,7 @@ function wantsPublic({ principal, query }: Call): boolean {
   return wanted;
 }
 
-/** API spec 7.6. */
+/** Routes of the one volume type (cinder-api 7.6). */
 export const volumeTypes = {
   list: defineAction({
     handle: async (_, call) => {

@@ -68,6 +68,12 @@ module.exports = {
       to: { path: "^packages/", reachable: true },
     },
     {
+      name: "http-knows-no-dialect",
+      severity: "error",
+      from: { path: "^apps/api/src/http/", pathNot: tests },
+      to: { path: [dialects, "^apps/api/src/openstack/"] },
+    },
+    {
       name: "a-dialect-never-imports-another",
       severity: "error",
       from: { path: "^apps/api/src/(cinder|instance-groups|ovirt|ops)/", pathNot: tests },

@@ -11,10 +11,10 @@ import { createInterface } from "node:readline";
 import { PrismaPg } from "@prisma/adapter-pg";
 import { bindMigrationAwareSqlAdapterFactory, ColumnTypeEnum } from "@prisma/driver-adapter-utils";
 import * as bindings from "@prisma/schema-engine-wasm/schema_engine_bg";
+import { inDatabase, parseDatabaseUrl, quotedIdentifier } from "../packages/control/src/database-url.ts";
 // The sources, which Node runs as they are: what is compiled is not there yet when the client is generated.
 import { connectDatabase } from "../packages/control/src/db/connection.ts";
 import { openPool } from "../packages/control/src/db/pool.ts";
-import { inDatabase, parseDatabaseUrl, quotedIdentifier } from "../packages/control/src/database-url.ts";
 
 const charOid = 18;
 const textOid = 25;

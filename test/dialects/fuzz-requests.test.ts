@@ -2,9 +2,9 @@ import { randomBytes } from "node:crypto";
 import { Agent, request as httpRequest } from "node:http";
 import { expect, it } from "vitest";
 import { opsRoutes, v3Routes } from "../../apps/api/src/app.ts";
+import type { Instance } from "../kit/instance.ts";
 import { Random } from "../reliability/fuzz/random.ts";
 import { type FuzzRequest, randomRequest, targetsOf } from "../reliability/fuzz/requests.ts";
-import type { Instance } from "../kit/instance.ts";
 import { finishBackup, setStatus, startApiOnly } from "./api-only.ts";
 
 const project = "00000000000000000000000000000001";

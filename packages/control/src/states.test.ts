@@ -1,8 +1,19 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { backupTransitions, originsOf, snapshotTransitions, volumeTransitions } from "./states.ts";
+import {
+  backupTransitions,
+  groupSnapshotTransitions,
+  originsOf,
+  snapshotTransitions,
+  volumeTransitions,
+} from "./states.ts";
 
-const tables = { backup: backupTransitions, volume: volumeTransitions, snapshot: snapshotTransitions } as const;
+const tables = {
+  backup: backupTransitions,
+  volume: volumeTransitions,
+  snapshot: snapshotTransitions,
+  "group snapshot": groupSnapshotTransitions,
+} as const;
 
 describe.each(Object.entries(tables))("the %s table", (_name, table) => {
   const statuses = Object.keys(table);

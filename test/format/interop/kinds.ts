@@ -1,8 +1,8 @@
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 import { openRepository, type Repository } from "@tephra/engine";
-import { small } from "../backup-fixture.ts";
 import { type SwiftServer, startSwift } from "../../kit/swift.ts";
+import { small } from "../backup-fixture.ts";
 import type { CinderDriver } from "./cinder.ts";
 
 /** An empty repository that both sides reach. Disposing of it stops its server. */

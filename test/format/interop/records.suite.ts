@@ -3,9 +3,9 @@ import { copyFile, open, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
 import { unpackSwift } from "../../../scripts/swift-package.ts";
-import { small, temporaryFolder } from "../backup-fixture.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { journeyOn, project, randomBytesOf, writeIslands } from "../../kit/journey.ts";
+import { small, temporaryFolder } from "../backup-fixture.ts";
 import { type CinderStep, cinderEnvironment, completed, runCinder } from "./cinder.ts";
 import { kinds } from "./kinds.ts";
 

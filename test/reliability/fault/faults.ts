@@ -5,9 +5,9 @@ import type { House } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
 import { withClient } from "../../../scripts/postgres.ts";
 import type { Program } from "../../../scripts/spawn-program.ts";
-import type { Random } from "../fuzz/random.ts";
 import { stallingCalls } from "../../kit/stalling-calls.ts";
 import type { TcpProxy, Trouble } from "../../kit/tcp-proxy.ts";
+import type { Random } from "../fuzz/random.ts";
 import { graceMs, pause, rowsOf } from "./model.ts";
 import type { SteppedClock } from "./stepped-clock.ts";
 

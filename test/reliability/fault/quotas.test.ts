@@ -1,8 +1,8 @@
 import { randomBytes } from "node:crypto";
 import { expect, it } from "vitest";
-import { Random } from "../fuzz/random.ts";
 import { type Instance, type Reply, startInstance } from "../../kit/instance.ts";
 import { journeyOn, project } from "../../kit/journey.ts";
+import { Random } from "../fuzz/random.ts";
 import { pause } from "./model.ts";
 
 const base = `/v3/${project}`;

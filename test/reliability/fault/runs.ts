@@ -4,8 +4,8 @@ import { join } from "node:path";
 import { type House, openHouse, project } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
 import type { Program } from "../../../scripts/spawn-program.ts";
-import { Random } from "../fuzz/random.ts";
 import { startTcpProxy, type TcpProxy } from "../../kit/tcp-proxy.ts";
+import { Random } from "../fuzz/random.ts";
 import { type Findings, findCorrupt, findLost, findOrphans, findStuck, noFindings } from "./checker.ts";
 import { Crew, type Losses, type NamedFault, serverFaults, workerFaults } from "./faults.ts";
 import {

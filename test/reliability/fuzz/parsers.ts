@@ -15,7 +15,12 @@ import {
   readEncryptedLabel,
   readMetadataFrames,
 } from "../../../packages/engine/src/encryption/encrypted-metadata.ts";
-import { decryptFrames, decryptPart, encryptFrame, frameKeysFor } from "../../../packages/engine/src/encryption/frames.ts";
+import {
+  decryptFrames,
+  decryptPart,
+  encryptFrame,
+  frameKeysFor,
+} from "../../../packages/engine/src/encryption/frames.ts";
 import { parseMasterKeys } from "../../../packages/engine/src/encryption/master-keys.ts";
 import { EngineError } from "../../../packages/engine/src/errors.ts";
 import { framesMagic } from "../../../packages/engine/src/format/encrypted-label.ts";

@@ -5,9 +5,9 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { expect, it } from "vitest";
 import { loadDataFinder } from "../../../packages/engine/src/volume/data-extents.ts";
-import { Random } from "../fuzz/random.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { type Journey, journeyOn, project, randomBytesOf } from "../../kit/journey.ts";
+import { Random } from "../fuzz/random.ts";
 
 const KiB = 1024;
 const GiB = 1024 ** 3;

@@ -150,6 +150,23 @@ describe("tephra", () => {
     expect((await tephra(instance, "backup", "import", file, "--json")).json.error.code).toBe("bad_record");
   });
 
+  it("makes a volume again under the id that its backups know", { timeout: 120_000 }, async () => {
+    const volume = await importedVolume("lost");
+    expect(await tephra(instance, "backup", "create", "lost", "--wait")).toMatchObject({ status: 0 });
+    const taken = await tephra(instance, "volume", "adopt", "--id", volume, "--json");
+    expect([taken.status, taken.json.error.message]).toEqual([1, expect.stringContaining("has or had the id")]);
+    await instance.sql("DELETE FROM volumes WHERE id = $1", [volume]);
+    await instance.sql("DELETE FROM audit WHERE resource_id = $1", [volume]);
+    const begun = await tephra(instance, "volume", "adopt", "--id", volume, "--name", "lost again", "--json");
+    expect(begun.json.operation, begun.stderr).toMatchObject({ kind: "volume-adopt", volume_id: volume });
+    const again = async () => (await tephra(instance, "volume", "show", volume, "--json")).json;
+    await instance.waitFor(async () => (await again()).volume?.status === "available", { what: "it is adopted" });
+    const incremental = ["backup", "create", "lost again", "--incremental", "--wait", "--json"];
+    expect((await tephra(instance, ...incremental)).json.backup).toMatchObject({ is_incremental: true });
+    const other = ["volume", "import", join(instance.dataDir, "lost.img"), "--id", randomUUID(), "--wait", "--json"];
+    expect((await tephra(instance, ...other)).json.volume).toMatchObject({ status: "available" });
+  });
+
   it("verifies a backup, says what is damaged, and rids a repository of what nobody needs", async () => {
     await importedVolume("checked");
     const { json } = await tephra(instance, "backup", "create", "checked", "--name", "checked", "--wait", "--json");

@@ -1,4 +1,4 @@
-import { ConfigError, InvalidError, NotFoundError, QuotaExceededError } from "@tephra/control";
+import { ConfigError, IdTakenError, InvalidError, NotFoundError, QuotaExceededError } from "@tephra/control";
 import { actAs } from "@tephra/control/process";
 import {
   type ClaimedTask,
@@ -31,6 +31,7 @@ import { removeSnapshotTask, takeSnapshotTask } from "./handlers/snapshots.ts";
 import { tidyTask } from "./handlers/tidy.ts";
 import { concludeVerifyTask, planVerifyTask, verifyTask } from "./handlers/verify.ts";
 import {
+  adoptVolumeTask,
   cloneVolumeTask,
   exportVolumeTask,
   extendVolumeTask,
@@ -60,6 +61,7 @@ const handlers: Readonly<Record<TaskKind, Handler>> = {
   "reap-repository": reapRepositoryTask,
   "provision-volume": provisionVolumeTask,
   "import-volume": importVolumeTask,
+  "adopt-volume": adoptVolumeTask,
   "export-volume": exportVolumeTask,
   "clone-volume": cloneVolumeTask,
   "extend-volume": extendVolumeTask,
@@ -83,7 +85,7 @@ export type Verdict =
   | { next: "wait"; reason: string }
   | { next: "fail"; failure: Failure };
 
-const permanent = [ConfigError, InvalidError, NotFoundError, QuotaExceededError];
+const permanent = [ConfigError, IdTakenError, InvalidError, NotFoundError, QuotaExceededError];
 
 /** The one map from error to retry. What is not known to be permanent is tried again, a bounded number of times. */
 export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, attemptsMax: number): Verdict {

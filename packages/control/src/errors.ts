@@ -124,6 +124,11 @@ export class ClaimLostError extends ControlError {
   }
 }
 
+/** The id is another volume's, or was: it cannot be given to a new one. */
+export class IdTakenError extends ControlError {
+  readonly code = "id-taken";
+}
+
 /** The operation has ended meanwhile (cancelled, failed): the task's work is dropped. */
 export class OperationEndedError extends ControlError {
   readonly code = "operation-ended";

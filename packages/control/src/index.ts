@@ -20,6 +20,7 @@ export {
   AttachmentNotFoundError,
   ConfigError,
   ControlError,
+  IdTakenError,
   InvalidError,
   type InvalidSubject,
   NoServiceError,
@@ -135,6 +136,7 @@ export {
   listAttachments,
   updateAttachment,
 } from "./volumes/attachments.ts";
+export { requestVolumeAdoption } from "./volumes/adopt.ts";
 export { requestVolume } from "./volumes/create.ts";
 export { requestVolumeDelete } from "./volumes/delete.ts";
 export { requestVolumeExport } from "./volumes/export.ts";

@@ -90,6 +90,7 @@ export { enterBackups, type FoundBackup, finishRescan, type RescanInput } from "
 export { readChain, wholeChain } from "./rows/chains.ts";
 export { events } from "./telemetry/telemetry.ts";
 export { type Failure, failOperation } from "./upkeep/endings.ts";
+export { type Adoption, checkAdoption, finishVolumeAdoption } from "./volumes/adopt.ts";
 export { finishVolume, type VolumeSource } from "./volumes/create.ts";
 export { beginVolumeDelete, finishVolumeDelete } from "./volumes/delete.ts";
 export { finishVolumeExport } from "./volumes/export.ts";

@@ -141,6 +141,7 @@ export const idFields: Readonly<Record<string, IdField>> = {
   "POST /ops/instances/:id/detach: volume_id": { names: "volume" },
   "POST /ops/repositories/:name/rescan: project_id": { names: "project" },
   "POST /ops/volumes/import: project_id": { names: "project" },
+  "POST /ops/volumes/import: id": { names: "volume" },
 };
 
 /** The same fields again, naming something else: a server that no instance is known of. */
@@ -206,6 +207,7 @@ export const plainKeys: ReadonlySet<string> = new Set([
   "agent_socket",
   "freeze_mountpoints.[]",
   "path",
+  "backend",
 ]);
 
 export const nameOf = ({ route, keys }: BodyField): string => `${route}: ${keys.join(".")}`;

@@ -112,6 +112,12 @@ it("lets a token do what its role allows, in its own project", async () => {
   await ask("member sees another's quota", "member-a", "GET", `/v3/${a}/os-quota-sets/${b}`);
   await ask("member sets its quota", "member-a", "PUT", `/v3/${a}/os-quota-sets/${a}`, { quota_set: { volumes: -1 } });
   await ask("member imports", "member-a", "POST", "/ops/volumes/import", { path: "/etc/passwd" });
+  for (const id of [volume, missing.backup.volume_id]) {
+    const reply = await instance.request("POST", "/ops/volumes/import", { id }, as("member-b"));
+    expect([reply.status, Object.keys(reply.body)]).toEqual([403, ["forbidden"]]);
+  }
+  const taken = await instance.request("POST", "/ops/volumes/import", { id: volume, project_id: b }, as("admin"));
+  expect([taken.status, taken.text.includes(a)]).toEqual([409, false]);
   await ask("member exports", "member-a", "POST", `/ops/volumes/${volume}/export`, { path: "/etc/passwd" });
   await ask("stranger looks at a volume's bytes", "member-b", "GET", `/ops/volumes/${volume}`);
   await ask("stranger lists operations", "member-b", "GET", `/ops/operations?volume_id=${volume}`);

@@ -199,11 +199,11 @@ describe.each(kinds)("beside a real Cinder on $name", ({ open }) => {
     expect(state).toEqual(lengths);
   });
 
-  test("a chain that both have written by turns is exact for both, at every member", async () => {
+  test("a chain that both have written by turns, from its middle on of a restored volume, is exact for both at every member", async () => {
     await using folder = await temporaryFolder();
     await using place = await open(folder.path);
     const { repository, cinder } = place;
-    const volumeId = randomUUID();
+    const [original, restored] = [randomUUID(), randomUUID()];
     const path = join(folder.path, "volume");
     const known: CinderRecord[] = [];
     const chain: BackupReference[] = [];
@@ -212,6 +212,7 @@ describe.each(kinds)("beside a real Cinder on $name", ({ open }) => {
     for (const [index, compression] of (["zstd", "zlib", "bz2", "none", "gzip", "zstd"] as const).entries()) {
       await writeFile(path, image);
       images.push(image);
+      const volumeId = index < 2 ? original : restored;
       const parentId = known.at(-1)?.id ?? null;
       if (index % 2 === 0) {
         const layout = { compression, level: levelDefault(compression), volumeId };

@@ -174,6 +174,14 @@ const deeds: readonly Deed[] = [
     },
   },
   {
+    name: "adopt volume",
+    kinds: ["adopt-volume"],
+    begin: async ({ house }) => {
+      const body = { path: join(house.dir, "images", "ground.img"), id: randomUUID(), project_id: project };
+      await house.call("POST", "/ops/volumes/import", body);
+    },
+  },
+  {
     name: "export volume",
     kinds: ["export-volume"],
     begin: async ({ house, volume }) => {

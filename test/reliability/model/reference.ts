@@ -9,6 +9,8 @@ export interface Reference {
   operations: Operation[];
   /** Claims that are worth nothing any more, of workers that do not know it. */
   late: { operation: Operation; held: ClaimedTask; running: boolean }[];
+  /** Grows with every restore that ends and every snapshot that is begun. */
+  time: number;
 }
 
 export interface Volume {
@@ -22,6 +24,8 @@ export interface Volume {
   added: number;
   /** A worker had its deletion: bytes may be gone. */
   gone: boolean;
+  /** The restore that ended last, if it ended well and no other has begun since. */
+  restored: { from: Backup; at: number } | null;
 }
 
 export interface Snapshot {
@@ -30,6 +34,7 @@ export interface Snapshot {
   status: string;
   /** The volume's, then. */
   size: number;
+  madeAt: number;
   gone: boolean;
 }
 
@@ -81,6 +86,15 @@ export function fits(reference: Reference, more: Partial<Record<keyof typeof lim
   });
 }
 
+/** What an incremental backup may build on: any of the volume's own, else the one that the volume was restored from. */
+export function parentsOf({ backups }: Reference, volume: Volume, snapshot?: Snapshot): Backup[] {
+  const own = backups.filter((one) => one.volume.id === volume.id && one.status === "available");
+  const { restored } = volume;
+  if (own.length > 0 || restored?.from.status !== "available") return own;
+  const isOlder = snapshot === undefined || restored.at < snapshot.madeAt;
+  return isOlder && (snapshot ?? volume).size <= restored.from.size ? [restored.from] : [];
+}
+
 const move = (row: { status: string } | undefined, from: readonly string[], to: string): void => {
   if (row && from.includes(row.status)) row.status = to;
 };
@@ -130,6 +144,8 @@ export function finish(reference: Reference, operation: Operation): void {
       if (backup) backup.complete = true;
       break;
     case "backup-restore":
+      reference.time += 1;
+      if (backup && volume.status === "restoring-backup") volume.restored = { from: backup, at: reference.time };
       move(volume, ["restoring-backup"], volume.attached ? "in-use" : "available");
       move(backup, ["restoring"], "available");
       break;

@@ -112,7 +112,7 @@ it(`every status, size and quota is what a reference of the rules says, whatever
     const projectId = randomUUID().replaceAll("-", "");
     const principal = { userId: "model", projectId, roles: [], isAdmin: true, requestId: `req-${projectId}` };
     const real: Real = { database, config, principal };
-    const reference: Reference = { volumes: [], snapshots: [], backups: [], operations: [], late: [] };
+    const reference: Reference = { volumes: [], snapshots: [], backups: [], operations: [], late: [], time: 0 };
     await fc.asyncModelRun(() => ({ model: reference, real }), [first(0), first(1), ...commands]);
     histories += 1;
     steps += [...commands].length;

@@ -52,6 +52,7 @@ import {
   holdersOf,
   isAtWork,
   type Operation,
+  parentsOf,
   type Reference,
   usersOf,
 } from "./reference.ts";
@@ -116,6 +117,7 @@ const createVolume: Verb = async (reference, real, { a }) => {
     size,
     added: 0,
     gone: false,
+    restored: null,
   };
   reference.volumes.push(volume);
   await begun(reference, real, { kind: "volume-create", volume });
@@ -133,7 +135,7 @@ const backUp: Verb = async (reference, real, { a, b, flag }) => {
         )
       : undefined;
   const [incremental, force] = [b % 2 === 1, flag];
-  const parents = reference.backups.filter((one) => one.volume.id === volume.id && one.status === "available");
+  const parents = parentsOf(reference, volume, snapshot);
   const isFree = snapshot
     ? snapshot.status === "available"
     : volume.status === "available" || (force && volume.status === "in-use");
@@ -192,11 +194,13 @@ const restore: Verb = async (reference, real, { a, b, flag }) => {
     size: backup.size,
     added: 0,
     gone: false,
+    restored: null,
   };
   const volume = target ?? fresh;
   if (!target) reference.volumes.push(volume);
   volume.status = "restoring-backup";
   volume.wasInUse = false;
+  volume.restored = null;
   backup.status = "restoring";
   await begun(reference, real, { kind: "backup-restore", volume, backup });
 };
@@ -339,7 +343,9 @@ const createSnapshot: Verb = async (reference, real, { a, flag: force }) => {
     requestSnapshot(database, config, principal, { ...plain, volumeId: volume.id, force }),
   );
   if (!made) return;
-  const snapshot = { id: made.answer.id, volume, status: "creating", size: volume.size, gone: false };
+  reference.time += 1;
+  const of = { volume, size: volume.size, madeAt: reference.time };
+  const snapshot = { ...of, id: made.answer.id, status: "creating", gone: false };
   reference.snapshots.push(snapshot);
   await begun(reference, real, { kind: "snapshot-create", volume, snapshot });
 };

@@ -370,6 +370,22 @@ export const mutations: readonly Mutation[] = [
     test: "refuses an incremental on a chain",
   },
   {
+    name: "what is just being given an id is not known when another one asks for it",
+    file: `${control}/volumes/adopt.ts`,
+    from: "OR (kind = 'volume-adopt' AND state IN ('queued', 'running')))) AS taken,",
+    to: ")) AS taken,",
+    suite: "test/system/backups/continued-chains.test.ts",
+    test: "gets no id that a volume has, had",
+  },
+  {
+    name: "a volume is taken for what it was restored from before a restore that failed",
+    file: `${control}/backups/restore.ts`,
+    from: "await tx.volume.update({ where: { id: target.id }, data: { restoredFromId: null, restoredAt: null } });",
+    to: "",
+    suite: "test/system/backups/continued-chains.test.ts",
+    test: "is refused when the restore failed",
+  },
+  {
     name: "a name that somebody has claimed is taken from them",
     file: `${engine}/repository/publish-file.ts`,
     from: 'if (way !== "claim" || (await becomesFull(path, (await stat(file)).size))) return "taken";',

@@ -1,4 +1,4 @@
-import { getVolume, requestVolumeExport, requestVolumeImport } from "@tephra/control";
+import { getVolume, isUuid, requestVolumeAdoption, requestVolumeExport, requestVolumeImport } from "@tephra/control";
 import { ownPlaces } from "@tephra/control/process";
 import { z } from "zod";
 import { beneathRoots } from "./import-roots.ts";
@@ -10,11 +10,23 @@ const text = z.string().refine((v) => !v.includes("\0") && v.isWellFormed(), "ha
 /** PATH_MAX of Linux. */
 const path = z.string().min(1).max(4096);
 
-const ImportBody = z.strictObject({
-  path,
-  name: text.max(255).nullish(),
-  project_id: text.min(1).max(255).nullish(),
-});
+const ImportBody = z
+  .strictObject({
+    /** Without one, what lies under `id` in the backend already. */
+    path: path.nullish(),
+    /** That earlier backups know the volume by. */
+    id: z
+      .string()
+      .refine(isUuid, "is not a uuid")
+      .transform((id) => id.toLowerCase())
+      .nullish(),
+    /** Of a volume with an `id`: where its file lies, or is put. */
+    backend: text.min(1).max(255).nullish(),
+    name: text.max(255).nullish(),
+    project_id: text.min(1).max(255).nullish(),
+  })
+  .refine((body) => body.path || body.id, "path or id is required")
+  .refine((body) => body.id || !body.backend, "backend is for a volume with an id");
 
 const ExportBody = z.strictObject({
   path,
@@ -38,14 +50,21 @@ export const opsVolumes = {
     },
   }),
 
-  /** An admin may import for another project: the volume is then that project's, quota included. */
+  /** An admin may import for another project: the volume is then that project's, quota included. With an id, see requestVolumeAdoption. */
   import: defineOps({
     body: ImportBody,
     handle: async ({ database, config }, { principal, body }) => {
       const owner = body.project_id ? { ...principal, projectId: body.project_id } : principal;
+      const path = body.path ? beneathRoots(config, ownPlaces(config), body.path) : null;
+      const name = body.name?.trim() ?? null;
+      if (body.id || path === null) {
+        const adoption = { volumeId: body.id ?? "", path, backend: body.backend ?? null, name };
+        const operation = await requestVolumeAdoption(database, config, owner, adoption);
+        return { status: 202, body: { operation, volume: { id: adoption.volumeId } } };
+      }
       const { operation, volume } = await requestVolumeImport(database, config, owner, {
-        path: beneathRoots(config, ownPlaces(config), body.path),
-        name: body.name?.trim() ?? null,
+        path,
+        name,
         description: null,
         metadata: {},
       });

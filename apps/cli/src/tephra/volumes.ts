@@ -31,7 +31,15 @@ export function addVolumeCommands(program: Command): void {
     .description("make a volume of a file that the service can read")
     .argument("<path>", "a regular file beneath the service's import roots")
     .option("--name <name>")
-    .action(importFile);
+    .option("--id <uuid>", "the id that earlier backups know the volume by: incremental backups build on them")
+    .option("--backend <name>", "with --id: the volume backend, if not the default one")
+    .action((path: string, options: ImportOptions, command: Command) => importVolume({ ...options, path }, command));
+  addWaitOptions(volume.command("adopt"))
+    .description("make a volume again of the file that lies under an old id in a volume backend, after a lost database")
+    .requiredOption("--id <uuid>", "the id: the file is volume-<uuid>")
+    .option("--name <name>")
+    .option("--backend <name>", "the volume backend, if not the default one")
+    .action(importVolume);
   addWaitOptions(volume.command("export"))
     .description("write a volume to a new file")
     .argument("<volume>", "id or name")
@@ -53,16 +61,30 @@ async function create(options: { size: number; name?: string; description?: stri
   await print(command, volume.id);
 }
 
-async function importFile(path: string, { name }: { name?: string }, command: Command): Promise<void> {
+interface ImportOptions {
+  path?: string;
+  id?: string;
+  name?: string;
+  backend?: string;
+}
+
+async function importVolume({ path, id, name, backend }: ImportOptions, command: Command): Promise<void> {
   const { client, ...session } = openSession(command);
   const body = {
-    path: resolve(path),
+    ...(path === undefined ? {} : { path: resolve(path) }),
+    ...(id === undefined ? {} : { id }),
     ...(name === undefined ? {} : { name }),
+    ...(backend === undefined ? {} : { backend }),
     ...(client.project === undefined ? {} : { project_id: client.project }),
   };
   const { operation } = await client.post<{ operation: { id: string } }>("/ops/volumes/import", body);
   await session.settle({ id: operation.id });
   const begun = await client.get<{ operation: Operation }>(`/ops/operations/${operation.id}`);
+  const { state } = begun.operation;
+  // A volume of an old id is there when the work has ended, not before.
+  if (id !== undefined && state !== "succeeded") {
+    return session.print(begun, renderFields({ operation: operation.id, state, volume: id }));
+  }
   await print(command, begun.operation.volume_id ?? "", { operation: begun.operation });
 }
 

@@ -1,8 +1,11 @@
 import {
+  type Adoption,
   beginVolumeDelete,
   type ClaimedTask,
   chargeImport,
+  checkAdoption,
   finishVolume,
+  finishVolumeAdoption,
   finishVolumeDelete,
   finishVolumeExport,
   finishVolumeExtend,
@@ -53,6 +56,21 @@ export const importVolumeTask: Handler = async (task, context, run) => {
   if (sizeBytes !== seen.sizeBytes) await chargeImport(context.database, context.config, operation, sizeBytes);
   const result = resultOf(task, { bytesDone: sizeBytes, bytesStored: sizeBytes });
   await finishVolume(context.database, task.operation, result, sizeBytes);
+};
+
+/** What lies under an old id, or a user's file that is put there, becomes the volume of that id. Nothing that is there is replaced. */
+export const adoptVolumeTask: Handler = async (task, context, run) => {
+  const { config, database, sites } = context;
+  const { operation } = task;
+  const { volumeId, path, backend: name } = operation.input as unknown as Adoption;
+  const backend = await sites.backend(name);
+  const places = userPlaces(config);
+  const { sizeBytes } = path === null ? await backend.measure(volumeId) : await backend.statImport(path, places);
+  await checkAdoption(database, config, operation, sizeBytes);
+  if (path !== null) await backend.importIfAbsent(path, volumeId, places, run);
+  const placed = await backend.measure(volumeId);
+  const result = resultOf(task, { bytesDone: placed.sizeBytes, bytesStored: path === null ? 0 : placed.sizeBytes });
+  await finishVolumeAdoption(database, config, operation, result, placed.sizeBytes);
 };
 
 export const exportVolumeTask: Handler = async (task, context, run) => {

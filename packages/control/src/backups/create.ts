@@ -12,7 +12,7 @@ import { readDamage } from "../rows/chains.ts";
 import { reserveQuota } from "../rows/quotas.ts";
 import { getSnapshot, type SnapshotRow } from "../rows/snapshots.ts";
 import type { Volume } from "../rows/volumes.ts";
-import { findVolume, moveVolume, type VolumeRow } from "../rows/volumes.ts";
+import { findVolume, GiB, moveVolume, type VolumeRow } from "../rows/volumes.ts";
 
 export interface NewBackup {
   volumeId: string;
@@ -63,7 +63,7 @@ function volumeRefusal(status: string, force: boolean): InvalidError | null {
 /**
  * The newest usable backup of the volume in the caller's project, locked (cinder-api 6.3): the highest data_timestamp among the
  * available ones, older than the snapshot where one is given; when none is older, the one that was made last. One that is damaged, or
- * builds on one that is, never counts.
+ * builds on one that is, never counts. A volume that has none of its own builds on the one that it was restored from.
  */
 export async function chooseParent(
   tx: Transaction,
@@ -86,11 +86,37 @@ export async function chooseParent(
     )
     SELECT id FROM aged
     ORDER BY older DESC, usable DESC, CASE WHEN older THEN data_timestamp END DESC, created_at DESC LIMIT 1`;
-  const parent = rows[0] ? await lockBackup(tx, rows[0].id) : null;
-  if (parent?.status !== "available" || (await readDamage(tx, parent.id)).length > 0) {
-    throw new InvalidError("backup", "No backups available to do an incremental backup.");
-  }
+  const own = rows[0] ? await lockUsable(tx, rows[0].id) : null;
+  const parent = own ?? (await lockRestoredFrom(tx, projectId, volumeId, snapshot));
+  if (!parent) throw new InvalidError("backup", "No backups available to do an incremental backup.");
   return parent;
+}
+
+/** A backup that can be built on, locked; null for any other. */
+async function lockUsable(tx: Transaction, id: string): Promise<Backup | null> {
+  const parent = await lockBackup(tx, id);
+  return parent?.status === "available" && (await readDamage(tx, parent.id)).length === 0 ? parent : null;
+}
+
+/**
+ * The backup that the volume was last restored from, locked, where it can be built on: of the caller's project, as everywhere; not shorter
+ * than what is to be backed up, since an incremental of a longer one is refused; restored before the snapshot was taken, where there is
+ * one. It may be of another volume: a chain is walked by its parents alone, here and in Cinder, and what was written since differs in
+ * its hashes.
+ */
+async function lockRestoredFrom(
+  tx: Transaction,
+  projectId: string,
+  volumeId: string,
+  snapshot: SnapshotRow | null,
+): Promise<Backup | null> {
+  const [before, sizeBytes] = [snapshot?.createdAt ?? null, snapshot?.sizeBytes ?? null];
+  const [source] = await tx.$queryRaw<{ id: string }[]>`
+    SELECT b.id FROM volumes v JOIN backups b ON b.id = v.restored_from_id
+    WHERE v.id = ${volumeId}::uuid AND b.project_id = ${projectId} AND b.deleted_at IS NULL
+      AND coalesce(${sizeBytes}::bigint, v.size_bytes) <= coalesce(b.volume_bytes, b.size_gib::bigint * ${GiB}::bigint)
+      AND coalesce(v.restored_at < ${before}::timestamptz, ${before}::timestamptz IS NULL)`;
+  return source ? lockUsable(tx, source.id) : null;
 }
 
 /**

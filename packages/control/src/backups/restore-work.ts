@@ -176,6 +176,8 @@ export async function applyRestored(
         status: volume.attachments.length > 0 ? "in-use" : "available",
         previousStatus: "restoring-backup",
         sizeBytes: BigInt(plan.targetBytes),
+        restoredFromId: plan.backupId,
+        restoredAt: now,
         launchedAt: volume.launchedAt ?? now,
         updatedAt: now,
         ...(stored && restoredColumns(volume, stored)),

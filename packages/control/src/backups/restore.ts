@@ -99,6 +99,8 @@ export async function startRestore(
     data: { status: "restoring", restoreVolumeId: target.id, updatedAt: new Date() },
   });
   const repositories = await chainRepositories(tx, backup.id);
+  // What the volume holds is known again when the restore has ended well.
+  await tx.volume.update({ where: { id: target.id }, data: { restoredFromId: null, restoredAt: null } });
   await startOperation(tx, principal, {
     kind: "backup-restore",
     projectId: backup.projectId,

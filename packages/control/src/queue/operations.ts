@@ -25,6 +25,7 @@ export type OperationKind =
   | "repository-reap"
   | "volume-create"
   | "volume-import"
+  | "volume-adopt"
   | "volume-export"
   | "volume-extend"
   | "volume-delete"

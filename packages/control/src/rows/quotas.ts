@@ -161,6 +161,21 @@ export async function reserveQuota(
   await tx.$executeRaw(take);
 }
 
+/** Whether the project could take `amounts` at this moment; nothing is taken. @throws QuotaExceededError as reserveQuota */
+export async function assertQuota(
+  database: Database,
+  config: Config,
+  projectId: string,
+  amounts: QuotaAmounts,
+): Promise<void> {
+  const lines = await getQuota(database, config, projectId);
+  for (const { limit: name, amount: requested, counted } of demandsOf(amounts)) {
+    const { limit, inUse } = lines[name];
+    const used = counted ? inUse : 0;
+    if (limit >= 0 && used + requested > limit) throw new QuotaExceededError(name, { requested, limit, used });
+  }
+}
+
 /** What is used up against a limit. */
 function usedOf(row: QuotaRow, limit: QuotaLimit): number {
   const counted = resources.find((r) => limitsOf[r].includes(limit));

@@ -93,6 +93,9 @@ async function failRows(
       return settleGroup(tx, operation.volumeId ?? nilUuid);
     case "volume-import":
       return failVolume(tx, operation, failure.reason, { from: "creating", to: "error" });
+    case "volume-adopt":
+      // No row has the id yet.
+      return endOperation(tx, operation, { state: "failed", reason: failure.reason });
     case "volume-export":
       return failVolume(tx, operation, failure.reason, { from: "uploading", to: "available" });
     case "volume-extend":

@@ -12,6 +12,7 @@ import {
 import { Folder } from "../folder.ts";
 import { idsIn } from "../format/ids-in.ts";
 import type { RunContext } from "../run/run-context.ts";
+import { copyIfAbsent, measureVolume } from "./adopt-file.ts";
 import { copySparse, copyToNewFile, shareBlocks, unlinkIfThere } from "./copy-file.ts";
 import { draftFolder, newDraft, removeDrafts } from "./drafts.ts";
 import { type ExportOptions, exportToFile } from "./export-file.ts";
@@ -131,6 +132,18 @@ export class FileBackend {
   ): Promise<{ sizeBytes: number }> {
     await using source = await openImport(path, places);
     return await this.#copyAndPublish(source, this.#volume(volumeId), ctx);
+  }
+
+  /** As importFile, but what lies under the volume's name already is never replaced: see copyIfAbsent. */
+  async importIfAbsent(path: string, volumeId: string, places: UserPlaces, ctx: RunContext): Promise<void> {
+    await using source = await openImport(path, places);
+    await copyIfAbsent(source, this.#volume(volumeId), ctx);
+    await this.#syncFolder();
+  }
+
+  /** How long the volume is that is there, whoever made it. SourceMissingError when there is none. */
+  measure(volumeId: string): Promise<{ sizeBytes: number }> {
+    return measureVolume(this.#volume(volumeId));
   }
 
   /** The checks of importFile alone. */

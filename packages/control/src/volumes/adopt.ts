@@ -1,0 +1,121 @@
+import { type Config, defaultVolumeBackend } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { IdTakenError, InvalidError } from "../errors.ts";
+import type { Principal } from "../principal.ts";
+import { completeOperation, startOperation } from "../queue/operations.ts";
+import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { assertQuota, reserveQuota } from "../rows/quotas.ts";
+import { gibOf } from "../rows/volumes.ts";
+
+export interface NewAdoption {
+  /** The id that earlier backups know the volume by. */
+  volumeId: string;
+  /** A user's file that becomes the volume; null: the file that lies under the id in the backend already. */
+  path: string | null;
+  /** Name of a volume backend; null: the default one. */
+  backend: string | null;
+  name: string | null;
+}
+
+/** What is to become of it, fixed when it was accepted: the operation's `input`. */
+export interface Adoption {
+  volumeId: string;
+  path: string | null;
+  backend: string;
+  name: string | null;
+}
+
+/**
+ * Accepts that a volume shall exist under an id that was given before this database: its next incremental backup builds on the backups
+ * that bear the id. No row has the id before a worker has found or placed the file, so until then nothing can be deleted, reset or read
+ * by it, and an attempt that fails leaves none. Nothing is reserved before either: the size is not known.
+ *
+ * @throws InvalidError for an unknown backend; IdTakenError
+ */
+export async function requestVolumeAdoption(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: NewAdoption,
+): Promise<{ id: string }> {
+  const backend = request.backend ?? defaultVolumeBackend(config).name;
+  if (!config.volume_backends.some(({ name }) => name === backend)) {
+    throw new InvalidError("request", `Volume backend ${backend} could not be found.`);
+  }
+  const id = await inTransaction(database, async (tx) => {
+    await lockVolumeId(tx, request.volumeId);
+    await assertFree(tx, principal.projectId, request.volumeId);
+    const input: Adoption = { volumeId: request.volumeId, path: request.path, backend, name: request.name };
+    return startOperation(tx, principal, {
+      kind: "volume-adopt",
+      projectId: principal.projectId,
+      volumeId: request.volumeId,
+      input: { ...input },
+      task: { kind: "adopt-volume", needs: [`backend:${backend}`] },
+    });
+  });
+  return { id };
+}
+
+/** Of two requests for one id, one waits for the other: there is no row yet that could be locked. */
+async function lockVolumeId(tx: Transaction, id: string): Promise<void> {
+  await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended(${`tephra:volume:${id}`}, 0))`;
+}
+
+/**
+ * Whether the id is nobody's, in whatever project: no volume has it, none that had it was deleted here (a late worker may be removing its
+ * file, and the reaper would), and nobody else is just taking it. Its backups must not all be other projects', whose bytes they hold.
+ *
+ * @throws IdTakenError
+ */
+async function assertFree(tx: Transaction, projectId: string, id: string): Promise<void> {
+  const [row] = await tx.$queryRaw<{ taken: boolean; foreign: boolean }[]>`
+    SELECT EXISTS (SELECT FROM volumes WHERE id = ${id}::uuid)
+      OR EXISTS (SELECT FROM audit WHERE resource_id = ${id}::uuid AND resource = 'volume' AND to_status IN ('deleting', 'deleted'))
+      OR EXISTS (SELECT FROM operations WHERE volume_id = ${id}::uuid AND (kind = 'volume-delete'
+        OR (kind = 'volume-adopt' AND state IN ('queued', 'running')))) AS taken,
+      EXISTS (SELECT FROM backups WHERE volume_id = ${id}::uuid)
+        AND NOT EXISTS (SELECT FROM backups WHERE volume_id = ${id}::uuid AND project_id = ${projectId}) AS foreign`;
+  if (row?.taken !== false) throw new IdTakenError(`A volume has or had the id ${id}, or is just being given it.`);
+  if (row.foreign)
+    throw new IdTakenError(`The backups of volume ${id} are another project's: make it a volume of that one.`);
+}
+
+/** Whether the project's quota has room for the volume, before its file is placed. @throws QuotaExceededError */
+export async function checkAdoption(
+  database: Database,
+  config: Config,
+  operation: TaskOperation,
+  sizeBytes: number,
+): Promise<void> {
+  await assertQuota(database, config, operation.projectId, { volumes: 1, gigabytes: gibOf(sizeBytes) });
+}
+
+/**
+ * The file lies under the id: quota and row come to be, with the end of the operation, in one transaction.
+ *
+ * @throws QuotaExceededError, IdTakenError, OperationEndedError, ClaimLostError; nothing is left behind
+ */
+export async function finishVolumeAdoption(
+  database: Database,
+  config: Config,
+  operation: TaskOperation,
+  result: TaskResult,
+  sizeBytes: number,
+): Promise<void> {
+  const { volumeId: id, backend, name } = operation.input as unknown as Adoption;
+  const { projectId } = operation;
+  await inTransaction(database, async (tx) => {
+    const sizeGib = gibOf(sizeBytes);
+    await reserveQuota(tx, config, projectId, { volumes: 1, gigabytes: sizeGib });
+    const { userId } = await tx.operation.findUniqueOrThrow({ where: { id: operation.id }, select: { userId: true } });
+    const now = new Date();
+    const row = {
+      ...{ id, projectId, userId, name, backend, sizeGib, sizeBytes: BigInt(sizeBytes), status: "available" },
+      ...{ availabilityZone: config.availability_zone, createdAt: now, launchedAt: now },
+    };
+    const { count } = await tx.volume.createMany({ data: [row], skipDuplicates: true });
+    if (count === 0) throw new IdTakenError(`A volume has the id ${id}.`);
+    await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
+  });
+}

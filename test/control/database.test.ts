@@ -8,6 +8,7 @@ import { migrate } from "../../scripts/services.ts";
 import { makeCertificate } from "../kit/certificate.ts";
 import { createDatabase } from "../kit/instance.ts";
 import { startPgbouncer, unprivileged } from "../kit/pgbouncer.ts";
+import { startTcpProxy } from "../kit/tcp-proxy.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 
@@ -56,7 +57,7 @@ describe("every connection", () => {
     }
     const [alone, inside] = await settingsOf(open(url, { work: "request" }));
     expect(alone).toEqual({ ...expected, lock_timeout: "300ms" });
-    expect(inside).toEqual({ ...expected, lock_timeout: "3s" });
+    expect(inside).toEqual({ ...expected, lock_timeout: "5s" });
     const connection = await connectDatabase(url, "work");
     expect((await connection.query("SHOW TimeZone")).rows).toEqual([{ TimeZone: "UTC" }]);
     await connection.end();
@@ -98,6 +99,34 @@ describe("every connection", () => {
     const [problem] = await findDatabaseProblems(open(limited.href));
     expect(problem?.reason).toBe("the database refuses rights");
     expect(problem?.detail).toMatch(/tasks \(UPDATE\).*audit_id_seq \(USAGE\)/);
+  });
+});
+
+describe("a request", () => {
+  it("waits longer for a connection that is only being made than for one that others keep", async () => {
+    const proxy = stack.use(await startTcpProxy(new URL(url)));
+    const database = open(proxy.through(url), { work: "request", connectionsMax: 2 });
+    proxy.trouble({ kind: "late", ms: 650 });
+    let began = performance.now();
+    // More than there are connections: all wait for the first two.
+    await Promise.all(Array.from({ length: 4 }, () => database.volume.count()));
+    expect(performance.now() - began, "as long as it took").toBeGreaterThan(2_000);
+
+    proxy.trouble(null);
+    const [begun, held] = [[1, 2].map(() => Promise.withResolvers<void>()), Promise.withResolvers<void>()];
+    const hold = (told: () => void) => () => {
+      told();
+      return held.promise;
+    };
+    const long = { maxWait: 30_000, timeout: 60_000 };
+    const holders = begun.map(({ resolve }) => database.$transaction(hold(resolve), long));
+    await Promise.all(begun.map(({ promise }) => promise));
+    began = performance.now();
+    await expect(database.volume.count()).rejects.toThrow("no connection was free");
+    const waitedMs = performance.now() - began;
+    held.resolve();
+    await Promise.all(holders);
+    expect(waitedMs).toBeLessThan(4_000);
   });
 });
 
@@ -146,7 +175,7 @@ describe("through PgBouncer, which gives a connection for one transaction", () =
     const [alone, inside] = await settingsOf(database);
     expect([alone, inside]).toEqual([
       { ...expected, lock_timeout: "300ms" },
-      { ...expected, lock_timeout: "3s" },
+      { ...expected, lock_timeout: "5s" },
     ]);
     expect(await findDatabaseProblems(database)).toEqual([]);
     await expect(database.$queryRaw`SELECT 1 / 0`).rejects.toThrow();

@@ -7,6 +7,8 @@ import { type DatabaseUrl, fixedSettings, parseDatabaseUrl } from "../database-u
 interface Limits {
   /** For a connection of its pool. */
   waitMs: number;
+  /** For one that has to be made first. */
+  makeMs: number;
   /** For each lock, of a statement by itself and of one in a transaction. */
   lockMs: number;
   lockInTransactionMs: number;
@@ -24,23 +26,23 @@ interface Limits {
  */
 export const limitsOf = {
   request: {
-    ...{ waitMs: 2_000, lockMs: 300, lockInTransactionMs: 3_000 },
+    ...{ waitMs: 2_000, makeMs: 5_000, lockMs: 300, lockInTransactionMs: 5_000 },
     ...{ statementMs: 15_000, transactionMs: 25_000, idleInTransactionMs: 10_000 },
   },
   work: {
-    ...{ waitMs: 10_000, lockMs: 5_000, lockInTransactionMs: 10_000 },
+    ...{ waitMs: 10_000, makeMs: 10_000, lockMs: 5_000, lockInTransactionMs: 10_000 },
     ...{ statementMs: 25_000, transactionMs: 25_000, idleInTransactionMs: 10_000 },
   },
   beat: {
-    ...{ waitMs: 2_000, lockMs: 2_000, lockInTransactionMs: 2_000 },
+    ...{ waitMs: 2_000, makeMs: 2_000, lockMs: 2_000, lockInTransactionMs: 2_000 },
     ...{ statementMs: 5_000, transactionMs: 5_000, idleInTransactionMs: 5_000 },
   },
   health: {
-    ...{ waitMs: 2_500, lockMs: 1_000, lockInTransactionMs: 1_000 },
+    ...{ waitMs: 2_500, makeMs: 2_500, lockMs: 1_000, lockInTransactionMs: 1_000 },
     ...{ statementMs: 2_500, transactionMs: 2_500, idleInTransactionMs: 2_500 },
   },
   script: {
-    ...{ waitMs: 60_000, lockMs: 30_000, lockInTransactionMs: 30_000 },
+    ...{ waitMs: 60_000, makeMs: 60_000, lockMs: 30_000, lockInTransactionMs: 30_000 },
     ...{ statementMs: 0, transactionMs: 0, idleInTransactionMs: 0 },
   },
 } as const satisfies Record<string, Limits>;

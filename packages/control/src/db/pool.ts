@@ -91,7 +91,8 @@ export function openPool(
   const { connectionsMax, connectionsMin = 0, onTrouble = () => {} } = options;
   const parsed = parseDatabaseUrl(url);
   const route = routeOf(parsed);
-  const { waitMs } = limitsOf[work];
+  const { waitMs, makeMs } = limitsOf[work];
+  let made = 0;
   const pool = new pg.Pool({
     Client: class extends DatabaseConnection {
       constructor() {
@@ -106,17 +107,24 @@ export function openPool(
   // Between two borrowers a connection has no listener of its own. When the server cuts it just then, in the same chunk of bytes
   // as an answer, its "error" event would end the process. Whoever uses the connection learns of it from its query.
   pool.on("connect", (client) => {
+    made += 1;
     onTrouble(null);
     client.on("error", () => {});
     const stream = client.connection.stream as Socket;
     stream.setTimeout(silentMs, () => stream.destroy(silence()));
   });
   pool.on("error", () => {});
+  pool.on("remove", () => {
+    made -= 1;
+  });
 
   const connect = pool.connect.bind(pool) as () => Promise<pg.PoolClient>;
   const borrow = async (deadline: number): Promise<pg.PoolClient> => {
+    // That one must be made first is no sign that others keep them all.
+    const isMade = pool.idleCount > 0 || (pool.totalCount === connectionsMax && made >= connectionsMax);
+    const longerMs = isMade ? 0 : makeMs - waitMs;
     try {
-      const attempt = () => inTime(connect(), deadline, waitMs);
+      const attempt = () => inTime(connect(), deadline + longerMs, waitMs + longerMs);
       return await byAnyWay(route, attempt, (error) => error instanceof NoConnectionError);
     } catch (error) {
       onTrouble(sentenceOf(error));

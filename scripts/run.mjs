@@ -105,12 +105,13 @@ await orFail(async () => {
   process.exitCode = (await script(args)) ? 0 : 1;
 });
 
-/** Where databases are run as people have them; see test/kit/global-setup.ts. */
+/** Where servers are run as people have them; see test/kit/global-setup.ts. */
 const surroundings = [
   { TEPHRA_TEST_TIMEZONE: "Asia/Kolkata" },
   { TEPHRA_TEST_TIMEZONE: "America/St_Johns" },
   { TEPHRA_TEST_DATABASE: "pgbouncer" },
   { TEPHRA_TEST_DATABASE: "tls" },
+  { TEPHRA_TEST_REDIS: "user-tls" },
 ];
 
 /**

@@ -4,7 +4,7 @@ import { dirname, join } from "node:path";
 import { BootstrapError, projectNode, root } from "./bootstrap.mjs";
 import { poll } from "./poll.ts";
 import { type Server, startPostgres, withClient } from "./postgres.ts";
-import { startRedis } from "./redis.ts";
+import { type RedisOptions, startRedis } from "./redis.ts";
 import type { Program } from "./spawn-program.ts";
 
 export interface Services {
@@ -28,11 +28,13 @@ export async function startServices(options: {
   postgresSettings?: Readonly<Record<string, string>>;
   /** Added to its environment. */
   postgresEnv?: Readonly<Record<string, string>>;
+  /** More of the Redis that is started here: lines of its configuration, files for TLS. */
+  redisOptions?: Pick<RedisOptions, "settings" | "tls">;
   /** Parameters of the URL by which it is reached, as `sslmode=…&schema=…`. */
   databaseParameters?: string;
 }): Promise<Services> {
   const { dataDir, env = {}, say = () => {}, postgresSettings: settings = {}, databaseParameters = "" } = options;
-  const postgresEnv = options.postgresEnv ?? {};
+  const { postgresEnv = {}, redisOptions = {} } = options;
   await using started = new AsyncDisposableStack();
   const log = (name: string): string => join(dataDir, "log", `${name}.log`);
   const servers: Services["servers"] = {};
@@ -46,7 +48,8 @@ export async function startServices(options: {
   }
   let redisUrl = env["REDIS_URL"];
   if (redisUrl === undefined) {
-    const options = { dir: join(dataDir, "redis"), log: log("redis"), say, password: randomBytes(24).toString("hex") };
+    const password = randomBytes(24).toString("hex");
+    const options = { ...redisOptions, dir: join(dataDir, "redis"), log: log("redis"), say, password };
     const redis = await keepServing((port) => startRedis({ ...options, ...port }), say);
     started.defer(redis.stop);
     redisUrl = redis.url;

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { chmodSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -16,6 +17,8 @@ export interface TestServers {
   /** A database with the schema and no row, to be copied with CREATE DATABASE … TEMPLATE. */
   template: string;
   redisUrl: string;
+  /** Name and password of a user who may do what the manual says, where the suite is run so; programs are then that user. */
+  redisUser: { name: string; password: string } | null;
   /** Folder for whatever a test writes; removed when the run ends. */
   dir: string;
 }
@@ -61,7 +64,8 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
   await using stack = new AsyncDisposableStack();
   const { inDatabase } = await import("@tephra/control/process");
   const { postgresSettings, databaseParameters } = await surroundings(dir);
-  const services = await startServices({ dataDir: dir, postgresSettings, databaseParameters });
+  const { redisOptions, redisUser } = await aroundRedis(dir);
+  const services = await startServices({ dataDir: dir, postgresSettings, databaseParameters, redisOptions });
   stack.defer(async () => {
     await services.stop();
     rmSync(dir, { recursive: true, force: true });
@@ -74,7 +78,7 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
     const { startPgbouncer } = await import("./pgbouncer.ts");
     pooledUrl = stack.use(await startPgbouncer(adminUrl, { dir })).url;
   }
-  const provided = { adminUrl, pooledUrl, template, redisUrl: services.redisUrl, dir };
+  const provided = { adminUrl, pooledUrl, template, redisUrl: services.redisUrl, redisUser, dir };
   const owned = stack.move();
   return { provided, stop: () => owned.disposeAsync() };
 }
@@ -96,3 +100,16 @@ async function surroundings(
     databaseParameters: `sslmode=verify-full&sslrootcert=${encodeURIComponent(ca)}&schema=tephra_own`,
   };
 }
+
+/** What a user of Redis may do who may do only what the manual says. */
+export const redisRules = ["~bull:tephra-*", "resetchannels", "+@all", "-@dangerous", "+info"];
+
+/** TEPHRA_TEST_REDIS `user-tls`: Redis speaks TLS by a CA of its own, and the programs are a user of it with few rights. */
+async function aroundRedis(dir: string) {
+  if (process.env["TEPHRA_TEST_REDIS"] !== "user-tls") return { redisOptions: {}, redisUser: null };
+  const redisUser = { name: "tephra", password: "p@ss word" };
+  const settings = [`user ${redisUser.name} on "#${sha256Of(redisUser.password)}" ${redisRules.join(" ")}`];
+  return { redisOptions: { settings, tls: await makeCertificate(join(dir, "redis-tls")) }, redisUser };
+}
+
+const sha256Of = (text: string): string => createHash("sha256").update(text).digest("hex");

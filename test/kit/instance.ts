@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { inDatabase, openPool } from "@tephra/control/process";
+import { inDatabase, openPool, redisConnection } from "@tephra/control/process";
 import { Redis } from "ioredis";
 import { inject } from "vitest";
 import { nodeFlags, projectNode, root } from "../../scripts/bootstrap.mjs";
@@ -194,13 +194,21 @@ async function connectRedis(
     url = started.url;
     server = started.program;
   }
-  const client = new Redis(url, { maxRetriesPerRequest: null });
+  const client = new Redis({ ...redisConnection(url), maxRetriesPerRequest: null });
   client.on("error", () => {}); // Tests take the server away; ioredis connects again by itself.
   stack.defer(async () => {
     if (!own) await client.flushdb();
     client.disconnect();
   });
-  return { url, client, server };
+  const { redisUser } = servers;
+  return { url: own || redisUser === null ? url : asUser(url, redisUser), client, server };
+}
+
+function asUser(redisUrl: string, { name, password }: { name: string; password: string }): string {
+  const url = new URL(redisUrl);
+  url.username = encodeURIComponent(name);
+  url.password = encodeURIComponent(password);
+  return url.href;
 }
 
 /** Gives a Redis a password, which stands in its URL from then on. */
@@ -214,7 +222,7 @@ async function protect(redis: ConnectedRedis, password: string): Promise<void> {
 
 /** A database number of the shared Redis that no other instance of this run uses; 0 holds the counter. */
 async function ownNumber(redisUrl: string): Promise<string> {
-  const counter = new Redis(redisUrl);
+  const counter = new Redis(redisConnection(redisUrl));
   const taken = await counter.incr("instances");
   counter.disconnect();
   const url = new URL(redisUrl);

@@ -6,6 +6,7 @@ import { describe, expect, inject, it } from "vitest";
 import { redisProgram, startRedis } from "../../../scripts/redis.ts";
 import { freePort, spawnProgram } from "../../../scripts/spawn-program.ts";
 import { makeCertificate } from "../../kit/certificate.ts";
+import { redisRules } from "../../kit/global-setup.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { journeyOn, randomBytesOf, writeIslands } from "../../kit/journey.ts";
 import { waitFor } from "../../kit/wait-for.ts";
@@ -28,9 +29,6 @@ const refusalsOf = async (instance: Instance): Promise<(string | null)[]> =>
 
 /** A folder of a server's own. */
 const folder = (): string => mkdtempSync(join(inject("servers").dir, "redis-"));
-
-/** What the manual says that a user of Redis needs. */
-const aclRules = ["~bull:tephra-*", "resetchannels", "+@all", "-@dangerous", "+info"];
 
 describe("a Redis that answers and refuses", () => {
   it("(a wrong password) is named everywhere, the work is done without it, and it is used again when it lets us in", async () => {
@@ -92,7 +90,7 @@ describe("a Redis that is set up with care", () => {
     await using stack = new AsyncDisposableStack();
     const dir = folder();
     const tls = await makeCertificate(join(dir, "tls"));
-    const settings = [`user tephra on >p%40ss ${aclRules.join(" ")}`];
+    const settings = [`user tephra on >p%40ss ${redisRules.join(" ")}`];
     const server = await startRedis({ dir, log: join(dir, "redis.log"), settings, tls });
     stack.defer(server.stop);
     const REDIS_URL = `rediss://tephra:p%2540ss@127.0.0.1:${server.port}/0?ca=${tls.ca}`;

@@ -2,6 +2,7 @@ import { createHash, randomBytes } from "node:crypto";
 import {
   chmodSync,
   chownSync,
+  copyFileSync,
   cpSync,
   existsSync,
   lstatSync,
@@ -31,6 +32,8 @@ export interface PostgresOptions {
   settings?: Readonly<Record<string, string>>;
   /** Added to the server's environment. */
   env?: Readonly<Record<string, string>>;
+  /** Files of a certificate and its key, which the server speaks TLS by; it gets copies of its own. */
+  tls?: { cert: string; key: string } | undefined;
 }
 
 export interface Server {
@@ -61,6 +64,7 @@ export async function startPostgres(options: PostgresOptions): Promise<Server> {
   await stopLeftover(place.cluster, say);
   if (!existsSync(join(place.cluster, "PG_VERSION"))) await initialise(place, password, say);
   takeOver(place);
+  if (options.tls !== undefined) placeCertificate(place, options.tls);
   for (let attempt = 1; ; attempt += 1) {
     const port = options.port ?? (await freePort());
     const program = await spawnServer(place, port, options);
@@ -98,6 +102,20 @@ function placement(dataDir: string, say: (line: string) => void): Placement {
 /** The cluster belongs to the server's user alone, whoever made it. */
 function takeOver({ cluster, owner }: Placement): void {
   if (owner !== null && lstatSync(cluster).uid !== owner.uid) giveTo(cluster, owner);
+}
+
+/** Under the names that the server looks for in its cluster. It refuses a key that is not its user's alone, or root's. */
+function placeCertificate({ cluster, owner }: Placement, { cert, key }: { cert: string; key: string }): void {
+  for (const [from, name] of [
+    [cert, "server.crt"],
+    [key, "server.key"],
+  ] as const) {
+    const path = join(cluster, name);
+    rmSync(path, { force: true });
+    copyFileSync(from, path);
+    chmodSync(path, 0o600);
+    if (owner !== null) chownSync(path, owner.uid, owner.gid);
+  }
 }
 
 /**
@@ -195,7 +213,7 @@ function nameForInitdb(say: (line: string) => void): number {
 function spawnServer(
   { native, cluster, owner }: Placement,
   port: number,
-  { log, settings: more, env }: PostgresOptions,
+  { log, settings: more, env, tls }: PostgresOptions,
 ): Promise<Program> {
   const usual = asOwner(owner, cluster);
   const settings = {
@@ -204,6 +222,7 @@ function spawnServer(
     max_connections: 200,
     timezone: "UTC",
     log_timezone: "UTC",
+    ...(tls && { ssl: "on" }),
     ...more,
   };
   return spawnProgram({

@@ -3,7 +3,7 @@ import { randomBytes } from "node:crypto";
 import { dirname, join } from "node:path";
 import { BootstrapError, projectNode, root } from "./bootstrap.mjs";
 import { poll } from "./poll.ts";
-import { type Server, startPostgres, withClient } from "./postgres.ts";
+import { type PostgresOptions, type Server, startPostgres, withClient } from "./postgres.ts";
 import { type RedisOptions, startRedis } from "./redis.ts";
 import type { Program } from "./spawn-program.ts";
 
@@ -28,19 +28,20 @@ export async function startServices(options: {
   postgresSettings?: Readonly<Record<string, string>>;
   /** Added to its environment. */
   postgresEnv?: Readonly<Record<string, string>>;
+  postgresTls?: PostgresOptions["tls"];
   /** More of the Redis that is started here: lines of its configuration, files for TLS. */
   redisOptions?: Pick<RedisOptions, "settings" | "tls">;
   /** Parameters of the URL by which it is reached, as `sslmode=…&schema=…`. */
   databaseParameters?: string;
 }): Promise<Services> {
   const { dataDir, env = {}, say = () => {}, postgresSettings: settings = {}, databaseParameters = "" } = options;
-  const { postgresEnv = {}, redisOptions = {} } = options;
+  const { postgresEnv: pgEnv = {}, postgresTls: tls, redisOptions = {} } = options;
   await using started = new AsyncDisposableStack();
   const log = (name: string): string => join(dataDir, "log", `${name}.log`);
   const servers: Services["servers"] = {};
   let databaseUrl = env["DATABASE_URL"];
   if (databaseUrl === undefined) {
-    const options = { dataDir: join(dataDir, "postgres"), log: log("postgres"), say, settings, env: postgresEnv };
+    const options = { dataDir: join(dataDir, "postgres"), log: log("postgres"), say, settings, env: pgEnv, tls };
     const postgres = await keepServing((port) => startPostgres({ ...options, ...port }), say);
     started.defer(postgres.stop);
     databaseUrl = databaseParameters === "" ? postgres.url : `${postgres.url}?${databaseParameters}`;

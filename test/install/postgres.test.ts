@@ -14,6 +14,7 @@ import { join } from "node:path";
 import { expect, inject, onTestFinished, test } from "vitest";
 import { startPostgres, withClient } from "../../scripts/postgres.ts";
 import { giveTo } from "../../scripts/private-user.ts";
+import { makeCertificate } from "../kit/certificate.ts";
 
 /** A folder for one server; `private` ones can be reached by their owner alone. */
 function folder(kind: "open" | "private"): { dataDir: string; log: string } {
@@ -43,6 +44,22 @@ test("a server that was killed is recovered with everything that it had committe
   const second = await startPostgres(place);
   expect(await read(second.url)).toEqual([{ answer: 42 }]);
   await second.stop();
+});
+
+test("a server speaks TLS by a key that its own user alone can read, whoever starts it", async () => {
+  const place = folder("open");
+  const { ca, cert, key } = await makeCertificate(join(place.dataDir, "certificates"));
+  const server = await startPostgres({ ...place, tls: { cert, key } });
+  const url = `${server.url}?sslmode=verify-full&sslrootcert=${encodeURIComponent(ca)}`;
+  const asked = await withClient(url, (client) =>
+    client.query("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"),
+  );
+  expect(asked.rows).toEqual([{ ssl: true }]);
+  const cluster = join(place.dataDir, "cluster");
+  const { mode, uid } = statSync(join(cluster, "server.key"));
+  expect([mode & 0o777, uid]).toEqual([0o600, statSync(cluster).uid]);
+  await server.stop();
+  await (await startPostgres({ ...place, tls: { cert, key } })).stop();
 });
 
 test("a server left over by a killed parent is stopped before the next one starts", async () => {

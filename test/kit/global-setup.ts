@@ -63,9 +63,9 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
   chmodSync(dir, 0o711); // As root, PostgreSQL runs as another user, who must reach its folder in here.
   await using stack = new AsyncDisposableStack();
   const { inDatabase } = await import("@tephra/control/process");
-  const { postgresSettings, databaseParameters } = await surroundings(dir);
+  const around = await surroundings(dir);
   const { redisOptions, redisUser } = await aroundRedis(dir);
-  const services = await startServices({ dataDir: dir, postgresSettings, databaseParameters, redisOptions });
+  const services = await startServices({ dataDir: dir, ...around, redisOptions });
   stack.defer(async () => {
     await services.stop();
     rmSync(dir, { recursive: true, force: true });
@@ -89,14 +89,15 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
  */
 async function surroundings(
   dir: string,
-): Promise<{ postgresSettings: Record<string, string>; databaseParameters: string }> {
+): Promise<Pick<Parameters<typeof startServices>[0], "postgresSettings" | "postgresTls" | "databaseParameters">> {
   const { TEPHRA_TEST_TIMEZONE: timezone, TEPHRA_TEST_DATABASE: database } = process.env;
   const zone = timezone ? { timezone } : {};
   if (database !== "tls") return { postgresSettings: zone, databaseParameters: "" };
   const folder = join(dir, "certificates");
   const { ca, cert, key } = await makeCertificate(folder);
   return {
-    postgresSettings: { ...zone, ssl: "on", ssl_cert_file: cert, ssl_key_file: key },
+    postgresSettings: zone,
+    postgresTls: { cert, key },
     databaseParameters: `sslmode=verify-full&sslrootcert=${encodeURIComponent(ca)}&schema=tephra_own`,
   };
 }

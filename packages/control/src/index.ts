@@ -114,6 +114,7 @@ export { getSnapshot, type SnapshotRow } from "./rows/snapshots.ts";
 export { type Attachment, GiB, getVolume, type VolumeRow } from "./rows/volumes.ts";
 export { backupTransitions, snapshotTransitions, volumeTransitions } from "./states.ts";
 export type { Logger } from "./telemetry/telemetry.ts";
+export { requestVolumeAdoption } from "./volumes/adopt.ts";
 export {
   attachVolume,
   beginDetaching,
@@ -136,7 +137,6 @@ export {
   listAttachments,
   updateAttachment,
 } from "./volumes/attachments.ts";
-export { requestVolumeAdoption } from "./volumes/adopt.ts";
 export { requestVolume } from "./volumes/create.ts";
 export { requestVolumeDelete } from "./volumes/delete.ts";
 export { requestVolumeExport } from "./volumes/export.ts";

@@ -11,7 +11,7 @@ import type { BackupLayout } from "./format/layout.ts";
 import { openRepository } from "./open-repository.ts";
 import type { Repository } from "./repository/repository.ts";
 import type { RunContext } from "./run/run-context.ts";
-import { openFileSource } from "./volume/file-source.ts";
+import { openFileSource } from "./volume/file/file-source.ts";
 
 let home: string;
 let engine: Engine;

@@ -4,7 +4,7 @@ import { type FileHandle, open, rm, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { expect, it } from "vitest";
-import { loadDataFinder } from "../../../packages/engine/src/volume/data-extents.ts";
+import { loadDataFinder } from "../../../packages/engine/src/volume/file/data-extents.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { type Journey, journeyOn, project, randomBytesOf } from "../../kit/journey.ts";
 import { Random } from "../fuzz/random.ts";

@@ -11,8 +11,8 @@ import type { HashingOption } from "../hashing/choose-hashing.ts";
 import { loadNative } from "../hashing/native.ts";
 import { openRepository } from "../open-repository.ts";
 import type { Repository } from "../repository/repository.ts";
-import { openFileSource } from "../volume/file-source.ts";
-import { openPathTarget } from "../volume/file-target.ts";
+import { openFileSource } from "../volume/file/file-source.ts";
+import { openPathTarget } from "../volume/file/file-target.ts";
 import type { VolumeTarget } from "../volume/volume.ts";
 
 const native = loadNative() !== null;

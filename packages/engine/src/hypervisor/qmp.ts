@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { GuestNotFrozenError, HypervisorRefusedError } from "../errors.ts";
 import type { RunContext } from "../run/run-context.ts";
-import { copyTogether } from "../volume/copy-together.ts";
+import { copyTogether } from "../volume/file/copy-together.ts";
 import { freezeWhile, thaw } from "./freeze-while.ts";
 import { GuestAgent } from "./guest-agent.ts";
 import type { Disk, Hypervisor, PowerState, TogetherOptions, TogetherResult } from "./hypervisor.ts";

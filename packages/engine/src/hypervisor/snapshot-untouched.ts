@@ -1,6 +1,6 @@
 import { GuestNotFrozenError } from "../errors.ts";
 import type { RunContext } from "../run/run-context.ts";
-import { copyTogether } from "../volume/copy-together.ts";
+import { copyTogether } from "../volume/file/copy-together.ts";
 import type { Disk, PowerState, TogetherOptions, TogetherResult } from "./hypervisor.ts";
 
 /** Snapshots of disks whose writes nothing holds: they count only if no disk changed meanwhile (copyTogether). */

@@ -1,6 +1,6 @@
 import { constants } from "node:fs";
 import { open } from "node:fs/promises";
-import { guardStorage } from "./storage-error.ts";
+import { guardStorage } from "../storage-error.ts";
 
 /** Makes the names in a folder durable. */
 export async function syncFolder(path: string): Promise<void> {

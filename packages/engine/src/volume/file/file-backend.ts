@@ -8,20 +8,20 @@ import {
   PathNotAllowedError,
   SourceMissingError,
   VolumeConflictError,
-} from "../errors.ts";
-import { Folder } from "../folder.ts";
-import { idsIn } from "../format/ids-in.ts";
-import type { RunContext } from "../run/run-context.ts";
+} from "../../errors.ts";
+import { Folder } from "../../folder.ts";
+import { idsIn } from "../../format/ids-in.ts";
+import type { RunContext } from "../../run/run-context.ts";
+import { guardStorage } from "../storage-error.ts";
+import type { VolumeSource, VolumeTarget } from "../volume.ts";
 import { copyIfAbsent, measureVolume } from "./adopt-file.ts";
 import { copySparse, copyToNewFile, shareBlocks, unlinkIfThere } from "./copy-file.ts";
 import { draftFolder, newDraft, removeDrafts } from "./drafts.ts";
 import { type ExportOptions, exportToFile } from "./export-file.ts";
 import { type FileSource, openFileSource } from "./file-source.ts";
 import { FileTarget } from "./file-target.ts";
-import { guardStorage } from "./storage-error.ts";
 import { syncFolder } from "./sync-folder.ts";
 import { openUserPath, type UserPlaces } from "./user-path.ts";
-import type { VolumeSource, VolumeTarget } from "./volume.ts";
 
 const mode = 0o660;
 

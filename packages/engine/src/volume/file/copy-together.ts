@@ -1,12 +1,12 @@
 import { rename } from "node:fs/promises";
 import { dirname } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { SourceChangedError } from "../errors.ts";
-import type { RunContext } from "../run/run-context.ts";
+import { SourceChangedError } from "../../errors.ts";
+import type { RunContext } from "../../run/run-context.ts";
+import { guardStorage } from "../storage-error.ts";
 import { copySparse, settle, shareBlocks, unlinkIfThere } from "./copy-file.ts";
 import { newDraft } from "./drafts.ts";
 import { type FileSource, openFileSource } from "./file-source.ts";
-import { guardStorage } from "./storage-error.ts";
 import { syncFolder } from "./sync-folder.ts";
 
 export interface FileCopy {

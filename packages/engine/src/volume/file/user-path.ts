@@ -1,8 +1,8 @@
 import { realpath, stat } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve, sep } from "node:path";
-import { errnoOf, PathNotAllowedError } from "../errors.ts";
-import { Folder, identityOf } from "../folder.ts";
-import { guardStorage } from "./storage-error.ts";
+import { errnoOf, PathNotAllowedError } from "../../errors.ts";
+import { Folder, identityOf } from "../../folder.ts";
+import { guardStorage } from "../storage-error.ts";
 
 /** Where files that users name may lie. */
 export interface UserPlaces {

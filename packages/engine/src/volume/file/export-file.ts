@@ -1,13 +1,13 @@
 import { constants } from "node:fs";
 import { link, lstat, open, readdir, rename } from "node:fs/promises";
 import { join } from "node:path";
-import { errnoOf, PathNotAllowedError, PathTakenError } from "../errors.ts";
-import { identityOf } from "../folder.ts";
-import { idsIn } from "../format/ids-in.ts";
-import type { RunContext } from "../run/run-context.ts";
+import { errnoOf, PathNotAllowedError, PathTakenError } from "../../errors.ts";
+import { identityOf } from "../../folder.ts";
+import { idsIn } from "../../format/ids-in.ts";
+import type { RunContext } from "../../run/run-context.ts";
+import { guardStorage } from "../storage-error.ts";
 import { copyToNewFile, unlinkIfThere } from "./copy-file.ts";
 import type { FileSource } from "./file-source.ts";
-import { guardStorage } from "./storage-error.ts";
 import { syncFolder } from "./sync-folder.ts";
 import { openUserPath, type UserPath, type UserPlaces } from "./user-path.ts";
 

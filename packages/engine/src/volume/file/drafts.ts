@@ -1,10 +1,10 @@
 import { randomUUID } from "node:crypto";
 import { mkdir, readdir } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { errnoOf } from "../errors.ts";
-import { Folder } from "../folder.ts";
+import { errnoOf } from "../../errors.ts";
+import { Folder } from "../../folder.ts";
+import { guardStorage } from "../storage-error.ts";
 import { unlinkIfThere } from "./copy-file.ts";
-import { guardStorage } from "./storage-error.ts";
 
 /** Where files are made before they get their name, apart from the volumes so that looking for leftovers stays cheap. */
 export const draftFolder = ".drafts";

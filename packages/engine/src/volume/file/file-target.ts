@@ -2,9 +2,9 @@ import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { type FileHandle, lstat, open, realpath, rename, stat, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { errnoOf, PathNotAllowedError } from "../errors.ts";
-import { guardStorage } from "./storage-error.ts";
-import type { VolumeTarget } from "./volume.ts";
+import { errnoOf, PathNotAllowedError } from "../../errors.ts";
+import { guardStorage } from "../storage-error.ts";
+import type { VolumeTarget } from "../volume.ts";
 
 /** A regular file or block device that is written in place. */
 export class FileTarget implements VolumeTarget {

@@ -1,5 +1,5 @@
 import { promisify } from "node:util";
-import type { Extent } from "../format/extents.ts";
+import type { Extent } from "../../format/extents.ts";
 
 /** lseek(2) on Linux. */
 const SEEK_DATA = 3;

@@ -1,10 +1,10 @@
 import { constants } from "node:fs";
 import { copyFile, open, unlink } from "node:fs/promises";
-import { errnoOf, PathNotAllowedError, SourceChangedError } from "../errors.ts";
-import { type RunContext, writeBytesMax } from "../run/run-context.ts";
+import { errnoOf, PathNotAllowedError, SourceChangedError } from "../../errors.ts";
+import { type RunContext, writeBytesMax } from "../../run/run-context.ts";
+import { guardStorage } from "../storage-error.ts";
 import type { FileSource } from "./file-source.ts";
 import { FileTarget } from "./file-target.ts";
-import { guardStorage } from "./storage-error.ts";
 
 const mode = 0o660;
 /** Changes while copying are met with this many tries in all. */

@@ -1,11 +1,11 @@
 import { constants } from "node:fs";
 import { type FileHandle, open, realpath } from "node:fs/promises";
-import { errnoOf, SourceChangedError, SourceMissingError } from "../errors.ts";
-import { identityOf } from "../folder.ts";
-import type { Extent } from "../format/extents.ts";
+import { errnoOf, SourceChangedError, SourceMissingError } from "../../errors.ts";
+import { identityOf } from "../../folder.ts";
+import type { Extent } from "../../format/extents.ts";
+import { guardStorage } from "../storage-error.ts";
+import type { VolumeSource } from "../volume.ts";
 import { type DataFinder, loadDataFinder } from "./data-extents.ts";
-import { guardStorage } from "./storage-error.ts";
-import type { VolumeSource } from "./volume.ts";
 
 /** A regular file or block device that is read as it is: raw bytes, whatever they look like. */
 export class FileSource implements VolumeSource {

@@ -79,7 +79,7 @@ const planAny = {
         service: "posix",
         defaultContainer: (id) => id,
         defaultPrefix: ({ backupId }) => backupId,
-        canSnapshotCheaply: async () => true,
+        canFreezeCheaply: async () => true,
       }),
     ),
   "backup-restore": (operation: TaskOperation) => planRestore(database, operation, { rangeBytes: 4096 }),

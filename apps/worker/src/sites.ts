@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Config, Logger } from "@tephra/control";
 import { levelOf, type RepositoryConfig } from "@tephra/control/process";
 import { encoderNeeds, needToRead, needToWrite } from "@tephra/control/work";
-import { type FileBackend, openFileBackend, openRepository, type Repository, requireEncoder } from "@tephra/engine";
+import { openRepository, openVolumeBackend, type Repository, requireEncoder, type VolumeBackend } from "@tephra/engine";
 
 /** The repository at the configured place is not the one that was there when this worker looked first. */
 export class RepositoryReplacedError extends Error {
@@ -46,7 +46,7 @@ export interface Reach {
 export interface Places {
   /** For one claim: the repository's identity is read and compared first. */
   repository(name: string): Promise<Repository>;
-  backend(name: string): Promise<FileBackend>;
+  backend(name: string): Promise<VolumeBackend>;
 }
 
 /** How long a service that takes objects is believed to take more. */
@@ -97,7 +97,7 @@ async function answerWithin(probes: Map<string, Probe>, name: string, begin: () 
 
 export function openSites(config: Config, log: Logger): Sites {
   const repositories = new Map<string, { repository: Repository; id: string }>();
-  const backends = new Map<string, FileBackend>();
+  const backends = new Map<string, VolumeBackend>();
   const hanging = new Map<string, { why: string; calls: number; until: number }>();
   const probes = new Map<string, Probe>();
   const late = new Set<string>();
@@ -159,12 +159,12 @@ export function openSites(config: Config, log: Logger): Sites {
     if (!writable.has(name)) for (const remark of await repository.remarks()) log.warn({ repository: name }, remark);
     writable.set(name, performance.now() + writableMs);
   };
-  const openBackend = async (name: string): Promise<FileBackend> => {
+  const openBackend = async (name: string): Promise<VolumeBackend> => {
     const known = backends.get(name);
     if (known) return known;
     const settings = config.volume_backends.find((b) => b.name === name);
     if (!settings) throw new SiteUnreachableError(`backend:${name}`);
-    const backend = await openFileBackend(settings.path);
+    const backend = await openVolumeBackend(settings);
     backends.set(name, backend);
     return backend;
   };
@@ -193,9 +193,9 @@ export function openSites(config: Config, log: Logger): Sites {
           if (unread === undefined) await look(writing, () => checkWritable(name));
           else reach.unreachable[writing] = unread;
         }),
-        ...config.volume_backends.map(({ name, path }) =>
-          look(`backend:${name}`, async () => {
-            reach.freeBytes[`backend:${name}`] = await (await openFileBackend(path)).freeBytes();
+        ...config.volume_backends.map((settings) =>
+          look(`backend:${settings.name}`, async () => {
+            reach.freeBytes[`backend:${settings.name}`] = await (await openVolumeBackend(settings)).freeBytes();
           }),
         ),
         ...[...encoded].map(([need, repository]) => look(need, () => checkEncoder(repository))),

@@ -1,4 +1,4 @@
-import type { FileBackend, Repository, RunContext } from "@tephra/engine";
+import type { Repository, RunContext, VolumeBackend } from "@tephra/engine";
 import type { Places } from "./sites.ts";
 
 /** Hears of every call that a task makes at a place, and of what it holds open there. */
@@ -105,7 +105,7 @@ function watched<Target extends object>(target: Target, place: string, watch: Ca
 /** The places as one task sees them: each of its calls there is watched. */
 export function watchSites(sites: Places, watch: CallWatch): Places {
   const known = new Map<string, object>();
-  const open = async <Place extends Repository | FileBackend>(
+  const open = async <Place extends Repository | VolumeBackend>(
     place: string,
     opening: () => Promise<Place>,
   ): Promise<Place> => {

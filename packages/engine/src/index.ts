@@ -53,6 +53,7 @@ export {
 } from "./hypervisor/hypervisor.ts";
 export { type HypervisorSettings, openHypervisor } from "./hypervisor/open-hypervisor.ts";
 export { openRepository, type RepositorySettings } from "./open-repository.ts";
+export { openVolumeBackend, type VolumeBackendSettings } from "./open-volume-backend.ts";
 export {
   type Leftover,
   type ObjectKey,
@@ -64,9 +65,8 @@ export { redactRepositoryUrl } from "./repository/repository-url.ts";
 export type { RestoreRange } from "./restore/restore.ts";
 export type { Drill, VerifyResult } from "./restore/verify.ts";
 export { type RunContext, type WriteContext, writableForever } from "./run/run-context.ts";
-export { type ExportRun, exportLeftovers, removeExportDrafts } from "./volume/file/export-file.ts";
-export { type BackendLeftover, FileBackend, openFileBackend } from "./volume/file/file-backend.ts";
+export type { BackendLeftover, ExportRun, SourceReference, UserPlaces, VolumeBackend } from "./volume/backend.ts";
+export { exportLeftovers, removeExportDrafts } from "./volume/file/export-file.ts";
 export { openFileSource, openOperatorSource } from "./volume/file/file-source.ts";
 export { openPathTarget, type PathTarget } from "./volume/file/file-target.ts";
-export type { UserPlaces } from "./volume/file/user-path.ts";
 export type { VolumeSource, VolumeTarget } from "./volume/volume.ts";

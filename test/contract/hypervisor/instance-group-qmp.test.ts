@@ -8,8 +8,8 @@ import {
   type Hypervisor,
   HypervisorRefusedError,
   HypervisorUnavailableError,
-  openFileBackend,
   openHypervisor,
+  openVolumeBackend,
   PathNotAllowedError,
   type RunContext,
 } from "@tephra/engine";
@@ -34,7 +34,7 @@ let disks: Disk[];
 beforeEach(async () => {
   home = await mkdtemp(join(tmpdir(), "tephra-qmp-"));
   await mkdir(join(home, "v"));
-  const backend = await openFileBackend(join(home, "v"));
+  const backend = await openVolumeBackend({ driver: "file", path: join(home, "v") });
   disks = names.map((id) => ({ ...backend.snapshotPaths(id, `s-${id}`), device: `/dev/vd${id}` }));
   for (const [index, { volumePath }] of disks.entries()) {
     await backend.create(names[index] ?? "", 8 * mebibyte);

@@ -6,8 +6,8 @@ import { join } from "node:path";
 import {
   type Disk,
   GuestNotFrozenError,
-  openFileBackend,
   openHypervisor,
+  openVolumeBackend,
   type RunContext,
   SourceChangedError,
   SourceMissingError,
@@ -25,7 +25,7 @@ beforeEach(async () => {
   home = await mkdtemp(join(tmpdir(), "tephra-record-"));
   const folder = join(home, "volumes");
   await mkdir(folder);
-  const backend = await openFileBackend(folder);
+  const backend = await openVolumeBackend({ driver: "file", path: folder });
   disks = ["a", "b", "c"].map((id) => ({ ...backend.snapshotPaths(id, `s-${id}`), device: `/dev/vd${id}` }));
   for (const [index, { volumePath }] of disks.entries()) await writeFile(volumePath, bytes[index] ?? "");
 });
@@ -68,7 +68,7 @@ test("only a machine that is off is consistent without a frozen guest", async ()
 
 /** Where blocks are shared instead of copied there is no time between two pieces in which a disk could change. */
 const copies = async (): Promise<boolean> =>
-  !(await (await openFileBackend(join(home, "volumes"))).canSnapshotCheaply());
+  !(await (await openVolumeBackend({ driver: "file", path: join(home, "volumes") })).canFreezeCheaply());
 
 /** Runs when the engine asks the fence: in the middle of the copies, before their last look. */
 function interfering(change: (call: number) => void | Promise<void>): RunContext {

@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { exportLeftovers, openFileBackend, openRepository } from "@tephra/engine";
+import { exportLeftovers, openRepository, openVolumeBackend } from "@tephra/engine";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { freeContext } from "../../format/backup-fixture.ts";
 
@@ -58,7 +58,7 @@ async function newFiles(): Promise<string[]> {
 
 /** Removes what the reaper is shown, as for operations that have ended and rows that are gone. */
 async function removeLeftovers(): Promise<void> {
-  const backend = await openFileBackend(join(home, "volumes"));
+  const backend = await openVolumeBackend({ driver: "file", path: join(home, "volumes") });
   for await (const leftover of backend.leftovers()) {
     if (!before.includes(leftover.path.slice(home.length + 1))) await backend.removeLeftover(leftover);
   }

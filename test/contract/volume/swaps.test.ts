@@ -4,7 +4,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from "node:
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { type FileBackend, openFileBackend, openRepository, type RunContext } from "@tephra/engine";
+import { openRepository, openVolumeBackend, type RunContext, type VolumeBackend } from "@tephra/engine";
 import { afterEach, beforeEach, expect, test } from "vitest";
 
 const free: RunContext = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
@@ -13,11 +13,11 @@ const own = "our own bytes";
 const secret = "secret of somebody else";
 
 let home: string;
-let backend: FileBackend;
+let backend: VolumeBackend;
 beforeEach(async () => {
   home = await mkdtemp(join(tmpdir(), "tephra-swaps-"));
   for (const name of ["volumes", "inside", "outside", "inside/folder"]) await mkdir(join(home, name));
-  backend = await openFileBackend(join(home, "volumes"));
+  backend = await openVolumeBackend({ driver: "file", path: join(home, "volumes") });
 });
 afterEach(() => rm(home, { recursive: true, force: true }));
 

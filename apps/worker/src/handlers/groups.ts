@@ -117,7 +117,7 @@ async function removeSnapshots(groupSnapshotId: string | null, context: WorkerCo
   });
   for (const { id, volume } of snapshots) {
     run.fence();
-    await (await context.sites.backend(volume.backend)).removeSnapshot(id);
+    await (await context.sites.backend(volume.backend)).thaw(id);
   }
 }
 
@@ -139,7 +139,7 @@ async function publishTogether(
   for (const { volumeId, backend, prepared } of volumes) {
     run.signal.throwIfAborted();
     run.fence();
-    await (await sites.backend(backend)).publishRestore(volumeId, prepared, { freshInode: false }, run);
+    await (await sites.backend(backend)).publishRestore(volumeId, prepared, { fresh: false }, run);
   }
 }
 

@@ -29,13 +29,13 @@ export const planBackupTask: Handler = async (task, context, run) => {
       service: repository.service,
       defaultContainer: (id) => repository.defaultContainer(id),
       defaultPrefix: (input) => repository.defaultPrefix(input),
-      canSnapshotCheaply: () => backend.canSnapshotCheaply(),
+      canFreezeCheaply: () => backend.canFreezeCheaply(),
     };
   });
   if (plan.parent) await checkParents(plan.parent.backupId, context, run.signal);
   if (plan.source.kind === "snapshot" && plan.source.temporary) {
     const backend = await sites.backend(plan.backend);
-    await backend.snapshot(plan.volumeId, plan.source.id, run);
+    await backend.freeze(plan.volumeId, plan.source.id, run);
   }
   await using source = await openPlannedSource(plan, sites);
   const fingerprint = await source.fingerprint();

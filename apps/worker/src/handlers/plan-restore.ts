@@ -39,7 +39,7 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
       await finishPreparedRestore(database, task.operation, result, prepared);
       return;
     }
-    await backend.publishRestore(plan.volumeId, name, { freshInode: false }, run);
+    await backend.publishRestore(plan.volumeId, name, { fresh: false }, run);
     const result = resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: bytesWritten });
     await finishRestore(database, task.operation, result, { ...plan, targetBytes, stored, staged });
     return;

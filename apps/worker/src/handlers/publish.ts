@@ -14,14 +14,14 @@ import { type Handler, resultOf } from "../context.ts";
 export const publishTask: Handler = async (task, { database, sites }, run) => {
   const plan = task.operation.plan as unknown as RestorePlan;
   const backend = await sites.backend(plan.backend);
-  const freshInode = await claimsWereLost(database, task.operationId);
+  const fresh = await claimsWereLost(database, task.operationId);
   const target = plan.target ?? "";
   if (task.operation.parentId === null) {
-    await backend.publishRestore(plan.volumeId, target, { freshInode }, run);
+    await backend.publishRestore(plan.volumeId, target, { fresh }, run);
     await finishRestore(database, task.operation, resultOf(task), plan);
     return;
   }
-  const prepared = freshInode ? restoreTargetOf(task.operationId, 0) : target;
-  if (freshInode) await backend.copyRestore(plan.volumeId, target, prepared, run);
+  const prepared = fresh ? restoreTargetOf(task.operationId, 0) : target;
+  if (fresh) await backend.copyRestore(plan.volumeId, target, prepared, run);
   await finishPreparedRestore(database, task.operation, resultOf(task), { plan, prepared });
 };

@@ -12,7 +12,7 @@ async function loadSnapshot({ operation }: ClaimedTask, { database, sites }: Wor
 /** The volume's bytes at one moment, or a clear error: a copy under a writer is no point in time. */
 export const takeSnapshotTask: Handler = async (task, context, run) => {
   const { snapshot, backend } = await loadSnapshot(task, context);
-  const { sizeBytes } = await backend.snapshot(snapshot.volumeId, snapshot.id, run);
+  const { sizeBytes } = await backend.freeze(snapshot.volumeId, snapshot.id, run);
   await finishSnapshot(context.database, task.operation, resultOf(task, { bytesDone: sizeBytes }), sizeBytes);
 };
 
@@ -20,6 +20,6 @@ export const removeSnapshotTask: Handler = async (task, context, run) => {
   const { snapshot, backend } = await loadSnapshot(task, context);
   await beginSnapshotDelete(context.database, task.operation);
   run.fence();
-  await backend.removeSnapshot(snapshot.id);
+  await backend.thaw(snapshot.id);
   await finishSnapshotDelete(context.database, task.operation, resultOf(task));
 };

@@ -5,10 +5,9 @@ import type { Places } from "../sites.ts";
 /** Opens what the plan says is read, and insists on the planned length. */
 export async function openPlannedSource(plan: BackupPlan, sites: Places): Promise<VolumeSource> {
   const backend = await sites.backend(plan.backend);
-  const source =
-    plan.source.kind === "snapshot"
-      ? await backend.openSnapshotSource(plan.source.id)
-      : await backend.openSource(plan.volumeId);
+  const source = await backend.openSource(
+    plan.source.kind === "snapshot" ? { snapshotId: plan.source.id } : { volumeId: plan.volumeId },
+  );
   if (source.sizeBytes === plan.volumeBytes) return source;
   await source[Symbol.asyncDispose]();
   throw new SourceChangedError(

@@ -20,7 +20,7 @@ export const tidyTask: Handler = async (task, context, run) => {
     const plan = operation.plan as unknown as BackupPlan;
     await engine.removeStaging(await sites.repository(plan.repository), operation.id);
     if (plan.source.kind === "snapshot" && plan.source.temporary) {
-      await (await sites.backend(plan.backend)).removeSnapshot(plan.source.id);
+      await (await sites.backend(plan.backend)).thaw(plan.source.id);
     }
   }
   if (operation.kind === "backup-restore") {

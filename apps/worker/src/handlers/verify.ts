@@ -46,7 +46,7 @@ async function openDrill({ backupId, drill }: VerifyPlan, sites: Places): Promis
   const backend = await sites.backend(drill.backend);
   await using stack = new AsyncDisposableStack();
   const target = stack.use(await backend.openRestoreTarget(backupId, drill.file));
-  const restored = stack.use(await backend.openRestored(drill.file));
+  const restored = stack.use(await backend.openRestored(backupId, drill.file));
   const opened = stack.move();
   return { target, restored, [Symbol.asyncDispose]: () => opened.disposeAsync() };
 }

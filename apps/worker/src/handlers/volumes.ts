@@ -91,7 +91,7 @@ export const removeVolumeTask: Handler = async (task, context, run) => {
   const snapshots = await context.database.snapshot.findMany({ where: { volumeId: volume.id }, select: { id: true } });
   await beginVolumeDelete(context.database, task.operation);
   run.fence();
-  for (const { id } of snapshots) await backend.removeSnapshot(id);
+  for (const { id } of snapshots) await backend.thaw(id);
   await backend.remove(volume.id);
   await finishVolumeDelete(context.database, task.operation, resultOf(task));
 };

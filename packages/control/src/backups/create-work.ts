@@ -57,7 +57,7 @@ export interface BackupSite {
   service: string;
   defaultContainer: (backupId: string) => string;
   defaultPrefix: (input: { volumeId: string; backupId: string; at: Date }) => string;
-  canSnapshotCheaply: () => Promise<boolean>;
+  canFreezeCheaply: () => Promise<boolean>;
 }
 
 export const rangesMax = 16_384;
@@ -75,7 +75,7 @@ async function sourceOf(
   site: BackupSite,
 ): Promise<BackupPlan["source"]> {
   if (backup.snapshotId) return { kind: "snapshot", id: backup.snapshotId, temporary: false };
-  const freeze = previousStatus === "in-use" || (await site.canSnapshotCheaply());
+  const freeze = previousStatus === "in-use" || (await site.canFreezeCheaply());
   return freeze ? { kind: "snapshot", id: randomUUID(), temporary: true } : { kind: "volume" };
 }
 

@@ -5,25 +5,12 @@ import { errnoOf, PathNotAllowedError, PathTakenError } from "../../errors.ts";
 import { identityOf } from "../../folder.ts";
 import { idsIn } from "../../format/ids-in.ts";
 import type { RunContext } from "../../run/run-context.ts";
+import type { ExportOptions, ExportRun, UserPlaces } from "../backend.ts";
 import { guardStorage } from "../storage-error.ts";
 import { copyToNewFile, unlinkIfThere } from "./copy-file.ts";
 import type { FileSource } from "./file-source.ts";
 import { syncFolder } from "./sync-folder.ts";
-import { openUserPath, type UserPath, type UserPlaces } from "./user-path.ts";
-
-/** Which run of which operation writes: its draft bears both, so that whoever comes later knows whose it is. */
-export interface ExportRun {
-  operationId: string;
-  /** Runs of one operation are numbered from 0 on. */
-  claim: number;
-}
-
-export interface ExportOptions {
-  places: UserPlaces;
-  run: ExportRun;
-  /** Whether a regular file of that name may be replaced. */
-  overwrite: boolean;
-}
+import { openUserPath, type UserPath } from "./user-path.ts";
 
 /** A draft that an export has left in a folder of users. */
 export interface ExportLeftover {

@@ -10,27 +10,36 @@ import {
   VolumeConflictError,
 } from "../../errors.ts";
 import { Folder } from "../../folder.ts";
+import type { Extent } from "../../format/extents.ts";
 import { idsIn } from "../../format/ids-in.ts";
 import type { RunContext } from "../../run/run-context.ts";
+import type {
+  BackendLeftover,
+  ExportOptions,
+  RestoreLengths,
+  SourceReference,
+  UserPlaces,
+  VolumeBackend,
+} from "../backend.ts";
 import { guardStorage } from "../storage-error.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
 import { copyIfAbsent, measureVolume } from "./adopt-file.ts";
 import { copySparse, copyToNewFile, shareBlocks, unlinkIfThere } from "./copy-file.ts";
 import { draftFolder, newDraft, removeDrafts } from "./drafts.ts";
-import { type ExportOptions, exportToFile } from "./export-file.ts";
+import { exportToFile } from "./export-file.ts";
 import { type FileSource, openFileSource } from "./file-source.ts";
 import { FileTarget } from "./file-target.ts";
 import { syncFolder } from "./sync-folder.ts";
-import { openUserPath, type UserPlaces } from "./user-path.ts";
+import { openUserPath } from "./user-path.ts";
 
 const mode = 0o660;
 
 /**
- * The `file` volume backend: `volume-<id>` and `snapshot-<id>` are raw images in one folder. Every verb is idempotent, so that
- * it can be run again after a crash at any point. Whatever takes time is made under a private name, is durable, and gets its
- * name by one rename. Several processes may use the folder at once.
+ * The `file` driver: `volume-<id>` and `snapshot-<id>` are raw images in one folder. Whatever takes time is made under a private name, is durable, and gets its
+ * name by one rename.
  */
-export class FileBackend {
+export class FileBackend implements VolumeBackend {
+  readonly capabilities = { restores: "aside", tellsChanges: false } as const;
   readonly #folder: string;
 
   /** `folder` is absolute; see openFileBackend. */
@@ -38,7 +47,7 @@ export class FileBackend {
     this.#folder = folder;
   }
 
-  /** Makes an empty (sparse) volume. An existing one of the same length is success, of another VolumeConflictError. */
+  /** The volume is sparse. */
   async create(volumeId: string, sizeBytes: number): Promise<void> {
     const path = this.#volume(volumeId);
     await using draft = await newDraft(path);
@@ -52,43 +61,38 @@ export class FileBackend {
     await this.#syncFolder();
   }
 
-  /** Makes a volume of the bytes of another one, or of a snapshot: as long as its source, or `sizeBytes` where that is more. */
   async clone(
-    source: { volumeId: string } | { snapshotId: string },
+    source: SourceReference,
     volumeId: string,
     sizeBytes: number,
     ctx: RunContext,
   ): Promise<{ sizeBytes: number }> {
-    const from = "volumeId" in source ? this.#volume(source.volumeId) : this.#snapshot(source.snapshotId);
-    await using opened = await openFileSource(from);
+    await using opened = await openFileSource(this.#pathOf(source));
     return await this.#copyAndPublish(opened, this.#volume(volumeId), ctx, sizeBytes);
   }
 
-  /** Makes a volume longer, with zeros; one that is as long already is success. SourceMissingError when there is none. */
   async extend(volumeId: string, sizeBytes: number): Promise<void> {
     const path = this.#volume(volumeId);
     await using existing = await openFileSource(path);
     if (existing.sizeBytes < sizeBytes) await lengthen(path, sizeBytes);
   }
 
-  /** Removes a volume; a missing one is success. */
   async remove(volumeId: string): Promise<void> {
     await guardStorage(`remove volume ${volumeId}`, () => unlinkIfThere(this.#volume(volumeId)));
     await this.#syncFolder();
   }
 
-  /** SourceMissingError when there is no such volume. */
-  openSource(volumeId: string): Promise<VolumeSource> {
-    return openFileSource(this.#volume(volumeId));
+  async openSource(source: SourceReference): Promise<VolumeSource> {
+    return await openFileSource(this.#pathOf(source));
   }
 
-  /** SourceMissingError when there is no such snapshot. */
-  openSnapshotSource(snapshotId: string): Promise<VolumeSource> {
-    return openFileSource(this.#snapshot(snapshotId));
+  /** File systems do not tell what changed in a file. */
+  async *changedExtents(_source: SourceReference, _since: string, range: Extent): AsyncGenerator<Extent> {
+    if (range.length > 0) yield range;
   }
 
   /** Whether a snapshot shares blocks with its volume (reflink) instead of copying them. */
-  async canSnapshotCheaply(): Promise<boolean> {
+  async canFreezeCheaply(): Promise<boolean> {
     const from = join(this.#folder, `.probe-${randomUUID()}`);
     const to = `${from}-copy`;
     try {
@@ -100,11 +104,8 @@ export class FileBackend {
     }
   }
 
-  /**
-   * Freezes a volume under a snapshot's name. A snapshot that is already there is kept as it is. SourceChangedError when the
-   * volume kept changing while it had to be copied.
-   */
-  async snapshot(volumeId: string, snapshotId: string, ctx: RunContext): Promise<{ sizeBytes: number }> {
+  /** By a reflink or a copy: SourceChangedError when the volume kept changing while it had to be copied. */
+  async freeze(volumeId: string, snapshotId: string, ctx: RunContext): Promise<{ sizeBytes: number }> {
     const path = this.#snapshot(snapshotId);
     const existing = await lstat(path).catch(() => undefined);
     if (existing?.isFile()) return { sizeBytes: existing.size };
@@ -112,13 +113,11 @@ export class FileBackend {
     return await this.#copyAndPublish(source, path, ctx);
   }
 
-  /** Where a volume's bytes are and where its snapshot's will be, for snapshots of several volumes together (Hypervisor). */
   snapshotPaths(volumeId: string, snapshotId: string): { volumePath: string; snapshotPath: string } {
     return { volumePath: this.#volume(volumeId), snapshotPath: this.#snapshot(snapshotId) };
   }
 
-  /** Removes a snapshot; a missing one is success. */
-  async removeSnapshot(snapshotId: string): Promise<void> {
+  async thaw(snapshotId: string): Promise<void> {
     await guardStorage(`remove snapshot ${snapshotId}`, () => unlinkIfThere(this.#snapshot(snapshotId)));
     await this.#syncFolder();
   }
@@ -134,19 +133,16 @@ export class FileBackend {
     return await this.#copyAndPublish(source, this.#volume(volumeId), ctx);
   }
 
-  /** As importFile, but what lies under the volume's name already is never replaced: see copyIfAbsent. */
   async importIfAbsent(path: string, volumeId: string, places: UserPlaces, ctx: RunContext): Promise<void> {
     await using source = await openImport(path, places);
     await copyIfAbsent(source, this.#volume(volumeId), ctx);
     await this.#syncFolder();
   }
 
-  /** How long the volume is that is there, whoever made it. SourceMissingError when there is none. */
   measure(volumeId: string): Promise<{ sizeBytes: number }> {
     return measureVolume(this.#volume(volumeId));
   }
 
-  /** The checks of importFile alone. */
   async statImport(path: string, places: UserPlaces): Promise<{ sizeBytes: number }> {
     await using source = await openImport(path, places);
     return { sizeBytes: source.sizeBytes };
@@ -164,13 +160,13 @@ export class FileBackend {
   }
 
   /**
-   * Prepares a private new file for a restore, replacing one that an earlier run has left. It has `sizeBytes`; with `keepTail`
-   * it is as long as the existing volume if that is longer, and holds that volume's bytes from `sizeBytes` on. All else is zero.
+   * The target is a private new file, of `sizeBytes`; with `keepTail` it is as long as the existing volume if that is longer, and holds that
+   * volume's bytes from `sizeBytes` on.
    */
   async beginRestore(
     volumeId: string,
     operationId: string,
-    options: { sizeBytes: number; keepTail: boolean },
+    options: RestoreLengths,
     ctx: RunContext = unlimited,
   ): Promise<void> {
     const path = this.#restore(operationId);
@@ -181,7 +177,6 @@ export class FileBackend {
     await this.#syncFolder();
   }
 
-  /** Opens the private file of a restore for writing. VolumeConflictError when there is none. */
   async openRestoreTarget(volumeId: string, operationId: string): Promise<VolumeTarget> {
     const path = this.#restore(operationId);
     const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW).catch((error: unknown) => {
@@ -190,19 +185,18 @@ export class FileBackend {
     return new FileTarget(file, { path, sizeBytes: (await file.stat()).size, isNew: true });
   }
 
-  /** Opens the private file of a restore for reading. SourceMissingError when there is none. */
-  openRestored(operationId: string): Promise<VolumeSource> {
+  openRestored(_volumeId: string, operationId: string): Promise<VolumeSource> {
     return openFileSource(this.#restore(operationId));
   }
 
   /**
-   * Puts the restored file in the volume's place. `freshInode` publishes a copy, so that whoever still has the private file
-   * open can no longer reach the volume. Calling it again after success changes nothing.
+   * Puts the restored file in the volume's place. With `fresh` a copy of it, so that whoever still has the private file open can no longer
+   * reach the volume.
    */
   async publishRestore(
     volumeId: string,
     operationId: string,
-    options: { freshInode: boolean },
+    options: { fresh: boolean },
     ctx: RunContext = unlimited,
   ): Promise<void> {
     const path = this.#restore(operationId);
@@ -213,7 +207,7 @@ export class FileBackend {
       throw new VolumeConflictError(`Volume ${volumeId} is not being restored.`);
     }
     await using source = await openFileSource(path);
-    if (options.freshInode) {
+    if (options.fresh) {
       await this.#copyAndPublish(source, volume, ctx);
       await unlinkIfThere(path);
     } else {
@@ -225,10 +219,6 @@ export class FileBackend {
     await this.#syncFolder();
   }
 
-  /**
-   * Copies the private file of a restore to another one under `freshId`: whoever still has the first open cannot reach what will be
-   * published. VolumeConflictError when there is none.
-   */
   async copyRestore(volumeId: string, operationId: string, freshId: string, ctx: RunContext): Promise<void> {
     const path = this.#restore(operationId);
     if ((await lstat(path).catch(() => undefined)) === undefined) {
@@ -238,13 +228,11 @@ export class FileBackend {
     await this.#copyAndPublish(source, this.#restore(freshId), ctx);
   }
 
-  /** Bytes that are free for new files. */
   async freeBytes(): Promise<number> {
     const { bavail, bsize } = await guardStorage(`look at ${this.#folder}`, () => statfs(this.#folder));
     return bavail * bsize;
   }
 
-  /** Throws the private file of a restore away; the volume stays as it was. A missing one is success. */
   async abandonRestore(operationId: string): Promise<void> {
     const path = this.#restore(operationId);
     await removeDrafts(path);
@@ -252,10 +240,7 @@ export class FileBackend {
     await this.#syncFolder();
   }
 
-  /**
-   * Every file of a kind that an operation makes here, and its drafts, in any order: what of it is still needed, the caller knows.
-   * Overlays of machines are not among them: they may hold the only copy of what a machine has written.
-   */
+  /** Overlays of machines are not among them: they may hold the only copy of what a machine has written. */
   async *leftovers(): AsyncGenerator<BackendLeftover> {
     await using folder = await guardStorage(`list ${this.#folder}`, () => Folder.open(this.#folder));
     yield* this.#look(folder, "", (name) => {
@@ -281,7 +266,6 @@ export class FileBackend {
     }
   }
 
-  /** Removes what leftovers() has shown; what is gone is success. */
   async removeLeftover({ path }: BackendLeftover): Promise<void> {
     const below = relative(this.#folder, dirname(path))
       .split(sep)
@@ -336,6 +320,10 @@ export class FileBackend {
     return syncFolder(this.#folder);
   }
 
+  #pathOf(source: SourceReference): string {
+    return "volumeId" in source ? this.#volume(source.volumeId) : this.#snapshot(source.snapshotId);
+  }
+
   #volume(id: string): string {
     return join(this.#folder, `volume-${checkId(id)}`);
   }
@@ -347,14 +335,6 @@ export class FileBackend {
   #restore(id: string): string {
     return join(this.#folder, `.restore-${checkId(id)}`);
   }
-}
-
-/** A file of a backend that an operation has made. */
-export interface BackendLeftover {
-  kind: "volume" | "snapshot" | "private";
-  path: string;
-  ids: string[];
-  modifiedAt: Date;
 }
 
 /** Opens the folder of a `file` backend. BackendUnavailableError unless it is a folder that can be written. */

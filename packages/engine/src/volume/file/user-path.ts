@@ -2,15 +2,8 @@ import { realpath, stat } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve, sep } from "node:path";
 import { errnoOf, PathNotAllowedError } from "../../errors.ts";
 import { Folder, identityOf } from "../../folder.ts";
+import type { UserPlaces } from "../backend.ts";
 import { guardStorage } from "../storage-error.ts";
-
-/** Where files that users name may lie. */
-export interface UserPlaces {
-  /** Only beneath these folders, which may themselves be named by links. */
-  roots: readonly string[];
-  /** Folders and files of the service itself: neither they nor what is in them, whatever root they lie beneath. */
-  reserved?: readonly string[];
-}
 
 /** The folder of a path that a user named, held open, and the last part of that path. */
 export interface UserPath extends AsyncDisposable {

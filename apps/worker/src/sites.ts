@@ -153,8 +153,7 @@ export function openSites(config: Config, log: Logger): Sites {
   const writable = new Map<string, number>();
   const checkWritable = async (name: string): Promise<void> => {
     const repository = await openNamed(name);
-    const local = repository.driver === "posix" || repository.driver === "nfs";
-    if (!local && performance.now() < (writable.get(name) ?? 0)) return;
+    if (repository.storage === "objects" && performance.now() < (writable.get(name) ?? 0)) return;
     await repository.checkWritable();
     if (!writable.has(name)) for (const remark of await repository.remarks()) log.warn({ repository: name }, remark);
     writable.set(name, performance.now() + writableMs);

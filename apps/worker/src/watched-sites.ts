@@ -67,7 +67,7 @@ function watched<Target extends object>(target: Target, place: string, watch: Ca
     });
   };
   // Files are written in small pieces, before each of which the fence is asked. A store asks it before every try, which may all fail.
-  const unseen = "driver" in target && (target.driver === "s3" || target.driver === "swift");
+  const unseen = "storage" in target && target.storage === "objects";
   const fencesSeen = (arg: unknown): unknown => {
     if (!isObject(arg) || !("fence" in arg) || typeof arg.fence !== "function") return arg;
     const { fence } = arg as RunContext;

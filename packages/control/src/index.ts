@@ -67,9 +67,11 @@ export {
   deleteInstance,
   detachInstanceVolume,
   getInstance,
+  type InstanceDriver,
   type InstanceRow,
   instanceDrivers,
   listInstances,
+  needsSocket,
   powerStates,
   updateInstance,
 } from "./groups/instances.ts";

@@ -9,6 +9,7 @@ import {
   isUuid,
   type Json,
   listInstances,
+  needsSocket,
   powerStates,
   updateInstance,
 } from "@tephra/control";
@@ -105,11 +106,12 @@ function checkMachine(
   },
   was: { driver: string; qmpSocket: string | null } | null,
 ): void {
-  if (machine.driver === "qmp" || machine.qmp_socket || machine.agent_socket) allow(principal, "ops:instance:machine");
+  const speaks = machine.driver !== undefined && needsSocket(machine.driver);
+  if (speaks || machine.qmp_socket || machine.agent_socket) allow(principal, "ops:instance:machine");
   const driver = machine.driver ?? was?.driver;
   const named = machine.qmp_socket === undefined ? was?.qmpSocket : machine.qmp_socket;
-  if (driver === "qmp" && !named)
-    throw badRequest("Invalid input received: instance.qmp_socket: the driver qmp needs it");
+  if (driver !== undefined && needsSocket(driver) && !named)
+    throw badRequest(`Invalid input received: instance.qmp_socket: the driver ${driver} needs it`);
 }
 
 const idOf = ({ params }: OpsCall): string => params["id"] ?? "";

@@ -1,4 +1,4 @@
-import { InvalidError } from "@tephra/control";
+import { type InstanceDriver, InvalidError } from "@tephra/control";
 import {
   assertPartsDone,
   assertShutOff,
@@ -24,17 +24,13 @@ async function openMachine(groupId: string | null, { config, database }: WorkerC
   const group = await database.group.findUnique({ where: { id: groupId ?? noInstance }, include: { instance: true } });
   const instance = group?.instance;
   if (!instance) return openHypervisor({ driver: "record", powerState: "SHUTOFF" });
-  const powerState = instance.powerState as PowerState;
-  if (instance.driver !== "qmp") {
-    return openHypervisor({ driver: "record", powerState });
-  }
   return openHypervisor({
-    driver: "qmp",
-    socket: instance.qmpSocket ?? "",
+    driver: instance.driver as InstanceDriver,
+    powerState: instance.powerState as PowerState,
+    socket: instance.qmpSocket,
     agentSocket: instance.agentSocket,
     freezeMountpoints: instance.freezeMountpoints as string[] | null,
     socketRoots: config.instances.qmp_socket_roots,
-    powerState,
   });
 }
 

@@ -24,6 +24,9 @@ export type InstancePowerState = (typeof powerStates)[number];
 /** How a virtual machine is spoken to: not at all, its record being believed, or by QEMU's monitor. */
 export const instanceDrivers = ["record", "qmp"] as const;
 export type InstanceDriver = (typeof instanceDrivers)[number];
+const driversWithSocket: ReadonlySet<string> = new Set<InstanceDriver>(["qmp"]);
+/** Whether a driver speaks to the machine, through a socket that has to be named. */
+export const needsSocket = (driver: string): boolean => driversWithSocket.has(driver);
 
 /** An instance with its disks, boot disk first, and its group. */
 export type InstanceRow = Instance & { disks: Attachment[]; group: Group | null };

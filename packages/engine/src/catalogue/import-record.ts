@@ -191,8 +191,7 @@ export async function locateRecord(record: ImportRecord, repository: Repository)
   const reference = { backupId, repository, prefix };
   if (container !== null) return { ...reference, container };
   const root = { ...reference, container: rootContainer };
-  const isFolder = repository.driver === "posix" || repository.driver === "nfs";
-  if (isFolder && (await isStored(root))) return root;
+  if (repository.storage === "files" && (await isStored(root))) return root;
   return { ...reference, container: repository.defaultContainer(idOfPrefix(prefix)) };
 }
 

@@ -37,6 +37,7 @@ export async function encryptRepository(stored: Repository, source: MasterKeySou
  */
 class EncryptingRepository implements Repository {
   readonly driver: Repository["driver"];
+  readonly storage: Repository["storage"];
   readonly service: string;
   readonly streamsPuts: boolean;
   readonly ownContainer: string | null;
@@ -46,6 +47,7 @@ class EncryptingRepository implements Repository {
 
   constructor(stored: Repository, keys: BackupKeys) {
     this.driver = stored.driver;
+    this.storage = stored.storage;
     this.service = stored.service;
     this.ownContainer = stored.ownContainer;
     this.streamsPuts = stored.streamsPuts === true;

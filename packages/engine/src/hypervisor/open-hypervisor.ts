@@ -1,16 +1,36 @@
 import type { Hypervisor, PowerState } from "./hypervisor.ts";
-import { QmpHypervisor, type QmpSettings } from "./qmp.ts";
+import { QmpHypervisor } from "./qmp.ts";
 import { RecordHypervisor } from "./record.ts";
 
-/** Which driver, and what its record says. */
-export type HypervisorSettings = { driver: "record"; powerState: PowerState } | ({ driver: "qmp" } & QmpSettings);
+/** Which driver, and what is recorded of the machine; of the rest each driver takes what it needs. */
+export interface HypervisorSettings {
+  driver: "record" | "qmp";
+  powerState: PowerState;
+  /** The monitor's socket. */
+  socket?: string | null;
+  /** The guest agent's, where there is one. */
+  agentSocket?: string | null;
+  /** What the agent freezes, by mount points in the guest; null: everything. */
+  freezeMountpoints?: string[] | null;
+  /** Sockets may lie beneath these folders only. */
+  socketRoots?: readonly string[];
+}
 
 /** Nothing is connected yet: a machine that is off can be opened too. */
 export function openHypervisor(settings: HypervisorSettings): Hypervisor {
-  switch (settings.driver) {
+  const { driver, powerState, socket, agentSocket, freezeMountpoints, socketRoots } = settings;
+  switch (driver) {
     case "record":
-      return new RecordHypervisor(settings.powerState);
+      return new RecordHypervisor(powerState);
     case "qmp":
-      return new QmpHypervisor(settings);
+      return new QmpHypervisor({
+        socket: socket ?? "",
+        agentSocket: agentSocket ?? null,
+        freezeMountpoints: freezeMountpoints ?? null,
+        socketRoots: socketRoots ?? [],
+        powerState,
+      });
+    default:
+      return driver satisfies never;
   }
 }

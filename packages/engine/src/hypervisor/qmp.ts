@@ -12,7 +12,7 @@ import { snapshotUntouched } from "./snapshot-untouched.ts";
 const Status = z.object({ status: z.string() });
 const Exports = z.array(z.object({ id: z.string() }));
 
-export interface QmpSettings {
+interface QmpSettings {
   /** The monitor of a running QEMU or qemu-storage-daemon: an absolute path. */
   socket: string;
   /** The socket of the guest agent, if there is one. */

@@ -37,6 +37,7 @@ const nameBytesMax = 1024;
  */
 export class ObjectRepository implements Repository {
   readonly driver: "s3" | "swift";
+  readonly storage = "objects";
   readonly service: string;
   readonly ownContainer: string;
   readonly #store: ObjectStore;
@@ -81,8 +82,8 @@ export class ObjectRepository implements Repository {
 
   async remarks(): Promise<string[]> {
     if ((await this.#store.keepsVersions()) !== true) return [];
-    const { driver, label, container } = this.#store;
-    const cure = driver === "s3" ? ", or set remove_versions=true in its URL" : "";
+    const { versionsRemovedBy, label, container } = this.#store;
+    const cure = versionsRemovedBy === null ? "" : `, or set ${versionsRemovedBy} in its URL`;
     return [
       `${label} keeps versions: what is removed frees no room until a rule of the container ${container} ends them${cure}.`,
     ];

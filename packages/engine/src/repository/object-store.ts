@@ -27,6 +27,8 @@ export interface UploadedPart {
  */
 export interface ObjectStore extends AsyncDisposable {
   readonly driver: "s3" | "swift";
+  /** What in the URL makes it remove older versions too; null where it cannot. */
+  readonly versionsRemovedBy: string | null;
   /** What Cinder calls the service of a backup. */
   readonly service: string;
   /** The container in which everything lies that has no other. */

@@ -72,6 +72,7 @@ const entriesPerRead = 1024;
 /** A folder as a repository, in the layout of Cinder's posix and NFS drivers. */
 export class PosixRepository implements Repository {
   readonly driver: "posix" | "nfs" = "posix";
+  readonly storage = "files";
   readonly service: string = "cinder.backup.drivers.posix.PosixBackupDriver";
   readonly streamsPuts = true;
   readonly ownContainer = null;

@@ -39,6 +39,11 @@ export type Leftover = { modifiedAt: Date } & (
  */
 export interface Repository extends AsyncDisposable {
   readonly driver: "posix" | "nfs" | "s3" | "swift";
+  /**
+   * `files`: what is put is written piece by piece, the fence is asked before each, and asking whether it can be costs next to nothing.
+   * `objects`: it is sent whole, once for every try.
+   */
+  readonly storage: "files" | "objects";
   /** What Cinder calls the service of a backup: the driver's class path there. */
   readonly service: string;
   /**

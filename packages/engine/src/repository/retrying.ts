@@ -37,6 +37,7 @@ const throttlePauseMsMax = 60_000;
  */
 export class RetryingStore implements ObjectStore {
   readonly driver: "s3" | "swift";
+  readonly versionsRemovedBy: string | null;
   readonly service: string;
   readonly container: string;
   readonly label: string;
@@ -49,6 +50,7 @@ export class RetryingStore implements ObjectStore {
 
   constructor(inner: ObjectStore, policy: RetryPolicy) {
     this.driver = inner.driver;
+    this.versionsRemovedBy = inner.versionsRemovedBy;
     this.service = inner.service;
     this.container = inner.container;
     this.label = inner.label;

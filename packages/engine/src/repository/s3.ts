@@ -96,6 +96,7 @@ const silent = { debug() {}, info() {}, warn() {}, error() {} };
 /** S3 by Amazon's client; Cinder's S3 driver. Single puts carry their MD5, which the store checks before it keeps them. */
 export class S3Store implements ObjectStore {
   readonly driver = "s3";
+  readonly versionsRemovedBy = "remove_versions=true";
   readonly service = "cinder.backup.drivers.s3.S3BackupDriver";
   readonly container: string;
   readonly label: string;

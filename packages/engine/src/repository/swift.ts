@@ -34,6 +34,7 @@ export interface SwiftSettings extends SwiftNetwork {
  */
 export class SwiftStore implements ObjectStore {
   readonly driver = "swift";
+  readonly versionsRemovedBy = null;
   readonly service = "cinder.backup.drivers.swift.SwiftBackupDriver";
   readonly container: string;
   readonly label: string;

@@ -51,7 +51,7 @@ export {
   type TogetherOptions,
   type TogetherResult,
 } from "./hypervisor/hypervisor.ts";
-export { type HypervisorSettings, openHypervisor } from "./hypervisor/open-hypervisor.ts";
+export { type HypervisorSettings, openHypervisor } from "./open-hypervisor.ts";
 export { openRepository, type RepositorySettings } from "./open-repository.ts";
 export { openVolumeBackend, type VolumeBackendSettings } from "./open-volume-backend.ts";
 export {

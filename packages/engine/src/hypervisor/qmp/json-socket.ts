@@ -1,9 +1,9 @@
 import { constants } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
-import { errnoOf, HypervisorUnavailableError, PathNotAllowedError } from "../errors.ts";
-import { O_PATH } from "../folder.ts";
-import { openUserPath } from "../volume/file/user-path.ts";
+import { errnoOf, HypervisorUnavailableError, PathNotAllowedError } from "../../errors.ts";
+import { O_PATH } from "../../folder.ts";
+import { openUserPath } from "../../volume/file/user-path.ts";
 
 /** A reply longer than this ends the connection. The longest that QEMU gives is its schema, of 300 KB. */
 export const lineBytesMax = 4 * 1024 * 1024;

@@ -1,6 +1,6 @@
 import { randomInt } from "node:crypto";
 import { z } from "zod";
-import { HypervisorRefusedError, HypervisorUnavailableError } from "../errors.ts";
+import { HypervisorRefusedError, HypervisorUnavailableError } from "../../errors.ts";
 import { type JsonSocket, openJsonSocket } from "./json-socket.ts";
 import { parseJson, within } from "./qmp-client.ts";
 

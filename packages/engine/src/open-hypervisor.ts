@@ -1,6 +1,6 @@
-import type { Hypervisor, PowerState } from "./hypervisor.ts";
-import { QmpHypervisor } from "./qmp.ts";
-import { RecordHypervisor } from "./record.ts";
+import type { Hypervisor, PowerState } from "./hypervisor/hypervisor.ts";
+import { QmpHypervisor } from "./hypervisor/qmp/qmp.ts";
+import { RecordHypervisor } from "./hypervisor/record.ts";
 
 /** Which driver, and what is recorded of the machine; of the rest each driver takes what it needs. */
 export interface HypervisorSettings {

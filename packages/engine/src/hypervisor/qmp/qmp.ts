@@ -1,13 +1,13 @@
 import { z } from "zod";
-import { GuestNotFrozenError, HypervisorRefusedError } from "../errors.ts";
-import type { RunContext } from "../run/run-context.ts";
-import { copyTogether } from "../volume/file/copy-together.ts";
+import { GuestNotFrozenError, HypervisorRefusedError } from "../../errors.ts";
+import type { RunContext } from "../../run/run-context.ts";
+import { copyTogether } from "../../volume/file/copy-together.ts";
+import type { Disk, Hypervisor, PowerState, TogetherOptions, TogetherResult } from "../hypervisor.ts";
+import { snapshotUntouched } from "../snapshot-untouched.ts";
 import { freezeWhile, thaw } from "./freeze-while.ts";
 import { GuestAgent } from "./guest-agent.ts";
-import type { Disk, Hypervisor, PowerState, TogetherOptions, TogetherResult } from "./hypervisor.ts";
 import { findDisk, prepareOverlay, removeUnused, switchToOverlays, withdrawOverlays } from "./overlays.ts";
 import { CommandMissingError, QmpClient } from "./qmp-client.ts";
-import { snapshotUntouched } from "./snapshot-untouched.ts";
 
 const Status = z.object({ status: z.string() });
 const Exports = z.array(z.object({ id: z.string() }));

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, type TestContext, test } from "vitest";
-import { type GuestFilesystem, startGuestAgent, whyNoGuest } from "../../../../test/kit/guest-agent.ts";
+import { type GuestFilesystem, startGuestAgent, whyNoGuest } from "../../../../../test/kit/guest-agent.ts";
 import { freezeWhile } from "./freeze-while.ts";
 import { GuestAgent } from "./guest-agent.ts";
 

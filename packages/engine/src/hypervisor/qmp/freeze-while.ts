@@ -1,5 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
-import { EngineError, HypervisorUnavailableError } from "../errors.ts";
+import { EngineError, HypervisorUnavailableError } from "../../errors.ts";
 import type { GuestAgent } from "./guest-agent.ts";
 
 export interface FrozenRun<Result> {

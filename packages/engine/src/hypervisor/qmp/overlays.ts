@@ -2,10 +2,10 @@ import { createHash } from "node:crypto";
 import { lstat, open, readdir, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { z } from "zod";
-import { errnoOf, HypervisorRefusedError, HypervisorUnavailableError } from "../errors.ts";
-import { unlinkIfThere } from "../volume/file/copy-file.ts";
-import { syncFolder } from "../volume/file/sync-folder.ts";
-import { guardStorage } from "../volume/storage-error.ts";
+import { errnoOf, HypervisorRefusedError, HypervisorUnavailableError } from "../../errors.ts";
+import { unlinkIfThere } from "../../volume/file/copy-file.ts";
+import { syncFolder } from "../../volume/file/sync-folder.ts";
+import { guardStorage } from "../../volume/storage-error.ts";
 import { parseJson, type QmpClient } from "./qmp-client.ts";
 
 /*

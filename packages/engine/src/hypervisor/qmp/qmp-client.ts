@@ -1,6 +1,6 @@
 import { parseStrictJson } from "@tephra/format";
 import { z } from "zod";
-import { HypervisorRefusedError, HypervisorUnavailableError } from "../errors.ts";
+import { HypervisorRefusedError, HypervisorUnavailableError } from "../../errors.ts";
 import { type JsonSocket, lineBytesMax, openJsonSocket } from "./json-socket.ts";
 
 /** A monitor serves one client at a time; a second one is connected and gets no greeting until the first has gone. */

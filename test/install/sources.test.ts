@@ -126,3 +126,25 @@ test("every file that ARCHITECTURE.md names is there, and no other has the same 
   const names = new Set(writings.map((path) => basename(path)));
   expect(named.filter((path) => /^[\w-]+\.(?:ts|mjs)$/.test(path) && !names.has(path))).toEqual([]);
 });
+
+/** Where a driver is chosen by its name, and where what a user wrote is taken apart to learn it. */
+const choosers = [
+  "packages/engine/src/open-repository.ts",
+  "packages/engine/src/open-volume-backend.ts",
+  "packages/engine/src/open-hypervisor.ts",
+  "packages/engine/src/repository/repository-url.ts",
+];
+
+test("nothing but the choosers and the drivers themselves depends on a driver's name", () => {
+  const names = choosers.flatMap((path) =>
+    Array.from(readFileSync(`${root}/${path}`, "utf8").matchAll(/case "([\w-]+)":/g), ([, name]) => name as string),
+  );
+  expect(names.sort()).toEqual(["file", "nfs", "posix", "qmp", "record", "s3", "swift"]);
+  const name = `"(?:${names.join("|")})"`;
+  const branch = new RegExp(
+    [`[!=]=\\s*${name}`, `${name}\\s*[!=]=`, `case ${name}:`, `${name}[^\\]\\n]*\\]\\s*\\.includes\\(`].join("|"),
+  );
+  const own = new RegExp(`^packages/engine/src/(?:repository|volume|hypervisor)/(?:${names.join("|")})(?:/|\\.ts$)`);
+  expect(having(branch).filter((path) => !choosers.includes(path) && !own.test(path))).toEqual([]);
+  expect(choosers.filter((path) => having(branch).includes(path))).toEqual(choosers);
+});

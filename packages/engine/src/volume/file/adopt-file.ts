@@ -1,10 +1,10 @@
 import { link, lstat } from "node:fs/promises";
 import { errnoOf, SourceMissingError, VolumeConflictError } from "../../errors.ts";
 import type { RunContext } from "../../run/run-context.ts";
+import { guardStorage } from "../storage-error.ts";
 import { copyToNewFile } from "./copy-file.ts";
 import { newDraft } from "./drafts.ts";
 import { type FileSource, openFileSource } from "./file-source.ts";
-import { guardStorage } from "../storage-error.ts";
 
 /** Bytes that are compared at a time. */
 const stepBytes = 1024 * 1024;

@@ -587,6 +587,8 @@ async function contradictions(): Promise<unknown> {
         WHERE says.of = 'backup' AND b.status <> says.status) AS backups,
       (SELECT count(*)::int FROM live JOIN volumes v ON v.id = live.volume_id WHERE live.kind = 'backup-create'
         AND live.snapshot_id IS NULL AND v.status <> 'backing-up') AS "volumes of backups",
+      (SELECT count(*)::int FROM live JOIN volumes v ON v.id = live.volume_id WHERE live.kind = 'backup-restore'
+        AND v.status NOT IN ('restoring-backup', 'creating')) AS "volumes of restores",
       (SELECT count(*)::int FROM backups WHERE status = 'available'
         AND (removal_begun_at IS NOT NULL OR (stored_bytes IS NULL AND object_count = 0))) AS "available and not restorable",
       (SELECT count(*)::int FROM snapshots s WHERE s.status = 'deleting' AND NOT EXISTS (SELECT FROM live

@@ -72,7 +72,7 @@ it("answers recorded requests as a real Cinder did", { timeout: 300_000 }, async
 });
 
 it("names few differences by choice, and each has its section", () => {
-  const sections = new Set(beside("../../docs/cinder-differences.md").match(/^## .+$/gm));
+  const sections = new Set(beside("../../../docs/cinder-differences.md").match(/^## .+$/gm));
   for (const { id, section } of differences) expect([...sections], id).toContain(`## ${section}`);
   const choices = differences.filter((difference) => difference.kind === "choice");
   expect(choices.length / readCases("cinder-zed").length).toBeLessThanOrEqual(0.03);

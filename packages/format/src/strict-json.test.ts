@@ -4,14 +4,14 @@ import { JsonReader, jsonDepthMax, jsonValuesMax, parseStrictJson, UnusableJsonE
 
 const document = fc.dictionary(fc.string({ unit: "binary" }), fc.jsonValue({ maxDepth: 5, stringUnit: "binary" }));
 
-/** Every object of a value. */
+/** Every object within a value. */
 function objectsIn(value: unknown): Record<string, unknown>[] {
   if (typeof value !== "object" || value === null) return [];
   const inner = Object.values(value).flatMap(objectsIn);
   return Array.isArray(value) ? inner : [value as Record<string, unknown>, ...inner];
 }
 
-/** JSON in which one object, the `pick`th of those that have a member, has one of its keys once more; null when there is none. */
+/** JSON in which one object, the `pick`th of those with members, has one of its keys duplicated; null when there is none. */
 function withTwin(value: unknown, pick: number, escaped: boolean): string | null {
   const filled = objectsIn(value).filter((object) => Object.keys(object).length > 0);
   const chosen = filled[pick % Math.max(1, filled.length)];
@@ -113,7 +113,7 @@ test("whitespace around a document is allowed, and bytes that are no text are no
   expect(() => parseStrictJson(Buffer.from('{"a": "\xff"}', "latin1"))).toThrow(UnusableJsonError);
 });
 
-/** Bytes of heap that a refusal has used at the most; collections make it less, never more. */
+/** Heap bytes that a refusal used, at most; garbage collection can only lower the figure. */
 function heapUsed(work: () => void): number {
   const before = process.memoryUsage().heapUsed;
   work();

@@ -1,16 +1,16 @@
 import { Tokenizer, TokenType } from "@streamparser/json";
 
-/** The text is no JSON, says something twice, or is larger than anything that is meant. */
+/** The text is not JSON, repeats a key, or exceeds a limit that no legitimate document reaches. */
 export class UnusableJsonError extends Error {}
 
-/** How deep lists and objects may lie in each other. What Cinder and this service write has four levels. */
+/** Maximum nesting depth of lists and objects. Documents of Cinder and this service have four levels. */
 export const jsonDepthMax = 32;
-/** How many values one value may have in it: bounds what is made of a megabyte of `[1,1,1,…`. */
+/** Maximum number of values within one value: bounds what is built from a megabyte of `[1,1,1,…`. */
 export const jsonValuesMax = 100_000;
-/** How many members the document itself may have. */
+/** Maximum number of members of the document itself. */
 const rootMembersMax = 1000;
 
-/** What becomes of a member of the document: made and handed over whole, or element by element, or only checked. */
+/** What to do with a member of the document: build it and hand it over whole, hand it over element by element, or only check it. */
 export type JsonWish = "value" | "elements" | "check";
 
 export interface JsonReaderOptions {
@@ -25,9 +25,9 @@ type Frame = { made: boolean } & (
 type Expected = "value" | "first value" | "first key" | "key" | "colon" | "comma" | "nothing";
 
 /**
- * Reads one JSON object from bytes as they come. Refuses a key that an object, at any depth and wanted or not, has twice (after
- * unescaping), nesting beyond `jsonDepthMax`, a value of more than `jsonValuesMax` values, text that is not UTF-8, and anything behind the
- * end. Memory is that of the value which is being made. Throws UnusableJsonError.
+ * Reads one JSON object from bytes as they arrive. Refuses a key that any object repeats (after unescaping; at any depth, wanted or not),
+ * nesting beyond `jsonDepthMax`, a value of more than `jsonValuesMax` values, text that is not UTF-8, and anything after the end. Memory
+ * use is that of the value being built. Throws UnusableJsonError.
  */
 export class JsonReader {
   readonly #options: JsonReaderOptions;
@@ -54,7 +54,7 @@ export class JsonReader {
     if (this.#failure !== null) throw this.#failure;
   }
 
-  /** The text has ended. */
+  /** Signals the end of the text. */
   end(): void {
     if (this.#expected !== "nothing") throw new UnusableJsonError("it ends in the middle");
     this.#tokenizer.end();
@@ -147,7 +147,7 @@ export class JsonReader {
       throw new UnusableJsonError(`a value of it has more than ${jsonValuesMax} values`);
   }
 
-  /** Whether the object or list that begins here is kept: not the document itself, nor a list of which every element is handed over. */
+  /** Whether the object or list that begins here is kept: not the document itself, nor a list that is handed over element by element. */
   #isMade(): boolean {
     const depth = this.#frames.length;
     if (depth === 0 || this.#wish === "check") return false;
@@ -171,13 +171,13 @@ export class JsonReader {
   }
 }
 
-/** Bytes of a whole document, where nothing else is said. */
+/** Default limit for a whole document, in bytes. */
 const documentBytesMax = 1024 * 1024;
 
 /**
- * One JSON object, under the rules of JsonReader. Numbers, lists and texts by themselves are no documents.
+ * One JSON object, under the rules of JsonReader. A bare number, list or string is not a document.
  *
- * @throws UnusableJsonError also for one of more bytes than `bytesMax`
+ * @throws UnusableJsonError also for more than `bytesMax` bytes
  */
 export function parseStrictJson(text: string | Uint8Array, bytesMax = documentBytesMax): Record<string, unknown> {
   const bytes = typeof text === "string" ? Buffer.from(text) : text;

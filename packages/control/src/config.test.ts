@@ -6,7 +6,7 @@ import { z } from "zod";
 import { type Config, ConfigFile, levelOf, loadConfig } from "./config.ts";
 import { isOwnPlace, ownPlaces } from "./own-places.ts";
 
-/** The configuration of a file with one repository of these settings. */
+/** The configuration from a file with one repository that has these settings. */
 function configOf(repository: Record<string, unknown>, more: Record<string, unknown> = {}): Config {
   const folder = mkdtempSync(join(tmpdir(), "tephra-config-"));
   try {
@@ -110,7 +110,7 @@ interface KeySchema {
   required?: string[];
 }
 
-/** Every key that a file can have, lists with `[]`, and what it is when the file does not say it. */
+/** Every key that a file can have, lists with `[]`, and its value when the file does not set it. */
 function keysOf(schema: KeySchema, path = ""): [key: string, fallback: string][] {
   const object = schema.anyOf?.find((one) => one.type !== "null") ?? schema;
   return Object.entries(object.properties ?? {}).flatMap(([name, value]) => {
@@ -134,7 +134,7 @@ describe("docs/configuration.md", () => {
   });
 
   it("has the defaults that hold", () => {
-    // What follows from the place where the process runs, or from another key, is said in words.
+    // Defaults derived from the environment or from another key are documented in words.
     const inWords = ["data_dir", "import_roots", "repositories[].read_back"];
     for (const [, key = "", told = ""] of rows) {
       const fallback = keys.find(([name]) => name === key)?.[1];
@@ -155,7 +155,7 @@ describe("docs/configuration.md", () => {
   });
 });
 
-/** Every option of Cinder for backups, without those of drivers that have no counterpart here. */
+/** Every backup option of Cinder, except those of drivers that have no counterpart here. */
 const cinderOptions = `backup_driver backup_driver_init_check_interval backup_driver_stats_polling_interval
   backup_service_inithost_offload backup_native_threads_pool_size backup_workers backup_max_operations backup_use_same_host
   backup_use_temp_snapshot backup_compression_algorithm backup_create_containers backup_metadata_version

@@ -17,10 +17,10 @@ const name = z
   .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, "must be a short name of letters, digits, '.', '_' or '-'");
 const quotaLimit = z.int().min(-1).max(2_147_483_647);
 
-/** The folder in the data folder that files come in by and go out by, unless `import_roots` says others. */
+/** Folder under the data folder through which files are imported and exported, unless `import_roots` names others. */
 export const exchangeFolder = "exchange";
 
-/** Roles of a static token, as OpenStack names them. */
+/** Roles of a static token, named as in OpenStack. */
 export const roles = ["reader", "member", "admin"] as const;
 export type Role = (typeof roles)[number];
 
@@ -31,11 +31,14 @@ const Token = z.strictObject({
   roles: z.array(z.enum(roles)).min(1),
 });
 
-/** Every value of Cinder's option, and the level of its codec: Cinder's own defaults. Zeros are compressed with zlib where it is off. */
+/**
+ * Every value of Cinder's option, with the level of its codec: Cinder's own defaults. Where compression is off, zeros are still compressed
+ * with zlib.
+ */
 export const compressionLevels = { zlib: 6, gzip: 6, bz2: 9, bzip2: 9, zstd: 3, none: 6, off: 6, no: 6 } as const;
 export type Compression = keyof typeof compressionLevels;
 
-/** A URL in which every parameter is known and can be obeyed. */
+/** A URL of which every parameter is known and can be honoured. */
 const databaseUrl = (variable: string) =>
   z.string().superRefine((url, context) => {
     try {
@@ -46,13 +49,13 @@ const databaseUrl = (variable: string) =>
     }
   });
 
-/** What makes zlib streams. */
+/** Encoders that produce zlib streams. */
 const zlibEncoders = ["zlib", "isal"] as const;
 export type ZlibEncoder = (typeof zlibEncoders)[number];
-/** Of ISA-L: what comes near zlib's own default. */
+/** The ISA-L level that comes closest to zlib's default. */
 const isalLevel = 2;
 
-/** Where the master keys of a repository come from: new backups there are encrypted. Read by the worker alone. */
+/** Where a repository's master keys come from: new backups in it are encrypted. Read by the worker only. */
 const Encryption = z
   .strictObject({
     key_file: z.string().min(1).optional(),
@@ -74,12 +77,12 @@ const Repository = z
         /^(?:posix|nfs|s3|swift):.+/,
         "must be a repository URL: posix:/dir, nfs:server:/export, s3://bucket or swift:container",
       ),
-    /** A file with the secrets of the repository, readable by the worker alone. */
+    /** A file with the repository's secrets, readable by the worker only. */
     credentials: z.string().min(1).optional(),
     access_key: z.string().min(1).optional(),
     secret_key: z.string().min(1).optional(),
     encryption: Encryption.optional(),
-    /** The availability zone of backups in it; part of the names of objects in S3 and Swift. */
+    /** Availability zone of the backups in it; part of object names in S3 and Swift. */
     zone: zone.optional(),
     default: z.boolean().default(false),
     block_bytes: z
@@ -94,9 +97,9 @@ const Repository = z
       .pipe(z.enum(Object.keys(compressionLevels) as [Compression, ...Compression[]]))
       .default("zlib"),
     zlib_encoder: z.enum(zlibEncoders).default("zlib"),
-    /** Whether objects in a folder are read again before they get their name; left out: on NFS. */
+    /** Whether objects in a folder are read back before they get their final name; if omitted: on NFS only. */
     read_back: z.boolean().optional(),
-    /** Tasks that may be at work on it at once, of all workers together; null: as many as there are slots. */
+    /** Maximum number of concurrent tasks on it, across all workers; null: limited by the slots only. */
     max_running_tasks: z.int().min(1).nullable().default(null),
   })
   .refine((r) => r.zlib_encoder === "zlib" || r.compression === "zlib" || r.compression === "gzip", {
@@ -110,12 +113,12 @@ const Repository = z
 
 const VolumeBackend = z.strictObject({ name, driver: z.literal("file"), path: z.string().min(1) });
 
-/** A file of PEM certificates, of which one must be at the end of the server's chain; null: what the machine trusts. */
+/** A file of PEM certificates, one of which must be the root of the server's chain; null: the system's trust store. */
 const ca = z.string().min(1).nullable().default(null);
 
-/** A Keystone v3 that says whose a token is, and the user by whose right it is asked. */
+/** The Keystone v3 that validates tokens, and the user that the service asks it as. */
 const Keystone = z.strictObject({
-  /** Where it listens, with or without `/v3` at the end. */
+  /** Its URL, with or without `/v3` at the end. */
   url: z
     .string()
     .regex(/^https?:\/\/[^\s]+$/, "must be an http:// or https:// URL")
@@ -125,24 +128,24 @@ const Keystone = z.strictObject({
   user_domain: z.string().min(1).default("Default"),
   project: z.string().min(1).default("service"),
   project_domain: z.string().min(1).default("Default"),
-  /** What a refused client is told to ask for a token; null: `url`. */
+  /** The URL to which refused clients are sent for a token; null: `url`. */
   www_authenticate_uri: z.string().min(1).nullable().default(null),
-  /** How long an answer is believed: a token that is revoked works at most so much longer. */
+  /** How long a response is cached: a revoked token keeps working for at most this long. */
   cache_ms: z.int().min(0).default(60_000),
-  /** Answers kept at once. */
+  /** Maximum number of cached responses. */
   cache_tokens_max: z.int().min(1).default(10_000),
   timeout_ms: z.int().min(100).default(10_000),
   ca,
 });
 
-/** Who is told of events. Secrets sign what is sent. */
+/** Targets of event notifications. Secrets sign what is sent. */
 const Notifications = z
   .strictObject({
     webhooks: z
       .array(
         z.strictObject({
           name,
-          /** Whoever answers there learns of every project: it comes from here alone, never from a request. */
+          /** The receiver learns of every project's events: configured here only, never taken from a request. */
           url: z
             .url({ protocol: /^https?$/, error: "must be an http:// or https:// URL" })
             .refine(
@@ -155,14 +158,14 @@ const Notifications = z
       )
       .default([])
       .refine((items) => new Set(items.map((i) => i.name)).size === items.length, "names must differ"),
-    /** The key of a stream in Redis; null: none. */
+    /** Key of a Redis stream; null: none. */
     redis_stream: z.string().min(1).nullable().default(null),
-    /** The stream is cut to about so many entries. */
+    /** The stream is trimmed to about this many entries. */
     redis_stream_entries_max: z.int().min(1).default(10_000),
     log: z.boolean().default(false),
-    /** After so many attempts a delivery is dead, and waits for an admin. */
+    /** After this many attempts a delivery is dead, and waits for an admin. */
     attempts_max: z.int().min(1).default(12),
-    /** The pause after the first attempt; it doubles with every further one. */
+    /** Pause after the first attempt; doubles with each further one. */
     backoff_ms: z.int().min(1).default(2_000),
     backoff_ms_max: z.int().min(1).default(3_600_000),
     timeout_ms: z.int().min(1).default(10_000),
@@ -180,12 +183,12 @@ const checkRedisUrl = (url: string, context: z.core.$RefinementCtx): void => {
 
 const unique = (items: readonly { name: string }[]) => new Set(items.map((i) => i.name)).size === items.length;
 
-/** The file, before the environment is laid over it. */
+/** The configuration file, before the environment is applied. */
 export const ConfigFile = z
   .strictObject({
     host: z.string().min(1).default("127.0.0.1"),
     port: z.coerce.number().int().min(0).max(65_535).default(8776),
-    /** Scheme, host and path that links in answers begin with; null: what the request says. */
+    /** Scheme, host and path at the start of links in responses; null: taken from the request. */
     public_endpoint: z
       .string()
       .regex(/^https?:\/\/[^\s]+$/, "must be an http:// or https:// URL")
@@ -193,19 +196,19 @@ export const ConfigFile = z
       .nullable()
       .default(null),
     ...httpFields,
-    /** What one page of a list holds at most. */
+    /** Maximum page size of a list. */
     list_max: z.int().min(1).max(100_000).default(1000),
-    /** What this machine is called among the services; null: its host name. */
+    /** This machine's name in the list of services; null: its host name. */
     host_name: z
       .string()
       .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,253}$/, "must be a host name")
       .nullable()
       .default(null),
-    /** Where volumes are, and backups in a repository that names no zone. */
+    /** Zone of volumes, and of backups in a repository that names no zone. */
     availability_zone: zone.default("nova"),
     data_dir: z.string().min(1),
     database_url: databaseUrl("DATABASE_URL"),
-    /** Another way to the same database, past a pooler: for the doorbell and migrations; null: `database_url`. */
+    /** Direct URL of the same database, bypassing a pooler: for the doorbell (LISTEN/NOTIFY) and migrations; null: `database_url`. */
     database_direct_url: databaseUrl("DATABASE_DIRECT_URL").nullable().default(null),
     redis_url: z.string().superRefine(checkRedisUrl),
     auth: z
@@ -213,7 +216,7 @@ export const ConfigFile = z
         mode: z.enum(["none", "static", "keystone"]).default("none"),
         tokens: z.array(Token).default([]),
         keystone: Keystone.nullable().default(null),
-        /** False: whoever has a token of a project, with whatever role, may do what a member may. */
+        /** False: any token of a project, with any role, may do what a member may. */
         enforce_new_defaults: z.boolean().default(true),
       })
       .prefault({})
@@ -238,66 +241,66 @@ export const ConfigFile = z
         groups: quotaLimit.default(10),
       })
       .prefault({}),
-    /** What users may say about one volume, snapshot or backup in pairs of their own. */
+    /** Limits on user-defined metadata of one volume, snapshot or backup. */
     metadata: z
       .strictObject({
-        /** Pairs; -1: any number. */
+        /** Number of pairs; -1: unlimited. */
         items_max: z.int().min(-1).default(128),
-        /** Keys and values together, in bytes of UTF-8. */
+        /** Total size of keys and values, in bytes of UTF-8. */
         bytes_max: z.int().min(1024).max(MiB).default(32_768),
       })
       .prefault({}),
     notifications: Notifications,
-    /** How long messages to users are kept: 30 days, as Cinder keeps them. */
+    /** How long messages to users are kept: 30 days, as in Cinder. */
     message_ttl_seconds: z.int().min(1).default(2_592_000),
-    /** What an import looks at: the metadata and the listing, or also every byte of the chain. */
+    /** What an import checks: the metadata and the listing only, or also every byte of the chain. */
     import_verify: z.enum(["listing", "deep"]).default("listing"),
-    /** Verifications that nobody asks for. */
+    /** Scheduled verifications. */
     verify: z
       .strictObject({
-        /** How often a sample of the backups that were not verified for so long is; null: never. */
+        /** Interval at which a sample of the backups not verified within it is verified; null: never. */
         interval_hours: z.number().positive().nullable().default(null),
-        /** Of all available backups, so many per cent at a time, those first that were not verified for the longest time. */
+        /** Share of all available backups verified each time, in percent; those that were not verified for the longest time go first. */
         sample_percent: z.number().positive().max(100).default(100),
         mode: z.enum(["quick", "deep", "drill"]).default("deep"),
       })
       .prefault({}),
-    /** The removal of what nobody needs any more. */
+    /** Garbage collection of what is no longer needed. */
     reaper: z
       .strictObject({
-        /** Null: only when asked. */
+        /** Null: on request only. */
         interval_hours: z.number().positive().nullable().default(24),
-        /** What is younger is left alone; more than clocks of stores and workers may differ. */
+        /** Anything younger is left alone; must exceed the clock difference between stores and workers. */
         grace_minutes: z.number().min(0).default(60),
       })
       .prefault({}),
     audit: z
       .strictObject({
-        /** How long it is remembered who changed the status of what. */
+        /** Audit log retention. */
         retention_days: z.number().positive().default(90),
       })
       .prefault({}),
     operations: z
       .strictObject({
-        /** How long operations are kept that have ended; their tasks go after a week at most. */
+        /** How long ended operations are kept; their tasks are removed after a week at most. */
         retention_days: z.number().min(1).default(90),
       })
       .prefault({}),
     instances: z
       .strictObject({
-        /** Folders in which the sockets of hypervisors and guest agents may lie. */
+        /** Folders that may contain the sockets of hypervisors and guest agents. */
         qmp_socket_roots: z.array(z.string().min(1)).default([]),
       })
       .prefault({}),
     instance_groups: z
       .strictObject({
-        /** How long a request without `async` waits for its end; then it is answered as one with it. */
+        /** How long a request without `async` waits for its operation to finish; after that it is answered like one with it. */
         sync_wait_timeout_ms: z.int().min(0).default(3_600_000),
-        /** The status of an answer to `async`. */
+        /** Status code of the response to `async`. */
         async_status_code: z.union([z.literal(201), z.literal(202)]).default(201),
-        /** The longest that a guest is kept from writing. */
+        /** Longest time for which a guest is kept from writing. */
         freeze_limit_ms: z.int().min(100).default(10_000),
-        /** Fail where no guest agent can freeze the guest's file systems, instead of a backup as after a power cut. */
+        /** Fail where no guest agent can freeze the guest's file systems, instead of taking a crash-consistent backup. */
         require_consistency: z.boolean().default(false),
       })
       .prefault({}),
@@ -309,9 +312,9 @@ export const ConfigFile = z
       .default(512 * MiB),
     worker: z
       .strictObject({
-        /** Tasks that one worker process runs at once. */
+        /** Concurrent tasks of one worker process. */
         slots: z.int().min(1).max(256).default(4),
-        /** Threads that hash and compress; null: one per core. */
+        /** Threads for hashing and compression; null: one per core. */
         threads: z.int().min(1).max(256).nullable().default(null),
         /** Bytes of window buffers, shared by all slots. */
         memory_bytes: z
@@ -320,9 +323,9 @@ export const ConfigFile = z
           .default(128 * MiB),
         lease_ms: z.int().min(500).default(10_000),
         heartbeat_ms: z.int().min(100).default(3_000),
-        /** A worker that was not heard of for so long is down; null: four heartbeats. */
+        /** A worker without a heartbeat for this long is down; null: four heartbeats. */
         down_ms: z.int().min(200).nullable().default(null),
-        /** A stopping worker hands back what is not done by then. */
+        /** A stopping worker hands back what is not finished by then. */
         drain_ms: z.int().min(0).default(5_000),
       })
       .prefault({})
@@ -332,11 +335,14 @@ export const ConfigFile = z
       }),
     tasks: z
       .strictObject({
-        /** A job that nobody claimed for so long is dispatched again. */
+        /** A job that nobody has claimed for this long is dispatched again. */
         dispatch_timeout_ms: z.int().min(500).default(30_000),
-        /** A task that no live worker can reach fails after this, as Cinder fails it. */
+        /** A task that no live worker is able to run fails after this long, as in Cinder. */
         unplaced_timeout_ms: z.int().min(500).default(60_000),
-        /** A task in which nothing moves for so long is given up, and so is the place that it waits for; some kinds are given more. */
+        /**
+         * A task without any progress for this long is abandoned, and the place that it waits for is considered unreachable; some kinds get
+         * longer.
+         */
         quiet_ms: z.int().min(500).default(60_000),
         reconcile_ms: z.int().min(100).default(2_000),
         attempts_max: z.int().min(1).default(3),
@@ -346,16 +352,16 @@ export const ConfigFile = z
       .prefault({}),
     dispatcher: z
       .strictObject({
-        /** Tasks of one project at once while another has something to do, too; null: any number. */
+        /** Concurrent tasks of one project while others have work, too; null: unlimited. */
         project_cap: z.int().min(1).nullable().default(null),
       })
       .prefault({}),
-    /** What a project may ask of one API process. */
+    /** Request limits per project and API process. */
     rate_limits: z
       .strictObject({
-        /** Requests within the window; null: any number. */
+        /** Requests within the window; null: unlimited. */
         requests: z.int().min(1).nullable().default(null),
-        /** Of those, what may change something: all but GET and HEAD. */
+        /** Of those, requests that may change something: all but GET and HEAD. */
         changes: z.int().min(1).nullable().default(null),
         window_seconds: z.int().min(1).default(60),
       })
@@ -366,7 +372,7 @@ export const ConfigFile = z
       .regex(/^[a-z0-9.-]+:[1-9]\d*$/, "must be POINT:N")
       .nullable()
       .default(null),
-    /** How often each process logs its memory, descriptors and event-loop delay. */
+    /** Interval at which each process logs its memory, descriptors and event-loop delay. */
     vitals_ms: z.int().min(1_000).default(60_000),
     log_level: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("info"),
   })
@@ -395,8 +401,8 @@ export const ConfigFile = z
 type Parsed = z.infer<typeof ConfigFile>;
 
 /**
- * The whole configuration, checked. Paths are absolute. `hostName` is this machine's, for rows and logs, where `host_name` does not say
- * another; `configFile` is what was read, null when there was no file.
+ * The whole configuration, validated. Paths are absolute. `hostName` is this machine's, for rows and logs, unless `host_name` sets another;
+ * `configFile` is the file that was read, null when there was none.
  */
 export type Config = Parsed & { hostName: string; configFile: string | null };
 export type KeystoneConfig = z.infer<typeof Keystone>;
@@ -430,7 +436,7 @@ function readFile(path: string): Record<string, unknown> {
   return value as Record<string, unknown>;
 }
 
-/** A variable, or what is in the file that the variable `<name>_FILE` names: how containers are given secrets. */
+/** A variable, or the contents of the file named by `<name>_FILE`: the usual way to pass secrets to containers. */
 function valueOrFile(env: Readonly<Record<string, string | undefined>>, name: string): string | undefined {
   const path = env[`${name}_FILE`];
   if (!path) return env[name];
@@ -442,15 +448,15 @@ function valueOrFile(env: Readonly<Record<string, string | undefined>>, name: st
   }
 }
 
-/** The password of Keystone's user may come by the environment, so that the file need hold no secret. */
+/** The password of Keystone's user may come from the environment, so that the file need not contain a secret. */
 function addSecret(raw: Record<string, unknown>, password: string | undefined): void {
   const auth = raw["auth"] as { keystone?: object } | undefined;
   if (password && auth?.keystone) raw["auth"] = { ...auth, keystone: { ...auth.keystone, password } };
 }
 
 /**
- * Environment and file (TEPHRA_CONFIG, YAML) → Config; the environment wins. The sole reader of the environment.
- * With no file: auth `none`, one posix repository, one `file` backend and a folder for imports and exports under the data folder.
+ * Environment and file (TEPHRA_CONFIG, YAML) → Config; the environment wins. The only reader of the environment. Without a file: auth
+ * `none`, one posix repository, one `file` backend and a folder for imports and exports under the data folder.
  *
  * @throws ConfigError that lists every problem with its key
  */
@@ -482,12 +488,12 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
   return { ...parsed.data, hostName: parsed.data.host_name ?? hostname(), configFile };
 }
 
-/** The level that a repository's encoder is given. */
+/** The level passed to a repository's encoder. */
 export function levelOf({ compression, zlib_encoder: zlibEncoder }: RepositoryConfig): number {
   return zlibEncoder === "isal" ? isalLevel : compressionLevels[compression];
 }
 
-/** The repository that new backups go to: the one marked `default`, else the first. */
+/** The repository for new backups: the one marked `default`, else the first. */
 export function defaultRepository(config: Config): RepositoryConfig {
   const found = config.repositories.find((r) => r.default) ?? config.repositories[0];
   if (!found) throw new ConfigError([{ key: "repositories", problem: "at least one is needed" }]);
@@ -501,13 +507,13 @@ export function repositoryNamed(config: Config, name: string): RepositoryConfig 
   return found;
 }
 
-/** The repository that new backups in `zone` go to: the default one if it is there, else the zone's first. Null when there is none. */
+/** The repository for new backups in `zone`: the default one if it is in that zone, else the zone's first. Null when there is none. */
 export function repositoryIn(config: Config, zone: string): RepositoryConfig | null {
   const inZone = config.repositories.filter((r) => r.zone === zone);
   return inZone.find((r) => r.default) ?? inZone[0] ?? null;
 }
 
-/** The backend that new volumes go to: the first. */
+/** The backend for new volumes: the first. */
 export function defaultVolumeBackend(config: Config): VolumeBackendConfig {
   const found = config.volume_backends[0];
   if (!found) throw new ConfigError([{ key: "volume_backends", problem: "at least one is needed" }]);
@@ -515,8 +521,8 @@ export function defaultVolumeBackend(config: Config): VolumeBackendConfig {
 }
 
 /**
- * Calls to files wait in threads of the process, of which there are four unless somebody says otherwise: a place that hangs would hold
- * them all. To be said before the first such call.
+ * Sets the size of the process's thread pool for file calls, which has four threads by default: a single hanging place would occupy them
+ * all. Must be called before the first file call.
  */
 export function allowFileThreads(count: number): void {
   process.env["UV_THREADPOOL_SIZE"] ||= String(count);

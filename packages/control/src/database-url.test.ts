@@ -13,7 +13,7 @@ const refusal = (url: string): string => {
 };
 const of = (query: string) => parseDatabaseUrl(`postgresql://u@h/d?${query}`);
 
-/** Every keyword of libpq 18 and what Prisma and node-postgres have added, with a value that somebody may give. */
+/** Every keyword of libpq 18 and every addition of Prisma and node-postgres, with a plausible value. */
 const parameters: Readonly<Record<string, readonly string[]>> = {
   host: ["a,b", "/run/postgresql", "::1"],
   hostaddr: ["127.0.0.1"],
@@ -130,7 +130,7 @@ describe("DATABASE_URL", () => {
       .constantFrom(...Object.keys(parameters))
       .chain((name) => fc.tuple(fc.constant(name), fc.constantFrom(...(parameters[name] ?? []))));
     const plain = JSON.stringify(parseDatabaseUrl("postgresql://u@h/d"));
-    // What it does not change was so before, or is the only thing that is possible.
+    // A parameter without effect was already the default, or has only one possible value.
     const idle =
       /^(sslmode=prefer|sslnegotiation=postgres|sslcompression=0|sslsni=1|client_encoding=UTF8|gssencmode=.*|channel_binding=prefer)$/;
     const idler =

@@ -1,27 +1,27 @@
-/** What cannot be read or obeyed in DATABASE_URL. The message names the parameter and never holds what stands in it. */
+/** Something in DATABASE_URL cannot be read or honoured. The message names the parameter and never contains its value. */
 export class DatabaseUrlError extends Error {
   readonly code = "database-url";
 }
 
-/** libpq's modes; what each asks of the server's certificate is in `tlsOptionsOf` (database-connection.ts). */
+/** libpq's modes; what each demands of the server's certificate is in `tlsOptionsOf` (db/connection.ts). */
 const sslModes = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] as const;
 type SslMode = (typeof sslModes)[number];
 
-/** DATABASE_URL as every reader understands it: the programs, the doorbell, migrations, scripts. */
+/** DATABASE_URL as all of its readers understand it: the programs, the doorbell, migrations, scripts. */
 export interface DatabaseUrl {
-  /** Tried in this order. A host that begins with `/` is the folder of a socket. */
+  /** Tried in this order. A host that begins with `/` is a socket's folder. */
   hosts: readonly { host: string; port: number }[];
   database: string | undefined;
   user: string | undefined;
   password: string | undefined;
-  /** Where the tables are; alone in the search path unless `options` says a longer one, which begins with it. */
+  /** Schema of the tables; the whole search path, unless `options` sets a longer one, which begins with it. */
   schema: string;
-  /** Settings of every session, `search_path` and those of `options` among them, by their names in lower case. */
+  /** Settings of every session, including `search_path` and those from `options`, by lower-case name. */
   settings: Readonly<Record<string, string>>;
   applicationName: string | undefined;
   ssl: {
     mode: SslMode;
-    /** PEM files, read for each new connection; `system`: what the machine trusts. */
+    /** PEM files, read for each new connection; `system`: the system's trust store. */
     rootCert: string | undefined;
     cert: string | undefined;
     key: string | undefined;
@@ -32,14 +32,14 @@ export interface DatabaseUrl {
     negotiation: "postgres" | "direct";
   };
   channelBinding: boolean;
-  /** null: the default of the kind of work. */
+  /** null: the default for the kind of work. */
   connectTimeoutMs: number | null;
   keepAlive: boolean;
   keepAliveIdleMs: number;
-  /** True: a host that only reads is passed over. */
+  /** True: read-only hosts are skipped. */
   writable: boolean;
   shuffled: boolean;
-  /** Said to lead through a pooler that gives a connection for one transaction; else that is found out. */
+  /** Declared to go through a transaction pooler; otherwise this is detected. */
   pooled: boolean;
 }
 
@@ -56,7 +56,7 @@ function decode(text: string, what: string): string {
   }
 }
 
-/** A value, or one of a list of values that are allowed for a parameter. */
+/** A value, or one of the values allowed for a parameter. */
 function oneOf<T extends string>(name: string, value: string, allowed: readonly T[]): T {
   return allowed.find((one) => one === value) ?? refuse(`${name} must be one of ${allowed.join(", ")}`);
 }
@@ -67,7 +67,7 @@ function integer(name: string, value: string, max: number): number {
     : refuse(`${name} must be a whole number of at most ${max}`);
 }
 
-/** Parameters of libpq that are obeyed by nobody here, each with what to do instead. */
+/** libpq parameters that are not supported here, each with what to do instead. */
 const refusedParameters: Readonly<Record<string, string>> = {
   hostaddr: "name the host, or its address, as host",
   passfile: "put the password into the URL",
@@ -94,7 +94,7 @@ const refusedParameters: Readonly<Record<string, string>> = {
   sslpassword_file: "use sslpassword",
 };
 
-/** What is obeyed because it changes nothing: the only values that are taken. */
+/** Parameters accepted because they change nothing: their only allowed values. */
 const fixedParameters: Readonly<Record<string, readonly string[]>> = {
   client_encoding: ["UTF8", "utf8", "UTF-8", "utf-8"],
   gssencmode: ["disable", "prefer"],
@@ -131,7 +131,7 @@ function parametersOf(query: string): Map<string, string> {
   return found;
 }
 
-/** `HOST[:PORT],…`; a host may be an IPv6 address in brackets, or a folder whose slashes are escaped. */
+/** `HOST[:PORT],…`; a host may be an IPv6 address in brackets, or a folder with escaped slashes. */
 function authorityOf(text: string): { hosts: string[]; ports: string[] } {
   if (text === "") return { hosts: [], ports: [] };
   const parts = text
@@ -159,11 +159,11 @@ function hostsOf(
   });
 }
 
-/** Words as PostgreSQL splits `options`: at spaces, with `\` before a space or itself. */
+/** Words as PostgreSQL splits `options`: at spaces; `\` escapes a space or itself. */
 const optionWords = (text: string): string[] =>
   [...text.matchAll(/(?:\\.|[^\s\\])+/gs)].map(([word]) => word.replace(/\\(.)/gs, "$1"));
 
-/** Kept by every session whatever anybody says: what the programs and the adapter read and write depends on it. */
+/** Set in every session, whatever else is configured: what the programs and the adapter read and write depends on it. */
 export const fixedSettings: Readonly<Record<string, string>> = {
   timezone: "UTC",
   datestyle: "ISO, MDY",
@@ -204,8 +204,8 @@ function pathOf(text: string): string[] {
 export const quotedIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`;
 
 /**
- * Where the tables are. What the server, the role or the database would add to it is not asked: two readers of one URL would otherwise
- * look into different schemas.
+ * Schema of the tables. What the server, the role or the database would add to it is ignored: otherwise two readers of one URL could use
+ * different schemas.
  */
 function schemaOf(schema: string | undefined, path: string | undefined): { schema: string; path: string } {
   if (path === undefined) {
@@ -249,7 +249,7 @@ function sslOf(parameters: Map<string, string>): DatabaseUrl["ssl"] {
   };
 }
 
-/** libpq: 0, a negative number or nothing waits for ever; a second is too short and counts as two. */
+/** As in libpq: 0, a negative number or nothing waits forever; one second is too short and counts as two. */
 function connectTimeoutOf(value: string | undefined): number | null {
   const seconds = value === undefined ? 0 : integer("connect_timeout", value, 3_600);
   return seconds <= 0 ? null : Math.max(2, seconds) * 1_000;
@@ -262,8 +262,8 @@ function flagOf(parameters: Map<string, string>, name: string): boolean {
 const shape = /^postgres(?:ql)?:\/\/(?:([^@/?#]*)@)?([^/?#]*)(?:\/([^?#]*))?(?:\?([^#]*))?(#.*)?$/s;
 
 /**
- * Reads `postgresql://[USER[:PASSWORD]@][HOST[:PORT],…][/DATABASE][?NAME=VALUE&…]` with the meaning that libpq gives it, and `schema` and
- * `pgbouncer`, which others have brought into use. Every parameter is obeyed by whoever connects, or refused here.
+ * Reads `postgresql://[USER[:PASSWORD]@][HOST[:PORT],…][/DATABASE][?NAME=VALUE&…]` with libpq's meaning, plus the common extensions
+ * `schema` and `pgbouncer`. Every parameter is either honoured by whoever connects, or refused here.
  *
  * @throws DatabaseUrlError that names the parameter, not its value
  */
@@ -301,7 +301,7 @@ export function parseDatabaseUrl(url: string): DatabaseUrl {
   };
 }
 
-/** The same URL, of another database of its server. */
+/** The same URL, for another database of its server. */
 export function inDatabase(url: string, database: string): string {
   const [, userinfo, authority = "", , query = ""] = shape.exec(url) ?? refuse("must be a postgresql:// URL");
   const kept = query.split("&").filter((part) => part !== "" && !/^dbname(=|$)/.test(part));

@@ -1,4 +1,4 @@
-/** Every error a verb of the control plane can throw. A dialect maps `code` to its own form in one place. */
+/** Every error a verb of the control plane can throw. Each dialect maps `code` to its own form in one place. */
 export abstract class ControlError extends Error {
   abstract readonly code: string;
   override get name(): string {
@@ -47,7 +47,7 @@ export class NotFoundError extends ControlError {
   }
 }
 
-/** An attachment that nobody has, or that the caller may not see: Cinder says it in another form. */
+/** An attachment that does not exist, or that the caller may not see: Cinder's message for it has another form. */
 export class AttachmentNotFoundError extends ControlError {
   readonly code = "not-found";
   constructor(id: string) {
@@ -55,7 +55,7 @@ export class AttachmentNotFoundError extends ControlError {
   }
 }
 
-/** `request` is for what Cinder says without the prefix of a class. */
+/** `request` is for messages that Cinder sends without a class prefix. */
 export type InvalidSubject = "volume" | "snapshot" | "backup" | "group" | "group-snapshot" | "input" | "request";
 
 /** The request does not fit the state of its subject, or the values given. `message` is Cinder's own text without its class prefix. */
@@ -68,9 +68,9 @@ export class InvalidError extends ControlError {
   }
 }
 
-/** What a project uses up. */
+/** Resources that count against a project's quota. */
 export type QuotaResource = "volumes" | "snapshots" | "gigabytes" | "backups" | "backup_gigabytes" | "groups";
-/** What has a limit: also what is of the only volume type, and how large one volume may be. */
+/** Limits: those of resources, those of the only volume type, and the maximum size of one volume. */
 export type QuotaLimit =
   | QuotaResource
   | "volumes_of_type"
@@ -108,7 +108,7 @@ export class QuotaInUseError extends ControlError {
   }
 }
 
-/** No worker is alive to do what was asked for. */
+/** No worker is alive to do what was requested. */
 export class NoServiceError extends ControlError {
   readonly code = "no-service";
   constructor(service: string) {
@@ -124,12 +124,12 @@ export class ClaimLostError extends ControlError {
   }
 }
 
-/** The id is another volume's, or was: it cannot be given to a new one. */
+/** The id belongs to another volume, or once did: it cannot be given to a new one. */
 export class IdTakenError extends ControlError {
   readonly code = "id-taken";
 }
 
-/** The operation has ended meanwhile (cancelled, failed): the task's work is dropped. */
+/** The operation has ended in the meantime (cancelled, failed): the task's work is dropped. */
 export class OperationEndedError extends ControlError {
   readonly code = "operation-ended";
   constructor(operationId: string) {

@@ -11,13 +11,13 @@ interface Request {
 }
 
 export interface HttpClient {
-  /** As `fetch`. */
+  /** Like `fetch`. */
   ask(url: string, request: Request): Promise<Response>;
 }
 
 /**
- * HTTP to one server. `ca`: a file of PEM certificates, read again when it has changed, of which one must stand at the end of the server's chain;
- * null: whatever the machine and Node trust.
+ * HTTP to one server. `ca`: a file of PEM certificates, reread when it has changed, one of which must be the root of the server's chain;
+ * null: the trust store of the system and Node.
  */
 export function openHttpClient(ca: string | null): HttpClient {
   let held: { agent: Agent; modifiedMs: number } | null = null;

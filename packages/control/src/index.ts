@@ -1,4 +1,4 @@
-/** What a service answers with: the verbs of volumes, backups, groups and repositories, their rows and their errors. */
+/** What the API serves: the verbs of volumes, backups, groups and repositories, their rows and their errors. */
 export { forceDeleteSnapshot } from "./admin/force-delete-snapshot.ts";
 export { forceDeleteVolume } from "./admin/force-delete-volume.ts";
 export { requestBackupForceDelete, resetBackupStatus } from "./admin/reset-backup.ts";

@@ -3,19 +3,19 @@ import { join, resolve, sep } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Config } from "./config.ts";
 
-/** What the embedded set-up makes in the data folder, apart from the one for exchange. */
+/** Folders that the embedded set-up creates in the data folder, apart from the exchange folder. */
 const dataFolders = ["log", "postgres", "redis", "repository", "run", "volumes"];
-/** Where the program itself is installed, seen from this file. */
+/** Where the program itself is installed, relative to this file. */
 const installation = fileURLToPath(new URL("../../..", import.meta.url));
 const programFolders = ["apps", "node_modules", "packages", "prisma", "scripts"];
-/** Keys whose folders are given to users, or hold nothing of ours. */
+/** Keys whose folders are open to users, or contain nothing of ours. */
 const givenKeys = ["data_dir", "import_roots", "qmp_socket_roots"];
-/** Keys whose value is a path even where it is a relative one. */
+/** Keys whose value is a path, even a relative one. */
 const pathKey = /^(?:path|credentials|ca|.*_file)$/;
 
 /**
- * Every folder and file that the service itself uses, as far as this machine and its configuration tell: no import reads them and no
- * export writes them, whatever root they lie beneath. Of the configuration that is everything that is a path, also within a URL.
+ * Every folder and file that the service itself uses, as far as this machine and its configuration show: no import reads them and no export
+ * writes them, whatever root they lie beneath. From the configuration this includes everything that is a path, also within a URL.
  */
 export function ownPlaces(config: Config): string[] {
   const places = [
@@ -30,7 +30,7 @@ export function ownPlaces(config: Config): string[] {
   return [...new Set(places)].filter((place) => place !== sep);
 }
 
-/** Whether a path without `..` is, by its text, one of these places or lies in one. */
+/** Whether a path without `..` is one of these places or lies in one, by comparing text only. */
 export function isOwnPlace(path: string, places: readonly string[]): boolean {
   return places.some((place) => path === place || path.startsWith(place + sep));
 }
@@ -50,7 +50,7 @@ function pathsOf(text: string, key: string): string[] {
 
 /** The folder of a `posix:` URL, the mounts of an `nfs:` one, and what parameters name. */
 function pathsOfUrl(url: string): string[] {
-  // There everything is the path.
+  // In such a URL everything after the scheme is the path.
   if (url.startsWith("posix:")) return [resolve(url.slice("posix:".length))];
   const [address = "", query = ""] = url.split("?", 2);
   const parameters = new URLSearchParams(query);

@@ -1,6 +1,6 @@
 import type { Role } from "./config.ts";
 
-/** Who asks. `isAdmin` sees every project's rows; everybody else only those of `projectId`. */
+/** The caller. `isAdmin` sees every project's rows; everybody else only those of `projectId`. */
 export interface Principal {
   readonly userId: string;
   readonly projectId: string;
@@ -10,12 +10,12 @@ export interface Principal {
   readonly requestId: string;
 }
 
-/** The WHERE part that keeps a project's rows apart: empty for an admin. */
+/** The WHERE condition that separates projects: empty for an admin. */
 export function visibleTo(principal: Principal): { projectId?: string } {
   return principal.isAdmin ? {} : { projectId: principal.projectId };
 }
 
-/** The WHERE part of a list: the caller's own project, unless an admin lists all of them. It goes after the filters. */
+/** The WHERE condition of a list: the caller's own project, unless an admin lists all of them. Apply it after the filters. */
 export function projectOf(principal: Principal, allProjects: boolean): { projectId?: string } {
   return principal.isAdmin && allProjects ? {} : { projectId: principal.projectId };
 }

@@ -1,4 +1,4 @@
-/** What every program needs to run: its configuration, its connections, its log, and the upkeep of the whole. */
+/** What every program needs to run: its configuration, its connections, its log, and the background upkeep. */
 export {
   allowFileThreads,
   defaultRepository,

@@ -1,13 +1,13 @@
 import { readFileSync } from "node:fs";
 
-/** How every connection to Redis behaves; each adds what it is used for. */
+/** Options common to all connections to Redis; each adds its own. */
 export const redisOptions = {
   /**
-   * A server that leaves a command unanswered for so long is gone without a word: the connection is given up, and a new one made.
-   * Longer than BullMQ lets a server wait for a job.
+   * A server that leaves a command unanswered for this long has vanished: the connection is dropped, and a new one opened. Longer than
+   * BullMQ lets a server wait for a job.
    */
   socketTimeout: 20_000,
-  /** After a failover the old primary may live on as a replica, which only reads; the address leads to the new one by then. */
+  /** After a failover the old primary may live on as a read-only replica; by then the address leads to the new one. */
   reconnectOnError: (error: Error): boolean => error.message.includes("READONLY"),
 } as const;
 
@@ -16,9 +16,9 @@ interface Address {
   port: number;
 }
 
-/** A Redis as a URL names it. Files are named, not read. */
+/** A Redis as its URL describes it. Files are named, not read. */
 export interface RedisAddress {
-  /** One server, a socket of this machine, or Sentinels that know the primary of `master`. */
+  /** One server, a local socket, or Sentinels that know the primary of `master`. */
   at:
     | { kind: "server"; server: Address }
     | { kind: "socket"; path: string }
@@ -72,7 +72,7 @@ function numberOf(text: string, part: string, max: number): number {
   return Number(text);
 }
 
-/** Takes parameters out one by one: what nobody has asked for in the end is refused by its name. */
+/** Hands out parameters one by one: any left over at the end is refused by its name. */
 function parametersOf(query: string | undefined) {
   const given = new URLSearchParams(query ?? "");
   const names = [...given.keys()];
@@ -93,7 +93,7 @@ function parametersOf(query: string | undefined) {
 }
 
 /**
- * The one reading of `redis_url`: what stands in it is obeyed by every connection, or refused by its name.
+ * The only parser of `redis_url`: everything in it is either honoured by every connection, or refused by its name.
  *
  * @throws RedisUrlError
  */
@@ -158,9 +158,9 @@ function familyOf(text: string | null): 0 | 4 | 6 {
 const fileOf = (path: string | null) => (path === null ? {} : readFileSync(path, "utf8"));
 
 /**
- * What ioredis is given for a URL, beside `redisOptions`.
+ * The ioredis options for a URL, in addition to `redisOptions`.
  *
- * @throws RedisUrlError; what reading a file of it throws
+ * @throws RedisUrlError; errors of reading a file that it names
  */
 export function redisConnection(url: string) {
   const { at, username, password, db, family, tls, sentinelUsername, sentinelPassword } = parseRedisUrl(url);

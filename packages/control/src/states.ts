@@ -1,6 +1,6 @@
 /**
- * Which status may follow which. The one place that says so; every verb lists its
- * allowed origins through `originsOf`, and the update names them in its WHERE clause.
+ * Which status may follow which: the only definition. Every verb gets its allowed origins
+ * from `originsOf`, and its update names them in the WHERE clause.
  *
  * Backup:  creating → available | error            available ⇄ restoring → error_restoring
  *          any resting status → deleting → (tombstone) | error | error_deleting
@@ -9,9 +9,9 @@
  *          available → reserved → attaching → in-use → detaching → available
  *          available ⇄ awaiting-transfer
  *          available, in-use → extending → as it was | error_extending
- *          in-use → restoring-backup → in-use: only with all disks of a virtual machine that is shut off
+ *          in-use → restoring-backup → in-use: only together with all disks of a virtual machine that is shut off
  *
- * An admin may put a volume or a snapshot into any status (os-reset_status); nothing here speaks of that.
+ * An admin may put a volume or a snapshot into any status (os-reset_status); that is not covered here.
  */
 export const backupTransitions = {
   creating: ["available", "error", "deleting"],
@@ -78,7 +78,7 @@ export const groupSnapshotTransitions = {
   deleted: [],
 } as const satisfies Record<string, readonly string[]>;
 
-/** Statuses from which `to` may be reached. */
+/** Statuses that `to` may follow. */
 export function originsOf<S extends string>(table: Readonly<Record<S, readonly string[]>>, to: NoInfer<S>): S[] {
   return (Object.keys(table) as S[]).filter((from) => table[from].includes(to));
 }

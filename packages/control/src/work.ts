@@ -1,4 +1,4 @@
-/** What workers do with tasks: claim, plan, report, finish. The API imports nothing of it. */
+/** What workers do with tasks: claim, plan, report, finish. The API imports none of it. */
 export {
   type BackupPlan,
   finishBackup,

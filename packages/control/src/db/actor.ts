@@ -2,7 +2,7 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import type { Prisma } from "../generated/client.ts";
 import type { Principal } from "../principal.ts";
 
-/** Who changes a status, as the audit shows it. A worker and the reconciler act by the right of whoever asked for the operation. */
+/** Who changes a status, as shown in the audit log. A worker and the reconciler act on behalf of whoever requested the operation. */
 export interface Actor {
   kind: "user" | "worker" | "reconciler" | "database";
   user?: string;
@@ -13,8 +13,8 @@ export interface Actor {
 }
 
 /**
- * Who acts, for as long as `actAs` runs. Every transaction asks here, so that no verb has to pass on what it does not use, and none can
- * forget to: docs/decisions/0009.
+ * The actor, for as long as `actAs` runs. Every transaction reads it here, so that no verb has to pass on what it does not use, and none
+ * can forget to: docs/decisions/0009.
  */
 const acting = new AsyncLocalStorage<Actor>();
 
@@ -27,13 +27,13 @@ export const actorOf = ({ userId, projectId, requestId }: Principal): Actor => (
   request: requestId,
 });
 
-/** Tells the database who acts, until the transaction ends: the triggers of the audit read it. */
+/** Tells the database who acts, until the transaction ends: the audit triggers read it. */
 export async function sayWhoActs(tx: Prisma.TransactionClient): Promise<void> {
   if (acting.getStore())
     await tx.$executeRaw`SELECT set_config('tephra.actor', ${JSON.stringify(acting.getStore())}, true)`;
 }
 
-/** Adds why, and for which operation, to the transitions that follow in this transaction. */
+/** Adds the reason and the operation to the transitions that follow in this transaction. */
 export async function sayWhy(
   tx: Prisma.TransactionClient,
   why: { reason: string; operation: { id: string; requestId: string; userId: string } },

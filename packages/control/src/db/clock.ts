@@ -2,11 +2,11 @@ import type { Config } from "../config.ts";
 import { Prisma } from "../generated/client.ts";
 import type { Database } from "./database.ts";
 
-/** Less is what an answer may take on a busy machine, or what a clock is slewed by. */
+/** Smaller differences can come from a slow response on a busy machine, or from clock slewing. */
 const stepMinMs = 2_000;
 
 export interface DatabaseClock {
-  /** By how much the clock of PostgreSQL was set since the last look, in ms; 0 when it just ran on. Measured by the monotonic clock. */
+  /** By how much PostgreSQL's clock was stepped since the last call, in ms; 0 when it was not. Measured by the monotonic clock. */
   measure(): Promise<number>;
 }
 
@@ -27,13 +27,13 @@ export function watchClock(database: Database): DatabaseClock {
   };
 }
 
-/** Whatever its settings are elsewhere, no worker is given a lease or a silence longer than this many times ours. */
+/** Whatever other processes have configured, no lease and no silence of a worker lasts longer than this many times ours. */
 const leasesMax = 10;
 const leastMs = 60_000;
 
 /**
- * Times that progress waits for, and that lie further ahead than the longest wait of their kind, were written before the clock was set
- * back: their wait ends now, or begins anew. A row is changed only once, so that any number of processes may do this.
+ * Deadlines further in the future than the longest wait of their kind were written before the clock was set back: their wait ends now, or
+ * starts over. A row is changed only once, so that any number of processes may do this.
  *
  * @returns how many there were
  */
@@ -46,7 +46,7 @@ export async function mendTimes(database: Database, config: Config): Promise<num
   const unplacedMs = Math.max(leastMs, tasks.unplaced_timeout_ms);
   const takenMs = Math.max(leastMs, 2 * notifications.timeout_ms);
   const { backoff_ms: backoffMs, backoff_ms_max: backoffMaxMs } = notifications;
-  /** Later than so many ms from now. */
+  /** Later than this many ms from now. */
   const after = (waitMs: number): Prisma.Sql => Prisma.sql`now() + ${waitMs}::float8 * interval '1 millisecond'`;
   const wait = Prisma.sql`GREATEST(${takenMs}::float8, LEAST(${backoffMaxMs}::float8, ${backoffMs}::float8 * power(2, LEAST(attempts, 40))))`;
   const mended = [
@@ -69,7 +69,7 @@ export async function mendTimes(database: Database, config: Config): Promise<num
   return mended.reduce((sum, rows) => sum + rows, 0);
 }
 
-/** What was seen to have nobody who can do it has been so for no time, by a clock that was just set. */
+/** Restarts the period for which tasks have been without a capable worker, since the clock that measured it was just set. */
 export async function forgetUnplaced(database: Database): Promise<void> {
   await database.$executeRaw`
     UPDATE tasks SET unplaced_at = now() WHERE state IN ('ready', 'dispatched', 'running') AND unplaced_at IS NOT NULL`;

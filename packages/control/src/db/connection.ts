@@ -3,26 +3,26 @@ import { type ConnectionOptions, getCACertificates, type SecureVersion } from "n
 import pg from "pg";
 import { type DatabaseUrl, fixedSettings, parseDatabaseUrl } from "../database-url.ts";
 
-/** How long a kind of work waits for what, before the server or this program gives it up. */
+/** How long a kind of work may wait or run before the server or this program gives up. */
 interface Limits {
-  /** For a connection of its pool. */
+  /** For a connection from the pool. */
   waitMs: number;
-  /** For one that has to be made first. */
+  /** For a connection that has to be opened first. */
   makeMs: number;
-  /** For each lock, of a statement by itself and of one in a transaction. */
+  /** For each lock, of a single statement and of one in a transaction. */
   lockMs: number;
   lockInTransactionMs: number;
-  /** Shorter than `silentMs`, so that the server ends what its client would leave behind. 0: no limit. */
+  /** Shorter than `silentMs`, so that the server ends what its client would abandon. 0: no limit. */
   statementMs: number;
   transactionMs: number;
-  /** A client that has gone without a word holds its locks no longer than this. Longer than any pause of a program at work. */
+  /** A client that has vanished holds its locks no longer than this. Longer than any pause of a running program. */
   idleInTransactionMs: number;
 }
 
 /**
- * A statement by itself reads, and only a locked table can keep it waiting; in a transaction it waits for rows that others have, too.
- * `request`: somebody waits for the answer. `beat`: leases, which are renewed in time or not at all. `health`: a prober's question.
- * `script`: set-up and migrations, which take as long as they take.
+ * A single statement reads, and only a locked table can keep it waiting; in a transaction it also waits for row locks. `request`: somebody
+ * waits for the response. `beat`: leases, which are renewed in time or not at all. `health`: a health check. `script`: set-up and
+ * migrations, which have no time limit.
  */
 export const limitsOf = {
   request: {
@@ -49,26 +49,23 @@ export const limitsOf = {
 
 export type DatabaseWork = keyof typeof limitsOf;
 
-/**
- * A connection on which nothing comes or goes for so long is ended: nobody uses it, or its server is gone without a word. Longer than a
- * transaction may take.
- */
+/** A connection without traffic for this long is closed: nobody uses it, or its server has vanished. Longer than a transaction may take. */
 export const silentMs = 30_000;
 
-/** While a statement waits or runs, the server looks so often whether its client is still there. */
+/** Interval at which the server checks, while a statement waits or runs, whether its client is still there. */
 const clientCheckMs = 5_000;
 
-/** A connection takes no longer to be made, where the URL has no `connect_timeout`. */
+/** Connection timeout, where the URL has no `connect_timeout`. */
 export const connectMs = 5_000;
 
-/** One way to the server. */
+/** One host, port and encryption mode to try. */
 interface Candidate {
   host: string;
   port: number;
   encrypted: boolean;
 }
 
-/** Where to connect: all ways in the order in which they are tried, beginning with the one that led there last. */
+/** Where to connect: all candidates in the order in which they are tried, starting with the last one that worked. */
 export interface Route {
   url: DatabaseUrl;
   candidates: readonly Candidate[];
@@ -88,7 +85,7 @@ export function routeOf(url: DatabaseUrl): Route {
   return { url, candidates, at: 0 };
 }
 
-/** What libpq's modes ask of the certificate. Files are read for each connection: they are renewed while a program runs. */
+/** What libpq's modes demand of the certificate. Files are read for each connection, since they may be renewed while a program runs. */
 function tlsOptionsOf({ ssl }: DatabaseUrl): ConnectionOptions {
   const { mode, rootCert, cert, key, crl, minVersion, maxVersion } = ssl;
   const read = (path: string, name: string): string => {
@@ -125,15 +122,15 @@ type Done = (error: Error | null | undefined) => void;
 type Config = string | (pg.QueryConfig & { text: string });
 
 /**
- * A connection that behaves the same whoever the server is and whatever stands between: its settings are those of the URL, of the kind of
- * work and of `fixedSettings`, and no default of the server, the role or the database.
+ * A connection that behaves the same whatever the server and whatever is in between: its settings are those of the URL, of the kind of work
+ * and of `fixedSettings`, and no default of the server, the role or the database.
  *
- * A pooler that gives a server's connection for one transaction (PgBouncer) keeps no settings between two. It is known by the process id
- * that the client was given at the start, which is not that of the server's process; then settings are made in every transaction, and a
- * statement by itself gets one.
+ * A transaction pooler (PgBouncer) keeps no settings between two transactions. It is recognized by the process id that the client got at
+ * the start, which is not that of the server's process; then the settings are made in every transaction, and a single statement is wrapped
+ * in one.
  */
 export class DatabaseConnection extends pg.Client {
-  /** Null until the first answer. */
+  /** Null until the first response. */
   pooled: boolean | null = null;
   readonly #route: Route;
   readonly #candidate: Candidate;
@@ -166,17 +163,17 @@ export class DatabaseConnection extends pg.Client {
       keepAliveInitialDelayMillis: url.keepAliveIdleMs,
       connectionTimeoutMillis: url.connectTimeoutMs ?? connectMs,
     });
-    // An end that comes between two listeners of others would end the process; the query that runs tells of it.
+    // An error event that arrives while nobody else listens would end the process; the running query reports the error.
     this.on("error", () => {});
     this.#route = route;
     this.#candidate = candidate;
     this.#limits = limitsOf[work];
     this.#unusable = unusable;
-    // What PGOPTIONS says would reach this connection and no pooler.
+    // PGOPTIONS would reach this connection, but not one through a pooler.
     (this as unknown as { connectionParameters: { options: unknown } }).connectionParameters.options = undefined;
   }
 
-  /** The start-up packet, with what a pooler keeps for each of its clients. */
+  /** The start-up packet, with the settings that a pooler keeps per client. */
   getStartupConf(): Record<string, string> {
     const base = (pg.Client.prototype as unknown as { getStartupConf(): Record<string, string> }).getStartupConf;
     const { timezone = "", datestyle = "" } = fixedSettings;
@@ -206,7 +203,7 @@ export class DatabaseConnection extends pg.Client {
     }
   }
 
-  /** Learns what the other end is, and makes the settings that it keeps. */
+  /** Detects what is at the other end, and makes the settings that it keeps. */
   async #introduce(): Promise<void> {
     const { url } = this.#route;
     const pid = url.pooled ? 0 : ((this as unknown as { processID: number | null }).processID ?? 0);
@@ -223,7 +220,7 @@ export class DatabaseConnection extends pg.Client {
     }
   }
 
-  /** A list of expressions that make all settings; `local` is an expression: whether they end with the transaction. */
+  /** A list of expressions that make all settings; `local` is an SQL expression: whether they end with the transaction. */
   #settings(local: string, lockMs: number): string {
     const { statementMs, transactionMs, idleInTransactionMs } = this.#limits;
     const ours = {
@@ -246,7 +243,7 @@ export class DatabaseConnection extends pg.Client {
     return [...Object.entries(ours).map(([name, value]) => make(name, value)), ...newer].join(", ");
   }
 
-  /** Begins a transaction, in one round trip with the settings that are its own. */
+  /** Begins a transaction, in one round trip with its own settings. */
   async #begin(): Promise<unknown> {
     const { lockMs, lockInTransactionMs } = this.#limits;
     const own = Object.hasOwn(this.#route.url.settings, "lock_timeout");
@@ -282,7 +279,7 @@ export class DatabaseConnection extends pg.Client {
     return (super.query as (config: Config, values?: unknown[]) => Promise<unknown>)(config, values);
   }
 
-  /** As `pg.Client.query`, for those who wait by a promise. */
+  /** Like `pg.Client.query`, promise form only. */
   ask(given: Config, values?: unknown[]): Promise<unknown> {
     const config = values === undefined ? given : { ...(typeof given === "string" ? { text: given } : given), values };
     const text = typeof config === "string" ? config : config.text;
@@ -292,17 +289,20 @@ export class DatabaseConnection extends pg.Client {
     return this.#send(config);
   }
 }
-// `query` has a dozen overloads, of which programs use one.
+// `query` has a dozen overloads, of which the programs use one.
 DatabaseConnection.prototype.query = DatabaseConnection.prototype.ask as typeof DatabaseConnection.prototype.query;
 
-/** What a person should read of an error: an attempt at several addresses has its sentences inside. */
+/** The part of an error that a person should read: a failed attempt at several addresses has its messages inside. */
 export function sentenceOf(error: unknown): string {
   const { message, errors, code } = error as { message?: string; errors?: unknown[]; code?: string };
   if (message) return message;
   return errors?.map(sentenceOf).join("; ") ?? code ?? String(error);
 }
 
-/** Of several ways that failed: what was wrong with the server, rather than that it would have been spoken to in another way. */
+/**
+ * The most telling of several candidates' errors: a problem with the server itself, rather than that it does not support TLS. Different
+ * ones are joined into one message.
+ */
 function whyOf(failed: readonly { candidate: Candidate | undefined; error: unknown }[]): unknown {
   const refusals = failed.filter(({ error }) => !sentenceOf(error).includes("does not support SSL"));
   const told = refusals.length > 0 ? refusals : failed;
@@ -314,7 +314,7 @@ function whyOf(failed: readonly { candidate: Candidate | undefined; error: unkno
   return Object.assign(new Error(message, { cause: first.error }), { code, severity });
 }
 
-/** Tries each way once. @throws what `whyOf` finds to be the reason */
+/** Tries each candidate once. @throws the error that `whyOf` picks */
 export async function byAnyWay<T>(
   route: Route,
   attempt: () => Promise<T>,
@@ -333,7 +333,7 @@ export async function byAnyWay<T>(
   }
 }
 
-/** One connection by itself; the caller ends it. */
+/** A single connection, outside any pool; the caller ends it. */
 export async function connectDatabase(url: string, work: DatabaseWork): Promise<DatabaseConnection> {
   const route = routeOf(parseDatabaseUrl(url));
   const attempt = async (): Promise<DatabaseConnection> => {

@@ -1,14 +1,14 @@
 /**
- * Where a process is, told by name: a no-op, except under test. Of a task: `<kind>.claimed`, `<kind>` before each of its writes,
- * `<kind>.reporting` before its report commits, `<kind>.done` after. Of the API: `request.received` and `request.answered`. Of every
- * transaction: `transaction.begin`, `transaction.statement-<k>` before its k-th statement, `transaction.commit` before it commits and
- * `transaction.committed` when it has.
+ * Named points that a process reports when it reaches them: a no-op, except under test. Of a task: `<kind>.claimed`, `<kind>` before each
+ * of its writes, `<kind>.reporting` before its report commits, `<kind>.done` after. Of the API: `request.received` and `request.answered`.
+ * Of every transaction: `transaction.begin`, `transaction.statement-<k>` before its k-th statement, `transaction.commit` before it commits
+ * and `transaction.committed` when it has.
  */
 export interface Hooks {
   reached(point: string): void;
 }
 
-/** Dies at once, as a power cut would have it, the n-th time the configured point (`POINT:N`) is reached. */
+/** Kills the process at once, as a power cut would, the n-th time the configured point (`POINT:N`) is reached. */
 export function hooksOf(crashAt: string | null): Hooks {
   if (crashAt === null) return { reached: () => {} };
   const [point, count] = crashAt.split(":");

@@ -11,16 +11,16 @@ import { type OnTrouble, openPool } from "./pool.ts";
 export { Prisma };
 
 export type Database = PrismaClient;
-/** What a verb inside a transaction may use. */
+/** The database client inside a transaction. */
 export type Transaction = Prisma.TransactionClient;
 
 export interface DatabaseOptions {
-  /** What its connections are for: how long things may take, and be waited for. */
+  /** What the connections are for: determines how long things may take and be waited for. */
   work?: DatabaseWork;
   connectionsMax?: number;
-  /** Kept open once they were made. */
+  /** Kept open once they have been opened. */
   connectionsMin?: number;
-  /** Told of every transaction. */
+  /** Called at the crash points of every transaction. */
   hooks?: Hooks | null;
   onTrouble?: OnTrouble;
 }
@@ -37,7 +37,7 @@ export function openDatabase(url: string, options: DatabaseOptions = {}): Databa
   });
 }
 
-/** Tells where in its transactions a connection is. */
+/** Reports how far a connection is in its transactions. */
 function tellStatements(client: pg.ClientBase, hooks: Hooks): void {
   const query = client.query.bind(client) as (...args: unknown[]) => unknown;
   let statements: number | null = null;
@@ -64,15 +64,15 @@ function tellStatements(client: pg.ClientBase, hooks: Hooks): void {
   }) as typeof client.query;
 }
 
-/** What was read before its lock could be had has changed meanwhile: the transaction is dropped, and begins anew. */
+/** Something read before it was locked has changed in the meantime: the transaction is rolled back and retried. */
 export class ChangedMeanwhileError extends Error {
   readonly code = "40001";
 }
 
 /**
  * Runs `work` in one transaction, again (up to three times) after a deadlock or serialization failure. The database is told who acts, for
- * the audit (actor.ts).
- * Lock order everywhere: schedule → repository → quota → group → volume → backup (parent first) → operation → task.
+ * the audit log (actor.ts). Lock order everywhere: schedule → repository → quota → group → volume → backup (parent first) → operation →
+ * task.
  */
 export async function inTransaction<T>(database: Database, work: (tx: Transaction) => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt += 1) {
@@ -88,8 +88,8 @@ export async function inTransaction<T>(database: Database, work: (tx: Transactio
 }
 
 /**
- * Keeps a reaper and whoever gives a row to objects that are there already (imports, rescans) apart, until the transaction ends. First in
- * the lock order but for schedules.
+ * Until the transaction ends, keeps a reaper apart from anything that creates rows for existing objects (imports, rescans). First in the
+ * lock order, apart from schedules.
  */
 export async function lockRepository(tx: Transaction, name: string): Promise<void> {
   await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended(${`tephra:repository:${name}`}, 0))`;

@@ -1,6 +1,6 @@
 import { InvalidError } from "../errors.ts";
 
-/** One page of a list: sort keys in order of weight, then where to begin. `limit` is already bounded by the dialect. */
+/** One page of a list: sort keys, most significant first, then where to begin. `limit` has already been bounded by the dialect. */
 export interface Page<Key extends string> {
   sort: readonly { key: Key; direction: "asc" | "desc" }[];
   limit: number;
@@ -32,7 +32,7 @@ const nullable: ReadonlySet<string> = new Set([
   "deletedAt",
 ]);
 
-/** Null counts as the least value of its column, as in Cinder (cinder-api 5.2). */
+/** Null sorts as the smallest value of its column, as in Cinder (cinder-api 5.2). */
 const orderBy = (key: string, sort: Direction): Order => ({
   [key]: nullable.has(key) ? { sort, nulls: sort === "asc" ? "first" : "last" } : sort,
 });
@@ -53,13 +53,13 @@ export function windowOf(page: Page<string>): { skip: number; take: number; curs
     : { skip: page.offset + 1, take: page.limit, cursor: { id: page.marker } };
 }
 
-/** Prisma's condition on a text in any case. It becomes ILIKE, so what ILIKE reads as a pattern is escaped. */
+/** Prisma's condition that a text equals this one, ignoring case. It becomes ILIKE, so ILIKE's wildcards are escaped. */
 export const equalText = (text: string): { equals: string; mode: "insensitive" } => ({
   equals: text.replace(/[\\%_]/g, "\\$&"),
   mode: "insensitive",
 });
 
-/** Prisma's condition on a text that has `part` somewhere, in any case; `%` and `_` in it are wildcards. */
+/** Prisma's condition that a text contains `part`, ignoring case; `%` and `_` in it are wildcards. */
 export const containing = (part: string): { contains: string; mode: "insensitive" } => ({
   contains: part,
   mode: "insensitive",
@@ -67,11 +67,11 @@ export const containing = (part: string): { contains: string; mode: "insensitive
 
 const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 
-/** Ids from a path are not checked for form; one that is no uuid simply names nothing. */
+/** Ids from a path are not validated; one that is not a UUID simply matches nothing. */
 export const isUuid = (text: string): boolean => uuidPattern.test(text);
 
-/** Rows that one statement removes at most because of their age. */
+/** Maximum number of expired rows that one statement removes. */
 export const forgottenAtOnce = 2_000;
 
-/** The id that no row has. */
+/** A UUID that no row has. */
 export const nilUuid = "00000000-0000-0000-0000-000000000000";

@@ -1,4 +1,4 @@
-/** Prisma's codes for a server that cannot be reached, does not answer or has no free connection. */
+/** Prisma's codes for a server that cannot be reached, does not respond or has no free connection. */
 const prismaCodes = new Set([
   "P1000",
   "P1001",
@@ -37,7 +37,7 @@ const adapterKinds = new Set([
   "TlsConnectionError",
 ]);
 
-/** What the driver says, without a code, of a connection that ended or never began. */
+/** The driver's messages, without a code, about a connection that was closed or could not be opened. */
 const driverTexts = new RegExp(
   [
     "Connection terminated",
@@ -55,7 +55,7 @@ interface Layer {
   message: unknown;
 }
 
-/** An error and what caused it, at most eight deep. Prisma keeps what its driver threw in `meta`. */
+/** An error and its causes, at most eight deep. Prisma keeps its driver's error in `meta`. */
 function layersOf(error: unknown): Layer[] {
   const layers: Layer[] = [];
   let current = error;
@@ -67,7 +67,7 @@ function layersOf(error: unknown): Layer[] {
   return layers;
 }
 
-/** Whether Postgres could not be asked, as against having refused what it was asked. */
+/** Whether PostgreSQL could not be asked, as opposed to having refused what it was asked. */
 export function isDatabaseOutage(error: unknown): boolean {
   return layersOf(error).some(
     ({ codes, kind, message }) =>
@@ -77,24 +77,28 @@ export function isDatabaseOutage(error: unknown): boolean {
   );
 }
 
-/** Serialization failure (ours, too) and deadlock, as PostgreSQL and as Prisma name them: nothing was done, the same may be tried again. */
+/**
+ * Serialization failure (including our own) and deadlock, by PostgreSQL's and Prisma's codes: nothing was done, so the same may be retried.
+ */
 const retryableCodes = new Set(["40001", "40P01", "P2034"]);
 
-/** By codes alone: a message may quote anything. */
+/** By codes only: a message may quote anything. */
 export const isRetryableConflict = (error: unknown): boolean =>
   layersOf(error).some(({ codes }) => codes.some((c) => retryableCodes.has(c)));
 
-/** SQLSTATEs of what may pass by itself: classes 40 (conflicts) and 57 (somebody intervened), a lock that was not to be had in time. */
+/** SQLSTATEs of transient errors: classes 40 (conflicts) and 57 (operator intervention), and a lock timeout. */
 const passing = /^(40...|57...|55P03|25P0[34]|P2034)$/;
 
-/** Whether the database said no for now: the same may go well at the next look. */
+/** Whether the database refused only for now: the same may succeed on the next attempt. */
 export const mayPass = (error: unknown): boolean =>
   isDatabaseOutage(error) || layersOf(error).some(({ codes }) => codes.some((c) => passing.test(c)));
 
-/** What was not to be had: a lock, a connection, the server. What took too long by itself is left out: it would take as long again. */
+/** Something was unavailable: a lock, a connection, the server. A statement timeout is left out: it would take as long again. */
 const busyCode = /^(08...|57P0[1-5]|53...|55P03|P2024)$/;
 
-/** Whether the database is why something went wrong, where other servers are spoken to as well: by what it and its client alone say. */
+/**
+ * Whether the database is the cause of an error, where other servers are involved as well: judged only by what it and its client report.
+ */
 export const isDatabaseBusy = (error: unknown): boolean =>
   layersOf(error).some(
     ({ codes, message }) =>

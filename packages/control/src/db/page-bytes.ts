@@ -1,7 +1,7 @@
 import { Prisma } from "../generated/client.ts";
 import type { Database } from "./database.ts";
 
-/** What users have written about the rows of one page, in bytes: a page of 1,000 rows could be tens of MiB. */
+/** Limit on user-written data in one page, in bytes: a page of 1,000 rows could be tens of MiB. */
 export const pageBytesMax = 4 * 1024 * 1024;
 
 type Told = "volumes.metadata" | "snapshots.metadata" | "backups.metadata" | "instances.configuration";
@@ -9,13 +9,13 @@ type Told = "volumes.metadata" | "snapshots.metadata" | "backups.metadata" | "in
 /** A page, or its beginning. */
 export interface BoundedPage<Row> {
   rows: Row[];
-  /** Rows that were asked for are not among them, since those before are long. */
+  /** Requested rows were left off, since those before them are long. */
   cut: boolean;
 }
 
 /**
- * Reads the column that users fill for the rows of a page, in the page's order, and leaves off those at its end that would make it larger
- * than `pageBytesMax`. The first row is always there, so that page after page everything can be read.
+ * Reads the column with user-written data for the rows of a page, in the page's order, and leaves off those at the end that would exceed
+ * `pageBytesMax`. The first row is always included, so that everything can be read page by page.
  */
 export async function readToPageBytes<Row extends { id: string }, Key extends string>(
   database: Database,

@@ -13,10 +13,10 @@ import {
   silentMs,
 } from "./connection.ts";
 
-/** What to tell of connections: the server's own sentence when none could be made, null when one was. */
+/** Called when the state of connections changes: with the server's own message when none could be opened, with null when one was. */
 export type OnTrouble = (sentence: string | null) => void;
 
-/** Transactions wait for rows that others have; they leave so many connections of a larger pool to statements that only read. */
+/** Transactions wait for row locks; in a larger pool they leave this many connections to single statements, which only read. */
 const loneConnections = 6;
 
 const silence = (): Error =>
@@ -29,7 +29,10 @@ class NoConnectionError extends Error {
   }
 }
 
-/** Waits for `asked` until `deadline`, by the monotonic clock; a connection that comes later goes back at once. @throws NoConnectionError */
+/**
+ * Waits for `asked` until `deadline`, by the monotonic clock; a connection that arrives later is released at once. @throws
+ * NoConnectionError
+ */
 async function inTime(asked: Promise<pg.PoolClient>, deadline: number, waitMs: number): Promise<pg.PoolClient> {
   const stop = new AbortController();
   const late = sleep(Math.max(0, deadline - performance.now()), null, { signal: stop.signal, ref: false });
@@ -48,7 +51,7 @@ interface Turnstile {
   leave(): void;
 }
 
-/** Lets so many in at a time; the others wait in the order in which they came. */
+/** A semaphore with `places` places; waiters are served in order of arrival. */
 function openTurnstile(places: number): Turnstile {
   let free = places;
   let waiting: ((entered: boolean) => void)[] = [];
@@ -78,8 +81,8 @@ function openTurnstile(places: number): Turnstile {
 }
 
 /**
- * A pool of at most `connectionsMax` connections, each as DatabaseConnection has it. Whoever asks for one waits no longer than its kind of
- * work allows. `query` runs a statement by itself, `connect` is for transactions.
+ * A pool of at most `connectionsMax` connections, each a DatabaseConnection. Callers wait for one no longer than their kind of work allows.
+ * `query` runs a single statement, `connect` is for transactions.
  *
  * @throws DatabaseUrlError
  */
@@ -104,8 +107,8 @@ export function openPool(
     connectionTimeoutMillis: Math.max(parsed.connectTimeoutMs ?? connectMs, waitMs),
     idleTimeoutMillis: silentMs - 5_000,
   });
-  // Between two borrowers a connection has no listener of its own. When the server cuts it just then, in the same chunk of bytes
-  // as an answer, its "error" event would end the process. Whoever uses the connection learns of it from its query.
+  // Between two borrowers a connection has no error listener of its own. When the server closes it just then, in the same chunk of bytes as
+  // a response, its "error" event would end the process. Whoever uses the connection learns of it from its query.
   pool.on("connect", (client) => {
     made += 1;
     onTrouble(null);
@@ -120,7 +123,7 @@ export function openPool(
 
   const connect = pool.connect.bind(pool) as () => Promise<pg.PoolClient>;
   const borrow = async (deadline: number): Promise<pg.PoolClient> => {
-    // That one must be made first is no sign that others keep them all.
+    // Having to open a connection first does not mean that others hold them all.
     const isMade = pool.idleCount > 0 || (pool.totalCount === connectionsMax && made >= connectionsMax);
     const longerMs = isMade ? 0 : makeMs - waitMs;
     try {
@@ -164,13 +167,13 @@ export function openPool(
   return Object.assign(pool, { connect: begin, query: ask }) as pg.Pool;
 }
 
-/** The server has refused a statement and goes on; classes 57 and 58 and what has no SQLSTATE may be the end of the connection. */
+/** The server refused a statement and the connection goes on; classes 57 and 58, and errors without SQLSTATE, may be the end of it. */
 function isOfTheStatement(error: unknown): boolean {
   const { code, severity } = error as { code?: unknown; severity?: unknown };
   return severity === "ERROR" && typeof code === "string" && /^(?!57P|58|08|25)[0-9A-Z]{5}$/.test(code);
 }
 
-/** Tells a log of PostgreSQL's trouble: once per change, in the server's own words. One for all connections of a program. */
+/** Logs PostgreSQL's trouble: once per change, in the server's own words. One for all connections of a program. */
 export function tellTrouble(log: { warn: TellLine; info: TellLine }): OnTrouble {
   let told: string | null = null;
   return (sentence) => {

@@ -12,7 +12,7 @@ interface Model {
   fields: { name: string; kind: string; dbName?: string }[];
 }
 
-/** Tables and columns that this version works with, as its generated client has them. */
+/** Tables and columns that this version works with, according to its generated client. */
 function knownTables(database: Database): KnownTable[] {
   const { models } = (database as unknown as { _runtimeDataModel: { models: Record<string, Model> } })
     ._runtimeDataModel;
@@ -33,15 +33,16 @@ interface Found {
   without_right: string[];
 }
 
-/** `reason` may be told to anybody, `detail` is for the log. */
+/** `reason` may be shown to anybody, `detail` is for the log. */
 interface DatabaseProblem {
   reason: string;
   detail: string;
 }
 
 /**
- * Asks a database whether this version can work with it by this connection: the schema, every table with every column, the rights on them,
- * the zone in which dates are read, whether it can be written to. By its catalogue alone, so that no locked table keeps it waiting.
+ * Checks whether this version can work with the database over this connection: the schema, every table with every column, the rights on
+ * them, the time zone in which dates are read, whether it is writable. Uses the system catalogue only, so that no locked table keeps it
+ * waiting.
  *
  * @returns what is wrong; empty when nothing is
  */
@@ -87,7 +88,7 @@ interface Stray {
 }
 
 /**
- * Rows with times that cannot be: written by a version that let the zone of the server shift them, or under a clock that was wrong.
+ * Rows with impossible times: written by a version that let the server's time zone shift them, or under a clock that was wrong.
  *
  * @returns a sentence for a person, null when there are none
  */
@@ -107,7 +108,7 @@ export async function findStrayTimes(database: Database): Promise<string | null>
   return `${seen}: rows were written under another time zone or a wrong clock; see "Times of another zone" in docs/operations.md`;
 }
 
-/** Warns of them once, when a program starts; silent while the database cannot be asked. */
+/** Warns of such rows once, when a program starts; silent while the database cannot be queried. */
 export async function tellStrayTimes(database: Database, log: Logger): Promise<void> {
   const found = await findStrayTimes(database).catch(() => null);
   if (found !== null) log.warn({ event: "database.stray-times" }, found);

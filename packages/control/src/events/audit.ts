@@ -19,21 +19,21 @@ export const auditedResources = [
 export interface AuditQuery {
   resource?: (typeof auditedResources)[number];
   resourceId?: string;
-  /** Whose the resource is. */
+  /** Project that owns the resource. */
   projectId?: string;
   userId?: string;
   workerId?: string;
   requestId?: string;
   operationId?: string;
-  /** From this moment, up to but not at that one. */
+  /** `since` is inclusive, `until` exclusive. */
   since?: Date;
   until?: Date;
-  /** The page begins behind this entry. */
+  /** The page begins after this entry. */
   marker?: bigint;
   limit: number;
 }
 
-/** Who changed the status of what, newest first, of all projects: for admins. */
+/** Who changed the status of what, newest first, across all projects: for admins. */
 export async function listAudit(database: Database, query: AuditQuery): Promise<AuditRow[]> {
   const { since, until, marker, limit, ...columns } = query;
   if ([columns.resourceId, columns.operationId].some((id) => id !== undefined && !isUuid(id))) return [];
@@ -48,7 +48,7 @@ export async function listAudit(database: Database, query: AuditQuery): Promise<
   });
 }
 
-/** Forgets what is older than `audit.retention_days`, one batch. @returns whether there may be more */
+/** Removes entries older than `audit.retention_days`, one batch. @returns whether there may be more */
 export async function forgetAudit(database: Database, config: Config): Promise<boolean> {
   const removed = await database.$executeRaw`
     WITH old AS (

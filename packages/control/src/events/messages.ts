@@ -7,8 +7,8 @@ import type { Message } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 
 /**
- * What was being done, and what went wrong: number and text of Cinder's tables (cinder-api 9.6). Those from 900 are ours, out of the way of
- * Cinder's.
+ * What was being done, and what went wrong: number and text from Cinder's tables (cinder-api 9.6). Numbers from 900 are ours, to stay clear
+ * of Cinder's.
  */
 const actions = {
   "backup-create": ["013", "create backup"],
@@ -46,7 +46,7 @@ export interface MessageFilter {
   messageLevel?: string;
 }
 
-/** Tells the project of a backup what went wrong with it, in the transaction that decides so. */
+/** Tells a backup's project what went wrong with it, in the transaction that decides so. */
 export async function addMessage(
   tx: Transaction,
   about: { projectId: string; requestId: string; backupId: string; action: MessageAction; detail: MessageDetail },
@@ -100,7 +100,7 @@ export async function deleteMessage(database: Database, principal: Principal, id
 export const keptUntil = (config: Config, row: MessageRow): Date =>
   new Date(row.createdAt.getTime() + config.message_ttl_seconds * 1000);
 
-/** Forgets what is older than `message_ttl_seconds`, one batch. @returns whether there may be more */
+/** Removes messages older than `message_ttl_seconds`, one batch. @returns whether there may be more */
 export async function forgetMessages(database: Database, config: Config): Promise<boolean> {
   const removed = await database.$executeRaw`
     WITH old AS (

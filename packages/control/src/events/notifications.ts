@@ -5,7 +5,7 @@ import { forgottenAtOnce, isUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Json } from "../queue/tasks.ts";
 
-/** Cinder's events about backups (cinder-api 9.8), and those of verifications, which are ours. */
+/** Cinder's backup events (cinder-api 9.8), and our own for verifications. */
 export type BackupEvent =
   | "backup.create.start"
   | "backup.createprogress"
@@ -19,7 +19,7 @@ export type BackupEvent =
   | "backup.verify.start"
   | "backup.verify.end";
 
-/** Kept so long once every target has them, and so long when a target never took them. */
+/** How long a notification is kept once every target has it, and how long when a target never accepted it. */
 const keptDelivered = "1 day";
 const keptDead = "30 days";
 
@@ -46,12 +46,12 @@ export async function notifyBackup(
     FROM backups b WHERE b.id = ${backupId}::uuid`;
 }
 
-/** A notification on its way to one target. */
+/** A notification to be delivered to one target. */
 export interface DueDelivery {
   id: string;
   target: string;
   attempts: number;
-  /** The notification's own id: the same at every attempt and target. */
+  /** The notification's own id: the same for every attempt and target. */
   messageId: string;
   eventType: string;
   host: string;
@@ -59,13 +59,13 @@ export interface DueDelivery {
   createdAt: Date;
 }
 
-/** Names of the configured targets, as deliveries carry them. */
+/** Names of the configured targets, as stored in deliveries. */
 export function targetsOf({ notifications }: Pick<Config, "notifications">): string[] {
   const { webhooks, redis_stream: stream, log } = notifications;
   return [...webhooks.map((w) => `webhook:${w.name}`), ...(stream ? ["redis"] : []), ...(log ? ["log"] : [])];
 }
 
-/** Gives new notifications one delivery for each target; without targets they are only marked. */
+/** Creates one delivery per target for each new notification; without targets notifications are only marked. */
 export async function spreadNotifications(database: Database, targets: readonly string[]): Promise<void> {
   await database.$executeRaw`
     WITH fresh AS (
@@ -78,14 +78,14 @@ export async function spreadNotifications(database: Database, targets: readonly 
 }
 
 /**
- * Takes deliveries that are due. Each is due again after `leaseMs` if its taker does not live to say how it went: a target may see one
- * twice, and tells by the message's id.
+ * Takes deliveries that are due. Each becomes due again after `leaseMs` if its taker dies before reporting the outcome: a target may
+ * receive one twice, and recognizes it by the message's id.
  */
 export async function takeDeliveries(
   database: Database,
   options: { limit: number; leaseMs: number; attemptsMax: number },
 ): Promise<DueDelivery[]> {
-  // Whoever took it never said how it went, as often as that: it may be what ends its takers.
+  // Its takers never reported an outcome, this many times in a row: the delivery may be what kills them.
   await database.$executeRaw`
     UPDATE deliveries SET state = 'dead', last_error = coalesce(last_error, 'nobody came back who had taken it')
     WHERE state = 'pending' AND run_after <= now() AND attempts >= ${options.attemptsMax}`;
@@ -117,7 +117,10 @@ export async function markUndelivered(
     WHERE id = ${id}::uuid AND state = 'pending'`;
 }
 
-/** Forgets what every target has, and after a longer while what none will take, one batch. @returns whether there may be more */
+/**
+ * Removes notifications that every target has, and, after a longer while, those that some target never accepted, one batch. @returns
+ * whether there may be more
+ */
 export async function forgetNotifications(database: Database): Promise<boolean> {
   const removed = await database.$executeRaw`
     WITH old AS (
@@ -138,7 +141,7 @@ export interface DeliveryRow extends Omit<DueDelivery, "host"> {
   lastError: string | null;
 }
 
-/** Newest first. For admins: the events are of all projects. */
+/** Newest first. For admins: events of all projects. */
 export async function listDeliveries(
   database: Database,
   query: { state: DeliveryState; limit: number },
@@ -163,7 +166,7 @@ export async function listDeliveries(
   }));
 }
 
-/** Sends a dead delivery again from its first attempt. @throws NotFoundError unless it is dead */
+/** Retries a dead delivery, starting over with its first attempt. @throws NotFoundError unless it is dead */
 export async function retryDelivery(database: Database, id: string): Promise<void> {
   const retried = isUuid(id)
     ? await database.$executeRaw`

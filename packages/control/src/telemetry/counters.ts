@@ -1,9 +1,9 @@
 import type { Database, Transaction } from "../db/database.ts";
 
-/** What is counted in rows, since it happens in processes that nobody scrapes: `/metrics` shows all of them. */
+/** Counted in rows, since the events happen in processes that nobody scrapes: `/metrics` shows the totals. */
 export type CounterName = "reconciler_failures" | "quota_repairs";
 
-/** Bytes of tasks that have ended, which the trigger `tasks_counted` adds up. */
+/** Bytes of finished tasks, summed up by the trigger `tasks_counted`. */
 export type ByteCounter = "bytes_read" | "bytes_stored";
 
 export async function count(database: Database | Transaction, name: CounterName, label: string, by = 1): Promise<void> {
@@ -12,7 +12,7 @@ export async function count(database: Database | Transaction, name: CounterName,
     ON CONFLICT (name, label) DO UPDATE SET value = counters.value + ${by}::bigint`;
 }
 
-/** One value for each name and label; what is counted in several rows at once is one value without a label. */
+/** One value per name and label; a counter that is spread over several rows is one value without a label. */
 export async function readCounters(
   database: Database,
 ): Promise<{ name: CounterName | ByteCounter; label: string; value: number }[]> {

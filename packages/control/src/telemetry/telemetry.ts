@@ -9,8 +9,8 @@ import { type ByteCounter, type CounterName, readCounters } from "./counters.ts"
 export type { Logger };
 
 /**
- * JSON lines on stdout unless told otherwise, one program name in each. Secrets are cut out wherever a request or URL is logged; of
- * an error only what `describeError` names is.
+ * JSON lines, by default on stdout, each with the program's name. Secrets are removed wherever a request or URL is logged; of an error,
+ * only what `describeError` returns is logged.
  */
 export function openLog(
   config: Pick<Config, "log_level" | "hostName">,
@@ -30,8 +30,8 @@ export function openLog(
 }
 
 /**
- * Type, message, stack (both with causes) and code of an error, and no other property: clients of servers hang on theirs what they
- * were doing, such as the arguments of the command that Redis refused, which are its password.
+ * Type, message, stack (both with causes) and code of an error, and no other property: client libraries attach what they were doing to
+ * their errors, such as the arguments of a command that Redis refused, which include its password.
  */
 function describeError(error: unknown): object {
   if (!(error instanceof Error)) return { message: String(error) };
@@ -41,7 +41,7 @@ function describeError(error: unknown): object {
   return { type, message, stack, code, errors };
 }
 
-/** Ends the process at an error that nobody caught, as Node would, but tells of it as every other error is told of. */
+/** Ends the process on an uncaught error, as Node would, but logs it like every other error. */
 export function logCrash(log: Logger): void {
   process.on("uncaughtException", (error) => {
     log.fatal({ event: "crashed", err: error }, "crashed");
@@ -105,23 +105,23 @@ const fields = (task: { id: string; kind: string; operationId: string; claim: nu
 });
 
 const MiB = 1024 * 1024;
-/** How often the delay of the event loop is measured: what a timer of this length is late by. */
+/** Sampling interval of the event-loop delay: how late a timer of this length fires. */
 const loopResolutionMs = 10;
 
-/** What a process weighs, and how long its event loop kept timers waiting since the last line. */
+/** Memory and descriptors of a process, and how long its event loop has delayed timers since the last line. */
 export interface Vitals {
   rss_mib: number;
-  /** Of JavaScript's own objects. */
+  /** JavaScript's own objects. */
   heap_mib: number;
-  /** Of buffers, which lie outside the heap. */
+  /** Buffers, which are outside the heap. */
   external_mib: number;
-  /** Open files and connections; null where the system does not tell. */
+  /** Open files and connections; null where the system does not report them. */
   descriptors: number | null;
   loop_delay_p99_ms: number;
   loop_delay_max_ms: number;
 }
 
-/** Logs `process.vitals` every so often, for as long as the process lives. */
+/** Logs `process.vitals` at this interval, for as long as the process lives. */
 export function logVitals(log: Logger, everyMs: number): void {
   const delays = monitorEventLoopDelay({ resolution: loopResolutionMs });
   delays.enable();
@@ -163,7 +163,7 @@ interface Figures {
   notifications_dead: number;
 }
 
-/** Each is a few entries of an index: what has ended is not looked at, but for the last backup that succeeded. */
+/** Each reads a few index entries only: rows that have ended are not examined, except the last successful backup. */
 async function readFigures(database: Database, downMs: number): Promise<Figures> {
   const rows = await database.$queryRaw<Figures[]>`
     WITH up AS (SELECT slots FROM workers WHERE heartbeat_at > now() - ${downMs} * interval '1 millisecond')
@@ -183,7 +183,7 @@ async function readFigures(database: Database, downMs: number): Promise<Figures>
   return row;
 }
 
-/** What `/metrics` shows. Figures come from Postgres at the moment of the scrape; labels are bounded. */
+/** The contents of `/metrics`. Figures are read from Postgres at the moment of the scrape; labels are bounded. */
 export function openMetrics(database: Database, config: Pick<Config, "worker">) {
   const registry = new Registry();
   const gauge = (name: string, help: string) => new Gauge({ name, help, registers: [registry] });

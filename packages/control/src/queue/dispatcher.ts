@@ -13,37 +13,37 @@ export interface Dispatched {
   jobId: string;
 }
 
-/** A task that was chosen. */
+/** A task that was chosen for dispatch. */
 interface Chosen extends Dispatched {
   kind: TaskKind;
-  /** Dispatches, this one included, of which no claim has come. */
+  /** Dispatches, including this one, that have not led to a claim. */
   undelivered: number;
 }
 
-/** Puts jobs into the queue of that name. May fail: the tasks are dispatched again later. */
+/** Adds jobs to the queue of that name. May fail: the tasks are dispatched again later. */
 export type Enqueue = (queue: string, jobs: readonly Dispatched[]) => Promise<void>;
 
-/** The worker beside which a dispatcher runs: it takes tasks also without a job, while Redis brings none. */
+/** The worker that a dispatcher runs beside: it can take tasks without a job, while Redis delivers none. */
 export interface OwnWorker {
-  /** The queue that it serves; null: none now. */
+  /** The queue that it serves; null: none at the moment. */
   queue(): string | null;
-  /** Whether Redis does what the queue needs, as far as this worker knows. */
+  /** Whether Redis works as the queue needs it to, as far as this worker knows. */
   redisWorks(): boolean;
-  /** Slots that are free. */
+  /** Number of free slots. */
   free(): number;
-  /** Takes a task as if its job had come. */
+  /** Takes a task as if its job had arrived. */
   take(taskId: string): void;
 }
 
-/** A job that has not arrived for so long will not while Redis does not work. */
+/** While Redis does not work, a job that has not arrived within this time is considered lost. */
 const adriftMs = 2_000;
-/** A task whose jobs have not arrived so many times is taken by whoever dispatches it. */
+/** A task of which this many jobs in a row have not arrived is taken by whoever dispatches it. */
 const undeliveredMax = 3;
 
-/** Jobs kept in Redis per slot: one that runs and one that waits, so that no slot idles for a round trip. */
+/** Jobs kept in Redis per slot: one running and one waiting, so that no slot idles for a round trip. */
 const jobsPerSlot = 2;
 
-/** How many tasks may be in flight of one project, and at each repository that has a limit, by its name, whether they read or write. */
+/** Maximum number of tasks in flight: per project, and per repository with a limit, by its name; reads and writes both count. */
 interface Caps {
   project: number | null;
   repositories: Readonly<Record<string, number>>;
@@ -57,12 +57,13 @@ function capsOf({ dispatcher, repositories }: Config): Caps {
 }
 
 /**
- * Chooses ready tasks for one queue, in one statement: round-robin over projects, counting what each has in flight, and within a
- * project what finishes before what starts, older operations first. No more than `most`. At most `jobsMax` rows per project are looked at. Several
- * dispatchers may choose at once: a row goes to one of them, and the queue's room may be overrun by a few.
+ * Chooses ready tasks for one queue, in one statement: round-robin over projects, counting what each has in flight, and within a project
+ * tasks that finish work before those that start it, older operations first. At most `most` tasks; at most `jobsMax` rows per project are
+ * examined. Several dispatchers may choose at once: a row goes to one of them, and the queue's capacity may be exceeded by a few.
  *
- * A project's cap holds only while another project has something to do. A repository's always holds: whoever chooses where there is
- * one waits for the others that do, so that each counts what the last one took. A task of an incremental may need two repositories, and counts at both.
+ * A project's cap applies only while another project has work. A repository's limit always applies: where there is one, dispatchers choose
+ * one at a time, so that each counts what the previous one took. A task of an incremental may need two repositories, and counts against
+ * both.
  */
 async function choose(
   database: Database,
@@ -134,29 +135,29 @@ async function chooseIn(
 }
 
 export interface Dispatcher {
-  /** Something became ready, or a slot free. */
+  /** Something became ready, or a slot became free. */
   wake(): void;
   stop(): Promise<void>;
 }
 
-/** Looked at even if nobody rings: run_after passes without a sound, and a NOTIFY can be lost with its connection. */
+/** Poll interval: nothing announces that run_after has passed, and a NOTIFY can be lost with its connection. */
 const pollMs = 1_000;
-/** Bells that ring within this time of each other are answered by one look. */
+/** Wake-ups within this window are coalesced. */
 const coalesceMs = 3;
-/** How long the cards of workers are believed before they are read again. */
+/** How long workers' registrations are cached. */
 const queuesAgeMaxMs = 1_000;
 
 /**
- * Ranges of a volume take seconds, and one worker with several slots would take them all while another idles. So they come one by
- * one: Redis gives each to the worker that has waited longest.
+ * Ranges of a volume take seconds, and one worker with several slots would take them all while another idles. So they are enqueued one at a
+ * time: Redis gives each to the worker that has waited longest.
  */
 const rangeKinds: readonly TaskKind[] = ["copy", "restore", "verify"];
 const isRange = ({ kind }: Chosen): boolean => rangeKinds.includes(kind);
 const spreadMs = 5;
 
 /**
- * Runs beside every worker's consumers, woken by NOTIFY, by every finish, and once a second. Any number may run at once.
- * Nothing depends on what it remembers: kill it anywhere and the reconciler makes a dispatched, never claimed task ready again.
+ * Runs beside every worker's consumers, woken by NOTIFY, by every finished task, and once a second. Any number may run at once. Nothing
+ * depends on its memory: kill it at any point, and the reconciler makes a dispatched but never claimed task ready again.
  */
 export function startDispatcher(options: {
   database: Database;
@@ -175,7 +176,7 @@ export function startDispatcher(options: {
   let queuesReadAt = Number.NEGATIVE_INFINITY;
   const caps = capsOf(config);
 
-  /** Without Redis: as many as there are slots free here, of what nobody else of the queue has. */
+  /** Without Redis: takes as many of the queue's tasks as there are free slots here, unless somebody else has them. */
   const takeHere = async (queue: LiveQueue): Promise<void> => {
     const free = own?.free() ?? 0;
     if (free <= 0) return;

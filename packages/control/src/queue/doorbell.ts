@@ -5,7 +5,10 @@ import type { Logger } from "../telemetry/telemetry.ts";
 import { tasksReadyChannel } from "./tasks.ts";
 
 const retryMs = 2_000;
-/** A bell that was rung on the way of everything else is heard within this time, or the two ways lead to different places. */
+/**
+ * A test notification sent through the regular pool must arrive within this time; otherwise the two connections lead to different
+ * databases.
+ */
 const provedWithinMs = 5_000;
 
 const behindPooler =
@@ -14,12 +17,12 @@ const behindPooler =
 const elsewhere = "what is notified by database_url is not heard by database_direct_url: do both lead to one database?";
 
 /**
- * Hears the doorbell on a connection of its own; comes back by itself when the connection is lost. Without one, tasks are found by looking:
- * why is said once per change.
+ * Listens for the doorbell, the NOTIFY that announces ready tasks, on a connection of its own, and reconnects when that is lost. Without a
+ * connection, tasks are found by polling; the reason is logged once per change.
  */
 export function listenForTasks(options: {
   url: string;
-  /** By which others ring. */
+  /** The connections through which others notify. */
   database: Database;
   onRing: () => void;
   log: Logger;
@@ -42,7 +45,7 @@ export function listenForTasks(options: {
     if (!stopped) retry = setTimeout(begin, retryMs);
   };
 
-  /** Rings once by the way of everybody else. */
+  /** Sends one notification the way everybody else does. */
   const prove = async (mine: DatabaseConnection): Promise<void> => {
     const word = randomUUID();
     mine.on("notification", ({ payload }) => {

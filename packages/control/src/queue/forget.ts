@@ -1,16 +1,16 @@
 import { type Database, inTransaction } from "../db/database.ts";
 import { Prisma } from "../generated/client.ts";
 
-/** Nothing is forgotten whose state is not one of these, also where a newer release has more of them. */
+/** Final states. Anything in another state is kept, including states that only a newer release knows. */
 const ended = Prisma.sql`('succeeded', 'failed', 'cancelled')`;
 
-/** How many operations, and of all of them how many tasks, one batch takes. */
+/** Maximum number of operations in one batch, and of their tasks in total. */
 const operationsMax = 500;
 const tasksMax = 5_000;
 
 /**
- * Removes tasks of operations that ended so many days ago, one batch: what they add up to stays with the operation. One that has an
- * unfinished task, such as a clean-up, or is a part of a live whole, keeps all of them.
+ * Removes tasks of operations that ended this many days ago, one batch: their totals stay with the operation. An operation that has an
+ * unfinished task, such as a clean-up, or is part of a live group operation, keeps all of its tasks.
  *
  * @returns whether there may be more
  */
@@ -47,13 +47,13 @@ export async function forgetTasks(database: Database, days: number): Promise<boo
 }
 
 /**
- * Removes operations that ended so many days ago and have no task left, one batch. These stay:
- * - a part whose whole is live or younger, and a whole that has a part left;
- * - what a group or a place that was marked for removal names;
+ * Removes operations that ended this many days ago and have no task left, one batch. These stay:
+ * - a part of a group operation that is live or younger, and a group operation that has a part left;
+ * - what is referenced by a group, or by a place that was marked for removal;
  * - the last backup that succeeded, for `/metrics`;
- * - the last verification of a backup that is there: it says whose turn is next (`verifySample`);
- * - one that may have left a file which only its row tells to be ours, unless a pass of the reaper has looked for it: begun at `reapedAt` or
- *   later; null: none has.
+ * - the last verification of a backup that still exists: it determines which one is next (`verifySample`);
+ * - one that may have left a file which only its row proves to be ours, unless a pass of the reaper has looked for it: begun at `reapedAt`
+ *   or later; null: none has.
  *
  * @returns whether there may be more
  */

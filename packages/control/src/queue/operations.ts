@@ -39,23 +39,23 @@ export type OperationKind =
 export const operationStates = ["queued", "running", "succeeded", "failed", "cancelled"] as const;
 export type OperationState = (typeof operationStates)[number];
 
-/** The row, with the two columns whose values are a closed set narrowed to it. */
+/** The row, with two string columns narrowed to their unions. */
 export type OperationRow = Omit<Operation, "kind" | "state"> & { kind: OperationKind; state: OperationState };
 
 export interface NewOperation {
   kind: OperationKind;
-  /** Whose rows it acts on, and so who sees it: the rows' project, also where an admin of another one asks. */
+  /** The project whose rows it acts on, and which therefore sees it, even when an admin of another project asks. */
   projectId: string;
   backupId?: string | null;
   volumeId?: string | null;
   snapshotId?: string | null;
   groupId?: string | null;
   groupSnapshotId?: string | null;
-  /** The operation on a group that this one is a part of: it is told when this one ends. */
+  /** The group operation that this one is a part of: it is notified when this one ends. */
   parentId?: string | null;
   input?: Json;
   bytesTotal?: bigint;
-  /** Null: there is nothing to do before so many parts have ended. */
+  /** Null: there is nothing to do until this many parts have ended. */
   task: { kind: TaskKind; needs: readonly string[] } | null;
   parts?: number;
 }
@@ -88,7 +88,7 @@ export async function startOperation(
   return id;
 }
 
-/** Reads and locks. In the lock order it comes after volume and backup, before task. */
+/** Locks and reads an operation. In the lock order it comes after volume and backup, before task. */
 export async function lockOperation(tx: Transaction, id: string): Promise<OperationRow> {
   await tx.$queryRaw`SELECT id FROM operations WHERE id = ${id}::uuid FOR UPDATE`;
   const row = await tx.operation.findUnique({ where: { id } });
@@ -99,7 +99,7 @@ export async function lockOperation(tx: Transaction, id: string): Promise<Operat
 export const isLive = (operation: { state: OperationState }): boolean =>
   operation.state === "queued" || operation.state === "running";
 
-/** Locks an operation that a task is about to report to. @throws OperationEndedError when there is nothing to report to any more */
+/** Locks an operation that a task is about to report to. @throws OperationEndedError when it is no longer live */
 export async function lockLiveOperation(tx: Transaction, id: string): Promise<OperationRow> {
   const operation = await lockOperation(tx, id);
   if (!isLive(operation)) throw new OperationEndedError(id);
@@ -107,9 +107,9 @@ export async function lockLiveOperation(tx: Transaction, id: string): Promise<Op
 }
 
 /**
- * Fixes what decides bytes and names, unless it is fixed: a second run does the same as the first.
+ * Fixes the plan, which determines bytes and names, unless there is one already: a second run then does the same as the first.
  *
- * @returns false when a plan was there already, or the operation has ended
+ * @returns false when there was a plan already, or the operation has ended
  */
 export async function fixPlan(tx: Transaction | Database, operationId: string, plan: object): Promise<boolean> {
   const fixed = await tx.$executeRaw`
@@ -119,9 +119,9 @@ export async function fixPlan(tx: Transaction | Database, operationId: string, p
 }
 
 /**
- * The plan that an earlier claim of the task has fixed after this one had looked: it is obeyed.
+ * The plan that an earlier claim of the task fixed after this one had checked for it: it is the one to follow.
  *
- * @throws OperationEndedError when there is none to be obeyed
+ * @throws OperationEndedError when there is none
  */
 export async function planInForce<Plan>(tx: Transaction, operationId: string): Promise<Plan> {
   const row = await tx.operation.findUnique({ where: { id: operationId }, select: { plan: true, state: true } });
@@ -131,7 +131,7 @@ export async function planInForce<Plan>(tx: Transaction, operationId: string): P
   return row.plan as unknown as Plan;
 }
 
-/** Replaces the phase: `tasks` are added and must all be finished before the next phase. The operation is locked. */
+/** Starts the next phase: `tasks` are added, and all of them must finish before the phase after it. The operation is locked. */
 export async function startPhase(tx: Transaction, operation: OperationRow, tasks: readonly NewTask[]): Promise<void> {
   await tx.operation.update({ where: { id: operation.id }, data: { remaining: tasks.length, updatedAt: new Date() } });
   await addTasks(tx, operation, tasks);
@@ -145,8 +145,8 @@ export async function countDown(tx: Transaction, operationId: string): Promise<n
 }
 
 /**
- * Ends an operation well, with its last task. Whatever else changes has been changed before, in the lock order: a claim that was
- * lost, or an operation that ended meanwhile, undoes it. With `tidy`, what the operation left behind is removed by a task of its own.
+ * Completes an operation together with its last task. Everything else must have been changed before, in the lock order: a lost claim, or an
+ * operation that ended in the meantime, rolls it back. With `tidy`, a separate clean-up task removes what the operation left behind.
  *
  * @throws ClaimLostError, OperationEndedError
  */
@@ -167,8 +167,8 @@ export async function completeOperation(
 }
 
 /**
- * Ends an operation badly. Tasks that nobody runs are cancelled; those that run learn of it at their next heartbeat, and the
- * tidy task waits for them: nothing is removed while somebody may be writing.
+ * Ends an operation as failed or cancelled. Tasks that nobody runs are cancelled; workers that run one learn of it at their next heartbeat,
+ * and the clean-up task waits for them: nothing is removed while somebody may be writing.
  */
 export async function endOperation(
   tx: Transaction,
@@ -192,8 +192,8 @@ export async function endOperation(
 }
 
 /**
- * The removal of something waits for workers that are still at what was cancelled before it, and may write: the reconciler lets it go
- * when they have let go. Called when the operation was started, by whoever has locked its subject.
+ * Makes a removal wait for workers that are still running tasks of operations cancelled before it, and may write: the reconciler unblocks
+ * it when they have let go. Called when the operation was started, by whoever has locked its subject.
  */
 export async function waitForWorkers(tx: Transaction, operationId: string): Promise<void> {
   await tx.$executeRaw`
@@ -203,7 +203,10 @@ export async function waitForWorkers(tx: Transaction, operationId: string): Prom
       WHERE ${hinders("p", "o")})`;
 }
 
-/** SQL: the ended operation `ended` was about what `removal` removes, so that a worker that does not know of its end may write there. */
+/**
+ * SQL: whether the ended operation `ended` worked on what `removal` removes, so that a worker that does not know of its end may write
+ * there.
+ */
 export const hinders = (ended: "p", removal: "o"): Prisma.Sql =>
   Prisma.raw(`${ended}.id <> ${removal}.id AND ${ended}.state NOT IN ('queued', 'running') AND ${ended}.kind <> 'backup-verify'
     AND CASE ${removal}.kind WHEN 'backup-delete' THEN ${ended}.backup_id = ${removal}.backup_id
@@ -211,8 +214,8 @@ export const hinders = (ended: "p", removal: "o"): Prisma.Sql =>
       WHEN 'volume-delete' THEN ${ended}.volume_id = ${removal}.volume_id ELSE false END`);
 
 /**
- * A part of an operation on a group has ended: the last one lets the whole be concluded, and so does the first of a restore that ended
- * badly, since then none will be published. A whole that ended before takes no notice.
+ * A part of a group operation has ended. The last one triggers the group operation's conclusion, and so does the first failed part of a
+ * restore, since then nothing will be published. A group operation that has already ended ignores it.
  */
 async function partEnded(tx: Transaction, parentId: string, { well }: { well: boolean }): Promise<void> {
   const [parent] = await tx.$queryRaw<(TaskOwner & { kind: OperationKind; remaining: number; input: Json })[]>`
@@ -223,14 +226,14 @@ async function partEnded(tx: Transaction, parentId: string, { well }: { well: bo
   await addTasks(tx, parent, [concludeTask(parent)]);
 }
 
-/** What ends an operation on a group. What it has to reach was said when the operation began. */
+/** The task that concludes a group operation. The capabilities that it needs were stored when the operation began. */
 export const concludeTask = ({ input }: { input: Json }): NewTask => ({
   kind: "conclude-group",
   ordinal: 0,
   needs: (input as { concludeNeeds?: string[] }).concludeNeeds ?? [],
 });
 
-/** What the operation left behind is gone. The operation itself ended before. */
+/** What the operation left behind is gone. The operation itself ended earlier. */
 export async function finishTidy(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
     await lockOperation(tx, operationId);
@@ -238,7 +241,7 @@ export async function finishTidy(database: Database, operationId: string, result
   });
 }
 
-/** How far an operation is. Sizes in bytes; rate over the time since it started. */
+/** An operation's progress. Sizes in bytes; rate over the time since it started. */
 export interface OperationProgress extends OperationRow {
   tasksTotal: number;
   tasksDone: number;
@@ -262,7 +265,7 @@ interface Sums {
   position: bigint | null;
 }
 
-/** Of the tasks that are there, and of those that were removed since the operation has ended (forget.ts). */
+/** Combines the existing tasks with the totals of those removed since the operation ended (forget.ts). */
 async function withProgress(database: Database, rows: Operation[]): Promise<OperationProgress[]> {
   const ids = rows.map((r) => r.id);
   const sums = await database.$queryRaw<Sums[]>`

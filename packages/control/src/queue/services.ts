@@ -1,18 +1,18 @@
 import type { Config } from "../config.ts";
 import type { Database } from "../db/database.ts";
 
-/** What Cinder calls the services that stand for ours: a worker process, and a volume backend that workers of a host reach. */
+/** Cinder's names for services like ours: a worker process, and a volume backend that a host's workers can reach. */
 export const backupBinary = "cinder-backup";
 const volumeBinary = "cinder-volume";
 
 export interface ServiceRow {
   binary: string;
-  /** The worker's host; of a volume backend `host@backend`. */
+  /** The worker's host; for a volume backend `host@backend`. */
   host: string;
   zone: string;
   disabled: boolean;
   disabledReason: string | null;
-  /** Whether it was heard of in time. */
+  /** Whether its heartbeat is recent enough. */
   up: boolean;
   updatedAt: Date;
 }
@@ -34,13 +34,13 @@ interface DisabledRow {
 const namesOf = (reaches: readonly string[], kind: "repository" | "backend"): string[] =>
   reaches.filter((name) => name.startsWith(`${kind}:`)).map((name) => name.slice(kind.length + 1));
 
-/** The zone that backups by this worker are in: that of the default repository if it reaches it, else of the first that it does. */
+/** The zone of backups by this worker: that of the default repository if it can reach it, else of the first that it can. */
 function backupZone(config: Config, reaches: readonly string[]): string {
   const reached = config.repositories.filter((r) => namesOf(reaches, "repository").includes(r.name));
   return (reached.find((r) => r.default) ?? reached[0])?.zone ?? config.availability_zone;
 }
 
-/** The newest report of each host's reach of a volume backend. */
+/** For each volume backend on each host, the most recent registration. */
 function volumeServices(workers: readonly WorkerRow[]): WorkerRow[] {
   const found = new Map<string, WorkerRow>();
   for (const worker of workers) {
@@ -54,8 +54,8 @@ function volumeServices(workers: readonly WorkerRow[]): WorkerRow[] {
 }
 
 /**
- * One row for each worker process that is known, live or silent for less than an hour, and one for each volume backend on each host.
- * Workers that stopped in good order are not among them.
+ * One row for each known worker process, live or silent for less than an hour, and one for each volume backend on each host. Workers that
+ * shut down cleanly are not listed.
  */
 export async function listServices(
   database: Database,
@@ -85,15 +85,15 @@ export async function listServices(
     ...workers.map((worker) => row(backupBinary, worker, backupZone(config, worker.reaches))),
     ...volumeServices(workers).map((worker) => row(volumeBinary, worker, config.availability_zone)),
   ];
-  // A host without its backend stands for all of them, as in Cinder.
+  // A host without a backend stands for all of its backends, as in Cinder.
   const isAsked = (host: string): boolean =>
     filter.host === undefined || [host, host.split("@")[0]].includes(filter.host);
   return rows.filter((r) => (filter.binary === undefined || r.binary === filter.binary) && isAsked(r.host));
 }
 
 /**
- * Takes a service out of work or back into it. A disabled worker finishes what it holds and takes no other task. Doing it twice is the
- * same as once; a reason that is not given leaves the one that is there.
+ * Disables or enables a service. A disabled worker finishes what it holds and takes no other task. Idempotent; omitting the reason keeps
+ * the existing one.
  *
  * @returns false when no such service is known
  */
@@ -127,7 +127,7 @@ export interface Zone {
   available: boolean;
 }
 
-/** Zones that volumes can be in; those that only hold backups are not among them (cinder-api 9.2). */
+/** Zones that volumes can be in; zones that only hold backups are not listed (cinder-api 9.2). */
 export async function listZones(database: Database, config: Config): Promise<Zone[]> {
   const services = await listServices(database, config, { binary: volumeBinary });
   return [{ name: config.availability_zone, available: services.some((s) => !s.disabled) }];

@@ -6,14 +6,13 @@ import { ClaimLostError } from "../errors.ts";
 import type { Prisma } from "../generated/client.ts";
 import { backupBinary } from "./services.ts";
 
-/** Whether a worker has ever had a task of the operation: it may have done part of it. */
+/** Whether any worker has ever claimed a task of the operation: it may have done part of it. */
 export async function wasClaimed(tx: Transaction, operationId: string): Promise<boolean> {
   return (await tx.task.count({ where: { operationId, claim: { gt: 0 } } })) > 0;
 }
 
 /**
- * Every kind of queue work, with its rank: what finishes something goes before what starts something.
- * A worker has exactly one handler for each.
+ * Every kind of queue work, with its rank: tasks that finish work go before those that start it. A worker has exactly one handler for each.
  */
 export const taskRanks = {
   tidy: 0,
@@ -46,8 +45,8 @@ export const taskRanks = {
 export type TaskKind = keyof typeof taskRanks;
 
 /**
- * Kinds that a single call of which may take long without a sign of life, for it flushes, copies or removes a whole volume: so many times
- * `tasks.quiet_ms`. All others show within one that they move.
+ * Kinds of which a single call may take long without visible progress, because it flushes, copies or removes a whole volume: multiples of
+ * `tasks.quiet_ms`. All others show progress within that time.
  */
 const quietFactors: Partial<Record<TaskKind, number>> = {
   restore: 2,
@@ -65,7 +64,7 @@ const quietFactors: Partial<Record<TaskKind, number>> = {
   "snapshot-group": 5,
 };
 
-/** How long a task of this kind may stand still before it is given up, in ms: no byte moved, no call answered. */
+/** How long a task of this kind may go without progress before it is abandoned, in ms: no byte moved, no call returned. */
 export const quietMsOf = (kind: TaskKind, quietMs: number): number => quietMs * (quietFactors[kind] ?? 1);
 
 export type Json = Prisma.JsonValue;
@@ -81,9 +80,9 @@ export interface ClaimedTask {
   range: { offset: number; length: number };
   input: Json;
   requestId: string;
-  /** Who asked for the operation. */
+  /** The user who requested the operation. */
   userId: string;
-  /** As it was when the task was claimed. `plan` is set once and never changes afterwards, but for what a phase adds. */
+  /** As of the claim. `plan` is set once and never changes afterwards, except for what a phase adds. */
   operation: TaskOperation;
 }
 
@@ -96,7 +95,7 @@ export interface TaskOperation extends TaskOwner {
   snapshotId: string | null;
   groupId: string | null;
   groupSnapshotId: string | null;
-  /** The operation on a group that it is a part of. */
+  /** The group operation that it is a part of. */
   parentId: string | null;
 }
 
@@ -116,8 +115,8 @@ export interface TaskOwner {
 }
 
 /**
- * Inserts tasks in one statement, however many. One that is there already (operation, kind, ordinal) stays as it is,
- * except a blocked one, which becomes ready again.
+ * Inserts tasks in one statement, however many. One that exists already (operation, kind, ordinal) stays as it is, except a blocked one,
+ * which becomes ready again.
  */
 export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: readonly NewTask[]): Promise<void> {
   if (tasks.length === 0) return;
@@ -166,10 +165,10 @@ interface ClaimRow {
 }
 
 /**
- * Takes a task: ready, dispatched, or running under a lease that is dead. One statement, the database's clock.
+ * Claims a task: ready, dispatched, or running under an expired lease. One statement, by the database's clock.
  *
- * @returns null when somebody else has it, it is finished, it may not run yet, the worker's host is disabled, or a newer version has
- * made it and is to do it: go on quietly
+ * @returns null when somebody else has it, it is finished, it may not run yet, the worker's host is disabled, or it was created by a newer
+ * version that must run it: not an error
  */
 export async function claimTask(
   database: Database,
@@ -233,8 +232,8 @@ export interface HeldTask {
 }
 
 /**
- * One statement renews all leases of a worker, stores its progress and brings back what was asked of it meanwhile.
- * Progress beyond any earlier claim's sets the count of attempts back.
+ * One statement renews all leases of a worker, stores its progress and returns requests made in the meantime. Progress beyond that of any
+ * earlier claim resets the count of attempts.
  *
  * @returns the tasks still held; `cancelled` when the operation has ended or is to be cancelled. One that is missing was lost.
  */
@@ -261,15 +260,15 @@ export interface TaskResult {
   claim: number;
   bytesDone: number;
   bytesStored: number;
-  /** Bytes found already stored by an earlier claim. */
+  /** Bytes that an earlier claim had already stored. */
   bytesAdopted?: number;
   report?: Json;
 }
 
 /**
- * Ends a task well. The operation row must be locked by this transaction already (lock order).
+ * Finishes a task successfully. The operation row must be locked by this transaction already (lock order).
  *
- * @throws ClaimLostError when the claim is no longer this one: the whole transaction is dropped
+ * @throws ClaimLostError when this claim is no longer the current one: the whole transaction is rolled back
  */
 export async function finishTask(tx: Transaction, result: TaskResult): Promise<void> {
   const count = await tx.$executeRaw`
@@ -280,14 +279,14 @@ export async function finishTask(tx: Transaction, result: TaskResult): Promise<v
   if (count !== 1) throw new ClaimLostError(result.taskId);
 }
 
-/** Drops a task whose operation has ended. A lost claim is left alone. */
+/** Drops a task whose operation has ended. No effect if the claim was lost. */
 export async function cancelTask(database: Database, held: { taskId: string; claim: number }): Promise<void> {
   await database.$executeRaw`
     UPDATE tasks SET state = 'cancelled', lease_until = NULL, finished_at = now()
     WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
 }
 
-/** Gives a task back unharmed, at no cost in attempts: a stopping worker's way out. A lost claim is left alone. */
+/** Hands a task back without counting an attempt, as a stopping worker does. No effect if the claim was lost. */
 export async function handBackTask(database: Database, held: { taskId: string; claim: number }): Promise<void> {
   await database.$executeRaw`
     UPDATE tasks SET state = 'ready', lease_until = NULL, worker_id = NULL, attempts = GREATEST(0, attempts - 1), run_after = now()
@@ -295,7 +294,7 @@ export async function handBackTask(database: Database, held: { taskId: string; c
   await ringDispatchers(database);
 }
 
-/** A job names a task that is not in this database: another service's, or one whose operation was removed meanwhile. */
+/** A job names a task that is not in this database: it is another service's, or its operation was removed in the meantime. */
 export class UnknownTaskError extends Error {
   readonly code = "unknown-task";
   constructor(taskId: string) {
@@ -304,18 +303,18 @@ export class UnknownTaskError extends Error {
   }
 }
 
-/** Whether there is such a task, in whatever state. */
+/** Whether the task exists, in any state. */
 export async function isTaskKnown(database: Database, taskId: string): Promise<boolean> {
   return isUuid(taskId) && (await database.task.count({ where: { id: taskId } })) > 0;
 }
 
-/** A worker that is stopping has received a job: its task goes back to be dispatched again, if nobody has taken it. */
+/** A stopping worker has received a job: its task becomes ready to be dispatched again, unless somebody has claimed it. */
 export async function undispatchTask(database: Database, taskId: string): Promise<void> {
   await database.$executeRaw`UPDATE tasks SET state = 'ready' WHERE id = ${taskId}::uuid AND state = 'dispatched'`;
   await ringDispatchers(database);
 }
 
-/** Lets a task run again after `delayMs`. The attempt counts unless it is `free`. A lost claim is left alone. */
+/** Lets a task run again after `delayMs`. The attempt counts unless it is `free`. No effect if the claim was lost. */
 export async function retryTaskLater(
   database: Database,
   held: { taskId: string; claim: number },
@@ -330,7 +329,7 @@ export async function retryTaskLater(
 
 export const tasksReadyChannel = "tephra_tasks_ready";
 
-/** Wakes the dispatchers; inserts of tasks do it by themselves (a trigger). */
+/** Wakes the dispatchers; inserting tasks does so anyway (a trigger). */
 export async function ringDispatchers(database: Database | Transaction): Promise<void> {
   await database.$executeRaw`SELECT pg_notify(${tasksReadyChannel}, '')`;
 }

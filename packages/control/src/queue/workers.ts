@@ -5,26 +5,29 @@ import { backupBinary } from "./services.ts";
 
 export interface WorkerCard {
   id: string;
-  /** As installationOf() says it. */
+  /** As returned by installationOf(). */
   installation?: string;
   host: string;
   pid: number;
   slots: number;
-  /** `repository:NAME` to write, `repository-read:NAME`, `backend:NAME`, `zlib-encoder:isal`: what tasks may need from it. */
+  /**
+   * The worker's capabilities, which tasks may need: `repository:NAME` to write, `repository-read:NAME`, `backend:NAME`,
+   * `zlib-encoder:isal`.
+   */
   reaches: readonly string[];
-  /** The same names → why they cannot be reached from here. */
+  /** Capability → why the worker does not have it. */
   unreachable: Readonly<Record<string, string>>;
-  /** `backend:NAME` → bytes that are free there. */
+  /** `backend:NAME` → free bytes on it. */
   freeBytes?: Readonly<Record<string, number>>;
 }
 
-/** What a task needs that stores or removes something in a repository; who can write can read. */
+/** The capability to store or remove something in a repository; it includes reading. */
 export const needToWrite = (repository: string): string => `repository:${repository}`;
 
-/** What a task needs that only reads a repository: backups can be restored from where they cannot be made. */
+/** The capability to read a repository: backups can be restored from where none can be made. */
 export const needToRead = (repository: string): string => `repository-read:${repository}`;
 
-/** What compressing needs from a worker besides the places: an encoder that not every machine has. */
+/** The capability to compress with an encoder that not every machine has. */
 export function encoderNeeds(encoder: ZlibEncoder | undefined): string[] {
   return encoder === "isal" ? ["zlib-encoder:isal"] : [];
 }
@@ -33,23 +36,23 @@ const digestOf = (value: unknown): string =>
   createHash("sha256").update(JSON.stringify(value)).digest("hex").slice(0, 12);
 
 /**
- * What the names of this installation's queues begin with, so that several can share one Redis. A copy of a database, too, is another
- * installation: beside the id in its row, the database itself and its server count.
+ * Prefix of the names of this installation's queues, so that several installations can share one Redis. A copy of a database counts as
+ * another installation: the prefix depends on the id in its row, and also on the database itself and its server.
  */
 export async function installationOf(database: Database): Promise<string> {
   const rows = await database.$queryRaw`
     SELECT i.id, (SELECT oid::text FROM pg_database WHERE datname = current_database()) AS database FROM installation i`;
-  // Some servers keep this for their administrators.
+  // Some servers allow this to administrators only.
   const server = await database.$queryRaw`SELECT system_identifier::text FROM pg_control_system()`.catch(() => null);
   return digestOf([rows, server]);
 }
 
-/** Workers of an installation that reach the same things share one queue. The name holds no `:`, which BullMQ forbids. */
+/** Workers of an installation with the same capabilities share one queue. The name contains no `:`, which BullMQ forbids. */
 export function queueFor(reaches: readonly string[], installation = ""): string {
   return `tephra-${installation}-${digestOf([...reaches].sort())}`;
 }
 
-/** Makes a worker known, or brings its card up to date. */
+/** Registers a worker, or updates its registration. */
 export async function publishWorker(database: Database, card: WorkerCard): Promise<void> {
   const data = {
     host: card.host,
@@ -68,7 +71,7 @@ export async function publishWorker(database: Database, card: WorkerCard): Promi
       unreachable = EXCLUDED.unreachable, free_bytes = EXCLUDED.free_bytes, heartbeat_at = now()`;
 }
 
-/** Bytes that are free on a volume backend, as the worker heard of last says; null when nobody says. */
+/** Free bytes on a volume backend, according to the worker with the latest heartbeat; null when none reports any. */
 export async function freeBytesOf(tx: Database | Transaction, backend: string): Promise<number | null> {
   const [row] = await tx.$queryRaw<{ free: number }[]>`
     SELECT (free_bytes ->> ${`backend:${backend}`})::float AS free FROM workers
@@ -76,7 +79,7 @@ export async function freeBytesOf(tx: Database | Transaction, backend: string): 
   return row?.free ?? null;
 }
 
-/** A worker that stops says so: nothing more is dispatched for it. */
+/** Removes the registration of a stopping worker: nothing more is dispatched for it. */
 export async function withdrawWorker(database: Database, id: string): Promise<void> {
   await database.$executeRaw`DELETE FROM workers WHERE id = ${id}`;
 }
@@ -88,7 +91,7 @@ export interface LiveQueue {
   workers: number;
 }
 
-/** The queues that some live worker serves whose host is not disabled. `downMs`: how long a worker may be silent. */
+/** The queues served by at least one live worker on a host that is not disabled. `downMs`: how long a worker may be silent. */
 export async function liveQueues(database: Database | Transaction, downMs: number): Promise<LiveQueue[]> {
   return database.$queryRaw<LiveQueue[]>`
     SELECT queue, reaches, sum(slots)::int AS slots, count(*)::int AS workers FROM workers
@@ -98,8 +101,8 @@ export async function liveQueues(database: Database | Transaction, downMs: numbe
 }
 
 /**
- * Why Redis cannot be used, as live workers say it, with how many of them say so. Only what a Redis has answered is told word for word:
- * what else goes wrong may name hosts.
+ * The reasons why Redis cannot be used, as live workers report them, with how many of them do. Only what Redis itself responded is quoted:
+ * other errors may name hosts.
  */
 export async function redisRefusals(
   database: Database | Transaction,
@@ -112,20 +115,20 @@ export async function redisRefusals(
   return rows.flatMap(({ why, workers }) => (why === null ? [] : [{ reason: publicReason(why), workers, of }]));
 }
 
-/** A Redis begins what it refuses with a code in capitals; our own sentence about it begins with its name. */
+/** Redis starts a refusal with a code in capitals; our own message about it starts with its name. */
 const publicReason = (why: string): string =>
   /^(?:[A-Z]{2,} |This Redis )/.test(why) ? why : "it cannot be reached, or does not answer";
 
-/** Registrations of workers that were not heard of for so long are thrown away. */
+/** Registrations of workers silent for this long are removed. */
 const forgetWorkersAfter = "1 hour";
 
-/** @returns false: there are few, and all go at once */
+/** @returns false: there are few, and all are removed at once */
 export async function forgetWorkers(database: Database): Promise<boolean> {
   await database.$executeRaw`DELETE FROM workers WHERE heartbeat_at < now() - ${forgetWorkersAfter}::interval`;
   return false;
 }
 
-/** Why live workers say that they cannot reach `name`; empty when none says anything. */
+/** Why live workers cannot reach `name`, as they report it; empty when none does. */
 export async function whyUnreachable(
   database: Database | Transaction,
   names: readonly string[],

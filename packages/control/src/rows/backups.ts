@@ -6,10 +6,10 @@ import { type Principal, visibleTo } from "../principal.ts";
 
 export type { Backup };
 
-/** A live backup with what a view derives from other rows. */
+/** A live backup with a field derived from other rows. */
 export type BackupRow = Backup & { hasDependents: boolean };
 
-/** Whether live incrementals build on each, in whatever project they are. */
+/** Adds whether live incrementals build on each backup, in any project. */
 export async function withDependents(database: Database | Transaction, rows: Backup[]): Promise<BackupRow[]> {
   const parents = await database.backup.findMany({
     where: { parentId: { in: rows.map((r) => r.id) }, deletedAt: null },
@@ -20,7 +20,7 @@ export async function withDependents(database: Database | Transaction, rows: Bac
   return rows.map((r) => ({ ...r, hasDependents: ids.has(r.id) }));
 }
 
-/** Live incrementals that build on a backup, of whatever project and status. */
+/** Number of live incrementals that build on a backup, in any project and status. */
 export async function countDependents(database: Database | Transaction, id: string): Promise<number> {
   return database.backup.count({ where: { parentId: id, deletedAt: null } });
 }

@@ -10,7 +10,7 @@ export interface ChainLink {
   parentId: string | null;
 }
 
-/** The backup and its ancestors, newest first, as far as their rows are live. A cycle (an import can forge one) ends the walk. */
+/** The backup and its ancestors, newest first, as far as their rows are live. A cycle (which an import can forge) ends the walk. */
 export async function readChain(database: Database | Transaction, backupId: string): Promise<ChainLink[]> {
   return database.$queryRaw<ChainLink[]>`
     WITH RECURSIVE chain AS (
@@ -30,7 +30,7 @@ export interface StoredLink {
   prefix: string;
 }
 
-/** A backup with all that it builds on, newest first. @throws NotFoundError when a member is gone */
+/** A backup with everything that it builds on, newest first. @throws NotFoundError when a member is gone */
 export async function wholeChain(database: Database, backupId: string): Promise<StoredLink[]> {
   const links = await readChain(database, backupId);
   const bottom = links.at(-1);
@@ -41,14 +41,14 @@ export async function wholeChain(database: Database, backupId: string): Promise<
   });
 }
 
-/** What was found damaged: `backupId` is the member of the chain that it belongs to. */
+/** A damaged object: `backupId` is the member of the chain that it belongs to. */
 export interface Damage {
   backupId: string;
   object: string;
   reason: string;
 }
 
-/** Marks every row of the objects that are damaged: no parent is chosen on them any more. */
+/** Marks every row that shares the damaged objects: none of them is chosen as a parent any more. */
 export async function markDamage(tx: Transaction, { backupId, object, reason }: Damage): Promise<void> {
   const row = await tx.backup.findUnique({ where: { id: backupId } });
   if (row === null) return;
@@ -59,7 +59,7 @@ export async function markDamage(tx: Transaction, { backupId, object, reason }: 
   });
 }
 
-/** Members of a backup's chain, itself included, that are marked as damaged. */
+/** Members of a backup's chain, including itself, that are marked as damaged. */
 export async function readDamage(
   database: Database | Transaction,
   backupId: string,

@@ -9,7 +9,7 @@ import { lockQuota, releaseQuota } from "./quotas.ts";
 
 export type { Group, GroupSnapshot, GroupType, Instance };
 
-/** How an operation on a group that came to nothing ended. */
+/** How a failed or cancelled operation on a group ended. */
 export interface GroupEnd {
   state: "failed" | "cancelled";
   reason: string;
@@ -17,11 +17,11 @@ export interface GroupEnd {
 
 export type GroupRow = Group & { volumes: { id: string }[] };
 
-/** The type of every instance group: a migration made it. */
+/** The type of every instance group; created by a migration. */
 export const instanceGroupType = "ef1322a1-7c55-4a1f-9c86-3f5b8f0d6a11";
 
 /**
- * Locks a group and reads it. After the quota and before volumes in the lock order. Rows that only refer to the group are not held up.
+ * Locks a group and reads it. After the quota and before volumes in the lock order. Rows that merely refer to the group are not blocked.
  */
 export async function lockGroup(tx: Transaction, id: string): Promise<Group | null> {
   await tx.$queryRaw`SELECT id FROM groups WHERE id = ${id}::uuid FOR NO KEY UPDATE`;
@@ -47,14 +47,14 @@ export async function lockVisibleGroup(tx: Transaction, principal: Principal, id
   return getGroup(tx, principal, seen.id);
 }
 
-/** As `lockVisibleGroup`, with its project's quota before it. */
+/** As `lockVisibleGroup`, after locking its project's quota. */
 export async function lockGroupAndQuota(tx: Transaction, principal: Principal, id: string): Promise<GroupRow> {
   const seen = await getGroup(tx, principal, id);
   await lockQuota(tx, seen.projectId);
   return lockVisibleGroup(tx, principal, id);
 }
 
-/** Of a group of the user's own: those that came with an instance were never charged. */
+/** Releases the quota of a user-created group: instance groups are never charged. */
 export async function releaseGroupQuota(
   tx: Transaction,
   group: Pick<Group, "projectId" | "instanceId">,
@@ -62,18 +62,18 @@ export async function releaseGroupQuota(
   if (group.instanceId === null) await releaseQuota(tx, group.projectId, { groups: 1 });
 }
 
-/** @throws InvalidError while an operation has the group to itself */
+/** @throws InvalidError while an operation holds the group */
 export function refuseBusy(group: Pick<Group, "id" | "operationId">): void {
   if (group.operationId === null) return;
   throw new InvalidError("request", `An operation is already in progress on instance group ${group.id}.`);
 }
 
-/** The group is the operation's alone until `releaseGroup`. The row is locked. */
+/** The operation holds the group exclusively until `releaseGroup`. The row is locked. */
 export async function holdGroup(tx: Transaction, groupId: string, operationId: string): Promise<void> {
   await tx.group.update({ where: { id: groupId }, data: { operationId, updatedAt: new Date() } });
 }
 
-/** The operation has ended: the next one may come. */
+/** The operation has ended: the group is free for the next one. */
 export async function releaseGroup(tx: Transaction, operationId: string): Promise<void> {
   await tx.group.updateMany({ where: { operationId }, data: { operationId: null, updatedAt: new Date() } });
 }
@@ -86,12 +86,12 @@ export interface NewGroup {
   groupTypeId: string;
   availabilityZone: string | null;
   instanceId: string | null;
-  /** What its volumes are made of. */
+  /** What its volumes are created from. */
   groupSnapshotId?: string;
   sourceGroupId?: string;
 }
 
-/** An empty one is available at once: there is nothing that a worker would have to do. */
+/** An empty group is available at once: no worker has anything to do. */
 export async function addGroup(
   tx: Transaction,
   config: Config,
@@ -102,15 +102,15 @@ export async function addGroup(
   return tx.group.create({ data: { ...group, id: randomUUID(), availabilityZone, status } });
 }
 
-/** Locks the group that a volume is in, if it is in one: before the volume itself. */
+/** Locks the group that a volume is in, if any: before the volume itself. */
 export async function lockGroupOf(tx: Transaction, volumeId: string): Promise<void> {
   await tx.$queryRaw`SELECT g.id FROM groups g JOIN volumes v ON v.group_id = g.id WHERE v.id = ${volumeId}::uuid
     FOR NO KEY UPDATE OF g`;
 }
 
 /**
- * A group that is made of a source is `available` when all of its volumes are there, or in `error` with one of them. To be called when a
- * volume has been made, or could not be; the group is locked.
+ * When a volume finishes or fails, the status of a group that is created from a source is recomputed from all its volumes: once none of
+ * them is being created any more, `error` if one failed, else `available`. The group is locked.
  */
 export async function settleGroup(tx: Transaction, volumeId: string): Promise<void> {
   await tx.$executeRaw`
@@ -122,9 +122,9 @@ export async function settleGroup(tx: Transaction, volumeId: string): Promise<vo
 }
 
 /**
- * The members leave the group, whatever they are doing, and the group is gone. The row is locked.
+ * Removes all members from the group, whatever they are doing, and deletes the group. The row is locked.
  *
- * @throws InvalidError with backups or snapshots of it, while an operation has it, or in another status
+ * @throws InvalidError if it has backups or snapshots, while an operation holds it, or in another status
  */
 export async function removeGroup(tx: Transaction, group: Group): Promise<void> {
   if ((await tx.groupSnapshot.count({ where: { groupId: group.id } })) > 0) {
@@ -140,7 +140,7 @@ export async function removeGroup(tx: Transaction, group: Group): Promise<void> 
   await tx.group.delete({ where: { id: group.id } });
 }
 
-/** Locks a group that shall get or lose members. @throws InvalidError unless it is available and nobody's; NotFoundError */
+/** Locks a group whose members are to change. @throws InvalidError unless it is available and held by no operation; NotFoundError */
 export async function lockChangeable(tx: Transaction, principal: Principal, id: string): Promise<GroupRow> {
   const group = await lockVisibleGroup(tx, principal, id);
   if (group.status !== "available") {
@@ -151,14 +151,14 @@ export async function lockChangeable(tx: Transaction, principal: Principal, id: 
   return group;
 }
 
-/** Locks the group that a new volume of the caller's shall be in. @throws InvalidError when it cannot be; NotFoundError */
+/** Locks the group that the caller's new volume is to join. @throws InvalidError when it cannot; NotFoundError */
 export async function lockForNewVolume(tx: Transaction, principal: Principal, id: string): Promise<void> {
   const group = await lockChangeable(tx, principal, id);
   if (group.projectId === principal.projectId) return;
   throw new InvalidError("volume", `Cannot add a volume to group ${id} as they belong to different projects.`);
 }
 
-/** Locks a group that must be of an instance. @throws InvalidError when it is of another type; NotFoundError */
+/** Locks an instance group. @throws InvalidError when it is of another type; NotFoundError */
 export async function lockInstanceGroup(tx: Transaction, principal: Principal, id: string): Promise<GroupRow> {
   const group = await lockVisibleGroup(tx, principal, id);
   assertInstanceGroup(group);

@@ -1,7 +1,7 @@
 import type { Transaction } from "../db/database.ts";
 import { lockQuotas } from "./quotas.ts";
 
-/** What the rows of a project add up to, beside what its quota says is used. */
+/** The totals of a project's rows, beside the usage recorded in its quota. */
 interface Usage {
   project_id: string;
   volumes: number;
@@ -13,8 +13,8 @@ interface Usage {
 }
 
 /**
- * Projects whose quota does not say what their rows add up to; of all, or of `projects`. Both are read in one statement, so that they are of
- * one moment. What a volume grows by counts from the request on, groups of machines never.
+ * Projects whose quota differs from the totals of their rows; of all, or of `projects`. Both are read in one statement, and so at the same
+ * instant. A volume's growth counts from the request on; instance groups never count.
  */
 async function readDifferences(tx: Transaction, projects: readonly string[] | null): Promise<Usage[]> {
   return tx.$queryRaw<Usage[]>`
@@ -41,7 +41,7 @@ async function readDifferences(tx: Transaction, projects: readonly string[] | nu
 }
 
 /**
- * Puts right what differs. Every change of rows has its project's quota locked, so what still differs under the lock is wrong.
+ * Corrects the differences. Every change of rows holds the lock of its project's quota, so what still differs under the lock is wrong.
  *
  * @returns the projects whose quota was wrong
  */

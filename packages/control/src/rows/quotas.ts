@@ -4,7 +4,7 @@ import { inTransaction } from "../db/database.ts";
 import { QuotaExceededError, QuotaInUseError, type QuotaLimit, type QuotaResource } from "../errors.ts";
 import { Prisma } from "../generated/client.ts";
 
-/** Alphabetical: the order in which Cinder examines them, so gigabytes are reported before counts. */
+/** Alphabetical: the order in which Cinder checks them, so gigabytes are reported before counts. */
 const resources = [
   "backup_gigabytes",
   "backups",
@@ -14,7 +14,7 @@ const resources = [
   "volumes",
 ] as const satisfies readonly QuotaResource[];
 
-/** Limits that the configuration does not name, as Cinder has them. */
+/** Cinder's defaults for limits that the configuration does not have. */
 const moreDefaults = { volumes_of_type: -1, snapshots_of_type: -1, gigabytes_of_type: -1 } as const;
 
 const limited: readonly QuotaLimit[] = [
@@ -25,7 +25,7 @@ const limited: readonly QuotaLimit[] = [
   "gigabytes_of_type",
 ];
 
-/** The limits that what is asked of a resource has to fit under. Every volume is of the same type. */
+/** The limits that a request for a resource is checked against. Every volume is of the same type. */
 const limitsOf: Readonly<Record<QuotaResource, readonly QuotaLimit[]>> = {
   backup_gigabytes: ["backup_gigabytes"],
   backups: ["backups"],
@@ -45,7 +45,7 @@ export interface QuotaLine {
 
 type QuotaRow = Record<QuotaLimit | `${QuotaResource}_used`, number | null>;
 
-/** Locks a project's quota, where something must be locked before it is known whether amounts change. First in the lock order. */
+/** Locks a project's quota before it is known whether amounts change. First in the lock order. */
 export async function lockQuota(tx: Transaction, projectId: string): Promise<void> {
   await lockRow(tx, projectId);
 }
@@ -58,12 +58,12 @@ async function lockRow(tx: Transaction, projectId: string): Promise<QuotaRow> {
   return row;
 }
 
-/** The class whose limits stand for every project without limits of its own. */
+/** The class whose limits apply to every project without limits of its own. */
 const defaultClass = "default";
 
 const configuredLimits = (config: Config): QuotaLimits => ({ ...config.quotas, ...moreDefaults });
 
-/** Limits of a class; where it has none, those of the configuration. */
+/** A class's limits; those it does not set come from the configuration. */
 export async function getQuotaClass(
   database: Database | Transaction,
   config: Config,
@@ -74,11 +74,11 @@ export async function getQuotaClass(
   return Object.fromEntries(limited.map((r) => [r, rows[0]?.[r] ?? defaults[r]])) as QuotaLimits;
 }
 
-/** Limits of projects that have none of their own. */
+/** Limits of projects without their own. */
 export const getDefaultQuota = (database: Database | Transaction, config: Config): Promise<QuotaLimits> =>
   getQuotaClass(database, config, defaultClass);
 
-/** Changes the limits of a class that are named; the others stay. */
+/** Changes the given limits of a class; the others stay. */
 export async function setQuotaClass(
   database: Database,
   config: Config,
@@ -108,14 +108,14 @@ function increments(amounts: QuotaAmounts, sign: 1 | -1): Prisma.Sql {
   return Prisma.join(parts, ", ");
 }
 
-/** What is asked for against which limit, and what is used against it; null: nothing is ever used up. */
+/** A requested amount, its limit, and what is used against it; null: nothing ever counts against it. */
 interface Demand {
   limit: QuotaLimit;
   amount: number;
   counted: QuotaResource | null;
 }
 
-/** In the order in which they are looked at. */
+/** In the order in which they are checked. */
 function demandsOf(amounts: QuotaAmounts): Demand[] {
   const each = amounts.volumes === undefined ? 0 : (amounts.gigabytes ?? 0);
   const demands = resources.flatMap((counted) => {
@@ -125,7 +125,7 @@ function demandsOf(amounts: QuotaAmounts): Demand[] {
   return each > 0 ? [{ limit: "per_volume_gigabytes", amount: each, counted: null }, ...demands] : demands;
 }
 
-/** SQL: every amount fits under its limit, or its limit is negative, which means none. */
+/** SQL: whether every amount fits under its limit; a negative limit means unlimited. */
 function fits(config: Config, amounts: QuotaAmounts): Prisma.Sql {
   const defaults = configuredLimits(config);
   const parts = demandsOf(amounts).map(({ limit: name, amount, counted }) => {
@@ -138,8 +138,8 @@ function fits(config: Config, amounts: QuotaAmounts): Prisma.Sql {
 }
 
 /**
- * Takes `amounts` (counts, GiB) from the project's quota. First in the lock order: the row stays locked until commit,
- * so concurrent requests cannot overrun a limit. One statement where the amounts fit.
+ * Reserves `amounts` (counts, GiB) from the project's quota. First in the lock order: the row stays locked until commit, so concurrent
+ * requests cannot exceed a limit. One statement where the amounts fit.
  *
  * @throws QuotaExceededError naming the first resource, alphabetically, that is over its limit
  */
@@ -161,7 +161,7 @@ export async function reserveQuota(
   await tx.$executeRaw(take);
 }
 
-/** Whether the project could take `amounts` at this moment; nothing is taken. @throws QuotaExceededError as reserveQuota */
+/** Whether the project could reserve `amounts` now; nothing is reserved. @throws QuotaExceededError as reserveQuota */
 export async function assertQuota(
   database: Database,
   config: Config,
@@ -176,28 +176,28 @@ export async function assertQuota(
   }
 }
 
-/** What is used up against a limit. */
+/** Usage that counts against a limit. */
 function usedOf(row: QuotaRow, limit: QuotaLimit): number {
   const counted = resources.find((r) => limitsOf[r].includes(limit));
   return counted === undefined ? 0 : (row[`${counted}_used`] ?? 0);
 }
 
-/** Locks the quota rows of several projects, in one order everywhere. */
+/** Locks the quota rows of several projects, always in the same order. */
 export async function lockQuotas(tx: Transaction, projectIds: readonly string[]): Promise<void> {
   for (const projectId of [...new Set(projectIds)].sort()) await lockRow(tx, projectId);
 }
 
-/** Counts what is there whatever the limits say. The row is locked. */
+/** Charges `amounts` regardless of the limits. The row is locked. */
 export async function chargeQuota(tx: Transaction, projectId: string, amounts: QuotaAmounts): Promise<void> {
   await tx.$executeRaw`UPDATE quotas SET ${increments(amounts, 1)} WHERE project_id = ${projectId}`;
 }
 
-/** Gives `amounts` back; never below zero. */
+/** Releases `amounts`; usage never falls below zero. */
 export async function releaseQuota(tx: Transaction, projectId: string, amounts: QuotaAmounts): Promise<void> {
   await tx.$executeRaw`UPDATE quotas SET ${increments(amounts, -1)} WHERE project_id = ${projectId}`;
 }
 
-/** Limits in force and what is in use, per resource. A project never seen has the defaults and uses nothing. */
+/** Effective limits and usage, per resource. A project never seen before has the defaults and no usage. */
 export async function getQuota(
   database: Database,
   config: Config,
@@ -211,7 +211,7 @@ export async function getQuota(
 }
 
 /**
- * Changes the limits named; the others stay.
+ * Changes the given limits; the others stay.
  *
  * @throws QuotaInUseError when a limit would fall below what is in use
  */
@@ -235,7 +235,7 @@ export async function setQuota(
   return getQuota(database, config, projectId);
 }
 
-/** Takes a project's own limits away: the defaults hold again. What it uses stays counted. */
+/** Removes a project's own limits: the defaults apply again. Its usage stays counted. */
 export async function resetQuota(database: Database, projectId: string): Promise<void> {
   const none = Prisma.join(
     limited.map((r) => Prisma.raw(`${r} = NULL`)),

@@ -9,7 +9,7 @@ import { lockVolume } from "./volumes.ts";
 
 export type { Snapshot };
 
-/** Kinds of operations that give a snapshot its status. */
+/** Kinds of operations that hold a snapshot's status. */
 const holders: readonly OperationKind[] = ["snapshot-create", "snapshot-delete", "backup-create"];
 
 /** The snapshot with the live operations that hold its status, locked after its volume and their backups. @throws NotFoundError */
@@ -30,7 +30,7 @@ export async function lockSnapshot(
   await tx.$queryRaw`SELECT id FROM snapshots WHERE id = ${id}::uuid FOR UPDATE`;
   const snapshot = await tx.snapshot.findUnique({ where: { id } });
   if (!snapshot) throw new NotFoundError("Snapshot", id);
-  // Whoever begins something changes this row: from here on nothing is added, but somebody may have been faster.
+  // Starting an operation changes this row, so none can be added from here on, but one may have been before.
   const added = await tx.operation.count({ where: { ...live, id: { notIn: seen.map((operation) => operation.id) } } });
   if (added > 0) throw new ChangedMeanwhileError();
   return { snapshot, operations: operations.filter(isLive) };

@@ -17,7 +17,7 @@ export async function lockVisible(tx: Transaction, principal: Principal, id: str
 
 export const adminMetadataOf = (volume: VolumeRow) => volume.adminMetadata as Record<string, string>;
 
-/** Changes a volume that is locked. */
+/** Changes a volume that is already locked. */
 export async function changeVolume(tx: Transaction, id: string, data: Prisma.VolumeUpdateInput): Promise<void> {
   await tx.volume.update({ where: { id }, data: { ...data, updatedAt: new Date() } });
 }
@@ -62,7 +62,7 @@ export interface NewVolume {
   metadata: Record<string, string>;
   availabilityZone?: string | null;
   bootable?: boolean;
-  /** The group that it is in from the start. */
+  /** The group that it is created in. */
   groupId?: string | null;
 }
 
@@ -97,7 +97,7 @@ export async function addRestoreVolume(
   });
 }
 
-/** Moves a volume to `to` if it is in one of `from`, in one statement; else throws what `refuse` makes of its status. */
+/** Moves a volume to `to` if it is in one of `from`, in one statement; otherwise throws the error that `refuse` makes from its status. */
 export async function moveVolume(
   tx: Transaction,
   id: string,

@@ -25,17 +25,17 @@ import { releaseExtend } from "../volumes/extend.ts";
 export interface Failure {
   reason: string;
   damage?: Damage;
-  /** No worker was found to do it. */
+  /** No worker was found to run it. */
   unplaced?: boolean;
-  /** The task whose failure this is; without one the operation itself is given up (no worker, too many losses). */
+  /** The task that failed; without one, the operation itself is given up (no worker, too many lost claims). */
   held?: { taskId: string; claim: number };
 }
 
 /**
- * Ends an operation badly: its rows get the statuses that its kind prescribes, its tasks stop, what it left behind is tidied.
- * An operation that has ended already is left alone.
+ * Ends an operation as failed or cancelled: its rows get the statuses that its kind prescribes, its tasks stop, and what it left behind is
+ * cleaned up. An operation that has ended already is left alone.
  *
- * @throws ClaimLostError when the failing task is no longer held: somebody else is at it, so nothing has failed
+ * @throws ClaimLostError when the failing task is no longer held: somebody else is running it, so nothing has failed
  */
 export async function failOperation(
   database: Database,
@@ -118,7 +118,7 @@ async function failRows(
   }
 }
 
-/** What the project is told of its backup, beside the row. Other failures show in their rows alone, as in Cinder. */
+/** The user message about a failed backup operation, in addition to its row. Other failures show in their rows only, as in Cinder. */
 async function tellUsers(tx: Transaction, operation: OperationRow, failure: Failure): Promise<void> {
   const { kind, projectId, requestId, backupId } = operation;
   if (backupId === null || !(kind in failureDetails)) return;

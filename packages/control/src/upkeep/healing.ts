@@ -6,14 +6,14 @@ import { backupBinary } from "../queue/services.ts";
 import { whyUnreachable } from "../queue/workers.ts";
 import type { Failure } from "./endings.ts";
 
-/** Operations that one step of a pass ends. */
+/** Maximum number of operations that one step of a pass ends. */
 const batch = 100;
 
-/** Ends an operation that nobody works on any more. Never throws for what is wrong with that operation alone. */
+/** Ends an operation that nobody works on any more. Errors of that operation alone are never thrown. */
 export type EndOperation = (id: string, failure: Failure) => Promise<void>;
 
 /**
- * Rule one: a task whose lease is dead, or which was dispatched long ago and never claimed, becomes ready again: by its own
+ * Rule one: a task whose lease has expired, or which was dispatched long ago and never claimed, becomes ready again: judged by its own
  * timestamps, never by asking Redis. After an outage of Postgres such expiries cost no attempt.
  */
 export async function releaseDead(database: Database, config: Config, afterOutage: boolean): Promise<number> {
@@ -35,8 +35,8 @@ interface Poisoned {
 }
 
 /**
- * Too many claims came to nothing: the operation ends, with a reason that a person can act on. A clean-up that ends its workers is given
- * up: what it was to remove is the reaper's.
+ * Too many claims have failed: the operation ends, with a reason that a person can act on. A clean-up that kills its workers is given up:
+ * what it was to remove is left to the reaper.
  */
 export async function failPoisoned(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
   const tasks = await database.$queryRaw<Poisoned[]>`
@@ -55,8 +55,8 @@ export async function failPoisoned(database: Database, config: Config, endOperat
 }
 
 /**
- * Rule two: what waits for nothing goes on. A tidy task blocked behind running ones is freed when they are gone, and so is a removal
- * behind those of whatever was cancelled for it.
+ * Rule two: a task with nothing left to wait for goes on. A clean-up task blocked by running tasks is unblocked when they have ended, and
+ * so is a removal blocked by tasks of operations that were cancelled for it.
  */
 export async function freeBlocked(database: Database): Promise<number> {
   return database.$executeRaw`
@@ -67,7 +67,7 @@ export async function freeBlocked(database: Database): Promise<number> {
         WHERE r.state = 'running' AND r.kind <> 'tidy' AND ${hinders("p", "o")}))`;
 }
 
-/** A live operation with no unfinished task cannot come from any commit of ours, so somebody took its tasks away: it ends with a reason. */
+/** A live operation with no unfinished task cannot result from any commit of ours, so somebody removed its tasks: it ends with a reason. */
 export async function failStuck(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
   const stuck = await database.$queryRaw<{ id: string }[]>`
     SELECT o.id FROM operations o WHERE o.state IN ('queued', 'running')
@@ -85,9 +85,9 @@ const noService: Readonly<Record<string, string>> = {
 };
 
 /**
- * A task that no live worker can reach fails after a while, as Cinder fails it, with what workers say about it. Disabled workers do not
- * count, but what they had begun waits for them. The while begins when a reconciler first sees that there is none, so that a task that has
- * waited long for its turn outlives a restart of the workers, or of everything.
+ * A task that no live worker is able to run fails after a while, as in Cinder, with the reasons that workers report. Disabled workers do
+ * not count, but tasks that they had begun wait for them. The period starts when a reconciler first sees that there is no capable worker,
+ * so that a task that has waited long for its turn survives a restart of the workers, or of everything.
  */
 export async function failUnplaced(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
   const downMs = config.worker.down_ms;
@@ -119,8 +119,8 @@ export async function failUnplaced(database: Database, config: Config, endOperat
 }
 
 /**
- * Ends an operation whose own ending throws, such as one whose plan nobody can read: the rows that it holds are in error, and nothing is
- * tidied, for only its plan could say what. What it left is the reaper's.
+ * Ends an operation whose regular ending throws, for instance because nobody can read its plan: the rows that it holds are set to error,
+ * and there is no clean-up, since only its plan could say what to remove. The reaper finds what it left behind.
  */
 export async function endBluntly(database: Database, id: string, reason: string): Promise<void> {
   await inTransaction(database, async (tx) => {
@@ -140,7 +140,10 @@ export async function endBluntly(database: Database, id: string, reason: string)
   });
 }
 
-/** What an operation holds is let go: what it was making, changing or removing is in error, what it only read is as it was. */
+/**
+ * Releases what an operation holds: what it was creating, changing or removing is set to error, what it only read gets its previous status
+ * back.
+ */
 async function releaseRows(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   const { volumeId, snapshotId, backupId, groupSnapshotId } = operation;
   await tx.$executeRaw`

@@ -11,8 +11,8 @@ import { endBluntly, failPoisoned, failStuck, failUnplaced, freeBlocked, release
 import { type DueWork, dueWork } from "./schedules.ts";
 
 /**
- * So often an operation's own ending may throw before it is ended without it. Processes of a newer release, which may know more of its kind,
- * have had their turn by then.
+ * After an operation's regular ending has thrown this many times, the operation is ended without it. By then, processes of a newer release,
+ * which may know more about its kind, have had their turn.
  */
 const endingsMax = 3;
 
@@ -20,9 +20,9 @@ export interface ReconcilerPass {
   database: Database;
   config: Config;
   log: Logger;
-  /** Expiries cost no attempt: after an outage of Postgres nobody could renew. */
+  /** Expiries cost no attempt: during an outage of Postgres nobody could renew. */
   afterOutage: boolean;
-  /** Of operations, how often their ending has thrown. */
+  /** Operation id → how often its ending has thrown. */
   thrown: Map<string, number>;
 }
 
@@ -34,7 +34,7 @@ async function tell(
   await count(database, "reconciler_failures", failure.step);
 }
 
-/** Ends an operation; one whose ending throws does not keep others from theirs, and ends without it after a while. */
+/** Ends an operation. One whose ending throws does not keep others from ending, and is ended without it after a while. */
 async function endOne(pass: ReconcilerPass, step: string, id: string, failure: Failure): Promise<void> {
   const { database, log, thrown } = pass;
   try {
@@ -58,7 +58,7 @@ async function endOne(pass: ReconcilerPass, step: string, id: string, failure: F
   }
 }
 
-/** Does one step. What it throws is told and counted, and the others go on; only an outage of the database ends the pass. */
+/** Runs one step. Its errors are logged and counted, and the other steps go on; only an outage of the database ends the pass. */
 async function runStep(pass: ReconcilerPass, step: string, work: () => Promise<unknown>): Promise<number> {
   try {
     const done = await work();
@@ -97,14 +97,14 @@ export interface Reconciler {
 }
 
 /**
- * Heals what a crash, a lost Redis or a removed job left behind. Runs in workers and in the API, so that an operation ends even
- * when no worker is alive. After an outage of Postgres it waits one lease: holders that live renew first.
+ * Repairs what a crash, a lost Redis or a removed job left behind. Runs in workers and in the API, so that an operation ends even when no
+ * worker is alive. After an outage of Postgres it waits for one lease, so that live holders can renew first.
  */
 export function startReconciler(options: {
   database: Database;
   config: Config;
   log: Logger;
-  /** Told of every step of PostgreSQL's clock, in ms. */
+  /** Called for every step of PostgreSQL's clock, in ms. */
   onClockStep?: (stepMs: number) => void;
 }): Reconciler {
   const { database, config, log, onClockStep } = options;
@@ -124,7 +124,7 @@ export function startReconciler(options: {
       }
       const stepMs = await clock.measure();
       if (stepMs !== 0) {
-        // Every lease looks dead, or good for too long: holders that live renew first.
+        // Every lease looks expired, or valid for too long: live holders get the time to renew first.
         quietUntil = performance.now() + config.worker.lease_ms;
         events.clockStepped(log, stepMs);
         onClockStep?.(stepMs);

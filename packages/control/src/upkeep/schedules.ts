@@ -14,25 +14,25 @@ import { repairQuotas } from "../rows/quota-repair.ts";
 import { count } from "../telemetry/counters.ts";
 import { events, type Logger } from "../telemetry/telemetry.ts";
 
-/** What is begun by the clock: its name among the schedules, and how to begin it. */
+/** Scheduled work: its name among the schedules, and how to begin it. */
 export interface DueWork {
   name: string;
   start: () => Promise<void>;
 }
 
-/** When something is due: at least so many hours after it was last begun, by whatever process. */
+/** Work is due this many hours after it was last begun, by any process, at the earliest. */
 interface Schedule {
   name: string;
   hours: number;
 }
 
-/** Sums of all rows are compared with the quotas so often. */
+/** Interval, in hours, at which quotas are compared with the totals of all rows. */
 const quotasHours = 1;
 
 /**
- * What is due now of verifications and passes of the reaper, as configured, of the comparison of quotas, and of what is removed because of
- * its age. Any number of processes may ask: of those that begin it one does it. The first time is one interval after the schedule was first
- * seen, so that a database that was lost can be rebuilt before.
+ * Returns what is due now: verifications and passes of the reaper, as configured, the comparison of quotas, and the removal of expired
+ * rows. Any number of processes may ask: only one of those that begin it does the work. The first run is one interval after the schedule
+ * was first seen, so that a lost database can be rebuilt before it.
  */
 export async function dueWork(database: Database, config: Config, log: Logger): Promise<DueWork[]> {
   const all = [...regularWork(database, config, log), ...retention(database, config)];
@@ -73,7 +73,7 @@ async function takeTurn(database: Database | Transaction, { name, hours }: Sched
   return mine === 1;
 }
 
-/** Does `work` if it is due, in one transaction. What is refused now is asked for again with the next pass. */
+/** Does `work` if it is due, in one transaction. What is refused now is tried again in the next pass. */
 async function inItsTurn(
   database: Database,
   schedule: Schedule,
@@ -89,17 +89,17 @@ async function inItsTurn(
 }
 
 /**
- * What is too old is removed so often. A pass, which has others to heal, begins so many batches of each kind at most, and none after so long:
- * where there is more, the next pass goes on.
+ * Interval, in hours, at which expired rows are removed. A pass of the reconciler has other work to do, so it begins a limited number of
+ * batches of each kind, and none after a certain time; the next pass continues.
  */
 const retentionHours = 1;
 const batchesMax = 5;
 const batchesMsMax = 250;
 
-/** Tasks of an operation that has ended are kept so long. */
+/** Retention of the tasks of ended operations. */
 const tasksKeptDays = 7;
 
-/** Whatever is removed because of its age. Each statement or transaction removes one batch, and keeps nobody waiting. */
+/** Everything that is removed because of its age. Each statement or transaction removes one batch, and blocks nobody. */
 function retention(database: Database, config: Config): (DueWork & Schedule)[] {
   const { retention_days: days } = config.operations;
   const graceDays = config.reaper.grace_minutes / (24 * 60);
@@ -133,7 +133,7 @@ async function inBatches(database: Database, schedule: Schedule, batch: () => Pr
     UPDATE schedules SET ran_at = ran_at - ${schedule.hours}::float8 * interval '1 hour' WHERE name = ${schedule.name}`;
 }
 
-/** Nobody has asked: it is the clock. */
+/** The principal of scheduled work: no user has asked for it. */
 const clockwork = (projectId: string): Principal => ({
   userId: "system",
   projectId,
@@ -143,8 +143,8 @@ const clockwork = (projectId: string): Principal => ({
 });
 
 /**
- * Of all available backups this share, those whose verification was not even tried for the longest time, and that were not verified for the
- * interval at least: one whose verification always fails takes nobody else's turn.
+ * Verifies this share of all available backups: those whose last attempted verification is the oldest, and that were not verified within
+ * the interval. Attempts count so that a backup whose verification always fails does not crowd out others.
  */
 async function verifySample(tx: Transaction, config: Config, hours: number): Promise<void> {
   const { sample_percent: percent, mode } = config.verify;
@@ -161,7 +161,7 @@ async function verifySample(tx: Transaction, config: Config, hours: number): Pro
     try {
       await startVerify(tx, config, clockwork(backup.projectId), { backup, mode });
     } catch (error) {
-      // One that cannot be verified, of a repository that is no longer configured say, is not the others' affair.
+      // A backup that cannot be verified, say of a repository that is no longer configured, must not block the others.
       if (!(error instanceof ControlError)) throw error;
     }
   }

@@ -6,8 +6,7 @@ import { endOperation, type OperationRow } from "../queue/operations.ts";
 import { startSnapshotDelete } from "../volumes/snapshot-delete.ts";
 
 /**
- * Accepts the deletion of a snapshot in every status. What is going on with it is cancelled; nothing is removed before the last worker
- * has let go.
+ * Accepts the deletion of a snapshot in any status. Operations on it are cancelled; nothing is removed before the last worker has let go.
  *
  * @throws NotFoundError; InvalidError for a snapshot of a group
  */
@@ -18,7 +17,7 @@ export function forceDeleteSnapshot(database: Database, principal: Principal, id
   );
 }
 
-/** Ends what gives the snapshot its status; the caller says what the snapshot becomes. */
+/** Ends the operations that hold the snapshot's status; the caller sets its new status. */
 export async function cancelSnapshotWork(
   tx: Transaction,
   operations: readonly OperationRow[],

@@ -7,9 +7,9 @@ import { startVolumeDelete, type VolumeDelete } from "../volumes/delete.ts";
 import { releaseExtend } from "../volumes/extend.ts";
 
 /**
- * Accepts the deletion of a volume in every status. What is still being made of it is cancelled.
+ * Accepts the deletion of a volume in any status. Operations on it, such as one still creating it, are cancelled.
  *
- * @throws InvalidError for a volume that is attached, is in a group, or has snapshots that do not go with it
+ * @throws InvalidError for a volume that is attached, is in a group, or has snapshots that are not deleted with it
  */
 export function forceDeleteVolume(
   database: Database,
@@ -20,7 +20,7 @@ export function forceDeleteVolume(
   return inTransaction(database, (tx) => startVolumeDelete(tx, principal, id, { cascade, cancelWork }));
 }
 
-/** Cancels what is at work on the volume itself; its backups go on, and fail when they miss it. */
+/** Cancels the operations on the volume itself; backups of it go on, and fail once the volume is gone. */
 async function cancelWork(tx: Transaction, volumeId: string): Promise<void> {
   const live = await tx.operation.findMany({
     where: { volumeId, state: { in: ["queued", "running"] }, kind: { notIn: ["backup-create", "backup-delete"] } },

@@ -28,7 +28,7 @@ async function lockWithOperations(
   for (const volume of volumes) await lockVolume(tx, volume);
   const backup = await lockBackup(tx, id);
   if (!backup) throw new NotFoundError("Backup", id);
-  // Whoever begins something has the backup's lock: from here on nothing is added, but somebody may have been faster.
+  // Starting an operation takes the backup's lock, so none can be added from here on, but one may have been before.
   const added = await tx.operation.count({ where: { ...live, id: { notIn: seen.map((operation) => operation.id) } } });
   if (added > 0) throw new ChangedMeanwhileError();
   const operations: OperationRow[] = [];
@@ -36,7 +36,7 @@ async function lockWithOperations(
   return { backup, operations: operations.filter(isLive) };
 }
 
-/** Ends what is going on with the backup, but for verifications, which change no status. Whoever works on it learns of it at the next heartbeat. */
+/** Cancels the operations on the backup, except verifications, which change no status. Their workers learn of it at the next heartbeat. */
 async function cancelWork(tx: Transaction, operations: readonly OperationRow[], reason: string): Promise<void> {
   for (const operation of operations) {
     await sayWhy(tx, { reason, operation });
@@ -47,7 +47,7 @@ async function cancelWork(tx: Transaction, operations: readonly OperationRow[], 
   }
 }
 
-/** What was cancelled has ended: told when the row is as it will be. */
+/** Notifies of the end of the cancelled operations, once the row is in its final state. */
 async function notifyCancelled(tx: Transaction, operations: readonly OperationRow[], id: string): Promise<void> {
   for (const { kind } of operations) {
     if (kind === "backup-create") await notifyBackup(tx, "backup.create.end", id);
@@ -56,7 +56,7 @@ async function notifyCancelled(tx: Transaction, operations: readonly OperationRo
 }
 
 /**
- * `available` is said only of what can be restored: of a backup that was complete once, and of whose objects none was removed.
+ * Only a backup that can be restored may become `available`: one that was complete once and has lost none of its objects.
  *
  * @throws InvalidError
  */
@@ -70,11 +70,11 @@ async function checkRestorable(tx: Transaction, backup: Backup, operations: read
 }
 
 /**
- * An admin resets the status of a backup (cinder-api 6.10). A running restore is cancelled by it: the target is then in `error` and the
- * backup `available`, whatever was asked for. A running creation is cancelled by `error`; `available` is what it becomes anyhow. A
- * deletion is cancelled as long as nobody has begun to remove objects; afterwards only `error` ends it.
+ * An admin resets the status of a backup (cinder-api 6.10). A running restore is cancelled by any reset: the target is then in `error` and
+ * the backup `available`, whatever was asked for. A running creation is cancelled by `error`; `available` is what it will become anyway. A
+ * deletion can be cancelled until a worker has begun to remove objects; after that only `error` ends it.
  *
- * @throws NotFoundError; InvalidError as above, and for a part of an operation on its group that is done, while the whole goes on
+ * @throws NotFoundError; InvalidError as above, and for a part that has finished of a group operation that is still going on
  */
 export async function resetBackupStatus(
   database: Database,
@@ -103,7 +103,7 @@ export async function resetBackupStatus(
 }
 
 /**
- * Accepts a deletion in any status. What is going on with the backup is cancelled; nothing is removed before the last worker has let go.
+ * Accepts a deletion in any status. Operations on the backup are cancelled; nothing is removed before the last worker has let go.
  *
  * @throws NotFoundError; InvalidError with live incrementals
  */

@@ -14,10 +14,12 @@ import { lockVolume } from "../rows/volumes.ts";
 import { checkReset } from "./resets.ts";
 
 /**
- * An admin's word on a group snapshot. What is going on with it is ended by it as one: a backup or restore of the group, and a creation
- * unless it only says what it becomes anyhow. A deletion is ended by an error alone: what is left can be deleted again.
+ * An admin resets the status of a group snapshot. This ends the operation on it as a whole: a backup or restore of the group, and a
+ * creation unless the reset only names the status that it leads to anyway. A deletion is ended by an error status only: what is left can be
+ * deleted again.
  *
- * @throws NotFoundError; InvalidError for another status while it is deleted or after, or a status of work while something is at work
+ * @throws NotFoundError; InvalidError for another status during or after its removal, or for an in-progress status while an operation runs
+ * on it
  */
 export async function resetGroupSnapshot(
   database: Database,
@@ -45,17 +47,17 @@ export async function resetGroupSnapshot(
     const reason = "Cancelled by an administrator, who reset the status of the group snapshot.";
     if (whole) await failGroupOperation(tx, whole, parts, { state: "cancelled", reason });
     await tx.groupSnapshot.updateMany({ where: { id: snapshot.id }, data: { status, updatedAt: new Date() } });
-    // Whoever begins something has the lock of this row: somebody may have been faster.
+    // Starting an operation takes the lock of this row, but one may have been started before.
     const added = await tx.operation.count({ where: { ...live, id: { notIn: seen ? [seen.id] : [] } } });
     if (added > 0) throw new ChangedMeanwhileError();
   });
 }
 
 /**
- * An admin's word on a group. One that is being made of a source is given up with the volumes that are not there yet, unless it only says
- * what the group becomes anyhow.
+ * An admin resets the status of a group. If it is being created from a source, that is given up together with the volumes that are not
+ * there yet, unless the reset only names the status that the group will have anyway.
  *
- * @throws NotFoundError; InvalidError while an operation has the group to itself, and for a status of work while something is at work
+ * @throws NotFoundError; InvalidError while an operation holds the group, and for an in-progress status while an operation runs on it
  */
 export async function resetGroup(database: Database, principal: Principal, id: string, status: string): Promise<void> {
   await inTransaction(database, async (tx) => {

@@ -8,14 +8,14 @@ import { lockSnapshot, markSnapshotRemoval } from "../rows/snapshots.ts";
 import { cancelSnapshotWork } from "./force-delete-snapshot.ts";
 import { checkReset, isRunning, liveWhole, refusePartOf } from "./resets.ts";
 
-/** Those whose worker makes the snapshot's file, or takes it away. */
+/** Operations whose worker creates or removes the snapshot's file. */
 const writers: readonly OperationKind[] = ["snapshot-create", "snapshot-delete"];
 
 /**
- * An admin's word on a snapshot. What is going on with it is ended by it, unless it only says what the snapshot becomes anyhow; a
- * backup of it is then in `error`. A deletion that has begun can only be ended by an error.
+ * An admin resets the status of a snapshot. This ends the operation on it, unless the reset only names the status that the snapshot will
+ * have anyway; a backup of it is then in `error`. A deletion that has begun can only be ended by an error status.
  *
- * @throws NotFoundError; InvalidError as `checkReset`, and while an operation is at work on its group snapshot or removes its volume
+ * @throws NotFoundError; InvalidError as `checkReset`, and while an operation works on its group snapshot or removes its volume
  */
 export async function resetSnapshot(
   database: Database,
@@ -48,7 +48,7 @@ export async function resetSnapshot(
   });
 }
 
-/** Whether a deletion of the volume takes the snapshot along. The volume is locked. */
+/** Whether a deletion of the volume removes the snapshot as well. The volume is locked. */
 async function goesWithVolume(tx: Transaction, { volumeId }: Pick<Snapshot, "volumeId">): Promise<boolean> {
   const live = { volumeId, kind: "volume-delete", state: { in: ["queued", "running"] } };
   return (await tx.operation.count({ where: live })) > 0;
@@ -60,8 +60,8 @@ const spoken: Readonly<Record<string, readonly string[]>> = {
 };
 
 /**
- * The word of whoever takes or removes a snapshot, about one that is being taken or removed. While an operation of ours does that, what
- * becomes of the snapshot is for that operation to say, and only the progress can be told.
+ * A status update from whoever takes or removes a snapshot, about one that is being taken or removed. While that is an operation of ours,
+ * it alone decides the snapshot's status, and only the progress can be updated.
  *
  * @throws NotFoundError; InvalidError in another status, or for a status that cannot follow
  */

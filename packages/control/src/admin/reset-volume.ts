@@ -15,7 +15,7 @@ import { markVolumeRemoval, releaseSnapshotsOf } from "../volumes/delete.ts";
 import { releaseExtend } from "../volumes/extend.ts";
 import { checkReset, isRunning, refusePartOf } from "./resets.ts";
 
-/** Kinds of operations that give a volume its status. A backup of a snapshot gives it to the snapshot. */
+/** Kinds of operations that hold a volume's status. A backup of a snapshot holds the snapshot's instead. */
 const holders: readonly OperationKind[] = [
   "volume-create",
   "volume-import",
@@ -25,9 +25,9 @@ const holders: readonly OperationKind[] = [
   "backup-create",
   "backup-restore",
 ];
-/** Those that make the volume: `available` is what it becomes anyhow. */
+/** Operations that create the volume: they lead to `available` anyway. */
 const makers: readonly string[] = ["volume-create", "volume-import", "backup-restore"];
-/** Those whose worker gives the volume another file, or takes its file away. */
+/** Operations whose worker replaces or removes the volume's file. */
 const writers: readonly OperationKind[] = ["volume-create", "volume-import", "volume-delete", "backup-restore"];
 
 interface HeldVolume {
@@ -52,7 +52,7 @@ async function lockWithOperations(tx: Transaction, principal: Principal, id: str
   for (const backupId of [...new Set(seen.flatMap((operation) => operation.backupId ?? []))].sort()) {
     await lockBackup(tx, backupId);
   }
-  // Whoever begins something has the volume's lock: from here on nothing is added, but somebody may have been faster.
+  // Starting an operation takes the volume's lock, so none can be added from here on, but one may have been before.
   const added = await tx.operation.count({ where: { ...live, id: { notIn: seen.map((operation) => operation.id) } } });
   if (added > 0) throw new ChangedMeanwhileError();
   const operations: OperationRow[] = [];
@@ -60,7 +60,7 @@ async function lockWithOperations(tx: Transaction, principal: Principal, id: str
   return { volume, operations: operations.filter(isLive) };
 }
 
-/** @throws InvalidError where the volume waits to be replaced together with those of its group */
+/** @throws InvalidError where the volume is waiting to be replaced together with the others of its group */
 async function refuseMember(tx: Transaction, id: string, status: string): Promise<void> {
   const [whole] = await tx.$queryRaw<{ kind: string }[]>`
     SELECT w.kind FROM operations w JOIN operations p ON p.parent_id = w.id
@@ -68,7 +68,7 @@ async function refuseMember(tx: Transaction, id: string, status: string): Promis
   if (whole) refusePartOf("volume", status, whole.kind);
 }
 
-/** Ends what gives the volume its status; the caller says what the volume becomes. */
+/** Ends the operation that holds the volume's status; the caller sets the new status. */
 async function cancelHolder(tx: Transaction, volume: VolumeRow, operation: OperationRow): Promise<void> {
   const reason = "Cancelled by an administrator, who reset the status of the volume.";
   await sayWhy(tx, { reason, operation });
@@ -83,10 +83,10 @@ async function cancelHolder(tx: Transaction, volume: VolumeRow, operation: Opera
 }
 
 /**
- * An admin's word on a volume. What is going on with it is ended by it, unless it only says what the volume becomes anyhow; a backup
- * of it is then in `error`. A deletion that has begun to remove bytes can only be ended by an error.
+ * An admin resets the status of a volume. This ends the operation on it, unless the reset only names the status that the volume will have
+ * anyway; a backup of it is then in `error`. A deletion that has begun to remove bytes can only be ended by an error status.
  *
- * @throws NotFoundError; InvalidError for `in-use` without an attachment, for statuses that are work of ours, and as `checkReset`
+ * @throws NotFoundError; InvalidError for `in-use` without an attachment, for statuses that operations of ours set, and as `checkReset`
  */
 export async function resetVolume(
   database: Database,

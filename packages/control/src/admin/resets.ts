@@ -2,27 +2,27 @@ import type { Transaction } from "../db/database.ts";
 import { InvalidError, type InvalidSubject } from "../errors.ts";
 import type { OperationKind } from "../queue/operations.ts";
 
-/** Statuses of volumes and snapshots in which nothing is said to be going on. All others are work of somebody's. */
+/** Statuses of volumes and snapshots in which nothing is in progress. All others mean that somebody is working on them. */
 const resting: readonly string[] = ["available", "in-use", "reserved", "awaiting-transfer", "maintenance"];
 
 const isError = (status: string): boolean => status.startsWith("error");
 
-/** What an admin's word on the status of a row meets. */
+/** The state of a row whose status an admin resets. */
 export interface ResetScene {
   subject: InvalidSubject;
-  /** The status that is asked for. */
+  /** The requested status. */
   status: string;
   /** The kind of an operation that is live on the row; null where there is none. */
   working: OperationKind | null;
   /** A worker has begun to remove the row's bytes: they may be gone. */
   removalBegun: boolean;
-  /** A worker that has not heard of the end of its operation may still write to the row, or replace its file. */
+  /** A worker that has not yet heard of the end of its operation may still write to the row, or replace its file. */
   writing: boolean;
 }
 
 /**
- * What may be said of a row: a status that lets it be used only when its bytes are there and nobody writes to them; a status that
- * means work only where no operation would end it by surprise.
+ * Which status a row may be reset to: a usable one only when its bytes are there and nobody writes to them; an in-progress one only where
+ * no operation would end it unexpectedly.
  *
  * @throws InvalidError
  */
@@ -35,13 +35,13 @@ export function checkReset({ subject, status, working, removalBegun, writing }: 
     throw refuse("a worker may still be writing to it. Reset it to an error first, or try again in a while.");
 }
 
-/** @throws InvalidError, since the row is not an operation's of its own, but of one on its whole group */
+/** @throws InvalidError, since the row's operation is part of one on its whole group */
 export function refusePartOf(subject: InvalidSubject, status: string, kind: string): never {
   const text = `Cannot reset-state to ${status}: it is part of an operation on its group (${kind}). Reset the group snapshot.`;
   throw new InvalidError(subject, text);
 }
 
-/** The kind of the operation that is going on with a group snapshot as a whole; null where there is none. */
+/** The kind of the operation on a group snapshot as a whole that is live; null where there is none. */
 export async function liveWhole(tx: Transaction, groupSnapshotId: string | null): Promise<string | null> {
   if (groupSnapshotId === null) return null;
   const whole = await tx.operation.findFirst({
@@ -51,7 +51,7 @@ export async function liveWhole(tx: Transaction, groupSnapshotId: string | null)
   return whole?.kind ?? null;
 }
 
-/** Whether a worker is at a task of `kinds` right now, whatever became of the operation. */
+/** Whether a worker is running a task of `kinds` right now, whatever became of the operation. */
 export async function isRunning(
   tx: Transaction,
   of: { volumeId: string } | { snapshotId: string },

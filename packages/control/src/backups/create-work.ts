@@ -22,13 +22,13 @@ import type { Backup } from "../rows/backups.ts";
 import { type Damage, markDamage } from "../rows/chains.ts";
 import { volumeMeta } from "./volume-meta.ts";
 
-/** Everything that decides a backup's bytes and names. Fixed once in the operation row; every worker obeys it. */
+/** Everything that determines a backup's bytes and names. Fixed once in the operation row; every worker follows it. */
 export interface BackupPlan {
   backupId: string;
   volumeId: string;
   repository: string;
   backend: string;
-  /** What is read: the volume's own file, a snapshot of the user's, or a temporary one whose name is recorded before it is taken. */
+  /** What is read: the volume's own file, a user's snapshot, or a temporary one whose name is recorded before it is taken. */
   source: { kind: "volume" } | { kind: "snapshot"; id: string; temporary: boolean };
   container: string;
   prefix: string;
@@ -48,11 +48,11 @@ export interface BackupPlan {
   /** Whether its objects are encrypted; plans of earlier releases do not say. */
   encrypted?: boolean;
   parent: { backupId: string; repository: string; container: string; prefix: string } | null;
-  /** What the source looked like when the ranges were cut; a range that sees something else fails the backup. */
+  /** Fingerprint of the source when the ranges were cut; a range that sees another one fails the backup. */
   fingerprint: string | null;
 }
 
-/** What only a worker can say: the driver's names, and whether the source must or can be frozen. */
+/** What only a worker knows: the driver's names, and whether the source must or can be frozen. */
 export interface BackupSite {
   service: string;
   defaultContainer: (backupId: string) => string;
@@ -62,7 +62,7 @@ export interface BackupSite {
 
 export const rangesMax = 16_384;
 
-/** Python's str() of an aware datetime: the form that the documents in a repository carry. */
+/** Python's str() of an aware datetime: the form used in the documents in a repository. */
 const pythonTime = (at: Date): string => {
   const [date, time] = at.toISOString().split("T");
   const fraction = at.getUTCMilliseconds() === 0 ? "" : `.${String(at.getUTCMilliseconds()).padStart(3, "0")}000`;
@@ -80,10 +80,10 @@ async function sourceOf(
 }
 
 /**
- * Fixes the plan of a backup, unless a plan is there: then that one is returned and nothing changes. The names are in the
- * backup row before any object is written.
+ * Fixes the plan of a backup, unless there is one already: then that one is returned and nothing changes. The names are in the backup row
+ * before any object is written.
  *
- * @throws OperationEndedError when it was cancelled meanwhile
+ * @throws OperationEndedError when it was cancelled in the meantime
  */
 export async function planBackup(
   database: Database,
@@ -166,10 +166,10 @@ const needsOf = (plan: BackupPlan): string[] => [
   ]),
 ];
 
-/** What must be removed after the operation: staged slices, and the temporary snapshot. */
+/** What the clean-up needs access to: it removes staged slices and the temporary snapshot. */
 const tidyNeeds = (plan: BackupPlan): string[] => [needToWrite(plan.repository), `backend:${plan.backend}`];
 
-/** Ends the plan task and lets the ranges go, all in one commit. `fingerprint` is what the frozen source looks like. */
+/** Ends the plan task and releases the ranges, all in one commit. `fingerprint` is that of the frozen source. */
 export async function startCopy(
   database: Database,
   operationId: string,
@@ -196,7 +196,7 @@ const sealTask = (plan: BackupPlan): NewTask => ({
   needs: [needToWrite(plan.repository)],
 });
 
-/** Ends a range; whoever ends the last one adds the seal. */
+/** Finishes a range; finishing the last one adds the seal task, which finalizes the backup. */
 export async function finishCopy(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
     const operation = await lockLiveOperation(tx, operationId);
@@ -208,7 +208,7 @@ export async function finishCopy(database: Database, operationId: string, result
   });
 }
 
-/** One event for each whole percent, however many ranges there are. Ranges are of one length, but for the last. */
+/** At most one event per whole percent, however many ranges there are. All ranges have the same length, except the last. */
 async function notifyProgress(
   tx: Transaction,
   operationId: string,
@@ -242,13 +242,16 @@ export async function readCopyReports(database: Database, operationId: string): 
   return rows.map((r) => r.report);
 }
 
-/** How often a backup begins again because objects that were stored are gone. A store that loses them every time would go on for ever. */
+/**
+ * How often a backup starts over because stored objects have disappeared. Without a limit, a store that loses them every time would keep it
+ * going forever.
+ */
 const roundsMax = 3;
 
 /**
- * The seal found ranges whose objects are not all there: they are opened again, and the seal waits for them.
+ * The seal task found ranges with missing objects: they are reopened, and the seal waits for them.
  *
- * @throws InvalidError when that was done too often
+ * @throws InvalidError when that has happened too often
  */
 export async function reopenRanges(
   database: Database,
@@ -281,7 +284,7 @@ export interface SealedBackup {
   bytesStored: number;
 }
 
-/** `_metadata` is durable: backup `available`, volume or snapshot back to what it was, once. */
+/** `_metadata` is durable: the backup becomes `available`, and the volume or snapshot gets its previous status back, once. */
 export async function finishBackup(
   database: Database,
   operation: TaskOperation,
@@ -305,7 +308,7 @@ export async function finishBackup(
   });
 }
 
-/** The volume or snapshot goes back to the status it had; a second call finds nothing to do. */
+/** Gives the volume or snapshot its previous status back; a second call finds nothing to do. */
 async function releaseSource(
   tx: Transaction,
   operation: { snapshotId: string | null; volumeId: string | null },
@@ -326,8 +329,8 @@ async function releaseSource(
 }
 
 /**
- * The backup ends in `error` with a reason; the volume gets its status back (cinder-api 6.11). What it was to build on and is damaged is
- * marked, and its project told. Rows are locked by the caller.
+ * The backup ends in `error` with a reason; the volume gets its status back (cinder-api 6.11). If a backup that it was to build on is
+ * damaged, that one is marked and its project notified. Rows are locked by the caller.
  */
 export async function failBackupCreate(
   tx: Transaction,
@@ -356,14 +359,14 @@ export async function failBackupCreate(
   await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? tidyNeeds(plan) : null });
 }
 
-/** The creation stops, and its volume or snapshot goes back; the caller says what becomes of the backup. Rows are locked by the caller. */
+/** Stops the creation and releases its volume or snapshot; the caller sets the backup's status. Rows are locked by the caller. */
 export async function cancelBackupCreate(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await releaseSource(tx, operation, "backing-up");
   const plan = operation.plan as unknown as BackupPlan | null;
   await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? tidyNeeds(plan) : null });
 }
 
-/** The creation stops for the sake of its volume or snapshot, and the backup is in `error` with the reason. Rows are locked by the caller. */
+/** Stops the creation because of its volume or snapshot; the backup is in `error` with the reason. Rows are locked by the caller. */
 export async function giveUpBackup(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   const id = operation.backupId ?? nilUuid;
   await cancelBackupCreate(tx, operation, reason);

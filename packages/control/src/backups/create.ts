@@ -61,9 +61,9 @@ function volumeRefusal(status: string, force: boolean): InvalidError | null {
 }
 
 /**
- * The newest usable backup of the volume in the caller's project, locked (cinder-api 6.3): the highest data_timestamp among the
- * available ones, older than the snapshot where one is given; when none is older, the one that was made last. One that is damaged, or
- * builds on one that is, never counts. A volume that has none of its own builds on the one that it was restored from.
+ * The newest usable backup of the volume in the caller's project, locked (cinder-api 6.3): the highest data_timestamp among the available
+ * ones, older than the snapshot where one is given; when none is older, the one that was made last. One that is damaged, or builds on one
+ * that is, never counts. A volume without a backup of its own builds on the one that it was restored from.
  */
 export async function chooseParent(
   tx: Transaction,
@@ -99,10 +99,10 @@ async function lockUsable(tx: Transaction, id: string): Promise<Backup | null> {
 }
 
 /**
- * The backup that the volume was last restored from, locked, where it can be built on: of the caller's project, as everywhere; not shorter
- * than what is to be backed up, since an incremental of a longer one is refused; restored before the snapshot was taken, where there is
- * one. It may be of another volume: a chain is walked by its parents alone, here and in Cinder, and what was written since differs in
- * its hashes.
+ * The backup that the volume was last restored from, locked, where it can be built on. It must belong to the caller's project, as
+ * everywhere; must not be shorter than what is to be backed up, since an incremental of a longer one is refused; and must have been
+ * restored before the snapshot was taken, where there is one. It may be of another volume: a chain is followed by its parent links alone,
+ * here and in Cinder, and anything written since then differs in its hashes.
  */
 async function lockRestoredFrom(
   tx: Transaction,
@@ -120,9 +120,9 @@ async function lockRestoredFrom(
 }
 
 /**
- * Where a backup goes (cinder-api 6.4): to a repository of the zone that was asked for, or nowhere. Else to its parent's, to one of
- * the volume's zone, or to the default one. `reach` is what a worker must reach for it: for a zone without a repository nobody does,
- * and the backup fails as it does in a zone without a backup service.
+ * Where a backup goes (cinder-api 6.4). If a zone was requested: to a repository of that zone, or nowhere. Otherwise to its parent's
+ * repository, to one of the volume's zone, or to the default one. `reach` is the capability that a worker must have: for a zone without a
+ * repository no worker has it, and the backup fails as in a zone without a backup service.
  */
 export function placeBackup(
   config: Config,
@@ -137,8 +137,8 @@ export function placeBackup(
 }
 
 /**
- * Accepts a backup: parent chosen and locked, quota taken, volume or snapshot `backing-up`, row `creating`, operation and task,
- * in one transaction. Checks in Cinder's order (cinder-api 6.2).
+ * Accepts a backup: parent chosen and locked, quota reserved, volume or snapshot `backing-up`, row `creating`, operation and task, in one
+ * transaction. Checks in Cinder's order (cinder-api 6.2).
  *
  * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
  */
@@ -185,7 +185,7 @@ export async function requestBackup(
   });
 }
 
-/** The operation that makes the backup of `row`, a part of the operation `parentId` where there is one. */
+/** The operation that creates the backup of `row`; part of the operation `parentId` where there is one. */
 export async function startBackup(
   tx: Transaction,
   config: Config,
@@ -216,7 +216,7 @@ export async function startBackup(
   });
 }
 
-/** A backup on top of one in another repository reads that one, too. */
+/** A backup whose parent is in another repository reads that one, too. */
 const parentReach = (row: Backup, parent: Backup | null): string[] =>
   parent === null || parent.repository === row.repository ? [] : [needToRead(parent.repository)];
 

@@ -37,8 +37,8 @@ export async function requestBackupDelete(database: Database, principal: Princip
 }
 
 /**
- * The locked backup becomes `deleting`, with the operation that removes it, a part of the operation `parentId` where there is one.
- * Nothing is removed before the last worker of what was cancelled before has let go.
+ * Sets the locked backup to `deleting` and adds the operation that removes it; part of the operation `parentId` where there is one. Nothing
+ * is removed before the last worker of any operation cancelled for it has let go.
  *
  * @returns the operation's id
  * @throws InvalidError with live incrementals, counted over all projects
@@ -73,9 +73,10 @@ export interface Removal {
 }
 
 /**
- * Called before the first object goes. What a deletion may remove from the repository: null when nothing was ever named, or when another
- * live row shares the objects (an imported twin): they go with the last of them. One that is being deleted as well does not count, else
- * two deletions at once would each leave the objects to the other. From then on no row of these objects is ever `available` again.
+ * Called before the first object is removed. Returns what a deletion may remove from the repository: null when nothing was ever named, or
+ * when another live row shares the objects (an imported twin), since they go with the last of these rows. A row that is being deleted as
+ * well does not count; otherwise two simultaneous deletions would each leave the objects to the other. From then on no row of these objects
+ * ever becomes `available` again.
  *
  * @throws OperationEndedError
  */
@@ -99,7 +100,7 @@ export async function beginBackupDelete(database: Database, operation: TaskOpera
   });
 }
 
-/** The objects are gone: the row becomes a tombstone and its quota goes back. */
+/** The objects are gone: the row becomes a tombstone and its quota is released. */
 export async function finishBackupDelete(
   database: Database,
   operation: TaskOperation,
@@ -107,7 +108,7 @@ export async function finishBackupDelete(
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const live = { id: operation.backupId ?? nilUuid, deletedAt: null };
-    // Two deletions may end at once, one of them forced: what is there is read under the lock, so that only one gives back.
+    // Two deletions may end at once, one of them forced: the row is read under the lock, so that only one of them releases the quota.
     await lockQuota(tx, operation.projectId);
     const row = await tx.backup.findFirst({ where: live });
     if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
@@ -119,9 +120,9 @@ export async function finishBackupDelete(
   });
 }
 
-/** An admin ends a deletion. The rows are locked by the caller, who says what becomes of the backup. */
+/** An admin ends a deletion. The rows are locked by the caller, who sets the backup's status. */
 export async function cancelBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  // A worker that had it may not have heard of it yet, or be of an earlier release, which told nobody that it began.
+  // Its worker may not have heard of it yet, or may be of an earlier release, which did not record that removal had begun.
   if (await wasClaimed(tx, operation.id)) {
     await tx.backup.updateMany({
       where: { id: operation.backupId ?? nilUuid, removalBegunAt: null },
@@ -131,7 +132,7 @@ export async function cancelBackupDelete(tx: Transaction, operation: OperationRo
   await endOperation(tx, operation, { state: "cancelled", reason });
 }
 
-/** Nothing is half forgotten: the row stays, in `error`, and can be deleted again. */
+/** No partial deletion is forgotten: the row stays, in `error`, and can be deleted again. */
 export async function failBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await tx.backup.updateMany({
     where: { id: operation.backupId ?? nilUuid, status: "deleting" },
@@ -140,7 +141,7 @@ export async function failBackupDelete(tx: Transaction, operation: OperationRow,
   await endOperation(tx, operation, { state: "failed", reason });
 }
 
-/** The deletion stops for the sake of the whole that it is a part of. Rows are locked by the caller. */
+/** Stops the deletion because of the group operation that it is a part of. Rows are locked by the caller. */
 export async function giveUpBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await cancelBackupDelete(tx, operation, reason);
   await tx.backup.updateMany({

@@ -10,9 +10,9 @@ import type { Backup } from "../rows/backups.ts";
 import { type ChainLink, readChain } from "../rows/chains.ts";
 import { reserveQuota } from "../rows/quotas.ts";
 
-/** What an export record says at first sight; the worker looks at the rest. */
+/** What an export record shows at first sight; the worker checks the rest. */
 export interface NewImport {
-  /** The class path of the driver that is asked for, or its beginning; empty for any. */
+  /** The class path of the requested driver, or its beginning; empty for any. */
   service: string;
   /** The record in strict base64. */
   url: string;
@@ -21,14 +21,14 @@ export interface NewImport {
   sizeGib: number;
 }
 
-/** @throws NoServiceError when no worker is alive to import anything */
+/** @throws NoServiceError when no live worker could run an import */
 export async function assertImportable(database: Database, config: Config, service: string): Promise<void> {
   if ((await liveQueues(database, config.worker.down_ms)).length === 0) throw new NoServiceError(service);
 }
 
 /**
- * Accepts an export record (cinder-api 6.9). The row is the caller's, charged to its quota, and takes its contents when a worker has looked
- * at what the record names. A tombstone of the same id gives way.
+ * Accepts an export record (cinder-api 6.9). The row is the caller's, is charged to its quota, and gets its contents when a worker has
+ * checked what the record names. A tombstone with the same id is replaced.
  *
  * @throws InvalidError when a live row of any project has the id, or the parent cannot be one; QuotaExceededError
  */
@@ -67,14 +67,14 @@ export async function requestBackupImport(
       projectId,
       backupId: id,
       input: { service: request.service, url: request.url },
-      // Any worker: which repository has the objects is not known before somebody looks.
+      // Any worker: which repository has the objects is not known until one has looked.
       task: { kind: "import-backup", needs: [] },
     });
   });
   return { id, name: null };
 }
 
-/** Where the objects of an imported backup lie. */
+/** Where the objects of an imported backup are. */
 export interface ImportPlace {
   repository: string;
   container: string;
@@ -82,8 +82,8 @@ export interface ImportPlace {
 }
 
 /**
- * Writes down where the objects lie before they are looked at: from then on a deletion of another row that shares them leaves them alone.
- * One that was under way already may not have seen this row, so the import gives way to it.
+ * Records where the objects are before they are checked: from then on a deletion of another row that shares them leaves them alone. One
+ * that was already under way may not have seen this row, so the import yields to it.
  *
  * @throws OperationEndedError when the row is no longer being imported; InvalidError when the objects are being deleted or reaped
  */
@@ -104,7 +104,7 @@ export async function nameImport(database: Database, operation: TaskOperation, p
   if (deleting > 0) throw new InvalidError("backup", "The objects of the backup are being deleted.");
 }
 
-/** Everything that the row takes over; ids that are no uuids have been dropped. */
+/** Everything that the row takes over; ids that are not UUIDs have been dropped. */
 export type ImportedBackup = Pick<
   Backup,
   | "name"
@@ -125,12 +125,12 @@ export type ImportedBackup = Pick<
   | "createdAt"
 > & {
   metadata: Record<string, string>;
-  /** What the metadata object says it builds on; undefined when it does not say. */
+  /** The parent according to the metadata object; undefined when it does not say. */
   statedParentId: string | null | undefined;
 };
 
 /**
- * What the record named is there: the backup is `available`.
+ * What the record named is there: the backup becomes `available`.
  *
  * @throws InvalidError when it cannot build on the parent that the record names; OperationEndedError, ClaimLostError
  */
@@ -160,10 +160,10 @@ interface Descent {
 }
 
 /**
- * The chain that an imported backup builds on, as far as it is there: parents may come later. A chain belongs to one project, for who may
- * restore a backup reads all that it builds on.
+ * The chain that an imported backup builds on, as far as it is there: parents may be imported later. A chain belongs to one project,
+ * because whoever may restore a backup reads everything that it builds on.
  *
- * @throws InvalidError when it closes a circle or reaches into another project
+ * @throws InvalidError when it closes a cycle or extends into another project
  */
 async function readParents(tx: Transaction, { id, projectId, parentId }: Descent): Promise<ChainLink[]> {
   const chain = parentId === null ? [] : await readChain(tx, parentId);
@@ -178,8 +178,8 @@ async function readParents(tx: Transaction, { id, projectId, parentId }: Descent
 }
 
 /**
- * Records are made by hand, too: one that names another parent than its objects do is refused. A parent may have been imported under
- * another id than its objects bear.
+ * Records can be written by hand: one that names another parent than its objects do is refused. A parent may have been imported under an id
+ * other than the one in its objects.
  */
 async function checkParent(tx: Transaction, descent: Descent, stated: string | null | undefined): Promise<void> {
   const { parentId } = descent;
@@ -199,12 +199,12 @@ export async function failBackupImport(tx: Transaction, operation: OperationRow,
   await endImport(tx, operation, { state: "failed", reason });
 }
 
-/** An admin has deleted or reset the row meanwhile. Rows are locked by the caller. */
+/** An admin has deleted or reset the row in the meantime. Rows are locked by the caller. */
 export async function cancelBackupImport(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await endImport(tx, operation, { state: "cancelled", reason });
 }
 
-/** The row stays, in `error`. It names no objects any more: deleting it must not remove what it was refused for. */
+/** The row stays, in `error`, and no longer names any objects: deleting it must not remove the objects whose import was refused. */
 async function endImport(
   tx: Transaction,
   operation: OperationRow,

@@ -5,7 +5,7 @@ import { type BoundedPage, readToPageBytes } from "../db/page-bytes.ts";
 import { type Principal, projectOf } from "../principal.ts";
 import { type BackupRow, getBackup, withDependents } from "../rows/backups.ts";
 
-/** Columns that lists are sorted and filtered by, with the form of their values and their names in the database. */
+/** Columns that lists can be sorted and filtered by, with their value types and their names in the database. */
 const columns = {
   id: ["uuid", "id"],
   projectId: ["text", "project_id"],
@@ -34,14 +34,14 @@ const columns = {
 
 export type BackupColumn = keyof typeof columns;
 
-/** Rows whose column equals `value`, in whatever case, or with `like` has it somewhere in it: `%` and `_` are SQL's. */
+/** Rows whose column equals `value`, ignoring case, or with `like` contains it anywhere: `%` and `_` are SQL wildcards. */
 export interface BackupFilter {
   column: BackupColumn;
   value: string;
   like: boolean;
 }
 
-/** Values of a column that is no text and that hold `part`, as far as a list of them is worth having. */
+/** Most values of a non-text column that a `like` filter may match. */
 const valuesMax = 10_000;
 
 async function valuesHolding(database: Database, column: string, part: string): Promise<unknown[]> {
@@ -52,7 +52,7 @@ async function valuesHolding(database: Database, column: string, part: string): 
   return rows.map((row) => row.value);
 }
 
-/** Prisma's condition on one column; null where no row can meet it. */
+/** Prisma's condition on one column; null where no row can match it. */
 async function conditionOf(database: Database, { column, value, like }: BackupFilter): Promise<unknown> {
   const [form, name] = columns[column];
   if (like)
@@ -90,8 +90,8 @@ export async function listBackups(
     conditions.push({ [filter.column]: condition });
   }
   const where = { AND: conditions, ...projectOf(principal, query.allProjects), deletedAt: null };
-  // The same for all of these rows; named so that the order is the index's, and a page costs no more with many backups. A
-  // cursor would compare with it.
+  // All of these rows have the same value; naming the column makes the order that of the index, so that a page costs no more with many
+  // backups. A cursor would compare with it.
   const first = page.marker === undefined ? [{ deletedAt: page.sort[0]?.direction ?? "desc" }] : [];
   const [rows, count] = await Promise.all([
     database.backup.findMany({

@@ -22,33 +22,33 @@ import type { Volume } from "../rows/volumes.ts";
 import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
 import { restoredColumns, type StoredVolume } from "./volume-meta.ts";
 
-/** What decides a restore, fixed once. The chain is newest first and ends with the full backup. */
+/** What determines a restore, fixed once. The chain is newest first and ends with the full backup. */
 export interface RestorePlan {
   backupId: string;
   volumeId: string;
   backend: string;
   chain: StoredLink[];
-  /** An existing volume keeps what lies beyond the backup's length. */
+  /** An existing volume keeps its data beyond the backup's length. */
   keepTail: boolean;
   /** The target's exact length in bytes. */
   targetBytes: number;
   rangeBytes: number;
-  /** The private file that the ranges write, set when they are handed out. Each claim of the plan makes its own: see restoreTargetOf. */
+  /** The private file that the ranges write to, set when they are released. Each claim of the plan creates its own: see restoreTargetOf. */
   target: string | null;
-  /** Whether slices of the map lie in the repository; absent before that is known. */
+  /** Whether slices of the map are staged in the repository; absent until that is known. */
   staged?: boolean;
-  /** What the chain says about its volume; null before it was read. */
+  /** What the chain says about its volume; null until it has been read. */
   stored: StoredVolume | null;
 }
 
 /**
- * The private file of one claim of the plan task: a late worker of an earlier claim cannot touch another's. Claim 0 is the copy that is
- * published where claims of ranges were lost.
+ * The private file of one claim of the plan task: a late worker of one claim cannot touch another's. Claim 0 is the copy that is published
+ * where claims of ranges were lost.
  */
 export const restoreTargetOf = (operationId: string, claim: number): string => `${operationId}-${claim}`;
 
 /**
- * Fixes the plan of a restore, unless one is there.
+ * Fixes the plan of a restore, unless there is one already.
  *
  * @throws NotFoundError when a parent of the chain is gone; OperationEndedError
  */
@@ -88,19 +88,19 @@ async function findTarget(database: Database, operation: TaskOperation): Promise
   return volume;
 }
 
-/** What a restore must reach. It can be made from a repository that can only be read. */
+/** Capabilities that a restore needs. A read-only repository is enough. */
 export const restoreNeeds = (plan: RestorePlan): string[] => [
   ...new Set(plan.chain.map((c) => needToRead(c.repository))),
   `backend:${plan.backend}`,
 ];
 
-/** What the removal of what a restore leaves must reach. */
+/** Capabilities needed to remove what a restore leaves behind. */
 export const restoreTidyNeeds = (plan: RestorePlan): string[] => [
   ...restoreNeeds(plan),
   ...(plan.staged === true ? plan.chain.slice(0, 1).map((c) => needToWrite(c.repository)) : []),
 ];
 
-/** Ends the plan task and lets the ranges go. Each range carries where its slice of the merged map is staged. */
+/** Ends the plan task and releases the ranges. Each range carries where its slice of the merged map is staged. */
 export async function startRestoreRanges(
   database: Database,
   operationId: string,
@@ -124,7 +124,7 @@ export async function startRestoreRanges(
   });
 }
 
-/** Ends a range; whoever ends the last one adds the publication of the target. */
+/** Finishes a range; finishing the last one adds the task that publishes the target. */
 export async function finishRestoreRange(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
     const operation = await lockLiveOperation(tx, operationId);
@@ -135,15 +135,15 @@ export async function finishRestoreRange(database: Database, operationId: string
   });
 }
 
-/** Whether a range was ever claimed twice: then an old worker may still hold the target open. */
+/** Whether any range was claimed twice: then an earlier worker may still hold the target open. */
 export async function claimsWereLost(database: Database, operationId: string): Promise<boolean> {
   const count = await database.task.count({ where: { operationId, kind: "restore", claim: { gt: 1 } } });
   return count > 0;
 }
 
 /**
- * The target is published: volume and backup `available`. The volume says where its bytes came from (cinder-api 6.11), and has the name,
- * metadata and bootable flag that were stored with them.
+ * The target is published: volume and backup become `available`. The volume records where its bytes came from (cinder-api 6.11), and gets
+ * the name, metadata and bootable flag that were stored with them.
  */
 export async function finishRestore(
   database: Database,
@@ -159,7 +159,7 @@ export async function finishRestore(
   });
 }
 
-/** The volume has the backup's bytes: its row and the backup's say so. Both are locked; either may be gone. */
+/** The volume has the backup's bytes; updates its row and the backup's. Both are locked; either may be gone. */
 export async function applyRestored(
   tx: Transaction,
   { volume, backup, plan }: { volume: VolumeRow | null; backup: Backup | null; plan: RestorePlan },
@@ -172,7 +172,7 @@ export async function applyRestored(
     await tx.volume.updateMany({
       where: { id: volume.id, status: { in: ["restoring-backup", "creating"] } },
       data: {
-        // The disks of a machine that is shut off are restored as they are attached.
+        // Disks of a virtual machine that is shut off are restored while attached.
         status: volume.attachments.length > 0 ? "in-use" : "available",
         previousStatus: "restoring-backup",
         sizeBytes: BigInt(plan.targetBytes),
@@ -189,7 +189,7 @@ export async function applyRestored(
   await notifyBackup(tx, "backup.restore.end", plan.backupId);
 }
 
-/** A part of a whole: the private file `prepared` is complete and durable, and waits to be published with the others. */
+/** As part of a group restore: the private file `prepared` is complete and durable, and waits to be published with the others. */
 export async function finishPreparedRestore(
   database: Database,
   operation: TaskOperation,
@@ -213,8 +213,8 @@ async function releaseBackup(tx: Transaction, backupId: string): Promise<void> {
 }
 
 /**
- * A restore that failed. A failing target leaves the backup `available`; damage in the backup gives it `error_restoring` with a
- * reason that names backup and object, and flags the layer that holds it, which is never chosen as a parent again.
+ * A restore has failed. A failing target leaves the backup `available`; damage in the backup gives it `error_restoring` with a reason that
+ * names backup and object, and flags the member of the chain that holds it, which is never chosen as a parent again.
  */
 export async function failRestore(
   tx: Transaction,
@@ -223,7 +223,7 @@ export async function failRestore(
   damage: Damage | null,
 ): Promise<void> {
   const now = new Date();
-  // Of a part of a whole the volume is untouched yet, and is given back with the others.
+  // As part of a group restore, the volume is still untouched, and is released with the others.
   if (operation.parentId === null) {
     await tx.volume.updateMany({
       where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
@@ -243,7 +243,7 @@ export async function failRestore(
   await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
 }
 
-/** The restore stops: nobody can say what the target holds, so it is in `error`. Rows are locked by the caller, who sees to the backup. */
+/** Stops the restore: the target's contents are undefined, so it is in `error`. Rows are locked by the caller, who handles the backup. */
 export async function cancelRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   if (operation.parentId === null) {
     await tx.volume.updateMany({
@@ -255,7 +255,7 @@ export async function cancelRestore(tx: Transaction, operation: OperationRow, re
   await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
 }
 
-/** The restore stops for the sake of its target, and the backup is as good as before. Rows are locked by the caller. */
+/** Stops the restore because of its target; the backup is unaffected. Rows are locked by the caller. */
 export async function giveUpRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   const backupId = operation.backupId ?? nilUuid;
   await cancelRestore(tx, operation, reason);

@@ -19,7 +19,7 @@ export interface AcceptedRestore {
 }
 
 /**
- * Accepts a restore to `volumeId`, or to a new volume as long as the source was (cinder-api 6.7).
+ * Accepts a restore to `volumeId`, or to a new volume of the source's length (cinder-api 6.7).
  *
  * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
  */
@@ -72,7 +72,7 @@ export async function requestVolumeFromBackup(
     }
     await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: sizeGib });
     if (volume.groupId) await lockForNewVolume(tx, principal, volume.groupId);
-    // A volume of odd length comes back as long as it was; only one that shall be larger is as long as its size says.
+    // A volume of odd length is restored at its exact length; only one that was requested larger gets the full size in GiB.
     const sizeBytes = sizeGib > backup.sizeGib ? BigInt(sizeGib) * BigInt(GiB) : (backup.volumeBytes ?? 0n);
     const target = await addRestoreVolume(tx, config, principal, { ...volume, status: "creating", sizeGib, sizeBytes });
     await startRestore(tx, principal, { backupId: backup.id, target, newVolume: true });
@@ -81,10 +81,10 @@ export async function requestVolumeFromBackup(
 }
 
 /**
- * The backup becomes `restoring`, with the operation that fills `target`. As a part of the operation `parentId` it leaves the private
- * file for that one to publish.
+ * Sets the backup to `restoring` and adds the operation that fills `target`. As part of the operation `parentId` it leaves the private file
+ * for that one to publish.
  *
- * @throws InvalidError unless it is available
+ * @throws InvalidError unless the backup is available
  */
 export async function startRestore(
   tx: Transaction,
@@ -99,7 +99,7 @@ export async function startRestore(
     data: { status: "restoring", restoreVolumeId: target.id, updatedAt: new Date() },
   });
   const repositories = await chainRepositories(tx, backup.id);
-  // What the volume holds is known again when the restore has ended well.
+  // What the volume holds is known again once the restore has succeeded.
   await tx.volume.update({ where: { id: target.id }, data: { restoredFromId: null, restoredAt: null } });
   await startOperation(tx, principal, {
     kind: "backup-restore",

@@ -6,11 +6,11 @@ import { type BackupRow, getBackup } from "../rows/backups.ts";
 export interface BackupChange {
   name?: string | null;
   description?: string | null;
-  /** The whole set. */
+  /** Replaces the whole set. */
   metadata?: Record<string, string>;
 }
 
-/** Changes what a user may say about a backup, in whatever status it is. @throws NotFoundError */
+/** Changes a backup's user-editable fields, in any status. @throws NotFoundError */
 export async function updateBackup(
   database: Database,
   principal: Principal,

@@ -26,36 +26,36 @@ import { getBackup, lockBackup } from "../rows/backups.ts";
 import { readChain, readDamage, type StoredLink, wholeChain } from "../rows/chains.ts";
 
 /**
- * quick: listings and sizes against the metadata. deep: also every byte that a restore would read, every hash. drill: a whole restore, into
- * a private file of a volume backend that is read back, compared with the hashes and removed.
+ * quick: listings and sizes against the metadata. deep: also reads every byte that a restore would, and checks every hash. drill: a restore
+ * test, a whole restore into a private file of a volume backend that is read back, compared with the hashes and removed.
  */
 export const verifyModes = ["quick", "deep", "drill"] as const;
 export type VerifyMode = (typeof verifyModes)[number];
 
-/** What decides a verification, fixed once. The chain is newest first and ends with the full backup. */
+/** What determines a verification, fixed once. The chain is newest first and ends with the full backup. */
 export interface VerifyPlan {
   backupId: string;
   mode: VerifyMode;
   chain: StoredLink[];
-  /** Where a drill restores to. It is no volume: it has no row, so no project sees it and no quota counts it. */
+  /** Where a restore test restores to. It is not a volume: it has no row, so no project sees it and no quota counts it. */
   drill: DrillTarget | null;
-  /** Whether slices of the map lie in the repository; absent before that is known. */
+  /** Whether slices of the map are staged in the repository; absent until that is known. */
   staged?: boolean;
 }
 
 export interface DrillTarget {
   backend: string;
-  /** The private file, set when the ranges are handed out; see restoreTargetOf. */
+  /** The private file, set when the ranges are released; see restoreTargetOf. */
   file: string | null;
 }
 
 interface VerifyRequest {
   mode: VerifyMode;
-  /** The volume backend of a drill. */
+  /** The volume backend of a restore test. */
   backend: string | null;
 }
 
-/** What was found: how much was looked at, and at most a thousand objects that are damaged. */
+/** What was found: how much was checked, and at most a thousand damaged objects. */
 export interface VerifyFindings {
   objects: number;
   blocks: number;
@@ -67,10 +67,10 @@ const affectedMax = 100;
 const verifiable: readonly string[] = ["available", "restoring", "error_restoring"];
 
 /**
- * Accepts a verification. The backup keeps its status, and may be restored meanwhile; its deletion ends the verification.
+ * Accepts a verification. The backup keeps its status, and may be restored in the meantime; its deletion ends the verification.
  *
  * @returns the operation's id
- * @throws NotFoundError; InvalidError for a backup that is not there whole
+ * @throws NotFoundError; InvalidError for a backup that is not complete
  */
 export async function requestVerify(
   database: Database,
@@ -117,7 +117,7 @@ const needsOf = (reached: { chain: readonly { repository: string }[]; backend: s
 const needsOfPlan = ({ chain, drill }: VerifyPlan): string[] => needsOf({ chain, backend: drill?.backend ?? null });
 
 /**
- * Fixes the plan of a verification, unless one is there.
+ * Fixes the plan of a verification, unless there is one already.
  *
  * @throws NotFoundError when a parent of the chain is gone; OperationEndedError
  */
@@ -134,7 +134,7 @@ export async function planVerify(database: Database, operation: TaskOperation): 
   });
 }
 
-/** Ends the plan task, whose report is what it has found, and lets the ranges go. */
+/** Ends the plan task, whose report is its findings, and releases the ranges. */
 export async function startVerifyRanges(
   database: Database,
   operationId: string,
@@ -154,7 +154,7 @@ export async function startVerifyRanges(
   });
 }
 
-/** Ends a range; whoever ends the last one adds the conclusion. */
+/** Finishes a range; finishing the last one adds the concluding task. */
 export async function finishVerifyRange(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {
     const operation = await lockLiveOperation(tx, operationId);
@@ -165,7 +165,7 @@ export async function finishVerifyRange(database: Database, operationId: string,
   });
 }
 
-/** What the plan task and the ranges have found, put together. */
+/** The combined findings of the plan task and the ranges. */
 export async function readVerifyReports(database: Database, operationId: string): Promise<VerifyFindings> {
   const [sums] = await database.$queryRaw<{ objects: bigint; blocks: bigint }[]>`
     SELECT coalesce(sum((report->>'objects')::bigint), 0)::bigint AS objects,
@@ -180,8 +180,9 @@ export async function readVerifyReports(database: Database, operationId: string)
 }
 
 /**
- * Ends a verification. Each member of the chain that has damaged objects is marked. A thorough one that found nothing takes the mark off the
- * backup, which is then `available` again if a restore had found it damaged: of its parents not every object was read, so theirs stay.
+ * Ends a verification. Each member of the chain with damaged objects is marked. A thorough one that found nothing clears the mark of the
+ * backup, which becomes `available` again if a restore had found it damaged. Its parents keep theirs, since not all of their objects were
+ * read.
  *
  * @throws OperationEndedError when the backup is being deleted; ClaimLostError
  */
@@ -232,7 +233,7 @@ async function markDamaged(
   return Array.from(marks.keys(), (link) => link.backupId);
 }
 
-/** Whose object it is, by its name; what nobody's name fits counts as the newest's. */
+/** The member of the chain that an object belongs to, by its name; one that matches no member counts as the newest's. */
 function ownerOf(chain: readonly StoredLink[], object: string): StoredLink {
   const fitting = chain.filter((link) => object.startsWith(link.prefix));
   return fitting.sort((one, other) => other.prefix.length - one.prefix.length)[0] ?? (chain[0] as StoredLink);
@@ -246,7 +247,7 @@ async function clearMark(tx: Transaction, id: string): Promise<void> {
   });
 }
 
-/** Live backups that build on some of these, at whatever distance; at most a hundred. */
+/** Live backups that build on any of these, directly or indirectly; at most a hundred. */
 async function readDescendants(tx: Transaction, ids: readonly string[]): Promise<string[]> {
   if (ids.length === 0) return [];
   const rows = await tx.$queryRaw<{ id: string }[]>`
@@ -258,7 +259,7 @@ async function readDescendants(tx: Transaction, ids: readonly string[]): Promise
   return rows.map((row) => row.id);
 }
 
-/** What a tidy task must reach; null where nothing is left behind. */
+/** Capabilities that a clean-up task needs; null where nothing is left behind. */
 const tidyNeeds = (plan: VerifyPlan | null): string[] | null =>
   plan === null || plan.mode === "quick" ? null : [...needsOfPlan(plan), ...stagedNeeds(plan)];
 
@@ -290,7 +291,7 @@ async function endVerify(
   await endOperation(tx, operation, { ...end, tidy: tidyNeeds(operation.plan as unknown as VerifyPlan | null) });
 }
 
-/** What is known of the health of a backup: its own mark, and those of what it builds on. */
+/** What is known about a backup's health: its own mark, and those of the backups that it builds on. */
 export interface BackupHealth {
   backup: Backup;
   damagedParents: { id: string; damage: string }[];

@@ -3,7 +3,7 @@ import { z } from "zod";
 import { InvalidError } from "../errors.ts";
 import type { Volume } from "../rows/volumes.ts";
 
-/** The version of the document that Cinder restores names, metadata and encryption from (format 4.1). */
+/** Version of the document from which Cinder restores names, metadata and encryption (format 4.1). */
 const version = 2;
 
 const isoSeconds = (at: Date | null): string | null => (at ? at.toISOString().slice(0, 23) : null);
@@ -52,7 +52,7 @@ const Stored = z.object({
   "volume-glance-metadata": z.record(z.string(), z.unknown()).nullish().catch(null),
 });
 
-/** What a chain says about the volume that it was taken of. Null, or false, where it says nothing. */
+/** What a chain says about the volume that it is a backup of. Null, or false, where it says nothing. */
 export interface StoredVolume {
   name: string | null;
   description: string | null;
@@ -61,9 +61,9 @@ export interface StoredVolume {
 }
 
 /**
- * Merges the documents of a chain, newest first: the name of the oldest that has one, the metadata of the newest that has some.
+ * Merges the documents of a chain, newest first: the name from the oldest that has one, the metadata from the newest that has any.
  *
- * @throws InvalidError for a document in a version that nobody knows
+ * @throws InvalidError for a document of an unknown version
  */
 export function storedVolume(documents: readonly (string | null)[]): StoredVolume {
   const layers = documents.flatMap((document) => (document === null ? [] : [parseStored(document)]));
@@ -91,10 +91,10 @@ function jsonOf(text: string): unknown {
   }
 }
 
-/** Cinder's names for volumes that it makes for a restore: the stored name takes their place (format 4.1). */
+/** Cinder's names for volumes created by a restore: the stored name replaces them (format 4.1). */
 const madeForRestore = /^(restore_backup_.*)?$/s;
 
-/** The columns of a restored volume that the stored ones replace. */
+/** The columns of a restored volume that are replaced by stored ones. */
 export function restoredColumns(
   volume: Volume,
   stored: StoredVolume,

@@ -35,7 +35,7 @@ import { joinInstanceGroup } from "../volumes/attach.ts";
 import { getInstance, getInstanceOf, type InstanceRow, inDiskOrder } from "./instances.ts";
 import { type GroupSnapshotRow, getGroupSnapshot, type InstanceRecord } from "./snapshots.ts";
 
-/** What a request for an operation on an instance group became. The lists have one order: boot disk first. */
+/** The result of accepting an operation on an instance group. All lists have the same order: boot disk first. */
 export interface AcceptedGroupOperation {
   operationId: string;
   groupId: string;
@@ -46,7 +46,7 @@ export interface AcceptedGroupOperation {
   backupIds: string[];
 }
 
-/** The instance that a request names, if the group is its. @throws InvalidError */
+/** The instance named in a request, if it is the group's. @throws InvalidError */
 export async function memberInstance(
   tx: Transaction,
   principal: Principal,
@@ -64,7 +64,9 @@ export async function memberInstance(
   return instance;
 }
 
-/** Members in the order of the instance's disks; those that are none come last. Disks that joined no group do so now. */
+/**
+ * Members in the order of the instance's disks, then those that are not disks of it. Disks that are not yet in a group join this one now.
+ */
 async function readMembers(tx: Transaction, group: GroupRow, instance: InstanceRow | null) {
   if (instance) await joinInstanceGroup(tx, group.projectId, instance.id);
   const volumes = await tx.volume.findMany({
@@ -99,8 +101,8 @@ export interface NewGroupBackup {
 }
 
 /**
- * Accepts the backup of an instance: quotas taken, group snapshot, snapshots and backups `creating`, operation and task, in one
- * transaction; the group is the operation's from then on.
+ * Accepts the backup of an instance: quotas reserved, group snapshot, snapshots and backups `creating`, operation and task, in one
+ * transaction; from then on the operation holds the group.
  *
  * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
  */
@@ -167,7 +169,7 @@ export async function requestGroupBackup(
 }
 
 /**
- * Accepts a snapshot of all volumes of a group at one instant, without backups: Cinder's own.
+ * Accepts a snapshot of all volumes of a group at one instant, without backups: Cinder's own group snapshot.
  *
  * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
  */
@@ -257,7 +259,7 @@ async function addSnapshots(
   return rows.map((row) => row.id);
 }
 
-/** The row of one member's backup. It is begun when the snapshots are there. */
+/** The row of one member's backup. The backup itself begins once the snapshots are there. */
 async function addBackup(
   tx: Transaction,
   config: Config,
@@ -314,18 +316,18 @@ async function startSnapshot(
   return operationId;
 }
 
-/** What the worker found out about the snapshots. */
+/** The worker's report on the snapshots. */
 export interface TakenTogether {
-  /** The one moment of all of them. */
+  /** The common instant of all snapshots. */
   takenAt: Date;
   frozenMs: number | null;
   consistency: "application" | "crash";
-  /** Exact lengths by the snapshots' ids. */
+  /** Exact lengths by snapshot id. */
   sizesBytes: ReadonlyMap<string, number>;
 }
 
 /**
- * The snapshots are there, of one moment: the backups of them begin, each an operation of its own, with that moment as their data's.
+ * The snapshots of one instant are there: the backups of them begin, each as an operation of its own, with that instant as data_timestamp.
  *
  * @throws ClaimLostError, OperationEndedError
  */
@@ -380,7 +382,7 @@ async function startPart(tx: Transaction, config: Config, whole: OperationRow, r
   await startBackup(tx, config, whole, { row, parent, volume, snapshot, reach, parentId: whole.id });
 }
 
-/** All backups are made. @throws ClaimLostError, OperationEndedError */
+/** All backups have been made. @throws ClaimLostError, OperationEndedError */
 export async function finishGroupBackup(
   database: Database,
   operation: TaskOperation,
@@ -393,8 +395,8 @@ export async function finishGroupBackup(
 }
 
 /**
- * What is not made will not be: the backup of the group is in error, and its whole parts can still be deleted or restored one by one. The
- * rows are locked.
+ * Backups that are not finished are given up: the group's backup is in error; its complete parts can still be deleted or restored one by
+ * one. The rows are locked.
  */
 export async function failGroupBackup(
   tx: Transaction,
@@ -405,7 +407,7 @@ export async function failGroupBackup(
   const of = { groupSnapshotId: operation.groupSnapshotId ?? nilUuid };
   const updatedAt = new Date();
   const snapshots = await tx.snapshot.findMany({ where: of, include: { volume: true } });
-  // A worker that died while it took the snapshots may have left the machine frozen, or writing beside its disks.
+  // A worker that died while taking the snapshots may have left the guest frozen, or its writes redirected away from its disks.
   const tidy = [...new Set(snapshots.map(({ volume }) => `backend:${volume.backend}`))];
   await endOperation(tx, operation, { state, reason, tidy });
   for (const part of parts.filter(isLive)) await cancelBackupCreate(tx, part, reason);

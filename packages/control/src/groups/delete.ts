@@ -29,7 +29,7 @@ import { type AcceptedGroupOperation, memberInstance } from "./backup.ts";
 import { checkBackupName, type GroupBackupName } from "./restore.ts";
 import { type GroupBackupRow, getGroupSnapshot, groupBackupStatus, lockGroupBackup } from "./snapshots.ts";
 
-/** @throws InvalidError unless all that it consists of can be deleted */
+/** @throws InvalidError unless everything that it consists of can be deleted */
 function checkDeletable(backup: GroupBackupRow): void {
   const status = groupBackupStatus(backup);
   if (!["available", "error"].includes(status)) {
@@ -49,8 +49,8 @@ function checkDeletable(backup: GroupBackupRow): void {
 }
 
 /**
- * Accepts the deletion of an instance's backup: first its backups, then its snapshots and the group snapshot itself. One that was broken
- * off can be asked for again.
+ * Accepts the deletion of an instance's backup: first its backups, then its snapshots and the group snapshot itself. After a failed attempt
+ * it can be requested again.
  *
  * @throws NotFoundError, InvalidError; nothing is left behind
  */
@@ -80,9 +80,9 @@ export async function requestGroupBackupDelete(
 }
 
 /**
- * Accepts the deletion of a group snapshot that no backups are made of: Cinder's own.
+ * Accepts the deletion of a group snapshot that has no backups: Cinder's own.
  *
- * @throws InvalidError with backups, in another status, or while an operation is going on with the group; NotFoundError
+ * @throws InvalidError with backups, in another status, or while an operation on the group is live; NotFoundError
  */
 export async function requestGroupSnapshotDelete(database: Database, principal: Principal, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {
@@ -103,7 +103,7 @@ export async function requestGroupSnapshotDelete(database: Database, principal: 
   });
 }
 
-/** Nothing is left to wait for where no backup is left: the snapshots go at once. */
+/** Where no backup is left there is nothing to wait for: the snapshots are removed at once. */
 async function startDelete(
   tx: Transaction,
   principal: Principal,
@@ -131,7 +131,7 @@ async function startDelete(
   return operationId;
 }
 
-/** Called before the first snapshot goes: from now on nobody can use them. @throws OperationEndedError */
+/** Called before the first snapshot is removed: from now on nobody can use them. @throws OperationEndedError */
 export async function beginGroupDelete(database: Database, operation: TaskOperation): Promise<void> {
   const groupSnapshotId = operation.groupSnapshotId ?? nilUuid;
   await inTransaction(database, async (tx) => {
@@ -141,7 +141,10 @@ export async function beginGroupDelete(database: Database, operation: TaskOperat
   });
 }
 
-/** The snapshots' bytes are gone: their rows, their quota and the group snapshot go too. @throws ClaimLostError, OperationEndedError */
+/**
+ * The snapshots' bytes are gone: removes their rows and the group snapshot, and releases their quota. @throws ClaimLostError,
+ * OperationEndedError
+ */
 export async function finishGroupDelete(
   database: Database,
   operation: TaskOperation,
@@ -163,7 +166,7 @@ export async function finishGroupDelete(
   });
 }
 
-/** Nothing is half forgotten: what is left can be deleted again. The rows are locked. */
+/** A failed deletion forgets nothing: what is left can be deleted again. The rows are locked. */
 export async function failGroupDelete(
   tx: Transaction,
   operation: OperationRow,

@@ -13,7 +13,7 @@ export type GroupSource = { groupSnapshotId: string } | { sourceGroupId: string 
 
 /**
  * A new group with a volume for each snapshot of a group snapshot, or for each volume of another group: `creating` until all of them are
- * there. Of a group's own volumes each is copied at a moment of its own.
+ * there. With another group as the source, each volume is copied at its own instant.
  *
  * @throws NotFoundError; InvalidError when the source is empty, or cannot be copied now; QuotaExceededError
  */

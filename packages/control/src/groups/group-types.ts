@@ -15,7 +15,7 @@ export async function getGroupType(database: Database | Transaction, wanted: str
 
 export type GroupTypeSortKey = "id" | "name" | "createdAt" | "updatedAt" | "isPublic" | "description";
 
-/** One page; those that are not public for admins only. */
+/** One page; types that are not public are shown to admins only. */
 export async function listGroupTypes(
   database: Database,
   query: { isPublic: boolean | null; page: Page<GroupTypeSortKey> },
@@ -43,13 +43,13 @@ export async function createGroupType(database: Database, type: NewGroupType): P
   return row;
 }
 
-/** The type of instance groups is part of the service: it can be looked at only. @throws InvalidError */
+/** The type of instance groups is part of the service and read-only. @throws InvalidError */
 function refuseReserved(id: string): void {
   if (id !== instanceGroupType) return;
   throw new InvalidError("request", "The group type instance_group_type is reserved.");
 }
 
-/** Changes what is named. @throws InvalidError when the name is taken or the type is reserved; NotFoundError */
+/** Changes the given fields. @throws InvalidError when the name is taken or the type is reserved; NotFoundError */
 export async function updateGroupType(
   database: Database,
   id: string,
@@ -65,7 +65,7 @@ export async function updateGroupType(
   });
 }
 
-/** @throws InvalidError while groups have it, or it is reserved; NotFoundError */
+/** @throws InvalidError while groups are of this type, or if it is reserved; NotFoundError */
 export async function deleteGroupType(database: Database, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {
     const { id: found } = await getGroupType(tx, id);

@@ -58,7 +58,7 @@ export async function listInstanceGroups(database: Database, principal: Principa
   });
 }
 
-/** A group of the user's own. @throws NotFoundError for an unknown type; QuotaExceededError */
+/** A group created by a user. @throws NotFoundError for an unknown type; QuotaExceededError */
 export async function createGroup(
   database: Database,
   config: Config,
@@ -88,9 +88,9 @@ const leavable = ["available", "in-use", "error", "error_deleting"];
 const words = (list: readonly string[]): string => `(${list.map((word) => `'${word}'`).join(", ")})`;
 
 /**
- * Changes a group's name, description and members, in Cinder's words.
+ * Changes a group's name, description and members, with Cinder's error messages.
  *
- * @throws InvalidError unless the group is available and nobody's, or for a volume that cannot join or leave; NotFoundError
+ * @throws InvalidError unless the group is available and held by no operation, or for a volume that cannot join or leave; NotFoundError
  */
 export async function updateGroup(
   database: Database,
@@ -156,7 +156,7 @@ async function leave(tx: Transaction, principal: Principal, group: Group, volume
 }
 
 /**
- * Deletes a group as Cinder does. Its volumes must have left before, whatever Cinder's `delete-volumes` says: here they are deleted one by
+ * Deletes a group as Cinder does. Its volumes must have left it before, despite Cinder's `delete-volumes`: here they are deleted one by
  * one.
  *
  * @throws InvalidError with members or snapshots, or in another status; NotFoundError

@@ -17,21 +17,21 @@ import {
 import { type Attachment, findVolume } from "../rows/volumes.ts";
 import { attachWithin, detachWithin, joinInstanceGroup } from "../volumes/attach.ts";
 
-/** What a hypervisor says of a virtual machine; a record may say any of them. */
+/** Power states that a hypervisor reports for a virtual machine; a record may contain any of them. */
 export const powerStates = ["ACTIVE", "SHUTOFF", "PAUSED", "SUSPENDED", "MIGRATING", "ERROR"] as const;
 export type InstancePowerState = (typeof powerStates)[number];
 
-/** How a virtual machine is spoken to: not at all, its record being believed, or by QEMU's monitor. */
+/** How a virtual machine is controlled: not at all, its record being trusted, or through QEMU's monitor. */
 export const instanceDrivers = ["record", "qmp"] as const;
 export type InstanceDriver = (typeof instanceDrivers)[number];
 const driversWithSocket: ReadonlySet<string> = new Set<InstanceDriver>(["qmp"]);
-/** Whether a driver speaks to the machine, through a socket that has to be named. */
+/** Whether a driver controls the machine through a socket, which must be named. */
 export const needsSocket = (driver: string): boolean => driversWithSocket.has(driver);
 
 /** An instance with its disks, boot disk first, and its group. */
 export type InstanceRow = Instance & { disks: Attachment[]; group: Group | null };
 
-/** Boot disk first, then by the name that the guest has for each. */
+/** Boot disk first, then by the guest's device names. */
 export function inDiskOrder<T extends { volumeId: string; device: string | null }>(
   disks: readonly T[],
   bootVolumeId: string | null,
@@ -41,8 +41,8 @@ export function inDiskOrder<T extends { volumeId: string; device: string | null 
 }
 
 /**
- * Disks are attachments of volumes of the instance's own project alone: whoever attaches a volume names any server, and what another
- * project names is none of this one's.
+ * Disks are only attachments of volumes in the instance's own project: whoever attaches a volume may name any server, so attachments of
+ * other projects do not count.
  */
 async function withDisks(
   database: Database | Transaction,
@@ -64,9 +64,9 @@ async function withDisks(
 }
 
 /**
- * Ids are unique in a project. Of an id that several projects use, an admin gets its own project's.
+ * Ids are unique within a project. Where several projects use the id, an admin gets the one in the admin's own project.
  *
- * @throws NotFoundError for an unknown id or another project's; InvalidError when an admin's id could be one of several
+ * @throws NotFoundError for an unknown id or another project's; InvalidError when an admin's id is ambiguous
  */
 export async function getInstance(
   database: Database | Transaction,
@@ -86,7 +86,7 @@ export async function getInstance(
   return instance;
 }
 
-/** The instance of one project. @throws NotFoundError */
+/** The instance of a given project. @throws NotFoundError */
 export async function getInstanceOf(tx: Transaction, projectId: string, id: string): Promise<InstanceRow> {
   const row = isUuid(id)
     ? await tx.instance.findUnique({ where: { projectId_id: { projectId, id } }, include: { group: true } })
@@ -124,7 +124,7 @@ export interface NewInstance {
   configuration: { [key: string]: Json };
 }
 
-/** Columns of JSON, in which null is a value of its own. */
+/** JSON columns, in which null is a value of its own. */
 function columnsOf<T extends Pick<InstanceChange, "configuration" | "freezeMountpoints">>(change: T) {
   const { configuration, freezeMountpoints, ...columns } = change;
   return {
@@ -134,11 +134,11 @@ function columnsOf<T extends Pick<InstanceChange, "configuration" | "freezeMount
   };
 }
 
-/** The disk that a machine boots from, where nobody says otherwise. */
+/** The disk that a machine boots from by default. */
 const bootDevice = "/dev/vda";
 
 /**
- * Makes a virtual machine known. One that boots from a volume gets an instance group by itself, and the volume is attached to it.
+ * Registers a virtual machine. One that boots from a volume gets an instance group, and the volume is attached to it.
  *
  * @throws InvalidError when the id is taken or the volume cannot be attached; NotFoundError
  */
@@ -161,7 +161,7 @@ export async function createInstance(
   });
 }
 
-/** The volume is the instance's first disk, and the instance has a group. */
+/** Makes the volume the instance's first disk, and gives the instance a group. */
 async function bootFrom(
   tx: Transaction,
   config: Config,
@@ -174,7 +174,7 @@ async function bootFrom(
   await attachDisk(tx, principal, instance.id, { volumeId, device: bootDevice });
 }
 
-/** The group of an instance, once; the disks that it has already are its members. */
+/** Creates the instance's group, unless it has one; disks that are attached already become members. */
 async function addInstanceGroup(
   tx: Transaction,
   config: Config,
@@ -194,7 +194,7 @@ async function addInstanceGroup(
   await joinInstanceGroup(tx, projectId, id);
 }
 
-/** A disk must be of the instance's own project. @throws NotFoundError */
+/** A disk must belong to the instance's own project. @throws NotFoundError */
 async function findDisk(tx: Transaction, principal: Principal, instance: { projectId: string }, volumeId: string) {
   const volume = await findVolume(tx, principal, volumeId);
   if (volume.projectId !== instance.projectId) throw new NotFoundError("Volume", volumeId);
@@ -213,7 +213,7 @@ async function attachDisk(
 
 const keyOf = ({ projectId, id }: Pick<Instance, "projectId" | "id">) => ({ projectId_id: { projectId, id } });
 
-/** Locks the instance, after its group: whatever an operation of the group relies on does not change under it. */
+/** Locks the instance, after its group: nothing that an operation on the group relies on can change. */
 async function lockInstance(tx: Transaction, principal: Principal, id: string): Promise<InstanceRow> {
   const seen = await getInstance(tx, principal, id);
   if (seen.group) await lockGroup(tx, seen.group.id);
@@ -233,9 +233,9 @@ export interface InstanceChange {
 }
 
 /**
- * Changes what is said about an instance. One that boots from a volume from now on, or is started again, has a group from now on.
+ * Changes what is known about an instance. It gets a group when the change names its boot volume, or starts it and it boots from a volume.
  *
- * @throws InvalidError for a boot volume that is no disk of it, or while an operation is going on with its group; NotFoundError
+ * @throws InvalidError for a boot volume that is not one of its disks, or while an operation on its group is live; NotFoundError
  */
 export async function updateInstance(
   database: Database,
@@ -246,7 +246,7 @@ export async function updateInstance(
 ): Promise<InstanceRow> {
   await inTransaction(database, async (tx) => {
     const instance = await lockInstance(tx, principal, id);
-    // A machine that is started while its disks are being replaced would run on disks of two dates.
+    // A machine started while its disks are being replaced would run on disks from two points in time.
     const { name: _name, configuration: _configuration, ...vital } = change;
     if (instance.group && Object.keys(vital).length > 0) refuseBusy(instance.group);
     if (change.bootVolumeId !== undefined && !instance.disks.some((disk) => disk.volumeId === change.bootVolumeId)) {
@@ -264,7 +264,7 @@ export async function updateInstance(
 
 const letters = "abcdefghijklmnopqrstuvwxyz";
 
-/** The first name of the virtio scheme that no disk has. */
+/** The first virtio device name that no disk has. */
 function nextDevice(disks: readonly { device: string | null }[]): string {
   const names = [...letters, ...[...letters].flatMap((first) => [...letters].map((second) => `${first}${second}`))];
   const taken = new Set(disks.map((disk) => disk.device));
@@ -274,10 +274,9 @@ function nextDevice(disks: readonly { device: string | null }[]): string {
 }
 
 /**
- * A volume becomes a disk of the instance, and a member of its group. The same disk again changes nothing.
+ * Attaches a volume as a disk of the instance, and adds it to the instance's group. Idempotent for the same disk.
  *
- * @throws InvalidError unless the volume is available and the device name free, or while an operation is going on with the group;
- *   NotFoundError
+ * @throws InvalidError unless the volume is available and the device name free, or while an operation on the group is live; NotFoundError
  */
 export async function attachInstanceVolume(
   database: Database,
@@ -300,9 +299,9 @@ export async function attachInstanceVolume(
 }
 
 /**
- * A disk is taken from the instance, and leaves its group. One that is not there has gone already.
+ * Detaches a disk from the instance, and removes it from the instance's group. A disk that is not attached is not an error.
  *
- * @throws InvalidError for the disk that it boots from, or while an operation is going on with the group; NotFoundError
+ * @throws InvalidError for the disk that it boots from, or while an operation on the group is live; NotFoundError
  */
 export async function detachInstanceVolume(
   database: Database,
@@ -324,9 +323,9 @@ export async function detachInstanceVolume(
 }
 
 /**
- * Forgets an instance: its disks are detached, its group goes; the volumes stay.
+ * Removes an instance: its disks are detached and its group is deleted; the volumes stay.
  *
- * @throws InvalidError while its group has backups, or an operation is going on with it; NotFoundError
+ * @throws InvalidError while its group has backups, or an operation on it is live; NotFoundError
  */
 export async function deleteInstance(database: Database, principal: Principal, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {

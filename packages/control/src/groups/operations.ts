@@ -10,7 +10,7 @@ export type GroupOperationKind = Extract<OperationKind, `group-${string}`>;
 
 export const isGroupOperation = (kind: string): kind is GroupOperationKind => kind.startsWith("group-");
 
-/** The whole is given up, and with it every part that is not done. The rows are locked. */
+/** Gives up the group operation, and with it every part that has not finished. The rows are locked. */
 export async function failGroupOperation(
   tx: Transaction,
   operation: OperationRow & { kind: GroupOperationKind },

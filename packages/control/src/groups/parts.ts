@@ -6,7 +6,8 @@ import { lockGroup } from "../rows/groups.ts";
 import { lockVolume } from "../rows/volumes.ts";
 
 /**
- * Locks in the lock order: the group, the volumes and backups of the parts, the parts. The operation itself comes after.
+ * Locks the parts of a group operation in the lock order: the group, the parts' volumes and backups, the parts. The group operation itself
+ * comes after.
  *
  * @returns the parts, by id
  */
@@ -23,7 +24,7 @@ export async function lockParts(
   return parts;
 }
 
-/** The operations that are parts of another one, by id. */
+/** The operations that are parts of a group operation, by id. */
 export async function readParts(database: Database | Transaction, operationId: string): Promise<OperationRow[]> {
   const rows = await database.operation.findMany({ where: { parentId: operationId }, orderBy: { id: "asc" } });
   return rows as OperationRow[];
@@ -35,7 +36,7 @@ const whats: Readonly<Record<string, string>> = {
   "backup-delete": "Deletion of the backup",
 };
 
-/** @throws InvalidError that says which part came to nothing, if one did */
+/** @throws InvalidError that names the part that failed, if one did */
 export function assertPartsDone(parts: readonly OperationRow[]): void {
   const failed = parts.find(({ state }) => state === "failed") ?? parts.find(({ state }) => state !== "succeeded");
   if (!failed) return;

@@ -20,11 +20,11 @@ export interface GroupBackupName {
   groupId: string;
   instanceId: string;
   groupSnapshotId: string;
-  /** Of the backup: asked for so that a wrong id does no harm. */
+  /** Name of the backup: required as a safeguard against a wrong id. */
   name: string;
 }
 
-/** @throws InvalidError when the name is another backup's */
+/** @throws InvalidError when the backup has another name */
 export function checkBackupName({ id, name }: Pick<GroupBackupRow, "id" | "name">, asked: string): void {
   if (name === asked) return;
   throw new InvalidError("request", `Backup name ${asked} does not match group snapshot ${id} (named ${name}).`);
@@ -37,7 +37,7 @@ export function assertShutOff(instanceId: string, powerState: string): void {
   throw new InvalidError("request", text);
 }
 
-/** A member with what it is restored from and to. */
+/** A member, with the backup that it is restored from and the volume that it is restored to. */
 interface Target {
   backup: Backup;
   volume: Volume;
@@ -65,7 +65,7 @@ function targetOf(backup: Backup, volumes: readonly Volume[]): Target {
   return { backup, volume };
 }
 
-/** The old bytes stay until the new ones are all there: both must have room. What no live worker can tell is not looked at. */
+/** The old bytes stay until all new ones are there, so both must fit. Backends whose free space no live worker reports are not checked. */
 async function checkSpace(tx: Transaction, targets: readonly Target[]): Promise<void> {
   for (const backend of new Set(targets.map(({ volume }) => volume.backend))) {
     const available = await freeBytesOf(tx, backend);
@@ -80,7 +80,7 @@ async function checkSpace(tx: Transaction, targets: readonly Target[]): Promise<
 
 /**
  * Accepts the restore of an instance onto its own volumes: volumes `restoring-backup`, backups `restoring`, one operation for each; they
- * prepare private files, and the operation on the group publishes all of them or none.
+ * prepare private files, and the group operation publishes all of them or none.
  *
  * @throws NotFoundError, InvalidError; nothing is left behind
  */
@@ -143,7 +143,7 @@ async function startTarget(
   await startRestore(tx, principal, { backupId: backup.id, target: volume, newVolume: false, parentId });
 }
 
-/** A private file that waits to become a volume. */
+/** A private file that is to become a volume. */
 export interface PreparedVolume {
   volumeId: string;
   backend: string;
@@ -153,14 +153,14 @@ export interface PreparedVolume {
 
 const plansOf = (parts: readonly { plan: unknown }[]): RestorePlan[] => parts.map((part) => part.plan as RestorePlan);
 
-/** What the parts have prepared. All of them have succeeded. */
+/** The files that the parts have prepared. All parts have succeeded. */
 export const preparedVolumes = (parts: readonly { plan: unknown }[]): PreparedVolume[] =>
   plansOf(parts).map(({ volumeId, backend, target }) => ({ volumeId, backend, prepared: target ?? "" }));
 
 /** Whether volumes may have been replaced already: then there is no way back. */
 export const isPublishing = ({ plan }: { plan: Json }): boolean => plan !== null;
 
-/** From now on every claim goes on until all volumes are replaced. */
+/** From now on every claim continues until all volumes are replaced. */
 export async function beginPublishing(database: Database, operationId: string): Promise<void> {
   await database.operation.updateMany({
     where: { id: operationId, state: { in: ["queued", "running"] } },
@@ -186,7 +186,7 @@ export async function finishGroupRestore(
   });
 }
 
-/** Staging and private files stay until the whole has ended. */
+/** Adds the parts' clean-up: staging and private files stay until the group operation has ended. */
 async function tidyParts(tx: Transaction, parts: readonly OperationRow[]): Promise<void> {
   for (const part of parts.filter(({ plan }) => plan !== null)) {
     await addTasks(tx, part, [
@@ -196,8 +196,8 @@ async function tidyParts(tx: Transaction, parts: readonly OperationRow[]): Promi
 }
 
 /**
- * None is published: what was prepared is thrown away, the volumes are as they were and have the status that they had. Only where
- * volumes may have been replaced can nobody say what they hold together. The rows are locked.
+ * Nothing is published: what was prepared is discarded, and the volumes keep their contents and get their previous status back. Only if
+ * volumes may have been replaced already is their combined state unknown. The rows are locked.
  */
 export async function failGroupRestore(
   tx: Transaction,

@@ -9,7 +9,7 @@ import type { Snapshot } from "../rows/snapshots.ts";
 
 export type GroupSnapshotRow = GroupSnapshot;
 
-/** What is kept of a machine with each of its backups: how it was described, and its disks, boot disk first. */
+/** What is kept about a machine with each of its backups: its description, and its disks, boot disk first. */
 export interface InstanceRecord {
   id: string;
   name: string;
@@ -19,7 +19,7 @@ export interface InstanceRecord {
   disks: { volume_id: string; device: string | null }[];
 }
 
-/** A volume of a group snapshot with its snapshot and its backup, as far as they are still there. */
+/** A volume of a group snapshot with its snapshot and its backup, as far as these still exist. */
 export interface GroupMember {
   volumeId: string;
   device: string | null;
@@ -65,7 +65,9 @@ export async function listGroupSnapshots(
   return database.groupSnapshot.findMany({ where, orderBy: orderOf(page), ...windowOf(page) });
 }
 
-/** Reads what belongs to group snapshots. Its rows are found by the group, so an admin's backup of a group is the group's, too. */
+/**
+ * Reads the members of group snapshots. Their rows are found by the group, so that an admin's backup of a group counts as the group's, too.
+ */
 export async function withMembers(
   database: Database | Transaction,
   rows: readonly GroupSnapshot[],
@@ -112,8 +114,8 @@ export async function listGroupBackups(database: Database, groupId: string): Pro
 }
 
 /**
- * How a backup of a group is, from the statuses of all that it consists of: what went wrong counts most, then what is going on. One that
- * has lost a part is in error.
+ * The status of a group's backup, derived from the statuses of its parts: errors take precedence, then whatever is in progress. A backup
+ * that has lost a part is in error.
  */
 export function groupBackupStatus({ status, members }: Pick<GroupBackupRow, "status" | "members">): string {
   const statuses = [status, ...members.flatMap(({ backup }) => backup?.status ?? [])];
@@ -129,7 +131,7 @@ export async function lockGroupBackup(
   groupId: string,
   id: string,
 ): Promise<GroupBackupRow> {
-  // Its group's callers find it by the group: an admin's backup of the group is of the admin's project.
+  // The group's users find it through the group: a backup of the group made by an admin belongs to the admin's project.
   const mine = principal.isAdmin ? { id } : { id, OR: [{ groupId }, { projectId: principal.projectId }] };
   const isKnown = isUuid(id) && (await tx.groupSnapshot.count({ where: mine })) > 0;
   if (isKnown) await tx.$queryRaw`SELECT id FROM group_snapshots WHERE id = ${id}::uuid FOR NO KEY UPDATE`;

@@ -6,30 +6,30 @@ import { completeOperation, endOperation, type OperationRow, startOperation } fr
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { needToRead, needToWrite } from "../queue/workers.ts";
 
-/** What decides a pass of the reaper. Nothing younger than `graceMs` is touched. */
+/** Parameters of a pass of the reaper. Nothing younger than `graceMs` is touched. */
 export interface ReapInput {
   repository: string;
   dryRun: boolean;
   graceMs: number;
 }
 
-/** What was removed, or would be: how many of each kind. */
+/** What was removed, or would be: a count for each kind. */
 export interface ReapCounts {
-  /** Of backups that are gone, or never came to be. */
+  /** Objects of backups that are gone, or were never completed. */
   objects: number;
-  /** Staging of operations that have ended. */
+  /** Staged objects of operations that have ended. */
   staged: number;
-  /** Files of puts that never ended. */
+  /** Temporary files of puts that never finished. */
   temporary: number;
-  /** Large objects that were never completed. */
+  /** Uploads of large objects that were never completed. */
   uploads: number;
   /** Files of volumes whose rows are gone. */
   volumes: number;
-  /** Of temporary snapshots, and of snapshots whose rows are gone. */
+  /** Temporary snapshots, and snapshots whose rows are gone. */
   snapshots: number;
-  /** Drafts that exports have left in folders of users. */
+  /** Partial files that exports have left in users' folders. */
   exports: number;
-  /** Drafts and targets of restores in volume backends. */
+  /** Private files of restores, and other partial files, in volume backends. */
   private: number;
 }
 
@@ -39,17 +39,20 @@ export interface ReapResult {
   removed: ReapCounts;
   /** At most a hundred. */
   names: string[];
-  /** Whole backups without a row: left alone, for they may be another service's, or of a database that was lost. At most a hundred. */
+  /**
+   * Complete backups without a row: left alone, since they may belong to another service, or to a database that was lost. At most a
+   * hundred.
+   */
   unknown: string[];
-  /** Volume backends that the worker did not reach. */
+  /** Volume backends that the worker could not reach. */
   unreached: string[];
-  /** What could not be looked at or removed: of others, closed to these rights, or broken. At most a hundred. */
+  /** What could not be examined or removed: owned by others, without access, or broken. At most a hundred. */
   passed_over: string[];
 }
 
 /**
- * Accepts a pass of the reaper over a repository and the volume backends. It does not run beside a rescan, which enters what it saw a
- * while ago.
+ * Accepts a pass of the reaper over a repository and the volume backends. It does not run beside a rescan, which enters what it saw some
+ * time ago.
  *
  * @throws NotFoundError for a repository that is not configured; InvalidError while a rescan or another pass is under way
  */
@@ -86,7 +89,7 @@ export async function startReap(
   });
 }
 
-/** The repository is locked. @throws InvalidError while an operation of one of these kinds is going on with it */
+/** The repository is locked. @throws InvalidError while an operation of one of these kinds is live on it */
 export async function assertNoneRuns(
   tx: Transaction,
   repository: string,
@@ -102,23 +105,23 @@ export async function assertNoneRuns(
   );
 }
 
-/** Objects of one backup, as a listing shows them. */
+/** Objects of one backup, as listed. */
 export interface FoundPlace {
   container: string;
   prefix: string;
   /** The id in their names. */
   backupId: string;
-  /** Whether the metadata is there: then it is a backup, whoever made it. */
+  /** Whether the metadata is there: then it is a complete backup, whoever made it. */
   whole: boolean;
 }
 
-/** orphan: nothing refers to the objects, and nothing will. unknown: a whole backup of which nothing is known. */
+/** orphan: nothing refers to the objects, and nothing will. unknown: a complete backup of which nothing is known. */
 export type PlaceVerdict = "kept" | "orphan" | "unknown";
 
 /**
- * Whether the objects of a backup have lost their reason. All live rows count, of whatever repository, project and status, since a row may
- * share another one's objects and two names may stand for one place; so does whoever builds on it, and who works on it. A backup that is
- * whole goes only if it was this service that deleted it.
+ * Whether the objects of a backup are no longer needed. All live rows count, in whatever repository, project and status, since a row may
+ * share another one's objects and two names may stand for one place. Rows that build on it and operations on it count as well. A complete
+ * backup is removed only if this service deleted it.
  */
 export async function judgePlace(
   database: Database | Transaction,
@@ -143,10 +146,10 @@ export async function judgePlace(
 }
 
 /**
- * Looks at the rows once more and, if the place is still an orphan, condemns it: from then on, until the operation ends, no import takes its
- * objects over. A backup's id is never given twice, and no rescan runs, so nothing else can come to refer to them.
+ * Checks the rows once more and, if the place is still an orphan, marks it for removal: from then on, until the operation ends, no import
+ * takes its objects over. A backup's id is never reused, and no rescan runs, so nothing else can come to refer to them.
  *
- * @returns false when somebody has come to need the objects
+ * @returns false when the objects are needed after all
  * @throws OperationEndedError
  */
 export async function condemnPlace(
@@ -169,7 +172,10 @@ export async function condemnPlace(
   });
 }
 
-/** Whether an operation that has to do with one of these ids (its own, a backup's, a volume's, a snapshot's) may still be at work, or was within the grace. */
+/**
+ * Whether an operation involving one of these ids (its own, a backup's, a volume's, a snapshot's) may still be at work, or was within the
+ * grace period.
+ */
 export async function areBusy(database: Database, ids: readonly string[], graceMs: number): Promise<boolean> {
   const wanted = [...ids];
   const [row] = await database.$queryRaw<{ busy: boolean }[]>`
@@ -185,8 +191,8 @@ export async function areBusy(database: Database, ids: readonly string[], graceM
 }
 
 /**
- * Whether a volume's or snapshot's file is nobody's any more: its row was here and is gone, or it was a temporary snapshot of a backup that
- * has ended. One that this database has never known is not ours to judge: it may be another service's, or of a database that was lost.
+ * Whether a volume's or snapshot's file has no owner any more: its row existed and is gone, or it was a temporary snapshot of a backup that
+ * has ended. A file that this database has never known is left alone: it may belong to another service, or to a database that was lost.
  */
 export async function isForgottenFile(
   database: Database,
@@ -215,7 +221,7 @@ async function wasTemporary(database: Database, id: string, graceMs: number): Pr
   return takers.length > 0 && takers.every((taker) => taker.ended);
 }
 
-/** Folders that exports, also those that failed, were to be written to. */
+/** Target folders of all exports, including those that failed. */
 export async function exportFolders(database: Database): Promise<string[]> {
   const rows = await database.$queryRaw<{ folder: string }[]>`
     SELECT DISTINCT regexp_replace(input->>'path', '/[^/]*$', '') AS folder FROM operations WHERE kind = 'volume-export'`;
@@ -223,8 +229,8 @@ export async function exportFolders(database: Database): Promise<string[]> {
 }
 
 /**
- * Up to when operations have ended whose leftovers in volume backends the reaper has looked for since, in every backend that is configured;
- * null where it has not been in one. Passes of which operations are forgotten do not count any more.
+ * Operations that ended before this time have no leftovers in any configured volume backend that the reaper has not looked for; null if it
+ * has not been in one of them. Passes whose operations have been removed do not count any more.
  */
 export async function reapedUntil(database: Database, config: Config): Promise<Date | null> {
   const backends = config.volume_backends.map(({ name }) => name);
@@ -238,8 +244,8 @@ export async function reapedUntil(database: Database, config: Config): Promise<D
 }
 
 /**
- * What was written since then is young: by the clock of the database and by this host's, whichever is behind, for either may be wrong, and
- * what is taken for old is removed.
+ * Anything written since this time is young: by the database's clock or this host's, whichever is behind, since either may be wrong, and
+ * what counts as old is removed.
  */
 export async function graceBegan(database: Database, { graceMs }: ReapInput): Promise<Date> {
   const [row] = await database.$queryRaw<{ at: Date }[]>`SELECT now() - ${graceMs}::float8 * interval '1 ms' AS at`;
@@ -247,7 +253,7 @@ export async function graceBegan(database: Database, { graceMs }: ReapInput): Pr
   return new Date(Math.min(row.at.getTime(), Date.now() - graceMs));
 }
 
-/** Containers that backups of a repository, live or gone, were put into by name. */
+/** Containers named for backups of a repository, whether these still exist or not. */
 export async function readContainers(database: Database, repository: string): Promise<string[]> {
   const rows = await database.backup.findMany({
     where: { repository, container: { not: null } },
@@ -269,7 +275,7 @@ export async function finishReap(
   });
 }
 
-/** What was removed stays removed: the next pass goes on from there. */
+/** What was removed stays removed: the next pass continues from there. */
 export async function failReap(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await endOperation(tx, operation, { state: "failed", reason });
   await tx.condemnedPlace.deleteMany({ where: { operationId: operation.id } });

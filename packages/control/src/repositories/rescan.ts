@@ -9,10 +9,10 @@ import type { Backup } from "../rows/backups.ts";
 import { chargeQuota, lockQuotas } from "../rows/quotas.ts";
 import { assertNoneRuns } from "./reap.ts";
 
-/** Rows entered by one transaction: quota rows of their projects stay locked meanwhile. */
+/** Rows entered in one transaction: the quota rows of their projects stay locked for its duration. */
 const batchRows = 200;
 
-/** A backup as a repository describes it. Everything else about it was in the database alone, and is lost. */
+/** A backup as the repository describes it. Everything else about it was in the database alone, and is lost. */
 export type FoundBackup = Pick<
   Backup,
   | "id"
@@ -31,28 +31,28 @@ export type FoundBackup = Pick<
   | "encryptionKeyId"
   | "createdAt"
 > & {
-  /** Whose volume it was, as far as it says so. */
+  /** The volume's project, if the backup names it. */
   projectId: string | null;
   userId: string | null;
-  /** Why it cannot be restored; null when it looks whole. */
+  /** Why it cannot be restored; null when it looks complete. */
   problem: string | null;
 };
 
-/** What a rescan has done; the operation's `result`. */
+/** The result of a rescan; the operation's `result`. */
 export interface RescanResult {
   /** Backups in the repository. */
   found: number;
   /** Rows that were not there before. */
   entered: number;
-  /** At most a hundred of those that cannot be restored or cannot be entered. */
+  /** Backups that cannot be restored or entered; at most a hundred. */
   problems: { id: string; problem: string }[];
-  /** What could not be looked at in the repository. At most a hundred. */
+  /** What could not be read in the repository. At most a hundred. */
   passed_over: string[];
 }
 
 /**
- * Accepts the rebuilding of the catalogue of a repository from its objects alone. Every backup goes to `projectId`, or, when that is
- * null, to the project that it says it is of, else to the caller's.
+ * Accepts the rebuilding of a repository's catalogue from its objects alone. Every backup goes to `projectId`, or, when that is null, to
+ * the project that it names, else to the caller's.
  *
  * @throws NotFoundError for a repository that is not configured; InvalidError while a reaper is at work there
  */
@@ -89,8 +89,8 @@ export interface RescanInput {
 }
 
 /**
- * Enters what has no row yet, parents first, and charges it to its projects, above their limits if need be: the backups are there. A row
- * that is live stays as it is, and so does whatever lies where a live row has its objects. Repeating it enters nothing twice.
+ * Enters backups that have no row yet, parents first, and charges them to their projects, above the limits if need be: the backups exist. A
+ * live row stays as it is, and objects that a live row refers to are not entered again. Idempotent.
  *
  * @returns how many rows were entered
  */
@@ -130,7 +130,7 @@ async function enterRows(
   rows: readonly ReturnType<typeof rowOf>[],
 ): Promise<number> {
   await lockRepository(tx, (operation.input as unknown as RescanInput).repository);
-  // An operation that was given up may have a worker that does not know it yet, and a reaper after it.
+  // An operation that was given up may have a worker that does not know of it yet, and a reaper may have followed it.
   const live = await tx.operation.count({ where: { id: operation.id, state: { in: ["queued", "running"] } } });
   if (live === 0) throw new OperationEndedError(operation.id);
   await lockQuotas(
@@ -171,7 +171,7 @@ export async function finishRescan(
   await inTransaction(database, (tx) => completeOperation(tx, operation, result, { result: { ...rescan } }));
 }
 
-/** What was entered stays: the next rescan goes on from there. */
+/** What was entered stays: the next rescan continues from there. */
 export async function failRescan(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await endOperation(tx, operation, { state: "failed", reason });
 }

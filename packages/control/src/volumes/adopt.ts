@@ -8,16 +8,16 @@ import { assertQuota, reserveQuota } from "../rows/quotas.ts";
 import { gibOf } from "../rows/volumes.ts";
 
 export interface NewAdoption {
-  /** The id that earlier backups know the volume by. */
+  /** The id under which earlier backups know the volume. */
   volumeId: string;
-  /** A user's file that becomes the volume; null: the file that lies under the id in the backend already. */
+  /** A user's file that becomes the volume; null: the file that is already in the backend under the id. */
   path: string | null;
   /** Name of a volume backend; null: the default one. */
   backend: string | null;
   name: string | null;
 }
 
-/** What is to become of it, fixed when it was accepted: the operation's `input`. */
+/** The adoption as accepted: the operation's `input`. */
 export interface Adoption {
   volumeId: string;
   path: string | null;
@@ -26,9 +26,9 @@ export interface Adoption {
 }
 
 /**
- * Accepts that a volume shall exist under an id that was given before this database: its next incremental backup builds on the backups
- * that bear the id. No row has the id before a worker has found or placed the file, so until then nothing can be deleted, reset or read
- * by it, and an attempt that fails leaves none. Nothing is reserved before either: the size is not known.
+ * Accepts that a volume shall exist under an id from before this database: its next incremental backup builds on the backups with that id.
+ * No row has the id until a worker has found or placed the file, so before that nothing can be deleted, reset or read through it, and a
+ * failed attempt leaves none. No quota is reserved before that either: the size is not known.
  *
  * @throws InvalidError for an unknown backend; IdTakenError
  */
@@ -57,14 +57,15 @@ export async function requestVolumeAdoption(
   return { id };
 }
 
-/** Of two requests for one id, one waits for the other: there is no row yet that could be locked. */
+/** Serializes requests for the same id: there is no row yet that could be locked. */
 async function lockVolumeId(tx: Transaction, id: string): Promise<void> {
   await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended(${`tephra:volume:${id}`}, 0))`;
 }
 
 /**
- * Whether the id is nobody's, in whatever project: no volume has it, none that had it was deleted here (a late worker may be removing its
- * file, and the reaper would), and nobody else is just taking it. Its backups must not all be other projects', whose bytes they hold.
+ * Checks that the id is free in all projects: no volume has it, none that had it was deleted here (a late worker may still remove its file,
+ * and the reaper would), and no other adoption of it is live. If it has backups, at least one must be this project's, since they hold the
+ * volume's bytes.
  *
  * @throws IdTakenError
  */
@@ -81,7 +82,7 @@ async function assertFree(tx: Transaction, projectId: string, id: string): Promi
     throw new IdTakenError(`The backups of volume ${id} are another project's: make it a volume of that one.`);
 }
 
-/** Whether the project's quota has room for the volume, before its file is placed. @throws QuotaExceededError */
+/** Checks that the project's quota has room for the volume, before its file is placed. @throws QuotaExceededError */
 export async function checkAdoption(
   database: Database,
   config: Config,
@@ -92,7 +93,7 @@ export async function checkAdoption(
 }
 
 /**
- * The file lies under the id: quota and row come to be, with the end of the operation, in one transaction.
+ * The file is in place under the id: reserves the quota and creates the row, in one transaction with the end of the operation.
  *
  * @throws QuotaExceededError, IdTakenError, OperationEndedError, ClaimLostError; nothing is left behind
  */

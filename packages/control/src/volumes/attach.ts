@@ -12,9 +12,9 @@ export interface NewAttachment {
 }
 
 /**
- * Records that a server or host uses the volume, which is `in-use` from then on. The same one again changes nothing.
+ * Records that a server or host uses the volume, which is `in-use` from then on. Idempotent for the same one.
  *
- * @throws InvalidError unless the volume is available or attaching; for writing to a read-only one
+ * @throws InvalidError unless the volume is available or attaching; for a read-write attachment of a read-only one
  */
 export async function attachVolume(
   database: Database,
@@ -25,7 +25,7 @@ export async function attachVolume(
   await inTransaction(database, (tx) => attachWithin(tx, principal, id, attachment));
 }
 
-/** As `attachVolume`, in a transaction of the caller's. A volume of an instance joins the instance's group. */
+/** As `attachVolume`, in the caller's transaction. A volume of an instance joins the instance's group. */
 export async function attachWithin(
   tx: Transaction,
   principal: Principal,
@@ -54,7 +54,7 @@ export async function attachWithin(
   if (serverId) await joinInstanceGroup(tx, projectId, serverId);
 }
 
-/** The disks of a project's instance are members of its group, unless they are of another. */
+/** The disks of a project's instance become members of its group, unless they are in another. */
 export async function joinInstanceGroup(tx: Transaction, projectId: string, serverId: string): Promise<void> {
   await tx.$executeRaw`
     UPDATE volumes v SET group_id = g.id FROM groups g, attachments a
@@ -62,7 +62,7 @@ export async function joinInstanceGroup(tx: Transaction, projectId: string, serv
       AND a.server_id = ${serverId} AND a.status = 'attached' AND v.id = a.volume_id AND v.group_id IS NULL`;
 }
 
-/** A volume that its instance has no more is no member of the instance's group any more. */
+/** A volume that is no longer attached to its instance leaves the instance's group. */
 export async function leaveInstanceGroup(tx: Transaction, volumeId: string): Promise<void> {
   await tx.$executeRaw`
     UPDATE volumes v SET group_id = NULL FROM groups g
@@ -71,9 +71,9 @@ export async function leaveInstanceGroup(tx: Transaction, volumeId: string): Pro
 }
 
 /**
- * Ends one attachment, or the only one; with the last one the volume becomes available. One that is not there has ended already.
+ * Ends one attachment, or the only one; after the last one the volume becomes available. One that does not exist has ended already.
  *
- * @throws InvalidError when it is not said which of several
+ * @throws InvalidError when there are several and none was named
  */
 export async function detachVolume(
   database: Database,
@@ -84,7 +84,7 @@ export async function detachVolume(
   await inTransaction(database, (tx) => detachWithin(tx, principal, id, attachmentId));
 }
 
-/** As `detachVolume`, in a transaction of the caller's. A volume of an instance leaves the instance's group. */
+/** As `detachVolume`, in the caller's transaction. A volume of an instance leaves the instance's group. */
 export async function detachWithin(
   tx: Transaction,
   principal: Principal,
@@ -100,7 +100,7 @@ export async function detachWithin(
   await removeAttachments(tx, volume, ended);
 }
 
-/** What a volume is in, going by its records: the farthest of them counts. */
+/** A volume's status according to its attachment records: the most advanced one counts. */
 const statusByRecord = [
   ["attached", "in-use"],
   ["attaching", "attaching"],
@@ -108,8 +108,8 @@ const statusByRecord = [
 ] as const;
 
 /**
- * Ends records of a volume that is locked. With the last of them the volume is available; else it is in what the others have come to. While
- * work of ours is going on it keeps its status, and is free when that is done.
+ * Ends attachment records of a locked volume. After the last of them the volume is available; otherwise its status follows from the
+ * remaining ones. While an operation of ours is live the volume keeps its status, and is released when that ends.
  */
 export async function removeAttachments(
   tx: Transaction,
@@ -119,7 +119,7 @@ export async function removeAttachments(
   await tx.attachment.deleteMany({ where: { id: { in: ended.map((a) => a.id) } } });
   await leaveInstanceGroup(tx, volume.id);
   const left = volume.attachments.filter((a) => !ended.some((e) => e.id === a.id));
-  // What was only reserved by its status, without a record, is given back by whoever reserved it.
+  // A volume that was reserved through its status only, without a record, is released by whoever reserved it.
   const held = ended.length > 0 ? ["reserved", "attaching", "in-use", "detaching"] : ["in-use", "detaching"];
   const [, to = "available"] = statusByRecord.find(([status]) => left.some((a) => a.status === status)) ?? [];
   if (left.length > 0) {
@@ -129,11 +129,11 @@ export async function removeAttachments(
   const { attached_mode: _mode, ...adminMetadata } = adminMetadataOf(volume);
   await changeVolume(tx, volume.id, { adminMetadata });
   if (await moveTo(tx, volume, held, to)) return;
-  // A backup or an extension is under way: the volume is free when that is done.
+  // A backup or an extension is under way: the volume is released when that ends.
   if (volume.previousStatus === "in-use") await changeVolume(tx, volume.id, { previousStatus: "available" });
 }
 
-/** Whether the volume was in one of `from`, and is in `to` now. The row is locked. */
+/** Whether the volume was in one of `from`, and so is now in `to`. The row is locked. */
 async function moveTo(tx: Transaction, volume: VolumeRow, from: readonly string[], to: string): Promise<boolean> {
   if (!from.includes(volume.status)) return false;
   await changeVolume(tx, volume.id, { status: to, previousStatus: volume.status });

@@ -10,7 +10,7 @@ import { joinInstanceGroup, removeAttachments } from "./attach.ts";
 
 export type AttachMode = "rw" | "ro";
 
-/** What a server says of the machine that the volume is attached to, as far as it is understood here. The whole is kept. */
+/** A server's description of the machine that the volume is attached to, as far as it is understood here. The whole of it is stored. */
 export interface Connector {
   host: string | null;
   mountpoint: string | null;
@@ -18,7 +18,7 @@ export interface Connector {
   whole: { [key: string]: Json };
 }
 
-/** A record with the volume's backend, which says where its bytes are. */
+/** A record with the volume's backend, which tells where its bytes are. */
 export type AttachmentRow = Attachment & { volume: { backend: string } };
 
 const withBackend = { volume: { select: { backend: true } } } as const;
@@ -70,8 +70,8 @@ const inError = (doing: "created" | "updated", { id, status }: VolumeRow): Inval
   );
 
 /**
- * Reserves a volume for a server, and with a connector attaches it as well: then it waits for `completeAttachment`. A volume that a server
- * has already may be reserved for the same server once more, as a migration to another host does.
+ * Reserves a volume for a server, and with a connector also connects it: the attachment then waits for `completeAttachment`. A volume that
+ * a server already has may be reserved for the same server once more, as a migration to another host does.
  *
  * @throws InvalidError unless the volume is available; NotFoundError
  */
@@ -108,7 +108,7 @@ export async function createAttachment(
   });
 }
 
-/** The machine is known: the record waits for the word that the volume is attached there. The volume is locked. */
+/** The machine is known: the record now waits to be completed. The volume is locked. */
 async function connect(tx: Transaction, { id, mode, volumeId }: Attachment, connector: Connector): Promise<void> {
   const inForce = mode ?? connector.mode ?? "rw";
   await tx.attachment.update({
@@ -125,10 +125,10 @@ async function connect(tx: Transaction, { id, mode, volumeId }: Attachment, conn
   await moveIdle(tx, volumeId, "attaching");
 }
 
-/** What a volume may be in while nothing of ours is at work on it. */
+/** A volume's statuses with an attachment, while no operation of ours is live on it. */
 const idle = ["reserved", "attaching", "in-use", "detaching"];
 
-/** Moves the volume unless work of ours is going on: that one's end gives it its status. */
+/** Moves the volume unless an operation of ours is live: the end of that one sets its status. */
 async function moveIdle(tx: Transaction, id: string, status: string): Promise<void> {
   await tx.$executeRaw`
     UPDATE volumes SET previous_status = status, status = ${status}, updated_at = now()
@@ -148,7 +148,7 @@ async function lockAttachment(
   return { attachment, volume };
 }
 
-/** Says where a reserved volume is attached. @throws InvalidError in an error status, or while another record has a connection */
+/** Sets where a reserved volume is attached. @throws InvalidError in an error status, or while another record has a connection */
 export async function updateAttachment(
   database: Database,
   principal: Principal,
@@ -177,7 +177,7 @@ export async function completeAttachment(database: Database, principal: Principa
   });
 }
 
-/** Ends a record, whatever it had come to. @returns the volume's other ones */
+/** Ends a record, in any state. @returns the volume's other records */
 export async function deleteAttachment(database: Database, principal: Principal, id: string): Promise<AttachmentRow[]> {
   return inTransaction(database, async (tx) => {
     const { attachment, volume } = await lockAttachment(tx, principal, id);

@@ -9,12 +9,12 @@ import { lockForNewVolume, lockGroupOf, settleGroup } from "../rows/groups.ts";
 import { reserveQuota } from "../rows/quotas.ts";
 import { baseRow, findVolume, GiB, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
 
-/** Where a volume's first bytes come from. A new volume lies on its source's backend. */
+/** Source of a volume's initial bytes. A new volume is created on its source's backend. */
 export type VolumeSource = { snapshotId: string } | { volumeId: string };
 
 /**
- * A new volume of `sizeGib`, empty or with the bytes of a source: quota, row and the task that makes the file commit together. With a
- * source the size may be null, and is the source's then.
+ * A new volume of `sizeGib`, empty or with the bytes of a source: quota, row and the task that creates the file commit together. With a
+ * source the size may be null, which means the source's.
  *
  * @throws NotFoundError, InvalidError for a source in another status or too large; QuotaExceededError
  */
@@ -34,7 +34,7 @@ export async function requestVolume(
   });
 }
 
-/** The row and the task that makes its file. Its quota has been taken, and its group is locked. */
+/** The row and the task that creates its file. Its quota has been reserved, and its group is locked. */
 export async function startVolume(
   tx: Transaction,
   config: Config,
@@ -50,7 +50,7 @@ export async function startVolume(
       ...(volume.availabilityZone && { availabilityZone: volume.availabilityZone }),
       status: "creating",
       sizeGib,
-      // A source of odd length is copied as it is; only a volume that shall be larger is as long as its size says.
+      // A source of odd length is copied at its exact length; only a volume that is to be larger gets the full size in GiB.
       sizeBytes: source && sizeGib === source.sizeGib ? source.sizeBytes : sizeBytes,
     },
     include: { attachments: true },
@@ -67,11 +67,11 @@ export async function startVolume(
 }
 
 export interface SourceOfVolume {
-  /** Itself, for the worker. */
+  /** The source as requested, for the worker. */
   input: VolumeSource;
   sizeGib: number;
   sizeBytes: bigint;
-  /** What the new row takes over. */
+  /** Columns that the new row takes from the source. */
   columns: {
     backend: string;
     availabilityZone: string;
@@ -118,7 +118,7 @@ export async function readSource(tx: Transaction, principal: Principal, source: 
   };
 }
 
-/** The file is there: the volume becomes available, exactly as long as the worker says. */
+/** The file is there: the volume becomes available, with the exact length that the worker reports. */
 export async function finishVolume(
   database: Database,
   operation: TaskOperation,

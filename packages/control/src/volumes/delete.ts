@@ -17,16 +17,16 @@ const refusal = (force: boolean) =>
   );
 
 export interface VolumeDelete {
-  /** Its snapshots go with it; each must be available or in error, unless the deletion is forced. */
+  /** Its snapshots are deleted with it; each must be available or in error, unless the deletion is forced. */
   cascade: boolean;
 }
 
-/** A deletion in every status: whatever is at work on the volume is cancelled by `cancelWork`. */
+/** A deletion in any status: `cancelWork` cancels the operations on the volume. */
 export interface ForcedDelete extends VolumeDelete {
   cancelWork: (tx: Transaction, volumeId: string) => Promise<void>;
 }
 
-/** @throws InvalidError in a wrong status, attached, or with snapshots. Backups never stand in the way. */
+/** @throws InvalidError in a wrong status, attached, or with snapshots. Backups never prevent it. */
 export function requestVolumeDelete(
   database: Database,
   principal: Principal,
@@ -36,7 +36,10 @@ export function requestVolumeDelete(
   return inTransaction(database, (tx) => startVolumeDelete(tx, principal, id, { cascade, cancelWork: null }));
 }
 
-/** @throws InvalidError as `requestVolumeDelete`; a forced deletion only minds attachments, groups and snapshots that do not go with it */
+/**
+ * @throws InvalidError as `requestVolumeDelete`; a forced deletion is only refused for attachments, groups and snapshots that are not
+ * deleted with it
+ */
 export async function startVolumeDelete(
   tx: Transaction,
   principal: Principal,
@@ -60,11 +63,11 @@ export async function startVolumeDelete(
     volumeId: id,
     task: { kind: "remove-volume", needs: [`backend:${volume.backend}`] },
   });
-  // A worker that has not heard of it yet may still give the volume's file its name: the removal comes after it.
+  // A worker that has not heard of the cancellation yet may still give the volume's file its name: the removal comes after it.
   await waitForWorkers(tx, operationId);
 }
 
-/** Snapshots stand in the way of a deletion, or go with it. */
+/** Snapshots either prevent a deletion or are deleted with the volume. */
 async function giveUpSnapshots(
   tx: Transaction,
   principal: Principal,
@@ -80,7 +83,10 @@ async function giveUpSnapshots(
   await tx.snapshot.updateMany({ where: { volumeId }, data: { status: "deleting", updatedAt: new Date() } });
 }
 
-/** Called before the first byte goes: from now on nobody can use the volume, nor snapshots that go with it. @throws OperationEndedError */
+/**
+ * Called before the first byte is removed: from now on nobody can use the volume, nor snapshots deleted with it. @throws
+ * OperationEndedError
+ */
 export async function beginVolumeDelete(database: Database, operation: TaskOperation): Promise<void> {
   await inTransaction(database, async (tx) => {
     await lockVolume(tx, operation.volumeId ?? nilUuid);
@@ -89,7 +95,7 @@ export async function beginVolumeDelete(database: Database, operation: TaskOpera
   });
 }
 
-/** From now on nobody can use the volume, nor snapshots that go with it. */
+/** From now on nobody can use the volume, nor snapshots deleted with it. */
 export async function markVolumeRemoval(tx: Transaction, volumeId: string): Promise<void> {
   const removalBegunAt = new Date();
   await tx.volume.updateMany({ where: { id: volumeId, removalBegunAt: null }, data: { removalBegunAt } });
@@ -99,7 +105,7 @@ export async function markVolumeRemoval(tx: Transaction, volumeId: string): Prom
   });
 }
 
-/** The deletion of the volume came to nothing: snapshots that were to go with it stay, unless they are being deleted by themselves. */
+/** The deletion of the volume failed: snapshots that were to be deleted with it stay, unless they are being deleted on their own. */
 export async function releaseSnapshotsOf(tx: Transaction, volumeId: string): Promise<void> {
   await tx.$executeRaw`
     UPDATE snapshots s SET status = 'error_deleting', updated_at = now()
@@ -107,7 +113,7 @@ export async function releaseSnapshotsOf(tx: Transaction, volumeId: string): Pro
       WHERE o.snapshot_id = s.id AND o.kind = 'snapshot-delete' AND o.state IN ('queued', 'running'))`;
 }
 
-/** The files are gone: the rows of the volume and of the snapshots that went with it, and their quota, go too. */
+/** The files are gone: removes the rows of the volume and of the snapshots deleted with it, and releases their quota. */
 export async function finishVolumeDelete(
   database: Database,
   operation: TaskOperation,
@@ -115,7 +121,7 @@ export async function finishVolumeDelete(
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const volumeId = operation.volumeId ?? nilUuid;
-    // Under the lock, so that of two deletions only one gives back.
+    // Read under the lock, so that only one of two deletions releases the quota.
     await lockQuota(tx, operation.projectId);
     const volume = await tx.volume.findUnique({ where: { id: volumeId }, include: { snapshots: true } });
     for (const { projectId, sizeGib } of volume?.snapshots ?? []) {

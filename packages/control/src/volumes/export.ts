@@ -6,7 +6,7 @@ import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { getVolume, moveVolume } from "../rows/volumes.ts";
 
 /**
- * A volume's bytes go out to a file, which may be there already only with `overwrite`. The volume is `uploading` meanwhile.
+ * Writes a volume's bytes to a file, which may exist already only with `overwrite`. The volume is `uploading` meanwhile.
  *
  * @throws InvalidError unless the volume is available
  */
@@ -35,7 +35,7 @@ export async function requestVolumeExport(
   });
 }
 
-/** The export is written: the volume is as it was. */
+/** The export is written: the volume gets its previous status back. */
 export async function finishVolumeExport(
   database: Database,
   operation: TaskOperation,

@@ -9,7 +9,7 @@ import { releaseQuota, reserveQuota } from "../rows/quotas.ts";
 import { GiB, getVolume, moveVolume } from "../rows/volumes.ts";
 
 /**
- * Makes a volume longer. In-use ones with `inUse` only.
+ * Makes a volume longer. Volumes in use only with `inUse`.
  *
  * @throws InvalidError in another status, or when it would not grow; QuotaExceededError
  */
@@ -45,13 +45,13 @@ export async function requestVolumeExtend(
   });
 }
 
-/** The volume stays as long as it is: what it would have grown by is given back. The quota is locked. */
+/** The volume keeps its length: releases the quota reserved for its growth. The quota is locked. */
 export async function releaseExtend(tx: Transaction, operation: OperationRow): Promise<void> {
   const { addedGib } = operation.input as { addedGib: number };
   await releaseQuota(tx, operation.projectId, { gigabytes: addedGib });
 }
 
-/** The file is as long as it shall be: the volume gets its size, and the status that it had. */
+/** The file has its new length: the volume gets its size, and its previous status back. */
 export async function finishVolumeExtend(
   database: Database,
   operation: TaskOperation,

@@ -8,8 +8,8 @@ import { reserveQuota } from "../rows/quotas.ts";
 import { baseRow, gibOf, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
 
 /**
- * A user's own file becomes a volume of exactly its length. The size is not known yet (only a worker reads bytes):
- * the worker reports it with `chargeImport` before it copies.
+ * Creates a volume of exactly the length of a user's own file. The size is not known yet (only a worker reads bytes): the worker reports it
+ * with `chargeImport` before it copies.
  */
 export async function requestVolumeImport(
   database: Database,
@@ -34,7 +34,7 @@ export async function requestVolumeImport(
   });
 }
 
-/** The worker's word on how long the file is, before it copies: charged to the quota once, however often it is said. */
+/** Charges the file's length, as the worker reports it before copying, to the quota. Idempotent. */
 export async function chargeImport(
   database: Database,
   config: Config,

@@ -20,7 +20,7 @@ export type VolumeSortKey =
   | "bootable"
   | "launchedAt";
 
-/** A moment, compared with a column. */
+/** A time to compare a column with. */
 export interface TimeCondition {
   operator: "gt" | "gte" | "lt" | "lte" | "equals" | "not";
   time: Date;
@@ -38,11 +38,11 @@ export interface VolumeFilter {
   bootable?: boolean;
   availabilityZone?: Prisma.StringFilter | string;
   userId?: string;
-  /** For an admin who lists all projects; otherwise the caller's own counts. */
+  /** For an admin who lists all projects; otherwise the caller's own project is used. */
   projectId?: string;
-  /** All of these pairs. */
+  /** Pairs that must all match. */
   metadata?: Readonly<Record<string, string>>;
-  /** All of these conditions. */
+  /** Conditions that must all hold. */
   createdAt?: readonly TimeCondition[];
   updatedAt?: readonly TimeCondition[];
 }
@@ -80,17 +80,14 @@ export async function listVolumes(
   return { ...(await readToPageBytes(database, rows, "volumes.metadata", "metadata")), count };
 }
 
-/** Conditions that a row's metadata has all of these pairs. */
+/** Conditions that a row's metadata contains all of these pairs. */
 export function havingMetadata(
   pairs: Readonly<Record<string, string>> = {},
 ): { metadata: { path: string[]; equals: string } }[] {
   return Object.entries(pairs).map(([key, equals]) => ({ metadata: { path: [key], equals } }));
 }
 
-/**
- * How many volumes there are, how large they are together, and which values their metadata has per key: as many keys as fit into the bytes of
- * a page.
- */
+/** The number of volumes, their total size, and the values of their metadata by key: as many keys as fit into the bytes of a page. */
 export async function summarizeVolumes(
   database: Database,
   principal: Principal,

@@ -5,13 +5,13 @@ import { getSnapshot } from "../rows/snapshots.ts";
 import { getVolume, lockVolume } from "../rows/volumes.ts";
 
 export type Metadata = Record<string, string>;
-/** The whole set as it is → as it shall be. What it throws undoes everything. */
+/** The current metadata → the new metadata. An error thrown by it rolls everything back. */
 export type MetadataChange = (metadata: Readonly<Metadata>) => Metadata;
 
 /**
  * Changes a volume's metadata, under its row's lock.
  *
- * @returns the whole set as it is now
+ * @returns the complete new metadata
  * @throws NotFoundError; InvalidError while the volume is written to a file
  */
 export async function changeVolumeMetadata(
@@ -33,7 +33,7 @@ export async function changeVolumeMetadata(
   });
 }
 
-/** As `changeVolumeMetadata`, of a snapshot in whatever status. @throws NotFoundError */
+/** As `changeVolumeMetadata`, for a snapshot in any status. @throws NotFoundError */
 export async function changeSnapshotMetadata(
   database: Database,
   principal: Principal,

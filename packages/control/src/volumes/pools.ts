@@ -3,21 +3,21 @@ import type { Database } from "../db/database.ts";
 import { backupBinary, listServices, type ServiceRow } from "../queue/services.ts";
 import { freeBytesOf } from "../queue/workers.ts";
 
-/** A volume backend, as a place to put volumes. */
+/** A volume backend, as a pool for placing volumes. */
 export interface Pool {
   backend: string;
-  /** Bytes that are free, as the worker heard of last says; null when nobody says. */
+  /** Free bytes, according to the worker with the latest heartbeat; null when none reports any. */
   freeBytes: number | null;
-  /** What its volumes may grow to, in GiB. */
+  /** Total size that its volumes may grow to, in GiB. */
   allocatedGib: number;
   volumes: number;
-  /** Whether some worker reaches it. */
+  /** Whether any worker can reach it. */
   up: boolean;
 }
 
 const backendOf = ({ host }: ServiceRow): string => host.slice(host.indexOf("@") + 1);
 
-/** The configured backends, in the order of the configuration. */
+/** The configured backends, in configuration order. */
 export async function listPools(database: Database, config: Config): Promise<Pool[]> {
   const services = await listServices(database, config, { binary: "cinder-volume" });
   return Promise.all(
@@ -32,7 +32,7 @@ export async function listPools(database: Database, config: Config): Promise<Poo
   );
 }
 
-/** What a project has on a backend. */
+/** A project's usage of a backend. */
 export interface HostUse {
   projectId: string;
   volumes: number;
@@ -41,7 +41,7 @@ export interface HostUse {
   snapshotGib: number;
 }
 
-/** What each project has on the backend that a volume service stands for; null when no such service is known. */
+/** Usage by project of the backend that a volume service stands for; null when no such service is known. */
 export async function useOfHost(database: Database, config: Config, host: string): Promise<HostUse[] | null> {
   const services = await listServices(database, config, { host });
   const service = services.find((row) => row.binary !== backupBinary && row.host === host);

@@ -14,7 +14,7 @@ import { releaseQuota } from "../rows/quotas.ts";
 import { lockSnapshot, markSnapshotRemoval } from "../rows/snapshots.ts";
 import { originsOf, snapshotTransitions } from "../states.ts";
 
-/** How a deletion in every status ends what is going on with the snapshot. */
+/** How a deletion in any status ends the operations on the snapshot. */
 export type CancelSnapshotWork = (tx: Transaction, operations: readonly OperationRow[]) => Promise<void>;
 
 /** Accepts a deletion. @throws NotFoundError; InvalidError in a status that does not allow it, or for a snapshot of a group */
@@ -51,7 +51,7 @@ export async function startSnapshotDelete(
   await waitForWorkers(tx, operationId);
 }
 
-/** Called before the first byte goes: from now on nobody can use the snapshot. @throws OperationEndedError */
+/** Called before the first byte is removed: from now on nobody can use the snapshot. @throws OperationEndedError */
 export async function beginSnapshotDelete(database: Database, operation: TaskOperation): Promise<void> {
   await inTransaction(database, async (tx) => {
     await lockLiveOperation(tx, operation.id);
@@ -59,7 +59,7 @@ export async function beginSnapshotDelete(database: Database, operation: TaskOpe
   });
 }
 
-/** The bytes are gone: the row and its quota go too. */
+/** The bytes are gone: removes the row and releases its quota. */
 export async function finishSnapshotDelete(
   database: Database,
   operation: TaskOperation,

@@ -33,11 +33,11 @@ export interface SnapshotFilter {
   volumeId?: string;
   sizeGib?: number;
   userId?: string;
-  /** The volume's. */
+  /** The volume's zone. */
   availabilityZone?: Prisma.StringFilter | string;
-  /** All of these pairs. */
+  /** Pairs that must all match. */
   metadata?: Readonly<Record<string, string>>;
-  /** For an admin who lists all projects; otherwise the caller's own counts. */
+  /** For an admin who lists all projects; otherwise the caller's own project is used. */
   projectId?: string;
 }
 
@@ -70,7 +70,7 @@ export interface SnapshotChange {
   description?: string | null;
 }
 
-/** Changes what a user may say about a snapshot, in whatever status it is. @throws NotFoundError */
+/** Changes a snapshot's user-editable fields, in any status. @throws NotFoundError */
 export async function updateSnapshot(
   database: Database,
   principal: Principal,
@@ -87,7 +87,7 @@ export async function updateSnapshot(
 }
 
 /**
- * A snapshot of a volume, of one in use with `force` only.
+ * A snapshot of a volume; of one in use only with `force`.
  *
  * @throws InvalidError in another status; QuotaExceededError
  */
@@ -147,7 +147,7 @@ function refuseStatus({ id, status }: { id: string; status: string }, force: boo
   throw new InvalidError("volume", text);
 }
 
-/** The snapshot's bytes stand still. */
+/** The snapshot has been taken: its bytes no longer change. */
 export async function finishSnapshot(
   database: Database,
   operation: TaskOperation,

@@ -11,7 +11,7 @@ import { lockVisible, lockVolume, moveVolume, type VolumeRow } from "../rows/vol
 
 export type TransferRow = Transfer;
 
-/** @throws NotFoundError for an unknown id or another project's: whoever shall take the volume is told the id and the key by its owner */
+/** @throws NotFoundError for an unknown id or another project's: whoever is to accept the volume gets the id and the key from its owner */
 export async function getTransfer(
   database: Database | Transaction,
   principal: Principal,
@@ -48,7 +48,7 @@ export async function listTransfers(
   });
 }
 
-/** 128 random bits need no slow hash: nobody finds them by trying. */
+/** 128 random bits need no slow hash: they cannot be guessed. */
 const keyBytes = 16;
 
 const hashOf = (salt: string, key: string): string => createHmac("sha256", salt).update(key).digest("hex");
@@ -64,9 +64,10 @@ function refuseGroups(volume: VolumeRow, snapshots: readonly Snapshot[]): void {
 }
 
 /**
- * Offers a volume to whoever has the key, which is told this once and kept only as a hash. The volume is `awaiting-transfer` meanwhile.
+ * Offers a volume to whoever has the key, which is returned this once and stored only as a hash. The volume is `awaiting-transfer`
+ * meanwhile.
  *
- * @throws InvalidError unless the volume and, if they go with it, its snapshots are available; NotFoundError
+ * @throws InvalidError unless the volume and, if they are transferred with it, its snapshots are available; NotFoundError
  */
 export async function createTransfer(
   database: Database,
@@ -94,7 +95,7 @@ export async function createTransfer(
   });
 }
 
-/** Withdraws an offer: the volume is available again, if nobody has put it into another status. @throws NotFoundError */
+/** Withdraws an offer: the volume is available again, unless its status has been changed. @throws NotFoundError */
 export async function deleteTransfer(database: Database, principal: Principal, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {
     const { volumeId } = await getTransfer(tx, principal, id);
@@ -108,10 +109,10 @@ export async function deleteTransfer(database: Database, principal: Principal, i
 }
 
 /**
- * Takes a volume that somebody offers, with its snapshots unless they stay. Ownership and the quotas of both projects change in one
- * transaction. Backups stay with who made them: they are the old project's copy.
+ * Accepts an offered volume, with its snapshots unless they stay behind. Ownership and the quotas of both projects change in one
+ * transaction. Backups stay with the project that made them: they are the old project's copy.
  *
- * @throws InvalidError for a wrong key, or when the volume or a snapshot has got another status; QuotaExceededError; NotFoundError
+ * @throws InvalidError for a wrong key, or when the status of the volume or a snapshot has changed; QuotaExceededError; NotFoundError
  */
 export async function acceptTransfer(
   database: Database,
@@ -155,7 +156,7 @@ export async function acceptTransfer(
   });
 }
 
-/** The new project must have room for all of it; the old ones get theirs back. The quotas are locked. @throws QuotaExceededError */
+/** The new project must have room for all of it; the old ones get their quota back. The quotas are locked. @throws QuotaExceededError */
 async function moveQuotas(
   tx: Transaction,
   config: Config,

@@ -6,12 +6,12 @@ import { getVolume, type VolumeRow } from "../rows/volumes.ts";
 export interface VolumeChange {
   name?: string | null;
   description?: string | null;
-  /** The whole set. */
+  /** Replaces the whole set. */
   metadata?: Record<string, string>;
   bootable?: boolean;
 }
 
-/** Changes what a user may say about a volume, in whatever status it is. @throws NotFoundError */
+/** Changes a volume's user-editable fields, in any status. @throws NotFoundError */
 export async function updateVolume(
   database: Database,
   principal: Principal,

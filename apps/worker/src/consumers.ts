@@ -43,7 +43,7 @@ import { CancelledError, DrainedError, HungError, LeaseLostError, type Leases } 
 import { PlaceHangsError } from "./sites.ts";
 import { watchSites } from "./watched-sites.ts";
 
-/** Task kind → who does it. A kind without a handler does not compile. */
+/** Task kind → its handler. A kind without a handler does not compile. */
 const handlers: Readonly<Record<TaskKind, Handler>> = {
   "plan-backup": planBackupTask,
   copy: copyTask,
@@ -72,22 +72,22 @@ const handlers: Readonly<Record<TaskKind, Handler>> = {
   "conclude-group": concludeGroupTask,
 };
 
-/** What an error says about the next step. */
+/** What happens next, according to an error. */
 export type Verdict =
-  /** Somebody else's now, or nobody's: not a word to the database. */
+  /** Somebody else's task now, or nobody's: the database is not told. */
   | { next: "drop" }
   /** The operation ended: the task ends with it. */
   | { next: "cancel" }
-  /** The worker stops, or cannot do it now for reasons of its own: back it goes, at no cost. */
+  /** The worker is stopping, or cannot run the task now for reasons of its own: it is handed back at no cost. */
   | { next: "hand-back" }
   | { next: "retry"; reason: string }
-  /** The database was not to be had, which is no fault of the task: again, and the attempt does not count. */
+  /** The database was unavailable, which is not the task's fault: tried again, and the attempt does not count. */
   | { next: "wait"; reason: string }
   | { next: "fail"; failure: Failure };
 
 const permanent = [ConfigError, IdTakenError, InvalidError, NotFoundError, QuotaExceededError];
 
-/** The one map from error to retry. What is not known to be permanent is tried again, a bounded number of times. */
+/** The only mapping from errors to retries. What is not known to be permanent is retried, a bounded number of times. */
 export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, attemptsMax: number): Verdict {
   if (error instanceof ClaimLostError || error instanceof LeaseLostError) return { next: "drop" };
   if (error instanceof CancelledError || error instanceof OperationEndedError) return { next: "cancel" };
@@ -106,7 +106,7 @@ export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, a
 }
 
 /**
- * Attempts are forgiven: for progress, to a worker that stops, after an outage of the database. Claims never are.
+ * Attempts are reset or not counted: after progress, when a worker stops, after an outage of the database. Claims always count.
  *
  * @throws InvalidError
  */
@@ -148,16 +148,16 @@ async function obey(verdict: Verdict, task: ClaimedTask, context: WorkerContext)
   }
 }
 
-/** The reason of an abort stands for whatever error the abort caused further down. */
+/** The reason of an abort takes precedence over any error that the abort caused further down. */
 function causeOf(error: unknown, signal: AbortSignal): unknown {
   return signal.aborted && signal.reason instanceof Error ? signal.reason : error;
 }
 
 /**
- * Takes one task and does it. Never throws for what went wrong with the task: the verdict is in the database, and where the
- * database cannot be told, the lease runs out and the task is taken again.
+ * Claims one task and runs it. Never throws for the task's own errors: the verdict is in the database, and if the database cannot be told,
+ * the lease expires and the task is claimed again.
  *
- * @returns false when there was nothing to take
+ * @returns false when there was nothing to claim
  */
 export async function runTask(taskId: string, context: WorkerContext, leases: Leases): Promise<boolean> {
   const { database, config, workerId } = context;
@@ -184,7 +184,7 @@ async function doTask(task: ClaimedTask, askedAt: bigint, context: WorkerContext
     const reporting = (): void => context.hooks.reached(`${task.kind}.reporting`);
     const sites = watchSites(context.sites, lease.watch);
     work = handlers[task.kind]({ ...task, reporting }, { ...context, sites }, { ...lease.run, fence });
-    // A task that is given up goes on to somebody else, wherever its handler stands.
+    // An abandoned task goes on to another worker, wherever its handler is stuck.
     await Promise.race([work, lease.hung]);
     context.hooks.reached(`${task.kind}.done`);
     events.taskFinished(log, task, Number((process.hrtime.bigint() - askedAt) / 1_000_000n));

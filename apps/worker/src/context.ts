@@ -14,27 +14,27 @@ export interface WorkerContext {
   sites: Places;
   workerId: string;
   hooks: Hooks;
-  /** A task was given up that may still stand where it stood; `settled` when it no longer does. Resolves when others know of it. */
+  /** A task was abandoned whose handler may still be stuck; `settled` resolves when it no longer is. Resolves when others know of it. */
   onHung(error: HungError, settled: Promise<unknown>): Promise<void>;
 }
 
-/** A task in the hands of its handler. */
+/** A claimed task, as its handler sees it. */
 export interface TaskAtWork extends ClaimedTask {
-  /** Called when everything is done but the report. */
+  /** Called when everything is done except the report. */
   reporting(): void;
 }
 
 /**
- * Does one task: loads what was planned, calls the engine, reports through a verb of control. Returning means that the report is
- * committed; what it throws says what happens next (consumers.ts). A second run of the same task does the same.
+ * Runs one task: loads what was planned, calls the engine, reports through a verb of control. Returning means that the report is committed;
+ * an error that it throws says what happens next (consumers.ts). A second run of the same task does the same.
  */
 export type Handler = (task: TaskAtWork, context: WorkerContext, run: RunContext) => Promise<void>;
 
-/** What is to be reported, made right before it is. A result with nothing to tell has the claim alone. */
+/** The result to report, built right before the report. A result without figures contains the claim only. */
 export function resultOf(task: TaskAtWork, bytes: Partial<Omit<TaskResult, "taskId" | "claim">> = {}): TaskResult {
   task.reporting();
   return { taskId: task.id, claim: task.claim, bytesDone: 0, bytesStored: 0, ...bytes };
 }
 
-/** Where users' files may lie: never in what the service itself uses. */
+/** Where users' files may be: never among what the service itself uses. */
 export const userPlaces = (config: Config): UserPlaces => ({ roots: config.import_roots, reserved: ownPlaces(config) });

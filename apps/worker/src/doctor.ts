@@ -1,5 +1,6 @@
-// `tephra doctor`: whether this machine, with this configuration, can do its part; asked of the real servers. It changes nothing but a
-// small object and a job of its own, which it removes. Status 0: all is well or only worth a warning; 1: something fails; 2: usage.
+// `tephra doctor`: checks against the real servers whether this machine, with this configuration, can do its part. It changes nothing
+// except a small object and a job of its own, which it removes. Exit status 0: all is well, or there are only warnings; 1: something fails;
+// 2: usage.
 import { parseArgs } from "node:util";
 import { type Config, ConfigError } from "@tephra/control";
 import { loadConfig } from "@tephra/control/process";
@@ -9,7 +10,7 @@ import { checkKeystone, checkPostgresql, checkRedis } from "./doctor/servers.ts"
 
 const usage = "usage: tephra doctor [--quick] [--problems] [--json]\n";
 const marks = { ok: "ok  ", warning: "warn", failed: "FAIL" } as const;
-/** A check that has not ended by then is told as failed: something swallows what is sent to it. */
+/** A check that has not finished by then is reported as failed: requests are being dropped somewhere. */
 const checkMs = 90_000;
 
 interface Options {
@@ -83,7 +84,7 @@ async function within(subject: string, check: Promise<Finding[]>): Promise<Findi
 
 function lineOf({ subject, state, found, remedy }: Finding): string {
   const advice = remedy === undefined ? "" : `\n      → ${remedy}`;
-  // What servers say may hold anything: a terminal is shown characters only.
+  // Messages of servers may contain anything: only printable characters go to the terminal.
   return `${marks[state]}  ${subject}: ${`${found}${advice}`.replace(/[^\P{C}\n]/gu, "?")}\n`;
 }
 

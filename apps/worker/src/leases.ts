@@ -4,7 +4,7 @@ import { type ClaimedTask, quietMsOf, renewLeases } from "@tephra/control/work";
 import type { RunContext } from "@tephra/engine";
 import type { CallWatch } from "./watched-sites.ts";
 
-/** The lease can be somebody else's by now, or will be before this worker could renew it: not one more byte is written. */
+/** Somebody else may hold the lease by now, or will before this worker could renew it: not one more byte is written. */
 export class LeaseLostError extends Error {
   readonly code = "lease-lost";
   constructor(taskId: string, why: string) {
@@ -22,7 +22,7 @@ export class CancelledError extends Error {
   }
 }
 
-/** The worker stops: the task goes back as it is. */
+/** The worker is stopping: the task is handed back as it is. */
 export class DrainedError extends Error {
   readonly code = "drained";
   constructor() {
@@ -31,11 +31,11 @@ export class DrainedError extends Error {
   }
 }
 
-/** Nothing of the task has moved for longer than its kind may stand still: it is given up here, whatever becomes of its call. */
+/** The task has shown no progress for longer than its kind may: it is abandoned here, whatever becomes of its call. */
 export class HungError extends Error {
   readonly code = "hung";
   readonly retryable = true;
-  /** Where it waits: `repository:NAME`, `backend:NAME`. Empty when it waits for nothing but this process itself. */
+  /** The places that it waits for: `repository:NAME`, `backend:NAME`. Empty when it waits for nothing but this process itself. */
   readonly places: readonly string[];
   constructor(places: readonly string[], what: string) {
     super(what);
@@ -45,46 +45,46 @@ export class HungError extends Error {
 }
 
 /**
- * A task that has no call at any place may compute, or wait for its share of threads and memory: it is given so many times as long as
- * a call.
+ * A task without a call at any place may be computing, or waiting for its share of threads and memory: it gets this many times as long as a
+ * call.
  */
 const computingFactor = 3;
 
-/** After this part of a lease without a renewal a worker stops by itself, by its own monotonic clock. */
+/** After this fraction of a lease without a renewal a worker stops by itself, by its own monotonic clock. */
 const selfStopFraction = 0.6;
 
 interface Held {
   task: ClaimedTask;
   controller: AbortController;
-  /** When to stop, as threads read it too: see RunContext. */
+  /** When to stop, also readable by threads: see RunContext. */
   writableUntil: BigInt64Array<SharedArrayBuffer>;
   bytesDone: number;
   bytesStored: number;
-  /** How long nothing has moved, in ms of this process: while it is stopped no time passes. */
+  /** Time without progress, in ms of this process's running time: time during which the process is stopped does not count. */
   quietMs: number;
-  /** Whether something has moved since that was last counted. */
+  /** Whether there was progress since that was last counted. */
   moved: boolean;
-  /** Calls that have not ended, with the time for which each has lasted. */
+  /** Calls that have not returned, with how long each has taken so far. */
   calls: Set<{ place: string; call: string; needsMs: number; lastsMs: number }>;
-  /** What it holds open, by place. */
+  /** Number of things it holds open, by place. */
   open: Map<string, number>;
   hung: PromiseWithResolvers<never>;
-  /** Whether it was given up. */
+  /** Whether it was abandoned. */
   given: boolean;
 }
 
 export interface HeldLease extends AsyncDisposable {
   run: RunContext;
-  /** To be told of every call that the task makes at a place. */
+  /** To be notified of every call that the task makes at a place. */
   watch: CallWatch;
-  /** Rejects with HungError when nothing has moved for too long. The task may still stand where it stands, but can write nothing any more. */
+  /** Rejects with HungError when there was no progress for too long. The handler may still be stuck, but can write nothing any more. */
   hung: Promise<never>;
-  /** What the engine reported last. */
+  /** The engine's latest report. */
   progress(): { bytesDone: number; bytesStored: number };
 }
 
 export interface Leases {
-  /** Begins to renew a claim. `claimedAt` is `process.hrtime` in ns just before the claim was asked for. Dispose to let go. */
+  /** Starts renewing a claim. `claimedAt` is `process.hrtime` in ns just before the claim was requested. Dispose to stop. */
   hold(task: ClaimedTask, claimedAt: bigint): HeldLease;
   /** Aborts every task that is held. */
   abortAll(reason: Error): void;
@@ -93,9 +93,9 @@ export interface Leases {
 }
 
 /**
- * Renews all leases of this worker in one statement per heartbeat. A task whose lease was lost or whose operation ended is aborted;
- * when no renewal succeeds for 60 % of a lease, all are, before anybody else can take them. A task in which nothing moves for longer
- * than its kind may stand still is given up.
+ * Renews all leases of this worker in one statement per heartbeat. A task whose lease was lost or whose operation ended is aborted; when no
+ * renewal succeeds for 60 % of a lease, all are, before anybody else can claim them. A task without progress for longer than its kind may
+ * be is abandoned.
  */
 export function openLeases(options: {
   database: Database;
@@ -103,11 +103,11 @@ export function openLeases(options: {
   workerId: string;
   leaseMs: number;
   heartbeatMs: number;
-  /** How long a task may stand still, see quietMsOf(). */
+  /** How long a task may go without progress, see quietMsOf(). */
   quietMs: number;
-  /** As the engine says it. */
+  /** As reported by the engine. */
   fileCallMs?: () => number;
-  /** Whether a place answers others. */
+  /** Whether a place responds to other calls. */
   answers?: (place: string) => boolean;
 }): Leases {
   const { database, log, workerId, leaseMs } = options;
@@ -128,7 +128,7 @@ export function openLeases(options: {
     h.controller.abort(error);
     h.hung.reject(error);
   };
-  /** What is wrong with a task that nothing has moved in; null while that is well. */
+  /** The reason to abandon a task for lack of progress; null while it has time left. */
   const stillnessOf = (h: Held): HungError | null => {
     const limit = quietMsOf(h.task.kind, options.quietMs);
     const seconds = Math.round(h.quietMs / 1000);
@@ -148,7 +148,7 @@ export function openLeases(options: {
       : new HungError([], `Task ${h.task.id} did not move for ${seconds} s, and called nothing`);
   };
 
-  // Answers may overtake each other.
+  // Responses may overtake each other.
   const extend = (h: Held, until: bigint): void => {
     if (until > Atomics.load(h.writableUntil, 0)) Atomics.store(h.writableUntil, 0, until);
   };
@@ -171,7 +171,7 @@ export function openLeases(options: {
     }
   };
 
-  // A connection may be silent: the next renewal does not wait for it, and goes by another one while there is still time.
+  // A connection may be silent: the next renewal does not wait for it, and uses another one while there is still time.
   const silence = async (): Promise<never> => {
     await sleep(limitMs / 4, undefined, { ref: false });
     throw new Error("PostgreSQL does not answer");
@@ -193,7 +193,7 @@ export function openLeases(options: {
   const watchMs = Math.max(50, Math.min(limitMs, options.quietMs) / 10);
   let watchedAt = performance.now();
   const watch = setInterval(() => {
-    // A process that was stopped, or so busy that its timers waited, has not seen the answers that came meanwhile.
+    // A process that was stopped, or so busy that its timers were late, has not seen the responses that arrived meanwhile.
     const now = performance.now();
     const passedMs = Math.min(now - watchedAt, 2 * watchMs);
     watchedAt = now;
@@ -202,7 +202,7 @@ export function openLeases(options: {
       h.quietMs = h.moved ? 0 : h.quietMs + passedMs;
       h.moved = false;
       for (const call of h.calls) call.lastsMs += passedMs;
-      // Also when it is to end for another reason: who called it waits.
+      // Also when it is to end for another reason: its caller is waiting.
       const stillness = h.given ? null : stillnessOf(h);
       if (stillness) giveUp(h, stillness);
     }

@@ -32,13 +32,13 @@ import { startNotifier } from "./notifier.ts";
 import { openJobQueues } from "./queue.ts";
 import { openSites } from "./sites.ts";
 
-/** A drained task has so long to notice; then the process ends all the same, and its leases run out. */
+/** Grace period for a drained task to notice; then the process exits anyway, and its leases expire. */
 const abortGraceMs = 3_000;
-/** What else stopping takes; servers that are silent are not waited for any longer. */
+/** Time for the other steps of stopping; servers that are silent are not waited for any longer. */
 const farewellMs = 1_000;
-/** Threads for calls to files beside one for each slot: for probes, and for what hangs. */
+/** Threads for file calls beyond one for each slot: for probes, and for calls that hang. */
 const spareFileThreads = 16;
-/** How long a task that was given up waits for others to learn of the place that hangs. */
+/** How long an abandoned task waits for others to learn of the place that hangs. */
 const tellMs = 5_000;
 
 function readConfig(): Config {
@@ -56,7 +56,9 @@ async function until(done: () => boolean, limitMs: number): Promise<void> {
   while (!done() && performance.now() < end) await new Promise((next) => setTimeout(next, 20));
 }
 
-/** One worker process: joins the planes. Takes jobs, claims their tasks, calls the engine; dispatches and heals beside it. */
+/**
+ * One worker process: joins the planes. Receives jobs, claims their tasks, calls the engine; runs a dispatcher and a reconciler as well.
+ */
 async function main(): Promise<void> {
   const config = readConfig();
   allowFileThreads(config.worker.slots + spareFileThreads);
@@ -72,11 +74,11 @@ async function main(): Promise<void> {
     hooks: config.crash_at === null ? null : hooks,
     onTrouble,
   });
-  // Leases and heartbeats have connections that no handler can take away.
+  // Leases and heartbeats have connections that no handler can take.
   const beats = openDatabase(config.database_url, { work: "beat", connectionsMax: 2, connectionsMin: 1, onTrouble });
   const engine = openEngine({ memoryBytes, ...(threads === null ? {} : { threads }) });
   const sites = openSites(config, log);
-  /** Tasks that were given up and still stand where they stood, with whatever they hold. */
+  /** Abandoned tasks whose handlers are still stuck, with whatever they hold. */
   const standing = new Set<Promise<unknown>>();
   const onHung: WorkerContext["onHung"] = async ({ places, message }, settled) => {
     const starved = places.length === 0 && standing.size > 0;
@@ -90,7 +92,7 @@ async function main(): Promise<void> {
     settled.then(end, end);
     sites.hang(places, message, settled);
     await Promise.race([lookSafely(true), sleep(tellMs)]);
-    // What hangs holds threads and memory that nothing gives back: a new process has its own.
+    // Hung calls hold threads and memory that cannot be freed: a new process has its own.
     if (starved || standing.size >= slots) void stop("too much hangs");
   };
   const context: WorkerContext = { config, log, database, engine, sites, workerId, hooks, onHung };
@@ -109,7 +111,7 @@ async function main(): Promise<void> {
   const run = async (taskId: string): Promise<void> => {
     if (stopping || disabled) return undispatchTask(database, taskId);
     if (await runTask(taskId, context, leases)) return dispatcher.wake();
-    // Nothing was taken: somebody else has it, or this host was disabled a moment ago.
+    // Nothing was claimed: somebody else has it, or this host was disabled a moment ago.
     await obeyDisabled();
     if (disabled) await undispatchTask(database, taskId);
     else if (!(await isTaskKnown(database, taskId))) throw new UnknownTaskError(taskId);
@@ -118,7 +120,7 @@ async function main(): Promise<void> {
   const queues = openJobQueues({ url: config.redis_url, probeName, slots, log, run });
   let served: string | null = null;
   let redisRefusal: string | null = null;
-  /** Tasks that were taken without a job and are not claimed yet, or run. */
+  /** Tasks taken without a job that are not claimed yet, or are running. */
   const taken = new Set<string>();
   const own: OwnWorker = {
     queue: () => (stopping || disabled ? null : served),
@@ -138,7 +140,7 @@ async function main(): Promise<void> {
   let stopping = false;
   let disabled = false;
 
-  /** A disabled host takes no new tasks; what runs goes on. */
+  /** A disabled host takes no new tasks; running ones go on. */
   const obeyDisabled = async (): Promise<void> => {
     disabled = await isHostDisabled(database, config.hostName);
     if (disabled) await queues.pause();
@@ -151,7 +153,7 @@ async function main(): Promise<void> {
     await obeyDisabled();
     installation ??= await installationOf(database);
     served = queueFor(reaches, installation);
-    // Served first: from its card others conclude that this worker takes tasks.
+    // Serve the queue first: from the worker's registration others conclude that it takes tasks.
     if (!stopping && !disabled) await queues.serve(served);
     await publishWorker(beats, {
       id: workerId,
@@ -168,7 +170,7 @@ async function main(): Promise<void> {
     dispatcher.wake();
   };
   let looking: Promise<void> | null = null;
-  /** One look at a time. `anew`: one that begins after now. */
+  /** One probe at a time. `anew`: one that begins after now. */
   const lookSafely = async (anew = false): Promise<void> => {
     if (anew) await looking;
     looking ??= look()
@@ -179,11 +181,11 @@ async function main(): Promise<void> {
     await looking;
   };
   await lookSafely();
-  // A mount may come or go: the places are looked at again with every heartbeat.
+  // A mount may come or go: the places are probed again with every heartbeat.
   const probing = setInterval(() => void lookSafely(), heartbeatMs);
   log.info({ event: "worker.started", worker: workerId, slots }, "worker started");
 
-  /** An exit waits for all threads, and one that hangs never comes. */
+  /** A regular exit waits for all threads, and for one that hangs it would wait forever. */
   const leave = (code: number): void => {
     log.flush();
     if (standing.size === 0 && leases.count() === 0 && !sites.isProbing()) process.exit(code);

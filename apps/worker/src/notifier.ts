@@ -11,17 +11,17 @@ import {
 } from "@tephra/control/work";
 import { Redis } from "ioredis";
 
-/** Deliveries that one process has under way at a time. */
+/** Maximum number of concurrent deliveries of one process. */
 const batch = 32;
 
 type Webhook = Config["notifications"]["webhooks"][number];
 
 export interface Notifier {
-  /** Settles when nothing is under way any more. */
+  /** Settles when no delivery is under way any more. */
   stop(): Promise<void>;
 }
 
-/** A notification as its targets get it: the envelope of oslo.messaging. */
+/** A notification as sent to its targets: the envelope of oslo.messaging. */
 function envelopeOf(delivery: DueDelivery): string {
   return JSON.stringify({
     message_id: delivery.messageId,
@@ -34,10 +34,10 @@ function envelopeOf(delivery: DueDelivery): string {
 }
 
 /**
- * One POST. `X-Tephra-Signature` is the HMAC-SHA256 of the time and the body with the webhook's secret, so that a receiver can tell both who
- * sent it and that it is not an old one sent again.
+ * One POST. `X-Tephra-Signature` is the HMAC-SHA256 of the time and the body with the webhook's secret, so that a receiver can verify the
+ * sender and detect a replay.
  *
- * @throws when the answer is anything but 2xx, or none comes in time
+ * @throws when the response is anything but 2xx, or none arrives in time
  */
 async function post(
   { client, ...webhook }: Webhook & { client: HttpClient },
@@ -57,7 +57,7 @@ async function post(
       "x-tephra-signature": `sha256=${signature}`,
     },
     body,
-    // Nothing signed for one place is carried to another.
+    // What was signed for one URL is not sent to another.
     redirect: "manual",
     signal: AbortSignal.timeout(timeoutMs),
   });
@@ -72,8 +72,8 @@ const reasonOf = (error: unknown): string => {
 };
 
 /**
- * Carries the outbox to its targets. Any number of processes may do so side by side; a target that does not take a notification gets it again
- * later, until it is dead.
+ * Delivers the outbox to its targets. Any number of processes may do so side by side; a target that does not accept a notification gets it
+ * again later, until the delivery is dead.
  */
 export function startNotifier(options: { database: Database; config: Config; log: Logger }): Notifier {
   const { database, config, log } = options;
@@ -122,7 +122,7 @@ export function startNotifier(options: { database: Database; config: Config; log
   };
 
   let stopped = false;
-  /** One delivery that cannot be told of does not keep the others waiting: its lease runs out. */
+  /** A delivery whose outcome cannot be recorded does not block the others: its lease expires. */
   const deliverOne = (delivery: DueDelivery): Promise<void> =>
     deliver(delivery).catch((error: unknown) => {
       log.warn({ err: error, delivery: delivery.id }, "how a delivery went could not be stored");
@@ -130,7 +130,7 @@ export function startNotifier(options: { database: Database; config: Config; log
 
   const pass = async (): Promise<void> => {
     await spreadNotifications(database, targets);
-    // Whoever takes a delivery has it to itself until its attempt must have ended.
+    // Whoever takes a delivery holds it exclusively until its attempt must have ended.
     const lease = { limit: batch, leaseMs: settings.timeout_ms * 2, attemptsMax: settings.attempts_max };
     for (let taken = batch; taken === batch && !stopped; ) {
       const due = targets.length === 0 ? [] : await takeDeliveries(database, lease);

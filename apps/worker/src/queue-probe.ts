@@ -2,36 +2,36 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Queue, Worker } from "bullmq";
 import type { Redis } from "ioredis";
 
-/** A queue that did not carry its own job within this time is not to be counted on. */
+/** A queue that did not deliver its own job within this time cannot be relied on. */
 const probeWithinMs = 4_000;
-/** A connection that is being made is waited for so long. */
+/** How long to wait for a connection that is being opened. */
 const connectMs = 1_500;
-/** What a probe leaves in Redis is gone after this, when nobody probes any more, in seconds. */
+/** Once nobody probes any more, what a probe left in Redis expires after this many seconds. */
 const keptSeconds = 600;
 const probeKeys = ["id", "meta", "events", "marker", "wait", "active", "completed", "stalled-check", "pc"];
 
-/** Only a Cluster says so; nobody but it knows before a script names keys of two slots. */
+/** Only a Cluster says so; nothing else reveals it before a script uses keys of two slots. */
 const clusterReason =
   "This Redis is a Cluster, which the queue cannot use: it needs one server, or Sentinels before it (redis+sentinel://)";
 
-/** A queue of its own, in which a job of its own makes the whole round. */
+/** A separate queue, in which a test job makes the full round trip. */
 interface ProbeQueue {
   queue: Queue;
   worker: Worker;
 }
 
 export interface QueueProbe {
-  /** @returns why the queue cannot be used, in the words of whoever refuses; null when it can */
+  /** @returns why the queue cannot be used, in the server's own words; null when it can */
   ask(): Promise<string | null>;
   close(): Promise<void>;
 }
 
-/** What a person can act on: the code of an error that has no words. */
+/** Something that a person can act on: the message of an error, or its code where there is none. */
 export const wordsOf = (error: Error): string => error.message || (error as { code?: string }).code || error.name;
 
 /**
- * Tries what the queue needs of Redis: its very scripts and commands, on the connections that the worker uses. A Redis that answers and
- * refuses looks healthy from everywhere else. `complaint`: what a connection said last, for errors that only say that there is none.
+ * Tests what the queue needs from Redis: the actual scripts and commands, on the connections that the worker uses. A Redis that responds
+ * but refuses looks healthy in any other way. `complaint`: the last error of a connection, for errors that only say that there is none.
  */
 export function openQueueProbe(options: {
   name: string;

@@ -6,7 +6,7 @@ import { Queue, Worker } from "bullmq";
 import { Redis } from "ioredis";
 import { openQueueProbe, wordsOf } from "./queue-probe.ts";
 
-/** A job carries a task's id and nothing else: whatever it means is in Postgres. */
+/** A job carries a task's id and nothing else: everything about it is in Postgres. */
 interface TaskJob {
   taskId: string;
 }
@@ -17,29 +17,29 @@ const jobName = "task";
 const keepCompleted = { age: 3600, count: 1000 };
 const keepFailed = { age: 7 * 86_400, count: 5000 };
 
-/** How long a start waits for Redis before it goes on without. */
+/** How long a start waits for Redis before going on without it. */
 const connectMs = 1000;
 
 export interface JobQueues {
   enqueue: Enqueue;
   /**
-   * Serves the queue of that name with `slots` jobs at once, also after a pause; the one served before is let go. Settles when jobs can
-   * come, or after a second without Redis, whose jobs come when it does.
+   * Serves the queue of that name with `slots` concurrent jobs, also after a pause; stops serving the previous one. Settles when jobs can
+   * arrive, or after a second without Redis, whose jobs arrive when it does.
    */
   serve(name: string): Promise<void>;
-  /** Tries what the queue needs of Redis. Null: it works; else why not, in the server's own words. */
+  /** Tests what the queue needs from Redis. Null: it works; otherwise the reason, in the server's own words. */
   refusal(): Promise<string | null>;
-  /** Takes so many jobs at once from now on. */
+  /** Changes the number of concurrent jobs. */
   resize(slots: number): void;
-  /** Takes nothing new. What runs goes on. */
+  /** Takes no new jobs. Running ones go on. */
   pause(): Promise<void>;
   close(): Promise<void>;
 }
 
-/** The connections of one worker process to Redis, and its consumer. Losing Redis only means that nothing new comes. */
+/** The connections of one worker process to Redis, and its consumer. Losing Redis only means that no new jobs arrive. */
 export function openJobQueues(options: {
   url: string;
-  /** Of the queue in which it is tried whether Redis does what is needed: this worker's alone. */
+  /** Name of the queue with which Redis is tested: this worker's alone. */
   probeName: string;
   slots: number;
   log: Logger;
@@ -96,12 +96,12 @@ export function openJobQueues(options: {
     },
     async serve(name) {
       if (worker?.name === name) {
-        // A pause may have stood between: a paused worker goes on.
+        // There may have been a pause in between: a paused worker resumes.
         void worker.resume();
         return;
       }
       if (worker) letGo.push(worker.close());
-      // Three named parameters: BullMQ hands the signal only to a processor that declares it. Ours come from the lease.
+      // Three named parameters: BullMQ passes its signal only to a processor that declares it. Ours come from the lease.
       worker = new Worker<TaskJob>(name, async (job, _token, _signal) => options.run(job.data.taskId), {
         connection: consumer,
         concurrency: slots,
@@ -112,12 +112,12 @@ export function openJobQueues(options: {
         removeOnComplete: keepCompleted,
         removeOnFail: keepFailed,
       });
-      // Left where it can be seen, on the board and in Redis, for a while.
+      // Kept visible for a while, on the dashboard and in Redis.
       worker.on("failed", (job, error) =>
         log.warn({ event: "job.failed", job: job?.id, reason: error.message }, "a job was left"),
       );
       worker.on("error", (error) => log.debug({ err: error }, "consumer"));
-      // What it says on the way, its listener hears.
+      // Errors on the way are handled by its listener.
       await Promise.race([worker.waitUntilReady().catch(() => {}), sleep(connectMs)]);
     },
     async refusal() {

@@ -4,7 +4,7 @@ import { levelOf, type RepositoryConfig } from "@tephra/control/process";
 import { encoderNeeds, needToRead, needToWrite } from "@tephra/control/work";
 import { openRepository, openVolumeBackend, type Repository, requireEncoder, type VolumeBackend } from "@tephra/engine";
 
-/** The repository at the configured place is not the one that was there when this worker looked first. */
+/** The repository at the configured place is not the one that was there when this worker first opened it. */
 export class RepositoryReplacedError extends Error {
   readonly code = "repository-replaced";
   readonly retryable = false;
@@ -14,7 +14,7 @@ export class RepositoryReplacedError extends Error {
   }
 }
 
-/** A name that a task carries is not in this worker's configuration, or cannot be reached just now. */
+/** A name in a task is not in this worker's configuration, or cannot be reached at the moment. */
 export class SiteUnreachableError extends Error {
   readonly code = "site-unreachable";
   readonly retryable = true;
@@ -24,7 +24,7 @@ export class SiteUnreachableError extends Error {
   }
 }
 
-/** Calls at the place did not return, and it has not answered since: whatever needs it is for other workers. */
+/** Calls at the place did not return, and it has not responded since: tasks that need it are for other workers. */
 export class PlaceHangsError extends Error {
   readonly code = "place-hangs";
   readonly retryable = true;
@@ -34,40 +34,40 @@ export class PlaceHangsError extends Error {
   }
 }
 
-/** What this worker reaches, and why it does not reach the rest. */
+/** This worker's capabilities, and why it lacks the others. */
 export interface Reach {
   reaches: string[];
   unreachable: Record<string, string>;
-  /** `backend:NAME` → bytes that are free there. */
+  /** `backend:NAME` → free bytes on it. */
   freeBytes: Record<string, number>;
 }
 
-/** The places of the configuration, by their names. */
+/** Places: the configured repositories and volume backends, by name. */
 export interface Places {
   /** For one claim: the repository's identity is read and compared first. */
   repository(name: string): Promise<Repository>;
   backend(name: string): Promise<VolumeBackend>;
 }
 
-/** How long a service that takes objects is believed to take more. */
+/** How long an object store that accepted a write is assumed to accept more. */
 const writableMs = 60_000;
 
-/** The repositories and volume backends of the configuration, opened when first reached, and the encoders that they ask for. */
+/** The configured repositories and volume backends, opened on first use, and the encoders that they require. */
 export interface Sites extends Places, AsyncDisposable {
-  /** Looks at every place again. */
+  /** Probes every place again. */
   probe(): Promise<Reach>;
   /** Whether the last probe of a place ended in time, as far as is known. */
   answers(place: string): boolean;
-  /** Whether a probe has not ended. */
+  /** Whether a probe is still running. */
   isProbing(): boolean;
   /**
-   * A call at `places` did not return. They are unreachable from now on until whatever called them has come to rest (`settled`) and a
-   * probe answers, though not before others had the time to take over.
+   * A call at `places` did not return. They are unreachable from now on until the caller has come to rest (`settled`) and a probe succeeds,
+   * though not before others had the time to take over.
    */
   hang(places: readonly string[], why: string, settled: Promise<unknown>): void;
 }
 
-/** A place that does not answer a probe within this time is not reached. The probe itself goes on, alone. */
+/** A place that does not respond to a probe within this time is unreachable. The probe itself goes on, alone. */
 const probeWithinMs = 10_000;
 
 async function checkEncoder(repository: RepositoryConfig): Promise<void> {
@@ -80,7 +80,7 @@ interface Probe {
   answer: Promise<void>;
 }
 
-/** @throws what the probe throws, or that it has not ended in time: then no other one is begun before it has */
+/** @throws the probe's error, or that it has not ended in time: then no other one is started before it has */
 async function answerWithin(probes: Map<string, Probe>, name: string, begin: () => Promise<unknown>): Promise<void> {
   let probe = probes.get(name);
   if (!probe) {
@@ -149,7 +149,7 @@ export function openSites(config: Config, log: Logger): Sites {
     repositories.set(name, { repository, id });
     return repository;
   };
-  /** Asked of a service now and then only: each time costs a request that is refused. */
+  /** An object store is tested only now and then: each time costs a request that is refused. */
   const writable = new Map<string, number>();
   const checkWritable = async (name: string): Promise<void> => {
     const repository = await openNamed(name);
@@ -183,7 +183,7 @@ export function openSites(config: Config, log: Logger): Sites {
           reach.unreachable[name] = (error as Error).message;
         }
       };
-      // At the same time, since one that is away answers only after a while.
+      // In parallel, since a place that is down responds only after a while.
       await Promise.all([
         ...config.repositories.map(async ({ name }) => {
           const [reading, writing] = [needToRead(name), needToWrite(name)];

@@ -1,20 +1,22 @@
 import type { Repository, RunContext, VolumeBackend } from "@tephra/engine";
 import type { Places } from "./sites.ts";
 
-/** Hears of every call that a task makes at a place, and of what it holds open there. */
+/** Notified of every call that a task makes at a place, and of what it holds open there. */
 export interface CallWatch {
   /**
-   * A call begins; the returned function says that it has ended, however it did. `needsMs`: how much longer than others it may take,
-   * where nobody sees how far it is.
+   * A call begins; the returned function says that it has ended, in whatever way. `needsMs`: how much longer than others it may take, where
+   * its progress cannot be seen.
    */
   begin(place: string, call: string, needsMs?: number): () => void;
   /** Something was opened there; the returned function says that it was closed. */
   opened(place: string): () => void;
-  /** Something moved: a piece of a stream came or was taken. */
+  /** Progress: a piece of a stream arrived or was consumed. */
   moved(): void;
 }
 
-/** Bytes that are handed to an object store at once may go so slowly, per second, while the store answers others. */
+/**
+ * Lowest rate, in bytes per second, at which a body handed to an object store in one piece may be sent while the store responds to others.
+ */
 const sentBytesPerSecondMin = 128 * 1024;
 
 type Callable = (...args: unknown[]) => unknown;
@@ -43,7 +45,7 @@ async function* piecesOf(stream: AsyncIterable<unknown>, begin: () => () => void
   }
 }
 
-/** A body that a place takes piece by piece: a piece that is asked for is progress. */
+/** A body that a place consumes piece by piece: requesting a piece is progress. */
 async function* bodyOf(stream: AsyncIterable<unknown>, moved: () => void): AsyncGenerator<unknown> {
   for await (const piece of stream) {
     moved();
@@ -52,8 +54,8 @@ async function* bodyOf(stream: AsyncIterable<unknown>, moved: () => void): Async
 }
 
 /**
- * The same object, all of whose calls are watched: those that answer with a promise until it settles, streams piece by piece. What it
- * opens is watched as it is.
+ * The same object with all of its calls watched: those that return a promise until it settles, streams piece by piece. What it opens is
+ * watched in the same way.
  */
 function watched<Target extends object>(target: Target, place: string, watch: CallWatch): Target {
   const wrap = (value: unknown): unknown => {
@@ -66,7 +68,8 @@ function watched<Target extends object>(target: Target, place: string, watch: Ca
         key === Symbol.asyncDispose ? () => close().finally(closed) : (inner as Record<PropertyKey, unknown>)[key],
     });
   };
-  // Files are written in small pieces, before each of which the fence is asked. A store asks it before every try, which may all fail.
+  // Files are written in small pieces, and the fence is checked before each. An object store checks it before every attempt, all of which
+  // may fail, so there it is no sign of progress.
   const unseen = "storage" in target && target.storage === "objects";
   const fencesSeen = (arg: unknown): unknown => {
     if (!isObject(arg) || !("fence" in arg) || typeof arg.fence !== "function") return arg;
@@ -96,7 +99,7 @@ function watched<Target extends object>(target: Target, place: string, watch: Ca
     get(_, key) {
       const value: unknown = Reflect.get(target, key, target);
       if (typeof value === "function") return (...args: unknown[]) => call(String(key), value as Callable, args);
-      // The repository below an encrypting one.
+      // The repository beneath an encrypting one.
       return (key === "encryption" || key === "stored") && isObject(value) ? watched(value, place, watch) : value;
     },
   });

@@ -1,9 +1,9 @@
-/** What one check saw of one thing. */
+/** The result of one check of one subject. */
 export interface Finding {
-  /** As `postgresql`, `repository main`. */
+  /** For example `postgresql`, `repository main`. */
   subject: string;
   state: "ok" | "warning" | "failed";
-  /** One sentence: what was seen, in the words of whoever refused. */
+  /** One sentence: what was found, in the words of whatever server refused. */
   found: string;
   /** What to do about it. */
   remedy?: string;
@@ -23,7 +23,7 @@ export const failed = (subject: string, found: string, remedy: string): Finding 
   remedy,
 });
 
-/** The first line of what an error and its causes say, the deepest cause last. */
+/** The first lines of an error and its causes, the deepest cause last. */
 export function reasonOf(error: unknown): string {
   const said: string[] = [];
   for (let each: unknown = error; each instanceof Error && said.length < 5; each = each.cause) {

@@ -15,7 +15,7 @@ import { type Finding, failed, ok, reasonOf, warning } from "./finding.ts";
 const GiB = 1024 ** 3;
 const freeBytesMin = GiB;
 
-/** A repository: opened, marked, and, unless `quick`, tried with a small object of its own, which is removed again. */
+/** A repository: opened, its identity marker read, and, unless `quick`, tested with a small object of its own, which is removed again. */
 export async function checkRepository(settings: RepositoryConfig, quick: boolean): Promise<Finding[]> {
   const subject = `repository ${settings.name}`;
   const { url, zone, credentials, access_key: accessKey, secret_key: secretKey, compression } = settings;
@@ -79,7 +79,7 @@ async function tryObject(repository: Repository, key: ObjectKey): Promise<void> 
   await repository.remove(key);
 }
 
-/** A volume backend: its folder can be entered and written, and has room. */
+/** A volume backend: its folder can be entered and written to, and has room. */
 export async function checkBackend({ name, path }: VolumeBackendConfig): Promise<Finding[]> {
   const subject = `volume backend ${name}`;
   try {
@@ -93,7 +93,7 @@ export async function checkBackend({ name, path }: VolumeBackendConfig): Promise
   }
 }
 
-/** This machine: whether it hashes natively. */
+/** This machine: whether hashing uses native code. */
 export function checkMachine(_config: Config): Finding[] {
   const { sha256, md5 } = chooseHashing();
   const seen = `SHA-256 by ${sha256}, MD5 by ${md5}`;

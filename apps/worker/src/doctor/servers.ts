@@ -17,7 +17,7 @@ const postgresqlMin = 130_000;
 /** Clocks further apart than this make times in logs hard to compare; nothing else depends on them. */
 const clockMsMax = 5_000;
 
-/** PostgreSQL by each URL: reached, of a version that is supported, with schema, rights, encoding and zone as they must be. */
+/** PostgreSQL by each URL: reachable, of a supported version, with the required schema, rights, encoding and time zone. */
 export async function checkPostgresql(config: Config): Promise<Finding[]> {
   const found = await checkDatabase("postgresql", config.database_url);
   if (config.database_direct_url === null) return found;
@@ -83,7 +83,7 @@ async function checkConnection(subject: string, url: string): Promise<Finding[]>
   }
 }
 
-/** Redis: one job of its own goes the whole round that jobs go, and nothing is evicted. */
+/** Redis: a test job makes the full round trip of a job, and nothing is evicted. */
 export async function checkRedis(config: Config): Promise<Finding[]> {
   const subject = "redis";
   const connection = { ...redisOptions, ...redisConnection(config.redis_url) };
@@ -124,7 +124,7 @@ export async function checkRedis(config: Config): Promise<Finding[]> {
   }
 }
 
-/** Keystone, where there is one: the service's own user is let in. */
+/** Keystone, if configured: the service's own user can authenticate. */
 export async function checkKeystone(keystone: KeystoneConfig): Promise<Finding[]> {
   const { username, password, user_domain, project, project_domain } = keystone;
   const user = { name: username, password, domain: { name: user_domain } };

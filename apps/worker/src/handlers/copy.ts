@@ -3,7 +3,7 @@ import { type BackupPlan, finishCopy } from "@tephra/control/work";
 import { type Handler, resultOf } from "../context.ts";
 import { assertUnchanged, layoutOf, openPlannedSource, parentReference } from "./source.ts";
 
-/** Copies one range of the volume. The source must look before and after as it did when the ranges were cut. */
+/** Copies one range of the volume. Before and after, the source must have the same fingerprint as when the ranges were cut. */
 export const copyTask: Handler = async (task, { database, engine, sites }, run) => {
   const plan = task.operation.plan as unknown as BackupPlan;
   const repository = await sites.repository(plan.repository);

@@ -19,7 +19,7 @@ import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 
 const noInstance = "00000000-0000-0000-0000-000000000000";
 
-/** The machine that the group is of; a group of nobody's is believed to be one that is off. */
+/** The machine that the group belongs to; a group without one is treated as belonging to a machine that is off. */
 async function openMachine(groupId: string | null, { config, database }: WorkerContext): Promise<Hypervisor> {
   const group = await database.group.findUnique({ where: { id: groupId ?? noInstance }, include: { instance: true } });
   const instance = group?.instance;
@@ -38,7 +38,7 @@ interface GroupDisk extends Disk {
   snapshotId: string;
 }
 
-/** The members of the group snapshot, by the names that the guest has for them. */
+/** The members of the group snapshot, with the guest's device names. */
 async function readDisks(groupSnapshotId: string, { database, sites }: WorkerContext): Promise<GroupDisk[]> {
   const snapshots = await database.snapshot.findMany({
     where: { groupSnapshotId },
@@ -54,7 +54,7 @@ async function readDisks(groupSnapshotId: string, { database, sites }: WorkerCon
   return disks;
 }
 
-/** All snapshots of a group at one instant; then its backups, if there are to be some, begin. */
+/** Takes all snapshots of a group at one instant; then its backups, if any are to be made, begin. */
 export const snapshotGroupTask: Handler = async (task, context, run) => {
   const { config, database } = context;
   const row = await database.groupSnapshot.findUniqueOrThrow({
@@ -74,7 +74,7 @@ export const snapshotGroupTask: Handler = async (task, context, run) => {
   await finishGroupSnapshot(database, config, task.operation, resultOf(task, { bytesDone }), { ...taken, sizesBytes });
 };
 
-/** After snapshots that came to nothing: the machine is as it was before, unless somebody else is at it, who sees to that first. */
+/** After failed snapshots: restores the machine to its previous state, unless another operation is using it, which then does so first. */
 export async function recoverMachine(
   { id, groupSnapshotId }: { id: string; groupSnapshotId: string | null },
   context: WorkerContext,
@@ -90,7 +90,7 @@ export async function recoverMachine(
   await machine.recover(await readDisks(row.id, context), run);
 }
 
-/** Ends an operation on a group when its parts have ended: well, if all of them did. */
+/** Concludes a group operation when its parts have ended: it succeeds if all of them did. */
 export const concludeGroupTask: Handler = async (task, context, run) => {
   const { database } = context;
   const { operation } = task;
@@ -118,8 +118,8 @@ async function removeSnapshots(groupSnapshotId: string | null, context: WorkerCo
 }
 
 /**
- * Replaces all volumes by what was prepared for them. Before the first one it is looked whether the machine is still off and every file
- * there. From then on there is only one way: whoever takes the task after a crash renames the rest.
+ * Replaces all volumes by what was prepared for them. Before the first one it checks that the machine is still off and every file is there.
+ * From then on there is no way back: whoever claims the task after a crash renames the rest.
  */
 async function publishTogether(
   task: ClaimedTask,

@@ -30,8 +30,8 @@ interface Place {
 }
 
 /**
- * Looks for what a record names, checks that it is a backup, and makes the row available. Whoever wrote the record may have written
- * anything: what the objects say counts, and where the two disagree the import is refused.
+ * Finds what a record names, checks that it is a backup, and makes the row available. The author of the record may have written anything:
+ * the objects are authoritative, and where the two disagree the import is refused.
  */
 export const importBackupTask: Handler = async (task, context, run) => {
   const { config, database, engine, sites } = context;
@@ -49,8 +49,8 @@ export const importBackupTask: Handler = async (task, context, run) => {
 };
 
 /**
- * The repository that has the objects: of the service asked for, the default one first. Where none has them, the first that fits, so that
- * the verification says what is missing.
+ * The repository of the requested service that has the objects; the default one is tried first. Where none has them, the first that
+ * matches, so that the verification reports what is missing.
  *
  * @throws InvalidError when no repository is of that service
  */
@@ -76,10 +76,12 @@ async function findPlace(record: ImportRecord, service: string, { config, sites 
   throw new InvalidError("backup", text);
 }
 
-/** What the objects say. @throws InvalidBackupError when the metadata cannot be read, or lists other objects than are there */
+/**
+ * The backup as its objects describe it. @throws InvalidBackupError when the metadata cannot be read, or lists other objects than are there
+ */
 async function verified(reference: BackupReference, { signal }: RunContext): Promise<ListedBackup> {
   const [wrong] = await verifyListing(reference, signal);
-  // The reason first: the name of an object is long, and a fail_reason is cut.
+  // The reason first: the name of an object is long, and fail_reason is truncated.
   if (wrong) throw new InvalidBackupError(`import_record aborted, ${wrong.reason}: ${wrong.object}`);
   return describeBackup(reference, signal);
 }

@@ -4,8 +4,8 @@ import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 import { assertUnchanged, layoutOf, openChain, openPlannedSource, parentReference } from "./source.ts";
 
 /**
- * What an incremental builds on is all there, or no incremental is made: others may remove objects, too. Members of the chain in
- * repositories that this worker does not know are taken for whole.
+ * An incremental is only made if everything that it builds on is complete: others may remove objects, too. Members of the chain in
+ * repositories that this worker does not know are assumed to be complete.
  *
  * @throws DamagedObjectError, NotFoundError
  */
@@ -17,8 +17,8 @@ async function checkParents(backupId: string, context: WorkerContext, signal: Ab
 }
 
 /**
- * Fixes what decides bytes and names, freezes the source and cuts the volume into ranges. A volume of a single range is copied and
- * sealed here and now: small backups are many.
+ * Fixes what determines bytes and names, freezes the source and cuts the volume into ranges. A volume of a single range is copied and
+ * finalized right here, since small backups are common.
  */
 export const planBackupTask: Handler = async (task, context, run) => {
   const { config, database, engine, sites } = context;

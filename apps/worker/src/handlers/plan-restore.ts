@@ -12,8 +12,8 @@ import { type Handler, resultOf } from "../context.ts";
 import { openChain } from "./source.ts";
 
 /**
- * Merges the chain to one map and cuts it into ranges. The target is a private new file until it is published; a volume of a single
- * range is restored and published here and now, unless it is a part of a whole that is published together.
+ * Merges the chain into one map and cuts it into ranges. The target is a new private file until it is published; a volume of a single range
+ * is restored and published right here, unless it is part of a group restore, which publishes all of them together.
  */
 export const planRestoreTask: Handler = async (task, { config, database, engine, log, sites }, run) => {
   const plan = await planRestore(database, task.operation, { rangeBytes: config.range_bytes });

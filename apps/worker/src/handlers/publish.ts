@@ -8,8 +8,8 @@ import {
 import { type Handler, resultOf } from "../context.ts";
 
 /**
- * Every range is written: the private file becomes the volume. If a claim was lost on the way, a fresh inode does. The file of a part
- * waits for the others.
+ * All ranges are written: the private file becomes the volume; if a claim was lost on the way, a copy with a fresh inode does. As part of a
+ * group restore, the file waits for the others.
  */
 export const publishTask: Handler = async (task, { database, sites }, run) => {
   const plan = task.operation.plan as unknown as RestorePlan;

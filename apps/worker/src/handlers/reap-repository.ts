@@ -31,7 +31,7 @@ interface Pass {
   context: WorkerContext;
   task: TaskAtWork;
   input: ReapInput;
-  /** As objects are stored: nothing needs to be decrypted to be removed. */
+  /** Objects as stored: nothing needs to be decrypted to be removed. */
   repository: Repository;
   run: RunContext;
   result: ReapResult;
@@ -39,8 +39,8 @@ interface Pass {
 }
 
 /**
- * One pass of the reaper: objects of backups that are gone, what operations have staged, what puts and restores have left. Every candidate
- * is asked for in the database right before it is removed; what is young, in use or not known for ours stays.
+ * One pass of the reaper: removes objects of backups that are gone, what operations have staged, and what puts and restores have left
+ * behind. Every candidate is checked against the database right before it is removed; what is young, in use or not known to be ours stays.
  */
 export const reapRepositoryTask: Handler = async (task, context, run) => {
   const input = task.operation.input as unknown as ReapInput;
@@ -76,7 +76,7 @@ const passOver =
     if (result.passed_over.length < namesMax && !result.passed_over.includes(place)) result.passed_over.push(place);
   };
 
-/** One thing that cannot be looked at or removed does not end the pass, as long as the repository itself answers. */
+/** One item that cannot be examined or removed does not end the pass, as long as the repository itself responds. */
 async function alone(pass: Pass, place: string, work: () => Promise<void>): Promise<void> {
   try {
     await work();
@@ -93,8 +93,8 @@ function count({ result }: Pass, kind: keyof ReapCounts, name: string, items = 1
 }
 
 /**
- * A folder is the repository's with all that is in it. In a store of objects the account may have containers of others: only those are
- * looked at that rows have named.
+ * In a folder, everything belongs to the repository. In an object store, the account may have containers of others: only those named in
+ * rows are examined.
  */
 async function* containersOf(pass: Pass, named: readonly string[]): AsyncGenerator<string> {
   const { ownContainer } = pass.repository;
@@ -119,7 +119,7 @@ async function reapPlace(pass: Pass, place: ListedPlace): Promise<void> {
   const { container, prefix, objects } = place;
   if (input.dryRun) return count(pass, "objects", nameOf(place), objects);
   if (!(await condemnPlace(context.database, task.operation, input, place))) return;
-  // Its progress is one of objects, and starts anew with each place.
+  // Its progress counts objects, and restarts with each place.
   const quiet = { ...run, onProgress: () => {} };
   const { removed } = await context.engine.removeBackup({ repository, container, prefix }, quiet);
   count(pass, "objects", nameOf(place), removed);
@@ -168,7 +168,7 @@ async function reapBackend(pass: Pass, name: string): Promise<void> {
 
 const backendKinds = { volume: "volumes", snapshot: "snapshots", private: "private" } as const;
 
-/** Workers reach different folders: what this one does not see, another pass may. */
+/** Workers can reach different folders: what this one does not see, another pass may. */
 async function reapExports(pass: Pass): Promise<void> {
   const { context, input, run } = pass;
   for (const folder of await exportFolders(context.database)) {
@@ -185,7 +185,7 @@ async function reapExports(pass: Pass): Promise<void> {
   }
 }
 
-/** What a place shows, up to where its storage refuses: the other places go on. */
+/** Lists a place until its storage refuses: the other places go on. */
 async function* shownOf<Item>(pass: Pass, place: string, items: AsyncIterable<Item>): AsyncGenerator<Item> {
   try {
     yield* items;
@@ -194,7 +194,7 @@ async function* shownOf<Item>(pass: Pass, place: string, items: AsyncIterable<It
   }
 }
 
-/** For catch(): what the storage of volumes and exports refuses is told; anything else is thrown. */
+/** For catch(): errors of the storage of volumes and exports are recorded; anything else is rethrown. */
 const ofStorage =
   (tell: (reason: string) => void) =>
   (error: unknown): undefined => {

@@ -1,7 +1,7 @@
 import { beginBackupDelete, finishBackupDelete } from "@tephra/control/work";
 import { type Handler, resultOf } from "../context.ts";
 
-/** `_metadata` first, then the rest; objects that another live row shares stay. Missing ones are success. */
+/** Removes `_metadata` first, then the rest; objects shared with another live row stay. Missing objects count as removed. */
 export const removeBackupTask: Handler = async (task, { database, engine, sites }, run) => {
   const removal = await beginBackupDelete(database, task.operation);
   if (removal) {

@@ -5,7 +5,7 @@ import { type Handler, resultOf } from "../context.ts";
 
 const problemsMax = 100;
 
-/** Enters every backup of a repository in the catalogue, by nothing but its objects. */
+/** Enters every backup of a repository in the catalogue, from its objects alone. */
 export const rescanRepositoryTask: Handler = async (task, { config, database, log, sites }, run) => {
   const input = task.operation.input as unknown as RescanInput;
   const repository = await sites.repository(input.repository);
@@ -15,7 +15,7 @@ export const rescanRepositoryTask: Handler = async (task, { config, database, lo
     if (passedOver.size < problemsMax) passedOver.add(place);
   });
   const found = rescanned.map((each) => foundOf(each, repository.service));
-  // What could not be read is not entered as damaged: the next rescan may find it whole.
+  // What could not be read is not entered as damaged: the next rescan may find it intact.
   const enterable = found.filter((backup, index) => isUuid(backup.id) && !rescanned[index]?.unreadable);
   const entered = await enterBackups(database, config, task.operation, enterable);
   const problems = found.flatMap(({ id, problem }) => {
@@ -57,11 +57,11 @@ function foundOf({ backup, problem }: RescannedBackup, service: string): FoundBa
   };
 }
 
-/** As the API would have taken it: PostgreSQL stores neither NUL nor half of a surrogate pair. */
+/** As the API would have accepted it: PostgreSQL stores neither NUL nor lone surrogates. */
 const storable = (text: string | null): string | null =>
   text?.replaceAll("\0", "").slice(0, 255).toWellFormed() ?? null;
 
-/** `YYYY-MM-DD HH:MM:SS[.ffffff]+00:00`; what is no date becomes the oldest one there is. */
+/** `YYYY-MM-DD HH:MM:SS[.ffffff]+00:00`; an invalid date becomes the oldest possible one. */
 function dateOf(text: string | null): Date {
   const date = new Date(text?.replace(" ", "T") ?? 0);
   const year = date.getUTCFullYear();

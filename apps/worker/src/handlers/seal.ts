@@ -3,7 +3,10 @@ import { type RangeReport, RangesIncompleteError } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
 import { layoutOf } from "./source.ts";
 
-/** All ranges are done: the listing is checked, `_sha256file` and then `_metadata` are written. A range that lost objects is opened again. */
+/**
+ * Finalizes a backup when all ranges are done: checks the listing, then writes `_sha256file` and finally `_metadata`. A range that lost
+ * objects is reopened.
+ */
 export const sealTask: Handler = async (task, { database, engine, sites }, run) => {
   const plan = task.operation.plan as unknown as BackupPlan;
   const repository = await sites.repository(plan.repository);

@@ -9,7 +9,7 @@ async function loadSnapshot({ operation }: ClaimedTask, { database, sites }: Wor
   return { snapshot, backend: await sites.backend(snapshot.volume.backend) };
 }
 
-/** The volume's bytes at one moment, or a clear error: a copy under a writer is no point in time. */
+/** The volume's bytes at one instant, or a clear error: a copy made while somebody writes is not a point in time. */
 export const takeSnapshotTask: Handler = async (task, context, run) => {
   const { snapshot, backend } = await loadSnapshot(task, context);
   const { sizeBytes } = await backend.freeze(snapshot.volumeId, snapshot.id, run);

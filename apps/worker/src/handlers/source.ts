@@ -2,7 +2,7 @@ import type { BackupPlan } from "@tephra/control/work";
 import { type BackupLayout, type BackupReference, SourceChangedError, type VolumeSource } from "@tephra/engine";
 import type { Places } from "../sites.ts";
 
-/** Opens what the plan says is read, and insists on the planned length. */
+/** Opens the source that the plan names, and requires the planned length. */
 export async function openPlannedSource(plan: BackupPlan, sites: Places): Promise<VolumeSource> {
   const backend = await sites.backend(plan.backend);
   const source = await backend.openSource(
@@ -15,14 +15,14 @@ export async function openPlannedSource(plan: BackupPlan, sites: Places): Promis
   );
 }
 
-/** @throws SourceChangedError when the source no longer looks as it did: what was read is no point in time */
+/** @throws SourceChangedError when the source's fingerprint has changed: what was read is not a point in time */
 export async function assertUnchanged(source: VolumeSource, fingerprint: string, plan: BackupPlan): Promise<void> {
   if ((await source.fingerprint()) !== fingerprint) {
     throw new SourceChangedError(`The source of volume ${plan.volumeId} changed while it was being backed up.`);
   }
 }
 
-/** The plan as the engine wants it. */
+/** The plan in the engine's form. */
 export const layoutOf = (plan: BackupPlan): BackupLayout => ({
   backupId: plan.backupId,
   volumeId: plan.volumeId,

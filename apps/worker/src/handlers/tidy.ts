@@ -11,7 +11,10 @@ import { EngineError } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 import { recoverMachine } from "./groups.ts";
 
-/** Removes what an operation left behind, after it ended and nobody can be writing for it: staging, temporary snapshot, private target. */
+/**
+ * Clean-up: removes what an operation left behind, after it ended and nobody can still be writing for it: staging, temporary snapshot,
+ * private target.
+ */
 export const tidyTask: Handler = async (task, context, run) => {
   const { database, engine, sites } = context;
   const { operation } = task;
@@ -38,7 +41,7 @@ export const tidyTask: Handler = async (task, context, run) => {
   await finishTidy(database, task.operationId, resultOf(task));
 };
 
-/** What a restore or verification has staged. Where that is refused, as by a repository that can only be read, the reaper finds it. */
+/** Staged objects of a restore or verification. Where removing them is refused, as by a read-only repository, the reaper finds them. */
 async function removeStaged(
   { operationId }: ClaimedTask,
   { engine, sites, log }: WorkerContext,
@@ -54,7 +57,7 @@ async function removeStaged(
   }
 }
 
-/** Each claim of the plan may have made a private file of its own. */
+/** Each claim of the plan may have created a private file of its own. */
 async function abandonTargets(
   { operationId }: ClaimedTask,
   { database, sites }: WorkerContext,

@@ -15,8 +15,8 @@ import type { Places } from "../sites.ts";
 import { openChain } from "./source.ts";
 
 /**
- * Looks through listings and metadata. What a thorough verification has to read besides is cut into ranges; for a drill, the private file that
- * they write is made.
+ * Checks listings and metadata. What a thorough verification has to read besides is cut into ranges; for a restore test, the private file
+ * that they write to is created.
  */
 export const planVerifyTask: Handler = async (task, { config, database, engine, sites }, run) => {
   const plan = await planVerify(database, task.operation);
@@ -40,7 +40,7 @@ export const planVerifyTask: Handler = async (task, { config, database, engine, 
   await startVerifyRanges(database, task.operationId, result, { plan: { ...plan, drill, staged }, ranges });
 };
 
-/** The private file of a drill, opened for one range. */
+/** The private file of a restore test, opened for one range. */
 async function openDrill({ backupId, drill }: VerifyPlan, sites: Places): Promise<(Drill & AsyncDisposable) | null> {
   if (drill?.file == null) return null;
   const backend = await sites.backend(drill.backend);
@@ -51,7 +51,7 @@ async function openDrill({ backupId, drill }: VerifyPlan, sites: Places): Promis
   return { target, restored, [Symbol.asyncDispose]: () => opened.disposeAsync() };
 }
 
-/** Reads and checks one range of the merged map. Damage is reported, it is no failure of the task. */
+/** Reads and checks one range of the merged map. Damage is reported, and is not a failure of the task. */
 export const verifyTask: Handler = async (task, { database, engine, sites }, run) => {
   const plan = task.operation.plan as unknown as VerifyPlan;
   const chain = await openChain(plan.chain, sites);
@@ -62,7 +62,7 @@ export const verifyTask: Handler = async (task, { database, engine, sites }, run
   await finishVerifyRange(database, task.operationId, result);
 };
 
-/** Puts together what the ranges have found, and marks what is damaged. */
+/** Combines the findings of the ranges, and marks what is damaged. */
 export const concludeVerifyTask: Handler = async (task, { database }) => {
   const plan = task.operation.plan as unknown as VerifyPlan;
   const findings = await readVerifyReports(database, task.operationId);

@@ -29,7 +29,7 @@ export const provisionVolumeTask: Handler = async (task, context) => {
   await finishVolume(context.database, task.operation, resultOf(task), Number(volume.sizeBytes));
 };
 
-/** A volume with the bytes of another one or of a snapshot, at one moment. */
+/** A volume with the bytes of another one or of a snapshot, at one instant. */
 export const cloneVolumeTask: Handler = async (task, context, run) => {
   const { operation, volume, backend } = await loadVolume(task, context);
   const source = operation.input as unknown as VolumeSource;
@@ -46,7 +46,7 @@ export const extendVolumeTask: Handler = async (task, context, run) => {
   await finishVolumeExtend(context.database, task.operation, resultOf(task), sizeBytes);
 };
 
-/** A user's file becomes the volume, exactly as long as it is. The quota learns the size before anything is copied. */
+/** A user's file becomes the volume, with its exact length. The size is charged to the quota before anything is copied. */
 export const importVolumeTask: Handler = async (task, context, run) => {
   const { operation, volume, backend } = await loadVolume(task, context);
   const places = userPlaces(context.config);
@@ -58,7 +58,7 @@ export const importVolumeTask: Handler = async (task, context, run) => {
   await finishVolume(context.database, task.operation, result, sizeBytes);
 };
 
-/** What lies under an old id, or a user's file that is put there, becomes the volume of that id. Nothing that is there is replaced. */
+/** The file that exists under an earlier id, or a user's file placed there, becomes the volume of that id. Nothing existing is replaced. */
 export const adoptVolumeTask: Handler = async (task, context, run) => {
   const { config, database, sites } = context;
   const { operation } = task;
@@ -75,7 +75,7 @@ export const adoptVolumeTask: Handler = async (task, context, run) => {
 
 export const exportVolumeTask: Handler = async (task, context, run) => {
   const { operation, volume, backend } = await loadVolume(task, context);
-  // Of an operation that an older version has accepted, `overwrite` is not known: it would have replaced the file.
+  // An operation accepted by an older version has no `overwrite`: that version would have replaced the file.
   const { path, overwrite = true } = operation.input as { path: string; overwrite?: boolean };
   const places = userPlaces(context.config);
   const draft = { operationId: task.operationId, claim: task.claim };
@@ -85,7 +85,7 @@ export const exportVolumeTask: Handler = async (task, context, run) => {
   await removeExportDrafts(path, places, draft);
 };
 
-/** Snapshots that are still there were given up together with their volume. */
+/** Snapshots that still exist were given up together with their volume. */
 export const removeVolumeTask: Handler = async (task, context, run) => {
   const { volume, backend } = await loadVolume(task, context);
   const snapshots = await context.database.snapshot.findMany({ where: { volumeId: volume.id }, select: { id: true } });

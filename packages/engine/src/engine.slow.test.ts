@@ -32,7 +32,7 @@ afterEach(async () => {
 const layoutOf = (volumeBytes: number, overrides: Partial<BackupLayout> = {}): BackupLayout =>
   layoutFor(repository, volumeBytes, { objectBytes: 1024 * 1024, blockBytes: 32768, ...overrides });
 
-/** The chunks that a copy of the whole volume gives its repository for data objects, in the order of the puts. */
+/** The chunks that a copy of the whole volume passes to its repository for data objects, in put order. */
 async function chunksStored(layout: BackupLayout): Promise<Uint8Array[]> {
   const chunks: Uint8Array[] = [];
   async function* noted(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
@@ -125,7 +125,7 @@ describe("a backup", () => {
 describe("a restore", () => {
   const volumeBytes = 6 * 1024 * 1024 + 5;
 
-  /** Restores to a file, and says how many bytes the caller's own thread wrote of it. */
+  /** Restores to a file, and returns how many bytes the caller's own thread wrote. */
   async function restored(layout: BackupLayout, ctx: RunContext): Promise<{ bytes: Buffer; written: number }> {
     const path = join(home, `target-${randomUUID()}`);
     await using file = await open(path, "w+");

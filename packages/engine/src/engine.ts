@@ -33,8 +33,8 @@ import { createEngineContext, type EngineOptions } from "./threads/engine-contex
 import type { VolumeTarget } from "./volume/volume.ts";
 
 /**
- * The data plane. All calls may run at the same time; they share its threads and its memory. Each verb's contract stands at
- * the function of the same name. Dispose it when no call is running.
+ * The data plane. Calls may run concurrently; they share the engine's threads and memory. Each verb is documented at the function of the
+ * same name. Dispose it when no call is running.
  */
 export interface Engine extends AsyncDisposable {
   beginBackup(input: { repository: Repository; layout: BackupLayout }, ctx: RunContext): Promise<void>;
@@ -71,7 +71,7 @@ export interface Engine extends AsyncDisposable {
   checkChain(references: readonly BackupReference[], signal: AbortSignal): Promise<void>;
   removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
   removeStaging(repository: Repository, operationId: string): Promise<void>;
-  /** For how long a thread has been inside one call to a file, in ms: what does not return for long hangs. To be asked now and then. */
+  /** How long a thread has been inside one file call, in ms: a call that does not return for long is hanging. Poll it from time to time. */
   fileCallMs(): number;
 }
 

@@ -1,6 +1,6 @@
 /**
- * Every error the engine can throw. Each has a literal `code`, and says in `retryable` whether the same call may succeed
- * later without anybody changing anything. An abort is not an error of the engine: the reason of the signal is thrown as it is.
+ * Every error the engine can throw. Each has a literal `code`, and `retryable` says whether the same call may succeed later without
+ * intervention. An abort is not an engine error: the signal's reason is thrown unchanged.
  */
 export abstract class EngineError extends Error {
   abstract readonly code: string;
@@ -12,13 +12,13 @@ export abstract class EngineError extends Error {
   }
 }
 
-/** The text that names a repository cannot be used. */
+/** The URL or settings of a repository cannot be used. */
 export class RepositoryConfigError extends EngineError {
   readonly code = "repository_config";
   readonly retryable = false;
 }
 
-/** The folder is there, but nothing says that it is a repository: an unmounted share looks exactly like this. */
+/** The folder exists but has no repository marker: an unmounted share looks exactly like this. */
 export class RepositoryUnmarkedError extends EngineError {
   readonly code = "repository_unmarked";
   readonly retryable = false;
@@ -35,13 +35,13 @@ export class RepositoryUnavailableError extends EngineError {
   }
 }
 
-/** The repository answers, and does not let these credentials do this. */
+/** The repository responds but denies these credentials the operation. */
 export class RepositoryDeniedError extends EngineError {
   readonly code = "repository_denied";
   readonly retryable = false;
 }
 
-/** The repository asks for fewer requests. `retryAfterMs` is the pause it wants, when it says. */
+/** The repository asks for fewer requests. `retryAfterMs` is the pause it requests, if any. */
 export class RepositoryThrottledError extends EngineError {
   readonly code = "repository_throttled";
   readonly retryable = true;
@@ -53,7 +53,7 @@ export class RepositoryThrottledError extends EngineError {
   }
 }
 
-/** No space or quota left where backups are stored. */
+/** No space or quota left in the backup storage. */
 export class RepositoryFullError extends EngineError {
   readonly code = "repository_full";
   readonly retryable = false;
@@ -83,7 +83,7 @@ export class ObjectMissingError extends EngineError {
   }
 }
 
-/** The name is taken by other bytes. Two writers disagree, which must never happen: nothing was changed. */
+/** The name is already taken by different bytes. Two writers disagree, which must never happen: nothing was changed. */
 export class ObjectConflictError extends EngineError {
   readonly code = "object_conflict";
   readonly retryable = false;
@@ -113,7 +113,7 @@ export class DamagedObjectError extends EngineError {
   }
 }
 
-/** The backup is whole, but this build cannot decode it. The text is the one Cinder uses. */
+/** The backup is complete, but this build cannot decode it. The text is Cinder's. */
 export class UnsupportedCompressionError extends EngineError {
   readonly code = "unsupported_compression";
   readonly retryable = false;
@@ -125,19 +125,22 @@ export class UnsupportedCompressionError extends EngineError {
   }
 }
 
-/** The backup is encrypted, and the master key that opens it is not at hand. Nothing is wrong with the backup. */
+/** The backup is encrypted, and the master key that unwraps its key is not available. The backup itself is intact. */
 export class EncryptionKeyMissingError extends EngineError {
   readonly code = "encryption_key_missing";
   readonly retryable = false;
 }
 
-/** The master key that a backup names is at hand and does not open it: it is another key, or the backup's key object is damaged. */
+/**
+ * The master key that a backup names is available but does not unwrap its data key: it is a different key, or the backup's key object is
+ * damaged.
+ */
 export class EncryptionKeyWrongError extends EngineError {
   readonly code = "encryption_key_wrong";
   readonly retryable = false;
 }
 
-/** The codec is known, but what it needs is missing on this machine. */
+/** The codec is known, but this machine lacks what it needs. */
 export class CodecUnavailableError extends EngineError {
   readonly code = "codec_unavailable";
   readonly retryable = false;
@@ -159,7 +162,7 @@ export class InvalidBackupError extends EngineError {
   }
 }
 
-/** A text that is not the export record of a backup, or one of a backup that this repository cannot hold. */
+/** Text that is not an export record, or the record of a backup that this repository cannot hold. */
 export class InvalidRecordError extends EngineError {
   readonly code = "invalid_record";
   readonly retryable = false;
@@ -169,7 +172,7 @@ export class InvalidRecordError extends EngineError {
   }
 }
 
-/** An export record without keys that every record has; the text is Cinder's. */
+/** An export record that lacks mandatory keys; the text is Cinder's. */
 export class IncompleteRecordError extends EngineError {
   readonly code = "incomplete_record";
   readonly retryable = false;
@@ -179,13 +182,13 @@ export class IncompleteRecordError extends EngineError {
   }
 }
 
-/** The sizes or names fixed at plan contradict each other. */
+/** The sizes or names fixed at plan time contradict each other. */
 export class InvalidLayoutError extends EngineError {
   readonly code = "invalid_layout";
   readonly retryable = false;
 }
 
-/** Ranges whose objects or slices are not all there, by index: copy these again, then seal again. */
+/** Indexes of ranges whose objects or slices are incomplete: copy these again, then seal again. */
 export class RangesIncompleteError extends EngineError {
   readonly code = "ranges_incomplete";
   readonly retryable = true;
@@ -197,7 +200,7 @@ export class RangesIncompleteError extends EngineError {
   }
 }
 
-/** Objects under the backup's prefix that no range has written: a real Cinder would refuse such a backup. */
+/** Objects under the backup's prefix that no range has written: Cinder would reject such a backup. */
 export class StrayObjectsError extends EngineError {
   readonly code = "stray_objects";
   readonly retryable = false;
@@ -215,19 +218,19 @@ export class SourceChangedError extends EngineError {
   readonly retryable = false;
 }
 
-/** The source of a backup, snapshot or import is not there or cannot be read. */
+/** The source of a backup, snapshot or import does not exist or cannot be read. */
 export class SourceMissingError extends EngineError {
   readonly code = "source_missing";
   readonly retryable = false;
 }
 
-/** A volume that has to exist does not, or one that must not exist does. */
+/** A required volume does not exist, or one exists that must not. */
 export class VolumeConflictError extends EngineError {
   readonly code = "volume_conflict";
   readonly retryable = false;
 }
 
-/** The volume's own storage failed; the backup is not to blame. */
+/** The volume's own storage failed; the backup is not at fault. */
 export class VolumeStorageError extends EngineError {
   readonly code = "volume_storage";
   readonly retryable: boolean;
@@ -238,18 +241,21 @@ export class VolumeStorageError extends EngineError {
   }
 }
 
-/** No space left where volumes live. */
+/** No space left in the volume storage. */
 export class VolumeStorageFullError extends EngineError {
   readonly code = "volume_storage_full";
   readonly retryable = false;
 }
 
-/** What was restored does not read as it was written, though every object of the backup is sound: the volume's storage is to blame. */
+/**
+ * Restored data reads back differently from what was written, although every object of the backup is intact: the volume's storage is at
+ * fault.
+ */
 export class RestoredWrongError extends EngineError {
   readonly code = "restored_wrong";
   readonly retryable = true;
 
-  /** `at` is the byte where the wrong block begins. */
+  /** `at` is the offset of the wrong block. */
   constructor(at: number) {
     super(`The restored volume does not hold what was written to it: the hash of the block at byte ${at} is wrong.`);
   }
@@ -261,31 +267,31 @@ export class BackendUnavailableError extends EngineError {
   readonly retryable = true;
 }
 
-/** A path outside the configured folders, or one that names no regular file. */
+/** A path outside the configured folders, or one that is not a regular file. */
 export class PathNotAllowedError extends EngineError {
   readonly code = "path_not_allowed";
   readonly retryable = false;
 }
 
-/** A file would have been replaced that nobody asked to replace. */
+/** An existing file would have been replaced without permission to overwrite. */
 export class PathTakenError extends EngineError {
   readonly code = "path_taken";
   readonly retryable = false;
 }
 
-/** A hypervisor or guest agent does not answer, or not in time. */
+/** A hypervisor or guest agent does not respond, or not in time. */
 export class HypervisorUnavailableError extends EngineError {
   readonly code = "hypervisor_unavailable";
   readonly retryable = true;
 }
 
-/** A hypervisor or guest agent answers, and will not or cannot do this; its own words are in the message. */
+/** A hypervisor or guest agent responds but refuses or cannot do this; the message quotes it. */
 export class HypervisorRefusedError extends EngineError {
   readonly code = "hypervisor_refused";
   readonly retryable = false;
 }
 
-/** The guest could not be frozen, or not for long enough, and only a frozen guest would have done. Nothing was kept. */
+/** The guest could not be frozen, or not for long enough, and a frozen guest was required. Nothing was kept. */
 export class GuestNotFrozenError extends EngineError {
   readonly code = "guest_not_frozen";
   readonly retryable = false;

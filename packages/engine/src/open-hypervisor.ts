@@ -2,7 +2,7 @@ import type { Hypervisor, PowerState } from "./hypervisor/hypervisor.ts";
 import { QmpHypervisor } from "./hypervisor/qmp/qmp.ts";
 import { RecordHypervisor } from "./hypervisor/record.ts";
 
-/** Which driver, and what is recorded of the machine; of the rest each driver takes what it needs. */
+/** The driver, and what is recorded of the machine; each driver uses the fields it needs. */
 export interface HypervisorSettings {
   driver: "record" | "qmp";
   powerState: PowerState;
@@ -10,13 +10,13 @@ export interface HypervisorSettings {
   socket?: string | null;
   /** The guest agent's, where there is one. */
   agentSocket?: string | null;
-  /** What the agent freezes, by mount points in the guest; null: everything. */
+  /** File systems that the agent freezes, by mount points in the guest; null: all. */
   freezeMountpoints?: string[] | null;
-  /** Sockets may lie beneath these folders only. */
+  /** Sockets must be beneath one of these folders. */
   socketRoots?: readonly string[];
 }
 
-/** Nothing is connected yet: a machine that is off can be opened too. */
+/** Does not connect yet: a machine that is off can be opened too. */
 export function openHypervisor(settings: HypervisorSettings): Hypervisor {
   const { driver, powerState, socket, agentSocket, freezeMountpoints, socketRoots } = settings;
   switch (driver) {

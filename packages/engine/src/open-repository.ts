@@ -16,24 +16,24 @@ import type { S3Keys } from "./repository/s3.ts";
 
 const MiB = 1024 * 1024;
 
-/** What configuration knows beside the URL. It wins over the URL's parameters of the same names. */
+/** Settings from configuration. They override URL parameters of the same names. */
 export interface RepositorySettings {
-  /** Part of the names on object stores, as Cinder's storage_availability_zone; "nova" by default. */
+  /** Part of object names in object stores, like Cinder's storage_availability_zone; "nova" by default. */
   zone?: string | undefined;
-  /** A file with the secrets, see readCredentials. */
+  /** A file of secrets, see readCredentials. */
   credentials?: string | undefined;
   accessKey?: string | undefined;
   secretKey?: string | undefined;
-  /** Whether a file is read again before it gets its name; left out: on NFS. Stores of objects check what they are sent. */
+  /** Whether a file is read back before it gets its name; default: only on NFS. Object stores verify uploads themselves. */
   readBack?: boolean | undefined;
-  /** Master keys: without them no encrypted backup can be made or read. */
+  /** Master keys: without them encrypted backups can be neither made nor read. */
   encryption?: MasterKeySource | undefined;
 }
 
 /**
  * Opens the repository that a URL names: `posix:` and a path, relative ones to the working directory; `nfs:server:/export`,
- * `s3://bucket`, `swift:container`, with parameters (docs/operations.md). Nothing is created or checked, except that files named
- * in the URL and master keys are read; ask for its identity before writing. RepositoryConfigError for any other text; no message has a
+ * `s3://bucket`, `swift:container`, with parameters (docs/operations.md). Nothing is created or checked, except that files named in the
+ * URL and master keys are read; ask for its identity before writing. RepositoryConfigError for any other text; no message contains a
  * secret.
  */
 export async function openRepository(url: string, settings: RepositorySettings = {}): Promise<Repository> {
@@ -70,7 +70,7 @@ async function openStored(url: string, settings: RepositorySettings): Promise<Re
   }
 }
 
-/** Settings that a driver would pass over are as wrong as parameters that it does not have. */
+/** Settings that a driver would ignore are an error, like unknown parameters. */
 function refuseForeignSettings(url: RepositoryUrl, settings: RepositorySettings): void {
   const parameters = new Parameters(url);
   const overFiles = url.driver === "posix" || url.driver === "nfs";
@@ -81,18 +81,18 @@ function refuseForeignSettings(url: RepositoryUrl, settings: RepositorySettings)
 }
 
 /**
- * The layers over a store of objects, from the outside: what a repository is, then repetition, then the store. File systems have
- * no repetition: the kernel waits for a server that is away, and what it reports as failed fails again.
+ * Layers over an object store, from the outside in: the repository, retries, the store. File systems have no retries: the kernel waits
+ * for an unreachable server, and what it reports as failed fails again.
  */
 function overHttp(store: ObjectStore, url: RepositoryUrl, zone: string): Repository {
   const attempts = new Parameters(url).integer("retries", retryPolicyDefault.attempts, { min: 1, max: 100 });
   return new ObjectRepository(new RetryingStore(store, { ...retryPolicyDefault, attempts }), zone);
 }
 
-/** Its client is loaded with the first repository that needs it: that costs 30 MiB and a quarter of a second. */
+/** The S3 client is loaded with the first repository that needs it: it costs 30 MiB and a quarter of a second. */
 async function openS3(parameters: Parameters, settings: RepositorySettings): Promise<ObjectStore> {
   const { S3Store, bucketRule } = await import("./repository/s3.ts");
-  // A backup's record names its bucket and the objects' own prefix, in the form of Cinder's driver: a folder has no place in it.
+  // A backup's record names its bucket and object prefix in the form of Cinder's driver, which has no room for a folder.
   if (parameters.place.includes("/")) throw parameters.notThePlace("a bucket is one repository: it has no folders");
   if (!bucketRule.fits(parameters.place)) throw parameters.notThePlace(bucketRule.text);
   const secrets = await parameters.secrets(settings);
@@ -124,7 +124,7 @@ async function openS3(parameters: Parameters, settings: RepositorySettings): Pro
         },
     conditionalPut: parameters.flag("conditional_put"),
     removeVersions: parameters.flag("remove_versions") ?? false,
-    // 5 MiB is the least that S3 takes for a part, 5 GiB the most for one request.
+    // S3 accepts parts of at least 5 MiB, and at most 5 GiB per request.
     partBytes: parameters.integer("part_bytes", 64 * MiB, { min: 5 * MiB, max: 5120 * MiB }),
     ...(await networkOf(parameters)),
   });
@@ -177,13 +177,13 @@ async function openSwift(parameters: Parameters, settings: RepositorySettings): 
       account: parameters.text("account"),
     },
     storagePolicy: parameters.text("storage_policy"),
-    // 5 GiB is what a cluster takes in one request unless it is told otherwise.
+    // 5 GiB is a cluster's default limit per request.
     partBytes: parameters.integer("part_bytes", 64 * MiB, { min: 1024, max: 5120 * MiB }),
     ...(await networkOf(parameters)),
   });
 }
 
-/** What auth=v1 knows nothing of. */
+/** Parameters that auth=v1 does not have. */
 const onlyV3 = ["project", "user_domain", "project_domain", "region", "interface"];
 
 async function networkOf(parameters: Parameters) {
@@ -198,20 +198,20 @@ async function networkOf(parameters: Parameters) {
   };
 }
 
-/** Certificates in PEM that are trusted instead of the system's, as the file has them at the moment; null: the system's. */
+/** CA certificates in PEM that replace the system's, reread when the file changes; null: the system's. */
 async function trustedFrom(parameters: Parameters): Promise<(() => Promise<string>) | null> {
   const file = await parameters.file("ca");
   return file === null ? null : () => file.current();
 }
 
-/** Secrets by their names in URLs; those of a file may change while it is in use. */
+/** Secrets by their names in URLs; those in a file may change during use. */
 interface Secrets {
   fromFile: boolean;
   current(): Promise<ReadonlyMap<string, string>>;
   reread(): Promise<ReadonlyMap<string, string>>;
 }
 
-/** Parameters of a URL with their kinds. Messages name the parameter, never its value. */
+/** Typed access to URL parameters. Messages name the parameter, never its value. */
 class Parameters {
   readonly place: string;
   readonly #url: RepositoryUrl;
@@ -229,7 +229,7 @@ class Parameters {
   text(name: string): string | null {
     const value = this.#url.parameters.get(name) ?? null;
     if (value === "") throw this.wrong(name, "is empty");
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: matching control characters is the purpose
     if (value !== null && /[\u0000-\u001f\u007f]/.test(value)) throw this.wrong(name, "has a control character");
     return value;
   }
@@ -270,7 +270,7 @@ class Parameters {
     return value.replace(/\/+$/, "");
   }
 
-  /** The text of a file that a parameter names, read now and whenever it was renewed. */
+  /** Contents of a file that a parameter names, read now and again whenever the file changes. */
   async file(name: string): Promise<RenewedFile<string> | null> {
     const path = this.text(name);
     if (path === null) return null;
@@ -285,7 +285,7 @@ class Parameters {
     return file;
   }
 
-  /** Settings first, then the URL, then the file of credentials as it is at the moment. */
+  /** Precedence: settings, URL, then the current contents of the credentials file. */
   async secrets(settings: RepositorySettings): Promise<Secrets> {
     const path = settings.credentials ?? this.text("credentials");
     const file = path === null ? null : new RenewedFile(path, readCredentials);

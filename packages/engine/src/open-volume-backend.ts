@@ -1,10 +1,10 @@
 import type { VolumeBackend } from "./volume/backend.ts";
 import { openFileBackend } from "./volume/file/file-backend.ts";
 
-/** Which driver, and what the configuration says of its place. */
+/** The driver and its configured location. */
 export type VolumeBackendSettings = { driver: "file"; path: string };
 
-/** Opens the place where volumes are. BackendUnavailableError when it is not there or cannot be written. */
+/** Opens a volume backend. BackendUnavailableError when it is missing or not writable. */
 export async function openVolumeBackend(settings: VolumeBackendSettings): Promise<VolumeBackend> {
   switch (settings.driver) {
     case "file":

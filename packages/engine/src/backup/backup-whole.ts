@@ -19,14 +19,16 @@ export interface BackupWholeInput {
   parent: BackupReference | null;
 }
 
-/** Up to here the slices are kept in memory: 32 bytes per block, 4 MiB with blocks of 32 KiB. Larger volumes are staged by ranges. */
+/**
+ * Volumes up to this size keep their slices in memory: 32 bytes per block, 4 MiB with 32 KiB blocks. Larger volumes stage them per range.
+ */
 const inMemoryBytesMax = 4 * 1024 ** 3;
-/** Long, so that a sparse volume has enough windows with data in each range to be hashed in step; its lists stay in memory. */
+/** Long enough that each range of a sparse volume has enough data windows to be hashed in lockstep; its lists stay in memory. */
 const rangeBytes = 8 * 1024 ** 3;
 
 /**
- * Begins, copies and seals a whole volume in one call. Up to 4 GiB it is a single range, with nothing staged; larger volumes are
- * copied range by range, so that memory stays bounded, and what was staged is removed at the end, also after a failure.
+ * Begins, copies and seals a whole volume in one call. Up to 4 GiB it is a single range and nothing is staged; larger volumes are copied
+ * range by range to bound memory. Staged objects are removed at the end, also after a failure.
  */
 export async function backupWhole(
   engine: EngineContext,

@@ -42,7 +42,7 @@ async function backUp(using: Engine, layout: BackupLayout, ctx = freeContext()):
   return await using.backupWhole({ source, repository, layout, parent: null }, ctx);
 }
 
-/** 25 windows: noise, a hole, written zeros, zeros before and behind data, and a last one of an odd length. */
+/** 25 windows: noise, a hole, written zeros, zeros before and after data, and a final one of odd length. */
 async function writeVolume(): Promise<number> {
   const sizeBytes = 24 * MiB + 70_001;
   await writeFile(volume, "");
@@ -61,7 +61,7 @@ async function writeVolume(): Promise<number> {
   return sizeBytes;
 }
 
-/** Every file of a backup, without what differs between two backups of the same volume. */
+/** Every file of a backup, with the fields removed that differ between two backups of the same volume. */
 async function contents(layout: BackupLayout): Promise<Map<string, string>> {
   const folder = join(home, "repository", layout.container);
   const files = new Map<string, string>();
@@ -192,7 +192,7 @@ describe("a window that a thread reads slice by slice", () => {
     await backUp(engine, full);
     const parent = { backupId: full.backupId, repository, container: full.container, prefix: full.prefix };
     const file = await open(volume, "r+");
-    // The first and last block of a slice, two neighbours across slices, zeros over noise, noise over a hole, the odd end.
+    // First and last block of a slice, two adjacent blocks in different slices, zeros over noise, noise over a hole, the odd-length end.
     const changed = [2 * MiB, 3 * MiB - 32768, 4 * MiB - 32768, 4 * MiB, 14 * MiB, 24 * MiB + 65536];
     for (const at of changed) await file.write(randomBytes(1000), 0, 1000, at);
     await file.write(Buffer.alloc(65536), 0, 65536, 10 * MiB);

@@ -14,18 +14,18 @@ export interface CopiedLane {
 
 export interface LanesInput {
   source: VolumeSource & { descriptor: number };
-  /** Each with its data, see LaneMessage. */
+  /** Each with its data extents, see LaneMessage. */
   windows: readonly (Extent & { data: Float64Array })[];
   blockBytes: number;
-  /** Whether a window of zeros is left to the caller. */
+  /** Whether all-zero windows are left to the caller. */
   leaveZeros: boolean;
-  /** Stores one window. Must be done with a chunk when it asks for the next one: its memory is used again. */
+  /** Stores one window. Must have finished with a chunk before it asks for the next one: the chunk's memory is reused. */
   put: (index: number, body: AsyncIterable<Uint8Array>, signal: AbortSignal) => Promise<void>;
 }
 
 /**
- * Copies several windows uncompressed and in step, slice by slice: a thread reads and hashes the next slices of all of them
- * while the last ones are being put. No window is ever in memory whole. Everything has come to rest when it settles.
+ * Copies several uncompressed windows in lockstep, slice by slice: a thread reads and hashes the next slices of all of them while the
+ * previous ones are being stored. No whole window is ever in memory. When it settles, nothing is left running.
  */
 export async function copyLanes(engine: EngineContext, input: LanesInput, outer: AbortSignal): Promise<CopiedLane[]> {
   const stop = new AbortController();
@@ -42,7 +42,7 @@ export async function copyLanes(engine: EngineContext, input: LanesInput, outer:
     return lanes.map((lane) => lane.copied);
   } catch (error) {
     stop.abort(error);
-    // The first failure is the one that stopped the others.
+    // The first failure caused the others.
     throw outer.aborted ? outer.reason : stop.signal.reason;
   } finally {
     stop.abort(new Error("The windows are no longer wanted."));
@@ -50,7 +50,7 @@ export async function copyLanes(engine: EngineContext, input: LanesInput, outer:
   }
 }
 
-/** Why a thread could not read: by reading the same again where errors are told apart. */
+/** Finds out why a thread could not read, by repeating the read where errors are classified. */
 export async function readFailure(source: VolumeSource, place: Extent): Promise<Error> {
   await source.read(new Uint8Array(place.length), place.offset);
   return new ThreadFailedError(`Reading ${place.length} bytes at ${place.offset} of the source failed once.`);
@@ -63,10 +63,10 @@ interface Slice {
   done: () => void;
 }
 
-/** One window on its way. Its put starts with the first slice that is not zero. */
+/** One window in flight. Its put starts with the first slice that is not all zeros. */
 class Lane {
   readonly window: Extent;
-  /** When nothing of it is going on any more. */
+  /** Settles when no work on this window is left running. */
   settled: Promise<unknown> = Promise.resolve();
   readonly #input: LanesInput;
   readonly #index: number;
@@ -94,7 +94,7 @@ class Lane {
     return { hashes: this.#hashes, md5: this.#md5, put: this.#started };
   }
 
-  /** Resolves when the slice's memory is free again; rejects when the copy is stopped. */
+  /** Resolves when the slice's memory can be reused; rejects when the copy is stopped. */
   take(slice: LaneSlice): Promise<void> {
     this.#hashes.set(slice.hashes, this.#blocks * 32);
     this.#blocks += slice.hashes.length / 32;

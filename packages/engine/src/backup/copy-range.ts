@@ -40,15 +40,15 @@ export interface CopiedRange {
   entries: ObjectEntry[];
 }
 
-/** Objects of one window, or of the zero windows of one group, that are put at the same time. */
+/** Concurrent puts per window, or per group of all-zero windows. */
 const putsPerWindow = 4;
-/** Windows of a group, most of them holes: so many that the few with data fill the lanes. */
+/** Windows per group when most are holes: enough that the few with data fill the lanes. */
 const windowsPerGroupMax = 512;
 
 /**
- * Copies one range: reads it window by window, hashes, leaves out what the parent has, compresses and stores. All objects are
- * durable when it resolves. A second run over the same source stores nothing new. Throws InvalidBackupError, with Cinder's
- * words, when the parent does not fit, and CodecUnavailableError before anything is read when this machine cannot encode as planned. An
+ * Copies one range: reads it window by window, hashes it, skips blocks that the parent has, compresses and stores the rest. All objects
+ * are durable when it resolves. A second run over the same source stores nothing new. Throws InvalidBackupError, with Cinder's message,
+ * when the parent does not fit, and CodecUnavailableError, before anything is read, when this machine cannot encode as planned. An
  * encrypted backup must have been begun: see beginBackup.
  */
 export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: RunContext): Promise<CopiedRange> {
@@ -98,8 +98,8 @@ export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: 
 }
 
 /**
- * Copies a range and stages its slices. `staging.name` must differ between tries that may run at the same time, so that a late
- * one never meets the other's slices.
+ * Copies a range and stages its slices. `staging.name` must differ between attempts that may run concurrently, so that a late one cannot
+ * overwrite another's slices.
  */
 export async function copyRange(
   engine: EngineContext,
@@ -126,7 +126,7 @@ interface CopiedWindow {
   entries: ObjectEntry[];
 }
 
-/** A window of a group with its data: pairs of start and end within it. Without any it is zero, and not read. */
+/** A window of a group and its data, as pairs of start and end within it. A window without data is zero and is not read. */
 interface GroupWindow {
   window: Extent;
   data: Float64Array<ArrayBuffer>;
@@ -144,14 +144,14 @@ function pairedBytes(pairs: Float64Array): number {
   return pairs.reduce((sum, place, index) => sum + (index % 2 === 0 ? -place : place), 0);
 }
 
-/** A window and the promise for the number before its first object, which the window before it settles. */
+/** A window and a promise of the last object number before it, which the preceding window settles. */
 interface WindowPlace {
   window: Extent;
   numberBefore: Promise<number> | null;
   settle: (objects: number) => void;
 }
 
-/** Chains the windows, so that objects are numbered in order while windows are worked on at the same time. */
+/** Chains the windows so that objects are numbered in order although windows are processed concurrently. */
 function* withPlaces(windows: readonly Extent[]): Generator<WindowPlace> {
   let before: Promise<number> | null = null;
   for (const window of windows) {
@@ -186,8 +186,8 @@ class RangeCopier {
   }
 
   /**
-   * Whether windows are copied in step: uncompressed, whole, from an open file to a repository that takes slices, with MD5 in
-   * lanes. Everything else needs a window in memory.
+   * Whether windows can be copied in lockstep: uncompressed full backup of an open file, to a repository that streams puts, with
+   * multi-lane MD5. Everything else holds whole windows in memory.
    */
   canUseLanes(windows: number): boolean {
     const { layout, source, repository } = this.#input;
@@ -203,7 +203,7 @@ class RangeCopier {
     );
   }
 
-  /** Consecutive windows, at most so many with data as are copied in step, and so few that every thread has a group. */
+  /** Consecutive windows; each group holds at most as many with data as there are lanes, and few enough that every thread gets a group. */
   async *laneGroups(windows: readonly Extent[]): AsyncGenerator<GroupWindow[]> {
     const { source } = this.#input;
     const marked: GroupWindow[] = [];
@@ -224,7 +224,7 @@ class RangeCopier {
     if (group.length > 0) yield group;
   }
 
-  /** Windows of a full backup, whose objects are numbered by their place alone. */
+  /** Copies windows of a full backup, whose object numbers depend only on their position. */
   async copyGroup(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedWindow[]> {
     const full = group.filter(({ data }) => data.length > 0);
     const release = await this.#engine.memory.claim(
@@ -290,7 +290,7 @@ class RangeCopier {
     }
   }
 
-  /** The window itself, what its compressed form usually takes at most beside it, and its encrypted one unless that is streamed. */
+  /** The window itself, the most that its compressed form usually takes, and its encrypted form unless that is streamed. */
   #memoryOf(window: Extent): number {
     const { layout, repository } = this.#input;
     const encrypted = layout.encrypted === true && repository.streamsPuts !== true ? 1 : 0;
@@ -319,7 +319,7 @@ class RangeCopier {
     return result;
   }
 
-  /** Reads a window, or leaves it to the thread where that can. `data`: pairs of start and end within the window. */
+  /** Reads a window, or leaves reading to the thread where possible. `data`: pairs of start and end within the window. */
   async #fill(
     window: Extent,
     data: Float64Array<ArrayBuffer>,
@@ -339,7 +339,7 @@ class RangeCopier {
     return { window: buffer, source: null };
   }
 
-  /** A window known to be zero: nothing is read, hashed or compressed that was not before. */
+  /** A window known to be zero: nothing is read, and its hashes and compressed form are computed only once. */
   async #hashZeros(window: Extent, parentHashes: Uint8Array | null): Promise<CopyWindowResult> {
     const { layout } = this.#input;
     const hashes = zeroBlockHashes(window.length, layout.blockBytes);
@@ -387,7 +387,7 @@ class RangeCopier {
     const pieces = extent.pieces ?? [new Uint8Array(raw as ArrayBuffer, extent.at, extent.length)];
     const storedBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
     await this.#putObject(number, streamed(pieces), storedBytes, signal);
-    // Given back now, not at some later garbage collection.
+    // Free the memory now rather than at some later garbage collection.
     if (extent.ownership === "own") for (const piece of extent.pieces ?? []) piece.buffer.transfer(0);
     const { length, md5, compression } = extent;
     return { number, offset: window.offset + extent.offset, length, md5, compression };
@@ -414,7 +414,7 @@ class RangeCopier {
   }
 }
 
-/** Waits for a promise that another window settles, unless this window is no longer wanted. */
+/** Waits for a promise that another window settles; stops waiting when this window is aborted. */
 async function orAbort<Value>(promise: Promise<Value> | null, signal: AbortSignal): Promise<Value | null> {
   if (promise === null) return null;
   const aborted = Promise.withResolvers<never>();
@@ -439,7 +439,7 @@ function checkRange(layout: BackupLayout, range: Extent): void {
   }
 }
 
-/** Whether the source is still what it was, and as long as planned: behind its end nothing tells a hole from missing data. */
+/** Checks that the source has not changed and still has the planned length: past its end, missing data looks like a hole. */
 async function checkSource(input: CopyInput, before: string | null): Promise<string> {
   const { source, layout } = input;
   if (source.sizeBytes < layout.volumeBytes) {
@@ -452,7 +452,7 @@ async function checkSource(input: CopyInput, before: string | null): Promise<str
   return fingerprint;
 }
 
-/** The parent's hashes for this range; the two refusals and their texts are Cinder's. */
+/** The parent's hashes for this range; both refusals and their messages are Cinder's. */
 async function openParent(input: CopyInput, signal: AbortSignal): Promise<ParentHashes | null> {
   const { layout, parent } = input;
   if ((layout.parentId === null) !== (parent === null)) {
@@ -472,7 +472,7 @@ async function openParent(input: CopyInput, signal: AbortSignal): Promise<Parent
   return cachedHashList(list);
 }
 
-/** Where the objects of a layout lie, as a reference. */
+/** A reference to where a layout's objects are stored. */
 export function referenceOf(layout: BackupLayout, repository: Repository): BackupReference {
   return { backupId: layout.backupId, repository, container: layout.container, prefix: layout.prefix };
 }

@@ -19,11 +19,10 @@ export interface RemoveInput {
 }
 
 /**
- * Removes all objects of a backup: `_metadata` first, so that it stops existing at once, then `_sha256file`, the data keys of an
- * encrypted one, and the data. No master key is needed.
- * Only names of exactly this prefix are touched: those in the metadata, and those that a listing shows. What is already gone
- * is success, so it can be run again after a crash. `removed` counts the listed objects. InvalidObjectNameError for a
- * prefix that is not a whole one.
+ * Removes all objects of a backup: `_metadata` first, so that the backup stops existing at once, then `_sha256file`, the data keys if it
+ * is encrypted, and the data. No master key is needed. Only names of exactly this prefix are touched: those in the metadata and those in
+ * the listing. An object that is already gone counts as success, so it can be run again after a crash. `removed` counts the listed
+ * objects. Throws InvalidObjectNameError for an incomplete prefix.
  */
 export async function removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }> {
   const { repository, container } = input;
@@ -58,10 +57,10 @@ export async function removeBackup(input: RemoveInput, ctx: RunContext): Promise
   return { removed };
 }
 
-/** What may keep metadata from being read while the repository is in order. */
+/** Errors that can make metadata unreadable although the repository itself works. */
 const unreadable = ["damaged_object", "unsupported_compression", "encryption_key_missing", "encryption_key_wrong"];
 
-/** Removes everything that an operation has staged; nothing there is success. */
+/** Removes everything that an operation has staged; having nothing to remove is success. */
 export async function removeStaging(repository: Repository, operationId: string): Promise<void> {
   const container = stagingContainer(operationId);
   const names: string[] = [];
@@ -69,7 +68,7 @@ export async function removeStaging(repository: Repository, operationId: string)
   for (const name of names) await repository.remove({ container, name });
 }
 
-/** Numbers of the objects that the metadata names; as far as it can be read, for a damaged backup must be removable too. */
+/** Numbers of the objects named in the metadata, as far as it can be read: a damaged backup must be removable too. */
 async function numbersInMetadata(input: RemoveInput, signal: AbortSignal): Promise<Set<number>> {
   const numbers = new Set<number>();
   const reference = { ...input, backupId: input.prefix };

@@ -30,7 +30,7 @@ export interface SealInput {
   repository: Repository;
   layout: BackupLayout;
   operationId: string;
-  /** In the order of the ranges. */
+  /** In range order. */
   reports: readonly RangeReport[];
 }
 
@@ -43,13 +43,13 @@ export interface SealResult {
 /** Reads one of the two slices of the range with this index. */
 type ReadSlice = (index: number) => AsyncIterable<Uint8Array>;
 
-/** Stray names that an error lists. */
+/** Most stray names that an error lists. */
 const namesShownMax = 5;
 
 /**
- * Completes a backup from its copied ranges: compares the listing with the reports, writes `_sha256file`, reads it back, then
- * writes `_metadata`, with which the backup exists. Running it again gives the same. RangesIncompleteError names ranges to
- * copy again; StrayObjectsError, ObjectConflictError: somebody else has written under this prefix.
+ * Completes a backup from its copied ranges: compares the listing with the reports, writes `_sha256file`, reads it back, then writes
+ * `_metadata`, which makes the backup exist. Idempotent. RangesIncompleteError names ranges to copy again; StrayObjectsError and
+ * ObjectConflictError mean that another writer has used this prefix.
  */
 export function seal(input: SealInput, ctx: RunContext): Promise<SealResult> {
   const container = stagingContainer(input.operationId);
@@ -116,7 +116,7 @@ async function putMetadata(
   await repository.putIfAbsent({ container: layout.container, name: metadataName(layout.prefix) }, body, ctx);
 }
 
-/** The reports must be those of ranges of one source that follow each other from the start of the volume to its end. */
+/** The reports must cover one source in consecutive ranges, from the start of the volume to its end. */
 function checkCoverage(layout: BackupLayout, reports: readonly RangeReport[]): void {
   let at = 0;
   for (const { range, sourceFingerprint } of reports) {
@@ -132,8 +132,8 @@ function checkCoverage(layout: BackupLayout, reports: readonly RangeReport[]): v
 }
 
 /**
- * Names and stored sizes under the prefix must be those of the reports, no more and no fewer, and the MD5s that the store lists those that
- * it vouched for when the objects were put.
+ * Names and stored sizes under the prefix must match the reports exactly, and the MD5s in the listing must match those that the store
+ * confirmed when the objects were put.
  */
 async function compareListing(
   repository: Repository,
@@ -166,11 +166,11 @@ async function compareListing(
   if (incomplete.length > 0) throw new RangesIncompleteError(incomplete);
 }
 
-/** Where either side does not know all MD5s, nothing is told by them. */
+/** Where either side lacks some MD5s, they prove nothing. */
 const isOther = (listed: string | null, vouched: string | null): boolean =>
   listed !== null && vouched !== null && listed !== vouched;
 
-/** Index of the first range whose last number is not below `number`. */
+/** Index of the first range whose last object number is at least `number`. */
 function indexOfNumber(ends: readonly number[], number: number): number {
   let low = 0;
   let high = ends.length;
@@ -182,7 +182,7 @@ function indexOfNumber(ends: readonly number[], number: number): number {
   return low;
 }
 
-/** The last names of a range that holds more objects than its report says: those nobody has counted come last. */
+/** The last names of a range that holds more objects than its report counted; uncounted objects sort last. */
 async function strayNames(
   repository: Repository,
   layout: BackupLayout,
@@ -199,7 +199,7 @@ async function strayNames(
   return names;
 }
 
-/** A slice that ends in an error unless its bytes are the ones that were reported. */
+/** A slice that fails at its end unless its bytes match the reported digest. */
 async function* verified(read: ReadSlice, index: number, digest: string): AsyncGenerator<Uint8Array> {
   const hash = createHash("sha256");
   yield* hashing(read(index), hash);
@@ -219,7 +219,7 @@ async function* readStaged(
   }
 }
 
-/** The list that incrementals will trust must read as it was written. */
+/** Later incremental backups trust this list, so it must read back as it was written. */
 async function readBack(
   repository: Repository,
   layout: BackupLayout,

@@ -4,23 +4,23 @@ import type { OnPassedOver } from "../repository/passed-over.ts";
 import type { Repository } from "../repository/repository.ts";
 import { isOnlyHere, isStored, listContainer } from "./list-backups.ts";
 
-/** The objects of one backup in a container, as a listing shows them. */
+/** One backup's objects in a container, as found in a listing. */
 export interface ListedPlace {
   container: string;
   prefix: string;
-  /** The id in their names, always a whole one. */
+  /** The complete backup id in the object names. */
   backupId: string;
   objects: number;
-  /** Whether the metadata is there: then it is a backup. */
+  /** Whether the metadata object exists, which makes it a backup. */
   whole: boolean;
-  /** When the youngest of them was stored, or when the backup was begun by its name if that is later. */
+  /** When its newest object was stored, or the start time in its name if that is later. */
   modifiedAt: Date;
 }
 
 /**
- * What there is of backups in some containers, whole or not. Objects whose names are not exactly those that a backup with a full id and a
- * time has are passed over, and so is what cannot be listed. One that the listing shows without its metadata is asked for by name. Holds a little
- * for each backup of one container in memory.
+ * Finds complete and incomplete backups in some containers. Objects whose names do not match exactly the pattern with a full id and a
+ * time are skipped, as is anything that cannot be listed. A backup whose listing lacks the metadata is looked up by name. Memory: a small
+ * record for each backup of one container.
  */
 export async function* findPlaces(
   repository: Repository,
@@ -42,7 +42,7 @@ export async function* findPlaces(
       if (modifiedAt > place.modifiedAt) place.modifiedAt = modifiedAt;
     }
     for (const place of places.values()) {
-      // A listing may be behind, or not say all: whether it is a backup is asked by name.
+      // The listing may lag or be incomplete, so the metadata object is looked up by name.
       try {
         place.whole ||= await isStored({ repository, container, prefix: place.prefix });
       } catch (error) {
@@ -60,7 +60,7 @@ function isNameOf(prefix: string, name: string): boolean {
   return dataNumber(prefix, name) !== null || keyVersion(prefix, name) !== null;
 }
 
-/** Null for a prefix without a time or a whole id. */
+/** Null for a prefix without a time or a complete id. */
 function newPlace(container: string, prefix: string): ListedPlace | null {
   const dated = readDatedPrefix(prefix);
   if (dated === null) return null;

@@ -14,38 +14,38 @@ import { parseContainer, type Repository, recordsContainer } from "../repository
 import type { WriteContext } from "../run/run-context.ts";
 import { isStored } from "./list-backups.ts";
 
-/** What a record says about a backup, checked. Everything that an import ignores is left out. */
+/** The validated contents of a record. Fields that an import ignores are left out. */
 export interface ImportRecord {
   id: string;
   volumeId: string | null;
   parentId: string | null;
-  /** Null where the record has an empty text: see locateRecord. */
+  /** Null when the record's container is an empty string: see locateRecord. */
   container: string | null;
-  /** Called service_metadata in the record. */
+  /** service_metadata in the record. */
   prefix: string;
   /** In GiB. */
   sizeGib: number;
   objects: number;
   name: string | null;
   description: string | null;
-  /** The class path of the driver; null in records that have none. */
+  /** The driver's class path; null when the record has none. */
   service: string | null;
   snapshotId: string | null;
   encryptionKeyId: string | null;
   metadata: Readonly<Record<string, string>>;
-  /** Null where the record says none, or no date. */
+  /** Null when the record has no date or an invalid one. */
   createdAt: Date | null;
   dataAt: Date | null;
 }
 
-/** A record has some two kilobytes; descriptions and metadata are bounded by the service that wrote them. */
+/** A record takes about two kilobytes; descriptions and metadata are bounded by the service that wrote them. */
 const recordBytesMax = 1024 * 1024;
-/** What a database can hold: neither NUL nor half of a surrogate pair. */
+/** What a database can store: no NUL, no lone surrogate. */
 const storable = (value: string): boolean => !value.includes("\0") && value.isWellFormed();
 const text = z.string().max(4096).refine(storable, "characters that cannot be stored").nullable();
 const id = z.string().regex(backupIdPattern);
 
-/** Old releases lack newer keys; these seven are required by Cinder, too. Unknown keys are ignored. */
+/** Old releases lack newer keys; Cinder, too, requires these seven. Unknown keys are ignored. */
 const schema = z.object({
   id,
   container: z.string().max(containerBytesMax),
@@ -64,7 +64,7 @@ const schema = z.object({
   data_timestamp: text.optional(),
 });
 
-/** What Cinder refuses to import without. */
+/** Keys without which Cinder refuses an import. */
 const required = [
   "display_name",
   "display_description",
@@ -76,9 +76,8 @@ const required = [
 ] as const satisfies (keyof z.infer<typeof schema>)[];
 
 /**
- * Parses an export record (`backup_url`): base64 of a JSON document. Whoever has exported it may have written anything: it is bounded,
- * and names become what they are only by the rules for names. InvalidRecordError says what is wrong, IncompleteRecordError what is
- * missing.
+ * Parses an export record (`backup_url`): base64 of a JSON document. Its contents are untrusted: the size is bounded, and names are
+ * accepted only under the naming rules. InvalidRecordError says what is wrong, IncompleteRecordError what is missing.
  */
 export function decodeExportRecord(url: string): ImportRecord {
   const base64 = url.trim();
@@ -112,7 +111,7 @@ export function decodeExportRecord(url: string): ImportRecord {
   };
 }
 
-/** Dates of a record are UTC, with or without the Z that says so. */
+/** Dates in a record are UTC, with or without a trailing Z. */
 function dateOf(stated: string | null | undefined): Date | null {
   if (stated == null) return null;
   const date = new Date(/(?:Z|[+-]\d\d:\d\d)$/.test(stated) ? stated : `${stated}Z`);
@@ -121,8 +120,8 @@ function dateOf(stated: string | null | undefined): Date | null {
 }
 
 /**
- * Whether a backup of service `stated` can be read by the driver `own`, by Cinder's rule: the full class path must start with what is
- * stated, so that module names of old releases match. The Google driver once had another path.
+ * Whether the driver `own` can read a backup of service `stated`, by Cinder's rule: the full class path must start with the stated one,
+ * so that module names of old releases match. The Google driver used to have another path.
  */
 export function serviceMatches(stated: string, own: string): boolean {
   const renamed = stated.replace(/^cinder\.backup\.drivers\.google(?=\.|$)/, "cinder.backup.drivers.gcs");
@@ -130,8 +129,8 @@ export function serviceMatches(stated: string, own: string): boolean {
 }
 
 /**
- * Reads what a person hands over as a record: the text of a backup_url alone, or JSON with `backup_service` and `backup_url`, as the
- * API and the command lines print it, at any of the usual places.
+ * Parses a record supplied by a user: a bare backup_url, or JSON with `backup_service` and `backup_url` in any of the shapes that the API
+ * and the command lines print.
  */
 export function parseRecordText(input: string): { service: string | null; url: string } {
   const trimmed = input.trim();
@@ -155,7 +154,7 @@ export function parseRecordText(input: string): { service: string | null; url: s
   return { service: parsed.data.backup_service, url: parsed.data.backup_url };
 }
 
-/** Keeps a record in the repository, so that its backup is found by the record's id. Repeating it is harmless. */
+/** Stores a record in the repository, so that its backup can be found by the record's id. Idempotent. */
 export async function keepRecord(repository: Repository, url: string, ctx: WriteContext): Promise<ImportRecord> {
   const record = decodeExportRecord(url);
   await repository.ensureContainer(recordsContainer);
@@ -163,7 +162,7 @@ export async function keepRecord(repository: Repository, url: string, ctx: Write
   return record;
 }
 
-/** The record kept for an id, with the place of its backup; null when there is none. */
+/** The stored record for an id, with the location of its backup; null when there is none. */
 export async function findRecord(
   repository: Repository,
   backupId: string,
@@ -183,8 +182,8 @@ export async function findRecord(
 }
 
 /**
- * Where the backup of a record lies. It may bear another id than its objects. Without a container it lies where Cinder's driver puts what has
- * none, in the folder of the repository itself, or in the container that the backup would have by itself.
+ * Locates the backup of a record, whose id may differ from the one in its object names. Without a container, the backup is either where
+ * Cinder's driver puts backups without one, in the repository's root folder, or in the backup's default container.
  */
 export async function locateRecord(record: ImportRecord, repository: Repository): Promise<BackupReference> {
   const { id: backupId, prefix, container } = record;

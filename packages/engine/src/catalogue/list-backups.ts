@@ -16,41 +16,41 @@ export interface ListedBackup {
   name: string | null;
   description: string | null;
   createdAt: string | null;
-  /** Exact for backups of this service and for full ones; else rounded up to a block. */
+  /** Exact for backups of this service and for full ones; otherwise rounded up to a block. */
   volumeBytes: number;
   /** In GiB, as a record states it. */
   sizeGib: number;
   encryptionKeyId: string | null;
-  /** Whose volume it was, as far as its metadata says so. */
+  /** The project of its volume, if the metadata names one. */
   projectId: string | null;
   userId: string | null;
-  /** 0 when there is no list of hashes. */
+  /** 0 without a hash list. */
   blockBytes: number;
   objects: number;
-  /** Of the data objects. */
+  /** Total stored size of the data objects. */
   storedBytes: number;
-  /** What is wrong with it, as far as a look at its metadata tells; null when it looks whole. */
+  /** What is wrong with it as far as its metadata shows; null when it looks complete. */
   problem: string | null;
-  /** Whether it, or a part of it, could not be read at all: what is said about it is not known, and may be right the next time. */
+  /** Whether the backup or a part of it could not be read at all: its state is unknown, and a later read may succeed. */
   unreadable: boolean;
 }
 
 const gibibyte = 1024 ** 3;
-/** Codes of errors that tell of the backup, not of the repository. */
+/** Error codes that concern the backup rather than the repository. */
 const ownProblems = ["damaged_object", "unsupported_compression", "encryption_key_missing", "encryption_key_wrong"];
 
-/** What a listing shows of a backup's data objects. */
+/** A backup's data objects according to a listing. */
 interface ListedObjects {
   objects: number;
   storedBytes: number;
 }
 
-/** A backup and, where the search has told already, what there is of it. */
+/** A backup, with the listing of its objects if the search already has it. */
 export type FoundReference = BackupReference & { listed?: ListedObjects };
 
 /**
- * Where every backup of a repository lies, found by the metadata objects, in any order. Each container is listed once, and a little is held in
- * memory for each backup of it. What cannot be looked at is passed over, and `onPassedOver` told.
+ * Finds every backup of a repository by its metadata object, in any order. Each container is listed once; memory holds a small record for
+ * each of its backups. What cannot be read is skipped and reported to `onPassedOver`.
  */
 export async function* findBackups(
   repository: Repository,
@@ -72,15 +72,15 @@ export async function* findBackups(
     }
     for (const [prefix, { objects, storedBytes, whole }] of places) {
       const reference = { backupId: idOfPrefix(prefix), repository, container, prefix };
-      // A listing may be behind, or not say all: whether it is a backup is asked by name.
+      // The listing may lag or be incomplete, so the metadata object is looked up by name.
       if (!whole && !(await isStoredOrOdd(reference, onPassedOver))) continue;
-      // Sizes of encrypted objects are told by a listing of the backup alone.
+      // The plaintext sizes of encrypted objects are known only from a listing of that one backup.
       yield repository.encryption === undefined ? { ...reference, listed: { objects, storedBytes } } : reference;
     }
   }
 }
 
-/** Whether there is metadata by its name; not where that cannot be told, of which `onPassedOver` hears. */
+/** Whether the metadata object exists, looked up by name; false when that cannot be determined, which is reported to `onPassedOver`. */
 async function isStoredOrOdd(reference: BackupReference, onPassedOver: OnPassedOver): Promise<boolean> {
   try {
     return await isStored(reference);
@@ -91,7 +91,10 @@ async function isStoredOrOdd(reference: BackupReference, onPassedOver: OnPassedO
   }
 }
 
-/** What may be of backups in a container. One that cannot be listed is passed over when it is not the repository's own and the repository answers. */
+/**
+ * Possible backups in a container. A container that cannot be listed is skipped if it is not the repository's own and the repository
+ * responds.
+ */
 export async function* listContainer(
   repository: Repository,
   container: string,
@@ -105,10 +108,10 @@ export async function* listContainer(
   }
 }
 
-/** What may be wrong with one object or container while its repository is in order. */
+/** Errors that can concern a single object or container while the repository itself works. */
 const codesOfOne = ["repository_unavailable", "repository_denied", "invalid_container", "invalid_object_name"];
 
-/** Whether a failure is about what was asked for alone: the repository itself answers. */
+/** Whether a failure concerns only the requested item: the repository itself responds. */
 export async function isOnlyHere(repository: Repository, error: unknown): Promise<boolean> {
   if (!(error instanceof EngineError) || !codesOfOne.includes(error.code)) return false;
   return answers(repository).then(
@@ -117,7 +120,7 @@ export async function isOnlyHere(repository: Repository, error: unknown): Promis
   );
 }
 
-/** Resolves when the repository is there, marked or not; throws what keeps it from answering. */
+/** Resolves when the repository responds, marked or not; otherwise throws the reason. */
 async function answers(repository: Repository): Promise<void> {
   await repository.identity().catch((error: unknown) => {
     if (!(error instanceof RepositoryUnmarkedError)) throw error;
@@ -125,8 +128,8 @@ async function answers(repository: Repository): Promise<void> {
 }
 
 /**
- * Reads what a backup says about itself. Damage becomes its `problem`, and so does what cannot be read while the repository answers; then
- * `unreadable` is true, for nothing is known about it. A repository that fails still throws.
+ * Reads a backup's description of itself. Damage becomes its `problem`, and so does a read failure while the repository responds;
+ * `unreadable` is then true because its state is unknown. A repository failure is still thrown.
  */
 export async function describeBackup(reference: FoundReference, signal: AbortSignal): Promise<ListedBackup> {
   const described: ListedBackup = {
@@ -170,7 +173,7 @@ export async function describeBackup(reference: FoundReference, signal: AbortSig
     if (!(error instanceof EngineError)) throw error;
     described.unreadable = !ownProblems.includes(error.code);
     if (described.unreadable && !(await isOnlyHere(reference.repository, error))) throw error;
-    // Where everything is missing, the repository may be.
+    // If every object is missing, the repository itself may be missing.
     if (error.cause instanceof ObjectMissingError) await answers(reference.repository);
     described.problem = error.message;
     if (error.code.startsWith("encryption_key_")) Object.assign(described, await describeLocked(reference, signal));
@@ -190,7 +193,7 @@ async function listObjects({ repository, container, prefix }: BackupReference): 
 
 const ownershipOf = ({ encryptionKeyId, projectId, userId }: StatedColumns) => ({ encryptionKeyId, projectId, userId });
 
-/** Whether the metadata object of a backup is there: without it there is no backup. */
+/** Whether a backup's metadata object exists: without it there is no backup. */
 export async function isStored({ repository, container, prefix }: Omit<BackupReference, "backupId">): Promise<boolean> {
   try {
     await repository.stat({ container, name: metadataName(prefix) });
@@ -201,12 +204,12 @@ export async function isStored({ repository, container, prefix }: Omit<BackupRef
   }
 }
 
-/** Whether a place is missing, empty or holds nothing but backups in Cinder's layout, so that marking it cannot be a mistake. */
+/** Whether a place is missing, empty or holds only backups in Cinder's layout, so that marking it as a repository is safe. */
 export function holdsOnlyBackups(repository: Repository): Promise<boolean> {
   return repository.holdsOnly((name) => prefixOf(name) !== null);
 }
 
-/** What an encrypted backup says without its key: nobody vouches for it. */
+/** What an encrypted backup states without its key; not authenticated. */
 async function describeLocked(reference: BackupReference, signal: AbortSignal): Promise<Partial<ListedBackup>> {
   const stored = reference.repository.encryption?.stored ?? reference.repository;
   const label = await readEncryptedLabel(stored.get(keyOf(reference, metadataName(reference.prefix)), { signal }));

@@ -3,21 +3,21 @@ import type { OnPassedOver } from "../repository/passed-over.ts";
 import type { Repository } from "../repository/repository.ts";
 import { describeBackup, findBackups, type ListedBackup } from "./list-backups.ts";
 
-/** A backup as it can be entered in a catalogue again. */
+/** A backup that can be registered in a catalogue again. */
 export interface RescannedBackup {
   backup: ListedBackup;
-  /** Ids of the backup and all it builds on, newest first; ends early where the chain is broken. */
+  /** Ids of the backup and all its ancestors, newest first; ends early where the chain is broken. */
   chain: string[];
   dependents: number;
   /** Why it cannot be restored: its own problem, or one of its chain. */
   problem: string | null;
-  /** Whether it, or one of its chain, could not be read: better entered another time than as damaged. */
+  /** Whether it or a member of its chain could not be read: register it later rather than as damaged. */
   unreadable: boolean;
 }
 
 /**
- * Rebuilds the catalogue of a repository from the metadata objects alone: no database, no records. Parents come before what builds on
- * them, so that importing in this order always finds the parent. Damage becomes a backup's `problem`.
+ * Rebuilds the catalogue of a repository from the metadata objects alone, without database or records. Parents come before their
+ * children, so that importing in this order always finds the parent. Damage becomes a backup's `problem`.
  */
 export async function rescan(
   repository: Repository,
@@ -50,7 +50,7 @@ export async function rescan(
   return rescanned.sort((one, other) => one.chain.length - other.chain.length || compareDates(one, other));
 }
 
-/** The record by which a real Cinder, or this service, imports a rescanned backup. Null when its metadata cannot be read. */
+/** The record with which Cinder or this service can import a rescanned backup. Null when its metadata cannot be read. */
 export function recordOf(repository: Repository, rescanned: Pick<RescannedBackup, "backup" | "dependents">) {
   const { backup, dependents } = rescanned;
   if (backup.volumeId === null) return null;

@@ -6,18 +6,18 @@ import type { RunContext } from "../run/run-context.ts";
 import { listContainer } from "./list-backups.ts";
 
 export interface RewrapResult {
-  /** Backups whose data key is wrapped by the current master key now, and was not before. */
+  /** Backups whose data key is now wrapped by the current master key, and was not before. */
   rewrapped: string[];
-  /** Backups for which nothing had to be done. */
+  /** Number of backups that needed no change. */
   current: number;
-  /** Backups whose key could not be opened: they are as they were. */
+  /** Backups whose key could not be unwrapped; they are unchanged. */
   failed: { backupId: string; reason: string }[];
 }
 
 /**
- * Wraps the data keys of encrypted backups by the current master key: of all, also of those that are still being made, or of one. No
- * other object is touched. It can be broken off at any moment and run again. Master keys that no data key is wrapped by any more may
- * be thrown away. EncryptionKeyMissingError when the repository has no master keys.
+ * Rewraps the data keys of encrypted backups with the current master key: of all backups, including those still being created, or of one.
+ * No other object is touched. It can be interrupted at any moment and run again. A master key that no longer wraps any data key may be
+ * discarded. EncryptionKeyMissingError when the repository has no master keys.
  */
 export async function rewrap(
   input: { repository: Repository; backupId: string | null },
@@ -41,7 +41,7 @@ export async function rewrap(
   return result;
 }
 
-/** Every place that has a data key, once; found by the keys, so that a backup without `_metadata` is among them. */
+/** Every place that has a data key, once; found by its key objects, so that backups without `_metadata` are included. */
 async function* placesWithKeys(stored: Repository, signal: AbortSignal): AsyncGenerator<BackupPlace> {
   for await (const container of stored.containers()) {
     const prefixes = new Set<string>();

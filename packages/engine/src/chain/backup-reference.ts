@@ -2,9 +2,9 @@ import { DamagedObjectError, EngineError, ObjectMissingError } from "../errors.t
 import { FormatError } from "../format/json-stream.ts";
 import type { ObjectKey, Repository } from "../repository/repository.ts";
 
-/** Where a backup lies. */
+/** Where a backup is stored. */
 export interface BackupReference {
-  /** Names the backup in errors; an imported backup may bear another id than its objects. */
+  /** Names the backup in errors; an imported backup's id may differ from the one in its object names. */
   backupId: string;
   repository: Repository;
   container: string;
@@ -24,7 +24,7 @@ export function damaged(
   return new DamagedObjectError({ backupId: reference.backupId, object, reason }, { cause });
 }
 
-/** Turns what reading an object can show (it is missing, it is no valid text) into DamagedObjectError; others pass. */
+/** Turns what a read can reveal (a missing object, invalid text) into DamagedObjectError; other errors pass through. */
 export function asDamage(reference: BackupReference, object: string, error: unknown): unknown {
   if (error instanceof ObjectMissingError) return damaged(reference, object, "it is missing", error);
   if (error instanceof FormatError) return damaged(reference, object, error.message, error);
@@ -32,8 +32,8 @@ export function asDamage(reference: BackupReference, object: string, error: unkn
 }
 
 /**
- * Runs a read, and once more when it shows damage: only damage that is seen twice is reported, and a single bad read costs
- * nothing but time. `read` must be free of effects.
+ * Runs a read, and repeats it once when it finds damage: only damage seen twice is reported, so a single bad read costs nothing but time.
+ * `read` must have no side effects.
  */
 export async function confirmed<Result>(read: () => Promise<Result>): Promise<Result> {
   try {

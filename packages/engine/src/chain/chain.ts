@@ -8,33 +8,33 @@ import { asDamage, type BackupReference, confirmed, damaged, keyOf } from "./bac
 import { measureObject } from "./decode-object.ts";
 import { type MergeStep, mergeLayers } from "./merge-layers.ts";
 
-/** What one reading of a backup's metadata tells. */
+/** Result of one pass over a backup's metadata. */
 export interface LayerSummary {
   header: MetadataHeader;
   objects: number;
-  /** End of the last object in the volume; 0 when there is none. */
+  /** End offset of the last object in the volume; 0 when there is none. */
   endBytes: number;
 }
 
-/** A backup to be restored with everything below it, looked through once. */
+/** A backup to be restored with all its ancestors, validated once. */
 export interface Chain {
   /** Newest first; the last one is full. */
   references: readonly BackupReference[];
   summaries: readonly LayerSummary[];
-  /** Of the newest backup; null when it is missing. */
+  /** The newest backup's hash list; null when it is missing. */
   hashes: HashList | null;
-  /** Length of the volume when the newest backup was made: exact when there is a list of hashes. */
+  /** Volume length when the newest backup was made; exact when there is a hash list. */
   volumeBytes: number;
 }
 
-/** No chain of a sane service is longer; each member costs an open stream while merging. */
+/** No realistic chain is longer; each member costs an open stream while merging. */
 const membersMax = 1000;
-/** No driver writes objects of this length: a Cinder holds each one in memory. Bounds the work for metadata without lengths. */
+/** No driver writes larger objects: Cinder holds each one in memory. Bounds the work for metadata without lengths. */
 const measuredBytesMax = 4 * 1024 ** 3;
 
 /**
- * Reads through the metadata of every member and checks that they belong together. InvalidBackupError for a chain that is no
- * chain, DamagedObjectError (seen twice) for objects that are missing or not well-formed.
+ * Reads every member's metadata and checks that the members form a chain. InvalidBackupError when they do not, DamagedObjectError (seen
+ * twice) for objects that are missing or malformed.
  */
 export async function openChain(references: readonly BackupReference[], signal: AbortSignal): Promise<Chain> {
   const [newest] = references;
@@ -63,7 +63,7 @@ export function summarize(reference: BackupReference, signal: AbortSignal): Prom
   });
 }
 
-/** The entries of a backup's metadata in ascending order. Damage is reported at its first sight: see confirmed. */
+/** The entries of a backup's metadata in ascending order. Damage is reported on first sight; see confirmed. */
 export async function* streamEntries(
   reference: BackupReference,
   signal: AbortSignal,
@@ -80,7 +80,7 @@ export async function* streamEntries(
   }
 }
 
-/** Opens a backup's hash list. DamagedObjectError, seen twice, also for every later read of a part. */
+/** Opens a backup's hash list. DamagedObjectError, seen twice, here and for every later partial read. */
 export async function readHashList(reference: BackupReference, signal: AbortSignal): Promise<HashList> {
   const name = hashListName(reference.prefix);
   const key = keyOf(reference, name);
@@ -99,7 +99,7 @@ export async function readHashList(reference: BackupReference, signal: AbortSign
   return { ...list, read: (first, count) => attempt(() => list.read(first, count)) };
 }
 
-/** The hash list, or null when there is none: a restore can do without, and must say so. Damage of it is still damage. */
+/** The hash list, or null when there is none: a restore can do without, but must say so. A damaged list still counts as damage. */
 export async function findHashList(reference: BackupReference, signal: AbortSignal): Promise<HashList | null> {
   try {
     return await readHashList(reference, signal);
@@ -130,10 +130,10 @@ function checkLink(
 
 /**
  * The exact length of the volume. The format has no field for it, but it follows from what every writer does:
- *  - the hash list has one hash per block, so the length lies in the last block;
- *  - a backup that holds the last block holds it to its end, which is the volume's end;
- *  - one that does not has the last block in common with its parent: if the parent's list is longer that block is a whole one,
- *    else the parent's volume ends at the same place.
+ *  - the hash list has one hash per block, so the length lies within the last block;
+ *  - a backup that contains the last block stores it up to the end of the volume;
+ *  - one that does not shares the last block with its parent: if the parent's list is longer, that block is a full one,
+ *    otherwise the parent's volume ends at the same place.
  */
 async function chainVolumeBytes(input: {
   references: readonly BackupReference[];
@@ -164,7 +164,7 @@ async function chainVolumeBytes(input: {
   return count * blockBytes;
 }
 
-/** Without a list of hashes: what this service notes, if the objects reach so far, else the end of the last object. */
+/** Without a hash list: the length recorded by this service if the objects do not exceed it, otherwise the end of the last object. */
 function unhashedVolumeBytes(summaries: readonly LayerSummary[]): number {
   const end = Math.max(...summaries.map(({ endBytes }) => endBytes));
   const stated = statedVolumeBytes(summaries[0]?.header.volumeMeta ?? null);
@@ -172,8 +172,8 @@ function unhashedVolumeBytes(summaries: readonly LayerSummary[]): number {
 }
 
 /**
- * The exact length of the volume at the time of one backup, from that backup alone where possible: from its objects when they
- * reach the last block, else from what this service notes in volume_meta. InvalidBackupError when only the chain can tell.
+ * The exact length of the volume at the time of one backup, from that backup alone where possible: from its objects when they reach the
+ * last block, otherwise from the length that this service records in volume_meta. InvalidBackupError when only the chain can tell.
  */
 export async function volumeBytesOf(reference: BackupReference, signal: AbortSignal): Promise<number> {
   const summary = await summarize(reference, signal);
@@ -189,11 +189,11 @@ export async function volumeBytesOf(reference: BackupReference, signal: AbortSig
 /** The merged map of a chain. */
 export function chainSteps(chain: Chain, signal: AbortSignal): AsyncGenerator<MergeStep> {
   const { references, volumeBytes, hashes } = chain;
-  // Without a list of hashes there are no blocks, and objects may start and end anywhere.
+  // Without a hash list there is no block size, and objects may start and end anywhere.
   return mergeChain({ references, volumeBytes, blockBytes: hashes?.blockBytes ?? 1 }, signal);
 }
 
-/** The merged map of a chain of which the sizes are known already. */
+/** The merged map of a chain whose sizes are already known. */
 export function mergeChain(
   chain: { references: readonly BackupReference[]; volumeBytes: number; blockBytes: number },
   signal: AbortSignal,
@@ -203,7 +203,7 @@ export function mergeChain(
   return mergeLayers({ references, layers, volumeBytes, blockBytes });
 }
 
-/** What a person should know about a chain that can be restored nevertheless. */
+/** Warnings about a chain that can be restored nevertheless. */
 export function chainWarnings(chain: Pick<Chain, "references" | "hashes">): string[] {
   const [newest] = chain.references;
   if (chain.hashes !== null || newest === undefined) return [];

@@ -4,13 +4,13 @@ import type { EngineContext } from "../threads/engine-context.ts";
 import { type BackupReference, damaged, keyOf } from "./backup-reference.ts";
 import { verifyListing } from "./compare-listing.ts";
 
-/** Listings that were found to be whole, by their places. A worker sees few chains again and again. */
+/** Cached digests of listings found complete, by place. A worker sees the same few chains repeatedly. */
 const knownMax = 10_000;
 
 /**
- * Makes sure that all of a chain is there, as its listings and metadata tell: names and sizes. A member whose listing is the one that was
- * found whole before costs its listing alone. DamagedObjectError for the first object that is missing or wrong: whatever builds on the
- * chain could not be restored. Throws when the repository cannot be read.
+ * Checks that every object of a chain exists with the right name and size, according to listings and metadata. A member whose listing
+ * still matches one found complete before costs only that listing. DamagedObjectError for the first object that is missing or wrong:
+ * nothing built on the chain could be restored. Throws when the repository cannot be read.
  */
 export async function checkChain(
   engine: EngineContext,
@@ -25,7 +25,7 @@ async function checkMember(known: Map<string, string>, reference: BackupReferenc
   const listing = await digestOf(reference, signal);
   if (known.get(place) === listing) return;
   for (const { object, reason } of await verifyListing(reference, signal)) {
-    // Services of objects may list a new one late: what answers to its name is there.
+    // Object stores may list a new object late, so it is looked up by name.
     if (reason === "it is missing" && (await isThere(reference, object))) continue;
     throw damaged(reference, object, reason);
   }

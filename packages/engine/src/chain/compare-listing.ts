@@ -7,12 +7,12 @@ import { streamEntries, summarize } from "./chain.ts";
 
 const damagedMax = 1000;
 
-/** Objects whose listed sizes are held in memory at a time: about 50 MB. */
+/** Objects whose listed sizes are held in memory per pass: about 50 MB. */
 const objectsPerPass = 1_000_000;
 
 /**
- * Verifies one backup without those below it: its metadata can be read, is of a known version, and lists exactly the objects that are
- * there. Empty: so it is. Throws when the repository cannot be read.
+ * Verifies one backup without its ancestors: its metadata is readable, has a known version, and lists exactly the objects that exist.
+ * Returns no findings when it is intact. Throws when the repository cannot be read.
  */
 export async function verifyListing(reference: BackupReference, signal: AbortSignal): Promise<DamagedObject[]> {
   const findings = new Findings();
@@ -26,7 +26,7 @@ export interface DamagedObject {
   reason: string;
 }
 
-/** What is wrong, once per object. */
+/** Collects damage, once per object. */
 export class Findings {
   readonly #reasons = new Map<string, string>();
 
@@ -42,7 +42,7 @@ export class Findings {
     if (!this.full && !this.#reasons.has(object)) this.#reasons.set(object, reason);
   }
 
-  /** The result, or undefined when the work ended in damage, which is noted. */
+  /** The result, or undefined when the work found damage, which is recorded. */
   async collect<Result>(work: () => Promise<Result>): Promise<Result | undefined> {
     try {
       return await work();
@@ -54,7 +54,7 @@ export class Findings {
   }
 }
 
-/** Compares names and stored sizes under the prefix with the metadata; returns the number of objects there. */
+/** Compares names and stored sizes under the prefix with the metadata; returns the number of objects found. */
 export async function compareListing(
   reference: BackupReference,
   findings: Findings,

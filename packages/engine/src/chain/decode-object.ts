@@ -8,8 +8,8 @@ import { asDamage, type BackupReference, damaged, keyOf } from "./backup-referen
 const chunkBytes = 1024 * 1024;
 
 /**
- * The decoded bytes of an object as a stream, in constant memory. The reader bounds their number. Throws DamagedObjectError at
- * the first sight of damage, also for data behind the end of the compressed stream.
+ * Streams the decoded bytes of an object in constant memory. The reader limits their number. Throws DamagedObjectError on first sight of
+ * damage, also for data after the end of the compressed stream.
  */
 export async function* decodeObject(
   reference: BackupReference,
@@ -37,7 +37,7 @@ export async function* decodeObject(
   }
 }
 
-/** How long an object is when decoded: for metadata that does not say. More than `lengthMax` is damage. */
+/** The decoded length of an object whose metadata does not state it. More than `lengthMax` is damage. */
 export async function measureObject(
   reference: BackupReference,
   object: { name: string; compression: Compression },
@@ -71,7 +71,7 @@ async function* pump(
   try {
     yield* decoder as AsyncIterable<Uint8Array>;
     const { sizeBytes } = await reference.repository.stat(keyOf(reference, name));
-    // What the decoder has consumed: it stops at the end of the first stream.
+    // Bytes the decoder has consumed: it stops at the end of the first stream.
     if (decoder.bytesWritten !== sizeBytes) {
       throw damaged(reference, name, "there is data behind the end of the compressed stream");
     }

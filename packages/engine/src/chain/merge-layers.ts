@@ -11,10 +11,10 @@ export interface MappedObject {
   segments: [number, number][];
 }
 
-/** Between the objects before and behind a cut nothing is shared: a range of a restore may end there. */
+/** No object spans a cut: a restore range may end there. */
 export type MergeStep = { kind: "object"; object: MappedObject } | { kind: "cut"; at: number };
 
-/** One layer of the chain: its entries as a stream, and the one that is being passed. */
+/** One layer of the chain: its entry stream and the current entry. */
 interface Cursor {
   layer: number;
   batches: AsyncIterator<ObjectEntry[]>;
@@ -25,10 +25,9 @@ interface Cursor {
 }
 
 /**
- * Merges a chain into one map in which every byte of the volume comes from the newest object that covers it. Each object comes
- * once, after the last of its segments; objects that are wholly covered by newer ones never come. Needs memory only for the
- * objects at the current place, one per layer. DamagedObjectError for holes that no object covers and for objects that do
- * not start and end with a block.
+ * Merges a chain into one map in which every byte of the volume comes from the newest object that covers it. Each object is yielded once,
+ * after its last segment; objects wholly covered by newer ones are never yielded. Memory holds only the objects at the current position,
+ * one per layer. DamagedObjectError for holes that no object covers and for objects that do not start and end on a block boundary.
  */
 export async function* mergeLayers(input: {
   references: readonly BackupReference[];
@@ -62,7 +61,7 @@ export async function* mergeLayers(input: {
   }
 }
 
-/** Where the object that covers the current place stops being the newest one. */
+/** Where the object covering the current position stops being the newest. */
 function segmentEnd(cursors: readonly Cursor[], cover: Cursor, volumeBytes: number): number {
   const entry = cover.current as ObjectEntry;
   let end = Math.min(entry.offset + entry.length, volumeBytes);
@@ -73,7 +72,7 @@ function segmentEnd(cursors: readonly Cursor[], cover: Cursor, volumeBytes: numb
   return end;
 }
 
-/** Hands out the objects that end at or before `at`. */
+/** Yields the objects that end at or before `at`. */
 function* passed(cursors: readonly Cursor[], at: number): Generator<MergeStep> {
   for (const cursor of cursors) {
     const entry = cursor.current;

@@ -1,11 +1,11 @@
 import { openSystemLibrary, type SystemLibrary } from "./system-library.ts";
 
 /**
- * bzip2 by the system's library, called without copies. Its state is a struct of 80 bytes on every 64-bit system:
+ * bzip2 by the system library, called without copies. Its state is a struct of 80 bytes on every 64-bit system:
  *
  *     next_in 0 · avail_in 8 · total_in 12 · next_out 24 · avail_out 32 · total_out 36 · state 48 · bzalloc 56 · bzfree 64 · opaque 72
  *
- * The library compares the struct's address with the one it was opened with, so addresses are passed as numbers.
+ * The library compares the struct's address with the one passed at initialization, so addresses are passed as numbers.
  */
 const structBytes = 80;
 const nextIn = 0;
@@ -17,7 +17,7 @@ const BZ_RUN = 0;
 const BZ_FINISH = 2;
 const BZ_OK = 0;
 const BZ_STREAM_END = 4;
-/** Input and output of one call: bounds how long a call takes. */
+/** Input and output per call; bounds how long a call takes. */
 const stepBytes = 1024 * 1024;
 
 type Library = SystemLibrary<keyof typeof prototypes>;
@@ -31,7 +31,7 @@ const prototypes = {
   decompressEnd: "int BZ2_bzDecompressEnd(uint64 strm)",
 };
 
-/** Loaded once per thread, when the first bzip2 object is met. */
+/** Loaded once per thread, for the first bzip2 object. */
 const libraries: Library[] = [];
 
 function library(): Library {
@@ -47,7 +47,7 @@ export function requireBzip2(): void {
   library();
 }
 
-/** One open stream of the library. `close` gives its memory back. */
+/** One open stream of the library. `close` frees its memory. */
 class Stream {
   readonly #library = library();
   readonly #mode: "compress" | "decompress";
@@ -62,7 +62,7 @@ class Stream {
     if (status !== BZ_OK) throw new Error(`bzip2 cannot start (${status})`);
   }
 
-  /** Consumes of `input` and fills `output` as far as one call gets. A negative status is an error of the data. */
+  /** Consumes `input` and fills `output` as far as one call gets. A negative status means bad data. */
   step(input: Uint8Array, output: Uint8Array, action: number): { status: number; consumed: number; produced: number } {
     this.#point(input, output);
     const { compress, decompress } = this.#library.calls;
@@ -70,7 +70,7 @@ class Stream {
     return this.#outcome(status, input, output);
   }
 
-  /** The same, off this thread. The buffers must stay untouched until it resolves. */
+  /** The same, off this thread. The buffers must not be touched until it resolves. */
   async stepAside(input: Uint8Array, output: Uint8Array): Promise<ReturnType<Stream["step"]>> {
     this.#point(input, output);
     const status = await new Promise<number>((resolve, reject) => {
@@ -105,8 +105,8 @@ class Stream {
 }
 
 /**
- * Compresses `data` to one bzip2 stream in pieces of at most 1 MiB. Returns null when it would not be shorter than the data, and
- * undefined as soon as `cancelled` says so.
+ * Compresses `data` to one bzip2 stream in pieces of at most 1 MiB. Returns null when the stream would not be shorter than the data, and
+ * undefined as soon as `cancelled` returns true.
  */
 export function bzip2Pieces(
   data: Uint8Array,
@@ -141,8 +141,8 @@ export function bzip2Pieces(
 }
 
 /**
- * Decompresses bzip2 to exactly `length` bytes, or says what is wrong. Like Cinder's decoder it takes several streams in a row.
- * Output never exceeds `length` by more than a byte.
+ * Decompresses bzip2 to exactly `length` bytes, or says what is wrong. Like Cinder's decoder it accepts concatenated streams. Output
+ * never exceeds `length` by more than a byte.
  */
 export function bunzip2Exactly(stored: Uint8Array, length: number): Uint8Array<ArrayBuffer> | { reason: string } {
   const output = new Uint8Array(length);
@@ -172,10 +172,10 @@ export function bunzip2Exactly(stored: Uint8Array, length: number): Uint8Array<A
   return filled === length ? output : { reason: `${filled} bytes decoded instead of ${length}` };
 }
 
-/** Why a stored stream cannot be decoded; becomes damage where the object's name is known. */
+/** Why a stored stream cannot be decoded; reported as damage by callers that know the object's name. */
 export class CodecDataError extends Error {}
 
-/** Decodes bzip2 from a stream, in pieces of at most 1 MiB. Throws CodecDataError. */
+/** Decodes a bzip2 stream in pieces of at most 1 MiB. Throws CodecDataError. */
 export async function* bunzip2(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   let stream: Stream | null = null;
   let started = false;

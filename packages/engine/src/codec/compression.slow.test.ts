@@ -135,7 +135,8 @@ test("a zstd frame has its content size in the header, without which a Cinder re
   const data = Buffer.alloc(5 * mebibyte, "text ");
   const frame = Buffer.concat(compressPieces(encoding("zstd"), data, never) ?? []);
   expect(frame.readUInt32LE(0)).toBe(0xfd2fb528);
-  // Two bits of the descriptor: the content size has 4 bytes. They stand at the end of the header, behind one byte of window.
+  // The two top bits of the frame header descriptor: the content size has 4 bytes. They are at the end of the header, after the window
+  // byte.
   expect((frame[4] as number) >> 6).toBe(2);
   expect(frame.readUInt32LE((frame[4] as number) & 0x20 ? 5 : 6)).toBe(data.length);
 });

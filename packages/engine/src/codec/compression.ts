@@ -6,20 +6,20 @@ import { isNoise } from "./noise.ts";
 import { ownBytes } from "./own-bytes.ts";
 import { unzstdExactly, zstdPieces } from "./zstd.ts";
 
-/** Every value of Cinder's option, which is also the label of what was compressed with it. */
+/** Every value of Cinder's option; also the labels of objects compressed with it. */
 export const compressions = ["zlib", "gzip", "bz2", "bzip2", "zstd", "none", "off", "no"] as const;
 export type Compression = (typeof compressions)[number];
 
 export type Codec = "zlib" | "bz2" | "zstd" | "none";
 
-/** What makes zlib streams: zlib, or ISA-L, which is ten times as fast. Any decoder reads the streams of both. */
+/** Encoders that produce zlib streams: zlib, or ISA-L, which is ten times as fast. Any decoder reads both. */
 export const zlibEncoders = ["zlib", "isal"] as const;
 export type ZlibEncoder = (typeof zlibEncoders)[number];
 
-/** What decides the compressed form of an object, besides its bytes. */
+/** What determines an object's compressed form, besides its bytes. */
 export interface Encoding {
   compression: Compression;
-  /** Of the encoder, see levelsOf. */
+  /** The encoder's level, see levelsOf. */
   level: number;
   zlibEncoder: ZlibEncoder;
 }
@@ -28,15 +28,15 @@ export interface Encoding {
 type Pieces = Uint8Array<ArrayBuffer>[] | null | undefined;
 
 interface Encoder {
-  /** The default of codecs is what Cinder uses, too: its modules' own. */
+  /** A codec's default is the default of its Python module, which Cinder uses. */
   level: { default: number; min: number; max: number };
   compress(data: Uint8Array, level: number, cancelled: () => boolean): Pieces;
 }
 
 interface CodecEntry extends Encoder {
-  /** Bytes held while compressing or decoding, in units of the raw bytes; data that gets hardly shorter takes twice its size. */
+  /** Bytes held while compressing or decoding, as a multiple of the raw bytes; data that hardly shrinks takes twice its size. */
   memoryFactor: number;
-  /** Exactly `length` bytes, or the reason why not. Output never exceeds `length`, whatever the stored bytes claim. */
+  /** Exactly `length` bytes, or why decoding failed. Output never exceeds `length`, whatever the stored bytes claim. */
   decompress(stored: Uint8Array<ArrayBuffer>, length: number): Uint8Array<ArrayBuffer> | { reason: string };
 }
 
@@ -70,7 +70,7 @@ const codecs: Record<Codec, CodecEntry> = {
 };
 
 const isal: Encoder = {
-  // A backup at 1 is no faster, and larger; 3 takes four times as long for 0.2 % less.
+  // At level 1 a backup is no faster, and larger; level 3 takes four times as long for 0.2 % less.
   level: { default: 2, min: 0, max: 3 },
   compress: isalPieces,
 };
@@ -87,8 +87,8 @@ const codecOfLabel: Record<Compression, Codec> = {
 };
 
 /**
- * Parses an option or a label found in a repository; case does not matter, as in Cinder. UnsupportedCompressionError, with
- * Cinder's words, for everything that is not decoded here.
+ * Parses an option or a label found in a repository; case-insensitive, as in Cinder. UnsupportedCompressionError, with Cinder's message,
+ * for anything that cannot be decoded here.
  */
 export function parseCompression(text: string): Compression {
   const found = compressions.find((each) => each === text.toLowerCase());
@@ -101,12 +101,12 @@ export function codecOf(compression: Compression): Codec {
   return codecOfLabel[compression];
 }
 
-/** The level that a Cinder would use, or one of ISA-L's that comes near. */
+/** The level that Cinder would use, or a comparable one of ISA-L. */
 export function levelDefault(compression: Compression, zlibEncoder: ZlibEncoder = "zlib"): number {
   return levelsOf(compression, zlibEncoder).default;
 }
 
-/** The levels that an encoder knows. */
+/** The levels that an encoder supports. */
 export function levelsOf(
   compression: Compression,
   zlibEncoder: ZlibEncoder,
@@ -119,7 +119,7 @@ function encoderOf(compression: Compression, zlibEncoder: ZlibEncoder): Encoder 
   return codec === "zlib" && zlibEncoder === "isal" ? isal : codecs[codec];
 }
 
-/** Bytes that one object takes in memory at most, in units of its decoded bytes. */
+/** Most memory that one object takes, as a multiple of its decoded size. */
 export function memoryFactor(compression: Compression): number {
   return codecs[codecOf(compression)].memoryFactor;
 }
@@ -129,22 +129,22 @@ export function requireCodec(compression: Compression): void {
   if (codecOf(compression) === "bz2") requireBzip2();
 }
 
-/** Throws CodecUnavailableError when this machine lacks what compressing needs, or would make other bytes than others. */
+/** Throws CodecUnavailableError when this machine lacks what compressing needs, or would produce different bytes than other machines. */
 export function requireEncoder({ compression, level, zlibEncoder }: Encoding): void {
   requireCodec(compression);
   if (codecOf(compression) === "zlib" && zlibEncoder === "isal") requireIsal(level);
 }
 
 /**
- * The label that an extent gets when compressing it helps: the configured one. `off` and `no` are never labels: what is not
- * compressed is `none`. Zeros are compressed although compression is off, unless `compressZeros` is false.
+ * The label of an extent that compression shrinks: the configured one. `off` and `no` are never used as labels: uncompressed data is
+ * labelled `none`. Zeros are compressed even when compression is off, unless `compressZeros` is false.
  */
 export function labelToTry(compression: Compression, zeros: { known: boolean; compressZeros: boolean }): Compression {
   if (codecOf(compression) !== "none") return compression;
   return zeros.known && zeros.compressZeros ? "zlib" : "none";
 }
 
-/** Compresses to what the label stands for. Null for `none` and for data that does not get shorter: store it raw as `none`. */
+/** Compresses data in the format of the label. Null for `none` and for data that does not shrink: store it raw as `none`. */
 export function compressPieces(
   { compression, level, zlibEncoder }: Encoding,
   data: Uint8Array,
@@ -162,20 +162,20 @@ export function decompressExactly(
   return codecs[codecOf(label)].decompress(stored, length);
 }
 
-/** Input is deflated in pieces of this size, so that a full-size output buffer is never needed. Part of what makes output repeatable. */
+/** Input is deflated in pieces of this size, so that no full-size output buffer is needed. Changing it changes the output bytes. */
 const pieceBytes = 1024 * 1024;
-/** The window of deflate: what a piece may refer back to. */
+/** Deflate's window: how far back a piece may refer. */
 const dictionaryBytes = 32 * 1024;
 
-/** Noise is looked for in units of this size and stored as it is: deflate would do the same, thirty times slower. */
+/** Noise is detected in units of this size and stored uncompressed: deflate would give the same result, thirty times slower. */
 const unitBytes = 64 * 1024;
 /** RFC 1951 section 3.2.4: the length of a stored block has 16 bits. */
 const storedBytesMax = 0xffff;
 
 /**
- * Compresses `data` to one zlib stream (RFC 1950), returned as consecutive pieces of about 1 MiB at most. Returns null when
- * the stream would not be shorter than the data, and undefined as soon as `cancelled` says so. Equal input and level give
- * equal bytes. Each piece is deflated with the end of the one before as its dictionary and ends on a byte boundary.
+ * Compresses `data` to one zlib stream (RFC 1950), returned as consecutive pieces of about 1 MiB at most. Returns null when the stream
+ * would not be shorter than the data, and undefined as soon as `cancelled` returns true. Equal input and level give equal bytes. Each
+ * piece is deflated with the end of the previous one as its dictionary and ends on a byte boundary.
  */
 export function deflatePieces(
   data: Uint8Array,
@@ -209,7 +209,7 @@ interface Run {
   noise: boolean;
 }
 
-/** Cuts data into runs of at most 1 MiB that are noise, or are not. */
+/** Cuts data into runs of at most 1 MiB that are either noise or not. */
 function cutRuns(data: Uint8Array, level: number, cancelled: () => boolean): Run[] | undefined {
   const runs: Run[] = [];
   for (let start = 0; start < data.length; start += unitBytes) {
@@ -235,7 +235,7 @@ function deflatePiece(data: Uint8Array, run: { start: number; end: number; level
   return ownBytes(piece, chunkSize);
 }
 
-/** RFC 1951 section 3.2.4: one byte that says "stored" (and whether it is the last block), the length, its complement, the bytes. */
+/** RFC 1951 section 3.2.4: one byte that says "stored" (and whether this is the last block), the length, its complement, the bytes. */
 function storedBlocks(input: Uint8Array, last: boolean): Uint8Array<ArrayBuffer> {
   const blocks = Math.ceil(input.length / storedBytesMax);
   const stored = new Uint8Array(input.length + blocks * 5);

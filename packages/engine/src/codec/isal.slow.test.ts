@@ -19,11 +19,11 @@ const hasCompiler = spawnSync("cc", ["--version"]).status === 0;
 interface Draw {
   seed: number;
   length: number;
-  /** Every so many bytes a new section begins. */
+  /** Length of each section in bytes. */
   section: number;
 }
 
-/** Sections of noise, zeros, few letters, and repetitions from near and far, in an order drawn from the seed. */
+/** Sections of noise, zeros, small alphabets, and near and far repetitions, in an order determined by the seed. */
 function dataOf({ seed, length, section }: Draw): Uint8Array {
   const data = new Uint8Array(length);
   let draw = seed | 1;
@@ -115,7 +115,7 @@ test("a cancelled compression ends without a result, and the next one is whole",
 
 test("this machine makes the bytes that all others make, or refuses a level at which it does not", () => {
   for (const level of levels.filter((each) => each < 3)) expect(() => requireIsal(level)).not.toThrow();
-  // At level 3 ISA-L has a search of its own for processors with AVX-512, which finds other matches.
+  // At level 3 ISA-L uses a different match finder on processors with AVX-512, which finds other matches.
   if (hasAvx512) expect(() => requireIsal(3)).toThrow(CodecUnavailableError);
   else expect(() => requireIsal(3)).not.toThrow();
 });

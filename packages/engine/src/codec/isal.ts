@@ -3,8 +3,8 @@ import { CodecUnavailableError } from "../errors.ts";
 import { openSystemLibrary, type SystemLibrary } from "./system-library.ts";
 
 /**
- * zlib streams by Intel's ISA-L. Its `struct isal_zstream` (isa-l/igzip_lib.h, soname 2) on every 64-bit system: the size, and
- * where the members lie that are used here. `state` is internal_state.state, which says whether the stream has ended.
+ * zlib streams by Intel's ISA-L. Layout of its `struct isal_zstream` (isa-l/igzip_lib.h, soname 2) on every 64-bit system: the size, and
+ * the offsets of the members used here. `state` is internal_state.state, which says whether the stream has ended.
  */
 export const zstream = {
   bytes: 82_384,
@@ -21,22 +21,22 @@ export const zstream = {
 };
 
 const COMP_OK = 0;
-/** The trailer (Adler-32) and no header, whose level bits differ between releases. */
+/** Writes the trailer (Adler-32) but no header, whose level bits differ between releases. */
 const IGZIP_ZLIB_NO_HDR = 4;
 const ZSTATE_END = 11;
 
 /** RFC 1950 section 2.2: 32 KiB window, the fastest algorithm. */
 const header = Uint8Array.of(0x78, 0x01);
-/** ISAL_DEF_LVLx_DEFAULT. Its size decides where deflate blocks end, and so the bytes of the stream. */
+/** ISAL_DEF_LVLx_DEFAULT. The size determines where deflate blocks end, and so the bytes of the stream. */
 const levelBufferBytes = [0, 282_624, 331_776, 348_160];
-/** Input and output of one call: bounds how long a call takes. Part of what makes output repeatable. */
+/** Input and output per call; bounds how long a call takes. Changing it changes the output bytes. */
 const stepBytes = 1024 * 1024;
-/** Beside the data's length in the first output buffer: small streams are made in one call. */
+/** Added to the data's length in the first output buffer, so that small streams take a single call. */
 const spareBytes = 1024;
 
 /**
- * SHA-256 of what each level makes of the sample. Releases 2.30 and 2.31 agree on x86 processors with SSE 4.2, at level 3 with
- * AVX2 and without AVX-512. Others find other matches.
+ * SHA-256 of each level's output for the sample. Releases 2.30 and 2.31 agree on x86 processors with SSE 4.2, and at level 3 with AVX2
+ * but without AVX-512. Others find different matches.
  */
 const sampleDigests = [
   "6fd07477aee101d9efc57f3a2f71d14c4c98a4644616ece1d266ff9ff13f2500",
@@ -49,15 +49,15 @@ const sampleBytes = 512 * 1024;
 const prototypes = { init: "void isal_deflate_init(uint64 stream)", deflate: "int isal_deflate(uint64 stream)" };
 
 interface Encoder extends SystemLibrary<keyof typeof prototypes> {
-  /** One stream after the other is made in these. */
+  /** Memory reused for one stream after another. */
   state: DataView;
   stateAddress: bigint;
   level: Uint8Array;
-  /** Levels that were seen to give the bytes that are expected of them. */
+  /** Levels whose output was found to match the expected bytes. */
   checkedLevels: Set<number>;
 }
 
-/** Loaded once per thread, when the first object is compressed with it. */
+/** Loaded once per thread, for the first object that is compressed with it. */
 const encoders: Encoder[] = [];
 
 function encoder(): Encoder {
@@ -77,8 +77,8 @@ function encoder(): Encoder {
 }
 
 /**
- * Throws CodecUnavailableError unless this machine has ISA-L, and one that makes the same bytes as everywhere else: two workers
- * that copy the same object must agree.
+ * Throws CodecUnavailableError unless this machine has an ISA-L that produces the same bytes as every other machine: two workers that
+ * copy the same object must agree.
  */
 export function requireIsal(level: number): void {
   const { checkedLevels } = encoder();
@@ -92,7 +92,7 @@ export function requireIsal(level: number): void {
   checkedLevels.add(level);
 }
 
-/** Words that repeat, near and far, with faults in them: what one hash or search finds, another does not, and blocks fill up. */
+/** Words repeated near and far, with errors in them: hash and match-search variants find different matches in it, and blocks fill up. */
 function sample(): Uint8Array {
   const data = new Uint8Array(sampleBytes);
   let draw = 1;
@@ -105,9 +105,9 @@ function sample(): Uint8Array {
 }
 
 /**
- * Compresses `data` to one zlib stream (RFC 1950) in pieces of at most 1 MiB. Returns null when it would not be shorter than the
- * data, and undefined as soon as `cancelled` says so. Equal input and level (0 to 3) give equal bytes on all machines that
- * requireIsal lets pass.
+ * Compresses `data` to one zlib stream (RFC 1950) in pieces of at most 1 MiB. Returns null when the stream would not be shorter than the
+ * data, and undefined as soon as `cancelled` returns true. Equal input and level (0 to 3) give equal bytes on all machines that pass
+ * requireIsal.
  */
 export function isalPieces(
   data: Uint8Array,
@@ -144,7 +144,7 @@ export function isalPieces(
   }
 }
 
-/** A new stream of this level, in the memory of the one before. */
+/** A new stream of this level, reusing the memory of the previous one. */
 function start(level: number): Encoder {
   const opened = encoder();
   const { state, stateAddress, calls } = opened;

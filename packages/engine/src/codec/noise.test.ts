@@ -46,7 +46,7 @@ describe("noise", () => {
       expect(deflatePieces(volume, 6, never)).toBeNull();
       best = Math.min(best, performance.now() - started);
     }
-    // Deflating it takes 26 ms of a quiet core.
+    // Deflating it takes 26 ms on an idle core.
     expect(best).toBeLessThan(15);
   });
 });

@@ -1,20 +1,23 @@
 import { constants, zstdCompressSync } from "node:zlib";
 import { ownBytes } from "./own-bytes.ts";
 
-/** Every so many bytes one is counted; 4096 of a unit are enough to tell noise from text. */
+/** One byte in this many is counted; 4096 per unit are enough to tell noise from text. */
 const sampleStride = 16;
-/** Chi-square of 256 equally likely values has mean 255 and deviation 23: noise is hardly ever above this, and all else far. */
+/**
+ * Chi-square of 256 equally likely values has mean 255 and standard deviation 23: noise hardly ever exceeds this; other data exceeds it
+ * by far.
+ */
 const chiSquareMax = 400;
-/** Shorter data is not worth looking at. */
+/** Shorter data is not worth testing. */
 const unitBytesMin = 16 * 1024;
-/** Room for what the fast encoder makes of one unit, whatever it holds. */
+/** Enough room for the fast encoder's output for one unit, whatever it holds. */
 const probeChunkBytes = 80 * 1024;
-/** What a fast encoder must save before the slow one is tried. */
+/** The share a fast encoder must save before the slow one is tried. */
 const savedMin = 1 / 128;
 
 /**
- * Whether deflating these bytes (about 64 KiB) is in vain: all values are about equally frequent, and a fast encoder finds no
- * repetitions either. The same bytes give the same answer. Costs a twentieth of deflating noise at level 6.
+ * Whether deflating these bytes (about 64 KiB) would be useless: all byte values are about equally frequent, and a fast encoder finds no
+ * repetitions either. Deterministic. Costs a twentieth of deflating noise at level 6.
  */
 export function isNoise(unit: Uint8Array): boolean {
   if (unit.length < unitBytesMin) return false;
@@ -32,7 +35,7 @@ export function isNoise(unit: Uint8Array): boolean {
   const options = { chunkSize: probeChunkBytes, params: { [constants.ZSTD_c_compressionLevel]: 1 } };
   const probe = ownBytes(zstdCompressSync(unit, options), probeChunkBytes);
   const isVain = probe.length > unit.length * (1 - savedMin);
-  // Given back now: as many bytes as there is noise would else wait for a garbage collection.
+  // Free the memory now: otherwise as many bytes as there is noise would wait for a garbage collection.
   probe.buffer.transfer(0);
   return isVain;
 }

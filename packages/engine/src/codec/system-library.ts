@@ -2,23 +2,23 @@ import { createRequire } from "node:module";
 import { endianness } from "node:os";
 import { CodecUnavailableError } from "../errors.ts";
 
-/** A function of a library. Addresses go in as numbers, so that nothing is copied. */
+/** A library function. Addresses are passed as numbers, so that nothing is copied. */
 export type NativeCall = ((...args: (bigint | number)[]) => number) & {
   async: (...args: (bigint | number | ((error: Error | null, status: number) => void))[]) => void;
 };
 
 export interface SystemLibrary<Name extends string> {
-  /** Where the bytes lie. They must stay referenced while the library uses them. */
+  /** The address of the bytes. They must stay referenced while the library uses them. */
   address(bytes: Uint8Array): bigint;
   calls: Record<Name, NativeCall>;
 }
 
-/** Processors whose C structs are laid out alike: 64 bits, little-endian. */
+/** Processors whose C struct layouts agree: 64 bits, little-endian. */
 const processors = ["x64", "arm64", "riscv64", "loong64"];
 
 /**
- * Opens a library of the system for a codec. `prototypes`: name → C prototype, with `uint64` for every pointer. Throws
- * CodecUnavailableError when the library or one of its functions is missing.
+ * Opens a system library for a codec. `prototypes`: name → C prototype, with `uint64` for every pointer. Throws CodecUnavailableError
+ * when the library or one of its functions is missing.
  */
 export function openSystemLibrary<Name extends string>(
   codec: string,

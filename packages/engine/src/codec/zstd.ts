@@ -1,15 +1,15 @@
 import { constants, zstdCompressSync, zstdDecompressSync } from "node:zlib";
 import { ownBytes } from "./own-bytes.ts";
 
-/** The least that Node takes. */
+/** Node's minimum. */
 const chunkBytesMin = 64;
 
 /**
- * Compresses `data` to one Zstandard frame. It is made in one shot, so that its header holds the content size: Cinder's decoder
- * refuses frames without it. Returns null when the frame would not be shorter than the data.
+ * Compresses `data` to one Zstandard frame in a single call, so that its header holds the content size: Cinder's decoder rejects frames
+ * without it. Returns null when the frame would not be shorter than the data.
  */
 export function zstdPieces(data: Uint8Array, level: number): Uint8Array<ArrayBuffer>[] | null {
-  // One buffer, of which only what is written takes memory: several would be joined to another one.
+  // One buffer, of which only the written part takes physical memory: several would be concatenated into yet another one.
   const chunkSize = Math.max(chunkBytesMin, data.length);
   try {
     const frame = zstdCompressSync(data, {
@@ -18,7 +18,7 @@ export function zstdPieces(data: Uint8Array, level: number): Uint8Array<ArrayBuf
       params: { [constants.ZSTD_c_compressionLevel]: level, [constants.ZSTD_c_contentSizeFlag]: 1 },
     });
     if (frame.length >= data.length) return null;
-    // A small frame must not keep the whole buffer; of a large one a copy would be more memory than the rest of its buffer.
+    // A small frame must not keep the whole buffer alive; copying a large one would take more memory than the unused rest of the buffer.
     const isLarge = frame.buffer.byteLength === chunkSize && frame.length > chunkSize / 8;
     return [isLarge ? (frame as Buffer<ArrayBuffer>) : ownBytes(frame, chunkSize)];
   } catch (error) {

@@ -13,33 +13,35 @@ import type { WriteContext } from "../run/run-context.ts";
 import { keyObjectBytesMax, newDataKey, unwrapDataKey, wrapDataKey } from "./data-key.ts";
 import type { MasterKey, MasterKeys } from "./master-keys.ts";
 
-/** What is known about a backup: it has no data key, or one that is opened, or one that cannot be opened here. */
+/** What is known about a backup: it has no data key, one that was unwrapped, or one that cannot be unwrapped here. */
 export type BackupKey =
   | { state: "plain" }
   | { state: "open"; secret: Buffer }
   | { state: "locked"; error: EngineError };
 
-/** Answers that are kept: a restore asks for every member of a chain, for every object. */
+/** Most cached answers: a restore asks for every member of a chain, for every object. */
 const rememberedMax = 2000;
-/** A rewrap puts the new key before it removes the old one, so a second look finds one of them. */
+/** A rewrap puts the new key before it removes the old one, so a second attempt finds one of them. */
 const looksMax = 3;
 
-/** The data keys of the backups of one repository, each in an object of its own beside the backup. */
+/** The data keys of one repository's backups, each in its own object beside the backup. */
 export class BackupKeys {
   readonly #stored: Repository;
   readonly #readMasters: () => Promise<MasterKeys>;
   #masters: MasterKeys;
-  /** By container and prefix; never "locked", since a key may be given later. */
+  /** By container and prefix; never "locked", since the master key may become available later. */
   readonly #known = new Map<string, Promise<BackupKey>>();
 
-  /** `masters` is what `readMasters` has given last; it is asked again for versions that are not in it, and before new keys. */
+  /**
+   * `masters` is the last result of `readMasters`, which is called again for versions that are missing from it and before creating keys.
+   */
   constructor(stored: Repository, masters: MasterKeys, readMasters: () => Promise<MasterKeys>) {
     this.#stored = stored;
     this.#masters = masters;
     this.#readMasters = readMasters;
   }
 
-  /** Never changes for a backup that has an object, so what is once known is kept. */
+  /** Never changes for a backup that has an object, so a known answer is cached. */
   find(place: BackupPlace): Promise<BackupKey> {
     const id = `${place.container}\0${place.prefix}`;
     const known = this.#known.get(id);
@@ -55,7 +57,7 @@ export class BackupKeys {
     return found;
   }
 
-  /** The secret of an encrypted backup, read anew. InvalidBackupError when it has no key; errors of keys. */
+  /** The secret of an encrypted backup, read afresh. InvalidBackupError when it has no key; also throws the errors of key lookup. */
   async require(place: BackupPlace): Promise<Buffer> {
     const found = await this.#findAnew(place);
     if (found.state === "locked") throw found.error;
@@ -66,8 +68,8 @@ export class BackupKeys {
   }
 
   /**
-   * Makes the data key of a new backup, wrapped by the current master key, unless it has one. Only one caller at a time may begin a
-   * backup: which key is in force is told by its object alone.
+   * Creates the data key of a new backup, wrapped by the current master key, unless it has one. Only one caller at a time may begin a
+   * backup: only the key object shows which key is in force.
    */
   async create(place: BackupPlace, ctx: WriteContext): Promise<void> {
     if ((await this.#findAnew(place)).state === "plain") {
@@ -82,8 +84,8 @@ export class BackupKeys {
   }
 
   /**
-   * Makes a backup's key one of the current master key alone: the new object is put and read back before the old ones go, so there is a
-   * key at every moment, and it can be broken off and run again. Returns whether anything was changed.
+   * Wraps a backup's data key with the current master key alone. The new object is put and read back before the old ones are removed, so
+   * that a key exists at every moment and the call can be interrupted and repeated. Returns whether anything was changed.
    */
   async rewrap(place: BackupPlace, ctx: WriteContext): Promise<boolean> {
     const secret = await this.require(place);
@@ -106,7 +108,7 @@ export class BackupKeys {
     return changed;
   }
 
-  /** The master key of this version. EncryptionKeyMissingError; `what` begins its message. */
+  /** The master key of this version. EncryptionKeyMissingError, whose message begins with `what`. */
   async master(version: string, what: string): Promise<MasterKey> {
     const has = (): MasterKey | undefined => this.#masters.find((each) => each.version === version);
     if (has() === undefined) this.#masters = await this.#readMasters();
@@ -133,7 +135,7 @@ export class BackupKeys {
         locked ??= found;
       }
       if (locked !== null) return locked;
-      // By name first: a listing of Swift may be behind what was put.
+      // By name first: a Swift listing may lag behind recent puts.
       const versions = await this.#listVersions(place);
       if (versions.length === 0) return { state: "plain" };
       this.#masters = await this.#readMasters();
@@ -144,7 +146,7 @@ export class BackupKeys {
     }
   }
 
-  /** Null when there is no key of this version. */
+  /** Null when no key of this version exists. */
   async #open(place: BackupPlace, master: MasterKey): Promise<Exclude<BackupKey, { state: "plain" }> | null> {
     const key = this.#keyOf(place, master.version);
     const chunks: Uint8Array[] = [];

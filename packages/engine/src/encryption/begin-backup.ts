@@ -4,8 +4,8 @@ import type { Repository, RepositoryEncryption } from "../repository/repository.
 import type { WriteContext } from "../run/run-context.ts";
 
 /**
- * Does what must be done once, by one caller, before ranges of a backup are copied: makes the data key of one that is encrypted.
- * Repeating it changes nothing. EncryptionKeyMissingError when the repository has no master keys.
+ * Does what one caller must do once before any range of a backup is copied: creates the data key if the backup is encrypted. Idempotent.
+ * EncryptionKeyMissingError when the repository has no master keys.
  */
 export async function beginBackup(
   { repository, layout }: { repository: Repository; layout: BackupLayout },
@@ -17,7 +17,7 @@ export async function beginBackup(
   await encryption.beginBackup(layout, ctx);
 }
 
-/** Makes sure that a backup that was begun encrypted goes on so. Errors of keys. */
+/** Makes sure that a backup begun as encrypted continues encrypted. Throws the errors of key lookup. */
 export async function requireKey(repository: Repository, layout: BackupLayout): Promise<void> {
   await encryptionFor(repository, layout)?.requireKey(layout);
 }

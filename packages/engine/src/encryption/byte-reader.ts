@@ -8,7 +8,7 @@ export class ByteReader {
     this.#chunks = body instanceof Uint8Array ? whole(body) : body[Symbol.asyncIterator]();
   }
 
-  /** So many bytes in memory of their own; fewer at the end of the stream. */
+  /** Up to `length` bytes in newly allocated memory; fewer only at the end of the stream. */
   async take(length: number): Promise<Buffer<ArrayBuffer>> {
     const piece = Buffer.from(new ArrayBuffer(length));
     let filled = 0;
@@ -21,7 +21,7 @@ export class ByteReader {
     return piece.subarray(0, filled);
   }
 
-  /** Whether nothing is left. */
+  /** Whether the stream is exhausted. */
   async atEnd(): Promise<boolean> {
     while (this.#rest.length === 0 && !this.#ended) {
       const next = await this.#chunks.next();

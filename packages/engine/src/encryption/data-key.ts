@@ -4,8 +4,8 @@ import { z } from "zod";
 import type { MasterKey } from "./master-keys.ts";
 
 /**
- * The data key of a backup as it lies in `<prefix>_key_<version>`: wrapped by the master key of that version, by AES-256-GCM with a
- * random nonce. The additional data is the object's name, so that the key of one backup is not taken for that of another.
+ * The data key of a backup as stored in `<prefix>_key_<version>`: wrapped by the master key of that version, by AES-256-GCM with a random
+ * nonce. The additional data is the object's name, so that one backup's key is not accepted as another's.
  */
 const wrapped = z.strictObject({
   tephra_key: z.literal(1),
@@ -17,14 +17,14 @@ const wrapped = z.strictObject({
 const dataKeyBytes = 32;
 const nonceBytes = 12;
 const tagBytes = 16;
-/** No key object is longer. */
+/** Upper bound on the size of a key object. */
 export const keyObjectBytesMax = 4096;
 
 export function newDataKey(): Buffer {
   return randomBytes(dataKeyBytes);
 }
 
-/** The bytes of a key object; different ones for every call. */
+/** The bytes of a key object; they differ on every call. */
 export function wrapDataKey(dataKey: Uint8Array, master: MasterKey, name: string): Uint8Array {
   const nonce = randomBytes(nonceBytes);
   const cipher = createCipheriv("aes-256-gcm", wrappingKey(master), nonce).setAAD(Buffer.from(name));
@@ -33,7 +33,7 @@ export function wrapDataKey(dataKey: Uint8Array, master: MasterKey, name: string
   return Buffer.from(JSON.stringify({ ...document, wrapped: bytes.toString("base64") }));
 }
 
-/** The data key in a key object; null when this master key, or this name, is not the one that it was wrapped with. */
+/** The data key in a key object; null when it was wrapped with a different master key or name. */
 export function unwrapDataKey(object: Uint8Array, master: MasterKey, name: string): Buffer | null {
   const parsed = wrapped.safeParse(parseJson(object));
   if (!parsed.success) return null;

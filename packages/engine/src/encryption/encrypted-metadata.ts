@@ -17,7 +17,7 @@ const labelSchema = z.object({
 
 const labelKeys = Object.keys(labelSchema.shape);
 
-/** The document, from one frame per chunk. */
+/** The document, built from chunks of one frame each. */
 export async function* encodeEncryptedMetadata(
   frames: AsyncIterable<Uint8Array>,
   label: EncryptedLabel,
@@ -41,7 +41,7 @@ export async function* encodeEncryptedMetadata(
   yield Buffer.from(lines.join(",\n"));
 }
 
-/** The frames in the document, as they come. FormatError for anything that is not such a document. */
+/** Streams the frames in the document. FormatError for anything that is not such a document. */
 export async function* readMetadataFrames(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   let version: unknown = null;
   for await (const events of streamJson(body, { keys: ["version"], lists: [framesKey] })) {
@@ -54,7 +54,7 @@ export async function* readMetadataFrames(body: AsyncIterable<Uint8Array>): Asyn
   if (version !== encryptedVersion) throw new FormatError("it is not encrypted, as all of its backup is");
 }
 
-/** What the document says without a key; null when it is none of an encrypted backup. */
+/** What the document states without a key; null when it is not the metadata of an encrypted backup. */
 export async function readEncryptedLabel(body: AsyncIterable<Uint8Array>): Promise<EncryptedLabel | null> {
   const values: Record<string, unknown> = {};
   try {

@@ -25,15 +25,15 @@ interface Part {
   signal?: AbortSignal;
 }
 
-/** Puts encryption before a repository. The master keys are read once now, and again for versions that are not among them. */
+/** Adds encryption to a repository. The master keys are read once now, and again when an unknown version is needed. */
 export async function encryptRepository(stored: Repository, source: MasterKeySource): Promise<Repository> {
   const readMasters = () => readMasterKeys(source);
   return new EncryptingRepository(stored, new BackupKeys(stored, await readMasters(), readMasters));
 }
 
 /**
- * A repository of which some backups are encrypted: those with a data key beside them. What operations stage is encrypted always, by
- * the current master key. There is no openFile: threads would read what is stored.
+ * A repository in which some backups are encrypted: those with a data key beside them. Staged objects are always encrypted, by the
+ * current master key. There is no openFile: threads would read ciphertext.
  */
 class EncryptingRepository implements Repository {
   readonly driver: Repository["driver"];
@@ -99,7 +99,7 @@ class EncryptingRepository implements Repository {
     yield* decryptPart(keys, read, { offset, length });
   }
 
-  /** Of the text; FormatError when no object can be so long. The metadata's is the one that is stored. */
+  /** The plaintext size; FormatError when no encrypted object can have the stored size. For metadata, the stored size. */
   async stat(key: ObjectKey): Promise<{ sizeBytes: number }> {
     const { sizeBytes } = await this.#stored.stat(key);
     const place = placeOf(key);
@@ -109,7 +109,7 @@ class EncryptingRepository implements Repository {
     return { sizeBytes: textBytes };
   }
 
-  /** Sizes are those of the text where the objects of one backup are listed, and 0 for what is too short for an encrypted one. */
+  /** Sizes are plaintext sizes when the objects of one backup are listed, and 0 for objects too short to be encrypted ones. */
   async *list(container: string, prefix: string, onPassedOver?: OnPassedOver): AsyncGenerator<ListedObject> {
     for await (const object of this.#stored.list(container, prefix, onPassedOver)) {
       const { name, sizeBytes } = object;
@@ -181,7 +181,7 @@ class EncryptingRepository implements Repository {
     await this.#stored.putIfAbsent(key, encodeEncryptedMetadata(encryptFrames(keys, body, 1), label), ctx);
   }
 
-  /** The secret for an object; null when it is none of an encrypted backup. Errors of keys. */
+  /** The secret for an object; null when it does not belong to an encrypted backup. Throws the errors of key lookup. */
   async #secretOf(key: ObjectKey): Promise<Buffer | null> {
     const place = placeOf(key);
     if (place === null) return null;
@@ -196,7 +196,7 @@ class EncryptingRepository implements Repository {
   }
 }
 
-/** Where the backup of an object lies; null for the names of keys, too, which are never encrypted. */
+/** The backup that an object belongs to; also null for key objects, which are never encrypted. */
 function placeOf({ container, name }: ObjectKey): BackupPlace | null {
   const prefix = prefixOf(name);
   return prefix === null || name.startsWith(`${prefix}_key_`) ? null : { container, prefix };
@@ -206,7 +206,7 @@ function isStaging(container: string): boolean {
   return container.startsWith(`${reservedContainer}/`) && container !== recordsContainer;
 }
 
-/** A part of a stream that can only be read from its start. */
+/** Part of a stream that can only be read from its start. */
 async function* cut(
   text: AsyncIterable<Uint8Array<ArrayBuffer>>,
   { offset, length }: { offset: number; length: number | null },

@@ -10,7 +10,7 @@ const secret = createHash("sha256").update("data key").digest();
 const name = "volume_v_20261120172141_backup_b-00001";
 const keys = frameKeysFor(secret, name);
 
-/** Bytes that depend on the seed alone. */
+/** Bytes determined by the seed alone. */
 function textOf(seedText: string, length: number): Buffer {
   const parts: Buffer[] = [];
   for (let index = 0; index * 32 < length; index++)

@@ -12,18 +12,18 @@ import { FormatError } from "../format/json-stream.ts";
 import { ByteReader } from "./byte-reader.ts";
 
 /**
- * An encrypted object, cut into frames so that it is read and written in bounded memory and by parts:
+ * An encrypted object, cut into frames so that it can be read and written in bounded memory and in parts:
  *
  *     "tephra" 0x00 0x01 | frame | frame | …          8 bytes, then frames of 65,564 bytes; the last one may be shorter
  *
- *     frame = nonce (12) | ciphertext (as long as the text: 65,536; the last one 0 to 65,536) | tag (16)
+ *     frame = nonce (12) | ciphertext (as long as the plaintext: 65,536; the last one 0 to 65,536) | tag (16)
  *
- * AES-256-GCM. The keys belong to one name, and the additional data of a frame are its index (64 bits, big-endian) and a byte
- * that is 1 for the last one: no frame fits another place or object, and nothing can be cut off. An empty object has one empty
- * frame; otherwise none is empty.
+ * AES-256-GCM. The keys belong to one name, and the additional data of a frame is its index (64 bits, big-endian) and a byte that is 1
+ * for the last frame: no frame is valid at another place or in another object, and truncation is detected. An empty object has one empty
+ * frame; otherwise no frame is empty.
  *
- * The nonce is the start of HMAC-SHA-256(nonce key, additional data | SHA-256 of the text). So equal text gives equal bytes, which lets
- * a second try adopt what the first has stored, and other text under the same name never meets the same nonce (0007).
+ * The nonce is the start of HMAC-SHA-256(nonce key, additional data | SHA-256 of the plaintext). So equal plaintext gives equal bytes,
+ * which lets a second attempt adopt what the first has stored, and different plaintext under the same name never reuses a nonce (0007).
  */
 export const frameTextBytes = 64 * 1024;
 
@@ -35,7 +35,7 @@ const overheadBytes = nonceBytes + tagBytes;
 
 const frameBytes = frameTextBytes + overheadBytes;
 
-/** About 1 MiB: every chunk is a write of its own. */
+/** About 1 MiB: every chunk is a separate write. */
 const framesPerChunk = 16;
 
 /** The two keys of one name. */
@@ -55,19 +55,19 @@ export function frameKeysFor(secret: Uint8Array, name: string): FrameKeys {
   return { cipher: createSecretKey(both.subarray(0, 32)), nonce: createSecretKey(both.subarray(32)) };
 }
 
-/** The nonce of a frame whose text has this SHA-256. */
+/** The nonce of a frame whose plaintext has this SHA-256. */
 export function frameNonce(keys: FrameKeys, place: FramePlace, textDigest: Uint8Array): Buffer {
   return createHmac("sha256", keys.nonce).update(placeBytes(place)).update(textDigest).digest().subarray(0, nonceBytes);
 }
 
-/** A frame in its three pieces. */
+/** A frame as its three pieces. */
 export function encryptFrame(keys: FrameKeys, place: FramePlace, text: Uint8Array): Buffer[] {
   const nonce = frameNonce(keys, place, hash("sha256", text, "buffer"));
   const cipher = createCipheriv("aes-256-gcm", keys.cipher, nonce).setAAD(placeBytes(place));
   return [nonce, cipher.update(text), cipher.final(), cipher.getAuthTag()];
 }
 
-/** FormatError unless the frame is the one of this place, under these keys, unchanged. */
+/** FormatError unless the frame is unmodified and belongs at this place under these keys. */
 export function decryptFrame(keys: FrameKeys, place: FramePlace, frame: Uint8Array): Uint8Array<ArrayBuffer> {
   if (frame.length < overheadBytes) throw new FormatError("it breaks off in the middle of an encrypted frame");
   const tagAt = frame.length - tagBytes;
@@ -84,7 +84,7 @@ export function decryptFrame(keys: FrameKeys, place: FramePlace, frame: Uint8Arr
   return text;
 }
 
-/** The text in frames, `perChunk` of them in each chunk. A chunk of the body is not used any more when the next one is asked for. */
+/** The plaintext in frames, `perChunk` of them per chunk. A chunk of the body is no longer used once the next one is requested. */
 export async function* encryptFrames(
   keys: FrameKeys,
   body: Uint8Array | AsyncIterable<Uint8Array>,
@@ -106,7 +106,7 @@ export async function* encryptFrames(
   }
 }
 
-/** An object as it is stored. */
+/** An object in its stored form. */
 export async function* encryptObject(
   keys: FrameKeys,
   body: Uint8Array | AsyncIterable<Uint8Array>,
@@ -116,8 +116,8 @@ export async function* encryptObject(
 }
 
 /**
- * Decrypts the frames that a reader still holds, the first of which is frame `first`: at most `count` of them, and the last one of
- * the object must say so. FormatError.
+ * Decrypts the frames remaining in a reader, starting with frame `first`: at most `count`, and the object's last frame must be marked as
+ * such. FormatError.
  */
 export async function* decryptFrames(
   keys: FrameKeys,
@@ -131,10 +131,10 @@ export async function* decryptFrames(
   }
 }
 
-/** Reads stored bytes from `offset`, so many or, when null, to the end. */
+/** Reads stored bytes from `offset`: `length` of them, or to the end when null. */
 export type ReadStored = (part: { offset: number; length: number | null }) => AsyncIterable<Uint8Array>;
 
-/** Decrypts a part of an object; a part beyond the end is cut. `length` null: to the end. FormatError. */
+/** Decrypts part of an object; a part that extends past the end is truncated. `length` null: to the end. FormatError. */
 export async function* decryptPart(
   keys: FrameKeys,
   read: ReadStored,
@@ -145,7 +145,7 @@ export async function* decryptPart(
   const first = Math.floor(part.offset / frameTextBytes);
   const count = Math.ceil(end / frameTextBytes) - first;
   const offset = first === 0 ? 0 : framesMagic.length + first * frameBytes;
-  // One byte more than the frames: what follows a frame says that it is not the last one.
+  // One byte more than the frames: a following byte proves that the last of them is not the object's last.
   const length = framesMagic.length + (first + count) * frameBytes + 1 - offset;
   const reader = new ByteReader(read({ offset, length: Number.isFinite(length) ? length : null }));
   try {
@@ -168,7 +168,7 @@ async function expectMagic(reader: ByteReader): Promise<void> {
   }
 }
 
-/** Length of the text in an object of so many stored bytes; null when no object is so long. Only a claim until it is decrypted. */
+/** Plaintext length of an object of this stored size; null when no object has that size. Unauthenticated until decrypted. */
 export function textBytesOf(storedBytes: number): number | null {
   const bytes = storedBytes - framesMagic.length;
   const whole = Math.floor(bytes / frameBytes);

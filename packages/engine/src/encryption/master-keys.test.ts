@@ -117,7 +117,7 @@ test("a data key is unwrapped by its own master key, for its own name, and uncha
     const changed = Buffer.from(object);
     changed[at] = (changed[at] ?? 0) ^ 1;
     const unwrapped = unwrapDataKey(changed, master, "prefix_key_1");
-    // Only what is no part of the key may change without effect, and nothing in such an object is.
+    // Every byte of the object is significant: changing any of them must invalidate it.
     expect(unwrapped, `byte ${at}`).toBeNull();
   }
 });

@@ -4,22 +4,22 @@ import { promisify } from "node:util";
 import { keyVersionPattern } from "@tephra/format";
 import { errnoOf, RepositoryConfigError, RepositoryUnavailableError } from "../errors.ts";
 
-/** Where the master keys of a repository come from: a file, or what a program prints. Exactly one of the two. */
+/** Where the master keys of a repository come from: a file, or a program's output. Exactly one of the two. */
 export interface MasterKeySource {
-  /** Must not be readable by everybody. */
+  /** Must not be world-readable. */
   keyFile?: string | undefined;
   /** A program and its arguments; run without a shell. */
   keyCommand?: readonly string[] | undefined;
 }
 
 export interface MasterKey {
-  /** Its name in the names of objects. */
+  /** Its name within object names. */
   version: string;
   /** 32 bytes. */
   secret: Buffer;
 }
 
-/** All master keys that are at hand, in the order in which they are tried. The first one is current: it wraps new data keys. */
+/** All available master keys, in the order in which they are tried. The first one is current: it wraps new data keys. */
 export type MasterKeys = readonly [MasterKey, ...MasterKey[]];
 
 const secretBytes = 32;
@@ -28,8 +28,8 @@ const commandTimeoutMs = 30_000;
 const runFile = promisify(execFile);
 
 /**
- * Reads the master keys. RepositoryConfigError for a file that cannot be read or that everybody can read, and for a text that is no list
- * of keys; RepositoryUnavailableError when the command fails or takes longer than 30 s. No message has a word of the text.
+ * Reads the master keys. RepositoryConfigError for a file that is unreadable or world-readable, and for text that is not a list of keys;
+ * RepositoryUnavailableError when the command fails or takes longer than 30 s. No message quotes the text.
  */
 export async function readMasterKeys(source: MasterKeySource): Promise<MasterKeys> {
   const { keyFile, keyCommand } = source;
@@ -45,7 +45,7 @@ export async function readMasterKeys(source: MasterKeySource): Promise<MasterKey
 
 /**
  * Parses a list of master keys: lines `version:secret` with 32 bytes in base64, the newest one last. Empty lines and lines that start
- * with `#` are passed over.
+ * with `#` are ignored.
  */
 export function parseMasterKeys(text: string, origin: string): MasterKeys {
   const keys: MasterKey[] = [];
@@ -90,7 +90,7 @@ async function runKeyCommand(program: string, args: readonly string[]): Promise<
     const options = { timeout: commandTimeoutMs, killSignal: "SIGKILL", maxBuffer: textBytesMax } as const;
     return (await runFile(program, args, options)).stdout;
   } catch (error) {
-    // Without the cause: it carries what the command has printed.
+    // No cause: it would contain the command's output.
     const { code, killed } = error as { code?: unknown; killed?: unknown };
     const reason = killed === true ? `it took longer than ${commandTimeoutMs / 1000} s` : String(code);
     throw new RepositoryUnavailableError(`The key command ${program} failed: ${reason}.`, { retryable: true });

@@ -4,11 +4,11 @@ import { decryptFrames, encryptFrames, type FrameKeys, frameKeysFor, frameTextBy
 import type { MasterKey } from "./master-keys.ts";
 
 /**
- * What an operation stages, which goes with it, needs no data key to outlive its master key:
+ * Staged objects are removed with their operation, so they need no data key that outlives a master key:
  *
  *     "tephra" 0x00 0x02 | length of the version (1) | version of the master key | frames
  *
- * The frames are those of an object (frames.ts), with keys that are derived from the master key and the object's place.
+ * The frames are those of an object (frames.ts), with keys derived from the master key and the object's place.
  */
 const magic = Buffer.from("tephra\0\u0002", "latin1");
 
@@ -22,8 +22,8 @@ export async function* encryptStaged(
 }
 
 /**
- * Decrypts what was staged. What was staged before encryption was switched on passes as it is: whoever stages keeps a digest apart,
- * and takes nothing that does not have it.
+ * Decrypts staged data. Data staged before encryption was enabled passes unchanged: whoever stages keeps a digest separately and rejects
+ * data that does not match it.
  */
 export async function* decryptStaged(
   masterOf: (version: string) => Promise<MasterKey>,

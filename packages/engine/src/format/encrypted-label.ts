@@ -1,7 +1,7 @@
 /**
- * `_metadata` of an encrypted backup: a JSON document of which every reader can tell that it is not for him. A Cinder refuses the
- * version. The frames hold the document of a plain backup; what stands behind them is for listings without a key, and not read
- * where there is one.
+ * `_metadata` of an encrypted backup: a JSON document that every reader can recognize as unreadable without the key. Cinder rejects the
+ * version. The frames hold the document of a plain backup; the fields after them serve listings without a key and are ignored when there
+ * is one.
  *
  *     {
  *       "encrypted": [
@@ -13,10 +13,10 @@
  */
 export const encryptedVersion = "tephra-encrypted-1";
 
-/** The key of the list of frames. */
+/** The JSON key under which the frames are listed. */
 export const framesKey = "encrypted";
 
-/** What an encrypted backup says without its key. Not authenticated. */
+/** What an encrypted backup states without its key. Not authenticated. */
 export interface EncryptedLabel {
   backupId: string | null;
   volumeId: string | null;

@@ -1,13 +1,13 @@
 import { type JsonValue, pythonJson } from "./python-json.ts";
 
-/** What a record says about a backup; everything else in it is null or fixed. */
+/** The variable contents of a record; everything else in it is null or fixed. */
 export interface ExportRecordInput {
   id: string;
   userId: string | null;
   projectId: string | null;
   volumeId: string;
   container: string;
-  /** Called service_metadata in the record. */
+  /** service_metadata in the record. */
   prefix: string;
   parentId: string | null;
   /** In GiB, rounded up. */
@@ -24,11 +24,11 @@ export interface ExportRecordInput {
   host: string | null;
   availabilityZone: string | null;
   metadata: Readonly<Record<string, string>>;
-  /** The key of an encrypted volume, in whoever keeps keys; only its id is carried. */
+  /** Id of an encrypted volume's key in its key manager; only the id is carried. */
   encryptionKeyId?: string | null;
 }
 
-/** The `backup_url` that Cinder's import takes: base64 of a JSON document with all keys of Cinder's own, in its order. */
+/** The `backup_url` that Cinder's import accepts: base64 of a JSON document with all of Cinder's keys, in Cinder's order. */
 export function encodeExportRecord(input: ExportRecordInput): string {
   const record: { [key: string]: JsonValue } = {
     driver_info: {},

@@ -6,15 +6,15 @@ export interface Extent {
   length: number;
 }
 
-/** The part of a volume that is asked for; a length of null means up to its end. Null when it does not lie within the volume. */
+/** The requested part of a volume; a length of null means up to its end. Null when the part is not within the volume. */
 export function partOf(volumeBytes: number, part: { offset: number; length: number | null }): Extent | null {
   const length = part.length ?? volumeBytes - part.offset;
   return part.offset < 0 || length < 0 || part.offset + length > volumeBytes ? null : { offset: part.offset, length };
 }
 
 /**
- * Cuts a volume into ranges, each a whole number of object windows (the last one ends with the volume). A range is at
- * least `rangeBytes` long, and longer where more than `rangesMax` ranges would come out. An empty volume has no range.
+ * Cuts a volume into ranges, each a whole number of object windows (the last one ends with the volume). A range is at least `rangeBytes`
+ * long, and longer where there would otherwise be more than `rangesMax`. An empty volume has no ranges.
  */
 export function cutRanges(input: {
   volumeBytes: number;
@@ -31,7 +31,7 @@ export function cutRanges(input: {
   return cutWindows({ offset: 0, length: volumeBytes }, windowsPerRange * objectBytes);
 }
 
-/** The object windows of an extent that starts on a window, in order; the last one may be shorter. */
+/** The object windows of an extent that starts on a window boundary, in order; the last one may be shorter. */
 export function cutWindows(extent: Extent, windowBytes: number): Extent[] {
   const windows: Extent[] = [];
   const end = extent.offset + extent.length;

@@ -23,7 +23,7 @@ const layout: BackupLayout = {
   parentId: null,
 };
 
-/** Reads from memory and counts the bytes that were asked for. */
+/** Reads from memory and counts the requested bytes. */
 function reader(bytes: Uint8Array): { read: ReadHashList; bytesRead: () => number } {
   let bytesRead = 0;
   const read: ReadHashList = async function* (part) {

@@ -6,7 +6,7 @@ import type { BackupLayout } from "./layout.ts";
 import { pythonString } from "./python-json.ts";
 
 /**
- * `_sha256file`, one line per block, so that the line of block n starts at a fixed place:
+ * `_sha256file`, one line per block, so that the line of block n starts at a fixed offset:
  *
  *     …,\n  "sha256s": [\n
  *         "<64 hex digits>",\n      4 + 66 + 1 + 1 = 72 bytes
@@ -15,7 +15,7 @@ import { pythonString } from "./python-json.ts";
 export const hashLineBytes = 72;
 const digestBytes = 32;
 const version = "1.0.0";
-/** Where the list starts in a document of Cinder's layout: names and descriptions have at most 255 characters there, of up to 12 bytes. */
+/** Bound on where the list starts in Cinder's layout: names and descriptions have at most 255 characters there, of up to 12 bytes each. */
 const headBytesMax = 64 * 1024;
 const tailBytesMax = 4 * 1024;
 const headMarker = '\n  "sha256s": [\n';
@@ -43,16 +43,16 @@ export function hashListTail(layout: BackupLayout): string {
 
 const emptyLine = Buffer.from(`    "${"0".repeat(2 * digestBytes)}",\n`);
 const digitsStart = 5;
-/** The two digits of every byte. */
+/** Both hex digits of every byte value. */
 const digitsOfByte = Buffer.from(Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, "0")).join(""));
-/** The value of every digit; what is none has a bit that no value has. */
+/** The value of every hex digit; other characters map to a bit that no digit value has. */
 const noDigit = 16;
 const valueOfDigit = new Uint8Array(256).fill(noDigit);
 for (let value = 0; value < 16; value++) valueOfDigit[value.toString(16).charCodeAt(0)] = value;
 
 /**
- * The lines of consecutive hashes (32 bytes each), separated by commas and newlines, without one at either end. Done byte by byte:
- * a string per line would take four times as long.
+ * The lines of consecutive hashes (32 bytes each), separated by commas and newlines, without a separator at either end. Encoded byte by
+ * byte: a string per line would take four times as long.
  */
 export function encodeHashes(digests: Uint8Array): Uint8Array<ArrayBuffer> {
   const count = digests.length / digestBytes;
@@ -68,7 +68,7 @@ export function encodeHashes(digests: Uint8Array): Uint8Array<ArrayBuffer> {
   return lines;
 }
 
-/** Reads part of an object; like Repository.get, bound to one hash list. */
+/** Reads part of an object; Repository.get bound to one hash list. */
 export type ReadHashList = (part: { offset: number; length: number } | null) => AsyncIterable<Uint8Array>;
 
 /** A hash list that can be read in parts. */
@@ -76,16 +76,16 @@ export interface HashList {
   blockBytes: number;
   /** Number of blocks of the volume. */
   count: number;
-  /** 32 bytes for each of the blocks from `first`; FormatError when the list does not hold them. */
+  /** 32 bytes for each of `count` blocks from `first`; FormatError when the list does not contain them. */
   read(first: number, count: number): Promise<Uint8Array<ArrayBuffer>>;
 }
 
-/** Blocks that are read together and kept: 32 MiB of a volume in blocks of 4 KiB, 256 MiB in blocks of 32 KiB. */
+/** Blocks read and cached together: 32 MiB of a volume with 4 KiB blocks, 256 MiB with 32 KiB blocks. */
 const cachedBlocks = 8192;
-/** Parts that are kept, of 256 KiB each. */
+/** Most cached parts, of 256 KiB each. */
 const cachedPartsMax = 16;
 
-/** The same list, for many small reads that lie near each other: what was read is kept, up to 4 MiB. */
+/** The same list for many small reads close to each other: up to 4 MiB of what was read is cached. */
 export function cachedHashList(list: HashList): HashList {
   const parts = new Map<number, Promise<Uint8Array>>();
   const partOf = (index: number): Promise<Uint8Array> => {
@@ -115,9 +115,8 @@ export function cachedHashList(list: HashList): HashList {
 }
 
 /**
- * Opens a hash list of `sizeBytes`. When it has Cinder's layout, two small reads are enough and every part is read by its
- * place; any other layout is parsed as a stream, each time. Throws FormatError, and EncryptionKeyMissingError for an encrypted one as
- * it is stored.
+ * Opens a hash list of `sizeBytes`. In Cinder's layout, two small reads suffice and every part is read by its offset; any other layout is
+ * parsed as a stream, each time. Throws FormatError, and EncryptionKeyMissingError for an encrypted list read as stored.
  */
 export async function openHashList(read: ReadHashList, sizeBytes: number): Promise<HashList> {
   return (await openFixedWidth(read, sizeBytes)) ?? (await openStreamed(read));
@@ -129,7 +128,7 @@ const headSchema = z.object({
     .min(1)
     .max(2 ** 40),
 });
-/** What stands around the hashes, with an empty list in their place. */
+/** The document around the hashes, with an empty list in their place. */
 const frameSchema = headSchema.extend({ sha256s: z.tuple([]), version: z.literal(version) });
 
 async function openFixedWidth(read: ReadHashList, sizeBytes: number): Promise<HashList | null> {
@@ -175,7 +174,7 @@ async function readLines(
   return digests;
 }
 
-/** Called for every block of a volume; as exact as a comparison with what `encodeHashes` makes. */
+/** Called for every block of a volume; as strict as comparing with the output of `encodeHashes`. */
 function decodeLines(lines: Buffer, count: number, into: Uint8Array): void {
   if (lines.length !== count * hashLineBytes - 2) throw new FormatError("it is shorter than its own layout says");
   for (let index = 0; index < count; index++) {

@@ -1,6 +1,6 @@
 import { JsonReader, parseStrictJson, UnusableJsonError } from "@tephra/format";
 
-/** The text is not what the format says. Becomes a DamagedObjectError where the object's name is known. */
+/** The text violates the format. Becomes a DamagedObjectError where the object's name is known. */
 export class FormatError extends Error {}
 
 /** A value of the document's top level, or one element of a top-level list. */
@@ -11,17 +11,17 @@ export interface JsonEvent {
 }
 
 /**
- * The most bytes between two values that matter. It bounds every string, every nesting and everything unknown; the longest
- * legitimate value is volume_meta.
+ * The most bytes between two relevant values. Bounds every string, nesting depth and unknown content; the longest legitimate value is
+ * volume_meta.
  */
 const bytesBetweenValuesMax = 1024 * 1024;
-/** Bytes are parsed in slices, so that one turn of the event loop stays short. */
+/** Bytes are parsed in slices, to keep each turn of the event loop short. */
 const sliceBytes = 64 * 1024;
 
 /**
- * Parses one JSON object from a stream in constant memory: yields the values of the top-level `keys` and the elements of
- * the top-level `lists`, in the order of the text. Throws FormatError for anything that is not one whole JSON object under the rules of
- * JsonReader (no key twice in any object, bounded depth and width), and for values longer than 1 MiB.
+ * Parses one JSON object from a stream in constant memory: yields the values of the top-level `keys` and the elements of the top-level
+ * `lists`, in document order. Throws FormatError for anything that is not exactly one JSON object under the rules of JsonReader (no
+ * duplicate keys in any object, bounded depth and width), and for values longer than 1 MiB.
  */
 export async function* streamJson(
   body: AsyncIterable<Uint8Array>,
@@ -50,7 +50,7 @@ export async function* streamJson(
   }
 }
 
-/** One JSON object in memory, under the same rules. FormatError. */
+/** Parses one JSON object in memory under the same rules. FormatError. */
 export function parseDocument(bytes: Uint8Array | string): Record<string, unknown> {
   try {
     return parseStrictJson(bytes);

@@ -3,18 +3,18 @@ import { type Compression, codecOf, type Encoding, levelsOf, type ZlibEncoder } 
 import { InvalidLayoutError, InvalidObjectNameError } from "../errors.ts";
 import type { Extent } from "./extents.ts";
 
-/** Everything that decides the bytes and names of a backup. Fixed at plan and never decided again. */
+/** Everything that determines the bytes and names of a backup. Fixed at plan time and never decided again. */
 export interface BackupLayout {
   backupId: string;
   volumeId: string;
   container: string;
-  /** What Cinder calls service_metadata: the start of every object's name. */
+  /** service_metadata in Cinder: the prefix of all object names. */
   prefix: string;
-  /** The label of what is compressed, as configured. */
+  /** The label of compressed objects, as configured. */
   compression: Compression;
-  /** Level of its encoder, see levelDefault; of zlib where compression is off. */
+  /** The encoder's level, see levelDefault; zlib's where compression is off. */
   level: number;
-  /** What makes zlib streams; default `zlib`. Part of the plan: all who copy an object must make the same bytes. */
+  /** The encoder of zlib streams; default `zlib`. Part of the plan: all workers that copy an object must produce the same bytes. */
   zlibEncoder?: ZlibEncoder;
   /** Size of a window of the volume, a multiple of blockBytes. */
   objectBytes: number;
@@ -63,12 +63,12 @@ export function checkLayout(layout: BackupLayout): void {
   checkPrefix(layout.prefix);
 }
 
-/** How a layout has objects compressed. */
+/** The encoding that a layout's objects use. */
 export function encodingOf({ compression, level, zlibEncoder = "zlib" }: BackupLayout): Encoding {
   return { compression, level, zlibEncoder };
 }
 
-/** Throws InvalidObjectNameError unless the prefix is a whole one. Returns it. */
+/** Throws InvalidObjectNameError unless the prefix is complete. Returns it. */
 export function checkPrefix(prefix: string): string {
   if (!isObjectPrefix(prefix)) {
     throw new InvalidObjectNameError(`Not the prefix of a backup's objects: ${JSON.stringify(prefix.slice(0, 300))}.`);
@@ -84,14 +84,14 @@ export function hashListName(prefix: string): string {
   return `${prefix}_sha256file`;
 }
 
-/** The data key of an encrypted backup, wrapped by the master key of this version. */
+/** The object that holds an encrypted backup's data key, wrapped by the master key of this version. */
 export function keyName(prefix: string, masterVersion: string): string {
   return `${prefix}${keyMark}${masterVersion}`;
 }
 
 const keyMark = "_key_";
 
-/** The version in the name of a wrapped data key, or null when the name is not exactly one of this prefix. */
+/** The version in the name of a wrapped data key, or null when the name does not belong to exactly this prefix. */
 export function keyVersion(prefix: string, name: string): string | null {
   if (!name.startsWith(prefix + keyMark)) return null;
   const version = name.slice(prefix.length + keyMark.length);
@@ -103,7 +103,7 @@ export function dataName(prefix: string, number: number): string {
   return `${prefix}-${String(number).padStart(5, "0")}`;
 }
 
-/** The number in a data object's name, or null when the name is not exactly one of this prefix. */
+/** The number in a data object's name, or null when the name does not belong to exactly this prefix. */
 export function dataNumber(prefix: string, name: string): number | null {
   if (!name.startsWith(`${prefix}-`)) return null;
   const digits = name.slice(prefix.length + 1);
@@ -111,12 +111,12 @@ export function dataNumber(prefix: string, name: string): number | null {
   return Number(digits);
 }
 
-/** The most objects that one window of an incremental can become: every other block changed. */
+/** The most objects that one window of an incremental can produce: every other block changed. */
 export function objectsPerWindow(layout: BackupLayout): number {
   return Math.ceil(layout.objectBytes / layout.blockBytes / 2);
 }
 
-/** Numbers of the objects that a range may write: after `from`, up to and including `to`. Names follow from the position alone. */
+/** Object numbers that a range may use: greater than `from`, up to and including `to`. They follow from the position alone. */
 export function numbersOfRange(layout: BackupLayout, range: Extent): { from: number; to: number } {
   const firstWindow = range.offset / layout.objectBytes;
   const windows = Math.ceil(range.length / layout.objectBytes);

@@ -3,9 +3,8 @@ import { createHash } from "node:crypto";
 const modulus = 2n ** 256n;
 
 /**
- * A digest of a set of names with what is said about them that does not depend on the order in which they are seen: the sum of
- * SHA-256(name, NUL, text) modulo 2^256, where the text is the stored size in decimal. So a listing of any length is compared in
- * constant memory.
+ * An order-independent digest of a set of names with a text for each: the sum of SHA-256(name, NUL, text) modulo 2^256, where the text is
+ * the stored size in decimal. Listings of any length are compared in constant memory.
  */
 export class ListingDigest {
   #sum = 0n;
@@ -26,7 +25,7 @@ export class ListingDigest {
   }
 }
 
-/** The same of names with the MD5 of what is stored. */
+/** The same digest of names with the MD5 of the stored bytes. */
 export class Md5Digest {
   readonly #digest = new ListingDigest();
   #complete = true;
@@ -36,7 +35,7 @@ export class Md5Digest {
     else this.#digest.add(name, md5);
   }
 
-  /** Null unless the store has told the MD5 of every object. */
+  /** Null unless the store reported an MD5 for every object. */
   get hex(): string | null {
     return this.#complete ? this.#digest.hex : null;
   }

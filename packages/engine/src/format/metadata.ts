@@ -9,10 +9,10 @@ import { pythonString } from "./python-json.ts";
 
 /** Keys sorted, indent 2, `,\n` and `: `, \uXXXX for everything but printable ASCII, no newline at the end. */
 const version = "1.0.0";
-/** No store takes larger objects. Only a bound: nothing is allocated by it. */
+/** No store accepts larger objects. Only a sanity bound: it allocates nothing. */
 const objectLengthMax = 2 ** 42;
 
-/** What stands around the entries of `_metadata`. */
+/** The parts of `_metadata` outside its entries. */
 export interface MetadataHeader {
   backupId: string | null;
   volumeId: string | null;
@@ -42,7 +42,7 @@ const scalarKeys = Object.keys(scalarSchemas) as (keyof typeof scalarSchemas)[];
 
 const entryBody = z.object({
   offset: z.int().min(0),
-  // A Cinder restores without the next two, so they may be missing; what is there must be right.
+  // Cinder restores without the next two, so they may be missing; if present, they must be valid.
   length: z.int().min(1).max(objectLengthMax).optional(),
   md5: z
     .string()
@@ -87,15 +87,14 @@ export function metadataEntry(prefix: string, entry: ObjectEntry): string {
     }`;
 }
 
-/** Finds the decoded length of an object that the metadata does not give. */
+/** Determines the decoded length of an object whose metadata does not state it. */
 export type MeasureEntry = (object: { number: number; compression: Compression }) => Promise<number>;
 
 /**
- * Decodes `_metadata` as a stream: yields the entries in batches and returns what stands around them. Entries are checked
- * one by one: names of exactly this prefix with rising numbers, rising offsets, no overlap, sane sizes. Throws FormatError, and
- * UnsupportedCompressionError for a label that is known not to be decoded here, EncryptionKeyMissingError for the metadata of an
- * encrypted backup as it is stored. The version is checked at the end, since it
- * stands behind the entries: do nothing irreversible before.
+ * Decodes `_metadata` as a stream: yields the entries in batches and returns the header fields around them. Entries are checked one by
+ * one: names of exactly this prefix with rising numbers, rising offsets, no overlap, sane sizes. Throws FormatError,
+ * UnsupportedCompressionError for a known label that is not decoded here, and EncryptionKeyMissingError for the metadata of an encrypted
+ * backup read as stored. The version follows the entries and is checked last: do nothing irreversible before.
  */
 export async function* readMetadata(
   body: AsyncIterable<Uint8Array>,

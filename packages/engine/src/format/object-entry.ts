@@ -4,11 +4,11 @@ import type { Compression } from "../codec/compression.ts";
 export interface ObjectEntry {
   /** The number in its name. */
   number: number;
-  /** Where its bytes belong in the volume. */
+  /** Offset of its bytes in the volume. */
   offset: number;
   /** Decoded length. */
   length: number;
-  /** Hex MD5 of the decoded bytes; null when the metadata has none. What is written always has one. */
+  /** Hex MD5 of the decoded bytes; null when the metadata has none. Entries written here always have one. */
   md5: string | null;
   /** The label. */
   compression: Compression;

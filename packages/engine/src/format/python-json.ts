@@ -1,4 +1,4 @@
-/** Values that the documents of a repository hold. */
+/** Values used in repository documents. */
 export type JsonValue = string | number | boolean | null | JsonValue[] | { [key: string]: JsonValue };
 
 /** A string as Python's `json.dumps` writes it: ASCII only, everything outside space to tilde escaped with \uXXXX. */

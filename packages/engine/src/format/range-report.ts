@@ -1,21 +1,21 @@
 import type { Extent } from "./extents.ts";
 
-/** What a finished range leaves in its task's row: small, JSON, and enough to seal without looking at the volume again. */
+/** What a finished range stores in its task row: small, JSON, and enough to seal without reading the volume again. */
 export interface RangeReport {
   range: Extent;
   objects: number;
   blocks: number;
-  /** Bytes of the range that were read; holes are not. */
+  /** Bytes of the range that were read; excludes holes. */
   bytesRead: number;
-  /** Bytes of all objects as stored, adopted ones included. */
+  /** Stored bytes of all objects, including adopted ones. */
   bytesStored: number;
-  /** Of these, the bytes of objects that were there already: an earlier try has stored them. */
+  /** Of these, bytes of objects that already existed: an earlier attempt has stored them. */
   bytesAdopted: number;
-  /** What the source looked like before and after; all ranges of a backup must have seen the same. */
+  /** The source's fingerprint before and after; must be the same for all ranges of a backup. */
   sourceFingerprint: string;
   /** See ListingDigest. */
   listingDigest: string;
-  /** See Md5Digest: what the store said when the objects were put. Absent in reports of earlier versions. */
+  /** See Md5Digest: MD5s reported by the store when the objects were put. Absent in reports of earlier versions. */
   md5Digest?: string | null;
   /** Hex SHA-256 of the two slices. */
   hashesDigest: string;

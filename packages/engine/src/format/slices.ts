@@ -4,14 +4,14 @@ import { metadataEntry } from "./metadata.ts";
 import type { ObjectEntry } from "./object-entry.ts";
 
 const comma = Buffer.from(",\n");
-/** Entries are joined to chunks of about this many before they are written. */
+/** Number of entries joined into one chunk before it is written. */
 const entriesPerChunk = 1000;
 /** Blocks per chunk of hash text: 576 KiB. */
 const hashesPerChunk = 8192;
 
 /**
- * A range's part of `_sha256file`: exactly the bytes that will stand there, without a comma at either end. `windows` are the
- * hashes of consecutive windows, 32 bytes per block.
+ * A range's part of `_sha256file`: exactly the bytes that the file will contain, without a comma at either end. `windows` are the hashes
+ * of consecutive windows, 32 bytes per block.
  */
 export function* hashSlice(windows: readonly Uint8Array[]): Generator<Uint8Array> {
   let first = true;
@@ -24,7 +24,7 @@ export function* hashSlice(windows: readonly Uint8Array[]): Generator<Uint8Array
   }
 }
 
-/** A range's part of `_metadata`: exactly the bytes that will stand there, without a comma at either end. */
+/** A range's part of `_metadata`: exactly the bytes that the file will contain, without a comma at either end. */
 export function* entrySlice(prefix: string, entries: readonly ObjectEntry[]): Generator<Uint8Array> {
   for (let start = 0; start < entries.length; start += entriesPerChunk) {
     if (start > 0) yield comma;
@@ -40,7 +40,7 @@ export function sliceDigest(slice: Iterable<Uint8Array>): string {
   return hash.digest("hex");
 }
 
-/** Puts `,\n` between slices that are not empty, and text before and behind. */
+/** Joins non-empty slices with `,\n`, and adds text before and after. */
 export async function* joinSlices(
   head: string,
   slices: Iterable<AsyncIterable<Uint8Array>>,

@@ -1,26 +1,26 @@
 import { backupIdPattern, parseStrictJson } from "@tephra/format";
 import { type JsonValue, pythonJson } from "./python-json.ts";
 
-/** What is kept about a volume inside its backup. */
+/** What a backup records about its volume. */
 export interface VolumeMetaInput {
   volumeId: string;
   /** Exact length. */
   volumeBytes: number;
   name: string | null;
   description: string | null;
-  /** The key of an encrypted volume, in whoever keeps keys; only its id is carried. */
+  /** Id of an encrypted volume's key in its key manager; only the id is carried. */
   encryptionKeyId?: string | null;
   /** The volume's own keys and values. */
   metadata?: Readonly<Record<string, string>>;
 }
 
-/** The key in volume-base-metadata that holds the exact length. Cinder ignores columns that it does not know. */
+/** The volume-base-metadata key that holds the exact length. Cinder ignores columns that it does not know. */
 const bytesKey = "tephra_bytes";
 const gibibyte = 1024 ** 3;
 
 /**
- * The volume_meta string in Cinder's version 2: the columns that a real Cinder needs for a restore, and the exact length,
- * which its size in GiB cannot say.
+ * The volume_meta string in Cinder's version 2: the columns that Cinder needs for a restore, and the exact length, which the size in GiB
+ * cannot express.
  */
 export function encodeVolumeMeta(input: VolumeMetaInput): string {
   const document: { [key: string]: JsonValue } = {
@@ -40,12 +40,12 @@ export function encodeVolumeMeta(input: VolumeMetaInput): string {
   return pythonJson(document);
 }
 
-/** The exact length noted in a volume_meta string, or null. Only a claim: check it against the backup. */
+/** The exact length recorded in a volume_meta string, or null. Unverified: check it against the backup. */
 export function statedVolumeBytes(volumeMeta: string | null): number | null {
   return wholeNumber(property(baseColumns(volumeMeta), bytesKey));
 }
 
-/** What the columns of the volume say about it. Only claims. */
+/** What the volume columns state. Unverified. */
 export interface StatedColumns {
   sizeGib: number | null;
   encryptionKeyId: string | null;

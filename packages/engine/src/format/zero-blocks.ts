@@ -1,6 +1,6 @@
 import { hash } from "node:crypto";
 
-/** Constants, each computed once: a block of 64 MiB costs a tenth of a second, and a large volume has many windows of zeros. */
+/** Cached constants: hashing a block of 64 MiB takes a tenth of a second, and a large volume has many windows of zeros. */
 const digests = new Map<number, Buffer>();
 const digestsMax = 32;
 

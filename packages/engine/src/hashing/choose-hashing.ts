@@ -1,17 +1,17 @@
 import { type HashingChoice, openHashing, opensslChoice, type Span } from "./hashing.ts";
 import { availablePaths, loadNative } from "./native.ts";
 
-/** What may be asked for: the faster one by measurement, or one of the two whatever its speed. */
+/** Which implementation to use: the faster one by measurement, or a fixed one regardless of speed. */
 export type HashingOption = "auto" | "openssl" | "native";
 
-/** Enough to tell a factor of two apart, and over in a few milliseconds. */
+/** Enough to detect a factor of two, and done in a few milliseconds. */
 const probeBytes = 512 * 1024;
 const probeBlockBytes = 32 * 1024;
 const probes = 3;
 
 /**
- * The fastest ways to hash on this machine, by a short measurement (about 10 ms). "native" takes the fastest native way even
- * where OpenSSL is faster, and throws where there is none.
+ * The fastest hashing on this machine, by a short measurement (about 10 ms). "native" takes the fastest native path even where OpenSSL is
+ * faster, and throws where there is none.
  */
 export function chooseHashing(option: HashingOption = "auto"): HashingChoice {
   const addon = option === "openssl" ? null : loadNative();

@@ -1,45 +1,45 @@
 import { hash } from "node:crypto";
 import { loadNative, md5MessagesMax, type NativeAddon, type NativePath, pathNumber } from "./native.ts";
 
-/** How the two digests of the format are computed. Plain data, so that it can be handed to threads. */
+/** How the format's two digests are computed. Plain data, so that it can be passed to threads. */
 export interface HashingChoice {
   sha256: "openssl" | Exclude<NativePath, "plain">;
   md5: "openssl" | "avx2" | "avx512";
 }
 
-/** A part of some bytes. */
+/** A contiguous part of a buffer. */
 export interface Span {
   offset: number;
   length: number;
 }
 
-/** SHA-256 of blocks and MD5 of objects. All implementations give the same; they differ in speed alone. */
+/** SHA-256 of blocks and MD5 of objects. All implementations give the same result and differ only in speed. */
 export interface Hashing {
   readonly choice: HashingChoice;
   /**
-   * SHA-256 of every block of `data` (the last one over its actual bytes), 32 bytes each, to the start of `digests`, and to the
-   * start of `zero` a 1 for every block that is all zero.
+   * Writes the SHA-256 of every block of `data` (the last one over its actual bytes), 32 bytes each, to the start of `digests`, and 1 to
+   * the start of `zero` for every block that is all zeros.
    */
   hashBlocks(data: Uint8Array, blockBytes: number, digests: Uint8Array, zero: Uint8Array): void;
   /** Hex MD5 of every span. */
   md5(data: Uint8Array, spans: readonly Span[]): string[];
-  /** MD5 of several messages in step that arrive piece by piece; null where that cannot be done or does not pay. */
+  /** Multi-lane MD5 of several messages that arrive piece by piece; null where it is unavailable or slower. */
   readonly md5InStep: Md5InStep | null;
 }
 
 export interface Md5InStep {
-  /** The states of digests of nothing: plain bytes, which may go on in another thread. */
+  /** Initial digest states: plain bytes, which another thread may continue. */
   start(count: number): Uint8Array<ArrayBuffer>;
-  /** Takes one piece of every message into its state. Every piece but a message's last is a multiple of 64 bytes long. */
+  /** Updates every message's state with its next piece. Every piece but a message's last is a multiple of 64 bytes long. */
   update(states: Uint8Array, data: Uint8Array, spans: readonly Span[]): void;
-  /** Ends digest `index`: `last` is the message's last piece, already taken in. Hex. */
+  /** Finalizes digest `index`: `last` is the message's last piece, which update has already taken. Returns hex. */
   finish(states: Uint8Array, index: number, last: Uint8Array, totalBytes: number): string;
 }
 
-/** What is chosen where nothing else can be. */
+/** The fallback where there is no alternative. */
 export const opensslChoice: HashingChoice = { sha256: "openssl", md5: "openssl" };
 
-/** Throws when the choice needs what is not there: make it on the same machine, see chooseHashing. */
+/** Throws when the choice is unavailable here: make it on the same machine, see chooseHashing. */
 export function openHashing(choice: HashingChoice): Hashing {
   const addon = choice.sha256 === "openssl" && choice.md5 === "openssl" ? null : loadNative();
   if (addon === null) {
@@ -55,7 +55,7 @@ export function openHashing(choice: HashingChoice): Hashing {
   };
 }
 
-/** Zeros of the block size last used, and their digest. */
+/** Caches zeros of the last block size used, and their digest. */
 function zeroBlocks(): (blockBytes: number) => { zeros: Buffer; digest: Buffer } {
   let known = { zeros: Buffer.alloc(0), digest: Buffer.alloc(0) };
   return (blockBytes) => {
@@ -85,7 +85,7 @@ function nativeHashBlocks(addon: NativeAddon, path: NativePath): Hashing["hashBl
   const zeroBlock = zeroBlocks();
   const openssl = opensslHashBlocks();
   return (data, blockBytes, digests, zero) => {
-    // Lanes go in steps of 64 bytes; the addon's plain path, which takes any length, is slower than OpenSSL.
+    // Lanes advance 64 bytes at a time; the addon's plain path, which takes any length, is slower than OpenSSL.
     if (blockBytes % 64 !== 0 || data.length < blockBytes) openssl(data, blockBytes, digests, zero);
     else addon.hashBlocks(pathNumber(path), data, blockBytes, zeroBlock(blockBytes).digest, digests, zero);
   };
@@ -99,7 +99,7 @@ function nativeMd5(addon: NativeAddon, path: NativePath): Hashing["md5"] {
   const inStep = nativeMd5InStep(addon, path);
   return (data, spans) => {
     if (spans.length < 2) return opensslMd5(data, spans);
-    // Messages of similar length go together: lanes whose message has ended are idle.
+    // Messages of similar length are grouped: a lane is idle once its message has ended.
     const order = spans.map((_, index) => index).sort((one, other) => lengthAt(spans, one) - lengthAt(spans, other));
     const digests: string[] = new Array(spans.length);
     for (let first = 0; first < order.length; first += md5MessagesMax) {

@@ -1,8 +1,8 @@
 import { createRequire } from "node:module";
 
-/** The functions of packages/engine/native/addon.c. Wrong arguments throw and touch nothing. */
+/** The functions of packages/engine/native/addon.c. Invalid arguments throw and modify nothing. */
 export interface NativeAddon {
-  /** Bit n: this processor can do path n. */
+  /** Bit n is set when this processor supports path n. */
   paths(): number;
   /** `digests` gets 32 bytes per block, `zero` one byte; a short last block is hashed over its actual bytes. */
   hashBlocks(
@@ -14,16 +14,16 @@ export interface NativeAddon {
     zero: Uint8Array,
   ): void;
   md5Start(states: Uint8Array): void;
-  /** Takes the whole 64-byte steps of at most 16 messages into their states, of 16 bytes each. */
+  /** Feeds the whole 64-byte blocks of at most 16 messages into their states, of 16 bytes each. */
   md5Update(path: number, states: Uint8Array, data: Uint8Array, offsets: Float64Array, lengths: Uint32Array): void;
-  /** `tail`: the bytes behind the last whole step. */
+  /** `tail`: the bytes after the last whole 64-byte block. */
   md5Finish(state: Uint8Array, tail: Uint8Array, totalBytes: number, digest: Uint8Array): void;
 }
 
-/** Messages that md5Update takes at most. */
+/** Most messages per call of md5Update. */
 export const md5MessagesMax = 16;
 
-/** By the numbers that the addon gives them. */
+/** Indexed by the addon's path numbers. */
 export const nativePaths = ["plain", "avx2", "avx512", "sha"] as const;
 export type NativePath = (typeof nativePaths)[number];
 
@@ -41,7 +41,7 @@ export function pathNumber(path: NativePath): number {
   return nativePaths.indexOf(path);
 }
 
-/** What this processor can do; "plain" is always among it. */
+/** Paths that this processor supports; always includes "plain". */
 export function availablePaths(addon: NativeAddon): NativePath[] {
   const bits = addon.paths();
   return nativePaths.filter((_, number) => Math.floor(bits / 2 ** number) % 2 === 1);

@@ -3,8 +3,8 @@ import type { Disk, Hypervisor, PowerState, TogetherOptions, TogetherResult } fr
 import { snapshotUntouched } from "./snapshot-untouched.ts";
 
 /**
- * A machine about which only a record is known: its state is what the record says, and nothing can hold its writes. So a
- * machine that writes all the time cannot be backed up.
+ * A machine known only by a record: its state is the recorded one, and its writes cannot be stopped. So a machine that writes
+ * continuously cannot be backed up.
  */
 export class RecordHypervisor implements Hypervisor {
   readonly #powerState: PowerState;

@@ -3,13 +3,13 @@ import type { RunContext } from "../run/run-context.ts";
 import { copyTogether } from "../volume/file/copy-together.ts";
 import type { Disk, PowerState, TogetherOptions, TogetherResult } from "./hypervisor.ts";
 
-/** Snapshots of disks whose writes nothing holds: they count only if no disk changed meanwhile (copyTogether). */
+/** Snapshots of disks whose writes cannot be stopped: valid only if no disk changed meanwhile (copyTogether). */
 export async function snapshotUntouched(
   disks: readonly Disk[],
   { powerState, requireConsistency }: Pick<TogetherOptions, "requireConsistency"> & { powerState: PowerState },
   run: RunContext,
 ): Promise<TogetherResult> {
-  // A machine that is off has closed its file systems; under a running one these may be half written, untouched or not.
+  // A powered-off machine has closed its file systems; on a running one they may be half written, whether or not the disks changed.
   const consistency = powerState === "SHUTOFF" ? "application" : "crash";
   if (requireConsistency && consistency === "crash")
     throw new GuestNotFrozenError("nothing but its record is known, which says that it runs");

@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { RepositoryConfigError } from "../errors.ts";
 
-/** Names under which a value may stand in a file, ours first. */
+/** Accepted names for each value in a file, ours first. */
 const spellings: Record<string, readonly string[]> = {
   access_key: ["access_key", "aws_access_key_id", "access_key_id"],
   secret_key: ["secret_key", "aws_secret_access_key", "secret_access_key"],
@@ -12,8 +12,8 @@ const spellings: Record<string, readonly string[]> = {
 const fileBytesMax = 64 * 1024;
 
 /**
- * Reads credentials from a file: a JSON object, or `name = value` lines as in the AWS command line's file, of which the section
- * `[default]` or the only one counts. RepositoryConfigError without a word of the contents.
+ * Reads credentials from a file: a JSON object, or `name = value` lines as in the AWS command line's file, using the section `[default]`
+ * or the only one. RepositoryConfigError, whose message quotes nothing of the contents.
  */
 export async function readCredentials(path: string): Promise<Map<string, string>> {
   let text: string;
@@ -38,7 +38,7 @@ function fromJson(text: string, path: string): Map<string, string> {
   try {
     parsed = JSON.parse(text);
   } catch {
-    // Without the cause: its message quotes the file.
+    // No cause: its message would quote the file.
     throw new RepositoryConfigError(`The file of credentials ${path} is not JSON.`);
   }
   const entries = Object.entries(parsed as Record<string, unknown>);

@@ -9,24 +9,24 @@ import {
 import type { ObjectKey } from "./repository.ts";
 
 export interface HttpFailure {
-  /** The place in words, without secrets. */
+  /** The place for messages, without secrets. */
   label: string;
-  /** What was tried, as in "cannot store x". */
+  /** The attempted operation, as in "cannot store x". */
   verb: string;
-  /** Undefined when no answer came. */
+  /** Undefined when no response arrived. */
   status: number | undefined;
-  /** The service's own word for it, where it has one. */
+  /** The service's own error code, if any. */
   reason: string;
   retryAfter?: string | null | undefined;
   cause?: unknown;
-  /** What 404 means. */
+  /** The object that a 404 refers to. */
   missing?: ObjectKey | undefined;
 }
 
-/** Words of S3 for keys that are no longer, or not yet, taken, whatever the status. */
+/** S3 error codes for keys that are expired or not yet valid, whatever the status. */
 const staleKeys = /^(?:ExpiredToken|InvalidToken|TokenRefreshRequired|InvalidAccessKeyId)\b/;
 
-/** The one table from an answer, or the lack of one, to an error of the engine. */
+/** The only mapping from a response, or the lack of one, to an engine error. */
 export function httpError(failure: HttpFailure): Error {
   const { label, verb, status, cause, reason } = failure;
   const what = `The repository ${label} cannot ${verb}: ${status ?? "no answer"}${reason === "" ? "" : `, ${reason}`}.`;
@@ -40,7 +40,7 @@ export function httpError(failure: HttpFailure): Error {
   if (status === 429 || status === 503 || status === 498) {
     return new RepositoryThrottledError(what, { cause, retryAfterMs: pauseOf(failure.retryAfter) });
   }
-  // 408: too slow; 409: two at once; 422 and digests: the bytes arrived damaged. All may go better the next time.
+  // 408: too slow; 409: concurrent requests; 422 and digests: the bytes arrived damaged. All may succeed on a retry.
   const passing = status >= 500 ? status !== 501 : [408, 409, 422].includes(status);
   const retryable = passing || /^(?:BadDigest|RequestTimeout|IncompleteBody)\b/.test(reason);
   return new RepositoryUnavailableError(what, { cause, retryable });
@@ -57,7 +57,7 @@ function pauseOf(header: string | null | undefined): number | null {
   return Number.isFinite(ms) && ms > 0 ? ms : null;
 }
 
-/** Waiting does not make a certificate trusted. */
+/** Retrying does not make a certificate trusted. */
 function isCertificateFault(error: unknown): boolean {
   const code = errnoOf(error) || errnoOf((error as { cause?: unknown } | undefined)?.cause);
   return /CERT|SELF_SIGNED|UNABLE_TO_|ERR_TLS/.test(code);

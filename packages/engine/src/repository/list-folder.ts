@@ -2,16 +2,16 @@ import { type Dir, lstat, type Stats } from "node:fs";
 import { errnoOf } from "../errors.ts";
 import type { ListedObject } from "./repository.ts";
 
-/** Names that are looked at together; what a listing holds in memory at a time. */
+/** Names whose status is read per batch; bounds the memory of a listing. */
 const namesPerLook = 512;
 
-/** An entry of a folder: an object, or what is wrong with it. */
+/** A folder entry: an object, or the reason why it is not one. */
 export type FolderEntry = { object: ListedObject; odd: null } | { object: null; odd: { name: string; cause: unknown } };
 
 /**
- * The entries of a folder whose names are wanted, with their sizes, a few hundred at a time: memory does not grow with the folder. What has
- * gone meanwhile is left out. Folders are no objects; one that has a name which `isObjectName` accepts is odd, and so is what cannot be
- * looked at.
+ * The entries of a folder whose names are wanted, with their sizes, a few hundred at a time: memory does not grow with the folder.
+ * Entries removed meanwhile are left out. Folders are not objects; one whose name `isObjectName` accepts is reported as odd, and so is an
+ * entry that cannot be examined.
  */
 export async function* lookThroughFolder(
   folder: Dir,
@@ -45,12 +45,12 @@ async function* look(names: readonly string[], pathOf: (name: string) => string)
       continue;
     }
     if (errnoOf(found) !== "ENOENT") yield { object: null, odd: { name, cause: found } };
-    // Bytes that are no UTF-8 were read as replacement characters, by which nothing is found.
+    // Invalid UTF-8 was decoded to replacement characters, so the name does not lead back to the file.
     else if (name.includes("\ufffd")) yield { object: null, odd: { name, cause: new Error("its name is not UTF-8") } };
   }
 }
 
-/** One promise for all: a promise for each name would take most of the time of a listing. */
+/** One promise for the whole batch: a promise per name would take most of a listing's time. */
 function statAll(paths: readonly string[]): Promise<(Stats | Error)[]> {
   const found: (Stats | Error)[] = new Array(paths.length);
   let left = paths.length;

@@ -15,23 +15,23 @@ export interface NfsSettings {
   share: string;
   /** The folder in which shares are mounted. */
   mountBase: string;
-  /** What `mount -o` gets. */
+  /** Options for `mount -o`. */
   options: string | null;
-  /** Whether what was written is read from the server before it gets its name. */
+  /** Whether written data is read back from the server before the file gets its name. */
   readBack: boolean;
 }
 
 const execute = promisify(execFile);
 const mountTimeoutMs = 60_000;
 
-/** The folder of a share, as Cinder's driver names it. */
+/** The mount point of a share, named as in Cinder's driver. */
 export function mountPointOf(settings: Pick<NfsSettings, "share" | "mountBase">): string {
   return join(settings.mountBase, createHash("md5").update(settings.share).digest("hex"));
 }
 
 /**
- * A posix repository on a share: mounted when asked for its identity, and written only while it is mounted, so that what lies
- * under the mount point never takes the share's place.
+ * A posix repository on a share. The share is mounted when the identity is requested, and written only while mounted, so that data under
+ * the mount point is never mistaken for the share.
  */
 export class NfsRepository extends PosixRepository {
   override readonly driver = "nfs";
@@ -68,7 +68,7 @@ export class NfsRepository extends PosixRepository {
     return super.initialize();
   }
 
-  /** A search may be the first thing that is asked of the share. */
+  /** A search may be the first access to the share. */
   override async *containers(onPassedOver?: OnPassedOver): AsyncGenerator<string> {
     await this.#mount();
     yield* super.containers(onPassedOver);
@@ -111,7 +111,7 @@ export class NfsRepository extends PosixRepository {
       const args = ["-t", "nfs", ...(options === null ? [] : ["-o", options]), share, this.#mountPoint];
       await execute("mount", args, { timeout: mountTimeoutMs });
     } catch (cause) {
-      // Somebody else may have been quicker.
+      // Another process may have mounted it first.
       if (await this.#isMounted()) return;
       const said = String((cause as { stderr?: string }).stderr ?? (cause as Error).message)
         .trim()
@@ -141,7 +141,7 @@ export class NfsRepository extends PosixRepository {
   }
 }
 
-/** The lines of /proc/self/mountinfo, see proc_pid_mountinfo(5); the last mount of a place is the one that is seen. */
+/** The lines of /proc/self/mountinfo, see proc_pid_mountinfo(5); the last mount on a path is the visible one. */
 export function parseMountInfo(text: string): { path: string; type: string; source: string }[] {
   return text.split("\n").flatMap((line) => {
     const [before, after] = line.split(" - ");
@@ -152,7 +152,7 @@ export function parseMountInfo(text: string): { path: string; type: string; sour
   });
 }
 
-/** Spaces, tabs, line ends and backslashes are written as three octal digits. */
+/** Spaces, tabs, newlines and backslashes are written as three octal digits. */
 function unescaped(text: string): string {
   return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)));
 }

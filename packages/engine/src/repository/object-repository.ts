@@ -24,16 +24,16 @@ import {
   stagingContainer,
 } from "./repository.ts";
 
-/** MD5 and SHA-256 are fed in steps of this size, between which other work of the thread goes on. */
+/** MD5 and SHA-256 are computed in steps of this size, with other work of the thread running in between. */
 const hashStepBytes = 1024 * 1024;
-/** Chunks below this are put together: a request of thousands of tiny writes is slow. */
+/** Smaller chunks are joined: a request of thousands of tiny writes is slow. */
 const chunkBytesMin = 64 * 1024;
-/** The names of objects that S3 and Swift both allow. */
+/** Maximum length of object names that both S3 and Swift allow. */
 const nameBytesMax = 1024;
 
 /**
- * Objects of an HTTP service as a repository, in the layout of Cinder's S3 and Swift drivers. What is ours lies under
- * `.tephra/` in the container of the URL; containers that requests name are containers of the service.
+ * Objects of an HTTP service as a repository, in the layout of Cinder's S3 and Swift drivers. Internal objects are under `.tephra/` in
+ * the URL's container; containers named in requests are containers of the service.
  */
 export class ObjectRepository implements Repository {
   readonly driver: "s3" | "swift";
@@ -43,8 +43,8 @@ export class ObjectRepository implements Repository {
   readonly #store: ObjectStore;
   readonly #zone: string;
   /**
-   * Who puts which name just now: writers of this process take turns. Without it two could both be the first where a store has no
-   * conditional put, and on Swift, which looks for the name when a put begins and not when it ends.
+   * Puts in progress by name: writers of this process take turns. Without this, two writers could both succeed on a store without
+   * conditional puts, and on Swift, which checks the name when a put begins rather than when it ends.
    */
   readonly #turns = new Map<string, Promise<unknown>>();
 
@@ -75,7 +75,7 @@ export class ObjectRepository implements Repository {
     return identity;
   }
 
-  /** By the marker's own bytes, which are there already: nothing is stored. */
+  /** Puts the marker's own existing bytes: nothing is stored. */
   async checkWritable(): Promise<void> {
     await this.#store.checkPut(this.#key(markerKey), await bodyOf([await this.#marker()]));
   }
@@ -110,7 +110,7 @@ export class ObjectRepository implements Repository {
 
   async ensureContainer(container: string): Promise<void> {
     const { container: real } = this.#place(container);
-    // Staging lies in the container of the URL, which is there or the repository is not.
+    // Staging is in the URL's container, which exists if the repository does.
     if (!isReserved(container)) await this.#store.ensureContainer(real);
   }
 
@@ -202,7 +202,7 @@ export class ObjectRepository implements Repository {
       for await (const items of pagesOf(ofPage, asked)) {
         for (const { upload, modifiedAt } of items) {
           const { name } = upload.key;
-          // Others may upload, too.
+          // Others may have uploads in progress, too.
           if (prefixOf(name) === null && !name.startsWith(`${reservedContainer}/`)) continue;
           yield { kind: "upload", container, name, id: upload.id, modifiedAt };
         }
@@ -250,7 +250,7 @@ export class ObjectRepository implements Repository {
     for (const [operationId, modifiedAt] of youngest) yield { kind: "staged", operationId, modifiedAt };
   }
 
-  /** What a call gives, or null when it is closed to these credentials. */
+  /** The result of a call, or null when these credentials are denied it. */
   async #ifOpen<Result>(
     place: string,
     onPassedOver: OnPassedOver,
@@ -273,7 +273,7 @@ export class ObjectRepository implements Repository {
     return new RepositoryUnavailableError(what, { cause, retryable: false });
   }
 
-  /** Where a container of ours lies in the service. */
+  /** Maps one of our containers to its location in the service. */
   #place(container: string): { container: string; folder: string } {
     if (isReserved(container)) return { container: this.#store.container, folder: `${container}/` };
     this.#store.checkContainer(parseContainer(container));
@@ -283,7 +283,7 @@ export class ObjectRepository implements Repository {
   #key(key: ObjectKey): ObjectKey {
     const { container, folder } = this.#place(key.container);
     const name = folder + key.name;
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: matching control characters is the purpose
     const wrong = /[\u0000-\u001f\u007f\\]/.test(name) || Buffer.byteLength(name) > nameBytesMax;
     const parts = key.name.split("/");
     const reserved = folder === "" && parts[0] === reservedContainer;
@@ -312,7 +312,7 @@ export class ObjectRepository implements Repository {
     if (outcome !== "taken") return "stored";
     const found = await this.#store.stat(place);
     if (found.sizeBytes !== body.sizeBytes) throw new ObjectConflictError(key);
-    // An MD5 that differs proves nothing: a store that encrypts has tags of other kinds.
+    // A different MD5 proves nothing: a store that encrypts uses other kinds of tags.
     if (found.md5 === body.md5) {
       ctx.onVouched?.(body.md5);
       return "exists";
@@ -321,7 +321,7 @@ export class ObjectRepository implements Repository {
     return "exists";
   }
 
-  /** Parts are read one by one and not kept, so a name that is taken in the meantime is compared by SHA-256. */
+  /** Parts are read one by one and not kept, so if the name is taken meanwhile, contents are compared by SHA-256. */
   async #putLarge(
     key: ObjectKey,
     place: ObjectKey,
@@ -349,7 +349,7 @@ export class ObjectRepository implements Repository {
       ctx.fence();
       outcome = await this.#store.completeLarge(upload, uploaded, ctx);
     } finally {
-      // What ended the put is worth more than what ends its tidying.
+      // The put's own failure matters more than a failure to clean up after it.
       if (outcome !== "stored") await this.#store.abandonLarge(upload, begun).catch(() => {});
     }
     if (outcome === "stored") return "stored";
@@ -382,7 +382,7 @@ export class ObjectRepository implements Repository {
     }
   }
 
-  /** Whether an object holds exactly these bytes. */
+  /** Whether an object contains exactly these bytes. */
   async #holds(place: ObjectKey, body: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<boolean> {
     const stored = this.#store.get(place, { offset: 0, length: null, signal })[Symbol.asyncIterator]();
     let rest: Uint8Array = new Uint8Array(0);
@@ -407,12 +407,12 @@ export class ObjectRepository implements Repository {
   }
 }
 
-/** What is ours: the marker, and what operations stage. */
+/** Internal containers: the marker, and what operations stage. */
 function isReserved(container: string): boolean {
   return container === reservedContainer || /^\.tephra\/[A-Za-z0-9-]+$/.test(container);
 }
 
-/** The body in lists of pieces, each list of `partBytes` but the last. */
+/** Splits the body into lists of pieces; each list but the last has `partBytes`. */
 async function* partsOf(
   body: Uint8Array | AsyncIterable<Uint8Array>,
   partBytes: number,
@@ -468,7 +468,7 @@ async function* flattened(parts: AsyncIterable<Uint8Array[]>): AsyncGenerator<Ui
   for await (const pieces of parts) yield* pieces;
 }
 
-/** Names a missing object as the caller does. */
+/** Names a missing object by the key that the caller used. */
 function named(error: unknown, key: ObjectKey): unknown {
   return error instanceof ObjectMissingError ? new ObjectMissingError(key, { cause: error }) : error;
 }

@@ -1,7 +1,10 @@
 import { RepositoryUnavailableError } from "../errors.ts";
 import type { ListPage } from "./object-store.ts";
 
-/** A listing that contradicts itself. Never taken for a short one: a rescan would miss backups, a removal take whole ones for remains. */
+/**
+ * A self-contradictory listing. Never treated as merely short: a rescan would miss backups, and a clean-up would take complete ones for
+ * leftovers.
+ */
 export function contradiction(label: string, what: string, reason: string): RepositoryUnavailableError {
   return new RepositoryUnavailableError(
     `The repository ${label} contradicts itself (${reason}): the listing of ${what} cannot be relied on.`,
@@ -10,8 +13,8 @@ export function contradiction(label: string, what: string, reason: string): Repo
 }
 
 /**
- * The pages of a listing, one after the other. RepositoryUnavailableError when a page leads back to one that was seen, or the container
- * is missing once it was there. A container that is missing from the start is empty.
+ * The pages of a listing, one after the other. RepositoryUnavailableError when a page leads back to an earlier one, or the container
+ * disappears during the listing. A container that is missing from the start is empty.
  */
 export async function* pagesOf<Item>(
   read: (after: string | null) => Promise<ListPage<Item> | null>,

@@ -1,16 +1,16 @@
 import { EngineError } from "../errors.ts";
 
 /**
- * Told of what lies in the same account or folder, cannot be looked at, and is therefore passed over: a container, or other things in words,
- * and the failure.
+ * Called for items in the same account or folder that cannot be read and are therefore skipped: a container or a description, and the
+ * failure.
  */
 export type OnPassedOver = (place: string, reason: string) => void;
 
 const closedCodes = ["repository_denied", "repository_unavailable", "invalid_container"];
 
 /**
- * Calls `onPassedOver` for a failure that says that something stays closed to these rights, or cannot be a container of ours at all: what is
- * not known to be the repository's own must not keep it from being used. Any other failure is thrown.
+ * Calls `onPassedOver` for a failure which means that these credentials have no access, or that it cannot be one of our containers: an
+ * item that is not known to belong to the repository must not make it unusable. Any other failure is thrown.
  */
 export function passOver(place: string, error: unknown, onPassedOver: OnPassedOver): void {
   if (!isClosed(error)) throw error;

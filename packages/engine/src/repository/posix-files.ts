@@ -6,13 +6,13 @@ import { errnoOf, RepositoryUnavailableError } from "../errors.ts";
 import { Folder } from "../folder.ts";
 import { writeBytesMax } from "../run/run-context.ts";
 
-/** What Cinder's driver sets: the backup service's group may read and write. */
+/** Cinder's driver uses the same mode: readable and writable by the backup service's group. */
 export const fileMode = 0o660;
 const folderMode = 0o770;
-/** One read of an object's file. */
+/** Size of one read from an object's file. */
 export const readBytes = 1024 * 1024;
 
-/** Creates folders of the operator's with the right mode whatever the umask, and makes their names durable. */
+/** Creates the operator's folders with the right mode regardless of the umask, and makes their names durable. */
 export async function makeFolders(path: string): Promise<void> {
   const first = await mkdir(path, { recursive: true, mode: folderMode });
   if (first === undefined) return;
@@ -22,7 +22,7 @@ export async function makeFolders(path: string): Promise<void> {
   }
 }
 
-/** Creates the folders that are missing on the way down from `root`, as makeFolders does. Errors as of `Folder.beneath`. */
+/** Creates missing folders on the path down from `root`, like makeFolders. Errors as for `Folder.beneath`. */
 export async function makeFoldersBeneath(root: string, names: readonly string[]): Promise<void> {
   let at = await Folder.open(root);
   for (const name of names) {
@@ -36,7 +36,7 @@ async function enterOrMake(parent: Folder, name: string): Promise<Folder> {
   const known = await parent.enter(name).catch(ignoreMissing);
   if (known !== undefined) return known;
   await mkdir(parent.at(name), { mode: folderMode }).catch((error: unknown) => {
-    if (errnoOf(error) !== "EEXIST") throw error; // Somebody else was first.
+    if (errnoOf(error) !== "EEXIST") throw error; // Created by another process first.
   });
   const made = await parent.enter(name);
   try {
@@ -54,7 +54,7 @@ export async function folderExists(path: string): Promise<boolean> {
   return status?.isDirectory() ?? false;
 }
 
-/** Opens for reading without following a link and without hanging on a FIFO. */
+/** Opens a file for reading without following a link or blocking on a FIFO. */
 export async function openRegular(path: string): Promise<{ file: FileHandle; sizeBytes: number }> {
   const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
   const status = await file.stat();
@@ -67,7 +67,7 @@ export function notRegular(path: string): RepositoryUnavailableError {
   return new RepositoryUnavailableError(`${path} is not a regular file.`, { retryable: false });
 }
 
-/** Whether a file holds exactly the bytes of a body. */
+/** Whether a file contains exactly the bytes of a body. */
 export async function fileHolds(
   file: FileHandle,
   body: Uint8Array | AsyncIterable<Uint8Array>,
@@ -86,8 +86,8 @@ export async function fileHolds(
 }
 
 /**
- * The SHA-256 of a file, in hexadecimal digits, as the server has it where that can be asked (NFS lets O_DIRECT read in any alignment), else
- * as the system has it in memory.
+ * A file's SHA-256 in hex, read from the server where that is possible (NFS allows O_DIRECT reads at any alignment), otherwise from the
+ * page cache.
  */
 export async function storedDigest(path: string): Promise<string> {
   const digestOf = async (flags: number): Promise<string> => {
@@ -106,7 +106,7 @@ export async function storedDigest(path: string): Promise<string> {
   });
 }
 
-/** A whole file as chunks. */
+/** Streams a whole file. */
 export async function* fileChunks(file: FileHandle): AsyncGenerator<Uint8Array> {
   for (let offset = 0; ; ) {
     const chunk = new Uint8Array(readBytes);
@@ -117,7 +117,7 @@ export async function* fileChunks(file: FileHandle): AsyncGenerator<Uint8Array> 
   }
 }
 
-/** A body in pieces that one call of the fence allows to be written. */
+/** Splits a body into pieces no larger than one fence check allows. */
 export async function* pieces(body: Uint8Array | AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   const chunks = body instanceof Uint8Array ? [body] : body;
   for await (const chunk of chunks) {
@@ -127,11 +127,11 @@ export async function* pieces(body: Uint8Array | AsyncIterable<Uint8Array>): Asy
   }
 }
 
-/** Zeros shorter than this are written: a file of many small pieces is slower to read. */
+/** Shorter runs of zeros are written: a file of many small extents is slower to read. */
 const holeBytesMin = 64 * 1024;
 const zeros = Buffer.alloc(holeBytesMin);
 
-/** The parts of a piece that are not zeros, as start and end within it. */
+/** The non-zero parts of a piece, as start and end within it. */
 export function dataRuns(piece: Uint8Array): { start: number; end: number }[] {
   const runs: { start: number; end: number }[] = [];
   for (let start = 0; start < piece.length; start += holeBytesMin) {
@@ -151,7 +151,7 @@ export async function writeAll(file: FileHandle, data: Uint8Array, offset: numbe
   }
 }
 
-/** Makes names durable. */
+/** Makes the names in a folder durable. */
 export async function syncFolder(path: string): Promise<void> {
   const folder = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
   try {
@@ -161,14 +161,14 @@ export async function syncFolder(path: string): Promise<void> {
   }
 }
 
-/** Makes names durable for many callers: those that come while a folder is being synced share the next sync of it. */
+/** Makes names durable for many callers: those arriving while a folder is being synced share its next sync. */
 export class FolderSync {
   readonly #running = new Map<string, Promise<void>>();
   readonly #next = new Map<string, Promise<void>>();
 
   /**
-   * Resolves when every name that the folder had at the call is durable. `folder` stays open until then; callers with one `key` have
-   * the same folder.
+   * Resolves when every name in the folder at the time of the call is durable. `folder` must stay open until then; callers with the same
+   * `key` refer to the same folder.
    */
   sync(key: string, folder: Folder): Promise<void> {
     const next = this.#next.get(key);
@@ -192,12 +192,12 @@ export class FolderSync {
   }
 }
 
-/** For catch(): some file systems have no modes of their own, and what we have made is ours to give one. */
+/** For catch(): some file systems do not support modes; EPERM has no other cause here, because we own what we have created. */
 export function ignoreModeless(error: unknown): undefined {
   if (!["EPERM", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL"].includes(errnoOf(error))) throw error;
 }
 
-/** For catch(): a missing file is no failure. */
+/** For catch(): a missing file is not a failure. */
 export function ignoreMissing(error: unknown): undefined {
   if (errnoOf(error) !== "ENOENT") throw error;
 }

@@ -49,7 +49,7 @@ import {
   stagingContainer,
 } from "./repository.ts";
 
-/** Where objects are written before they get their name. Same file system as everything else. */
+/** Objects are written here before they get their name. Same file system as everything else. */
 const temporaryContainer = `${reservedContainer}/tmp`;
 const publishingRemarks: Readonly<Record<Publishing, string[]>> = {
   link: [],
@@ -60,13 +60,13 @@ const publishingRemarks: Readonly<Record<Publishing, string[]>> = {
   ],
 };
 
-/** Of a stream nobody knows yet. */
+/** False for a stream, whose length is not known yet. */
 const isEmpty = (body: Uint8Array | AsyncIterable<Uint8Array>): boolean =>
   body instanceof Uint8Array && body.length === 0;
 
-/** How long it is believed where the root's path leads, by those who only compare with it. */
+/** How long the resolved path of the root is cached for comparisons. */
 const realRootMs = 1000;
-/** Entries of a folder that are read together: the default of Node takes eight times as long in a large one. */
+/** Folder entries read per batch: Node's default takes eight times as long in a large folder. */
 const entriesPerRead = 1024;
 
 /** A folder as a repository, in the layout of Cinder's posix and NFS drivers. */
@@ -79,12 +79,12 @@ export class PosixRepository implements Repository {
   readonly #root: string;
   readonly #names = new FolderSync();
   #probed: Promise<Publishing> | null = null;
-  /** Where the root's path led, and when that was looked at, by `performance.now`. */
+  /** The resolved path of the root, and when it was resolved (`performance.now`). */
   #real: { path: string; at: number } | null = null;
 
   readonly #readBack: boolean;
 
-  /** `root` is absolute. With `readBack` every file is read again before it gets its name. Nothing is touched before the first call. */
+  /** `root` is absolute. With `readBack` every file is read back before it gets its name. Nothing is accessed before the first call. */
   constructor(root: string, { readBack }: { readBack: boolean }) {
     this.#root = root;
     this.#readBack = readBack;
@@ -114,7 +114,7 @@ export class PosixRepository implements Repository {
     for (const container of ["", reservedContainer, temporaryContainer]) {
       const path = join(this.#root, container);
       const writable = access(path, constants.W_OK | constants.X_OK);
-      // What is not there yet is made by the first put.
+      // A missing folder is created by the first put.
       await this.#guard("write", path, () => (container === "" ? writable : writable.catch(ignoreMissing)));
     }
   }
@@ -240,7 +240,7 @@ export class PosixRepository implements Repository {
       for await (const { object, odd } of found) {
         if (object !== null) yield object;
         else if (onPassedOver !== null) onPassedOver(`${container}/${odd.name}`, reasonOf(odd.cause));
-        // A folder has never been an object, and a name that is no text none of ours.
+        // A folder has never been an object, and a name that is not valid text is not one of ours.
         else if (errnoOf(odd.cause) !== "")
           throw this.#translate("list", this.#folder(container), odd.cause, undefined);
       }
@@ -257,7 +257,7 @@ export class PosixRepository implements Repository {
     } catch (error) {
       if (!(error instanceof ObjectMissingError)) throw error;
     }
-    // A folder that belongs to one backup or operation alone goes with its last object.
+    // A folder that belongs to a single backup or operation is removed with its last object.
     if (/^(?:\.tephra\/[^/]+|[^/]{2}\/[^/]{2}\/[^/]+)$/.test(key.container)) await this.#removeIfEmpty(key.container);
   }
 
@@ -279,7 +279,7 @@ export class PosixRepository implements Repository {
       if (!entry.isDirectory() || !operationIdPattern.test(entry.name)) continue;
       const status = await lstat(folder.at(entry.name)).catch(ignoreMissing);
       if (status === undefined) continue;
-      // A folder is as young as the last name in it; a staged object is never written again.
+      // A folder's mtime is that of its newest name; a staged object is never rewritten.
       yield { kind: "staged", operationId: entry.name, modifiedAt: status.mtime };
     }
   }
@@ -294,7 +294,7 @@ export class PosixRepository implements Repository {
       ctx.fence();
       await this.remove({ container, name });
     }
-    // An operation that was lost before it staged anything leaves an empty folder.
+    // An operation lost before it staged anything leaves an empty folder.
     if (leftover.kind === "staged") await this.#removeIfEmpty(container);
   }
 
@@ -319,7 +319,7 @@ export class PosixRepository implements Repository {
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
-  /** Every folder below that a request could name, at whatever depth: what can be stored somewhere is found there. */
+  /** Every subfolder, at any depth, that a request could name: whatever can be stored can also be found. */
   async *#foldersBelow(container: string, onPassedOver: OnPassedOver): AsyncGenerator<string> {
     const inner: string[] = [];
     try {
@@ -331,7 +331,7 @@ export class PosixRepository implements Repository {
     } catch (error) {
       if (container === "") throw this.#translate("list", this.#root, error, undefined);
       const gone = errnoOf(error instanceof EngineError ? error.cause : error) === "ENOENT";
-      // Bytes that are no UTF-8 were read as replacement characters, by which nothing is found.
+      // Invalid UTF-8 was decoded to replacement characters, so the name does not lead back to the folder.
       if (!gone || container.includes("\ufffd"))
         onPassedOver(container, gone ? "its name is not UTF-8" : reasonOf(error));
       return;
@@ -367,7 +367,7 @@ export class PosixRepository implements Repository {
   }
 
   #path(key: ObjectKey): string {
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: matching control characters is the purpose
     if (/[/\u0000]/.test(key.name) || ["", ".", ".."].includes(key.name) || Buffer.byteLength(key.name) > 255) {
       throw new InvalidObjectNameError(`Not a name for an object: ${JSON.stringify(key.name.slice(0, 300))}.`);
     }
@@ -375,15 +375,15 @@ export class PosixRepository implements Repository {
   }
 
   /**
-   * Opens the folder of a container. InvalidContainerError when a symbolic link is on the way to it. `missing` turns a missing one
-   * into ObjectMissingError.
+   * Opens the folder of a container. InvalidContainerError when its path contains a symbolic link. With `missing`, a missing folder
+   * becomes ObjectMissingError.
    */
   #open(container: string, missing?: ObjectKey): Promise<Folder> {
     const open = () => inPlace(container, Folder.beneath(this.#root, namesOf(container)));
     return this.#guard("open", this.#folder(container), open, missing);
   }
 
-  /** Where objects are written before they get their name; made when it is missing. */
+  /** The folder in which objects are written before they get their name; created when missing. */
   async #openDrafts(): Promise<Folder> {
     const open = () => Folder.beneath(this.#root, namesOf(temporaryContainer));
     const known = await inPlace(temporaryContainer, open()).catch(ignoreMissing);
@@ -404,11 +404,11 @@ export class PosixRepository implements Repository {
       await using parent = await Folder.beneath(this.#root, names.slice(0, -1));
       await rmdir(parent.at(names.at(-1) ?? ""));
     } catch {
-      // It is used by others, or gone.
+      // In use by others, or already removed.
     }
   }
 
-  /** How this file system lets a name be given to a file only where it is free. */
+  /** How this file system can name a file without replacing an existing one. */
   #publishing(): Promise<Publishing> {
     this.#probed ??= this.#probePublishing().catch((error: unknown) => {
       this.#probed = null;
@@ -422,14 +422,14 @@ export class PosixRepository implements Repository {
     return await probePublishing(drafts.self);
   }
 
-  /** Whether somebody has claimed the name just now, or died over it: publishFile waits for that. */
+  /** Whether another writer has just claimed the name, or died while doing so: publishFile waits for that. */
   async #isClaimed(path: string, body: Uint8Array | AsyncIterable<Uint8Array>): Promise<boolean> {
     if (isEmpty(body)) return false;
     const found = await lstat(path).catch(ignoreMissing);
     return found?.isFile() === true && found.size === 0 && (await this.#publishing()) === "claim";
   }
 
-  /** Where the operator's path leads, asked for at most once a second. */
+  /** The operator's path, resolved at most once a second. */
   async #realRoot(): Promise<string> {
     const now = performance.now();
     if (this.#real === null || now - this.#real.at >= realRootMs) {
@@ -439,7 +439,7 @@ export class PosixRepository implements Repository {
     return this.#real.path;
   }
 
-  /** Whether the name is taken by the body's bytes; ObjectConflictError when by others. Leaves the body alone when it is free. */
+  /** Whether the name holds the body's bytes; ObjectConflictError when it holds others. Does not consume the body when the name is free. */
   async #holds(
     key: ObjectKey,
     path: string,
@@ -471,7 +471,7 @@ export class PosixRepository implements Repository {
         }
         offset += piece.length;
       }
-      // What was not written is a hole: it reads as the zeros that it stands for.
+      // Zeros that were skipped become holes, which read as zeros.
       await file.truncate(offset);
       await file.chmod(fileMode).catch(ignoreModeless);
       await file.sync();
@@ -485,7 +485,7 @@ export class PosixRepository implements Repository {
     });
   }
 
-  /** Gives the temporary file its name, unless somebody else was first. */
+  /** Gives the temporary file its name, unless another writer was first. */
   async #publish(key: ObjectKey, temporary: string, path: string, signal: AbortSignal): Promise<"stored" | "exists"> {
     if ((await publishFile(await this.#publishing(), temporary, path)) === "stored") return "stored";
     const { file: mine } = await openRegular(temporary);
@@ -497,7 +497,7 @@ export class PosixRepository implements Repository {
     }
   }
 
-  /** Runs a file-system call and turns its failure into an error of the engine. `missing`: what ENOENT means. */
+  /** Runs a file-system call and turns its failure into an engine error. `missing`: the object that ENOENT refers to. */
   async #guard<Result>(verb: string, path: string, call: () => Promise<Result>, missing?: ObjectKey): Promise<Result> {
     try {
       return await call();
@@ -517,7 +517,7 @@ export class PosixRepository implements Repository {
       return new RepositoryFullError(`No space left in the repository ${this.#root}. ${cure}.`, { cause: error });
     }
     const permanent = ["EACCES", "EPERM", "EROFS", "ELOOP", "ENAMETOOLONG", "ENOTDIR", "EISDIR"].includes(errno);
-    // What matters comes first: reasons are cut off where a column ends.
+    // Most important first: reasons are truncated to the column length.
     const detail = `cannot ${verb} ${relative(this.#root, path) || "its folder"}`;
     return new RepositoryUnavailableError(`The repository ${this.#root} is unavailable (${errno}): ${detail}.`, {
       cause: error,
@@ -530,7 +530,7 @@ function namesOf(container: string): string[] {
   return container === "" || container === rootContainer ? [] : container.split("/");
 }
 
-/** What a link on the way to a container means. */
+/** What a symbolic link in a container's path means. */
 async function inPlace<Result>(container: string, opening: Promise<Result>): Promise<Result> {
   try {
     return await opening;

@@ -8,19 +8,19 @@ import { errnoOf } from "../errors.ts";
 import { fileMode, ignoreMissing } from "./posix-files.ts";
 
 /**
- * How a file gets a name that must not be taken yet, best first: by a hard link; by renameat2(2) with RENAME_NOREPLACE, where a file system
- * has no hard links; or, where it has neither, by creating the name exclusively and empty, and renaming the file onto it. A writer that dies
+ * How a file is given a name that must not be taken yet, best first: by a hard link; by renameat2(2) with RENAME_NOREPLACE, where a file
+ * system has no hard links; or, with neither, by exclusively creating an empty file of that name and renaming over it. A writer that dies
  * between the two leaves an empty file, which the next one takes over after `claimMs`.
  */
 export type Publishing = "link" | "rename" | "claim";
 
-/** What file systems without hard links answer: vfat and exFAT EPERM, FUSE ENOSYS, others the rest. */
+/** Error codes of file systems without hard links: EPERM from vfat and exFAT, ENOSYS from FUSE, the rest from others. */
 const noLinks = ["EPERM", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EMLINK", "EINVAL"];
-/** How long a name that was claimed may stay empty before its writer counts as dead. Renaming takes microseconds. */
+/** How long a claimed name may stay empty before its writer is presumed dead. Renaming takes microseconds. */
 const claimMs = 5_000;
 const claimPollMs = 20;
 
-/** Finds out in a folder of the file system, with files of names of their own that are gone afterwards. */
+/** Probes the file system with uniquely named files in a folder, which are removed afterwards. */
 export async function probePublishing(folder: string): Promise<Publishing> {
   const [one, other] = [join(folder, randomUUID()), join(folder, randomUUID())];
   try {
@@ -31,7 +31,7 @@ export async function probePublishing(folder: string): Promise<Publishing> {
     } catch (error) {
       if (!noLinks.includes(errnoOf(error))) throw error;
     }
-    // Some pass the flag over, and replace what is there.
+    // Some file systems ignore the flag and replace the target.
     await createEmpty(other);
     if ((await renameAbsent(one, other)) !== "EEXIST") return "claim";
     await unlink(other);
@@ -41,7 +41,7 @@ export async function probePublishing(folder: string): Promise<Publishing> {
   }
 }
 
-/** Gives a whole, durable file its name unless the name is taken; the name it had before may stay, too. */
+/** Gives a complete, durable file its name unless the name is taken; its previous name may remain. */
 export async function publishFile(way: Publishing, file: string, path: string): Promise<"stored" | "taken"> {
   try {
     if (way === "link") await link(file, path);
@@ -55,7 +55,7 @@ export async function publishFile(way: Publishing, file: string, path: string): 
   return "stored";
 }
 
-/** Whether a name that somebody has claimed gets its file in time; what is as empty as the file to be published is full. */
+/** Whether a claimed name gets its file in time; when the file to publish is empty itself, the name already holds it. */
 async function becomesFull(path: string, sizeBytes: number): Promise<boolean> {
   const end = performance.now() + claimMs;
   for (;;) {
@@ -78,11 +78,11 @@ async function renameOrThrow(from: string, to: string): Promise<void> {
 
 type RenameAt = (fromFolder: number, from: string, toFolder: number, to: string, flags: number) => number;
 
-/** `AT_FDCWD` and `RENAME_NOREPLACE` of Linux. */
+/** Linux's `AT_FDCWD` and `RENAME_NOREPLACE`. */
 const [workingFolder, noReplace] = [-100, 1];
 let loaded: Promise<{ call: RenameAt; errno: () => number } | null> | null = null;
 
-/** The name of the error, or null for success. Where the call is not to be had it is the one of a kernel without it. */
+/** The errno name, or null for success. Where the call is unavailable, the error of a kernel without it. */
 async function renameAbsent(from: string, to: string): Promise<string | null> {
   loaded ??= loadRename();
   const native = await loaded;

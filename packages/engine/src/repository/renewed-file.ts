@@ -1,11 +1,11 @@
 import { stat } from "node:fs/promises";
 
-/** How long a file that was looked at is believed to be as it was. */
+/** How long a file is assumed unchanged after a check. */
 const trustedMs = 1000;
 
 /**
- * What stands in a file that others renew while it is in use: keys that run out, certificates. Read when first asked for, and again when
- * the file has changed. While it is being replaced and cannot be read, what was read before still holds.
+ * The contents of a file that others replace during use: expiring keys, certificates. Read on first use, and again when the file has
+ * changed. If it cannot be read while being replaced, the previous contents remain in use.
  */
 export class RenewedFile<Contents> {
   readonly #path: string;
@@ -14,19 +14,19 @@ export class RenewedFile<Contents> {
   #lookedAt = Number.NEGATIVE_INFINITY;
   #running: Promise<Contents> | null = null;
 
-  /** `read` throws for what cannot be read or is not what it should be. */
+  /** `read` throws when the file cannot be read or is invalid. */
   constructor(path: string, read: (path: string) => Promise<Contents>) {
     this.#path = path;
     this.#read = read;
   }
 
-  /** At most a second old. Throws what `read` throws when nothing was read yet. */
+  /** Contents at most a second old. Throws what `read` throws when nothing was read yet. */
   async current(): Promise<Contents> {
     if (this.#known !== null && performance.now() - this.#lookedAt < trustedMs) return this.#known.contents;
     return this.reread();
   }
 
-  /** As the file is now. */
+  /** The file's current contents. */
   reread(): Promise<Contents> {
     this.#running ??= this.#look().finally(() => {
       this.#running = null;
@@ -37,7 +37,7 @@ export class RenewedFile<Contents> {
   async #look(): Promise<Contents> {
     this.#lookedAt = performance.now();
     try {
-      const status = await stat(this.#path, { bigint: true }).catch(() => null); // `read` says it in better words.
+      const status = await stat(this.#path, { bigint: true }).catch(() => null); // `read` reports the failure better.
       const stamp = `${status?.mtimeNs} ${status?.ino} ${status?.size}`;
       if (this.#known?.stamp === stamp) return this.#known.contents;
       const contents = await this.#read(this.#path);

@@ -1,7 +1,7 @@
 import { Agent } from "node:https";
 import type { Duplex } from "node:stream";
 
-/** Certificates are asked for with each connection, so that renewed ones need no restart. */
+/** Certificates are requested for each connection, so that renewed ones take effect without a restart. */
 export class RenewingAgent extends Agent {
   readonly #ca: (() => Promise<string>) | null;
 

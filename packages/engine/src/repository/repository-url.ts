@@ -1,6 +1,6 @@
 import { RepositoryConfigError } from "../errors.ts";
 
-/** A repository's URL in its parts. The values of parameters are text; who uses one checks it. */
+/** The parts of a repository's URL. Parameter values are unvalidated text; each consumer checks them. */
 export interface RepositoryUrl {
   driver: "posix" | "nfs" | "s3" | "swift";
   /** Folder, share, bucket or container. */
@@ -34,13 +34,13 @@ const parametersOf: Record<Exclude<RepositoryUrl["driver"], "posix">, ReadonlySe
   ]),
 };
 
-/** Parameters that may stand without a value, which is then `true`. */
+/** Parameters that may appear without a value, which is then `true`. */
 const flags: ReadonlySet<string> = new Set(["insecure", "path_style", "conditional_put", "remove_versions"]);
 
 /** Parameters whose values are never shown. */
 const secret = /^(?:secret_key|key|access_key)$/;
 
-/** Parses `driver:place?name=value&…`, percent-encoded but for posix, where everything is the path. RepositoryConfigError. */
+/** Parses `driver:place?name=value&…`; percent-encoded except for posix, where everything is the path. RepositoryConfigError. */
 export function parseRepositoryUrl(url: string): RepositoryUrl {
   const [, driver, rest] = /^(posix|nfs|swift|s3):(.+)$/s.exec(url) ?? [];
   const tooLong = Buffer.byteLength(url) > urlBytesMax;
@@ -64,11 +64,11 @@ export function parseRepositoryUrl(url: string): RepositoryUrl {
   return { driver: driver as "nfs" | "s3" | "swift", place, parameters };
 }
 
-/** The URL with what is secret replaced by `***`, for messages and output. */
+/** The URL with secrets replaced by `***`, for messages and output. */
 export function redactRepositoryUrl(url: string): string {
   if (url.startsWith("posix:")) return url;
   return url.replace(/([?&])([^=&]+)=[^&]*/g, (whole, mark: string, name: string) => {
-    // A name that is written with percent signs is taken for a secret's: it costs nothing.
+    // A percent-encoded name is treated as secret, to be safe.
     return secret.test(name) || name.includes("%") ? `${mark}${name}=***` : whole;
   });
 }

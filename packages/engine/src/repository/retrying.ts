@@ -13,9 +13,9 @@ import type {
 import type { ObjectKey } from "./repository.ts";
 
 export interface RetryPolicy {
-  /** Tries of one call, the first included. */
+  /** Attempts per call, including the first. */
   attempts: number;
-  /** The pause before the second try; it doubles with each. */
+  /** Pause before the second attempt; doubles with each further one. */
   pauseMs: number;
   pauseMsMax: number;
   /** In [0, 1). */
@@ -24,16 +24,16 @@ export interface RetryPolicy {
 
 export const retryPolicyDefault: RetryPolicy = { attempts: 6, pauseMs: 200, pauseMsMax: 20_000, random: Math.random };
 
-/** How often one read may break off, however far it came between. */
+/** How often one read may be interrupted, regardless of progress in between. */
 const breaksMax = 30;
 
-/** A service that names a longer pause than this is as good as down. */
+/** A service that asks for a longer pause than this counts as down. */
 const throttlePauseMsMax = 60_000;
 
 /**
- * Repeats calls on a store that fail in a way that may pass, with growing pauses of random length. What cannot pass is thrown at
- * once. A store that asks for fewer requests gets a pause from all callers, not only from the one it told. After an abort, or when
- * the fence refuses, nothing more is sent.
+ * Retries store calls that fail with a transient error, with growing randomized pauses. Permanent errors are thrown at once. When the
+ * store asks for fewer requests, all callers pause, not only the one it told. After an abort, or when the fence throws, nothing more is
+ * sent.
  */
 export class RetryingStore implements ObjectStore {
   readonly driver: "s3" | "swift";
@@ -45,7 +45,7 @@ export class RetryingStore implements ObjectStore {
   readonly #inner: ObjectStore;
   readonly #policy: RetryPolicy;
   readonly #closed = new AbortController();
-  /** By performance.now(): before it nobody sends anything. */
+  /** On performance.now()'s clock: nobody sends anything before it. */
   #quietUntil = 0;
 
   constructor(inner: ObjectStore, policy: RetryPolicy) {
@@ -95,7 +95,7 @@ export class RetryingStore implements ObjectStore {
     return this.#retry(() => this.#inner.abandonLarge(upload, parts));
   }
 
-  /** A read that breaks off goes on where it was. */
+  /** An interrupted read resumes at its current position. */
   async *get(
     key: ObjectKey,
     options: { offset: number; length: number | null; signal: AbortSignal | undefined },
@@ -114,7 +114,7 @@ export class RetryingStore implements ObjectStore {
         }
         return;
       } catch (error) {
-        // Every byte that comes gives the tries back: a read that breaks off after each of them would have no end.
+        // Every byte received resets the attempts: without this limit, a read interrupted after each byte would never end.
         breaks += 1;
         await this.#pauseOrThrow(error, breaks < breaksMax ? attempt : Number.POSITIVE_INFINITY, signal);
         attempt += 1;
@@ -151,7 +151,7 @@ export class RetryingStore implements ObjectStore {
     await this.#inner[Symbol.asyncDispose]();
   }
 
-  /** A write asks the fence again before every try: the lease may have been lost during a pause. */
+  /** A write checks the fence before every attempt: the lease may have been lost during a pause. */
   #write<Result>(ctx: WriteContext, call: () => Promise<Result>): Promise<Result> {
     const allowed = (): Promise<Result> => {
       ctx.signal.throwIfAborted();
@@ -185,7 +185,7 @@ export class RetryingStore implements ObjectStore {
     await this.#sleep(pause, signal);
   }
 
-  /** Those who waited for the same end set off one after another, not at once. */
+  /** Callers that waited for the same deadline resume one after another, not all at once. */
   async #quiet(signal: AbortSignal | undefined): Promise<void> {
     for (let left = this.#quietUntil - performance.now(); left > 0; left = this.#quietUntil - performance.now()) {
       await this.#sleep(left + this.#policy.random() * this.#policy.pauseMs, signal);

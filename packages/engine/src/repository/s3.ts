@@ -57,27 +57,27 @@ export interface S3Keys {
 
 export interface S3Settings {
   bucket: string;
-  /** Null: Amazon's own for the region. */
+  /** Null: Amazon's endpoint for the region. */
   endpoint: string | null;
   region: string;
-  /** Whether the bucket is part of the path rather than of the host's name. */
+  /** Whether the bucket is part of the path rather than of the host name. */
   pathStyle: boolean;
-  /** Keys as they are at the moment, and again after a refusal; null: what Amazon's client finds by itself. */
+  /** Current keys, reread after a denial; null: Amazon's client finds its own. */
   keys: { current(): Promise<S3Keys>; reread(): Promise<S3Keys> } | null;
-  /** Of the files of Amazon's client, when it looks for itself. */
+  /** A profile in the files of Amazon's client, when it finds its own keys. */
   profile: string | null;
-  /** Certificates in PEM that are trusted instead of the system's, asked for before each connection; null: the system's. */
+  /** CA certificates in PEM that replace the system's, requested before each connection; null: the system's. */
   ca: (() => Promise<string>) | null;
   /** Whether any certificate is accepted. */
   insecure: boolean;
-  /** A connection without a byte for so long is given up. */
+  /** A connection is closed after this long without a byte. */
   timeoutMs: number;
   partBytes: number;
-  /** Names per page of a listing. */
+  /** Names per listing page. */
   pageItems: number;
-  /** Whether a removal takes all versions of an object with it. */
+  /** Whether a removal deletes all versions of an object. */
   removeVersions: boolean;
-  /** Whether the store obeys If-None-Match; null: found out before the first put. */
+  /** Whether the store honours If-None-Match; null: probed before the first put. */
   conditionalPut: boolean | null;
 }
 
@@ -90,10 +90,10 @@ type UploadMarkers = Pick<ListMultipartUploadsCommandInput, "KeyMarker" | "Uploa
 
 const connectTimeoutMs = 10_000;
 const socketsMax = 64;
-/** The client would otherwise write to the console. */
+/** Otherwise the client would write to the console. */
 const silent = { debug() {}, info() {}, warn() {}, error() {} };
 
-/** S3 by Amazon's client; Cinder's S3 driver. Single puts carry their MD5, which the store checks before it keeps them. */
+/** S3 by Amazon's client, compatible with Cinder's S3 driver. Single puts carry their MD5, which the store checks before storing. */
 export class S3Store implements ObjectStore {
   readonly driver = "s3";
   readonly versionsRemovedBy = "remove_versions=true";
@@ -119,9 +119,9 @@ export class S3Store implements ObjectStore {
       ...(keys === null ? {} : { credentials: () => identityOf(keys) }),
       ...(profile === null ? {} : { profile }),
       logger: silent,
-      maxAttempts: 1, // Repeating is the decorator's task; two of them multiply.
-      expectContinueHeader: false, // What ignores it costs seconds for each object.
-      requestChecksumCalculation: "WHEN_REQUIRED", // Stores other than Amazon's refuse the newer checksums.
+      maxAttempts: 1, // Retrying is the decorator's job; two retry layers multiply.
+      expectContinueHeader: false, // Servers that ignore it cost seconds per object.
+      requestChecksumCalculation: "WHEN_REQUIRED", // Stores other than Amazon's reject the newer checksums.
       responseChecksumValidation: "WHEN_REQUIRED",
       requestHandler: {
         connectionTimeout: connectTimeoutMs,
@@ -142,7 +142,7 @@ export class S3Store implements ObjectStore {
   async ensureContainer(container: string): Promise<void> {
     if (await this.containerExists(container)) return;
     const { endpoint, region } = this.#settings;
-    // Amazon alone needs to be told; others take the constraint for the name of a placement of theirs.
+    // Only Amazon needs the location; others take the constraint for the name of one of their placements.
     const placed = endpoint === null && region !== "us-east-1";
     const constraint = placed ? { CreateBucketConfiguration: { LocationConstraint: region as "eu-west-1" } } : {};
     const create = new CreateBucketCommand({ Bucket: container, ...constraint });
@@ -152,7 +152,7 @@ export class S3Store implements ObjectStore {
     });
   }
 
-  /** Who may not write is refused before the condition is looked at. */
+  /** Callers without write permission are refused before the condition is evaluated. */
   async checkPut(key: ObjectKey, body: PutBody): Promise<void> {
     const ctx = { signal: new AbortController().signal, fence: () => {} };
     if (await this.#conditionalPut(ctx)) await this.#putOnce(key, body, ctx, true);
@@ -212,7 +212,7 @@ export class S3Store implements ObjectStore {
       return "stored";
     } catch (error) {
       if (statusOf(error) === 412) return "taken";
-      // An upload that is gone may have been completed by a try whose answer was lost.
+      // An upload that no longer exists may have been completed by an attempt whose response was lost.
       if (statusOf(error) === 404 && (await this.#exists(upload.key))) return "taken";
       throw error;
     }
@@ -237,7 +237,7 @@ export class S3Store implements ObjectStore {
       const send = () => this.#client.send(get, signal === undefined ? {} : { abortSignal: signal });
       body = (await this.#guard(verb, send, key, signal)).Body as Readable;
     } catch (error) {
-      if (statusOf(error) === 416) return; // Behind the end, or any part of an empty object.
+      if (statusOf(error) === 416) return; // Past the end, or any part of an empty object.
       throw error;
     }
     try {
@@ -291,13 +291,13 @@ export class S3Store implements ObjectStore {
       return Status === "Enabled" || Status === "Suspended";
     } catch (error) {
       if (error instanceof EngineError && error.retryable) throw error;
-      return null; // A right or a verb that is missing.
+      return null; // A missing permission or an unsupported operation.
     }
   }
 
   /**
-   * Where the listing goes on. What a store says about its end is believed where it agrees with itself; else the last key decides, behind
-   * which there is something or nothing.
+   * Where the listing continues. The store's statement about its end is trusted when consistent; otherwise continue after the last key
+   * until nothing follows.
    */
   #nextOf(page: ListObjectsV2CommandOutput, last: string | undefined, container: string): string | null {
     const { IsTruncated: more, NextContinuationToken: token, Contents: contents = [] } = page;
@@ -339,7 +339,7 @@ export class S3Store implements ObjectStore {
       if (page.IsTruncated !== true) return { items, next: null };
       const last = items.at(-1)?.upload;
       const markers = { KeyMarker: page.NextKeyMarker, UploadIdMarker: page.NextUploadIdMarker };
-      // Without both markers, uploads of the name at the end of the page would be passed over.
+      // Without both markers, uploads of the last name on the page would be skipped.
       const next =
         markers.KeyMarker && markers.UploadIdMarker
           ? markers
@@ -356,7 +356,7 @@ export class S3Store implements ObjectStore {
     this.#client.destroy();
   }
 
-  /** Whether there is nothing left under the name. Versions that are locked, or that these credentials may not remove, stay. */
+  /** Whether nothing is left under the name. Versions that are locked, or that these credentials may not remove, remain. */
   async #removeVersions(key: ObjectKey): Promise<boolean> {
     const { container: Bucket, name } = key;
     let [KeyMarker, VersionIdMarker]: (string | undefined)[] = [];
@@ -369,7 +369,7 @@ export class S3Store implements ObjectStore {
           () => this.#client.send(list),
           key,
         );
-        // Names that only begin like this one come after it.
+        // Names that merely start with this one sort after it.
         const found = [...(page.Versions ?? []), ...(page.DeleteMarkers ?? [])];
         for (const { Key, VersionId } of found) {
           if (Key !== name || VersionId === undefined) continue;
@@ -397,8 +397,8 @@ export class S3Store implements ObjectStore {
   }
 
   /**
-   * Whether the store obeys If-None-Match: a conditional put of the marker's own bytes must be refused. A store that does not know
-   * the condition says so, or writes what was there.
+   * Whether the store honours If-None-Match: a conditional put of the marker's own bytes must be refused. A store that does not know the
+   * condition says so, or rewrites the same bytes.
    */
   async #probe(ctx: WriteContext): Promise<boolean> {
     const key = { container: this.container, name: ".tephra/repository.json" };
@@ -412,12 +412,12 @@ export class S3Store implements ObjectStore {
     return this.#obeys(key, Buffer.concat(parts), ctx);
   }
 
-  /** The same question asked of an object that is made for it and taken away. */
+  /** The same probe with a temporary object of its own. */
   #probeByName(ctx: WriteContext): Promise<boolean> {
     return this.#putAndRemove(ctx, (key, bytes) => this.#obeys(key, bytes, ctx));
   }
 
-  /** Stores an object of its own, asks about it, and takes it away where these credentials may: some may store and never remove. */
+  /** Stores a temporary object, probes with it, and removes it if these credentials may: some may store but never remove. */
   async #putAndRemove(
     ctx: WriteContext,
     ask: (key: ObjectKey, bytes: Uint8Array) => Promise<boolean> = async () => true,
@@ -462,7 +462,7 @@ export class S3Store implements ObjectStore {
     }
   }
 
-  /** Sends a body piece by piece, each with leave of the fence. When that is refused, the request is cut off: nothing is stored. */
+  /** Sends a body piece by piece with a fence check for each. When the fence throws, the request is cut off: nothing is stored. */
   async #sendBody<Sent>(
     key: ObjectKey,
     body: PutBody,
@@ -524,7 +524,7 @@ export class S3Store implements ObjectStore {
     const answered = cause instanceof S3ServiceException ? cause : null;
     const status = (cause as { $metadata?: { httpStatusCode?: number } }).$metadata?.httpStatusCode;
     const { name, message } = cause as Error;
-    // A page that is no answer of S3's (of a proxy, say) has a status and no name of its own.
+    // A response that is not S3's (a proxy's, say) has a status but no error name.
     const reason = answered === null ? message : `${name}${message && message !== name ? ` (${message})` : ""}`;
     if (name === "CredentialsProviderError") {
       const where = "in the URL, in a file of credentials, or where Amazon's client looks by itself";
@@ -537,7 +537,7 @@ export class S3Store implements ObjectStore {
   }
 }
 
-/** With a time at which it is over, so that the client asks again for each request. */
+/** With an expiry time, so that the client asks again for each request. */
 async function identityOf(keys: NonNullable<S3Settings["keys"]>) {
   const { accessKey, secretKey, sessionToken } = await keys.current();
   const token = sessionToken === null ? {} : { sessionToken };

@@ -6,23 +6,23 @@ import type { ObjectKey } from "./repository.ts";
 export interface SwiftAuth {
   version: "v1" | "v3";
   url: string;
-  /** Asked before each authentication: keys are renewed. */
+  /** Called before each authentication: keys may be renewed. */
   login: () => Promise<{ user: string; key: string }>;
-  /** For v3; a name. */
+  /** For v3: the project's name. */
   project: string | null;
   userDomain: string;
   projectDomain: string;
-  /** For v3: which endpoint of the catalog; null: the first. */
+  /** For v3: the region of the catalog endpoint; null: the first. */
   region: string | null;
   interface: string;
-  /** Instead of what the authentication says. */
+  /** Overrides the storage URL from the authentication. */
   storageUrl: string | null;
-  /** Instead of the last part of the storage URL, for users that may write to accounts of others. */
+  /** Overrides the last component of the storage URL, for users that may write to other accounts. */
   account: string | null;
 }
 
 export interface SwiftNetwork {
-  /** Certificates in PEM that are trusted instead of the system's, asked for before each connection; null: the system's. */
+  /** CA certificates in PEM that replace the system's, requested before each connection; null: the system's. */
   ca: (() => Promise<string>) | null;
   insecure: boolean;
   timeoutMs: number;
@@ -30,17 +30,17 @@ export interface SwiftNetwork {
 
 export interface SwiftRequest {
   method: "GET" | "HEAD" | "PUT" | "POST" | "DELETE";
-  /** Below the account, encoded, without a slash at the start; with its query. */
+  /** Path below the account, encoded, without a leading slash; including its query. */
   path: string;
-  /** What is tried, for messages: "cannot store x". */
+  /** The attempted operation, for messages: "cannot store x". */
   verb: string;
   headers?: Record<string, string>;
-  /** Makes the body; called once per try. */
+  /** Creates the body; called once per attempt. */
   body?: () => AsyncIterable<Uint8Array>;
   signal?: AbortSignal | undefined;
-  /** What 404 means. */
+  /** The object that a 404 refers to. */
   missing?: ObjectKey;
-  /** Answers from 400 on that are results, not failures. */
+  /** Statuses from 400 on that are results rather than failures. */
   accept?: readonly number[];
 }
 
@@ -54,8 +54,8 @@ const connectionsMax = 64;
 const errorBytesMax = 2000;
 
 /**
- * Requests to one account of a Swift, with a token that is fetched when first needed and again when the service no longer takes
- * it: the request is then sent once more. Anything else that fails is thrown.
+ * Requests to one Swift account, with a token that is fetched on first use and again when the service no longer accepts it: the request
+ * is then sent once more. Any other failure is thrown.
  */
 export class SwiftClient implements AsyncDisposable {
   readonly #label: string;
@@ -218,7 +218,7 @@ export class SwiftClient implements AsyncDisposable {
   }
 }
 
-/** Certificates are asked for with each connection, so that renewed ones need no restart. */
+/** Certificates are requested for each connection, so that renewed ones take effect without a restart. */
 function connectorFor({ ca, insecure }: SwiftNetwork): buildConnector.connector {
   const fixed = { timeout: connectTimeoutMs, ...(insecure ? { rejectUnauthorized: false } : {}) };
   const plain = buildConnector(fixed);

@@ -22,15 +22,16 @@ import { type SwiftAuth, SwiftClient, type SwiftNetwork } from "./swift-client.t
 export interface SwiftSettings extends SwiftNetwork {
   container: string;
   auth: SwiftAuth;
-  /** For containers that are created; null: the cluster's default. */
+  /** For newly created containers; null: the cluster's default. */
   storagePolicy: string | null;
   partBytes: number;
   pageItems: number;
 }
 
 /**
- * OpenStack Swift; Cinder's Swift driver. Every put carries the MD5 of its bytes, which the service checks before it keeps them, and
- * `If-None-Match: *`. Large objects are static ones, with their segments under `.tephra/segments/` of the same container.
+ * OpenStack Swift, compatible with Cinder's Swift driver. Every put carries `If-None-Match: *` and the MD5 of its bytes, which the
+ * service checks before storing. Large objects are static large objects, with their segments under `.tephra/segments/` of the same
+ * container.
  */
 export class SwiftStore implements ObjectStore {
   readonly driver = "swift";
@@ -65,12 +66,12 @@ export class SwiftStore implements ObjectStore {
       path: encodeURIComponent(container),
       verb: `create the container ${container}`,
       headers: storagePolicy === null ? {} : { "x-storage-policy": storagePolicy },
-      accept: [409], // Somebody else has just created it, under another policy.
+      accept: [409], // Just created by someone else, under another policy.
     });
     await answer.body.dump();
   }
 
-  /** Who may not write is refused before the name is looked for. */
+  /** Callers without write permission are refused before the name is looked up. */
   async checkPut(key: ObjectKey, body: PutBody): Promise<void> {
     await this.put(key, body, uncontested);
   }
@@ -108,7 +109,7 @@ export class SwiftStore implements ObjectStore {
   }
 
   async putPart(upload: LargeUpload, number: number, body: PutBody, ctx: WriteContext): Promise<UploadedPart> {
-    // "taken": an earlier try whose answer was lost. The name is this upload's alone.
+    // "taken": an earlier attempt whose response was lost. The name belongs to this upload alone.
     const outcome = await this.put(segmentOf(upload, number), body, ctx);
     if (outcome === "doubtful")
       throw contradiction(this.label, `segments of ${upload.key.name}`, "it keeps other bytes");
@@ -149,7 +150,7 @@ export class SwiftStore implements ObjectStore {
       headers: whole ? {} : { range },
       signal,
       missing: key,
-      accept: [416], // Behind the end, or any part of an empty object.
+      accept: [416], // Past the end, or any part of an empty object.
     });
     try {
       if (answer.statusCode === 416) return;
@@ -161,7 +162,7 @@ export class SwiftStore implements ObjectStore {
       signal?.throwIfAborted();
       throw this.#client.translate(verb, error);
     } finally {
-      // Frees the connection, or cuts it off when the reader has had enough.
+      // Frees the connection, or aborts it when the reader stops early.
       answer.body.on("error", () => {}).destroy();
     }
   }
@@ -188,11 +189,11 @@ export class SwiftStore implements ObjectStore {
       if (typeof name !== "string" || name === "" || !Number.isSafeInteger(bytes)) {
         throw contradiction(this.label, container, "an entry has no name or no size");
       }
-      // The hash of a large object is that of its manifest.
+      // A large object's hash is that of its manifest.
       const md5 = large === undefined ? listedMd5(hash) : {};
       return { name, sizeBytes: Number(bytes), modifiedAt: dateOf(modified), ...md5 };
     });
-    // A page can be shorter than asked for; only an empty one is surely the last.
+    // A page can be shorter than requested; only an empty one is certainly the last.
     return { items, next: items.at(-1)?.name ?? null };
   }
 
@@ -229,7 +230,7 @@ export class SwiftStore implements ObjectStore {
     await this.#delete(key, answer.headers["x-static-large-object"] !== undefined);
   }
 
-  /** Segments that no large object is made of. Their names say which one they were meant for. */
+  /** Segments that belong to no large object. Their names identify the intended one. */
   async uploadsPage(container: string, after: string | null): Promise<ListPage<PendingUpload> | null> {
     const query = new URLSearchParams({ format: "json", prefix: segmentsFolder, delimiter: "/" });
     query.set("limit", String(this.#settings.pageItems));
@@ -271,7 +272,7 @@ export class SwiftStore implements ObjectStore {
     return { upload, modifiedAt };
   }
 
-  /** Whether an object is a large one that has segments in this folder. */
+  /** Whether an object is a large one with segments in this folder. */
   async #refersTo(key: ObjectKey, folder: string): Promise<boolean> {
     const verb = `look at ${key.name}`;
     const head = await this.#client.send({ method: "HEAD", path: pathOf(key), verb, accept: [404] });
@@ -283,7 +284,7 @@ export class SwiftStore implements ObjectStore {
     return segments.some(({ name }) => String(name).startsWith(`/${key.container}/${folder}`));
   }
 
-  /** A large object goes with its segments. */
+  /** Removes a large object together with its segments. */
   async #delete(key: ObjectKey, large: boolean): Promise<void> {
     const path = `${pathOf(key)}${large ? "?multipart-manifest=delete" : ""}`;
     const answer = await this.#client.send({ method: "DELETE", path, verb: `remove ${key.name}`, accept: [404] });
@@ -334,13 +335,13 @@ function segmentFolder(upload: LargeUpload): string {
   return `${segmentsFolder}${upload.id}/`;
 }
 
-/** The name of a segment holds that of its object: whether it is in use can be told. */
+/** A segment's name contains that of its object, so that its use can be checked. */
 function segmentOf(upload: LargeUpload, number: number): ObjectKey {
   const { container, name } = upload.key;
   return { container, name: `${segmentFolder(upload)}${name}/${String(number).padStart(8, "0")}` };
 }
 
-/** What a segment was uploaded for; null for a name that does not say so. */
+/** The upload that a segment was made for; null for a name that does not identify one. */
 function uploadOf({ container, name }: ObjectKey): LargeUpload | null {
   const [id = "", ...rest] = name.slice(segmentsFolder.length).split("/");
   const object = rest.slice(0, -1).join("/");
@@ -355,7 +356,7 @@ interface Row {
   slo_etag?: unknown;
 }
 
-/** Listings have times in UTC without saying so; what is no time counts as now. */
+/** Listing times are UTC without a zone; an invalid one counts as now. */
 function dateOf(text: unknown): Date {
   const date = new Date(`${text}Z`);
   return Number.isNaN(date.getTime()) ? new Date() : date;

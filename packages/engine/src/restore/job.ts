@@ -8,23 +8,26 @@ import type { CheckObjectResult } from "../threads/cpu-tasks.ts";
 import type { EngineContext } from "../threads/engine-context.ts";
 import type { VolumeTarget } from "../volume/volume.ts";
 
-/** What all objects of one restore have in common. */
+/** What all objects of one restore share. */
 export interface RestoreJob {
   engine: EngineContext;
   /** Newest first. */
   references: readonly BackupReference[];
-  /** Of the backup being restored; null when it has none: then only lengths and MD5 are checked. */
+  /** Hash list of the backup being restored; null when it has none: then only lengths and MD5 are checked. */
   hashes: HashList | null;
-  /** Null to check everything and write nothing. */
+  /** Null to verify everything and write nothing. */
   target: VolumeTarget | null;
-  /** Whether the target is known to be zero everywhere, so that zeros need not be written. */
+  /** Whether the target is known to be all zeros, so that zeros need not be written. */
   skipZeros: boolean;
   /** Only this part of the volume is written. */
   bounds: Extent;
   ctx: RunContext;
 }
 
-/** Throws DamagedObjectError unless the check passed. When the hash list disagrees it is named, since the object's MD5 holds. */
+/**
+ * Throws DamagedObjectError unless the check passed. When the hash list disagrees, the error names the list, since the object's MD5
+ * matches.
+ */
 export function passOrDamage(
   job: Pick<RestoreJob, "references">,
   object: MappedObject,
@@ -46,14 +49,14 @@ export function passOrDamage(
   }
 }
 
-/** The unit in which zeros are looked for where no list of hashes gives one. */
+/** The unit of zero detection where no hash list defines a block size. */
 const blockBytesUnhashed = 32 * 1024;
 
 export function blockBytesOf(job: Pick<RestoreJob, "hashes">): number {
   return job.hashes?.blockBytes ?? blockBytesUnhashed;
 }
 
-/** The hashes of all blocks of the segments, in order; null when there is no list of them. */
+/** The hashes of all blocks of the segments, in order; null without a hash list. */
 export async function expectedHashes(
   hashes: HashList | null,
   segments: readonly (readonly [number, number])[],
@@ -78,7 +81,7 @@ export async function expectedHashes(
 
 const zeros = new Uint8Array(writeBytesMax);
 
-/** Writes runs of an object (pairs relative to its start) that lie within the bounds, in pieces that the fence allows. */
+/** Writes runs of an object (pairs relative to its start), clipped to the bounds, in pieces no larger than one fence check allows. */
 export async function writeRuns(
   job: RestoreJob,
   objectOffset: number,

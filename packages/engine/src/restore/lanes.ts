@@ -11,12 +11,12 @@ import type { VolumeTarget } from "../volume/volume.ts";
 import { expectedHashes, type RestoreJob } from "./job.ts";
 import { coveredBytes, relativeSegments, restoreObject } from "./object.ts";
 
-/** Large objects that go in step: so few that every thread soon has a group. */
+/** Large objects restored in lockstep: few enough that every thread soon has a group. */
 const largeLanesMax = 8;
 
 /**
- * Groups objects that can be restored in step: raw ones in files, checked by MD5 and hash list, for a file that threads may write. Those of one slice and larger
- * ones apart, so that no lane stays idle. All others come alone.
+ * Groups objects that can be restored in lockstep: raw ones stored as files, checked by MD5 and hash list, for a target that threads may
+ * write. Single-slice and larger objects are grouped separately, so that no lane stays idle. All others are yielded alone.
  */
 export async function* laneGroups(
   job: RestoreJob,
@@ -37,7 +37,7 @@ export async function* laneGroups(
   if (small.length > 0) yield small;
 }
 
-/** Blocks of the object must be blocks of the list: an object by another writer may be cut otherwise. */
+/** The object's blocks must align with the list's: objects by another writer may be cut differently. */
 function fitsStep(job: RestoreJob, { layer, entry, segments }: MappedObject): boolean {
   const { hashes, references, engine } = job;
   if (hashes === null || entry.md5 === null || codecOf(entry.compression) !== "none") return false;
@@ -53,15 +53,15 @@ function fitsStep(job: RestoreJob, { layer, entry, segments }: MappedObject): bo
   );
 }
 
-/** An object that is done, and how many bytes of the volume it covers within the bounds; 0 when it was found to be damaged. */
+/** A finished object, and how many bytes of the volume it covers within the bounds; 0 when it was damaged. */
 export interface DoneObject {
   object: MappedObject;
   bytes: number;
 }
 
 /**
- * Restores objects that belong together. Those that cannot go in step, or did not pass there, are done by `alone`, which finds
- * out what is wrong with them.
+ * Restores a group of objects. Those that cannot be restored in lockstep, or failed there, are handled by `alone`, which determines what
+ * is wrong with them.
  */
 export async function restoreGroup(
   job: RestoreJob,
@@ -74,28 +74,31 @@ export async function restoreGroup(
   const again = inStep ? await restoreInStep(job, objects, signal) : objects;
   const done = objects.filter((object) => !again.includes(object));
   const results = done.map((object) => ({ object, bytes: coveredBytes(job, object) }));
-  // One after another: each of them takes its own share of the memory.
+  // One after another: each of them claims its own memory.
   for (const object of again) results.push({ object, bytes: await alone(object) });
   return results;
 }
 
-/** An object on its way and what it must be. */
+/** An object in progress, with its expected contents. */
 interface Lane {
   object: MappedObject;
   md5: string;
   path: string;
-  /** Per block of the object, where it is used: 32 bytes of the list, and 1 in `used`. */
+  /** Per block of the object: the 32 bytes of its expected hash, and 1 in `used` where the restore needs the block. */
   expected: Uint8Array<ArrayBuffer>;
   used: Uint8Array<ArrayBuffer>;
 }
 
-/** Slices of each object that a thread does at a time: so many that asking costs nothing beside them, so few that groups share the threads. */
+/**
+ * Slices of each object per request to a thread: enough to make the request overhead negligible, few enough for groups to share the
+ * threads.
+ */
 const slicesPerStep = 16;
 
 /**
- * Has threads read, check and write objects in step. A block is written only when its SHA-256 is right; the MD5 of the whole
- * object is known at its end. Returns the objects that did not pass or could not be read or written: restoring them one by one
- * finds out, by two separate reads, what is wrong with them.
+ * Has threads read, check and write objects in lockstep. A block is written only when its SHA-256 matches; the MD5 of the whole object is
+ * known at its end. Returns the objects that failed a check or could not be read or written: restoring them one by one determines, by two
+ * separate reads, what is wrong.
  */
 async function restoreInStep(
   job: RestoreJob,
@@ -119,7 +122,7 @@ async function restoreInStep(
   }
 }
 
-/** Returns those that did not pass. */
+/** Returns the objects that failed. */
 async function writeInSteps(job: RestoreJob, lanes: Lane[], blockBytes: number, signal: AbortSignal): Promise<Lane[]> {
   const stepBytes = slicesPerStep * sliceBytesOf(blockBytes);
   const longest = Math.max(...lanes.map(({ object }) => object.entry.length));
@@ -161,7 +164,7 @@ function laneTarget({ target, skipZeros, bounds, ctx }: RestoreJob): LaneTarget 
   return { descriptor, skipZeros, bounds, writableUntil: ctx.writableUntil as BigInt64Array<SharedArrayBuffer> };
 }
 
-/** Null when its container or its hashes cannot be read: on its own it will be found out why. */
+/** Null when its container or hashes cannot be read: restoring it alone determines why. */
 async function openLane(job: RestoreJob, object: MappedObject, blockBytes: number): Promise<Lane | null> {
   try {
     return await openLaneOrThrow(job, object, blockBytes);

@@ -7,13 +7,13 @@ import { blockBytesOf, expectedHashes, passOrDamage, type RestoreJob, writeRuns 
 
 /** Decoded bytes in memory at a time. */
 const pieceBytesAim = 8 * 1024 * 1024;
-/** MD5 is fed in steps of this size, between which other work of the thread goes on. */
+/** MD5 is computed in steps of this size, with other work of the thread running in between. */
 const hashStepBytes = 256 * 1024;
 
 /**
- * Restores an object that is too large to be held in memory (Cinder's posix driver writes 1.86 GiB by default): decodes,
- * checks and writes it piece by piece. Each block is checked before it is written; length and MD5 are known only at the end, and
- * when they are wrong the object is read and written a second time before it counts as damaged.
+ * Restores an object that is too large for memory (Cinder's posix driver writes 1.86 GiB by default): decodes, checks and writes it piece
+ * by piece. Each block is checked before it is written; length and MD5 are known only at the end, and when they are wrong the object is
+ * read and written a second time before it counts as damaged.
  */
 export async function restoreLargeObject(job: RestoreJob, object: MappedObject, signal: AbortSignal): Promise<void> {
   const release = await job.engine.memory.claim(pieceBytesAim * 3, signal);
@@ -35,7 +35,7 @@ async function restoreOnce(job: RestoreJob, object: MappedObject, signal: AbortS
   try {
     const decoded = decodeObject(reference, { name, compression: entry.compression }, signal);
     for await (const piece of regroup(decoded, pieceBytes)) {
-      // The piece moves to a thread and has no length afterwards.
+      // The piece is transferred to a thread, which detaches its buffer.
       const offset = done;
       done += piece.length;
       if (done > entry.length) throw damaged(reference, name, `more than ${entry.length} bytes are stored`);
@@ -51,7 +51,7 @@ async function restoreOnce(job: RestoreJob, object: MappedObject, signal: AbortS
   if (entry.md5 !== null && md5.digest("hex") !== entry.md5) throw damaged(reference, name, "the MD5 does not match");
 }
 
-/** Checks and writes the parts of one piece that the map takes from this object. */
+/** Checks and writes the parts of one piece that the restore map takes from this object. */
 async function restorePiece(
   job: RestoreJob,
   object: MappedObject,
@@ -79,7 +79,7 @@ async function restorePiece(
   data.buffer.transfer(0);
 }
 
-/** A mismatch is reported by its place in the object, not in the piece. */
+/** Converts a mismatch's offset in the piece to one in the object. */
 function shifted<Result extends { outcome: string }>(result: Result, by: number): Result {
   return "at" in result && typeof result.at === "number" ? { ...result, at: result.at + by } : result;
 }

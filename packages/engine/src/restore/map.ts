@@ -22,7 +22,7 @@ function mapBytes({ layer, entry, segments }: MappedObject): Buffer {
   return Buffer.from(`${JSON.stringify(line)}\n`);
 }
 
-/** What tells a slice of the map from every other: the SHA-256 of the lines that a staged one has, in hex. */
+/** Identifies a slice of the map: hex SHA-256 of the lines in its staged form. */
 export function mapDigest(objects: readonly MappedObject[]): string {
   const hash = createHash("sha256");
   for (const object of objects) hash.update(mapBytes(object));
@@ -43,7 +43,7 @@ export async function stageMap(
   return mapDigest(objects);
 }
 
-/** Reads a slice of the map and makes sure that it is the planned one. */
+/** Reads a slice of the map and checks that it is the planned one. */
 export async function readMap(
   repository: Repository,
   key: { container: string; name: string },
@@ -67,7 +67,7 @@ export async function readMap(
   return objects;
 }
 
-/** InvalidBackupError for a line that no plan has written. */
+/** InvalidBackupError for a line that no plan could have written. */
 export function parseMapLine(line: string): MappedObject {
   let value: unknown;
   try {

@@ -14,12 +14,12 @@ import { blockBytesOf, expectedHashes, passOrDamage, type RestoreJob, writeRuns 
 import { restoreLargeObject } from "./large-object.ts";
 
 const readFile = promisify(read);
-/** One call of the system: bounds how long an abort waits. */
+/** Size of one read call; bounds how long an abort waits. */
 const readBytes = 4 * 1024 * 1024;
 
-/** Larger objects, which only others write, are decoded and written piece by piece. */
+/** Larger objects, which only other writers create, are decoded and written piece by piece. */
 export const wholeObjectBytesMax = 64 * 1024 * 1024;
-/** Compressed zeros are far smaller than this; larger objects are not worth remembering. */
+/** Compressed zeros are far smaller than this; larger objects are not worth caching. */
 const knownZeroBytesMax = 256 * 1024;
 
 /** Fetches, checks and writes one object of the map. Returns the bytes of the volume that it covers within the bounds. */
@@ -41,7 +41,7 @@ export async function restoreObject(job: RestoreJob, object: MappedObject, signa
   return coveredBytes(job, object);
 }
 
-/** The bytes of the volume that are taken from an object, within the bounds. */
+/** Volume bytes taken from an object, within the bounds. */
 export function coveredBytes(job: Pick<RestoreJob, "bounds">, object: MappedObject): number {
   let bytes = 0;
   for (const [start, end] of object.segments) {
@@ -50,7 +50,7 @@ export function coveredBytes(job: Pick<RestoreJob, "bounds">, object: MappedObje
   return bytes;
 }
 
-/** Decoded bytes, and what to write of them as pairs of start and end within the object. `data` null means zeros. */
+/** Decoded bytes, and which of them to write, as pairs of start and end within the object. `data` null means zeros. */
 interface Checked {
   data: Uint8Array<ArrayBuffer> | null;
   runs: Float64Array;
@@ -91,7 +91,7 @@ function storedDigest(stored: Uint8Array, entry: ObjectEntry): string {
   return `${codecOf(entry.compression)}:${entry.length}:${createHash("sha256").update(stored).digest("hex")}`;
 }
 
-/** Whether exactly these stored bytes were decoded before and gave zeros, and zeros are what the hash list wants here. */
+/** Whether exactly these stored bytes have decoded to zeros before, and the hash list expects zeros here. */
 function isKnownZero(job: RestoreJob, object: MappedObject, digest: string, expected: Uint8Array | null): boolean {
   const known = job.engine.knownZeros.get(digest);
   if (known === undefined || known.md5 !== object.entry.md5) return false;
@@ -122,7 +122,7 @@ async function fetchStored(
   }
 }
 
-/** Reads an object from its start until `into` is full; returns how far that got. */
+/** Reads an object from its start until `into` is full; returns the number of bytes read. */
 async function fill(
   into: Uint8Array<ArrayBuffer>,
   repository: Repository,
@@ -137,7 +137,7 @@ async function fill(
     }
     return done;
   }
-  // Straight to its place: chunks would lie about until they are collected, and that is much memory.
+  // Reads directly into place: chunks would use much memory until they are garbage-collected.
   await using file = await repository.openFile(key);
   while (done < into.length) {
     signal.throwIfAborted();

@@ -20,8 +20,8 @@ import { laneGroups, restoreGroup } from "./lanes.ts";
 import { mapDigest, readMap, stageMap } from "./map.ts";
 
 /**
- * A part of a restore that one task carries out, with its slice of the map that says where its bytes come from: staged under a name, or,
- * where nothing can be written, merged again from the metadata by whoever carries it out.
+ * A part of a restore for one task, with a slice of the map that says where its bytes come from: staged under a name, or, where nothing
+ * can be written, merged again from the metadata by the executing task.
  */
 export interface RestoreRange extends Extent {
   map: { name: string; digest: string } | { name: null; digest: string; volumeBytes: number; blockBytes: number };
@@ -45,8 +45,8 @@ export interface PlannedRestore {
 }
 
 /**
- * Merges a chain into one map and stages it in slices next to the newest backup, one per range, cut where no object crosses.
- * Everything that the metadata objects can show to be wrong is found here, before a byte is written.
+ * Merges a chain into one map and stages it in slices next to the newest backup, one per range, cut where no object spans the boundary.
+ * Every problem that the metadata objects can reveal is found here, before a byte is written.
  */
 export async function planRestore(input: PlanRestoreInput, ctx: RunContext): Promise<PlannedRestore> {
   const chain = await openChain(input.chain, ctx.signal);
@@ -55,12 +55,12 @@ export async function planRestore(input: PlanRestoreInput, ctx: RunContext): Pro
   return { volumeBytes: chain.volumeBytes, ranges, volumeMetas, warnings: chainWarnings(chain) };
 }
 
-/** Ranges whose slices are not staged are at most so many: each reads the metadata of the whole chain again. */
+/** Maximum number of ranges with unstaged slices: each reads the metadata of the whole chain again. */
 const unstagedRangesMax = 64;
 
 /**
- * Stages the merged map of a chain, slice by slice. Where the repository cannot be written, whether it is read-only or full, nothing is
- * staged: the ranges then say how to merge their slices again.
+ * Stages the merged map of a chain, slice by slice. Where the repository is read-only or full, nothing is staged: the ranges then
+ * describe how to merge their slices again.
  */
 export async function stageRanges(
   chain: Chain,
@@ -86,7 +86,7 @@ export async function stageRanges(
   });
 }
 
-/** Cuts the merged map of a chain into ranges, and lets `keep` see to the slice of each. */
+/** Cuts the merged map of a chain into ranges; `keep` stores or describes each range's slice. */
 async function cutMap(
   chain: Chain,
   limits: { rangeBytes: number; rangesMax: number },
@@ -112,13 +112,13 @@ async function cutMap(
   return ranges;
 }
 
-/** Whether what failed was a write that will fail again: waiting makes no repository writable, and a full one can be read. */
+/** Whether the failure was a write that would fail again: waiting does not make a repository writable, and a full one can still be read. */
 function isWriteRefused(error: unknown): boolean {
   if (error instanceof RepositoryDeniedError || error instanceof RepositoryFullError) return true;
   return error instanceof RepositoryUnavailableError && !error.retryable;
 }
 
-/** The slice of the map that a range was planned with. InvalidBackupError when what is staged or stored is no longer what it was. */
+/** The map slice planned for a range. InvalidBackupError when what is staged or stored has changed since. */
 export async function readRange(
   references: readonly BackupReference[],
   range: RestoreRange,
@@ -144,7 +144,7 @@ export async function readRange(
   return objects;
 }
 
-/** Carries out one range of a planned restore. The target must be a new file: zeros are not written. */
+/** Executes one range of a planned restore. The target must be a new file: zeros are not written. */
 export async function restoreRange(
   engine: EngineContext,
   input: {
@@ -165,9 +165,8 @@ export async function restoreRange(
 }
 
 /**
- * Restores a whole volume, or the part `extent` of it, in this process, without staging anything. `openTarget` is called with
- * the exact length once the chain has been found in order. Zeros are written unless the target is new. The target stays the
- * caller's.
+ * Restores a whole volume, or the part `extent` of it, in this process, without staging anything. `openTarget` is called with the exact
+ * length once the chain has been validated. Zeros are written unless the target is new. The caller keeps ownership of the target.
  */
 export async function restoreWhole(
   engine: EngineContext,
@@ -194,7 +193,7 @@ export async function restoreWhole(
   return { bytes, warnings: chainWarnings(chain) };
 }
 
-/** Restores objects as they come, several at a time; returns the bytes of the volume they cover within the bounds. */
+/** Restores objects as they arrive, several concurrently; returns the bytes of the volume they cover within the bounds. */
 async function restoreObjects(
   job: RestoreJob,
   objects: Iterable<MappedObject> | AsyncIterable<MappedObject>,

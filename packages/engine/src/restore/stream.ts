@@ -18,17 +18,17 @@ import { restoreObject } from "./object.ts";
 export interface RestoreStreamInput {
   /** Newest first; ends with the full backup. */
   chain: readonly BackupReference[];
-  /** Takes the bytes in the order of the volume; resolves when it wants more. The chunk is its own. */
+  /** Receives the bytes in volume order; resolves when it is ready for more. It owns the chunk. */
   sink: (chunk: Uint8Array) => Promise<void>;
   /** Only this part of the volume. */
   extent?: { offset: number; length: number | null };
 }
 
-/** Regions end at the first cut behind this many bytes, so that small objects do not become small writes. */
+/** Regions end at the first cut after this many bytes, so that small objects do not become small writes. */
 const regionBytesAim = 16 * 1024 * 1024;
-/** Larger regions, which only very large objects need, are put together in a temporary file. */
+/** Larger regions, needed only for very large objects, are assembled in a temporary file. */
 const inMemoryBytesMax = 64 * 1024 * 1024;
-/** One region goes out while the next one is fetched. */
+/** One region is output while the next is fetched. */
 const regionsAtOnce = 2;
 
 /** Part of a volume that shares no object with the rest. */
@@ -37,8 +37,8 @@ interface Region extends Extent {
 }
 
 /**
- * Restores a volume, or a part of it, to something that takes bytes only in order. Everything is checked before it is handed
- * out; when damage is found the call fails and what was handed out is the part before it.
+ * Restores a volume, or a part of it, to a sink that accepts bytes only in order. Everything is checked before it is passed on; on damage
+ * the call fails, and what was passed on is the data before it.
  */
 export async function restoreStream(
   engine: EngineContext,
@@ -107,7 +107,7 @@ async function* regionsWithin(
   if (last !== null) yield last;
 }
 
-/** Where a region is put together. Zero until written; read once, in order. */
+/** Where a region is assembled. Zero until written; read once, in order. */
 interface RegionTarget extends VolumeTarget {
   chunks(): AsyncIterable<Uint8Array>;
 }
@@ -131,7 +131,7 @@ function memoryTarget(region: Extent): RegionTarget {
   };
 }
 
-/** A file without a name: it is gone with its descriptor, whatever happens. */
+/** An unlinked file: it disappears with its descriptor, whatever happens. */
 async function fileTarget(region: Extent): Promise<RegionTarget> {
   const path = join(tmpdir(), `tephra-region-${randomUUID()}`);
   const file = await guardStorage(`create ${path}`, () => open(path, "wx+", 0o600));

@@ -19,23 +19,23 @@ import { type RestoreRange, readRange, stageRanges } from "./restore.ts";
 export interface VerifyInput {
   /** Newest first; ends with the full backup. */
   chain: readonly BackupReference[];
-  /** quick: listings and sizes against the metadata. deep: also every byte that a restore would read, every hash. */
+  /** quick: compares listings and sizes with the metadata. deep: also checks every byte that a restore would read, and every hash. */
   mode: "quick" | "deep";
 }
 
 export interface VerifyResult {
   mode: "quick" | "deep";
-  /** Data objects looked at: quick, all of the chain; deep, those that a restore would read. */
+  /** Data objects examined: quick, all of the chain; deep, those that a restore would read. */
   objects: number;
   /** Blocks of the volume whose SHA-256 was compared; 0 for quick. */
   blocks: number;
-  /** At most a thousand. Empty: a restore would succeed, as far as the mode tells. */
+  /** At most a thousand. Empty: a restore would succeed, as far as the mode can tell. */
   damaged: DamagedObject[];
 }
 
 /**
- * Verifies that a backup can be restored: it and everything below it. Damage is collected, not thrown; an object is damaged when two
- * reads have shown it. Throws when the repository cannot be read, and InvalidBackupError for a chain that is none.
+ * Verifies that a backup can be restored, including all its ancestors. Damage is collected, not thrown; an object counts as damaged when
+ * two reads have shown it. Throws when the repository cannot be read, and InvalidBackupError for an invalid chain.
  */
 export async function verifyBackup(engine: EngineContext, input: VerifyInput, ctx: RunContext): Promise<VerifyResult> {
   const findings = new Findings();
@@ -54,15 +54,15 @@ export interface PlanVerifyInput extends VerifyInput {
 }
 
 export interface PlannedVerify {
-  /** Of the listings and the metadata: all that a quick verification has to say. */
+  /** Findings from listings and metadata: the whole result of a quick verification. */
   found: VerifyResult;
-  /** What is left to be read; none for a quick verification, nor when the metadata is too damaged to say what there is. */
+  /** What remains to be read; empty for a quick verification, and when the metadata is too damaged to describe it. */
   ranges: RestoreRange[];
 }
 
 /**
- * The part of a verification that nobody can share: looks through listings and metadata and, for a deep one, stages what is to be read in
- * ranges, as a restore does. The ranges' results are added to what was found here, whose `objects` are 0 when there are any.
+ * The part of a verification that cannot be distributed: checks listings and metadata and, for a deep one, stages what is to be read in
+ * ranges, like a restore. The ranges' results are added to these findings, whose `objects` is 0 when there are ranges.
  */
 export async function planVerify(input: PlanVerifyInput, ctx: RunContext): Promise<PlannedVerify> {
   const findings = new Findings();
@@ -73,7 +73,7 @@ export async function planVerify(input: PlanVerifyInput, ctx: RunContext): Promi
   return { found: { mode: input.mode, objects, blocks: 0, damaged: findings.damaged }, ranges };
 }
 
-/** A volume that is restored to be thrown away, new and as long as the backup: the same bytes to write and to read. */
+/** The target of a restore test: a new scratch volume as long as the backup, discarded afterwards; written and read back. */
 export interface Drill {
   target: VolumeTarget;
   restored: VolumeSource;
@@ -87,8 +87,8 @@ export interface VerifyRangeInput {
 }
 
 /**
- * Reads and checks everything that one range of a planned verification would restore. With a drill it is restored, read back and compared
- * with the list of hashes: RestoredWrongError when the volume does not hold what was written to it.
+ * Reads and checks everything that one range of a planned verification would restore. With a drill (restore test) it is also restored,
+ * read back and compared with the hash list: RestoredWrongError when the volume does not contain what was written to it.
  */
 export async function verifyRange(
   engine: EngineContext,
@@ -116,7 +116,7 @@ export async function verifyRange(
 
 const readBytes = 1024 * 1024;
 
-/** Reads a part of a volume that starts with a block, and compares the hash of every block in it. */
+/** Reads a part of a volume that starts on a block boundary, and compares the hash of every block in it. */
 async function compareRestored(
   restored: VolumeSource,
   { hashes, bounds }: { hashes: HashList; bounds: Extent },
@@ -145,7 +145,7 @@ async function compareRestored(
   }
 }
 
-/** What listings and metadata tell. `chain` is undefined when it is too damaged to be read. */
+/** Findings from listings and metadata. `chain` is undefined when it is too damaged to be read. */
 async function lookThrough(
   references: readonly BackupReference[],
   findings: Findings,
@@ -161,7 +161,7 @@ async function lookThrough(
   return { listed, chain };
 }
 
-/** A restore that writes nothing: the very checks that a restore makes. */
+/** A restore that writes nothing, with the same checks. */
 const jobOf = (
   engine: EngineContext,
   what: Pick<RestoreJob, "references" | "hashes" | "bounds">,

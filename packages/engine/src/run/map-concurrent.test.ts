@@ -11,7 +11,7 @@ test("results come in the items' order, with no more calls at once than allowed"
     gates.keys(),
     async (index) => {
       most = Math.max(most, ++running);
-      // Later ones end first within what runs at the same time.
+      // Among concurrent calls, later ones finish first.
       gates[index + 2]?.resolve();
       if (index % 3 === 0) gates[Math.min(8, index + 2)]?.resolve();
       await Promise.resolve();

@@ -11,7 +11,7 @@ test("claims are granted in order, and only while there is room", async () => {
     order.push("second");
     return release;
   });
-  // Would fit, but does not overtake.
+  // Would fit, but must not overtake.
   const third = budget.claim(30, signal).then((release) => {
     order.push("third");
     return release;

@@ -4,8 +4,8 @@ interface Waiter {
 }
 
 /**
- * Shares a number of bytes between all concurrent calls, first come, first served. A request larger than the whole budget
- * waits until it is alone and then runs, so that no object size can stop a backup for ever.
+ * Shares a number of bytes among all concurrent calls, first come, first served. A request larger than the whole budget waits until
+ * nothing else is held and then runs, so that no object size can block a backup forever.
  */
 export class MemoryBudget {
   readonly #totalBytes: number;
@@ -17,7 +17,7 @@ export class MemoryBudget {
     this.#freeBytes = totalBytes;
   }
 
-  /** Waits for `bytes`; the returned function gives them back and may be called once. Throws the signal's reason on abort. */
+  /** Waits for `bytes`; the returned function releases them and may be called once. Throws the signal's reason on abort. */
   async claim(bytes: number, signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted();
     const share = Math.min(bytes, this.#totalBytes);

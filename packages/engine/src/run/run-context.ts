@@ -1,6 +1,6 @@
-/** What every long verb takes from its caller. */
+/** What every long-running verb receives from its caller. */
 export interface RunContext {
-  /** Ends the verb: it throws the signal's reason as soon as what is in flight has come to rest. */
+  /** Aborts the verb: it throws the signal's reason once everything in flight has settled. */
   signal: AbortSignal;
   /**
    * Called synchronously before every put, link, removal and write of at most 1 MiB. Throws when the caller may no longer
@@ -8,8 +8,8 @@ export interface RunContext {
    */
   fence: () => void;
   /**
-   * The same limit where threads can read it: one number, in nanoseconds of `process.hrtime`, at which they stop writing by themselves,
-   * even while the caller's own thread stands still. Without it nothing is written by threads, which is slower.
+   * The same limit in a form that threads can read: a `process.hrtime` time in nanoseconds at which they stop writing on their own, even
+   * while the caller's thread is blocked. Without it threads write nothing, which is slower.
    */
   writableUntil?: BigInt64Array<SharedArrayBuffer>;
   /** Totals of this call so far, in bytes. Called on the caller's thread, at most once per object or piece. */
@@ -18,13 +18,13 @@ export interface RunContext {
 
 /** The part of a RunContext that a single write needs. */
 export interface WriteContext extends Pick<RunContext, "signal" | "fence"> {
-  /** Called before a put resolves with the hex MD5 of the stored bytes, where the store itself has said that it holds these. */
+  /** Called before a put resolves, with the hex MD5 of the stored bytes, where the store itself has confirmed it. */
   onVouched?: (md5: string) => void;
 }
 
-/** The largest write that may follow one call of the fence, in bytes. */
+/** The largest write allowed per fence check, in bytes. */
 export const writeBytesMax = 1024 * 1024;
 
-/** For a caller that nobody takes the work away from. */
+/** For a caller whose work cannot be taken over by another. */
 export const writableForever: BigInt64Array<SharedArrayBuffer> = new BigInt64Array(new SharedArrayBuffer(8));
 writableForever[0] = 2n ** 63n - 1n;

@@ -1,4 +1,4 @@
-/** Appends the runs of blocks that are not all zero, joined to the last run where they touch. */
+/** Appends the runs of blocks that are not all zeros, merging the first with the previous run where they touch. */
 export function addDataRuns(
   runs: number[],
   zero: Uint8Array,

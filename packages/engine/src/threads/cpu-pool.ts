@@ -9,14 +9,11 @@ interface Job {
   transfer: ArrayBuffer[];
   resolve: (answer: CpuAnswer) => void;
   reject: (error: Error) => void;
-  /** The count of its calls to files when it was last looked at, and since when it has been the same. */
+  /** The last observed count of its file calls, and since when it has been unchanged. */
   fileCall: { count: number; since: number };
 }
 
-/**
- * Threads for hashing and compression, started when first needed. Requests are taken in order. The threads do not keep a
- * process alive while they are idle.
- */
+/** Threads for hashing and compression, started on first use. Requests are served in order. Idle threads do not keep the process alive. */
 export class CpuPool implements AsyncDisposable {
   readonly #threadsMax: number;
   readonly #chooseHashing: () => HashingChoice;
@@ -44,8 +41,8 @@ export class CpuPool implements AsyncDisposable {
   }
 
   /**
-   * Runs one request. The buffers in `transfer` move to the thread and are lost to the caller. On abort the thread is told
-   * to stop, and the signal's reason is thrown once it has.
+   * Runs one request. The buffers in `transfer` move to the thread and are detached here. On abort the thread is told to stop, and the
+   * signal's reason is thrown once it has.
    */
   async run<Request extends CpuRequest>(
     request: Request,
@@ -71,7 +68,7 @@ export class CpuPool implements AsyncDisposable {
     }
   }
 
-  /** For how long a thread has been inside one call to a file, as far as those who ask now and then can tell, in ms; 0 when none is. */
+  /** How long a thread has been inside one file call, in ms, as far as polling can tell; 0 when none is. */
   fileCallMs(): number {
     const now = performance.now();
     let longest = 0;

@@ -12,7 +12,7 @@ import { type HashLanesRequest, type HashLanesResult, hashLanes } from "./hash-l
 import { clipPairs, readExtents, type UnreadResult } from "./read-fully.ts";
 import { type UnwrittenResult, type WriteLanesRequest, type WriteLanesResult, writeLanes } from "./write-lanes.ts";
 
-/** An extent of a window that becomes one object. */
+/** An extent of a window that is stored as one object. */
 export interface WindowExtent {
   /** Relative to the window's start, in bytes. */
   offset: number;
@@ -22,13 +22,13 @@ export interface WindowExtent {
   /** The stored bytes when compressed; null means the raw bytes, which start at `at` in the result's `raw`. */
   pieces: Uint8Array<ArrayBuffer>[] | null;
   at: number;
-  /** Whose the pieces are: this extent's, to be given back once stored, or shared with all extents of zeros like this one. */
+  /** Owner of the pieces: this extent, to be freed once stored, or shared by all equal extents of zeros. */
   ownership: "own" | "shared";
 }
 
 export interface CopyWindowRequest extends Encoding {
   kind: "copyWindow";
-  /** Exactly the window's bytes; its ownership moves to the thread. Null when the thread is to read them itself. */
+  /** Exactly the window's bytes; ownership moves to the thread. Null when the thread is to read them itself. */
   window: ArrayBuffer | null;
   /** Where the thread reads them, when it does. */
   source: WindowSource | null;
@@ -39,12 +39,12 @@ export interface CopyWindowRequest extends Encoding {
   compressZeros: boolean;
 }
 
-/** A window in an open file that stays open until the answer has come. */
+/** A window in an open file, which stays open until the response arrives. */
 export interface WindowSource {
   descriptor: number;
   offset: number;
   length: number;
-  /** Pairs of start and end within the window, ascending: what lies between them is zero and is not read. */
+  /** Pairs of start and end within the window, ascending: the gaps between them are zero and are not read. */
   data: Float64Array<ArrayBuffer>;
 }
 
@@ -52,13 +52,13 @@ export interface CopyWindowResult {
   /** 32 bytes for every block. */
   hashes: Uint8Array<ArrayBuffer>;
   extents: WindowExtent[];
-  /** The bytes of the extents, handed back when those of any are stored as they are. */
+  /** The bytes of the extents, returned when any of them is stored raw. */
   raw: ArrayBuffer | null;
 }
 
 export interface CheckObjectRequest {
   kind: "checkObject";
-  /** The bytes of the object as stored; their buffer's ownership moves to the thread. */
+  /** The object's stored bytes; their buffer's ownership moves to the thread. */
   stored: Uint8Array<ArrayBuffer>;
   compression: Compression;
   /** Length and MD5 of the decoded object. */
@@ -66,20 +66,20 @@ export interface CheckObjectRequest {
   /** Null when the metadata has none. */
   md5: string | null;
   blockBytes: number;
-  /** Pairs of start and end within the object, starts on block boundaries. */
+  /** Pairs of start and end within the object; starts are on block boundaries. */
   segments: Float64Array<ArrayBuffer>;
-  /** 32 bytes for every block of every segment, in order; null when the backup has no list of hashes. */
+  /** 32 bytes for every block of every segment, in order; null without a hash list. */
   expected: Uint8Array<ArrayBuffer> | null;
 }
 
 export type CheckObjectResult =
   | { outcome: "ok"; data: Uint8Array<ArrayBuffer>; dataRuns: Float64Array<ArrayBuffer> }
-  /** The object contradicts its entry in the metadata. */
+  /** The object contradicts its metadata entry. */
   | { outcome: "object"; reason: string }
-  /** The object agrees with its entry, but a block contradicts the hash list; `at` is its offset within the object. */
+  /** The object matches its metadata entry, but a block contradicts the hash list; `at` is its offset within the object. */
   | { outcome: "hash"; at: number };
 
-/** Checks decoded blocks of a large object that arrives piece by piece: the same as checkObject without decoding and MD5. */
+/** Checks decoded blocks of a large object that arrives piece by piece: like checkObject, without decoding and MD5. */
 export interface CheckBlocksRequest {
   kind: "checkBlocks";
   data: Uint8Array<ArrayBuffer>;
@@ -93,7 +93,7 @@ export interface ZeroFormRequest extends Encoding {
   length: number;
 }
 
-/** What every object of `length` zeros has in common. `pieces` is null when such an object is stored raw. */
+/** What all objects of `length` zeros have in common. `pieces` is null when such an object is stored raw. */
 export interface ZeroFormResult {
   md5: string;
   pieces: Uint8Array<ArrayBuffer>[] | null;
@@ -116,10 +116,7 @@ export type CpuResult<Request extends CpuRequest> = Request extends CopyWindowRe
         ? CheckObjectResult
         : ZeroFormResult;
 
-/**
- * Carries out one request; undefined when it was cancelled on the way. Keeps no state, and reads and writes
- * nothing but the files that it is given.
- */
+/** Executes one request; undefined when it was cancelled meanwhile. Stateless; accesses no files but those it is given. */
 export function runCpuTask(request: CpuRequest, tools: CpuTools): CpuResult<CpuRequest> | undefined {
   switch (request.kind) {
     case "copyWindow":
@@ -167,12 +164,12 @@ function copyWindow(
     extents.push({ ...place, md5, compression: pieces === null ? "none" : label, pieces, ownership: "own" });
   }
   const needsRaw = extents.some((extent) => extent.pieces === null);
-  // Given back now, not at some later garbage collection: windows are large, and one follows the other.
+  // Free the memory now rather than at some later garbage collection: windows are large and arrive in quick succession.
   if (!needsRaw) raw.transfer(0);
   return { hashes: hashed.hashes, extents, raw: needsRaw ? raw : null };
 }
 
-/** Where extents lie, in the window and in the buffer that holds either all of it or, one after another, the extents alone. */
+/** Extent positions, in the window and in the buffer, which holds either the whole window or only the extents, concatenated. */
 function placesOf(
   spans: readonly { first: number; end: number }[],
   { windowBytes, blockBytes, kept }: { windowBytes: number; blockBytes: number; kept: "window" | "changed" },
@@ -186,7 +183,7 @@ function placesOf(
   });
 }
 
-/** Per block of a window: its SHA-256, and 1 when it is all zero. */
+/** Per block of a window: its SHA-256, and 1 when it is all zeros. */
 interface HashedBlocks {
   hashes: Uint8Array<ArrayBuffer>;
   zero: Uint8Array<ArrayBuffer>;
@@ -213,10 +210,10 @@ function takeWindow(request: CopyWindowRequest, hashing: Hashing): TakenWindow {
   return { raw, kept: "window", windowBytes: raw.byteLength, hashed };
 }
 
-/** Read and hashed at a time, so that the bytes are still in the processor's cache when they are hashed. */
+/** Bytes read and hashed at a time, so that they are still in the processor's cache when they are hashed. */
 const sliceBytesAim = 512 * 1024;
 
-/** Reads and hashes a window slice by slice. With a parent only the blocks that differ are kept. */
+/** Reads and hashes a window slice by slice. With a parent, only the blocks that differ are kept. */
 function readWindow(
   request: CopyWindowRequest,
   { hashing, cancelled }: CpuTools,
@@ -250,7 +247,7 @@ function readWindow(
     : { raw: window.buffer, kept: "window", windowBytes, hashed };
 }
 
-/** Bytes put one behind the other, of which nobody knows before how many there will be. */
+/** An append-only buffer whose final size is not known in advance. */
 class GrowingBytes {
   buffer = new ArrayBuffer(0);
   #filled = 0;
@@ -294,7 +291,7 @@ function checkObject(request: CheckObjectRequest, tools: CpuTools): CheckObjectR
   return checkSegments(request, decoded, tools);
 }
 
-/** Compares every block with its expected hash and reports the runs of blocks that are not all zero. */
+/** Compares every block with its expected hash and reports the runs of blocks that are not all zeros. */
 function checkSegments(
   request: { blockBytes: number; segments: Float64Array; expected: Uint8Array | null },
   data: Uint8Array<ArrayBuffer>,

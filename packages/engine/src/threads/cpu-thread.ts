@@ -4,12 +4,15 @@ import type { CopyWindowResult, CpuRequest } from "./cpu-tasks.ts";
 import { runCpuTask } from "./cpu-tasks.ts";
 import { countFileCalls } from "./file-calls.ts";
 
-/** What a thread is started with. */
+/** Start-up data of a thread. */
 export interface CpuThreadData {
   hashing: HashingChoice;
 }
 
-/** The entry of a thread: one request at a time, one answer for each. `cancel[0]` turns 1 when the answer is no longer wanted; see file-calls.ts for the count. */
+/**
+ * A request to a thread, which handles one at a time and sends one response each. `cancel[0]` becomes 1 when the response is no longer
+ * wanted; see file-calls.ts for the count.
+ */
 export interface CpuMessage {
   request: CpuRequest;
   cancel: Int32Array<SharedArrayBuffer>;
@@ -37,7 +40,7 @@ parentPort?.on("message", ({ request, cancel, fileCalls }: CpuMessage) => {
   freeInput(request);
 });
 
-/** The buffers to move, not copy. */
+/** The buffers to transfer rather than copy. */
 function buffersOf(answer: CpuAnswer): ArrayBuffer[] {
   if (answer.outcome === "failed" || answer.result === undefined) return [];
   const result = answer.result;
@@ -54,7 +57,7 @@ function windowBuffers(result: CopyWindowResult): ArrayBuffer[] {
   return [result.hashes.buffer, ...(result.raw === null ? [] : [result.raw]), ...buffers];
 }
 
-/** Gives the input's memory back now, not at some later garbage collection. Does nothing to a buffer that has moved on. */
+/** Frees the input's memory now rather than at some later garbage collection. Does nothing to a transferred buffer. */
 function freeInput(request: CpuRequest): void {
   const buffer =
     request.kind === "copyWindow" && request.window !== null

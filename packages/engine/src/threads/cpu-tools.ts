@@ -1,6 +1,6 @@
 import type { Hashing } from "../hashing/hashing.ts";
 
-/** What a thread computes with. */
+/** The implementations that a thread computes with. */
 export interface CpuTools {
   hashing: Hashing;
   cancelled: () => boolean;

@@ -5,28 +5,28 @@ import { MemoryBudget } from "../run/memory-budget.ts";
 import { CpuPool } from "./cpu-pool.ts";
 import type { ZeroFormResult } from "./cpu-tasks.ts";
 
-/** What all calls on one engine share. */
+/** State shared by all calls on one engine. */
 export interface EngineContext {
   pool: CpuPool;
   memory: MemoryBudget;
-  /** Per encoding and length: what an object of zeros looks like. Bounded; a volume has two lengths of windows. */
+  /** Per encoding and length: the stored form of an object of zeros. Bounded; a volume has two window lengths. */
   zeroForms: Map<string, Promise<ZeroFormResult>>;
-  /** Stored objects, by SHA-256 and length, that were seen to decode to zeros. Bounded. */
+  /** Stored objects, by SHA-256 and length, known to decode to zeros. Bounded. */
   knownZeros: Map<string, { md5: string }>;
-  /** What listings of whole backups looked like, by their places. Bounded. */
+  /** Digests of listings of complete backups, by place. Bounded. */
   wholeListings: Map<string, string>;
 }
 
-/** Windows and objects held in memory by all concurrent calls together. */
+/** Memory for windows and objects of all concurrent calls together. */
 const memoryBytesDefault = 160 * 1024 * 1024;
 const rememberedMax = 32;
 
 export interface EngineOptions {
   /** Threads that hash and compress; default: one per core. */
   threads?: number;
-  /** Bounds the windows and objects that all calls together hold in memory; default 160 MiB. */
+  /** Bounds the memory that windows and objects of all calls take together; default 160 MiB. */
   memoryBytes?: number;
-  /** Default: the faster, by a short measurement. */
+  /** Default: the faster one by a short measurement. */
   hashing?: HashingOption;
 }
 
@@ -40,14 +40,14 @@ export function createEngineContext(options: EngineOptions): EngineContext {
   };
 }
 
-/** Adds to a bounded map, forgetting the oldest entry. */
+/** Adds to a bounded map, evicting the oldest entry. */
 export function remember<Value>(map: Map<string, Value>, key: string, value: Value): void {
   const [oldest] = map.keys();
   if (map.size >= rememberedMax && oldest !== undefined) map.delete(oldest);
   map.set(key, value);
 }
 
-/** What an object of `length` zeros looks like in an encoding; computed once. Its bytes are shared: never take their memory. */
+/** The stored form of an object of `length` zeros in an encoding; computed once. Its bytes are shared: never transfer them. */
 export function zeroForm(engine: EngineContext, form: Encoding & { length: number }): Promise<ZeroFormResult> {
   const key = `${form.compression}:${form.zlibEncoder}:${form.level}:${form.length}`;
   const known = engine.zeroForms.get(key);

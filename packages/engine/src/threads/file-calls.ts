@@ -1,10 +1,10 @@
 /**
- * Says whether this thread is inside a call to a file, which may never return: a count that is odd while it is. A thread does one request
- * at a time, so there is one count, that of its request.
+ * Shows whether this thread is inside a file call, which may never return: the count is odd while it is. A thread handles one request at
+ * a time, so there is one count, that of its current request.
  */
 let count: Int32Array<SharedArrayBuffer> = new Int32Array(new SharedArrayBuffer(4));
 
-/** From now on calls are counted here, and can be watched from outside. */
+/** From now on calls are counted in `into`, which other threads can watch. */
 export function countFileCalls(into: Int32Array<SharedArrayBuffer>): void {
   count = into;
 }

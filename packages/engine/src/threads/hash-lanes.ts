@@ -2,22 +2,22 @@ import type { Md5InStep } from "../hashing/hashing.ts";
 import type { CpuTools } from "./cpu-tools.ts";
 import { readExtents, type UnreadResult } from "./read-fully.ts";
 
-/** One message of several that are hashed in step: the piece of it that comes next. */
+/** The next piece of one of several messages that are hashed in lockstep. */
 export interface LanePiece {
-  /** Open until the answer has come. */
+  /** Stays open until the response arrives. */
   file: number;
   offset: number;
   length: number;
-  /** Pairs of start and end within the piece, ascending: what lies between them is zero and is not read. */
+  /** Pairs of start and end within the piece, ascending: the gaps between them are zero and are not read. */
   data: Float64Array<ArrayBuffer>;
   /** Length of the whole message when this is its last piece, else null. Other pieces are a multiple of 64 bytes long. */
   endsAt: number | null;
 }
 
-/** Reads the next piece of several messages and takes it into their digests. */
+/** Reads the next piece of several messages and updates their digests with it. */
 export interface HashLanesRequest {
   kind: "hashLanes";
-  /** Its ownership moves to the thread and back. Piece i goes to i × strideBytes. */
+  /** Ownership moves to the thread and back. Piece i goes to i × strideBytes. */
   buffer: ArrayBuffer;
   strideBytes: number;
   blockBytes: number;

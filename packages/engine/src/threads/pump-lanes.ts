@@ -5,20 +5,20 @@ import type { HashLanesRequest, HashLanesResult } from "./hash-lanes.ts";
 import { sliceBytesOf } from "./lane-sizes.ts";
 import { clipPairs } from "./read-fully.ts";
 
-/** A message in an open file, which stays open until the pump has stopped. */
+/** A message in an open file, which must stay open until the pump has stopped. */
 export interface LaneMessage extends Extent {
   file: number;
-  /** Pairs of start and end within the message, ascending: what lies between them is zero and is not read. */
+  /** Pairs of start and end within the message, ascending: the gaps between them are zero and are not read. */
   data: Float64Array;
 }
 
 /** The next slice of one message. */
 export interface LaneSlice {
-  /** Of the lane, in the order of the messages. */
+  /** Lane index, in message order. */
   index: number;
-  /** Within the message. */
+  /** Offset within the message. */
   offset: number;
-  /** Free again for others when the consumer has settled. */
+  /** Reused once the consumer has settled. */
   bytes: Uint8Array<ArrayBuffer>;
   /** 32 bytes for every block. */
   hashes: Uint8Array;
@@ -29,8 +29,8 @@ export interface LaneSlice {
 }
 
 /**
- * Reads and hashes several messages in step, slice by slice, in threads, while the slices before are being consumed.
- * Returns the place that could not be read, if there is one, else null.
+ * Reads and hashes several messages in lockstep, slice by slice, in threads, while the previous slices are being consumed. Returns the
+ * place that could not be read, or null.
  */
 export async function pumpLanes(
   pool: CpuPool,
@@ -41,7 +41,7 @@ export async function pumpLanes(
   const { messages, blockBytes } = input;
   const longest = Math.max(...messages.map(({ length }) => length));
   const sliceBytes = Math.min(sliceBytesOf(blockBytes), Math.ceil(longest / 64) * 64);
-  // Two buffers: the one of the slices before these is free again when they have been consumed.
+  // Double buffering: the buffer of the previous slices is reused when they have been consumed.
   const free = [new ArrayBuffer(messages.length * sliceBytes)];
   if (longest > sliceBytes) free.push(new ArrayBuffer(messages.length * sliceBytes));
   let states: Uint8Array<ArrayBuffer> | null = null;

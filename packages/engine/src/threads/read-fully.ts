@@ -1,12 +1,12 @@
 import { closeSync, constants, fstatSync, openSync, readlinkSync, readSync } from "node:fs";
 import { fileCall } from "./file-calls.ts";
 
-/** The thread could not read its source, which its owner can find out more about. */
+/** The thread could not read its source; the owner can determine why. */
 export interface UnreadResult {
   unread: { offset: number; length: number };
 }
 
-/** Fills `into` from an open file; false when the file ends before or cannot be read. */
+/** Fills `into` from an open file; false when the file ends early or cannot be read. */
 export function readFully(descriptor: number, into: Uint8Array, offset: number): boolean {
   try {
     for (let done = 0; done < into.length; ) {
@@ -22,8 +22,8 @@ export function readFully(descriptor: number, into: Uint8Array, offset: number):
 }
 
 /**
- * Fills `into` with a part of a file: what lies within `data`, pairs of start and end relative to the part, is read, the
- * rest is zero. Returns the place that cannot be read, in the file, or null.
+ * Fills `into` with part of a file: what lies within `data`, pairs of start and end relative to the part, is read, the rest is zeroed.
+ * Returns the place in the file that cannot be read, or null.
  */
 export function readExtents(
   from: { file: number; offset: number; data: Float64Array },
@@ -43,14 +43,14 @@ export function readExtents(
   return null;
 }
 
-/** A file that is closed with the scope. */
+/** A file that is closed when its scope ends. */
 export interface OpenedFile extends Disposable {
   descriptor: number;
 }
 
 /**
- * Opens a file by a path without links, and waits for no FIFO. Null when what was opened does not lie at that very path (a link was
- * followed on the way), is no regular file or not of that size.
+ * Opens a file by a link-free path without blocking on a FIFO. Null when the opened file is not at that very path (a link was followed),
+ * is not a regular file or does not have that size.
  */
 export function openForReading({ path, sizeBytes }: { path: string; sizeBytes: number }): OpenedFile | null {
   try {
@@ -66,7 +66,7 @@ export function openForReading({ path, sizeBytes }: { path: string; sizeBytes: n
   }
 }
 
-/** The pairs of start and end that lie within a part, relative to its start. */
+/** The pairs of start and end that overlap a part, clipped and relative to its start. */
 export function clipPairs(pairs: Float64Array, start: number, end: number): Float64Array<ArrayBuffer> {
   const clipped: number[] = [];
   for (let pair = 0; pair < pairs.length; pair += 2) {

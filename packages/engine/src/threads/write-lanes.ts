@@ -7,25 +7,25 @@ import { fileCall } from "./file-calls.ts";
 import { sliceBytesOf } from "./lane-sizes.ts";
 import { type OpenedFile, openForReading, readFully, type UnreadResult } from "./read-fully.ts";
 
-/** A raw object of several that are restored in step: the piece of it that comes next. */
+/** The next piece of one of several raw objects that are restored in lockstep. */
 export interface WriteLanePiece {
   file: { path: string; sizeBytes: number };
-  /** Within the object, on a block boundary. */
+  /** Offset within the object, on a block boundary. */
   offset: number;
   length: number;
   /** Length of the whole object when this is its last piece, else null. Other pieces are a multiple of 64 bytes long. */
   endsAt: number | null;
   /** Hex MD5 of the whole object. */
   md5: string;
-  /** Where the piece's first byte belongs in the volume. */
+  /** Offset in the volume of the piece's first byte. */
   volumeOffset: number;
-  /** Per block of the piece: the 32 bytes that its hash must be, and 1 in `used` where the volume takes it from this object. */
+  /** Per block of the piece: its expected hash of 32 bytes, and 1 in `used` where the volume takes the block from this object. */
   expected: Uint8Array<ArrayBuffer>;
   used: Uint8Array<ArrayBuffer>;
 }
 
 export interface LaneTarget {
-  /** Open until the answer has come. */
+  /** Stays open until the response arrives. */
   descriptor: number;
   skipZeros: boolean;
   /** Only this part of the volume is written. */
@@ -34,24 +34,24 @@ export interface LaneTarget {
   writableUntil: BigInt64Array<SharedArrayBuffer>;
 }
 
-/** Reads the next piece of several objects, checks every block, writes those that are right and takes all into the objects' MD5. */
+/** Reads the next piece of several objects, checks every block, writes the correct ones and updates the objects' MD5 with all of them. */
 export interface WriteLanesRequest {
   kind: "writeLanes";
   blockBytes: number;
   pieces: readonly WriteLanePiece[];
   /** MD5 states of the objects, in the order of the pieces; null at the start. */
   states: Uint8Array<ArrayBuffer> | null;
-  /** Null to check everything and write nothing. */
+  /** Null to verify everything and write nothing. */
   target: LaneTarget | null;
 }
 
 export interface WriteLanesResult {
   states: Uint8Array<ArrayBuffer>;
-  /** 1 for every object of which a block or, with its last piece, the MD5 is wrong. No block that is wrong was written. */
+  /** 1 for every object with a wrong block or, on its last piece, a wrong MD5. Wrong blocks are never written. */
   failed: Uint8Array<ArrayBuffer>;
 }
 
-/** The thread could not write, or may no longer: its owner finds out why. */
+/** The thread could not write, or is no longer allowed to; its owner determines why. */
 export interface UnwrittenResult {
   unwritten: true;
 }
@@ -59,7 +59,7 @@ export interface UnwrittenResult {
 interface Lane {
   piece: WriteLanePiece;
   opened: OpenedFile;
-  /** Its slice in the scratch memory. */
+  /** Its slice of the scratch memory. */
   bytes: Uint8Array<ArrayBuffer>;
 }
 
@@ -110,7 +110,7 @@ export function writeLanes(
   return { states, failed };
 }
 
-/** What of a slice is to be written, as pairs of start and end within it; null when a block that is used is wrong. */
+/** The runs of a slice to be written, as pairs of start and end within it; null when a needed block is wrong. */
 function checkedRuns(
   slice: { piece: WriteLanePiece; firstBlock: number; blockBytes: number; hashes: Uint8Array; zero: Uint8Array },
   length: number,
@@ -133,7 +133,7 @@ function checkedRuns(
 const kept = Uint8Array.of(0);
 const skipped = Uint8Array.of(1);
 
-/** Slices are shorter than what may be written with one leave of the fence. False when something was not written. */
+/** A slice is smaller than the write limit of one fence check. False when something was not written. */
 function writeRuns(target: LaneTarget, volumeOffset: number, bytes: Uint8Array, runs: readonly number[]): boolean {
   for (let pair = 0; pair < runs.length; pair += 2) {
     const start = runs[pair] as number;

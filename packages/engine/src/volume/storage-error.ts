@@ -1,6 +1,6 @@
 import { EngineError, errnoOf, VolumeStorageError, VolumeStorageFullError } from "../errors.ts";
 
-/** Runs a file-system call on the side of the volumes and turns its failure into an error of the engine. */
+/** Runs a file-system call on volume storage and turns its failure into an engine error. */
 export async function guardStorage<Result>(what: string, call: () => Promise<Result>): Promise<Result> {
   try {
     return await call();

@@ -5,16 +5,16 @@ import type { GuestAgent } from "./guest-agent.ts";
 export interface FrozenRun<Result> {
   result: Result;
   frozenMs: number | null;
-  /** Why the result did not come about within a frozen guest; null when it did. */
+  /** Why the result was not obtained within a frozen guest; null when it was. */
   notFrozenBecause: string | null;
 }
 
 const thawTriesMax = 3;
 
 /**
- * Runs `act` with the guest frozen, for `limitMs` at the most: then the guest is thawed and `act` goes on without. The guest is
- * thawed in every case, also when `act` throws; a guest that does not thaw is HypervisorUnavailableError, whatever `act` did.
- * A guest that cannot be frozen is no error: `act` is run all the same.
+ * Runs `act` with the guest frozen for at most `limitMs`: then the guest is thawed and `act` continues unfrozen. The guest is thawed in
+ * every case, also when `act` throws; a guest that cannot be thawed is HypervisorUnavailableError, whatever `act` did. A guest that
+ * cannot be frozen is no error: `act` runs anyway.
  */
 export async function freezeWhile<Result>(
   agent: GuestAgent | null,
@@ -27,7 +27,7 @@ export async function freezeWhile<Result>(
   const left = Math.max(0, limitMs - (performance.now() - start));
   const acting = refusal === null ? act() : null;
   const outcome = acting === null ? null : await settledWithin(acting, left);
-  // Thawing comes before everything else, and a failure of it before any result.
+  // Thaw before anything else; a failure to thaw takes precedence over any result.
   const wasFrozen = await thaw(agent);
   const frozenMs = Math.round(performance.now() - start);
   if (acting === null) return { result: await act(), frozenMs: null, notFrozenBecause: refusal };
@@ -66,19 +66,19 @@ async function settledWithin(promise: Promise<unknown>, ms: number): Promise<"se
 }
 
 /**
- * Thaws a guest and makes sure that it is; three tries.
+ * Thaws a guest and verifies it, with three attempts.
  *
- * @returns whether it was frozen when this began
+ * @returns whether the guest was frozen before
  */
 export async function thaw(agent: GuestAgent): Promise<boolean> {
   let wasFrozen = false;
   for (let tries = 1; ; tries++) {
     try {
-      // The reply of a freeze that was given up may still come.
+      // The reply of an abandoned freeze may still arrive.
       await agent.sync();
       const frozen = await agent.isFrozen();
       wasFrozen ||= frozen;
-      // Also when it says thawed: a freeze that was given up half way may have left some file systems frozen.
+      // Even when it reports "thawed": an abandoned freeze may have left some file systems frozen.
       await agent.thaw();
       if (!(await agent.isFrozen())) return wasFrozen;
     } catch (error) {

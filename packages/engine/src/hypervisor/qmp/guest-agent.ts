@@ -4,22 +4,22 @@ import { HypervisorRefusedError, HypervisorUnavailableError } from "../../errors
 import { type JsonSocket, openJsonSocket } from "./json-socket.ts";
 import { parseJson, within } from "./qmp-client.ts";
 
-/** Without an answer by then there is no agent in the guest: its socket is there whether one listens inside or not. */
+/** No answer within this time means that no agent runs in the guest: its socket exists either way. */
 const syncMs = 5_000;
 const replyMs = 5_000;
-/** Begins a line of the agent after this byte was sent to it: what came before belongs to an earlier client. */
+/** After it is sent this byte, the agent prefixes its next line with it: earlier input belongs to a previous client. */
 const delimiter = 0xff;
 
 const Refusal = z.object({ error: z.object({ class: z.string(), desc: z.string() }) });
 
 /**
- * A client of QEMU's guest agent. The agent is in the guest, so what it says is the guest's word: it decides how consistent a
- * snapshot is called, and nothing else. One command at a time.
+ * A client of QEMU's guest agent. The agent runs in the guest, so its answers are untrusted: they determine only which consistency a
+ * snapshot is labelled with. One command at a time.
  */
 export class GuestAgent implements Disposable {
   #socket: JsonSocket | null = null;
   #ended: HypervisorUnavailableError | null = null;
-  /** Takes the next line that counts. */
+  /** Receives the next relevant line. */
   #waiting: {
     accepts: (line: Buffer) => boolean;
     resolve: (line: Buffer) => void;
@@ -49,7 +49,7 @@ export class GuestAgent implements Disposable {
     }
   }
 
-  /** Afterwards the next reply is the one to the next command, whatever was sent, or cut off, before. */
+  /** Afterwards the next reply belongs to the next command, whatever was sent or truncated before. */
   async sync(): Promise<void> {
     const id = randomInt(1, 2 ** 47);
     const expected = JSON.stringify({ return: id });
@@ -65,14 +65,14 @@ export class GuestAgent implements Disposable {
     return (await this.#execute("guest-fsfreeze-status", z.enum(["thawed", "frozen"]))) === "frozen";
   }
 
-  /** Freezes the file systems at these mount points, or all. @returns how many */
+  /** Freezes the file systems at these mount points, or all of them. @returns how many */
   async freeze(mountpoints: readonly string[] | null, limitMs: number): Promise<number> {
     return mountpoints === null
       ? await this.#execute("guest-fsfreeze-freeze", z.number(), {}, limitMs)
       : await this.#execute("guest-fsfreeze-freeze-list", z.number(), { mountpoints }, limitMs);
   }
 
-  /** Thaws everything; a guest that is not frozen is left as it is. */
+  /** Thaws everything; does nothing when the guest is not frozen. */
   async thaw(): Promise<void> {
     await this.#execute("guest-fsfreeze-thaw", z.number());
   }

@@ -32,7 +32,7 @@ test("without an agent the work is done all the same, and the reason is told", a
 });
 
 describe("a real agent that freezes a private loop mount, and nothing else", () => {
-  /** Starts one, unless this user cannot: mounting needs root. */
+  /** Starts a guest, unless this user cannot: mounting needs root. */
   async function guest(context: TestContext): Promise<GuestFilesystem> {
     const reason = whyNoGuest();
     context.skip(reason !== null, reason ?? "");
@@ -45,7 +45,7 @@ describe("a real agent that freezes a private loop mount, and nothing else", () 
     return agent;
   }
 
-  /** A write of another process into the file system: it waits while that is frozen. */
+  /** A write to the file system by another process: it blocks while the file system is frozen. */
   function write({ folder }: GuestFilesystem): { ended: () => boolean; end: Promise<unknown> } {
     const child = spawn("/bin/sh", ["-c", `echo x > ${join(folder, "written")}`], { stdio: "ignore" });
     let ended = false;
@@ -88,7 +88,7 @@ describe("a real agent that freezes a private loop mount, and nothing else", () 
     await using filesystem = await guest(context);
     using agent = await attach(filesystem);
     const done = await freezeWhile(agent, { mountpoints: [filesystem.mountpoint], limitMs: 500 }, async () => {
-      await write(filesystem).end; // Ends only when the guest is thawed, so before this does.
+      await write(filesystem).end; // Completes only once the guest is thawed, so the thaw must come before this function returns.
       return "written";
     });
     expect(done).toEqual({

@@ -5,20 +5,20 @@ import { errnoOf, HypervisorUnavailableError, PathNotAllowedError } from "../../
 import { O_PATH } from "../../folder.ts";
 import { openUserPath } from "../../volume/file/user-path.ts";
 
-/** A reply longer than this ends the connection. The longest that QEMU gives is its schema, of 300 KB. */
+/** A longer reply closes the connection. QEMU's longest is its schema, of 300 KB. */
 export const lineBytesMax = 4 * 1024 * 1024;
 const connectMs = 5_000;
 const newline = 0x0a;
 
-/** One JSON value per line over a unix socket, as QEMU's monitor and guest agent speak. */
+/** One JSON value per line over a unix socket, the protocol of QEMU's monitor and guest agent. */
 export interface JsonSocket {
-  /** Bytes as they are: the agent wants one that is no JSON. */
+  /** Sends bytes unchanged: the agent protocol uses one byte that is not JSON. */
   send(data: string | Uint8Array): void;
   close(): void;
 }
 
 export interface JsonSocketEvents {
-  /** One line without its end. Bytes, because the agent marks a line with one that is no text. */
+  /** One line without its terminator. Bytes, because the agent marks a line with a byte that is not text. */
   onLine: (line: Buffer) => void;
   /** Called once, however the connection ends. */
   onEnd: (error: HypervisorUnavailableError) => void;
@@ -27,8 +27,8 @@ export interface JsonSocketEvents {
 /**
  * Connects to a socket beneath one of the roots.
  *
- * @returns null when nobody listens there: no such file, or its program has gone
- * @throws PathNotAllowedError for anything else than a socket, or outside the roots; HypervisorUnavailableError
+ * @returns null when nobody is listening: the file does not exist, or its program has exited
+ * @throws PathNotAllowedError for anything but a socket, or outside the roots; HypervisorUnavailableError
  */
 export async function openJsonSocket(
   path: string,
@@ -36,7 +36,7 @@ export async function openJsonSocket(
   { onLine, onEnd }: JsonSocketEvents,
 ): Promise<JsonSocket | null> {
   await using named = await openUserPath(path, { roots });
-  // The very file that is looked at is connected to, whatever its name has come to mean.
+  // Connects to the very file that was checked, whatever its name refers to by now.
   const found = await open(named.folder.at(named.name), O_PATH | constants.O_NOFOLLOW).catch((error: unknown) => {
     if (errnoOf(error) === "ENOENT") return null;
     throw new HypervisorUnavailableError(`The socket ${path} cannot be reached (${errnoOf(error)}).`, { cause: error });

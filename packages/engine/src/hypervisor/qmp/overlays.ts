@@ -16,11 +16,11 @@ import { parseJson, type QmpClient } from "./qmp-client.ts";
  *       │                                   │ backing                  │
  *     volume-A                          volume-A (still)             volume-A
  *
- * An overlay in use holds the only copy of what the machine has written since. So it is never removed by its age or by its name
- * alone, but after QEMU has told that a job has written all of it back.
+ * An overlay in use holds the only copy of what the machine has written since. So it is never removed by age or name alone, but only
+ * after QEMU has confirmed that a job committed all of it back to the disk.
  */
 
-/** The disk as QEMU has it open. */
+/** A disk as opened by QEMU. */
 export interface OpenDisk {
   volumePath: string;
   node: string;
@@ -33,7 +33,7 @@ export interface Overlay {
   path: string;
 }
 
-/** A job that gets nowhere for this long is given up for now. It is left as it is: the next run finds it. */
+/** A job without progress for this long is abandoned for now. It is left in place for the next run to find. */
 const stallMs = 120_000;
 const lookEveryMs = 250;
 
@@ -58,7 +58,7 @@ async function listNodes(qmp: QmpClient): Promise<Node[]> {
 }
 
 /**
- * Finds the node of a disk on which everything that uses the disk stands: the raw format over the file, or the file itself.
+ * Finds the topmost node of a disk, through which all its users access it: the raw format over the file, or the file itself.
  * HypervisorRefusedError when the machine does not have it open as a raw disk.
  */
 export async function findDisk(qmp: QmpClient, volumePath: string): Promise<OpenDisk> {
@@ -69,7 +69,7 @@ export async function findDisk(qmp: QmpClient, volumePath: string): Promise<Open
     const status = await stat(node.file, { bigint: true }).catch(() => undefined);
     if (status?.dev === wanted.dev && status.ino === wanted.ino) nodes.push(node);
   }
-  // A filter (throttling, a running backup) bears its disk's name as well, and stays above the overlay.
+  // A filter (throttling, a running backup) reports its disk's name as well, and stays above the overlay.
   const raws = nodes.filter(({ drv }) => drv === "raw");
   const [disk, second] = raws.length > 0 ? raws : nodes.filter(({ drv }) => ["file", "host_device"].includes(drv));
   if (disk === undefined) throw new HypervisorRefusedError(`The machine does not have ${volumePath} open.`);
@@ -84,12 +84,12 @@ export async function findDisk(qmp: QmpClient, volumePath: string): Promise<Open
 }
 
 /**
- * Makes an empty overlay beside a disk and opens it in QEMU, without putting it to use. QEMU makes the file: it may run as
- * another user, and has to be able to write it.
+ * Creates an empty overlay beside a disk and opens it in QEMU, without using it yet. QEMU creates the file: it may run as another user
+ * and must be able to write it.
  */
 export async function prepareOverlay(qmp: QmpClient, disk: OpenDisk, operationId: string): Promise<Overlay> {
   const path = `${overlayStart(disk.volumePath)}${operationId}`;
-  // Names of nodes have 31 characters at the most.
+  // Node names have at most 31 characters.
   const digest = createHash("sha256").update(path).digest("hex");
   const node = `tephra-${digest.slice(0, 20)}`;
   const file = { driver: "file", filename: path, cache: disk.cache, discard: "unmap" };
@@ -103,14 +103,14 @@ export async function prepareOverlay(qmp: QmpClient, disk: OpenDisk, operationId
     driver: "qcow2",
     "node-name": node,
     file,
-    backing: null, // It is given by the snapshot; the name in the file is for whoever has to write it back by hand.
+    backing: null, // The snapshot sets it; the name in the file is for an operator who has to commit it by hand.
     cache: disk.cache,
     discard: "unmap",
   });
   return { node, path };
 }
 
-/** From one instant on the machine writes to the overlays, all of them or none. */
+/** Atomically redirects the machine's writes to the overlays: all of them or none. */
 export async function switchToOverlays(
   qmp: QmpClient,
   pairs: readonly { disk: OpenDisk; overlay: Overlay }[],
@@ -123,10 +123,10 @@ export async function switchToOverlays(
 }
 
 /**
- * Brings a disk back to where it was before any overlay: what the machine has written since is written to the disk, and the
- * overlay goes. Does the same for what broken-off runs have left; a disk without overlays is left alone.
+ * Returns a disk to its state without overlays: what the machine has written since is committed to the disk, and the overlay is removed.
+ * Also handles leftovers of interrupted runs; a disk without overlays is left alone.
  *
- * @throws HypervisorRefusedError when an overlay that holds writes is not open in QEMU any more
+ * @throws HypervisorRefusedError when an overlay that holds writes is no longer open in QEMU
  */
 export async function withdrawOverlays(qmp: QmpClient, volumePath: string): Promise<void> {
   const start = overlayStart(volumePath);
@@ -141,7 +141,7 @@ export async function withdrawOverlays(qmp: QmpClient, volumePath: string): Prom
 }
 
 /**
- * Removes overlay files that hold no writes, and refuses to go on when one does: for when QEMU does not have them open.
+ * Removes overlay files that hold no writes, and throws when one does: for when QEMU does not have them open.
  *
  * @throws HypervisorRefusedError
  */
@@ -160,7 +160,7 @@ export async function removeUnused(volumePath: string): Promise<void> {
   await syncFolder(folder);
 }
 
-/** A node with other options than its file names, such as an overlay before it is used, is called `json:{…}`. */
+/** A node with options that its file name cannot express, such as an overlay before it is used, is named `json:{…}`. */
 function pathOf({ file }: Node): string {
   if (!file.startsWith("json:")) return file;
   const options = z.object({ file: z.object({ filename: z.string() }) }).safeParse(parseJson(file.slice(5)));
@@ -171,8 +171,8 @@ async function writeBack(qmp: QmpClient, overlay: { volumePath: string; path: st
   const { volumePath, path } = overlay;
   const { "node-name": node, backing_file_depth } = overlay.node;
   const job = (await listJobs(qmp)).find(({ id }) => id === node);
-  // Without a backing node it was never put to use. With one, either its file is gone, which is done when its job has ended well
-  // and before that job is forgotten, or it has to be taken for one in use.
+  // Without a backing node it was never used. With one, either its file is gone, which happens after its job has succeeded and before
+  // that job is dismissed, or it must be assumed to be in use.
   if (backing_file_depth > 0 && (job !== undefined || (await lstat(path).catch(() => undefined)) !== undefined)) {
     if (job === undefined) {
       const base = await findDisk(qmp, volumePath);
@@ -195,7 +195,7 @@ async function runJob(qmp: QmpClient, command: string, id: string, args: object)
   await qmp.execute("job-dismiss", { id });
 }
 
-/** Waits until a job has ended well, and ends it when it is ready to. A job that failed is dismissed and thrown. */
+/** Waits until a job has succeeded, completing it when it is ready. A failed job is dismissed and its error thrown. */
 async function jobEnd(qmp: QmpClient, id: string): Promise<void> {
   let progress = -1;
   let lastMove = performance.now();
@@ -208,7 +208,7 @@ async function jobEnd(qmp: QmpClient, id: string): Promise<void> {
       await qmp.execute("job-dismiss", { id });
       throw new HypervisorRefusedError(`The hypervisor's job failed: ${job.error}.`);
     }
-    // The top of a chain is committed in two steps: it stays ready, following every write, until it is told to end.
+    // Committing the top of a chain takes two steps: the job stays ready, mirroring every write, until told to complete.
     if (job.status === "ready" && !completing) {
       completing = true;
       await qmp.execute("job-complete", { id });
@@ -226,7 +226,7 @@ async function listJobs(qmp: QmpClient): Promise<z.infer<typeof Jobs>> {
   return Jobs.parse(await qmp.execute("query-jobs"));
 }
 
-/** Whether a qcow2 file has any cluster: its first table (docs/interop/qcow2.txt of QEMU) names none otherwise. */
+/** Whether a qcow2 file has any allocated cluster; otherwise its L1 table is empty (QEMU's docs/interop/qcow2.txt). */
 async function holdsWrites(path: string): Promise<boolean> {
   const file = await open(path, "r").catch((error: unknown) => {
     if (errnoOf(error) !== "ENOENT") throw error;
@@ -235,7 +235,7 @@ async function holdsWrites(path: string): Promise<boolean> {
   try {
     const header = Buffer.alloc(48);
     const { bytesRead } = await file.read(header, 0, header.length, 0);
-    if (bytesRead < header.length) return false; // Broken off before it was a qcow2 file.
+    if (bytesRead < header.length) return false; // Interrupted before it became a qcow2 file.
     const entries = header.readUInt32BE(36);
     const table = Buffer.alloc(entries * 8);
     await file.read(table, 0, table.length, Number(header.readBigUInt64BE(40)));

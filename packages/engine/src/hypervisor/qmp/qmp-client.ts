@@ -3,7 +3,7 @@ import { z } from "zod";
 import { HypervisorRefusedError, HypervisorUnavailableError } from "../../errors.ts";
 import { type JsonSocket, lineBytesMax, openJsonSocket } from "./json-socket.ts";
 
-/** A monitor serves one client at a time; a second one is connected and gets no greeting until the first has gone. */
+/** A monitor serves one client at a time; a second one can connect but gets no greeting until the first disconnects. */
 const greetingMs = 10_000;
 const replyMs = 30_000;
 
@@ -13,7 +13,7 @@ const Reply = z.union([
 ]);
 const Message = z.union([z.object({ QMP: z.object({}) }), z.object({ event: z.string() }), Reply]);
 
-/** The command is not one of this program's: a qemu-storage-daemon has no machine, an old QEMU no new commands. */
+/** The command does not exist in this program: a qemu-storage-daemon has no machine, an old QEMU lacks new commands. */
 export class CommandMissingError extends HypervisorRefusedError {}
 
 interface Call {
@@ -23,8 +23,8 @@ interface Call {
 }
 
 /**
- * A client of QEMU's machine protocol: commands with ids, any number at once. Events are not kept, they only wake whoever waits
- * for something to change and then asks for it.
+ * A client of QEMU's machine protocol (QMP): commands with ids, any number at once. Events are not stored; they only wake callers that
+ * wait for a change and then query for it.
  */
 export class QmpClient implements Disposable {
   readonly #calls = new Map<number, Call>();
@@ -35,10 +35,10 @@ export class QmpClient implements Disposable {
   #lastId = 0;
 
   private constructor() {
-    this.#greeted.promise.catch(() => {}); // It may be refused before anybody waits for it.
+    this.#greeted.promise.catch(() => {}); // It may reject before anybody awaits it.
   }
 
-  /** Connects and ends the negotiation; null when nobody listens. See openJsonSocket. */
+  /** Connects and completes the negotiation; null when nobody is listening. See openJsonSocket. */
   static async connect(path: string, roots: readonly string[]): Promise<QmpClient | null> {
     const client = new QmpClient();
     client.#socket = await openJsonSocket(path, roots, {
@@ -61,8 +61,8 @@ export class QmpClient implements Disposable {
   }
 
   /**
-   * Carries a command out and returns what it returns. HypervisorRefusedError with QEMU's own words, HypervisorUnavailableError
-   * when the connection ends or no reply comes in time: whether it was carried out is then unknown.
+   * Executes a command and returns its result. HypervisorRefusedError with QEMU's message; HypervisorUnavailableError when the connection
+   * closes or no reply arrives in time: whether the command was executed is then unknown.
    */
   async execute(command: string, args: object = {}): Promise<unknown> {
     if (this.#ended !== null) throw this.#ended;
@@ -77,7 +77,7 @@ export class QmpClient implements Disposable {
     }
   }
 
-  /** Resolves at the next event, or after `ms`: there is no order in which one could be missed for longer than that. */
+  /** Resolves at the next event, or after `ms`, which bounds the delay when an event is missed. */
   async changed(ms: number): Promise<void> {
     if (this.#ended !== null) throw this.#ended;
     const timer = setTimeout(this.#bell.resolve, ms);
@@ -90,7 +90,7 @@ export class QmpClient implements Disposable {
 
   #receive(line: Buffer): void {
     const parsed = Message.safeParse(parseJson(line));
-    // QEMU's own replies are trusted to be JSON; a socket of something else is not worth talking to.
+    // QEMU's replies are trusted to be JSON; a peer that sends anything else is not QEMU.
     if (!parsed.success) {
       this.#socket?.close();
       this.#end(new HypervisorUnavailableError("What answers on the socket is no QEMU monitor."));
@@ -128,7 +128,7 @@ export class QmpClient implements Disposable {
   }
 }
 
-/** Undefined for what is no JSON. */
+/** Undefined for invalid JSON. */
 export function parseJson(text: Buffer | string): unknown {
   try {
     return parseStrictJson(text, lineBytesMax);
@@ -137,7 +137,7 @@ export function parseJson(text: Buffer | string): unknown {
   }
 }
 
-/** HypervisorUnavailableError with `message` when the promise has not settled in `ms`; it goes on by itself. */
+/** HypervisorUnavailableError with `message` when the promise has not settled in `ms`; the promise itself continues. */
 export async function within<T>(promise: Promise<T>, ms: number, message: string): Promise<T> {
   const late = Promise.withResolvers<never>();
   const timer = setTimeout(() => late.reject(new HypervisorUnavailableError(message)), ms);

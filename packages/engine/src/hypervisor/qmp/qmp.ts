@@ -13,7 +13,7 @@ const Status = z.object({ status: z.string() });
 const Exports = z.array(z.object({ id: z.string() }));
 
 interface QmpSettings {
-  /** The monitor of a running QEMU or qemu-storage-daemon: an absolute path. */
+  /** Monitor socket of a running QEMU or qemu-storage-daemon: an absolute path. */
   socket: string;
   /** The socket of the guest agent, if there is one. */
   agentSocket: string | null;
@@ -21,15 +21,14 @@ interface QmpSettings {
   freezeMountpoints: readonly string[] | null;
   /** Folders in which sockets may lie. */
   socketRoots: readonly string[];
-  /** What the record says: believed when nobody listens on the monitor, which from another host looks as if the machine were off. */
+  /** The recorded state: used when nobody listens on the monitor, which from another host looks as if the machine were off. */
   powerState: PowerState;
 }
 
 /**
- * A running QEMU, or a qemu-storage-daemon, by its monitor. Snapshots are taken in one transaction: from one instant on the
- * machine writes beside its disks, which then hold still while they are copied; at the end its writes are brought back
- * (overlays.ts). The monitor serves one client, and stays connected from the first to the last step: that keeps every other
- * worker out meanwhile.
+ * A running QEMU or qemu-storage-daemon, controlled through its monitor. Snapshots are taken in one transaction: from one instant on the
+ * machine writes to overlays, so its disks stay unchanged while they are copied; at the end the writes are committed back (overlays.ts).
+ * The monitor serves one client and stays connected from the first to the last step, which keeps every other worker out.
  */
 export class QmpHypervisor implements Hypervisor {
   readonly #settings: QmpSettings;
@@ -67,8 +66,8 @@ export class QmpHypervisor implements Hypervisor {
         sizesBytes,
       };
     } finally {
-      // Neither the signal nor the fence stops this: it brings the machine back to what it was, and as long as the monitor is
-      // connected here nobody else can have begun anything with it.
+      // Neither the signal nor the fence stops this: it restores the machine's previous state, and while the monitor is connected here
+      // nobody else can have started anything with it.
       await withdrawAll(qmp, agent, disks);
     }
   }
@@ -86,7 +85,7 @@ export class QmpHypervisor implements Hypervisor {
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
-  /** Everything slow comes before the guest is frozen: within, there is the one transaction. */
+  /** Everything slow is done before the guest is frozen; while frozen, only the one transaction runs. */
   async #switch(
     qmp: QmpClient,
     agent: GuestAgent | null,
@@ -121,13 +120,13 @@ export class QmpHypervisor implements Hypervisor {
 }
 
 async function withdrawAll(qmp: QmpClient, agent: GuestAgent | null, disks: readonly Disk[]): Promise<void> {
-  // The disks are brought back whether the guest can be thawed or not.
+  // The disks are restored whether the guest can be thawed or not.
   const [thawed] = await Promise.allSettled([thawLeft(agent)]);
   await inParallel(disks, ({ volumePath }) => withdrawOverlays(qmp, volumePath));
   if (thawed.status === "rejected") throw thawed.reason;
 }
 
-/** Does something with every disk; when one fails, the first failure is thrown after all others have come to their end. */
+/** Runs `act` for every disk; when one fails, the first failure is thrown after all others have settled. */
 async function inParallel<Result>(disks: readonly Disk[], act: (disk: Disk) => Promise<Result>): Promise<Result[]> {
   const settled = await Promise.allSettled(disks.map(act));
   return settled.map((each) => {
@@ -136,7 +135,7 @@ async function inParallel<Result>(disks: readonly Disk[], act: (disk: Disk) => P
   });
 }
 
-/** A guest that an earlier run has left frozen is thawed; an agent that cannot freeze has left none. */
+/** Thaws a guest that an earlier run has left frozen; an agent that cannot freeze has left none. */
 async function thawLeft(agent: GuestAgent | null): Promise<void> {
   const frozen = await agent?.isFrozen().catch((error: unknown) => {
     if (error instanceof HypervisorRefusedError) return false;
@@ -150,7 +149,7 @@ async function askState(qmp: QmpClient): Promise<PowerState> {
     return stateOf(Status.parse(await qmp.execute("query-status")).status);
   } catch (error) {
     if (!(error instanceof CommandMissingError)) throw error;
-    // A storage daemon has no machine: it counts as one that is on as long as it lets anybody write or read.
+    // A storage daemon has no machine: it counts as powered on while it exports a disk.
     const exports = Exports.parse(await qmp.execute("query-block-exports"));
     return exports.length > 0 ? "ACTIVE" : "SHUTOFF";
   }

@@ -6,12 +6,10 @@ import { copyToNewFile } from "./copy-file.ts";
 import { newDraft } from "./drafts.ts";
 import { type FileSource, openFileSource } from "./file-source.ts";
 
-/** Bytes that are compared at a time. */
+/** Bytes compared at a time. */
 const stepBytes = 1024 * 1024;
 
-/**
- * The length of what lies under a volume's name already. SourceMissingError when there is nothing, or no regular file.
- */
+/** The length of an existing file under a volume's name. SourceMissingError when there is none, or it is not a regular file. */
 export async function measureVolume(volume: string): Promise<{ sizeBytes: number }> {
   await using source = await openFileSource(volume);
   if (!(await source.isRegular())) throw new SourceMissingError(`${volume} is not a regular file.`);
@@ -19,8 +17,8 @@ export async function measureVolume(volume: string): Promise<{ sizeBytes: number
 }
 
 /**
- * Copies a file to a volume's name. What lies there already is never replaced: with the same bytes it is success, so that an attempt
- * that was broken off can be made again; with others VolumeConflictError.
+ * Copies a file to a volume's name. An existing file there is never replaced: with the same bytes it is success, so that an interrupted
+ * attempt can be repeated; with others VolumeConflictError.
  */
 export async function copyIfAbsent(source: FileSource, volume: string, ctx: RunContext): Promise<void> {
   if (await holds(volume, source, ctx)) return;
@@ -39,7 +37,7 @@ export async function copyIfAbsent(source: FileSource, volume: string, ctx: RunC
 const conflict = (volume: string): VolumeConflictError =>
   new VolumeConflictError(`${volume} is there already, and has other bytes.`);
 
-/** Whether a volume is there with these bytes. @throws VolumeConflictError when it has others */
+/** Whether a volume exists with these bytes. @throws VolumeConflictError when it has others */
 async function holds(volume: string, source: FileSource, ctx: RunContext): Promise<boolean> {
   if ((await lstat(volume).catch(() => undefined)) === undefined) return false;
   await using existing = await openFileSource(volume);

@@ -7,12 +7,12 @@ import type { FileSource } from "./file-source.ts";
 import { FileTarget } from "./file-target.ts";
 
 const mode = 0o660;
-/** Changes while copying are met with this many tries in all. */
+/** Total attempts when the source changes during the copy. */
 const triesMax = 3;
 
 /**
- * Copies a source to a new file at `path`, which must not exist: by sharing its blocks where the file system can, else by
- * copying what is not zero. The copy is of one point in time: when the source changed meanwhile it is tried twice more, then
+ * Copies a source to a new file at `path`, which must not exist: by sharing its blocks where the file system can, otherwise by copying
+ * the non-zero data. The copy is of one point in time: when the source changed meanwhile there are two more attempts, then
  * SourceChangedError. Durable when it resolves; on any failure the new file is removed.
  */
 export async function copyToNewFile(source: FileSource, path: string, ctx: RunContext): Promise<{ sizeBytes: number }> {
@@ -40,7 +40,7 @@ export async function copyToNewFile(source: FileSource, path: string, ctx: RunCo
   }
 }
 
-/** A clone by reflink (FICLONE), which is atomic; false where the file system cannot. */
+/** Clones by reflink (FICLONE), which is atomic; false where the file system does not support it. */
 export async function shareBlocks(from: string, to: string): Promise<boolean> {
   try {
     await copyFile(from, to, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE_FORCE);
@@ -52,7 +52,10 @@ export async function shareBlocks(from: string, to: string): Promise<boolean> {
   }
 }
 
-/** Writes what is not zero from `offset` of the source to the same place in a file of `sizeBytes`, which `isNew` or there already. */
+/**
+ * Copies the non-zero data from `offset` of the source to the same offsets in a file of `sizeBytes`, which is new (`isNew`) or already
+ * exists.
+ */
 export async function copySparse(
   source: FileSource,
   path: string,
@@ -85,8 +88,8 @@ export async function copySparse(
 }
 
 /**
- * Sets the mode whatever the umask, makes the file durable, and says how long it is. PathNotAllowedError when somebody has put
- * another file in the new one's place, one that has a second name elsewhere.
+ * Sets the mode regardless of the umask, makes the file durable, and returns its length. PathNotAllowedError when another file has been
+ * put in the new one's place, one that has a second name elsewhere.
  */
 export async function settle(path: string): Promise<number> {
   return guardStorage(`write ${path}`, async () => {

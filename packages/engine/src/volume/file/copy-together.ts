@@ -11,29 +11,29 @@ import { syncFolder } from "./sync-folder.ts";
 
 export interface FileCopy {
   from: string;
-  /** A file that is there already is replaced. */
+  /** An existing file is replaced. */
   to: string;
 }
 
 export interface CopiedTogether {
-  /** A moment at which every copy is what its file was. */
+  /** A point in time at which every copy equals its source. */
   takenAt: Date;
-  /** Lengths of the copies, in the order asked for. */
+  /** Lengths of the copies, in request order. */
   sizesBytes: number[];
 }
 
-/** Changes while copying are met with this many tries in all. */
+/** Total attempts when a source changes during the copy. */
 const triesMax = 3;
 /**
- * A kernel may stamp all writes of one tick with one time, so a write right after a look can leave no trace. Looks this far
- * apart that agree are behind the tick of the last write (10 ms at the slowest clock).
+ * A kernel may stamp all writes of one clock tick with the same time, so a write right after a check may go unnoticed. Two equal checks
+ * this far apart are past the tick of the last write (10 ms with the slowest clock).
  */
 const tickMs = 20;
 
 /**
- * Copies files so that all copies are of one moment: they count only if none of the files changed (inode, size, mtime, ctime)
- * from before the first copy to after the last. Two more tries, then SourceChangedError. The copies are durable and get their
- * names when all of them are whole; broken off between two names, the next run replaces them all.
+ * Copies files so that all copies are of one point in time: they are valid only if none of the files changed (inode, size, mtime, ctime)
+ * from before the first copy to after the last. Two more attempts, then SourceChangedError. The copies are durable and get their names
+ * when all of them are complete; if interrupted between two renames, the next run replaces them all.
  */
 export async function copyTogether(copies: readonly FileCopy[], run: RunContext): Promise<CopiedTogether> {
   await using opened = new AsyncDisposableStack();
@@ -67,7 +67,7 @@ async function tryToCopy(sources: readonly FileSource[], drafts: readonly string
   );
 }
 
-/** False as soon as any of the sources is seen to have changed. */
+/** False as soon as a change of any source is detected. */
 async function copyAll(
   sources: readonly FileSource[],
   drafts: readonly string[],

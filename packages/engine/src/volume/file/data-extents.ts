@@ -11,8 +11,8 @@ type Seek = (fd: number, offset: number, whence: number) => Promise<number>;
 export type DataFinder = (fd: number, range: Extent) => AsyncGenerator<Extent>;
 
 /**
- * The way to find holes on this machine. Where lseek(2) cannot be called, or a file system does not know its holes, everything
- * counts as data, which is slower and never wrong.
+ * Finds data and holes on this machine. Where lseek(2) cannot be called, or a file system does not report holes, everything counts as
+ * data, which is slower but never wrong.
  */
 export async function loadDataFinder(): Promise<DataFinder> {
   const seek = await loadSeek();
@@ -23,7 +23,7 @@ async function loadSeek(): Promise<Seek | null> {
   try {
     const { default: koffi } = await import("koffi");
     const lseek = koffi.load("libc.so.6").func("int64 lseek(int fd, int64 offset, int whence)");
-    // Off the main thread: some file systems walk over every page that is there.
+    // Off the main thread: some file systems walk every allocated page.
     const call = promisify(lseek.async) as (fd: number, offset: number, whence: number) => Promise<number | bigint>;
     return async (fd, offset, whence) => Number(await call(fd, offset, whence));
   } catch {
@@ -52,8 +52,8 @@ async function* seekData(seek: Seek, fd: number, range: Extent): AsyncGenerator<
 }
 
 /**
- * SEEK_DATA fails behind the last data (ENXIO) and where it is not supported. The two are told apart by the hole at the very
- * place: behind the last data the next hole is where we stand; without support there is none.
+ * SEEK_DATA fails past the last data (ENXIO) and where it is not supported. SEEK_HOLE tells the two apart: past the last data the next
+ * hole is at the current offset; without support there is none.
  */
 async function* restAfterFailure(seek: Seek, fd: number, rest: Extent): AsyncGenerator<Extent> {
   if ((await seek(fd, rest.offset, SEEK_HOLE)) === rest.offset) return;

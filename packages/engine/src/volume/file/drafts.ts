@@ -6,16 +6,16 @@ import { Folder } from "../../folder.ts";
 import { guardStorage } from "../storage-error.ts";
 import { unlinkIfThere } from "./copy-file.ts";
 
-/** Where files are made before they get their name, apart from the volumes so that looking for leftovers stays cheap. */
+/** Files are created here before they get their name, apart from the volumes, so that searching for leftovers stays cheap. */
 export const draftFolder = ".drafts";
 
-/** A private name for what will become a file. Disposing removes what still bears it. */
+/** A private name for a file in the making. Disposing removes whatever still has that name. */
 export interface Draft extends AsyncDisposable {
-  /** Good until it is disposed. */
+  /** Valid until disposed. */
   readonly path: string;
 }
 
-/** A new draft of what will become `path`. What an interrupted run has left for the same path is removed. */
+/** A new draft for `path`. Leftovers of an interrupted run for the same path are removed. */
 export async function newDraft(path: string): Promise<Draft> {
   const folder = await openDrafts(path);
   try {
@@ -34,13 +34,13 @@ export async function newDraft(path: string): Promise<Draft> {
   };
 }
 
-/** Removes every draft of `path`; the folder for drafts is there afterwards. */
+/** Removes every draft of `path`; the folder for drafts exists afterwards. */
 export async function removeDrafts(path: string): Promise<void> {
   await using folder = await openDrafts(path);
   await removeFrom(folder, path);
 }
 
-/** The folder for drafts beside `path`, made when it is missing; never one that a link leads to. */
+/** The folder for drafts beside `path`, created when missing; never one that is reached through a link. */
 async function openDrafts(path: string): Promise<Folder> {
   const shown = join(dirname(path), draftFolder);
   return guardStorage(`create ${shown}`, async () => {

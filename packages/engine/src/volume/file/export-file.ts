@@ -12,7 +12,7 @@ import type { FileSource } from "./file-source.ts";
 import { syncFolder } from "./sync-folder.ts";
 import { openUserPath, type UserPath } from "./user-path.ts";
 
-/** A draft that an export has left in a folder of users. */
+/** A draft that an export has left in a user's folder. */
 export interface ExportLeftover {
   name: string;
   operationId: string;
@@ -24,10 +24,10 @@ const draftStart = ".tephra-export-";
 const draftOf = ({ operationId, claim }: ExportRun): string => `${draftStart}${operationId}-${claim}`;
 
 /**
- * Writes a source to a file that a user named, which appears whole or not at all. PathTakenError when there is something under that
- * name already, unless it is a regular file and may be replaced. Can be run again after a crash at any point, with the next claim. Where
- * nothing was replaced the draft stays as a second name of the file, by which a later run knows that the file is its own:
- * `removeExportDrafts` when the success is on record.
+ * Writes a source to a file named by a user, which appears completely or not at all. PathTakenError when the name exists, unless it is a
+ * regular file and may be replaced. Can be run again after a crash at any point, with the next claim. Where nothing was replaced, the
+ * draft remains as a second name of the file, by which a later run recognizes the file as its own; call `removeExportDrafts` when the
+ * success has been recorded.
  */
 export async function exportToFile(
   source: FileSource,
@@ -58,7 +58,7 @@ export async function exportToFile(
   }
 }
 
-/** Removes what an operation's exports to `path` up to this claim have left. A folder that is gone, or not allowed any more, is success. */
+/** Removes the drafts of an operation's exports to `path` up to this claim. A folder that is gone, or no longer allowed, is success. */
 export async function removeExportDrafts(path: string, places: UserPlaces, run: ExportRun): Promise<void> {
   try {
     await using named = await openUserPath(path, places);
@@ -68,7 +68,7 @@ export async function removeExportDrafts(path: string, places: UserPlaces, run: 
   }
 }
 
-/** Drafts in a folder that exports were written to. A folder that is gone has none. */
+/** Drafts in a folder that was used for exports. A missing folder has none. */
 export async function* exportLeftovers(folder: string, places: UserPlaces): AsyncGenerator<ExportLeftover> {
   const named = await openUserPath(join(folder, draftStart), places).catch((error: unknown): undefined => {
     if (!(error instanceof PathNotAllowedError)) throw error;
@@ -85,7 +85,7 @@ export async function* exportLeftovers(folder: string, places: UserPlaces): Asyn
   }
 }
 
-/** How long the file is when an earlier run of the same operation has given it its name; else null. */
+/** The file's length if an earlier run of the same operation has already published it; otherwise null. */
 async function sizeIfWritten({ folder, name }: UserPath, { operationId, claim }: ExportRun): Promise<number | null> {
   const look = (entry: string) => lstat(folder.at(entry), { bigint: true }).catch(() => undefined);
   const target = await look(name);
@@ -112,7 +112,7 @@ async function refuseTaken(named: UserPath, overwrite: boolean): Promise<void> {
 const taken = ({ path }: UserPath): PathTakenError =>
   new PathTakenError(`There is a file ${path} already, and it was not asked to be replaced (overwrite).`);
 
-/** Gives the draft its name. Without `overwrite` whoever else has taken the name meanwhile keeps it. */
+/** Gives the draft its name. Without `overwrite`, a file that has taken the name meanwhile is kept. */
 async function publish(named: UserPath, draft: string, overwrite: boolean): Promise<void> {
   const target = named.folder.at(named.name);
   if (overwrite) return rename(draft, target);
@@ -120,7 +120,7 @@ async function publish(named: UserPath, draft: string, overwrite: boolean): Prom
     await link(draft, target);
   } catch (error) {
     if (errnoOf(error) === "EEXIST") throw taken(named);
-    // A file system without hard links: an empty file holds the name until it is replaced.
+    // Without hard links, an empty file reserves the name until it is replaced.
     if (!["EPERM", "EOPNOTSUPP", "ENOSYS", "EMLINK"].includes(errnoOf(error))) throw error;
     const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
     const placeholder = await open(target, flags, 0o660).catch((cause: unknown) => {

@@ -35,8 +35,8 @@ import { openUserPath } from "./user-path.ts";
 const mode = 0o660;
 
 /**
- * The `file` driver: `volume-<id>` and `snapshot-<id>` are raw images in one folder. Whatever takes time is made under a private name, is durable, and gets its
- * name by one rename.
+ * The `file` driver: `volume-<id>` and `snapshot-<id>` are raw images in one folder. Whatever takes time is written durably under a
+ * private name, and gets its final name by one rename.
  */
 export class FileBackend implements VolumeBackend {
   readonly capabilities = { restores: "aside", tellsChanges: false } as const;
@@ -86,7 +86,7 @@ export class FileBackend implements VolumeBackend {
     return await openFileSource(this.#pathOf(source));
   }
 
-  /** File systems do not tell what changed in a file. */
+  /** File systems do not report what changed in a file. */
   async *changedExtents(_source: SourceReference, _since: string, range: Extent): AsyncGenerator<Extent> {
     if (range.length > 0) yield range;
   }
@@ -104,7 +104,7 @@ export class FileBackend implements VolumeBackend {
     }
   }
 
-  /** By a reflink or a copy: SourceChangedError when the volume kept changing while it had to be copied. */
+  /** By reflink or copy: SourceChangedError when the volume kept changing while it had to be copied. */
   async freeze(volumeId: string, snapshotId: string, ctx: RunContext): Promise<{ sizeBytes: number }> {
     const path = this.#snapshot(snapshotId);
     const existing = await lstat(path).catch(() => undefined);
@@ -122,7 +122,7 @@ export class FileBackend implements VolumeBackend {
     await this.#syncFolder();
   }
 
-  /** Makes a volume of a file, with the file's exact length. See openUserPath for what may be named. */
+  /** Creates a volume from a file, with the file's exact length. See openUserPath for the allowed paths. */
   async importFile(
     path: string,
     volumeId: string,
@@ -148,7 +148,7 @@ export class FileBackend implements VolumeBackend {
     return { sizeBytes: source.sizeBytes };
   }
 
-  /** Writes a volume to a file that a user named. See exportToFile. */
+  /** Writes a volume to a file named by a user. See exportToFile. */
   async exportFile(
     volumeId: string,
     path: string,
@@ -160,8 +160,8 @@ export class FileBackend implements VolumeBackend {
   }
 
   /**
-   * The target is a private new file, of `sizeBytes`; with `keepTail` it is as long as the existing volume if that is longer, and holds that
-   * volume's bytes from `sizeBytes` on.
+   * The target is a private new file of `sizeBytes`; with `keepTail`, if the existing volume is longer, it has that volume's length and
+   * its bytes from `sizeBytes` on.
    */
   async beginRestore(
     volumeId: string,
@@ -190,8 +190,8 @@ export class FileBackend implements VolumeBackend {
   }
 
   /**
-   * Puts the restored file in the volume's place. With `fresh` a copy of it, so that whoever still has the private file open can no longer
-   * reach the volume.
+   * Replaces the volume with the restored file. With `fresh`, with a copy of it, so that a writer that still has the private file open
+   * can no longer modify the volume.
    */
   async publishRestore(
     volumeId: string,
@@ -240,7 +240,7 @@ export class FileBackend implements VolumeBackend {
     await this.#syncFolder();
   }
 
-  /** Overlays of machines are not among them: they may hold the only copy of what a machine has written. */
+  /** Overlays of machines are excluded: they may hold the only copy of what a machine has written. */
   async *leftovers(): AsyncGenerator<BackendLeftover> {
     await using folder = await guardStorage(`list ${this.#folder}`, () => Folder.open(this.#folder));
     yield* this.#look(folder, "", (name) => {
@@ -337,7 +337,7 @@ export class FileBackend implements VolumeBackend {
   }
 }
 
-/** Opens the folder of a `file` backend. BackendUnavailableError unless it is a folder that can be written. */
+/** Opens the folder of a `file` backend. BackendUnavailableError unless it is a writable folder. */
 export async function openFileBackend(folder: string): Promise<FileBackend> {
   const path = resolve(folder);
   try {
@@ -361,7 +361,7 @@ function checkId(id: string): string {
   return id;
 }
 
-/** Opens a file that a user named, checked on the descriptor that is then read. */
+/** Opens a file named by a user; the checks use the same descriptor that is then read. */
 async function openImport(path: string, places: UserPlaces): Promise<FileSource> {
   await using named = await openUserPath(path, places);
   const entry = named.folder.at(named.name);
@@ -384,7 +384,7 @@ async function openImport(path: string, places: UserPlaces): Promise<FileSource>
 
 const syncFile = (path: string): Promise<void> => lengthen(path, null);
 
-/** Gives a file its length, durably; null leaves it as long as it is. */
+/** Sets a file's length, durably; null leaves it unchanged. */
 async function lengthen(path: string, sizeBytes: number | null): Promise<void> {
   await guardStorage(`write ${path}`, async () => {
     const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW);

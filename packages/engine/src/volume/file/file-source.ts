@@ -7,14 +7,14 @@ import { guardStorage } from "../storage-error.ts";
 import type { VolumeSource } from "../volume.ts";
 import { type DataFinder, loadDataFinder } from "./data-extents.ts";
 
-/** A regular file or block device that is read as it is: raw bytes, whatever they look like. */
+/** A regular file or block device read as is: raw bytes, with no image format detected. */
 export class FileSource implements VolumeSource {
   readonly sizeBytes: number;
   readonly path: string;
   readonly #file: FileHandle;
   readonly #findData: DataFinder;
 
-  /** Takes over the file. */
+  /** Takes ownership of the file. */
   constructor(file: FileHandle, options: { path: string; sizeBytes: number; findData: DataFinder }) {
     this.#file = file;
     this.path = options.path;
@@ -26,7 +26,7 @@ export class FileSource implements VolumeSource {
     return this.#file.fd;
   }
 
-  /** A path by which the kernel opens the very file that was checked, whatever its name points to by now. */
+  /** A path by which the kernel opens the very file that was checked, whatever its name refers to by now. */
   get descriptorPath(): string {
     return `/proc/self/fd/${this.#file.fd}`;
   }
@@ -69,8 +69,8 @@ export class FileSource implements VolumeSource {
 }
 
 /**
- * Opens a regular file or block device for reading. Never follows a link in the last part of the path and never hangs on a
- * FIFO. SourceMissingError when there is no such thing to read. `shown` is what messages call it.
+ * Opens a regular file or block device for reading. Never follows a link in the last path component and never blocks on a FIFO.
+ * SourceMissingError when it does not exist or is neither. `shown` is its name in messages.
  */
 export async function openFileSource(path: string, shown = path): Promise<FileSource> {
   const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(
@@ -92,14 +92,14 @@ export async function openFileSource(path: string, shown = path): Promise<FileSo
 }
 
 /**
- * As openFileSource, of a path that the operator has named: links are followed, as `/dev/VG/LV` is one to the device. Never for what a
- * tenant can name.
+ * Like openFileSource, for a path named by the operator: links are followed, since `/dev/VG/LV` is a link to the device. Never use it for
+ * a path that a tenant can name.
  */
 export async function openOperatorSource(path: string): Promise<FileSource> {
   return openFileSource(await realpath(path).catch(() => path), path);
 }
 
-/** The length of a block device, by bisection: one byte can be read before the end and none behind it. */
+/** The length of a block device, by bisection: a byte can be read before the end and none after it. */
 async function deviceBytes(file: FileHandle): Promise<number> {
   const readable = async (offset: number): Promise<boolean> =>
     (await file.read(new Uint8Array(1), 0, 1, offset)).bytesRead === 1;

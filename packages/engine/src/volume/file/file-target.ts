@@ -6,14 +6,14 @@ import { errnoOf, PathNotAllowedError } from "../../errors.ts";
 import { guardStorage } from "../storage-error.ts";
 import type { VolumeTarget } from "../volume.ts";
 
-/** A regular file or block device that is written in place. */
+/** A regular file or block device written in place. */
 export class FileTarget implements VolumeTarget {
   readonly sizeBytes: number;
   readonly isNew: boolean;
   readonly path: string;
   readonly #file: FileHandle;
 
-  /** Takes over the file. */
+  /** Takes ownership of the file. */
   constructor(file: FileHandle, options: { path: string; sizeBytes: number; isNew: boolean }) {
     this.#file = file;
     this.path = options.path;
@@ -43,7 +43,7 @@ export class FileTarget implements VolumeTarget {
   }
 }
 
-/** A target named by a path: a new file that appears under its name only when it is whole, or what is there, written in place. */
+/** A target named by a path: a new file that appears under its name only when complete, or an existing one, written in place. */
 export interface PathTarget extends AsyncDisposable {
   readonly target: VolumeTarget;
   /** Makes everything durable and gives a new file its name. Without this call, disposing removes a new file. */
@@ -51,9 +51,9 @@ export interface PathTarget extends AsyncDisposable {
 }
 
 /**
- * Opens the target of a restore by path. A missing file is created with `sizeBytes`; an existing regular file is brought to
- * that length, or with `keepLength` only made longer where needed; a block device must be long enough. The path is the operator's: a
- * link to a block device (`/dev/VG/LV`) is followed. All other links, FIFOs and folders are refused with PathNotAllowedError.
+ * Opens a restore target by path. A missing file is created with `sizeBytes`; an existing regular file is set to that length, or with
+ * `keepLength` only extended where needed; a block device must be long enough. The path is the operator's: a link to a block device
+ * (`/dev/VG/LV`) is followed. All other links, FIFOs and folders are refused with PathNotAllowedError.
  */
 export async function openPathTarget(
   named: string,
@@ -86,7 +86,7 @@ export async function openPathTarget(
   };
 }
 
-/** Where a link to a block device leads; every other path as it is. */
+/** The target of a link to a block device; every other path unchanged. */
 async function followToDevice(path: string): Promise<string> {
   const status = await stat(path).catch(() => undefined);
   return status?.isBlockDevice() ? await realpath(path) : path;

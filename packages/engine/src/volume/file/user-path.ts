@@ -5,22 +5,25 @@ import { Folder, identityOf } from "../../folder.ts";
 import type { UserPlaces } from "../backend.ts";
 import { guardStorage } from "../storage-error.ts";
 
-/** The folder of a path that a user named, held open, and the last part of that path. */
+/** The folder of a path named by a user, held open, and the last component of that path. */
 export interface UserPath extends AsyncDisposable {
   readonly folder: Folder;
   readonly name: string;
-  /** As it was named, without `..`. */
+  /** The path as given, without `..`. */
   readonly path: string;
-  /** PathNotAllowedError when what lies under an open file's or folder's identity is the service's own. */
+  /** PathNotAllowedError when an open file's or folder's identity is one of the service's own. */
   refuseReserved(identity: string): void;
-  /** PathNotAllowedError when the folder lies somewhere else by now: to be asked before the first byte and before the name is given. */
+  /**
+   * PathNotAllowedError when the folder has moved meanwhile: to be called before the first byte is written and before the file gets its
+   * name.
+   */
   assertInPlace(): Promise<void>;
 }
 
 /**
- * Opens the folder of a path that a user named, from its root downwards, each part in the one before and none of them a link.
- * PathNotAllowedError for every path that does not lie beneath a root or lies in what is reserved, missing folders included, so
- * that nothing outside the roots can be probed.
+ * Opens the folder of a path named by a user, from its root downwards, each component within the previous one and none of them a link.
+ * PathNotAllowedError for every path that is not beneath a root or is within a reserved place, missing folders included, so that nothing
+ * outside the roots can be probed.
  */
 export async function openUserPath(path: string, places: UserPlaces): Promise<UserPath> {
   const refuse = (cause?: unknown): PathNotAllowedError =>
@@ -71,7 +74,7 @@ export async function openUserPath(path: string, places: UserPlaces): Promise<Us
   };
 }
 
-/** The innermost root that a path lies beneath, by its text. */
+/** The innermost root above a path, compared as text. */
 function rootOf(path: string, roots: readonly string[]): string | null {
   const around = roots.map((root) => resolve(root)).filter((root) => root !== path && isWithin(path, root));
   return around.sort((a, b) => b.length - a.length)[0] ?? null;
@@ -81,7 +84,7 @@ function isWithin(path: string, folder: string): boolean {
   return path === folder || path.startsWith(folder.endsWith(sep) ? folder : folder + sep);
 }
 
-/** By identity, since a bind mount or a hard link leads to the same thing by another path. */
+/** By identity, since a bind mount or a hard link leads to the same file by another path. */
 async function lookAtReserved(places: readonly string[]): Promise<{ identities: Set<string>; paths: string[] }> {
   const identities = new Set<string>();
   const paths: string[] = [];

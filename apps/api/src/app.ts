@@ -15,10 +15,10 @@ import { queueBoard } from "./ops/queue-board.ts";
 import { opsRoutesBeside } from "./ops/routes.ts";
 import { type OpsRoute, opsRouter } from "./ops/serve.ts";
 
-/** All that is below `/v3`. */
+/** All routes below `/v3`. */
 export const v3Routes: readonly Route[] = [...cinderRoutes, ...instanceGroupRoutes];
 
-/** Our own routes. Their document describes all of the API. */
+/** Our own routes. Their OpenAPI document describes the whole API. */
 export const opsRoutes: readonly OpsRoute[] = opsRoutesBeside(v3Routes);
 
 const tellHooks =
@@ -30,7 +30,8 @@ const tellHooks =
   };
 
 /**
- * The whole HTTP side. Order: log and request id → by which name, from which page → our own routes → discovery (no token) → token → Cinder's routes.
+ * The whole HTTP side. Order: log and request id → Host and Origin checks → our own routes → discovery (no token) → token → Cinder's
+ * routes.
  *
  * @throws when a route has no entry in the policy table
  */

@@ -7,7 +7,7 @@ import { openThrottle, type Throttle } from "./http/throttle.ts";
 export interface Context {
   readonly config: Config;
   readonly database: Database;
-  /** The same database on connections that are kept for probes. */
+  /** The same database over connections reserved for probes. */
   readonly health: Database;
   /** Logs what probes find, once per change. */
   readonly tellProblems: OnTrouble;
@@ -18,10 +18,10 @@ export interface Context {
   readonly hooks: Hooks;
 }
 
-/** Connections to Postgres per API process: requests hold one for a few milliseconds, so more would only queue in the server. */
+/** PostgreSQL connections per API process: requests hold one for a few milliseconds, so more would only queue in the server. */
 const connectionsMax = 16;
 
-/** Opens no connection yet. The caller disconnects `database`. */
+/** Opens no connections yet. The caller must disconnect `database`. */
 export function openContext(config: Config, log: Logger): Context {
   const hooks = hooksOf(config.crash_at);
   const onTrouble = tellTrouble(log);

@@ -5,9 +5,9 @@ import { loadConfig, logCrash, logVitals, openLog, startReconciler, tellStrayTim
 import { buildApp } from "./app.ts";
 import { openContext } from "./context.ts";
 
-/** A stopping process waits so long for requests that are still running. */
+/** How long a stopping process waits for running requests. */
 const drainMs = 8_000;
-/** Servers that are silent are not waited for any longer. */
+/** How long it waits for servers that do not respond. */
 const stopMaxMs = 9_000;
 
 function configOrExit(): Config {
@@ -20,10 +20,10 @@ function configOrExit(): Config {
   }
 }
 
-/** A request, its body included, has so long to arrive; with the look for it every half second, it is cut off within 15 s. */
+/** Time limit for a request including its body; with the check every half second, it is cut off within 15 s. */
 const arrivalMaxMs = 14_000;
 
-/** Limits that keep a slow or idle client from holding a socket for ever. */
+/** Limits that keep a slow or idle client from holding a socket forever. */
 function openServer(handler: ReturnType<typeof buildApp>): Server {
   const server = createServer(
     {
@@ -57,7 +57,7 @@ const reconciler = startReconciler({
   onClockStep: () => context.metrics.countClockStep(),
 });
 
-/** Stops accepting, lets running requests finish, then ends; a second signal ends at once. */
+/** Stops accepting connections, lets running requests finish, then exits; a second signal exits at once. */
 let stopping = false;
 async function stop(signal: NodeJS.Signals): Promise<void> {
   if (stopping) process.exit(1);
@@ -65,7 +65,7 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
   log.info({ event: "stopping", signal }, "stopping");
   setTimeout(() => process.exit(1), stopMaxMs);
   const timer = setTimeout(() => server.closeAllConnections(), drainMs);
-  // A connection that was busy when the server closed stays open after its answer, unless somebody closes it.
+  // A connection that was busy when the server closed stays open after its response unless closed explicitly.
   const sweep = setInterval(() => server.closeIdleConnections(), 50);
   await Promise.all([new Promise((resolve) => server.close(resolve)), reconciler.stop()]);
   clearTimeout(timer);

@@ -18,7 +18,7 @@ import { osVolumeTransfers, volumeTransfers } from "./volumes/transfers.ts";
 import { volumeTypes } from "./volumes/volume-types.ts";
 import { volumes } from "./volumes/volumes.ts";
 
-/** A volume changes its project: the same below two names, of which the older one is the more asked for. */
+/** Transfers of a volume to another project: the same routes under two names, the older of which is used more. */
 const transferRoutes = (path: string, transfers: typeof volumeTransfers): readonly Route[] => [
   ["GET", path, "volume:get_all_transfers", transfers.list],
   ["GET", `${path}/detail`, "volume:get_all_transfers", transfers.detail],

@@ -7,7 +7,7 @@ import { UnauthenticatedError } from "./refusals.ts";
 
 const project = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
-/** Mode `static` with a token for each role, which is called as the role is. */
+/** Mode `static` with one token per role, named after the role. */
 const authOf = (more: Partial<Config["auth"]> = {}): Config["auth"] => ({
   mode: "static",
   tokens: roles.map((role) => ({

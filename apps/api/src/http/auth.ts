@@ -4,20 +4,20 @@ import type { IdentifyToken } from "./identity.ts";
 import { amongKeystoneTokens } from "./keystone.ts";
 import { UnauthenticatedError } from "./refusals.ts";
 
-/** Who a caller is who sends no token in mode `none`. */
+/** The identity of callers without a token in mode `none`. */
 const anonymous = { userId: "admin", projectId: "00000000000000000000000000000001" } as const;
 
 /** USER:PROJECT, in characters that are safe in URLs, logs and rows. */
 const plainToken = /^([\w.@-]{1,255}):([\w.-]{1,255})$/;
 
-/** As `IdentifyToken`, for one request. */
+/** Like `IdentifyToken`, for one request. */
 export type Authenticate = (token: string | undefined, requestId: string) => Promise<Principal>;
 
 export function authenticator(auth: Config["auth"]): Authenticate {
   const identify = identifierOf(auth);
   return async (token, requestId) => {
     const { userId, projectId, roles } = await identify(token);
-    // Cinder's deprecated defaults ask for a token of the project and for no role (cinder-api 3.3).
+    // Cinder's deprecated defaults require a project token but no role (cinder-api 3.3).
     const granted = auth.enforce_new_defaults ? roles : [...new Set([...roles, "member" as const])];
     return { userId, projectId, roles: granted, isAdmin: roles.includes("admin"), requestId };
   };
@@ -28,7 +28,7 @@ function identifierOf(auth: Config["auth"]): IdentifyToken {
   return auth.mode === "keystone" && auth.keystone !== null ? amongKeystoneTokens(auth.keystone) : takenAsGiven;
 }
 
-/** Cinder's noauth: every caller is admin of the project that it names. */
+/** Cinder's noauth: every caller is an admin of the project it names. */
 const takenAsGiven: IdentifyToken = (token) => {
   if (token === undefined) return { ...anonymous, roles: ["admin"] };
   const [, userId, projectId] = plainToken.exec(token) ?? [];
@@ -41,7 +41,7 @@ function amongTokens(tokens: Config["auth"]["tokens"]): IdentifyToken {
   return (token) => {
     if (token === undefined) throw new UnauthenticatedError();
     const digest = createHash("sha256").update(token).digest();
-    // Every entry is compared, so that the time says nothing about which one matched.
+    // Compares every entry, so that timing does not reveal which one matched.
     const found = known.reduce<(typeof known)[number] | null>(
       (match, entry) => (timingSafeEqual(entry.digest, digest) ? entry : match),
       null,

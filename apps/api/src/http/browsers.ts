@@ -4,8 +4,8 @@ import type { Request, RequestHandler } from "express";
 import { Refusal } from "./refusals.ts";
 
 /**
- * What pages in a browser may do here. A page of another site can send requests from its visitor's machine, to whatever that machine
- * reaches; in mode `none` each of them would be an admin's.
+ * What web pages may do here. A page of another site can send requests from its visitor's machine to any address that machine can reach;
+ * in mode `none` each of them would have admin rights.
  */
 
 const hostnameOf = (url: string): string | null =>
@@ -15,16 +15,16 @@ const isLoopback = (name: string): boolean =>
   name === "localhost" || name.endsWith(".localhost") || name === "::1" || (isIPv4(name) && name.startsWith("127."));
 
 /**
- * Refuses requests that ask for the service by a name which is not its own: the name of a page whose address was changed to ours (DNS
- * rebinding), which the browser takes for the same site. Where tokens are asked for, a page has none to send, and names are looked at only
- * if `allowed_hosts` has some.
+ * Refuses requests whose Host is not one of the service's names: a page's host name may have been re-pointed to our address (DNS
+ * rebinding), which the browser treats as the same site. Where tokens are required, a page has none to send, and names are checked only
+ * if `allowed_hosts` is not empty.
  */
 export function checkHost(config: Config): RequestHandler {
   const { auth, allowed_hosts: listed, public_endpoint: endpoint, host } = config;
   if (auth.mode !== "none" && listed.length === 0) return (_req, _res, next) => next();
   const known = new Set([...listed, host, ...(endpoint === null ? [] : [hostnameOf(endpoint)])]);
   return (req, _res, next) => {
-    // Without a name it is no browser.
+    // A request without a Host is not from a browser.
     const asked = req.askedHost === null ? "localhost" : hostnameOf(`http://${req.askedHost}`);
     if (asked !== null && (isLoopback(asked) || known.has(asked))) return next();
     throw new Refusal(403, "The service is not known by this name: see allowed_hosts in its configuration.");
@@ -33,14 +33,14 @@ export function checkHost(config: Config): RequestHandler {
 
 const isSafe = (method: string): boolean => ["GET", "HEAD", "OPTIONS"].includes(method);
 
-/** Host and port of where the request came from, if that is here. */
+/** Whether the request's origin has the host and port of this service. */
 function isOwnOrigin(req: Request, origin: string): boolean {
   const hosts = [`http://${req.askedHost}`, req.base].flatMap((url) => (URL.canParse(url) ? new URL(url).host : []));
-  // The origin of a page on port 80 or 443 names none, whichever of the two schemes we see.
+  // An origin on port 80 or 443 omits the port, whichever of the two schemes we see.
   return /^https?:\/\//.test(origin) && hosts.includes(origin.toLowerCase().replace(/^https?:\/\//, ""));
 }
 
-/** Refuses what may change something and comes from a page of another site, unless that is one of `cors.allowed_origins`. */
+/** Refuses state-changing requests from pages of other sites, except those in `cors.allowed_origins`. */
 export function checkOrigin({ cors }: Config): RequestHandler {
   return (req, _res, next) => {
     if (isSafe(req.method)) return next();
@@ -59,7 +59,7 @@ const allowedMethods = "GET, PUT, POST, DELETE, HEAD";
 const allowedHeaders = "Content-Type, X-Auth-Token, OpenStack-API-Version, X-OpenStack-Request-ID";
 const exposedHeaders = "OpenStack-API-Version, X-OpenStack-Request-ID, X-Compute-Request-ID, Retry-After";
 
-/** Lets pages of the configured origins read answers, and answers the questions that browsers ask before. No cookies: tokens are in a header. */
+/** Lets pages of the configured origins read responses, and answers preflight requests. No cookies: tokens are sent in a header. */
 export function answerOrigins({ cors }: Config): RequestHandler {
   return (req, res, next) => {
     if (cors.allowed_origins.length === 0) return next();

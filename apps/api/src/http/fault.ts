@@ -1,6 +1,6 @@
 import type { ServerResponse } from "node:http";
 
-/** Names that OpenStack gives to the outer key of an error body, by status (cinder-api 4.1). */
+/** OpenStack's names for the outer key of an error body, by status (cinder-api 4.1). */
 const faultNames: Readonly<Record<number, string>> = {
   400: "badRequest",
   401: "unauthorized",
@@ -15,7 +15,7 @@ const faultNames: Readonly<Record<number, string>> = {
   503: "serviceUnavailable",
 };
 
-/** An error as the caller sees it. `retryAfter` in seconds, as the header and, as text, in the body. */
+/** An error as the caller sees it. `retryAfter` in seconds, for the header and, as text, for the body. */
 export interface Fault {
   status: number;
   message: string;
@@ -28,7 +28,7 @@ export function faultBody(fault: Fault): Record<string, unknown> {
   return { [faultNames[fault.status] ?? "computeFault"]: { code: fault.status, message: fault.message, ...retry } };
 }
 
-/** What a caller is told of an error that nobody foresaw; the log has the rest under the request id. */
+/** Shown to the caller for an unexpected error; the log has the details under the request id. */
 export const unexpectedFault: Fault = {
   status: 500,
   message: "The server has either erred or is incapable of performing the requested operation.",
@@ -42,7 +42,7 @@ export const outageFault: Fault = {
 
 export const identityFault: Fault = { status: 503, message: "The Keystone service is temporarily unavailable." };
 
-/** Ends the answer with JSON, or with no body when `body` is undefined. The content type is Cinder's, without a charset. */
+/** Ends the response with JSON, or without a body when `body` is undefined. The content type is Cinder's, without a charset. */
 export function endJson(res: ServerResponse, status: number, body?: unknown): void {
   const text = body === undefined ? "" : JSON.stringify(body);
   res.statusCode = status;

@@ -6,14 +6,14 @@ import { throttledText } from "./throttle.ts";
 
 declare module "express-serve-static-core" {
   interface Request {
-    /** Who asks; set by `identify`. */
+    /** The caller; set by `identify`. */
     principal?: Principal;
   }
 }
 
 /**
- * Token → `req.principal`. An unknown one ends the request before its route is looked up, as Keystone's middleware does; one too many of a
- * project ends with the 413 of Cinder's limiter, whose `Retry-After` its clients obey.
+ * Token → `req.principal`. An unknown token ends the request before its route is looked up, as in Keystone's middleware; a request over
+ * the project's rate limit ends with the 413 of Cinder's limiter, whose `Retry-After` its clients honour.
  */
 export function identify({ authenticate, throttle }: Pick<Context, "authenticate" | "throttle">): RequestHandler {
   return async (req, _res, next) => {

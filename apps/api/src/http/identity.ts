@@ -1,12 +1,12 @@
 import type { Principal } from "@tephra/control";
 
-/** Whose a token is. */
+/** The owner of a token. */
 export type Identity = Pick<Principal, "userId" | "projectId" | "roles">;
 
 /**
- * Token → who it belongs to.
+ * Token → its owner.
  *
- * @throws UnauthenticatedError for a token that is missing where one is needed, malformed or unknown
- * @throws IdentityUnavailableError when that cannot be found out
+ * @throws UnauthenticatedError for a token that is missing where one is required, malformed or unknown
+ * @throws IdentityUnavailableError when the owner cannot be determined
  */
 export type IdentifyToken = (token: string | undefined) => Identity | Promise<Identity>;

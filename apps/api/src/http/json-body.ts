@@ -4,10 +4,10 @@ import { badRequest, Refusal } from "./refusals.ts";
 const contentTypes = ["application/json", "application/vnd.openstack.volume+json"];
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** Lists and objects in each other. Whatever walks through a value may call itself so often; no request needs a tenth of it. */
+/** Maximum nesting of arrays and objects. Code that walks a value may recurse this deep; no legitimate request needs a tenth of it. */
 const depthMax = 100;
 
-/** Whether brackets outside of texts stand in each other more often than that. Says nothing of what is no JSON. */
+/** Whether brackets outside of strings are nested more deeply than that. Does not validate the JSON. */
 function isTooDeep(json: string): boolean {
   let depth = 0;
   let inText = false;
@@ -27,10 +27,10 @@ function isTooDeep(json: string): boolean {
 export const malformedBody = (): Refusal => badRequest("Malformed request body");
 
 /**
- * The body that a reader of raw bodies has left in `req.body`; null where there is none. A form of another site can send neither of the
- * types that are taken.
+ * The body that a raw-body parser has stored in `req.body`; null where there is none. A form on another site can send neither of the
+ * accepted content types.
  *
- * @throws Refusal 415 when a body comes in a type that is not JSON
+ * @throws Refusal 415 for a body whose content type is not JSON
  */
 export function bodyText(req: Request): Buffer | null {
   if (!Buffer.isBuffer(req.body) || req.body.length === 0) return null;
@@ -39,13 +39,13 @@ export function bodyText(req: Request): Buffer | null {
   return req.body;
 }
 
-/** @throws Refusal 400 for what is no JSON, no UTF-8 or nested too deeply */
+/** @throws Refusal 400 for invalid JSON, invalid UTF-8 or too deep nesting */
 export function parseJson(body: Buffer): unknown {
   try {
     const text = utf8.decode(body);
     if (!isTooDeep(text)) return JSON.parse(text);
   } catch {
-    // Refused below, as is what is too deep.
+    // Rejected below, like too deep nesting.
   }
   throw malformedBody();
 }

@@ -6,7 +6,7 @@ import { z } from "zod";
 import type { IdentifyToken, Identity } from "./identity.ts";
 import { IdentityUnavailableError, UnauthenticatedError } from "./refusals.ts";
 
-/** What is read of Keystone's answers; a token without a project opens nothing here. */
+/** The fields used from Keystone's responses; a token without a project grants no access here. */
 const TokenAnswer = z.object({
   token: z.object({
     issued_at: z.coerce.date(),
@@ -18,10 +18,10 @@ const TokenAnswer = z.object({
 });
 type Token = z.infer<typeof TokenAnswer>["token"];
 
-/** What Keystone said of a token: whose it is, or that it is nobody's. */
+/** Keystone's verdict on a token: its owner, or that it is invalid. */
 type Verdict = { identity: Identity } | { identity: null };
 
-/** The part of its life after which the service's own token is replaced. */
+/** Fraction of its lifetime after which the service's own token is renewed. */
 const renewAfter = 0.8;
 
 interface ServiceToken {
@@ -35,7 +35,7 @@ const unavailable = (why: string, cause?: unknown): IdentityUnavailableError =>
 
 type Response = Awaited<ReturnType<HttpClient["ask"]>>;
 
-/** fetch says only "fetch failed"; what happened is in its cause. */
+/** fetch reports only "fetch failed"; the actual error is its cause. */
 const reasonOf = (error: unknown): string => {
   const { cause, message } = error as Error;
   return cause instanceof Error && cause.message !== "" ? cause.message : message;
@@ -47,7 +47,7 @@ async function parsedToken(response: Response): Promise<Token> {
   return parsed.data.token;
 }
 
-/** One Keystone, asked with the right of the configured user. */
+/** A Keystone, queried with the credentials of the configured user. */
 function openKeystone(keystone: KeystoneConfig) {
   const tokensUrl = `${keystone.url}/v3/auth/tokens`;
   const client = openHttpClient(keystone.ca);
@@ -77,12 +77,12 @@ function openKeystone(keystone: KeystoneConfig) {
       await response.body?.cancel();
       throw unavailable(`the login of ${username} was answered with ${response.status}`);
     }
-    // By the token's own two times, so that the clocks need not agree.
+    // From the token's own two times, so that the clocks need not agree.
     const { issued_at: issuedAt, expires_at: expiresAt } = await parsedToken(response);
     return { text, renewAtMs: askedAtMs + (expiresAt.getTime() - issuedAt.getTime()) * renewAfter };
   };
 
-  /** One login at a time, shared by whoever waits for it. A failed one is forgotten. */
+  /** One login at a time, shared by all waiting callers. A failed one is not kept. */
   const logInAnew = (): Promise<ServiceToken> => {
     const attempt = logIn();
     service = attempt;
@@ -95,7 +95,7 @@ function openKeystone(keystone: KeystoneConfig) {
   const serviceToken = async (): Promise<string> => {
     const held = await (service ?? logInAnew());
     if (performance.now() < held.renewAtMs) return held.text;
-    // Somebody else may have begun to renew it meanwhile.
+    // Another caller may have started to renew it meanwhile.
     const current = await (service ?? logInAnew());
     return current === held ? (await logInAnew()).text : current.text;
   };
@@ -109,7 +109,7 @@ function openKeystone(keystone: KeystoneConfig) {
       if (response.status === 200) return parsedToken(response);
       await response.body?.cancel();
       if (response.status === 404) return null;
-      // 401 is about our own token: it was revoked, or Keystone has new keys.
+      // 401 concerns our own token: it was revoked, or Keystone has new keys.
       if (response.status !== 401 || attempt > 1) throw unavailable(`it answered ${response.status}`);
       service = null;
     }
@@ -127,26 +127,27 @@ function identityOf(token: Token): Identity | null {
   return { userId: token.user.id, projectId, roles: known };
 }
 
-/** Keystone's tokens are at most a few hundred characters; nothing longer is worth a question. */
+/** Keystone's tokens have at most a few hundred characters; longer ones are rejected without a request. */
 const tokenLengthMax = 8_192;
 
 /**
- * Tokens that a Keystone v3 has given out. Its answers, also that a token is nobody's, are kept for `cache_ms`, no longer than the token
- * lives, at most `cache_tokens_max` of them, under the token's SHA-256. Requests that bring the same token at once ask once.
+ * Validates tokens issued by a Keystone v3. Its verdicts, including negative ones, are cached for `cache_ms`, but no longer than the
+ * token's lifetime, at most `cache_tokens_max` of them, under the token's SHA-256. Concurrent requests with the same token cause a single
+ * query.
  *
- * @throws IdentityUnavailableError when Keystone cannot be reached, or refuses the service's own user
+ * @throws IdentityUnavailableError when Keystone cannot be reached, or rejects the service's own user
  */
 export function amongKeystoneTokens(settings: KeystoneConfig): IdentifyToken {
   const keystone = openKeystone(settings);
   const answers = new LRUCache<string, Verdict, string>({
     max: settings.cache_tokens_max,
     ttl: settings.cache_ms,
-    // One that is pushed out of a full cache while it is asked for is still answered.
+    // A token evicted from a full cache while its query is pending still gets an answer.
     ignoreFetchAbort: true,
     fetchMethod: async (_digest, _stale, { options, context: token }) => {
       const found = await keystone.validate(token);
       const leftMs = found === null ? settings.cache_ms : found.expires_at.getTime() - Date.now();
-      // A ttl of 0 would mean for ever.
+      // A ttl of 0 would mean forever.
       options.ttl = Math.max(1, Math.min(settings.cache_ms, leftMs));
       return { identity: found && identityOf(found) };
     },

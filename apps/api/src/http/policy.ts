@@ -2,8 +2,8 @@ import type { Principal, Role } from "@tephra/control";
 import { Refusal } from "./refusals.ts";
 
 /**
- * Rule → the least role that it asks for; a `user` is whoever has a token, `anyone` needs none. Names are Cinder's where Cinder has one (the new
- * defaults, cinder-api 3.3). Rows of other projects are kept apart by the verbs, so a role is all that a rule has to say.
+ * Rule → the minimum role that it requires; `user` is anyone with a token, `anyone` needs none. Names are Cinder's where it has one (the
+ * new defaults, cinder-api 3.3). The verbs isolate other projects' rows, so a rule needs only a role.
  */
 const policy = {
   public: "anyone",
@@ -139,24 +139,24 @@ const policy = {
 
 export type Rule = keyof typeof policy;
 
-/** Roles that each role brings along, as Keystone's implied roles do. */
+/** Roles that each role includes, like Keystone's implied roles. */
 const implied: Record<Role, readonly Role[]> = {
   reader: ["reader"],
   member: ["reader", "member"],
   admin: ["reader", "member", "admin"],
 };
 
-/** Called for every route when the application is built: a route without an entry in the table never starts to listen. */
+/** Called for every route at start-up: the process does not start with a route that has no entry in the table. */
 export function assertRule(rule: string, route: string): asserts rule is Rule {
   if (!Object.hasOwn(policy, rule)) throw new Error(`route ${route} has no entry in the policy table: ${rule}`);
 }
 
-/** The least role that a rule asks for; a `user` is whoever has a token. */
+/** The minimum role that a rule requires; `user` is anyone with a token. */
 export const roleOf = (rule: Rule): Role | "user" | "anyone" => policy[rule];
 
 export const isPublic = (rule: Rule): boolean => policy[rule] === "anyone";
 
-/** Whether the principal may do it; with `projectId`, to something that belongs to that project and is not looked up by a verb. */
+/** Whether the principal is allowed; with `projectId`, for a resource of that project which no verb looks up. */
 export function may(principal: Principal, rule: Rule, projectId?: string): boolean {
   if (principal.isAdmin) return true;
   const needed: Role | "user" | "anyone" = policy[rule];
@@ -165,7 +165,7 @@ export function may(principal: Principal, rule: Rule, projectId?: string): boole
   return principal.roles.some((role) => implied[role].includes(needed));
 }
 
-/** @throws Refusal 403 in Cinder's words */
+/** @throws Refusal 403 with Cinder's message */
 export function allow(principal: Principal, rule: Rule, projectId?: string): void {
   if (!may(principal, rule, projectId)) throw new Refusal(403, `Policy doesn't allow ${rule} to be performed.`);
 }

@@ -4,14 +4,14 @@ import type { Request, RequestHandler } from "express";
 
 declare module "express-serve-static-core" {
   interface Request {
-    /** Where the caller reaches the service: scheme, host and prefix, with no slash at the end. Links begin with it. */
+    /** The URL by which the caller reaches the service: scheme, host and prefix, without a trailing slash. Links start with it. */
     base: string;
-    /** The name, with a port where one was said, by which the caller asked; null where it said none. */
+    /** The host name, with any port, that the caller requested; null where it sent none. */
     askedHost: string | null;
   }
 }
 
-/** Whether an address is one of the networks. Addresses of IPv4 in IPv6 are those of IPv4. */
+/** Whether an address is in one of the networks. IPv4-mapped IPv6 addresses count as IPv4. */
 function networksOf(networks: readonly string[]): (address: string) => boolean {
   const list = new BlockList();
   for (const network of networks) {
@@ -26,10 +26,10 @@ function networksOf(networks: readonly string[]): (address: string) => boolean {
   };
 }
 
-/** The element that the nearest proxy has written. */
+/** The element added by the nearest proxy. */
 const lastOf = (req: Request, name: string): string | undefined => req.get(name)?.split(",").at(-1)?.trim();
 
-/** Without what could make another URL of a link. */
+/** Rejects anything that could turn a link into a different URL. */
 const isHost = (text: string): boolean => /^[a-z0-9._-]{1,253}(:\d{1,5})?$|^\[[0-9a-f:.]+\](:\d{1,5})?$/i.test(text);
 const isPrefix = (text: string): boolean => /^(\/[\w.~-]+)+\/?$/.test(text);
 
@@ -38,7 +38,7 @@ function withPort(host: string, port: string | undefined, proto: string): string
   return port === undefined || !/^\d{1,5}$/.test(port) || isDefault || /:\d+$/.test(host) ? host : `${host}:${port}`;
 }
 
-/** What a trusted proxy says of the request that it was asked. */
+/** What a trusted proxy reports about the original request. */
 function forwardedBase(req: Request, host: string): string {
   const port = lastOf(req, "x-forwarded-port");
   const prefix = lastOf(req, "x-forwarded-prefix");
@@ -48,8 +48,8 @@ function forwardedBase(req: Request, host: string): string {
 }
 
 /**
- * Sets `req.askedHost` and `req.base`: the configured endpoint, else what a proxy of `trust_proxy` says in its headers, else where the
- * request came in. What those headers say is believed of nobody else: links would lead wherever a caller wants.
+ * Sets `req.askedHost` and `req.base`: the configured endpoint, otherwise what a proxy in `trust_proxy` states in its headers, otherwise
+ * where the request arrived. Those headers are trusted from nobody else: callers could make links lead anywhere.
  */
 export function findBase({ public_endpoint: endpoint, trust_proxy: trusted }: Config): RequestHandler {
   const isTrusted = networksOf(trusted);

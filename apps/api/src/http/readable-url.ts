@@ -3,20 +3,20 @@ import { badRequest } from "./refusals.ts";
 
 declare module "express-serve-static-core" {
   interface Request {
-    /** Whether the URL, its escapes taken away, is UTF-8. */
+    /** Whether the percent-decoded URL is valid UTF-8. */
     isReadable: boolean;
   }
 }
 
-/** Cinder's words for text that is not UTF-8. */
+/** Cinder's message for text that is not UTF-8. */
 export const undecodable =
   "Error decoding your request. Either the URL or the request body contained characters that could not be decoded by Cinder.";
 
-/** `%` that begins no escape stands for itself, as for Python. */
+/** A `%` that starts no escape stands for itself, as in Python. */
 const asEscaped = (text: string): string =>
   text
     .replace(/%(?![0-9a-f]{2})/gi, "%25")
-    // Bytes that were sent as they are.
+    // Bytes that were sent unescaped.
     .replace(/[\x80-\xff]/g, (byte) => `%${byte.charCodeAt(0).toString(16).toUpperCase()}`);
 
 function isDecodable(text: string): boolean {
@@ -29,8 +29,8 @@ function isDecodable(text: string): boolean {
 }
 
 /**
- * Makes a URL of the request that every reader can decode, and notes whether it was one: routes are found, tokens asked for, and then it is
- * refused (`refuseUnreadable`).
+ * Rewrites the request's URL so that every parser can decode it, and records whether it was valid: routing and authentication proceed,
+ * and then the request is refused (`refuseUnreadable`).
  */
 export const makeReadable: RequestHandler = (req, _res, next) => {
   const [path = "", ...query] = req.url.split("?").map(asEscaped);

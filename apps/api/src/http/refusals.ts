@@ -1,6 +1,6 @@
 /**
- * A request that the HTTP layer itself turns down, before any verb is called: the credentials, the form or the policy do not fit.
- * Every dialect renders it in its own form; `message` is shown to the caller.
+ * A request that the HTTP layer itself refuses, before any verb is called, because of its credentials, form or policy. Every dialect
+ * renders it in its own form; `message` is shown to the caller.
  */
 export class Refusal extends Error {
   readonly status: number;
@@ -18,21 +18,21 @@ export class Refusal extends Error {
 
 export const badRequest = (message: string): Refusal => new Refusal(400, message);
 
-/** No route, or a method that the route does not have. Dialects answer it in a form of its own. */
+/** No such route, or a method that the route does not support. Each dialect renders it in its own form. */
 export class NoRouteError extends Error {
   override get name(): string {
     return "NoRouteError";
   }
 }
 
-/** No token, or one that nobody knows. */
+/** No token, or an unknown one. */
 export class UnauthenticatedError extends Error {
   override get name(): string {
     return "UnauthenticatedError";
   }
 }
 
-/** Nobody can say now whether a token is good. Not the caller's fault: a client that is told 401 would throw its token away. */
+/** Tokens cannot be validated at the moment. Not the caller's fault: a client that receives 401 would discard its token. */
 export class IdentityUnavailableError extends Error {
   override get name(): string {
     return "IdentityUnavailableError";

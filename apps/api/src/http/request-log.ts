@@ -5,17 +5,17 @@ import { pinoHttp } from "pino-http";
 import type { Context } from "../context.ts";
 import { type Fault, identityFault, outageFault } from "./fault.ts";
 
-/** Asked every few seconds by machines: not worth a line. */
+/** Polled by machines every few seconds: not worth a log line. */
 const quiet = new Set(["/healthz", "/readyz", "/metrics", "/healthcheck"]);
 
 /**
- * Gives every request its id (`req.id`, header `x-openstack-request-id`), a log line at its end, and counts the answer. Headers are
- * never logged, so that no token is.
+ * Gives every request an id (`req.id`, header `x-openstack-request-id`) and a log line at its end, and counts the response. Headers are
+ * never logged, so tokens are not either.
  */
 export function logRequests({ log, metrics }: Pick<Context, "log" | "metrics">): RequestHandler {
   const logger = pinoHttp<Request, ServerResponse>({
     logger: log,
-    // Ours see the request itself, and errors are the log's own.
+    // Our serializers need the request itself, and errors use the log's own.
     wrapSerializers: false,
     genReqId: () => `req-${randomUUID()}`,
     quietReqLogger: true,
@@ -37,7 +37,7 @@ export function logRequests({ log, metrics }: Pick<Context, "log" | "metrics">):
   };
 }
 
-/** Says under the request's id what the answer does not: one line for an outage, everything for what nobody foresaw. */
+/** Logs under the request id what the response does not contain: one line for an outage, full details for an unexpected error. */
 export function logFault({ log }: Pick<Context, "log">, req: Request, fault: Fault, error: unknown): void {
   if (fault.status < 500) return;
   const about = { event: "request.failed", request_id: req.id, method: req.method, path: req.path };

@@ -1,10 +1,10 @@
 import type { Config, Principal } from "@tephra/control";
 import { RateLimiterMemory, RateLimiterRes } from "rate-limiter-flexible";
 
-/** The whole seconds after which a request of this project may be sent again; null when it may go on, and is counted. */
+/** Seconds after which a request of this project may be repeated; null when it is allowed, in which case it is counted. */
 export type Throttle = (principal: Principal, method: string) => Promise<number | null>;
 
-/** Counts per project, in the memory of this process: several API processes allow as many times as much. */
+/** Counts per project in this process's memory: the effective limit multiplies with the number of API processes. */
 export function openThrottle({ requests, changes, window_seconds: duration }: Config["rate_limits"]): Throttle {
   const limiterOf = (points: number | null) => (points === null ? null : new RateLimiterMemory({ points, duration }));
   const [all, changing] = [limiterOf(requests), limiterOf(changes)];
@@ -21,5 +21,5 @@ export function openThrottle({ requests, changes, window_seconds: duration }: Co
   };
 }
 
-/** What a caller is told who asks too often, in the words of Cinder's own limiter. */
+/** Shown to a caller over the rate limit; the text of Cinder's own limiter. */
 export const throttledText = "This request was rate-limited.";

@@ -16,7 +16,7 @@ import { backupBody, namedBackupBody } from "./schemas.ts";
 import { backedUpView, deletedView, groupBackupView, groupView, restoredView } from "./views.ts";
 import { answerWhenDone } from "./wait.ts";
 
-/** @throws Refusal 400 for what is no id at all */
+/** @throws Refusal 400 for a malformed id */
 function groupIdOf({ params }: Call): string {
   const id = params["id"] ?? "";
   if (!isUuid(id)) throw badRequest(`Group id ${id} is not a uuid.`);
@@ -38,9 +38,9 @@ const namedOf = (call: Call<NamedBackup>) => ({
   name: call.body.name,
 });
 
-/** Virtual machines backed up and restored as one: the API of IBM Cloud Infrastructure Center. Works at every microversion. */
+/** Virtual machines backed up and restored as a unit: the API of IBM Cloud Infrastructure Center. Works at every microversion. */
 export const instanceGroups = {
-  /** Ours: else nobody could find out the id of a group. */
+  /** Our addition: there is no other way to find a group's id. */
   list: defineAction({
     handle: async ({ database }, { principal }) => {
       const rows = await listInstanceGroups(database, principal);
@@ -96,7 +96,7 @@ export const instanceGroups = {
     },
   }),
 
-  /** The instance and its volumes stay. Nothing is answered. */
+  /** The instance and its volumes are kept. No response body. */
   remove: defineAction({
     load,
     handle: async ({ database }, call) => {

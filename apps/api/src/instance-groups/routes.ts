@@ -1,7 +1,7 @@
 import type { Route } from "../openstack/serve.ts";
 import { instanceGroups } from "./instance-groups.ts";
 
-/** Virtual machines as one; below the same paths as Cinder's routes. */
+/** Virtual machines as units; below the same paths as Cinder's routes. */
 export const instanceGroupRoutes: readonly Route[] = [
   ["GET", "/instance-groups", "instance_group:get", instanceGroups.list],
   ["GET", "/instance-groups/:id", "instance_group:get", instanceGroups.show],

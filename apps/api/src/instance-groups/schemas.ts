@@ -5,7 +5,7 @@ import { pythonRepr } from "../openstack/python-text.ts";
 const wordsTrue = ["true", "1", "t", "on", "y", "yes"];
 const wordsFalse = ["false", "0", "f", "off", "n", "no"];
 
-/** A JSON boolean or a word for one, in any case; false when it is not sent. */
+/** A JSON boolean or a word for one, case-insensitive; false when omitted. */
 const switched = () =>
   z
     .union([z.boolean(), z.string()], { error: ({ input }) => `${pythonRepr(input)} is not a boolean.` })
@@ -31,9 +31,9 @@ const Backup = strict({
   force: switched(),
   metadata: metadata(),
 });
-/** The first three are the API's; the others are ours. Disks in use need no `force`: it is taken, and says nothing. */
+/** The first three are the API's; the others are ours. Disks in use need no `force`: it is accepted and ignored. */
 export const backupBody = () => Backup;
 
 const Named = strict({ instance_id: uuid(), group_snapshot_id: uuid(), name: name(), async: switched() });
-/** Which backup of which instance. A deletion has no `async` in the API: that is ours. */
+/** Which backup of which instance. `async` is ours: deletion has none in the original API. */
 export const namedBackupBody = () => Named;

@@ -2,10 +2,10 @@ import { type AcceptedGroupOperation, type GroupBackupRow, type GroupRow, groupB
 
 type Member = GroupBackupRow["members"][number];
 
-/** UTC, to the second. */
+/** UTC, with a precision of seconds. */
 const timeText = (time: Date): string => time.toISOString().slice(0, 19).replace("T", " ");
 
-/** The keys of the API come first, in its order. */
+/** The API's keys come first, in its order. */
 function metadataView(metadata: unknown): Record<string, string> {
   const all = metadata as Record<string, string>;
   const first = ["instance_group_id", "group_snapshot_id", "instance_id", "mountpoint"];
@@ -13,7 +13,7 @@ function metadataView(metadata: unknown): Record<string, string> {
   return { ...Object.fromEntries(known), ...all };
 }
 
-/** Keys and their order as the API shows them: those of Cinder's own record, not of its API. */
+/** Keys and their order as in the API: those of Cinder's database record, not of its REST API. */
 function backupView({ volumeId, snapshot, backup }: Member & { backup: NonNullable<Member["backup"]> }) {
   return {
     id: backup.id,
@@ -44,7 +44,7 @@ function backupView({ volumeId, snapshot, backup }: Member & { backup: NonNullab
   };
 }
 
-/** One backup of an instance, with those of its volumes. */
+/** One backup of an instance, with the backups of its volumes. */
 export const groupBackupView = (row: GroupBackupRow): Record<string, unknown> => ({
   id: row.id,
   group_id: row.groupId,
@@ -77,7 +77,7 @@ const common = (operation: string, done: AcceptedGroupOperation) => ({
   group_snapshot_id: done.groupSnapshotId,
 });
 
-/** The three lists speak of one volume at each place. */
+/** The three lists are parallel: equal positions refer to the same volume. */
 export const backedUpView = (done: AcceptedGroupOperation): Record<string, unknown> => ({
   ...common("backup", done),
   volume_id: done.volumeIds,

@@ -4,11 +4,11 @@ import type { Context } from "../context.ts";
 import { badRequest } from "../http/refusals.ts";
 import type { Answer, Call } from "../openstack/call.ts";
 
-/** How often it is looked whether an operation has ended: often at first, then not so often. */
+/** Polling interval while an operation runs: short at first, then longer. */
 const pauseMsMin = 50;
 const pauseMsMax = 1_000;
 
-/** @returns how the operation ended; null when it has not within the time, or nobody waits for it any more */
+/** @returns how the operation ended; null when it has not within the time limit, or when the caller has disconnected */
 async function endOf({ database, config }: Context, operationId: string, gone: AbortSignal) {
   const until = performance.now() + config.instance_groups.sync_wait_timeout_ms;
   for (let pauseMs = pauseMsMin; !gone.aborted; pauseMs = Math.min(pauseMs * 1.5, pauseMsMax)) {
@@ -22,10 +22,10 @@ async function endOf({ database, config }: Context, operationId: string, gone: A
 }
 
 /**
- * The answer to an accepted request: at once with `async`, else when the operation has ended, or after the longest time that a request is
- * held: then as with `async`, and the work goes on.
+ * Responds to an accepted request: at once with `async`, otherwise when the operation has ended or the maximum hold time is over; in that
+ * case the response is as with `async`, and the operation continues.
  *
- * @throws Refusal 400 when the operation came to nothing
+ * @throws Refusal 400 when the operation failed
  */
 export async function answerWhenDone(
   context: Context,

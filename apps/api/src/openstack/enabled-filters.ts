@@ -1,4 +1,4 @@
-/** Resource → filters that everybody may use, as in the file that Cinder ships (cinder-api 5.3, 9.7). */
+/** Resource → filters open to everyone, as in the file that Cinder ships (cinder-api 5.3, 9.7). */
 export const enabledFilters = {
   volume: [
     "name",

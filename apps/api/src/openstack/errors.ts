@@ -14,7 +14,7 @@ import { type Fault, outageFault, unexpectedFault } from "../http/fault.ts";
 import { Refusal } from "../http/refusals.ts";
 import { quotaKeyOf } from "./quota-keys.ts";
 
-/** Class prefixes that are part of Cinder's message texts (cinder-api 4.2). */
+/** Prefixes that Cinder's exception classes add to messages (cinder-api 4.2). */
 const prefixes: Record<InvalidSubject, string> = {
   volume: "Invalid volume: ",
   snapshot: "Invalid snapshot: ",
@@ -25,7 +25,7 @@ const prefixes: Record<InvalidSubject, string> = {
   request: "",
 };
 
-/** The name of Cinder's exception for each, put before the text unless Cinder's route catches it (cinder-api 4.3). */
+/** Cinder's exception name for each quota, put before the text unless Cinder's route catches it (cinder-api 4.3). */
 const quotaClasses: Record<QuotaLimit, string> = {
   backups: "BackupLimitExceeded",
   backup_gigabytes: "VolumeBackupSizeExceedsAvailableQuota",
@@ -39,7 +39,7 @@ const quotaClasses: Record<QuotaLimit, string> = {
   groups: "GroupLimitExceeded",
 };
 
-/** Cinder's sentences (cinder-api 4.3). */
+/** Cinder's messages (cinder-api 4.3). */
 function quotaText({ resource, requested, limit, used }: QuotaExceededError): string {
   const gigabytes = `Requested ${requested}G, quota is ${limit}G and ${used}G has been consumed.`;
   switch (resource) {
@@ -65,15 +65,15 @@ function quotaText({ resource, requested, limit, used }: QuotaExceededError): st
 }
 
 /**
- * A quota's refusal without the name of Cinder's exception, where Cinder's own route catches it: that of a restore answers 413, that of a
- * group made of a source 400, as it does for every error. Other errors stay what they are.
+ * A quota error without the name of Cinder's exception, for cases where Cinder's route catches it: a restore answers 413; creating a
+ * group from a source answers 400, as it does for every error. Other errors pass unchanged.
  */
 export const asPlainQuotaError = (error: unknown, status: 400 | 413): unknown =>
   error instanceof QuotaExceededError
     ? new Refusal(status, quotaText(error), status === 413 ? { retryAfter: 0 } : {})
     : error;
 
-/** The one map from an error to what a Cinder client sees. A fault of 500 is one that nobody foresaw: the caller of this logs it. */
+/** The only mapping from errors to what a Cinder client sees. Status 500 means an unexpected error, which the caller must log. */
 export function faultOf(error: unknown): Fault {
   if (error instanceof Refusal) {
     const { status, message, retryAfter } = error;

@@ -4,7 +4,7 @@ import type { Microversion } from "./microversions.ts";
 import { decodeBase64 } from "./python-base64.ts";
 import { pythonRepr } from "./python-text.ts";
 
-/** One schema per body and range of microversions; each is built once. */
+/** One schema per body and microversion range; each is built once. */
 export const byVersion =
   <Schema>(versions: readonly [Microversion, Schema][]) =>
   (version: Microversion): Schema => {
@@ -15,21 +15,21 @@ export const byVersion =
 
 const Anything = z.unknown();
 
-/** Where a body is expected, and nothing of it matters. */
+/** For actions with a body whose contents are ignored. */
 export const anyBody = () => Anything;
 
-/** Fields of bodies, each with the phrases of Cinder's validator (cinder-api 1.6, 1.7, 4.4). */
+/** Body fields, each with the messages of Cinder's validator (cinder-api 1.6, 1.7, 4.4). */
 
-/** What the validator says of a value of the wrong type. */
+/** The validator's message for a value of the wrong type. */
 export const typePhrase =
   (...types: string[]) =>
   ({ input }: { input?: unknown }): string =>
     `${pythonRepr(input)} is not of type ${types.map((t) => `'${t}'`).join(", ")}`;
 
-/** Characters, as Python counts them. */
+/** Length in characters (code points), as Python counts them. */
 export const lengthOf = (text: string): number => (text.length > 255 ? [...text].length : text.length);
 
-/** PostgreSQL stores neither NUL nor half of a surrogate pair. */
+/** PostgreSQL stores neither NUL nor lone surrogates. */
 export const isStorable = (text: string): boolean => !text.includes("\0") && text.isWellFormed();
 
 const bounded = (text: z.ZodString) =>
@@ -38,37 +38,37 @@ const bounded = (text: z.ZodString) =>
     .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` })
     .meta({ maxLength: 255 });
 
-/** Every field of an object that is sent must fit; what is not an object is no body. */
+/** An object whose fields must all be known and valid; anything else is rejected. */
 export const strict = <Shape extends z.ZodRawShape>(shape: Shape) =>
   z.strictObject(shape, { error: typePhrase("object") });
 
-/** As `strict`; null is an empty object. */
+/** Like `strict`; null is an empty object. */
 export const nullableObject = <Shape extends z.ZodRawShape>(shape: Shape) => {
   const object = z.strictObject(shape, { error: typePhrase("object", "null") });
   return object.nullable().transform((value) => value ?? object.parse({}));
 };
 
-/** A body of bare fields → the same inside the object that they belong in; anything else as it is. */
+/** Wraps a body of bare fields in the object they belong to; anything else is unchanged. */
 export function wrapped(body: unknown, name: string, fields: readonly string[]): unknown {
   if (typeof body !== "object" || body === null || Array.isArray(body)) return body;
   const keys = Object.keys(body);
   return keys.length > 0 && keys.every((key) => fields.includes(key)) ? { [name]: body } : body;
 }
 
-/** As `strict`, but properties that nobody knows are dropped. */
+/** Like `strict`, but unknown properties are dropped. */
 export const lenient = <Shape extends z.ZodRawShape>(shape: Shape) => z.object(shape, { error: typePhrase("object") });
 
 export const text = () => bounded(z.string({ error: typePhrase("string") }));
 
 const textOrNull = () => bounded(z.string({ error: typePhrase("string", "null") }));
 
-/** What Python can decode as base64, of at least one character. */
+/** Text that Python can decode as base64, of at least one character. */
 export const base64Text = () =>
   z
     .string({ error: typePhrase("string") })
     .min(1, { error: "'' is too short" })
     .superRefine((value, context) => {
-      // biome-ignore lint/suspicious/noControlCharactersInRegex: the range is what ASCII means
+      // biome-ignore lint/suspicious/noControlCharactersInRegex: the range is ASCII by definition
       const ascii = /^[\x00-\x7f]*$/.test(value);
       if (!ascii) context.addIssue({ code: "custom", message: undecodable, params: { whole: true } });
       else if (decodeBase64(value) === null) {
@@ -76,27 +76,27 @@ export const base64Text = () =>
       }
     });
 
-/** Missing and null are the same. */
+/** Omitted and null are equivalent. */
 export const optionalText = () =>
   textOrNull()
     .nullish()
     .transform((v) => v ?? null);
 
-/** White space at both ends is removed (cinder-api 1.5). What is not sent stays undefined, apart from null. */
+/** White space at both ends is removed (cinder-api 1.5). Omitted stays undefined, as distinct from null. */
 const stripped = (field: z.ZodString) => field.nullish().transform((v) => v?.trim() ?? v);
 
-/** Names and descriptions; missing and null are the same. */
+/** Names and descriptions; omitted and null are equivalent. */
 export const strippedText = () => changedText().transform((v) => v ?? null);
 
-/** The same for a change: what is not sent is not changed. */
+/** The same for an update: omitted means unchanged. */
 export const changedText = () => stripped(textOrNull());
 
-/** Printable characters of the basic plane only (cinder-api 1.5): `u` makes a pair of surrogates one character. */
+/** Only printable characters of the basic plane are allowed (cinder-api 1.5): `u` makes a surrogate pair one character. */
 const unprintable = /[\p{C}\p{Zl}\p{Zp}\uffff\u{10000}-\u{10ffff}]/u;
 
 export const printableText = () => changedPrintableText().transform((v) => v ?? null);
 
-/** The same for a change: what is not sent is not changed. */
+/** The same for an update: omitted means unchanged. */
 export const changedPrintableText = () =>
   stripped(
     textOrNull().refine((v) => !unprintable.test(v), {
@@ -104,7 +104,7 @@ export const changedPrintableText = () =>
     }),
   );
 
-/** What Python's uuid module reads: 32 hex digits after `urn:`, `uuid:`, braces and dashes are taken away. */
+/** What Python's uuid module accepts: 32 hex digits after removing `urn:`, `uuid:`, braces and dashes. */
 export function uuidOf(value: string): string | null {
   const hex = value
     .replace(/urn:|uuid:/g, "")
@@ -115,7 +115,7 @@ export function uuidOf(value: string): string | null {
   return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
 }
 
-/** What rows are looked up by: capitals do not matter. Other forms pass the check, but name nothing. */
+/** The form used for row lookups: case-insensitive. Other accepted forms pass validation but match nothing. */
 const rowId = (value: string): string => (uuidOf(value) === value.toLowerCase() ? value.toLowerCase() : value);
 
 /** A required id. */
@@ -131,7 +131,7 @@ export const uuid = () =>
 const noneOf = ({ input }: { input?: unknown }): string =>
   `${pythonRepr(input)} is not valid under any of the given schemas`;
 
-/** An id, null or nothing. */
+/** An id, null or omitted. */
 export const optionalUuid = () =>
   z
     .string({ error: noneOf })
@@ -149,7 +149,7 @@ const falseWords = ["False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "
 
 const booleanValues = `[${[true, ...trueWords, false, ...falseWords].map(pythonRepr).join(", ")}]`;
 
-/** JSON booleans and the words that Cinder takes for them; null when it is not sent. */
+/** JSON booleans and the words that Cinder accepts for them; null when omitted. */
 export const optionalFlag = () =>
   z
     .union([z.boolean(), z.string()], { error: typePhrase("boolean", "string") })
@@ -164,14 +164,14 @@ export const optionalFlag = () =>
       return true;
     });
 
-/** As `optionalFlag`, false when it is not sent. */
+/** Like `optionalFlag`, but false when omitted. */
 export const flag = () => optionalFlag().transform((value) => value ?? false);
 
 const metadataKey = /^[a-zA-Z0-9-_:. /]{1,255}$/;
 
 const metadataValue = text();
 
-/** Values are looked at where the key fits, then the keys that do not fit are named. */
+/** Reports invalid values of valid keys first, then invalid keys. */
 const checkMetadata: z.core.CheckFn<Record<string, unknown>> = (context) => {
   const entries = Object.entries(context.value);
   for (const [key, value] of entries) {
@@ -196,18 +196,18 @@ const metadataRecord = (...types: string[]) =>
     Record<string, string>
   >;
 
-/** Keys and values of a user's own, null and nothing being the empty set. */
+/** User-defined keys and values; null and omitted mean the empty set. */
 export const metadata = () =>
   metadataRecord("object", "null")
     .nullish()
     .transform((value) => ({ ...value }));
 
-/** The same, not null. */
+/** The same, but not null. */
 export const requiredMetadata = () => metadataRecord("object");
 
 const statuses = ["available", "error"] as const;
 
-/** What an admin may set a backup to, in any case. The text is Cinder's whole, not the validator's. */
+/** Statuses that an admin may set a backup to, case-insensitive. The whole text is Cinder's, not the validator's. */
 export const backupStatus = () =>
   z.string({ error: typePhrase("string") }).transform((value, context) => {
     const status = statuses.find((known) => known === value.toLowerCase());

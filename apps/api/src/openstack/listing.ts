@@ -10,27 +10,27 @@ const offsetMax = 2_147_483_647;
 const wordsTrue = ["t", "true", "on", "y", "yes", "1"];
 const wordsFalse = ["f", "false", "off", "n", "no", "0"];
 
-/** Boolean query values (cinder-api 1.7), in any case; null for anything else. */
+/** Boolean query values (cinder-api 1.7), case-insensitive; null for anything else. */
 export function booleanWord(text: string): boolean | null {
   const word = text.toLowerCase();
   if (wordsTrue.includes(word)) return true;
   return wordsFalse.includes(word) ? false : null;
 }
 
-/** Parameters that no list takes for a filter. Each is taken once: if it is there again, that is one. */
+/** Parameters that are never filters. Only the first occurrence counts: a repeated one is treated as a filter. */
 const notFilters = ["limit", "offset", "marker", "sort", "sort_key", "sort_dir"];
 
 export interface ListSpec<Key extends string> {
-  /** Wire name → sort key of the verb; from which microversion, where that is not 3.0. */
+  /** Wire name → sort key of the verb, with its first microversion where that is not 3.0. */
   sortKeys: Readonly<Record<string, Key>>;
   sortKeysSince?: Readonly<Record<string, Microversion>>;
-  /** Filters for everybody. */
+  /** Filters for all callers. */
   filters: readonly string[];
-  /** Further ones that an admin may use. */
+  /** Additional filters for admins. */
   adminFilters?: readonly string[];
-  /** Those that an admin may use with `~` behind: a part of the value is asked for. */
+  /** Filters that an admin may suffix with `~` to match substrings. */
   likeFilters?: readonly string[];
-  /** What an admin's `all_tenants` means where it is no boolean; Cinder's lists differ in it. @throws Refusal 400 */
+  /** The meaning of an admin's `all_tenants` when it is not a boolean; Cinder's lists differ here. @throws Refusal 400 */
   notBoolean?: (text: string) => boolean;
 }
 
@@ -39,7 +39,7 @@ export interface ListQuery<Key extends string> {
   filters: Readonly<Record<string, string>>;
   allProjects: boolean;
   withCount: boolean;
-  /** An admin named a filter that no column answers: Cinder's answer is an empty list. */
+  /** An admin used a filter that matches no column: Cinder responds with an empty list. */
   nothing: boolean;
 }
 
@@ -59,7 +59,7 @@ function pageOf({ query, listMax }: Call): { limit: number; offset: number; mark
   return { limit: Math.min(limit, listMax), offset, ...(marker !== null && { marker }) };
 }
 
-/** Names and directions as they are asked for, in either of the two forms. */
+/** Sort keys and directions in either of the two query forms. */
 function sortParts({ query }: Call): { name: string; direction: string }[] {
   const both = query.get("sort");
   if (both === null) {
@@ -91,14 +91,14 @@ function sortOf<Key extends string>(
     if (key === undefined || !known) throw badRequest("Invalid input received: Invalid sort key");
     return { key, direction: direction === "asc" ? "asc" : "desc" } as const;
   });
-  // A key named twice weighs where it was named first.
+  // For a repeated key, its first position counts.
   return sort.filter((s, i) => sort.findIndex((other) => other.key === s.key) === i);
 }
 
-/** Names that Cinder translates into columns, and only where it also refuses filters that it does not know. */
+/** Names that Cinder translates into columns, but only in versions that also refuse unknown filters. */
 const translated = ["name", "description"];
 
-/** Cinder announces `key~` with 3.34; an admin has it before. */
+/** Cinder documents `key~` from 3.34 on; admins can use it earlier. */
 function adminFiltersOf(spec: ListSpec<string>, version: Microversion): string[] {
   const likes = (spec.likeFilters ?? []).filter(
     (name) => version >= since.unknownFilterRefused || !translated.includes(name),
@@ -106,7 +106,7 @@ function adminFiltersOf(spec: ListSpec<string>, version: Microversion): string[]
   return [...spec.filters, ...(spec.adminFilters ?? []), ...likes.map((name) => `${name}~`)];
 }
 
-/** What is left of the query when every parameter of the list itself is taken out. */
+/** The query without the list's own parameters. */
 function filterPairs(call: Call): Map<string, string> {
   const taken = call.version >= since.withCount ? [...notFilters, "with_count"] : notFilters;
   const pairs = [...call.query];
@@ -118,7 +118,7 @@ function filtersOf<Key extends string>(call: Call, spec: ListSpec<Key>): Pick<Li
   const given = filterPairs(call);
   const strictly = call.version >= since.unknownFilterRefused;
   for (const [key, value] of given) {
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: the range is what ASCII means
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: the range is ASCII by definition
     const ascii = /^[\x00-\x7f]*$/.test(key);
     if (strictly && !ascii) throw badRequest("Filter keys can only contain ASCII characters.");
     if (!isStorable(value))
@@ -144,7 +144,7 @@ function allTenants(call: Call, { notBoolean = noBoolean }: Pick<ListSpec<string
   return booleanWord(text) ?? notBoolean(text);
 }
 
-/** A switch in the query, off when it is not there. @throws Refusal 400 for what is no boolean */
+/** A boolean query parameter, false when absent. @throws Refusal 400 for a non-boolean value */
 export function flagOf(query: URLSearchParams, name: string): boolean {
   const text = query.get(name) ?? "false";
   const value = booleanWord(text);
@@ -156,21 +156,21 @@ const withCount = (call: Call): boolean => call.version >= since.withCount && fl
 
 /** Query → page, filters and switches of a list (cinder-api 5.1 to 5.4). @throws Refusal 400 */
 export function parseList<Key extends string>(call: Call, spec: ListSpec<Key>): ListQuery<Key> {
-  // In this order Cinder refuses what is wrong.
+  // Validated in Cinder's order.
   const page = pageOf(call);
   const parts = sortParts(call);
   const counted = withCount(call);
   const { filters: given, nothing } = filtersOf(call, spec);
   const allProjects = allTenants(call, spec);
-  // A list of one project is that of the caller's, whatever the filter says.
+  // Without `all_tenants` the list is the caller's own project, whatever the filter says.
   const { project_id: _own, ...filters } = given;
   const sort = sortOf(call, spec, parts);
   return { page: { ...page, sort }, allProjects, withCount: counted, filters: allProjects ? given : filters, nothing };
 }
 
 /**
- * The envelope of a list. A link to the next page stands in it when the page is not empty and its limit does not exceed the number of
- * items, or the total where that is asked for (cinder-api 5.4).
+ * The envelope of a list. It contains a link to the next page when the page is not empty and its limit does not exceed the number of
+ * items, or the total where that is requested (cinder-api 5.4).
  */
 export function listAnswer<Row extends { id: string }>(
   call: Call,
@@ -179,7 +179,7 @@ export function listAnswer<Row extends { id: string }>(
     name: string;
     links?: string;
     rows: readonly Row[];
-    /** The page ends before its limit, and another follows. */
+    /** The page ended before its limit, and more items follow. */
     cut?: boolean;
     count: number;
     view: (call: Call, row: Row) => unknown;

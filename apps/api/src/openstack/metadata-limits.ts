@@ -1,7 +1,7 @@
 import type { Config } from "@tephra/control";
 import { Refusal } from "../http/refusals.ts";
 
-/** Pairs that users have written; what has other values is none. */
+/** Total bytes of user-supplied keys and values. */
 function bytesOf(pairs: object): number {
   return Object.entries(pairs).reduce(
     (sum, [key, value]) => sum + Buffer.byteLength(key) + Buffer.byteLength(String(value)),
@@ -9,7 +9,7 @@ function bytesOf(pairs: object): number {
   );
 }
 
-/** How many pairs one resource may have, and how long they may be together. @throws Refusal 413 */
+/** Limits the number of pairs on one resource and their total size. @throws Refusal 413 */
 export function assertMetadataFits<Pairs extends object>(
   { metadata: limits }: Pick<Config, "metadata">,
   pairs: Pairs,
@@ -24,7 +24,7 @@ export function assertMetadataFits<Pairs extends object>(
   throw new Refusal(413, text, { retryAfter: 0 });
 }
 
-/** All metadata in a body, whichever route it is sent to: it stands in the outermost object or one within. @throws Refusal 413 */
+/** Checks all metadata in a body, whatever the route: in the outermost object or one level below. @throws Refusal 413 */
 export function checkMetadataOf(config: Pick<Config, "metadata">, body: unknown): void {
   if (typeof body !== "object" || body === null) return;
   for (const part of [body, ...Object.values(body)]) {

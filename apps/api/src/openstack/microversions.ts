@@ -1,13 +1,13 @@
 import { badRequest, Refusal } from "../http/refusals.ts";
 
-/** The minor number N of version 3.N: there is no other major. */
+/** The minor version N of 3.N: there is no other major version. */
 export type Microversion = number;
 
 export const versionMin: Microversion = 0;
 export const versionMax: Microversion = 71;
 export const versionText = (version: Microversion): string => `3.${version}`;
 
-/** The first microversion that has each feature (cinder-api 2.3). The only table: nothing else compares with a literal. */
+/** The first microversion that has each feature (cinder-api 2.3). The only such table: no other code compares with literals. */
 export const since = {
   messages: 3,
   messageQueries: 5,
@@ -64,7 +64,7 @@ export const since = {
 
 const form = /^([1-9]\d*)\.([1-9]\d*|0)$/;
 
-/** The version asked for lies outside what the API speaks; the answer's header repeats it. */
+/** The requested version is outside the supported range; the response header echoes it. */
 export class VersionRangeError extends Refusal {
   readonly asked: string;
   constructor(asked: string) {
@@ -74,12 +74,13 @@ export class VersionRangeError extends Refusal {
   }
 }
 
-/** What Cinder says where it cannot make sense of a request. */
+/** Cinder's error for a request that it cannot parse. */
 export const malformedRequest = (): Refusal =>
   badRequest("The server could not comply with the request since it is either malformed or otherwise incorrect.");
 
 /**
- * The value of OpenStack-API-Version → the version in force (cinder-api 2.2). Of several services the first that names `volume` counts.
+ * The value of OpenStack-API-Version → the effective version (cinder-api 2.2). With several services, the first entry for `volume`
+ * counts.
  *
  * @throws VersionRangeError 406, Refusal 400
  */

@@ -1,8 +1,8 @@
 /**
- * Python's base64: ASCII that is not of the alphabet is skipped, and padding that is enough ends the text, so that almost anything can be
- * decoded.
+ * Python's lenient base64: characters outside the alphabet are skipped, and sufficient padding ends the text, so that almost anything can
+ * be decoded.
  *
- * @returns null where Python finds the padding wrong
+ * @returns null where Python rejects the padding
  */
 export function decodeBase64(text: string): Buffer | null {
   let digits = "";

@@ -1,4 +1,4 @@
-/** How Python prints a JSON value: Cinder's validator quotes values so, and clients show its messages. */
+/** Prints a JSON value like Python's repr: Cinder's validator quotes values that way, and clients show its messages. */
 export function pythonRepr(value: unknown): string {
   if (value === null || value === undefined) return "None";
   if (value === true) return "True";
@@ -13,7 +13,7 @@ export function pythonRepr(value: unknown): string {
   return String(value);
 }
 
-/** As `str()`: a text stands as it is, everything else as its repr. */
+/** Like `str()`: a string is unchanged, everything else is its repr. */
 export const pythonStr = (value: unknown): string => (typeof value === "string" ? value : pythonRepr(value));
 
 const escapes: Readonly<Record<string, string>> = { "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t" };
@@ -29,7 +29,7 @@ function quoted(text: string): string {
   return quote + (quote === "'" ? escaped.replaceAll("'", "\\'") : escaped) + quote;
 }
 
-/** A Python dictionary of texts, or the same in JSON, as clients send it in a query; null for anything else. */
+/** Parses a Python dictionary of strings, or the same in JSON, as clients send it in a query; null for anything else. */
 export function parsePythonDict(text: string): Record<string, string> | null {
   const pair =
     /\s*u?(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\s*:\s*u?(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\s*(?:,|$)/y;

@@ -1,6 +1,6 @@
 import type { QuotaLimit } from "@tephra/control";
 
-/** Keys of a quota set, in Cinder's order, and what we call them. */
+/** Keys of a quota set, in Cinder's order, with our names. */
 export const quotaKeys = {
   volumes: "volumes",
   per_volume_gigabytes: "per_volume_gigabytes",
@@ -14,6 +14,6 @@ export const quotaKeys = {
   groups: "groups",
 } as const satisfies Record<string, QuotaLimit>;
 
-/** The key that Cinder has for a limit. */
+/** Cinder's key for a limit. */
 export const quotaKeyOf = (limit: QuotaLimit): string =>
   Object.entries(quotaKeys).find(([, ours]) => ours === limit)?.[0] ?? limit;

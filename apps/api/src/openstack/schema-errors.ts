@@ -4,7 +4,7 @@ import { pythonRepr, pythonStr } from "./python-text.ts";
 
 type Issue = z.core.$ZodIssue;
 
-/** Values longer than this are cut in messages, so that a refusal is never larger than what it refuses. */
+/** Longer values are truncated in messages, so that an error is never larger than the request. */
 const valueLengthMax = 2_000;
 
 const cut = (text: string): string => (text.length > valueLengthMax ? `${text.slice(0, valueLengthMax)}…` : text);
@@ -14,12 +14,12 @@ function valueAt(input: unknown, path: readonly PropertyKey[]): unknown {
 }
 
 interface Violation {
-  /** Path of the value that the phrase is about. */
+  /** Path of the offending value. */
   path: readonly PropertyKey[];
   phrase: string;
-  /** Within one object the validator looks at values, then at what is missing, then at what is too much. */
+  /** Within one object the validator checks values first, then missing keys, then surplus keys. */
   order: number;
-  /** The phrase is the whole message. */
+  /** Whether the phrase is the whole message. */
   whole?: boolean;
 }
 
@@ -37,17 +37,17 @@ function violationOf(issue: Issue, input: unknown): Violation {
   return { path: issue.path, phrase: issue.message, order: 0, whole };
 }
 
-/** The object whose rule is broken. */
+/** The object whose rule is violated. */
 const ownerOf = (v: Violation): readonly PropertyKey[] => (v.order === 0 ? v.path.slice(0, -1) : v.path);
 
-/** Whether the validator comes upon `a` on its way to `b`: what lies inside an object is looked at before the object's own rules. */
+/** Whether the validator meets `a` before `b` on its way: an object's contents are checked before the object's own rules. */
 function precedes(a: Violation, b: Violation): boolean {
   const [inner, outer] = [ownerOf(a), ownerOf(b)];
   const within = outer.every((key, i) => inner[i] === key);
   return within && b.order > 0 && (inner.length > outer.length || a.order < b.order);
 }
 
-/** The first violation that Cinder's validator reports (cinder-api 4.4): fields in the order of the schema. */
+/** The violation that Cinder's validator would report first (cinder-api 4.4): fields in schema order. */
 export function schemaMessage(error: z.ZodError, input: unknown): string {
   const violations = error.issues.map((issue) => violationOf(issue, input));
   const first = violations.find((v) => !violations.some((other) => precedes(other, v)));
@@ -58,7 +58,7 @@ export function schemaMessage(error: z.ZodError, input: unknown): string {
   return `Invalid input for field/attribute ${String(name)}. Value: ${value}. ${cut(first.phrase)}`.toWellFormed();
 }
 
-/** @throws Refusal 400 in the validator's words */
+/** @throws Refusal 400 with the validator's message */
 export function parseBody<Body>(schema: z.ZodType<Body>, input: unknown): Body {
   const parsed = schema.safeParse(input);
   if (parsed.success) return parsed.data;

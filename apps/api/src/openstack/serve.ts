@@ -16,28 +16,28 @@ import { checkMetadataOf } from "./metadata-limits.ts";
 import { type Microversion, malformedRequest, negotiate, VersionRangeError, versionText } from "./microversions.ts";
 import { parseBody } from "./schema-errors.ts";
 
-/** oslo.middleware's limit for a request's body. */
+/** oslo.middleware's request body limit. */
 const bodyBytesMax = 114_688;
 
-/** Method, path, rule and what is done. An `action` route picks by the only key of its body, as OpenStack's action calls do. */
+/** Method, path, rule and action. A route with `action` is selected by its body's only key, as in OpenStack's action calls. */
 export type Route =
   | readonly [method: "GET" | "POST" | "PUT" | "DELETE", path: string, rule: Rule, action: Action]
   | readonly [method: "ACTION", path: string, actions: Readonly<Record<string, readonly [rule: Rule, action: Action]>>];
 
 declare module "express-serve-static-core" {
   interface Request {
-    /** The project id that stood in the URL; null when it had none. */
+    /** The project id in the URL; null when it had none. */
     urlProject?: string | null;
   }
 }
 
 const projectPart = /^\/([0-9a-f-]+)(\/.+)$/;
-/** The format that a path may end in. */
+/** The optional format suffix of a path. */
 const formatPart = /^([^?]*[^?/])\.json(?=\?|$)/;
 
 /**
- * `/v3/{project}/backups` and `/v3/backups` are the same route: the project is taken out of the URL (cinder-api 1.1). So is `.json` at its
- * end, which says nothing: every answer is JSON. Slashes after slashes count as one.
+ * `/v3/{project}/backups` and `/v3/backups` are the same route: the project is removed from the URL (cinder-api 1.1). So is a trailing
+ * `.json`, which has no effect: every response is JSON. Repeated slashes count as one.
  */
 const takeProject: RequestHandler = (req, _res, next) => {
   const [path = "", ...query] = req.url.split("?");
@@ -48,7 +48,10 @@ const takeProject: RequestHandler = (req, _res, next) => {
   next();
 };
 
-/** The version of the request, announced in the answer's headers (cinder-api 1.2). @throws Refusal, after a header that echoes a bad range */
+/**
+ * The request's version, also announced in the response headers (cinder-api 1.2). @throws Refusal, after setting a header that echoes an
+ * unsupported version
+ */
 export function announceVersion(req: Request, res: Response): Microversion {
   res.setHeader("x-compute-request-id", String(req.id));
   const announce = (text: string): void => {
@@ -60,7 +63,7 @@ export function announceVersion(req: Request, res: Response): Microversion {
     announce(versionText(version));
     return version;
   } catch (error) {
-    // The two that once had endpoints of their own are not repeated.
+    // The two versions that once had their own endpoints are not echoed.
     if (error instanceof VersionRangeError && !["1.0", "2.0"].includes(error.asked)) announce(error.asked);
     throw error;
   }
@@ -71,7 +74,7 @@ const noSuchAction = (name: string): Refusal =>
 
 const notFound = (): Refusal => new Refusal(404, "The resource could not be found.");
 
-/** Which of a route's actions a body names. */
+/** The action that a body names. */
 function chooseAction<T>(actions: Readonly<Record<string, T>>, body: unknown): T {
   if (typeof body !== "object" || body === null) throw notFound();
   const [name, ...others] = Array.isArray(body) ? [] : Object.keys(body);
@@ -81,7 +84,7 @@ function chooseAction<T>(actions: Readonly<Record<string, T>>, body: unknown): T
   return found;
 }
 
-/** An id in a body may be written in capitals: what is said to be missing is said as it was written. */
+/** Ids in a body may be upper-case: a not-found error quotes the id as it was written. */
 function asWritten(error: unknown, { body, params }: Call): unknown {
   if (!(error instanceof NotFoundError) || typeof body !== "object" || body === null) return error;
   if (Object.values(params).includes(error.id)) return error;
@@ -145,7 +148,7 @@ function handlerOf(context: Context, route: Route): RequestHandler {
   };
 }
 
-/** Cinder's own answer to a path or method that it does not have, in the form that the caller asks for (cinder-api 4.5). */
+/** Cinder's response for an unknown path or method, in the format that the caller accepts (cinder-api 4.5). */
 function endPlain(req: Request, res: Response, status: number, title: string, text: string, detail = ""): void {
   const form = req.headers.accept ? req.accepts(["text/html", "application/json"]) : false;
   if (req.method === "HEAD") {
@@ -167,7 +170,7 @@ function endTooLarge(req: Request, res: Response): void {
   endPlain(req, res, 413, "Request Entity Too Large", text);
 }
 
-/** The words in which Keystone's middleware says that it cannot validate a token. */
+/** The message of Keystone's middleware when it cannot validate a token. */
 const unavailableText = "The server is currently unavailable. Please try again at a later time.";
 
 function endUnauthenticated({ config }: Context, req: Request, res: Response): void {
@@ -178,7 +181,7 @@ function endUnauthenticated({ config }: Context, req: Request, res: Response): v
   endJson(res, 401, { error });
 }
 
-/** Every error of the dialect ends here. */
+/** Renders every error of this dialect. */
 export function answerErrors(context: Context): ErrorRequestHandler {
   return (error: unknown, req, res, _next) => {
     if (res.headersSent) {
@@ -198,7 +201,7 @@ export function answerErrors(context: Context): ErrorRequestHandler {
   };
 }
 
-/** What the reader of bodies throws: too long, cut off, or in an encoding that nobody knows. */
+/** Errors thrown by the body parser: too long, truncated, or in an unknown encoding. */
 function bodyFault(req: Request, res: Response, error: unknown): Fault | "answered" | null {
   const { type, status } = error as { type?: unknown; status?: unknown };
   if (typeof type !== "string" || typeof status !== "number") return null;
@@ -211,31 +214,31 @@ function bodyFault(req: Request, res: Response, error: unknown): Fault | "answer
     : { status: 400, message: "Malformed request body" };
 }
 
-/** Pages of HTML forms that the router of Cinder knows and its controllers do not have: `/{collection}/new`, `/{collection}/{id}/edit`. */
+/** HTML form pages that Cinder's router knows but its controllers lack: `/{collection}/new`, `/{collection}/{id}/edit`. */
 const noForm: RequestHandler = (req, res) => {
   announceVersion(req, res);
   throw notFound();
 };
 
-/** The length that a request announces is looked at before anything else, as oslo.middleware does it. */
+/** The announced length of a request is checked before anything else, as in oslo.middleware. */
 export const limitBodies: RequestHandler = (req, res, next) => {
   if (Number(req.get("content-length") ?? 0) > bodyBytesMax) return endTooLarge(req, res);
   next();
 };
 
-/** What Cinder's CORS middleware says to every path, before it asks for a token. */
+/** The response of Cinder's CORS middleware for every path, before a token is required. */
 export const answerOptions: RequestHandler = (req, res, next) => {
   if (req.method !== "OPTIONS") return next();
   res.writeHead(200, { "content-length": 0 }).end();
 };
 
-/** Mounts a table of routes. @throws when a rule is not in the policy table */
+/** Mounts a route table. @throws when a rule is not in the policy table */
 export function v3Router(context: Context, routes: readonly Route[]): Router {
   const router = Router({ caseSensitive: true, strict: true });
   const readBody = raw({ type: () => true, limit: bodyBytesMax });
   router.use(takeProject);
   router.use((req, _res, next) => {
-    // Cinder has no HEAD: Express would answer it from the GET route.
+    // Cinder does not support HEAD: Express would answer it from the GET route.
     if (req.method === "HEAD") throw new NoRouteError();
     next();
   });

@@ -40,13 +40,13 @@ const view = (row: AuditRow): Record<string, unknown> => ({
   reason: row.reason,
 });
 
-/** Only what was asked for: a filter that is not there is none. */
+/** Drops filters that were not given. */
 const given = <T extends object>(filters: T) =>
   Object.fromEntries(Object.entries(filters).filter(([, value]) => value !== undefined)) as {
     [K in keyof T]?: NonNullable<T[K]>;
   };
 
-/** Who changed the status of what, newest first. The next page begins behind the last entry of this one: `marker`. */
+/** Audit log of status changes, newest first. The next page starts after the last entry of this one: `marker`. */
 export const audit = {
   list: defineOps({
     query: Query,

@@ -4,7 +4,7 @@ import { defineOps } from "./serve.ts";
 
 const VerifyBody = z.strictObject({ mode: z.enum(verifyModes).default("quick") }).prefault({});
 
-/** `damage` is the backup's own; a backup with damaged parents cannot be restored either, as far as it needs what is damaged. */
+/** `damage` is the backup's own; a backup with damaged parents cannot be restored either if it needs the damaged parts. */
 const view = ({ backup, damagedParents }: BackupHealth): Record<string, unknown> => ({
   id: backup.id,
   status: backup.status,
@@ -19,7 +19,7 @@ const view = ({ backup, damagedParents }: BackupHealth): Record<string, unknown>
 });
 
 export const opsBackups = {
-  /** What Cinder's form of a backup has no place for: its exact sizes, and its health. */
+  /** What Cinder's representation of a backup lacks: its exact sizes and its health. */
   show: defineOps({
     handle: async ({ database }, { principal, params }) => {
       return { status: 200, body: { backup: view(await getBackupHealth(database, principal, params["id"] ?? "")) } };

@@ -13,13 +13,13 @@ const page = `<!doctype html>
 </html>
 `;
 
-/** No validator elsewhere is asked, and no example is sent to anywhere but here. */
+/** No external validator is called, and example requests are sent only to this service. */
 const start = `SwaggerUIBundle({
   url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, docExpansion: "none", validatorUrl: null,
 });
 `;
 
-/** Nothing from elsewhere: the page works without a network. Swagger UI sets styles and shows pictures of its own. */
+/** Nothing is loaded from other sites: the page works offline. Swagger UI needs inline styles and images. */
 const contentSecurityPolicy =
   "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -29,12 +29,12 @@ const text = (body: string, contentType: string): PublicAction => ({
 
 const require = createRequire(import.meta.url);
 
-/** A file that Swagger UI ships. */
+/** A file shipped with Swagger UI. */
 const asset = (path: string, contentType: string): PublicAction => ({
   handle: async () => ({ status: 200, body: await readFile(path, "utf8"), contentType }),
 });
 
-/** What the API is, for programs and for people. `tables` is asked for when the document first is: it stands in them itself. */
+/** Documents the API for programs and people. `tables` is called on the first request for the document: the tables contain these routes. */
 export function documentation(tables: () => Tables) {
   let document: unknown;
   const describe: PublicAction = {

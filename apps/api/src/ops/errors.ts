@@ -3,7 +3,7 @@ import { mayPass } from "@tephra/control/process";
 import { type Fault, identityFault, outageFault, unexpectedFault } from "../http/fault.ts";
 import { IdentityUnavailableError, NoRouteError, Refusal, UnauthenticatedError } from "../http/refusals.ts";
 
-/** The one map from an error to what a caller of our own routes sees. A fault of 500 is one that nobody foresaw. */
+/** The only mapping from errors to what a caller of our own routes sees. Status 500 means an unexpected error. */
 export function faultOf(error: unknown): Fault {
   if (error instanceof Refusal) {
     const { status, message, retryAfter } = error;
@@ -22,7 +22,7 @@ export function faultOf(error: unknown): Fault {
   return bodyFault(error) ?? unexpectedFault;
 }
 
-/** What the reader of bodies throws: too long, cut off, no JSON. */
+/** Errors thrown by the body parser: too long, truncated, invalid JSON. */
 function bodyFault(error: unknown): Fault | null {
   const { type, status } = (error ?? {}) as { type?: unknown; status?: unknown };
   if (typeof type !== "string" || typeof status !== "number" || status >= 500) return null;

@@ -2,7 +2,7 @@ import { getGroupSnapshot } from "@tephra/control";
 import { defineOps } from "./serve.ts";
 
 export const opsGroupSnapshots = {
-  /** What no other form of a backup of an instance has a place for: how it was taken, and what the instance was like. */
+  /** What other representations of an instance backup lack: how it was taken, and the instance's properties. */
   show: defineOps({
     handle: async ({ database }, { principal, params }) => {
       const row = await getGroupSnapshot(database, principal, params["id"] ?? "");

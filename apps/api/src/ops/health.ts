@@ -2,10 +2,10 @@ import { findDatabaseProblems, redisRefusals } from "@tephra/control/process";
 import type { Context } from "../context.ts";
 import type { PublicAction } from "./serve.ts";
 
-/** A prober must get its answer while the database hangs. */
+/** A probe must get its answer even while the database hangs. */
 const answerWithinMs = 3_000;
 
-/** What makes work slow, though it is done. Nobody waits for it. */
+/** Problems that slow work down without stopping it. The probe does not wait for them. */
 async function findWarnings({ database, config }: Context): Promise<string[]> {
   const refusals = await redisRefusals(database, config.worker.down_ms);
   return refusals.map(
@@ -14,7 +14,7 @@ async function findWarnings({ database, config }: Context): Promise<string[]> {
   );
 }
 
-/** Asked on connections of its own, which no request can take away. */
+/** Uses dedicated connections, which requests cannot exhaust. */
 async function findReasons({ health, tellProblems }: Context): Promise<string[]> {
   const problems = await findDatabaseProblems(health);
   tellProblems(problems.length === 0 ? null : problems.map(({ reason, detail }) => `${reason}: ${detail}`).join("; "));
@@ -32,10 +32,13 @@ async function inTime(reasons: Promise<string[]>): Promise<string[]> {
 }
 
 export const health = {
-  /** The process serves requests; says nothing of anything else. */
+  /** The process serves requests; says nothing about its dependencies. */
   alive: { handle: async () => ({ status: 200, body: { status: "ok" } }) },
 
-  /** 200 when requests can be accepted: the database answers and has its migrations. Workers may come later: `/metrics` counts them. What makes them slow is named. */
+  /**
+   * 200 when requests can be accepted: the database responds and is fully migrated. Workers may start later: `/metrics` counts them.
+   * Causes of slow work are listed.
+   */
   ready: {
     handle: async (context) => {
       const reasons = await inTime(findReasons(context));

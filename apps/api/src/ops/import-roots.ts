@@ -3,8 +3,8 @@ import { type Config, isOwnPlace } from "@tephra/control";
 import { badRequest } from "../http/refusals.ts";
 
 /**
- * A path of a user, cleaned, when its text lies beneath one of the configured folders and in nothing of `own`, what the service itself
- * uses. Links are another matter: the worker, which opens the file, follows none and looks at where it really is.
+ * Normalizes a user's path and checks, as text, that it is beneath one of the configured folders and not within `own`, the service's own
+ * places. Links are handled by the worker, which opens the file, follows none and checks its real location.
  *
  * @throws Refusal 400
  */

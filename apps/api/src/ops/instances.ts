@@ -19,7 +19,7 @@ import { allow } from "../http/policy.ts";
 import { badRequest } from "../http/refusals.ts";
 import { defineOps, type OpsCall } from "./serve.ts";
 
-/** PostgreSQL stores neither NUL nor half of a surrogate pair. */
+/** PostgreSQL stores neither NUL nor lone surrogates. */
 const isStorable = (text: string): boolean => !text.includes("\0") && text.isWellFormed();
 const text = z.string().refine(isStorable, "has characters that cannot be stored");
 const id = z
@@ -27,7 +27,7 @@ const id = z
   .refine(isUuid, "is not a uuid")
   .transform((value) => value.toLowerCase());
 const device = text.regex(/^\/dev\/[a-z0-9/_-]{1,58}$/, "is not the name of a device");
-/** As long as an address of a unix socket can be. */
+/** Maximum length of a unix socket address. */
 const socket = text.max(107).regex(/^\//, "is not an absolute path");
 const configuration = z
   .record(z.string(), z.unknown())
@@ -92,8 +92,8 @@ const view = (row: InstanceRow): Record<string, unknown> => ({
 });
 
 /**
- * Whoever may name a socket speaks to the machine behind it, whosever it is: admins may, and only beneath the configured folders.
- * `was`: what the instance is, where it is changed.
+ * Whoever may name a socket can control the machine behind it, whoever owns it: only admins may, and only beneath the configured folders.
+ * `was`: the instance before a change.
  *
  * @throws Refusal 403, 400
  */
@@ -116,7 +116,7 @@ function checkMachine(
 
 const idOf = ({ params }: OpsCall): string => params["id"] ?? "";
 
-/** Of `change`, what was sent, by the names that control has for it. */
+/** The fields of `change` that were sent, under their names in the control plane. */
 function changeOf(sent: z.infer<typeof UpdateBody>["instance"]) {
   return {
     ...(sent.name !== undefined && { name: sent.name }),
@@ -132,7 +132,7 @@ function changeOf(sent: z.infer<typeof UpdateBody>["instance"]) {
 
 const answer = (status: number, row: InstanceRow) => ({ status, body: { instance: view(row) } });
 
-/** Virtual machines: what hangs on them, and how their hypervisors are spoken to. */
+/** Virtual machines: their resources, and how to connect to their hypervisors. */
 export const instances = {
   list: defineOps({
     query: ListQuery,
@@ -146,7 +146,7 @@ export const instances = {
     handle: async ({ database }, call) => answer(200, await getInstance(database, call.principal, idOf(call))),
   }),
 
-  /** An admin may make one for another project: it is then that project's. */
+  /** An admin may create one for another project, which then owns it. */
   create: defineOps({
     body: CreateBody,
     handle: async ({ database, config }: Context, call) => {

@@ -20,7 +20,7 @@ const view = (row: DeliveryRow): Record<string, unknown> => ({
   created_at: row.createdAt.toISOString(),
 });
 
-/** Notifications by target: those that none would take, unless another state is asked for. */
+/** Notifications by target: undeliverable ones, unless another state is requested. */
 export const notifications = {
   list: defineOps({
     query: Query,

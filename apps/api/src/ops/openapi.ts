@@ -7,20 +7,20 @@ import type { OpsRoute } from "./serve.ts";
 
 type Json = Readonly<Record<string, unknown>>;
 
-/** The tables that the service is made of. */
+/** The route tables of the service. */
 export interface Tables {
   v3: readonly Route[];
   ops: readonly OpsRoute[];
 }
 
-/** A schema of what is sent, before it is transformed. Rules that a schema cannot say are left out: the server has the last word. */
+/** The schema of a request before transformation. Rules that JSON Schema cannot express are left out: the server decides. */
 export function schemaOf(schema: z.ZodType): Json {
   const { $schema: _, ...rest } = z.toJSONSchema(schema, {
     io: "input",
     unrepresentable: "any",
     override: ({ zodSchema, jsonSchema }) => {
       const { def } = zodSchema._zod;
-      // A check before the real schema, as `required` has it, says nothing by itself.
+      // The presence check that `required` puts before the real schema has no schema of its own.
       if (def.type !== "pipe" || def.in._zod.def.type !== "custom") return;
       Object.assign(jsonSchema, schemaOf(def.out as z.ZodType));
     },
@@ -28,10 +28,10 @@ export function schemaOf(schema: z.ZodType): Json {
   return rest;
 }
 
-/** The body of an action that looks at nothing but its name. */
+/** The body of an action that ignores everything but its name. */
 const bareAction = (name: string): Json => ({ type: "object", properties: { [name]: {} }, required: [name] });
 
-/** The newest body of an action, and the microversions at which it became another. `name`: its key, where one path has several. */
+/** The newest body of an action, and the microversions at which it changed. `name`: its key, where one path has several actions. */
 function bodyOf({ body, since = 0 }: Action, name: string | null): { schema: Json; changes: Microversion[] } | null {
   if (body === undefined) return name === null ? null : { schema: bareAction(name), changes: [] };
   const versions = Array.from({ length: versionMax - since }, (_, at) => since + at + 1);
@@ -47,7 +47,7 @@ const jsonOf = (schema: Json, description?: string): Json => ({
 
 const fault = { $ref: "#/components/responses/Fault" };
 
-/** Names in a path: `:id` → `{id}`. */
+/** Path parameters: `:id` → `{id}`. */
 const templateOf = (path: string): string => path.replace(/:(\w+)/g, "{$1}");
 
 const pathParameters = (path: string): Json[] =>
@@ -68,7 +68,7 @@ function askedOf(rules: readonly Rule[]): string {
 
 const versionsText = (versions: readonly Microversion[]): string => versions.map((v) => versionText(v)).join(", ");
 
-/** One operation below `/v3`. The actions of a path are one operation with one of several bodies. */
+/** One operation below `/v3`. The actions of a path are one operation with alternative bodies. */
 function v3Operation(route: Route): { path: string; method: string; operation: Json } {
   const path = `/v3/{project_id}${templateOf(route[1])}`;
   const method = route[0] === "ACTION" ? "post" : route[0].toLowerCase();
@@ -129,7 +129,7 @@ function opsOperation([method, path, rule, action]: OpsRoute): { path: string; m
   return { path: template, method: method.toLowerCase(), operation };
 }
 
-/** What clients ask for before anything else (cinder-api 2.1). */
+/** What clients request before anything else (cinder-api 2.1). */
 const discovery = (
   [
     ["/", "The versions of the API", { "300": { description: "One version" } }],
@@ -152,7 +152,7 @@ const description = `Backups of block volumes, by OpenStack Cinder's v3 API and 
 Every path of \`/v3\` exists also without \`/{project_id}\`. The microversion of a request is named in \`OpenStack-API-Version: volume X.Y\`;
 bodies are shown as of the newest one, and what an older one lacks is refused there.`;
 
-/** An OpenAPI 3.1 document of every route, made from the schemas that bodies are checked by. */
+/** An OpenAPI 3.1 document of every route, generated from the schemas that validate request bodies. */
 export function openApiDocument({ v3, ops }: Tables): Json {
   const paths: Record<string, Record<string, Json>> = {};
   for (const { path, method, operation } of [...discovery, ...v3.map(v3Operation), ...ops.map(opsOperation)]) {

@@ -14,7 +14,7 @@ const Query = z.strictObject({
 
 const isoOrNull = (time: Date | null): string | null => time?.toISOString() ?? null;
 
-/** Sizes are numbers of bytes. */
+/** Sizes are in bytes. */
 function view(row: OperationProgress): Record<string, unknown> {
   return {
     id: row.id,

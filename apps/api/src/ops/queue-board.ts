@@ -15,10 +15,10 @@ import { faultOf } from "./errors.ts";
 
 const basePath = "/ops/queues";
 
-/** How long a browser waits for a Redis that does not answer. */
+/** How long a browser waits for an unresponsive Redis. */
 const redisWithinMs = 2_000;
 
-/** One connection for the board alone, opened at the first look at it. Its failures are log lines and nothing more. */
+/** One connection for the board only, opened on its first use. Its failures are logged and have no other effect. */
 function openRedis(url: string, log: Logger): Redis {
   const redis = new Redis({
     ...redisOptions,
@@ -36,13 +36,13 @@ function openRedis(url: string, log: Logger): Redis {
   return redis;
 }
 
-/** Settles when Redis answers. @throws when it does not, within `redisWithinMs` */
+/** Resolves when Redis responds. @throws when it does not within `redisWithinMs` */
 async function awaitRedis(redis: Redis): Promise<void> {
   if (redis.status === "wait" || redis.status === "end") await redis.connect();
   await redis.ping();
 }
 
-/** Queues of live workers, as adapters of the board; each is opened once and stays open. */
+/** Queues of live workers as adapters for the board; each is opened once and stays open. */
 function queueCache(redis: Redis, log: Logger) {
   const known = new Map<string, BullMQAdapter>();
   return (name: string): BullMQAdapter => {
@@ -56,7 +56,7 @@ function queueCache(redis: Redis, log: Logger) {
   };
 }
 
-/** Browsers cannot send X-Auth-Token: the password of HTTP Basic is taken for the token, too. */
+/** Browsers cannot send X-Auth-Token, so the HTTP Basic password is also accepted as the token. */
 function tokenOf(headers: {
   authorization?: string | undefined;
   "x-auth-token"?: string | string[] | undefined;
@@ -80,8 +80,8 @@ const answerErrors =
   };
 
 /**
- * The dashboard of all queues that live workers serve, read-only. Nothing else in the API touches Redis: when it is down the
- * board answers 503 and every other route goes on.
+ * A read-only dashboard of all queues that live workers serve. Nothing else in the API uses Redis: when it is down, the board answers 503
+ * and every other route keeps working.
  */
 export function queueBoard(context: Context, rule: Rule): Router {
   const { config, database, log } = context;
@@ -110,7 +110,7 @@ export function queueBoard(context: Context, rule: Rule): Router {
   return router;
 }
 
-/** Nothing from elsewhere. Only styles may stand in the page, for its loading screen has some. */
+/** Nothing is loaded from other sites. Inline styles are allowed because the board's loading screen needs them. */
 const boardPolicy = {
   defaultSrc: ["'none'"],
   scriptSrc: ["'self'"],

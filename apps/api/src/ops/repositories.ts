@@ -14,7 +14,7 @@ const RescanBody = z
 const ReapBody = z.strictObject({ dry_run: z.boolean().default(false) }).prefault({});
 
 export const repositories = {
-  /** Removes what nobody needs any more; a dry run only says what that would be. */
+  /** Removes what is no longer needed; a dry run only reports it. */
   reap: defineOps({
     body: ReapBody,
     handle: async ({ database, config }, { principal, params, body }) => {
@@ -26,7 +26,7 @@ export const repositories = {
     },
   }),
 
-  /** Every backup goes to the project that it says it is of, unless the body names one for all of them. */
+  /** Every backup goes to the project recorded in it, unless the body names one for all of them. */
   rescan: defineOps({
     body: RescanBody,
     handle: async ({ database, config }, { principal, params, body }) => {

@@ -11,7 +11,7 @@ import { repositories } from "./repositories.ts";
 import type { OpsRoute } from "./serve.ts";
 import { opsVolumes } from "./volumes.ts";
 
-/** Our own routes: health, figures, the description of the API, operations, users' own files. `v3` is what the description tells besides. */
+/** Our own routes: health, metrics, API documentation, operations, users' own files. `v3`: further routes for the API documentation. */
 export function opsRoutesBeside(v3: readonly Route[]): readonly OpsRoute[] {
   const docs = documentation(() => ({ v3, ops: routes }));
   const routes: readonly OpsRoute[] = [

@@ -12,7 +12,7 @@ import { logFault } from "../http/request-log.ts";
 import { throttledText } from "../http/throttle.ts";
 import { faultOf } from "./errors.ts";
 
-/** One authenticated request to a route of ours. `Body` and `Query` are what the action's schemas make of them. */
+/** One authenticated request to one of our own routes. `Body` and `Query` are the outputs of the action's schemas. */
 export interface OpsCall<Body = unknown, Query = unknown> {
   readonly principal: Principal;
   readonly params: Readonly<Record<string, string>>;
@@ -22,14 +22,14 @@ export interface OpsCall<Body = unknown, Query = unknown> {
 
 export interface OpsAnswer {
   status: number;
-  /** JSON, or text where `contentType` is given; nothing is sent when it is undefined. */
+  /** JSON, or text where `contentType` is given; no body is sent when undefined. */
   body?: unknown;
   contentType?: string;
-  /** What a page may load; nothing is said where it is not given. */
+  /** The page's Content-Security-Policy header; not sent when absent. */
   contentSecurityPolicy?: string;
 }
 
-/** What a route does once policy has let the caller pass; a query or body without a schema is not looked at. */
+/** What a route does once policy allows the caller; a query or body without a schema is ignored. */
 export interface OpsAction<Body = unknown, Query = unknown> {
   query?: z.ZodType<Query>;
   body?: z.ZodType<Body>;
@@ -39,7 +39,7 @@ export interface PublicAction {
   handle: (context: Context) => Promise<OpsAnswer>;
 }
 
-/** Keeps the types between an action's schemas and its handler, and forgets them for the route table. */
+/** Ties the types of an action's schemas to its handler, and erases them for the route table. */
 export const defineOps = <Body, Query>(action: OpsAction<Body, Query>): OpsAction => action as OpsAction;
 
 export type OpsRoute =
@@ -53,7 +53,7 @@ export type OpsRoute =
 
 const bodyBytesMax = 65_536;
 
-/** @throws Refusal 400 with every problem and its key */
+/** @throws Refusal 400 listing every problem with its key */
 function parse<T>(schema: z.ZodType<T>, input: unknown): T {
   const parsed = schema.safeParse(input);
   if (parsed.success) return parsed.data;
@@ -98,7 +98,7 @@ const answerErrors =
     endFault(res, fault);
   };
 
-/** Mounts a table of routes. @throws when a rule is not in the policy table */
+/** Mounts a route table. @throws when a rule is not in the policy table */
 export function opsRouter(context: Context, routes: readonly OpsRoute[]): Router {
   const router = Router({ caseSensitive: true, strict: true });
   const readBody = raw({ limit: bodyBytesMax, type: () => true });

@@ -4,7 +4,7 @@ import { z } from "zod";
 import { beneathRoots } from "./import-roots.ts";
 import { defineOps } from "./serve.ts";
 
-/** PostgreSQL stores neither NUL nor half of a surrogate pair. */
+/** PostgreSQL stores neither NUL nor lone surrogates. */
 const text = z.string().refine((v) => !v.includes("\0") && v.isWellFormed(), "has characters that cannot be stored");
 
 /** PATH_MAX of Linux. */
@@ -12,15 +12,15 @@ const path = z.string().min(1).max(4096);
 
 const ImportBody = z
   .strictObject({
-    /** Without one, what lies under `id` in the backend already. */
+    /** If absent, the file that already exists for `id` in the backend is used. */
     path: path.nullish(),
-    /** That earlier backups know the volume by. */
+    /** The id by which earlier backups know the volume. */
     id: z
       .string()
       .refine(isUuid, "is not a uuid")
       .transform((id) => id.toLowerCase())
       .nullish(),
-    /** Of a volume with an `id`: where its file lies, or is put. */
+    /** Only with an `id`: the backend that holds its file or will receive it. */
     backend: text.min(1).max(255).nullish(),
     name: text.max(255).nullish(),
     project_id: text.min(1).max(255).nullish(),
@@ -30,12 +30,12 @@ const ImportBody = z
 
 const ExportBody = z.strictObject({
   path,
-  /** Whether a regular file that is there already is replaced. */
+  /** Whether an existing regular file is replaced. */
   overwrite: z.boolean().default(false),
 });
 
 export const opsVolumes = {
-  /** What Cinder's form of a volume has no place for: its exact length. */
+  /** What Cinder's representation of a volume lacks: its exact length. */
   show: defineOps({
     handle: async ({ database }, { principal, params }) => {
       const row = await getVolume(database, principal, params["id"] ?? "");
@@ -50,7 +50,10 @@ export const opsVolumes = {
     },
   }),
 
-  /** An admin may import for another project: the volume is then that project's, quota included. With an id, see requestVolumeAdoption. */
+  /**
+   * An admin may import for another project, which then owns the volume and whose quota is charged. With an id, see
+   * requestVolumeAdoption.
+   */
   import: defineOps({
     body: ImportBody,
     handle: async ({ database, config }, { principal, body }) => {

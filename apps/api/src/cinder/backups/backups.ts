@@ -26,7 +26,7 @@ import {
 } from "./schemas.ts";
 import { backupDetail, backupSummary } from "./views.ts";
 
-/** Every column that Cinder's table of backups has, by its name there. Those without a counterpart are the same for every live row. */
+/** Every column of Cinder's backups table, by its name there. Those without a counterpart here have the same value for every live row. */
 const columns: Readonly<Record<string, BackupColumn>> = {
   id: "id",
   created_at: "createdAt",
@@ -57,7 +57,7 @@ const columns: Readonly<Record<string, BackupColumn>> = {
   num_dependent_backups: "deletedAt",
 };
 
-/** Names that Cinder translates into columns on the way. */
+/** Names that Cinder translates into column names. */
 const filterColumns: typeof columns = { ...columns, name: "name" };
 
 const listSpec: ListSpec<BackupColumn> = {
@@ -68,7 +68,7 @@ const listSpec: ListSpec<BackupColumn> = {
   likeFilters: [...Object.keys(columns), "name", "description"],
 };
 
-/** `key~` matches a part of the value; only in that form is `description` a filter (cinder-api 5.3). */
+/** `key~` matches a substring of the value; `description` is a filter only in that form (cinder-api 5.3). */
 function filterOf([key, value]: [string, string]): BackupFilter {
   const like = key.endsWith("~");
   const name = like ? key.slice(0, -1) : key;

@@ -16,7 +16,7 @@ import { decodeBase64 } from "../../openstack/python-base64.ts";
 /** Whole seconds with a `Z`, unlike the rest of the API (format 9). */
 const recordTime = (time: Date | null): string | null => (time === null ? null : `${time.toISOString().slice(0, 19)}Z`);
 
-/** What another service imports the backup by: Cinder's keys in Cinder's order, and no other (format 9). */
+/** The record with which another service imports the backup: exactly Cinder's keys, in Cinder's order (format 9). */
 export function recordOf(row: BackupRow, dependents: number): Record<string, unknown> {
   const record = {
     driver_info: {},
@@ -53,7 +53,7 @@ export function recordOf(row: BackupRow, dependents: number): Record<string, unk
   return { "backup-record": { backup_service: row.service, backup_url: url } };
 }
 
-/** What of a record is needed before a worker looks at what it names. `url` is the record again, in strict base64. */
+/** The parts of a record needed before a worker examines the backup it names. `url` is the record again, in strict base64. */
 interface FirstSight {
   id: string;
   parentId: string | null;
@@ -72,7 +72,7 @@ const id = z.string().refine(isUuid);
 const dateForm = /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)?$/;
 const date = z.string().refine((value) => dateForm.test(value) && !Number.isNaN(Date.parse(value)));
 
-/** Every key that an import takes over, with what its value must be. Any other key may hold anything: it is not looked at. */
+/** Every key that an import uses, with its required value. Other keys are ignored, whatever they hold. */
 const fields: Readonly<Record<string, readonly [what: string, schema: z.ZodType]>> = {
   id: ["uuid", id],
   size: ["number of gigabytes", count],
@@ -92,17 +92,17 @@ const fields: Readonly<Record<string, readonly [what: string, schema: z.ZodType]
 };
 
 /**
- * Reads an export record as Cinder's API does (cinder-api 6.9), and refuses what no import could end well with: whoever wrote it may have
- * written anything. Missing keys other than `id` and `size` are the worker's to name, as in Cinder.
+ * Reads an export record as Cinder's API does (cinder-api 6.9), and rejects records that no import could complete: their contents are
+ * untrusted. Missing keys other than `id` and `size` are reported by the worker, as in Cinder.
  *
- * @throws Refusal 400 in Cinder's words, or with the first key that holds what it cannot hold
+ * @throws Refusal 400 with Cinder's message, or naming the first key with an invalid value
  */
 export function parseRecord(backupUrl: string): FirstSight {
   const bytes = decodeBase64(backupUrl) ?? Buffer.alloc(0);
   let document: unknown;
   try {
     document = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
-    // What says something twice would be read differently by each who reads it.
+    // Different parsers read duplicate keys differently.
     if (isObject(document)) document = parseStrictJson(bytes);
   } catch {
     throw invalid("Can't parse backup record.");

@@ -31,7 +31,7 @@ const backupFields = {
   snapshot_id: optionalUuid(),
 };
 
-/** What every microversion's body becomes: fields that a version does not know have their defaults. */
+/** The common form of all microversions' bodies: fields that a version lacks have their defaults. */
 export interface CreateBackupBody {
   backup: {
     volume_id: string;
@@ -46,7 +46,7 @@ export interface CreateBackupBody {
   };
 }
 
-/** Creation of a backup (cinder-api 6.2). */
+/** Create a backup (cinder-api 6.2). */
 export const createBackupBody = byVersion<z.ZodType<CreateBackupBody>>([
   [0, strict({ backup: strict(backupFields) })],
   [since.backupMetadata, strict({ backup: strict({ ...backupFields, metadata: metadata() }) })],
@@ -56,7 +56,7 @@ export const createBackupBody = byVersion<z.ZodType<CreateBackupBody>>([
   ],
 ]);
 
-/** Fields that are not sent are not changed; null changes them. */
+/** Fields that are not sent stay unchanged; null is a change. */
 const changedFields = {
   name: changedText(),
   description: changedPrintableText(),
@@ -66,14 +66,14 @@ export interface UpdateBackupBody {
   backup: BackupChange;
 }
 
-/** gophercloud sends the fields without the object around them (cinder-api 6.5); null is an empty object. */
+/** gophercloud sends the fields without the enclosing object (cinder-api 6.5); null is an empty object. */
 const updateBackup = <Shape extends z.ZodRawShape>(shape: Shape) =>
   z.preprocess(
     (body) => wrapped(body, "backup", Object.keys(shape)),
     strict({ backup: nullableObject(shape) }),
   ) as unknown as z.ZodType<UpdateBackupBody>;
 
-/** Change of a backup (cinder-api 6.5). */
+/** Update a backup (cinder-api 6.5). */
 export const updateBackupBody = byVersion<z.ZodType<UpdateBackupBody>>([
   [0, updateBackup(changedFields)],
   [since.backupMetadata, updateBackup({ ...changedFields, metadata: requiredMetadata().optional() })],
@@ -81,7 +81,7 @@ export const updateBackupBody = byVersion<z.ZodType<UpdateBackupBody>>([
 
 const ResetBackup = strict({ "os-reset_status": strict({ status: backupStatus() }) });
 
-/** Reset of a backup's status (cinder-api 6.10). */
+/** Reset a backup's status (cinder-api 6.10). */
 export const resetBackupBody = () => ResetBackup;
 
 const ForceDeleteBackup = strict({ "os-force_delete": z.unknown() });
@@ -91,10 +91,10 @@ export const forceDeleteBackupBody = () => ForceDeleteBackup;
 
 const RestoreBackup = strict({ restore: nullableObject({ name: optionalText(), volume_id: optionalUuid() }) });
 
-/** Restore of a backup (cinder-api 6.7). */
+/** Restore a backup (cinder-api 6.7). */
 export const restoreBackupBody = () => RestoreBackup;
 
 const ImportRecord = strict({ "backup-record": strict({ backup_service: text(), backup_url: base64Text() }) });
 
-/** Import of a record (cinder-api 6.9). */
+/** Import a record (cinder-api 6.9). */
 export const importRecordBody = () => ImportRecord;

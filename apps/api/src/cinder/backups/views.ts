@@ -10,10 +10,10 @@ export function backupSummary(call: Call, row: { id: string; name: string | null
   return { id: row.id, name: row.name, links: resourceLinks(call.place, "backups", row.id) };
 }
 
-/** Keys and their order as Cinder emits them (cinder-api 6.1); clients refuse any other key. */
+/** Keys and their order as in Cinder (cinder-api 6.1); clients reject any other key. */
 export function backupDetail(call: Call, row: BackupRow): Record<string, unknown> {
   const admin = may(call.principal, "backup:backup_project_attribute");
-  // An import tells nothing of its backup before a worker has read the record: then it has a volume.
+  // Until a worker has read an imported record, nothing is known about its backup; the volume id is set at that point.
   const unread = row.volumeId === nilUuid;
   return {
     id: row.id,

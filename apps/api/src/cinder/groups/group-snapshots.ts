@@ -48,7 +48,7 @@ const idOf = (call: Call): string => call.params["id"] ?? "";
 
 const load = (context: Context, call: Call) => getGroupSnapshot(context.database, call.principal, idOf(call));
 
-/** Snapshots of all volumes of a group at one instant, by Cinder's own API. */
+/** Snapshots of all volumes of a group at one point in time, through Cinder's own API. */
 export const groupSnapshots = {
   list: defineAction({ since: since.groupSnapshots, handle: list(groupSummary) }),
   detail: defineAction({ since: since.groupSnapshots, handle: list(groupSnapshotDetail) }),

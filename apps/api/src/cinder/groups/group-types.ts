@@ -30,7 +30,7 @@ const listSpec: ListSpec<GroupTypeSortKey> = {
   filters: ["is_public"],
 };
 
-/** Those that are not public are for admins, who are asked what they want. @throws Refusal 400 */
+/** The `is_public` filter: non-public types are visible to admins only, who may choose. @throws Refusal 400 */
 function publicOf({ principal, query }: Call): boolean | null {
   if (!principal.isAdmin) return true;
   const text = query.get("is_public");
@@ -41,7 +41,7 @@ function publicOf({ principal, query }: Call): boolean | null {
   return wanted;
 }
 
-/** The type that stands for none is that of instance groups: there is no other by default. @throws NotFoundError */
+/** The default type is that of instance groups; there is no other default. @throws NotFoundError */
 async function load({ database }: Context, call: Call): Promise<GroupType> {
   const id = call.params["id"] ?? "";
   if (id !== "default" && !isUuid(id)) throw new NotFoundError("Group type", id);
@@ -55,7 +55,7 @@ const keyOf = (call: Call): string => call.params["key"] ?? "";
 const noSpec = (type: GroupType, key: string) =>
   new Refusal(404, `Group Type ${type.id} has no specs with key ${key}.`);
 
-/** Kinds of groups; what they say about groups is for admins. */
+/** Group types; their specs are visible to admins only. */
 export const groupTypes = {
   list: defineAction({
     since: since.groupTypes,

@@ -52,13 +52,13 @@ const idOf = (call: Call): string => call.params["id"] ?? "";
 
 const load = (context: Context, call: Call) => getGroup(context.database, call.principal, idOf(call));
 
-/** There is one type of volumes, which every group has. @throws Refusal 404 */
+/** There is only one volume type, which every group has. @throws Refusal 404 */
 function checkVolumeTypes(types: readonly string[]): void {
   const unknown = types.find((type) => type !== defaultVolumeType.id && type !== defaultVolumeType.name);
   if (unknown !== undefined) throw new Refusal(404, `Volume type ${unknown} could not be found.`);
 }
 
-/** Groups of volumes, by Cinder's own API. */
+/** Groups of volumes, through Cinder's own API. */
 export const groups = {
   list: defineAction({ since: since.groups, handle: list(groupSummary) }),
   detail: defineAction({ since: since.groups, handle: list(groupDetail) }),

@@ -12,7 +12,7 @@ import {
 import { pythonRepr } from "../../openstack/python-text.ts";
 import { statusWord } from "../volumes/fields.ts";
 
-/** Bodies about groups of volumes, their types and their snapshots. */
+/** Bodies for volume groups, group types and group snapshots. */
 
 const someText = () => text().min(1, { error: "'' is too short" });
 
@@ -33,7 +33,7 @@ const CreateGroup = strict({
 });
 export const createGroupBody = () => CreateGroup;
 
-/** Ids with commas between them. */
+/** Comma-separated ids. */
 const ids = () =>
   z
     .string({ error: typePhrase("string", "null") })
@@ -61,7 +61,7 @@ export const resetGroupBody = () => ResetGroup;
 const sources = { group_snapshot_id: uuid().optional(), source_group_id: uuid().optional() };
 type Sources = z.infer<z.ZodObject<typeof sources>>;
 
-/** Exactly one source: anything else is refused in the words of Cinder's `oneOf`. */
+/** Exactly one source; anything else is refused with the message of Cinder's `oneOf`. */
 function withSource<Body extends Sources>(body: Body, context: z.core.$RefinementCtx) {
   const { group_snapshot_id: groupSnapshotId, source_group_id: sourceGroupId, ...rest } = body;
   if (groupSnapshotId !== undefined && sourceGroupId === undefined) return { ...rest, source: { groupSnapshotId } };

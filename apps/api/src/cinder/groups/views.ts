@@ -10,7 +10,7 @@ export const groupSummary = (_call: Call, row: { id: string; name: string | null
   name: row.name,
 });
 
-/** Keys and their order as Cinder emits them. */
+/** Keys and their order as in Cinder. */
 export function groupDetail(call: Call, row: GroupRow): Record<string, unknown> {
   const { version } = call;
   const listed = version >= since.groupVolumeList && call.query.get("list_volume")?.toLowerCase() === "true";

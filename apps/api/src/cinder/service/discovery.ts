@@ -3,7 +3,7 @@ import { endJson } from "../../http/fault.ts";
 import { malformedRequest, versionMax, versionMin, versionText } from "../../openstack/microversions.ts";
 import { announceVersion } from "../../openstack/serve.ts";
 
-/** The version document (cinder-api 2.1). `origin` has no slash at its end. */
+/** The version document (cinder-api 2.1). `origin` has no trailing slash. */
 function versionDocument(origin: string): Record<string, unknown> {
   return {
     versions: [
@@ -23,7 +23,7 @@ function versionDocument(origin: string): Record<string, unknown> {
   };
 }
 
-/** Whatever the method is; only what brings a body is refused. */
+/** Answers every method, but refuses requests that have a body. */
 const answer = (status: number) => (req: Request, res: Response) => {
   announceVersion(req, res);
   if (req.headers["transfer-encoding"] !== undefined || Number(req.headers["content-length"] ?? 0) > 0) {
@@ -32,7 +32,7 @@ const answer = (status: number) => (req: Request, res: Response) => {
   endJson(res, status, versionDocument(req.base));
 };
 
-/** oslo's health check: text, or JSON for those who ask for it. */
+/** oslo's health check: text, or JSON for clients that accept it. */
 const healthcheck = (req: Request, res: Response): void => {
   const body = { detailed: false, reasons: ["OK"] };
   if (req.method === "HEAD") res.writeHead(204).end();
@@ -40,7 +40,7 @@ const healthcheck = (req: Request, res: Response): void => {
   else res.writeHead(200, { "content-type": "text/plain; charset=UTF-8" }).end("OK");
 };
 
-/** What clients ask for before they have a token (cinder-api 2.1). */
+/** What clients request before they have a token (cinder-api 2.1). */
 export function discovery(): Router {
   const router = Router({ caseSensitive: true, strict: true });
   router.all("/", answer(300));
@@ -48,7 +48,7 @@ export function discovery(): Router {
   return router;
 }
 
-/** The document of version 3 alone; a token is needed for it. */
+/** The document of version 3 only; requires a token. */
 export function versionThree(): Router {
   const router = Router({ caseSensitive: true, strict: true });
   router.all("/v3", (req, res) => {

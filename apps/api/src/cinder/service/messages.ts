@@ -48,7 +48,7 @@ async function list({ database, config }: Context, call: Call): Promise<Answer> 
 
 const load = ({ database }: Context, call: Call) => getMessage(database, call.principal, call.params["id"] ?? "");
 
-/** Messages that tell users of failures (cinder-api 9.6). */
+/** Messages that inform users of failures (cinder-api 9.6). */
 export const messages = {
   list: defineAction({ since: since.messages, handle: list }),
   show: defineAction({

@@ -21,7 +21,7 @@ import { limitsView, quotaLimits, quotaUsage } from "./views.ts";
 
 const limitMax = 2_147_483_647;
 
-/** The project, or class, that the path names. */
+/** The project or quota class in the path. */
 function nameOf(call: Call): string {
   const id = call.params["project"] ?? "";
   if (id.length > 255) throw badRequest(`quota_set_name has ${id.length} characters, more than 255.`);
@@ -29,7 +29,7 @@ function nameOf(call: Call): string {
   return id;
 }
 
-/** Whole numbers, also as text, as Python's int() takes them. */
+/** Integers, also as strings in the form that Python's int() accepts. */
 function limitOfProject(key: string, value: unknown): number {
   const text = typeof value === "number" || typeof value === "string" ? String(value) : "";
   if (!/^\s*[+-]?\d{1,20}\s*$/.test(text)) throw badRequest(`${key} must be an integer`);
@@ -39,7 +39,7 @@ function limitOfProject(key: string, value: unknown): number {
   return limit;
 }
 
-/** As the schema of quota classes has it: digits may be text, a sign may not. */
+/** As in the schema of quota classes: digits may be a string, but without a sign. */
 function limitOfClass(key: string, value: unknown): number {
   const refuse = (why: string) =>
     badRequest(`Invalid input for field/attribute ${key}. Value: ${pythonStr(value)}. ${pythonRepr(value)} ${why}`);
@@ -54,7 +54,7 @@ function limitOfClass(key: string, value: unknown): number {
 
 const isQuotaKey = (key: string): key is keyof typeof quotaKeys => Object.hasOwn(quotaKeys, key);
 
-/** Limits that a body names, under our names. */
+/** The limits in a body, under our names. */
 function limitsOf(
   body: Readonly<Record<string, unknown>>,
   what: "quota set" | "quota class set",
@@ -71,10 +71,10 @@ function limitsOf(
 const limitsIn = (lines: Readonly<Record<QuotaLimit, QuotaLine>>): QuotaLimits =>
   Object.fromEntries(Object.entries(lines).map(([key, line]) => [key, line.limit])) as QuotaLimits;
 
-/** Keys of a quota set that are no quotas: they may be sent back as they came. */
+/** Keys of a quota set that are not quotas: clients may send them back unchanged. */
 const noQuotas = ["id", "tenant_id"];
 
-/** Quotas of projects (cinder-api 9.4). A user_id in the query is ignored: there are no quotas of single users. */
+/** Quotas of projects (cinder-api 9.4). A user_id in the query is ignored: there are no per-user quotas. */
 export const quotas = {
   show: defineAction({
     projectOf: nameOf,
@@ -129,7 +129,7 @@ export const quotaClasses = {
   }),
 };
 
-/** Limits of the caller's project; an admin may name another, from 3.39 on (cinder-api 9.3). */
+/** Limits of the caller's project; from 3.39 on an admin may name another (cinder-api 9.3). */
 export const limits = {
   show: defineAction({
     handle: async ({ database, config }, call) => {

@@ -8,7 +8,7 @@ const UpdateQuota = strict({
     .refine((set) => Object.keys(set).length > 0, { error: "{} does not have enough properties" }),
 });
 
-/** Changes of a quota set (cinder-api 9.4); the route, which knows the keys, checks the values. */
+/** Update a quota set (cinder-api 9.4); the values are checked by the route, which knows the keys. */
 export const updateQuotaBody = () => UpdateQuota;
 
 const UpdateQuotaClass = strict({
@@ -49,7 +49,7 @@ const SwitchService = strict(serviceFields).refine(isNamed, named);
 
 const DisableService = strict({ ...serviceFields, disabled_reason: reason.optional() }).refine(isNamed, named);
 
-/** Enabling and disabling a service (cinder-api 9.1). */
+/** Enable or disable a service (cinder-api 9.1). */
 export const switchServiceBody = () => SwitchService;
 
 export const disableServiceBody = () => DisableService;

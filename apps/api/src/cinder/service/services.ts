@@ -23,7 +23,7 @@ async function switchService({ database, config }: Context, body: Named, disable
   return { status: 200, body: { disabled, host, service, binary, status: disabled ? "disabled" : "enabled" } };
 }
 
-/** Services and their switches (cinder-api 9.1). */
+/** Services, and enabling and disabling them (cinder-api 9.1). */
 export const services = {
   list: defineAction({
     handle: async ({ database, config }, call) => {
@@ -67,7 +67,7 @@ export const zones = {
   }),
 };
 
-/** Parts of Cinder's API that once came one by one: alias → name, what it says of itself, date. */
+/** Parts of Cinder's API that were added one by one as extensions: alias → name, description, date. */
 const extensionTable: Readonly<Record<string, readonly [name: string, description: string, updated: string]>> = {
   backups: ["Backups", "Backups support.", "2012-12-12T00:00:00+00:00"],
   capabilities: ["Capabilities", "Capabilities support.", "2015-08-31T00:00:00+00:00"],
@@ -118,7 +118,7 @@ function extensionView(alias: string): Record<string, unknown> | null {
   return { name, alias, description, updated, links: [] };
 }
 
-/** The extensions of Cinder that exist here (cinder-api 9.5). */
+/** Cinder's extensions that are supported here (cinder-api 9.5). */
 export const extensions = {
   list: defineAction({
     handle: async () => ({ status: 200, body: { extensions: Object.keys(extensionTable).map(extensionView) } }),

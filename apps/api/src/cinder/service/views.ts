@@ -21,11 +21,11 @@ export function messageDetail(call: Call, row: MessageRow, keptUntil: Date): Rec
   };
 }
 
-/** The limits of everything that Cinder limits (cinder-api 9.4). */
+/** Cinder's limits under Cinder's keys (cinder-api 9.4). */
 export const quotaLimits = (limits: QuotaLimits): Record<string, number> =>
   Object.fromEntries(Object.entries(quotaKeys).map(([key, limit]) => [key, limits[limit]]));
 
-/** As `quotaLimits`, with what is in use; nothing is ever reserved for later. */
+/** Like `quotaLimits`, with usage; nothing is ever reserved. */
 export const quotaUsage = (lines: Readonly<Record<QuotaLimit, QuotaLine>>): Record<string, unknown> =>
   Object.fromEntries(
     Object.entries(quotaKeys).map(([key, name]) => {
@@ -34,7 +34,7 @@ export const quotaUsage = (lines: Readonly<Record<QuotaLimit, QuotaLine>>): Reco
     }),
   );
 
-/** Limits and use of a project (cinder-api 9.3). */
+/** Limits and usage of a project (cinder-api 9.3). */
 export function limitsView(lines: Readonly<Record<QuotaLimit, QuotaLine>>): Record<string, unknown> {
   const absolute = {
     maxTotalVolumes: lines.volumes.limit,

@@ -33,7 +33,7 @@ const idOf = (call: Call): string => call.params["id"] ?? "";
 
 const load = (context: Context, call: Call) => getVolume(context.database, call.principal, idOf(call));
 
-/** An action whose body says nothing but its name. */
+/** An action whose body contains nothing but its name. */
 const plain = (verb: (database: Database, principal: Principal, id: string) => Promise<void>) =>
   defineAction({
     load,
@@ -43,7 +43,7 @@ const plain = (verb: (database: Database, principal: Principal, id: string) => P
     },
   });
 
-/** Actions of a volume (cinder-api 7.4). */
+/** Volume actions (cinder-api 7.4). */
 export const volumeActions = {
   reserve: plain(reserveVolume),
   unreserve: plain(unreserveVolume),

@@ -5,11 +5,11 @@ import { since } from "../../openstack/microversions.ts";
 import { pythonRepr } from "../../openstack/python-text.ts";
 import { required } from "./fields.ts";
 
-/** Bodies about attachments: 3.27, with a mode from 3.54 on. */
+/** Bodies for attachments: from 3.27 on, with a mode from 3.54 on. */
 
 type Json = Connector["whole"][string];
 
-/** Whether the database can keep every text in it. */
+/** Whether the database can store every string in it. */
 function isKept(value: unknown): boolean {
   if (typeof value === "string") return isStorable(value);
   if (typeof value !== "object" || value === null) return true;
@@ -36,7 +36,7 @@ const connector = (...types: string[]) =>
     .looseObject({}, { error: typePhrase(...types) })
     .refine(isKept, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` });
 
-/** What stands where a connector is: none, or one with nothing in it, reserves only. */
+/** A connector. None, or an empty one, only reserves the volume. */
 const optionalConnector = () =>
   connector("object", "null")
     .nullish()

@@ -11,8 +11,8 @@ export const attachmentSummary = (row: AttachmentRow): Record<string, unknown> =
 });
 
 /**
- * Where the bytes are, in os-brick's form for its connector `local`: the machine of the connector has the backend's folder at the same path.
- * Empty until there is a connector.
+ * Connection information for os-brick's `local` connector: the client machine has the backend's folder at the same path. Empty until
+ * there is a connector.
  */
 function connectionInfo({ config }: Context, row: AttachmentRow): Record<string, unknown> {
   const backend = config.volume_backends.find(({ name }) => name === row.volume.backend);
@@ -28,7 +28,7 @@ function connectionInfo({ config }: Context, row: AttachmentRow): Record<string,
   };
 }
 
-/** Cinder writes an empty text where it has no time, and `null` as a text where nobody has said a mode. */
+/** Like Cinder: an empty string for a missing time, and the string `null` for an unset mode. */
 export const attachmentDetail = (context: Context, row: AttachmentRow): Record<string, unknown> => ({
   ...attachmentSummary(row),
   attached_at: row.attachedAt === null ? "" : timeText(row.attachedAt),

@@ -37,7 +37,7 @@ const listSpec: ListSpec<AttachmentSortKey> = {
   },
   filters: enabledFilters.attachment,
   adminFilters: ["id", "project_id"],
-  // Cinder looks whether it is there, not at what it says.
+  // Cinder checks only whether the parameter is present, not its value.
   notBoolean: () => true,
 };
 
@@ -53,14 +53,14 @@ const listAs =
   (view: (context: Context, row: AttachmentRow) => unknown) =>
   async (context: Context, call: Call): Promise<Answer> => {
     const { page, filters, allProjects, nothing } = parseList(call, listSpec);
-    // No column of Cinder's has this name.
+    // Cinder has no column of this name.
     const none = nothing || filters["status"] !== undefined;
     const query = { filter: filterOf(filters), allProjects, page };
     const rows = none ? [] : await listAttachments(context.database, call.principal, query);
     return { status: 200, body: { attachments: rows.map((row) => view(context, row)) } };
   };
 
-/** Cinder answers 500 here to what is the caller's fault; the sentence is its own. */
+/** Cinder answers 500 here to client errors; the message is its own. */
 async function updating<Row>(update: Promise<Row>): Promise<Row> {
   try {
     return await update;
@@ -70,7 +70,7 @@ async function updating<Row>(update: Promise<Row>): Promise<Row> {
   }
 }
 
-/** How Nova, Ironic and CSI take a volume: reserved, connected, complete; each record of its own. */
+/** How Nova, Ironic and CSI attach a volume: reserve, connect, complete; one record per attachment. */
 export const attachments = {
   list: defineAction({ since: since.attachments, handle: listAs((_context, row) => attachmentSummary(row)) }),
   detail: defineAction({ since: since.attachments, handle: listAs(attachmentDetail) }),

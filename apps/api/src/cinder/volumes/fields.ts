@@ -2,14 +2,14 @@ import { z } from "zod";
 import { isStorable, optionalFlag, typePhrase } from "../../openstack/fields.ts";
 import { pythonRepr } from "../../openstack/python-text.ts";
 
-/** Fields that only bodies about volumes and snapshots have. */
+/** Fields used only in bodies for volumes and snapshots. */
 
-/** An issue whose message is Cinder's own, with nothing of the validator's around it. */
+/** An issue whose message is Cinder's own, without the validator's wording around it. */
 const spoken = (message: string) => ({ code: "custom", message, params: { whole: true } }) as const;
 
 /**
- * Names and descriptions of volumes: Cinder measures them itself, without the white space at both ends. What is not sent stays
- * undefined, apart from null.
+ * Names and descriptions of volumes: Cinder itself checks their length, after trimming white space. Omitted stays undefined, as distinct
+ * from null.
  */
 export const spokenText = (name: string) =>
   z
@@ -27,10 +27,10 @@ export const spokenText = (name: string) =>
     });
 
 interface Statuses {
-  /** What Cinder calls them in its refusal. */
+  /** What Cinder calls them in its error message. */
   subject: string;
   words: readonly string[];
-  /** How it prints them there. */
+  /** How the message prints them. */
   shown: string;
 }
 
@@ -41,24 +41,24 @@ function checkStatus(value: string, { subject, words, shown }: Statuses, context
   return z.NEVER;
 }
 
-/** One of a closed set of statuses, in any case. */
+/** One of a fixed set of statuses, case-insensitive. */
 export const statusWord = (statuses: Statuses) =>
   z.string({ error: typePhrase("string") }).transform((value, context) => checkStatus(value, statuses, context));
 
-/** The same, null or empty meaning that it is not to be changed. */
+/** The same; null or empty means unchanged. */
 export const optionalStatusWord = (statuses: Statuses) =>
   z
     .string({ error: typePhrase("string", "null") })
     .nullish()
     .transform((value, context) => (value ? checkStatus(value, statuses, context) : null));
 
-/** A field that must be there, whatever its own schema says. */
+/** A field that must be present, whatever its own schema says. */
 export const required = <Schema extends z.ZodType>(schema: Schema) =>
   z
     .custom<z.input<Schema>>((value) => value !== undefined)
     .pipe(schema as z.ZodType<z.output<Schema>, z.input<Schema>>);
 
-/** A switch that Cinder's validator lets be null, but nothing after it. */
+/** A boolean for which Cinder's validator accepts null, but later code does not. */
 export const multiattach = () =>
   z
     .unknown()
@@ -78,7 +78,7 @@ export const multiattach = () =>
 
 export const requiredFlag = () => required(optionalFlag().transform((value) => value === true));
 
-/** At least `min` and at most `max` characters. `types` are those of the validator's phrase beside a text. */
+/** Between `min` and `max` characters. `types` are listed beside string in the validator's message. */
 export const boundedText = (bounds: { min: number; max: number }, ...types: string[]) =>
   z
     .string({ error: typePhrase("string", ...types) })
@@ -88,7 +88,7 @@ export const boundedText = (bounds: { min: number; max: number }, ...types: stri
 
 const sizeMax = 2_147_483_647;
 
-/** GiB, as a whole number or as a text of digits. */
+/** GiB, as an integer or a string of digits. */
 export const volumeSize = (...types: string[]) =>
   z.union([z.int(), z.string()], { error: typePhrase("integer", "string", ...types) }).transform((value, context) => {
     const refuse = (message: string) => context.addIssue({ code: "custom", message });
@@ -103,7 +103,7 @@ export const volumeSize = (...types: string[]) =>
     return size;
   });
 
-/** An object that must have one of `names`. */
+/** An object that must contain at least one of `names`. */
 export const withOneOf =
   (names: readonly string[]) =>
   (value: object, context: z.core.$RefinementCtx): void => {

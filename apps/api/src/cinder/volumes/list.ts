@@ -90,7 +90,7 @@ function timesOf(name: string, text: string): TimeCondition[] {
   });
 }
 
-/** Before 3.2 every word but `false` is true; from then on the usual words count and others are refused (cinder-api 7.1). */
+/** Before 3.2 every value but `false` is true; from then on only the usual boolean words are accepted (cinder-api 7.1). */
 function bootableOf(call: Call, text: string): boolean {
   if (call.version < since.volumeBootableStrict) return !["False", "false", "FALSE", ""].includes(text);
   const bootable = booleanWord(text);
@@ -98,7 +98,7 @@ function bootableOf(call: Call, text: string): boolean {
   return bootable;
 }
 
-/** What a filter's name stands for: the column, and whether a part of the value is asked for (`key~`). */
+/** The column that a filter names, and whether it matches substrings (`key~`). */
 function columnOf(key: string): { name: string; like: boolean } {
   const like = key.endsWith("~");
   const name = (like ? key.slice(0, -1) : key).replace(/^display_/, "");
@@ -109,7 +109,7 @@ const textOf = (like: boolean, value: string) => (like ? containing(value) : equ
 
 const numberOf = (value: string): number => (/^\d{1,9}$/.test(value) ? Number(value) : -1);
 
-/** One filter as conditions on rows; null when no row can meet it. */
+/** One filter as conditions on rows; null when no row can match. */
 function volumeFilterOf(call: Call, key: string, value: string): VolumeFilter | null {
   const { name, like } = columnOf(key);
   switch (name) {
@@ -148,7 +148,7 @@ function snapshotFilterOf(key: string, value: string): SnapshotFilter | null {
   }
 }
 
-/** What lists of volumes and of snapshots filter by alike. */
+/** Filters common to volumes and snapshots. */
 function filterOfBoth(name: string, like: boolean, value: string): (VolumeFilter & SnapshotFilter) | null {
   switch (name) {
     case "name":
@@ -173,12 +173,12 @@ function filterOfBoth(name: string, like: boolean, value: string): (VolumeFilter
   }
 }
 
-/** All of a list's filters together; null when no row can meet them. */
+/** Combines a list's filters; null when no row can match. */
 function together<Filter extends object>(filters: readonly (Filter | null)[]): Filter | null {
   return filters.includes(null) ? null : (Object.assign({}, ...filters) as Filter);
 }
 
-/** Filters that versions before their first say nothing of, but drop; from 3.31 on those of the table of resource filters count. */
+/** The first version of each filter; older versions silently drop it. From 3.31 on the table of resource filters applies. */
 type FiltersSince = Readonly<Record<string, Microversion>>;
 const volumeFiltersSince: FiltersSince = {
   group_id: since.volumeFilterGroup,
@@ -221,7 +221,7 @@ export const listSnapshotsAs =
     return listAnswer(call, query, { name: "snapshots", ...found, view });
   };
 
-/** How many volumes there are and how large they are together. */
+/** Number and total size of volumes. */
 export async function summarize({ database }: Context, call: Call): Promise<Answer> {
   const { allProjects } = parseList(call, volumeList);
   return { status: 200, body: volumesSummary(call, await summarizeVolumes(database, call.principal, { allProjects })) };

@@ -15,7 +15,7 @@ import { metaBody, metadataBody } from "./schemas.ts";
 const idOf = (call: Call): string => call.params["id"] ?? "";
 const keyOf = (call: Call): string => call.params["key"] ?? "";
 
-/** What the routes below `/{owner}/{id}/metadata` do. */
+/** Handlers of the routes below `/{owner}/{id}/metadata`. */
 interface MetadataRoutes {
   list: Action;
   add: Action;

@@ -7,7 +7,7 @@ import { since } from "../../openstack/microversions.ts";
 import { timeText } from "../../openstack/times.ts";
 import { defaultVolumeType, poolName } from "./views.ts";
 
-/** What Cinder's schedulers know of the places where volumes are; a folder has no length of its own. */
+/** Capabilities that Cinder's schedulers see; a folder has no fixed capacity. */
 
 const driver = { vendor_name: "Tephra", driver_version: "1.0", storage_protocol: "file" } as const;
 
@@ -32,7 +32,7 @@ const capabilitiesOf = (pool: Pool): Record<string, unknown> => ({
   backend_state: pool.up ? "up" : "down",
 });
 
-/** What a pool is asked to be like: its name, the type of its volumes, or any of its capabilities as text. */
+/** Whether a pool matches the query: its name, its volume type, or any of its capabilities as text. */
 function isAsked({ query, version }: Call, pool: Pool): boolean {
   if (version < since.poolFilter) return true;
   const { id, name } = defaultVolumeType;
@@ -58,7 +58,7 @@ export const pools = {
   }),
 };
 
-/** The backend that a host stands for: `HOST@BACKEND`, with or without the pool behind `#`. */
+/** The backend that a host identifies: `HOST@BACKEND`, optionally followed by `#` and the pool. */
 async function poolOfHost({ database, config }: Context, host: string): Promise<Pool> {
   const services = await listServices(database, config, { binary: "cinder-volume" });
   const [place = ""] = host.split("#");

@@ -29,7 +29,7 @@ import {
   withOneOf,
 } from "./fields.ts";
 
-/** Bodies about volumes and snapshots (cinder-api 7.2 to 7.5). */
+/** Bodies for volumes and snapshots (cinder-api 7.2 to 7.5). */
 
 const names = {
   name: spokenText("name"),
@@ -54,9 +54,9 @@ const volumeFields = {
   multiattach: multiattach(),
 };
 
-/** Cinder obeys these before their microversions too, without looking at their form. */
+/** Cinder honours these even before their microversions, without validating them. */
 const early = { group_id: optionalText(), backup_id: optionalText() };
-/** Advice to a scheduler, which is not looked at. */
+/** Hints for a scheduler; ignored. */
 const hints = { "OS-SCH-HNT:scheduler_hints": z.looseObject({}, { error: typePhrase("object", "null") }).nullish() };
 
 type VolumeFields = z.infer<z.ZodObject<typeof volumeFields>>;
@@ -111,7 +111,7 @@ export const setBootableBody = () => SetBootable;
 const SetReadOnly = strict({ "os-update_readonly_flag": strict({ readonly: requiredFlag() }) });
 export const setReadOnlyBody = () => SetReadOnly;
 
-/** As Python prints a tuple and a list of texts. */
+/** Prints strings as a Python tuple or list. */
 const tuple = (words: readonly string[]): string => `(${words.map(pythonRepr).join(", ")})`;
 
 const volumeStatuses = [
@@ -204,7 +204,7 @@ const ResetSnapshot = strict({
 });
 export const resetSnapshotBody = () => ResetSnapshot;
 
-/** Whole per cents, as `80%`. */
+/** An integer percentage such as `80%`. */
 const progress = z.string({ error: typePhrase("string") }).superRefine((value, context) => {
   const number = /^[+-]?\d+$/.test(value.slice(0, -1)) ? Number(value.slice(0, -1)) : null;
   const bounds = number === null ? "" : " between 0 and 100";
@@ -215,11 +215,11 @@ const progress = z.string({ error: typePhrase("string") }).superRefine((value, c
 const SnapshotStatus = strict({
   "os-update_snapshot_status": strict({ status: text(), progress: progress.optional() }),
 });
-/** What who takes a snapshot says of it. */
+/** Status reported by whoever takes a snapshot. */
 export const snapshotStatusBody = () => SnapshotStatus;
 
 const AllMetadata = strict({ metadata: requiredMetadata() });
-/** A set of metadata, to be added or to take the place of the old. */
+/** A set of metadata, to be merged or to replace the existing one. */
 export const metadataBody = () => AllMetadata;
 
 const OneMetadata = strict({
@@ -227,5 +227,5 @@ const OneMetadata = strict({
     .refine((meta) => Object.keys(meta).length > 0, { error: "{} does not have enough properties" })
     .refine((meta) => Object.keys(meta).length < 2, { error: (i) => `${pythonRepr(i.input)} has too many properties` }),
 });
-/** One key of a set of metadata. */
+/** One key of a metadata set. */
 export const metaBody = () => OneMetadata;

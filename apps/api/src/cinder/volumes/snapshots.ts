@@ -31,7 +31,7 @@ function forced(call: Call, force: boolean | null): boolean {
   return true;
 }
 
-/** What Cinder calls a volume that is null. */
+/** How Cinder prints a null volume id. */
 const volumeOf = (id: string | null): string => id ?? "None";
 
 export const snapshots = {

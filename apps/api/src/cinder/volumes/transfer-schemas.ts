@@ -4,12 +4,12 @@ import { since } from "../../openstack/microversions.ts";
 import { pythonRepr } from "../../openstack/python-text.ts";
 import { required } from "./fields.ts";
 
-/** Bodies about transfers of volumes. */
+/** Bodies for volume transfers. */
 
 const unnamed = (message: string) =>
   ({ code: "custom", message: `Invalid name: ${message}`, params: { whole: true } }) as const;
 
-/** Null is no name; one that is empty is refused, as Cinder does it. */
+/** Null means no name; an empty one is refused, as in Cinder. */
 const name = z
   .string({ error: typePhrase("string", "null") })
   .refine(isStorable, { error: (i) => `${pythonRepr(i.input)} has characters that cannot be stored` })
@@ -31,10 +31,10 @@ export interface CreateTransferBody {
 }
 
 const Plain = strict({ transfer: strict(offered) }) as z.ZodType<CreateTransferBody>;
-/** Below `os-volume-transfer`: always with the snapshots. */
+/** For `os-volume-transfer`: always includes the snapshots. */
 export const createPlainTransferBody = () => Plain;
 
-/** Below `volume-transfers`. */
+/** For `volume-transfers`. */
 export const createTransferBody = byVersion<z.ZodType<CreateTransferBody>>([
   [0, Plain],
   [since.transferSnapshots, strict({ transfer: strict({ ...offered, no_snapshots: flag() }) })],

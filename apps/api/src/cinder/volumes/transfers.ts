@@ -30,7 +30,7 @@ const summary = (call: Call, row: TransferRow): Record<string, unknown> => ({
   links: resourceLinks(call.place, "os-volume-transfer", row.id),
 });
 
-/** What later versions say besides. */
+/** Fields added by later microversions. */
 const additions = (call: Call, row: TransferRow): Record<string, unknown> => ({
   ...(call.version >= since.transferSnapshots && { no_snapshots: row.noSnapshots }),
   ...(call.version >= since.transferHistory && {
@@ -75,7 +75,10 @@ function filterOf(filters: Readonly<Record<string, string>>): TransferFilter {
   };
 }
 
-/** The query without what a list reads before its microversion; the order is fixed then. A filter that is none finds nothing. */
+/**
+ * The query without the parameters that a list ignores before their microversion; until then, its order is fixed. An unknown filter
+ * matches nothing.
+ */
 function readable(call: Call): { call: Call; nothing: boolean } {
   const known = [...listSpec.filters, "all_tenants", "limit", "offset", "project_id"];
   const paging = ["marker", "sort", "sort_key", "sort_dir"];
@@ -115,7 +118,7 @@ const createWith = (body: typeof createTransferBody | typeof createPlainTransfer
     },
   });
 
-/** Of the quotas Cinder's route catches the one for gigabytes, so that its name does not stand before the text. */
+/** Cinder's route handles only the gigabytes quota error, whose message then lacks the exception name. */
 const plainly = (error: unknown): unknown =>
   error instanceof QuotaExceededError && error.resource.startsWith("gigabytes") ? asPlainQuotaError(error, 413) : error;
 
@@ -146,6 +149,6 @@ const common = {
   }),
 };
 
-/** The older of the two names of the same thing; here a transfer always has the snapshots with it. */
+/** The older of the two names; transfers through it always include the snapshots. */
 export const osVolumeTransfers = { ...common, create: createWith(createPlainTransferBody) };
 export const volumeTransfers = { ...common, create: createWith(createTransferBody) };

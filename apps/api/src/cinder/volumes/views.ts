@@ -5,7 +5,7 @@ import { resourceLinks } from "../../openstack/links.ts";
 import { since } from "../../openstack/microversions.ts";
 import { timeOrNull, timeText } from "../../openstack/times.ts";
 
-/** Cinder's id of a volume type is a uuid; there is one type here, so the id is a constant. */
+/** Cinder's volume type ids are uuids; there is one type here, so its id is a constant. */
 export const defaultVolumeType = { id: "7c9e2d6a-3f0b-4a53-9d51-2f6f6a1b8c40", name: "__DEFAULT__" } as const;
 
 export function volumeSummary(call: Call, row: VolumeRow): Record<string, unknown> {
@@ -23,8 +23,8 @@ const attachmentView = (call: Call, row: Attachment): Record<string, unknown> =>
 });
 
 /**
- * What creating and changing a volume answer: the keys of `volumeDetail` without those that Cinder's extensions add, and the user's own
- * metadata alone. The exact length in bytes is not here: it is at `/ops/volumes/{id}`.
+ * Response of creating and updating a volume: the keys of `volumeDetail` without those added by Cinder's extensions, and only the user's
+ * own metadata. For the exact length in bytes, see `/ops/volumes/{id}`.
  */
 export function volumeCore(call: Call, row: VolumeRow): Record<string, unknown> {
   const { version } = call;
@@ -62,10 +62,10 @@ export function volumeCore(call: Call, row: VolumeRow): Record<string, unknown> 
   };
 }
 
-/** The place of a volume, as Cinder's schedulers call it: a host, a backend on it and a pool of that. */
+/** A volume's location as Cinder's schedulers name it: host, backend and pool. */
 export const poolName = (backend: string): string => `tephra@${backend}#${backend}`;
 
-/** A volume in detail (cinder-api 7.1). Metadata that an admin has set and users may see is merged with the user's own. */
+/** A volume in detail (cinder-api 7.1). Admin metadata that users may see is merged with the user's own. */
 export function volumeDetail(call: Call, row: VolumeRow): Record<string, unknown> {
   return {
     ...volumeCore(call, row),
@@ -83,7 +83,7 @@ export function volumeDetail(call: Call, row: VolumeRow): Record<string, unknown
   };
 }
 
-/** `metadata` has all values per key. */
+/** `metadata` maps each key to all of its values. */
 export function volumesSummary(
   call: Call,
   sums: { count: number; sizeGib: number; metadata: Record<string, string[]> },
@@ -106,7 +106,7 @@ export function snapshotSummary(_call: Call, row: SnapshotRow): Record<string, u
   };
 }
 
-/** What creating and changing a snapshot answer: `snapshotDetail` without what Cinder's extension adds. */
+/** Response of creating and updating a snapshot: `snapshotDetail` without the keys added by Cinder's extension. */
 export function snapshotCore(call: Call, row: SnapshotRow): Record<string, unknown> {
   return {
     ...snapshotSummary(call, row),
@@ -125,7 +125,7 @@ export function snapshotDetail(call: Call, row: SnapshotRow): Record<string, unk
   };
 }
 
-/** A volume type (cinder-api 7.6). Cinder's access extension adds nothing to the type that is asked for as `default`. */
+/** A volume type (cinder-api 7.6). Cinder's access extension adds nothing to the type requested as `default`. */
 export function volumeTypeDetail(call: Call, { asDefault = false } = {}): Record<string, unknown> {
   return {
     ...defaultVolumeType,

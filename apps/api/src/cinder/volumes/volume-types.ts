@@ -4,19 +4,19 @@ import { enabledFilters } from "../../openstack/enabled-filters.ts";
 import { booleanWord, type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
 import { defaultVolumeType, volumeTypeDetail } from "./views.ts";
 
-/** There is one type, which every volume has. @throws Refusal 404 for any other */
+/** There is only one type, which every volume has. @throws Refusal 404 for any other */
 function checkType(call: Call, names: readonly string[]): void {
   const id = call.params["id"] ?? "";
   if (!names.includes(id)) throw new Refusal(404, `Volume type ${id} could not be found.`);
 }
 
-/** A list of one has one order. */
+/** The order does not matter for a single item. */
 const typeList: ListSpec<"any"> = {
   sortKeys: { id: "any", name: "any", created_at: "any", updated_at: "any", is_public: "any", description: "any" },
   filters: enabledFilters.volume_type,
 };
 
-/** Whether the public type is asked for; only admins are asked what they want. @throws Refusal 400 */
+/** Whether the public type is requested; only an admin's filter counts. @throws Refusal 400 */
 function wantsPublic({ principal, query }: Call): boolean {
   const text = query.get("is_public") ?? "None";
   if (!principal.isAdmin || text.toLowerCase() === "none") return true;
@@ -33,7 +33,7 @@ export const volumeTypes = {
       const { limit, offset } = query.page;
       const rows = query.nothing || !wantsPublic(call) ? [] : [defaultVolumeType].slice(offset, offset + limit);
       const view = () => volumeTypeDetail(call);
-      // The name of the links lacks its plural in Cinder.
+      // In Cinder, the key of the links lacks the plural.
       return listAnswer(call, query, {
         name: "volume_types",
         links: "volume_type_links",
@@ -63,7 +63,7 @@ export const volumeTypes = {
       throw new Refusal(404, `Volume Type ${id} has no extra specs with key ${key}.`);
     },
   }),
-  /** Cinder's answer for a type that says nothing of encryption. */
+  /** Cinder's response for a type without encryption. */
   encryption: defineAction({
     handle: async (_, call) => {
       checkType(call, [defaultVolumeType.id]);

@@ -23,13 +23,13 @@ const idOf = (call: Call): string => call.params["id"] ?? "";
 
 const load = (context: Context, call: Call) => getVolume(context.database, call.principal, idOf(call));
 
-/** 2^53 bytes in GiB: a length beyond it is no exact number any more. */
+/** 2^53 bytes in GiB: larger lengths cannot be represented exactly. */
 export const volumeGibMax = 8_388_607;
 
 const groupOf = (volume: CreateVolumeBody["volume"]): string | null =>
   volume.group_id || volume.consistencygroup_id || null;
 
-/** What a volume names must be there; asked in Cinder's order, before anything else is looked at. @throws NotFoundError, Refusal */
+/** Everything a request refers to must exist; checked in Cinder's order, before anything else. @throws NotFoundError, Refusal */
 async function checkNamed({ database }: Context, call: Call<CreateVolumeBody>): Promise<void> {
   const { volume } = call.body;
   const type = volume.volume_type;
@@ -68,7 +68,7 @@ function checkZone(context: Context, zone: string | null): void {
 type Text = string | null | undefined;
 type Names = { name: Text; description: Text; display_name: Text; display_description: Text };
 
-/** What is sent, `name` before its older name. */
+/** The fields that were sent; `name` takes precedence over its older alias. */
 function namesOf(sent: Names): { name?: string | null; description?: string | null } {
   const name = sent.name === undefined ? sent.display_name : sent.name;
   const description = sent.description === undefined ? sent.display_description : sent.description;
@@ -144,7 +144,7 @@ export const volumes = {
       return { status: 202 };
     },
   }),
-  /** Volumes are not encrypted here; what Cinder says of one that is not. */
+  /** Volumes are not encrypted here; Cinder's response for an unencrypted one. */
   encryption: defineAction({
     load,
     handle: async (context, call) => {

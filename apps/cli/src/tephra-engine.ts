@@ -10,7 +10,7 @@ import { rewrapCommand } from "./engine/rewrap.ts";
 import { verifyCommand } from "./engine/verify.ts";
 import { trustMachine } from "./machine-trust.ts";
 
-/** Exit statuses: done, failed or damaged, wrong usage. */
+/** Exit statuses: success, failed or damaged, wrong usage. */
 const exitDone = 0;
 const exitFailed = 1;
 const exitUsage = 2;
@@ -23,7 +23,7 @@ export async function main(argv: readonly string[]): Promise<number> {
   process.once("SIGTERM", onSignal);
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
     if (error.code !== "EPIPE") throw error;
-    process.exit(); // Whoever read this has read enough.
+    process.exit(); // The reader closed the pipe.
   });
   if (argv.some((word) => /^(s3|swift):|https:\/\//.test(word) || /=(s3|swift):/.test(word))) trustMachine();
   const output = createOutput({ json: argv.includes("--json") });

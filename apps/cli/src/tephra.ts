@@ -12,15 +12,15 @@ import { addSnapshotCommands } from "./tephra/snapshots.ts";
 import { addStatusCommands } from "./tephra/status.ts";
 import { addVolumeCommands } from "./tephra/volumes.ts";
 
-/** What the process ends with. */
+/** Exit statuses of the process. */
 const exitStatus = { failed: 1, usage: 2 } as const;
 
 async function main(args: string[]): Promise<void> {
-  // Before parsing: a usage error must come as JSON too.
+  // Before parsing: usage errors must be JSON too.
   const json = args.includes("--json");
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
     if (error.code !== "EPIPE") throw error;
-    process.exit(); // Whoever read this has read enough.
+    process.exit(); // The reader closed the pipe.
   });
   try {
     await buildProgram().parseAsync(args, { from: "user" });

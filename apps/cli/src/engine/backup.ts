@@ -28,7 +28,7 @@ interface BackupOptions extends NamedRepository {
 
 const gibibyte = 1024 ** 3;
 
-/** Backs a file or device up and prints where it lies, with a record that a Cinder can import. */
+/** Backs up a file or device and prints where the backup is stored, with a record that Cinder can import. */
 export async function backupCommand(options: BackupOptions, output: Output, signal: AbortSignal): Promise<void> {
   const started = performance.now();
   const at = new Date();
@@ -86,11 +86,11 @@ export async function backupCommand(options: BackupOptions, output: Output, sign
   ]);
 }
 
-/** Takes away what a failed backup has stored. Its id is new, so nothing else can bear its names. */
+/** Removes what a failed backup has stored. Its id is new, so no other objects can have its names. */
 async function discard(engine: Engine, repository: Repository, layout: BackupLayout): Promise<void> {
   const ctx = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
   const { container, prefix } = layout;
-  // What made the backup fail matters more than a repository that cannot be tidied now.
+  // The reason for the failed backup matters more than a failure to clean up after it.
   await engine.removeBackup({ repository, container, prefix }, ctx).catch(() => {});
 }
 

@@ -2,11 +2,11 @@ import { describeBackup, findBackups, type ListedBackup, RepositoryUnmarkedError
 import type { Output } from "./output.ts";
 import { type NamedRepository, notePassedOver, openNamedRepository } from "./repository.ts";
 
-/** Lists what lies in a repository, oldest first. A damaged backup is listed with its problem. */
+/** Lists the backups in a repository, oldest first. A damaged backup is listed with its problem. */
 export async function listCommand(options: NamedRepository, output: Output, signal: AbortSignal): Promise<void> {
   await using repository = await openNamedRepository(options);
   await repository.identity().catch((error: unknown) => {
-    // Reading needs no marker: a repository of a real Cinder has none.
+    // Reading needs no marker: a repository written by Cinder has none.
     if (!(error instanceof RepositoryUnmarkedError)) throw error;
   });
   const backups: ListedBackup[] = [];

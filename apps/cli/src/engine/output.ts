@@ -1,23 +1,23 @@
 import { EngineError } from "@tephra/engine";
 import { Presets, SingleBar } from "cli-progress";
 
-/** The options contradict each other or name what does not exist; the exit status says "wrong usage". */
+/** The options contradict each other or name something that does not exist; the exit status means "wrong usage". */
 export class UsageError extends Error {
   readonly code = "usage";
 }
 
-/** The result, already printed, tells of damage; only the exit status is left to say it. */
+/** The result, already printed, reports damage; it only remains to set the exit status. */
 export class DamageFoundError extends Error {}
 
 /** Where a command writes: one result on stdout, everything else on stderr. */
 export interface Output {
   readonly json: boolean;
-  /** The result: the object as JSON, or the lines for a person. */
+  /** Prints the result: the object as JSON, or the lines for people. */
   result(object: Record<string, unknown>, lines: readonly string[]): void;
-  /** From now on the standard output carries data: the result goes to stderr. */
+  /** From now on stdout carries data: the result goes to stderr. */
   resultAside(): void;
   note(line: string): void;
-  /** A bar on a terminal, nothing elsewhere. Stop it before anything else is written. */
+  /** A progress bar on a terminal, otherwise nothing. Stop it before writing anything else. */
   progress(label: string, totalBytes: number): { update(bytesDone: number): void; stop(): void };
 }
 
@@ -49,7 +49,7 @@ export function createOutput(options: { json: boolean }): Output {
   };
 }
 
-/** Tells of a failure: the message on stderr, and with --json an error object on stdout. */
+/** Reports a failure: the message on stderr, and with --json an error object on stdout. */
 export function reportFailure(output: Output, error: unknown, options: { silent: boolean }): void {
   const message = error instanceof Error ? error.message : String(error);
   const code = error instanceof EngineError || error instanceof UsageError ? error.code : "failed";

@@ -23,7 +23,7 @@ import {
   prepareRepository,
 } from "./repository.ts";
 
-/** Prints the record by which a Cinder, or this service, imports a backup. */
+/** Prints the record with which Cinder or this service can import a backup. */
 export async function exportCommand(
   options: NamedRepository & { backup: string },
   output: Output,
@@ -46,8 +46,8 @@ interface ImportOptions extends NamedRepository {
 }
 
 /**
- * Takes a record that was exported elsewhere: checks it, looks at the backup that it names, prints what a restore would give, and keeps the
- * record in the repository, so that `restore --backup` finds the backup by the record's id.
+ * Imports a record that was exported elsewhere: validates it, examines the backup that it names, prints what a restore would give, and
+ * stores the record in the repository, so that `restore --backup` finds the backup by the record's id.
  */
 export async function importCommand(options: ImportOptions, output: Output, signal: AbortSignal): Promise<void> {
   await using repository = await openNamedRepository(options);
@@ -117,7 +117,7 @@ function recordProblem(record: ImportRecord, objects: number): string | null {
   return record.objects === objects ? null : `the record counts ${record.objects} objects, the backup has ${objects}`;
 }
 
-/** A record is small; what is much larger is something else. */
+/** Records are small; a much larger file is something else. */
 const recordFileBytesMax = 4 * 1024 * 1024;
 
 async function readRecord(path: string): Promise<string> {

@@ -14,14 +14,14 @@ import {
 } from "@tephra/engine";
 import { type Output, UsageError } from "./output.ts";
 
-/** How a command line names a repository, and the keys of what is encrypted there. */
+/** How a command line specifies a repository and its encryption keys. */
 export interface NamedRepository {
   repository: string;
   keyFile?: string;
   keyCommand?: string[];
 }
 
-/** Opens the repository that a command line names; a URL that is none, or keys that are none, are wrong usage. */
+/** Opens the repository named on a command line; an invalid URL or invalid keys count as wrong usage. */
 export async function openNamedRepository(named: NamedRepository): Promise<Repository> {
   const { repository: url, keyFile, keyCommand } = named;
   const encryption = keyFile === undefined && keyCommand === undefined ? undefined : { keyFile, keyCommand };
@@ -41,7 +41,7 @@ export async function initCommand(options: NamedRepository, output: Output): Pro
   output.result({ repository: { id, url, remarks } }, [`Repository ${url} is ready (id ${id}).`]);
 }
 
-/** Makes sure that the repository may be written: marked, or marked now when that cannot be a mistake, and open to these rights. */
+/** Checks that the repository can be written: it is marked, or is marked now where that is safe, and these credentials may write. */
 export async function prepareRepository(repository: Repository, url: string, output: Output): Promise<void> {
   try {
     await repository.identity();
@@ -55,15 +55,15 @@ export async function prepareRepository(repository: Repository, url: string, out
   await repository.checkWritable();
 }
 
-/** Says what a search could not look at: what lies there, if it is a backup, is not in the result. */
+/** Reports what a search could not read: any backup there is missing from the result. */
 export const notePassedOver =
   (output: Output) =>
   (place: string, reason: string): void =>
     output.note(`Passed over ${place}: ${reason}`);
 
 /**
- * The backup with this id and all that it builds on, newest first; `missing` is the id at which the chain breaks off. UsageError when the
- * id is not there.
+ * The backup with this id and all its ancestors, newest first; `missing` is the id at which the chain breaks. UsageError when the id does
+ * not exist.
  */
 export async function findChain(
   repository: Repository,

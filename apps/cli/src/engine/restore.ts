@@ -11,7 +11,7 @@ import { findChain, type NamedRepository, openNamedRepository } from "./reposito
 
 interface RestoreOptions extends NamedRepository {
   backup: string;
-  /** `-` is the standard output. */
+  /** `-` is stdout. */
   target: string;
   offset?: number;
   length?: number;
@@ -23,8 +23,8 @@ interface Restored {
 }
 
 /**
- * Restores a backup and all that it builds on, or a part of it, to a file, device or pipe. A new file appears only when it is whole. A
- * part is written at its own place, and the rest of an existing target stays as it is; a pipe gets the part alone.
+ * Restores a backup with all its ancestors, or a part of it, to a file, device or pipe. A new file appears only when complete. A part is
+ * written at its own offset, and the rest of an existing target is unchanged; a pipe receives only the part.
  */
 export async function restoreCommand(options: RestoreOptions, output: Output, signal: AbortSignal): Promise<void> {
   const started = performance.now();
@@ -76,7 +76,7 @@ function restoreToPipe(
   options: RestoreOptions,
   ctx: RunContext,
 ): Promise<Restored> {
-  // Without a listener a reader that goes away would end the process; the write that fails says it, too.
+  // Without a listener, EPIPE would end the process; the failed write reports it anyway.
   process.stdout.on("error", () => {});
   const sink = (chunk: Uint8Array): Promise<void> =>
     new Promise((resolve, reject) => {

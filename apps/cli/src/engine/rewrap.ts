@@ -8,8 +8,8 @@ interface RewrapOptions extends NamedRepository {
 }
 
 /**
- * Wraps data keys by the newest master key and prints what became of them. Throws DamageFoundError, after the result, when a key could
- * not be opened.
+ * Wraps data keys with the newest master key and prints the outcome. Throws DamageFoundError, after the result, when a key could not be
+ * unwrapped.
  */
 export async function rewrapCommand(options: RewrapOptions, output: Output, signal: AbortSignal): Promise<void> {
   if ((options.all === true) === (options.backup !== undefined)) throw new UsageError("Say either --all or --backup.");

@@ -7,7 +7,7 @@ interface VerifyOptions extends NamedRepository {
   quick?: boolean;
 }
 
-/** Verifies that a backup can be restored, and prints what is damaged. Throws DamageFoundError, after the result, when something is. */
+/** Verifies that a backup can be restored, and prints any damage. Throws DamageFoundError, after the result, if there is any. */
 export async function verifyCommand(options: VerifyOptions, output: Output, signal: AbortSignal): Promise<void> {
   const mode = options.quick === true ? "quick" : "deep";
   await using repository = await openNamedRepository(options);

@@ -2,7 +2,7 @@ import { type Command, Option } from "commander";
 import { renderTable } from "./output.ts";
 import { openSession, positiveInteger } from "./session.ts";
 
-/** One transition of a status. */
+/** One status transition. */
 interface Entry {
   id: string;
   at: string;

@@ -126,7 +126,7 @@ async function restore(
   const volume_id = options.volume === undefined ? null : await resolveId(client, "volume", options.volume);
   const body = { restore: { volume_id, name: options.name ?? null } };
   const accepted = await client.post<{ restore: Restore }>(client.block(`/backups/${id}/restore`), body);
-  // By the volume: a backup may be restored again the moment it is available, a volume is of one restore at a time.
+  // Found by volume: once available, a backup may be restored again, but a volume belongs to a single restore.
   await settle({ kind: "backup-restore", volume_id: accepted.restore.volume_id });
   const fields = {
     backup: id,
@@ -162,7 +162,7 @@ async function verify(reference: string, options: { mode: string }, command: Com
   write(shown, renderFields({ operation: id, backup, mode: options.mode, state, objects, blocks, verdict }));
 }
 
-/** As GET /ops/backups/ID shows it. */
+/** Response of GET /ops/backups/ID. */
 interface Health {
   damage: string | null;
   damaged_parents: { id: string; damage: string }[];

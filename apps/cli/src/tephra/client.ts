@@ -2,18 +2,18 @@ import { setTimeout as delay } from "node:timers/promises";
 import { trustMachine } from "../machine-trust.ts";
 
 export const urlDefault = "http://127.0.0.1:8776";
-/** The project of a caller without a token, where the service asks for none. */
+/** The project of a caller without a token, where the service requires none. */
 export const projectDefault = "00000000000000000000000000000001";
 
-/** The least microversion that has everything that is asked for. */
+/** The lowest microversion that supports everything used here. */
 const microversion = "volume 3.5";
 const requestTimeoutMs = 60_000;
-/** How long a wait goes on while the service does not answer: longer than a restart, shorter than a person's patience. */
+/** How long a wait continues while the service does not respond: longer than a restart, shorter than a user's patience. */
 const outageMaxMs = 60_000;
 const outagePauseMs = 500;
 const pageMax = 1000;
 
-/** The service answered, and the answer is no. */
+/** The service responded with an error. */
 export class ApiError extends Error {
   readonly code: string;
   readonly status: number;
@@ -25,7 +25,7 @@ export class ApiError extends Error {
   }
 }
 
-/** The service did not answer. */
+/** The service did not respond. */
 export class UnreachableError extends Error {
   readonly code = "unreachable";
 }
@@ -33,25 +33,25 @@ export class UnreachableError extends Error {
 export interface ClientOptions {
   url: string;
   token?: string | undefined;
-  /** Undefined: taken from a token of the form USER:PROJECT, else the default project, else the token's own. */
+  /** Undefined: derived from a token of the form USER:PROJECT, otherwise the default project or the token's own. */
   project?: string | undefined;
 }
 
-/** One service as one caller sees it. Every method throws ApiError or UnreachableError. */
+/** Client of one service for one caller. Every method throws ApiError or UnreachableError. */
 export interface Client {
   readonly url: string;
-  /** What a body that names a project must carry; undefined when only the service knows it. */
+  /** The project id for bodies that must contain one; undefined when only the service knows it. */
   readonly project: string | undefined;
   get<T>(path: string, signal?: AbortSignal): Promise<T>;
   getText(path: string): Promise<{ status: number; text: string }>;
   post<T>(path: string, body: unknown): Promise<T>;
   put<T>(path: string, body: unknown): Promise<T>;
   delete(path: string): Promise<void>;
-  /** As `get`, but goes on through a restart of the service, for at most a minute at a stretch. */
+  /** Like `get`, but keeps retrying through a restart of the service, for at most a minute at a time. */
   getPatiently<T>(path: string, signal: AbortSignal): Promise<T>;
-  /** Path of a block storage resource of the caller's project. */
+  /** Path of a block storage resource in the caller's project. */
   block(path: string): string;
-  /** All rows of a paged listing, which `key` names in the body. */
+  /** All rows of a paged list; `key` is its name in the response body. */
   listAll<T extends { id: string }>(path: string, key: string): Promise<T[]>;
 }
 
@@ -152,7 +152,7 @@ function parse(text: string, url: string): unknown {
   }
 }
 
-/** Faults come as one object under the name of the fault: `{"badRequest": {"code": 400, "message": "…"}}`. */
+/** Error responses are one object under the name of the fault: `{"badRequest": {"code": 400, "message": "…"}}`. */
 function faultOf(status: number, text: string): ApiError {
   const plain = { code: "http_error", status, message: `status ${status}: ${text.trim().slice(0, 200)}` };
   try {
@@ -164,7 +164,7 @@ function faultOf(status: number, text: string): ApiError {
   }
 }
 
-/** fetch says only "fetch failed"; what happened is in its cause. */
+/** fetch reports only "fetch failed"; the actual error is its cause. */
 function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   if (error.cause instanceof AggregateError) return error.cause.errors.map(reasonOf).join(", ");

@@ -2,7 +2,7 @@ import { spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 
-/** The program that knows the servers; this command line itself speaks to nothing but the API. */
+/** The program with access to the servers; this command line itself uses only the API. */
 const doctor = fileURLToPath(new URL("../../../worker/dist/doctor.js", import.meta.url));
 
 interface DoctorOptions {

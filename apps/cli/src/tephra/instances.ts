@@ -32,7 +32,7 @@ interface InstanceBackup {
   created_at: string;
 }
 
-/** What an instance can be told: on making it and later. */
+/** Options for creating and changing an instance. */
 interface InstanceOptions {
   name?: string;
   state?: string;
@@ -196,7 +196,7 @@ async function removeBackup(reference: string, chosen: string, _options: object,
   session.print({ backup: { id: found.id, status } }, renderFields({ id: found.id, status }));
 }
 
-/** Begins something with a backup of an instance; its name goes along, as the service wants it. */
+/** Starts an operation on a backup of an instance; the service also requires the backup's name. */
 async function askForBackup(
   command: Command,
   { reference, chosen, verb }: { reference: string; chosen: string; verb: "restore" | "delete_backup" },
@@ -211,7 +211,7 @@ async function askForBackup(
   return { session, group, found };
 }
 
-/** Only what was given. */
+/** Only the options that were given. */
 async function documentOf(client: Client, options: InstanceOptions): Promise<Record<string, unknown>> {
   const { name, state, boot, driver, qmpSocket, agentSocket, freeze, configuration } = options;
   const given = {
@@ -252,7 +252,7 @@ async function findBackup(client: Client, group: string, reference: string): Pro
   return chooseByName("backup of the instance", reference, await listBackups(client, group));
 }
 
-/** @throws when the instance does not boot from a volume: it then has no group, and nothing to back up together */
+/** @throws when the instance does not boot from a volume: it then has no group, and nothing that can be backed up together */
 function groupOf({ name, group_id }: Instance): string {
   if (group_id !== null) return group_id;
   throw new Error(`Instance ${name} has no instance group: give it a volume to boot from (instance set --boot).`);

@@ -2,7 +2,7 @@ import type { Client } from "./client.ts";
 
 const uuid = /^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$/i;
 
-/** No resource, or more than one, has the name that was given. */
+/** The given name matches no resource, or more than one. */
 export class NameError extends Error {
   readonly code: "not_found" | "ambiguous";
 
@@ -17,7 +17,7 @@ export const isUuid = (text: string): boolean => uuid.test(text);
 export type Kind = "volume" | "snapshot" | "backup";
 
 /**
- * An id, from an id or from a name that exactly one resource of the project has.
+ * Resolves an id, or a name that exactly one resource of the project has.
  *
  * @throws NameError
  */
@@ -29,7 +29,7 @@ export async function resolveId(client: Client, kind: Kind, reference: string): 
 }
 
 /**
- * The one of the rows that has this id or name.
+ * The one row that has this id or name.
  *
  * @throws NameError
  */

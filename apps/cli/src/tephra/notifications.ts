@@ -2,7 +2,7 @@ import { type Command, Option } from "commander";
 import { renderFields, renderTable } from "./output.ts";
 import { openSession, positiveInteger } from "./session.ts";
 
-/** A notification on its way to one target. */
+/** The delivery of a notification to one target. */
 interface Delivery {
   id: string;
   event_type: string;

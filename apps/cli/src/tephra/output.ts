@@ -19,7 +19,7 @@ export function formatSeconds(seconds: number): string {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
-/** Columns as wide as their widest cell, numbers to the right. Ends in a line end. */
+/** Columns as wide as their widest cell, numbers right-aligned. Ends with a newline. */
 export function renderTable(head: readonly string[], rows: readonly (readonly Cell[])[]): string {
   const cells = [head, ...rows.map((row) => row.map(cellText))];
   const widths = head.map((_, column) => Math.max(...cells.map((row) => row[column]?.length ?? 0)));
@@ -42,7 +42,7 @@ export function renderFields(fields: Readonly<Record<string, Cell>>): string {
   return `${lines.join("\n")}\n`;
 }
 
-/** Names and reasons are other people's text: nothing in them may steer the terminal. */
+/** Names and reasons are untrusted text: terminal control characters must not get through. */
 export function cellText(value: Cell): string {
   if (value === null || value === undefined || value === "") return "-";
   return stripVTControlCharacters(String(value)).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, "?");

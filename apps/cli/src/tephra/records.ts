@@ -6,13 +6,13 @@ import { renderFields } from "./output.ts";
 import { addWaitOptions, openSession } from "./session.ts";
 import type { Operation } from "./wait.ts";
 
-/** What one service imports another's backup by. */
+/** The record with which one service imports another's backup. */
 interface BackupRecord {
   backup_service: string;
   backup_url: string;
 }
 
-/** What was handed over is no record; the service was not asked. */
+/** The input is not a record; no request was sent. */
 export class RecordError extends Error {
   readonly code = "bad_record";
 }
@@ -64,7 +64,7 @@ async function importRecord(path: string, _options: object, command: Command): P
   print(shown, renderFields({ id, name, status }));
 }
 
-/** The document of `export`, or only what is in it. */
+/** The output of `export`, or only the record inside it. */
 function parseRecord(input: string): BackupRecord {
   let value: unknown;
   try {
@@ -106,7 +106,7 @@ async function reap(name: string, options: { dryRun?: boolean }, command: Comman
   print(shown, renderFields(fields));
 }
 
-/** Places that a worker may not look at, which are left as they are. */
+/** Places that the worker is not allowed to read, and which are left unchanged. */
 const passedOver = (result: { passed_over?: string[] } | undefined): [string, string][] =>
   (result?.passed_over ?? []).map((place, index) => [`passed over ${index + 1}`, place]);
 

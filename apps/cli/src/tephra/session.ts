@@ -3,14 +3,14 @@ import { type Client, openClient, projectDefault, urlDefault } from "./client.ts
 import type { OperationQuery, WaitOptions } from "./wait.ts";
 import { waitForOperation } from "./wait.ts";
 
-/** What every command works with: the service, and where its answer goes. */
+/** What every command uses: the service client, and where its output goes. */
 export interface Session {
   readonly client: Client;
   /** Null without `--wait`. */
   readonly waiting: WaitOptions | null;
-  /** `--json` prints the document and nothing else, otherwise the text is printed. To be called once. */
+  /** With `--json` prints only the document, otherwise the text. To be called once. */
   print(document: unknown, text: string): void;
-  /** Waits where `--wait` asks for it. @throws as waitForOperation */
+  /** Waits if `--wait` was given. @throws like waitForOperation */
   settle(query: OperationQuery): Promise<void>;
 }
 
@@ -23,7 +23,7 @@ interface Options {
   timeout?: number;
 }
 
-/** The options that every command has; each but `--json` can come from the environment. */
+/** The options of every command; each but `--json` can also be set in the environment. */
 export function addGlobalOptions(program: Command): void {
   program
     .addOption(new Option("--url <url>", "the service").env("TEPHRA_URL").default(urlDefault))
@@ -32,7 +32,7 @@ export function addGlobalOptions(program: Command): void {
     .option("--json", "print one JSON document");
 }
 
-/** For commands that start work. */
+/** For commands that start an operation. */
 export function addWaitOptions(command: Command): Command {
   return command
     .option("--wait", "until the work has ended")

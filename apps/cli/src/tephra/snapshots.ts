@@ -32,7 +32,8 @@ async function create(reference: string, options: { name?: string; force?: boole
   const { snapshot } = await client.post<{ snapshot: Snapshot }>(client.block("/snapshots"), {
     snapshot: { volume_id, name: options.name ?? null, ...(options.force === true ? { force: true } : {}) },
   });
-  // The operation has the progress and the reason; of several snapshots at once it may be another's, hence the status.
+  // The operation has the progress and the reason; with several concurrent snapshots it may belong to another one, so the status is
+  // checked too.
   await settle({ kind: "snapshot-create", volume_id });
   if (waiting !== null) {
     const read = (signal: AbortSignal) => readSnapshot(command, snapshot.id, signal);

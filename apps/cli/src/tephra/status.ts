@@ -5,7 +5,7 @@ import { formatBytes, formatSeconds, renderFields, renderTable } from "./output.
 import { openSession } from "./session.ts";
 import type { Operation } from "./wait.ts";
 
-/** What of /metrics a person asks for first. */
+/** The most important figures in /metrics. */
 const figures = {
   workers: "tephra_workers",
   slots: "tephra_worker_slots",
@@ -80,7 +80,7 @@ async function liveOperations(client: Client): Promise<Operation[]> {
   return found;
 }
 
-/** One line of the exposition format is `name{labels} value`; the figures wanted here have no labels. */
+/** Lines of the exposition format are `name{labels} value`; the figures used here have no labels. */
 function readFigures(text: string): Figures {
   const values = new Map(text.split("\n").map((line) => [line.split(" ")[0], Number(line.split(" ")[1])]));
   const entries = Object.entries(figures).map(([name, metric]) => {

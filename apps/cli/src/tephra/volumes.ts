@@ -13,7 +13,7 @@ interface Volume {
   status: string;
   /** GiB, rounded up. */
   size: number;
-  /** The exact length; null for callers who may not ask for it. */
+  /** The exact length; null for callers without permission to query it. */
   bytes?: number | null;
   created_at: string;
   attachments: { server_id: string | null; host_name: string | null }[];
@@ -81,7 +81,7 @@ async function importVolume({ path, id, name, backend }: ImportOptions, command:
   await session.settle({ id: operation.id });
   const begun = await client.get<{ operation: Operation }>(`/ops/operations/${operation.id}`);
   const { state } = begun.operation;
-  // A volume of an old id is there when the work has ended, not before.
+  // A volume imported under an existing id exists only once the operation has ended.
   if (id !== undefined && state !== "succeeded") {
     return session.print(begun, renderFields({ operation: operation.id, state, volume: id }));
   }

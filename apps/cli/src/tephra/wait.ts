@@ -3,7 +3,7 @@ import { SingleBar } from "cli-progress";
 import { ApiError, type Client } from "./client.ts";
 import { formatBytes, formatSeconds } from "./output.ts";
 
-/** As GET /ops/operations shows it. Sizes in bytes. */
+/** As in GET /ops/operations. Sizes in bytes. */
 export interface Operation {
   id: string;
   kind: string;
@@ -26,7 +26,7 @@ export interface Operation {
   updated_at: string | null;
 }
 
-/** The work ended otherwise than well. */
+/** The operation failed or was cancelled. */
 export class OperationFailedError extends Error {
   readonly code = "operation_failed";
   readonly operation: Operation | null;
@@ -37,15 +37,15 @@ export class OperationFailedError extends Error {
   }
 }
 
-/** `--timeout` is over. The work goes on. */
+/** `--timeout` has expired. The operation continues. */
 export class WaitTimeoutError extends Error {
   readonly code = "timeout";
 }
 
 export interface WaitOptions {
-  /** Undefined: as long as it takes. */
+  /** Undefined: no limit. */
   timeoutSeconds?: number | undefined;
-  /** Where the progress bar is drawn; null: nowhere. */
+  /** Where the progress bar is drawn; null: none. */
   terminal: NodeJS.WriteStream | null;
 }
 
@@ -58,7 +58,7 @@ const pollMinMs = 100;
 const pollMaxMs = 1_000;
 
 /**
- * Polls until the operation has ended, through restarts of the service.
+ * Polls until the operation has ended, also through restarts of the service.
  *
  * @throws OperationFailedError when it failed or was cancelled; WaitTimeoutError
  */
@@ -87,9 +87,9 @@ export async function waitForOperation(
 }
 
 /**
- * Polls a resource that has no operation of its own to ask for, until its status is none of `pending`.
+ * Polls a resource without an operation of its own, until its status is none of `pending`.
  *
- * @returns null when the resource is gone
+ * @returns null when the resource no longer exists
  * @throws OperationFailedError when the status begins with `error`; WaitTimeoutError
  */
 export async function waitForStatus<T extends { status: string }>(
@@ -118,7 +118,7 @@ async function readOperation(client: Client, query: OperationQuery, signal: Abor
   const search = new URLSearchParams(of);
   const { operations } = await client.getPatiently<{ operations: Operation[] }>(`/ops/operations?${search}`, signal);
   const newest = operations.find((operation) => operation.kind === kind);
-  // It commits together with what it is about: one that is not there by now will never be.
+  // The operation is committed together with its resource: if it is not visible by now, it never will be.
   if (newest === undefined) throw new OperationFailedError(`the service shows no ${kind} for ${search}`, null);
   return newest;
 }
@@ -148,7 +148,7 @@ function openBar(terminal: NodeJS.WriteStream | null): Bar {
   let started = false;
   return {
     show: (operation) => {
-      // An operation without bytes to move (an empty volume) goes from nothing to everything at its end.
+      // An operation with no bytes to move (an empty volume) goes from 0 to 100 % at its end.
       const total = Math.max(1, operation.bytes_total);
       const done = operation.state === "succeeded" ? total : Math.min(operation.bytes_done, total);
       const payload = { kind: operation.kind, what: progressText(operation) };

@@ -1,6 +1,6 @@
-// Everything that must happen before the first line of the house can run: dependencies, generated client, build.
-// Plain JavaScript without a single dependency, because it runs on whatever Node the system has (20 or newer) and
-// before node_modules exists. It writes to stderr only: stdout belongs to the program that follows.
+// Everything that must happen before the product can run: dependencies, generated client, build. Plain JavaScript without a single
+// dependency, because it runs on whatever Node the system has (20 or newer) and before node_modules exists. It writes to stderr only:
+// stdout belongs to the program that follows.
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, unlinkSync, writeFileSync } from "node:fs";
@@ -9,10 +9,10 @@ import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { buildNative } from "./build-native.mjs";
 
-/** The folder of the checkout. */
+/** The root folder of the checkout. */
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), "..");
 
-/** The projects whose `dist` the house runs from, in the order of their dependencies. */
+/** The projects whose `dist` the product runs from, in dependency order. */
 export const productProjects = [
   "packages/format",
   "packages/engine",
@@ -26,19 +26,19 @@ const cacheDir = join(root, "node_modules/.cache/tephra");
 const nodeMajorMin = 24;
 
 /**
- * What every program of the product runs with. By V8's own measure what is short-lived comes to take 128 MiB of a process that
- * is busy, which it keeps. The launchers of the command lines say the same in their first line.
- * Authorities that the machine trusts are trusted; the command lines see to that by themselves, since a system's Node may not know the flag.
+ * Node flags of every program of the product. By default, V8's young generation grows to 128 MiB in a busy process and stays that large.
+ * The launchers of the command lines set the same in their first line. CAs trusted by the machine are accepted; the command lines do that
+ * themselves, since a system's Node may not know the flag.
  */
 export const nodeFlags = ["--max-semi-space-size=8", "--use-system-ca"];
 
-/** A failure that a person can act on: printed as one sentence, without a stack. */
+/** A failure that the user can fix: printed as one sentence, without a stack. */
 export class BootstrapError extends Error {}
 
 /**
- * The Node that the project brings along (an npm package), or the running one where that is new enough.
+ * The Node that comes with the project (an npm package), or the running one if it is new enough.
  * @returns {string} the path of the executable
- * @throws {BootstrapError} when neither is there
+ * @throws {BootstrapError} when neither exists
  */
 export function projectNode() {
   const own = join(root, "node_modules/node/bin/node");
@@ -67,10 +67,9 @@ export async function ensureDependencies() {
 }
 
 /**
- * Generates the database client when the schema changed and compiles when any source changed; with the engine, also its
- * native part where a C compiler is there.
- * Quiet when there is nothing to do. Two callers at once do not collide: the second waits for the first.
- * @param {string[]} [projects] folders with a tsconfig.json; what they reference comes along
+ * Generates the database client when the schema changed and compiles when any source changed; for the engine also its native part, if
+ * there is a C compiler. Silent when there is nothing to do. Concurrent callers do not collide: the second waits for the first.
+ * @param {string[]} [projects] folders with a tsconfig.json; projects that they reference are included
  * @param {{typeErrors?: "fail" | "warn"}} [options] whether code that does not type-check may still run
  * @returns {Promise<void>}
  * @throws {BootstrapError} when generating or compiling fails
@@ -90,14 +89,14 @@ export async function ensureBuilt(projects = productProjects, { typeErrors = "fa
       return;
     }
     process.stderr.write(result.output);
-    // The compiler writes its output in spite of type errors, unless it could not run at all.
+    // The compiler emits its output despite type errors, unless it could not run at all.
     if (typeErrors === "fail" || !outputsPresent(wanted)) throw new BootstrapError("the sources do not compile");
     say("the sources have type errors (above); going on with what the compiler wrote");
   });
 }
 
 /**
- * Generates the Prisma client when prisma/schema.prisma is newer than what was generated. Idempotent.
+ * Generates the Prisma client when prisma/schema.prisma is newer than the generated code. Idempotent.
  * @returns {Promise<void>}
  */
 export async function generateClient() {
@@ -115,11 +114,11 @@ export async function generateClient() {
 }
 
 /**
- * Runs a program on the project's Node: in this process when it already is that Node, else in a child with the same
- * stdio and working directory, whose signals and exit status become those of this process.
+ * Runs a program on the project's Node: in this process if it already is that Node, otherwise in a child with the same stdio and working
+ * directory, whose signals and exit status become those of this process.
  * @param {string} entry path of the program
  * @param {string[]} args
- * @returns {Promise<void>} never settles when a child was started: this process ends with it
+ * @returns {Promise<void>} never settles when a child was started: this process exits with it
  */
 export async function reexec(entry, args) {
   if (Number(process.versions.node.split(".")[0]) >= nodeMajorMin) {
@@ -141,8 +140,8 @@ export async function reexec(entry, args) {
 }
 
 /**
- * Runs a launcher's whole course: set up what is missing, then hand over. Without sources beside it (an installed
- * image that holds only `dist`) the program just runs.
+ * Runs a launcher from start to end: sets up what is missing, then starts the program. Without sources beside it (an installed image that
+ * contains only `dist`) the program just runs.
  * @param {{entry: string, args: string[], projects: string[]}} what
  * @returns {Promise<void>}
  */
@@ -185,7 +184,7 @@ function dependenciesPresent() {
   const lock = readOrEmpty(join(root, "package-lock.json"));
   if (!existsSync(join(root, "node_modules/.package-lock.json"))) return false;
   if (readOrEmpty(installedStamp) === hash(lock)) return true;
-  // Installed by hand: npm keeps a record of what it put there, which must agree with the lock file.
+  // If node_modules was installed by hand: npm's own record of it must agree with the lock file.
   const installed = JSON.parse(readFileSync(join(root, "node_modules/.package-lock.json"), "utf8")).packages;
   for (const [path, entry] of Object.entries(JSON.parse(lock).packages)) {
     if (!path.includes("node_modules/") || entry.link || entry.optional) continue;
@@ -236,7 +235,7 @@ function buildStamp(projects) {
 }
 
 /**
- * Names, sizes and times of all sources: reading them would cost more than the compiler saves.
+ * Names, sizes and times of all sources: reading them would cost more than skipping the compiler saves.
  * @param {string[]} projects
  */
 function sourcesFingerprint(projects) {
@@ -258,7 +257,7 @@ function statLine(path) {
 
 /**
  * @param {string[]} projects
- * @returns {string[]} the projects and all that they reference, sorted, each once
+ * @returns {string[]} the projects and everything they reference, sorted, without duplicates
  */
 function withReferences(projects) {
   const found = new Set();
@@ -273,7 +272,7 @@ function withReferences(projects) {
 }
 
 /**
- * Runs a command in the checkout and says every ten seconds that it is still at work.
+ * Runs a command in the checkout and reports every ten seconds that it is still running.
  * @param {string} command
  * @param {string[]} args
  * @param {string} doing
@@ -305,7 +304,7 @@ function run(command, args, doing, env = {}) {
 }
 
 /**
- * One set-up at a time in a checkout. The lock is a file with its holder's pid: a holder that died does not block.
+ * Allows one set-up at a time per checkout. The lock is a file with its holder's pid: a dead holder does not block.
  * @param {() => Promise<void>} work
  */
 async function withLock(work) {
@@ -331,12 +330,12 @@ function tryLock(path) {
   } catch {
     const holder = Number(readOrEmpty(path));
     const ageMs = Date.now() - (statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
-    // An empty lock is one whose holder has not written its pid yet, unless it stays so.
+    // An empty lock means that its holder has not written its pid yet, unless it stays empty.
     if (holder > 0 ? !isAlive(holder) : ageMs > 5000) {
       try {
         unlinkSync(path);
       } catch {
-        // Somebody else removed it first.
+        // Another process removed it first.
       }
     }
     return false;

@@ -1,5 +1,5 @@
-// Compiles the engine's native hashing with the system's C compiler, where there is one. Never required: without it the engine
-// uses OpenSSL. Plain JavaScript, like the rest of the set-up.
+// Compiles the engine's native hashing with the system's C compiler, if there is one. Never required: without it the engine uses OpenSSL.
+// Plain JavaScript, like the rest of the set-up.
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
@@ -25,8 +25,8 @@ const flags = ["-std=c11", "-O3", "-Wall", "-Wextra", "-shared", "-fPIC", `-I${h
 const compileTimeoutMs = 120_000;
 
 /**
- * Builds what is missing or out of date. Idempotent; a second call costs the reading of a few files. A failure is told once,
- * in one line, and tried again when the sources or the compiler change.
+ * Builds what is missing or out of date. Idempotent; a second call costs reading a few files. A failure is reported once, in one line,
+ * and the build is retried when the sources or the compiler change.
  * @param {(line: string) => void} say
  * @returns {"built" | "current" | "unavailable"}
  */

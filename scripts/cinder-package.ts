@@ -2,13 +2,13 @@ import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { systemPython, unpackPackages } from "./debian-packages.ts";
 
-/** The drivers, and what they import: for zstd, for S3 and for Swift. */
+/** The drivers and their imports: for zstd, S3 and Swift. */
 const packages = ["python3-cinder", "python3-zstd", "python3-boto3", "python3-swiftclient", "python3-pkg-resources"];
 const probe = "import cinder.backup.chunkeddriver, zstd, boto3, swiftclient";
 const execute = promisify(execFile);
 
 /**
- * A real Cinder's backup drivers: those that are installed; else root installs Debian's, and anybody else unpacks them.
+ * Cinder's own backup drivers: the installed ones; otherwise root installs Debian's packages, and other users unpack them.
  *
  * @returns what to add to the environment of `systemPython`
  */

@@ -8,7 +8,7 @@ const packages = [
   "python3-pkg-resources",
 ];
 
-/** OpenStack's own command lines and SDK as Debian has them, see unpackPackages. */
+/** OpenStack's own command lines and SDK from Debian's packages, see unpackPackages. */
 export function unpackClients(say: (line: string) => void): Promise<Record<string, string>> {
   return unpackPackages({ name: "clients", packages }, say);
 }

@@ -6,16 +6,16 @@ import { root } from "./bootstrap.mjs";
 
 const execute = promisify(execFile);
 
-/** The interpreter that Debian's packages are made for: whatever else is called python3 lacks their modules. */
+/** The interpreter for Debian's packages: any other python3 lacks their modules. */
 export const systemPython = "/usr/bin/python3";
 
 /**
- * Packages of Debian with all that they need, as far as this system lacks them, downloaded and unpacked without being installed: no
- * root is needed, and what is installed is used from where it is (packageFile). Done once; kept in `var/<name>-pkg`, or in a folder
- * that several checkouts share (TEPHRA_CACHE_DIR).
+ * Downloads and unpacks, without installing, those Debian packages and dependencies that this system lacks: no root is needed, and
+ * installed packages are used where they are (packageFile). Done once; kept in `var/<name>-pkg`, or in a folder that several checkouts
+ * share (TEPHRA_CACHE_DIR).
  *
  * @returns what to add to the environment of `systemPython`
- * @throws with what to do when this is no Debian or its packages cannot be reached
+ * @throws with instructions when this is not Debian or its packages cannot be downloaded
  */
 export async function unpackPackages(
   wanted: { name: string; packages: readonly string[] },
@@ -43,10 +43,10 @@ export async function unpackPackages(
 }
 
 /**
- * A file of packages that unpackPackages was asked for: where they were unpacked, or where the system has it, since what is
- * installed already is not unpacked a second time.
+ * A file from packages requested of unpackPackages: where they were unpacked, or the system's copy, since installed packages are not
+ * unpacked again.
  *
- * @param pattern below the root of a system, as `usr/bin/redis-server`; may hold wildcards
+ * @param pattern relative to the file system root, such as `usr/bin/redis-server`; may contain wildcards
  * @throws when it is in neither place
  */
 export function packageFile(name: string, pattern: string): string {
@@ -60,7 +60,7 @@ function unpackedFolder(name: string): string {
   return join(resolve(process.env["TEPHRA_CACHE_DIR"] ?? join(root, "var")), `${name}-pkg`);
 }
 
-/** apt with lists, cache and archives of its own: it works out what is missing here, and fetches without installing. */
+/** apt with its own lists, cache and archives: it determines what is missing here, and downloads without installing. */
 async function download(folder: string, packages: readonly string[]): Promise<void> {
   for (const path of ["lists/partial", "cache/archives/partial", "root"]) {
     mkdirSync(join(folder, path), { recursive: true });
@@ -69,10 +69,10 @@ async function download(folder: string, packages: readonly string[]): Promise<vo
     `Dir::State::lists=${folder}/lists`,
     `Dir::Cache=${folder}/cache`,
     "Dir::State::status=/var/lib/dpkg/status",
-    "APT::Sandbox::User=", // As root apt would download as a user who cannot write here.
+    "APT::Sandbox::User=", // As root, apt would download as a user who cannot write here.
     "Acquire::Languages=none",
     "Acquire::Retries=3",
-    "Debug::NoLocking=true", // The lock of dpkg belongs to root, and nothing of dpkg's is written.
+    "Debug::NoLocking=true", // dpkg's lock belongs to root, and nothing of dpkg's is written.
   ].flatMap((setting) => ["-o", setting]);
   const options = { cwd: folder, timeout: 300_000, maxBuffer: 2 ** 24 };
   const missing = ["--yes", "--no-install-recommends", "--no-upgrade", "--download-only", "install", ...packages];

@@ -1,14 +1,14 @@
-// What must hold of the packages that are installed: where they come from, what they may run, and whether a weakness of one is known.
+// Checks on the installed packages: where they come from, which scripts they may run, and whether they have known vulnerabilities.
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
-/** The registry is asked this long, once: without it nothing is known, and nothing is wrong. */
+/** Timeout of the single registry request; without an answer nothing is known, which is not an error. */
 const askMs = 60_000;
 
 /**
- * What is wrong with a lock file: an address ties every installation to one registry or leads around all of them; without a digest anybody
- * may answer; a script that runs at installation was looked at by nobody.
+ * Problems in a lock file: a resolved URL ties every installation to one registry or bypasses all of them; without a digest, any server's
+ * content is accepted; an install script has not been reviewed.
  * @param {{ packages: Record<string, { resolved?: string, integrity?: string, link?: boolean, inBundle?: boolean, hasInstallScript?: boolean }> }} lock
  * @param {Record<string, boolean>} scripts packages with such a script, and whether it is run
  * @returns {string[]}
@@ -17,7 +17,7 @@ export function lockFileProblems(lock, scripts) {
   /** @type {string[]} */
   const problems = [];
   for (const [path, entry] of Object.entries(lock.packages)) {
-    // Workspaces, and the links to them, are this project's own.
+    // Workspaces, and links to them, belong to this project.
     if (!path.includes("node_modules/") || entry.link) continue;
     const name = path.slice(path.lastIndexOf("node_modules/") + "node_modules/".length);
     if (/^[a-z+]+:/.test(entry.resolved ?? "")) problems.push(`${path} names an address: ${entry.resolved}`);
@@ -30,9 +30,9 @@ export function lockFileProblems(lock, scripts) {
 }
 
 /**
- * Weaknesses of packages that the product uses, high or critical, in a report of `npm audit --json`.
+ * High or critical vulnerabilities of packages that the product uses, from a report of `npm audit --json`.
  * @param {string} report
- * @returns {string[] | null} null when the registry could not say
+ * @returns {string[] | null} null when the registry could not answer
  */
 export function knownWeaknesses(report) {
   /** @type {{ vulnerabilities?: Record<string, { severity: string, via: (string | { title: string, url: string })[] }> }} */
@@ -52,11 +52,11 @@ export function knownWeaknesses(report) {
 }
 
 /**
- * Asks the registry, and says what it knows.
+ * Queries the registry and reports what it knows.
  * @param {string} folder
  * @param {(line: string) => void} say
- * @param {string[]} [options] more options of npm
- * @returns {Promise<boolean>} whether nothing is known; true as well when nobody could be asked
+ * @param {string[]} [options] additional npm options
+ * @returns {Promise<boolean>} whether no vulnerability is known; also true when the registry could not be reached
  */
 export async function auditDependencies(folder, say, options = []) {
   const args = [
@@ -81,7 +81,7 @@ export const readLockFile = (folder) => JSON.parse(readFileSync(join(folder, "pa
 export const allowedScripts = (folder) => JSON.parse(readFileSync(join(folder, "package.json"), "utf8")).allowScripts;
 
 /**
- * What a program prints; nothing when it cannot be started or takes too long.
+ * The output of a program; empty when it cannot be started or takes too long.
  * @param {string} command
  * @param {string[]} args
  * @param {string} cwd

@@ -1,9 +1,9 @@
 import { packageFile, unpackPackages } from "./debian-packages.ts";
 
 /**
- * Debian's libfaketime, unpacked (see unpackPackages) where it is not installed.
+ * Debian's libfaketime, unpacked (see unpackPackages) if it is not installed.
  *
- * @returns the environment of a program whose clock is wrong by `offset` (as `+1h`); how long things take it measures as ever
+ * @returns the environment of a program whose clock is off by `offset` (such as `+1h`); it still measures durations correctly
  */
 export async function unpackFaketime(say: (line: string) => void): Promise<(offset: string) => Record<string, string>> {
   await unpackPackages({ name: "faketime", packages: ["libfaketime"] }, say);

@@ -1,6 +1,6 @@
-// `npm run test:fresh`: proves that nothing but the checkout is needed. Clones HEAD into a new folder and runs what a
-// newcomer runs, with an empty HOME and an empty npm cache, as root and as an ordinary user made for it.
-// Options: `--user root|ordinary|current` and `--step start|demo|test` (each may be repeated) run only those.
+// `npm run test:fresh`: proves that nothing but the checkout is needed. Clones HEAD into a new folder and runs what a newcomer would run,
+// with an empty HOME and an empty npm cache, as root and as an ordinary user created for it. Options: `--user root|ordinary|current` and
+// `--step start|demo|test` (each may be repeated) run only those.
 import { execFileSync, spawn } from "node:child_process";
 import { createWriteStream, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
@@ -9,7 +9,7 @@ import { parseArgs } from "node:util";
 import { root } from "./bootstrap.mjs";
 
 const minute = 60_000;
-/** Limits of the whole, with two cores; a hanging step is ended a little later. */
+/** Time limits of the steps on two cores; a hanging step is killed a little later. */
 const limitsMs = { start: 4 * minute, "second start": 15_000, demo: 4 * minute, test: 10 * minute };
 const ordinaryUser = "tephra-fresh";
 
@@ -46,7 +46,7 @@ process.exitCode = rows.length > 0 && rows.every((row) => row.passed) ? 0 : 1;
 
 /** @param {User} user */
 async function tryAs(user) {
-  // Not below a private folder: as root, PostgreSQL runs as another user, who must get there.
+  // Not below a private folder: when run as root, PostgreSQL runs as another user, who needs access.
   const folder = mkdtempSync("/var/tmp/tephra-fresh-");
   try {
     const home = join(folder, "home");
@@ -65,7 +65,7 @@ async function tryAs(user) {
 }
 
 /**
- * `npm start` until it is ready, Ctrl-C, and once more.
+ * Runs `npm start` until it is ready, stops it with Ctrl-C, and repeats.
  * @param {User} user
  * @param {string} folder
  */
@@ -96,7 +96,7 @@ async function tryScript(user, folder, step) {
 }
 
 /**
- * npm in the clone, with nothing of this process's environment but what every login has.
+ * Runs npm in the clone, with nothing of this process's environment but what every login has.
  * @param {User} user
  * @param {string} folder
  * @param {string[]} args
@@ -138,7 +138,7 @@ function run(user, folder, args, env, step) {
     seconds: () => (performance.now() - started) / 1000,
     tail: () => output.trimEnd().split("\n").slice(-15).join("\n"),
     lastLine: () => output.trimEnd().split("\n").at(-1) ?? "",
-    /** Whether the text appeared before the program ended and within the time. */
+    /** Whether the text appeared before the program ended and within the timeout. */
     until: async (/** @type {string} */ text, /** @type {number} */ timeoutMs) => {
       const deadline = performance.now() + timeoutMs;
       while (!output.includes(text)) {
@@ -157,7 +157,7 @@ function run(user, folder, args, env, step) {
 }
 
 /**
- * Where to reach packages is a matter of the machine, not of the user: proxies and certificates stay.
+ * How to reach package servers depends on the machine, not on the user: proxies and certificates are kept.
  * @param {string} name
  */
 function keptVariable(name) {
@@ -166,7 +166,7 @@ function keptVariable(name) {
   );
 }
 
-/** What npm has put in front of the PATH belongs to this checkout, not to the clone. */
+/** PATH entries that npm has prepended belong to this checkout, not to the clone. */
 function systemPath() {
   return (process.env["PATH"] ?? "")
     .split(":")
@@ -182,7 +182,7 @@ function endGroup(child, signal) {
   try {
     if (child.pid !== undefined) process.kill(-child.pid, signal);
   } catch {
-    // It has gone already.
+    // It has already exited.
   }
 }
 
@@ -203,7 +203,7 @@ function removeOrdinaryUser() {
   try {
     execFileSync("userdel", [ordinaryUser], { stdio: "ignore" });
   } catch {
-    // There is none.
+    // It does not exist.
   }
 }
 

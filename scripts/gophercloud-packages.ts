@@ -9,16 +9,16 @@ const packages = ["golang-go", "golang-github-gophercloud-gophercloud-dev"];
 const library = "usr/share/gocode/src/github.com/gophercloud/gophercloud";
 const execute = promisify(execFile);
 
-/** gophercloud's own tests, and the compiler for them. */
+/** gophercloud's own tests, and a compiler for them. */
 export interface Gophercloud {
-  /** Compiles the tests of a package below `acceptance`, with files of ours among its own (name → path), to a program at `to`. */
+  /** Compiles the tests of a package below `acceptance`, overlaid with files of ours (name → path), to a program at `to`. */
   compile(
     path: string,
     options: { to: string; added: Readonly<Record<string, string>>; scratch: string },
   ): Promise<void>;
 }
 
-/** Debian's Go and gophercloud, see unpackPackages. What was compiled once is kept beside them. */
+/** Debian's Go and gophercloud, see unpackPackages. Compiled programs are cached beside them. */
 export async function provideGophercloud(
   say: (line: string) => void,
   writeFile: (path: string, text: string) => Promise<void>,
@@ -43,7 +43,7 @@ export async function provideGophercloud(
       const overlay = join(scratch, "overlay.json");
       const replaced = Object.entries(added).map(([file, ours]) => [join(folder, file), ours]);
       await writeFile(overlay, JSON.stringify({ Replace: Object.fromEntries(replaced) }));
-      // vet does not know of overlays.
+      // vet does not support overlays.
       const args = ["test", "-c", "-vet=off", "-tags", "acceptance", "-overlay", overlay, "-o", to, "."];
       await execute(go, args, { cwd: folder, env, timeout: 900_000, maxBuffer: 2 ** 24 });
     },

@@ -1,6 +1,6 @@
 import { packageFile, unpackPackages } from "./debian-packages.ts";
 
-/** Debian's HAProxy, unpacked (see unpackPackages) where it is not installed: its program, and the environment to run it in. */
+/** Debian's HAProxy, unpacked (see unpackPackages) if it is not installed: its program, and the environment to run it in. */
 export async function unpackHaproxy(
   say: (line: string) => void,
 ): Promise<{ command: string; env: Record<string, string> }> {

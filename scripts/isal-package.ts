@@ -7,7 +7,7 @@ import { unpackPackages } from "./debian-packages.ts";
 const execute = promisify(execFile);
 
 /**
- * ISA-L and its header: those that are installed, else Debian's, see unpackPackages.
+ * ISA-L and its header: the installed ones, otherwise Debian's, see unpackPackages.
  *
  * @returns what to add to the environment of a process that loads the library, or of a compiler
  */

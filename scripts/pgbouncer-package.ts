@@ -1,6 +1,6 @@
 import { packageFile, unpackPackages } from "./debian-packages.ts";
 
-/** Debian's PgBouncer, unpacked (see unpackPackages) where it is not installed. */
+/** Debian's PgBouncer, unpacked (see unpackPackages) if it is not installed. */
 export async function unpackPgbouncer(
   say: (line: string) => void,
 ): Promise<{ command: string; env: Record<string, string> }> {

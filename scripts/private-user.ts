@@ -1,21 +1,21 @@
 import { lchownSync, lstatSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
-/** A user, and the group of the same number. */
+/** A user id with the group of the same number. */
 export interface Identity {
   uid: number;
   gid: number;
 }
 
 /**
- * Numbers that neither distributions nor systemd give to anybody (systemd's UIDS-GIDS.md: 60578 to 61183 are unused), within the
- * 65,536 that a container usually has.
+ * Ids that neither distributions nor systemd assign (systemd's UIDS-GIDS.md: 60578 to 61183 are unused), within the 65,536 that a
+ * container usually has.
  */
 const firstId = 60_600;
 const lastId = 61_183;
 const nobody = 65_534;
 
-/** A user that nobody else is, by its number alone: it needs no entry anywhere, so nothing of the machine is changed. */
+/** A dedicated user by number alone: it needs no entry anywhere, so nothing on the machine is changed. */
 export function choosePrivateUser(random: () => number = Math.random): Identity {
   const taken = new Set([...readPasswd().map(({ uid }) => uid), ...runningUsers()]);
   const free = Array.from({ length: lastId - firstId + 1 }, (_, i) => firstId + i).filter((id) => !taken.has(id));
@@ -29,8 +29,8 @@ export function isPrivateUser(uid: number): boolean {
 }
 
 /**
- * A user with a name, for a program that insists on one: one that may not log in and that no process runs as, so that nobody can lay
- * hands on the program. Null when there is none.
+ * A user with a name, for a program that requires one: it cannot log in and no process runs as it, so that nobody can tamper with the
+ * program. Null when there is none.
  */
 export function findIdleUser(): number | null {
   const running = runningUsers();
@@ -41,7 +41,7 @@ export function findIdleUser(): number | null {
   return idle[0]?.uid ?? null;
 }
 
-/** Gives a folder and all that is in it to a user; links are not followed. */
+/** Recursively changes a folder's owner; links are not followed. */
 export function giveTo(path: string, { uid, gid }: Identity): void {
   lchownSync(path, uid, gid);
   if (!lstatSync(path).isDirectory()) return;
@@ -53,7 +53,7 @@ function readPasswd(): { uid: number; shell: string }[] {
   try {
     text = readFileSync("/etc/passwd", "utf8");
   } catch {
-    // A container may have none.
+    // A container may lack the file.
   }
   return text.split("\n").flatMap((line) => {
     const [, , uid, , , , shell] = line.split(":");
@@ -61,7 +61,7 @@ function readPasswd(): { uid: number; shell: string }[] {
   });
 }
 
-/** The users that processes run as. */
+/** Users of the running processes. */
 function runningUsers(): Set<number> {
   const users = new Set<number>();
   for (const pid of readdirSync("/proc")) {
@@ -70,7 +70,7 @@ function runningUsers(): Set<number> {
       const line = /^Uid:\s+(.*)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? "";
       for (const uid of line.split(/\s+/)) users.add(Number(uid));
     } catch {
-      // It has ended meanwhile.
+      // It has exited meanwhile.
     }
   }
   return users;

@@ -1,10 +1,10 @@
 import { packageFile, unpackPackages } from "./debian-packages.ts";
 
-/** The storage daemon, for which no machine is needed, and the agent that runs in guests. */
+/** The storage daemon, which needs no machine, and the guest agent. */
 const packages = ["qemu-system-common", "qemu-guest-agent"];
 
 /**
- * A program of Debian's QEMU as far as it runs without a machine, see unpackPackages.
+ * A program of Debian's QEMU that runs without a machine, see unpackPackages.
  *
  * @returns its path, and what to add to its environment
  */

@@ -1,9 +1,9 @@
 import { packageFile, unpackPackages } from "./debian-packages.ts";
 
 /**
- * Debian's Redis, downloaded and unpacked without being installed: the system stays as it is, and no root is needed. Done once.
+ * Debian's Redis, downloaded and unpacked without being installed: the system is unchanged, and no root is needed. Done once.
  *
- * @throws with the command to run when this is no Debian or its packages cannot be reached
+ * @throws with the command to run when this is not Debian or its packages cannot be downloaded
  */
 export async function unpackRedis(say: (line: string) => void): Promise<{ command: string; env: NodeJS.ProcessEnv }> {
   try {

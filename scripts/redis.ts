@@ -19,28 +19,28 @@ import { unpackRedis } from "./redis-package.ts";
 import { freePort, type Program, spawnProgram } from "./spawn-program.ts";
 
 export interface RedisOptions {
-  /** Folder of this server alone: its append-only file lives in it. */
+  /** A folder for this server only: contains its append-only file. */
   dir: string;
   log: string;
   /** Default: a free one. */
   port?: number;
   /** Default: a new one. */
   password?: string;
-  /** More lines of its configuration. */
+  /** Additional lines for its configuration. */
   settings?: readonly string[];
-  /** PEM files: it then speaks TLS alone. */
+  /** PEM files; with them it accepts TLS only. */
   tls?: { ca: string; cert: string; key: string };
   say?: (line: string) => void;
 }
 
-// More than the usual 16, so that many can share one server without sharing keys.
+// More than the usual 16, so that many tests can share one server without sharing keys.
 export const redisDatabases = 1000;
 
 /**
- * Starts a private Redis on 127.0.0.1: `redis-server` or `valkey-server` of this machine, else Debian's packages,
- * unpacked beside the data and not installed. A server left over from a killed run on the same folder is stopped before.
+ * Starts a private Redis on 127.0.0.1: this machine's `redis-server` or `valkey-server`, otherwise Debian's packages, unpacked beside the
+ * data and not installed. A server left over from a killed run on the same folder is stopped first.
  *
- * @throws when there is no Redis to be had (the message says what to run), or it does not answer
+ * @throws when Redis is unavailable (the message says what to run), or it does not respond
  */
 export async function startRedis(options: RedisOptions): Promise<Server> {
   const say = options.say ?? (() => {});
@@ -57,7 +57,7 @@ export async function startRedis(options: RedisOptions): Promise<Server> {
       args: ["-"],
       env: { PATH: process.env["PATH"], ...env },
       cwd: options.dir,
-      input: configuration(options, port, password), // On stdin: a command line would show the password.
+      input: configuration(options, port, password), // On stdin: a command line would expose the password.
       log: options.log,
       orphanSignal: "TERM",
     });
@@ -75,7 +75,7 @@ export async function startRedis(options: RedisOptions): Promise<Server> {
   }
 }
 
-/** @throws when there is no Redis to be had */
+/** @throws when Redis is unavailable */
 export async function redisProgram(say: (line: string) => void): Promise<{ command: string; env: NodeJS.ProcessEnv }> {
   return onPath("redis-server") ?? onPath("valkey-server") ?? (await unpackRedis(say));
 }
@@ -119,7 +119,7 @@ function configuration({ dir, tls, settings = [] }: RedisOptions, port: number, 
   ].join("\n");
 }
 
-/** A loading server answers with an error until its append-only file is read; only PONG counts. */
+/** While loading its append-only file, the server responds with an error; only PONG counts. */
 async function untilAnswering(
   program: Program,
   { port, password, ca }: { port: number; password: string; ca: string | undefined },

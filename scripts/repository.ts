@@ -3,9 +3,9 @@ import { projectNode, root } from "./bootstrap.mjs";
 import { spawnProgram } from "./spawn-program.ts";
 
 /**
- * Makes and marks an empty repository, by the engine's own command line.
+ * Creates and marks an empty repository with the engine's own command line.
  *
- * @throws with what the command line said
+ * @throws with the command line's output
  */
 export async function initialiseRepository(url: string): Promise<void> {
   const program = await spawnProgram({

@@ -1,4 +1,4 @@
-// The npm scripts: `node scripts/run.mjs NAME [ARGUMENT…]`. Each sets up what it needs before it begins.
+// The npm scripts: `node scripts/run.mjs NAME [ARGUMENT…]`. Each first sets up what it needs.
 import { spawn } from "node:child_process";
 import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -20,7 +20,7 @@ import { allowedScripts, auditDependencies, lockFileProblems, readLockFile } fro
 const bin = (/** @type {string} */ name) => join(root, "node_modules", name);
 const biome = bin("@biomejs/biome/bin/biome");
 const typescript = bin("typescript/bin/tsc");
-// Below this the import-direction check has not seen the sources, and its verdict means nothing.
+// With fewer modules, the import-direction check has not seen the sources, and its verdict means nothing.
 const modulesMin = 150;
 
 /** @type {Record<string, (args: string[]) => Promise<boolean>>} */
@@ -105,7 +105,7 @@ await orFail(async () => {
   process.exitCode = (await script(args)) ? 0 : 1;
 });
 
-/** Where servers are run as people have them; see test/kit/global-setup.ts. */
+/** Server set-ups found in practice; see test/kit/global-setup.ts. */
 const surroundings = [
   { TEPHRA_TEST_TIMEZONE: "Asia/Kolkata" },
   { TEPHRA_TEST_TIMEZONE: "America/St_Johns" },
@@ -115,7 +115,7 @@ const surroundings = [
 ];
 
 /**
- * Runs the same suites in each, whatever becomes of the others.
+ * Runs the same suites in each set-up, even if others fail.
  * @param {string[]} files
  */
 async function inSurroundings(files) {
@@ -130,7 +130,7 @@ async function inSurroundings(files) {
 }
 
 /**
- * Runs the suites of a folder of `test` that has a configuration of its own.
+ * Runs the suites of a folder of `test` that has its own configuration.
  * @param {string} folder
  * @param {string[]} args
  */
@@ -140,7 +140,7 @@ async function suites(folder, args) {
   return succeeds([bin("vitest/vitest.mjs"), "run", "--config", config, ...args]);
 }
 
-/** Every check runs, whatever the others say, so that one run shows all there is to mend. */
+/** Runs every check even if others fail, so that one run shows everything that needs fixing. */
 async function checkAll() {
   const checks = {
     "format and lint": () => succeeds([biome, "check", "--error-on-warnings", "."]),
@@ -162,7 +162,7 @@ async function checkAll() {
 }
 
 async function checkImports() {
-  // Only sources: what one workspace imports of another is its dist, where the walk ends.
+  // Sources only: imports between workspaces resolve to dist, where the traversal ends.
   const product = productProjects.map((project) => `${project}/src`);
   const files = await cruise(".dependency-cruiser.cjs", [...product, "scripts", "test", "demo", "bench"]);
   const folders = await cruise(".dependency-cruiser.folders.cjs", product);
@@ -200,7 +200,7 @@ function checkLockFile() {
  * Runs a program on the project's Node, with this process's stdio; Ctrl-C and SIGTERM reach it too.
  * @param {string[]} command
  * @param {Record<string, string>} [env]
- * @returns {Promise<boolean>} whether its status was 0
+ * @returns {Promise<boolean>} whether its exit status was 0
  */
 function succeeds(command, env = {}) {
   return new Promise((done) => {
@@ -238,7 +238,7 @@ function capture(command) {
 }
 
 /**
- * The project's Node first on the PATH, for what the tools start by themselves.
+ * Puts the project's Node first on the PATH, for processes that the tools start themselves.
  * @param {Record<string, string>} more
  */
 function environment(more) {

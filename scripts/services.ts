@@ -10,28 +10,28 @@ import type { Program } from "./spawn-program.ts";
 export interface Services {
   databaseUrl: string;
   redisUrl: string;
-  /** The servers that were started here, as they run now: one that ends by itself is started again. */
+  /** The servers started here, as currently running: one that exits by itself is restarted. */
   servers: { postgres?: () => Program; redis?: () => Program };
-  /** Redis first, then PostgreSQL, whose log every other program may still want to write to. Idempotent. */
+  /** Stops Redis first, then PostgreSQL, whose log other programs may still write to. Idempotent. */
   stop(): Promise<void>;
 }
 
 /**
- * PostgreSQL and Redis as private children of this process, with their data and logs under `dataDir`, and the schema
- * migrated. `env.DATABASE_URL` and `env.REDIS_URL` name servers to use instead; those are neither started nor stopped.
+ * PostgreSQL and Redis as private children of this process, with their data and logs under `dataDir`, and the schema migrated.
+ * `env.DATABASE_URL` and `env.REDIS_URL` name existing servers to use instead; those are neither started nor stopped.
  */
 export async function startServices(options: {
   dataDir: string;
   env?: NodeJS.ProcessEnv;
   say?: (line: string) => void;
-  /** Settings of the PostgreSQL that is started here. */
+  /** Settings of the PostgreSQL started here. */
   postgresSettings?: Readonly<Record<string, string>>;
-  /** Added to its environment. */
+  /** Added to PostgreSQL's environment. */
   postgresEnv?: Readonly<Record<string, string>>;
   postgresTls?: PostgresOptions["tls"];
-  /** More of the Redis that is started here: lines of its configuration, files for TLS. */
+  /** Options of the Redis started here: configuration lines, files for TLS. */
   redisOptions?: Pick<RedisOptions, "settings" | "tls">;
-  /** Parameters of the URL by which it is reached, as `sslmode=…&schema=…`. */
+  /** Parameters of PostgreSQL's connection URL, such as `sslmode=…&schema=…`. */
   databaseParameters?: string;
 }): Promise<Services> {
   const { dataDir, env = {}, say = () => {}, postgresSettings: settings = {}, databaseParameters = "" } = options;
@@ -63,7 +63,7 @@ export async function startServices(options: {
   return { databaseUrl, redisUrl, servers, stop: () => owned.disposeAsync() };
 }
 
-/** Starts a server again, on the same port, whenever it ends by itself. */
+/** Restarts a server on the same port whenever it exits by itself. */
 async function keepServing(
   start: (port?: { port: number }) => Promise<Server>,
   say: (line: string) => void,
@@ -102,7 +102,7 @@ async function keepServing(
   };
 }
 
-/** @throws BootstrapError with PostgreSQL's own sentence, or that of the way to it */
+/** @throws BootstrapError with PostgreSQL's own message, or that of the connection */
 async function requireAnswer(url: string): Promise<void> {
   const { sentenceOf } = await import("@tephra/control/process");
   try {
@@ -113,9 +113,9 @@ async function requireAnswer(url: string): Promise<void> {
 }
 
 /**
- * Applies the migrations that a database lacks, past a pooler where there is such a way. Idempotent.
+ * Applies missing migrations, bypassing a pooler where a direct URL is given. Idempotent.
  *
- * @throws BootstrapError with Prisma's message when one does not apply
+ * @throws BootstrapError with Prisma's message when one fails
  */
 export function migrate(databaseUrl: string, directUrl = ""): void {
   const node = projectNode();
@@ -124,7 +124,7 @@ export function migrate(databaseUrl: string, directUrl = ""): void {
   const result = spawnSync(node, [join(root, "node_modules/prisma/build/index.js"), "migrate", "deploy"], {
     cwd: root,
     encoding: "utf8",
-    // The CLI starts the schema engine by its first line, with whatever Node comes first.
+    // The shebang of Prisma's CLI starts the schema engine with the first Node on the PATH.
     env: { ...process.env, ...urls, ...quiet, PATH: `${dirname(node)}:${process.env["PATH"]}` },
   });
   if (result.status !== 0) throw new BootstrapError(`the migrations do not apply:\n${result.stdout}${result.stderr}`);

@@ -11,18 +11,18 @@ export interface Exit {
   signal: NodeJS.Signals | null;
 }
 
-/** A running child process. It is in a session of its own: a Ctrl-C at the terminal reaches only its parent. */
+/** A running child process. It is in its own session: Ctrl-C at the terminal reaches only its parent. */
 export interface Program {
   readonly name: string;
   readonly pid: number;
-  /** Settles when the process has gone and its output has been read to the end; never rejects. */
+  /** Settles when the process has exited and its output has been read completely; never rejects. */
   readonly exited: Promise<Exit>;
   running(): boolean;
-  /** The last lines that it wrote, of both streams. */
+  /** The last lines of its output, from both streams. */
   tail(): string;
-  /** Does nothing when the process is gone already. */
+  /** Does nothing when the process has already exited. */
   kill(signal: NodeJS.Signals): void;
-  /** Sends `signal` (SIGTERM), and SIGKILL when that did not end it in `timeoutMs` (15 s). Idempotent. */
+  /** Sends `signal` (SIGTERM), and SIGKILL if it has not exited within `timeoutMs` (15 s). Idempotent. */
   stop(options?: { signal?: NodeJS.Signals; timeoutMs?: number }): Promise<Exit>;
 }
 
@@ -30,25 +30,25 @@ export interface ProgramOptions {
   name: string;
   command: string;
   args: readonly string[];
-  /** The whole environment of the program. */
+  /** The complete environment of the program. */
   env: NodeJS.ProcessEnv;
   cwd?: string;
   uid?: number;
   gid?: number;
-  /** File to which both streams are appended, its owner's alone; its folder is created. */
+  /** File to which both streams are appended, readable by its owner only; its folder is created. */
   log?: string;
   /** Written to stdin, which is then closed. Without it stdin is empty. */
   input?: string;
   onLine?: (line: string) => void;
-  /** What the program gets when this process dies without having stopped it. */
+  /** The signal that the program receives when this process dies without having stopped it. */
   orphanSignal?: "INT" | "TERM" | "KILL";
 }
 
 const tailLinesMax = 60;
 
 /**
- * Starts a program that does not outlive this process: a shell beside it waits on a pipe from here and ends the program
- * when the pipe closes, which happens however this process dies.
+ * Starts a program that does not outlive this process: a shell beside it waits on a pipe from this process and ends the program when the
+ * pipe closes, which happens however this process dies.
  *
  * @throws when the command cannot be started
  */
@@ -64,7 +64,7 @@ export async function spawnProgram(options: ProgramOptions): Promise<Program> {
   await once(child, "spawn");
   const pid = child.pid;
   if (pid === undefined) throw new Error(`${options.name} has no process id`);
-  child.stdin.on("error", () => {}); // It may close its input before having read it; its exit tells why.
+  child.stdin.on("error", () => {}); // It may close its input without reading it; its exit status tells why.
   child.stdin.end(options.input ?? "");
   const tail = collectOutput(child, options);
   const release = watchFor(pid, options.orphanSignal ?? "KILL");
@@ -94,7 +94,7 @@ export async function spawnProgram(options: ProgramOptions): Promise<Program> {
   };
 }
 
-/** A TCP port of 127.0.0.1 that was free a moment ago; whoever binds it must be ready to lose the race. */
+/** A TCP port on 127.0.0.1 that was free a moment ago; another process may take it before it is bound. */
 export async function freePort(): Promise<number> {
   const server = createServer();
   server.listen(0, "127.0.0.1");
@@ -111,7 +111,7 @@ function collectOutput(child: ChildProcess, { log, onLine }: ProgramOptions): st
   if (log !== undefined) mkdirSync(dirname(log), { recursive: true, mode: 0o700 });
   if (log !== undefined && existsSync(log)) keepToOwner(log);
   const file = log === undefined ? null : createWriteStream(log, { flags: "a", mode: 0o600 });
-  file?.on("error", () => {}); // A full disk must not take the program's supervisor down with it.
+  file?.on("error", () => {}); // A full disk must not crash the program's supervisor.
   child.once("close", () => file?.end());
   for (const stream of [child.stdout, child.stderr]) {
     if (stream === null) continue;
@@ -125,11 +125,11 @@ function collectOutput(child: ChildProcess, { log, onLine }: ProgramOptions): st
   return tail;
 }
 
-/** @returns what ends the watch without a signal, to be called when the watched process is gone */
+/** @returns a function that ends the watch without a signal, to be called when the watched process has exited */
 function watchFor(pid: number, signal: "INT" | "TERM" | "KILL"): () => void {
   const script = `read -r _; kill -s ${signal} ${pid} 2>/dev/null`;
   const watch = spawn("/bin/sh", ["-c", script], { stdio: ["pipe", "ignore", "ignore"], detached: true });
-  watch.on("error", () => {}); // Without a shell there is no such safety; everything else works.
+  watch.on("error", () => {}); // Without a shell this safeguard is missing; everything else works.
   watch.stdin.on("error", () => {});
   watch.unref();
   if ("unref" in watch.stdin && typeof watch.stdin.unref === "function") watch.stdin.unref();

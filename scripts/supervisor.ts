@@ -1,5 +1,5 @@
-// Runs the embedded Tephra: PostgreSQL, Redis, the API and two workers as children, restarted when they fall over,
-// stopped in the order in which they need each other.
+// Runs the embedded Tephra: PostgreSQL, Redis, the API and two workers as children, restarted when they crash and stopped in dependency
+// order.
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { dirname, join, resolve, sep } from "node:path";
@@ -18,21 +18,21 @@ import { spawnProgram } from "./spawn-program.ts";
 const workers = 2;
 const drainMs = 15_000;
 const backoffMaxMs = 30_000;
-/** A program that ran for so long is taken to be well: its next restart is immediate again. */
+/** A program that ran this long counts as healthy: its next restart is immediate again. */
 const healthyMs = 60_000;
 
 interface Settings {
   host: string;
   port: number;
   dataDir: string;
-  /** Where paths in the configuration start. */
+  /** The base folder of relative paths in the configuration. */
   workingDir: string;
-  /** Folders below the data folder that the embedded set-up makes by itself. */
+  /** Folders below the data folder that the embedded set-up creates itself. */
   repositoryDirs: string[];
   volumeDirs: string[];
-  /** The folder for imports and exports, where the configuration names no other. */
+  /** Folders for imports and exports, where the configuration names no others. */
   exchangeDirs: string[];
-  /** Environment of the API and the workers, without the URLs of servers that are still to be started. */
+  /** Environment of the API and the workers, without the URLs of servers yet to be started. */
   env: NodeJS.ProcessEnv;
 }
 
@@ -43,7 +43,7 @@ await orFail(async () => {
   try {
     await supervise(await readSettings(), stop.signal);
   } catch (error) {
-    // A Ctrl-C in the middle of starting up ends the step that was running; everything is stopped by then.
+    // Ctrl-C during start-up makes the current step fail; everything has been stopped by then.
     if (!stop.signal.aborted) throw error instanceof BootstrapError ? error : new BootstrapError(messageOf(error));
   }
 });
@@ -51,10 +51,10 @@ process.exit();
 
 async function supervise(settings: Settings, signal: AbortSignal): Promise<void> {
   const { dataDir } = settings;
-  // Logs, queues and passwords are the owner's alone, those of earlier versions too.
+  // Logs, queues and passwords are readable by the owner only, including those of earlier versions.
   process.umask(0o077);
   mkdirSync(dataDir, { recursive: true });
-  keepToPassersBy(dataDir); // PostgreSQL may run as another user, and who exchanges files comes through here.
+  keepToPassersBy(dataDir); // PostgreSQL may run as another user, and users who exchange files pass through here.
   for (const name of ["log", "run"]) {
     mkdirSync(join(dataDir, name), { recursive: true });
     keepToOwner(join(dataDir, name));
@@ -143,9 +143,9 @@ async function checkConfig(env: NodeJS.ProcessEnv): Promise<Config> {
 }
 
 /**
- * Keeps a second supervisor from the same data. The file names its holder, so that one that was killed does not block.
+ * Keeps a second supervisor off the same data. The lock file names its holder, so that a killed one does not block.
  *
- * @returns what gives the folder back
+ * @returns a function that releases the folder
  */
 function claimDataDir(dataDir: string): () => void {
   const path = join(dataDir, "run/supervisor.pid");
@@ -175,8 +175,8 @@ async function requireFreePort({ host, port }: Settings): Promise<void> {
 }
 
 /**
- * The folders of the embedded set-up. A repository is marked once: if its folder is empty later, it is a share that is
- * not mounted or data that was lost, and must not be written to as if it were new.
+ * Creates the folders of the embedded set-up. A repository is marked only once: if its folder is empty later, it is an unmounted share or
+ * lost data, and must not be written to as if it were new.
  */
 async function layOut({ dataDir, repositoryDirs, volumeDirs, exchangeDirs }: Settings): Promise<void> {
   for (const dir of [...volumeDirs, ...exchangeDirs]) mkdirSync(dir, { recursive: true });
@@ -188,7 +188,7 @@ async function layOut({ dataDir, repositoryDirs, volumeDirs, exchangeDirs }: Set
   }
 }
 
-/** Restarts the program whenever it ends, until `stopping` aborts; then lets it drain. Before `ready` an end is final. */
+/** Restarts the program whenever it exits, until `stopping` aborts; then lets it drain. An exit before `ready` is final. */
 async function keepRunning(
   program: { name: string; entry: string; settings: Settings; env: NodeJS.ProcessEnv },
   stopping: AbortSignal,
@@ -255,7 +255,7 @@ function origin(host: string, port: number): string {
   return `http://${host.includes(":") ? `[${host}]` : host}:${port}`;
 }
 
-/** What a person at the terminal should see of a program's log: warnings and worse, and whatever is no log line. */
+/** The part of a program's log that is shown at the terminal: warnings and worse, and lines that are not log entries. */
 function warn(name: string, line: string): void {
   const entry = parseLogLine(line);
   if (entry === null) say(`${name}: ${line}`);

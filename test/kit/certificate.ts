@@ -6,8 +6,8 @@ import { promisify } from "node:util";
 const execute = promisify(execFile);
 
 /**
- * An authority of its own in `dir`, and a certificate of it for 127.0.0.1 and localhost; PEM files. `owner`: the user of the server, who
- * alone may read the key.
+ * Creates a CA in `dir`, and a certificate issued by it for 127.0.0.1 and localhost; PEM files. `owner`: the server's user, who alone may
+ * read the key.
  */
 export async function makeCertificate(
   dir: string,

@@ -1,11 +1,11 @@
 import type { Reporter, TestModule } from "vitest/node";
 
-/** Prints `N passed, N failed, N skipped` as the last line of stdout. A file that could not run counts as one failure. */
+/** Prints `N passed, N failed, N skipped` as the last line of stdout. A test file that could not run counts as one failure. */
 export class CountReporter implements Reporter {
   private line = "0 passed, 1 failed, 0 skipped";
 
   onInit(): void {
-    // On exit, because other reporters and the tear-down still have things to say when the last test has ended.
+    // On exit, because other reporters and the tear-down still print after the last test has ended.
     process.once("exit", () => process.stdout.write(`${this.line}\n`));
   }
 

@@ -9,22 +9,22 @@ import {
 } from "node:http";
 import { Transform } from "node:stream";
 
-/** What happens to one request: it passes, gets an answer of the proxy's own, or loses its connection at some point. */
+/** What happens to a request: it passes through, gets a response from the proxy itself, or loses its connection at some point. */
 export type Fate =
   | "pass"
-  /** It passes after so long. */
+  /** It passes after this delay. */
   | { delayMs: number }
   | { status: number; headers?: Record<string, string> }
   | "reset"
-  /** The request is carried out, its answer is lost. */
+  /** The request is executed, but its response is lost. */
   | "lose answer"
-  /** The answer breaks off after so many bytes of its body. */
+  /** The response is cut off after this many bytes of its body. */
   | { cutAfterBytes: number }
-  /** The answer's body, a text, is another one. */
+  /** The text of the response body is replaced. */
   | { rewrite: (body: string) => string }
-  /** The answer bears another tag. */
+  /** The response has a different ETag. */
   | { etag: string }
-  /** One bit of the request's body changes on the way, at this byte. */
+  /** One bit of the request body, in this byte, is flipped on the way. */
   | { flipAt: number };
 
 export interface SeenRequest {
@@ -37,13 +37,13 @@ export interface SeenRequest {
 export interface FlakyProxy extends AsyncDisposable {
   readonly port: number;
   readonly url: string;
-  /** In the order of arrival. */
+  /** In order of arrival. */
   readonly seen: SeenRequest[];
-  /** Asked for every request. */
+  /** Called for every request. */
   decide: (request: SeenRequest) => Fate;
 }
 
-/** A proxy before a real server that does to requests what `decide` says. The Host header passes as it is, for signatures. */
+/** A proxy in front of a real server that treats requests as `decide` says. The Host header passes unchanged, for signatures. */
 export async function startFlakyProxy(target: { port: number }): Promise<FlakyProxy> {
   const seen: SeenRequest[] = [];
   const server = createServer((incoming, outgoing) => {
@@ -106,7 +106,7 @@ function meet(incoming: IncomingMessage, outgoing: ServerResponse, { port, fate 
     }
     outgoing.writeHead(answer.statusCode ?? 502, answer.rawHeaders);
     if (method === "HEAD") {
-      // Swift sends an empty body behind it, which the parser takes for an error: by then this answer is complete.
+      // Swift sends an empty body after it, which the parser treats as an error: this response is complete by then.
       outgoing.end();
       return;
     }
@@ -118,7 +118,7 @@ function meet(incoming: IncomingMessage, outgoing: ServerResponse, { port, fate 
     answer.on("data", (chunk: Buffer) => {
       outgoing.write(chunk.subarray(0, left));
       left -= chunk.length;
-      // What was written is sent before the connection goes.
+      // What was written is flushed before the connection is closed.
       if (left <= 0) outgoing.write("", () => incoming.socket.destroySoon());
     });
     answer.on("end", () => outgoing.end());

@@ -1,5 +1,5 @@
-// Preloaded before a program: every write at an offset to a file whose path contains FLIP_PATH stores its first byte with one bit flipped,
-// as memory or a wire that fails would.
+// Preloaded before a program: every positioned write to a file whose path contains FLIP_PATH stores its first byte with one bit flipped,
+// as failing memory or a failing cable would.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <limits.h>

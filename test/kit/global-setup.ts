@@ -8,18 +8,18 @@ import { withClient } from "../../scripts/postgres.ts";
 import { startServices } from "../../scripts/services.ts";
 import { makeCertificate } from "./certificate.ts";
 
-/** What every test file gets from `inject("servers")`. */
+/** The value of `inject("servers")` in every test file. */
 export interface TestServers {
-  /** Database of the server from which databases are created; nobody stays connected to it. */
+  /** Administrative database from which others are created; nobody stays connected to it. */
   adminUrl: string;
-  /** The same through a pooler, where the suite is run so; programs then use this way. */
+  /** The same through a pooler, when the suite runs with one; the programs then use this URL. */
   pooledUrl: string | null;
-  /** A database with the schema and no row, to be copied with CREATE DATABASE … TEMPLATE. */
+  /** A database with the schema but no rows, to be copied with CREATE DATABASE … TEMPLATE. */
   template: string;
   redisUrl: string;
-  /** Name and password of a user who may do what the manual says, where the suite is run so; programs are then that user. */
+  /** A user with only the permissions documented in the manual, when the suite runs with one; the programs then use it. */
   redisUser: { name: string; password: string } | null;
-  /** Folder for whatever a test writes; removed when the run ends. */
+  /** Folder for anything a test writes; removed when the run ends. */
   dir: string;
 }
 
@@ -34,13 +34,13 @@ interface Started {
   servers: Promise<{ provided: TestServers; stop: () => Promise<void> }>;
 }
 
-// Every project of a run loads this file in a module graph of its own; one set of servers must do for all of them.
+// Every project of a run loads this file in its own module graph; all must share one set of servers.
 const shared = globalThis as { tephraTestServers?: Started };
 
 /**
- * Builds the house and starts a real PostgreSQL and a real Redis on free ports, once per run.
+ * Builds the product and starts a real PostgreSQL and a real Redis on free ports, once per run.
  *
- * @returns what stops them when the last project has finished
+ * @returns a function that stops them when the last project has finished
  */
 export async function setup(project: TestProject): Promise<() => Promise<void>> {
   shared.tephraTestServers ??= { users: 0, servers: start() };
@@ -57,10 +57,10 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
 }
 
 async function start(): Promise<{ provided: TestServers; stop: () => Promise<void> }> {
-  // Types are the business of `npm run check`; a test run shows behaviour, as far as there is some.
+  // Types are checked by `npm run check`; a test run shows behaviour as far as the code compiles.
   await ensureBuilt(undefined, { typeErrors: "warn" });
   const dir = mkdtempSync(join(tmpdir(), "tephra-test-"));
-  chmodSync(dir, 0o711); // As root, PostgreSQL runs as another user, who must reach its folder in here.
+  chmodSync(dir, 0o711); // When run as root, PostgreSQL runs as another user, who must reach its folder in here.
   await using stack = new AsyncDisposableStack();
   const { inDatabase } = await import("@tephra/control/process");
   const around = await surroundings(dir);
@@ -84,8 +84,8 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
 }
 
 /**
- * Every suite can be run where the server shows another zone (TEPHRA_TEST_TIMEZONE), through PgBouncer, or over TLS by a CA of its own with
- * the tables in a schema of their own (TEPHRA_TEST_DATABASE `pgbouncer`, `tls`).
+ * Every suite can also be run with another server time zone (TEPHRA_TEST_TIMEZONE), through PgBouncer, or over TLS with a private CA and
+ * the tables in a separate schema (TEPHRA_TEST_DATABASE `pgbouncer`, `tls`).
  */
 async function surroundings(
   dir: string,
@@ -102,10 +102,10 @@ async function surroundings(
   };
 }
 
-/** What a user of Redis may do who may do only what the manual says. */
+/** Permissions of a Redis user who has only those documented in the manual. */
 export const redisRules = ["~bull:tephra-*", "resetchannels", "+@all", "-@dangerous", "+info"];
 
-/** TEPHRA_TEST_REDIS `user-tls`: Redis speaks TLS by a CA of its own, and the programs are a user of it with few rights. */
+/** TEPHRA_TEST_REDIS `user-tls`: Redis uses TLS with a private CA, and the programs connect as a user with few permissions. */
 async function aroundRedis(dir: string) {
   if (process.env["TEPHRA_TEST_REDIS"] !== "user-tls") return { redisOptions: {}, redisUser: null };
   const redisUser = { name: "tephra", password: "p@ss word" };

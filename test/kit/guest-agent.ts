@@ -3,16 +3,16 @@ import { closeSync, existsSync, ftruncateSync, mkdirSync, openSync } from "node:
 import { join } from "node:path";
 import { appears, startQemu } from "./qemu.ts";
 
-/** A file system of its own under a real guest agent, which alone sees it. */
+/** A private file system with a real guest agent, which sees no other. */
 export interface GuestFilesystem extends AsyncDisposable {
   readonly agentSocket: string;
-  /** What the agent calls it. */
+  /** Its path as seen by the agent. */
   readonly mountpoint: string;
-  /** Where this process reaches it. */
+  /** Its path as seen by this process. */
   readonly folder: string;
 }
 
-/** Why no file system of one's own can be mounted here; null where it can. */
+/** Why no private file system can be mounted here; null where it can. */
 export function whyNoGuest(): string | null {
   if (process.getuid?.() !== 0) return "mounting a file system of one's own needs root";
   if (!existsSync("/dev/loop-control")) return "there are no loop devices here";
@@ -25,9 +25,9 @@ export function whyNoGuest(): string | null {
 }
 
 /**
- * Starts a real qemu-ga in a mount namespace of its own, with a file system on a loop device that exists only there. Needs root.
- * The agent may freeze nothing but what it is told by name: a plain freeze would freeze this machine, so the command is
- * switched off, and with it whatever else would reach beyond the file system.
+ * Starts a real qemu-ga in its own mount namespace, with a file system on a loop device that exists only there. Needs root. The agent may
+ * freeze only the file systems named to it: a plain freeze would freeze this machine, so that command is disabled, like every other
+ * command that would affect anything else.
  */
 export async function startGuestAgent(dir: string): Promise<GuestFilesystem> {
   const image = join(dir, "guest.img");
@@ -53,7 +53,7 @@ export async function startGuestAgent(dir: string): Promise<GuestFilesystem> {
     mountpoint,
     folder,
     [Symbol.asyncDispose]: async () => {
-      // A frozen file system would outlive its mount, and its loop device with it.
+      // A frozen file system would outlive its mount, and keep its loop device.
       try {
         execFileSync("fsfreeze", ["--unfreeze", folder], { stdio: "ignore" });
       } catch {}

@@ -13,38 +13,38 @@ import type { TestServers } from "./global-setup.ts";
 import { type Truthy, type WaitOptions, waitFor } from "./wait-for.ts";
 
 export interface InstanceOptions {
-  /** Worker processes at start; 1 by default. */
+  /** Number of worker processes at start; default 1. */
   workers?: number;
-  /** Whether an API process is started; true by default. */
+  /** Whether an API process is started; default true. */
   api?: boolean;
   /** Merged over the default configuration, key by key at the top level. */
   config?: Record<string, unknown>;
   /** Merged over the settings of the default repository. */
   repository?: Record<string, unknown>;
-  /** Environment of every process, over the usual one. */
+  /** Environment of every process, overriding the default one. */
   env?: Record<string, string>;
-  /** A Redis of its own, for tests that empty, pause or kill it. */
+  /** A private Redis, for tests that empty, pause or kill it. */
   ownRedis?: boolean;
-  /** What its own Redis asks for. */
+  /** Password of the private Redis. */
   redisPassword?: string;
-  /** Instead of the servers of this run. */
+  /** Overrides for the servers of this run. */
   servers?: Partial<TestServers>;
-  /** Defaults that its database has for every connection, as an administrator may set them. */
+  /** Database-level defaults for every connection, as an administrator may set them. */
   databaseSettings?: Record<string, string>;
-  /** A folder that keeps all that processes write, a file for each. */
+  /** A folder that keeps the output of all processes, one file each. */
   logs?: string;
 }
 
 export interface Reply {
   status: number;
   headers: Headers;
-  /** The parsed JSON; undefined when the body is empty or no JSON. */
+  /** The parsed JSON; undefined when the body is empty or not JSON. */
   // biome-ignore lint/suspicious/noExplicitAny: tests reach into bodies whose shape is what they check
   body: any;
   text: string;
 }
 
-/** One whole Tephra: a database, an API and workers as processes, a repository and volumes, shared with no other test. */
+/** A complete Tephra: a database, an API and workers as processes, a repository and volumes, shared with no other test. */
 export interface Instance extends AsyncDisposable {
   readonly url: string;
   readonly dataDir: string;
@@ -53,27 +53,30 @@ export interface Instance extends AsyncDisposable {
   readonly databaseUrl: string;
   readonly redisUrl: string;
   readonly redis: Redis;
-  /** In the order in which they were started; those that ended stay in it. */
+  /** In start order; includes those that have exited. */
   readonly workers: readonly Program[];
   /** The server of `ownRedis`. */
   readonly redisServer: Program | null;
   request(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<Reply>;
   // biome-ignore lint/suspicious/noExplicitAny: rows of whatever the test asked for
   sql(text: string, params?: readonly unknown[]): Promise<any[]>;
-  /** The schedule of that name was last begun a year ago. */
+  /** Makes the schedule of that name due: its last start is set to a year ago. */
   setDue(schedule: string): Promise<void>;
-  /** Settles when the worker is known to the others. `prefix` is put before the command line: a program that runs the worker in a surrounding of its own. */
+  /**
+   * Settles when the other processes see the worker. `prefix` is put before the command line: a program that runs the worker in a special
+   * environment.
+   */
   startWorker(env?: Record<string, string>, prefix?: readonly string[]): Promise<Program>;
-  /** Settles when GET /readyz answers 200. The port stays the same over restarts. */
+  /** Settles when GET /readyz answers 200. The port stays the same across restarts. */
   startApi(env?: Record<string, string>): Promise<Program>;
-  /** Settles when the process is gone. */
+  /** Settles when the process has exited. */
   killApi(signal?: NodeJS.Signals): Promise<void>;
-  /** As the free function, with the end of every process's log in the message. */
+  /** Like the free function, with the end of every process's log in the error message. */
   waitFor<T>(fn: () => Promise<T> | T, options: WaitOptions): Promise<Truthy<T>>;
   logs(): string;
 }
 
-/** Starts an instance on the servers of this run. `await using` stops and removes it, whatever state it is in. */
+/** Starts an instance on the servers of this run. `await using` stops and removes it in any state. */
 export async function startInstance(options: InstanceOptions = {}): Promise<Instance> {
   const servers = { ...inject("servers"), ...(options.servers && { pooledUrl: null, ...options.servers }) };
   await using stack = new AsyncDisposableStack();
@@ -158,7 +161,7 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
   return { ...instance, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
-/** A database with the schema and no rows; it is dropped when `stack` is disposed. `settings` are its defaults. Returns its URL. */
+/** A database with the schema but no rows; dropped when `stack` is disposed. `settings` are its defaults. Returns its URL. */
 export async function createDatabase(
   servers: TestServers,
   stack: AsyncDisposableStack,
@@ -195,7 +198,7 @@ async function connectRedis(
     server = started.program;
   }
   const client = new Redis({ ...redisConnection(url), maxRetriesPerRequest: null });
-  client.on("error", () => {}); // Tests take the server away; ioredis connects again by itself.
+  client.on("error", () => {}); // Tests take the server down; ioredis reconnects by itself.
   stack.defer(async () => {
     if (!own) await client.flushdb();
     client.disconnect();
@@ -211,7 +214,7 @@ function asUser(redisUrl: string, { name, password }: { name: string; password: 
   return url.href;
 }
 
-/** Gives a Redis a password, which stands in its URL from then on. */
+/** Sets a Redis password, which becomes part of its URL. */
 async function protect(redis: ConnectedRedis, password: string): Promise<void> {
   await redis.client.config("SET", "requirepass", password);
   await redis.client.auth(password);
@@ -220,7 +223,7 @@ async function protect(redis: ConnectedRedis, password: string): Promise<void> {
   redis.url = url.href;
 }
 
-/** A database number of the shared Redis that no other instance of this run uses; 0 holds the counter. */
+/** A database number of the shared Redis that no other instance of this run uses; database 0 holds the counter. */
 async function ownNumber(redisUrl: string): Promise<string> {
   const counter = new Redis(redisConnection(redisUrl));
   const taken = await counter.incr("instances");
@@ -249,7 +252,7 @@ function programEnvironment(instance: {
   };
 }
 
-/** Folders, an initialised repository and the configuration file (JSON, which is YAML too). */
+/** Creates folders, an initialised repository and the configuration file (JSON, which is also YAML). */
 async function layOut(dataDir: string, options: InstanceOptions): Promise<void> {
   mkdirSync(join(dataDir, "volumes"));
   const repository = `posix:${join(dataDir, "repository")}`;

@@ -17,7 +17,7 @@ export interface Island {
   data: Buffer;
 }
 
-/** Writes a sparse file of `sizeBytes` with data islands, or writes islands into one that is there. */
+/** Creates a sparse file of `sizeBytes` with islands of data, or writes islands into an existing file. */
 export async function writeIslands(path: string, sizeBytes: number | null, islands: readonly Island[]): Promise<void> {
   const file = await open(path, sizeBytes === null ? "r+" : "w+");
   try {
@@ -35,7 +35,10 @@ export async function sha256Of(path: string): Promise<string> {
   return hash.digest("hex");
 }
 
-/** What a user does with an instance, with an assertion on every answer. Ids in, ids out. `patienceMs`: how long anything may take. */
+/**
+ * A user's operations on an instance, with an assertion on every response. Takes and returns ids. `patienceMs`: timeout of each
+ * operation.
+ */
 export function journeyOn(instance: Instance, { patienceMs = 60_000 } = {}) {
   const get = async (path: string) => {
     const reply = await instance.request("GET", path);
@@ -118,7 +121,7 @@ export function journeyOn(instance: Instance, { patienceMs = 60_000 } = {}) {
         timeoutMs: patienceMs,
       });
     },
-    /** Nothing waits, runs or is left behind: no unfinished task, no staging, no temporary or private file. */
+    /** Asserts that nothing is pending, running or left behind: no unfinished task, no staging, no temporary or private file. */
     async expectQuiet(): Promise<void> {
       await instance.waitFor(
         async () => {

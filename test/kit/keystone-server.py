@@ -46,7 +46,7 @@ password_hash_rounds = 4
 
 
 def manage(*arguments):
-    """Each command in a process of its own: they share global state."""
+    """Runs each command in a separate process: they share global state."""
     pid = os.fork()
     if pid == 0:
         from keystone.cmd import manage
@@ -62,7 +62,7 @@ def manage(*arguments):
 
 
 def let_readers_be():
-    """A read that is not finished keeps sqlite from committing, unless what is written goes to a log of its own."""
+    """An unfinished read keeps sqlite from committing, unless writes go to a separate log."""
     with contextlib.closing(sqlite3.connect(home + "/keystone.sqlite")) as database:
         database.execute("pragma journal_mode = wal")
 
@@ -83,7 +83,7 @@ def main():
             pass
 
     class Server(WSGIServer):
-        """One request at a time: connections to sqlite that another thread leaves behind keep their locks."""
+        """One request at a time: sqlite connections left over by another thread keep their locks."""
 
         request_queue_size = 128
 

@@ -8,7 +8,7 @@ import { unpackSwift } from "../../scripts/swift-package.ts";
 import { type SwiftServer, startSwift } from "./swift.ts";
 import { waitFor } from "./wait-for.ts";
 
-/** A real Keystone, and the way in for its admin. */
+/** A real Keystone, with admin access. */
 export interface IdentityServer extends AsyncDisposable {
   readonly url: string;
   readonly user: string;
@@ -16,18 +16,18 @@ export interface IdentityServer extends AsyncDisposable {
   readonly project: string;
   readonly region: string;
   readonly program: Program;
-  /** The id of a project of that name, made when it is not there. */
+  /** The id of the project of that name, created if necessary. */
   projectId(name: string): Promise<string>;
-  /** Makes a user with one role in one project, made when they are not there; sets the password of one that is there. Returns its id. */
+  /** Creates a user with one role in one project, and the project if necessary; sets the password of an existing user. Returns its id. */
   addUser(user: { name: string; password: string; project: string; role: string }): Promise<string>;
-  /** A token of that user for that project; without a project, one that has no scope. */
+  /** A token of that user for that project; without a project, an unscoped one. */
   tokenOf(user: { name: string; password: string; project?: string }): Promise<string>;
   revoke(token: string): Promise<void>;
-  /** Puts a service into the catalog; `%(project_id)s` in its URL stands for the project of the token. It need not be there yet. */
+  /** Adds a service to the catalog; `%(project_id)s` in its URL is replaced by the token's project. The service need not exist yet. */
   addService(service: { type: string; name: string; url: string }): Promise<void>;
 }
 
-/** A real Keystone with a real Swift behind it. */
+/** A real Keystone with a real Swift that accepts its tokens. */
 export interface KeystoneServer extends IdentityServer {
   readonly swift: SwiftServer;
 }
@@ -44,7 +44,7 @@ export async function startKeystone(options: { tokenLifeSeconds: number }): Prom
   return { ...identity, swift, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
-/** Starts a Keystone alone; `await using` stops and removes it. */
+/** Starts only a Keystone; `await using` stops and removes it. */
 export async function startIdentity(options: { tokenLifeSeconds: number }): Promise<IdentityServer> {
   const environment = await unpackSwift((line) => process.stderr.write(`${line}\n`));
   await using stack = new AsyncDisposableStack();
@@ -86,14 +86,14 @@ export async function startIdentity(options: { tokenLifeSeconds: number }): Prom
 
 const domain = { id: "default" };
 
-/** What an admin does through Keystone's own API. */
+/** Administration through Keystone's own API. */
 function administrate(
   url: string,
   admin: { user: string; password: string; project: string; region: string },
   tokenLifeSeconds: number,
 ): Pick<IdentityServer, "projectId" | "addUser" | "tokenOf" | "revoke" | "addService"> {
   let held: { token: Promise<string>; untilMs: number } | null = null;
-  /** A login is most of the work of a call: one serves for a third of a token's life. */
+  /** Most of a call's cost is the login, so one is reused for a third of a token's lifetime. */
   const adminToken = (): Promise<string> => {
     if (held === null || performance.now() > held.untilMs) {
       const untilMs = performance.now() + (tokenLifeSeconds * 1000) / 3;

@@ -1,5 +1,5 @@
-// Loaded before a program (--import): dies as in a power cut right after the program's n-th call (KILL_AT_FILE) that makes a file or
-// folder, or gives one a name. Prints `calls N` when the program ends before.
+// Loaded before a program (--import): dies as in a power cut right after the program's n-th call (KILL_AT_FILE) that creates or names a
+// file or folder. Prints `calls N` when the program ends before.
 import fs from "node:fs";
 import { syncBuiltinESMExports } from "node:module";
 

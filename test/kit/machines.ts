@@ -5,14 +5,14 @@ import { type Journey, project, writeIslands } from "./journey.ts";
 
 const base = `/v3/${project}`;
 
-/** A virtual machine of a test: its record, its volumes (boot disk first) and its group. */
+/** A test's virtual machine: its record, its volumes (boot disk first) and its group. */
 export interface Machine {
   id: string;
   group: string;
   volumes: string[];
 }
 
-/** What a user does with virtual machines, with an assertion on every answer. */
+/** A user's operations on virtual machines, with an assertion on every response. */
 export function machinesOn(instance: Instance, user: Journey) {
   const ask = async (status: number, method: string, path: string, body?: unknown): Promise<Reply> => {
     const reply = await instance.request(method, path, body);
@@ -21,7 +21,7 @@ export function machinesOn(instance: Instance, user: Journey) {
   };
   return {
     ask,
-    /** A machine with one disk for each content; the disks are as long as their contents. */
+    /** Creates a machine with one disk per content; each disk is as long as its content. */
     async create(
       contents: readonly { sizeBytes: number; islands: Parameters<typeof writeIslands>[2] }[],
       settings: Record<string, unknown> = {},
@@ -76,7 +76,7 @@ export function machinesOn(instance: Instance, user: Journey) {
         ...more,
       }),
     list: async (machine: Machine) => (await ask(200, "GET", `${base}/instance-groups/${machine.group}`)).body,
-    /** The backup of that name, when it has the status. */
+    /** Waits until the backup of that name has the status. */
     settled: (machine: Machine, name: string, status: string, timeoutMs = 120_000) =>
       instance.waitFor(
         async () => {
@@ -86,7 +86,7 @@ export function machinesOn(instance: Instance, user: Journey) {
         },
         { what: `backup ${name} is ${status}`, timeoutMs },
       ),
-    /** No operation has the group any more. */
+    /** Waits until no operation holds the group any more. */
     free: (machine: Machine, timeoutMs = 120_000) =>
       instance.waitFor(
         async () => {

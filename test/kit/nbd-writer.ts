@@ -1,7 +1,7 @@
 /*
- * A program for tests: attaches to the exports of an NBD server and writes one counter to them, one after the other, without
- * pause, until SIGTERM. Then it says how far it got. Each write is acknowledged before the next one is sent, so at every
- * moment the counters go down in the order of the exports, by one at the most.
+ * A program for tests: connects to the exports of an NBD server and writes one counter to each of them in turn, without pause, until
+ * SIGTERM; then it prints the last value. Each write is acknowledged before the next one is sent, so at every moment the counters are
+ * non-increasing in export order and differ by at most one.
  *
  *   node nbd-writer.ts SOCKET EXPORT…       prints "writing", at the end {"counter":N}
  */
@@ -9,11 +9,11 @@ import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 
 const blockBytes = 4096;
-/** The counter is at the start of the disk, and in one of this many places behind it, so that a disk is more than one cluster. */
+/** The counter is written to the start of the disk and to one of this many later offsets, so that a disk has more than one cluster. */
 const places = 64;
 const placeBytes = 64 * 1024;
 
-/** Reads exactly as many bytes as asked for. */
+/** Reads exactly the requested number of bytes. */
 class Reader {
   readonly #chunks: AsyncIterator<Buffer>;
   #rest: Buffer = Buffer.alloc(0);
@@ -34,7 +34,7 @@ class Reader {
   }
 }
 
-/** One export, by the fixed newstyle handshake and NBD_OPT_EXPORT_NAME; simple replies. */
+/** One export, by the fixed newstyle handshake with NBD_OPT_EXPORT_NAME and simple replies. */
 class NbdDisk {
   readonly #socket: Socket;
   readonly #reader: Reader;

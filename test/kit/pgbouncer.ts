@@ -5,7 +5,7 @@ import { unpackPgbouncer } from "../../scripts/pgbouncer-package.ts";
 import { poll } from "../../scripts/poll.ts";
 import { freePort, spawnProgram } from "../../scripts/spawn-program.ts";
 
-/** As root, PgBouncer, which refuses to run as root, runs as this user. */
+/** The user for PgBouncer, which refuses to run as root. */
 export const unprivileged = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : null;
 
 interface Pgbouncer extends AsyncDisposable {
@@ -13,7 +13,7 @@ interface Pgbouncer extends AsyncDisposable {
   url: string;
 }
 
-/** A real PgBouncer before the server of `url` and all its databases, which gives a connection for one transaction. */
+/** A real PgBouncer in transaction mode, in front of all databases of the server in `url`. */
 export async function startPgbouncer(
   url: string,
   options: { dir: string; settings?: Record<string, string> },

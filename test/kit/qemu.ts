@@ -5,7 +5,7 @@ import { provideQemu } from "../../scripts/qemu-package.ts";
 import { type Program, spawnProgram } from "../../scripts/spawn-program.ts";
 import { waitFor } from "./wait-for.ts";
 
-/** A raw disk that a storage daemon has open, exported over NBD under its name. */
+/** A raw disk opened by a storage daemon and exported over NBD under its name. */
 export interface ServedDisk {
   name: string;
   path: string;
@@ -17,7 +17,7 @@ export interface StorageDaemon extends AsyncDisposable {
   readonly program: Program;
 }
 
-/** A real qemu-storage-daemon with its sockets in `dir`, whose path has to be short. `await using` ends it. */
+/** A real qemu-storage-daemon with its sockets in `dir`, whose path must be short. `await using` ends it. */
 export async function startStorageDaemon(dir: string, disks: readonly ServedDisk[]): Promise<StorageDaemon> {
   const qmpSocket = join(dir, "qmp.sock");
   const nbdSocket = join(dir, "nbd.sock");
@@ -32,13 +32,13 @@ export async function startStorageDaemon(dir: string, disks: readonly ServedDisk
       "--export",
       `type=nbd,id=${name}-export,node-name=${name},name=${name},writable=on`,
     ]),
-    ...["--pidfile", join(dir, "daemon.pid")], // Written when everything is open.
+    ...["--pidfile", join(dir, "daemon.pid")], // Written once everything is open.
   ]);
   await appears(join(dir, "daemon.pid"), program);
   return { qmpSocket, nbdSocket, program, [Symbol.asyncDispose]: async () => void (await program.stop()) };
 }
 
-/** A program of Debian's QEMU; with `mount` in a mount namespace of its own, in which an image is mounted (root only). */
+/** Starts a program of Debian's QEMU; with `mount` in its own mount namespace, in which an image is mounted (root only). */
 export async function startQemu(
   name: "qemu-storage-daemon" | "qemu-ga",
   args: readonly string[],
@@ -61,7 +61,7 @@ export async function appears(path: string, program: Program): Promise<void> {
   if (!program.running()) throw new Error(`${program.name} has ended:\n${program.tail()}`);
 }
 
-/** A process that writes one counter to the exports in their order, see nbd-writer.ts. */
+/** A process that writes one counter to the exports in turn, see nbd-writer.ts. */
 export interface NbdWriter {
   /** Ends it. @returns the last counter that was acknowledged by every export */
   stop(): Promise<number>;

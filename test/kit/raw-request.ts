@@ -1,13 +1,13 @@
 import { request } from "node:http";
 
-/** An answer as it came over the wire. Headers have their names in small letters. */
+/** A response as received. Header names are lower-case. */
 export interface RawReply {
   status: number;
   headers: Readonly<Record<string, string | string[] | undefined>>;
   text: string;
 }
 
-/** One request to a port of this machine with exactly these headers and bytes, also such as `fetch` would not send. */
+/** Sends one request with exactly these headers and bytes to a local port, including ones that `fetch` would not send. */
 export function rawRequest(
   port: number,
   {
@@ -17,7 +17,7 @@ export function rawRequest(
     body,
   }: { method: string; path: string; headers?: Record<string, string>; body?: string | Buffer },
 ): Promise<RawReply> {
-  // By itself a deletion would be sent with a body and without its length.
+  // By default Node would send a DELETE with a body but without its length.
   const framed = body === undefined ? headers : { "content-length": String(Buffer.byteLength(body)), ...headers };
   return new Promise((done, failed) => {
     const asked = request({ host: "127.0.0.1", port, method, path, headers: framed, agent: false }, (answer) => {

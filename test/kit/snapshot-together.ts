@@ -1,6 +1,6 @@
 /*
- * A program for tests: takes the snapshots of a machine's disks by its monitor, and kills itself the moment it asks for the n-th
- * time whether it may still write. Prints every such moment.
+ * A program for tests: takes the snapshots of a machine's disks through its monitor, and kills itself at its n-th fence check. Prints
+ * every check.
  *
  *   node snapshot-together.ts '{"socket", "roots", "disks", "operationId", "killAt"}'
  */

@@ -1,5 +1,6 @@
-// Preloaded before a program: calls of one name on paths that contain a text do not return while a file exists, as on a mount whose server
-// is gone. STALL_CALL (open, link, fsync, pread, pwrite), STALL_PATH (text), STALL_WHILE (file). Each stalled call leaves a line in STALL_WHILE.hit.
+// Preloaded before a program: calls of one name on paths that contain a given text block while a file exists, as on a mount whose server
+// is unreachable. STALL_CALL (open, link, fsync, pread, pwrite), STALL_PATH (text), STALL_WHILE (file). Each blocked call adds a line to
+// STALL_WHILE.hit.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -13,7 +14,7 @@
 
 static int (*real_open)(const char *, int, ...);
 
-/* A path that begins at an open folder (/proc/self/fd/7/name), as it is known outside. */
+/* Resolves a path relative to an open folder (/proc/self/fd/7/name) to its real path. */
 static const char *from_root(const char *path, char *room, size_t length) {
   char link_name[64];
   int digits = 0;

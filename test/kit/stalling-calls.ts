@@ -7,17 +7,17 @@ import { root } from "../../scripts/bootstrap.mjs";
 const execute = promisify(execFile);
 
 export interface StallingCalls {
-  /** For the environment of the program whose calls stall. */
+  /** Environment of the program whose calls stall. */
   env: Record<string, string>;
-  /** Calls do not return from now on. */
+  /** Calls block from now on. */
   stall(): void;
-  /** All that stall go on. */
+  /** All blocked calls continue. */
   release(): void;
-  /** How many calls have stalled so far. */
+  /** Number of calls that have stalled so far. */
   stalled(): number;
 }
 
-/** Calls of one name on files whose path contains `path`, which can be made to stand still in the kernel's stead. Needs a C compiler. */
+/** Makes calls of one name on files whose path contains `path` block on demand, as if in the kernel. Needs a C compiler. */
 export async function stallingCalls(
   dir: string,
   what: { call: "open" | "link" | "fsync" | "pread" | "pwrite"; path: string },

@@ -1,5 +1,5 @@
-// swap-loop.mjs A B: exchanges the names A and B without end, atomically, as somebody does who waits for the moment between a check
-// and its use. Prints how often when it is told to stop.
+// swap-loop.mjs A B: endlessly and atomically exchanges the names A and B, like an attacker exploiting the time between a check and its
+// use. Prints the number of exchanges when it is told to stop.
 import { createRequire } from "node:module";
 
 const koffi = createRequire(new URL("../../packages/engine/package.json", import.meta.url))("koffi");

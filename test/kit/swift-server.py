@@ -109,7 +109,7 @@ def rings():
 
 
 class Cache:
-    """What memcached is to a real proxy: here there is one process, so a dictionary will do."""
+    """Replaces a real proxy's memcached: here there is one process, so a dictionary suffices."""
 
     def __init__(self):
         self.entries = {}
@@ -155,7 +155,7 @@ def cache_filter(global_conf, **local):
 
 
 def allow_conditional_put():
-    """This release refuses the header before Swift sees it; later ones and S3 itself obey it."""
+    """This release rejects the header before Swift sees it; later ones and S3 itself honour it."""
     from swift.common.middleware.s3api.s3request import S3Request
 
     check = S3Request._validate_headers
@@ -170,7 +170,7 @@ def allow_conditional_put():
 
 
 def keep_own_token():
-    """Swift takes a token of its own for stale two minutes before its end: with tokens of seconds, before each of its requests."""
+    """Swift considers its own token stale two minutes before it expires: with a lifetime of seconds, before each request."""
     from keystoneauth1.identity.base import BaseIdentityPlugin
 
     BaseIdentityPlugin.MIN_TOKEN_LIFE_SECONDS = 1
@@ -215,7 +215,7 @@ def main():
     proxy()
     from swift.common import utils
 
-    # Read before anything asks for storage policies.
+    # Must be read before anything accesses storage policies.
     utils.SWIFT_CONF_FILE = os.path.join(etc, "swift.conf")
     rings()
     module = types.ModuleType("tephra_cache")

@@ -8,21 +8,21 @@ import { unpackSwift } from "../../scripts/swift-package.ts";
 import { waitFor } from "./wait-for.ts";
 
 export interface SwiftOptions {
-  /** Seconds for which a token of auth version 1 is good; a day by default. */
+  /** Lifetime in seconds of an auth version 1 token; default: a day. */
   tokenLifeSeconds?: number;
-  /** Whether the S3 side obeys If-None-Match on a put, as S3 does, or answers 501, as many stores do. Default: obeys. */
+  /** Whether the S3 API honours If-None-Match on a put, like S3, or answers 501, like many stores. Default: honours it. */
   conditionalPut?: boolean;
-  /** A Keystone whose tokens are accepted beside those of auth version 1. */
+  /** A Keystone whose tokens are accepted in addition to those of auth version 1. */
   identity?: { url: string; user: string; password: string; project: string };
-  /** Names and passwords of users of the same account beside the usual one. */
+  /** Names and passwords of further users of the same account. */
   otherUsers?: Record<string, string>;
   /** The password of its user, which is also the secret key of S3. */
   key?: string;
-  /** Where the proxy listens; a free port by default. */
+  /** The proxy's port; default: a free one. */
   port?: number;
 }
 
-/** A real Swift, which also speaks S3, in a folder of its own. */
+/** A real Swift, which also offers the S3 API, in its own folder. */
 export interface SwiftServer extends AsyncDisposable {
   readonly port: number;
   readonly url: string;

@@ -2,33 +2,33 @@ import { once } from "node:events";
 import { connect, createServer, type Socket } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 
-/** What befalls the answers of a server while it lasts. Requests arrive: what is lost is the knowledge of what became of them. */
+/** A fault in a server's responses while it is active. Requests always arrive: only their outcome becomes unknown. */
 export type Trouble =
-  /** Every piece comes so much later. */
+  /** Every chunk is delayed by this long. */
   | { kind: "late"; ms: number }
-  /** Connections are reset, and so is every new one. */
+  /** Connections are reset, including every new one. */
   | { kind: "cut" }
-  /** Half of a piece arrives, then the connection is reset. */
+  /** Half of a chunk arrives, then the connection is reset. */
   | { kind: "half" }
-  /** The server has answered, nothing of it arrives, and the connection is reset. */
+  /** The server has responded, none of it arrives, and the connection is reset. */
   | { kind: "lost" }
   /** A few bytes at a time. */
   | { kind: "trickle" }
-  /** Connections of this moment carry nothing any more, either way and for good, and stay open. New ones are as ever. */
+  /** Existing connections stay open but carry nothing any more, in either direction, permanently. New ones work. */
   | { kind: "silent" };
 
 export interface TcpProxy extends AsyncDisposable {
   readonly port: number;
-  /** The URL by which a server is reached through it. */
+  /** The URL for reaching a server through the proxy. */
   through(url: string): string;
-  /** From now on; null: none. */
+  /** Activates a fault from now on; null: none. */
   trouble(trouble: Trouble | null): void;
 }
 
 const trickleBytes = 512;
 const trickleMs = 20;
 
-/** A proxy before a real server on this machine that knows nothing of what it carries. New connections go to where `target` says by then. */
+/** A protocol-agnostic proxy in front of a real local server. New connections go to the current `target`. */
 export async function startTcpProxy(target: { port: number | string }): Promise<TcpProxy> {
   const sockets = new Set<Socket>();
   const silent = new WeakSet<Socket>();

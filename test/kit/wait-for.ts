@@ -1,17 +1,16 @@
 import { inspect } from "node:util";
 import { poll } from "../../scripts/poll.ts";
 
-/** What is left of T when it is truthy. */
+/** T if it is truthy. */
 export type Truthy<T> = Exclude<T, false | null | undefined | 0 | "">;
 
-/** Thrown by a condition that can no longer come true: waiting ends at once. */
+/** Thrown by a condition that can no longer become true: waiting ends at once. */
 export class HopelessError extends Error {}
 
 /**
- * Asks `fn` again and again until its answer is truthy, and returns that.
+ * Calls `fn` repeatedly until its result is truthy, and returns that.
  *
- * @throws after `timeoutMs` (15 s), or at once when `fn` throws `HopelessError`, with `what`, the last answer or error, and
- *   `context()`
+ * @throws after `timeoutMs` (15 s), or at once when `fn` throws `HopelessError`, with `what`, the last result or error, and `context()`
  */
 export async function waitFor<T>(
   fn: () => Promise<T> | T,
@@ -39,10 +38,10 @@ export async function waitFor<T>(
 }
 
 export interface WaitOptions {
-  /** The condition in words, for the message. */
+  /** A description of the condition, for the error message. */
   what: string;
   timeoutMs?: number;
   everyMs?: number;
-  /** Asked only on failure. */
+  /** Called only on failure. */
   context?: () => string;
 }

@@ -61,7 +61,8 @@ export interface StoredVolume {
 }
 
 /**
- * Merges the documents of a chain, newest first: the name from the oldest that has one, the metadata from the newest that has any.
+ * Merges the documents of a chain, newest first. As Cinder restores layer by layer from the full backup up, and names only a volume
+ * that has no name yet, the oldest name wins, and the newest metadata (format 4.1).
  *
  * @throws InvalidError for a document of an unknown version
  */

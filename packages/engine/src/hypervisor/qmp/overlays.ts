@@ -226,7 +226,7 @@ async function listJobs(qmp: QmpClient): Promise<z.infer<typeof Jobs>> {
   return Jobs.parse(await qmp.execute("query-jobs"));
 }
 
-/** Whether a qcow2 file has any allocated cluster; otherwise its L1 table is empty (QEMU's docs/interop/qcow2.txt). */
+/** Whether the guest has written to a qcow2 overlay: only then does its L1 table have an entry (qcow2 format, L1 table). */
 async function holdsWrites(path: string): Promise<boolean> {
   const file = await open(path, "r").catch((error: unknown) => {
     if (errnoOf(error) !== "ENOENT") throw error;

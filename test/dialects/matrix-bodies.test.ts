@@ -192,12 +192,14 @@ async function leaksOf(
   const leaks: string[] = [];
   const answers: Record<string, string> = {};
   const member = `member-of-${project}`;
+  let untouched = readable;
   for (const whose of ["unknown", "foreign", "own"] as const) {
-    // A reader changes nothing: one world is enough for all questions.
-    const mine = readable ?? (await makePlace(instance, project, member));
+    const mine = untouched ?? (await makePlace(instance, project, member));
     const value = { unknown: unknownIds(), foreign: theirs.ids, own: mine.ids }[whose][names];
     const reply = await ask(instance, field, `${caller}-of-${project}`, mine, value);
     answers[whose] = unnamed(reply, value, mine);
+    // What is refused changes nothing, and a reader is always refused: the next question may be asked in the same world.
+    untouched = readable ?? (reply.status >= 400 ? mine : null);
     if (reply.status >= 500) leaks.push(`${whose} is answered ${reply.status}`);
     if (whose !== "foreign") continue;
     const read = `${reply.text}\n${await seenBy(instance, mine, member)}`.replaceAll(value, "");

@@ -83,6 +83,9 @@ async function start(): Promise<{ provided: TestServers; stop: () => Promise<voi
   return { provided, stop: () => owned.disposeAsync() };
 }
 
+/** Tests kill the server's processes, which loses nothing without these; only the machine's own death would. */
+const unsafe = { fsync: "off", full_page_writes: "off" };
+
 /**
  * Every suite can also be run with another server time zone (TEPHRA_TEST_TIMEZONE), through PgBouncer, or over TLS with a private CA and
  * the tables in a separate schema (TEPHRA_TEST_DATABASE `pgbouncer`, `tls`).
@@ -91,12 +94,12 @@ async function surroundings(
   dir: string,
 ): Promise<Pick<Parameters<typeof startServices>[0], "postgresSettings" | "postgresTls" | "databaseParameters">> {
   const { TEPHRA_TEST_TIMEZONE: timezone, TEPHRA_TEST_DATABASE: database } = process.env;
-  const zone = timezone ? { timezone } : {};
-  if (database !== "tls") return { postgresSettings: zone, databaseParameters: "" };
+  const settings = { ...unsafe, ...(timezone && { timezone }) };
+  if (database !== "tls") return { postgresSettings: settings, databaseParameters: "" };
   const folder = join(dir, "certificates");
   const { ca, cert, key } = await makeCertificate(folder);
   return {
-    postgresSettings: zone,
+    postgresSettings: settings,
     postgresTls: { cert, key },
     databaseParameters: `sslmode=verify-full&sslrootcert=${encodeURIComponent(ca)}&schema=tephra_own`,
   };

@@ -94,6 +94,7 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
   const programs: Program[] = [];
   stack.defer(async () => void (await Promise.all(programs.map((program) => program.stop({ signal: "SIGKILL" })))));
   const workers: Program[] = [];
+  let workersBegun = 0;
   let api: Program | null = null;
   const url = `http://127.0.0.1:${port}`;
   const start = async (
@@ -130,11 +131,12 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
       );
     },
     startWorker: async (env, prefix) => {
-      const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js", env, prefix);
+      workersBegun += 1;
+      const worker = await start(`worker-${workersBegun}`, "apps/worker/dist/main.js", env, prefix);
       workers.push(worker);
       const known = async (): Promise<boolean> =>
         !worker.running() || (await pool.query("SELECT 1 FROM workers WHERE pid = $1", [worker.pid])).rowCount === 1;
-      await waitFor(known, { what: `${worker.name} is known`, timeoutMs: 30_000, context: logs });
+      await waitFor(known, { what: `${worker.name} is known`, timeoutMs: 60_000, context: logs });
       return worker;
     },
     startApi: async (env) => {
@@ -144,7 +146,7 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
         if (!program.running()) return true;
         return (await fetch(`${url}/readyz`)).status === 200;
       };
-      await waitFor(ready, { what: "the API is ready", timeoutMs: 30_000, context: logs });
+      await waitFor(ready, { what: "the API is ready", timeoutMs: 60_000, context: logs });
       if (!program.running()) throw new Error(`the API ended while it started\n${logs()}`);
       return program;
     },
@@ -155,8 +157,10 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
     waitFor: (fn, wait) => waitFor(fn, { context: logs, ...wait }),
     logs,
   };
-  if (options.api !== false) await instance.startApi();
-  for (let i = 0; i < (options.workers ?? 1); i += 1) await instance.startWorker();
+  await Promise.all([
+    ...(options.api === false ? [] : [instance.startApi()]),
+    ...Array.from({ length: options.workers ?? 1 }, () => instance.startWorker()),
+  ]);
   const owned = stack.move();
   return { ...instance, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
@@ -168,7 +172,9 @@ export async function createDatabase(
   settings: Record<string, string> = {},
 ): Promise<string> {
   const name = `test_${randomBytes(6).toString("hex")}`;
-  await withClient(servers.adminUrl, (client) => client.query(`CREATE DATABASE ${name} TEMPLATE ${servers.template}`));
+  await withClient(servers.adminUrl, (client) =>
+    client.query(`CREATE DATABASE ${name} TEMPLATE ${servers.template} STRATEGY file_copy`),
+  );
   for (const [setting, value] of Object.entries(settings)) {
     await withClient(servers.adminUrl, (client) => client.query(`ALTER DATABASE ${name} SET ${setting} = '${value}'`));
   }

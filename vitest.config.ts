@@ -22,6 +22,7 @@ export default defineConfig({
           include: ["{packages,apps}/*/src/**/*.test.ts"],
           exclude: [slow],
           globalSetup: build,
+          isolate: false,
           sequence: { groupOrder: 0 },
         },
       },

@@ -110,16 +110,16 @@ describe("with 20,000 tasks and operations that have ended", () => {
 
   beforeAll(async () => {
     single = openDatabase(databaseUrl, { connectionsMax: 1 });
-    await database.$executeRaw`
+    await single.$executeRaw`
       INSERT INTO operations (id, kind, state, project_id, user_id, request_id, created_at, started_at, finished_at)
       SELECT ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, 'backup-create',
         (ARRAY['succeeded', 'failed', 'cancelled'])[1 + n % 3], 'p' || n % 50, 'u', 'r', at, at, at
       FROM generate_series(1, ${ended}::int) n CROSS JOIN LATERAL (SELECT now() - n * interval '1 minute' AS at) t`;
-    await database.$executeRaw`
+    await single.$executeRaw`
       INSERT INTO tasks (id, operation_id, kind, ordinal, state, rank, project_id, queued_at, needs, unplaced_at, finished_at)
       SELECT gen_random_uuid(), id, 'copy', 0, state, 3, project_id, created_at, ARRAY['repository:main'], created_at, finished_at
       FROM operations WHERE request_id = 'r'`;
-    await database.$executeRaw`ANALYZE operations, tasks`;
+    await single.$executeRaw`ANALYZE operations, tasks`;
   });
   afterAll(() => single.$disconnect());
 

@@ -312,11 +312,11 @@ describe("tephra-engine", () => {
     { args: ["explode"] },
   ])("wrong usage ends with status 2: $args", async ({ args }) => {
     await writeFile(join(home, "volume"), "abc");
-    await run("init", "--repository", "posix:repo");
-    const refused = await run(...args);
+    await using repository = await openRepository(`posix:${join(home, "repo")}`);
+    await repository.initialize();
+    const [refused, asJson] = await Promise.all([run(...args), run(...args, "--json")]);
     expect(refused.status).toBe(2);
     expect(refused.stderr).not.toBe("");
-    const asJson = await run(...args, "--json");
     expect(asJson.status).toBe(2);
     expect(errorResult.parse(JSON.parse(asJson.stdout)).error.code).toBe("usage");
   });
@@ -356,10 +356,13 @@ describe("tephra-engine", () => {
   });
 
   test("help explains every command on stdout with status 0", async () => {
-    for (const command of ["", "init", "backup", "list", "restore", "verify", "export", "import", "rescan", "rewrap"]) {
-      const help = await run(...(command === "" ? [] : [command]), "--help");
-      expect(help.status).toBe(0);
-      expect(help.stdout).toContain("Usage: tephra-engine");
-    }
+    const commands = ["", "init", "backup", "list", "restore", "verify", "export", "import", "rescan", "rewrap"];
+    await Promise.all(
+      commands.map(async (command) => {
+        const help = await run(...(command === "" ? [] : [command]), "--help");
+        expect(help.status).toBe(0);
+        expect(help.stdout).toContain("Usage: tephra-engine");
+      }),
+    );
   });
 });

@@ -15,6 +15,7 @@ import {
   rescan,
 } from "@tephra/engine";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { isLong } from "../kit/long.ts";
 import {
   backUp,
   freeContext,
@@ -217,7 +218,7 @@ test("ranges of a volume of 15 TiB are exact around 2^31, 2^32, 2^40, 2^43 and a
 }, 240_000);
 
 /** Two minutes: set TEPHRA_TEST_LONG to run it. */
-test.runIf(process.env["TEPHRA_TEST_LONG"])(
+test.runIf(isLong)(
   "a whole volume of 15 TiB is backed up, found and restored",
   async () => {
     const { folder, repository, path, parent } = await makeHuge();

@@ -11,6 +11,7 @@ import {
   openRepository,
 } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { isLong } from "../kit/long.ts";
 import { backUp, freeContext, restoreToMemory, temporaryFolder } from "./backup-fixture.ts";
 
 let engine: Engine;
@@ -47,37 +48,44 @@ async function makeChain(folder: string, compression: Compression) {
   return { root, chain: [incremental, full], volume };
 }
 
-describe.each(["zlib", "none", "zstd", "bz2"] as const)(
-  "an object that is too large for memory, stored with %s",
-  (compression) => {
-    test("is restored piece by piece, exactly, below an incremental", async () => {
-      await using folder = await temporaryFolder();
-      const { chain, volume } = await makeChain(folder.path, compression);
-      expect((await restoreToMemory(engine, chain)).equals(volume)).toBe(true);
-      const chunks: Uint8Array[] = [];
-      const sink = async (chunk: Uint8Array): Promise<void> => void chunks.push(chunk);
-      await engine.restoreStream({ chain, sink }, freeContext());
-      expect(Buffer.concat(chunks).equals(volume)).toBe(true);
-    });
+/** What one codec does here, they all do; `none` is read in another way. */
+const codecs = isLong ? (["zlib", "none", "zstd", "bz2"] as const) : (["zlib", "none"] as const);
 
-    test("is found damaged wherever the damage lies", async () => {
-      await using folder = await temporaryFolder();
-      const { root, chain } = await makeChain(folder.path, compression);
-      const full = chain[1] as BackupReference;
-      const path = join(root, full.container, `${full.prefix}-00001`);
-      const whole = await readFile(path);
-      const flipped = Buffer.from(whole);
-      const middle = compression === "none" ? 9 * mebibyte + 50_000 : Math.floor(whole.length / 2);
-      flipped[middle] = (flipped[middle] as number) ^ 1;
-      for (const bytes of [flipped, whole.subarray(0, -1), Buffer.concat([whole, Buffer.from("x")]), Buffer.alloc(0)]) {
-        await writeFile(path, bytes);
-        const error = await restoreToMemory(engine, [full]).then(
-          () => null,
-          (caught: unknown) => caught,
-        );
-        expect(error).toBeInstanceOf(DamagedObjectError);
-        expect((error as Error).message).toContain(`${full.prefix}-00001`);
-      }
-    });
-  },
-);
+describe.each(codecs)("an object that is too large for memory, stored with %s", (compression) => {
+  let folder: Awaited<ReturnType<typeof temporaryFolder>>;
+  let made: Awaited<ReturnType<typeof makeChain>>;
+  beforeAll(async () => {
+    folder = await temporaryFolder();
+    made = await makeChain(folder.path, compression);
+  });
+  afterAll(() => folder[Symbol.asyncDispose]());
+
+  test("is restored piece by piece, exactly, below an incremental", async () => {
+    const { chain, volume } = made;
+    expect((await restoreToMemory(engine, chain)).equals(volume)).toBe(true);
+    const chunks: Uint8Array[] = [];
+    const sink = async (chunk: Uint8Array): Promise<void> => void chunks.push(chunk);
+    await engine.restoreStream({ chain, sink }, freeContext());
+    expect(Buffer.concat(chunks).equals(volume)).toBe(true);
+  });
+
+  test("is found damaged wherever the damage lies", async () => {
+    const { root, chain } = made;
+    const full = chain[1] as BackupReference;
+    const path = join(root, full.container, `${full.prefix}-00001`);
+    const whole = await readFile(path);
+    const flipped = Buffer.from(whole);
+    const middle = compression === "none" ? 9 * mebibyte + 50_000 : Math.floor(whole.length / 2);
+    flipped[middle] = (flipped[middle] as number) ^ 1;
+    // The last test of this chain: it stays damaged.
+    for (const bytes of [flipped, whole.subarray(0, -1), Buffer.concat([whole, Buffer.from("x")]), Buffer.alloc(0)]) {
+      await writeFile(path, bytes);
+      const error = await restoreToMemory(engine, [full]).then(
+        () => null,
+        (caught: unknown) => caught,
+      );
+      expect(error).toBeInstanceOf(DamagedObjectError);
+      expect((error as Error).message).toContain(`${full.prefix}-00001`);
+    }
+  });
+});

@@ -17,6 +17,7 @@ import {
 } from "@tephra/engine";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { times } from "../kit/long.ts";
 import {
   backUp,
   freeContext,
@@ -121,7 +122,7 @@ test(`every backup of a random history restores exactly (seed ${seed})`, async (
       }
       expect((await restoreInRanges(repository, chain, rangeBytes)).equals(images[0] as Buffer)).toBe(true);
     }),
-    { seed, numRuns: 60, endOnFailure: false },
+    { seed, numRuns: times({ usual: 20, long: 60 }), endOnFailure: false },
   );
 }, 120_000);
 

@@ -16,6 +16,7 @@ import {
 import { isContainer, isObjectPrefix, reservedContainer, zonePattern } from "@tephra/format";
 import fc from "fast-check";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { times } from "../../kit/long.ts";
 
 /** What one door accepts, all others find: requests, listings, rescans, the reaper, records, deletions. */
 const free = { signal: new AbortController().signal, fence: () => {} };
@@ -87,7 +88,7 @@ test("whatever container a request may name is listed, rescanned, reaped, export
       expect(await Array.fromAsync(findBackups(repository, signal))).toEqual([]);
     }),
     {
-      numRuns: 20,
+      numRuns: times({ usual: 6, long: 20 }),
       interruptAfterTimeLimit: 60_000,
       examples: [".tephra", ".tephra/tmp", "a/.tephra"].map((name) => [name, randomUUID(), randomUUID()]),
     },

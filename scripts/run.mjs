@@ -46,7 +46,7 @@ const scripts = {
   },
   "test:long": async (args) => {
     await ensureBuilt();
-    return inSurroundings(args.length > 0 ? args : ["test/dialects", "test/system"]);
+    return inSurroundings(args);
   },
   "test:interop": (args) => suites("format/interop", args),
   "test:clients": (args) => suites("clients", args),
@@ -105,25 +105,31 @@ await orFail(async () => {
   process.exitCode = (await script(args)) ? 0 : 1;
 });
 
-/** Server set-ups found in practice; see test/kit/global-setup.ts. */
+/** Whose random and repeated tests have a longer form; see test/kit/long.ts. */
+const longForms = ["test/contract", "test/format", "test/reliability/model", "test/reliability/fault/runs"];
+const onServers = ["test/dialects", "test/system"];
+
+/** The long forms, and server set-ups found in practice (test/kit/global-setup.ts). */
 const surroundings = [
-  { TEPHRA_TEST_TIMEZONE: "Asia/Kolkata" },
-  { TEPHRA_TEST_TIMEZONE: "America/St_Johns" },
-  { TEPHRA_TEST_DATABASE: "pgbouncer" },
-  { TEPHRA_TEST_DATABASE: "tls" },
-  { TEPHRA_TEST_REDIS: "user-tls" },
+  { env: { TEPHRA_TEST_LONG: "1" }, files: longForms },
+  { env: { TEPHRA_TEST_TIMEZONE: "Asia/Kolkata" }, files: onServers },
+  { env: { TEPHRA_TEST_TIMEZONE: "America/St_Johns" }, files: onServers },
+  { env: { TEPHRA_TEST_DATABASE: "pgbouncer" }, files: onServers },
+  { env: { TEPHRA_TEST_DATABASE: "tls" }, files: onServers },
+  { env: { TEPHRA_TEST_REDIS: "user-tls" }, files: onServers },
 ];
 
 /**
- * Runs the same suites in each set-up, even if others fail.
- * @param {string[]} files
+ * Runs the suites of each set-up, or those named, even if others fail.
+ * @param {string[]} named
  */
-async function inSurroundings(files) {
+async function inSurroundings(named) {
   const failed = [];
-  for (const env of surroundings) {
+  for (const { env, files } of surroundings) {
     const name = Object.entries(env).join().replace(",", "=");
     process.stdout.write(`test:long: ${name}\n`);
-    if (!(await succeeds([bin("vitest/vitest.mjs"), "run", ...files], env))) failed.push(name);
+    const passed = await succeeds([bin("vitest/vitest.mjs"), "run", ...(named.length > 0 ? named : files)], env);
+    if (!passed) failed.push(name);
   }
   process.stdout.write(failed.length === 0 ? "test:long: all passed\n" : `test:long: failed: ${failed.join(", ")}\n`);
   return failed.length === 0;

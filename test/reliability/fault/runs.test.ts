@@ -1,8 +1,9 @@
 import { expect, it } from "vitest";
+import { times } from "../../kit/long.ts";
 import { reportOf } from "./report.ts";
 import { newTally, openFaultHouse, runHistory } from "./runs.ts";
 
-const runs = 5;
+const runs = times({ usual: 3, long: 10 });
 const seed = Number(process.env["TEPHRA_TEST_SEED"] ?? Math.floor(Math.random() * 1e9));
 
 it(`loses nothing while workers, the API and the servers come and go (seed ${seed})`, {

@@ -16,7 +16,7 @@ const suiteMaxMs = 240_000;
 /** Runs a tool on the project's Node in `folder`; its status and what it printed. */
 function run(folder: string, command: readonly string[]): Promise<{ code: number | null; output: string }> {
   return new Promise((done) => {
-    const env = { ...process.env, NO_COLOR: "1" };
+    const env = { ...process.env, NO_COLOR: "1", TEPHRA_TEST_LONG: "1" };
     const limits = { timeout: suiteMaxMs, killSignal: "SIGKILL" } as const;
     const child = spawn(projectNode(), command, { cwd: folder, env, stdio: ["ignore", "pipe", "pipe"], ...limits });
     let output = "";

@@ -13,6 +13,7 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { expect, inject, onTestFinished, test } from "vitest";
 import { root } from "../../scripts/bootstrap.mjs";
+import { commandLine } from "../../scripts/postgres.ts";
 import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
 import { waitFor } from "../kit/wait-for.ts";
 
@@ -175,7 +176,7 @@ test("a program or a server that falls over is started again", async () => {
 });
 
 function childrenOf(house: House, entry: string): number[] {
-  return processesOf(house.dataDir).filter((pid) => readFileSync(`/proc/${pid}/cmdline`, "latin1").includes(entry));
+  return processesOf(house.dataDir).filter((pid) => commandLine(pid).includes(entry));
 }
 
 test("a port in use, a folder in use and a wrong configuration are told in one sentence each, before anything is started", async () => {

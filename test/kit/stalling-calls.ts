@@ -17,7 +17,7 @@ export interface StallingCalls {
   stalled(): number;
 }
 
-/** Makes calls of one name on files whose path contains `path` block on demand, as if in the kernel. Needs a C compiler. */
+/** Makes calls of one name on files whose path begins with `dir` and `path` block on demand, as if in the kernel. Needs a C compiler. */
 export async function stallingCalls(
   dir: string,
   what: { call: "open" | "link" | "fsync" | "pread" | "pwrite"; path: string },
@@ -29,7 +29,7 @@ export async function stallingCalls(
   }
   const file = join(dir, "stalls");
   return {
-    env: { LD_PRELOAD: library, STALL_CALL: what.call, STALL_PATH: what.path, STALL_WHILE: file },
+    env: { LD_PRELOAD: library, STALL_CALL: what.call, STALL_PATH: `${dir}${what.path}`, STALL_WHILE: file },
     stall: () => writeFileSync(file, ""),
     release: () => rmSync(file, { force: true }),
     stalled: () => (existsSync(`${file}.hit`) ? readFileSync(`${file}.hit`, "utf8").trim().split("\n").length : 0),

@@ -110,7 +110,10 @@ async function start(service: keyof typeof compose.services, image: Images[keyof
 
 function inImage(image: string, name: string, command: readonly string[], env: NodeJS.ProcessEnv): Promise<Program> {
   const script = [
-    'mkdir -p "$2/run/secrets" && mount --bind "$1" "$2/run/secrets" && mount -t proc proc "$2/proc"',
+    'mkdir -p "$2/run/secrets" && mount -t tmpfs -o mode=755 secrets "$2/run/secrets"',
+    // Each file for itself, as Compose does it: the folder on the host may be closed to the user of the container.
+    'for file in "$1"/*; do : >"$2/run/secrets/$(basename "$file")" && mount --bind "$file" "$2/run/secrets/$(basename "$file")" || exit 1; done',
+    'mount -t proc proc "$2/proc"',
     'mount --bind /dev "$2/dev" && image="$2" && shift 2',
     'exec chroot --userspec=node "$image" /usr/bin/env --chdir=/app "$@"',
   ].join(" && ");

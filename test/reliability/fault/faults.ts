@@ -97,9 +97,11 @@ export class Crew {
   /** A further worker, in which calls of one kind stand still for longer than its tasks may, and then return. */
   async hang(random: Random, quietMs: number): Promise<void> {
     const calls = await stallingCalls(this.#house.dir, hangs[random.below(hangs.length)] as (typeof hangs)[number]);
-    await this.#house.startWorker(calls.env);
-    calls.stall();
+    const fromTheStart = random.below(2) === 0;
+    if (fromTheStart) calls.stall();
     try {
+      await this.#house.startWorker(calls.env);
+      calls.stall();
       await pause(quietMs * 2 + random.below(2_000));
     } finally {
       calls.release();

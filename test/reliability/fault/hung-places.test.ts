@@ -64,6 +64,36 @@ describe("a call that never returns", () => {
     },
   );
 
+  it.each([
+    { call: "open", path: "/repository/", place: "repository:main" },
+    { call: "link", path: "/repository/", place: "repository:main" },
+    { call: "fsync", path: "/repository/", place: "repository:main" },
+    { call: "open", path: "/volumes", place: "backend:files" },
+  ] as const)(
+    "($call at $place) does not keep a worker that starts meanwhile from its registration",
+    async (stalled) => {
+      await using instance = await startInstance({ workers: 0, ...brisk });
+      const user = journeyOn(instance);
+      const calls = await stallingCalls(instance.dataDir, stalled);
+      const { image } = await makeImage(instance);
+      calls.stall();
+      const hung = await instance.startWorker(calls.env);
+      if (calls.stalled() > 0) {
+        const why = (await unreachableOf(instance, hung.pid))[stalled.place];
+        expect(why, "the place is named from the start").toMatch(/does not answer/);
+      }
+      await instance.startWorker();
+      const volume = await user.importVolume(image);
+      await user.backUp(volume);
+      calls.release();
+      await instance.waitFor(async () => !((await unreachableOf(instance, hung.pid))[stalled.place] ?? ""), {
+        what: "the worker takes the place once its calls return",
+        timeoutMs: 30_000,
+      });
+      await user.expectQuiet();
+    },
+  );
+
   it("ends its operation with a reason when no other worker is there, and does not keep the process from ending", async () => {
     await using instance = await startInstance({
       workers: 0,

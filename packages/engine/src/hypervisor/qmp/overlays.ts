@@ -226,6 +226,9 @@ async function listJobs(qmp: QmpClient): Promise<z.infer<typeof Jobs>> {
   return Jobs.parse(await qmp.execute("query-jobs"));
 }
 
+/** QEMU opens no qcow2 file with a larger L1 table. */
+const l1TableMaxBytes = 32 * 1024 * 1024;
+
 /** Whether the guest has written to a qcow2 overlay: only then does its L1 table have an entry (qcow2 format, L1 table). */
 async function holdsWrites(path: string): Promise<boolean> {
   const file = await open(path, "r").catch((error: unknown) => {
@@ -236,8 +239,9 @@ async function holdsWrites(path: string): Promise<boolean> {
     const header = Buffer.alloc(48);
     const { bytesRead } = await file.read(header, 0, header.length, 0);
     if (bytesRead < header.length) return false; // Interrupted before it became a qcow2 file.
-    const entries = header.readUInt32BE(36);
-    const table = Buffer.alloc(entries * 8);
+    const bytes = header.readUInt32BE(36) * 8;
+    if (bytes > l1TableMaxBytes) return true; // Damaged, or not QEMU's: kept for somebody to look at.
+    const table = Buffer.alloc(bytes);
     await file.read(table, 0, table.length, Number(header.readBigUInt64BE(40)));
     return table.some((byte) => byte !== 0);
   } finally {

@@ -14,6 +14,7 @@ import { zeroBlockHashes } from "../format/zero-blocks.ts";
 import { type Repository, stagingContainer } from "../repository/repository.ts";
 import { mapConcurrent } from "../run/map-concurrent.ts";
 import type { RunContext } from "../run/run-context.ts";
+import { streamed } from "../run/streamed.ts";
 import {
   type CopyWindowRequest,
   type CopyWindowResult,
@@ -114,10 +115,6 @@ export async function copyRange(
   const entryChunks = streamed(entrySlice(input.layout.prefix, entries));
   await input.repository.putIfAbsent({ container, name: staged.entries }, entryChunks, ctx);
   return { ...report, staged };
-}
-
-async function* streamed(chunks: Iterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  yield* chunks;
 }
 
 /** A window whose objects are stored. */

@@ -24,6 +24,7 @@ import type { RangeReport } from "../format/range-report.ts";
 import { entrySlice, hashing, hashSlice, joinSlices } from "../format/slices.ts";
 import { type Repository, stagingContainer } from "../repository/repository.ts";
 import type { RunContext } from "../run/run-context.ts";
+import { streamed } from "../run/streamed.ts";
 import { type CopiedRange, referenceOf } from "./copy-range.ts";
 
 export interface SealInput {
@@ -235,8 +236,4 @@ async function readBack(
     throw asDamage(reference, name, error);
   }
   if (hash.digest("hex") !== digest) throw damaged(reference, name, "it does not read as it was written");
-}
-
-async function* streamed(chunks: Iterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  yield* chunks;
 }

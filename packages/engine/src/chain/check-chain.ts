@@ -4,9 +4,6 @@ import type { EngineContext } from "../threads/engine-context.ts";
 import { type BackupReference, damaged, keyOf } from "./backup-reference.ts";
 import { verifyListing } from "./compare-listing.ts";
 
-/** Cached digests of listings found complete, by place. A worker sees the same few chains repeatedly. */
-const knownMax = 10_000;
-
 /**
  * Checks that every object of a chain exists with the right name and size, according to listings and metadata. A member whose listing
  * still matches one found complete before costs only that listing. DamagedObjectError for the first object that is missing or wrong:
@@ -20,7 +17,11 @@ export async function checkChain(
   for (const reference of references) await checkMember(engine.wholeListings, reference, signal);
 }
 
-async function checkMember(known: Map<string, string>, reference: BackupReference, signal: AbortSignal): Promise<void> {
+async function checkMember(
+  known: EngineContext["wholeListings"],
+  reference: BackupReference,
+  signal: AbortSignal,
+): Promise<void> {
   const place = `${reference.repository.service} ${reference.container}/${reference.prefix}`;
   const listing = await digestOf(reference, signal);
   if (known.get(place) === listing) return;
@@ -29,7 +30,6 @@ async function checkMember(known: Map<string, string>, reference: BackupReferenc
     if (reason === "it is missing" && (await isThere(reference, object))) continue;
     throw damaged(reference, object, reason);
   }
-  if (known.size >= knownMax) known.clear();
   known.set(place, listing);
 }
 

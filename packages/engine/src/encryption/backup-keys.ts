@@ -1,4 +1,5 @@
 import { idOfPrefix } from "@tephra/format";
+import { LRUCache } from "lru-cache";
 import {
   EncryptionKeyMissingError,
   EncryptionKeyWrongError,
@@ -30,7 +31,7 @@ export class BackupKeys {
   readonly #readMasters: () => Promise<MasterKeys>;
   #masters: MasterKeys;
   /** By container and prefix; never "locked", since the master key may become available later. */
-  readonly #known = new Map<string, Promise<BackupKey>>();
+  readonly #known = new LRUCache<string, Promise<BackupKey>>({ max: rememberedMax });
 
   /**
    * `masters` is the last result of `readMasters`, which is called again for versions that are missing from it and before creating keys.
@@ -51,8 +52,6 @@ export class BackupKeys {
       if (this.#known.get(id) === found) this.#known.delete(id);
     };
     found.then(({ state }) => state === "locked" && forget(), forget);
-    const [oldest] = this.#known.keys();
-    if (this.#known.size >= rememberedMax && oldest !== undefined) this.#known.delete(oldest);
     this.#known.set(id, found);
     return found;
   }

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { streamed } from "../run/streamed.ts";
 import { encodeHashes, hashListHead, hashListTail, openHashList, type ReadHashList } from "./hash-list.ts";
 import { FormatError } from "./json-stream.ts";
 import type { BackupLayout } from "./layout.ts";
@@ -96,7 +97,3 @@ test("a line has 72 bytes", () => {
   );
   expect(encodeHashes(new Uint8Array(0)).length).toBe(0);
 });
-
-async function* streamed(chunks: Iterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  yield* chunks;
-}

@@ -1,3 +1,4 @@
+import { LRUCache } from "lru-cache";
 import { z } from "zod";
 import { EncryptionKeyMissingError } from "../errors.ts";
 import { framesMagic } from "./encrypted-label.ts";
@@ -87,15 +88,13 @@ const cachedPartsMax = 16;
 
 /** The same list for many small reads close to each other: up to 4 MiB of what was read is cached. */
 export function cachedHashList(list: HashList): HashList {
-  const parts = new Map<number, Promise<Uint8Array>>();
+  const parts = new LRUCache<number, Promise<Uint8Array>>({ max: cachedPartsMax });
   const partOf = (index: number): Promise<Uint8Array> => {
     const known = parts.get(index);
     if (known !== undefined) return known;
     const first = index * cachedBlocks;
     const part = list.read(first, Math.min(cachedBlocks, list.count - first));
     part.catch(() => parts.delete(index));
-    const [oldest] = parts.keys();
-    if (parts.size >= cachedPartsMax && oldest !== undefined) parts.delete(oldest);
     parts.set(index, part);
     return part;
   };

@@ -1,13 +1,12 @@
 import { hash } from "node:crypto";
+import { LRUCache } from "lru-cache";
 
 /** Cached constants: hashing a block of 64 MiB takes a tenth of a second, and a large volume has many windows of zeros. */
-const digests = new Map<number, Buffer>();
-const digestsMax = 32;
+const digests = new LRUCache<number, Buffer>({ max: 32 });
 
 function zeroDigest(length: number): Buffer {
   const known = digests.get(length);
   if (known !== undefined) return known;
-  if (digests.size >= digestsMax) digests.clear();
   const digest = hash("sha256", new Uint8Array(length), "buffer");
   digests.set(length, digest);
   return digest;

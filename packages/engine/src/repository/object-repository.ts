@@ -10,6 +10,7 @@ import {
   RepositoryUnmarkedError,
 } from "../errors.ts";
 import type { WriteContext } from "../run/run-context.ts";
+import { streamed } from "../run/streamed.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import type { ObjectStore, PutBody, UploadedPart } from "./object-store.ts";
 import { contradiction, pagesOf } from "./pages.ts";
@@ -458,10 +459,6 @@ async function feed(hash: Hash, pieces: readonly Uint8Array[]): Promise<void> {
       hash.update(piece.subarray(start, start + hashStepBytes));
     }
   }
-}
-
-async function* streamed(pieces: readonly Uint8Array[]): AsyncGenerator<Uint8Array> {
-  yield* pieces;
 }
 
 async function* flattened(parts: AsyncIterable<Uint8Array[]>): AsyncGenerator<Uint8Array> {

@@ -3,7 +3,7 @@ import { constants } from "node:fs";
 import { chmod, type FileHandle, lstat, mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
 import { errnoOf, RepositoryUnavailableError } from "../errors.ts";
-import { Folder } from "../folder.ts";
+import { Folder, syncFolder } from "../folder.ts";
 import { writeBytesMax } from "../run/run-context.ts";
 
 /** Cinder's driver uses the same mode: readable and writable by the backup service's group. */
@@ -148,16 +148,6 @@ export async function writeAll(file: FileHandle, data: Uint8Array, offset: numbe
   for (let done = 0; done < data.length; ) {
     const { bytesWritten } = await file.write(data, done, data.length - done, offset + done);
     done += bytesWritten;
-  }
-}
-
-/** Makes the names in a folder durable. */
-export async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
   }
 }
 

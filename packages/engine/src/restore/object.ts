@@ -9,7 +9,6 @@ import { dataName } from "../format/layout.ts";
 import type { ObjectEntry } from "../format/object-entry.ts";
 import { zeroBlockHashes } from "../format/zero-blocks.ts";
 import type { ObjectKey, Repository } from "../repository/repository.ts";
-import { remember } from "../threads/engine-context.ts";
 import { blockBytesOf, expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./job.ts";
 import { restoreLargeObject } from "./large-object.ts";
 
@@ -82,7 +81,7 @@ async function fetchAndCheck(job: RestoreJob, object: MappedObject, signal: Abor
   const { data, dataRuns } = passOrDamage(job, object, result);
   const coversAll = segments.length === 2 && segments[0] === 0 && segments[1] === entry.length;
   if (digest !== null && dataRuns.length === 0 && coversAll && entry.md5 !== null) {
-    remember(job.engine.knownZeros, digest, { md5: entry.md5 });
+    job.engine.knownZeros.set(digest, { md5: entry.md5 });
   }
   return { data, runs: job.skipZeros ? dataRuns : segments };
 }

@@ -1,4 +1,5 @@
 import { availableParallelism } from "node:os";
+import { LRUCache } from "lru-cache";
 import type { Encoding } from "../codec/compression.ts";
 import { chooseHashing, type HashingOption } from "../hashing/choose-hashing.ts";
 import { MemoryBudget } from "../run/memory-budget.ts";
@@ -10,16 +11,17 @@ export interface EngineContext {
   pool: CpuPool;
   memory: MemoryBudget;
   /** Per encoding and length: the stored form of an object of zeros. Bounded; a volume has two window lengths. */
-  zeroForms: Map<string, Promise<ZeroFormResult>>;
+  zeroForms: LRUCache<string, Promise<ZeroFormResult>>;
   /** Stored objects, by SHA-256 and length, known to decode to zeros. Bounded. */
-  knownZeros: Map<string, { md5: string }>;
-  /** Digests of listings of complete backups, by place. Bounded. */
-  wholeListings: Map<string, string>;
+  knownZeros: LRUCache<string, { md5: string }>;
+  /** Digests of listings of complete backups, by place. Bounded; a worker sees the same few chains repeatedly. */
+  wholeListings: LRUCache<string, string>;
 }
 
 /** Memory for windows and objects of all concurrent calls together. */
 const memoryBytesDefault = 160 * 1024 * 1024;
 const rememberedMax = 32;
+const listingsMax = 10_000;
 
 export interface EngineOptions {
   /** Threads that hash and compress; default: one per core. */
@@ -34,17 +36,10 @@ export function createEngineContext(options: EngineOptions): EngineContext {
   return {
     pool: new CpuPool(Math.max(1, options.threads ?? availableParallelism()), () => chooseHashing(options.hashing)),
     memory: new MemoryBudget(options.memoryBytes ?? memoryBytesDefault),
-    zeroForms: new Map(),
-    knownZeros: new Map(),
-    wholeListings: new Map(),
+    zeroForms: new LRUCache({ max: rememberedMax }),
+    knownZeros: new LRUCache({ max: rememberedMax }),
+    wholeListings: new LRUCache({ max: listingsMax }),
   };
-}
-
-/** Adds to a bounded map, evicting the oldest entry. */
-export function remember<Value>(map: Map<string, Value>, key: string, value: Value): void {
-  const [oldest] = map.keys();
-  if (map.size >= rememberedMax && oldest !== undefined) map.delete(oldest);
-  map.set(key, value);
 }
 
 /** The stored form of an object of `length` zeros in an encoding; computed once. Its bytes are shared: never transfer them. */
@@ -55,6 +50,6 @@ export function zeroForm(engine: EngineContext, form: Encoding & { length: numbe
   const signal = new AbortController().signal;
   const result = engine.pool.run({ kind: "zeroForm", ...form }, [], signal);
   result.catch(() => engine.zeroForms.delete(key));
-  remember(engine.zeroForms, key, result);
+  engine.zeroForms.set(key, result);
   return result;
 }

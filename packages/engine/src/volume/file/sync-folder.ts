@@ -1,15 +1,5 @@
-import { constants } from "node:fs";
-import { open } from "node:fs/promises";
+import * as folder from "../../folder.ts";
 import { guardStorage } from "../storage-error.ts";
 
 /** Makes the names in a folder durable. */
-export async function syncFolder(path: string): Promise<void> {
-  await guardStorage(`write ${path}`, async () => {
-    const folder = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
-    try {
-      await folder.sync();
-    } finally {
-      await folder.close();
-    }
-  });
-}
+export const syncFolder = (path: string): Promise<void> => guardStorage(`write ${path}`, () => folder.syncFolder(path));

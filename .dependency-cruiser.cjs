@@ -37,12 +37,19 @@ module.exports = {
       to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^packages/format/" },
     },
     {
-      name: "api-imports-only-control-and-format",
+      name: "wire-imports-nothing-of-ours",
+      comment: "Schemas for programs of every kind: a browser has no modules of Node either.",
+      severity: "error",
+      from: { path: "^packages/wire/src/", pathNot: tests },
+      to: { pathNot: "^(packages/wire/src/|node_modules/zod/)" },
+    },
+    {
+      name: "api-imports-only-control-wire-and-format",
       severity: "error",
       from: { path: "^apps/api/src/", pathNot: tests },
       to: {
         path: "^(apps|packages|scripts|test|demo|bench)/",
-        pathNot: "^(apps/api|packages/control|packages/format)/",
+        pathNot: "^(apps/api|packages/control|packages/format|packages/wire)/",
       },
     },
     {
@@ -55,17 +62,26 @@ module.exports = {
       },
     },
     {
-      name: "command-lines-import-only-engine",
+      name: "command-lines-import-only-engine-and-wire",
       severity: "error",
       from: { path: "^apps/cli/src/", pathNot: tests },
-      to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^(apps/cli|packages/engine)/" },
+      to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^(apps/cli|packages/engine|packages/wire)/" },
     },
     {
       name: "tephra-speaks-rest-only",
       comment: "The command line over the REST API must not reach the engine, not even through another file.",
       severity: "error",
       from: { path: "^apps/cli/src/tephra\\.ts$" },
-      to: { path: "^packages/", reachable: true },
+      to: { path: "^packages/", pathNot: "^packages/wire/", reachable: true },
+    },
+    {
+      name: "clients-import-only-wire",
+      severity: "error",
+      from: { path: "^apps/(cli/src/tephra(/|\\.ts$)|console/)", pathNot: tests },
+      to: {
+        path: "^(apps|packages)/",
+        pathNot: "(^|/)node_modules/|^(packages/wire/|apps/console/|apps/cli/src/(tephra/|machine-trust\\.ts$))",
+      },
     },
     {
       name: "http-knows-no-dialect",

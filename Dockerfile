@@ -5,6 +5,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 WORKDIR /app
 COPY package.json package-lock.json .npmrc ./
 COPY packages/format/package.json packages/format/
+COPY packages/wire/package.json packages/wire/
 COPY packages/engine/package.json packages/engine/
 COPY packages/control/package.json packages/control/
 COPY apps/api/package.json apps/api/

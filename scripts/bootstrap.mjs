@@ -15,6 +15,7 @@ export const root = resolve(dirname(fileURLToPath(import.meta.url)), "..");
 /** The projects whose `dist` the product runs from, in dependency order. */
 export const productProjects = [
   "packages/format",
+  "packages/wire",
   "packages/engine",
   "packages/control",
   "apps/api",

@@ -11,6 +11,7 @@ import { initialiseRepository } from "../../scripts/repository.ts";
 import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
 import type { TestServers } from "./global-setup.ts";
 import { type Truthy, type WaitOptions, waitFor } from "./wait-for.ts";
+import { checkWireAnswer } from "./wire-answers.ts";
 
 export interface InstanceOptions {
   /** Number of worker processes at start; default 1. */
@@ -285,7 +286,9 @@ async function request(
     signal: AbortSignal.timeout(30_000),
   });
   const text = await response.text();
-  return { status: response.status, headers: response.headers, body: parseJson(text), text };
+  const reply = { status: response.status, headers: response.headers, body: parseJson(text), text };
+  checkWireAnswer(method, url, reply);
+  return reply;
 }
 
 function parseJson(text: string): unknown {

@@ -1,4 +1,5 @@
 import { Validator } from "@seriousme/openapi-schema-validator";
+import { answers } from "@tephra/wire";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { opsRoutes, v3Routes } from "../../../apps/api/src/app.ts";
 import type { Instance } from "../../kit/instance.ts";
@@ -83,6 +84,22 @@ it("shows a body as its schema has it", async () => {
   expect(snapshot.properties.volume_id).toEqual({ anyOf: [{ type: "string", format: "uuid" }, { type: "null" }] });
   expect(backup.properties.volume_id).toEqual({ type: "string", format: "uuid" });
   expect(backup.properties.name).toEqual({ anyOf: [{ type: "string", maxLength: 255 }, { type: "null" }] });
+});
+
+it("describes the answers of our own routes by the schemas that type them", async () => {
+  const { paths, components } = await documentOf();
+  for (const [route, byStatus] of Object.entries(answers)) {
+    const [method = "", path = ""] = route.split(" ");
+    const { responses } = paths[path.replace(/:(\w+)/g, "{$1}")][method.toLowerCase()];
+    expect(Object.keys(responses), route).toEqual([...Object.keys(byStatus), "default"]);
+  }
+  const undescribed = opsRoutes
+    .map(([method, path]) => `${method} ${path}`)
+    .filter((route) => route.includes(" /ops/") && !(route in answers));
+  expect(undescribed).toEqual([]);
+  const { schema } = paths["/ops/operations/{id}"].get.responses["200"].content["application/json"];
+  expect(schema.properties.operation).toEqual({ $ref: "#/components/schemas/Operation" });
+  expect(components.schemas.Operation.properties.state.enum).toContain("running");
 });
 
 it("has a page to read it that loads nothing from elsewhere", async () => {

@@ -1,4 +1,5 @@
 import { type AuditRow, auditedResources, isUuid, listAudit } from "@tephra/control";
+import type { AnswerOf, AuditEntry } from "@tephra/wire";
 import { z } from "zod";
 import { defineOps } from "./serve.ts";
 
@@ -23,7 +24,7 @@ const Query = z.strictObject({
   limit: z.coerce.number().int().min(1).max(1000).default(100),
 });
 
-const view = (row: AuditRow): Record<string, unknown> => ({
+const view = (row: AuditRow): AuditEntry => ({
   id: String(row.id),
   at: row.at.toISOString(),
   resource: row.resource,
@@ -66,7 +67,7 @@ export const audit = {
           marker: query.marker,
         }),
       });
-      return { status: 200, body: { audit: rows.map(view) } };
+      return { status: 200, body: { audit: rows.map(view) } satisfies AnswerOf<"GET /ops/audit"> };
     },
   }),
 };

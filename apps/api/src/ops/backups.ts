@@ -1,11 +1,12 @@
-import { type BackupHealth, getBackupHealth, requestVerify, verifyModes } from "@tephra/control";
+import { type BackupHealth as BackupHealthRow, getBackupHealth, requestVerify, verifyModes } from "@tephra/control";
+import type { AnswerOf, BackupHealth } from "@tephra/wire";
 import { z } from "zod";
 import { defineOps } from "./serve.ts";
 
 const VerifyBody = z.strictObject({ mode: z.enum(verifyModes).default("quick") }).prefault({});
 
 /** `damage` is the backup's own; a backup with damaged parents cannot be restored either if it needs the damaged parts. */
-const view = ({ backup, damagedParents }: BackupHealth): Record<string, unknown> => ({
+const view = ({ backup, damagedParents }: BackupHealthRow): BackupHealth => ({
   id: backup.id,
   status: backup.status,
   repository: backup.repository,
@@ -22,7 +23,8 @@ export const opsBackups = {
   /** What Cinder's representation of a backup lacks: its exact sizes and its health. */
   show: defineOps({
     handle: async ({ database }, { principal, params }) => {
-      return { status: 200, body: { backup: view(await getBackupHealth(database, principal, params["id"] ?? "")) } };
+      const backup = view(await getBackupHealth(database, principal, params["id"] ?? ""));
+      return { status: 200, body: { backup } satisfies AnswerOf<"GET /ops/backups/:id"> };
     },
   }),
 
@@ -31,7 +33,7 @@ export const opsBackups = {
     handle: async ({ database, config }, { principal, params, body }) => {
       const request = { backupId: params["id"] ?? "", mode: body.mode };
       const { id } = await requestVerify(database, config, principal, request);
-      return { status: 202, body: { operation: { id } } };
+      return { status: 202, body: { operation: { id } } satisfies AnswerOf<"POST /ops/backups/:id/verify"> };
     },
   }),
 };

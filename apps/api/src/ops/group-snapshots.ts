@@ -1,4 +1,5 @@
 import { getGroupSnapshot } from "@tephra/control";
+import type { AnswerOf, GroupSnapshot } from "@tephra/wire";
 import { defineOps } from "./serve.ts";
 
 export const opsGroupSnapshots = {
@@ -6,7 +7,7 @@ export const opsGroupSnapshots = {
   show: defineOps({
     handle: async ({ database }, { principal, params }) => {
       const row = await getGroupSnapshot(database, principal, params["id"] ?? "");
-      const snapshot = {
+      const snapshot: GroupSnapshot = {
         id: row.id,
         group_id: row.groupId,
         status: row.status,
@@ -15,7 +16,7 @@ export const opsGroupSnapshots = {
         consistency: row.consistency,
         instance: row.instance,
       };
-      return { status: 200, body: { group_snapshot: snapshot } };
+      return { status: 200, body: { group_snapshot: snapshot } satisfies AnswerOf<"GET /ops/group-snapshots/:id"> };
     },
   }),
 };

@@ -1,4 +1,5 @@
 import { findDatabaseProblems, redisRefusals } from "@tephra/control/process";
+import type { AnswerOf } from "@tephra/wire";
 import type { Context } from "../context.ts";
 import type { PublicAction } from "./serve.ts";
 
@@ -33,7 +34,7 @@ async function inTime(reasons: Promise<string[]>): Promise<string[]> {
 
 export const health = {
   /** The process serves requests; says nothing about its dependencies. */
-  alive: { handle: async () => ({ status: 200, body: { status: "ok" } }) },
+  alive: { handle: async () => ({ status: 200, body: { status: "ok" } satisfies AnswerOf<"GET /healthz"> }) },
 
   /**
    * 200 when requests can be accepted: the database responds and is fully migrated. Workers may start later: `/metrics` counts them.
@@ -42,9 +43,15 @@ export const health = {
   ready: {
     handle: async (context) => {
       const reasons = await inTime(findReasons(context));
-      if (reasons.length > 0) return { status: 503, body: { status: "unavailable", reasons } };
+      if (reasons.length > 0) {
+        return { status: 503, body: { status: "unavailable", reasons } satisfies AnswerOf<"GET /readyz"> };
+      }
       const warnings = await inTime(findWarnings(context));
-      return { status: 200, body: { status: "ready", ...(warnings.length === 0 ? {} : { warnings }) } };
+      const body = {
+        status: "ready",
+        ...(warnings.length === 0 ? {} : { warnings }),
+      } satisfies AnswerOf<"GET /readyz">;
+      return { status: 200, body };
     },
   },
 

@@ -13,6 +13,7 @@ import {
   powerStates,
   updateInstance,
 } from "@tephra/control";
+import type { AnswerOf, Instance } from "@tephra/wire";
 import { z } from "zod";
 import type { Context } from "../context.ts";
 import { allow } from "../http/policy.ts";
@@ -69,7 +70,7 @@ const AttachBody = z.strictObject({ volume_id: id, device: device.nullish() });
 const DetachBody = z.strictObject({ volume_id: id });
 const ListQuery = z.strictObject({ limit: z.coerce.number().int().min(1).max(1000).default(100) });
 
-const view = (row: InstanceRow): Record<string, unknown> => ({
+const view = (row: InstanceRow): Instance => ({
   id: row.id,
   name: row.name,
   project_id: row.projectId,
@@ -78,7 +79,7 @@ const view = (row: InstanceRow): Record<string, unknown> => ({
   driver: row.driver,
   qmp_socket: row.qmpSocket,
   agent_socket: row.agentSocket,
-  freeze_mountpoints: row.freezeMountpoints,
+  freeze_mountpoints: row.freezeMountpoints as string[] | null,
   boot_volume_id: row.bootVolumeId,
   configuration: row.configuration,
   group_id: row.group?.id ?? null,
@@ -130,7 +131,10 @@ function changeOf(sent: z.infer<typeof UpdateBody>["instance"]) {
   };
 }
 
-const answer = (status: number, row: InstanceRow) => ({ status, body: { instance: view(row) } });
+const answer = (status: number, row: InstanceRow) => ({
+  status,
+  body: { instance: view(row) } satisfies AnswerOf<"GET /ops/instances/:id">,
+});
 
 /** Virtual machines: their resources, and how to connect to their hypervisors. */
 export const instances = {
@@ -138,7 +142,7 @@ export const instances = {
     query: ListQuery,
     handle: async ({ database }, { principal, query }) => {
       const rows = await listInstances(database, principal, query);
-      return { status: 200, body: { instances: rows.map(view) } };
+      return { status: 200, body: { instances: rows.map(view) } satisfies AnswerOf<"GET /ops/instances"> };
     },
   }),
 

@@ -1,4 +1,5 @@
 import { type DeliveryRow, deliveryStates, listDeliveries, retryDelivery } from "@tephra/control";
+import type { AnswerOf, Notification } from "@tephra/wire";
 import { z } from "zod";
 import { defineOps } from "./serve.ts";
 
@@ -7,7 +8,7 @@ const Query = z.strictObject({
   limit: z.coerce.number().int().min(1).max(1000).default(100),
 });
 
-const view = (row: DeliveryRow): Record<string, unknown> => ({
+const view = (row: DeliveryRow): Notification => ({
   id: row.id,
   message_id: row.messageId,
   event_type: row.eventType,
@@ -26,14 +27,14 @@ export const notifications = {
     query: Query,
     handle: async ({ database }, { query }) => {
       const rows = await listDeliveries(database, query);
-      return { status: 200, body: { notifications: rows.map(view) } };
+      return { status: 200, body: { notifications: rows.map(view) } satisfies AnswerOf<"GET /ops/notifications"> };
     },
   }),
 
   retry: defineOps({
     handle: async ({ database }, { params }) => {
       await retryDelivery(database, params["id"] ?? "");
-      return { status: 202, body: {} };
+      return { status: 202, body: {} satisfies AnswerOf<"POST /ops/notifications/:id/retry"> };
     },
   }),
 };

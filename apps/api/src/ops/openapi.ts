@@ -1,3 +1,4 @@
+import { answers } from "@tephra/wire";
 import { z } from "zod";
 import { isPublic, type Rule, roleOf } from "../http/policy.ts";
 import type { Action } from "../openstack/call.ts";
@@ -113,6 +114,28 @@ function queryParameters(query: z.ZodType): Json[] {
   }));
 }
 
+/** Schemas that answers refer to by name, and those of the answers by route. */
+function describeAnswers(): { schemas: Json; responses: Map<string, Json> } {
+  const schemas: Record<string, unknown> = {};
+  const responseOf = (status: string, schema: z.ZodType | null): Json => {
+    const description = status.startsWith("2") ? "Done, or accepted" : "Not available";
+    if (schema === null) return { description };
+    const { $schema: _, $defs = {}, ...rest } = z.toJSONSchema(schema, { io: "input" });
+    for (const [name, { id: _, ...named }] of Object.entries($defs)) schemas[name] = named;
+    return { description, content: { "application/json": { schema: rest } } };
+  };
+  const responses = Object.entries(answers).map(([route, byStatus]): [string, Json] => [
+    route,
+    Object.fromEntries(Object.entries(byStatus).map(([status, schema]) => [status, responseOf(status, schema)])),
+  ]);
+  // The names of definitions stand in the document's components, not beside each schema.
+  const inComponents = JSON.stringify({ schemas, responses }).replaceAll("#/$defs/", "#/components/schemas/");
+  const moved = JSON.parse(inComponents) as { schemas: Json; responses: [string, Json][] };
+  return { schemas: moved.schemas, responses: new Map(moved.responses) };
+}
+
+const described = describeAnswers();
+
 function opsOperation([method, path, rule, action]: OpsRoute): { path: string; method: string; operation: Json } {
   const template = templateOf(path);
   const { body, query } = { body: undefined, query: undefined, ...action };
@@ -123,7 +146,10 @@ function opsOperation([method, path, rule, action]: OpsRoute): { path: string; m
     description: rule === "public" ? "Open to everybody." : askedOf([rule]),
     parameters: [...pathParameters(template), ...(query ? queryParameters(query) : [])],
     ...(body && { requestBody: jsonOf(schemaOf(body)) }),
-    responses: { "2XX": { $ref: "#/components/responses/Done" }, default: fault },
+    responses: {
+      ...(described.responses.get(`${method} ${path}`) ?? { "2XX": { $ref: "#/components/responses/Done" } }),
+      default: fault,
+    },
     ...(isPublic(rule) && { security: [] }),
   };
   return { path: template, method: method.toLowerCase(), operation };
@@ -152,7 +178,7 @@ const description = `Backups of block volumes, by OpenStack Cinder's v3 API and 
 Every path of \`/v3\` exists also without \`/{project_id}\`. The microversion of a request is named in \`OpenStack-API-Version: volume X.Y\`;
 bodies are shown as of the newest one, and what an older one lacks is refused there.`;
 
-/** An OpenAPI 3.1 document of every route, generated from the schemas that validate request bodies. */
+/** An OpenAPI 3.1 document of every route, generated from the schemas that validate request bodies and type the answers of `/ops`. */
 export function openApiDocument({ v3, ops }: Tables): Json {
   const paths: Record<string, Record<string, Json>> = {};
   for (const { path, method, operation } of [...discovery, ...v3.map(v3Operation), ...ops.map(opsOperation)]) {
@@ -189,6 +215,7 @@ export function openApiDocument({ v3, ops }: Tables): Json {
         },
       },
       schemas: {
+        ...described.schemas,
         Fault: {
           type: "object",
           minProperties: 1,

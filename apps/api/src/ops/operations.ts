@@ -1,4 +1,5 @@
 import { getOperation, isUuid, listOperations, type OperationProgress, operationStates } from "@tephra/control";
+import type { AnswerOf, Operation, OperationResult } from "@tephra/wire";
 import { z } from "zod";
 import { defineOps } from "./serve.ts";
 
@@ -15,7 +16,7 @@ const Query = z.strictObject({
 const isoOrNull = (time: Date | null): string | null => time?.toISOString() ?? null;
 
 /** Sizes are in bytes. */
-function view(row: OperationProgress): Record<string, unknown> {
+function view(row: OperationProgress): Operation {
   return {
     id: row.id,
     kind: row.kind,
@@ -34,7 +35,7 @@ function view(row: OperationProgress): Record<string, unknown> {
     queue_position: row.queuePosition,
     attempts: row.attempts,
     fail_reason: row.failReason,
-    ...(row.result !== null && { result: row.result }),
+    ...(row.result !== null && { result: row.result as OperationResult }),
     created_at: row.createdAt.toISOString(),
     updated_at: isoOrNull(row.updatedAt),
   };
@@ -51,13 +52,14 @@ export const operations = {
         ...(query.group_id !== undefined && { groupId: query.group_id }),
         ...(query.state !== undefined && { state: query.state }),
       });
-      return { status: 200, body: { operations: rows.map(view) } };
+      return { status: 200, body: { operations: rows.map(view) } satisfies AnswerOf<"GET /ops/operations"> };
     },
   }),
 
   show: defineOps({
     handle: async ({ database }, { principal, params }) => {
-      return { status: 200, body: { operation: view(await getOperation(database, principal, params["id"] ?? "")) } };
+      const operation = view(await getOperation(database, principal, params["id"] ?? ""));
+      return { status: 200, body: { operation } satisfies AnswerOf<"GET /ops/operations/:id"> };
     },
   }),
 };

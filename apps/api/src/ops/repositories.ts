@@ -1,4 +1,5 @@
 import { requestReap, requestRescan } from "@tephra/control";
+import type { AnswerOf } from "@tephra/wire";
 import { z } from "zod";
 import { defineOps } from "./serve.ts";
 
@@ -22,7 +23,7 @@ export const repositories = {
         repository: params["name"] ?? "",
         dryRun: body.dry_run,
       });
-      return { status: 202, body: { operation: { id } } };
+      return { status: 202, body: { operation: { id } } satisfies AnswerOf<"POST /ops/repositories/:name/reap"> };
     },
   }),
 
@@ -34,7 +35,7 @@ export const repositories = {
         repository: params["name"] ?? "",
         projectId: body.project_id ?? null,
       });
-      return { status: 202, body: { operation: { id } } };
+      return { status: 202, body: { operation: { id } } satisfies AnswerOf<"POST /ops/repositories/:name/rescan"> };
     },
   }),
 };

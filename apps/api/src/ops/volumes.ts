@@ -1,5 +1,6 @@
 import { getVolume, isUuid, requestVolumeAdoption, requestVolumeExport, requestVolumeImport } from "@tephra/control";
 import { ownPlaces } from "@tephra/control/process";
+import type { AnswerOf, VolumeDetails } from "@tephra/wire";
 import { z } from "zod";
 import { beneathRoots } from "./import-roots.ts";
 import { defineOps } from "./serve.ts";
@@ -39,14 +40,14 @@ export const opsVolumes = {
   show: defineOps({
     handle: async ({ database }, { principal, params }) => {
       const row = await getVolume(database, principal, params["id"] ?? "");
-      const volume = {
+      const volume: VolumeDetails = {
         id: row.id,
         size: row.sizeGib,
         bytes: Number(row.sizeBytes),
         status: row.status,
         backend: row.backend,
       };
-      return { status: 200, body: { volume } };
+      return { status: 200, body: { volume } satisfies AnswerOf<"GET /ops/volumes/:id"> };
     },
   }),
 
@@ -63,7 +64,11 @@ export const opsVolumes = {
       if (body.id || path === null) {
         const adoption = { volumeId: body.id ?? "", path, backend: body.backend ?? null, name };
         const operation = await requestVolumeAdoption(database, config, owner, adoption);
-        return { status: 202, body: { operation, volume: { id: adoption.volumeId } } };
+        const accepted = {
+          operation,
+          volume: { id: adoption.volumeId },
+        } satisfies AnswerOf<"POST /ops/volumes/import">;
+        return { status: 202, body: accepted };
       }
       const { operation, volume } = await requestVolumeImport(database, config, owner, {
         path,
@@ -71,7 +76,8 @@ export const opsVolumes = {
         description: null,
         metadata: {},
       });
-      return { status: 202, body: { operation: { id: operation.id }, volume: { id: volume.id } } };
+      const accepted = { operation: { id: operation.id }, volume: { id: volume.id } };
+      return { status: 202, body: accepted satisfies AnswerOf<"POST /ops/volumes/import"> };
     },
   }),
 
@@ -83,7 +89,7 @@ export const opsVolumes = {
         path: beneathRoots(config, ownPlaces(config), body.path),
         overwrite: body.overwrite,
       });
-      return { status: 202, body: { operation: { id } } };
+      return { status: 202, body: { operation: { id } } satisfies AnswerOf<"POST /ops/volumes/:id/export"> };
     },
   }),
 };

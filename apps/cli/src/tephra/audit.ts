@@ -1,21 +1,7 @@
+import type { AnswerOf } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import { renderTable } from "./output.ts";
 import { openSession, positiveInteger } from "./session.ts";
-
-/** One status transition. */
-interface Entry {
-  id: string;
-  at: string;
-  resource: string;
-  resource_id: string;
-  from: string | null;
-  to: string;
-  actor: string;
-  user_id: string | null;
-  worker_id: string | null;
-  request_id: string | null;
-  reason: string | null;
-}
 
 interface Options {
   resource?: string;
@@ -64,7 +50,7 @@ async function list(options: Options, command: Command): Promise<void> {
     limit: String(options.limit),
   };
   const given = Object.entries(filters).filter((filter): filter is [string, string] => filter[1] !== undefined);
-  const { audit } = await client.get<{ audit: Entry[] }>(`/ops/audit?${new URLSearchParams(given)}`);
+  const { audit } = await client.get<AnswerOf<"GET /ops/audit">>(`/ops/audit?${new URLSearchParams(given)}`);
   const rows = audit.map((entry) => [
     entry.at,
     entry.resource,

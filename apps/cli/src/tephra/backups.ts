@@ -1,8 +1,9 @@
+import type { AnswerOf } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import { resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
 import { addWaitOptions, openSession } from "./session.ts";
-import { type Operation, OperationFailedError } from "./wait.ts";
+import { OperationFailedError } from "./wait.ts";
 
 interface Backup {
   id: string;
@@ -137,22 +138,17 @@ async function restore(
   write(accepted, renderFields(fields));
 }
 
-interface Verification extends Operation {
-  result?: {
-    verify: { objects: number; blocks: number; damaged: { object: string; reason: string }[]; affected: string[] };
-  };
-}
-
 async function verify(reference: string, options: { mode: string }, command: Command): Promise<void> {
   const { client, settle, print: write } = openSession(command);
   const backup = await resolveId(client, "backup", reference);
-  const accepted = await client.post<{ operation: { id: string } }>(`/ops/backups/${backup}/verify`, {
+  const accepted = await client.post<AnswerOf<"POST /ops/backups/:id/verify">>(`/ops/backups/${backup}/verify`, {
     mode: options.mode,
   });
   await settle({ id: accepted.operation.id });
-  const shown = await client.get<{ operation: Verification }>(`/ops/operations/${accepted.operation.id}`);
+  const shown = await client.get<AnswerOf<"GET /ops/operations/:id">>(`/ops/operations/${accepted.operation.id}`);
   const { id, state, result } = shown.operation;
-  const { objects, blocks, damaged = [], affected = [] } = result?.verify ?? {};
+  const found = result !== undefined && "verify" in result ? result.verify : undefined;
+  const { objects, blocks, damaged = [], affected = [] } = found ?? {};
   if (damaged.length > 0) {
     const what = damaged.map(({ object, reason }) => `${object}: ${reason}`).join("; ");
     const others = affected.length > 0 ? ` Backups that build on it: ${affected.join(", ")}.` : "";
@@ -162,18 +158,10 @@ async function verify(reference: string, options: { mode: string }, command: Com
   write(shown, renderFields({ operation: id, backup, mode: options.mode, state, objects, blocks, verdict }));
 }
 
-/** Response of GET /ops/backups/ID. */
-interface Health {
-  damage: string | null;
-  damaged_parents: { id: string; damage: string }[];
-  verified_at: string | null;
-  verified_mode: string | null;
-}
-
 async function print(command: Command, id: string): Promise<void> {
   const { client, print: write } = openSession(command);
   const { backup } = await client.get<{ backup: Backup }>(client.block(`/backups/${id}`));
-  const { backup: health } = await client.get<{ backup: Health }>(`/ops/backups/${id}`);
+  const { backup: health } = await client.get<AnswerOf<"GET /ops/backups/:id">>(`/ops/backups/${id}`);
   const fields = {
     id: backup.id,
     name: backup.name,

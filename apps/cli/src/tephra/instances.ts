@@ -1,26 +1,11 @@
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
+import type { AnswerOf, Instance } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import type { Client } from "./client.ts";
 import { chooseByName, isUuid, resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
 import { addWaitOptions, openSession, type Session } from "./session.ts";
-
-interface Instance {
-  id: string;
-  name: string;
-  project_id: string;
-  power_state: string;
-  driver: string;
-  qmp_socket: string | null;
-  agent_socket: string | null;
-  freeze_mountpoints: string[] | null;
-  boot_volume_id: string | null;
-  configuration: Record<string, unknown>;
-  group_id: string | null;
-  attachments: { volume_id: string; device: string | null }[];
-  created_at: string;
-}
 
 /** One backup of an instance: a group snapshot, with a backup of each volume. */
 interface InstanceBackup {
@@ -102,7 +87,7 @@ async function create({ id, ...options }: InstanceOptions & { id?: string }, com
   const told = await documentOf(client, options);
   const project = client.project === undefined ? {} : { project_id: client.project };
   const body = { instance: { ...(id === undefined ? {} : { id }), ...project, ...told } };
-  const { instance } = await client.post<{ instance: Instance }>("/ops/instances", body);
+  const { instance } = await client.post<AnswerOf<"GET /ops/instances/:id">>("/ops/instances", body);
   print(session, instance);
 }
 
@@ -122,7 +107,7 @@ async function set(reference: string, options: InstanceOptions, command: Command
   const session = openSession(command);
   const { id } = await findInstance(session.client, reference);
   const body = { instance: await documentOf(session.client, options) };
-  const { instance } = await session.client.put<{ instance: Instance }>(`/ops/instances/${id}`, body);
+  const { instance } = await session.client.put<AnswerOf<"GET /ops/instances/:id">>(`/ops/instances/${id}`, body);
   print(session, instance);
 }
 
@@ -136,7 +121,10 @@ async function attach(
   const { id } = await findInstance(session.client, reference);
   const volume_id = await resolveId(session.client, "volume", volume);
   const body = { volume_id, ...(device === undefined ? {} : { device }) };
-  const { instance } = await session.client.post<{ instance: Instance }>(`/ops/instances/${id}/attach`, body);
+  const { instance } = await session.client.post<AnswerOf<"GET /ops/instances/:id">>(
+    `/ops/instances/${id}/attach`,
+    body,
+  );
   print(session, instance);
 }
 
@@ -144,7 +132,9 @@ async function detach(reference: string, volume: string, _options: object, comma
   const session = openSession(command);
   const { id } = await findInstance(session.client, reference);
   const volume_id = await resolveId(session.client, "volume", volume);
-  const { instance } = await session.client.post<{ instance: Instance }>(`/ops/instances/${id}/detach`, { volume_id });
+  const { instance } = await session.client.post<AnswerOf<"GET /ops/instances/:id">>(`/ops/instances/${id}/detach`, {
+    volume_id,
+  });
   print(session, instance);
 }
 
@@ -236,12 +226,12 @@ function readDocument(path: string): unknown {
 }
 
 async function listInstances(client: Client): Promise<Instance[]> {
-  return (await client.get<{ instances: Instance[] }>("/ops/instances?limit=1000")).instances;
+  return (await client.get<AnswerOf<"GET /ops/instances">>("/ops/instances?limit=1000")).instances;
 }
 
 async function findInstance(client: Client, reference: string): Promise<Instance> {
   if (!isUuid(reference)) return chooseByName("instance", reference, await listInstances(client));
-  return (await client.get<{ instance: Instance }>(`/ops/instances/${reference}`)).instance;
+  return (await client.get<AnswerOf<"GET /ops/instances/:id">>(`/ops/instances/${reference}`)).instance;
 }
 
 async function listBackups(client: Client, group: string): Promise<InstanceBackup[]> {

@@ -1,17 +1,7 @@
+import type { AnswerOf } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import { renderFields, renderTable } from "./output.ts";
 import { openSession, positiveInteger } from "./session.ts";
-
-/** The delivery of a notification to one target. */
-interface Delivery {
-  id: string;
-  event_type: string;
-  target: string;
-  state: string;
-  attempts: number;
-  last_error: string | null;
-  created_at: string;
-}
 
 const states = ["dead", "pending", "delivered"];
 
@@ -33,7 +23,7 @@ export function addNotificationCommands(program: Command): void {
 async function list(options: { state: string; limit: number }, command: Command): Promise<void> {
   const { client, print } = openSession(command);
   const query = new URLSearchParams({ state: options.state, limit: String(options.limit) });
-  const { notifications } = await client.get<{ notifications: Delivery[] }>(`/ops/notifications?${query}`);
+  const { notifications } = await client.get<AnswerOf<"GET /ops/notifications">>(`/ops/notifications?${query}`);
   const rows = notifications.map((n) => [n.id, n.event_type, n.target, n.attempts, n.last_error ?? "", n.created_at]);
   print({ notifications }, renderTable(["ID", "EVENT", "TARGET", "ATTEMPTS", "REASON", "CREATED"], rows));
 }

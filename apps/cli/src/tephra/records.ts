@@ -1,10 +1,10 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { text } from "node:stream/consumers";
+import type { AnswerOf } from "@tephra/wire";
 import type { Command } from "commander";
 import { resolveId } from "./names.ts";
 import { renderFields } from "./output.ts";
 import { addWaitOptions, openSession } from "./session.ts";
-import type { Operation } from "./wait.ts";
 
 /** The record with which one service imports another's backup. */
 interface BackupRecord {
@@ -80,24 +80,16 @@ function parseRecord(input: string): BackupRecord {
   return { backup_service: service, backup_url: url };
 }
 
-interface Reap extends Operation {
-  result?: {
-    dry_run: boolean;
-    removed: Record<string, number>;
-    names: string[];
-    unknown: string[];
-    unreached: string[];
-    passed_over?: string[];
-  };
-}
-
 async function reap(name: string, options: { dryRun?: boolean }, command: Command): Promise<void> {
   const { client, print, settle } = openSession(command);
   const path = `/ops/repositories/${encodeURIComponent(name)}/reap`;
-  const accepted = await client.post<{ operation: { id: string } }>(path, { dry_run: options.dryRun === true });
+  const accepted = await client.post<AnswerOf<"POST /ops/repositories/:name/reap">>(path, {
+    dry_run: options.dryRun === true,
+  });
   await settle({ id: accepted.operation.id });
-  const shown = await client.get<{ operation: Reap }>(`/ops/operations/${accepted.operation.id}`);
-  const { id, state, result } = shown.operation;
+  const shown = await client.get<AnswerOf<"GET /ops/operations/:id">>(`/ops/operations/${accepted.operation.id}`);
+  const { id, state, result: ended } = shown.operation;
+  const result = ended !== undefined && "removed" in ended ? ended : undefined;
   const verb = result?.dry_run ? "would go" : "gone";
   const names = (result?.names ?? []).map((each, index) => [`${verb} ${index + 1}`, each]);
   const unknown = (result?.unknown ?? []).map((each, index) => [`unknown ${index + 1}`, each]);
@@ -107,21 +99,18 @@ async function reap(name: string, options: { dryRun?: boolean }, command: Comman
 }
 
 /** Places that the worker is not allowed to read, and which are left unchanged. */
-const passedOver = (result: { passed_over?: string[] } | undefined): [string, string][] =>
+const passedOver = (result: { passed_over?: string[] | undefined } | undefined): [string, string][] =>
   (result?.passed_over ?? []).map((place, index) => [`passed over ${index + 1}`, place]);
-
-interface Rescan extends Operation {
-  result?: { found: number; entered: number; problems: { id: string; problem: string }[]; passed_over?: string[] };
-}
 
 async function rescan(name: string, options: { toProject?: string }, command: Command): Promise<void> {
   const { client, print, settle } = openSession(command);
   const body = { project_id: options.toProject ?? null };
   const path = `/ops/repositories/${encodeURIComponent(name)}/rescan`;
-  const accepted = await client.post<{ operation: { id: string } }>(path, body);
+  const accepted = await client.post<AnswerOf<"POST /ops/repositories/:name/rescan">>(path, body);
   await settle({ id: accepted.operation.id });
-  const shown = await client.get<{ operation: Rescan }>(`/ops/operations/${accepted.operation.id}`);
-  const { id, state, result } = shown.operation;
+  const shown = await client.get<AnswerOf<"GET /ops/operations/:id">>(`/ops/operations/${accepted.operation.id}`);
+  const { id, state, result: ended } = shown.operation;
+  const result = ended !== undefined && "found" in ended ? ended : undefined;
   const problems = (result?.problems ?? []).map((each) => [each.id, each.problem]);
   const fields = { operation: id, state, found: result?.found, entered: result?.entered };
   print(shown, renderFields({ ...fields, ...Object.fromEntries([...problems, ...passedOver(result)]) }));

@@ -1,9 +1,9 @@
+import type { AnswerOf, Operation } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import type { Client } from "./client.ts";
 import { resolveId } from "./names.ts";
 import { formatBytes, formatSeconds, renderFields, renderTable } from "./output.ts";
 import { openSession } from "./session.ts";
-import type { Operation } from "./wait.ts";
 
 /** The most important figures in /metrics. */
 const figures = {
@@ -74,7 +74,7 @@ async function supportedVersions(client: Client): Promise<string[]> {
 async function liveOperations(client: Client): Promise<Operation[]> {
   const found: Operation[] = [];
   for (const state of ["running", "queued"]) {
-    const { operations } = await client.get<{ operations: Operation[] }>(`/ops/operations?state=${state}`);
+    const { operations } = await client.get<AnswerOf<"GET /ops/operations">>(`/ops/operations?state=${state}`);
     found.push(...operations);
   }
   return found;
@@ -107,13 +107,15 @@ async function list(options: { backup?: string; volume?: string; state?: string 
   if (options.backup !== undefined) search.set("backup_id", await resolveId(client, "backup", options.backup));
   if (options.volume !== undefined) search.set("volume_id", await resolveId(client, "volume", options.volume));
   if (options.state !== undefined) search.set("state", options.state);
-  const { operations } = await client.get<{ operations: Operation[] }>(`/ops/operations?${search}`);
+  const { operations } = await client.get<AnswerOf<"GET /ops/operations">>(`/ops/operations?${search}`);
   print({ operations }, operationTable(operations));
 }
 
 async function show(id: string, _options: object, command: Command): Promise<void> {
   const { client, print } = openSession(command);
-  const { operation } = await client.get<{ operation: Operation }>(`/ops/operations/${encodeURIComponent(id)}`);
+  const { operation } = await client.get<AnswerOf<"GET /ops/operations/:id">>(
+    `/ops/operations/${encodeURIComponent(id)}`,
+  );
   const fields = Object.entries(operation).map(([name, value]) => {
     const isBytes = name.startsWith("bytes_") && typeof value === "number";
     return [name.replaceAll("_", " "), isBytes ? `${value} (${formatBytes(value)})` : value];

@@ -1,10 +1,10 @@
 import { resolve } from "node:path";
+import type { AnswerOf } from "@tephra/wire";
 import type { Command } from "commander";
 import { ApiError, type Client } from "./client.ts";
 import { resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
 import { addWaitOptions, openSession, positiveInteger } from "./session.ts";
-import type { Operation } from "./wait.ts";
 
 interface Volume {
   id: string;
@@ -77,9 +77,9 @@ async function importVolume({ path, id, name, backend }: ImportOptions, command:
     ...(backend === undefined ? {} : { backend }),
     ...(client.project === undefined ? {} : { project_id: client.project }),
   };
-  const { operation } = await client.post<{ operation: { id: string } }>("/ops/volumes/import", body);
+  const { operation } = await client.post<AnswerOf<"POST /ops/volumes/import">>("/ops/volumes/import", body);
   await session.settle({ id: operation.id });
-  const begun = await client.get<{ operation: Operation }>(`/ops/operations/${operation.id}`);
+  const begun = await client.get<AnswerOf<"GET /ops/operations/:id">>(`/ops/operations/${operation.id}`);
   const { state } = begun.operation;
   // A volume imported under an existing id exists only once the operation has ended.
   if (id !== undefined && state !== "succeeded") {
@@ -96,12 +96,12 @@ async function exportFile(
 ): Promise<void> {
   const { client, ...session } = openSession(command);
   const id = await resolveId(client, "volume", reference);
-  const { operation } = await client.post<{ operation: { id: string } }>(`/ops/volumes/${id}/export`, {
+  const { operation } = await client.post<AnswerOf<"POST /ops/volumes/:id/export">>(`/ops/volumes/${id}/export`, {
     path: resolve(path),
     overwrite,
   });
   await session.settle({ id: operation.id });
-  const now = await client.get<{ operation: Operation }>(`/ops/operations/${operation.id}`);
+  const now = await client.get<AnswerOf<"GET /ops/operations/:id">>(`/ops/operations/${operation.id}`);
   session.print(
     now,
     renderFields({ operation: operation.id, state: now.operation.state, volume: id, path: resolve(path) }),
@@ -149,7 +149,7 @@ async function print(command: Command, id: string, more: Record<string, unknown>
 
 async function exactBytes(client: Client, id: string): Promise<number | null> {
   try {
-    return (await client.get<{ volume: { bytes: number } }>(`/ops/volumes/${id}`)).volume.bytes;
+    return (await client.get<AnswerOf<"GET /ops/volumes/:id">>(`/ops/volumes/${id}`)).volume.bytes;
   } catch (error) {
     if (error instanceof ApiError && error.status === 403) return null;
     throw error;

@@ -1,30 +1,8 @@
 import { setTimeout as delay } from "node:timers/promises";
+import type { AnswerOf, Operation } from "@tephra/wire";
 import { SingleBar } from "cli-progress";
 import { ApiError, type Client } from "./client.ts";
 import { formatBytes, formatSeconds } from "./output.ts";
-
-/** As in GET /ops/operations. Sizes in bytes. */
-export interface Operation {
-  id: string;
-  kind: string;
-  state: "queued" | "running" | "succeeded" | "failed" | "cancelled";
-  project_id: string;
-  backup_id: string | null;
-  volume_id: string | null;
-  tasks_total: number;
-  tasks_done: number;
-  bytes_total: number;
-  bytes_done: number;
-  bytes_stored: number;
-  bytes_copied_twice: number;
-  rate_bytes_per_second: number | null;
-  seconds_left: number | null;
-  queue_position: number | null;
-  attempts: number;
-  fail_reason: string | null;
-  created_at: string;
-  updated_at: string | null;
-}
 
 /** The operation failed or was cancelled. */
 export class OperationFailedError extends Error {
@@ -113,10 +91,14 @@ export async function waitForStatus<T extends { status: string }>(
 
 async function readOperation(client: Client, query: OperationQuery, signal: AbortSignal): Promise<Operation> {
   if ("id" in query)
-    return (await client.getPatiently<{ operation: Operation }>(`/ops/operations/${query.id}`, signal)).operation;
+    return (await client.getPatiently<AnswerOf<"GET /ops/operations/:id">>(`/ops/operations/${query.id}`, signal))
+      .operation;
   const { kind, ...of } = query;
   const search = new URLSearchParams(of);
-  const { operations } = await client.getPatiently<{ operations: Operation[] }>(`/ops/operations?${search}`, signal);
+  const { operations } = await client.getPatiently<AnswerOf<"GET /ops/operations">>(
+    `/ops/operations?${search}`,
+    signal,
+  );
   const newest = operations.find((operation) => operation.kind === kind);
   // The operation is committed together with its resource: if it is not visible by now, it never will be.
   if (newest === undefined) throw new OperationFailedError(`the service shows no ${kind} for ${search}`, null);

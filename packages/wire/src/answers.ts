@@ -1,0 +1,49 @@
+import { z } from "zod";
+import { AuditEntry } from "./audit.ts";
+import { BackupHealth } from "./backups.ts";
+import { id } from "./fields.ts";
+import { GroupSnapshot, Instance } from "./instances.ts";
+import { Notification } from "./notifications.ts";
+import { AcceptedOperation, Operation } from "./operations.ts";
+import { VolumeDetails } from "./volumes.ts";
+
+const oneInstance = z.object({ instance: Instance });
+
+/**
+ * The JSON answers of each route by status; null: no body. Faults are not among them: all routes share their form. New keys may be added
+ * to an answer at any time, so clients must ignore those that they do not know.
+ */
+export const answers = {
+  "GET /healthz": { 200: z.object({ status: z.literal("ok") }) },
+  "GET /readyz": {
+    200: z.object({ status: z.literal("ready"), warnings: z.array(z.string()).optional() }),
+    503: z.object({ status: z.literal("unavailable"), reasons: z.array(z.string()) }),
+  },
+  "GET /ops/operations": { 200: z.object({ operations: z.array(Operation) }) },
+  "GET /ops/operations/:id": { 200: z.object({ operation: Operation }) },
+  "GET /ops/notifications": { 200: z.object({ notifications: z.array(Notification) }) },
+  "POST /ops/notifications/:id/retry": { 202: z.object({}) },
+  "GET /ops/audit": { 200: z.object({ audit: z.array(AuditEntry) }) },
+  "GET /ops/volumes/:id": { 200: z.object({ volume: VolumeDetails }) },
+  "GET /ops/backups/:id": { 200: z.object({ backup: BackupHealth }) },
+  "GET /ops/instances": { 200: z.object({ instances: z.array(Instance) }) },
+  "POST /ops/instances": { 201: oneInstance },
+  "GET /ops/instances/:id": { 200: oneInstance },
+  "PUT /ops/instances/:id": { 200: oneInstance },
+  "DELETE /ops/instances/:id": { 204: null },
+  "POST /ops/instances/:id/attach": { 200: oneInstance },
+  "POST /ops/instances/:id/detach": { 200: oneInstance },
+  "GET /ops/group-snapshots/:id": { 200: z.object({ group_snapshot: GroupSnapshot }) },
+  "POST /ops/backups/:id/verify": { 202: AcceptedOperation },
+  "POST /ops/repositories/:name/reap": { 202: AcceptedOperation },
+  "POST /ops/repositories/:name/rescan": { 202: AcceptedOperation },
+  "POST /ops/volumes/import": { 202: AcceptedOperation.extend({ volume: z.object({ id }) }) },
+  "POST /ops/volumes/:id/export": { 202: AcceptedOperation },
+} as const satisfies Readonly<Record<string, Readonly<Record<number, z.ZodType | null>>>>;
+
+/** Method and path of a route. */
+export type OpsRouteKey = keyof typeof answers;
+
+type SchemaOf<Key extends OpsRouteKey> = (typeof answers)[Key][keyof (typeof answers)[Key]];
+/** The body of an answer of this route. */
+export type AnswerOf<Key extends OpsRouteKey> = z.infer<Extract<SchemaOf<Key>, z.ZodType>>;

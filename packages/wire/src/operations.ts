@@ -1,0 +1,67 @@
+import { z } from "zod";
+import { bytes, id, time } from "./fields.ts";
+
+const count = z.number().int().nonnegative();
+
+/** `damaged`: at most a thousand objects. `affected`: backups that build on a damaged one, at most a hundred. */
+const VerifyResult = z.object({
+  verify: z.object({
+    id,
+    mode: z.enum(["quick", "deep", "drill"]),
+    objects: count,
+    blocks: count,
+    damaged: z.array(z.object({ object: z.string(), reason: z.string() })),
+    affected: z.array(id),
+  }),
+});
+
+/** Lists have at most a hundred entries. `passed_over`: what could not be read; absent in results of older releases. */
+const RescanResult = z.object({
+  found: count,
+  entered: count,
+  problems: z.array(z.object({ id: z.string(), problem: z.string() })),
+  passed_over: z.array(z.string()).optional(),
+});
+
+/** Counts by kind of what was removed, or would be. Lists have at most a hundred entries. */
+const ReapResult = z.object({
+  dry_run: z.boolean(),
+  removed: z.record(z.string(), count),
+  names: z.array(z.string()),
+  unknown: z.array(z.string()),
+  unreached: z.array(z.string()),
+  passed_over: z.array(z.string()).optional(),
+});
+
+const OperationResult = z.union([VerifyResult, RescanResult, ReapResult]);
+export type OperationResult = z.infer<typeof OperationResult>;
+
+/** Sizes in bytes. Null: unknown, or not about one. `result` is present once a verification, a rescan or a reaper pass has ended. */
+export const Operation = z
+  .object({
+    id,
+    kind: z.string(),
+    state: z.enum(["queued", "running", "succeeded", "failed", "cancelled"]),
+    project_id: z.string(),
+    backup_id: id.nullable(),
+    volume_id: id.nullable(),
+    tasks_total: count,
+    tasks_done: count,
+    bytes_total: bytes,
+    bytes_done: bytes,
+    bytes_stored: bytes,
+    bytes_copied_twice: bytes,
+    rate_bytes_per_second: z.number().nullable(),
+    seconds_left: z.number().nullable(),
+    queue_position: count.nullable(),
+    attempts: count,
+    fail_reason: z.string().nullable(),
+    result: OperationResult.optional(),
+    created_at: time,
+    updated_at: time.nullable(),
+  })
+  .meta({ id: "Operation" });
+export type Operation = z.infer<typeof Operation>;
+
+/** A request was accepted: its progress is at `/ops/operations/{id}`. */
+export const AcceptedOperation = z.object({ operation: z.object({ id }) });

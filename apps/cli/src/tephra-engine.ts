@@ -46,7 +46,7 @@ export async function main(argv: readonly string[]): Promise<number> {
 
 function buildProgram(output: Output, signal: AbortSignal): Command {
   const program = new Command("tephra-engine")
-    .description("Backs volumes up and restores them with a repository alone: no database, no queue, no service.")
+    .description("Backs up and restores volumes using only a repository, without a database, queue or service.")
     .showHelpAfterError("(--help shows how)")
     .exitOverride()
     .configureHelp({ sortSubcommands: false });
@@ -83,7 +83,7 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
         .default("zlib"),
     )
     .option("--object-bytes <n>", "size of a stored piece before compression", parseBytes, 52_428_800)
-    .option("--block-bytes <n>", "size of the unit that changes are found by", parseBytes, 32_768)
+    .option("--block-bytes <n>", "Size of the unit in which changes are detected.", parseBytes, 32_768)
     .action((options: Parameters<typeof backupCommand>[0]) => backupCommand(options, output, signal));
   command("list")
     .description("List the backups that a repository holds, from its objects alone.")
@@ -94,29 +94,37 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
     )
     .requiredOption("--backup <id>", "the backup to restore", parseId)
     .requiredOption("--target <path>", "the file or block device to write; - writes the bytes to standard output")
-    .option("--offset <n>", "restore only what starts at this byte, at its own place", parseOffset)
-    .option("--length <n>", "restore only so many bytes", parseBytes)
+    .option(
+      "--offset <n>",
+      "Restore only data from this byte offset on, at the same offset in the target.",
+      parseOffset,
+    )
+    .option("--length <n>", "Restore only this many bytes.", parseBytes)
     .action((options: Parameters<typeof restoreCommand>[0]) => restoreCommand(options, output, signal));
   command("verify")
-    .description("Check that a backup, with all it builds on, can be restored. Every hash, unless --quick.")
+    .description("Verify that a backup and its parents can be restored. Checks every hash, unless --quick.")
     .requiredOption("--backup <id>", "the backup to verify", parseId)
     .option("--quick", "compare listings and sizes with the metadata only")
     .action((options: Parameters<typeof verifyCommand>[0]) => verifyCommand(options, output, signal));
   command("export")
-    .description("Print the record by which a Cinder, or this service, imports a backup.")
+    .description("Print the record with which Cinder or this service can import a backup.")
     .requiredOption("--backup <id>", "the backup to export", parseId)
     .action((options: Parameters<typeof exportCommand>[0]) => exportCommand(options, output, signal));
   command("import")
-    .description("Take a record that was exported elsewhere: check it, show its backup, and let restore find it by id.")
+    .description(
+      "Check a record that was exported elsewhere, show its backup, and keep it so that restore finds it by id.",
+    )
     .requiredOption("--record <file>", "the backup_url, or the JSON around it; - reads standard input")
-    .option("--service <name>", "the service that the record belongs to (default: what it says itself)")
-    .option("--dry-run", "keep nothing")
+    .option("--service <name>", "the service that the record belongs to (default: the one named in the record)")
+    .option("--dry-run", "Only check the record.")
     .action((options: Parameters<typeof importCommand>[0]) => importCommand(options, output, signal));
   command("rescan")
     .description("Rebuild the catalogue from the objects alone: every backup with its chain and record, parents first.")
     .action((options: NamedRepository) => rescanCommand(options, output, signal));
   command("rewrap")
-    .description("Wrap the data keys of encrypted backups by the newest master key, so that older ones can be retired.")
+    .description(
+      "Rewrap the data keys of encrypted backups with the newest master key, so that older keys can be retired.",
+    )
     .option("--all", "of every backup")
     .option("--backup <id>", "of this backup alone", parseId)
     .action((options: Parameters<typeof rewrapCommand>[0]) => rewrapCommand(options, output, signal));

@@ -21,17 +21,17 @@ const resources = ["backup", "volume", "snapshot", "group", "group_snapshot", "a
 export function addAuditCommand(program: Command): void {
   program
     .command("audit")
-    .description("who changed the status of what, newest first; for admins")
+    .description("Audit log of status changes, newest first (admins only).")
     .addOption(new Option("--resource <kind>").choices(resources))
-    .option("--of <id>", "of this backup, volume, snapshot or operation")
-    .option("--owner <project>", "of what belongs to this project")
-    .option("--user <id>", "by whose right")
+    .option("--of <id>", "Only entries of the resource with this id.")
+    .option("--owner <project>", "Only entries of resources of this project.")
+    .option("--user <id>", "Only changes requested by this user.")
     .option("--worker <id>")
     .option("--request <id>")
     .option("--operation <id>")
-    .option("--since <time>", "ISO 8601, with a zone")
-    .option("--until <time>", "up to but not at it")
-    .option("--limit <count>", "at most so many", positiveInteger, 100)
+    .option("--since <time>", "Inclusive; ISO 8601, with a time zone.")
+    .option("--until <time>", "Exclusive; ISO 8601, with a time zone.")
+    .option("--limit <count>", "Maximum number of entries.", positiveInteger, 100)
     .action(list);
 }
 

@@ -29,25 +29,28 @@ export function addBackupCommands(program: Command): void {
     .argument("<volume>", "id or name")
     .option("--name <name>")
     .option("--description <text>")
-    .option("--container <name>", "where in the repository")
-    .option("--incremental", "only what changed since the latest backup")
-    .option("--force", "even while the volume is in use")
-    .option("--snapshot <snapshot>", "back up this state of the volume (id or name)")
+    .option("--container <name>", "The container in the repository.")
+    .option("--incremental", "Back up only what changed since the latest backup.")
+    .option("--force", "Also while the volume is in use.")
+    .option("--snapshot <snapshot>", "Back up from an existing snapshot (id or name).")
     .action(create);
   backup.command("list").description("all backups of the project").action(list);
   backup.command("show").argument("<backup>", "id or name").action(show);
   addWaitOptions(backup.command("delete")).argument("<backup>", "id or name").action(remove);
   addWaitOptions(backup.command("restore"))
-    .description("write a backup to a new volume or over an existing one")
+    .description("Restore a backup to a new volume or overwrite an existing one.")
     .argument("<backup>", "id or name")
     .option("--volume <volume>", "the volume to overwrite (id or name)")
     .option("--name <name>", "name of the new volume")
     .action(restore);
   addWaitOptions(backup.command("verify"))
-    .description("find out whether a backup can be restored; with --wait, damage ends it with status 1")
+    .description("Verify that a backup can be restored. With --wait, exits with status 1 if it is damaged.")
     .argument("<backup>", "id or name")
     .addOption(
-      new Option("--mode <mode>", "quick: listings and sizes; deep: every byte and hash; drill: a restore, thrown away")
+      new Option(
+        "--mode <mode>",
+        "quick: listings and sizes; deep: every byte and hash; drill: a restore test whose result is discarded",
+      )
         .choices(["quick", "deep", "drill"])
         .default("quick"),
     )

@@ -15,7 +15,7 @@ export function addDoctorCommand(program: Command): void {
     .command("doctor")
     .description("check the configuration of this machine (TEPHRA_CONFIG, the environment) against the real servers")
     .option("--quick", "without writing anything")
-    .option("--problems", "show only what is not as it should be")
+    .option("--problems", "Show only problems.")
     .action(runDoctor);
 }
 

@@ -30,51 +30,55 @@ interface InstanceOptions {
 }
 
 export function addInstanceCommands(program: Command): void {
-  const instance = program.command("instance").description("virtual machines: backed up and restored as one");
+  const instance = program.command("instance").description("Virtual machines, backed up and restored as a unit.");
   addInstanceOptions(instance.command("create"))
-    .description("make a virtual machine known; one that boots from a volume can be backed up")
-    .option("--id <uuid>", "its id elsewhere")
+    .description("Register a virtual machine. It can be backed up if it boots from a volume.")
+    .option("--id <uuid>", "Its id in the virtualization system.")
     .action(create);
   instance.command("list").description("all instances of the project").action(list);
   instance.command("show").argument("<instance>", "id or name").action(show);
   addInstanceOptions(instance.command("set"))
     .argument("<instance>", "id or name")
-    .description("change what is known of it")
+    .description("Change its properties.")
     .action(set);
   instance
     .command("attach")
     .argument("<instance>", "id or name")
     .argument("<volume>", "id or name")
-    .option("--device <device>", "its name in the guest, such as /dev/vdb")
+    .option("--device <device>", "Device name in the guest, such as /dev/vdb.")
     .action(attach);
   instance.command("detach").argument("<instance>", "id or name").argument("<volume>", "id or name").action(detach);
-  instance.command("delete").argument("<instance>", "id or name").description("its volumes stay").action(remove);
+  instance
+    .command("delete")
+    .argument("<instance>", "id or name")
+    .description("Remove the registration. Its volumes are kept.")
+    .action(remove);
   addWaitOptions(instance.command("backup"))
-    .description("back up all volumes as of one moment")
+    .description("Back up all volumes at the same point in time.")
     .argument("<instance>", "id or name")
     .requiredOption("--name <name>", "unique among its backups")
     .option("--description <text>")
-    .option("--incremental", "only what has changed since the newest backups")
+    .option("--incremental", "Back up only what changed since the latest backups.")
     .action(backup);
   instance.command("backups").argument("<instance>", "id or name").description("its backups").action(backups);
   addBackupArguments(addWaitOptions(instance.command("restore")))
-    .description("restore all volumes, or none; the instance has to be shut off")
+    .description("Restore all volumes, or none. The instance must be shut off.")
     .action(restore);
   addBackupArguments(addWaitOptions(instance.command("delete-backup")))
-    .description("delete a backup with those of all volumes")
+    .description("Delete an instance backup, including the backups of its volumes.")
     .action(removeBackup);
 }
 
 function addInstanceOptions(command: Command): Command {
   return command
     .option("--name <name>")
-    .option("--state <state>", "ACTIVE, SHUTOFF, …: what a driver that cannot ask the machine believes")
-    .option("--boot <volume>", "id or name of the volume that it boots from")
-    .addOption(new Option("--driver <driver>", "how the machine is spoken to").choices(["record", "qmp"]))
-    .option("--qmp-socket <path>", "with driver qmp: the socket of its monitor")
-    .option("--agent-socket <path>", "with driver qmp: the socket of its guest agent")
-    .option("--freeze <mountpoint...>", "what the guest agent freezes; everything by default")
-    .option("--configuration <file>", "a JSON document of your own, kept with each backup");
+    .option("--state <state>", "Power state (ACTIVE, SHUTOFF, …), used by drivers that cannot query the machine.")
+    .option("--boot <volume>", "Boot volume (id or name).")
+    .addOption(new Option("--driver <driver>", "How the machine is controlled.").choices(["record", "qmp"]))
+    .option("--qmp-socket <path>", "With driver qmp: the QMP monitor socket.")
+    .option("--agent-socket <path>", "With driver qmp: the guest agent socket.")
+    .option("--freeze <mountpoint...>", "Mount points that the guest agent freezes (default: all).")
+    .option("--configuration <file>", "A JSON document that is stored with each backup.");
 }
 
 function addBackupArguments(command: Command): Command {

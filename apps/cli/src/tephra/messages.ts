@@ -15,7 +15,7 @@ interface Message {
 }
 
 export function addMessageCommands(program: Command): void {
-  const message = program.command("message").description("what went wrong with the project's backups");
+  const message = program.command("message").description("Error messages about the project's backups.");
   message.command("list").description("newest first").option("--resource <id>", "about this backup").action(list);
   message.command("show").argument("<id>").action(show);
   message.command("delete").argument("<id>").action(remove);

@@ -6,16 +6,18 @@ import { openSession, positiveInteger } from "./session.ts";
 const states = ["dead", "pending", "delivered"];
 
 export function addNotificationCommands(program: Command): void {
-  const notification = program.command("notification").description("what others are told of backups; for admins");
+  const notification = program
+    .command("notification")
+    .description("Delivery of notifications about backups (admins only).");
   notification
     .command("list")
-    .description("newest first: what a target never took, unless another state is asked for")
+    .description("List deliveries, newest first: undeliverable (dead) ones unless --state is given.")
     .addOption(new Option("--state <state>").choices(states).default("dead"))
-    .option("--limit <count>", "at most so many", positiveInteger, 100)
+    .option("--limit <count>", "Maximum number of entries.", positiveInteger, 100)
     .action(list);
   notification
     .command("retry")
-    .description("send dead ones again, from their first attempt")
+    .description("Retry undeliverable notifications, starting with their first attempt.")
     .argument("<id...>")
     .action(retry);
 }

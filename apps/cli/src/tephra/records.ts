@@ -21,24 +21,24 @@ export function addRecordCommands(program: Command): void {
   const backup = program.commands.find((command) => command.name() === "backup") ?? program.command("backup");
   backup
     .command("export")
-    .description("print the record by which another Tephra, or a Cinder, imports a backup")
+    .description("Print the record with which another Tephra or Cinder can import a backup.")
     .argument("<backup>", "id or name")
     .option("--output <file>", "write it to a new file")
     .action(exportRecord);
   addWaitOptions(backup.command("import"))
-    .description("take over a backup whose objects are in the repository, by its record; parents first")
+    .description("Import a backup whose objects are in the repository from its record. Import parents first.")
     .argument("<record>", "a file as `export` writes it, or - for standard input")
     .action(importRecord);
-  const repository = program.command("repository").description("places where backups are stored");
+  const repository = program.command("repository").description("Repositories, where backups are stored.");
   addWaitOptions(repository.command("reap"))
-    .description("remove what nobody needs any more: objects of backups that are gone, and what broken work has left")
+    .description("Remove what is no longer needed: objects of deleted backups, and leftovers of failed operations.")
     .argument("<repository>", "its configured name")
-    .option("--dry-run", "only say what would be removed")
+    .option("--dry-run", "Only report what would be removed.")
     .action(reap);
   addWaitOptions(repository.command("rescan"))
-    .description("enter every backup of a repository that the service does not know: after a loss of the database")
+    .description("Add every backup in a repository that the service does not know, after the loss of the database.")
     .argument("<repository>", "its configured name")
-    .option("--to-project <id>", "the project that gets all of them; else each its own")
+    .option("--to-project <id>", "The project that owns all of them (default: the project recorded in each).")
     .action(rescan);
 }
 

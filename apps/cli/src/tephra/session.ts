@@ -35,8 +35,12 @@ export function addGlobalOptions(program: Command): void {
 /** For commands that start an operation. */
 export function addWaitOptions(command: Command): Command {
   return command
-    .option("--wait", "until the work has ended")
-    .option("--timeout <seconds>", "with --wait: not longer than this; the work goes on", positiveNumber);
+    .option("--wait", "Wait for the operation to finish.")
+    .option(
+      "--timeout <seconds>",
+      "With --wait: stop waiting after this long; the operation continues.",
+      positiveNumber,
+    );
 }
 
 export function openSession(command: Command): Session {

@@ -15,11 +15,11 @@ interface Snapshot {
 }
 
 export function addSnapshotCommands(program: Command): void {
-  const snapshot = program.command("snapshot").description("frozen states of volumes");
+  const snapshot = program.command("snapshot").description("Snapshots of volumes.");
   addWaitOptions(snapshot.command("create"))
     .argument("<volume>", "id or name")
     .option("--name <name>")
-    .option("--force", "even while the volume is in use")
+    .option("--force", "Also while the volume is in use.")
     .action(create);
   snapshot.command("list").description("all snapshots of the project").action(list);
   snapshot.command("show").argument("<snapshot>", "id or name").action(show);

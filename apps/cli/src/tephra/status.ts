@@ -23,9 +23,11 @@ const states = ["queued", "running", "succeeded", "failed", "cancelled"];
 export function addStatusCommands(program: Command): void {
   program
     .command("status")
-    .description("the service, its workers and what they do; status 1 unless ready")
+    .description("Show the service, its workers and live operations. Exits with status 1 unless ready.")
     .action(status);
-  const operation = program.command("operation").description("runs of create, restore, delete, import and so on");
+  const operation = program
+    .command("operation")
+    .description("Operations: backups, restores, deletions, imports and so on.");
   operation
     .command("list")
     .description("newest first")

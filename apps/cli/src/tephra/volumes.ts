@@ -20,31 +20,31 @@ interface Volume {
 }
 
 export function addVolumeCommands(program: Command): void {
-  const volume = program.command("volume").description("volumes, and a user's own files as volumes");
+  const volume = program.command("volume").description("Volumes, and their import from and export to files.");
   addWaitOptions(volume.command("create"))
-    .description("make an empty volume")
+    .description("Create an empty volume.")
     .requiredOption("--size <GiB>", "size in GiB", positiveInteger)
     .option("--name <name>")
     .option("--description <text>")
     .action(create);
   addWaitOptions(volume.command("import"))
-    .description("make a volume of a file that the service can read")
-    .argument("<path>", "a regular file beneath the service's import roots")
+    .description("Import a file as a volume.")
+    .argument("<path>", "A regular file in one of the service's import_roots.")
     .option("--name <name>")
-    .option("--id <uuid>", "the id that earlier backups know the volume by: incremental backups build on them")
-    .option("--backend <name>", "with --id: the volume backend, if not the default one")
+    .option("--id <uuid>", "The volume's id in earlier backups, on which incremental backups will build.")
+    .option("--backend <name>", "With --id: the volume backend (default: the default backend).")
     .action((path: string, options: ImportOptions, command: Command) => importVolume({ ...options, path }, command));
   addWaitOptions(volume.command("adopt"))
-    .description("make a volume again of the file that lies under an old id in a volume backend, after a lost database")
-    .requiredOption("--id <uuid>", "the id: the file is volume-<uuid>")
+    .description("After the loss of the database: re-create a volume from its file in a volume backend.")
+    .requiredOption("--id <uuid>", "The volume's id: its file is volume-<uuid>.")
     .option("--name <name>")
-    .option("--backend <name>", "the volume backend, if not the default one")
+    .option("--backend <name>", "The volume backend (default: the default backend).")
     .action(importVolume);
   addWaitOptions(volume.command("export"))
-    .description("write a volume to a new file")
+    .description("Export a volume to a new file.")
     .argument("<volume>", "id or name")
-    .argument("<path>", "a file beneath the service's import roots")
-    .option("--overwrite", "replace a file that is there already")
+    .argument("<path>", "A file in one of the service's import_roots.")
+    .option("--overwrite", "Overwrite an existing file.")
     .action(exportFile);
   volume.command("list").description("all volumes of the project").action(list);
   volume.command("show").argument("<volume>", "id or name").action(show);

@@ -148,3 +148,11 @@ test("nothing but the choosers and the drivers themselves depends on a driver's 
   expect(having(branch).filter((path) => !choosers.includes(path) && !own.test(path))).toEqual([]);
   expect(choosers.filter((path) => having(branch).includes(path))).toEqual(choosers);
 });
+
+test("which operations and which workers are live is said in one place", () => {
+  const spelled = having(/["'`]queued["'`],\s*["'`]running["'`](?!,\s*["'`]succeeded)/);
+  expect(spelled).toEqual(["packages/control/src/db/live.ts"]);
+  const judging = having(/heartbeat_at (?:>|<)=? now\(\) - \$\{(?!forgetWorkersAfter)/);
+  expect(judging).toEqual(["packages/control/src/db/live.ts"]);
+  expect(having(/heartbeatAt: \{ (?:gt|lt)e?:/)).toEqual([]);
+});

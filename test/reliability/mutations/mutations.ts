@@ -372,7 +372,7 @@ export const mutations: readonly Mutation[] = [
   {
     name: "what is just being given an id is not known when another one asks for it",
     file: `${control}/volumes/adopt.ts`,
-    from: "OR (kind = 'volume-adopt' AND state IN ('queued', 'running')))) AS taken,",
+    from: "OR (kind = 'volume-adopt' AND $" + '{isLiveOperation("operations")}))) AS taken,',
     to: ")) AS taken,",
     suite: "test/system/backups/continued-chains.test.ts",
     test: "gets no id that a volume has, had",

@@ -1,5 +1,6 @@
 import { cancelRestore } from "../backups/restore-work.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { liveStates } from "../db/live.ts";
 import type { Principal } from "../principal.ts";
 import { endOperation, lockOperation } from "../queue/operations.ts";
 import { lockBackup } from "../rows/backups.ts";
@@ -23,7 +24,7 @@ export function forceDeleteVolume(
 /** Cancels the operations on the volume itself; backups of it go on, and fail once the volume is gone. */
 async function cancelWork(tx: Transaction, volumeId: string): Promise<void> {
   const live = await tx.operation.findMany({
-    where: { volumeId, state: { in: ["queued", "running"] }, kind: { notIn: ["backup-create", "backup-delete"] } },
+    where: { volumeId, state: liveStates, kind: { notIn: ["backup-create", "backup-delete"] } },
     orderBy: { id: "asc" },
   });
   const reason = "The volume was deleted by force.";

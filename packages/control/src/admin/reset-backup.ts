@@ -4,6 +4,7 @@ import { cancelBackupImport } from "../backups/import.ts";
 import { cancelRestore } from "../backups/restore-work.ts";
 import { sayWhy } from "../db/actor.ts";
 import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { liveStates } from "../db/live.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import type { Principal } from "../principal.ts";
@@ -22,7 +23,7 @@ async function lockWithOperations(
   id: string,
 ): Promise<{ backup: Backup; operations: OperationRow[] }> {
   await getBackup(tx, principal, id);
-  const live = { backupId: id, state: { in: ["queued", "running"] } };
+  const live = { backupId: id, state: liveStates };
   const seen = await tx.operation.findMany({ where: live, orderBy: { id: "asc" } });
   const volumes = [...new Set(seen.flatMap((operation) => operation.volumeId ?? []))].sort();
   for (const volume of volumes) await lockVolume(tx, volume);

@@ -1,6 +1,7 @@
 import { sayWhy } from "../db/actor.ts";
 import { ChangedMeanwhileError, type Database, inTransaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
+import { liveStates } from "../db/live.ts";
 import { InvalidError } from "../errors.ts";
 import { failGroupOperation, isGroupOperation } from "../groups/operations.ts";
 import { lockParts } from "../groups/parts.ts";
@@ -29,7 +30,7 @@ export async function resetGroupSnapshot(
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const snapshot = await getGroupSnapshot(tx, principal, id);
-    const live = { groupSnapshotId: snapshot.id, kind: { startsWith: "group-" }, state: { in: ["queued", "running"] } };
+    const live = { groupSnapshotId: snapshot.id, kind: { startsWith: "group-" }, state: liveStates };
     const seen = await tx.operation.findFirst({ where: live });
     const parts = seen ? await lockParts(tx, seen) : [];
     const locked = seen && (await lockOperation(tx, seen.id));
@@ -71,7 +72,7 @@ export async function resetGroup(database: Database, principal: Principal, id: s
     const made = group.status === "creating" ? volumes.map((volume) => volume.id).sort() : [];
     for (const volumeId of made) await lockVolume(tx, volumeId);
     const making = await tx.operation.findMany({
-      where: { volumeId: { in: made }, kind: "volume-create", state: { in: ["queued", "running"] } },
+      where: { volumeId: { in: made }, kind: "volume-create", state: liveStates },
       orderBy: { id: "asc" },
     });
     if (making.length > 0 && status === "available") return;

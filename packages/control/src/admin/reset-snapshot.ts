@@ -1,4 +1,5 @@
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { liveStates } from "../db/live.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import type { OperationKind } from "../queue/operations.ts";
@@ -50,7 +51,7 @@ export async function resetSnapshot(
 
 /** Whether a deletion of the volume removes the snapshot as well. The volume is locked. */
 async function goesWithVolume(tx: Transaction, { volumeId }: Pick<Snapshot, "volumeId">): Promise<boolean> {
-  const live = { volumeId, kind: "volume-delete", state: { in: ["queued", "running"] } };
+  const live = { volumeId, kind: "volume-delete", state: liveStates };
   return (await tx.operation.count({ where: live })) > 0;
 }
 

@@ -2,6 +2,7 @@ import { giveUpBackup } from "../backups/create-work.ts";
 import { giveUpRestore } from "../backups/restore-work.ts";
 import { sayWhy } from "../db/actor.ts";
 import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { isLiveOperation, liveStates } from "../db/live.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { endOperation, isLive, lockOperation, type OperationKind, type OperationRow } from "../queue/operations.ts";
@@ -40,7 +41,7 @@ async function lockWithOperations(tx: Transaction, principal: Principal, id: str
   const { projectId } = await getVolume(tx, principal, id);
   const live = {
     volumeId: id,
-    state: { in: ["queued", "running"] },
+    state: liveStates,
     kind: { in: [...holders] },
     OR: [{ snapshotId: null }, { kind: { not: "backup-create" } }],
   };
@@ -64,7 +65,7 @@ async function lockWithOperations(tx: Transaction, principal: Principal, id: str
 async function refuseMember(tx: Transaction, id: string, status: string): Promise<void> {
   const [whole] = await tx.$queryRaw<{ kind: string }[]>`
     SELECT w.kind FROM operations w JOIN operations p ON p.parent_id = w.id
-    WHERE p.volume_id = ${id}::uuid AND p.kind = 'backup-restore' AND w.state IN ('queued', 'running') LIMIT 1`;
+    WHERE p.volume_id = ${id}::uuid AND p.kind = 'backup-restore' AND ${isLiveOperation("w")} LIMIT 1`;
   if (whole) refusePartOf("volume", status, whole.kind);
 }
 

@@ -1,4 +1,5 @@
 import type { Transaction } from "../db/database.ts";
+import { liveStates } from "../db/live.ts";
 import { InvalidError, type InvalidSubject } from "../errors.ts";
 import type { OperationKind } from "../queue/operations.ts";
 
@@ -45,7 +46,7 @@ export function refusePartOf(subject: InvalidSubject, status: string, kind: stri
 export async function liveWhole(tx: Transaction, groupSnapshotId: string | null): Promise<string | null> {
   if (groupSnapshotId === null) return null;
   const whole = await tx.operation.findFirst({
-    where: { groupSnapshotId, kind: { startsWith: "group-" }, state: { in: ["queued", "running"] } },
+    where: { groupSnapshotId, kind: { startsWith: "group-" }, state: liveStates },
     select: { kind: true },
   });
   return whole?.kind ?? null;

@@ -3,6 +3,7 @@ import { type Compression, type Config, levelOf, repositoryNamed, type ZlibEncod
 import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
+import { isLiveOperation } from "../db/live.ts";
 import { InvalidError, NotFoundError, OperationEndedError } from "../errors.ts";
 import { addMessage } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
@@ -130,7 +131,7 @@ export async function planBackup(
         AND EXISTS (SELECT 1 FROM operations WHERE id = ${operation.id}::uuid AND plan IS NULL) RETURNING id
     )
     UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now() FROM named
-    WHERE operations.id = ${operation.id}::uuid AND plan IS NULL AND state IN ('queued', 'running')`;
+    WHERE operations.id = ${operation.id}::uuid AND plan IS NULL AND ${isLiveOperation("operations")}`;
     if (fixed !== 1) return planInForce<BackupPlan>(tx, operation.id);
     await notifyBackup(tx, "backup.create.start", backup.id);
     return plan;

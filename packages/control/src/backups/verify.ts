@@ -2,6 +2,7 @@ import { type Config, defaultVolumeBackend } from "../config.ts";
 import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
+import { liveStates } from "../db/live.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { addMessage } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
@@ -273,7 +274,7 @@ export async function failVerify(tx: Transaction, operation: OperationRow, reaso
 /** A backup that is being deleted has nothing left to verify. The backup is locked by the caller. */
 export async function cancelVerifications(tx: Transaction, backupId: string): Promise<void> {
   const seen = await tx.operation.findMany({
-    where: { backupId, kind: "backup-verify", state: { in: ["queued", "running"] } },
+    where: { backupId, kind: "backup-verify", state: liveStates },
     orderBy: { id: "asc" },
     select: { id: true },
   });

@@ -2,6 +2,7 @@ import { startRestore } from "../backups/restore.ts";
 import { applyRestored, type RestorePlan, restoreTidyNeeds } from "../backups/restore-work.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
+import { liveStates } from "../db/live.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, endOperation, isLive, type OperationRow, startOperation } from "../queue/operations.ts";
@@ -163,7 +164,7 @@ export const isPublishing = ({ plan }: { plan: Json }): boolean => plan !== null
 /** From now on every claim continues until all volumes are replaced. */
 export async function beginPublishing(database: Database, operationId: string): Promise<void> {
   await database.operation.updateMany({
-    where: { id: operationId, state: { in: ["queued", "running"] } },
+    where: { id: operationId, state: liveStates },
     data: { plan: { publishing: true } },
   });
 }

@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
+import { isEndedOperation, isLiveOperation, isLiveState } from "../db/live.ts";
 import { NotFoundError, OperationEndedError } from "../errors.ts";
 import { type Operation, Prisma } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
@@ -96,8 +97,7 @@ export async function lockOperation(tx: Transaction, id: string): Promise<Operat
   return row as OperationRow;
 }
 
-export const isLive = (operation: { state: OperationState }): boolean =>
-  operation.state === "queued" || operation.state === "running";
+export const isLive = (operation: { state: OperationState }): boolean => isLiveState(operation.state);
 
 /** Locks an operation that a task is about to report to. @throws OperationEndedError when it is no longer live */
 export async function lockLiveOperation(tx: Transaction, id: string): Promise<OperationRow> {
@@ -114,7 +114,7 @@ export async function lockLiveOperation(tx: Transaction, id: string): Promise<Op
 export async function fixPlan(tx: Transaction | Database, operationId: string, plan: object): Promise<boolean> {
   const fixed = await tx.$executeRaw`
     UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now()
-    WHERE id = ${operationId}::uuid AND plan IS NULL AND state IN ('queued', 'running')`;
+    WHERE id = ${operationId}::uuid AND plan IS NULL AND ${isLiveOperation("operations")}`;
   return fixed === 1;
 }
 
@@ -159,7 +159,7 @@ export async function completeOperation(
   const [ended] = await tx.$queryRaw<{ parentId: string | null }[]>`
     UPDATE operations SET state = 'succeeded', remaining = 0, finished_at = now(), updated_at = now(),
       bytes_stored = ${end.bytesStored ?? 0}::bigint, result = ${end.result === undefined ? null : JSON.stringify(end.result)}::jsonb
-    WHERE id = ${operation.id}::uuid AND state IN ('queued', 'running') RETURNING parent_id AS "parentId"`;
+    WHERE id = ${operation.id}::uuid AND ${isLiveOperation("operations")} RETURNING parent_id AS "parentId"`;
   if (!ended) throw new OperationEndedError(operation.id);
   await finishTask(tx, result);
   if (ended.parentId) await partEnded(tx, ended.parentId, { well: true });
@@ -208,10 +208,10 @@ export async function waitForWorkers(tx: Transaction, operationId: string): Prom
  * there.
  */
 export const hinders = (ended: "p", removal: "o"): Prisma.Sql =>
-  Prisma.raw(`${ended}.id <> ${removal}.id AND ${ended}.state NOT IN ('queued', 'running') AND ${ended}.kind <> 'backup-verify'
+  Prisma.sql`${isEndedOperation(ended)} AND ${Prisma.raw(`${ended}.id <> ${removal}.id AND ${ended}.kind <> 'backup-verify'
     AND CASE ${removal}.kind WHEN 'backup-delete' THEN ${ended}.backup_id = ${removal}.backup_id
       WHEN 'snapshot-delete' THEN ${ended}.snapshot_id = ${removal}.snapshot_id
-      WHEN 'volume-delete' THEN ${ended}.volume_id = ${removal}.volume_id ELSE false END`);
+      WHEN 'volume-delete' THEN ${ended}.volume_id = ${removal}.volume_id ELSE false END`)}`;
 
 /**
  * A part of a group operation has ended. The last one triggers the group operation's conclusion, and so does the first failed part of a
@@ -220,7 +220,7 @@ export const hinders = (ended: "p", removal: "o"): Prisma.Sql =>
 async function partEnded(tx: Transaction, parentId: string, { well }: { well: boolean }): Promise<void> {
   const [parent] = await tx.$queryRaw<(TaskOwner & { kind: OperationKind; remaining: number; input: Json })[]>`
     UPDATE operations SET remaining = remaining - 1, updated_at = now()
-    WHERE id = ${parentId}::uuid AND state IN ('queued', 'running')
+    WHERE id = ${parentId}::uuid AND ${isLiveOperation("operations")}
     RETURNING id, project_id AS "projectId", created_at AS "createdAt", kind, remaining, input`;
   if (!parent || (parent.remaining > 0 && (well || parent.kind !== "group-restore"))) return;
   await addTasks(tx, parent, [concludeTask(parent)]);

@@ -1,5 +1,6 @@
 import type { Config } from "../config.ts";
 import type { Database } from "../db/database.ts";
+import { isLiveWorker } from "../db/live.ts";
 
 /** Cinder's names for services like ours: a worker process, and a volume backend that a host's workers can reach. */
 export const backupBinary = "cinder-backup";
@@ -64,7 +65,7 @@ export async function listServices(
 ): Promise<ServiceRow[]> {
   const [workers, disabled] = await Promise.all([
     database.$queryRaw<WorkerRow[]>`
-      SELECT host, reaches, heartbeat_at, heartbeat_at > now() - ${config.worker.down_ms} * interval '1 millisecond' AS up
+      SELECT host, reaches, heartbeat_at, ${isLiveWorker("workers", config.worker.down_ms)} AS up
       FROM workers ORDER BY host, started_at, id`,
     database.$queryRaw<DisabledRow[]>`SELECT * FROM disabled_services`,
   ]);

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { Actor } from "../db/actor.ts";
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
+import { isEndedOperation } from "../db/live.ts";
 import { ClaimLostError } from "../errors.ts";
 import type { Prisma } from "../generated/client.ts";
 import { backupBinary } from "./services.ts";
@@ -252,7 +253,7 @@ export async function renewLeases(
     FROM jsonb_to_recordset(${rows}::jsonb) AS h(id uuid, claim int, done bigint, stored bigint), operations o
     WHERE t.id = h.id AND t.claim = h.claim AND t.state = 'running' AND o.id = t.operation_id
     RETURNING t.id AS "taskId",
-      (t.kind <> 'tidy' AND o.state NOT IN ('queued', 'running')) AS cancelled`;
+      (t.kind <> 'tidy' AND ${isEndedOperation("o")}) AS cancelled`;
 }
 
 export interface TaskResult {

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import type { ZlibEncoder } from "../config.ts";
 import type { Database, Transaction } from "../db/database.ts";
+import { isLiveWorker } from "../db/live.ts";
 import { backupBinary } from "./services.ts";
 
 export interface WorkerCard {
@@ -95,7 +96,7 @@ export interface LiveQueue {
 export async function liveQueues(database: Database | Transaction, downMs: number): Promise<LiveQueue[]> {
   return database.$queryRaw<LiveQueue[]>`
     SELECT queue, reaches, sum(slots)::int AS slots, count(*)::int AS workers FROM workers
-    WHERE heartbeat_at > now() - ${downMs} * interval '1 millisecond'
+    WHERE ${isLiveWorker("workers", downMs)}
       AND NOT EXISTS (SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = workers.host)
     GROUP BY queue, reaches ORDER BY queue`;
 }
@@ -110,7 +111,7 @@ export async function redisRefusals(
 ): Promise<{ reason: string; workers: number; of: number }[]> {
   const rows = await database.$queryRaw<{ why: string | null; workers: number }[]>`
     SELECT unreachable ->> 'redis' AS why, count(*)::int AS workers FROM workers
-    WHERE heartbeat_at > now() - ${downMs} * interval '1 millisecond' GROUP BY 1`;
+    WHERE ${isLiveWorker("workers", downMs)} GROUP BY 1`;
   const of = rows.reduce((sum, { workers }) => sum + workers, 0);
   return rows.flatMap(({ why, workers }) => (why === null ? [] : [{ reason: publicReason(why), workers, of }]));
 }
@@ -136,6 +137,6 @@ export async function whyUnreachable(
 ): Promise<string[]> {
   const rows = await database.$queryRaw<{ why: string }[]>`
     SELECT DISTINCT w.unreachable ->> n AS why FROM workers w, unnest(${[...names]}::text[]) n
-    WHERE w.unreachable ? n AND w.heartbeat_at > now() - ${downMs} * interval '1 millisecond'`;
+    WHERE w.unreachable ? n AND ${isLiveWorker("w", downMs)}`;
   return rows.map((r) => r.why);
 }

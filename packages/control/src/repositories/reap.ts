@@ -1,5 +1,6 @@
 import { type Config, repositoryNamed } from "../config.ts";
 import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
+import { isEndedOperation, isLiveOperation, liveStates } from "../db/live.ts";
 import { InvalidError, OperationEndedError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, endOperation, type OperationRow, startOperation } from "../queue/operations.ts";
@@ -96,7 +97,7 @@ export async function assertNoneRuns(
   kinds: readonly ("repository-rescan" | "repository-reap")[],
 ): Promise<void> {
   const [running] = await tx.$queryRaw<{ id: string; kind: string }[]>`
-    SELECT id, kind FROM operations WHERE state IN ('queued', 'running') AND kind = ANY(${[...kinds]}::text[])
+    SELECT id, kind FROM operations WHERE ${isLiveOperation("operations")} AND kind = ANY(${[...kinds]}::text[])
       AND input->>'repository' = ${repository} LIMIT 1`;
   if (!running) return;
   throw new InvalidError(
@@ -136,7 +137,7 @@ export async function judgePlace(
         AND (id = ${id}::uuid OR service_metadata = ${prefix}))
       OR EXISTS (SELECT 1 FROM operations o WHERE o.backup_id IN (
           SELECT ${id}::uuid UNION SELECT b.id FROM backups b WHERE b.service_metadata = ${prefix})
-        AND (o.state IN ('queued', 'running') OR o.finished_at > now() - ${graceMs} * interval '1 millisecond'
+        AND (${isLiveOperation("o")} OR o.finished_at > now() - ${graceMs} * interval '1 millisecond'
           OR EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
             AND t.state IN ('ready', 'dispatched', 'running', 'blocked')))) AS used,
       EXISTS (SELECT 1 FROM backups WHERE deleted_at IS NOT NULL AND repository = ${repository}
@@ -161,7 +162,7 @@ export async function condemnPlace(
   return inTransaction(database, async (tx) => {
     await lockRepository(tx, input.repository);
     if ((await judgePlace(tx, input, place)) !== "orphan") return false;
-    const live = await tx.operation.count({ where: { id: operation.id, state: { in: ["queued", "running"] } } });
+    const live = await tx.operation.count({ where: { id: operation.id, state: liveStates } });
     if (live === 0) throw new OperationEndedError(operation.id);
     const { container, prefix } = place;
     await tx.condemnedPlace.createMany({
@@ -181,11 +182,11 @@ export async function areBusy(database: Database, ids: readonly string[], graceM
   const [row] = await database.$queryRaw<{ busy: boolean }[]>`
     SELECT EXISTS (SELECT 1 FROM operations o
         WHERE (o.id = ANY(${wanted}::uuid[]) OR o.backup_id = ANY(${wanted}::uuid[]) OR o.volume_id = ANY(${wanted}::uuid[]))
-        AND (o.state IN ('queued', 'running') OR o.finished_at > now() - ${graceMs} * interval '1 millisecond'
+        AND (${isLiveOperation("o")} OR o.finished_at > now() - ${graceMs} * interval '1 millisecond'
           OR EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
             AND t.state IN ('ready', 'dispatched', 'running', 'blocked'))
-          OR EXISTS (SELECT 1 FROM operations p WHERE p.id = o.parent_id AND p.state IN ('queued', 'running'))))
-      OR EXISTS (SELECT 1 FROM operations o WHERE o.state IN ('queued', 'running')
+          OR EXISTS (SELECT 1 FROM operations p WHERE p.id = o.parent_id AND ${isLiveOperation("p")})))
+      OR EXISTS (SELECT 1 FROM operations o WHERE ${isLiveOperation("o")}
         AND (o.snapshot_id = ANY(${wanted}::uuid[]) OR o.plan->'source'->>'id' = ANY(${wanted}::text[]))) AS busy`;
   return row?.busy ?? true;
 }
@@ -213,7 +214,7 @@ export async function isForgottenFile(
 
 async function wasTemporary(database: Database, id: string, graceMs: number): Promise<boolean> {
   const takers = await database.$queryRaw<{ ended: boolean }[]>`
-    SELECT o.state NOT IN ('queued', 'running') AND o.finished_at <= now() - ${graceMs} * interval '1 millisecond'
+    SELECT ${isEndedOperation("o")} AND o.finished_at <= now() - ${graceMs} * interval '1 millisecond'
       AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
         AND t.state IN ('ready', 'dispatched', 'running', 'blocked')) AS ended
     FROM operations o WHERE o.kind = 'backup-create' AND o.plan->'source'->>'id' = ${id}

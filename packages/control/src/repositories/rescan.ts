@@ -1,5 +1,6 @@
 import { type Config, repositoryNamed } from "../config.ts";
 import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
+import { liveStates } from "../db/live.ts";
 import { OperationEndedError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, endOperation, type OperationRow, startOperation } from "../queue/operations.ts";
@@ -131,7 +132,7 @@ async function enterRows(
 ): Promise<number> {
   await lockRepository(tx, (operation.input as unknown as RescanInput).repository);
   // An operation that was given up may have a worker that does not know of it yet, and a reaper may have followed it.
-  const live = await tx.operation.count({ where: { id: operation.id, state: { in: ["queued", "running"] } } });
+  const live = await tx.operation.count({ where: { id: operation.id, state: liveStates } });
   if (live === 0) throw new OperationEndedError(operation.id);
   await lockQuotas(
     tx,

@@ -1,4 +1,5 @@
 import type { Transaction } from "../db/database.ts";
+import { isLiveOperation } from "../db/live.ts";
 import { lockQuotas } from "./quotas.ts";
 
 /** The totals of a project's rows, beside the usage recorded in its quota. */
@@ -22,7 +23,7 @@ async function readDifferences(tx: Transaction, projects: readonly string[] | nu
       SELECT project_id, 1 AS volumes, 0 AS snapshots, size_gib AS gigabytes, 0 AS backups, 0 AS backup_gigabytes, 0 AS groups FROM volumes
       UNION ALL SELECT project_id, 0, 1, size_gib, 0, 0, 0 FROM snapshots
       UNION ALL SELECT project_id, 0, 0, (input ->> 'addedGib')::int, 0, 0, 0 FROM operations
-        WHERE kind = 'volume-extend' AND state IN ('queued', 'running')
+        WHERE kind = 'volume-extend' AND ${isLiveOperation("operations")}
       UNION ALL SELECT project_id, 0, 0, 0, 1, size_gib, 0 FROM backups WHERE deleted_at IS NULL
       UNION ALL SELECT project_id, 0, 0, 0, 0, 0, 1 FROM groups WHERE instance_id IS NULL
     ), used AS (

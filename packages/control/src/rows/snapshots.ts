@@ -1,5 +1,6 @@
 import { ChangedMeanwhileError, type Database, type Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
+import { liveStates } from "../db/live.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Snapshot } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
@@ -19,7 +20,7 @@ export async function lockSnapshot(
   id: string,
 ): Promise<{ snapshot: Snapshot; operations: OperationRow[] }> {
   const { volumeId } = await getSnapshot(tx, principal, id);
-  const live = { snapshotId: id, state: { in: ["queued", "running"] }, kind: { in: [...holders] } };
+  const live = { snapshotId: id, state: liveStates, kind: { in: [...holders] } };
   const seen = await tx.operation.findMany({ where: live, orderBy: { id: "asc" } });
   await lockVolume(tx, volumeId);
   for (const backupId of [...new Set(seen.flatMap((operation) => operation.backupId ?? []))].sort()) {

@@ -4,6 +4,7 @@ import { type DestinationStream, type Logger, type LoggerOptions, pino, stdSeria
 import { Counter, Gauge, Registry } from "prom-client";
 import type { Config } from "../config.ts";
 import type { Database } from "../db/database.ts";
+import { isLiveWorker } from "../db/live.ts";
 import { type ByteCounter, type CounterName, readCounters } from "./counters.ts";
 
 export type { Logger };
@@ -166,7 +167,7 @@ interface Figures {
 /** Each reads a few index entries only: rows that have ended are not examined, except the last successful backup. */
 async function readFigures(database: Database, downMs: number): Promise<Figures> {
   const rows = await database.$queryRaw<Figures[]>`
-    WITH up AS (SELECT slots FROM workers WHERE heartbeat_at > now() - ${downMs} * interval '1 millisecond')
+    WITH up AS (SELECT slots FROM workers WHERE ${isLiveWorker("workers", downMs)})
     SELECT
       (SELECT count(*) FROM tasks WHERE state = 'ready')::int AS ready,
       (SELECT count(*) FROM tasks WHERE state = 'dispatched')::int AS dispatched,

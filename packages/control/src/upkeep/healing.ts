@@ -1,6 +1,7 @@
 import type { Config } from "../config.ts";
 import { sayWhy } from "../db/actor.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { isEndedOperation, isLiveOperation, isLiveWorker } from "../db/live.ts";
 import { hinders, isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
 import { backupBinary } from "../queue/services.ts";
 import { whyUnreachable } from "../queue/workers.ts";
@@ -18,7 +19,7 @@ export type EndOperation = (id: string, failure: Failure) => Promise<void>;
  */
 export async function releaseDead(database: Database, config: Config, afterOutage: boolean): Promise<number> {
   return database.$executeRaw`
-    UPDATE tasks t SET state = CASE WHEN t.kind <> 'tidy' AND o.state NOT IN ('queued', 'running') THEN 'cancelled' ELSE 'ready' END,
+    UPDATE tasks t SET state = CASE WHEN t.kind <> 'tidy' AND ${isEndedOperation("o")} THEN 'cancelled' ELSE 'ready' END,
       lease_until = NULL, worker_id = NULL, run_after = now(),
       attempts = CASE WHEN ${afterOutage} THEN GREATEST(0, t.attempts - 1) ELSE t.attempts END
     FROM operations o
@@ -70,11 +71,11 @@ export async function freeBlocked(database: Database): Promise<number> {
 /** A live operation with no unfinished task cannot result from any commit of ours, so somebody removed its tasks: it ends with a reason. */
 export async function failStuck(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
   const stuck = await database.$queryRaw<{ id: string }[]>`
-    SELECT o.id FROM operations o WHERE o.state IN ('queued', 'running')
+    SELECT o.id FROM operations o WHERE ${isLiveOperation("o")}
       AND coalesce(o.updated_at, o.created_at) < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
       AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
         AND (t.state IN ('ready', 'dispatched', 'running') OR (t.state = 'blocked' AND t.kind IN ('remove-backup', 'remove-volume', 'remove-snapshot'))))
-      AND NOT EXISTS (SELECT 1 FROM operations p WHERE p.parent_id = o.id AND p.state IN ('queued', 'running'))
+      AND NOT EXISTS (SELECT 1 FROM operations p WHERE p.parent_id = o.id AND ${isLiveOperation("p")})
       LIMIT ${batch}`;
   for (const { id } of stuck) await endOperation(id, { reason: "The operation has no task left to run." });
   return stuck.length;
@@ -93,9 +94,9 @@ export async function failUnplaced(database: Database, config: Config, endOperat
   const downMs = config.worker.down_ms;
   await database.$executeRaw`
     WITH looked AS MATERIALIZED (
-      SELECT t.id, t.state = 'ready' AND t.kind <> 'tidy' AND t.run_after <= now() AND o.state IN ('queued', 'running')
+      SELECT t.id, t.state = 'ready' AND t.kind <> 'tidy' AND t.run_after <= now() AND ${isLiveOperation("o")}
         AND NOT EXISTS (SELECT 1 FROM workers w WHERE t.needs <@ w.reaches
-          AND w.heartbeat_at > now() - ${downMs} * interval '1 millisecond'
+          AND ${isLiveWorker("w", downMs)}
           AND (o.state = 'running' OR NOT EXISTS (
             SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = w.host))) AS unplaced
       FROM tasks t JOIN operations o ON o.id = t.operation_id
@@ -107,7 +108,7 @@ export async function failUnplaced(database: Database, config: Config, endOperat
     UPDATE tasks t SET unplaced_at = CASE WHEN changed.unplaced THEN now() END FROM changed WHERE t.id = changed.id`;
   const rows = await database.$queryRaw<{ operation_id: string; kind: string; needs: string[] }[]>`
     SELECT DISTINCT t.operation_id, o.kind, t.needs FROM tasks t JOIN operations o ON o.id = t.operation_id
-    WHERE t.state = 'ready' AND o.state IN ('queued', 'running')
+    WHERE t.state = 'ready' AND ${isLiveOperation("o")}
       AND t.unplaced_at < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond' LIMIT ${batch}`;
   for (const row of rows) {
     const why = await whyUnreachable(database, row.needs, downMs);

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { startVerify } from "../backups/verify.ts";
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { isLiveOperation } from "../db/live.ts";
 import { ControlError, InvalidError } from "../errors.ts";
 import { forgetAudit } from "../events/audit.ts";
 import { forgetMessages } from "../events/messages.ts";
@@ -153,7 +154,7 @@ async function verifySample(tx: Transaction, config: Config, hours: number): Pro
     WHERE b.status = 'available' AND b.deleted_at IS NULL AND b.container IS NOT NULL
       AND coalesce(b.verified_at, b.created_at) <= now() - ${hours}::float8 * interval '1 hour'
       AND NOT EXISTS (SELECT 1 FROM operations o WHERE o.backup_id = b.id AND o.kind = 'backup-verify'
-        AND o.state IN ('queued', 'running'))
+        AND ${isLiveOperation("o")})
     ORDER BY GREATEST(coalesce(b.verified_at, b.created_at),
       (SELECT max(o.created_at) FROM operations o WHERE o.backup_id = b.id AND o.kind = 'backup-verify')), b.id
     LIMIT (SELECT ceil(count(*) * ${percent}::float8 / 100) FROM backups WHERE status = 'available' AND deleted_at IS NULL)`;

@@ -1,5 +1,6 @@
 import { type Config, defaultVolumeBackend } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { isLiveOperation } from "../db/live.ts";
 import { IdTakenError, InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, startOperation } from "../queue/operations.ts";
@@ -74,7 +75,7 @@ async function assertFree(tx: Transaction, projectId: string, id: string): Promi
     SELECT EXISTS (SELECT FROM volumes WHERE id = ${id}::uuid)
       OR EXISTS (SELECT FROM audit WHERE resource_id = ${id}::uuid AND resource = 'volume' AND to_status IN ('deleting', 'deleted'))
       OR EXISTS (SELECT FROM operations WHERE volume_id = ${id}::uuid AND (kind = 'volume-delete'
-        OR (kind = 'volume-adopt' AND state IN ('queued', 'running')))) AS taken,
+        OR (kind = 'volume-adopt' AND ${isLiveOperation("operations")}))) AS taken,
       EXISTS (SELECT FROM backups WHERE volume_id = ${id}::uuid)
         AND NOT EXISTS (SELECT FROM backups WHERE volume_id = ${id}::uuid AND project_id = ${projectId}) AS foreign`;
   if (row?.taken !== false) throw new IdTakenError(`A volume has or had the id ${id}, or is just being given it.`);

@@ -1,5 +1,6 @@
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
+import { isLiveOperation } from "../db/live.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, lockLiveOperation, startOperation, waitForWorkers } from "../queue/operations.ts";
@@ -110,7 +111,7 @@ export async function releaseSnapshotsOf(tx: Transaction, volumeId: string): Pro
   await tx.$executeRaw`
     UPDATE snapshots s SET status = 'error_deleting', updated_at = now()
     WHERE s.volume_id = ${volumeId}::uuid AND s.status = 'deleting' AND NOT EXISTS (SELECT FROM operations o
-      WHERE o.snapshot_id = s.id AND o.kind = 'snapshot-delete' AND o.state IN ('queued', 'running'))`;
+      WHERE o.snapshot_id = s.id AND o.kind = 'snapshot-delete' AND ${isLiveOperation("o")})`;
 }
 
 /** The files are gone: removes the rows of the volume and of the snapshots deleted with it, and releases their quota. */

@@ -1,0 +1,23 @@
+import { Prisma } from "../generated/client.ts";
+
+/** States of an operation that has not ended. */
+const states = ["queued", "running"] as const;
+
+export const isLiveState = (state: string): boolean => states.some((live) => live === state);
+
+/** For the `state` of operations in a query: those that have not ended. */
+export const liveStates = { in: [...states] };
+
+type OperationAlias = "operations" | "o" | "p" | "w";
+
+const words = states.map((state) => `'${state}'`).join(", ");
+
+/** SQL: whether the operation has not ended. */
+export const isLiveOperation = (alias: OperationAlias): Prisma.Sql => Prisma.raw(`${alias}.state IN (${words})`);
+
+/** SQL: whether the operation has ended. */
+export const isEndedOperation = (alias: OperationAlias): Prisma.Sql => Prisma.raw(`${alias}.state NOT IN (${words})`);
+
+/** SQL: whether the worker has been heard of within `downMs`. */
+export const isLiveWorker = (alias: "workers" | "w", downMs: number): Prisma.Sql =>
+  Prisma.sql`${Prisma.raw(alias)}.heartbeat_at > now() - ${downMs} * interval '1 millisecond'`;

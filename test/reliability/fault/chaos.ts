@@ -3,9 +3,9 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import type { Vitals } from "@tephra/control/process";
 import type { Program } from "../../../scripts/spawn-program.ts";
-import { serverFaults } from "./faults.ts";
+import { hangingPlaces, serverFaults } from "./faults.ts";
 import { isClean, reportOf } from "./report.ts";
-import { type FaultHouse, newTally, openFaultHouse, runHistory, type Tally } from "./runs.ts";
+import { briskConfig, type FaultHouse, newTally, openFaultHouse, runHistory, type Tally } from "./runs.ts";
 import { storeKinds } from "./store.ts";
 
 const { values } = parseArgs({
@@ -133,6 +133,7 @@ const minutesSince = (from: number): number => (performance.now() - from) / 60_0
         ...serverFaults(house),
         ["a worker dies at a named point", (random) => crew.doom(random)],
         ["a worker dies at a named point", (random) => crew.doom(random)],
+        hangingPlaces(crew, briskConfig.tasks.quiet_ms),
       ],
     });
     runs += 1;

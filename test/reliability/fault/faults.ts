@@ -258,13 +258,18 @@ export function serverFaults(
 
 const repeated = (fault: NamedFault, times: number): NamedFault[] => Array.from({ length: times }, () => fault);
 
+/** A further worker joins whose repository or volumes hang, from its start or a while later. */
+export function hangingPlaces(crew: Crew, quietMs: number): NamedFault {
+  return ["the places of a worker hang", (random) => crew.hang(random, quietMs)];
+}
+
 /** What can happen to workers, by name. They die most often, as they do in life. */
 export function workerFaults(crew: Crew, { leaseMs, quietMs }: { leaseMs: number; quietMs: number }): NamedFault[] {
   return [
     ...repeated(["a worker is killed", (random) => crew.kill(random)], 5),
     ...repeated(["a worker dies at a named point", (random) => crew.doom(random)], 5),
     ...repeated(["a worker is paused past its lease", (random) => crew.freeze(random, leaseMs)], 2),
-    ...repeated(["the places of a worker hang", (random) => crew.hang(random, quietMs)], 2),
+    ...repeated(hangingPlaces(crew, quietMs), 2),
     ...repeated(["a worker is stopped", (random) => crew.stop(random)], 2),
   ];
 }

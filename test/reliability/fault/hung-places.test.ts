@@ -67,7 +67,6 @@ describe("a call that never returns", () => {
   it.each([
     { call: "open", path: "/repository/", place: "repository:main" },
     { call: "link", path: "/repository/", place: "repository:main" },
-    { call: "fsync", path: "/repository/", place: "repository:main" },
     { call: "open", path: "/volumes", place: "backend:files" },
   ] as const)(
     "($call at $place) does not keep a worker that starts meanwhile from its registration",

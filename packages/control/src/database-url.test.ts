@@ -158,7 +158,7 @@ describe("DATABASE_URL", () => {
           expect(refusal(url)).not.toContain("zxqsecret");
         }
       }),
-      { numRuns: 60 },
+      { numRuns: 200 },
     );
   });
 

@@ -146,6 +146,7 @@ async function main(): Promise<void> {
     if (disabled) await queues.pause();
   };
   let installation: string | null = null;
+  let publishing: Promise<void> | null = null;
   const look = async (): Promise<void> => {
     const [{ reaches, unreachable, freeBytes }, refusal] = await Promise.all([sites.probe(), queues.refusal()]);
     redisRefusal = refusal;
@@ -155,7 +156,8 @@ async function main(): Promise<void> {
     served = queueFor(reaches, installation);
     // Serve the queue first: from the worker's registration others conclude that it takes tasks.
     if (!stopping && !disabled) await queues.serve(served);
-    await publishWorker(beats, {
+    if (stopping) return;
+    publishing = publishWorker(beats, {
       id: workerId,
       installation,
       host: config.hostName,
@@ -165,6 +167,7 @@ async function main(): Promise<void> {
       unreachable,
       freeBytes,
     });
+    await publishing;
     for (const [name, why] of Object.entries(unreachable))
       if (name !== "redis") log.warn({ name, why }, "not reached from here");
     dispatcher.wake();
@@ -180,17 +183,18 @@ async function main(): Promise<void> {
       });
     await looking;
   };
-  await lookSafely();
-  // A mount may come or go: the places are probed again with every heartbeat.
-  const probing = setInterval(() => void lookSafely(), heartbeatMs);
-  log.info({ event: "worker.started", worker: workerId, slots }, "worker started");
-
   /** A regular exit waits for all threads, and for one that hangs it would wait forever. */
   const leave = (code: number): void => {
     log.flush();
     if (standing.size === 0 && leases.count() === 0 && !sites.isProbing()) process.exit(code);
     process.kill(process.pid, "SIGKILL");
   };
+  /** After what is being written: a registration written later would look like a live worker. */
+  const withdraw = async (): Promise<void> => {
+    await publishing?.catch(() => {});
+    await withdrawWorker(database, workerId);
+  };
+  let probing: NodeJS.Timeout | undefined;
   const stop = async (signal: string): Promise<void> => {
     if (stopping) return;
     stopping = true;
@@ -198,12 +202,7 @@ async function main(): Promise<void> {
     setTimeout(() => leave(1), config.worker.drain_ms + abortGraceMs + farewellMs);
     clearInterval(probing);
     await queues.pause().catch(() => {});
-    await Promise.allSettled([
-      dispatcher.stop(),
-      reconciler.stop(),
-      notifier.stop(),
-      withdrawWorker(database, workerId),
-    ]);
+    await Promise.allSettled([dispatcher.stop(), reconciler.stop(), notifier.stop(), withdraw()]);
     await until(() => leases.count() === 0, config.worker.drain_ms);
     leases.abortAll(new DrainedError());
     await until(() => leases.count() === 0, abortGraceMs);
@@ -218,9 +217,16 @@ async function main(): Promise<void> {
     log.info({ event: "worker.stopped" }, "worker stopped");
     leave(0);
   };
+  // Before the worker is registered: whoever sees it may stop it, and its registration must go with it.
   process.on("SIGTERM", () => void stop("SIGTERM"));
   process.on("SIGINT", () => void stop("SIGINT"));
   process.on("unhandledRejection", (error) => log.error({ err: error }, "unhandled rejection"));
+
+  await lookSafely();
+  if (stopping) return;
+  // A mount may come or go: the places are probed again with every heartbeat.
+  probing = setInterval(() => void lookSafely(), heartbeatMs);
+  log.info({ event: "worker.started", worker: workerId, slots }, "worker started");
 }
 
 await main();

@@ -1,5 +1,7 @@
 import { join } from "node:path";
 import { expect, it } from "vitest";
+import { withClient } from "../../../scripts/postgres.ts";
+import type { Program } from "../../../scripts/spawn-program.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
 
@@ -101,4 +103,25 @@ it("tells a worker that was killed from one that lives and from one that stopped
   await instance.waitFor(async () => (await states("?host=east")).includes("east down"), { what: "east is down" });
   expect(await states("?binary=cinder-backup")).toEqual(["east down", "west up"]);
   expect(await states("?binary=cinder-volume&host=east")).toEqual(["east@files down"]);
+});
+
+it("leaves no registration of a worker that is stopped while it registers", async () => {
+  await using instance = await startInstance({ workers: 0, config });
+  const writes = `SELECT 1 FROM pg_stat_activity
+    WHERE datname = current_database() AND state = 'active' AND query ~ '^\\s*INSERT INTO workers'`;
+  const isWritten = async (): Promise<boolean> => (await instance.sql(writes)).length > 0;
+  let known: Promise<Program> | undefined;
+  await withClient(instance.databaseUrl, async (locker) => {
+    await locker.query("BEGIN; LOCK TABLE workers IN EXCLUSIVE MODE");
+    known = instance.startWorker();
+    await instance.waitFor(isWritten, { what: "a registration is being written", timeoutMs: 60_000 });
+    const [worker] = instance.workers;
+    worker?.kill("SIGTERM");
+    const noticed = (): boolean => worker?.running() === false || /worker stops/.test(worker?.tail() ?? "");
+    await instance.waitFor(noticed, { what: "the worker has taken note of the signal" });
+    await locker.query("COMMIT");
+  });
+  expect(await (await known)?.exited).toEqual({ code: 0, signal: null });
+  await instance.waitFor(async () => !(await isWritten()), { what: "nothing is written any more" });
+  expect(await instance.sql("SELECT host FROM workers")).toEqual([]);
 });

@@ -125,7 +125,7 @@ export function openJobQueues(options: {
       refused = await probe.ask();
       if (refused !== before) {
         if (refused !== null)
-          log.warn({ event: "redis.refused", reason: refused }, "Redis cannot be used: tasks are found by looking");
+          log.warn({ event: "redis.refused", reason: refused }, "Redis cannot be used: polling for tasks");
         else log.warn({ event: "redis.works" }, "Redis can be used again");
       }
       if (refused === null && before !== null && worker) {

@@ -55,7 +55,7 @@ function decoded(text: string | undefined, part: string): string | null {
   try {
     return decodeURIComponent(text);
   } catch {
-    return refuse(`its ${part} has a % that is no escape`);
+    return refuse(`its ${part} contains a % that is not a valid escape`);
   }
 }
 

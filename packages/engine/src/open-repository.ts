@@ -113,7 +113,7 @@ async function openS3(parameters: Parameters, settings: RepositorySettings): Pro
   return new S3Store({
     bucket: parameters.place,
     endpoint,
-    region: parameters.matching("region", /^[A-Za-z0-9_.-]{1,128}$/, "is no name of a region") ?? "us-east-1",
+    region: parameters.matching("region", /^[A-Za-z0-9_.-]{1,128}$/, "is not a region name") ?? "us-east-1",
     pathStyle: parameters.flag("path_style") ?? endpoint !== null,
     profile,
     keys: chained

@@ -18,7 +18,7 @@ const Query = z.strictObject({
   until: time.optional(),
   marker: z
     .string()
-    .regex(/^[0-9]{1,18}$/, "is no entry")
+    .regex(/^[0-9]{1,18}$/, "is not the id of an entry")
     .transform(BigInt)
     .optional(),
   limit: z.coerce.number().int().min(1).max(1000).default(100),

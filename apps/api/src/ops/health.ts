@@ -11,7 +11,7 @@ async function findWarnings({ database, config }: Context): Promise<string[]> {
   const refusals = await redisRefusals(database, config.worker.down_ms);
   return refusals.map(
     ({ reason, workers, of }) =>
-      `Redis cannot be used by ${workers} of ${of} workers, which find their tasks by looking; that is slow: ${reason}`,
+      `Redis cannot be used by ${workers} of ${of} workers, which poll for tasks instead, more slowly: ${reason}`,
   );
 }
 

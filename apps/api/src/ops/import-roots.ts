@@ -17,10 +17,10 @@ export function beneathRoots(config: Pick<Config, "import_roots">, own: readonly
     return rest !== "" && rest !== ".." && !rest.startsWith(`..${sep}`) && !isAbsolute(rest);
   });
   if (!inside || path.endsWith(sep)) {
-    throw badRequest(`Invalid input received: path ${clean} is no file beneath a folder of import_roots`);
+    throw badRequest(`Invalid input received: path ${clean} must be a file within one of import_roots`);
   }
   if (isOwnPlace(clean, own)) {
-    throw badRequest(`Invalid input received: path ${clean} belongs to what the service itself uses`);
+    throw badRequest(`Invalid input received: path ${clean} is used by the service itself`);
   }
   return clean;
 }

@@ -7,7 +7,7 @@ const RescanBody = z
   .strictObject({
     project_id: z
       .string()
-      .regex(/^[\w.-]{1,255}$/, "is no project id")
+      .regex(/^[\w.-]{1,255}$/, "is not a valid project id")
       .nullish(),
   })
   .prefault({});

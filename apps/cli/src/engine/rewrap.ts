@@ -12,7 +12,8 @@ interface RewrapOptions extends NamedRepository {
  * unwrapped.
  */
 export async function rewrapCommand(options: RewrapOptions, output: Output, signal: AbortSignal): Promise<void> {
-  if ((options.all === true) === (options.backup !== undefined)) throw new UsageError("Say either --all or --backup.");
+  if ((options.all === true) === (options.backup !== undefined))
+    throw new UsageError("Specify either --all or --backup.");
   await using repository = await openNamedRepository(options);
   if (repository.encryption === undefined) throw new UsageError("A rewrap needs --key-file or --key-command.");
   const ctx = { signal, fence: () => {}, onProgress: () => {} };

@@ -139,7 +139,9 @@ async function bodyOf(response: Response, url: string): Promise<string> {
   try {
     return await response.text();
   } catch (cause) {
-    throw new UnreachableError(`${url} broke off its answer: ${reasonOf(cause)}`, { cause });
+    throw new UnreachableError(`${url} closed the connection before the end of its answer: ${reasonOf(cause)}`, {
+      cause,
+    });
   }
 }
 
@@ -147,7 +149,7 @@ function parse(text: string, url: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    const message = `${url} answered with something that is no JSON: is it a Tephra?`;
+    const message = `${url} did not answer with JSON: is it a Tephra service?`;
     throw new ApiError({ code: "bad_answer", status: 200, message: `${message} (${reasonOf(cause)})` });
   }
 }

@@ -70,7 +70,7 @@ function parseRecord(input: string): BackupRecord {
   try {
     value = JSON.parse(input);
   } catch (cause) {
-    throw new RecordError("The record is no JSON.", { cause });
+    throw new RecordError("The record is not valid JSON.", { cause });
   }
   const outer = (value as { "backup-record"?: unknown } | null)?.["backup-record"] ?? value;
   const { backup_service: service, backup_url: url } = (outer ?? {}) as Partial<BackupRecord>;

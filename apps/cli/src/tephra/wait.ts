@@ -115,7 +115,7 @@ function timeoutSignal({ timeoutSeconds }: Pick<WaitOptions, "timeoutSeconds">):
 }
 
 function timedOut({ timeoutSeconds }: Pick<WaitOptions, "timeoutSeconds">): WaitTimeoutError {
-  return new WaitTimeoutError(`not finished within ${timeoutSeconds} s; it goes on`);
+  return new WaitTimeoutError(`not finished within ${timeoutSeconds} s; the operation continues`);
 }
 
 interface Bar {

@@ -115,7 +115,7 @@ function importedOf(
   if (backup.volumeBytes > record.sizeGib * gibibyte) {
     throw new InvalidRecordError(`its size is ${record.sizeGib} GiB, the volume has ${backup.volumeBytes} bytes`);
   }
-  if (record.parentId !== null && !isUuid(record.parentId)) throw new InvalidRecordError("parent_id is no uuid");
+  if (record.parentId !== null && !isUuid(record.parentId)) throw new InvalidRecordError("parent_id is not a UUID");
   const createdAt = record.createdAt ?? new Date();
   return {
     name: record.name,

@@ -19,7 +19,7 @@ export const rescanRepositoryTask: Handler = async (task, { config, database, lo
   const enterable = found.filter((backup, index) => isUuid(backup.id) && !rescanned[index]?.unreadable);
   const entered = await enterBackups(database, config, task.operation, enterable);
   const problems = found.flatMap(({ id, problem }) => {
-    if (!isUuid(id)) return [{ id, problem: "its id is no uuid" }];
+    if (!isUuid(id)) return [{ id, problem: "its id is not a UUID" }];
     return problem === null ? [] : [{ id, problem }];
   });
   const result = {

@@ -12,7 +12,7 @@ const retryMs = 2_000;
 const provedWithinMs = 5_000;
 
 const behindPooler =
-  "a pooler stands before PostgreSQL and carries no notifications: new tasks are found by looking, once a second " +
+  "a pooler stands before PostgreSQL and carries no notifications: new tasks are found by polling, once a second " +
   "(database_direct_url names a way past it)";
 const elsewhere = "what is notified by database_url is not heard by database_direct_url: do both lead to one database?";
 

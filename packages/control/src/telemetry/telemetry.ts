@@ -192,7 +192,7 @@ export function openMetrics(database: Database, config: Pick<Config, "worker">) 
     ready: gauge("tephra_tasks_ready", "Tasks that wait to be dispatched (queue depth)"),
     dispatched: gauge("tephra_tasks_dispatched", "Tasks handed to the queue and not yet claimed"),
     running: gauge("tephra_tasks_running", "Tasks running under a lease"),
-    oldest_ready_seconds: gauge("tephra_queue_age_seconds", "Age of the oldest task that nobody runs yet"),
+    oldest_ready_seconds: gauge("tephra_queue_age_seconds", "Age of the oldest task that has not started"),
     oldest_creating_seconds: gauge(
       "tephra_oldest_creating_backup_seconds",
       "Age of the oldest backup that is still being created",

@@ -105,7 +105,7 @@ class EncryptingRepository implements Repository {
     const place = placeOf(key);
     if (place === null || !(await this.#hasTextSize(place, key.name))) return { sizeBytes };
     const textBytes = textBytesOf(sizeBytes);
-    if (textBytes === null) throw new FormatError(`its ${sizeBytes} stored bytes are no encrypted object`);
+    if (textBytes === null) throw new FormatError(`its ${sizeBytes} stored bytes are not an encrypted object`);
     return { sizeBytes: textBytes };
   }
 

@@ -56,7 +56,7 @@ export function parseRepositoryUrl(url: string): RepositoryUrl {
   for (const pair of query.split("&").filter((each) => each !== "")) {
     const equals = pair.indexOf("=");
     const name = decode(url, equals === -1 ? pair : pair.slice(0, equals));
-    if (!known.has(name)) return refuse(url, `${JSON.stringify(name.slice(0, 100))} is no parameter of ${driver}`);
+    if (!known.has(name)) return refuse(url, `${JSON.stringify(name.slice(0, 100))} is not a parameter of ${driver}`);
     if (equals === -1 && !flags.has(name)) return refuse(url, `the parameter ${name} has no value`);
     if (parameters.has(name)) return refuse(url, `the parameter ${name} is there twice`);
     parameters.set(name, equals === -1 ? "true" : decode(url, pair.slice(equals + 1)));

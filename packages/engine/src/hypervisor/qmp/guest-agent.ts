@@ -85,7 +85,7 @@ export class GuestAgent implements Disposable {
     const line = await this.#ask(`${JSON.stringify({ execute: command, arguments: args })}\n`, () => true, limitMs);
     const reply = z.union([z.object({ return: returns }), Refusal]).safeParse(parseJson(line));
     if (!reply.success)
-      throw new HypervisorUnavailableError(`The guest agent's answer to ${command} is no reply to it.`);
+      throw new HypervisorUnavailableError(`The guest agent's answer to ${command} is not a reply to it.`);
     if ("error" in reply.data) {
       throw new HypervisorRefusedError(`The guest agent refuses ${command}: ${reply.data.error.desc}`);
     }

@@ -71,7 +71,7 @@ export async function openJsonSocket(
 }
 
 async function connectTo(found: FileHandle, path: string): Promise<Socket | null> {
-  if (!(await found.stat()).isSocket()) throw new PathNotAllowedError(`${path} is no socket.`);
+  if (!(await found.stat()).isSocket()) throw new PathNotAllowedError(`${path} is not a socket.`);
   const socket = connect({ path: `/proc/self/fd/${found.fd}` });
   const { promise, resolve, reject } = Promise.withResolvers<Socket | null>();
   const timer = setTimeout(() => socket.destroy(new Error(`not within ${connectMs / 1000} s`)), connectMs);

@@ -93,7 +93,7 @@ export class QmpClient implements Disposable {
     // QEMU's replies are trusted to be JSON; a peer that sends anything else is not QEMU.
     if (!parsed.success) {
       this.#socket?.close();
-      this.#end(new HypervisorUnavailableError("What answers on the socket is no QEMU monitor."));
+      this.#end(new HypervisorUnavailableError("The socket is not a QEMU monitor's."));
     } else if ("QMP" in parsed.data) {
       this.#greeted.resolve();
     } else if ("event" in parsed.data) {

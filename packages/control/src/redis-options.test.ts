@@ -68,7 +68,7 @@ describe("the URL of Redis", () => {
     ["redis://a?db=1&db=2", /db is given twice/],
     ["redis://a:0", /port/],
     ["redis://a#x", /must be a URL/],
-    ["redis://:%zz@a", /password has a %/],
+    ["redis://:%zz@a", /password contains a %/],
     ["redis+sentinel://a", /name that Sentinels know/],
     ["unix://host/path", /whole path/],
     ["http://a", /scheme must be one of/],

@@ -85,7 +85,13 @@ it("a store that loses what it took after every copy: the backup ends with a rea
       task: { kind: "plan-backup", needs: [] },
     }),
   );
-  const plan = { backupId, repository: "main", backend: "files", parent: null } as unknown as BackupPlan;
+  const { createdAt } = await readOperation(operationId);
+  const plan: BackupPlan = {
+    ...{ backupId, volumeId: randomUUID(), parentId: null, parent: null, name: null, description: null },
+    ...{ repository: "main", backend: "files", source: { kind: "volume" }, container: "c", prefix: "p" },
+    ...{ compression: "zlib", level: 6, objectBytes: 4096, blockBytes: 4096, volumeBytes: 4096, rangeBytes: 4096 },
+    ...{ createdAt: createdAt.toISOString(), volumeMeta: null, fingerprint: null },
+  };
   const ranges = [{ offset: 0, length: 4096 }];
   const planning = await claim(operationId, "plan-backup");
   await startCopy(database, operationId, resultOf(planning), { plan, ranges, fingerprint: "f" });
@@ -159,8 +165,8 @@ describe("a pass of the reconciler", () => {
     const volumeId = await addVolume("restoring-backup");
     const poisonedBackup = await addBackup("restoring");
     const poisoned = await begin("backup-restore", poisonedBackup, volumeId);
-    // What a restore must reach to be tidied is in its plan: this one says nothing that anybody understands.
-    await database.operation.update({ where: { id: poisoned }, data: { plan: { chain: 7 } } });
+    // How an operation ends is said by its kind: nobody here knows this one.
+    await database.operation.update({ where: { id: poisoned }, data: { kind: "volume-of-a-later-release" } });
     const other = await begin("backup-create", await addBackup("creating"), null);
     const lost = await begin("backup-create", await addBackup("creating"), null);
     const task = await database.task.findFirstOrThrow({ where: { operationId: lost } });

@@ -4,12 +4,15 @@ import {
   type ClaimedTask,
   ClaimLostError,
   cancelTask,
+  checkDocuments,
   claimTask,
   events,
   type Failure,
   failOperation,
   handBackTask,
   isDatabaseBusy,
+  MalformedDocumentError,
+  NewerDocumentError,
   OperationEndedError,
   retryTaskLater,
   type TaskKind,
@@ -81,11 +84,11 @@ export type Verdict =
   /** The worker is stopping, or cannot run the task now for reasons of its own: it is handed back at no cost. */
   | { next: "hand-back" }
   | { next: "retry"; reason: string }
-  /** The database was unavailable, which is not the task's fault: tried again, and the attempt does not count. */
+  /** Not the task's fault, as while the database is unavailable: tried again, and the attempt does not count. */
   | { next: "wait"; reason: string }
   | { next: "fail"; failure: Failure };
 
-const permanent = [ConfigError, IdTakenError, InvalidError, NotFoundError, QuotaExceededError];
+const permanent = [ConfigError, IdTakenError, InvalidError, MalformedDocumentError, NotFoundError, QuotaExceededError];
 
 /** The only mapping from errors to retries. What is not known to be permanent is retried, a bounded number of times. */
 export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, attemptsMax: number): Verdict {
@@ -94,7 +97,7 @@ export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, a
   if (error instanceof DrainedError || error instanceof PlaceHangsError) return { next: "hand-back" };
   if (error instanceof HungError && error.places.length === 0) return { next: "hand-back" };
   const reason = error instanceof Error ? error.message : String(error);
-  if (isDatabaseBusy(error)) return { next: "wait", reason };
+  if (isDatabaseBusy(error) || error instanceof NewerDocumentError) return { next: "wait", reason };
   if (error instanceof DamagedObjectError) {
     const { backupId, object, reason: what } = error;
     return { next: "fail", failure: { reason, damage: { backupId, object, reason: what } } };
@@ -181,6 +184,7 @@ async function doTask(task: ClaimedTask, askedAt: bigint, context: WorkerContext
   let work: Promise<void> = Promise.resolve();
   try {
     assertClaimable(task, config.tasks.claims_max);
+    checkDocuments(task);
     const reporting = (): void => context.hooks.reached(`${task.kind}.reporting`);
     const sites = watchSites(context.sites, lease.watch);
     work = handlers[task.kind]({ ...task, reporting }, { ...context, sites }, { ...lease.run, fence });

@@ -15,12 +15,10 @@ import {
 } from "@tephra/control/process";
 import {
   isHostDisabled,
-  isTaskKnown,
   type OwnWorker,
   publishWorker,
   queueFor,
   startDispatcher,
-  UnknownTaskError,
   undispatchTask,
   withdrawWorker,
 } from "@tephra/control/work";
@@ -31,6 +29,7 @@ import { DrainedError, openLeases } from "./leases.ts";
 import { startNotifier } from "./notifier.ts";
 import { openJobQueues } from "./queue.ts";
 import { openSites } from "./sites.ts";
+import { openUnclaimed } from "./unclaimed.ts";
 
 /** Grace period for a drained task to notice; then the process exits anyway, and its leases expire. */
 const abortGraceMs = 3_000;
@@ -108,13 +107,14 @@ async function main(): Promise<void> {
     fileCallMs,
     answers: sites.answers,
   });
+  const leaveTask = openUnclaimed(database, log);
   const run = async (taskId: string): Promise<void> => {
     if (stopping || disabled) return undispatchTask(database, taskId);
     if (await runTask(taskId, context, leases)) return dispatcher.wake();
     // Nothing was claimed: somebody else has it, or this host was disabled a moment ago.
     await obeyDisabled();
     if (disabled) await undispatchTask(database, taskId);
-    else if (!(await isTaskKnown(database, taskId))) throw new UnknownTaskError(taskId);
+    else await leaveTask(taskId);
   };
   const probeName = `tephra-probe-${randomUUID()}`;
   const queues = openJobQueues({ url: config.redis_url, probeName, slots, log, run });

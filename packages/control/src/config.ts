@@ -50,7 +50,7 @@ const databaseUrl = (variable: string) =>
   });
 
 /** Encoders that produce zlib streams. */
-const zlibEncoders = ["zlib", "isal"] as const;
+export const zlibEncoders = ["zlib", "isal"] as const;
 export type ZlibEncoder = (typeof zlibEncoders)[number];
 /** The ISA-L level that comes closest to zlib's default. */
 const isalLevel = 2;

@@ -136,3 +136,19 @@ export class OperationEndedError extends ControlError {
     super(`Operation ${operationId} has ended`);
   }
 }
+
+/** A plan, input or report that no release has written: whoever needs it ends with this as its reason. */
+export class MalformedDocumentError extends ControlError {
+  readonly code = "malformed-document";
+  constructor(what: string, problem: string) {
+    super(`The ${what} stored for the operation cannot be read: ${problem}.`);
+  }
+}
+
+/** A plan, input or report of a later release: it is left to that release's workers. */
+export class NewerDocumentError extends ControlError {
+  readonly code = "newer-document";
+  constructor(what: string, version: number) {
+    super(`The ${what} stored for the operation has version ${version}, which only a newer release can read.`);
+  }
+}

@@ -11,7 +11,7 @@ export { assertImportable, requestBackupImport } from "./backups/import.ts";
 export { type BackupColumn, type BackupFilter, listBackups } from "./backups/list.ts";
 export { requestRestore, requestVolumeFromBackup } from "./backups/restore.ts";
 export { type BackupChange, updateBackup } from "./backups/update.ts";
-export { type BackupHealth, getBackupHealth, requestVerify, verifyModes } from "./backups/verify.ts";
+export { type BackupHealth, getBackupHealth, requestVerify } from "./backups/verify.ts";
 export { type Config, type Role, roles } from "./config.ts";
 export { actorOf } from "./db/actor.ts";
 export type { Database } from "./db/database.ts";
@@ -88,6 +88,7 @@ export {
 } from "./groups/snapshots.ts";
 export { isOwnPlace } from "./own-places.ts";
 export type { Principal } from "./principal.ts";
+export { verifyModes } from "./queue/documents.ts";
 export {
   getOperation,
   listOperations,

@@ -1,6 +1,5 @@
 /** What workers do with tasks: claim, plan, report, finish. The API imports none of it. */
 export {
-  type BackupPlan,
   finishBackup,
   finishCopy,
   planBackup,
@@ -17,7 +16,6 @@ export {
   finishRestore,
   finishRestoreRange,
   planRestore,
-  type RestorePlan,
   restoreTargetOf,
   startRestoreRanges,
 } from "./backups/restore-work.ts";
@@ -27,12 +25,11 @@ export {
   planVerify,
   readVerifyReports,
   startVerifyRanges,
-  type VerifyPlan,
 } from "./backups/verify.ts";
 export { storedVolume } from "./backups/volume-meta.ts";
 export { inTransaction } from "./db/database.ts";
 export { isDatabaseBusy } from "./db/outage.ts";
-export { ClaimLostError, OperationEndedError } from "./errors.ts";
+export { ClaimLostError, MalformedDocumentError, NewerDocumentError, OperationEndedError } from "./errors.ts";
 export {
   type DueDelivery,
   markDelivered,
@@ -53,6 +50,14 @@ export {
   preparedVolumes,
 } from "./groups/restore.ts";
 export { type Dispatched, type Enqueue, type OwnWorker, startDispatcher } from "./queue/dispatcher.ts";
+export {
+  type BackupPlan,
+  checkDocuments,
+  documents,
+  type ReapInput,
+  type RestorePlan,
+  type VerifyPlan,
+} from "./queue/documents.ts";
 export { finishTidy, startOperation } from "./queue/operations.ts";
 export { isHostDisabled } from "./queue/services.ts";
 export {
@@ -61,8 +66,8 @@ export {
   claimTask,
   finishTask,
   handBackTask,
-  isTaskKnown,
   quietMsOf,
+  readUnclaimed,
   renewLeases,
   retryTaskLater,
   type TaskKind,
@@ -82,16 +87,15 @@ export {
   isForgottenFile,
   judgePlace,
   type ReapCounts,
-  type ReapInput,
   type ReapResult,
   readContainers,
 } from "./repositories/reap.ts";
-export { enterBackups, type FoundBackup, finishRescan, type RescanInput } from "./repositories/rescan.ts";
+export { enterBackups, type FoundBackup, finishRescan } from "./repositories/rescan.ts";
 export { readChain, wholeChain } from "./rows/chains.ts";
 export { events } from "./telemetry/telemetry.ts";
 export { type Failure, failOperation } from "./upkeep/endings.ts";
-export { type Adoption, checkAdoption, finishVolumeAdoption } from "./volumes/adopt.ts";
-export { finishVolume, type VolumeSource } from "./volumes/create.ts";
+export { checkAdoption, finishVolumeAdoption } from "./volumes/adopt.ts";
+export { finishVolume } from "./volumes/create.ts";
 export { beginVolumeDelete, finishVolumeDelete } from "./volumes/delete.ts";
 export { finishVolumeExport } from "./volumes/export.ts";
 export { finishVolumeExtend } from "./volumes/extend.ts";

@@ -65,6 +65,22 @@ export const mutations: readonly Mutation[] = [
     test: "have queues of their own",
   },
   {
+    ...tasks,
+    name: "a plan of a newer release is followed as far as it is understood",
+    from: "FROM operations o WHERE o.id = t.operation_id AND (",
+    to: "FROM operations o WHERE false AND (",
+    suite: "test/control/documents.test.ts",
+    test: "of a newer version are left alone",
+  },
+  {
+    name: "a plan is followed unread",
+    file: "apps/worker/src/consumers.ts",
+    from: "    checkDocuments(task);\n",
+    to: "    void checkDocuments;\n",
+    suite: "test/system/service/documents.test.ts",
+    test: "leaves a plan of a newer release alone",
+  },
+  {
     ...posix,
     name: "a name that is taken is taken for ours",
     from: "if (!(await fileHolds(existing.file, body, signal))) throw new ObjectConflictError(key);",

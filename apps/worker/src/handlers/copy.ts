@@ -1,11 +1,10 @@
-import type { Json } from "@tephra/control";
-import { type BackupPlan, finishCopy } from "@tephra/control/work";
+import { documents, finishCopy } from "@tephra/control/work";
 import { type Handler, resultOf } from "../context.ts";
 import { assertUnchanged, layoutOf, openPlannedSource, parentReference } from "./source.ts";
 
 /** Copies one range of the volume. Before and after, the source must have the same fingerprint as when the ranges were cut. */
 export const copyTask: Handler = async (task, { database, engine, sites }, run) => {
-  const plan = task.operation.plan as unknown as BackupPlan;
+  const plan = documents.backupPlan(task.operation.plan);
   const repository = await sites.repository(plan.repository);
   const parent = await parentReference(plan, sites);
   await using source = await openPlannedSource(plan, sites);
@@ -26,7 +25,7 @@ export const copyTask: Handler = async (task, { database, engine, sites }, run) 
     bytesDone: task.range.length,
     bytesStored: report.bytesStored,
     bytesAdopted: report.bytesAdopted,
-    report: report as unknown as Json,
+    report,
   });
   await finishCopy(database, task.operationId, result);
 };

@@ -5,6 +5,7 @@ import {
   beginGroupDelete,
   beginPublishing,
   type ClaimedTask,
+  documents,
   finishGroupBackup,
   finishGroupDelete,
   finishGroupRestore,
@@ -145,7 +146,7 @@ async function assertReady(
   context: WorkerContext,
   run: RunContext,
 ): Promise<void> {
-  const { instanceId } = task.operation.input as { instanceId: string };
+  const { instanceId } = documents.groupRestore(task.operation.input);
   await using machine = await openMachine(task.operation.groupId, context);
   assertShutOff(instanceId, await machine.powerState(run.signal));
   for (const { volumeId, backend, prepared } of volumes) {

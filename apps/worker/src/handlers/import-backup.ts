@@ -1,6 +1,6 @@
 import { type Config, InvalidError, isUuid, NotFoundError, nilUuid } from "@tephra/control";
 import { defaultRepository } from "@tephra/control/process";
-import { finishBackupImport, type ImportedBackup, nameImport, readChain } from "@tephra/control/work";
+import { documents, finishBackupImport, type ImportedBackup, nameImport, readChain } from "@tephra/control/work";
 import {
   type BackupReference,
   decodeExportRecord,
@@ -35,7 +35,7 @@ interface Place {
  */
 export const importBackupTask: Handler = async (task, context, run) => {
   const { config, database, engine, sites } = context;
-  const { service, url } = task.operation.input as { service: string; url: string };
+  const { service, url } = documents.importInput(task.operation.input);
   const record = decodeExportRecord(url);
   const place = await findPlace(record, service, context);
   const reference = await locateRecord(record, place.repository);

@@ -1,4 +1,3 @@
-import type { Json } from "@tephra/control";
 import {
   finishPreparedRestore,
   finishRestore,
@@ -44,7 +43,7 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
     await finishRestore(database, task.operation, result, { ...plan, targetBytes, stored, staged });
     return;
   }
-  const ranges = merged.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r as unknown as Json }));
+  const ranges = merged.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r }));
   await startRestoreRanges(database, task.operationId, resultOf(task), {
     plan: { ...plan, targetBytes, target: name, stored, staged },
     ranges,

@@ -1,10 +1,4 @@
-import {
-  claimsWereLost,
-  finishPreparedRestore,
-  finishRestore,
-  type RestorePlan,
-  restoreTargetOf,
-} from "@tephra/control/work";
+import { claimsWereLost, documents, finishPreparedRestore, finishRestore, restoreTargetOf } from "@tephra/control/work";
 import { type Handler, resultOf } from "../context.ts";
 
 /**
@@ -12,7 +6,7 @@ import { type Handler, resultOf } from "../context.ts";
  * group restore, the file waits for the others.
  */
 export const publishTask: Handler = async (task, { database, sites }, run) => {
-  const plan = task.operation.plan as unknown as RestorePlan;
+  const plan = documents.restorePlan(task.operation.plan);
   const backend = await sites.backend(plan.backend);
   const fresh = await claimsWereLost(database, task.operationId);
   const target = plan.target ?? "";

@@ -2,6 +2,7 @@ import { join } from "node:path";
 import {
   areBusy,
   condemnPlace,
+  documents,
   exportFolders,
   finishReap,
   graceBegan,
@@ -43,7 +44,7 @@ interface Pass {
  * behind. Every candidate is checked against the database right before it is removed; what is young, in use or not known to be ours stays.
  */
 export const reapRepositoryTask: Handler = async (task, context, run) => {
-  const input = task.operation.input as unknown as ReapInput;
+  const input = documents.reapInput(task.operation.input);
   const opened = await context.sites.repository(input.repository);
   const removed: ReapCounts = {
     objects: 0,

@@ -1,5 +1,5 @@
 import { isUuid, nilUuid } from "@tephra/control";
-import { enterBackups, type FoundBackup, finishRescan, type RescanInput } from "@tephra/control/work";
+import { documents, enterBackups, type FoundBackup, finishRescan } from "@tephra/control/work";
 import { type RescannedBackup, rescan } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
 
@@ -7,7 +7,7 @@ const problemsMax = 100;
 
 /** Enters every backup of a repository in the catalogue, from its objects alone. */
 export const rescanRepositoryTask: Handler = async (task, { config, database, log, sites }, run) => {
-  const input = task.operation.input as unknown as RescanInput;
+  const input = documents.rescanInput(task.operation.input);
   const repository = await sites.repository(input.repository);
   const passedOver = new Set<string>();
   const rescanned = await rescan(repository, run.signal, (place, reason) => {

@@ -1,5 +1,5 @@
-import { type BackupPlan, finishBackup, readCopyReports, reopenRanges } from "@tephra/control/work";
-import { type RangeReport, RangesIncompleteError } from "@tephra/engine";
+import { documents, finishBackup, readCopyReports, reopenRanges } from "@tephra/control/work";
+import { RangesIncompleteError } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
 import { layoutOf } from "./source.ts";
 
@@ -8,9 +8,9 @@ import { layoutOf } from "./source.ts";
  * objects is reopened.
  */
 export const sealTask: Handler = async (task, { database, engine, sites }, run) => {
-  const plan = task.operation.plan as unknown as BackupPlan;
+  const plan = documents.backupPlan(task.operation.plan);
   const repository = await sites.repository(plan.repository);
-  const reports = (await readCopyReports(database, task.operationId)) as unknown as RangeReport[];
+  const reports = await readCopyReports(database, task.operationId);
   try {
     const sealed = await engine.seal(
       { repository, layout: layoutOf(plan), operationId: task.operationId, reports },

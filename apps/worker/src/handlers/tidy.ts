@@ -1,12 +1,4 @@
-import {
-  type BackupPlan,
-  type ClaimedTask,
-  finishTidy,
-  type RestorePlan,
-  restoreTargetOf,
-  type TaskKind,
-  type VerifyPlan,
-} from "@tephra/control/work";
+import { type ClaimedTask, documents, finishTidy, restoreTargetOf, type TaskKind } from "@tephra/control/work";
 import { EngineError } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 import { recoverMachine } from "./groups.ts";
@@ -20,19 +12,19 @@ export const tidyTask: Handler = async (task, context, run) => {
   const { operation } = task;
   run.fence();
   if (operation.kind === "backup-create") {
-    const plan = operation.plan as unknown as BackupPlan;
+    const plan = documents.backupPlan(operation.plan);
     await engine.removeStaging(await sites.repository(plan.repository), operation.id);
     if (plan.source.kind === "snapshot" && plan.source.temporary) {
       await (await sites.backend(plan.backend)).thaw(plan.source.id);
     }
   }
   if (operation.kind === "backup-restore") {
-    const plan = operation.plan as unknown as RestorePlan;
+    const plan = documents.restorePlan(operation.plan);
     await removeStaged(task, context, plan.chain[0]?.repository);
     await abandonTargets(task, context, { backend: plan.backend, plannedBy: "plan-restore" });
   }
   if (operation.kind === "backup-verify") {
-    const { chain, drill } = operation.plan as unknown as VerifyPlan;
+    const { chain, drill } = documents.verifyPlan(operation.plan);
     await removeStaged(task, context, chain[0]?.repository);
     if (drill) await abandonTargets(task, context, { backend: drill.backend, plannedBy: "plan-verify" });
   }

@@ -1,5 +1,5 @@
-import type { Json } from "@tephra/control";
 import {
+  documents,
   finishVerify,
   finishVerifyRange,
   planVerify,
@@ -9,7 +9,7 @@ import {
   startVerifyRanges,
   type VerifyPlan,
 } from "@tephra/control/work";
-import type { Drill, RestoreRange } from "@tephra/engine";
+import type { Drill } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
 import type { Places } from "../sites.ts";
 import { openChain } from "./source.ts";
@@ -24,12 +24,12 @@ export const planVerifyTask: Handler = async (task, { config, database, engine, 
   const staging = { operationId: task.operationId, name: `${task.id}-${task.claim}` };
   const mode = plan.mode === "quick" ? "quick" : "deep";
   const planned = await engine.planVerify({ chain, mode, rangeBytes: config.range_bytes, rangesMax, staging }, run);
-  const result = resultOf(task, { report: planned.found as unknown as Json });
+  const result = resultOf(task, { report: planned.found });
   if (planned.ranges.length === 0) {
     await finishVerify(database, task.operation, result, { plan, findings: planned.found });
     return;
   }
-  const ranges = planned.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r as unknown as Json }));
+  const ranges = planned.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r }));
   const sizeBytes = planned.ranges.reduce((sum, { length }) => sum + length, 0);
   const drill = plan.drill && { ...plan.drill, file: restoreTargetOf(task.operationId, task.claim) };
   if (drill !== null) {
@@ -53,18 +53,18 @@ async function openDrill({ backupId, drill }: VerifyPlan, sites: Places): Promis
 
 /** Reads and checks one range of the merged map. Damage is reported, and is not a failure of the task. */
 export const verifyTask: Handler = async (task, { database, engine, sites }, run) => {
-  const plan = task.operation.plan as unknown as VerifyPlan;
+  const plan = documents.verifyPlan(task.operation.plan);
   const chain = await openChain(plan.chain, sites);
-  const range = task.input as unknown as RestoreRange;
+  const range = documents.restoreRange(task.input);
   await using drill = await openDrill(plan, sites);
   const found = await engine.verifyRange({ chain, range, staging: { operationId: task.operationId }, drill }, run);
-  const result = resultOf(task, { bytesDone: task.range.length, report: found as unknown as Json });
+  const result = resultOf(task, { bytesDone: task.range.length, report: found });
   await finishVerifyRange(database, task.operationId, result);
 };
 
 /** Combines the findings of the ranges, and marks what is damaged. */
 export const concludeVerifyTask: Handler = async (task, { database }) => {
-  const plan = task.operation.plan as unknown as VerifyPlan;
+  const plan = documents.verifyPlan(task.operation.plan);
   const findings = await readVerifyReports(database, task.operationId);
   await finishVerify(database, task.operation, resultOf(task), { plan, findings });
 };

@@ -1,16 +1,15 @@
 import {
-  type Adoption,
   beginVolumeDelete,
   type ClaimedTask,
   chargeImport,
   checkAdoption,
+  documents,
   finishVolume,
   finishVolumeAdoption,
   finishVolumeDelete,
   finishVolumeExport,
   finishVolumeExtend,
   type TaskOperation,
-  type VolumeSource,
 } from "@tephra/control/work";
 import { removeExportDrafts } from "@tephra/engine";
 import { type Handler, resultOf, userPlaces, type WorkerContext } from "../context.ts";
@@ -20,7 +19,7 @@ async function loadVolume({ operation }: ClaimedTask, { database, sites }: Worke
   return { operation, volume, backend: await sites.backend(volume.backend) };
 }
 
-const pathOf = (operation: TaskOperation): string => (operation.input as { path: string }).path;
+const pathOf = (operation: TaskOperation): string => documents.volumeImport(operation.input).path;
 
 /** An empty volume: a sparse file of its length. */
 export const provisionVolumeTask: Handler = async (task, context) => {
@@ -32,7 +31,7 @@ export const provisionVolumeTask: Handler = async (task, context) => {
 /** A volume with the bytes of another one or of a snapshot, at one instant. */
 export const cloneVolumeTask: Handler = async (task, context, run) => {
   const { operation, volume, backend } = await loadVolume(task, context);
-  const source = operation.input as unknown as VolumeSource;
+  const source = documents.volumeSource(operation.input);
   const { sizeBytes } = await backend.clone(source, volume.id, Number(volume.sizeBytes), run);
   const result = resultOf(task, { bytesDone: sizeBytes, bytesStored: sizeBytes });
   await finishVolume(context.database, task.operation, result, sizeBytes);
@@ -40,7 +39,7 @@ export const cloneVolumeTask: Handler = async (task, context, run) => {
 
 export const extendVolumeTask: Handler = async (task, context, run) => {
   const { operation, volume, backend } = await loadVolume(task, context);
-  const { sizeBytes } = operation.input as { sizeBytes: number };
+  const { sizeBytes } = documents.extension(operation.input);
   run.fence();
   await backend.extend(volume.id, sizeBytes);
   await finishVolumeExtend(context.database, task.operation, resultOf(task), sizeBytes);
@@ -62,7 +61,7 @@ export const importVolumeTask: Handler = async (task, context, run) => {
 export const adoptVolumeTask: Handler = async (task, context, run) => {
   const { config, database, sites } = context;
   const { operation } = task;
-  const { volumeId, path, backend: name } = operation.input as unknown as Adoption;
+  const { volumeId, path, backend: name } = documents.adoption(operation.input);
   const backend = await sites.backend(name);
   const places = userPlaces(config);
   const { sizeBytes } = path === null ? await backend.measure(volumeId) : await backend.statImport(path, places);
@@ -75,8 +74,7 @@ export const adoptVolumeTask: Handler = async (task, context, run) => {
 
 export const exportVolumeTask: Handler = async (task, context, run) => {
   const { operation, volume, backend } = await loadVolume(task, context);
-  // An operation accepted by an older version has no `overwrite`: that version would have replaced the file.
-  const { path, overwrite = true } = operation.input as { path: string; overwrite?: boolean };
+  const { path, overwrite = true } = documents.volumeExport(operation.input);
   const places = userPlaces(context.config);
   const draft = { operationId: task.operationId, claim: task.claim };
   const { sizeBytes } = await backend.exportFile(volume.id, path, { places, run: draft, overwrite }, run);

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { type Compression, type Config, levelOf, repositoryNamed, type ZlibEncoder } from "../config.ts";
+import { type Config, levelOf, repositoryNamed } from "../config.ts";
 import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
@@ -7,6 +7,8 @@ import { isLiveOperation } from "../db/live.ts";
 import { InvalidError, NotFoundError, OperationEndedError } from "../errors.ts";
 import { addMessage } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
+import { documentVersion } from "../queue/document-version.ts";
+import { type BackupPlan, documents, readForEnding } from "../queue/documents.ts";
 import {
   completeOperation,
   countDown,
@@ -17,41 +19,11 @@ import {
   planInForce,
   startPhase,
 } from "../queue/operations.ts";
-import { finishTask, type Json, type NewTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
+import { finishTask, type NewTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { encoderNeeds, needToRead, needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { type Damage, markDamage } from "../rows/chains.ts";
 import { volumeMeta } from "./volume-meta.ts";
-
-/** Everything that determines a backup's bytes and names. Fixed once in the operation row; every worker follows it. */
-export interface BackupPlan {
-  backupId: string;
-  volumeId: string;
-  repository: string;
-  backend: string;
-  /** What is read: the volume's own file, a user's snapshot, or a temporary one whose name is recorded before it is taken. */
-  source: { kind: "volume" } | { kind: "snapshot"; id: string; temporary: boolean };
-  container: string;
-  prefix: string;
-  compression: Compression;
-  level: number;
-  /** Absent from plans of earlier versions: zlib. */
-  zlibEncoder?: ZlibEncoder;
-  objectBytes: number;
-  blockBytes: number;
-  volumeBytes: number;
-  rangeBytes: number;
-  createdAt: string;
-  name: string | null;
-  description: string | null;
-  volumeMeta: string | null;
-  parentId: string | null;
-  /** Whether its objects are encrypted; plans of earlier releases do not say. */
-  encrypted?: boolean;
-  parent: { backupId: string; repository: string; container: string; prefix: string } | null;
-  /** Fingerprint of the source when the ranges were cut; a range that sees another one fails the backup. */
-  fingerprint: string | null;
-}
 
 /** What only a worker knows: the driver's names, and whether the source must or can be frozen. */
 export interface BackupSite {
@@ -92,12 +64,13 @@ export async function planBackup(
   operation: TaskOperation,
   openSite: (names: { repository: string; backend: string }) => Promise<BackupSite>,
 ): Promise<BackupPlan> {
-  if (operation.plan !== null) return operation.plan as unknown as BackupPlan;
+  if (operation.plan !== null) return documents.backupPlan(operation.plan);
   const { backup, volume, snapshot, parent } = await readSubject(database, operation);
   const repository = repositoryNamed(config, backup.repository);
   const site = await openSite({ repository: backup.repository, backend: volume.backend });
   const volumeBytes = Number(snapshot?.sizeBytes ?? volume.sizeBytes);
   const plan: BackupPlan = {
+    version: documentVersion,
     backupId: backup.id,
     volumeId: backup.volumeId,
     repository: backup.repository,
@@ -132,7 +105,7 @@ export async function planBackup(
     )
     UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now() FROM named
     WHERE operations.id = ${operation.id}::uuid AND plan IS NULL AND ${isLiveOperation("operations")}`;
-    if (fixed !== 1) return planInForce<BackupPlan>(tx, operation.id);
+    if (fixed !== 1) return documents.backupPlan(await planInForce(tx, operation.id));
     await notifyBackup(tx, "backup.create.start", backup.id);
     return plan;
   });
@@ -203,7 +176,7 @@ export async function finishCopy(database: Database, operationId: string, result
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     const remaining = await countDown(tx, operationId);
-    const plan = operation.plan as unknown as BackupPlan;
+    const plan = documents.backupPlan(operation.plan);
     if (remaining === 0) await startPhase(tx, operation, [sealTask(plan)]);
     else await notifyProgress(tx, operationId, plan, remaining);
   });
@@ -233,14 +206,14 @@ const progressOf = (plan: BackupPlan, percent: number) => ({
   backup_percent: percent,
 });
 
-/** The ranges' reports, in range order. */
-export async function readCopyReports(database: Database, operationId: string): Promise<Json[]> {
+/** The ranges' reports, in range order. @throws MalformedDocumentError, NewerDocumentError */
+export async function readCopyReports(database: Database, operationId: string) {
   const rows = await database.task.findMany({
     where: { operationId, kind: "copy" },
     orderBy: { ordinal: "asc" },
     select: { report: true },
   });
-  return rows.map((r) => r.report);
+  return rows.map((row) => documents.rangeReport(row.report));
 }
 
 /**
@@ -356,14 +329,14 @@ export async function failBackupCreate(
     data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
   });
   await releaseSource(tx, operation, "error_backing-up");
-  const plan = operation.plan as unknown as BackupPlan | null;
+  const plan = readForEnding(documents.backupPlan, operation.plan);
   await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? tidyNeeds(plan) : null });
 }
 
 /** Stops the creation and releases its volume or snapshot; the caller sets the backup's status. Rows are locked by the caller. */
 export async function cancelBackupCreate(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await releaseSource(tx, operation, "backing-up");
-  const plan = operation.plan as unknown as BackupPlan | null;
+  const plan = readForEnding(documents.backupPlan, operation.plan);
   await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? tidyNeeds(plan) : null });
 }
 

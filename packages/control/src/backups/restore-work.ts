@@ -3,6 +3,8 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { nilUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
+import { documentVersion } from "../queue/document-version.ts";
+import { documents, type RestorePlan, readForEnding } from "../queue/documents.ts";
 import {
   completeOperation,
   countDown,
@@ -13,33 +15,14 @@ import {
   planInForce,
   startPhase,
 } from "../queue/operations.ts";
-import { finishTask, type Json, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
+import { finishTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { needToRead, needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { lockBackup } from "../rows/backups.ts";
-import { type Damage, markDamage, type StoredLink, wholeChain } from "../rows/chains.ts";
+import { type Damage, markDamage, wholeChain } from "../rows/chains.ts";
 import type { Volume } from "../rows/volumes.ts";
 import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
-import { restoredColumns, type StoredVolume } from "./volume-meta.ts";
-
-/** What determines a restore, fixed once. The chain is newest first and ends with the full backup. */
-export interface RestorePlan {
-  backupId: string;
-  volumeId: string;
-  backend: string;
-  chain: StoredLink[];
-  /** An existing volume keeps its data beyond the backup's length. */
-  keepTail: boolean;
-  /** The target's exact length in bytes. */
-  targetBytes: number;
-  rangeBytes: number;
-  /** The private file that the ranges write to, set when they are released. Each claim of the plan creates its own: see restoreTargetOf. */
-  target: string | null;
-  /** Whether slices of the map are staged in the repository; absent until that is known. */
-  staged?: boolean;
-  /** What the chain says about its volume; null until it has been read. */
-  stored: StoredVolume | null;
-}
+import { restoredColumns } from "./volume-meta.ts";
 
 /**
  * The private file of one claim of the plan task: a late worker of one claim cannot touch another's. Claim 0 is the copy that is published
@@ -57,12 +40,13 @@ export async function planRestore(
   operation: TaskOperation,
   options: { rangeBytes: number },
 ): Promise<RestorePlan> {
-  if (operation.plan !== null) return operation.plan as unknown as RestorePlan;
+  if (operation.plan !== null) return documents.restorePlan(operation.plan);
   const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid } });
   const volume = await findTarget(database, operation);
   const chain = await wholeChain(database, backup.id);
-  const { newVolume } = operation.input as { newVolume: boolean };
+  const { newVolume } = documents.restoreInput(operation.input);
   const plan: RestorePlan = {
+    version: documentVersion,
     backupId: backup.id,
     volumeId: volume.id,
     backend: volume.backend,
@@ -76,7 +60,7 @@ export async function planRestore(
     stored: null,
   };
   return inTransaction(database, async (tx) => {
-    if (!(await fixPlan(tx, operation.id, plan))) return planInForce<RestorePlan>(tx, operation.id);
+    if (!(await fixPlan(tx, operation.id, plan))) return documents.restorePlan(await planInForce(tx, operation.id));
     await notifyBackup(tx, "backup.restore.start", backup.id);
     return plan;
   });
@@ -105,7 +89,7 @@ export async function startRestoreRanges(
   database: Database,
   operationId: string,
   result: TaskResult,
-  restore: { plan: RestorePlan; ranges: readonly { offset: number; length: number; input: Json }[] },
+  restore: { plan: RestorePlan; ranges: readonly { offset: number; length: number; input: object }[] },
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const operation = await lockLiveOperation(tx, operationId);
@@ -130,7 +114,7 @@ export async function finishRestoreRange(database: Database, operationId: string
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     if ((await countDown(tx, operationId)) > 0) return;
-    const plan = operation.plan as unknown as RestorePlan;
+    const plan = documents.restorePlan(operation.plan);
     await startPhase(tx, operation, [{ kind: "publish", ordinal: 0, needs: restoreNeeds(plan) }]);
   });
 }
@@ -239,7 +223,7 @@ export async function failRestore(
   } else {
     await releaseBackup(tx, operation.backupId ?? nilUuid);
   }
-  const plan = operation.plan as unknown as RestorePlan | null;
+  const plan = readForEnding(documents.restorePlan, operation.plan);
   await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
 }
 
@@ -251,7 +235,7 @@ export async function cancelRestore(tx: Transaction, operation: OperationRow, re
       data: { status: "error", previousStatus: "restoring-backup", updatedAt: new Date() },
     });
   }
-  const plan = operation.plan as unknown as RestorePlan | null;
+  const plan = readForEnding(documents.restorePlan, operation.plan);
   await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
 }
 

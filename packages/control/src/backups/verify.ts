@@ -7,6 +7,8 @@ import { InvalidError, NotFoundError } from "../errors.ts";
 import { addMessage } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import type { Principal } from "../principal.ts";
+import { documentVersion, isNewer } from "../queue/document-version.ts";
+import { documents, readForEnding, type VerifyMode, type VerifyPlan } from "../queue/documents.ts";
 import {
   completeOperation,
   countDown,
@@ -26,42 +28,15 @@ import type { Backup } from "../rows/backups.ts";
 import { getBackup, lockBackup } from "../rows/backups.ts";
 import { readChain, readDamage, type StoredLink, wholeChain } from "../rows/chains.ts";
 
-/**
- * quick: listings and sizes against the metadata. deep: also reads every byte that a restore would, and checks every hash. drill: a restore
- * test, a whole restore into a private file of a volume backend that is read back, compared with the hashes and removed.
- */
-export const verifyModes = ["quick", "deep", "drill"] as const;
-export type VerifyMode = (typeof verifyModes)[number];
-
-/** What determines a verification, fixed once. The chain is newest first and ends with the full backup. */
-export interface VerifyPlan {
-  backupId: string;
-  mode: VerifyMode;
-  chain: StoredLink[];
-  /** Where a restore test restores to. It is not a volume: it has no row, so no project sees it and no quota counts it. */
-  drill: DrillTarget | null;
-  /** Whether slices of the map are staged in the repository; absent until that is known. */
-  staged?: boolean;
-}
-
-export interface DrillTarget {
-  backend: string;
-  /** The private file, set when the ranges are released; see restoreTargetOf. */
-  file: string | null;
-}
-
-interface VerifyRequest {
-  mode: VerifyMode;
-  /** The volume backend of a restore test. */
-  backend: string | null;
-}
-
 /** What was found: how much was checked, and at most a thousand damaged objects. */
 export interface VerifyFindings {
   objects: number;
   blocks: number;
   damaged: { object: string; reason: string }[];
 }
+
+/** Reports of which the sums below can be made. */
+const summable = '$ ? (@.objects.type() == "number" && @.blocks.type() == "number" && @.damaged.type() == "array")';
 
 const damagedMax = 1000;
 const affectedMax = 100;
@@ -99,13 +74,12 @@ export async function startVerify(
   { backup, mode }: { backup: Pick<Backup, "id" | "projectId" | "volumeBytes">; mode: VerifyMode },
 ): Promise<string> {
   const backend = mode === "drill" ? defaultVolumeBackend(config).name : null;
-  const input: VerifyRequest = { mode, backend };
   return startOperation(tx, principal, {
     kind: "backup-verify",
     projectId: backup.projectId,
     backupId: backup.id,
     bytesTotal: mode === "quick" ? 0n : (backup.volumeBytes ?? 0n),
-    input: { ...input },
+    input: { mode, backend },
     task: { kind: "plan-verify", needs: needsOf({ chain: await readChain(tx, backup.id), backend }) },
   });
 }
@@ -123,13 +97,14 @@ const needsOfPlan = ({ chain, drill }: VerifyPlan): string[] => needsOf({ chain,
  * @throws NotFoundError when a parent of the chain is gone; OperationEndedError
  */
 export async function planVerify(database: Database, operation: TaskOperation): Promise<VerifyPlan> {
-  if (operation.plan !== null) return operation.plan as unknown as VerifyPlan;
+  if (operation.plan !== null) return documents.verifyPlan(operation.plan);
   const backupId = operation.backupId ?? nilUuid;
-  const { mode, backend } = operation.input as unknown as VerifyRequest;
+  const { mode, backend } = documents.verifyInput(operation.input);
   const drill = backend === null ? null : { backend, file: null };
-  const plan: VerifyPlan = { backupId, mode, chain: await wholeChain(database, backupId), drill };
+  const chain = await wholeChain(database, backupId);
+  const plan: VerifyPlan = { version: documentVersion, backupId, mode, chain, drill };
   return inTransaction(database, async (tx) => {
-    if (!(await fixPlan(tx, operation.id, plan))) return planInForce<VerifyPlan>(tx, operation.id);
+    if (!(await fixPlan(tx, operation.id, plan))) return documents.verifyPlan(await planInForce(tx, operation.id));
     await notifyBackup(tx, "backup.verify.start", backupId, { mode });
     return plan;
   });
@@ -140,7 +115,7 @@ export async function startVerifyRanges(
   database: Database,
   operationId: string,
   result: TaskResult,
-  verify: { plan: VerifyPlan; ranges: readonly { offset: number; length: number; input: Json }[] },
+  verify: { plan: VerifyPlan; ranges: readonly { offset: number; length: number; input: object }[] },
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const operation = await lockLiveOperation(tx, operationId);
@@ -161,13 +136,17 @@ export async function finishVerifyRange(database: Database, operationId: string,
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     if ((await countDown(tx, operationId)) > 0) return;
-    const needs = needsOfPlan(operation.plan as unknown as VerifyPlan);
+    const needs = needsOfPlan(documents.verifyPlan(operation.plan));
     await startPhase(tx, operation, [{ kind: "conclude-verify", ordinal: 0, needs }]);
   });
 }
 
-/** The combined findings of the plan task and the ranges. */
+/** The combined findings of the plan task and the ranges. @throws MalformedDocumentError, NewerDocumentError */
 export async function readVerifyReports(database: Database, operationId: string): Promise<VerifyFindings> {
+  const odd = await database.$queryRaw<{ report: Json }[]>`
+    SELECT t.report FROM tasks t WHERE t.operation_id = ${operationId}::uuid AND t.kind IN ('plan-verify', 'verify')
+      AND (${isNewer("t.report")} OR NOT coalesce(jsonb_path_exists(t.report, ${summable}::jsonpath), false)) LIMIT 1`;
+  for (const { report } of odd) documents.verifyReport(report);
   const [sums] = await database.$queryRaw<{ objects: bigint; blocks: bigint }[]>`
     SELECT coalesce(sum((report->>'objects')::bigint), 0)::bigint AS objects,
       coalesce(sum((report->>'blocks')::bigint), 0)::bigint AS blocks
@@ -289,7 +268,7 @@ async function endVerify(
   operation: OperationRow,
   end: { state: "failed" | "cancelled"; reason: string },
 ): Promise<void> {
-  await endOperation(tx, operation, { ...end, tidy: tidyNeeds(operation.plan as unknown as VerifyPlan | null) });
+  await endOperation(tx, operation, { ...end, tidy: tidyNeeds(readForEnding(documents.verifyPlan, operation.plan)) });
 }
 
 /** What is known about a backup's health: its own mark, and those of the backups that it builds on. */

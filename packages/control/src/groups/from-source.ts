@@ -2,10 +2,11 @@ import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
+import type { VolumeSource } from "../queue/documents.ts";
 import type { Group } from "../rows/groups.ts";
 import { addGroup, getGroup } from "../rows/groups.ts";
 import { reserveQuota } from "../rows/quotas.ts";
-import { readSource, startVolume, type VolumeSource } from "../volumes/create.ts";
+import { readSource, startVolume } from "../volumes/create.ts";
 import { getGroupSnapshot } from "./snapshots.ts";
 
 /** What the volumes of a new group are copied from. */

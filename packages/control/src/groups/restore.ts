@@ -1,10 +1,12 @@
 import { startRestore } from "../backups/restore.ts";
-import { applyRestored, type RestorePlan, restoreTidyNeeds } from "../backups/restore-work.ts";
+import { applyRestored, restoreTidyNeeds } from "../backups/restore-work.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { liveStates } from "../db/live.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
+import { versioned } from "../queue/document-version.ts";
+import { documents, type RestorePlan, readForEnding } from "../queue/documents.ts";
 import { completeOperation, endOperation, isLive, type OperationRow, startOperation } from "../queue/operations.ts";
 import { addTasks, type Json, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { freeBytesOf } from "../queue/workers.ts";
@@ -152,10 +154,12 @@ export interface PreparedVolume {
   prepared: string;
 }
 
-const plansOf = (parts: readonly { plan: unknown }[]): RestorePlan[] => parts.map((part) => part.plan as RestorePlan);
+/** @throws MalformedDocumentError, NewerDocumentError */
+const plansOf = (parts: readonly { plan: Json }[]): RestorePlan[] =>
+  parts.map((part) => documents.restorePlan(part.plan));
 
 /** The files that the parts have prepared. All parts have succeeded. */
-export const preparedVolumes = (parts: readonly { plan: unknown }[]): PreparedVolume[] =>
+export const preparedVolumes = (parts: readonly { plan: Json }[]): PreparedVolume[] =>
   plansOf(parts).map(({ volumeId, backend, target }) => ({ volumeId, backend, prepared: target ?? "" }));
 
 /** Whether volumes may have been replaced already: then there is no way back. */
@@ -165,7 +169,7 @@ export const isPublishing = ({ plan }: { plan: Json }): boolean => plan !== null
 export async function beginPublishing(database: Database, operationId: string): Promise<void> {
   await database.operation.updateMany({
     where: { id: operationId, state: liveStates },
-    data: { plan: { publishing: true } },
+    data: { plan: versioned({ publishing: true }) },
   });
 }
 
@@ -189,10 +193,9 @@ export async function finishGroupRestore(
 
 /** Adds the parts' clean-up: staging and private files stay until the group operation has ended. */
 async function tidyParts(tx: Transaction, parts: readonly OperationRow[]): Promise<void> {
-  for (const part of parts.filter(({ plan }) => plan !== null)) {
-    await addTasks(tx, part, [
-      { kind: "tidy", ordinal: 0, needs: restoreTidyNeeds(part.plan as unknown as RestorePlan) },
-    ]);
+  for (const part of parts) {
+    const plan = readForEnding(documents.restorePlan, part.plan);
+    if (plan) await addTasks(tx, part, [{ kind: "tidy", ordinal: 0, needs: restoreTidyNeeds(plan) }]);
   }
 }
 
@@ -209,11 +212,11 @@ export async function failGroupRestore(
   const done = parts.filter((part) => part.state === "succeeded");
   await endOperation(tx, operation, { state, reason });
   for (const part of parts.filter(isLive)) {
-    const plan = part.plan as unknown as RestorePlan | null;
+    const plan = readForEnding(documents.restorePlan, part.plan);
     await endOperation(tx, part, { state: "cancelled", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
   }
   await tidyParts(tx, done);
-  const spoilt = isPublishing({ plan: operation.plan as Json });
+  const spoilt = isPublishing(operation);
   for (const { volumeId, backupId } of parts) {
     await tx.$executeRaw`
       UPDATE volumes v SET previous_status = 'restoring-backup', updated_at = now(), status = CASE

@@ -5,6 +5,8 @@ import { isEndedOperation, isLiveOperation, isLiveState } from "../db/live.ts";
 import { NotFoundError, OperationEndedError } from "../errors.ts";
 import { type Operation, Prisma } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
+import { versioned } from "./document-version.ts";
+import { documents, readForEnding } from "./documents.ts";
 import {
   addTasks,
   finishTask,
@@ -54,7 +56,7 @@ export interface NewOperation {
   groupSnapshotId?: string | null;
   /** The group operation that this one is a part of: it is notified when this one ends. */
   parentId?: string | null;
-  input?: Json;
+  input?: object;
   bytesTotal?: bigint;
   /** Null: there is nothing to do until this many parts have ended. */
   task: { kind: TaskKind; needs: readonly string[] } | null;
@@ -80,7 +82,7 @@ export async function startOperation(
       VALUES (${id}::uuid, ${operation.kind}, ${task ? "queued" : "running"}, ${task ? null : new Date()}, ${operation.projectId}, ${principal.userId}, ${principal.requestId},
         ${operation.backupId ?? null}::uuid, ${operation.volumeId ?? null}::uuid, ${operation.snapshotId ?? null}::uuid,
         ${operation.groupId ?? null}::uuid, ${operation.groupSnapshotId ?? null}::uuid, ${operation.parentId ?? null}::uuid,
-        ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint, ${operation.parts ?? 1})
+        ${JSON.stringify(versioned(operation.input ?? {}))}::jsonb, ${operation.bytesTotal ?? 0n}::bigint, ${operation.parts ?? 1})
       RETURNING id, project_id, created_at
     )
     INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs)
@@ -123,12 +125,12 @@ export async function fixPlan(tx: Transaction | Database, operationId: string, p
  *
  * @throws OperationEndedError when there is none
  */
-export async function planInForce<Plan>(tx: Transaction, operationId: string): Promise<Plan> {
+export async function planInForce(tx: Transaction, operationId: string): Promise<Json> {
   const row = await tx.operation.findUnique({ where: { id: operationId }, select: { plan: true, state: true } });
   if (row === null || row.plan === null || !isLive(row as Pick<OperationRow, "state">)) {
     throw new OperationEndedError(operationId);
   }
-  return row.plan as unknown as Plan;
+  return row.plan;
 }
 
 /** Starts the next phase: `tasks` are added, and all of them must finish before the phase after it. The operation is locked. */
@@ -230,7 +232,7 @@ async function partEnded(tx: Transaction, parentId: string, { well }: { well: bo
 export const concludeTask = ({ input }: { input: Json }): NewTask => ({
   kind: "conclude-group",
   ordinal: 0,
-  needs: (input as { concludeNeeds?: string[] }).concludeNeeds ?? [],
+  needs: readForEnding(documents.concluding, input)?.concludeNeeds ?? [],
 });
 
 /** What the operation left behind is gone. The operation itself ended earlier. */

@@ -4,7 +4,8 @@ import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { isEndedOperation } from "../db/live.ts";
 import { ClaimLostError } from "../errors.ts";
-import type { Prisma } from "../generated/client.ts";
+import { Prisma } from "../generated/client.ts";
+import { isNewer, versioned } from "./document-version.ts";
 import { backupBinary } from "./services.ts";
 
 /** Whether any worker has ever claimed a task of the operation: it may have done part of it. */
@@ -105,7 +106,7 @@ export interface NewTask {
   ordinal?: number;
   needs: readonly string[];
   range?: { offset: number; length: number };
-  input?: Json;
+  input?: object;
 }
 
 /** The operation that a task belongs to. */
@@ -129,7 +130,7 @@ export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: rea
     needs: t.needs,
     range_offset: t.range?.offset ?? 0,
     range_length: t.range?.length ?? 0,
-    input: t.input ?? {},
+    input: versioned(t.input ?? {}),
   }));
   await tx.$executeRaw`
     INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs, range_offset, range_length, input)
@@ -139,6 +140,10 @@ export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: rea
       AS r(id uuid, kind text, ordinal int, rank int, needs jsonb, range_offset bigint, range_length bigint, input jsonb)
     ON CONFLICT (operation_id, kind, ordinal) DO UPDATE SET state = 'ready', run_after = now() WHERE tasks.state = 'blocked'`;
 }
+
+/** SQL: whether only a newer release can run the task `t`. */
+const isForNewer = Prisma.sql`(t.kind <> ALL(${Object.keys(taskRanks)}::text[]) OR ${isNewer("t.input")}
+  OR EXISTS (SELECT FROM operations o WHERE o.id = t.operation_id AND (${isNewer("o.input")} OR ${isNewer("o.plan")})))`;
 
 interface ClaimRow {
   id: string;
@@ -168,8 +173,8 @@ interface ClaimRow {
 /**
  * Claims a task: ready, dispatched, or running under an expired lease. One statement, by the database's clock.
  *
- * @returns null when somebody else has it, it is finished, it may not run yet, the worker's host is disabled, or it was created by a newer
- * version that must run it: not an error
+ * @returns null when somebody else has it, it is finished, it may not run yet, the worker's host is disabled, or a newer release must run it,
+ * because of its kind or of the version of its plan or input: not an error
  */
 export async function claimTask(
   database: Database,
@@ -178,10 +183,10 @@ export async function claimTask(
   const actor: Actor = { kind: "worker", worker: request.workerId };
   const rows = await database.$queryRaw<ClaimRow[]>`
     WITH claimed AS (
-      UPDATE tasks SET state = 'running', claim = claim + 1, attempts = attempts + 1, worker_id = ${request.workerId},
+      UPDATE tasks t SET state = 'running', claim = claim + 1, attempts = attempts + 1, worker_id = ${request.workerId},
         lease_until = now() + ${request.leaseMs} * interval '1 millisecond', started_at = coalesce(started_at, now()),
         bytes_twice = bytes_twice + bytes_done, bytes_done = 0, bytes_stored = 0
-      WHERE id = ${request.taskId}::uuid AND run_after <= now() AND kind = ANY(${Object.keys(taskRanks)}::text[])
+      WHERE id = ${request.taskId}::uuid AND run_after <= now() AND NOT ${isForNewer}
         AND (state IN ('ready', 'dispatched') OR (state = 'running' AND lease_until < now()))
         AND NOT EXISTS (SELECT 1 FROM workers w JOIN disabled_services d ON d.host = w.host AND d.binary = ${backupBinary}
           WHERE w.id = ${request.workerId})
@@ -263,7 +268,7 @@ export interface TaskResult {
   bytesStored: number;
   /** Bytes that an earlier claim had already stored. */
   bytesAdopted?: number;
-  report?: Json;
+  report?: object;
 }
 
 /**
@@ -275,7 +280,7 @@ export async function finishTask(tx: Transaction, result: TaskResult): Promise<v
   const count = await tx.$executeRaw`
     UPDATE tasks SET state = 'succeeded', finished_at = now(), lease_until = NULL, bytes_done = ${result.bytesDone}::bigint,
       bytes_stored = ${result.bytesStored}::bigint, bytes_twice = GREATEST(bytes_twice, ${result.bytesAdopted ?? 0}::bigint),
-      report = ${result.report === undefined ? null : JSON.stringify(result.report)}::jsonb
+      report = ${result.report === undefined ? null : JSON.stringify(versioned(result.report))}::jsonb
     WHERE id = ${result.taskId}::uuid AND claim = ${result.claim} AND state = 'running'`;
   if (count !== 1) throw new ClaimLostError(result.taskId);
 }
@@ -304,9 +309,15 @@ export class UnknownTaskError extends Error {
   }
 }
 
-/** Whether the task exists, in any state. */
-export async function isTaskKnown(database: Database, taskId: string): Promise<boolean> {
-  return isUuid(taskId) && (await database.task.count({ where: { id: taskId } })) > 0;
+/** A task that was not claimed, in any state; null if there is none of that id. `forNewer`: only a newer release can run it. */
+export async function readUnclaimed(
+  database: Database,
+  taskId: string,
+): Promise<{ operationId: string; kind: string; forNewer: boolean } | null> {
+  if (!isUuid(taskId)) return null;
+  const rows = await database.$queryRaw<{ operationId: string; kind: string; forNewer: boolean }[]>`
+    SELECT t.operation_id AS "operationId", t.kind, ${isForNewer} AS "forNewer" FROM tasks t WHERE t.id = ${taskId}::uuid`;
+  return rows[0] ?? null;
 }
 
 /** A stopping worker has received a job: its task becomes ready to be dispatched again, unless somebody has claimed it. */

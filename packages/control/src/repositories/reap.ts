@@ -3,16 +3,10 @@ import { type Database, inTransaction, lockRepository, type Transaction } from "
 import { isEndedOperation, isLiveOperation, liveStates } from "../db/live.ts";
 import { InvalidError, OperationEndedError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
+import type { ReapInput } from "../queue/documents.ts";
 import { completeOperation, endOperation, type OperationRow, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { needToRead, needToWrite } from "../queue/workers.ts";
-
-/** Parameters of a pass of the reaper. Nothing younger than `graceMs` is touched. */
-export interface ReapInput {
-  repository: string;
-  dryRun: boolean;
-  graceMs: number;
-}
 
 /** What was removed, or would be: a count for each kind. */
 export interface ReapCounts {
@@ -85,7 +79,7 @@ export async function startReap(
   return startOperation(tx, principal, {
     kind: "repository-reap",
     projectId: principal.projectId,
-    input: { ...input },
+    input,
     task: { kind: "reap-repository", needs: [request.dryRun ? needToRead(name) : needToWrite(name)] },
   });
 }

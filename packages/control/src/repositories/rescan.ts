@@ -3,6 +3,7 @@ import { type Database, inTransaction, lockRepository, type Transaction } from "
 import { liveStates } from "../db/live.ts";
 import { OperationEndedError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
+import { documents } from "../queue/documents.ts";
 import { completeOperation, endOperation, type OperationRow, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { needToRead } from "../queue/workers.ts";
@@ -82,13 +83,6 @@ export async function requestRescan(
   return { id };
 }
 
-export interface RescanInput {
-  repository: string;
-  projectId: string | null;
-  ownProjectId: string;
-  userId: string;
-}
-
 /**
  * Enters backups that have no row yet, parents first, and charges them to their projects, above the limits if need be: the backups exist. A
  * live row stays as it is, and objects that a live row refers to are not entered again. Idempotent.
@@ -110,7 +104,7 @@ export async function enterBackups(
 }
 
 function rowOf(config: Config, operation: TaskOperation, { problem, ...backup }: FoundBackup) {
-  const input = operation.input as unknown as RescanInput;
+  const input = documents.rescanInput(operation.input);
   return {
     ...backup,
     projectId: input.projectId ?? backup.projectId ?? input.ownProjectId,
@@ -130,7 +124,7 @@ async function enterRows(
   operation: TaskOperation,
   rows: readonly ReturnType<typeof rowOf>[],
 ): Promise<number> {
-  await lockRepository(tx, (operation.input as unknown as RescanInput).repository);
+  await lockRepository(tx, documents.rescanInput(operation.input).repository);
   // An operation that was given up may have a worker that does not know of it yet, and a reaper may have followed it.
   const live = await tx.operation.count({ where: { id: operation.id, state: liveStates } });
   if (live === 0) throw new OperationEndedError(operation.id);

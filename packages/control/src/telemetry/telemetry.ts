@@ -66,6 +66,11 @@ export const events = {
     task: { id: string; kind: string; operationId: string; claim: number; requestId: string },
     why: string,
   ) => log.warn({ event: "task.dropped", ...fields(task), why }, "task dropped"),
+  taskLeft: (log: Logger, task: { id: string; kind: string; operationId: string }) =>
+    log.warn(
+      { event: "task.left", task: task.id, kind: task.kind, operation: task.operationId },
+      "left for workers of a newer release, whose plan or kind of task this one does not know",
+    ),
   taskRetried: (
     log: Logger,
     task: { id: string; kind: string; operationId: string; claim: number; requestId: string },

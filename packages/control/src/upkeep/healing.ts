@@ -120,8 +120,8 @@ export async function failUnplaced(database: Database, config: Config, endOperat
 }
 
 /**
- * Ends an operation whose regular ending throws, for instance because nobody can read its plan: the rows that it holds are set to error,
- * and there is no clean-up, since only its plan could say what to remove. The reaper finds what it left behind.
+ * Ends an operation whose regular ending throws, for instance because this release does not know its kind: the rows that it holds are set to
+ * error, and there is no clean-up, since only its kind could say what to remove. The reaper finds what it left behind.
  */
 export async function endBluntly(database: Database, id: string, reason: string): Promise<void> {
   await inTransaction(database, async (tx) => {

@@ -3,6 +3,7 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { isLiveOperation } from "../db/live.ts";
 import { IdTakenError, InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
+import { type Adoption, documents } from "../queue/documents.ts";
 import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { assertQuota, reserveQuota } from "../rows/quotas.ts";
@@ -15,14 +16,6 @@ export interface NewAdoption {
   path: string | null;
   /** Name of a volume backend; null: the default one. */
   backend: string | null;
-  name: string | null;
-}
-
-/** The adoption as accepted: the operation's `input`. */
-export interface Adoption {
-  volumeId: string;
-  path: string | null;
-  backend: string;
   name: string | null;
 }
 
@@ -51,7 +44,7 @@ export async function requestVolumeAdoption(
       kind: "volume-adopt",
       projectId: principal.projectId,
       volumeId: request.volumeId,
-      input: { ...input },
+      input,
       task: { kind: "adopt-volume", needs: [`backend:${backend}`] },
     });
   });
@@ -105,7 +98,7 @@ export async function finishVolumeAdoption(
   result: TaskResult,
   sizeBytes: number,
 ): Promise<void> {
-  const { volumeId: id, backend, name } = operation.input as unknown as Adoption;
+  const { volumeId: id, backend, name } = documents.adoption(operation.input);
   const { projectId } = operation;
   await inTransaction(database, async (tx) => {
     const sizeGib = gibOf(sizeBytes);

@@ -3,14 +3,12 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { isUuid, nilUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { type Principal, visibleTo } from "../principal.ts";
+import type { VolumeSource } from "../queue/documents.ts";
 import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { lockForNewVolume, lockGroupOf, settleGroup } from "../rows/groups.ts";
 import { reserveQuota } from "../rows/quotas.ts";
 import { baseRow, findVolume, GiB, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
-
-/** Source of a volume's initial bytes. A new volume is created on its source's backend. */
-export type VolumeSource = { snapshotId: string } | { volumeId: string };
 
 /**
  * A new volume of `sizeGib`, empty or with the bytes of a source: quota, row and the task that creates the file commit together. With a

@@ -3,6 +3,7 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
+import { documents, readForEnding } from "../queue/documents.ts";
 import { completeOperation, type OperationRow, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { releaseQuota, reserveQuota } from "../rows/quotas.ts";
@@ -45,10 +46,13 @@ export async function requestVolumeExtend(
   });
 }
 
-/** The volume keeps its length: releases the quota reserved for its growth. The quota is locked. */
+/**
+ * The volume keeps its length: releases the quota reserved for its growth. Where the input cannot be read, the repair of quotas does. The
+ * quota is locked.
+ */
 export async function releaseExtend(tx: Transaction, operation: OperationRow): Promise<void> {
-  const { addedGib } = operation.input as { addedGib: number };
-  await releaseQuota(tx, operation.projectId, { gigabytes: addedGib });
+  const input = readForEnding(documents.extension, operation.input);
+  if (input) await releaseQuota(tx, operation.projectId, { gigabytes: input.addedGib });
 }
 
 /** The file has its new length: the volume gets its size, and its previous status back. */

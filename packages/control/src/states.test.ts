@@ -1,21 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import {
-  backupTransitions,
-  groupSnapshotTransitions,
-  originsOf,
-  snapshotTransitions,
-  volumeTransitions,
-} from "./states.ts";
+import { backupTransitions, originsOf, transitions, volumeTransitions } from "./states.ts";
 
-const tables = {
-  backup: backupTransitions,
-  volume: volumeTransitions,
-  snapshot: snapshotTransitions,
-  "group snapshot": groupSnapshotTransitions,
-} as const;
-
-describe.each(Object.entries(tables))("the %s table", (_name, table) => {
+describe.each(Object.entries(transitions))("the %s table", (_name, table) => {
   const statuses = Object.keys(table);
 
   it("names only statuses that it has", () => {

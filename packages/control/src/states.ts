@@ -1,6 +1,6 @@
 /**
- * Which status may follow which: the only definition. Every verb gets its allowed origins
- * from `originsOf`, and its update names them in the WHERE clause.
+ * Which status may follow which: the only definition. `move` (rows/move.ts) is typed by it, and its update names the origins in the WHERE
+ * clause.
  *
  * Backup:  creating → available | error            available ⇄ restoring → error_restoring
  *          any resting status → deleting → (tombstone) | error | error_deleting
@@ -11,7 +11,7 @@
  *          available, in-use → extending → as it was | error_extending
  *          in-use → restoring-backup → in-use: only together with all disks of a virtual machine that is shut off
  *
- * An admin may put a volume or a snapshot into any status (os-reset_status); that is not covered here.
+ * An admin may put a row into any status (os-reset_status), and delete it in any status: see `override` in rows/move.ts.
  */
 export const backupTransitions = {
   creating: ["available", "error", "deleting"],
@@ -59,7 +59,7 @@ export const volumeTransitions = {
 } as const satisfies Record<string, readonly string[]>;
 
 export const snapshotTransitions = {
-  creating: ["available", "error"],
+  creating: ["available", "backing-up", "error"],
   available: ["backing-up", "deleting", "error"],
   "backing-up": ["available", "error"],
   error: ["available", "deleting"],
@@ -72,15 +72,63 @@ export const groupSnapshotTransitions = {
   creating: ["available", "error", "deleting"],
   available: ["deleting", "error"],
   error: ["available", "deleting"],
-  deleting: ["error", "error_deleting", "deleted"],
+  // After an admin has reset the status, a deletion may be requested once more.
+  deleting: ["deleting", "error", "error_deleting", "deleted"],
   error_deleting: ["available", "error", "deleting"],
-  updating: ["available", "error"],
+  updating: ["available", "error", "deleting"],
   deleted: [],
 } as const satisfies Record<string, readonly string[]>;
 
+/** A group that is created from a source is `creating` until all its volumes are there; any other is available at once. */
+export const groupTransitions = {
+  creating: ["available", "error"],
+  available: ["deleted"],
+  error: ["deleted"],
+  deleted: [],
+} as const satisfies Record<string, readonly string[]>;
+
+/** A record may be connected, and completed, more than once. */
+export const attachmentTransitions = {
+  reserved: ["attaching", "attached", "deleted"],
+  attaching: ["attaching", "attached", "deleted"],
+  attached: ["attaching", "attached", "deleted"],
+  deleted: [],
+} as const satisfies Record<string, readonly string[]>;
+
+export const transferTransitions = {
+  pending: ["accepted", "deleted"],
+  accepted: ["deleted"],
+  deleted: [],
+} as const satisfies Record<string, readonly string[]>;
+
+/** The table of each model whose rows have a status. Operations and tasks have states, which `queue/` alone writes. */
+export const transitions = {
+  attachment: attachmentTransitions,
+  backup: backupTransitions,
+  group: groupTransitions,
+  groupSnapshot: groupSnapshotTransitions,
+  snapshot: snapshotTransitions,
+  transfer: transferTransitions,
+  volume: volumeTransitions,
+} as const;
+
+export type Resource = keyof typeof transitions;
+
+export type StatusOf<R extends Resource> = keyof (typeof transitions)[R] & string;
+
+type Table = Readonly<Record<string, readonly string[]>>;
+
+/** The statuses of a table that every member of `To` may follow; of a union, the ones common to all. */
+type OriginIn<T extends Table, To extends string> = {
+  [From in keyof T & string]: [To] extends [T[From][number]] ? From : never;
+}[keyof T & string];
+
+/** The statuses of a resource that every member of `To` may follow. */
+export type OriginOf<R extends Resource, To extends StatusOf<R>> = OriginIn<(typeof transitions)[R], To>;
+
 /** Statuses that `to` may follow. */
-export function originsOf<S extends string>(table: Readonly<Record<S, readonly string[]>>, to: NoInfer<S>): S[] {
-  return (Object.keys(table) as S[]).filter((from) => table[from].includes(to));
+export function originsOf<T extends Table, To extends keyof T & string>(table: T, to: To): OriginIn<T, To>[] {
+  return Object.keys(table).filter((from) => table[from]?.includes(to)) as OriginIn<T, To>[];
 }
 
 /** A switch over a union ends in this: a new member that nobody handled is a compile error. */

@@ -4,6 +4,7 @@ import { liveStates } from "../db/live.ts";
 import type { Principal } from "../principal.ts";
 import { endOperation, lockOperation } from "../queue/operations.ts";
 import { lockBackup } from "../rows/backups.ts";
+import { releaseBackup } from "../rows/release.ts";
 import { startVolumeDelete, type VolumeDelete } from "../volumes/delete.ts";
 import { releaseExtend } from "../volumes/extend.ts";
 
@@ -37,7 +38,6 @@ async function cancelWork(tx: Transaction, volumeId: string): Promise<void> {
       continue;
     }
     await cancelRestore(tx, operation, reason);
-    if (backup?.status !== "restoring") continue;
-    await tx.backup.update({ where: { id: backup.id }, data: { status: "available", updatedAt: new Date() } });
+    if (backup?.status === "restoring") await releaseBackup(tx, backup.id);
   }
 }

@@ -12,6 +12,7 @@ import { isLive, lockOperation, type OperationRow } from "../queue/operations.ts
 import { wasClaimed } from "../queue/tasks.ts";
 import type { Backup } from "../rows/backups.ts";
 import { getBackup, lockBackup } from "../rows/backups.ts";
+import { override } from "../rows/move.ts";
 import { lockVolume } from "../rows/volumes.ts";
 import type { BackupStatus } from "../states.ts";
 import { liveWhole, refusePartOf } from "./resets.ts";
@@ -94,10 +95,7 @@ export async function resetBackupStatus(
     if (creating && status === "available") return notifyBackup(tx, "backup.reset_status.end", id);
     if (status === "available" && !restoring) await checkRestorable(tx, backup, operations);
     await cancelWork(tx, operations, "Cancelled by an administrator, who reset the status of the backup.");
-    await tx.backup.update({
-      where: { id: backup.id },
-      data: { status: restoring ? "available" : status, updatedAt: new Date() },
-    });
+    await override(tx, "backup", { id: backup.id }, restoring ? "available" : status);
     await notifyCancelled(tx, operations, id);
     await notifyBackup(tx, "backup.reset_status.end", id);
   });
@@ -113,7 +111,7 @@ export async function requestBackupForceDelete(database: Database, principal: Pr
     const { backup, operations } = await lockWithOperations(tx, principal, id);
     if (operations.some((operation) => operation.kind === "backup-delete")) return;
     await cancelWork(tx, operations, "Cancelled by an administrator, who deleted the backup.");
-    await startBackupDelete(tx, principal, backup);
+    await startBackupDelete(tx, principal, backup, { force: true });
     await notifyCancelled(tx, operations, id);
   });
 }

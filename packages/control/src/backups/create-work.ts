@@ -23,6 +23,8 @@ import { finishTask, type NewTask, type TaskOperation, type TaskResult } from ".
 import { encoderNeeds, needToRead, needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { type Damage, markDamage } from "../rows/chains.ts";
+import { move } from "../rows/move.ts";
+import { releaseSource } from "../rows/release.ts";
 import { volumeMeta } from "./volume-meta.ts";
 
 /** What only a worker knows: the driver's names, and whether the source must or can be frozen. */
@@ -269,9 +271,9 @@ export async function finishBackup(
   const tidy = plan.fingerprint !== null || (plan.source.kind === "snapshot" && plan.source.temporary);
   await inTransaction(database, async (tx) => {
     await releaseSource(tx, operation, "backing-up");
-    const available = await tx.$executeRaw`
-      UPDATE backups SET status = 'available', object_count = ${sealed.objects}, stored_bytes = ${sealed.bytesStored}::bigint, updated_at = now()
-      WHERE id = ${plan.backupId}::uuid AND status = 'creating' AND deleted_at IS NULL`;
+    const columns = { objectCount: sealed.objects, storedBytes: BigInt(sealed.bytesStored) };
+    const live = { id: plan.backupId, deletedAt: null };
+    const available = await move(tx, "backup", live, { from: "creating", to: "available" }, columns);
     if (available !== 1) throw new OperationEndedError(operation.id);
     await notifyBackup(tx, "backup.createprogress", plan.backupId, progressOf(plan, 100));
     await notifyBackup(tx, "backup.create.end", plan.backupId);
@@ -280,26 +282,6 @@ export async function finishBackup(
       tidy: tidy ? tidyNeeds(plan) : null,
     });
   });
-}
-
-/** Gives the volume or snapshot its previous status back; a second call finds nothing to do. */
-async function releaseSource(
-  tx: Transaction,
-  operation: { snapshotId: string | null; volumeId: string | null },
-  previousStatus: string,
-): Promise<void> {
-  if (operation.snapshotId) {
-    await tx.snapshot.updateMany({
-      where: { id: operation.snapshotId, status: "backing-up" },
-      data: { status: "available", updatedAt: new Date() },
-    });
-    return;
-  }
-  await tx.$executeRaw`
-    UPDATE volumes SET status = CASE WHEN previous_status = 'in-use' AND EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = volumes.id)
-        THEN 'in-use' ELSE 'available' END,
-      previous_status = ${previousStatus}, updated_at = now()
-    WHERE id = ${operation.volumeId}::uuid AND status = 'backing-up'`;
 }
 
 /**
@@ -324,13 +306,15 @@ export async function failBackupCreate(
     });
     await notifyBackup(tx, "backup.verify.end", damage.backupId, { mode: "quick", damaged: 1 });
   }
-  await tx.backup.updateMany({
-    where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
-    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
-  });
+  await failCreating(tx, operation.backupId ?? nilUuid, reason);
   await releaseSource(tx, operation, "error_backing-up");
   const plan = readForEnding(documents.backupPlan, operation.plan);
   await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? tidyNeeds(plan) : null });
+}
+
+async function failCreating(tx: Transaction, id: string, reason: string): Promise<void> {
+  const failReason = reason.slice(0, 255);
+  await move(tx, "backup", { id, deletedAt: null }, { from: "creating", to: "error" }, { failReason });
 }
 
 /** Stops the creation and releases its volume or snapshot; the caller sets the backup's status. Rows are locked by the caller. */
@@ -344,9 +328,6 @@ export async function cancelBackupCreate(tx: Transaction, operation: OperationRo
 export async function giveUpBackup(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   const id = operation.backupId ?? nilUuid;
   await cancelBackupCreate(tx, operation, reason);
-  await tx.backup.updateMany({
-    where: { id, status: "creating", deletedAt: null },
-    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
-  });
+  await failCreating(tx, id, reason);
   await notifyBackup(tx, "backup.create.end", id);
 }

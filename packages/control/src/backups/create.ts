@@ -7,8 +7,9 @@ import type { Principal } from "../principal.ts";
 import { startOperation } from "../queue/operations.ts";
 import { encoderNeeds, needToRead, needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
-import { type BackupRow, lockBackup } from "../rows/backups.ts";
+import { addBackup, type BackupRow, lockBackup } from "../rows/backups.ts";
 import { readDamage } from "../rows/chains.ts";
+import { move } from "../rows/move.ts";
 import { reserveQuota } from "../rows/quotas.ts";
 import { getSnapshot, type SnapshotRow } from "../rows/snapshots.ts";
 import type { Volume } from "../rows/volumes.ts";
@@ -159,26 +160,23 @@ export async function requestBackup(
     const parent = request.incremental ? await chooseParent(tx, principal.projectId, volume.id, snapshot) : null;
     const place = placeBackup(config, request.availabilityZone, { parent, volume });
     const createdAt = new Date();
-    const row = await tx.backup.create({
-      data: {
-        id: randomUUID(),
-        projectId: principal.projectId,
-        userId: principal.userId,
-        volumeId: volume.id,
-        snapshotId: snapshot?.id ?? null,
-        parentId: parent?.id ?? null,
-        name: request.name,
-        description: request.description,
-        status: "creating",
-        sizeGib: volume.sizeGib,
-        repository: place.repository,
-        container: request.container,
-        availabilityZone: request.availabilityZone,
-        metadata: request.metadata,
-        dataTimestamp: snapshot?.createdAt ?? createdAt,
-        createdAt,
-        updatedAt: snapshot ? null : createdAt,
-      },
+    const row = await addBackup(tx, {
+      id: randomUUID(),
+      projectId: principal.projectId,
+      userId: principal.userId,
+      volumeId: volume.id,
+      snapshotId: snapshot?.id ?? null,
+      parentId: parent?.id ?? null,
+      name: request.name,
+      description: request.description,
+      sizeGib: volume.sizeGib,
+      repository: place.repository,
+      container: request.container,
+      availabilityZone: request.availabilityZone,
+      metadata: request.metadata,
+      dataTimestamp: snapshot?.createdAt ?? createdAt,
+      createdAt,
+      updatedAt: snapshot ? null : createdAt,
     });
     await startBackup(tx, config, principal, { row, parent, volume, snapshot, reach: place.reach, parentId: null });
     return { ...row, hasDependents: false };
@@ -235,9 +233,6 @@ async function freezeStatus(
     });
     return;
   }
-  const moved = await tx.snapshot.updateMany({
-    where: { id: snapshot.id, status: "available" },
-    data: { status: "backing-up", updatedAt: new Date() },
-  });
-  if (moved.count !== 1) throw snapshotRefusal("backing-up");
+  const moved = await move(tx, "snapshot", { id: snapshot.id }, { from: "available", to: "backing-up" });
+  if (moved !== 1) throw snapshotRefusal("backing-up");
 }

@@ -16,8 +16,14 @@ import { wasClaimed } from "../queue/tasks.ts";
 import { needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { countDependents, getBackup, lockBackup } from "../rows/backups.ts";
+import { move, override } from "../rows/move.ts";
 import { lockQuota, releaseQuota } from "../rows/quotas.ts";
 import { cancelVerifications } from "./verify.ts";
+
+/** Nothing is being done to a backup in these. */
+const deletable = ["available", "error", "error_restoring", "error_deleting"] as const;
+
+const statusRefusal = () => new InvalidError("backup", "Backup status must be available or error");
 
 /**
  * Accepts a deletion.
@@ -30,7 +36,7 @@ export async function requestBackupDelete(database: Database, principal: Princip
     const backup = await lockBackup(tx, id);
     if (!backup) throw new NotFoundError("Backup", id);
     if (!["available", "error", "error_restoring"].includes(backup.status)) {
-      throw new InvalidError("backup", "Backup status must be available or error");
+      throw statusRefusal();
     }
     await startBackupDelete(tx, principal, backup);
   });
@@ -38,21 +44,24 @@ export async function requestBackupDelete(database: Database, principal: Princip
 
 /**
  * Sets the locked backup to `deleting` and adds the operation that removes it; part of the operation `parentId` where there is one. Nothing
- * is removed before the last worker of any operation cancelled for it has let go.
+ * is removed before the last worker of any operation cancelled for it has let go. With `force`, its status does not matter.
  *
  * @returns the operation's id
- * @throws InvalidError with live incrementals, counted over all projects
+ * @throws InvalidError while something is done to it, or with live incrementals, counted over all projects
  */
 export async function startBackupDelete(
   tx: Transaction,
   principal: Principal,
   backup: Backup,
-  parentId: string | null = null,
+  { parentId = null, force = false }: { parentId?: string | null; force?: boolean } = {},
 ): Promise<string> {
   if ((await countDependents(tx, backup.id)) > 0)
     throw new InvalidError("backup", "Incremental backups exist for this backup.");
   await cancelVerifications(tx, backup.id);
-  await tx.backup.update({ where: { id: backup.id }, data: { status: "deleting", updatedAt: new Date() } });
+  const moved = force
+    ? await override(tx, "backup", { id: backup.id }, "deleting")
+    : await move(tx, "backup", { id: backup.id }, { from: deletable, to: "deleting" });
+  if (moved !== 1) throw statusRefusal();
   await notifyBackup(tx, "backup.delete.start", backup.id);
   const operationId = await startOperation(tx, principal, {
     kind: "backup-delete",
@@ -113,8 +122,8 @@ export async function finishBackupDelete(
     const row = await tx.backup.findFirst({ where: live });
     if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
     const now = new Date();
-    if (row)
-      await tx.backup.update({ where: { id: row.id }, data: { status: "deleted", deletedAt: now, updatedAt: now } });
+    // Whatever the status says, the objects are gone.
+    if (row) await override(tx, "backup", { id: row.id }, "deleted", { deletedAt: now, updatedAt: now });
     if (row) await notifyBackup(tx, "backup.delete.end", row.id);
     await completeOperation(tx, operation, result);
   });
@@ -134,18 +143,16 @@ export async function cancelBackupDelete(tx: Transaction, operation: OperationRo
 
 /** No partial deletion is forgotten: the row stays, in `error`, and can be deleted again. */
 export async function failBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  await tx.backup.updateMany({
-    where: { id: operation.backupId ?? nilUuid, status: "deleting" },
-    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
-  });
+  const which = { id: operation.backupId ?? nilUuid };
+  const failReason = reason.slice(0, 255);
+  await move(tx, "backup", which, { from: "deleting", to: "error" }, { failReason });
   await endOperation(tx, operation, { state: "failed", reason });
 }
 
 /** Stops the deletion because of the group operation that it is a part of. Rows are locked by the caller. */
 export async function giveUpBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   await cancelBackupDelete(tx, operation, reason);
-  await tx.backup.updateMany({
-    where: { id: operation.backupId ?? nilUuid, status: "deleting" },
-    data: { status: "error", failReason: reason.slice(0, 255), updatedAt: new Date() },
-  });
+  const which = { id: operation.backupId ?? nilUuid };
+  const failReason = reason.slice(0, 255);
+  await move(tx, "backup", which, { from: "deleting", to: "error" }, { failReason });
 }

@@ -7,7 +7,9 @@ import { completeOperation, endOperation, type OperationRow, startOperation } fr
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { liveQueues } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
+import { addFoundBackups } from "../rows/backups.ts";
 import { type ChainLink, readChain } from "../rows/chains.ts";
+import { move } from "../rows/move.ts";
 import { reserveQuota } from "../rows/quotas.ts";
 
 /** What an export record shows at first sight; the worker checks the rest. */
@@ -44,23 +46,12 @@ export async function requestBackupImport(
     await reserveQuota(tx, config, projectId, { backups: 1, backup_gigabytes: sizeGib });
     await tx.backup.deleteMany({ where: { id, deletedAt: { not: null } } });
     const now = new Date();
-    const inserted = await tx.backup.createMany({
-      data: [
-        {
-          id,
-          projectId,
-          userId: principal.userId,
-          volumeId: nilUuid,
-          status: "creating",
-          sizeGib,
-          repository: defaultRepository(config).name,
-          dataTimestamp: now,
-          createdAt: now,
-        },
-      ],
-      skipDuplicates: true,
-    });
-    if (inserted.count === 0) throw new InvalidError("backup", "Backup already exists in database.");
+    const row = {
+      ...{ id, projectId, userId: principal.userId, volumeId: nilUuid, sizeGib },
+      ...{ repository: defaultRepository(config).name, dataTimestamp: now, createdAt: now },
+    };
+    if ((await addFoundBackups(tx, [row])).length === 0)
+      throw new InvalidError("backup", "Backup already exists in database.");
     await readParents(tx, { id, projectId, parentId });
     await startOperation(tx, principal, {
       kind: "backup-import",
@@ -144,10 +135,7 @@ export async function finishBackupImport(
   const { statedParentId, ...columns } = imported;
   await inTransaction(database, async (tx) => {
     await checkParent(tx, { id, projectId: operation.projectId, parentId: imported.parentId }, statedParentId);
-    const { count } = await tx.backup.updateMany({
-      where: { id, status: "creating", deletedAt: null },
-      data: { ...columns, status: "available", updatedAt: new Date() },
-    });
+    const count = await move(tx, "backup", { id, deletedAt: null }, { from: "creating", to: "available" }, columns);
     if (count !== 1) throw new OperationEndedError(operation.id);
     await completeOperation(tx, operation, result);
   });
@@ -210,15 +198,8 @@ async function endImport(
   operation: OperationRow,
   end: { state: "failed" | "cancelled"; reason: string },
 ): Promise<void> {
-  await tx.backup.updateMany({
-    where: { id: operation.backupId ?? nilUuid, status: "creating", deletedAt: null },
-    data: {
-      status: "error",
-      failReason: end.reason.slice(0, 255),
-      container: null,
-      serviceMetadata: null,
-      updatedAt: new Date(),
-    },
-  });
+  const which = { id: operation.backupId ?? nilUuid, deletedAt: null };
+  const columns = { failReason: end.reason.slice(0, 255), container: null, serviceMetadata: null };
+  await move(tx, "backup", which, { from: "creating", to: "error" }, columns);
   await endOperation(tx, operation, end);
 }

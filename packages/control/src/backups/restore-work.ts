@@ -20,6 +20,8 @@ import { needToRead, needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { lockBackup } from "../rows/backups.ts";
 import { type Damage, markDamage, wholeChain } from "../rows/chains.ts";
+import { move } from "../rows/move.ts";
+import { releaseBackup } from "../rows/release.ts";
 import type { Volume } from "../rows/volumes.ts";
 import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
 import { restoredColumns } from "./volume-meta.ts";
@@ -189,13 +191,6 @@ export async function finishPreparedRestore(
   });
 }
 
-async function releaseBackup(tx: Transaction, backupId: string): Promise<void> {
-  await tx.backup.updateMany({
-    where: { id: backupId, status: "restoring" },
-    data: { status: "available", updatedAt: new Date() },
-  });
-}
-
 /**
  * A restore has failed. A failing target leaves the backup `available`; damage in the backup gives it `error_restoring` with a reason that
  * names backup and object, and flags the member of the chain that holds it, which is never chosen as a parent again.
@@ -216,12 +211,11 @@ export async function failRestore(
   }
   if (damage) {
     await markDamage(tx, damage);
-    await tx.backup.updateMany({
-      where: { id: operation.backupId ?? nilUuid, status: "restoring" },
-      data: { status: "error_restoring", failReason: reason.slice(0, 255), updatedAt: now },
-    });
+    const which = { id: operation.backupId ?? nilUuid };
+    const failReason = reason.slice(0, 255);
+    await move(tx, "backup", which, { from: "restoring", to: "error_restoring" }, { failReason });
   } else {
-    await releaseBackup(tx, operation.backupId ?? nilUuid);
+    await releaseBackup(tx, operation.backupId);
   }
   const plan = readForEnding(documents.restorePlan, operation.plan);
   await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? restoreTidyNeeds(plan) : null });

@@ -8,6 +8,7 @@ import type { Backup } from "../rows/backups.ts";
 import { getBackup, lockBackup } from "../rows/backups.ts";
 import { chainRepositories } from "../rows/chains.ts";
 import { lockForNewVolume } from "../rows/groups.ts";
+import { move } from "../rows/move.ts";
 import { reserveQuota } from "../rows/quotas.ts";
 import type { Volume } from "../rows/volumes.ts";
 import { addRestoreVolume, GiB, getVolume, moveVolume, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
@@ -94,10 +95,8 @@ export async function startRestore(
   const { target, newVolume, parentId = null } = restore;
   const backup = await lockBackup(tx, restore.backupId);
   if (backup?.status !== "available") throw new InvalidError("backup", "Backup status must be available");
-  await tx.backup.update({
-    where: { id: backup.id },
-    data: { status: "restoring", restoreVolumeId: target.id, updatedAt: new Date() },
-  });
+  const step = { from: "available", to: "restoring" } as const;
+  await move(tx, "backup", { id: backup.id }, step, { restoreVolumeId: target.id });
   const repositories = await chainRepositories(tx, backup.id);
   // What the volume holds is known again once the restore has succeeded.
   await tx.volume.update({ where: { id: target.id }, data: { restoredFromId: null, restoredAt: null } });

@@ -27,6 +27,7 @@ import { needToRead, needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { getBackup, lockBackup } from "../rows/backups.ts";
 import { readChain, readDamage, type StoredLink, wholeChain } from "../rows/chains.ts";
+import { move } from "../rows/move.ts";
 
 /** What was found: how much was checked, and at most a thousand damaged objects. */
 export interface VerifyFindings {
@@ -221,10 +222,8 @@ function ownerOf(chain: readonly StoredLink[], object: string): StoredLink {
 
 async function clearMark(tx: Transaction, id: string): Promise<void> {
   await tx.backup.updateMany({ where: { id, deletedAt: null }, data: { damage: null } });
-  await tx.backup.updateMany({
-    where: { id, status: "error_restoring", deletedAt: null },
-    data: { status: "available", failReason: null, updatedAt: new Date() },
-  });
+  const step = { from: "error_restoring", to: "available" } as const;
+  await move(tx, "backup", { id, deletedAt: null }, step, { failReason: null });
 }
 
 /** Live backups that build on any of these, directly or indirectly; at most a hundred. */

@@ -18,7 +18,7 @@ import {
 import { finishTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
-import { lockBackup } from "../rows/backups.ts";
+import { addBackup, lockBackup } from "../rows/backups.ts";
 import {
   type GroupEnd,
   type GroupRow,
@@ -29,6 +29,7 @@ import {
   refuseBusy,
   releaseGroup,
 } from "../rows/groups.ts";
+import { move } from "../rows/move.ts";
 import { lockQuota, reserveQuota } from "../rows/quotas.ts";
 import type { Volume } from "../rows/volumes.ts";
 import { joinInstanceGroup } from "../volumes/attach.ts";
@@ -148,7 +149,7 @@ export async function requestGroupBackup(
     for (const [at, member] of members.entries()) {
       const snapshotId = snapshotIds[at] as string;
       const place = { group, instance, groupSnapshotId, snapshotId };
-      backupIds.push(await addBackup(tx, config, principal, request, { ...place, member }));
+      backupIds.push(await addMemberBackup(tx, config, principal, request, { ...place, member }));
     }
     const operationId = await startSnapshot(tx, principal, group, {
       kind: "group-backup",
@@ -260,7 +261,7 @@ async function addSnapshots(
 }
 
 /** The row of one member's backup. The backup itself begins once the snapshots are there. */
-async function addBackup(
+async function addMemberBackup(
   tx: Transaction,
   config: Config,
   principal: Principal,
@@ -269,30 +270,27 @@ async function addBackup(
 ): Promise<string> {
   const { volume, device } = part.member;
   const parent = request.incremental ? await chooseParent(tx, principal.projectId, volume.id, null) : null;
-  const row = await tx.backup.create({
-    data: {
-      id: randomUUID(),
-      projectId: principal.projectId,
-      userId: principal.userId,
-      volumeId: volume.id,
-      snapshotId: part.snapshotId,
-      groupSnapshotId: part.groupSnapshotId,
-      parentId: parent?.id ?? null,
-      name: request.name,
-      description: `backup for volume ${volume.id}`,
-      status: "creating",
-      sizeGib: volume.sizeGib,
-      repository: placeBackup(config, null, { parent, volume }).repository,
-      container: part.group.id,
-      metadata: {
-        ...request.metadata,
-        instance_group_id: part.group.id,
-        group_snapshot_id: part.groupSnapshotId,
-        instance_id: part.instance.id,
-        mountpoint: device ?? "",
-      },
-      dataTimestamp: new Date(),
+  const row = await addBackup(tx, {
+    id: randomUUID(),
+    projectId: principal.projectId,
+    userId: principal.userId,
+    volumeId: volume.id,
+    snapshotId: part.snapshotId,
+    groupSnapshotId: part.groupSnapshotId,
+    parentId: parent?.id ?? null,
+    name: request.name,
+    description: `backup for volume ${volume.id}`,
+    sizeGib: volume.sizeGib,
+    repository: placeBackup(config, null, { parent, volume }).repository,
+    container: part.group.id,
+    metadata: {
+      ...request.metadata,
+      instance_group_id: part.group.id,
+      group_snapshot_id: part.groupSnapshotId,
+      instance_id: part.instance.id,
+      mountpoint: device ?? "",
     },
+    dataTimestamp: new Date(),
   });
   return row.id;
 }
@@ -416,9 +414,7 @@ export async function failGroupBackup(
     data: { status: "error", updatedAt },
   });
   await tx.snapshot.updateMany({ where: { ...of, status: "creating" }, data: { status: "error", updatedAt } });
-  await tx.backup.updateMany({
-    where: { ...of, status: "creating", deletedAt: null },
-    data: { status: "error", failReason: reason.slice(0, 255), updatedAt },
-  });
+  const failReason = reason.slice(0, 255);
+  await move(tx, "backup", { ...of, deletedAt: null }, { from: "creating", to: "error" }, { failReason });
   await releaseGroup(tx, operation.id);
 }

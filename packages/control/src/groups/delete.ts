@@ -126,7 +126,7 @@ async function startDelete(
   await holdGroup(tx, group.id, operationId);
   for (const id of backups) {
     const backup = await lockBackup(tx, id);
-    if (backup) await startBackupDelete(tx, principal, backup, operationId);
+    if (backup) await startBackupDelete(tx, principal, backup, { parentId: operationId });
   }
   return operationId;
 }

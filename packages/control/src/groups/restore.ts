@@ -1,7 +1,6 @@
 import { startRestore } from "../backups/restore.ts";
 import { applyRestored, restoreTidyNeeds } from "../backups/restore-work.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
-import { nilUuid } from "../db/listing.ts";
 import { liveStates } from "../db/live.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
@@ -13,6 +12,7 @@ import { freeBytesOf } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { lockBackup } from "../rows/backups.ts";
 import { type GroupEnd, holdGroup, lockInstanceGroup, refuseBusy, releaseGroup } from "../rows/groups.ts";
+import { releaseBackup, releaseTarget } from "../rows/release.ts";
 import type { Volume } from "../rows/volumes.ts";
 import { GiB, moveVolume } from "../rows/volumes.ts";
 import { type AcceptedGroupOperation, memberInstance } from "./backup.ts";
@@ -218,15 +218,8 @@ export async function failGroupRestore(
   await tidyParts(tx, done);
   const spoilt = isPublishing(operation);
   for (const { volumeId, backupId } of parts) {
-    await tx.$executeRaw`
-      UPDATE volumes v SET previous_status = 'restoring-backup', updated_at = now(), status = CASE
-        WHEN ${spoilt} THEN 'error_restoring'
-        WHEN EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id) THEN 'in-use' ELSE 'available' END
-      WHERE v.id = ${volumeId ?? nilUuid}::uuid AND v.status = 'restoring-backup'`;
-    await tx.backup.updateMany({
-      where: { id: backupId ?? nilUuid, status: "restoring" },
-      data: { status: "available", updatedAt: new Date() },
-    });
+    await releaseTarget(tx, volumeId, { spoilt });
+    await releaseBackup(tx, backupId);
   }
   await releaseGroup(tx, operation.id);
 }

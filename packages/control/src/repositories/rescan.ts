@@ -8,6 +8,7 @@ import { completeOperation, endOperation, type OperationRow, startOperation } fr
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { needToRead } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
+import { addFoundBackups } from "../rows/backups.ts";
 import { chargeQuota, lockQuotas } from "../rows/quotas.ts";
 import { assertNoneRuns } from "./reap.ts";
 
@@ -112,7 +113,7 @@ function rowOf(config: Config, operation: TaskOperation, { problem, ...backup }:
     repository: input.repository,
     host: config.hostName,
     availabilityZone: repositoryNamed(config, input.repository).zone,
-    status: problem === null ? "available" : "error",
+    status: problem === null ? ("available" as const) : ("error" as const),
     failReason: problem?.slice(0, 255) ?? null,
     dataTimestamp: backup.createdAt,
     updatedAt: new Date(),
@@ -144,11 +145,7 @@ async function enterRows(
   await tx.backup.deleteMany({
     where: { id: { in: free.map((r) => r.id) }, deletedAt: { lt: operation.createdAt } },
   });
-  const inserted = await tx.backup.createManyAndReturn({
-    data: free,
-    skipDuplicates: true,
-    select: { projectId: true, sizeGib: true },
-  });
+  const inserted = await addFoundBackups(tx, free);
   for (const projectId of new Set(inserted.map((row) => row.projectId))) {
     const own = inserted.filter((row) => row.projectId === projectId);
     const gigabytes = own.reduce((sum, row) => sum + row.sizeGib, 0);

@@ -1,13 +1,33 @@
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
-import type { Backup } from "../generated/client.ts";
+import type { Backup, Prisma } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 
 export type { Backup };
 
 /** A live backup with a field derived from other rows. */
 export type BackupRow = Backup & { hasDependents: boolean };
+
+/** A backup that is about to be made. */
+export function addBackup(tx: Transaction, backup: Omit<Prisma.BackupUncheckedCreateInput, "status">): Promise<Backup> {
+  return tx.backup.create({ data: { ...backup, status: "creating" } });
+}
+
+/** A backup that exists already, as found in a repository; one without a status is still to be looked at. */
+export type FoundBackup = Omit<Prisma.BackupCreateManyInput, "status"> & { status?: "available" | "error" };
+
+/** Enters backups whose ids have no row. @returns those that were entered */
+export function addFoundBackups(
+  tx: Transaction,
+  backups: readonly FoundBackup[],
+): Promise<{ projectId: string; sizeGib: number }[]> {
+  return tx.backup.createManyAndReturn({
+    data: backups.map((backup) => ({ ...backup, status: backup.status ?? "creating" })),
+    skipDuplicates: true,
+    select: { projectId: true, sizeGib: true },
+  });
+}
 
 /** Adds whether live incrementals build on each backup, in any project. */
 export async function withDependents(database: Database | Transaction, rows: Backup[]): Promise<BackupRow[]> {

@@ -1,0 +1,41 @@
+import type { Transaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
+import { move } from "./move.ts";
+
+/** What a backup was made of gets its previous status back; a second call finds nothing to do. `previousStatus` is what a volume then had. */
+export async function releaseSource(
+  tx: Transaction,
+  operation: { snapshotId: string | null; volumeId: string | null },
+  previousStatus: "backing-up" | "error_backing-up",
+): Promise<void> {
+  if (operation.snapshotId) {
+    await move(tx, "snapshot", { id: operation.snapshotId }, { from: "backing-up", to: "available" });
+    return;
+  }
+  await tx.$executeRaw`
+    UPDATE volumes SET status = CASE WHEN previous_status = 'in-use' AND EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = volumes.id)
+        THEN 'in-use' ELSE 'available' END,
+      previous_status = ${previousStatus}, updated_at = now()
+    WHERE id = ${operation.volumeId}::uuid AND status = 'backing-up'`;
+}
+
+/**
+ * The target of a restore that has published nothing keeps its contents and gets its previous status back; one that is `spoilt`, since it
+ * may have been replaced in part of its group, is in error.
+ */
+export async function releaseTarget(
+  tx: Transaction,
+  volumeId: string | null,
+  { spoilt }: { spoilt: boolean },
+): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE volumes v SET previous_status = 'restoring-backup', updated_at = now(), status = CASE
+      WHEN ${spoilt} THEN 'error_restoring'
+      WHEN EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id) THEN 'in-use' ELSE 'available' END
+    WHERE v.id = ${volumeId ?? nilUuid}::uuid AND v.status = 'restoring-backup'`;
+}
+
+/** A restore from the backup has ended, and the backup is as it was. */
+export async function releaseBackup(tx: Transaction, backupId: string | null): Promise<void> {
+  await move(tx, "backup", { id: backupId ?? nilUuid }, { from: "restoring", to: "available" });
+}

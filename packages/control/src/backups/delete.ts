@@ -121,9 +121,8 @@ export async function finishBackupDelete(
     await lockQuota(tx, operation.projectId);
     const row = await tx.backup.findFirst({ where: live });
     if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
-    const now = new Date();
     // Whatever the status says, the objects are gone.
-    if (row) await override(tx, "backup", { id: row.id }, "deleted", { deletedAt: now, updatedAt: now });
+    if (row) await override(tx, "backup", { id: row.id }, "deleted", { deletedAt: new Date() });
     if (row) await notifyBackup(tx, "backup.delete.end", row.id);
     await completeOperation(tx, operation, result);
   });

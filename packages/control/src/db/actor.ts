@@ -27,10 +27,25 @@ export const actorOf = ({ userId, projectId, requestId }: Principal): Actor => (
   request: requestId,
 });
 
+/** When each transaction began, by the database's clock. */
+const began = new WeakMap<Prisma.TransactionClient, Date>();
+
 /** Tells the database who acts, until the transaction ends: the audit triggers read it. */
 export async function sayWhoActs(tx: Prisma.TransactionClient): Promise<void> {
-  if (acting.getStore())
-    await tx.$executeRaw`SELECT set_config('tephra.actor', ${JSON.stringify(acting.getStore())}, true)`;
+  const actor = acting.getStore();
+  if (!actor) return;
+  const [row] = await tx.$queryRaw<{ now: Date }[]>`
+    SELECT now(), set_config('tephra.actor', ${JSON.stringify(actor)}, true)`;
+  if (row) began.set(tx, row.now);
+}
+
+/** When the transaction began, by the database's clock: hosts need not agree on the time. */
+export async function transactionTime(tx: Prisma.TransactionClient): Promise<Date> {
+  const known = began.get(tx);
+  if (known) return known;
+  const [{ now }] = await tx.$queryRaw<[{ now: Date }]>`SELECT now()`;
+  began.set(tx, now);
+  return now;
 }
 
 /** Adds the reason and the operation to the transitions that follow in this transaction. */

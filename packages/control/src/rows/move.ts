@@ -1,3 +1,4 @@
+import { transactionTime } from "../db/actor.ts";
 import type { Prisma, Transaction } from "../db/database.ts";
 import { type OriginOf, type Resource, type StatusOf, transitions } from "../states.ts";
 
@@ -14,13 +15,13 @@ interface Which {
 
 /** Other columns that change together with the status. */
 interface Columns {
-  attachment: Omit<Prisma.AttachmentUncheckedUpdateManyInput, "status">;
-  backup: Omit<Prisma.BackupUncheckedUpdateManyInput, "status">;
-  group: Omit<Prisma.GroupUncheckedUpdateManyInput, "status">;
-  groupSnapshot: Omit<Prisma.GroupSnapshotUncheckedUpdateManyInput, "status">;
-  snapshot: Omit<Prisma.SnapshotUncheckedUpdateManyInput, "status">;
-  transfer: Omit<Prisma.TransferUncheckedUpdateManyInput, "status">;
-  volume: Omit<Prisma.VolumeUncheckedUpdateManyInput, "status">;
+  attachment: Omit<Prisma.AttachmentUncheckedUpdateManyInput, "status" | "updatedAt">;
+  backup: Omit<Prisma.BackupUncheckedUpdateManyInput, "status" | "updatedAt">;
+  group: Omit<Prisma.GroupUncheckedUpdateManyInput, "status" | "updatedAt">;
+  groupSnapshot: Omit<Prisma.GroupSnapshotUncheckedUpdateManyInput, "status" | "updatedAt">;
+  snapshot: Omit<Prisma.SnapshotUncheckedUpdateManyInput, "status" | "updatedAt">;
+  transfer: Omit<Prisma.TransferUncheckedUpdateManyInput, "status" | "updatedAt">;
+  volume: Omit<Prisma.VolumeUncheckedUpdateManyInput, "status" | "updatedAt">;
 }
 
 /** A step that the table of the resource allows, from one status or from any of several. */
@@ -82,7 +83,7 @@ export function override<R extends Resource>(
   return write(tx, resource, which, { ...columns, status });
 }
 
-/** Resources whose rows record when they were last changed. */
+/** Resources whose rows record when they were last changed: by the database's clock, as everything that is compared between hosts. */
 const dated: Readonly<Record<Resource, boolean>> = {
   attachment: false,
   backup: true,
@@ -98,7 +99,7 @@ interface Writer {
 }
 
 async function write(tx: Transaction, resource: Resource, where: object, columns: object): Promise<number> {
-  const data = dated[resource] ? { updatedAt: new Date(), ...columns } : columns;
+  const data = dated[resource] ? { ...columns, updatedAt: await transactionTime(tx) } : columns;
   const { count } = await (tx[resource] as unknown as Writer).updateMany({ where, data });
   return count;
 }

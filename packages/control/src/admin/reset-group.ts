@@ -10,6 +10,7 @@ import { getGroupSnapshot } from "../groups/snapshots.ts";
 import type { Principal } from "../principal.ts";
 import { endOperation, isLive, lockOperation } from "../queue/operations.ts";
 import { getGroup, lockVisibleGroup } from "../rows/groups.ts";
+import { move, override } from "../rows/move.ts";
 import { lockQuota } from "../rows/quotas.ts";
 import { lockVolume } from "../rows/volumes.ts";
 import { checkReset } from "./resets.ts";
@@ -47,7 +48,8 @@ export async function resetGroupSnapshot(
     });
     const reason = "Cancelled by an administrator, who reset the status of the group snapshot.";
     if (whole) await failGroupOperation(tx, whole, parts, { state: "cancelled", reason });
-    await tx.groupSnapshot.updateMany({ where: { id: snapshot.id }, data: { status, updatedAt: new Date() } });
+    // Nothing changes it meanwhile but an operation: one that was started before is looked for below.
+    await override(tx, "groupSnapshot", { id: snapshot.id }, status);
     // Starting an operation takes the lock of this row, but one may have been started before.
     const added = await tx.operation.count({ where: { ...live, id: { notIn: seen ? [seen.id] : [] } } });
     if (added > 0) throw new ChangedMeanwhileError();
@@ -83,12 +85,9 @@ export async function resetGroup(database: Database, principal: Principal, id: s
       const operation = await lockOperation(tx, operationId);
       if (!isLive(operation)) continue;
       await sayWhy(tx, { reason, operation });
-      await tx.volume.updateMany({
-        where: { id: operation.volumeId ?? nilUuid, status: "creating" },
-        data: { status: "error", previousStatus: "creating", updatedAt: new Date() },
-      });
+      await move(tx, "volume", { id: operation.volumeId ?? nilUuid }, { from: "creating", to: "error" });
       await endOperation(tx, operation, { state: "cancelled", reason });
     }
-    await tx.group.update({ where: { id: group.id }, data: { status, updatedAt: new Date() } });
+    await override(tx, "group", { id: group.id }, status);
   });
 }

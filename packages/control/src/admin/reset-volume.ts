@@ -9,6 +9,7 @@ import { endOperation, isLive, lockOperation, type OperationKind, type Operation
 import { wasClaimed } from "../queue/tasks.ts";
 import { lockBackup } from "../rows/backups.ts";
 import { lockGroupOf, settleGroup } from "../rows/groups.ts";
+import { override } from "../rows/move.ts";
 import { lockQuota } from "../rows/quotas.ts";
 import { getVolume, lockVolume, type VolumeRow } from "../rows/volumes.ts";
 import { leaveInstanceGroup } from "../volumes/attach.ts";
@@ -128,6 +129,6 @@ async function changeStatus(tx: Transaction, { volume, operations }: HeldVolume,
     writing: await isRunning(tx, { volumeId: id }, writers),
   });
   for (const operation of operations) await cancelHolder(tx, volume, operation);
-  await tx.volume.update({ where: { id }, data: { status, previousStatus: volume.status, updatedAt: new Date() } });
+  await override(tx, "volume", { id }, status, { previousStatus: volume.status });
   if (operations.length > 0) await settleGroup(tx, id);
 }

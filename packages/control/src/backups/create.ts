@@ -225,7 +225,7 @@ async function freezeStatus(
   force: boolean,
 ): Promise<void> {
   if (!snapshot) {
-    const from = force ? ["available", "in-use"] : ["available"];
+    const from = force ? (["available", "in-use"] as const) : (["available"] as const);
     await moveVolume(tx, volume.id, from, "backing-up", (status) => {
       return (
         volumeRefusal(status, force) ?? new InvalidError("volume", `Volume ${volume.id} changed its status meanwhile.`)

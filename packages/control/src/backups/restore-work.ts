@@ -145,6 +145,9 @@ export async function finishRestore(
   });
 }
 
+/** A volume that is restored is in one of these. */
+const restoring = ["restoring-backup", "creating"] as const;
+
 /** The volume has the backup's bytes; updates its row and the backup's. Both are locked; either may be gone. */
 export async function applyRestored(
   tx: Transaction,
@@ -155,21 +158,19 @@ export async function applyRestored(
     const { stored } = plan;
     const metadata = stored?.metadata ?? (volume.metadata as Record<string, string>);
     const foreign = backup?.volumeId !== volume.id || (metadata["src_backup_id"] ?? plan.backupId) !== plan.backupId;
-    await tx.volume.updateMany({
-      where: { id: volume.id, status: { in: ["restoring-backup", "creating"] } },
-      data: {
-        // Disks of a virtual machine that is shut off are restored while attached.
-        status: volume.attachments.length > 0 ? "in-use" : "available",
-        previousStatus: "restoring-backup",
-        sizeBytes: BigInt(plan.targetBytes),
-        restoredFromId: plan.backupId,
-        restoredAt: now,
-        launchedAt: volume.launchedAt ?? now,
-        updatedAt: now,
-        ...(stored && restoredColumns(volume, stored)),
-        metadata: foreign ? { ...metadata, src_backup_id: plan.backupId } : metadata,
-      },
-    });
+    const columns = {
+      previousStatus: "restoring-backup",
+      sizeBytes: BigInt(plan.targetBytes),
+      restoredFromId: plan.backupId,
+      restoredAt: now,
+      launchedAt: volume.launchedAt ?? now,
+      ...(stored && restoredColumns(volume, stored)),
+      metadata: foreign ? { ...metadata, src_backup_id: plan.backupId } : metadata,
+    };
+    // Disks of a virtual machine that is shut off are restored while attached; a volume that is being created has no attachment.
+    if (volume.attachments.length > 0) {
+      await move(tx, "volume", { id: volume.id }, { from: "restoring-backup", to: "in-use" }, columns);
+    } else await move(tx, "volume", { id: volume.id }, { from: restoring, to: "available" }, columns);
   }
   await releaseBackup(tx, plan.backupId);
   await notifyBackup(tx, "backup.restore.end", plan.backupId);
@@ -201,13 +202,9 @@ export async function failRestore(
   reason: string,
   damage: Damage | null,
 ): Promise<void> {
-  const now = new Date();
   // As part of a group restore, the volume is still untouched, and is released with the others.
   if (operation.parentId === null) {
-    await tx.volume.updateMany({
-      where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
-      data: { status: "error_restoring", previousStatus: "restoring-backup", updatedAt: now },
-    });
+    await failTarget(tx, operation, "error_restoring");
   }
   if (damage) {
     await markDamage(tx, damage);
@@ -221,13 +218,15 @@ export async function failRestore(
   await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
 }
 
+async function failTarget(tx: Transaction, operation: OperationRow, to: "error" | "error_restoring"): Promise<void> {
+  const which = { id: operation.volumeId ?? nilUuid };
+  await move(tx, "volume", which, { from: restoring, to }, { previousStatus: "restoring-backup" });
+}
+
 /** Stops the restore: the target's contents are undefined, so it is in `error`. Rows are locked by the caller, who handles the backup. */
 export async function cancelRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
   if (operation.parentId === null) {
-    await tx.volume.updateMany({
-      where: { id: operation.volumeId ?? nilUuid, status: { in: ["restoring-backup", "creating"] } },
-      data: { status: "error", previousStatus: "restoring-backup", updatedAt: new Date() },
-    });
+    await failTarget(tx, operation, "error");
   }
   const plan = readForEnding(documents.restorePlan, operation.plan);
   await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? restoreTidyNeeds(plan) : null });

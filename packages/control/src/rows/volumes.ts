@@ -5,7 +5,7 @@ import { isUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Attachment, Prisma, Transfer, Volume } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
-import type { volumeTransitions } from "../states.ts";
+import type { OriginOf, StatusOf } from "../states.ts";
 
 /** Locks a volume that the caller may see. @throws NotFoundError */
 export async function lockVisible(tx: Transaction, principal: Principal, id: string): Promise<VolumeRow> {
@@ -17,8 +17,12 @@ export async function lockVisible(tx: Transaction, principal: Principal, id: str
 
 export const adminMetadataOf = (volume: VolumeRow) => volume.adminMetadata as Record<string, string>;
 
-/** Changes a volume that is already locked. */
-export async function changeVolume(tx: Transaction, id: string, data: Prisma.VolumeUpdateInput): Promise<void> {
+/** Changes a volume that is already locked, but for its status. */
+export async function changeVolume(
+  tx: Transaction,
+  id: string,
+  data: Omit<Prisma.VolumeUpdateInput, "status">,
+): Promise<void> {
   await tx.volume.update({ where: { id }, data: { ...data, updatedAt: new Date() } });
 }
 
@@ -79,6 +83,24 @@ export const baseRow = (config: Config, principal: Principal, volume: NewVolume)
   availabilityZone: volume.availabilityZone ?? config.availability_zone,
 });
 
+/** A volume that is about to get its bytes. */
+export function addVolume(
+  tx: Transaction,
+  volume: Omit<Prisma.VolumeUncheckedCreateInput, "status">,
+  status: "creating" | "restoring-backup" = "creating",
+): Promise<VolumeRow> {
+  return tx.volume.create({ data: { ...volume, status }, include: { attachments: true } });
+}
+
+/** A volume whose bytes are there already. @returns false when a volume has its id */
+export async function addAdoptedVolume(
+  tx: Transaction,
+  volume: Omit<Prisma.VolumeCreateManyInput, "status">,
+): Promise<boolean> {
+  const { count } = await tx.volume.createMany({ data: [{ ...volume, status: "available" }], skipDuplicates: true });
+  return count === 1;
+}
+
 /** A volume that a restore will fill, in `status` until then. Called inside the restore's transaction. */
 export async function addRestoreVolume(
   tx: Transaction,
@@ -86,28 +108,56 @@ export async function addRestoreVolume(
   principal: Principal,
   volume: NewVolume & { status: "creating" | "restoring-backup"; sizeGib: number; sizeBytes: bigint },
 ): Promise<VolumeRow> {
-  return tx.volume.create({
-    data: {
-      ...baseRow(config, principal, volume),
-      status: volume.status,
-      sizeGib: volume.sizeGib,
-      sizeBytes: volume.sizeBytes,
-    },
-    include: { attachments: true },
-  });
+  const { status, sizeGib, sizeBytes } = volume;
+  return addVolume(tx, { ...baseRow(config, principal, volume), sizeGib, sizeBytes }, status);
+}
+
+/** An attachment record: `reserved` for a server, or of one that has the volume already. */
+export function addAttachment(
+  tx: Transaction,
+  attachment: Omit<Prisma.AttachmentUncheckedCreateInput, "status">,
+  status: "reserved" | "attached",
+): Promise<Attachment> {
+  return tx.attachment.create({ data: { ...attachment, status } });
+}
+
+/** An offer of a volume to another project. */
+export function addTransfer(
+  tx: Transaction,
+  transfer: Omit<Prisma.TransferUncheckedCreateInput, "status">,
+): Promise<Transfer> {
+  return tx.transfer.create({ data: { ...transfer, status: "pending" } });
+}
+
+/** Statuses of a volume with an attachment, while no operation of ours is live on it. */
+export const idle = ["reserved", "attaching", "in-use", "detaching"] as const;
+
+/** Moves the volume according to an attachment, unless an operation of ours is live: the end of that one sets its status. */
+export async function moveIdle(tx: Transaction, id: string, to: "attaching" | "in-use"): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE volumes SET previous_status = status, status = ${to}, updated_at = now()
+    WHERE id = ${id}::uuid AND status = ANY(${[...idle]}) AND status <> ${to}`;
+}
+
+/** The volume has a new length, and its previous status back. Its size in bytes is a multiple of a GiB. */
+export async function finishGrowth(tx: Transaction, id: string, sizeBytes: number): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE volumes SET size_bytes = ${sizeBytes}::bigint, size_gib = ${sizeBytes / GiB}::int, updated_at = now(),
+      status = CASE WHEN status = 'extending' THEN previous_status ELSE status END
+    WHERE id = ${id}::uuid`;
 }
 
 /** Moves a volume to `to` if it is in one of `from`, in one statement; otherwise throws the error that `refuse` makes from its status. */
-export async function moveVolume(
+export async function moveVolume<const To extends StatusOf<"volume">>(
   tx: Transaction,
   id: string,
-  from: readonly string[],
-  to: keyof typeof volumeTransitions,
+  from: readonly OriginOf<"volume", To>[],
+  to: To,
   refuse: (status: string) => Error,
 ): Promise<void> {
   const moved = await tx.$executeRaw`
     UPDATE volumes SET previous_status = status, status = ${to}, updated_at = now()
-    WHERE id = ${id}::uuid AND status = ANY(${from as string[]})`;
+    WHERE id = ${id}::uuid AND status = ANY(${[...from]})`;
   if (moved === 1) return;
   const row = await tx.volume.findUnique({ where: { id } });
   throw row ? refuse(row.status) : new NotFoundError("Volume", id);

@@ -16,9 +16,10 @@ import { failRescan } from "../repositories/rescan.ts";
 import { lockBackup } from "../rows/backups.ts";
 import type { Damage } from "../rows/chains.ts";
 import { lockGroupOf, settleGroup } from "../rows/groups.ts";
+import { move, type Step } from "../rows/move.ts";
 import { lockQuota } from "../rows/quotas.ts";
 import { lockVolume } from "../rows/volumes.ts";
-import { unreachable } from "../states.ts";
+import { type StatusOf, unreachable } from "../states.ts";
 import { releaseSnapshotsOf } from "../volumes/delete.ts";
 import { releaseExtend } from "../volumes/extend.ts";
 
@@ -133,28 +134,22 @@ const failureDetails = {
   "backup-delete": { unplaced: "service-down", failed: "delete-failed" },
 } as const satisfies Partial<Record<MessageAction, Record<string, MessageDetail>>>;
 
-async function failVolume(
+async function failVolume<const To extends StatusOf<"volume">>(
   tx: Transaction,
   operation: OperationRow,
   reason: string,
-  move: { from: string; to: string },
+  step: Step<"volume", To>,
 ): Promise<void> {
-  await tx.volume.updateMany({
-    where: { id: operation.volumeId ?? nilUuid, status: move.from },
-    data: { status: move.to, previousStatus: move.from, updatedAt: new Date() },
-  });
+  await move(tx, "volume", { id: operation.volumeId ?? nilUuid }, step);
   await endOperation(tx, operation, { state: "failed", reason });
 }
 
-async function failSnapshot(
+async function failSnapshot<const To extends StatusOf<"snapshot">>(
   tx: Transaction,
   operation: OperationRow,
   reason: string,
-  move: { from: string; to: string },
+  step: Step<"snapshot", To>,
 ): Promise<void> {
-  await tx.snapshot.updateMany({
-    where: { id: operation.snapshotId ?? nilUuid, status: move.from },
-    data: { status: move.to, updatedAt: new Date() },
-  });
+  await move(tx, "snapshot", { id: operation.snapshotId ?? nilUuid }, step);
   await endOperation(tx, operation, { state: "failed", reason });
 }

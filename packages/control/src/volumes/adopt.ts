@@ -7,7 +7,7 @@ import { type Adoption, documents } from "../queue/documents.ts";
 import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { assertQuota, reserveQuota } from "../rows/quotas.ts";
-import { gibOf } from "../rows/volumes.ts";
+import { addAdoptedVolume, gibOf } from "../rows/volumes.ts";
 
 export interface NewAdoption {
   /** The id under which earlier backups know the volume. */
@@ -106,11 +106,10 @@ export async function finishVolumeAdoption(
     const { userId } = await tx.operation.findUniqueOrThrow({ where: { id: operation.id }, select: { userId: true } });
     const now = new Date();
     const row = {
-      ...{ id, projectId, userId, name, backend, sizeGib, sizeBytes: BigInt(sizeBytes), status: "available" },
+      ...{ id, projectId, userId, name, backend, sizeGib, sizeBytes: BigInt(sizeBytes) },
       ...{ availabilityZone: config.availability_zone, createdAt: now, launchedAt: now },
     };
-    const { count } = await tx.volume.createMany({ data: [row], skipDuplicates: true });
-    if (count === 0) throw new IdTakenError(`A volume has the id ${id}.`);
+    if (!(await addAdoptedVolume(tx, row))) throw new IdTakenError(`A volume has the id ${id}.`);
     await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
   });
 }

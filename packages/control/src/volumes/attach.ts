@@ -2,7 +2,16 @@ import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import { adminMetadataOf, changeVolume, lockVisible, moveVolume, type VolumeRow } from "../rows/volumes.ts";
+import { moveLocked } from "../rows/move.ts";
+import {
+  addAttachment,
+  adminMetadataOf,
+  changeVolume,
+  idle,
+  lockVisible,
+  moveVolume,
+  type VolumeRow,
+} from "../rows/volumes.ts";
 
 export interface NewAttachment {
   serverId: string | null;
@@ -50,7 +59,7 @@ export async function attachWithin(
   });
   await changeVolume(tx, id, { adminMetadata: { ...metadata, attached_mode: mode } });
   const { projectId } = volume;
-  await tx.attachment.create({ data: { id: randomUUID(), projectId, volumeId: id, mode, ...attachment } });
+  await addAttachment(tx, { id: randomUUID(), projectId, volumeId: id, mode, ...attachment }, "attached");
   if (serverId) await joinInstanceGroup(tx, projectId, serverId);
 }
 
@@ -120,31 +129,24 @@ export async function removeAttachments(
   await leaveInstanceGroup(tx, volume.id);
   const left = volume.attachments.filter((a) => !ended.some((e) => e.id === a.id));
   // A volume that was reserved through its status only, without a record, is released by whoever reserved it.
-  const held = ended.length > 0 ? ["reserved", "attaching", "in-use", "detaching"] : ["in-use", "detaching"];
+  const held = ended.length > 0 ? idle : (["in-use", "detaching"] as const);
   const [, to = "available"] = statusByRecord.find(([status]) => left.some((a) => a.status === status)) ?? [];
   if (left.length > 0) {
-    if (to !== volume.status) await moveTo(tx, volume, held, to);
+    if (to !== volume.status) await moveLocked(tx, "volume", volume, { from: held, to });
     return;
   }
   const { attached_mode: _mode, ...adminMetadata } = adminMetadataOf(volume);
   await changeVolume(tx, volume.id, { adminMetadata });
-  if (await moveTo(tx, volume, held, to)) return;
+  if (await moveLocked(tx, "volume", volume, { from: held, to })) return;
   // A backup or an extension is under way: the volume is released when that ends.
   if (volume.previousStatus === "in-use") await changeVolume(tx, volume.id, { previousStatus: "available" });
-}
-
-/** Whether the volume was in one of `from`, and so is now in `to`. The row is locked. */
-async function moveTo(tx: Transaction, volume: VolumeRow, from: readonly string[], to: string): Promise<boolean> {
-  if (!from.includes(volume.status)) return false;
-  await changeVolume(tx, volume.id, { status: to, previousStatus: volume.status });
-  return true;
 }
 
 /** A server is about to attach it. @throws InvalidError unless the volume is available */
 export async function reserveVolume(database: Database, principal: Principal, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {
     const volume = await lockVisible(tx, principal, id);
-    if (await moveTo(tx, volume, ["available"], "attaching")) return;
+    if (await moveLocked(tx, "volume", volume, { from: ["available"], to: "attaching" })) return;
     const text = `Volume status must be available to reserve, but the status is ${volume.status}.`;
     throw new InvalidError("volume", text);
   });
@@ -154,7 +156,8 @@ export async function reserveVolume(database: Database, principal: Principal, id
 export async function unreserveVolume(database: Database, principal: Principal, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {
     const volume = await lockVisible(tx, principal, id);
-    await moveTo(tx, volume, ["attaching"], volume.attachments.length > 0 ? "in-use" : "available");
+    const to = volume.attachments.length > 0 ? "in-use" : "available";
+    await moveLocked(tx, "volume", volume, { from: ["attaching"], to });
   });
 }
 
@@ -162,7 +165,8 @@ export async function unreserveVolume(database: Database, principal: Principal, 
 export async function beginDetaching(database: Database, principal: Principal, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {
     const volume = await lockVisible(tx, principal, id);
-    if (volume.attachments.length > 0 && (await moveTo(tx, volume, ["in-use"], "detaching"))) return;
+    const step = { from: ["in-use"], to: "detaching" } as const;
+    if (volume.attachments.length > 0 && (await moveLocked(tx, "volume", volume, step))) return;
     const text =
       "Unable to detach volume. Volume status must be 'in-use' and attach_status must be 'attached' to detach.";
     throw new InvalidError("volume", text);
@@ -172,7 +176,8 @@ export async function beginDetaching(database: Database, principal: Principal, i
 /** Undoes `beginDetaching`; of a volume that is not detaching it changes nothing. */
 export async function rollDetaching(database: Database, principal: Principal, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {
-    await moveTo(tx, await lockVisible(tx, principal, id), ["detaching"], "in-use");
+    const volume = await lockVisible(tx, principal, id);
+    await moveLocked(tx, "volume", volume, { from: ["detaching"], to: "in-use" });
   });
 }
 

@@ -4,8 +4,10 @@ import { isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
 import { AttachmentNotFoundError, InvalidError } from "../errors.ts";
 import { type Principal, projectOf, visibleTo } from "../principal.ts";
 import type { Json } from "../queue/tasks.ts";
+import { move } from "../rows/move.ts";
 import type { Attachment } from "../rows/volumes.ts";
-import { adminMetadataOf, changeVolume, lockVisible, lockVolume, type VolumeRow } from "../rows/volumes.ts";
+import { addAttachment, adminMetadataOf, lockVisible, lockVolume, moveIdle, type VolumeRow } from "../rows/volumes.ts";
+import { attachmentTransitions, originsOf } from "../states.ts";
 import { joinInstanceGroup, removeAttachments } from "./attach.ts";
 
 export type AttachMode = "rw" | "ro";
@@ -90,19 +92,10 @@ export async function createAttachment(
       const text = `Volume ${volumeId} status must be available or downloading to reserve, but the current status is ${volume.status}.`;
       throw new InvalidError("volume", text);
     }
-    if (free) await changeVolume(tx, volumeId, { status: "reserved", previousStatus: volume.status });
+    if (free) await move(tx, "volume", { id: volumeId }, { from: "available", to: "reserved" });
     const readOnly = adminMetadataOf(volume)["readonly"] === "True";
-    const row = await tx.attachment.create({
-      data: {
-        id: randomUUID(),
-        projectId: volume.projectId,
-        volumeId,
-        serverId,
-        status: "reserved",
-        mode: readOnly ? "ro" : mode,
-        attachedAt: null,
-      },
-    });
+    const record = { id: randomUUID(), projectId: volume.projectId, volumeId, serverId, attachedAt: null };
+    const row = await addAttachment(tx, { ...record, mode: readOnly ? "ro" : mode }, "reserved");
     if (connector) await connect(tx, row, connector);
     return getAttachment(tx, principal, row.id);
   });
@@ -111,28 +104,15 @@ export async function createAttachment(
 /** The machine is known: the record now waits to be completed. The volume is locked. */
 async function connect(tx: Transaction, { id, mode, volumeId }: Attachment, connector: Connector): Promise<void> {
   const inForce = mode ?? connector.mode ?? "rw";
-  await tx.attachment.update({
-    where: { id },
-    data: {
-      connector: { ...connector.whole, mode: inForce },
-      mode: inForce,
-      hostName: connector.host ?? "",
-      device: connector.mountpoint ?? "na",
-      status: "attaching",
-      attachedAt: new Date(),
-    },
+  const step = { from: originsOf(attachmentTransitions, "attaching"), to: "attaching" } as const;
+  await move(tx, "attachment", { id }, step, {
+    connector: { ...connector.whole, mode: inForce },
+    mode: inForce,
+    hostName: connector.host ?? "",
+    device: connector.mountpoint ?? "na",
+    attachedAt: new Date(),
   });
   await moveIdle(tx, volumeId, "attaching");
-}
-
-/** A volume's statuses with an attachment, while no operation of ours is live on it. */
-const idle = ["reserved", "attaching", "in-use", "detaching"];
-
-/** Moves the volume unless an operation of ours is live: the end of that one sets its status. */
-async function moveIdle(tx: Transaction, id: string, status: string): Promise<void> {
-  await tx.$executeRaw`
-    UPDATE volumes SET previous_status = status, status = ${status}, updated_at = now()
-    WHERE id = ${id}::uuid AND status = ANY(${idle}) AND status <> ${status}`;
 }
 
 /** Locks the volume of a record that the caller may see, and reads both. @throws AttachmentNotFoundError */
@@ -171,7 +151,8 @@ export async function completeAttachment(database: Database, principal: Principa
   await inTransaction(database, async (tx) => {
     const { attachment, volume } = await lockAttachment(tx, principal, id);
     if (volume.status.includes("error")) throw inError("updated", volume);
-    await tx.attachment.update({ where: { id }, data: { status: "attached" } });
+    const from = originsOf(attachmentTransitions, "attached");
+    await move(tx, "attachment", { id }, { from, to: "attached" });
     await moveIdle(tx, volume.id, "in-use");
     if (attachment.serverId) await joinInstanceGroup(tx, volume.projectId, attachment.serverId);
   });

@@ -7,8 +7,9 @@ import type { VolumeSource } from "../queue/documents.ts";
 import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { lockForNewVolume, lockGroupOf, settleGroup } from "../rows/groups.ts";
+import { move } from "../rows/move.ts";
 import { reserveQuota } from "../rows/quotas.ts";
-import { baseRow, findVolume, GiB, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
+import { addVolume, baseRow, findVolume, GiB, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
 
 /**
  * A new volume of `sizeGib`, empty or with the bytes of a source: quota, row and the task that creates the file commit together. With a
@@ -41,17 +42,13 @@ export async function startVolume(
 ): Promise<VolumeRow> {
   const { source, sizeGib } = volume;
   const sizeBytes = BigInt(sizeGib) * BigInt(GiB);
-  const row = await tx.volume.create({
-    data: {
-      ...baseRow(config, principal, volume),
-      ...source?.columns,
-      ...(volume.availabilityZone && { availabilityZone: volume.availabilityZone }),
-      status: "creating",
-      sizeGib,
-      // A source of odd length is copied at its exact length; only a volume that is to be larger gets the full size in GiB.
-      sizeBytes: source && sizeGib === source.sizeGib ? source.sizeBytes : sizeBytes,
-    },
-    include: { attachments: true },
+  const row = await addVolume(tx, {
+    ...baseRow(config, principal, volume),
+    ...source?.columns,
+    ...(volume.availabilityZone && { availabilityZone: volume.availabilityZone }),
+    sizeGib,
+    // A source of odd length is copied at its exact length; only a volume that is to be larger gets the full size in GiB.
+    sizeBytes: source && sizeGib === source.sizeGib ? source.sizeBytes : sizeBytes,
   });
   await startOperation(tx, principal, {
     kind: "volume-create",
@@ -126,9 +123,8 @@ export async function finishVolume(
   await inTransaction(database, async (tx) => {
     const volumeId = operation.volumeId ?? nilUuid;
     await lockGroupOf(tx, volumeId);
-    await tx.$executeRaw`
-      UPDATE volumes SET status = 'available', size_bytes = ${sizeBytes}::bigint, launched_at = now(), updated_at = now()
-      WHERE id = ${volumeId}::uuid AND status = 'creating'`;
+    const columns = { sizeBytes: BigInt(sizeBytes), launchedAt: new Date() };
+    await move(tx, "volume", { id: volumeId }, { from: "creating", to: "available" }, columns);
     await settleGroup(tx, volumeId);
     await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
   });

@@ -5,6 +5,7 @@ import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, lockLiveOperation, startOperation, waitForWorkers } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { override } from "../rows/move.ts";
 import { lockQuota, releaseQuota } from "../rows/quotas.ts";
 import { getVolume, lockVolume, moveVolume } from "../rows/volumes.ts";
 import { originsOf, volumeTransitions } from "../states.ts";
@@ -55,8 +56,8 @@ export async function startVolumeDelete(
   if (!volume) throw new NotFoundError("Volume", id);
   if (volume.attachments.length > 0 || volume.groupId !== null) throw refusal(force);
   await giveUpSnapshots(tx, principal, id, { cascade, force });
-  const from = force ? [volume.status] : originsOf(volumeTransitions, "deleting");
-  await moveVolume(tx, id, from, "deleting", () => refusal(force));
+  if (force) await override(tx, "volume", { id }, "deleting", { previousStatus: volume.status });
+  else await moveVolume(tx, id, originsOf(volumeTransitions, "deleting"), "deleting", () => refusal(force));
   if (cancelWork) await cancelWork(tx, id);
   const operationId = await startOperation(tx, principal, {
     kind: "volume-delete",

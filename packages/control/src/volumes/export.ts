@@ -1,8 +1,10 @@
 import { type Database, inTransaction } from "../db/database.ts";
+import { nilUuid } from "../db/listing.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { move } from "../rows/move.ts";
 import { getVolume, moveVolume } from "../rows/volumes.ts";
 
 /**
@@ -42,9 +44,7 @@ export async function finishVolumeExport(
   result: TaskResult,
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
-    await tx.$executeRaw`
-      UPDATE volumes SET status = 'available', previous_status = 'uploading', updated_at = now()
-      WHERE id = ${operation.volumeId}::uuid AND status = 'uploading'`;
+    await move(tx, "volume", { id: operation.volumeId ?? nilUuid }, { from: "uploading", to: "available" });
     await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
   });
 }

@@ -7,7 +7,7 @@ import { documents, readForEnding } from "../queue/documents.ts";
 import { completeOperation, type OperationRow, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { releaseQuota, reserveQuota } from "../rows/quotas.ts";
-import { GiB, getVolume, moveVolume } from "../rows/volumes.ts";
+import { finishGrowth, GiB, getVolume, moveVolume } from "../rows/volumes.ts";
 
 /**
  * Makes a volume longer. Volumes in use only with `inUse`.
@@ -63,10 +63,7 @@ export async function finishVolumeExtend(
   sizeBytes: number,
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
-    await tx.$executeRaw`
-      UPDATE volumes SET size_bytes = ${sizeBytes}::bigint, size_gib = ${sizeBytes / GiB}::int, updated_at = now(),
-        status = CASE WHEN status = 'extending' THEN previous_status ELSE status END
-      WHERE id = ${operation.volumeId ?? nilUuid}::uuid`;
+    await finishGrowth(tx, operation.volumeId ?? nilUuid, sizeBytes);
     await completeOperation(tx, operation, result);
   });
 }

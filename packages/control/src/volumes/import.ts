@@ -5,7 +5,7 @@ import type { Principal } from "../principal.ts";
 import { startOperation } from "../queue/operations.ts";
 import type { TaskOperation } from "../queue/tasks.ts";
 import { reserveQuota } from "../rows/quotas.ts";
-import { baseRow, gibOf, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
+import { addVolume, baseRow, gibOf, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
 
 /**
  * Creates a volume of exactly the length of a user's own file. The size is not known yet (only a worker reads bytes): the worker reports it
@@ -19,10 +19,7 @@ export async function requestVolumeImport(
 ): Promise<{ volume: VolumeRow; operation: { id: string } }> {
   return inTransaction(database, async (tx) => {
     await reserveQuota(tx, config, principal.projectId, { volumes: 1 });
-    const volume = await tx.volume.create({
-      data: { ...baseRow(config, principal, request), status: "creating", sizeGib: 0, sizeBytes: 0n },
-      include: { attachments: true },
-    });
+    const volume = await addVolume(tx, { ...baseRow(config, principal, request), sizeGib: 0, sizeBytes: 0n });
     const id = await startOperation(tx, principal, {
       kind: "volume-import",
       projectId: volume.projectId,

@@ -1,13 +1,15 @@
 import { createHmac, randomBytes, randomUUID, timingSafeEqual } from "node:crypto";
 import type { Config } from "../config.ts";
+import { transactionTime } from "../db/actor.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { type Principal, projectOf, visibleTo } from "../principal.ts";
+import { move } from "../rows/move.ts";
 import { lockQuotas, releaseQuota, reserveQuota } from "../rows/quotas.ts";
 import type { Snapshot } from "../rows/snapshots.ts";
 import type { Transfer } from "../rows/volumes.ts";
-import { lockVisible, lockVolume, moveVolume, type VolumeRow } from "../rows/volumes.ts";
+import { addTransfer, lockVisible, lockVolume, moveVolume, type VolumeRow } from "../rows/volumes.ts";
 
 export type TransferRow = Transfer;
 
@@ -88,9 +90,8 @@ export async function createTransfer(
     const [salt, authKey] = [randomBytes(keyBytes).toString("hex"), randomBytes(keyBytes).toString("hex")];
     const { projectId } = volume;
     const { userId } = principal;
-    const transfer = await tx.transfer.create({
-      data: { id: randomUUID(), projectId, userId, volumeId, name, salt, keyHash: hashOf(salt, authKey), noSnapshots },
-    });
+    const offer = { id: randomUUID(), projectId, userId, volumeId, name, noSnapshots };
+    const transfer = await addTransfer(tx, { ...offer, salt, keyHash: hashOf(salt, authKey) });
     return { transfer, authKey };
   });
 }
@@ -101,10 +102,7 @@ export async function deleteTransfer(database: Database, principal: Principal, i
     const { volumeId } = await getTransfer(tx, principal, id);
     await lockVolume(tx, volumeId);
     if ((await tx.transfer.deleteMany({ where: { id } })).count === 0) throw new NotFoundError("Transfer", id);
-    await tx.volume.updateMany({
-      where: { id: volumeId, status: "awaiting-transfer" },
-      data: { status: "available", previousStatus: "awaiting-transfer", updatedAt: new Date() },
-    });
+    await move(tx, "volume", { id: volumeId }, { from: "awaiting-transfer", to: "available" });
   });
 }
 
@@ -138,21 +136,18 @@ export async function acceptTransfer(
     const snapshots = noSnapshots ? [] : await tx.snapshot.findMany({ where: { volumeId }, orderBy: { id: "asc" } });
     refuseGroups(volume, snapshots);
     await moveQuotas(tx, config, principal.projectId, { volume, snapshots });
-    const owner = { projectId: principal.projectId, userId: principal.userId, updatedAt: new Date() };
-    const moved = { ...owner, status: "available", previousStatus: "awaiting-transfer" };
-    await tx.volume.update({ where: { id: volumeId }, data: moved });
+    const owner = { projectId: principal.projectId, userId: principal.userId };
+    await move(tx, "volume", { id: volumeId }, { from: "awaiting-transfer", to: "available" }, owner);
+    const moved = { ...owner, updatedAt: await transactionTime(tx) };
     for (const snapshot of snapshots) {
-      const { count } = await tx.snapshot.updateMany({ where: { id: snapshot.id, status: "available" }, data: owner });
+      const { count } = await tx.snapshot.updateMany({ where: { id: snapshot.id, status: "available" }, data: moved });
       if (count === 1) continue;
       const text = `Transfer ${id}: Snapshot ${snapshot.id} is not in the expected available state.`;
       throw new InvalidError("snapshot", text);
     }
-    const accepted = await tx.transfer.update({
-      where: { id },
-      data: { status: "accepted", destinationProjectId: principal.projectId },
-    });
-    await tx.transfer.delete({ where: { id } });
-    return accepted;
+    const destination = { destinationProjectId: principal.projectId };
+    await move(tx, "transfer", { id }, { from: "pending", to: "accepted" }, destination);
+    return tx.transfer.delete({ where: { id } });
   });
 }
 

@@ -72,10 +72,9 @@ export const groupSnapshotTransitions = {
   creating: ["available", "error", "deleting"],
   available: ["deleting", "error"],
   error: ["available", "deleting"],
-  // After an admin has reset the status, a deletion may be requested once more.
-  deleting: ["deleting", "error", "error_deleting", "deleted"],
+  deleting: ["error", "error_deleting", "deleted"],
   error_deleting: ["available", "error", "deleting"],
-  updating: ["available", "error", "deleting"],
+  updating: ["available", "error"],
   deleted: [],
 } as const satisfies Record<string, readonly string[]>;
 

@@ -4,6 +4,7 @@ import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import type { OperationKind } from "../queue/operations.ts";
 import { wasClaimed } from "../queue/tasks.ts";
+import { override } from "../rows/move.ts";
 import type { Snapshot } from "../rows/snapshots.ts";
 import { lockSnapshot, markSnapshotRemoval } from "../rows/snapshots.ts";
 import { cancelSnapshotWork } from "./force-delete-snapshot.ts";
@@ -45,7 +46,7 @@ export async function resetSnapshot(
     });
     await cancelSnapshotWork(tx, operations, "Cancelled by an administrator, who reset the status of the snapshot.");
     if (claimed) await markSnapshotRemoval(tx, { id });
-    await tx.snapshot.update({ where: { id }, data: { status, updatedAt: new Date() } });
+    await override(tx, "snapshot", { id }, status);
   });
 }
 
@@ -83,6 +84,6 @@ export async function updateSnapshotStatus(
       const text = `Provided snapshot status ${status} not allowed for snapshot with status ${now}.`;
       throw new InvalidError("request", text);
     }
-    await tx.snapshot.update({ where: { id }, data: { status, ...(progress && { progress }), updatedAt: new Date() } });
+    await override(tx, "snapshot", { id }, status, progress ? { progress } : {});
   });
 }

@@ -20,6 +20,7 @@ import { needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { addBackup, lockBackup } from "../rows/backups.ts";
 import {
+  addGroupSnapshot,
   type GroupEnd,
   type GroupRow,
   holdGroup,
@@ -31,6 +32,7 @@ import {
 } from "../rows/groups.ts";
 import { move } from "../rows/move.ts";
 import { lockQuota, reserveQuota } from "../rows/quotas.ts";
+import { addSnapshots } from "../rows/snapshots.ts";
 import type { Volume } from "../rows/volumes.ts";
 import { joinInstanceGroup } from "../volumes/attach.ts";
 import { getInstance, getInstanceOf, type InstanceRow, inDiskOrder } from "./instances.ts";
@@ -138,13 +140,13 @@ export async function requestGroupBackup(
       backups: members.length,
       backup_gigabytes: gigabytes,
     });
-    const groupSnapshotId = await addGroupSnapshot(tx, principal, group, {
+    const groupSnapshotId = await recordGroupSnapshot(tx, principal, group, {
       name: request.name,
       description: request.description ?? `group backup for instance ${instance.name}`,
       instance,
       members,
     });
-    const snapshotIds = await addSnapshots(tx, principal, { id: groupSnapshotId, name: request.name }, members);
+    const snapshotIds = await addMemberSnapshots(tx, principal, { id: groupSnapshotId, name: request.name }, members);
     const backupIds: string[] = [];
     for (const [at, member] of members.entries()) {
       const snapshotId = snapshotIds[at] as string;
@@ -193,8 +195,8 @@ export async function requestGroupSnapshot(
     const gigabytes = members.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
     await reserveQuota(tx, config, principal.projectId, { snapshots: members.length, gigabytes });
     const { name, description } = request;
-    const id = await addGroupSnapshot(tx, principal, group, { name, description, instance: null, members });
-    await addSnapshots(tx, principal, { id, name }, members);
+    const id = await recordGroupSnapshot(tx, principal, group, { name, description, instance: null, members });
+    await addMemberSnapshots(tx, principal, { id, name }, members);
     await startSnapshot(tx, principal, group, { kind: "group-snapshot", groupSnapshotId: id, members });
     return getGroupSnapshot(tx, principal, id);
   });
@@ -209,7 +211,7 @@ const recordOf = (instance: InstanceRow, members: readonly Member[]): InstanceRe
   disks: members.map((member) => ({ volume_id: member.volumeId, device: member.device })),
 });
 
-async function addGroupSnapshot(
+async function recordGroupSnapshot(
   tx: Transaction,
   principal: Principal,
   group: GroupRow,
@@ -221,25 +223,21 @@ async function addGroupSnapshot(
   },
 ): Promise<string> {
   const { name, description, instance, members } = snapshot;
-  const row = await tx.groupSnapshot.create({
-    data: {
-      id: randomUUID(),
-      projectId: principal.projectId,
-      userId: principal.userId,
-      groupId: group.id,
-      groupTypeId: group.groupTypeId,
-      instanceId: instance?.id ?? null,
-      name,
-      description,
-      status: "creating",
-      ...(instance && { instance: recordOf(instance, members) as unknown as Prisma.InputJsonObject }),
-    },
+  const row = await addGroupSnapshot(tx, {
+    projectId: principal.projectId,
+    userId: principal.userId,
+    groupId: group.id,
+    groupTypeId: group.groupTypeId,
+    instanceId: instance?.id ?? null,
+    name,
+    description,
+    ...(instance && { instance: recordOf(instance, members) as unknown as Prisma.InputJsonObject }),
   });
   return row.id;
 }
 
 /** One snapshot of each member; their ids in the members' order. */
-async function addSnapshots(
+async function addMemberSnapshots(
   tx: Transaction,
   principal: Principal,
   of: { id: string; name: string | null },
@@ -252,11 +250,10 @@ async function addSnapshots(
     volumeId: volume.id,
     groupSnapshotId: of.id,
     name: of.name,
-    status: "creating",
     sizeGib: volume.sizeGib,
     sizeBytes: volume.sizeBytes,
   }));
-  await tx.snapshot.createMany({ data: rows });
+  await addSnapshots(tx, rows);
   return rows.map((row) => row.id);
 }
 
@@ -339,23 +336,18 @@ export async function finishGroupSnapshot(
   await inTransaction(database, async (tx) => {
     const of = { groupSnapshotId: operation.groupSnapshotId ?? nilUuid };
     const { takenAt, frozenMs, consistency } = taken;
-    const now = new Date();
     const backups = await tx.backup.findMany({
       where: { ...of, status: "creating", deletedAt: null },
       orderBy: { id: "asc" },
     });
     for (const backup of backups) await lockBackup(tx, backup.id);
-    await tx.groupSnapshot.updateMany({
-      where: { id: of.groupSnapshotId, status: "creating" },
-      data: { status: "available", takenAt, frozenMs, consistency, updatedAt: now },
-    });
+    const step = { from: "creating", to: "available" } as const;
+    const columns = { takenAt, frozenMs, consistency };
+    await move(tx, "groupSnapshot", { id: of.groupSnapshotId }, step, columns);
     const backedUp = new Set(backups.map((backup) => backup.snapshotId));
     for (const [id, sizeBytes] of taken.sizesBytes) {
-      const status = backedUp.has(id) ? "backing-up" : "available";
-      await tx.snapshot.updateMany({
-        where: { id, status: "creating" },
-        data: { status, sizeBytes: BigInt(sizeBytes), updatedAt: now },
-      });
+      const to = backedUp.has(id) ? "backing-up" : "available";
+      await move(tx, "snapshot", { id }, { from: "creating", to }, { sizeBytes: BigInt(sizeBytes) });
     }
     await tx.backup.updateMany({
       where: { id: { in: backups.map(({ id }) => id) } },
@@ -367,7 +359,7 @@ export async function finishGroupSnapshot(
     }
     const whole = await lockLiveOperation(tx, operation.id);
     await finishTask(tx, result);
-    await tx.operation.update({ where: { id: whole.id }, data: { remaining: backups.length, updatedAt: now } });
+    await tx.operation.update({ where: { id: whole.id }, data: { remaining: backups.length, updatedAt: new Date() } });
     for (const backup of backups) await startPart(tx, config, whole, backup);
   });
 }
@@ -403,17 +395,13 @@ export async function failGroupBackup(
   { state, reason }: GroupEnd,
 ): Promise<void> {
   const of = { groupSnapshotId: operation.groupSnapshotId ?? nilUuid };
-  const updatedAt = new Date();
   const snapshots = await tx.snapshot.findMany({ where: of, include: { volume: true } });
   // A worker that died while taking the snapshots may have left the guest frozen, or its writes redirected away from its disks.
   const tidy = [...new Set(snapshots.map(({ volume }) => `backend:${volume.backend}`))];
   await endOperation(tx, operation, { state, reason, tidy });
   for (const part of parts.filter(isLive)) await cancelBackupCreate(tx, part, reason);
-  await tx.groupSnapshot.updateMany({
-    where: { id: of.groupSnapshotId, status: "creating" },
-    data: { status: "error", updatedAt },
-  });
-  await tx.snapshot.updateMany({ where: { ...of, status: "creating" }, data: { status: "error", updatedAt } });
+  await move(tx, "groupSnapshot", { id: of.groupSnapshotId }, { from: "creating", to: "error" });
+  await move(tx, "snapshot", of, { from: "creating", to: "error" });
   const failReason = reason.slice(0, 255);
   await move(tx, "backup", { ...of, deletedAt: null }, { from: "creating", to: "error" }, { failReason });
   await releaseGroup(tx, operation.id);

@@ -23,6 +23,7 @@ import {
   refuseBusy,
   releaseGroup,
 } from "../rows/groups.ts";
+import { move, override } from "../rows/move.ts";
 import { lockQuotas, releaseQuota } from "../rows/quotas.ts";
 import { markSnapshotRemoval } from "../rows/snapshots.ts";
 import { type AcceptedGroupOperation, memberInstance } from "./backup.ts";
@@ -113,7 +114,8 @@ async function startDelete(
   const backups = snapshot.members.flatMap((member) => member.backup?.id ?? []).sort();
   const snapshots = await tx.snapshot.findMany({ where: { groupSnapshotId: snapshot.id }, include: { volume: true } });
   const input = { concludeNeeds: [...new Set(snapshots.map(({ volume }) => `backend:${volume.backend}`))] };
-  await tx.groupSnapshot.update({ where: { id: snapshot.id }, data: { status: "deleting", updatedAt: new Date() } });
+  // The row is locked. Its own status is one of several that were considered, and an admin may have set any.
+  await override(tx, "groupSnapshot", { id: snapshot.id }, "deleting");
   const operationId = await startOperation(tx, principal, {
     kind: "group-delete",
     projectId: snapshot.projectId,
@@ -136,7 +138,8 @@ export async function beginGroupDelete(database: Database, operation: TaskOperat
   const groupSnapshotId = operation.groupSnapshotId ?? nilUuid;
   await inTransaction(database, async (tx) => {
     await lockLiveOperation(tx, operation.id);
-    await tx.snapshot.updateMany({ where: { groupSnapshotId }, data: { status: "deleting", updatedAt: new Date() } });
+    // Its backups are gone, and it is `deleting` itself, so that nothing more is made of them.
+    await override(tx, "snapshot", { groupSnapshotId }, "deleting");
     await markSnapshotRemoval(tx, { groupSnapshotId });
   });
 }
@@ -176,14 +179,7 @@ export async function failGroupDelete(
   await endOperation(tx, operation, { state, reason });
   for (const part of parts.filter(isLive)) await giveUpBackupDelete(tx, part, reason);
   const groupSnapshotId = operation.groupSnapshotId ?? nilUuid;
-  const updatedAt = new Date();
-  await tx.groupSnapshot.updateMany({
-    where: { id: groupSnapshotId, status: "deleting" },
-    data: { status: "error", updatedAt },
-  });
-  await tx.snapshot.updateMany({
-    where: { groupSnapshotId, status: "deleting" },
-    data: { status: "error_deleting", updatedAt },
-  });
+  await move(tx, "groupSnapshot", { id: groupSnapshotId }, { from: "deleting", to: "error" });
+  await move(tx, "snapshot", { groupSnapshotId }, { from: "deleting", to: "error_deleting" });
   await releaseGroup(tx, operation.id);
 }

@@ -3,7 +3,7 @@ import type { Config } from "../config.ts";
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
-import type { Group, GroupSnapshot, GroupType, Instance } from "../generated/client.ts";
+import type { Group, GroupSnapshot, GroupType, Instance, Prisma } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 import { lockQuota, releaseQuota } from "./quotas.ts";
 
@@ -100,6 +100,14 @@ export async function addGroup(
 ): Promise<Group> {
   const availabilityZone = group.availabilityZone ?? config.availability_zone;
   return tx.group.create({ data: { ...group, id: randomUUID(), availabilityZone, status } });
+}
+
+/** A group snapshot that is about to be taken. */
+export function addGroupSnapshot(
+  tx: Transaction,
+  snapshot: Omit<Prisma.GroupSnapshotUncheckedCreateInput, "id" | "status">,
+): Promise<GroupSnapshot> {
+  return tx.groupSnapshot.create({ data: { ...snapshot, id: randomUUID(), status: "creating" } });
 }
 
 /** Locks the group that a volume is in, if any: before the volume itself. */

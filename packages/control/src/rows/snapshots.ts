@@ -2,13 +2,25 @@ import { ChangedMeanwhileError, type Database, type Transaction } from "../db/da
 import { isUuid } from "../db/listing.ts";
 import { liveStates } from "../db/live.ts";
 import { NotFoundError } from "../errors.ts";
-import type { Snapshot } from "../generated/client.ts";
+import type { Prisma, Snapshot } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 import { isLive, lockOperation, type OperationKind, type OperationRow } from "../queue/operations.ts";
 import { lockBackup } from "./backups.ts";
 import { lockVolume } from "./volumes.ts";
 
 export type { Snapshot };
+
+type NewSnapshot = Omit<Prisma.SnapshotCreateManyInput, "status">;
+
+/** A snapshot that is about to be taken. */
+export function addSnapshot(tx: Transaction, snapshot: NewSnapshot): Promise<Snapshot> {
+  return tx.snapshot.create({ data: { ...snapshot, status: "creating" } });
+}
+
+/** Snapshots that are about to be taken at one instant. */
+export async function addSnapshots(tx: Transaction, snapshots: readonly NewSnapshot[]): Promise<void> {
+  await tx.snapshot.createMany({ data: snapshots.map((snapshot) => ({ ...snapshot, status: "creating" })) });
+}
 
 /** Kinds of operations that hold a snapshot's status. */
 const holders: readonly OperationKind[] = ["snapshot-create", "snapshot-delete", "backup-create"];

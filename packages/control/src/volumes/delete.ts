@@ -1,11 +1,11 @@
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
-import { isLiveOperation } from "../db/live.ts";
+import { liveStates } from "../db/live.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, lockLiveOperation, startOperation, waitForWorkers } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
-import { override } from "../rows/move.ts";
+import { move, override } from "../rows/move.ts";
 import { lockQuota, releaseQuota } from "../rows/quotas.ts";
 import { getVolume, lockVolume, moveVolume } from "../rows/volumes.ts";
 import { originsOf, volumeTransitions } from "../states.ts";
@@ -69,7 +69,10 @@ export async function startVolumeDelete(
   await waitForWorkers(tx, operationId);
 }
 
-/** Snapshots either prevent a deletion or are deleted with the volume. */
+/** Nothing is being done to a snapshot in these. */
+const idle = ["available", "error", "error_deleting"] as const;
+
+/** Snapshots either prevent a deletion or are deleted with the volume, which is locked: none can be added. */
 async function giveUpSnapshots(
   tx: Transaction,
   principal: Principal,
@@ -79,10 +82,12 @@ async function giveUpSnapshots(
   const snapshots = await tx.snapshot.findMany({ where: { volumeId } });
   if (snapshots.length === 0) return;
   if (snapshots.some((s) => s.groupSnapshotId !== null)) throw refusal(how.force);
-  const deletable = snapshots.every((s) => ["available", "error", "deleting", "error_deleting"].includes(s.status));
   const foreign = !principal.isAdmin && snapshots.some((s) => s.projectId !== principal.projectId);
-  if (!how.cascade || foreign || !(deletable || how.force)) throw refusal(how.force);
-  await tx.snapshot.updateMany({ where: { volumeId }, data: { status: "deleting", updatedAt: new Date() } });
+  if (!how.cascade || foreign) throw refusal(how.force);
+  if (how.force) await override(tx, "snapshot", { volumeId }, "deleting");
+  else await move(tx, "snapshot", { volumeId }, { from: idle, to: "deleting" });
+  // A backup of one may have been accepted meanwhile.
+  if ((await tx.snapshot.count({ where: { volumeId, status: { not: "deleting" } } })) > 0) throw refusal(how.force);
 }
 
 /**
@@ -109,10 +114,13 @@ export async function markVolumeRemoval(tx: Transaction, volumeId: string): Prom
 
 /** The deletion of the volume failed: snapshots that were to be deleted with it stay, unless they are being deleted on their own. */
 export async function releaseSnapshotsOf(tx: Transaction, volumeId: string): Promise<void> {
-  await tx.$executeRaw`
-    UPDATE snapshots s SET status = 'error_deleting', updated_at = now()
-    WHERE s.volume_id = ${volumeId}::uuid AND s.status = 'deleting' AND NOT EXISTS (SELECT FROM operations o
-      WHERE o.snapshot_id = s.id AND o.kind = 'snapshot-delete' AND ${isLiveOperation("o")})`;
+  const own = await tx.operation.findMany({
+    where: { volumeId, kind: "snapshot-delete", state: liveStates },
+    select: { snapshotId: true },
+  });
+  const going = own.flatMap(({ snapshotId }) => snapshotId ?? []);
+  const which = { volumeId, id: { notIn: going } };
+  await move(tx, "snapshot", which, { from: "deleting", to: "error_deleting" });
 }
 
 /** The files are gone: removes the rows of the volume and of the snapshots deleted with it, and releases their quota. */

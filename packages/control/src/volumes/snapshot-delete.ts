@@ -10,6 +10,7 @@ import {
   waitForWorkers,
 } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { move, override } from "../rows/move.ts";
 import { releaseQuota } from "../rows/quotas.ts";
 import { lockSnapshot, markSnapshotRemoval } from "../rows/snapshots.ts";
 import { originsOf, snapshotTransitions } from "../states.ts";
@@ -30,8 +31,8 @@ export async function startSnapshotDelete(
   cancelWork: CancelSnapshotWork | null,
 ): Promise<void> {
   const { snapshot, operations } = await lockSnapshot(tx, principal, id);
-  const allowed =
-    cancelWork !== null || originsOf(snapshotTransitions, "deleting").some((status) => status === snapshot.status);
+  const deletable = originsOf(snapshotTransitions, "deleting");
+  const allowed = cancelWork !== null || deletable.some((status) => status === snapshot.status);
   if (!allowed || snapshot.groupSnapshotId !== null) {
     const text = "Snapshot status must be available or error and must not be part of a group.";
     throw new InvalidError("snapshot", text);
@@ -40,7 +41,8 @@ export async function startSnapshotDelete(
   if (cancelWork) await cancelWork(tx, operations);
   const volume = await tx.volume.findUnique({ where: { id: snapshot.volumeId } });
   if (!volume) throw new NotFoundError("Volume", snapshot.volumeId);
-  await tx.snapshot.update({ where: { id }, data: { status: "deleting", updatedAt: new Date() } });
+  if (cancelWork) await override(tx, "snapshot", { id }, "deleting");
+  else await move(tx, "snapshot", { id }, { from: deletable, to: "deleting" });
   const operationId = await startOperation(tx, principal, {
     kind: "snapshot-delete",
     projectId: snapshot.projectId,

@@ -8,8 +8,9 @@ import { InvalidError, NotFoundError } from "../errors.ts";
 import { type Principal, projectOf } from "../principal.ts";
 import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
+import { move } from "../rows/move.ts";
 import { reserveQuota } from "../rows/quotas.ts";
-import { getSnapshot, type SnapshotRow } from "../rows/snapshots.ts";
+import { addSnapshot, getSnapshot, type SnapshotRow } from "../rows/snapshots.ts";
 import { getVolume, lockVolume } from "../rows/volumes.ts";
 import { havingMetadata } from "./list.ts";
 
@@ -110,19 +111,16 @@ export async function requestSnapshot(
     const volume = await lockVolume(tx, seen.id);
     if (!volume) throw new NotFoundError("Volume", request.volumeId);
     refuseStatus(volume, request.force);
-    const row = await tx.snapshot.create({
-      data: {
-        id: randomUUID(),
-        projectId: principal.projectId,
-        userId: principal.userId,
-        volumeId: volume.id,
-        name: request.name,
-        description: request.description,
-        metadata: request.metadata,
-        status: "creating",
-        sizeGib: volume.sizeGib,
-        sizeBytes: volume.sizeBytes,
-      },
+    const row = await addSnapshot(tx, {
+      id: randomUUID(),
+      projectId: principal.projectId,
+      userId: principal.userId,
+      volumeId: volume.id,
+      name: request.name,
+      description: request.description,
+      metadata: request.metadata,
+      sizeGib: volume.sizeGib,
+      sizeBytes: volume.sizeBytes,
     });
     await startOperation(tx, principal, {
       kind: "snapshot-create",
@@ -155,10 +153,8 @@ export async function finishSnapshot(
   sizeBytes: number,
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
-    await tx.snapshot.updateMany({
-      where: { id: operation.snapshotId ?? nilUuid, status: "creating" },
-      data: { status: "available", sizeBytes: BigInt(sizeBytes), updatedAt: new Date() },
-    });
+    const which = { id: operation.snapshotId ?? nilUuid };
+    await move(tx, "snapshot", which, { from: "creating", to: "available" }, { sizeBytes: BigInt(sizeBytes) });
     await completeOperation(tx, operation, result);
   });
 }

@@ -5,8 +5,10 @@ import {
   InvalidError,
   instanceGroupType,
   type Principal,
+  requestBackup,
   requestGroupBackupDelete,
   requestRestore,
+  requestVolumeDelete,
   resetBackupStatus,
 } from "@tephra/control";
 import { loadConfig, openDatabase } from "@tephra/control/process";
@@ -138,4 +140,28 @@ it("a machine's backup is not deleted under a restore that was accepted a moment
   expect(await database.groupSnapshot.findUnique({ where: { id: name.groupSnapshotId } })).toMatchObject({
     status: "available",
   });
+});
+
+it("a volume is not deleted with a snapshot of which a backup was accepted a moment before", async () => {
+  const volumeId = await addVolume();
+  const id = randomUUID();
+  const snapshot = { ...owner, id, volumeId, sizeGib: 1, sizeBytes: 4096n, status: "available" };
+  await database.snapshot.create({ data: snapshot });
+  const plain = { name: null, description: null, metadata: {}, availabilityZone: null, container: null };
+  const refused = await raceFor(
+    "snapshots",
+    id,
+    () =>
+      requestBackup(database, config, principal, {
+        ...plain,
+        volumeId,
+        snapshotId: id,
+        incremental: false,
+        force: false,
+      }),
+    () => requestVolumeDelete(database, principal, volumeId, { cascade: true }),
+  );
+  expect(refused).toBeInstanceOf(InvalidError);
+  expect(await database.snapshot.findUnique({ where: { id } })).toMatchObject({ status: "backing-up" });
+  expect(await database.volume.findUnique({ where: { id: volumeId } })).toMatchObject({ status: "available" });
 });

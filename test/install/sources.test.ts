@@ -156,3 +156,80 @@ test("which operations and which workers are live is said in one place", () => {
   expect(judging).toEqual(["packages/control/src/db/live.ts"]);
   expect(having(/heartbeatAt: \{ (?:gt|lt)e?:/)).toEqual([]);
 });
+
+/** The text from `start`, which is behind an opening bracket, to the one that closes it. */
+function bracketed(text: string, start: number): string {
+  let depth = 1;
+  let end = start;
+  while (depth > 0 && end < text.length) {
+    if ("({[".includes(text[end] ?? "")) depth += 1;
+    if (")}]".includes(text[end] ?? "")) depth -= 1;
+    end += 1;
+  }
+  return text.slice(start, end - 1);
+}
+
+/** Whether an object literal sets a status or a state: by name, as a shorthand, or by spreading a constant of the file that does. */
+function setsStatus(text: string, data: string, seen: readonly string[] = []): boolean {
+  if (/(?:^|[{,(]\s*)(?:status|state)\s*[,:}]/.test(data)) return true;
+  const names = [...data.matchAll(/\.\.\.\(?(?:\w+ && )?(\w+)|^\s*(\w+)\s*$/g)].map(
+    ([, spread, whole]) => spread ?? whole ?? "",
+  );
+  return names
+    .filter((name) => !seen.includes(name))
+    .some((name) =>
+      [...text.matchAll(new RegExp(`\\b(?:const|let) ${name}\\b[^=]*= \\{`, "g"))].some(({ 0: found, index }) =>
+        setsStatus(text, `{${bracketed(text, index + found.length)}}`, [...seen, name]),
+      ),
+    );
+}
+
+/** The places of a source that write a status, or a row that has one. */
+function statusWrites(text: string): string[] {
+  const models = "attachment|backup|group|groupSnapshot|snapshot|transfer|volume|operation|task";
+  const tables = "attachments|backups|groups|group_snapshots|snapshots|transfers|volumes|operations|tasks";
+  const calls = [...text.matchAll(new RegExp(`\\.(?:${models})\\s*\\.(create\\w*|upsert|update\\w*)\\(`, "g"))];
+  const statements =
+    text.match(new RegExp(`\\bINSERT INTO (?:${tables})\\b|\\bUPDATE (?:${tables})\\b[^\`]*`, "g")) ?? [];
+  return [
+    ...calls
+      .filter(({ 0: call, 1: verb = "", index }) => {
+        if (!verb.startsWith("update")) return true;
+        const asked = bracketed(text, index + call.length);
+        const at = asked.search(/\bdata\b/);
+        const data = asked.slice(at).replace(/^data:?\s*/, "");
+        if (data.startsWith("{")) return setsStatus(text, `{${bracketed(data, 1)}}`);
+        return setsStatus(text, /^\w+/.exec(data)?.[0] ?? (/^[,}]/.test(data) ? "data" : ""));
+      })
+      .map(([call]) => call),
+    ...statements.filter((made) => made.startsWith("INSERT") || /(?:\bSET|,)\s*(?:status|state)\s*=/.test(made)),
+  ];
+}
+
+test("statuses change where rows are written, in rows/ and queue/, and nowhere else", () => {
+  const writing = sources.filter((path) => statusWrites(readFileSync(`${root}/${path}`, "utf8")).length > 0);
+  const rooms = /^packages\/control\/src\/(?:rows|queue)\//;
+  expect(writing.filter((path) => !rooms.test(path))).toEqual([]);
+  expect(writing).toContain("packages/control/src/rows/release.ts");
+  expect(writing).toContain("packages/control/src/queue/tasks.ts");
+});
+
+test.each([
+  `tx.backup.create({ data: row })`,
+  `tx.volume.update({ where: { id }, data: { status, updatedAt } })`,
+  `const change = { name, status: "error" }; tx.snapshot.updateMany({ where: { id }, data: change })`,
+  `const data = { state: "failed" }; tx.operation.updateMany({ where, data });`,
+  `const change = { status: "error" }; tx.group.update({ where: { id }, data: { ...change, name } })`,
+  "tx.$executeRaw`UPDATE volumes v SET updated_at = now(), status = CASE WHEN 1 = 2 THEN '' END WHERE id = 1`",
+  "tx.$executeRaw`INSERT INTO tasks (id) VALUES (1)`",
+])("a status that is written as %s is seen", (text) => {
+  expect(statusWrites(text)).toHaveLength(1);
+});
+
+test.each([
+  `tx.volume.updateMany({ where: { id, status: "error" }, data: { metadata, updatedAt } })`,
+  `tx.backup.count({ where: { status } })`,
+  "tx.$executeRaw`UPDATE volumes SET group_id = NULL WHERE status = 'available' AND state = 1`",
+])("no status is written by %s", (text) => {
+  expect(statusWrites(text)).toEqual([]);
+});

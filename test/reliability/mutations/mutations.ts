@@ -15,6 +15,7 @@ const control = "packages/control/src";
 const posix = { file: `${engine}/repository/posix.ts`, suite: "test/contract/repository/posix.test.ts" };
 const tasks = { file: `${control}/queue/tasks.ts`, suite: "test/control/tasks.test.ts" };
 const forget = { file: `${control}/queue/forget.ts`, suite: "test/control/retention.test.ts" };
+const released = { file: `${control}/queue/tasks.ts`, suite: "test/control/reconciler.test.ts" };
 const reconciler = { file: `${control}/upkeep/healing.ts`, suite: "test/control/reconciler.test.ts" };
 
 /** What would cost people their data, or show it to others, if nothing noticed. */
@@ -210,7 +211,7 @@ export const mutations: readonly Mutation[] = [
     test: "costs no attempt",
   },
   {
-    ...reconciler,
+    ...released,
     name: "tasks are taken from workers that live",
     from: "t.lease_until < now())",
     to: "t.lease_until IS NOT NULL)",
@@ -227,7 +228,7 @@ export const mutations: readonly Mutation[] = [
     test: "counts how long nobody is there to do a task",
   },
   {
-    ...reconciler,
+    ...released,
     name: "what was dispatched and lost stays so",
     from: "OR (t.state = 'dispatched' AND",
     to: "OR (false AND",

@@ -7,6 +7,7 @@ import { isLiveOperation } from "../db/live.ts";
 import { InvalidError, NotFoundError, OperationEndedError } from "../errors.ts";
 import { addMessage } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
+import { holdSeal } from "../queue/blocked.ts";
 import { documentVersion } from "../queue/document-version.ts";
 import { type BackupPlan, documents, readForEnding } from "../queue/documents.ts";
 import {
@@ -19,7 +20,7 @@ import {
   planInForce,
   startPhase,
 } from "../queue/operations.ts";
-import { finishTask, type NewTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
+import { finishTask, type NewTask, reopenCopies, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { encoderNeeds, needToRead, needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { type Damage, markDamage } from "../rows/chains.ts";
@@ -237,10 +238,7 @@ export async function reopenRanges(
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     await lockOperation(tx, operationId);
-    const blocked = await tx.$executeRaw`
-      UPDATE tasks SET state = 'blocked', lease_until = NULL, worker_id = NULL, attempts = 0
-      WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
-    if (blocked !== 1) return;
+    if (!(await holdSeal(tx, held))) return;
     const { rounds } = await tx.operation.update({
       where: { id: operationId },
       data: { remaining: ordinals.length, rounds: { increment: 1 } },
@@ -249,9 +247,7 @@ export async function reopenRanges(
       const which = `${ordinals.length === 1 ? "range" : "ranges"} ${ordinals.slice(0, 10).join(", ")}`;
       throw new InvalidError("backup", `Objects that were stored were gone again after ${roundsMax} rounds: ${which}.`);
     }
-    await tx.$executeRaw`
-      UPDATE tasks SET state = 'ready', run_after = now(), attempts = 0, report = NULL, bytes_twice = bytes_twice + bytes_done, bytes_done = 0
-      WHERE operation_id = ${operationId}::uuid AND kind = 'copy' AND ordinal = ANY(${[...ordinals]}::int[])`;
+    await reopenCopies(tx, operationId, ordinals);
   });
 }
 

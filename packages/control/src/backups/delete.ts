@@ -3,13 +3,13 @@ import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import type { Principal } from "../principal.ts";
+import { waitForWorkers } from "../queue/blocked.ts";
 import {
   completeOperation,
   endOperation,
   lockLiveOperation,
   type OperationRow,
   startOperation,
-  waitForWorkers,
 } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { wasClaimed } from "../queue/tasks.ts";

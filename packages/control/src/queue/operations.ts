@@ -1,10 +1,11 @@
 import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
-import { isEndedOperation, isLiveOperation, isLiveState } from "../db/live.ts";
+import { isLiveOperation, isLiveState } from "../db/live.ts";
 import { NotFoundError, OperationEndedError } from "../errors.ts";
-import { type Operation, Prisma } from "../generated/client.ts";
+import type { Operation } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
+import { holdTidy } from "./blocked.ts";
 import { versioned } from "./document-version.ts";
 import { documents, readForEnding } from "./documents.ts";
 import {
@@ -187,33 +188,19 @@ export async function endOperation(
     WHERE operation_id = ${operation.id}::uuid AND state IN ('ready', 'dispatched', 'blocked')`;
   if (operation.parentId) await partEnded(tx, operation.parentId, { well: false });
   if (!end.tidy) return;
-  const running = await tx.task.count({ where: { operationId: operation.id, state: "running" } });
   await addTasks(tx, operation, [{ kind: "tidy", ordinal: 0, needs: end.tidy }]);
-  if (running > 0)
-    await tx.task.updateMany({ where: { operationId: operation.id, kind: "tidy" }, data: { state: "blocked" } });
+  await holdTidy(tx, operation.id);
 }
 
-/**
- * Makes a removal wait for workers that are still running tasks of operations cancelled before it, and may write: the reconciler unblocks
- * it when they have let go. Called when the operation was started, by whoever has locked its subject.
- */
-export async function waitForWorkers(tx: Transaction, operationId: string): Promise<void> {
+/** Ends operations as failed without a clean-up. Parts and wholes are not told of each other: all of them are named. */
+export async function endBare(tx: Transaction, ids: readonly string[], reason: string): Promise<void> {
+  const now = new Date();
+  const data = { state: "failed", failReason: reason, remaining: 0, finishedAt: now, updatedAt: now };
+  await tx.operation.updateMany({ where: { id: { in: [...ids] } }, data });
   await tx.$executeRaw`
-    UPDATE tasks t SET state = 'blocked' FROM operations o
-    WHERE o.id = ${operationId}::uuid AND t.operation_id = o.id AND EXISTS (
-      SELECT FROM operations p JOIN tasks r ON r.operation_id = p.id AND r.state = 'running' AND r.kind <> 'tidy'
-      WHERE ${hinders("p", "o")})`;
+    UPDATE tasks SET state = 'cancelled', finished_at = now()
+    WHERE operation_id = ANY(${[...ids]}::uuid[]) AND state IN ('ready', 'dispatched', 'blocked')`;
 }
-
-/**
- * SQL: whether the ended operation `ended` worked on what `removal` removes, so that a worker that does not know of its end may write
- * there.
- */
-export const hinders = (ended: "p", removal: "o"): Prisma.Sql =>
-  Prisma.sql`${isEndedOperation(ended)} AND ${Prisma.raw(`${ended}.id <> ${removal}.id AND ${ended}.kind <> 'backup-verify'
-    AND CASE ${removal}.kind WHEN 'backup-delete' THEN ${ended}.backup_id = ${removal}.backup_id
-      WHEN 'snapshot-delete' THEN ${ended}.snapshot_id = ${removal}.snapshot_id
-      WHEN 'volume-delete' THEN ${ended}.volume_id = ${removal}.volume_id ELSE false END`)}`;
 
 /**
  * A part of a group operation has ended. The last one triggers the group operation's conclusion, and so does the first failed part of a

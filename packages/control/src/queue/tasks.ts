@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import type { Config } from "../config.ts";
 import type { Actor } from "../db/actor.ts";
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
@@ -337,6 +338,45 @@ export async function retryTaskLater(
       attempts = GREATEST(0, attempts - ${retry.free === true ? 1 : 0}::int),
       run_after = now() + ${Math.round(retry.delayMs)} * interval '1 millisecond'
     WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
+}
+
+/** A task has failed for good, and its operation with it. @throws ClaimLostError */
+export async function failTask(
+  tx: Transaction,
+  held: { taskId: string; claim: number },
+  reason: string,
+): Promise<void> {
+  const count = await tx.$executeRaw`
+    UPDATE tasks SET state = 'failed', fail_reason = ${reason}, finished_at = now(), lease_until = NULL
+    WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
+  if (count !== 1) throw new ClaimLostError(held.taskId);
+}
+
+/** A task that nobody has claimed fails for good. */
+export async function giveUpTask(database: Database, taskId: string, reason: string): Promise<void> {
+  await database.$executeRaw`
+    UPDATE tasks SET state = 'failed', fail_reason = ${reason}, finished_at = now() WHERE id = ${taskId}::uuid AND state = 'ready'`;
+}
+
+/** Ranges of a backup whose objects are gone are copied again. The operation is locked. */
+export async function reopenCopies(tx: Transaction, operationId: string, ordinals: readonly number[]): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE tasks SET state = 'ready', run_after = now(), attempts = 0, report = NULL, bytes_twice = bytes_twice + bytes_done, bytes_done = 0
+    WHERE operation_id = ${operationId}::uuid AND kind = 'copy' AND ordinal = ANY(${[...ordinals]}::int[])`;
+}
+
+/**
+ * A task whose lease has expired, or which was dispatched long ago and never claimed, becomes ready again: judged by its own
+ * timestamps, never by asking Redis. After an outage of Postgres such expiries cost no attempt.
+ */
+export async function releaseDead(database: Database, config: Config, afterOutage: boolean): Promise<number> {
+  return database.$executeRaw`
+    UPDATE tasks t SET state = CASE WHEN t.kind <> 'tidy' AND ${isEndedOperation("o")} THEN 'cancelled' ELSE 'ready' END,
+      lease_until = NULL, worker_id = NULL, run_after = now(),
+      attempts = CASE WHEN ${afterOutage} THEN GREATEST(0, t.attempts - 1) ELSE t.attempts END
+    FROM operations o
+    WHERE o.id = t.operation_id AND ((t.state = 'running' AND t.lease_until < now())
+      OR (t.state = 'dispatched' AND t.dispatched_at < now() - ${config.tasks.dispatch_timeout_ms} * interval '1 millisecond'))`;
 }
 
 export const tasksReadyChannel = "tephra_tasks_ready";

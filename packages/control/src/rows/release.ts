@@ -1,5 +1,6 @@
 import type { Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
+import type { OperationRow } from "../queue/operations.ts";
 import { move } from "./move.ts";
 
 /** What a backup was made of gets its previous status back; a second call finds nothing to do. `previousStatus` is what a volume then had. */
@@ -38,4 +39,27 @@ export async function releaseTarget(
 /** A restore from the backup has ended, and the backup is as it was. */
 export async function releaseBackup(tx: Transaction, backupId: string | null): Promise<void> {
   await move(tx, "backup", { id: backupId ?? nilUuid }, { from: "restoring", to: "available" });
+}
+
+/**
+ * Releases what an operation holds: what it was creating, changing or removing is set to error, what it only read gets its previous status
+ * back.
+ */
+export async function releaseRows(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
+  const { volumeId, snapshotId, backupId, groupSnapshotId } = operation;
+  await tx.$executeRaw`
+    UPDATE volumes v SET updated_at = now(), previous_status = status, status = CASE WHEN status <> 'backing-up' THEN 'error'
+      WHEN EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id) THEN 'in-use' ELSE 'available' END
+    WHERE id = ${volumeId}::uuid AND (${operation.kind} LIKE 'volume-%' OR ${operation.kind} IN ('backup-create', 'backup-restore'))
+      AND status IN ('creating', 'backing-up', 'restoring-backup', 'uploading', 'extending', 'deleting')`;
+  await tx.$executeRaw`
+    UPDATE backups SET updated_at = now(), status = CASE status WHEN 'restoring' THEN 'available' ELSE 'error' END,
+      fail_reason = CASE status WHEN 'restoring' THEN fail_reason ELSE left(${reason}, 255) END
+    WHERE id = ${backupId}::uuid AND status IN ('creating', 'restoring', 'deleting') AND deleted_at IS NULL`;
+  await tx.$executeRaw`
+    UPDATE snapshots SET updated_at = now(), status = CASE status WHEN 'backing-up' THEN 'available' ELSE 'error' END
+    WHERE (id = ${snapshotId}::uuid OR group_snapshot_id = ${groupSnapshotId}::uuid) AND status IN ('creating', 'backing-up', 'deleting')`;
+  await tx.$executeRaw`
+    UPDATE group_snapshots SET updated_at = now(), status = 'error'
+    WHERE id = ${groupSnapshotId}::uuid AND status IN ('creating', 'deleting')`;
 }

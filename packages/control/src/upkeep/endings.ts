@@ -6,11 +6,11 @@ import { failVerify } from "../backups/verify.ts";
 import { sayWhy } from "../db/actor.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
-import { ClaimLostError } from "../errors.ts";
 import { addMessage, type MessageAction, type MessageDetail } from "../events/messages.ts";
 import { failGroupOperation, isGroupOperation } from "../groups/operations.ts";
 import { lockParts } from "../groups/parts.ts";
 import { endOperation, isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
+import { failTask } from "../queue/tasks.ts";
 import { failReap } from "../repositories/reap.ts";
 import { failRescan } from "../repositories/rescan.ts";
 import { lockBackup } from "../rows/backups.ts";
@@ -58,13 +58,6 @@ export async function failOperation(
     await tellUsers(tx, operation, failure);
     return operation;
   });
-}
-
-async function failTask(tx: Transaction, held: { taskId: string; claim: number }, reason: string): Promise<void> {
-  const count = await tx.$executeRaw`
-    UPDATE tasks SET state = 'failed', fail_reason = ${reason}, finished_at = now(), lease_until = NULL
-    WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
-  if (count !== 1) throw new ClaimLostError(held.taskId);
 }
 
 async function failRows(

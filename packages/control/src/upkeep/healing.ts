@@ -1,10 +1,13 @@
 import type { Config } from "../config.ts";
 import { sayWhy } from "../db/actor.ts";
-import { type Database, inTransaction, type Transaction } from "../db/database.ts";
-import { isEndedOperation, isLiveOperation, isLiveWorker } from "../db/live.ts";
-import { hinders, isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
+import { type Database, inTransaction } from "../db/database.ts";
+import { isLiveOperation, isLiveWorker } from "../db/live.ts";
+import { endBare, isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
 import { backupBinary } from "../queue/services.ts";
+import { giveUpTask } from "../queue/tasks.ts";
 import { whyUnreachable } from "../queue/workers.ts";
+import { releaseGroup } from "../rows/groups.ts";
+import { releaseRows } from "../rows/release.ts";
 import type { Failure } from "./endings.ts";
 
 /** Maximum number of operations that one step of a pass ends. */
@@ -12,20 +15,6 @@ const batch = 100;
 
 /** Ends an operation that nobody works on any more. Errors of that operation alone are never thrown. */
 export type EndOperation = (id: string, failure: Failure) => Promise<void>;
-
-/**
- * Rule one: a task whose lease has expired, or which was dispatched long ago and never claimed, becomes ready again: judged by its own
- * timestamps, never by asking Redis. After an outage of Postgres such expiries cost no attempt.
- */
-export async function releaseDead(database: Database, config: Config, afterOutage: boolean): Promise<number> {
-  return database.$executeRaw`
-    UPDATE tasks t SET state = CASE WHEN t.kind <> 'tidy' AND ${isEndedOperation("o")} THEN 'cancelled' ELSE 'ready' END,
-      lease_until = NULL, worker_id = NULL, run_after = now(),
-      attempts = CASE WHEN ${afterOutage} THEN GREATEST(0, t.attempts - 1) ELSE t.attempts END
-    FROM operations o
-    WHERE o.id = t.operation_id AND ((t.state = 'running' AND t.lease_until < now())
-      OR (t.state = 'dispatched' AND t.dispatched_at < now() - ${config.tasks.dispatch_timeout_ms} * interval '1 millisecond'))`;
-}
 
 interface Poisoned {
   id: string;
@@ -47,25 +36,9 @@ export async function failPoisoned(database: Database, config: Config, endOperat
     const last = task.fail_reason ? ` The last error was: ${task.fail_reason}` : "";
     const reason = `Gave up after ${task.attempts} workers were lost at task ${task.kind} without progress.${last}`;
     if (task.kind !== "tidy") await endOperation(task.operation_id, { reason });
-    else {
-      await database.$executeRaw`
-        UPDATE tasks SET state = 'failed', fail_reason = ${reason}, finished_at = now() WHERE id = ${task.id}::uuid AND state = 'ready'`;
-    }
+    else await giveUpTask(database, task.id, reason);
   }
   return tasks.length;
-}
-
-/**
- * Rule two: a task with nothing left to wait for goes on. A clean-up task blocked by running tasks is unblocked when they have ended, and
- * so is a removal blocked by tasks of operations that were cancelled for it.
- */
-export async function freeBlocked(database: Database): Promise<number> {
-  return database.$executeRaw`
-    UPDATE tasks t SET state = 'ready', run_after = now() FROM operations o
-    WHERE o.id = t.operation_id AND t.state = 'blocked' AND t.kind IN ('tidy', 'remove-backup', 'remove-volume', 'remove-snapshot')
-      AND NOT EXISTS (SELECT 1 FROM tasks r WHERE r.operation_id = t.operation_id AND r.state = 'running')
-      AND (t.kind = 'tidy' OR NOT EXISTS (SELECT 1 FROM operations p JOIN tasks r ON r.operation_id = p.id
-        WHERE r.state = 'running' AND r.kind <> 'tidy' AND ${hinders("p", "o")}))`;
 }
 
 /** A live operation with no unfinished task cannot result from any commit of ours, so somebody removed its tasks: it ends with a reason. */
@@ -130,36 +103,8 @@ export async function endBluntly(database: Database, id: string, reason: string)
     await sayWhy(tx, { reason, operation });
     const parts = (await tx.operation.findMany({ where: { parentId: id }, orderBy: { id: "asc" } })) as OperationRow[];
     for (const one of [...parts, operation]) await releaseRows(tx, one, reason);
-    await tx.group.updateMany({ where: { operationId: id }, data: { operationId: null, updatedAt: new Date() } });
+    await releaseGroup(tx, id);
     const ended = [id, ...parts.filter(isLive).map((part) => part.id)];
-    const now = new Date();
-    const data = { state: "failed", failReason: reason, remaining: 0, finishedAt: now, updatedAt: now };
-    await tx.operation.updateMany({ where: { id: { in: ended } }, data });
-    await tx.$executeRaw`
-      UPDATE tasks SET state = 'cancelled', finished_at = now()
-      WHERE operation_id = ANY(${ended}::uuid[]) AND state IN ('ready', 'dispatched', 'blocked')`;
+    await endBare(tx, ended, reason);
   });
-}
-
-/**
- * Releases what an operation holds: what it was creating, changing or removing is set to error, what it only read gets its previous status
- * back.
- */
-async function releaseRows(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  const { volumeId, snapshotId, backupId, groupSnapshotId } = operation;
-  await tx.$executeRaw`
-    UPDATE volumes v SET updated_at = now(), previous_status = status, status = CASE WHEN status <> 'backing-up' THEN 'error'
-      WHEN EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id) THEN 'in-use' ELSE 'available' END
-    WHERE id = ${volumeId}::uuid AND (${operation.kind} LIKE 'volume-%' OR ${operation.kind} IN ('backup-create', 'backup-restore'))
-      AND status IN ('creating', 'backing-up', 'restoring-backup', 'uploading', 'extending', 'deleting')`;
-  await tx.$executeRaw`
-    UPDATE backups SET updated_at = now(), status = CASE status WHEN 'restoring' THEN 'available' ELSE 'error' END,
-      fail_reason = CASE status WHEN 'restoring' THEN fail_reason ELSE left(${reason}, 255) END
-    WHERE id = ${backupId}::uuid AND status IN ('creating', 'restoring', 'deleting') AND deleted_at IS NULL`;
-  await tx.$executeRaw`
-    UPDATE snapshots SET updated_at = now(), status = CASE status WHEN 'backing-up' THEN 'available' ELSE 'error' END
-    WHERE (id = ${snapshotId}::uuid OR group_snapshot_id = ${groupSnapshotId}::uuid) AND status IN ('creating', 'backing-up', 'deleting')`;
-  await tx.$executeRaw`
-    UPDATE group_snapshots SET updated_at = now(), status = 'error'
-    WHERE id = ${groupSnapshotId}::uuid AND status IN ('creating', 'deleting')`;
 }

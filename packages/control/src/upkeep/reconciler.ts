@@ -3,11 +3,12 @@ import { actAs } from "../db/actor.ts";
 import { forgetUnplaced, mendTimes, watchClock } from "../db/clock.ts";
 import type { Database } from "../db/database.ts";
 import { isDatabaseOutage, mayPass } from "../db/outage.ts";
-import { ringDispatchers } from "../queue/tasks.ts";
+import { freeBlocked } from "../queue/blocked.ts";
+import { releaseDead, ringDispatchers } from "../queue/tasks.ts";
 import { count } from "../telemetry/counters.ts";
 import { events, type Logger } from "../telemetry/telemetry.ts";
 import { type Failure, failOperation } from "./endings.ts";
-import { endBluntly, failPoisoned, failStuck, failUnplaced, freeBlocked, releaseDead } from "./healing.ts";
+import { endBluntly, failPoisoned, failStuck, failUnplaced } from "./healing.ts";
 import { type DueWork, dueWork } from "./schedules.ts";
 
 /**

@@ -2,13 +2,8 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import {
-  completeOperation,
-  lockLiveOperation,
-  type OperationRow,
-  startOperation,
-  waitForWorkers,
-} from "../queue/operations.ts";
+import { waitForWorkers } from "../queue/blocked.ts";
+import { completeOperation, lockLiveOperation, type OperationRow, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { move, override } from "../rows/move.ts";
 import { releaseQuota } from "../rows/quotas.ts";

@@ -4,7 +4,7 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { liveStates } from "../db/live.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import { versioned } from "../queue/document-version.ts";
+import { documentVersion } from "../queue/document-version.ts";
 import { documents, type RestorePlan, readForEnding } from "../queue/documents.ts";
 import { completeOperation, endOperation, isLive, type OperationRow, startOperation } from "../queue/operations.ts";
 import { addTasks, type Json, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
@@ -169,7 +169,7 @@ export const isPublishing = ({ plan }: { plan: Json }): boolean => plan !== null
 export async function beginPublishing(database: Database, operationId: string): Promise<void> {
   await database.operation.updateMany({
     where: { id: operationId, state: liveStates },
-    data: { plan: versioned({ publishing: true }) },
+    data: { plan: { version: documentVersion, publishing: true } },
   });
 }
 

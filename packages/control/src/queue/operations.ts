@@ -6,7 +6,6 @@ import { NotFoundError, OperationEndedError } from "../errors.ts";
 import type { Operation } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 import { holdTidy } from "./blocked.ts";
-import { versioned } from "./document-version.ts";
 import { documents, readForEnding } from "./documents.ts";
 import {
   addTasks,
@@ -83,7 +82,7 @@ export async function startOperation(
       VALUES (${id}::uuid, ${operation.kind}, ${task ? "queued" : "running"}, ${task ? null : new Date()}, ${operation.projectId}, ${principal.userId}, ${principal.requestId},
         ${operation.backupId ?? null}::uuid, ${operation.volumeId ?? null}::uuid, ${operation.snapshotId ?? null}::uuid,
         ${operation.groupId ?? null}::uuid, ${operation.groupSnapshotId ?? null}::uuid, ${operation.parentId ?? null}::uuid,
-        ${JSON.stringify(versioned(operation.input ?? {}))}::jsonb, ${operation.bytesTotal ?? 0n}::bigint, ${operation.parts ?? 1})
+        ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint, ${operation.parts ?? 1})
       RETURNING id, project_id, created_at
     )
     INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs)

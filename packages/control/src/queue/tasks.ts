@@ -6,7 +6,7 @@ import { isUuid } from "../db/listing.ts";
 import { isEndedOperation } from "../db/live.ts";
 import { ClaimLostError } from "../errors.ts";
 import { Prisma } from "../generated/client.ts";
-import { isNewer, versioned } from "./document-version.ts";
+import { isNewer } from "./document-version.ts";
 import { backupBinary } from "./services.ts";
 
 /** Whether any worker has ever claimed a task of the operation: it may have done part of it. */
@@ -131,7 +131,7 @@ export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: rea
     needs: t.needs,
     range_offset: t.range?.offset ?? 0,
     range_length: t.range?.length ?? 0,
-    input: versioned(t.input ?? {}),
+    input: t.input ?? {},
   }));
   await tx.$executeRaw`
     INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs, range_offset, range_length, input)
@@ -281,7 +281,7 @@ export async function finishTask(tx: Transaction, result: TaskResult): Promise<v
   const count = await tx.$executeRaw`
     UPDATE tasks SET state = 'succeeded', finished_at = now(), lease_until = NULL, bytes_done = ${result.bytesDone}::bigint,
       bytes_stored = ${result.bytesStored}::bigint, bytes_twice = GREATEST(bytes_twice, ${result.bytesAdopted ?? 0}::bigint),
-      report = ${result.report === undefined ? null : JSON.stringify(versioned(result.report))}::jsonb
+      report = ${result.report === undefined ? null : JSON.stringify(result.report)}::jsonb
     WHERE id = ${result.taskId}::uuid AND claim = ${result.claim} AND state = 'running'`;
   if (count !== 1) throw new ClaimLostError(result.taskId);
 }

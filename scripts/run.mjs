@@ -106,7 +106,13 @@ await orFail(async () => {
 });
 
 /** Whose random and repeated tests have a longer form; see test/kit/long.ts. */
-const longForms = ["test/contract", "test/format", "test/reliability/model", "test/reliability/fault/runs"];
+const longForms = [
+  "test/contract",
+  "test/format",
+  "test/reliability/model",
+  "test/reliability/fault/runs",
+  "test/reliability/fault/rolling-upgrade",
+];
 const onServers = ["test/dialects", "test/system"];
 
 /** The long forms, and server set-ups found in practice (test/kit/global-setup.ts). */

@@ -70,6 +70,8 @@ export interface Instance extends AsyncDisposable {
   startWorker(env?: Record<string, string>, prefix?: readonly string[]): Promise<Program>;
   /** Settles when GET /readyz answers 200. The port stays the same across restarts. */
   startApi(env?: Record<string, string>): Promise<Program>;
+  /** An API on a port of its own and a worker, of another checkout, beside the others. Settles when both are known. */
+  startBeside(checkout: string): Promise<{ api: Program; worker: Program; request: Instance["request"] }>;
   /** Settles when the process has exited. */
   killApi(signal?: NodeJS.Signals): Promise<void>;
   /** Like the free function, with the end of every process's log in the error message. */
@@ -103,8 +105,9 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
     entry: string,
     env: Record<string, string> = {},
     prefix: readonly string[] = [],
+    checkout = root,
   ): Promise<Program> => {
-    const [command = projectNode(), ...args] = [...prefix, projectNode(), ...nodeFlags, join(root, entry)];
+    const [command = projectNode(), ...args] = [...prefix, projectNode(), ...nodeFlags, join(checkout, entry)];
     const log = options.logs === undefined ? {} : { log: join(options.logs, `${name}.log`) };
     const program = await spawnProgram({ name, command, args, env: { ...environment, ...env }, ...log });
     programs.push(program);
@@ -112,6 +115,21 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
   };
   const logs = (): string =>
     programs.map((program) => `--- ${program.name} (${program.pid})\n${program.tail()}`).join("\n");
+  const beginWorker = async (env?: Record<string, string>, prefix?: readonly string[], checkout?: string) => {
+    workersBegun += 1;
+    const worker = await start(`worker-${workersBegun}`, "apps/worker/dist/main.js", env, prefix, checkout);
+    workers.push(worker);
+    const known = async (): Promise<boolean> =>
+      !worker.running() || (await pool.query("SELECT 1 FROM workers WHERE pid = $1", [worker.pid])).rowCount === 1;
+    await waitFor(known, { what: `${worker.name} is known`, timeoutMs: 60_000, context: logs });
+    return worker;
+  };
+  const untilReady = async (program: Program, at: string): Promise<Program> => {
+    const ready = async (): Promise<boolean> => !program.running() || (await fetch(`${at}/readyz`)).status === 200;
+    await waitFor(ready, { what: `${program.name} is ready`, timeoutMs: 60_000, context: logs });
+    if (!program.running()) throw new Error(`${program.name} ended while it started\n${logs()}`);
+    return program;
+  };
   const instance: Omit<Instance, typeof Symbol.asyncDispose> = {
     url,
     dataDir,
@@ -131,25 +149,23 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
         [schedule],
       );
     },
-    startWorker: async (env, prefix) => {
-      workersBegun += 1;
-      const worker = await start(`worker-${workersBegun}`, "apps/worker/dist/main.js", env, prefix);
-      workers.push(worker);
-      const known = async (): Promise<boolean> =>
-        !worker.running() || (await pool.query("SELECT 1 FROM workers WHERE pid = $1", [worker.pid])).rowCount === 1;
-      await waitFor(known, { what: `${worker.name} is known`, timeoutMs: 60_000, context: logs });
-      return worker;
-    },
+    startWorker: (env, prefix) => beginWorker(env, prefix),
     startApi: async (env) => {
       const program = await start("api", "apps/api/dist/main.js", env);
       api = program;
-      const ready = async (): Promise<boolean> => {
-        if (!program.running()) return true;
-        return (await fetch(`${url}/readyz`)).status === 200;
+      return untilReady(program, url);
+    },
+    startBeside: async (checkout) => {
+      const besidePort = await freePort();
+      const beside = { TEPHRA_PORT: String(besidePort) };
+      const program = await start("api-beside", "apps/api/dist/main.js", beside, [], checkout);
+      const besideUrl = `http://127.0.0.1:${besidePort}`;
+      await untilReady(program, besideUrl);
+      return {
+        api: program,
+        worker: await beginWorker({}, [], checkout),
+        request: (method, path, body, headers = {}) => request(besideUrl + path, { method, body, headers }),
       };
-      await waitFor(ready, { what: "the API is ready", timeoutMs: 60_000, context: logs });
-      if (!program.running()) throw new Error(`the API ended while it started\n${logs()}`);
-      return program;
     },
     killApi: async (signal = "SIGKILL") => {
       api?.kill(signal);

@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import type { Step } from "./rows/move.ts";
 import { backupTransitions, originsOf, transitions, volumeTransitions } from "./states.ts";
 
 describe.each(Object.entries(transitions))("the %s table", (_name, table) => {
@@ -36,4 +37,15 @@ it("origins are the table read backwards", () => {
     "error_restoring",
     "error_deleting",
   ]);
+});
+
+it("a step that no table has does not compile, nor does one that only some of its targets may follow", () => {
+  const steps: Step<"backup", "restoring" | "deleting">[] = [
+    { from: "available", to: "restoring" },
+    // @ts-expect-error what is in error may be deleted, and not restored
+    { from: "error", to: "restoring" },
+    // @ts-expect-error nothing follows a deletion
+    { from: ["available", "deleted"], to: "deleting" },
+  ];
+  expect(steps).toHaveLength(3);
 });

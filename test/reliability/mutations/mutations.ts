@@ -50,6 +50,14 @@ export const mutations: readonly Mutation[] = [
     test: "stay until the reaper has been in every backend",
   },
   {
+    name: "a status changes from any other",
+    file: `${control}/rows/move.ts`,
+    from: "{ ...which, status: { in: [...from] } }",
+    to: "which",
+    suite: "test/control/moves.test.ts",
+    test: "a machine's backup is not deleted under a restore",
+  },
+  {
     name: "a worker whose Redis refuses waits for jobs",
     file: `${control}/queue/dispatcher.ts`,
     from: "if (isOwn) await takeHere(queue);",

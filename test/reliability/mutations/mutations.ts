@@ -82,12 +82,12 @@ export const mutations: readonly Mutation[] = [
     test: "of a newer version are left alone",
   },
   {
-    name: "a plan is followed unread",
-    file: "apps/worker/src/consumers.ts",
-    from: "    checkDocuments(task);\n",
-    to: "    void checkDocuments;\n",
-    suite: "test/system/service/documents.test.ts",
-    test: "leaves a plan of a newer release alone",
+    name: "a plan is followed whatever it says",
+    file: `${control}/queue/documents.ts`,
+    from: "if (parsed.success) return",
+    to: "if (parsed.success !== null) return",
+    suite: "test/control/documents.test.ts",
+    test: "with anything missing or of another type are refused",
   },
   {
     ...posix,

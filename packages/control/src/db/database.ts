@@ -69,6 +69,14 @@ export class ChangedMeanwhileError extends Error {
   readonly code = "40001";
 }
 
+/** Transaction → what to do after its commit. */
+const afterwards = new WeakMap<Transaction, Set<(database: Database) => void>>();
+
+/** Has `work` called once the transaction is committed, once however often it is asked for. Not at all when it is rolled back. */
+export function onCommit(tx: Transaction, work: (database: Database) => void): void {
+  afterwards.get(tx)?.add(work);
+}
+
 /**
  * Runs `work` in one transaction, again (up to three times) after a deadlock or serialization failure. The database is told who acts, for
  * the audit log (actor.ts). Lock order everywhere: schedule → repository → quota → group → volume → backup (parent first) → operation →
@@ -76,11 +84,15 @@ export class ChangedMeanwhileError extends Error {
  */
 export async function inTransaction<T>(database: Database, work: (tx: Transaction) => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt += 1) {
+    const works = new Set<(database: Database) => void>();
     try {
-      return await database.$transaction(async (tx) => {
+      const result = await database.$transaction(async (tx) => {
+        afterwards.set(tx, works);
         await sayWhoActs(tx);
         return work(tx);
       });
+      for (const after of works) after(database);
+      return result;
     } catch (error) {
       if (attempt >= 3 || !isRetryableConflict(error)) throw error;
     }

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { Config } from "../config.ts";
 import type { Actor } from "../db/actor.ts";
-import type { Database, Transaction } from "../db/database.ts";
+import { type Database, onCommit, type Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { isEndedOperation } from "../db/live.ts";
 import { ClaimLostError } from "../errors.ts";
@@ -118,7 +118,7 @@ export interface TaskOwner {
 }
 
 /**
- * Inserts tasks in one statement, however many. One that exists already (operation, kind, ordinal) stays as it is, except a blocked one,
+ * Inserts tasks in one statement, however many, and rings for a dispatcher after the commit. One that exists already (operation, kind, ordinal) stays as it is, except a blocked one,
  * which becomes ready again.
  */
 export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: readonly NewTask[]): Promise<void> {
@@ -140,6 +140,7 @@ export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: rea
     FROM jsonb_to_recordset(${JSON.stringify(rows)}::jsonb)
       AS r(id uuid, kind text, ordinal int, rank int, needs jsonb, range_offset bigint, range_length bigint, input jsonb)
     ON CONFLICT (operation_id, kind, ordinal) DO UPDATE SET state = 'ready', run_after = now() WHERE tasks.state = 'blocked'`;
+  onCommit(tx, ring);
 }
 
 /** SQL: whether only a newer release can run the task `t`. */
@@ -381,7 +382,26 @@ export async function releaseDead(database: Database, config: Config, afterOutag
 
 export const tasksReadyChannel = "tephra_tasks_ready";
 
-/** Wakes the dispatchers; inserting tasks does so anyway (a trigger). */
-export async function ringDispatchers(database: Database | Transaction): Promise<void> {
-  await database.$executeRaw`SELECT pg_notify(${tasksReadyChannel}, '')`;
+const ring = (database: Database): void => void ringDispatchers(database);
+
+/** Databases through which a doorbell is being rung; true: it is to be rung once more. */
+const ringing = new Map<Database, boolean>();
+
+/**
+ * Wakes the dispatcher: tasks have become ready. Never inside a transaction, since a pending NOTIFY holds a lock of the whole server until
+ * its commit is flushed; a ring that is lost costs a second. Calls made while one is under way share the next.
+ *
+ * @returns when it was rung, whether or not that worked
+ */
+export async function ringDispatchers(database: Database): Promise<void> {
+  if (ringing.has(database)) return void ringing.set(database, true);
+  try {
+    do {
+      ringing.set(database, false);
+      await database.$executeRaw`
+        SELECT set_config('synchronous_commit', 'off', true), pg_notify(${tasksReadyChannel}, '')`.catch(() => {});
+    } while (ringing.get(database) === true);
+  } finally {
+    ringing.delete(database);
+  }
 }

@@ -1,4 +1,5 @@
 // `npm run bench [-- NAME…]`: measures on private servers, prints a table and keeps it as JSON.
+import { measureControl } from "./control.ts";
 import { measureEndedTasks } from "./ended-tasks.ts";
 import { measureEngine } from "./engine.ts";
 import { type Measurement, report, type Say } from "./measurement.ts";
@@ -8,6 +9,7 @@ import { measureSmallVolumes } from "./small-volumes.ts";
 import { measureTaskOverhead } from "./task-overhead.ts";
 
 const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>> = {
+  control: measureControl,
   ended: measureEndedTasks,
   engine: measureEngine,
   memory: measureMemory,

@@ -4,7 +4,7 @@ import { type House, project } from "../demo/house.ts";
 import type { Program } from "../scripts/spawn-program.ts";
 
 /** Linux's unit of time towards programs, USER_HZ. */
-const ticksPerSecond = 100;
+export const ticksPerSecond = 100;
 
 /** No limits: what is measured is how fast, not how much. */
 export async function liftQuotas(house: House): Promise<void> {
@@ -45,14 +45,26 @@ export function peakMib(program: Program): number {
   return Number(kib) / 1024;
 }
 
+/** Processor time of a process, in ticks: its own with all threads, and that of its children that have ended. Null: it has ended. */
+export function processorTicks(pid: number): { parent: number; own: number; ended: number } | null {
+  let stat: string;
+  try {
+    stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+  } catch {
+    return null;
+  }
+  // The fields behind the name, which is in parentheses and may hold anything; user and system time are the 14th and 15th.
+  const fields = stat
+    .slice(stat.lastIndexOf(")") + 2)
+    .split(" ")
+    .map(Number);
+  const [, parent = 0, , , , , , , , , , user = 0, system = 0, endedUser = 0, endedSystem = 0] = fields;
+  return { parent, own: user + system, ended: endedUser + endedSystem };
+}
+
 /** Processor seconds that the processes have used so far, all their threads together. */
 export function cpuSeconds(programs: readonly Program[]): number {
-  return programs.reduce((sum, { pid }) => {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    // The fields behind the name, which is in parentheses and may hold anything; user and system time are the 14th and 15th.
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    return sum + (Number(fields[11]) + Number(fields[12])) / ticksPerSecond;
-  }, 0);
+  return programs.reduce((sum, { pid }) => sum + (processorTicks(pid)?.own ?? 0) / ticksPerSecond, 0);
 }
 
 /** A version 4 uuid that is the same for the same name. */

@@ -1,7 +1,16 @@
+import { randomUUID } from "node:crypto";
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { type Config, ConfigError } from "@tephra/control";
-import { loadConfig, logCrash, logVitals, openLog, startReconciler, tellStrayTimes } from "@tephra/control/process";
+import {
+  joinElection,
+  loadConfig,
+  logCrash,
+  logVitals,
+  openLog,
+  startReconciler,
+  tellStrayTimes,
+} from "@tephra/control/process";
 import { buildApp } from "./app.ts";
 import { openContext } from "./context.ts";
 
@@ -50,12 +59,13 @@ logVitals(log, config.vitals_ms);
 const context = openContext(config, log);
 const server = openServer(buildApp(context));
 void tellStrayTimes(context.database, log);
-const reconciler = startReconciler({
-  database: context.database,
-  config,
+const election = joinElection({
+  database: context.health,
   log,
-  onClockStep: () => context.metrics.countClockStep(),
+  id: `${config.hostName}:${process.pid}:${randomUUID()}`,
+  roles: ["reconciler"],
 });
+const reconciler = startReconciler({ database: context.database, config, log, election });
 
 /** Stops accepting connections, lets running requests finish, then exits; a second signal exits at once. */
 let stopping = false;
@@ -67,7 +77,7 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
   const timer = setTimeout(() => server.closeAllConnections(), drainMs);
   // A connection that was busy when the server closed stays open after its response unless closed explicitly.
   const sweep = setInterval(() => server.closeIdleConnections(), 50);
-  await Promise.all([new Promise((resolve) => server.close(resolve)), reconciler.stop()]);
+  await Promise.all([new Promise((resolve) => server.close(resolve)), reconciler.stop(), election.stop()]);
   clearTimeout(timer);
   clearInterval(sweep);
   await Promise.all([context.database.$disconnect(), context.health.$disconnect()]);

@@ -107,6 +107,8 @@ export function openLeases(options: {
   quietMs: number;
   /** As reported by the engine. */
   fileCallMs?: () => number;
+  /** Whether this worker's registration was renewed lately: leases renew it, too, but need not where there are none. */
+  isRegistered?: () => boolean;
   /** Whether a place responds to other calls. */
   answers?: (place: string) => boolean;
 }): Leases {
@@ -156,6 +158,7 @@ export function openLeases(options: {
   const renew = async (): Promise<void> => {
     const askedAt = process.hrtime.bigint();
     const asked = [...held.values()];
+    if (asked.length === 0 && options.isRegistered?.() === true) return;
     const rows = asked.map((h) => ({
       taskId: h.task.id,
       claim: h.task.claim,

@@ -5,6 +5,7 @@ import {
   allowFileThreads,
   hooksOf,
   installationOf,
+  joinElection,
   loadConfig,
   logCrash,
   logVitals,
@@ -16,6 +17,7 @@ import {
 import {
   isHostDisabled,
   type OwnWorker,
+  type Published,
   publishWorker,
   queueFor,
   startDispatcher,
@@ -56,7 +58,7 @@ async function until(done: () => boolean, limitMs: number): Promise<void> {
 }
 
 /**
- * One worker process: joins the planes. Receives jobs, claims their tasks, calls the engine; runs a dispatcher and a reconciler as well.
+ * One worker process: joins the planes. Receives jobs, claims their tasks, calls the engine; stands for election as dispatcher, notifier and reconciler.
  */
 async function main(): Promise<void> {
   const config = readConfig();
@@ -106,13 +108,14 @@ async function main(): Promise<void> {
     quietMs,
     fileCallMs,
     answers: sites.answers,
+    isRegistered: () => performance.now() - publishedAt < 1.5 * heartbeatMs,
   });
   const leaveTask = openUnclaimed(database, log);
   const run = async (taskId: string): Promise<void> => {
     if (stopping || disabled) return undispatchTask(database, taskId);
     if (await runTask(taskId, context, leases)) return dispatcher.wake();
     // Nothing was claimed: somebody else has it, or this host was disabled a moment ago.
-    await obeyDisabled();
+    await obey(await isHostDisabled(database, config.hostName));
     if (disabled) await undispatchTask(database, taskId);
     else await leaveTask(taskId);
   };
@@ -134,42 +137,54 @@ async function main(): Promise<void> {
         .finally(() => taken.delete(taskId));
     },
   };
-  const dispatcher = startDispatcher({ database, config, log, enqueue: queues.enqueue, own });
-  const reconciler = startReconciler({ database, config, log });
-  const notifier = startNotifier({ database, config, log });
+  const election = joinElection({
+    database: beats,
+    log,
+    id: workerId,
+    roles: ["dispatcher", "notifier", "reconciler"],
+  });
+  const dispatcher = startDispatcher({ database, config, log, enqueue: queues.enqueue, own, election });
+  const reconciler = startReconciler({ database, config, log, election });
+  const notifier = startNotifier({ database, config, log, election });
   let stopping = false;
   let disabled = false;
 
   /** A disabled host takes no new tasks; running ones go on. */
-  const obeyDisabled = async (): Promise<void> => {
-    disabled = await isHostDisabled(database, config.hostName);
+  const obey = async (isDisabled: boolean): Promise<void> => {
+    const wasDisabled = disabled;
+    disabled = isDisabled;
     if (disabled) await queues.pause();
+    else if (wasDisabled && !stopping && served !== null) await queues.serve(served);
   };
   let installation: string | null = null;
-  let publishing: Promise<void> | null = null;
+  let publishing: Promise<Published> | null = null;
+  let publishedAt = Number.NEGATIVE_INFINITY;
   const look = async (): Promise<void> => {
     const [{ reaches, unreachable, freeBytes }, refusal] = await Promise.all([sites.probe(), queues.refusal()]);
     redisRefusal = refusal;
     if (refusal !== null) unreachable["redis"] = refusal;
-    await obeyDisabled();
     installation ??= await installationOf(database);
     served = queueFor(reaches, installation);
     // Serve the queue first: from the worker's registration others conclude that it takes tasks.
     if (!stopping && !disabled) await queues.serve(served);
     if (stopping) return;
+    const slotsLeft = Math.max(0, slots - standing.size);
     publishing = publishWorker(beats, {
       id: workerId,
       installation,
       host: config.hostName,
       pid: process.pid,
-      slots: Math.max(0, slots - standing.size),
+      slots: slotsLeft,
       reaches,
       unreachable,
       freeBytes,
     });
-    await publishing;
+    const published = await publishing;
+    publishedAt = performance.now();
+    await obey(published.disabled);
     for (const [name, why] of Object.entries(unreachable))
       if (name !== "redis") log.warn({ name, why }, "not reached from here");
+    if (!disabled) for (const taskId of published.undelivered.slice(0, Math.max(0, own.free()))) own.take(taskId);
     dispatcher.wake();
   };
   let looking: Promise<void> | null = null;
@@ -202,7 +217,7 @@ async function main(): Promise<void> {
     setTimeout(() => leave(1), config.worker.drain_ms + abortGraceMs + farewellMs);
     clearInterval(probing);
     await queues.pause().catch(() => {});
-    await Promise.allSettled([dispatcher.stop(), reconciler.stop(), notifier.stop(), withdraw()]);
+    await Promise.allSettled([election.stop(), dispatcher.stop(), reconciler.stop(), notifier.stop(), withdraw()]);
     await until(() => leases.count() === 0, config.worker.drain_ms);
     leases.abortAll(new DrainedError());
     await until(() => leases.count() === 0, abortGraceMs);

@@ -1,6 +1,6 @@
 import { createHmac } from "node:crypto";
 import type { Config, Database, Logger } from "@tephra/control";
-import { type HttpClient, openHttpClient, redisConnection, redisOptions } from "@tephra/control/process";
+import { type Election, type HttpClient, openHttpClient, redisConnection, redisOptions } from "@tephra/control/process";
 import {
   type DueDelivery,
   markDelivered,
@@ -72,11 +72,16 @@ const reasonOf = (error: unknown): string => {
 };
 
 /**
- * Delivers the outbox to its targets. Any number of processes may do so side by side; a target that does not accept a notification gets it
+ * Delivers the outbox to its targets, in the one process that is elected; two side by side do no harm. A target that does not accept a notification gets it
  * again later, until the delivery is dead.
  */
-export function startNotifier(options: { database: Database; config: Config; log: Logger }): Notifier {
-  const { database, config, log } = options;
+export function startNotifier(options: {
+  database: Database;
+  config: Config;
+  log: Logger;
+  election: Election;
+}): Notifier {
+  const { database, config, log, election } = options;
   const settings = config.notifications;
   const webhooks = settings.webhooks.map((webhook) => ({ ...webhook, client: openHttpClient(webhook.ca) }));
   const targets = targetsOf(config);
@@ -129,6 +134,7 @@ export function startNotifier(options: { database: Database; config: Config; log
     });
 
   const pass = async (): Promise<void> => {
+    if (!election.holds("notifier")) return;
     await spreadNotifications(database, targets);
     // Whoever takes a delivery holds it exclusively until its attempt must have ended.
     const lease = { limit: batch, leaseMs: settings.timeout_ms * 2, attemptsMax: settings.attempts_max };

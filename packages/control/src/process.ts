@@ -19,6 +19,7 @@ export { type OnTrouble, openPool, tellTrouble } from "./db/pool.ts";
 export { findDatabaseProblems, findStrayTimes, tellStrayTimes } from "./db/proof.ts";
 export { type HttpClient, openHttpClient } from "./https-client.ts";
 export { ownPlaces } from "./own-places.ts";
+export { type Election, joinElection, type Role } from "./queue/election.ts";
 export { installationOf, liveQueues, redisRefusals } from "./queue/workers.ts";
 export { redisConnection, redisOptions } from "./redis-options.ts";
 export { repairQuotas } from "./rows/quota-repair.ts";

@@ -77,7 +77,15 @@ export {
   UnknownTaskError,
   undispatchTask,
 } from "./queue/tasks.ts";
-export { encoderNeeds, needToRead, needToWrite, publishWorker, queueFor, withdrawWorker } from "./queue/workers.ts";
+export {
+  encoderNeeds,
+  needToRead,
+  needToWrite,
+  type Published,
+  publishWorker,
+  queueFor,
+  withdrawWorker,
+} from "./queue/workers.ts";
 export {
   areBusy,
   condemnPlace,

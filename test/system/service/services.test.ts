@@ -108,7 +108,7 @@ it("tells a worker that was killed from one that lives and from one that stopped
 it("leaves no registration of a worker that is stopped while it registers", async () => {
   await using instance = await startInstance({ workers: 0, config });
   const writes = `SELECT 1 FROM pg_stat_activity
-    WHERE datname = current_database() AND state = 'active' AND query ~ '^\\s*INSERT INTO workers'`;
+    WHERE datname = current_database() AND state = 'active' AND query ~ 'INSERT INTO worker[s]'`;
   const isWritten = async (): Promise<boolean> => (await instance.sql(writes)).length > 0;
   let known: Promise<Program> | undefined;
   await withClient(instance.databaseUrl, async (locker) => {

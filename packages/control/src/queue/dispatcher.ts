@@ -3,8 +3,9 @@ import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import type { Logger } from "../telemetry/telemetry.ts";
 import { listenForTasks } from "./doorbell.ts";
+import type { Election } from "./election.ts";
 import type { TaskKind } from "./tasks.ts";
-import { type LiveQueue, liveQueues, needToRead, needToWrite } from "./workers.ts";
+import { adriftMs, type LiveQueue, liveQueues, needToRead, needToWrite, undeliveredMax } from "./workers.ts";
 
 /** One dispatch of a task: the job carries the task's id and nothing else. */
 export interface Dispatched {
@@ -34,11 +35,6 @@ export interface OwnWorker {
   /** Takes a task as if its job had arrived. */
   take(taskId: string): void;
 }
-
-/** While Redis does not work, a job that has not arrived within this time is considered lost. */
-const adriftMs = 2_000;
-/** A task of which this many jobs in a row have not arrived is taken by whoever dispatches it. */
-const undeliveredMax = 3;
 
 /** Jobs kept in Redis per slot: one running and one waiting, so that no slot idles for a round trip. */
 const jobsPerSlot = 2;
@@ -144,8 +140,13 @@ export interface Dispatcher {
 const pollMs = 1_000;
 /** Wake-ups within this window are coalesced. */
 const coalesceMs = 3;
+/** Nothing announces a slot that becomes free, either: while tasks wait, the dispatcher looks this often, and less often where none is placed. */
+const backlogMs = 50;
+const backlogMsMax = 250;
 /** How long workers' registrations are cached. */
 const queuesAgeMaxMs = 1_000;
+/** A round that takes longer has another process dispatch meanwhile. */
+const roundMsMax = 3_000;
 
 /**
  * Ranges of a volume take seconds, and one worker with several slots would take them all while another idles. So they are enqueued one at a
@@ -156,8 +157,10 @@ const isRange = ({ kind }: Chosen): boolean => rangeKinds.includes(kind);
 const spreadMs = 5;
 
 /**
- * Runs beside every worker's consumers, woken by NOTIFY, by every finished task, and once a second. Any number may run at once. Nothing
- * depends on its memory: kill it at any point, and the reconciler makes a dispatched but never claimed task ready again.
+ * Runs beside every worker's consumers, and dispatches in the one process that is elected: woken by NOTIFY, by its own worker's finished
+ * tasks, and once a second; more often while tasks wait for a slot. Several at once do no harm. Nothing depends on its memory: kill it at
+ * any point, and the reconciler makes a dispatched but never claimed task ready again. While Redis does not work, every worker takes tasks
+ * by itself.
  */
 export function startDispatcher(options: {
   database: Database;
@@ -165,40 +168,47 @@ export function startDispatcher(options: {
   log: Logger;
   enqueue: Enqueue;
   own?: OwnWorker;
+  /** Without one, this process always dispatches. */
+  election?: Election;
 }): Dispatcher {
-  const { database, config, log, enqueue, own } = options;
+  const { database, config, log, enqueue, own, election } = options;
   let stopped = false;
   let rung = false;
   let running: Promise<void> = Promise.resolve();
   let timer: NodeJS.Timeout | undefined;
+  let backlog: NodeJS.Timeout | undefined;
+  let backlogWaitMs = backlogMs;
 
   let queues: LiveQueue[] = [];
   let queuesReadAt = Number.NEGATIVE_INFINITY;
   const caps = capsOf(config);
+  const leads = (): boolean => election?.holds("dispatcher") ?? true;
 
-  /** Without Redis: takes as many of the queue's tasks as there are free slots here, unless somebody else has them. */
-  const takeHere = async (queue: LiveQueue): Promise<void> => {
-    const free = own?.free() ?? 0;
-    if (free <= 0) return;
-    const adrift = await database.$queryRaw<{ id: string }[]>`
-      SELECT id FROM tasks WHERE state = 'dispatched' AND queue = ${queue.queue}
-        AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY rank, queued_at, ordinal LIMIT ${free}`;
-    for (const { id } of adrift) own?.take(id);
-    const chosen = await choose(database, queue, caps, free - adrift.length);
-    for (const { taskId } of chosen) own?.take(taskId);
-  };
-  const round = async (): Promise<void> => {
+  const readQueues = async (): Promise<LiveQueue[]> => {
     if (performance.now() - queuesReadAt > queuesAgeMaxMs) {
       queues = await liveQueues(database, config.worker.down_ms);
       queuesReadAt = performance.now();
     }
-    for (const queue of queues) {
-      const isOwn = own?.queue() === queue.queue;
-      if (own && !own.redisWorks()) {
-        if (isOwn) await takeHere(queue);
-        continue;
-      }
+    return queues;
+  };
+  /** Without Redis: takes as many of the queue's tasks as there are free slots here, unless somebody else has them. */
+  const takeHere = async (worker: OwnWorker): Promise<void> => {
+    const free = worker.free();
+    if (free <= 0) return;
+    const queue = (await readQueues()).find(({ queue }) => queue === worker.queue());
+    if (!queue) return;
+    const adrift = await database.$queryRaw<{ id: string }[]>`
+      SELECT id FROM tasks WHERE state = 'dispatched' AND queue = ${queue.queue}
+        AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY rank, queued_at, ordinal LIMIT ${free}`;
+    for (const { id } of adrift) worker.take(id);
+    const chosen = await choose(database, queue, caps, free - adrift.length);
+    for (const { taskId } of chosen) worker.take(taskId);
+  };
+  const dispatch = async (): Promise<void> => {
+    let sent = 0;
+    for (const queue of await readQueues()) {
       const chosen = await choose(database, queue, caps);
+      const isOwn = own?.queue() === queue.queue;
       const lost = isOwn ? chosen.filter((job) => job.undelivered > undeliveredMax).slice(0, own?.free()) : [];
       for (const { taskId } of lost) own?.take(taskId);
       const jobs = chosen.filter((job) => !lost.includes(job));
@@ -209,13 +219,39 @@ export function startDispatcher(options: {
         await enqueue(queue.queue, [range]);
         if (!stopped) await sleep(spreadMs);
       }
+      sent += jobs.length;
     }
+    // More may wait than there are slots.
+    backlogWaitMs = sent > 0 ? backlogMs : Math.min(backlogMsMax, 2 * backlogWaitMs);
+    clearTimeout(backlog);
+    if (!stopped) backlog = setTimeout(wake, backlogWaitMs);
+  };
+  const isAnyReady = async (): Promise<boolean> => {
+    const rows = await database.$queryRaw<
+      unknown[]
+    >`SELECT 1 FROM tasks WHERE state = 'ready' AND run_after <= now() LIMIT 1`;
+    return rows.length > 0;
+  };
+  const round = async (): Promise<void> => {
+    if (own && !own.redisWorks()) {
+      // The process that dispatches for all must reach Redis.
+      election?.resign("dispatcher");
+      return takeHere(own);
+    }
+    if (leads() && (await isAnyReady())) await dispatch();
+  };
+  const guarded = async (): Promise<void> => {
+    if (!election || !leads()) return round();
+    await election.during("dispatcher", roundMsMax, round).catch((error: unknown) => {
+      election.resign("dispatcher");
+      throw error;
+    });
   };
   const loop = async (): Promise<void> => {
     while (rung && !stopped) {
       await sleep(coalesceMs);
       rung = false;
-      await round().catch((error: unknown) => log.warn({ err: error }, "dispatch failed; it will be tried again"));
+      await guarded().catch((error: unknown) => log.warn({ err: error }, "dispatch failed; it will be tried again"));
     }
   };
   const wake = (): void => {
@@ -223,11 +259,25 @@ export function startDispatcher(options: {
     rung = true;
     if (idle && !stopped) running = running.then(loop);
   };
-  const listener = listenForTasks({
-    url: config.database_direct_url ?? config.database_url,
-    database,
-    onRing: wake,
-    log,
+  let listener: { stop(): Promise<void> } | null = null;
+  const listen = (): void => {
+    listener ??= listenForTasks({
+      url: config.database_direct_url ?? config.database_url,
+      database,
+      onRing: wake,
+      log,
+    });
+  };
+  if (!election) listen();
+  election?.onChange((role, holds) => {
+    if (role !== "dispatcher" || stopped) return;
+    if (holds) {
+      listen();
+      wake();
+    } else {
+      void listener?.stop();
+      listener = null;
+    }
   });
   timer = setInterval(wake, pollMs);
   wake();
@@ -236,7 +286,8 @@ export function startDispatcher(options: {
     async stop() {
       stopped = true;
       clearInterval(timer);
-      await listener.stop();
+      clearTimeout(backlog);
+      await listener?.stop();
       await running;
     },
   };

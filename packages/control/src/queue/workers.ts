@@ -53,8 +53,20 @@ export function queueFor(reaches: readonly string[], installation = ""): string 
   return `tephra-${installation}-${digestOf([...reaches].sort())}`;
 }
 
+/** While Redis does not work, a job that has not arrived within this time is considered lost. */
+export const adriftMs = 2_000;
+/** A task of which this many jobs in a row have not arrived is taken by a worker without one. */
+export const undeliveredMax = 3;
+
+export interface Published {
+  /** Whether the worker's host is disabled. */
+  disabled: boolean;
+  /** Tasks of its queue whose jobs do not arrive. */
+  undelivered: string[];
+}
+
 /** Registers a worker, or updates its registration. */
-export async function publishWorker(database: Database, card: WorkerCard): Promise<void> {
+export async function publishWorker(database: Database, card: WorkerCard): Promise<Published> {
   const data = {
     host: card.host,
     pid: card.pid,
@@ -64,12 +76,19 @@ export async function publishWorker(database: Database, card: WorkerCard): Promi
     unreachable: { ...card.unreachable },
     freeBytes: { ...card.freeBytes },
   };
-  await database.$executeRaw`
-    INSERT INTO workers (id, host, pid, slots, queue, reaches, unreachable, free_bytes, heartbeat_at)
-    VALUES (${card.id}, ${data.host}, ${data.pid}, ${data.slots}, ${data.queue}, ${data.reaches}::text[],
-      ${JSON.stringify(data.unreachable)}::jsonb, ${JSON.stringify(data.freeBytes)}::jsonb, now())
-    ON CONFLICT (id) DO UPDATE SET slots = EXCLUDED.slots, queue = EXCLUDED.queue, reaches = EXCLUDED.reaches,
-      unreachable = EXCLUDED.unreachable, free_bytes = EXCLUDED.free_bytes, heartbeat_at = now()`;
+  const [published] = await database.$queryRaw<Published[]>`
+    WITH registered AS (
+      INSERT INTO workers (id, host, pid, slots, queue, reaches, unreachable, free_bytes, heartbeat_at)
+      VALUES (${card.id}, ${data.host}, ${data.pid}, ${data.slots}, ${data.queue}, ${data.reaches}::text[],
+        ${JSON.stringify(data.unreachable)}::jsonb, ${JSON.stringify(data.freeBytes)}::jsonb, now())
+      ON CONFLICT (id) DO UPDATE SET slots = EXCLUDED.slots, queue = EXCLUDED.queue, reaches = EXCLUDED.reaches,
+        unreachable = EXCLUDED.unreachable, free_bytes = EXCLUDED.free_bytes, heartbeat_at = now()
+    )
+    SELECT EXISTS (SELECT 1 FROM disabled_services WHERE "binary" = ${backupBinary} AND host = ${data.host}) AS disabled,
+      ARRAY(SELECT id::text FROM tasks WHERE state = 'dispatched' AND queue = ${data.queue} AND dispatch - claim > ${undeliveredMax}
+        AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY queued_at LIMIT ${data.slots}::int) AS undelivered`;
+  if (!published) throw new Error("PostgreSQL returned no row");
+  return published;
 }
 
 /** Free bytes on a volume backend, according to the worker with the latest heartbeat; null when none reports any. */

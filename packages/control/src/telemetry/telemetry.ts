@@ -228,12 +228,11 @@ export function openMetrics(database: Database, config: Pick<Config, "worker">) 
       help: "Quotas that did not say what the rows add up to, and were put right; stays 0",
       registers: [registry],
     }),
+    clock_steps: gauge(
+      "tephra_database_clock_steps_total",
+      "How often the clock of PostgreSQL was seen to have been set",
+    ),
   };
-  const clockSteps = new Counter({
-    name: "tephra_database_clock_steps_total",
-    help: "How often the clock of PostgreSQL was seen to have been set",
-    registers: [registry],
-  });
   const requests = new Counter({
     name: "tephra_http_requests_total",
     help: "Answers by status class",
@@ -242,11 +241,11 @@ export function openMetrics(database: Database, config: Pick<Config, "worker">) 
   });
   return {
     contentType: registry.contentType,
-    countClockStep: () => clockSteps.inc(),
     countRequest: (status: number) => requests.inc({ status: `${Math.floor(status / 100)}xx` }),
     async render(): Promise<string> {
       const figures = await readFigures(database, config.worker.down_ms);
       counted.quota_repairs.set(0);
+      counted.clock_steps.set(0);
       for (const { name, label, value } of await readCounters(database)) {
         counted[name]?.set(label === "" ? {} : { step: label }, value);
       }

@@ -4,6 +4,7 @@ import { forgetUnplaced, mendTimes, watchClock } from "../db/clock.ts";
 import type { Database } from "../db/database.ts";
 import { isDatabaseOutage, mayPass } from "../db/outage.ts";
 import { freeBlocked } from "../queue/blocked.ts";
+import type { Election } from "../queue/election.ts";
 import { releaseDead, ringDispatchers } from "../queue/tasks.ts";
 import { count } from "../telemetry/counters.ts";
 import { events, type Logger } from "../telemetry/telemetry.ts";
@@ -97,51 +98,65 @@ export interface Reconciler {
   stop(): Promise<void>;
 }
 
+/** A pass that takes longer has another process reconcile meanwhile. */
+const passMsMax = 10_000;
+
 /**
  * Repairs what a crash, a lost Redis or a removed job left behind. Runs in workers and in the API, so that an operation ends even when no
- * worker is alive. After an outage of Postgres it waits for one lease, so that live holders can renew first.
+ * worker is alive, and works in the one process that is elected. After an outage of Postgres it waits for one lease, so that live holders
+ * can renew first.
  */
 export function startReconciler(options: {
   database: Database;
   config: Config;
   log: Logger;
-  /** Called for every step of PostgreSQL's clock, in ms. */
-  onClockStep?: (stepMs: number) => void;
+  /** Without one, this process always reconciles. */
+  election?: Election;
 }): Reconciler {
-  const { database, config, log, onClockStep } = options;
-  const clock = watchClock(database);
+  const { database, config, log, election } = options;
+  const leaseMs = config.worker.lease_ms;
+  let clock = watchClock(database);
   let stopped = false;
   let timer: NodeJS.Timeout | undefined;
   let outage = false;
-  const thrown = new Map<string, number>();
+  let thrown = new Map<string, number>();
   let quietUntil = 0;
   let running: Promise<void> = Promise.resolve();
+  const work = async (): Promise<void> => {
+    if (outage) {
+      await database.$queryRaw`SELECT 1`;
+      outage = false;
+      quietUntil = performance.now() + leaseMs;
+    }
+    const stepMs = await clock.measure();
+    if (stepMs !== 0) {
+      // Every lease looks expired, or valid for too long: live holders get the time to renew first.
+      quietUntil = performance.now() + leaseMs;
+      events.clockStepped(log, stepMs);
+      await count(database, "clock_steps", "");
+      await forgetUnplaced(database);
+    }
+    if (performance.now() < quietUntil) return;
+    const afterOutage = quietUntil > 0;
+    quietUntil = 0;
+    await actAs({ kind: "reconciler" }, () => reconcile({ database, config, log, afterOutage, thrown }));
+  };
   const pass = async (): Promise<void> => {
+    if (election?.holds("reconciler") === false) return;
     try {
-      if (outage) {
-        await database.$queryRaw`SELECT 1`;
-        outage = false;
-        quietUntil = performance.now() + config.worker.lease_ms;
-      }
-      const stepMs = await clock.measure();
-      if (stepMs !== 0) {
-        // Every lease looks expired, or valid for too long: live holders get the time to renew first.
-        quietUntil = performance.now() + config.worker.lease_ms;
-        events.clockStepped(log, stepMs);
-        onClockStep?.(stepMs);
-        await forgetUnplaced(database);
-      }
-      const waiting = performance.now() < quietUntil;
-      if (!waiting) {
-        const afterOutage = quietUntil > 0;
-        quietUntil = 0;
-        await actAs({ kind: "reconciler" }, () => reconcile({ database, config, log, afterOutage, thrown }));
-      }
+      await (election ? election.during("reconciler", passMsMax, work) : work());
     } catch (error) {
       outage = isDatabaseOutage(error);
       log.warn({ err: error }, outage ? "reconciler cannot reach the database" : "a pass of the reconciler failed");
     }
   };
+  election?.onChange((role, holds) => {
+    if (role !== "reconciler" || !holds) return;
+    // What was measured or counted in an earlier term is out of date. Its predecessor may have ended with PostgreSQL.
+    clock = watchClock(database);
+    thrown = new Map();
+    if (performance.now() - election.troubledAt() < leaseMs) quietUntil = performance.now() + leaseMs;
+  });
   const next = (): void => {
     if (stopped) return;
     const jitter = 0.75 + Math.random() / 2;

@@ -45,7 +45,7 @@ describe("a Redis that answers and refuses", () => {
     });
     const ready = await instance.request("GET", "/readyz");
     expect(ready.status).toBe(200);
-    expect(ready.body.warnings).toEqual([expect.stringMatching(/by 2 of 2 workers.*slow: WRONGPASS/)]);
+    expect(ready.body.warnings).toEqual([expect.stringMatching(/by 2 of 2 workers.*slowly: WRONGPASS/)]);
     const told = instance
       .logs()
       .split("\n")

@@ -361,8 +361,9 @@ class Users {
     if (giveUp && asked.id !== null) {
       await pause(this.#random.below(400));
       // An admin deletes it by force, or only says that it failed: its operation ends either way.
-      asked.dropped = this.#random.below(2) === 0;
-      const action = asked.dropped ? { "os-force_delete": {} } : { "os-reset_status": { status: "error" } };
+      const byForce = this.#random.below(2) === 0;
+      if (byForce) asked.dropped = true; // Otherwise it may have been deleted by another user meanwhile.
+      const action = byForce ? { "os-force_delete": {} } : { "os-reset_status": { status: "error" } };
       await ask(this.#house, "POST", `/backups/${asked.id}/action`, action);
       await rested(this.#house, "backups", asked.id);
     }

@@ -72,8 +72,8 @@ const reasonOf = (error: unknown): string => {
 };
 
 /**
- * Delivers the outbox to its targets, in the one process that is elected; two side by side do no harm. A target that does not accept a notification gets it
- * again later, until the delivery is dead.
+ * Delivers the outbox to its targets, in the one process that is elected; two side by side do no harm. A target that does not accept a
+ * notification gets it again later, until the delivery is dead.
  */
 export function startNotifier(options: {
   database: Database;

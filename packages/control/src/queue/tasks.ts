@@ -118,8 +118,8 @@ export interface TaskOwner {
 }
 
 /**
- * Inserts tasks in one statement, however many, and rings for a dispatcher after the commit. One that exists already (operation, kind, ordinal) stays as it is, except a blocked one,
- * which becomes ready again.
+ * Inserts tasks in one statement, however many, and rings for a dispatcher after the commit. One that exists already (operation, kind,
+ * ordinal) stays as it is, except a blocked one, which becomes ready again.
  */
 export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: readonly NewTask[]): Promise<void> {
   if (tasks.length === 0) return;

@@ -1,0 +1,452 @@
+import { connect, type Socket } from "node:net";
+import { VolumeStorageError, VolumeStorageFullError } from "../../errors.ts";
+
+/*
+ * A client of the NBD protocol (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md): fixed newstyle handshake without TLS,
+ * structured replies, and the metadata context `base:allocation` where the server has it. Everything that the server sends is checked: a
+ * reply to nothing, one that covers other bytes than were requested, or a length beyond all limits ends the connection.
+ */
+
+/** A unix socket by its path, or a host and a port. */
+export type NbdAddress = { readonly path: string } | { readonly host: string; readonly port: number };
+
+/** A part of an export: `zero` when the server says that it reads as zeros. */
+export interface NbdStatus {
+  length: number;
+  zero: boolean;
+}
+
+/** A server that has sent nothing for this long while something is due is given up. */
+const silenceMs = 60_000;
+const watchEveryMs = 1_000;
+/** Bytes of one request. Servers accept up to 32 MiB; a reply of this size keeps none of them busy for long. */
+const requestBytesMax = 1024 * 1024;
+/** Bytes of one request for status: less than 2^32, in whole clusters of every size. */
+const statusBytesMax = 1024 * 1024 * 1024;
+/** Extents in one reply. A server may report any number; ours send far fewer. */
+const statusExtentsMax = 1024 * 1024;
+/** Pieces of one reply to a read. */
+const partsMax = 1024;
+/** Bytes of an option reply, and of an error's text. */
+const textBytesMax = 64 * 1024;
+/** Longest export with exact offsets. */
+const sizeMax = BigInt(Number.MAX_SAFE_INTEGER);
+
+const optionMagic = Buffer.from("IHAVEOPT", "latin1");
+const options = { abort: 2, go: 7, structuredReply: 8, setMetaContext: 10 } as const;
+const replyTypes = { ack: 1, info: 3, metaContext: 4 } as const;
+const commands = { read: 0, write: 1, disconnect: 2, flush: 3, blockStatus: 7 } as const;
+const chunkTypes = { none: 0, data: 1, hole: 2, blockStatus: 5, error: 0x8001 } as const;
+const transmissionFlags = { readOnly: 2, flush: 4 } as const;
+const simpleReplyMagic = 0x67446698;
+const structuredReplyMagic = 0x668e33ef;
+const requestMagic = 0x25609513;
+
+const allocation = "base:allocation";
+
+const errnoNames: Readonly<Record<number, string>> = {
+  1: "EPERM",
+  5: "EIO",
+  12: "ENOMEM",
+  22: "EINVAL",
+  28: "ENOSPC",
+  75: "EOVERFLOW",
+  95: "ENOTSUP",
+  108: "ESHUTDOWN",
+};
+/** Errors that may pass. */
+const passing: readonly number[] = [5, 12, 108];
+
+interface Request {
+  offset: number;
+  length: number;
+  /** What was requested is read into this. */
+  into?: Uint8Array;
+  /** Bytes of `into` that have arrived, and where. */
+  filled: number;
+  parts: { from: number; to: number }[];
+  extents?: NbdStatus[];
+  error: Error | null;
+  settle: PromiseWithResolvers<void>;
+}
+
+/** Reads exactly as many bytes as are wanted, however they arrive. */
+class Reader {
+  readonly #chunks: AsyncIterator<Buffer>;
+  #rest: Buffer = Buffer.alloc(0);
+
+  constructor(socket: Socket) {
+    this.#chunks = socket[Symbol.asyncIterator]();
+  }
+
+  async take(bytes: number): Promise<Buffer> {
+    const taken = Buffer.alloc(bytes);
+    await this.fill(taken);
+    return taken;
+  }
+
+  async fill(into: Uint8Array): Promise<void> {
+    for (let done = 0; done < into.length; ) {
+      if (this.#rest.length === 0) {
+        const { done: ended, value } = await this.#chunks.next();
+        if (ended) throw new Error("it has closed the connection");
+        this.#rest = value;
+        continue;
+      }
+      const part = this.#rest.subarray(0, into.length - done);
+      into.set(part, done);
+      done += part.length;
+      this.#rest = this.#rest.subarray(part.length);
+    }
+  }
+}
+
+/** One connection to one export. Requests may be made concurrently; replies arrive in any order. */
+export class NbdClient {
+  readonly #socket: Socket;
+  readonly #reader: Reader;
+  /** What the server is called in messages. */
+  readonly #shown: string;
+  readonly #requests = new Map<bigint, Request>();
+  #cookie = 0n;
+  #sizeBytes = 0;
+  #flags = 0;
+  #structured = false;
+  #allocationContext: number | null = null;
+  #heardAt = performance.now();
+  #isConnecting = true;
+  #ended: Error | null = null;
+  #watch: NodeJS.Timeout;
+
+  private constructor(socket: Socket, shown: string) {
+    this.#socket = socket;
+    this.#shown = shown;
+    this.#reader = new Reader(socket);
+    socket.on("error", ({ message }) =>
+      this.#end(this.#isConnecting ? `cannot be reached: ${message}` : `has closed the connection (${message})`),
+    );
+    socket.on("close", () => this.#end("has closed the connection"));
+    this.#watch = setInterval(() => {
+      if (!this.#isConnecting && this.#requests.size === 0) this.#heardAt = performance.now();
+      else if (performance.now() - this.#heardAt > silenceMs) this.#end(`did not answer for ${silenceMs / 1000} s`);
+    }, watchEveryMs);
+    this.#watch.unref();
+  }
+
+  /**
+   * Connects to an export. `shown` is its name in messages.
+   *
+   * @throws VolumeStorageError when there is no such server or export, or it wants TLS
+   */
+  static async open(address: NbdAddress, exportName: string, shown: string): Promise<NbdClient> {
+    const client = new NbdClient(connect({ ...address, noDelay: true }), shown);
+    try {
+      await client.#negotiate(exportName);
+    } catch (error) {
+      if (!(error instanceof VolumeStorageError)) client.#end((error as Error).message);
+      client.#close();
+      throw client.#ended ?? error;
+    }
+    void client.#receive();
+    return client;
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  get isReadOnly(): boolean {
+    return (this.#flags & transmissionFlags.readOnly) !== 0;
+  }
+
+  /** Whether the server reports what reads as zeros. */
+  get tellsZeros(): boolean {
+    return this.#allocationContext !== null;
+  }
+
+  /** Fills `into` from `offset`. */
+  async read(into: Uint8Array, offset: number): Promise<void> {
+    const parts: Promise<void>[] = [];
+    for (let done = 0; done < into.length; done += requestBytesMax) {
+      const part = into.subarray(done, done + requestBytesMax);
+      parts.push(this.#ask(commands.read, { offset: offset + done, length: part.length, into: part }));
+    }
+    await settleAll(parts);
+  }
+
+  async write(data: Uint8Array, offset: number): Promise<void> {
+    const parts: Promise<void>[] = [];
+    for (let done = 0; done < data.length; done += requestBytesMax) {
+      const part = data.subarray(done, done + requestBytesMax);
+      parts.push(this.#ask(commands.write, { offset: offset + done, length: part.length, data: part }));
+    }
+    await settleAll(parts);
+  }
+
+  /** Settles when everything written before is durable. */
+  async flush(): Promise<void> {
+    if ((this.#flags & transmissionFlags.flush) === 0) return;
+    await this.#ask(commands.flush, { offset: 0, length: 0 });
+  }
+
+  /** What the server says of the bytes from `offset` on: at least one part, at most `length` bytes in all. */
+  async status(offset: number, length: number): Promise<NbdStatus[]> {
+    const extents: NbdStatus[] = [];
+    await this.#ask(commands.blockStatus, { offset, length: Math.min(length, statusBytesMax), extents });
+    if (extents.length === 0) throw this.#end("reported the status of nothing");
+    return extents;
+  }
+
+  /** Ends the connection; what is under way fails. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#ended === null && !this.#isConnecting) {
+      this.#socket.write(headerOf(commands.disconnect, 0n, 0, 0));
+      this.#socket.end();
+    }
+    this.#end("was disconnected");
+    this.#close();
+  }
+
+  async #negotiate(exportName: string): Promise<void> {
+    const greeting = await this.#hear(18);
+    if (greeting.toString("latin1", 0, 16) !== "NBDMAGICIHAVEOPT")
+      throw new Error("is not an NBD server of this century");
+    const offered = greeting.readUInt16BE(16);
+    if ((offered & 1) === 0) throw new Error("is too old: it knows no options");
+    const flags = Buffer.alloc(4);
+    flags.writeUInt32BE(offered & 3);
+    this.#socket.write(flags);
+    this.#structured = (await this.#option(options.structuredReply, Buffer.alloc(0), () => {})) === "ack";
+    if (this.#structured) {
+      const query = Buffer.concat([sized(exportName), uint32(1), sized(allocation)]);
+      await this.#option(options.setMetaContext, query, (type, data) => {
+        if (type !== replyTypes.metaContext || data.length < 4) return;
+        if (data.toString("utf8", 4) === allocation) this.#allocationContext = data.readUInt32BE(0);
+      });
+    }
+    let isSized = false;
+    const answer = await this.#option(options.go, Buffer.concat([sized(exportName), uint16(0)]), (type, data) => {
+      if (type !== replyTypes.info || data.length < 12 || data.readUInt16BE(0) !== 0) return;
+      const size = data.readBigUInt64BE(2);
+      if (size > sizeMax) throw new Error(`says that it has ${size} bytes`);
+      this.#sizeBytes = Number(size);
+      this.#flags = data.readUInt16BE(10);
+      isSized = true;
+    });
+    if (answer !== "ack") throw new VolumeStorageError(`${this.#shown} ${answer}.`, { retryable: false });
+    if (!isSized) throw new Error("does not say how long the export is");
+    this.#isConnecting = false;
+  }
+
+  /** Sends an option and reads its replies up to the last. @returns `ack`, or why not */
+  async #option(option: number, data: Buffer, onReply: (type: number, data: Buffer) => void): Promise<string> {
+    this.#socket.write(Buffer.concat([optionMagic, uint32(option), uint32(data.length), data]));
+    for (;;) {
+      const header = await this.#hear(20);
+      if (header.readBigUInt64BE(0) !== 0x3e889045565a9n || header.readUInt32BE(8) !== option) {
+        throw new Error("sent something that answers no option");
+      }
+      const [type, length] = [header.readUInt32BE(12), header.readUInt32BE(16)];
+      if (length > textBytesMax) throw new Error(`announced a reply of ${length} bytes`);
+      const reply = await this.#hear(length);
+      if (type === replyTypes.ack) return "ack";
+      if (type < 2 ** 31) onReply(type, reply);
+      else if (type === 0x80000005) return "wants TLS, which is not supported";
+      else if (type === 0x80000006) return "has no such export";
+      else return reply.length > 0 ? `refused: ${printable(reply)}` : `refused with error ${type & 0xffff}`;
+    }
+  }
+
+  async #hear(bytes: number): Promise<Buffer> {
+    const heard = await this.#reader.take(bytes);
+    this.#heardAt = performance.now();
+    return heard;
+  }
+
+  #ask(
+    command: number,
+    what: { offset: number; length: number; into?: Uint8Array; data?: Uint8Array; extents?: NbdStatus[] },
+  ): Promise<void> {
+    if (this.#ended) return Promise.reject(this.#ended);
+    const { data, ...rest } = what;
+    this.#cookie += 1n;
+    if (this.#requests.size === 0) this.#heardAt = performance.now();
+    const settle = Promise.withResolvers<void>();
+    this.#requests.set(this.#cookie, { ...rest, filled: 0, parts: [], error: null, settle });
+    this.#socket.write(headerOf(command, this.#cookie, what.offset, what.length));
+    if (data !== undefined) this.#socket.write(data);
+    return settle.promise;
+  }
+
+  async #receive(): Promise<void> {
+    try {
+      for (;;) await this.#reply();
+    } catch (error) {
+      this.#end((error as Error).message);
+    }
+  }
+
+  async #reply(): Promise<void> {
+    const magic = (await this.#hear(4)).readUInt32BE(0);
+    if (magic === simpleReplyMagic) return this.#simpleReply(await this.#hear(12));
+    if (magic !== structuredReplyMagic || !this.#structured) throw new Error("sent something that is no reply");
+    const header = await this.#hear(16);
+    const [isLast, type] = [(header.readUInt16BE(0) & 1) !== 0, header.readUInt16BE(2)];
+    const request = this.#requestOf(header.readBigUInt64BE(4));
+    const length = header.readUInt32BE(12);
+    if (type === chunkTypes.data) await this.#data(request, length);
+    else if (type === chunkTypes.hole) await this.#hole(request, length);
+    else if (type === chunkTypes.blockStatus) await this.#blockStatus(request, length);
+    else if (type >= 2 ** 15) await this.#error(request, length);
+    else if (type !== chunkTypes.none || length !== 0) throw new Error(`sent a chunk of the unknown type ${type}`);
+    if (isLast) this.#finish(header.readBigUInt64BE(4), request);
+  }
+
+  async #simpleReply(header: Buffer): Promise<void> {
+    const [errno, cookie] = [header.readUInt32BE(0), header.readBigUInt64BE(4)];
+    const request = this.#requestOf(cookie);
+    if (errno !== 0) request.error = this.#failure(errno, "");
+    else if (request.into !== undefined) {
+      if (this.#structured) throw new Error("answered a read without structure");
+      await this.#fill(request.into);
+      request.filled = request.into.length;
+    }
+    this.#finish(cookie, request);
+  }
+
+  async #data(request: Request, length: number): Promise<void> {
+    if (length < 8) throw new Error("sent data without an offset");
+    const at = Number((await this.#hear(8)).readBigUInt64BE(0)) - request.offset;
+    await this.#fill(partOf(request, at, length - 8));
+  }
+
+  async #hole(request: Request, length: number): Promise<void> {
+    if (length !== 12) throw new Error("sent a hole of the wrong form");
+    const header = await this.#hear(12);
+    const bytes = header.readUInt32BE(8);
+    partOf(request, Number(header.readBigUInt64BE(0)) - request.offset, bytes).fill(0);
+  }
+
+  async #blockStatus(request: Request, length: number): Promise<void> {
+    const { extents } = request;
+    if (extents === undefined || length < 12 || (length - 4) % 8 !== 0)
+      throw new Error("sent a status of the wrong form");
+    if (length > 4 + 8 * statusExtentsMax) throw new Error("sent the status of too many extents");
+    const reply = await this.#hear(length);
+    if (reply.readUInt32BE(0) !== this.#allocationContext)
+      throw new Error("sent the status of a context that nobody asked for");
+    let left = request.length;
+    for (let at = 4; at < length && left > 0; at += 8) {
+      const bytes = Math.min(left, reply.readUInt32BE(at));
+      if (bytes === 0) throw new Error("sent the status of an empty extent");
+      extents.push({ length: bytes, zero: (reply.readUInt32BE(at + 4) & 2) !== 0 });
+      left -= bytes;
+    }
+  }
+
+  async #error(request: Request, length: number): Promise<void> {
+    if (length < 6 || length > textBytesMax) throw new Error("sent an error of the wrong form");
+    const reply = await this.#hear(length);
+    const text = reply.subarray(6, 6 + reply.readUInt16BE(4));
+    request.error ??= this.#failure(reply.readUInt32BE(0), printable(text));
+  }
+
+  /** A whole block of data counts as silence only while nothing of it arrives. */
+  async #fill(into: Uint8Array): Promise<void> {
+    for (let done = 0; done < into.length; done += 65_536) {
+      await this.#reader.fill(into.subarray(done, done + 65_536));
+      this.#heardAt = performance.now();
+    }
+  }
+
+  #requestOf(cookie: bigint): Request {
+    const request = this.#requests.get(cookie);
+    if (request === undefined) throw new Error("answered a request that nobody made");
+    return request;
+  }
+
+  #finish(cookie: bigint, request: Request): void {
+    if (request.error === null && request.into !== undefined && request.filled !== request.length) {
+      throw new Error(`answered with ${request.filled} bytes where ${request.length} were requested`);
+    }
+    this.#requests.delete(cookie);
+    if (request.error) request.settle.reject(request.error);
+    else request.settle.resolve();
+  }
+
+  #failure(errno: number, text: string): Error {
+    const name = errnoNames[errno] ?? String(errno);
+    const why = text === "" ? name : `${text} (${name})`;
+    if (errno === 28) return new VolumeStorageFullError(`No space left in ${this.#shown}: ${why}.`);
+    return new VolumeStorageError(`${this.#shown} refused a request: ${why}.`, { retryable: passing.includes(errno) });
+  }
+
+  /** The connection is of no more use. @returns the error that everything under way ends with */
+  #end(why: string): Error {
+    this.#ended ??= new VolumeStorageError(`${this.#shown} ${why}.`, { retryable: true });
+    for (const { settle } of this.#requests.values()) settle.reject(this.#ended);
+    this.#requests.clear();
+    clearInterval(this.#watch);
+    if (!this.#socket.writableEnded) this.#socket.destroy();
+    return this.#ended;
+  }
+
+  #close(): void {
+    clearInterval(this.#watch);
+    setTimeout(() => this.#socket.destroy(), 1_000).unref();
+  }
+}
+
+/** The part of what a request reads that a chunk covers, which counts as filled. @throws when it is not wholly inside, or came before */
+function partOf(request: Request, at: number, bytes: number): Uint8Array {
+  const { into } = request;
+  if (into === undefined || at < 0 || bytes === 0 || at + bytes > into.length) {
+    throw new Error("sent data that nobody requested");
+  }
+  if (request.parts.some(({ from, to }) => at < to && from < at + bytes)) throw new Error("sent the same data twice");
+  if (request.parts.length >= partsMax) throw new Error(`sent more than ${partsMax} pieces`);
+  request.parts.push({ from: at, to: at + bytes });
+  request.filled += bytes;
+  return into.subarray(at, at + bytes);
+}
+
+/** All end before the first failure is thrown, so that no reply arrives in a buffer that its owner uses for something else. */
+async function settleAll(parts: Promise<void>[]): Promise<void> {
+  const results = await Promise.allSettled(parts);
+  for (const result of results) if (result.status === "rejected") throw result.reason;
+}
+
+function headerOf(command: number, cookie: bigint, offset: number, length: number): Buffer {
+  const header = Buffer.alloc(28);
+  header.writeUInt32BE(requestMagic, 0);
+  header.writeUInt16BE(command, 6);
+  header.writeBigUInt64BE(cookie, 8);
+  header.writeBigUInt64BE(BigInt(offset), 16);
+  header.writeUInt32BE(length, 24);
+  return header;
+}
+
+function uint16(value: number): Buffer {
+  const bytes = Buffer.alloc(2);
+  bytes.writeUInt16BE(value);
+  return bytes;
+}
+
+function uint32(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE(value);
+  return bytes;
+}
+
+/** A text with its length before it. */
+function sized(text: string): Buffer {
+  const bytes = Buffer.from(text, "utf8");
+  return Buffer.concat([uint32(bytes.length), bytes]);
+}
+
+/** A server's own words, without what a terminal would obey. */
+const printable = (text: Buffer): string =>
+  text
+    .toString("utf8")
+    .replaceAll(/[^\x20-\x7e]/g, "?")
+    .slice(0, 300);

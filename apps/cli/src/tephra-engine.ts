@@ -67,9 +67,13 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
     .action((options: NamedRepository) => initCommand(options, output));
   command("backup")
     .description(
-      "Back a file or block device up. The repository is marked when it is new or holds only Cinder's backups.",
+      "Back a file, block device, image or NBD export up. The repository is marked when it is new or holds only Cinder's backups.",
     )
-    .requiredOption("--source <path>", "the regular file or block device to read")
+    .requiredOption(
+      "--source <volume>",
+      "what to read: a file or block device with raw data, qcow2:PATH, vmdk:PATH, vhdx:PATH, vdi:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH",
+    )
+    .option("--backing-root <folder...>", "folders where an image's backing files may be, beside its own folder")
     .option("--volume-id <uuid>", "id of the volume (default: the parent's, else a new one)", parseId)
     .option("--parent <backup-id>", "store only what has changed since this backup", parseId)
     .addOption(
@@ -90,10 +94,13 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
     .action((options: NamedRepository) => listCommand(options, output, signal));
   command("restore")
     .description(
-      "Restore a backup, with all it builds on, to a file or block device. An existing target is overwritten.",
+      "Restore a backup, with all it builds on, to a file, block device, new image or NBD export. An existing target is overwritten, but for an image.",
     )
     .requiredOption("--backup <id>", "the backup to restore", parseId)
-    .requiredOption("--target <path>", "the file or block device to write; - writes the bytes to standard output")
+    .requiredOption(
+      "--target <volume>",
+      "what to write: a file or block device, qcow2:PATH[?size=BYTES] (a new image), nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH; - writes the bytes to standard output",
+    )
     .option(
       "--offset <n>",
       "Restore only data from this byte offset on, at the same offset in the target.",

@@ -279,6 +279,12 @@ export class PathTakenError extends EngineError {
   readonly retryable = false;
 }
 
+/** The name of a volume to read or write is not one that can be understood. */
+export class InvalidVolumeUrlError extends EngineError {
+  readonly code = "invalid_volume_url";
+  readonly retryable = false;
+}
+
 /** A hypervisor or guest agent does not respond, or not in time. */
 export class HypervisorUnavailableError extends EngineError {
   readonly code = "hypervisor_unavailable";

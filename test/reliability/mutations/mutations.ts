@@ -66,6 +66,22 @@ export const mutations: readonly Mutation[] = [
     test: "is held by nobody while its row cannot be renewed, and then again",
   },
   {
+    name: "an image's backing file may be anywhere",
+    file: `${engine}/volume/qemu/image-chain.ts`,
+    from: "else if (!allowed.some((root) => isBelow(place, root))) {",
+    to: "else if (!allowed.some((root) => isBelow(place, root)) && place === '') {",
+    suite: "test/format/named-volumes.test.ts",
+    test: "a link as a backing file, which leads outside",
+  },
+  {
+    name: "an NBD server may send the same bytes twice",
+    file: `${engine}/volume/nbd/nbd-client.ts`,
+    from: 'at < to && from < at + bytes)) throw new Error("sent the same data twice");',
+    to: 'at < to && from < at)) throw new Error("sent the same data twice");',
+    suite: `${engine}/volume/nbd/nbd-client.test.ts`,
+    test: "one half twice",
+  },
+  {
     name: "a worker whose Redis refuses waits for jobs",
     file: `${control}/queue/dispatcher.ts`,
     from: "return takeHere(own);",

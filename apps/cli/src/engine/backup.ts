@@ -9,7 +9,7 @@ import {
   InvalidLayoutError,
   levelDefault,
   openEngine,
-  openOperatorSource,
+  openNamedSource,
   type Repository,
   type ZlibEncoder,
 } from "@tephra/engine";
@@ -18,6 +18,7 @@ import { findChain, type NamedRepository, openNamedRepository, prepareRepository
 
 interface BackupOptions extends NamedRepository {
   source: string;
+  backingRoot?: string[];
   volumeId?: string;
   parent?: string;
   compression: Compression;
@@ -33,7 +34,7 @@ export async function backupCommand(options: BackupOptions, output: Output, sign
   const started = performance.now();
   const at = new Date();
   await using repository = await openNamedRepository(options);
-  await using source = await openOperatorSource(options.source);
+  await using source = await openNamedSource(options.source, options.backingRoot);
   await prepareRepository(repository, options.repository, output);
   const parent = options.parent === undefined ? null : await findChain(repository, options.parent, signal);
   if (parent !== null && parent.backup.problem !== null) {

@@ -2,7 +2,7 @@ import {
   type BackupReference,
   type Engine,
   openEngine,
-  openPathTarget,
+  openNamedTarget,
   type RunContext,
   writableForever,
 } from "@tephra/engine";
@@ -61,7 +61,7 @@ async function restoreToPath(
   const part = partOf(options);
   const openTarget = async (volumeBytes: number) => {
     const keepLength = part.extent !== undefined;
-    const path = opened.use(await openPathTarget(options.target, volumeBytes, { keepLength }));
+    const path = opened.use(await openNamedTarget(options.target, volumeBytes, { keepLength }));
     publish = () => path.publish();
     return path.target;
   };

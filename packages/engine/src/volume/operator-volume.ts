@@ -1,0 +1,114 @@
+import { InvalidVolumeUrlError, VolumeConflictError } from "../errors.ts";
+import { openOperatorSource } from "./file/file-source.ts";
+import { openPathTarget, type PathTarget } from "./file/file-target.ts";
+import { type NbdAddress, NbdClient } from "./nbd/nbd-client.ts";
+import { NbdSource, NbdTarget } from "./nbd/nbd-volume.ts";
+import { type ImageFormat, imageFormats, openImageChain } from "./qemu/image-chain.ts";
+import { createImage } from "./qemu/new-image.ts";
+import { serveImage } from "./qemu/qemu-nbd.ts";
+import type { VolumeSource } from "./volume.ts";
+
+const nbdPort = 10_809;
+
+/**
+ * Opens what an operator names for reading: the path of a file or device, `qcow2:PATH`, `vmdk:PATH`, `vhdx:PATH`, `vdi:PATH`,
+ * `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`. `backingRoots`: folders where backing files of an image may be, beside
+ * its own.
+ *
+ * @throws InvalidVolumeUrlError, SourceMissingError, PathNotAllowedError, VolumeStorageError
+ */
+export async function openNamedSource(name: string, backingRoots: readonly string[] = []): Promise<VolumeSource> {
+  const [, scheme = "", path = ""] = /^([a-z0-9+]+):(.*)$/s.exec(name) ?? [];
+  if (scheme === "nbd" || scheme === "nbd+unix") return openNbd(name);
+  const format = imageFormats.find((known) => known === scheme);
+  return format === undefined ? openOperatorSource(name) : openImage(path, format, backingRoots);
+}
+
+/**
+ * Opens what an operator names for writing at least `sizeBytes`: a file or device, see openPathTarget; `qcow2:PATH[?size=BYTES]`, a new
+ * image; or an export of NBD, written in place.
+ *
+ * @throws InvalidVolumeUrlError, PathTakenError for an image that exists, VolumeConflictError for an export that is too short
+ */
+export async function openNamedTarget(
+  name: string,
+  sizeBytes: number,
+  options: { keepLength?: boolean } = {},
+): Promise<PathTarget> {
+  const [, scheme = "", path = ""] = /^([a-z0-9+]+):(.*)$/s.exec(name) ?? [];
+  if (scheme === "nbd" || scheme === "nbd+unix") return openNbdTarget(name, sizeBytes);
+  if (scheme === "qcow2") return createNamedImage(path, sizeBytes);
+  if (imageFormats.some((known) => known === scheme)) {
+    throw new InvalidVolumeUrlError(`${name} cannot be written: images of the format ${scheme} can only be read.`);
+  }
+  return openPathTarget(name, sizeBytes, options);
+}
+
+async function createNamedImage(name: string, sizeBytes: number): Promise<PathTarget> {
+  const [, path = name, size] = /^(.*)\?size=([0-9]{1,15})$/s.exec(name) ?? [];
+  const imageBytes = size === undefined ? sizeBytes : Number(size);
+  if (imageBytes < sizeBytes) {
+    throw new VolumeConflictError(`An image of ${imageBytes} bytes is too short for ${sizeBytes} bytes.`);
+  }
+  return createImage(path, imageBytes);
+}
+
+async function openNbdTarget(name: string, sizeBytes: number): Promise<PathTarget> {
+  const { address, exportName } = parseNbdUrl(name);
+  const client = await NbdClient.open(address, exportName, name);
+  const target = new NbdTarget(client, { isNew: false });
+  const why = client.isReadOnly
+    ? "is read-only"
+    : client.sizeBytes < sizeBytes
+      ? `has ${client.sizeBytes} bytes, too few for ${sizeBytes}`
+      : null;
+  if (why !== null) {
+    await client[Symbol.asyncDispose]();
+    throw new VolumeConflictError(`${name} ${why}.`);
+  }
+  return {
+    target,
+    publish: () => target.flush(),
+    [Symbol.asyncDispose]: () => target[Symbol.asyncDispose](),
+  };
+}
+
+async function openImage(path: string, format: ImageFormat, roots: readonly string[]): Promise<VolumeSource> {
+  await using stack = new AsyncDisposableStack();
+  const chain = await openImageChain(path, format, roots);
+  for (const { file } of chain) stack.defer(() => file.close());
+  const { client } = stack.use(await serveImage(chain, { writable: false }));
+  const fingerprint = async (): Promise<string> => {
+    const stats = await Promise.all(chain.map(({ file }) => file.stat({ bigint: true })));
+    return stats.map(({ ino, size, mtimeNs, ctimeNs }) => [ino, size, mtimeNs, ctimeNs].join(":")).join(" ");
+  };
+  const source = new NbdSource(client, fingerprint);
+  const owned = stack.move();
+  return Object.assign(source, { [Symbol.asyncDispose]: () => owned.disposeAsync() });
+}
+
+async function openNbd(name: string): Promise<VolumeSource> {
+  const { address, exportName } = parseNbdUrl(name);
+  return new NbdSource(await NbdClient.open(address, exportName, name));
+}
+
+/** https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md */
+function parseNbdUrl(name: string): { address: NbdAddress; exportName: string } {
+  const url = URL.parse(name);
+  if (url === null) throw new InvalidVolumeUrlError(`${name} is not a URL.`);
+  const unknown = [...url.searchParams.keys()].filter((key) => key !== "socket");
+  if (unknown.length > 0 || url.hash !== "" || url.username !== "") {
+    throw new InvalidVolumeUrlError(
+      `${name} has parts that are not used: nbd+unix:///EXPORT?socket=PATH, nbd://HOST:PORT/EXPORT`,
+    );
+  }
+  const exportName = decodeURIComponent(url.pathname.slice(1));
+  const socket = url.searchParams.get("socket");
+  if (url.protocol === "nbd+unix:") {
+    if (socket === null || socket === "") throw new InvalidVolumeUrlError(`${name} names no socket.`);
+    return { address: { path: socket }, exportName };
+  }
+  if (url.hostname === "" || socket !== null) throw new InvalidVolumeUrlError(`${name} names no host.`);
+  const host = url.hostname.replace(/^\[(.*)\]$/, "$1");
+  return { address: { host, port: url.port === "" ? nbdPort : Number(url.port) }, exportName };
+}

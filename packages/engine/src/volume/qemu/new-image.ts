@@ -24,8 +24,8 @@ export async function createImage(named: string, sizeBytes: number): Promise<Pat
   if (await isThere(path)) throw taken;
   await using stack = new AsyncDisposableStack();
   const temporary = join(dirname(path), `.${basename(path).slice(0, 200)}.${randomUUID()}`);
-  await runQemuImg(["create", "-q", "-f", "qcow2", temporary, String(sizeBytes)], path);
   stack.defer(() => unlink(temporary).catch(() => {}));
+  await runQemuImg(["create", "-q", "-f", "qcow2", temporary, String(sizeBytes)], path);
   const file = await guardStorage(`create ${path}`, () => open(temporary, constants.O_RDWR | constants.O_NOFOLLOW));
   stack.defer(() => file.close());
   const served = stack.use(await serveImage([{ path, format: "qcow2", file }], { writable: true }));

@@ -327,6 +327,7 @@ describe("an export of NBD", () => {
     expect((await restore(backup, url)).stderr).toContain("has 1048576 bytes, too few for 25165824");
     expect((await restore(backup, url.replace("/disk", "/disc"))).stderr).toContain("has no such export");
     expect((await restore(backup, "nbd+unix:///disk")).stderr).toContain("names no socket");
+    expect((await restore(backup, "nbd://127.0.0.1:1/%E0%A4")).stderr).toContain("cannot be decoded");
     expect((await restore(backup, "nbd://127.0.0.1:1/disk")).stderr).toContain("cannot be reached");
   });
 

@@ -102,7 +102,8 @@ function parseNbdUrl(name: string): { address: NbdAddress; exportName: string } 
       `${name} has parts that are not used: nbd+unix:///EXPORT?socket=PATH, nbd://HOST:PORT/EXPORT`,
     );
   }
-  const exportName = decodeURIComponent(url.pathname.slice(1));
+  const exportName = decoded(url.pathname.slice(1));
+  if (exportName === null) throw new InvalidVolumeUrlError(`${name} has an export name that cannot be decoded.`);
   const socket = url.searchParams.get("socket");
   if (url.protocol === "nbd+unix:") {
     if (socket === null || socket === "") throw new InvalidVolumeUrlError(`${name} names no socket.`);
@@ -111,4 +112,13 @@ function parseNbdUrl(name: string): { address: NbdAddress; exportName: string } 
   if (url.hostname === "" || socket !== null) throw new InvalidVolumeUrlError(`${name} names no host.`);
   const host = url.hostname.replace(/^\[(.*)\]$/, "$1");
   return { address: { host, port: url.port === "" ? nbdPort : Number(url.port) }, exportName };
+}
+
+/** Null: it is not percent-encoded UTF-8. */
+function decoded(text: string): string | null {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return null;
+  }
 }

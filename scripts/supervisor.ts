@@ -5,7 +5,7 @@ import { createServer } from "node:net";
 import { dirname, join, resolve, sep } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Config, ConfigError } from "@tephra/control";
-import { exchangeFolder, loadConfig } from "@tephra/control/process";
+import { backendFolder, exchangeFolder, loadConfig } from "@tephra/control/process";
 import { parse } from "yaml";
 import { BootstrapError, nodeFlags, orFail, projectNode, root } from "./bootstrap.mjs";
 import { keepToOwner, keepToPassersBy } from "./owner-only.ts";
@@ -125,7 +125,7 @@ async function readSettings(): Promise<Settings> {
     workingDir,
     repositoryDirs: posixDirs.filter(below),
     exchangeDirs: config.import_roots.filter((root) => root === join(config.data_dir, exchangeFolder)),
-    volumeDirs: config.volume_backends.map(({ path }) => path).filter(below),
+    volumeDirs: config.volume_backends.flatMap((backend) => backendFolder(backend) ?? []).filter(below),
     env: { ...env, TEPHRA_DATA_DIR: config.data_dir },
   };
 }

@@ -4,7 +4,7 @@ import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFile
 import { tmpdir } from "node:os";
 import { basename, dirname, join, normalize, relative } from "node:path";
 import { parseEnv } from "node:util";
-import { loadConfig } from "@tephra/control/process";
+import { backendFolder, loadConfig } from "@tephra/control/process";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { root } from "../../scripts/bootstrap.mjs";
@@ -204,7 +204,7 @@ describe("docker-compose.yml and Dockerfile", () => {
       );
       // Whatever else it names must be a folder that the container has.
       const mounts = service?.volumes?.map((volume) => volume.split(":")[1]);
-      expect(mounts).toContain(config.volume_backends[0]?.path);
+      expect(mounts).toContain(config.volume_backends[0] && backendFolder(config.volume_backends[0]));
       expect(mounts).toEqual(expect.arrayContaining(config.import_roots));
     });
   });

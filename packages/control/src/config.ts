@@ -9,12 +9,10 @@ import { DatabaseUrlError, parseDatabaseUrl } from "./database-url.ts";
 import { ConfigError, NotFoundError } from "./errors.ts";
 import { httpFields } from "./http-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
+import { placeName as name, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
 
 const MiB = 1024 * 1024;
 
-const name = z
-  .string()
-  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, "must be a short name of letters, digits, '.', '_' or '-'");
 const quotaLimit = z.int().min(-1).max(2_147_483_647);
 
 /** Folder under the data folder through which files are imported and exported, unless `import_roots` names others. */
@@ -110,8 +108,6 @@ const Repository = z
     path: ["object_bytes"],
     error: "must be a multiple of block_bytes",
   });
-
-const VolumeBackend = z.strictObject({ name, driver: z.literal("file"), path: z.string().min(1) });
 
 /** A file of PEM certificates, one of which must be the root of the server's chain; null: the system's trust store. */
 const ca = z.string().min(1).nullable().default(null);
@@ -407,7 +403,6 @@ type Parsed = z.infer<typeof ConfigFile>;
 export type Config = Parsed & { hostName: string; configFile: string | null };
 export type KeystoneConfig = z.infer<typeof Keystone>;
 export type RepositoryConfig = Parsed["repositories"][number];
-export type VolumeBackendConfig = Parsed["volume_backends"][number];
 
 function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));

@@ -117,6 +117,7 @@ export { getSnapshot, type SnapshotRow } from "./rows/snapshots.ts";
 export { type Attachment, GiB, getVolume, type VolumeRow } from "./rows/volumes.ts";
 export { backupTransitions, snapshotTransitions, volumeTransitions } from "./states.ts";
 export type { Logger } from "./telemetry/telemetry.ts";
+export { devicePath } from "./volume-backends.ts";
 export { requestVolumeAdoption } from "./volumes/adopt.ts";
 export {
   attachVolume,

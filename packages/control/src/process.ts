@@ -7,7 +7,6 @@ export {
   levelOf,
   loadConfig,
   type RepositoryConfig,
-  type VolumeBackendConfig,
 } from "./config.ts";
 export { inDatabase } from "./database-url.ts";
 export { actAs } from "./db/actor.ts";
@@ -26,3 +25,4 @@ export { repairQuotas } from "./rows/quota-repair.ts";
 export { logCrash, logVitals, openLog, openMetrics, type Vitals } from "./telemetry/telemetry.ts";
 export { endBluntly } from "./upkeep/healing.ts";
 export { reconcile, startReconciler } from "./upkeep/reconciler.ts";
+export { backendFolder, type VolumeBackendConfig } from "./volume-backends.ts";

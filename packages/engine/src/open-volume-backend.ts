@@ -1,15 +1,23 @@
 import type { VolumeBackend } from "./volume/backend.ts";
 import { openFileBackend } from "./volume/file/file-backend.ts";
 
+/** What each driver is told of its place. */
+interface DriverSettings {
+  file: { path: string };
+}
+
+type Driver = keyof DriverSettings;
+
 /** The driver and its configured location. */
-export type VolumeBackendSettings = { driver: "file"; path: string };
+export type VolumeBackendSettings = { [Name in Driver]: { driver: Name } & DriverSettings[Name] }[Driver];
+
+/** Every driver. */
+const drivers: { [Name in Driver]: (settings: DriverSettings[Name]) => Promise<VolumeBackend> } = {
+  file: ({ path }) => openFileBackend(path),
+};
 
 /** Opens a volume backend. BackendUnavailableError when it is missing or not writable. */
 export async function openVolumeBackend(settings: VolumeBackendSettings): Promise<VolumeBackend> {
-  switch (settings.driver) {
-    case "file":
-      return await openFileBackend(settings.path);
-    default:
-      return settings.driver satisfies never;
-  }
+  const open = drivers[settings.driver] as (settings: VolumeBackendSettings) => Promise<VolumeBackend>;
+  return await open(settings);
 }

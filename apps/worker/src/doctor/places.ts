@@ -1,11 +1,11 @@
 import { randomUUID } from "node:crypto";
-import { access, constants, statfs } from "node:fs/promises";
 import type { Config } from "@tephra/control";
-import { levelOf, type RepositoryConfig, type VolumeBackendConfig } from "@tephra/control/process";
+import { backendFolder, levelOf, type RepositoryConfig, type VolumeBackendConfig } from "@tephra/control/process";
 import {
   chooseHashing,
   type ObjectKey,
   openRepository,
+  openVolumeBackend,
   type Repository,
   requireEncoder,
   stagingContainer,
@@ -80,13 +80,12 @@ async function tryObject(repository: Repository, key: ObjectKey): Promise<void> 
 }
 
 /** A volume backend: its folder can be entered and written to, and has room. */
-export async function checkBackend({ name, path }: VolumeBackendConfig): Promise<Finding[]> {
-  const subject = `volume backend ${name}`;
+export async function checkBackend(settings: VolumeBackendConfig): Promise<Finding[]> {
+  const subject = `volume backend ${settings.name}`;
   try {
-    await access(path, constants.R_OK | constants.W_OK | constants.X_OK);
-    const { bavail, bsize } = await statfs(path);
-    const free = `${(Number(bavail * bsize) / GiB).toFixed(1)} GiB free in ${path}`;
-    if (bavail * bsize < freeBytesMin) return [warning(subject, free, "Restores need room there.")];
+    const freeBytes = await (await openVolumeBackend(settings)).freeBytes();
+    const free = `${(freeBytes / GiB).toFixed(1)} GiB free in ${backendFolder(settings) ?? settings.name}`;
+    if (freeBytes < freeBytesMin) return [warning(subject, free, "Restores need room there.")];
     return [ok(subject, free)];
   } catch (error) {
     return [failed(subject, reasonOf(error), "The folder must be there, and belong to the user of the workers.")];

@@ -1,5 +1,4 @@
-import { join } from "node:path";
-import type { AttachmentRow } from "@tephra/control";
+import { type AttachmentRow, devicePath } from "@tephra/control";
 import type { Context } from "../../context.ts";
 import { timeText } from "../../openstack/times.ts";
 
@@ -11,15 +10,16 @@ export const attachmentSummary = (row: AttachmentRow): Record<string, unknown> =
 });
 
 /**
- * Connection information for os-brick's `local` connector: the client machine has the backend's folder at the same path. Empty until
- * there is a connector.
+ * Connection information for os-brick's `local` connector: the client machine has the volume's file at the same path. Empty until there
+ * is a connector, and where a volume is not a file of raw bytes.
  */
 function connectionInfo({ config }: Context, row: AttachmentRow): Record<string, unknown> {
   const backend = config.volume_backends.find(({ name }) => name === row.volume.backend);
-  if (row.connector === null || backend === undefined) return {};
+  const path = backend ? devicePath(backend, row.volumeId) : null;
+  if (row.connector === null || path === null) return {};
   return {
     driver_volume_type: "local",
-    device_path: join(backend.path, `volume-${row.volumeId}`),
+    device_path: path,
     access_mode: row.mode ?? "rw",
     encrypted: false,
     qos_specs: null,

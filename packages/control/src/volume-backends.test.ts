@@ -1,0 +1,53 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { backendFolder, devicePath, VolumeBackend } from "./volume-backends.ts";
+
+const root = join(import.meta.dirname, "../../..");
+const drivers = VolumeBackend.options.flatMap((option) => [...option.shape.driver.values]);
+
+/** Program sources, by their paths from the root. */
+function sources(): string[] {
+  const folders = ["packages", "apps"].flatMap((kind) =>
+    readdirSync(join(root, kind)).map((name) => join(kind, name, "src")),
+  );
+  return [...folders, "scripts"].flatMap((folder) =>
+    (readdirSync(join(root, folder), { recursive: true }) as string[])
+      .filter((name) => name.endsWith(".ts") && !name.endsWith(".test.ts"))
+      .map((name) => join(folder, name)),
+  );
+}
+
+describe("drivers of volume backends", () => {
+  it("are told apart by their capabilities: no code but a driver's own compares its name", () => {
+    const names = drivers.join("|");
+    const compared = new RegExp(`driver.*(?:[!=]==?|\\bcase)\\s*"(?:${names})"|"(?:${names})"\\s*[!=]==?.*driver`);
+    const own = new RegExp(`^packages/engine/src/volume/(?:${names})/`);
+    const files = sources();
+    expect(files.length).toBeGreaterThan(200);
+    const found = files
+      .filter((path) => !own.test(path))
+      .flatMap((path) => {
+        const text = readFileSync(join(root, path), "utf8");
+        const lines = text.split("\n").filter((line) => compared.test(line));
+        const isSwitch = /switch \([^)]*driver\)/.test(text) && new RegExp(`case "(?:${names})"`).test(text);
+        return [...lines, ...(isSwitch ? ["switch"] : [])].map((line) => `${path}: ${line.trim()}`);
+      });
+    expect(found).toEqual([]);
+  });
+
+  it("say where their folder and a volume's raw bytes are", () => {
+    const files = VolumeBackend.parse({ name: "files", driver: "file", path: "/srv/volumes" });
+    expect([backendFolder(files), devicePath(files, "id")]).toEqual(["/srv/volumes", "/srv/volumes/volume-id"]);
+  });
+
+  it("each take their own settings only", () => {
+    for (const settings of [
+      { name: "files", driver: "none", path: "/srv" },
+      { name: "files", driver: "file", path: "/srv", pool: "volumes" },
+      { name: "files", driver: "file" },
+    ]) {
+      expect(VolumeBackend.safeParse(settings).success, JSON.stringify(settings)).toBe(false);
+    }
+  });
+});

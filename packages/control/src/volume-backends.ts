@@ -1,0 +1,38 @@
+import { join } from "node:path";
+import { z } from "zod";
+
+/** Of a repository or volume backend. */
+export const placeName = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, "must be a short name of letters, digits, '.', '_' or '-'");
+
+/** Raw images in a folder. */
+const FileBackend = z.strictObject({ name: placeName, driver: z.literal("file"), path: z.string().min(1) });
+
+/** The settings of a volume backend, by its driver. The engine opens what they describe (openVolumeBackend). */
+export const VolumeBackend = z.discriminatedUnion("driver", [FileBackend]);
+
+export type VolumeBackendConfig = z.infer<typeof VolumeBackend>;
+type SettingsOf<Driver extends VolumeBackendConfig["driver"]> = Extract<VolumeBackendConfig, { driver: Driver }>;
+
+/** What a program that opens no backend must know of each driver: everything else depends on the engine's contract alone. */
+interface DriverFacts<Settings> {
+  /** The folder that holds its volumes, which a new installation creates; null when it has none. */
+  folder(settings: Settings): string | null;
+  /** The file or device with a volume's raw bytes, as a client on a machine of the service attaches it; null when there is none. */
+  devicePath(settings: Settings, volumeId: string): string | null;
+}
+
+const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf<Driver>> } = {
+  file: { folder: ({ path }) => path, devicePath: ({ path }, id) => join(path, `volume-${id}`) },
+};
+
+const factsOf = ({ driver }: VolumeBackendConfig): DriverFacts<VolumeBackendConfig> =>
+  facts[driver] as DriverFacts<VolumeBackendConfig>;
+
+/** See DriverFacts. */
+export const backendFolder = (settings: VolumeBackendConfig): string | null => factsOf(settings).folder(settings);
+
+/** See DriverFacts. */
+export const devicePath = (settings: VolumeBackendConfig, volumeId: string): string | null =>
+  factsOf(settings).devicePath(settings, volumeId);

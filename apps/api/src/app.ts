@@ -1,3 +1,4 @@
+import { atPoint } from "@tephra/control/process";
 import express, { type Express, type RequestHandler } from "express";
 import helmet from "helmet";
 import { cinderRoutes } from "./cinder/routes.ts";
@@ -21,13 +22,11 @@ export const v3Routes: readonly Route[] = [...cinderRoutes, ...instanceGroupRout
 /** Our own routes. Their OpenAPI document describes the whole API. */
 export const opsRoutes: readonly OpsRoute[] = opsRoutesBeside(v3Routes);
 
-const tellHooks =
-  ({ hooks }: Pick<Context, "hooks">): RequestHandler =>
-  (_req, res, next) => {
-    hooks.reached("request.received");
-    res.once("finish", () => hooks.reached("request.answered"));
-    next();
-  };
+const publishPoints: RequestHandler = (_req, res, next) => {
+  atPoint("request.received");
+  res.once("finish", () => atPoint("request.answered"));
+  next();
+};
 
 /**
  * The whole HTTP side. Order: log and request id → Host and Origin checks → our own routes → discovery (no token) → token → Cinder's
@@ -45,7 +44,7 @@ export function buildApp(context: Context): Express {
   app.use(opsRouter(context, opsRoutes));
   app.use("/ops/queues", queueBoard(context, "ops:queues"));
   app.use(answerOptions, limitBodies, discovery());
-  app.use("/v3", tellHooks(context), identify(context));
+  app.use("/v3", publishPoints, identify(context));
   app.use(versionThree());
   app.use("/v3", v3Router(context, v3Routes));
   app.use(() => {

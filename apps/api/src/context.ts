@@ -1,5 +1,5 @@
 import type { Config, Database, Logger } from "@tephra/control";
-import { type Hooks, hooksOf, type OnTrouble, openDatabase, openMetrics, tellTrouble } from "@tephra/control/process";
+import { type OnTrouble, openDatabase, openMetrics, tellTrouble } from "@tephra/control/process";
 import { type Authenticate, authenticator } from "./http/auth.ts";
 import { openThrottle, type Throttle } from "./http/throttle.ts";
 
@@ -15,7 +15,6 @@ export interface Context {
   readonly metrics: ReturnType<typeof openMetrics>;
   readonly authenticate: Authenticate;
   readonly throttle: Throttle;
-  readonly hooks: Hooks;
 }
 
 /** PostgreSQL connections per API process: requests hold one for a few milliseconds, so more would only queue in the server. */
@@ -23,12 +22,10 @@ const connectionsMax = 16;
 
 /** Opens no connections yet. The caller must disconnect `database`. */
 export function openContext(config: Config, log: Logger): Context {
-  const hooks = hooksOf(config.crash_at);
   const onTrouble = tellTrouble(log);
   const database = openDatabase(config.database_url, {
     work: "request",
     connectionsMax,
-    hooks: config.crash_at === null ? null : hooks,
     onTrouble,
   });
   const health = openDatabase(config.database_url, {
@@ -48,6 +45,5 @@ export function openContext(config: Config, log: Logger): Context {
     metrics: openMetrics(database, config),
     authenticate,
     throttle,
-    hooks,
   };
 }

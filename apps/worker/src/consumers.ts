@@ -1,5 +1,5 @@
 import { ConfigError, IdTakenError, InvalidError, NotFoundError, QuotaExceededError } from "@tephra/control";
-import { actAs } from "@tephra/control/process";
+import { actAs, atPoint } from "@tephra/control/process";
 import {
   type ClaimedTask,
   ClaimLostError,
@@ -175,22 +175,22 @@ export async function runTask(taskId: string, context: WorkerContext, leases: Le
 async function doTask(task: ClaimedTask, askedAt: bigint, context: WorkerContext, leases: Leases): Promise<void> {
   const { config, log } = context;
   events.taskClaimed(log, task);
-  context.hooks.reached(`${task.kind}.claimed`);
+  atPoint(`${task.kind}.claimed`);
   await using lease = leases.hold(task, askedAt);
   const fence = (): void => {
-    context.hooks.reached(task.kind);
+    atPoint(task.kind);
     lease.run.fence();
   };
   let work: Promise<void> = Promise.resolve();
   try {
     assertClaimable(task, config.tasks.claims_max);
     checkDocuments(task);
-    const reporting = (): void => context.hooks.reached(`${task.kind}.reporting`);
+    const reporting = (): void => atPoint(`${task.kind}.reporting`);
     const sites = watchSites(context.sites, lease.watch);
     work = handlers[task.kind]({ ...task, reporting }, { ...context, sites }, { ...lease.run, fence });
     // An abandoned task goes on to another worker, wherever its handler is stuck.
     await Promise.race([work, lease.hung]);
-    context.hooks.reached(`${task.kind}.done`);
+    atPoint(`${task.kind}.done`);
     events.taskFinished(log, task, Number((process.hrtime.bigint() - askedAt) / 1_000_000n));
   } catch (error) {
     const cause = causeOf(error, lease.run.signal);

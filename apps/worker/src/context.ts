@@ -1,5 +1,5 @@
 import type { Config, Database, Logger } from "@tephra/control";
-import { type Hooks, ownPlaces } from "@tephra/control/process";
+import { ownPlaces } from "@tephra/control/process";
 import type { ClaimedTask, TaskResult } from "@tephra/control/work";
 import type { Engine, RunContext, UserPlaces } from "@tephra/engine";
 import type { HungError } from "./leases.ts";
@@ -13,7 +13,6 @@ export interface WorkerContext {
   engine: Engine;
   sites: Places;
   workerId: string;
-  hooks: Hooks;
   /** A task was abandoned whose handler may still be stuck; `settled` resolves when it no longer is. Resolves when others know of it. */
   onHung(error: HungError, settled: Promise<unknown>): Promise<void>;
 }

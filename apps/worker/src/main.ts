@@ -3,7 +3,6 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type Config, ConfigError } from "@tephra/control";
 import {
   allowFileThreads,
-  hooksOf,
   installationOf,
   joinElection,
   loadConfig,
@@ -68,11 +67,9 @@ async function main(): Promise<void> {
   logVitals(log, config.vitals_ms);
   const workerId = `${config.hostName}:${process.pid}:${randomUUID()}`;
   const { slots, threads, memory_bytes: memoryBytes, lease_ms: leaseMs, heartbeat_ms: heartbeatMs } = config.worker;
-  const hooks = hooksOf(config.crash_at);
   const onTrouble = tellTrouble(log);
   const database = openDatabase(config.database_url, {
     connectionsMax: slots + 4,
-    hooks: config.crash_at === null ? null : hooks,
     onTrouble,
   });
   // Leases and heartbeats have connections that no handler can take.
@@ -96,7 +93,7 @@ async function main(): Promise<void> {
     // Hung calls hold threads and memory that cannot be freed: a new process has its own.
     if (starved || standing.size >= slots) void stop("too much hangs");
   };
-  const context: WorkerContext = { config, log, database, engine, sites, workerId, hooks, onHung };
+  const context: WorkerContext = { config, log, database, engine, sites, workerId, onHung };
   const { quiet_ms: quietMs } = config.tasks;
   const fileCallMs = (): number => engine.fileCallMs();
   const leases = openLeases({

@@ -101,6 +101,10 @@ describe("a webhook", () => {
   );
 });
 
+it.each(["crash_at", "log_levels"])("a key that it does not know is refused: %s", (key) => {
+  expect(() => configOf({}, { [key]: "copy:1" })).toThrow(new RegExp(key));
+});
+
 interface KeySchema {
   anyOf?: KeySchema[];
   type?: string;

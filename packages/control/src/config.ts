@@ -362,12 +362,6 @@ export const ConfigFile = z
         window_seconds: z.int().min(1).default(60),
       })
       .prefault({}),
-    /** For fault tests: the process kills itself the n-th time it reaches a named point. */
-    crash_at: z
-      .string()
-      .regex(/^[a-z0-9.-]+:[1-9]\d*$/, "must be POINT:N")
-      .nullable()
-      .default(null),
     /** Interval at which each process logs its memory, descriptors and event-loop delay. */
     vitals_ms: z.int().min(1_000).default(60_000),
     log_level: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("info"),
@@ -465,7 +459,6 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
     host_name: env["TEPHRA_HOST_NAME"],
     port: env["TEPHRA_PORT"],
     data_dir: env["TEPHRA_DATA_DIR"],
-    crash_at: env["TEPHRA_CRASH_AT"],
   }).filter(([, value]) => value !== undefined && value !== "");
   const raw: Record<string, unknown> = { ...file, ...Object.fromEntries(overrides) };
   const workingDir = resolve(env["TEPHRA_WORKING_DIR"] || ".");

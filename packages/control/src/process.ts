@@ -11,7 +11,6 @@ export {
 export { inDatabase } from "./database-url.ts";
 export { actAs } from "./db/actor.ts";
 export { connectDatabase, sentenceOf } from "./db/connection.ts";
-export { type Hooks, hooksOf } from "./db/crash-points.ts";
 export { openDatabase } from "./db/database.ts";
 export { isRetryableConflict, mayPass } from "./db/outage.ts";
 export { type OnTrouble, openPool, tellTrouble } from "./db/pool.ts";
@@ -22,6 +21,7 @@ export { type Election, joinElection, type Role } from "./queue/election.ts";
 export { installationOf, liveQueues, redisRefusals } from "./queue/workers.ts";
 export { redisConnection, redisOptions } from "./redis-options.ts";
 export { repairQuotas } from "./rows/quota-repair.ts";
+export { atPoint } from "./telemetry/points.ts";
 export { logCrash, logVitals, openLog, openMetrics, type Vitals } from "./telemetry/telemetry.ts";
 export { endBluntly } from "./upkeep/healing.ts";
 export { reconcile, startReconciler } from "./upkeep/reconciler.ts";

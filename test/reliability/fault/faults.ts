@@ -5,6 +5,7 @@ import type { House } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
 import { withClient } from "../../../scripts/postgres.ts";
 import type { Program } from "../../../scripts/spawn-program.ts";
+import { crashAt } from "../../kit/crash-at.ts";
 import { stallingCalls } from "../../kit/stalling-calls.ts";
 import type { TcpProxy, Trouble } from "../../kit/tcp-proxy.ts";
 import type { Random } from "../fuzz/random.ts";
@@ -75,8 +76,8 @@ export class Crew {
   }
 
   /** A further worker that dies the n-th time it is at a point (`POINT:N`). */
-  async startDoomed(crashAt: string): Promise<Program> {
-    const doomed = await this.#house.startWorker({ TEPHRA_CRASH_AT: crashAt });
+  async startDoomed(point: string): Promise<Program> {
+    const doomed = await this.#house.startWorker(crashAt(point));
     void doomed.exited.then(({ signal }) => {
       if (signal === "SIGKILL") this.#mourn(doomed);
     });

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { project } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
 import { randomBytesOf } from "../../kit/bytes.ts";
+import { crashAt } from "../../kit/crash-at.ts";
 import { Random } from "../fuzz/random.ts";
 import { findOrphans, findStuck } from "./checker.ts";
 import { flushRedis } from "./faults.ts";
@@ -78,7 +79,7 @@ async function disturb(
   let flushes = 0;
   for (let turn = 0; !done(); turn++) {
     const point = points[turn % points.length] ?? "";
-    await house.restartApi("SIGKILL", { TEPHRA_CRASH_AT: `${point}:${1 + random.below(15)}` });
+    await house.restartApi("SIGKILL", crashAt(`${point}:${1 + random.below(15)}`));
     const doomed = house.api();
     const flushAfter = random.below(1_500);
     await Promise.race([doomed.exited, pause(flushAfter)]);

@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { crashAt } from "../../kit/crash-at.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { type Journey, journeyOn, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
 
@@ -57,7 +58,7 @@ describe("a worker that is lost", () => {
   it.each([1, 2, 4])("in the seal, before its write %i, is followed by another that seals", async (write) => {
     await using instance = await startInstance({ workers: 0, ...brisk });
     const user = journeyOn(instance);
-    const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: `seal:${write}` });
+    const doomed = await instance.startWorker(crashAt(`seal:${write}`));
     const { volume, sha256 } = await importImage(instance, user, 6 * MiB);
     const backup = await user.startBackup(volume);
     await instance.waitFor(() => !doomed.running(), { what: "the worker died in the seal", timeoutMs: 30_000 });
@@ -77,7 +78,7 @@ describe("a worker that is lost", () => {
       const { volume, sha256 } = await importImage(instance, user, 12 * MiB);
       const backup = await user.backUp(volume);
       await instance.workers[0]?.stop();
-      const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: point });
+      const doomed = await instance.startWorker(crashAt(point));
       const target = await user.startRestore(backup);
       await instance.waitFor(() => !doomed.running(), { what: `the worker died at ${point}`, timeoutMs: 30_000 });
       await instance.startWorker();
@@ -96,7 +97,7 @@ describe("a worker that is lost", () => {
     await doomed.stop();
     const backup = await user.startBackup(volume);
     for (let i = 0; i < 3; i += 1) {
-      doomed = await instance.startWorker({ TEPHRA_CRASH_AT: "plan-backup.claimed:1" });
+      doomed = await instance.startWorker(crashAt("plan-backup.claimed:1"));
       await instance.waitFor(() => !doomed.running(), { what: "the worker died", timeoutMs: 30_000 });
     }
     const { fail_reason: reason } = (await user.settled("backups", backup, "error")) as unknown as {

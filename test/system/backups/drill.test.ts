@@ -1,6 +1,7 @@
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { crashAt } from "../../kit/crash-at.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { type Journey, journeyOn, project, randomBytesOf, writeIslands } from "../../kit/journey.ts";
 
@@ -61,7 +62,7 @@ const seenByProject = async (user: Journey) => ({
 async function breakOff(instance: Instance, user: Journey, id: string): Promise<string> {
   for (const worker of instance.workers) await worker.stop();
   const operation = await startDrill(user, id);
-  const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: "verify:4" });
+  const doomed = await instance.startWorker(crashAt("verify:4"));
   await instance.waitFor(() => !doomed.running(), { what: "the worker died in the drill", timeoutMs: 60_000 });
   expect(strangers(instance)).toEqual([`.restore-${operation}-1`]);
   return operation;

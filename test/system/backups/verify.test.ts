@@ -1,6 +1,7 @@
 import { readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { crashAt } from "../../kit/crash-at.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { type Journey, journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
 
@@ -220,7 +221,7 @@ describe("a verification", () => {
     await instance.workers[0]?.stop();
     const { operation } = await user.accepted("POST", `/ops/backups/${full}/verify`, { mode: "deep" });
     for (const point of ["plan-verify:1", "verify.claimed:2", "conclude-verify.claimed:1"]) {
-      const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: point });
+      const doomed = await instance.startWorker(crashAt(point));
       await instance.waitFor(() => !doomed.running(), { what: `the worker died at ${point}`, timeoutMs: 30_000 });
     }
     await instance.startWorker();
@@ -236,7 +237,7 @@ describe("a verification", () => {
     const [full = ""] = backups;
     await instance.workers[0]?.stop();
     const { operation } = await user.accepted("POST", `/ops/backups/${full}/verify`, { mode: "deep" });
-    const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: "verify.claimed:2" });
+    const doomed = await instance.startWorker(crashAt("verify.claimed:2"));
     await instance.waitFor(() => !doomed.running(), { what: "the worker died" });
     await user.accepted("DELETE", `${base}/backups/${full}`);
     await instance.startWorker();

@@ -1,6 +1,7 @@
 import { open, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { crashAt } from "../../kit/crash-at.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { type Journey, journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
 import { type Machine, machinesOn } from "../../kit/machines.ts";
@@ -33,7 +34,7 @@ const hashesOf = (user: Journey, machine: Machine) =>
 
 /** Starts the work with a worker that dies at `point`, and lets another one go on. */
 async function withDeathAt(instance: Instance, point: string, start: () => Promise<unknown>): Promise<void> {
-  const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: point });
+  const doomed = await instance.startWorker(crashAt(point));
   await start();
   await instance.waitFor(() => !doomed.running(), { what: `the worker died at ${point}`, timeoutMs: 120_000 });
   await instance.startWorker();

@@ -4,6 +4,7 @@ import { mkdirSync, readdirSync, readFileSync, utimesSync, writeFileSync } from 
 import { cp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { crashAt } from "../../kit/crash-at.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { type Journey, journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
 
@@ -175,7 +176,7 @@ describe("a pass of the reaper", () => {
     await instance.workers[0]?.stop();
     const foreign = await plantForeign(instance, kept);
     const before = everything(instance);
-    const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: "copy:25" });
+    const doomed = await instance.startWorker(crashAt("copy:25"));
     const lost = await user.startBackup(volume, { force: true });
     await instance.waitFor(() => !doomed.running(), { what: "the worker died in the copy" });
     writeFileSync(join(instance.repositoryDir, ".tephra/tmp", randomUUID()), "half of an obj");
@@ -326,7 +327,7 @@ describe("a pass of the reaper", () => {
     ];
     for (const name of names) writeFileSync(join(folderOf(instance, id), prefix + name), "x");
     age(instance.repositoryDir);
-    const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: "reap-repository:9" });
+    const doomed = await instance.startWorker(crashAt("reap-repository:9"));
     await instance.waitFor(() => !doomed.running(), { what: "the worker died in the pass", timeoutMs: 60_000 });
     expect(readdirSync(folderOf(instance, id)).length).toBeLessThan(names.length);
     const [condemned] = await instance.sql("SELECT operation_id FROM condemned_places");

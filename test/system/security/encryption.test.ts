@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { writeKeyFile } from "../../format/backup-fixture.ts";
+import { crashAt } from "../../kit/crash-at.ts";
 import { startInstance } from "../../kit/instance.ts";
 import { journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
 
@@ -35,7 +36,7 @@ it("an encrypted repository serves backups over a lost worker, and a worker with
     { offset: 0, data: secret },
     { offset: 8 * MiB, data: randomBytesOf("noise", 3 * MiB) },
   ]);
-  const doomed = await instance.startWorker({ TEPHRA_CRASH_AT: "copy:20" });
+  const doomed = await instance.startWorker(crashAt("copy:20"));
   const volume = await user.importVolume(image);
   const started = await user.startBackup(volume, { name: "full" });
   await doomed.exited;

@@ -1,10 +1,8 @@
 import { PrismaPg } from "@prisma/adapter-pg";
-import type pg from "pg";
 import { parseDatabaseUrl } from "../database-url.ts";
 import { Prisma, PrismaClient } from "../generated/client.ts";
 import { sayWhoActs } from "./actor.ts";
 import type { DatabaseWork } from "./connection.ts";
-import type { Hooks } from "./crash-points.ts";
 import { isRetryableConflict } from "./outage.ts";
 import { type OnTrouble, openPool } from "./pool.ts";
 
@@ -20,48 +18,18 @@ export interface DatabaseOptions {
   connectionsMax?: number;
   /** Kept open once they have been opened. */
   connectionsMin?: number;
-  /** Called at the crash points of every transaction. */
-  hooks?: Hooks | null;
   onTrouble?: OnTrouble;
 }
 
 /** Opens a pool of connections. The caller disconnects it. @throws DatabaseUrlError */
 export function openDatabase(url: string, options: DatabaseOptions = {}): Database {
-  const { work = "work", connectionsMax = 10, connectionsMin = 0, hooks = null, onTrouble } = options;
+  const { work = "work", connectionsMax = 10, connectionsMin = 0, onTrouble } = options;
   const pool = openPool(url, work, { connectionsMax, connectionsMin, onTrouble });
-  if (hooks !== null) pool.on("connect", (client) => tellStatements(client, hooks));
   const { schema } = parseDatabaseUrl(url);
   return new PrismaClient({
     adapter: new PrismaPg(pool, { disposeExternalPool: true, schema }),
     transactionOptions: { maxWait: 10_000, timeout: 20_000 },
   });
-}
-
-/** Reports how far a connection is in its transactions. */
-function tellStatements(client: pg.ClientBase, hooks: Hooks): void {
-  const query = client.query.bind(client) as (...args: unknown[]) => unknown;
-  let statements: number | null = null;
-  client.query = ((...args: unknown[]) => {
-    const [asked] = args;
-    const text = typeof asked === "string" ? asked : (asked as { text: string }).text;
-    if (text === "COMMIT") {
-      statements = null;
-      hooks.reached("transaction.commit");
-      return (query(...args) as Promise<unknown>).then((done) => {
-        hooks.reached("transaction.committed");
-        return done;
-      });
-    }
-    if (text === "BEGIN") {
-      statements = 0;
-      hooks.reached("transaction.begin");
-    } else if (text === "ROLLBACK") statements = null;
-    else if (statements !== null) {
-      statements += 1;
-      hooks.reached(`transaction.statement-${statements}`);
-    }
-    return query(...args);
-  }) as typeof client.query;
 }
 
 /** Something read before it was locked has changed in the meantime: the transaction is rolled back and retried. */

@@ -149,6 +149,11 @@ test("nothing but the choosers and the drivers themselves depends on a driver's 
   expect(choosers.filter((path) => having(branch).includes(path))).toEqual(choosers);
 });
 
+test("what the end of an operation does to its rows is said in one place", () => {
+  const ending = having(/import \{[^}]*\bendOperation\b[^}]*\} from/);
+  expect(ending).toEqual(["packages/control/src/rows/endings.ts"]);
+});
+
 test("which operations and which workers are live is said in one place", () => {
   const spelled = having(/["'`]queued["'`],\s*["'`]running["'`](?!,\s*["'`]succeeded)/);
   expect(spelled).toEqual(["packages/control/src/db/live.ts"]);

@@ -45,7 +45,6 @@ export {
   assertShutOff,
   beginPublishing,
   finishGroupRestore,
-  isPublishing,
   type PreparedVolume,
   preparedVolumes,
 } from "./groups/restore.ts";
@@ -58,7 +57,7 @@ export {
   type RestorePlan,
   type VerifyPlan,
 } from "./queue/documents.ts";
-export { finishTidy, startOperation } from "./queue/operations.ts";
+export { finishTidy, isPublishing, startOperation } from "./queue/operations.ts";
 export { isHostDisabled } from "./queue/services.ts";
 export {
   type ClaimedTask,
@@ -101,7 +100,7 @@ export {
 export { enterBackups, type FoundBackup, finishRescan } from "./repositories/rescan.ts";
 export { readChain, wholeChain } from "./rows/chains.ts";
 export { events } from "./telemetry/telemetry.ts";
-export { type Failure, failOperation } from "./upkeep/endings.ts";
+export { type Failure, failOperation } from "./upkeep/failing.ts";
 export { checkAdoption, finishVolumeAdoption } from "./volumes/adopt.ts";
 export { finishVolume } from "./volumes/create.ts";
 export { beginVolumeDelete, finishVolumeDelete } from "./volumes/delete.ts";

@@ -1,9 +1,10 @@
-import { giveUpBackup } from "../backups/create-work.ts";
 import { sayWhy } from "../db/actor.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import type { Principal } from "../principal.ts";
-import { endOperation, type OperationRow } from "../queue/operations.ts";
+import type { OperationRow } from "../queue/operations.ts";
+import { endWork } from "../rows/endings.ts";
 import { startSnapshotDelete } from "../volumes/snapshot-delete.ts";
+import { notifyCancelled } from "./resets.ts";
 
 /**
  * Accepts the deletion of a snapshot in any status. Operations on it are cancelled; nothing is removed before the last worker has let go.
@@ -25,7 +26,7 @@ export async function cancelSnapshotWork(
 ): Promise<void> {
   for (const operation of operations) {
     await sayWhy(tx, { reason, operation });
-    if (operation.kind === "backup-create") await giveUpBackup(tx, operation, reason);
-    else await endOperation(tx, operation, { state: "cancelled", reason });
+    await endWork(tx, operation, { state: "cancelled", reason, subjectLeft: operation.kind !== "backup-create" });
+    await notifyCancelled(tx, [operation]);
   }
 }

@@ -1,12 +1,10 @@
-import { cancelRestore } from "../backups/restore-work.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { liveStates } from "../db/live.ts";
 import type { Principal } from "../principal.ts";
-import { endOperation, lockOperation } from "../queue/operations.ts";
+import { lockOperation } from "../queue/operations.ts";
 import { lockBackup } from "../rows/backups.ts";
-import { releaseBackup } from "../rows/release.ts";
+import { endWork } from "../rows/endings.ts";
 import { startVolumeDelete, type VolumeDelete } from "../volumes/delete.ts";
-import { releaseExtend } from "../volumes/extend.ts";
 
 /**
  * Accepts the deletion of a volume in any status. Operations on it, such as one still creating it, are cancelled.
@@ -30,14 +28,8 @@ async function cancelWork(tx: Transaction, volumeId: string): Promise<void> {
   });
   const reason = "The volume was deleted by force.";
   for (const { id, backupId } of live) {
-    const backup = backupId === null ? null : await lockBackup(tx, backupId);
+    if (backupId !== null) await lockBackup(tx, backupId);
     const operation = await lockOperation(tx, id);
-    if (operation.kind === "volume-extend") await releaseExtend(tx, operation);
-    if (operation.kind !== "backup-restore") {
-      await endOperation(tx, operation, { state: "cancelled", reason });
-      continue;
-    }
-    await cancelRestore(tx, operation, reason);
-    if (backup?.status === "restoring") await releaseBackup(tx, backup.id);
+    await endWork(tx, operation, { state: "cancelled", reason, subjectLeft: operation.kind !== "backup-restore" });
   }
 }

@@ -1,7 +1,4 @@
-import { cancelBackupCreate } from "../backups/create-work.ts";
-import { cancelBackupDelete, startBackupDelete } from "../backups/delete.ts";
-import { cancelBackupImport } from "../backups/import.ts";
-import { cancelRestore } from "../backups/restore-work.ts";
+import { startBackupDelete } from "../backups/delete.ts";
 import { sayWhy } from "../db/actor.ts";
 import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { liveStates } from "../db/live.ts";
@@ -12,10 +9,11 @@ import { isLive, lockOperation, type OperationRow } from "../queue/operations.ts
 import { wasClaimed } from "../queue/tasks.ts";
 import type { Backup } from "../rows/backups.ts";
 import { getBackup, lockBackup } from "../rows/backups.ts";
+import { endWork } from "../rows/endings.ts";
 import { override } from "../rows/move.ts";
 import { lockVolume } from "../rows/volumes.ts";
 import type { BackupStatus } from "../states.ts";
-import { liveWhole, refusePartOf } from "./resets.ts";
+import { liveWhole, notifyCancelled, refusePartOf } from "./resets.ts";
 
 /** The live operations of a backup, locked after their volumes and the backup itself. @throws NotFoundError */
 async function lockWithOperations(
@@ -40,20 +38,9 @@ async function lockWithOperations(
 
 /** Cancels the operations on the backup, except verifications, which change no status. Their workers learn of it at the next heartbeat. */
 async function cancelWork(tx: Transaction, operations: readonly OperationRow[], reason: string): Promise<void> {
-  for (const operation of operations) {
+  for (const operation of operations.filter(({ kind }) => kind !== "backup-verify")) {
     await sayWhy(tx, { reason, operation });
-    if (operation.kind === "backup-create") await cancelBackupCreate(tx, operation, reason);
-    if (operation.kind === "backup-import") await cancelBackupImport(tx, operation, reason);
-    if (operation.kind === "backup-restore") await cancelRestore(tx, operation, reason);
-    if (operation.kind === "backup-delete") await cancelBackupDelete(tx, operation, reason);
-  }
-}
-
-/** Notifies of the end of the cancelled operations, once the row is in its final state. */
-async function notifyCancelled(tx: Transaction, operations: readonly OperationRow[], id: string): Promise<void> {
-  for (const { kind } of operations) {
-    if (kind === "backup-create") await notifyBackup(tx, "backup.create.end", id);
-    if (kind === "backup-restore") await notifyBackup(tx, "backup.restore.end", id);
+    await endWork(tx, operation, { state: "cancelled", reason, subjectLeft: true });
   }
 }
 
@@ -96,7 +83,7 @@ export async function resetBackupStatus(
     if (status === "available" && !restoring) await checkRestorable(tx, backup, operations);
     await cancelWork(tx, operations, "Cancelled by an administrator, who reset the status of the backup.");
     await override(tx, "backup", { id: backup.id }, restoring ? "available" : status);
-    await notifyCancelled(tx, operations, id);
+    await notifyCancelled(tx, operations);
     await notifyBackup(tx, "backup.reset_status.end", id);
   });
 }
@@ -112,6 +99,6 @@ export async function requestBackupForceDelete(database: Database, principal: Pr
     if (operations.some((operation) => operation.kind === "backup-delete")) return;
     await cancelWork(tx, operations, "Cancelled by an administrator, who deleted the backup.");
     await startBackupDelete(tx, principal, backup, { force: true });
-    await notifyCancelled(tx, operations, id);
+    await notifyCancelled(tx, operations);
   });
 }

@@ -1,16 +1,14 @@
 import { sayWhy } from "../db/actor.ts";
 import { ChangedMeanwhileError, type Database, inTransaction } from "../db/database.ts";
-import { nilUuid } from "../db/listing.ts";
 import { liveStates } from "../db/live.ts";
 import { InvalidError } from "../errors.ts";
-import { failGroupOperation, isGroupOperation } from "../groups/operations.ts";
 import { lockParts } from "../groups/parts.ts";
-import { isPublishing } from "../groups/restore.ts";
 import { getGroupSnapshot } from "../groups/snapshots.ts";
 import type { Principal } from "../principal.ts";
-import { endOperation, isLive, lockOperation } from "../queue/operations.ts";
+import { isGroupOperation, isLive, isPublishing, lockOperation } from "../queue/operations.ts";
+import { endWork } from "../rows/endings.ts";
 import { getGroup, lockVisibleGroup } from "../rows/groups.ts";
-import { move, override } from "../rows/move.ts";
+import { override } from "../rows/move.ts";
 import { lockQuota } from "../rows/quotas.ts";
 import { lockVolume } from "../rows/volumes.ts";
 import { checkReset } from "./resets.ts";
@@ -35,7 +33,7 @@ export async function resetGroupSnapshot(
     const seen = await tx.operation.findFirst({ where: live });
     const parts = seen ? await lockParts(tx, seen) : [];
     const locked = seen && (await lockOperation(tx, seen.id));
-    const whole = locked && isLive(locked) && isGroupOperation(locked.kind) ? { ...locked, kind: locked.kind } : null;
+    const whole = locked && isLive(locked) && isGroupOperation(locked.kind) ? locked : null;
     const making = whole?.kind === "group-snapshot" || whole?.kind === "group-backup";
     if (making && status === "available") return;
     const removed = { groupSnapshotId: snapshot.id, removalBegunAt: { not: null } };
@@ -47,7 +45,7 @@ export async function resetGroupSnapshot(
       writing: whole?.kind === "group-restore" && isPublishing(whole),
     });
     const reason = "Cancelled by an administrator, who reset the status of the group snapshot.";
-    if (whole) await failGroupOperation(tx, whole, parts, { state: "cancelled", reason });
+    if (whole) await endWork(tx, whole, { state: "cancelled", reason }, parts);
     // Nothing changes it meanwhile but an operation: one that was started before is looked for below.
     await override(tx, "groupSnapshot", { id: snapshot.id }, status);
     // Starting an operation takes the lock of this row, but one may have been started before.
@@ -85,8 +83,7 @@ export async function resetGroup(database: Database, principal: Principal, id: s
       const operation = await lockOperation(tx, operationId);
       if (!isLive(operation)) continue;
       await sayWhy(tx, { reason, operation });
-      await move(tx, "volume", { id: operation.volumeId ?? nilUuid }, { from: "creating", to: "error" });
-      await endOperation(tx, operation, { state: "cancelled", reason });
+      await endWork(tx, operation, { state: "cancelled", reason });
     }
     await override(tx, "group", { id: group.id }, status);
   });

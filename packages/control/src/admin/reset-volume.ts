@@ -1,21 +1,19 @@
-import { giveUpBackup } from "../backups/create-work.ts";
-import { giveUpRestore } from "../backups/restore-work.ts";
 import { sayWhy } from "../db/actor.ts";
 import { ChangedMeanwhileError, type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { isLiveOperation, liveStates } from "../db/live.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import { endOperation, isLive, lockOperation, type OperationKind, type OperationRow } from "../queue/operations.ts";
+import { isLive, lockOperation, type OperationKind, type OperationRow } from "../queue/operations.ts";
 import { wasClaimed } from "../queue/tasks.ts";
 import { lockBackup } from "../rows/backups.ts";
+import { endWork } from "../rows/endings.ts";
 import { lockGroupOf, settleGroup } from "../rows/groups.ts";
 import { override } from "../rows/move.ts";
 import { lockQuota } from "../rows/quotas.ts";
+import { releaseSnapshotsOf } from "../rows/snapshots.ts";
 import { getVolume, lockVolume, type VolumeRow } from "../rows/volumes.ts";
 import { leaveInstanceGroup } from "../volumes/attach.ts";
-import { markVolumeRemoval, releaseSnapshotsOf } from "../volumes/delete.ts";
-import { releaseExtend } from "../volumes/extend.ts";
-import { checkReset, isRunning, refusePartOf } from "./resets.ts";
+import { checkReset, isRunning, notifyCancelled, refusePartOf } from "./resets.ts";
 
 /** Kinds of operations that hold a volume's status. A backup of a snapshot holds the snapshot's instead. */
 const holders: readonly OperationKind[] = [
@@ -74,14 +72,10 @@ async function refuseMember(tx: Transaction, id: string, status: string): Promis
 async function cancelHolder(tx: Transaction, volume: VolumeRow, operation: OperationRow): Promise<void> {
   const reason = "Cancelled by an administrator, who reset the status of the volume.";
   await sayWhy(tx, { reason, operation });
-  if (operation.kind === "backup-create") return giveUpBackup(tx, operation, reason);
-  if (operation.kind === "backup-restore") return giveUpRestore(tx, operation, reason);
-  if (operation.kind === "volume-extend") await releaseExtend(tx, operation);
-  if (operation.kind === "volume-delete") {
-    if (await wasClaimed(tx, operation.id)) await markVolumeRemoval(tx, volume.id);
-    await releaseSnapshotsOf(tx, volume.id);
-  }
-  await endOperation(tx, operation, { state: "cancelled", reason });
+  const subjectLeft = operation.kind.startsWith("volume-");
+  await endWork(tx, operation, { state: "cancelled", reason, subjectLeft });
+  if (operation.kind === "volume-delete") await releaseSnapshotsOf(tx, volume.id);
+  await notifyCancelled(tx, [operation]);
 }
 
 /**

@@ -1,7 +1,8 @@
 import type { Transaction } from "../db/database.ts";
 import { liveStates } from "../db/live.ts";
 import { InvalidError, type InvalidSubject } from "../errors.ts";
-import type { OperationKind } from "../queue/operations.ts";
+import { notifyBackup } from "../events/notifications.ts";
+import type { OperationKind, OperationRow } from "../queue/operations.ts";
 
 /** Statuses of volumes and snapshots in which nothing is in progress. All others mean that somebody is working on them. */
 const resting: readonly string[] = ["available", "in-use", "reserved", "awaiting-transfer", "maintenance"];
@@ -34,6 +35,18 @@ export function checkReset({ subject, status, working, removalBegun, writing }: 
   if (working && !resting.includes(status)) throw refuse(`an operation is at work on it (${working}).`);
   if (writing)
     throw refuse("a worker may still be writing to it. Reset it to an error first, or try again in a while.");
+}
+
+/** Notifies of the end of cancelled operations, once the backup is in its final state. */
+export async function notifyCancelled(
+  tx: Transaction,
+  operations: readonly Pick<OperationRow, "kind" | "backupId">[],
+): Promise<void> {
+  for (const { kind, backupId } of operations) {
+    if (backupId === null) continue;
+    if (kind === "backup-create") await notifyBackup(tx, "backup.create.end", backupId);
+    if (kind === "backup-restore") await notifyBackup(tx, "backup.restore.end", backupId);
+  }
 }
 
 /** @throws InvalidError, since the row's operation is part of one on its whole group */

@@ -5,25 +5,22 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { nilUuid } from "../db/listing.ts";
 import { isLiveOperation } from "../db/live.ts";
 import { InvalidError, NotFoundError, OperationEndedError } from "../errors.ts";
-import { addMessage } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import { holdSeal } from "../queue/blocked.ts";
 import { documentVersion } from "../queue/document-version.ts";
-import { type BackupPlan, documents, readForEnding } from "../queue/documents.ts";
+import { type BackupPlan, documents } from "../queue/documents.ts";
 import {
   completeOperation,
   countDown,
-  endOperation,
   lockLiveOperation,
   lockOperation,
-  type OperationRow,
   planInForce,
   startPhase,
 } from "../queue/operations.ts";
+import { backupTidyNeeds, copyNeeds } from "../queue/plan-needs.ts";
 import { finishTask, type NewTask, reopenCopies, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
-import { encoderNeeds, needToRead, needToWrite } from "../queue/workers.ts";
+import { needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
-import { type Damage, markDamage } from "../rows/chains.ts";
 import { move } from "../rows/move.ts";
 import { releaseSource } from "../rows/release.ts";
 import { volumeMeta } from "./volume-meta.ts";
@@ -134,18 +131,6 @@ function parentOf(parent: Backup): NonNullable<BackupPlan["parent"]> {
   };
 }
 
-const needsOf = (plan: BackupPlan): string[] => [
-  ...new Set([
-    needToWrite(plan.repository),
-    ...(plan.parent && plan.parent.repository !== plan.repository ? [needToRead(plan.parent.repository)] : []),
-    `backend:${plan.backend}`,
-    ...encoderNeeds(plan.zlibEncoder),
-  ]),
-];
-
-/** What the clean-up needs access to: it removes staged slices and the temporary snapshot. */
-const tidyNeeds = (plan: BackupPlan): string[] => [needToWrite(plan.repository), `backend:${plan.backend}`];
-
 /** Ends the plan task and releases the ranges, all in one commit. `fingerprint` is that of the frozen source. */
 export async function startCopy(
   database: Database,
@@ -158,7 +143,7 @@ export async function startCopy(
     await finishTask(tx, result);
     const plan = { ...copy.plan, fingerprint: copy.fingerprint };
     await tx.operation.update({ where: { id: operationId }, data: { plan: plan as unknown as Prisma.InputJsonValue } });
-    const needs = needsOf(plan);
+    const needs = copyNeeds(plan);
     await startPhase(
       tx,
       operation,
@@ -275,55 +260,7 @@ export async function finishBackup(
     await notifyBackup(tx, "backup.create.end", plan.backupId);
     await completeOperation(tx, operation, result, {
       bytesStored: sealed.bytesStored,
-      tidy: tidy ? tidyNeeds(plan) : null,
+      tidy: tidy ? backupTidyNeeds(plan) : null,
     });
   });
-}
-
-/**
- * The backup ends in `error` with a reason; the volume gets its status back (cinder-api 6.11). If a backup that it was to build on is
- * damaged, that one is marked and its project notified. Rows are locked by the caller.
- */
-export async function failBackupCreate(
-  tx: Transaction,
-  operation: OperationRow,
-  reason: string,
-  damage: Damage | null,
-): Promise<void> {
-  if (damage !== null && damage.backupId !== operation.backupId) {
-    const { projectId, requestId } = operation;
-    await markDamage(tx, damage);
-    await addMessage(tx, {
-      projectId,
-      requestId,
-      backupId: damage.backupId,
-      action: "backup-verify",
-      detail: "damaged",
-    });
-    await notifyBackup(tx, "backup.verify.end", damage.backupId, { mode: "quick", damaged: 1 });
-  }
-  await failCreating(tx, operation.backupId ?? nilUuid, reason);
-  await releaseSource(tx, operation, "error_backing-up");
-  const plan = readForEnding(documents.backupPlan, operation.plan);
-  await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? tidyNeeds(plan) : null });
-}
-
-async function failCreating(tx: Transaction, id: string, reason: string): Promise<void> {
-  const failReason = reason.slice(0, 255);
-  await move(tx, "backup", { id, deletedAt: null }, { from: "creating", to: "error" }, { failReason });
-}
-
-/** Stops the creation and releases its volume or snapshot; the caller sets the backup's status. Rows are locked by the caller. */
-export async function cancelBackupCreate(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  await releaseSource(tx, operation, "backing-up");
-  const plan = readForEnding(documents.backupPlan, operation.plan);
-  await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? tidyNeeds(plan) : null });
-}
-
-/** Stops the creation because of its volume or snapshot; the backup is in `error` with the reason. Rows are locked by the caller. */
-export async function giveUpBackup(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  const id = operation.backupId ?? nilUuid;
-  await cancelBackupCreate(tx, operation, reason);
-  await failCreating(tx, id, reason);
-  await notifyBackup(tx, "backup.create.end", id);
 }

@@ -4,15 +4,8 @@ import { InvalidError, NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import type { Principal } from "../principal.ts";
 import { waitForWorkers } from "../queue/blocked.ts";
-import {
-  completeOperation,
-  endOperation,
-  lockLiveOperation,
-  type OperationRow,
-  startOperation,
-} from "../queue/operations.ts";
+import { completeOperation, lockLiveOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
-import { wasClaimed } from "../queue/tasks.ts";
 import { needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { countDependents, getBackup, lockBackup } from "../rows/backups.ts";
@@ -126,32 +119,4 @@ export async function finishBackupDelete(
     if (row) await notifyBackup(tx, "backup.delete.end", row.id);
     await completeOperation(tx, operation, result);
   });
-}
-
-/** An admin ends a deletion. The rows are locked by the caller, who sets the backup's status. */
-export async function cancelBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  // Its worker may not have heard of it yet, or may be of an earlier release, which did not record that removal had begun.
-  if (await wasClaimed(tx, operation.id)) {
-    await tx.backup.updateMany({
-      where: { id: operation.backupId ?? nilUuid, removalBegunAt: null },
-      data: { removalBegunAt: new Date() },
-    });
-  }
-  await endOperation(tx, operation, { state: "cancelled", reason });
-}
-
-/** No partial deletion is forgotten: the row stays, in `error`, and can be deleted again. */
-export async function failBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  const which = { id: operation.backupId ?? nilUuid };
-  const failReason = reason.slice(0, 255);
-  await move(tx, "backup", which, { from: "deleting", to: "error" }, { failReason });
-  await endOperation(tx, operation, { state: "failed", reason });
-}
-
-/** Stops the deletion because of the group operation that it is a part of. Rows are locked by the caller. */
-export async function giveUpBackupDelete(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  await cancelBackupDelete(tx, operation, reason);
-  const which = { id: operation.backupId ?? nilUuid };
-  const failReason = reason.slice(0, 255);
-  await move(tx, "backup", which, { from: "deleting", to: "error" }, { failReason });
 }

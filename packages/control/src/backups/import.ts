@@ -3,7 +3,7 @@ import { type Database, inTransaction, lockRepository, type Transaction } from "
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NoServiceError, OperationEndedError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import { completeOperation, endOperation, type OperationRow, startOperation } from "../queue/operations.ts";
+import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { liveQueues } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
@@ -181,25 +181,4 @@ async function checkParent(tx: Transaction, descent: Descent, stated: string | n
   const bears = parent?.serviceMetadata?.split("_backup_").at(-1);
   if (!parent || stated == null || stated === parent.id || stated === bears) return;
   throw new InvalidError("backup", `The record names ${parentId} as parent, the metadata ${stated}.`);
-}
-
-export async function failBackupImport(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  await endImport(tx, operation, { state: "failed", reason });
-}
-
-/** An admin has deleted or reset the row in the meantime. Rows are locked by the caller. */
-export async function cancelBackupImport(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  await endImport(tx, operation, { state: "cancelled", reason });
-}
-
-/** The row stays, in `error`, and no longer names any objects: deleting it must not remove the objects whose import was refused. */
-async function endImport(
-  tx: Transaction,
-  operation: OperationRow,
-  end: { state: "failed" | "cancelled"; reason: string },
-): Promise<void> {
-  const which = { id: operation.backupId ?? nilUuid, deletedAt: null };
-  const columns = { failReason: end.reason.slice(0, 255), container: null, serviceMetadata: null };
-  await move(tx, "backup", which, { from: "creating", to: "error" }, columns);
-  await endOperation(tx, operation, end);
 }

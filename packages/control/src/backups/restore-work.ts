@@ -4,26 +4,24 @@ import { nilUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import { documentVersion } from "../queue/document-version.ts";
-import { documents, type RestorePlan, readForEnding } from "../queue/documents.ts";
+import { documents, type RestorePlan } from "../queue/documents.ts";
 import {
   completeOperation,
   countDown,
-  endOperation,
   fixPlan,
   lockLiveOperation,
-  type OperationRow,
   planInForce,
   startPhase,
 } from "../queue/operations.ts";
+import { restoreNeeds, restoreTidyNeeds } from "../queue/plan-needs.ts";
 import { finishTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
-import { needToRead, needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { lockBackup } from "../rows/backups.ts";
-import { type Damage, markDamage, wholeChain } from "../rows/chains.ts";
+import { wholeChain } from "../rows/chains.ts";
 import { move } from "../rows/move.ts";
 import { releaseBackup } from "../rows/release.ts";
 import type { Volume } from "../rows/volumes.ts";
-import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
+import { lockVolume, restoring, type VolumeRow } from "../rows/volumes.ts";
 import { restoredColumns } from "./volume-meta.ts";
 
 /**
@@ -73,18 +71,6 @@ async function findTarget(database: Database, operation: TaskOperation): Promise
   if (!volume) throw new NotFoundError("Volume", operation.volumeId ?? nilUuid);
   return volume;
 }
-
-/** Capabilities that a restore needs. A read-only repository is enough. */
-export const restoreNeeds = (plan: RestorePlan): string[] => [
-  ...new Set(plan.chain.map((c) => needToRead(c.repository))),
-  `backend:${plan.backend}`,
-];
-
-/** Capabilities needed to remove what a restore leaves behind. */
-export const restoreTidyNeeds = (plan: RestorePlan): string[] => [
-  ...restoreNeeds(plan),
-  ...(plan.staged === true ? plan.chain.slice(0, 1).map((c) => needToWrite(c.repository)) : []),
-];
 
 /** Ends the plan task and releases the ranges. Each range carries where its slice of the merged map is staged. */
 export async function startRestoreRanges(
@@ -145,9 +131,6 @@ export async function finishRestore(
   });
 }
 
-/** A volume that is restored is in one of these. */
-const restoring = ["restoring-backup", "creating"] as const;
-
 /** The volume has the backup's bytes; updates its row and the backup's. Both are locked; either may be gone. */
 export async function applyRestored(
   tx: Transaction,
@@ -190,52 +173,4 @@ export async function finishPreparedRestore(
     });
     await completeOperation(tx, operation, result, { bytesStored: result.bytesStored });
   });
-}
-
-/**
- * A restore has failed. A failing target leaves the backup `available`; damage in the backup gives it `error_restoring` with a reason that
- * names backup and object, and flags the member of the chain that holds it, which is never chosen as a parent again.
- */
-export async function failRestore(
-  tx: Transaction,
-  operation: OperationRow,
-  reason: string,
-  damage: Damage | null,
-): Promise<void> {
-  // As part of a group restore, the volume is still untouched, and is released with the others.
-  if (operation.parentId === null) {
-    await failTarget(tx, operation, "error_restoring");
-  }
-  if (damage) {
-    await markDamage(tx, damage);
-    const which = { id: operation.backupId ?? nilUuid };
-    const failReason = reason.slice(0, 255);
-    await move(tx, "backup", which, { from: "restoring", to: "error_restoring" }, { failReason });
-  } else {
-    await releaseBackup(tx, operation.backupId);
-  }
-  const plan = readForEnding(documents.restorePlan, operation.plan);
-  await endOperation(tx, operation, { state: "failed", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
-}
-
-async function failTarget(tx: Transaction, operation: OperationRow, to: "error" | "error_restoring"): Promise<void> {
-  const which = { id: operation.volumeId ?? nilUuid };
-  await move(tx, "volume", which, { from: restoring, to }, { previousStatus: "restoring-backup" });
-}
-
-/** Stops the restore: the target's contents are undefined, so it is in `error`. Rows are locked by the caller, who handles the backup. */
-export async function cancelRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  if (operation.parentId === null) {
-    await failTarget(tx, operation, "error");
-  }
-  const plan = readForEnding(documents.restorePlan, operation.plan);
-  await endOperation(tx, operation, { state: "cancelled", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
-}
-
-/** Stops the restore because of its target; the backup is unaffected. Rows are locked by the caller. */
-export async function giveUpRestore(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  const backupId = operation.backupId ?? nilUuid;
-  await cancelRestore(tx, operation, reason);
-  await releaseBackup(tx, backupId);
-  await notifyBackup(tx, "backup.restore.end", backupId);
 }

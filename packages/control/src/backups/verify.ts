@@ -8,25 +8,24 @@ import { addMessage } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import type { Principal } from "../principal.ts";
 import { documentVersion, isNewer } from "../queue/document-version.ts";
-import { documents, readForEnding, type VerifyMode, type VerifyPlan } from "../queue/documents.ts";
+import { documents, type VerifyMode, type VerifyPlan } from "../queue/documents.ts";
 import {
   completeOperation,
   countDown,
-  endOperation,
   fixPlan,
   isLive,
   lockLiveOperation,
   lockOperation,
-  type OperationRow,
   planInForce,
   startOperation,
   startPhase,
 } from "../queue/operations.ts";
+import { verifyNeeds, verifyPlanNeeds, verifyTidyNeeds } from "../queue/plan-needs.ts";
 import { finishTask, type Json, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
-import { needToRead, needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { getBackup, lockBackup } from "../rows/backups.ts";
 import { readChain, readDamage, type StoredLink, wholeChain } from "../rows/chains.ts";
+import { endWork } from "../rows/endings.ts";
 import { move } from "../rows/move.ts";
 
 /** What was found: how much was checked, and at most a thousand damaged objects. */
@@ -81,16 +80,9 @@ export async function startVerify(
     backupId: backup.id,
     bytesTotal: mode === "quick" ? 0n : (backup.volumeBytes ?? 0n),
     input: { mode, backend },
-    task: { kind: "plan-verify", needs: needsOf({ chain: await readChain(tx, backup.id), backend }) },
+    task: { kind: "plan-verify", needs: verifyNeeds(await readChain(tx, backup.id), backend) },
   });
 }
-
-const needsOf = (reached: { chain: readonly { repository: string }[]; backend: string | null }): string[] => [
-  ...new Set(reached.chain.map((link) => needToRead(link.repository))),
-  ...(reached.backend === null ? [] : [`backend:${reached.backend}`]),
-];
-
-const needsOfPlan = ({ chain, drill }: VerifyPlan): string[] => needsOf({ chain, backend: drill?.backend ?? null });
 
 /**
  * Fixes the plan of a verification, unless there is one already.
@@ -123,7 +115,7 @@ export async function startVerifyRanges(
     await finishTask(tx, result);
     const plan = verify.plan as unknown as Prisma.InputJsonValue;
     await tx.operation.update({ where: { id: operationId }, data: { plan } });
-    const needs = needsOfPlan(verify.plan);
+    const needs = verifyPlanNeeds(verify.plan);
     const tasks = verify.ranges.map(({ offset, length, input }, ordinal) => {
       return { kind: "verify" as const, ordinal, needs, range: { offset, length }, input };
     });
@@ -137,7 +129,7 @@ export async function finishVerifyRange(database: Database, operationId: string,
     const operation = await lockLiveOperation(tx, operationId);
     await finishTask(tx, result);
     if ((await countDown(tx, operationId)) > 0) return;
-    const needs = needsOfPlan(documents.verifyPlan(operation.plan));
+    const needs = verifyPlanNeeds(documents.verifyPlan(operation.plan));
     await startPhase(tx, operation, [{ kind: "conclude-verify", ordinal: 0, needs }]);
   });
 }
@@ -187,7 +179,7 @@ export async function finishVerify(
     await notifyBackup(tx, "backup.verify.end", id, { mode, damaged: damaged.length });
     const affected = await readDescendants(tx, marked);
     await completeOperation(tx, operation, result, {
-      tidy: tidyNeeds(plan),
+      tidy: verifyTidyNeeds(plan),
       result: { verify: { id, mode, objects, blocks, damaged, affected } },
     });
   });
@@ -238,17 +230,6 @@ async function readDescendants(tx: Transaction, ids: readonly string[]): Promise
   return rows.map((row) => row.id);
 }
 
-/** Capabilities that a clean-up task needs; null where nothing is left behind. */
-const tidyNeeds = (plan: VerifyPlan | null): string[] | null =>
-  plan === null || plan.mode === "quick" ? null : [...needsOfPlan(plan), ...stagedNeeds(plan)];
-
-const stagedNeeds = ({ staged, chain }: VerifyPlan): string[] =>
-  staged === true ? chain.slice(0, 1).map((link) => needToWrite(link.repository)) : [];
-
-export async function failVerify(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  await endVerify(tx, operation, { state: "failed", reason });
-}
-
 /** A backup that is being deleted has nothing left to verify. The backup is locked by the caller. */
 export async function cancelVerifications(tx: Transaction, backupId: string): Promise<void> {
   const seen = await tx.operation.findMany({
@@ -258,16 +239,8 @@ export async function cancelVerifications(tx: Transaction, backupId: string): Pr
   });
   for (const { id } of seen) {
     const operation = await lockOperation(tx, id);
-    if (isLive(operation)) await endVerify(tx, operation, { state: "cancelled", reason: "The backup was deleted." });
+    if (isLive(operation)) await endWork(tx, operation, { state: "cancelled", reason: "The backup was deleted." });
   }
-}
-
-async function endVerify(
-  tx: Transaction,
-  operation: OperationRow,
-  end: { state: "failed" | "cancelled"; reason: string },
-): Promise<void> {
-  await endOperation(tx, operation, { ...end, tidy: tidyNeeds(readForEnding(documents.verifyPlan, operation.plan)) });
 }
 
 /** What is known about a backup's health: its own mark, and those of the backups that it builds on. */

@@ -1,27 +1,18 @@
 import { randomUUID } from "node:crypto";
 import { chooseParent, placeBackup, startBackup } from "../backups/create.ts";
-import { cancelBackupCreate } from "../backups/create-work.ts";
 import type { Config } from "../config.ts";
 import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import {
-  completeOperation,
-  endOperation,
-  isLive,
-  lockLiveOperation,
-  type OperationRow,
-  startOperation,
-} from "../queue/operations.ts";
+import { completeOperation, lockLiveOperation, type OperationRow, startOperation } from "../queue/operations.ts";
 import { finishTask, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
 import { needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { addBackup, lockBackup } from "../rows/backups.ts";
 import {
   addGroupSnapshot,
-  type GroupEnd,
   type GroupRow,
   holdGroup,
   instanceGroupType,
@@ -382,27 +373,4 @@ export async function finishGroupBackup(
     await releaseGroup(tx, operation.id);
     await completeOperation(tx, operation, result);
   });
-}
-
-/**
- * Backups that are not finished are given up: the group's backup is in error; its complete parts can still be deleted or restored one by
- * one. The rows are locked.
- */
-export async function failGroupBackup(
-  tx: Transaction,
-  operation: OperationRow,
-  parts: readonly OperationRow[],
-  { state, reason }: GroupEnd,
-): Promise<void> {
-  const of = { groupSnapshotId: operation.groupSnapshotId ?? nilUuid };
-  const snapshots = await tx.snapshot.findMany({ where: of, include: { volume: true } });
-  // A worker that died while taking the snapshots may have left the guest frozen, or its writes redirected away from its disks.
-  const tidy = [...new Set(snapshots.map(({ volume }) => `backend:${volume.backend}`))];
-  await endOperation(tx, operation, { state, reason, tidy });
-  for (const part of parts.filter(isLive)) await cancelBackupCreate(tx, part, reason);
-  await move(tx, "groupSnapshot", { id: of.groupSnapshotId }, { from: "creating", to: "error" });
-  await move(tx, "snapshot", of, { from: "creating", to: "error" });
-  const failReason = reason.slice(0, 255);
-  await move(tx, "backup", { ...of, deletedAt: null }, { from: "creating", to: "error" }, { failReason });
-  await releaseGroup(tx, operation.id);
 }

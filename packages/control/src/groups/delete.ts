@@ -1,21 +1,12 @@
-import { giveUpBackupDelete, startBackupDelete } from "../backups/delete.ts";
+import { startBackupDelete } from "../backups/delete.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import {
-  completeOperation,
-  concludeTask,
-  endOperation,
-  isLive,
-  lockLiveOperation,
-  type OperationRow,
-  startOperation,
-} from "../queue/operations.ts";
+import { completeOperation, concludeTask, lockLiveOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { lockBackup } from "../rows/backups.ts";
 import {
-  type GroupEnd,
   type GroupRow,
   holdGroup,
   lockInstanceGroup,
@@ -23,7 +14,7 @@ import {
   refuseBusy,
   releaseGroup,
 } from "../rows/groups.ts";
-import { move, override } from "../rows/move.ts";
+import { override } from "../rows/move.ts";
 import { lockQuotas, releaseQuota } from "../rows/quotas.ts";
 import { markSnapshotRemoval } from "../rows/snapshots.ts";
 import { type AcceptedGroupOperation, memberInstance } from "./backup.ts";
@@ -167,19 +158,4 @@ export async function finishGroupDelete(
     await tx.groupSnapshot.deleteMany({ where: { id: groupSnapshotId } });
     await completeOperation(tx, operation, result);
   });
-}
-
-/** A failed deletion forgets nothing: what is left can be deleted again. The rows are locked. */
-export async function failGroupDelete(
-  tx: Transaction,
-  operation: OperationRow,
-  parts: readonly OperationRow[],
-  { state, reason }: GroupEnd,
-): Promise<void> {
-  await endOperation(tx, operation, { state, reason });
-  for (const part of parts.filter(isLive)) await giveUpBackupDelete(tx, part, reason);
-  const groupSnapshotId = operation.groupSnapshotId ?? nilUuid;
-  await move(tx, "groupSnapshot", { id: groupSnapshotId }, { from: "deleting", to: "error" });
-  await move(tx, "snapshot", { groupSnapshotId }, { from: "deleting", to: "error_deleting" });
-  await releaseGroup(tx, operation.id);
 }

@@ -1,18 +1,18 @@
 import { startRestore } from "../backups/restore.ts";
-import { applyRestored, restoreTidyNeeds } from "../backups/restore-work.ts";
+import { applyRestored } from "../backups/restore-work.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { liveStates } from "../db/live.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { documentVersion } from "../queue/document-version.ts";
-import { documents, type RestorePlan, readForEnding } from "../queue/documents.ts";
-import { completeOperation, endOperation, isLive, type OperationRow, startOperation } from "../queue/operations.ts";
-import { addTasks, type Json, type TaskOperation, type TaskResult } from "../queue/tasks.ts";
+import { documents, type RestorePlan } from "../queue/documents.ts";
+import { completeOperation, startOperation } from "../queue/operations.ts";
+import type { Json, TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { freeBytesOf } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { lockBackup } from "../rows/backups.ts";
-import { type GroupEnd, holdGroup, lockInstanceGroup, refuseBusy, releaseGroup } from "../rows/groups.ts";
-import { releaseBackup, releaseTarget } from "../rows/release.ts";
+import { tidyRestored } from "../rows/endings.ts";
+import { holdGroup, lockInstanceGroup, refuseBusy, releaseGroup } from "../rows/groups.ts";
 import type { Volume } from "../rows/volumes.ts";
 import { GiB, moveVolume } from "../rows/volumes.ts";
 import { type AcceptedGroupOperation, memberInstance } from "./backup.ts";
@@ -162,9 +162,6 @@ const plansOf = (parts: readonly { plan: Json }[]): RestorePlan[] =>
 export const preparedVolumes = (parts: readonly { plan: Json }[]): PreparedVolume[] =>
   plansOf(parts).map(({ volumeId, backend, target }) => ({ volumeId, backend, prepared: target ?? "" }));
 
-/** Whether volumes may have been replaced already: then there is no way back. */
-export const isPublishing = ({ plan }: { plan: Json }): boolean => plan !== null;
-
 /** From now on every claim continues until all volumes are replaced. */
 export async function beginPublishing(database: Database, operationId: string): Promise<void> {
   await database.operation.updateMany({
@@ -185,41 +182,8 @@ export async function finishGroupRestore(
       const volume = await tx.volume.findUnique({ where: { id: plan.volumeId }, include: { attachments: true } });
       await applyRestored(tx, { volume, backup: await lockBackup(tx, plan.backupId), plan });
     }
-    await tidyParts(tx, parts);
+    await tidyRestored(tx, parts);
     await releaseGroup(tx, operation.id);
     await completeOperation(tx, operation, result);
   });
-}
-
-/** Adds the parts' clean-up: staging and private files stay until the group operation has ended. */
-async function tidyParts(tx: Transaction, parts: readonly OperationRow[]): Promise<void> {
-  for (const part of parts) {
-    const plan = readForEnding(documents.restorePlan, part.plan);
-    if (plan) await addTasks(tx, part, [{ kind: "tidy", ordinal: 0, needs: restoreTidyNeeds(plan) }]);
-  }
-}
-
-/**
- * Nothing is published: what was prepared is discarded, and the volumes keep their contents and get their previous status back. Only if
- * volumes may have been replaced already is their combined state unknown. The rows are locked.
- */
-export async function failGroupRestore(
-  tx: Transaction,
-  operation: OperationRow,
-  parts: readonly OperationRow[],
-  { state, reason }: GroupEnd,
-): Promise<void> {
-  const done = parts.filter((part) => part.state === "succeeded");
-  await endOperation(tx, operation, { state, reason });
-  for (const part of parts.filter(isLive)) {
-    const plan = readForEnding(documents.restorePlan, part.plan);
-    await endOperation(tx, part, { state: "cancelled", reason, tidy: plan ? restoreTidyNeeds(plan) : null });
-  }
-  await tidyParts(tx, done);
-  const spoilt = isPublishing(operation);
-  for (const { volumeId, backupId } of parts) {
-    await releaseTarget(tx, volumeId, { spoilt });
-    await releaseBackup(tx, backupId);
-  }
-  await releaseGroup(tx, operation.id);
 }

@@ -39,6 +39,11 @@ export type OperationKind =
   | "group-restore"
   | "group-delete";
 
+export type GroupOperationKind = Extract<OperationKind, `group-${string}`>;
+
+/** Whether an operation of this kind is on a group as a whole, and has parts. */
+export const isGroupOperation = (kind: string): kind is GroupOperationKind => kind.startsWith("group-");
+
 export const operationStates = ["queued", "running", "succeeded", "failed", "cancelled"] as const;
 export type OperationState = (typeof operationStates)[number];
 
@@ -100,6 +105,9 @@ export async function lockOperation(tx: Transaction, id: string): Promise<Operat
 }
 
 export const isLive = (operation: { state: OperationState }): boolean => isLiveState(operation.state);
+
+/** Whether a restore of a group may have replaced volumes already: then there is no way back. */
+export const isPublishing = ({ plan }: { plan: Json }): boolean => plan !== null;
 
 /** Locks an operation that a task is about to report to. @throws OperationEndedError when it is no longer live */
 export async function lockLiveOperation(tx: Transaction, id: string): Promise<OperationRow> {

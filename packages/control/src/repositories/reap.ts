@@ -4,7 +4,7 @@ import { isEndedOperation, isLiveOperation, liveStates } from "../db/live.ts";
 import { InvalidError, OperationEndedError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import type { ReapInput } from "../queue/documents.ts";
-import { completeOperation, endOperation, type OperationRow, startOperation } from "../queue/operations.ts";
+import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { needToRead, needToWrite } from "../queue/workers.ts";
 
@@ -268,10 +268,4 @@ export async function finishReap(
     await completeOperation(tx, operation, result, { result: { ...reaped, removed: { ...reaped.removed } } });
     await tx.condemnedPlace.deleteMany({ where: { operationId: operation.id } });
   });
-}
-
-/** What was removed stays removed: the next pass continues from there. */
-export async function failReap(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  await endOperation(tx, operation, { state: "failed", reason });
-  await tx.condemnedPlace.deleteMany({ where: { operationId: operation.id } });
 }

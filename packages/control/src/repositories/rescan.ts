@@ -4,7 +4,7 @@ import { liveStates } from "../db/live.ts";
 import { OperationEndedError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { documents } from "../queue/documents.ts";
-import { completeOperation, endOperation, type OperationRow, startOperation } from "../queue/operations.ts";
+import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { needToRead } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
@@ -164,6 +164,3 @@ export async function finishRescan(
 }
 
 /** What was entered stays: the next rescan continues from there. */
-export async function failRescan(tx: Transaction, operation: OperationRow, reason: string): Promise<void> {
-  await endOperation(tx, operation, { state: "failed", reason });
-}

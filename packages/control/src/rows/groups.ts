@@ -9,12 +9,6 @@ import { lockQuota, releaseQuota } from "./quotas.ts";
 
 export type { Group, GroupSnapshot, GroupType, Instance };
 
-/** How a failed or cancelled operation on a group ended. */
-export interface GroupEnd {
-  state: "failed" | "cancelled";
-  reason: string;
-}
-
 export type GroupRow = Group & { volumes: { id: string }[] };
 
 /** The type of every instance group; created by a migration. */

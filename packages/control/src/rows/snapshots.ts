@@ -6,6 +6,7 @@ import type { Prisma, Snapshot } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 import { isLive, lockOperation, type OperationKind, type OperationRow } from "../queue/operations.ts";
 import { lockBackup } from "./backups.ts";
+import { move } from "./move.ts";
 import { lockVolume } from "./volumes.ts";
 
 export type { Snapshot };
@@ -56,6 +57,17 @@ export async function markSnapshotRemoval(
 ): Promise<void> {
   const now = new Date();
   await tx.snapshot.updateMany({ where: { ...which, removalBegunAt: null }, data: { removalBegunAt: now } });
+}
+
+/** The deletion of the volume failed: snapshots that were to be deleted with it stay, unless they are being deleted on their own. */
+export async function releaseSnapshotsOf(tx: Transaction, volumeId: string): Promise<void> {
+  const own = await tx.operation.findMany({
+    where: { volumeId, kind: "snapshot-delete", state: liveStates },
+    select: { snapshotId: true },
+  });
+  const going = own.flatMap(({ snapshotId }) => snapshotId ?? []);
+  const which = { volumeId, id: { notIn: going } };
+  await move(tx, "snapshot", which, { from: "deleting", to: "error_deleting" });
 }
 
 export type SnapshotRow = Snapshot;

@@ -162,3 +162,16 @@ export async function moveVolume<const To extends StatusOf<"volume">>(
   const row = await tx.volume.findUnique({ where: { id } });
   throw row ? refuse(row.status) : new NotFoundError("Volume", id);
 }
+
+/** A volume that is restored is in one of these. */
+export const restoring = ["restoring-backup", "creating"] as const;
+
+/** From now on nobody can use the volume, nor snapshots deleted with it. */
+export async function markVolumeRemoval(tx: Transaction, volumeId: string): Promise<void> {
+  const removalBegunAt = new Date();
+  await tx.volume.updateMany({ where: { id: volumeId, removalBegunAt: null }, data: { removalBegunAt } });
+  await tx.snapshot.updateMany({
+    where: { volumeId, status: "deleting", removalBegunAt: null },
+    data: { removalBegunAt },
+  });
+}

@@ -8,7 +8,7 @@ import { giveUpTask } from "../queue/tasks.ts";
 import { whyUnreachable } from "../queue/workers.ts";
 import { releaseGroup } from "../rows/groups.ts";
 import { releaseRows } from "../rows/release.ts";
-import type { Failure } from "./endings.ts";
+import type { Failure } from "./failing.ts";
 
 /** Maximum number of operations that one step of a pass ends. */
 const batch = 100;

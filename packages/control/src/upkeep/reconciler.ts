@@ -8,7 +8,7 @@ import type { Election } from "../queue/election.ts";
 import { releaseDead, ringDispatchers } from "../queue/tasks.ts";
 import { count } from "../telemetry/counters.ts";
 import { events, type Logger } from "../telemetry/telemetry.ts";
-import { type Failure, failOperation } from "./endings.ts";
+import { type Failure, failOperation } from "./failing.ts";
 import { endBluntly, failPoisoned, failStuck, failUnplaced } from "./healing.ts";
 import { type DueWork, dueWork } from "./schedules.ts";
 

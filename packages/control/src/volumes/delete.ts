@@ -1,6 +1,5 @@
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
-import { liveStates } from "../db/live.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { waitForWorkers } from "../queue/blocked.ts";
@@ -8,7 +7,7 @@ import { completeOperation, lockLiveOperation, startOperation } from "../queue/o
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { move, override } from "../rows/move.ts";
 import { lockQuota, releaseQuota } from "../rows/quotas.ts";
-import { getVolume, lockVolume, moveVolume } from "../rows/volumes.ts";
+import { getVolume, lockVolume, markVolumeRemoval, moveVolume } from "../rows/volumes.ts";
 import { originsOf, volumeTransitions } from "../states.ts";
 
 const statusText = "status must be available or error or error_restoring or error_extending or error_managing and";
@@ -101,27 +100,6 @@ export async function beginVolumeDelete(database: Database, operation: TaskOpera
     await lockLiveOperation(tx, operation.id);
     await markVolumeRemoval(tx, operation.volumeId ?? nilUuid);
   });
-}
-
-/** From now on nobody can use the volume, nor snapshots deleted with it. */
-export async function markVolumeRemoval(tx: Transaction, volumeId: string): Promise<void> {
-  const removalBegunAt = new Date();
-  await tx.volume.updateMany({ where: { id: volumeId, removalBegunAt: null }, data: { removalBegunAt } });
-  await tx.snapshot.updateMany({
-    where: { volumeId, status: "deleting", removalBegunAt: null },
-    data: { removalBegunAt },
-  });
-}
-
-/** The deletion of the volume failed: snapshots that were to be deleted with it stay, unless they are being deleted on their own. */
-export async function releaseSnapshotsOf(tx: Transaction, volumeId: string): Promise<void> {
-  const own = await tx.operation.findMany({
-    where: { volumeId, kind: "snapshot-delete", state: liveStates },
-    select: { snapshotId: true },
-  });
-  const going = own.flatMap(({ snapshotId }) => snapshotId ?? []);
-  const which = { volumeId, id: { notIn: going } };
-  await move(tx, "snapshot", which, { from: "deleting", to: "error_deleting" });
 }
 
 /** The files are gone: removes the rows of the volume and of the snapshots deleted with it, and releases their quota. */

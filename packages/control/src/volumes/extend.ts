@@ -1,12 +1,11 @@
 import type { Config } from "../config.ts";
-import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { type Database, inTransaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import { documents, readForEnding } from "../queue/documents.ts";
-import { completeOperation, type OperationRow, startOperation } from "../queue/operations.ts";
+import { completeOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
-import { releaseQuota, reserveQuota } from "../rows/quotas.ts";
+import { reserveQuota } from "../rows/quotas.ts";
 import { finishGrowth, GiB, getVolume, moveVolume } from "../rows/volumes.ts";
 
 /**
@@ -44,15 +43,6 @@ export async function requestVolumeExtend(
       task: { kind: "extend-volume", needs: [`backend:${seen.backend}`] },
     });
   });
-}
-
-/**
- * The volume keeps its length: releases the quota reserved for its growth. Where the input cannot be read, the repair of quotas does. The
- * quota is locked.
- */
-export async function releaseExtend(tx: Transaction, operation: OperationRow): Promise<void> {
-  const input = readForEnding(documents.extension, operation.input);
-  if (input) await releaseQuota(tx, operation.projectId, { gigabytes: input.addedGib });
 }
 
 /** The file has its new length: the volume gets its size, and its previous status back. */

@@ -4,8 +4,8 @@ import { openPathTarget, type PathTarget } from "./file/file-target.ts";
 import { type NbdAddress, NbdClient } from "./nbd/nbd-client.ts";
 import { NbdSource, NbdTarget } from "./nbd/nbd-volume.ts";
 import { type ImageFormat, imageFormats, openImageChain } from "./qemu/image-chain.ts";
+import { serveSource } from "./qemu/image-source.ts";
 import { createImage } from "./qemu/new-image.ts";
-import { serveImage } from "./qemu/qemu-nbd.ts";
 import type { VolumeSource } from "./volume.ts";
 
 const nbdPort = 10_809;
@@ -74,17 +74,7 @@ async function openNbdTarget(name: string, sizeBytes: number): Promise<PathTarge
 }
 
 async function openImage(path: string, format: ImageFormat, roots: readonly string[]): Promise<VolumeSource> {
-  await using stack = new AsyncDisposableStack();
-  const chain = await openImageChain(path, format, roots);
-  for (const { file } of chain) stack.defer(() => file.close());
-  const { client } = stack.use(await serveImage(chain, { writable: false }));
-  const fingerprint = async (): Promise<string> => {
-    const stats = await Promise.all(chain.map(({ file }) => file.stat({ bigint: true })));
-    return stats.map(({ ino, size, mtimeNs, ctimeNs }) => [ino, size, mtimeNs, ctimeNs].join(":")).join(" ");
-  };
-  const source = new NbdSource(client, fingerprint);
-  const owned = stack.move();
-  return Object.assign(source, { [Symbol.asyncDispose]: () => owned.disposeAsync() });
+  return serveSource(await openImageChain(path, format, roots));
 }
 
 async function openNbd(name: string): Promise<VolumeSource> {

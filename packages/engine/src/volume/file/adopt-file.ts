@@ -2,6 +2,7 @@ import { link, lstat } from "node:fs/promises";
 import { errnoOf, SourceMissingError, VolumeConflictError } from "../../errors.ts";
 import type { RunContext } from "../../run/run-context.ts";
 import { guardStorage } from "../storage-error.ts";
+import type { VolumeSource } from "../volume.ts";
 import { copyToNewFile } from "./copy-file.ts";
 import { newDraft } from "./drafts.ts";
 import { type FileSource, openFileSource } from "./file-source.ts";
@@ -45,7 +46,10 @@ async function holds(volume: string, source: FileSource, ctx: RunContext): Promi
   throw conflict(volume);
 }
 
-async function haveSameBytes(one: FileSource, other: FileSource, ctx: RunContext): Promise<boolean> {
+type Readable = Pick<VolumeSource, "sizeBytes" | "read">;
+
+/** Whether two sources are of one length and have the same bytes. */
+export async function haveSameBytes(one: Readable, other: Readable, ctx: RunContext): Promise<boolean> {
   if (one.sizeBytes !== other.sizeBytes) return false;
   const [left, right] = [Buffer.allocUnsafe(stepBytes), Buffer.allocUnsafe(stepBytes)];
   for (let offset = 0; offset < one.sizeBytes; offset += stepBytes) {

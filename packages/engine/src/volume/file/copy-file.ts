@@ -3,22 +3,30 @@ import { copyFile, open, unlink } from "node:fs/promises";
 import { errnoOf, PathNotAllowedError, SourceChangedError } from "../../errors.ts";
 import { type RunContext, writeBytesMax } from "../../run/run-context.ts";
 import { guardStorage } from "../storage-error.ts";
-import type { FileSource } from "./file-source.ts";
+import type { VolumeSource } from "../volume.ts";
 import { FileTarget } from "./file-target.ts";
 
 const mode = 0o660;
 /** Total attempts when the source changes during the copy. */
 const triesMax = 3;
 
+/** What can be copied to a file. */
+export interface CopySource extends VolumeSource {
+  /** Its name in messages. */
+  readonly path: string;
+  /** A path by which the kernel opens a file with these very bytes, if there is one. */
+  readonly descriptorPath?: string;
+}
+
 /**
  * Copies a source to a new file at `path`, which must not exist: by sharing its blocks where the file system can, otherwise by copying
  * the non-zero data. The copy is of one point in time: when the source changed meanwhile there are two more attempts, then
  * SourceChangedError. Durable when it resolves; on any failure the new file is removed.
  */
-export async function copyToNewFile(source: FileSource, path: string, ctx: RunContext): Promise<{ sizeBytes: number }> {
+export async function copyToNewFile(source: CopySource, path: string, ctx: RunContext): Promise<{ sizeBytes: number }> {
   ctx.signal.throwIfAborted();
   ctx.fence();
-  if (await shareBlocks(source.descriptorPath, path)) {
+  if (source.descriptorPath !== undefined && (await shareBlocks(source.descriptorPath, path))) {
     return { sizeBytes: await settle(path) };
   }
   for (let tries = 1; ; tries++) {
@@ -57,7 +65,7 @@ export async function shareBlocks(from: string, to: string): Promise<boolean> {
  * exists.
  */
 export async function copySparse(
-  source: FileSource,
+  source: VolumeSource,
   path: string,
   part: { offset: number; sizeBytes: number; isNew: boolean },
   ctx: RunContext,

@@ -7,8 +7,7 @@ import { idsIn } from "../../format/ids-in.ts";
 import type { RunContext } from "../../run/run-context.ts";
 import type { ExportOptions, ExportRun, UserPlaces } from "../backend.ts";
 import { guardStorage } from "../storage-error.ts";
-import { copyToNewFile, unlinkIfThere } from "./copy-file.ts";
-import type { FileSource } from "./file-source.ts";
+import { type CopySource, copyToNewFile, unlinkIfThere } from "./copy-file.ts";
 import { syncFolder } from "./sync-folder.ts";
 import { openUserPath, type UserPath } from "./user-path.ts";
 
@@ -30,7 +29,7 @@ const draftOf = ({ operationId, claim }: ExportRun): string => `${draftStart}${o
  * success has been recorded.
  */
 export async function exportToFile(
-  source: FileSource,
+  source: CopySource,
   path: string,
   { places, run, overwrite }: ExportOptions,
   ctx: RunContext,

@@ -2,13 +2,7 @@ import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { access, link, lstat, open, readdir, rename, statfs } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve, sep } from "node:path";
-import {
-  BackendUnavailableError,
-  errnoOf,
-  PathNotAllowedError,
-  SourceMissingError,
-  VolumeConflictError,
-} from "../../errors.ts";
+import { BackendUnavailableError, errnoOf, PathNotAllowedError, VolumeConflictError } from "../../errors.ts";
 import { Folder } from "../../folder.ts";
 import type { Extent } from "../../format/extents.ts";
 import { idsIn } from "../../format/ids-in.ts";
@@ -29,8 +23,8 @@ import { draftFolder, newDraft, removeDrafts } from "./drafts.ts";
 import { exportToFile } from "./export-file.ts";
 import { type FileSource, openFileSource } from "./file-source.ts";
 import { FileTarget } from "./file-target.ts";
+import { openImport } from "./open-import.ts";
 import { syncFolder } from "./sync-folder.ts";
-import { openUserPath } from "./user-path.ts";
 
 const mode = 0o660;
 
@@ -354,32 +348,12 @@ export async function openFileBackend(folder: string): Promise<FileBackend> {
 
 const unlimited: RunContext = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
 
-function checkId(id: string): string {
+/** @throws PathNotAllowedError unless it can be part of a file's name */
+export function checkId(id: string): string {
   if (!/^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/.test(id)) {
     throw new PathNotAllowedError(`Not an id: ${JSON.stringify(id.slice(0, 100))}.`);
   }
   return id;
-}
-
-/** Opens a file named by a user; the checks use the same descriptor that is then read. */
-async function openImport(path: string, places: UserPlaces): Promise<FileSource> {
-  await using named = await openUserPath(path, places);
-  const entry = named.folder.at(named.name);
-  const status = await lstat(entry).catch((error: unknown) => {
-    throw new SourceMissingError(`There is no file ${path}.`, { cause: error });
-  });
-  const refused = new PathNotAllowedError(`${path} is not a regular file inside an allowed folder.`);
-  if (!status.isFile()) throw refused;
-  const source = await openFileSource(entry, named.path);
-  try {
-    if (!(await source.isRegular())) throw refused;
-    named.refuseReserved(await source.identity());
-    await named.assertInPlace();
-    return source;
-  } catch (error) {
-    await source[Symbol.asyncDispose]();
-    throw error;
-  }
 }
 
 const syncFile = (path: string): Promise<void> => lengthen(path, null);

@@ -44,7 +44,7 @@ interface Parent {
  */
 export async function openImageChain(
   path: string,
-  format: ImageFormat,
+  format: ImageFormat | "raw",
   roots: readonly string[],
 ): Promise<ImageFile[]> {
   await using opened = new AsyncDisposableStack();
@@ -77,6 +77,28 @@ export async function openImageChain(
   opened.move();
   return chain;
 }
+
+/**
+ * The length of a qcow2 image, and the name of its backing file as it is written in it.
+ *
+ * @throws SourceMissingError, PathNotAllowedError, VolumeStorageError
+ */
+export async function inspectImage(path: string): Promise<{ sizeBytes: number; backing: string | null }> {
+  await using file = await openRegular(path);
+  const parent = await parentOf(path, "qcow2", file);
+  return { sizeBytes: await virtualBytes(file), backing: parent?.name ?? null };
+}
+
+/** Of a qcow2 image whose header was checked. */
+export async function virtualBytes(file: FileHandle): Promise<number> {
+  const field = Buffer.alloc(8);
+  await file.read(field, 0, field.length, 24);
+  return Number(field.readBigUInt64BE(0));
+}
+
+export const closeChain = async (chain: readonly ImageFile[]): Promise<void> => {
+  await Promise.all(chain.map(({ file }) => file.close()));
+};
 
 const isBelow = (path: string, root: string): boolean => path.startsWith(root.endsWith(sep) ? root : root + sep);
 

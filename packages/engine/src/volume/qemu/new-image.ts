@@ -1,17 +1,14 @@
-import { execFile } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { link, lstat, open, unlink } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { promisify } from "node:util";
-import { errnoOf, PathTakenError, VolumeStorageError } from "../../errors.ts";
+import { errnoOf, PathTakenError } from "../../errors.ts";
 import type { PathTarget } from "../file/file-target.ts";
 import { syncFolder } from "../file/sync-folder.ts";
 import { NbdTarget } from "../nbd/nbd-volume.ts";
 import { guardStorage } from "../storage-error.ts";
+import { createQcow2 } from "./qemu-img.ts";
 import { serveImage } from "./qemu-nbd.ts";
-
-const createMs = 60_000;
 
 /**
  * Creates a qcow2 image of that length, which appears under its name only when complete.
@@ -25,7 +22,7 @@ export async function createImage(named: string, sizeBytes: number): Promise<Pat
   await using stack = new AsyncDisposableStack();
   const temporary = join(dirname(path), `.${basename(path).slice(0, 200)}.${randomUUID()}`);
   stack.defer(() => unlink(temporary).catch(() => {}));
-  await runQemuImg(["create", "-q", "-f", "qcow2", temporary, String(sizeBytes)], path);
+  await createQcow2(temporary, sizeBytes, null, path);
   const file = await guardStorage(`create ${path}`, () => open(temporary, constants.O_RDWR | constants.O_NOFOLLOW));
   stack.defer(() => file.close());
   const served = stack.use(await serveImage([{ path, format: "qcow2", file }], { writable: true }));
@@ -49,17 +46,3 @@ const isThere = (path: string): Promise<boolean> =>
     () => true,
     () => false,
   );
-
-async function runQemuImg(args: readonly string[], shown: string): Promise<void> {
-  await promisify(execFile)("qemu-img", [...args], { timeout: createMs }).catch(
-    (error: NodeJS.ErrnoException & { stderr?: string }) => {
-      const words = (error.stderr ?? "")
-        .trim()
-        .split("\n")
-        .at(-1)
-        ?.replace(/^qemu-img: /, "");
-      const why = error.code === "ENOENT" ? "qemu-img is not installed (package qemu-utils)" : words || error.message;
-      throw new VolumeStorageError(`Cannot create ${shown}: ${why}.`, { cause: error, retryable: false });
-    },
-  );
-}

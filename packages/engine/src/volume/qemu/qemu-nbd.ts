@@ -19,6 +19,16 @@ const exportName = "volume";
 
 type Child = ReturnType<typeof spawn>;
 
+/** Another program has the image open in a way that excludes this one; its lock is respected. */
+export class ImageInUseError extends VolumeStorageError {
+  constructor(message: string) {
+    super(message, { retryable: true });
+  }
+}
+
+/** Whether QEMU's words say that somebody else has locked the image. */
+export const isLockFailure = (words: string): boolean => /Failed to get .*lock/.test(words);
+
 /** A qemu-nbd with a connection to its one export. It ends with that connection, and so with this process, however that ends. */
 export interface ServedImage extends AsyncDisposable {
   readonly client: NbdClient;
@@ -31,7 +41,7 @@ const firstDescriptor = 3;
  * Serves an image read-only, or with `writable` its one file. The image and all it builds on are given as descriptors: QEMU follows no name
  * that is written in an image, detects no format, and refuses an image that another program has open for writing.
  *
- * @throws VolumeStorageError when qemu-nbd is not installed or cannot open the image, with its own words
+ * @throws VolumeStorageError when qemu-nbd is not installed or cannot open the image, with its own words; ImageInUseError
  */
 export async function serveImage(chain: readonly ImageFile[], options: { writable: boolean }): Promise<ServedImage> {
   await using stack = new AsyncDisposableStack();
@@ -52,7 +62,8 @@ export async function serveImage(chain: readonly ImageFile[], options: { writabl
   const failed = (error: unknown): VolumeStorageError => {
     const missing = (error as NodeJS.ErrnoException | undefined)?.code === "ENOENT";
     const why = missing ? "qemu-nbd is not installed (package qemu-utils)" : words() || `${shown} does not start`;
-    return new VolumeStorageError(`The image ${chain[0]?.path} cannot be opened: ${why}.`, { retryable: false });
+    const message = `The image ${chain[0]?.path} cannot be opened: ${why}.`;
+    return isLockFailure(why) ? new ImageInUseError(message) : new VolumeStorageError(message, { retryable: false });
   };
   const client = await connectTo(socket, shown, exited, failed);
   stack.use(client);
@@ -62,8 +73,11 @@ export async function serveImage(chain: readonly ImageFile[], options: { writabl
   return { client, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
-/** The image as a node of QEMU's block layer, with everything that it builds on. */
-function nodeOf(chain: readonly ImageFile[], at: number): object | null {
+/**
+ * The image as a node of QEMU's block layer, with everything of the chain that it builds on, for a child that has the chain's files as
+ * descriptors.
+ */
+export function nodeOf(chain: readonly ImageFile[], at: number): object | null {
   const image = chain[at];
   if (image === undefined) return null;
   const file = { driver: "file", filename: `/proc/self/fd/${firstDescriptor + at}` };

@@ -1,0 +1,103 @@
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { promisify } from "node:util";
+import { BackendUnavailableError, VolumeStorageError, VolumeStorageFullError } from "../../errors.ts";
+import type { Extent } from "../../format/extents.ts";
+import type { ImageFile } from "./image-chain.ts";
+import { ImageInUseError, isLockFailure, nodeOf } from "./qemu-nbd.ts";
+
+/** How long a command may take: each changes or reads metadata only. */
+const commandMs = 120_000;
+/** Of what it writes to stderr. */
+const wordsMax = 4_096;
+/** One line of a map, in characters. */
+const lineMax = 4_096;
+
+interface Command {
+  /** Given as descriptors, from the third on; see nodeOf. */
+  chain?: readonly ImageFile[];
+  /** The image's name in messages. */
+  shown: string;
+  onLine?: (line: string) => void;
+}
+
+/** @throws VolumeStorageError with its own words; ImageInUseError; VolumeStorageFullError */
+export async function runQemuImg(args: readonly string[], { chain = [], shown, onLine }: Command): Promise<void> {
+  const child = spawn("qemu-img", [...args], {
+    stdio: ["ignore", "pipe", "pipe", ...chain.map(({ file }) => file.fd)],
+    timeout: commandMs,
+    killSignal: "SIGKILL",
+  });
+  let said = "";
+  child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+    said = (said + text).slice(-wordsMax);
+  });
+  const exited = once(child, "close").catch((error: NodeJS.ErrnoException) => [error]);
+  if (child.stdout !== null) for await (const line of createInterface(child.stdout)) onLine?.(line);
+  const [status] = (await exited) as [number | null | NodeJS.ErrnoException];
+  if (status === 0) return;
+  const missing = typeof status === "object" && status?.code === "ENOENT";
+  const words = said
+    .trim()
+    .replaceAll(/[^\x20-\x7e\n]/g, "?")
+    .replace(/^qemu-img: (?:Could not open 'json:.*?': )?/, "")
+    .split("\n")[0];
+  const why = missing ? "qemu-img is not installed (package qemu-utils)" : words || `qemu-img did not end well`;
+  const message = `Cannot ${args[0]} ${shown}: ${why}.`;
+  if (isLockFailure(said)) throw new ImageInUseError(message);
+  if (/No space left|Disk quota/.test(said)) throw new VolumeStorageFullError(message);
+  throw new VolumeStorageError(message, { retryable: false });
+}
+
+const found = new Set<string>();
+
+/** @throws BackendUnavailableError where a program that is needed is not installed */
+export async function requireQemuUtils(): Promise<void> {
+  for (const name of ["qemu-img", "qemu-nbd"].filter((each) => !found.has(each))) {
+    await promisify(execFile)(name, ["--version"], { timeout: commandMs }).catch((cause: unknown) => {
+      throw new BackendUnavailableError(`${name} is not installed (package qemu-utils).`, { cause });
+    });
+    found.add(name);
+  }
+}
+
+/** An image of its own, or with `backing` an overlay, which names it as it is written here, without opening it. */
+export async function createQcow2(
+  path: string,
+  sizeBytes: number,
+  backing: { name: string; format: "qcow2" | "raw" } | null,
+  shown = path,
+): Promise<void> {
+  const on = backing === null ? [] : ["-u", "-b", backing.name, "-F", backing.format];
+  // The child has another /proc/self.
+  const reached = path.replace(/^\/proc\/self\//, `/proc/${process.pid}/`);
+  await runQemuImg(["create", "-q", "-f", "qcow2", ...on, reached, String(sizeBytes)], { shown });
+}
+
+/** Makes the first image of a chain longer. ImageInUseError. */
+export async function resizeImage(chain: readonly ImageFile[], sizeBytes: number): Promise<void> {
+  const [image] = chain;
+  if (image === undefined) return;
+  const named = `json:${JSON.stringify(nodeOf(chain, 0))}`;
+  await runQemuImg(["resize", "-q", named, String(sizeBytes)], { chain, shown: image.path });
+}
+
+/** The parts of a range that an image itself holds, whatever it builds on, ascending. */
+export async function allocatedExtents(image: ImageFile, range: Extent): Promise<Extent[]> {
+  const extents: Extent[] = [];
+  if (range.length === 0) return extents;
+  const onLine = (line: string): void => {
+    const text = line.replace(/^\[/, "").replace(/[,\]]+$/, "");
+    if (text.trim() === "" || text.length > lineMax) return;
+    const { start, length, present } = JSON.parse(text) as { start: number; length: number; present: boolean };
+    if (!present) return;
+    const last = extents.at(-1);
+    if (last && last.offset + last.length === start) last.length += length;
+    else extents.push({ offset: start, length });
+  };
+  const part = [`--start-offset=${range.offset}`, `--max-length=${range.length}`];
+  const named = `json:${JSON.stringify(nodeOf([image], 0))}`;
+  await runQemuImg(["map", "--output=json", ...part, named], { chain: [image], shown: image.path, onLine });
+  return extents;
+}

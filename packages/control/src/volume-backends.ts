@@ -9,8 +9,11 @@ export const placeName = z
 /** Raw images in a folder. */
 const FileBackend = z.strictObject({ name: placeName, driver: z.literal("file"), path: z.string().min(1) });
 
+/** qcow2 images in a folder. */
+const QemuBackend = z.strictObject({ name: placeName, driver: z.literal("qemu"), path: z.string().min(1) });
+
 /** The settings of a volume backend, by its driver. The engine opens what they describe (openVolumeBackend). */
-export const VolumeBackend = z.discriminatedUnion("driver", [FileBackend]);
+export const VolumeBackend = z.discriminatedUnion("driver", [FileBackend, QemuBackend]);
 
 export type VolumeBackendConfig = z.infer<typeof VolumeBackend>;
 type SettingsOf<Driver extends VolumeBackendConfig["driver"]> = Extract<VolumeBackendConfig, { driver: Driver }>;
@@ -25,6 +28,8 @@ interface DriverFacts<Settings> {
 
 const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf<Driver>> } = {
   file: { folder: ({ path }) => path, devicePath: ({ path }, id) => join(path, `volume-${id}`) },
+  // Its files are qcow2 images: attached as raw bytes, they would be destroyed.
+  qemu: { folder: ({ path }) => path, devicePath: () => null },
 };
 
 const factsOf = ({ driver }: VolumeBackendConfig): DriverFacts<VolumeBackendConfig> =>

@@ -1,9 +1,11 @@
 import type { VolumeBackend } from "./volume/backend.ts";
 import { openFileBackend } from "./volume/file/file-backend.ts";
+import { openQemuBackend } from "./volume/qemu/qemu-backend.ts";
 
 /** What each driver is told of its place. */
 interface DriverSettings {
   file: { path: string };
+  qemu: { path: string };
 }
 
 type Driver = keyof DriverSettings;
@@ -14,6 +16,7 @@ export type VolumeBackendSettings = { [Name in Driver]: { driver: Name } & Drive
 /** Every driver. */
 const drivers: { [Name in Driver]: (settings: DriverSettings[Name]) => Promise<VolumeBackend> } = {
   file: ({ path }) => openFileBackend(path),
+  qemu: ({ path }) => openQemuBackend(path),
 };
 
 /** Opens a volume backend. BackendUnavailableError when it is missing or not writable. */

@@ -19,25 +19,28 @@ import {
 } from "@tephra/engine";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { describeVolumeBackend } from "./volume-contract.ts";
+import { describeHistories, type JudgedPlace } from "./volume-histories.ts";
 
-describeVolumeBackend({
-  name: "file",
-  restores: "aside",
-  open: async () => {
-    const path = await mkdtemp(join(tmpdir(), "tephra-volumes-"));
-    const again = () => openVolumeBackend({ driver: "file", path });
-    return {
-      backend: await again(),
-      again,
-      write: async (id, bytes, offset) => {
-        const file = await open(join(path, `volume-${id}`), "r+");
-        await file.write(bytes, 0, bytes.length, offset);
-        await file.close();
-      },
-      [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }),
-    };
-  },
-});
+const openPlace = async (): Promise<JudgedPlace> => {
+  const path = await mkdtemp(join(tmpdir(), "tephra-volumes-"));
+  const again = () => openVolumeBackend({ driver: "file", path });
+  return {
+    backend: await again(),
+    again,
+    write: async (id, bytes, offset) => {
+      const file = await open(join(path, `volume-${id}`), "r+");
+      await file.write(bytes, 0, bytes.length, offset);
+      await file.close();
+    },
+    readElsewhere: (source) =>
+      readFile(join(path, "volumeId" in source ? `volume-${source.volumeId}` : `snapshot-${source.snapshotId}`)),
+    names: async () => (await readdir(path)).filter((name) => name !== ".drafts"),
+    [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }),
+  };
+};
+
+describeVolumeBackend({ name: "file", restores: "aside", open: openPlace });
+describeHistories("file", openPlace);
 
 const free: RunContext = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
 const mebibyte = 1024 * 1024;

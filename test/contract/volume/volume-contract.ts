@@ -26,6 +26,8 @@ export interface VolumeKind {
   name: string;
   open: () => Promise<VolumePlace>;
   restores: "aside" | "in-place";
+  /** Whether nobody can write to a volume while it is open for reading. */
+  keepsWritersOff?: boolean;
 }
 
 const free = freeContext();
@@ -43,7 +45,7 @@ export function describeVolumeBackend(kind: VolumeKind): void {
     const place = (): VolumePlace => opened;
 
     describeVolumes(place);
-    describeSources(place);
+    describeSources(place, kind);
     describeFreezing(place);
     describeTargets(place, kind);
     if (kind.restores === "aside") describeAside(place);
@@ -153,7 +155,7 @@ function describeVolumes(place: () => VolumePlace): void {
   });
 }
 
-function describeSources(place: () => VolumePlace): void {
+function describeSources(place: () => VolumePlace, kind: VolumeKind): void {
   test("a source is read at any place, at several at once, and not behind its end", async () => {
     const { backend } = place();
     const bytes = randomBytes(sizeBytes);
@@ -193,16 +195,26 @@ function describeSources(place: () => VolumePlace): void {
   test("the fingerprint is the same in every process, and another one after a write", async () => {
     const { backend, again, write } = place();
     const volumeId = await volumeWith(place(), randomBytes(4096));
-    await using source = await backend.openSource({ volumeId });
-    await using same = await (await again()).openSource({ volumeId });
-    const before = await source.fingerprint();
-    expect(await same.fingerprint()).toBe(before);
-    const limit = Date.now() + 5_000;
-    // A file system may stamp all writes of one tick with one time.
-    do await write(volumeId, randomBytes(4096), 8192);
-    while ((await source.fingerprint()) === before && Date.now() < limit);
-    expect(await source.fingerprint()).not.toBe(before);
-    expect(await same.fingerprint()).toBe(await source.fingerprint());
+    const look = async (by: VolumeBackend): Promise<string> => {
+      await using source = await by.openSource({ volumeId });
+      return await source.fingerprint();
+    };
+    const before = await look(backend);
+    expect(await look(await again())).toBe(before);
+    {
+      await using held = await backend.openSource({ volumeId });
+      const writing = write(volumeId, randomBytes(4096), 8192);
+      if (kind.keepsWritersOff) await expect(writing).rejects.toThrow();
+      else await writing;
+      const limit = Date.now() + 5_000;
+      // A file system may stamp all writes of one tick with one time.
+      while (!kind.keepsWritersOff && (await held.fingerprint()) === before && Date.now() < limit)
+        await write(volumeId, randomBytes(4096), 8192);
+      expect((await held.fingerprint()) === before).toBe(kind.keepsWritersOff === true);
+    }
+    await write(volumeId, randomBytes(4096), 12_288);
+    expect(await look(backend)).not.toBe(before);
+    expect(await look(backend)).toBe(await look(await again()));
   });
 }
 

@@ -1,0 +1,297 @@
+import { link, lstat } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { BackendUnavailableError, errnoOf, VolumeConflictError } from "../../errors.ts";
+import { clipExtent, type Extent } from "../../format/extents.ts";
+import type { RunContext } from "../../run/run-context.ts";
+import type {
+  BackendLeftover,
+  ExportOptions,
+  RestoreLengths,
+  SourceReference,
+  UserPlaces,
+  VolumeBackend,
+} from "../backend.ts";
+import { haveSameBytes } from "../file/adopt-file.ts";
+import { copySparse, copyToNewFile, unlinkIfThere } from "../file/copy-file.ts";
+import { newDraft } from "../file/drafts.ts";
+import { exportToFile } from "../file/export-file.ts";
+import { checkId, type FileBackend, openFileBackend } from "../file/file-backend.ts";
+import { openFileSource } from "../file/file-source.ts";
+import { openImport } from "../file/open-import.ts";
+import { syncFolder } from "../file/sync-folder.ts";
+import { guardStorage } from "../storage-error.ts";
+import type { VolumeSource, VolumeTarget } from "../volume.ts";
+import { requireLocks } from "./folder-lock.ts";
+import { closeChain, inspectImage } from "./image-chain.ts";
+import { serveSource } from "./image-source.ts";
+import { Layers, patiently, syncFile, wholeSectors } from "./layers.ts";
+import { createQcow2, requireQemuUtils, resizeImage } from "./qemu-img.ts";
+
+/**
+ * The `qemu` driver: volumes are qcow2 images in one folder, see layers.ts; lengths are whole sectors of 512 bytes. An image that another
+ * program has open for writing is neither read nor replaced. Restores and imports are raw files, which any number of threads and machines
+ * write, and become the lowest layer of a volume without being copied.
+ */
+export class QemuBackend implements VolumeBackend {
+  readonly capabilities = { restores: "aside", tellsChanges: true } as const;
+  readonly #folder: string;
+  readonly #layers: Layers;
+  /** Its raw files: restores and drafts. */
+  readonly #files: FileBackend;
+
+  constructor(folder: string, files: FileBackend) {
+    this.#folder = folder;
+    this.#files = files;
+    this.#layers = new Layers(folder);
+  }
+
+  freeBytes(): Promise<number> {
+    return this.#files.freeBytes();
+  }
+
+  async create(volumeId: string, sizeBytes: number): Promise<void> {
+    const path = this.#volume(volumeId);
+    await using draft = await newDraft(path);
+    await createQcow2(draft.path, wholeSectors(sizeBytes), null, path);
+    await syncFile(draft.path);
+    await guardStorage(`create ${path}`, () => link(draft.path, path)).catch(async (error: unknown) => {
+      if (errnoOf((error as Error).cause) !== "EEXIST" && errnoOf(error) !== "EEXIST") throw error;
+      if ((await inspectImage(path)).sizeBytes === wholeSectors(sizeBytes)) return;
+      throw new VolumeConflictError(`Volume ${volumeId} already exists with another length.`, { cause: error });
+    });
+    await syncFolder(this.#folder);
+  }
+
+  async clone(
+    source: SourceReference,
+    volumeId: string,
+    sizeBytes: number,
+    run: RunContext,
+  ): Promise<{ sizeBytes: number }> {
+    const to = this.#volume(volumeId);
+    const existing = await sizeOf(to);
+    if (existing !== null) return { sizeBytes: existing };
+    const size = wholeSectors(sizeBytes);
+    return {
+      sizeBytes:
+        "volumeId" in source
+          ? await this.#layers.branch(this.#volume(source.volumeId), to, size, run)
+          : await this.#layers.branchSnapshot(this.#snapshot(source.snapshotId), to, size, run),
+    };
+  }
+
+  async extend(volumeId: string, sizeBytes: number): Promise<void> {
+    const path = this.#volume(volumeId);
+    if ((await inspectImage(path)).sizeBytes >= sizeBytes) return;
+    await patiently(async () => {
+      const chain = await this.#layers.openChain(path);
+      try {
+        await resizeImage(chain, wholeSectors(sizeBytes));
+      } finally {
+        await closeChain(chain);
+      }
+    });
+    await syncFile(path);
+  }
+
+  async remove(volumeId: string): Promise<void> {
+    await this.#remove(this.#volume(volumeId));
+  }
+
+  async measure(volumeId: string): Promise<{ sizeBytes: number }> {
+    return { sizeBytes: (await inspectImage(this.#volume(volumeId))).sizeBytes };
+  }
+
+  async canFreezeCheaply(): Promise<boolean> {
+    return true;
+  }
+
+  async freeze(volumeId: string, snapshotId: string, run: RunContext): Promise<{ sizeBytes: number }> {
+    const to = this.#snapshot(snapshotId);
+    const existing = await sizeOf(to);
+    return { sizeBytes: existing ?? (await this.#layers.branch(this.#volume(volumeId), to, 0, run)) };
+  }
+
+  async thaw(snapshotId: string): Promise<void> {
+    await this.#remove(this.#snapshot(snapshotId));
+  }
+
+  snapshotPaths(volumeId: string): never {
+    throw new BackendUnavailableError(
+      `Volume ${volumeId} is an image with layers: snapshots together with a running machine need raw files.`,
+    );
+  }
+
+  async openSource(source: SourceReference): Promise<VolumeSource> {
+    const [path, fingerprint] =
+      "volumeId" in source
+        ? [this.#volume(source.volumeId), undefined]
+        : // Its layers may be merged meanwhile, which changes no byte of it.
+          [this.#snapshot(source.snapshotId), `snapshot ${source.snapshotId}`];
+    return patiently(async () => serveSource(await this.#layers.openChain(path), fingerprint));
+  }
+
+  async *changedExtents(source: SourceReference, since: string, range: Extent): AsyncGenerator<Extent> {
+    const path = "volumeId" in source ? this.#volume(source.volumeId) : this.#snapshot(source.snapshotId);
+    const changed = await this.#layers.changedSince(path, this.#snapshot(since), range);
+    const whole = clipExtent(range, range);
+    yield* changed ?? (whole === null ? [] : [whole]);
+  }
+
+  /** The target is a raw file, as of the `file` driver. */
+  async beginRestore(volumeId: string, restoreId: string, lengths: RestoreLengths, run?: RunContext): Promise<void> {
+    const ctx = run ?? unlimited;
+    const tail = lengths.keepTail ? ((await sizeOf(this.#volume(volumeId))) ?? 0) : 0;
+    const sizeBytes = Math.max(lengths.sizeBytes, tail);
+    await this.#files.beginRestore(volumeId, restoreId, { sizeBytes, keepTail: false }, ctx);
+    if (tail <= lengths.sizeBytes) return;
+    await using source = await this.openSource({ volumeId });
+    const part = { offset: lengths.sizeBytes, sizeBytes, isNew: false };
+    await copySparse(source, this.#restore(restoreId), part, ctx);
+  }
+
+  openRestoreTarget(volumeId: string, restoreId: string): Promise<VolumeTarget> {
+    return this.#files.openRestoreTarget(volumeId, restoreId);
+  }
+
+  openRestored(volumeId: string, restoreId: string): Promise<VolumeSource> {
+    return this.#files.openRestored(volumeId, restoreId);
+  }
+
+  /** With `fresh`, a copy of the restored file becomes the layer, which a late writer does not reach. */
+  async publishRestore(
+    volumeId: string,
+    restoreId: string,
+    options: { fresh: boolean },
+    run: RunContext = unlimited,
+  ): Promise<void> {
+    const restored = this.#restore(restoreId);
+    const volume = this.#volume(volumeId);
+    if ((await lstat(restored).catch(() => undefined)) === undefined) {
+      if ((await sizeOf(volume)) !== null) return;
+      throw new VolumeConflictError(`Volume ${volumeId} is not being restored.`);
+    }
+    if (options.fresh) {
+      await using source = await openFileSource(restored);
+      await using draft = await newDraft(restored);
+      await copyToNewFile(source, draft.path, run);
+      await this.#layers.publishRaw(draft.path, volume, { sizeBytes: 0, replace: true }, run);
+    } else {
+      await guardStorage(`write ${restored}`, () => syncFile(restored));
+      await this.#layers.publishRaw(restored, volume, { sizeBytes: 0, replace: true }, run);
+    }
+    await guardStorage(`remove ${restored}`, () => unlinkIfThere(restored));
+    await syncFolder(this.#folder);
+    await this.#layers.collect();
+  }
+
+  copyRestore(volumeId: string, restoreId: string, freshId: string, run: RunContext): Promise<void> {
+    return this.#files.copyRestore(volumeId, restoreId, freshId, run);
+  }
+
+  abandonRestore(restoreId: string): Promise<void> {
+    return this.#files.abandonRestore(restoreId);
+  }
+
+  async importFile(
+    path: string,
+    volumeId: string,
+    places: UserPlaces,
+    run: RunContext,
+  ): Promise<{ sizeBytes: number }> {
+    return { sizeBytes: await this.#import(path, volumeId, places, true, run) };
+  }
+
+  async importIfAbsent(path: string, volumeId: string, places: UserPlaces, run: RunContext): Promise<void> {
+    if ((await sizeOf(this.#volume(volumeId))) === null) {
+      await this.#import(path, volumeId, places, false, run);
+      return;
+    }
+    await using source = await openImport(path, places);
+    await using existing = await this.openSource({ volumeId });
+    if (await haveSameBytes(existing, inWholeSectors(source), run)) return;
+    throw new VolumeConflictError(`Volume ${volumeId} is there already, and has other bytes.`);
+  }
+
+  async #import(
+    path: string,
+    volumeId: string,
+    places: UserPlaces,
+    replace: boolean,
+    run: RunContext,
+  ): Promise<number> {
+    const volume = this.#volume(volumeId);
+    await using source = await openImport(path, places);
+    await using draft = await newDraft(join(this.#folder, `import-${volumeId}`));
+    await copyToNewFile(source, draft.path, run);
+    return await this.#layers.publishRaw(draft.path, volume, { sizeBytes: 0, replace }, run);
+  }
+
+  async statImport(path: string, places: UserPlaces): Promise<{ sizeBytes: number }> {
+    return { sizeBytes: wholeSectors((await this.#files.statImport(path, places)).sizeBytes) };
+  }
+
+  /** The file is raw, as of every driver. */
+  async exportFile(
+    volumeId: string,
+    path: string,
+    options: ExportOptions,
+    run: RunContext,
+  ): Promise<{ sizeBytes: number }> {
+    await using source = await this.openSource({ volumeId });
+    return await exportToFile(Object.assign(source, { path: this.#volume(volumeId) }), path, options, run);
+  }
+
+  leftovers(): AsyncIterable<BackendLeftover> {
+    return this.#files.leftovers();
+  }
+
+  async removeLeftover(leftover: BackendLeftover): Promise<void> {
+    await this.#files.removeLeftover(leftover);
+    await this.#layers.collect();
+  }
+
+  async #remove(path: string): Promise<void> {
+    await guardStorage(`remove ${path}`, () => unlinkIfThere(path));
+    await syncFolder(this.#folder);
+    await this.#layers.collect();
+  }
+
+  #volume(id: string): string {
+    return join(this.#folder, `volume-${checkId(id)}`);
+  }
+
+  #snapshot(id: string): string {
+    return join(this.#folder, `snapshot-${checkId(id)}`);
+  }
+
+  #restore(id: string): string {
+    return join(this.#folder, `.restore-${checkId(id)}`);
+  }
+}
+
+/** Opens the folder of a `qemu` backend. BackendUnavailableError unless it is a writable folder, and QEMU's programs are installed. */
+export async function openQemuBackend(folder: string): Promise<QemuBackend> {
+  await requireQemuUtils();
+  await requireLocks();
+  const path = resolve(folder);
+  return new QemuBackend(path, await openFileBackend(path));
+}
+
+const unlimited: RunContext = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
+
+/** The bytes of a file as a volume has them: zeros up to a whole sector. */
+const inWholeSectors = (source: VolumeSource): Pick<VolumeSource, "sizeBytes" | "read"> => ({
+  sizeBytes: wholeSectors(source.sizeBytes),
+  async read(into, offset) {
+    const length = Math.max(0, Math.min(into.length, source.sizeBytes - offset));
+    into.fill(0, length);
+    await source.read(into.subarray(0, length), offset);
+  },
+});
+
+/** The length of an image; null when there is none. */
+async function sizeOf(path: string): Promise<number | null> {
+  if ((await lstat(path).catch(() => undefined)) === undefined) return null;
+  return (await inspectImage(path)).sizeBytes;
+}

@@ -1,0 +1,234 @@
+import { randomUUID } from "node:crypto";
+import { join } from "node:path";
+import { type Engine, openEngine, openRepository, type Repository, type SourceReference } from "@tephra/engine";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { freeContext, layoutFor, referenceTo, temporaryFolder } from "../../format/backup-fixture.ts";
+import { times } from "../../kit/long.ts";
+import type { VolumePlace } from "./volume-contract.ts";
+
+/** A place whose volumes are also read by somebody else's program. */
+export interface JudgedPlace extends VolumePlace {
+  /** All bytes of a volume or snapshot, not read by code of this project. */
+  readElsewhere(source: SourceReference): Promise<Buffer>;
+  /** After everything was removed: the names of what is left, apart from locks and empty folders. */
+  names(): Promise<string[]>;
+}
+
+const KiB = 1024;
+const startBytes = 512 * KiB;
+const longestBytes = 2048 * KiB;
+const stepsPerHistory = 24;
+const free = freeContext();
+
+type Random = (below: number) => number;
+
+/** Mulberry32. */
+function randomFrom(seed: number): Random {
+  let state = seed;
+  return (below) => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) % below;
+  };
+}
+
+/** Random writes, snapshots, clones, extensions, backups and restores, beside references in memory. */
+export function describeHistories(name: string, open: () => Promise<JudgedPlace>): void {
+  describe(`random histories of volumes ${name}`, () => {
+    let engine: Engine;
+    beforeAll(() => {
+      engine = openEngine({ threads: 1 });
+    });
+    afterAll(() => engine[Symbol.asyncDispose]());
+
+    const seeds = Array.from({ length: times({ usual: 2, long: 50 }) }, (_, n) => n + 1);
+    test.each(seeds)("seed %i", { timeout: 240_000 }, async (seed) => {
+      await using place = await open();
+      await using home = await temporaryFolder();
+      await using repository = await openRepository(`posix:${join(home.path, "repository")}`);
+      await repository.initialize();
+      const history = new History(place, engine, repository, randomFrom(seed));
+      for (let step = 0; step < stepsPerHistory; step++) await history.step();
+      await history.judge();
+      await history.removeAll();
+      expect(await place.names(), history.told()).toEqual([]);
+    });
+  });
+}
+
+class History {
+  readonly #place: JudgedPlace;
+  readonly #engine: Engine;
+  readonly #repository: Repository;
+  readonly #random: Random;
+  readonly #volumes = new Map<string, Buffer>();
+  readonly #snapshots = new Map<string, { bytes: Buffer; volumeId: string }>();
+  /** By volume: its newest backup, with the bytes and the snapshot that it was made of. */
+  readonly #backups = new Map<string, { chain: ReturnType<typeof referenceTo>[]; bytes: Buffer; snapshotId: string }>();
+  readonly #done: string[] = [];
+
+  constructor(place: JudgedPlace, engine: Engine, repository: Repository, random: Random) {
+    this.#place = place;
+    this.#engine = engine;
+    this.#repository = repository;
+    this.#random = random;
+  }
+
+  /** What was done, for a message. */
+  told(): string {
+    return this.#done.join("\n");
+  }
+
+  async step(): Promise<void> {
+    const verbs = [
+      ...Array.from({ length: 4 }, () => this.#write),
+      ...[this.#freeze, this.#freeze, this.#thaw, this.#thaw, this.#clone, this.#extend, this.#remove],
+      ...[this.#backUp, this.#backUp, this.#restore],
+    ];
+    if (this.#volumes.size === 0) return this.#create();
+    const verb: (() => Promise<unknown>) | undefined = verbs[this.#random(verbs.length)];
+    await verb?.call(this);
+  }
+
+  async judge(): Promise<void> {
+    for (const [volumeId, bytes] of this.#volumes) await this.#compare({ volumeId }, bytes);
+    for (const [snapshotId, { bytes }] of this.#snapshots) await this.#compare({ snapshotId }, bytes);
+  }
+
+  async removeAll(): Promise<void> {
+    for (const id of this.#volumes.keys()) await this.#place.backend.remove(id);
+    for (const id of this.#snapshots.keys()) await this.#place.backend.thaw(id);
+  }
+
+  async #compare(source: SourceReference, expected: Buffer): Promise<void> {
+    const found = await this.#place.readElsewhere(source);
+    expect(found.length, this.told()).toBe(expected.length);
+    expect(found.equals(expected), `${JSON.stringify(source)}\n${this.told()}`).toBe(true);
+  }
+
+  #note(verb: string, ...of: (string | number)[]): void {
+    this.#done.push(`${verb} ${of.map((each) => String(each).slice(0, 12)).join(" ")}`);
+  }
+
+  #anyVolume(): [string, Buffer] {
+    const all = [...this.#volumes];
+    return all[this.#random(all.length)] as [string, Buffer];
+  }
+
+  async #create(): Promise<void> {
+    const id = randomUUID();
+    this.#note("create", id);
+    await this.#place.backend.create(id, startBytes);
+    this.#volumes.set(id, Buffer.alloc(startBytes));
+  }
+
+  async #write(): Promise<void> {
+    const [id, bytes] = this.#anyVolume();
+    const offset = this.#random(bytes.length / 512) * 512;
+    const length = Math.min(bytes.length - offset, (1 + this.#random(300)) * 512);
+    const data = Buffer.alloc(length, this.#random(4) === 0 ? 0 : 1 + this.#random(255));
+    this.#note("write", id, offset, length, data[0] ?? 0);
+    await this.#place.write(id, data, offset);
+    bytes.set(data, offset);
+  }
+
+  async #freeze(): Promise<string> {
+    const [volumeId, bytes] = this.#anyVolume();
+    const id = randomUUID();
+    this.#note("freeze", volumeId, id);
+    await this.#place.backend.freeze(volumeId, id, free);
+    this.#snapshots.set(id, { bytes: Buffer.from(bytes), volumeId });
+    return id;
+  }
+
+  async #thaw(): Promise<void> {
+    const ids = [...this.#snapshots.keys()];
+    const id = ids[this.#random(ids.length || 1)];
+    if (id === undefined) return;
+    this.#note("thaw", id);
+    await this.#place.backend.thaw(id);
+    this.#snapshots.delete(id);
+  }
+
+  async #clone(): Promise<void> {
+    const snapshots = [...this.#snapshots];
+    const [snapshot] = this.#random(2) === 0 ? snapshots : [];
+    const [volumeId, present] = this.#anyVolume();
+    const bytes = snapshot?.[1].bytes ?? present;
+    const id = randomUUID();
+    const length = bytes.length + this.#random(2) * 128 * KiB;
+    this.#note("clone", snapshot?.[0] ?? volumeId, id, length);
+    await this.#place.backend.clone(snapshot ? { snapshotId: snapshot[0] } : { volumeId }, id, length, free);
+    this.#volumes.set(id, Buffer.concat([bytes, Buffer.alloc(length - bytes.length)]));
+  }
+
+  async #extend(): Promise<void> {
+    const [id, bytes] = this.#anyVolume();
+    if (bytes.length >= longestBytes) return;
+    const length = bytes.length + 128 * KiB;
+    this.#note("extend", id, length);
+    await this.#place.backend.extend(id, length);
+    this.#volumes.set(id, Buffer.concat([bytes, Buffer.alloc(length - bytes.length)]));
+  }
+
+  async #remove(): Promise<void> {
+    const [id] = this.#anyVolume();
+    if (this.#volumes.size < 3) return;
+    this.#note("remove", id);
+    await this.#place.backend.remove(id);
+    this.#volumes.delete(id);
+    this.#backups.delete(id);
+  }
+
+  /** A full backup of a new snapshot, or an incremental, for which the parent's snapshot says what may have changed. */
+  async #backUp(): Promise<void> {
+    const snapshotId = await this.#freeze();
+    const { bytes, volumeId } = this.#snapshots.get(snapshotId) ?? { bytes: Buffer.alloc(0), volumeId: "" };
+    const last = this.#backups.get(volumeId);
+    const parent = last?.bytes.length === bytes.length ? last : undefined;
+    this.#note(parent ? "incremental" : "full", volumeId, snapshotId);
+    if (parent) await this.#checkChanges(snapshotId, parent, bytes);
+    await using source = await this.#place.backend.openSource({ snapshotId });
+    const options = { volumeId, parentId: parent?.chain[0]?.backupId ?? null, compression: "zlib" as const };
+    const layout = layoutFor(this.#repository, source.sizeBytes, options);
+    const work = { source, repository: this.#repository, layout, parent: parent?.chain[0] ?? null };
+    await this.#engine.backupWhole(work, free);
+    const chain = [referenceTo(this.#repository, layout), ...(parent?.chain ?? [])];
+    this.#backups.set(volumeId, { chain, bytes, snapshotId });
+  }
+
+  async #checkChanges(snapshotId: string, since: { bytes: Buffer; snapshotId: string }, bytes: Buffer): Promise<void> {
+    const patched = Buffer.from(since.bytes);
+    const range = { offset: 0, length: bytes.length };
+    for await (const { offset, length } of this.#place.backend.changedExtents(
+      { snapshotId },
+      since.snapshotId,
+      range,
+    )) {
+      patched.set(bytes.subarray(offset, offset + length), offset);
+    }
+    expect(patched.equals(bytes), `changes since ${since.snapshotId}\n${this.told()}`).toBe(true);
+  }
+
+  /** The newest backup of some volume, over any volume. */
+  async #restore(): Promise<void> {
+    const backups = [...this.#backups];
+    const backup = backups[this.#random(backups.length || 1)]?.[1];
+    if (backup === undefined) return;
+    const [id, present] = this.#anyVolume();
+    const restoreId = `${randomUUID()}-0`;
+    const keepTail = this.#random(2) === 0;
+    this.#note("restore", backup.snapshotId, id, keepTail ? "with tail" : "whole");
+    const { backend } = this.#place;
+    await backend.beginRestore(id, restoreId, { sizeBytes: backup.bytes.length, keepTail }, free);
+    {
+      await using target = await backend.openRestoreTarget(id, restoreId);
+      await this.#engine.restoreWhole({ chain: backup.chain, target }, free);
+      await target.flush();
+    }
+    await backend.publishRestore(id, restoreId, { fresh: this.#random(2) === 0 }, free);
+    const tail = keepTail ? present.subarray(backup.bytes.length) : Buffer.alloc(0);
+    this.#volumes.set(id, Buffer.concat([backup.bytes, tail]));
+  }
+}

@@ -49,6 +49,7 @@ const scripts = {
     return inSurroundings(args);
   },
   "test:interop": (args) => suites("format/interop", args),
+  "test:sources": (args) => suites("format/sources", args),
   "test:clients": (args) => suites("clients", args),
   "test:tempest": (args) => suites("clients/tempest", args),
   fuzz: async (args) => {

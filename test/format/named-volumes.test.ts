@@ -1,81 +1,44 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
+import { constants } from "node:fs";
 import { mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import { provideQemuUtils } from "../../scripts/qemu-utils-package.ts";
+import { type EngineCommand, engineIn, entry, type Run, writeDisk } from "../kit/engine-command.ts";
 import { waitFor } from "../kit/wait-for.ts";
 
-const entry = join(import.meta.dirname, "../../apps/cli/dist/tephra-engine.js");
+// Each test runs several programs, one after another.
+vi.setConfig({ testTimeout: 120_000 });
+
 const MiB = 1024 * 1024;
 
 let environment: Record<string, string>;
 let home: string;
 let repository: string[];
+let command: EngineCommand;
 
 beforeAll(async () => {
   environment = await provideQemuUtils(process.env["PATH"] ?? "", (line) => process.stderr.write(`${line}\n`));
 }, 300_000);
 beforeEach(async () => {
   home = await mkdtemp(join(tmpdir(), "tephra-named-"));
+  command = engineIn(home, environment);
   repository = ["--repository", `posix:${join(home, "repository")}`];
 });
 afterEach(() => rm(home, { recursive: true, force: true }));
 
-interface Run {
-  status: number;
-  stdout: string;
-  stderr: string;
-}
-
-function run(command: string, args: readonly string[]): Promise<Run> {
-  return new Promise((resolve) => {
-    const env = { ...process.env, ...environment };
-    execFile(command, [...args], { cwd: home, env, timeout: 120_000 }, (error, stdout, stderr) => {
-      resolve({ status: error === null ? 0 : typeof error.code === "number" ? error.code : -1, stdout, stderr });
-    });
-  });
-}
-
-const engine = (...args: string[]): Promise<Run> => run(process.execPath, [entry, ...args]);
-
-/** @throws with its own words unless it succeeds */
-async function qemu(command: "qemu-img" | "qemu-io", ...args: string[]): Promise<void> {
-  const { status, stdout, stderr } = await run(command, args);
-  if (status !== 0) throw new Error(`${command} ${args.join(" ")}: ${stdout}${stderr}`);
-}
-
-/** A raw disk: data, holes, and zeros that are written. */
-async function writeDisk(name: string, sizeBytes = 24 * MiB): Promise<void> {
-  await using file = await open(join(home, name), "w");
-  await file.truncate(sizeBytes);
-  for (const [at, byte] of [
-    [0, 1],
-    [5 * MiB + 4096, 2],
-    [17 * MiB, 3],
-  ] as const) {
-    const block = Buffer.alloc(700_000, byte);
-    for (let i = 0; i < block.length; i += 512) block.writeUInt32LE(at + i, i);
-    await file.write(block, 0, block.length, at);
-  }
-  await file.write(Buffer.alloc(MiB), 0, MiB, 10 * MiB);
-}
-
-/** @returns the id of the backup */
-async function backUp(source: string, ...more: string[]): Promise<string> {
-  const { status, stdout, stderr } = await engine("backup", ...repository, "--source", source, "--json", ...more);
-  expect(status, stdout + stderr).toBe(0);
-  return JSON.parse(stdout).backup.id;
-}
-
-async function restore(backup: string, target: string): Promise<Run> {
-  return engine("restore", ...repository, "--backup", backup, "--target", target);
-}
+const run = (program: string, args: readonly string[]): Promise<Run> => command.run(program, ...args);
+const engine = (...args: string[]): Promise<Run> => command.engine(...args);
+const qemu = (program: "qemu-img" | "qemu-io", ...args: string[]) => command.mustRun(program, ...args);
+const disk = (name: string): Promise<void> => writeDisk(join(home, name));
+const backUp = (source: string, ...more: string[]): Promise<string> => command.backUp(source, ...more);
+const restore = (backup: string, target: string): Promise<Run> => command.restore(backup, target);
 
 describe("an image of another program", () => {
-  const kinds: Record<string, { format: string; make: () => Promise<void> }> = {
+  const kinds: Record<string, { format: string; make: () => Promise<unknown> }> = {
     "qcow2 with clusters of 64 KiB": {
       format: "qcow2",
       make: () => qemu("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "disk.raw", "image"),
@@ -118,7 +81,7 @@ describe("an image of another program", () => {
   it.each(Object.entries(kinds))(
     "(%s) is backed up and restored exactly, as QEMU reads it",
     async (_, { format, make }) => {
-      await writeDisk("disk.raw");
+      await disk("disk.raw");
       await make();
       const backup = await backUp(`${format}:image`);
       expect(await restore(backup, "qcow2:restored")).toMatchObject({ status: 0 });
@@ -129,7 +92,7 @@ describe("an image of another program", () => {
   );
 
   it("is restored into a larger one where a size is named, and never over one that exists", async () => {
-    await writeDisk("disk.raw");
+    await disk("disk.raw");
     const backup = await backUp("disk.raw");
     expect(await restore(backup, `qcow2:larger?size=${64 * MiB}`)).toMatchObject({ status: 0 });
     await qemu("qemu-img", "compare", "-f", "raw", "-F", "qcow2", "disk.raw", "larger");
@@ -162,10 +125,10 @@ describe("an image that would lead elsewhere is refused", () => {
     bytes.writeBigUInt64BE(value);
     return bytes;
   };
-  const empty = (name: string): Promise<void> => qemu("qemu-img", "create", "-q", "-f", "qcow2", name, "24M");
-  const over = (backing: string, format: string): Promise<void> =>
+  const empty = (name: string): Promise<string> => qemu("qemu-img", "create", "-q", "-f", "qcow2", name, "24M");
+  const over = (backing: string, format: string): Promise<string> =>
     qemu("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", backing, "-F", format, "image");
-  const kinds: Record<string, { source?: string; make: () => Promise<void>; why: string }> = {
+  const kinds: Record<string, { source?: string; make: () => Promise<unknown>; why: string }> = {
     "a backing file outside its folder": {
       make: async () => {
         await mkdir(join(home, "in"));
@@ -242,7 +205,7 @@ describe("an image that would lead elsewhere is refused", () => {
       },
       why: "it says that it has 9223372036854775808 bytes",
     },
-    "the wrong format": { make: () => writeDisk("image"), why: "it is no qcow2 image" },
+    "the wrong format": { make: () => disk("image"), why: "it is no qcow2 image" },
     "a vmdk whose data is in other files": {
       make: () => qemu("qemu-img", "create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", "image", "24M"),
       source: "vmdk:image",
@@ -268,7 +231,7 @@ describe("an image that would lead elsewhere is refused", () => {
   it("unless its backing file is in a folder that was named", async () => {
     await mkdir(join(home, "in"));
     await mkdir(join(home, "templates"));
-    await writeDisk("templates/base");
+    await disk("templates/base");
     await qemu("qemu-img", "create", "-q", "-f", "qcow2", "-b", "../templates/base", "-F", "raw", "in/image");
     const backup = await backUp("qcow2:in/image", "--backing-root", "templates");
     expect(await restore(backup, "qcow2:restored")).toMatchObject({ status: 0 });
@@ -303,7 +266,7 @@ async function serve(...args: string[]): Promise<AsyncDisposable & { socket: str
 
 describe("an export of NBD", () => {
   it("is backed up, and written in place", async () => {
-    await writeDisk("disk.raw");
+    await disk("disk.raw");
     await using source = await serve("--read-only", "-f", "raw", "disk.raw");
     const backup = await backUp(`nbd+unix:///disk?socket=${source.socket}`);
     const refused = await restore(backup, `nbd+unix:///disk?socket=${source.socket}`);
@@ -319,7 +282,7 @@ describe("an export of NBD", () => {
   });
 
   it("that is too short, missing or of another name is refused", async () => {
-    await writeDisk("disk.raw");
+    await disk("disk.raw");
     const backup = await backUp("disk.raw");
     await writeFile(join(home, "short.raw"), Buffer.alloc(MiB));
     await using target = await serve("-f", "raw", "short.raw");
@@ -338,9 +301,50 @@ describe("an export of NBD", () => {
     const running = engine("backup", ...repository, "--source", `nbd+unix:///disk?socket=${source.socket}`);
     const begun = async (): Promise<boolean> =>
       (await run("find", ["repository", "-name", "volume_*"])).stdout.includes("volume_");
-    await waitFor(begun, { what: "something is stored" });
+    await waitFor(begun, { what: "something is stored", timeoutMs: 60_000 });
     source.child.kill("SIGKILL");
     expect(await running).toMatchObject({ status: 1, stderr: expect.stringContaining("has closed the connection") });
+  });
+});
+
+describe("a block device", () => {
+  /** A loop device over a file; null where none can be made. Detached after the test. */
+  const attach = async (name: string): Promise<string | null> => {
+    const { status, stdout } = await run("losetup", ["--find", "--show", name]);
+    if (status !== 0) return null;
+    onTestFinished(async () => void (await run("losetup", ["--detach", stdout.trim()])));
+    return stdout.trim();
+  };
+
+  it("is backed up, and written in place, while nobody else has it", async (context) => {
+    await disk("disk.raw");
+    await writeFile(join(home, "target.raw"), Buffer.alloc(25 * MiB, 9));
+    await writeFile(join(home, "short.raw"), Buffer.alloc(MiB, 9));
+    const [source, target, short] = [await attach("disk.raw"), await attach("target.raw"), await attach("short.raw")];
+    if (source === null || target === null || short === null) return context.skip("no loop devices here");
+    const backup = await backUp(source);
+    expect(await restore(backup, target)).toMatchObject({ status: 0 });
+    await qemu("qemu-img", "compare", "-f", "raw", "-F", "raw", source, "disk.raw");
+    const written = await readFile(target);
+    expect(written.subarray(0, 24 * MiB).equals(await readFile(join(home, "disk.raw")))).toBe(true);
+    expect(written.subarray(24 * MiB).every((byte) => byte === 9)).toBe(true);
+
+    const refused = await restore(backup, short);
+    expect(refused).toMatchObject({ status: 1, stderr: expect.stringContaining("has 1048576 bytes, too few") });
+    expect((await readFile(short)).every((byte) => byte === 9)).toBe(true);
+  });
+
+  it("that is mounted or belongs to another device is neither read nor written", async (context) => {
+    await disk("disk.raw");
+    const device = await attach("disk.raw");
+    if (device === null) return context.skip("no loop devices here");
+    const backup = await backUp(device);
+    // As a mount does.
+    await using _claim = await open(device, constants.O_RDONLY | constants.O_EXCL);
+    const read = await engine("backup", ...repository, "--source", device);
+    expect(read).toMatchObject({ status: 1, stderr: expect.stringContaining("is in use: it is mounted") });
+    const written = await restore(backup, device);
+    expect(written).toMatchObject({ status: 1, stderr: expect.stringContaining("is in use: it is mounted") });
   });
 });
 

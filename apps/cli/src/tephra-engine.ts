@@ -67,11 +67,11 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
     .action((options: NamedRepository) => initCommand(options, output));
   command("backup")
     .description(
-      "Back a file, block device, image or NBD export up. The repository is marked when it is new or holds only Cinder's backups.",
+      "Back a file, block device, image, NBD export, iSCSI LUN or Ceph image up. The repository is marked when it is new or holds only Cinder's backups.",
     )
     .requiredOption(
       "--source <volume>",
-      "what to read: a file or block device with raw data, qcow2:PATH, vmdk:PATH, vhdx:PATH, vdi:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH",
+      "what to read: a file or block device with raw data, qcow2:PATH, vmdk:PATH, vhdx:PATH, vdi:PATH, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, iscsi://[USER@]HOST[:PORT]/IQN/LUN[?password-file=PATH], rbd:POOL/IMAGE[@SNAPSHOT][?conf=PATH&user=NAME&keyring=PATH]",
     )
     .option("--backing-root <folder...>", "folders where an image's backing files may be, beside its own folder")
     .option("--volume-id <uuid>", "id of the volume (default: the parent's, else a new one)", parseId)
@@ -94,12 +94,12 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
     .action((options: NamedRepository) => listCommand(options, output, signal));
   command("restore")
     .description(
-      "Restore a backup, with all it builds on, to a file, block device, new image or NBD export. An existing target is overwritten, but for an image.",
+      "Restore a backup, with all it builds on, to a file, block device, new image, NBD export, LUN or Ceph image. An existing target is overwritten, but for an image.",
     )
     .requiredOption("--backup <id>", "the backup to restore", parseId)
     .requiredOption(
       "--target <volume>",
-      "what to write: a file or block device, qcow2:PATH[?size=BYTES] (a new image), nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH; - writes the bytes to standard output",
+      "what to write: a file or block device, qcow2:PATH[?size=BYTES] (a new image), nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, iscsi:// and rbd: as for backup; - writes the bytes to standard output",
     )
     .option(
       "--offset <n>",

@@ -1,34 +1,39 @@
 import { InvalidVolumeUrlError, VolumeConflictError } from "../errors.ts";
 import { openOperatorSource } from "./file/file-source.ts";
 import { openPathTarget, type PathTarget } from "./file/file-target.ts";
+import { openIscsiSource, openIscsiTarget } from "./iscsi/iscsi-volume.ts";
 import { type NbdAddress, NbdClient } from "./nbd/nbd-client.ts";
-import { NbdSource, NbdTarget } from "./nbd/nbd-volume.ts";
+import { NbdSource, openInPlace } from "./nbd/nbd-volume.ts";
+import { decoded } from "./percent-encoding.ts";
 import { type ImageFormat, imageFormats, openImageChain } from "./qemu/image-chain.ts";
 import { serveSource } from "./qemu/image-source.ts";
 import { createImage } from "./qemu/new-image.ts";
+import { openRbdSource, openRbdTarget } from "./rbd/rbd-volume.ts";
 import type { VolumeSource } from "./volume.ts";
 
 const nbdPort = 10_809;
 
 /**
  * Opens what an operator names for reading: the path of a file or device, `qcow2:PATH`, `vmdk:PATH`, `vhdx:PATH`, `vdi:PATH`,
- * `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`. `backingRoots`: folders where backing files of an image may be, beside
- * its own.
+ * `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`, or what openIscsiSource and openRbdSource take. `backingRoots`: folders where backing files
+ * of an image may be, beside its own.
  *
  * @throws InvalidVolumeUrlError, SourceMissingError, PathNotAllowedError, VolumeStorageError
  */
 export async function openNamedSource(name: string, backingRoots: readonly string[] = []): Promise<VolumeSource> {
   const [, scheme = "", path = ""] = /^([a-z0-9+]+):(.*)$/s.exec(name) ?? [];
   if (scheme === "nbd" || scheme === "nbd+unix") return openNbd(name);
+  if (scheme === "iscsi") return openIscsiSource(name);
+  if (scheme === "rbd") return openRbdSource(name);
   const format = imageFormats.find((known) => known === scheme);
   return format === undefined ? openOperatorSource(name) : openImage(path, format, backingRoots);
 }
 
 /**
  * Opens what an operator names for writing at least `sizeBytes`: a file or device, see openPathTarget; `qcow2:PATH[?size=BYTES]`, a new
- * image; or an export of NBD, written in place.
+ * image; or an export of NBD, a LUN of iSCSI or an image of Ceph, written in place.
  *
- * @throws InvalidVolumeUrlError, PathTakenError for an image that exists, VolumeConflictError for an export that is too short
+ * @throws InvalidVolumeUrlError, PathTakenError for an image that exists, VolumeConflictError for one of these that is too short
  */
 export async function openNamedTarget(
   name: string,
@@ -37,6 +42,8 @@ export async function openNamedTarget(
 ): Promise<PathTarget> {
   const [, scheme = "", path = ""] = /^([a-z0-9+]+):(.*)$/s.exec(name) ?? [];
   if (scheme === "nbd" || scheme === "nbd+unix") return openNbdTarget(name, sizeBytes);
+  if (scheme === "iscsi") return openIscsiTarget(name, sizeBytes);
+  if (scheme === "rbd") return openRbdTarget(name, sizeBytes);
   if (scheme === "qcow2") return createNamedImage(path, sizeBytes);
   if (imageFormats.some((known) => known === scheme)) {
     throw new InvalidVolumeUrlError(`${name} cannot be written: images of the format ${scheme} can only be read.`);
@@ -55,22 +62,7 @@ async function createNamedImage(name: string, sizeBytes: number): Promise<PathTa
 
 async function openNbdTarget(name: string, sizeBytes: number): Promise<PathTarget> {
   const { address, exportName } = parseNbdUrl(name);
-  const client = await NbdClient.open(address, exportName, name);
-  const target = new NbdTarget(client, { isNew: false });
-  const why = client.isReadOnly
-    ? "is read-only"
-    : client.sizeBytes < sizeBytes
-      ? `has ${client.sizeBytes} bytes, too few for ${sizeBytes}`
-      : null;
-  if (why !== null) {
-    await client[Symbol.asyncDispose]();
-    throw new VolumeConflictError(`${name} ${why}.`);
-  }
-  return {
-    target,
-    publish: () => target.flush(),
-    [Symbol.asyncDispose]: () => target[Symbol.asyncDispose](),
-  };
+  return openInPlace(await NbdClient.open(address, exportName, name), { name, sizeBytes });
 }
 
 async function openImage(path: string, format: ImageFormat, roots: readonly string[]): Promise<VolumeSource> {
@@ -102,13 +94,4 @@ function parseNbdUrl(name: string): { address: NbdAddress; exportName: string } 
   if (url.hostname === "" || socket !== null) throw new InvalidVolumeUrlError(`${name} names no host.`);
   const host = url.hostname.replace(/^\[(.*)\]$/, "$1");
   return { address: { host, port: url.port === "" ? nbdPort : Number(url.port) }, exportName };
-}
-
-/** Null: it is not percent-encoded UTF-8. */
-function decoded(text: string): string | null {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return null;
-  }
 }

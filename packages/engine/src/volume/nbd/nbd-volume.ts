@@ -1,4 +1,6 @@
+import { VolumeConflictError } from "../../errors.ts";
 import type { Extent } from "../../format/extents.ts";
+import type { PathTarget } from "../file/file-target.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
 import type { NbdClient } from "./nbd-client.ts";
 
@@ -74,4 +76,26 @@ export class NbdTarget implements VolumeTarget {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#client[Symbol.asyncDispose]();
   }
+}
+
+/**
+ * A target that is overwritten. Takes ownership of the client, and of the `server` that ends with it, if any, also when it throws.
+ *
+ * @throws VolumeConflictError when it cannot be written or has fewer than `sizeBytes`
+ */
+export async function openInPlace(
+  client: NbdClient,
+  { name, sizeBytes, server = client }: { name: string; sizeBytes: number; server?: AsyncDisposable },
+): Promise<PathTarget> {
+  const why = client.isReadOnly
+    ? "is read-only"
+    : client.sizeBytes < sizeBytes
+      ? `has ${client.sizeBytes} bytes, too few for ${sizeBytes}`
+      : null;
+  if (why !== null) {
+    await server[Symbol.asyncDispose]();
+    throw new VolumeConflictError(`${name} ${why}.`);
+  }
+  const target = new NbdTarget(client, { isNew: false });
+  return { target, publish: () => target.flush(), [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() };
 }

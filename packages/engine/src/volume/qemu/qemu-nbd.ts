@@ -1,6 +1,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
+import { constants } from "node:fs";
+import { type FileHandle, mkdtemp, open, rm, unlink } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -30,12 +31,31 @@ export class ImageInUseError extends VolumeStorageError {
 export const isLockFailure = (words: string): boolean => /Failed to get .*lock/.test(words);
 
 /** A qemu-nbd with a connection to its one export. It ends with that connection, and so with this process, however that ends. */
-export interface ServedImage extends AsyncDisposable {
+export interface ServedNode extends AsyncDisposable {
   readonly client: NbdClient;
 }
 
+/** What qemu-nbd is to serve. */
+export interface NodeToServe {
+  /** What it is called in messages, as the subject of a sentence. */
+  shown: string;
+  /** A node of QEMU's block layer: what `-blockdev` takes, without names. It may refer to `files` by descriptorPath. */
+  node: object;
+  /** Given to the child as open descriptors. */
+  files?: readonly { readonly path: string; readonly file: FileHandle }[];
+  /** A secret that the node refers to as `secretId`. It is never in an argument, nor in a file that has a name. */
+  secret?: { text: string; format: "raw" | "base64" };
+  /** Whether what qemu-nbd says when it cannot open the node may pass by itself. Otherwise it may not. */
+  mayPass?: (words: string) => boolean;
+}
+
+export const secretId = "secret";
+
 /** The first descriptor that a child gets beyond its three streams. */
 const firstDescriptor = 3;
+
+/** By which a child opens the file at `index` of those that it is given. */
+const descriptorPath = (index: number): string => `/proc/self/fd/${firstDescriptor + index}`;
 
 /**
  * Serves an image read-only, or with `writable` its one file. The image and all it builds on are given as descriptors: QEMU follows no name
@@ -43,34 +63,75 @@ const firstDescriptor = 3;
  *
  * @throws VolumeStorageError when qemu-nbd is not installed or cannot open the image, with its own words; ImageInUseError
  */
-export async function serveImage(chain: readonly ImageFile[], options: { writable: boolean }): Promise<ServedImage> {
+export function serveImage(chain: readonly ImageFile[], options: { writable: boolean }): Promise<ServedNode> {
+  return serveNode({ shown: `The image ${chain[0]?.path}`, node: nodeOf(chain, 0) ?? {}, files: chain }, options);
+}
+
+/**
+ * Serves what QEMU can open.
+ *
+ * @throws VolumeStorageError when qemu-nbd is not installed or cannot open it, with its own words; ImageInUseError
+ */
+export async function serveNode(what: NodeToServe, options: { writable: boolean }): Promise<ServedNode> {
   await using stack = new AsyncDisposableStack();
   const folder = await mkdtemp(join(tmpdir(), "tephra-nbd-"));
   stack.defer(() => rm(folder, { recursive: true, force: true }));
+  const files = [...(what.files ?? [])];
   const socket = join(folder, "s");
-  const shown = `qemu-nbd for ${chain[0]?.path}`;
   const args = [
     ...(options.writable ? ["--discard=unmap", "--detect-zeroes=unmap"] : ["--read-only"]),
-    ...["--shared=16", `--socket=${socket}`, `--export-name=${exportName}`, `json:${JSON.stringify(nodeOf(chain, 0))}`],
+    ...["--shared=16", `--socket=${socket}`, `--export-name=${exportName}`],
   ];
-  const child = spawn("qemu-nbd", args, {
-    stdio: ["ignore", "ignore", "pipe", ...chain.map(({ file }) => file.fd)],
+  if (what.secret !== undefined) {
+    args.push(`--object=secret,id=${secretId},format=${what.secret.format},file=${descriptorPath(files.length)}`);
+    const file = stack.adopt(await namelessFile(folder, what.secret.text), (handle) => handle.close());
+    files.push({ path: "a secret", file });
+  }
+  // Killed with this process even before it is connected to: until then, nothing else would end it.
+  const command = ["--pdeathsig", "KILL", "qemu-nbd", ...args, `json:${JSON.stringify(what.node)}`];
+  const child = spawn("setpriv", command, {
+    stdio: ["ignore", "ignore", "pipe", ...files.map(({ file }) => file.fd)],
   });
-  const words = listenTo(child, chain);
+  const words = listenTo(child, files);
   const exited = once(child, "exit").catch((error: NodeJS.ErrnoException) => error);
   stack.defer(() => endOf(child, exited));
-  const failed = (error: unknown): VolumeStorageError => {
-    const missing = (error as NodeJS.ErrnoException | undefined)?.code === "ENOENT";
-    const why = missing ? "qemu-nbd is not installed (package qemu-utils)" : words() || `${shown} does not start`;
-    const message = `The image ${chain[0]?.path} cannot be opened: ${why}.`;
-    return isLockFailure(why) ? new ImageInUseError(message) : new VolumeStorageError(message, { retryable: false });
-  };
-  const client = await connectTo(socket, shown, exited, failed);
+  const client = await connectTo(socket, `qemu-nbd for ${nameOf(what)}`, exited, (error) =>
+    startFailure(what, words(), error),
+  );
   stack.use(client);
   // Nobody connects any more: a process that is killed leaves nothing behind.
   await rm(folder, { recursive: true, force: true });
   const owned = stack.move();
   return { client, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+const nameOf = ({ shown, files }: NodeToServe): string => files?.[0]?.path ?? shown;
+
+/** `error`: undefined when it neither listened in time nor ended. */
+function startFailure(what: NodeToServe, words: string, error: unknown): VolumeStorageError {
+  const missing = (error as NodeJS.ErrnoException | undefined)?.code === "ENOENT";
+  const why = missing
+    ? "setpriv is not installed (package util-linux)"
+    : /^setpriv: failed to execute qemu-nbd: No such file/.test(words)
+      ? "qemu-nbd is not installed (package qemu-utils)"
+      : words || (error === undefined ? `nothing happened for ${startMs / 1000} s` : "qemu-nbd ended without a word");
+  const message = `${what.shown} cannot be opened: ${why}.`;
+  if (isLockFailure(why)) return new ImageInUseError(message);
+  return new VolumeStorageError(message, { retryable: error === undefined || what.mayPass?.(words) === true });
+}
+
+/** A file of these contents that no path leads to, readable by this user alone. */
+async function namelessFile(folder: string, contents: string): Promise<FileHandle> {
+  const path = join(folder, "f");
+  const file = await open(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, 0o600);
+  try {
+    await unlink(path);
+    await file.write(contents);
+    return file;
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
 }
 
 /**
@@ -80,18 +141,18 @@ export async function serveImage(chain: readonly ImageFile[], options: { writabl
 export function nodeOf(chain: readonly ImageFile[], at: number): object | null {
   const image = chain[at];
   if (image === undefined) return null;
-  const file = { driver: "file", filename: `/proc/self/fd/${firstDescriptor + at}` };
+  const file = { driver: "file", filename: descriptorPath(at) };
   if (image.format !== "qcow2") return { driver: image.format, file };
   return { driver: "qcow2", file, backing: nodeOf(chain, at + 1) };
 }
 
 /** @returns what the child has written to stderr so far, in one line, with the names of files in place of descriptors */
-function listenTo(child: Child, chain: readonly ImageFile[]): () => string {
+function listenTo(child: Child, files: readonly { path: string }[]): () => string {
   let said = "";
   child.stderr?.setEncoding("utf8").on("data", (text: string) => {
     said = (said + text).slice(-wordsMax);
   });
-  const nameOf = (descriptor: string): string => chain[Number(descriptor) - firstDescriptor]?.path ?? descriptor;
+  const pathOf = (descriptor: string): string => files[Number(descriptor) - firstDescriptor]?.path ?? descriptor;
   return () =>
     said
       .trim()
@@ -100,7 +161,7 @@ function listenTo(child: Child, chain: readonly ImageFile[]): () => string {
       .map((line) => line.replace(/^qemu-nbd: (?:Failed to blk_new_open 'json:.*?': )?/, "").trim())
       .filter((line) => line !== "")
       .join("; ")
-      .replaceAll(/\/proc\/self\/fd\/([0-9]+)/g, (_, descriptor: string) => nameOf(descriptor))
+      .replaceAll(/\/proc\/self\/fd\/([0-9]+)/g, (_, descriptor: string) => pathOf(descriptor))
       .replace(/[.?]$/, "");
 }
 

@@ -1,6 +1,6 @@
 import { constants } from "node:fs";
 import { type FileHandle, open, realpath } from "node:fs/promises";
-import { errnoOf, SourceChangedError, SourceMissingError } from "../../errors.ts";
+import { errnoOf, SourceChangedError, SourceMissingError, VolumeConflictError } from "../../errors.ts";
 import { identityOf } from "../../folder.ts";
 import type { Extent } from "../../format/extents.ts";
 import { guardStorage } from "../storage-error.ts";
@@ -93,14 +93,35 @@ export async function openFileSource(path: string, shown = path): Promise<FileSo
 
 /**
  * Like openFileSource, for a path named by the operator: links are followed, since `/dev/VG/LV` is a link to the device. Never use it for
- * a path that a tenant can name.
+ * a path that a tenant can name. VolumeConflictError for a device that is mounted or belongs to another device.
  */
 export async function openOperatorSource(path: string): Promise<FileSource> {
-  return openFileSource(await realpath(path).catch(() => path), path);
+  const source = await openFileSource(await realpath(path).catch(() => path), path);
+  try {
+    if (!(await source.isRegular())) await refuseClaimed(source.descriptorPath, path);
+    return source;
+  } catch (error) {
+    await source[Symbol.asyncDispose]();
+    throw error;
+  }
 }
 
+/** The kernel lets a device be opened exclusively only while no file system, RAID, volume manager or other exclusive opener has it. */
+async function refuseClaimed(device: string, shown: string): Promise<void> {
+  const claimed = await open(device, constants.O_RDONLY | constants.O_EXCL).catch((error: unknown) => {
+    if (errnoOf(error) === "EBUSY") throw deviceInUse(shown);
+    throw new SourceMissingError(`The source ${shown} cannot be opened (${errnoOf(error)}).`, { cause: error });
+  });
+  await claimed.close();
+}
+
+export const deviceInUse = (path: string): VolumeConflictError =>
+  new VolumeConflictError(
+    `The device ${path} is in use: it is mounted, part of another device, or opened exclusively. Release it, or name a snapshot of it.`,
+  );
+
 /** The length of a block device, by bisection: a byte can be read before the end and none after it. */
-async function deviceBytes(file: FileHandle): Promise<number> {
+export async function deviceBytes(file: FileHandle): Promise<number> {
   const readable = async (offset: number): Promise<boolean> =>
     (await file.read(new Uint8Array(1), 0, 1, offset)).bytesRead === 1;
   let low = 0;

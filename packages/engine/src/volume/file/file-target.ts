@@ -2,9 +2,10 @@ import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
 import { type FileHandle, lstat, open, realpath, rename, stat, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { errnoOf, PathNotAllowedError } from "../../errors.ts";
+import { errnoOf, PathNotAllowedError, VolumeConflictError } from "../../errors.ts";
 import { guardStorage } from "../storage-error.ts";
 import type { VolumeTarget } from "../volume.ts";
+import { deviceBytes, deviceInUse } from "./file-source.ts";
 
 /** A regular file or block device written in place. */
 export class FileTarget implements VolumeTarget {
@@ -52,8 +53,9 @@ export interface PathTarget extends AsyncDisposable {
 
 /**
  * Opens a restore target by path. A missing file is created with `sizeBytes`; an existing regular file is set to that length, or with
- * `keepLength` only extended where needed; a block device must be long enough. The path is the operator's: a link to a block device
- * (`/dev/VG/LV`) is followed. All other links, FIFOs and folders are refused with PathNotAllowedError.
+ * `keepLength` only extended where needed; a block device must be long enough, and is opened exclusively. The path is the operator's: a link to a block device
+ * (`/dev/VG/LV`) is followed. All other links, FIFOs and folders are refused with PathNotAllowedError, devices that are too short, mounted or part of
+ * another one with VolumeConflictError.
  */
 export async function openPathTarget(
   named: string,
@@ -68,13 +70,22 @@ export async function openPathTarget(
   if (!status.isFile() && !status.isBlockDevice()) {
     throw new PathNotAllowedError(`The target ${path} is neither a regular file nor a block device.`);
   }
-  const file = await guardStorage(`open ${path}`, () => open(path, constants.O_RDWR | constants.O_NOFOLLOW));
+  // Until it is closed again, nobody can mount the device.
+  const exclusive = status.isBlockDevice() ? constants.O_EXCL : 0;
+  const file = await guardStorage(`open ${path}`, () =>
+    open(path, constants.O_RDWR | constants.O_NOFOLLOW | exclusive),
+  ).catch((error: unknown) => {
+    throw errnoOf((error as Error).cause) === "EBUSY" ? deviceInUse(path) : error;
+  });
   const target = new FileTarget(file, { path, sizeBytes, isNew: false });
   try {
     const existing = await file.stat();
     const cut = existing.size > sizeBytes && options.keepLength !== true;
     if (existing.isFile() && (cut || existing.size < sizeBytes))
       await guardStorage(`write ${path}`, () => file.truncate(sizeBytes));
+    const deviceLength = existing.isBlockDevice() ? await deviceBytes(file) : sizeBytes;
+    if (deviceLength < sizeBytes)
+      throw new VolumeConflictError(`The device ${path} has ${deviceLength} bytes, too few for ${sizeBytes}.`);
   } catch (error) {
     await file.close();
     throw error;

@@ -2,6 +2,7 @@ import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
 import type { Database } from "@tephra/control";
 import { connectDatabase, findDatabaseProblems, inDatabase, openDatabase, openPool } from "@tephra/control/process";
+import { inTransaction } from "@tephra/control/work";
 import { afterEach, beforeEach, describe, expect, inject, it, vi } from "vitest";
 import { withClient } from "../../scripts/postgres.ts";
 import { migrate } from "../../scripts/services.ts";
@@ -99,6 +100,25 @@ describe("every connection", () => {
     const [problem] = await findDatabaseProblems(open(limited.href));
     expect(problem?.reason).toBe("the database refuses rights");
     expect(problem?.detail).toMatch(/tasks \(UPDATE\).*audit_id_seq \(USAGE\)/);
+  });
+});
+
+describe("a prepared statement whose columns a migration has changed", () => {
+  it("goes on, alone and in a transaction", async () => {
+    const database = open(url);
+    const ask = (client: Pick<Database, "$queryRaw">) =>
+      client.$queryRaw<Record<string, unknown>[]>`SELECT * FROM grown WHERE id = ${1}::int`;
+    await database.$executeRaw`CREATE TABLE grown (id int)`;
+    await database.$executeRaw`INSERT INTO grown VALUES (1)`;
+    for (const [column, work] of [
+      ["a", () => ask(database)],
+      ["b", () => inTransaction(database, ask)],
+    ] as const) {
+      await Promise.all(Array.from({ length: 20 }, () => ask(database)));
+      await database.$executeRawUnsafe(`ALTER TABLE grown ADD COLUMN ${column} int DEFAULT 2`);
+      // Every connection has prepared it.
+      for (let round = 0; round < 20; round += 1) expect((await work())[0]).toMatchObject({ id: 1, [column]: 2 });
+    }
   });
 });
 

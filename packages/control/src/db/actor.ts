@@ -1,4 +1,5 @@
 import { AsyncLocalStorage } from "node:async_hooks";
+import pg from "pg";
 import type { Prisma } from "../generated/client.ts";
 import type { Principal } from "../principal.ts";
 
@@ -30,13 +31,38 @@ export const actorOf = ({ userId, projectId, requestId }: Principal): Actor => (
 /** When each transaction began, by the database's clock. */
 const began = new WeakMap<Prisma.TransactionClient, Date>();
 
-/** Tells the database who acts, until the transaction ends: the audit triggers read it. */
-export async function sayWhoActs(tx: Prisma.TransactionClient): Promise<void> {
+/** A transaction that is about to begin: what its connection adds to BEGIN, and what the server answers. */
+interface Beginning {
+  actor: Actor;
+  now: Date | null;
+}
+
+const beginnings = new AsyncLocalStorage<Beginning>();
+
+/** Runs `begin`, which starts one transaction: its connection tells the database who acts in the same round trip (saidAtBegin). */
+export async function beginAs<T>(begin: (said: (tx: Prisma.TransactionClient) => void) => Promise<T>): Promise<T> {
   const actor = acting.getStore();
-  if (!actor) return;
-  const [row] = await tx.$queryRaw<{ now: Date }[]>`
-    SELECT now(), set_config('tephra.actor', ${JSON.stringify(actor)}, true)`;
-  if (row) began.set(tx, row.now);
+  if (!actor) return begin(() => {});
+  const beginning: Beginning = { actor, now: null };
+  return beginnings.run(beginning, () =>
+    begin((tx) => {
+      if (beginning.now === null) throw new Error("a transaction began without saying who acts");
+      began.set(tx, beginning.now);
+    }),
+  );
+}
+
+/** For the connection that begins a transaction: a SELECT to send with BEGIN, and what to do with its row. Null when nobody acts. */
+export function saidAtBegin(): { sql: string; answered: (row: { now: Date }) => void } | null {
+  const beginning = beginnings.getStore();
+  if (!beginning) return null;
+  const actor = pg.escapeLiteral(JSON.stringify(beginning.actor));
+  return {
+    sql: `SELECT now(), set_config('tephra.actor', ${actor}, true)`,
+    answered: ({ now }) => {
+      beginning.now = now;
+    },
+  };
 }
 
 /** When the transaction began, by the database's clock: hosts need not agree on the time. */

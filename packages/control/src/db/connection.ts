@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { type ConnectionOptions, getCACertificates, type SecureVersion } from "node:tls";
 import pg from "pg";
 import { type DatabaseUrl, fixedSettings, parseDatabaseUrl } from "../database-url.ts";
+import { saidAtBegin } from "./actor.ts";
 
 /** How long a kind of work may wait or run before the server or this program gives up. */
 interface Limits {
@@ -70,6 +71,8 @@ export interface Route {
   url: DatabaseUrl;
   candidates: readonly Candidate[];
   at: number;
+  /** Names of prepared statements whose columns a migration has changed: PostgreSQL refuses each in every connection that has it. */
+  outdated: Set<string>;
 }
 
 const isSocket = (host: string): boolean => host.startsWith("/");
@@ -82,7 +85,7 @@ export function routeOf(url: DatabaseUrl): Route {
   const candidates = hosts.flatMap((one) =>
     (isSocket(one.host) ? [false] : ways).map((encrypted) => ({ ...one, encrypted })),
   );
-  return { url, candidates, at: 0 };
+  return { url, candidates, at: 0, outdated: new Set() };
 }
 
 /** What libpq's modes demand of the certificate. Files are read for each connection, since they may be renewed while a program runs. */
@@ -120,6 +123,10 @@ interface FirstAnswer {
 
 type Done = (error: Error | null | undefined) => void;
 type Config = string | (pg.QueryConfig & { text: string });
+
+/** https://www.postgresql.org/docs/current/sql-prepare.html: "cached plan must not change result type". */
+const isOutdatedPlan = (error: unknown): boolean =>
+  (error as { code?: string }).code === "0A000" && sentenceOf(error).includes("cached plan");
 
 /**
  * A connection that behaves the same whatever the server and whatever is in between: its settings are those of the URL, of the kind of work
@@ -250,8 +257,11 @@ export class DatabaseConnection extends pg.Client {
     let settings = "";
     if (this.pooled === true) settings = `; SELECT ${this.#settings("true", lockInTransactionMs)}`;
     else if (lockMs !== lockInTransactionMs && !own) settings = `; SET LOCAL lock_timeout = ${lockInTransactionMs}`;
-    const begun = await this.#send(`BEGIN${settings}`);
+    const said = saidAtBegin();
+    const begun = await this.#send(`BEGIN${settings}${said === null ? "" : `; ${said.sql}`}`);
     this.#inTransaction = true;
+    const row = (begun as pg.QueryResult[]).at?.(-1)?.rows[0] as { now: Date } | undefined;
+    if (said !== null && row !== undefined) said.answered(row);
     return begun;
   }
 
@@ -266,7 +276,7 @@ export class DatabaseConnection extends pg.Client {
   async #alone(config: Config): Promise<unknown> {
     await this.#send(`BEGIN; SELECT ${this.#settings("true", this.#limits.lockMs)}`);
     try {
-      const answer = await this.#send(config);
+      const answer = await this.#sendNamed(config);
       await this.#send("COMMIT");
       return answer;
     } catch (error) {
@@ -275,8 +285,27 @@ export class DatabaseConnection extends pg.Client {
     }
   }
 
-  #send(config: Config, values?: unknown[]): Promise<unknown> {
-    return (super.query as (config: Config, values?: unknown[]) => Promise<unknown>)(config, values);
+  #send(config: Config): Promise<unknown> {
+    return (super.query as (config: Config) => Promise<unknown>)(config);
+  }
+
+  /**
+   * As a prepared statement where it has a name, but not through a pooler, which might pass it to another server process. One that a
+   * migration has outdated is sent as text from then on; in a transaction, which the refusal has ended, the error is a serialization
+   * failure: the transaction may be retried.
+   */
+  async #sendNamed(config: Config): Promise<unknown> {
+    if (typeof config === "string" || !config.name) return this.#send(config);
+    const { name, ...unnamed } = config;
+    if (this.pooled === true || this.#route.outdated.has(name)) return this.#send(unnamed);
+    try {
+      return await this.#send(config);
+    } catch (error) {
+      if (!isOutdatedPlan(error)) throw error;
+      this.#route.outdated.add(name);
+      if (this.#inTransaction) throw Object.assign(error as Error, { code: "40001" });
+      return this.#send(unnamed);
+    }
   }
 
   /** Like `pg.Client.query`, promise form only. */
@@ -286,7 +315,7 @@ export class DatabaseConnection extends pg.Client {
     if (text === "BEGIN") return this.#begin();
     if (text === "COMMIT" || text === "ROLLBACK") return this.#end(config);
     if (this.pooled === true && !this.#inTransaction) return this.#alone(config);
-    return this.#send(config);
+    return this.#sendNamed(config);
   }
 }
 // `query` has a dozen overloads, of which the programs use one.

@@ -1,7 +1,7 @@
 import { PrismaPg } from "@prisma/adapter-pg";
 import { parseDatabaseUrl } from "../database-url.ts";
 import { Prisma, PrismaClient } from "../generated/client.ts";
-import { sayWhoActs } from "./actor.ts";
+import { beginAs } from "./actor.ts";
 import type { DatabaseWork } from "./connection.ts";
 import { isRetryableConflict } from "./outage.ts";
 import { type OnTrouble, openPool } from "./pool.ts";
@@ -21,15 +21,34 @@ export interface DatabaseOptions {
   onTrouble?: OnTrouble;
 }
 
+/** Statements that PostgreSQL keeps for each connection, of some 20 KiB each. The programs have fewer. */
+const namedStatementsMax = 300;
+
 /** Opens a pool of connections. The caller disconnects it. @throws DatabaseUrlError */
 export function openDatabase(url: string, options: DatabaseOptions = {}): Database {
   const { work = "work", connectionsMax = 10, connectionsMin = 0, onTrouble } = options;
   const pool = openPool(url, work, { connectionsMax, connectionsMin, onTrouble });
   const { schema } = parseDatabaseUrl(url);
   return new PrismaClient({
-    adapter: new PrismaPg(pool, { disposeExternalPool: true, schema }),
+    adapter: new PrismaPg(pool, { disposeExternalPool: true, schema, statementNameGenerator: nameStatements() }),
     transactionOptions: { maxWait: 10_000, timeout: 20_000 },
   });
+}
+
+/**
+ * Names for the statements of one process, by which PostgreSQL parses and plans each once per connection. Texts that differ in the number of
+ * their parameters are statements of their own; the server keeps every one, so those beyond a limit stay without a name.
+ */
+function nameStatements(): (query: { sql: string }) => string {
+  const names = new Map<string, string>();
+  return ({ sql }) => {
+    const known = names.get(sql);
+    if (known !== undefined) return known;
+    if (names.size >= namedStatementsMax) return "";
+    const name = `tephra_${names.size}`;
+    names.set(sql, name);
+    return name;
+  };
 }
 
 /** Something read before it was locked has changed in the meantime: the transaction is rolled back and retried. */
@@ -54,11 +73,13 @@ export async function inTransaction<T>(database: Database, work: (tx: Transactio
   for (let attempt = 1; ; attempt += 1) {
     const works = new Set<(database: Database) => void>();
     try {
-      const result = await database.$transaction(async (tx) => {
-        afterwards.set(tx, works);
-        await sayWhoActs(tx);
-        return work(tx);
-      });
+      const result = await beginAs((said) =>
+        database.$transaction(async (tx) => {
+          afterwards.set(tx, works);
+          said(tx);
+          return work(tx);
+        }),
+      );
       for (const after of works) after(database);
       return result;
     } catch (error) {

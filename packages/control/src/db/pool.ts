@@ -1,5 +1,4 @@
 import type { Socket } from "node:net";
-import { setTimeout as sleep } from "node:timers/promises";
 import pg from "pg";
 import { parseDatabaseUrl } from "../database-url.ts";
 import {
@@ -34,9 +33,9 @@ class NoConnectionError extends Error {
  * NoConnectionError
  */
 async function inTime(asked: Promise<pg.PoolClient>, deadline: number, waitMs: number): Promise<pg.PoolClient> {
-  const stop = new AbortController();
-  const late = sleep(Math.max(0, deadline - performance.now()), null, { signal: stop.signal, ref: false });
-  const given = await Promise.race([asked, late.catch(() => null)]).finally(() => stop.abort());
+  const { promise: late, resolve } = Promise.withResolvers<null>();
+  const timer = setTimeout(resolve, Math.max(0, deadline - performance.now()), null).unref();
+  const given = await Promise.race([asked, late]).finally(() => clearTimeout(timer));
   if (given !== null) return given;
   asked.then(
     (client) => client.release(),

@@ -15,6 +15,10 @@ export function visibleTo(principal: Principal): { projectId?: string } {
   return principal.isAdmin ? {} : { projectId: principal.projectId };
 }
 
+/** The same for a row that was read. */
+export const mayLook = (principal: Principal, row: { projectId: string }): boolean =>
+  principal.isAdmin || row.projectId === principal.projectId;
+
 /** The WHERE condition of a list: the caller's own project, unless an admin lists all of them. Apply it after the filters. */
 export function projectOf(principal: Principal, allProjects: boolean): { projectId?: string } {
   return principal.isAdmin && allProjects ? {} : { projectId: principal.projectId };

@@ -99,7 +99,9 @@ export async function startRestore(
   await move(tx, "backup", { id: backup.id }, step, { restoreVolumeId: target.id });
   const repositories = await chainRepositories(tx, backup.id);
   // What the volume holds is known again once the restore has succeeded.
-  await tx.volume.update({ where: { id: target.id }, data: { restoredFromId: null, restoredAt: null } });
+  if (!newVolume) {
+    await tx.volume.update({ where: { id: target.id }, data: { restoredFromId: null, restoredAt: null } });
+  }
   await startOperation(tx, principal, {
     kind: "backup-restore",
     projectId: backup.projectId,

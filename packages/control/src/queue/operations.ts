@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { isLiveOperation, isLiveState } from "../db/live.ts";
+import { lockRow } from "../db/lock-row.ts";
 import { NotFoundError, OperationEndedError } from "../errors.ts";
 import type { Operation } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
@@ -98,8 +99,7 @@ export async function startOperation(
 
 /** Locks and reads an operation. In the lock order it comes after volume and backup, before task. */
 export async function lockOperation(tx: Transaction, id: string): Promise<OperationRow> {
-  await tx.$queryRaw`SELECT id FROM operations WHERE id = ${id}::uuid FOR UPDATE`;
-  const row = await tx.operation.findUnique({ where: { id } });
+  const row = await lockRow(tx, "operation", id);
   if (!row) throw new NotFoundError("Operation", id);
   return row as OperationRow;
 }

@@ -1,8 +1,9 @@
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
+import { backupColumns, lockRow } from "../db/lock-row.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Backup, Prisma } from "../generated/client.ts";
-import { type Principal, visibleTo } from "../principal.ts";
+import { mayLook, type Principal } from "../principal.ts";
 
 export type { Backup };
 
@@ -47,8 +48,8 @@ export async function countDependents(database: Database | Transaction, id: stri
 
 /** Locks a backup row and reads it; after its volume, and after its parent, in the lock order. Tombstones are not found. */
 export async function lockBackup(tx: Transaction, id: string): Promise<Backup | null> {
-  await tx.$queryRaw`SELECT id FROM backups WHERE id = ${id}::uuid FOR UPDATE`;
-  return tx.backup.findFirst({ where: { id, deletedAt: null } });
+  const backup = await lockRow(tx, "backup", id);
+  return backup?.deletedAt === null ? backup : null;
 }
 
 /** @throws NotFoundError for an unknown id or another project's */
@@ -57,10 +58,12 @@ export async function getBackup(
   principal: Principal,
   id: string,
 ): Promise<BackupRow> {
-  const row = isUuid(id)
-    ? await database.backup.findFirst({ where: { id, deletedAt: null, ...visibleTo(principal) } })
-    : null;
-  const [backup] = row ? await withDependents(database, [row]) : [];
-  if (!backup) throw new NotFoundError("Backup", id);
+  const [backup] = isUuid(id)
+    ? await database.$queryRaw<BackupRow[]>`
+        SELECT ${backupColumns},
+          EXISTS (SELECT FROM backups child WHERE child.parent_id = backups.id AND child.deleted_at IS NULL) AS "hasDependents"
+        FROM backups WHERE id = ${id}::uuid AND deleted_at IS NULL`
+    : [];
+  if (!backup || !mayLook(principal, backup)) throw new NotFoundError("Backup", id);
   return backup;
 }

@@ -1,6 +1,7 @@
 import { ChangedMeanwhileError, type Database, type Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { liveStates } from "../db/live.ts";
+import { lockRow } from "../db/lock-row.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Prisma, Snapshot } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
@@ -41,8 +42,7 @@ export async function lockSnapshot(
   }
   const operations: OperationRow[] = [];
   for (const operation of seen) operations.push(await lockOperation(tx, operation.id));
-  await tx.$queryRaw`SELECT id FROM snapshots WHERE id = ${id}::uuid FOR UPDATE`;
-  const snapshot = await tx.snapshot.findUnique({ where: { id } });
+  const snapshot = await lockRow(tx, "snapshot", id);
   if (!snapshot) throw new NotFoundError("Snapshot", id);
   // Starting an operation changes this row, so none can be added from here on, but one may have been before.
   const added = await tx.operation.count({ where: { ...live, id: { notIn: seen.map((operation) => operation.id) } } });

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { type Config, defaultVolumeBackend } from "../config.ts";
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
+import { lockRow } from "../db/lock-row.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Attachment, Prisma, Transfer, Volume } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
@@ -36,8 +37,8 @@ export const gibOf = (bytes: number): number => Math.max(1, Math.ceil(bytes / Gi
 
 /** Locks a volume and reads it. First after the quota in the lock order. */
 export async function lockVolume(tx: Transaction, id: string): Promise<VolumeRow | null> {
-  await tx.$queryRaw`SELECT id FROM volumes WHERE id = ${id}::uuid FOR UPDATE`;
-  return tx.volume.findUnique({ where: { id }, include: { attachments: true } });
+  const volume = await lockRow(tx, "volume", id);
+  return volume === null ? null : { ...volume, attachments: await tx.attachment.findMany({ where: { volumeId: id } }) };
 }
 
 /** The row alone, without attachments. @throws NotFoundError for an unknown id or another project's */
@@ -84,12 +85,12 @@ export const baseRow = (config: Config, principal: Principal, volume: NewVolume)
 });
 
 /** A volume that is about to get its bytes. */
-export function addVolume(
+export async function addVolume(
   tx: Transaction,
   volume: Omit<Prisma.VolumeUncheckedCreateInput, "status">,
   status: "creating" | "restoring-backup" = "creating",
 ): Promise<VolumeRow> {
-  return tx.volume.create({ data: { ...volume, status }, include: { attachments: true } });
+  return { ...(await tx.volume.create({ data: { ...volume, status } })), attachments: [] };
 }
 
 /** A volume whose bytes are there already. @returns false when a volume has its id */

@@ -70,13 +70,34 @@ interface Request {
   settle: PromiseWithResolvers<void>;
 }
 
-/** Reads exactly as many bytes as are wanted, however they arrive. */
-class Reader {
-  readonly #chunks: AsyncIterator<Buffer>;
-  #rest: Buffer = Buffer.alloc(0);
+/** Bytes taken from the socket at a time: as many as the kernel usually holds for it. */
+const chunkBytes = 256 * 1024;
 
-  constructor(socket: Socket) {
-    this.#chunks = socket[Symbol.asyncIterator]();
+/** Reads exactly as many bytes as are wanted, however they arrive. What is wanted already is copied once, from the socket's one buffer. */
+class Reader {
+  readonly #onBytes: () => void;
+  #rest: Uint8Array = new Uint8Array(0);
+  #wanted: { into: Uint8Array; done: number; settle: PromiseWithResolvers<void> } | null = null;
+  #ended = false;
+
+  /** `onBytes` is called whenever something arrives. */
+  constructor(onBytes: () => void) {
+    this.#onBytes = onBytes;
+  }
+
+  /** What has arrived; its memory is used again afterwards. */
+  push(chunk: Uint8Array): void {
+    this.#onBytes();
+    const used = this.#feed(chunk);
+    if (used === chunk.length) return;
+    this.#rest = Buffer.concat([this.#rest, chunk.subarray(used)]);
+  }
+
+  /** Nothing arrives any more. */
+  end(): void {
+    this.#ended = true;
+    this.#wanted?.settle.reject(new Error("it has closed the connection"));
+    this.#wanted = null;
   }
 
   async take(bytes: number): Promise<Buffer> {
@@ -85,19 +106,27 @@ class Reader {
     return taken;
   }
 
-  async fill(into: Uint8Array): Promise<void> {
-    for (let done = 0; done < into.length; ) {
-      if (this.#rest.length === 0) {
-        const { done: ended, value } = await this.#chunks.next();
-        if (ended) throw new Error("it has closed the connection");
-        this.#rest = value;
-        continue;
-      }
-      const part = this.#rest.subarray(0, into.length - done);
-      into.set(part, done);
-      done += part.length;
-      this.#rest = this.#rest.subarray(part.length);
+  /** One call at a time. */
+  fill(into: Uint8Array): Promise<void> {
+    const settle = Promise.withResolvers<void>();
+    this.#wanted = { into, done: 0, settle };
+    this.#rest = this.#rest.subarray(this.#feed(this.#rest));
+    if (this.#ended) this.end();
+    return settle.promise;
+  }
+
+  /** @returns how many of these bytes were wanted */
+  #feed(bytes: Uint8Array): number {
+    if (this.#wanted === null) return 0;
+    const { into, done, settle } = this.#wanted;
+    const part = bytes.subarray(0, into.length - done);
+    into.set(part, done);
+    this.#wanted.done += part.length;
+    if (this.#wanted.done === into.length) {
+      this.#wanted = null;
+      settle.resolve();
     }
+    return part.length;
   }
 }
 
@@ -118,14 +147,28 @@ export class NbdClient {
   #ended: Error | null = null;
   #watch: NodeJS.Timeout;
 
-  private constructor(socket: Socket, shown: string) {
-    this.#socket = socket;
+  private constructor(address: NbdAddress, shown: string) {
     this.#shown = shown;
-    this.#reader = new Reader(socket);
+    this.#reader = new Reader(() => {
+      this.#heardAt = performance.now();
+    });
+    const onread = {
+      buffer: new Uint8Array(chunkBytes),
+      callback: (bytes: number, buffer: Uint8Array): boolean => {
+        this.#reader.push(buffer.subarray(0, bytes));
+        return true;
+      },
+    };
+    const socket = connect({ ...address, noDelay: true, onread });
+    this.#socket = socket;
+    socket.on("end", () => this.#reader.end());
     socket.on("error", ({ message }) =>
       this.#end(this.#isConnecting ? `cannot be reached: ${message}` : `has closed the connection (${message})`),
     );
-    socket.on("close", () => this.#end("has closed the connection"));
+    socket.on("close", () => {
+      this.#end("has closed the connection");
+      this.#reader.end();
+    });
     this.#watch = setInterval(() => {
       if (!this.#isConnecting && this.#requests.size === 0) this.#heardAt = performance.now();
       else if (performance.now() - this.#heardAt > silenceMs) this.#end(`did not answer for ${silenceMs / 1000} s`);
@@ -139,7 +182,7 @@ export class NbdClient {
    * @throws VolumeStorageError when there is no such server or export, or it wants TLS
    */
   static async open(address: NbdAddress, exportName: string, shown: string): Promise<NbdClient> {
-    const client = new NbdClient(connect({ ...address, noDelay: true }), shown);
+    const client = new NbdClient(address, shown);
     try {
       await client.#negotiate(exportName);
     } catch (error) {
@@ -257,10 +300,8 @@ export class NbdClient {
     }
   }
 
-  async #hear(bytes: number): Promise<Buffer> {
-    const heard = await this.#reader.take(bytes);
-    this.#heardAt = performance.now();
-    return heard;
+  #hear(bytes: number): Promise<Buffer> {
+    return this.#reader.take(bytes);
   }
 
   #ask(
@@ -308,7 +349,7 @@ export class NbdClient {
     if (errno !== 0) request.error = this.#failure(errno, "");
     else if (request.into !== undefined) {
       if (this.#structured) throw new Error("answered a read without structure");
-      await this.#fill(request.into);
+      await this.#reader.fill(request.into);
       request.filled = request.into.length;
     }
     this.#finish(cookie, request);
@@ -317,7 +358,7 @@ export class NbdClient {
   async #data(request: Request, length: number): Promise<void> {
     if (length < 8) throw new Error("sent data without an offset");
     const at = Number((await this.#hear(8)).readBigUInt64BE(0)) - request.offset;
-    await this.#fill(partOf(request, at, length - 8));
+    await this.#reader.fill(partOf(request, at, length - 8));
   }
 
   async #hole(request: Request, length: number): Promise<void> {
@@ -349,14 +390,6 @@ export class NbdClient {
     const reply = await this.#hear(length);
     const text = reply.subarray(6, 6 + reply.readUInt16BE(4));
     request.error ??= this.#failure(reply.readUInt32BE(0), printable(text));
-  }
-
-  /** A whole block of data counts as silence only while nothing of it arrives. */
-  async #fill(into: Uint8Array): Promise<void> {
-    for (let done = 0; done < into.length; done += 65_536) {
-      await this.#reader.fill(into.subarray(done, done + 65_536));
-      this.#heardAt = performance.now();
-    }
   }
 
   #requestOf(cookie: bigint): Request {

@@ -6,6 +6,7 @@ import { type Measurement, report, type Say } from "./measurement.ts";
 import { measureMemory } from "./memory.ts";
 import { measureRequests } from "./requests.ts";
 import { measureSmallVolumes } from "./small-volumes.ts";
+import { measureSources } from "./sources.ts";
 import { measureTaskOverhead } from "./task-overhead.ts";
 
 const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>> = {
@@ -14,6 +15,7 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   engine: measureEngine,
   memory: measureMemory,
   requests: measureRequests,
+  sources: measureSources,
   tasks: measureTaskOverhead,
   volumes: measureSmallVolumes,
 };

@@ -80,7 +80,8 @@ module.exports = {
       from: { path: "^apps/(cli/src/tephra(/|\\.ts$)|console/)", pathNot: tests },
       to: {
         path: "^(apps|packages)/",
-        pathNot: "(^|/)node_modules/|^(packages/wire/|apps/console/|apps/cli/src/(tephra/|machine-trust\\.ts$))",
+        pathNot:
+          "(^|/)node_modules/|^(packages/wire/|apps/console/|apps/cli/src/(tephra/|(machine-trust|progress-bar)\\.ts$))",
       },
     },
     {

@@ -1,5 +1,5 @@
 import { EngineError } from "@tephra/engine";
-import { Presets, SingleBar } from "cli-progress";
+import { openProgressBar } from "../progress-bar.ts";
 
 /** The options contradict each other or name something that does not exist; the exit status means "wrong usage". */
 export class UsageError extends Error {
@@ -38,13 +38,17 @@ export function createOutput(options: { json: boolean }): Output {
     },
     progress(label, totalBytes) {
       if (!process.stderr.isTTY) return { update: () => {}, stop: () => {} };
-      const format = `${label} {bar} {percentage}% | {value}/{total} MiB | {duration_formatted} | {eta_formatted} left`;
-      const bar = new SingleBar({ format, hideCursor: true, stream: process.stderr }, Presets.shades_classic);
-      bar.start(Math.ceil(totalBytes / mebibyte), 0);
-      return {
-        update: (bytesDone) => bar.update(Math.ceil(bytesDone / mebibyte)),
-        stop: () => bar.stop(),
+      const bar = openProgressBar(process.stderr, label);
+      const begunAt = performance.now();
+      const mebibytes = (bytes: number): number => Math.ceil(bytes / mebibyte);
+      const update = (bytesDone: number): void => {
+        const share = totalBytes === 0 ? 0 : Math.min(1, bytesDone / totalBytes);
+        const leftMs = ((performance.now() - begunAt) * (1 - share)) / share;
+        const left = Number.isFinite(leftMs) ? `  ${Math.ceil(leftMs / 1000)} s left` : "";
+        bar.draw(share, `${mebibytes(bytesDone)} of ${mebibytes(totalBytes)} MiB${left}`);
       };
+      update(0);
+      return { update, stop: bar.close };
     },
   };
 }

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { AnswerOf, Operation } from "@tephra/wire";
-import { SingleBar } from "cli-progress";
+import { openProgressBar, type ProgressBar } from "../progress-bar.ts";
 import { ApiError, type Client } from "./client.ts";
 import { formatBytes, formatSeconds } from "./output.ts";
 
@@ -125,23 +125,16 @@ interface Bar {
 
 function openBar(terminal: NodeJS.WriteStream | null): Bar {
   if (terminal === null) return { show: () => {}, close: () => {} };
-  const format = "{kind} {bar} {percentage}%  {what}";
-  const bar = new SingleBar({ format, stream: terminal, barsize: 24, barCompleteChar: "█", barIncompleteChar: "░" });
-  let started = false;
+  let bar: ProgressBar | null = null;
   return {
     show: (operation) => {
       // An operation with no bytes to move (an empty volume) goes from 0 to 100 % at its end.
       const total = Math.max(1, operation.bytes_total);
       const done = operation.state === "succeeded" ? total : Math.min(operation.bytes_done, total);
-      const payload = { kind: operation.kind, what: progressText(operation) };
-      if (started) bar.setTotal(total);
-      else bar.start(total, done, payload);
-      started = true;
-      bar.update(done, payload);
+      bar ??= openProgressBar(terminal, operation.kind);
+      bar.draw(done / total, progressText(operation));
     },
-    close: () => {
-      if (started) bar.stop();
-    },
+    close: () => bar?.close(),
   };
 }
 

@@ -1,28 +1,6 @@
-import { type AuditRow, auditedResources, isUuid, listAudit } from "@tephra/control";
-import type { AnswerOf, AuditEntry } from "@tephra/wire";
-import { z } from "zod";
+import { type AuditRow, listAudit } from "@tephra/control";
+import { type AnswerOf, type AuditEntry, requests } from "@tephra/wire";
 import { defineOps } from "./serve.ts";
-
-const id = z.string().refine(isUuid, "is not a uuid");
-const time = z.iso.datetime({ offset: true }).transform((text) => new Date(text));
-
-const Query = z.strictObject({
-  resource: z.enum(auditedResources).optional(),
-  resource_id: id.optional(),
-  project_id: z.string().optional(),
-  user_id: z.string().optional(),
-  worker_id: z.string().optional(),
-  request_id: z.string().optional(),
-  operation_id: id.optional(),
-  since: time.optional(),
-  until: time.optional(),
-  marker: z
-    .string()
-    .regex(/^[0-9]{1,18}$/, "is not the id of an entry")
-    .transform(BigInt)
-    .optional(),
-  limit: z.coerce.number().int().min(1).max(1000).default(100),
-});
 
 const view = (row: AuditRow): AuditEntry => ({
   id: String(row.id),
@@ -50,7 +28,7 @@ const given = <T extends object>(filters: T) =>
 /** Audit log of status changes, newest first. The next page starts after the last entry of this one: `marker`. */
 export const audit = {
   list: defineOps({
-    query: Query,
+    ...requests["GET /ops/audit"],
     handle: async ({ database }, { query }) => {
       const rows = await listAudit(database, {
         limit: query.limit,

@@ -1,9 +1,6 @@
-import { type BackupHealth as BackupHealthRow, getBackupHealth, requestVerify, verifyModes } from "@tephra/control";
-import type { AnswerOf, BackupHealth } from "@tephra/wire";
-import { z } from "zod";
+import { type BackupHealth as BackupHealthRow, getBackupHealth, requestVerify } from "@tephra/control";
+import { type AnswerOf, type BackupHealth, requests } from "@tephra/wire";
 import { defineOps } from "./serve.ts";
-
-const VerifyBody = z.strictObject({ mode: z.enum(verifyModes).default("quick") }).prefault({});
 
 /** `damage` is the backup's own; a backup with damaged parents cannot be restored either if it needs the damaged parts. */
 const view = ({ backup, damagedParents }: BackupHealthRow): BackupHealth => ({
@@ -29,7 +26,7 @@ export const opsBackups = {
   }),
 
   verify: defineOps({
-    body: VerifyBody,
+    ...requests["POST /ops/backups/:id/verify"],
     handle: async ({ database, config }, { principal, params, body }) => {
       const request = { backupId: params["id"] ?? "", mode: body.mode };
       const { id } = await requestVerify(database, config, principal, request);

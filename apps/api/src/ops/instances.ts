@@ -5,70 +5,17 @@ import {
   detachInstanceVolume,
   getInstance,
   type InstanceRow,
-  instanceDrivers,
-  isUuid,
   type Json,
   listInstances,
   needsSocket,
-  powerStates,
   updateInstance,
 } from "@tephra/control";
-import type { AnswerOf, Instance } from "@tephra/wire";
-import { z } from "zod";
+import { type AnswerOf, type Instance, requests } from "@tephra/wire";
+import type { z } from "zod";
 import type { Context } from "../context.ts";
 import { allow } from "../http/policy.ts";
 import { badRequest } from "../http/refusals.ts";
 import { defineOps, type OpsCall } from "./serve.ts";
-
-/** PostgreSQL stores neither NUL nor lone surrogates. */
-const isStorable = (text: string): boolean => !text.includes("\0") && text.isWellFormed();
-const text = z.string().refine(isStorable, "has characters that cannot be stored");
-const id = z
-  .string()
-  .refine(isUuid, "is not a uuid")
-  .transform((value) => value.toLowerCase());
-const device = text.regex(/^\/dev\/[a-z0-9/_-]{1,58}$/, "is not the name of a device");
-/** Maximum length of a unix socket address. */
-const socket = text.max(107).regex(/^\//, "is not an absolute path");
-const configuration = z
-  .record(z.string(), z.unknown())
-  .refine((value) => isStorable(JSON.stringify(value)) && !JSON.stringify(value).includes("\\u0000"), {
-    error: "has characters that cannot be stored",
-  });
-
-const changeable = {
-  name: text.min(1).max(255),
-  power_state: z.enum(powerStates),
-  boot_volume_id: id,
-  driver: z.enum(instanceDrivers),
-  qmp_socket: socket.nullable(),
-  agent_socket: socket.nullable(),
-  freeze_mountpoints: z.array(text.min(1).max(4096)).min(1).max(100).nullable(),
-  configuration,
-};
-
-const CreateBody = z.strictObject({
-  instance: z.strictObject({
-    ...changeable,
-    id: id.optional(),
-    project_id: z
-      .string()
-      .regex(/^[0-9a-f-]{1,64}$/, "is not the id of a project")
-      .optional(),
-    power_state: changeable.power_state.default("ACTIVE"),
-    boot_volume_id: id.nullable().default(null),
-    driver: changeable.driver.default("record"),
-    qmp_socket: changeable.qmp_socket.default(null),
-    agent_socket: changeable.agent_socket.default(null),
-    freeze_mountpoints: changeable.freeze_mountpoints.default(null),
-    configuration: configuration.prefault({}),
-  }),
-});
-
-const UpdateBody = z.strictObject({ instance: z.strictObject(changeable).partial() });
-const AttachBody = z.strictObject({ volume_id: id, device: device.nullish() });
-const DetachBody = z.strictObject({ volume_id: id });
-const ListQuery = z.strictObject({ limit: z.coerce.number().int().min(1).max(1000).default(100) });
 
 const view = (row: InstanceRow): Instance => ({
   id: row.id,
@@ -118,7 +65,7 @@ function checkMachine(
 const idOf = ({ params }: OpsCall): string => params["id"] ?? "";
 
 /** The fields of `change` that were sent, under their names in the control plane. */
-function changeOf(sent: z.infer<typeof UpdateBody>["instance"]) {
+function changeOf(sent: z.output<(typeof requests)["PUT /ops/instances/:id"]["body"]>["instance"]) {
   return {
     ...(sent.name !== undefined && { name: sent.name }),
     ...(sent.power_state !== undefined && { powerState: sent.power_state }),
@@ -139,7 +86,7 @@ const answer = (status: number, row: InstanceRow) => ({
 /** Virtual machines: their resources, and how to connect to their hypervisors. */
 export const instances = {
   list: defineOps({
-    query: ListQuery,
+    ...requests["GET /ops/instances"],
     handle: async ({ database }, { principal, query }) => {
       const rows = await listInstances(database, principal, query);
       return { status: 200, body: { instances: rows.map(view) } satisfies AnswerOf<"GET /ops/instances"> };
@@ -152,7 +99,7 @@ export const instances = {
 
   /** An admin may create one for another project, which then owns it. */
   create: defineOps({
-    body: CreateBody,
+    ...requests["POST /ops/instances"],
     handle: async ({ database, config }: Context, call) => {
       const { instance } = call.body;
       const projectId = instance.project_id ?? call.principal.projectId;
@@ -175,7 +122,7 @@ export const instances = {
   }),
 
   update: defineOps({
-    body: UpdateBody,
+    ...requests["PUT /ops/instances/:id"],
     handle: async ({ database, config }, call) => {
       const seen = await getInstance(database, call.principal, idOf(call));
       checkMachine(call, call.body.instance, seen);
@@ -191,7 +138,7 @@ export const instances = {
   }),
 
   attach: defineOps({
-    body: AttachBody,
+    ...requests["POST /ops/instances/:id/attach"],
     handle: async ({ database }, call) => {
       const disk = { volumeId: call.body.volume_id, device: call.body.device ?? null };
       return answer(200, await attachInstanceVolume(database, call.principal, idOf(call), disk));
@@ -199,7 +146,7 @@ export const instances = {
   }),
 
   detach: defineOps({
-    body: DetachBody,
+    ...requests["POST /ops/instances/:id/detach"],
     handle: async ({ database }, call) =>
       answer(200, await detachInstanceVolume(database, call.principal, idOf(call), call.body.volume_id)),
   }),

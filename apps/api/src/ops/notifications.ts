@@ -1,12 +1,6 @@
-import { type DeliveryRow, deliveryStates, listDeliveries, retryDelivery } from "@tephra/control";
-import type { AnswerOf, Notification } from "@tephra/wire";
-import { z } from "zod";
+import { type DeliveryRow, listDeliveries, retryDelivery } from "@tephra/control";
+import { type AnswerOf, type Notification, requests } from "@tephra/wire";
 import { defineOps } from "./serve.ts";
-
-const Query = z.strictObject({
-  state: z.enum(deliveryStates).default("dead"),
-  limit: z.coerce.number().int().min(1).max(1000).default(100),
-});
 
 const view = (row: DeliveryRow): Notification => ({
   id: row.id,
@@ -24,7 +18,7 @@ const view = (row: DeliveryRow): Notification => ({
 /** Notifications by target: undeliverable ones, unless another state is requested. */
 export const notifications = {
   list: defineOps({
-    query: Query,
+    ...requests["GET /ops/notifications"],
     handle: async ({ database }, { query }) => {
       const rows = await listDeliveries(database, query);
       return { status: 200, body: { notifications: rows.map(view) } satisfies AnswerOf<"GET /ops/notifications"> };

@@ -1,17 +1,6 @@
-import { getOperation, isUuid, listOperations, type OperationProgress, operationStates } from "@tephra/control";
-import type { AnswerOf, Operation, OperationResult } from "@tephra/wire";
-import { z } from "zod";
+import { getOperation, listOperations, type OperationProgress } from "@tephra/control";
+import { type AnswerOf, type Operation, type OperationResult, requests } from "@tephra/wire";
 import { defineOps } from "./serve.ts";
-
-const id = z.string().refine(isUuid, "is not a uuid");
-
-const Query = z.strictObject({
-  backup_id: id.optional(),
-  volume_id: id.optional(),
-  group_id: id.optional(),
-  state: z.enum(operationStates).optional(),
-  limit: z.coerce.number().int().min(1).max(1000).default(100),
-});
 
 const isoOrNull = (time: Date | null): string | null => time?.toISOString() ?? null;
 
@@ -43,7 +32,7 @@ function view(row: OperationProgress): Operation {
 
 export const operations = {
   list: defineOps({
-    query: Query,
+    ...requests["GET /ops/operations"],
     handle: async ({ database }, { principal, query }) => {
       const rows = await listOperations(database, principal, {
         limit: query.limit,

@@ -1,23 +1,11 @@
 import { requestReap, requestRescan } from "@tephra/control";
-import type { AnswerOf } from "@tephra/wire";
-import { z } from "zod";
+import { type AnswerOf, requests } from "@tephra/wire";
 import { defineOps } from "./serve.ts";
-
-const RescanBody = z
-  .strictObject({
-    project_id: z
-      .string()
-      .regex(/^[\w.-]{1,255}$/, "is not a valid project id")
-      .nullish(),
-  })
-  .prefault({});
-
-const ReapBody = z.strictObject({ dry_run: z.boolean().default(false) }).prefault({});
 
 export const repositories = {
   /** Removes what is no longer needed; a dry run only reports it. */
   reap: defineOps({
-    body: ReapBody,
+    ...requests["POST /ops/repositories/:name/reap"],
     handle: async ({ database, config }, { principal, params, body }) => {
       const { id } = await requestReap(database, config, principal, {
         repository: params["name"] ?? "",
@@ -29,7 +17,7 @@ export const repositories = {
 
   /** Every backup goes to the project recorded in it, unless the body names one for all of them. */
   rescan: defineOps({
-    body: RescanBody,
+    ...requests["POST /ops/repositories/:name/rescan"],
     handle: async ({ database, config }, { principal, params, body }) => {
       const { id } = await requestRescan(database, config, principal, {
         repository: params["name"] ?? "",

@@ -1,39 +1,8 @@
-import { getVolume, isUuid, requestVolumeAdoption, requestVolumeExport, requestVolumeImport } from "@tephra/control";
+import { getVolume, requestVolumeAdoption, requestVolumeExport, requestVolumeImport } from "@tephra/control";
 import { ownPlaces } from "@tephra/control/process";
-import type { AnswerOf, VolumeDetails } from "@tephra/wire";
-import { z } from "zod";
+import { type AnswerOf, requests, type VolumeDetails } from "@tephra/wire";
 import { beneathRoots } from "./import-roots.ts";
 import { defineOps } from "./serve.ts";
-
-/** PostgreSQL stores neither NUL nor lone surrogates. */
-const text = z.string().refine((v) => !v.includes("\0") && v.isWellFormed(), "has characters that cannot be stored");
-
-/** PATH_MAX of Linux. */
-const path = z.string().min(1).max(4096);
-
-const ImportBody = z
-  .strictObject({
-    /** If absent, the file that already exists for `id` in the backend is used. */
-    path: path.nullish(),
-    /** The id by which earlier backups know the volume. */
-    id: z
-      .string()
-      .refine(isUuid, "is not a uuid")
-      .transform((id) => id.toLowerCase())
-      .nullish(),
-    /** Only with an `id`: the backend that holds its file or will receive it. */
-    backend: text.min(1).max(255).nullish(),
-    name: text.max(255).nullish(),
-    project_id: text.min(1).max(255).nullish(),
-  })
-  .refine((body) => body.path || body.id, "path or id is required")
-  .refine((body) => body.id || !body.backend, "backend is for a volume with an id");
-
-const ExportBody = z.strictObject({
-  path,
-  /** Whether an existing regular file is replaced. */
-  overwrite: z.boolean().default(false),
-});
 
 export const opsVolumes = {
   /** What Cinder's representation of a volume lacks: its exact length. */
@@ -56,7 +25,7 @@ export const opsVolumes = {
    * requestVolumeAdoption.
    */
   import: defineOps({
-    body: ImportBody,
+    ...requests["POST /ops/volumes/import"],
     handle: async ({ database, config }, { principal, body }) => {
       const owner = body.project_id ? { ...principal, projectId: body.project_id } : principal;
       const path = body.path ? beneathRoots(config, ownPlaces(config), body.path) : null;
@@ -82,7 +51,7 @@ export const opsVolumes = {
   }),
 
   export: defineOps({
-    body: ExportBody,
+    ...requests["POST /ops/volumes/:id/export"],
     handle: async ({ database, config }, { principal, params, body }) => {
       const { id } = await requestVolumeExport(database, principal, {
         volumeId: params["id"] ?? "",

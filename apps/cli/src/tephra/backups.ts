@@ -1,4 +1,4 @@
-import type { AnswerOf } from "@tephra/wire";
+import type { AnswerOf, BodyOf } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import { resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
@@ -141,7 +141,11 @@ async function restore(
   write(accepted, renderFields(fields));
 }
 
-async function verify(reference: string, options: { mode: string }, command: Command): Promise<void> {
+async function verify(
+  reference: string,
+  options: BodyOf<"POST /ops/backups/:id/verify"> & object,
+  command: Command,
+): Promise<void> {
   const { client, settle, print: write } = openSession(command);
   const backup = await resolveId(client, "backup", reference);
   const accepted = await client.post<AnswerOf<"POST /ops/backups/:id/verify">>(`/ops/backups/${backup}/verify`, {

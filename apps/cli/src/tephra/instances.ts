@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
-import type { AnswerOf, Instance } from "@tephra/wire";
+import type { AnswerOf, BodyOf, Instance } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import type { Client } from "./client.ts";
 import { chooseByName, isUuid, resolveId } from "./names.ts";
@@ -124,7 +124,7 @@ async function attach(
   const session = openSession(command);
   const { id } = await findInstance(session.client, reference);
   const volume_id = await resolveId(session.client, "volume", volume);
-  const body = { volume_id, ...(device === undefined ? {} : { device }) };
+  const body: BodyOf<"POST /ops/instances/:id/attach"> = { volume_id, ...(device === undefined ? {} : { device }) };
   const { instance } = await session.client.post<AnswerOf<"GET /ops/instances/:id">>(
     `/ops/instances/${id}/attach`,
     body,
@@ -138,7 +138,7 @@ async function detach(reference: string, volume: string, _options: object, comma
   const volume_id = await resolveId(session.client, "volume", volume);
   const { instance } = await session.client.post<AnswerOf<"GET /ops/instances/:id">>(`/ops/instances/${id}/detach`, {
     volume_id,
-  });
+  } satisfies BodyOf<"POST /ops/instances/:id/detach">);
   print(session, instance);
 }
 

@@ -1,6 +1,6 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { text } from "node:stream/consumers";
-import type { AnswerOf } from "@tephra/wire";
+import type { AnswerOf, BodyOf } from "@tephra/wire";
 import type { Command } from "commander";
 import { resolveId } from "./names.ts";
 import { renderFields } from "./output.ts";
@@ -85,7 +85,7 @@ async function reap(name: string, options: { dryRun?: boolean }, command: Comman
   const path = `/ops/repositories/${encodeURIComponent(name)}/reap`;
   const accepted = await client.post<AnswerOf<"POST /ops/repositories/:name/reap">>(path, {
     dry_run: options.dryRun === true,
-  });
+  } satisfies BodyOf<"POST /ops/repositories/:name/reap">);
   await settle({ id: accepted.operation.id });
   const shown = await client.get<AnswerOf<"GET /ops/operations/:id">>(`/ops/operations/${accepted.operation.id}`);
   const { id, state, result: ended } = shown.operation;
@@ -104,7 +104,7 @@ const passedOver = (result: { passed_over?: string[] | undefined } | undefined):
 
 async function rescan(name: string, options: { toProject?: string }, command: Command): Promise<void> {
   const { client, print, settle } = openSession(command);
-  const body = { project_id: options.toProject ?? null };
+  const body: BodyOf<"POST /ops/repositories/:name/rescan"> = { project_id: options.toProject ?? null };
   const path = `/ops/repositories/${encodeURIComponent(name)}/rescan`;
   const accepted = await client.post<AnswerOf<"POST /ops/repositories/:name/rescan">>(path, body);
   await settle({ id: accepted.operation.id });

@@ -1,5 +1,5 @@
 import { resolve } from "node:path";
-import type { AnswerOf } from "@tephra/wire";
+import type { AnswerOf, BodyOf } from "@tephra/wire";
 import type { Command } from "commander";
 import { ApiError, type Client } from "./client.ts";
 import { resolveId } from "./names.ts";
@@ -70,7 +70,7 @@ interface ImportOptions {
 
 async function importVolume({ path, id, name, backend }: ImportOptions, command: Command): Promise<void> {
   const { client, ...session } = openSession(command);
-  const body = {
+  const body: BodyOf<"POST /ops/volumes/import"> = {
     ...(path === undefined ? {} : { path: resolve(path) }),
     ...(id === undefined ? {} : { id }),
     ...(name === undefined ? {} : { name }),
@@ -99,7 +99,7 @@ async function exportFile(
   const { operation } = await client.post<AnswerOf<"POST /ops/volumes/:id/export">>(`/ops/volumes/${id}/export`, {
     path: resolve(path),
     overwrite,
-  });
+  } satisfies BodyOf<"POST /ops/volumes/:id/export">);
   await session.settle({ id: operation.id });
   const now = await client.get<AnswerOf<"GET /ops/operations/:id">>(`/ops/operations/${operation.id}`);
   session.print(

@@ -1,0 +1,135 @@
+import { z } from "zod";
+import type { OpsRouteKey } from "./answers.ts";
+
+const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
+const id = z
+  .string()
+  .refine((text) => uuid.test(text), "is not a uuid")
+  .transform((text) => text.toLowerCase());
+/** PostgreSQL stores neither NUL nor lone surrogates. */
+const isStorable = (text: string): boolean => !text.includes("\0") && text.isWellFormed();
+const text = z.string().refine(isStorable, "has characters that cannot be stored");
+const time = z.iso.datetime({ offset: true }).transform((value) => new Date(value));
+const limit = z.coerce.number().int().min(1).max(1000).default(100);
+/** PATH_MAX of Linux. */
+const path = z.string().min(1).max(4096);
+
+const AuditQuery = z.strictObject({
+  resource: z
+    .enum(["backup", "volume", "snapshot", "group", "group_snapshot", "attachment", "transfer", "operation"])
+    .optional(),
+  resource_id: id.optional(),
+  project_id: z.string().optional(),
+  user_id: z.string().optional(),
+  worker_id: z.string().optional(),
+  request_id: z.string().optional(),
+  operation_id: id.optional(),
+  since: time.optional(),
+  until: time.optional(),
+  marker: z
+    .string()
+    .regex(/^[0-9]{1,18}$/, "is not the id of an entry")
+    .transform(BigInt)
+    .optional(),
+  limit,
+});
+
+const OperationsQuery = z.strictObject({
+  backup_id: id.optional(),
+  volume_id: id.optional(),
+  group_id: id.optional(),
+  state: z.enum(["queued", "running", "succeeded", "failed", "cancelled"]).optional(),
+  limit,
+});
+
+const device = text.regex(/^\/dev\/[a-z0-9/_-]{1,58}$/, "is not the name of a device");
+/** Maximum length of a unix socket address. */
+const socket = text.max(107).regex(/^\//, "is not an absolute path");
+const configuration = z
+  .record(z.string(), z.unknown())
+  .refine((value) => isStorable(JSON.stringify(value)) && !JSON.stringify(value).includes("\\u0000"), {
+    error: "has characters that cannot be stored",
+  });
+
+const changeable = {
+  name: text.min(1).max(255),
+  power_state: z.enum(["ACTIVE", "SHUTOFF", "PAUSED", "SUSPENDED", "MIGRATING", "ERROR"]),
+  boot_volume_id: id,
+  driver: z.enum(["record", "qmp"]),
+  qmp_socket: socket.nullable(),
+  agent_socket: socket.nullable(),
+  freeze_mountpoints: z.array(text.min(1).max(4096)).min(1).max(100).nullable(),
+  configuration,
+};
+
+const NewInstance = z.strictObject({
+  ...changeable,
+  id: id.optional(),
+  project_id: z
+    .string()
+    .regex(/^[0-9a-f-]{1,64}$/, "is not the id of a project")
+    .optional(),
+  power_state: changeable.power_state.default("ACTIVE"),
+  boot_volume_id: id.nullable().default(null),
+  driver: changeable.driver.default("record"),
+  qmp_socket: changeable.qmp_socket.default(null),
+  agent_socket: changeable.agent_socket.default(null),
+  freeze_mountpoints: changeable.freeze_mountpoints.default(null),
+  configuration: configuration.prefault({}),
+});
+
+const ImportBody = z
+  .strictObject({
+    /** If absent, the file that already exists for `id` in the backend is used. */
+    path: path.nullish(),
+    /** The id by which earlier backups know the volume. */
+    id: id.nullish(),
+    /** Only with an `id`: the backend that holds its file or will receive it. */
+    backend: text.min(1).max(255).nullish(),
+    name: text.max(255).nullish(),
+    project_id: text.min(1).max(255).nullish(),
+  })
+  .refine((body) => body.path || body.id, "path or id is required")
+  .refine((body) => body.id || !body.backend, "backend is for a volume with an id");
+
+const RescanBody = z
+  .strictObject({
+    project_id: z
+      .string()
+      .regex(/^[\w.-]{1,255}$/, "is not a valid project id")
+      .nullish(),
+  })
+  .prefault({});
+
+/** Query and JSON body of each route that has either. A key that is not in them is refused. */
+export const requests = {
+  "GET /ops/operations": { query: OperationsQuery },
+  "GET /ops/notifications": {
+    query: z.strictObject({ state: z.enum(["pending", "delivered", "dead"]).default("dead"), limit }),
+  },
+  "GET /ops/audit": { query: AuditQuery },
+  "GET /ops/instances": { query: z.strictObject({ limit }) },
+  "POST /ops/instances": { body: z.strictObject({ instance: NewInstance }) },
+  "PUT /ops/instances/:id": { body: z.strictObject({ instance: z.strictObject(changeable).partial() }) },
+  "POST /ops/instances/:id/attach": { body: z.strictObject({ volume_id: id, device: device.nullish() }) },
+  "POST /ops/instances/:id/detach": { body: z.strictObject({ volume_id: id }) },
+  "POST /ops/backups/:id/verify": {
+    body: z.strictObject({ mode: z.enum(["quick", "deep", "drill"]).default("quick") }).prefault({}),
+  },
+  "POST /ops/repositories/:name/reap": {
+    body: z.strictObject({ dry_run: z.boolean().default(false) }).prefault({}),
+  },
+  "POST /ops/repositories/:name/rescan": { body: RescanBody },
+  "POST /ops/volumes/import": { body: ImportBody },
+  "POST /ops/volumes/:id/export": {
+    /** `overwrite`: an existing regular file is replaced. */
+    body: z.strictObject({ path, overwrite: z.boolean().default(false) }),
+  },
+} as const satisfies Partial<Readonly<Record<OpsRouteKey, { query?: z.ZodType; body?: z.ZodType }>>>;
+
+type RouteWithBody = {
+  [Key in keyof typeof requests]: (typeof requests)[Key] extends { body: z.ZodType } ? Key : never;
+}[keyof typeof requests];
+
+/** The body that a client sends to this route. */
+export type BodyOf<Key extends RouteWithBody> = z.input<(typeof requests)[Key]["body"]>;

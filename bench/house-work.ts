@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { type House, project } from "../demo/house.ts";
 import type { Program } from "../scripts/spawn-program.ts";
+import { type House, project } from "../test/kit/house.ts";
 
 /** Linux's unit of time towards programs, USER_HZ. */
 export const ticksPerSecond = 100;

@@ -1,6 +1,6 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { type House, openHouse, project } from "../demo/house.ts";
+import { type House, openHouse, project } from "../test/kit/house.ts";
 import { importVolume, liftQuotas, peakMib, requestBackup } from "./house-work.ts";
 import { type Measurement, measured, type Say } from "./measurement.ts";
 import { writeSparseFile } from "./sparse-file.ts";

@@ -1,5 +1,5 @@
 import { Agent, request } from "node:http";
-import { type House, openHouse, project } from "../demo/house.ts";
+import { type House, openHouse, project } from "../test/kit/house.ts";
 import { inParallel, liftQuotas, uuidOf } from "./house-work.ts";
 import { type Measurement, measured, type Say } from "./measurement.ts";
 

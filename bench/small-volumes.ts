@@ -1,7 +1,7 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type House, openHouse } from "../demo/house.ts";
 import { poll } from "../scripts/poll.ts";
+import { type House, openHouse } from "../test/kit/house.ts";
 import { cpuSeconds, importVolume, inParallel, liftQuotas, requestBackup } from "./house-work.ts";
 import { type Measurement, measured, type Say } from "./measurement.ts";
 import { noiseOf, textOf } from "./sparse-file.ts";

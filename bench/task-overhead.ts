@@ -1,6 +1,6 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { openHouse } from "../demo/house.ts";
+import { openHouse } from "../test/kit/house.ts";
 import { importVolume, liftQuotas, requestBackup } from "./house-work.ts";
 import { type Measurement, measured, median, type Say } from "./measurement.ts";
 import { noiseOf } from "./sparse-file.ts";

@@ -4,7 +4,7 @@ import { readFile, writeFile } from "node:fs/promises";
 import { connect, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type House, openHouse } from "../demo/house.ts";
+import { type House, openHouse } from "../test/kit/house.ts";
 import { startSwift } from "../test/kit/swift.ts";
 import { engine, GiB } from "./contenders.ts";
 import { writeRandomImage } from "./engine-images.ts";

@@ -6,8 +6,8 @@ import { parseArgs } from "node:util";
 import { root } from "../scripts/bootstrap.mjs";
 import { poll } from "../scripts/poll.ts";
 import type { Program } from "../scripts/spawn-program.ts";
+import { type House, type Operation, openHouse, project } from "../test/kit/house.ts";
 import { changeExt4Image, findExt4Tools, isExt4, makeExt4Image } from "./ext4-image.ts";
-import { type House, type Operation, openHouse, project } from "./house.ts";
 import { changedBytes, overwriteBlocks, sha256Of } from "./image-bytes.ts";
 import { mib, renderTable } from "./table.ts";
 

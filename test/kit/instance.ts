@@ -1,15 +1,14 @@
 import { randomBytes } from "node:crypto";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { inDatabase, openPool, redisConnection } from "@tephra/control/process";
 import { Redis } from "ioredis";
 import { inject } from "vitest";
-import { nodeFlags, projectNode, root } from "../../scripts/bootstrap.mjs";
 import { withClient } from "../../scripts/postgres.ts";
 import { redisDatabases, startRedis } from "../../scripts/redis.ts";
-import { initialiseRepository } from "../../scripts/repository.ts";
-import { freePort, type Program, spawnProgram } from "../../scripts/spawn-program.ts";
+import { freePort, type Program } from "../../scripts/spawn-program.ts";
 import type { TestServers } from "./global-setup.ts";
+import { layOut, programsOf } from "./programs.ts";
 import { type Truthy, type WaitOptions, waitFor } from "./wait-for.ts";
 import { checkWireAnswer } from "./wire-answers.ts";
 
@@ -91,42 +90,16 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
   stack.defer(() => pool.end());
   const port = await freePort();
   if (options.redisPassword !== undefined) await protect(redis, options.redisPassword);
-  const environment = programEnvironment({ dataDir, databaseUrl, redisUrl: redis.url, port });
-  Object.assign(environment, options.env);
-  await layOut(dataDir, options);
-  const programs: Program[] = [];
-  stack.defer(async () => void (await Promise.all(programs.map((program) => program.stop({ signal: "SIGKILL" })))));
-  const workers: Program[] = [];
-  let workersBegun = 0;
-  let api: Program | null = null;
+  await layOut(dataDir, { auth: { mode: "none" }, ...options.config }, options.repository);
+  const programs = programsOf({
+    ...{ dir: dataDir, databaseUrl, redisUrl: redis.url, port, env: options.env ?? {}, logs: options.logs },
+    isKnown: async (pid) => (await pool.query("SELECT 1 FROM workers WHERE pid = $1", [pid])).rowCount === 1,
+  });
+  stack.defer(() => programs.stop({ signal: "SIGKILL" }));
+  const logs = programs.tails;
   const url = `http://127.0.0.1:${port}`;
-  const start = async (
-    name: string,
-    entry: string,
-    env: Record<string, string> = {},
-    prefix: readonly string[] = [],
-    checkout = root,
-  ): Promise<Program> => {
-    const [command = projectNode(), ...args] = [...prefix, projectNode(), ...nodeFlags, join(checkout, entry)];
-    const log = options.logs === undefined ? {} : { log: join(options.logs, `${name}.log`) };
-    const program = await spawnProgram({ name, command, args, env: { ...environment, ...env }, ...log });
-    programs.push(program);
-    return program;
-  };
-  const logs = (): string =>
-    programs.map((program) => `--- ${program.name} (${program.pid})\n${program.tail()}`).join("\n");
-  const beginWorker = async (env?: Record<string, string>, prefix?: readonly string[], checkout?: string) => {
-    workersBegun += 1;
-    const worker = await start(`worker-${workersBegun}`, "apps/worker/dist/main.js", env, prefix, checkout);
-    workers.push(worker);
-    const known = async (): Promise<boolean> =>
-      !worker.running() || (await pool.query("SELECT 1 FROM workers WHERE pid = $1", [worker.pid])).rowCount === 1;
-    await waitFor(known, { what: `${worker.name} is known`, timeoutMs: 60_000, context: logs });
-    return worker;
-  };
-  const untilReady = async (program: Program, at: string): Promise<Program> => {
-    const ready = async (): Promise<boolean> => !program.running() || (await fetch(`${at}/readyz`)).status === 200;
-    await waitFor(ready, { what: `${program.name} is ready`, timeoutMs: 60_000, context: logs });
+  const startApi = async (how: Parameters<typeof programs.startApi>[0]): Promise<Program> => {
+    const program = await programs.startApi(how);
     if (!program.running()) throw new Error(`${program.name} ended while it started\n${logs()}`);
     return program;
   };
@@ -139,7 +112,7 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
     redisUrl: redis.url,
     redis: redis.client,
     redisServer: redis.server,
-    workers,
+    workers: programs.workers,
     request: (method, path, body, headers = {}) => request(url + path, { method, body, headers }),
     sql: async (text, params = []) => (await pool.query(text, [...params])).rows,
     setDue: async (schedule) => {
@@ -149,25 +122,19 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
         [schedule],
       );
     },
-    startWorker: (env, prefix) => beginWorker(env, prefix),
-    startApi: async (env) => {
-      const program = await start("api", "apps/api/dist/main.js", env);
-      api = program;
-      return untilReady(program, url);
-    },
+    startWorker: (env, prefix) => programs.startWorker({ env, prefix }),
+    startApi: (env) => startApi({ env }),
     startBeside: async (checkout) => {
       const besidePort = await freePort();
-      const beside = { TEPHRA_PORT: String(besidePort) };
-      const program = await start("api-beside", "apps/api/dist/main.js", beside, [], checkout);
-      const besideUrl = `http://127.0.0.1:${besidePort}`;
-      await untilReady(program, besideUrl);
       return {
-        api: program,
-        worker: await beginWorker({}, [], checkout),
-        request: (method, path, body, headers = {}) => request(besideUrl + path, { method, body, headers }),
+        api: await startApi({ name: "api-beside", port: besidePort, checkout }),
+        worker: await programs.startWorker({ checkout }),
+        request: (method, path, body, headers = {}) =>
+          request(`http://127.0.0.1:${besidePort}${path}`, { method, body, headers }),
       };
     },
     killApi: async (signal = "SIGKILL") => {
+      const api = programs.all.findLast(({ name }) => name === "api");
       api?.kill(signal);
       await api?.exited;
     },
@@ -254,39 +221,6 @@ async function ownNumber(redisUrl: string): Promise<string> {
   const url = new URL(redisUrl);
   url.pathname = `/${1 + (taken % (redisDatabases - 1))}`;
   return url.href;
-}
-
-function programEnvironment(instance: {
-  dataDir: string;
-  databaseUrl: string;
-  redisUrl: string;
-  port: number;
-}): Record<string, string> {
-  return {
-    PATH: process.env["PATH"] ?? "",
-    HOME: instance.dataDir,
-    DATABASE_URL: instance.databaseUrl,
-    REDIS_URL: instance.redisUrl,
-    TEPHRA_HOST: "127.0.0.1",
-    TEPHRA_PORT: String(instance.port),
-    TEPHRA_DATA_DIR: instance.dataDir,
-    TEPHRA_CONFIG: join(instance.dataDir, "tephra.yml"),
-    TEPHRA_WORKING_DIR: instance.dataDir,
-  };
-}
-
-/** Creates folders, an initialised repository and the configuration file (JSON, which is also YAML). */
-async function layOut(dataDir: string, options: InstanceOptions): Promise<void> {
-  mkdirSync(join(dataDir, "volumes"));
-  const repository = `posix:${join(dataDir, "repository")}`;
-  const defaults = {
-    auth: { mode: "none" },
-    repositories: [{ name: "main", url: repository, default: true, ...options.repository }],
-    volume_backends: [{ name: "files", driver: "file", path: join(dataDir, "volumes") }],
-    import_roots: [dataDir],
-  };
-  writeFileSync(join(dataDir, "tephra.yml"), JSON.stringify({ ...defaults, ...options.config }, null, 2));
-  await initialiseRepository(repository);
 }
 
 async function request(

@@ -1,6 +1,6 @@
 import { join } from "node:path";
-import { type House, project } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
+import { type House, project } from "../../kit/house.ts";
 import { type AskedBackup, ask, graceMs, type Outcome, rested, rowsOf, sha256Of, statusOf } from "./model.ts";
 import { filesBelow, type Store } from "./store.ts";
 

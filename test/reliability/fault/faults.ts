@@ -1,11 +1,11 @@
 import { mkdir, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Redis } from "ioredis";
-import type { House } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
 import { withClient } from "../../../scripts/postgres.ts";
 import type { Program } from "../../../scripts/spawn-program.ts";
 import { crashAt } from "../../kit/crash-at.ts";
+import type { House } from "../../kit/house.ts";
 import { stallingCalls } from "../../kit/stalling-calls.ts";
 import type { TcpProxy, Trouble } from "../../kit/tcp-proxy.ts";
 import type { Random } from "../fuzz/random.ts";

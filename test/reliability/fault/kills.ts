@@ -1,10 +1,10 @@
 import { randomUUID } from "node:crypto";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { project } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
 import type { Program } from "../../../scripts/spawn-program.ts";
 import { randomBytesOf } from "../../kit/bytes.ts";
+import { project } from "../../kit/house.ts";
 import { Random } from "../fuzz/random.ts";
 import { findCorrupt, findLost, findOrphans, findStuck } from "./checker.ts";
 import { Crew, pointsOf } from "./faults.ts";

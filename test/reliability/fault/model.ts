@@ -2,9 +2,9 @@ import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { open } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
-import { type House, project } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
 import { randomBytesOf } from "../../kit/bytes.ts";
+import { type House, project } from "../../kit/house.ts";
 import type { Random } from "../fuzz/random.ts";
 
 /** The longest that anything may take while servers come and go, on a machine that does much else; what takes longer is stuck. */

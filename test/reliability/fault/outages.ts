@@ -1,9 +1,9 @@
 import { mkdirSync, rmSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
-import { project } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
 import { randomBytesOf } from "../../kit/bytes.ts";
+import { project } from "../../kit/house.ts";
 import { findCorrupt, findLost, findOrphans, findStuck } from "./checker.ts";
 import { flushRedis } from "./faults.ts";
 import { type AskedBackup, graceMs, pause, rested, rowsOf, sha256Of } from "./model.ts";

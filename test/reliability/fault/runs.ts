@@ -1,9 +1,9 @@
 import { chmodSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type House, openHouse, project } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
 import type { Program } from "../../../scripts/spawn-program.ts";
+import { type House, openHouse, project } from "../../kit/house.ts";
 import { startTcpProxy, type TcpProxy } from "../../kit/tcp-proxy.ts";
 import { Random } from "../fuzz/random.ts";
 import { type Findings, findCorrupt, findLost, findOrphans, findStuck, noFindings } from "./checker.ts";

@@ -1,9 +1,9 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { project } from "../../../demo/house.ts";
 import { poll } from "../../../scripts/poll.ts";
 import { randomBytesOf } from "../../kit/bytes.ts";
 import { crashAt } from "../../kit/crash-at.ts";
+import { project } from "../../kit/house.ts";
 import { Random } from "../fuzz/random.ts";
 import { findOrphans, findStuck } from "./checker.ts";
 import { flushRedis } from "./faults.ts";

@@ -1,13 +1,12 @@
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { openPool } from "@tephra/control/process";
 import type pg from "pg";
-import { nodeFlags, projectNode, root } from "../scripts/bootstrap.mjs";
-import { poll } from "../scripts/poll.ts";
-import { initialiseRepository } from "../scripts/repository.ts";
-import { type Services, startServices } from "../scripts/services.ts";
-import { freePort, type Program, spawnProgram } from "../scripts/spawn-program.ts";
+import { poll } from "../../scripts/poll.ts";
+import { type Services, startServices } from "../../scripts/services.ts";
+import { freePort, type Program } from "../../scripts/spawn-program.ts";
+import { layOut, programsOf } from "./programs.ts";
 
 /** As GET /ops/operations shows it; sizes in bytes. */
 export interface Operation {
@@ -69,9 +68,6 @@ export interface House extends AsyncDisposable {
 export const project = "00000000000000000000000000000001";
 
 const operationMaxMs = 10 * 60_000;
-/** A process starts in a second; on a machine that does much else it may take long. */
-const startMaxMs = 60_000;
-
 /**
  * `await using` stops every program and removes the folder, whatever happened. So does SIGINT or SIGTERM, with which this
  * process then ends.
@@ -111,92 +107,48 @@ async function build(options: HouseOptions): Promise<House> {
   const pool = openPool(services.databaseUrl, "script", { connectionsMax: 4 });
   pool.on("error", () => {}); // The server stops under idle connections at the end.
   stack.defer(() => pool.end());
-  await layOut(dir, options);
+  const { repository = {}, ...config } = options.config as { repository?: object };
+  await layOut(dir, { import_roots: [dir, ...(options.importRoots ?? [])], log_level: "warn", ...config }, repository);
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
-  const configPath = join(dir, "tephra.yml");
   const reached = options.via ? await options.via(services) : services;
-  const env = {
-    PATH: process.env["PATH"] ?? "",
-    HOME: dir,
-    DATABASE_URL: reached.databaseUrl,
-    REDIS_URL: reached.redisUrl,
-    TEPHRA_PORT: String(port),
-    TEPHRA_DATA_DIR: dir,
-    TEPHRA_CONFIG: configPath,
-    TEPHRA_WORKING_DIR: dir,
-  };
-  const programs: Program[] = [];
-  stack.defer(async () => void (await Promise.all(programs.map((program) => program.stop({ timeoutMs: 10_000 })))));
-  const start = async (name: string, entry: string, more: Record<string, string> = {}): Promise<Program> => {
-    const log = join(dir, "log", `${name}.log`);
-    const args = [...nodeFlags, join(root, entry)];
-    const program = await spawnProgram({ name, command: projectNode(), args, env: { ...env, ...more }, log });
-    programs.push(program);
+  const sql: House["sql"] = async (text, params = []) => (await pool.query(text, [...params])).rows;
+  const programs = programsOf({
+    ...{ dir, databaseUrl: reached.databaseUrl, redisUrl: reached.redisUrl, port, logs: join(dir, "log") },
+    isKnown: async (pid) => (await sql("SELECT 1 FROM workers WHERE pid = $1", [pid])).length > 0,
+  });
+  stack.defer(() => programs.stop({ timeoutMs: 10_000 }));
+  const call: House["call"] = (method, path, body) => callService(url + path, method, body);
+  /** One that was told to die may have done so before anybody looked. */
+  const alive = (program: Program, mayEnd: boolean): Program => {
+    if (!program.running() && !mayEnd) throw new Error(`${program.name} ended while it started:\n${program.tail()}`);
     return program;
   };
-  const workers: Program[] = [];
-  const sql: House["sql"] = async (text, params = []) => (await pool.query(text, [...params])).rows;
-  const call: House["call"] = (method, path, body) => callService(url + path, method, body);
-  const startWorker: House["startWorker"] = async (more) => {
-    const worker = await start(`worker-${workers.length + 1}`, "apps/worker/dist/main.js", more);
-    workers.push(worker);
-    const known = async (): Promise<boolean> => {
-      // One that was told to die may have done so before anybody looked.
-      if (!worker.running() && more !== undefined) return true;
-      if (!worker.running()) throw new Error(`a worker ended while it started:\n${worker.tail()}`);
-      return (await sql("SELECT 1 FROM workers WHERE pid = $1", [worker.pid])).length > 0;
-    };
-    await poll(known, { what: "the worker is known", timeoutMs: startMaxMs });
-    return worker;
-  };
-  let api = await start("api", "apps/api/dist/main.js");
+  const startWorker: House["startWorker"] = async (env) =>
+    alive(await programs.startWorker({ env }), env !== undefined);
+  let api = alive(await programs.startApi(), false);
   await Promise.all(Array.from({ length: options.workers }, () => startWorker()));
-  const apiReady = async ({ mayEnd = false } = {}): Promise<void> => {
-    const ready = async (): Promise<boolean> =>
-      (mayEnd && !api.running()) || (await fetch(`${url}/readyz`)).status === 200;
-    await poll(ready, { what: "the service is ready", timeoutMs: startMaxMs }).catch((error: unknown) => {
-      throw new Error(`the service does not start:\n${api.tail()}`, { cause: error });
-    });
-  };
-  await apiReady();
-  const restartApi: House["restartApi"] = async (signal, more) => {
+  const restartApi: House["restartApi"] = async (signal, env) => {
     await api.stop({ signal });
-    api = await start("api", "apps/api/dist/main.js", more);
-    await apiReady({ mayEnd: more !== undefined });
+    api = alive(await programs.startApi({ env }), env !== undefined);
   };
   const owned = stack.move();
   return {
     url,
     dir,
-    workers,
-    programs,
+    workers: programs.workers,
+    programs: programs.all,
     volumeFile: (volumeId) => join(dir, "volumes", `volume-${volumeId}`),
     call,
     sql,
     finished: (query) => operationEnd(call, query),
-    configPath,
+    configPath: join(dir, "tephra.yml"),
     startWorker,
     api: () => api,
     restartApi,
     services,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
-}
-
-async function layOut(dir: string, { config, importRoots = [] }: HouseOptions): Promise<void> {
-  mkdirSync(join(dir, "volumes"));
-  const repository = `posix:${join(dir, "repository")}`;
-  const { repository: settings = {}, ...others } = config as { repository?: object };
-  const file = {
-    repositories: [{ name: "main", url: repository, default: true, ...settings }],
-    volume_backends: [{ name: "files", driver: "file", path: join(dir, "volumes") }],
-    import_roots: [dir, ...importRoots],
-    log_level: "warn",
-    ...others,
-  };
-  writeFileSync(join(dir, "tephra.yml"), JSON.stringify(file, null, 2)); // JSON is YAML too.
-  await initialiseRepository(repository);
 }
 
 async function callService<T>(url: string, method: string, body: unknown): Promise<T> {

@@ -196,7 +196,7 @@ test("a port in use, a folder in use and a wrong configuration are told in one s
     env: { PATH: process.env["PATH"], HOME: house.dataDir, TEPHRA_DATA_DIR: house.dataDir, TEPHRA_HOST: "0.0.0.0" },
   });
   expect((await nonLoopback.exited).code).toBe(1);
-  expect(nonLoopback.tail()).toContain("host: auth mode none listens on a loopback address only");
+  expect(nonLoopback.tail()).toContain("host: must be a loopback address when auth.mode is none");
 
   mkdirSync(join(house.dataDir, "run"), { recursive: true });
   server.close();

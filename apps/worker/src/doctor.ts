@@ -46,7 +46,7 @@ async function examine(quick: boolean): Promise<Finding[]> {
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
     return error.problems.map(({ key, problem }) =>
-      failed("configuration", `${key}: ${problem}`, "docs/configuration.md lists every key."),
+      failed("configuration", `${key}: ${problem}`, "See docs/configuration.md."),
     );
   }
   const checks: [subject: string, check: Promise<Finding[]>][] = [
@@ -71,12 +71,18 @@ async function examine(quick: boolean): Promise<Finding[]> {
 async function within(subject: string, check: Promise<Finding[]>): Promise<Finding[]> {
   const late = Promise.withResolvers<Finding[]>();
   const timer = setTimeout(() => {
-    late.resolve([failed(subject, `no end after ${checkMs / 1000} s`, "It takes what is sent and does not answer.")]);
+    late.resolve([
+      failed(
+        subject,
+        `no response within ${checkMs / 1000} s`,
+        "The server accepts connections or requests but does not answer.",
+      ),
+    ]);
   }, checkMs);
   try {
     return await Promise.race([check, late.promise]);
   } catch (error) {
-    return [failed(subject, reasonOf(error), "This was not expected: please report it.")];
+    return [failed(subject, reasonOf(error), "This is unexpected. Please report it.")];
   } finally {
     clearTimeout(timer);
   }

@@ -6,7 +6,7 @@ import { blockBytesMin, objectBytesMax, zonePattern } from "@tephra/format";
 import { parse as parseYaml } from "yaml";
 import { z } from "zod";
 import { DatabaseUrlError, parseDatabaseUrl } from "./database-url.ts";
-import { ConfigError, NotFoundError } from "./errors.ts";
+import { ConfigError, type ConfigProblem, NotFoundError } from "./errors.ts";
 import { httpFields } from "./http-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
 import { placeName as name, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
@@ -23,9 +23,9 @@ export const roles = ["reader", "member", "admin"] as const;
 export type Role = (typeof roles)[number];
 
 const Token = z.strictObject({
-  sha256: z.string().regex(/^[0-9a-fA-F]{64}$/, "must be the SHA-256 of the token, 64 hex digits"),
+  sha256: z.string().regex(/^[0-9a-fA-F]{64}$/, "must be the SHA-256 hash of the token as 64 hexadecimal digits"),
   user_id: z.string().min(1),
-  project_id: z.string().regex(/^[0-9a-f-]+$/, "must be made of the characters 0-9 a-f and -"),
+  project_id: z.string().regex(/^[0-9a-f-]+$/, "may contain only the characters 0-9, a-f and -"),
   roles: z.array(z.enum(roles)).min(1),
 });
 
@@ -61,10 +61,10 @@ const Encryption = z
     key_command: z.array(z.string()).min(1).optional(),
   })
   .refine((e) => (e.key_file === undefined) !== (e.key_command === undefined), {
-    error: "must have either key_file or key_command",
+    error: "requires exactly one of key_file and key_command",
   });
 
-const zone = z.string().regex(zonePattern, "must be printable ASCII without slashes and backslashes");
+const zone = z.string().regex(zonePattern, "must consist of printable ASCII characters other than / and \\");
 
 const Repository = z
   .strictObject({
@@ -102,7 +102,7 @@ const Repository = z
   })
   .refine((r) => r.zlib_encoder === "zlib" || r.compression === "zlib" || r.compression === "gzip", {
     path: ["zlib_encoder"],
-    error: "can only be isal where compression is zlib or gzip",
+    error: "isal requires compression to be zlib or gzip",
   })
   .refine((r) => r.object_bytes % r.block_bytes === 0, {
     path: ["object_bytes"],
@@ -146,14 +146,14 @@ const Notifications = z
             .url({ protocol: /^https?$/, error: "must be an http:// or https:// URL" })
             .refine(
               (url) => !/^https?:\/\/[^/?#]*@/i.test(url),
-              "must not carry a user or password: `secret` signs instead",
+              "must not contain a user name or password; deliveries are authenticated with `secret`",
             ),
           secret: z.string().min(16, "must have at least 16 characters"),
           ca,
         }),
       )
       .default([])
-      .refine((items) => new Set(items.map((i) => i.name)).size === items.length, "names must differ"),
+      .refine((items) => new Set(items.map((i) => i.name)).size === items.length, "names must be unique"),
     /** Key of a Redis stream; null: none. */
     redis_stream: z.string().min(1).nullable().default(null),
     /** The stream is trimmed to about this many entries. */
@@ -218,14 +218,14 @@ export const ConfigFile = z
       .prefault({})
       .refine((a) => a.mode !== "static" || a.tokens.length > 0, {
         path: ["tokens"],
-        error: "static mode needs at least one token",
+        error: "mode static requires at least one token",
       })
       .refine((a) => a.mode !== "keystone" || a.keystone !== null, {
         path: ["keystone"],
-        error: "keystone mode needs its url, username and password",
+        error: "mode keystone requires url, username and password",
       }),
-    repositories: z.array(Repository).min(1).refine(unique, "names must differ"),
-    volume_backends: z.array(VolumeBackend).min(1).refine(unique, "names must differ"),
+    repositories: z.array(Repository).min(1).refine(unique, "names must be unique"),
+    volume_backends: z.array(VolumeBackend).min(1).refine(unique, "names must be unique"),
     quotas: z
       .strictObject({
         volumes: quotaLimit.default(10),
@@ -371,14 +371,14 @@ export const ConfigFile = z
       context.addIssue({
         code: "custom",
         path: ["host"],
-        message: "auth mode none listens on a loopback address only",
+        message: "must be a loopback address when auth.mode is none",
       });
     }
     if (config.repositories.filter((r) => r.default).length > 1) {
       context.addIssue({
         code: "custom",
         path: ["repositories"],
-        message: "at most one repository can be the default",
+        message: "only one repository can be the default",
       });
     }
   })
@@ -415,12 +415,15 @@ function readFile(path: string): Record<string, unknown> {
   try {
     value = parseYaml(text) ?? {};
   } catch (cause) {
-    throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} is not YAML: ${(cause as Error).message}` }], {
-      cause,
-    });
+    throw new ConfigError(
+      [{ key: "TEPHRA_CONFIG", problem: `${path} is not valid YAML: ${(cause as Error).message}` }],
+      {
+        cause,
+      },
+    );
   }
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} must hold a mapping` }]);
+    throw new ConfigError([{ key: "TEPHRA_CONFIG", problem: `${path} must contain a mapping of keys to values` }]);
   }
   return value as Record<string, unknown>;
 }
@@ -429,7 +432,7 @@ function readFile(path: string): Record<string, unknown> {
 function valueOrFile(env: Readonly<Record<string, string | undefined>>, name: string): string | undefined {
   const path = env[`${name}_FILE`];
   if (!path) return env[name];
-  if (env[name]) throw new ConfigError([{ key: name, problem: `is set, and ${name}_FILE too` }]);
+  if (env[name]) throw new ConfigError([{ key: name, problem: `cannot be set together with ${name}_FILE` }]);
   try {
     return readFileSync(path, "utf8").trim();
   } catch (cause) {
@@ -442,6 +445,11 @@ function addSecret(raw: Record<string, unknown>, password: string | undefined): 
   const auth = raw["auth"] as { keystone?: object } | undefined;
   if (password && auth?.keystone) raw["auth"] = { ...auth, keystone: { ...auth.keystone, password } };
 }
+
+const problemsOf = (issue: z.core.$ZodIssue): ConfigProblem[] =>
+  issue.code === "unrecognized_keys"
+    ? issue.keys.map((key) => ({ key: [...issue.path, key].join("."), problem: "is not a known key" }))
+    : [{ key: issue.path.join(".") || "(file)", problem: issue.message }];
 
 /**
  * Environment and file (TEPHRA_CONFIG, YAML) → Config; the environment wins. The only reader of the environment. Without a file: auth
@@ -470,7 +478,7 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
   raw["import_roots"] ??= [resolve(dataDir, exchangeFolder)];
   const parsed = ConfigFile.safeParse(raw);
   if (!parsed.success) {
-    throw new ConfigError(parsed.error.issues.map((i) => ({ key: i.path.join(".") || "(file)", problem: i.message })));
+    throw new ConfigError(parsed.error.issues.flatMap(problemsOf));
   }
   const configFile = env["TEPHRA_CONFIG"] ? resolve(env["TEPHRA_CONFIG"]) : null;
   return { ...parsed.data, hostName: parsed.data.host_name ?? hostname(), configFile };
@@ -484,7 +492,7 @@ export function levelOf({ compression, zlib_encoder: zlibEncoder }: RepositoryCo
 /** The repository for new backups: the one marked `default`, else the first. */
 export function defaultRepository(config: Config): RepositoryConfig {
   const found = config.repositories.find((r) => r.default) ?? config.repositories[0];
-  if (!found) throw new ConfigError([{ key: "repositories", problem: "at least one is needed" }]);
+  if (!found) throw new ConfigError([{ key: "repositories", problem: "at least one is required" }]);
   return found;
 }
 
@@ -504,7 +512,7 @@ export function repositoryIn(config: Config, zone: string): RepositoryConfig | n
 /** The backend for new volumes: the first. */
 export function defaultVolumeBackend(config: Config): VolumeBackendConfig {
   const found = config.volume_backends[0];
-  if (!found) throw new ConfigError([{ key: "volume_backends", problem: "at least one is needed" }]);
+  if (!found) throw new ConfigError([{ key: "volume_backends", problem: "at least one is required" }]);
   return found;
 }
 

@@ -52,7 +52,7 @@ function decode(text: string, what: string): string {
   try {
     return decodeURIComponent(text);
   } catch {
-    return refuse(`${what} has a % that is not followed by two hex digits of UTF-8 (write % as %25)`);
+    return refuse(`${what} contains an invalid % escape (write % itself as %25)`);
   }
 }
 
@@ -64,7 +64,7 @@ function oneOf<T extends string>(name: string, value: string, allowed: readonly 
 function integer(name: string, value: string, max: number): number {
   return /^-?\d{1,9}$/.test(value) && Number(value) <= max
     ? Number(value)
-    : refuse(`${name} must be a whole number of at most ${max}`);
+    : refuse(`${name} must be an integer of at most ${max}`);
 }
 
 /** libpq parameters that are not supported here, each with what to do instead. */
@@ -118,14 +118,14 @@ function parametersOf(query: string): Map<string, string> {
     const name = decode(rawName, "the name of a parameter");
     const printable = /^[\w-]{1,40}$/.test(name) ? name : "a parameter with an unreadable name";
     const instead = refusedParameters[name];
-    if (instead !== undefined && Object.hasOwn(refusedParameters, name)) refuse(`${name} is not obeyed: ${instead}`);
-    if (!known.has(name)) refuse(`${printable} is not known`);
-    if (found.has(name)) refuse(`${name} is given twice`);
+    if (instead !== undefined && Object.hasOwn(refusedParameters, name)) refuse(`${name} is not supported: ${instead}`);
+    if (!known.has(name)) refuse(`${printable} is not a known parameter`);
+    if (found.has(name)) refuse(`${name} is given more than once`);
     const value = decode(rawValue ?? "", name);
     if (value === "") refuse(`${name} is empty`);
-    if (value.includes("\0")) refuse(`${name} has a zero byte`);
+    if (value.includes("\0")) refuse(`${name} contains a NUL character`);
     const allowed = fixedParameters[name] ?? [];
-    if (allowed.length > 0 && !allowed.includes(value)) refuse(`${name} can only be ${allowed.join(" or ")}`);
+    if (allowed.length > 0 && !allowed.includes(value)) refuse(`${name} must be ${allowed.join(" or ")}`);
     found.set(name, value);
   }
   return found;
@@ -136,7 +136,7 @@ function authorityOf(text: string): { hosts: string[]; ports: string[] } {
   if (text === "") return { hosts: [], ports: [] };
   const parts = text
     .split(",")
-    .map((part) => /^(\[[^\]]*\]|[^:]*)(?::(.*))?$/s.exec(part) ?? refuse("a host cannot be read"));
+    .map((part) => /^(\[[^\]]*\]|[^:]*)(?::(.*))?$/s.exec(part) ?? refuse("a host is malformed"));
   return {
     hosts: parts.map(([, host = ""]) => decode(host.replace(/^\[(.*)\]$/s, "$1"), "a host")),
     ports: parts.map(([, , port = ""]) => decode(port, "a port")),
@@ -150,9 +150,9 @@ function hostsOf(
   const hosts = parameters.get("host")?.split(",") ?? authority.hosts;
   const ports = parameters.get("port")?.split(",") ?? authority.ports;
   const names = hosts.length === 0 ? ["localhost"] : hosts.map((host) => (host === "" ? "localhost" : host));
-  if (ports.length > 1 && ports.length !== names.length) refuse("port must be one, or as many as there are hosts");
+  if (ports.length > 1 && ports.length !== names.length) refuse("give one port, or as many ports as hosts");
   return names.map((host, index) => {
-    if (/[\s\0]/.test(host)) refuse("host has a space in it");
+    if (/[\s\0]/.test(host)) refuse("host contains white space");
     const port = (ports.length > 1 ? ports[index] : ports[0]) || "5432";
     const number = integer("port", port, 65_535);
     return { host, port: number > 0 ? number : refuse("port must be greater than 0") };
@@ -181,7 +181,7 @@ function settingsOf(options: string): Record<string, string> {
     const word = words.shift() ?? "";
     const [, name, value] =
       /^(?:-c|--)([\w.-]+)=(.*)$/s.exec(word === "-c" ? `-c${words.shift() ?? ""}` : word) ??
-      refuse("options can hold nothing but -c NAME=VALUE");
+      refuse("options may contain only -c NAME=VALUE");
     const key = (name ?? "").toLowerCase().replaceAll("-", "_");
     if (Object.hasOwn(fixedSettings, key) || key === "client_encoding") refuse(`options cannot set ${key}`);
     settings[key] = value ?? "";
@@ -195,7 +195,7 @@ function pathOf(text: string): string[] {
   const names: string[] = [];
   for (let at = 0; ; at = item.lastIndex) {
     item.lastIndex = at;
-    const [, quoted, plain, more] = item.exec(text) ?? refuse("options: search_path must be names of schemas");
+    const [, quoted, plain, more] = item.exec(text) ?? refuse("options: search_path must be a list of schema names");
     names.push(quoted?.replaceAll('""', '"') ?? (plain ?? "").toLowerCase());
     if (more === "") return names;
   }
@@ -214,9 +214,8 @@ function schemaOf(schema: string | undefined, path: string | undefined): { schem
   }
   const names = pathOf(path);
   const [first = ""] = names;
-  if (names.includes("$user"))
-    refuse("options: search_path must name its schemas: $user is not the same for everybody");
-  if (schema !== undefined && schema !== first) refuse("schema and the search_path of options are not the same");
+  if (names.includes("$user")) refuse("options: search_path must not contain $user, which differs between users");
+  if (schema !== undefined && schema !== first) refuse("schema and the search_path in options differ");
   return { schema: first, path: names.map(quotedIdentifier).join(", ") };
 }
 
@@ -224,7 +223,7 @@ function sslOf(parameters: Map<string, string>): DatabaseUrl["ssl"] {
   const mode = oneOf("sslmode", parameters.get("sslmode") ?? "prefer", sslModes);
   const negotiation = oneOf("sslnegotiation", parameters.get("sslnegotiation") ?? "postgres", ["postgres", "direct"]);
   const encrypted = mode === "require" || mode === "verify-ca" || mode === "verify-full";
-  if (negotiation === "direct" && !encrypted) refuse("sslnegotiation=direct needs sslmode=require or stricter");
+  if (negotiation === "direct" && !encrypted) refuse("sslnegotiation=direct requires sslmode=require or stricter");
   const version = (name: string): string | undefined => {
     const value = parameters.get(name);
     return value === undefined ? undefined : oneOf(name, value, ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]);
@@ -232,9 +231,9 @@ function sslOf(parameters: Map<string, string>): DatabaseUrl["ssl"] {
   const [cert, key] = [parameters.get("sslcert"), parameters.get("sslkey")];
   if ((cert === undefined) !== (key === undefined)) refuse("sslcert and sslkey must be given together");
   const certMode = oneOf("sslcertmode", parameters.get("sslcertmode") ?? "allow", ["disable", "allow", "require"]);
-  if (certMode === "require" && cert === undefined) refuse("sslcertmode=require needs sslcert and sslkey");
+  if (certMode === "require" && cert === undefined) refuse("sslcertmode=require requires sslcert and sslkey");
   const rootCert = parameters.get("sslrootcert");
-  if (rootCert === "system" && mode !== "verify-full") refuse("sslrootcert=system needs sslmode=verify-full");
+  if (rootCert === "system" && mode !== "verify-full") refuse("sslrootcert=system requires sslmode=verify-full");
   const shown = certMode !== "disable";
   return {
     mode,
@@ -270,9 +269,9 @@ const shape = /^postgres(?:ql)?:\/\/(?:([^@/?#]*)@)?([^/?#]*)(?:\/([^?#]*))?(?:\
 export function parseDatabaseUrl(url: string): DatabaseUrl {
   const [, userinfo, authority = "", path = "", query = "", fragment] =
     shape.exec(url) ?? refuse("must be a postgresql:// URL");
-  if (fragment !== undefined) refuse("must be a postgresql:// URL; a # in it is written %23");
+  if (fragment !== undefined) refuse("must be a postgresql:// URL; write # as %23");
   const parameters = parametersOf(query);
-  const [, user, password] = /^([^:]*)(?::(.*))?$/s.exec(userinfo ?? "") ?? refuse("the user cannot be read");
+  const [, user, password] = /^([^:]*)(?::(.*))?$/s.exec(userinfo ?? "") ?? refuse("the user is malformed");
   const settings = settingsOf(parameters.get("options") ?? "");
   const { schema, path: searchPath } = schemaOf(parameters.get("schema"), settings["search_path"]);
   const session = oneOf("target_session_attrs", parameters.get("target_session_attrs") ?? "any", [

@@ -16,7 +16,7 @@ export class ConfigError extends ControlError {
   readonly code = "config";
   readonly problems: readonly ConfigProblem[];
   constructor(problems: readonly ConfigProblem[], options?: ErrorOptions) {
-    super(`Configuration cannot be used:\n${problems.map((p) => `  ${p.key}: ${p.problem}`).join("\n")}`, options);
+    super(`Invalid configuration:\n${problems.map((p) => `  ${p.key}: ${p.problem}`).join("\n")}`, options);
     this.problems = problems;
   }
 }

@@ -22,7 +22,7 @@ export const httpFields = {
     .default([]),
   /** Additional host names that requests may use, without a port. If not empty: no others, apart from loopback and `public_endpoint`. */
   allowed_hosts: z
-    .array(z.string().regex(/^[a-z0-9.-]{1,253}$|^[0-9a-f:.]+$/, "must be a host name in small letters"))
+    .array(z.string().regex(/^[a-z0-9.-]{1,253}$|^[0-9a-f:.]+$/, "must be a lower-case host name"))
     .default([]),
   cors: z
     .strictObject({

@@ -58,21 +58,21 @@ describe("the URL of Redis", () => {
   });
 
   it.each([
-    ["redis+cluster://a,b", /Cluster cannot be used/],
-    ["redis://a,b", /only be Sentinels/],
-    ["redis://a/0?db=1", /path and in its parameter db/],
+    ["redis+cluster://a,b", /Cluster is not supported/],
+    ["redis://a,b", /require Sentinel/],
+    ["redis://a/0?db=1", /path and as parameter db/],
     ["redis://a/x", /database must be a number/],
-    ["redis://a?ca=/x.pem", /"ca" means nothing/],
+    ["redis://a?ca=/x.pem", /"ca" is not supported/],
     ["rediss://a?ca=", /ca is empty/],
-    ["rediss://a?cert=/x.pem", /cert and key belong together/],
-    ["redis://a?db=1&db=2", /db is given twice/],
+    ["rediss://a?cert=/x.pem", /cert and key must be given together/],
+    ["redis://a?db=1&db=2", /db is given more than once/],
     ["redis://a:0", /port/],
     ["redis://a#x", /must be a URL/],
     ["redis://:%zz@a", /password contains a %/],
-    ["redis+sentinel://a", /name that Sentinels know/],
-    ["unix://host/path", /whole path/],
+    ["redis+sentinel://a", /name of the primary/],
+    ["unix://host/path", /absolute path/],
     ["http://a", /scheme must be one of/],
-    ["redis://a?sentinel_password=x", /"sentinel_password" means nothing/],
+    ["redis://a?sentinel_password=x", /"sentinel_password" is not supported/],
   ])("%s is refused with a sentence", (url, sentence) => {
     expect(() => parseRedisUrl(url)).toThrow(sentence);
   });

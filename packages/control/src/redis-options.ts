@@ -55,15 +55,15 @@ function decoded(text: string | undefined, part: string): string | null {
   try {
     return decodeURIComponent(text);
   } catch {
-    return refuse(`its ${part} contains a % that is not a valid escape`);
+    return refuse(`the ${part} contains a % that is not a valid escape`);
   }
 }
 
 function addressOf(text: string, portDefault: number): Address {
   const [, bracketed, plain, port] = /^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::(\d{1,5}))?$/.exec(text) ?? [];
-  const host = bracketed ?? plain ?? refuse("its host must be a name or an address, with a port or without");
+  const host = bracketed ?? plain ?? refuse("the host must be a name or an address, optionally with a port");
   const number = port === undefined ? portDefault : Number(port);
-  if (number < 1 || number > 65_535) refuse("its port must lie between 1 and 65535");
+  if (number < 1 || number > 65_535) refuse("the port must be between 1 and 65535");
   return { host, port: number };
 }
 
@@ -78,16 +78,16 @@ function parametersOf(query: string | undefined) {
   const names = [...given.keys()];
   const left = new Set(names);
   if (left.size < names.length)
-    refuse(`its parameter ${names.find((name, i) => names.indexOf(name) !== i)} is given twice`);
+    refuse(`parameter ${names.find((name, i) => names.indexOf(name) !== i)} is given more than once`);
   return {
     take(name: string): string | null {
       left.delete(name);
       const value = given.get(name);
-      if (value === "") refuse(`its parameter ${name} is empty`);
+      if (value === "") refuse(`parameter ${name} is empty`);
       return value;
     },
     end(): void {
-      for (const name of left) refuse(`its parameter ${JSON.stringify(name)} means nothing here`);
+      for (const name of left) refuse(`parameter ${JSON.stringify(name)} is not supported here`);
     },
   };
 }
@@ -100,9 +100,8 @@ function parametersOf(query: string | undefined) {
 export function parseRedisUrl(url: string): RedisAddress {
   const [, scheme = "", userinfo, hosts = "", path = "", query] =
     /^([a-z+]+):\/\/(?:([^/?#]*)@)?([^/?#@]*)(\/[^?#]*)?(?:\?([^#]*))?$/.exec(url) ?? refuse(`must be a URL: ${forms}`);
-  if (scheme.includes("cluster"))
-    refuse("a Redis Cluster cannot be used: the queue needs one server, or Sentinels before it");
-  const form = schemes[scheme] ?? refuse(`its scheme must be one of ${forms}`);
+  if (scheme.includes("cluster")) refuse("Redis Cluster is not supported: use a single server or Sentinel");
+  const form = schemes[scheme] ?? refuse(`the scheme must be one of ${forms}`);
   const parameters = parametersOf(query);
   const [username, ...rest] = (userinfo ?? "").split(":");
   const address: Omit<RedisAddress, "at" | "db"> = {
@@ -121,13 +120,13 @@ export function parseRedisUrl(url: string): RedisAddress {
     sentinelPassword: form.kind === "sentinels" ? parameters.take("sentinel_password") : null,
   };
   if (((address.tls?.cert ?? null) === null) !== ((address.tls?.key ?? null) === null))
-    refuse("its parameters cert and key belong together");
+    refuse("parameters cert and key must be given together");
   const db = parameters.take("db");
   parameters.end();
   const number = (text: string | null): number => (text === null ? 0 : numberOf(text, "its database", 2_147_483_647));
   if (form.kind === "socket") {
     if (hosts !== "" || path.length < 2)
-      refuse("unix: is followed by the whole path of a socket: unix:///run/redis.sock");
+      refuse("unix: requires the absolute path of a socket, as in unix:///run/redis.sock");
     return { ...address, at: { kind: "socket", path: decoded(path, "path") as string }, db: number(db) };
   }
   const parts = path
@@ -136,22 +135,22 @@ export function parseRedisUrl(url: string): RedisAddress {
     .filter((part) => part !== "");
   const master =
     form.kind === "sentinels"
-      ? (parts.shift() ?? refuse("its path must be the name that Sentinels know the primary by"))
+      ? (parts.shift() ?? refuse("the path must be the name of the primary as configured in Sentinel"))
       : "";
-  if (parts.length > 1) refuse("its path has too many parts");
-  if (parts[0] !== undefined && db !== null) refuse("its database stands in the path and in its parameter db");
+  if (parts.length > 1) refuse("the path has too many segments");
+  if (parts[0] !== undefined && db !== null) refuse("the database is given both in the path and as parameter db");
   const chosen = number(parts[0] ?? db);
   if (form.kind === "sentinels") {
     const sentinels = hosts.split(",").map((host) => addressOf(host, 26_379));
     return { ...address, at: { kind: "sentinels", sentinels, master: decoded(master, "path") as string }, db: chosen };
   }
-  if (hosts.includes(",")) refuse("several servers can only be Sentinels: redis+sentinel://HOST,HOST/NAME");
+  if (hosts.includes(",")) refuse("several hosts require Sentinel: redis+sentinel://HOST,HOST/NAME");
   return { ...address, at: { kind: "server", server: addressOf(hosts, 6379) }, db: chosen };
 }
 
 function familyOf(text: string | null): 0 | 4 | 6 {
   if (text === null) return 0;
-  if (text !== "4" && text !== "6") refuse("its parameter family must be 4 or 6");
+  if (text !== "4" && text !== "6") refuse("parameter family must be 4 or 6");
   return Number(text) as 4 | 6;
 }
 

@@ -13,8 +13,8 @@ interface DoctorOptions {
 export function addDoctorCommand(program: Command): void {
   program
     .command("doctor")
-    .description("check the configuration of this machine (TEPHRA_CONFIG, the environment) against the real servers")
-    .option("--quick", "without writing anything")
+    .description("Check this machine's configuration (TEPHRA_CONFIG, the environment) against the real servers.")
+    .option("--quick", "Do not write anything.")
     .option("--problems", "Show only problems.")
     .action(runDoctor);
 }

@@ -24,7 +24,7 @@ export async function checkRepository(settings: RepositoryConfig, quick: boolean
   try {
     requireEncoder({ compression, level: levelOf(settings), zlibEncoder: settings.zlib_encoder });
   } catch (error) {
-    findings.push(failed(subject, reasonOf(error), "Install libisal2, or leave zlib_encoder out."));
+    findings.push(failed(subject, reasonOf(error), "Install libisal2, or remove zlib_encoder."));
   }
   try {
     const encryption = settings.encryption && { keyFile, keyCommand };
@@ -33,7 +33,7 @@ export async function checkRepository(settings: RepositoryConfig, quick: boolean
     findings.push(ok(subject, `${repository.driver}, id ${id}`));
     findings.push(...(await checkRights(subject, repository, quick)));
   } catch (error) {
-    const cure = "Check that it is mounted or reachable; a new one is made by tephra-engine init --repository URL.";
+    const cure = "Check that it is mounted or reachable. Create a new one with tephra-engine init --repository URL.";
     findings.push(failed(subject, reasonOf(error), cure));
   }
   return findings;
@@ -43,20 +43,20 @@ async function checkRights(subject: string, repository: Repository, quick: boole
   try {
     await repository.checkWritable();
   } catch (error) {
-    const seen = `it can only be read from here: ${reasonOf(error)}`;
-    return [warning(subject, seen, "Backups can be listed, verified and restored; none can be made by this machine.")];
+    const seen = `read-only from this machine: ${reasonOf(error)}`;
+    return [warning(subject, seen, "This machine can list, verify and restore backups, but cannot create any.")];
   }
   const remarks = await repository.remarks();
-  const told = remarks.map((remark) => warning(subject, remark, "docs/operations.md, Repositories."));
+  const told = remarks.map((remark) => warning(subject, remark, "See docs/operations.md, Repositories."));
   if (quick) return told;
   const key = { container: stagingContainer(randomUUID()), name: "doctor" };
   try {
     await tryObject(repository, key);
-    return [...told, ok(subject, "an object was written, read, kept from being replaced, listed and removed")];
+    return [...told, ok(subject, "a test object was written, read, listed and removed, and could not be overwritten")];
   } catch (error) {
     return [
       ...told,
-      failed(subject, reasonOf(error), "Give these credentials the rights that docs/operations.md lists."),
+      failed(subject, reasonOf(error), "Grant these credentials the permissions listed in docs/operations.md."),
     ];
   } finally {
     await repository.remove(key).catch(() => {});
@@ -71,11 +71,12 @@ async function tryObject(repository: Repository, key: ObjectKey): Promise<void> 
   await repository.putIfAbsent(key, bytes, ctx);
   const read: Uint8Array[] = [];
   for await (const chunk of repository.get(key, { signal: ctx.signal })) read.push(chunk);
-  if (!Buffer.concat(read).equals(bytes)) throw new Error("other bytes were read than were written");
-  if ((await repository.putIfAbsent(key, bytes, ctx)) !== "exists") throw new Error("an object was replaced");
+  if (!Buffer.concat(read).equals(bytes)) throw new Error("the object read differs from the object written");
+  if ((await repository.putIfAbsent(key, bytes, ctx)) !== "exists")
+    throw new Error("an existing object was overwritten");
   let listed = false;
   for await (const object of repository.list(key.container, key.name)) listed ||= object.name === key.name;
-  if (!listed) throw new Error("what was written is not listed");
+  if (!listed) throw new Error("the object that was written is not listed");
   await repository.remove(key);
 }
 
@@ -85,7 +86,7 @@ export async function checkBackend(settings: VolumeBackendConfig): Promise<Findi
   try {
     const freeBytes = await (await openVolumeBackend(settings)).freeBytes();
     const free = `${(freeBytes / GiB).toFixed(1)} GiB free in ${backendFolder(settings) ?? settings.name}`;
-    if (freeBytes < freeBytesMin) return [warning(subject, free, "Restores need room there.")];
+    if (freeBytes < freeBytesMin) return [warning(subject, free, "Restores need free space there.")];
     return [ok(subject, free)];
   } catch (error) {
     return [failed(subject, reasonOf(error), "The folder must be there, and belong to the user of the workers.")];
@@ -97,5 +98,5 @@ export function checkMachine(_config: Config): Finding[] {
   const { sha256, md5 } = chooseHashing();
   const seen = `SHA-256 by ${sha256}, MD5 by ${md5}`;
   if (md5 !== "openssl") return [ok("hashing", seen)];
-  return [warning("hashing", seen, "Backups take up to twice as long: install gcc and libc6-dev, and build again.")];
+  return [warning("hashing", seen, "Backups take up to twice as long. Install gcc and libc6-dev, and rebuild.")];
 }

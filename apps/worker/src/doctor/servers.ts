@@ -32,10 +32,10 @@ async function checkDatabase(subject: string, url: string): Promise<Finding[]> {
     const problems = await findDatabaseProblems(database);
     const wrong = problems.map(({ reason, detail }) => failed(subject, `${reason}: ${detail}`, cureOf(reason)));
     const stray = wrong.length === 0 ? await findStrayTimes(database) : null;
-    const told = stray === null ? [] : [warning(subject, stray, "docs/operations.md, Times of another zone.")];
+    const told = stray === null ? [] : [warning(subject, stray, "See docs/operations.md, Times of another zone.")];
     return [...connected, ...wrong, ...told];
   } catch (error) {
-    return [...connected, failed(subject, reasonOf(error), "Mend what PostgreSQL names.")];
+    return [...connected, failed(subject, reasonOf(error), "Fix the problem that PostgreSQL reports.")];
   } finally {
     await database.$disconnect();
   }
@@ -43,9 +43,11 @@ async function checkDatabase(subject: string, url: string): Promise<Finding[]> {
 
 function cureOf(reason: string): string {
   if (reason.includes("migrations") || reason.includes("schema")) return "Run: npx prisma migrate deploy.";
-  if (reason.includes("rights")) return "Grant the rights to the user of DATABASE_URL, or let it own the tables.";
-  if (reason.includes("only be read")) return "Name the primary in DATABASE_URL, or target_session_attrs=read-write.";
-  return "Mend what is named; docs/operations.md, PostgreSQL.";
+  if (reason.includes("rights"))
+    return "Grant the user of DATABASE_URL these privileges, or make it the owner of the tables.";
+  if (reason.includes("only be read"))
+    return "Point DATABASE_URL at the primary, or add target_session_attrs=read-write.";
+  return "See docs/operations.md, PostgreSQL.";
 }
 
 interface Server {
@@ -64,22 +66,22 @@ async function checkConnection(subject: string, url: string): Promise<Finding[]>
           (extract(epoch FROM clock_timestamp()) * 1000)::float8 AS ms`,
       );
       const [server] = rows;
-      if (server === undefined) throw new Error("it does not say its version");
+      if (server === undefined) throw new Error("the server does not report its version");
       const apart = Math.round(server.ms - (asked + Date.now()) / 2);
       const findings: Finding[] =
         server.version < postgresqlMin
-          ? [failed(subject, `PostgreSQL ${server.name} is too old`, "Version 13 or newer is needed.")]
-          : [ok(subject, `PostgreSQL ${server.name} answers`)];
+          ? [failed(subject, `PostgreSQL ${server.name} is too old`, "Version 13 or later is required.")]
+          : [ok(subject, `PostgreSQL ${server.name} responds`)];
       if (Math.abs(apart) > clockMsMax) {
-        const seen = `its clock and that of this machine are ${(Math.abs(apart) / 1000).toFixed(1)} s apart`;
-        findings.push(warning(subject, seen, "Let both follow a time server; leases do not depend on it."));
+        const seen = `its clock differs from this machine's by ${(Math.abs(apart) / 1000).toFixed(1)} s`;
+        findings.push(warning(subject, seen, "Synchronize both with a time server. Leases do not depend on this."));
       }
       return findings;
     } finally {
       await client.end();
     }
   } catch (error) {
-    return [failed(subject, reasonOf(error), "Check host, port, user, password and TLS parameters of its URL.")];
+    return [failed(subject, reasonOf(error), "Check the host, port, user, password and TLS parameters in the URL.")];
   }
 }
 
@@ -107,14 +109,16 @@ export async function checkRedis(config: Config): Promise<Finding[]> {
     const refusal = await probe.ask();
     if (refusal !== null) {
       const cure =
-        "Until it is mended, work is done without Redis, slowly; docs/operations.md, Redis, lists the rights.";
+        "Until this is fixed, work continues without Redis, but slowly. See docs/operations.md, Redis, for the permissions needed.";
       return [failed(subject, refusal, cure)];
     }
-    const findings = [ok(subject, "a job of its own made the whole round")];
+    const findings = [ok(subject, "a test job was queued, received and completed")];
     const policy = await producer.config("GET", "maxmemory-policy").catch(() => null);
     const [, value] = (policy as string[] | null) ?? [];
     if (value !== undefined && value !== "noeviction") {
-      findings.push(warning(subject, `maxmemory-policy is ${value}`, "Set noeviction: an evicted key is a lost job."));
+      findings.push(
+        warning(subject, `maxmemory-policy is ${value}`, "Set it to noeviction: an evicted key is a lost job."),
+      );
     }
     return findings;
   } finally {
@@ -138,10 +142,10 @@ export async function checkKeystone(keystone: KeystoneConfig): Promise<Finding[]
       signal: AbortSignal.timeout(keystone.timeout_ms),
     });
     await response.body?.cancel();
-    if (response.status === 201) return [ok("keystone", `${username} is let in`)];
-    const cure = "Check auth.keystone: username, password, project and their domains.";
-    return [failed("keystone", `the login of ${username} was answered with ${response.status}`, cure)];
+    if (response.status === 201) return [ok("keystone", `${username} can authenticate`)];
+    const cure = "Check username, password, project and their domains in auth.keystone.";
+    return [failed("keystone", `authentication of ${username} failed with status ${response.status}`, cure)];
   } catch (error) {
-    return [failed("keystone", reasonOf(error), "Check auth.keystone: url and ca.")];
+    return [failed("keystone", reasonOf(error), "Check url and ca in auth.keystone.")];
   }
 }

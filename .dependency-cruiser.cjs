@@ -68,6 +68,12 @@ module.exports = {
       to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^(apps/cli|packages/engine|packages/wire)/" },
     },
     {
+      name: "tests-stand-without-the-demonstration",
+      severity: "error",
+      from: { path: "^test/" },
+      to: { path: "^demo/" },
+    },
+    {
       name: "tephra-speaks-rest-only",
       comment: "The command line over the REST API must not reach the engine, not even through another file.",
       severity: "error",

@@ -107,6 +107,8 @@ it.each(["crash_at", "log_levels"])("a key that it does not know is refused: %s"
 
 interface KeySchema {
   anyOf?: KeySchema[];
+  oneOf?: KeySchema[];
+  const?: unknown;
   type?: string;
   default?: unknown;
   items?: KeySchema;
@@ -121,15 +123,30 @@ function keysOf(schema: KeySchema, path = ""): [key: string, fallback: string][]
     const key = path === "" ? name : `${path}.${name}`;
     const inner = value.anyOf?.find((one) => one.type !== "null") ?? value;
     if (inner.properties) return keysOf(inner, key);
+    if (inner.items?.oneOf) return keysOfUnion(inner.items.oneOf, `${key}[]`);
     if (inner.items?.properties) return keysOf(inner.items, `${key}[]`);
     const fallback = object.required?.includes(name) ? "required" : JSON.stringify(value.default ?? null);
     return [[key, fallback] as [string, string]];
   });
 }
 
+/** The keys that every driver has, once, and those that each has of its own with its name behind them. */
+function keysOfUnion(variants: readonly KeySchema[], path: string): [key: string, fallback: string][] {
+  const shared = [`${path}.name`, `${path}.driver`];
+  const keys = variants.flatMap((variant) =>
+    keysOf(variant, path).map(([key, fallback]): [string, string] => [
+      shared.includes(key) ? key : `${key} (${variant.properties?.["driver"]?.const})`,
+      fallback,
+    ]),
+  );
+  return [...new Map(keys)];
+}
+
 describe("docs/configuration.md", () => {
   const page = readFileSync(new URL("../../../docs/configuration.md", import.meta.url), "utf8");
-  const rows = [...page.matchAll(/^\| `([a-z_.[\]0-9]+)` \| ([^|]+) \| ([^|]+) \|([^|]*)\|$/gm)];
+  const rows = [...page.matchAll(/^\| `([a-z_.[\]0-9]+`(?: \(`[a-z]+`\))?) \| ([^|]+) \| ([^|]+) \|([^|]*)\|$/gm)].map(
+    ([row, key = "", fallback]) => [row, key.replaceAll("`", ""), fallback],
+  );
   const keys = keysOf(z.toJSONSchema(ConfigFile, { io: "input", unrepresentable: "any" }) as KeySchema);
 
   it("has every key of a configuration once, and no other", () => {

@@ -129,8 +129,3 @@ export type OriginOf<R extends Resource, To extends StatusOf<R>> = OriginIn<(typ
 export function originsOf<T extends Table, To extends keyof T & string>(table: T, to: To): OriginIn<T, To>[] {
   return Object.keys(table).filter((from) => table[from]?.includes(to)) as OriginIn<T, To>[];
 }
-
-/** A switch over a union ends in this: a new member that nobody handled is a compile error. */
-export function unreachable(value: never): never {
-  throw new Error(`unreachable: ${String(value)}`);
-}

@@ -152,6 +152,20 @@ describe("an image of Ceph", () => {
     expect(snapshot).toMatchObject({ status: 1, stderr: expect.stringContaining("it is a snapshot") });
   });
 
+  it("that a machine opens meanwhile is not backed up as one point in time", async () => {
+    await rbd("create", "--size", "300M", "volumes/disk");
+    await rbd("bench", "--io-type", "write", "--io-size", "1M", "--io-total", "300M", "volumes/disk");
+    const sizes = ["--object-bytes", "1048576", "--json"];
+    const running = command.start("backup", "--source", named("volumes/disk"), ...sizes);
+    await begun();
+    const image = `json:${JSON.stringify({ driver: "raw", file: { driver: "rbd", pool: "volumes", image: "disk", conf: ceph.conf } })}`;
+    const machine = command.mustRun("qemu-io", "-c", "write -P 5 0 1M", "-c", "sleep 60000", image);
+    const { status, stdout } = await running.done;
+    expect(status, stdout).toBe(1);
+    expect(JSON.parse(stdout).error).toMatchObject({ message: expect.stringMatching(/was opened by client\.\d+ at/) });
+    await machine;
+  });
+
   it("whose snapshot is removed meanwhile ends the backup", async () => {
     await rbd("create", "--size", "300M", "volumes/disk");
     await rbd("bench", "--io-type", "write", "--io-size", "1M", "--io-total", "300M", "volumes/disk");

@@ -2,6 +2,7 @@ import { readFile } from "node:fs/promises";
 import {
   errnoOf,
   InvalidVolumeUrlError,
+  SourceChangedError,
   SourceMissingError,
   VolumeConflictError,
   VolumeStorageError,
@@ -16,7 +17,7 @@ import { parseRbdName, type RbdImage, shownAs } from "./rbd-name.ts";
 /*
  * Images of Ceph: their bytes by librbd in qemu-nbd (Debian's qemu-block-extra), and who uses them by `rbd` (ceph-common). Nothing in Ceph
  * keeps a second writer away: a running machine's lock on an image is handed to whoever writes next. So an image is opened only when nobody
- * watches it, and one that is being read must have had the same watchers from beginning to end.
+ * watches it, and nobody else may have opened it until it has been read or written.
  */
 
 const userDefault = "admin";
@@ -29,12 +30,25 @@ const userDefault = "admin";
  */
 export async function openRbdSource(name: string): Promise<VolumeSource> {
   const image = parseRbdName(name);
-  if (image.snapshot === null) await refuseInUse(image, "Shut its machine down, or name a snapshot.");
-  else await snapshotId(image);
+  if (image.snapshot === null) {
+    const { served, own } = await serveAlone(image, {
+      writable: false,
+      advice: "Shut its machine down, or name a snapshot.",
+    });
+    const fingerprint = (): Promise<string> =>
+      refuseOthers(image, own).then(() => `${shownAs(image)}:${served.client.sizeBytes}`);
+    return ownedSource(served, fingerprint);
+  }
+  const id = await snapshotId(image);
   const served = await serveRbd(image, { writable: false });
-  const source = new NbdSource(served.client, () =>
-    image.snapshot === null ? watchersOf(image) : snapshotId(image).then((id) => `snapshot ${id}`),
-  );
+  return ownedSource(served, async () => {
+    if ((await snapshotId(image)) !== id) throw new SourceChangedError(`${shownAs(image)} was made anew meanwhile.`);
+    return `${shownAs(image)}:${id}`;
+  });
+}
+
+function ownedSource(served: ServedNode, fingerprint: () => Promise<string>): VolumeSource {
+  const source = new NbdSource(served.client, fingerprint);
   return Object.assign(source, { [Symbol.asyncDispose]: () => served[Symbol.asyncDispose]() });
 }
 
@@ -46,26 +60,46 @@ export async function openRbdSource(name: string): Promise<VolumeSource> {
 export async function openRbdTarget(name: string, sizeBytes: number): Promise<PathTarget> {
   const image = parseRbdName(name);
   if (image.snapshot !== null) throw new InvalidVolumeUrlError(`${name} cannot be written: it is a snapshot.`);
-  await refuseInUse(image, "Shut its machine down.");
-  const served = await serveRbd(image, { writable: true });
-  return openInPlace(served.client, { name: shownAs(image), sizeBytes, server: served });
+  const { served, own } = await serveAlone(image, { writable: true, advice: "Shut its machine down." });
+  const opened = await openInPlace(served.client, { name: shownAs(image), sizeBytes, server: served });
+  const publish = async (): Promise<void> => {
+    await opened.publish();
+    await refuseOthers(image, own);
+  };
+  return { ...opened, publish };
 }
 
-async function refuseInUse(image: RbdImage, advice: string): Promise<void> {
-  const watchers = await watchersOf(image);
-  if (watchers !== "") throw new VolumeConflictError(`${shownAs(image)} is in use by ${watchers}. ${advice}`);
+/** Serves an image that nobody else has open, before and after it was opened. `own`: what its one watcher, qemu-nbd, is called. */
+async function serveAlone(
+  image: RbdImage,
+  { writable, advice }: { writable: boolean; advice: string },
+): Promise<{ served: ServedNode; own: string }> {
+  const inUse = (watchers: readonly string[]): VolumeConflictError =>
+    new VolumeConflictError(`${shownAs(image)} is in use by ${watchers.join(", ")}. ${advice}`);
+  const before = await watchersOf(image);
+  if (before.length > 0) throw inUse(before);
+  await using stack = new AsyncDisposableStack();
+  const served = stack.use(await serveRbd(image, { writable }));
+  const [own, ...others] = await watchersOf(image);
+  if (own === undefined || others.length > 0) throw inUse([own ?? "nobody", ...others]);
+  stack.move();
+  return { served, own };
+}
+
+/** @throws SourceChangedError when anybody but `own` has the image open. `own` itself may be missing for a moment after an OSD's restart. */
+async function refuseOthers(image: RbdImage, own: string): Promise<void> {
+  const others = (await watchersOf(image)).filter((watcher) => watcher !== own);
+  if (others.length > 0)
+    throw new SourceChangedError(`${shownAs(image)} was opened by ${others.join(", ")} meanwhile.`);
 }
 
 /** Who has an image open, by their ids and addresses in ascending order. */
-async function watchersOf(image: RbdImage): Promise<string> {
+async function watchersOf(image: RbdImage): Promise<string[]> {
   const answer = (await runRbd(["status", `--image=${image.image}`], image, shownAs(image))) as {
     watchers?: { address: string; client: number }[];
   };
   if (!Array.isArray(answer.watchers)) throw unexpected(image);
-  return answer.watchers
-    .map(({ address, client }) => `client.${client} at ${address}`)
-    .sort()
-    .join(", ");
+  return answer.watchers.map(({ address, client }) => `client.${client} at ${address}`).sort();
 }
 
 /** A snapshot that is made again has another id. @throws SourceMissingError when there is none of that name any more */

@@ -41,11 +41,22 @@ describe("drivers of volume backends", () => {
     expect([backendFolder(files), devicePath(files, "id")]).toEqual(["/srv/volumes", "/srv/volumes/volume-id"]);
   });
 
+  it("tell no path where the files are images", () => {
+    const images = VolumeBackend.parse({
+      name: "images",
+      driver: "qemu",
+      path: "/srv/images",
+      roots: ["/var/lib/libvirt"],
+    });
+    expect([backendFolder(images), devicePath(images, "id")]).toEqual(["/srv/images", null]);
+  });
+
   it("each take their own settings only", () => {
     for (const settings of [
       { name: "files", driver: "none", path: "/srv" },
       { name: "files", driver: "file", path: "/srv", pool: "volumes" },
       { name: "files", driver: "file" },
+      { name: "images", driver: "qemu", path: "/srv", roots: ["relative"] },
     ]) {
       expect(VolumeBackend.safeParse(settings).success, JSON.stringify(settings)).toBe(false);
     }

@@ -9,8 +9,13 @@ export const placeName = z
 /** Raw images in a folder. */
 const FileBackend = z.strictObject({ name: placeName, driver: z.literal("file"), path: z.string().min(1) });
 
-/** qcow2 images in a folder. */
-const QemuBackend = z.strictObject({ name: placeName, driver: z.literal("qemu"), path: z.string().min(1) });
+/** qcow2 images in a folder. `roots`: where images may be that become volumes and stay where they are. */
+const QemuBackend = z.strictObject({
+  name: placeName,
+  driver: z.literal("qemu"),
+  path: z.string().min(1),
+  roots: z.array(z.string().startsWith("/")).default([]),
+});
 
 /** The settings of a volume backend, by its driver. The engine opens what they describe (openVolumeBackend). */
 export const VolumeBackend = z.discriminatedUnion("driver", [FileBackend, QemuBackend]);

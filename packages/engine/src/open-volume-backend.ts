@@ -5,7 +5,7 @@ import { openQemuBackend } from "./volume/qemu/qemu-backend.ts";
 /** What each driver is told of its place. */
 interface DriverSettings {
   file: { path: string };
-  qemu: { path: string };
+  qemu: { path: string; roots?: readonly string[] };
 }
 
 type Driver = keyof DriverSettings;
@@ -16,7 +16,7 @@ export type VolumeBackendSettings = { [Name in Driver]: { driver: Name } & Drive
 /** Every driver. */
 const drivers: { [Name in Driver]: (settings: DriverSettings[Name]) => Promise<VolumeBackend> } = {
   file: ({ path }) => openFileBackend(path),
-  qemu: ({ path }) => openQemuBackend(path),
+  qemu: ({ path, roots = [] }) => openQemuBackend(path, roots),
 };
 
 /** Opens a volume backend. BackendUnavailableError when it is missing or not writable. */

@@ -82,15 +82,18 @@ const ImportBody = z
   .strictObject({
     /** If absent, the file that already exists for `id` in the backend is used. */
     path: path.nullish(),
+    /** An image that stays where it is, such as `qcow2:/PATH`; only of a backend that takes such. */
+    image: path.nullish(),
     /** The id by which earlier backups know the volume. */
     id: id.nullish(),
-    /** Only with an `id`: the backend that holds its file or will receive it. */
+    /** Only with an `image` or `id`: the backend that takes the image, or holds the volume's file or will receive it. */
     backend: text.min(1).max(255).nullish(),
     name: text.max(255).nullish(),
     project_id: text.min(1).max(255).nullish(),
   })
-  .refine((body) => body.path || body.id, "path or id is required")
-  .refine((body) => body.id || !body.backend, "backend is for a volume with an id");
+  .refine((body) => body.path || body.image || body.id, "path, image or id is required")
+  .refine((body) => !body.path || !body.image, "path and image exclude each other")
+  .refine((body) => body.id || body.image || !body.backend, "backend is for an image, or a volume with an id");
 
 const RescanBody = z
   .strictObject({

@@ -207,6 +207,7 @@ export const plainKeys: ReadonlySet<string> = new Set([
   "agent_socket",
   "freeze_mountpoints.[]",
   "path",
+  "image",
   "backend",
 ]);
 

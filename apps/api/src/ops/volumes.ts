@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { getVolume, requestVolumeAdoption, requestVolumeExport, requestVolumeImport } from "@tephra/control";
 import { ownPlaces } from "@tephra/control/process";
 import { type AnswerOf, requests, type VolumeDetails } from "@tephra/wire";
@@ -31,7 +32,8 @@ export const opsVolumes = {
       const path = body.path ? beneathRoots(config, ownPlaces(config), body.path) : null;
       const name = body.name?.trim() ?? null;
       if (body.id || path === null) {
-        const adoption = { volumeId: body.id ?? "", path, backend: body.backend ?? null, name };
+        const volumeId = body.id ?? randomUUID();
+        const adoption = { volumeId, path, image: body.image ?? null, backend: body.backend ?? null, name };
         const operation = await requestVolumeAdoption(database, config, owner, adoption);
         const accepted = {
           operation,

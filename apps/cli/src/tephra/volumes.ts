@@ -35,11 +35,14 @@ export function addVolumeCommands(program: Command): void {
     .option("--backend <name>", "With --id: the volume backend (default: the default backend).")
     .action((path: string, options: ImportOptions, command: Command) => importVolume({ ...options, path }, command));
   addWaitOptions(volume.command("adopt"))
-    .description("After the loss of the database: re-create a volume from its file in a volume backend.")
-    .requiredOption("--id <uuid>", "The volume's id: its file is volume-<uuid>.")
+    .description(
+      "Make a volume of an image, which stays where it is, or of a file that lies in a volume backend since before the loss of the database.",
+    )
+    .argument("[url]", "The image, as a volume backend names it: qcow2:/PATH or raw:/PATH, in the backend's roots.")
+    .option("--id <uuid>", "Without an image: the volume's id; its file is volume-<uuid>.")
     .option("--name <name>")
     .option("--backend <name>", "The volume backend (default: the default backend).")
-    .action(importVolume);
+    .action(adopt);
   addWaitOptions(volume.command("export"))
     .description("Export a volume to a new file.")
     .argument("<volume>", "id or name")
@@ -61,31 +64,39 @@ async function create(options: { size: number; name?: string; description?: stri
   await print(command, volume.id);
 }
 
+async function adopt(image: string | undefined, options: ImportOptions, command: Command): Promise<void> {
+  if (image === undefined && options.id === undefined) command.error("error: an image or --id is needed");
+  await importVolume({ ...options, ...(image === undefined ? {} : { image }) }, command);
+}
+
 interface ImportOptions {
   path?: string;
+  image?: string;
   id?: string;
   name?: string;
   backend?: string;
 }
 
-async function importVolume({ path, id, name, backend }: ImportOptions, command: Command): Promise<void> {
+async function importVolume({ path, image, id, name, backend }: ImportOptions, command: Command): Promise<void> {
   const { client, ...session } = openSession(command);
   const body: BodyOf<"POST /ops/volumes/import"> = {
     ...(path === undefined ? {} : { path: resolve(path) }),
+    ...(image === undefined ? {} : { image }),
     ...(id === undefined ? {} : { id }),
     ...(name === undefined ? {} : { name }),
     ...(backend === undefined ? {} : { backend }),
     ...(client.project === undefined ? {} : { project_id: client.project }),
   };
-  const { operation } = await client.post<AnswerOf<"POST /ops/volumes/import">>("/ops/volumes/import", body);
+  const accepted = await client.post<AnswerOf<"POST /ops/volumes/import">>("/ops/volumes/import", body);
+  const { operation } = accepted;
   await session.settle({ id: operation.id });
   const begun = await client.get<AnswerOf<"GET /ops/operations/:id">>(`/ops/operations/${operation.id}`);
   const { state } = begun.operation;
   // A volume imported under an existing id exists only once the operation has ended.
-  if (id !== undefined && state !== "succeeded") {
-    return session.print(begun, renderFields({ operation: operation.id, state, volume: id }));
+  if ((id !== undefined || image !== undefined) && state !== "succeeded") {
+    return session.print(begun, renderFields({ operation: operation.id, state, volume: accepted.volume.id }));
   }
-  await print(command, begun.operation.volume_id ?? "", { operation: begun.operation });
+  await print(command, begun.operation.volume_id ?? accepted.volume.id, { operation: begun.operation });
 }
 
 async function exportFile(

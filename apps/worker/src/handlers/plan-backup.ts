@@ -29,7 +29,7 @@ export const planBackupTask: Handler = async (task, context, run) => {
       service: repository.service,
       defaultContainer: (id) => repository.defaultContainer(id),
       defaultPrefix: (input) => repository.defaultPrefix(input),
-      canFreezeCheaply: () => backend.canFreezeCheaply(),
+      canFreezeCheaply: () => backend.canFreezeCheaply(task.operation.volumeId ?? undefined),
     };
   });
   if (plan.parent) await checkParents(plan.parent.backupId, context, run.signal);

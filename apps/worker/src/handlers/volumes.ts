@@ -1,3 +1,4 @@
+import { InvalidError } from "@tephra/control";
 import {
   beginVolumeDelete,
   type ClaimedTask,
@@ -61,8 +62,16 @@ export const importVolumeTask: Handler = async (task, context, run) => {
 export const adoptVolumeTask: Handler = async (task, context, run) => {
   const { config, database, sites } = context;
   const { operation } = task;
-  const { volumeId, path, backend: name } = documents.adoption(operation.input);
+  const { volumeId, path, image = null, backend: name } = documents.adoption(operation.input);
   const backend = await sites.backend(name);
+  if (image !== null) {
+    if (backend.adoptImage === undefined) {
+      throw new InvalidError("request", `Volume backend ${name} takes no images from where they are.`);
+    }
+    const { sizeBytes } = await backend.adoptImage(image, volumeId, run);
+    await finishVolumeAdoption(database, config, operation, resultOf(task, { bytesDone: sizeBytes }), sizeBytes);
+    return;
+  }
   const places = userPlaces(config);
   const { sizeBytes } = path === null ? await backend.measure(volumeId) : await backend.statImport(path, places);
   await checkAdoption(database, config, operation, sizeBytes);

@@ -137,11 +137,15 @@ const VerifyReport = z.object({
 /** Source of a volume's initial bytes. */
 const VolumeSource = z.union([z.object({ version, snapshotId: z.guid() }), z.object({ version, volumeId: z.guid() })]);
 
-/** An adoption as accepted. `path` null: the file that is already in the backend under the id. */
+/**
+ * An adoption as accepted. `path` null: the file that is already in the backend under the id. `image`: one that stays where it is, in the
+ * driver's own form.
+ */
 const Adoption = z.object({
   version,
   volumeId: z.guid(),
   path: text.nullable(),
+  image: text.nullable().exactOptional(),
   backend: text,
   name: text.nullable(),
 });

@@ -14,6 +14,8 @@ export interface NewAdoption {
   volumeId: string;
   /** A user's file that becomes the volume; null: the file that is already in the backend under the id. */
   path: string | null;
+  /** An image that becomes the volume and stays where it is, in the form of the backend's driver; null: none. */
+  image: string | null;
   /** Name of a volume backend; null: the default one. */
   backend: string | null;
   name: string | null;
@@ -39,7 +41,8 @@ export async function requestVolumeAdoption(
   const id = await inTransaction(database, async (tx) => {
     await lockVolumeId(tx, request.volumeId);
     await assertFree(tx, principal.projectId, request.volumeId);
-    const input: Adoption = { volumeId: request.volumeId, path: request.path, backend, name: request.name };
+    const { volumeId, path, image, name } = request;
+    const input: Adoption = { volumeId, path, backend, name, ...(image === null ? {} : { image }) };
     return startOperation(tx, principal, {
       kind: "volume-adopt",
       projectId: principal.projectId,

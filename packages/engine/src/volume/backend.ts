@@ -85,8 +85,15 @@ export interface VolumeBackend {
   /** The length of an existing volume, whoever created it. SourceMissingError when there is none. */
   measure(volumeId: string): Promise<{ sizeBytes: number }>;
 
-  /** Whether a snapshot takes next to no time and space, so that one may be made for each backup. */
-  canFreezeCheaply(): Promise<boolean>;
+  /**
+   * Makes an image that exists a volume, which stays where it is, also when the volume is removed. `url` is in the driver's own form.
+   * Repeating it is success. Absent where volumes are nowhere but in their backend. InvalidVolumeUrlError, PathNotAllowedError,
+   * SourceMissingError, VolumeConflictError; VolumeStorageError when it cannot be used.
+   */
+  adoptImage?(url: string, volumeId: string, run: RunContext): Promise<{ sizeBytes: number }>;
+
+  /** Whether a snapshot, of that volume, takes next to no time and space, so that one may be made for each backup. */
+  canFreezeCheaply(volumeId?: string): Promise<boolean>;
   /**
    * Takes a snapshot under the given id: the volume's contents at one point in time, unaffected by later writes. An existing one is kept
    * as it is. SourceMissingError; SourceChangedError when writes to the volume could not be stopped.

@@ -1,7 +1,8 @@
 import { link, lstat } from "node:fs/promises";
-import { join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { BackendUnavailableError, errnoOf, VolumeConflictError } from "../../errors.ts";
 import { clipExtent, type Extent } from "../../format/extents.ts";
+import { idsIn } from "../../format/ids-in.ts";
 import type { RunContext } from "../../run/run-context.ts";
 import type {
   BackendLeftover,
@@ -21,6 +22,7 @@ import { openImport } from "../file/open-import.ts";
 import { syncFolder } from "../file/sync-folder.ts";
 import { guardStorage } from "../storage-error.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
+import { type AdoptedImage, AdoptedImages, linkedAt } from "./adopted.ts";
 import { requireLocks } from "./folder-lock.ts";
 import { closeChain, inspectImage } from "./image-chain.ts";
 import { serveSource } from "./image-source.ts";
@@ -38,9 +40,12 @@ export class QemuBackend implements VolumeBackend {
   readonly #layers: Layers;
   /** Its raw files: restores and drafts. */
   readonly #files: FileBackend;
+  readonly #adopted: AdoptedImages;
 
-  constructor(folder: string, files: FileBackend) {
+  /** `roots`: where images may be that become volumes and stay where they are. */
+  constructor(folder: string, files: FileBackend, roots: readonly string[]) {
     this.#folder = folder;
+    this.#adopted = new AdoptedImages(folder, roots);
     this.#files = files;
     this.#layers = new Layers(folder);
   }
@@ -72,6 +77,8 @@ export class QemuBackend implements VolumeBackend {
     const existing = await sizeOf(to);
     if (existing !== null) return { sizeBytes: existing };
     const size = wholeSectors(sizeBytes);
+    const adopted = "volumeId" in source ? await this.#adoptedOf(source.volumeId) : null;
+    if (adopted !== null) return { sizeBytes: await this.#copyAdopted(adopted, to, size, run) };
     return {
       sizeBytes:
         "volumeId" in source
@@ -81,35 +88,52 @@ export class QemuBackend implements VolumeBackend {
   }
 
   async extend(volumeId: string, sizeBytes: number): Promise<void> {
-    const path = this.#volume(volumeId);
-    if ((await inspectImage(path)).sizeBytes >= sizeBytes) return;
+    const adopted = await this.#adoptedOf(volumeId);
+    const path = adopted?.path ?? this.#volume(volumeId);
+    if ((await this.measure(volumeId)).sizeBytes >= sizeBytes) return;
     await patiently(async () => {
-      const chain = await this.#layers.openChain(path);
+      const chain = await (adopted ? this.#adopted.openChain(adopted) : this.#layers.openChain(path));
       try {
         await resizeImage(chain, wholeSectors(sizeBytes));
       } finally {
         await closeChain(chain);
       }
     });
-    await syncFile(path);
+    if (adopted === null) await syncFile(path);
   }
 
+  /** An adopted image stays where it is. */
   async remove(volumeId: string): Promise<void> {
+    checkId(volumeId);
+    await guardStorage(`let go of volume ${volumeId}`, () => this.#adopted.release(volumeId));
     await this.#remove(this.#volume(volumeId));
   }
 
   async measure(volumeId: string): Promise<{ sizeBytes: number }> {
+    const adopted = await this.#adoptedOf(volumeId);
+    if (adopted !== null) return { sizeBytes: await this.#adopted.sizeOf(adopted) };
     return { sizeBytes: (await inspectImage(this.#volume(volumeId))).sizeBytes };
   }
 
-  async canFreezeCheaply(): Promise<boolean> {
-    return true;
+  async adoptImage(url: string, volumeId: string, run: RunContext): Promise<{ sizeBytes: number }> {
+    if ((await sizeOf(this.#volume(volumeId))) !== null) {
+      throw new VolumeConflictError(`There is a volume ${volumeId} already.`);
+    }
+    await using _locked = await this.#layers.lock();
+    return { sizeBytes: await this.#adopted.adopt(url, volumeId, run) };
+  }
+
+  async canFreezeCheaply(volumeId?: string): Promise<boolean> {
+    return volumeId === undefined || (await this.#adoptedOf(volumeId)) === null;
   }
 
   async freeze(volumeId: string, snapshotId: string, run: RunContext): Promise<{ sizeBytes: number }> {
     const to = this.#snapshot(snapshotId);
     const existing = await sizeOf(to);
-    return { sizeBytes: existing ?? (await this.#layers.branch(this.#volume(volumeId), to, 0, run)) };
+    if (existing !== null) return { sizeBytes: existing };
+    const adopted = await this.#adoptedOf(volumeId);
+    if (adopted !== null) return { sizeBytes: await this.#copyAdopted(adopted, to, 0, run) };
+    return { sizeBytes: await this.#layers.branch(this.#volume(volumeId), to, 0, run) };
   }
 
   async thaw(snapshotId: string): Promise<void> {
@@ -123,6 +147,8 @@ export class QemuBackend implements VolumeBackend {
   }
 
   async openSource(source: SourceReference): Promise<VolumeSource> {
+    const adopted = "volumeId" in source ? await this.#adoptedOf(source.volumeId) : null;
+    if (adopted !== null) return patiently(async () => serveSource(await this.#adopted.openChain(adopted)));
     const [path, fingerprint] =
       "volumeId" in source
         ? [this.#volume(source.volumeId), undefined]
@@ -133,7 +159,8 @@ export class QemuBackend implements VolumeBackend {
 
   async *changedExtents(source: SourceReference, since: string, range: Extent): AsyncGenerator<Extent> {
     const path = "volumeId" in source ? this.#volume(source.volumeId) : this.#snapshot(source.snapshotId);
-    const changed = await this.#layers.changedSince(path, this.#snapshot(since), range);
+    const adopted = "volumeId" in source ? await this.#adoptedOf(source.volumeId) : null;
+    const changed = adopted ? null : await this.#layers.changedSince(path, this.#snapshot(since), range);
     const whole = clipExtent(range, range);
     yield* changed ?? (whole === null ? [] : [whole]);
   }
@@ -141,7 +168,7 @@ export class QemuBackend implements VolumeBackend {
   /** The target is a raw file, as of the `file` driver. */
   async beginRestore(volumeId: string, restoreId: string, lengths: RestoreLengths, run?: RunContext): Promise<void> {
     const ctx = run ?? unlimited;
-    const tail = lengths.keepTail ? ((await sizeOf(this.#volume(volumeId))) ?? 0) : 0;
+    const tail = lengths.keepTail ? (await this.measure(volumeId)).sizeBytes : 0;
     const sizeBytes = Math.max(lengths.sizeBytes, tail);
     await this.#files.beginRestore(volumeId, restoreId, { sizeBytes, keepTail: false }, ctx);
     if (tail <= lengths.sizeBytes) return;
@@ -167,11 +194,15 @@ export class QemuBackend implements VolumeBackend {
   ): Promise<void> {
     const restored = this.#restore(restoreId);
     const volume = this.#volume(volumeId);
+    const adopted = await this.#adoptedOf(volumeId);
     if ((await lstat(restored).catch(() => undefined)) === undefined) {
-      if ((await sizeOf(volume)) !== null) return;
+      if (adopted !== null || (await sizeOf(volume)) !== null) return;
       throw new VolumeConflictError(`Volume ${volumeId} is not being restored.`);
     }
-    if (options.fresh) {
+    if (adopted !== null) {
+      await using source = await openFileSource(restored);
+      await this.#adopted.publish(adopted, source, restoreId, run);
+    } else if (options.fresh) {
       await using source = await openFileSource(restored);
       await using draft = await newDraft(restored);
       await copyToNewFile(source, draft.path, run);
@@ -189,8 +220,9 @@ export class QemuBackend implements VolumeBackend {
     return this.#files.copyRestore(volumeId, restoreId, freshId, run);
   }
 
-  abandonRestore(restoreId: string): Promise<void> {
-    return this.#files.abandonRestore(restoreId);
+  async abandonRestore(restoreId: string): Promise<void> {
+    await this.#files.abandonRestore(restoreId);
+    await guardStorage(`remove restore ${restoreId}`, () => this.#adopted.abandon(restoreId));
   }
 
   async importFile(
@@ -239,11 +271,17 @@ export class QemuBackend implements VolumeBackend {
     run: RunContext,
   ): Promise<{ sizeBytes: number }> {
     await using source = await this.openSource({ volumeId });
-    return await exportToFile(Object.assign(source, { path: this.#volume(volumeId) }), path, options, run);
+    return await exportToFile(Object.assign(source, { path: `volume-${volumeId}` }), path, options, run);
   }
 
-  leftovers(): AsyncIterable<BackendLeftover> {
-    return this.#files.leftovers();
+  /** Of an adopted image, the link. */
+  async *leftovers(): AsyncGenerator<BackendLeftover> {
+    yield* this.#files.leftovers();
+    for (const name of await this.#adopted.list()) {
+      const path = join(this.#folder, name);
+      const modifiedAt = await linkedAt(path);
+      if (modifiedAt !== null) yield { kind: "volume", path, ids: idsIn(name), modifiedAt };
+    }
   }
 
   async removeLeftover(leftover: BackendLeftover): Promise<void> {
@@ -255,6 +293,18 @@ export class QemuBackend implements VolumeBackend {
     await guardStorage(`remove ${path}`, () => unlinkIfThere(path));
     await syncFolder(this.#folder);
     await this.#layers.collect();
+  }
+
+  async #adoptedOf(volumeId: string): Promise<AdoptedImage | null> {
+    return this.#adopted.find(checkId(volumeId));
+  }
+
+  /** A copy of an adopted image at one point in time: nobody can write to it meanwhile. */
+  async #copyAdopted(image: AdoptedImage, to: string, sizeBytes: number, run: RunContext): Promise<number> {
+    await using source = await patiently(async () => serveSource(await this.#adopted.openChain(image)));
+    await using draft = await newDraft(join(this.#folder, `copy-${basename(to)}`));
+    await copyToNewFile(Object.assign(source, { path: image.path }), draft.path, run);
+    return await this.#layers.publishRaw(draft.path, to, { sizeBytes, replace: false }, run);
   }
 
   #volume(id: string): string {
@@ -271,11 +321,11 @@ export class QemuBackend implements VolumeBackend {
 }
 
 /** Opens the folder of a `qemu` backend. BackendUnavailableError unless it is a writable folder, and QEMU's programs are installed. */
-export async function openQemuBackend(folder: string): Promise<QemuBackend> {
+export async function openQemuBackend(folder: string, roots: readonly string[]): Promise<QemuBackend> {
   await requireQemuUtils();
   await requireLocks();
   const path = resolve(folder);
-  return new QemuBackend(path, await openFileBackend(path));
+  return new QemuBackend(path, await openFileBackend(path), roots);
 }
 
 const unlimited: RunContext = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };

@@ -1,6 +1,6 @@
 import type { Config } from "../config.ts";
 import { sayWhy } from "../db/actor.ts";
-import { type Database, inTransaction } from "../db/database.ts";
+import { type Database, inTransaction, Prisma } from "../db/database.ts";
 import { isLiveOperation, isLiveWorker } from "../db/live.ts";
 import { endBare, isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
 import { backupBinary } from "../queue/services.ts";
@@ -58,6 +58,38 @@ const noService: Readonly<Record<string, string>> = {
   "backup-create": "Service not found for creating backup.",
 };
 
+/** Notes since when no live worker is able to run a task, and forgets it when one is. */
+async function markUnplaced(database: Database, downMs: number): Promise<void> {
+  // Tasks may be many, but what they need is one of a few lists. Looked up by tasks_ready_needs_idx, one by one.
+  const kinds = Prisma.sql`
+    kinds AS (
+      (SELECT needs FROM tasks WHERE state = 'ready' ORDER BY needs LIMIT 1)
+      UNION ALL
+      SELECT (SELECT t.needs FROM tasks t WHERE t.state = 'ready' AND t.needs > k.needs ORDER BY t.needs LIMIT 1)
+      FROM kinds k WHERE k.needs IS NOT NULL
+    )`;
+  const isReached = (needs: string, begun: string): Prisma.Sql => Prisma.sql`
+    EXISTS (SELECT 1 FROM workers w WHERE ${Prisma.raw(needs)} <@ w.reaches AND ${isLiveWorker("w", downMs)}
+      AND (${Prisma.raw(begun)} OR NOT EXISTS (
+        SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = w.host)))`;
+  const mayBePlaced = Prisma.sql`t.state = 'ready' AND t.kind <> 'tidy' AND t.run_after <= now() AND ${isLiveOperation("o")}`;
+  await database.$executeRaw`
+    WITH RECURSIVE ${kinds}, unreached AS MATERIALIZED (
+      SELECT needs FROM kinds WHERE needs IS NOT NULL AND NOT ${isReached("needs", "false")}
+    ), looked AS MATERIALIZED (
+      SELECT t.id, true AS unplaced FROM unreached u JOIN tasks t ON t.needs = u.needs JOIN operations o ON o.id = t.operation_id
+      WHERE t.unplaced_at IS NULL AND ${mayBePlaced} AND NOT ${isReached("t.needs", "o.state = 'running'")}
+      UNION ALL
+      SELECT t.id, false FROM tasks t JOIN operations o ON o.id = t.operation_id
+      WHERE t.unplaced_at IS NOT NULL AND t.state IN ('ready', 'dispatched', 'running')
+        AND NOT (${mayBePlaced} AND NOT ${isReached("t.needs", "o.state = 'running'")})
+    ), changed AS (
+      SELECT t.id, looked.unplaced FROM tasks t JOIN looked ON looked.id = t.id
+      WHERE looked.unplaced <> (t.unplaced_at IS NOT NULL) FOR UPDATE OF t SKIP LOCKED
+    )
+    UPDATE tasks t SET unplaced_at = CASE WHEN changed.unplaced THEN now() END FROM changed WHERE t.id = changed.id`;
+}
+
 /**
  * A task that no live worker is able to run fails after a while, as in Cinder, with the reasons that workers report. Disabled workers do
  * not count, but tasks that they had begun wait for them. The period starts when a reconciler first sees that there is no capable worker,
@@ -65,20 +97,7 @@ const noService: Readonly<Record<string, string>> = {
  */
 export async function failUnplaced(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
   const downMs = config.worker.down_ms;
-  await database.$executeRaw`
-    WITH looked AS MATERIALIZED (
-      SELECT t.id, t.state = 'ready' AND t.kind <> 'tidy' AND t.run_after <= now() AND ${isLiveOperation("o")}
-        AND NOT EXISTS (SELECT 1 FROM workers w WHERE t.needs <@ w.reaches
-          AND ${isLiveWorker("w", downMs)}
-          AND (o.state = 'running' OR NOT EXISTS (
-            SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = w.host))) AS unplaced
-      FROM tasks t JOIN operations o ON o.id = t.operation_id
-      WHERE t.state IN ('ready', 'dispatched', 'running') AND (t.state = 'ready' OR t.unplaced_at IS NOT NULL)
-    ), changed AS (
-      SELECT t.id, looked.unplaced FROM tasks t JOIN looked ON looked.id = t.id
-      WHERE looked.unplaced <> (t.unplaced_at IS NOT NULL) FOR UPDATE OF t SKIP LOCKED
-    )
-    UPDATE tasks t SET unplaced_at = CASE WHEN changed.unplaced THEN now() END FROM changed WHERE t.id = changed.id`;
+  await markUnplaced(database, downMs);
   const rows = await database.$queryRaw<{ operation_id: string; kind: string; needs: string[] }[]>`
     SELECT DISTINCT t.operation_id, o.kind, t.needs FROM tasks t JOIN operations o ON o.id = t.operation_id
     WHERE t.state = 'ready' AND ${isLiveOperation("o")}

@@ -2,6 +2,7 @@
 import { measureControl } from "./control.ts";
 import { measureEndedTasks } from "./ended-tasks.ts";
 import { measureEngine } from "./engine.ts";
+import { measureLarge } from "./large.ts";
 import { type Measurement, report, type Say } from "./measurement.ts";
 import { measureMemory } from "./memory.ts";
 import { measureRequests } from "./requests.ts";
@@ -13,6 +14,7 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   control: measureControl,
   ended: measureEndedTasks,
   engine: measureEngine,
+  large: measureLarge,
   memory: measureMemory,
   requests: measureRequests,
   sources: measureSources,

@@ -1,0 +1,258 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import {
+  type Config,
+  type Database,
+  getQuota,
+  listAudit,
+  listBackups,
+  listOperations,
+  listVolumes,
+  type Page,
+  type Principal,
+  requestBackup,
+} from "@tephra/control";
+import { loadConfig, openDatabase, openLog, openMetrics, reconcile } from "@tephra/control/process";
+import { type Dispatched, publishWorker, startDispatcher } from "@tephra/control/work";
+import { startServices } from "../scripts/services.ts";
+import { type Measurement, measured, type Say } from "./measurement.ts";
+
+/** How much an installation holds. Projects share everything evenly. */
+interface Size {
+  projects: number;
+  backups: number;
+  endedTasks: number;
+  auditRows: number;
+  readyTasks: number;
+}
+
+const small: Size = { projects: 50, backups: 1_000, endedTasks: 1_000, auditRows: 1_000, readyTasks: 200 };
+const large: Size = {
+  ...{ projects: 5_000, backups: 100_000, endedTasks: 1_000_000 },
+  ...{ auditRows: 1_000_000, readyTasks: 20_000 },
+};
+/** Times with the large installation, in those with the small one. */
+const growthMax = 1.2;
+const runs = 60;
+const rounds = 3;
+const slots = 16;
+const dispatchMsMax = 50;
+const needs = ["repository:main", "backend:files"];
+
+/**
+ * What lists, a scrape of the metrics, a pass of the reconciler, a quota's check and the hand-out of a freed slot take in a large
+ * installation, and how much more that is than in a small one.
+ */
+export async function measureLarge(say: Say): Promise<Measurement[]> {
+  const [few, many] = [await measureSize(small, "small", say), await measureSize(large, "large", say)];
+  const growth = [...few].map(([name, times]) => {
+    const [before, after] = [median(times), median(many.get(name) ?? [])];
+    return measured(`${name}, large`, [after], {
+      unit: "ms",
+      note: `small: ${before.toFixed(2)} ms, ${(after / before).toFixed(2)} x`,
+    });
+  });
+  const ratios = [...few].map(([name, times]) =>
+    measured(`${name}, large in small`, [median(many.get(name) ?? []) / median(times)], {
+      unit: "x",
+      atMost: growthMax,
+    }),
+  );
+  const handed = many.get(dispatchName) ?? [];
+  const worst = measured("the hand-out of a freed slot, p99, large", [percentile(handed, 99)], {
+    unit: "ms",
+    atMost: dispatchMsMax,
+  });
+  return [...growth, ...ratios, worst];
+}
+
+const dispatchName = "the hand-out of a freed slot";
+
+async function measureSize(size: Size, name: string, say: Say): Promise<Map<string, number[]>> {
+  await using stack = new AsyncDisposableStack();
+  const dir = mkdtempSync(join(tmpdir(), "tephra-bench-"));
+  stack.defer(() => rmSync(dir, { recursive: true, force: true }));
+  const services = await startServices({ dataDir: dir });
+  stack.defer(() => services.stop());
+  const database = openDatabase(services.databaseUrl);
+  stack.defer(() => database.$disconnect());
+  const config = loadConfig({
+    DATABASE_URL: services.databaseUrl,
+    REDIS_URL: services.redisUrl,
+    TEPHRA_DATA_DIR: dir,
+  });
+  say(`filling a ${name} installation`);
+  const filler = openDatabase(services.databaseUrl, { work: "script" });
+  await fill(filler, size).finally(() => filler.$disconnect());
+  const asked = await questions(database, config, size);
+  const times = new Map(Object.keys(asked).map((key) => [key, [] as number[]]));
+  for (let round = 0; round < rounds; round += 1) {
+    say(`asking it, round ${round + 1} of ${rounds}`);
+    for (const [key, work] of Object.entries(asked)) times.get(key)?.push(...(await timesOf(work)));
+  }
+  for (const [key, values] of times) say(`${key}: ${median(values).toFixed(1)} ms`);
+  say("handing out slots");
+  times.set(dispatchName, await measureDispatch(database, config));
+  return times;
+}
+
+/** What people and programs ask again and again. */
+async function questions(
+  database: Database,
+  config: Config,
+  size: Size,
+): Promise<Record<string, () => Promise<unknown>>> {
+  const log = openLog({ log_level: "silent", hostName: "bench" }, "bench");
+  const metrics = openMetrics(database, config);
+  const member: Principal = { userId: "u", projectId: "p7", roles: [], isAdmin: false, requestId: "req-bench" };
+  const admin = { ...member, isAdmin: true };
+  const sort = [{ key: "createdAt", direction: "desc" }] as const;
+  const page: Page<"createdAt"> = { sort, limit: 50, offset: 0 };
+  const everything = { filters: [], allProjects: true, withCount: false, page };
+  const free = await database.volume.findMany({
+    where: { projectId: "p7", status: "available" },
+    select: { id: true },
+  });
+  const volumeIds = free.map(({ id }) => id);
+  const request = {
+    ...{ name: null, description: null, metadata: {}, availabilityZone: null, snapshotId: null, container: null },
+    ...{ incremental: false, force: false },
+  };
+  return {
+    "50 backups of a project": () => listBackups(database, member, { ...everything, allProjects: false }),
+    "50 backups of all projects": () => listBackups(database, admin, everything),
+    "50 volumes of all projects": () =>
+      listVolumes(database, admin, { filter: {}, allProjects: true, withCount: false, page }),
+    "50 operations of a project": () => listOperations(database, member, { limit: 50 }),
+    "50 operations of all projects": () => listOperations(database, admin, { limit: 50 }),
+    "50 queued operations": () => listOperations(database, admin, { limit: 50, state: "queued" }),
+    "50 audit entries": () => listAudit(database, { limit: 50 }),
+    "a scrape of the metrics": () => metrics.render(),
+    "a project's quota": () => getQuota(database, config, "p7"),
+    "the acceptance of a backup": async () => {
+      const volumeId = volumeIds.pop();
+      if (volumeId === undefined) throw new Error(`a project of ${size.projects} has too few volumes`);
+      await requestBackup(database, config, member, { ...request, volumeId });
+    },
+    "a pass of the reconciler": () => reconcile({ database, config, log, afterOutage: false, thrown: new Map() }),
+  };
+}
+
+/** From the moment at which a slot becomes free until its next job is in the queue, one after another. */
+async function measureDispatch(database: Database, config: Config): Promise<number[]> {
+  const card = {
+    ...{ id: "bench", host: "bench", pid: process.pid, slots, reaches: needs, installation: "" },
+    ...{ unreachable: {}, freeBytes: {} },
+  };
+  await publishWorker(database, card);
+  const waiting: Dispatched[] = [];
+  let arrived = Promise.withResolvers<void>();
+  const dispatcher = startDispatcher({
+    database,
+    config,
+    log: openLog({ log_level: "silent", hostName: "bench" }, "bench"),
+    enqueue: async (_, jobs) => {
+      waiting.push(...jobs);
+      arrived.resolve();
+    },
+  });
+  const times: number[] = [];
+  try {
+    while (waiting.length < 2 * slots) {
+      await arrived.promise;
+      arrived = Promise.withResolvers();
+    }
+    for (let run = 0; run < runs * rounds; run += 1) {
+      await publishWorker(database, card);
+      const job = waiting.shift();
+      arrived = Promise.withResolvers();
+      await database.$executeRaw`UPDATE tasks SET state = 'succeeded', finished_at = now() WHERE id = ${job?.taskId}::uuid`;
+      const began = performance.now();
+      dispatcher.wake();
+      await arrived.promise;
+      times.push(performance.now() - began);
+    }
+  } finally {
+    await dispatcher.stop();
+  }
+  return times;
+}
+
+/** Enough volumes of the project that asks for backups. */
+const volumesAsked = runs * rounds;
+
+const audited = ["volumes", "backups", "operations"];
+
+async function fill(database: Database, size: Size): Promise<void> {
+  const { projects, backups, endedTasks, auditRows, readyTasks } = size;
+  // The rows of the audit log are added by themselves.
+  for (const table of audited) await database.$executeRawUnsafe(`ALTER TABLE ${table} DISABLE TRIGGER USER`);
+  await database.$executeRaw`
+    INSERT INTO quotas (project_id, volumes, backups, gigabytes, backup_gigabytes, backups_used, backup_gigabytes_used)
+    SELECT 'p' || n, -1, -1, -1, -1, 20, 20 FROM generate_series(0, ${projects - 1}::int) n`;
+  await database.$executeRaw`
+    INSERT INTO volumes (id, project_id, user_id, name, status, size_gib, size_bytes, backend, availability_zone, created_at)
+    SELECT gen_random_uuid(), CASE WHEN n < ${volumesAsked} THEN 'p7' ELSE 'p' || n % ${projects} END, 'u', 'volume', 'available', 1, 1048576,
+      'files', 'nova', now() - n * interval '1 second' FROM generate_series(0, ${backups + volumesAsked - 1}::int) n`;
+  await database.$executeRaw`
+    INSERT INTO backups (id, project_id, user_id, volume_id, name, status, size_gib, object_count, repository, data_timestamp, created_at)
+    SELECT gen_random_uuid(), 'p' || n % ${projects}, 'u', gen_random_uuid(), 'backup', 'available', 1, 1, 'main', now(),
+      now() - n * interval '1 second' FROM generate_series(0, ${backups - 1}::int) n`;
+  await addOperations(database, { state: "succeeded", tasks: endedTasks, projects, perOperation: 10 });
+  await addOperations(database, { state: "ready", tasks: readyTasks, projects, perOperation: 1 });
+  const step = 100_000;
+  for (let at = 0; at < auditRows; at += step) {
+    await database.$executeRaw`
+      INSERT INTO audit (at, resource, resource_id, project_id, from_status, to_status, actor)
+      SELECT now() - n * interval '1 second', 'backup', gen_random_uuid(), 'p' || n % ${projects}, 'creating', 'available', 'worker'
+      FROM generate_series(${at}::int, ${Math.min(auditRows, at + step) - 1}::int) n`;
+  }
+  for (const table of audited) await database.$executeRawUnsafe(`ALTER TABLE ${table} ENABLE TRIGGER USER`);
+  for (const table of [...audited, "tasks", "quotas", "audit"])
+    await database.$executeRawUnsafe(`VACUUM ANALYZE ${table}`);
+}
+
+async function addOperations(
+  database: Database,
+  {
+    state,
+    tasks,
+    projects,
+    perOperation,
+  }: { state: "ready" | "succeeded"; tasks: number; projects: number; perOperation: number },
+): Promise<void> {
+  const step = 10_000;
+  const ended = state === "succeeded";
+  for (let at = 0; at < tasks / perOperation; at += step) {
+    const last = Math.min(tasks / perOperation, at + step) - 1;
+    await database.$executeRaw`
+      WITH o AS (
+        INSERT INTO operations (id, kind, state, project_id, user_id, request_id, created_at, started_at, finished_at)
+        SELECT gen_random_uuid(), 'backup-create', ${ended ? state : "queued"}, 'p' || n % ${projects}, 'u', 'r', at,
+          CASE WHEN ${ended} THEN at END, CASE WHEN ${ended} THEN at END
+        FROM generate_series(${at}::int, ${last}::int) n CROSS JOIN LATERAL (SELECT now() - n * interval '1 second' AS at) t RETURNING *
+      )
+      INSERT INTO tasks (id, operation_id, kind, ordinal, state, rank, project_id, queued_at, needs, bytes_done, started_at, finished_at)
+      SELECT gen_random_uuid(), o.id, ${ended ? "copy" : "plan-backup"}, n, ${state}, ${ended ? 3 : 4}, o.project_id, o.created_at,
+        ${needs}::text[], 0, o.started_at, o.finished_at
+      FROM o CROSS JOIN generate_series(0, ${perOperation - 1}::int) n`;
+  }
+}
+
+async function timesOf(work: () => Promise<unknown>): Promise<number[]> {
+  const times: number[] = [];
+  for (let run = 0; run < runs; run += 1) {
+    const began = performance.now();
+    await work();
+    times.push(performance.now() - began);
+  }
+  return times;
+}
+
+function percentile(values: readonly number[], percent: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.min(sorted.length - 1, Math.floor((sorted.length * percent) / 100))] ?? Number.NaN;
+}
+
+const median = (values: readonly number[]): number => percentile(values, 50);

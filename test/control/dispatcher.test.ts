@@ -94,6 +94,24 @@ describe("the dispatcher", () => {
     await withdrawWorker(database, far.id);
   });
 
+  it("gives every one of a thousand projects its turn, though nobody reaches what the first of them need", async () => {
+    const projects = Array.from({ length: 1_200 }, (_, i) => `many-${1_000 + i}`);
+    const stuck = projects.slice(0, 700);
+    await database.$executeRaw`
+      WITH o AS (
+        INSERT INTO operations (id, kind, project_id, user_id, request_id)
+        SELECT gen_random_uuid(), 'backup-create', p, 'u', 'r' FROM unnest(${projects}::text[]) p RETURNING *
+      )
+      INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs)
+      SELECT gen_random_uuid(), id, 'plan-backup', 0, 4, project_id, created_at,
+        CASE WHEN project_id = ANY(${stuck}::text[]) THEN ARRAY['repository:nowhere'] ELSE ${reaches}::text[] END FROM o`;
+    await publishWorker(database, { ...worker, slots: 1_000 });
+    const jobs = await dispatchAll((j) => (j.get(queueFor(reaches))?.length ?? 0) >= projects.length - stuck.length);
+    expect(new Set(await projectsOf(jobs.get(queueFor(reaches)) ?? []))).toEqual(new Set(projects.slice(stuck.length)));
+    await publishWorker(database, worker);
+    await database.operation.deleteMany();
+  });
+
   it("takes what finishes something before what starts something", async () => {
     await queueOperations("eee", 4, reaches);
     const operation = await database.operation.findFirstOrThrow({ orderBy: { createdAt: "desc" } });

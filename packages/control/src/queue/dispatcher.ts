@@ -52,10 +52,35 @@ function capsOf({ dispatcher, repositories }: Config): Caps {
   return { project: dispatcher.project_cap, repositories: Object.fromEntries(limited) };
 }
 
+/** Projects among which one round chooses. */
+interface Window {
+  projects: readonly string[];
+  /** Whether others have ready tasks, too. */
+  isPart: boolean;
+}
+
+/** With more projects than this, a round takes its turn with a part of them: what it costs does not depend on how many there are. */
+const projectsMax = 512;
+
+/** Projects with ready tasks, in the order of their names, from the first after `after`; at most `projectsMax`. */
+async function readyProjects(database: Database, after: string): Promise<string[]> {
+  const rows = await database.$queryRaw<{ project: string }[]>`
+    WITH RECURSIVE found AS (
+      (SELECT project_id, 1 AS n FROM tasks WHERE state = 'ready' AND run_after <= now() AND project_id > ${after}
+        ORDER BY project_id LIMIT 1)
+      UNION ALL
+      SELECT (SELECT t.project_id FROM tasks t WHERE t.state = 'ready' AND t.run_after <= now() AND t.project_id > f.project_id
+        ORDER BY t.project_id LIMIT 1), f.n + 1
+      FROM found f WHERE f.project_id IS NOT NULL AND f.n < ${projectsMax}
+    )
+    SELECT project_id AS project FROM found WHERE project_id IS NOT NULL`;
+  return rows.map(({ project }) => project);
+}
+
 /**
  * Chooses ready tasks for one queue, in one statement: round-robin over projects, counting what each has in flight, and within a project
- * tasks that finish work before those that start it, older operations first. At most `most` tasks; at most `jobsMax` rows per project are
- * examined. Several dispatchers may choose at once: a row goes to one of them, and the queue's capacity may be exceeded by a few.
+ * tasks that finish work before those that start it, older operations first. At most `most` tasks. Of each project only its share of the
+ * room is examined, and what the busiest has in flight: where some have less to do, the next round fills the rest. Several dispatchers may choose at once: a row goes to one of them, and the queue's capacity may be exceeded by a few.
  *
  * A project's cap applies only while another project has work. A repository's limit always applies: where there is one, dispatchers choose
  * one at a time, so that each counts what the previous one took. A task of an incremental may need two repositories, and counts against
@@ -64,20 +89,22 @@ function capsOf({ dispatcher, repositories }: Config): Caps {
 async function choose(
   database: Database,
   queue: LiveQueue,
+  window: Window,
   caps: Caps,
   most = queue.slots * jobsPerSlot,
 ): Promise<Chosen[]> {
   const limited = Object.keys(caps.repositories).flatMap((name) => [needToRead(name), needToWrite(name)]);
-  if (!limited.some((place) => queue.reaches.includes(place))) return chooseIn(database, queue, caps, most);
+  if (!limited.some((place) => queue.reaches.includes(place))) return chooseIn(database, queue, window, caps, most);
   return inTransaction(database, async (tx) => {
     await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended('tephra:dispatch', 0))`;
-    return chooseIn(tx, queue, caps, most);
+    return chooseIn(tx, queue, window, caps, most);
   });
 }
 
 async function chooseIn(
   database: Database | Transaction,
   queue: LiveQueue,
+  window: Window,
   caps: Caps,
   most: number,
 ): Promise<Chosen[]> {
@@ -93,10 +120,10 @@ async function chooseIn(
     ), room AS (
       SELECT LEAST(${most}, GREATEST(0, ${jobsMax} - coalesce(sum(jobs), 0)))::int AS jobs FROM busy WHERE queue = ${queue.queue}
     ), projects AS (
-      (SELECT project_id FROM tasks WHERE state = 'ready' ORDER BY project_id LIMIT 1)
-      UNION ALL
-      SELECT (SELECT t.project_id FROM tasks t WHERE t.state = 'ready' AND t.project_id > p.project_id ORDER BY t.project_id LIMIT 1)
-      FROM projects p WHERE p.project_id IS NOT NULL
+      SELECT unnest(${window.projects}::text[]) AS project_id
+    ), share AS (
+      SELECT LEAST(r.jobs, ceil(r.jobs::float8 / ${window.projects.length}::int)
+        + coalesce((SELECT max(b.jobs) FROM (SELECT sum(jobs) AS jobs FROM busy GROUP BY project_id) b), 0))::int AS jobs FROM room r
     ), candidates AS (
       SELECT c.id, c.project_id, c.needs, c.rank, c.queued_at, c.ordinal,
         coalesce((SELECT sum(b.jobs) FROM busy b WHERE b.project_id = p.project_id), 0)
@@ -105,10 +132,10 @@ async function chooseIn(
         SELECT t.* FROM tasks t
         WHERE t.state = 'ready' AND t.project_id = p.project_id AND t.run_after <= now() AND t.needs <@ ${queue.reaches}::text[]
           AND NOT EXISTS (SELECT 1 FROM limited l WHERE l.jobs <= 0 AND t.needs && l.places)
-        ORDER BY t.rank, t.queued_at, t.ordinal LIMIT (SELECT jobs FROM room)
+        ORDER BY t.rank, t.queued_at, t.ordinal LIMIT (SELECT jobs FROM share)
       ) c
     ), contended AS (
-      SELECT count(*) > 1 AS yes FROM (SELECT project_id FROM candidates UNION SELECT project_id FROM busy) p
+      SELECT ${window.isPart} OR count(*) > 1 AS yes FROM (SELECT project_id FROM candidates UNION SELECT project_id FROM busy) p
     ), fair AS (
       SELECT * FROM candidates WHERE NOT (SELECT yes FROM contended) OR turn <= coalesce(${caps.project}::int, turn)
     ), placed AS (
@@ -184,6 +211,17 @@ export function startDispatcher(options: {
   const caps = capsOf(config);
   const leads = (): boolean => election?.holds("dispatcher") ?? true;
 
+  let after = "";
+  /** The projects whose turn it is; null when no task is ready. */
+  const nextWindow = async (): Promise<Window | null> => {
+    const begun = after;
+    const found = await readyProjects(database, begun);
+    const projects = found.length === 0 && begun !== "" ? await readyProjects(database, "") : found;
+    const last = projects.at(-1);
+    after = last !== undefined && projects.length === projectsMax ? last : "";
+    return last === undefined ? null : { projects, isPart: begun !== "" || after !== "" };
+  };
+
   const readQueues = async (): Promise<LiveQueue[]> => {
     if (performance.now() - queuesReadAt > queuesAgeMaxMs) {
       queues = await liveQueues(database, config.worker.down_ms);
@@ -201,13 +239,14 @@ export function startDispatcher(options: {
       SELECT id FROM tasks WHERE state = 'dispatched' AND queue = ${queue.queue}
         AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY rank, queued_at, ordinal LIMIT ${free}`;
     for (const { id } of adrift) worker.take(id);
-    const chosen = await choose(database, queue, caps, free - adrift.length);
+    const window = await nextWindow();
+    const chosen = window === null ? [] : await choose(database, queue, window, caps, free - adrift.length);
     for (const { taskId } of chosen) worker.take(taskId);
   };
-  const dispatch = async (): Promise<void> => {
+  const dispatch = async (window: Window): Promise<void> => {
     let sent = 0;
     for (const queue of await readQueues()) {
-      const chosen = await choose(database, queue, caps);
+      const chosen = await choose(database, queue, window, caps);
       const isOwn = own?.queue() === queue.queue;
       const lost = isOwn ? chosen.filter((job) => job.undelivered > undeliveredMax).slice(0, own?.free()) : [];
       for (const { taskId } of lost) own?.take(taskId);
@@ -226,19 +265,14 @@ export function startDispatcher(options: {
     clearTimeout(backlog);
     if (!stopped) backlog = setTimeout(wake, backlogWaitMs);
   };
-  const isAnyReady = async (): Promise<boolean> => {
-    const rows = await database.$queryRaw<
-      unknown[]
-    >`SELECT 1 FROM tasks WHERE state = 'ready' AND run_after <= now() LIMIT 1`;
-    return rows.length > 0;
-  };
   const round = async (): Promise<void> => {
     if (own && !own.redisWorks()) {
       // The process that dispatches for all must reach Redis.
       election?.resign("dispatcher");
       return takeHere(own);
     }
-    if (leads() && (await isAnyReady())) await dispatch();
+    const window = leads() ? await nextWindow() : null;
+    if (window !== null) await dispatch(window);
   };
   const guarded = async (): Promise<void> => {
     if (!election || !leads()) return round();

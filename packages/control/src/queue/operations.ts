@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
-import { isUuid } from "../db/listing.ts";
+import { isUuid, nilUuid } from "../db/listing.ts";
 import { isLiveOperation, isLiveState } from "../db/live.ts";
 import { lockRow } from "../db/lock-row.ts";
 import { NotFoundError, OperationEndedError } from "../errors.ts";
@@ -265,9 +265,14 @@ interface Sums {
 async function withProgress(database: Database, rows: Operation[]): Promise<OperationProgress[]> {
   const ids = rows.map((r) => r.id);
   const sums = await database.$queryRaw<Sums[]>`
-    WITH queue AS MATERIALIZED (
-      SELECT id, row_number() OVER (ORDER BY created_at, id) AS position FROM operations
-      WHERE state = 'queued' AND ${rows.some((row) => row.state === "queued")})
+    WITH mine AS (
+      SELECT id, created_at, lag(created_at) OVER waiting AS earlier_at, lag(id) OVER waiting AS earlier_id
+      FROM operations WHERE id = ANY(${ids}::uuid[]) AND state = 'queued' WINDOW waiting AS (ORDER BY created_at, id)
+    ), queue AS MATERIALIZED (
+      SELECT m.id, 1 + sum((SELECT count(*) FROM operations o WHERE o.state = 'queued' AND (o.created_at, o.id) < (m.created_at, m.id)
+        AND (o.created_at, o.id) >= (coalesce(m.earlier_at, '-infinity'), coalesce(m.earlier_id, ${nilUuid}::uuid))
+        )) OVER (ORDER BY m.created_at, m.id) AS position
+      FROM mine m)
     SELECT t.operation_id, count(*) AS total, count(*) FILTER (WHERE t.state = 'succeeded') AS done,
       coalesce(sum(t.bytes_done), 0)::bigint AS bytes_done, coalesce(sum(t.bytes_stored), 0)::bigint AS bytes_stored,
       coalesce(sum(t.bytes_twice), 0)::bigint AS bytes_twice, coalesce(max(t.claim), 0) AS attempts,

@@ -88,6 +88,7 @@ async function measureSize(size: Size, name: string, say: Say): Promise<Map<stri
   const asked = await questions(database, config, size);
   const times = new Map(Object.keys(asked).map((key) => [key, [] as number[]]));
   for (let round = 0; round < rounds; round += 1) {
+    await publishWorker(database, card);
     say(`asking it, round ${round + 1} of ${rounds}`);
     for (const [key, work] of Object.entries(asked)) times.get(key)?.push(...(await timesOf(work)));
   }
@@ -139,12 +140,13 @@ async function questions(
   };
 }
 
+const card = {
+  ...{ id: "bench", host: "bench", pid: process.pid, slots, reaches: needs, installation: "" },
+  ...{ unreachable: {}, freeBytes: {} },
+};
+
 /** From the moment at which a slot becomes free until its next job is in the queue, one after another. */
 async function measureDispatch(database: Database, config: Config): Promise<number[]> {
-  const card = {
-    ...{ id: "bench", host: "bench", pid: process.pid, slots, reaches: needs, installation: "" },
-    ...{ unreachable: {}, freeBytes: {} },
-  };
   await publishWorker(database, card);
   const waiting: Dispatched[] = [];
   let arrived = Promise.withResolvers<void>();

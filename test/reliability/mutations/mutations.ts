@@ -308,9 +308,9 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a transaction does not say who acts",
-    file: `${control}/db/database.ts`,
-    from: "        await sayWhoActs(tx);\n",
-    to: "",
+    file: `${control}/db/actor.ts`,
+    from: "SELECT now(), set_config('tephra.actor', ",
+    to: "SELECT now(), set_config('tephra.nobody', ",
     suite: "test/system/security/audit.test.ts",
     test: "says who made it",
   },

@@ -1,6 +1,9 @@
-import { afterAll, beforeAll, expect, it, vi } from "vitest";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, inject, it, vi } from "vitest";
+import { makeCertificate } from "../kit/certificate.ts";
 import type { Instance } from "../kit/instance.ts";
 import { type IdentityServer, startIdentity } from "../kit/keystone.ts";
+import { startTlsProxy } from "../kit/tls-proxy.ts";
 import { waitFor } from "../kit/wait-for.ts";
 import { fingerprint, startApiOnly } from "./api-only.ts";
 
@@ -161,6 +164,19 @@ it("says 503 while Keystone is away, never 401, and goes on when it is back", as
   }
   await waitFor(() => answered(fresh), { what: "Keystone is asked again", timeoutMs: 60_000 });
   for (const secret of [service.password, known, fresh]) expect(instance.logs()).not.toContain(secret);
+});
+
+it("is asked over TLS, with the authority that the configuration names and no other", async () => {
+  const files = await makeCertificate(join(inject("servers").dir, "keystone"));
+  await using proxy = await startTlsProxy(files, Number(new URL(keystone.url).port));
+  const token = await keystone.tokenOf(people.reader);
+  const statusWith = async (ca: string | null): Promise<number> => {
+    const auth = settings({ url: `https://127.0.0.1:${proxy.port}/v3/`, ca });
+    await using instance = await startApiOnly({ config: { auth } });
+    return (await asking(instance)(token, "GET", `/v3/${ids["alpha"]}/backups`)).status;
+  };
+  expect(await statusWith(files.ca)).toBe(200);
+  expect(await statusWith(null)).toBe(503);
 });
 
 it("says 503 when its own user may not log in", async () => {

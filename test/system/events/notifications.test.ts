@@ -4,11 +4,13 @@ import { readFileSync } from "node:fs";
 import { createServer, type IncomingHttpHeaders } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
-import { expect, it } from "vitest";
+import { expect, inject, it } from "vitest";
 import { root } from "../../../scripts/bootstrap.mjs";
 import { systemPython } from "../../../scripts/debian-packages.ts";
+import { makeCertificate } from "../../kit/certificate.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { journeyOn, project, randomBytesOf, writeIslands } from "../../kit/journey.ts";
+import { startTlsProxy } from "../../kit/tls-proxy.ts";
 
 const base = `/v3/${project}`;
 const MiB = 1024 * 1024;
@@ -258,6 +260,34 @@ it("waits longer after each attempt, and goes on where a worker died in the midd
   expect([...slow.received, ...deaf.received].every(({ message }) => message.message_id === id)).toBe(true);
   const pauses = slow.received.slice(1).map(({ atMs }, i) => atMs - (slow.received[i]?.atMs ?? 0));
   for (const [i, pause] of pauses.entries()) expect(pause).toBeGreaterThanOrEqual(300 * 2 ** i);
+});
+
+it("sends to a webhook over TLS, with the authority that the configuration names for it and no other", {
+  timeout: 120_000,
+}, async () => {
+  await using receiver = await startReceiver();
+  const files = await makeCertificate(join(inject("servers").dir, "webhook"));
+  await using proxy = await startTlsProxy(files, Number(new URL(receiver.url).port));
+  const url = `https://localhost:${proxy.port}/hook`;
+  const webhooks = [
+    { name: "trusting", url, secret, ca: files.ca },
+    { name: "wary", url, secret },
+  ];
+  await using instance = await startInstance({ config: { notifications: { ...quick, webhooks } } });
+  const id = await putEvent(instance);
+  const rows = () => instance.sql("SELECT target, state, last_error FROM deliveries ORDER BY target");
+  const settled = async () => {
+    const [trusting, wary] = await rows();
+    return trusting?.state === "delivered" && wary?.last_error !== null && wary;
+  };
+  await instance.waitFor(settled, { what: "one has it, and the other was tried" });
+  const [, wary] = await rows();
+  expect(wary).toMatchObject({
+    target: "webhook:wary",
+    state: "pending",
+    last_error: expect.stringMatching(/certificate/i),
+  });
+  expect(receiver.received.map(({ message, signed }) => [message.message_id, signed])).toEqual([[id, true]]);
 });
 
 it("forgets what every target has after a day, and what one never took after thirty", { timeout: 60_000 }, async () => {

@@ -1,4 +1,4 @@
-import { type ExecFileException, execFile, execFileSync, spawn, spawnSync } from "node:child_process";
+import { type ExecFileException, execFile, spawn } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
 import {
@@ -18,8 +18,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { openEngine, openRepository } from "@tephra/engine";
-import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { z } from "zod";
+import { attachLoopDevice } from "../kit/loop-device.ts";
 import { backUp, writeKeyFile } from "./backup-fixture.ts";
 import { openGolden } from "./golden-repository.ts";
 
@@ -75,12 +76,6 @@ const backupResult = z.strictObject({
     export_record: z.strictObject({ backup_service: z.string(), backup_url: z.base64() }),
   }),
 });
-
-/** A block device over a file, null where none can be made. */
-function attachLoop(file: string): string | null {
-  const made = spawnSync("losetup", ["--find", "--show", file], { encoding: "utf8" });
-  return made.status === 0 ? made.stdout.trim() : null;
-}
 
 const errorResult = z.strictObject({ error: z.strictObject({ code: z.string(), message: z.string() }) });
 const listResult = z.object({ backups: z.array(z.looseObject({ id: z.string(), problem: z.string().nullable() })) });
@@ -331,9 +326,8 @@ describe("tephra-engine", () => {
     const restore = (target: string) =>
       run("restore", "--repository", "posix:repo", "--backup", id, "--target", target);
     expect((await restore("link-to-file")).status).toBe(1);
-    const loops = ["disk", "blank"].map((name) => attachLoop(join(home, name)));
-    for (const loop of loops) if (loop !== null) onTestFinished(() => void execFileSync("losetup", ["-d", loop]));
-    const [source, target] = loops;
+    const source = await attachLoopDevice(join(home, "disk"));
+    const target = await attachLoopDevice(join(home, "blank"));
     context.skip(!source || !target, "no loop devices here");
     await rm(join(home, "volume"));
     await symlink(source ?? "", join(home, "volume"));

@@ -5,9 +5,10 @@ import { mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { afterEach, beforeAll, beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
+import { afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { provideQemuUtils } from "../../scripts/qemu-utils-package.ts";
 import { type EngineCommand, engineIn, entry, type Run, writeDisk } from "../kit/engine-command.ts";
+import { attachLoopDevice } from "../kit/loop-device.ts";
 import { waitFor } from "../kit/wait-for.ts";
 
 // Each test runs several programs, one after another.
@@ -308,13 +309,7 @@ describe("an export of NBD", () => {
 });
 
 describe("a block device", () => {
-  /** A loop device over a file; null where none can be made. Detached after the test. */
-  const attach = async (name: string): Promise<string | null> => {
-    const { status, stdout } = await run("losetup", ["--find", "--show", name]);
-    if (status !== 0) return null;
-    onTestFinished(async () => void (await run("losetup", ["--detach", stdout.trim()])));
-    return stdout.trim();
-  };
+  const attach = (name: string): Promise<string | null> => attachLoopDevice(join(home, name));
 
   it("is backed up, and written in place, while nobody else has it", async (context) => {
     await disk("disk.raw");

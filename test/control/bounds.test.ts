@@ -3,9 +3,7 @@ import { type Config, type Database, requestVolume, requestVolumeExtend } from "
 import {
   endBluntly,
   isRetryableConflict,
-  loadConfig,
   mayPass,
-  openDatabase,
   openLog,
   openMetrics,
   repairQuotas,
@@ -23,18 +21,17 @@ import {
   startOperation,
   takeDeliveries,
 } from "@tephra/control/work";
-import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from "vitest";
-import { createDatabase } from "../kit/instance.ts";
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { openControl } from "../kit/control-database.ts";
 import { waitFor } from "../kit/wait-for.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;
 let config: Config;
 beforeAll(async () => {
-  const url = await createDatabase(inject("servers"), stack);
-  database = openDatabase(url);
-  stack.defer(() => database.$disconnect());
-  const read = loadConfig({ DATABASE_URL: url, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
+  const opened = await openControl(stack);
+  database = opened.database;
+  const read = opened.config;
   config = { ...read, tasks: { ...read.tasks, reconcile_ms: 100, unplaced_timeout_ms: 500 } };
 });
 afterAll(() => stack.disposeAsync());

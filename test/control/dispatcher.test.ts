@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import type { Config, Database } from "@tephra/control";
-import { loadConfig, openDatabase, openLog } from "@tephra/control/process";
+import { loadConfig, openLog } from "@tephra/control/process";
 import {
   type Dispatched,
   inTransaction,
@@ -10,8 +10,8 @@ import {
   startOperation,
   withdrawWorker,
 } from "@tephra/control/work";
-import { afterAll, afterEach, beforeAll, describe, expect, inject, it } from "vitest";
-import { createDatabase } from "../kit/instance.ts";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { openControl } from "../kit/control-database.ts";
 import { waitFor } from "../kit/wait-for.ts";
 
 const stack = new AsyncDisposableStack();
@@ -19,9 +19,7 @@ let database: Database;
 let databaseUrl: string;
 
 beforeAll(async () => {
-  databaseUrl = await createDatabase(inject("servers"), stack);
-  database = openDatabase(databaseUrl);
-  stack.defer(() => database.$disconnect());
+  ({ databaseUrl, database } = await openControl(stack));
 });
 afterAll(() => stack.disposeAsync());
 

@@ -1,8 +1,8 @@
 import type { Database } from "@tephra/control";
-import { type Election, joinElection, openDatabase, openLog, type Role } from "@tephra/control/process";
-import { afterAll, beforeAll, beforeEach, expect, inject, it } from "vitest";
+import { type Election, joinElection, openLog, type Role } from "@tephra/control/process";
+import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import { withClient } from "../../scripts/postgres.ts";
-import { createDatabase } from "../kit/instance.ts";
+import { openControl } from "../kit/control-database.ts";
 import { waitFor } from "../kit/wait-for.ts";
 
 const stack = new AsyncDisposableStack();
@@ -10,9 +10,7 @@ let database: Database;
 let databaseUrl: string;
 
 beforeAll(async () => {
-  databaseUrl = await createDatabase(inject("servers"), stack);
-  database = openDatabase(databaseUrl);
-  stack.defer(() => database.$disconnect());
+  ({ databaseUrl, database } = await openControl(stack));
 });
 afterAll(() => stack.disposeAsync());
 beforeEach(async () => void (await database.leader.deleteMany()));

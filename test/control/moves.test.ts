@@ -11,19 +11,15 @@ import {
   requestVolumeDelete,
   resetBackupStatus,
 } from "@tephra/control";
-import { loadConfig, openDatabase } from "@tephra/control/process";
-import { afterAll, beforeAll, expect, inject, it, vi } from "vitest";
-import { createDatabase } from "../kit/instance.ts";
+import { afterAll, beforeAll, expect, it, vi } from "vitest";
+import { openControl } from "../kit/control-database.ts";
 import { waitFor } from "../kit/wait-for.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;
 let config: Config;
 beforeAll(async () => {
-  const url = await createDatabase(inject("servers"), stack);
-  database = openDatabase(url, { connectionsMax: 8 });
-  stack.defer(() => database.$disconnect());
-  config = loadConfig({ DATABASE_URL: url, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
+  ({ database, config } = await openControl(stack, { connectionsMax: 8 }));
 });
 afterAll(() => stack.disposeAsync());
 

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import type { Database, OperationKind } from "@tephra/control";
-import { loadConfig, openDatabase } from "@tephra/control/process";
+import { loadConfig } from "@tephra/control/process";
 import {
   claimTask,
   failOperation,
@@ -13,16 +13,14 @@ import {
   type TaskKind,
   type TaskOperation,
 } from "@tephra/control/work";
-import { afterAll, beforeAll, expect, inject, it } from "vitest";
-import { createDatabase } from "../kit/instance.ts";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { openControl } from "../kit/control-database.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;
 let databaseUrl: string;
 beforeAll(async () => {
-  databaseUrl = await createDatabase(inject("servers"), stack);
-  database = openDatabase(databaseUrl);
-  stack.defer(() => database.$disconnect());
+  ({ databaseUrl, database } = await openControl(stack));
 });
 afterAll(() => stack.disposeAsync());
 

@@ -12,9 +12,8 @@ import {
   requestRestore,
   resetBackupStatus,
 } from "@tephra/control";
-import { loadConfig, openDatabase } from "@tephra/control/process";
-import { afterAll, beforeAll, expect, inject, it } from "vitest";
-import { createDatabase } from "../kit/instance.ts";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { openControl } from "../kit/control-database.ts";
 import { waitFor } from "../kit/wait-for.ts";
 import { Random } from "../reliability/fuzz/random.ts";
 
@@ -27,10 +26,9 @@ const stack = new AsyncDisposableStack();
 let database: Database;
 let config: Config;
 beforeAll(async () => {
-  const url = await createDatabase(inject("servers"), stack);
-  database = openDatabase(url, { connectionsMax: 8 });
-  stack.defer(() => database.$disconnect());
-  const read = loadConfig({ DATABASE_URL: url, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
+  const opened = await openControl(stack, { connectionsMax: 8 });
+  database = opened.database;
+  const read = opened.config;
   const unlimited = Object.fromEntries(Object.keys(read.quotas).map((name) => [name, -1]));
   config = { ...read, quotas: unlimited as Config["quotas"] };
 });

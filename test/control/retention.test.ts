@@ -1,18 +1,17 @@
 import { randomUUID } from "node:crypto";
 import { type Config, type Database, getOperation, NotFoundError } from "@tephra/control";
-import { loadConfig, openDatabase, openLog, reconcile } from "@tephra/control/process";
-import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from "vitest";
-import { createDatabase } from "../kit/instance.ts";
+import { openLog, reconcile } from "@tephra/control/process";
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { openControl } from "../kit/control-database.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;
 let config: Config;
 
 beforeAll(async () => {
-  const url = await createDatabase(inject("servers"), stack);
-  database = openDatabase(url);
-  stack.defer(() => database.$disconnect());
-  const read = loadConfig({ DATABASE_URL: url, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
+  const opened = await openControl(stack);
+  database = opened.database;
+  const read = opened.config;
   const volume_backends = ["near", "far"].map((name) => ({ name, driver: "file" as const, path: `/tmp/${name}` }));
   // What is live here stays so, though nobody works on it.
   const tasks = { ...read.tasks, unplaced_timeout_ms: 1e12, dispatch_timeout_ms: 1e12 };

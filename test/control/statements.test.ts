@@ -10,19 +10,16 @@ import {
   requestBackupDelete,
   requestRestore,
 } from "@tephra/control";
-import { actAs, loadConfig, openDatabase } from "@tephra/control/process";
+import { actAs } from "@tephra/control/process";
 import pg from "pg";
-import { afterAll, afterEach, beforeAll, expect, inject, it, vi } from "vitest";
-import { createDatabase } from "../kit/instance.ts";
+import { afterAll, afterEach, beforeAll, expect, it, vi } from "vitest";
+import { openControl } from "../kit/control-database.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;
 let config: Config;
 beforeAll(async () => {
-  const url = await createDatabase(inject("servers"), stack);
-  database = openDatabase(url);
-  stack.defer(() => database.$disconnect());
-  config = loadConfig({ DATABASE_URL: url, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
+  ({ database, config } = await openControl(stack));
 });
 afterEach(() => vi.restoreAllMocks());
 afterAll(() => stack.disposeAsync());

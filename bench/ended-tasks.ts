@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { type Database, listOperations } from "@tephra/control";
 import { loadConfig, openDatabase, openLog, openMetrics, reconcile } from "@tephra/control/process";
 import { startServices } from "../scripts/services.ts";
-import { type Measurement, measured, type Say } from "./measurement.ts";
+import { type Measurement, measured, quantile, type Say, timesOf } from "./measurement.ts";
 
 const counts = [1_000, 1_000_000] as const;
 const runs = 200;
@@ -41,18 +41,18 @@ export async function measureEndedTasks(say: Say): Promise<Measurement[]> {
     there = count;
     for (const [name, work] of Object.entries(asked)) {
       const latencies: number[][] = [];
-      for (let round = 0; round < rounds; round += 1) latencies.push(await timesOf(work));
+      for (let round = 0; round < rounds; round += 1) latencies.push(await timesOf(runs, work));
       const note = `of ${runs} in each round, with ${count} ended tasks`;
       const goal = name.startsWith("GET") ? { atMost: metricsMsMax } : {};
       results.push(
         measured(
           `${name}, p50`,
-          latencies.map((times) => percentile(times, 50)),
+          latencies.map((times) => quantile(times, 0.5)),
           { unit: "ms", note },
         ),
         measured(
           `${name}, p99`,
-          latencies.map((times) => percentile(times, 99)),
+          latencies.map((times) => quantile(times, 0.99)),
           { unit: "ms", note, ...goal },
         ),
       );
@@ -84,19 +84,6 @@ async function measureForgetting(database: Database, pass: () => Promise<unknown
     }),
   ];
 }
-
-async function timesOf(work: () => Promise<unknown>): Promise<number[]> {
-  const times: number[] = [];
-  for (let run = 0; run < runs; run += 1) {
-    const began = performance.now();
-    await work();
-    times.push(performance.now() - began);
-  }
-  return times.sort((a, b) => a - b);
-}
-
-const percentile = (sorted: readonly number[], percent: number): number =>
-  sorted[Math.min(sorted.length - 1, Math.floor((sorted.length * percent) / 100))] ?? Number.NaN;
 
 /** Operations of ten ranges each, one ended a second, of 50 projects. */
 async function addEnded(database: Database, from: number, to: number): Promise<void> {

@@ -16,7 +16,7 @@ import {
 import { loadConfig, openDatabase, openLog, openMetrics, reconcile } from "@tephra/control/process";
 import { type Dispatched, publishWorker, startDispatcher } from "@tephra/control/work";
 import { startServices } from "../scripts/services.ts";
-import { type Measurement, measured, type Say } from "./measurement.ts";
+import { type Measurement, measured, median, quantile, type Say, timesOf } from "./measurement.ts";
 
 /** How much an installation holds. Projects share everything evenly. */
 interface Size {
@@ -60,7 +60,7 @@ export async function measureLarge(say: Say): Promise<Measurement[]> {
     }),
   );
   const handed = many.get(dispatchName) ?? [];
-  const worst = measured("the hand-out of a freed slot, p99, large", [percentile(handed, 99)], {
+  const worst = measured("the hand-out of a freed slot, p99, large", [quantile(handed, 0.99)], {
     unit: "ms",
     atMost: dispatchMsMax,
   });
@@ -90,7 +90,7 @@ async function measureSize(size: Size, name: string, say: Say): Promise<Map<stri
   for (let round = 0; round < rounds; round += 1) {
     await publishWorker(database, card);
     say(`asking it, round ${round + 1} of ${rounds}`);
-    for (const [key, work] of Object.entries(asked)) times.get(key)?.push(...(await timesOf(work)));
+    for (const [key, work] of Object.entries(asked)) times.get(key)?.push(...(await timesOf(runs, work)));
   }
   for (const [key, values] of times) say(`${key}: ${median(values).toFixed(1)} ms`);
   say("handing out slots");
@@ -241,20 +241,3 @@ async function addOperations(
       FROM o CROSS JOIN generate_series(0, ${perOperation - 1}::int) n`;
   }
 }
-
-async function timesOf(work: () => Promise<unknown>): Promise<number[]> {
-  const times: number[] = [];
-  for (let run = 0; run < runs; run += 1) {
-    const began = performance.now();
-    await work();
-    times.push(performance.now() - began);
-  }
-  return times;
-}
-
-function percentile(values: readonly number[], percent: number): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.floor((sorted.length * percent) / 100))] ?? Number.NaN;
-}
-
-const median = (values: readonly number[]): number => percentile(values, 50);

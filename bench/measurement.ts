@@ -50,6 +50,23 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2;
 }
 
+/** The smallest value that is not exceeded by this share of all of them. */
+export function quantile(values: readonly number[], share: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.ceil(share * sorted.length) - 1] ?? Number.NaN;
+}
+
+/** How long each of so many runs took, one after another, in milliseconds. */
+export async function timesOf(runs: number, work: () => Promise<unknown>): Promise<number[]> {
+  const times: number[] = [];
+  for (let run = 0; run < runs; run += 1) {
+    const began = performance.now();
+    await work();
+    times.push(performance.now() - began);
+  }
+  return times;
+}
+
 /** The table on stdout, the same as JSON in `bench/results`. */
 export function report(results: readonly Measurement[]): void {
   const head = ["measured", "median", "unit", "lowest", "highest", "goal", "reached", "note"];

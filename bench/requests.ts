@@ -1,7 +1,7 @@
 import { Agent, request } from "node:http";
 import { type House, openHouse, project } from "../test/kit/house.ts";
 import { inParallel, liftQuotas, uuidOf } from "./house-work.ts";
-import { type Measurement, measured, type Say } from "./measurement.ts";
+import { type Measurement, measured, quantile, type Say } from "./measurement.ts";
 
 const backupsInDatabase = [1_000, 100_000] as const;
 const rounds = 3;
@@ -88,12 +88,6 @@ function reportOf(name: string, loads: readonly Load[]): Measurement[] {
     measured(`${name}: half within`, quantiles(0.5), { unit: "ms" }),
     measured(`${name}: 99 of 100 within`, quantiles(0.99), { unit: "ms" }),
   ];
-}
-
-/** The smallest value that is not exceeded by this share of all of them. */
-function quantile(values: readonly number[], share: number): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.ceil(share * sorted.length) - 1] ?? Number.NaN;
 }
 
 const backupId = (i: number): string => uuidOf(`backup ${i}`);

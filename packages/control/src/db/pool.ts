@@ -34,6 +34,7 @@ class NoConnectionError extends Error {
  */
 async function inTime(asked: Promise<pg.PoolClient>, deadline: number, waitMs: number): Promise<pg.PoolClient> {
   const { promise: late, resolve } = Promise.withResolvers<null>();
+  // What keeps the program running is the connection, not the time that it may take.
   const timer = setTimeout(resolve, Math.max(0, deadline - performance.now()), null).unref();
   const given = await Promise.race([asked, late]).finally(() => clearTimeout(timer));
   if (given !== null) return given;

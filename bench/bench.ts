@@ -1,9 +1,10 @@
-// `npm run bench [-- NAME…]`: measures on private servers, prints a table and keeps it as JSON.
+// `npm run bench [-- [--keep] NAME…]`: measures on private servers, prints a table and keeps it as JSON. With --keep, later runs are held
+// against this one: for a release.
 import { measureControl } from "./control.ts";
 import { measureEndedTasks } from "./ended-tasks.ts";
 import { measureEngine } from "./engine.ts";
 import { measureLarge } from "./large.ts";
-import { type Measurement, report, type Say } from "./measurement.ts";
+import { keepAsRelease, type Measurement, report, type Say } from "./measurement.ts";
 import { measureMemory } from "./memory.ts";
 import { measureRequests } from "./requests.ts";
 import { measureSmallVolumes } from "./small-volumes.ts";
@@ -22,7 +23,8 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   volumes: measureSmallVolumes,
 };
 
-async function main(names: string[]): Promise<void> {
+async function main(args: string[]): Promise<void> {
+  const names = args.filter((arg) => arg !== "--keep");
   const wanted = names.length > 0 ? names : Object.keys(benchmarks);
   const unknown = wanted.filter((name) => !Object.hasOwn(benchmarks, name));
   if (unknown.length > 0) {
@@ -35,6 +37,7 @@ async function main(names: string[]): Promise<void> {
   const results: Measurement[] = [];
   for (const name of wanted) results.push(...((await benchmarks[name]?.((line) => say(`${name}: ${line}`))) ?? []));
   report(results);
+  if (args.includes("--keep")) keepAsRelease(results);
 }
 
 function say(line: string): void {

@@ -1,4 +1,4 @@
-import { mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import { renderTable } from "../demo/table.ts";
@@ -67,18 +67,52 @@ export async function timesOf(runs: number, work: () => Promise<unknown>): Promi
   return times;
 }
 
+/** Medians of the last release by what was measured, on one kind of processor. Kept with the sources. */
+interface LastRelease {
+  cpu: string;
+  medians: Record<string, number>;
+}
+
+const lastReleaseFile = join(root, "bench/last-release.json");
+
+const keyOf = ({ name, note }: Measurement): string => (note === undefined ? name : `${name} (${note})`);
+
+function readLastRelease(): LastRelease {
+  if (!existsSync(lastReleaseFile)) return { cpu: "", medians: {} };
+  return JSON.parse(readFileSync(lastReleaseFile, "utf8")) as LastRelease;
+}
+
+/** Keeps the medians as those that later releases are held against; those of another processor are dropped. */
+export function keepAsRelease(results: readonly Measurement[]): void {
+  const cpu = cpus()[0]?.model ?? "";
+  const last = readLastRelease();
+  const medians = last.cpu === cpu ? last.medians : {};
+  for (const result of results) medians[keyOf(result)] = Number(result.value.toPrecision(4));
+  const sorted = Object.fromEntries(Object.entries(medians).sort(([a], [b]) => (a < b ? -1 : 1)));
+  writeFileSync(lastReleaseFile, `${JSON.stringify({ cpu, medians: sorted }, null, 2)}\n`);
+}
+
 /** The table on stdout, the same as JSON in `bench/results`. */
 export function report(results: readonly Measurement[]): void {
-  const head = ["measured", "median", "unit", "lowest", "highest", "goal", "reached", "note"];
-  const rows = results.map(({ name, value, unit, rounds, goal, note }) => [
-    name,
-    short(value),
-    unit,
-    short(Math.min(...rounds)),
-    short(Math.max(...rounds)),
-    goal?.text ?? "",
-    goal === undefined ? "" : goal.reached ? "yes" : "NO",
-    note ?? "",
+  const last = readLastRelease();
+  const comparable = last.cpu === cpus()[0]?.model;
+  if (!comparable && last.cpu !== "")
+    process.stdout.write(`\nThe last release was measured on another processor (${last.cpu}).\n`);
+  const ratioOf = (result: Measurement): string => {
+    const before = comparable ? last.medians[keyOf(result)] : undefined;
+    return before === undefined || before === 0 ? "" : `${(result.value / before).toFixed(2)} x`;
+  };
+  const head = ["measured", "median", "unit", "lowest", "highest", "last release", "goal", "reached", "note"];
+  const rows = results.map((result) => [
+    result.name,
+    short(result.value),
+    result.unit,
+    short(Math.min(...result.rounds)),
+    short(Math.max(...result.rounds)),
+    ratioOf(result),
+    result.goal?.text ?? "",
+    result.goal === undefined ? "" : result.goal.reached ? "yes" : "NO",
+    result.note ?? "",
   ]);
   process.stdout.write(`\n${renderTable(head, rows)}\n`);
   const date = new Date().toISOString();

@@ -1,5 +1,26 @@
 import { connect, type Socket } from "node:net";
-import { VolumeStorageError, VolumeStorageFullError } from "../../errors.ts";
+import { VolumeStorageError } from "../../errors.ts";
+import {
+  commands,
+  greetingMagic,
+  headerOf,
+  infoExport,
+  type NbdAddress,
+  optionMagic,
+  optionReplyMagic,
+  options,
+  printable,
+  replyTypes,
+  requestError,
+  silenceMs,
+  simpleReplyMagic,
+  sized,
+  sizeMax,
+  textBytesMax,
+  transmissionFlags,
+  uint16,
+  uint32,
+} from "./nbd-protocol.ts";
 
 /*
  * A client of the NBD protocol (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md): fixed newstyle handshake without TLS,
@@ -7,17 +28,12 @@ import { VolumeStorageError, VolumeStorageFullError } from "../../errors.ts";
  * reply to nothing, one that covers other bytes than were requested, or a length beyond all limits ends the connection.
  */
 
-/** A unix socket by its path, or a host and a port. */
-export type NbdAddress = { readonly path: string } | { readonly host: string; readonly port: number };
-
 /** A part of an export: `zero` when the server says that it reads as zeros. */
 export interface NbdStatus {
   length: number;
   zero: boolean;
 }
 
-/** A server that has sent nothing for this long while something is due is given up. */
-const silenceMs = 60_000;
 const watchEveryMs = 1_000;
 /** Bytes of one request. Servers accept up to 32 MiB; a reply of this size keeps none of them busy for long. */
 const requestBytesMax = 1024 * 1024;
@@ -27,35 +43,11 @@ const statusBytesMax = 1024 * 1024 * 1024;
 const statusExtentsMax = 1024 * 1024;
 /** Pieces of one reply to a read. */
 const partsMax = 1024;
-/** Bytes of an option reply, and of an error's text. */
-const textBytesMax = 64 * 1024;
-/** Longest export with exact offsets. */
-const sizeMax = BigInt(Number.MAX_SAFE_INTEGER);
 
-const optionMagic = Buffer.from("IHAVEOPT", "latin1");
-const options = { abort: 2, go: 7, structuredReply: 8, setMetaContext: 10 } as const;
-const replyTypes = { ack: 1, info: 3, metaContext: 4 } as const;
-const commands = { read: 0, write: 1, disconnect: 2, flush: 3, blockStatus: 7 } as const;
 const chunkTypes = { none: 0, data: 1, hole: 2, blockStatus: 5, error: 0x8001 } as const;
-const transmissionFlags = { readOnly: 2, flush: 4 } as const;
-const simpleReplyMagic = 0x67446698;
 const structuredReplyMagic = 0x668e33ef;
-const requestMagic = 0x25609513;
 
 const allocation = "base:allocation";
-
-const errnoNames: Readonly<Record<number, string>> = {
-  1: "EPERM",
-  5: "EIO",
-  12: "ENOMEM",
-  22: "EINVAL",
-  28: "ENOSPC",
-  75: "EOVERFLOW",
-  95: "ENOTSUP",
-  108: "ESHUTDOWN",
-};
-/** Errors that may pass. */
-const passing: readonly number[] = [5, 12, 108];
 
 interface Request {
   offset: number;
@@ -252,8 +244,7 @@ export class NbdClient {
 
   async #negotiate(exportName: string): Promise<void> {
     const greeting = await this.#hear(18);
-    if (greeting.toString("latin1", 0, 16) !== "NBDMAGICIHAVEOPT")
-      throw new Error("is not an NBD server of this century");
+    if (greeting.toString("latin1", 0, 16) !== greetingMagic) throw new Error("is not an NBD server of this century");
     const offered = greeting.readUInt16BE(16);
     if ((offered & 1) === 0) throw new Error("is too old: it knows no options");
     const flags = Buffer.alloc(4);
@@ -269,7 +260,7 @@ export class NbdClient {
     }
     let isSized = false;
     const answer = await this.#option(options.go, Buffer.concat([sized(exportName), uint16(0)]), (type, data) => {
-      if (type !== replyTypes.info || data.length < 12 || data.readUInt16BE(0) !== 0) return;
+      if (type !== replyTypes.info || data.length < 12 || data.readUInt16BE(0) !== infoExport) return;
       const size = data.readBigUInt64BE(2);
       if (size > sizeMax) throw new Error(`says that it has ${size} bytes`);
       this.#sizeBytes = Number(size);
@@ -286,7 +277,7 @@ export class NbdClient {
     this.#socket.write(Buffer.concat([optionMagic, uint32(option), uint32(data.length), data]));
     for (;;) {
       const header = await this.#hear(20);
-      if (header.readBigUInt64BE(0) !== 0x3e889045565a9n || header.readUInt32BE(8) !== option) {
+      if (header.readBigUInt64BE(0) !== optionReplyMagic || header.readUInt32BE(8) !== option) {
         throw new Error("sent something that answers no option");
       }
       const [type, length] = [header.readUInt32BE(12), header.readUInt32BE(16)];
@@ -346,7 +337,7 @@ export class NbdClient {
   async #simpleReply(header: Buffer): Promise<void> {
     const [errno, cookie] = [header.readUInt32BE(0), header.readBigUInt64BE(4)];
     const request = this.#requestOf(cookie);
-    if (errno !== 0) request.error = this.#failure(errno, "");
+    if (errno !== 0) request.error = requestError(this.#shown, errno, "");
     else if (request.into !== undefined) {
       if (this.#structured) throw new Error("answered a read without structure");
       await this.#reader.fill(request.into);
@@ -389,7 +380,7 @@ export class NbdClient {
     if (length < 6 || length > textBytesMax) throw new Error("sent an error of the wrong form");
     const reply = await this.#hear(length);
     const text = reply.subarray(6, 6 + reply.readUInt16BE(4));
-    request.error ??= this.#failure(reply.readUInt32BE(0), printable(text));
+    request.error ??= requestError(this.#shown, reply.readUInt32BE(0), printable(text));
   }
 
   #requestOf(cookie: bigint): Request {
@@ -405,13 +396,6 @@ export class NbdClient {
     this.#requests.delete(cookie);
     if (request.error) request.settle.reject(request.error);
     else request.settle.resolve();
-  }
-
-  #failure(errno: number, text: string): Error {
-    const name = errnoNames[errno] ?? String(errno);
-    const why = text === "" ? name : `${text} (${name})`;
-    if (errno === 28) return new VolumeStorageFullError(`No space left in ${this.#shown}: ${why}.`);
-    return new VolumeStorageError(`${this.#shown} refused a request: ${why}.`, { retryable: passing.includes(errno) });
   }
 
   /** The connection is of no more use. @returns the error that everything under way ends with */
@@ -448,38 +432,3 @@ async function settleAll(parts: Promise<void>[]): Promise<void> {
   const results = await Promise.allSettled(parts);
   for (const result of results) if (result.status === "rejected") throw result.reason;
 }
-
-function headerOf(command: number, cookie: bigint, offset: number, length: number): Buffer {
-  const header = Buffer.alloc(28);
-  header.writeUInt32BE(requestMagic, 0);
-  header.writeUInt16BE(command, 6);
-  header.writeBigUInt64BE(cookie, 8);
-  header.writeBigUInt64BE(BigInt(offset), 16);
-  header.writeUInt32BE(length, 24);
-  return header;
-}
-
-function uint16(value: number): Buffer {
-  const bytes = Buffer.alloc(2);
-  bytes.writeUInt16BE(value);
-  return bytes;
-}
-
-function uint32(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(value);
-  return bytes;
-}
-
-/** A text with its length before it. */
-function sized(text: string): Buffer {
-  const bytes = Buffer.from(text, "utf8");
-  return Buffer.concat([uint32(bytes.length), bytes]);
-}
-
-/** A server's own words, without what a terminal would obey. */
-const printable = (text: Buffer): string =>
-  text
-    .toString("utf8")
-    .replaceAll(/[^\x20-\x7e]/g, "?")
-    .slice(0, 300);

@@ -1,7 +1,10 @@
 import { ThreadFailedError } from "../errors.ts";
 import type { Extent } from "../format/extents.ts";
+import { nbdError } from "../threads/direct-access.ts";
 import type { EngineContext } from "../threads/engine-context.ts";
 import { type LaneSlice, pumpLanes } from "../threads/pump-lanes.ts";
+import type { UnreadPlace } from "../threads/read-fully.ts";
+import type { ThreadPlace } from "../threads/thread-place.ts";
 import type { VolumeSource } from "../volume/volume.ts";
 
 export interface CopiedLane {
@@ -13,7 +16,9 @@ export interface CopiedLane {
 }
 
 export interface LanesInput {
-  source: VolumeSource & { descriptor: number };
+  source: VolumeSource;
+  /** Where threads read it. */
+  from: ThreadPlace;
   /** Each with its data extents, see LaneMessage. */
   windows: readonly (Extent & { data: Float64Array })[];
   blockBytes: number;
@@ -32,11 +37,10 @@ export async function copyLanes(engine: EngineContext, input: LanesInput, outer:
   const signal = AbortSignal.any([outer, stop.signal]);
   const lanes = input.windows.map((window, index) => new Lane(input, window, index, { signal, stop }));
   try {
-    const { source, windows, blockBytes } = input;
-    const messages = windows.map((window) => ({ ...window, file: source.descriptor }));
+    const { source, from, windows: messages, blockBytes } = input;
     const handOut = (slices: LaneSlice[]): Promise<unknown> =>
       Promise.all(slices.map((slice) => (lanes[slice.index] as Lane).take(slice)));
-    const unread = await pumpLanes(engine.pool, { messages, blockBytes }, handOut, signal);
+    const unread = await pumpLanes(engine.pool, { from, messages, blockBytes }, handOut, signal);
     if (unread !== null) throw await readFailure(source, unread);
     await Promise.all(lanes.map((lane) => lane.finish()));
     return lanes.map((lane) => lane.copied);
@@ -50,8 +54,9 @@ export async function copyLanes(engine: EngineContext, input: LanesInput, outer:
   }
 }
 
-/** Finds out why a thread could not read, by repeating the read where errors are classified. */
-export async function readFailure(source: VolumeSource, place: Extent): Promise<Error> {
+/** Finds out why a thread could not read: a server's failure is known; a file is read again where errors are classified. */
+export async function readFailure(source: VolumeSource, place: UnreadPlace): Promise<Error> {
+  if (place.failure !== undefined && source.nbdExport !== undefined) return nbdError(source.nbdExport, place.failure);
   await source.read(new Uint8Array(place.length), place.offset);
   return new ThreadFailedError(`Reading ${place.length} bytes at ${place.offset} of the source failed once.`);
 }

@@ -2,7 +2,7 @@ import type { BackupReference } from "../chain/backup-reference.ts";
 import { readHashList } from "../chain/chain.ts";
 import { codecOf, labelToTry, memoryFactor, requireEncoder } from "../codec/compression.ts";
 import { requireKey } from "../encryption/begin-backup.ts";
-import { InvalidBackupError, InvalidLayoutError, SourceChangedError } from "../errors.ts";
+import { InvalidBackupError, InvalidLayoutError, SourceChangedError, ThreadFailedError } from "../errors.ts";
 import { cutWindows, type Extent } from "../format/extents.ts";
 import { cachedHashList } from "../format/hash-list.ts";
 import { type BackupLayout, blocksOf, checkLayout, dataName, encodingOf, numbersOfRange } from "../format/layout.ts";
@@ -21,8 +21,10 @@ import {
   changedSpans,
   type WindowExtent,
 } from "../threads/cpu-tasks.ts";
+import { DirectAccess } from "../threads/direct-access.ts";
 import { type EngineContext, zeroForm } from "../threads/engine-context.ts";
 import { fitsLanes, laneMemoryBytes, lanesMax } from "../threads/lane-sizes.ts";
+import type { ThreadPlace } from "../threads/thread-place.ts";
 import type { VolumeSource } from "../volume/volume.ts";
 import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
 
@@ -43,6 +45,8 @@ export interface CopiedRange {
 
 /** Concurrent puts per window, or per group of all-zero windows. */
 const putsPerWindow = 4;
+/** Windows that are read, or stored, while all threads compute. */
+const windowsAhead = 2;
 /** Windows per group when most are holes: enough that the few with data fill the lanes. */
 const windowsPerGroupMax = 512;
 
@@ -61,15 +65,17 @@ export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: 
   const sourceFingerprint = await checkSource(input, null);
   await repository.ensureContainer(layout.container);
   await requireKey(repository, layout);
-  const copier = new RangeCopier(engine, input, ctx, parent);
   const windows = cutWindows(range, layout.objectBytes);
+  const windowsAtOnce = engine.pool.threads + windowsAhead;
+  using access = await DirectAccess.open(engine.pool, input.source, Math.min(windowsAtOnce, windows.length));
+  const copier = new RangeCopier(engine, input, ctx, { parent, access });
   const results = copier.canUseLanes(windows.length)
     ? mapConcurrent(copier.laneGroups(windows), (group, signal) => copier.copyGroup(group, signal), {
         concurrency: engine.pool.threads,
         signal: ctx.signal,
       })
     : mapConcurrent(withPlaces(windows), async (place, signal) => [await copier.copyWindow(place, signal)], {
-        concurrency: engine.pool.threads + 2,
+        concurrency: windowsAtOnce,
         signal: ctx.signal,
       });
   const hashes: Uint8Array[] = [];
@@ -174,26 +180,33 @@ class RangeCopier {
   readonly #input: CopyInput;
   readonly #ctx: RunContext;
   readonly #parent: ParentHashes | null;
+  readonly #access: DirectAccess;
 
-  constructor(engine: EngineContext, input: CopyInput, ctx: RunContext, parent: ParentHashes | null) {
+  constructor(
+    engine: EngineContext,
+    input: CopyInput,
+    ctx: RunContext,
+    { parent, access }: { parent: ParentHashes | null; access: DirectAccess },
+  ) {
     this.#engine = engine;
     this.#input = input;
     this.#ctx = ctx;
     this.#parent = parent;
+    this.#access = access;
   }
 
   /**
-   * Whether windows can be copied in lockstep: uncompressed full backup of an open file, to a repository that streams puts, with
-   * multi-lane MD5. Everything else holds whole windows in memory.
+   * Whether windows can be copied in lockstep: uncompressed full backup of what every thread can read, to a repository that streams puts,
+   * with multi-lane MD5. Everything else holds whole windows in memory.
    */
   canUseLanes(windows: number): boolean {
-    const { layout, source, repository } = this.#input;
+    const { layout, repository } = this.#input;
     return (
       windows > 1 &&
       this.#parent === null &&
       layout.parentId === null &&
       codecOf(layout.compression) === "none" &&
-      source.descriptor !== undefined &&
+      this.#access.places >= Math.min(windows, this.#engine.pool.threads) &&
       repository.streamsPuts === true &&
       fitsLanes(layout.blockBytes) &&
       this.#engine.pool.hashing.md5 !== "openssl"
@@ -256,9 +269,12 @@ class RangeCopier {
     const windows = group.map(({ window, data }) => ({ ...window, data }));
     for (const { data } of windows) this.bytesRead += pairedBytes(data);
     const leaveZeros = layout.compressZeros ?? true;
-    const described = source as VolumeSource & { descriptor: number };
-    const input = { source: described, windows, blockBytes: layout.blockBytes, leaveZeros, put };
-    return copyLanes(this.#engine, input, signal);
+    const input = { source, windows, blockBytes: layout.blockBytes, leaveZeros, put };
+    return this.#access.use((from) => {
+      // There are as many places as groups at a time, unless one has failed already.
+      if (from === null) throw new ThreadFailedError("A connection to the source has failed.");
+      return copyLanes(this.#engine, { ...input, from }, signal);
+    });
   }
 
   async #copyZeros(window: Extent, number: number, signal: AbortSignal): Promise<CopiedWindow> {
@@ -301,31 +317,31 @@ class RangeCopier {
     const data = await dataPairs(source, window);
     if (data.length === 0) return this.#hashZeros(window, parentHashes);
     this.bytesRead += pairedBytes(data);
-    const filled = await this.#fill(window, data, signal);
     const request = {
       kind: "copyWindow" as const,
-      ...filled,
       blockBytes: layout.blockBytes,
       parentHashes,
       ...encodingOf(layout),
       compressZeros: layout.compressZeros ?? true,
     };
-    const moved = [filled.window, parentHashes?.buffer].filter((buffer) => buffer instanceof ArrayBuffer);
-    const result = await this.#engine.pool.run(request, moved, signal);
+    const result = await this.#access.use(async (place) => {
+      const filled = await this.#fill(window, data, place, signal);
+      const moved = [filled.window, parentHashes?.buffer].filter((buffer) => buffer instanceof ArrayBuffer);
+      return this.#engine.pool.run<CopyWindowRequest>({ ...request, ...filled }, moved, signal);
+    });
     if ("unread" in result) throw await readFailure(source, result.unread);
     return result;
   }
 
-  /** Reads a window, or leaves reading to the thread where possible. `data`: pairs of start and end within the window. */
+  /** Reads a window, or leaves it to the thread where there is a place to read from. `data`: pairs of start and end within the window. */
   async #fill(
     window: Extent,
     data: Float64Array<ArrayBuffer>,
+    place: ThreadPlace | null,
     signal: AbortSignal,
   ): Promise<Pick<CopyWindowRequest, "window" | "source">> {
     const { source } = this.#input;
-    if (source.descriptor !== undefined) {
-      return { window: null, source: { descriptor: source.descriptor, ...window, data } };
-    }
+    if (place !== null) return { window: null, source: { place, ...window, data } };
     const buffer = new ArrayBuffer(window.length);
     for (let pair = 0; pair < data.length; pair += 2) {
       signal.throwIfAborted();

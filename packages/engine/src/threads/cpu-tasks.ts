@@ -9,7 +9,9 @@ import type { Hashing } from "../hashing/hashing.ts";
 import { addDataRuns } from "./block-runs.ts";
 import type { CpuTools } from "./cpu-tools.ts";
 import { type HashLanesRequest, type HashLanesResult, hashLanes } from "./hash-lanes.ts";
-import { clipPairs, readExtents, type UnreadResult } from "./read-fully.ts";
+import { nbdReadBytes, type OpenLaneRequest, type OpenLaneResult, openLane } from "./nbd-lane.ts";
+import { clipPairs, readPieces, type UnreadResult } from "./read-fully.ts";
+import type { ThreadPlace } from "./thread-place.ts";
 import { type UnwrittenResult, type WriteLanesRequest, type WriteLanesResult, writeLanes } from "./write-lanes.ts";
 
 /** An extent of a window that is stored as one object. */
@@ -39,9 +41,8 @@ export interface CopyWindowRequest extends Encoding {
   compressZeros: boolean;
 }
 
-/** A window in an open file, which stays open until the response arrives. */
 export interface WindowSource {
-  descriptor: number;
+  place: ThreadPlace;
   offset: number;
   length: number;
   /** Pairs of start and end within the window, ascending: the gaps between them are zero and are not read. */
@@ -105,7 +106,8 @@ export type CpuRequest =
   | WriteLanesRequest
   | CheckObjectRequest
   | CheckBlocksRequest
-  | ZeroFormRequest;
+  | ZeroFormRequest
+  | OpenLaneRequest;
 export type CpuResult<Request extends CpuRequest> = Request extends CopyWindowRequest
   ? CopyWindowResult | UnreadResult
   : Request extends HashLanesRequest
@@ -114,7 +116,9 @@ export type CpuResult<Request extends CpuRequest> = Request extends CopyWindowRe
       ? WriteLanesResult | UnreadResult | UnwrittenResult
       : Request extends CheckObjectRequest | CheckBlocksRequest
         ? CheckObjectResult
-        : ZeroFormResult;
+        : Request extends OpenLaneRequest
+          ? OpenLaneResult
+          : ZeroFormResult;
 
 /** Executes one request; undefined when it was cancelled meanwhile. Stateless; accesses no files but those it is given. */
 export function runCpuTask(request: CpuRequest, tools: CpuTools): CpuResult<CpuRequest> | undefined {
@@ -131,6 +135,8 @@ export function runCpuTask(request: CpuRequest, tools: CpuTools): CpuResult<CpuR
       return checkSegments(request, request.data, tools);
     case "zeroForm":
       return zeroForm(request, tools);
+    case "openLane":
+      return openLane(request);
   }
 }
 
@@ -221,7 +227,8 @@ function readWindow(
   const { blockBytes, parentHashes } = request;
   const source = request.source as WindowSource;
   const hashed = emptyHashes(source.length, blockBytes);
-  const sliceBytes = Math.max(1, Math.floor(sliceBytesAim / blockBytes)) * blockBytes;
+  const aim = "nbd" in source.place ? nbdReadBytes : sliceBytesAim;
+  const sliceBytes = Math.max(1, Math.floor(aim / blockBytes)) * blockBytes;
   const window = parentHashes === null ? new Uint8Array(source.length) : null;
   const scratch = window ?? new Uint8Array(Math.min(sliceBytes, source.length));
   const changed = new GrowingBytes(source.length);
@@ -231,7 +238,7 @@ function readWindow(
     const slice = window === null ? scratch.subarray(0, length) : window.subarray(start, start + length);
     const first = start / blockBytes;
     const data = clipPairs(source.data, start, start + length);
-    const unread = readExtents({ file: source.descriptor, offset: source.offset + start, data }, slice);
+    const unread = readPieces(source.place, [{ offset: source.offset + start, data, into: slice }]);
     if (unread !== null) return { unread };
     const hashes = hashed.hashes.subarray(first * 32);
     hashing.hashBlocks(slice, blockBytes, hashes, hashed.zero.subarray(first));

@@ -46,6 +46,7 @@ function buffersOf(answer: CpuAnswer): ArrayBuffer[] {
   const result = answer.result;
   if ("failed" in result) return [result.states.buffer];
   if ("states" in result) return [result.buffer, result.states.buffer, result.hashes.buffer, result.zero.buffer];
+  if ("lane" in result) return [];
   if ("unread" in result || "unwritten" in result) return [];
   if ("hashes" in result) return windowBuffers(result);
   if ("outcome" in result) return result.outcome === "ok" ? [result.data.buffer, result.dataRuns.buffer] : [];

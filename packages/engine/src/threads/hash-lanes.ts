@@ -1,11 +1,10 @@
 import type { Md5InStep } from "../hashing/hashing.ts";
 import type { CpuTools } from "./cpu-tools.ts";
-import { readExtents, type UnreadResult } from "./read-fully.ts";
+import { readPieces, type SparsePiece, type UnreadResult } from "./read-fully.ts";
+import type { ThreadPlace } from "./thread-place.ts";
 
 /** The next piece of one of several messages that are hashed in lockstep. */
 export interface LanePiece {
-  /** Stays open until the response arrives. */
-  file: number;
   offset: number;
   length: number;
   /** Pairs of start and end within the piece, ascending: the gaps between them are zero and are not read. */
@@ -17,6 +16,7 @@ export interface LanePiece {
 /** Reads the next piece of several messages and updates their digests with it. */
 export interface HashLanesRequest {
   kind: "hashLanes";
+  from: ThreadPlace;
   /** Ownership moves to the thread and back. Piece i goes to i × strideBytes. */
   buffer: ArrayBuffer;
   strideBytes: number;
@@ -41,17 +41,24 @@ export function hashLanes(
   request: HashLanesRequest,
   { hashing, cancelled }: CpuTools,
 ): HashLanesResult | UnreadResult | undefined {
-  const { buffer, strideBytes, blockBytes, pieces } = request;
+  const { from, buffer, strideBytes, blockBytes, pieces } = request;
   const md5InStep = hashing.md5InStep as Md5InStep;
   const data = new Uint8Array(buffer);
   const count = pieces.reduce((sum, { length }) => sum + Math.ceil(length / blockBytes), 0);
   const hashes = new Uint8Array(count * 32);
   const zero = new Uint8Array(count);
+  const spaces = pieces.map(({ offset, length, data: pairs }, index) => {
+    return { offset, data: pairs, into: data.subarray(index * strideBytes, index * strideBytes + length) };
+  });
+  // A server is asked for everything at once; a piece of a file is hashed while it is still in the processor's cache.
+  const missed = "nbd" in from ? readPieces(from, spaces) : null;
+  if (missed !== null) return { unread: missed };
   let block = 0;
   for (const [index, piece] of pieces.entries()) {
     if (cancelled()) return undefined;
-    const bytes = data.subarray(index * strideBytes, index * strideBytes + piece.length);
-    const unread = readExtents(piece, bytes);
+    const space = spaces[index] as SparsePiece;
+    const bytes = space.into;
+    const unread = "nbd" in from ? null : readPieces(from, [space]);
     if (unread !== null) return { unread };
     hashing.hashBlocks(bytes, blockBytes, hashes.subarray(block * 32), zero.subarray(block));
     block += Math.ceil(piece.length / blockBytes);

@@ -3,11 +3,10 @@ import type { CpuPool } from "./cpu-pool.ts";
 import type { CpuResult } from "./cpu-tasks.ts";
 import type { HashLanesRequest, HashLanesResult } from "./hash-lanes.ts";
 import { sliceBytesOf } from "./lane-sizes.ts";
-import { clipPairs } from "./read-fully.ts";
+import { clipPairs, type UnreadPlace } from "./read-fully.ts";
+import type { ThreadPlace } from "./thread-place.ts";
 
-/** A message in an open file, which must stay open until the pump has stopped. */
 export interface LaneMessage extends Extent {
-  file: number;
   /** Pairs of start and end within the message, ascending: the gaps between them are zero and are not read. */
   data: Float64Array;
 }
@@ -30,15 +29,15 @@ export interface LaneSlice {
 
 /**
  * Reads and hashes several messages in lockstep, slice by slice, in threads, while the previous slices are being consumed. Returns the
- * place that could not be read, or null.
+ * place that could not be read, or null. `from` must stay open until then.
  */
 export async function pumpLanes(
   pool: CpuPool,
-  input: { messages: readonly LaneMessage[]; blockBytes: number },
+  input: { from: ThreadPlace; messages: readonly LaneMessage[]; blockBytes: number },
   consume: (slices: LaneSlice[]) => Promise<unknown>,
   signal: AbortSignal,
-): Promise<Extent | null> {
-  const { messages, blockBytes } = input;
+): Promise<UnreadPlace | null> {
+  const { from, messages, blockBytes } = input;
   const longest = Math.max(...messages.map(({ length }) => length));
   const sliceBytes = Math.min(sliceBytesOf(blockBytes), Math.ceil(longest / 64) * 64);
   // Double buffering: the buffer of the previous slices is reused when they have been consumed.
@@ -48,13 +47,14 @@ export async function pumpLanes(
   let consumed: Promise<ArrayBuffer> | null = null;
   for (let at = 0; at < longest; at += sliceBytes) {
     const buffer = free.pop() as ArrayBuffer;
-    const pieces = messages.map(({ file, offset, length: whole, data: pairs }) => {
+    const pieces = messages.map(({ offset, length: whole, data: pairs }) => {
       const length = Math.max(0, Math.min(sliceBytes, whole - at));
       const endsAt = length > 0 && at + length === whole ? whole : null;
-      return { file, offset: offset + at, length, data: clipPairs(pairs, at, at + length), endsAt };
+      return { offset: offset + at, length, data: clipPairs(pairs, at, at + length), endsAt };
     });
     const request: HashLanesRequest = {
       kind: "hashLanes",
+      from,
       buffer,
       strideBytes: sliceBytes,
       blockBytes,

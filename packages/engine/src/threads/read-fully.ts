@@ -1,9 +1,17 @@
 import { closeSync, constants, fstatSync, openSync, readlinkSync, readSync } from "node:fs";
+import type { Extent } from "../format/extents.ts";
 import { fileCall } from "./file-calls.ts";
+import { type NbdFailure, type NbdPart, readByNbd } from "./nbd-lane.ts";
+import type { ThreadPlace } from "./thread-place.ts";
 
 /** The thread could not read its source; the owner can determine why. */
 export interface UnreadResult {
-  unread: { offset: number; length: number };
+  unread: UnreadPlace;
+}
+
+export interface UnreadPlace extends Extent {
+  /** What the server did, where it is an export. */
+  failure?: NbdFailure;
 }
 
 /** Fills `into` from an open file; false when the file ends early or cannot be read. */
@@ -21,26 +29,40 @@ export function readFully(descriptor: number, into: Uint8Array, offset: number):
   }
 }
 
-/**
- * Fills `into` with part of a file: what lies within `data`, pairs of start and end relative to the part, is read, the rest is zeroed.
- * Returns the place in the file that cannot be read, or null.
- */
-export function readExtents(
-  from: { file: number; offset: number; data: Float64Array },
-  into: Uint8Array,
-): { offset: number; length: number } | null {
-  const { data } = from;
+/** A piece of a volume: what lies within `data`, pairs of start and end relative to the piece, is read, the rest is zeroed. */
+export interface SparsePiece {
+  offset: number;
+  data: Float64Array;
+  into: Uint8Array;
+}
+
+/** Fills pieces of a volume, over a connection all at once. Returns what cannot be read, or null. */
+export function readPieces(from: ThreadPlace, pieces: readonly SparsePiece[]): UnreadPlace | null {
+  const parts = pieces.flatMap(dataParts);
+  if ("nbd" in from) {
+    const failure = readByNbd(from.nbd, parts);
+    const [{ offset, into } = { offset: 0, into: new Uint8Array() }] = parts;
+    return failure === null ? null : { offset, length: into.length, failure };
+  }
+  for (const { offset, into } of parts) {
+    if (!readFully(from.descriptor, into, offset)) return { offset, length: into.length };
+  }
+  return null;
+}
+
+/** The parts of a piece to be read; its other bytes are zeroed now. */
+function dataParts({ offset, data, into }: SparsePiece): NbdPart[] {
+  const parts: NbdPart[] = [];
   let filled = 0;
   for (let pair = 0; pair < data.length; pair += 2) {
     const start = data[pair] as number;
     const end = data[pair + 1] as number;
     into.fill(0, filled, start);
-    const offset = from.offset + start;
-    if (!readFully(from.file, into.subarray(start, end), offset)) return { offset, length: end - start };
+    parts.push({ offset: offset + start, into: into.subarray(start, end) });
     filled = end;
   }
   into.fill(0, filled);
-  return null;
+  return parts;
 }
 
 /** A file that is closed when its scope ends. */

@@ -1,4 +1,5 @@
 import type { Extent } from "../format/extents.ts";
+import type { NbdExport } from "./nbd/nbd-protocol.ts";
 
 /** A volume, snapshot or image to read. The engine reads it concurrently at several offsets. */
 export interface VolumeSource extends AsyncDisposable {
@@ -9,6 +10,8 @@ export interface VolumeSource extends AsyncDisposable {
    * is disposed.
    */
   readonly descriptor?: number;
+  /** An export with the volume's bytes, if there is no such file, which threads read over connections of their own. Served until the source is disposed. */
+  readonly nbdExport?: NbdExport | undefined;
   /** Fills `into` from `offset`. SourceChangedError when the source has become shorter; VolumeStorageError when the read fails. */
   read(into: Uint8Array, offset: number): Promise<void>;
   /**

@@ -6,6 +6,7 @@ import {
   headerOf,
   infoExport,
   type NbdAddress,
+  type NbdExport,
   optionMagic,
   optionReplyMagic,
   options,
@@ -132,6 +133,7 @@ export class NbdClient {
   #cookie = 0n;
   #sizeBytes = 0;
   #flags = 0;
+  #export: NbdExport | undefined;
   #structured = false;
   #allocationContext: number | null = null;
   #heardAt = performance.now();
@@ -182,12 +184,20 @@ export class NbdClient {
       client.#close();
       throw client.#ended ?? error;
     }
+    const { remoteAddress: host = "", remotePort: port = 0 } = client.#socket;
+    const peer = "path" in address ? address : { host, port };
+    client.#export = { address: peer, name: exportName, sizeBytes: client.#sizeBytes, shown };
     void client.#receive();
     return client;
   }
 
   get sizeBytes(): number {
     return this.#sizeBytes;
+  }
+
+  /** For connections of threads; undefined where the server promises nothing about several of them. */
+  get export(): NbdExport | undefined {
+    return (this.#flags & transmissionFlags.multiConn) === 0 ? undefined : this.#export;
   }
 
   get isReadOnly(): boolean {

@@ -5,6 +5,16 @@ import { VolumeStorageError, VolumeStorageFullError } from "../../errors.ts";
 /** A unix socket by its path, or a host and a port. */
 export type NbdAddress = { readonly path: string } | { readonly host: string; readonly port: number };
 
+/** An export that takes several connections, each of which sees what the others have written and flushed: threads may open their own. */
+export interface NbdExport {
+  /** Of the server that the first connection is to; a host is an IP address. */
+  readonly address: NbdAddress;
+  readonly name: string;
+  readonly sizeBytes: number;
+  /** What the server is called in messages. */
+  readonly shown: string;
+}
+
 /** A server that has sent nothing for this long while something is due is given up. */
 export const silenceMs = 60_000;
 /** Bytes of an option reply, and of an error's text. */
@@ -20,7 +30,7 @@ export const replyTypes = { ack: 1, info: 3, metaContext: 4 } as const;
 /** The kind of information that has an export's length and flags. */
 export const infoExport = 0;
 export const commands = { read: 0, write: 1, disconnect: 2, flush: 3, blockStatus: 7 } as const;
-export const transmissionFlags = { readOnly: 2, flush: 4 } as const;
+export const transmissionFlags = { readOnly: 2, flush: 4, multiConn: 256 } as const;
 export const simpleReplyMagic = 0x67446698;
 const requestMagic = 0x25609513;
 

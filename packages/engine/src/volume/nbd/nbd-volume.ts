@@ -3,6 +3,7 @@ import type { Extent } from "../../format/extents.ts";
 import type { PathTarget } from "../file/file-target.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
 import type { NbdClient } from "./nbd-client.ts";
+import type { NbdExport } from "./nbd-protocol.ts";
 
 /** An export read by request. */
 export class NbdSource implements VolumeSource {
@@ -17,6 +18,10 @@ export class NbdSource implements VolumeSource {
 
   get sizeBytes(): number {
     return this.#client.sizeBytes;
+  }
+
+  get nbdExport(): NbdExport | undefined {
+    return this.#client.export;
   }
 
   read(into: Uint8Array, offset: number): Promise<void> {

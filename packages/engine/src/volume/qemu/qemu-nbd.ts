@@ -19,9 +19,14 @@ const wordsMax = 4_096;
 const exportName = "volume";
 /**
  * qemu-nbd takes a new buffer for every request. By default the C library gives each of them back to the kernel, which fills the next with
- * zeros page by page: most of the processor time of a server that only reads. So it keeps them, for at most 16 requests of 1 MiB.
+ * zeros page by page: most of the processor time of a server that only reads. So it keeps them, for at most 16 requests of each connection.
  */
 const keepBuffers = ["MALLOC_MMAP_THRESHOLD_=268435456", "MALLOC_TRIM_THRESHOLD_=268435456"];
+
+/** One connection of NbdClient, and those of threads. */
+const connectionsMax = 64;
+/** open(2) on Linux: a descriptor that only names what is there, here a socket, also when it has lost its name. */
+const O_PATH = 0o10000000;
 
 type Child = ReturnType<typeof spawn>;
 
@@ -85,7 +90,7 @@ export async function serveNode(what: NodeToServe, options: { writable: boolean 
   const socket = join(folder, "s");
   const args = [
     ...(options.writable ? ["--discard=unmap", "--detect-zeroes=unmap"] : ["--read-only"]),
-    ...["--shared=16", `--socket=${socket}`, `--export-name=${exportName}`],
+    ...[`--shared=${connectionsMax}`, `--socket=${socket}`, `--export-name=${exportName}`],
   ];
   if (what.secret !== undefined) {
     args.push(`--object=secret,id=${secretId},format=${what.secret.format},file=${descriptorPath(files.length)}`);
@@ -108,11 +113,11 @@ export async function serveNode(what: NodeToServe, options: { writable: boolean 
   const words = listenTo(child, files);
   const exited = once(child, "exit").catch((error: NodeJS.ErrnoException) => error);
   stack.defer(() => endOf(child, exited));
-  const client = await connectTo(socket, `qemu-nbd for ${nameOf(what)}`, exited, (error) =>
-    startFailure(what, words(), error),
-  );
+  const failed = (error: unknown): VolumeStorageError => startFailure(what, words(), error);
+  const { client, held } = await connectTo(socket, `qemu-nbd for ${nameOf(what)}`, exited, failed);
+  stack.defer(() => held.close());
   stack.use(client);
-  // Nobody connects any more: a process that is killed leaves nothing behind.
+  // Nobody else connects, and threads do by `held`: a process that is killed leaves nothing behind.
   await rm(folder, { recursive: true, force: true });
   const owned = stack.move();
   return { client, [Symbol.asyncDispose]: () => owned.disposeAsync() };
@@ -178,21 +183,37 @@ function listenTo(child: Child, files: readonly { path: string }[]): () => strin
       .replace(/[.?]$/, "");
 }
 
+/** @returns also the socket's own descriptor, by which others connect as long as it is open */
 async function connectTo(
   socket: string,
   shown: string,
   exited: Promise<unknown>,
   failed: (error: unknown) => VolumeStorageError,
-): Promise<NbdClient> {
+): Promise<{ client: NbdClient; held: FileHandle }> {
+  await using stack = new AsyncDisposableStack();
+  let held: FileHandle | null = null;
   const ended = exited.then((error) => ({ error }));
   for (const until = performance.now() + startMs; performance.now() < until; ) {
-    const client = await NbdClient.open({ path: socket }, exportName, shown).catch(() => null);
-    if (client !== null) return client;
+    held ??= await holdSocket(socket, stack);
+    const client = held === null ? null : await tryToOpen(held, shown);
+    if (held !== null && client !== null) {
+      stack.move();
+      return { client, held };
+    }
     const end = await Promise.race([ended, sleep(lookEveryMs)]);
     if (end !== undefined) throw failed(end.error);
   }
   throw failed(undefined);
 }
+
+/** Null where there is none yet. It is closed with the stack. */
+async function holdSocket(path: string, stack: AsyncDisposableStack): Promise<FileHandle | null> {
+  const file = await open(path, O_PATH | constants.O_NOFOLLOW).catch(() => null);
+  return file === null ? null : stack.adopt(file, (handle) => handle.close());
+}
+
+const tryToOpen = ({ fd }: FileHandle, shown: string): Promise<NbdClient | null> =>
+  NbdClient.open({ path: `/proc/self/fd/${fd}` }, exportName, shown).catch(() => null);
 
 /** Without `--persistent` it ends with its last connection. */
 async function endOf(child: Child, exited: Promise<unknown>): Promise<void> {

@@ -1,0 +1,80 @@
+import { closeSync } from "node:fs";
+import { VolumeStorageError } from "../errors.ts";
+import { type NbdExport, requestError } from "../volume/nbd/nbd-protocol.ts";
+import type { CpuPool } from "./cpu-pool.ts";
+import { closeLane, type NbdFailure } from "./nbd-lane.ts";
+import type { ThreadPlace } from "./thread-place.ts";
+
+/** A volume, by what threads can open of it. */
+interface DirectVolume {
+  readonly descriptor?: number;
+  readonly nbdExport?: NbdExport | undefined;
+}
+
+/** Connections to one export; qemu-nbd is started for twice as many. */
+const connectionsMax = 32;
+
+/** How threads get at a volume. Dispose when none uses it any more: that closes the connections. */
+export class DirectAccess implements Disposable {
+  readonly #file: ThreadPlace | null;
+  readonly #idle: number[];
+  #connections: number;
+
+  private constructor(file: ThreadPlace | null, connections: number[]) {
+    this.#file = file;
+    this.#idle = connections;
+    this.#connections = connections.length;
+  }
+
+  /** To the volume's open file, or else by up to `connections` connections, as many as its server accepts. */
+  static async open(pool: CpuPool, volume: DirectVolume, connections: number): Promise<DirectAccess> {
+    if (volume.descriptor !== undefined) return new DirectAccess({ descriptor: volume.descriptor }, []);
+    const to = volume.nbdExport;
+    if (to === undefined) return new DirectAccess(null, []);
+    // Not aborted, since what was opened must be closed; a handshake takes a few seconds at most.
+    const { signal } = new AbortController();
+    const asked = Array.from({ length: Math.min(connections, connectionsMax) }, () =>
+      pool.run({ kind: "openLane", to }, [], signal),
+    );
+    const opened: number[] = [];
+    for (const answer of await Promise.allSettled(asked)) {
+      if (answer.status === "fulfilled" && answer.value.lane !== null) opened.push(answer.value.lane);
+    }
+    return new DirectAccess(null, opened);
+  }
+
+  /** How many threads can use it at a time; 0 when everything is to be read or written by request. */
+  get places(): number {
+    return this.#file === null ? this.#connections : Number.POSITIVE_INFINITY;
+  }
+
+  /** Lends a place; null when none is free. A connection that was not used well to the end is closed. */
+  async use<Result extends object>(run: (place: ThreadPlace | null) => Promise<Result>): Promise<Result> {
+    const socket = this.#file === null ? this.#idle.pop() : undefined;
+    if (socket === undefined) return run(this.#file);
+    let isSound = false;
+    try {
+      const result = await run({ nbd: socket });
+      isSound = !("unread" in result) && !("unwritten" in result);
+      return result;
+    } finally {
+      if (isSound) this.#idle.push(socket);
+      else {
+        this.#connections--;
+        closeSync(socket);
+      }
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const socket of this.#idle.splice(0)) closeLane(socket);
+    this.#connections = 0;
+  }
+}
+
+/** What a failed connection means to whoever reads or writes the volume. */
+export function nbdError({ shown }: NbdExport, { words, errno }: NbdFailure): Error {
+  return errno === null
+    ? new VolumeStorageError(`${shown} ${words}.`, { retryable: true })
+    : requestError(shown, errno, "");
+}

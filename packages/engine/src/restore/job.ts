@@ -5,6 +5,7 @@ import type { HashList } from "../format/hash-list.ts";
 import { dataName, hashListName } from "../format/layout.ts";
 import { type RunContext, writeBytesMax } from "../run/run-context.ts";
 import type { CheckObjectResult } from "../threads/cpu-tasks.ts";
+import type { DirectAccess } from "../threads/direct-access.ts";
 import type { EngineContext } from "../threads/engine-context.ts";
 import type { VolumeTarget } from "../volume/volume.ts";
 
@@ -17,6 +18,8 @@ export interface RestoreJob {
   hashes: HashList | null;
   /** Null to verify everything and write nothing. */
   target: VolumeTarget | null;
+  /** How threads write the target; null when everything is written by request. */
+  access: DirectAccess | null;
   /** Whether the target is known to be all zeros, so that zeros need not be written. */
   skipZeros: boolean;
   /** Only this part of the volume is written. */

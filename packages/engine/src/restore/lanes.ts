@@ -6,8 +6,8 @@ import { EngineError } from "../errors.ts";
 import { dataName } from "../format/layout.ts";
 import type { CpuResult } from "../threads/cpu-tasks.ts";
 import { fitsLanes, laneMemoryBytes, lanesMax, sliceBytesOf } from "../threads/lane-sizes.ts";
+import type { ThreadPlace } from "../threads/thread-place.ts";
 import type { LaneTarget, WriteLanePiece, WriteLanesRequest } from "../threads/write-lanes.ts";
-import type { VolumeTarget } from "../volume/volume.ts";
 import { expectedHashes, type RestoreJob } from "./job.ts";
 import { coveredBytes, relativeSegments, restoreObject } from "./object.ts";
 
@@ -45,7 +45,7 @@ function fitsStep(job: RestoreJob, { layer, entry, segments }: MappedObject): bo
   const end = entry.offset + entry.length;
   return (
     references[layer]?.repository.filePath !== undefined &&
-    (job.target === null || (job.target.descriptor !== undefined && job.ctx.writableUntil !== undefined)) &&
+    (job.target === null || ((job.access?.places ?? 0) > 0 && job.ctx.writableUntil !== undefined)) &&
     engine.pool.hashing.md5 !== "openssl" &&
     fitsLanes(blockBytes) &&
     entry.offset % blockBytes === 0 &&
@@ -115,15 +115,24 @@ async function restoreInStep(
       if (lane === null) missed.push(object);
       else lanes.push(lane);
     }
-    const again = lanes.length === 0 ? [] : await writeInSteps(job, lanes, blockBytes, signal);
-    return [...missed, ...again.map(({ object }) => object)];
+    if (lanes.length === 0) return missed;
+    const write = (place: ThreadPlace | null) => writeInSteps(job, lanes, { place, blockBytes }, signal);
+    const { failed } = await (job.access === null ? write(null) : job.access.use(write));
+    return [...missed, ...failed.map(({ object }) => object)];
   } finally {
     release();
   }
 }
 
-/** Returns the objects that failed. */
-async function writeInSteps(job: RestoreJob, lanes: Lane[], blockBytes: number, signal: AbortSignal): Promise<Lane[]> {
+/** Returns the objects that failed: all of them where there is no place for a thread to write to. */
+async function writeInSteps(
+  job: RestoreJob,
+  lanes: Lane[],
+  { place, blockBytes }: { place: ThreadPlace | null; blockBytes: number },
+  signal: AbortSignal,
+): Promise<{ failed: Lane[]; unwritten?: true }> {
+  if (place === null && job.target !== null) return { failed: lanes };
+  const target = laneTarget(job, place);
   const stepBytes = slicesPerStep * sliceBytesOf(blockBytes);
   const longest = Math.max(...lanes.map(({ object }) => object.entry.length));
   const failed = new Set<Lane>();
@@ -131,14 +140,15 @@ async function writeInSteps(job: RestoreJob, lanes: Lane[], blockBytes: number, 
   for (let at = 0; at < longest; at += stepBytes) {
     if (job.target !== null) job.ctx.fence();
     const pieces = lanes.map((lane) => pieceAt(lane, at, stepBytes, blockBytes));
-    const request: WriteLanesRequest = { kind: "writeLanes", blockBytes, pieces, states, target: laneTarget(job) };
+    const request: WriteLanesRequest = { kind: "writeLanes", blockBytes, pieces, states, target };
     const moved: ArrayBuffer[] = states === null ? [] : [states.buffer];
     const result: CpuResult<WriteLanesRequest> = await job.engine.pool.run(request, moved, signal);
-    if ("unread" in result || "unwritten" in result) return lanes;
+    if ("unwritten" in result) return { failed: lanes, ...result };
+    if ("unread" in result) return { failed: lanes };
     for (const [index, lane] of lanes.entries()) if (result.failed[index] === 1) failed.add(lane);
     states = result.states;
   }
-  return [...failed];
+  return { failed: [...failed] };
 }
 
 function pieceAt(lane: Lane, at: number, stepBytes: number, blockBytes: number): WriteLanePiece {
@@ -158,10 +168,9 @@ function pieceAt(lane: Lane, at: number, stepBytes: number, blockBytes: number):
   };
 }
 
-function laneTarget({ target, skipZeros, bounds, ctx }: RestoreJob): LaneTarget | null {
-  if (target === null) return null;
-  const { descriptor } = target as VolumeTarget & { descriptor: number };
-  return { descriptor, skipZeros, bounds, writableUntil: ctx.writableUntil as BigInt64Array<SharedArrayBuffer> };
+function laneTarget({ skipZeros, bounds, ctx }: RestoreJob, place: ThreadPlace | null): LaneTarget | null {
+  if (place === null) return null;
+  return { place, skipZeros, bounds, writableUntil: ctx.writableUntil as BigInt64Array<SharedArrayBuffer> };
 }
 
 /** Null when its container or hashes cannot be read: restoring it alone determines why. */

@@ -13,6 +13,7 @@ import { cachedHashList } from "../format/hash-list.ts";
 import { stagingContainer } from "../repository/repository.ts";
 import { mapConcurrent } from "../run/map-concurrent.ts";
 import type { RunContext } from "../run/run-context.ts";
+import { DirectAccess } from "../threads/direct-access.ts";
 import type { EngineContext } from "../threads/engine-context.ts";
 import type { VolumeTarget } from "../volume/volume.ts";
 import type { RestoreJob } from "./job.ts";
@@ -195,13 +196,15 @@ export async function restoreWhole(
 
 /** Restores objects as they arrive, several concurrently; returns the bytes of the volume they cover within the bounds. */
 async function restoreObjects(
-  job: RestoreJob,
+  job: Omit<RestoreJob, "access">,
   objects: Iterable<MappedObject> | AsyncIterable<MappedObject>,
 ): Promise<number> {
   let bytesDone = 0;
-  const cached = { ...job, hashes: job.hashes === null ? null : cachedHashList(job.hashes) };
+  const concurrency = job.engine.pool.threads + 2;
+  using access = job.target === null ? null : await DirectAccess.open(job.engine.pool, job.target, concurrency);
+  const cached = { ...job, access, hashes: job.hashes === null ? null : cachedHashList(job.hashes) };
   const restored = mapConcurrent(laneGroups(cached, objects), (group, signal) => restoreGroup(cached, group, signal), {
-    concurrency: job.engine.pool.threads + 2,
+    concurrency,
     signal: job.ctx.signal,
   });
   for await (const group of restored) {

@@ -52,7 +52,16 @@ export async function restoreStream(
   const fetch = async (region: Region, signal: AbortSignal): Promise<RegionTarget> => {
     const target = await openRegionTarget(region);
     try {
-      const job: RestoreJob = { engine, references, hashes, target, skipZeros: true, bounds: region, ctx };
+      const job: RestoreJob = {
+        engine,
+        references,
+        hashes,
+        target,
+        access: null,
+        skipZeros: true,
+        bounds: region,
+        ctx,
+      };
       const restored = mapConcurrent(region.objects, (object, inner) => restoreObject(job, object, inner), {
         concurrency: engine.pool.threads,
         signal,

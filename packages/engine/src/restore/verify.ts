@@ -9,6 +9,7 @@ import { cachedHashList, type HashList } from "../format/hash-list.ts";
 import { hashListName, metadataName } from "../format/layout.ts";
 import { mapConcurrent } from "../run/map-concurrent.ts";
 import type { RunContext } from "../run/run-context.ts";
+import { DirectAccess } from "../threads/direct-access.ts";
 import type { EngineContext } from "../threads/engine-context.ts";
 import type { VolumeSource, VolumeTarget } from "../volume/volume.ts";
 import { blockBytesOf, type RestoreJob } from "./job.ts";
@@ -104,7 +105,9 @@ export async function verifyRange(
     const hashes = await findHashList(newest, ctx.signal);
     const bounds = { offset: range.offset, length: range.length };
     const job = jobOf(engine, { references, hashes, bounds }, ctx);
-    const counted = await readObjects({ ...job, target: drill?.target ?? null }, objects, findings);
+    const target = drill?.target ?? null;
+    using access = target === null ? null : await DirectAccess.open(engine.pool, target, engine.pool.threads + 2);
+    const counted = await readObjects({ ...job, target, access }, objects, findings);
     if (drill !== null && job.hashes !== null && findings.damaged.length === 0) {
       await drill.target.flush();
       await compareRestored(drill.restored, { hashes: job.hashes, bounds }, ctx.signal);
@@ -171,6 +174,7 @@ const jobOf = (
   hashes: what.hashes === null ? null : cachedHashList(what.hashes),
   engine,
   target: null,
+  access: null,
   skipZeros: true,
   ctx,
 });

@@ -5,7 +5,9 @@ import { addDataRuns } from "./block-runs.ts";
 import type { CpuTools } from "./cpu-tools.ts";
 import { fileCall } from "./file-calls.ts";
 import { sliceBytesOf } from "./lane-sizes.ts";
+import { writeByNbd } from "./nbd-lane.ts";
 import { type OpenedFile, openForReading, readFully, type UnreadResult } from "./read-fully.ts";
+import type { ThreadPlace } from "./thread-place.ts";
 
 /** The next piece of one of several raw objects that are restored in lockstep. */
 export interface WriteLanePiece {
@@ -25,8 +27,7 @@ export interface WriteLanePiece {
 }
 
 export interface LaneTarget {
-  /** Stays open until the response arrives. */
-  descriptor: number;
+  place: ThreadPlace;
   skipZeros: boolean;
   /** Only this part of the volume is written. */
   bounds: Extent;
@@ -133,6 +134,14 @@ function checkedRuns(
 const kept = Uint8Array.of(0);
 const skipped = Uint8Array.of(1);
 
+/** @returns how much was written. @throws when nothing was, or a server may not have all of it */
+function writeAt(place: ThreadPlace, data: Uint8Array, offset: number): number {
+  if ("descriptor" in place) return fileCall(() => writeSync(place.descriptor, data, 0, data.length, offset));
+  const failure = writeByNbd(place.nbd, data, offset);
+  if (failure !== null) throw new Error(failure.words);
+  return data.length;
+}
+
 /** A slice is smaller than the write limit of one fence check. False when something was not written. */
 function writeRuns(target: LaneTarget, volumeOffset: number, bytes: Uint8Array, runs: readonly number[]): boolean {
   for (let pair = 0; pair < runs.length; pair += 2) {
@@ -145,7 +154,7 @@ function writeRuns(target: LaneTarget, volumeOffset: number, bytes: Uint8Array, 
       if (process.hrtime.bigint() >= Atomics.load(target.writableUntil, 0)) return false;
       try {
         const [at, length] = [done, clipped.length - done];
-        done += fileCall(() => writeSync(target.descriptor, bytes, from + at, length, clipped.offset + at));
+        done += writeAt(target.place, bytes.subarray(from + at, from + at + length), clipped.offset + at);
       } catch {
         return false;
       }

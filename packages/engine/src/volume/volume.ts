@@ -36,6 +36,8 @@ export interface VolumeTarget extends AsyncDisposable {
    * disposed.
    */
   readonly descriptor?: number;
+  /** An export, if there is no such file, which threads write over connections of their own. What they have written, `flush` covers. */
+  readonly nbdExport?: NbdExport | undefined;
   /** Writes all of `data`. VolumeStorageFullError when space runs out; VolumeStorageError for any other failure. */
   write(data: Uint8Array, offset: number): Promise<void>;
   /** Resolves when everything written so far is durable. */

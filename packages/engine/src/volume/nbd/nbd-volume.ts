@@ -70,6 +70,10 @@ export class NbdTarget implements VolumeTarget {
     return this.#client.sizeBytes;
   }
 
+  get nbdExport(): NbdExport | undefined {
+    return this.#client.export;
+  }
+
   write(data: Uint8Array, offset: number): Promise<void> {
     return this.#client.write(data, offset);
   }

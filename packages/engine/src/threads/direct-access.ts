@@ -3,7 +3,7 @@ import { VolumeStorageError } from "../errors.ts";
 import { type NbdExport, requestError } from "../volume/nbd/nbd-protocol.ts";
 import type { CpuPool } from "./cpu-pool.ts";
 import { closeLane, type NbdFailure } from "./nbd-lane.ts";
-import type { ThreadPlace } from "./thread-place.ts";
+import type { NbdPlace, ThreadPlace } from "./thread-place.ts";
 
 /** A volume, by what threads can open of it. */
 interface DirectVolume {
@@ -17,10 +17,10 @@ const connectionsMax = 32;
 /** How threads get at a volume. Dispose when none uses it any more: that closes the connections. */
 export class DirectAccess implements Disposable {
   readonly #file: ThreadPlace | null;
-  readonly #idle: number[];
+  readonly #idle: NbdPlace[];
   #connections: number;
 
-  private constructor(file: ThreadPlace | null, connections: number[]) {
+  private constructor(file: ThreadPlace | null, connections: NbdPlace[]) {
     this.#file = file;
     this.#idle = connections;
     this.#connections = connections.length;
@@ -36,9 +36,10 @@ export class DirectAccess implements Disposable {
     const asked = Array.from({ length: Math.min(connections, connectionsMax) }, () =>
       pool.run({ kind: "openLane", to }, [], signal),
     );
-    const opened: number[] = [];
+    const opened: NbdPlace[] = [];
     for (const answer of await Promise.allSettled(asked)) {
-      if (answer.status === "fulfilled" && answer.value.lane !== null) opened.push(answer.value.lane);
+      if (answer.status === "fulfilled" && answer.value.lane !== null)
+        opened.push({ nbd: answer.value.lane, writesZeroes: to.writesZeroes });
     }
     return new DirectAccess(null, opened);
   }
@@ -50,24 +51,24 @@ export class DirectAccess implements Disposable {
 
   /** Lends a place; null when none is free. A connection that was not used well to the end is closed. */
   async use<Result extends object>(run: (place: ThreadPlace | null) => Promise<Result>): Promise<Result> {
-    const socket = this.#file === null ? this.#idle.pop() : undefined;
-    if (socket === undefined) return run(this.#file);
+    const place = this.#file === null ? this.#idle.pop() : undefined;
+    if (place === undefined) return run(this.#file);
     let isSound = false;
     try {
-      const result = await run({ nbd: socket });
+      const result = await run(place);
       isSound = !("unread" in result) && !("unwritten" in result);
       return result;
     } finally {
-      if (isSound) this.#idle.push(socket);
+      if (isSound) this.#idle.push(place);
       else {
         this.#connections--;
-        closeSync(socket);
+        closeSync(place.nbd);
       }
     }
   }
 
   [Symbol.dispose](): void {
-    for (const socket of this.#idle.splice(0)) closeLane(socket);
+    for (const { nbd } of this.#idle.splice(0)) closeLane(nbd);
     this.#connections = 0;
   }
 }

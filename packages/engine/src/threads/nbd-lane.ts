@@ -1,6 +1,7 @@
 import { closeSync, readSync, writeSync } from "node:fs";
 import { errnoOf } from "../errors.ts";
 import {
+  areZero,
   commands,
   greetingMagic,
   headerOf,
@@ -20,6 +21,7 @@ import {
 } from "../volume/nbd/nbd-protocol.ts";
 import { fileCall } from "./file-calls.ts";
 import { connectSocket, limitSilence } from "./stream-socket.ts";
+import type { NbdPlace } from "./thread-place.ts";
 
 /*
  * A connection of a thread to an export that NbdClient has opened: blocking, reads and writes only, and only simple replies, whose payload is
@@ -139,11 +141,16 @@ function* requestsFor(parts: readonly NbdPart[]): Generator<NbdPart, undefined> 
 }
 
 /** Writes at most what one check of the fence allows. @returns null when the server has it, or why the connection must be closed */
-export function writeByNbd(socket: number, data: Uint8Array, offset: number): NbdFailure | null {
+export function writeByNbd(
+  { nbd: socket, writesZeroes }: NbdPlace,
+  data: Uint8Array,
+  offset: number,
+): NbdFailure | null {
   return failureOf(() => {
     const cookie = process.hrtime.bigint();
-    send(socket, headerOf(commands.write, cookie, offset, data.length));
-    send(socket, data);
+    const isLeft = writesZeroes && areZero(data);
+    send(socket, headerOf(isLeft ? commands.writeZeroes : commands.write, cookie, offset, data.length));
+    if (!isLeft) send(socket, data);
     replyTo(socket, new Map([[cookie, data]]));
   });
 }

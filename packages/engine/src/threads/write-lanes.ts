@@ -137,7 +137,7 @@ const skipped = Uint8Array.of(1);
 /** @returns how much was written. @throws when nothing was, or a server may not have all of it */
 function writeAt(place: ThreadPlace, data: Uint8Array, offset: number): number {
   if ("descriptor" in place) return fileCall(() => writeSync(place.descriptor, data, 0, data.length, offset));
-  const failure = writeByNbd(place.nbd, data, offset);
+  const failure = writeByNbd(place, data, offset);
   if (failure !== null) throw new Error(failure.words);
   return data.length;
 }

@@ -1,6 +1,7 @@
 import { connect, type Socket } from "node:net";
 import { VolumeStorageError } from "../../errors.ts";
 import {
+  areZero,
   commands,
   greetingMagic,
   headerOf,
@@ -186,7 +187,13 @@ export class NbdClient {
     }
     const { remoteAddress: host = "", remotePort: port = 0 } = client.#socket;
     const peer = "path" in address ? address : { host, port };
-    client.#export = { address: peer, name: exportName, sizeBytes: client.#sizeBytes, shown };
+    client.#export = {
+      address: peer,
+      name: exportName,
+      sizeBytes: client.#sizeBytes,
+      writesZeroes: client.#writesZeroes,
+      shown,
+    };
     void client.#receive();
     return client;
   }
@@ -204,6 +211,10 @@ export class NbdClient {
     return (this.#flags & transmissionFlags.readOnly) !== 0;
   }
 
+  get #writesZeroes(): boolean {
+    return (this.#flags & transmissionFlags.writeZeroes) !== 0;
+  }
+
   /** Whether the server reports what reads as zeros. */
   get tellsZeros(): boolean {
     return this.#allocationContext !== null;
@@ -219,11 +230,14 @@ export class NbdClient {
     await settleAll(parts);
   }
 
+  /** Zeros are not sent where the server makes them itself. */
   async write(data: Uint8Array, offset: number): Promise<void> {
     const parts: Promise<void>[] = [];
     for (let done = 0; done < data.length; done += requestBytesMax) {
       const part = data.subarray(done, done + requestBytesMax);
-      parts.push(this.#ask(commands.write, { offset: offset + done, length: part.length, data: part }));
+      const place = { offset: offset + done, length: part.length };
+      const isLeft = this.#writesZeroes && areZero(part);
+      parts.push(isLeft ? this.#ask(commands.writeZeroes, place) : this.#ask(commands.write, { ...place, data: part }));
     }
     await settleAll(parts);
   }

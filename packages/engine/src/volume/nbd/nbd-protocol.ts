@@ -11,6 +11,8 @@ export interface NbdExport {
   readonly address: NbdAddress;
   readonly name: string;
   readonly sizeBytes: number;
+  /** Whether zeros need not be sent to it. */
+  readonly writesZeroes: boolean;
   /** What the server is called in messages. */
   readonly shown: string;
 }
@@ -29,8 +31,8 @@ export const options = { go: 7, structuredReply: 8, setMetaContext: 10 } as cons
 export const replyTypes = { ack: 1, info: 3, metaContext: 4 } as const;
 /** The kind of information that has an export's length and flags. */
 export const infoExport = 0;
-export const commands = { read: 0, write: 1, disconnect: 2, flush: 3, blockStatus: 7 } as const;
-export const transmissionFlags = { readOnly: 2, flush: 4, multiConn: 256 } as const;
+export const commands = { read: 0, write: 1, disconnect: 2, flush: 3, writeZeroes: 6, blockStatus: 7 } as const;
+export const transmissionFlags = { readOnly: 2, flush: 4, writeZeroes: 64, multiConn: 256 } as const;
 export const simpleReplyMagic = 0x67446698;
 const requestMagic = 0x25609513;
 
@@ -76,6 +78,11 @@ export function uint32(value: number): Buffer {
   bytes.writeUInt32BE(value);
   return bytes;
 }
+
+const zeros = Buffer.alloc(1024 * 1024);
+
+/** Whether these bytes, at most 1 MiB, are all zero; ends at the first that is not. */
+export const areZero = (bytes: Uint8Array): boolean => zeros.compare(bytes, 0, bytes.length, 0, bytes.length) === 0;
 
 /** A text with its length before it. */
 export function sized(text: string): Buffer {

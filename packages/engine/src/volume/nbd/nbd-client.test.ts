@@ -1,9 +1,16 @@
-import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
-import { createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import {
+  chunk,
+  type NbdScript,
+  optionReply,
+  startNbdServer,
+  u16,
+  u32,
+  u64,
+} from "../../../../../test/kit/nbd-server.ts";
 import { NbdClient } from "./nbd-client.ts";
 import { NbdSource } from "./nbd-volume.ts";
 
@@ -15,94 +22,8 @@ beforeEach(async () => {
 });
 afterEach(() => rm(folder, { recursive: true, force: true }));
 
-const u16 = (value: number): Buffer => Buffer.from([value >> 8, value & 255]);
-const u32 = (value: number): Buffer => {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(value);
-  return bytes;
-};
-const u64 = (value: number | bigint): Buffer => {
-  const bytes = Buffer.alloc(8);
-  bytes.writeBigUInt64BE(BigInt(value));
-  return bytes;
-};
-
-interface Script {
-  greeting?: Buffer;
-  sizeBytes?: bigint;
-  /** Every reply to GO; otherwise a regular one. */
-  go?: Buffer[];
-  /** What is sent for a request; the cookie is 8 bytes. Null: the connection is closed. */
-  reply?: (request: { command: number; cookie: Buffer; length: number; offset: bigint }) => Buffer | null;
-}
-
-const optionReply = (option: number, type: number, data = Buffer.alloc(0)): Buffer =>
-  Buffer.concat([u64(0x3e889045565a9n), u32(option), u32(type), u32(data.length), data]);
-const chunk = (cookie: Buffer, type: number, data: Buffer, flags = 1): Buffer =>
-  Buffer.concat([u32(0x668e33ef), u16(flags), u16(type), cookie, u32(data.length), data]);
-
-/** A server that follows the protocol but where the script says otherwise: a real one cannot be made to lie. */
-async function startServer(script: Script): Promise<AsyncDisposable & { path: string }> {
-  const path = join(folder, "socket");
-  const sockets = new Set<Socket>();
-  const server = createServer((socket) => {
-    sockets.add(socket);
-    socket.on("error", () => {});
-    void talk(socket, script).catch(() => socket.destroy());
-  });
-  server.listen(path);
-  await once(server, "listening");
-  return {
-    path,
-    [Symbol.asyncDispose]: async () => {
-      for (const socket of sockets) socket.destroy();
-      server.close();
-    },
-  };
-}
-
-async function talk(socket: Socket, script: Script): Promise<void> {
-  const chunks = socket[Symbol.asyncIterator]() as AsyncIterator<Buffer>;
-  let rest = Buffer.alloc(0);
-  const take = async (bytes: number): Promise<Buffer> => {
-    while (rest.length < bytes) {
-      const { done, value } = await chunks.next();
-      if (done) throw new Error("closed");
-      rest = Buffer.concat([rest, value]);
-    }
-    const taken = rest.subarray(0, bytes);
-    rest = rest.subarray(bytes);
-    return taken;
-  };
-  socket.write(script.greeting ?? Buffer.concat([Buffer.from("NBDMAGICIHAVEOPT", "latin1"), u16(3)]));
-  await take(4);
-  for (let option = 0; option !== 7; ) {
-    const header = await take(16);
-    option = header.readUInt32BE(8);
-    await take(header.readUInt32BE(12));
-    if (option === 10) socket.write(optionReply(10, 4, Buffer.concat([u32(5), Buffer.from("base:allocation")])));
-    if (option === 7) {
-      const regular = [optionReply(7, 3, Buffer.concat([u16(0), u64(script.sizeBytes ?? BigInt(size)), u16(5)]))];
-      for (const reply of script.go ?? regular) socket.write(reply);
-      if (script.go) return;
-    }
-    socket.write(optionReply(option, 1));
-  }
-  for (;;) {
-    const header = await take(28);
-    const reply = script.reply?.({
-      command: header.readUInt16BE(6),
-      cookie: header.subarray(8, 16),
-      offset: header.readBigUInt64BE(16),
-      length: header.readUInt32BE(24),
-    });
-    if (reply === null) return void socket.end();
-    if (reply !== undefined) socket.write(reply);
-  }
-}
-
 describe("a server that does not follow the protocol ends the connection with a reason", () => {
-  const connecting: Record<string, [Script, string]> = {
+  const connecting: Record<string, [NbdScript, string]> = {
     "another protocol": [{ greeting: Buffer.from("HTTP/1.1 400 Bad Request\r\n\r\n") }, "is not an NBD server"],
     "the old handshake": [
       { greeting: Buffer.concat([Buffer.from("NBDMAGIC"), u64(0x420281861253n), u64(size), Buffer.alloc(128)]) },
@@ -124,14 +45,14 @@ describe("a server that does not follow the protocol ends the connection with a 
     ],
   };
   it.each(Object.entries(connecting))("(%s)", async (name, [script, why]) => {
-    await using server = await startServer(script);
+    await using server = await startNbdServer(folder, script);
     const opening = NbdClient.open({ path: server.path }, "disk", "the server");
     if (name === "half a greeting") setTimeout(() => void server[Symbol.asyncDispose](), 50);
     await expect(opening).rejects.toThrow(why);
   });
 
   const data = (offset: number, bytes: number): Buffer => Buffer.concat([u64(offset), Buffer.alloc(bytes, 7)]);
-  const reading: Record<string, [Script["reply"], string]> = {
+  const reading: Record<string, [NbdScript["reply"], string]> = {
     "half a reply": [
       ({ cookie }) => chunk(cookie, 1, data(4096, 100)),
       "answered with 100 bytes where 4096 were requested",
@@ -163,7 +84,7 @@ describe("a server that does not follow the protocol ends the connection with a 
     ],
   };
   it.each(Object.entries(reading))("(%s)", async (_, [reply, why]) => {
-    await using server = await startServer(reply === undefined ? {} : { reply });
+    await using server = await startNbdServer(folder, reply === undefined ? {} : { reply });
     await using client = await NbdClient.open({ path: server.path }, "disk", "the server");
     await expect(client.read(Buffer.alloc(4096), 4096)).rejects.toThrow(why);
   });
@@ -174,14 +95,14 @@ describe("a server that does not follow the protocol ends the connection with a 
     "a broken list": [Buffer.concat([u32(5), u32(size)]), "sent a status of the wrong form"],
   };
   it.each(Object.entries(status))("(a status with %s)", async (_, [payload, why]) => {
-    await using server = await startServer({ reply: ({ cookie }) => chunk(cookie, 5, payload) });
+    await using server = await startNbdServer(folder, { reply: ({ cookie }) => chunk(cookie, 5, payload) });
     await using source = new NbdSource(await NbdClient.open({ path: server.path }, "disk", "the server"));
     await expect(source.dataExtents({ offset: 0, length: size }).next()).rejects.toThrow(why);
   });
 });
 
 it("puts chunks and holes where they belong, in whatever order they come", async () => {
-  await using server = await startServer({
+  await using server = await startNbdServer(folder, {
     reply: ({ cookie }) =>
       Buffer.concat([
         chunk(cookie, 1, Buffer.concat([u64(2048), Buffer.alloc(2048, 2)]), 0),
@@ -198,7 +119,7 @@ it("puts chunks and holes where they belong, in whatever order they come", async
 
 it("reports as data whatever is not known to be zero, joined, and clipped to what was asked", async () => {
   const extents = [u32(1024), u32(0), u32(1024), u32(1), u32(1024), u32(3), u32(2 ** 31), u32(0)];
-  await using server = await startServer({
+  await using server = await startNbdServer(folder, {
     reply: ({ cookie }) => chunk(cookie, 5, Buffer.concat([u32(5), ...extents])),
   });
   await using source = new NbdSource(await NbdClient.open({ path: server.path }, "disk", "the server"));

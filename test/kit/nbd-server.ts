@@ -113,7 +113,18 @@ async function talk(socket: Socket, script: NbdScript): Promise<void> {
     const [command, length] = [header.readUInt16BE(6), header.readUInt32BE(24)];
     const request = { command, cookie: header.subarray(8, 16), offset: header.readBigUInt64BE(16), length, structured };
     const reply = script.reply?.({ ...request, data: command === 1 ? await take(length) : Buffer.alloc(0) });
-    if (reply === null) return void socket.end();
+    if (reply === null) return socket.destroySoon();
     if (reply !== undefined) socket.write(reply);
   }
+}
+
+/** What an honest server of this disk, all of it data, replies; writes change it. */
+export function diskReply(disk: Buffer, { command, cookie, offset, length, data, structured }: NbdRequest): Buffer {
+  const at = Number(offset);
+  if (command === 7) return chunk(cookie, 5, Buffer.concat([u32(5), u32(length), u32(0)]));
+  if (command === 1) data.copy(disk, at);
+  if (command === 6) disk.fill(0, at, at + length);
+  if (command !== 0) return simpleReply(cookie);
+  const read = Buffer.from(disk.subarray(at, at + length));
+  return structured ? chunk(cookie, 1, Buffer.concat([u64(at), read])) : simpleReply(cookie, read);
 }

@@ -2,7 +2,7 @@ import { closeSync } from "node:fs";
 import { VolumeStorageError } from "../errors.ts";
 import { type NbdExport, requestError } from "../volume/nbd/nbd-protocol.ts";
 import type { CpuPool } from "./cpu-pool.ts";
-import { closeLane, type NbdFailure } from "./nbd-lane.ts";
+import { closeLane, laneLimitsMs, type NbdFailure } from "./nbd-lane.ts";
 import type { NbdPlace, ThreadPlace } from "./thread-place.ts";
 
 /** A volume, by what threads can open of it. */
@@ -34,7 +34,7 @@ export class DirectAccess implements Disposable {
     // Not aborted, since what was opened must be closed; a handshake takes a few seconds at most.
     const { signal } = new AbortController();
     const asked = Array.from({ length: Math.min(connections, connectionsMax) }, () =>
-      pool.run({ kind: "openLane", to }, [], signal),
+      pool.run({ kind: "openLane", to, limitsMs: laneLimitsMs }, [], signal),
     );
     const opened: NbdPlace[] = [];
     for (const answer of await Promise.allSettled(asked)) {

@@ -20,7 +20,7 @@ import {
   uint32,
 } from "../volume/nbd/nbd-protocol.ts";
 import { fileCall } from "./file-calls.ts";
-import { connectSocket, limitSilence } from "./stream-socket.ts";
+import { closeSocket, connectSocket, limitSilence } from "./stream-socket.ts";
 import type { NbdPlace } from "./thread-place.ts";
 
 /*
@@ -28,8 +28,8 @@ import type { NbdPlace } from "./thread-place.ts";
  * exactly what was requested. Everything else that the server sends ends its use.
  */
 
-/** How long a server may take to accept another connection: one that has enough of them may leave it waiting. */
-const handshakeMs = 5_000;
+/** A server that has enough connections may leave another one waiting. */
+export const laneLimitsMs = { handshake: 5_000, silence: silenceMs };
 /** Bytes of one request to read. */
 const requestBytes = 256 * 1024;
 /** Requests under way at a time on one connection. More, qemu-nbd leaves waiting. */
@@ -61,6 +61,8 @@ class NbdLaneError extends Error implements NbdFailure {
 export interface OpenLaneRequest {
   kind: "openLane";
   to: NbdExport;
+  /** How long the server may take to accept it, and later be silent. */
+  limitsMs: { handshake: number; silence: number };
 }
 
 export interface OpenLaneResult {
@@ -69,15 +71,15 @@ export interface OpenLaneResult {
 }
 
 /** Opens a further connection to an export. */
-export function openLane({ to }: OpenLaneRequest): OpenLaneResult {
+export function openLane({ to, limitsMs }: OpenLaneRequest): OpenLaneResult {
   let socket: number | null = null;
   try {
-    socket = connectSocket(to.address, handshakeMs);
-    negotiate(socket, to, performance.now() + handshakeMs);
-    limitSilence(socket, silenceMs);
+    socket = connectSocket(to.address, limitsMs.handshake);
+    negotiate(socket, to, performance.now() + limitsMs.handshake);
+    limitSilence(socket, limitsMs.silence);
     return { lane: socket };
   } catch {
-    if (socket !== null) closeSync(socket);
+    if (socket !== null) closeSocket(socket);
     return { lane: null };
   }
 }

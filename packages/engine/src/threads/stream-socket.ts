@@ -1,4 +1,3 @@
-import { closeSync } from "node:fs";
 import { isIPv4, isIPv6 } from "node:net";
 import { openSystemLibrary } from "../codec/system-library.ts";
 import type { NbdAddress } from "../volume/nbd/nbd-protocol.ts";
@@ -23,6 +22,7 @@ const prototypes = {
   socket: "int socket(int family, int type, int protocol)",
   connect: "int connect(int socket, uint64 address, uint32 bytes)",
   setsockopt: "int setsockopt(int socket, int level, int name, uint64 value, uint32 bytes)",
+  close: "int close(int socket)",
   inet_pton: "int inet_pton(int family, uint64 text, uint64 address)",
 };
 
@@ -53,9 +53,14 @@ export function connectSocket(address: NbdAddress, limitMs: number): number {
     if (calls.connect(socket, addressOf(bytes), bytes.length) !== 0) throw new Error("nobody listens");
     return socket;
   } catch (error) {
-    closeSync(socket);
+    closeSocket(socket);
     throw error;
   }
+}
+
+/** Within a thread, where Node.js warns of a descriptor that it has not opened. */
+export function closeSocket(socket: number): void {
+  libc().calls.close(socket);
 }
 
 /** How long a call on the socket may wait without a byte passing. */

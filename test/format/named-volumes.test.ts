@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { provideQemuUtils } from "../../scripts/qemu-utils-package.ts";
+import { freePort } from "../../scripts/spawn-program.ts";
 import { type EngineCommand, engineIn, entry, type Run, writeDisk } from "../kit/engine-command.ts";
 import { attachLoopDevice } from "../kit/loop-device.ts";
 import { waitFor } from "../kit/wait-for.ts";
@@ -251,18 +252,26 @@ describe("an image that would lead elsewhere is refused", () => {
 /** A qemu-nbd on a socket in `home`, until it is disposed. */
 async function serve(...args: string[]): Promise<AsyncDisposable & { socket: string; child: ChildProcess }> {
   const socket = join(home, "nbd.sock");
-  const child = spawn("qemu-nbd", ["--persistent", "--shared=8", `--socket=${socket}`, "--export-name=disk", ...args], {
+  const ready = async (): Promise<boolean> => (await run("test", ["-S", socket])).status === 0;
+  return { socket, ...(await serveAt([`--socket=${socket}`], ready, args)) };
+}
+
+async function serveAt(
+  address: string[],
+  ready: () => Promise<boolean>,
+  args: string[],
+): Promise<AsyncDisposable & { child: ChildProcess }> {
+  const child = spawn("qemu-nbd", ["--persistent", "--shared=8", ...address, "--export-name=disk", ...args], {
     cwd: home,
     env: { ...process.env, ...environment },
     stdio: "ignore",
   });
-  const ready = async (): Promise<boolean> => (await run("test", ["-S", socket])).status === 0;
   await waitFor(ready, { what: "qemu-nbd listens" });
   const end = async (): Promise<void> => {
     child.kill("SIGKILL");
     if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
   };
-  return { socket, child, [Symbol.asyncDispose]: end };
+  return { child, [Symbol.asyncDispose]: end };
 }
 
 describe("an export of NBD", () => {
@@ -276,6 +285,32 @@ describe("an export of NBD", () => {
     await writeFile(join(home, "target.raw"), Buffer.alloc(25 * MiB, 9));
     await using target = await serve("-f", "raw", "target.raw");
     expect(await restore(backup, `nbd+unix:///disk?socket=${target.socket}`)).toMatchObject({ status: 0 });
+    await target[Symbol.asyncDispose]();
+    const [was, is] = await Promise.all([readFile(join(home, "disk.raw")), readFile(join(home, "target.raw"))]);
+    expect(is.subarray(0, was.length).equals(was)).toBe(true);
+    expect(is.subarray(was.length).every((byte) => byte === 9)).toBe(true);
+  });
+
+  // Threads read and write raw data themselves, over as many connections as the server takes.
+  const servers: Record<string, string[]> = {
+    "a unix socket": [],
+    "a unix socket, one connection": ["--shared=1"],
+    "a unix socket, two connections": ["--shared=2"],
+    TCP: [],
+  };
+  it.each(Object.entries(servers))("keeps every byte without compression (%s)", async (name, args) => {
+    const port = await freePort();
+    const listens = async (): Promise<boolean> => (await run("qemu-nbd", ["--list", `--port=${port}`])).status === 0;
+    const byTcp = [`--bind=127.0.0.1`, `--port=${port}`];
+    const start = (...more: string[]) => (name === "TCP" ? serveAt(byTcp, listens, more) : serve(...args, ...more));
+    const url = name === "TCP" ? `nbd://127.0.0.1:${port}/disk` : `nbd+unix:///disk?socket=${join(home, "nbd.sock")}`;
+    await disk("disk.raw");
+    await writeFile(join(home, "target.raw"), Buffer.alloc(25 * MiB, 9));
+    await using source = await start("--read-only", "-f", "raw", "disk.raw");
+    const backup = await backUp(url, "--compression", "none", "--object-bytes", String(4 * MiB));
+    await source[Symbol.asyncDispose]();
+    await using target = await start("-f", "raw", "target.raw");
+    expect(await restore(backup, url)).toMatchObject({ status: 0 });
     await target[Symbol.asyncDispose]();
     const [was, is] = await Promise.all([readFile(join(home, "disk.raw")), readFile(join(home, "target.raw"))]);
     expect(is.subarray(0, was.length).equals(was)).toBe(true);

@@ -82,6 +82,22 @@ export const mutations: readonly Mutation[] = [
     test: "one half twice",
   },
   {
+    name: "a thread believes whatever an NBD server answers",
+    file: `${engine}/threads/nbd-lane.ts`,
+    from: "if (!due.has(cookie))",
+    to: "if (due.size === 0)",
+    suite: `${engine}/threads/nbd-lane.test.ts`,
+    test: "a reply to nothing",
+  },
+  {
+    name: "what a thread could not write over NBD is left out",
+    file: `${engine}/threads/write-lanes.ts`,
+    from: "if (failure !== null) throw new Error(failure.words);",
+    to: "void failure;",
+    suite: `${engine}/threads/nbd-lanes.slow.test.ts`,
+    test: "is completed by request when its server drops",
+  },
+  {
     name: "a worker whose Redis refuses waits for jobs",
     file: `${control}/queue/dispatcher.ts`,
     from: "return takeHere(own);",

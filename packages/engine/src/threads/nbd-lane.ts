@@ -29,7 +29,7 @@ import type { NbdPlace } from "./thread-place.ts";
  */
 
 /** A server that has enough connections may leave another one waiting. */
-export const laneLimitsMs = { handshake: 5_000, silence: silenceMs };
+export const laneLimitsMs = { handshake: 3_000, silence: silenceMs };
 /** Bytes of one request to read. */
 const requestBytes = 256 * 1024;
 /** Requests under way at a time on one connection. More, qemu-nbd leaves waiting. */

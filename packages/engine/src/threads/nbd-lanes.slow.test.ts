@@ -95,11 +95,11 @@ describe("a backup of an export", () => {
     expect((await restored([layout])).equals(disk)).toBe(true);
   });
 
-  it("ends with what its server did to a thread, and leaves no connection", async () => {
-    const open = { now: 0 };
+  it("ends with what its server did to a thread", async () => {
+    let refused = 0;
     const reply = (request: NbdRequest): Buffer | null => {
       if (request.structured || request.offset < BigInt(3 * MiB)) return diskReply(disk, request);
-      open.now++;
+      refused++;
       return simpleReply(request.cookie, Buffer.alloc(0), 5);
     };
     await using server = await serve({ reply });
@@ -108,7 +108,7 @@ describe("a backup of an export", () => {
       retryable: true,
       message: "the server refused a request: EIO.",
     });
-    expect(open.now).toBeGreaterThan(0);
+    expect(refused).toBeGreaterThan(0);
   });
 });
 

@@ -92,10 +92,18 @@ export const mutations: readonly Mutation[] = [
   {
     name: "what a thread could not write over NBD is left out",
     file: `${engine}/threads/write-lanes.ts`,
-    from: "if (failure !== null) throw new Error(failure.words);",
+    from: "if (failure !== null) throw new ServerFailure(failure);",
     to: "void failure;",
     suite: `${engine}/threads/nbd-lanes.slow.test.ts`,
-    test: "is completed by request when its server drops",
+    test: "is completed by request where its server refuses",
+  },
+  {
+    name: "a restore is complete although a write is lost on its way",
+    file: `${engine}/restore/lanes.ts`,
+    from: "refuseLostWrites(job.target, result);",
+    to: "void refuseLostWrites;",
+    suite: `${engine}/threads/nbd-lanes.slow.test.ts`,
+    test: "ends when a connection is lost with a write on it",
   },
   {
     name: "a worker whose Redis refuses waits for jobs",
@@ -192,7 +200,7 @@ export const mutations: readonly Mutation[] = [
   {
     name: "threads write on when the lease is over",
     file: `${engine}/threads/write-lanes.ts`,
-    from: "if (process.hrtime.bigint() >= Atomics.load(target.writableUntil, 0)) return false;",
+    from: "if (process.hrtime.bigint() >= Atomics.load(target.writableUntil, 0)) return { unwritten: true };",
     to: "",
     suite: "packages/engine/src/engine.slow.test.ts",
     test: "is written by threads up to the moment that is shared with them",

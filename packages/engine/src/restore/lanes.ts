@@ -5,9 +5,11 @@ import { codecOf } from "../codec/compression.ts";
 import { EngineError } from "../errors.ts";
 import { dataName } from "../format/layout.ts";
 import type { CpuResult } from "../threads/cpu-tasks.ts";
+import { nbdError } from "../threads/direct-access.ts";
 import { fitsLanes, laneMemoryBytes, lanesMax, sliceBytesOf } from "../threads/lane-sizes.ts";
 import type { ThreadPlace } from "../threads/thread-place.ts";
-import type { LaneTarget, WriteLanePiece, WriteLanesRequest } from "../threads/write-lanes.ts";
+import type { LaneTarget, UnwrittenResult, WriteLanePiece, WriteLanesRequest } from "../threads/write-lanes.ts";
+import type { VolumeTarget } from "../volume/volume.ts";
 import { expectedHashes, type RestoreJob } from "./job.ts";
 import { coveredBytes, relativeSegments, restoreObject } from "./object.ts";
 
@@ -143,12 +145,21 @@ async function writeInSteps(
     const request: WriteLanesRequest = { kind: "writeLanes", blockBytes, pieces, states, target };
     const moved: ArrayBuffer[] = states === null ? [] : [states.buffer];
     const result: CpuResult<WriteLanesRequest> = await job.engine.pool.run(request, moved, signal);
-    if ("unwritten" in result) return { failed: lanes, ...result };
+    if ("unwritten" in result) {
+      refuseLostWrites(job.target, result);
+      return { failed: lanes, unwritten: true };
+    }
     if ("unread" in result) return { failed: lanes };
     for (const [index, lane] of lanes.entries()) if (result.failed[index] === 1) failed.add(lane);
     states = result.states;
   }
   return { failed: [...failed] };
+}
+
+/** A write on a connection that was lost may happen at any time, also when others have written there: the target cannot be called complete. */
+function refuseLostWrites(target: VolumeTarget | null, { failure }: UnwrittenResult): void {
+  const to = target?.nbdExport;
+  if (failure !== undefined && failure.errno === null && to !== undefined) throw nbdError(to, failure);
 }
 
 function pieceAt(lane: Lane, at: number, stepBytes: number, blockBytes: number): WriteLanePiece {

@@ -149,16 +149,34 @@ describe("a restore onto an export", () => {
     expect([by(commands.write, true) > 0, by(commands.write, false)]).toEqual([true, 0]);
   });
 
-  it("is completed by request when its server drops what threads write", async () => {
-    const reply = (request: NbdRequest): Buffer | null => {
-      asked.push(request);
-      return !request.structured && request.offset > BigInt(4 * MiB) ? null : diskReply(disk, request);
-    };
-    await using server = await serve({ reply });
+  /** To threads' writes into the last two MiB something else. */
+  const serveBadly = (answer: (request: NbdRequest) => Buffer | null) =>
+    serve({
+      reply: (request) => {
+        asked.push(request);
+        const isBad = !request.structured && request.offset > BigInt(4 * MiB);
+        return isBad ? answer(request) : diskReply(disk, request);
+      },
+    });
+
+  it("is completed by request where its server refuses a thread", async () => {
+    await using server = await serveBadly(({ cookie }) => simpleReply(cookie, Buffer.alloc(0), 5));
     await restore(server.path);
     expect(disk.equals(bytes)).toBe(true);
     expect(by(commands.write, true)).toBeGreaterThan(0);
   });
+
+  it.runIf(loadNative() !== null)(
+    "ends when a connection is lost with a write on it, which may still happen",
+    async () => {
+      await using server = await serveBadly(() => null);
+      await expect(restore(server.path)).rejects.toMatchObject({
+        code: "volume_storage",
+        retryable: true,
+        message: expect.stringContaining("the server has closed the connection"),
+      });
+    },
+  );
 
   it("is not written by threads after the end of the lease", async () => {
     await using server = await serve();

@@ -3,8 +3,8 @@ import { openSystemLibrary } from "../codec/system-library.ts";
 import type { NbdAddress } from "../volume/nbd/nbd-protocol.ts";
 
 /*
- * Blocking sockets of Linux (socket(2), socket(7), unix(7), ip(7), ipv6(7)), which Node.js has not. Their descriptors are read and written as those of
- * files are.
+ * Blocking sockets of Linux (socket(2), socket(7), unix(7), ip(7), ipv6(7)), which Node.js has not. Their descriptors
+ * are read and written as those of files are.
  */
 
 const families = { unix: 1, ipv4: 2, ipv6: 10 } as const;

@@ -5,7 +5,7 @@ import { addDataRuns } from "./block-runs.ts";
 import type { CpuTools } from "./cpu-tools.ts";
 import { fileCall } from "./file-calls.ts";
 import { sliceBytesOf } from "./lane-sizes.ts";
-import { writeByNbd } from "./nbd-lane.ts";
+import { type NbdFailure, writeByNbd } from "./nbd-lane.ts";
 import { type OpenedFile, openForReading, readFully, type UnreadResult } from "./read-fully.ts";
 import type { ThreadPlace } from "./thread-place.ts";
 
@@ -55,6 +55,8 @@ export interface WriteLanesResult {
 /** The thread could not write, or is no longer allowed to; its owner determines why. */
 export interface UnwrittenResult {
   unwritten: true;
+  /** What the server did, where the target is an export. */
+  failure?: NbdFailure;
 }
 
 interface Lane {
@@ -98,7 +100,8 @@ export function writeLanes(
       const runs = checkedRuns({ piece, firstBlock: at / blockBytes, blockBytes, hashes, zero }, bytes.length, target);
       if (runs === null) failed[index] = 1;
       const mayWrite = runs !== null && failed[index] === 0 && target !== null;
-      if (mayWrite && !writeRuns(target, piece.volumeOffset + at, bytes, runs)) return { unwritten: true };
+      const unwritten = mayWrite ? writeRuns(target, piece.volumeOffset + at, bytes, runs) : null;
+      if (unwritten !== null) return unwritten;
     }
     md5InStep.update(states, scratch, spans);
     for (const [index, { piece, bytes }] of lanes.entries()) {
@@ -138,12 +141,26 @@ const skipped = Uint8Array.of(1);
 function writeAt(place: ThreadPlace, data: Uint8Array, offset: number): number {
   if ("descriptor" in place) return fileCall(() => writeSync(place.descriptor, data, 0, data.length, offset));
   const failure = writeByNbd(place, data, offset);
-  if (failure !== null) throw new Error(failure.words);
+  if (failure !== null) throw new ServerFailure(failure);
   return data.length;
 }
 
-/** A slice is smaller than the write limit of one fence check. False when something was not written. */
-function writeRuns(target: LaneTarget, volumeOffset: number, bytes: Uint8Array, runs: readonly number[]): boolean {
+class ServerFailure extends Error {
+  readonly failure: NbdFailure;
+
+  constructor(failure: NbdFailure) {
+    super(failure.words);
+    this.failure = failure;
+  }
+}
+
+/** A slice is smaller than the write limit of one fence check. Null when everything was written. */
+function writeRuns(
+  target: LaneTarget,
+  volumeOffset: number,
+  bytes: Uint8Array,
+  runs: readonly number[],
+): UnwrittenResult | null {
   for (let pair = 0; pair < runs.length; pair += 2) {
     const start = runs[pair] as number;
     const run = { offset: volumeOffset + start, length: (runs[pair + 1] as number) - start };
@@ -151,14 +168,14 @@ function writeRuns(target: LaneTarget, volumeOffset: number, bytes: Uint8Array, 
     if (clipped === null) continue;
     const from = clipped.offset - volumeOffset;
     for (let done = 0; done < clipped.length; ) {
-      if (process.hrtime.bigint() >= Atomics.load(target.writableUntil, 0)) return false;
+      if (process.hrtime.bigint() >= Atomics.load(target.writableUntil, 0)) return { unwritten: true };
       try {
         const [at, length] = [done, clipped.length - done];
         done += writeAt(target.place, bytes.subarray(from + at, from + at + length), clipped.offset + at);
-      } catch {
-        return false;
+      } catch (error) {
+        return error instanceof ServerFailure ? { unwritten: true, failure: error.failure } : { unwritten: true };
       }
     }
   }
-  return true;
+  return null;
 }

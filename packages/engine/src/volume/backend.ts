@@ -57,8 +57,8 @@ export interface RestoreLengths {
 
 /**
  * Where volumes are stored. Sources and targets are accessed through the VolumeSource and VolumeTarget contracts: by threads through a
- * descriptor or connections to an export where there are such, otherwise by request. One object serves several tasks concurrently, and several processes may open the
- * same place. Every verb is idempotent: it can be run again after a crash at any point, with the same ids. Ids are uuids or derived from
+ * descriptor or connections to an export where there are such, otherwise by request. One object serves several tasks concurrently, and
+ * several processes may open the same place. Every verb is idempotent: it can be run again after a crash at any point, with the same ids. Ids are uuids or derived from
  * one; anything that is not a plain file name is PathNotAllowedError.
  *
  * Every verb throws VolumeStorageError when the storage fails, with `retryable` saying whether waiting may help; VolumeStorageFullError

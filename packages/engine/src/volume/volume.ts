@@ -10,7 +10,10 @@ export interface VolumeSource extends AsyncDisposable {
    * is disposed.
    */
   readonly descriptor?: number;
-  /** An export with the volume's bytes, if there is no such file, which threads read over connections of their own. Served until the source is disposed. */
+  /**
+   * An export with the volume's bytes, if there is no such file, which threads read over connections of their own. Served until the source
+   * is disposed.
+   */
   readonly nbdExport?: NbdExport | undefined;
   /** Fills `into` from `offset`. SourceChangedError when the source has become shorter; VolumeStorageError when the read fails. */
   read(into: Uint8Array, offset: number): Promise<void>;

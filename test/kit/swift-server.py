@@ -6,6 +6,7 @@ usage: swift-server.py SETTINGS, a JSON object:
   users             {"account:user": key}
   token_life        seconds for which a token of auth version 1 is good
   conditional_put   whether the S3 side passes If-None-Match on to Swift, which obeys it, or answers 501 as it comes
+  versions          whether its containers can keep versions of objects
   identity          null, or {"url", "user", "password", "project"}: tokens of a Keystone there are accepted too
 The proxy speaks Swift's API (/auth/v1.0, /v1/…) and S3's (everything else). Prints "ready" when all four answer.
 """
@@ -47,6 +48,8 @@ def defaults(kind):
         devices=disks,
         mount_check="false",
         workers=0,
+        # The proxy waits for that long before it removes a delete marker, whose own answer it cannot read.
+        client_timeout=2 if settings["versions"] else 60,
         disable_fallocate="true",
         fallocate_reserve=0,
         log_address="/nonexistent",
@@ -74,7 +77,7 @@ def proxy():
     parts.append(section("filter:cache", **{"paste.filter_factory": "tephra_cache:filter_factory"}))
     parts.append(section("filter:s3api", use="egg:swift#s3api", s3_acl="false", location="us-east-1"))
     parts.append(section("filter:slo", use="egg:swift#slo"))
-    parts.append(section("filter:versioned_writes", use="egg:swift#versioned_writes"))
+    parts.append(section("filter:versioned_writes", use="egg:swift#versioned_writes", allow_object_versioning=settings["versions"]))
     prefix = {"reseller_prefix": "TEMP"} if identity else {}
     parts.append(section("filter:tempauth", use="egg:swift#tempauth", token_life=settings["token_life"], **prefix, **users))
     if identity:

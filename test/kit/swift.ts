@@ -12,6 +12,8 @@ export interface SwiftOptions {
   tokenLifeSeconds?: number;
   /** Whether the S3 API honours If-None-Match on a put, like S3, or answers 501, like many stores. Default: honours it. */
   conditionalPut?: boolean;
+  /** Whether containers can keep versions of objects. Default: they cannot. */
+  versions?: boolean;
   /** A Keystone whose tokens are accepted in addition to those of auth version 1. */
   identity?: { url: string; user: string; password: string; project: string };
   /** Names and passwords of further users of the same account. */
@@ -49,6 +51,7 @@ export async function startSwift(options: SwiftOptions = {}): Promise<SwiftServe
       users: { [user]: key, ...options.otherUsers },
       token_life: options.tokenLifeSeconds ?? 86_400,
       conditional_put: options.conditionalPut ?? true,
+      versions: options.versions ?? false,
       identity: options.identity ?? null,
     };
     const program = await spawnProgram({

@@ -89,8 +89,17 @@ function age(...folders: string[]): void {
   }
 }
 
-/** The database forgets a backup, as one does that is put back to what it was yesterday. */
+/** The database forgets a backup, as one does that is put back to what it was yesterday. What it staged has been removed by then. */
 async function forget(instance: Instance, id: string): Promise<void> {
+  const isTidy = async () => {
+    const unfinished = await instance.sql(
+      `SELECT 1 FROM tasks JOIN operations ON operations.id = operation_id
+       WHERE backup_id = $1 AND tasks.state IN ('ready', 'dispatched', 'running', 'blocked')`,
+      [id],
+    );
+    return unfinished.length === 0;
+  };
+  await instance.waitFor(isTidy, { what: `nothing of backup ${id} is left to do` });
   await instance.sql("DELETE FROM operations WHERE backup_id = $1", [id]);
   await instance.sql("DELETE FROM backups WHERE id = $1", [id]);
 }
@@ -286,6 +295,7 @@ describe("a pass of the reaper", () => {
     const id = await user.backUp(await importDisk(instance, user, "disk"));
     const { body: record } = await instance.request("GET", `${base}/backups/${id}/export_record`);
     const [row] = await instance.sql("SELECT container, service_metadata AS prefix FROM backups WHERE id = $1", [id]);
+    await user.expectQuiet();
     await instance.workers[0]?.stop();
     const ask = (verb: string) => instance.request("POST", `/ops/repositories/main/${verb}`, {});
     const first = await ask("rescan");

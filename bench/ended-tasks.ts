@@ -30,8 +30,7 @@ export async function measureEndedTasks(say: Say): Promise<Measurement[]> {
   const member = { userId: "u", projectId: "p7", roles: [], isAdmin: false, requestId: "req-bench" };
   const asked = {
     "GET /metrics, rendered": () => metrics.render(),
-    "a pass of the reconciler": () =>
-      reconcile({ database, config, log, afterOutage: false, thrown: new Map(), thorough: false }),
+    "a pass of the reconciler": () => reconcile({ database, config, log, afterOutage: false, thrown: new Map() }),
     "20 operations of a project": () => listOperations(database, member, { limit: 20 }),
   };
   const results: Measurement[] = [];

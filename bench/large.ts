@@ -136,8 +136,7 @@ async function questions(
       if (volumeId === undefined) throw new Error(`a project of ${size.projects} has too few volumes`);
       await requestBackup(database, config, member, { ...request, volumeId });
     },
-    "a pass of the reconciler": () =>
-      reconcile({ database, config, log, afterOutage: false, thrown: new Map(), thorough: false }),
+    "a pass of the reconciler": () => reconcile({ database, config, log, afterOutage: false, thrown: new Map() }),
   };
 }
 

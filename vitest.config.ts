@@ -1,5 +1,6 @@
 import { defineConfig } from "vitest/config";
 import { CountReporter } from "./test/kit/count-reporter.ts";
+import { patience } from "./test/kit/wait-for.ts";
 
 const build = ["test/kit/build-setup.ts"];
 const servers = ["test/kit/global-setup.ts"];
@@ -11,8 +12,8 @@ export default defineConfig({
   test: {
     reporters: ["default", new CountReporter()],
     maxWorkers: 2,
-    testTimeout: 30_000,
-    hookTimeout: 120_000,
+    testTimeout: 30_000 * patience,
+    hookTimeout: 120_000 * patience,
     teardownTimeout: 30_000,
     projects: [
       {
@@ -61,7 +62,7 @@ export default defineConfig({
           name: "system",
           include: ["test/system/**/*.test.ts", "test/reliability/fault/**/*.test.ts"],
           globalSetup: servers,
-          testTimeout: 120_000,
+          testTimeout: 120_000 * patience,
           sequence: { groupOrder: 4 },
         },
       },
@@ -73,7 +74,7 @@ export default defineConfig({
           include: ["test/install/**/*.test.ts"],
           globalSetup: servers,
           maxWorkers: 1,
-          testTimeout: 120_000,
+          testTimeout: 120_000 * patience,
           sequence: { groupOrder: 5 },
         },
       },

@@ -116,6 +116,9 @@ const longForms = [
 ];
 const onServers = ["test/dialects", "test/system"];
 
+/** What stands between the programs and their servers there takes time of its own. */
+const patience = { TEPHRA_TEST_PATIENCE: process.env["TEPHRA_TEST_PATIENCE"] ?? "3" };
+
 /**
  * The long forms, and server set-ups found in practice (test/kit/global-setup.ts). Several at once, since a run of all suites takes half an
  * hour; what fails in one is run again with one variable at a time.
@@ -144,7 +147,10 @@ async function inSurroundings(named) {
       .map(([key, value]) => `${key}=${value}`)
       .join(" ");
     process.stdout.write(`test:long: ${name}\n`);
-    const passed = await succeeds([bin("vitest/vitest.mjs"), "run", ...(named.length > 0 ? named : files)], env);
+    const passed = await succeeds([bin("vitest/vitest.mjs"), "run", ...(named.length > 0 ? named : files)], {
+      ...patience,
+      ...env,
+    });
     if (!passed) failed.push(name);
   }
   process.stdout.write(failed.length === 0 ? "test:long: all passed\n" : `test:long: failed: ${failed.join(", ")}\n`);

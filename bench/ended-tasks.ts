@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Database, listOperations } from "@tephra/control";
-import { loadConfig, openDatabase, openLog, openMetrics, reconcile } from "@tephra/control/process";
+import { beginTerm, loadConfig, openDatabase, openLog, openMetrics, reconcile } from "@tephra/control/process";
 import { startServices } from "../scripts/services.ts";
 import { type Measurement, measured, quantile, type Say, timesOf } from "./measurement.ts";
 
@@ -27,10 +27,11 @@ export async function measureEndedTasks(say: Say): Promise<Measurement[]> {
   const config = loadConfig({ DATABASE_URL: databaseUrl, REDIS_URL: redisUrl, TEPHRA_DATA_DIR: dir });
   const log = openLog({ log_level: "silent", hostName: "bench" }, "bench");
   const metrics = openMetrics(database, config);
+  const term = beginTerm();
   const member = { userId: "u", projectId: "p7", roles: [], isAdmin: false, requestId: "req-bench" };
   const asked = {
     "GET /metrics, rendered": () => metrics.render(),
-    "a pass of the reconciler": () => reconcile({ database, config, log, afterOutage: false, thrown: new Map() }),
+    "a pass of the reconciler": () => reconcile({ database, config, log, afterOutage: false, term }),
     "20 operations of a project": () => listOperations(database, member, { limit: 20 }),
   };
   const results: Measurement[] = [];

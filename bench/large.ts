@@ -13,7 +13,7 @@ import {
   type Principal,
   requestBackup,
 } from "@tephra/control";
-import { loadConfig, openDatabase, openLog, openMetrics, reconcile } from "@tephra/control/process";
+import { beginTerm, loadConfig, openDatabase, openLog, openMetrics, reconcile } from "@tephra/control/process";
 import { type Dispatched, publishWorker, startDispatcher } from "@tephra/control/work";
 import { startServices } from "../scripts/services.ts";
 import { type Measurement, measured, median, quantile, type Say, timesOf } from "./measurement.ts";
@@ -106,6 +106,7 @@ async function questions(
 ): Promise<Record<string, () => Promise<unknown>>> {
   const log = openLog({ log_level: "silent", hostName: "bench" }, "bench");
   const metrics = openMetrics(database, config);
+  const term = beginTerm();
   const member: Principal = { userId: "u", projectId: "p7", roles: [], isAdmin: false, requestId: "req-bench" };
   const admin = { ...member, isAdmin: true };
   const sort = [{ key: "createdAt", direction: "desc" }] as const;
@@ -136,7 +137,9 @@ async function questions(
       if (volumeId === undefined) throw new Error(`a project of ${size.projects} has too few volumes`);
       await requestBackup(database, config, member, { ...request, volumeId });
     },
-    "a pass of the reconciler": () => reconcile({ database, config, log, afterOutage: false, thrown: new Map() }),
+    "a pass of the reconciler": () => reconcile({ database, config, log, afterOutage: false, term }),
+    "a pass of the reconciler, the first of its term": () =>
+      reconcile({ database, config, log, afterOutage: false, term: beginTerm() }),
   };
 }
 

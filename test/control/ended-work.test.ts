@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { type Config, type Database, listOperations } from "@tephra/control";
-import { loadConfig, openDatabase, openLog, openMetrics, reconcile } from "@tephra/control/process";
+import { beginTerm, loadConfig, openDatabase, openLog, openMetrics, reconcile } from "@tephra/control/process";
 import {
   cancelTask,
   claimTask,
@@ -142,7 +142,7 @@ describe("with 20,000 tasks and operations that have ended", () => {
     expectFew(async () => {
       const { taskId } = await begin("lost");
       await database.task.update({ where: { id: taskId }, data: { leaseUntil: new Date(0) } });
-      await reconcile({ database: single, config, log, afterOutage: false, thrown: new Map() });
+      await reconcile({ database: single, config, log, afterOutage: false, term: beginTerm() });
       expect((await database.task.findUniqueOrThrow({ where: { id: taskId } })).state).toBe("ready");
     }));
 

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { type Config, type Database, getOperation, NotFoundError } from "@tephra/control";
-import { openLog, reconcile } from "@tephra/control/process";
+import { beginTerm, openLog, reconcile } from "@tephra/control/process";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { openControl } from "../kit/control-database.ts";
 
@@ -27,7 +27,7 @@ beforeEach(async () => {
 const log = openLog({ log_level: "silent", hostName: "test" }, "test");
 const principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
 const daysAgo = (days: number): Date => new Date(Date.now() - days * 24 * 3_600_000);
-const pass = () => reconcile({ database, config, log, afterOutage: false, thrown: new Map() });
+const pass = () => reconcile({ database, config, log, afterOutage: false, term: beginTerm() });
 
 /** A pass in which everything is due that is removed because of its age. */
 async function forget(): Promise<void> {

@@ -24,5 +24,5 @@ export { repairQuotas } from "./rows/quota-repair.ts";
 export { atPoint } from "./telemetry/points.ts";
 export { logCrash, logVitals, openLog, openMetrics, type Vitals } from "./telemetry/telemetry.ts";
 export { endBluntly } from "./upkeep/healing.ts";
-export { reconcile, startReconciler } from "./upkeep/reconciler.ts";
+export { beginTerm, reconcile, startReconciler } from "./upkeep/reconciler.ts";
 export { backendFolder, type VolumeBackendConfig } from "./volume-backends.ts";

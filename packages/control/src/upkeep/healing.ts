@@ -31,7 +31,7 @@ interface Poisoned {
 export async function failPoisoned(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
   const tasks = await database.$queryRaw<Poisoned[]>`
     SELECT id, operation_id, kind, attempts, fail_reason FROM tasks
-    WHERE state = 'ready' AND attempts >= ${config.tasks.attempts_max} LIMIT ${batch}`;
+    WHERE state = 'ready' AND attempts > 0 AND attempts >= ${config.tasks.attempts_max} LIMIT ${batch}`;
   for (const task of tasks) {
     const last = task.fail_reason ? ` The last error was: ${task.fail_reason}` : "";
     const reason = `Gave up after ${task.attempts} workers were lost at task ${task.kind} without progress.${last}`;
@@ -41,17 +41,46 @@ export async function failPoisoned(database: Database, config: Config, endOperat
   return tasks.length;
 }
 
-/** A live operation with no unfinished task cannot result from any commit of ours, so somebody removed its tasks: it ends with a reason. */
-export async function failStuck(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
-  const stuck = await database.$queryRaw<{ id: string }[]>`
-    SELECT o.id FROM operations o WHERE ${isLiveOperation("o")}
-      AND coalesce(o.updated_at, o.created_at) < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
-      AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
-        AND (t.state IN ('ready', 'dispatched', 'running') OR (t.state = 'blocked' AND t.kind IN ('remove-backup', 'remove-volume', 'remove-snapshot'))))
-      AND NOT EXISTS (SELECT 1 FROM operations p WHERE p.parent_id = o.id AND ${isLiveOperation("p")})
-      LIMIT ${batch}`;
+/** A place in the walk of `failStuck` through all live operations: the last one that was examined. */
+export interface Place {
+  createdAt: Date;
+  id: string;
+}
+
+/** Number of operations that one pass examines, so that a pass does not take longer the more there are. */
+const walkMax = 100;
+
+/**
+ * A live operation with no unfinished task cannot result from any commit of ours, so somebody removed its tasks: it ends with a reason. Each
+ * call examines the next few live operations, oldest first.
+ *
+ * @param after the previous call's `next`; null: from the oldest
+ * @returns how many ended, and where to go on; null: at the oldest
+ */
+export async function failStuck(
+  database: Database,
+  config: Config,
+  after: Place | null,
+  endOperation: EndOperation,
+): Promise<{ ended: number; next: Place | null }> {
+  const from =
+    after === null
+      ? Prisma.empty
+      : Prisma.sql`AND (o.created_at, o.id) > (${after.createdAt}::timestamptz, ${after.id}::uuid)`;
+  const walked = await database.$queryRaw<(Place & { stuck: boolean })[]>`
+    WITH walked AS MATERIALIZED (
+      SELECT o.id, o.created_at, coalesce(o.updated_at, o.created_at) AS changed_at FROM operations o
+      WHERE ${isLiveOperation("o")} ${from} ORDER BY o.created_at, o.id LIMIT ${walkMax}
+    )
+    SELECT o.id, o.created_at AS "createdAt", o.changed_at < now() - ${config.tasks.unplaced_timeout_ms} * interval '1 millisecond'
+      AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id AND t.state IN ('ready', 'dispatched', 'running', 'blocked')
+        AND (t.state <> 'blocked' OR t.kind IN ('remove-backup', 'remove-volume', 'remove-snapshot')))
+      AND NOT EXISTS (SELECT 1 FROM operations p WHERE p.parent_id = o.id AND ${isLiveOperation("p")}) AS stuck
+    FROM walked o ORDER BY o.created_at, o.id`;
+  const stuck = walked.filter((operation) => operation.stuck);
   for (const { id } of stuck) await endOperation(id, { reason: "The operation has no task left to run." });
-  return stuck.length;
+  const last = walked.at(-1);
+  return { ended: stuck.length, next: last !== undefined && walked.length === walkMax ? last : null };
 }
 
 const noService: Readonly<Record<string, string>> = {

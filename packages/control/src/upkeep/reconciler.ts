@@ -9,7 +9,7 @@ import { releaseDead, ringDispatchers } from "../queue/tasks.ts";
 import { count } from "../telemetry/counters.ts";
 import { events, type Logger } from "../telemetry/telemetry.ts";
 import { type Failure, failOperation } from "./failing.ts";
-import { endBluntly, failPoisoned, failStuck, failUnplaced } from "./healing.ts";
+import { endBluntly, failPoisoned, failStuck, failUnplaced, type Place } from "./healing.ts";
 import { type DueWork, dueWork } from "./schedules.ts";
 
 /**
@@ -24,9 +24,26 @@ export interface ReconcilerPass {
   log: Logger;
   /** Expiries cost no attempt: during an outage of Postgres nobody could renew. */
   afterOutage: boolean;
+  term: Term;
+}
+
+/** What a process remembers from pass to pass while it is the one that reconciles. */
+export interface Term {
   /** Operation id → how often its ending has thrown. */
   thrown: Map<string, number>;
+  /** Where the next pass goes on to look for operations without tasks. */
+  walkedTo: Place | null;
+  /** When deadlines are next looked through, in ms of the monotonic clock. */
+  timesDueAt: number;
 }
+
+export const beginTerm = (): Term => ({ thrown: new Map(), walkedTo: null, timesDueAt: 0 });
+
+/**
+ * Interval at which deadlines are looked for that lie too far in the future, among everything that waits. Only a clock that was set back
+ * leaves any, and after a step, an outage or a change of the process that reconciles the next pass looks at once.
+ */
+const timesMs = 30_000;
 
 async function tell(
   { database, log }: ReconcilerPass,
@@ -38,7 +55,8 @@ async function tell(
 
 /** Ends an operation. One whose ending throws does not keep others from ending, and is ended without it after a while. */
 async function endOne(pass: ReconcilerPass, step: string, id: string, failure: Failure): Promise<void> {
-  const { database, log, thrown } = pass;
+  const { database, log } = pass;
+  const { thrown } = pass.term;
   try {
     const failed = await failOperation(database, id, failure);
     thrown.delete(id);
@@ -74,14 +92,23 @@ async function runStep(pass: ReconcilerPass, step: string, work: () => Promise<u
 
 /** One pass. Every statement changes a row only once, so any number of processes may run it side by side. */
 export async function reconcile(pass: ReconcilerPass): Promise<void> {
-  const { database, config, log } = pass;
+  const { database, config, log, afterOutage, term } = pass;
   const step = (name: string, work: () => Promise<unknown>) => runStep(pass, name, work);
   const ending = (name: string) => (id: string, failure: Failure) => endOne(pass, name, id, failure);
-  await step("mend-times", () => mendTimes(database, config));
-  const expired = await step("release-dead", () => releaseDead(database, config, pass.afterOutage));
+  if (afterOutage || performance.now() >= term.timesDueAt) {
+    await step("mend-times", async () => {
+      await mendTimes(database, config);
+      term.timesDueAt = performance.now() + timesMs;
+    });
+  }
+  const expired = await step("release-dead", () => releaseDead(database, config, afterOutage));
   const poisoned = await step("fail-poisoned", () => failPoisoned(database, config, ending("fail-poisoned")));
   const freed = await step("free-blocked", () => freeBlocked(database));
-  const stuck = await step("fail-stuck", () => failStuck(database, config, ending("fail-stuck")));
+  const stuck = await step("fail-stuck", async () => {
+    const { ended, next } = await failStuck(database, config, term.walkedTo, ending("fail-stuck"));
+    term.walkedTo = next;
+    return ended;
+  });
   const unplaced = await step("fail-unplaced", () => failUnplaced(database, config, ending("fail-unplaced")));
   let due: DueWork[] = [];
   await step("schedules", async () => {
@@ -119,7 +146,7 @@ export function startReconciler(options: {
   let stopped = false;
   let timer: NodeJS.Timeout | undefined;
   let outage = false;
-  let thrown = new Map<string, number>();
+  let term = beginTerm();
   let quietUntil = 0;
   let running: Promise<void> = Promise.resolve();
   const work = async (): Promise<void> => {
@@ -139,7 +166,7 @@ export function startReconciler(options: {
     if (performance.now() < quietUntil) return;
     const afterOutage = quietUntil > 0;
     quietUntil = 0;
-    await actAs({ kind: "reconciler" }, () => reconcile({ database, config, log, afterOutage, thrown }));
+    await actAs({ kind: "reconciler" }, () => reconcile({ database, config, log, afterOutage, term }));
   };
   const pass = async (): Promise<void> => {
     if (election?.holds("reconciler") === false) return;
@@ -154,7 +181,7 @@ export function startReconciler(options: {
     if (role !== "reconciler" || !holds) return;
     // What was measured or counted in an earlier term is out of date. Its predecessor may have ended with PostgreSQL.
     clock = watchClock(database);
-    thrown = new Map();
+    term = beginTerm();
     if (performance.now() - election.troubledAt() < leaseMs) quietUntil = performance.now() + leaseMs;
   });
   const next = (): void => {

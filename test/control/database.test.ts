@@ -204,6 +204,28 @@ describe("through PgBouncer, which gives a connection for one transaction", () =
     migrate(own);
     expect(await findDatabaseProblems(open(own))).toEqual([]);
   });
+
+  it("nothing is prepared, so that no program runs what another has prepared under the same name", async () => {
+    const bouncer = stack.use(
+      await startPgbouncer(url, { dir: inject("servers").dir, settings: { default_pool_size: "1" } }),
+    );
+    await open(url).$executeRaw`CREATE TABLE marks (mark int)`;
+    const [one, other] = [open(bouncer.url, { connectionsMax: 1 }), open(bouncer.url, { connectionsMax: 1 })];
+    // The two then count their statements differently.
+    await other.$queryRaw`SELECT 1`;
+    const mark = (database: Database, number: number, giveUp: boolean): Promise<unknown> =>
+      inTransaction(database, async (tx) => {
+        await tx.$executeRaw`INSERT INTO marks VALUES (${number})`;
+        if (giveUp) throw new Error("given up");
+      }).catch((error: Error) => expect(error.message).toBe("given up"));
+    for (let number = 0; number < 12; number += 1) {
+      await mark(number % 2 === 0 ? one : other, number, number % 3 === 2);
+    }
+    const prepared = await one.$queryRaw`SELECT name FROM pg_prepared_statements`;
+    expect(prepared).toEqual([]);
+    const marks = await one.$queryRaw<{ mark: number }[]>`SELECT mark FROM marks ORDER BY mark`;
+    expect(marks.map((row) => row.mark)).toEqual([0, 1, 3, 4, 6, 7, 9, 10]);
+  });
 });
 
 describe("a server with TLS and a CA of its own", () => {

@@ -265,9 +265,10 @@ export class DatabaseConnection extends pg.Client {
     return begun;
   }
 
-  async #end(config: Config): Promise<unknown> {
+  /** As text: a prepared statement would be another one behind a pooler, and these two decide what becomes of all the others. */
+  async #end(how: "COMMIT" | "ROLLBACK"): Promise<unknown> {
     try {
-      return await this.#send(config);
+      return await this.#send(how);
     } finally {
       this.#inTransaction = false;
     }
@@ -313,7 +314,7 @@ export class DatabaseConnection extends pg.Client {
     const config = values === undefined ? given : { ...(typeof given === "string" ? { text: given } : given), values };
     const text = typeof config === "string" ? config : config.text;
     if (text === "BEGIN") return this.#begin();
-    if (text === "COMMIT" || text === "ROLLBACK") return this.#end(config);
+    if (text === "COMMIT" || text === "ROLLBACK") return this.#end(text);
     if (this.pooled === true && !this.#inTransaction) return this.#alone(config);
     return this.#sendNamed(config);
   }

@@ -111,6 +111,7 @@ const longForms = [
   "test/contract",
   "test/format",
   "test/reliability/model",
+  "test/reliability/fault/redis-refusals",
   "test/reliability/fault/runs",
   "test/reliability/fault/rolling-upgrade",
 ];

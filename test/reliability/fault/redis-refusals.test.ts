@@ -1,17 +1,21 @@
+import { execFileSync } from "node:child_process";
 import { mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { redisConnection } from "@tephra/control/process";
 import { Redis } from "ioredis";
 import { describe, expect, inject, it } from "vitest";
+import { projectNode, root } from "../../../scripts/bootstrap.mjs";
 import { redisProgram, startRedis } from "../../../scripts/redis.ts";
 import { freePort, spawnProgram } from "../../../scripts/spawn-program.ts";
 import { makeCertificate } from "../../kit/certificate.ts";
 import { redisRules } from "../../kit/global-setup.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { journeyOn, randomBytesOf, writeIslands } from "../../kit/journey.ts";
+import { isLong } from "../../kit/long.ts";
 import { waitFor } from "../../kit/wait-for.ts";
 
 const MiB = 1024 * 1024;
+const cli = join(root, "apps/cli/dist/tephra.js");
 const config = {
   quotas: { backups: 100 },
   worker: { slots: 2, lease_ms: 2_000, heartbeat_ms: 400, drain_ms: 1_000 },
@@ -59,6 +63,40 @@ describe("a Redis that answers and refuses", () => {
     await user.backUp(volume);
     await user.expectQuiet();
   });
+
+  const tenMinutesMs = 600_000;
+  /** Set TEPHRA_TEST_LONG to run it. */
+  it.runIf(isLong)(
+    "(everything, for ten minutes) keeps no backup from being made, and the status says why it is slow",
+    async () => {
+      await using instance = await startInstance({ workers: 2, ownRedis: true, config });
+      const user = journeyOn(instance);
+      const volume = await importImage(instance);
+      const end = Date.now() + tenMinutesMs;
+      await instance.redis.config("SET", "requirepass", "another");
+      await instance.redis.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes");
+      const waits: number[] = [];
+      for (let left = 20; left > 0; left -= 1) {
+        const began = Date.now();
+        await user.backUp(volume);
+        waits.push(Date.now() - began);
+        const status = execFileSync(projectNode(), [cli, "status"], {
+          env: { TEPHRA_URL: instance.url },
+          encoding: "utf8",
+        });
+        expect(status).toContain("WRONGPASS");
+        const next = end - (left - 1) * (tenMinutesMs / 20);
+        await instance.waitFor(() => Date.now() >= next, { what: "the next is due", timeoutMs: tenMinutesMs });
+      }
+      process.stdout.write(`without Redis: ${waits.length} backups, of at most ${Math.max(...waits)} ms\n`);
+      expect(await refusalsOf(instance)).toEqual([
+        expect.stringContaining("WRONGPASS"),
+        expect.stringContaining("WRONGPASS"),
+      ]);
+      await user.expectQuiet();
+    },
+    2 * tenMinutesMs,
+  );
 
   it.each([
     { refuses: "scripts", settings: ["user limited on >limited ~* &* +@all -@scripting"], word: /NOPERM/ },

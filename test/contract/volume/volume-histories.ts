@@ -4,6 +4,7 @@ import { type Engine, openEngine, openRepository, type Repository, type SourceRe
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { freeContext, layoutFor, referenceTo, temporaryFolder } from "../../format/backup-fixture.ts";
 import { times } from "../../kit/long.ts";
+import { type Random, randomFrom } from "../../kit/random.ts";
 import type { VolumePlace } from "./volume-contract.ts";
 
 /** A place whose volumes are also read by somebody else's program. */
@@ -19,19 +20,6 @@ const startBytes = 512 * KiB;
 const longestBytes = 2048 * KiB;
 const stepsPerHistory = 24;
 const free = freeContext();
-
-type Random = (below: number) => number;
-
-/** Mulberry32. */
-function randomFrom(seed: number): Random {
-  let state = seed;
-  return (below) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % below;
-  };
-}
 
 /** Random writes, snapshots, clones, extensions, backups and restores, beside references in memory. */
 export function describeHistories(name: string, open: () => Promise<JudgedPlace>): void {

@@ -498,4 +498,12 @@ export const mutations: readonly Mutation[] = [
     suite: "test/control/bounds.test.ts",
     test: "goes on with everything else",
   },
+  {
+    name: "a commit through a pooler is a prepared statement of whoever prepared one under its name",
+    file: `${control}/db/connection.ts`,
+    from: 'if (text === "COMMIT" || text === "ROLLBACK") return this.#end(text);',
+    to: 'if (text === "COMMIT" || text === "ROLLBACK") return this.#send(config);',
+    suite: "test/control/database.test.ts",
+    test: "nothing is prepared",
+  },
 ];

@@ -109,6 +109,7 @@ async function chooseIn(
   most: number,
 ): Promise<Chosen[]> {
   const jobsMax = queue.slots * jobsPerSlot;
+  // In subqueries, lists are unknown to the planner, so that one plan serves all of them: planning takes longer than choosing.
   const rows = await database.$queryRaw<{ id: string; kind: TaskKind; dispatch: number; claim: number }[]>`
     WITH RECURSIVE busy AS (
       SELECT project_id, queue, count(*) AS jobs FROM tasks WHERE state IN ('running', 'dispatched') GROUP BY project_id, queue
@@ -120,7 +121,7 @@ async function chooseIn(
     ), room AS (
       SELECT LEAST(${most}, GREATEST(0, ${jobsMax} - coalesce(sum(jobs), 0)))::int AS jobs FROM busy WHERE queue = ${queue.queue}
     ), projects AS (
-      SELECT unnest(${window.projects}::text[]) AS project_id
+      SELECT unnest((SELECT ${window.projects}::text[])) AS project_id
     ), share AS (
       SELECT LEAST(r.jobs, ceil(r.jobs::float8 / ${window.projects.length}::int)
         + coalesce((SELECT max(b.jobs) FROM (SELECT sum(jobs) AS jobs FROM busy GROUP BY project_id) b), 0))::int AS jobs FROM room r
@@ -130,7 +131,7 @@ async function chooseIn(
           + row_number() OVER (PARTITION BY c.project_id ORDER BY c.rank, c.queued_at, c.ordinal) AS turn
       FROM projects p CROSS JOIN LATERAL (
         SELECT t.* FROM tasks t
-        WHERE t.state = 'ready' AND t.project_id = p.project_id AND t.run_after <= now() AND t.needs <@ ${queue.reaches}::text[]
+        WHERE t.state = 'ready' AND t.project_id = p.project_id AND t.run_after <= now() AND t.needs <@ (SELECT ${queue.reaches}::text[])
           AND NOT EXISTS (SELECT 1 FROM limited l WHERE l.jobs <= 0 AND t.needs && l.places)
         ORDER BY t.rank, t.queued_at, t.ordinal LIMIT (SELECT jobs FROM share)
       ) c

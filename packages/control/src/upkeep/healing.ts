@@ -87,31 +87,43 @@ const noService: Readonly<Record<string, string>> = {
   "backup-create": "Service not found for creating backup.",
 };
 
-/** Notes since when no live worker is able to run a task, and forgets it when one is. */
-async function markUnplaced(database: Database, downMs: number): Promise<void> {
-  // Tasks may be many, but what they need is one of a few lists. Looked up by tasks_ready_needs_idx, one by one.
-  const kinds = Prisma.sql`
+// Tasks may be many, but what they need is one of a few lists. Looked up by tasks_ready_needs_idx, one by one.
+const kinds = Prisma.sql`
     kinds AS (
       (SELECT needs FROM tasks WHERE state = 'ready' ORDER BY needs LIMIT 1)
       UNION ALL
       SELECT (SELECT t.needs FROM tasks t WHERE t.state = 'ready' AND t.needs > k.needs ORDER BY t.needs LIMIT 1)
       FROM kinds k WHERE k.needs IS NOT NULL
     )`;
-  const isReached = (needs: string, begun: string): Prisma.Sql => Prisma.sql`
+
+/** SQL: whether a live worker has all of `needs`. One on a disabled host counts only for what has `begun`. */
+const isReached = (needs: "needs" | "t.needs", begun: string, downMs: number): Prisma.Sql => Prisma.sql`
     EXISTS (SELECT 1 FROM workers w WHERE ${Prisma.raw(needs)} <@ w.reaches AND ${isLiveWorker("w", downMs)}
       AND (${Prisma.raw(begun)} OR NOT EXISTS (
         SELECT 1 FROM disabled_services d WHERE d.binary = ${backupBinary} AND d.host = w.host)))`;
+
+/** Whether any task is without a capable worker, or was when somebody last looked: hardly ever, and then the rest need not be asked. */
+async function mayBeUnplaced(database: Database, downMs: number): Promise<boolean> {
+  const [row] = await database.$queryRaw<{ some: boolean }[]>`
+    WITH RECURSIVE ${kinds}
+    SELECT EXISTS (SELECT 1 FROM kinds WHERE needs IS NOT NULL AND NOT ${isReached("needs", "false", downMs)})
+      OR EXISTS (SELECT 1 FROM tasks WHERE unplaced_at IS NOT NULL AND state IN ('ready', 'dispatched', 'running')) AS some`;
+  return row?.some === true;
+}
+
+/** Notes since when no live worker is able to run a task, and forgets it when one is. */
+async function markUnplaced(database: Database, downMs: number): Promise<void> {
   const mayBePlaced = Prisma.sql`t.state = 'ready' AND t.kind <> 'tidy' AND t.run_after <= now() AND ${isLiveOperation("o")}`;
   await database.$executeRaw`
     WITH RECURSIVE ${kinds}, unreached AS MATERIALIZED (
-      SELECT needs FROM kinds WHERE needs IS NOT NULL AND NOT ${isReached("needs", "false")}
+      SELECT needs FROM kinds WHERE needs IS NOT NULL AND NOT ${isReached("needs", "false", downMs)}
     ), looked AS MATERIALIZED (
       SELECT t.id, true AS unplaced FROM unreached u JOIN tasks t ON t.needs = u.needs JOIN operations o ON o.id = t.operation_id
-      WHERE t.unplaced_at IS NULL AND ${mayBePlaced} AND NOT ${isReached("t.needs", "o.state = 'running'")}
+      WHERE t.unplaced_at IS NULL AND ${mayBePlaced} AND NOT ${isReached("t.needs", "o.state = 'running'", downMs)}
       UNION ALL
       SELECT t.id, false FROM tasks t JOIN operations o ON o.id = t.operation_id
       WHERE t.unplaced_at IS NOT NULL AND t.state IN ('ready', 'dispatched', 'running')
-        AND NOT (${mayBePlaced} AND NOT ${isReached("t.needs", "o.state = 'running'")})
+        AND NOT (${mayBePlaced} AND NOT ${isReached("t.needs", "o.state = 'running'", downMs)})
     ), changed AS (
       SELECT t.id, looked.unplaced FROM tasks t JOIN looked ON looked.id = t.id
       WHERE looked.unplaced <> (t.unplaced_at IS NOT NULL) FOR UPDATE OF t SKIP LOCKED
@@ -126,6 +138,7 @@ async function markUnplaced(database: Database, downMs: number): Promise<void> {
  */
 export async function failUnplaced(database: Database, config: Config, endOperation: EndOperation): Promise<number> {
   const downMs = config.worker.down_ms;
+  if (!(await mayBeUnplaced(database, downMs))) return 0;
   await markUnplaced(database, downMs);
   const rows = await database.$queryRaw<{ operation_id: string; kind: string; needs: string[] }[]>`
     SELECT DISTINCT t.operation_id, o.kind, t.needs FROM tasks t JOIN operations o ON o.id = t.operation_id

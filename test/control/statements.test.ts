@@ -26,17 +26,25 @@ afterAll(() => stack.disposeAsync());
 
 const principal: Principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
 
-/** What is sent to PostgreSQL while `work` runs, a round trip each. */
-async function sentBy(work: () => Promise<unknown>): Promise<string[]> {
+const isRing = (text: string): boolean => text.includes("pg_notify");
+
+/** What is sent to PostgreSQL from the beginning of `work` until its end, or until `enough` has been sent; a round trip each. */
+async function sentBy(
+  work: () => Promise<unknown>,
+  enough: (texts: readonly string[]) => boolean = () => true,
+): Promise<string[]> {
   // The connection and the planned statements of the first call are there for the second.
   const query = vi.spyOn(pg.Client.prototype, "query");
   await actAs(actorOf(principal), work);
-  await vi.waitFor(() => expect(query.mock.settledResults.every(({ type }) => type !== "incomplete")).toBe(true));
-  const texts = query.mock.calls.map(([asked]) =>
-    typeof asked === "string" ? asked : (asked as { text: string }).text,
-  );
+  const texts = (): string[] =>
+    query.mock.calls.map(([asked]) => (typeof asked === "string" ? asked : (asked as { text: string }).text));
+  await vi.waitFor(() => {
+    expect(enough(texts())).toBe(true);
+    expect(query.mock.settledResults.every(({ type }) => type !== "incomplete")).toBe(true);
+  });
+  const sent = texts();
   query.mockRestore();
-  return texts.map((text) => text.trim().replace(/\s+/g, " "));
+  return sent.map((text) => text.trim().replace(/\s+/g, " "));
 }
 
 async function addVolume(): Promise<string> {
@@ -65,13 +73,13 @@ const page: Parameters<typeof listBackups>[2]["page"] = {
 };
 
 /**
- * A request costs PostgreSQL and the API what its round trips cost. Whoever adds one raises its number here, and has looked at `npm run
+ * A request costs PostgreSQL and the API what its round trips cost; that which wakes the dispatcher comes after the response. Whoever adds one raises its number here, and has looked at `npm run
  * bench -- requests`.
  */
 it.each<[string, number, () => Promise<() => Promise<unknown>>]>([
   [
     "a full backup",
-    7,
+    4,
     async () => {
       const volumeId = await addVolume();
       return () => requestBackup(database, config, principal, { ...request, volumeId });
@@ -79,7 +87,7 @@ it.each<[string, number, () => Promise<() => Promise<unknown>>]>([
   ],
   [
     "an incremental",
-    11,
+    10,
     async () => {
       const volumeId = await addVolume();
       await addBackup(volumeId);
@@ -121,6 +129,35 @@ it.each<[string, number, () => Promise<() => Promise<unknown>>]>([
 ])("%s takes %i round trips", async (_, count, prepare) => {
   const first = await prepare();
   await actAs(actorOf(principal), first);
-  const sent = await sentBy(await prepare());
+  const sent = (await sentBy(await prepare())).filter((text) => !isRing(text));
   expect(sent.length, sent.join("\n")).toBe(count);
+});
+
+it("an accepted backup wakes the dispatcher, after its commit; a refused one does not", async () => {
+  const volumeId = await addVolume();
+  const rungAfterCommit = (texts: readonly string[]): boolean =>
+    texts.includes("COMMIT") && texts.findLastIndex(isRing) > texts.lastIndexOf("COMMIT");
+  await sentBy(() => requestBackup(database, config, principal, { ...request, volumeId }), rungAfterCommit);
+  const refused = await sentBy(async () => {
+    await expect(requestBackup(database, config, principal, { ...request, volumeId })).rejects.toThrow("backing-up");
+  });
+  expect(refused.at(-1)).toBe("ROLLBACK");
+});
+
+it("a backup that does not fit under the quota, or whose volume is taken meanwhile, leaves nothing behind", async () => {
+  const volumeId = await addVolume();
+  const none = { ...config, quotas: { ...config.quotas, backups: 0 } };
+  const unknown = { ...principal, projectId: randomUUID() };
+  await database.volume.update({ where: { id: volumeId }, data: { projectId: unknown.projectId } });
+  await expect(requestBackup(database, none, unknown, { ...request, volumeId })).rejects.toThrow(/backups/);
+  expect((await requestBackup(database, config, unknown, { ...request, volumeId })).status).toBe("creating");
+  const quota = await database.quota.findUniqueOrThrow({ where: { projectId: unknown.projectId } });
+  expect(quota).toMatchObject({ backupsUsed: 1, backupGigabytesUsed: 1 });
+  const both = await addVolume();
+  const results = await Promise.allSettled(
+    [1, 2, 3].map(() => requestBackup(database, config, principal, { ...request, volumeId: both })),
+  );
+  expect(results.filter(({ status }) => status === "fulfilled")).toHaveLength(1);
+  expect(await database.backup.count({ where: { volumeId: both } })).toBe(1);
+  expect(await database.operation.count({ where: { volumeId: both } })).toBe(1);
 });

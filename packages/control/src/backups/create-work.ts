@@ -5,7 +5,7 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { nilUuid } from "../db/listing.ts";
 import { isLiveOperation } from "../db/live.ts";
 import { InvalidError, NotFoundError, OperationEndedError } from "../errors.ts";
-import { notifyBackup } from "../events/notifications.ts";
+import { notifyBackup, notifyBackupInOrder } from "../events/notifications.ts";
 import { holdSeal } from "../queue/blocked.ts";
 import { documentVersion } from "../queue/document-version.ts";
 import { type BackupPlan, documents } from "../queue/documents.ts";
@@ -256,8 +256,10 @@ export async function finishBackup(
     const live = { id: plan.backupId, deletedAt: null };
     const available = await move(tx, "backup", live, { from: "creating", to: "available" }, columns);
     if (available !== 1) throw new OperationEndedError(operation.id);
-    await notifyBackup(tx, "backup.createprogress", plan.backupId, progressOf(plan, 100));
-    await notifyBackup(tx, "backup.create.end", plan.backupId);
+    await notifyBackupInOrder(tx, plan.backupId, [
+      { event: "backup.createprogress", more: progressOf(plan, 100) },
+      { event: "backup.create.end" },
+    ]);
     await completeOperation(tx, operation, result, {
       bytesStored: sealed.bytesStored,
       tidy: tidy ? backupTidyNeeds(plan) : null,

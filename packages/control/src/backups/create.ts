@@ -2,15 +2,15 @@ import { randomUUID } from "node:crypto";
 import { isContainer } from "@tephra/format";
 import { type Config, defaultRepository, repositoryIn } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
-import { InvalidError } from "../errors.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
-import { startOperation } from "../queue/operations.ts";
+import { type NewOperation, startOperation } from "../queue/operations.ts";
 import { encoderNeeds, needToRead, needToWrite } from "../queue/workers.ts";
-import type { Backup } from "../rows/backups.ts";
-import { addBackup, type BackupRow, lockBackup } from "../rows/backups.ts";
+import { acceptBackup, type NewBackupRow } from "../rows/accept-backup.ts";
+import { type Backup, type BackupRow, lockBackup } from "../rows/backups.ts";
 import { readDamage } from "../rows/chains.ts";
 import { move } from "../rows/move.ts";
-import { reserveQuota } from "../rows/quotas.ts";
+import { quotaReservation, reserveQuota } from "../rows/quotas.ts";
 import { getSnapshot, type SnapshotRow } from "../rows/snapshots.ts";
 import type { Volume } from "../rows/volumes.ts";
 import { findVolume, GiB, moveVolume, type VolumeRow } from "../rows/volumes.ts";
@@ -155,32 +155,71 @@ export async function requestBackup(
     const snapshot = await checkSnapshot(tx, principal, request);
     const refused = snapshot ? null : volumeRefusal(volume.status, request.force);
     if (refused) throw refused;
-    await reserveQuota(tx, config, principal.projectId, { backups: 1, backup_gigabytes: volume.sizeGib });
-    await freezeStatus(tx, volume, snapshot, request.force);
-    const parent = request.incremental ? await chooseParent(tx, principal.projectId, volume.id, snapshot) : null;
-    const place = placeBackup(config, request.availabilityZone, { parent, volume });
-    const createdAt = new Date();
-    const row = await addBackup(tx, {
-      id: randomUUID(),
-      projectId: principal.projectId,
-      userId: principal.userId,
-      volumeId: volume.id,
-      snapshotId: snapshot?.id ?? null,
-      parentId: parent?.id ?? null,
-      name: request.name,
-      description: request.description,
-      sizeGib: volume.sizeGib,
-      repository: place.repository,
-      container: request.container,
-      availabilityZone: request.availabilityZone,
-      metadata: request.metadata,
-      dataTimestamp: snapshot?.createdAt ?? createdAt,
-      createdAt,
-      updatedAt: snapshot ? null : createdAt,
-    });
-    await startBackup(tx, config, principal, { row, parent, volume, snapshot, reach: place.reach, parentId: null });
-    return { ...row, hasDependents: false };
+    const amounts = { backups: 1, backup_gigabytes: volume.sizeGib };
+    const atOnce = snapshot === null && !request.incremental;
+    let parent: Backup | null = null;
+    if (!atOnce) {
+      await reserveQuota(tx, config, principal.projectId, amounts);
+      await freezeStatus(tx, volume, snapshot, request.force);
+      if (request.incremental) parent = await chooseParent(tx, principal.projectId, volume.id, snapshot);
+    }
+    const { repository, reach } = placeBackup(config, request.availabilityZone, { parent, volume });
+    const row = rowOf(principal, request, { volume, snapshot, parent, repository });
+    const operation = backupOperation(config, { row, parent, volume, snapshot, reach, parentId: null });
+    const accept = (first: Parameters<typeof acceptBackup>[3]) =>
+      acceptBackup(tx, principal, { row, operation }, first);
+    let accepted: Awaited<ReturnType<typeof accept>>;
+    if (atOnce)
+      accepted = await accept({
+        quota: quotaReservation(config, principal.projectId, amounts),
+        from: originsOf(request.force),
+      });
+    else accepted = await accept(null);
+    if (accepted === "no-quota") {
+      await reserveQuota(tx, config, principal.projectId, amounts);
+      await freezeStatus(tx, volume, snapshot, request.force);
+      accepted = await accept(null);
+    }
+    if (accepted === "no-volume") throw await volumeChanged(tx, volume.id, request.force);
+    if (accepted === "no-quota") throw new Error("a quota that was reserved is not there");
+    return { ...accepted, hasDependents: false };
   });
+}
+
+function rowOf(
+  principal: Principal,
+  request: NewBackup,
+  made: { volume: Volume; snapshot: SnapshotRow | null; parent: Backup | null; repository: string },
+): NewBackupRow {
+  const { volume, snapshot, parent, repository } = made;
+  const createdAt = new Date();
+  return {
+    id: randomUUID(),
+    projectId: principal.projectId,
+    userId: principal.userId,
+    volumeId: volume.id,
+    snapshotId: snapshot?.id ?? null,
+    parentId: parent?.id ?? null,
+    name: request.name,
+    description: request.description,
+    sizeGib: volume.sizeGib,
+    repository,
+    container: request.container,
+    availabilityZone: request.availabilityZone,
+    metadata: request.metadata,
+    dataTimestamp: snapshot?.createdAt ?? createdAt,
+    createdAt,
+    updatedAt: snapshot ? null : createdAt,
+  };
+}
+
+interface BackupToStart {
+  row: Pick<Backup, "id" | "projectId" | "repository">;
+  parent: Backup | null;
+  volume: Volume;
+  snapshot: SnapshotRow | null;
+  reach: string;
+  parentId: string | null;
 }
 
 /** The operation that creates the backup of `row`; part of the operation `parentId` where there is one. */
@@ -188,18 +227,15 @@ export async function startBackup(
   tx: Transaction,
   config: Config,
   principal: Pick<Principal, "userId" | "requestId">,
-  backup: {
-    row: Backup;
-    parent: Backup | null;
-    volume: Volume;
-    snapshot: SnapshotRow | null;
-    reach: string;
-    parentId: string | null;
-  },
+  backup: BackupToStart,
 ): Promise<void> {
+  await startOperation(tx, principal, backupOperation(config, backup));
+}
+
+function backupOperation(config: Config, backup: BackupToStart): NewOperation {
   const { row, parent, volume, snapshot, reach, parentId } = backup;
   const encoder = config.repositories.find(({ name }) => name === row.repository)?.zlib_encoder;
-  await startOperation(tx, principal, {
+  return {
     kind: "backup-create",
     projectId: row.projectId,
     backupId: row.id,
@@ -211,11 +247,11 @@ export async function startBackup(
       kind: "plan-backup",
       needs: [reach, ...parentReach(row, parent), `backend:${volume.backend}`, ...encoderNeeds(encoder)],
     },
-  });
+  };
 }
 
 /** A backup whose parent is in another repository reads that one, too. */
-const parentReach = (row: Backup, parent: Backup | null): string[] =>
+const parentReach = (row: { repository: string }, parent: Backup | null): string[] =>
   parent === null || parent.repository === row.repository ? [] : [needToRead(parent.repository)];
 
 async function freezeStatus(
@@ -225,14 +261,21 @@ async function freezeStatus(
   force: boolean,
 ): Promise<void> {
   if (!snapshot) {
-    const from = force ? (["available", "in-use"] as const) : (["available"] as const);
-    await moveVolume(tx, volume.id, from, "backing-up", (status) => {
-      return (
-        volumeRefusal(status, force) ?? new InvalidError("volume", `Volume ${volume.id} changed its status meanwhile.`)
-      );
-    });
+    await moveVolume(tx, volume.id, originsOf(force), "backing-up", (status) =>
+      changedMeanwhile(volume.id, status, force),
+    );
     return;
   }
   const moved = await move(tx, "snapshot", { id: snapshot.id }, { from: "available", to: "backing-up" });
   if (moved !== 1) throw snapshotRefusal("backing-up");
+}
+
+const originsOf = (force: boolean) => (force ? (["available", "in-use"] as const) : (["available"] as const));
+
+const changedMeanwhile = (id: string, status: string, force: boolean): Error =>
+  volumeRefusal(status, force) ?? new InvalidError("volume", `Volume ${id} changed its status meanwhile.`);
+
+async function volumeChanged(tx: Transaction, id: string, force: boolean): Promise<Error> {
+  const row = await tx.volume.findUnique({ where: { id } });
+  return row ? changedMeanwhile(id, row.status, force) : new NotFoundError("Volume", id);
 }

@@ -23,6 +23,9 @@ export type BackupEvent =
 const keptDelivered = "1 day";
 const keptDead = "30 days";
 
+/** What is added to the payload of an event. */
+export type EventDetails = { readonly [key: string]: Json };
+
 /**
  * Puts an event about a backup into the outbox, with the row as this transaction leaves it: call it after the change. `more` is added to
  * the payload.
@@ -31,19 +34,30 @@ export async function notifyBackup(
   tx: Transaction | Database,
   event: BackupEvent,
   backupId: string,
-  more: { [key: string]: Json } = {},
+  more: EventDetails = {},
 ): Promise<void> {
+  await notifyBackupInOrder(tx, backupId, [{ event, more }]);
+}
+
+/** As `notifyBackup`, for several events that follow each other. */
+export async function notifyBackupInOrder(
+  tx: Transaction | Database,
+  backupId: string,
+  events: readonly { event: BackupEvent; more?: EventDetails }[],
+): Promise<void> {
+  const rows = JSON.stringify(events.map(({ event, more = {} }) => ({ id: randomUUID(), event, more })));
   await tx.$executeRaw`
     INSERT INTO notifications (id, event_type, host, payload)
-    SELECT ${randomUUID()}::uuid, ${event}, coalesce(b.host, 'unknown'), jsonb_build_object(
+    SELECT e.id, e.event, coalesce(b.host, 'unknown'), jsonb_build_object(
       'tenant_id', b.project_id, 'user_id', b.user_id, 'availability_zone', b.availability_zone, 'backup_id', b.id,
       'host', b.host, 'display_name', b.name,
       'created_at', to_char(b.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"'),
       'status', b.status, 'volume_id', b.volume_id, 'size', b.size_gib, 'service_metadata', b.service_metadata,
       'service', b.service, 'fail_reason', b.fail_reason, 'parent_id', b.parent_id,
       'num_dependent_backups', (SELECT count(*) FROM backups c WHERE c.parent_id = b.id AND c.deleted_at IS NULL),
-      'snapshot_id', b.snapshot_id) || ${JSON.stringify(more)}::jsonb
-    FROM backups b WHERE b.id = ${backupId}::uuid`;
+      'snapshot_id', b.snapshot_id) || e.more
+    FROM backups b, ROWS FROM (jsonb_to_recordset(${rows}::jsonb) AS (id uuid, event text, more jsonb)) WITH ORDINALITY AS e
+    WHERE b.id = ${backupId}::uuid ORDER BY e.ordinality`;
 }
 
 /** A notification to be delivered to one target. */

@@ -3,8 +3,8 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { isUuid, nilUuid } from "../db/listing.ts";
 import { isLiveOperation, isLiveState } from "../db/live.ts";
 import { lockRow } from "../db/lock-row.ts";
-import { NotFoundError, OperationEndedError } from "../errors.ts";
-import type { Operation } from "../generated/client.ts";
+import { ClaimLostError, NotFoundError, OperationEndedError } from "../errors.ts";
+import { type Operation, Prisma } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 import { holdTidy } from "./blocked.ts";
 import { documents, readForEnding } from "./documents.ts";
@@ -13,9 +13,11 @@ import {
   finishTask,
   type Json,
   type NewTask,
+  ringOnCommit,
   type TaskKind,
   type TaskOwner,
   type TaskResult,
+  taskFinish,
   taskRanks,
 } from "./tasks.ts";
 
@@ -69,8 +71,33 @@ export interface NewOperation {
   parts?: number;
 }
 
+/** SQL: the query `entered` of a WITH, which inserts an operation and its first task where `where` holds. */
+export function operationEntry(
+  principal: Pick<Principal, "userId" | "requestId">,
+  operation: NewOperation,
+  { id, where }: { id: string; where: Prisma.Sql },
+): Prisma.Sql {
+  const { task } = operation;
+  return Prisma.sql`begun AS (
+      INSERT INTO operations (id, kind, state, started_at, project_id, user_id, request_id, backup_id, volume_id, snapshot_id, group_id,
+        group_snapshot_id, parent_id, input, bytes_total, remaining)
+      SELECT ${id}::uuid, ${operation.kind}, ${task ? "queued" : "running"}, ${task ? null : new Date()}::timestamptz, ${operation.projectId},
+        ${principal.userId}, ${principal.requestId}, ${operation.backupId ?? null}::uuid, ${operation.volumeId ?? null}::uuid,
+        ${operation.snapshotId ?? null}::uuid, ${operation.groupId ?? null}::uuid, ${operation.groupSnapshotId ?? null}::uuid,
+        ${operation.parentId ?? null}::uuid, ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint,
+        ${operation.parts ?? 1}::int
+      WHERE ${where}
+      RETURNING id, project_id, created_at
+    ), entered AS (
+      INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs)
+      SELECT ${randomUUID()}::uuid, b.id, ${task?.kind ?? ""}, 0, ${task ? taskRanks[task.kind] : 0}::int, b.project_id, b.created_at,
+        ${[...(task?.needs ?? [])]}::text[] FROM begun b WHERE ${task !== null}
+    )`;
+}
+
 /**
- * Inserts an operation and the first task that will act on it, in one statement: they commit together with the rows they are about.
+ * Inserts an operation and the first task that will act on it, in one statement: they commit together with the rows they are about. Rings
+ * for a dispatcher after the commit.
  *
  * @returns the operation's id
  */
@@ -80,20 +107,8 @@ export async function startOperation(
   operation: NewOperation,
 ): Promise<string> {
   const id = randomUUID();
-  const { task } = operation;
-  await tx.$executeRaw`
-    WITH o AS (
-      INSERT INTO operations (id, kind, state, started_at, project_id, user_id, request_id, backup_id, volume_id, snapshot_id, group_id,
-        group_snapshot_id, parent_id, input, bytes_total, remaining)
-      VALUES (${id}::uuid, ${operation.kind}, ${task ? "queued" : "running"}, ${task ? null : new Date()}, ${operation.projectId}, ${principal.userId}, ${principal.requestId},
-        ${operation.backupId ?? null}::uuid, ${operation.volumeId ?? null}::uuid, ${operation.snapshotId ?? null}::uuid,
-        ${operation.groupId ?? null}::uuid, ${operation.groupSnapshotId ?? null}::uuid, ${operation.parentId ?? null}::uuid,
-        ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint, ${operation.parts ?? 1})
-      RETURNING id, project_id, created_at
-    )
-    INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs)
-    SELECT ${randomUUID()}::uuid, o.id, ${task?.kind ?? ""}, 0, ${task ? taskRanks[task.kind] : 0}, o.project_id, o.created_at,
-      ${[...(task?.needs ?? [])]}::text[] FROM o WHERE ${task !== null}`;
+  await tx.$executeRaw`WITH ${operationEntry(principal, operation, { id, where: Prisma.sql`true` })} SELECT FROM begun`;
+  if (operation.task) ringOnCommit(tx);
   return id;
 }
 
@@ -166,12 +181,17 @@ export async function completeOperation(
   result: TaskResult,
   end: { bytesStored?: number; tidy?: readonly string[] | null; result?: Json } = {},
 ): Promise<void> {
-  const [ended] = await tx.$queryRaw<{ parentId: string | null }[]>`
-    UPDATE operations SET state = 'succeeded', remaining = 0, finished_at = now(), updated_at = now(),
-      bytes_stored = ${end.bytesStored ?? 0}::bigint, result = ${end.result === undefined ? null : JSON.stringify(end.result)}::jsonb
-    WHERE id = ${operation.id}::uuid AND ${isLiveOperation("operations")} RETURNING parent_id AS "parentId"`;
+  const [ended] = await tx.$queryRaw<{ parentId: string | null; finished: boolean }[]>`
+    WITH ended AS (
+      UPDATE operations SET state = 'succeeded', remaining = 0, finished_at = now(), updated_at = now(),
+        bytes_stored = ${end.bytesStored ?? 0}::bigint, result = ${end.result === undefined ? null : JSON.stringify(end.result)}::jsonb
+      WHERE id = ${operation.id}::uuid AND ${isLiveOperation("operations")} RETURNING parent_id
+    ), finished AS (
+      ${taskFinish(result)} AND EXISTS (SELECT FROM ended) RETURNING id
+    )
+    SELECT parent_id AS "parentId", EXISTS (SELECT FROM finished) AS finished FROM ended`;
   if (!ended) throw new OperationEndedError(operation.id);
-  await finishTask(tx, result);
+  if (!ended.finished) throw new ClaimLostError(result.taskId);
   if (ended.parentId) await partEnded(tx, ended.parentId, { well: true });
   if (end.tidy) await addTasks(tx, operation, [{ kind: "tidy", ordinal: 0, needs: end.tidy }]);
 }

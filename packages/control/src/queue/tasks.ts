@@ -140,7 +140,7 @@ export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: rea
     FROM jsonb_to_recordset(${JSON.stringify(rows)}::jsonb)
       AS r(id uuid, kind text, ordinal int, rank int, needs jsonb, range_offset bigint, range_length bigint, input jsonb)
     ON CONFLICT (operation_id, kind, ordinal) DO UPDATE SET state = 'ready', run_after = now() WHERE tasks.state = 'blocked'`;
-  onCommit(tx, ring);
+  ringOnCommit(tx);
 }
 
 /** SQL: whether only a newer release can run the task `t`. */
@@ -273,17 +273,20 @@ export interface TaskResult {
   report?: object;
 }
 
+/** SQL: the statement that finishes a task successfully, if this claim is still the current one. */
+export const taskFinish = (result: TaskResult): Prisma.Sql => Prisma.sql`
+    UPDATE tasks SET state = 'succeeded', finished_at = now(), lease_until = NULL, bytes_done = ${result.bytesDone}::bigint,
+      bytes_stored = ${result.bytesStored}::bigint, bytes_twice = GREATEST(bytes_twice, ${result.bytesAdopted ?? 0}::bigint),
+      report = ${result.report === undefined ? null : JSON.stringify(result.report)}::jsonb
+    WHERE id = ${result.taskId}::uuid AND claim = ${result.claim} AND state = 'running'`;
+
 /**
  * Finishes a task successfully. The operation row must be locked by this transaction already (lock order).
  *
  * @throws ClaimLostError when this claim is no longer the current one: the whole transaction is rolled back
  */
 export async function finishTask(tx: Transaction, result: TaskResult): Promise<void> {
-  const count = await tx.$executeRaw`
-    UPDATE tasks SET state = 'succeeded', finished_at = now(), lease_until = NULL, bytes_done = ${result.bytesDone}::bigint,
-      bytes_stored = ${result.bytesStored}::bigint, bytes_twice = GREATEST(bytes_twice, ${result.bytesAdopted ?? 0}::bigint),
-      report = ${result.report === undefined ? null : JSON.stringify(result.report)}::jsonb
-    WHERE id = ${result.taskId}::uuid AND claim = ${result.claim} AND state = 'running'`;
+  const count = await tx.$executeRaw(taskFinish(result));
   if (count !== 1) throw new ClaimLostError(result.taskId);
 }
 
@@ -381,6 +384,9 @@ export async function releaseDead(database: Database, config: Config, afterOutag
 }
 
 export const tasksReadyChannel = "tephra_tasks_ready";
+
+/** Has a dispatcher wake up once the transaction is committed: it makes tasks ready. */
+export const ringOnCommit = (tx: Transaction): void => onCommit(tx, ring);
 
 const ring = (database: Database): void => void ringDispatchers(database);
 

@@ -137,6 +137,10 @@ function fits(config: Config, amounts: QuotaAmounts): Prisma.Sql {
   return Prisma.join(parts, " AND ");
 }
 
+/** SQL: the statement that reserves `amounts` if they fit; it changes no row if they do not, or the project has no row yet. */
+export const quotaReservation = (config: Config, projectId: string, amounts: QuotaAmounts): Prisma.Sql =>
+  Prisma.sql`UPDATE quotas SET ${increments(amounts, 1)} WHERE project_id = ${projectId} AND ${fits(config, amounts)}`;
+
 /**
  * Reserves `amounts` (counts, GiB) from the project's quota. First in the lock order: the row stays locked until commit, so concurrent
  * requests cannot exceed a limit. One statement where the amounts fit.
@@ -149,7 +153,7 @@ export async function reserveQuota(
   projectId: string,
   amounts: QuotaAmounts,
 ): Promise<void> {
-  const take = Prisma.sql`UPDATE quotas SET ${increments(amounts, 1)} WHERE project_id = ${projectId} AND ${fits(config, amounts)}`;
+  const take = quotaReservation(config, projectId, amounts);
   if ((await tx.$executeRaw(take)) === 1) return;
   const row = await lockRow(tx, projectId);
   const defaults = await getDefaultQuota(tx, config);

@@ -126,7 +126,8 @@ async function questions(
     "50 backups of all projects": () => listBackups(database, admin, everything),
     "50 volumes of all projects": () =>
       listVolumes(database, admin, { filter: {}, allProjects: true, withCount: false, page }),
-    "50 operations of a project": () => listOperations(database, member, { limit: 50 }),
+    // A project of the small installation has no more.
+    "6 operations of a project": () => listOperations(database, member, { limit: 6 }),
     "50 operations of all projects": () => listOperations(database, admin, { limit: 50 }),
     "50 queued operations": () => listOperations(database, admin, { limit: 50, state: "queued" }),
     "50 audit entries": () => listAudit(database, { limit: 50 }),

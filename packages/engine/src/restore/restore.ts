@@ -145,7 +145,7 @@ export async function readRange(
   return objects;
 }
 
-/** Executes one range of a planned restore. The target must be a new file: zeros are not written. */
+/** Executes one range of a planned restore. Zeros are written unless the target is new. */
 export async function restoreRange(
   engine: EngineContext,
   input: {
@@ -159,8 +159,9 @@ export async function restoreRange(
   const objects = await readRange(input.chain, input.range, input.staging, ctx.signal);
   const hashes = await findHashList(input.chain[0] as BackupReference, ctx.signal);
   const { offset, length } = input.range;
-  const job = { references: input.chain, hashes, target: input.target, bounds: { offset, length } };
-  const bytesWritten = await restoreObjects({ ...job, engine, skipZeros: true, ctx }, objects);
+  const skipZeros = input.target.isNew === true;
+  const job = { references: input.chain, hashes, target: input.target, bounds: { offset, length }, skipZeros };
+  const bytesWritten = await restoreObjects({ ...job, engine, ctx }, objects);
   await input.target.flush();
   return { bytesWritten, objects: objects.length };
 }

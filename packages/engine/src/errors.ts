@@ -261,6 +261,16 @@ export class RestoredWrongError extends EngineError {
   }
 }
 
+/** A volume's driver cannot do this at all. The beginning is Cinder's (NotSupportedOperation). */
+export class OperationNotSupportedError extends EngineError {
+  readonly code = "operation_not_supported";
+  readonly retryable = false;
+
+  constructor(operation: string, why: string) {
+    super(`Operation not supported: ${operation}. On this backend ${why}.`);
+  }
+}
+
 /** The folder of a volume backend is missing or not writable. */
 export class BackendUnavailableError extends EngineError {
   readonly code = "backend_unavailable";

@@ -1,4 +1,5 @@
 import type { VolumeBackend } from "./volume/backend.ts";
+import { openDeviceBackend } from "./volume/device/device-backend.ts";
 import { openFileBackend } from "./volume/file/file-backend.ts";
 import { openQemuBackend } from "./volume/qemu/qemu-backend.ts";
 
@@ -6,6 +7,7 @@ import { openQemuBackend } from "./volume/qemu/qemu-backend.ts";
 interface DriverSettings {
   file: { path: string };
   qemu: { path: string; roots?: readonly string[] };
+  device: { path: string; roots: readonly string[] };
 }
 
 type Driver = keyof DriverSettings;
@@ -17,6 +19,7 @@ export type VolumeBackendSettings = { [Name in Driver]: { driver: Name } & Drive
 const drivers: { [Name in Driver]: (settings: DriverSettings[Name]) => Promise<VolumeBackend> } = {
   file: ({ path }) => openFileBackend(path),
   qemu: ({ path, roots = [] }) => openQemuBackend(path, roots),
+  device: ({ path, roots }) => openDeviceBackend(path, roots),
 };
 
 /** Opens a volume backend. BackendUnavailableError when it is missing or not writable. */

@@ -10,7 +10,7 @@ import {
   type VolumeBackend,
   VolumeConflictError,
 } from "@tephra/engine";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { freeContext, layoutFor, referenceTo, temporaryFolder } from "../../format/backup-fixture.ts";
 
 /** A new, empty place for volumes. */
@@ -18,6 +18,8 @@ export interface VolumePlace extends AsyncDisposable {
   backend: VolumeBackend;
   /** The same place once more, as another process has it. */
   again(): Promise<VolumeBackend>;
+  /** Makes what becomes a new volume of zeros, where the backend does not make it itself. */
+  provide?(volumeId: string, sizeBytes: number): Promise<void>;
   /** Writes to a volume as whoever uses it does. */
   write(volumeId: string, bytes: Uint8Array, offset: number): Promise<void>;
 }
@@ -28,6 +30,10 @@ export interface VolumeKind {
   restores: "aside" | "in-place";
   /** Whether nobody can write to a volume while it is open for reading. */
   keepsWritersOff?: boolean;
+  /** Whether volumes are what exists already: they can be neither made, copied, made longer nor frozen. */
+  isGiven?: boolean;
+  /** Why this machine has no such volumes; null where it has. */
+  missing?: () => Promise<string | null>;
 }
 
 const free = freeContext();
@@ -38,28 +44,34 @@ const sizeBytes = 512 * KiB;
 export function describeVolumeBackend(kind: VolumeKind): void {
   describe(`volumes ${kind.name}`, () => {
     let opened: VolumePlace;
-    beforeEach(async () => {
+    beforeEach(async (context) => {
+      const why = (await kind.missing?.()) ?? null;
+      context.skip(why !== null, why ?? "");
       opened = await kind.open();
+      return () => opened[Symbol.asyncDispose]();
     });
-    afterEach(() => opened[Symbol.asyncDispose]());
     const place = (): VolumePlace => opened;
 
-    describeVolumes(place);
+    describeIds(place);
+    if (kind.isGiven) describeGiven(place);
+    else {
+      describeVolumes(place);
+      describeFreezing(place);
+      describeLeftovers(place);
+    }
     describeSources(place, kind);
-    describeFreezing(place);
     describeTargets(place, kind);
     if (kind.restores === "aside") describeAside(place);
     else describeInPlace(place);
-    describeLeftovers(place);
-    describeBackups(place);
+    describeBackups(place, kind);
   });
 }
 
 /** A volume with these bytes at `offset`, and zeros elsewhere. */
-async function volumeWith({ backend, write }: VolumePlace, bytes: Uint8Array, offset = 0): Promise<string> {
+async function volumeWith(place: VolumePlace, bytes: Uint8Array, offset = 0): Promise<string> {
   const id = randomUUID();
-  await backend.create(id, sizeBytes);
-  await write(id, bytes, offset);
+  await (place.provide?.(id, sizeBytes) ?? place.backend.create(id, sizeBytes));
+  await place.write(id, bytes, offset);
   return id;
 }
 
@@ -83,19 +95,7 @@ async function restore(backend: VolumeBackend, volumeId: string, restoreId: stri
   await target.flush();
 }
 
-function describeVolumes(place: () => VolumePlace): void {
-  test("a new volume reads as zeros, and making it again keeps what has been written", async () => {
-    const { backend, write } = place();
-    const id = randomUUID();
-    await backend.create(id, sizeBytes);
-    expectBytes(await readAll(backend, { volumeId: id }), Buffer.alloc(sizeBytes));
-    await write(id, Buffer.from("bytes"), 4096);
-    await backend.create(id, sizeBytes);
-    expect((await readAll(backend, { volumeId: id })).toString("latin1", 4096, 4101)).toBe("bytes");
-    await expect(backend.create(id, 2 * sizeBytes)).rejects.toBeInstanceOf(VolumeConflictError);
-    expect(await backend.freeBytes()).toBeGreaterThan(0);
-  });
-
+function describeIds(place: () => VolumePlace): void {
   test("what is removed is gone, for every process, and removing it again is success", async () => {
     const { backend, again } = place();
     const id = await volumeWith(place(), Buffer.from("bytes"));
@@ -122,6 +122,62 @@ function describeVolumes(place: () => VolumePlace): void {
     ];
     for (const verb of verbs)
       await expect((async () => verb())(), String(verb)).rejects.toBeInstanceOf(PathNotAllowedError);
+  });
+}
+
+/** What exists already is not made, and all that cannot be done is said in Cinder's words. */
+function describeGiven(place: () => VolumePlace): void {
+  test("what cannot be done is refused for good, and changes nothing", async () => {
+    const { backend } = place();
+    const bytes = randomBytes(sizeBytes);
+    const volumeId = await volumeWith(place(), bytes);
+    const places = { roots: ["/"] };
+    const verbs: (() => Promise<unknown>)[] = [
+      () => backend.create(randomUUID(), sizeBytes),
+      () => backend.clone({ volumeId }, randomUUID(), sizeBytes, free),
+      () => backend.extend(volumeId, 2 * 1024 ** 3),
+      () => backend.freeze(volumeId, randomUUID(), free),
+      () => backend.importFile("/etc/hostname", randomUUID(), places, free),
+    ];
+    for (const verb of verbs) {
+      const refusal = {
+        code: "operation_not_supported",
+        message: expect.stringMatching(/^Operation not supported: \w/),
+      };
+      await expect((async () => verb())(), String(verb)).rejects.toMatchObject(refusal);
+    }
+    expect(await backend.canFreezeCheaply(volumeId)).toBe(false);
+    await backend.extend(volumeId, sizeBytes);
+    await backend.thaw(randomUUID());
+    expectBytes(await readAll(backend, { volumeId }), bytes);
+    for (const verb of [backend.extend(randomUUID(), sizeBytes), backend.freeze(randomUUID(), randomUUID(), free)]) {
+      await expect(verb).rejects.toBeInstanceOf(SourceMissingError);
+    }
+  });
+
+  test("a volume is shown with its id and its age, and forgetting it leaves its bytes", async () => {
+    const { backend } = place();
+    const volumeId = await volumeWith(place(), randomBytes(4096));
+    await backend.beginRestore(volumeId, `${randomUUID()}-2`, { sizeBytes, keepTail: true }, free);
+    const found = await Array.fromAsync(backend.leftovers());
+    expect(found.map(({ kind, ids }) => ({ kind, ids }))).toEqual([{ kind: "volume", ids: [volumeId] }]);
+    expect(Math.abs(Date.now() - (found[0]?.modifiedAt.getTime() ?? 0))).toBeLessThan(600_000);
+    for (const each of [...found, ...found]) await backend.removeLeftover(each);
+    expect(await Array.fromAsync(backend.leftovers())).toEqual([]);
+  });
+}
+
+function describeVolumes(place: () => VolumePlace): void {
+  test("a new volume reads as zeros, and making it again keeps what has been written", async () => {
+    const { backend, write } = place();
+    const id = randomUUID();
+    await backend.create(id, sizeBytes);
+    expectBytes(await readAll(backend, { volumeId: id }), Buffer.alloc(sizeBytes));
+    await write(id, Buffer.from("bytes"), 4096);
+    await backend.create(id, sizeBytes);
+    expect((await readAll(backend, { volumeId: id })).toString("latin1", 4096, 4101)).toBe("bytes");
+    await expect(backend.create(id, 2 * sizeBytes)).rejects.toBeInstanceOf(VolumeConflictError);
+    expect(await backend.freeBytes()).toBeGreaterThan(0);
   });
 
   test("a clone has its source's bytes, or more room, and goes its own way", async () => {
@@ -286,18 +342,20 @@ function describeTargets(place: () => VolumePlace, kind: VolumeKind): void {
     const { backend } = place();
     const volumeId = await volumeWith(place(), randomBytes(sizeBytes));
     await backend.beginRestore(volumeId, "restore-0", { sizeBytes, keepTail: false }, free);
-    await using target = await backend.openRestoreTarget(volumeId, "restore-0");
-    expect(target.sizeBytes).toBe(sizeBytes);
-    if (target.isNew === true) {
-      await using prepared = await backend.openRestored(volumeId, "restore-0");
-      const found = Buffer.alloc(sizeBytes);
-      await prepared.read(found, 0);
-      expectBytes(found, Buffer.alloc(sizeBytes));
-    }
     const bytes = randomBytes(sizeBytes);
-    const pieces = Array.from({ length: 8 }, (_, n) => n * (sizeBytes / 8));
-    await Promise.all(pieces.map((at) => target.write(bytes.subarray(at, at + sizeBytes / 8), at)));
-    await target.flush();
+    {
+      await using target = await backend.openRestoreTarget(volumeId, "restore-0");
+      expect(target.sizeBytes).toBe(sizeBytes);
+      if (target.isNew === true) {
+        await using prepared = await backend.openRestored(volumeId, "restore-0");
+        const found = Buffer.alloc(sizeBytes);
+        await prepared.read(found, 0);
+        expectBytes(found, Buffer.alloc(sizeBytes));
+      }
+      const pieces = Array.from({ length: 8 }, (_, n) => n * (sizeBytes / 8));
+      await Promise.all(pieces.map((at) => target.write(bytes.subarray(at, at + sizeBytes / 8), at)));
+      await target.flush();
+    }
     await backend.publishRestore(volumeId, "restore-0", { fresh: false }, free);
     expectBytes(await readAll(backend, { volumeId }), bytes);
   });
@@ -326,7 +384,13 @@ function describeTargets(place: () => VolumePlace, kind: VolumeKind): void {
     const old = randomBytes(sizeBytes);
     const volumeId = await volumeWith(place(), old);
     const bytes = randomBytes(restored);
-    await backend.beginRestore(volumeId, "restore-0", { sizeBytes: restored, keepTail }, free);
+    const begun = backend.beginRestore(volumeId, "restore-0", { sizeBytes: restored, keepTail }, free);
+    if (kind.isGiven && restored > sizeBytes) {
+      await expect(begun).rejects.toBeInstanceOf(VolumeConflictError);
+      expectBytes(await readAll(backend, { volumeId }), old);
+      return;
+    }
+    await begun;
     await restore(backend, volumeId, "restore-0", bytes);
     await backend.publishRestore(volumeId, "restore-0", { fresh: false }, free);
     expectBytes(await readAll(backend, { volumeId }), Buffer.concat([bytes, old.subarray(bytes.length)]));
@@ -424,7 +488,7 @@ function describeLeftovers(place: () => VolumePlace): void {
   });
 }
 
-function describeBackups(place: () => VolumePlace): void {
+function describeBackups(place: () => VolumePlace, { isGiven = false }: VolumeKind): void {
   let engine: Engine;
   beforeAll(() => {
     engine = openEngine({ threads: 1 });
@@ -440,19 +504,24 @@ function describeBackups(place: () => VolumePlace): void {
       await repository.initialize();
       const volumeId = await volumeWith(place(), randomBytes(200 * KiB), 32 * KiB);
       const [first, second] = [randomUUID(), randomUUID()];
-      await backend.freeze(volumeId, first, free);
-      await write(volumeId, randomBytes(9000), 300 * KiB);
-      await backend.freeze(volumeId, second, free);
-      const backUp = async (snapshotId: string, parent: ReturnType<typeof referenceTo> | null) => {
-        await using source = await backend.openSource({ snapshotId });
+      const states = new Map<string, Buffer>();
+      const freeze = async (id: string): Promise<SourceReference> => {
+        const source = isGiven ? { volumeId } : { snapshotId: id };
+        if (!isGiven) await backend.freeze(volumeId, id, free);
+        states.set(id, await readAll(backend, source));
+        return source;
+      };
+      const backUp = async (reference: SourceReference, parent: ReturnType<typeof referenceTo> | null) => {
+        await using source = await backend.openSource(reference);
         const parentId = parent?.backupId ?? null;
         const layout = layoutFor(repository, source.sizeBytes, { volumeId, parentId, compression });
         await engine.backupWhole({ source, repository, layout, parent }, free);
         return referenceTo(repository, layout);
       };
-      const full = await backUp(first, null);
-      const incremental = await backUp(second, full);
-      for (const [chain, snapshotId] of [
+      const full = await backUp(await freeze(first), null);
+      await write(volumeId, randomBytes(9000), 300 * KiB);
+      const incremental = await backUp(await freeze(second), full);
+      for (const [chain, state] of [
         [[incremental, full], second],
         [[full], first],
       ] as const) {
@@ -464,7 +533,7 @@ function describeBackups(place: () => VolumePlace): void {
           await target.flush();
         }
         await backend.publishRestore(onto, "restore-0", { fresh: false }, free);
-        expectBytes(await readAll(backend, { volumeId: onto }), await readAll(backend, { snapshotId }));
+        expectBytes(await readAll(backend, { volumeId: onto }), states.get(state) ?? Buffer.alloc(0));
       }
     },
   );

@@ -21,8 +21,15 @@ const longestBytes = 2048 * KiB;
 const stepsPerHistory = 24;
 const free = freeContext();
 
-/** Random writes, snapshots, clones, extensions, backups and restores, beside references in memory. */
-export function describeHistories(name: string, open: () => Promise<JudgedPlace>): void {
+/**
+ * Random writes, snapshots, clones, extensions, backups and restores, beside references in memory; of volumes that exist already, only
+ * writes, backups and restores. `missing`: why this machine has no such volumes.
+ */
+export function describeHistories(
+  name: string,
+  open: () => Promise<JudgedPlace>,
+  { isGiven = false, missing }: { isGiven?: boolean; missing?: () => Promise<string | null> } = {},
+): void {
   describe(`random histories of volumes ${name}`, () => {
     let engine: Engine;
     beforeAll(() => {
@@ -31,12 +38,14 @@ export function describeHistories(name: string, open: () => Promise<JudgedPlace>
     afterAll(() => engine[Symbol.asyncDispose]());
 
     const seeds = Array.from({ length: times({ usual: 2, long: 50 }) }, (_, n) => n + 1);
-    test.each(seeds)("seed %i", { timeout: 240_000 }, async (seed) => {
+    test.for(seeds)("seed %i", { timeout: 240_000 }, async (seed, context) => {
+      const why = (await missing?.()) ?? null;
+      context.skip(why !== null, why ?? "");
       await using place = await open();
       await using home = await temporaryFolder();
       await using repository = await openRepository(`posix:${join(home.path, "repository")}`);
       await repository.initialize();
-      const history = new History(place, engine, repository, randomFrom(seed));
+      const history = new History(place, { engine, repository, random: randomFrom(seed), isGiven });
       for (let step = 0; step < stepsPerHistory; step++) await history.step();
       await history.judge();
       await history.removeAll();
@@ -50,17 +59,19 @@ class History {
   readonly #engine: Engine;
   readonly #repository: Repository;
   readonly #random: Random;
+  readonly #isGiven: boolean;
   readonly #volumes = new Map<string, Buffer>();
   readonly #snapshots = new Map<string, { bytes: Buffer; volumeId: string }>();
   /** By volume: its newest backup, with the bytes and the snapshot that it was made of. */
   readonly #backups = new Map<string, { chain: ReturnType<typeof referenceTo>[]; bytes: Buffer; snapshotId: string }>();
   readonly #done: string[] = [];
 
-  constructor(place: JudgedPlace, engine: Engine, repository: Repository, random: Random) {
+  constructor(place: JudgedPlace, tools: { engine: Engine; repository: Repository; random: Random; isGiven: boolean }) {
     this.#place = place;
-    this.#engine = engine;
-    this.#repository = repository;
-    this.#random = random;
+    this.#engine = tools.engine;
+    this.#repository = tools.repository;
+    this.#random = tools.random;
+    this.#isGiven = tools.isGiven;
   }
 
   /** What was done, for a message. */
@@ -71,10 +82,12 @@ class History {
   async step(): Promise<void> {
     const verbs = [
       ...Array.from({ length: 4 }, () => this.#write),
-      ...[this.#freeze, this.#freeze, this.#thaw, this.#thaw, this.#clone, this.#extend, this.#remove],
+      ...(this.#isGiven
+        ? [this.#restore, this.#restore]
+        : [this.#freeze, this.#freeze, this.#thaw, this.#thaw, this.#clone, this.#extend, this.#remove]),
       ...[this.#backUp, this.#backUp, this.#restore],
     ];
-    if (this.#volumes.size === 0) return this.#create();
+    if (this.#volumes.size < (this.#isGiven ? 2 : 1)) return this.#create();
     const verb: (() => Promise<unknown>) | undefined = verbs[this.#random(verbs.length)];
     await verb?.call(this);
   }
@@ -107,7 +120,7 @@ class History {
   async #create(): Promise<void> {
     const id = randomUUID();
     this.#note("create", id);
-    await this.#place.backend.create(id, startBytes);
+    await (this.#place.provide?.(id, startBytes) ?? this.#place.backend.create(id, startBytes));
     this.#volumes.set(id, Buffer.alloc(startBytes));
   }
 
@@ -169,15 +182,25 @@ class History {
     this.#backups.delete(id);
   }
 
-  /** A full backup of a new snapshot, or an incremental, for which the parent's snapshot says what may have changed. */
-  async #backUp(): Promise<void> {
+  /** What to back up: a volume as it is, or a new snapshot of one. */
+  async #source(): Promise<{ source: SourceReference; snapshotId: string; bytes: Buffer; volumeId: string }> {
+    if (this.#isGiven) {
+      const [volumeId, present] = this.#anyVolume();
+      return { source: { volumeId }, snapshotId: "", bytes: Buffer.from(present), volumeId };
+    }
     const snapshotId = await this.#freeze();
     const { bytes, volumeId } = this.#snapshots.get(snapshotId) ?? { bytes: Buffer.alloc(0), volumeId: "" };
+    return { source: { snapshotId }, snapshotId, bytes, volumeId };
+  }
+
+  /** A full backup, or an incremental, for which the parent's snapshot says what may have changed. */
+  async #backUp(): Promise<void> {
+    const { source: reference, snapshotId, bytes, volumeId } = await this.#source();
     const last = this.#backups.get(volumeId);
     const parent = last?.bytes.length === bytes.length ? last : undefined;
     this.#note(parent ? "incremental" : "full", volumeId, snapshotId);
-    if (parent) await this.#checkChanges(snapshotId, parent, bytes);
-    await using source = await this.#place.backend.openSource({ snapshotId });
+    if (parent) await this.#checkChanges(reference, parent, bytes);
+    await using source = await this.#place.backend.openSource(reference);
     const options = { volumeId, parentId: parent?.chain[0]?.backupId ?? null, compression: "zlib" as const };
     const layout = layoutFor(this.#repository, source.sizeBytes, options);
     const work = { source, repository: this.#repository, layout, parent: parent?.chain[0] ?? null };
@@ -186,14 +209,14 @@ class History {
     this.#backups.set(volumeId, { chain, bytes, snapshotId });
   }
 
-  async #checkChanges(snapshotId: string, since: { bytes: Buffer; snapshotId: string }, bytes: Buffer): Promise<void> {
+  async #checkChanges(
+    source: SourceReference,
+    since: { bytes: Buffer; snapshotId: string },
+    bytes: Buffer,
+  ): Promise<void> {
     const patched = Buffer.from(since.bytes);
     const range = { offset: 0, length: bytes.length };
-    for await (const { offset, length } of this.#place.backend.changedExtents(
-      { snapshotId },
-      since.snapshotId,
-      range,
-    )) {
+    for await (const { offset, length } of this.#place.backend.changedExtents(source, since.snapshotId, range)) {
       patched.set(bytes.subarray(offset, offset + length), offset);
     }
     expect(patched.equals(bytes), `changes since ${since.snapshotId}\n${this.told()}`).toBe(true);

@@ -9,7 +9,7 @@ import { DatabaseUrlError, parseDatabaseUrl } from "./database-url.ts";
 import { ConfigError, type ConfigProblem, NotFoundError } from "./errors.ts";
 import { httpFields } from "./http-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
-import { placeName as name, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
+import { placeName as name, provisions, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
 
 const MiB = 1024 * 1024;
 
@@ -509,9 +509,9 @@ export function repositoryIn(config: Config, zone: string): RepositoryConfig | n
   return inZone.find((r) => r.default) ?? inZone[0] ?? null;
 }
 
-/** The backend for new volumes: the first. */
+/** The backend for new volumes: the first in which such can be made. Where there is none, the first. */
 export function defaultVolumeBackend(config: Config): VolumeBackendConfig {
-  const found = config.volume_backends[0];
+  const found = config.volume_backends.find(provisions) ?? config.volume_backends[0];
   if (!found) throw new ConfigError([{ key: "volume_backends", problem: "at least one is required" }]);
   return found;
 }

@@ -1,7 +1,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { backendFolder, devicePath, VolumeBackend } from "./volume-backends.ts";
+import { backendFolder, devicePath, protocolOf, provisions, VolumeBackend } from "./volume-backends.ts";
 
 const root = join(import.meta.dirname, "../../..");
 const drivers = VolumeBackend.options.flatMap((option) => [...option.shape.driver.values]);
@@ -51,12 +51,21 @@ describe("drivers of volume backends", () => {
     expect([backendFolder(images), devicePath(images, "id")]).toEqual(["/srv/images", null]);
   });
 
+  it("say where volumes and snapshots can be made", () => {
+    const disks = VolumeBackend.parse({ name: "disks", driver: "device", path: "/srv/records", roots: ["/dev/vg"] });
+    expect([backendFolder(disks), devicePath(disks, "id")]).toEqual(["/srv/records", null]);
+    expect([protocolOf(disks), provisions(disks)]).toEqual(["block", false]);
+    const files = VolumeBackend.parse({ name: "files", driver: "file", path: "/srv/volumes" });
+    expect([protocolOf(files), provisions(files)]).toEqual(["file", true]);
+  });
+
   it("each take their own settings only", () => {
     for (const settings of [
       { name: "files", driver: "none", path: "/srv" },
       { name: "files", driver: "file", path: "/srv", pool: "volumes" },
       { name: "files", driver: "file" },
       { name: "images", driver: "qemu", path: "/srv", roots: ["relative"] },
+      { name: "disks", driver: "device", path: "/srv", roots: [] },
     ]) {
       expect(VolumeBackend.safeParse(settings).success, JSON.stringify(settings)).toBe(false);
     }

@@ -17,8 +17,16 @@ const QemuBackend = z.strictObject({
   roots: z.array(z.string().startsWith("/")).default([]),
 });
 
+/** Block devices below `roots` that exist and stay where they are. `path`: the folder of the records which is which volume. */
+const DeviceBackend = z.strictObject({
+  name: placeName,
+  driver: z.literal("device"),
+  path: z.string().min(1),
+  roots: z.array(z.string().startsWith("/")).min(1),
+});
+
 /** The settings of a volume backend, by its driver. The engine opens what they describe (openVolumeBackend). */
-export const VolumeBackend = z.discriminatedUnion("driver", [FileBackend, QemuBackend]);
+export const VolumeBackend = z.discriminatedUnion("driver", [FileBackend, QemuBackend, DeviceBackend]);
 
 export type VolumeBackendConfig = z.infer<typeof VolumeBackend>;
 type SettingsOf<Driver extends VolumeBackendConfig["driver"]> = Extract<VolumeBackendConfig, { driver: Driver }>;
@@ -29,12 +37,23 @@ interface DriverFacts<Settings> {
   folder(settings: Settings): string | null;
   /** The file or device with a volume's raw bytes, as a client on a machine of the service attaches it; null when there is none. */
   devicePath(settings: Settings, volumeId: string): string | null;
+  /** What clients see as its protocol. */
+  protocol: "file" | "block";
+  /** Whether volumes and snapshots of them can be made in it; where not, its volumes exist already and are adopted. */
+  provisions: boolean;
 }
 
 const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf<Driver>> } = {
-  file: { folder: ({ path }) => path, devicePath: ({ path }, id) => join(path, `volume-${id}`) },
+  file: {
+    folder: ({ path }) => path,
+    devicePath: ({ path }, id) => join(path, `volume-${id}`),
+    protocol: "file",
+    provisions: true,
+  },
   // Its files are qcow2 images: attached as raw bytes, they would be destroyed.
-  qemu: { folder: ({ path }) => path, devicePath: () => null },
+  qemu: { folder: ({ path }) => path, devicePath: () => null, protocol: "file", provisions: true },
+  // Only its workers know which device a volume is.
+  device: { folder: ({ path }) => path, devicePath: () => null, protocol: "block", provisions: false },
 };
 
 const factsOf = ({ driver }: VolumeBackendConfig): DriverFacts<VolumeBackendConfig> =>
@@ -46,3 +65,10 @@ export const backendFolder = (settings: VolumeBackendConfig): string | null => f
 /** See DriverFacts. */
 export const devicePath = (settings: VolumeBackendConfig, volumeId: string): string | null =>
   factsOf(settings).devicePath(settings, volumeId);
+
+/** See DriverFacts. */
+export const protocolOf = (settings: VolumeBackendConfig): DriverFacts<VolumeBackendConfig>["protocol"] =>
+  factsOf(settings).protocol;
+
+/** See DriverFacts. */
+export const provisions = (settings: VolumeBackendConfig): boolean => factsOf(settings).provisions;

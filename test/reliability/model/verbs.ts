@@ -403,8 +403,10 @@ async function report({ database }: Real, { volume, backup }: Operation, held: C
   switch (operation.kind as OperationKind) {
     case "volume-create":
       return finishVolume(database, operation, result, volume.size * GiB);
-    case "volume-extend":
-      return finishVolumeExtend(database, operation, result, (volume.size + volume.added) * GiB);
+    case "volume-extend": {
+      const asked = (volume.size + volume.added) * GiB;
+      return finishVolumeExtend(database, operation, result, { asked, sizeBytes: asked });
+    }
     case "volume-delete":
       return finishVolumeDelete(database, operation, result);
     case "snapshot-create":

@@ -36,9 +36,12 @@ export function addVolumeCommands(program: Command): void {
     .action((path: string, options: ImportOptions, command: Command) => importVolume({ ...options, path }, command));
   addWaitOptions(volume.command("adopt"))
     .description(
-      "Make a volume of an image, which stays where it is, or of a file that lies in a volume backend since before the loss of the database.",
+      "Make a volume of an image or device, which stays where it is, or of a file that lies in a volume backend since before the loss of the database.",
     )
-    .argument("[url]", "The image, as a volume backend names it: qcow2:/PATH or raw:/PATH, in the backend's roots.")
+    .argument(
+      "[url]",
+      "What a volume backend names so: qcow2:/PATH, raw:/PATH or device:/PATH, in the backend's roots.",
+    )
     .option("--id <uuid>", "Without an image: the volume's id; its file is volume-<uuid>.")
     .option("--name <name>")
     .option("--backend <name>", "The volume backend (default: the default backend).")

@@ -84,7 +84,9 @@ async function tryObject(repository: Repository, key: ObjectKey): Promise<void> 
 export async function checkBackend(settings: VolumeBackendConfig): Promise<Finding[]> {
   const subject = `volume backend ${settings.name}`;
   try {
-    const freeBytes = await (await openVolumeBackend(settings)).freeBytes();
+    const backend = await openVolumeBackend(settings);
+    if (backend.capabilities.restores === "in-place") return [ok(subject, "volumes are restored in place")];
+    const freeBytes = await backend.freeBytes();
     const free = `${(freeBytes / GiB).toFixed(1)} GiB free in ${backendFolder(settings) ?? settings.name}`;
     if (freeBytes < freeBytesMin) return [warning(subject, free, "Restores need free space there.")];
     return [ok(subject, free)];

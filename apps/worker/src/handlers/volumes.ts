@@ -15,6 +15,8 @@ import {
 import { removeExportDrafts } from "@tephra/engine";
 import { type Handler, resultOf, userPlaces, type WorkerContext } from "../context.ts";
 
+const GiB = 1024 ** 3;
+
 async function loadVolume({ operation }: ClaimedTask, { database, sites }: WorkerContext) {
   const volume = await database.volume.findUniqueOrThrow({ where: { id: operation.volumeId ?? "" } });
   return { operation, volume, backend: await sites.backend(volume.backend) };
@@ -40,10 +42,15 @@ export const cloneVolumeTask: Handler = async (task, context, run) => {
 
 export const extendVolumeTask: Handler = async (task, context, run) => {
   const { operation, volume, backend } = await loadVolume(task, context);
-  const { sizeBytes } = documents.extension(operation.input);
+  const { sizeBytes: asked } = documents.extension(operation.input);
   run.fence();
-  await backend.extend(volume.id, sizeBytes);
-  await finishVolumeExtend(context.database, task.operation, resultOf(task), sizeBytes);
+  await backend.extend(volume.id, asked);
+  const { sizeBytes } = await backend.measure(volume.id);
+  const size = Math.ceil(sizeBytes / GiB);
+  if (size > asked / GiB) {
+    throw new InvalidError("request", `Volume ${volume.id} has ${sizeBytes} bytes by now: extend it to ${size} GiB.`);
+  }
+  await finishVolumeExtend(context.database, task.operation, resultOf(task), { asked, sizeBytes });
 };
 
 /** A user's file becomes the volume, with its exact length. The size is charged to the quota before anything is copied. */

@@ -13,7 +13,7 @@ import { move } from "../rows/move.ts";
 import { quotaReservation, reserveQuota } from "../rows/quotas.ts";
 import { getSnapshot, type SnapshotRow } from "../rows/snapshots.ts";
 import type { Volume } from "../rows/volumes.ts";
-import { findVolume, GiB, moveVolume, type VolumeRow } from "../rows/volumes.ts";
+import { canProvision, findVolume, GiB, moveVolume, type VolumeRow } from "../rows/volumes.ts";
 
 export interface NewBackup {
   volumeId: string;
@@ -60,6 +60,11 @@ function volumeRefusal(status: string, force: boolean): InvalidError | null {
     ? new InvalidError("volume", "Backing up an in-use volume must use the force flag.")
     : null;
 }
+
+const atRestRefusal = (status: string): InvalidError | null =>
+  status === "available"
+    ? null
+    : new InvalidError("volume", `Volume to be backed up must be available, but the current status is "${status}".`);
 
 /**
  * The newest usable backup of the volume in the caller's project, locked (cinder-api 6.3): the highest data_timestamp among the available
@@ -153,14 +158,17 @@ export async function requestBackup(
   return inTransaction(database, async (tx) => {
     const volume = await findVolume(tx, principal, request.volumeId);
     const snapshot = await checkSnapshot(tx, principal, request);
-    const refused = snapshot ? null : volumeRefusal(volume.status, request.force);
+    // One in use is backed up by a snapshot, which not every backend can take.
+    const canFreeze = canProvision(config, volume.backend);
+    const force = request.force && canFreeze;
+    const refused = snapshot ? null : canFreeze ? volumeRefusal(volume.status, force) : atRestRefusal(volume.status);
     if (refused) throw refused;
     const amounts = { backups: 1, backup_gigabytes: volume.sizeGib };
     const atOnce = snapshot === null && !request.incremental;
     let parent: Backup | null = null;
     if (!atOnce) {
       await reserveQuota(tx, config, principal.projectId, amounts);
-      await freezeStatus(tx, volume, snapshot, request.force);
+      await freezeStatus(tx, volume, snapshot, force);
       if (request.incremental) parent = await chooseParent(tx, principal.projectId, volume.id, snapshot);
     }
     const { repository, reach } = placeBackup(config, request.availabilityZone, { parent, volume });
@@ -172,15 +180,15 @@ export async function requestBackup(
     if (atOnce)
       accepted = await accept({
         quota: quotaReservation(config, principal.projectId, amounts),
-        from: originsOf(request.force),
+        from: originsOf(force),
       });
     else accepted = await accept(null);
     if (accepted === "no-quota") {
       await reserveQuota(tx, config, principal.projectId, amounts);
-      await freezeStatus(tx, volume, snapshot, request.force);
+      await freezeStatus(tx, volume, snapshot, force);
       accepted = await accept(null);
     }
-    if (accepted === "no-volume") throw await volumeChanged(tx, volume.id, request.force);
+    if (accepted === "no-volume") throw await volumeChanged(tx, volume.id, force);
     if (accepted === "no-quota") throw new Error("a quota that was reserved is not there");
     return { ...accepted, hasDependents: false };
   });

@@ -3,10 +3,11 @@ import { type Config, defaultVolumeBackend } from "../config.ts";
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { lockRow } from "../db/lock-row.ts";
-import { NotFoundError } from "../errors.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
 import type { Attachment, Prisma, Transfer, Volume } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 import type { OriginOf, StatusOf } from "../states.ts";
+import { provisions } from "../volume-backends.ts";
 
 /** Locks a volume that the caller may see. @throws NotFoundError */
 export async function lockVisible(tx: Transaction, principal: Principal, id: string): Promise<VolumeRow> {
@@ -71,6 +72,19 @@ export interface NewVolume {
   groupId?: string | null;
 }
 
+/** Whether volumes and snapshots can be made in a backend. One that is no longer configured is left to workers that know it. */
+export function canProvision(config: Config, backend: string): boolean {
+  const settings = config.volume_backends.find(({ name }) => name === backend);
+  return settings === undefined || provisions(settings);
+}
+
+/** @throws InvalidError where the backend cannot do this, beginning as Cinder's NotSupportedOperation does */
+export function requireProvisioning(config: Config, backend: string, operation: string): string {
+  if (canProvision(config, backend)) return backend;
+  const why = "has volumes that exist already and are adopted";
+  throw new InvalidError("request", `Operation not supported: ${operation}. Volume backend ${backend} ${why}.`);
+}
+
 export const baseRow = (config: Config, principal: Principal, volume: NewVolume) => ({
   id: randomUUID(),
   projectId: principal.projectId,
@@ -80,7 +94,7 @@ export const baseRow = (config: Config, principal: Principal, volume: NewVolume)
   metadata: volume.metadata,
   bootable: volume.bootable ?? false,
   groupId: volume.groupId ?? null,
-  backend: defaultVolumeBackend(config).name,
+  backend: requireProvisioning(config, defaultVolumeBackend(config).name, "create volume"),
   availabilityZone: volume.availabilityZone ?? config.availability_zone,
 });
 
@@ -140,10 +154,14 @@ export async function moveIdle(tx: Transaction, id: string, to: "attaching" | "i
     WHERE id = ${id}::uuid AND status = ANY(${[...idle]}) AND status <> ${to}`;
 }
 
-/** The volume has a new length, and its previous status back. Its size in bytes is a multiple of a GiB. */
-export async function finishGrowth(tx: Transaction, id: string, sizeBytes: number): Promise<void> {
+/** The volume has a new length, and its previous status back. Its size is what was asked for, a multiple of a GiB. */
+export async function finishGrowth(
+  tx: Transaction,
+  id: string,
+  { asked, sizeBytes }: { asked: number; sizeBytes: number },
+): Promise<void> {
   await tx.$executeRaw`
-    UPDATE volumes SET size_bytes = ${sizeBytes}::bigint, size_gib = ${sizeBytes / GiB}::int, updated_at = now(),
+    UPDATE volumes SET size_bytes = ${sizeBytes}::bigint, size_gib = ${asked / GiB}::int, updated_at = now(),
       status = CASE WHEN status = 'extending' THEN previous_status ELSE status END
     WHERE id = ${id}::uuid`;
 }

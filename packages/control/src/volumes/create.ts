@@ -9,7 +9,15 @@ import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { lockForNewVolume, lockGroupOf, settleGroup } from "../rows/groups.ts";
 import { move } from "../rows/move.ts";
 import { reserveQuota } from "../rows/quotas.ts";
-import { addVolume, baseRow, findVolume, GiB, type NewVolume, type VolumeRow } from "../rows/volumes.ts";
+import {
+  addVolume,
+  baseRow,
+  findVolume,
+  GiB,
+  type NewVolume,
+  requireProvisioning,
+  type VolumeRow,
+} from "../rows/volumes.ts";
 
 /**
  * A new volume of `sizeGib`, empty or with the bytes of a source: quota, row and the task that creates the file commit together. With a
@@ -42,6 +50,7 @@ export async function startVolume(
 ): Promise<VolumeRow> {
   const { source, sizeGib } = volume;
   const sizeBytes = BigInt(sizeGib) * BigInt(GiB);
+  if (source) requireProvisioning(config, source.columns.backend, "create volume from another one");
   const row = await addVolume(tx, {
     ...baseRow(config, principal, volume),
     ...source?.columns,

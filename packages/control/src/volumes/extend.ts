@@ -45,15 +45,18 @@ export async function requestVolumeExtend(
   });
 }
 
-/** The file has its new length: the volume gets its size, and its previous status back. */
+/**
+ * The volume has its new length `sizeBytes`, and gets the size that was asked for and its previous status back. A device that was made
+ * longer by others may lack a part of a GiB.
+ */
 export async function finishVolumeExtend(
   database: Database,
   operation: TaskOperation,
   result: TaskResult,
-  sizeBytes: number,
+  growth: { asked: number; sizeBytes: number },
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
-    await finishGrowth(tx, operation.volumeId ?? nilUuid, sizeBytes);
+    await finishGrowth(tx, operation.volumeId ?? nilUuid, growth);
     await completeOperation(tx, operation, result);
   });
 }

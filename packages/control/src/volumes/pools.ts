@@ -2,6 +2,7 @@ import type { Config } from "../config.ts";
 import type { Database } from "../db/database.ts";
 import { backupBinary, listServices, type ServiceRow } from "../queue/services.ts";
 import { freeBytesOf } from "../queue/workers.ts";
+import { protocolOf, provisions } from "../volume-backends.ts";
 
 /** A volume backend, as a pool for placing volumes. */
 export interface Pool {
@@ -13,6 +14,9 @@ export interface Pool {
   volumes: number;
   /** Whether any worker can reach it. */
   up: boolean;
+  protocol: "file" | "block";
+  /** Whether volumes and snapshots can be made in it. */
+  provisions: boolean;
 }
 
 const backendOf = ({ host }: ServiceRow): string => host.slice(host.indexOf("@") + 1);
@@ -21,13 +25,15 @@ const backendOf = ({ host }: ServiceRow): string => host.slice(host.indexOf("@")
 export async function listPools(database: Database, config: Config): Promise<Pool[]> {
   const services = await listServices(database, config, { binary: "cinder-volume" });
   return Promise.all(
-    config.volume_backends.map(async ({ name }) => {
+    config.volume_backends.map(async (settings) => {
+      const { name } = settings;
       const [sums, freeBytes] = await Promise.all([
         database.volume.aggregate({ where: { backend: name }, _count: true, _sum: { sizeGib: true } }),
         freeBytesOf(database, name),
       ]);
       const up = services.some((service) => service.up && backendOf(service) === name);
-      return { backend: name, freeBytes, allocatedGib: sums._sum.sizeGib ?? 0, volumes: sums._count, up };
+      const told = { protocol: protocolOf(settings), provisions: provisions(settings) };
+      return { backend: name, freeBytes, allocatedGib: sums._sum.sizeGib ?? 0, volumes: sums._count, up, ...told };
     }),
   );
 }

@@ -11,7 +11,7 @@ import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { move } from "../rows/move.ts";
 import { reserveQuota } from "../rows/quotas.ts";
 import { addSnapshot, getSnapshot, type SnapshotRow } from "../rows/snapshots.ts";
-import { getVolume, lockVolume } from "../rows/volumes.ts";
+import { getVolume, lockVolume, requireProvisioning } from "../rows/volumes.ts";
 import { havingMetadata } from "./list.ts";
 
 export type SnapshotSortKey =
@@ -106,6 +106,7 @@ export async function requestSnapshot(
 ): Promise<SnapshotRow> {
   return inTransaction(database, async (tx) => {
     const seen = await getVolume(tx, principal, request.volumeId);
+    requireProvisioning(config, seen.backend, "create snapshot");
     refuseStatus(seen, request.force);
     await reserveQuota(tx, config, principal.projectId, { snapshots: 1, gigabytes: seen.sizeGib });
     const volume = await lockVolume(tx, seen.id);

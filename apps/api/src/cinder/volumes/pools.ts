@@ -9,14 +9,14 @@ import { defaultVolumeType, poolName } from "./views.ts";
 
 /** Capabilities that Cinder's schedulers see; a folder has no fixed capacity. */
 
-const driver = { vendor_name: "Tephra", driver_version: "1.0", storage_protocol: "file" } as const;
+const driverOf = ({ protocol }: Pool) => ({ vendor_name: "Tephra", driver_version: "1.0", storage_protocol: protocol });
 
 const gib = (bytes: number): number => Math.round((bytes / 1024 ** 3) * 100) / 100;
 
 const capabilitiesOf = (pool: Pool): Record<string, unknown> => ({
   pool_name: pool.backend,
   volume_backend_name: pool.backend,
-  ...driver,
+  ...driverOf(pool),
   total_capacity_gb: "unknown",
   free_capacity_gb: pool.freeBytes === null ? "unknown" : gib(pool.freeBytes),
   allocated_capacity_gb: pool.allocatedGib,
@@ -24,8 +24,10 @@ const capabilitiesOf = (pool: Pool): Record<string, unknown> => ({
   total_volumes: pool.volumes,
   reserved_percentage: 0,
   max_over_subscription_ratio: "20.0",
-  thin_provisioning_support: true,
+  thin_provisioning_support: pool.provisions,
   thick_provisioning_support: false,
+  volume_creation_support: pool.provisions,
+  snapshot_support: pool.provisions,
   location_info: null,
   QoS_support: false,
   multiattach: false,
@@ -78,7 +80,7 @@ export const capabilities = {
       const pool = await poolOfHost(context, host);
       const body = {
         namespace: `OS::Storage::Capabilities::${host}`,
-        ...driver,
+        ...driverOf(pool),
         volume_backend_name: pool.backend,
         pool_name: pool.backend,
         display_name: null,

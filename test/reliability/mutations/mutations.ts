@@ -18,8 +18,34 @@ const forget = { file: `${control}/queue/forget.ts`, suite: "test/control/retent
 const released = { file: `${control}/queue/tasks.ts`, suite: "test/control/reconciler.test.ts" };
 const reconciler = { file: `${control}/upkeep/healing.ts`, suite: "test/control/reconciler.test.ts" };
 
+const device = { suite: "test/contract/volume/device-backend.test.ts" };
+
 /** What would cost people their data, or show it to others, if nothing noticed. */
 export const mutations: readonly Mutation[] = [
+  {
+    ...device,
+    name: "a device is written without the kernel's claim",
+    file: `${engine}/volume/device/block-device.ts`,
+    from: "| constants.O_EXCL | constants.O_NOFOLLOW;",
+    to: "| constants.O_NOFOLLOW;",
+    test: "is never published with a byte of a writer that was given up",
+  },
+  {
+    ...device,
+    name: "a device is written that another machine may still write",
+    file: `${engine}/volume/device/writer-record.ts`,
+    from: "if (found !== null && found.boot !== boot) throw this.#unproved(volumeId, found, device);",
+    to: "",
+    test: "that another machine has begun is left to a person",
+  },
+  {
+    name: "zeros are not written over what a volume held that is restored in place",
+    file: `${engine}/restore/restore.ts`,
+    from: "const skipZeros = input.target.isNew === true;",
+    to: "const skipZeros = true;",
+    suite: "test/system/volumes/device-backend.test.ts",
+    test: "backs up a block device where it is and restores it in place",
+  },
   {
     name: "a lease is renewed while its holder is alive, whether anything moves or not",
     file: "apps/worker/src/leases.ts",

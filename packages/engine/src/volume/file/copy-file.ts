@@ -1,9 +1,10 @@
 import { constants } from "node:fs";
 import { copyFile, open, unlink } from "node:fs/promises";
 import { errnoOf, PathNotAllowedError, SourceChangedError } from "../../errors.ts";
+import type { Extent } from "../../format/extents.ts";
 import { type RunContext, writeBytesMax } from "../../run/run-context.ts";
 import { guardStorage } from "../storage-error.ts";
-import type { VolumeSource } from "../volume.ts";
+import type { VolumeSource, VolumeTarget } from "../volume.ts";
 import { FileTarget } from "./file-target.ts";
 
 const mode = 0o660;
@@ -77,6 +78,17 @@ export async function copySparse(
   await using target = new FileTarget(file, { path, sizeBytes: part.sizeBytes, isNew: true });
   await guardStorage(`write ${path}`, () => file.truncate(part.sizeBytes));
   const range = { offset: part.offset, length: Math.max(0, part.sizeBytes - part.offset) };
+  await copyData(source, target, range, ctx);
+  await target.flush();
+}
+
+/** Copies the non-zero data of a range to the same offsets of a target that is zero there. */
+export async function copyData(
+  source: VolumeSource,
+  target: VolumeTarget,
+  range: Extent,
+  ctx: RunContext,
+): Promise<void> {
   let bytesStored = 0;
   for await (const extent of source.dataExtents(range)) {
     const end = extent.offset + extent.length;
@@ -89,10 +101,9 @@ export async function copySparse(
         await target.write(data, offset);
         bytesStored += data.length;
       }
-      ctx.onProgress({ bytesDone: offset + data.length - part.offset, bytesStored });
+      ctx.onProgress({ bytesDone: offset + data.length - range.offset, bytesStored });
     }
   }
-  await target.flush();
 }
 
 /**

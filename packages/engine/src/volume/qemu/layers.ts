@@ -10,6 +10,7 @@ import { unlinkIfThere } from "../file/copy-file.ts";
 import { type Draft, newDraft } from "../file/drafts.ts";
 import { syncFolder } from "../file/sync-folder.ts";
 import { guardStorage } from "../storage-error.ts";
+import { wholeSectors } from "../whole-sectors.ts";
 import { lock, tryLock } from "./folder-lock.ts";
 import { closeChain, type ImageFile, inspectImage, openImageChain, virtualBytes } from "./image-chain.ts";
 import { allocatedExtents, createQcow2, resizeImage } from "./qemu-img.ts";
@@ -21,8 +22,6 @@ import { ImageInUseError, serveImage } from "./qemu-nbd.ts";
  * lock, each by a single rename to a name in use, so that a crash leaves at most layers on which nothing builds, which `collect` removes.
  */
 
-/** QEMU's granularity of lengths. */
-const sectorBytes = 512;
 /** How long an image may be in use by another task, such as one that merges it. */
 const patienceMs = 5_000;
 const tryEveryMs = 100;
@@ -33,8 +32,6 @@ const isLayer = (name: string): boolean => /^\.layer-[0-9a-f-]{36}(?:\.raw)?$/.t
 const isImage = (name: string): boolean =>
   /^(?:volume|snapshot)-[A-Za-z0-9-]+$/.test(name) || /^\.layer-[0-9a-f-]{36}$/.test(name);
 const formatOf = (layer: string): "qcow2" | "raw" => (layer.endsWith(".raw") ? "raw" : "qcow2");
-
-export const wholeSectors = (sizeBytes: number): number => Math.ceil(sizeBytes / sectorBytes) * sectorBytes;
 
 /** Runs this again while the image is in use, for a limited time. */
 export async function patiently<Result>(attempt: () => Promise<Result>): Promise<Result> {

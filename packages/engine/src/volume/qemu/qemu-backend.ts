@@ -22,11 +22,12 @@ import { openImport } from "../file/open-import.ts";
 import { syncFolder } from "../file/sync-folder.ts";
 import { guardStorage } from "../storage-error.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
+import { inWholeSectors, wholeSectors } from "../whole-sectors.ts";
 import { type AdoptedImage, AdoptedImages, linkedAt } from "./adopted.ts";
 import { requireLocks } from "./folder-lock.ts";
 import { closeChain, inspectImage } from "./image-chain.ts";
 import { serveSource } from "./image-source.ts";
-import { Layers, patiently, syncFile, wholeSectors } from "./layers.ts";
+import { Layers, patiently, syncFile } from "./layers.ts";
 import { createQcow2, requireQemuUtils, resizeImage } from "./qemu-img.ts";
 
 /**
@@ -329,16 +330,6 @@ export async function openQemuBackend(folder: string, roots: readonly string[]):
 }
 
 const unlimited: RunContext = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
-
-/** The bytes of a file as a volume has them: zeros up to a whole sector. */
-const inWholeSectors = (source: VolumeSource): Pick<VolumeSource, "sizeBytes" | "read"> => ({
-  sizeBytes: wholeSectors(source.sizeBytes),
-  async read(into, offset) {
-    const length = Math.max(0, Math.min(into.length, source.sizeBytes - offset));
-    into.fill(0, length);
-    await source.read(into.subarray(0, length), offset);
-  },
-});
 
 /** The length of an image; null when there is none. */
 async function sizeOf(path: string): Promise<number | null> {

@@ -14,6 +14,19 @@ import type { VolumeSource } from "./volume.ts";
 
 const nbdPort = 10_809;
 
+interface Server {
+  open: (name: string) => Promise<VolumeSource>;
+  openTarget: (name: string, sizeBytes: number) => Promise<PathTarget>;
+}
+
+/** By scheme: what is read and written through a server, always in place. */
+const servers: ReadonlyMap<string, Server> = new Map([
+  ["nbd", { open: openNbd, openTarget: openNbdTarget }],
+  ["nbd+unix", { open: openNbd, openTarget: openNbdTarget }],
+  ["iscsi", { open: openIscsiSource, openTarget: openIscsiTarget }],
+  ["rbd", { open: openRbdSource, openTarget: openRbdTarget }],
+]);
+
 /**
  * Opens what an operator names for reading: the path of a file or device, `qcow2:PATH`, `vmdk:PATH`, `vhdx:PATH`, `vdi:PATH`,
  * `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`, or what openIscsiSource and openRbdSource take. `backingRoots`: folders where backing files
@@ -23,9 +36,8 @@ const nbdPort = 10_809;
  */
 export async function openNamedSource(name: string, backingRoots: readonly string[] = []): Promise<VolumeSource> {
   const [, scheme = "", path = ""] = /^([a-z0-9+]+):(.*)$/s.exec(name) ?? [];
-  if (scheme === "nbd" || scheme === "nbd+unix") return openNbd(name);
-  if (scheme === "iscsi") return openIscsiSource(name);
-  if (scheme === "rbd") return openRbdSource(name);
+  const served = servers.get(scheme);
+  if (served !== undefined) return served.open(name);
   const format = imageFormats.find((known) => known === scheme);
   return format === undefined ? openOperatorSource(name) : openImage(path, format, backingRoots);
 }
@@ -42,9 +54,8 @@ export async function openNamedTarget(
   options: { keepLength?: boolean } = {},
 ): Promise<PathTarget> {
   const [, scheme = "", path = ""] = /^([a-z0-9+]+):(.*)$/s.exec(name) ?? [];
-  if (scheme === "nbd" || scheme === "nbd+unix") return openNbdTarget(name, sizeBytes);
-  if (scheme === "iscsi") return openIscsiTarget(name, sizeBytes);
-  if (scheme === "rbd") return openRbdTarget(name, sizeBytes);
+  const served = servers.get(scheme);
+  if (served !== undefined) return served.openTarget(name, sizeBytes);
   if (scheme === "qcow2") return createNamedImage(path, sizeBytes);
   if (imageFormats.some((known) => known === scheme)) {
     throw new InvalidVolumeUrlError(`${name} cannot be written: images of the format ${scheme} can only be read.`);

@@ -1,12 +1,53 @@
-import { execFile } from "node:child_process";
-import { promisify } from "node:util";
-import { SourceMissingError, VolumeStorageError } from "../../errors.ts";
-import type { RbdImage } from "./rbd-name.ts";
+import { type ChildProcess, spawn } from "node:child_process";
+import { createInterface } from "node:readline";
+import { SourceMissingError, VolumeStorageError, VolumeStorageFullError } from "../../errors.ts";
+
+/** Where a cluster's images are, and as whom. Null: Ceph's own default, and the pool's unnamed namespace. */
+export interface RbdAccess {
+  readonly pool: string;
+  readonly namespace: string | null;
+  readonly conf: string | null;
+  readonly user: string | null;
+  readonly keyring: string | null;
+}
+
+/** What is being done, for messages: `shown` cannot be `doing`. */
+export interface RbdTask {
+  shown: string;
+  doing: string;
+  signal?: AbortSignal;
+}
+
+/** A command of Ceph's has failed with this errno, which is also its exit code. */
+export class RbdError extends VolumeStorageError {
+  readonly errno: number;
+  constructor(message: string, options: { cause?: unknown; retryable: boolean; errno: number }) {
+    super(message, options);
+    this.errno = options.errno;
+  }
+}
+
+export const rbdErrno = { missing: 2, exists: 17, busy: 16, invalid: 22, notEmpty: 39 } as const;
+
+/** Whether a command has failed since its image or snapshot is not there. */
+export const saysMissing = (error: unknown): boolean =>
+  error instanceof SourceMissingError || (error instanceof RbdError && error.errno === rbdErrno.missing);
+
+/** Whether a command has failed with this errno. */
+export const saysErrno = (error: unknown, errno: keyof typeof rbdErrno): boolean =>
+  error instanceof RbdError && error.errno === rbdErrno[errno];
 
 /** A client waits for ever for a cluster that does not answer. */
-const limitMs = 30_000;
-const answerBytesMax = 16 * 1024 * 1024;
+const askMs = 30_000;
+/** Without a sign of life, of a change. Those that take long print how far they are. */
+const changeMs = 600_000;
+const answerBytesMax = 64 * 1024 * 1024;
 const wordsMax = 500;
+/** Of what a command writes to stderr; its last words say what went wrong. */
+const saidMax = 64 * 1024;
+const fullErrnos: readonly number[] = [28, 122];
+/** EBUSY, ESHUTDOWN, ETIMEDOUT, ECONNREFUSED, EHOSTUNREACH. */
+const passing: readonly number[] = [16, 108, 110, 111, 113];
 
 /**
  * Asks `rbd` of the package ceph-common. `args`: with the image as `--image=NAME`.
@@ -14,41 +55,148 @@ const wordsMax = 500;
  * @returns what it prints as JSON
  * @throws SourceMissingError when there is no such image or pool; VolumeStorageError
  */
-export async function runRbd(args: readonly string[], access: RbdImage, shown: string): Promise<unknown> {
-  const where = [
-    ...["--format=json", `--pool=${access.pool}`],
-    ...(access.namespace === null ? [] : [`--namespace=${access.namespace}`]),
-    ...(access.conf === null ? [] : [`--conf=${access.conf}`]),
-    ...(access.user === null ? [] : [`--id=${access.user}`]),
-    ...(access.keyring === null ? [] : [`--keyring=${access.keyring}`]),
-  ];
-  const options = { timeout: limitMs, killSignal: "SIGKILL", maxBuffer: answerBytesMax } as const;
+export async function runRbd(args: readonly string[], access: RbdAccess, shown: string): Promise<unknown> {
+  const all = [...args, "--format=json", ...placeOf(access)];
+  return JSON.parse(await printed("rbd", all, { shown, doing: "opened", silenceMs: askMs }));
+}
+
+/** Has `rbd` change something. @returns what it prints @throws as runRbd; RbdError */
+export function changeRbd(args: readonly string[], access: RbdAccess, task: RbdTask): Promise<string> {
+  return printed("rbd", [...args, ...placeOf(access)], { ...task, silenceMs: changeMs });
+}
+
+/** Asks `ceph`, as JSON. @throws VolumeStorageError */
+export async function askCeph(args: readonly string[], access: RbdAccess, task: RbdTask): Promise<unknown> {
+  return JSON.parse(
+    await printed("ceph", [...args, "--format=json", ...identityOf(access)], { ...task, silenceMs: askMs }),
+  );
+}
+
+/** The release of the client, such as [16, 2, 15]. @throws VolumeStorageError when it is not installed */
+export async function rbdRelease(): Promise<number[]> {
+  const text = await printed("rbd", ["--version"], { shown: "rbd", doing: "started", silenceMs: askMs });
+  return (/ceph version ([0-9.]+)/.exec(text)?.[1] ?? "0").split(".").map(Number);
+}
+
+/** Each line that `rbd` prints, as it comes. @throws as runRbd, after the last line */
+export async function* linesOfRbd(
+  args: readonly string[],
+  access: RbdAccess,
+  task: RbdTask,
+): AsyncGenerator<string, void> {
+  const { child, ended } = start("rbd", [...args, ...placeOf(access)], { ...task, silenceMs: changeMs });
   try {
-    return JSON.parse((await promisify(execFile)("rbd", [...args, ...where], options)).stdout);
-  } catch (error) {
-    throw failureOf(error as RbdFailure, shown);
+    if (child.stdout) yield* createInterface({ input: child.stdout });
+    await ended;
+  } finally {
+    child.kill("SIGKILL");
   }
 }
 
-type RbdFailure = NodeJS.ErrnoException & { stderr?: string; killed?: boolean };
+const placeOf = (access: RbdAccess): string[] => [
+  `--pool=${access.pool}`,
+  ...(access.namespace === null ? [] : [`--namespace=${access.namespace}`]),
+  ...identityOf(access),
+];
 
-function failureOf(error: RbdFailure, shown: string): Error {
-  const refuse = (why: string, retryable: boolean): VolumeStorageError =>
-    new VolumeStorageError(`${shown} cannot be opened: ${why}.`, { cause: error, retryable });
-  if (error.code === "ENOENT") return refuse("rbd is not installed (package ceph-common)", false);
-  if (error.killed === true) return refuse(`Ceph did not answer for ${limitMs / 1000} s`, true);
-  const words = wordsOf(error.stderr ?? "") || error.message;
-  if (/\(2\) No such file or directory$/.test(words) && /^error opening (image|pool)/.test(words))
-    return new SourceMissingError(`${shown} is not there: ${words}.`, { cause: error });
-  return refuse(words, /\((110|111|113)\)/.test(words));
+const identityOf = ({ conf, user, keyring }: RbdAccess): string[] => [
+  ...(conf === null ? [] : [`--conf=${conf}`]),
+  ...(user === null ? [] : [`--id=${user}`]),
+  ...(keyring === null ? [] : [`--keyring=${keyring}`]),
+];
+
+interface Limits extends RbdTask {
+  silenceMs: number;
 }
 
-/** What rbd itself says, without the log lines of its libraries unless there is nothing else. */
+async function printed(program: string, args: readonly string[], task: Limits): Promise<string> {
+  const { child, ended } = start(program, args, task);
+  const pieces: Buffer[] = [];
+  let bytes = 0;
+  child.stdout?.on("data", (piece: Buffer) => {
+    bytes += piece.length;
+    if (bytes > answerBytesMax) child.kill("SIGKILL");
+    else pieces.push(piece);
+  });
+  await ended;
+  return Buffer.concat(pieces).toString();
+}
+
+/** `ended`: when it has ended with success, and closed its outputs. */
+function start(program: string, args: readonly string[], task: Limits): { child: ChildProcess; ended: Promise<void> } {
+  task.signal?.throwIfAborted();
+  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
+  let isSilent = false;
+  const timer = setTimeout(() => {
+    isSilent = true;
+    child.kill("SIGKILL");
+  }, task.silenceMs);
+  let said = "";
+  child.stdout?.on("data", () => timer.refresh());
+  child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+    timer.refresh();
+    said = (said + text).slice(-saidMax);
+  });
+  const abort = (): unknown => child.kill("SIGKILL");
+  task.signal?.addEventListener("abort", abort);
+  const { promise: ended, resolve, reject } = Promise.withResolvers<void>();
+  const settle = (): void => {
+    clearTimeout(timer);
+    task.signal?.removeEventListener("abort", abort);
+  };
+  child.once("error", (error) => {
+    settle();
+    reject(failureOf(program, task, { error, code: null, said: "" }));
+  });
+  child.once("close", (code) => {
+    settle();
+    if (code === 0) resolve();
+    else if (task.signal?.aborted) reject(task.signal.reason);
+    else reject(failureOf(program, task, { code, said, isSilent }));
+  });
+  // Who reads its output line by line asks only afterwards how it has ended.
+  ended.catch(() => {});
+  return { child, ended };
+}
+
+interface Ending {
+  code: number | null;
+  said: string;
+  error?: NodeJS.ErrnoException;
+  isSilent?: boolean;
+}
+
+function failureOf(program: string, task: Limits, { code, said, error, isSilent = false }: Ending): Error {
+  const { shown, doing, silenceMs } = task;
+  const message = (why: string): string => `${shown} cannot be ${doing}: ${why}.`;
+  const refuse = (why: string, retryable: boolean): VolumeStorageError =>
+    new VolumeStorageError(message(why), { cause: error, retryable });
+  if (error?.code === "ENOENT") return refuse(`${program} is not installed (package ceph-common)`, false);
+  if (error !== undefined) return refuse(`${program} does not start (${error.code})`, true);
+  if (isSilent) return refuse(`Ceph did not answer for ${silenceMs / 1000} s`, true);
+  if (code === null) return refuse(`${program} was stopped`, true);
+  const words = wordsOf(said) || `${program} ended with ${code}`;
+  if (/\(2\) No such file or directory$/.test(words) && /^error opening (image|pool)/.test(words))
+    return new SourceMissingError(`${shown} is not there: ${words}.`);
+  // Without a keyring this ends as a missing image does.
+  if (isUnreached(words)) return refuse(words, passing.includes(errnoIn(words) ?? 0));
+  const errno = errnoIn(words) ?? code;
+  if (fullErrnos.includes(errno)) return new VolumeStorageFullError(message(words));
+  return new RbdError(message(words), { retryable: passing.includes(errno), errno: code });
+}
+
+const isUnreached = (words: string): boolean => /couldn't connect to the cluster|config file/.test(words);
+
+const errnoIn = (words: string): number | null => {
+  const [, errno] = /\(([0-9]+)\)/.exec(words) ?? [];
+  return errno === undefined ? null : Number(errno);
+};
+
+/** What the program itself says, without the log lines of its libraries unless there is nothing else. */
 function wordsOf(stderr: string): string {
   const lines = stderr
-    .replaceAll(/[^\x20-\x7e\n]/g, "?")
-    .split("\n")
-    .map((line) => line.trim())
+    .split(/[\r\n]/)
+    .map((line) => line.replaceAll(/[^\x20-\x7e]/g, "?").trim())
     .filter((line) => line !== "");
   const own = lines.filter((line) => line.startsWith("rbd: "));
   const why = lines.filter((line) => /keyring|handle_auth/.test(line)).map((line) => line.replace(/^\S+ \S+ +-1 /, ""));

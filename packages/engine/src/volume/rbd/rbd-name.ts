@@ -1,15 +1,10 @@
 import { InvalidVolumeUrlError } from "../../errors.ts";
 import { decoded } from "../percent-encoding.ts";
+import type { RbdAccess } from "./rbd-command.ts";
 
-export interface RbdImage {
-  readonly pool: string;
-  readonly namespace: string | null;
+export interface RbdImage extends RbdAccess {
   readonly image: string;
   readonly snapshot: string | null;
-  /** Null: Ceph's own defaults. */
-  readonly conf: string | null;
-  readonly user: string | null;
-  readonly keyring: string | null;
 }
 
 const form = "rbd:POOL[/NAMESPACE]/IMAGE[@SNAPSHOT][?conf=PATH&user=NAME&keyring=PATH]";

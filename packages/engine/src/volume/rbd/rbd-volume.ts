@@ -1,6 +1,4 @@
-import { readFile } from "node:fs/promises";
 import {
-  errnoOf,
   InvalidVolumeUrlError,
   SourceChangedError,
   SourceMissingError,
@@ -9,18 +7,17 @@ import {
 } from "../../errors.ts";
 import type { PathTarget } from "../file/file-target.ts";
 import { NbdSource, openInPlace } from "../nbd/nbd-volume.ts";
-import { type ServedNode, secretId, serveNode } from "../qemu/qemu-nbd.ts";
+import type { ServedNode } from "../qemu/qemu-nbd.ts";
 import type { VolumeSource } from "../volume.ts";
 import { runRbd } from "./rbd-command.ts";
 import { parseRbdName, type RbdImage, shownAs } from "./rbd-name.ts";
+import { serveRbd } from "./serve-rbd.ts";
 
 /*
  * Images of Ceph: their bytes by librbd in qemu-nbd (Debian's qemu-block-extra), and who uses them by `rbd` (ceph-common). Nothing in Ceph
  * keeps a second writer away: a running machine's lock on an image is handed to whoever writes next. So an image is opened only when nobody
  * watches it, and nobody else may have opened it until it has been read or written.
  */
-
-const userDefault = "admin";
 
 /**
  * Opens a snapshot, or an image that nobody has open, to read.
@@ -114,42 +111,3 @@ async function snapshotId(image: RbdImage): Promise<number> {
 
 const unexpected = (image: RbdImage): VolumeStorageError =>
   new VolumeStorageError(`rbd says of ${shownAs(image)} what is not understood.`, { retryable: false });
-
-async function serveRbd(image: RbdImage, options: { writable: boolean }): Promise<ServedNode> {
-  const key = image.keyring === null ? null : await readKey(image.keyring, image.user ?? userDefault);
-  const file = {
-    driver: "rbd",
-    pool: image.pool,
-    image: image.image,
-    ...(image.namespace === null ? {} : { namespace: image.namespace }),
-    ...(image.snapshot === null ? {} : { snapshot: image.snapshot }),
-    ...(image.conf === null ? {} : { conf: image.conf }),
-    ...(image.user === null ? {} : { user: image.user }),
-    ...(key === null ? {} : { "key-secret": secretId }),
-  };
-  const what = {
-    shown: shownAs(image),
-    node: { driver: "raw", file },
-    ...(key === null ? {} : { secret: { text: key, format: "base64" as const } }),
-    mayPass: (words: string) => /timed out|Connection refused|Shutdown/i.test(words),
-  };
-  return serveNode(what, options);
-}
-
-/**
- * The key of `client.USER` in a keyring. https://docs.ceph.com/en/latest/man/8/ceph-authtool/#keyring-file
- *
- * @throws VolumeStorageError
- */
-async function readKey(path: string, user: string): Promise<string> {
-  const text = await readFile(path, "utf8").catch((error: unknown) => {
-    throw new VolumeStorageError(`The keyring ${path} cannot be read (${errnoOf(error)}).`, { retryable: false });
-  });
-  let section = "";
-  for (const line of text.split("\n")) {
-    section = /^\s*\[(.*)\]\s*$/.exec(line)?.[1] ?? section;
-    const key = /^\s*key\s*=\s*"?([A-Za-z0-9+/]+=*)"?\s*$/.exec(line)?.[1];
-    if (key !== undefined && section === `client.${user}`) return key;
-  }
-  throw new VolumeStorageError(`The keyring ${path} has no key of client.${user}.`, { retryable: false });
-}

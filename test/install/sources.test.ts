@@ -142,7 +142,7 @@ test("nothing but the choosers and the drivers themselves depends on a driver's 
       ([, chosen, listed]) => (chosen ?? listed) as string,
     ),
   );
-  expect(names.sort()).toEqual(["device", "file", "nfs", "posix", "qemu", "qmp", "record", "s3", "swift"]);
+  expect(names.sort()).toEqual(["device", "file", "nfs", "posix", "qemu", "qmp", "rbd", "record", "s3", "swift"]);
   const name = `"(?:${names.join("|")})"`;
   const branch = new RegExp(
     [`[!=]=\\s*${name}`, `${name}\\s*[!=]=`, `case ${name}:`, `${name}[^\\]\\n]*\\]\\s*\\.includes\\(`].join("|"),

@@ -2,12 +2,14 @@ import type { VolumeBackend } from "./volume/backend.ts";
 import { openDeviceBackend } from "./volume/device/device-backend.ts";
 import { openFileBackend } from "./volume/file/file-backend.ts";
 import { openQemuBackend } from "./volume/qemu/qemu-backend.ts";
+import { openRbdBackend, type RbdPlace } from "./volume/rbd/rbd-backend.ts";
 
 /** What each driver is told of its place. */
 interface DriverSettings {
   file: { path: string };
   qemu: { path: string; roots?: readonly string[] };
   device: { path: string; roots: readonly string[] };
+  rbd: { pool: string } & RbdPlace;
 }
 
 type Driver = keyof DriverSettings;
@@ -20,9 +22,10 @@ const drivers: { [Name in Driver]: (settings: DriverSettings[Name]) => Promise<V
   file: ({ path }) => openFileBackend(path),
   qemu: ({ path, roots = [] }) => openQemuBackend(path, roots),
   device: ({ path, roots }) => openDeviceBackend(path, roots),
+  rbd: ({ pool, ...place }) => openRbdBackend(pool, place),
 };
 
-/** Opens a volume backend. BackendUnavailableError when it is missing or not writable. */
+/** Opens a volume backend. BackendUnavailableError when it is missing, does not answer or is not writable. */
 export async function openVolumeBackend(settings: VolumeBackendSettings): Promise<VolumeBackend> {
   const open = drivers[settings.driver] as (settings: VolumeBackendSettings) => Promise<VolumeBackend>;
   return await open(settings);

@@ -59,6 +59,11 @@ describe("drivers of volume backends", () => {
     expect([protocolOf(files), provisions(files)]).toEqual(["file", true]);
   });
 
+  it("tell no path where there are no files", () => {
+    const pool = VolumeBackend.parse({ name: "ceph", driver: "rbd", pool: "volumes", namespace: "a", user: "tephra" });
+    expect([backendFolder(pool), devicePath(pool, "id")]).toEqual([null, null]);
+  });
+
   it("each take their own settings only", () => {
     for (const settings of [
       { name: "files", driver: "none", path: "/srv" },
@@ -66,6 +71,10 @@ describe("drivers of volume backends", () => {
       { name: "files", driver: "file" },
       { name: "images", driver: "qemu", path: "/srv", roots: ["relative"] },
       { name: "disks", driver: "device", path: "/srv", roots: [] },
+      { name: "ceph", driver: "rbd" },
+      { name: "ceph", driver: "rbd", pool: "volumes/inner" },
+      { name: "ceph", driver: "rbd", pool: "volumes", user: "tephra --conf=x" },
+      { name: "ceph", driver: "rbd", pool: "volumes", key: "AQ==" },
     ]) {
       expect(VolumeBackend.safeParse(settings).success, JSON.stringify(settings)).toBe(false);
     }

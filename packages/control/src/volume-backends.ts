@@ -25,8 +25,25 @@ const DeviceBackend = z.strictObject({
   roots: z.array(z.string().startsWith("/")).min(1),
 });
 
+/** As Ceph allows them, without what separates names where an image is named: `POOL/NAMESPACE/IMAGE@SNAPSHOT`. */
+const cephName = z.string().regex(/^[^/@\p{C}]{1,128}$/u, "must be a name without '/' and '@'");
+
+/** A pool of images in Ceph, or a namespace of one. What is not given is Ceph's own default. */
+const RbdBackend = z.strictObject({
+  name: placeName,
+  driver: z.literal("rbd"),
+  pool: cephName,
+  namespace: cephName.optional(),
+  conf: z.string().startsWith("/").optional(),
+  user: z
+    .string()
+    .regex(/^[A-Za-z0-9._-]{1,255}$/, "must be a user of Ceph's, without 'client.'")
+    .optional(),
+  keyring: z.string().startsWith("/").optional(),
+});
+
 /** The settings of a volume backend, by its driver. The engine opens what they describe (openVolumeBackend). */
-export const VolumeBackend = z.discriminatedUnion("driver", [FileBackend, QemuBackend, DeviceBackend]);
+export const VolumeBackend = z.discriminatedUnion("driver", [FileBackend, QemuBackend, DeviceBackend, RbdBackend]);
 
 export type VolumeBackendConfig = z.infer<typeof VolumeBackend>;
 type SettingsOf<Driver extends VolumeBackendConfig["driver"]> = Extract<VolumeBackendConfig, { driver: Driver }>;
@@ -54,6 +71,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
   qemu: { folder: ({ path }) => path, devicePath: () => null, protocol: "file", provisions: true },
   // Only its workers know which device a volume is.
   device: { folder: ({ path }) => path, devicePath: () => null, protocol: "block", provisions: false },
+  rbd: { folder: () => null, devicePath: () => null, protocol: "ceph", provisions: true },
 };
 
 const factsOf = ({ driver }: VolumeBackendConfig): DriverFacts<VolumeBackendConfig> =>

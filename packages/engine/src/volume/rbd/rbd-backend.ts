@@ -56,7 +56,7 @@ export class RbdBackend implements VolumeBackend {
     this.capabilities = { restores: "aside", tellsChanges };
     this.#pool = pool;
     this.#images = new RbdImages(pool);
-    this.#data = new RbdData(pool);
+    this.#data = new RbdData(this.#images);
   }
 
   /** Where nobody counts, it is not known to be little. */
@@ -90,14 +90,16 @@ export class RbdBackend implements VolumeBackend {
   }
 
   async remove(volumeId: string): Promise<void> {
-    await this.#images.retire(volumeImage(volumeId), volumeId);
+    const image = volumeImage(volumeId);
+    // First what would be put back in its place.
     for (const name of await this.#pool.list()) {
       if (name.startsWith(replacedImage(volumeId, ""))) await this.#images.retire(name, volumeId);
     }
+    await this.#images.retire(image, volumeId);
   }
 
   async measure(volumeId: string): Promise<{ sizeBytes: number }> {
-    const info = await this.#pool.info(volumeImage(volumeId));
+    const info = await this.#images.volume(volumeId);
     if (info === null) throw new SourceMissingError(`There is no volume ${volumeId}.`);
     return { sizeBytes: info.sizeBytes };
   }
@@ -111,7 +113,7 @@ export class RbdBackend implements VolumeBackend {
     if (existing !== null) return { sizeBytes: existing.snapshot.sizeBytes };
     const image = volumeImage(volumeId);
     const missing = (): SourceMissingError => new SourceMissingError(`There is no volume ${volumeId}.`);
-    const info = await this.#pool.info(image);
+    const info = await this.#images.volume(volumeId);
     if (info === null) throw missing();
     run.signal.throwIfAborted();
     run.fence();
@@ -221,7 +223,7 @@ export class RbdBackend implements VolumeBackend {
   ): Promise<void> {
     const restored = restoreImage(restoreId);
     if ((await this.#pool.info(restored)) === null) {
-      if ((await this.#pool.info(volumeImage(volumeId))) === null) throw notBeingRestored(volumeId);
+      if ((await this.#images.volume(volumeId)) === null) throw notBeingRestored(volumeId);
       await this.#images.retire(replacedImage(volumeId, restoreId), volumeId);
       return;
     }
@@ -278,7 +280,7 @@ export class RbdBackend implements VolumeBackend {
   }
 
   async importIfAbsent(path: string, volumeId: string, places: UserPlaces, run: RunContext): Promise<void> {
-    if ((await this.#pool.info(volumeImage(volumeId))) === null) {
+    if ((await this.#images.volume(volumeId)) === null) {
       await this.importFile(path, volumeId, places, run);
       return;
     }

@@ -87,10 +87,9 @@ async function snapshotToClone(
     return { image, name: snapshot.name };
   }
   const [image, name] = [volumeImage(source.volumeId), keptName(volumeId)];
-  await images.pool.freeze(image, name).catch((error: unknown) => {
-    if (!saysMissing(error)) throw error;
-    throw new SourceMissingError(`There is no volume ${source.volumeId}.`, { cause: error });
-  });
+  if ((await images.volume(source.volumeId)) === null)
+    throw new SourceMissingError(`There is no volume ${source.volumeId}.`);
+  await images.pool.freeze(image, name);
   return { image, name };
 }
 

@@ -182,7 +182,7 @@ function failureOf(program: string, task: Limits, { code, said, error, isSilent 
   if (isUnreached(words)) return refuse(words, passing.includes(errnoIn(words) ?? 0));
   const errno = errnoIn(words) ?? code;
   if (fullErrnos.includes(errno)) return new VolumeStorageFullError(message(words));
-  return new RbdError(message(words), { retryable: passing.includes(errno), errno: code });
+  return new RbdError(message(words), { retryable: passing.includes(errno), errno });
 }
 
 const isUnreached = (words: string): boolean => /couldn't connect to the cluster|config file/.test(words);

@@ -4,7 +4,7 @@ import { copyData } from "../file/copy-file.ts";
 import { NbdSource, NbdTarget } from "../nbd/nbd-volume.ts";
 import type { ServedNode } from "../qemu/qemu-nbd.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
-import { type Frozen, readName, volumeImage } from "./rbd-images.ts";
+import { type Frozen, type RbdImages, readName, volumeImage } from "./rbd-images.ts";
 import type { ImageSnapshot, RbdPool } from "./rbd-pool.ts";
 import { serveRbd } from "./serve-rbd.ts";
 
@@ -15,10 +15,12 @@ const triesMax = 3;
 
 /** The bytes of images, by librbd in qemu-nbd. */
 export class RbdData {
+  readonly #images: RbdImages;
   readonly #pool: RbdPool;
 
-  constructor(pool: RbdPool) {
-    this.#pool = pool;
+  constructor(images: RbdImages) {
+    this.#images = images;
+    this.#pool = images.pool;
   }
 
   /** `find`: again whenever the image that it is in may have got another name. */
@@ -38,8 +40,9 @@ export class RbdData {
     }
   }
 
-  openVolume(volumeId: string): Promise<VolumeSource> {
-    return this.openImage(volumeImage(volumeId));
+  async openVolume(volumeId: string): Promise<VolumeSource> {
+    if ((await this.#images.volume(volumeId)) === null) throw new SourceMissingError(`There is no volume ${volumeId}.`);
+    return await this.openImage(volumeImage(volumeId));
   }
 
   /**

@@ -3,7 +3,7 @@ import { SourceMissingError, VolumeConflictError } from "../../errors.ts";
 import type { RunContext } from "../../run/run-context.ts";
 import { checkId } from "../file/file-backend.ts";
 import { saysErrno, saysMissing } from "./rbd-command.ts";
-import type { ImageSnapshot, RbdPool } from "./rbd-pool.ts";
+import type { ImageInfo, ImageSnapshot, RbdPool } from "./rbd-pool.ts";
 
 /*
  * What the images of a pool are called.
@@ -31,7 +31,7 @@ export const indexImage = "tephra-snapshots";
 
 const indexBytes = 1024 * 1024;
 /** How often a snapshot is looked for again when its image got another name meanwhile. */
-const searchesMax = 3;
+const triesMax = 3;
 
 /** What the index says of a snapshot. */
 export interface FrozenNote {
@@ -59,7 +59,7 @@ export class RbdImages {
     const name = frozenName(snapshotId);
     const note = parseNote((await this.pool.note(indexImage, name)) ?? "");
     if (note === null) return null;
-    for (let search = 0; search < searchesMax; search++) {
+    for (let search = 0; search < triesMax; search++) {
       let vanished = false;
       for await (const image of this.#imagesOf(note.volumeId)) {
         const snapshots = await this.pool.snapshots(image);
@@ -70,6 +70,18 @@ export class RbdImages {
       if (!vanished) return null;
     }
     return null;
+  }
+
+  /**
+   * A volume; null when there is none. One whose place another image was about to take when that was interrupted gets its name back.
+   */
+  async volume(volumeId: string): Promise<ImageInfo | null> {
+    const image = volumeImage(volumeId);
+    const found = await this.pool.info(image);
+    if (found !== null) return found;
+    const replaced = (await this.pool.list()).filter((name) => name.startsWith(replacedImage(volumeId, "")));
+    for (const name of replaced) await this.putBack(name, volumeId);
+    return replaced.length > 0 ? await this.pool.info(image) : null;
   }
 
   /** @throws SourceMissingError */
@@ -141,15 +153,15 @@ export class RbdImages {
     }
   }
 
-  /** Gives a finished draft its name. @throws RbdError `exists`; VolumeConflictError when another run has removed the draft */
-  async finish(draft: string, to: string): Promise<void> {
-    if (await this.pool.rename(draft, to)) return;
-    throw new VolumeConflictError(`${this.pool.shown(draft)} is gone: another run has begun.`);
+  /** Gives a finished image its name. @throws RbdError `exists`; VolumeConflictError when another run has taken it away */
+  async finish(image: string, to: string): Promise<void> {
+    if (await this.pool.rename(image, to)) return;
+    throw new VolumeConflictError(`${this.pool.shown(image)} is gone: another run has finished or given it up.`);
   }
 
   /**
-   * Gives a finished image a volume's name. What the volume was before becomes `replaced-ID-TAG` meanwhile: after a crash, `putBack`
-   * or another call goes on.
+   * Gives a finished image a volume's name. What the volume was before becomes `replaced-ID-TAG` meanwhile: after a crash, it is put
+   * back by `volume`, or another call goes on.
    */
   async promote(image: string, volumeId: string, tag: string, { signal, fence }: RunContext): Promise<void> {
     const [volume, replaced] = [volumeImage(volumeId), replacedImage(volumeId, tag)];
@@ -157,18 +169,22 @@ export class RbdImages {
     fence();
     await this.pool.lockExclusively(image);
     fence();
-    await this.pool.rename(volume, replaced).catch(async (error: unknown) => {
-      if (!saysErrno(error, "exists")) throw error;
-      // Of an earlier run.
-      await this.retire(replaced, volumeId);
-      await this.pool.rename(volume, replaced);
-    });
-    try {
-      if (!(await this.pool.rename(image, volume)))
-        throw new VolumeConflictError(`${this.pool.shown(image)} is gone: another run has finished or given it up.`);
-    } catch (error) {
-      await this.putBack(replaced, volumeId);
-      throw error;
+    for (let tries = 1; ; tries++) {
+      await this.pool.rename(volume, replaced).catch(async (error: unknown) => {
+        if (!saysErrno(error, "exists")) throw error;
+        // Of an earlier run.
+        await this.retire(replaced, volumeId);
+        await this.pool.rename(volume, replaced);
+      });
+      try {
+        await this.finish(image, volume);
+        break;
+      } catch (error) {
+        await this.putBack(replaced, volumeId);
+        // Somebody has looked for the volume while it had no name, and put it back.
+        if (!saysErrno(error, "exists") || tries === triesMax) throw error;
+        fence();
+      }
     }
     await this.retire(replaced, volumeId);
   }
@@ -176,8 +192,18 @@ export class RbdImages {
   /** What was replaced is the volume again if there is no other; otherwise it goes. */
   async putBack(replaced: string, volumeId: string): Promise<void> {
     const volume = volumeImage(volumeId);
-    if ((await this.pool.info(volume)) === null) await this.pool.rename(replaced, volume);
-    else await this.retire(replaced, volumeId);
+    if ((await this.pool.info(volume)) === null && (await this.#renameUnlessTaken(replaced, volume))) return;
+    await this.retire(replaced, volumeId);
+  }
+
+  async #renameUnlessTaken(image: string, to: string): Promise<boolean> {
+    try {
+      await this.pool.rename(image, to);
+      return true;
+    } catch (error) {
+      if (saysErrno(error, "exists")) return false;
+      throw error;
+    }
   }
 
   /** The volume first, then what it has been. */

@@ -80,7 +80,7 @@ async function tryObject(repository: Repository, key: ObjectKey): Promise<void> 
   await repository.remove(key);
 }
 
-/** A volume backend: its folder can be entered and written to, and has room. */
+/** A volume backend: it can be opened, and has room. */
 export async function checkBackend(settings: VolumeBackendConfig): Promise<Finding[]> {
   const subject = `volume backend ${settings.name}`;
   try {
@@ -91,7 +91,11 @@ export async function checkBackend(settings: VolumeBackendConfig): Promise<Findi
     if (freeBytes < freeBytesMin) return [warning(subject, free, "Restores need free space there.")];
     return [ok(subject, free)];
   } catch (error) {
-    return [failed(subject, reasonOf(error), "The folder must be there, and belong to the user of the workers.")];
+    const advice =
+      backendFolder(settings) === null
+        ? "The workers must reach it, with the programs and rights that its driver needs (docs/operations.md)."
+        : "The folder must be there, and belong to the user of the workers.";
+    return [failed(subject, reasonOf(error), advice)];
   }
 }
 

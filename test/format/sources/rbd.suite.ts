@@ -2,38 +2,28 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { provideQemuBlock } from "../../../scripts/qemu-block-package.ts";
-import { type Ceph, startCeph } from "../../kit/ceph.ts";
+import type { Ceph } from "../../kit/ceph.ts";
+import { type CephPool, startCephPool } from "../../kit/ceph-pool.ts";
 import { type EngineCommand, engineIn, writeDisk } from "../../kit/engine-command.ts";
 import { waitFor } from "../../kit/wait-for.ts";
 
 const MiB = 1024 * 1024;
 
-let cluster: string;
+let cluster: CephPool;
 let ceph: Ceph;
-let environment: Record<string, string>;
 let home: string;
 let command: EngineCommand;
 let settings: string;
 
 beforeAll(async () => {
-  cluster = await mkdtemp(join(tmpdir(), "tephra-ceph-"));
-  ceph = await startCeph(cluster, process.env["PATH"] ?? "");
-  const qemu = await provideQemuBlock(ceph.environment["PATH"] ?? "", (line) => process.stderr.write(`${line}\n`));
-  const libraries = `${qemu["LD_LIBRARY_PATH"]}:${ceph.environment["LD_LIBRARY_PATH"]}`;
-  environment = { ...ceph.environment, ...qemu, LD_LIBRARY_PATH: libraries };
-  await ceph.run("ceph", "osd", "pool", "create", "volumes", "8");
-  await ceph.run("rbd", "pool", "init", "volumes");
-  const keyring = await ceph.user("tephra", "mon", "profile rbd", "osd", "profile rbd pool=volumes");
-  settings = `conf=${ceph.conf}&user=tephra&keyring=${keyring}`;
+  cluster = await startCephPool();
+  ceph = cluster.ceph;
+  settings = `conf=${ceph.conf}&user=tephra&keyring=${cluster.keyring}`;
 });
-afterAll(async () => {
-  await ceph?.[Symbol.asyncDispose]();
-  await rm(cluster, { recursive: true, force: true });
-});
+afterAll(() => cluster?.[Symbol.asyncDispose]());
 beforeEach(async () => {
   home = await mkdtemp(join(tmpdir(), "tephra-rbd-"));
-  command = engineIn(home, environment);
+  command = engineIn(home, cluster.environment);
 });
 afterEach(async () => {
   for (const image of JSON.parse(await rbd("ls", "--format", "json", "volumes")) as string[]) {

@@ -1,0 +1,364 @@
+import { execFile } from "node:child_process";
+import { randomBytes, randomUUID } from "node:crypto";
+import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import {
+  BackendUnavailableError,
+  openVolumeBackend,
+  SourceMissingError,
+  type VolumeBackend,
+  type VolumeBackendSettings,
+  VolumeConflictError,
+} from "@tephra/engine";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { describeVolumeBackend } from "../../contract/volume/volume-contract.ts";
+import { describeHistories, type JudgedPlace } from "../../contract/volume/volume-histories.ts";
+import { type CephPool, startCephPool } from "../../kit/ceph-pool.ts";
+import { times } from "../../kit/long.ts";
+import { waitFor } from "../../kit/wait-for.ts";
+import { freeContext, temporaryFolder } from "../backup-fixture.ts";
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+const free = freeContext();
+
+let cluster: CephPool;
+beforeAll(async () => {
+  cluster = await startCephPool();
+  Object.assign(process.env, cluster.environment);
+});
+afterAll(() => cluster?.[Symbol.asyncDispose]());
+
+interface CephPlace extends JudgedPlace {
+  settings: VolumeBackendSettings;
+  /** Runs `rbd` as admin with an image of this place. */
+  rbd(verb: string[], image: string, ...more: string[]): Promise<string>;
+  list(): Promise<string[]>;
+  /** An image as QEMU's tools name it. */
+  node(image: string): string;
+}
+
+/** A namespace of its own, which nobody cleans up but the end of the cluster. */
+async function open(): Promise<CephPlace> {
+  const { ceph, keyring } = cluster;
+  const namespace = randomUUID();
+  await ceph.run("rbd", "namespace", "create", `volumes/${namespace}`);
+  const settings = { driver: "rbd", pool: "volumes", namespace, conf: ceph.conf, user: "tephra", keyring } as const;
+  const home = await mkdtemp(join(tmpdir(), "tephra-rbd-"));
+  const rbd: CephPlace["rbd"] = (verb, image, ...more) =>
+    ceph.run("rbd", ...verb, "--pool=volumes", `--namespace=${namespace}`, `--image=${image}`, ...more);
+  const inPlace = async (...args: string[]) =>
+    JSON.parse(await ceph.run("rbd", ...args, "--format=json", "--pool=volumes", `--namespace=${namespace}`));
+  const list = (): Promise<string[]> => inPlace("ls");
+  const node: CephPlace["node"] = (image) => {
+    const file = { driver: "rbd", pool: "volumes", namespace, image, conf: ceph.conf };
+    return `json:${JSON.stringify({ driver: "raw", file })}`;
+  };
+  return {
+    settings,
+    rbd,
+    list,
+    node,
+    backend: await openVolumeBackend(settings),
+    again: () => openVolumeBackend(settings),
+    write: async (id, bytes, offset) => {
+      await writeFile(join(home, "bytes"), bytes);
+      const command = `write -s ${join(home, "bytes")} ${offset} ${bytes.length}`;
+      const said = (await promisify(execFile)("qemu-io", ["-c", command, node(`volume-${id}`)])).stdout;
+      if (!said.startsWith("wrote ")) throw new Error(said);
+    },
+    readElsewhere: async (source) => {
+      await rm(join(home, "exported"), { force: true });
+      if ("volumeId" in source) await rbd(["export"], `volume-${source.volumeId}`, `--path=${join(home, "exported")}`);
+      else {
+        const name = `snapshot-${source.snapshotId}`;
+        const all = (await inPlace("ls", "--long")) as { image: string; snapshot?: string }[];
+        const image = all.find(({ snapshot }) => snapshot === name)?.image ?? "";
+        await rbd(["export"], image, `--snap=${name}`, `--path=${join(home, "exported")}`);
+      }
+      return readFile(join(home, "exported"));
+    },
+    names: async () => {
+      const images = await list();
+      const notes = images.includes("tephra-snapshots") ? await rbd(["image-meta", "list"], "tephra-snapshots") : "";
+      return [...images.filter((name) => name !== "tephra-snapshots"), ...(notes.includes("snapshot-") ? [notes] : [])];
+    },
+    [Symbol.asyncDispose]: () => rm(home, { recursive: true, force: true }),
+  };
+}
+
+describeVolumeBackend({ name: "rbd", restores: "aside", open });
+describeHistories("rbd", open);
+
+async function readAll(backend: VolumeBackend, volumeId: string): Promise<Buffer> {
+  await using source = await backend.openSource({ volumeId });
+  const bytes = Buffer.alloc(source.sizeBytes);
+  await source.read(bytes, 0);
+  return bytes;
+}
+
+async function removeLeftovers(backend: VolumeBackend): Promise<void> {
+  for await (const leftover of backend.leftovers()) {
+    if (leftover.kind === "private") await backend.removeLeftover(leftover);
+  }
+}
+
+describe("volumes in Ceph", () => {
+  test("a clone shares with its source, and outlives it, its snapshot and whatever is between, in any order", async () => {
+    await using place = await open();
+    const { backend } = place;
+    const bytes = randomBytes(64 * KiB);
+    for (const order of [
+      ["source", "snapshot", "between"],
+      ["between", "snapshot", "source"],
+      ["snapshot", "between", "source"],
+    ]) {
+      const [source, snapshot, between, last] = [randomUUID(), randomUUID(), randomUUID(), randomUUID()];
+      await backend.create(source, bytes.length);
+      await place.write(source, bytes, 0);
+      await backend.freeze(source, snapshot, free);
+      await backend.clone({ snapshotId: snapshot }, between, 1, free);
+      await backend.clone({ volumeId: between }, last, 1, free);
+      expect(JSON.parse(await place.rbd(["info", "--format=json"], `volume-${last}`)).parent).toBeDefined();
+      const removals: Record<string, () => Promise<void>> = {
+        source: () => backend.remove(source),
+        snapshot: () => backend.thaw(snapshot),
+        between: () => backend.remove(between),
+      };
+      for (const which of order) {
+        await removals[which]?.();
+        expect((await place.readElsewhere({ volumeId: last })).equals(bytes), order.join()).toBe(true);
+      }
+      await backend.remove(last);
+      expect(await place.names(), order.join()).toEqual([]);
+    }
+  });
+
+  test("clones of clones do not become ever deeper, and a snapshot is protected only while it has any", async () => {
+    await using place = await open();
+    const { backend } = place;
+    const ids = Array.from({ length: 7 }, () => randomUUID());
+    const [first = ""] = ids;
+    const bytes = randomBytes(8 * KiB);
+    await backend.create(first, bytes.length);
+    await place.write(first, bytes, 0);
+    for (const [n, id] of ids.entries()) {
+      if (n > 0) await backend.clone({ volumeId: ids[n - 1] ?? "" }, id, 1, free);
+    }
+    let depth = 0;
+    for (let at = `volume-${ids.at(-1)}`; ; depth++) {
+      const { parent } = JSON.parse(await place.rbd(["info", "--format=json"], at)) as { parent?: { image: string } };
+      if (parent === undefined) break;
+      at = parent.image;
+    }
+    expect(depth).toBeGreaterThan(0);
+    expect(depth).toBeLessThanOrEqual(4);
+    expect((await place.readElsewhere({ volumeId: ids.at(-1) ?? "" })).equals(bytes)).toBe(true);
+    const snapshotId = randomUUID();
+    await backend.freeze(first, snapshotId, free);
+    const isProtected = async (): Promise<boolean> => {
+      const all = JSON.parse(await place.rbd(["snap", "ls", "--format=json"], `volume-${first}`));
+      return all.find(({ name }: { name: string }) => name === `snapshot-${snapshotId}`).protected === "true";
+    };
+    const clone = randomUUID();
+    await backend.clone({ snapshotId }, clone, 1, free);
+    expect(await isProtected()).toBe(true);
+    await backend.remove(clone);
+    expect(await isProtected()).toBe(false);
+    for (const id of ids) await backend.remove(id);
+    await backend.thaw(snapshotId);
+    expect(await place.names()).toEqual([]);
+  });
+
+  test("who had a volume open when it was restored writes to what it was, which goes when nobody has it open", async () => {
+    await using place = await open();
+    const { backend } = place;
+    const id = randomUUID();
+    await backend.create(id, 256 * KiB);
+    await backend.beginRestore(id, `${randomUUID()}-0`, { sizeBytes: 256 * KiB, keepTail: false }, free);
+    const [restored = ""] = (await place.list()).filter((name) => name.startsWith("restore-"));
+    const restoreId = restored.slice("restore-".length);
+    const args = ["-c", "write -P 5 0 64k", "-c", "sleep 8000", "-c", "write -P 6 0 64k", place.node(`volume-${id}`)];
+    const machine = promisify(execFile)("qemu-io", args);
+    const watched = async () => (await place.rbd(["status"], `volume-${id}`)).includes("watcher=");
+    await waitFor(watched, { what: "the machine has opened it", timeoutMs: 20_000 });
+    {
+      await using target = await backend.openRestoreTarget(id, restoreId);
+      await target.write(Buffer.alloc(256 * KiB, 9), 0);
+      await target.flush();
+    }
+    await backend.publishRestore(id, restoreId, { fresh: false }, free);
+    await machine;
+    expect((await place.readElsewhere({ volumeId: id })).equals(Buffer.alloc(256 * KiB, 9))).toBe(true);
+    await removeLeftovers(backend);
+    expect(await place.names()).toEqual([`volume-${id}`]);
+  });
+
+  test("an incremental is told of little more than what was written, and nothing of a clone is believed", async () => {
+    await using place = await open();
+    const { backend } = place;
+    const [id, clone] = [randomUUID(), randomUUID()];
+    const sizeBytes = 4096 * MiB;
+    await backend.create(id, sizeBytes);
+    await place.write(id, randomBytes(8 * MiB), 100 * MiB);
+    await backend.clone({ volumeId: id }, clone, 1, free);
+    const changed = async (volumeId: string): Promise<number> => {
+      const [since, now] = [randomUUID(), randomUUID()];
+      await backend.freeze(volumeId, since, free);
+      await place.write(volumeId, randomBytes(4 * MiB), 102 * MiB);
+      await backend.freeze(volumeId, now, free);
+      const range = { offset: 0, length: sizeBytes };
+      const extents = await Array.fromAsync(backend.changedExtents({ snapshotId: now }, since, range));
+      return extents.reduce((sum, { length }) => sum + length, 0);
+    };
+    expect(await changed(id)).toBe(4 * MiB);
+    expect(await changed(clone)).toBe(sizeBytes);
+  });
+
+  test("a file is imported and exported raw, in whole sectors", async () => {
+    await using place = await open();
+    const { backend } = place;
+    await using users = await temporaryFolder();
+    const places = { roots: [users.path] };
+    const [from, to] = [join(users.path, "in"), join(users.path, "out")];
+    const bytes = randomBytes(5000);
+    await writeFile(from, bytes);
+    const id = randomUUID();
+    expect(await backend.importFile(from, id, places, free)).toEqual({ sizeBytes: 5120 });
+    await backend.importIfAbsent(from, id, places, free);
+    const run = { operationId: randomUUID(), claim: 0 };
+    await backend.exportFile(id, to, { places, run, overwrite: false }, free);
+    expect((await readFile(to)).equals(Buffer.concat([bytes, Buffer.alloc(120)]))).toBe(true);
+    await writeFile(from, randomBytes(5000));
+    await expect(backend.importIfAbsent(from, id, places, free)).rejects.toBeInstanceOf(VolumeConflictError);
+    expect(await place.names()).toEqual([`volume-${id}`]);
+  });
+
+  test("without rights, a pool or a keyring it says what is missing, and no image is taken for one that is gone", async () => {
+    const { ceph } = cluster;
+    const reader = await ceph.user("reader", "mon", "profile rbd", "osd", "profile rbd-read-only pool=volumes");
+    const place = { driver: "rbd", pool: "volumes", conf: ceph.conf } as const;
+    const readOnly = await openVolumeBackend({ ...place, user: "reader", keyring: reader });
+    const id = randomUUID();
+    await expect(readOnly.create(id, MiB)).rejects.toMatchObject({
+      code: "volume_storage",
+      retryable: false,
+      message: expect.stringMatching(
+        /Operation not permitted.*client\.reader needs mon 'profile rbd' osd 'profile rbd pool=volumes'/,
+      ),
+    });
+    await expect(readOnly.measure(id)).rejects.toBeInstanceOf(SourceMissingError);
+    const cases: [VolumeBackendSettings, RegExp][] = [
+      [{ ...place, pool: "volumez", user: "tephra", keyring: cluster.keyring }, /error opening pool 'volumez'/],
+      [{ ...place, user: "tephra", keyring: "/missing" }, /couldn't connect to the cluster/],
+      [{ ...place, user: "nobody", keyring: cluster.keyring }, /couldn't connect to the cluster/],
+      [{ ...place, conf: "/missing.conf" }, /config file/],
+    ];
+    for (const [settings, why] of cases) {
+      const opening = openVolumeBackend(settings);
+      await expect(opening, String(why)).rejects.toMatchObject({ message: expect.stringMatching(why) });
+      await expect(opening, String(why)).rejects.toBeInstanceOf(BackendUnavailableError);
+    }
+  });
+});
+
+const program = fileURLToPath(new URL("../../kit/rbd-verbs.ts", import.meta.url));
+const uuid = (n: number): string => `00000000-0000-4000-8000-00000000000${n}`;
+const old = Buffer.alloc(256 * KiB, 1);
+const written = Buffer.concat([Buffer.alloc(64 * KiB, 2), old.subarray(64 * KiB)]);
+const zeros = (bytes: number): Buffer => Buffer.alloc(bytes);
+/** More commands than any verb runs. */
+const commandsMax = 60;
+
+/** Runs a verb in a process of its own, which is killed right after its n-th command of `rbd`. @returns whether it came to its end */
+async function runTo(place: CephPlace, verb: string, n: number): Promise<boolean> {
+  await using home = await temporaryFolder();
+  const real = join((cluster.ceph.environment["PATH"] ?? "").split(":")[0] ?? "", "rbd");
+  const script = `#!/bin/sh
+[ "$1" = --version ] && exec '${real}' "$@"
+echo >> '${home.path}/count'
+[ "$(wc -l < '${home.path}/count')" -lt ${n} ] && exec '${real}' "$@"
+'${real}' "$@"
+kill -9 $PPID
+`;
+  await writeFile(join(home.path, "rbd"), script);
+  await chmod(join(home.path, "rbd"), 0o755);
+  const env = { ...process.env, PATH: `${home.path}:${process.env["PATH"]}` };
+  return new Promise((resolve, reject) => {
+    execFile(process.execPath, [program, JSON.stringify(place.settings), verb], { env }, (error, _, stderr) => {
+      if (error === null) resolve(true);
+      else if (error.signal === "SIGKILL") resolve(false);
+      else reject(new Error(`${verb}: ${stderr}`));
+    });
+  });
+}
+
+/** What there must be when a verb was run again to its end; null: nothing. */
+const results: Record<string, { volume?: Buffer | null; snapshot?: null; made?: Buffer; frozen?: Buffer }> = {
+  create: { made: zeros(256 * KiB) },
+  clone: { made: Buffer.concat([written, zeros(256 * KiB)]) },
+  "clone-snapshot": { made: old },
+  freeze: { frozen: written },
+  extend: { volume: Buffer.concat([written, zeros(256 * KiB)]) },
+  thaw: { snapshot: null },
+  remove: { volume: null },
+  restore: { volume: zeros(128 * KiB) },
+};
+
+test.each(Object.entries(results))(
+  "%s, killed after any command and run again, has done its work once, and leaves nothing",
+  { timeout: 900_000 },
+  async (verb, { volume = written, snapshot, made, frozen }) => {
+    let kills = 0;
+    for (let n = 2; n <= commandsMax; n += times({ usual: 3, long: 1 })) {
+      await using place = await open();
+      const { backend } = place;
+      await backend.create(uuid(1), old.length);
+      await place.write(uuid(1), old, 0);
+      await backend.freeze(uuid(1), uuid(5), free);
+      await place.write(uuid(1), written.subarray(0, 64 * KiB), 0);
+      // What a thaw or a removal must not take away with it.
+      await backend.clone({ snapshotId: uuid(5) }, uuid(3), 1, free);
+      const ended = await runTo(place, verb, n);
+      if (!ended) expect(await runTo(place, verb, commandsMax), verb).toBe(true);
+      const told = `killed after command ${n}`;
+      const has = async (source: { volumeId: string } | { snapshotId: string }, bytes: Buffer): Promise<void> =>
+        expect((await place.readElsewhere(source)).equals(bytes), `${JSON.stringify(source)}, ${told}`).toBe(true);
+      if (volume === null) expect(await place.list(), told).not.toContain(`volume-${uuid(1)}`);
+      else await has({ volumeId: uuid(1) }, volume);
+      if (snapshot === null)
+        await expect(backend.openSource({ snapshotId: uuid(5) }), told).rejects.toBeInstanceOf(SourceMissingError);
+      else await has({ snapshotId: uuid(5) }, old);
+      await has({ volumeId: uuid(3) }, old);
+      if (made) await has({ volumeId: uuid(2) }, made);
+      if (frozen) await has({ snapshotId: uuid(6) }, frozen);
+      for (const each of [1, 2, 3]) await backend.remove(uuid(each));
+      for (const each of [5, 6]) await backend.thaw(uuid(each));
+      // A client that was killed is watched for another 30 s.
+      const isEmpty = async (): Promise<boolean> => {
+        await removeLeftovers(backend);
+        return (await place.names()).length === 0;
+      };
+      await waitFor(isEmpty, { what: `nothing is left, ${told}`, timeoutMs: 60_000 });
+      if (ended) break;
+      kills += 1;
+    }
+    expect(kills).toBeGreaterThan(0);
+  },
+);
+
+test("a volume reads as it was when it was opened, whoever writes to it", async () => {
+  await using place = await open();
+  const id = randomUUID();
+  await place.backend.create(id, 64 * KiB);
+  await place.write(id, Buffer.alloc(64 * KiB, 1), 0);
+  await using source = await place.backend.openSource({ volumeId: id });
+  await place.write(id, Buffer.alloc(4 * KiB, 2), 0);
+  const bytes = Buffer.alloc(64 * KiB);
+  await source.read(bytes, 0);
+  expect(bytes.equals(Buffer.alloc(64 * KiB, 1))).toBe(true);
+  expect((await readAll(place.backend, id))[0]).toBe(2);
+});

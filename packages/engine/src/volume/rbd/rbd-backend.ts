@@ -27,7 +27,9 @@ import { rbdRelease, saysErrno, saysMissing } from "./rbd-command.ts";
 import { RbdData } from "./rbd-data.ts";
 import {
   draftsOf,
+  type Frozen,
   frozenName,
+  isRetired,
   keptName,
   newDraftOf,
   RbdImages,
@@ -131,18 +133,10 @@ export class RbdBackend implements VolumeBackend {
 
   /** One that clones build on stays for them, under another name. */
   async thaw(snapshotId: string): Promise<void> {
-    const name = frozenName(snapshotId);
     const found = await this.#images.find(snapshotId);
-    if (found?.snapshot.isProtected) await this.#pool.renameSnapshot(found.image, name, keptName(snapshotId));
-    else if (found) {
-      await this.#pool.removeSnapshot(found.image, name).catch(async (error: unknown) => {
-        // It has been cloned meanwhile.
-        if (!saysErrno(error, "busy")) throw error;
-        await this.#pool.renameSnapshot(found.image, name, keptName(snapshotId));
-      });
-    }
+    const isKept = found !== null && (await this.#removeOrKeep(found, snapshotId));
     await this.#images.forgetFrozen(snapshotId);
-    if (found) await this.#images.settle(found.image);
+    if (found !== null && (isKept || isRetired(found.image))) await this.#images.settle(found.image);
   }
 
   snapshotPaths(volumeId: string): never {
@@ -315,6 +309,21 @@ export class RbdBackend implements VolumeBackend {
     if (leftover.kind === "volume") await this.remove(id);
     else if (leftover.kind === "snapshot") await this.thaw(id);
     else await removeLeftover(this.#images, leftover);
+  }
+
+  /** @returns whether it stays for its clones */
+  async #removeOrKeep({ image, snapshot }: Frozen, snapshotId: string): Promise<boolean> {
+    if (!snapshot.isProtected) {
+      try {
+        await this.#pool.removeSnapshot(image, snapshot.name);
+        return false;
+      } catch (error) {
+        // It has been cloned meanwhile.
+        if (!saysErrno(error, "busy")) throw error;
+      }
+    }
+    await this.#pool.renameSnapshot(image, snapshot.name, keptName(snapshotId));
+    return true;
   }
 
   /** A new image with the bytes of another one, at one point in time. */

@@ -52,12 +52,14 @@ const passing: readonly number[] = [16, 108, 110, 111, 113];
 /**
  * Asks `rbd` of the package ceph-common. `args`: with the image as `--image=NAME`.
  *
- * @returns what it prints as JSON
+ * @returns what it prints as JSON; null when that is nothing
  * @throws SourceMissingError when there is no such image or pool; VolumeStorageError
  */
 export async function runRbd(args: readonly string[], access: RbdAccess, shown: string): Promise<unknown> {
   const all = [...args, "--format=json", ...placeOf(access)];
-  return JSON.parse(await printed("rbd", all, { shown, doing: "opened", silenceMs: askMs }));
+  const text = await printed("rbd", all, { shown, doing: "opened", silenceMs: askMs });
+  // An empty list of notes is printed as nothing.
+  return text.trim() === "" ? null : JSON.parse(text);
 }
 
 /** Has `rbd` change something. @returns what it prints @throws as runRbd; RbdError */
@@ -179,7 +181,7 @@ function failureOf(program: string, task: Limits, { code, said, error, isSilent 
   if (/\(2\) No such file or directory$/.test(words) && /^error opening (image|pool)/.test(words))
     return new SourceMissingError(`${shown} is not there: ${words}.`);
   // Without a keyring this ends as a missing image does.
-  if (isUnreached(words)) return refuse(words, passing.includes(errnoIn(words) ?? 0));
+  if (isUnreached(words)) return refuse(words, passing.includes(errnoIn(words) ?? code));
   const errno = errnoIn(words) ?? code;
   if (fullErrnos.includes(errno)) return new VolumeStorageFullError(message(words));
   return new RbdError(message(words), { retryable: passing.includes(errno), errno });

@@ -265,6 +265,56 @@ describe("volumes in Ceph", () => {
   });
 });
 
+test("an image that a machine died renaming gets its name, and no other name leads to it", async () => {
+  await using place = await open();
+  const { backend } = place;
+  const alias = async (from: string, to: string): Promise<void> => {
+    const { namespace = "" } = place.settings as { namespace?: string };
+    await using home = await temporaryFolder();
+    const object = join(home.path, "id");
+    const rados = (...args: string[]) =>
+      cluster.ceph.run("rados", "-c", cluster.ceph.conf, "--pool=volumes", `--namespace=${namespace}`, ...args);
+    await rados("get", `rbd_id.${from}`, object);
+    await rados("put", `rbd_id.${to}`, object);
+  };
+  for (const half of ["before", "after"]) {
+    const id = randomUUID();
+    const restoreId = `${randomUUID()}-0`;
+    await backend.create(id, 64 * KiB);
+    await backend.beginRestore(id, restoreId, { sizeBytes: 64 * KiB, keepTail: false }, free);
+    {
+      await using target = await backend.openRestoreTarget(id, restoreId);
+      await target.write(Buffer.alloc(64 * KiB, 7), 0);
+      await target.flush();
+    }
+    if (half === "before") {
+      // As the second rename does it: the volume has given its name away, and the new name is there, but not in the directory.
+      await place.rbd(
+        ["rename"],
+        `volume-${id}`,
+        "--dest-pool=volumes",
+        ...destOf(place, `replaced-${id}-${restoreId}`),
+      );
+      await alias(`restore-${restoreId}`, `volume-${id}`);
+    } else {
+      await backend.publishRestore(id, restoreId, { fresh: false }, free);
+      await alias(`volume-${id}`, `restore-${restoreId}`);
+    }
+    await backend.publishRestore(id, restoreId, { fresh: false }, free);
+    await backend.abandonRestore(restoreId);
+    expect((await place.readElsewhere({ volumeId: id })).equals(Buffer.alloc(64 * KiB, 7)), half).toBe(true);
+    await removeLeftovers(backend);
+    expect(await place.names(), half).toEqual([`volume-${id}`]);
+    await expect(backend.openRestoreTarget(id, restoreId)).rejects.toBeInstanceOf(VolumeConflictError);
+    await backend.remove(id);
+  }
+});
+
+const destOf = (place: CephPlace, image: string): string[] => {
+  const { namespace = "" } = place.settings as { namespace?: string };
+  return [`--dest-namespace=${namespace}`, `--dest=${image}`];
+};
+
 const program = fileURLToPath(new URL("../../kit/rbd-verbs.ts", import.meta.url));
 const uuid = (n: number): string => `00000000-0000-4000-8000-00000000000${n}`;
 const old = Buffer.alloc(256 * KiB, 1);

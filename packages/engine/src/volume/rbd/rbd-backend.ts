@@ -215,12 +215,14 @@ export class RbdBackend implements VolumeBackend {
     options: { fresh: boolean },
     run: RunContext = unlimited,
   ): Promise<void> {
-    const restored = restoreImage(restoreId);
-    if ((await this.#pool.info(restored)) === null) {
-      if ((await this.#images.volume(volumeId)) === null) throw notBeingRestored(volumeId);
-      await this.#images.retire(replacedImage(volumeId, restoreId), volumeId);
-      return;
-    }
+    const [restored, volume] = [restoreImage(restoreId), volumeImage(volumeId)];
+    const found = await this.#pool.info(restored);
+    const isDone =
+      found === null
+        ? (await this.#images.volume(volumeId)) !== null
+        : (await this.#pool.info(volume))?.id === found.id && (await this.#images.finishAgain(restored, volume, run));
+    if (isDone) return await this.#images.retire(replacedImage(volumeId, restoreId), volumeId);
+    if (found === null) throw notBeingRestored(volumeId);
     if (!options.fresh) return await this.#images.promote(restored, volumeId, restoreId, run);
     const draft = await this.#copyOf(restored, restoreId, run);
     try {

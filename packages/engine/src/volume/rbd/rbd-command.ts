@@ -67,6 +67,11 @@ export function changeRbd(args: readonly string[], access: RbdAccess, task: RbdT
   return printed("rbd", [...args, ...placeOf(access)], { ...task, silenceMs: changeMs });
 }
 
+/** Has `rados` change an object of the pool. @throws VolumeStorageError */
+export async function changeObject(args: readonly string[], access: RbdAccess, task: RbdTask): Promise<void> {
+  await printed("rados", [...args, ...placeOf(access)], { ...task, silenceMs: changeMs });
+}
+
 /** Asks `ceph`, as JSON. @throws VolumeStorageError */
 export async function askCeph(args: readonly string[], access: RbdAccess, task: RbdTask): Promise<unknown> {
   return JSON.parse(

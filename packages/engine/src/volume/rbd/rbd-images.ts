@@ -159,6 +159,13 @@ export class RbdImages {
     throw new VolumeConflictError(`${this.pool.shown(image)} is gone: another run has finished or given it up.`);
   }
 
+  /** After a machine has died while an image got this name. @returns whether it has it now */
+  async finishAgain(image: string, to: string, { signal, fence }: RunContext): Promise<boolean> {
+    signal.throwIfAborted();
+    fence();
+    return await this.pool.rename(image, to);
+  }
+
   /**
    * Gives a finished image a volume's name. What the volume was before becomes `replaced-ID-TAG` meanwhile: after a crash, it is put
    * back by `volume`, or another call goes on.
@@ -173,7 +180,7 @@ export class RbdImages {
       await this.pool.rename(volume, replaced).catch(async (error: unknown) => {
         if (!saysErrno(error, "exists")) throw error;
         // Of an earlier run.
-        await this.retire(replaced, volumeId);
+        await this.putBack(replaced, volumeId);
         await this.pool.rename(volume, replaced);
       });
       try {

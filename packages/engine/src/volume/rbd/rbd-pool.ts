@@ -1,7 +1,9 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { BackendUnavailableError, SourceMissingError, VolumeStorageError } from "../../errors.ts";
 import type { Extent } from "../../format/extents.ts";
 import {
   askCeph,
+  changeObject,
   changeRbd,
   linesOfRbd,
   type RbdAccess,
@@ -16,6 +18,8 @@ import { shownAs } from "./rbd-name.ts";
 import { userDefault } from "./serve-rbd.ts";
 
 export interface ImageInfo {
+  /** Stays the same when it gets another name. */
+  id: string;
   sizeBytes: number;
   features: string[];
   /** What a clone has of its parent, in the pool and namespace that it is in itself or another. */
@@ -31,6 +35,9 @@ export interface ImageSnapshot {
   isProtected: boolean;
   madeAt: Date;
 }
+
+/** How long another task may take between two steps of renaming an image. */
+const halfMs = 10_000;
 
 /**
  * Without object maps, which have been wrong, and which diffs would rely on. `shared`: several clients write at the same time, which an
@@ -70,10 +77,11 @@ export class RbdPool {
   async info(image: string): Promise<ImageInfo | null> {
     const found = await orNull(this.#ask(["info", `--image=${image}`], this.shown(image)));
     if (found === null) return null;
-    const { size, features: has, parent, modify_timestamp, create_timestamp } = found as Record<string, unknown>;
-    if (typeof size !== "number" || !Array.isArray(has)) throw unexpected(this.shown(image));
+    const { id, size, features: has, parent, modify_timestamp, create_timestamp } = found as Record<string, unknown>;
+    if (typeof id !== "string" || typeof size !== "number" || !Array.isArray(has)) throw unexpected(this.shown(image));
     const from = parent as { pool: string; pool_namespace?: string; image: string; snapshot: string } | undefined;
     return {
+      id,
       sizeBytes: size,
       features: has as string[],
       parent: from
@@ -141,12 +149,60 @@ export class RbdPool {
     await this.#change(["feature", "enable", "exclusive-lock"], image, "changed");
   }
 
-  /** @returns whether there was such an image @throws RbdError `exists` */
+  /**
+   * Ceph does this in three steps. What an interrupted one has left is finished or taken back.
+   *
+   * @returns whether there was such an image
+   * @throws RbdError `exists`
+   */
   async rename(image: string, to: string): Promise<boolean> {
+    try {
+      await this.#rename(image, to);
+      return true;
+    } catch (error) {
+      const isTaken = saysErrno(error, "exists");
+      if (!isTaken && !saysMissing(error)) throw error;
+      if ((await this.#namesLeft(image, to, isTaken)).stale.length > 0) await sleep(halfMs);
+      const { stale, isListed, isDone } = await this.#namesLeft(image, to, isTaken);
+      for (const name of stale) await this.#forgetName(name);
+      if (isDone) return true;
+      if (!isListed && (!isTaken || stale.includes(image))) return false;
+      if (!stale.includes(to)) throw error;
+      await this.#rename(image, to);
+      return true;
+    }
+  }
+
+  async #rename(image: string, to: string): Promise<void> {
     const { pool, namespace } = this.access;
     const dest = [`--dest-pool=${pool}`, ...(namespace === null ? [] : [`--dest-namespace=${namespace}`])];
-    const renamed = await orNull(this.#change(["rename", ...dest, `--dest=${to}`], image, `renamed to ${to}`));
-    return renamed !== null;
+    await this.#change(["rename", ...dest, `--dest=${to}`], image, `renamed to ${to}`);
+  }
+
+  /**
+   * `stale`: names that lead to the image, or to nothing, though the pool's directory does not list them: it was being renamed to one or
+   * from one. `isListed`: it has its old name; `isDone`: it has the new one. `isTaken`: the new name leads anywhere.
+   */
+  async #namesLeft(
+    image: string,
+    to: string,
+    isTaken: boolean,
+  ): Promise<{ stale: string[]; isListed: boolean; isDone: boolean }> {
+    const one = await this.info(image);
+    if (one === null) return { stale: [], isListed: false, isDone: false };
+    const [other, names] = [await this.info(to), await this.list()];
+    const isSame = other?.id === one.id;
+    const leading = [image, ...(isSame || (isTaken && other === null) ? [to] : [])];
+    return {
+      stale: leading.filter((name) => !names.includes(name)),
+      isListed: names.includes(image),
+      isDone: isSame && !names.includes(image) && names.includes(to),
+    };
+  }
+
+  /** The image stays: only the object goes that leads from this name to it. */
+  async #forgetName(name: string): Promise<void> {
+    await changeObject(["rm", `rbd_id.${name}`], this.access, { shown: this.shown(name), doing: "forgotten" });
   }
 
   /** @returns false when it is still in use, or has snapshots. A missing image is removed. */

@@ -8,7 +8,7 @@ import { keptName, newDraftOf, type RbdImages, volumeImage } from "./rbd-images.
 const parentsMax = 4;
 /** How often a clone is begun again when another task has just let go of the snapshot that it builds on. */
 const cloneTriesMax = 5;
-export interface NewClone {
+interface NewClone {
   source: SourceReference;
   volumeId: string;
   /** In whole sectors. */

@@ -34,7 +34,7 @@ const indexBytes = 1024 * 1024;
 const triesMax = 3;
 
 /** What the index says of a snapshot. */
-export interface FrozenNote {
+interface FrozenNote {
   volumeId: string;
   /** Whether its image had no parent: only then can it be said what has changed since. */
   isWhole: boolean;

@@ -225,17 +225,27 @@ export class RbdImages {
   /** Keeps it protected only while there is a clone, and removes it if it is for nothing else. @returns whether it is gone */
   async #letGo(image: string, { name, isProtected }: ImageSnapshot): Promise<boolean> {
     try {
-      if (isProtected) {
-        if (await this.pool.hasChildren(image, name)) return false;
-        await this.pool.unprotect(image, name);
-      }
+      if (isProtected && !(await this.#unprotect(image, name))) return false;
       if (!isOurs(image, name)) return false;
-      await this.pool.removeSnapshot(image, name);
+      try {
+        await this.pool.removeSnapshot(image, name);
+      } catch (error) {
+        // While it is being unprotected, which may have been interrupted, it is neither.
+        if (!saysErrno(error, "busy") || !(await this.#unprotect(image, name))) throw error;
+        await this.pool.removeSnapshot(image, name);
+      }
       return true;
     } catch (error) {
       if (saysErrno(error, "busy")) return false;
       throw error;
     }
+  }
+
+  /** @returns whether it has no clones */
+  async #unprotect(image: string, snapshot: string): Promise<boolean> {
+    if (await this.pool.hasChildren(image, snapshot)) return false;
+    await this.pool.unprotect(image, snapshot);
+    return true;
   }
 }
 

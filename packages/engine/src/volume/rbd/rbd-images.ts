@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { SourceMissingError, VolumeConflictError } from "../../errors.ts";
+import { SourceMissingError, VolumeConflictError, VolumeStorageError } from "../../errors.ts";
 import type { RunContext } from "../../run/run-context.ts";
 import { checkId } from "../file/file-backend.ts";
 import { saysErrno, saysMissing } from "./rbd-command.ts";
@@ -59,17 +59,24 @@ export class RbdImages {
     const name = frozenName(snapshotId);
     const note = parseNote((await this.pool.note(indexImage, name)) ?? "");
     if (note === null) return null;
+    const at = async (image: string): Promise<ImageSnapshot | null | undefined> => {
+      const snapshots = await this.pool.snapshots(image);
+      return snapshots === null ? null : snapshots.find((each) => each.name === name);
+    };
+    // Usually it is there.
+    const usual = volumeImage(note.volumeId);
+    const snapshot = await at(usual);
+    if (snapshot) return { ...note, image: usual, snapshot };
     for (let search = 0; search < triesMax; search++) {
       let vanished = false;
-      for await (const image of this.#imagesOf(note.volumeId)) {
-        const snapshots = await this.pool.snapshots(image);
-        vanished ||= snapshots === null;
-        const snapshot = snapshots?.find((each) => each.name === name);
-        if (snapshot) return { ...note, image, snapshot };
+      for (const image of await this.#imagesOf(note.volumeId)) {
+        const found = await at(image);
+        if (found) return { ...note, image, snapshot: found };
+        vanished ||= found === null;
       }
       if (!vanished) return null;
     }
-    return null;
+    throw new VolumeStorageError(`${this.pool.shown(usual)} got another name again and again.`, { retryable: true });
   }
 
   /**
@@ -213,13 +220,11 @@ export class RbdImages {
     }
   }
 
-  /** The volume first, then what it has been. */
-  async *#imagesOf(volumeId: string): AsyncGenerator<string> {
-    yield volumeImage(volumeId);
+  /** The volume and what it has been. */
+  async #imagesOf(volumeId: string): Promise<string[]> {
     const starts = [`retired-${volumeId}-`, `replaced-${volumeId}-`];
-    for (const name of await this.pool.list()) {
-      if (starts.some((start) => name.startsWith(start))) yield name;
-    }
+    const volume = volumeImage(volumeId);
+    return (await this.pool.list()).filter((name) => name === volume || starts.some((start) => name.startsWith(start)));
   }
 
   /** Keeps it protected only while there is a clone, and removes it if it is for nothing else. @returns whether it is gone */

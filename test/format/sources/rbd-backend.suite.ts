@@ -323,27 +323,39 @@ const zeros = (bytes: number): Buffer => Buffer.alloc(bytes);
 /** More commands than any verb runs. */
 const commandsMax = 60;
 
+/** Starts a verb in a process of its own, whose n-th command of `rbd` is run by these lines of a shell, as `"$rbd" "$@"`. */
+async function startVerb(
+  place: CephPlace,
+  { verb, n, lines }: { verb: string; n: number; lines: string },
+  folder: string,
+): Promise<{ pid: number; ended: Promise<"success" | "killed" | Error> }> {
+  const real = join((cluster.ceph.environment["PATH"] ?? "").split(":")[0] ?? "", "rbd");
+  const script = `#!/bin/sh
+rbd='${real}'
+cd '${folder}'
+[ "$1" = --version ] && exec "$rbd" "$@"
+echo >> count
+[ "$(wc -l < count)" -ne ${n} ] && exec "$rbd" "$@"
+${lines}
+`;
+  await writeFile(join(folder, "rbd"), script);
+  await chmod(join(folder, "rbd"), 0o755);
+  const env = { ...process.env, PATH: `${folder}:${process.env["PATH"]}` };
+  const args = [program, JSON.stringify(place.settings), verb];
+  const { promise: ended, resolve } = Promise.withResolvers<"success" | "killed" | Error>();
+  const child = execFile(process.execPath, args, { env }, (error, _, stderr) => {
+    if (error === null) resolve("success");
+    else resolve(error.signal === "SIGKILL" ? "killed" : new Error(`${verb}: ${stderr}`));
+  });
+  return { pid: child.pid ?? 0, ended };
+}
+
 /** Runs a verb in a process of its own, which is killed right after its n-th command of `rbd`. @returns whether it came to its end */
 async function runTo(place: CephPlace, verb: string, n: number): Promise<boolean> {
   await using home = await temporaryFolder();
-  const real = join((cluster.ceph.environment["PATH"] ?? "").split(":")[0] ?? "", "rbd");
-  const script = `#!/bin/sh
-[ "$1" = --version ] && exec '${real}' "$@"
-echo >> '${home.path}/count'
-[ "$(wc -l < '${home.path}/count')" -lt ${n} ] && exec '${real}' "$@"
-'${real}' "$@"
-kill -9 $PPID
-`;
-  await writeFile(join(home.path, "rbd"), script);
-  await chmod(join(home.path, "rbd"), 0o755);
-  const env = { ...process.env, PATH: `${home.path}:${process.env["PATH"]}` };
-  return new Promise((resolve, reject) => {
-    execFile(process.execPath, [program, JSON.stringify(place.settings), verb], { env }, (error, _, stderr) => {
-      if (error === null) resolve(true);
-      else if (error.signal === "SIGKILL") resolve(false);
-      else reject(new Error(`${verb}: ${stderr}`));
-    });
-  });
+  const end = await (await startVerb(place, { verb, n, lines: `"$rbd" "$@"\nkill -9 $PPID` }, home.path)).ended;
+  if (end instanceof Error) throw end;
+  return end === "success";
 }
 
 /** What there must be when a verb was run again to its end; null: nothing. */

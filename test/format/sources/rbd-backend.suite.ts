@@ -1,5 +1,6 @@
 import { execFile } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
+import { existsSync } from "node:fs";
 import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -341,7 +342,7 @@ ${lines}
   await writeFile(join(folder, "rbd"), script);
   await chmod(join(folder, "rbd"), 0o755);
   const env = { ...process.env, PATH: `${folder}:${process.env["PATH"]}` };
-  const args = [program, JSON.stringify(place.settings), verb];
+  const args = [program, JSON.stringify(place.settings), verb, join(folder, "late")];
   const { promise: ended, resolve } = Promise.withResolvers<"success" | "killed" | Error>();
   const child = execFile(process.execPath, args, { env }, (error, _, stderr) => {
     if (error === null) resolve("success");
@@ -409,6 +410,53 @@ test.each(Object.entries(results))(
       kills += 1;
     }
     expect(kills).toBeGreaterThan(0);
+  },
+);
+
+/**
+ * A run publishes a restore of its own or one that several have written, is stopped with one command on its way, and another takes over.
+ * Then the command is run and the late run goes on.
+ */
+test.each(["its own", "a common"])(
+  "no command of a late run takes the volume's name from what another has restored meanwhile: %s target",
+  { timeout: 1_800_000 },
+  async (whose) => {
+    const [id, late, next] = [uuid(1), `${uuid(2)}-0`, whose === "its own" ? `${uuid(2)}-1` : `${uuid(2)}-0`];
+    let rounds = 0;
+    for (let n = 2; ; n += times({ usual: 3, long: 1 })) {
+      await using place = await open();
+      await using home = await temporaryFolder();
+      const { backend } = place;
+      const prepare = async (restoreId: string): Promise<void> => {
+        await backend.beginRestore(id, restoreId, { sizeBytes: 64 * KiB, keepTail: false }, free);
+        await using target = await backend.openRestoreTarget(id, restoreId);
+        await target.write(Buffer.alloc(64 * KiB, 3), 0);
+        await target.flush();
+      };
+      await backend.create(id, 64 * KiB);
+      await prepare(late);
+      const lines = `kill -STOP $PPID\necho > stopped\nwhile [ ! -e late ]; do sleep 0.1; done\nexec "$rbd" "$@"`;
+      const run = await startVerb(place, { verb: "publish", n, lines }, home.path);
+      const stopped = waitFor(() => existsSync(join(home.path, "stopped")), { what: `it is stopped at ${n}` });
+      if ((await Promise.race([stopped.then(() => "stopped"), run.ended])) !== "stopped") {
+        await stopped.catch(() => {});
+        break;
+      }
+      rounds += 1;
+      if (next !== late) await prepare(next);
+      await backend.publishRestore(id, next, { fresh: next === late }, free);
+      const told = `stopped at command ${n}`;
+      expect((await place.readElsewhere({ volumeId: id })).equals(Buffer.alloc(64 * KiB, 3)), told).toBe(true);
+      await place.write(id, Buffer.alloc(64 * KiB, 4), 0);
+      await writeFile(join(home.path, "late"), "");
+      process.kill(run.pid, "SIGCONT");
+      await run.ended;
+      for (const restoreId of [late, next]) await backend.abandonRestore(restoreId);
+      expect((await place.readElsewhere({ volumeId: id })).equals(Buffer.alloc(64 * KiB, 4)), told).toBe(true);
+      await removeLeftovers(backend);
+      expect(await place.names(), told).toEqual([`volume-${id}`]);
+    }
+    expect(rounds).toBeGreaterThan(1);
   },
 );
 

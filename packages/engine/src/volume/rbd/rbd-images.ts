@@ -182,8 +182,8 @@ export class RbdImages {
     signal.throwIfAborted();
     fence();
     await this.pool.lockExclusively(image);
-    fence();
     for (let tries = 1; ; tries++) {
+      fence();
       await this.pool.rename(volume, replaced).catch(async (error: unknown) => {
         if (!saysErrno(error, "exists")) throw error;
         // Of an earlier run.
@@ -191,13 +191,14 @@ export class RbdImages {
         await this.pool.rename(volume, replaced);
       });
       try {
+        // The command may have taken long: then it is the volume of the run that took over that has given its name away.
+        fence();
         await this.finish(image, volume);
         break;
       } catch (error) {
         await this.putBack(replaced, volumeId);
         // Somebody has looked for the volume while it had no name, and put it back.
         if (!saysErrno(error, "exists") || tries === triesMax) throw error;
-        fence();
       }
     }
     await this.retire(replaced, volumeId);

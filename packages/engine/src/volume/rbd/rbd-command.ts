@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import { SourceMissingError, VolumeStorageError, VolumeStorageFullError } from "../../errors.ts";
 
@@ -130,7 +130,7 @@ async function printed(program: string, args: readonly string[], task: Limits): 
 }
 
 /** `ended`: when it has ended with success, and closed its outputs. */
-function start(program: string, args: readonly string[], task: Limits): { child: ChildProcess; ended: Promise<void> } {
+function start(program: string, args: readonly string[], task: Limits): { child: ReturnType<typeof spawn>; ended: Promise<void> } {
   task.signal?.throwIfAborted();
   const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   let isSilent = false;

@@ -437,11 +437,13 @@ test.each(["its own", "a common"])(
       await prepare(late);
       const lines = `kill -STOP $PPID\necho > stopped\nwhile [ ! -e late ]; do sleep 0.1; done\nexec "$rbd" "$@"`;
       const run = await startVerb(place, { verb: "publish", n, lines }, home.path);
-      const stopped = waitFor(() => existsSync(join(home.path, "stopped")), { what: `it is stopped at ${n}` });
-      if ((await Promise.race([stopped.then(() => "stopped"), run.ended])) !== "stopped") {
-        await stopped.catch(() => {});
-        break;
-      }
+      let isOver = false;
+      void run.ended.then(() => {
+        isOver = true;
+      });
+      const isStopped = (): boolean => isOver || existsSync(join(home.path, "stopped"));
+      await waitFor(isStopped, { what: `it is stopped at ${n}`, timeoutMs: 120_000 });
+      if (isOver) break;
       rounds += 1;
       if (next !== late) await prepare(next);
       await backend.publishRestore(id, next, { fresh: next === late }, free);

@@ -130,7 +130,11 @@ async function printed(program: string, args: readonly string[], task: Limits): 
 }
 
 /** `ended`: when it has ended with success, and closed its outputs. */
-function start(program: string, args: readonly string[], task: Limits): { child: ReturnType<typeof spawn>; ended: Promise<void> } {
+function start(
+  program: string,
+  args: readonly string[],
+  task: Limits,
+): { child: ReturnType<typeof spawn>; ended: Promise<void> } {
   task.signal?.throwIfAborted();
   const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   let isSilent = false;

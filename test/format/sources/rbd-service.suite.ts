@@ -6,7 +6,6 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { type CephPool, startCephPool } from "../../kit/ceph-pool.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { type Journey, journeyOn, project, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
-import { times } from "../../kit/long.ts";
 
 const MiB = 1024 * 1024;
 const sizeBytes = 6 * MiB;
@@ -83,65 +82,4 @@ test("a volume is imported, backed up twice while it changes, restored and delet
   await user.expectQuiet();
   const images = JSON.parse(await cluster.ceph.run("rbd", "ls", "--format=json", "volumes"));
   expect(images).toEqual(["tephra-snapshots"]);
-});
-
-/** Pauses a worker in the middle of a task of an operation. @returns null when the task has ended before */
-async function pauseIn(instance: Instance, kind: string, volume: string) {
-  const held = await instance.waitFor(
-    async () => {
-      const rows = await instance.sql(
-        `SELECT t.state, t.worker_id FROM tasks t JOIN operations o ON o.id = t.operation_id
-         WHERE t.kind = $1 AND o.volume_id = $2 AND o.kind = 'backup-restore' AND t.state IN ('running', 'succeeded')`,
-        [kind, volume],
-      );
-      return rows[0];
-    },
-    { what: `a worker holds a task ${kind}`, everyMs: 5, timeoutMs: patienceMs },
-  );
-  const worker = instance.workers.find(({ pid }) => held.state === "running" && held.worker_id.includes(`:${pid}:`));
-  worker?.kill("SIGSTOP");
-  return worker ?? null;
-}
-
-/** Until a worker that was paused has seen that it was, and has ended what it did meanwhile. */
-async function comeToRest(instance: Instance, pid: number): Promise<void> {
-  const [{ at }] = await instance.sql("SELECT now() AS at");
-  const rests = async (): Promise<boolean> => {
-    const [row] = await instance.sql("SELECT heartbeat_at > $2 AS lives FROM workers WHERE pid = $1", [pid, at]);
-    if (!row?.lives) return false;
-    const children = await promisify(execFile)("ps", ["--ppid", String(pid), "-o", "comm="]).then(
-      ({ stdout }) => stdout,
-      () => "",
-    );
-    return !/rbd|rados|qemu-nbd|setpriv|env/.test(children);
-  };
-  await instance.waitFor(rests, { what: "the late worker has come to rest", timeoutMs: patienceMs, everyMs: 50 });
-}
-
-test("no byte and no name of a late worker changes a volume that is available", { timeout: 3_600_000 }, async () => {
-  await using instance = await start();
-  const user = journeyOn(instance, { patienceMs });
-  const { volume, sha256 } = await importImage(instance, user);
-  const backup = await user.backUp(volume);
-  const kinds = ["restore", "publish", "plan-restore"];
-  let paused = 0;
-  for (let round = 0; paused < times({ usual: 3, long: 24 }); round++) {
-    const kind = kinds[round % kinds.length] ?? "";
-    const target = await user.startRestore(backup);
-    const worker = await pauseIn(instance, kind, target);
-    await user.settled("volumes", target, "available");
-    const told = `round ${round}, paused in ${kind}`;
-    expect(await exported(instance, target), told).toBe(sha256);
-    if (worker !== null) {
-      paused += 1;
-      await write(instance, target, Buffer.alloc(sizeBytes, round + 1), 0);
-      const written = await exported(instance, target);
-      worker.kill("SIGCONT");
-      await comeToRest(instance, worker.pid);
-      expect(await exported(instance, target), told).toBe(written);
-    }
-    await user.settled("backups", backup, "available");
-    await remove(instance, user, target);
-  }
-  await user.expectQuiet();
 });

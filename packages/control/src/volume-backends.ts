@@ -55,7 +55,7 @@ interface DriverFacts<Settings> {
   /** The file or device with a volume's raw bytes, as a client on a machine of the service attaches it; null when there is none. */
   devicePath(settings: Settings, volumeId: string): string | null;
   /** What clients see as its protocol. */
-  protocol: "file" | "block";
+  protocol: "file" | "block" | "ceph";
   /** Whether volumes and snapshots of them can be made in it; where not, its volumes exist already and are adopted. */
   provisions: boolean;
 }

@@ -14,7 +14,7 @@ export interface Pool {
   volumes: number;
   /** Whether any worker can reach it. */
   up: boolean;
-  protocol: "file" | "block";
+  protocol: "file" | "block" | "ceph";
   /** Whether volumes and snapshots can be made in it. */
   provisions: boolean;
 }

@@ -113,6 +113,19 @@ export class DamagedObjectError extends EngineError {
   }
 }
 
+/** The storage had said that a part of the volume is as in the parent, and it is not: what else it said cannot be trusted, either. */
+export class WrongChangesError extends EngineError {
+  readonly code = "wrong_changes";
+  readonly retryable = false;
+
+  constructor({ offset, length }: { offset: number; length: number }) {
+    super(
+      `The storage does not report all changes: ${length} bytes at ${offset} differ from the parent backup, and were said to be the same. ` +
+        "The next backup of this volume reads all of it.",
+    );
+  }
+}
+
 /** The backup is complete, but this build cannot decode it. The text is Cinder's. */
 export class UnsupportedCompressionError extends EngineError {
   readonly code = "unsupported_compression";

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { BackupReference } from "../chain/backup-reference.ts";
 import { beginBackup } from "../encryption/begin-backup.ts";
-import { cutRanges } from "../format/extents.ts";
+import { cutRanges, type Extent } from "../format/extents.ts";
 import type { BackupLayout } from "../format/layout.ts";
 import type { RangeReport } from "../format/range-report.ts";
 import type { Repository } from "../repository/repository.ts";
@@ -17,6 +17,8 @@ export interface BackupWholeInput {
   repository: Repository;
   layout: BackupLayout;
   parent: BackupReference | null;
+  /** As of CopyInput, of the whole volume. */
+  changed?: readonly Extent[];
 }
 
 /**

@@ -2,7 +2,13 @@ import type { BackupReference } from "../chain/backup-reference.ts";
 import { readHashList } from "../chain/chain.ts";
 import { codecOf, labelToTry, memoryFactor, requireEncoder } from "../codec/compression.ts";
 import { requireKey } from "../encryption/begin-backup.ts";
-import { InvalidBackupError, InvalidLayoutError, SourceChangedError, ThreadFailedError } from "../errors.ts";
+import {
+  InvalidBackupError,
+  InvalidLayoutError,
+  SourceChangedError,
+  ThreadFailedError,
+  WrongChangesError,
+} from "../errors.ts";
 import { cutWindows, type Extent } from "../format/extents.ts";
 import { cachedHashList } from "../format/hash-list.ts";
 import { type BackupLayout, blocksOf, checkLayout, dataName, encodingOf, numbersOfRange } from "../format/layout.ts";
@@ -27,6 +33,7 @@ import { fitsLanes, laneMemoryBytes, lanesMax } from "../threads/lane-sizes.ts";
 import type { ThreadPlace } from "../threads/thread-place.ts";
 import type { VolumeSource } from "../volume/volume.ts";
 import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
+import { partsToRead } from "./parts-to-read.ts";
 
 export interface CopyInput {
   source: VolumeSource;
@@ -34,6 +41,11 @@ export interface CopyInput {
   layout: BackupLayout;
   range: Extent;
   parent: BackupReference | null;
+  /**
+   * The parts of the range that may differ from the parent, ascending; the storage says that all others are the same. Of these, samples
+   * are read and compared, and the rest takes the parent's hashes. Absent: everything is read.
+   */
+  changed?: readonly Extent[];
 }
 
 /** A range that has been copied, with its slices not yet staged. */
@@ -53,8 +65,8 @@ const windowsPerGroupMax = 512;
 /**
  * Copies one range: reads it window by window, hashes it, skips blocks that the parent has, compresses and stores the rest. All objects
  * are durable when it resolves. A second run over the same source stores nothing new. Throws InvalidBackupError, with Cinder's message,
- * when the parent does not fit, and CodecUnavailableError, before anything is read, when this machine cannot encode as planned. An
- * encrypted backup must have been begun: see beginBackup.
+ * when the parent does not fit, and CodecUnavailableError, before anything is read, when this machine cannot encode as planned;
+ * WrongChangesError when a sample differs from the parent outside `changed`. An encrypted backup must have been begun: see beginBackup.
  */
 export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: RunContext): Promise<CopiedRange> {
   const { layout, range, repository } = input;
@@ -291,13 +303,17 @@ class RangeCopier {
     const { window } = place;
     const release = await this.#engine.memory.claim(this.#memoryOf(window), signal);
     try {
-      const copied = await this.#readAndHash(window, signal);
-      const first =
+      const { hashes, parts } = await this.#readChanges(window, signal);
+      let number =
         (await orAbort(place.numberBefore, signal)) ?? numbersOfRange(this.#input.layout, this.#input.range).from;
-      place.settle(first + copied.extents.length);
-      const entries = await this.#store(window, copied, first, signal);
+      place.settle(parts.reduce((sum, { copied }) => sum + copied.extents.length, number));
+      const entries: ObjectEntry[] = [];
+      for (const { part, copied } of parts) {
+        entries.push(...(await this.#store(part, copied, number, signal)));
+        number += copied.extents.length;
+      }
       this.#passed(window);
-      return { hashes: copied.hashes, entries };
+      return { hashes, entries };
     } finally {
       release();
     }
@@ -308,6 +324,28 @@ class RangeCopier {
     const { layout, repository } = this.#input;
     const encrypted = layout.encrypted === true && repository.streamsPuts !== true ? 1 : 0;
     return window.length * (memoryFactor(layout.compression) + encrypted);
+  }
+
+  /** Reads the parts of a window that may have changed, and samples of the others, which must be as in the parent. */
+  async #readChanges(
+    window: Extent,
+    signal: AbortSignal,
+  ): Promise<{ hashes: Uint8Array; parts: { part: Extent; copied: CopyWindowResult }[] }> {
+    const { blockBytes } = this.#input.layout;
+    if (this.#parent === null || this.#input.changed === undefined) {
+      const copied = await this.#readAndHash(window, signal);
+      return { hashes: copied.hashes, parts: [{ part: window, copied }] };
+    }
+    const firstBlock = window.offset / blockBytes;
+    const hashes = new Uint8Array(await this.#parent.read(firstBlock, blocksOf(window.length, blockBytes)));
+    const parts: { part: Extent; copied: CopyWindowResult }[] = [];
+    for (const { part, isSample } of partsToRead(window, this.#input.changed, blockBytes)) {
+      const copied = await this.#readAndHash(part, signal);
+      if (isSample && copied.extents.length > 0) throw new WrongChangesError(part);
+      hashes.set(copied.hashes, ((part.offset - window.offset) / blockBytes) * 32);
+      parts.push({ part, copied });
+    }
+    return { hashes, parts };
   }
 
   async #readAndHash(window: Extent, signal: AbortSignal): Promise<CopyWindowResult> {

@@ -77,6 +77,7 @@ const planAny = {
         service: "posix",
         defaultContainer: (id) => id,
         defaultPrefix: ({ backupId }) => backupId,
+        tellsChanges: false,
         canFreezeCheaply: async () => true,
       }),
     ),

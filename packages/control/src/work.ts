@@ -1,5 +1,6 @@
 /** What workers do with tasks: claim, plan, report, finish. The API imports none of it. */
 export {
+  distrustChanges,
   finishBackup,
   finishCopy,
   planBackup,

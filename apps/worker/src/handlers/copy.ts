@@ -1,6 +1,13 @@
 import { documents, finishCopy } from "@tephra/control/work";
 import { type Handler, resultOf } from "../context.ts";
-import { assertUnchanged, layoutOf, openPlannedSource, parentReference } from "./source.ts";
+import {
+  assertUnchanged,
+  copyDistrustfully,
+  layoutOf,
+  openPlannedSource,
+  parentReference,
+  plannedChanges,
+} from "./source.ts";
 
 /** Copies one range of the volume. Before and after, the source must have the same fingerprint as when the ranges were cut. */
 export const copyTask: Handler = async (task, { database, engine, sites }, run) => {
@@ -9,17 +16,16 @@ export const copyTask: Handler = async (task, { database, engine, sites }, run) 
   const parent = await parentReference(plan, sites);
   await using source = await openPlannedSource(plan, sites);
   if (plan.fingerprint !== null) await assertUnchanged(source, plan.fingerprint, plan);
-  const report = await engine.copyRange(
-    {
-      source,
-      repository,
-      layout: layoutOf(plan),
-      range: task.range,
-      parent,
-      staging: { operationId: task.operationId, name: `${task.id}-${task.claim}` },
-    },
-    run,
-  );
+  const input = {
+    source,
+    repository,
+    layout: layoutOf(plan),
+    range: task.range,
+    parent,
+    ...(await plannedChanges(plan, sites, task.range)),
+    staging: { operationId: task.operationId, name: `${task.id}-${task.claim}` },
+  };
+  const report = await copyDistrustfully(database, plan, () => engine.copyRange(input, run));
   if (plan.fingerprint !== null) await assertUnchanged(source, plan.fingerprint, plan);
   const result = resultOf(task, {
     bytesDone: task.range.length,

@@ -1,7 +1,15 @@
 import { finishBackup, planBackup, rangesMax, startCopy, wholeChain } from "@tephra/control/work";
 import { cutRanges } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
-import { assertUnchanged, layoutOf, openChain, openPlannedSource, parentReference } from "./source.ts";
+import {
+  assertUnchanged,
+  copyDistrustfully,
+  layoutOf,
+  openChain,
+  openPlannedSource,
+  parentReference,
+  plannedChanges,
+} from "./source.ts";
 
 /**
  * An incremental is only made if everything that it builds on is complete: others may remove objects, too. Members of the chain in
@@ -29,6 +37,7 @@ export const planBackupTask: Handler = async (task, context, run) => {
       service: repository.service,
       defaultContainer: (id) => repository.defaultContainer(id),
       defaultPrefix: (input) => repository.defaultPrefix(input),
+      tellsChanges: backend.capabilities.tellsChanges,
       canFreezeCheaply: () => backend.canFreezeCheaply(task.operation.volumeId ?? undefined),
     };
   });
@@ -47,7 +56,9 @@ export const planBackupTask: Handler = async (task, context, run) => {
     return;
   }
   const parent = await parentReference(plan, sites);
-  const sealed = await engine.backupWhole({ source, repository, layout: layoutOf(plan), parent }, run);
+  const changes = await plannedChanges(plan, sites, { offset: 0, length: plan.volumeBytes });
+  const input = { source, repository, layout: layoutOf(plan), parent, ...changes };
+  const sealed = await copyDistrustfully(database, plan, () => engine.backupWhole(input, run));
   await assertUnchanged(source, fingerprint, plan);
   const result = resultOf(task, {
     bytesDone: plan.volumeBytes,

@@ -1,13 +1,24 @@
-import type { BackupPlan } from "@tephra/control/work";
-import { type BackupLayout, type BackupReference, SourceChangedError, type VolumeSource } from "@tephra/engine";
+import type { Database } from "@tephra/control";
+import { type BackupPlan, distrustChanges } from "@tephra/control/work";
+import {
+  type BackupLayout,
+  type BackupReference,
+  EngineError,
+  type Extent,
+  SourceChangedError,
+  type SourceReference,
+  type VolumeSource,
+  WrongChangesError,
+} from "@tephra/engine";
 import type { Places } from "../sites.ts";
+
+const sourceOf = ({ source, volumeId }: BackupPlan): SourceReference =>
+  source.kind === "snapshot" ? { snapshotId: source.id } : { volumeId };
 
 /** Opens the source that the plan names, and requires the planned length. */
 export async function openPlannedSource(plan: BackupPlan, sites: Places): Promise<VolumeSource> {
   const backend = await sites.backend(plan.backend);
-  const source = await backend.openSource(
-    plan.source.kind === "snapshot" ? { snapshotId: plan.source.id } : { volumeId: plan.volumeId },
-  );
+  const source = await backend.openSource(sourceOf(plan));
   if (source.sizeBytes === plan.volumeBytes) return source;
   await source[Symbol.asyncDispose]();
   throw new SourceChangedError(
@@ -19,6 +30,35 @@ export async function openPlannedSource(plan: BackupPlan, sites: Places): Promis
 export async function assertUnchanged(source: VolumeSource, fingerprint: string, plan: BackupPlan): Promise<void> {
   if ((await source.fingerprint()) !== fingerprint) {
     throw new SourceChangedError(`The source of volume ${plan.volumeId} changed while it was being backed up.`);
+  }
+}
+
+/**
+ * The parts of a range that may differ from the parent, where the plan believes the storage about them: what CopyInput wants. Where the
+ * storage cannot tell, everything is read.
+ */
+export async function plannedChanges(plan: BackupPlan, sites: Places, range: Extent): Promise<{ changed?: Extent[] }> {
+  if (plan.changes === undefined) return {};
+  const backend = await sites.backend(plan.backend);
+  try {
+    return { changed: await Array.fromAsync(backend.changedExtents(sourceOf(plan), plan.changes.since, range)) };
+  } catch (error) {
+    if (error instanceof EngineError) return {};
+    throw error;
+  }
+}
+
+/** Copies with `copy`; when the storage turns out not to have told the truth, it is not believed about this volume again. */
+export async function copyDistrustfully<Result>(
+  database: Database,
+  plan: BackupPlan,
+  copy: () => Promise<Result>,
+): Promise<Result> {
+  try {
+    return await copy();
+  } catch (error) {
+    if (error instanceof WrongChangesError) await distrustChanges(database, plan.volumeId);
+    throw error;
   }
 }
 

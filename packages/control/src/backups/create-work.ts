@@ -23,6 +23,7 @@ import { needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { move } from "../rows/move.ts";
 import { releaseSource } from "../rows/release.ts";
+import type { Volume } from "../rows/volumes.ts";
 import { volumeMeta } from "./volume-meta.ts";
 
 /** What only a worker knows: the driver's names, and whether the source must or can be frozen. */
@@ -31,6 +32,7 @@ export interface BackupSite {
   defaultContainer: (backupId: string) => string;
   defaultPrefix: (input: { volumeId: string; backupId: string; at: Date }) => string;
   canFreezeCheaply: () => Promise<boolean>;
+  tellsChanges: boolean;
 }
 
 export const rangesMax = 16_384;
@@ -92,6 +94,7 @@ export async function planBackup(
     parentId: backup.parentId,
     encrypted: repository.encryption !== undefined,
     parent: parent && parentOf(parent),
+    ...(await changesSince(database, { parent, volume, site })),
     fingerprint: null,
   };
   return inTransaction(database, async (tx) => {
@@ -129,6 +132,22 @@ function parentOf(parent: Backup): NonNullable<BackupPlan["parent"]> {
     container: parent.container ?? "",
     prefix: parent.serviceMetadata ?? "",
   };
+}
+
+/** So many backups, each on the other, believe the storage about what has changed. The next one reads everything. */
+const believedMax = 29;
+
+/** What an incremental may believe the storage about: what has changed since a snapshot that is there, and whose bytes the parent has. */
+async function changesSince(
+  database: Database,
+  of: { parent: Backup | null; volume: Volume; site: BackupSite },
+): Promise<Pick<BackupPlan, "changes">> {
+  const { parent, volume, site } = of;
+  if (!site.tellsChanges || parent?.baseSnapshotId == null || volume.distrustedAt !== null) return {};
+  if (parent.believedInRow >= believedMax) return {};
+  const since = await database.snapshot.findUnique({ where: { id: parent.baseSnapshotId } });
+  if (since?.volumeId !== volume.id) return {};
+  return { changes: { since: since.id, inRow: parent.believedInRow + 1 } };
 }
 
 /** Ends the plan task and releases the ranges, all in one commit. `fingerprint` is that of the frozen source. */
@@ -236,6 +255,11 @@ export async function reopenRanges(
   });
 }
 
+/** The storage has been found to report not all changes of the volume: no backup believes it about that volume again. */
+export async function distrustChanges(database: Database, volumeId: string): Promise<void> {
+  await database.volume.updateMany({ where: { id: volumeId, distrustedAt: null }, data: { distrustedAt: new Date() } });
+}
+
 export interface SealedBackup {
   objects: number;
   bytesStored: number;
@@ -252,7 +276,13 @@ export async function finishBackup(
   const tidy = plan.fingerprint !== null || (plan.source.kind === "snapshot" && plan.source.temporary);
   await inTransaction(database, async (tx) => {
     await releaseSource(tx, operation, "backing-up");
-    const columns = { objectCount: sealed.objects, storedBytes: BigInt(sealed.bytesStored) };
+    const { source } = plan;
+    const columns = {
+      objectCount: sealed.objects,
+      storedBytes: BigInt(sealed.bytesStored),
+      baseSnapshotId: source.kind === "snapshot" && !source.temporary ? source.id : null,
+      believedInRow: plan.changes?.inRow ?? 0,
+    };
     const live = { id: plan.backupId, deletedAt: null };
     const available = await move(tx, "backup", live, { from: "creating", to: "available" }, columns);
     if (available !== 1) throw new OperationEndedError(operation.id);

@@ -43,6 +43,11 @@ const BackupPlan = z.object({
   /** Whether its objects are encrypted; plans of earlier releases do not say. */
   encrypted: z.boolean().exactOptional(),
   parent: StoredLink.nullable(),
+  /**
+   * The snapshot whose bytes the parent has: only what the storage says has changed since is read, and samples. `inRow`: which of the
+   * backups that do so, each on the other, this one is. Absent: everything is read.
+   */
+  changes: z.object({ since: z.guid(), inRow: length }).exactOptional(),
   /** Fingerprint of the source when the ranges were cut; a range that sees another one fails the backup. */
   fingerprint: text.nullable(),
 });

@@ -532,4 +532,20 @@ export const mutations: readonly Mutation[] = [
     suite: "test/control/database.test.ts",
     test: "nothing is prepared",
   },
+  {
+    name: "a sample that differs from what was said to be unchanged is passed over",
+    file: `${engine}/backup/copy-range.ts`,
+    from: "if (isSample && copied.extents.length > 0) throw new WrongChangesError(part);",
+    to: "",
+    suite: "packages/engine/src/backup/changed-parts.slow.test.ts",
+    test: "notices 20 of 20 untruths",
+  },
+  {
+    name: "a volume whose storage has told an untruth is believed again",
+    file: `${control}/backups/create-work.ts`,
+    from: "parent?.baseSnapshotId == null || volume.distrustedAt !== null) return {};",
+    to: "parent?.baseSnapshotId == null) return {};",
+    suite: "test/control/believed-changes.test.ts",
+    test: "never again after one untruth",
+  },
 ];

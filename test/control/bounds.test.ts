@@ -91,7 +91,7 @@ it("a store that loses what it took after every copy: the backup ends with a rea
   };
   const ranges = [{ offset: 0, length: 4096 }];
   const planning = await claim(operationId, "plan-backup");
-  await startCopy(database, operationId, resultOf(planning), { plan, ranges, fingerprint: "f" });
+  await startCopy(database, operationId, resultOf(planning), { plan, ranges, changed: null, fingerprint: "f" });
   let rounds = 0;
   let refused: unknown = null;
   while (refused === null && rounds < 10) {

@@ -19,6 +19,9 @@ export interface CallWatch {
  */
 const sentBytesPerSecondMin = 128 * 1024;
 
+/** Of a volume in which little has changed nothing is heard until the storage has looked through all of it. Its driver gives up before. */
+const changesNeedMs = 660_000;
+
 type Callable = (...args: unknown[]) => unknown;
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null;
@@ -83,7 +86,8 @@ function watched<Target extends object>(target: Target, place: string, watch: Ca
   const call = (name: string, method: Callable, args: unknown[]): unknown => {
     const bytes = unseen ? Math.max(0, ...args.map((arg) => (arg instanceof Uint8Array ? arg.length : 0))) : 0;
     const given = args.map((arg) => (isIterable(arg) ? bodyOf(arg, watch.moved) : unseen ? arg : fencesSeen(arg)));
-    const ended = watch.begin(place, name, (bytes / sentBytesPerSecondMin) * 1000);
+    const needsMs = name === "changedExtents" ? changesNeedMs : (bytes / sentBytesPerSecondMin) * 1000;
+    const ended = watch.begin(place, name, needsMs);
     let result: unknown;
     try {
       result = method.apply(target, given);
@@ -93,7 +97,7 @@ function watched<Target extends object>(target: Target, place: string, watch: Ca
     }
     if (isThenable(result)) return result.finally(ended).then(wrap);
     ended();
-    return isIterable(result) ? piecesOf(result, () => watch.begin(place, name)) : result;
+    return isIterable(result) ? piecesOf(result, () => watch.begin(place, name, needsMs)) : result;
   };
   return new Proxy(target, {
     get(_, key) {

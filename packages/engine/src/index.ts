@@ -1,4 +1,5 @@
 export { toldContainer } from "@tephra/format";
+export { type ChangedParts, divideChanges, readChanges } from "./backup/changed-parts.ts";
 export type { SealResult } from "./backup/seal.ts";
 export { findPlaces, type ListedPlace } from "./catalogue/find-places.ts";
 export {

@@ -24,6 +24,16 @@ async function qemu(command: string, ...args: string[]): Promise<string> {
   return (await promisify(execFile)(command, args, { env: { ...process.env, ...env }, timeout: 60_000 })).stdout;
 }
 
+/** How many ranges of a backup were told what has changed when they were planned, and how many were not. */
+async function rangesTold(instance: Instance, backup: string): Promise<{ told: number; untold: number }> {
+  const [row] = await instance.sql(
+    `SELECT count(*) FILTER (WHERE tasks.input ? 'changed')::int AS told, count(*) FILTER (WHERE NOT tasks.input ? 'changed')::int AS untold
+     FROM tasks JOIN operations ON operations.id = operation_id WHERE backup_id = $1 AND tasks.kind = 'copy'`,
+    [backup],
+  );
+  return row;
+}
+
 /** Bytes of the volume that a backup has read. */
 async function bytesRead(instance: Instance, backup: string): Promise<number> {
   const [row] = await instance.sql(
@@ -66,6 +76,7 @@ it("an incremental reads what the storage says has changed and samples; one untr
   const second = await snapshot();
   const incremental = await user.backUp(volume, { snapshot_id: second, incremental: true });
   expect(await bytesRead(instance, incremental)).toBeLessThanOrEqual(192 * KiB + samplesBytes);
+  expect(await rangesTold(instance, incremental), "asked once, for all ranges").toEqual({ told: 2, untold: 0 });
   await expectRestored(incremental);
   // A backup of the volume itself takes a snapshot of its own, and may believe what has changed since the user's.
   await write(8, 5 * MiB, 64 * KiB);
@@ -76,6 +87,7 @@ it("an incremental reads what the storage says has changed and samples; one untr
   const third = await snapshot();
   const onTemporary = await user.backUp(volume, { snapshot_id: third, incremental: true });
   expect(await bytesRead(instance, onTemporary), "of a parent from a snapshot that is gone").toBe(16 * MiB);
+  expect(await rangesTold(instance, onTemporary)).toEqual({ told: 0, untold: 2 });
   // Somebody writes below the snapshots, which nothing tells of.
   const chain: { filename: string }[] = JSON.parse(
     await qemu("qemu-img", "info", "--backing-chain", "--force-share", "--output=json", image),

@@ -1,13 +1,6 @@
 import { documents, finishCopy } from "@tephra/control/work";
 import { type Handler, resultOf } from "../context.ts";
-import {
-  assertUnchanged,
-  copyDistrustfully,
-  layoutOf,
-  openPlannedSource,
-  parentReference,
-  plannedChanges,
-} from "./source.ts";
+import { assertUnchanged, copyDistrustfully, layoutOf, openPlannedSource, parentReference, told } from "./source.ts";
 
 /** Copies one range of the volume. Before and after, the source must have the same fingerprint as when the ranges were cut. */
 export const copyTask: Handler = async (task, { database, engine, sites }, run) => {
@@ -22,7 +15,7 @@ export const copyTask: Handler = async (task, { database, engine, sites }, run) 
     layout: layoutOf(plan),
     range: task.range,
     parent,
-    ...(await plannedChanges(plan, sites, task.range)),
+    ...told(documents.copyRange(task.input).changed, task.range),
     staging: { operationId: task.operationId, name: `${task.id}-${task.claim}` },
   };
   const report = await copyDistrustfully(database, plan, () => engine.copyRange(input, run));

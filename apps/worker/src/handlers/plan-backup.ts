@@ -9,6 +9,7 @@ import {
   openPlannedSource,
   parentReference,
   plannedChanges,
+  told,
 } from "./source.ts";
 
 /**
@@ -50,14 +51,15 @@ export const planBackupTask: Handler = async (task, context, run) => {
   const fingerprint = await source.fingerprint();
   const ranges = cutRanges({ ...plan, rangesMax });
   const repository = await sites.repository(plan.repository);
+  const changed = await plannedChanges(plan, sites, ranges);
   if (ranges.length > 1) {
     await engine.beginBackup({ repository, layout: layoutOf(plan) }, run);
-    await startCopy(database, task.operationId, resultOf(task), { plan, ranges, fingerprint });
+    await startCopy(database, task.operationId, resultOf(task), { plan, ranges, changed, fingerprint });
     return;
   }
   const parent = await parentReference(plan, sites);
-  const changes = await plannedChanges(plan, sites, { offset: 0, length: plan.volumeBytes });
-  const input = { source, repository, layout: layoutOf(plan), parent, ...changes };
+  const volume = { offset: 0, length: plan.volumeBytes };
+  const input = { source, repository, layout: layoutOf(plan), parent, ...told(changed?.[0], volume) };
   const sealed = await copyDistrustfully(database, plan, () => engine.backupWhole(input, run));
   await assertUnchanged(source, fingerprint, plan);
   const result = resultOf(task, {

@@ -3,8 +3,11 @@ import { type BackupPlan, distrustChanges } from "@tephra/control/work";
 import {
   type BackupLayout,
   type BackupReference,
+  type ChangedParts,
+  divideChanges,
   EngineError,
   type Extent,
+  readChanges,
   SourceChangedError,
   type SourceReference,
   type VolumeSource,
@@ -34,19 +37,29 @@ export async function assertUnchanged(source: VolumeSource, fingerprint: string,
 }
 
 /**
- * The parts of a range that may differ from the parent, where the plan believes the storage about them: what CopyInput wants. Where the
- * storage cannot tell, everything is read.
+ * What of each range may differ from the parent, where the plan believes the storage about that. Null where it does not, or the storage
+ * cannot tell: everything is read. Asked once for all ranges, since an answer may take as long for a part as for the whole.
  */
-export async function plannedChanges(plan: BackupPlan, sites: Places, range: Extent): Promise<{ changed?: Extent[] }> {
-  if (plan.changes === undefined) return {};
+export async function plannedChanges(
+  plan: BackupPlan,
+  sites: Places,
+  ranges: readonly Extent[],
+): Promise<ChangedParts[] | null> {
+  if (plan.changes === undefined) return null;
   const backend = await sites.backend(plan.backend);
+  const volume = { offset: 0, length: plan.volumeBytes };
   try {
-    return { changed: await Array.fromAsync(backend.changedExtents(sourceOf(plan), plan.changes.since, range)) };
+    const changes = backend.changedExtents(sourceOf(plan), plan.changes.since, volume);
+    return await divideChanges(changes, ranges, plan.blockBytes);
   } catch (error) {
-    if (error instanceof EngineError) return {};
+    if (error instanceof EngineError) return null;
     throw error;
   }
 }
+
+/** In the form that the engine wants. */
+export const told = (changed: ChangedParts | undefined, range: Extent): { changed?: Extent[] } =>
+  changed === undefined ? {} : { changed: readChanges(changed, range) };
 
 /** Copies with `copy`; when the storage turns out not to have told the truth, it is not believed about this volume again. */
 export async function copyDistrustfully<Result>(

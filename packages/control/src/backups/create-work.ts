@@ -8,7 +8,7 @@ import { InvalidError, NotFoundError, OperationEndedError } from "../errors.ts";
 import { notifyBackup, notifyBackupInOrder } from "../events/notifications.ts";
 import { holdSeal } from "../queue/blocked.ts";
 import { documentVersion } from "../queue/document-version.ts";
-import { type BackupPlan, documents } from "../queue/documents.ts";
+import { type BackupPlan, type CopyRange, documents } from "../queue/documents.ts";
 import {
   completeOperation,
   countDown,
@@ -150,12 +150,20 @@ async function changesSince(
   return { changes: { since: since.id, inRow: parent.believedInRow + 1 } };
 }
 
-/** Ends the plan task and releases the ranges, all in one commit. `fingerprint` is that of the frozen source. */
+/**
+ * Ends the plan task and releases the ranges, all in one commit. `fingerprint` is that of the frozen source; `changed`: for each range, where
+ * the storage is believed.
+ */
 export async function startCopy(
   database: Database,
   operationId: string,
   result: TaskResult,
-  copy: { plan: BackupPlan; ranges: readonly { offset: number; length: number }[]; fingerprint: string },
+  copy: {
+    plan: BackupPlan;
+    ranges: readonly { offset: number; length: number }[];
+    changed: readonly NonNullable<CopyRange["changed"]>[] | null;
+    fingerprint: string;
+  },
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const operation = await lockLiveOperation(tx, operationId);
@@ -166,7 +174,16 @@ export async function startCopy(
     await startPhase(
       tx,
       operation,
-      copy.ranges.map((range, ordinal) => ({ kind: "copy", ordinal, needs, range })),
+      copy.ranges.map((range, ordinal) => {
+        const changed = copy.changed?.[ordinal];
+        return {
+          kind: "copy",
+          ordinal,
+          needs,
+          range,
+          ...(changed && { input: { version: documentVersion, changed } }),
+        };
+      }),
     );
   });
 }

@@ -101,6 +101,12 @@ const VerifyPlan = z.object({
   staged: z.boolean().exactOptional(),
 });
 
+/** A range of a backup: what of it may differ from the parent, see the engine's ChangedParts. Absent: everything is read. */
+const CopyRange = z.object({
+  version,
+  changed: z.object({ grainBytes: length, grains: text }).exactOptional(),
+});
+
 /** A range of a restore or verification: where its slice of the merged map is, or what to merge it again with. */
 const RestoreRange = z.object({
   version,
@@ -167,6 +173,7 @@ const RescanInput = z.object({
 const ReapInput = z.object({ version, repository: text, dryRun: z.boolean(), graceMs: z.number().min(0) });
 
 export type BackupPlan = z.infer<typeof BackupPlan>;
+export type CopyRange = z.infer<typeof CopyRange>;
 export type RestorePlan = z.infer<typeof RestorePlan>;
 export type VerifyPlan = z.infer<typeof VerifyPlan>;
 export type VolumeSource = z.infer<typeof VolumeSource>;
@@ -221,6 +228,7 @@ export const documents = {
   groupRestore: reader("input", z.object({ version, instanceId: z.guid(), concludeNeeds: z.array(text) })),
   /** Of an operation on a group that has parts and needs something for its conclusion. */
   concluding: reader("input", z.object({ version, concludeNeeds: z.array(text) })),
+  copyRange: reader("input", CopyRange),
   restoreRange: reader("input", RestoreRange),
   rangeReport: reader("report", RangeReport),
   verifyReport: reader("report", VerifyReport),
@@ -252,7 +260,7 @@ const inputAlone =
 /** What each kind of task reads. */
 const reads: Readonly<Record<TaskKind, (task: Claimed) => unknown>> = {
   "plan-backup": (task) => ifPlanned(documents.backupPlan, task),
-  copy: ({ operation }) => documents.backupPlan(operation.plan),
+  copy: ({ operation, input }) => [documents.backupPlan(operation.plan), documents.copyRange(input)],
   seal: ({ operation }) => documents.backupPlan(operation.plan),
   tidy: tidied,
   "plan-restore": (task) => [documents.restoreInput(task.operation.input), ifPlanned(documents.restorePlan, task)],

@@ -107,12 +107,16 @@ async function surroundings(
 
 /** Permissions of a Redis user who has only those documented in the manual. */
 export const redisRules = ["~bull:tephra-*", "resetchannels", "+@all", "-@dangerous", "+info"];
+/** The stream that tests configure for events, which the user of TEPHRA_TEST_REDIS may write. */
+export const eventStream = "events";
 
 /** TEPHRA_TEST_REDIS `user-tls`: Redis uses TLS with a private CA, and the programs connect as a user with few permissions. */
 async function aroundRedis(dir: string) {
   if (process.env["TEPHRA_TEST_REDIS"] !== "user-tls") return { redisOptions: {}, redisUser: null };
   const redisUser = { name: "tephra", password: "p@ss word" };
-  const settings = [`user ${redisUser.name} on "#${sha256Of(redisUser.password)}" ${redisRules.join(" ")}`];
+  const settings = [
+    `user ${redisUser.name} on "#${sha256Of(redisUser.password)}" ${redisRules.join(" ")} ~${eventStream}`,
+  ];
   return { redisOptions: { settings, tls: await makeCertificate(join(dir, "redis-tls")) }, redisUser };
 }
 

@@ -8,6 +8,7 @@ import { expect, inject, it } from "vitest";
 import { root } from "../../../scripts/bootstrap.mjs";
 import { systemPython } from "../../../scripts/debian-packages.ts";
 import { makeCertificate } from "../../kit/certificate.ts";
+import { eventStream } from "../../kit/global-setup.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { journeyOn, project, randomBytesOf, writeIslands } from "../../kit/journey.ts";
 import { startTlsProxy } from "../../kit/tls-proxy.ts";
@@ -112,7 +113,7 @@ it("tells webhook, stream and log of every event of a backup, signed, with a tru
 }, async () => {
   await using receiver = await startReceiver();
   const webhooks = [{ name: "hook", url: receiver.url, secret }];
-  const notifications = { ...quick, webhooks, redis_stream: "events", log: true };
+  const notifications = { ...quick, webhooks, redis_stream: eventStream, log: true };
   await using instance = await startInstance({
     config: { notifications, range_bytes: MiB, worker: { slots: 2 } },
     repository: { object_bytes: 512 * 1024 },
@@ -179,7 +180,7 @@ it("tells webhook, stream and log of every event of a backup, signed, with a tru
   const statuses = sorted.filter((m) => m.event_type.endsWith(".end")).map((m) => m.payload.status);
   expect(statuses).toEqual(["available", "available", "error", "deleted"]);
 
-  const entries = await instance.redis.xrange("events", "-", "+");
+  const entries = await instance.redis.xrange(eventStream, "-", "+");
   expect(entries.map(([, fields]) => JSON.parse(fields[3] ?? "").message_id).sort()).toEqual(
     messages.map((m) => m.message_id).sort(),
   );

@@ -6,7 +6,7 @@ const controlRooms = [
   ["db"],
   ["telemetry"],
   ["queue"],
-  ["rows", "events"],
+  ["rows", "events", "sign-in"],
   ["volumes", "repositories"],
   ["backups"],
   ["groups"],

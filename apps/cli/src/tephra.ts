@@ -6,6 +6,7 @@ import { addInstanceCommands } from "./tephra/instances.ts";
 import { addMessageCommands } from "./tephra/messages.ts";
 import { addNotificationCommands } from "./tephra/notifications.ts";
 import { cellText } from "./tephra/output.ts";
+import { addPasswordCommand } from "./tephra/password.ts";
 import { addRecordCommands } from "./tephra/records.ts";
 import { addGlobalOptions } from "./tephra/session.ts";
 import { addSnapshotCommands } from "./tephra/snapshots.ts";
@@ -54,6 +55,7 @@ function buildProgram(): Command {
   addStatusCommands(program);
   addAuditCommand(program);
   addDoctorCommand(program);
+  addPasswordCommand(program);
   return program;
 }
 

@@ -8,6 +8,7 @@ import { z } from "zod";
 import { DatabaseUrlError, parseDatabaseUrl } from "./database-url.ts";
 import { ConfigError, type ConfigProblem, NotFoundError } from "./errors.ts";
 import { httpFields } from "./http-config.ts";
+import { ovirtFields } from "./ovirt-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
 import { placeName as name, provisions, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
 
@@ -300,6 +301,7 @@ export const ConfigFile = z
         require_consistency: z.boolean().default(false),
       })
       .prefault({}),
+    ...ovirtFields,
     import_roots: z.array(z.string().min(1)).default([]),
     /** Bytes of a volume that one task copies; rounded down to whole object windows, at least one. */
     range_bytes: z

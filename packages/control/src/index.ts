@@ -115,6 +115,7 @@ export {
 } from "./rows/quotas.ts";
 export { getSnapshot, type SnapshotRow } from "./rows/snapshots.ts";
 export { type Attachment, GiB, getVolume, type VolumeRow } from "./rows/volumes.ts";
+export { findToken, isOfCredential, issueToken, revokeToken } from "./sign-in/tokens.ts";
 export { backupTransitions, snapshotTransitions, volumeTransitions } from "./states.ts";
 export type { Logger } from "./telemetry/telemetry.ts";
 export { devicePath } from "./volume-backends.ts";

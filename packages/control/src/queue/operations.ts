@@ -327,6 +327,8 @@ export interface OperationQuery {
   volumeId?: string;
   groupId?: string;
   state?: OperationState;
+  /** The id of the request, or a client's own name for it, that asked for them. */
+  requestId?: string;
   limit: number;
 }
 
@@ -343,6 +345,7 @@ export async function listOperations(
       ...(query.volumeId === undefined ? {} : { volumeId: query.volumeId }),
       ...(query.groupId === undefined ? {} : { groupId: query.groupId }),
       ...(query.state === undefined ? {} : { state: query.state }),
+      ...(query.requestId === undefined ? {} : { requestId: query.requestId }),
     },
     orderBy: [{ createdAt: "desc" }, { id: "desc" }],
     take: query.limit,

@@ -12,6 +12,7 @@ import { forgetOperations, forgetTasks } from "../queue/forget.ts";
 import { forgetWorkers } from "../queue/workers.ts";
 import { reapedUntil, startReap } from "../repositories/reap.ts";
 import { repairQuotas } from "../rows/quota-repair.ts";
+import { forgetTokens } from "../sign-in/tokens.ts";
 import { count } from "../telemetry/counters.ts";
 import { events, type Logger } from "../telemetry/telemetry.ts";
 
@@ -111,6 +112,7 @@ function retention(database: Database, config: Config): (DueWork & Schedule)[] {
   return [
     forget("forget-workers", () => forgetWorkers(database)),
     forget("forget-messages", () => forgetMessages(database, config)),
+    forget("forget-tokens", () => forgetTokens(database)),
     forget("forget-notifications", () => forgetNotifications(database)),
     forget("forget-audit", () => forgetAudit(database, config)),
     forget("forget-tasks", () => forgetTasks(database, Math.min(tasksKeptDays, days))),

@@ -54,8 +54,8 @@ const numbersOf = (page: string): Set<string> =>
 const textOf = (path: string): string => readFileSync(`${root}/${path}`, "utf8").replace(/\n\s*(?:\*|\/\/\/?) ?/g, " ");
 
 test("every section that is cited by its number is there", () => {
-  const pages = { "cinder-api": numbersOf("cinder-api"), format: numbersOf("format") };
-  const form = /\b(cinder-api|format) (\d+(?:\.\d+)?(?:(?:, | to | and )\d+(?:\.\d+)?)*)/g;
+  const pages = { "cinder-api": numbersOf("cinder-api"), format: numbersOf("format"), ovirt: numbersOf("ovirt") };
+  const form = /\b(cinder-api|format|ovirt) (\d+(?:\.\d+)?(?:(?:, | to | and )\d+(?:\.\d+)?)*)/g;
   const cited = writings.flatMap((path) =>
     [...textOf(path).matchAll(form)].flatMap(([, page, list = ""]) =>
       list.split(/, | to | and /).map((number) => ({ path, page: page as keyof typeof pages, number })),
@@ -92,7 +92,7 @@ test("every heading and every decision that is cited is there", () => {
   expect(known).toBeGreaterThan(7);
 });
 
-test.each(["cinder-api", "format"])("sections of docs/%s.md that it refers to itself are there", (page) => {
+test.each(["cinder-api", "format", "ovirt"])("sections of docs/%s.md that it refers to itself are there", (page) => {
   const text = readFileSync(`${root}/docs/${page}.md`, "utf8");
   const cited = [...text.matchAll(/\bsection (\d+(?:\.\d+)?)|\((\d+\.\d+)\)/g)].map(([, a, b]) => a ?? b ?? "");
   const isMicroversion = (number: string): boolean => /^3\.\d\d/.test(number);

@@ -15,6 +15,8 @@ import { answerErrors, answerOptions, limitBodies, type Route, v3Router } from "
 import { queueBoard } from "./ops/queue-board.ts";
 import { opsRoutesBeside } from "./ops/routes.ts";
 import { type OpsRoute, opsRouter } from "./ops/serve.ts";
+import { ovirtRoutes } from "./ovirt/routes.ts";
+import { answerOvirtErrors, ovirtRouter } from "./ovirt/serve.ts";
 
 /** All routes below `/v3`. */
 export const v3Routes: readonly Route[] = [...cinderRoutes, ...instanceGroupRoutes];
@@ -29,7 +31,7 @@ const publishPoints: RequestHandler = (_req, res, next) => {
 };
 
 /**
- * The whole HTTP side. Order: log and request id → Host and Origin checks → our own routes → discovery (no token) → token → Cinder's
+ * The whole HTTP side. Order: log and request id → Host and Origin checks → oVirt's API → our own routes → discovery (no token) → token → Cinder's
  * routes.
  *
  * @throws when a route has no entry in the policy table
@@ -41,6 +43,7 @@ export function buildApp(context: Context): Express {
   app.use(helmet({ contentSecurityPolicy: false, crossOriginOpenerPolicy: false, strictTransportSecurity: false }));
   app.use(findBase(context.config), checkHost(context.config), answerOrigins(context.config));
   app.use(checkOrigin(context.config), makeReadable);
+  app.use(ovirtRouter(context, ovirtRoutes));
   app.use(opsRouter(context, opsRoutes));
   app.use("/ops/queues", queueBoard(context, "ops:queues"));
   app.use(answerOptions, limitBodies, discovery());
@@ -50,6 +53,6 @@ export function buildApp(context: Context): Express {
   app.use(() => {
     throw new NoRouteError();
   });
-  app.use(answerErrors(context));
+  app.use(answerOvirtErrors(context), answerErrors(context));
   return app;
 }

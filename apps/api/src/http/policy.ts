@@ -98,6 +98,8 @@ const policy = {
   "ops:instance:delete": "member",
   "ops:instance:machine": "admin",
   "ops:group_snapshot": "reader",
+  "ovirt:get": "reader",
+  "ovirt:change": "member",
   "instance_group:get": "reader",
   "instance_group:backup": "member",
   "instance_group:restore": "member",

@@ -23,3 +23,28 @@ export function openThrottle({ requests, changes, window_seconds: duration }: Co
 
 /** Shown to a caller over the rate limit; the text of Cinder's own limiter. */
 export const throttledText = "This request was rate-limited.";
+
+/** Wrong passwords, counted by who tried them for whom, in this process's memory. */
+export interface FailureLimit {
+  /** Seconds after which another attempt is allowed; null: now. */
+  left: (key: string) => Promise<number | null>;
+  count: (key: string) => Promise<void>;
+}
+
+/** Enough for a person and too few to guess a password. */
+const failuresMax = 30;
+const failuresSeconds = 300;
+
+export function openFailureLimit(): FailureLimit {
+  const limiter = new RateLimiterMemory({ points: failuresMax, duration: failuresSeconds });
+  return {
+    left: async (key) => {
+      const counted = await limiter.get(key);
+      if (counted === null || counted.consumedPoints < failuresMax) return null;
+      return Math.max(1, Math.ceil(counted.msBeforeNext / 1000));
+    },
+    count: async (key) => {
+      await limiter.penalty(key);
+    },
+  };
+}

@@ -1,0 +1,53 @@
+import type { Principal } from "@tephra/control";
+import type { Context } from "../context.ts";
+import type { Rule } from "../http/policy.ts";
+import type { Parameters, Version } from "./address.ts";
+import type { Body } from "./body.ts";
+import type { Element, Root } from "./element.ts";
+import type { FollowTree } from "./follow.ts";
+
+/** One authenticated request. */
+export interface Call {
+  /** Its `requestId`, which operations keep, is the client's `Correlation-Id` where it has sent one. Never an admin of all projects. */
+  readonly principal: Principal;
+  readonly version: Version;
+  /** The variable segments of the route's path. */
+  readonly params: Readonly<Record<string, string>>;
+  /** Query and matrix parameters. */
+  readonly parameters: Parameters;
+  /** An empty one where the request has none. */
+  readonly body: Body;
+  /** What is to be shown in place of links. */
+  readonly follow: FollowTree;
+  /** Whether everything is to be shown, as a machine's configuration as OVF. */
+  readonly allContent: boolean;
+  /** Whether the client wants 201 for what it adds, and waits for it. */
+  readonly waits: boolean;
+  /** Aborts when the client has gone. */
+  readonly gone: AbortSignal;
+}
+
+/** What a request is answered with. */
+export type Answer =
+  | { readonly kind: "shown"; readonly root: Root }
+  /** `isPending`: something is left to do, which is answered with 202. */
+  | { readonly kind: "created"; readonly name: string; readonly element: Element; readonly isPending: boolean }
+  /** `job`: the operation that does it, where there is one. */
+  | { readonly kind: "done"; readonly job: string | null };
+
+export type Handle = (context: Context, call: Call) => Promise<Answer>;
+
+/** `ACTION` is a POST whose faults are inside an action. */
+export type Route = readonly [
+  method: "GET" | "POST" | "PUT" | "DELETE" | "ACTION",
+  path: string,
+  rule: Rule,
+  handle: Handle,
+];
+
+export const shown = (name: string, value: Root["value"]): Answer => ({ kind: "shown", root: { name, value } });
+/** @param element with its path, which becomes the `Location` */
+export const created = (name: string, element: Element, isPending: boolean): Answer => {
+  return { kind: "created", name, element, isPending };
+};
+export const done = (job: string | null = null): Answer => ({ kind: "done", job });

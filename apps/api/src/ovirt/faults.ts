@@ -1,0 +1,107 @@
+import { ControlError, InvalidError, NoServiceError, NotFoundError, QuotaExceededError } from "@tephra/control";
+import { mayPass } from "@tephra/control/process";
+import { NoRouteError, Refusal } from "../http/refusals.ts";
+import { group, type Root } from "./element.ts";
+
+/** How bad a message is; of several the first of these determines the status (ovirt 5.1). */
+const severities = { "bad-parameters": 400, conflict: 409, internal: 500, permission: 403 } as const;
+export type Severity = keyof typeof severities;
+
+/**
+ * A request that is refused with a fault. `details`: the sentences; `bracketed`: whether they stand in one `[a, b]`, as the engine joins
+ * what its validation finds.
+ */
+export class OvirtFault extends Error {
+  readonly status: number;
+  readonly reason: string;
+  readonly detail: string;
+  /** Seconds. */
+  readonly retryAfter: number | undefined;
+  constructor(
+    status: number,
+    reason: string,
+    details: readonly string[],
+    options: { bracketed?: boolean; retryAfter?: number; cause?: unknown } = {},
+  ) {
+    const joined = details.join(", ");
+    super(joined, { cause: options.cause });
+    this.status = status;
+    this.reason = reason;
+    this.detail = options.bracketed ? `[${joined}]` : joined;
+    this.retryAfter = options.retryAfter;
+  }
+  override get name(): string {
+    return "OvirtFault";
+  }
+}
+
+/** A status without a body: 401, 404, a version that is not served, formats that are not written. */
+export class BareStatus extends Error {
+  readonly status: number;
+  readonly headers: Readonly<Record<string, string>>;
+  constructor(status: number, headers: Readonly<Record<string, string>> = {}) {
+    super(`status ${status}`);
+    this.status = status;
+    this.headers = headers;
+  }
+  override get name(): string {
+    return "BareStatus";
+  }
+}
+
+/** `Snapshot [description] required for add`: fields that a request lacks. `type` as in oVirt's model, `verb` as `add`. */
+export const incomplete = (type: string, fields: readonly string[], verb: string): OvirtFault =>
+  new OvirtFault(400, "Incomplete parameters", [`${type} [${fields.join(", ")}] required for ${verb}`]);
+
+/** A value that cannot be what it stands for. */
+export const invalidValue = (detail: string): OvirtFault => new OvirtFault(400, "Invalid value", [detail]);
+
+/** What the engine's validation found; the worst message determines the status. */
+export function refused(...messages: readonly (readonly [Severity, string])[]): OvirtFault {
+  const order = Object.keys(severities) as Severity[];
+  const worst = order.find((severity) => messages.some(([each]) => each === severity)) ?? "bad-parameters";
+  const sentences = messages.map(([, sentence]) => sentence);
+  return new OvirtFault(severities[worst], "Operation Failed", sentences, { bracketed: true });
+}
+
+/**
+ * The only mapping from errors to what an oVirt client sees. Status 500 means an unexpected error, which the caller must log. An error that
+ * a verb reports of the resource in the path is 404 without a body; of one that the body names it is 400: routes catch that.
+ */
+export function faultOf(error: unknown): OvirtFault | BareStatus {
+  if (error instanceof OvirtFault || error instanceof BareStatus) return error;
+  if (error instanceof NoRouteError || error instanceof NotFoundError) return new BareStatus(404);
+  if (error instanceof Refusal) {
+    const { status, message, retryAfter } = error;
+    return new OvirtFault(status === 413 && retryAfter !== undefined ? 429 : status, "Operation Failed", [message], {
+      ...(retryAfter !== undefined && { retryAfter }),
+    });
+  }
+  if (error instanceof QuotaExceededError) return refused(["conflict", `Quota exceeded: ${error.message}`]);
+  if (error instanceof NoServiceError) return refused(["conflict", error.message]);
+  if (error instanceof InvalidError) return refused(["conflict", error.message]);
+  if (mayPass(error)) {
+    return new OvirtFault(503, "Operation Failed", ["The database cannot be reached. Try again later."], {
+      retryAfter: 2,
+      cause: error,
+    });
+  }
+  if (error instanceof ControlError) return refused(["conflict", error.message]);
+  return bodyFault(error) ?? new OvirtFault(500, "Operation Failed", ["Internal Engine Error"], { cause: error });
+}
+
+/** Errors thrown by the body parser: too long, truncated, or in an unknown encoding. */
+function bodyFault(error: unknown): OvirtFault | null {
+  const { type, status } = error as { type?: unknown; status?: unknown };
+  if (typeof type !== "string" || typeof status !== "number" || status >= 500) return null;
+  const detail = type === "entity.too.large" ? "The body is too long" : "The body cannot be read";
+  return new OvirtFault(status, "Malformed request body", [detail], { cause: error });
+}
+
+export const faultFields = ({ detail, reason }: OvirtFault) => group({ detail, reason });
+
+/** A fault as a body; of an action it is inside the action. */
+export const faultRoot = (fault: OvirtFault, ofAction: boolean): Root =>
+  ofAction
+    ? { name: "action", value: group({ fault: faultFields(fault), status: "failed" }) }
+    : { name: "fault", value: faultFields(fault) };

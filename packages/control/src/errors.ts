@@ -26,6 +26,7 @@ export type ResourceKind =
   | "Volume"
   | "Snapshot"
   | "Instance"
+  | "Network interface"
   | "Group"
   | "Group type"
   | "GroupSnapshot"
@@ -65,6 +66,51 @@ export class InvalidError extends ControlError {
   constructor(subject: InvalidSubject, message: string) {
     super(message);
     this.subject = subject;
+  }
+}
+
+/** Why a verb on a machine, its disks or its snapshots is refused: each dialect has words of its own for it. */
+export type RefusalRule =
+  | "machine-locked"
+  | "machine-running"
+  | "machine-not-running"
+  | "machine-not-down"
+  | "machine-unreachable"
+  | "machine-has-backups"
+  | "machine-protected"
+  | "machine-id-taken"
+  | "machine-name-taken"
+  | "power-not-controlled"
+  | "configuration-invalid"
+  | "ovf-unreadable"
+  | "during-backup"
+  | "during-snapshot"
+  | "disks-locked"
+  | "disk-unknown"
+  | "disk-attached"
+  | "disk-attached-elsewhere"
+  | "disk-illegal"
+  | "disk-active"
+  | "disk-inactive"
+  | "disk-of-snapshot"
+  | "snapshot-unknown"
+  | "snapshot-not-regular"
+  | "snapshot-locked"
+  | "snapshot-lacks-disk"
+  | "snapshot-attached"
+  | "restore-unsupported"
+  | "nic-name-taken"
+  | "mac-taken";
+
+/** A request that the state of a machine, or the values given, do not allow. `details`: names and ids for the dialect's own words. */
+export class RefusedError extends ControlError {
+  readonly code = "refused";
+  readonly rule: RefusalRule;
+  readonly details: Readonly<Record<string, string>>;
+  constructor(rule: RefusalRule, message: string, details: Readonly<Record<string, string>> = {}) {
+    super(message);
+    this.rule = rule;
+    this.details = details;
   }
 }
 

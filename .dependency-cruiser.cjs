@@ -10,6 +10,7 @@ const controlRooms = [
   ["volumes", "repositories"],
   ["backups"],
   ["groups"],
+  ["machines"],
   ["upkeep", "admin"],
 ];
 const dialects = "^apps/api/src/(cinder|instance-groups|ovirt|ops)/";

@@ -28,6 +28,8 @@ export {
   QuotaExceededError,
   QuotaInUseError,
   type QuotaLimit,
+  type RefusalRule,
+  RefusedError,
 } from "./errors.ts";
 export { type AuditRow, auditedResources, listAudit } from "./events/audit.ts";
 export {
@@ -86,6 +88,43 @@ export {
   listGroupBackups,
   listGroupSnapshots,
 } from "./groups/snapshots.ts";
+export {
+  biosTypes,
+  bootDevices,
+  type MachineConfiguration,
+  machineTypes,
+} from "./machines/configuration.ts";
+export { activeDescription, activeSnapshotId, describeMachine, type FormatOf } from "./machines/describe.ts";
+export {
+  attachDisk,
+  attachSnapshotDisk,
+  changeDisk,
+  type DiskChange,
+  detachDisk,
+  isDiskInterface,
+} from "./machines/disks.ts";
+export { createMachineFromOvf, type MadeFromOvf } from "./machines/from-ovf.ts";
+export {
+  createMachine,
+  getMachine,
+  listMachines,
+  type MachineChange,
+  type MachineDisk,
+  type MachineRow,
+  type PowerVerb,
+  setPower,
+  updateMachine,
+} from "./machines/machines.ts";
+export { addNic, isNicInterface, type NicChange, removeNic, updateNic } from "./machines/nics.ts";
+export { removeMachine } from "./machines/remove.ts";
+export {
+  getMachineSnapshot,
+  listMachineSnapshots,
+  type MachineSnapshot,
+  removeMachineSnapshot,
+  restoreMachineSnapshot,
+  takeMachineSnapshot,
+} from "./machines/snapshots.ts";
 export { isOwnPlace } from "./own-places.ts";
 export type { Principal } from "./principal.ts";
 export { verifyModes } from "./queue/documents.ts";

@@ -18,10 +18,43 @@ const forget = { file: `${control}/queue/forget.ts`, suite: "test/control/retent
 const released = { file: `${control}/queue/tasks.ts`, suite: "test/control/reconciler.test.ts" };
 const reconciler = { file: `${control}/upkeep/healing.ts`, suite: "test/control/reconciler.test.ts" };
 
+const machines = { suite: "test/control/machines.test.ts" };
 const device = { suite: "test/contract/volume/device-backend.test.ts" };
 
 /** What would cost people their data, or show it to others, if nothing noticed. */
 export const mutations: readonly Mutation[] = [
+  {
+    ...machines,
+    name: "a snapshot is deleted while a machine reads it",
+    file: `${control}/groups/delete.ts`,
+    from: "  await refuseAttachedSnapshot(tx, snapshot);\n",
+    to: "",
+    test: "a snapshot that is attached to a machine cannot be deleted",
+  },
+  {
+    ...machines,
+    name: "a machine's snapshot that failed stays for good",
+    file: `${control}/rows/endings.ts`,
+    from: "  if (snapshot?.ovf == null) return;\n",
+    to: "  if (snapshot !== null) return;\n",
+    test: "a snapshot that cannot be taken is removed",
+  },
+  {
+    ...machines,
+    name: "a machine takes over another's address",
+    file: `${control}/machines/from-ovf.ts`,
+    from: "const clash = !isFresh && other !== null;",
+    to: "const clash = !isFresh && other !== null && reassignBadMacs;",
+    test: "an address that another machine has is kept",
+  },
+  {
+    name: "an OVF forgets what is not understood",
+    file: `${control}/machines/ovf/read.ts`,
+    from: "content: printXml(content, namespaces),",
+    to: "content: '<Content/>',",
+    suite: `${control}/machines/ovf/ovf.test.ts`,
+    test: "keeps what nobody here understands",
+  },
   {
     ...device,
     name: "a device is written without the kernel's claim",

@@ -8,6 +8,7 @@ import {
   QuotaExceededError,
   QuotaInUseError,
   type QuotaLimit,
+  RefusedError,
 } from "@tephra/control";
 import { mayPass } from "@tephra/control/process";
 import { type Fault, outageFault, unexpectedFault } from "../http/fault.ts";
@@ -82,6 +83,7 @@ export function faultOf(error: unknown): Fault {
   if (error instanceof NotFoundError || error instanceof AttachmentNotFoundError) {
     return { status: 404, message: error.message };
   }
+  if (error instanceof RefusedError) return { status: 400, message: error.message };
   if (error instanceof InvalidError) return { status: 400, message: `${prefixes[error.subject]}${error.message}` };
   if (error instanceof QuotaExceededError) {
     return { status: 413, message: `${quotaClasses[error.resource]}: ${quotaText(error)}`, retryAfter: 0 };

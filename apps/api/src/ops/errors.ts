@@ -1,4 +1,11 @@
-import { ControlError, IdTakenError, InvalidError, NotFoundError, QuotaExceededError } from "@tephra/control";
+import {
+  ControlError,
+  IdTakenError,
+  InvalidError,
+  NotFoundError,
+  QuotaExceededError,
+  RefusedError,
+} from "@tephra/control";
 import { mayPass } from "@tephra/control/process";
 import { type Fault, identityFault, outageFault, unexpectedFault } from "../http/fault.ts";
 import { IdentityUnavailableError, NoRouteError, Refusal, UnauthenticatedError } from "../http/refusals.ts";
@@ -15,6 +22,7 @@ export function faultOf(error: unknown): Fault {
   if (error instanceof IdentityUnavailableError) return identityFault;
   if (error instanceof NoRouteError) return { status: 404, message: "The resource could not be found." };
   if (error instanceof NotFoundError) return { status: 404, message: error.message };
+  if (error instanceof RefusedError) return { status: 409, message: error.message };
   if (error instanceof InvalidError) return { status: 400, message: error.message };
   if (error instanceof QuotaExceededError) return { status: 413, message: error.message, retryAfter: 0 };
   if (error instanceof IdTakenError) return { status: 409, message: error.message };

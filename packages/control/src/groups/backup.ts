@@ -120,7 +120,7 @@ export async function requestGroupBackup(
     const members = await readMembers(tx, group, instance);
     checkMembers(group, instance, members);
     refuseBusy(group);
-    if ((await tx.groupSnapshot.count({ where: { groupId: group.id, name: request.name } })) > 0) {
+    if ((await tx.groupSnapshot.count({ where: { groupId: group.id, name: request.name, ovf: null } })) > 0) {
       const text = `A backup named ${request.name} already exists in instance group ${group.id}.`;
       throw new InvalidError("request", text);
     }
@@ -193,7 +193,11 @@ export async function requestGroupSnapshot(
   });
 }
 
-const recordOf = (instance: InstanceRow, members: readonly Member[]): InstanceRecord => ({
+/** What is kept of an instance with a snapshot of it. */
+export const recordOf = (
+  instance: InstanceRow,
+  members: readonly { volumeId: string; device: string | null }[],
+): InstanceRecord => ({
   id: instance.id,
   name: instance.name,
   power_state: instance.powerState,
@@ -283,11 +287,16 @@ async function addMemberBackup(
   return row.id;
 }
 
-async function startSnapshot(
+/** The operation that takes the snapshots of one instant, and holds the group until then. */
+export async function startSnapshot(
   tx: Transaction,
   principal: Principal,
   group: GroupRow,
-  snapshot: { kind: "group-backup" | "group-snapshot"; groupSnapshotId: string; members: readonly Member[] },
+  snapshot: {
+    kind: "group-backup" | "group-snapshot";
+    groupSnapshotId: string;
+    members: readonly Pick<Member, "volume">[];
+  },
 ): Promise<string> {
   const { kind, groupSnapshotId, members } = snapshot;
   const operationId = await startOperation(tx, principal, {

@@ -14,6 +14,7 @@ import {
   refuseBusy,
   releaseGroup,
 } from "../rows/groups.ts";
+import { refuseAttachedSnapshot } from "../rows/machines.ts";
 import { override } from "../rows/move.ts";
 import { lockQuotas, releaseQuota } from "../rows/quotas.ts";
 import { markSnapshotRemoval } from "../rows/snapshots.ts";
@@ -58,7 +59,7 @@ export async function requestGroupBackupDelete(
     checkBackupName(backup, request.name);
     checkDeletable(backup);
     refuseBusy(group);
-    const operationId = await startDelete(tx, principal, group, backup);
+    const operationId = await startGroupSnapshotDelete(tx, principal, group, backup);
     return {
       operationId,
       groupId: group.id,
@@ -91,17 +92,22 @@ export async function requestGroupSnapshotDelete(database: Database, principal: 
       throw new InvalidError("group-snapshot", text);
     }
     refuseBusy(group);
-    await startDelete(tx, principal, group, snapshot);
+    await startGroupSnapshotDelete(tx, principal, group, snapshot);
   });
 }
 
-/** Where no backup is left there is nothing to wait for: the snapshots are removed at once. */
-async function startDelete(
+/**
+ * Where no backup is left there is nothing to wait for: the snapshots are removed at once. The group snapshot is locked.
+ *
+ * @throws RefusedError while one of its disks is attached to a machine
+ */
+export async function startGroupSnapshotDelete(
   tx: Transaction,
   principal: Principal,
   group: GroupRow,
   snapshot: GroupBackupRow,
 ): Promise<string> {
+  await refuseAttachedSnapshot(tx, snapshot);
   const backups = snapshot.members.flatMap((member) => member.backup?.id ?? []).sort();
   const snapshots = await tx.snapshot.findMany({ where: { groupSnapshotId: snapshot.id }, include: { volume: true } });
   const input = { concludeNeeds: [...new Set(snapshots.map(({ volume }) => `backend:${volume.backend}`))] };

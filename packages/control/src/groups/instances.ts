@@ -44,7 +44,7 @@ export function inDiskOrder<T extends { volumeId: string; device: string | null 
  * Disks are only attachments of volumes in the instance's own project: whoever attaches a volume may name any server, so attachments of
  * other projects do not count.
  */
-async function withDisks(
+export async function withDisks(
   database: Database | Transaction,
   rows: readonly (Instance & { group: Group | null })[],
 ): Promise<InstanceRow[]> {
@@ -87,7 +87,7 @@ export async function getInstance(
 }
 
 /** The instance of a given project. @throws NotFoundError */
-export async function getInstanceOf(tx: Transaction, projectId: string, id: string): Promise<InstanceRow> {
+export async function getInstanceOf(tx: Database | Transaction, projectId: string, id: string): Promise<InstanceRow> {
   const row = isUuid(id)
     ? await tx.instance.findUnique({ where: { projectId_id: { projectId, id } }, include: { group: true } })
     : null;
@@ -175,7 +175,7 @@ async function bootFrom(
 }
 
 /** Creates the instance's group, unless it has one; disks that are attached already become members. */
-async function addInstanceGroup(
+export async function addInstanceGroup(
   tx: Transaction,
   config: Config,
   principal: Principal,
@@ -265,7 +265,7 @@ export async function updateInstance(
 const letters = "abcdefghijklmnopqrstuvwxyz";
 
 /** The first virtio device name that no disk has. */
-function nextDevice(disks: readonly { device: string | null }[]): string {
+export function nextDevice(disks: readonly { device: string | null }[]): string {
   const names = [...letters, ...[...letters].flatMap((first) => [...letters].map((second) => `${first}${second}`))];
   const taken = new Set(disks.map((disk) => disk.device));
   const free = names.map((name) => `/dev/vd${name}`).find((device) => !taken.has(device));
@@ -332,6 +332,7 @@ export async function deleteInstance(database: Database, principal: Principal, i
     const instance = await lockInstance(tx, principal, id);
     if (instance.group) await removeGroup(tx, instance.group);
     for (const { volumeId, id: attachment } of instance.disks) await detachWithin(tx, principal, volumeId, attachment);
+    await tx.snapshotAttachment.deleteMany({ where: { projectId: instance.projectId, instanceId: instance.id } });
     await tx.instance.delete({ where: keyOf(instance) });
   });
 }

@@ -107,7 +107,7 @@ export async function withMembers(
 /** All backups of an instance group, newest first. */
 export async function listGroupBackups(database: Database, groupId: string): Promise<GroupBackupRow[]> {
   const rows = await database.groupSnapshot.findMany({
-    where: { groupId },
+    where: { groupId, ovf: null },
     orderBy: [{ createdAt: "desc" }, { id: "desc" }],
   });
   return withMembers(database, rows);

@@ -39,6 +39,7 @@ const hinders = (ended: "p", removal: "o"): Prisma.Sql =>
   Prisma.sql`${isEndedOperation(ended)} AND ${Prisma.raw(`${ended}.id <> ${removal}.id AND ${ended}.kind <> 'backup-verify'
     AND CASE ${removal}.kind WHEN 'backup-delete' THEN ${ended}.backup_id = ${removal}.backup_id
       WHEN 'snapshot-delete' THEN ${ended}.snapshot_id = ${removal}.snapshot_id
+      WHEN 'group-delete' THEN ${ended}.group_snapshot_id = ${removal}.group_snapshot_id
       WHEN 'volume-delete' THEN ${ended}.volume_id = ${removal}.volume_id ELSE false END`)}`;
 
 /** Makes a seal that found ranges incomplete wait for them. @returns false when the claim was lost */
@@ -53,7 +54,8 @@ export async function holdSeal(tx: Transaction, held: { taskId: string; claim: n
 export async function freeBlocked(database: Database): Promise<number> {
   return database.$executeRaw`
     UPDATE tasks t SET state = 'ready', run_after = now() FROM operations o
-    WHERE o.id = t.operation_id AND t.state = 'blocked' AND t.kind IN ('tidy', 'remove-backup', 'remove-volume', 'remove-snapshot')
+    WHERE o.id = t.operation_id AND t.state = 'blocked' AND t.kind IN ('tidy', 'remove-backup', 'remove-volume', 'remove-snapshot',
+        'conclude-group')
       AND NOT EXISTS (SELECT 1 FROM tasks r WHERE r.operation_id = t.operation_id AND r.state = 'running')
       AND (t.kind = 'tidy' OR NOT EXISTS (SELECT 1 FROM operations p JOIN tasks r ON r.operation_id = p.id
         WHERE r.state = 'running' AND r.kind <> 'tidy' AND ${hinders("p", "o")}))`;

@@ -1,5 +1,6 @@
 import type { Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
+import { waitForWorkers } from "../queue/blocked.ts";
 import { documents, readForEnding } from "../queue/documents.ts";
 import {
   endOperation,
@@ -8,6 +9,7 @@ import {
   isPublishing,
   type OperationKind,
   type OperationRow,
+  startOperation,
 } from "../queue/operations.ts";
 import { backupTidyNeeds, restoreTidyNeeds, verifyTidyNeeds } from "../queue/plan-needs.ts";
 import { addTasks, wasClaimed } from "../queue/tasks.ts";
@@ -70,7 +72,7 @@ const endings: Readonly<Record<OperationKind, Ending>> = {
   "volume-delete": { rows: endVolumeDeletion },
   "snapshot-create": { rows: moveSnapshot({ from: "creating", to: "error" }) },
   "snapshot-delete": { rows: moveSnapshot({ from: "deleting", to: "error_deleting" }) },
-  "group-snapshot": { rows: endGroupBackup, tidy: backendsOf },
+  "group-snapshot": { rows: endGroupSnapshot, tidy: backendsOf },
   "group-backup": { rows: endGroupBackup, tidy: backendsOf },
   "group-restore": { rows: endGroupRestore },
   "group-delete": { rows: endGroupDeletion },
@@ -200,6 +202,26 @@ async function endGroupBackup(tx: Transaction, operation: OperationRow, end: End
   const failReason = failReasonOf(end);
   await move(tx, "backup", { ...of, deletedAt: null }, { from: "creating", to: "error" }, { failReason });
   await releaseGroup(tx, operation.id);
+}
+
+/** A machine's snapshot that could not be taken is removed: nobody is left with one that is locked for good. */
+async function endGroupSnapshot(tx: Transaction, operation: OperationRow, end: End): Promise<void> {
+  await endGroupBackup(tx, operation, end);
+  const groupSnapshotId = groupSnapshotOf(operation);
+  const snapshot = await tx.groupSnapshot.findUnique({ where: { id: groupSnapshotId }, select: { ovf: true } });
+  if (snapshot?.ovf == null) return;
+  const needs = await backendsOf(tx, operation);
+  await move(tx, "groupSnapshot", { id: groupSnapshotId }, { from: "error", to: "deleting" });
+  const { projectId, groupId } = operation;
+  const removal = await startOperation(tx, operation, {
+    kind: "group-delete",
+    projectId,
+    groupId,
+    groupSnapshotId,
+    input: { concludeNeeds: needs },
+    task: { kind: "conclude-group", needs },
+  });
+  await waitForWorkers(tx, removal);
 }
 
 /**

@@ -100,8 +100,9 @@ export async function addGroup(
 export function addGroupSnapshot(
   tx: Transaction,
   snapshot: Omit<Prisma.GroupSnapshotUncheckedCreateInput, "id" | "status">,
+  id: string = randomUUID(),
 ): Promise<GroupSnapshot> {
-  return tx.groupSnapshot.create({ data: { ...snapshot, id: randomUUID(), status: "creating" } });
+  return tx.groupSnapshot.create({ data: { ...snapshot, id, status: "creating" } });
 }
 
 /** Locks the group that a volume is in, if any: before the volume itself. */

@@ -1,12 +1,14 @@
 import { createHash } from "node:crypto";
 import { lstat, open, readdir, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { z } from "zod";
-import { errnoOf, HypervisorRefusedError, HypervisorUnavailableError } from "../../errors.ts";
+import { errnoOf, HypervisorRefusedError } from "../../errors.ts";
 import { unlinkIfThere } from "../../volume/file/copy-file.ts";
 import { syncFolder } from "../../volume/file/sync-folder.ts";
 import { guardStorage } from "../../volume/storage-error.ts";
-import { parseJson, type QmpClient } from "./qmp-client.ts";
+import { createImage } from "./create-image.ts";
+import { jobEnd, listJobs } from "./jobs.ts";
+import { listNodes, type Node, pathOf } from "./nodes.ts";
+import type { QmpClient } from "./qmp-client.ts";
 
 /*
  * While snapshots are copied, the machine's writes go to overlays, one qcow2 file beside each disk:
@@ -31,30 +33,6 @@ export interface OpenDisk {
 export interface Overlay {
   node: string;
   path: string;
-}
-
-/** A job without progress for this long is abandoned for now. It is left in place for the next run to find. */
-const stallMs = 120_000;
-const lookEveryMs = 250;
-
-const Nodes = z.array(
-  z.object({
-    "node-name": z.string(),
-    drv: z.string(),
-    file: z.string(),
-    backing_file_depth: z.number(),
-    cache: z.object({ direct: z.boolean(), "no-flush": z.boolean() }),
-    image: z.object({ "virtual-size": z.number() }),
-  }),
-);
-type Node = z.infer<typeof Nodes>[number];
-
-const Jobs = z.array(
-  z.object({ id: z.string(), status: z.string(), "current-progress": z.number(), error: z.string().optional() }),
-);
-
-async function listNodes(qmp: QmpClient): Promise<Node[]> {
-  return Nodes.parse(await qmp.execute("query-named-block-nodes"));
 }
 
 /**
@@ -92,13 +70,9 @@ export async function prepareOverlay(qmp: QmpClient, disk: OpenDisk, operationId
   // Node names have at most 31 characters.
   const digest = createHash("sha256").update(path).digest("hex");
   const node = `tephra-${digest.slice(0, 20)}`;
+  const backing = { path: disk.volumePath, format: "raw" } as const;
+  await createImage(qmp, { node, path, sizeBytes: disk.sizeBytes, cache: disk.cache, backing });
   const file = { driver: "file", filename: path, cache: disk.cache, discard: "unmap" };
-  await runJob(qmp, "blockdev-create", `${node}-f`, { options: { driver: "file", filename: path, size: 0 } });
-  await qmp.execute("blockdev-add", { ...file, "node-name": `${node}-f` });
-  const options = { driver: "qcow2", file: `${node}-f`, size: disk.sizeBytes };
-  const backing = { "backing-file": disk.volumePath, "backing-fmt": "raw" };
-  await runJob(qmp, "blockdev-create", `${node}-q`, { options: { ...options, ...backing } });
-  await qmp.execute("blockdev-del", { "node-name": `${node}-f` });
   await qmp.execute("blockdev-add", {
     driver: "qcow2",
     "node-name": node,
@@ -160,13 +134,6 @@ export async function removeUnused(volumePath: string): Promise<void> {
   await syncFolder(folder);
 }
 
-/** A node with options that its file name cannot express, such as an overlay before it is used, is named `json:{…}`. */
-function pathOf({ file }: Node): string {
-  if (!file.startsWith("json:")) return file;
-  const options = z.object({ file: z.object({ filename: z.string() }) }).safeParse(parseJson(file.slice(5)));
-  return options.data?.file.filename ?? "";
-}
-
 async function writeBack(qmp: QmpClient, overlay: { volumePath: string; path: string; node: Node }): Promise<void> {
   const { volumePath, path } = overlay;
   const { "node-name": node, backing_file_depth } = overlay.node;
@@ -185,45 +152,6 @@ async function writeBack(qmp: QmpClient, overlay: { volumePath: string; path: st
   }
   await qmp.execute("blockdev-del", { "node-name": node });
   await unlinkIfThere(path);
-}
-
-async function runJob(qmp: QmpClient, command: string, id: string, args: object): Promise<void> {
-  const left = (await listJobs(qmp)).some((job) => job.id === id);
-  if (left) await qmp.execute("job-dismiss", { id });
-  await qmp.execute(command, { "job-id": id, ...args });
-  await jobEnd(qmp, id);
-  await qmp.execute("job-dismiss", { id });
-}
-
-/** Waits until a job has succeeded, completing it when it is ready. A failed job is dismissed and its error thrown. */
-async function jobEnd(qmp: QmpClient, id: string): Promise<void> {
-  let progress = -1;
-  let lastMove = performance.now();
-  let completing = false;
-  for (;;) {
-    const job = (await listJobs(qmp)).find((each) => each.id === id);
-    if (job === undefined) throw new HypervisorUnavailableError(`The hypervisor has lost its job ${id}.`);
-    if (job.status === "concluded") {
-      if (job.error === undefined) return;
-      await qmp.execute("job-dismiss", { id });
-      throw new HypervisorRefusedError(`The hypervisor's job failed: ${job.error}.`);
-    }
-    // Committing the top of a chain takes two steps: the job stays ready, mirroring every write, until told to complete.
-    if (job.status === "ready" && !completing) {
-      completing = true;
-      await qmp.execute("job-complete", { id });
-      continue;
-    }
-    const now = performance.now();
-    if (job["current-progress"] !== progress) lastMove = now;
-    progress = job["current-progress"];
-    if (now - lastMove > stallMs) throw new HypervisorUnavailableError(`The hypervisor's job ${id} gets nowhere.`);
-    await qmp.changed(lookEveryMs);
-  }
-}
-
-async function listJobs(qmp: QmpClient): Promise<z.infer<typeof Jobs>> {
-  return Jobs.parse(await qmp.execute("query-jobs"));
 }
 
 /** QEMU opens no qcow2 file with a larger L1 table. */

@@ -320,6 +320,18 @@ export class HypervisorRefusedError extends EngineError {
   readonly retryable = false;
 }
 
+/** A checkpoint has been lost or removed: only a full backup can follow. */
+export class CheckpointInvalidError extends EngineError {
+  readonly code = "checkpoint_invalid";
+  readonly retryable = false;
+}
+
+/** Where the overwritten blocks of a machine under backup are kept, there is too little space. */
+export class ScratchFullError extends EngineError {
+  readonly code = "scratch_full";
+  readonly retryable = false;
+}
+
 /** The guest could not be frozen, or not for long enough, and a frozen guest was required. Nothing was kept. */
 export class GuestNotFrozenError extends EngineError {
   readonly code = "guest_not_frozen";

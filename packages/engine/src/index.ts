@@ -52,7 +52,27 @@ export {
   type TogetherOptions,
   type TogetherResult,
 } from "./hypervisor/hypervisor.ts";
-export { type HypervisorSettings, openHypervisor } from "./open-hypervisor.ts";
+export type {
+  BackupOptions,
+  Daemon,
+  DiskExport,
+  MachineBackup,
+  MachineDisk,
+  MachineDisks,
+  MergeOptions,
+  Moment,
+  MomentOptions,
+  PluggedDisk,
+  StartedBackup,
+} from "./hypervisor/machine-disks.ts";
+export { removeScratchFiles } from "./hypervisor/qmp/disks/backup.ts";
+export { endDaemon } from "./hypervisor/qmp/pool.ts";
+export {
+  type HypervisorSettings,
+  type MachineDisksSettings,
+  openHypervisor,
+  openMachineDisks,
+} from "./open-hypervisor.ts";
 export { openRepository, type RepositorySettings } from "./open-repository.ts";
 export { openVolumeBackend, type VolumeBackendSettings } from "./open-volume-backend.ts";
 export {

@@ -1,4 +1,7 @@
+import { HypervisorUnavailableError } from "./errors.ts";
 import type { Hypervisor, PowerState } from "./hypervisor/hypervisor.ts";
+import type { MachineDisk, MachineDisks } from "./hypervisor/machine-disks.ts";
+import { QmpMachineDisks } from "./hypervisor/qmp/disks/qmp-disks.ts";
 import { QmpHypervisor } from "./hypervisor/qmp/qmp.ts";
 import { RecordHypervisor } from "./hypervisor/record.ts";
 
@@ -33,4 +36,42 @@ export function openHypervisor(settings: HypervisorSettings): Hypervisor {
     default:
       return driver satisfies never;
   }
+}
+
+export interface MachineDisksSettings extends HypervisorSettings {
+  /** Where a process that this one starts gets its private folder; of at most 60 characters, since the paths of sockets have limits. */
+  runFolder: string;
+  /** Folders, besides an image's own, in which its backing files may be. */
+  imageRoots?: readonly string[];
+  /** Where a running machine exports disks: the socket of its NBD server, which is started there when it has none. */
+  exportSocket?: string | null;
+}
+
+/**
+ * Opens the disks of a machine: through its own process while that runs, else in one of this worker's, which must be ended.
+ *
+ * @throws HypervisorUnavailableError when the machine is not off, and cannot be reached; ImageInUseError when another process writes a disk
+ */
+export async function openMachineDisks(
+  settings: MachineDisksSettings,
+  disks: readonly MachineDisk[],
+): Promise<MachineDisks> {
+  const { driver, powerState, socket, agentSocket, freezeMountpoints, socketRoots = [], imageRoots = [] } = settings;
+  if (driver === "qmp") {
+    const running = await QmpMachineDisks.running({
+      monitorPath: socket ?? "",
+      agentSocket: agentSocket ?? null,
+      freezeMountpoints: freezeMountpoints ?? null,
+      socketRoots,
+      imageRoots,
+      exportSocket: settings.exportSocket ?? "",
+    });
+    if (running !== null) return running;
+  }
+  if (powerState !== "SHUTOFF") {
+    throw new HypervisorUnavailableError(
+      `The machine cannot be reached, and it is not off: its state is ${powerState}.`,
+    );
+  }
+  return await QmpMachineDisks.inPool(disks, { runFolder: settings.runFolder, imageRoots });
 }

@@ -19,8 +19,11 @@ export async function runJob(qmp: QmpClient, command: string, id: string, args: 
   await qmp.execute("job-dismiss", { id });
 }
 
-/** Waits until a job has succeeded, completing it when it is ready. A failed job is dismissed and its error thrown. */
-export async function jobEnd(qmp: QmpClient, id: string): Promise<void> {
+/**
+ * Waits until a job has succeeded, completing it when it is ready, and finalizing it when it waits for that; `beforeEnd` runs first, once.
+ * A failed job is dismissed and its error thrown.
+ */
+export async function jobEnd(qmp: QmpClient, id: string, beforeEnd?: () => Promise<void>): Promise<void> {
   let progress = -1;
   let lastMove = performance.now();
   let completing = false;
@@ -33,9 +36,10 @@ export async function jobEnd(qmp: QmpClient, id: string): Promise<void> {
       throw new HypervisorRefusedError(`The hypervisor's job failed: ${job.error}.`);
     }
     // Committing the top of a chain takes two steps: the job stays ready, mirroring every write, until told to complete.
-    if (job.status === "ready" && !completing) {
+    if (["ready", "pending"].includes(job.status) && !completing) {
       completing = true;
-      await qmp.execute("job-complete", { id });
+      await beforeEnd?.();
+      await qmp.execute(job.status === "ready" ? "job-complete" : "job-finalize", { id });
       continue;
     }
     const now = performance.now();

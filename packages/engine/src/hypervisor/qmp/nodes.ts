@@ -1,6 +1,15 @@
 import { z } from "zod";
 import { parseJson, type QmpClient } from "./qmp-client.ts";
 
+const Bitmap = z.object({
+  /** QEMU's own have none. */
+  name: z.string().optional(),
+  persistent: z.boolean(),
+  /** What it recorded has been lost: it can only be removed. */
+  inconsistent: z.boolean().optional(),
+});
+export type Bitmap = z.infer<typeof Bitmap>;
+
 const Nodes = z.array(
   z.object({
     "node-name": z.string(),
@@ -9,6 +18,7 @@ const Nodes = z.array(
     backing_file_depth: z.number(),
     cache: z.object({ direct: z.boolean(), "no-flush": z.boolean() }),
     image: z.object({ "virtual-size": z.number() }),
+    "dirty-bitmaps": z.array(Bitmap).optional(),
   }),
 );
 /** A node of QEMU's block layer: an image, a file, or a filter over one. */

@@ -30,6 +30,8 @@ export class QmpClient implements Disposable {
   readonly #calls = new Map<number, Call>();
   readonly #greeted = Promise.withResolvers<void>();
   #bell = Promise.withResolvers<void>();
+  /** An event has come for which nobody has waited yet. */
+  #hasRung = false;
   #socket: JsonSocket | null = null;
   #ended: HypervisorUnavailableError | null = null;
   #lastId = 0;
@@ -77,11 +79,14 @@ export class QmpClient implements Disposable {
     }
   }
 
-  /** Resolves at the next event, or after `ms`, which bounds the delay when an event is missed. */
+  /** Resolves when an event has come since the last call, at the next event, or after `ms`, which bounds the delay when one is missed. */
   async changed(ms: number): Promise<void> {
     if (this.#ended !== null) throw this.#ended;
-    const timer = setTimeout(this.#bell.resolve, ms);
-    await this.#bell.promise.finally(() => clearTimeout(timer));
+    if (!this.#hasRung) {
+      const timer = setTimeout(() => this.#ring(), ms);
+      await this.#bell.promise.finally(() => clearTimeout(timer));
+    }
+    this.#hasRung = false;
   }
 
   [Symbol.dispose](): void {
@@ -115,6 +120,7 @@ export class QmpClient implements Disposable {
   }
 
   #ring(): void {
+    this.#hasRung = true;
     this.#bell.resolve();
     this.#bell = Promise.withResolvers();
   }

@@ -19,6 +19,11 @@ const released = { file: `${control}/queue/tasks.ts`, suite: "test/control/recon
 const reconciler = { file: `${control}/upkeep/healing.ts`, suite: "test/control/reconciler.test.ts" };
 
 const machines = { suite: "test/control/machines.test.ts" };
+const layers = {
+  file: `${engine}/hypervisor/qmp/disks/layers.ts`,
+  suite: "test/contract/hypervisor/machine-disks.test.ts",
+};
+
 const device = { suite: "test/contract/volume/device-backend.test.ts" };
 
 /** What would cost people their data, or show it to others, if nothing noticed. */
@@ -580,5 +585,49 @@ export const mutations: readonly Mutation[] = [
     to: "parent?.baseSnapshotId == null) return {};",
     suite: "test/control/believed-changes.test.ts",
     test: "never again after one untruth",
+  },
+  {
+    ...layers,
+    name: "a new layer of a machine's disk records for no checkpoint",
+    from: "...validIds(chain).map((id) => addBitmap(overlay, id)),",
+    to: "",
+    test: "checkpoints outlast snapshots, merges and shutdowns",
+  },
+  {
+    ...layers,
+    name: "what a layer has recorded is forgotten when it is written into the one below",
+    file: `${engine}/hypervisor/qmp/disks/checkpoints.ts`,
+    from: "...mergeBitmaps(lower.node, name, [{ node: upper.node, name }]),",
+    to: "",
+    test: "checkpoints outlast snapshots, merges and shutdowns",
+  },
+  {
+    ...layers,
+    name: "what a layer has recorded is forgotten when it is written into a raw image",
+    from: "else await liftCheckpoints(qmp, now.chain, now.upper);",
+    to: "else void liftCheckpoints;",
+    test: "a raw disk has no checkpoints",
+  },
+  {
+    ...layers,
+    name: "a disk grows and cannot tell any more what was written before",
+    from: "await takeOver(qmp, await findChain(qmp, disk, places));",
+    to: "void takeOver;",
+    test: "a disk grows above kept snapshots",
+  },
+  {
+    ...layers,
+    name: "a snapshot that another machine reads changes beneath it",
+    from: "await refuseOthers(qmp, upper, lower);",
+    to: "void refuseOthers;",
+    test: "a merge into a layer that another image builds on is refused",
+  },
+  {
+    ...layers,
+    name: "a backup takes the last space of the scratch folder, and a write of the machine fails",
+    file: `${engine}/hypervisor/qmp/disks/backup.ts`,
+    from: "if (free < backup.reserveBytes && (await",
+    to: "if (free < 0 && (await",
+    test: "a scratch folder that fills up",
   },
 ];

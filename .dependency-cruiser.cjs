@@ -8,7 +8,7 @@ const controlRooms = [
   ["queue"],
   ["rows", "events", "sign-in"],
   ["volumes", "repositories"],
-  ["backups"],
+  ["backups", "image-transfers"],
   ["groups"],
   ["machines"],
   ["upkeep", "admin"],
@@ -60,6 +60,15 @@ module.exports = {
       to: {
         path: "^(apps|packages|scripts|test|demo|bench)/",
         pathNot: "^(apps/worker|packages/control|packages/engine|packages/format)/",
+      },
+    },
+    {
+      name: "transfer-imports-only-control-engine-and-format",
+      severity: "error",
+      from: { path: "^apps/transfer/src/", pathNot: tests },
+      to: {
+        path: "^(apps|packages|scripts|test|demo|bench)/",
+        pathNot: "^(apps/transfer|packages/control|packages/engine|packages/format)/",
       },
     },
     {

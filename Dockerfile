@@ -10,6 +10,7 @@ COPY packages/engine/package.json packages/engine/
 COPY packages/control/package.json packages/control/
 COPY apps/api/package.json apps/api/
 COPY apps/worker/package.json apps/worker/
+COPY apps/transfer/package.json apps/transfer/
 COPY apps/cli/package.json apps/cli/
 RUN npm ci --include=dev
 COPY tsconfig.base.json tsconfig.json turbo.json prisma.config.ts ./

@@ -20,6 +20,7 @@ export const productProjects = [
   "packages/control",
   "apps/api",
   "apps/worker",
+  "apps/transfer",
   "apps/cli",
 ];
 

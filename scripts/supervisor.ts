@@ -1,5 +1,5 @@
-// Runs the embedded Tephra: PostgreSQL, Redis, the API and two workers as children, restarted when they crash and stopped in dependency
-// order.
+// Runs the embedded Tephra: PostgreSQL, Redis, the API, two workers and, where configured, a server of images as children, restarted when
+// they crash and stopped in dependency order.
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { dirname, join, resolve, sep } from "node:path";
@@ -32,6 +32,8 @@ interface Settings {
   volumeDirs: string[];
   /** Folders for imports and exports, where the configuration names no others. */
   exchangeDirs: string[];
+  /** Whether a process is started that serves image transfers. */
+  transfersImages: boolean;
   /** Environment of the API and the workers, without the URLs of servers yet to be started. */
   env: NodeJS.ProcessEnv;
 }
@@ -78,6 +80,7 @@ async function supervise(settings: Settings, signal: AbortSignal): Promise<void>
   stack.defer(async () => void (await doctor.stop()));
   const programs = [
     { name: "api", entry: "apps/api/dist/main.js" },
+    ...(settings.transfersImages ? [{ name: "transfer", entry: "apps/transfer/dist/main.js" }] : []),
     ...Array.from({ length: workers }, (_, i) => ({ name: `worker-${i + 1}`, entry: "apps/worker/dist/main.js" })),
   ];
   const stopping = new AbortController();
@@ -126,6 +129,7 @@ async function readSettings(): Promise<Settings> {
     repositoryDirs: posixDirs.filter(below),
     exchangeDirs: config.import_roots.filter((root) => root === join(config.data_dir, exchangeFolder)),
     volumeDirs: config.volume_backends.flatMap((backend) => backendFolder(backend) ?? []).filter(below),
+    transfersImages: config.image_transfers !== null,
     env: { ...env, TEPHRA_DATA_DIR: config.data_dir },
   };
 }

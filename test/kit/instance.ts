@@ -71,6 +71,8 @@ export interface Instance extends AsyncDisposable {
   startApi(env?: Record<string, string>): Promise<Program>;
   /** An API on a port of its own and a worker, of another checkout, beside the others. Settles when both are known. */
   startBeside(checkout: string): Promise<{ api: Program; worker: Program; request: Instance["request"] }>;
+  /** Settles when the service knows the server of images; needs `image_transfers` in the configuration. */
+  startTransfer(env?: Record<string, string>): Promise<Program>;
   /** Settles when the process has exited. */
   killApi(signal?: NodeJS.Signals): Promise<void>;
   /** Like the free function, with the end of every process's log in the error message. */
@@ -94,6 +96,7 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
   const programs = programsOf({
     ...{ dir: dataDir, databaseUrl, redisUrl: redis.url, port, env: options.env ?? {}, logs: options.logs },
     isKnown: async (pid) => (await pool.query("SELECT 1 FROM workers WHERE pid = $1", [pid])).rowCount === 1,
+    servesImages: async (pid) => (await pool.query("SELECT 1 FROM image_servers WHERE pid = $1", [pid])).rowCount === 1,
   });
   stack.defer(() => programs.stop({ signal: "SIGKILL" }));
   const logs = programs.tails;
@@ -133,6 +136,7 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
           request(`http://127.0.0.1:${besidePort}${path}`, { method, body, headers }),
       };
     },
+    startTransfer: (env) => programs.startTransfer({ env }),
     killApi: async (signal = "SIGKILL") => {
       const api = programs.all.findLast(({ name }) => name === "api");
       api?.kill(signal);

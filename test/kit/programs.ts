@@ -35,6 +35,8 @@ export interface ServiceSettings {
   logs?: string | undefined;
   /** Whether the service knows a worker with this process id. */
   isKnown: (pid: number) => Promise<boolean>;
+  /** As `isKnown`, of a server of images. */
+  servesImages?: (pid: number) => Promise<boolean>;
 }
 
 export interface StartOptions {
@@ -53,6 +55,8 @@ export interface Programs {
   readonly workers: readonly Program[];
   startWorker(options?: StartOptions): Promise<Program>;
   startApi(options?: StartOptions & { name?: string; port?: number }): Promise<Program>;
+  /** A server of images, where `image_transfers` is configured. */
+  startTransfer(options?: StartOptions): Promise<Program>;
   /** The ends of all outputs. */
   tails(): string;
   stop(options: { signal?: NodeJS.Signals; timeoutMs?: number }): Promise<void>;
@@ -100,6 +104,10 @@ export function programsOf(settings: ServiceSettings): Programs {
     startApi: async ({ name = "api", port: own = port, env, ...options } = {}) => {
       const api = await start(name, "apps/api/dist/main.js", { ...options, env: { TEPHRA_PORT: String(own), ...env } });
       return atWork(api, async () => (await fetch(`http://127.0.0.1:${own}/readyz`)).status === 200);
+    },
+    startTransfer: async (options = {}) => {
+      const server = await start("transfer", "apps/transfer/dist/main.js", options);
+      return atWork(server, async () => (await settings.servesImages?.(server.pid)) === true);
     },
     tails,
     stop: async (options) => void (await Promise.all(all.map((program) => program.stop(options)))),

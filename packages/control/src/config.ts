@@ -8,6 +8,7 @@ import { z } from "zod";
 import { DatabaseUrlError, parseDatabaseUrl } from "./database-url.ts";
 import { ConfigError, type ConfigProblem, NotFoundError } from "./errors.ts";
 import { httpFields } from "./http-config.ts";
+import { ImageTransfers } from "./image-transfer-config.ts";
 import { ovirtFields } from "./ovirt-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
 import { placeName as name, provisions, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
@@ -302,6 +303,8 @@ export const ConfigFile = z
       })
       .prefault({}),
     ...ovirtFields,
+    /** Null: no images are transferred. */
+    image_transfers: ImageTransfers.nullable().default(null),
     import_roots: z.array(z.string().min(1)).default([]),
     /** Bytes of a volume that one task copies; rounded down to whole object windows, at least one. */
     range_bytes: z
@@ -374,6 +377,14 @@ export const ConfigFile = z
         code: "custom",
         path: ["host"],
         message: "must be a loopback address when auth.mode is none",
+      });
+    }
+    const images = config.image_transfers;
+    if (images !== null && images.certificate_file === null && !isLoopback(images.host)) {
+      context.addIssue({
+        code: "custom",
+        path: ["image_transfers", "host"],
+        message: "must be a loopback address without certificate_file",
       });
     }
     if (config.repositories.filter((r) => r.default).length > 1) {

@@ -33,8 +33,44 @@ export type ResourceKind =
   | "Operation"
   | "Message"
   | "Transfer"
+  | "Image transfer"
   | "Notification"
   | "Repository";
+
+/** Why an image transfer is refused, or cannot do what is asked. `disk-…` are about the volume. */
+export type ImageTransferProblem =
+  | "disk-unknown"
+  | "disk-illegal"
+  | "disk-locked"
+  | "disk-plugged"
+  | "disk-transferring"
+  | "format-not-applicable"
+  | "no-server"
+  | "download-cannot-pause"
+  | "not-pausable"
+  | "not-paused"
+  | "not-finalizable"
+  | "ended";
+
+export interface ImageTransferDetails {
+  /** The volume's name, or its id where it has none. */
+  disk?: string;
+  /** The machines that run with it, by name. */
+  machines?: readonly string[];
+  /** The transfer's. */
+  phase?: string;
+}
+
+export class ImageTransferError extends ControlError {
+  readonly code = "image-transfer";
+  readonly problem: ImageTransferProblem;
+  readonly details: ImageTransferDetails;
+  constructor(problem: ImageTransferProblem, details: ImageTransferDetails = {}) {
+    super(`Image transfer refused: ${problem} ${JSON.stringify(details)}`);
+    this.problem = problem;
+    this.details = details;
+  }
+}
 
 /** Unknown id, or one that the caller may not see: the two are not told apart. */
 export class NotFoundError extends ControlError {

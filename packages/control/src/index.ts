@@ -21,6 +21,9 @@ export {
   ConfigError,
   ControlError,
   IdTakenError,
+  type ImageTransferDetails,
+  ImageTransferError,
+  type ImageTransferProblem,
   InvalidError,
   type InvalidSubject,
   NoServiceError,
@@ -88,6 +91,20 @@ export {
   listGroupBackups,
   listGroupSnapshots,
 } from "./groups/snapshots.ts";
+export { listImageServers } from "./image-transfers/servers.ts";
+export {
+  cancelImageTransfer,
+  extendImageTransfer,
+  finalizeImageTransfer,
+  getImageTransfer,
+  type ImageTransfer,
+  type ImageTransferRequest,
+  listImageTransfers,
+  pauseImageTransfer,
+  requestImageTransfer,
+  resumeImageTransfer,
+  type TimeoutPolicy,
+} from "./image-transfers/transfers.ts";
 export {
   biosTypes,
   bootDevices,

@@ -16,6 +16,7 @@ export { isRetryableConflict, mayPass } from "./db/outage.ts";
 export { type OnTrouble, openPool, tellTrouble } from "./db/pool.ts";
 export { findDatabaseProblems, findStrayTimes, tellStrayTimes } from "./db/proof.ts";
 export { type HttpClient, openHttpClient } from "./https-client.ts";
+export type { ImageTransfersConfig } from "./image-transfer-config.ts";
 export { ownPlaces } from "./own-places.ts";
 export { type Election, joinElection, type Role } from "./queue/election.ts";
 export { installationOf, liveQueues, redisRefusals } from "./queue/workers.ts";

@@ -10,6 +10,12 @@
  *          available ⇄ awaiting-transfer
  *          available, in-use → extending → as it was | error_extending
  *          in-use → restoring-backup → in-use: only together with all disks of a virtual machine that is shut off
+ *          available, in-use (of a virtual machine that is shut off) → uploading, downloading → as it was | error: an image transfer. As in
+ *          Cinder, `uploading` copies the volume to an image, and `downloading` an image to the volume
+ *
+ * Image transfer: initializing → transferring → finalizing_success → finished_success | finished_failure
+ *          an upload: transferring → paused_user, paused_system → resuming → transferring
+ *          any that has not ended → cancelled_user, cancelled_system → finished_cleanup
  *
  * An admin may put a row into any status (os-reset_status), and delete it in any status: see `override` in rows/move.ts.
  */
@@ -36,6 +42,7 @@ export const volumeTransitions = {
     "backing-up",
     "restoring-backup",
     "uploading",
+    "downloading",
     "extending",
     "deleting",
     "error",
@@ -43,11 +50,23 @@ export const volumeTransitions = {
   reserved: ["available", "attaching", "in-use", "error"],
   attaching: ["available", "reserved", "in-use", "error"],
   "awaiting-transfer": ["available"],
-  "in-use": ["available", "reserved", "attaching", "detaching", "backing-up", "restoring-backup", "extending", "error"],
+  "in-use": [
+    "available",
+    "reserved",
+    "attaching",
+    "detaching",
+    "backing-up",
+    "restoring-backup",
+    "uploading",
+    "downloading",
+    "extending",
+    "error",
+  ],
   detaching: ["available", "reserved", "attaching", "in-use", "error"],
   "backing-up": ["available", "in-use", "error"],
   "restoring-backup": ["available", "in-use", "error_restoring", "error"],
-  uploading: ["available", "error"],
+  uploading: ["available", "in-use", "error"],
+  downloading: ["available", "in-use", "error"],
   extending: ["available", "in-use", "error_extending"],
   error_extending: ["available", "deleting"],
   error_managing: ["deleting"],
@@ -100,12 +119,44 @@ export const transferTransitions = {
   deleted: [],
 } as const satisfies Record<string, readonly string[]>;
 
+/** oVirt's phases. */
+export const imageTransferTransitions = {
+  initializing: [
+    "transferring",
+    "paused_user",
+    "paused_system",
+    "cancelled_user",
+    "cancelled_system",
+    "finished_failure",
+  ],
+  transferring: [
+    "paused_user",
+    "paused_system",
+    "finalizing_success",
+    "cancelled_user",
+    "cancelled_system",
+    "finished_failure",
+  ],
+  paused_user: ["resuming", "finalizing_success", "cancelled_user", "cancelled_system", "finished_failure"],
+  paused_system: ["resuming", "finalizing_success", "cancelled_user", "cancelled_system", "finished_failure"],
+  resuming: ["transferring", "paused_user", "paused_system", "cancelled_user", "cancelled_system", "finished_failure"],
+  finalizing_success: ["finished_success", "finished_failure"],
+  cancelled_user: ["finished_cleanup"],
+  cancelled_system: ["finished_cleanup"],
+  finished_success: [],
+  finished_failure: [],
+  finished_cleanup: [],
+} as const satisfies Record<string, readonly string[]>;
+
+export type ImageTransferPhase = keyof typeof imageTransferTransitions;
+
 /** The table of each model whose rows have a status. Operations and tasks have states, which `queue/` alone writes. */
 export const transitions = {
   attachment: attachmentTransitions,
   backup: backupTransitions,
   group: groupTransitions,
   groupSnapshot: groupSnapshotTransitions,
+  imageTransfer: imageTransferTransitions,
   snapshot: snapshotTransitions,
   transfer: transferTransitions,
   volume: volumeTransitions,

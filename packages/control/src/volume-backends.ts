@@ -58,6 +58,8 @@ interface DriverFacts<Settings> {
   protocol: "file" | "block" | "ceph";
   /** Whether volumes and snapshots of them can be made in it; where not, its volumes exist already and are adopted. */
   provisions: boolean;
+  /** What its volumes are as files: raw bytes, or images with layers of their own (qcow2). */
+  imageFormat: "raw" | "cow";
 }
 
 const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf<Driver>> } = {
@@ -66,12 +68,25 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     devicePath: ({ path }, id) => join(path, `volume-${id}`),
     protocol: "file",
     provisions: true,
+    imageFormat: "raw",
   },
   // Its files are qcow2 images: attached as raw bytes, they would be destroyed.
-  qemu: { folder: ({ path }) => path, devicePath: () => null, protocol: "file", provisions: true },
+  qemu: {
+    folder: ({ path }) => path,
+    devicePath: () => null,
+    protocol: "file",
+    provisions: true,
+    imageFormat: "cow",
+  },
   // Only its workers know which device a volume is.
-  device: { folder: ({ path }) => path, devicePath: () => null, protocol: "block", provisions: false },
-  rbd: { folder: () => null, devicePath: () => null, protocol: "ceph", provisions: true },
+  device: {
+    folder: ({ path }) => path,
+    devicePath: () => null,
+    protocol: "block",
+    provisions: false,
+    imageFormat: "raw",
+  },
+  rbd: { folder: () => null, devicePath: () => null, protocol: "ceph", provisions: true, imageFormat: "raw" },
 };
 
 const factsOf = ({ driver }: VolumeBackendConfig): DriverFacts<VolumeBackendConfig> =>
@@ -87,6 +102,10 @@ export const devicePath = (settings: VolumeBackendConfig, volumeId: string): str
 /** See DriverFacts. */
 export const protocolOf = (settings: VolumeBackendConfig): DriverFacts<VolumeBackendConfig>["protocol"] =>
   factsOf(settings).protocol;
+
+/** See DriverFacts. */
+export const imageFormatOf = (settings: VolumeBackendConfig): DriverFacts<VolumeBackendConfig>["imageFormat"] =>
+  factsOf(settings).imageFormat;
 
 /** See DriverFacts. */
 export const provisions = (settings: VolumeBackendConfig): boolean => factsOf(settings).provisions;

@@ -49,6 +49,25 @@ export {
   type PreparedVolume,
   preparedVolumes,
 } from "./groups/restore.ts";
+export {
+  type Activity,
+  claimTransfer,
+  endImageTransfer,
+  endSilence,
+  nameDraft,
+  noteActivity,
+  openTransfer,
+  type TransferEnd,
+  transferByTicket,
+  transfersOf,
+} from "./image-transfers/serve.ts";
+export {
+  type ImageServerCard,
+  publishImageServer,
+  succeedImageServers,
+  withdrawImageServer,
+} from "./image-transfers/servers.ts";
+export { newTicket, ticketKey } from "./image-transfers/ticket.ts";
 export { type Dispatched, type Enqueue, type OwnWorker, startDispatcher } from "./queue/dispatcher.ts";
 export {
   type BackupPlan,
@@ -100,6 +119,7 @@ export {
 } from "./repositories/reap.ts";
 export { enterBackups, type FoundBackup, finishRescan } from "./repositories/rescan.ts";
 export { readChain, wholeChain } from "./rows/chains.ts";
+export { cancelledPhases, type ImageTransferRow, isIn } from "./rows/image-transfers.ts";
 export { events } from "./telemetry/telemetry.ts";
 export { type Failure, failOperation } from "./upkeep/failing.ts";
 export { checkAdoption, finishVolumeAdoption } from "./volumes/adopt.ts";

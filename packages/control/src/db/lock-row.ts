@@ -1,8 +1,9 @@
-import type { Backup, Operation, Snapshot, Volume } from "../generated/client.ts";
+import type { Backup, ImageTransfer, Operation, Snapshot, Volume } from "../generated/client.ts";
 import { Prisma } from "../generated/client.ts";
 
 interface Rows {
   backup: Backup;
+  imageTransfer: ImageTransfer;
   operation: Operation;
   snapshot: Snapshot;
   volume: Volume;
@@ -21,6 +22,7 @@ export const backupColumns = columnsOf(Prisma.BackupScalarFieldEnum);
 
 const selects: Readonly<Record<keyof Rows, Prisma.Sql>> = {
   backup: Prisma.sql`SELECT ${backupColumns} FROM backups`,
+  imageTransfer: Prisma.sql`SELECT ${columnsOf(Prisma.ImageTransferScalarFieldEnum)} FROM image_transfers`,
   operation: Prisma.sql`SELECT ${columnsOf(Prisma.OperationScalarFieldEnum)} FROM operations`,
   snapshot: Prisma.sql`SELECT ${columnsOf(Prisma.SnapshotScalarFieldEnum)} FROM snapshots`,
   volume: Prisma.sql`SELECT ${columnsOf(Prisma.VolumeScalarFieldEnum)} FROM volumes`,

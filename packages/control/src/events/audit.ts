@@ -13,6 +13,7 @@ export const auditedResources = [
   "group_snapshot",
   "attachment",
   "transfer",
+  "image_transfer",
   "operation",
 ] as const;
 

@@ -168,7 +168,7 @@ export async function condemnPlace(
 }
 
 /**
- * Whether an operation involving one of these ids (its own, a backup's, a volume's, a snapshot's) may still be at work, or was within the
+ * Whether an image transfer of that id, or an operation involving one of these ids (its own, a backup's, a volume's, a snapshot's) may still be at work, or was within the
  * grace period.
  */
 export async function areBusy(database: Database, ids: readonly string[], graceMs: number): Promise<boolean> {
@@ -181,7 +181,9 @@ export async function areBusy(database: Database, ids: readonly string[], graceM
             AND t.state IN ('ready', 'dispatched', 'running', 'blocked'))
           OR EXISTS (SELECT 1 FROM operations p WHERE p.id = o.parent_id AND ${isLiveOperation("p")})))
       OR EXISTS (SELECT 1 FROM operations o WHERE ${isLiveOperation("o")}
-        AND (o.snapshot_id = ANY(${wanted}::uuid[]) OR o.plan->'source'->>'id' = ANY(${wanted}::text[]))) AS busy`;
+        AND (o.snapshot_id = ANY(${wanted}::uuid[]) OR o.plan->'source'->>'id' = ANY(${wanted}::text[])))
+      OR EXISTS (SELECT 1 FROM image_transfers t WHERE t.id = ANY(${wanted}::uuid[])
+        AND (t.ended_at IS NULL OR t.ended_at > now() - ${graceMs} * interval '1 millisecond')) AS busy`;
   return row?.busy ?? true;
 }
 

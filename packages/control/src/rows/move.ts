@@ -8,6 +8,7 @@ interface Which {
   backup: Omit<Prisma.BackupWhereInput, "status">;
   group: Omit<Prisma.GroupWhereInput, "status">;
   groupSnapshot: Omit<Prisma.GroupSnapshotWhereInput, "status">;
+  imageTransfer: Omit<Prisma.ImageTransferWhereInput, "status">;
   snapshot: Omit<Prisma.SnapshotWhereInput, "status">;
   transfer: Omit<Prisma.TransferWhereInput, "status">;
   volume: Omit<Prisma.VolumeWhereInput, "status">;
@@ -19,6 +20,7 @@ interface Columns {
   backup: Omit<Prisma.BackupUncheckedUpdateManyInput, "status" | "updatedAt">;
   group: Omit<Prisma.GroupUncheckedUpdateManyInput, "status" | "updatedAt">;
   groupSnapshot: Omit<Prisma.GroupSnapshotUncheckedUpdateManyInput, "status" | "updatedAt">;
+  imageTransfer: Omit<Prisma.ImageTransferUncheckedUpdateManyInput, "status" | "updatedAt">;
   snapshot: Omit<Prisma.SnapshotUncheckedUpdateManyInput, "status" | "updatedAt">;
   transfer: Omit<Prisma.TransferUncheckedUpdateManyInput, "status" | "updatedAt">;
   volume: Omit<Prisma.VolumeUncheckedUpdateManyInput, "status" | "updatedAt">;
@@ -89,6 +91,7 @@ const dated: Readonly<Record<Resource, boolean>> = {
   backup: true,
   group: true,
   groupSnapshot: true,
+  imageTransfer: true,
   snapshot: true,
   transfer: false,
   volume: true,

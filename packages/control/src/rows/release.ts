@@ -63,3 +63,11 @@ export async function releaseRows(tx: Transaction, operation: OperationRow, reas
     UPDATE group_snapshots SET updated_at = now(), status = 'error'
     WHERE id = ${groupSnapshotId}::uuid AND status IN ('creating', 'deleting')`;
 }
+
+/** A volume that an image was copied from, or to, is in use again where it still has an attachment. */
+export async function releaseTransferred(tx: Transaction, volumeId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE volumes v SET previous_status = status, updated_at = now(),
+      status = CASE WHEN EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id) THEN 'in-use' ELSE 'available' END
+    WHERE v.id = ${volumeId}::uuid AND v.status IN ('uploading', 'downloading')`;
+}

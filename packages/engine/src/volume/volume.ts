@@ -43,6 +43,8 @@ export interface VolumeTarget extends AsyncDisposable {
   readonly nbdExport?: NbdExport | undefined;
   /** Writes all of `data`. VolumeStorageFullError when space runs out; VolumeStorageError for any other failure. */
   write(data: Uint8Array, offset: number): Promise<void>;
+  /** Makes a range read as zeros, which are not stored where that can be avoided. Absent where zeros have to be written. */
+  zero?(range: Extent): Promise<void>;
   /** Resolves when everything written so far is durable. */
   flush(): Promise<void>;
 }

@@ -3,9 +3,12 @@ import { constants } from "node:fs";
 import { type FileHandle, lstat, open, realpath, rename, stat, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { errnoOf, PathNotAllowedError, VolumeConflictError } from "../../errors.ts";
+import type { Extent } from "../../format/extents.ts";
+import { writeBytesMax } from "../../run/run-context.ts";
 import { guardStorage } from "../storage-error.ts";
 import type { VolumeTarget } from "../volume.ts";
 import { deviceBytes, deviceInUse } from "./file-source.ts";
+import { punchHole } from "./punch-hole.ts";
 
 /** A regular file or block device written in place. */
 export class FileTarget implements VolumeTarget {
@@ -33,6 +36,13 @@ export class FileTarget implements VolumeTarget {
       );
       done += bytesWritten;
     }
+  }
+
+  async zero(range: Extent): Promise<void> {
+    if (await punchHole(this.#file.fd, range)) return;
+    const zeros = new Uint8Array(Math.min(range.length, writeBytesMax));
+    const end = range.offset + range.length;
+    for (let at = range.offset; at < end; at += zeros.length) await this.write(zeros.subarray(0, end - at), at);
   }
 
   async flush(): Promise<void> {

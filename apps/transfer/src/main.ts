@@ -1,0 +1,146 @@
+import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { createServer, type RequestListener, type Server } from "node:http";
+import { createServer as createTlsServer } from "node:https";
+import type { AddressInfo } from "node:net";
+import { type Config, ConfigError } from "@tephra/control";
+import {
+  actAs,
+  allowFileThreads,
+  type ImageTransfersConfig,
+  loadConfig,
+  logCrash,
+  logVitals,
+  openDatabase,
+  openLog,
+  tellTrouble,
+} from "@tephra/control/process";
+import { type ImageServerCard, publishImageServer, succeedImageServers, ticketKey } from "@tephra/control/work";
+import { openBackends } from "./backends.ts";
+import { dataPlane } from "./data-plane.ts";
+import { Keeper } from "./keeper.ts";
+
+/** How often it looks for what has changed. */
+const passMs = 250;
+/** A connection on which nothing moves for this long is closed. */
+const idleMs = 120_000;
+const connectionsMax = 1_024;
+/** For file calls: requests that read and write, and some that hang. */
+const fileThreads = 32;
+/** A process that has not renewed its registration for this share of the time after which it counts as gone writes nothing more. */
+const fenceShare = 0.6;
+/** How long a stopping process waits for what is under way. */
+const stopMs = 10_000;
+
+interface Settings {
+  config: Config;
+  images: ImageTransfersConfig;
+}
+
+function settingsOrExit(): Settings {
+  try {
+    const config = loadConfig();
+    if (config.image_transfers !== null) return { config, images: config.image_transfers };
+    process.stderr.write("image_transfers: is not configured, so there is nothing to serve\n");
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    process.stderr.write(`${error.message}\n`);
+  }
+  process.exit(2);
+}
+
+function openServer(images: ImageTransfersConfig, listener: RequestListener): Server {
+  const limits = { requestTimeout: 0, headersTimeout: 15_000, keepAliveTimeout: idleMs };
+  const { certificate_file: cert, private_key_file: key } = images;
+  const server =
+    cert === null || key === null
+      ? createServer(limits, listener)
+      : createTlsServer({ ...limits, cert: readFileSync(cert), key: readFileSync(key) }, listener);
+  server.timeout = idleMs;
+  server.maxConnections = connectionsMax;
+  return server;
+}
+
+function urlOf(server: Server, { public_url: given, certificate_file: cert }: ImageTransfersConfig): string {
+  const { address, family, port } = server.address() as AddressInfo;
+  const host = family === "IPv6" ? `[${address}]` : address;
+  return given ?? `${cert === null ? "http" : "https"}://${host}:${port}`;
+}
+
+/** One process that serves image transfers: what its rows say is begun and ended, and clients read and write. */
+async function main(): Promise<void> {
+  const { config, images } = settingsOrExit();
+  allowFileThreads(fileThreads);
+  const log = openLog(config, "transfer");
+  logCrash(log);
+  logVitals(log, config.vitals_ms);
+  const onTrouble = tellTrouble(log);
+  const database = openDatabase(config.database_url, { connectionsMax: 10, onTrouble });
+  // No request takes the connection of the heartbeats.
+  const beats = openDatabase(config.database_url, { work: "beat", connectionsMax: 1, connectionsMin: 1, onTrouble });
+  const backends = openBackends(config, log);
+  const id = randomUUID();
+  let renewedAt = Number.NEGATIVE_INFINITY;
+  const fence = (): void => {
+    if (performance.now() - renewedAt < fenceShare * config.worker.down_ms) return;
+    throw new Error("This process could not renew its registration: others may have taken over what it serves");
+  };
+  const requestsMax = images.connections_max;
+  const keeper = new Keeper({
+    database,
+    log,
+    serverId: id,
+    backends,
+    ticketKey: ticketKey(config),
+    requestsMax,
+    fence,
+  });
+  const server = openServer(
+    images,
+    dataPlane({ sessionFor: (ticket) => keeper.sessionFor(ticket), connectionsMax: requestsMax, log }),
+  );
+  await new Promise<void>((listening, refused) => {
+    server.once("error", refused).listen(images.port, images.host, listening);
+  });
+  const card = async (): Promise<ImageServerCard> => {
+    const place = { id, host: config.hostName, pid: process.pid, url: urlOf(server, images) };
+    return { ...place, backends: await backends.probe() };
+  };
+  const register = async (): Promise<ImageServerCard> => {
+    const mine = await card();
+    const askedAt = performance.now();
+    await publishImageServer(beats, mine);
+    renewedAt = askedAt;
+    return mine;
+  };
+  await succeedImageServers(database, await register());
+  const stopping = new AbortController();
+  const every = async (ms: number, what: string, work: () => Promise<unknown>): Promise<void> => {
+    while (!stopping.signal.aborted) {
+      await work().catch((error: unknown) => log.warn({ err: error }, `${what} failed`));
+      await new Promise<void>((next) => setTimeout(next, ms));
+    }
+  };
+  const actor = { kind: "worker" as const, worker: id };
+  const loops = [
+    every(config.worker.heartbeat_ms, "the heartbeat", register),
+    every(passMs, "a pass over the transfers", () => actAs(actor, () => keeper.pass())),
+  ];
+  const stop = async (signal: string): Promise<void> => {
+    if (stopping.signal.aborted) process.exit(1);
+    stopping.abort();
+    log.info({ event: "stopping", signal }, "stopping");
+    setTimeout(() => process.exit(1), stopMs);
+    await keeper.stop();
+    server.closeAllConnections();
+    await Promise.allSettled([...loops, new Promise((closed) => server.close(closed))]);
+    await Promise.allSettled([database.$disconnect(), beats.$disconnect()]);
+    process.exit(0);
+  };
+  process.on("SIGTERM", (signal) => void stop(signal));
+  process.on("SIGINT", (signal) => void stop(signal));
+  process.on("unhandledRejection", (error) => log.error({ err: error }, "unhandled rejection"));
+  log.info({ event: "listening", url: urlOf(server, images), server: id }, "listening");
+}
+
+await main();

@@ -1,0 +1,59 @@
+import type { Database } from "@tephra/control";
+import { type ImageTransferRow, nameDraft } from "@tephra/control/work";
+import type { RunContext, VolumeBackend } from "@tephra/engine";
+import { Image } from "./image.ts";
+
+/** The transfer is another process's now, or has ended. */
+export class TransferLostError extends Error {
+  constructor({ id }: ImageTransferRow) {
+    super(`Image transfer ${id} is not this process's any more`);
+  }
+}
+
+/** Opens what a transfer is of. `row` was just claimed. */
+export function openImage(
+  database: Database,
+  backend: VolumeBackend,
+  row: ImageTransferRow,
+  run: RunContext,
+): Promise<{ image: Image; row: ImageTransferRow }> {
+  return row.direction === "download" ? openDownload(backend, row) : openUpload(database, backend, row, run);
+}
+
+async function openDownload(backend: VolumeBackend, row: ImageTransferRow) {
+  return { image: new Image(await backend.openSource({ volumeId: row.volumeId }), null), row };
+}
+
+/**
+ * An upload is written beside the volume, to a copy of it, which becomes the volume at its end: until then, whatever happens, the volume is
+ * as it was. Where the backend knows no such place, it is written in place.
+ */
+async function openUpload(database: Database, backend: VolumeBackend, row: ImageTransferRow, run: RunContext) {
+  const { volumeId } = row;
+  const draft = await prepareDraft(database, backend, row, run);
+  await using stack = new AsyncDisposableStack();
+  const target = stack.use(await backend.openRestoreTarget(volumeId, draft));
+  const source = stack.use(await backend.openRestored(volumeId, draft));
+  stack.move();
+  return { image: new Image(source, target), row: { ...row, draft } };
+}
+
+/** @returns the name of a draft that only this claim of the transfer writes to, with what was written to it before */
+async function prepareDraft(
+  database: Database,
+  backend: VolumeBackend,
+  row: ImageTransferRow,
+  run: RunContext,
+): Promise<string> {
+  const { volumeId, draft: before } = row;
+  const inPlace = backend.capabilities.restores === "in-place";
+  const wasOpened = row.sizeBytes !== null && before !== null;
+  if (wasOpened && row.draftServerId === row.serverId) return before;
+  const draft = `${row.id}-${row.claim}`;
+  // The process that wrote it may only be slow: what it still writes goes into a file that nobody reads any more.
+  if (wasOpened && !inPlace) await backend.copyRestore(volumeId, before, draft, run);
+  else await backend.beginRestore(volumeId, draft, { sizeBytes: 0, keepTail: true }, run);
+  if (!(await nameDraft(database, row, { draft, inPlace }))) throw new TransferLostError(row);
+  if (before !== null && !inPlace) await backend.abandonRestore(before);
+  return draft;
+}

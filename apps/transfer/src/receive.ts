@@ -1,0 +1,53 @@
+import type { IncomingMessage } from "node:http";
+import type { Extent } from "@tephra/engine";
+import { pieceBytes } from "./image.ts";
+import { BadRequestError } from "./ranges.ts";
+import type { Session } from "./session.ts";
+
+/**
+ * Writes a body into the image, a piece at a time; no more is taken from the connection meanwhile. Of one that breaks off, what has come is
+ * written, and may be sent again.
+ */
+export async function receiveBytes(
+  request: IncomingMessage,
+  session: Session,
+  { offset, length }: Extent,
+): Promise<void> {
+  const piece = Buffer.allocUnsafe(Math.min(pieceBytes, length));
+  let filled = 0;
+  let at = offset;
+  const write = async (): Promise<void> => {
+    session.requireOpen();
+    await session.image.write(piece.subarray(0, filled), at);
+    session.touch(filled);
+    at += filled;
+    filled = 0;
+  };
+  try {
+    for await (const chunk of request as AsyncIterable<Buffer>) {
+      session.touch();
+      for (let taken = 0; taken < chunk.length; ) {
+        const part = chunk.copy(piece, filled, taken);
+        taken += part;
+        filled += part;
+        if (filled === piece.length) await write();
+      }
+    }
+  } catch (error) {
+    if (filled > 0 && session.isOpen) await write();
+    throw error;
+  }
+  if (filled > 0) await write();
+}
+
+/** @throws BadRequestError when it is longer */
+export async function receiveText(request: IncomingMessage, bytesMax: number): Promise<string> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  for await (const chunk of request as AsyncIterable<Buffer>) {
+    bytes += chunk.length;
+    if (bytes > bytesMax) throw new BadRequestError(`The body must have at most ${bytesMax} bytes`);
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString("utf8");
+}

@@ -1,0 +1,59 @@
+import type { Config } from "../config.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import type { ImageServerRow } from "../rows/image-transfers.ts";
+
+export interface ImageServerCard {
+  id: string;
+  host: string;
+  pid: number;
+  url: string;
+  backends: readonly string[];
+}
+
+/** Registers a process that serves images, or renews its registration. */
+export async function publishImageServer(database: Database, card: ImageServerCard): Promise<void> {
+  const { id, host, pid, url, backends } = card;
+  await database.$executeRaw`
+    INSERT INTO image_servers (id, host, pid, url, backends, heartbeat_at)
+    VALUES (${id}::uuid, ${host}, ${pid}, ${url}, ${[...backends]}::text[], now())
+    ON CONFLICT (id) DO UPDATE SET backends = EXCLUDED.backends, heartbeat_at = now()`;
+}
+
+/**
+ * Takes over what an earlier process at the same place served, which is gone: nobody else can listen there. Its clients go on with the
+ * tickets that they have.
+ */
+export async function succeedImageServers(database: Database, card: ImageServerCard): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    const gone = await tx.imageServer.findMany({ where: { host: card.host, url: card.url, id: { not: card.id } } });
+    const ids = gone.map(({ id }) => id);
+    if (ids.length === 0) return;
+    await tx.imageTransfer.updateMany({ where: { serverId: { in: ids }, endedAt: null }, data: { serverId: card.id } });
+    const drafts = { draftServerId: { in: ids }, endedAt: null };
+    await tx.imageTransfer.updateMany({ where: drafts, data: { draftServerId: card.id } });
+    await tx.imageServer.deleteMany({ where: { id: { in: ids } } });
+  });
+}
+
+/** A stopping process that serves nothing any more. */
+export async function withdrawImageServer(database: Database, id: string): Promise<void> {
+  await database.imageServer.deleteMany({ where: { id } });
+}
+
+/** The live processes, those first that serve least. */
+export function listImageServers(database: Database | Transaction, config: Config): Promise<ImageServerRow[]> {
+  return database.$queryRaw<ImageServerRow[]>`
+    SELECT id, host, pid, url, backends, started_at AS "startedAt", heartbeat_at AS "heartbeatAt" FROM image_servers s
+    WHERE heartbeat_at > now() - ${config.worker.down_ms} * interval '1 millisecond'
+    ORDER BY (SELECT count(*) FROM image_transfers t WHERE t.server_id = s.id AND t.ended_at IS NULL), id`;
+}
+
+/** One that can open the backend: `before`, or another on `host`, where such a one is there. Null when there is none. */
+export async function imageServerFor(
+  tx: Transaction,
+  config: Config,
+  { backend, host, before = null }: { backend: string; host: string | null; before?: string | null },
+): Promise<ImageServerRow | null> {
+  const able = (await listImageServers(tx, config)).filter(({ backends }) => backends.includes(backend));
+  return able.find(({ id }) => id === before) ?? able.find((server) => server.host === host) ?? able[0] ?? null;
+}

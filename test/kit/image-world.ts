@@ -59,7 +59,7 @@ export async function openImageWorld(
       { name: "images", driver: "qemu", path: images },
     ],
     image_transfers: { port: await freePort(), ...options.images },
-    worker: { heartbeat_ms: 500, lease_ms: 2_000 },
+    worker: { heartbeat_ms: 500, lease_ms: 2_000, down_ms: 30_000 },
     tasks: { reconcile_ms: 300 },
     ...options.config,
   };
@@ -92,7 +92,7 @@ export async function openImageWorld(
         const seen = await getImageTransfer(database, config, owner, id);
         return seen.status === phase ? seen : null;
       },
-      { what: `transfer ${id} is ${phase}`, timeoutMs: 40_000 },
+      { what: `transfer ${id} is ${phase}`, timeoutMs: 60_000 },
     );
   return {
     instance,
@@ -151,7 +151,7 @@ export async function nothingIsLeft({ database, instance }: ImageWorld): Promise
   };
   await waitFor(async () => (await left()) === "0 0 0", {
     what: "no transfer is live, no ticket valid, no volume locked",
-    timeoutMs: 40_000,
+    timeoutMs: 60_000,
     context: instance.logs,
   });
 }

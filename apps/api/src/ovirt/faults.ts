@@ -1,4 +1,11 @@
-import { ControlError, InvalidError, NoServiceError, NotFoundError, QuotaExceededError } from "@tephra/control";
+import {
+  ControlError,
+  ImageTransferError,
+  InvalidError,
+  NoServiceError,
+  NotFoundError,
+  QuotaExceededError,
+} from "@tephra/control";
 import { mayPass } from "@tephra/control/process";
 import { NoRouteError, Refusal } from "../http/refusals.ts";
 import { group, type Root } from "./element.ts";
@@ -79,6 +86,7 @@ export function faultOf(error: unknown): OvirtFault | BareStatus {
   }
   if (error instanceof QuotaExceededError) return refused(["conflict", `Quota exceeded: ${error.message}`]);
   if (error instanceof NoServiceError) return refused(["conflict", error.message]);
+  if (error instanceof ImageTransferError) return transferFault(error);
   if (error instanceof InvalidError) return refused(["conflict", error.message]);
   if (mayPass(error)) {
     return new OvirtFault(503, "Operation Failed", ["The database cannot be reached. Try again later."], {
@@ -89,6 +97,42 @@ export function faultOf(error: unknown): OvirtFault | BareStatus {
   if (error instanceof ControlError) return refused(["conflict", error.message]);
   return bodyFault(error) ?? new OvirtFault(500, "Operation Failed", ["Internal Engine Error"], { cause: error });
 }
+
+/** What is said of each reason, by the disk and the machines that it names. */
+const transferWords: Readonly<
+  Record<ImageTransferError["problem"], (d: ImageTransferError["details"]) => readonly [Severity, string]>
+> = {
+  "disk-unknown": () => ["bad-parameters", "Cannot transfer Virtual Disk. The specified disk does not exist."],
+  "disk-illegal": ({ disk }) => [
+    "bad-parameters",
+    `Cannot transfer Virtual Disk. The following disks are in ILLEGAL status: ${disk}`,
+  ],
+  "disk-locked": ({ disk }) => [
+    "conflict",
+    `Cannot transfer Virtual Disk: The following disks are locked: ${disk}. Please try again in a few minutes.`,
+  ],
+  "disk-plugged": ({ disk, machines = [] }) => [
+    "conflict",
+    `Cannot transfer Virtual Disk. The disk ${disk} is plugged to non-Down VMs: ${machines.join(", ")}`,
+  ],
+  "disk-transferring": ({ disk }) => ["conflict", `Cannot transfer Virtual Disk. Disk ${disk} is being transferred.`],
+  "format-not-applicable": () => [
+    "bad-parameters",
+    "Cannot transfer Virtual Disk. The specified format is not applicable for the disk.",
+  ],
+  "no-server": () => ["conflict", "Cannot transfer Virtual Disk. There is no host that can transfer the disk."],
+  "download-cannot-pause": () => [
+    "bad-parameters",
+    "Cannot pause image download as it's handled by the client. Note that it can be canceled if you wish to stop it.",
+  ],
+  "not-pausable": ({ phase }) => ["conflict", `Cannot pause image transfer as it's in phase ${phase}.`],
+  "not-paused": () => ["conflict", "Cannot resume image transfer as it's not in a paused state."],
+  "not-finalizable": ({ phase }) => ["conflict", `Cannot finalize image transfer as it's in phase ${phase}.`],
+  ended: ({ phase }) => ["conflict", `Cannot change image transfer as it has ended in phase ${phase}.`],
+};
+
+const transferFault = ({ problem, details }: ImageTransferError): OvirtFault =>
+  refused(transferWords[problem](details));
 
 /** Errors thrown by the body parser: too long, truncated, or in an unknown encoding. */
 function bodyFault(error: unknown): OvirtFault | null {

@@ -11,6 +11,7 @@
  */
 import type { Route } from "./call.ts";
 import { showEntryPoint } from "./entry-point.ts";
+import { imageTransferRoutes } from "./image-transfers.ts";
 import { infrastructureRoutes } from "./infrastructure.ts";
 import { jobRoutes } from "./jobs.ts";
 import { storageDomainRoutes } from "./storage-domains.ts";
@@ -20,4 +21,5 @@ export const ovirtRoutes: readonly Route[] = [
   ...infrastructureRoutes,
   ...storageDomainRoutes,
   ...jobRoutes,
+  ...imageTransferRoutes,
 ];

@@ -18,6 +18,6 @@ export const isLiveOperation = (alias: OperationAlias): Prisma.Sql => Prisma.raw
 /** SQL: whether the operation has ended. */
 export const isEndedOperation = (alias: OperationAlias): Prisma.Sql => Prisma.raw(`${alias}.state NOT IN (${words})`);
 
-/** SQL: whether the worker has been heard of within `downMs`. */
-export const isLiveWorker = (alias: "workers" | "w", downMs: number): Prisma.Sql =>
+/** SQL: whether the worker, or the server of images `s`, has been heard of within `downMs`. */
+export const isLiveWorker = (alias: "workers" | "w" | "s", downMs: number): Prisma.Sql =>
   Prisma.sql`${Prisma.raw(alias)}.heartbeat_at > now() - ${downMs} * interval '1 millisecond'`;

@@ -1,6 +1,7 @@
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, Prisma } from "../db/database.ts";
 import { forgottenAtOnce } from "../db/listing.ts";
+import { isLiveWorker } from "../db/live.ts";
 import { isIn, lockImageTransfer, pausedPhases, servedPhases } from "../rows/image-transfers.ts";
 import { move } from "../rows/move.ts";
 import { endImageTransfer, withoutTicket } from "./serve.ts";
@@ -23,7 +24,7 @@ const abandonedOnes = (database: Database, config: Config): Promise<Abandoned[]>
       * interval '1 millisecond' AS long
   FROM image_transfers t LEFT JOIN image_servers s ON s.id = t.server_id
   WHERE t.ended_at IS NULL AND t.status NOT IN (${Prisma.join([...pausedPhases])})
-    AND (s.id IS NULL OR s.heartbeat_at < now() - ${config.worker.down_ms} * interval '1 millisecond')
+    AND (s.id IS NULL OR NOT ${isLiveWorker("s", config.worker.down_ms)})
   LIMIT ${batch}`;
 
 const gone = "The process that served it is gone.";

@@ -1,5 +1,6 @@
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { isLiveWorker } from "../db/live.ts";
 import type { ImageServerRow } from "../rows/image-transfers.ts";
 
 export interface ImageServerCard {
@@ -44,7 +45,7 @@ export async function withdrawImageServer(database: Database, id: string): Promi
 export function listImageServers(database: Database | Transaction, config: Config): Promise<ImageServerRow[]> {
   return database.$queryRaw<ImageServerRow[]>`
     SELECT id, host, pid, url, backends, started_at AS "startedAt", heartbeat_at AS "heartbeatAt" FROM image_servers s
-    WHERE heartbeat_at > now() - ${config.worker.down_ms} * interval '1 millisecond'
+    WHERE ${isLiveWorker("s", config.worker.down_ms)}
     ORDER BY (SELECT count(*) FROM image_transfers t WHERE t.server_id = s.id AND t.ended_at IS NULL), id`;
 }
 

@@ -28,7 +28,7 @@ export type TimeoutPolicy = "legacy" | "pause" | "cancel";
 export interface ImageTransferRequest {
   volumeId: string;
   direction: "download" | "upload";
-  /** `raw`: what the guest sees; `cow`: the image's own bytes; null: the volume's own format. */
+  /** `raw`: what the guest sees; `cow`: the image's own bytes, which are not transferred; null: the volume's own format. */
   format: "raw" | "cow" | null;
   timeoutPolicy: TimeoutPolicy;
   /** Seconds without a request; 0: forever; null: as configured. */
@@ -84,7 +84,8 @@ export async function requestImageTransfer(
     const settings = config.volume_backends.find(({ name }) => name === volume.backend);
     const own = settings === undefined ? "raw" : imageFormatOf(settings);
     const format = request.format ?? own;
-    if (format === "cow" && own !== "cow") throw new ImageTransferError("format-not-applicable");
+    // Never raw in its place: what a client then sends is an image, not what a guest is to see.
+    if (format === "cow") throw new ImageTransferError("format-not-applicable");
     await requireFree(tx, volume);
     const server = await imageServerFor(tx, config, { backend: volume.backend, host: request.host });
     if (server === null) throw new ImageTransferError("no-server", { disk: shownAs(volume) });

@@ -196,7 +196,8 @@ function setsStatus(text: string, data: string, seen: readonly string[] = []): b
 /** The places of a source that write a status, or a row that has one. */
 function statusWrites(text: string): string[] {
   const models = "attachment|backup|group|groupSnapshot|imageTransfer|snapshot|transfer|volume|operation|task";
-  const tables = "attachments|backups|groups|group_snapshots|image_transfers|snapshots|transfers|volumes|operations|tasks";
+  const tables =
+    "attachments|backups|groups|group_snapshots|image_transfers|snapshots|transfers|volumes|operations|tasks";
   const calls = [...text.matchAll(new RegExp(`\\.(?:${models})\\s*\\.(create\\w*|upsert|update\\w*)\\(`, "g"))];
   const statements =
     text.match(new RegExp(`\\bINSERT INTO (?:${tables})\\b|\\bUPDATE (?:${tables})\\b[^\`]*`, "g")) ?? [];

@@ -29,7 +29,11 @@ export function sendNothing(response: ServerResponse): void {
 
 function send(response: ServerResponse, body: string, { status, headers = {}, close = false }: Reply): void {
   const length = { "content-length": String(Buffer.byteLength(body)) };
-  response.writeHead(status, reasons[status] ?? STATUS_CODES[status], { ...length, ...(close && { connection: "close" }), ...headers });
+  response.writeHead(status, reasons[status] ?? STATUS_CODES[status], {
+    ...length,
+    ...(close && { connection: "close" }),
+    ...headers,
+  });
   response.end(body);
 }
 

@@ -16,7 +16,17 @@ const path = z.string().min(1).max(4096);
 
 const AuditQuery = z.strictObject({
   resource: z
-    .enum(["backup", "volume", "snapshot", "group", "group_snapshot", "attachment", "transfer", "image_transfer", "operation"])
+    .enum([
+      "backup",
+      "volume",
+      "snapshot",
+      "group",
+      "group_snapshot",
+      "attachment",
+      "transfer",
+      "image_transfer",
+      "operation",
+    ])
     .optional(),
   resource_id: id.optional(),
   project_id: z.string().optional(),

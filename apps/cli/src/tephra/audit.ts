@@ -16,7 +16,17 @@ interface Options {
   limit: number;
 }
 
-const resources = ["backup", "volume", "snapshot", "group", "group_snapshot", "attachment", "transfer", "image_transfer", "operation"];
+const resources = [
+  "backup",
+  "volume",
+  "snapshot",
+  "group",
+  "group_snapshot",
+  "attachment",
+  "transfer",
+  "image_transfer",
+  "operation",
+];
 
 export function addAuditCommand(program: Command): void {
   program

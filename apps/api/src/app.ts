@@ -22,7 +22,7 @@ import { answerOvirtErrors, ovirtRouter } from "./ovirt/serve.ts";
 export const v3Routes: readonly Route[] = [...cinderRoutes, ...instanceGroupRoutes];
 
 /** Our own routes. Their OpenAPI document describes the whole API. */
-export const opsRoutes: readonly OpsRoute[] = opsRoutesBeside(v3Routes);
+export const opsRoutes: readonly OpsRoute[] = opsRoutesBeside({ v3: v3Routes, ovirt: ovirtRoutes });
 
 const publishPoints: RequestHandler = (_req, res, next) => {
   atPoint("request.received");

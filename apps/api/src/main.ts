@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { createServer, type Server } from "node:http";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { type Config, ConfigError } from "@tephra/control";
 import {
@@ -44,6 +44,11 @@ function openServer(handler: ReturnType<typeof buildApp>): Server {
     handler,
   );
   server.maxConnections = 4_096;
+  // Clients of oVirt expect 201-created or 202-accepted; Node would answer every expectation but 100-continue with 417 itself.
+  server.on("checkExpectation", (req: IncomingMessage, res: ServerResponse) => {
+    if (/^20[12]-\w+$/.test(req.headers.expect ?? "")) handler(req, res);
+    else res.writeHead(417, { "content-length": 0 }).end();
+  });
   return server;
 }
 

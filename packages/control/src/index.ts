@@ -170,11 +170,11 @@ export {
   setQuotaClass,
 } from "./rows/quotas.ts";
 export { getSnapshot, type SnapshotRow } from "./rows/snapshots.ts";
-export { type Attachment, GiB, getVolume, type VolumeRow } from "./rows/volumes.ts";
+export { type Attachment, GiB, getVolume, gibOf, type VolumeRow } from "./rows/volumes.ts";
 export { findToken, isOfCredential, issueToken, revokeToken } from "./sign-in/tokens.ts";
 export { backupTransitions, snapshotTransitions, volumeTransitions } from "./states.ts";
 export type { Logger } from "./telemetry/telemetry.ts";
-export { devicePath } from "./volume-backends.ts";
+export { devicePath, formatIn } from "./volume-backends.ts";
 export { requestVolumeAdoption } from "./volumes/adopt.ts";
 export {
   attachVolume,

@@ -107,5 +107,11 @@ export const protocolOf = (settings: VolumeBackendConfig): DriverFacts<VolumeBac
 export const imageFormatOf = (settings: VolumeBackendConfig): DriverFacts<VolumeBackendConfig>["imageFormat"] =>
   factsOf(settings).imageFormat;
 
+/** The same of the backend of that name; `raw` for one that is no longer configured. */
+export const formatIn = (backends: readonly VolumeBackendConfig[], name: string): "raw" | "cow" => {
+  const settings = backends.find((backend) => backend.name === name);
+  return settings === undefined ? "raw" : imageFormatOf(settings);
+};
+
 /** See DriverFacts. */
 export const provisions = (settings: VolumeBackendConfig): boolean => factsOf(settings).provisions;

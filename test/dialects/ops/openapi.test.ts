@@ -2,6 +2,7 @@ import { Validator } from "@seriousme/openapi-schema-validator";
 import { answers } from "@tephra/wire";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { opsRoutes, v3Routes } from "../../../apps/api/src/app.ts";
+import { ovirtRoutes } from "../../../apps/api/src/ovirt/routes.ts";
 import type { Instance } from "../../kit/instance.ts";
 import { startApiOnly } from "../api-only.ts";
 
@@ -40,6 +41,9 @@ it("describes every route and no other, each with its body, its actions and whet
   const routes = [
     ...v3Routes.map(([method, path]) => `${method === "ACTION" ? "POST" : method} /v3/{project_id}${template(path)}`),
     ...opsRoutes.map(([method, path]) => `${method} ${template(path)}`),
+    ...ovirtRoutes.map(([method, path]) => {
+      return `${method === "ACTION" ? "POST" : method} /ovirt-engine/api${path === "/" ? "" : template(path)}`;
+    }),
   ];
   expect(described.sort()).toEqual([...discovery, ...routes].sort());
 

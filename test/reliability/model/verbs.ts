@@ -320,7 +320,7 @@ const deleteVolume: Verb = async (reference, real, { a, flag: force }) => {
   const isFree = !volume.attached && !reference.snapshots.some((one) => one.volume === volume);
   const allowed = isFree && (force || deletable.includes(volume.status));
   const remove = force ? forceDeleteVolume : requestVolumeDelete;
-  if (!(await attempt(allowed, () => remove(database, principal, volume.id, { cascade: false })))) return;
+  if (!(await attempt<unknown>(allowed, () => remove(database, principal, volume.id, { cascade: false })))) return;
   const cancelled = force
     ? reference.operations.filter((one) => one.volume === volume && !/^backup-(create|delete)$/.test(one.kind))
     : [];

@@ -8,10 +8,14 @@ import type { OpsRoute } from "./serve.ts";
 
 type Json = Readonly<Record<string, unknown>>;
 
+/** Of a route of oVirt's API, what its description needs: method (`ACTION`: a POST), path behind `/ovirt-engine/api`, and rule. */
+export type OvirtRouteHead = readonly [method: string, path: string, rule: Rule, ...handler: unknown[]];
+
 /** The route tables of the service. */
 export interface Tables {
   v3: readonly Route[];
   ops: readonly OpsRoute[];
+  ovirt: readonly OvirtRouteHead[];
 }
 
 /** The schema of a request before transformation. Rules that JSON Schema cannot express are left out: the server decides. */
@@ -155,6 +159,33 @@ function opsOperation([method, path, rule, action]: OpsRoute): { path: string; m
   return { path: template, method: method.toLowerCase(), operation };
 }
 
+const ovirtBase = "/ovirt-engine/api";
+
+const ovirtContent = {
+  "application/xml": { schema: {} },
+  "application/json": { schema: { type: "object" } },
+};
+
+/** One operation of oVirt's API: what its bodies have is in docs/ovirt.md. */
+function ovirtOperation([name, path, rule]: OvirtRouteHead): { path: string; method: string; operation: Json } {
+  const template = path === "/" ? ovirtBase : ovirtBase + templateOf(path);
+  const method = name === "ACTION" ? "post" : name.toLowerCase();
+  const operation = {
+    operationId: idOf(method, template),
+    tags: ["ovirt"],
+    summary: `${method.toUpperCase()} ${path}`,
+    description: askedOf([rule]),
+    parameters: pathParameters(template),
+    ...(method !== "get" && { requestBody: { required: false, content: ovirtContent } }),
+    responses: {
+      "2XX": { description: "Done, or accepted", content: ovirtContent },
+      default: { description: "Refused, or failed: a fault", content: ovirtContent },
+    },
+    security: [{ password: [] }, { bearer: [] }],
+  };
+  return { path: template, method, operation };
+}
+
 /** What clients request before anything else (cinder-api 2.1). */
 const discovery = (
   [
@@ -175,13 +206,15 @@ const discovery = (
 }));
 
 const description = `Backups of block volumes, by OpenStack Cinder's v3 API and by routes of our own below \`/ops\`.
+oVirt's API is at \`/ovirt-engine/api\` (version 4) and, with the same routes, at \`/api\` (version 3).
 Every path of \`/v3\` exists also without \`/{project_id}\`. The microversion of a request is named in \`OpenStack-API-Version: volume X.Y\`;
 bodies are shown as of the newest one, and what an older one lacks is refused there.`;
 
 /** An OpenAPI 3.1 document of every route, generated from the schemas that validate request bodies and type the answers of `/ops`. */
-export function openApiDocument({ v3, ops }: Tables): Json {
+export function openApiDocument({ v3, ops, ovirt }: Tables): Json {
   const paths: Record<string, Record<string, Json>> = {};
-  for (const { path, method, operation } of [...discovery, ...v3.map(v3Operation), ...ops.map(opsOperation)]) {
+  const operations = [...v3.map(v3Operation), ...ops.map(opsOperation), ...ovirt.map(ovirtOperation)];
+  for (const { path, method, operation } of [...discovery, ...operations]) {
     paths[path] = { ...paths[path], [method]: operation };
   }
   return {
@@ -191,7 +224,11 @@ export function openApiDocument({ v3, ops }: Tables): Json {
     security: [{ token: [] }],
     paths,
     components: {
-      securitySchemes: { token: { type: "apiKey", in: "header", name: "X-Auth-Token" } },
+      securitySchemes: {
+        token: { type: "apiKey", in: "header", name: "X-Auth-Token" },
+        password: { type: "http", scheme: "basic" },
+        bearer: { type: "http", scheme: "bearer" },
+      },
       parameters: {
         ProjectId: {
           name: "project_id",

@@ -1,4 +1,3 @@
-import type { Route } from "../openstack/serve.ts";
 import { audit } from "./audit.ts";
 import { opsBackups } from "./backups.ts";
 import { documentation } from "./documentation.ts";
@@ -6,14 +5,15 @@ import { opsGroupSnapshots } from "./group-snapshots.ts";
 import { health } from "./health.ts";
 import { instances } from "./instances.ts";
 import { notifications } from "./notifications.ts";
+import type { Tables } from "./openapi.ts";
 import { operations } from "./operations.ts";
 import { repositories } from "./repositories.ts";
 import type { OpsRoute } from "./serve.ts";
 import { opsVolumes } from "./volumes.ts";
 
-/** Our own routes: health, metrics, API documentation, operations, users' own files. `v3`: further routes for the API documentation. */
-export function opsRoutesBeside(v3: readonly Route[]): readonly OpsRoute[] {
-  const docs = documentation(() => ({ v3, ops: routes }));
+/** Our own routes: health, metrics, API documentation, operations, users' own files. The others are for the API documentation. */
+export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[] {
+  const docs = documentation(() => ({ ...others, ops: routes }));
   const routes: readonly OpsRoute[] = [
     ["GET", "/healthz", "public", health.alive],
     ["GET", "/readyz", "public", health.ready],

@@ -10,6 +10,7 @@
  * only the body names is 400, not 404.
  */
 import type { Route } from "./call.ts";
+import { diskRoutes } from "./disks.ts";
 import { showEntryPoint } from "./entry-point.ts";
 import { imageTransferRoutes } from "./image-transfers.ts";
 import { infrastructureRoutes } from "./infrastructure.ts";
@@ -22,4 +23,5 @@ export const ovirtRoutes: readonly Route[] = [
   ...storageDomainRoutes,
   ...jobRoutes,
   ...imageTransferRoutes,
+  ...diskRoutes,
 ];

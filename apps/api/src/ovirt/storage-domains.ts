@@ -22,7 +22,7 @@ const view = (pool: Pool, isMaster: boolean, { config }: Context): Element => {
   return {
     id,
     path: `/storagedomains/${id}`,
-    links: ["disks", "disksnapshots"],
+    links: ["disks"],
     fields: {
       name: pool.backend,
       description: "",

@@ -47,7 +47,7 @@ export const extendVolumeTask: Handler = async (task, context, run) => {
   await backend.extend(volume.id, asked);
   const { sizeBytes } = await backend.measure(volume.id);
   const size = Math.ceil(sizeBytes / GiB);
-  if (size > asked / GiB) {
+  if (size > Math.ceil(asked / GiB)) {
     throw new InvalidError("request", `Volume ${volume.id} has ${sizeBytes} bytes by now: extend it to ${size} GiB.`);
   }
   await finishVolumeExtend(context.database, task.operation, resultOf(task), { asked, sizeBytes });

@@ -11,13 +11,13 @@ import { startVolumeDelete, type VolumeDelete } from "../volumes/delete.ts";
  *
  * @throws InvalidError for a volume that is attached, is in a group, or has snapshots that are not deleted with it
  */
-export function forceDeleteVolume(
+export async function forceDeleteVolume(
   database: Database,
   principal: Principal,
   id: string,
   { cascade }: VolumeDelete,
 ): Promise<void> {
-  return inTransaction(database, (tx) => startVolumeDelete(tx, principal, id, { cascade, cancelWork }));
+  await inTransaction(database, (tx) => startVolumeDelete(tx, principal, id, { cascade, cancelWork }));
 }
 
 /** Cancels the operations on the volume itself; backups of it go on, and fail once the volume is gone. */

@@ -24,7 +24,7 @@ const ovfDisks = (machine: MachineRow, snapshotId: string, formatOf: FormatOf): 
     bootable: disk.volumeId === machine.instance.bootVolumeId,
     plugged: disk.plugged,
     readOnly: disk.mode === "ro",
-    incremental: formatOf(disk.volume.backend) === "cow",
+    incremental: disk.volume.tracksChanges,
     snapshotId,
     createdAt: disk.volume.createdAt,
   }));

@@ -70,6 +70,12 @@ export interface NewVolume {
   bootable?: boolean;
   /** The group that it is created in. */
   groupId?: string | null;
+  /** One that nothing has or had; if omitted, a new one. */
+  id?: string;
+  /** The name of a configured backend; if omitted, the default one. */
+  backend?: string;
+  /** Whether machines' backups of it may ask what has changed. */
+  tracksChanges?: boolean;
 }
 
 /** Whether volumes and snapshots can be made in a backend. One that is no longer configured is left to workers that know it. */
@@ -86,7 +92,7 @@ export function requireProvisioning(config: Config, backend: string, operation: 
 }
 
 export const baseRow = (config: Config, principal: Principal, volume: NewVolume) => ({
-  id: randomUUID(),
+  id: volume.id ?? randomUUID(),
   projectId: principal.projectId,
   userId: principal.userId,
   name: volume.name,
@@ -94,7 +100,8 @@ export const baseRow = (config: Config, principal: Principal, volume: NewVolume)
   metadata: volume.metadata,
   bootable: volume.bootable ?? false,
   groupId: volume.groupId ?? null,
-  backend: requireProvisioning(config, defaultVolumeBackend(config).name, "create volume"),
+  backend: requireProvisioning(config, volume.backend ?? defaultVolumeBackend(config).name, "create volume"),
+  tracksChanges: volume.tracksChanges ?? false,
   availabilityZone: volume.availabilityZone ?? config.availability_zone,
 });
 
@@ -154,14 +161,14 @@ export async function moveIdle(tx: Transaction, id: string, to: "attaching" | "i
     WHERE id = ${id}::uuid AND status = ANY(${[...idle]}) AND status <> ${to}`;
 }
 
-/** The volume has a new length, and its previous status back. Its size is what was asked for, a multiple of a GiB. */
+/** The volume has a new length, and its previous status back. Its size in GiB is what was asked for, rounded up. */
 export async function finishGrowth(
   tx: Transaction,
   id: string,
   { asked, sizeBytes }: { asked: number; sizeBytes: number },
 ): Promise<void> {
   await tx.$executeRaw`
-    UPDATE volumes SET size_bytes = ${sizeBytes}::bigint, size_gib = ${asked / GiB}::int, updated_at = now(),
+    UPDATE volumes SET size_bytes = ${sizeBytes}::bigint, size_gib = ${gibOf(asked)}::int, updated_at = now(),
       status = CASE WHEN status = 'extending' THEN previous_status ELSE status END
     WHERE id = ${id}::uuid`;
 }

@@ -55,7 +55,7 @@ export async function requestVolumeAdoption(
 }
 
 /** Serializes requests for the same id: there is no row yet that could be locked. */
-async function lockVolumeId(tx: Transaction, id: string): Promise<void> {
+export async function lockVolumeId(tx: Transaction, id: string): Promise<void> {
   await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended(${`tephra:volume:${id}`}, 0))`;
 }
 
@@ -66,7 +66,7 @@ async function lockVolumeId(tx: Transaction, id: string): Promise<void> {
  *
  * @throws IdTakenError
  */
-async function assertFree(tx: Transaction, projectId: string, id: string): Promise<void> {
+export async function assertFree(tx: Transaction, projectId: string, id: string): Promise<void> {
   const [row] = await tx.$queryRaw<{ taken: boolean; foreign: boolean }[]>`
     SELECT EXISTS (SELECT FROM volumes WHERE id = ${id}::uuid)
       OR EXISTS (SELECT FROM audit WHERE resource_id = ${id}::uuid AND resource = 'volume' AND to_status IN ('deleting', 'deleted'))

@@ -18,20 +18,25 @@ import {
   requireProvisioning,
   type VolumeRow,
 } from "../rows/volumes.ts";
+import { assertFree, lockVolumeId } from "./adopt.ts";
 
 /**
  * A new volume of `sizeGib`, empty or with the bytes of a source: quota, row and the task that creates the file commit together. With a
- * source the size may be null, which means the source's.
+ * source the size may be null, which means the source's. `sizeBytes`: the exact length of an empty one, which counts as whole GiB.
  *
- * @throws NotFoundError, InvalidError for a source in another status or too large; QuotaExceededError
+ * @throws NotFoundError, InvalidError for a source in another status or too large; IdTakenError, QuotaExceededError
  */
 export async function requestVolume(
   database: Database,
   config: Config,
   principal: Principal,
-  volume: NewVolume & { sizeGib: number | null; source: VolumeSource | null },
+  volume: NewVolume & { sizeGib: number | null; sizeBytes?: number; source: VolumeSource | null },
 ): Promise<VolumeRow> {
   return inTransaction(database, async (tx) => {
+    if (volume.id !== undefined) {
+      await lockVolumeId(tx, volume.id);
+      await assertFree(tx, principal.projectId, volume.id);
+    }
     const source = volume.source && (await readSource(tx, principal, volume.source));
     const sizeGib = volume.sizeGib ?? source?.sizeGib ?? 0;
     if (source && sizeGib < source.sizeGib) throw new InvalidError("input", source.tooSmall(sizeGib));
@@ -46,10 +51,10 @@ export async function startVolume(
   tx: Transaction,
   config: Config,
   principal: Principal,
-  volume: NewVolume & { sizeGib: number; source: SourceOfVolume | null },
+  volume: NewVolume & { sizeGib: number; sizeBytes?: number; source: SourceOfVolume | null },
 ): Promise<VolumeRow> {
   const { source, sizeGib } = volume;
-  const sizeBytes = BigInt(sizeGib) * BigInt(GiB);
+  const sizeBytes = volume.sizeBytes === undefined ? BigInt(sizeGib) * BigInt(GiB) : BigInt(volume.sizeBytes);
   if (source) requireProvisioning(config, source.columns.backend, "create volume from another one");
   const row = await addVolume(tx, {
     ...baseRow(config, principal, volume),

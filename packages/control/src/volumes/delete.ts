@@ -28,26 +28,27 @@ export interface ForcedDelete extends VolumeDelete {
   cancelWork: (tx: Transaction, volumeId: string) => Promise<void>;
 }
 
-/** @throws InvalidError in a wrong status, attached, or with snapshots. Backups never prevent it. */
+/** @returns the operation's id. @throws InvalidError in a wrong status, attached, or with snapshots. Backups never prevent it. */
 export function requestVolumeDelete(
   database: Database,
   principal: Principal,
   id: string,
   { cascade }: VolumeDelete,
-): Promise<void> {
+): Promise<string> {
   return inTransaction(database, (tx) => startVolumeDelete(tx, principal, id, { cascade, cancelWork: null }));
 }
 
 /**
  * @throws InvalidError as `requestVolumeDelete`; a forced deletion is only refused for attachments, groups and snapshots that are not
  * deleted with it
+ * @returns the operation's id
  */
 export async function startVolumeDelete(
   tx: Transaction,
   principal: Principal,
   id: string,
   how: ForcedDelete | (VolumeDelete & { cancelWork: null }),
-): Promise<void> {
+): Promise<string> {
   const { cascade, cancelWork } = how;
   const force = cancelWork !== null;
   const { projectId } = await getVolume(tx, principal, id);
@@ -67,6 +68,7 @@ export async function startVolumeDelete(
   });
   // A worker that has not heard of the cancellation yet may still give the volume's file its name: the removal comes after it.
   await waitForWorkers(tx, operationId);
+  return operationId;
 }
 
 /** Nothing is being done to a snapshot in these. */

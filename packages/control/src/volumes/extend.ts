@@ -9,7 +9,7 @@ import { reserveQuota } from "../rows/quotas.ts";
 import { finishGrowth, GiB, getVolume, moveVolume } from "../rows/volumes.ts";
 
 /**
- * Makes a volume longer. Volumes in use only with `inUse`.
+ * Makes a volume longer. Volumes in use only with `inUse`. `sizeBytes`: the exact length, of which `sizeGib` is the size.
  *
  * @throws InvalidError in another status, or when it would not grow; QuotaExceededError
  */
@@ -18,12 +18,13 @@ export async function requestVolumeExtend(
   config: Config,
   principal: Principal,
   id: string,
-  request: { sizeGib: number; inUse: boolean },
+  request: { sizeGib: number; inUse: boolean; sizeBytes?: number },
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const seen = await getVolume(tx, principal, id);
-    const { sizeGib } = request;
-    if (sizeGib <= seen.sizeGib) {
+    const { sizeGib, sizeBytes = sizeGib * GiB } = request;
+    const grows = request.sizeBytes === undefined ? sizeGib > seen.sizeGib : BigInt(sizeBytes) > seen.sizeBytes;
+    if (!grows) {
       const sizes = `(current: ${seen.sizeGib}, extended: ${sizeGib})`;
       throw new InvalidError("input", `New size for extend must be greater than current size. ${sizes}.`);
     }
@@ -39,7 +40,7 @@ export async function requestVolumeExtend(
       kind: "volume-extend",
       projectId: seen.projectId,
       volumeId: id,
-      input: { sizeBytes: sizeGib * GiB, addedGib: sizeGib - seen.sizeGib },
+      input: { sizeBytes, addedGib: sizeGib - seen.sizeGib },
       task: { kind: "extend-volume", needs: [`backend:${seen.backend}`] },
     });
   });

@@ -9,6 +9,7 @@ export interface VolumeChange {
   /** Replaces the whole set. */
   metadata?: Record<string, string>;
   bootable?: boolean;
+  tracksChanges?: boolean;
 }
 
 /** Changes a volume's user-editable fields, in any status. @throws NotFoundError */

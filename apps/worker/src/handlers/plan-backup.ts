@@ -1,5 +1,5 @@
 import { finishBackup, planBackup, rangesMax, startCopy, wholeChain } from "@tephra/control/work";
-import { cutRanges } from "@tephra/engine";
+import { cutRanges, type Repository } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 import {
   assertUnchanged,
@@ -31,8 +31,10 @@ async function checkParents(backupId: string, context: WorkerContext, signal: Ab
  */
 export const planBackupTask: Handler = async (task, context, run) => {
   const { config, database, engine, sites } = context;
+  let opened: Repository | null = null;
   const plan = await planBackup(database, config, task.operation, async (names) => {
     const repository = await sites.repository(names.repository);
+    opened = repository;
     const backend = await sites.backend(names.backend);
     return {
       service: repository.service,
@@ -50,7 +52,7 @@ export const planBackupTask: Handler = async (task, context, run) => {
   await using source = await openPlannedSource(plan, sites);
   const fingerprint = await source.fingerprint();
   const ranges = cutRanges({ ...plan, rangesMax });
-  const repository = await sites.repository(plan.repository);
+  const repository = opened ?? (await sites.repository(plan.repository));
   const changed = await plannedChanges(plan, sites, ranges);
   if (ranges.length > 1) {
     await engine.beginBackup({ repository, layout: layoutOf(plan) }, run);

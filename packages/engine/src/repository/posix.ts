@@ -160,7 +160,7 @@ export class PosixRepository implements Repository {
     await using folder = await this.#open(key.container);
     const path = folder.at(key.name);
     return await this.#guard("store", shown, async () => {
-      if (!(await this.#isClaimed(path, body)) && (await this.#holds(key, path, body, ctx.signal))) {
+      if (await this.#holds(key, path, body, ctx.signal, { mayBeClaimed: !isEmpty(body) })) {
         await this.#names.sync(key.container, folder);
         return "exists";
       }
@@ -422,13 +422,6 @@ export class PosixRepository implements Repository {
     return await probePublishing(drafts.self);
   }
 
-  /** Whether another writer has just claimed the name, or died while doing so: publishFile waits for that. */
-  async #isClaimed(path: string, body: Uint8Array | AsyncIterable<Uint8Array>): Promise<boolean> {
-    if (isEmpty(body)) return false;
-    const found = await lstat(path).catch(ignoreMissing);
-    return found?.isFile() === true && found.size === 0 && (await this.#publishing()) === "claim";
-  }
-
   /** The operator's path, resolved at most once a second. */
   async #realRoot(): Promise<string> {
     const now = performance.now();
@@ -439,16 +432,21 @@ export class PosixRepository implements Repository {
     return this.#real.path;
   }
 
-  /** Whether the name holds the body's bytes; ObjectConflictError when it holds others. Does not consume the body when the name is free. */
+  /**
+   * Whether the name holds the body's bytes; ObjectConflictError when it holds others. Does not consume the body when the name is free, or
+   * only claimed: another writer is about to store it, or died while doing so, and publishFile waits for that.
+   */
   async #holds(
     key: ObjectKey,
     path: string,
     body: Uint8Array | AsyncIterable<Uint8Array>,
     signal: AbortSignal,
+    { mayBeClaimed = false } = {},
   ): Promise<boolean> {
     const existing = await openRegular(path).catch(ignoreMissing);
     if (existing === undefined) return false;
     try {
+      if (mayBeClaimed && existing.sizeBytes === 0 && (await this.#publishing()) === "claim") return false;
       if (!(await fileHolds(existing.file, body, signal))) throw new ObjectConflictError(key);
       return true;
     } finally {
@@ -462,17 +460,19 @@ export class PosixRepository implements Repository {
     const hash = this.#readBack ? createHash("sha256") : null;
     try {
       let offset = 0;
+      let writtenTo = 0;
       for await (const piece of pieces(body)) {
         ctx.signal.throwIfAborted();
         ctx.fence();
         hash?.update(piece);
         for (const { start, end } of dataRuns(piece)) {
           await writeAll(file, piece.subarray(start, end), offset + start);
+          writtenTo = offset + end;
         }
         offset += piece.length;
       }
-      // Zeros that were skipped become holes, which read as zeros.
-      await file.truncate(offset);
+      // Zeros that were skipped become holes, which read as zeros, also at the end.
+      if (writtenTo < offset) await file.truncate(offset);
       await file.chmod(fileMode).catch(ignoreModeless);
       await file.sync();
     } finally {

@@ -27,6 +27,8 @@ import { openImport } from "./open-import.ts";
 import { syncFolder } from "./sync-folder.ts";
 
 const mode = 0o660;
+/** How long it is known whether the file system shares blocks. A wrong answer costs time only. */
+const sharesMs = 60_000;
 
 /**
  * The `file` driver: `volume-<id>` and `snapshot-<id>` are raw images in one folder. Whatever takes time is written durably under a
@@ -35,6 +37,7 @@ const mode = 0o660;
 export class FileBackend implements VolumeBackend {
   readonly capabilities = { restores: "aside", tellsChanges: false } as const;
   readonly #folder: string;
+  #shares: { askedAt: number; answer: Promise<boolean> } | null = null;
 
   /** `folder` is absolute; see openFileBackend. */
   constructor(folder: string) {
@@ -85,8 +88,19 @@ export class FileBackend implements VolumeBackend {
     if (range.length > 0) yield range;
   }
 
-  /** Whether a snapshot shares blocks with its volume (reflink) instead of copying them. */
-  async canFreezeCheaply(): Promise<boolean> {
+  /** Whether a snapshot shares blocks with its volume (reflink) instead of copying them: tried now and then, since a file system may change. */
+  canFreezeCheaply(): Promise<boolean> {
+    if (this.#shares === null || performance.now() - this.#shares.askedAt > sharesMs) {
+      const asked = { askedAt: performance.now(), answer: this.#trySharing() };
+      asked.answer.catch(() => {
+        if (this.#shares === asked) this.#shares = null;
+      });
+      this.#shares = asked;
+    }
+    return this.#shares.answer;
+  }
+
+  async #trySharing(): Promise<boolean> {
     const from = join(this.#folder, `.probe-${randomUUID()}`);
     const to = `${from}-copy`;
     try {

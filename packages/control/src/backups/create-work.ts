@@ -5,7 +5,7 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { nilUuid } from "../db/listing.ts";
 import { isLiveOperation } from "../db/live.ts";
 import { InvalidError, NotFoundError, OperationEndedError } from "../errors.ts";
-import { notifyBackup, notifyBackupInOrder } from "../events/notifications.ts";
+import { notificationsOf, notifyBackup, notifyBackupInOrder } from "../events/notifications.ts";
 import { holdSeal } from "../queue/blocked.ts";
 import { documentVersion } from "../queue/document-version.ts";
 import { type BackupPlan, type CopyRange, documents } from "../queue/documents.ts";
@@ -97,21 +97,21 @@ export async function planBackup(
     ...(await changesSince(database, { parent, volume, site })),
     fingerprint: null,
   };
-  return inTransaction(database, async (tx) => {
-    const fixed = await tx.$executeRaw`
+  const started = notificationsOf("started", [{ event: "backup.create.start" }]);
+  const fixed = await database.$queryRaw<object[]>`
     WITH named AS (
       UPDATE backups SET container = ${plan.container}, service_metadata = ${plan.prefix}, service = ${site.service},
         host = ${config.hostName}, block_bytes = ${plan.blockBytes}, volume_bytes = ${plan.volumeBytes}::bigint,
         availability_zone = coalesce(availability_zone, ${repository.zone})
       WHERE id = ${backup.id}::uuid AND status = 'creating'
-        AND EXISTS (SELECT 1 FROM operations WHERE id = ${operation.id}::uuid AND plan IS NULL) RETURNING id
-    )
-    UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now() FROM named
-    WHERE operations.id = ${operation.id}::uuid AND plan IS NULL AND ${isLiveOperation("operations")}`;
-    if (fixed !== 1) return documents.backupPlan(await planInForce(tx, operation.id));
-    await notifyBackup(tx, "backup.create.start", backup.id);
-    return plan;
-  });
+        AND EXISTS (SELECT 1 FROM operations WHERE id = ${operation.id}::uuid AND plan IS NULL) RETURNING *
+    ), fixed AS (
+      UPDATE operations SET plan = ${JSON.stringify(plan)}::jsonb, updated_at = now() FROM named
+      WHERE operations.id = ${operation.id}::uuid AND plan IS NULL AND ${isLiveOperation("operations")} RETURNING operations.id
+    ), started AS (SELECT named.* FROM named, fixed), told AS (${started})
+    SELECT id FROM fixed`;
+  if (fixed.length !== 1) return documents.backupPlan(await planInForce(database, operation.id));
+  return plan;
 }
 
 async function readSubject(database: Database, { backupId, volumeId, snapshotId }: TaskOperation) {

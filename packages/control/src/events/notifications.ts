@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import type { Config } from "../config.ts";
-import type { Database, Transaction } from "../db/database.ts";
+import { type Database, Prisma, type Transaction } from "../db/database.ts";
 import { forgottenAtOnce, isUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Json } from "../queue/tasks.ts";
@@ -45,8 +45,20 @@ export async function notifyBackupInOrder(
   backupId: string,
   events: readonly { event: BackupEvent; more?: EventDetails }[],
 ): Promise<void> {
+  const backup = Prisma.sql`SELECT * FROM backups WHERE id = ${backupId}::uuid`;
+  await tx.$executeRaw`WITH changed AS (${backup}) ${notificationsOf("changed", events)}`;
+}
+
+/**
+ * SQL: the statement that puts events into the outbox about each backup that `changed` has, a query of the same WITH which returns all
+ * columns as they are after the change.
+ */
+export function notificationsOf(
+  changed: string,
+  events: readonly { event: BackupEvent; more?: EventDetails }[],
+): Prisma.Sql {
   const rows = JSON.stringify(events.map(({ event, more = {} }) => ({ id: randomUUID(), event, more })));
-  await tx.$executeRaw`
+  return Prisma.sql`
     INSERT INTO notifications (id, event_type, host, payload)
     SELECT e.id, e.event, coalesce(b.host, 'unknown'), jsonb_build_object(
       'tenant_id', b.project_id, 'user_id', b.user_id, 'availability_zone', b.availability_zone, 'backup_id', b.id,
@@ -56,8 +68,9 @@ export async function notifyBackupInOrder(
       'service', b.service, 'fail_reason', b.fail_reason, 'parent_id', b.parent_id,
       'num_dependent_backups', (SELECT count(*) FROM backups c WHERE c.parent_id = b.id AND c.deleted_at IS NULL),
       'snapshot_id', b.snapshot_id) || e.more
-    FROM backups b, ROWS FROM (jsonb_to_recordset(${rows}::jsonb) AS (id uuid, event text, more jsonb)) WITH ORDINALITY AS e
-    WHERE b.id = ${backupId}::uuid ORDER BY e.ordinality`;
+    FROM ${Prisma.raw(changed)} b,
+      ROWS FROM (jsonb_to_recordset(${rows}::jsonb) AS (id uuid, event text, more jsonb)) WITH ORDINALITY AS e
+    ORDER BY e.ordinality`;
 }
 
 /** A notification to be delivered to one target. */

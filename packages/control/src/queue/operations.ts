@@ -148,7 +148,7 @@ export async function fixPlan(tx: Transaction | Database, operationId: string, p
  *
  * @throws OperationEndedError when there is none
  */
-export async function planInForce(tx: Transaction, operationId: string): Promise<Json> {
+export async function planInForce(tx: Transaction | Database, operationId: string): Promise<Json> {
   const row = await tx.operation.findUnique({ where: { id: operationId }, select: { plan: true, state: true } });
   if (row === null || row.plan === null || !isLive(row as Pick<OperationRow, "state">)) {
     throw new OperationEndedError(operationId);

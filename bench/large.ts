@@ -175,7 +175,7 @@ async function measureDispatch(database: Database, config: Config): Promise<numb
       arrived = Promise.withResolvers();
       await database.$executeRaw`UPDATE tasks SET state = 'succeeded', finished_at = now() WHERE id = ${job?.taskId}::uuid`;
       const began = performance.now();
-      dispatcher.wake();
+      dispatcher.freed();
       await arrived.promise;
       times.push(performance.now() - began);
     }

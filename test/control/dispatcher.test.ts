@@ -10,7 +10,8 @@ import {
   startOperation,
   withdrawWorker,
 } from "@tephra/control/work";
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import pg from "pg";
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { openControl } from "../kit/control-database.ts";
 import { waitFor } from "../kit/wait-for.ts";
 
@@ -127,6 +128,43 @@ describe("the dispatcher", () => {
     const jobs = await dispatchAll((j) => (j.get(queueFor(reaches))?.length ?? 0) >= 4);
     expect(jobs.get(queueFor(reaches))?.map((j) => j.taskId)).toContain(seal.id);
     await database.operation.deleteMany();
+  });
+
+  it("looks for tasks neither when one is added while all slots are taken, nor when a slot is freed while none waits", async () => {
+    await publishWorker(database, worker);
+    await queueOperations("fff", 8, reaches);
+    const query = vi.spyOn(pg.Client.prototype, "query");
+    const isLook = ([asked]: unknown[]): boolean =>
+      String((asked as { text?: string }).text).includes("RECURSIVE found");
+    let jobs = 0;
+    const dispatcher = startDispatcher({
+      database,
+      config: config(),
+      log: openLog({ log_level: "silent", hostName: "test" }, "test"),
+      enqueue: async (_, added) => {
+        jobs += added.length;
+      },
+    });
+    /** Until it has not looked for so long, whatever it is told meanwhile. */
+    const quietFor = async (quietMs: number, tell: () => void): Promise<void> => {
+      let last = { looks: 0, at: performance.now() };
+      const isQuiet = (): boolean => {
+        tell();
+        const looks = query.mock.calls.filter(isLook).length;
+        if (looks > last.looks) last = { looks, at: performance.now() };
+        return performance.now() - last.at > quietMs;
+      };
+      await waitFor(isQuiet, { what: "no task was looked for", everyMs: 5 });
+    };
+    try {
+      await waitFor(() => jobs === 4, { what: "all slots are taken" });
+      await quietFor(200, dispatcher.wake);
+      await database.operation.deleteMany();
+      await quietFor(900, dispatcher.freed);
+    } finally {
+      await dispatcher.stop();
+      query.mockRestore();
+    }
   });
 
   describe("with caps", () => {

@@ -74,6 +74,8 @@ async function main(): Promise<void> {
   });
   // Leases and heartbeats have connections that no handler can take.
   const beats = openDatabase(config.database_url, { work: "beat", connectionsMax: 2, connectionsMin: 1, onTrouble });
+  // One at a time chooses tasks, and plans how to once, not in every connection of the handlers.
+  const choosing = openDatabase(config.database_url, { work: "dispatch", connectionsMax: 1, onTrouble });
   const engine = openEngine({ memoryBytes, ...(threads === null ? {} : { threads }) });
   const sites = openSites(config, log);
   /** Abandoned tasks whose handlers are still stuck, with whatever they hold. */
@@ -110,7 +112,7 @@ async function main(): Promise<void> {
   const leaveTask = openUnclaimed(database, log);
   const run = async (taskId: string): Promise<void> => {
     if (stopping || disabled) return undispatchTask(database, taskId);
-    if (await runTask(taskId, context, leases)) return dispatcher.wake();
+    if (await runTask(taskId, context, leases)) return dispatcher.freed();
     // Nothing was claimed: somebody else has it, or this host was disabled a moment ago.
     await obey(await isHostDisabled(database, config.hostName));
     if (disabled) await undispatchTask(database, taskId);
@@ -140,7 +142,14 @@ async function main(): Promise<void> {
     id: workerId,
     roles: ["dispatcher", "notifier", "reconciler"],
   });
-  const dispatcher = startDispatcher({ database, config, log, enqueue: queues.enqueue, own, election });
+  const dispatcher = startDispatcher({
+    database: choosing,
+    config,
+    log,
+    enqueue: queues.enqueue,
+    own,
+    election,
+  });
   const reconciler = startReconciler({ database, config, log, election });
   const notifier = startNotifier({ database, config, log, election });
   let stopping = false;
@@ -225,6 +234,7 @@ async function main(): Promise<void> {
       sites[Symbol.asyncDispose](),
       database.$disconnect(),
       beats.$disconnect(),
+      choosing.$disconnect(),
     ]);
     log.info({ event: "worker.stopped" }, "worker stopped");
     leave(0);

@@ -18,22 +18,30 @@ interface Limits {
   transactionMs: number;
   /** A client that has vanished holds its locks no longer than this. Longer than any pause of a running program. */
   idleInTransactionMs: number;
+  /** Whether statements are planned once per connection, whatever their parameters. */
+  plansOnce?: true;
 }
+
+export type DatabaseWork = "request" | "work" | "dispatch" | "beat" | "health" | "script";
+
+const workLimits = {
+  ...{ waitMs: 10_000, makeMs: 10_000, lockMs: 5_000, lockInTransactionMs: 10_000 },
+  ...{ statementMs: 25_000, transactionMs: 25_000, idleInTransactionMs: 10_000 },
+};
 
 /**
  * A single statement reads, and only a locked table can keep it waiting; in a transaction it also waits for row locks. `request`: somebody
- * waits for the response. `beat`: leases, which are renewed in time or not at all. `health`: a health check. `script`: set-up and
- * migrations, which have no time limit.
+ * waits for the response. `dispatch`: choosing tasks, which takes less time than planning how to, and the server would do that each time
+ * once its statistics say that another list might be cheaper. `beat`: leases, which are renewed in time or not at all. `health`: a health
+ * check. `script`: set-up and migrations, which have no time limit.
  */
-export const limitsOf = {
+export const limitsOf: Readonly<Record<DatabaseWork, Limits>> = {
   request: {
     ...{ waitMs: 2_000, makeMs: 5_000, lockMs: 300, lockInTransactionMs: 5_000 },
     ...{ statementMs: 15_000, transactionMs: 25_000, idleInTransactionMs: 10_000 },
   },
-  work: {
-    ...{ waitMs: 10_000, makeMs: 10_000, lockMs: 5_000, lockInTransactionMs: 10_000 },
-    ...{ statementMs: 25_000, transactionMs: 25_000, idleInTransactionMs: 10_000 },
-  },
+  work: workLimits,
+  dispatch: { ...workLimits, plansOnce: true },
   beat: {
     ...{ waitMs: 2_000, makeMs: 2_000, lockMs: 2_000, lockInTransactionMs: 2_000 },
     ...{ statementMs: 5_000, transactionMs: 5_000, idleInTransactionMs: 5_000 },
@@ -46,9 +54,7 @@ export const limitsOf = {
     ...{ waitMs: 60_000, makeMs: 60_000, lockMs: 30_000, lockInTransactionMs: 30_000 },
     ...{ statementMs: 0, transactionMs: 0, idleInTransactionMs: 0 },
   },
-} as const satisfies Record<string, Limits>;
-
-export type DatabaseWork = keyof typeof limitsOf;
+};
 
 /** A connection without traffic for this long is closed: nobody uses it, or its server has vanished. Longer than a transaction may take. */
 export const silentMs = 30_000;
@@ -229,9 +235,10 @@ export class DatabaseConnection extends pg.Client {
 
   /** A list of expressions that make all settings; `local` is an SQL expression: whether they end with the transaction. */
   #settings(local: string, lockMs: number): string {
-    const { statementMs, transactionMs, idleInTransactionMs } = this.#limits;
+    const { statementMs, transactionMs, idleInTransactionMs, plansOnce } = this.#limits;
     const ours = {
       ...fixedSettings,
+      ...(plansOnce && { plan_cache_mode: "force_generic_plan" }),
       lock_timeout: String(lockMs),
       statement_timeout: String(statementMs),
       idle_in_transaction_session_timeout: String(idleInTransactionMs),

@@ -21,6 +21,13 @@ interface Chosen extends Dispatched {
   undelivered: number;
 }
 
+/** What was chosen for a queue. */
+interface Choice {
+  tasks: Chosen[];
+  /** Whether there was room for no more. */
+  isFull: boolean;
+}
+
 /** Adds jobs to the queue of that name. May fail: the tasks are dispatched again later. */
 export type Enqueue = (queue: string, jobs: readonly Dispatched[]) => Promise<void>;
 
@@ -92,7 +99,7 @@ async function choose(
   window: Window,
   caps: Caps,
   most = queue.slots * jobsPerSlot,
-): Promise<Chosen[]> {
+): Promise<Choice> {
   const limited = Object.keys(caps.repositories).flatMap((name) => [needToRead(name), needToWrite(name)]);
   if (!limited.some((place) => queue.reaches.includes(place))) return chooseIn(database, queue, window, caps, most);
   return inTransaction(database, async (tx) => {
@@ -107,10 +114,10 @@ async function chooseIn(
   window: Window,
   caps: Caps,
   most: number,
-): Promise<Chosen[]> {
+): Promise<Choice> {
   const jobsMax = queue.slots * jobsPerSlot;
   // In subqueries, lists are unknown to the planner, so that one plan serves all of them: planning takes longer than choosing.
-  const rows = await database.$queryRaw<{ id: string; kind: TaskKind; dispatch: number; claim: number }[]>`
+  const rows = await database.$queryRaw<ChosenRow[]>`
     WITH RECURSIVE busy AS (
       SELECT project_id, queue, count(*) AS jobs FROM tasks WHERE state IN ('running', 'dispatched') GROUP BY project_id, queue
     ), limited AS (
@@ -147,20 +154,31 @@ async function chooseIn(
       ORDER BY turn, rank, queued_at, ordinal LIMIT (SELECT jobs FROM room)
     ), locked AS (
       SELECT t.id FROM tasks t JOIN chosen USING (id) WHERE t.state = 'ready' FOR UPDATE OF t SKIP LOCKED
+    ), taken AS (
+      UPDATE tasks t SET state = 'dispatched', dispatch = t.dispatch + 1, dispatched_at = now(), queue = ${queue.queue}
+      FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.kind, t.dispatch, t.claim
     )
-    UPDATE tasks t SET state = 'dispatched', dispatch = t.dispatch + 1, dispatched_at = now(), queue = ${queue.queue}
-    FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.kind, t.dispatch, t.claim`;
-  return rows.map((r) => ({
-    taskId: r.id,
-    kind: r.kind,
-    jobId: `t-${r.id}-${r.dispatch}`,
-    undelivered: r.dispatch - r.claim,
-  }));
+    SELECT room.jobs AS room, taken.* FROM room LEFT JOIN taken ON true`;
+  const tasks = rows.flatMap(({ id, kind, dispatch, claim }) =>
+    id === null ? [] : [{ taskId: id, kind, jobId: `t-${id}-${dispatch}`, undelivered: dispatch - claim }],
+  );
+  return { tasks, isFull: tasks.length >= (rows[0]?.room ?? 0) };
+}
+
+/** `id` and what follows it: null where nothing was chosen. */
+interface ChosenRow {
+  room: number;
+  id: string | null;
+  kind: TaskKind;
+  dispatch: number;
+  claim: number;
 }
 
 export interface Dispatcher {
-  /** Something became ready, or a slot became free. */
+  /** Something may have become ready. */
   wake(): void;
+  /** A slot of this process became free. */
+  freed(): void;
   stop(): Promise<void>;
 }
 
@@ -168,9 +186,14 @@ export interface Dispatcher {
 const pollMs = 1_000;
 /** Wake-ups within this window are coalesced. */
 const coalesceMs = 3;
-/** Nothing announces a slot that becomes free, either: while tasks wait, the dispatcher looks this often, and less often where none is placed. */
+/**
+ * Nothing announces a slot of another process that becomes free, either: while tasks wait, the dispatcher looks this often, and less often
+ * where none is placed.
+ */
 const backlogMs = 50;
 const backlogMsMax = 250;
+/** A slot that becomes free while all were taken has its next job waiting in Redis: others may become free meanwhile. */
+const refillMs = 15;
 /** How long workers' registrations are cached. */
 const queuesAgeMaxMs = 1_000;
 /** A round that takes longer has another process dispatch meanwhile. */
@@ -185,8 +208,8 @@ const isRange = ({ kind }: Chosen): boolean => rangeKinds.includes(kind);
 const spreadMs = 5;
 
 /**
- * Runs beside every worker's consumers, and dispatches in the one process that is elected: woken by NOTIFY, by its own worker's finished
- * tasks, and once a second; more often while tasks wait for a slot. Several at once do no harm. Nothing depends on its memory: kill it at
+ * Runs beside every worker's consumers, and dispatches in the one process that is elected: woken by NOTIFY unless all slots are taken, by
+ * its own worker's finished tasks unless none waits, and once a second; more often while tasks wait for a slot. Several at once do no harm. Nothing depends on its memory: kill it at
  * any point, and the reconciler makes a dispatched but never claimed task ready again. While Redis does not work, every worker takes tasks
  * by itself.
  */
@@ -206,6 +229,9 @@ export function startDispatcher(options: {
   let timer: NodeJS.Timeout | undefined;
   let backlog: NodeJS.Timeout | undefined;
   let backlogWaitMs = backlogMs;
+  let refill: NodeJS.Timeout | null = null;
+  /** What the last round left behind: no ready task, or ready ones and no free slot, or neither. */
+  let left: "nothing" | "no-room" | "unknown" = "unknown";
 
   let queues: LiveQueue[] = [];
   let queuesReadAt = Number.NEGATIVE_INFINITY;
@@ -241,13 +267,17 @@ export function startDispatcher(options: {
         AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY rank, queued_at, ordinal LIMIT ${free}`;
     for (const { id } of adrift) worker.take(id);
     const window = await nextWindow();
-    const chosen = window === null ? [] : await choose(database, queue, window, caps, free - adrift.length);
-    for (const { taskId } of chosen) worker.take(taskId);
+    if (window === null) return;
+    const { tasks } = await choose(database, queue, window, caps, free - adrift.length);
+    for (const { taskId } of tasks) worker.take(taskId);
   };
   const dispatch = async (window: Window): Promise<void> => {
     let sent = 0;
-    for (const queue of await readQueues()) {
-      const chosen = await choose(database, queue, window, caps);
+    let isFull = true;
+    const served = await readQueues();
+    for (const queue of served) {
+      const { tasks: chosen, isFull: noRoom } = await choose(database, queue, window, caps);
+      isFull &&= noRoom;
       const isOwn = own?.queue() === queue.queue;
       const lost = isOwn ? chosen.filter((job) => job.undelivered > undeliveredMax).slice(0, own?.free()) : [];
       for (const { taskId } of lost) own?.take(taskId);
@@ -262,18 +292,23 @@ export function startDispatcher(options: {
       sent += jobs.length;
     }
     // More may wait than there are slots.
-    backlogWaitMs = sent > 0 ? backlogMs : Math.min(backlogMsMax, 2 * backlogWaitMs);
+    const isAlone = served.every(({ queue, workers }) => workers === 1 && queue === own?.queue());
+    backlogWaitMs = sent > 0 && !isAlone ? backlogMs : Math.min(backlogMsMax, 2 * backlogWaitMs);
+    if (isFull && served.length > 0) left = "no-room";
     clearTimeout(backlog);
-    if (!stopped) backlog = setTimeout(wake, backlogWaitMs);
+    if (!stopped) backlog = setTimeout(look, backlogWaitMs);
   };
   const round = async (): Promise<void> => {
+    left = "unknown";
     if (own && !own.redisWorks()) {
       // The process that dispatches for all must reach Redis.
       election?.resign("dispatcher");
       return takeHere(own);
     }
-    const window = leads() ? await nextWindow() : null;
+    if (!leads()) return;
+    const window = await nextWindow();
     if (window !== null) await dispatch(window);
+    else left = "nothing";
   };
   const guarded = async (): Promise<void> => {
     if (!election || !leads()) return round();
@@ -289,12 +324,26 @@ export function startDispatcher(options: {
       await guarded().catch((error: unknown) => log.warn({ err: error }, "dispatch failed; it will be tried again"));
     }
   };
-  const wake = (): void => {
+  const look = (): void => {
     const idle = !rung;
     rung = true;
     if (idle && !stopped) running = running.then(loop);
   };
-  let listener: { stop(): Promise<void> } | null = null;
+  // Where there was no room, the timer of the backlog runs.
+  const wake = (): void => {
+    if (left !== "no-room") look();
+  };
+  const freed = (): void => {
+    // What becomes ready rings.
+    if (left === "nothing" && listener?.hears() === true) return;
+    const refillNow = (): void => {
+      refill = null;
+      look();
+    };
+    if (left === "no-room") refill ??= setTimeout(refillNow, refillMs);
+    else look();
+  };
+  let listener: ReturnType<typeof listenForTasks> | null = null;
   const listen = (): void => {
     listener ??= listenForTasks({
       url: config.database_direct_url ?? config.database_url,
@@ -308,20 +357,22 @@ export function startDispatcher(options: {
     if (role !== "dispatcher" || stopped) return;
     if (holds) {
       listen();
-      wake();
+      look();
     } else {
       void listener?.stop();
       listener = null;
     }
   });
-  timer = setInterval(wake, pollMs);
-  wake();
+  timer = setInterval(look, pollMs);
+  look();
   return {
     wake,
+    freed,
     async stop() {
       stopped = true;
       clearInterval(timer);
       clearTimeout(backlog);
+      clearTimeout(refill ?? undefined);
       await listener?.stop();
       await running;
     },

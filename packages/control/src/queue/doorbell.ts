@@ -26,7 +26,7 @@ export function listenForTasks(options: {
   database: Database;
   onRing: () => void;
   log: Logger;
-}): { stop(): Promise<void> } {
+}): { /** Whether what is rung arrives, as far as is known. */ hears(): boolean; stop(): Promise<void> } {
   const { url, database, onRing, log } = options;
   let stopped = false;
   let connection: DatabaseConnection | null = null;
@@ -85,6 +85,7 @@ export function listenForTasks(options: {
   };
   begin();
   return {
+    hears: () => connection !== null && told === null,
     async stop() {
       stopped = true;
       clearTimeout(retry);

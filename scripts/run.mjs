@@ -110,6 +110,7 @@ await orFail(async () => {
 const longForms = [
   "test/contract",
   "test/format",
+  "test/control/election",
   "test/reliability/model",
   "test/reliability/fault/redis-refusals",
   "test/reliability/fault/runs",

@@ -1,9 +1,12 @@
 import type { Database } from "@tephra/control";
 import { type Election, joinElection, openLog, type Role } from "@tephra/control/process";
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { projectNode, root } from "../../scripts/bootstrap.mjs";
 import { withClient } from "../../scripts/postgres.ts";
+import { type Program, spawnProgram } from "../../scripts/spawn-program.ts";
 import { openControl } from "../kit/control-database.ts";
-import { waitFor } from "../kit/wait-for.ts";
+import { isLong, times } from "../kit/long.ts";
+import { patience, waitFor } from "../kit/wait-for.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;
@@ -89,4 +92,55 @@ it("is free where its deadline was written before the clock was set back", async
   await database.$executeRaw`INSERT INTO leaders (role, holder, held_until) VALUES (${role}, 'gone', now() + interval '1 hour')`;
   await using processes = joinAll(1);
   await waitFor(() => processes.holders().length === 1, { what: "the role is held" });
+});
+
+const candidate = `
+  import { joinElection, openDatabase, openLog } from "@tephra/control/process";
+  const log = openLog({ log_level: "silent", hostName: "test" }, "test");
+  const database = openDatabase(process.argv[1], { work: "beat", connectionsMax: 2 });
+  const election = joinElection({ database, log, id: String(process.pid), roles: ["dispatcher"] });
+  election.onChange((_, holds) => { if (holds) process.stdout.write("won\\n"); });
+  await database.$queryRaw\`SELECT 1\`;
+  process.stdout.write("ready\\n");
+  setInterval(() => {}, 1000);`;
+
+const kills = times({ usual: 2, long: 60 });
+const takeoverMsMax = 3_000;
+
+it(`is taken over within 3 s when its holder is killed, ${kills} of ${kills} times`, {
+  timeout: kills * 20_000 * patience + 60_000,
+}, async () => {
+  await using programs = new AsyncDisposableStack();
+  const alive = new Map<number, Program>();
+  let won: { pid: number; at: number } | null = null;
+  const start = async (): Promise<void> => {
+    const ready = Promise.withResolvers<void>();
+    const program = await spawnProgram({
+      name: "candidate",
+      command: projectNode(),
+      args: ["--input-type=module", "--eval", candidate, databaseUrl],
+      env: process.env,
+      cwd: `${root}/test`,
+      onLine: (line) => {
+        if (line === "ready") ready.resolve();
+        if (line === "won") won = { pid: program.pid, at: performance.now() };
+      },
+    });
+    programs.defer(async () => void (await program.stop({ signal: "SIGKILL" })));
+    alive.set(program.pid, program);
+    await Promise.race([ready.promise, program.exited]);
+  };
+  await Promise.all([start(), start(), start()]);
+  const tookMs: number[] = [];
+  for (let kill = 0; kill < kills; kill += 1) {
+    const holder = await waitFor(() => won && alive.get(won.pid), { what: "one holds the role" });
+    alive.delete(holder.pid);
+    const killedAt = performance.now();
+    holder.kill("SIGKILL");
+    const next = await waitFor(() => won?.pid !== holder.pid && won, { what: "another one holds it", everyMs: 5 });
+    tookMs.push(next.at - killedAt);
+    if (isLong) process.stdout.write(`takeover ${kill + 1} of ${kills}: ${Math.round(next.at - killedAt)} ms\n`);
+    await start();
+  }
+  expect(tookMs.filter((ms) => ms > takeoverMsMax * patience)).toEqual([]);
 });

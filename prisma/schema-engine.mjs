@@ -21,6 +21,9 @@ const textOid = 25;
 // Prisma's code for each way in which PostgreSQL turns a client away; anything else is "cannot be reached".
 const connectionErrorCodes = { "3D000": "P1003", "28P01": "P1000", 28000: "P1000", "42P04": "P1009" };
 
+/** A migration that begins with this line builds indexes while their tables are written: each of its statements ends a line, and commits. */
+const outsideTransaction = /^-- Outside a transaction\.$/m;
+
 const options = parseArguments(process.argv.slice(2));
 const databaseUrl = options.datasource.url;
 if (options.version) {
@@ -169,15 +172,27 @@ function mended(adapter, pooled) {
     for (const index of charColumns) result.columnTypes[index] = ColumnTypeEnum.Character;
     return result;
   };
-  // The adapter splits scripts at every semicolon; one simple query keeps function bodies and literals whole.
+  // The adapter splits scripts at every semicolon; one simple query keeps function bodies and literals whole, and is one transaction.
   adapter.executeScript = async (script) => {
     try {
-      await adapter.underlyingDriver().query(script);
+      if (outsideTransaction.test(script)) await executeOneByOne(adapter.underlyingDriver(), script);
+      else await adapter.underlyingDriver().query(script);
     } catch (error) {
       adapter.onError(error);
     }
   };
   return adapter;
+}
+
+/** Waits for transactions that began earlier, however long they take: meanwhile nobody waits for it. */
+async function executeOneByOne(driver, script) {
+  const { rows } = await driver.query("SELECT current_setting('lock_timeout') AS before");
+  await driver.query("SET lock_timeout = 0");
+  try {
+    for (const statement of script.split(/;\s*$/m)) if (statement.trim() !== "") await driver.query(statement);
+  } finally {
+    await driver.query(`SET lock_timeout = '${rows[0].before}'`);
+  }
 }
 
 async function createDatabase() {

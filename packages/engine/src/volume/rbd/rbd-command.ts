@@ -43,6 +43,9 @@ const askMs = 30_000;
 const changeMs = 600_000;
 const answerBytesMax = 64 * 1024 * 1024;
 const wordsMax = 500;
+/** Of an answer that is not understood. */
+const quotedMax = 200;
+const unprintable = /[^\x20-\x7e]/g;
 /** Of what a command writes to stderr; its last words say what went wrong. */
 const saidMax = 64 * 1024;
 const fullErrnos: readonly number[] = [28, 122];
@@ -59,7 +62,7 @@ export async function runRbd(args: readonly string[], access: RbdAccess, shown: 
   const all = [...args, "--format=json", ...placeOf(access)];
   const text = await printed("rbd", all, { shown, doing: "opened", silenceMs: askMs });
   // An empty list of notes is printed as nothing.
-  return text.trim() === "" ? null : JSON.parse(text);
+  return text.trim() === "" ? null : parsed(text, "rbd", shown);
 }
 
 /** Has `rbd` change something. @returns what it prints @throws as runRbd; RbdError */
@@ -74,9 +77,20 @@ export async function changeObject(args: readonly string[], access: RbdAccess, t
 
 /** Asks `ceph`, as JSON. @throws VolumeStorageError */
 export async function askCeph(args: readonly string[], access: RbdAccess, task: RbdTask): Promise<unknown> {
-  return JSON.parse(
-    await printed("ceph", [...args, "--format=json", ...identityOf(access)], { ...task, silenceMs: askMs }),
-  );
+  const text = await printed("ceph", [...args, "--format=json", ...identityOf(access)], { ...task, silenceMs: askMs });
+  return parsed(text, "ceph", task.shown);
+}
+
+function parsed(text: string, program: string, shown: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    const start = text.trim().slice(0, quotedMax).replaceAll(unprintable, "?");
+    throw new VolumeStorageError(`${program} says of ${shown} what is not understood: ${JSON.stringify(start)}.`, {
+      retryable: false,
+      cause: error,
+    });
+  }
 }
 
 /** The release of the client, such as [16, 2, 15]. @throws VolumeStorageError when it is not installed */
@@ -85,15 +99,24 @@ export async function rbdRelease(): Promise<number[]> {
   return (/ceph version ([0-9.]+)/.exec(text)?.[1] ?? "0").split(".").map(Number);
 }
 
-/** Each line that `rbd` prints, as it comes. @throws as runRbd, after the last line */
+/**
+ * Each line that `rbd` prints, as it comes. `silenceMs`: how long to wait for the next; the time that the reader takes does not count.
+ *
+ * @throws as runRbd, after the last line
+ */
 export async function* linesOfRbd(
   args: readonly string[],
   access: RbdAccess,
   task: RbdTask,
+  { silenceMs = changeMs } = {},
 ): AsyncGenerator<string, void> {
-  const { child, ended } = start("rbd", [...args, ...placeOf(access)], { ...task, silenceMs: changeMs });
+  const { child, ended, patience } = start("rbd", [...args, ...placeOf(access)], { ...task, silenceMs });
   try {
-    if (child.stdout) yield* createInterface({ input: child.stdout });
+    for await (const line of child.stdout ? createInterface({ input: child.stdout }) : []) {
+      patience.hold();
+      yield line;
+      patience.goOn();
+    }
     await ended;
   } finally {
     child.kill("SIGKILL");
@@ -129,19 +152,33 @@ async function printed(program: string, args: readonly string[], task: Limits): 
   return Buffer.concat(pieces).toString();
 }
 
-/** `ended`: when it has ended with success, and closed its outputs. */
-function start(
-  program: string,
-  args: readonly string[],
-  task: Limits,
-): { child: ReturnType<typeof spawn>; ended: Promise<void> } {
+interface Started {
+  child: ReturnType<typeof spawn>;
+  /** When it has ended with success, and closed its outputs. */
+  ended: Promise<void>;
+  /** While its output is not read, it cannot give a sign of life. */
+  patience: { hold(): void; goOn(): void };
+}
+
+function start(program: string, args: readonly string[], task: Limits): Started {
   task.signal?.throwIfAborted();
   const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   let isSilent = false;
+  let isHeld = false;
   const timer = setTimeout(() => {
+    if (isHeld) return void timer.refresh();
     isSilent = true;
     child.kill("SIGKILL");
   }, task.silenceMs);
+  const patience: Started["patience"] = {
+    hold: () => {
+      isHeld = true;
+    },
+    goOn: () => {
+      isHeld = false;
+      timer.refresh();
+    },
+  };
   let said = "";
   child.stdout?.on("data", () => timer.refresh());
   child.stderr?.setEncoding("utf8").on("data", (text: string) => {
@@ -167,7 +204,7 @@ function start(
   });
   // Who reads its output line by line asks only afterwards how it has ended.
   ended.catch(() => {});
-  return { child, ended };
+  return { child, ended, patience };
 }
 
 interface Ending {
@@ -207,7 +244,7 @@ const errnoIn = (words: string): number | null => {
 function wordsOf(stderr: string): string {
   const lines = stderr
     .split(/[\r\n]/)
-    .map((line) => line.replaceAll(/[^\x20-\x7e]/g, "?").trim())
+    .map((line) => line.replaceAll(unprintable, "?").trim())
     .filter((line) => line !== "");
   const own = lines.filter((line) => line.startsWith("rbd: "));
   const why = lines.filter((line) => /keyring|handle_auth/.test(line)).map((line) => line.replace(/^\S+ \S+ +-1 /, ""));

@@ -1,7 +1,14 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { backendFolder, devicePath, protocolOf, provisions, VolumeBackend } from "./volume-backends.ts";
+import {
+  backendFolder,
+  devicePath,
+  protocolOf,
+  provisions,
+  snapshotsTogether,
+  VolumeBackend,
+} from "./volume-backends.ts";
 
 const root = join(import.meta.dirname, "../../..");
 const drivers = VolumeBackend.options.flatMap((option) => [...option.shape.driver.values]);
@@ -54,9 +61,9 @@ describe("drivers of volume backends", () => {
   it("say where volumes and snapshots can be made", () => {
     const disks = VolumeBackend.parse({ name: "disks", driver: "device", path: "/srv/records", roots: ["/dev/vg"] });
     expect([backendFolder(disks), devicePath(disks, "id")]).toEqual(["/srv/records", null]);
-    expect([protocolOf(disks), provisions(disks)]).toEqual(["block", false]);
+    expect([protocolOf(disks), provisions(disks), snapshotsTogether(disks)]).toEqual(["block", false, false]);
     const files = VolumeBackend.parse({ name: "files", driver: "file", path: "/srv/volumes" });
-    expect([protocolOf(files), provisions(files)]).toEqual(["file", true]);
+    expect([protocolOf(files), provisions(files), snapshotsTogether(files)]).toEqual(["file", true, true]);
   });
 
   it("tell no path where there are no files", () => {

@@ -60,6 +60,8 @@ interface DriverFacts<Settings> {
   provisions: boolean;
   /** What its volumes are as files: raw bytes, or images with layers of their own (qcow2). */
   imageFormat: "raw" | "cow";
+  /** Whether snapshots of several volumes can be taken together, at one instant: of files that a hypervisor can be told to write elsewhere. */
+  snapshotsTogether: boolean;
 }
 
 const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf<Driver>> } = {
@@ -69,6 +71,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     protocol: "file",
     provisions: true,
     imageFormat: "raw",
+    snapshotsTogether: true,
   },
   // Its files are qcow2 images: attached as raw bytes, they would be destroyed.
   qemu: {
@@ -77,6 +80,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     protocol: "file",
     provisions: true,
     imageFormat: "cow",
+    snapshotsTogether: false,
   },
   // Only its workers know which device a volume is.
   device: {
@@ -85,8 +89,16 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     protocol: "block",
     provisions: false,
     imageFormat: "raw",
+    snapshotsTogether: false,
   },
-  rbd: { folder: () => null, devicePath: () => null, protocol: "ceph", provisions: true, imageFormat: "raw" },
+  rbd: {
+    folder: () => null,
+    devicePath: () => null,
+    protocol: "ceph",
+    provisions: true,
+    imageFormat: "raw",
+    snapshotsTogether: false,
+  },
 };
 
 const factsOf = ({ driver }: VolumeBackendConfig): DriverFacts<VolumeBackendConfig> =>
@@ -115,3 +127,6 @@ export const formatIn = (backends: readonly VolumeBackendConfig[], name: string)
 
 /** See DriverFacts. */
 export const provisions = (settings: VolumeBackendConfig): boolean => factsOf(settings).provisions;
+
+/** See DriverFacts. */
+export const snapshotsTogether = (settings: VolumeBackendConfig): boolean => factsOf(settings).snapshotsTogether;

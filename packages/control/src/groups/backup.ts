@@ -25,6 +25,7 @@ import { move } from "../rows/move.ts";
 import { lockQuota, reserveQuota } from "../rows/quotas.ts";
 import { addSnapshots } from "../rows/snapshots.ts";
 import type { Volume } from "../rows/volumes.ts";
+import { snapshotsTogether } from "../volume-backends.ts";
 import { joinInstanceGroup } from "../volumes/attach.ts";
 import { getInstance, getInstanceOf, type InstanceRow, inDiskOrder } from "./instances.ts";
 import { type GroupSnapshotRow, getGroupSnapshot, type InstanceRecord } from "./snapshots.ts";
@@ -74,13 +75,26 @@ async function readMembers(tx: Transaction, group: GroupRow, instance: InstanceR
 
 type Member = Awaited<ReturnType<typeof readMembers>>[number];
 
-function checkMembers(group: GroupRow, instance: InstanceRow | null, members: readonly Member[]): void {
+/** Volumes of which no snapshot is taken together with others are told here: a worker could only fail. */
+function refuseApart(config: Config, members: readonly Member[]): void {
+  for (const { volume } of members) {
+    const backend = config.volume_backends.find(({ name }) => name === volume.backend);
+    if (backend === undefined || snapshotsTogether(backend)) continue;
+    const text =
+      `Volume ${volume.id} is in backend ${backend.name} (driver ${backend.driver}), of whose volumes no snapshots are taken together with ` +
+      "others. Back it up by itself.";
+    throw new InvalidError("request", text);
+  }
+}
+
+function checkMembers(config: Config, group: GroupRow, instance: InstanceRow | null, members: readonly Member[]): void {
   if (members.length === 0) throw new InvalidError("request", `Group ${group.id} has no volumes to back up.`);
   for (const { volume } of members) {
     if (["available", "in-use"].includes(volume.status)) continue;
     const text = `Volume ${volume.id} status must be available or in-use, but current status is: ${volume.status}.`;
     throw new InvalidError("request", text);
   }
+  refuseApart(config, members);
   const stray = instance?.disks.find((disk) => !members.some((member) => member.volumeId === disk.volumeId));
   if (stray) throw new InvalidError("request", `Volume ${stray.volumeId} is a member of another group.`);
 }
@@ -118,7 +132,7 @@ export async function requestGroupBackup(
       throw new InvalidError("request", `Cannot back up instance ${instance.id} in status ${instance.powerState}.`);
     }
     const members = await readMembers(tx, group, instance);
-    checkMembers(group, instance, members);
+    checkMembers(config, group, instance, members);
     refuseBusy(group);
     if ((await tx.groupSnapshot.count({ where: { groupId: group.id, name: request.name, ovf: null } })) > 0) {
       const text = `A backup named ${request.name} already exists in instance group ${group.id}.`;
@@ -181,7 +195,7 @@ export async function requestGroupSnapshot(
       throw new InvalidError("group", text);
     }
     const members = await readMembers(tx, group, null);
-    checkMembers(group, null, members);
+    checkMembers(config, group, null, members);
     refuseBusy(group);
     const gigabytes = members.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
     await reserveQuota(tx, config, principal.projectId, { snapshots: members.length, gigabytes });

@@ -21,7 +21,7 @@ const blockBytes = 4096;
  * have changed. What the contract asks of such a driver is asked of this one, which keeps its bytes in memory.
  */
 export class MemoryVolumes implements VolumeBackend {
-  readonly capabilities = { restores: "in-place", tellsChanges: true } as const;
+  readonly capabilities = { restores: "in-place", tellsChanges: true, fingerprints: "everywhere" } as const;
   readonly #bytes: Map<string, Buffer>;
 
   /** By `volume-ID` and `snapshot-ID`. Several may share one map, as processes share a server. */

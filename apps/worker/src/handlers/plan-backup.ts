@@ -27,7 +27,7 @@ async function checkParents(backupId: string, context: WorkerContext, signal: Ab
 
 /**
  * Fixes what determines bytes and names, freezes the source and cuts the volume into ranges. A volume of a single range is copied and
- * finalized right here, since small backups are common.
+ * finalized right here, since small backups are common; so is one that only the machine that begins to read it can see changing.
  */
 export const planBackupTask: Handler = async (task, context, run) => {
   const { config, database, engine, sites } = context;
@@ -51,7 +51,9 @@ export const planBackupTask: Handler = async (task, context, run) => {
   }
   await using source = await openPlannedSource(plan, sites);
   const fingerprint = await source.fingerprint();
-  const ranges = cutRanges({ ...plan, rangesMax });
+  const { fingerprints } = (await sites.backend(plan.backend)).capabilities;
+  const rangeBytes = fingerprints === "everywhere" ? plan.rangeBytes : Math.max(plan.rangeBytes, plan.volumeBytes);
+  const ranges = cutRanges({ ...plan, rangeBytes, rangesMax });
   const repository = opened ?? (await sites.repository(plan.repository));
   const changed = await plannedChanges(plan, sites, ranges);
   if (ranges.length > 1) {

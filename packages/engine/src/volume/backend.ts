@@ -15,6 +15,11 @@ export interface VolumeCapabilities {
   readonly restores: "aside" | "in-place";
   /** Whether `changedExtents` reports more than "everything may differ", so that a snapshot is worth keeping for the next backup. */
   readonly tellsChanges: boolean;
+  /**
+   * Where fingerprints of a source can be compared: on all machines that open it, or only on the one that took the first, since each sees
+   * but its own changes. Then one worker reads the whole volume.
+   */
+  readonly fingerprints: "everywhere" | "on-one-machine";
 }
 
 /** A file or object in a backend that an operation has created. */

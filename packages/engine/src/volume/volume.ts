@@ -24,7 +24,7 @@ export interface VolumeSource extends AsyncDisposable {
   dataExtents(range: Extent): AsyncIterable<Extent>;
   /**
    * Changes whenever the contents may have changed; if equal before and after a read, the read was of one point in time. Equal on every
-   * machine that opens the same source.
+   * machine that opens the same source, unless the backend's capabilities say otherwise.
    */
   fingerprint(): Promise<string>;
 }

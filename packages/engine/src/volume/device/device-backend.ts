@@ -28,7 +28,7 @@ const GiB = 1024 ** 3;
  * place; it can be neither made, copied, extended nor frozen. Of each volume there is a record in the backend's folder.
  */
 export class DeviceBackend implements VolumeBackend {
-  readonly capabilities = { restores: "in-place", tellsChanges: false } as const;
+  readonly capabilities = { restores: "in-place", tellsChanges: false, fingerprints: "on-one-machine" } as const;
   readonly #devices: AdoptedDevices;
   readonly #writers: WriterRecords;
 

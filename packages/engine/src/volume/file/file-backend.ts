@@ -35,7 +35,7 @@ const sharesMs = 60_000;
  * private name, and gets its final name by one rename.
  */
 export class FileBackend implements VolumeBackend {
-  readonly capabilities = { restores: "aside", tellsChanges: false } as const;
+  readonly capabilities = { restores: "aside", tellsChanges: false, fingerprints: "everywhere" } as const;
   readonly #folder: string;
   #shares: { askedAt: number; answer: Promise<boolean> } | null = null;
 

@@ -36,7 +36,7 @@ import { createQcow2, requireQemuUtils, resizeImage } from "./qemu-img.ts";
  * write, and become the lowest layer of a volume without being copied.
  */
 export class QemuBackend implements VolumeBackend {
-  readonly capabilities = { restores: "aside", tellsChanges: true } as const;
+  readonly capabilities = { restores: "aside", tellsChanges: true, fingerprints: "everywhere" } as const;
   readonly #folder: string;
   readonly #layers: Layers;
   /** Its raw files: restores and drafts. */

@@ -55,7 +55,7 @@ export class RbdBackend implements VolumeBackend {
   readonly #data: RbdData;
 
   constructor(pool: RbdPool, { tellsChanges }: { tellsChanges: boolean }) {
-    this.capabilities = { restores: "aside", tellsChanges };
+    this.capabilities = { restores: "aside", tellsChanges, fingerprints: "everywhere" };
     this.#pool = pool;
     this.#images = new RbdImages(pool);
     this.#data = new RbdData(this.#images);

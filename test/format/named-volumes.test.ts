@@ -1,4 +1,5 @@
 import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { constants } from "node:fs";
 import { mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
@@ -328,6 +329,20 @@ describe("an export of NBD", () => {
     expect((await restore(backup, "nbd+unix:///disk")).stderr).toContain("names no socket");
     expect((await restore(backup, "nbd://127.0.0.1:1/%E0%A4")).stderr).toContain("cannot be decoded");
     expect((await restore(backup, "nbd://127.0.0.1:1/disk")).stderr).toContain("cannot be reached");
+  });
+
+  it("that wants TLS is refused in one sentence, and what it is kept from is not read", async () => {
+    const port = await freePort();
+    await disk("disk.raw");
+    await mkdir(join(home, "keys"));
+    await writeFile(join(home, "keys", "keys.psk"), `tephra:${randomBytes(32).toString("hex")}\n`, { mode: 0o600 });
+    const tls = [`--object=tls-creds-psk,id=tls,endpoint=server,dir=${join(home, "keys")}`, "--tls-creds=tls"];
+    const accepts = async (): Promise<boolean> =>
+      (await run("bash", ["-c", `exec 3<>/dev/tcp/127.0.0.1/${port}`])).status === 0;
+    const byTcp = ["--bind=127.0.0.1", `--port=${port}`];
+    await using _served = await serveAt(byTcp, accepts, [...tls, "--read-only", "-f", "raw", "disk.raw"]);
+    const refused = await engine("backup", ...repository, "--source", `nbd://127.0.0.1:${port}/disk`);
+    expect(refused).toMatchObject({ status: 1, stderr: expect.stringContaining("wants TLS, which is not supported") });
   });
 
   it("ends the backup with a reason when its server dies", async () => {

@@ -170,7 +170,7 @@ describe("a restore in place", () => {
     await backend.publishRestore(volumeId, restoreId, { fresh: true }, free);
   }
 
-  test("is never published with a byte of a writer that was given up", { timeout: 300_000 }, async () => {
+  test("is never published with a byte of a writer that was given up", { timeout: 900_000 }, async () => {
     const volumeId = randomUUID();
     await place.provide?.(volumeId, sizeBytes);
     for (let round = 0; round < times({ usual: 10, long: 50 }); round++) {

@@ -219,6 +219,36 @@ describe("volumes in Ceph", () => {
     expect(await changed(clone)).toBe(sizeBytes);
   });
 
+  test("a snapshot that a command has made after it was given up is found and removed, whatever its image is by then", async () => {
+    await using place = await open();
+    const { backend } = place;
+    const snapshotsFound = async () => {
+      const all = await Array.fromAsync(backend.leftovers());
+      return all.filter(({ kind }) => kind === "snapshot");
+    };
+    for (const fate of ["stays", "is removed before", "is removed after"]) {
+      const [id, wanted, late] = [randomUUID(), randomUUID(), randomUUID()];
+      await backend.create(id, 64 * KiB);
+      await backend.freeze(id, wanted, free);
+      await place.rbd(["snap", "create"], `volume-${id}`, `--snap=snapshot-${late}`);
+      if (fate === "is removed before") await backend.remove(id);
+      const found = await snapshotsFound();
+      expect(found.map(({ ids }) => ids).sort(), fate).toEqual([[wanted], [late]].sort());
+      if (fate === "is removed after") await backend.remove(id);
+      const leftover = found.find(({ ids }) => ids.includes(late));
+      expect(leftover?.modifiedAt.getTime(), fate).toBeGreaterThan(Date.now() - 120_000);
+      if (leftover) await backend.removeLeftover(leftover);
+      expect(
+        (await snapshotsFound()).map(({ ids }) => ids),
+        fate,
+      ).toEqual([[wanted]]);
+      expect((await place.readElsewhere({ snapshotId: wanted })).length, fate).toBe(64 * KiB);
+      await backend.remove(id);
+      await backend.thaw(wanted);
+      expect(await place.names(), fate).toEqual([]);
+    }
+  });
+
   test("a file is imported and exported raw, in whole sectors", async () => {
     await using place = await open();
     const { backend } = place;

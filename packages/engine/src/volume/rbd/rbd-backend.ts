@@ -37,7 +37,7 @@ import {
   restoreImage,
   volumeImage,
 } from "./rbd-images.ts";
-import { listLeftovers, removeLeftover } from "./rbd-leftovers.ts";
+import { listLeftovers, noteStray, removeLeftover } from "./rbd-leftovers.ts";
 import { RbdPool } from "./rbd-pool.ts";
 
 /** Diffs of older clients have had wrong offsets. https://tracker.ceph.com/issues/54440 */
@@ -309,8 +309,10 @@ export class RbdBackend implements VolumeBackend {
   async removeLeftover(leftover: BackendLeftover): Promise<void> {
     const [id = ""] = leftover.ids;
     if (leftover.kind === "volume") await this.remove(id);
-    else if (leftover.kind === "snapshot") await this.thaw(id);
-    else await removeLeftover(this.#images, leftover);
+    else if (leftover.kind === "snapshot") {
+      await noteStray(this.#images, leftover);
+      await this.thaw(id);
+    } else await removeLeftover(this.#images, leftover);
   }
 
   /** @returns whether it stays for its clones */

@@ -12,11 +12,20 @@ const kinds: readonly (readonly [RegExp, BackendLeftover["kind"]])[] = [
 /** What was replaced may hold the only copy of a volume until another image has its name. */
 const replacedOf = (name: string): string | null => new RegExp(`^replaced-(${uuid})-`).exec(name)?.[1] ?? null;
 
-/** Images by the names that are given here, and snapshots by their notes. Retired images only once nothing of them is needed. */
+/** Whose images have had the name of a volume. */
+const volumeOf = (name: string): string | null =>
+  new RegExp(`^(?:volume|replaced|retired)-(${uuid})`).exec(name)?.[1] ?? null;
+const strayPattern = new RegExp(`^snapshot-(${uuid})$`);
+
+/**
+ * Images by the names that are given here, and snapshots by their notes, or without one where a command that was given up has made them
+ * late. Retired images only once nothing of them is needed.
+ */
 export async function* listLeftovers(images: RbdImages): AsyncGenerator<BackendLeftover> {
   const { pool } = images;
   const names = await pool.list();
   const all = new Set(names);
+  const found = await frozenIn(images, names);
   for (const name of names) {
     const kind = kinds.find(([pattern]) => pattern.test(name))?.[1];
     if (kind === undefined) continue;
@@ -29,8 +38,39 @@ export async function* listLeftovers(images: RbdImages): AsyncGenerator<BackendL
     yield { kind, path: pool.shown(name), ids: ownersIn(name), modifiedAt: info.modifiedAt };
   }
   for await (const [id, { frozenAt }] of images.listFrozen()) {
+    found.delete(id);
     yield { kind: "snapshot", path: pool.shown(`snapshot-${id}`), ids: [id], modifiedAt: frozenAt };
   }
+  for (const [id, { image, madeAt }] of found) {
+    yield { kind: "snapshot", path: pool.shown(image, `snapshot-${id}`), ids: [id], modifiedAt: madeAt };
+  }
+}
+
+/** The snapshots of volumes, by their ids. To be read before their notes, which are made first. */
+async function frozenIn(
+  { pool }: RbdImages,
+  names: readonly string[],
+): Promise<Map<string, { image: string; madeAt: Date }>> {
+  const found = new Map<string, { image: string; madeAt: Date }>();
+  for (const image of names) {
+    if (volumeOf(image) === null) continue;
+    for (const { name, madeAt } of (await pool.snapshots(image)) ?? []) {
+      const id = strayPattern.exec(name)?.[1];
+      if (id !== undefined) found.set(id, { image, madeAt });
+    }
+  }
+  return found;
+}
+
+/** A snapshot that was yielded without a note gets one, by which it is found whatever its image is called by now. */
+export async function noteStray(
+  images: RbdImages,
+  { path, ids: [id = ""], modifiedAt }: BackendLeftover,
+): Promise<void> {
+  const name = path.slice(images.pool.shown("").length).split("@");
+  const volumeId = name.length === 2 ? volumeOf(name[0] as string) : null;
+  if (volumeId === null || (await images.find(id)) !== null) return;
+  await images.noteFrozen(id, { volumeId, isWhole: false, frozenAt: modifiedAt });
 }
 
 /** Of kind `private`. A missing one is removed. */

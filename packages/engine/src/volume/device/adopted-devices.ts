@@ -1,4 +1,4 @@
-import { link, readdir, readFile, realpath, stat, writeFile } from "node:fs/promises";
+import { link, readFile, stat, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve, sep } from "node:path";
 import {
   errnoOf,
@@ -9,6 +9,7 @@ import {
   VolumeStorageError,
 } from "../../errors.ts";
 import type { RunContext } from "../../run/run-context.ts";
+import { AdoptedPlace, realPath } from "../adopted-place.ts";
 import { unlinkIfThere } from "../file/copy-file.ts";
 import { newDraft } from "../file/drafts.ts";
 import { syncFolder } from "../file/sync-folder.ts";
@@ -28,16 +29,7 @@ export interface AdoptedDevice {
 const nameOf = (volumeId: string): string => `device-${volumeId}`;
 
 /** The records `device-ID` in the folder of a backend, and the devices that they name. */
-export class AdoptedDevices {
-  readonly #folder: string;
-  readonly #roots: readonly string[];
-
-  /** `roots`: the folders below which devices, or links to them, may be. */
-  constructor(folder: string, roots: readonly string[]) {
-    this.#folder = folder;
-    this.#roots = roots;
-  }
-
+export class AdoptedDevices extends AdoptedPlace {
   /**
    * Opens a volume's device for reading; a later claim is of the same path.
    *
@@ -63,7 +55,7 @@ export class AdoptedDevices {
 
   /** The ids of all volumes. */
   async list(): Promise<string[]> {
-    const names = await guardStorage(`list ${this.#folder}`, () => readdir(this.#folder));
+    const names = await this.names();
     return names.flatMap((name) => /^device-([A-Za-z0-9-]+)$/.exec(name)?.[1] ?? []);
   }
 
@@ -84,7 +76,7 @@ export class AdoptedDevices {
     const named = /^device:(\/[^\0]*)$/s.exec(url)?.[1];
     if (named === undefined) throw new InvalidVolumeUrlError(`${JSON.stringify(url)} names no device: device:/PATH.`);
     const path = await this.#place(named);
-    await using _locked = await lock(join(this.#folder, ".lock"));
+    await using _locked = await lock(join(this.folder, ".lock"));
     await using source = await openDeviceSource(path);
     await (await claimDevice(path, "read")).close();
     if (source.sizeBytes === 0) {
@@ -99,7 +91,7 @@ export class AdoptedDevices {
 
   async release(volumeId: string): Promise<void> {
     await guardStorage(`let go of volume ${volumeId}`, () => unlinkIfThere(this.#record(volumeId)));
-    await syncFolder(this.#folder);
+    await syncFolder(this.folder);
   }
 
   /** Whether the device is this volume already. @throws VolumeConflictError when it is another one, or the volume is another device */
@@ -122,7 +114,7 @@ export class AdoptedDevices {
     await guardStorage(`create ${record}`, () => writeFile(draft.path, JSON.stringify(device), { flag: "wx" }));
     await syncFile(draft.path);
     await guardStorage(`create ${record}`, () => link(draft.path, record));
-    await syncFolder(this.#folder);
+    await syncFolder(this.folder);
   }
 
   async #read(volumeId: string): Promise<AdoptedDevice | null> {
@@ -151,10 +143,9 @@ export class AdoptedDevices {
    * and udev name devices.
    */
   async #place(named: string): Promise<string> {
-    const real = async (path: string): Promise<string | null> => realpath(path).catch(() => null);
     const clean = resolve(named);
-    const folder = await real(dirname(clean));
-    const roots = (await Promise.all(this.#roots.map(real))).filter((root) => root !== null);
+    const folder = await realPath(dirname(clean));
+    const roots = await this.realRoots();
     const isBelow = (root: string): boolean =>
       folder === root || folder?.startsWith(root.endsWith(sep) ? root : root + sep) === true;
     const path = join(folder ?? "/", basename(clean));
@@ -168,7 +159,7 @@ export class AdoptedDevices {
   }
 
   #record(volumeId: string): string {
-    return join(this.#folder, nameOf(volumeId));
+    return join(this.folder, nameOf(volumeId));
   }
 }
 

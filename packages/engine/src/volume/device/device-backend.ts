@@ -12,7 +12,7 @@ import { clipExtent, type Extent } from "../../format/extents.ts";
 import { idsIn } from "../../format/ids-in.ts";
 import type { RunContext } from "../../run/run-context.ts";
 import type { BackendLeftover, ExportOptions, RestoreLengths, SourceReference, VolumeBackend } from "../backend.ts";
-import { exportToFile } from "../file/export-file.ts";
+import { exportVolume } from "../file/export-file.ts";
 import { checkId, openFileBackend } from "../file/file-backend.ts";
 import { requireLocks } from "../qemu/folder-lock.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
@@ -181,14 +181,8 @@ export class DeviceBackend implements VolumeBackend {
     return this.importFile();
   }
 
-  async exportFile(
-    volumeId: string,
-    path: string,
-    options: ExportOptions,
-    run: RunContext,
-  ): Promise<{ sizeBytes: number }> {
-    await using source = await this.openSource({ volumeId });
-    return await exportToFile(Object.assign(source, { path: `volume-${volumeId}` }), path, options, run);
+  exportFile(volumeId: string, path: string, options: ExportOptions, run: RunContext): Promise<{ sizeBytes: number }> {
+    return exportVolume(this, volumeId, { path, ...options }, run);
   }
 
   /** The records: devices are nobody's leftovers. */

@@ -5,7 +5,7 @@ import { errnoOf, PathNotAllowedError, PathTakenError } from "../../errors.ts";
 import { identityOf } from "../../folder.ts";
 import { idsIn } from "../../format/ids-in.ts";
 import type { RunContext } from "../../run/run-context.ts";
-import type { ExportOptions, ExportRun, UserPlaces } from "../backend.ts";
+import type { ExportOptions, ExportRun, UserPlaces, VolumeBackend } from "../backend.ts";
 import { guardStorage } from "../storage-error.ts";
 import { type CopySource, copyToNewFile, unlinkIfThere } from "./copy-file.ts";
 import { syncFolder } from "./sync-folder.ts";
@@ -55,6 +55,17 @@ export async function exportToFile(
   } finally {
     if (!published) await unlinkIfThere(draft);
   }
+}
+
+/** As exportToFile, of a volume by its id: the file is raw, whatever the driver stores. */
+export async function exportVolume(
+  backend: Pick<VolumeBackend, "openSource">,
+  volumeId: string,
+  { path, ...options }: ExportOptions & { path: string },
+  ctx: RunContext,
+): Promise<{ sizeBytes: number }> {
+  await using source = await backend.openSource({ volumeId });
+  return await exportToFile(Object.assign(source, { path: `volume-${volumeId}` }), path, options, ctx);
 }
 
 /** Removes the drafts of an operation's exports to `path` up to this claim. A folder that is gone, or no longer allowed, is success. */

@@ -1,4 +1,4 @@
-import { chmod, chown, lstat, open, readdir, readlink, realpath, rename, stat, symlink } from "node:fs/promises";
+import { chmod, chown, lstat, open, readlink, realpath, rename, stat, symlink } from "node:fs/promises";
 import { dirname, join, sep } from "node:path";
 import {
   errnoOf,
@@ -9,6 +9,7 @@ import {
   VolumeStorageError,
 } from "../../errors.ts";
 import { type RunContext, writeBytesMax } from "../../run/run-context.ts";
+import { AdoptedPlace, realPath } from "../adopted-place.ts";
 import { copySparse, settle, unlinkIfThere } from "../file/copy-file.ts";
 import type { FileSource } from "../file/file-source.ts";
 import { syncFolder } from "../file/sync-folder.ts";
@@ -34,16 +35,7 @@ export interface AdoptedImage {
 
 const sectorBytes = 512;
 
-export class AdoptedImages {
-  readonly #folder: string;
-  readonly #roots: readonly string[];
-
-  /** `roots`: the folders below which images may be, with everything that they build on. */
-  constructor(folder: string, roots: readonly string[]) {
-    this.#folder = folder;
-    this.#roots = roots;
-  }
-
+export class AdoptedImages extends AdoptedPlace {
   /** @throws PathNotAllowedError when the image is now reached by another way than when it was adopted */
   async find(volumeId: string): Promise<AdoptedImage | null> {
     for (const format of formats) {
@@ -61,12 +53,12 @@ export class AdoptedImages {
 
   /** The links to adopted images, by their names. */
   async list(): Promise<string[]> {
-    const names = await guardStorage(`list ${this.#folder}`, () => readdir(this.#folder));
+    const names = await this.names();
     return names.filter((name) => /^adopted-[A-Za-z0-9-]+\.(?:qcow2|raw)$/.test(name));
   }
 
   openChain({ path, format }: AdoptedImage): Promise<ImageFile[]> {
-    return openImageChain(path, format, this.#roots);
+    return openImageChain(path, format, this.roots);
   }
 
   async sizeOf(image: AdoptedImage): Promise<number> {
@@ -89,8 +81,8 @@ export class AdoptedImages {
     const image = { link: this.#link(volumeId, format), path, format };
     const sizeBytes = await this.#examine(image);
     for (const name of await this.list()) {
-      if ((await readlink(join(this.#folder, name)).catch(() => null)) !== path) continue;
-      if (join(this.#folder, name) === image.link) return sizeBytes;
+      if ((await readlink(join(this.folder, name)).catch(() => null)) !== path) continue;
+      if (join(this.folder, name) === image.link) return sizeBytes;
       throw new VolumeConflictError(
         `The image ${path} is volume ${name.replace(/^adopted-|\.[a-z0-9]+$/g, "")} already.`,
       );
@@ -98,7 +90,7 @@ export class AdoptedImages {
     signal.throwIfAborted();
     fence();
     await guardStorage(`create ${image.link}`, () => symlink(path, image.link));
-    await syncFolder(this.#folder);
+    await syncFolder(this.folder);
     return sizeBytes;
   }
 
@@ -135,13 +127,13 @@ export class AdoptedImages {
   /** Removes what an interrupted restore has left beside an image. */
   async abandon(restoreId: string): Promise<void> {
     for (const name of await this.list()) {
-      const path = await readlink(join(this.#folder, name)).catch(() => null);
+      const path = await readlink(join(this.folder, name)).catch(() => null);
       if (path !== null) await unlinkIfThere(join(dirname(path), draftOf(restoreId)));
     }
   }
 
   #link(volumeId: string, format: Format): string {
-    return join(this.#folder, `adopted-${volumeId}.${format}`);
+    return join(this.folder, `adopted-${volumeId}.${format}`);
   }
 
   async #place(url: string): Promise<{ format: Format; path: string }> {
@@ -149,10 +141,9 @@ export class AdoptedImages {
     if (format === undefined || named === undefined) {
       throw new InvalidVolumeUrlError(`${JSON.stringify(url)} names no image: qcow2:/PATH or raw:/PATH.`);
     }
-    const real = async (path: string): Promise<string | null> => realpath(path).catch(() => null);
-    const path = await real(named);
-    const roots = (await Promise.all(this.#roots.map(real))).filter((root) => root !== null);
-    const own = (await real(this.#folder)) ?? this.#folder;
+    const path = await realPath(named);
+    const roots = await this.realRoots();
+    const own = (await realPath(this.folder)) ?? this.folder;
     const isBelow = (folder: string): boolean =>
       path?.startsWith(folder.endsWith(sep) ? folder : folder + sep) === true;
     // Whether there is something outside of the roots is told to nobody.

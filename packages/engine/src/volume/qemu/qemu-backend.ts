@@ -15,7 +15,7 @@ import type {
 import { haveSameBytes } from "../file/adopt-file.ts";
 import { copySparse, copyToNewFile, unlinkIfThere } from "../file/copy-file.ts";
 import { newDraft } from "../file/drafts.ts";
-import { exportToFile } from "../file/export-file.ts";
+import { exportVolume } from "../file/export-file.ts";
 import { checkId, type FileBackend, openFileBackend } from "../file/file-backend.ts";
 import { openFileSource } from "../file/file-source.ts";
 import { openImport } from "../file/open-import.ts";
@@ -264,15 +264,8 @@ export class QemuBackend implements VolumeBackend {
     return { sizeBytes: wholeSectors((await this.#files.statImport(path, places)).sizeBytes) };
   }
 
-  /** The file is raw, as of every driver. */
-  async exportFile(
-    volumeId: string,
-    path: string,
-    options: ExportOptions,
-    run: RunContext,
-  ): Promise<{ sizeBytes: number }> {
-    await using source = await this.openSource({ volumeId });
-    return await exportToFile(Object.assign(source, { path: `volume-${volumeId}` }), path, options, run);
+  exportFile(volumeId: string, path: string, options: ExportOptions, run: RunContext): Promise<{ sizeBytes: number }> {
+    return exportVolume(this, volumeId, { path, ...options }, run);
   }
 
   /** Of an adopted image, the link. */

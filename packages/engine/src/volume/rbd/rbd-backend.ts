@@ -18,7 +18,7 @@ import type {
   VolumeCapabilities,
 } from "../backend.ts";
 import { haveSameBytes } from "../file/adopt-file.ts";
-import { exportToFile } from "../file/export-file.ts";
+import { exportVolume } from "../file/export-file.ts";
 import { openImport } from "../file/open-import.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
 import { inWholeSectors, wholeSectors } from "../whole-sectors.ts";
@@ -291,15 +291,8 @@ export class RbdBackend implements VolumeBackend {
     return { sizeBytes: wholeSectors(source.sizeBytes) };
   }
 
-  /** The file is raw, as of every driver. */
-  async exportFile(
-    volumeId: string,
-    path: string,
-    options: ExportOptions,
-    run: RunContext,
-  ): Promise<{ sizeBytes: number }> {
-    await using source = await this.openSource({ volumeId });
-    return await exportToFile(Object.assign(source, { path: volumeImage(volumeId) }), path, options, run);
+  exportFile(volumeId: string, path: string, options: ExportOptions, run: RunContext): Promise<{ sizeBytes: number }> {
+    return exportVolume(this, volumeId, { path, ...options }, run);
   }
 
   leftovers(): AsyncGenerator<BackendLeftover> {

@@ -75,8 +75,8 @@ async function readMembers(tx: Transaction, group: GroupRow, instance: InstanceR
 
 type Member = Awaited<ReturnType<typeof readMembers>>[number];
 
-/** Volumes of which no snapshot is taken together with others are told here: a worker could only fail. */
-function refuseApart(config: Config, members: readonly Member[]): void {
+/** Volumes of which no snapshot is taken together with others are told here: a worker could only fail. @throws InvalidError */
+export function refuseApart(config: Config, members: readonly { volume: Pick<Volume, "id" | "backend"> }[]): void {
   for (const { volume } of members) {
     const backend = config.volume_backends.find(({ name }) => name === volume.backend);
     if (backend === undefined || snapshotsTogether(backend)) continue;

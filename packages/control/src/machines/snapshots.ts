@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Prisma, type Transaction } from "../db/database.ts";
 import { NotFoundError, RefusedError } from "../errors.ts";
-import { recordOf, startSnapshot } from "../groups/backup.ts";
+import { recordOf, refuseApart, startSnapshot } from "../groups/backup.ts";
 import { startGroupSnapshotDelete } from "../groups/delete.ts";
 import { addInstanceGroup } from "../groups/instances.ts";
 import { withMembers } from "../groups/snapshots.ts";
@@ -92,7 +92,8 @@ async function lockWithGroup(tx: Transaction, config: Config, principal: Princip
  * Accepts a snapshot of a machine: of all its disks at one instant, of some, or of its configuration alone, which is there at once. The
  * OVF is written in the same transaction, and nothing that it says can change until the snapshot is there.
  *
- * @throws NotFoundError; RefusedError while an operation has the machine or one of its disks; QuotaExceededError
+ * @throws NotFoundError; RefusedError while an operation has the machine or one of its disks; InvalidError for a disk of which no snapshot
+ * is taken together with others; QuotaExceededError
  */
 export function takeMachineSnapshot(
   database: Database,
@@ -111,6 +112,7 @@ export function takeMachineSnapshot(
     }
     const disks = chosenDisks(machine, request.disks);
     refuseLocked(disks);
+    refuseApart(config, disks);
     const gigabytes = disks.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
     if (disks.length > 0) await reserveQuota(tx, config, projectId, { snapshots: disks.length, gigabytes });
     const id = randomUUID();

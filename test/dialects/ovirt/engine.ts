@@ -73,7 +73,9 @@ export function ask(instance: Instance, method: string, path: string, asked: Ask
   const body = xml ?? (json === undefined ? undefined : JSON.stringify(json));
   const type: Record<string, string> =
     json === undefined ? (xml === undefined ? {} : { "content-type": "application/xml" }) : jsonHeaders;
-  const sent = { ...(as !== null && { authorization: basic(as) }), ...type, ...headers };
+  // Node does not tell the length of the body of a DELETE by itself.
+  const length = body !== undefined && { "content-length": String(Buffer.byteLength(body)) };
+  const sent = { ...(as !== null && { authorization: basic(as) }), ...length, ...type, ...headers };
   return new Promise((resolve, reject) => {
     const outgoing = request(instance.url + path, { method, headers: sent }, (response) => {
       const parts: Buffer[] = [];

@@ -5,6 +5,8 @@ import {
   NoServiceError,
   NotFoundError,
   QuotaExceededError,
+  type RefusalRule,
+  RefusedError,
 } from "@tephra/control";
 import { mayPass } from "@tephra/control/process";
 import { NoRouteError, Refusal } from "../http/refusals.ts";
@@ -71,6 +73,124 @@ export function refused(...messages: readonly (readonly [Severity, string])[]): 
   return new OvirtFault(severities[worst], "Operation Failed", sentences, { bracketed: true });
 }
 
+type Details = Readonly<Record<string, string>>;
+
+/** What a refusal of machines, disks and snapshots is told as: a whole sentence, or one behind what cannot be done. */
+const words: Readonly<
+  Record<RefusalRule, readonly [Severity, (details: Details, doing: string, message: string) => string]>
+> = {
+  "machine-locked": ["conflict", (_, doing) => `Cannot ${doing}: VM is locked. Please try again in a few minutes.`],
+  "machine-running": ["conflict", (_, doing) => `Cannot ${doing}. VM is running.`],
+  "machine-not-running": ["conflict", (_, doing) => `Cannot ${doing}. VM is not running.`],
+  "machine-not-down": [
+    "conflict",
+    ({ powerState = "" }) =>
+      `Cannot revert to Snapshot because the VM is in ${statusWords[powerState] ?? "Unknown"} status.`,
+  ],
+  "machine-unreachable": ["conflict", (_, doing) => `Cannot ${doing}. VM is not reachable.`],
+  "machine-has-backups": [
+    "conflict",
+    (_, doing) => `Cannot ${doing}. The VM has backups, which must be deleted first.`,
+  ],
+  "machine-protected": [
+    "conflict",
+    (_, doing) => `Cannot ${doing}. Delete protection is enabled. In order to delete, disable Delete protection first.`,
+  ],
+  "machine-id-taken": [
+    "conflict",
+    ({ name }) =>
+      `Import VM failed - VM ID already exists in the system. Please remove the VM (${name}) from the system first`,
+  ],
+  "machine-name-taken": [
+    "conflict",
+    (_, doing) => `Cannot ${doing}. The VM name is already in use, please choose a unique name and try again.`,
+  ],
+  "power-not-controlled": [
+    "conflict",
+    (_, doing) => `Cannot ${doing}. The VM is started and stopped by its hypervisor.`,
+  ],
+  "configuration-invalid": ["bad-parameters", (_, doing, message) => `Cannot ${doing}. ${message}`],
+  "ovf-unreadable": ["conflict", () => "The OVF configuration could not be parsed."],
+  "during-backup": ["conflict", (_, doing) => `Cannot ${doing}. The VM is during a backup operation.`],
+  "during-snapshot": [
+    "conflict",
+    (_, doing) =>
+      `Cannot ${doing}. The VM is performing an operation on a Snapshot. Please wait for the operation to finish, and try again.`,
+  ],
+  "disks-locked": [
+    "conflict",
+    ({ disks }, doing) =>
+      `Cannot ${doing}: The following disks are locked: ${disks}. Please try again in a few minutes.`,
+  ],
+  "disk-unknown": [
+    "bad-parameters",
+    ({ disk }, doing) => `Cannot ${doing}. The following disk(s) ID(s) does not exist: ${disk}.`,
+  ],
+  "disk-attached": ["conflict", (_, doing) => `Cannot ${doing}. The disk is already attached to VM.`],
+  "disk-attached-elsewhere": [
+    "conflict",
+    (_, doing) => `Cannot ${doing}. The disk is not shareable and is already attached to a VM.`,
+  ],
+  "disk-illegal": [
+    "bad-parameters",
+    ({ disk }, doing) => `Cannot ${doing}. The operation is not allowed for the illegal disk ${disk}.`,
+  ],
+  "disk-active": ["conflict", () => "Disk is already activated."],
+  "disk-inactive": ["conflict", () => "Disk is already deactivated."],
+  "disk-of-snapshot": ["conflict", (_, doing) => `Cannot ${doing}. The disk is a snapshot's, specify detach.`],
+  "snapshot-unknown": ["bad-parameters", (_, doing) => `Cannot ${doing}. VM's Snapshot does not exist.`],
+  "snapshot-not-regular": [
+    "conflict",
+    (_, doing) => `Cannot ${doing}. The operation is only allowed for regular snapshots.`,
+  ],
+  "snapshot-locked": [
+    "conflict",
+    (_, doing) => `Cannot ${doing}: The snapshot is locked. Please try again in a few minutes.`,
+  ],
+  "snapshot-lacks-disk": [
+    "bad-parameters",
+    (_, doing) => `Cannot ${doing}. The specified disk does not exist in the specified snapshot.`,
+  ],
+  "snapshot-attached": [
+    "conflict",
+    ({ attached = "" }, doing) =>
+      `Cannot ${doing}. The following VM's disks snapshots are plugged to other VMs (Disk Alias/Snapshot Description/VM attached to):` +
+      `\n\n${attached
+        .split("\n")
+        .map((line) => ` ${line} `)
+        .join("\n")}\n\nPlease deactivate/detach them from those VMs and try again.`,
+  ],
+  "restore-unsupported": ["conflict", (_, doing) => `Cannot ${doing}. The storage cannot go back to a snapshot.`],
+  "nic-name-taken": [
+    "conflict",
+    ({ name }, doing) => `Cannot ${doing}. The network interface name ${name} is already in use.`,
+  ],
+  "mac-taken": ["conflict", ({ mac }, doing) => `Cannot ${doing}. MAC Address ${mac} is already in use.`],
+};
+
+/** Power states as the engine's sentences name them. */
+const statusWords: Readonly<Record<string, string>> = {
+  ACTIVE: "Up",
+  SHUTOFF: "Down",
+  PAUSED: "Paused",
+  SUSPENDED: "Suspended",
+  MIGRATING: "Migrating",
+};
+
+const refusalOf = ({ rule, details, message }: RefusedError, doing: string): OvirtFault => {
+  const [severity, sentence] = words[rule];
+  return refused([severity, sentence(details, doing, message)]);
+};
+
+/** What a refusal says cannot be done, where the error itself does not know: `create Snapshot`. */
+export async function whenRefused<Result>(doing: string, work: () => Promise<Result>): Promise<Result> {
+  try {
+    return await work();
+  } catch (error) {
+    throw error instanceof RefusedError ? refusalOf(error, doing) : error;
+  }
+}
+
 /**
  * The only mapping from errors to what an oVirt client sees. Status 500 means an unexpected error, which the caller must log. An error that
  * a verb reports of the resource in the path is 404 without a body; of one that the body names it is 400: routes catch that.
@@ -84,6 +204,7 @@ export function faultOf(error: unknown): OvirtFault | BareStatus {
       ...(retryAfter !== undefined && { retryAfter }),
     });
   }
+  if (error instanceof RefusedError) return refusalOf(error, "do this");
   if (error instanceof QuotaExceededError) return refused(["conflict", `Quota exceeded: ${error.message}`]);
   if (error instanceof NoServiceError) return refused(["conflict", error.message]);
   if (error instanceof ImageTransferError) return transferFault(error);

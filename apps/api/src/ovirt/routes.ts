@@ -15,6 +15,10 @@ import { showEntryPoint } from "./entry-point.ts";
 import { imageTransferRoutes } from "./image-transfers.ts";
 import { infrastructureRoutes } from "./infrastructure.ts";
 import { jobRoutes } from "./jobs.ts";
+import { diskAttachmentRoutes } from "./machine-disks.ts";
+import { nicRoutes } from "./machine-nics.ts";
+import { machineSnapshotRoutes } from "./machine-snapshots.ts";
+import { machineRoutes } from "./machines.ts";
 import { storageDomainRoutes } from "./storage-domains.ts";
 
 export const ovirtRoutes: readonly Route[] = [
@@ -24,4 +28,8 @@ export const ovirtRoutes: readonly Route[] = [
   ...jobRoutes,
   ...imageTransferRoutes,
   ...diskRoutes,
+  ...machineRoutes,
+  ...nicRoutes,
+  ...diskAttachmentRoutes,
+  ...machineSnapshotRoutes,
 ];

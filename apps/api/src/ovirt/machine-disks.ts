@@ -1,0 +1,302 @@
+import {
+  attachDisk,
+  attachSnapshotDisk,
+  changeDisk,
+  type DiskChange,
+  detachDisk,
+  getMachine,
+  imageFormatOf,
+  isDiskInterface,
+  type MachineRow,
+  requestVolumeDelete,
+  type VolumeRow,
+} from "@tephra/control";
+import type { Context } from "../context.ts";
+import type { Body } from "./body.ts";
+import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
+import { type Element, type Fields, listOf, reference } from "./element.ts";
+import { BareStatus, incomplete, invalidValue, refused, whenRefused } from "./faults.ts";
+import { type Followed, type FollowTree, followed, refuseFollow } from "./follow.ts";
+import { storageDomainId } from "./storage-domains.ts";
+
+type DiskVolume = Omit<VolumeRow, "attachments">;
+
+export const formatIn =
+  ({ config }: Context) =>
+  (backend: string): "cow" | "raw" => {
+    const settings = config.volume_backends.find(({ name }) => name === backend);
+    return settings ? imageFormatOf(settings) : "raw";
+  };
+
+const statusOf = (status: string): string => {
+  if (status.startsWith("error")) return "illegal";
+  return ["available", "in-use", "reserved", "attaching", "detaching"].includes(status) ? "ok" : "locked";
+};
+
+/** What every representation of a disk has. Sizes in bytes; nobody here opens a volume to learn what it takes up. */
+export function diskFields(
+  context: Context,
+  volume: DiskVolume,
+  layer = { id: volume.imageId, bytes: volume.sizeBytes },
+): Fields {
+  const name = volume.name ?? volume.id;
+  const bytes = Number(layer.bytes);
+  return {
+    name,
+    description: volume.description ?? "",
+    actual_size: bytes,
+    alias: name,
+    backup: "none",
+    content_type: "data",
+    format: formatIn(context)(volume.backend),
+    image_id: layer.id,
+    initial_size: bytes,
+    propagate_errors: false,
+    provisioned_size: bytes,
+    shareable: false,
+    sparse: true,
+    status: statusOf(volume.status),
+    storage_type: "image",
+    total_size: bytes,
+    wipe_after_delete: false,
+    storage_domains: listOf("storage_domain", [reference("storagedomains", storageDomainId(volume.backend))]),
+  };
+}
+
+/** A disk that a machine has: its own, or that of a snapshot. */
+export interface AttachedDisk {
+  volume: DiskVolume;
+  plugged: boolean;
+  interface: string;
+  readOnly: boolean;
+  snapshotId: string | null;
+}
+
+export const attachedDisks = ({ disks, borrowed }: MachineRow): AttachedDisk[] => [
+  ...disks.map(({ volume, plugged, interface: kind, mode }) => ({
+    volume,
+    plugged,
+    interface: kind,
+    readOnly: mode === "ro",
+    snapshotId: null,
+  })),
+  ...borrowed.map(({ volume, plugged, interface: kind, groupSnapshotId }) => ({
+    volume,
+    plugged,
+    interface: kind,
+    readOnly: false,
+    snapshotId: groupSnapshotId,
+  })),
+];
+
+/** The guest finds a disk by its serial number, the first characters of its id. */
+const attachmentFields = ({ instance }: MachineRow, disk: AttachedDisk): Fields => {
+  const isSeen = disk.plugged && instance.powerState === "ACTIVE";
+  return {
+    active: disk.plugged,
+    bootable: disk.snapshotId === null && disk.volume.id === instance.bootVolumeId,
+    interface: disk.interface,
+    ...(isSeen && { logical_name: `/dev/disk/by-id/virtio-${disk.volume.id.slice(0, 20)}` }),
+  };
+};
+
+const attachmentView = (machine: MachineRow, disk: AttachedDisk): Element => ({
+  id: disk.volume.id,
+  path: `/vms/${machine.instance.id}/diskattachments/${disk.volume.id}`,
+  fields: {
+    ...attachmentFields(machine, disk),
+    pass_discard: false,
+    read_only: disk.readOnly,
+    uses_scsi_reservation: false,
+    disk: reference("disks", disk.volume.id),
+    vm: reference("vms", machine.instance.id),
+  },
+});
+
+/** As version 3 shows it below a machine. */
+const diskView = (context: Context, machine: MachineRow, disk: AttachedDisk): Element => ({
+  id: disk.volume.id,
+  path: `/vms/${machine.instance.id}/disks/${disk.volume.id}`,
+  actions: ["activate", "deactivate", "export", "move"],
+  links: [
+    ["permissions", `/disks/${disk.volume.id}/permissions`],
+    ["disksnapshots", `/disks/${disk.volume.id}/disksnapshots`],
+    ["statistics", `/disks/${disk.volume.id}/statistics`],
+  ],
+  fields: {
+    ...diskFields(context, disk.volume),
+    ...attachmentFields(machine, disk),
+    vm: reference("vms", machine.instance.id),
+    ...(disk.snapshotId !== null && { snapshot: { id: disk.snapshotId } }),
+  },
+});
+
+const links = (context: Context): Followed<AttachedDisk> => ({
+  disk: async ({ volume }, deeper) => {
+    refuseFollow(deeper);
+    return { id: volume.id, path: `/disks/${volume.id}`, fields: diskFields(context, volume) };
+  },
+});
+
+/** The attachments of a machine, with what is asked for in place of links. */
+export async function attachmentList(context: Context, machine: MachineRow, tree: FollowTree) {
+  const views = attachedDisks(machine).map((disk) =>
+    followed(attachmentView(machine, disk), disk, tree, links(context)),
+  );
+  return listOf("disk_attachment", await Promise.all(views));
+}
+
+const machineIn = ({ database }: Context, { principal, params }: Call): Promise<MachineRow> =>
+  getMachine(database, principal, params["vm"] ?? "");
+
+function diskIn(machine: MachineRow, { params }: Call): AttachedDisk {
+  const found = attachedDisks(machine).find(({ volume }) => volume.id === params["disk"]?.toLowerCase());
+  if (!found) throw new BareStatus(404);
+  return found;
+}
+
+const listAttachments: Handle = async (context, call) =>
+  shown("disk_attachments", await attachmentList(context, await machineIn(context, call), call.follow));
+
+const showAttachment: Handle = async (context, call) => {
+  const machine = await machineIn(context, call);
+  const disk = diskIn(machine, call);
+  return shown("disk_attachment", await followed(attachmentView(machine, disk), disk, call.follow, links(context)));
+};
+
+const listDisks: Handle = async (context, call) => {
+  const machine = await machineIn(context, call);
+  return shown(
+    "disks",
+    listOf(
+      "disk",
+      attachedDisks(machine).map((disk) => diskView(context, machine, disk)),
+    ),
+  );
+};
+
+const showDisk: Handle = async (context, call) => {
+  const machine = await machineIn(context, call);
+  return shown("disk", diskView(context, machine, diskIn(machine, call)));
+};
+
+function interfaceOf(body: Body) {
+  const text = body.string("interface")?.toLowerCase();
+  if (text === undefined) return undefined;
+  if (!isDiskInterface(text)) throw invalidValue(`interface: '${text.slice(0, 64)}' is not a disk interface`);
+  return text;
+}
+
+/** Attaches what the body names by its id, whatever else of the disk it repeats. */
+async function attach(context: Context, call: Call, disk: Body): Promise<void> {
+  const { database } = context;
+  const { principal, params, body } = call;
+  const machineId = params["vm"] ?? "";
+  const diskId = disk.id ?? "";
+  const snapshotId = disk.at("snapshot")?.id;
+  const settings = { active: body.boolean("active") ?? false, interface: interfaceOf(body) ?? ("virtio" as const) };
+  const flags = { bootable: body.boolean("bootable") ?? false, readOnly: body.boolean("read_only") ?? false };
+  await whenRefused("attach Virtual Disk", () =>
+    snapshotId === undefined
+      ? attachDisk(database, principal, machineId, diskId, { ...settings, ...flags })
+      : attachSnapshotDisk(database, principal, machineId, { diskId, snapshotId, ...settings }),
+  );
+}
+
+/** The disk that was just attached: the path does not name it. */
+const attachedIn = async (context: Context, call: Call, diskId: string) => {
+  const machine = await machineIn(context, call);
+  return { machine, disk: diskIn(machine, { ...call, params: { ...call.params, disk: diskId } }) };
+};
+
+const addAttachment: Handle = async (context, call) => {
+  const disk = call.body.at("disk");
+  await machineIn(context, call);
+  if (disk?.id === undefined) throw incomplete("DiskAttachment", ["disk.id"], "add");
+  await attach(context, call, disk);
+  const made = await attachedIn(context, call, disk.id);
+  return created("disk_attachment", attachmentView(made.machine, made.disk), false);
+};
+
+const addDisk: Handle = async (context, call) => {
+  await machineIn(context, call);
+  if (call.body.id === undefined) throw incomplete("Disk", ["id"], "add");
+  await attach(context, call, call.body);
+  const made = await attachedIn(context, call, call.body.id);
+  return created("disk", diskView(context, made.machine, made.disk), false);
+};
+
+async function change(context: Context, call: Call, to: DiskChange, refuseSame = false): Promise<void> {
+  const { params, principal } = call;
+  const doing = to.active === undefined ? "edit Virtual Disk" : `${to.active ? "hot plug" : "hot unplug"} Virtual Disk`;
+  await whenRefused(doing, () =>
+    changeDisk(context.database, principal, params["vm"] ?? "", params["disk"] ?? "", to, { refuseSame }),
+  );
+}
+
+function changeOf({ body }: Call): DiskChange {
+  const [active, bootable, kind] = [body.boolean("active"), body.boolean("bootable"), interfaceOf(body)];
+  return {
+    ...(active !== undefined && { active }),
+    ...(bootable !== undefined && { bootable }),
+    ...(kind !== undefined && { interface: kind }),
+  };
+}
+
+const updateAttachment: Handle = async (context, call) => {
+  await change(context, call, changeOf(call));
+  return showAttachment(context, call);
+};
+
+const updateDisk: Handle = async (context, call) => {
+  await change(context, call, changeOf(call));
+  return showDisk(context, call);
+};
+
+const plug =
+  (active: boolean): Handle =>
+  async (context, call) => {
+    await change(context, call, { active }, true);
+    return done();
+  };
+
+/** Detaches a disk; its volume is removed only where the request says so. A snapshot's disk is never removed through another machine. */
+async function detach({ database }: Context, call: Call, keepVolume: boolean): Promise<void> {
+  const { principal, params } = call;
+  const diskId = params["disk"] ?? "";
+  await whenRefused("remove Virtual Disk", () =>
+    detachDisk(database, principal, params["vm"] ?? "", diskId, { volumesOnly: !keepVolume }),
+  );
+  if (!keepVolume) await requestVolumeDelete(database, principal, diskId.toLowerCase(), { cascade: false });
+}
+
+const removeAttachment: Handle = async (context, call) => {
+  await detach(context, call, call.parameters.flag("detach_only") ?? call.parameters.flag("detach") ?? true);
+  return done();
+};
+
+/** Version 3 of the engine removes the disk unless it is told to detach it: here it has to be told which. */
+const removeDisk: Handle = async (context, call) => {
+  diskIn(await machineIn(context, call), call);
+  const { body, parameters } = call;
+  const keeps = body.boolean("detach") ?? parameters.flag("detach") ?? parameters.flag("detach_only") ?? false;
+  if (!keeps) throw refused(["conflict", "Cannot remove Virtual Disk. Specify detach: disks are removed at /disks."]);
+  await detach(context, call, true);
+  return done();
+};
+
+/** Disks of machines: attachments in version 4, disks below the machine in version 3; both are served in each. */
+export const diskAttachmentRoutes: readonly Route[] = [
+  ["GET", "/vms/:vm/diskattachments", "ovirt:get", listAttachments],
+  ["POST", "/vms/:vm/diskattachments", "ovirt:change", addAttachment],
+  ["GET", "/vms/:vm/diskattachments/:disk", "ovirt:get", showAttachment],
+  ["PUT", "/vms/:vm/diskattachments/:disk", "ovirt:change", updateAttachment],
+  ["DELETE", "/vms/:vm/diskattachments/:disk", "ovirt:change", removeAttachment],
+  ["GET", "/vms/:vm/disks", "ovirt:get", listDisks],
+  ["POST", "/vms/:vm/disks", "ovirt:change", addDisk],
+  ["GET", "/vms/:vm/disks/:disk", "ovirt:get", showDisk],
+  ["PUT", "/vms/:vm/disks/:disk", "ovirt:change", updateDisk],
+  ["DELETE", "/vms/:vm/disks/:disk", "ovirt:change", removeDisk],
+  ["ACTION", "/vms/:vm/disks/:disk/activate", "ovirt:change", plug(true)],
+  ["ACTION", "/vms/:vm/disks/:disk/deactivate", "ovirt:change", plug(false)],
+];

@@ -1,0 +1,174 @@
+import {
+  activeDescription,
+  activeSnapshotId,
+  describeMachine,
+  getMachine,
+  getMachineSnapshot,
+  listMachineSnapshots,
+  type MachineRow,
+  type MachineSnapshot,
+  removeMachineSnapshot,
+  restoreMachineSnapshot,
+  takeMachineSnapshot,
+} from "@tephra/control";
+import type { Context } from "../context.ts";
+import type { Body } from "./body.ts";
+import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
+import { type Element, type Fields, group, listOf, reference } from "./element.ts";
+import { BareStatus, incomplete, invalidValue, whenRefused } from "./faults.ts";
+import { refuseFollow } from "./follow.ts";
+import { diskFields, formatIn } from "./machine-disks.ts";
+
+const descriptionMax = 4_096;
+
+/** A configuration as clients keep it, to make the machine of it again. */
+export const initialization = (ovf: string): Fields => ({
+  initialization: group({ configuration: group({ data: ovf, type: "ovf" }) }),
+});
+
+const statusOf = ({ status }: MachineSnapshot): string =>
+  status === "creating" || status === "deleting" ? "locked" : "ok";
+
+const view = (snapshot: MachineSnapshot, machineId: string, allContent: boolean): Element => ({
+  id: snapshot.id,
+  path: `/vms/${machineId}/snapshots/${snapshot.id}`,
+  actions: ["restore"],
+  links: ["cdroms", "disks"],
+  fields: {
+    description: snapshot.description ?? "",
+    vm: reference("vms", machineId),
+    date: snapshot.takenAt ?? snapshot.createdAt,
+    persist_memorystate: false,
+    snapshot_status: statusOf(snapshot),
+    ...(allContent && snapshot.ovf !== null && initialization(snapshot.ovf)),
+    snapshot_type: "regular",
+  },
+});
+
+/** The machine as it is now is one of its snapshots, too. */
+async function activeView(context: Context, machine: MachineRow, allContent: boolean): Promise<Element> {
+  const id = activeSnapshotId(machine);
+  return {
+    id,
+    path: `/vms/${machine.instance.id}/snapshots/${id}`,
+    fields: {
+      description: activeDescription,
+      date: machine.instance.createdAt,
+      persist_memorystate: false,
+      snapshot_status: "ok",
+      ...(allContent && initialization(await describeMachine(context.database, machine, formatIn(context), null))),
+      snapshot_type: "active",
+    },
+  };
+}
+
+const machineIn = ({ database }: Context, { principal, params }: Call): Promise<MachineRow> =>
+  getMachine(database, principal, params["vm"] ?? "");
+
+const snapshotIn = ({ database }: Context, { principal, params }: Call): Promise<MachineSnapshot> =>
+  getMachineSnapshot(database, principal, params["vm"] ?? "", params["snapshot"] ?? "");
+
+const isActive = (machine: MachineRow, { params }: Call): boolean =>
+  activeSnapshotId(machine) === params["snapshot"]?.toLowerCase();
+
+const list: Handle = async (context, call) => {
+  refuseFollow(call.follow);
+  const machine = await machineIn(context, call);
+  const rows = await listMachineSnapshots(context.database, call.principal, machine.instance.id);
+  const views = rows.map((row) => view(row, machine.instance.id, call.allContent));
+  return shown("snapshots", listOf("snapshot", [await activeView(context, machine, call.allContent), ...views]));
+};
+
+const show: Handle = async (context, call) => {
+  refuseFollow(call.follow);
+  const machine = await machineIn(context, call);
+  if (isActive(machine, call)) return shown("snapshot", await activeView(context, machine, call.allContent));
+  return shown("snapshot", view(await snapshotIn(context, call), machine.instance.id, call.allContent));
+};
+
+/** Disks that a request chooses, by their ids or those of their layers. Null: it does not choose; none: the configuration alone. */
+function chosenIn(body: Body): string[] | null {
+  const attachments = body.items("disk_attachments", "disk_attachment")?.map((each) => each.at("disk"));
+  const disks = attachments ?? body.items("disks", "disk");
+  return disks?.map((disk) => disk?.string("image_id") ?? disk?.id ?? "") ?? null;
+}
+
+const add: Handle = async (context, call) => {
+  const { principal, params, body } = call;
+  const machineId = params["vm"] ?? "";
+  const description = body.string("description");
+  if (description === undefined) throw incomplete("Snapshot", ["description"], "add");
+  if (description.length > descriptionMax) throw invalidValue("description: too long");
+  const request = { description, disks: chosenIn(body), formatOf: formatIn(context) };
+  const made = await whenRefused("create Snapshot", () =>
+    takeMachineSnapshot(context.database, context.config, principal, machineId, request),
+  );
+  return created("snapshot", view(made, made.instanceId ?? machineId, false), made.status !== "available");
+};
+
+const remove: Handle = async ({ database }, { principal, params }) => {
+  await whenRefused("remove Snapshot", () =>
+    removeMachineSnapshot(database, principal, params["vm"] ?? "", params["snapshot"] ?? ""),
+  );
+  return done();
+};
+
+const restore: Handle = async ({ database }, { principal, params }) =>
+  whenRefused("revert to Snapshot", () =>
+    restoreMachineSnapshot(database, principal, params["vm"] ?? "", params["snapshot"] ?? ""),
+  );
+
+const diskViews = async (context: Context, call: Call): Promise<Element[]> => {
+  const machine = await machineIn(context, call);
+  const path = `/vms/${machine.instance.id}/snapshots/${call.params["snapshot"]?.toLowerCase()}/disks`;
+  const kindOf = (volumeId: string) => machine.disks.find((disk) => disk.volumeId === volumeId)?.interface ?? "virtio";
+  const ofThree = (volumeId: string) => (call.version === 3 ? { interface: kindOf(volumeId) } : {});
+  if (isActive(machine, call)) {
+    const snapshot = { id: activeSnapshotId(machine) };
+    return machine.disks.map(({ volume }) => ({
+      id: volume.id,
+      path: `${path}/${volume.id}`,
+      fields: { ...diskFields(context, volume), snapshot, ...ofThree(volume.id) },
+    }));
+  }
+  const snapshot = await snapshotIn(context, call);
+  return snapshot.snapshots.map(({ id, sizeBytes, volume, status }) => ({
+    id: volume.id,
+    path: `${path}/${volume.id}`,
+    fields: {
+      ...diskFields(context, volume, { id, bytes: sizeBytes }),
+      status:
+        status === "available" || status === "backing-up" ? "ok" : status.startsWith("error") ? "illegal" : "locked",
+      snapshot: { id: snapshot.id },
+      ...ofThree(volume.id),
+    },
+  }));
+};
+
+const listDisks: Handle = async (context, call) => {
+  refuseFollow(call.follow);
+  return shown("disks", listOf("disk", await diskViews(context, call)));
+};
+
+const showDisk: Handle = async (context, call) => {
+  refuseFollow(call.follow);
+  const found = (await diskViews(context, call)).find(({ id }) => id === call.params["disk"]?.toLowerCase());
+  if (!found) throw new BareStatus(404);
+  return shown("disk", found);
+};
+
+const noCdroms: Handle = async (context, call) => {
+  await show(context, call);
+  return shown("cdroms", listOf("cdrom", []));
+};
+
+export const machineSnapshotRoutes: readonly Route[] = [
+  ["GET", "/vms/:vm/snapshots", "ovirt:get", list],
+  ["POST", "/vms/:vm/snapshots", "ovirt:change", add],
+  ["GET", "/vms/:vm/snapshots/:snapshot", "ovirt:get", show],
+  ["DELETE", "/vms/:vm/snapshots/:snapshot", "ovirt:change", remove],
+  ["ACTION", "/vms/:vm/snapshots/:snapshot/restore", "ovirt:change", restore],
+  ["GET", "/vms/:vm/snapshots/:snapshot/disks", "ovirt:get", listDisks],
+  ["GET", "/vms/:vm/snapshots/:snapshot/disks/:disk", "ovirt:get", showDisk],
+  ["GET", "/vms/:vm/snapshots/:snapshot/cdroms", "ovirt:get", noCdroms],
+];

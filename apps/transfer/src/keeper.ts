@@ -43,6 +43,7 @@ export class Keeper {
   /** What is being done about a transfer. */
   readonly #works = new Map<string, Promise<void>>();
   readonly #failingSince = new Map<string, number>();
+  #telling: Promise<void> = Promise.resolve();
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -104,7 +105,14 @@ export class Keeper {
     this.#works.set(id, begun);
   }
 
-  async #tellActivity(): Promise<void> {
+  /** One after the other: what one has taken is told when the next has been. */
+  #tellActivity(): Promise<void> {
+    const telling = this.#telling.then(() => this.#tellOnce());
+    this.#telling = telling.catch(() => {});
+    return telling;
+  }
+
+  async #tellOnce(): Promise<void> {
     const told = [...this.#sessions].map(([id, session]) => ({ id, session, activity: session.takeActivity() }));
     try {
       await noteActivity(
@@ -140,6 +148,7 @@ export class Keeper {
 
   async #close(session: Session, row: ImageTransferRow | undefined): Promise<void> {
     await session.end();
+    await this.#tellActivity();
     this.#sessions.delete(session.row.id);
     // Others have ended it: what was written belongs to nothing any more.
     if (row === undefined) await this.#abandon(session.row);
@@ -150,6 +159,7 @@ export class Keeper {
     const session = this.#sessions.get(row.id);
     try {
       await session?.finish();
+      await this.#tellActivity();
       this.#sessions.delete(row.id);
       const { draft, volumeId } = row;
       if (draft !== null && row.sizeBytes !== null) {

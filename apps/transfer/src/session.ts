@@ -87,7 +87,7 @@ export class Session {
     }
   }
 
-  /** Ends it: what is at work is cut off, and the image closed when that has noticed. */
+  /** Ends it: what is at work is cut off, and the image closed when that has noticed. May be called again. */
   async end(): Promise<void> {
     this.#ended = true;
     for (const cut of this.#requests) cut();
@@ -109,7 +109,7 @@ export class Session {
         setTimeout(settled, 1_000).unref();
       });
     }
-    if (this.image.isWritable) await this.image.flush();
+    if (this.isOpen && this.image.isWritable) await this.image.flush();
     await this.end();
   }
 }

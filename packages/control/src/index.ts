@@ -174,7 +174,7 @@ export { type Attachment, GiB, getVolume, gibOf, type VolumeRow } from "./rows/v
 export { findToken, isOfCredential, issueToken, revokeToken } from "./sign-in/tokens.ts";
 export { backupTransitions, snapshotTransitions, volumeTransitions } from "./states.ts";
 export type { Logger } from "./telemetry/telemetry.ts";
-export { devicePath, formatIn, imageFormatOf } from "./volume-backends.ts";
+export { devicePath, formatIn } from "./volume-backends.ts";
 export { requestVolumeAdoption } from "./volumes/adopt.ts";
 export {
   attachVolume,

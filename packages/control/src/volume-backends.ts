@@ -115,14 +115,10 @@ export const devicePath = (settings: VolumeBackendConfig, volumeId: string): str
 export const protocolOf = (settings: VolumeBackendConfig): DriverFacts<VolumeBackendConfig>["protocol"] =>
   factsOf(settings).protocol;
 
-/** See DriverFacts. */
-export const imageFormatOf = (settings: VolumeBackendConfig): DriverFacts<VolumeBackendConfig>["imageFormat"] =>
-  factsOf(settings).imageFormat;
-
-/** The same of the backend of that name; `raw` for one that is no longer configured. */
+/** See DriverFacts, of the backend of that name; `raw` for one that is no longer configured. */
 export const formatIn = (backends: readonly VolumeBackendConfig[], name: string): "raw" | "cow" => {
   const settings = backends.find((backend) => backend.name === name);
-  return settings === undefined ? "raw" : imageFormatOf(settings);
+  return settings === undefined ? "raw" : factsOf(settings).imageFormat;
 };
 
 /** See DriverFacts. */

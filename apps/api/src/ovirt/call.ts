@@ -3,7 +3,7 @@ import type { Context } from "../context.ts";
 import type { Rule } from "../http/policy.ts";
 import type { Parameters, Version } from "./address.ts";
 import type { Body } from "./body.ts";
-import type { Element, Root } from "./element.ts";
+import { type Element, listOf, type Root } from "./element.ts";
 import type { FollowTree } from "./follow.ts";
 
 /** One authenticated request. */
@@ -51,3 +51,12 @@ export const created = (name: string, element: Element, isPending: boolean): Ans
   return { kind: "created", name, element, isPending };
 };
 export const done = (job: string | null = null): Answer => ({ kind: "done", job });
+
+/** An empty list below something; `find` throws when there is no such thing. */
+export const emptyBelow =
+  (find: (context: Context, call: Call) => Promise<unknown>) =>
+  (name: string, item: string): Handle =>
+  async (context, call) => {
+    await find(context, call);
+    return shown(name, listOf(item, []));
+  };

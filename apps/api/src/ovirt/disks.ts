@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import {
   type Database,
   formatIn,
@@ -17,7 +18,7 @@ import {
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
-import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
+import { type Call, created, done, emptyBelow, type Handle, type Route, shown } from "./call.ts";
 import { type Element, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, refused } from "./faults.ts";
 import { refuseFollow } from "./follow.ts";
@@ -41,6 +42,7 @@ export const diskStatus = ({ status }: Pick<DiskRow, "status">): "ok" | "locked"
   return status.startsWith("error") ? "illegal" : "locked";
 };
 
+/** The format of the disks of a backend. */
 export const diskFormat = ({ config }: Context, backend: string): "cow" | "raw" =>
   formatIn(config.volume_backends, backend);
 
@@ -209,15 +211,15 @@ function newDiskOf(context: Context, body: Body) {
   };
 }
 
-/** How often a client that waits for its disk is looked for, and how long. */
+/** While a client waits for its disk: how often it is looked for, since nothing tells the API when a volume is there, and how many times. */
 const pollMs = 200;
-const waitMax = 300;
+const looksMax = 300;
 
 /** The disk once it is no longer being made, or as it is when the client has waited long enough. */
 async function whenMade({ database }: Context, call: Call, row: VolumeRow): Promise<VolumeRow> {
   let seen = row;
-  for (let waited = 0; seen.status === "creating" && waited < waitMax && !call.gone.aborted; waited += 1) {
-    await new Promise((resolve) => setTimeout(resolve, pollMs));
+  for (let looks = 0; seen.status === "creating" && looks < looksMax && !call.gone.aborted; looks += 1) {
+    await sleep(pollMs);
     seen = await getVolume(database, call.principal, row.id);
   }
   return seen;
@@ -293,13 +295,8 @@ const remove: Handle = async ({ database }, call) => {
   }
 };
 
-/** Of an existing disk: nobody is named there, nothing is measured. */
-const nothingBelow =
-  (name: string, item: string): Handle =>
-  async ({ database }, call) => {
-    await getVolume(database, call.principal, idOf(call));
-    return shown(name, listOf(item, []));
-  };
+/** Nobody is named there, nothing is measured. */
+const nothingBelow = emptyBelow(({ database }, call) => getVolume(database, call.principal, idOf(call)));
 
 /** Volumes, in oVirt's words and in bytes. */
 export const diskRoutes: readonly Route[] = [

@@ -5,7 +5,6 @@ import {
   type DiskChange,
   detachDisk,
   getMachine,
-  imageFormatOf,
   isDiskInterface,
   type MachineRow,
   requestVolumeDelete,
@@ -14,24 +13,13 @@ import {
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
 import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
+import { diskFormat, diskStatus } from "./disks.ts";
 import { type Element, type Fields, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, refused, whenRefused } from "./faults.ts";
 import { type Followed, type FollowTree, followed, refuseFollow } from "./follow.ts";
 import { storageDomainId } from "./storage-domains.ts";
 
 type DiskVolume = Omit<VolumeRow, "attachments">;
-
-export const formatIn =
-  ({ config }: Context) =>
-  (backend: string): "cow" | "raw" => {
-    const settings = config.volume_backends.find(({ name }) => name === backend);
-    return settings ? imageFormatOf(settings) : "raw";
-  };
-
-const statusOf = (status: string): string => {
-  if (status.startsWith("error")) return "illegal";
-  return ["available", "in-use", "reserved", "attaching", "detaching"].includes(status) ? "ok" : "locked";
-};
 
 /** What every representation of a disk has. Sizes in bytes; nobody here opens a volume to learn what it takes up. */
 export function diskFields(
@@ -48,14 +36,14 @@ export function diskFields(
     alias: name,
     backup: "none",
     content_type: "data",
-    format: formatIn(context)(volume.backend),
+    format: diskFormat(context, volume.backend),
     image_id: layer.id,
     initial_size: bytes,
     propagate_errors: false,
     provisioned_size: bytes,
     shareable: false,
     sparse: true,
-    status: statusOf(volume.status),
+    status: diskStatus(volume),
     storage_type: "image",
     total_size: bytes,
     wipe_after_delete: false,

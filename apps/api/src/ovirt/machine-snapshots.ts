@@ -14,10 +14,11 @@ import {
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
 import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
+import { diskFormat } from "./disks.ts";
 import { type Element, type Fields, group, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, whenRefused } from "./faults.ts";
 import { refuseFollow } from "./follow.ts";
-import { diskFields, formatIn } from "./machine-disks.ts";
+import { diskFields } from "./machine-disks.ts";
 
 const descriptionMax = 4_096;
 
@@ -56,7 +57,10 @@ async function activeView(context: Context, machine: MachineRow, allContent: boo
       date: machine.instance.createdAt,
       persist_memorystate: false,
       snapshot_status: "ok",
-      ...(allContent && initialization(await describeMachine(context.database, machine, formatIn(context), null))),
+      ...(allContent &&
+        initialization(
+          await describeMachine(context.database, machine, (backend) => diskFormat(context, backend), null),
+        )),
       snapshot_type: "active",
     },
   };
@@ -99,7 +103,7 @@ const add: Handle = async (context, call) => {
   const description = body.string("description");
   if (description === undefined) throw incomplete("Snapshot", ["description"], "add");
   if (description.length > descriptionMax) throw invalidValue("description: too long");
-  const request = { description, disks: chosenIn(body), formatOf: formatIn(context) };
+  const request = { description, disks: chosenIn(body), formatOf: (backend: string) => diskFormat(context, backend) };
   const made = await whenRefused("create Snapshot", () =>
     takeMachineSnapshot(context.database, context.config, principal, machineId, request),
   );

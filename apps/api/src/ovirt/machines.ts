@@ -11,14 +11,15 @@ import {
   updateMachine,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
-import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
+import { type Call, created, done, emptyBelow, type Handle, type Route, shown } from "./call.ts";
+import { diskFormat } from "./disks.ts";
 import { type Element, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, whenRefused } from "./faults.ts";
 import { zeroId } from "./fixed-ids.ts";
 import { type Followed, followed } from "./follow.ts";
 import { clustersOf } from "./infrastructure.ts";
 import { configurationFields, configurationOf } from "./machine-configuration.ts";
-import { attachmentList, formatIn } from "./machine-disks.ts";
+import { attachmentList } from "./machine-disks.ts";
 import { nicList } from "./machine-nics.ts";
 import { initialization } from "./machine-snapshots.ts";
 import { type Searchable, searched } from "./search.ts";
@@ -55,7 +56,10 @@ async function view(context: Context, machine: MachineRow, { version, allContent
       ...configurationFields(settings, createdAt),
       status: statusOf(machine, version),
       cluster: reference("clusters", clustersOf(context.config)[0]?.id ?? ""),
-      ...(allContent && initialization(await describeMachine(context.database, machine, formatIn(context), null))),
+      ...(allContent &&
+        initialization(
+          await describeMachine(context.database, machine, (backend) => diskFormat(context, backend), null),
+        )),
       template: reference("templates", zeroId),
     },
   };
@@ -182,12 +186,9 @@ const power =
     return done();
   };
 
-const empty =
-  (name: string, item: string): Handle =>
-  async ({ database }, { principal, params }) => {
-    await getMachine(database, principal, params["vm"] ?? "");
-    return shown(name, listOf(item, []));
-  };
+const nothingBelow = emptyBelow(({ database }, { principal, params }) =>
+  getMachine(database, principal, params["vm"] ?? ""),
+);
 
 export const machineRoutes: readonly Route[] = [
   ["GET", "/vms", "ovirt:get", list],
@@ -198,8 +199,8 @@ export const machineRoutes: readonly Route[] = [
   ["ACTION", "/vms/:vm/start", "ovirt:change", power("start", "run VM")],
   ["ACTION", "/vms/:vm/stop", "ovirt:change", power("stop", "stop VM")],
   ["ACTION", "/vms/:vm/shutdown", "ovirt:change", power("shutdown", "shutdown VM")],
-  ["GET", "/vms/:vm/tags", "ovirt:get", empty("tags", "tag")],
-  ["GET", "/vms/:vm/permissions", "ovirt:get", empty("permissions", "permission")],
-  ["GET", "/vms/:vm/applications", "ovirt:get", empty("applications", "application")],
-  ["GET", "/vms/:vm/cdroms", "ovirt:get", empty("cdroms", "cdrom")],
+  ["GET", "/vms/:vm/tags", "ovirt:get", nothingBelow("tags", "tag")],
+  ["GET", "/vms/:vm/permissions", "ovirt:get", nothingBelow("permissions", "permission")],
+  ["GET", "/vms/:vm/applications", "ovirt:get", nothingBelow("applications", "application")],
+  ["GET", "/vms/:vm/cdroms", "ovirt:get", nothingBelow("cdroms", "cdrom")],
 ];

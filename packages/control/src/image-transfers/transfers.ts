@@ -18,7 +18,7 @@ import {
 } from "../rows/image-transfers.ts";
 import { move } from "../rows/move.ts";
 import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
-import { imageFormatOf } from "../volume-backends.ts";
+import { formatIn } from "../volume-backends.ts";
 import { withoutTicket } from "./serve.ts";
 import { imageServerFor } from "./servers.ts";
 import { ticketKey, ticketOf } from "./ticket.ts";
@@ -81,9 +81,7 @@ export async function requestImageTransfer(
       : null;
     const volume = seen === null ? null : await lockVolume(tx, seen.id);
     if (!volume || volume.status === "deleting") throw new ImageTransferError("disk-unknown", { disk: volumeId });
-    const settings = config.volume_backends.find(({ name }) => name === volume.backend);
-    const own = settings === undefined ? "raw" : imageFormatOf(settings);
-    const format = request.format ?? own;
+    const format = request.format ?? formatIn(config.volume_backends, volume.backend);
     // Never raw in its place: what a client then sends is an image, not what a guest is to see.
     if (format === "cow") throw new ImageTransferError("format-not-applicable");
     await requireFree(tx, volume);

@@ -9,6 +9,7 @@ import { beginBackup } from "./encryption/begin-backup.ts";
 import type { BackupLayout } from "./format/layout.ts";
 import type { RangeReport } from "./format/range-report.ts";
 import type { Repository } from "./repository/repository.ts";
+import { newRegionCache, openBackupSource } from "./restore/backup-source.ts";
 import {
   type PlannedRestore,
   type PlanRestoreInput,
@@ -30,7 +31,7 @@ import {
 } from "./restore/verify.ts";
 import type { RunContext } from "./run/run-context.ts";
 import { createEngineContext, type EngineOptions } from "./threads/engine-context.ts";
-import type { VolumeTarget } from "./volume/volume.ts";
+import type { VolumeSource, VolumeTarget } from "./volume/volume.ts";
 
 /**
  * The data plane. Calls may run concurrently; they share the engine's threads and memory. Each verb is documented at the function of the
@@ -64,6 +65,7 @@ export interface Engine extends AsyncDisposable {
     ctx: RunContext,
   ): Promise<{ bytes: number; warnings: string[] }>;
   restoreStream(input: RestoreStreamInput, ctx: RunContext): Promise<{ bytes: number; warnings: string[] }>;
+  openBackupSource(input: { chain: readonly BackupReference[] }, signal: AbortSignal): Promise<VolumeSource>;
   verifyBackup(input: VerifyInput, ctx: RunContext): Promise<VerifyResult>;
   planVerify(input: PlanVerifyInput, ctx: RunContext): Promise<PlannedVerify>;
   verifyRange(input: VerifyRangeInput, ctx: RunContext): Promise<VerifyResult>;
@@ -77,7 +79,7 @@ export interface Engine extends AsyncDisposable {
 
 /** Starts an engine. */
 export function openEngine(options: EngineOptions = {}): Engine {
-  const context = createEngineContext(options);
+  const context = { ...createEngineContext(options), regions: newRegionCache() };
   return {
     beginBackup,
     copyRange: (input, ctx) => copyRange(context, input, ctx),
@@ -87,6 +89,7 @@ export function openEngine(options: EngineOptions = {}): Engine {
     restoreRange: (input, ctx) => restoreRange(context, input, ctx),
     restoreWhole: (input, ctx) => restoreWhole(context, input, ctx),
     restoreStream: (input, ctx) => restoreStream(context, input, ctx),
+    openBackupSource: (input, signal) => openBackupSource(context, input, signal),
     verifyBackup: (input, ctx) => verifyBackup(context, input, ctx),
     planVerify,
     verifyRange: (input, ctx) => verifyRange(context, input, ctx),

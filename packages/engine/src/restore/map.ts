@@ -17,7 +17,8 @@ const mapLine = z.tuple([
   z.array(z.tuple([z.int(), z.int()])).min(1),
 ]);
 
-function mapBytes({ layer, entry, segments }: MappedObject): Buffer {
+/** The line of an object, in its staged form. */
+export function mapBytes({ layer, entry, segments }: MappedObject): Buffer {
   const line = [layer, entry.number, entry.offset, entry.length, entry.compression, entry.md5, segments];
   return Buffer.from(`${JSON.stringify(line)}\n`);
 }
@@ -59,12 +60,13 @@ export async function readMap(
   if (hash.digest("hex") !== range.map.digest) {
     throw new InvalidBackupError(`The staged map ${key.name} is not the one that was planned; plan the restore again.`);
   }
-  const objects: MappedObject[] = [];
-  for (const line of Buffer.concat(chunks).toString("latin1").split("\n")) {
-    if (line === "") continue;
-    objects.push(parseMapLine(line));
-  }
-  return objects;
+  return parseMap(Buffer.concat(chunks));
+}
+
+/** The objects of a slice in its staged form. InvalidBackupError for a line that no plan could have written. */
+export function parseMap(bytes: Buffer): MappedObject[] {
+  const lines = bytes.toString("latin1").split("\n");
+  return lines.filter((line) => line !== "").map(parseMapLine);
 }
 
 /** InvalidBackupError for a line that no plan could have written. */

@@ -14,9 +14,9 @@ import {
   transferByTicket,
   transfersOf,
 } from "@tephra/control/work";
-import { EngineError, type RunContext } from "@tephra/engine";
-import type { Backends } from "./backends.ts";
+import { type Engine, EngineError, type RunContext } from "@tephra/engine";
 import { openImage, TransferLostError } from "./open-image.ts";
+import type { Places } from "./places.ts";
 import { Session } from "./session.ts";
 
 /** How long what the storage refuses is tried again before the transfer fails. */
@@ -29,7 +29,8 @@ export interface KeeperOptions {
   database: Database;
   log: Logger;
   serverId: string;
-  backends: Backends;
+  places: Places;
+  engine: Engine;
   ticketKey: Buffer;
   requestsMax: number;
   /** @throws when this process may not change anything any more */
@@ -126,11 +127,11 @@ export class Keeper {
   }
 
   async #open(seen: ImageTransferRow): Promise<void> {
-    const { database, serverId, backends, ticketKey, requestsMax, log } = this.#options;
+    const { database, serverId, ticketKey, requestsMax, log } = this.#options;
     const claimed = await claimTransfer(database, serverId, seen.id);
     if (claimed === null) return;
     try {
-      const opened = await openImage(database, await backends.open(claimed.backend), claimed, this.#run());
+      const opened = await openImage(this.#options, claimed, this.#run());
       const ticket = newTicket(ticketKey, claimed.id);
       const sizeBytes = opened.image.sizeBytes;
       if (!(await openTransfer(database, claimed, { sizeBytes, ...ticket }))) {
@@ -163,7 +164,7 @@ export class Keeper {
       this.#sessions.delete(row.id);
       const { draft, volumeId } = row;
       if (draft !== null && row.sizeBytes !== null) {
-        const backend = await this.#options.backends.open(row.backend);
+        const backend = await this.#options.places.backend(row.backend);
         const fresh = row.draftServerId !== row.serverId;
         this.#options.fence();
         await backend.publishRestore(volumeId, draft, { fresh }, this.#run());
@@ -203,7 +204,7 @@ export class Keeper {
   async #abandon({ id, draft, backend, direction }: ImageTransferRow): Promise<void> {
     if (direction === "download" || draft === null) return;
     try {
-      await (await this.#options.backends.open(backend)).abandonRestore(draft);
+      await (await this.#options.places.backend(backend)).abandonRestore(draft);
     } catch (error) {
       this.#options.log.warn({ err: error, transfer: id }, "what was uploaded could not be removed");
     }

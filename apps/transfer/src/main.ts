@@ -16,9 +16,10 @@ import {
   tellTrouble,
 } from "@tephra/control/process";
 import { type ImageServerCard, publishImageServer, succeedImageServers, ticketKey } from "@tephra/control/work";
-import { openBackends } from "./backends.ts";
+import { openEngine } from "@tephra/engine";
 import { dataPlane } from "./data-plane.ts";
 import { Keeper } from "./keeper.ts";
+import { openPlaces } from "./places.ts";
 
 /** How often it looks for what has changed. */
 const passMs = 250;
@@ -78,7 +79,8 @@ async function main(): Promise<void> {
   const database = openDatabase(config.database_url, { connectionsMax: 10, onTrouble });
   // No request takes the connection of the heartbeats.
   const beats = openDatabase(config.database_url, { work: "beat", connectionsMax: 1, connectionsMin: 1, onTrouble });
-  const backends = openBackends(config, log);
+  const places = openPlaces(config, log);
+  const engine = openEngine();
   const id = randomUUID();
   let renewedAt = Number.NEGATIVE_INFINITY;
   const fence = (): void => {
@@ -90,7 +92,8 @@ async function main(): Promise<void> {
     database,
     log,
     serverId: id,
-    backends,
+    places,
+    engine,
     ticketKey: ticketKey(config),
     requestsMax,
     fence,
@@ -104,7 +107,7 @@ async function main(): Promise<void> {
   });
   const card = async (): Promise<ImageServerCard> => {
     const place = { id, host: config.hostName, pid: process.pid, url: urlOf(server, images) };
-    return { ...place, backends: await backends.probe() };
+    return { ...place, ...(await places.probe()) };
   };
   const register = async (): Promise<ImageServerCard> => {
     const mine = await card();

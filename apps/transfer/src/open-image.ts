@@ -1,7 +1,8 @@
 import type { Database } from "@tephra/control";
-import { type ImageTransferRow, nameDraft } from "@tephra/control/work";
-import type { RunContext, VolumeBackend } from "@tephra/engine";
+import { type ImageTransferRow, nameDraft, wholeChain } from "@tephra/control/work";
+import type { BackupReference, Engine, RunContext, VolumeBackend, VolumeSource } from "@tephra/engine";
 import { Image } from "./image.ts";
+import type { Places } from "./places.ts";
 
 /** The transfer is another process's now, or has ended. */
 export class TransferLostError extends Error {
@@ -10,18 +11,36 @@ export class TransferLostError extends Error {
   }
 }
 
+export interface Opening {
+  database: Database;
+  places: Places;
+  engine: Engine;
+}
+
 /** Opens what a transfer is of. `row` was just claimed. */
-export function openImage(
-  database: Database,
-  backend: VolumeBackend,
+export async function openImage(
+  { database, places, engine }: Opening,
   row: ImageTransferRow,
   run: RunContext,
 ): Promise<{ image: Image; row: ImageTransferRow }> {
-  return row.direction === "download" ? openDownload(backend, row) : openUpload(database, backend, row, run);
+  const { storedBackupId: backupId, volumeId } = row;
+  if (backupId !== null)
+    return { image: new Image(await openStored({ database, places, engine }, backupId, run), null), row };
+  const backend = await places.backend(row.backend);
+  if (row.direction === "upload") return openUpload(database, backend, row, run);
+  return { image: new Image(await backend.openSource({ volumeId }), null), row };
 }
 
-async function openDownload(backend: VolumeBackend, row: ImageTransferRow) {
-  return { image: new Image(await backend.openSource({ volumeId: row.volumeId }), null), row };
+/** A backup, from the repositories that it and those below it are in. */
+async function openStored(
+  { database, places, engine }: Opening,
+  backupId: string,
+  { signal }: RunContext,
+): Promise<VolumeSource> {
+  const chain: BackupReference[] = [];
+  for (const { repository, ...names } of await wholeChain(database, backupId))
+    chain.push({ ...names, repository: await places.repository(repository) });
+  return engine.openBackupSource({ chain }, signal);
 }
 
 /**

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Config, Logger } from "@tephra/control";
-import { levelOf, type RepositoryConfig } from "@tephra/control/process";
+import { levelOf, type RepositoryConfig, repositorySettings } from "@tephra/control/process";
 import { encoderNeeds, needToRead, needToWrite } from "@tephra/control/work";
 import { openRepository, openVolumeBackend, type Repository, requireEncoder, type VolumeBackend } from "@tephra/engine";
 
@@ -123,17 +123,7 @@ export function openSites(config: Config, log: Logger): Sites {
     }
     const settings = config.repositories.find((r) => r.name === name);
     if (!settings) throw new SiteUnreachableError(`repository:${name}`);
-    const { url, zone, credentials, access_key: accessKey, secret_key: secretKey } = settings;
-    const { key_file: keyFile, key_command: keyCommand } = settings.encryption ?? {};
-    const encryption = settings.encryption && { keyFile, keyCommand };
-    const repository = await openRepository(url, {
-      zone,
-      credentials,
-      accessKey,
-      secretKey,
-      encryption,
-      readBack: settings.read_back,
-    });
+    const repository = await openRepository(settings.url, repositorySettings(settings));
     let id: string;
     try {
       ({ id } = await repository.identity());

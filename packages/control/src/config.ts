@@ -498,6 +498,20 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
 }
 
 /** The level passed to a repository's encoder. */
+/** What opens a repository, beside its URL. */
+export function repositorySettings(settings: RepositoryConfig) {
+  const { zone, credentials, access_key: accessKey, secret_key: secretKey, read_back: readBack } = settings;
+  const { key_file: keyFile, key_command: keyCommand } = settings.encryption ?? {};
+  return {
+    zone,
+    credentials,
+    accessKey,
+    secretKey,
+    readBack,
+    encryption: settings.encryption && { keyFile, keyCommand },
+  };
+}
+
 export function levelOf({ compression, zlib_encoder: zlibEncoder }: RepositoryConfig): number {
   return zlibEncoder === "isal" ? isalLevel : compressionLevels[compression];
 }

@@ -37,13 +37,16 @@ export type ResourceKind =
   | "Notification"
   | "Repository";
 
-/** Why an image transfer is refused, or cannot do what is asked. `disk-…` are about the volume. */
+/** Why an image transfer is refused, or cannot do what is asked. `disk-…` are about the volume, `backup-…` about a backup of it. */
 export type ImageTransferProblem =
   | "disk-unknown"
   | "disk-illegal"
   | "disk-locked"
   | "disk-plugged"
   | "disk-transferring"
+  | "backup-unknown"
+  | "backup-not-ready"
+  | "backup-read-only"
   | "format-not-applicable"
   | "no-server"
   | "download-cannot-pause"

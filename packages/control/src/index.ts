@@ -101,6 +101,7 @@ export {
   type ImageTransferRequest,
   listImageTransfers,
   pauseImageTransfer,
+  requestBackupTransfer,
   requestImageTransfer,
   resumeImageTransfer,
   type TimeoutPolicy,

@@ -7,6 +7,7 @@ export {
   levelOf,
   loadConfig,
   type RepositoryConfig,
+  repositorySettings,
 } from "./config.ts";
 export { inDatabase } from "./database-url.ts";
 export { actAs } from "./db/actor.ts";

@@ -630,4 +630,20 @@ export const mutations: readonly Mutation[] = [
     to: "if (free < 0 && (await",
     test: "a scratch folder that fills up",
   },
+  {
+    name: "a part of a backup is read from the region before it",
+    file: `${engine}/restore/backup-source.ts`,
+    from: "if ((starts[middle] ?? 0) <= byte) low = middle;",
+    to: "if ((starts[middle] ?? 0) < byte) low = middle;",
+    suite: "test/format/backup-source.test.ts",
+    test: "any part of any backup of a chain can be read",
+  },
+  {
+    name: "a deleted backup goes on being read",
+    file: `${control}/backups/delete.ts`,
+    from: "  await cancelBackupTransfers(tx, backup.id);\n",
+    to: "",
+    suite: "test/system/images/stored-backups.test.ts",
+    test: "a deletion of the backup ends it",
+  },
 ];

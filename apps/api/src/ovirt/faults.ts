@@ -241,6 +241,9 @@ const transferWords: Readonly<
     "bad-parameters",
     "Cannot transfer Virtual Disk. The specified format is not applicable for the disk.",
   ],
+  "backup-unknown": () => ["bad-parameters", "Cannot transfer Virtual Disk. The specified VM backup does not exist."],
+  "backup-not-ready": () => ["conflict", "Cannot transfer Virtual Disk. The VM backup is not ready."],
+  "backup-read-only": () => ["bad-parameters", "Cannot transfer Virtual Disk. A VM backup can only be downloaded."],
   "no-server": () => ["conflict", "Cannot transfer Virtual Disk. There is no host that can transfer the disk."],
   "download-cannot-pause": () => [
     "bad-parameters",

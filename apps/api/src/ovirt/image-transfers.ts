@@ -7,13 +7,14 @@ import {
   listImageServers,
   listImageTransfers,
   pauseImageTransfer,
+  requestBackupTransfer,
   requestImageTransfer,
   resumeImageTransfer,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
 import { type Element, listOf, reference } from "./element.ts";
-import { incomplete, refused } from "./faults.ts";
+import { incomplete } from "./faults.ts";
 import { refuseFollow } from "./follow.ts";
 import { hostIdOf } from "./infrastructure.ts";
 import { type Searchable, searched } from "./search.ts";
@@ -39,6 +40,7 @@ const view = (transfer: ImageTransfer): Element => ({
     host: reference("hosts", hostIdOf(transfer.serverHost)),
     image: { id: transfer.volumeId },
     disk: reference("disks", transfer.volumeId),
+    backup: transfer.storedBackupId === null ? null : { id: transfer.storedBackupId },
   },
 });
 
@@ -52,20 +54,28 @@ async function hostNamed({ database, config }: Context, { body }: Call): Promise
 
 const addTransfer: Handle = async (context, call) => {
   const { body } = call;
-  if (body.has("backup")) {
-    throw refused(["bad-parameters", "Cannot transfer Virtual Disk. The specified VM backup does not exist."]);
-  }
-  const volumeId = body.at("disk")?.id ?? body.at("image")?.id;
-  if (volumeId === undefined) throw incomplete("ImageTransfer", ["disk.id"], "add");
+  const volumeId = (body.at("disk")?.id ?? body.at("image")?.id)?.toLowerCase();
   const secondsMax = 2_147_483_647;
-  const transfer = await requestImageTransfer(context.database, context.config, call.principal, {
-    volumeId: volumeId.toLowerCase(),
+  const request = {
     direction: body.oneOf(["direction"], ["upload", "download"]) ?? "upload",
     format: body.oneOf<"raw" | "cow">(["format"], ["raw", "cow"]) ?? null,
     timeoutPolicy: body.oneOf(["timeout_policy"], ["legacy", "pause", "cancel"]) ?? "legacy",
     inactivityTimeout: body.integer(["inactivity_timeout"], { min: 0, max: secondsMax }) ?? null,
     host: await hostNamed(context, call),
-  });
+  };
+  const { database, config } = context;
+  if (body.has("backup")) {
+    const backupId = body.at("backup")?.id;
+    if (backupId === undefined) throw incomplete("ImageTransfer", ["backup.id"], "add");
+    const stored = { ...request, volumeId: volumeId ?? null, backupId: backupId.toLowerCase() };
+    return created(
+      "image_transfer",
+      view(await requestBackupTransfer(database, config, call.principal, stored)),
+      false,
+    );
+  }
+  if (volumeId === undefined) throw incomplete("ImageTransfer", ["disk.id"], "add");
+  const transfer = await requestImageTransfer(database, config, call.principal, { ...request, volumeId });
   return created("image_transfer", view(transfer), false);
 };
 

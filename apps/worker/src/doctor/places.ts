@@ -1,6 +1,12 @@
 import { randomUUID } from "node:crypto";
 import type { Config } from "@tephra/control";
-import { backendFolder, levelOf, type RepositoryConfig, type VolumeBackendConfig } from "@tephra/control/process";
+import {
+  backendFolder,
+  levelOf,
+  type RepositoryConfig,
+  repositorySettings,
+  type VolumeBackendConfig,
+} from "@tephra/control/process";
 import {
   chooseHashing,
   type ObjectKey,
@@ -18,8 +24,7 @@ const freeBytesMin = GiB;
 /** A repository: opened, its identity marker read, and, unless `quick`, tested with a small object of its own, which is removed again. */
 export async function checkRepository(settings: RepositoryConfig, quick: boolean): Promise<Finding[]> {
   const subject = `repository ${settings.name}`;
-  const { url, zone, credentials, access_key: accessKey, secret_key: secretKey, compression } = settings;
-  const { key_file: keyFile, key_command: keyCommand } = settings.encryption ?? {};
+  const { compression } = settings;
   const findings: Finding[] = [];
   try {
     requireEncoder({ compression, level: levelOf(settings), zlibEncoder: settings.zlib_encoder });
@@ -27,8 +32,7 @@ export async function checkRepository(settings: RepositoryConfig, quick: boolean
     findings.push(failed(subject, reasonOf(error), "Install libisal2, or remove zlib_encoder."));
   }
   try {
-    const encryption = settings.encryption && { keyFile, keyCommand };
-    await using repository = await openRepository(url, { zone, credentials, accessKey, secretKey, encryption });
+    await using repository = await openRepository(settings.url, repositorySettings(settings));
     const { id } = await repository.identity();
     findings.push(ok(subject, `${repository.driver}, id ${id}`));
     findings.push(...(await checkRights(subject, repository, quick)));

@@ -9,6 +9,7 @@ import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { countDependents, getBackup, lockBackup } from "../rows/backups.ts";
+import { cancelBackupTransfers } from "../rows/image-transfers.ts";
 import { move, override } from "../rows/move.ts";
 import { lockQuota, releaseQuota } from "../rows/quotas.ts";
 import { cancelVerifications } from "./verify.ts";
@@ -51,6 +52,7 @@ export async function startBackupDelete(
   if ((await countDependents(tx, backup.id)) > 0)
     throw new InvalidError("backup", "Incremental backups exist for this backup.");
   await cancelVerifications(tx, backup.id);
+  await cancelBackupTransfers(tx, backup.id);
   const moved = force
     ? await override(tx, "backup", { id: backup.id }, "deleting")
     : await move(tx, "backup", { id: backup.id }, { from: deletable, to: "deleting" });

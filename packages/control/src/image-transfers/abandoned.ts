@@ -2,9 +2,9 @@ import type { Config } from "../config.ts";
 import { type Database, inTransaction, Prisma } from "../db/database.ts";
 import { forgottenAtOnce } from "../db/listing.ts";
 import { isLiveWorker } from "../db/live.ts";
-import { isIn, lockImageTransfer, pausedPhases, servedPhases } from "../rows/image-transfers.ts";
+import { isIn, lockImageTransfer, pausedPhases, servedPhases, withoutTicket } from "../rows/image-transfers.ts";
 import { move } from "../rows/move.ts";
-import { endImageTransfer, withoutTicket } from "./serve.ts";
+import { endImageTransfer } from "./serve.ts";
 import { imageServerFor } from "./servers.ts";
 
 /** Maximum number of transfers that one pass looks after. */
@@ -39,7 +39,7 @@ async function releaseOne(database: Database, config: Config, { id, volumeId, lo
       await move(tx, "imageTransfer", { id }, { from: servedPhases, to: "paused_system" }, columns);
     } else if (row.status === "finalizing_success") {
       const { backend, serverHost: host } = row;
-      const server = await imageServerFor(tx, config, { backend, host });
+      const server = await imageServerFor(tx, config, { backend }, { host });
       const place = server && { serverId: server.id, serverHost: server.host };
       if (place !== null) await tx.imageTransfer.update({ where: { id }, data: place });
     }
@@ -57,7 +57,7 @@ async function releaseOne(database: Database, config: Config, { id, volumeId, lo
 /** Transfers whose volume is not theirs any more: an admin has set its status, or deleted it by force. */
 const expelledOnes = (database: Database): Promise<{ id: string; volumeId: string }[]> => database.$queryRaw`
   SELECT t.id, t.volume_id AS "volumeId" FROM image_transfers t LEFT JOIN volumes v ON v.id = t.volume_id
-  WHERE t.ended_at IS NULL AND (v.id IS NULL OR v.status NOT IN ('uploading', 'downloading')) LIMIT ${batch}`;
+  WHERE t.ended_at IS NULL AND t.stored_backup_id IS NULL AND (v.id IS NULL OR v.status NOT IN ('uploading', 'downloading')) LIMIT ${batch}`;
 
 /** Paused for so long that nobody can be expected to come back. */
 async function cancelForgotten(database: Database, config: Config): Promise<void> {

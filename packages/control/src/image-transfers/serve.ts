@@ -5,6 +5,7 @@ import {
   isIn,
   lockImageTransfer,
   pausedPhases,
+  withoutTicket,
 } from "../rows/image-transfers.ts";
 import { move } from "../rows/move.ts";
 import { releaseTransferred } from "../rows/release.ts";
@@ -104,9 +105,6 @@ const silentOnes = (database: Database, serverId: string): Promise<{ id: string 
     SELECT id FROM image_transfers WHERE server_id = ${serverId}::uuid AND status = 'transferring' AND inactivity_timeout > 0
       AND last_active_at < now() - inactivity_timeout * interval '1 second'`;
 
-/** What no client may use any more. */
-export const withoutTicket = { ticketNonce: null, ticketHash: null, active: false };
-
 /** Transfers of a process whose clients are silent: by their policies they are paused, or cancelled. A download cannot be paused. */
 export async function endSilence(database: Database, serverId: string): Promise<void> {
   for (const { id } of await silentOnes(database, serverId)) {
@@ -136,7 +134,7 @@ const mayEnd = {
 /**
  * Ends a transfer, and unlocks its volume. After an upload that has not succeeded the volume has the bytes that it had before, unless it
  * was written in place. One that nobody can have put anything else into is removed; one of a machine, or with bytes of both, is in error;
- * any other is as before.
+ * any other is as before. After a stored backup was read, there is nothing to unlock.
  *
  * @param claim of the process; null: the process is gone
  * @returns whether it ended now
@@ -152,6 +150,7 @@ export async function endImageTransfer(
     if (row === null || row.endedAt !== null || (claim !== null && row.claim !== claim)) return false;
     if (!isIn(row, mayEnd[end.phase])) return false;
     await moveToEnd(tx, row, end);
+    if (row.storedBackupId !== null) return true;
     if (row.direction === "upload" && end.phase !== "finished_success") await giveUpVolume(tx, row);
     else await releaseTransferred(tx, volumeId);
     if (row.direction === "upload") await forgetOrigin(tx, volumeId);

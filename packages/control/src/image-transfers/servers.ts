@@ -9,15 +9,19 @@ export interface ImageServerCard {
   pid: number;
   url: string;
   backends: readonly string[];
+  repositories: readonly string[];
 }
+
+/** What a process has to open for a transfer: a volume backend, or all repositories that a chain is in. */
+export type ImagePlace = { backend: string } | { repositories: readonly string[] };
 
 /** Registers a process that serves images, or renews its registration. */
 export async function publishImageServer(database: Database, card: ImageServerCard): Promise<void> {
-  const { id, host, pid, url, backends } = card;
+  const { id, host, pid, url, backends, repositories } = card;
   await database.$executeRaw`
-    INSERT INTO image_servers (id, host, pid, url, backends, heartbeat_at)
-    VALUES (${id}::uuid, ${host}, ${pid}, ${url}, ${[...backends]}::text[], now())
-    ON CONFLICT (id) DO UPDATE SET backends = EXCLUDED.backends, heartbeat_at = now()`;
+    INSERT INTO image_servers (id, host, pid, url, backends, repositories, heartbeat_at)
+    VALUES (${id}::uuid, ${host}, ${pid}, ${url}, ${[...backends]}::text[], ${[...repositories]}::text[], now())
+    ON CONFLICT (id) DO UPDATE SET backends = EXCLUDED.backends, repositories = EXCLUDED.repositories, heartbeat_at = now()`;
 }
 
 /**
@@ -44,17 +48,22 @@ export async function withdrawImageServer(database: Database, id: string): Promi
 /** The live processes, those first that serve least. */
 export function listImageServers(database: Database | Transaction, config: Config): Promise<ImageServerRow[]> {
   return database.$queryRaw<ImageServerRow[]>`
-    SELECT id, host, pid, url, backends, started_at AS "startedAt", heartbeat_at AS "heartbeatAt" FROM image_servers s
+    SELECT id, host, pid, url, backends, repositories, started_at AS "startedAt", heartbeat_at AS "heartbeatAt" FROM image_servers s
     WHERE ${isLiveWorker("s", config.worker.down_ms)}
     ORDER BY (SELECT count(*) FROM image_transfers t WHERE t.server_id = s.id AND t.ended_at IS NULL), id`;
 }
 
-/** One that can open the backend: `before`, or another on `host`, where such a one is there. Null when there is none. */
+/** One that can open the place: `before`, or another on `host`, where such a one is there. Null when there is none. */
 export async function imageServerFor(
   tx: Transaction,
   config: Config,
-  { backend, host, before = null }: { backend: string; host: string | null; before?: string | null },
+  place: ImagePlace,
+  { host, before = null }: { host: string | null; before?: string | null },
 ): Promise<ImageServerRow | null> {
-  const able = (await listImageServers(tx, config)).filter(({ backends }) => backends.includes(backend));
+  const able = (await listImageServers(tx, config)).filter(({ backends, repositories }) =>
+    "backend" in place
+      ? backends.includes(place.backend)
+      : place.repositories.every((name) => repositories.includes(name)),
+  );
   return able.find(({ id }) => id === before) ?? able.find((server) => server.host === host) ?? able[0] ?? null;
 }

@@ -5,6 +5,8 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { isUuid } from "../db/listing.ts";
 import { ImageTransferError, NotFoundError } from "../errors.ts";
 import { type Principal, visibleTo } from "../principal.ts";
+import { type Backup, getBackup, lockBackup } from "../rows/backups.ts";
+import { readChain } from "../rows/chains.ts";
 import {
   addImageTransfer,
   cancelledPhases,
@@ -15,26 +17,37 @@ import {
   lockImageTransfer,
   pausedPhases,
   servedPhases,
+  withoutTicket,
 } from "../rows/image-transfers.ts";
 import { move } from "../rows/move.ts";
 import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
 import { formatIn } from "../volume-backends.ts";
-import { withoutTicket } from "./serve.ts";
 import { imageServerFor } from "./servers.ts";
 import { ticketKey, ticketOf } from "./ticket.ts";
 
 export type TimeoutPolicy = "legacy" | "pause" | "cancel";
 
-export interface ImageTransferRequest {
-  volumeId: string;
+interface AnyTransferRequest {
   direction: "download" | "upload";
-  /** `raw`: what the guest sees; `cow`: the image's own bytes, which are not transferred; null: the volume's own format. */
-  format: "raw" | "cow" | null;
   timeoutPolicy: TimeoutPolicy;
   /** Seconds without a request; 0: forever; null: as configured. */
   inactivityTimeout: number | null;
   /** The host that should serve it. */
   host: string | null;
+}
+
+export interface ImageTransferRequest extends AnyTransferRequest {
+  volumeId: string;
+  /** `raw`: what the guest sees; `cow`: the image's own bytes, which are not transferred; null: the volume's own format. */
+  format: "raw" | "cow" | null;
+}
+
+export interface BackupTransferRequest extends AnyTransferRequest {
+  backupId: string;
+  /** The volume that it is a backup of; null: whichever that is. */
+  volumeId: string | null;
+  /** A backup has the bytes that a guest sees: null or `raw`. */
+  format: "raw" | "cow" | null;
 }
 
 /** A transfer, with the URL that is its client's right to the bytes; null while there is no such right. */
@@ -85,7 +98,7 @@ export async function requestImageTransfer(
     // Never raw in its place: what a client then sends is an image, not what a guest is to see.
     if (format === "cow") throw new ImageTransferError("format-not-applicable");
     await requireFree(tx, volume);
-    const server = await imageServerFor(tx, config, { backend: volume.backend, host: request.host });
+    const server = await imageServerFor(tx, config, { backend: volume.backend }, { host: request.host });
     if (server === null) throw new ImageTransferError("no-server", { disk: shownAs(volume) });
     const to = direction === "upload" ? "downloading" : "uploading";
     await move(
@@ -96,21 +109,77 @@ export async function requestImageTransfer(
       { previousStatus: volume.status },
     );
     return addImageTransfer(tx, {
-      id: randomUUID(),
+      ...commonColumns(config, principal, request, server),
       projectId: volume.projectId,
-      userId: principal.userId,
-      requestId: principal.requestId,
       volumeId: volume.id,
       backend: volume.backend,
-      direction,
       format,
-      inactivityTimeout: request.inactivityTimeout ?? config.image_transfers?.inactivity_seconds ?? 60,
-      timeoutPolicy: request.timeoutPolicy,
-      serverId: server.id,
-      serverHost: server.host,
     });
   });
   return { ...row, url: null };
+}
+
+const commonColumns = (
+  config: Config,
+  { userId, requestId }: Principal,
+  request: AnyTransferRequest,
+  server: ImageServerRow,
+) => ({
+  id: randomUUID(),
+  userId,
+  requestId,
+  direction: request.direction,
+  inactivityTimeout: request.inactivityTimeout ?? config.image_transfers?.inactivity_seconds ?? 60,
+  timeoutPolicy: request.timeoutPolicy,
+  serverId: server.id,
+  serverHost: server.host,
+});
+
+/**
+ * Begins a download of a backup from where it is stored, at once and without a restore. Nothing is locked: a deletion of the backup ends
+ * it.
+ *
+ * @throws ImageTransferError
+ */
+export async function requestBackupTransfer(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: BackupTransferRequest,
+): Promise<ImageTransfer> {
+  const row = await inTransaction(database, async (tx) => {
+    const backup = await lockSeenBackup(tx, principal, request.backupId);
+    if (backup === null || (request.volumeId ?? backup.volumeId) !== backup.volumeId)
+      throw new ImageTransferError("backup-unknown");
+    const chain = await readChain(tx, backup.id);
+    const isWhole = chain.at(-1)?.parentId === null;
+    if (!isWhole || !["available", "restoring"].includes(backup.status))
+      throw new ImageTransferError("backup-not-ready");
+    if (request.direction === "upload") throw new ImageTransferError("backup-read-only");
+    if (request.format === "cow") throw new ImageTransferError("format-not-applicable");
+    const repositories = [...new Set(chain.map(({ repository }) => repository))];
+    const server = await imageServerFor(tx, config, { repositories }, { host: request.host });
+    if (server === null) throw new ImageTransferError("no-server");
+    return addImageTransfer(tx, {
+      ...commonColumns(config, principal, request, server),
+      projectId: backup.projectId,
+      volumeId: backup.volumeId,
+      storedBackupId: backup.id,
+      backend: backup.repository,
+      format: "raw",
+    });
+  });
+  return { ...row, url: null };
+}
+
+async function lockSeenBackup(tx: Transaction, principal: Principal, id: string): Promise<Backup | null> {
+  try {
+    await getBackup(tx, principal, id);
+  } catch (error) {
+    if (error instanceof NotFoundError) return null;
+    throw error;
+  }
+  return lockBackup(tx, id);
 }
 
 const urlOf = (config: Config, row: ImageTransferRow, server: ImageServerRow | null): string | null => {
@@ -181,7 +250,7 @@ export async function resumeImageTransfer(
   await changing(database, principal, id, async (tx, row) => {
     if (!isIn(row, pausedPhases)) throw new ImageTransferError("not-paused");
     const { backend, serverHost: host, serverId: before } = row;
-    const server = await imageServerFor(tx, config, { backend, host, before });
+    const server = await imageServerFor(tx, config, { backend }, { host, before });
     if (server === null) throw new ImageTransferError("no-server");
     const place = { serverId: server.id, serverHost: server.host };
     await move(tx, "imageTransfer", { id }, { from: pausedPhases, to: "resuming" }, place);

@@ -29,7 +29,8 @@ export async function openScratchFile(sizeBytes: number): Promise<ScratchFile> {
         const { bytesRead } = await guardStorage(`read ${path}`, () =>
           file.read(into, done, into.length - done, offset + done),
         );
-        if (bytesRead === 0) throw new VolumeStorageError(`Cannot read ${path}: it ends too early.`, { retryable: false });
+        if (bytesRead === 0)
+          throw new VolumeStorageError(`Cannot read ${path}: it ends too early.`, { retryable: false });
         done += bytesRead;
       }
     },

@@ -125,7 +125,7 @@ it("is ready when the database answers and has its migrations", async () => {
   };
   const lacking = [503, { status: "unavailable", reasons: ["the database lacks migrations"] }];
   const tables = await instance.sql(
-    "SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public' AND tablename !~ '^_'",
+    "SELECT tablename AS name FROM pg_tables WHERE schemaname = current_schema() AND tablename !~ '^_'",
   );
   expect(tables.length).toBeGreaterThan(15);
   for (const { name } of tables) {

@@ -54,7 +54,7 @@ const filesBelow = (folder: string): string[] =>
 
 async function readTables(house: Instance): Promise<Heard> {
   const tables = await house.sql(
-    "SELECT table_name AS name FROM information_schema.tables WHERE table_schema = 'public'",
+    "SELECT table_name AS name FROM information_schema.tables WHERE table_schema = current_schema()",
   );
   const heard: Heard = {};
   for (const { name } of tables) {

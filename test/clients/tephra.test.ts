@@ -1,49 +1,21 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
 import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { projectNode, root } from "../../scripts/bootstrap.mjs";
+import { projectNode } from "../../scripts/bootstrap.mjs";
 import { type Instance, startInstance } from "../kit/instance.ts";
+import { type Finished, startTephra, tephraBinary } from "../kit/tephra-command.ts";
 
-const binary = join(root, "node_modules/.bin/tephra");
 const MiB = 1024 * 1024;
-
-interface Finished {
-  status: number | null;
-  stdout: string;
-  stderr: string;
-  /** Stdout as the one JSON document that it must be. */
-  // biome-ignore lint/suspicious/noExplicitAny: tests reach into documents whose shape is what they check
-  json: any;
-}
-
-function start(
-  args: readonly string[],
-  env: Record<string, string> = {},
-): ChildProcess & { finished: Promise<Finished> } {
-  const path = `${dirname(projectNode())}:${process.env["PATH"]}`;
-  const child = spawn(binary, args, { env: { PATH: path, ...env }, stdio: ["ignore", "pipe", "pipe"] });
-  const output = { stdout: "", stderr: "" };
-  for (const name of ["stdout", "stderr"] as const) {
-    child[name].setEncoding("utf8").on("data", (chunk: string) => {
-      output[name] += chunk;
-    });
-  }
-  const finished = once(child, "close").then(([status]): Finished => {
-    const { stdout, stderr } = output;
-    return { status, stdout, stderr, json: args.includes("--json") ? JSON.parse(stdout) : undefined };
-  });
-  return Object.assign(child, { finished });
-}
 
 /** The real binary against an instance; the service's address comes from the environment. */
 const tephra = (instance: Instance, ...args: string[]): Promise<Finished> =>
-  start(args, { TEPHRA_URL: instance.url }).finished;
+  startTephra(args, { TEPHRA_URL: instance.url }).finished;
 
 // The launcher says on stderr when it compiles, which it does at most once.
-beforeAll(async () => void (await start(["--help"]).finished));
+beforeAll(async () => void (await startTephra(["--help"]).finished));
 
 const sha256 = (path: string): string => createHash("sha256").update(readFileSync(path)).digest("hex");
 
@@ -234,7 +206,7 @@ describe("tephra", () => {
 
   it("resolves a path against the working directory of the caller", async () => {
     writeFileSync(join(instance.dataDir, "relative.img"), randomBytes(4096));
-    const child = spawn(binary, ["volume", "import", "relative.img", "--wait", "--json"], {
+    const child = spawn(tephraBinary, ["volume", "import", "relative.img", "--wait", "--json"], {
       cwd: instance.dataDir,
       env: { PATH: `${dirname(projectNode())}:${process.env["PATH"]}`, TEPHRA_URL: instance.url },
       stdio: ["ignore", "ignore", "inherit"],
@@ -313,7 +285,8 @@ describe("tephra", () => {
   });
 
   it("says so when nobody answers", async () => {
-    const { status, json } = await start(["volume", "list", "--json"], { TEPHRA_URL: "http://127.0.0.1:9" }).finished;
+    const { status, json } = await startTephra(["volume", "list", "--json"], { TEPHRA_URL: "http://127.0.0.1:9" })
+      .finished;
     expect({ status, json }).toMatchObject({ status: 1, json: { error: { code: "unreachable" } } });
   });
 });
@@ -323,10 +296,12 @@ describe("tephra --wait", () => {
     await using instance = await startInstance({ workers: 1 });
     await instance.workers[0]?.stop();
     const env = { TEPHRA_URL: instance.url };
-    const impatient = await start(["volume", "create", "--size", "1", "--wait", "--timeout", "0.5", "--json"], env)
-      .finished;
+    const impatient = await startTephra(
+      ["volume", "create", "--size", "1", "--wait", "--timeout", "0.5", "--json"],
+      env,
+    ).finished;
     expect(impatient).toMatchObject({ status: 1, json: { error: { code: "timeout" } } });
-    const waiting = start(["volume", "create", "--size", "1", "--name", "late", "--wait", "--json"], env);
+    const waiting = startTephra(["volume", "create", "--size", "1", "--name", "late", "--wait", "--json"], env);
     const asked = () => instance.sql("SELECT 1 FROM volumes WHERE name = 'late'").then((rows) => rows.length === 1);
     await instance.waitFor(asked, { what: "the volume is asked for" });
     // The row is seen before the answer that tells of it is on its way: what is asked now is answered behind that.

@@ -1,8 +1,10 @@
 import { Command, CommanderError } from "commander";
 import { addAuditCommand } from "./tephra/audit.ts";
 import { addBackupCommands } from "./tephra/backups.ts";
+import { addDiskCommands } from "./tephra/disks.ts";
 import { addDoctorCommand } from "./tephra/doctor.ts";
 import { addInstanceCommands } from "./tephra/instances.ts";
+import { addMachineCommands } from "./tephra/machines.ts";
 import { addMessageCommands } from "./tephra/messages.ts";
 import { addNotificationCommands } from "./tephra/notifications.ts";
 import { cellText } from "./tephra/output.ts";
@@ -49,6 +51,8 @@ function buildProgram(): Command {
   addSnapshotCommands(program);
   addBackupCommands(program);
   addInstanceCommands(program);
+  addMachineCommands(program);
+  addDiskCommands(program);
   addRecordCommands(program);
   addMessageCommands(program);
   addNotificationCommands(program);

@@ -37,11 +37,9 @@ export interface ClientOptions {
   project?: string | undefined;
 }
 
-/** Client of one service for one caller. Every method throws ApiError or UnreachableError. */
-export interface Client {
+/** Requests to one service. Every method throws ApiError or UnreachableError. */
+export interface Caller {
   readonly url: string;
-  /** The project id for bodies that must contain one; undefined when only the service knows it. */
-  readonly project: string | undefined;
   get<T>(path: string, signal?: AbortSignal): Promise<T>;
   getText(path: string): Promise<{ status: number; text: string }>;
   post<T>(path: string, body: unknown): Promise<T>;
@@ -49,6 +47,12 @@ export interface Client {
   delete(path: string): Promise<void>;
   /** Like `get`, but keeps retrying through a restart of the service, for at most a minute at a time. */
   getPatiently<T>(path: string, signal: AbortSignal): Promise<T>;
+}
+
+/** Client of the block storage API for one caller. */
+export interface Client extends Caller {
+  /** The project id for bodies that must contain one; undefined when only the service knows it. */
+  readonly project: string | undefined;
   /** Path of a block storage resource in the caller's project. */
   block(path: string): string;
   /** All rows of a paged list; `key` is its name in the response body. */
@@ -56,22 +60,47 @@ export interface Client {
 }
 
 export function openClient(options: ClientOptions): Client {
-  const url = options.url.replace(/\/+$/, "");
   const project = options.project ?? projectOf(options.token);
   const token = options.token ?? `admin:${project}`;
-  if (url.startsWith("https:")) trustMachine();
   const base = project === undefined ? "/v3" : `/v3/${encodeURIComponent(project)}`;
+  const headers = { "x-auth-token": token, "openstack-api-version": microversion };
+  const caller = openCaller({ url: options.url, headers, faultOf });
+  return {
+    ...caller,
+    project,
+    block: (path) => base + path,
+    listAll: async <T extends { id: string }>(path: string, key: string): Promise<T[]> => {
+      const rows: T[] = [];
+      const separator = path.includes("?") ? "&" : "?";
+      for (let marker = ""; ; ) {
+        const page = (await caller.get<Record<string, T[]>>(`${path}${separator}limit=${pageMax}${marker}`))[key] ?? [];
+        rows.push(...page);
+        const last = page.at(-1);
+        if (last === undefined || page.length < pageMax) return rows;
+        marker = `&marker=${encodeURIComponent(last.id)}`;
+      }
+    },
+  };
+}
+
+export interface CallerOptions {
+  url: string;
+  /** Of every request. */
+  headers: Readonly<Record<string, string>>;
+  /** What a response with such a status and body says is wrong. */
+  faultOf: (status: number, text: string) => ApiError;
+}
+
+export function openCaller({ url: given, headers, faultOf: fault }: CallerOptions): Caller {
+  const url = given.replace(/\/+$/, "");
+  if (url.startsWith("https:")) trustMachine();
 
   const send = async (method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> => {
     const limits = [AbortSignal.timeout(requestTimeoutMs), ...(signal === undefined ? [] : [signal])];
     try {
       return await fetch(url + path, {
         method,
-        headers: {
-          "x-auth-token": token,
-          "openstack-api-version": microversion,
-          ...(body === undefined ? {} : { "content-type": "application/json" }),
-        },
+        headers: { ...headers, ...(body === undefined ? {} : { "content-type": "application/json" }) },
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
         signal: AbortSignal.any(limits),
       });
@@ -83,14 +112,13 @@ export function openClient(options: ClientOptions): Client {
   const call = async <T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> => {
     const response = await send(method, path, body, signal);
     const text = await bodyOf(response, url);
-    if (!response.ok) throw faultOf(response.status, text);
+    if (!response.ok) throw fault(response.status, text);
     return (text === "" ? {} : parse(text, url)) as T;
   };
   const get = <T>(path: string, signal?: AbortSignal): Promise<T> => call<T>("GET", path, undefined, signal);
 
   return {
     url,
-    project,
     get,
     post: (path, body) => call("POST", path, body),
     put: (path, body) => call("PUT", path, body),
@@ -108,18 +136,6 @@ export function openClient(options: ClientOptions): Client {
           if (!isOutage(error) || performance.now() > giveUpAt) throw error;
           await delay(outagePauseMs, undefined, { signal });
         }
-      }
-    },
-    block: (path) => base + path,
-    listAll: async <T extends { id: string }>(path: string, key: string): Promise<T[]> => {
-      const rows: T[] = [];
-      const separator = path.includes("?") ? "&" : "?";
-      for (let marker = ""; ; ) {
-        const page = (await get<Record<string, T[]>>(`${path}${separator}limit=${pageMax}${marker}`))[key] ?? [];
-        rows.push(...page);
-        const last = page.at(-1);
-        if (last === undefined || page.length < pageMax) return rows;
-        marker = `&marker=${encodeURIComponent(last.id)}`;
       }
     },
   };
@@ -167,7 +183,7 @@ function faultOf(status: number, text: string): ApiError {
 }
 
 /** fetch reports only "fetch failed"; the actual error is its cause. */
-function reasonOf(error: unknown): string {
+export function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   if (error.cause instanceof AggregateError) return error.cause.errors.map(reasonOf).join(", ");
   return error.cause instanceof Error ? error.cause.message || error.cause.name : error.message;

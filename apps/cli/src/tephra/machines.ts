@@ -1,0 +1,154 @@
+import { writeFileSync } from "node:fs";
+import type { Command } from "commander";
+import { chooseByName } from "./names.ts";
+import { renderFields, renderTable } from "./output.ts";
+import { addOvirtOptions, findNamed, listItems, type Named, type OvirtSession, openOvirtSession } from "./ovirt.ts";
+import { addWaitOptions } from "./session.ts";
+import { OperationFailedError, waitForStatus } from "./wait.ts";
+
+/** As oVirt's API writes them in JSON: all values are texts, times in milliseconds. */
+interface Machine extends Named {
+  status: string;
+  description?: string;
+  memory: string;
+  cpu: { topology: { sockets: string; cores: string; threads: string } };
+  creation_time: string;
+  initialization?: { configuration: { data: string } };
+}
+
+interface DiskAttachment {
+  id: string;
+  active: string;
+  bootable: string;
+  disk: { id: string };
+}
+
+interface MachineSnapshot {
+  id: string;
+  description: string;
+  date: string;
+  snapshot_status: string;
+  snapshot_type: string;
+}
+
+const machines = { path: "/vms", item: "vm", shown: "virtual machine" };
+
+export function addMachineCommands(program: Command): void {
+  const vm = addOvirtOptions(program.command("vm")).description("Virtual machines, by oVirt's API.");
+  vm.command("list").description("all virtual machines of the user's project").action(list);
+  vm.command("show").argument("<vm>", "id or name").action(show);
+  vm.command("ovf")
+    .description("Write the configuration, by which the machine can be made again.")
+    .argument("<vm>", "id or name")
+    .argument("<path>", "a new file")
+    .action(writeOvf);
+  const snapshot = vm.command("snapshot").description("Snapshots of all disks of a machine at one moment.");
+  snapshot.command("list").argument("<vm>", "id or name").action(listSnapshots);
+  addWaitOptions(snapshot.command("create"))
+    .argument("<vm>", "id or name")
+    .requiredOption("--description <text>")
+    .action(createSnapshot);
+  addWaitOptions(snapshot.command("delete"))
+    .argument("<vm>", "id or name")
+    .argument("<snapshot>", "id, or description that one snapshot has")
+    .action(removeSnapshot);
+}
+
+const find = ({ api }: OvirtSession, reference: string): Promise<Machine> =>
+  findNamed<Machine>(api, machines, reference);
+
+async function list(_options: object, command: Command): Promise<void> {
+  const session = openOvirtSession(command);
+  const vms = await listItems<Machine>(session.api, machines.path, machines.item);
+  session.print(
+    { vms },
+    renderTable(
+      ["ID", "NAME", "STATUS", "MiB"],
+      vms.map(({ id, name, status, memory }) => [id, name, status, mebibytes(memory)]),
+    ),
+  );
+}
+
+const mebibytes = (bytes: string): number => Math.round(Number(bytes) / 1024 ** 2);
+const timeOf = (ms: string): string => new Date(Number(ms)).toISOString();
+
+async function show(reference: string, _options: object, command: Command): Promise<void> {
+  const session = openOvirtSession(command);
+  const vm = await find(session, reference);
+  const disks = await listItems<DiskAttachment>(session.api, `/vms/${vm.id}/diskattachments`, "disk_attachment");
+  const { sockets, cores, threads } = vm.cpu.topology;
+  const fields = {
+    id: vm.id,
+    name: vm.name,
+    status: vm.status,
+    description: vm.description,
+    memory: `${mebibytes(vm.memory)} MiB`,
+    processors: `${sockets} sockets, ${cores} cores, ${threads} threads`,
+    disks: disks.map(({ id, bootable }) => (bootable === "true" ? `${id} (bootable)` : id)).join(", "),
+    created: timeOf(vm.creation_time),
+  };
+  session.print({ vm: { ...vm, disk_attachments: disks } }, renderFields(fields));
+}
+
+async function writeOvf(reference: string, path: string, _options: object, command: Command): Promise<void> {
+  const session = openOvirtSession(command);
+  const { id } = await find(session, reference);
+  const { initialization } = await session.api.get<Machine>(`/vms/${id}?all_content=true`);
+  writeFileSync(path, initialization?.configuration.data ?? "", { flag: "wx" });
+  session.print({ vm: { id, path } }, renderFields({ id, path }));
+}
+
+const snapshotsOf = ({ api }: OvirtSession, vm: string): Promise<MachineSnapshot[]> =>
+  listItems<MachineSnapshot>(api, `/vms/${vm}/snapshots`, "snapshot");
+
+async function listSnapshots(reference: string, _options: object, command: Command): Promise<void> {
+  const session = openOvirtSession(command);
+  const { id } = await find(session, reference);
+  const snapshots = await snapshotsOf(session, id);
+  session.print(
+    { snapshots },
+    renderTable(
+      ["ID", "DESCRIPTION", "TYPE", "STATUS", "DATE"],
+      snapshots.map((each) => [each.id, each.description, each.snapshot_type, each.snapshot_status, timeOf(each.date)]),
+    ),
+  );
+}
+
+/** The snapshot as it is when nothing is being done to it any more; null when there is none. */
+async function settled(session: OvirtSession, path: string): Promise<MachineSnapshot | null> {
+  if (session.waiting === null) return session.api.get<MachineSnapshot>(path);
+  const read = async (signal: AbortSignal) => {
+    const snapshot = await session.api.getPatiently<MachineSnapshot>(path, signal);
+    return { status: snapshot.snapshot_status, snapshot };
+  };
+  return (await waitForStatus(read, { ...session.waiting, pending: ["locked"] }))?.snapshot ?? null;
+}
+
+async function createSnapshot(
+  reference: string,
+  { description }: { description: string },
+  command: Command,
+): Promise<void> {
+  const session = openOvirtSession(command);
+  const { id } = await find(session, reference);
+  const begun = await session.api.post<MachineSnapshot>(`/vms/${id}/snapshots`, { description });
+  const snapshot = await settled(session, `/vms/${id}/snapshots/${begun.id}`);
+  // One that cannot be taken is removed.
+  if (snapshot === null) throw new OperationFailedError("the snapshot could not be taken", null);
+  const fields = { id: snapshot.id, description: snapshot.description, status: snapshot.snapshot_status };
+  session.print({ snapshot }, renderFields({ ...fields, date: timeOf(snapshot.date) }));
+}
+
+async function removeSnapshot(reference: string, chosen: string, _options: object, command: Command): Promise<void> {
+  const session = openOvirtSession(command);
+  const vm = await find(session, reference);
+  const named = (await snapshotsOf(session, vm.id)).map(({ id, description }) => ({ id, name: description }));
+  const { id } = chooseByName("snapshot", chosen, named);
+  const path = `/vms/${vm.id}/snapshots/${id}`;
+  await session.api.delete(path);
+  if (session.waiting !== null && (await settled(session, path)) !== null) {
+    throw new OperationFailedError("the snapshot could not be deleted", null);
+  }
+  const status = session.waiting === null ? "locked" : "deleted";
+  session.print({ snapshot: { id, status } }, renderFields({ id, status }));
+}

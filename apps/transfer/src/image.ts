@@ -15,11 +15,14 @@ export interface ImageExtent {
 export class Image implements AsyncDisposable {
   readonly #source: VolumeSource;
   readonly #target: VolumeTarget | null;
+  /** Of what is made while it is read: where its parts are. Null for bytes that are stored as they are read. */
+  readonly layout: string | null;
 
   /** Takes ownership of both. `target`: null for a download. */
-  constructor(source: VolumeSource, target: VolumeTarget | null) {
+  constructor(source: VolumeSource, target: VolumeTarget | null, layout: string | null = null) {
     this.#source = source;
     this.#target = target;
+    this.layout = layout;
   }
 
   get sizeBytes(): number {

@@ -17,6 +17,7 @@ import {
 import { type Engine, EngineError, type RunContext } from "@tephra/engine";
 import { openImage, TransferLostError } from "./open-image.ts";
 import type { Places } from "./places.ts";
+import { publishUpload } from "./publish-upload.ts";
 import { Session } from "./session.ts";
 
 /** How long what the storage refuses is tried again before the transfer fails. */
@@ -133,8 +134,8 @@ export class Keeper {
     try {
       const opened = await openImage(this.#options, claimed, this.#run());
       const ticket = newTicket(ticketKey, claimed.id);
-      const sizeBytes = opened.image.sizeBytes;
-      if (!(await openTransfer(database, claimed, { sizeBytes, ...ticket }))) {
+      const { sizeBytes, layout } = opened.image;
+      if (!(await openTransfer(database, claimed, { sizeBytes, layout, ...ticket }))) {
         await opened.image[Symbol.asyncDispose]();
         return;
       }
@@ -162,12 +163,11 @@ export class Keeper {
       await session?.finish();
       await this.#tellActivity();
       this.#sessions.delete(row.id);
-      const { draft, volumeId } = row;
+      const { draft } = row;
       if (draft !== null && row.sizeBytes !== null) {
         const backend = await this.#options.places.backend(row.backend);
-        const fresh = row.draftServerId !== row.serverId;
         this.#options.fence();
-        await backend.publishRestore(volumeId, draft, { fresh }, this.#run());
+        await publishUpload(backend, { ...row, draft }, this.#run());
       }
       await this.#end(row, { phase: "finished_success" });
     } catch (error) {

@@ -20,6 +20,7 @@ import { openEngine } from "@tephra/engine";
 import { dataPlane } from "./data-plane.ts";
 import { Keeper } from "./keeper.ts";
 import { openPlaces } from "./places.ts";
+import type { Session } from "./session.ts";
 
 /** How often it looks for what has changed. */
 const passMs = 250;
@@ -98,10 +99,13 @@ async function main(): Promise<void> {
     requestsMax,
     fence,
   });
-  const server = openServer(
-    images,
-    dataPlane({ sessionFor: (ticket) => keeper.sessionFor(ticket), connectionsMax: requestsMax, log }),
-  );
+  // Clients of the process before come as soon as this one listens: they wait until it has what that one served.
+  const succeeded = Promise.withResolvers<void>();
+  const sessionFor = async (ticket: string): Promise<Session | null> => {
+    await succeeded.promise;
+    return keeper.sessionFor(ticket);
+  };
+  const server = openServer(images, dataPlane({ sessionFor, connectionsMax: requestsMax, log }));
   await new Promise<void>((listening, refused) => {
     server.once("error", refused).listen(images.port, images.host, listening);
   });
@@ -117,6 +121,7 @@ async function main(): Promise<void> {
     return mine;
   };
   await succeedImageServers(database, await register());
+  succeeded.resolve();
   const stopping = new AbortController();
   const every = async (ms: number, what: string, work: () => Promise<unknown>): Promise<void> => {
     while (!stopping.signal.aborted) {

@@ -1,6 +1,14 @@
 import type { Database } from "@tephra/control";
 import { type ImageTransferRow, nameDraft, wholeChain } from "@tephra/control/work";
-import type { BackupReference, Engine, RunContext, VolumeBackend, VolumeSource } from "@tephra/engine";
+import {
+  type BackupReference,
+  type Engine,
+  imageOf,
+  type RunContext,
+  SourceChangedError,
+  type VolumeBackend,
+  type VolumeSource,
+} from "@tephra/engine";
 import { Image } from "./image.ts";
 import type { Places } from "./places.ts";
 
@@ -17,18 +25,36 @@ export interface Opening {
   engine: Engine;
 }
 
-/** Opens what a transfer is of. `row` was just claimed. */
+/**
+ * Bytes that an image file of a disk may have: a tenth more than the disk, which is what oVirt's storage reserves, and some for clusters
+ * of any size.
+ */
+const imageBytesMax = (diskBytes: number): number => Math.ceil((diskBytes * 1.1) / 512) * 512 + 16 * 1024 ** 2;
+
+/**
+ * Opens what a transfer is of. `row` was just claimed. Format `raw`: what a guest sees; `cow`: the bytes of a qcow2 image of it.
+ *
+ * @throws SourceChangedError when its client has begun to read an image that is another one now
+ */
 export async function openImage(
-  { database, places, engine }: Opening,
+  opening: Opening,
   row: ImageTransferRow,
   run: RunContext,
 ): Promise<{ image: Image; row: ImageTransferRow }> {
   const { storedBackupId: backupId, volumeId } = row;
-  if (backupId !== null)
-    return { image: new Image(await openStored({ database, places, engine }, backupId, run), null), row };
-  const backend = await places.backend(row.backend);
-  if (row.direction === "upload") return openUpload(database, backend, row, run);
-  return { image: new Image(await backend.openSource({ volumeId }), null), row };
+  if (backupId !== null) return openDownload(await openStored(opening, backupId, run), row);
+  const backend = await opening.places.backend(row.backend);
+  if (row.direction === "upload") return openUpload(opening.database, backend, row, run);
+  return openDownload(await backend.openSource({ volumeId }), row);
+}
+
+async function openDownload(source: VolumeSource, row: ImageTransferRow) {
+  if (row.format === "raw") return { image: new Image(source, null), row };
+  const file = await imageOf(source);
+  const image = new Image(file, null, file.layout);
+  if (row.layout === null || row.layout === image.layout) return { image, row };
+  await image[Symbol.asyncDispose]();
+  throw new SourceChangedError("The image of the disk is another one than was read from before.");
 }
 
 /** A backup, from the repositories that it and those below it are in. */
@@ -45,7 +71,7 @@ async function openStored(
 
 /**
  * An upload is written beside the volume, to a copy of it, which becomes the volume at its end: until then, whatever happens, the volume is
- * as it was. Where the backend knows no such place, it is written in place.
+ * as it was. Where the backend knows no such place, it is written in place. An image is written to an empty file.
  */
 async function openUpload(database: Database, backend: VolumeBackend, row: ImageTransferRow, run: RunContext) {
   const { volumeId } = row;
@@ -71,7 +97,11 @@ async function prepareDraft(
   const draft = `${row.id}-${row.claim}`;
   // The process that wrote it may only be slow: what it still writes goes into a file that nobody reads any more.
   if (wasOpened && !inPlace) await backend.copyRestore(volumeId, before, draft, run);
-  else await backend.beginRestore(volumeId, draft, { sizeBytes: 0, keepTail: true }, run);
+  else if (row.format === "raw") await backend.beginRestore(volumeId, draft, { sizeBytes: 0, keepTail: true }, run);
+  else {
+    const sizeBytes = imageBytesMax((await backend.measure(volumeId)).sizeBytes);
+    await backend.beginRestore(volumeId, draft, { sizeBytes, keepTail: false }, run);
+  }
   if (!(await nameDraft(database, row, { draft, inPlace }))) throw new TransferLostError(row);
   if (before !== null && !inPlace) await backend.abandonRestore(before);
   return draft;

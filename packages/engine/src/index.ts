@@ -91,4 +91,6 @@ export { exportLeftovers, removeExportDrafts } from "./volume/file/export-file.t
 export { openFileSource } from "./volume/file/file-source.ts";
 export type { PathTarget } from "./volume/file/file-target.ts";
 export { openNamedSource, openNamedTarget } from "./volume/operator-volume.ts";
+export { imageOf } from "./volume/qemu/image-of-source.ts";
+export { unpackImage } from "./volume/qemu/unpack-image.ts";
 export type { VolumeSource, VolumeTarget } from "./volume/volume.ts";

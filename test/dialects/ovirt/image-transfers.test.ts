@@ -1,13 +1,15 @@
 import { randomUUID } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { openVolumeBackend } from "@tephra/engine";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import { provideQemuUtils } from "../../../scripts/qemu-utils-package.ts";
 import { freePort } from "../../../scripts/spawn-program.ts";
 import { randomBytesOf } from "../../kit/bytes.ts";
 import { askImage } from "../../kit/image-client.ts";
-import type { Instance } from "../../kit/instance.ts";
-import { ask, plain, projects, startEngineWithWorker } from "./engine.ts";
+import { type Instance, startInstance } from "../../kit/instance.ts";
+import { ask, ovirtUsers, plain, projects, startEngineWithWorker } from "./engine.ts";
 
 const MiB = 1024 * 1024;
 const base = "/ovirt-engine/api";
@@ -152,4 +154,65 @@ it("a download that cannot be paused is finalized; what cannot be begun is refus
     headers: { accept: "application/json" },
   });
   expect(list.json.image_transfer.map((one: { id: string }) => one.id)).toContain(id);
+});
+
+it("a transfer of a cow disk is of the image where it is not said, and of the other format where it is", {
+  timeout: 300_000,
+}, async () => {
+  await using stack = new AsyncDisposableStack();
+  const env = await provideQemuUtils(process.env["PATH"] ?? "", (line) => process.stderr.write(`${line}\n`));
+  const path = mkdtempSync(join(tmpdir(), "tephra-images-"));
+  stack.defer(() => rmSync(path, { recursive: true, force: true }));
+  const config = {
+    ovirt: { users: ovirtUsers },
+    volume_backends: [{ name: "images", driver: "qemu", path }],
+    image_transfers: { port: await freePort() },
+  };
+  const instance = stack.use(await startInstance({ config, env }));
+  await instance.startTransfer();
+  const wanted = { alias: "data", provisioned_size: String(MiB), format: "cow" };
+  const made = await ask(instance, "POST", `${base}/disks`, { json: wanted, headers: { expect: "201-created" } });
+  expect([made.status, made.json.format]).toEqual([201, "cow"]);
+  const transfer = async (asked: object) => {
+    const json = { disk: { id: made.json.id }, ...asked };
+    const begun = await ask(instance, "POST", `${base}/imagetransfers`, { json });
+    expect(begun.status, begun.text).toBe(201);
+    return begun.json;
+  };
+  const at = async (id: string, phase: string) =>
+    instance.waitFor(
+      async () => {
+        const { json } = await ask(instance, "GET", `${base}/imagetransfers/${id}`, {
+          headers: { accept: "application/json" },
+        });
+        return json.phase === phase && json;
+      },
+      { what: `transfer ${id} is ${phase}`, timeoutMs: 40_000 },
+    );
+  const end = async (id: string) => {
+    expect((await ask(instance, "POST", `${base}/imagetransfers/${id}/finalize`, { xml: "<action/>" })).status).toBe(
+      200,
+    );
+    await at(id, "finished_success");
+  };
+  const data = randomBytesOf("guest", MiB);
+  const raw = await transfer({ direction: "upload", format: "raw" });
+  const { transfer_url: rawUrl } = await at(raw.id, "transferring");
+  expect((await askImage("PUT", rawUrl, { body: data })).status).toBe(200);
+  await end(raw.id);
+  const image = await transfer({ direction: "download" });
+  expect(image.format).toBe("cow");
+  const { transfer_url: imageUrl } = await at(image.id, "transferring");
+  const { body } = await askImage("GET", imageUrl);
+  expect(body.toString("latin1", 0, 4)).toBe("QFI\xfb");
+  await end(image.id);
+  const back = await transfer({ direction: "upload" });
+  expect(back.format).toBe("cow");
+  const { transfer_url: backUrl } = await at(back.id, "transferring");
+  expect((await askImage("PUT", backUrl, { body })).status).toBe(200);
+  await end(back.id);
+  const seen = await transfer({ direction: "download", format: "raw" });
+  const { transfer_url: seenUrl } = await at(seen.id, "transferring");
+  expect((await askImage("GET", seenUrl)).body.equals(data)).toBe(true);
+  await end(seen.id);
 });

@@ -24,10 +24,36 @@ const layers = {
   suite: "test/contract/hypervisor/machine-disks.test.ts",
 };
 
+const cow = { suite: "test/system/images/cow-images.test.ts" };
+
 const device = { suite: "test/contract/volume/device-backend.test.ts" };
 
 /** What would cost people their data, or show it to others, if nothing noticed. */
 export const mutations: readonly Mutation[] = [
+  {
+    ...cow,
+    name: "an uploaded image may build on a file of the server",
+    file: `${engine}/volume/qemu/image-chain.ts`,
+    from: 'if ((await parentOf(path, "qcow2", file)) !== null) throw refused(path, "it builds on another file");',
+    to: 'await parentOf(path, "qcow2", file);',
+    test: "a hostile image is refused",
+  },
+  {
+    ...cow,
+    name: "the tables of an uploaded image are believed",
+    file: `${engine}/volume/qemu/unpack-image.ts`,
+    from: "  await checkImage(image, { memoryBytesMax });\n",
+    to: "",
+    test: "a hostile image is refused",
+  },
+  {
+    ...cow,
+    name: "a download goes on with another image than it began with",
+    file: "apps/transfer/src/open-image.ts",
+    from: "if (row.layout === null || row.layout === image.layout) return { image, row };",
+    to: "if (row.layout !== undefined) return { image, row };",
+    test: "a download is a qcow2 image that stands by itself",
+  },
   {
     ...machines,
     name: "a snapshot is deleted while a machine reads it",

@@ -59,7 +59,7 @@ export async function nameDraft(
 export async function openTransfer(
   database: Database,
   { id, claim, ticketHash }: ImageTransferRow,
-  opened: { sizeBytes: number; ticketNonce: string; ticketHash: string },
+  opened: { sizeBytes: number; layout: string | null; ticketNonce: string; ticketHash: string },
 ): Promise<boolean> {
   const { sizeBytes, ...ticket } = opened;
   return inTransaction(database, async (tx) => {

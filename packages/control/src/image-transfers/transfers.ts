@@ -29,6 +29,8 @@ export type TimeoutPolicy = "legacy" | "pause" | "cancel";
 
 interface AnyTransferRequest {
   direction: "download" | "upload";
+  /** `raw`: what a guest sees; `cow`: the bytes of a qcow2 image; null: the volume's own format, and of a stored backup `raw`. */
+  format: "raw" | "cow" | null;
   timeoutPolicy: TimeoutPolicy;
   /** Seconds without a request; 0: forever; null: as configured. */
   inactivityTimeout: number | null;
@@ -38,16 +40,12 @@ interface AnyTransferRequest {
 
 export interface ImageTransferRequest extends AnyTransferRequest {
   volumeId: string;
-  /** `raw`: what the guest sees; `cow`: the image's own bytes, which are not transferred; null: the volume's own format. */
-  format: "raw" | "cow" | null;
 }
 
 export interface BackupTransferRequest extends AnyTransferRequest {
   backupId: string;
   /** The volume that it is a backup of; null: whichever that is. */
   volumeId: string | null;
-  /** A backup has the bytes that a guest sees: null or `raw`. */
-  format: "raw" | "cow" | null;
 }
 
 /** A transfer, with the URL that is its client's right to the bytes; null while there is no such right. */
@@ -94,9 +92,9 @@ export async function requestImageTransfer(
       : null;
     const volume = seen === null ? null : await lockVolume(tx, seen.id);
     if (!volume || volume.status === "deleting") throw new ImageTransferError("disk-unknown", { disk: volumeId });
-    const format = request.format ?? formatIn(config.volume_backends, volume.backend);
-    // Never raw in its place: what a client then sends is an image, not what a guest is to see.
-    if (format === "cow") throw new ImageTransferError("format-not-applicable");
+    const own = formatIn(config.volume_backends, volume.backend);
+    const format = request.format ?? own;
+    if (format === "cow" && own === "raw") throw new ImageTransferError("format-not-applicable");
     await requireFree(tx, volume);
     const server = await imageServerFor(tx, config, { backend: volume.backend }, { host: request.host });
     if (server === null) throw new ImageTransferError("no-server", { disk: shownAs(volume) });
@@ -156,7 +154,6 @@ export async function requestBackupTransfer(
     if (!isWhole || !["available", "restoring"].includes(backup.status))
       throw new ImageTransferError("backup-not-ready");
     if (request.direction === "upload") throw new ImageTransferError("backup-read-only");
-    if (request.format === "cow") throw new ImageTransferError("format-not-applicable");
     const repositories = [...new Set(chain.map(({ repository }) => repository))];
     const server = await imageServerFor(tx, config, { repositories }, { host: request.host });
     if (server === null) throw new ImageTransferError("no-server");
@@ -166,7 +163,7 @@ export async function requestBackupTransfer(
       volumeId: backup.volumeId,
       storedBackupId: backup.id,
       backend: backup.repository,
-      format: "raw",
+      format: request.format ?? "raw",
     });
   });
   return { ...row, url: null };

@@ -254,7 +254,9 @@ export class FileBackend implements VolumeBackend {
     yield* this.#look(folder, "", (name) => {
       if (/^volume-[0-9a-f-]{36}$/.test(name)) return "volume";
       if (/^snapshot-[0-9a-f-]{36}$/.test(name)) return "snapshot";
-      return /^\.(?:restore-[0-9a-f-]{36}-\d+|probe-[0-9a-f-]{36}(?:-copy)?)$/.test(name) ? "private" : null;
+      return /^\.(?:restore-[0-9a-f-]{36}-\d+(?:-(?:copy|guest))?|probe-[0-9a-f-]{36}(?:-copy)?)$/.test(name)
+        ? "private"
+        : null;
     });
     if (!(await lstat(folder.at(draftFolder)).catch(() => undefined))?.isDirectory()) return;
     await using drafts = await guardStorage(`list ${join(this.#folder, draftFolder)}`, () => folder.enter(draftFolder));

@@ -89,6 +89,16 @@ export async function inspectImage(path: string): Promise<{ sizeBytes: number; b
   return { sizeBytes: await virtualBytes(file), backing: parent?.name ?? null };
 }
 
+/**
+ * Checks the header of a qcow2 image that is to build on nothing. @returns its virtual length
+ *
+ * @throws PathNotAllowedError, VolumeStorageError
+ */
+export async function requireLone({ path, file }: ImageFile): Promise<number> {
+  if ((await parentOf(path, "qcow2", file)) !== null) throw refused(path, "it builds on another file");
+  return virtualBytes(file);
+}
+
 /** Of a qcow2 image whose header was checked. */
 export async function virtualBytes(file: FileHandle): Promise<number> {
   const field = Buffer.alloc(8);

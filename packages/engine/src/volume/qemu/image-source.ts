@@ -9,10 +9,13 @@ import { serveImage } from "./qemu-nbd.ts";
  *
  * @throws VolumeStorageError, ImageInUseError; the chain is closed then
  */
-export async function serveSource(chain: readonly ImageFile[], fingerprint?: string): Promise<VolumeSource> {
+export async function serveSource(
+  chain: readonly ImageFile[],
+  { fingerprint, ...limits }: { fingerprint?: string | undefined; memoryBytesMax?: number } = {},
+): Promise<VolumeSource> {
   await using stack = new AsyncDisposableStack();
   for (const { file } of chain) stack.defer(() => file.close());
-  const { client } = stack.use(await serveImage(chain, { writable: false }));
+  const { client } = stack.use(await serveImage(chain, { writable: false, ...limits }));
   const byTimes = async (): Promise<string> => {
     const stats = await Promise.all(chain.map(({ file }) => file.stat({ bigint: true })));
     return stats.map(({ ino, size, mtimeNs, ctimeNs }) => [ino, size, mtimeNs, ctimeNs].join(":")).join(" ");

@@ -155,7 +155,7 @@ export class QemuBackend implements VolumeBackend {
         ? [this.#volume(source.volumeId), undefined]
         : // Its layers may be merged meanwhile, which changes no byte of it.
           [this.#snapshot(source.snapshotId), `snapshot ${source.snapshotId}`];
-    return patiently(async () => serveSource(await this.#layers.openChain(path), fingerprint));
+    return patiently(async () => serveSource(await this.#layers.openChain(path), { fingerprint }));
   }
 
   async *changedExtents(source: SourceReference, since: string, range: Extent): AsyncGenerator<Extent> {

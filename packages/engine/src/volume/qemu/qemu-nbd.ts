@@ -59,6 +59,16 @@ export interface NodeToServe {
   mayPass?: (words: string) => boolean;
 }
 
+export interface ServeOptions {
+  writable: boolean;
+  /** Of its address space. */
+  memoryBytesMax?: number;
+}
+
+/** What precedes a command whose address space is limited. */
+export const memoryLimit = (bytes: number | undefined): string[] =>
+  bytes === undefined ? [] : ["prlimit", `--as=${bytes}`];
+
 export const secretId = "secret";
 
 /** The first descriptor that a child gets beyond its three streams. */
@@ -73,7 +83,7 @@ const descriptorPath = (index: number): string => `/proc/self/fd/${firstDescript
  *
  * @throws VolumeStorageError when qemu-nbd is not installed or cannot open the image, with its own words; ImageInUseError
  */
-export function serveImage(chain: readonly ImageFile[], options: { writable: boolean }): Promise<ServedNode> {
+export function serveImage(chain: readonly ImageFile[], options: ServeOptions): Promise<ServedNode> {
   return serveNode({ shown: `The image ${chain[0]?.path}`, node: nodeOf(chain, 0) ?? {}, files: chain }, options);
 }
 
@@ -82,7 +92,7 @@ export function serveImage(chain: readonly ImageFile[], options: { writable: boo
  *
  * @throws VolumeStorageError when qemu-nbd is not installed or cannot open it, with its own words; ImageInUseError
  */
-export async function serveNode(what: NodeToServe, options: { writable: boolean }): Promise<ServedNode> {
+export async function serveNode(what: NodeToServe, options: ServeOptions): Promise<ServedNode> {
   await using stack = new AsyncDisposableStack();
   const folder = await mkdtemp(join(tmpdir(), "tephra-nbd-"));
   stack.defer(() => rm(folder, { recursive: true, force: true }));
@@ -101,6 +111,7 @@ export async function serveNode(what: NodeToServe, options: { writable: boolean 
   const command = [
     "--pdeathsig",
     "KILL",
+    ...memoryLimit(options.memoryBytesMax),
     "env",
     ...keepBuffers,
     "qemu-nbd",

@@ -27,6 +27,9 @@ export const owner: Principal = {
   requestId: "req-test",
 };
 
+/** A download as `raw` where it does not say otherwise. */
+type WorldRequest = Partial<Omit<ImageTransferRequest, "subject">> & ({ volumeId: string } | { snapshotId: string });
+
 /** A service with one server of images, and volumes of any length in both kinds of backends. */
 export interface ImageWorld {
   readonly instance: Instance;
@@ -36,9 +39,11 @@ export interface ImageWorld {
   /** Where the files of `images` are. */
   readonly imagesDir: string;
   addVolume(backend: "files" | "images", sizeBytes: number): Promise<string>;
-  begin(request: Partial<ImageTransferRequest> & { volumeId: string }): Promise<ImageTransfer>;
+  /** A snapshot of a volume as it is now. */
+  addSnapshot(backend: "files" | "images", volumeId: string): Promise<string>;
+  begin(request: WorldRequest): Promise<ImageTransfer>;
   /** Begins one, and settles when its client may. */
-  open(request: Partial<ImageTransferRequest> & { volumeId: string }): Promise<{ id: string; client: ImageClient }>;
+  open(request: WorldRequest): Promise<{ id: string; client: ImageClient }>;
   reach(id: string, phase: string): Promise<ImageTransfer>;
   statusOf(volumeId: string): Promise<string | null>;
   /** The bytes of a volume, as its backend reads them. */
@@ -84,6 +89,7 @@ export async function openImageWorld(
       timeoutPolicy: "legacy",
       inactivityTimeout: null,
       host: null,
+      subject: "volumeId" in request ? { volumeId: request.volumeId } : { snapshotId: request.snapshotId },
       ...request,
     });
   const reach: ImageWorld["reach"] = (id, phase) =>
@@ -105,6 +111,14 @@ export async function openImageWorld(
       await backends[backend].create(id, sizeBytes);
       const place = { sizeGib: 1, sizeBytes: BigInt(sizeBytes), backend, availabilityZone: "nova" };
       await database.volume.create({ data: { id, projectId: "p1", userId: "u", status: "available", ...place } });
+      return id;
+    },
+    addSnapshot: async (backend, volumeId) => {
+      const id = randomUUID();
+      const run = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
+      const { sizeBytes } = await backends[backend].freeze(volumeId, id, run);
+      const row = { id, projectId: "p1", userId: "u", volumeId, status: "available", sizeGib: 1 };
+      await database.snapshot.create({ data: { ...row, sizeBytes: BigInt(sizeBytes) } });
       return id;
     },
     begin,
@@ -142,15 +156,16 @@ export function childrenOf(parent: number, program: string): number[] {
 /** Settles when nothing is locked, no ticket is valid, and no draft is left. */
 export async function nothingIsLeft({ database, instance }: ImageWorld): Promise<void> {
   const left = async (): Promise<string> => {
-    const [live, tickets, locked] = await Promise.all([
+    const [live, tickets, locked, read] = await Promise.all([
       database.imageTransfer.count({ where: { endedAt: null } }),
       database.imageTransfer.count({ where: { ticketHash: { not: null } } }),
       database.volume.count({ where: { status: { in: ["uploading", "downloading"] } } }),
+      database.snapshot.count({ where: { status: "backing-up" } }),
     ]);
-    return [live, tickets, locked].join(" ");
+    return [live, tickets, locked, read].join(" ");
   };
-  await waitFor(async () => (await left()) === "0 0 0", {
-    what: "no transfer is live, no ticket valid, no volume locked",
+  await waitFor(async () => (await left()) === "0 0 0 0", {
+    what: "no transfer is live, no ticket valid, no volume and no snapshot locked",
     timeoutMs: 60_000,
     context: instance.logs,
   });

@@ -41,11 +41,11 @@ export async function openImage(
   row: ImageTransferRow,
   run: RunContext,
 ): Promise<{ image: Image; row: ImageTransferRow }> {
-  const { storedBackupId: backupId, volumeId } = row;
+  const { storedBackupId: backupId, snapshotId, volumeId } = row;
   if (backupId !== null) return openDownload(await openStored(opening, backupId, run), row);
   const backend = await opening.places.backend(row.backend);
   if (row.direction === "upload") return openUpload(opening.database, backend, row, run);
-  return openDownload(await backend.openSource({ volumeId }), row);
+  return openDownload(await backend.openSource(snapshotId === null ? { volumeId } : { snapshotId }), row);
 }
 
 async function openDownload(source: VolumeSource, row: ImageTransferRow) {

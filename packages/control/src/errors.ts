@@ -48,6 +48,7 @@ export type ImageTransferProblem =
   | "backup-not-ready"
   | "backup-read-only"
   | "format-not-applicable"
+  | "snapshot-read-only"
   | "no-server"
   | "download-cannot-pause"
   | "not-pausable"

@@ -101,7 +101,6 @@ export {
   type ImageTransferRequest,
   listImageTransfers,
   pauseImageTransfer,
-  requestBackupTransfer,
   requestImageTransfer,
   resumeImageTransfer,
   type TimeoutPolicy,

@@ -156,6 +156,51 @@ it("a download that cannot be paused is finalized; what cannot be begun is refus
   expect(list.json.image_transfer.map((one: { id: string }) => one.id)).toContain(id);
 });
 
+it("a machine's snapshot is downloaded disk by disk, and not deleted meanwhile", { timeout: 180_000 }, async () => {
+  const disk = await addDisk();
+  const api = (method: string, path: string, json: object) => ask(engine, method, base + path, { json });
+  const machine = { name: "vm1", cluster: { name: "Default" }, template: { name: "Blank" } };
+  const { json: vm } = await api("POST", "/vms", machine);
+  const attachment = { bootable: true, interface: "virtio", active: true, disk: { id: disk } };
+  expect((await api("POST", `/vms/${vm.id}/diskattachments`, attachment)).status).toBe(201);
+  const { json: made } = await api("POST", `/vms/${vm.id}/snapshots`, { description: "before" });
+  const path = `${base}/vms/${vm.id}/snapshots/${made.id}`;
+  const json = { headers: { accept: "application/json" } };
+  const isThere = async () => (await ask(engine, "GET", path, json)).json.snapshot_status === "ok";
+  await engine.waitFor(isThere, { what: "the snapshot is there", timeoutMs: 40_000 });
+  const [{ image_id: imageId }] = (await ask(engine, "GET", `${path}/disks`, json)).json.disk;
+  const asked = `<image_transfer><direction>download</direction><snapshot id="${imageId}"/></image_transfer>`;
+  const begunOne = await ask(engine, "POST", `${base}/imagetransfers`, { xml: asked });
+  const expected = begun("initializing", { direction: "download", format: "raw", policy: "legacy" });
+  expect(plain(begunOne.text)).toBe(
+    expected.replace("\n</image_transfer>", '\n    <snapshot id="ID"/>\n</image_transfer>'),
+  );
+  const id = String(begunOne.headers["location"]).split("/").at(-1) ?? "";
+  const { transfer_url: url, snapshot } = await reach(id, "transferring");
+  expect(snapshot.id).toBe(imageId);
+  expect((await askImage("GET", url)).body.equals(Buffer.alloc(MiB))).toBe(true);
+  const refusal = await ask(engine, "DELETE", path, {});
+  expect([refusal.status, refusal.text]).toEqual([
+    409,
+    expect.stringContaining(
+      "[Cannot remove Snapshot: The following disks are locked: disk. Please try again in a few minutes.]",
+    ),
+  ]);
+  const upload = await api("POST", "/imagetransfers", { direction: "upload", snapshot: { id: imageId } });
+  expect([upload.status, upload.json.detail]).toEqual([
+    400,
+    "[Cannot transfer Virtual Disk. A disk snapshot can only be downloaded.]",
+  ]);
+  expect((await api("POST", "/imagetransfers", { direction: "download", snapshot: { id: randomUUID() } })).status).toBe(
+    400,
+  );
+  const stranger = { as: "stranger@internal", json: { direction: "download", snapshot: { id: imageId } } };
+  expect((await ask(engine, "POST", `${base}/imagetransfers`, stranger)).status).toBe(400);
+  expect((await act(id, "finalize")).status).toBe(200);
+  await reach(id, "finished_success");
+  expect((await ask(engine, "DELETE", path, {})).status).toBe(200);
+});
+
 it("a transfer of a cow disk is of the image where it is not said, and of the other format where it is", {
   timeout: 300_000,
 }, async () => {

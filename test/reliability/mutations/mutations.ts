@@ -63,6 +63,14 @@ export const mutations: readonly Mutation[] = [
     test: "a snapshot that is attached to a machine cannot be deleted",
   },
   {
+    name: "a snapshot is deleted while a client downloads it",
+    file: `${control}/groups/delete.ts`,
+    from: "  await refuseTransferredSnapshot(tx, snapshot);\n",
+    to: "",
+    suite: "test/dialects/ovirt/image-transfers.test.ts",
+    test: "a machine's snapshot is downloaded disk by disk",
+  },
+  {
     ...machines,
     name: "a machine's snapshot that failed stays for good",
     file: `${control}/rows/endings.ts`,

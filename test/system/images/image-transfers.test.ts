@@ -8,6 +8,7 @@ import {
   ImageTransferError,
   type Principal,
   pauseImageTransfer,
+  requestSnapshotDelete,
   resumeImageTransfer,
 } from "@tephra/control";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -299,6 +300,64 @@ it("a download cannot be paused; disks that are in error, busy, of others or of 
   expect(await world.statusOf(volumeId)).toBe("error");
   expect(await refusedWith(world.begin({ volumeId, format: "cow" }))).toBe("format-not-applicable");
 });
+
+it.each(["files", "images"] as const)(
+  "a snapshot in %s is read while a machine writes to its disk, and is locked by that alone",
+  { timeout: 180_000 },
+  async (backend) => {
+    const volumeId = await world.addVolume(backend, MiB);
+    const write = async (data: Buffer) => {
+      const { id, client } = await world.open({ volumeId, direction: "upload" });
+      expect((await client.put(data, 0)).status).toBe(200);
+      await finalize(id);
+      await world.reach(id, "finished_success");
+    };
+    const before = randomBytesOf(`before ${backend}`, MiB);
+    await write(before);
+    const snapshotId = await world.addSnapshot(backend, volumeId);
+    await write(randomBytesOf("after", MiB));
+    const machine = { projectId: "p1", userId: "u", name: "runs", driver: "record", powerState: "ACTIVE" };
+    await world.database.instance.create({ data: { id: volumeId, ...machine } });
+    await world.database.attachment.create({ data: { id: volumeId, projectId: "p1", volumeId, serverId: volumeId } });
+    await world.database.volume.update({ where: { id: volumeId }, data: { status: "in-use" } });
+    expect(await refusedWith(world.begin({ volumeId }))).toBe("disk-plugged");
+
+    const { id, client } = await world.open({ snapshotId });
+    const snapshotStatus = async () =>
+      (await world.database.snapshot.findUnique({ where: { id: snapshotId } }))?.status ?? null;
+    expect([await world.statusOf(volumeId), await snapshotStatus()]).toEqual(["in-use", "backing-up"]);
+    expect((await client.get(0, MiB)).equals(before)).toBe(true);
+    expect((await client.ask("PUT", "", { body: "x" })).status).toBe(403);
+    expect(await refusedWith(world.begin({ snapshotId }))).toBe("disk-transferring");
+    await expect(requestSnapshotDelete(world.database, owner, snapshotId)).rejects.toThrow("status must be available");
+    await finalize(id);
+    await world.reach(id, "finished_success");
+    expect([await world.statusOf(volumeId), await snapshotStatus()]).toEqual(["in-use", "available"]);
+
+    expect(await refusedWith(world.begin({ snapshotId, direction: "upload" }))).toBe("snapshot-read-only");
+    expect(await refusedWith(world.begin({ snapshotId: volumeId }))).toBe("disk-unknown");
+    await world.database.snapshot.update({ where: { id: snapshotId }, data: { projectId: "p2" } });
+    expect(await refusedWith(world.begin({ snapshotId }))).toBe("disk-unknown");
+    await world.database.snapshot.update({ where: { id: snapshotId }, data: { projectId: "p1" } });
+
+    if (backend === "images") {
+      const image = await world.open({ snapshotId, format: null });
+      const { body } = await image.client.ask("GET");
+      expect(body.toString("latin1", 0, 4)).toBe("QFI\xfb");
+      expect(body.includes(before)).toBe(true);
+      await cancel(image.id);
+      await world.reach(image.id, "finished_cleanup");
+    } else {
+      expect(await refusedWith(world.begin({ snapshotId, format: "cow" }))).toBe("format-not-applicable");
+    }
+    // An admin may take it away.
+    const taken = await world.open({ snapshotId });
+    await world.database.snapshot.update({ where: { id: snapshotId }, data: { status: "available" } });
+    await world.reach(taken.id, "finished_failure");
+    expect(await snapshotStatus()).toBe("available");
+    await nothingIsLeft(world);
+  },
+);
 
 it("a silent client's upload is paused, its download cancelled, and a policy is kept to", {
   timeout: 120_000,

@@ -244,6 +244,10 @@ const transferWords: Readonly<
   "backup-unknown": () => ["bad-parameters", "Cannot transfer Virtual Disk. The specified VM backup does not exist."],
   "backup-not-ready": () => ["conflict", "Cannot transfer Virtual Disk. The VM backup is not ready."],
   "backup-read-only": () => ["bad-parameters", "Cannot transfer Virtual Disk. A VM backup can only be downloaded."],
+  "snapshot-read-only": () => [
+    "bad-parameters",
+    "Cannot transfer Virtual Disk. A disk snapshot can only be downloaded.",
+  ],
   "no-server": () => ["conflict", "Cannot transfer Virtual Disk. There is no host that can transfer the disk."],
   "download-cannot-pause": () => [
     "bad-parameters",

@@ -4,10 +4,10 @@ import {
   finalizeImageTransfer,
   getImageTransfer,
   type ImageTransfer,
+  type ImageTransferRequest,
   listImageServers,
   listImageTransfers,
   pauseImageTransfer,
-  requestBackupTransfer,
   requestImageTransfer,
   resumeImageTransfer,
 } from "@tephra/control";
@@ -41,6 +41,7 @@ const view = (transfer: ImageTransfer): Element => ({
     image: { id: transfer.volumeId },
     disk: reference("disks", transfer.volumeId),
     backup: transfer.storedBackupId === null ? null : { id: transfer.storedBackupId },
+    snapshot: transfer.snapshotId === null ? null : { id: transfer.snapshotId },
   },
 });
 
@@ -52,30 +53,32 @@ async function hostNamed({ database, config }: Context, { body }: Call): Promise
   return servers.find(({ host }) => hostIdOf(host) === id)?.host ?? null;
 }
 
+/** What a transfer is asked for: a backup, the disk of a snapshot, or a disk. */
+function subjectOf({ body }: Call): ImageTransferRequest["subject"] {
+  const volumeId = (body.at("disk")?.id ?? body.at("image")?.id)?.toLowerCase();
+  const idOf = (name: string): string | undefined => body.at(name)?.id?.toLowerCase();
+  if (body.has("backup")) {
+    const storedBackupId = idOf("backup");
+    if (storedBackupId === undefined) throw incomplete("ImageTransfer", ["backup.id"], "add");
+    return { storedBackupId, volumeId: volumeId ?? null };
+  }
+  const snapshotId = idOf("snapshot");
+  if (snapshotId !== undefined) return { snapshotId };
+  if (volumeId === undefined) throw incomplete("ImageTransfer", ["disk.id"], "add");
+  return { volumeId };
+}
+
 const addTransfer: Handle = async (context, call) => {
   const { body } = call;
-  const volumeId = (body.at("disk")?.id ?? body.at("image")?.id)?.toLowerCase();
   const secondsMax = 2_147_483_647;
-  const request = {
+  const transfer = await requestImageTransfer(context.database, context.config, call.principal, {
+    subject: subjectOf(call),
     direction: body.oneOf(["direction"], ["upload", "download"]) ?? "upload",
     format: body.oneOf<"raw" | "cow">(["format"], ["raw", "cow"]) ?? null,
     timeoutPolicy: body.oneOf(["timeout_policy"], ["legacy", "pause", "cancel"]) ?? "legacy",
     inactivityTimeout: body.integer(["inactivity_timeout"], { min: 0, max: secondsMax }) ?? null,
     host: await hostNamed(context, call),
-  };
-  const { database, config } = context;
-  if (body.has("backup")) {
-    const backupId = body.at("backup")?.id;
-    if (backupId === undefined) throw incomplete("ImageTransfer", ["backup.id"], "add");
-    const stored = { ...request, volumeId: volumeId ?? null, backupId: backupId.toLowerCase() };
-    return created(
-      "image_transfer",
-      view(await requestBackupTransfer(database, config, call.principal, stored)),
-      false,
-    );
-  }
-  if (volumeId === undefined) throw incomplete("ImageTransfer", ["disk.id"], "add");
-  const transfer = await requestImageTransfer(database, config, call.principal, { ...request, volumeId });
+  });
   return created("image_transfer", view(transfer), false);
 };
 

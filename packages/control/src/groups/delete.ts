@@ -14,6 +14,7 @@ import {
   refuseBusy,
   releaseGroup,
 } from "../rows/groups.ts";
+import { refuseTransferredSnapshot } from "../rows/image-transfers.ts";
 import { refuseAttachedSnapshot } from "../rows/machines.ts";
 import { override } from "../rows/move.ts";
 import { lockQuotas, releaseQuota } from "../rows/quotas.ts";
@@ -108,6 +109,7 @@ export async function startGroupSnapshotDelete(
   snapshot: GroupBackupRow,
 ): Promise<string> {
   await refuseAttachedSnapshot(tx, snapshot);
+  await refuseTransferredSnapshot(tx, snapshot);
   const backups = snapshot.members.flatMap((member) => member.backup?.id ?? []).sort();
   const snapshots = await tx.snapshot.findMany({ where: { groupSnapshotId: snapshot.id }, include: { volume: true } });
   const input = { concludeNeeds: [...new Set(snapshots.map(({ volume }) => `backend:${volume.backend}`))] };

@@ -54,10 +54,13 @@ async function releaseOne(database: Database, config: Config, { id, volumeId, lo
   await endImageTransfer(database, which, { phase: "finished_cleanup", reason: row?.failReason ?? gone });
 }
 
-/** Transfers whose volume is not theirs any more: an admin has set its status, or deleted it by force. */
+/** Transfers whose volume or snapshot is not theirs any more: an admin has set its status, or deleted it by force. */
 const expelledOnes = (database: Database): Promise<{ id: string; volumeId: string }[]> => database.$queryRaw`
-  SELECT t.id, t.volume_id AS "volumeId" FROM image_transfers t LEFT JOIN volumes v ON v.id = t.volume_id
-  WHERE t.ended_at IS NULL AND t.stored_backup_id IS NULL AND (v.id IS NULL OR v.status NOT IN ('uploading', 'downloading')) LIMIT ${batch}`;
+  SELECT t.id, t.volume_id AS "volumeId" FROM image_transfers t
+    LEFT JOIN volumes v ON v.id = t.volume_id LEFT JOIN snapshots s ON s.id = t.snapshot_id
+  WHERE t.ended_at IS NULL AND t.stored_backup_id IS NULL
+    AND CASE WHEN t.snapshot_id IS NULL THEN v.id IS NULL OR v.status NOT IN ('uploading', 'downloading')
+      ELSE s.id IS NULL OR s.status <> 'backing-up' END LIMIT ${batch}`;
 
 /** Paused for so long that nobody can be expected to come back. */
 async function cancelForgotten(database: Database, config: Config): Promise<void> {
@@ -78,7 +81,7 @@ export async function releaseImageTransfers(database: Database, config: Config):
   await cancelForgotten(database, config);
   const expelled = await expelledOnes(database);
   for (const { id, volumeId } of expelled) {
-    const reason = "The volume's status was set by an administrator.";
+    const reason = "The status of what was transferred was set by an administrator.";
     const which = { id, volumeId, claim: null };
     await endImageTransfer(database, which, { phase: "finished_failure", reason });
     await endImageTransfer(database, which, { phase: "finished_cleanup", reason });

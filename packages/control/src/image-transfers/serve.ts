@@ -152,7 +152,8 @@ export async function endImageTransfer(
     await moveToEnd(tx, row, end);
     if (row.storedBackupId !== null) return true;
     if (row.direction === "upload" && end.phase !== "finished_success") await giveUpVolume(tx, row);
-    else await releaseTransferred(tx, volumeId);
+    else if (row.snapshotId === null) await releaseTransferred(tx, volumeId);
+    else await move(tx, "snapshot", { id: row.snapshotId }, { from: "backing-up", to: "available" });
     if (row.direction === "upload") await forgetOrigin(tx, volumeId);
     return true;
   });

@@ -22,14 +22,27 @@ import {
 import { move } from "../rows/move.ts";
 import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
 import { formatIn } from "../volume-backends.ts";
-import { imageServerFor } from "./servers.ts";
+import { type ImagePlace, imageServerFor } from "./servers.ts";
 import { ticketKey, ticketOf } from "./ticket.ts";
 
 export type TimeoutPolicy = "legacy" | "pause" | "cancel";
 
-interface AnyTransferRequest {
+/**
+ * What is transferred: a volume; or in a download a snapshot of one, or a backup from where it is stored, whose `volumeId` is the volume that
+ * it has to be of, or null.
+ */
+export type TransferSubject =
+  | { volumeId: string }
+  | { snapshotId: string }
+  | { storedBackupId: string; volumeId: string | null };
+
+export interface ImageTransferRequest {
+  subject: TransferSubject;
   direction: "download" | "upload";
-  /** `raw`: what a guest sees; `cow`: the bytes of a qcow2 image; null: the volume's own format, and of a stored backup `raw`. */
+  /**
+   * `raw`: what a guest sees; `cow`: the bytes of a qcow2 image, of volumes that are kept as such and of backups; null: the volume's own
+   * format, and of a backup `raw`.
+   */
   format: "raw" | "cow" | null;
   timeoutPolicy: TimeoutPolicy;
   /** Seconds without a request; 0: forever; null: as configured. */
@@ -38,20 +51,10 @@ interface AnyTransferRequest {
   host: string | null;
 }
 
-export interface ImageTransferRequest extends AnyTransferRequest {
-  volumeId: string;
-}
-
-export interface BackupTransferRequest extends AnyTransferRequest {
-  backupId: string;
-  /** The volume that it is a backup of; null: whichever that is. */
-  volumeId: string | null;
-}
-
 /** A transfer, with the URL that is its client's right to the bytes; null while there is no such right. */
 export type ImageTransfer = ImageTransferRow & { url: string | null };
 
-const shownAs = ({ id, name }: VolumeRow): string => name ?? id;
+const shownAs = ({ id, name }: Pick<VolumeRow, "id" | "name">): string => name ?? id;
 
 /** A volume's machines that are not shut off; users of other kinds are never known to be. */
 async function runningWith(tx: Transaction, { projectId, attachments }: VolumeRow): Promise<string[]> {
@@ -68,105 +71,98 @@ async function requireFree(tx: Transaction, volume: VolumeRow): Promise<void> {
   const disk = shownAs(volume);
   const machines = await runningWith(tx, volume);
   if (machines.length > 0) throw new ImageTransferError("disk-plugged", { disk, machines });
-  if ((await liveTransferOf(tx, volume.id)) !== null) throw new ImageTransferError("disk-transferring", { disk });
+  if ((await liveTransferOf(tx, { volumeId: volume.id })) !== null)
+    throw new ImageTransferError("disk-transferring", { disk });
   if (volume.status === "available" || volume.status === "in-use") return;
   throw new ImageTransferError(volume.status.startsWith("error") ? "disk-illegal" : "disk-locked", { disk });
 }
 
-/**
- * Begins a transfer: the volume is `uploading` (a download) or `downloading` (an upload) until it ends, and a process that can open the
- * volume's backend prepares it. Its phase tells when the client may begin.
- *
- * @throws ImageTransferError
- */
-export async function requestImageTransfer(
-  database: Database,
-  config: Config,
-  principal: Principal,
-  request: ImageTransferRequest,
-): Promise<ImageTransfer> {
-  const row = await inTransaction(database, async (tx) => {
-    const { volumeId, direction } = request;
-    const seen = isUuid(volumeId)
-      ? await tx.volume.findFirst({ where: { id: volumeId, ...visibleTo(principal) }, select: { id: true } })
-      : null;
-    const volume = seen === null ? null : await lockVolume(tx, seen.id);
-    if (!volume || volume.status === "deleting") throw new ImageTransferError("disk-unknown", { disk: volumeId });
-    const own = formatIn(config.volume_backends, volume.backend);
-    const format = request.format ?? own;
-    if (format === "cow" && own === "raw") throw new ImageTransferError("format-not-applicable");
-    await requireFree(tx, volume);
-    const server = await imageServerFor(tx, config, { backend: volume.backend }, { host: request.host });
-    if (server === null) throw new ImageTransferError("no-server", { disk: shownAs(volume) });
-    const to = direction === "upload" ? "downloading" : "uploading";
-    await move(
-      tx,
-      "volume",
-      { id: volume.id },
-      { from: ["available", "in-use"], to },
-      { previousStatus: volume.status },
-    );
-    return addImageTransfer(tx, {
-      ...commonColumns(config, principal, request, server),
-      projectId: volume.projectId,
-      volumeId: volume.id,
-      backend: volume.backend,
-      format,
-    });
-  });
-  return { ...row, url: null };
+/** What a transfer is of, and what can open it. */
+interface Subject {
+  columns: { projectId: string; volumeId: string; backend: string; snapshotId?: string; storedBackupId?: string };
+  /** The volume's name, or its id where it has none. */
+  disk: string;
+  place: ImagePlace;
 }
 
-const commonColumns = (
-  config: Config,
-  { userId, requestId }: Principal,
-  request: AnyTransferRequest,
-  server: ImageServerRow,
-) => ({
-  id: randomUUID(),
-  userId,
-  requestId,
-  direction: request.direction,
-  inactivityTimeout: request.inactivityTimeout ?? config.image_transfers?.inactivity_seconds ?? 60,
-  timeoutPolicy: request.timeoutPolicy,
-  serverId: server.id,
-  serverHost: server.host,
-});
+/** Who wants what; `check`: of the format, before the states. */
+interface Wanted {
+  principal: Principal;
+  direction: ImageTransferRequest["direction"];
+  check: (backend: string) => unknown;
+}
+
+/** A volume that is now in a transfer. @throws ImageTransferError */
+async function lockSubjectVolume(
+  tx: Transaction,
+  { volumeId }: { volumeId: string },
+  { principal, direction, check }: Wanted,
+): Promise<Subject> {
+  const seen = isUuid(volumeId)
+    ? await tx.volume.findFirst({ where: { id: volumeId, ...visibleTo(principal) }, select: { id: true } })
+    : null;
+  const volume = seen === null ? null : await lockVolume(tx, seen.id);
+  if (!volume || volume.status === "deleting") throw new ImageTransferError("disk-unknown", { disk: volumeId });
+  check(volume.backend);
+  await requireFree(tx, volume);
+  const to = direction === "upload" ? "downloading" : "uploading";
+  const before = { previousStatus: volume.status };
+  await move(tx, "volume", { id: volume.id }, { from: ["available", "in-use"], to }, before);
+  const { id, projectId, backend } = volume;
+  return { columns: { projectId, volumeId: id, backend }, disk: shownAs(volume), place: { backend } };
+}
 
 /**
- * Begins a download of a backup from where it is stored, at once and without a restore. Nothing is locked: a deletion of the backup ends
- * it.
+ * The volume of a snapshot that is now in a transfer: the volume itself is free, and its machine may run.
  *
  * @throws ImageTransferError
  */
-export async function requestBackupTransfer(
-  database: Database,
-  config: Config,
-  principal: Principal,
-  request: BackupTransferRequest,
-): Promise<ImageTransfer> {
-  const row = await inTransaction(database, async (tx) => {
-    const backup = await lockSeenBackup(tx, principal, request.backupId);
-    if (backup === null || (request.volumeId ?? backup.volumeId) !== backup.volumeId)
-      throw new ImageTransferError("backup-unknown");
-    const chain = await readChain(tx, backup.id);
-    const isWhole = chain.at(-1)?.parentId === null;
-    if (!isWhole || !["available", "restoring"].includes(backup.status))
-      throw new ImageTransferError("backup-not-ready");
-    if (request.direction === "upload") throw new ImageTransferError("backup-read-only");
-    const repositories = [...new Set(chain.map(({ repository }) => repository))];
-    const server = await imageServerFor(tx, config, { repositories }, { host: request.host });
-    if (server === null) throw new ImageTransferError("no-server");
-    return addImageTransfer(tx, {
-      ...commonColumns(config, principal, request, server),
-      projectId: backup.projectId,
-      volumeId: backup.volumeId,
-      storedBackupId: backup.id,
-      backend: backup.repository,
-      format: request.format ?? "raw",
-    });
-  });
-  return { ...row, url: null };
+async function lockSubjectSnapshot(
+  tx: Transaction,
+  { snapshotId }: { snapshotId: string },
+  { principal, direction, check }: Wanted,
+): Promise<Subject> {
+  const seen = isUuid(snapshotId)
+    ? await tx.snapshot.findFirst({ where: { id: snapshotId, ...visibleTo(principal) }, include: { volume: true } })
+    : null;
+  if (seen === null || seen.status === "deleting") throw new ImageTransferError("disk-unknown", { disk: snapshotId });
+  if (direction === "upload") throw new ImageTransferError("snapshot-read-only");
+  check(seen.volume.backend);
+  const disk = shownAs(seen.volume);
+  if (seen.groupSnapshotId !== null) {
+    // Whoever deletes it looks for transfers under this lock.
+    const [whole] = await tx.$queryRaw<{ status: string }[]>`
+      SELECT status FROM group_snapshots WHERE id = ${seen.groupSnapshotId}::uuid FOR NO KEY UPDATE`;
+    if (whole?.status !== "available") throw new ImageTransferError("disk-locked", { disk });
+  }
+  if ((await liveTransferOf(tx, { snapshotId: seen.id })) !== null) {
+    throw new ImageTransferError("disk-transferring", { disk });
+  }
+  if ((await move(tx, "snapshot", { id: seen.id }, { from: "available", to: "backing-up" })) === 0) {
+    throw new ImageTransferError(seen.status.startsWith("error") ? "disk-illegal" : "disk-locked", { disk });
+  }
+  const { backend } = seen.volume;
+  const columns = { projectId: seen.projectId, volumeId: seen.volumeId, backend, snapshotId: seen.id };
+  return { columns, disk, place: { backend } };
+}
+
+/** A backup that can be read where it is stored. Nothing is locked: a deletion of it ends the transfer. @throws ImageTransferError */
+async function findSubjectBackup(
+  tx: Transaction,
+  { storedBackupId, volumeId }: { storedBackupId: string; volumeId: string | null },
+  { principal, direction }: Wanted,
+): Promise<Subject> {
+  const backup = await lockSeenBackup(tx, principal, storedBackupId);
+  if (backup === null || (volumeId ?? backup.volumeId) !== backup.volumeId)
+    throw new ImageTransferError("backup-unknown");
+  if (direction === "upload") throw new ImageTransferError("backup-read-only");
+  const chain = await readChain(tx, backup.id);
+  const isWhole = chain.at(-1)?.parentId === null;
+  if (!isWhole || !["available", "restoring"].includes(backup.status)) throw new ImageTransferError("backup-not-ready");
+  const { id, projectId, repository } = backup;
+  const columns = { projectId, volumeId: backup.volumeId, backend: repository, storedBackupId: id };
+  const repositories = [...new Set(chain.map((link) => link.repository))];
+  return { columns, disk: backup.volumeId, place: { repositories } };
 }
 
 async function lockSeenBackup(tx: Transaction, principal: Principal, id: string): Promise<Backup | null> {
@@ -177,6 +173,49 @@ async function lockSeenBackup(tx: Transaction, principal: Principal, id: string)
     throw error;
   }
   return lockBackup(tx, id);
+}
+
+function lockSubject(tx: Transaction, subject: TransferSubject, wanted: Wanted): Promise<Subject> {
+  if ("storedBackupId" in subject) return findSubjectBackup(tx, subject, wanted);
+  return "snapshotId" in subject ? lockSubjectSnapshot(tx, subject, wanted) : lockSubjectVolume(tx, subject, wanted);
+}
+
+/**
+ * Begins a transfer: the volume is `uploading` (a download) or `downloading` (an upload) until it ends, a snapshot `backing-up`, and a
+ * process that can open what it is of prepares it. Its phase tells when the client may begin.
+ *
+ * @throws ImageTransferError
+ */
+export async function requestImageTransfer(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: ImageTransferRequest,
+): Promise<ImageTransfer> {
+  const row = await inTransaction(database, async (tx) => {
+    const { subject, direction, format, timeoutPolicy, inactivityTimeout, host } = request;
+    const formatFor = (backend: string): "raw" | "cow" => {
+      const own = formatIn(config.volume_backends, backend);
+      if (format === "cow" && own === "raw") throw new ImageTransferError("format-not-applicable");
+      return format ?? own;
+    };
+    const { columns, disk, place } = await lockSubject(tx, subject, { principal, direction, check: formatFor });
+    const server = await imageServerFor(tx, config, place, { host });
+    if (server === null) throw new ImageTransferError("no-server", { disk });
+    return addImageTransfer(tx, {
+      ...columns,
+      id: randomUUID(),
+      userId: principal.userId,
+      requestId: principal.requestId,
+      direction,
+      format: "backend" in place ? formatFor(place.backend) : (format ?? "raw"),
+      inactivityTimeout: inactivityTimeout ?? config.image_transfers?.inactivity_seconds ?? 60,
+      timeoutPolicy,
+      serverId: server.id,
+      serverHost: server.host,
+    });
+  });
+  return { ...row, url: null };
 }
 
 const urlOf = (config: Config, row: ImageTransferRow, server: ImageServerRow | null): string | null => {

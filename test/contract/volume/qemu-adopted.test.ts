@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { openVolumeBackend, type VolumeBackend } from "@tephra/engine";
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { freeContext } from "../../format/backup-fixture.ts";
-import { installQemuUtils, qemu, qemuWrite } from "../../kit/qemu-utils.ts";
+import { installQemuUtils, makeEncrypted, qemu, qemuWrite } from "../../kit/qemu-utils.ts";
 import { waitFor } from "../../kit/wait-for.ts";
 
 const KiB = 1024;
@@ -116,8 +116,7 @@ describe("an image that cannot be a volume is refused in clear words", () => {
     "qcow2 named raw": [async () => `raw:${await makeImage("a", "qcow2", randomBytes(4096))}`, "not raw, but qcow2"],
     encrypted: [
       async () => {
-        const key = ["--object", "secret,id=s,data=secret", "-o", "encrypt.format=luks,encrypt.key-secret=s"];
-        await qemu("qemu-img", "create", "-q", "-f", "qcow2", ...key, join(users, "a"), "1M");
+        await makeEncrypted(join(users, "a"), "1M");
         return `qcow2:${join(users, "a")}`;
       },
       "it is encrypted",

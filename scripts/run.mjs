@@ -57,7 +57,14 @@ const scripts = {
     const requests = { TEPHRA_FUZZ_REQUESTS: args[0] ?? "20000", ...(args[1] && { TEPHRA_TEST_SEED: args[1] }) };
     return (
       (await succeeds([join(root, "test/reliability/fuzz/fuzz.ts"), ...args])) &&
-      (await succeeds([bin("vitest/vitest.mjs"), "run", "test/dialects/fuzz-requests.test.ts"], requests))
+      (await succeeds(
+        [
+          bin("vitest/vitest.mjs"),
+          "run",
+          ...["test/dialects/fuzz-requests.test.ts", "test/dialects/ovirt/fuzz.test.ts"],
+        ],
+        requests,
+      ))
     );
   },
   "test:fault": async (args) => {

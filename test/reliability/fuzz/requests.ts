@@ -48,7 +48,7 @@ export function targetsOf(cinder: readonly Route[], ops: readonly OpsRoute[]): T
 const pick = <T>(random: Random, items: readonly T[]): T => items[random.below(items.length)] as T;
 const chance = (random: Random, outOf: number): boolean => random.below(outOf) === 0;
 
-const texts = [
+export const junkTexts = [
   "",
   " ",
   "name",
@@ -77,6 +77,7 @@ const texts = [
   "created_at:asc",
   "name:desc,size",
 ] as const;
+const texts = junkTexts;
 
 const scalars = [null, true, false, 0, 1, -1, 1.5, 1e300, 2 ** 53, -(2 ** 31), ...texts] as const;
 
@@ -188,6 +189,7 @@ function headersOf(random: Random, minor: number): FuzzRequest["headers"] {
   if (chance(random, 15)) headers["openstack-api-version"] = [version, "volume 3.1"];
   if (chance(random, 15)) headers["x-forwarded-host"] = pick(random, ["a,b", ",", "x".repeat(4000), '"><script>']);
   if (chance(random, 15)) headers["x-auth-token"] = pick(random, ["user:project", ":", "a b", "x".repeat(5000)]);
+  if (chance(random, 60)) headers["content-encoding"] = pick(random, ["gzip", "deflate", "br", "x"]);
   if (chance(random, 15)) headers["x-openstack-request-id"] = pick(random, ["req-x", "a".repeat(300)]);
   return headers;
 }

@@ -95,6 +95,14 @@ export const mutations: readonly Mutation[] = [
     test: "keeps what nobody here understands",
   },
   {
+    name: "an image transfer is shown to another project",
+    file: `${control}/image-transfers/transfers.ts`,
+    from: "database.imageTransfer.findFirst({ where: { id, ...visibleTo(principal) } })",
+    to: "database.imageTransfer.findFirst({ where: { id, ...(principal.isAdmin && {}) } })",
+    suite: "test/dialects/ovirt/matrix.test.ts",
+    test: "lets every kind of caller do on every route",
+  },
+  {
     ...device,
     name: "a device is written without the kernel's claim",
     file: `${engine}/volume/device/block-device.ts`,

@@ -235,7 +235,7 @@ export const answerOptions: RequestHandler = (req, res, next) => {
 /** Mounts a route table. @throws when a rule is not in the policy table */
 export function v3Router(context: Context, routes: readonly Route[]): Router {
   const router = Router({ caseSensitive: true, strict: true });
-  const readBody = raw({ type: () => true, limit: bodyBytesMax });
+  const readBody = raw({ type: () => true, limit: bodyBytesMax, inflate: false });
   router.use(takeProject);
   router.use((req, _res, next) => {
     // Cinder does not support HEAD: Express would answer it from the GET route.

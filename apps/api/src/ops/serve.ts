@@ -101,7 +101,7 @@ const answerErrors =
 /** Mounts a route table. @throws when a rule is not in the policy table */
 export function opsRouter(context: Context, routes: readonly OpsRoute[]): Router {
   const router = Router({ caseSensitive: true, strict: true });
-  const readBody = raw({ limit: bodyBytesMax, type: () => true });
+  const readBody = raw({ limit: bodyBytesMax, type: () => true, inflate: false });
   for (const route of routes) {
     const [method, path, rule] = route;
     assertRule(rule, `${method} ${path}`);

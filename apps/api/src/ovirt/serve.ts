@@ -66,7 +66,7 @@ async function signIn(users: Users, req: Request, requestId: string): Promise<Si
   return found;
 }
 
-const readRaw = raw({ type: () => true, limit: bodyBytesMax });
+const readRaw = raw({ type: () => true, limit: bodyBytesMax, inflate: false });
 
 const readBytes = (req: Request, res: Response): Promise<void> =>
   new Promise((resolve, reject) => readRaw(req, res, (error?: unknown) => (error ? reject(error) : resolve())));

@@ -52,7 +52,7 @@ function logOut({ database }: Context): RequestHandler {
 /** Tokens by password, and their end. Logins by Kerberos are refused. */
 export function signOnRoutes(context: Context, users: Users): Router {
   const router = Router({ caseSensitive: true, strict: false });
-  const readForm = raw({ type: () => true, limit: formBytesMax });
+  const readForm = raw({ type: () => true, limit: formBytesMax, inflate: false });
   router.post("/ovirt-engine/sso/oauth/token", readForm, logIn(context, users));
   router.post("/ovirt-engine/services/sso-logout", readForm, logOut(context));
   router.all("/ovirt-engine/sso/oauth/token-http-auth", (_req, res) => {

@@ -6,7 +6,7 @@ const controlRooms = [
   ["db"],
   ["telemetry"],
   ["queue"],
-  ["rows", "events", "sign-in"],
+  ["rows", "events", "sign-in", "tls"],
   ["volumes", "repositories"],
   ["backups", "image-transfers"],
   ["groups"],

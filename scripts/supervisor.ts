@@ -34,6 +34,10 @@ interface Settings {
   exchangeDirs: string[];
   /** Whether a process is started that serves image transfers. */
   transfersImages: boolean;
+  /** Where the API answers over HTTPS, and the file with the certificate that clients are to trust, where it is known. */
+  tls: { host: string; port: number; ca: string | null } | null;
+  /** Whether oVirt's API has a user. */
+  hasOvirt: boolean;
   /** Environment of the API and the workers, without the URLs of servers yet to be started. */
   env: NodeJS.ProcessEnv;
 }
@@ -130,8 +134,18 @@ async function readSettings(): Promise<Settings> {
     exchangeDirs: config.import_roots.filter((root) => root === join(config.data_dir, exchangeFolder)),
     volumeDirs: config.volume_backends.flatMap((backend) => backendFolder(backend) ?? []).filter(below),
     transfersImages: config.image_transfers !== null,
+    tls: tlsOf(config, workingDir),
+    hasOvirt: config.ovirt.users.length > 0,
     env: { ...env, TEPHRA_DATA_DIR: config.data_dir },
   };
+}
+
+/** Where HTTPS is answered, and the certificate for clients to trust. */
+function tlsOf({ tls, host, data_dir }: Config, workingDir: string): Settings["tls"] {
+  if (tls.port === null) return null;
+  const own = join(tls.ca_dir ?? join(data_dir, "tls"), "ca.pem");
+  const ca = tls.certificate_file === null ? own : tls.ca_file;
+  return { host: tls.host ?? host, port: tls.port, ca: ca && resolve(workingDir, ca) };
 }
 
 /** Checked before anything is started; the two servers that this process starts itself have no address yet. */
@@ -162,7 +176,12 @@ function claimDataDir(dataDir: string): () => void {
   return () => rmSync(path, { force: true });
 }
 
-async function requireFreePort({ host, port }: Settings): Promise<void> {
+async function requireFreePort({ host, port, tls }: Settings): Promise<void> {
+  await requireFree({ host, port, hint: "set TEPHRA_PORT or TEPHRA_HOST" });
+  if (tls) await requireFree({ ...tls, hint: "set tls.port or tls.host" });
+}
+
+async function requireFree({ host, port, hint }: { host: string; port: number; hint: string }): Promise<void> {
   const server = createServer();
   const bound = Promise.withResolvers<void>();
   server.once("error", bound.reject);
@@ -170,9 +189,7 @@ async function requireFreePort({ host, port }: Settings): Promise<void> {
   try {
     await bound.promise;
   } catch (error) {
-    throw new BootstrapError(
-      `${host}:${port} cannot be listened on (${messageOf(error)}): set TEPHRA_PORT or TEPHRA_HOST`,
-    );
+    throw new BootstrapError(`${host}:${port} cannot be listened on (${messageOf(error)}): ${hint}`);
   } finally {
     server.close();
   }
@@ -233,13 +250,17 @@ async function untilReady({ host, port }: Settings, signal: AbortSignal): Promis
   await poll(answered, { what: "GET /readyz answers 200", timeoutMs: 120_000, signal });
 }
 
-function announce({ host, port, dataDir, env }: Settings): void {
+function announce({ host, port, tls, hasOvirt, dataDir, env }: Settings): void {
   const url = origin(host, port);
+  const secure = tls && origin(tls.host, tls.port, "https");
   const elsewhere = port === 8776 && host === "127.0.0.1" ? "" : ` --url ${url}`;
   const lines = [
     `ready ${url}`,
     "",
     `  Cinder v3 endpoint   ${url}/v3`,
+    ...(hasOvirt ? [`  oVirt's API          ${secure ?? url}/ovirt-engine/api`] : []),
+    ...(secure ? [`  over HTTPS           ${secure}`] : []),
+    ...(tls?.ca ? [`  its authority        ${tls.ca}`] : []),
     `  queues               ${url}/ops/queues`,
     `  data and logs        ${dataDir}`,
     "",
@@ -255,8 +276,8 @@ function announce({ host, port, dataDir, env }: Settings): void {
   if (env["DATABASE_URL"] !== undefined) say("using the PostgreSQL of DATABASE_URL");
 }
 
-function origin(host: string, port: number): string {
-  return `http://${host.includes(":") ? `[${host}]` : host}:${port}`;
+function origin(host: string, port: number, scheme = "http"): string {
+  return `${scheme}://${host.includes(":") ? `[${host}]` : host}:${port}`;
 }
 
 /** The part of a program's log that is shown at the terminal: warnings and worse, and lines that are not log entries. */

@@ -1,5 +1,5 @@
 import type { Config, Database, Logger } from "@tephra/control";
-import { type OnTrouble, openDatabase, openMetrics, tellTrouble } from "@tephra/control/process";
+import { type Certificates, type OnTrouble, openDatabase, openMetrics, tellTrouble } from "@tephra/control/process";
 import { type Authenticate, authenticator } from "./http/auth.ts";
 import { openThrottle, type Throttle } from "./http/throttle.ts";
 
@@ -15,13 +15,15 @@ export interface Context {
   readonly metrics: ReturnType<typeof openMetrics>;
   readonly authenticate: Authenticate;
   readonly throttle: Throttle;
+  /** Of the HTTPS listener; null: there is none. */
+  readonly certificates: Certificates | null;
 }
 
 /** PostgreSQL connections per API process: requests hold one for a few milliseconds, so more would only queue in the server. */
 const connectionsMax = 16;
 
 /** Opens no connections yet. The caller must disconnect `database`. */
-export function openContext(config: Config, log: Logger): Context {
+export function openContext(config: Config, log: Logger, certificates: Certificates | null): Context {
   const onTrouble = tellTrouble(log);
   const database = openDatabase(config.database_url, {
     work: "request",
@@ -45,5 +47,6 @@ export function openContext(config: Config, log: Logger): Context {
     metrics: openMetrics(database, config),
     authenticate,
     throttle,
+    certificates,
   };
 }

@@ -1,12 +1,15 @@
 import { randomUUID } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { createServer as createTlsServer, Server as TlsServer } from "node:https";
 import type { AddressInfo } from "node:net";
-import { type Config, ConfigError } from "@tephra/control";
+import { type Config, ConfigError, type Logger } from "@tephra/control";
 import {
+  type Certificates,
   joinElection,
   loadConfig,
   logCrash,
   logVitals,
+  openCertificates,
   openLog,
   startReconciler,
   tellStrayTimes,
@@ -29,20 +32,33 @@ function configOrExit(): Config {
   }
 }
 
+/** The certificate of the HTTPS listener; without one the process does not start. */
+async function certificatesOrExit(config: Config, log: Logger): Promise<Certificates> {
+  try {
+    return await openCertificates(config, log);
+  } catch (error) {
+    process.stderr.write(`tls: ${(error as Error).message}\n`);
+    process.exit(2);
+  }
+}
+
 /** Time limit for a request including its body; with the check every half second, it is cut off within 15 s. */
 const arrivalMaxMs = 14_000;
 
 /** Limits that keep a slow or idle client from holding a socket forever. */
-function openServer(handler: ReturnType<typeof buildApp>): Server {
-  const server = createServer(
-    {
-      requestTimeout: arrivalMaxMs,
-      headersTimeout: arrivalMaxMs,
-      keepAliveTimeout: 65_000,
-      connectionsCheckingInterval: 500,
-    },
-    handler,
-  );
+const limits = {
+  requestTimeout: arrivalMaxMs,
+  headersTimeout: arrivalMaxMs,
+  keepAliveTimeout: 65_000,
+  connectionsCheckingInterval: 500,
+};
+
+/** HTTP, or HTTPS with a certificate. */
+function openServer(handler: ReturnType<typeof buildApp>, certificates: Certificates | null): Server {
+  const tls =
+    certificates && createTlsServer({ ...limits, ...certificates.current, handshakeTimeout: arrivalMaxMs }, handler);
+  if (tls) certificates?.onChange((certificate) => tls.setSecureContext(certificate));
+  const server: Server = tls ?? createServer(limits, handler);
   server.maxConnections = 4_096;
   // Clients of oVirt expect 201-created or 202-accepted; Node would answer every expectation but 100-continue with 417 itself.
   server.on("checkExpectation", (req: IncomingMessage, res: ServerResponse) => {
@@ -54,15 +70,22 @@ function openServer(handler: ReturnType<typeof buildApp>): Server {
 
 function urlOf(server: Server): string {
   const { address, family, port } = server.address() as AddressInfo;
-  return `http://${family === "IPv6" ? `[${address}]` : address}:${port}`;
+  return `${server instanceof TlsServer ? "https" : "http"}://${family === "IPv6" ? `[${address}]` : address}:${port}`;
 }
 
 const config = configOrExit();
 const log = openLog(config, "api");
 logCrash(log);
 logVitals(log, config.vitals_ms);
-const context = openContext(config, log);
-const server = openServer(buildApp(context));
+const certificates = config.tls.port === null ? null : await certificatesOrExit(config, log);
+const context = openContext(config, log, certificates);
+const app = buildApp(context);
+const servers = [
+  { server: openServer(app, null), port: config.port, host: config.host },
+  ...(certificates
+    ? [{ server: openServer(app, certificates), port: config.tls.port ?? 0, host: config.tls.host ?? config.host }]
+    : []),
+];
 void tellStrayTimes(context.database, log);
 const election = joinElection({
   database: context.health,
@@ -79,10 +102,20 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
   stopping = true;
   log.info({ event: "stopping", signal }, "stopping");
   setTimeout(() => process.exit(1), stopMaxMs);
-  const timer = setTimeout(() => server.closeAllConnections(), drainMs);
+  const each = (work: (server: Server) => void) => () => {
+    for (const { server } of servers) work(server);
+  };
+  const timer = setTimeout(
+    each((server) => server.closeAllConnections()),
+    drainMs,
+  );
   // A connection that was busy when the server closed stays open after its response unless closed explicitly.
-  const sweep = setInterval(() => server.closeIdleConnections(), 50);
-  await Promise.all([new Promise((resolve) => server.close(resolve)), reconciler.stop(), election.stop()]);
+  const sweep = setInterval(
+    each((server) => server.closeIdleConnections()),
+    50,
+  );
+  const closed = servers.map(({ server }) => new Promise((resolve) => server.close(resolve)));
+  await Promise.all([...closed, reconciler.stop(), election.stop()]);
   clearTimeout(timer);
   clearInterval(sweep);
   await Promise.all([context.database.$disconnect(), context.health.$disconnect()]);
@@ -91,8 +124,10 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
 
 process.on("SIGTERM", (signal) => void stop(signal));
 process.on("SIGINT", (signal) => void stop(signal));
-server.on("error", (error) => {
-  log.fatal({ event: "listen.failed", reason: error.message }, "cannot listen");
-  process.exit(1);
-});
-server.listen(config.port, config.host, () => log.info({ event: "listening", url: urlOf(server) }, "listening"));
+for (const { server, port, host } of servers) {
+  server.on("error", (error) => {
+    log.fatal({ event: "listen.failed", reason: error.message, host, port }, "cannot listen");
+    process.exit(1);
+  });
+  server.listen(port, host, () => log.info({ event: "listening", url: urlOf(server) }, "listening"));
+}

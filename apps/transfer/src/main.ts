@@ -1,16 +1,18 @@
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createServer, type RequestListener, type Server } from "node:http";
-import { createServer as createTlsServer } from "node:https";
+import { createServer as createTlsServer, Server as TlsServer } from "node:https";
 import type { AddressInfo } from "node:net";
-import { type Config, ConfigError } from "@tephra/control";
+import { type Config, ConfigError, type Logger } from "@tephra/control";
 import {
   actAs,
   allowFileThreads,
+  type Certificates,
   type ImageTransfersConfig,
   loadConfig,
   logCrash,
   logVitals,
+  openCertificates,
   openDatabase,
   openLog,
   tellTrouble,
@@ -51,22 +53,34 @@ function settingsOrExit(): Settings {
   process.exit(2);
 }
 
-function openServer(images: ImageTransfersConfig, listener: RequestListener): Server {
+/** The server's own certificate; else, where the API answers over HTTPS, one as the API's; else none. */
+async function certificatesFor({ config, images }: Settings, log: Logger): Promise<Certificates | null> {
+  if (images.certificate_file !== null || config.tls.port === null) return null;
+  const named = images.public_url === null ? [] : [new URL(images.public_url).hostname.replace(/^\[|\]$/g, "")];
+  return openCertificates(config, log, [...named, images.host]);
+}
+
+function openServer(
+  images: ImageTransfersConfig,
+  certificates: Certificates | null,
+  listener: RequestListener,
+): Server {
   const limits = { requestTimeout: 0, headersTimeout: 15_000, keepAliveTimeout: idleMs };
   const { certificate_file: cert, private_key_file: key } = images;
-  const server =
-    cert === null || key === null
-      ? createServer(limits, listener)
-      : createTlsServer({ ...limits, cert: readFileSync(cert), key: readFileSync(key) }, listener);
+  const given = cert === null || key === null ? null : { cert: readFileSync(cert), key: readFileSync(key) };
+  const certificate = given ?? certificates?.current;
+  const tls = certificate && createTlsServer({ ...limits, ...certificate }, listener);
+  if (tls) certificates?.onChange((changed) => tls.setSecureContext(changed));
+  const server: Server = tls ?? createServer(limits, listener);
   server.timeout = idleMs;
   server.maxConnections = connectionsMax;
   return server;
 }
 
-function urlOf(server: Server, { public_url: given, certificate_file: cert }: ImageTransfersConfig): string {
+function urlOf(server: Server, { public_url: given }: ImageTransfersConfig): string {
   const { address, family, port } = server.address() as AddressInfo;
   const host = family === "IPv6" ? `[${address}]` : address;
-  return given ?? `${cert === null ? "http" : "https"}://${host}:${port}`;
+  return given ?? `${server instanceof TlsServer ? "https" : "http"}://${host}:${port}`;
 }
 
 /** One process that serves image transfers: what its rows say is begun and ended, and clients read and write. */
@@ -105,7 +119,11 @@ async function main(): Promise<void> {
     await succeeded.promise;
     return keeper.sessionFor(ticket);
   };
-  const server = openServer(images, dataPlane({ sessionFor, connectionsMax: requestsMax, log }));
+  const server = openServer(
+    images,
+    await certificatesFor({ config, images }, log),
+    dataPlane({ sessionFor, connectionsMax: requestsMax, log }),
+  );
   await new Promise<void>((listening, refused) => {
     server.once("error", refused).listen(images.port, images.host, listening);
   });

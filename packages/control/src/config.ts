@@ -11,6 +11,7 @@ import { httpFields } from "./http-config.ts";
 import { ImageTransfers } from "./image-transfer-config.ts";
 import { ovirtFields } from "./ovirt-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
+import { Tls } from "./tls-config.ts";
 import { placeName as name, provisions, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
 
 const MiB = 1024 * 1024;
@@ -194,6 +195,7 @@ export const ConfigFile = z
       .nullable()
       .default(null),
     ...httpFields,
+    tls: Tls,
     /** Maximum page size of a list. */
     list_max: z.int().min(1).max(100_000).default(1000),
     /** This machine's name in the list of services; null: its host name. */
@@ -379,12 +381,21 @@ export const ConfigFile = z
         message: "must be a loopback address when auth.mode is none",
       });
     }
+    const { tls } = config;
+    if (config.auth.mode === "none" && tls.port !== null && !isLoopback(tls.host ?? config.host)) {
+      context.addIssue({
+        code: "custom",
+        path: ["tls", "host"],
+        message: "must be a loopback address when auth.mode is none",
+      });
+    }
     const images = config.image_transfers;
-    if (images !== null && images.certificate_file === null && !isLoopback(images.host)) {
+    const isPlain = images !== null && images.certificate_file === null && tls.port === null;
+    if (isPlain && !isLoopback(images.host)) {
       context.addIssue({
         code: "custom",
         path: ["image_transfers", "host"],
-        message: "must be a loopback address without certificate_file",
+        message: "must be a loopback address without certificate_file, or tls.port",
       });
     }
     if (config.repositories.filter((r) => r.default).length > 1) {

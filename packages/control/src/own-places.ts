@@ -4,14 +4,14 @@ import { fileURLToPath } from "node:url";
 import type { Config } from "./config.ts";
 
 /** Folders that the embedded set-up creates in the data folder, apart from the exchange folder. */
-const dataFolders = ["log", "postgres", "redis", "repository", "run", "volumes"];
+const dataFolders = ["log", "postgres", "redis", "repository", "run", "tls", "volumes"];
 /** Where the program itself is installed, relative to this file. */
 const installation = fileURLToPath(new URL("../../..", import.meta.url));
 const programFolders = ["apps", "node_modules", "packages", "prisma", "scripts"];
 /** Keys whose folders are open to users, or contain nothing of ours. */
 const givenKeys = ["data_dir", "import_roots", "qmp_socket_roots"];
 /** Keys whose value is a path, even a relative one. */
-const pathKey = /^(?:path|credentials|ca|.*_file)$/;
+const pathKey = /^(?:path|credentials|ca|ca_dir|.*_file)$/;
 
 /**
  * Every folder and file that the service itself uses, as far as this machine and its configuration show: no import reads them and no export

@@ -1,4 +1,5 @@
 import { BlockList, isIP } from "node:net";
+import { TLSSocket } from "node:tls";
 import type { Config } from "@tephra/control";
 import type { Request, RequestHandler } from "express";
 
@@ -39,10 +40,11 @@ function withPort(host: string, port: string | undefined, proto: string): string
 }
 
 /** What a trusted proxy reports about the original request. */
-function forwardedBase(req: Request, host: string): string {
+function forwardedBase(req: Request, host: string, own: "http" | "https"): string {
   const port = lastOf(req, "x-forwarded-port");
   const prefix = lastOf(req, "x-forwarded-prefix");
-  const proto = lastOf(req, "x-forwarded-proto")?.toLowerCase() === "https" ? "https" : "http";
+  const said = lastOf(req, "x-forwarded-proto")?.toLowerCase();
+  const proto = said === undefined ? own : said === "https" ? "https" : "http";
   const path = prefix && isPrefix(prefix) ? prefix.replace(/\/$/, "") : "";
   return `${proto}://${withPort(host, port, proto)}${path}`;
 }
@@ -57,9 +59,10 @@ export function findBase({ public_endpoint: endpoint, trust_proxy: trusted }: Co
     const byProxy = isTrusted(req.socket.remoteAddress ?? "");
     const said = byProxy ? lastOf(req, "x-forwarded-host") : undefined;
     req.askedHost = said && isHost(said) ? said : (req.headers.host ?? null);
+    const own = req.socket instanceof TLSSocket ? "https" : "http";
     const host = req.askedHost || `${req.socket.localAddress}:${req.socket.localPort}`;
     if (endpoint !== null) req.base = endpoint.replace(/\/v\d+$/, "");
-    else req.base = byProxy ? forwardedBase(req, host) : `http://${host}`;
+    else req.base = byProxy ? forwardedBase(req, host, own) : `${own}://${host}`;
     next();
   };
 }

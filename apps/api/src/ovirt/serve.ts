@@ -16,6 +16,7 @@ import { readXml, writeXml } from "./codec-xml.ts";
 import { type Fields, group, type Root, reference } from "./element.ts";
 import { BareStatus, faultOf, faultRoot, OvirtFault, refused } from "./faults.ts";
 import { parseFollow } from "./follow.ts";
+import { pkiRoutes } from "./pki.ts";
 import { matchRoute, type RouteTable, routeTable } from "./route-table.ts";
 import { signOnRoutes } from "./sign-on.ts";
 import { openUsers, type SignedIn, type Users } from "./users.ts";
@@ -191,7 +192,7 @@ export function answerOvirtErrors(context: Context): ErrorRequestHandler {
 }
 
 /**
- * oVirt's API at `/ovirt-engine/api` and `/api`, and how clients log in to it. Other paths pass.
+ * oVirt's API at `/ovirt-engine/api` and `/api`, and how clients come to trust it and log in. Other paths pass.
  *
  * @throws when a rule is not in the policy table
  */
@@ -202,6 +203,6 @@ export function ovirtRouter(context: Context, routes: readonly Route[]): Router 
   const answerApi: RequestHandler = (req, res, next) =>
     isBelow(req.path) ? serve(context, users, table, req, res) : next();
   const router = Router({ caseSensitive: true, strict: true });
-  router.use(signOnRoutes(context, users), answerApi);
+  router.use(pkiRoutes(context), signOnRoutes(context, users), answerApi);
   return router;
 }

@@ -1,7 +1,8 @@
-import { createHash, createHmac, randomBytes, randomUUID } from "node:crypto";
-import { existsSync, linkSync, mkdirSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
-import { dirname, join, resolve } from "node:path";
+import { createHash, createHmac, randomBytes } from "node:crypto";
+import { existsSync, readFileSync } from "node:fs";
+import { join, resolve } from "node:path";
 import type { Config } from "../config.ts";
+import { makeOnce } from "../make-once.ts";
 
 /*
  * A ticket is the whole right to a volume's bytes, so the database has its hash only. It is derived from a key that the API and the
@@ -13,24 +14,10 @@ const keyBytes = 32;
 /** The key's file: made at first use, readable by its owner alone. */
 export function ticketKey(config: Config): Buffer {
   const path = resolve(config.image_transfers?.key_file ?? join(config.data_dir, "run", "image-tickets.key"));
-  if (!existsSync(path)) makeKey(path);
+  if (!existsSync(path)) makeOnce(path, `${randomBytes(keyBytes).toString("hex")}\n`);
   const key = Buffer.from(readFileSync(path, "utf8").trim(), "hex");
   if (key.length !== keyBytes) throw new Error(`${path} must contain ${keyBytes} bytes as hexadecimal digits`);
   return key;
-}
-
-/** Appears whole, and once however many processes make it. */
-function makeKey(path: string): void {
-  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-  const draft = `${path}.${randomUUID()}`;
-  writeFileSync(draft, `${randomBytes(keyBytes).toString("hex")}\n`, { mode: 0o600, flag: "wx" });
-  try {
-    linkSync(draft, path);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-  } finally {
-    unlinkSync(draft);
-  }
 }
 
 export const hashOfTicket = (ticket: string): string => createHash("sha256").update(ticket).digest("hex");

@@ -471,8 +471,8 @@ export const mutations: readonly Mutation[] = [
   {
     name: "who never finishes a header keeps the connection",
     file: "apps/api/src/main.ts",
-    from: "requestTimeout: arrivalMaxMs,\n      headersTimeout: arrivalMaxMs,",
-    to: "requestTimeout: 0,\n      headersTimeout: 0,",
+    from: "requestTimeout: arrivalMaxMs,\n  headersTimeout: arrivalMaxMs,",
+    to: "requestTimeout: 0,\n  headersTimeout: 0,",
     suite: "test/dialects/slow-clients.test.ts",
     test: "never finish their headers",
   },

@@ -10,6 +10,7 @@ import { measureRequests } from "./requests.ts";
 import { measureSmallVolumes } from "./small-volumes.ts";
 import { measureSources } from "./sources.ts";
 import { measureTaskOverhead } from "./task-overhead.ts";
+import { measureTransfer } from "./transfer.ts";
 
 const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>> = {
   control: measureControl,
@@ -20,6 +21,7 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   requests: measureRequests,
   sources: measureSources,
   tasks: measureTaskOverhead,
+  transfer: measureTransfer,
   volumes: measureSmallVolumes,
 };
 

@@ -28,6 +28,8 @@ export interface HouseOptions {
   /** Where files may be imported from and exported to, beside the house's own folder. */
   importRoots?: readonly string[];
   say?: (line: string) => void;
+  /** Added to the environment of the API, the workers and the server of images. */
+  env?: Readonly<Record<string, string>>;
   /** Added to the environment of its PostgreSQL. */
   postgresEnv?: Readonly<Record<string, string>>;
   /** By which addresses the programs reach the servers; the house itself asks them directly. */
@@ -57,6 +59,8 @@ export interface House extends AsyncDisposable {
   readonly configPath: string;
   /** Settles when the new worker is known to the service. `env` is added to its environment; with it, an end is as good. */
   startWorker(env?: Record<string, string>): Promise<Program>;
+  /** Settles when the service knows the server of images; needs `image_transfers` in the configuration. */
+  startTransfer(): Promise<Program>;
   /** The API's process; another one after each restart. */
   api(): Program;
   /** Ends the API and starts it again on the same port; settles when it answers. `env` is added to its environment; with it, an end is as good. */
@@ -115,7 +119,9 @@ async function build(options: HouseOptions): Promise<House> {
   const sql: House["sql"] = async (text, params = []) => (await pool.query(text, [...params])).rows;
   const programs = programsOf({
     ...{ dir, databaseUrl: reached.databaseUrl, redisUrl: reached.redisUrl, port, logs: join(dir, "log") },
+    env: options.env ?? {},
     isKnown: async (pid) => (await sql("SELECT 1 FROM workers WHERE pid = $1", [pid])).length > 0,
+    servesImages: async (pid) => (await sql("SELECT 1 FROM image_servers WHERE pid = $1", [pid])).length > 0,
   });
   stack.defer(() => programs.stop({ timeoutMs: 10_000 }));
   const call: House["call"] = (method, path, body) => callService(url + path, method, body);
@@ -144,6 +150,7 @@ async function build(options: HouseOptions): Promise<House> {
     finished: (query) => operationEnd(call, query),
     configPath: join(dir, "tephra.yml"),
     startWorker,
+    startTransfer: async () => alive(await programs.startTransfer(), false),
     api: () => api,
     restartApi,
     services,

@@ -1,6 +1,5 @@
 import type { IncomingMessage } from "node:http";
 import type { Extent } from "@tephra/engine";
-import { pieceBytes } from "./image.ts";
 import { BadRequestError } from "./ranges.ts";
 import type { Session } from "./session.ts";
 
@@ -13,7 +12,8 @@ export async function receiveBytes(
   session: Session,
   { offset, length }: Extent,
 ): Promise<void> {
-  const piece = Buffer.allocUnsafe(Math.min(pieceBytes, length));
+  const whole = session.takePiece();
+  const piece = whole.subarray(0, length);
   let filled = 0;
   let at = offset;
   const write = async (): Promise<void> => {
@@ -38,6 +38,7 @@ export async function receiveBytes(
     throw error;
   }
   if (filled > 0) await write();
+  session.givePieces(whole);
 }
 
 /** @throws BadRequestError when it is longer */

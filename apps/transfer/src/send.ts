@@ -1,7 +1,6 @@
 import { once } from "node:events";
 import type { ServerResponse } from "node:http";
 import type { Extent } from "@tephra/engine";
-import { pieceBytes } from "./image.ts";
 import { spaced } from "./replies.ts";
 import { type Session, SessionEndedError } from "./session.ts";
 
@@ -24,11 +23,28 @@ async function roomIn(response: ServerResponse): Promise<void> {
   }
 }
 
-/** Sends a part of the image. The next piece is read while one is being sent. */
+/** Settles when the bytes have been given to the kernel, so that their memory is free again. @throws SessionEndedError when the connection is gone */
+async function handOver(response: ServerResponse, piece: Uint8Array): Promise<void> {
+  if (response.destroyed) throw new SessionEndedError();
+  const done = Promise.withResolvers<void>();
+  const closed = (): void => done.reject(new SessionEndedError());
+  response.once("close", closed);
+  try {
+    response.write(piece, (error) => (error ? closed() : done.resolve()));
+    await done.promise;
+  } finally {
+    response.off("close", closed);
+  }
+}
+
+/** Sends a part of the image. The next piece is read while one is being sent, in turns into one of two buffers. */
 export async function sendBytes(response: ServerResponse, session: Session, { offset, length }: Extent): Promise<void> {
   const end = offset + length;
+  const [one, other] = [session.takePiece(), session.takePiece()];
+  let isOther = false;
   const read = async (at: number): Promise<Uint8Array> => {
-    const piece = Buffer.allocUnsafe(Math.min(pieceBytes, end - at));
+    isOther = !isOther;
+    const piece = (isOther ? other : one).subarray(0, end - at);
     await session.image.read(piece, at);
     return piece;
   };
@@ -40,10 +56,10 @@ export async function sendBytes(response: ServerResponse, session: Session, { of
     at += piece.length;
     next = at < end ? read(at) : null;
     next?.catch(() => {});
-    response.write(piece);
-    await roomIn(response);
+    await handOver(response, piece);
     session.touch(piece.length);
   }
+  session.givePieces(one, other);
   response.end();
 }
 

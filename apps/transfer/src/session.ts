@@ -1,5 +1,5 @@
 import type { ImageTransferRow } from "@tephra/control/work";
-import type { Image } from "./image.ts";
+import { type Image, pieceBytes } from "./image.ts";
 
 /** The session has ended while a request of it was at work. */
 export class SessionEndedError extends Error {
@@ -20,6 +20,7 @@ export class Session {
   /** For each request, what ends it at once. */
   readonly #requests = new Set<() => void>();
   readonly #idle: (() => void)[] = [];
+  readonly #freePieces: Buffer[] = [];
   #moving = 0;
   #ended = false;
   #wasAlive = true;
@@ -39,6 +40,18 @@ export class Session {
   touch(bytes = 0): void {
     this.#wasAlive = true;
     this.#transferred += bytes;
+  }
+
+  /**
+   * Memory for a piece, of any contents. Who has no use for it any more gives it back, unless somebody may still read it or write to it:
+   * new memory for each request would keep the garbage collector busy for longer than the bytes take.
+   */
+  takePiece(): Buffer {
+    return this.#freePieces.pop() ?? Buffer.allocUnsafeSlow(pieceBytes);
+  }
+
+  givePieces(...pieces: Buffer[]): void {
+    this.#freePieces.push(...pieces);
   }
 
   /** @throws SessionEndedError */

@@ -7,6 +7,7 @@ import { promisify } from "node:util";
 import { finalizeImageTransfer, getImageTransfer } from "@tephra/control";
 import { openFileSource, type RunContext, unpackImage, type VolumeTarget } from "@tephra/engine";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import { publishUpload } from "../../../apps/transfer/src/publish-upload.ts";
 import { provideQemuUtils } from "../../../scripts/qemu-utils-package.ts";
 import { hostileImage } from "../../format/hostile-images.ts";
 import { randomBytesOf } from "../../kit/bytes.ts";
@@ -262,6 +263,27 @@ it("a hostile image is refused, the disk is as before, and nothing is left", { t
   await finalize(id);
   await world.reach(id, "finished_failure");
   await nothingIsLeft(world);
+});
+
+it("an image that another process has received is published from a copy, and twice as once", async () => {
+  const expected = randomBytesOf("taken over", MiB);
+  const [raw, image] = [join(dir, "taken.raw"), join(dir, "taken.qcow2")];
+  writeFileSync(raw, expected);
+  await qemuImg("convert", "-f", "raw", "-O", "qcow2", raw, image);
+  const bytes = readFileSync(image);
+  const volumeId = await world.addVolume("images", MiB);
+  const backend = world.backends.images;
+  const draft = `${volumeId}-1`;
+  await backend.beginRestore(volumeId, draft, { sizeBytes: bytes.length, keepTail: false });
+  await using late = await backend.openRestoreTarget(volumeId, draft);
+  await late.write(bytes, 0);
+  const row = { volumeId, draft, format: "cow", serverId: "one", draftServerId: "another" };
+  const publish = () => publishUpload(backend, row as Parameters<typeof publishUpload>[1], run);
+  await publish();
+  await late.write(randomBytesOf("late", bytes.length), 0);
+  await publish();
+  expect((await world.bytesOf("images", volumeId)).equals(expected)).toBe(true);
+  expect(restoresIn()).toEqual([]);
 });
 
 it("no image of 60 random ones lets anything else be read", { timeout: 240_000 }, async () => {

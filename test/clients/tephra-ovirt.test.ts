@@ -85,6 +85,11 @@ it("snapshots a machine, shows it, and writes down its configuration", async () 
   const taken = await done("vm", "snapshot", "create", "vm1", "--description", "before", "--wait", "--json");
   expect(taken.json.snapshot).toMatchObject({ description: "before", snapshot_status: "ok" });
   expect((await done("vm", "snapshot", "list", "vm1")).stdout).toMatch(/ before +regular +ok +\d{4}-/);
+  const shown = await done("vm", "snapshot", "show", "vm1", "before", "--json");
+  expect(shown.json.snapshot.disks).toMatchObject([{ id: json.disk.id, provisioned_size: String(MiB) }]);
+  const copy = join(instance.dataDir, "snapshot.img");
+  await done("vm", "snapshot", "download", "vm1", "before", json.disk.id, copy);
+  expect(readFileSync(copy).equals(Buffer.alloc(MiB))).toBe(true);
   const path = join(instance.dataDir, "vm1.ovf");
   await done("vm", "ovf", "vm1", path);
   expect(readFileSync(path, "utf8")).toContain(json.disk.id);

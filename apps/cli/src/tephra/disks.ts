@@ -43,7 +43,8 @@ export function addDiskCommands(program: Command): void {
 
 const formatOption = (text: string): Option => new Option("--format <format>", text).choices(["raw", "cow"]);
 
-const addTransferOptions = (command: Command): Command =>
+/** For commands that move bytes. */
+export const addTransferOptions = (command: Command): Command =>
   command
     .addOption(formatOption("Of the file: raw bytes as a guest sees them, or the image itself.").default("raw"))
     .option(
@@ -117,12 +118,12 @@ async function remove(reference: string, _options: object, command: Command): Pr
   session.print({ disk: { id, status } }, renderFields({ id, status }));
 }
 
-type TransferOptions = Pick<TransferRequest, "format"> & { timeout: number };
+export type TransferOptions = Pick<TransferRequest, "format"> & { timeout: number };
 
 async function download(reference: string, path: string, options: TransferOptions, command: Command): Promise<void> {
   const session = openOvirtSession(command);
   const { id } = await find(session, reference);
-  const request = { diskId: id, path, format: options.format, patienceMs: options.timeout * 1_000 };
+  const request = { subject: { disk: { id } }, path, format: options.format, patienceMs: options.timeout * 1_000 };
   const bytes = await downloadTo(session.api, request);
   session.print({ disk: { id, path, bytes } }, renderFields({ id, path, bytes }));
 }
@@ -130,7 +131,7 @@ async function download(reference: string, path: string, options: TransferOption
 async function upload(path: string, reference: string, options: TransferOptions, command: Command): Promise<void> {
   const session = openOvirtSession(command);
   const { id } = await find(session, reference);
-  const request = { diskId: id, path, format: options.format, patienceMs: options.timeout * 1_000 };
+  const request = { subject: { disk: { id } }, path, format: options.format, patienceMs: options.timeout * 1_000 };
   const bytes = await uploadFrom(session.api, request);
   session.print({ disk: { id, path, bytes } }, renderFields({ id, path, bytes }));
 }

@@ -1,9 +1,11 @@
 import { writeFileSync } from "node:fs";
 import type { Command } from "commander";
+import { addTransferOptions, type TransferOptions } from "./disks.ts";
 import { chooseByName } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
 import { addOvirtOptions, findNamed, listItems, type Named, type OvirtSession, openOvirtSession } from "./ovirt.ts";
 import { addWaitOptions } from "./session.ts";
+import { downloadTo } from "./transfer-bytes.ts";
 import { OperationFailedError, waitForStatus } from "./wait.ts";
 
 /** As oVirt's API writes them in JSON: all values are texts, times in milliseconds. */
@@ -31,6 +33,10 @@ interface MachineSnapshot {
   snapshot_type: string;
 }
 
+interface SnapshotDisk extends Named {
+  image_id: string;
+}
+
 const machines = { path: "/vms", item: "vm", shown: "virtual machine" };
 
 export function addMachineCommands(program: Command): void {
@@ -44,6 +50,19 @@ export function addMachineCommands(program: Command): void {
     .action(writeOvf);
   const snapshot = vm.command("snapshot").description("Snapshots of all disks of a machine at one moment.");
   snapshot.command("list").argument("<vm>", "id or name").action(listSnapshots);
+  snapshot
+    .command("show")
+    .description("A snapshot with its disks.")
+    .argument("<vm>", "id or name")
+    .argument("<snapshot>", "id, or description that one snapshot has")
+    .action(showSnapshot);
+  addTransferOptions(snapshot.command("download"))
+    .description("Write the bytes of a snapshot's disk to a new file; the machine may run.")
+    .argument("<vm>", "id or name")
+    .argument("<snapshot>", "id, or description that one snapshot has")
+    .argument("<disk>", "id or name")
+    .argument("<path>", "a new file")
+    .action(download);
   addWaitOptions(snapshot.command("create"))
     .argument("<vm>", "id or name")
     .requiredOption("--description <text>")
@@ -139,12 +158,51 @@ async function createSnapshot(
   session.print({ snapshot }, renderFields({ ...fields, date: timeOf(snapshot.date) }));
 }
 
-async function removeSnapshot(reference: string, chosen: string, _options: object, command: Command): Promise<void> {
-  const session = openOvirtSession(command);
+/** The path of a machine's snapshot. @throws NameError */
+async function findSnapshot(session: OvirtSession, reference: string, chosen: string): Promise<string> {
   const vm = await find(session, reference);
   const named = (await snapshotsOf(session, vm.id)).map(({ id, description }) => ({ id, name: description }));
-  const { id } = chooseByName("snapshot", chosen, named);
-  const path = `/vms/${vm.id}/snapshots/${id}`;
+  return `/vms/${vm.id}/snapshots/${chooseByName("snapshot", chosen, named).id}`;
+}
+
+const disksOf = ({ api }: OvirtSession, snapshot: string): Promise<SnapshotDisk[]> =>
+  listItems<SnapshotDisk>(api, `${snapshot}/disks`, "disk");
+
+async function showSnapshot(reference: string, chosen: string, _options: object, command: Command): Promise<void> {
+  const session = openOvirtSession(command);
+  const path = await findSnapshot(session, reference, chosen);
+  const snapshot = await session.api.get<MachineSnapshot>(path);
+  const disks = await disksOf(session, path);
+  const fields = {
+    id: snapshot.id,
+    description: snapshot.description,
+    status: snapshot.snapshot_status,
+    date: timeOf(snapshot.date),
+    disks: disks.map(({ id, name }) => (name === id ? id : `${id} (${name})`)).join(", "),
+  };
+  session.print({ snapshot: { ...snapshot, disks } }, renderFields(fields));
+}
+
+async function download(
+  reference: string,
+  chosen: string,
+  disk: string,
+  path: string,
+  { format, timeout }: TransferOptions,
+  command: Command,
+): Promise<void> {
+  const session = openOvirtSession(command);
+  const disks = await disksOf(session, await findSnapshot(session, reference, chosen));
+  const { id, image_id: image } = chooseByName("disk of the snapshot", disk, disks);
+  const request = { subject: { snapshot: { id: image } }, path, format, patienceMs: timeout * 1_000 };
+  const bytes = await downloadTo(session.api, request);
+  session.print({ disk: { id, image_id: image, path, bytes } }, renderFields({ id, image, path, bytes }));
+}
+
+async function removeSnapshot(reference: string, chosen: string, _options: object, command: Command): Promise<void> {
+  const session = openOvirtSession(command);
+  const path = await findSnapshot(session, reference, chosen);
+  const id = path.split("/").at(-1) ?? "";
   await session.api.delete(path);
   if (session.waiting !== null && (await settled(session, path)) !== null) {
     throw new OperationFailedError("the snapshot could not be deleted", null);

@@ -5,7 +5,8 @@ import { type Caller, reasonOf, UnreachableError } from "./client.ts";
 import { OperationFailedError, WaitTimeoutError } from "./wait.ts";
 
 export interface TransferRequest {
-  diskId: string;
+  /** A disk, or in a download a disk of a machine's snapshot by the id of its image. */
+  subject: { disk: { id: string } } | { snapshot: { id: string } };
   /** The file that is written or read. */
   path: string;
   format: "raw" | "cow";
@@ -45,11 +46,11 @@ async function reach(api: Caller, id: string, phase: string, patienceMs: number)
 /** Runs `work` while a transfer of the disk is open. One that does not succeed is cancelled, so that the disk is not left locked. */
 async function during(
   api: Caller,
-  { diskId, format, patienceMs }: TransferRequest,
+  { subject, format, patienceMs }: TransferRequest,
   direction: "upload" | "download",
   work: (url: string) => Promise<void>,
 ): Promise<void> {
-  const asked = { disk: { id: diskId }, direction, format };
+  const asked = { ...subject, direction, format };
   const { id } = await api.post<ImageTransfer>("/imagetransfers", asked);
   const cancel = (): Promise<unknown> => api.post(`/imagetransfers/${id}/cancel`, {}).catch(() => {});
   const interrupted = (signal: NodeJS.Signals): void => {

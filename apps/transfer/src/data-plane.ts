@@ -104,13 +104,16 @@ async function answerGet(exchange: Exchange): Promise<void> {
 async function answerExtents(exchange: Exchange): Promise<void> {
   const { response, session, query } = exchange;
   const context = query.get("context") ?? "zero";
-  if (context === "dirty") throw new NotThereError("Ticket does not support dirty extents");
-  if (context !== "zero") {
+  const { image } = session;
+  if (context === "dirty" && !image.tellsChanges) throw new NotThereError("Ticket does not support dirty extents");
+  if (context !== "zero" && context !== "dirty") {
     throw new BadRequestError(
       `Unsupported value '${shown(context)}' for 'context', expecting one of ['zero', 'dirty']`,
     );
   }
-  await moving(exchange, () => sendExtents(response, session));
+  await moving(exchange, () =>
+    sendExtents(response, session, context === "dirty" ? image.dirtyExtents() : image.extents()),
+  );
 }
 
 async function answerPut(exchange: Exchange): Promise<void> {

@@ -1,4 +1,4 @@
-import type { Extent, VolumeSource, VolumeTarget } from "@tephra/engine";
+import type { BackupExport, Extent, VolumeSource, VolumeTarget } from "@tephra/engine";
 
 /** Bytes moved at a time. */
 export const pieceBytes = 1024 * 1024;
@@ -11,6 +11,14 @@ export interface ImageExtent {
   hole: boolean;
 }
 
+/** A part of a backup's disk, as its client is told what has changed since an earlier one. */
+export interface DirtyExtent {
+  start: number;
+  length: number;
+  dirty: boolean;
+  zero: boolean;
+}
+
 /** What a ticket gives a right to: bytes that are read and, in an upload, written. */
 export class Image implements AsyncDisposable {
   readonly #source: VolumeSource;
@@ -18,11 +26,21 @@ export class Image implements AsyncDisposable {
   /** Of what is made while it is read: where its parts are. Null for bytes that are stored as they are read. */
   readonly layout: string | null;
 
-  /** Takes ownership of both. `target`: null for a download. */
-  constructor(source: VolumeSource, target: VolumeTarget | null, layout: string | null = null) {
+  readonly #changes: Pick<BackupExport, "changedParts"> | null;
+
+  /** Takes ownership of both. `target`: null for a download. `changes`: the source, where it tells what has changed. */
+  constructor(
+    source: VolumeSource,
+    target: VolumeTarget | null,
+    {
+      layout = null,
+      changes = null,
+    }: { layout?: string | null; changes?: Pick<BackupExport, "changedParts"> | null } = {},
+  ) {
     this.#source = source;
     this.#target = target;
     this.layout = layout;
+    this.#changes = changes;
   }
 
   get sizeBytes(): number {
@@ -31,6 +49,16 @@ export class Image implements AsyncDisposable {
 
   get isWritable(): boolean {
     return this.#target !== null;
+  }
+
+  get tellsChanges(): boolean {
+    return this.#changes !== null;
+  }
+
+  /** The whole image, in order, without gaps; nothing where it does not tell what has changed. */
+  async *dirtyExtents(): AsyncGenerator<DirtyExtent> {
+    const parts = this.#changes?.changedParts({ offset: 0, length: this.sizeBytes }) ?? [];
+    for await (const { offset: start, length, dirty, zero } of parts) yield { start, length, dirty, zero };
   }
 
   read(into: Uint8Array, offset: number): Promise<void> {

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { createServer, type RequestListener, type Server } from "node:http";
 import { createServer as createTlsServer, Server as TlsServer } from "node:https";
 import type { AddressInfo } from "node:net";
-import { type Config, ConfigError, type Logger } from "@tephra/control";
+import { type Config, ConfigError, type Database, type Logger } from "@tephra/control";
 import {
   actAs,
   allowFileThreads,
@@ -131,14 +131,15 @@ async function main(): Promise<void> {
     const place = { id, host: config.hostName, pid: process.pid, url: urlOf(server, images) };
     return { ...place, ...(await places.probe()) };
   };
-  const register = async (): Promise<ImageServerCard> => {
+  const register = async (
+    publish: (database: Database, mine: ImageServerCard) => Promise<void> = publishImageServer,
+  ): Promise<void> => {
     const mine = await card();
     const askedAt = performance.now();
-    await publishImageServer(beats, mine);
+    await publish(beats, mine);
     renewedAt = askedAt;
-    return mine;
   };
-  await succeedImageServers(database, await register());
+  await register(succeedImageServers);
   succeeded.resolve();
   const stopping = new AbortController();
   const every = async (ms: number, what: string, work: () => Promise<unknown>): Promise<void> => {
@@ -149,7 +150,7 @@ async function main(): Promise<void> {
   };
   const actor = { kind: "worker" as const, worker: id };
   const loops = [
-    every(config.worker.heartbeat_ms, "the heartbeat", register),
+    every(config.worker.heartbeat_ms, "the heartbeat", () => register()),
     every(passMs, "a pass over the transfers", () => actAs(actor, () => keeper.pass())),
   ];
   const stop = async (signal: string): Promise<void> => {

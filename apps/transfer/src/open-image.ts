@@ -1,6 +1,7 @@
 import type { Database } from "@tephra/control";
-import { type ImageTransferRow, nameDraft, wholeChain } from "@tephra/control/work";
+import { findMachineBackup, type ImageTransferRow, nameDraft, wholeChain } from "@tephra/control/work";
 import {
+  BackupExport,
   type BackupReference,
   type Engine,
   imageOf,
@@ -8,6 +9,7 @@ import {
   SourceChangedError,
   type VolumeBackend,
   type VolumeSource,
+  VolumeStorageError,
 } from "@tephra/engine";
 import { Image } from "./image.ts";
 import type { Places } from "./places.ts";
@@ -41,8 +43,9 @@ export async function openImage(
   row: ImageTransferRow,
   run: RunContext,
 ): Promise<{ image: Image; row: ImageTransferRow }> {
-  const { storedBackupId: backupId, snapshotId, volumeId } = row;
-  if (backupId !== null) return openDownload(await openStored(opening, backupId, run), row);
+  const { backupId, storedBackupId, snapshotId, volumeId } = row;
+  if (backupId !== null) return openOfBackup(opening.database, row, backupId);
+  if (storedBackupId !== null) return openDownload(await openStored(opening, storedBackupId, run), row);
   const backend = await opening.places.backend(row.backend);
   if (row.direction === "upload") return openUpload(opening.database, backend, row, run);
   return openDownload(await backend.openSource(snapshotId === null ? { volumeId } : { snapshotId }), row);
@@ -51,10 +54,22 @@ export async function openImage(
 async function openDownload(source: VolumeSource, row: ImageTransferRow) {
   if (row.format === "raw") return { image: new Image(source, null), row };
   const file = await imageOf(source);
-  const image = new Image(file, null, file.layout);
+  const image = new Image(file, null, { layout: file.layout });
   if (row.layout === null || row.layout === image.layout) return { image, row };
   await image[Symbol.asyncDispose]();
   throw new SourceChangedError("The image of the disk is another one than was read from before.");
+}
+
+/** A disk as of the moment of a machine's backup, whose holder exports it on this host. @throws VolumeStorageError when it has ended */
+async function openOfBackup(database: Database, row: ImageTransferRow, backupId: string) {
+  const backup = await findMachineBackup(database, backupId);
+  const disk = backup?.disks.find(({ volumeId }) => volumeId === row.volumeId);
+  const { exportSocket: socketPath, exportName: name, changes } = disk ?? {};
+  if (backup?.status !== "ready" || socketPath == null || name == null) {
+    throw new VolumeStorageError(`Backup ${backupId} cannot be read any more.`, { retryable: false });
+  }
+  const source = await BackupExport.open({ socketPath, name, changes: changes ?? null }, `backup ${backupId}`);
+  return { image: new Image(source, null, source.tellsChanges ? { changes: source } : {}), row };
 }
 
 /** A backup, from the repositories that it and those below it are in. */

@@ -63,11 +63,15 @@ export async function sendBytes(response: ServerResponse, session: Session, { of
   response.end();
 }
 
-export async function sendExtents(response: ServerResponse, session: Session): Promise<void> {
+export async function sendExtents(
+  response: ServerResponse,
+  session: Session,
+  extents: AsyncIterable<object>,
+): Promise<void> {
   let text = "[";
   let parts = 0;
   const headers = { "content-type": "application/json" };
-  for await (const extent of session.image.extents()) {
+  for await (const extent of extents) {
     session.requireOpen();
     text += `${parts === 0 ? "" : ", "}${spaced(extent)}`;
     parts += 1;

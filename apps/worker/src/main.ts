@@ -27,6 +27,7 @@ import { openEngine } from "@tephra/engine";
 import { runTask } from "./consumers.ts";
 import type { WorkerContext } from "./context.ts";
 import { DrainedError, openLeases } from "./leases.ts";
+import { BackupKeeper } from "./machine-backups/keeper.ts";
 import { startNotifier } from "./notifier.ts";
 import { openJobQueues } from "./queue.ts";
 import { openSites } from "./sites.ts";
@@ -151,6 +152,7 @@ async function main(): Promise<void> {
     election,
   });
   const reconciler = startReconciler({ database, config, log, election });
+  const backups = new BackupKeeper({ database, config, log, sites, workerId });
   const notifier = startNotifier({ database, config, log, election });
   let stopping = false;
   let disabled = false;
@@ -223,7 +225,14 @@ async function main(): Promise<void> {
     setTimeout(() => leave(1), config.worker.drain_ms + abortGraceMs + farewellMs);
     clearInterval(probing);
     await queues.pause().catch(() => {});
-    await Promise.allSettled([election.stop(), dispatcher.stop(), reconciler.stop(), notifier.stop(), withdraw()]);
+    await Promise.allSettled([
+      election.stop(),
+      dispatcher.stop(),
+      reconciler.stop(),
+      notifier.stop(),
+      backups.stop(),
+      withdraw(),
+    ]);
     await until(() => leases.count() === 0, config.worker.drain_ms);
     leases.abortAll(new DrainedError());
     await until(() => leases.count() === 0, abortGraceMs);
@@ -248,6 +257,7 @@ async function main(): Promise<void> {
   if (stopping) return;
   // A mount may come or go: the places are probed again with every heartbeat.
   probing = setInterval(() => void lookSafely(), heartbeatMs);
+  backups.start();
   log.info({ event: "worker.started", worker: workerId, slots }, "worker started");
 }
 

@@ -9,6 +9,7 @@ import { DatabaseUrlError, parseDatabaseUrl } from "./database-url.ts";
 import { ConfigError, type ConfigProblem, NotFoundError } from "./errors.ts";
 import { httpFields } from "./http-config.ts";
 import { ImageTransfers } from "./image-transfer-config.ts";
+import { MachineBackups } from "./machine-backup-config.ts";
 import { ovirtFields } from "./ovirt-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
 import { Tls } from "./tls-config.ts";
@@ -307,6 +308,7 @@ export const ConfigFile = z
     ...ovirtFields,
     /** Null: no images are transferred. */
     image_transfers: ImageTransfers.nullable().default(null),
+    machine_backups: MachineBackups,
     import_roots: z.array(z.string().min(1)).default([]),
     /** Bytes of a volume that one task copies; rounded down to whole object windows, at least one. */
     range_bytes: z

@@ -106,6 +106,14 @@ export {
   type TimeoutPolicy,
 } from "./image-transfers/transfers.ts";
 export {
+  finalizeMachineBackup,
+  getMachineBackup,
+  listMachineBackups,
+  type NewMachineBackup,
+  requestMachineBackup,
+} from "./machines/backups.ts";
+export { getCheckpoint, listCheckpoints, removeCheckpoint } from "./machines/checkpoints.ts";
+export {
   biosTypes,
   bootDevices,
   type MachineConfiguration,
@@ -159,6 +167,7 @@ export { requestReap } from "./repositories/reap.ts";
 export { requestRescan } from "./repositories/rescan.ts";
 export { type BackupRow, countDependents, getBackup } from "./rows/backups.ts";
 export { assertInstanceGroup, type GroupRow, type GroupType, getGroup, instanceGroupType } from "./rows/groups.ts";
+export type { MachineBackupRow, MachineCheckpointRow } from "./rows/machine-backups.ts";
 export {
   getDefaultQuota,
   getQuota,

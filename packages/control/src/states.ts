@@ -17,6 +17,10 @@
  *          an upload: transferring → paused_user, paused_system → resuming → transferring
  *          any that has not ended → cancelled_user, cancelled_system → finished_cleanup
  *
+ * Machine's backup: initializing → starting → ready → finalizing → succeeded
+ *          any that has not ended → failed; ended by its client before it is ready: → finalizing → failed
+ * Machine's checkpoint: created → invalid; either → removing, until its row is removed
+ *
  * An admin may put a row into any status (os-reset_status), and delete it in any status: see `override` in rows/move.ts.
  */
 export const backupTransitions = {
@@ -150,6 +154,24 @@ export const imageTransferTransitions = {
 
 export type ImageTransferPhase = keyof typeof imageTransferTransitions;
 
+/** oVirt's phases. */
+export const machineBackupTransitions = {
+  initializing: ["starting", "finalizing", "failed"],
+  starting: ["ready", "finalizing", "failed"],
+  ready: ["finalizing", "failed"],
+  finalizing: ["succeeded", "failed"],
+  succeeded: [],
+  failed: [],
+} as const satisfies Record<string, readonly string[]>;
+
+export type MachineBackupPhase = keyof typeof machineBackupTransitions;
+
+export const machineCheckpointTransitions = {
+  created: ["invalid", "removing"],
+  invalid: ["removing"],
+  removing: [],
+} as const satisfies Record<string, readonly string[]>;
+
 /** The table of each model whose rows have a status. Operations and tasks have states, which `queue/` alone writes. */
 export const transitions = {
   attachment: attachmentTransitions,
@@ -157,6 +179,8 @@ export const transitions = {
   group: groupTransitions,
   groupSnapshot: groupSnapshotTransitions,
   imageTransfer: imageTransferTransitions,
+  machineBackup: machineBackupTransitions,
+  machineCheckpoint: machineCheckpointTransitions,
   snapshot: snapshotTransitions,
   transfer: transferTransitions,
   volume: volumeTransitions,

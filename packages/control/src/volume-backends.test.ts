@@ -4,6 +4,8 @@ import { describe, expect, it } from "vitest";
 import {
   backendFolder,
   devicePath,
+  imageRoots,
+  isOneFile,
   protocolOf,
   provisions,
   snapshotsTogether,
@@ -46,6 +48,22 @@ describe("drivers of volume backends", () => {
   it("say where their folder and a volume's raw bytes are", () => {
     const files = VolumeBackend.parse({ name: "files", driver: "file", path: "/srv/volumes" });
     expect([backendFolder(files), devicePath(files, "id")]).toEqual(["/srv/volumes", "/srv/volumes/volume-id"]);
+  });
+
+  it("say where images may be that a volume builds on, and that a device is no image", () => {
+    const own = { path: "/srv/x", roots: ["/images"] };
+    const all = [
+      VolumeBackend.parse({ name: "files", driver: "file", path: "/srv/volumes" }),
+      VolumeBackend.parse({ name: "images", driver: "qemu", ...own }),
+      VolumeBackend.parse({ name: "devices", driver: "device", ...own }),
+    ];
+    expect(imageRoots(all)).toEqual(["/srv/x", "/images"]);
+    expect(["files", "images", "devices", "none"].map((name) => isOneFile(all, name))).toEqual([
+      true,
+      true,
+      false,
+      false,
+    ]);
   });
 
   it("tell no path where the files are images", () => {

@@ -62,6 +62,11 @@ interface DriverFacts<Settings> {
   imageFormat: "raw" | "cow";
   /** Whether snapshots of several volumes can be taken together, at one instant: of files that a hypervisor can be told to write elsewhere. */
   snapshotsTogether: boolean;
+  /**
+   * Where a volume is one image file that a hypervisor has open, which backups of machines by changed blocks need: the folders, besides the
+   * image's own, in which those may be that it builds on. Null where it is not.
+   */
+  imageRoots(settings: Settings): readonly string[] | null;
 }
 
 const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf<Driver>> } = {
@@ -72,6 +77,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: true,
     imageFormat: "raw",
     snapshotsTogether: true,
+    imageRoots: () => [],
   },
   // Its files are qcow2 images: attached as raw bytes, they would be destroyed.
   qemu: {
@@ -81,6 +87,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: true,
     imageFormat: "cow",
     snapshotsTogether: false,
+    imageRoots: ({ path, roots }) => [path, ...roots],
   },
   // Only its workers know which device a volume is.
   device: {
@@ -90,6 +97,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: false,
     imageFormat: "raw",
     snapshotsTogether: false,
+    imageRoots: () => null,
   },
   rbd: {
     folder: () => null,
@@ -98,6 +106,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: true,
     imageFormat: "raw",
     snapshotsTogether: false,
+    imageRoots: () => null,
   },
 };
 
@@ -126,3 +135,13 @@ export const provisions = (settings: VolumeBackendConfig): boolean => factsOf(se
 
 /** See DriverFacts. */
 export const snapshotsTogether = (settings: VolumeBackendConfig): boolean => factsOf(settings).snapshotsTogether;
+
+/** Whether a volume of the backend of that name is one image file (DriverFacts). False of a backend that is not configured. */
+export const isOneFile = (backends: readonly VolumeBackendConfig[], name: string): boolean => {
+  const settings = backends.find((backend) => backend.name === name);
+  return settings !== undefined && factsOf(settings).imageRoots(settings) !== null;
+};
+
+/** See DriverFacts; of all backends together. */
+export const imageRoots = (backends: readonly VolumeBackendConfig[]): string[] =>
+  backends.flatMap((settings) => factsOf(settings).imageRoots(settings) ?? []);

@@ -68,6 +68,19 @@ export {
   withdrawImageServer,
 } from "./image-transfers/servers.ts";
 export { newTicket, ticketKey } from "./image-transfers/ticket.ts";
+export {
+  type BackedUpMachine,
+  backupsOf,
+  beginMachineBackup,
+  endLeftovers,
+  endMachineBackup,
+  forgetCheckpoints,
+  hasLeftovers,
+  invalidateCheckpoints,
+  machineOf,
+  noteDaemon,
+  readyMachineBackup,
+} from "./machines/backup-work.ts";
 export { type Dispatched, type Enqueue, type OwnWorker, startDispatcher } from "./queue/dispatcher.ts";
 export {
   type BackupPlan,
@@ -120,8 +133,10 @@ export {
 export { enterBackups, type FoundBackup, finishRescan } from "./repositories/rescan.ts";
 export { readChain, wholeChain } from "./rows/chains.ts";
 export { cancelledPhases, type ImageTransferRow, isIn } from "./rows/image-transfers.ts";
+export { findMachineBackup, type MachineBackupRow } from "./rows/machine-backups.ts";
 export { events } from "./telemetry/telemetry.ts";
 export { type Failure, failOperation } from "./upkeep/failing.ts";
+export { imageRoots } from "./volume-backends.ts";
 export { checkAdoption, finishVolumeAdoption } from "./volumes/adopt.ts";
 export { finishVolume } from "./volumes/create.ts";
 export { beginVolumeDelete, finishVolumeDelete } from "./volumes/delete.ts";

@@ -72,6 +72,7 @@ export {
   type MachineDisksSettings,
   openHypervisor,
   openMachineDisks,
+  openRunningDisks,
 } from "./open-hypervisor.ts";
 export { openRepository, type RepositorySettings } from "./open-repository.ts";
 export { openVolumeBackend, type VolumeBackendSettings } from "./open-volume-backend.ts";
@@ -90,6 +91,7 @@ export type { BackendLeftover, ExportRun, SourceReference, UserPlaces, VolumeBac
 export { exportLeftovers, removeExportDrafts } from "./volume/file/export-file.ts";
 export { openFileSource } from "./volume/file/file-source.ts";
 export type { PathTarget } from "./volume/file/file-target.ts";
+export { BackupExport } from "./volume/nbd/backup-export.ts";
 export { openNamedSource, openNamedTarget } from "./volume/operator-volume.ts";
 export { imageOf } from "./volume/qemu/image-of-source.ts";
 export { unpackImage } from "./volume/qemu/unpack-image.ts";

@@ -47,6 +47,20 @@ export interface MachineDisksSettings extends HypervisorSettings {
   exportSocket?: string | null;
 }
 
+/** The disks of a machine through its own process. Null when that does not run, as far as can be known here. */
+export async function openRunningDisks(settings: MachineDisksSettings): Promise<MachineDisks | null> {
+  const { driver, socket, agentSocket, freezeMountpoints, socketRoots = [], imageRoots = [] } = settings;
+  if (driver !== "qmp") return null;
+  return await QmpMachineDisks.running({
+    monitorPath: socket ?? "",
+    agentSocket: agentSocket ?? null,
+    freezeMountpoints: freezeMountpoints ?? null,
+    socketRoots,
+    imageRoots,
+    exportSocket: settings.exportSocket ?? "",
+  });
+}
+
 /**
  * Opens the disks of a machine: through its own process while that runs, else in one of this worker's, which must be ended.
  *
@@ -56,18 +70,9 @@ export async function openMachineDisks(
   settings: MachineDisksSettings,
   disks: readonly MachineDisk[],
 ): Promise<MachineDisks> {
-  const { driver, powerState, socket, agentSocket, freezeMountpoints, socketRoots = [], imageRoots = [] } = settings;
-  if (driver === "qmp") {
-    const running = await QmpMachineDisks.running({
-      monitorPath: socket ?? "",
-      agentSocket: agentSocket ?? null,
-      freezeMountpoints: freezeMountpoints ?? null,
-      socketRoots,
-      imageRoots,
-      exportSocket: settings.exportSocket ?? "",
-    });
-    if (running !== null) return running;
-  }
+  const { powerState, imageRoots = [] } = settings;
+  const running = await openRunningDisks(settings);
+  if (running !== null) return running;
   if (powerState !== "SHUTOFF") {
     throw new HypervisorUnavailableError(
       `The machine cannot be reached, and it is not off: its state is ${powerState}.`,

@@ -25,6 +25,7 @@ const AuditQuery = z.strictObject({
       "attachment",
       "transfer",
       "image_transfer",
+      "machine_backup",
       "operation",
     ])
     .optional(),

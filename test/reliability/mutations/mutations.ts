@@ -18,6 +18,7 @@ const forget = { file: `${control}/queue/forget.ts`, suite: "test/control/retent
 const released = { file: `${control}/queue/tasks.ts`, suite: "test/control/reconciler.test.ts" };
 const reconciler = { file: `${control}/upkeep/healing.ts`, suite: "test/control/reconciler.test.ts" };
 
+const backups = { suite: "test/control/machine-backups.test.ts" };
 const machines = { suite: "test/control/machines.test.ts" };
 const layers = {
   file: `${engine}/hypervisor/qmp/disks/layers.ts`,
@@ -69,6 +70,38 @@ export const mutations: readonly Mutation[] = [
     to: "",
     suite: "test/dialects/ovirt/image-transfers.test.ts",
     test: "a machine's snapshot is downloaded disk by disk",
+  },
+  {
+    ...backups,
+    name: "a machine stays locked by the backup of a worker that is gone",
+    file: `${control}/machines/backup-work.ts`,
+    from: "WHERE ended_at IS NULL AND lease_until < now() LIMIT",
+    to: "WHERE ended_at IS NULL AND false LIMIT",
+    test: "a backup whose worker is gone ends",
+  },
+  {
+    ...backups,
+    name: "disks stay locked when a machine's backup has ended",
+    file: `${control}/machines/backup-work.ts`,
+    from: "    await releaseBackedUp(tx, id);\n",
+    to: "",
+    test: "of many requests at once one begins",
+  },
+  {
+    ...backups,
+    name: "a machine's backup ends while a client reads it",
+    file: `${control}/machines/backups.ts`,
+    from: "if (transfers > 0) throw",
+    to: "if (transfers > 1) throw",
+    test: "an end and a transfer at once",
+  },
+  {
+    suite: "test/system/machines/machine-backups.test.ts",
+    name: "what a disk has lost is built on",
+    file: "apps/worker/src/machine-backups/held-backup.ts",
+    from: "  await invalidateCheckpoints(database, lost);\n",
+    to: "",
+    test: "a disk that was replaced has lost its checkpoints",
   },
   {
     ...machines,

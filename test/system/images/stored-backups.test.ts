@@ -183,12 +183,12 @@ it("uploads, other disks and other tenants' backups are refused in oVirt's words
   expect(await refused({ disk: { id: full } })).toEqual(unknown);
   expect(await refused({ direction: "upload" })).toEqual([
     400,
-    "[Cannot transfer Virtual Disk. A VM backup can only be downloaded.]",
+    "[Cannot transfer Virtual Disk. Disks of a VM backup can only be downloaded.]",
   ]);
   await instance.sql("UPDATE backups SET status = 'error' WHERE id = $1", [incremental]);
   expect(await refused({ backup: { id: incremental } })).toEqual([
     409,
-    "[Cannot transfer Virtual Disk. The VM backup is not ready.]",
+    "[Cannot transfer Virtual Disk. The VM backup is not in READY phase, backup phase is ERROR.]",
   ]);
   expect((await begin({ direction: "download", backup: { id: full }, disk: { id: volume } })).status).toBe(201);
 });

@@ -19,7 +19,7 @@ import {
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
 import { type Call, created, done, emptyBelow, type Handle, type Route, shown } from "./call.ts";
-import { type Element, listOf, reference } from "./element.ts";
+import { type Element, type Fields, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, refused } from "./faults.ts";
 import { refuseFollow } from "./follow.ts";
 import { type Searchable, searched } from "./search.ts";
@@ -48,35 +48,45 @@ export const diskFormat = ({ config }: Context, backend: string): "cow" | "raw" 
 
 const aliasOf = ({ id, name }: Pick<DiskRow, "id" | "name">): string => name ?? id;
 
-/** A volume as a disk. Its allocated bytes are not known here: the sizes that stand for them are the upper bound. */
-export function diskView(context: Context, row: DiskRow): Element {
-  const size = row.sizeBytes;
+/**
+ * What every representation of a disk has, of the layer that is written or of another. Its allocated bytes are not known here: the sizes
+ * that stand for them are the upper bound.
+ */
+export function diskFields(
+  context: Context,
+  row: Omit<DiskRow, "attachments">,
+  layer = { id: row.imageId, bytes: row.sizeBytes },
+): Fields {
+  const { id: imageId, bytes: size } = layer;
   return {
-    id: row.id,
-    path: `/disks/${row.id}`,
-    links: ["permissions", "statistics"],
-    fields: {
-      name: aliasOf(row),
-      description: row.description ?? "",
-      actual_size: size,
-      alias: aliasOf(row),
-      backup: row.tracksChanges ? "incremental" : "none",
-      content_type: "data",
-      format: diskFormat(context, row.backend),
-      image_id: row.imageId,
-      initial_size: size,
-      propagate_errors: false,
-      provisioned_size: size,
-      shareable: false,
-      sparse: true,
-      status: diskStatus(row),
-      storage_type: "image",
-      total_size: size,
-      wipe_after_delete: false,
-      storage_domains: listOf("storage_domain", [reference("storagedomains", storageDomainId(row.backend))]),
-    },
+    name: aliasOf(row),
+    description: row.description ?? "",
+    actual_size: size,
+    alias: aliasOf(row),
+    backup: row.tracksChanges ? "incremental" : "none",
+    content_type: "data",
+    format: diskFormat(context, row.backend),
+    image_id: imageId,
+    initial_size: size,
+    propagate_errors: false,
+    provisioned_size: size,
+    shareable: false,
+    sparse: true,
+    status: diskStatus(row),
+    storage_type: "image",
+    total_size: size,
+    wipe_after_delete: false,
+    storage_domains: listOf("storage_domain", [reference("storagedomains", storageDomainId(row.backend))]),
   };
 }
+
+/** A volume as a disk. */
+export const diskView = (context: Context, row: DiskRow): Element => ({
+  id: row.id,
+  path: `/disks/${row.id}`,
+  links: ["permissions", "statistics"],
+  fields: diskFields(context, row),
+});
 
 interface ListedDisk {
   row: DiskRow;

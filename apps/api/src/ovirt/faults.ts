@@ -161,6 +161,36 @@ const words: Readonly<
         .join("\n")}\n\nPlease deactivate/detach them from those VMs and try again.`,
   ],
   "restore-unsupported": ["conflict", (_, doing) => `Cannot ${doing}. The storage cannot go back to a snapshot.`],
+  "disks-unknown": [
+    "bad-parameters",
+    ({ disks }, doing) => `Cannot ${doing}. The following disk(s) ID(s) does not exist: ${disks}.`,
+  ],
+  "disks-not-attached": [
+    "conflict",
+    ({ disks, machine }, doing) => `Cannot ${doing}. The following disks are not attached to VM ${machine}: ${disks}.`,
+  ],
+  "disks-inactive": [
+    "conflict",
+    ({ disks, machine }, doing) => `Cannot ${doing}. The following disks are not active on VM ${machine}: ${disks}.`,
+  ],
+  "disks-not-backed-up": [
+    "conflict",
+    ({ disks }, doing) => `Cannot ${doing}. The storage of the following disks does not support VM backups: ${disks}.`,
+  ],
+  "checkpoint-unknown": [
+    "bad-parameters",
+    ({ checkpoint }, doing) => `Cannot ${doing}. Checkpoint ID ${checkpoint} doesn't exist.`,
+  ],
+  "checkpoint-invalid": [
+    "bad-parameters",
+    ({ checkpoint }, doing) => `Cannot ${doing}. Checkpoint ID ${checkpoint} is invalid and should be removed.`,
+  ],
+  "backup-id-taken": [
+    "bad-parameters",
+    ({ backup }, doing) => `Cannot ${doing}. VM backup ID ${backup} already exists.`,
+  ],
+  "no-backup-host": ["conflict", (_, doing) => `Cannot ${doing}. There is no host that can back up the VM.`],
+  "backup-has-transfer": ["conflict", (_, doing) => `Cannot ${doing}. There is an active image transfer for VM backup`],
   "nic-name-taken": [
     "conflict",
     ({ name }, doing) => `Cannot ${doing}. The network interface name ${name} is already in use.`,
@@ -241,14 +271,28 @@ const transferWords: Readonly<
     "bad-parameters",
     "Cannot transfer Virtual Disk. The specified format is not applicable for the disk.",
   ],
-  "backup-unknown": () => ["bad-parameters", "Cannot transfer Virtual Disk. The specified VM backup does not exist."],
-  "backup-not-ready": () => ["conflict", "Cannot transfer Virtual Disk. The VM backup is not ready."],
-  "backup-read-only": () => ["bad-parameters", "Cannot transfer Virtual Disk. A VM backup can only be downloaded."],
   "snapshot-read-only": () => [
     "bad-parameters",
     "Cannot transfer Virtual Disk. A disk snapshot can only be downloaded.",
   ],
   "no-server": () => ["conflict", "Cannot transfer Virtual Disk. There is no host that can transfer the disk."],
+  "backup-unknown": () => ["bad-parameters", "Cannot transfer Virtual Disk. The specified VM backup does not exist."],
+  "backup-not-ready": ({ phase = "" }) => [
+    "conflict",
+    `Cannot transfer Virtual Disk. The VM backup is not in READY phase, backup phase is ${phase.toUpperCase()}.`,
+  ],
+  "backup-lacks-disk": () => [
+    "bad-parameters",
+    "Cannot transfer Virtual Disk. The specified disk is not part of the specified VM backup.",
+  ],
+  "backup-format": () => [
+    "bad-parameters",
+    "Cannot transfer Virtual Disk. The specified format is not applicable for VM backup.",
+  ],
+  "backup-upload": () => [
+    "bad-parameters",
+    "Cannot transfer Virtual Disk. Disks of a VM backup can only be downloaded.",
+  ],
   "download-cannot-pause": () => [
     "bad-parameters",
     "Cannot pause image download as it's handled by the client. Note that it can be canceled if you wish to stop it.",

@@ -21,6 +21,11 @@ import { type Searchable, searched } from "./search.ts";
 
 const actions = ["cancel", "extend", "finalize", "pause", "resume"];
 
+const backupOf = ({ backupId, storedBackupId }: ImageTransfer): Element | null => {
+  const id = backupId ?? storedBackupId;
+  return id === null ? null : { id };
+};
+
 /** Clients read the disk from `disk`, from `image`, or from neither. URLs are there while a client may use them. */
 const view = (transfer: ImageTransfer): Element => ({
   id: transfer.id,
@@ -40,7 +45,7 @@ const view = (transfer: ImageTransfer): Element => ({
     host: reference("hosts", hostIdOf(transfer.serverHost)),
     image: { id: transfer.volumeId },
     disk: reference("disks", transfer.volumeId),
-    backup: transfer.storedBackupId === null ? null : { id: transfer.storedBackupId },
+    backup: backupOf(transfer),
     snapshot: transfer.snapshotId === null ? null : { id: transfer.snapshotId },
   },
 });
@@ -58,9 +63,9 @@ function subjectOf({ body }: Call): ImageTransferRequest["subject"] {
   const volumeId = (body.at("disk")?.id ?? body.at("image")?.id)?.toLowerCase();
   const idOf = (name: string): string | undefined => body.at(name)?.id?.toLowerCase();
   if (body.has("backup")) {
-    const storedBackupId = idOf("backup");
-    if (storedBackupId === undefined) throw incomplete("ImageTransfer", ["backup.id"], "add");
-    return { storedBackupId, volumeId: volumeId ?? null };
+    const backupId = idOf("backup");
+    if (backupId === undefined) throw incomplete("ImageTransfer", ["backup.id"], "add");
+    return { backupId, volumeId: volumeId ?? null };
   }
   const snapshotId = idOf("snapshot");
   if (snapshotId !== undefined) return { snapshotId };
@@ -78,6 +83,7 @@ const addTransfer: Handle = async (context, call) => {
     timeoutPolicy: body.oneOf(["timeout_policy"], ["legacy", "pause", "cancel"]) ?? "legacy",
     inactivityTimeout: body.integer(["inactivity_timeout"], { min: 0, max: secondsMax }) ?? null,
     host: await hostNamed(context, call),
+    backupId: body.has("backup") ? (body.at("backup")?.id ?? "") : null,
   });
   return created("image_transfer", view(transfer), false);
 };

@@ -13,43 +13,12 @@ import {
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
 import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
-import { diskFormat, diskStatus } from "./disks.ts";
+import { diskFields } from "./disks.ts";
 import { type Element, type Fields, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, refused, whenRefused } from "./faults.ts";
 import { type Followed, type FollowTree, followed, refuseFollow } from "./follow.ts";
-import { storageDomainId } from "./storage-domains.ts";
 
 type DiskVolume = Omit<VolumeRow, "attachments">;
-
-/** What every representation of a disk has. Sizes in bytes; nobody here opens a volume to learn what it takes up. */
-export function diskFields(
-  context: Context,
-  volume: DiskVolume,
-  layer = { id: volume.imageId, bytes: volume.sizeBytes },
-): Fields {
-  const name = volume.name ?? volume.id;
-  const bytes = Number(layer.bytes);
-  return {
-    name,
-    description: volume.description ?? "",
-    actual_size: bytes,
-    alias: name,
-    backup: "none",
-    content_type: "data",
-    format: diskFormat(context, volume.backend),
-    image_id: layer.id,
-    initial_size: bytes,
-    propagate_errors: false,
-    provisioned_size: bytes,
-    shareable: false,
-    sparse: true,
-    status: diskStatus(volume),
-    storage_type: "image",
-    total_size: bytes,
-    wipe_after_delete: false,
-    storage_domains: listOf("storage_domain", [reference("storagedomains", storageDomainId(volume.backend))]),
-  };
-}
 
 /** A disk that a machine has: its own, or that of a snapshot. */
 export interface AttachedDisk {

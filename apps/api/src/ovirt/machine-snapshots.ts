@@ -14,11 +14,10 @@ import {
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
 import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
-import { diskFormat } from "./disks.ts";
+import { diskFields, diskFormat } from "./disks.ts";
 import { type Element, type Fields, group, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, whenRefused } from "./faults.ts";
 import { refuseFollow } from "./follow.ts";
-import { diskFields } from "./machine-disks.ts";
 
 const descriptionMax = 4_096;
 

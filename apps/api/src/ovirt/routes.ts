@@ -15,6 +15,7 @@ import { showEntryPoint } from "./entry-point.ts";
 import { imageTransferRoutes } from "./image-transfers.ts";
 import { infrastructureRoutes } from "./infrastructure.ts";
 import { jobRoutes } from "./jobs.ts";
+import { machineBackupRoutes } from "./machine-backups.ts";
 import { diskAttachmentRoutes } from "./machine-disks.ts";
 import { nicRoutes } from "./machine-nics.ts";
 import { machineSnapshotRoutes } from "./machine-snapshots.ts";
@@ -32,4 +33,5 @@ export const ovirtRoutes: readonly Route[] = [
   ...nicRoutes,
   ...diskAttachmentRoutes,
   ...machineSnapshotRoutes,
+  ...machineBackupRoutes,
 ];

@@ -55,6 +55,9 @@ export async function mendTimes(database: Database, config: Config): Promise<num
     await database.$executeRaw`
       UPDATE tasks SET lease_until = now() - interval '1 millisecond' WHERE state = 'running' AND lease_until > ${after(leaseMs)}`,
     await database.$executeRaw`
+      UPDATE machine_backups SET lease_until = now() - interval '1 millisecond'
+      WHERE (ended_at IS NULL OR leftovers) AND lease_until > ${after(leaseMs)}`,
+    await database.$executeRaw`
       UPDATE tasks SET dispatched_at = now() WHERE state = 'dispatched' AND dispatched_at > ${after(dispatchMs)}`,
     await database.$executeRaw`
       UPDATE tasks SET unplaced_at = now()

@@ -1,9 +1,10 @@
-import type { Backup, ImageTransfer, Operation, Snapshot, Volume } from "../generated/client.ts";
+import type { Backup, ImageTransfer, MachineBackup, Operation, Snapshot, Volume } from "../generated/client.ts";
 import { Prisma } from "../generated/client.ts";
 
 interface Rows {
   backup: Backup;
   imageTransfer: ImageTransfer;
+  machineBackup: MachineBackup;
   operation: Operation;
   snapshot: Snapshot;
   volume: Volume;
@@ -23,6 +24,7 @@ export const backupColumns = columnsOf(Prisma.BackupScalarFieldEnum);
 const selects: Readonly<Record<keyof Rows, Prisma.Sql>> = {
   backup: Prisma.sql`SELECT ${backupColumns} FROM backups`,
   imageTransfer: Prisma.sql`SELECT ${columnsOf(Prisma.ImageTransferScalarFieldEnum)} FROM image_transfers`,
+  machineBackup: Prisma.sql`SELECT ${columnsOf(Prisma.MachineBackupScalarFieldEnum)} FROM machine_backups`,
   operation: Prisma.sql`SELECT ${columnsOf(Prisma.OperationScalarFieldEnum)} FROM operations`,
   snapshot: Prisma.sql`SELECT ${columnsOf(Prisma.SnapshotScalarFieldEnum)} FROM snapshots`,
   volume: Prisma.sql`SELECT ${columnsOf(Prisma.VolumeScalarFieldEnum)} FROM volumes`,

@@ -14,6 +14,7 @@ export const auditedResources = [
   "attachment",
   "transfer",
   "image_transfer",
+  "machine_backup",
   "operation",
 ] as const;
 

@@ -232,6 +232,12 @@ export interface InstanceChange {
   configuration?: { [key: string]: Json };
 }
 
+/** @throws InvalidError during a backup by changed blocks, which holds the machine and its disks as they are */
+async function refuseBackedUp(tx: Transaction, { projectId, id: instanceId }: InstanceRow): Promise<void> {
+  const backup = await tx.machineBackup.findFirst({ where: { projectId, instanceId, endedAt: null } });
+  if (backup) throw new InvalidError("request", `Instance ${instanceId} is being backed up.`);
+}
+
 /**
  * Changes what is known about an instance. It gets a group when the change names its boot volume, or starts it and it boots from a volume.
  *
@@ -249,6 +255,7 @@ export async function updateInstance(
     // A machine started while its disks are being replaced would run on disks from two points in time.
     const { name: _name, configuration: _configuration, ...vital } = change;
     if (instance.group && Object.keys(vital).length > 0) refuseBusy(instance.group);
+    if (Object.keys(vital).length > 0) await refuseBackedUp(tx, instance);
     if (change.bootVolumeId !== undefined && !instance.disks.some((disk) => disk.volumeId === change.bootVolumeId)) {
       throw new InvalidError("request", `Volume ${change.bootVolumeId} is not attached to instance ${id}.`);
     }
@@ -287,6 +294,7 @@ export async function attachInstanceVolume(
   await inTransaction(database, async (tx) => {
     const instance = await lockInstance(tx, principal, id);
     if (instance.group) refuseBusy(instance.group);
+    await refuseBackedUp(tx, instance);
     const volume = await findDisk(tx, principal, instance, disk.volumeId);
     const others = instance.disks.filter((other) => other.volumeId !== volume.id);
     const device = disk.device ?? nextDevice(others);
@@ -312,6 +320,7 @@ export async function detachInstanceVolume(
   await inTransaction(database, async (tx) => {
     const instance = await lockInstance(tx, principal, id);
     if (instance.group) refuseBusy(instance.group);
+    await refuseBackedUp(tx, instance);
     const { id: found } = await findVolume(tx, principal, volumeId);
     if (found === instance.bootVolumeId) {
       throw new InvalidError("request", `Volume ${volumeId} is what instance ${id} boots from.`);
@@ -330,6 +339,7 @@ export async function detachInstanceVolume(
 export async function deleteInstance(database: Database, principal: Principal, id: string): Promise<void> {
   await inTransaction(database, async (tx) => {
     const instance = await lockInstance(tx, principal, id);
+    await refuseBackedUp(tx, instance);
     if (instance.group) await removeGroup(tx, instance.group);
     for (const { volumeId, id: attachment } of instance.disks) await detachWithin(tx, principal, volumeId, attachment);
     await tx.snapshotAttachment.deleteMany({ where: { projectId: instance.projectId, instanceId: instance.id } });

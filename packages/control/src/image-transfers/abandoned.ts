@@ -54,11 +54,14 @@ async function releaseOne(database: Database, config: Config, { id, volumeId, lo
   await endImageTransfer(database, which, { phase: "finished_cleanup", reason: row?.failReason ?? gone });
 }
 
-/** Transfers whose volume or snapshot is not theirs any more: an admin has set its status, or deleted it by force. */
+/**
+ * Transfers whose volume or snapshot is not theirs any more: an admin has set its status, or deleted it by force. A transfer of a backup has
+ * none of its own.
+ */
 const expelledOnes = (database: Database): Promise<{ id: string; volumeId: string }[]> => database.$queryRaw`
   SELECT t.id, t.volume_id AS "volumeId" FROM image_transfers t
     LEFT JOIN volumes v ON v.id = t.volume_id LEFT JOIN snapshots s ON s.id = t.snapshot_id
-  WHERE t.ended_at IS NULL AND t.stored_backup_id IS NULL
+  WHERE t.ended_at IS NULL AND t.backup_id IS NULL AND t.stored_backup_id IS NULL
     AND CASE WHEN t.snapshot_id IS NULL THEN v.id IS NULL OR v.status NOT IN ('uploading', 'downloading')
       ELSE s.id IS NULL OR s.status <> 'backing-up' END LIMIT ${batch}`;
 

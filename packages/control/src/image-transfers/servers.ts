@@ -16,7 +16,7 @@ export interface ImageServerCard {
 export type ImagePlace = { backend: string } | { repositories: readonly string[] };
 
 /** Registers a process that serves images, or renews its registration. */
-export async function publishImageServer(database: Database, card: ImageServerCard): Promise<void> {
+export async function publishImageServer(database: Database | Transaction, card: ImageServerCard): Promise<void> {
   const { id, host, pid, url, backends, repositories } = card;
   await database.$executeRaw`
     INSERT INTO image_servers (id, host, pid, url, backends, repositories, heartbeat_at)
@@ -25,11 +25,12 @@ export async function publishImageServer(database: Database, card: ImageServerCa
 }
 
 /**
- * Takes over what an earlier process at the same place served, which is gone: nobody else can listen there. Its clients go on with the
- * tickets that they have.
+ * Registers a process, and takes over what an earlier one at the same place served, which is gone: nobody else can listen there. Its clients
+ * go on with the tickets that they have, from the moment on at which the process is known.
  */
 export async function succeedImageServers(database: Database, card: ImageServerCard): Promise<void> {
   await inTransaction(database, async (tx) => {
+    await publishImageServer(tx, card);
     const gone = await tx.imageServer.findMany({ where: { host: card.host, url: card.url, id: { not: card.id } } });
     const ids = gone.map(({ id }) => id);
     if (ids.length === 0) return;

@@ -19,6 +19,7 @@ import {
   servedPhases,
   withoutTicket,
 } from "../rows/image-transfers.ts";
+import { lockMachineBackup, type MachineBackupRow } from "../rows/machine-backups.ts";
 import { move } from "../rows/move.ts";
 import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
 import { formatIn } from "../volume-backends.ts";
@@ -28,13 +29,13 @@ import { ticketKey, ticketOf } from "./ticket.ts";
 export type TimeoutPolicy = "legacy" | "pause" | "cancel";
 
 /**
- * What is transferred: a volume; or in a download a snapshot of one, or a backup from where it is stored, whose `volumeId` is the volume that
- * it has to be of, or null.
+ * What is transferred: a volume; or in a download a snapshot of one, or a disk of a backup: of a machine's that is ready, or of one from where
+ * it is stored, which has one disk alone, so that `volumeId` may be null.
  */
 export type TransferSubject =
   | { volumeId: string }
   | { snapshotId: string }
-  | { storedBackupId: string; volumeId: string | null };
+  | { backupId: string; volumeId: string | null };
 
 export interface ImageTransferRequest {
   subject: TransferSubject;
@@ -49,6 +50,8 @@ export interface ImageTransferRequest {
   inactivityTimeout: number | null;
   /** The host that should serve it. */
   host: string | null;
+  /** A machine's backup whose disk is read; null: the volume as it is. */
+  backupId?: string | null;
 }
 
 /** A transfer, with the URL that is its client's right to the bytes; null while there is no such right. */
@@ -79,7 +82,11 @@ async function requireFree(tx: Transaction, volume: VolumeRow): Promise<void> {
 
 /** What a transfer is of, and what can open it. */
 interface Subject {
-  columns: { projectId: string; volumeId: string; backend: string; snapshotId?: string; storedBackupId?: string };
+  columns: { projectId: string; volumeId: string; backend: string } & Partial<
+    Record<"snapshotId" | "backupId" | "storedBackupId", string>
+  >;
+  /** Of a machine's backup: the host that has it open. */
+  host?: string;
   /** The volume's name, or its id where it has none. */
   disk: string;
   place: ImagePlace;
@@ -89,6 +96,7 @@ interface Subject {
 interface Wanted {
   principal: Principal;
   direction: ImageTransferRequest["direction"];
+  format: ImageTransferRequest["format"];
   check: (backend: string) => unknown;
 }
 
@@ -147,18 +155,19 @@ async function lockSubjectSnapshot(
 }
 
 /** A backup that can be read where it is stored. Nothing is locked: a deletion of it ends the transfer. @throws ImageTransferError */
-async function findSubjectBackup(
+async function findStoredBackup(
   tx: Transaction,
-  { storedBackupId, volumeId }: { storedBackupId: string; volumeId: string | null },
+  { backupId, volumeId }: { backupId: string; volumeId: string | null },
   { principal, direction }: Wanted,
 ): Promise<Subject> {
-  const backup = await lockSeenBackup(tx, principal, storedBackupId);
+  const backup = await lockSeenBackup(tx, principal, backupId);
   if (backup === null || (volumeId ?? backup.volumeId) !== backup.volumeId)
     throw new ImageTransferError("backup-unknown");
-  if (direction === "upload") throw new ImageTransferError("backup-read-only");
+  if (direction === "upload") throw new ImageTransferError("backup-upload");
   const chain = await readChain(tx, backup.id);
   const isWhole = chain.at(-1)?.parentId === null;
-  if (!isWhole || !["available", "restoring"].includes(backup.status)) throw new ImageTransferError("backup-not-ready");
+  if (!isWhole || !["available", "restoring"].includes(backup.status))
+    throw new ImageTransferError("backup-not-ready", { phase: backup.status });
   const { id, projectId, repository } = backup;
   const columns = { projectId, volumeId: backup.volumeId, backend: repository, storedBackupId: id };
   const repositories = [...new Set(chain.map((link) => link.repository))];
@@ -175,8 +184,44 @@ async function lockSeenBackup(tx: Transaction, principal: Principal, id: string)
   return lockBackup(tx, id);
 }
 
+/** A disk of a machine's backup, which keeps the volume locked as long as that lasts. @throws ImageTransferError */
+async function findMachineBackupDisk(
+  tx: Transaction,
+  backup: Omit<MachineBackupRow, "disks">,
+  volumeId: string | null,
+  { direction, format }: Wanted,
+): Promise<Subject> {
+  const known = volumeId !== null && isUuid(volumeId) ? volumeId : null;
+  const seen = known && (await tx.volume.findFirst({ where: { id: known, projectId: backup.projectId } }));
+  if (!seen) throw new ImageTransferError("disk-unknown", { disk: volumeId ?? "" });
+  if (format === "cow") throw new ImageTransferError("backup-format");
+  if (direction !== "download") throw new ImageTransferError("backup-upload");
+  const part = await tx.machineBackupDisk.count({ where: { backupId: backup.id, volumeId: seen.id } });
+  if (part === 0) throw new ImageTransferError("backup-lacks-disk", { disk: shownAs(seen) });
+  if (backup.status !== "ready") throw new ImageTransferError("backup-not-ready", { phase: backup.status });
+  const volume = await lockVolume(tx, seen.id);
+  if (volume === null) throw new ImageTransferError("disk-unknown", { disk: seen.id });
+  const disk = shownAs(volume);
+  if ((await liveTransferOf(tx, { volumeId: volume.id })) !== null)
+    throw new ImageTransferError("disk-transferring", { disk });
+  const { id, projectId, backend } = volume;
+  const columns = { projectId, volumeId: id, backend, backupId: backup.id };
+  return { columns, disk, place: { backend }, host: backup.workerHost };
+}
+
+async function findSubjectBackup(
+  tx: Transaction,
+  subject: { backupId: string; volumeId: string | null },
+  wanted: Wanted,
+): Promise<Subject> {
+  const ofMachine = isUuid(subject.backupId) ? await lockMachineBackup(tx, subject.backupId) : null;
+  if (ofMachine === null) return findStoredBackup(tx, subject, wanted);
+  if (ofMachine.projectId !== wanted.principal.projectId) throw new ImageTransferError("backup-unknown");
+  return findMachineBackupDisk(tx, ofMachine, subject.volumeId, wanted);
+}
+
 function lockSubject(tx: Transaction, subject: TransferSubject, wanted: Wanted): Promise<Subject> {
-  if ("storedBackupId" in subject) return findSubjectBackup(tx, subject, wanted);
+  if ("backupId" in subject) return findSubjectBackup(tx, subject, wanted);
   return "snapshotId" in subject ? lockSubjectSnapshot(tx, subject, wanted) : lockSubjectVolume(tx, subject, wanted);
 }
 
@@ -199,16 +244,19 @@ export async function requestImageTransfer(
       if (format === "cow" && own === "raw") throw new ImageTransferError("format-not-applicable");
       return format ?? own;
     };
-    const { columns, disk, place } = await lockSubject(tx, subject, { principal, direction, check: formatFor });
-    const server = await imageServerFor(tx, config, place, { host });
-    if (server === null) throw new ImageTransferError("no-server", { disk });
+    const wanted = { principal, direction, format, check: formatFor };
+    const { columns, disk, place, host: only } = await lockSubject(tx, subject, wanted);
+    const server = await imageServerFor(tx, config, place, { host: only ?? host });
+    // What is read of a machine's backup is a socket of its host.
+    if (server === null || (only !== undefined && server.host !== only))
+      throw new ImageTransferError("no-server", { disk });
     return addImageTransfer(tx, {
       ...columns,
       id: randomUUID(),
       userId: principal.userId,
       requestId: principal.requestId,
       direction,
-      format: "backend" in place ? formatFor(place.backend) : (format ?? "raw"),
+      format: "volumeId" in subject && "backupId" in subject ? (format ?? "raw") : formatFor(columns.backend),
       inactivityTimeout: inactivityTimeout ?? config.image_transfers?.inactivity_seconds ?? 60,
       timeoutPolicy,
       serverId: server.id,

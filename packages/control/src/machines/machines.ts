@@ -27,6 +27,8 @@ export interface MachineRow {
   borrowed: (SnapshotAttachment & { volume: Volume })[];
   /** The kind of the operation that has the machine to itself. */
   heldBy: string | null;
+  /** The backup by changed blocks that has it locked. */
+  backupId: string | null;
 }
 
 export type MachineDisk = InstanceRow["disks"][number] & { volume: Volume };
@@ -58,6 +60,10 @@ async function withParts(
     where: { id: { in: instances.flatMap(({ group }) => group?.operationId ?? []) } },
     select: { id: true, kind: true },
   });
+  const backups = await database.machineBackup.findMany({
+    where: { ...of, endedAt: null },
+    select: { id: true, instanceId: true },
+  });
   return instances.map((instance) => {
     const record = records.find(({ instanceId }) => instanceId === instance.id);
     return {
@@ -70,6 +76,7 @@ async function withParts(
       }),
       borrowed: borrowed.filter(({ instanceId }) => instanceId === instance.id),
       heldBy: holders.find(({ id }) => id === instance.group?.operationId)?.kind ?? null,
+      backupId: backups.find(({ instanceId }) => instanceId === instance.id)?.id ?? null,
     };
   });
 }
@@ -111,8 +118,9 @@ const refusals = {
   "group-backup": "during-backup",
 } as const;
 
-/** @throws RefusedError while an operation has the machine to itself */
-export function refuseHeld({ instance, heldBy }: MachineRow): void {
+/** @throws RefusedError while an operation has the machine to itself, and during a backup of it */
+export function refuseHeld({ instance, heldBy, backupId }: MachineRow): void {
+  if (backupId !== null) throw new RefusedError("during-backup", `Machine ${instance.id} is in backup ${backupId}.`);
   if (instance.group?.operationId == null) return;
   const rule = refusals[heldBy as keyof typeof refusals] ?? "machine-locked";
   throw new RefusedError(rule, `An operation is in progress on machine ${instance.id}.`);

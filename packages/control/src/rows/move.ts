@@ -9,6 +9,8 @@ interface Which {
   group: Omit<Prisma.GroupWhereInput, "status">;
   groupSnapshot: Omit<Prisma.GroupSnapshotWhereInput, "status">;
   imageTransfer: Omit<Prisma.ImageTransferWhereInput, "status">;
+  machineBackup: Omit<Prisma.MachineBackupWhereInput, "status">;
+  machineCheckpoint: Omit<Prisma.MachineCheckpointWhereInput, "status">;
   snapshot: Omit<Prisma.SnapshotWhereInput, "status">;
   transfer: Omit<Prisma.TransferWhereInput, "status">;
   volume: Omit<Prisma.VolumeWhereInput, "status">;
@@ -21,6 +23,8 @@ interface Columns {
   group: Omit<Prisma.GroupUncheckedUpdateManyInput, "status" | "updatedAt">;
   groupSnapshot: Omit<Prisma.GroupSnapshotUncheckedUpdateManyInput, "status" | "updatedAt">;
   imageTransfer: Omit<Prisma.ImageTransferUncheckedUpdateManyInput, "status" | "updatedAt">;
+  machineBackup: Omit<Prisma.MachineBackupUncheckedUpdateManyInput, "status" | "updatedAt">;
+  machineCheckpoint: Omit<Prisma.MachineCheckpointUncheckedUpdateManyInput, "status" | "updatedAt">;
   snapshot: Omit<Prisma.SnapshotUncheckedUpdateManyInput, "status" | "updatedAt">;
   transfer: Omit<Prisma.TransferUncheckedUpdateManyInput, "status" | "updatedAt">;
   volume: Omit<Prisma.VolumeUncheckedUpdateManyInput, "status" | "updatedAt">;
@@ -92,6 +96,8 @@ const dated: Readonly<Record<Resource, boolean>> = {
   group: true,
   groupSnapshot: true,
   imageTransfer: true,
+  machineBackup: true,
+  machineCheckpoint: true,
   snapshot: true,
   transfer: false,
   volume: true,

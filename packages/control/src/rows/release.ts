@@ -17,7 +17,7 @@ export async function releaseSource(
     UPDATE volumes SET status = CASE WHEN previous_status = 'in-use' AND EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = volumes.id)
         THEN 'in-use' ELSE 'available' END,
       previous_status = ${previousStatus}, updated_at = now()
-    WHERE id = ${operation.volumeId}::uuid AND status = 'backing-up'`;
+    WHERE id = ${operation.volumeId}::uuid AND status = 'backing-up' AND machine_backup_id IS NULL`;
 }
 
 /**
@@ -51,7 +51,7 @@ export async function releaseRows(tx: Transaction, operation: OperationRow, reas
     UPDATE volumes v SET updated_at = now(), previous_status = status, status = CASE WHEN status <> 'backing-up' THEN 'error'
       WHEN EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id) THEN 'in-use' ELSE 'available' END
     WHERE id = ${volumeId}::uuid AND (${operation.kind} LIKE 'volume-%' OR ${operation.kind} IN ('backup-create', 'backup-restore'))
-      AND status IN ('creating', 'backing-up', 'restoring-backup', 'uploading', 'extending', 'deleting')`;
+      AND status IN ('creating', 'backing-up', 'restoring-backup', 'uploading', 'extending', 'deleting') AND machine_backup_id IS NULL`;
   await tx.$executeRaw`
     UPDATE backups SET updated_at = now(), status = CASE status WHEN 'restoring' THEN 'available' ELSE 'error' END,
       fail_reason = CASE status WHEN 'restoring' THEN fail_reason ELSE left(${reason}, 255) END
@@ -62,6 +62,16 @@ export async function releaseRows(tx: Transaction, operation: OperationRow, reas
   await tx.$executeRaw`
     UPDATE group_snapshots SET updated_at = now(), status = 'error'
     WHERE id = ${groupSnapshotId}::uuid AND status IN ('creating', 'deleting')`;
+}
+
+/** The disks that a backup of a machine has locked are as before, unless somebody else has changed their status meanwhile. */
+export async function releaseBackedUp(tx: Transaction, machineBackupId: string): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE volumes v SET machine_backup_id = NULL, updated_at = now(),
+      previous_status = CASE v.status WHEN 'backing-up' THEN v.status ELSE v.previous_status END,
+      status = CASE WHEN v.status <> 'backing-up' THEN v.status
+        WHEN EXISTS (SELECT 1 FROM attachments a WHERE a.volume_id = v.id) THEN 'in-use' ELSE 'available' END
+    WHERE v.machine_backup_id = ${machineBackupId}::uuid`;
 }
 
 /** A volume that an image was copied from, or to, is in use again where it still has an attachment. */

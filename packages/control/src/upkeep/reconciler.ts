@@ -4,6 +4,7 @@ import { forgetUnplaced, mendTimes, watchClock } from "../db/clock.ts";
 import type { Database } from "../db/database.ts";
 import { isDatabaseOutage, mayPass } from "../db/outage.ts";
 import { releaseImageTransfers } from "../image-transfers/abandoned.ts";
+import { releaseMachineBackups } from "../machines/backup-work.ts";
 import { freeBlocked } from "../queue/blocked.ts";
 import type { Election } from "../queue/election.ts";
 import { releaseDead, ringDispatchers } from "../queue/tasks.ts";
@@ -111,6 +112,7 @@ export async function reconcile(pass: ReconcilerPass): Promise<void> {
     return ended;
   });
   const unplaced = await step("fail-unplaced", () => failUnplaced(database, config, ending("fail-unplaced")));
+  await step("release-machine-backups", () => releaseMachineBackups(database));
   await step("release-image-transfers", () => releaseImageTransfers(database, config));
   let due: DueWork[] = [];
   await step("schedules", async () => {

@@ -54,6 +54,8 @@ export interface MachineBackup {
   disks: readonly MachineDisk[];
   /** The checkpoint of its moment, which later backups can be incremental to; a uuid. */
   checkpointId: string | null;
+  /** Ids of disks that record no changes; nor do raw images. */
+  unrecorded?: ReadonlySet<string>;
   /** Where what the machine overwrites meanwhile is kept: a folder, absolute. */
   scratchFolder: string;
   /** When less is free there, the backup ends, before a write of the machine could fail. */

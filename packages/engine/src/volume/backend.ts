@@ -111,6 +111,11 @@ export interface VolumeBackend {
    * together. BackendUnavailableError where volumes are not files.
    */
   snapshotPaths(volumeId: string, snapshotId: string): { volumePath: string; snapshotPath: string };
+  /**
+   * The image that a machine has open as this volume: an absolute path on this machine, and how its bytes are to be read. Absent where
+   * volumes are no files.
+   */
+  imageFile?(volumeId: string): Promise<{ path: string; format: "qcow2" | "raw" }>;
 
   /** Opens a volume or snapshot for reading. SourceMissingError when it does not exist. */
   openSource(source: SourceReference): Promise<VolumeSource>;

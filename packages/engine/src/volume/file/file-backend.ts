@@ -125,6 +125,10 @@ export class FileBackend implements VolumeBackend {
     return { volumePath: this.#volume(volumeId), snapshotPath: this.#snapshot(snapshotId) };
   }
 
+  async imageFile(volumeId: string): Promise<{ path: string; format: "raw" }> {
+    return { path: this.#volume(volumeId), format: "raw" };
+  }
+
   async thaw(snapshotId: string): Promise<void> {
     await guardStorage(`remove snapshot ${snapshotId}`, () => unlinkIfThere(this.#snapshot(snapshotId)));
     await this.#syncFolder();

@@ -26,7 +26,7 @@ import {
 
 /*
  * A client of the NBD protocol (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md): fixed newstyle handshake without TLS,
- * structured replies, and the metadata context `base:allocation` where the server has it. Everything that the server sends is checked: a
+ * structured replies, and the metadata contexts `base:allocation`, where the server has it, and of a bitmap. Everything that the server sends is checked: a
  * reply to nothing, one that covers other bytes than were requested, or a length beyond all limits ends the connection.
  */
 
@@ -34,6 +34,13 @@ import {
 export interface NbdStatus {
   length: number;
   zero: boolean;
+}
+
+/** What the server says of the same bytes in both contexts, each from the same offset on. */
+export interface NbdChanges {
+  zeros: NbdStatus[];
+  /** `dirty`: marked in the bitmap. */
+  changes: { length: number; dirty: boolean }[];
 }
 
 const watchEveryMs = 1_000;
@@ -60,6 +67,7 @@ interface Request {
   filled: number;
   parts: { from: number; to: number }[];
   extents?: NbdStatus[];
+  changes?: NbdChanges["changes"];
   error: Error | null;
   settle: PromiseWithResolvers<void>;
 }
@@ -137,13 +145,17 @@ export class NbdClient {
   #export: NbdExport | undefined;
   #structured = false;
   #allocationContext: number | null = null;
+  /** The context of changes that was asked for, and the server's number of it. */
+  readonly #changesName: string | null;
+  #changesContext: number | null = null;
   #heardAt = performance.now();
   #isConnecting = true;
   #ended: Error | null = null;
   #watch: NodeJS.Timeout;
 
-  private constructor(address: NbdAddress, shown: string) {
+  private constructor(address: NbdAddress, shown: string, changesName: string | null) {
     this.#shown = shown;
+    this.#changesName = changesName;
     this.#reader = new Reader(() => {
       this.#heardAt = performance.now();
     });
@@ -172,12 +184,18 @@ export class NbdClient {
   }
 
   /**
-   * Connects to an export. `shown` is its name in messages.
+   * Connects to an export. `shown` is its name in messages; `changes` the name of the context that tells what has changed, which the export
+   * must have then.
    *
    * @throws VolumeStorageError when there is no such server or export, or it wants TLS
    */
-  static async open(address: NbdAddress, exportName: string, shown: string): Promise<NbdClient> {
-    const client = new NbdClient(address, shown);
+  static async open(
+    address: NbdAddress,
+    exportName: string,
+    shown: string,
+    { changes = null }: { changes?: string | null } = {},
+  ): Promise<NbdClient> {
+    const client = new NbdClient(address, shown, changes);
     try {
       await client.#negotiate(exportName);
     } catch (error) {
@@ -256,6 +274,17 @@ export class NbdClient {
     return extents;
   }
 
+  /** As `status`, of what has changed, too. Both parts may end before `length`, and one before the other. */
+  async changes(offset: number, length: number): Promise<NbdChanges> {
+    const found: NbdChanges = { zeros: [], changes: [] };
+    const asked = { offset, length: Math.min(length, statusBytesMax) };
+    await this.#ask(commands.blockStatus, { ...asked, extents: found.zeros, changes: found.changes });
+    if (found.changes.length === 0) throw this.#end("reported the changes of nothing");
+    if (!this.tellsZeros) found.zeros = [{ length: asked.length, zero: false }];
+    if (found.zeros.length === 0) throw this.#end("reported the status of nothing");
+    return found;
+  }
+
   /** Ends the connection; what is under way fails. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#ended === null && !this.#isConnecting) {
@@ -276,12 +305,16 @@ export class NbdClient {
     this.#socket.write(flags);
     this.#structured = (await this.#option(options.structuredReply, Buffer.alloc(0), () => {})) === "ack";
     if (this.#structured) {
-      const query = Buffer.concat([sized(exportName), uint32(1), sized(allocation)]);
+      const wanted = [allocation, ...(this.#changesName === null ? [] : [this.#changesName])];
+      const query = Buffer.concat([sized(exportName), uint32(wanted.length), ...wanted.map(sized)]);
       await this.#option(options.setMetaContext, query, (type, data) => {
         if (type !== replyTypes.metaContext || data.length < 4) return;
-        if (data.toString("utf8", 4) === allocation) this.#allocationContext = data.readUInt32BE(0);
+        const name = data.toString("utf8", 4);
+        if (name === allocation) this.#allocationContext = data.readUInt32BE(0);
+        else if (name === this.#changesName) this.#changesContext = data.readUInt32BE(0);
       });
     }
+    if (this.#changesName !== null && this.#changesContext === null) throw new Error("does not tell what has changed");
     let isSized = false;
     const answer = await this.#option(options.go, Buffer.concat([sized(exportName), uint16(0)]), (type, data) => {
       if (type !== replyTypes.info || data.length < 12 || data.readUInt16BE(0) !== infoExport) return;
@@ -321,7 +354,7 @@ export class NbdClient {
 
   #ask(
     command: number,
-    what: { offset: number; length: number; into?: Uint8Array; data?: Uint8Array; extents?: NbdStatus[] },
+    what: Pick<Request, "offset" | "length" | "into" | "extents" | "changes"> & { data?: Uint8Array },
   ): Promise<void> {
     if (this.#ended) return Promise.reject(this.#ended);
     const { data, ...rest } = what;
@@ -389,13 +422,19 @@ export class NbdClient {
       throw new Error("sent a status of the wrong form");
     if (length > 4 + 8 * statusExtentsMax) throw new Error("sent the status of too many extents");
     const reply = await this.#hear(length);
-    if (reply.readUInt32BE(0) !== this.#allocationContext)
+    const context = reply.readUInt32BE(0);
+    const isOfChanges = context === this.#changesContext;
+    if (!isOfChanges && context !== this.#allocationContext)
       throw new Error("sent the status of a context that nobody asked for");
+    const filled: readonly unknown[] = (isOfChanges ? request.changes : extents) ?? [];
+    if (filled.length > 0) throw new Error("sent the status of a context twice");
     let left = request.length;
     for (let at = 4; at < length && left > 0; at += 8) {
       const bytes = Math.min(left, reply.readUInt32BE(at));
       if (bytes === 0) throw new Error("sent the status of an empty extent");
-      extents.push({ length: bytes, zero: (reply.readUInt32BE(at + 4) & 2) !== 0 });
+      const flags = reply.readUInt32BE(at + 4);
+      if (isOfChanges) request.changes?.push({ length: bytes, dirty: (flags & 1) !== 0 });
+      else extents.push({ length: bytes, zero: (flags & 2) !== 0 });
       left -= bytes;
     }
   }

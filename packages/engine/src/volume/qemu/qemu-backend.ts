@@ -147,6 +147,11 @@ export class QemuBackend implements VolumeBackend {
     );
   }
 
+  async imageFile(volumeId: string): Promise<{ path: string; format: "qcow2" | "raw" }> {
+    const adopted = await this.#adoptedOf(volumeId);
+    return adopted ?? { path: this.#volume(volumeId), format: "qcow2" };
+  }
+
   async openSource(source: SourceReference): Promise<VolumeSource> {
     const adopted = "volumeId" in source ? await this.#adoptedOf(source.volumeId) : null;
     if (adopted !== null) return patiently(async () => serveSource(await this.#adopted.openChain(adopted)));

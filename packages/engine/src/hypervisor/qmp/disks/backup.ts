@@ -102,7 +102,7 @@ export async function startBackup(
       fence();
       await transact(
         qmp,
-        parts.flatMap((part) => beginning(part, backup.checkpointId)),
+        parts.flatMap((part) => beginning(part, backup)),
       );
     });
     if (options.requireConsistency && notFrozenBecause !== null) throw new GuestNotFrozenError(notFrozenBecause);
@@ -143,7 +143,7 @@ async function prepareScratch(qmp: QmpClient, { chain: [active], names }: Part):
 }
 
 /** All that happens at the one moment. */
-function beginning({ chain, names, since }: Part, checkpointId: string | null) {
+function beginning({ disk, chain, names, since }: Part, { checkpointId, unrecorded }: MachineBackup) {
   const [active] = chain;
   const { node } = names;
   const layers = since === null ? null : layersOf(chain, since);
@@ -154,7 +154,9 @@ function beginning({ chain, names, since }: Part, checkpointId: string | null) {
           addBitmap(node, changes, { persistent: false, disabled: true }),
           ...mergeCheckpoint(layers, since, { node, name: changes }),
         ]),
-    ...(checkpointId === null || active.format === "raw" ? [] : [addBitmap(active.node, checkpointId)]),
+    ...(checkpointId === null || active.format === "raw" || unrecorded?.has(disk.id)
+      ? []
+      : [addBitmap(active.node, checkpointId)]),
     { type: "blockdev-backup", data: { "job-id": names.job, device: active.node, target: node, sync: "none" } },
   ];
 }

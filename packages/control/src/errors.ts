@@ -33,6 +33,7 @@ export type ResourceKind =
   | "Operation"
   | "Message"
   | "Transfer"
+  | "Event"
   | "Image transfer"
   | "Machine backup"
   | "Machine checkpoint"

@@ -45,6 +45,15 @@ export {
   type MessageSortKey,
 } from "./events/messages.ts";
 export { type DeliveryRow, deliveryStates, listDeliveries, retryDelivery } from "./events/notifications.ts";
+export {
+  addCustomEvent,
+  getOvirtEvent,
+  listOvirtEvents,
+  type OvirtEventKind,
+  type OvirtEventRow,
+  removeOvirtEvent,
+  tellOvirtEvent,
+} from "./events/ovirt-events.ts";
 export { type AcceptedGroupOperation, requestGroupBackup, requestGroupSnapshot } from "./groups/backup.ts";
 export { requestGroupBackupDelete, requestGroupSnapshotDelete } from "./groups/delete.ts";
 export { requestGroupFromSource } from "./groups/from-source.ts";

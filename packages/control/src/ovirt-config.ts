@@ -30,6 +30,8 @@ export const ovirtFields = {
         .refine((users) => uniqueNames(users.map(({ name }) => name)), "names must be unique"),
       /** How long a token is valid that a client has logged in for. */
       token_seconds: z.int().min(60).max(31_536_000).default(43_200),
+      /** How long events are kept. */
+      event_days: z.number().positive().default(30),
       data_center: objectName.default("Default"),
       /** Names of the clusters; the first is that of machines which name none. */
       clusters: z.array(objectName).min(1).default(["Default"]).refine(uniqueNames, "names must be unique"),

@@ -143,6 +143,7 @@ const unnamed = ({ status, text, headers }: EngineReply): string =>
   `${status} ${headers["location"] ?? ""} ${text}`
     .replace(/secret-[0-9a-f]{8}/g, "<secret>")
     .replace(/[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}/g, "<id>")
+    .replace(/(\/events\/|\bid(?:":|=)")\d+/g, "$1<number>")
     .replace(/(?:[0-9a-f]{2}:){5}[0-9a-f]{2}/g, "<mac>")
     .replace(/\d{4}-\d\d-\d\d[T ][\d:.]+(?:\+00:00)?|\b1\d{12}\b|\d{4}\/\d\d\/\d\d \d\d:\d\d:\d\d/g, "<time>");
 

@@ -1,4 +1,4 @@
-import { randomUUID } from "node:crypto";
+import { randomInt, randomUUID } from "node:crypto";
 import { fixedId, zeroId } from "../../../apps/api/src/ovirt/fixed-ids.ts";
 import type { Instance } from "../../kit/instance.ts";
 import { setStatus } from "../api-only.ts";
@@ -16,6 +16,8 @@ export interface World {
   snapshot: string;
   transfer: string;
   job: string;
+  /** A client's own. */
+  event: string;
   /** In every name and description. */
   secret: string;
 }
@@ -30,6 +32,7 @@ export const emptyWorld = (): World => ({
   snapshot: randomUUID(),
   transfer: randomUUID(),
   job: randomUUID(),
+  event: String(randomInt(2 ** 40, 2 ** 45)),
   secret: randomSecret(),
 });
 
@@ -70,7 +73,7 @@ export async function forgetProject(instance: Instance, project: string): Promis
   await instance.sql("DELETE FROM tasks WHERE operation_id IN (SELECT id FROM operations WHERE project_id = $1)", [
     project,
   ]);
-  for (const table of ["operations", "groups", "instances"]) {
+  for (const table of ["operations", "groups", "instances", "ovirt_events"]) {
     await instance.sql(`DELETE FROM ${table} WHERE project_id = $1`, [project]);
   }
 }
@@ -111,8 +114,12 @@ export async function makeWorld(instance: Instance, project: string, user: strin
   const free = await makeDisk();
   await rest(instance, project);
   const [job] = await instance.sql("SELECT id FROM operations WHERE volume_id = $1", [free]);
-  return { machine, disk, free, nic, mac, snapshot, transfer, job: job.id, secret };
+  const event = await make("/events", eventOf(machine, secret));
+  return { machine, disk, free, nic, mac, snapshot, transfer, job: job.id, event, secret };
 }
+
+const eventOf = (machine: string, secret: string): string =>
+  `<event><origin>${secret}</origin><custom_id>1</custom_id><severity>normal</severity><description>${secret}</description><vm id="${machine}"/></event>`;
 
 const ovfOf = ({ machine, free, mac }: World): string =>
   `<ovf:Envelope xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1/" xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" ovf:version="4.4.0.0">` +
@@ -134,6 +141,11 @@ export const sampleBodies: Readonly<Record<string, (world: World) => string[]>> 
     `<disk><storage_domains><storage_domain id="${zeroId}"/></storage_domains><provisioned_size>512</provisioned_size><format>raw</format></disk>`,
   ],
   "PUT /disks/:id": () => ["<disk><alias>changed</alias><provisioned_size>1024</provisioned_size></disk>"],
+  "POST /events": ({ machine, secret }) => [
+    `<event><origin>${randomUUID()}</origin><custom_id>1</custom_id><severity>normal</severity><description>other</description></event>`,
+    eventOf(machine, secret),
+    eventOf(machine, randomUUID()),
+  ],
   "POST /imagetransfers": ({ free, disk }) => [
     `<image_transfer><disk id="${free}"/></image_transfer>`,
     `<image_transfer><image id="${free}"/></image_transfer>`,
@@ -185,6 +197,7 @@ const parts: Readonly<Record<string, (world: World) => string>> = {
   "/disks/:id": ({ free }) => free,
   "/imagetransfers/:id": ({ transfer }) => transfer,
   "/jobs/:id": ({ job }) => job,
+  "/events/:id": ({ event }) => event,
   "/datacenters/:id": () => fixedId("data-center", "Default"),
   "/clusters/:id": () => fixedId("cluster", "Default"),
   "/networks/:id": () => fixedId("network", "ovirtmgmt"),

@@ -12,6 +12,7 @@
 import type { Route } from "./call.ts";
 import { diskRoutes } from "./disks.ts";
 import { showEntryPoint } from "./entry-point.ts";
+import { eventRoutes } from "./events.ts";
 import { imageTransferRoutes } from "./image-transfers.ts";
 import { infrastructureRoutes } from "./infrastructure.ts";
 import { jobRoutes } from "./jobs.ts";
@@ -27,6 +28,7 @@ export const ovirtRoutes: readonly Route[] = [
   ...infrastructureRoutes,
   ...storageDomainRoutes,
   ...jobRoutes,
+  ...eventRoutes,
   ...imageTransferRoutes,
   ...diskRoutes,
   ...machineRoutes,

@@ -35,7 +35,8 @@ function logIn({ config, database }: Context, users: Users): RequestHandler {
       return refuse(res, "access_denied", `Cannot authenticate user '${name}': ${why}`);
     }
     const owner = { userName: found.user.name, credential: found.user.password_hash };
-    const { token, expiresAt } = await issueToken(database, owner, config.ovirt.token_seconds);
+    const login = { projectId: found.principal.projectId, ...from };
+    const { token, expiresAt } = await issueToken(database, owner, config.ovirt.token_seconds, login);
     res.setHeader("cache-control", "no-store");
     endJson(res, 200, { access_token: token, scope, exp: String(expiresAt.getTime()), token_type: "bearer" });
   };

@@ -1,6 +1,6 @@
 import { createHash, scrypt, timingSafeEqual } from "node:crypto";
 import { promisify } from "node:util";
-import { type Config, type Database, findToken, isOfCredential, type Principal } from "@tephra/control";
+import { type Config, type Database, findToken, isOfCredential, type Principal, tellOvirtEvent } from "@tephra/control";
 import { LRUCache } from "lru-cache";
 import { openFailureLimit } from "../http/throttle.ts";
 import { OvirtFault } from "./faults.ts";
@@ -105,6 +105,9 @@ export interface Users {
   byToken: (token: string, requestId: string) => Promise<SignedIn | null>;
 }
 
+const tellFailure = (database: Database, principal: Principal, address: string): Promise<void> =>
+  tellOvirtEvent(database, principal, { kind: "login-failed", details: { address } });
+
 export function openUsers(config: Config, database: Database): Users {
   const users = new Map(config.ovirt.users.map((user) => [user.name, { user, hash: parseHash(user.password_hash) }]));
   const nobody = nobodyAmong([...users.values()].map(({ hash }) => hash));
@@ -126,6 +129,7 @@ export function openUsers(config: Config, database: Database): Users {
       const isRight = await gate(() => matches(password, known?.hash ?? nobody));
       if (!known || !isRight) {
         await failures.count(about);
+        if (known) await tellFailure(database, principalOf(known.user, requestId), address);
         return null;
       }
       remembered.set(digest, true);

@@ -1,5 +1,6 @@
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { tellOvirtEvent } from "../events/ovirt-events.ts";
 import type { Principal } from "../principal.ts";
 import { lockQuota } from "../rows/quotas.ts";
 import { lockVolume } from "../rows/volumes.ts";
@@ -57,6 +58,11 @@ export function createMachineFromOvf(
     });
     const clashes = await addNics(tx, projectId, id, read.nics, request);
     const skipped = await attachAll(tx, principal, id, read.disks);
+    const machine = request.name ?? read.name;
+    const tell = (kind: "mac-clash" | "disk-skipped", details: Record<string, string>): Promise<void> =>
+      tellOvirtEvent(tx, principal, { kind, instanceId: id, details: { machine, ...details } });
+    for (const clash of clashes) await tell("mac-clash", clash);
+    for (const disk of skipped) await tell("disk-skipped", { disk });
     return { machine: await getMachine(tx, principal, id), clashes, skipped };
   });
 }

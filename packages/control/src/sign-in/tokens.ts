@@ -21,10 +21,28 @@ export interface IssuedToken {
   expiresAt: Date;
 }
 
-/** A new token. It is valid on every API process, also after a restart. `credential`: what the password was compared with. */
-export async function issueToken(database: Database, owner: TokenOwner, validSeconds: number): Promise<IssuedToken> {
+/** Where a login came from, and whose events tell of it. */
+export interface Login {
+  projectId: string;
+  requestId: string;
+  address: string;
+}
+
+/**
+ * A new token, and the event of the login. It is valid on every API process, also after a restart. `credential`: what the password was
+ * compared with.
+ */
+export async function issueToken(
+  database: Database,
+  owner: TokenOwner,
+  validSeconds: number,
+  { projectId, requestId, address }: Login,
+): Promise<IssuedToken> {
   const token = randomBytes(tokenBytes).toString("base64url");
   const [row] = await database.$queryRaw<{ expiresAt: Date }[]>`
+    WITH told AS (
+      INSERT INTO ovirt_events (project_id, kind, user_id, request_id, details)
+      VALUES (${projectId}, 'login', ${owner.userName}, ${requestId}, jsonb_build_object('address', ${address}::text)))
     INSERT INTO ovirt_tokens (digest, user_name, credential, expires_at)
     VALUES (${digestOf(token)}, ${owner.userName}, ${digestOf(owner.credential)}, now() + ${validSeconds} * interval '1 second')
     RETURNING expires_at AS "expiresAt"`;

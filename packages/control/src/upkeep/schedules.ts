@@ -7,6 +7,7 @@ import { ControlError, InvalidError } from "../errors.ts";
 import { forgetAudit } from "../events/audit.ts";
 import { forgetMessages } from "../events/messages.ts";
 import { forgetNotifications } from "../events/notifications.ts";
+import { forgetOvirtEvents } from "../events/ovirt-events.ts";
 import { forgetImageTransfers } from "../image-transfers/abandoned.ts";
 import { forgetMachineBackups } from "../machines/backup-work.ts";
 import type { Principal } from "../principal.ts";
@@ -117,6 +118,7 @@ function retention(database: Database, config: Config): (DueWork & Schedule)[] {
     forget("forget-tokens", () => forgetTokens(database)),
     forget("forget-notifications", () => forgetNotifications(database)),
     forget("forget-audit", () => forgetAudit(database, config)),
+    forget("forget-ovirt-events", () => forgetOvirtEvents(database, config)),
     forget("forget-image-transfers", () => forgetImageTransfers(database, config)),
     forget("forget-machine-backups", () => forgetMachineBackups(database, config)),
     forget("forget-tasks", () => forgetTasks(database, Math.min(tasksKeptDays, days))),

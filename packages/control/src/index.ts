@@ -155,6 +155,7 @@ export {
   getMachineSnapshot,
   listMachineSnapshots,
   type MachineSnapshot,
+  nicsOfSnapshot,
   removeMachineSnapshot,
   restoreMachineSnapshot,
   takeMachineSnapshot,

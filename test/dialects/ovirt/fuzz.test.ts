@@ -76,7 +76,7 @@ function problemOf(request: FuzzRequest, { status, type, text }: Answer): string
 }
 
 const idsOf = (world: World): string[] => [
-  ...[world.machine, world.disk, world.free, world.nic, world.snapshot, world.transfer, world.job],
+  ...[world.machine, world.disk, world.free, world.nic, world.snapshot, world.layer, world.transfer, world.job],
   "11111111-2222-3333-4444-555555555555",
   world.machine.toUpperCase(),
   "not-an-id",

@@ -14,6 +14,8 @@ export interface World {
   nic: string;
   mac: string;
   snapshot: string;
+  /** What the snapshot keeps of the disk. */
+  layer: string;
   transfer: string;
   job: string;
   /** A client's own. */
@@ -30,6 +32,7 @@ export const emptyWorld = (): World => ({
   nic: randomUUID(),
   mac: randomMac(),
   snapshot: randomUUID(),
+  layer: randomUUID(),
   transfer: randomUUID(),
   job: randomUUID(),
   event: String(randomInt(2 ** 40, 2 ** 45)),
@@ -114,8 +117,9 @@ export async function makeWorld(instance: Instance, project: string, user: strin
   const free = await makeDisk();
   await rest(instance, project);
   const [job] = await instance.sql("SELECT id FROM operations WHERE volume_id = $1", [free]);
+  const [kept] = await instance.sql("SELECT id FROM snapshots WHERE group_snapshot_id = $1", [snapshot]);
   const event = await make("/events", eventOf(machine, secret));
-  return { machine, disk, free, nic, mac, snapshot, transfer, job: job.id, event, secret };
+  return { machine, disk, free, nic, mac, snapshot, layer: kept.id, transfer, job: job.id, event, secret };
 }
 
 const eventOf = (machine: string, secret: string): string =>
@@ -210,6 +214,7 @@ const parts: Readonly<Record<string, (world: World) => string>> = {
   ":disk": ({ disk }) => disk,
   ":nic": ({ nic }) => nic,
   ":snapshot": ({ snapshot }) => snapshot,
+  ":layer": ({ layer }) => layer,
 };
 
 /** The variable parts of a route's path. */

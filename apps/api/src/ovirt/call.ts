@@ -3,7 +3,7 @@ import type { Context } from "../context.ts";
 import type { Rule } from "../http/policy.ts";
 import type { Parameters, Version } from "./address.ts";
 import type { Body } from "./body.ts";
-import { type Element, listOf, type Root } from "./element.ts";
+import { type Element, group, listOf, type Root } from "./element.ts";
 import type { FollowTree } from "./follow.ts";
 
 /** One authenticated request. */
@@ -29,8 +29,9 @@ export interface Call {
 
 /** What a request is answered with. */
 export type Answer =
-  | { readonly kind: "shown"; readonly root: Root }
-  /** `isPending`: something is left to do, which is answered with 202. */
+  /** `inHeader`: its links are told in the header `Link`, too. */
+  | { readonly kind: "shown"; readonly root: Root; readonly inHeader?: boolean }
+  /** `isPending`: something is left to do, which is answered with 202; how far that is stands at `creation_status` below the element. */
   | { readonly kind: "created"; readonly name: string; readonly element: Element; readonly isPending: boolean }
   /** `job`: the operation that does it, where there is one. */
   | { readonly kind: "done"; readonly job: string | null };
@@ -51,6 +52,10 @@ export const created = (name: string, element: Element, isPending: boolean): Ans
   return { kind: "created", name, element, isPending };
 };
 export const done = (job: string | null = null): Answer => ({ kind: "done", job });
+
+/** How far something is that has been added, by the status of what it becomes. */
+export const creationStatus = (status: "complete" | "failed" | "in_progress"): Answer =>
+  shown("creation", group({ status }));
 
 /** An empty list below something; `find` throws when there is no such thing. */
 export const emptyBelow =

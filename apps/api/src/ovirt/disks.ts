@@ -18,7 +18,7 @@ import {
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
-import { type Call, created, done, emptyBelow, type Handle, type Route, shown } from "./call.ts";
+import { type Call, created, creationStatus, done, emptyBelow, type Handle, type Route, shown } from "./call.ts";
 import { type Element, type Fields, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, refused } from "./faults.ts";
 import { refuseFollow } from "./follow.ts";
@@ -84,7 +84,7 @@ export function diskFields(
 export const diskView = (context: Context, row: DiskRow): Element => ({
   id: row.id,
   path: `/disks/${row.id}`,
-  links: ["permissions", "statistics"],
+  links: ["permissions", "disksnapshots", "statistics"],
   fields: diskFields(context, row),
 });
 
@@ -142,6 +142,15 @@ const list: Handle = async (context, call) => {
 };
 
 const idOf = ({ params }: Call): string => params["id"] ?? "";
+
+const creations = { ok: "complete", locked: "in_progress", illegal: "failed" } as const;
+
+const showCreation: Handle = async ({ database }, call) => {
+  const row = await getVolume(database, call.principal, idOf(call));
+  return creationStatus(
+    row.status === "creating" || row.status.startsWith("error") ? creations[diskStatus(row)] : "complete",
+  );
+};
 
 const show: Handle = async (context, call) => {
   refuseFollow(call.follow);
@@ -315,6 +324,7 @@ export const diskRoutes: readonly Route[] = [
   ["GET", "/disks/:id", "ovirt:get", show],
   ["PUT", "/disks/:id", "ovirt:change", update],
   ["DELETE", "/disks/:id", "ovirt:change", remove],
+  ["GET", "/disks/:id/creation_status", "ovirt:get", showCreation],
   ["GET", "/disks/:id/permissions", "ovirt:get", nothingBelow("permissions", "permission")],
   ["GET", "/disks/:id/statistics", "ovirt:get", nothingBelow("statistics", "statistic")],
   ["GET", "/storagedomains/:domain/disks", "ovirt:get", list],

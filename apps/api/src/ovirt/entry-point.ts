@@ -1,6 +1,6 @@
 import { listServices } from "@tephra/control";
-import { type Handle, shown } from "./call.ts";
-import { group, reference } from "./element.ts";
+import type { Handle } from "./call.ts";
+import { type Element, group, reference } from "./element.ts";
 import { zeroId } from "./fixed-ids.ts";
 
 /** Collections that are linked from the root. */
@@ -35,7 +35,7 @@ export const showEntryPoint: Handle = async ({ database, config }, { principal }
   ]);
   const names = new Map(hosts.map(({ host, up }) => [host, up]));
   const count = (activeCount: number, total: number) => group({ active: activeCount, total });
-  return shown("api", {
+  const value: Element = {
     links: [
       ...collections.map((name) => [name, `/${name}`] as const),
       ...searchable.map((name) => [`${name}/search`, `/${name}?search={query}`] as const),
@@ -57,5 +57,6 @@ export const showEntryPoint: Handle = async ({ database, config }, { principal }
       }),
       time: new Date(),
     },
-  });
+  };
+  return { kind: "shown", root: { name: "api", value }, inHeader: true };
 };

@@ -7,17 +7,19 @@ import {
   listMachineSnapshots,
   type MachineRow,
   type MachineSnapshot,
+  nicsOfSnapshot,
   removeMachineSnapshot,
   restoreMachineSnapshot,
   takeMachineSnapshot,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
-import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
+import { type Call, created, creationStatus, done, type Handle, type Route, shown } from "./call.ts";
 import { diskFields, diskFormat } from "./disks.ts";
 import { type Element, type Fields, group, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, whenRefused } from "./faults.ts";
 import { refuseFollow } from "./follow.ts";
+import { nicList } from "./machine-nics.ts";
 
 const descriptionMax = 4_096;
 
@@ -33,7 +35,7 @@ const view = (snapshot: MachineSnapshot, machineId: string, allContent: boolean)
   id: snapshot.id,
   path: `/vms/${machineId}/snapshots/${snapshot.id}`,
   actions: ["restore"],
-  links: ["cdroms", "disks"],
+  links: ["cdroms", "disks", "nics"],
   fields: {
     description: snapshot.description ?? "",
     vm: reference("vms", machineId),
@@ -51,6 +53,7 @@ async function activeView(context: Context, machine: MachineRow, allContent: boo
   return {
     id,
     path: `/vms/${machine.instance.id}/snapshots/${id}`,
+    links: ["cdroms", "disks", "nics"],
     fields: {
       description: activeDescription,
       date: machine.instance.createdAt,
@@ -165,6 +168,23 @@ const noCdroms: Handle = async (context, call) => {
   return shown("cdroms", listOf("cdrom", []));
 };
 
+/** Network interfaces as they were then: they are in the configuration alone. */
+const listNics: Handle = async (context, call) => {
+  refuseFollow(call.follow);
+  const machine = await machineIn(context, call);
+  if (isActive(machine, call)) return shown("nics", await nicList(machine, call.follow));
+  const snapshot = await snapshotIn(context, call);
+  const nics = nicsOfSnapshot(snapshot).map(({ id, name, mac, interface: kind, linked, plugged }) => ({
+    id,
+    fields: { name, interface: kind, linked, mac: group({ address: mac }), plugged },
+  }));
+  return shown("nics", listOf("nic", nics));
+};
+
+/** One that cannot be taken is removed: there is no failed one. */
+const showCreation: Handle = async (context, call) =>
+  creationStatus((await snapshotIn(context, call)).status === "creating" ? "in_progress" : "complete");
+
 export const machineSnapshotRoutes: readonly Route[] = [
   ["GET", "/vms/:vm/snapshots", "ovirt:get", list],
   ["POST", "/vms/:vm/snapshots", "ovirt:change", add],
@@ -174,4 +194,6 @@ export const machineSnapshotRoutes: readonly Route[] = [
   ["GET", "/vms/:vm/snapshots/:snapshot/disks", "ovirt:get", listDisks],
   ["GET", "/vms/:vm/snapshots/:snapshot/disks/:disk", "ovirt:get", showDisk],
   ["GET", "/vms/:vm/snapshots/:snapshot/cdroms", "ovirt:get", noCdroms],
+  ["GET", "/vms/:vm/snapshots/:snapshot/nics", "ovirt:get", listNics],
+  ["GET", "/vms/:vm/snapshots/:snapshot/creation_status", "ovirt:get", showCreation],
 ];

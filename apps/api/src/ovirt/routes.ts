@@ -10,6 +10,7 @@
  * only the body names is 400, not 404.
  */
 import type { Route } from "./call.ts";
+import { diskSnapshotRoutes } from "./disk-snapshots.ts";
 import { diskRoutes } from "./disks.ts";
 import { showEntryPoint } from "./entry-point.ts";
 import { eventRoutes } from "./events.ts";
@@ -31,6 +32,7 @@ export const ovirtRoutes: readonly Route[] = [
   ...eventRoutes,
   ...imageTransferRoutes,
   ...diskRoutes,
+  ...diskSnapshotRoutes,
   ...machineRoutes,
   ...nicRoutes,
   ...diskAttachmentRoutes,

@@ -13,7 +13,7 @@ import { type Body, bodyBytesMax, malformed, noBody } from "./body.ts";
 import type { Answer, Call, Route } from "./call.ts";
 import { readJson, writeJson } from "./codec-json.ts";
 import { readXml, writeXml } from "./codec-xml.ts";
-import { type Fields, group, type Root, reference } from "./element.ts";
+import { type Fields, group, isList, type Root, reference, relationsOf } from "./element.ts";
 import { BareStatus, faultOf, faultRoot, OvirtFault, refused } from "./faults.ts";
 import { parseFollow } from "./follow.ts";
 import { pkiRoutes } from "./pki.ts";
@@ -124,16 +124,25 @@ function actionRoot(job: string | null, isAsync: boolean): Root {
   return { name: "action", value: group(fields) };
 }
 
+/** Links of an element, but for templates (RFC 8288). */
+function linkHeader(req: Request, { value }: Root): string {
+  const start = new URL(req.base).origin + (req.ovirt?.address?.prefix ?? "");
+  const links = isList(value) ? [] : relationsOf(value).links.filter(([, path]) => !path.includes("{"));
+  return links.map(([rel, path]) => `<${start}${path}>; rel=${rel}`).join(", ");
+}
+
 function endAnswer(req: Request, res: Response, answer: Answer, isAsync: boolean): void {
   if (answer.kind !== "created") {
+    if (answer.kind === "shown" && answer.inHeader) res.setHeader("link", linkHeader(req, answer.root));
     const root = answer.kind === "shown" ? answer.root : actionRoot(answer.job, isAsync);
     endBody(req, res, answer.kind === "done" && isAsync ? 202 : 200, root);
     return;
   }
   const { name, element, isPending } = answer;
   const fields = { ...element.fields, ...(isPending && { creation_status: "in_progress" }) };
+  const links = [...(element.links ?? []), ...(isPending ? ["creation_status"] : [])];
   res.setHeader("location", new URL(req.base).origin + (req.ovirt?.address?.prefix ?? "") + (element.path ?? ""));
-  endBody(req, res, isPending ? 202 : 201, { name, value: { ...element, fields } });
+  endBody(req, res, isPending ? 202 : 201, { name, value: { ...element, links, fields } });
 }
 
 /** Everything from the address to the answer, in the order in which errors are told: version, login, format, route, rule, body. */

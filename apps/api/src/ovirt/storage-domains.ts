@@ -22,7 +22,7 @@ const view = (pool: Pool, isMaster: boolean, { config }: Context): Element => {
   return {
     id,
     path: `/storagedomains/${id}`,
-    links: ["disks"],
+    links: ["disks", "disksnapshots"],
     fields: {
       name: pool.backend,
       description: "",

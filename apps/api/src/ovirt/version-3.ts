@@ -1,7 +1,7 @@
 import { type Element, type Fields, group, isList, type List, type Root, type Value } from "./element.ts";
 
 /** Elements whose `status` is `<status><state>…`. */
-const withState = new Set(["vm", "disk", "host", "storage_domain", "data_center", "nic", "network"]);
+const withState = new Set(["vm", "disk", "host", "storage_domain", "data_center", "nic", "network", "creation"]);
 
 const wrapState = (fields: Fields): Fields =>
   typeof fields["status"] === "string" ? { ...fields, status: group({ state: fields["status"] }) } : fields;

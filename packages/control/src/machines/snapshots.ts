@@ -15,6 +15,8 @@ import type { Volume } from "../rows/volumes.ts";
 import { describeMachine, type FormatOf } from "./describe.ts";
 import { nameOf } from "./disks.ts";
 import { getMachine, knownId, lockMachine, type MachineDisk, type MachineRow, refuseHeld } from "./machines.ts";
+import type { OvfNic } from "./ovf/hardware.ts";
+import { readOvf } from "./ovf/read.ts";
 
 /** A snapshot that was asked for of a machine: a group snapshot without backups, with the OVF of its moment. */
 export type MachineSnapshot = GroupSnapshot & { snapshots: (Snapshot & { volume: Volume })[] };
@@ -55,6 +57,10 @@ export async function getMachineSnapshot(
   if (!row) throw new NotFoundError("GroupSnapshot", id);
   return row;
 }
+
+/** The network interfaces that the machine had at a snapshot, from its OVF. */
+export const nicsOfSnapshot = ({ ovf }: MachineSnapshot): OvfNic[] =>
+  ovf === null ? [] : readOvf(ovf, () => false).nics;
 
 export interface NewMachineSnapshot {
   description: string;

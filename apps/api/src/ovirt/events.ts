@@ -282,7 +282,7 @@ const add: Handle = async (context, call) => {
   }
 };
 
-/** What has happened in the project (ovirt 4.5). */
+/** What has happened in the project (ovirt 4.7). */
 export const eventRoutes: readonly Route[] = [
   ["GET", "/events", "ovirt:get", list],
   ["POST", "/events", "ovirt:change", add],

@@ -17,6 +17,11 @@ export interface World {
   /** What the snapshot keeps of the disk. */
   layer: string;
   transfer: string;
+  /** Of the machine by changed blocks, and ended. */
+  backup: string;
+  checkpoint: string;
+  /** Of the free disk, in a repository. */
+  stored: string;
   job: string;
   /** A client's own. */
   event: string;
@@ -34,6 +39,9 @@ export const emptyWorld = (): World => ({
   snapshot: randomUUID(),
   layer: randomUUID(),
   transfer: randomUUID(),
+  backup: randomUUID(),
+  checkpoint: randomUUID(),
+  stored: randomUUID(),
   job: randomUUID(),
   event: String(randomInt(2 ** 40, 2 ** 45)),
   secret: randomSecret(),
@@ -70,7 +78,10 @@ export async function rest(instance: Instance, project: string): Promise<void> {
 
 /** Nothing of a project is left, so that names, ids and addresses are free again. */
 export async function forgetProject(instance: Instance, project: string): Promise<void> {
-  for (const table of ["image_transfers", "snapshot_attachments", "snapshots", "group_snapshots", "volumes"]) {
+  for (const table of [
+    ...["image_transfers", "machine_backups", "machine_checkpoints", "backups"],
+    ...["snapshot_attachments", "snapshots", "group_snapshots", "volumes"],
+  ]) {
     await instance.sql(`DELETE FROM ${table} WHERE project_id = $1`, [project]);
   }
   await instance.sql("DELETE FROM tasks WHERE operation_id IN (SELECT id FROM operations WHERE project_id = $1)", [
@@ -119,7 +130,40 @@ export async function makeWorld(instance: Instance, project: string, user: strin
   const [job] = await instance.sql("SELECT id FROM operations WHERE volume_id = $1", [free]);
   const [kept] = await instance.sql("SELECT id FROM snapshots WHERE group_snapshot_id = $1", [snapshot]);
   const event = await make("/events", eventOf(machine, secret));
-  return { machine, disk, free, nic, mac, snapshot, layer: kept.id, transfer, job: job.id, event, secret };
+  const backups = await addBackups(instance, project, { machine, disk, free, secret });
+  return { machine, disk, free, nic, mac, snapshot, layer: kept.id, transfer, ...backups, job: job.id, event, secret };
+}
+
+/** What workers would have left behind. */
+async function addBackups(
+  instance: Instance,
+  project: string,
+  { machine, disk, free, secret }: Pick<World, "machine" | "disk" | "free" | "secret">,
+): Promise<Pick<World, "backup" | "checkpoint" | "stored">> {
+  const [backup, checkpoint, stored] = [randomUUID(), randomUUID(), randomUUID()];
+  await instance.sql(
+    `INSERT INTO machine_backups (id, project_id, user_id, request_id, instance_id, description, status, to_checkpoint_id, worker_id,
+       worker_host, lease_until, ended_at) VALUES ($1, $2, 'u', 'r', $3, $4, 'succeeded', $5, 'w', 'here', now(), now())`,
+    [backup, project, machine, secret, checkpoint],
+  );
+  await instance.sql(
+    "INSERT INTO machine_backup_disks (backup_id, volume_id, position, recorded) VALUES ($1, $2, 0, true)",
+    [backup, disk],
+  );
+  await instance.sql(
+    `INSERT INTO machine_checkpoints (id, project_id, instance_id, description, status) VALUES ($1, $2, $3, $4, 'created')`,
+    [checkpoint, project, machine, secret],
+  );
+  await instance.sql("INSERT INTO machine_checkpoint_disks (checkpoint_id, volume_id, position) VALUES ($1, $2, 0)", [
+    checkpoint,
+    disk,
+  ]);
+  await instance.sql(
+    `INSERT INTO backups (id, project_id, user_id, volume_id, name, status, size_gib, availability_zone, repository, container,
+       service_metadata, volume_bytes, data_timestamp) VALUES ($1, $2, 'u', $3, $4, 'available', 1, 'nova', 'main', 'c', 'p', 512, now())`,
+    [stored, project, free, secret],
+  );
+  return { backup, checkpoint, stored };
 }
 
 const eventOf = (machine: string, secret: string): string =>
@@ -150,16 +194,25 @@ export const sampleBodies: Readonly<Record<string, (world: World) => string[]>> 
     eventOf(machine, secret),
     eventOf(machine, randomUUID()),
   ],
-  "POST /imagetransfers": ({ free, disk }) => [
+  "POST /imagetransfers": ({ free, disk, layer, stored, backup }) => [
     `<image_transfer><disk id="${free}"/></image_transfer>`,
     `<image_transfer><image id="${free}"/></image_transfer>`,
     `<image_transfer><direction>download</direction><disk id="${disk}"/></image_transfer>`,
+    `<image_transfer><direction>download</direction><snapshot id="${layer}"/></image_transfer>`,
+    `<image_transfer><direction>download</direction><backup id="${stored}"/></image_transfer>`,
+    `<image_transfer><direction>download</direction><disk id="${disk}"/><backup id="${backup}"/></image_transfer>`,
   ],
   "ACTION /imagetransfers/:id/cancel": action,
   "ACTION /imagetransfers/:id/extend": action,
   "ACTION /imagetransfers/:id/finalize": action,
   "ACTION /imagetransfers/:id/pause": action,
   "ACTION /imagetransfers/:id/resume": action,
+  "POST /vms/:vm/backups": ({ disk, checkpoint, backup }) => [
+    `<backup><disks><disk id="${disk}"/></disks></backup>`,
+    `<backup><from_checkpoint_id>${checkpoint}</from_checkpoint_id><disks><disk id="${disk}"/></disks></backup>`,
+    `<backup id="${backup}"><disks><disk id="${disk}"/></disks></backup>`,
+  ],
+  "ACTION /vms/:vm/backups/:id/finalize": action,
   "POST /vms/:vm/diskattachments": ({ free, disk, snapshot }) => [
     `<disk_attachment><disk id="${free}"/></disk_attachment>`,
     `<disk_attachment><disk id="${disk}"><snapshot id="${snapshot}"/></disk></disk_attachment>`,
@@ -200,6 +253,8 @@ export const sampleBodies: Readonly<Record<string, (world: World) => string[]>> 
 const parts: Readonly<Record<string, (world: World) => string>> = {
   "/disks/:id": ({ free }) => free,
   "/imagetransfers/:id": ({ transfer }) => transfer,
+  "/backups/:id": ({ backup }) => backup,
+  "/checkpoints/:id": ({ checkpoint }) => checkpoint,
   "/jobs/:id": ({ job }) => job,
   "/events/:id": ({ event }) => event,
   "/datacenters/:id": () => fixedId("data-center", "Default"),

@@ -95,10 +95,10 @@ async function makeCallers(): Promise<Caller[]> {
     { name: "a token of Cinder's API", headers: () => ({ "x-auth-token": cinderToken }), ...none },
     { name: "the same as a bearer's", headers: bearer(cinderToken), ...none },
     { name: "member of B", headers: bearer(await tokenOf(stranger)), role: "member", project: projects.b },
-    { name: "admin of B", headers: byPassword(foreignAdmin), role: "admin", project: projects.b },
+    { name: "admin of B", headers: bearer(await tokenOf(foreignAdmin)), role: "admin", project: projects.b },
     { name: "reader of A", headers: byPassword("reader@internal"), role: "reader", ...ofA },
     { name: "member of A", headers: bearer(await tokenOf(member)), role: "member", ...ofA },
-    { name: "admin of A", headers: byPassword("root@internal"), role: "admin", ...ofA },
+    { name: "admin of A", headers: bearer(await tokenOf("root@internal")), role: "admin", ...ofA },
   ];
 }
 
@@ -191,6 +191,7 @@ async function strangerLeaks(route: Route, caller: Caller, worlds: Worlds): Prom
   // What an admin may do more than a member is none of this dialect's.
   const isThorough = isLong || caller.role === "member";
   const none = emptyWorld();
+  let turn = 0;
   const told = async (asked: Omit<Asked, "route" | "caller">): Promise<string> => {
     const reply = await send({ route, caller, ...asked });
     if (reply.status >= 500) leaks.push(`${reply.status} ${reply.text.slice(0, 200)}`);
@@ -207,7 +208,8 @@ async function strangerLeaks(route: Route, caller: Caller, worlds: Worlds): Prom
     return unnamed(reply);
   };
   const compare = async (path: (named: World) => string, body: (named: World) => string | undefined) => {
-    for (const each of isThorough ? forms : forms.slice(0, 1)) {
+    turn += 1;
+    for (const each of isLong ? forms : [forms[turn % forms.length] ?? forms[0]]) {
       const unknown = await told({ path: path(none), body: body(none), form: each });
       const real = await told({ path: path(ofA), body: body(ofA), form: each });
       if (real !== unknown) leaks.push(`${path(ofA)}: A's is told from an unknown one: ${real} / ${unknown}`);

@@ -50,8 +50,6 @@ export interface ImageTransferRequest {
   inactivityTimeout: number | null;
   /** The host that should serve it. */
   host: string | null;
-  /** A machine's backup whose disk is read; null: the volume as it is. */
-  backupId?: string | null;
 }
 
 /** A transfer, with the URL that is its client's right to the bytes; null while there is no such right. */

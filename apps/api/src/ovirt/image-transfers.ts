@@ -83,7 +83,6 @@ const addTransfer: Handle = async (context, call) => {
     timeoutPolicy: body.oneOf(["timeout_policy"], ["legacy", "pause", "cancel"]) ?? "legacy",
     inactivityTimeout: body.integer(["inactivity_timeout"], { min: 0, max: secondsMax }) ?? null,
     host: await hostNamed(context, call),
-    backupId: body.has("backup") ? (body.at("backup")?.id ?? "") : null,
   });
   return created("image_transfer", view(transfer), false);
 };

@@ -62,6 +62,13 @@ const diskIn = (more: string): string => `    <disk href="/ovirt-engine/api/disk
         </storage_domains>${more}
     </disk>`;
 
+/** What is told of a machine under that code. */
+const eventsOf = async (machine: string, code: string): Promise<string[]> => {
+  const { json } = await world.answered(200, "GET", `/events?search=${encodeURIComponent(`type=${code}`)}`);
+  const events: { description: string; vm?: { id: string } }[] = json.event ?? [];
+  return events.filter(({ vm }) => vm?.id === machine).map(({ description }) => description);
+};
+
 const finalize = (machine: string, backup: string) =>
   answered(200, "POST", `/vms/${machine}/backups/${backup}/finalize`, "<action/>");
 
@@ -136,6 +143,8 @@ it("backups and checkpoints are told in the words of oVirt", async () => {
       .map((name) => diskIn("").replaceAll("DISK", name).replace("locked", "ok"))
       .join("\n")}\n</disks>`,
   );
+  expect(await eventsOf(vm, "10790")).toEqual([`Backup ${backup} for VM vm1 started (User: admin@internal).`]);
+  expect(await eventsOf(vm, "10792")).toEqual([`Backup ${backup} for VM vm1 finalized (User: admin@internal).`]);
   const below = await answered(200, "GET", `/vms/${vm}/disks/${disks[0]}`);
   expect(below.text).toContain("<backup>incremental</backup>");
 });
@@ -300,14 +309,10 @@ it("a backup that is ended before it is ready is given up, and unlocks everythin
   const vm = await world.addMachine("early", [disk]);
   const backup = await world.begin(vm, { disks: { disk: [{ id: disk }] } });
   await finalize(vm, backup);
-  const ended = await world.instance.waitFor(
-    async () => {
-      const { json } = await world.answered(200, "GET", `/vms/${vm}/backups/${backup}`);
-      return ["failed", "succeeded"].includes(json.phase) && json.phase;
-    },
-    { what: "the backup has ended" },
-  );
-  expect(["failed", "succeeded"]).toContain(ended);
+  await world.reach(vm, backup, "failed");
+  expect(await eventsOf(vm, "10791")).toEqual([
+    `Failed to start backup ${backup} for VM early (User: admin@internal). It was given up before it could be read.`,
+  ]);
   await world.nothingIsLeft();
   await world.answered(200, "DELETE", `/vms/${vm}`);
 });

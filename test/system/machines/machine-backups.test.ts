@@ -166,6 +166,10 @@ it("the machine's process is killed during a backup: it fails, its checkpoints a
   expect(left.checkpoint.map(({ id: one, state }: { id: string; state: string }) => [one, state])).toEqual([
     [full.id, "invalid"],
   ]);
+  const { json: told } = await world.answered(200, "GET", "/events");
+  const words = told.event.map(({ description }: { description: string }) => description).join("\n");
+  expect(words).toContain(`Checkpoint ${full.id} of VM killed was lost`);
+  expect(words).toContain(`Failed to finalize backup ${backup} for VM killed (User: admin@internal). Nobody listens`);
   const refused = await world.answered(400, "POST", `/vms/${id}/backups`, {
     json: of(guest, { from_checkpoint_id: full.id }),
   });

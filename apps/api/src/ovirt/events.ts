@@ -33,6 +33,8 @@ interface Told {
   nic: string;
   mac: string;
   other: string;
+  backup: string;
+  checkpoint: string;
   /** With a space before it, where there is one. */
   reason: string;
 }
@@ -130,6 +132,39 @@ const words: Readonly<Record<Exclude<OvirtEventKind, "custom">, readonly [number
       "warning",
       ({ transfer, disk, reason }) => `Image ${transfer} with disk ${disk} was paused by the system.${reason}`,
     ],
+    "backup-started": [
+      10_790,
+      "normal",
+      ({ backup, machine, user }) => `Backup ${backup} for VM ${machine} started (User: ${user}).`,
+    ],
+    "backup-start-failed": [
+      10_791,
+      "error",
+      ({ backup, machine, user, reason }) =>
+        `Failed to start backup ${backup} for VM ${machine} (User: ${user}).${reason}`,
+    ],
+    "backup-finalized": [
+      10_792,
+      "normal",
+      ({ backup, machine, user }) => `Backup ${backup} for VM ${machine} finalized (User: ${user}).`,
+    ],
+    "backup-failed": [
+      10_793,
+      "error",
+      ({ backup, machine, user, reason }) =>
+        `Failed to finalize backup ${backup} for VM ${machine} (User: ${user}).${reason}`,
+    ],
+    "checkpoint-invalid": [
+      144,
+      "warning",
+      ({ checkpoint, machine }) =>
+        `Checkpoint ${checkpoint} of VM ${machine} was lost: it is invalid and should be removed.`,
+    ],
+    "checkpoint-expired": [
+      144,
+      "warning",
+      ({ checkpoint, machine }) => `Checkpoint ${checkpoint} of VM ${machine} was removed, since the VM had too many.`,
+    ],
     login: [30, "normal", ({ user, address }) => `User ${user} connecting from '${address}' logged in.`],
     "login-failed": [
       114,
@@ -141,7 +176,7 @@ const words: Readonly<Record<Exclude<OvirtEventKind, "custom">, readonly [number
 const customCode = 9999;
 
 const toldOf = ({ details, userId }: OvirtEventRow): Told => {
-  const { machine, disk, domain, snapshot, direction, address, nic, mac, other, reason } = details;
+  const { machine, disk, domain, snapshot, direction, address, nic, mac, other, backup, checkpoint, reason } = details;
   return {
     user: userId ?? "SYSTEM",
     machine: machine ?? "",
@@ -153,6 +188,8 @@ const toldOf = ({ details, userId }: OvirtEventRow): Told => {
     nic: nic ?? "",
     mac: mac ?? "",
     other: other ?? "",
+    backup: backup ?? "",
+    checkpoint: checkpoint ?? "",
     reason: reason ? ` ${reason}` : "",
   };
 };

@@ -31,6 +31,12 @@ export type OvirtEventKind =
   | "transfer-failed"
   | "transfer-cancelled"
   | "transfer-paused"
+  | "backup-started"
+  | "backup-start-failed"
+  | "backup-finalized"
+  | "backup-failed"
+  | "checkpoint-invalid"
+  | "checkpoint-expired"
   | "login"
   | "login-failed"
   | "custom";

@@ -1,6 +1,7 @@
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, Prisma } from "../db/database.ts";
 import { forgottenAtOnce } from "../db/listing.ts";
+import { tellOvirtEvent } from "../events/ovirt-events.ts";
 import { endImageTransfer } from "../image-transfers/serve.ts";
 import type { Instance } from "../rows/groups.ts";
 import {
@@ -113,7 +114,12 @@ export function readyMachineBackup(
       const place = { exportSocket: socketPath, exportName: name, sizeBytes: BigInt(sizeBytes), changes };
       await tx.machineBackupDisk.update({ where: { backupId_volumeId: { backupId: id, volumeId } }, data: place });
     }
-    for (const expired of ready.expired) await retireCheckpoint(tx, expired);
+    const machine = await tx.instance.findFirst({ where: { projectId: row.projectId, id: row.instanceId } });
+    for (const checkpoint of ready.expired) {
+      await retireCheckpoint(tx, checkpoint);
+      const details = { checkpoint, machine: machine?.name ?? row.instanceId };
+      await tellOvirtEvent(tx, row, { kind: "checkpoint-expired", instanceId: row.instanceId, details });
+    }
     await tx.machineCheckpoint.deleteMany({ where: { id: { in: [...ready.expired] }, status: "removing" } });
     await addCheckpoint(tx, row, takenAt);
     return true;

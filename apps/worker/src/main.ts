@@ -194,6 +194,7 @@ async function main(): Promise<void> {
       if (name !== "redis") log.warn({ name, why }, "not reached from here");
     if (!disabled) for (const taskId of published.undelivered.slice(0, Math.max(0, own.free()))) own.take(taskId);
     dispatcher.wake();
+    if (published.machineBackups) backups.look();
   };
   let looking: Promise<void> | null = null;
   /** One probe at a time. `anew`: one that begins after now. */

@@ -15,6 +15,7 @@ import { HypervisorUnavailableError, type RunContext } from "@tephra/engine";
 import { cleanUp } from "./clean-up.ts";
 import { HeldBackup, type OpenOptions } from "./held-backup.ts";
 
+/** How often it looks for what has changed, while there is anything. */
 const passMs = 500;
 const retryMs = 1_000;
 /** Share of the lease after which this process changes nothing more: others may have taken over. */
@@ -35,6 +36,7 @@ export class BackupKeeper {
   readonly #works = new Map<string, Promise<void>>();
   readonly #stopping = new AbortController();
   #renewedAt = Number.NEGATIVE_INFINITY;
+  #call = Promise.withResolvers<void>();
   #loop: Promise<void> = Promise.resolve();
 
   constructor(options: BackupKeeperOptions) {
@@ -45,16 +47,27 @@ export class BackupKeeper {
     const { log, workerId } = this.#options;
     const loop = async (): Promise<void> => {
       while (!this.#stopping.signal.aborted) {
-        await this.#pass().catch((error: unknown) => log.warn({ err: error }, "a pass over machines' backups failed"));
-        await sleep(passMs, undefined, { signal: this.#stopping.signal }).catch(() => {}); // Stopping.
+        this.#call = Promise.withResolvers<void>();
+        const isIdle = await this.#pass().catch((error: unknown) => {
+          log.warn({ err: error }, "a pass over machines' backups failed");
+          return false;
+        });
+        if (isIdle) await this.#call.promise;
+        else await sleep(passMs, undefined, { signal: this.#stopping.signal }).catch(() => {}); // Stopping.
       }
     };
     this.#loop = actAs({ kind: "worker", worker: workerId }, loop);
   }
 
+  /** Some backup is this worker's to begin, hold or clean up after: while there is none, it does not look by itself. */
+  look(): void {
+    this.#call.resolve();
+  }
+
   /** Ends all of them: what they could be read of ends with this process. */
   async stop(): Promise<void> {
     this.#stopping.abort();
+    this.look();
     await this.#loop;
     await Promise.allSettled(this.#works.values());
     const { workerId } = this.#options;
@@ -66,7 +79,8 @@ export class BackupKeeper {
     await Promise.allSettled(ending);
   }
 
-  async #pass(): Promise<void> {
+  /** @returns whether there was nothing to do, and is nothing being done */
+  async #pass(): Promise<boolean> {
     const { database, config, workerId } = this.#options;
     const askedAt = performance.now();
     // A row that is read while something is being done about it may be out of date when that is done.
@@ -88,6 +102,7 @@ export class BackupKeeper {
     for (const row of leftovers) {
       if (!busy.has(row.id) && !this.#held.has(row.id)) this.#begin(row.id, () => this.#cleanUp(row));
     }
+    return live.length + leftovers.length + this.#held.size + this.#works.size === 0;
   }
 
   /** One at a time for each backup; what fails is tried again in a later pass. */

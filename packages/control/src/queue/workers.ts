@@ -63,6 +63,8 @@ export interface Published {
   disabled: boolean;
   /** Tasks of its queue whose jobs do not arrive. */
   undelivered: string[];
+  /** Whether it holds, or is to begin, backups of machines, or others have left something of such on its host. */
+  machineBackups: boolean;
 }
 
 /** Registers a worker, or updates its registration. */
@@ -86,7 +88,9 @@ export async function publishWorker(database: Database, card: WorkerCard): Promi
     )
     SELECT EXISTS (SELECT 1 FROM disabled_services WHERE "binary" = ${backupBinary} AND host = ${data.host}) AS disabled,
       ARRAY(SELECT id::text FROM tasks WHERE state = 'dispatched' AND queue = ${data.queue} AND dispatch - claim > ${undeliveredMax}
-        AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY queued_at LIMIT ${data.slots}::int) AS undelivered`;
+        AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY queued_at LIMIT ${data.slots}::int) AS undelivered,
+      EXISTS (SELECT 1 FROM machine_backups WHERE ended_at IS NULL AND worker_id = ${card.id})
+        OR EXISTS (SELECT 1 FROM machine_backups WHERE leftovers AND worker_host = ${data.host}) AS "machineBackups"`;
   if (!published) throw new Error("PostgreSQL returned no row");
   return published;
 }

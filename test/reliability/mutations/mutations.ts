@@ -715,9 +715,9 @@ export const mutations: readonly Mutation[] = [
   },
   {
     name: "a deleted backup goes on being read",
-    file: `${control}/backups/delete.ts`,
-    from: "  await cancelBackupTransfers(tx, backup.id);\n",
-    to: "",
+    file: `${control}/rows/image-transfers.ts`,
+    from: "UPDATE image_transfers SET status = 'cancelled_system', fail_reason = 'The backup was deleted.', updated_at = now(),",
+    to: "UPDATE image_transfers SET updated_at = now(),",
     suite: "test/system/images/stored-backups.test.ts",
     test: "a deletion of the backup ends it",
   },

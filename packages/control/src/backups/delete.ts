@@ -9,10 +9,9 @@ import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
 import { countDependents, getBackup, lockBackup } from "../rows/backups.ts";
-import { cancelBackupTransfers } from "../rows/image-transfers.ts";
 import { move, override } from "../rows/move.ts";
 import { lockQuota, releaseQuota } from "../rows/quotas.ts";
-import { cancelVerifications } from "./verify.ts";
+import { cancelReaders } from "./verify.ts";
 
 /** Nothing is being done to a backup in these. */
 const deletable = ["available", "error", "error_restoring", "error_deleting"] as const;
@@ -51,8 +50,7 @@ export async function startBackupDelete(
 ): Promise<string> {
   if ((await countDependents(tx, backup.id)) > 0)
     throw new InvalidError("backup", "Incremental backups exist for this backup.");
-  await cancelVerifications(tx, backup.id);
-  await cancelBackupTransfers(tx, backup.id);
+  await cancelReaders(tx, backup.id);
   const moved = force
     ? await override(tx, "backup", { id: backup.id }, "deleting")
     : await move(tx, "backup", { id: backup.id }, { from: deletable, to: "deleting" });

@@ -2,7 +2,6 @@ import { type Config, defaultVolumeBackend } from "../config.ts";
 import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
-import { liveStates } from "../db/live.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { addMessage } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
@@ -26,6 +25,7 @@ import type { Backup } from "../rows/backups.ts";
 import { getBackup, lockBackup } from "../rows/backups.ts";
 import { readChain, readDamage, type StoredLink, wholeChain } from "../rows/chains.ts";
 import { endWork } from "../rows/endings.ts";
+import { cancelBackupTransfers } from "../rows/image-transfers.ts";
 import { move } from "../rows/move.ts";
 
 /** What was found: how much was checked, and at most a thousand damaged objects. */
@@ -231,13 +231,8 @@ async function readDescendants(tx: Transaction, ids: readonly string[]): Promise
 }
 
 /** A backup that is being deleted has nothing left to verify. The backup is locked by the caller. */
-export async function cancelVerifications(tx: Transaction, backupId: string): Promise<void> {
-  const seen = await tx.operation.findMany({
-    where: { backupId, kind: "backup-verify", state: liveStates },
-    orderBy: { id: "asc" },
-    select: { id: true },
-  });
-  for (const { id } of seen) {
+export async function cancelReaders(tx: Transaction, backupId: string): Promise<void> {
+  for (const id of await cancelBackupTransfers(tx, backupId)) {
     const operation = await lockOperation(tx, id);
     if (isLive(operation)) await endWork(tx, operation, { state: "cancelled", reason: "The backup was deleted." });
   }

@@ -1,9 +1,9 @@
-import type { Database, Transaction } from "../db/database.ts";
+import { type Database, Prisma, type Transaction } from "../db/database.ts";
+import { isLiveOperation } from "../db/live.ts";
 import { lockRow } from "../db/lock-row.ts";
 import { RefusedError } from "../errors.ts";
-import type { ImageServer, ImageTransfer, Prisma } from "../generated/client.ts";
+import type { ImageServer, ImageTransfer, Prisma as Rows } from "../generated/client.ts";
 import type { ImageTransferPhase } from "../states.ts";
-import { move } from "./move.ts";
 
 export type ImageServerRow = ImageServer;
 export type ImageTransferRow = ImageTransfer;
@@ -46,7 +46,7 @@ export const lockImageTransfer = (tx: Transaction, id: string): Promise<ImageTra
 /** A transfer that a process is about to begin. The volume is locked, and in no other transfer, unless a stored backup is read. */
 export function addImageTransfer(
   tx: Transaction,
-  transfer: Omit<Prisma.ImageTransferUncheckedCreateInput, "status">,
+  transfer: Omit<Rows.ImageTransferUncheckedCreateInput, "status">,
 ): Promise<ImageTransferRow> {
   return tx.imageTransfer.create({ data: { ...transfer, status: "initializing" } });
 }
@@ -54,9 +54,18 @@ export function addImageTransfer(
 /** What no client may use any more. */
 export const withoutTicket = { ticketNonce: null, ticketHash: null, active: false };
 
-/** Whoever reads a backup where it is stored has to stop. */
-export async function cancelBackupTransfers(tx: Transaction, backupId: string): Promise<void> {
-  const which = { storedBackupId: backupId, endedAt: null };
-  const columns = { ...withoutTicket, failReason: "The backup was deleted." };
-  await move(tx, "imageTransfer", which, { from: servedPhases, to: "cancelled_system" }, columns);
+/**
+ * Whoever reads a backup where it is stored has to stop. In the same statement, since each deletion of a backup asks for both:
+ *
+ * @returns the ids of its live verifications, in ascending order
+ */
+export async function cancelBackupTransfers(tx: Transaction, backupId: string): Promise<string[]> {
+  const rows = await tx.$queryRaw<{ id: string }[]>`
+    WITH cancelled AS (
+      UPDATE image_transfers SET status = 'cancelled_system', fail_reason = 'The backup was deleted.', updated_at = now(),
+        ticket_nonce = NULL, ticket_hash = NULL, active = false
+      WHERE stored_backup_id = ${backupId}::uuid AND ended_at IS NULL AND status IN (${Prisma.join([...servedPhases])}))
+    SELECT id FROM operations o WHERE backup_id = ${backupId}::uuid AND kind = 'backup-verify' AND ${isLiveOperation("o")}
+    ORDER BY id`;
+  return rows.map(({ id }) => id);
 }

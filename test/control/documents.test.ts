@@ -43,7 +43,7 @@ const golden = JSON.parse(
 const parts = ["input", "plan", "taskInput"] as const;
 type Part = (typeof parts)[number];
 
-/** Both documents of an operation, and its task, as rows of their own. */
+/** Both documents of an operation, and its task, as rows of their own. The task is due: what is due now may be so half a millisecond later. */
 async function store(written: Written): Promise<{ operationId: string; taskId: string }> {
   const [operationId, taskId] = [randomUUID(), randomUUID()];
   await database.$executeRaw`
@@ -51,8 +51,8 @@ async function store(written: Written): Promise<{ operationId: string; taskId: s
     VALUES (${operationId}::uuid, ${written.operation}, 'p', 'u', 'req-test', ${JSON.stringify(written.input)}::jsonb,
       ${written.plan === null ? null : JSON.stringify(written.plan)}::jsonb)`;
   await database.$executeRaw`
-    INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs, input, report)
-    VALUES (${taskId}::uuid, ${operationId}::uuid, ${written.task}, 0, 0, 'p', now(), '{}',
+    INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, run_after, needs, input, report)
+    VALUES (${taskId}::uuid, ${operationId}::uuid, ${written.task}, 0, 0, 'p', now(), now() - interval '1 second', '{}',
       ${JSON.stringify(written.taskInput)}::jsonb, ${written.report === null ? null : JSON.stringify(written.report)}::jsonb)`;
   return { operationId, taskId };
 }

@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { readdir, readFile, writeFile } from "node:fs/promises";
+import { readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -9,6 +9,7 @@ import { ask, hashOf, password } from "../../dialects/ovirt/engine.ts";
 import { ImageClient } from "../../kit/image-client.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { type Journey, journeyOn, project, randomBytesOf, writeIslands } from "../../kit/journey.ts";
+import { startTephra } from "../../kit/tephra-command.ts";
 
 const MiB = 1024 * 1024;
 const transfers = "/ovirt-engine/api/imagetransfers";
@@ -122,6 +123,28 @@ it("any backup of a chain is read without a restore, while its volume is used, a
   for (const { id } of (await ask(instance, "GET", transfers, { headers: { accept: "application/json" } })).json
     .image_transfer)
     await ask(instance, "POST", `${transfers}/${id}/cancel`, { json: {} });
+});
+
+it("tephra downloads a backup by its name, with holes where it has them", { timeout: 120_000 }, async () => {
+  const { backups, images } = await volumeWithChain();
+  const [, incremental = ""] = backups;
+  const named = await instance.request(
+    "PUT",
+    `/v3/${project}/backups/${incremental}`,
+    { backup: { name: "tuesday" } },
+    { "openstack-api-version": "volume 3.9" },
+  );
+  expect(named.status, named.text).toBe(200);
+  const env = { TEPHRA_URL: instance.url, TEPHRA_OVIRT_USER: "admin@internal", TEPHRA_OVIRT_PASSWORD: password };
+  const path = join(instance.dataDir, "tuesday.img");
+  const done = await startTephra(["backup", "download", "tuesday", path, "--json"], env).finished;
+  expect(done, done.stderr).toMatchObject({ status: 0 });
+  const image = images[1] as Buffer;
+  expect(done.json).toEqual({ backup: { id: incremental, path, bytes: image.length } });
+  expect((await readFile(path)).equals(image)).toBe(true);
+  expect((await stat(path)).blocks * 512).toBeLessThan(8 * MiB);
+  const again = await startTephra(["backup", "download", "tuesday", path, "--json"], env).finished;
+  expect([again.status, again.json.error.code]).toEqual([1, "EEXIST"]);
 });
 
 it("a deletion of the backup ends it; a damaged object fails what is read of it alone", {

@@ -1,8 +1,11 @@
 import type { AnswerOf, BodyOf } from "@tephra/wire";
 import { type Command, Option } from "commander";
+import { addTransferOptions, type TransferOptions } from "./disks.ts";
 import { resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
+import { addOvirtOptions, openOvirtSession } from "./ovirt.ts";
 import { addWaitOptions, openSession } from "./session.ts";
+import { downloadTo } from "./transfer-bytes.ts";
 import { OperationFailedError } from "./wait.ts";
 
 interface Backup {
@@ -55,6 +58,11 @@ export function addBackupCommands(program: Command): void {
         .default("quick"),
     )
     .action(verify);
+  addTransferOptions(addOvirtOptions(backup.command("download")))
+    .description("Write the bytes of a backup to a new file, from where it is stored, as a user of oVirt's API.")
+    .argument("<backup>", "id or name")
+    .argument("<path>", "a new file")
+    .action(download);
 }
 
 interface CreateOptions {
@@ -103,6 +111,15 @@ async function list(_options: object, command: Command): Promise<void> {
 async function show(reference: string, _options: object, command: Command): Promise<void> {
   const { client } = openSession(command);
   await print(command, await resolveId(client, "backup", reference));
+}
+
+async function download(reference: string, path: string, options: TransferOptions, command: Command): Promise<void> {
+  const { client } = openSession(command);
+  const session = openOvirtSession(command);
+  const id = await resolveId(client, "backup", reference);
+  const request = { subject: { backup: { id } }, path, format: options.format, patienceMs: options.timeout * 1_000 };
+  const bytes = await downloadTo(session.api, request);
+  session.print({ backup: { id, path, bytes } }, renderFields({ id, path, bytes }));
 }
 
 async function remove(reference: string, _options: object, command: Command): Promise<void> {

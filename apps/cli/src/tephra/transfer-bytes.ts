@@ -5,8 +5,8 @@ import { type Caller, reasonOf, UnreachableError } from "./client.ts";
 import { OperationFailedError, WaitTimeoutError } from "./wait.ts";
 
 export interface TransferRequest {
-  /** A disk, or in a download a disk of a machine's snapshot by the id of its image. */
-  subject: { disk: { id: string } } | { snapshot: { id: string } };
+  /** A disk, or in a download a disk of a machine's snapshot by the id of its image, or a backup. */
+  subject: { disk: { id: string } } | { snapshot: { id: string } } | { backup: { id: string } };
   /** The file that is written or read. */
   path: string;
   format: "raw" | "cow";

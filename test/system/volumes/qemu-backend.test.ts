@@ -3,6 +3,7 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { provideQemuUtils } from "../../../scripts/qemu-utils-package.ts";
@@ -33,8 +34,17 @@ afterAll(() => {
 
 const imageOf = (id: string): string => join(images, `volume-${id}`);
 
+/** Runs a program of QEMU, again while the images are in use: layers may be merged at any time, which keeps writers off for a moment. */
 async function qemu(command: string, ...args: string[]): Promise<void> {
-  await promisify(execFile)(command, args, { env: { ...process.env, ...env }, timeout: 60_000 });
+  for (const until = performance.now() + 20_000; ; await sleep(200)) {
+    try {
+      await promisify(execFile)(command, args, { env: { ...process.env, ...env }, timeout: 60_000 });
+      return;
+    } catch (error) {
+      if (!(error as Error).message.includes("Is another process using the image") || performance.now() > until)
+        throw error;
+    }
+  }
 }
 
 /** Compares a volume with a raw file, by qemu-img. */

@@ -4,8 +4,8 @@ import { BadRequestError } from "./ranges.ts";
 import type { Session } from "./session.ts";
 
 /**
- * Writes a body into the image, a piece at a time; no more is taken from the connection meanwhile. Of one that breaks off, what has come is
- * written, and may be sent again.
+ * Writes a body into the image, a piece at a time; no more is taken from the connection meanwhile. Of one that breaks off, whole pieces may
+ * have been written, and nothing is from then on: its client may have sent it again, and other bytes for the same place after it.
  */
 export async function receiveBytes(
   request: IncomingMessage,
@@ -23,19 +23,14 @@ export async function receiveBytes(
     at += filled;
     filled = 0;
   };
-  try {
-    for await (const chunk of request as AsyncIterable<Buffer>) {
-      session.touch();
-      for (let taken = 0; taken < chunk.length; ) {
-        const part = chunk.copy(piece, filled, taken);
-        taken += part;
-        filled += part;
-        if (filled === piece.length) await write();
-      }
+  for await (const chunk of request as AsyncIterable<Buffer>) {
+    session.touch();
+    for (let taken = 0; taken < chunk.length; ) {
+      const part = chunk.copy(piece, filled, taken);
+      taken += part;
+      filled += part;
+      if (filled === piece.length) await write();
     }
-  } catch (error) {
-    if (filled > 0 && session.isOpen) await write();
-    throw error;
   }
   if (filled > 0) await write();
   session.givePieces(whole);

@@ -254,7 +254,7 @@ export async function requestImageTransfer(
       userId: principal.userId,
       requestId: principal.requestId,
       direction,
-      format: "volumeId" in subject && "backupId" in subject ? (format ?? "raw") : formatFor(columns.backend),
+      format: "backupId" in subject ? (format ?? "raw") : formatFor(columns.backend),
       inactivityTimeout: inactivityTimeout ?? config.image_transfers?.inactivity_seconds ?? 60,
       timeoutPolicy,
       serverId: server.id,

@@ -57,7 +57,7 @@ async function makeChain(folder: string, compression: "none" | "zstd") {
     image = Buffer.from(image);
     for (let change = 0; change < 20; change += 1) {
       const start = random.below(image.length);
-      if (change % 2 === 0) image.fill(0, start, start + 30_000);
+      if (change % 2 === 0) image.fill(0, start, Math.min(start + 30_000, image.length));
       else image.set(randomBytes(Math.min(10_000, image.length - start)), start);
     }
   }

@@ -48,8 +48,9 @@ export async function withdrawImageServer(database: Database, id: string): Promi
 
 /** The live processes, those first that serve least. */
 export function listImageServers(database: Database | Transaction, config: Config): Promise<ImageServerRow[]> {
+  // A process of an earlier release has told no repositories.
   return database.$queryRaw<ImageServerRow[]>`
-    SELECT id, host, pid, url, backends, repositories, started_at AS "startedAt", heartbeat_at AS "heartbeatAt" FROM image_servers s
+    SELECT id, host, pid, url, backends, coalesce(repositories, '{}') AS repositories, started_at AS "startedAt", heartbeat_at AS "heartbeatAt" FROM image_servers s
     WHERE ${isLiveWorker("s", config.worker.down_ms)}
     ORDER BY (SELECT count(*) FROM image_transfers t WHERE t.server_id = s.id AND t.ended_at IS NULL), id`;
 }

@@ -34,6 +34,7 @@ export default defineConfig({
           name: "contract",
           include: [slow, "test/contract/**/*.test.ts", "test/format/**/*.test.ts"],
           globalSetup: build,
+          maxWorkers: 4, // They wait for disks and stores more than they compute.
           sequence: { groupOrder: 1 },
         },
       },
@@ -52,6 +53,7 @@ export default defineConfig({
           name: "dialects",
           include: ["test/dialects/**/*.test.ts", "test/clients/*.test.ts"],
           globalSetup: servers,
+          maxWorkers: 3,
           sequence: { groupOrder: 3 },
         },
       },

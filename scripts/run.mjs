@@ -119,9 +119,12 @@ const longForms = [
   "test/format",
   "test/control/election",
   "test/reliability/model",
+  "test/reliability/fault/hung-places",
   "test/reliability/fault/redis-refusals",
   "test/reliability/fault/runs",
   "test/reliability/fault/rolling-upgrade",
+  "test/reliability/fault/worker-loss",
+  "test/system/machines/machine-backup",
 ];
 const onServers = ["test/dialects", "test/system"];
 

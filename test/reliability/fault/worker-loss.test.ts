@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import { crashAt } from "../../kit/crash-at.ts";
 import { type Instance, startInstance } from "../../kit/instance.ts";
 import { type Journey, journeyOn, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
+import { firstOf } from "../../kit/long.ts";
 
 const MiB = 1024 * 1024;
 
@@ -55,22 +56,25 @@ describe("a worker that is lost", () => {
     await user.expectQuiet();
   });
 
-  it.each([1, 2, 4])("in the seal, before its write %i, is followed by another that seals", async (write) => {
-    await using instance = await startInstance({ workers: 0, ...brisk });
-    const user = journeyOn(instance);
-    const doomed = await instance.startWorker(crashAt(`seal:${write}`));
-    const { volume, sha256 } = await importImage(instance, user, 6 * MiB);
-    const backup = await user.startBackup(volume);
-    await instance.waitFor(() => !doomed.running(), { what: "the worker died in the seal", timeoutMs: 30_000 });
-    expect((await user.get(`/ops/operations?backup_id=${backup}`)).operations[0].state).toBe("running");
-    await instance.startWorker();
-    await user.settled("backups", backup, "available");
-    expect((await tasksOf(instance, "seal"))[0]).toMatchObject({ claim: 2, state: "succeeded" });
-    await user.expectExact(backup, sha256);
-    await user.expectQuiet();
-  });
+  it.each(firstOf(1, [2, 1, 4]))(
+    "in the seal, before its write %i, is followed by another that seals",
+    async (write) => {
+      await using instance = await startInstance({ workers: 0, ...brisk });
+      const user = journeyOn(instance);
+      const doomed = await instance.startWorker(crashAt(`seal:${write}`));
+      const { volume, sha256 } = await importImage(instance, user, 6 * MiB);
+      const backup = await user.startBackup(volume);
+      await instance.waitFor(() => !doomed.running(), { what: "the worker died in the seal", timeoutMs: 30_000 });
+      expect((await user.get(`/ops/operations?backup_id=${backup}`)).operations[0].state).toBe("running");
+      await instance.startWorker();
+      await user.settled("backups", backup, "available");
+      expect((await tasksOf(instance, "seal"))[0]).toMatchObject({ claim: 2, state: "succeeded" });
+      await user.expectExact(backup, sha256);
+      await user.expectQuiet();
+    },
+  );
 
-  it.each(["restore:1", "restore:3", "publish.claimed:1", "plan-restore:1"])(
+  it.each(firstOf(2, ["restore:3", "publish.claimed:1", "restore:1", "plan-restore:1"]))(
     "in a restore, at %s, is followed by another that restores exactly",
     async (point) => {
       await using instance = await startInstance({ workers: 1, ...brisk });

@@ -11,6 +11,7 @@ const controlRooms = [
   ["backups", "image-transfers"],
   ["groups"],
   ["machines"],
+  ["policies"],
   ["upkeep", "admin"],
 ];
 const dialects = "^apps/api/src/(cinder|instance-groups|ovirt|ops)/";

@@ -94,6 +94,8 @@ export async function fingerprint(instance: Instance): Promise<unknown> {
       (SELECT string_agg(id::text || coalesce(group_id::text, ''), ',' ORDER BY id) FROM volumes) AS members,
       (SELECT string_agg(id::text || status, ',' ORDER BY id) FROM attachments) AS attachments,
       (SELECT string_agg(id::text || status, ',' ORDER BY id) FROM transfers) AS transfers,
+      (SELECT string_agg(id::text || name || coalesce(updated_at::text, ''), ',' ORDER BY id) FROM policies) AS policies,
+      (SELECT string_agg(id::text, ',' ORDER BY id) FROM policy_assignments) AS policy_assignments,
       (SELECT string_agg(id || status, ',' ORDER BY id) FROM volumes) AS volume_states,
       (SELECT string_agg(id || status, ',' ORDER BY id) FROM snapshots) AS snapshot_states,
       (SELECT string_agg(id || status, ',' ORDER BY id) FROM backups) AS backup_states,

@@ -23,6 +23,9 @@ export interface World {
   transfer: string;
   authKey: string;
   attachment: string;
+  /** A policy of the project's own, and its assignment to the volume. */
+  policy: string;
+  policyAssignment: string;
   /** In every name, description and value of metadata. */
   secret: string;
 }
@@ -43,6 +46,8 @@ export const emptyWorld = (): World => ({
   transfer: randomUUID(),
   authKey: "none",
   attachment: randomUUID(),
+  policy: randomUUID(),
+  policyAssignment: randomUUID(),
   secret: "none",
 });
 
@@ -92,8 +97,31 @@ export async function makeWorld(instance: Instance, project: string, token: stri
     ...machine,
     group,
     ...(await makeOffer(instance, project, { token, name: secret })),
+    ...(await makePolicy(instance, { token, name: secret, volume })),
     secret,
   };
+}
+
+/** A policy of the project that is never due, assigned to the volume. */
+async function makePolicy(
+  instance: Instance,
+  { token, name, volume }: { token: string; name: string; volume: string },
+): Promise<Pick<World, "policy" | "policyAssignment">> {
+  const ask = async (path: string, body: unknown) => {
+    const reply = await instance.request("POST", path, body, { "x-auth-token": token });
+    if (reply.status !== 201) throw new Error(`${path}: ${reply.text}`);
+    return reply.body;
+  };
+  const rules = {
+    name,
+    description: name,
+    enabled: false,
+    schedule: { cron: "0 2 * * *" },
+    retention: { keep_last: 2 },
+  };
+  const { policy } = await ask("/ops/policies", { policy: rules });
+  const { assignment } = await ask(`/ops/policies/${policy.id}/assignments`, { assignment: { volume_id: volume } });
+  return { policy: policy.id, policyAssignment: assignment.id };
 }
 
 /** A volume on its way to another project. */
@@ -230,6 +258,9 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "PUT /ops/instances/:id": { instance: { name: "changed" } },
     "POST /ops/instances/:id/attach": { volume_id: volume },
     "POST /ops/instances/:id/detach": { volume_id: volume },
+    "POST /ops/policies": { policy: { name: randomUUID(), enabled: false, schedule: { cron: "0 3 * * *" } } },
+    "PUT /ops/policies/:id": { policy: { description: "changed" } },
+    "POST /ops/policies/:id/assignments": { assignment: { volume_id: volume } },
     "POST /ops/notifications/:id/retry": {},
     "POST /ops/repositories/:name/rescan": {},
     "POST /ops/repositories/:name/reap": { dry_run: true },
@@ -257,6 +288,7 @@ export function fillPath(path: string, world: World, project: string): string {
     "/ops/instances/": world.instance,
     "/ops/group-snapshots/": world.groupSnapshot,
     "/ops/operations/": world.operation,
+    "/ops/policies/": world.policy,
     "/ops/volumes/": world.volume,
     "/ops/backups/": world.backup,
     "/ops/notifications/": world.delivery,
@@ -275,5 +307,6 @@ export function fillPath(path: string, world: World, project: string): string {
       if (value === undefined) throw new Error(`nothing stands for ${name} in ${path}: tell fillPath`);
       return before + value;
     })
-    .replace(":key", parts[":key"] ?? "");
+    .replace(":key", parts[":key"] ?? "")
+    .replace(":assignment_id", world.policyAssignment);
 }

@@ -38,7 +38,9 @@ export type ResourceKind =
   | "Machine backup"
   | "Machine checkpoint"
   | "Notification"
-  | "Repository";
+  | "Repository"
+  | "Policy"
+  | "Policy assignment";
 
 /** Why an image transfer is refused, or cannot do what is asked. `disk-…` are about the volume, `backup-…` about a backup of it. */
 export type ImageTransferProblem =

@@ -161,6 +161,23 @@ export {
   takeMachineSnapshot,
 } from "./machines/snapshots.ts";
 export { isOwnPlace } from "./own-places.ts";
+export {
+  type AppliedPolicy,
+  assignPolicy,
+  listAssignments,
+  policyOfVolume,
+  unassignPolicy,
+} from "./policies/assignments.ts";
+export {
+  createPolicy,
+  dueTimes,
+  getPolicy,
+  listPolicies,
+  type PolicyRow,
+  removePolicy,
+  type Successor,
+  updatePolicy,
+} from "./policies/policies.ts";
 export type { Principal } from "./principal.ts";
 export { verifyModes } from "./queue/documents.ts";
 export {
@@ -178,6 +195,7 @@ export { requestRescan } from "./repositories/rescan.ts";
 export { type BackupRow, countDependents, getBackup } from "./rows/backups.ts";
 export { assertInstanceGroup, type GroupRow, type GroupType, getGroup, instanceGroupType } from "./rows/groups.ts";
 export type { MachineBackupRow, MachineCheckpointRow } from "./rows/machine-backups.ts";
+export type { PolicyAssignment as PolicyAssignmentRow } from "./rows/policies.ts";
 export {
   getDefaultQuota,
   getQuota,

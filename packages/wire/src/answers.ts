@@ -5,9 +5,11 @@ import { id } from "./fields.ts";
 import { GroupSnapshot, Instance } from "./instances.ts";
 import { Notification } from "./notifications.ts";
 import { AcceptedOperation, Operation } from "./operations.ts";
+import { Policy, PolicyAssignment, PolicyDetails, VolumePolicy } from "./policies.ts";
 import { VolumeDetails } from "./volumes.ts";
 
 const oneInstance = z.object({ instance: Instance });
+const onePolicy = z.object({ policy: PolicyDetails });
 
 /**
  * The JSON answers of each route by status; null: no body. Faults are not among them: all routes share their form. New keys may be added
@@ -33,6 +35,17 @@ export const answers = {
   "DELETE /ops/instances/:id": { 204: null },
   "POST /ops/instances/:id/attach": { 200: oneInstance },
   "POST /ops/instances/:id/detach": { 200: oneInstance },
+  "GET /ops/policies": { 200: z.object({ policies: z.array(Policy) }) },
+  "POST /ops/policies": { 201: onePolicy },
+  "GET /ops/policies/:id": { 200: onePolicy },
+  "PUT /ops/policies/:id": { 200: onePolicy },
+  "DELETE /ops/policies/:id": { 204: null },
+  "GET /ops/policies/:id/assignments": { 200: z.object({ assignments: z.array(PolicyAssignment) }) },
+  "POST /ops/policies/:id/assignments": {
+    201: z.object({ assignment: PolicyAssignment, replaced_policy_id: id.nullable() }),
+  },
+  "DELETE /ops/policies/:id/assignments/:assignment_id": { 204: null },
+  "GET /ops/volumes/:id/policy": { 200: VolumePolicy },
   "GET /ops/group-snapshots/:id": { 200: z.object({ group_snapshot: GroupSnapshot }) },
   "POST /ops/backups/:id/verify": { 202: AcceptedOperation },
   "POST /ops/repositories/:name/reap": { 202: AcceptedOperation },

@@ -5,5 +5,6 @@ export type { BackupHealth } from "./backups.ts";
 export type { GroupSnapshot, Instance } from "./instances.ts";
 export type { Notification } from "./notifications.ts";
 export type { Operation, OperationResult } from "./operations.ts";
+export type { Policy, PolicyAssignment, PolicyDetails, VolumePolicy } from "./policies.ts";
 export { type BodyOf, requests } from "./requests.ts";
 export type { VolumeDetails } from "./volumes.ts";

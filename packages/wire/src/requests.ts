@@ -1,5 +1,6 @@
 import { z } from "zod";
 import type { OpsRouteKey } from "./answers.ts";
+import { Kinds, Retention, Schedule, Squash } from "./policies.ts";
 
 const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 const id = z
@@ -53,6 +54,8 @@ const OperationsQuery = z.strictObject({
   limit,
 });
 
+const projectId = z.string().regex(/^[0-9a-f-]{1,64}$/, "is not the id of a project");
+
 const device = text.regex(/^\/dev\/[a-z0-9/_-]{1,58}$/, "is not the name of a device");
 /** Maximum length of a unix socket address. */
 const socket = text.max(107).regex(/^\//, "is not an absolute path");
@@ -76,10 +79,7 @@ const changeable = {
 const NewInstance = z.strictObject({
   ...changeable,
   id: id.optional(),
-  project_id: z
-    .string()
-    .regex(/^[0-9a-f-]{1,64}$/, "is not the id of a project")
-    .optional(),
+  project_id: projectId.optional(),
   power_state: changeable.power_state.default("ACTIVE"),
   boot_volume_id: id.nullable().default(null),
   driver: changeable.driver.default("record"),
@@ -115,6 +115,39 @@ const RescanBody = z
   })
   .prefault({});
 
+const changeablePolicy = {
+  name: text.min(1).max(255),
+  description: text.max(1024).nullable(),
+  enabled: z.boolean(),
+  schedule: Schedule,
+  kind: Kinds,
+  retention: Retention.nullable(),
+  squash: Squash.nullable(),
+  repository: text.min(1).max(255).nullable(),
+  force: z.boolean(),
+  target_hours: z.number().int().min(1).max(100_000).nullable(),
+};
+
+const NewPolicy = z.strictObject({
+  ...changeablePolicy,
+  /** Null: published for every project, which an admin may do; absent: the caller's. */
+  project_id: projectId.nullable().optional(),
+  description: changeablePolicy.description.default(null),
+  enabled: changeablePolicy.enabled.default(true),
+  kind: changeablePolicy.kind.default({ full_every: 7 }),
+  retention: changeablePolicy.retention.default(null),
+  squash: changeablePolicy.squash.default(null),
+  repository: changeablePolicy.repository.default(null),
+  force: changeablePolicy.force.default(true),
+  target_hours: changeablePolicy.target_hours.default(null),
+});
+
+const NewAssignment = z
+  .strictObject({ volume_id: id.optional(), instance_id: id.optional(), project_id: projectId.optional() })
+  .refine((of) => Object.values(of).filter((value) => value !== undefined).length === 1, {
+    error: "names exactly one of volume_id, instance_id and project_id",
+  });
+
 /** Query and JSON body of each route that has either. A key that is not in them is refused. */
 export const requests = {
   "GET /ops/operations": { query: OperationsQuery },
@@ -127,6 +160,19 @@ export const requests = {
   "PUT /ops/instances/:id": { body: z.strictObject({ instance: z.strictObject(changeable).partial() }) },
   "POST /ops/instances/:id/attach": { body: z.strictObject({ volume_id: id, device: device.nullish() }) },
   "POST /ops/instances/:id/detach": { body: z.strictObject({ volume_id: id }) },
+  "GET /ops/policies": { query: z.strictObject({ limit }) },
+  "POST /ops/policies": { body: z.strictObject({ policy: NewPolicy }) },
+  "PUT /ops/policies/:id": { body: z.strictObject({ policy: z.strictObject(changeablePolicy).partial() }) },
+  "DELETE /ops/policies/:id": {
+    /** What becomes of whatever it is assigned to: nothing protects it any more, or another policy does. */
+    query: z
+      .strictObject({ assignments: z.literal("remove").optional(), move_to: id.optional() })
+      .refine((query) => query.assignments === undefined || query.move_to === undefined, {
+        error: "assignments and move_to exclude each other",
+      }),
+  },
+  "GET /ops/policies/:id/assignments": { query: z.strictObject({ limit }) },
+  "POST /ops/policies/:id/assignments": { body: z.strictObject({ assignment: NewAssignment }) },
   "POST /ops/backups/:id/verify": {
     body: z.strictObject({ mode: z.enum(["quick", "deep", "drill"]).default("quick") }).prefault({}),
   },

@@ -7,6 +7,7 @@ import { instances } from "./instances.ts";
 import { notifications } from "./notifications.ts";
 import type { Tables } from "./openapi.ts";
 import { operations } from "./operations.ts";
+import { policies } from "./policies.ts";
 import { repositories } from "./repositories.ts";
 import type { OpsRoute } from "./serve.ts";
 import { opsVolumes } from "./volumes.ts";
@@ -37,6 +38,15 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["DELETE", "/ops/instances/:id", "ops:instance:delete", instances.remove],
     ["POST", "/ops/instances/:id/attach", "ops:instance:update", instances.attach],
     ["POST", "/ops/instances/:id/detach", "ops:instance:update", instances.detach],
+    ["GET", "/ops/policies", "ops:policy:get", policies.list],
+    ["POST", "/ops/policies", "ops:policy:create", policies.create],
+    ["GET", "/ops/policies/:id", "ops:policy:get", policies.show],
+    ["PUT", "/ops/policies/:id", "ops:policy:update", policies.update],
+    ["DELETE", "/ops/policies/:id", "ops:policy:delete", policies.remove],
+    ["GET", "/ops/policies/:id/assignments", "ops:policy:get", policies.assignments],
+    ["POST", "/ops/policies/:id/assignments", "ops:policy:assign", policies.assign],
+    ["DELETE", "/ops/policies/:id/assignments/:assignment_id", "ops:policy:assign", policies.unassign],
+    ["GET", "/ops/volumes/:id/policy", "ops:policy:get", policies.ofVolume],
     ["GET", "/ops/group-snapshots/:id", "ops:group_snapshot", opsGroupSnapshots.show],
     ["POST", "/ops/backups/:id/verify", "ops:verify", opsBackups.verify],
     ["POST", "/ops/repositories/:name/reap", "ops:reap", repositories.reap],

@@ -25,6 +25,8 @@ export interface NewBackup {
   force: boolean;
   metadata: Record<string, string>;
   availabilityZone: string | null;
+  /** The policy that has it made, and the repository that it names; absent: somebody asks for it. */
+  policy?: { id: string; repository: string | null };
 }
 
 /** @throws InvalidError */
@@ -171,7 +173,10 @@ export async function requestBackup(
       await freezeStatus(tx, volume, snapshot, force);
       if (request.incremental) parent = await chooseParent(tx, principal.projectId, volume.id, snapshot);
     }
-    const { repository, reach } = placeBackup(config, request.availabilityZone, { parent, volume });
+    const named = request.policy?.repository ?? null;
+    const { repository, reach } = named
+      ? { repository: named, reach: needToWrite(named) }
+      : placeBackup(config, request.availabilityZone, { parent, volume });
     const row = rowOf(principal, request, { volume, snapshot, parent, repository });
     const operation = backupOperation(config, { row, parent, volume, snapshot, reach, parentId: null });
     const accept = (first: Parameters<typeof acceptBackup>[3]) =>
@@ -214,6 +219,7 @@ function rowOf(
     repository,
     container: request.container,
     availabilityZone: request.availabilityZone,
+    policyId: request.policy?.id ?? null,
     metadata: request.metadata,
     dataTimestamp: snapshot?.createdAt ?? createdAt,
     createdAt,
@@ -222,7 +228,7 @@ function rowOf(
 }
 
 interface BackupToStart {
-  row: Pick<Backup, "id" | "projectId" | "repository">;
+  row: Pick<Backup, "id" | "projectId" | "repository" | "policyId">;
   parent: Backup | null;
   volume: Volume;
   snapshot: SnapshotRow | null;
@@ -250,6 +256,7 @@ function backupOperation(config: Config, backup: BackupToStart): NewOperation {
     volumeId: volume.id,
     snapshotId: snapshot?.id ?? null,
     parentId,
+    policyId: row.policyId,
     bytesTotal: snapshot?.sizeBytes ?? volume.sizeBytes,
     task: {
       kind: "plan-backup",

@@ -64,6 +64,8 @@ export interface NewOperation {
   groupSnapshotId?: string | null;
   /** The group operation that this one is a part of: it is notified when this one ends. */
   parentId?: string | null;
+  /** The policy by which it begins. */
+  policyId?: string | null;
   input?: object;
   bytesTotal?: bigint;
   /** Null: there is nothing to do until this many parts have ended. */
@@ -80,11 +82,11 @@ export function operationEntry(
   const { task } = operation;
   return Prisma.sql`begun AS (
       INSERT INTO operations (id, kind, state, started_at, project_id, user_id, request_id, backup_id, volume_id, snapshot_id, group_id,
-        group_snapshot_id, parent_id, input, bytes_total, remaining)
+        group_snapshot_id, parent_id, policy_id, input, bytes_total, remaining)
       SELECT ${id}::uuid, ${operation.kind}, ${task ? "queued" : "running"}, ${task ? null : new Date()}::timestamptz, ${operation.projectId},
         ${principal.userId}, ${principal.requestId}, ${operation.backupId ?? null}::uuid, ${operation.volumeId ?? null}::uuid,
         ${operation.snapshotId ?? null}::uuid, ${operation.groupId ?? null}::uuid, ${operation.groupSnapshotId ?? null}::uuid,
-        ${operation.parentId ?? null}::uuid, ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint,
+        ${operation.parentId ?? null}::uuid, ${operation.policyId ?? null}::uuid, ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint,
         ${operation.parts ?? 1}::int
       WHERE ${where}
       RETURNING id, project_id, created_at

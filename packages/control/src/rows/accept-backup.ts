@@ -22,6 +22,7 @@ export type NewBackupRow = Pick<
   | "repository"
   | "container"
   | "availabilityZone"
+  | "policyId"
   | "dataTimestamp"
   | "createdAt"
   | "updatedAt"
@@ -50,9 +51,9 @@ export async function acceptBackup(
   const [accepted] = await tx.$queryRaw<(Backup & { reserved: boolean })[]>`
     WITH ${before}, backup AS (
       INSERT INTO backups (id, project_id, user_id, volume_id, snapshot_id, parent_id, name, description, status, size_gib, repository,
-        container, availability_zone, metadata, data_timestamp, created_at, updated_at)
+        container, availability_zone, policy_id, metadata, data_timestamp, created_at, updated_at)
       SELECT ${row.id}::uuid, ${row.projectId}, ${row.userId}, ${row.volumeId}::uuid, ${row.snapshotId}::uuid, ${row.parentId}::uuid,
-        ${row.name}, ${row.description}, 'creating', ${row.sizeGib}::int, ${row.repository}, ${row.container}, ${row.availabilityZone},
+        ${row.name}, ${row.description}, 'creating', ${row.sizeGib}::int, ${row.repository}, ${row.container}, ${row.availabilityZone}, ${row.policyId}::uuid,
         ${JSON.stringify(row.metadata)}::jsonb, ${row.dataTimestamp}::timestamptz, ${row.createdAt}::timestamptz, ${row.updatedAt}::timestamptz
       FROM source RETURNING *
     ), ${operationEntry(principal, operation, { id: randomUUID(), where: Prisma.sql`EXISTS (SELECT FROM backup)` })}

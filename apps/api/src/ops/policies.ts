@@ -1,0 +1,188 @@
+import {
+  assignPolicy,
+  createPolicy,
+  dueTimes,
+  getPolicy,
+  listAssignments,
+  listPolicies,
+  type PolicyAssignmentRow,
+  type PolicyRow,
+  policyOfVolume,
+  removePolicy,
+  type Successor,
+  unassignPolicy,
+  updatePolicy,
+} from "@tephra/control";
+import { type AnswerOf, type Policy, type PolicyAssignment, type PolicyDetails, requests } from "@tephra/wire";
+import type { Context } from "../context.ts";
+import { allow } from "../http/policy.ts";
+import { defineOps, type OpsCall } from "./serve.ts";
+
+const isoOrNull = (time: Date | null): string | null => time?.toISOString() ?? null;
+
+const view = (row: PolicyRow): Policy => ({
+  id: row.id,
+  project_id: row.projectId,
+  user_id: row.userId,
+  name: row.name,
+  description: row.description,
+  enabled: row.enabled,
+  schedule: row.schedule,
+  kind: row.kind,
+  retention: row.retention,
+  squash: row.squash,
+  repository: row.repository,
+  force: row.force,
+  target_hours: row.targetHours,
+  next_at: isoOrNull(row.nextAt),
+  created_at: row.createdAt.toISOString(),
+  updated_at: isoOrNull(row.updatedAt),
+});
+
+/** How many of the next times are told. */
+const timesTold = 5;
+
+async function details({ database }: Context, row: PolicyRow): Promise<{ policy: PolicyDetails }> {
+  const times = await dueTimes(database, row, timesTold);
+  return { policy: { ...view(row), next_runs: times.map((time) => time.toISOString()) } };
+}
+
+const viewAssignment = (row: PolicyAssignmentRow): PolicyAssignment => ({
+  id: row.id,
+  policy_id: row.policyId,
+  scope: row.scope as PolicyAssignment["scope"],
+  project_id: row.projectId,
+  volume_id: row.volumeId,
+  instance_id: row.instanceId,
+  user_id: row.userId,
+  created_at: row.createdAt.toISOString(),
+});
+
+const idOf = ({ params }: OpsCall): string => params["id"] ?? "";
+
+/** A published policy is the admins': whoever may see it may assign it, and no more. @throws Refusal 403, NotFoundError */
+async function findOwn({ database }: Context, call: OpsCall): Promise<string> {
+  const { id, projectId } = await getPolicy(database, call.principal, idOf(call));
+  if (projectId === null) allow(call.principal, "ops:policy:publish");
+  return id;
+}
+
+/** Only what was sent: absent keys stay as they are. */
+const sent = <T extends object>(fields: T) =>
+  Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as {
+    [Key in keyof T]?: Exclude<T[Key], undefined>;
+  };
+
+const whys = {
+  volume: "The policy is assigned to the volume.",
+  metadata: "The volume names the policy in its metadata, as tephra:policy.",
+  machine: "The policy is assigned to the machine that the volume is a disk of.",
+  project: "The policy is assigned to the volume's project.",
+} as const;
+
+/** When volumes are backed up, and how long the backups are kept. */
+export const policies = {
+  list: defineOps({
+    ...requests["GET /ops/policies"],
+    handle: async ({ database }, { principal, query }) => {
+      const rows = await listPolicies(database, principal, query);
+      return { status: 200, body: { policies: rows.map(view) } satisfies AnswerOf<"GET /ops/policies"> };
+    },
+  }),
+
+  show: defineOps({
+    handle: async (context, call) => {
+      const row = await getPolicy(context.database, call.principal, idOf(call));
+      return { status: 200, body: (await details(context, row)) satisfies AnswerOf<"GET /ops/policies/:id"> };
+    },
+  }),
+
+  create: defineOps({
+    ...requests["POST /ops/policies"],
+    handle: async (context, call) => {
+      const { project_id: asked, target_hours: targetHours, ...policy } = call.body.policy;
+      const projectId = asked === undefined ? call.principal.projectId : asked;
+      if (projectId === null) allow(call.principal, "ops:policy:publish");
+      else allow(call.principal, "ops:policy:create", projectId);
+      const row = await createPolicy(context.database, context.config, call.principal, {
+        ...policy,
+        projectId,
+        targetHours,
+      });
+      return { status: 201, body: (await details(context, row)) satisfies AnswerOf<"POST /ops/policies"> };
+    },
+  }),
+
+  update: defineOps({
+    ...requests["PUT /ops/policies/:id"],
+    handle: async (context, call) => {
+      const id = await findOwn(context, call);
+      const { target_hours: targetHours, ...fields } = call.body.policy;
+      const change = sent({ ...fields, targetHours });
+      const row = await updatePolicy(context.database, context.config, call.principal, { id, change });
+      return { status: 200, body: (await details(context, row)) satisfies AnswerOf<"PUT /ops/policies/:id"> };
+    },
+  }),
+
+  remove: defineOps({
+    ...requests["DELETE /ops/policies/:id"],
+    handle: async (context, call) => {
+      const id = await findOwn(context, call);
+      const { assignments, move_to: to } = call.query;
+      const successor: Successor =
+        to !== undefined ? { kind: "policy", id: to } : assignments === undefined ? null : { kind: "none" };
+      await removePolicy(context.database, call.principal, { id, successor });
+      return { status: 204 };
+    },
+  }),
+
+  assignments: defineOps({
+    ...requests["GET /ops/policies/:id/assignments"],
+    handle: async ({ database }, call) => {
+      const asked = { policyId: idOf(call), limit: call.query.limit };
+      const rows = await listAssignments(database, call.principal, asked);
+      const body = { assignments: rows.map(viewAssignment) } satisfies AnswerOf<"GET /ops/policies/:id/assignments">;
+      return { status: 200, body };
+    },
+  }),
+
+  assign: defineOps({
+    ...requests["POST /ops/policies/:id/assignments"],
+    handle: async ({ database }, call) => {
+      const { volume_id: volumeId, instance_id: instanceId, project_id: projectId } = call.body.assignment;
+      const assigned = sent({ volumeId, instanceId, projectId });
+      const { assignment, replacedPolicyId } = await assignPolicy(database, call.principal, idOf(call), assigned);
+      const body = {
+        assignment: viewAssignment(assignment),
+        replaced_policy_id: replacedPolicyId,
+      } satisfies AnswerOf<"POST /ops/policies/:id/assignments">;
+      return { status: 201, body };
+    },
+  }),
+
+  unassign: defineOps({
+    handle: async ({ database }, call) => {
+      const asked = { policyId: idOf(call), assignmentId: call.params["assignment_id"] ?? "" };
+      await unassignPolicy(database, call.principal, asked);
+      return { status: 204 };
+    },
+  }),
+
+  /** Which policy applies to a volume, and why. */
+  ofVolume: defineOps({
+    handle: async ({ database }, call) => {
+      const { candidates, unknownName } = await policyOfVolume(database, call.principal, idOf(call));
+      const [applied] = candidates;
+      const why = applied ? whys[applied.source] : "No policy applies to the volume.";
+      const unknown =
+        unknownName === null ? "" : ` Its metadata names ${JSON.stringify(unknownName)}, which is unknown.`;
+      const body = {
+        policy: applied ? { id: applied.policyId, name: applied.name } : null,
+        by: applied?.source ?? null,
+        why: `${why}${unknown}`,
+        candidates: candidates.map(({ source, policyId, name }) => ({ by: source, policy_id: policyId, name })),
+      } satisfies AnswerOf<"GET /ops/volumes/:id/policy">;
+      return { status: 200, body };
+    },
+  }),
+};

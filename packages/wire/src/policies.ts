@@ -1,0 +1,91 @@
+import { z } from "zod";
+import { id, time } from "./fields.ts";
+
+const count = z.number().int().min(0).max(100_000);
+
+/** Of each period the newest backup is kept, in the policy's time zone; `keep_within`: everything younger, as `36h`, `7d` or `2w`. */
+export const Retention = z.strictObject({
+  keep_last: count.optional(),
+  keep_hourly: count.optional(),
+  keep_daily: count.optional(),
+  keep_weekly: count.optional(),
+  keep_monthly: count.optional(),
+  keep_yearly: count.optional(),
+  keep_within: z
+    .string()
+    .regex(/^[1-9]\d{0,5}[hdw]$/, "is no number of hours, days or weeks, such as 36h, 7d or 2w")
+    .optional(),
+  min_good: z.number().int().min(1).max(100_000).default(1),
+});
+
+export const Squash = z.strictObject({ when_chain_longer_than: z.number().int().min(1).max(100_000) });
+
+const minutes = z.number().int().max(527_040);
+
+export const Schedule = z.strictObject({
+  /** Five fields: minute, hour, day of month, month, day of week. */
+  cron: z.string().min(1).max(255),
+  /** Name in the IANA time zone database. */
+  timezone: z.string().min(1).max(64).default("UTC"),
+  window_minutes: minutes.min(1).default(60),
+  jitter_minutes: minutes.min(0).default(0),
+});
+
+export const Kinds = z.union([
+  z.strictObject({ full_every: z.number().int().min(1).max(100_000) }),
+  z.strictObject({ full_on: z.string().min(1).max(255) }),
+]);
+
+/** `project_id` null: published by an admin, for every project. */
+export const Policy = z
+  .object({
+    id,
+    project_id: z.string().nullable(),
+    user_id: z.string(),
+    name: z.string(),
+    description: z.string().nullable(),
+    enabled: z.boolean(),
+    schedule: Schedule,
+    kind: Kinds,
+    retention: Retention.nullable(),
+    squash: Squash.nullable(),
+    repository: z.string().nullable(),
+    force: z.boolean(),
+    target_hours: z.number().int().nullable(),
+    next_at: time.nullable(),
+    created_at: time,
+    updated_at: time.nullable(),
+  })
+  .meta({ id: "Policy" });
+export type Policy = z.infer<typeof Policy>;
+
+/** With the next five times at which it is due, whether it is enabled or not. */
+export const PolicyDetails = Policy.extend({ next_runs: z.array(time) }).meta({ id: "PolicyDetails" });
+export type PolicyDetails = z.infer<typeof PolicyDetails>;
+
+export const PolicyAssignment = z
+  .object({
+    id,
+    policy_id: id,
+    scope: z.enum(["volume", "machine", "project"]),
+    project_id: z.string(),
+    volume_id: id.nullable(),
+    instance_id: id.nullable(),
+    user_id: z.string(),
+    created_at: time,
+  })
+  .meta({ id: "PolicyAssignment" });
+export type PolicyAssignment = z.infer<typeof PolicyAssignment>;
+
+const source = z.enum(["volume", "metadata", "machine", "project"]);
+
+/** Which policy applies to a volume, and why: `candidates` are all that could, the most specific first, which is the one that does. */
+export const VolumePolicy = z
+  .object({
+    policy: z.object({ id, name: z.string() }).nullable(),
+    by: source.nullable(),
+    why: z.string(),
+    candidates: z.array(z.object({ by: source, policy_id: id, name: z.string() })),
+  })
+  .meta({ id: "VolumePolicy" });
+export type VolumePolicy = z.infer<typeof VolumePolicy>;

@@ -140,7 +140,9 @@ it("a snapshot has the machine to itself until it is there, and the layers that 
   await expect(setPower(database, alice, id, "start")).rejects.toEqual(refusedBy("during-snapshot"));
   await expect(removeMachine(database, alice, id, { keepDisks: true })).rejects.toEqual(refusedBy("during-snapshot"));
   await expect(detachDisk(database, alice, id, disk)).rejects.toEqual(refusedBy("during-snapshot"));
-  await expect(removeMachineSnapshot(database, alice, id, snapshot.id)).rejects.toEqual(refusedBy("during-snapshot"));
+  await expect(removeMachineSnapshot(database, config, alice, { machineId: id, id: snapshot.id })).rejects.toEqual(
+    refusedBy("during-snapshot"),
+  );
   await expect(attachSnapshotDisk(database, alice, appliance, held)).rejects.toEqual(refusedBy("snapshot-locked"));
 });
 
@@ -183,8 +185,8 @@ it("a snapshot that is attached to a machine cannot be deleted, through any dial
   await attach({});
   await expect(attach({})).rejects.toEqual(refusedBy("disk-attached"));
   const deletions = [
-    () => removeMachineSnapshot(database, alice, id, snapshot.id),
-    () => requestGroupSnapshotDelete(database, alice, snapshot.id),
+    () => removeMachineSnapshot(database, config, alice, { machineId: id, id: snapshot.id }),
+    () => requestGroupSnapshotDelete(database, config, alice, snapshot.id),
     () => removeMachine(database, alice, id, { keepDisks: false }),
   ];
   for (const attempt of deletions) {
@@ -197,7 +199,7 @@ it("a snapshot that is attached to a machine cannot be deleted, through any dial
   await detachDisk(database, alice, appliance, disk);
   await attach({});
   await deleteInstance(database, alice, appliance);
-  await removeMachineSnapshot(database, alice, id, snapshot.id);
+  await removeMachineSnapshot(database, config, alice, { machineId: id, id: snapshot.id });
   expect((await getMachineSnapshot(database, alice, id, snapshot.id)).status).toBe("deleting");
 });
 

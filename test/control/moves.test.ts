@@ -129,7 +129,7 @@ it("a machine's backup is not deleted under a restore that was accepted a moment
     "backups",
     id,
     () => requestRestore(database, config, principal, { backupId: id, volumeId: null, name: null }),
-    () => requestGroupBackupDelete(database, principal, name),
+    () => requestGroupBackupDelete(database, config, principal, name),
   );
   expect(refused).toBeInstanceOf(InvalidError);
   expect(await database.backup.findUnique({ where: { id } })).toMatchObject({ status: "restoring" });

@@ -68,7 +68,7 @@ const build: Racer = ({ volumeId }) =>
 const racersOf: readonly Racer[] = [
   build,
   build,
-  ({ id }) => requestBackupDelete(database, principal, id),
+  ({ id }) => requestBackupDelete(database, config, principal, id),
   ({ id }) => requestBackupForceDelete(database, principal, id),
   ({ id }) => requestRestore(database, config, principal, { backupId: id, volumeId: null, name: null }),
   ({ id, volumeId }) => requestRestore(database, config, principal, { backupId: id, volumeId, name: null }),

@@ -382,7 +382,7 @@ async function backupWith(start: (id: string, volumeId: string) => Promise<unkno
   return id;
 }
 
-const deleteBackup = (id: string) => requestBackupDelete(database, principal, id);
+const deleteBackup = (id: string) => requestBackupDelete(database, config, principal, id);
 
 const backups: Scene[] = [
   { resource: "backup", scene: "at rest", make: () => backupWith(async () => {}), ...idle },
@@ -521,7 +521,7 @@ const groups: Scene[] = [
     scene: "deleting: group-delete",
     make: async () => {
       const { id } = await addGroupSnapshot();
-      await requestGroupSnapshotDelete(database, principal, id);
+      await requestGroupSnapshotDelete(database, config, principal, id);
       return id;
     },
     ...going,

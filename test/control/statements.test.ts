@@ -107,7 +107,7 @@ it.each<[string, number, () => Promise<() => Promise<unknown>>]>([
     10,
     async () => {
       const id = await addBackup(await addVolume());
-      return () => requestBackupDelete(database, principal, id);
+      return () => requestBackupDelete(database, config, principal, id);
     },
   ],
   [

@@ -9,6 +9,8 @@ export interface World {
   volume: string;
   snapshot: string;
   backup: string;
+  /** One that can be brought back. */
+  deletedBackup: string;
   message: string;
   operation: string;
   delivery: string;
@@ -35,6 +37,7 @@ export const emptyWorld = (): World => ({
   volume: randomUUID(),
   snapshot: randomUUID(),
   backup: randomUUID(),
+  deletedBackup: randomUUID(),
   message: randomUUID(),
   operation: randomUUID(),
   delivery: randomUUID(),
@@ -65,6 +68,12 @@ export async function makeWorld(instance: Instance, project: string, token: stri
   await setStatus(instance, "volumes", volume, "available");
   const backup = await make("backups", { backup: { volume_id: volume, ...about } });
   await finishBackup(instance, backup);
+  const deletedBackup = await make("backups", { backup: { volume_id: volume, ...about } });
+  await finishBackup(instance, deletedBackup);
+  await instance.sql(
+    "UPDATE backups SET status = 'deleted', deleted_at = now(), undelete_until = now() + interval '1 day' WHERE id = $1",
+    [deletedBackup],
+  );
   const snapshot = await make("snapshots", { snapshot: { volume_id: volume, ...about } });
   await setStatus(instance, "snapshots", snapshot, "available");
   const [operation] = await instance.sql("SELECT id FROM operations WHERE backup_id = $1", [backup]);
@@ -91,6 +100,7 @@ export async function makeWorld(instance: Instance, project: string, token: stri
     volume,
     snapshot,
     backup,
+    deletedBackup,
     message: message.id,
     operation: operation.id,
     delivery: delivery.id,
@@ -265,6 +275,8 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "POST /ops/repositories/:name/rescan": {},
     "POST /ops/repositories/:name/reap": { dry_run: true },
     "POST /ops/backups/:id/verify": { mode: "deep" },
+    "PUT /ops/backups/:id/hold": { hold: { until: "2999-01-01T00:00:00Z", reason: "why" } },
+    "POST /ops/backups/:id/undelete": {},
     "POST /ops/volumes/import": { path: join(dataDir, "image.raw"), name: "image" },
     "POST /ops/volumes/:id/export": { path: join(dataDir, `out-${world.secret}.raw`) },
   };
@@ -291,6 +303,7 @@ export function fillPath(path: string, world: World, project: string): string {
     "/ops/policies/": world.policy,
     "/ops/volumes/": world.volume,
     "/ops/backups/": world.backup,
+    "/ops/deleted-backups/": world.deletedBackup,
     "/ops/notifications/": world.delivery,
   };
   const parts: Readonly<Record<string, string>> = {
@@ -302,6 +315,7 @@ export function fillPath(path: string, world: World, project: string): string {
     ":key": "key",
   };
   return path
+    .replace("/ops/backups/:id/undelete", `/ops/backups/${world.deletedBackup}/undelete`)
     .replace(/^(.*?\/)?(:\w+)/g, (_whole, before: string, name: string) => {
       const value = name === ":id" ? ids[before] : parts[name];
       if (value === undefined) throw new Error(`nothing stands for ${name} in ${path}: tell fillPath`);

@@ -103,6 +103,8 @@ const Repository = z
     read_back: z.boolean().optional(),
     /** Maximum number of concurrent tasks on it, across all workers; null: limited by the slots only. */
     max_running_tasks: z.int().min(1).nullable().default(null),
+    /** For how long deleted backups can be brought back, unless the policy that made them says otherwise; 0: not at all. */
+    deletion_delay_hours: z.number().min(0).max(87_600).default(0),
   })
   .refine((r) => r.zlib_encoder === "zlib" || r.compression === "zlib" || r.compression === "gzip", {
     path: ["zlib_encoder"],

@@ -23,6 +23,7 @@ export class ConfigError extends ControlError {
 
 export type ResourceKind =
   | "Backup"
+  | "Deleted backup"
   | "Volume"
   | "Snapshot"
   | "Instance"

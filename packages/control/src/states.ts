@@ -4,6 +4,7 @@
  *
  * Backup:  creating → available | error            available ⇄ restoring → error_restoring
  *          any resting status → deleting → (tombstone) | error | error_deleting
+ *          with a deletion delay: available, error_restoring → deleted, which nobody sees → available | deleting
  * Volume:  creating → available | error            available, in-use ⇄ backing-up
  *          available → restoring-backup → available | error_restoring
  *          available → reserved → attaching → in-use → detaching → available
@@ -25,13 +26,13 @@
  */
 export const backupTransitions = {
   creating: ["available", "error", "deleting"],
-  available: ["restoring", "deleting", "error"],
+  available: ["restoring", "deleting", "deleted", "error"],
   restoring: ["available", "error", "error_restoring"],
-  error_restoring: ["available", "error", "deleting"],
+  error_restoring: ["available", "error", "deleting", "deleted"],
   error: ["available", "deleting"],
   deleting: ["error", "error_deleting", "deleted"],
   error_deleting: ["available", "error", "deleting"],
-  deleted: [],
+  deleted: ["available", "deleting"],
 } as const satisfies Record<string, readonly string[]>;
 
 export type BackupStatus = keyof typeof backupTransitions;

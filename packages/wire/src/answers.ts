@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { AuditEntry } from "./audit.ts";
-import { BackupHealth } from "./backups.ts";
+import { BackupHealth, DeletedBackup } from "./backups.ts";
 import { id } from "./fields.ts";
 import { GroupSnapshot, Instance } from "./instances.ts";
 import { Notification } from "./notifications.ts";
@@ -28,6 +28,11 @@ export const answers = {
   "GET /ops/audit": { 200: z.object({ audit: z.array(AuditEntry) }) },
   "GET /ops/volumes/:id": { 200: z.object({ volume: VolumeDetails }) },
   "GET /ops/backups/:id": { 200: z.object({ backup: BackupHealth }) },
+  "PUT /ops/backups/:id/hold": { 200: z.object({ backup: BackupHealth }) },
+  "DELETE /ops/backups/:id/hold": { 204: null },
+  "GET /ops/deleted-backups": { 200: z.object({ backups: z.array(DeletedBackup) }) },
+  "DELETE /ops/deleted-backups/:id": { 202: z.object({}) },
+  "POST /ops/backups/:id/undelete": { 200: z.object({ backups: z.array(z.object({ id })) }) },
   "GET /ops/instances": { 200: z.object({ instances: z.array(Instance) }) },
   "POST /ops/instances": { 201: oneInstance },
   "GET /ops/instances/:id": { 200: oneInstance },

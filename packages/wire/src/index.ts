@@ -1,7 +1,7 @@
 /** The requests to the routes below `/ops`, and their answers. Nothing but schemas and types, so that a browser program can import it, too. */
 export { type AnswerOf, answers, type OpsRouteKey } from "./answers.ts";
 export type { AuditEntry } from "./audit.ts";
-export type { BackupHealth } from "./backups.ts";
+export type { BackupHealth, DeletedBackup } from "./backups.ts";
 export type { GroupSnapshot, Instance } from "./instances.ts";
 export type { Notification } from "./notifications.ts";
 export type { Operation, OperationResult } from "./operations.ts";

@@ -16,6 +16,10 @@ export const Retention = z.strictObject({
     .regex(/^[1-9]\d{0,5}[hdw]$/, "is no number of hours, days or weeks, such as 36h, 7d or 2w")
     .optional(),
   min_good: z.number().int().min(1).max(100_000).default(1),
+  /** Backups that no policy has made count and go as well. */
+  manual: z.boolean().default(false),
+  /** For how long the policy's deleted backups can be brought back; absent: as their repository says. */
+  deletion_delay_hours: z.number().min(0).max(87_600).optional(),
 });
 
 export const Squash = z.strictObject({ when_chain_longer_than: z.number().int().min(1).max(100_000) });

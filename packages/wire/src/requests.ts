@@ -173,6 +173,10 @@ export const requests = {
   },
   "GET /ops/policies/:id/assignments": { query: z.strictObject({ limit }) },
   "POST /ops/policies/:id/assignments": { body: z.strictObject({ assignment: NewAssignment }) },
+  "PUT /ops/backups/:id/hold": {
+    body: z.strictObject({ hold: z.strictObject({ until: time, reason: text.min(1).max(255) }) }),
+  },
+  "GET /ops/deleted-backups": { query: z.strictObject({ id: id.optional(), volume_id: id.optional(), limit }) },
   "POST /ops/backups/:id/verify": {
     body: z.strictObject({ mode: z.enum(["quick", "deep", "drill"]).default("quick") }).prefault({}),
   },

@@ -218,13 +218,16 @@ const deleteBackup: Verb = async (reference, real, { a, flag: force }) => {
     a,
   );
   if (!backup) return;
-  const { database, principal } = real;
+  const { database, config, principal } = real;
   const deletion = reference.operations.find((one) => one.backup === backup && one.kind === "backup-delete");
   if (force && deletion) return requestBackupForceDelete(database, principal, backup.id);
   const isResting = ["available", "error", "error_restoring"].includes(backup.status);
-  const request = force ? requestBackupForceDelete : requestBackupDelete;
+  const request = () =>
+    force
+      ? requestBackupForceDelete(database, principal, backup.id)
+      : requestBackupDelete(database, config, principal, backup.id);
   const allowed = (force || isResting) && !dependsOn(reference, backup);
-  if (!(await attempt(allowed, () => request(database, principal, backup.id)))) return;
+  if (!(await attempt(allowed, request))) return;
   if (force) cancelWork(reference, backup);
   const blocked = isWaiting(reference, (one) => one.backup === backup);
   backup.status = "deleting";

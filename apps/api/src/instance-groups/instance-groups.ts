@@ -90,7 +90,7 @@ export const instanceGroups = {
     body: namedBackupBody,
     load,
     handle: async (context, call) => {
-      const accepted = await requestGroupBackupDelete(context.database, call.principal, namedOf(call));
+      const accepted = await requestGroupBackupDelete(context.database, context.config, call.principal, namedOf(call));
       const answer = { async: call.body.async, submitted: "Delete backup request submitted", view: deletedView };
       return answerWhenDone(context, call, accepted, answer);
     },

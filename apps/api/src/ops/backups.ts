@@ -1,6 +1,18 @@
-import { type BackupHealth as BackupHealthRow, getBackupHealth, requestVerify } from "@tephra/control";
-import { type AnswerOf, type BackupHealth, requests } from "@tephra/wire";
-import { defineOps } from "./serve.ts";
+import {
+  type Backup,
+  type BackupHealth as BackupHealthRow,
+  getBackupHealth,
+  holdBackup,
+  listHidden,
+  releaseHold,
+  requestHiddenRemoval,
+  requestVerify,
+  undeleteBackup,
+} from "@tephra/control";
+import { type AnswerOf, type BackupHealth, type DeletedBackup, requests } from "@tephra/wire";
+import { defineOps, type OpsCall } from "./serve.ts";
+
+const numberOrNull = (value: bigint | null): number | null => (value === null ? null : Number(value));
 
 /** `damage` is the backup's own; a backup with damaged parents cannot be restored either if it needs the damaged parts. */
 const view = ({ backup, damagedParents }: BackupHealthRow): BackupHealth => ({
@@ -8,13 +20,35 @@ const view = ({ backup, damagedParents }: BackupHealthRow): BackupHealth => ({
   status: backup.status,
   repository: backup.repository,
   parent_id: backup.parentId,
-  bytes: backup.volumeBytes === null ? null : Number(backup.volumeBytes),
-  stored_bytes: backup.storedBytes === null ? null : Number(backup.storedBytes),
+  bytes: numberOrNull(backup.volumeBytes),
+  stored_bytes: numberOrNull(backup.storedBytes),
   damage: backup.damage,
   damaged_parents: damagedParents,
   verified_at: backup.verifiedAt?.toISOString() ?? null,
   verified_mode: backup.verifiedMode,
+  hold: backup.holdUntil === null ? null : { until: backup.holdUntil.toISOString(), reason: backup.holdReason },
+  policy_id: backup.policyId,
 });
+
+/** Both times are those of a backup that can be brought back. */
+const viewDeleted = (backup: Backup): DeletedBackup => ({
+  id: backup.id,
+  project_id: backup.projectId,
+  name: backup.name,
+  volume_id: backup.volumeId,
+  parent_id: backup.parentId,
+  policy_id: backup.policyId,
+  repository: backup.repository,
+  bytes: numberOrNull(backup.volumeBytes),
+  stored_bytes: numberOrNull(backup.storedBytes),
+  data_timestamp: backup.dataTimestamp.toISOString(),
+  created_at: backup.createdAt.toISOString(),
+  deleted_at: backup.deletedAt?.toISOString() ?? "",
+  undelete_until: backup.undeleteUntil?.toISOString() ?? "",
+  removing: backup.status === "deleting",
+});
+
+const idOf = ({ params }: OpsCall): string => params["id"] ?? "";
 
 export const opsBackups = {
   /** What Cinder's representation of a backup lacks: its exact sizes and its health. */
@@ -22,6 +56,49 @@ export const opsBackups = {
     handle: async ({ database }, { principal, params }) => {
       const backup = view(await getBackupHealth(database, principal, params["id"] ?? ""));
       return { status: 200, body: { backup } satisfies AnswerOf<"GET /ops/backups/:id"> };
+    },
+  }),
+
+  /** Nobody deletes it before the time, whatever the API; not even by force. */
+  hold: defineOps({
+    ...requests["PUT /ops/backups/:id/hold"],
+    handle: async ({ database }, call) => {
+      await holdBackup(database, call.principal, idOf(call), call.body.hold);
+      const backup = view(await getBackupHealth(database, call.principal, idOf(call)));
+      return { status: 200, body: { backup } satisfies AnswerOf<"PUT /ops/backups/:id/hold"> };
+    },
+  }),
+
+  release: defineOps({
+    handle: async ({ database }, call) => {
+      await releaseHold(database, call.principal, idOf(call));
+      return { status: 204 };
+    },
+  }),
+
+  /** Deleted backups that can be brought back. */
+  deleted: defineOps({
+    ...requests["GET /ops/deleted-backups"],
+    handle: async ({ database }, { principal, query }) => {
+      const { id, volume_id: volumeId, limit } = query;
+      const rows = await listHidden(database, principal, { id, volumeId, limit });
+      return { status: 200, body: { backups: rows.map(viewDeleted) } satisfies AnswerOf<"GET /ops/deleted-backups"> };
+    },
+  }),
+
+  undelete: defineOps({
+    handle: async ({ database }, call) => {
+      const ids = await undeleteBackup(database, call.principal, idOf(call));
+      const backups = ids.map((id) => ({ id }));
+      return { status: 200, body: { backups } satisfies AnswerOf<"POST /ops/backups/:id/undelete"> };
+    },
+  }),
+
+  /** Removes a deleted backup before its delay is over. */
+  purge: defineOps({
+    handle: async ({ database }, call) => {
+      await requestHiddenRemoval(database, call.principal, idOf(call));
+      return { status: 202, body: {} satisfies AnswerOf<"DELETE /ops/deleted-backups/:id"> };
     },
   }),
 

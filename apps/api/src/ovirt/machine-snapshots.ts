@@ -112,10 +112,9 @@ const add: Handle = async (context, call) => {
   return created("snapshot", view(made, made.instanceId ?? machineId, false), made.status !== "available");
 };
 
-const remove: Handle = async ({ database }, { principal, params }) => {
-  await whenRefused("remove Snapshot", () =>
-    removeMachineSnapshot(database, principal, params["vm"] ?? "", params["snapshot"] ?? ""),
-  );
+const remove: Handle = async ({ database, config }, { principal, params }) => {
+  const which = { machineId: params["vm"] ?? "", id: params["snapshot"] ?? "" };
+  await whenRefused("remove Snapshot", () => removeMachineSnapshot(database, config, principal, which));
   return done();
 };
 

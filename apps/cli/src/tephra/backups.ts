@@ -1,5 +1,5 @@
 import type { AnswerOf, BodyOf } from "@tephra/wire";
-import { type Command, Option } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
 import { addTransferOptions, type TransferOptions } from "./disks.ts";
 import { resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
@@ -40,6 +40,29 @@ export function addBackupCommands(program: Command): void {
   backup.command("list").description("all backups of the project").action(list);
   backup.command("show").argument("<backup>", "id or name").action(show);
   addWaitOptions(backup.command("delete")).argument("<backup>", "id or name").action(remove);
+  backup
+    .command("hold")
+    .description("Nobody deletes the backup before this time, not even by force.")
+    .argument("<backup>", "id or name")
+    .requiredOption("--until <time>", "ISO 8601, such as 2027-01-31 or 2027-01-31T12:00:00Z")
+    .requiredOption("--reason <text>")
+    .action(hold);
+  backup.command("release").description("End a hold.").argument("<backup>", "id or name").action(release);
+  backup
+    .command("deleted")
+    .description("Deleted backups that can be brought back.")
+    .option("--volume <volume>", "only of this volume (id)")
+    .action(listDeleted);
+  backup
+    .command("undelete")
+    .description("Bring back a deleted backup, with the deleted ones that it builds on.")
+    .argument("<id>")
+    .action(undelete);
+  backup
+    .command("purge")
+    .description("Remove a deleted backup before its delay is over. Only admins may.")
+    .argument("<id>")
+    .action(purge);
   addWaitOptions(backup.command("restore"))
     .description("Restore a backup to a new volume or overwrite an existing one.")
     .argument("<backup>", "id or name")
@@ -126,9 +149,64 @@ async function remove(reference: string, _options: object, command: Command): Pr
   const { client, waiting, settle, print: write } = openSession(command);
   const id = await resolveId(client, "backup", reference);
   await client.delete(client.block(`/backups/${id}`));
+  const path = `/ops/deleted-backups?id=${id}`;
+  const { backups } = await client.get<AnswerOf<"GET /ops/deleted-backups">>(path);
+  const [hidden] = backups.filter((backup) => !backup.removing);
+  if (hidden !== undefined) {
+    const { undelete_until } = hidden;
+    const fields = { id, status: "deleted", "undelete until": undelete_until };
+    return write({ backup: { id, status: "deleted", undelete_until } }, renderFields(fields));
+  }
   await settle({ kind: "backup-delete", backup_id: id });
   const status = waiting === null ? "deleting" : "deleted";
   write({ backup: { id, status } }, renderFields({ id, status }));
+}
+
+async function hold(reference: string, options: { until: string; reason: string }, command: Command): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const id = await resolveId(client, "backup", reference);
+  const until = parseTime(options.until);
+  const shown = await client.put<AnswerOf<"PUT /ops/backups/:id/hold">>(`/ops/backups/${id}/hold`, {
+    hold: { until, reason: options.reason },
+  });
+  write(shown, renderFields({ id, "held until": until, reason: options.reason }));
+}
+
+function parseTime(text: string): string {
+  const time = new Date(text);
+  if (Number.isNaN(time.getTime())) throw new InvalidArgumentError(`--until: ${text} is no time in ISO 8601.`);
+  return time.toISOString();
+}
+
+async function release(reference: string, _options: object, command: Command): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const id = await resolveId(client, "backup", reference);
+  await client.delete(`/ops/backups/${id}/hold`);
+  write({ backup: { id, hold: null } }, renderFields({ id, "held until": null }));
+}
+
+async function listDeleted(options: { volume?: string }, command: Command): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const search = new URLSearchParams({ limit: "1000", ...(options.volume && { volume_id: options.volume }) });
+  const { backups } = await client.get<AnswerOf<"GET /ops/deleted-backups">>(`/ops/deleted-backups?${search}`);
+  const rows = backups.map((backup) => [
+    ...[backup.id, backup.name, backup.volume_id, backup.data_timestamp, backup.deleted_at],
+    backup.removing ? "being removed" : backup.undelete_until,
+  ]);
+  write({ backups }, renderTable(["ID", "NAME", "VOLUME", "DATA OF", "DELETED", "UNDELETE UNTIL"], rows));
+}
+
+async function undelete(id: string, _options: object, command: Command): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const shown = await client.post<AnswerOf<"POST /ops/backups/:id/undelete">>(`/ops/backups/${id}/undelete`, {});
+  const others = shown.backups.map((backup) => backup.id).filter((other) => other !== id);
+  write(shown, renderFields({ id, status: "available", "with it": others.join(", ") || null }));
+}
+
+async function purge(id: string, _options: object, command: Command): Promise<void> {
+  const { client, print: write } = openSession(command);
+  await client.delete(`/ops/deleted-backups/${id}`);
+  write({ backup: { id, status: "deleting" } }, renderFields({ id, status: "deleting" }));
 }
 
 interface Restore {
@@ -202,6 +280,7 @@ async function print(command: Command, id: string): Promise<void> {
     created: backup.created_at,
     verified: health.verified_at === null ? null : `${health.verified_at} (${health.verified_mode})`,
     damage: health.damage,
+    "held until": health.hold === null ? null : `${health.hold.until} (${health.hold.reason})`,
     "damaged parents": health.damaged_parents.map((parent) => parent.id).join(", ") || null,
   };
   write({ backup, health }, renderFields(fields));

@@ -1,5 +1,8 @@
+import type { Config } from "../config.ts";
+import { giveReason, transactionTime } from "../db/actor.ts";
 import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
+import { isStoredBackup, storedBackups } from "../db/live.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import type { Principal } from "../principal.ts";
@@ -8,7 +11,7 @@ import { completeOperation, lockLiveOperation, startOperation } from "../queue/o
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
 import { needToWrite } from "../queue/workers.ts";
 import type { Backup } from "../rows/backups.ts";
-import { countDependents, getBackup, lockBackup } from "../rows/backups.ts";
+import { getBackup, lockBackup, lockHidden } from "../rows/backups.ts";
 import { move, override } from "../rows/move.ts";
 import { lockQuota, releaseQuota } from "../rows/quotas.ts";
 import { cancelReaders } from "./verify.ts";
@@ -19,11 +22,16 @@ const deletable = ["available", "error", "error_restoring", "error_deleting"] as
 const statusRefusal = () => new InvalidError("backup", "Backup status must be available or error");
 
 /**
- * Accepts a deletion.
+ * Accepts a deletion: the backup is removed, or hidden for the deletion delay of its policy or repository.
  *
- * @throws NotFoundError; InvalidError in a wrong status or with live incrementals
+ * @throws NotFoundError; InvalidError in a wrong status, while it is held, or with live incrementals
  */
-export async function requestBackupDelete(database: Database, principal: Principal, id: string): Promise<void> {
+export async function requestBackupDelete(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  id: string,
+): Promise<void> {
   await inTransaction(database, async (tx) => {
     await getBackup(tx, principal, id);
     const backup = await lockBackup(tx, id);
@@ -31,8 +39,19 @@ export async function requestBackupDelete(database: Database, principal: Princip
     if (!["available", "error", "error_restoring"].includes(backup.status)) {
       throw statusRefusal();
     }
-    await startBackupDelete(tx, principal, backup);
+    await deleteLocked(tx, config, principal, backup);
   });
+}
+
+/** Deletes the locked backup as a request does. @throws InvalidError as requestBackupDelete */
+export async function deleteLocked(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  backup: Backup,
+): Promise<void> {
+  const children = await readChildren(tx, backup.id);
+  if (!(await hideBackup(tx, config, backup, children))) await startBackupDelete(tx, principal, backup, { children });
 }
 
 /**
@@ -40,22 +59,51 @@ export async function requestBackupDelete(database: Database, principal: Princip
  * is removed before the last worker of any operation cancelled for it has let go. With `force`, its status does not matter.
  *
  * @returns the operation's id
- * @throws InvalidError while something is done to it, or with live incrementals, counted over all projects
+ * @throws InvalidError while something is done to it, while it is held, or with incrementals, counted over all projects: live ones, and
+ *   deleted ones that can be brought back
  */
 export async function startBackupDelete(
   tx: Transaction,
   principal: Principal,
   backup: Backup,
-  { parentId = null, force = false }: { parentId?: string | null; force?: boolean } = {},
+  { parentId = null, force = false, children }: { parentId?: string | null; force?: boolean; children?: Children } = {},
 ): Promise<string> {
-  if ((await countDependents(tx, backup.id)) > 0)
-    throw new InvalidError("backup", "Incremental backups exist for this backup.");
+  await refuseHeld(tx, backup);
+  const { live, hiddenUntil } = children ?? (await readChildren(tx, backup.id));
+  if (live > 0) throw new InvalidError("backup", dependents);
+  if (hiddenUntil !== null) throw new InvalidError("backup", hiddenDependents);
   await cancelReaders(tx, backup.id);
   const moved = force
     ? await override(tx, "backup", { id: backup.id }, "deleting")
     : await move(tx, "backup", { id: backup.id }, { from: deletable, to: "deleting" });
   if (moved !== 1) throw statusRefusal();
   await notifyBackup(tx, "backup.delete.start", backup.id);
+  return startRemoval(tx, principal, backup, parentId);
+}
+
+const dependents = "Incremental backups exist for this backup.";
+const hiddenDependents = "Deleted incremental backups that can still be brought back exist for this backup.";
+
+/** What builds on a backup, in any project: how many live ones, and until when the last of the deleted ones can be brought back. */
+interface Children {
+  live: number;
+  hiddenUntil: Date | null;
+}
+
+async function readChildren(tx: Transaction, id: string): Promise<Children> {
+  const [children] = await tx.$queryRaw<[Children]>`
+    SELECT (count(*) FILTER (WHERE deleted_at IS NULL))::int AS live, max(undelete_until) AS "hiddenUntil"
+    FROM backups WHERE parent_id = ${id}::uuid AND ${isStoredBackup("backups")}`;
+  return children;
+}
+
+/** Adds the operation that removes the objects of a backup which is `deleting`. @returns its id */
+async function startRemoval(
+  tx: Transaction,
+  principal: Principal,
+  backup: Backup,
+  parentId: string | null = null,
+): Promise<string> {
   const operationId = await startOperation(tx, principal, {
     kind: "backup-delete",
     projectId: backup.projectId,
@@ -68,6 +116,63 @@ export async function startBackupDelete(
   return operationId;
 }
 
+const hideable = ["available", "error_restoring"] as const;
+
+/**
+ * Where a deletion delay applies to the locked backup: nobody sees it any more, its objects stay and count against the quota, and it can be
+ * brought back until the delay is over. It stays no less long than what builds on it. A backup that was never completed is not hidden.
+ *
+ * @returns false where no delay applies; nothing is changed then
+ * @throws InvalidError while it is held, or with live incrementals, counted over all projects
+ */
+export async function hideBackup(
+  tx: Transaction,
+  config: Config,
+  backup: Backup,
+  children?: Children,
+): Promise<boolean> {
+  if (!(hideable as readonly string[]).includes(backup.status)) return false;
+  const { live, hiddenUntil } = children ?? (await readChildren(tx, backup.id));
+  const until = await undeleteUntil(tx, config, backup, hiddenUntil);
+  if (until === null) return false;
+  await refuseHeld(tx, backup);
+  if (live > 0) throw new InvalidError("backup", dependents);
+  await cancelReaders(tx, backup.id);
+  const columns = { deletedAt: await transactionTime(tx), undeleteUntil: until };
+  const moved = await move(tx, "backup", { id: backup.id }, { from: hideable, to: "deleted" }, columns);
+  if (moved !== 1) throw statusRefusal();
+  await notifyBackup(tx, "backup.delete.start", backup.id);
+  return true;
+}
+
+/** When the deletion delay of a backup that is deleted now is over; null: no delay applies. */
+async function undeleteUntil(
+  tx: Transaction,
+  config: Config,
+  backup: Backup,
+  hiddenUntil: Date | null,
+): Promise<Date | null> {
+  const configured = config.repositories.find(({ name }) => name === backup.repository)?.deletion_delay_hours ?? 0;
+  const hours = (backup.policyId === null ? null : await policyDelayHours(tx, backup.policyId)) ?? configured;
+  const own = hours > 0 ? (await transactionTime(tx)).getTime() + hours * 3_600_000 : 0;
+  const until = Math.max(own, hiddenUntil?.getTime() ?? 0);
+  return until > 0 ? new Date(until) : null;
+}
+
+/** Of the policy that made a backup; null where it does not say, or is gone. */
+async function policyDelayHours(tx: Transaction, policyId: string): Promise<number | null> {
+  const [policy] = await tx.$queryRaw<{ hours: number | null }[]>`
+    SELECT (retention->>'deletion_delay_hours')::int AS hours FROM policies WHERE id = ${policyId}::uuid`;
+  return policy?.hours ?? null;
+}
+
+/** @throws InvalidError while somebody holds the backup */
+async function refuseHeld(tx: Transaction, { holdUntil, holdReason }: Backup): Promise<void> {
+  if (holdUntil === null || holdUntil <= (await transactionTime(tx))) return;
+  const why = holdReason === null ? "" : `: ${holdReason}`;
+  throw new InvalidError("backup", `Backup is held until ${holdUntil.toISOString()}${why}`);
+}
+
 export interface Removal {
   repository: string;
   container: string;
@@ -76,7 +181,7 @@ export interface Removal {
 
 /**
  * Called before the first object is removed. Returns what a deletion may remove from the repository: null when nothing was ever named, or
- * when another live row shares the objects (an imported twin), since they go with the last of these rows. A row that is being deleted as
+ * when another row that is live, or can be brought back, shares the objects (an imported twin), since they go with the last of these rows. A row that is being deleted as
  * well does not count; otherwise two simultaneous deletions would each leave the objects to the other. From then on no row of these objects
  * ever becomes `available` again.
  *
@@ -90,7 +195,7 @@ export async function beginBackupDelete(database: Database, operation: TaskOpera
     await lockRepository(tx, repository);
     const sharing = await tx.$queryRaw<{ id: string; status: string }[]>`
       SELECT id, status FROM backups WHERE repository = ${repository} AND container = ${container} AND service_metadata = ${prefix}
-        AND deleted_at IS NULL ORDER BY id FOR UPDATE`;
+        AND ${isStoredBackup("backups")} ORDER BY id FOR UPDATE`;
     await lockLiveOperation(tx, operation.id);
     if (sharing.some(({ id, status }) => id !== operation.backupId && status !== "deleting")) return null;
     const ids = sharing.map(({ id }) => id);
@@ -109,14 +214,60 @@ export async function finishBackupDelete(
   result: TaskResult,
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
-    const live = { id: operation.backupId ?? nilUuid, deletedAt: null };
+    const live = { id: operation.backupId ?? nilUuid, ...storedBackups };
     // Two deletions may end at once, one of them forced: the row is read under the lock, so that only one of them releases the quota.
     await lockQuota(tx, operation.projectId);
     const row = await tx.backup.findFirst({ where: live });
     if (row) await releaseQuota(tx, row.projectId, { backups: 1, backup_gigabytes: row.sizeGib });
     // Whatever the status says, the objects are gone.
-    if (row) await override(tx, "backup", { id: row.id }, "deleted", { deletedAt: new Date() });
+    if (row) await override(tx, "backup", { id: row.id }, "deleted", { deletedAt: new Date(), undeleteUntil: null });
     if (row) await notifyBackup(tx, "backup.delete.end", row.id);
     await completeOperation(tx, operation, result);
+  });
+}
+
+/** A deletion whose delay is over removes so many at once. */
+const removedAtOnce = 50;
+
+/**
+ * Removes hidden backups whose delay is over, one batch; a parent after what builds on it.
+ *
+ * @returns whether there may be more
+ */
+export async function removeHidden(
+  database: Database,
+  principalOf: (projectId: string) => Principal,
+): Promise<boolean> {
+  return inTransaction(database, async (tx) => {
+    const due = await tx.$queryRaw<{ id: string }[]>`
+      SELECT id FROM backups b WHERE b.undelete_until <= now() AND b.status = 'deleted'
+        AND NOT EXISTS (SELECT FROM backups c WHERE c.parent_id = b.id AND ${isStoredBackup("c")})
+      ORDER BY b.undelete_until LIMIT ${removedAtOnce} FOR UPDATE SKIP LOCKED`;
+    for (const { id } of due) await removeHiddenBackup(tx, principalOf, id);
+    return due.length === removedAtOnce;
+  });
+}
+
+async function removeHiddenBackup(
+  tx: Transaction,
+  principalOf: (projectId: string) => Principal,
+  id: string,
+): Promise<void> {
+  const backup = await tx.backup.findUniqueOrThrow({ where: { id } });
+  const moved = await move(tx, "backup", { id, undeleteUntil: { not: null } }, { from: "deleted", to: "deleting" });
+  if (moved === 1) await startRemoval(tx, principalOf(backup.projectId), backup);
+}
+
+/**
+ * An admin removes a hidden backup before its delay is over.
+ *
+ * @throws NotFoundError where there is none; InvalidError while others that can be brought back build on it
+ */
+export async function requestHiddenRemoval(database: Database, principal: Principal, id: string): Promise<void> {
+  await inTransaction(database, async (tx) => {
+    await lockHidden(tx, principal, id);
+    if ((await readChildren(tx, id)).hiddenUntil !== null) throw new InvalidError("backup", hiddenDependents);
+    await giveReason(tx, "An administrator removed the deleted backup before its delay was over.");
+    await removeHiddenBackup(tx, () => principal, id);
   });
 }

@@ -1,6 +1,7 @@
 import { type Config, defaultRepository } from "../config.ts";
 import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
+import { storedBackups } from "../db/live.ts";
 import { InvalidError, NoServiceError, OperationEndedError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, startOperation } from "../queue/operations.ts";
@@ -44,7 +45,7 @@ export async function requestBackupImport(
   const { projectId } = principal;
   await inTransaction(database, async (tx) => {
     await reserveQuota(tx, config, projectId, { backups: 1, backup_gigabytes: sizeGib });
-    await tx.backup.deleteMany({ where: { id, deletedAt: { not: null } } });
+    await tx.backup.deleteMany({ where: { id, deletedAt: { not: null }, undeleteUntil: null } });
     const now = new Date();
     const row = {
       ...{ id, projectId, userId: principal.userId, volumeId: nilUuid, sizeGib },
@@ -91,7 +92,7 @@ export async function nameImport(database: Database, operation: TaskOperation, p
     if (condemned > 0) throw new InvalidError("backup", "The objects of the backup are being removed by a reaper.");
   });
   const gone = { OR: [{ status: "deleting" }, { removalBegunAt: { not: null } }] };
-  const deleting = await database.backup.count({ where: { ...named, ...gone, deletedAt: null } });
+  const deleting = await database.backup.count({ where: { ...named, AND: [gone, storedBackups] } });
   if (deleting > 0) throw new InvalidError("backup", "The objects of the backup are being deleted.");
 }
 

@@ -74,6 +74,12 @@ export async function transactionTime(tx: Prisma.TransactionClient): Promise<Dat
   return now;
 }
 
+/** Adds the reason to the transitions that follow in this transaction. */
+export async function giveReason(tx: Prisma.TransactionClient, reason: string): Promise<void> {
+  const told = { kind: "database", ...acting.getStore(), reason };
+  await tx.$executeRaw`SELECT set_config('tephra.actor', ${JSON.stringify(told)}, true)`;
+}
+
 /** Adds the reason and the operation to the transitions that follow in this transaction. */
 export async function sayWhy(
   tx: Prisma.TransactionClient,

@@ -14,6 +14,7 @@ export type BackupEvent =
   | "backup.restore.end"
   | "backup.delete.start"
   | "backup.delete.end"
+  | "backup.undelete"
   | "backup.reset_status.start"
   | "backup.reset_status.end"
   | "backup.verify.start"

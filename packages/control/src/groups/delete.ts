@@ -1,11 +1,12 @@
-import { startBackupDelete } from "../backups/delete.ts";
+import { hideBackup, startBackupDelete } from "../backups/delete.ts";
+import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { completeOperation, concludeTask, lockLiveOperation, startOperation } from "../queue/operations.ts";
 import type { TaskOperation, TaskResult } from "../queue/tasks.ts";
-import { lockBackup } from "../rows/backups.ts";
+import { type Backup, lockBackup } from "../rows/backups.ts";
 import {
   type GroupRow,
   holdGroup,
@@ -50,6 +51,7 @@ function checkDeletable(backup: GroupBackupRow): void {
  */
 export async function requestGroupBackupDelete(
   database: Database,
+  config: Config,
   principal: Principal,
   request: GroupBackupName,
 ): Promise<AcceptedGroupOperation> {
@@ -60,7 +62,7 @@ export async function requestGroupBackupDelete(
     checkBackupName(backup, request.name);
     checkDeletable(backup);
     refuseBusy(group);
-    const operationId = await startGroupSnapshotDelete(tx, principal, group, backup);
+    const operationId = await startGroupSnapshotDelete(tx, config, principal, { group, snapshot: backup });
     return {
       operationId,
       groupId: group.id,
@@ -78,7 +80,12 @@ export async function requestGroupBackupDelete(
  *
  * @throws InvalidError with backups, in another status, or while an operation on the group is live; NotFoundError
  */
-export async function requestGroupSnapshotDelete(database: Database, principal: Principal, id: string): Promise<void> {
+export async function requestGroupSnapshotDelete(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  id: string,
+): Promise<void> {
   await inTransaction(database, async (tx) => {
     const { groupId } = await getGroupSnapshot(tx, principal, id);
     const group = await lockVisibleGroup(tx, principal, groupId);
@@ -93,24 +100,28 @@ export async function requestGroupSnapshotDelete(database: Database, principal: 
       throw new InvalidError("group-snapshot", text);
     }
     refuseBusy(group);
-    await startGroupSnapshotDelete(tx, principal, group, snapshot);
+    await startGroupSnapshotDelete(tx, config, principal, { group, snapshot });
   });
 }
 
 /**
- * Where no backup is left there is nothing to wait for: the snapshots are removed at once. The group snapshot is locked.
+ * Backups to which a deletion delay applies are hidden. Where no other is left there is nothing to wait for: the snapshots are removed at once. The group snapshot is locked.
  *
  * @throws RefusedError while one of its disks is attached to a machine
  */
 export async function startGroupSnapshotDelete(
   tx: Transaction,
+  config: Config,
   principal: Principal,
-  group: GroupRow,
-  snapshot: GroupBackupRow,
+  { group, snapshot }: { group: GroupRow; snapshot: GroupBackupRow },
 ): Promise<string> {
   await refuseAttachedSnapshot(tx, snapshot);
   await refuseTransferredSnapshot(tx, snapshot);
-  const backups = snapshot.members.flatMap((member) => member.backup?.id ?? []).sort();
+  const backups: Backup[] = [];
+  for (const id of snapshot.members.flatMap((member) => member.backup?.id ?? []).sort()) {
+    const backup = await lockBackup(tx, id);
+    if (backup && !(await hideBackup(tx, config, backup))) backups.push(backup);
+  }
   const snapshots = await tx.snapshot.findMany({ where: { groupSnapshotId: snapshot.id }, include: { volume: true } });
   const input = { concludeNeeds: [...new Set(snapshots.map(({ volume }) => `backend:${volume.backend}`))] };
   // The row is locked. Its own status is one of several that were considered, and an admin may have set any.
@@ -125,10 +136,7 @@ export async function startGroupSnapshotDelete(
     parts: backups.length,
   });
   await holdGroup(tx, group.id, operationId);
-  for (const id of backups) {
-    const backup = await lockBackup(tx, id);
-    if (backup) await startBackupDelete(tx, principal, backup, { parentId: operationId });
-  }
+  for (const backup of backups) await startBackupDelete(tx, principal, backup, { parentId: operationId });
   return operationId;
 }
 

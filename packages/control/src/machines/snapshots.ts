@@ -178,9 +178,9 @@ async function recordSnapshot(
  */
 export async function removeMachineSnapshot(
   database: Database,
+  config: Config,
   principal: Principal,
-  machineId: string,
-  id: string,
+  { machineId, id }: { machineId: string; id: string },
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const machine = await lockMachine(tx, principal, machineId);
@@ -193,7 +193,7 @@ export async function removeMachineSnapshot(
     await tx.$queryRaw`SELECT id FROM group_snapshots WHERE id = ${seen.id}::uuid FOR NO KEY UPDATE`;
     const [whole] = await withMembers(tx, [seen]);
     const group = await getGroup(tx, principal, seen.groupId);
-    if (whole) await startGroupSnapshotDelete(tx, principal, group, whole);
+    if (whole) await startGroupSnapshotDelete(tx, config, principal, { group, snapshot: whole });
   });
 }
 

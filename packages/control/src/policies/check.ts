@@ -61,7 +61,7 @@ function scheduleProblems({ schedule, kind }: PolicyRules, now: Date): Problem[]
 }
 
 function retentionProblems(retention: RetentionRules): Problem[] {
-  const { min_good: _, keep_within: within, ...counts } = retention;
+  const { min_good: _, manual: _manual, deletion_delay_hours: _delay, keep_within: within, ...counts } = retention;
   if (within !== undefined && durationMs(within) === null) {
     return [{ key: "policy.retention.keep_within", problem: "is no number of hours, days or weeks" }];
   }

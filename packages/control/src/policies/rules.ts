@@ -10,7 +10,8 @@ const count = z.int().min(0);
 /**
  * Which backups of a volume are kept. `keep_hourly: n`: the newest of each of the last n hours that have any, in the policy's time zone; the
  * others alike. `keep_within`: everything younger, such as `36h`, `7d` or `2w`. `min_good`: so many restorable ones stay whatever the other
- * rules say.
+ * rules say. `manual`: backups that no policy has made count and go as well. `deletion_delay_hours`: for how long the policy's deleted
+ * backups can be brought back, however they were deleted; absent: as their repository says.
  */
 export const RetentionRules = z.object({
   keep_last: count.optional(),
@@ -21,6 +22,8 @@ export const RetentionRules = z.object({
   keep_yearly: count.optional(),
   keep_within: z.string().optional(),
   min_good: z.int().min(1).default(1),
+  manual: z.boolean().default(false),
+  deletion_delay_hours: z.number().min(0).optional(),
 });
 export type RetentionRules = z.output<typeof RetentionRules>;
 

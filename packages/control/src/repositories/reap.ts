@@ -1,6 +1,6 @@
 import { type Config, repositoryNamed } from "../config.ts";
 import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
-import { isEndedOperation, isLiveOperation, liveStates } from "../db/live.ts";
+import { isEndedOperation, isLiveOperation, isStoredBackup, liveStates } from "../db/live.ts";
 import { InvalidError, OperationEndedError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import type { ReapInput } from "../queue/documents.ts";
@@ -114,7 +114,7 @@ export interface FoundPlace {
 export type PlaceVerdict = "kept" | "orphan" | "unknown";
 
 /**
- * Whether the objects of a backup are no longer needed. All live rows count, in whatever repository, project and status, since a row may
+ * Whether the objects of a backup are no longer needed. All rows that are live or can be brought back count, in whatever repository, project and status, since a row may
  * share another one's objects and two names may stand for one place. Rows that build on it and operations on it count as well. A complete
  * backup is removed only if this service deleted it.
  */
@@ -125,7 +125,7 @@ export async function judgePlace(
 ): Promise<PlaceVerdict> {
   const { container, prefix, backupId: id, whole } = place;
   const [row] = await database.$queryRaw<{ used: boolean; deleted: boolean }[]>`
-    SELECT EXISTS (SELECT 1 FROM backups WHERE deleted_at IS NULL
+    SELECT EXISTS (SELECT 1 FROM backups WHERE ${isStoredBackup("backups")}
         AND (id = ${id}::uuid OR service_metadata = ${prefix} OR parent_id = ${id}::uuid))
       OR EXISTS (SELECT 1 FROM backups WHERE deleted_at > now() - ${graceMs} * interval '1 millisecond'
         AND (id = ${id}::uuid OR service_metadata = ${prefix}))
@@ -134,7 +134,7 @@ export async function judgePlace(
         AND (${isLiveOperation("o")} OR o.finished_at > now() - ${graceMs} * interval '1 millisecond'
           OR EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
             AND t.state IN ('ready', 'dispatched', 'running', 'blocked')))) AS used,
-      EXISTS (SELECT 1 FROM backups WHERE deleted_at IS NOT NULL AND repository = ${repository}
+      EXISTS (SELECT 1 FROM backups WHERE deleted_at IS NOT NULL AND undelete_until IS NULL AND repository = ${repository}
         AND container = ${container} AND service_metadata = ${prefix}) AS deleted`;
   if (!row || row.used) return "kept";
   return whole && !row.deleted ? "unknown" : "orphan";

@@ -1,6 +1,6 @@
 import { type Config, repositoryNamed } from "../config.ts";
 import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
-import { liveStates } from "../db/live.ts";
+import { liveStates, storedBackups } from "../db/live.ts";
 import { OperationEndedError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { documents } from "../queue/documents.ts";
@@ -136,14 +136,14 @@ async function enterRows(
   const places = rows.flatMap((r) => r.serviceMetadata ?? []);
   const repository = rows[0]?.repository ?? "";
   const taken = await tx.backup.findMany({
-    where: { repository, serviceMetadata: { in: places }, deletedAt: null },
+    where: { repository, serviceMetadata: { in: places }, ...storedBackups },
     select: { container: true, serviceMetadata: true },
   });
   const occupied = new Set(taken.map((t) => `${t.container}/${t.serviceMetadata}`));
   const free = rows.filter((r) => !occupied.has(`${r.container}/${r.serviceMetadata}`));
   // A tombstone that is younger than the rescan was made while the repository was being read.
   await tx.backup.deleteMany({
-    where: { id: { in: free.map((r) => r.id) }, deletedAt: { lt: operation.createdAt } },
+    where: { id: { in: free.map((r) => r.id) }, deletedAt: { lt: operation.createdAt }, undeleteUntil: null },
   });
   const inserted = await addFoundBackups(tx, free);
   for (const projectId of new Set(inserted.map((row) => row.projectId))) {

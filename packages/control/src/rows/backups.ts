@@ -52,6 +52,14 @@ export async function lockBackup(tx: Transaction, id: string): Promise<Backup | 
   return backup?.deletedAt === null ? backup : null;
 }
 
+/** Locks a deleted backup that can be brought back. @throws NotFoundError also for another project's, and while it is being removed */
+export async function lockHidden(tx: Transaction, principal: Principal, id: string): Promise<Backup> {
+  const row = isUuid(id) ? await lockRow(tx, "backup", id) : null;
+  const isHidden = row?.undeleteUntil != null && row.status === "deleted";
+  if (!row || !isHidden || !mayLook(principal, row)) throw new NotFoundError("Deleted backup", id);
+  return row;
+}
+
 /** @throws NotFoundError for an unknown id or another project's */
 export async function getBackup(
   database: Database | Transaction,

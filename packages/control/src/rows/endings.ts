@@ -165,7 +165,9 @@ async function endDeletion(tx: Transaction, operation: OperationRow, end: End): 
     await tx.backup.updateMany({ where: { id, removalBegunAt: null }, data: { removalBegunAt: new Date() } });
   }
   if (end.subjectLeft) return;
-  await move(tx, "backup", { id }, { from: "deleting", to: "error" }, { failReason: failReasonOf(end) });
+  // One that was hidden is seen again: somebody has to know.
+  const columns = { failReason: failReasonOf(end), deletedAt: null, undeleteUntil: null };
+  await move(tx, "backup", { id }, { from: "deleting", to: "error" }, columns);
 }
 
 /** The row stays, in `error`, and no longer names any objects: deleting it must not remove the objects whose import was refused. */

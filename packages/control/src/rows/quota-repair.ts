@@ -1,5 +1,5 @@
 import type { Transaction } from "../db/database.ts";
-import { isLiveOperation } from "../db/live.ts";
+import { isLiveOperation, isStoredBackup } from "../db/live.ts";
 import { lockQuotas } from "./quotas.ts";
 
 /** The totals of a project's rows, beside the usage recorded in its quota. */
@@ -24,7 +24,7 @@ async function readDifferences(tx: Transaction, projects: readonly string[] | nu
       UNION ALL SELECT project_id, 0, 1, size_gib, 0, 0, 0 FROM snapshots
       UNION ALL SELECT project_id, 0, 0, (input ->> 'addedGib')::int, 0, 0, 0 FROM operations
         WHERE kind = 'volume-extend' AND ${isLiveOperation("operations")}
-      UNION ALL SELECT project_id, 0, 0, 0, 1, size_gib, 0 FROM backups WHERE deleted_at IS NULL
+      UNION ALL SELECT project_id, 0, 0, 0, 1, size_gib, 0 FROM backups WHERE ${isStoredBackup("backups")}
       UNION ALL SELECT project_id, 0, 0, 0, 0, 0, 1 FROM groups WHERE instance_id IS NULL
     ), used AS (
       SELECT project_id, sum(volumes)::int AS volumes, sum(snapshots)::int AS snapshots, sum(gigabytes)::int AS gigabytes,

@@ -1,5 +1,6 @@
 import type { Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
+import { isStoredBackup } from "../db/live.ts";
 import type { OperationRow } from "../queue/operations.ts";
 import { move } from "./move.ts";
 
@@ -54,8 +55,8 @@ export async function releaseRows(tx: Transaction, operation: OperationRow, reas
       AND status IN ('creating', 'backing-up', 'restoring-backup', 'uploading', 'extending', 'deleting') AND machine_backup_id IS NULL`;
   await tx.$executeRaw`
     UPDATE backups SET updated_at = now(), status = CASE status WHEN 'restoring' THEN 'available' ELSE 'error' END,
-      fail_reason = CASE status WHEN 'restoring' THEN fail_reason ELSE left(${reason}, 255) END
-    WHERE id = ${backupId}::uuid AND status IN ('creating', 'restoring', 'deleting') AND deleted_at IS NULL`;
+      fail_reason = CASE status WHEN 'restoring' THEN fail_reason ELSE left(${reason}, 255) END, deleted_at = NULL, undelete_until = NULL
+    WHERE id = ${backupId}::uuid AND status IN ('creating', 'restoring', 'deleting') AND ${isStoredBackup("backups")}`;
   await tx.$executeRaw`
     UPDATE snapshots SET updated_at = now(), status = CASE status WHEN 'backing-up' THEN 'available' ELSE 'error' END
     WHERE (id = ${snapshotId}::uuid OR group_snapshot_id = ${groupSnapshotId}::uuid) AND status IN ('creating', 'backing-up', 'deleting')`;

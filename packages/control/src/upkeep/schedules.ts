@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { removeHidden } from "../backups/delete.ts";
 import { startVerify } from "../backups/verify.ts";
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
@@ -108,8 +109,8 @@ const tasksKeptDays = 7;
 function retention(database: Database, config: Config): (DueWork & Schedule)[] {
   const { retention_days: days } = config.operations;
   const graceDays = config.reaper.grace_minutes / (24 * 60);
-  const forget = (name: string, batch: () => Promise<boolean>): DueWork & Schedule => {
-    const schedule = { name, hours: retentionHours };
+  const forget = (name: string, batch: () => Promise<boolean>, hours = retentionHours): DueWork & Schedule => {
+    const schedule = { name, hours };
     return { ...schedule, start: () => inBatches(database, schedule, batch) };
   };
   return [
@@ -121,6 +122,7 @@ function retention(database: Database, config: Config): (DueWork & Schedule)[] {
     forget("forget-ovirt-events", () => forgetOvirtEvents(database, config)),
     forget("forget-image-transfers", () => forgetImageTransfers(database, config)),
     forget("forget-machine-backups", () => forgetMachineBackups(database, config)),
+    forget("remove-deleted-backups", () => removeHidden(database, clockwork), hiddenHours),
     forget("forget-tasks", () => forgetTasks(database, Math.min(tasksKeptDays, days))),
     forget("forget-operations", async () =>
       forgetOperations(database, {
@@ -141,6 +143,9 @@ async function inBatches(database: Database, schedule: Schedule, batch: () => Pr
   await database.$executeRaw`
     UPDATE schedules SET ran_at = ran_at - ${schedule.hours}::float8 * interval '1 hour' WHERE name = ${schedule.name}`;
 }
+
+/** Interval, in hours, at which deleted backups are looked for whose delay is over. */
+const hiddenHours = 1 / 60;
 
 /** The principal of scheduled work: no user has asked for it. */
 const clockwork = (projectId: string): Principal => ({

@@ -146,8 +146,8 @@ export const backups = {
   }),
   remove: defineAction({
     load,
-    handle: async ({ database }, call) => {
-      await requestBackupDelete(database, call.principal, idOf(call));
+    handle: async ({ database, config }, call) => {
+      await requestBackupDelete(database, config, call.principal, idOf(call));
       return { status: 202 };
     },
   }),

@@ -72,8 +72,8 @@ export const groupSnapshots = {
   remove: defineAction({
     since: since.groupSnapshots,
     load,
-    handle: async ({ database }, call) => {
-      await requestGroupSnapshotDelete(database, call.principal, idOf(call));
+    handle: async ({ database, config }, call) => {
+      await requestGroupSnapshotDelete(database, config, call.principal, idOf(call));
       return { status: 202 };
     },
   }),

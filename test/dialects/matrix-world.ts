@@ -28,6 +28,7 @@ export interface World {
   /** A policy of the project's own, and its assignment to the volume. */
   policy: string;
   policyAssignment: string;
+  policyRun: string;
   /** In every name, description and value of metadata. */
   secret: string;
 }
@@ -51,6 +52,7 @@ export const emptyWorld = (): World => ({
   attachment: randomUUID(),
   policy: randomUUID(),
   policyAssignment: randomUUID(),
+  policyRun: randomUUID(),
   secret: "none",
 });
 
@@ -116,7 +118,7 @@ export async function makeWorld(instance: Instance, project: string, token: stri
 async function makePolicy(
   instance: Instance,
   { token, name, volume }: { token: string; name: string; volume: string },
-): Promise<Pick<World, "policy" | "policyAssignment">> {
+): Promise<Pick<World, "policy" | "policyAssignment" | "policyRun">> {
   const ask = async (path: string, body: unknown) => {
     const reply = await instance.request("POST", path, body, { "x-auth-token": token });
     if (reply.status !== 201) throw new Error(`${path}: ${reply.text}`);
@@ -131,7 +133,12 @@ async function makePolicy(
   };
   const { policy } = await ask("/ops/policies", { policy: rules });
   const { assignment } = await ask(`/ops/policies/${policy.id}/assignments`, { assignment: { volume_id: volume } });
-  return { policy: policy.id, policyAssignment: assignment.id };
+  const [run] = await instance.sql(
+    `INSERT INTO policy_runs (id, policy_id, due_at, scheduled, state, reason, finished_at)
+     VALUES (gen_random_uuid(), $1, now(), true, 'missed', $2, now()) RETURNING id`,
+    [policy.id, name],
+  );
+  return { policy: policy.id, policyAssignment: assignment.id, policyRun: run.id };
 }
 
 /** A volume on its way to another project. */
@@ -270,6 +277,7 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "POST /ops/instances/:id/detach": { volume_id: volume },
     "POST /ops/policies": { policy: { name: randomUUID(), enabled: false, schedule: { cron: "0 3 * * *" } } },
     "PUT /ops/policies/:id": { policy: { description: "changed" } },
+    "POST /ops/policies/:id/run": {},
     "POST /ops/policies/:id/assignments": { assignment: { volume_id: volume } },
     "POST /ops/notifications/:id/retry": {},
     "POST /ops/repositories/:name/rescan": {},
@@ -322,5 +330,6 @@ export function fillPath(path: string, world: World, project: string): string {
       return before + value;
     })
     .replace(":key", parts[":key"] ?? "")
-    .replace(":assignment_id", world.policyAssignment);
+    .replace(":assignment_id", world.policyAssignment)
+    .replace(":run_id", world.policyRun);
 }

@@ -9,6 +9,7 @@ import { addMessageCommands } from "./tephra/messages.ts";
 import { addNotificationCommands } from "./tephra/notifications.ts";
 import { cellText } from "./tephra/output.ts";
 import { addPasswordCommand } from "./tephra/password.ts";
+import { addPolicyCommands } from "./tephra/policies.ts";
 import { addRecordCommands } from "./tephra/records.ts";
 import { addGlobalOptions } from "./tephra/session.ts";
 import { addSnapshotCommands } from "./tephra/snapshots.ts";
@@ -53,6 +54,7 @@ function buildProgram(): Command {
   addInstanceCommands(program);
   addMachineCommands(program);
   addDiskCommands(program);
+  addPolicyCommands(program);
   addRecordCommands(program);
   addMessageCommands(program);
   addNotificationCommands(program);

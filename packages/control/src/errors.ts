@@ -41,7 +41,8 @@ export type ResourceKind =
   | "Notification"
   | "Repository"
   | "Policy"
-  | "Policy assignment";
+  | "Policy assignment"
+  | "Policy run";
 
 /** Why an image transfer is refused, or cannot do what is asked. `disk-…` are about the volume, `backup-…` about a backup of it. */
 export type ImageTransferProblem =

@@ -170,6 +170,7 @@ export {
   policyOfVolume,
   unassignPolicy,
 } from "./policies/assignments.ts";
+export { runPolicy } from "./policies/due-runs.ts";
 export {
   createPolicy,
   dueTimes,
@@ -180,6 +181,7 @@ export {
   type Successor,
   updatePolicy,
 } from "./policies/policies.ts";
+export { getRun, listRuns, type RunRow } from "./policies/runs.ts";
 export type { Principal } from "./principal.ts";
 export { verifyModes } from "./queue/documents.ts";
 export {
@@ -198,6 +200,7 @@ export { type Backup, type BackupRow, countDependents, getBackup } from "./rows/
 export { assertInstanceGroup, type GroupRow, type GroupType, getGroup, instanceGroupType } from "./rows/groups.ts";
 export type { MachineBackupRow, MachineCheckpointRow } from "./rows/machine-backups.ts";
 export type { PolicyAssignment as PolicyAssignmentRow } from "./rows/policies.ts";
+export type { PolicyRunItem as PolicyRunItemRow } from "./rows/policy-runs.ts";
 export {
   getDefaultQuota,
   getQuota,

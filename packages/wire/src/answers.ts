@@ -5,7 +5,7 @@ import { id } from "./fields.ts";
 import { GroupSnapshot, Instance } from "./instances.ts";
 import { Notification } from "./notifications.ts";
 import { AcceptedOperation, Operation } from "./operations.ts";
-import { Policy, PolicyAssignment, PolicyDetails, VolumePolicy } from "./policies.ts";
+import { Policy, PolicyAssignment, PolicyDetails, PolicyRun, PolicyRunItem, VolumePolicy } from "./policies.ts";
 import { VolumeDetails } from "./volumes.ts";
 
 const oneInstance = z.object({ instance: Instance });
@@ -50,6 +50,9 @@ export const answers = {
     201: z.object({ assignment: PolicyAssignment, replaced_policy_id: id.nullable() }),
   },
   "DELETE /ops/policies/:id/assignments/:assignment_id": { 204: null },
+  "POST /ops/policies/:id/run": { 202: z.object({ run: PolicyRun }) },
+  "GET /ops/policies/:id/runs": { 200: z.object({ runs: z.array(PolicyRun) }) },
+  "GET /ops/policies/:id/runs/:run_id": { 200: z.object({ run: PolicyRun, items: z.array(PolicyRunItem) }) },
   "GET /ops/volumes/:id/policy": { 200: VolumePolicy },
   "GET /ops/group-snapshots/:id": { 200: z.object({ group_snapshot: GroupSnapshot }) },
   "POST /ops/backups/:id/verify": { 202: AcceptedOperation },

@@ -5,6 +5,6 @@ export type { BackupHealth, DeletedBackup } from "./backups.ts";
 export type { GroupSnapshot, Instance } from "./instances.ts";
 export type { Notification } from "./notifications.ts";
 export type { Operation, OperationResult } from "./operations.ts";
-export type { Policy, PolicyAssignment, PolicyDetails, VolumePolicy } from "./policies.ts";
+export type { Policy, PolicyAssignment, PolicyDetails, PolicyRun, PolicyRunItem, VolumePolicy } from "./policies.ts";
 export { type BodyOf, requests } from "./requests.ts";
 export type { VolumeDetails } from "./volumes.ts";

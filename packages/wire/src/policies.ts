@@ -93,3 +93,44 @@ export const VolumePolicy = z
   })
   .meta({ id: "VolumePolicy" });
 export type VolumePolicy = z.infer<typeof VolumePolicy>;
+
+const items = z.number().int().nonnegative();
+
+/**
+ * `state`: `ran`; `late`, begun after its time; `missed`, never begun; `skipped`, because the run before it had not ended. `volumes`: how many
+ * of what it has to do are in each state; a machine counts as one. `operation_id`: of a run of one volume.
+ */
+export const PolicyRun = z
+  .object({
+    id,
+    due_at: time,
+    state: z.enum(["ran", "late", "missed", "skipped"]),
+    /** False: somebody has run it by hand. */
+    scheduled: z.boolean(),
+    reason: z.string().nullable(),
+    operation_id: id.nullable(),
+    started_at: time.nullable(),
+    window_end: time.nullable(),
+    finished_at: time.nullable(),
+    volumes: z.object({ waiting: items, running: items, succeeded: items, failed: items, skipped: items }),
+  })
+  .meta({ id: "PolicyRun" });
+export type PolicyRun = z.infer<typeof PolicyRun>;
+
+/** What a run has to do with a volume, or a machine. `incremental` null: nothing has begun. */
+export const PolicyRunItem = z
+  .object({
+    project_id: z.string(),
+    volume_id: id.nullable(),
+    instance_id: id.nullable(),
+    starts_at: time,
+    state: z.enum(["waiting", "running", "succeeded", "failed", "skipped"]),
+    reason: z.string().nullable(),
+    incremental: z.boolean().nullable(),
+    backup_id: id.nullable(),
+    operation_id: id.nullable(),
+    started_at: time.nullable(),
+    finished_at: time.nullable(),
+  })
+  .meta({ id: "PolicyRunItem" });
+export type PolicyRunItem = z.infer<typeof PolicyRunItem>;

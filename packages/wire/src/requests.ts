@@ -177,6 +177,14 @@ export const requests = {
     body: z.strictObject({ hold: z.strictObject({ until: time, reason: text.min(1).max(255) }) }),
   },
   "GET /ops/deleted-backups": { query: z.strictObject({ id: id.optional(), volume_id: id.optional(), limit }) },
+  "POST /ops/policies/:id/run": { body: z.strictObject({}).prefault({}) },
+  "GET /ops/policies/:id/runs": { query: z.strictObject({ limit }) },
+  "GET /ops/policies/:id/runs/:run_id": {
+    query: z.strictObject({
+      state: z.enum(["waiting", "running", "succeeded", "failed", "skipped"]).optional(),
+      limit,
+    }),
+  },
   "POST /ops/backups/:id/verify": {
     body: z.strictObject({ mode: z.enum(["quick", "deep", "drill"]).default("quick") }).prefault({}),
   },

@@ -103,6 +103,7 @@ const policy = {
   "ops:policy:update": "member",
   "ops:policy:delete": "member",
   "ops:policy:assign": "member",
+  "ops:policy:run": "member",
   "ops:policy:publish": "admin",
   "ovirt:get": "reader",
   "ovirt:change": "member",

@@ -3,17 +3,30 @@ import {
   createPolicy,
   dueTimes,
   getPolicy,
+  getRun,
   listAssignments,
   listPolicies,
+  listRuns,
   type PolicyAssignmentRow,
   type PolicyRow,
+  type PolicyRunItemRow,
   policyOfVolume,
+  type RunRow,
   removePolicy,
+  runPolicy,
   type Successor,
   unassignPolicy,
   updatePolicy,
 } from "@tephra/control";
-import { type AnswerOf, type Policy, type PolicyAssignment, type PolicyDetails, requests } from "@tephra/wire";
+import {
+  type AnswerOf,
+  type Policy,
+  type PolicyAssignment,
+  type PolicyDetails,
+  type PolicyRun,
+  type PolicyRunItem,
+  requests,
+} from "@tephra/wire";
 import type { Context } from "../context.ts";
 import { allow } from "../http/policy.ts";
 import { defineOps, type OpsCall } from "./serve.ts";
@@ -56,6 +69,33 @@ const viewAssignment = (row: PolicyAssignmentRow): PolicyAssignment => ({
   instance_id: row.instanceId,
   user_id: row.userId,
   created_at: row.createdAt.toISOString(),
+});
+
+const viewRun = (row: RunRow): PolicyRun => ({
+  id: row.id,
+  due_at: row.dueAt.toISOString(),
+  state: row.state as PolicyRun["state"],
+  scheduled: row.scheduled,
+  reason: row.reason,
+  operation_id: row.operationId,
+  started_at: isoOrNull(row.startedAt),
+  window_end: isoOrNull(row.windowEnd),
+  finished_at: isoOrNull(row.finishedAt),
+  volumes: row.items,
+});
+
+const viewItem = (row: PolicyRunItemRow): PolicyRunItem => ({
+  project_id: row.projectId,
+  volume_id: row.volumeId,
+  instance_id: row.instanceId,
+  starts_at: row.startsAt.toISOString(),
+  state: row.state as PolicyRunItem["state"],
+  reason: row.reason,
+  incremental: row.incremental,
+  backup_id: row.backupId,
+  operation_id: row.operationId,
+  started_at: isoOrNull(row.startedAt),
+  finished_at: isoOrNull(row.finishedAt),
 });
 
 const idOf = ({ params }: OpsCall): string => params["id"] ?? "";
@@ -165,6 +205,40 @@ export const policies = {
       const asked = { policyId: idOf(call), assignmentId: call.params["assignment_id"] ?? "" };
       await unassignPolicy(database, call.principal, asked);
       return { status: 204 };
+    },
+  }),
+
+  /** Begins a run now. The next pass of the reconciler begins its backups. */
+  run: defineOps({
+    ...requests["POST /ops/policies/:id/run"],
+    handle: async (context, call) => {
+      const { database, config } = context;
+      const policyId = await findOwn(context, call);
+      const runId = await runPolicy(database, config, call.principal, policyId);
+      const { run } = await getRun(database, call.principal, { policyId, runId, limit: 1 });
+      return { status: 202, body: { run: viewRun(run) } satisfies AnswerOf<"POST /ops/policies/:id/run"> };
+    },
+  }),
+
+  runs: defineOps({
+    ...requests["GET /ops/policies/:id/runs"],
+    handle: async ({ database }, call) => {
+      const rows = await listRuns(database, call.principal, { policyId: idOf(call), limit: call.query.limit });
+      return { status: 200, body: { runs: rows.map(viewRun) } satisfies AnswerOf<"GET /ops/policies/:id/runs"> };
+    },
+  }),
+
+  showRun: defineOps({
+    ...requests["GET /ops/policies/:id/runs/:run_id"],
+    handle: async ({ database }, call) => {
+      const asked = { policyId: idOf(call), runId: call.params["run_id"] ?? "", limit: call.query.limit };
+      const { state } = call.query;
+      const { run, items } = await getRun(database, call.principal, { ...asked, ...(state && { state }) });
+      const body = {
+        run: viewRun(run),
+        items: items.map(viewItem),
+      } satisfies AnswerOf<"GET /ops/policies/:id/runs/:run_id">;
+      return { status: 200, body };
     },
   }),
 

@@ -156,47 +156,54 @@ export async function requestBackup(
   principal: Principal,
   request: NewBackup,
 ): Promise<BackupRow> {
+  return inTransaction(database, (tx) => requestBackupWithin(tx, config, principal, request));
+}
+
+/** As `requestBackup`, in a transaction that is rolled back when this throws. */
+export async function requestBackupWithin(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  request: NewBackup,
+): Promise<BackupRow> {
   checkContainer(request.container);
-  return inTransaction(database, async (tx) => {
-    const volume = await findVolume(tx, principal, request.volumeId);
-    const snapshot = await checkSnapshot(tx, principal, request);
-    // One in use is backed up by a snapshot, which not every backend can take.
-    const canFreeze = canProvision(config, volume.backend);
-    const force = request.force && canFreeze;
-    const refused = snapshot ? null : canFreeze ? volumeRefusal(volume.status, force) : atRestRefusal(volume.status);
-    if (refused) throw refused;
-    const amounts = { backups: 1, backup_gigabytes: volume.sizeGib };
-    const atOnce = snapshot === null && !request.incremental;
-    let parent: Backup | null = null;
-    if (!atOnce) {
-      await reserveQuota(tx, config, principal.projectId, amounts);
-      await freezeStatus(tx, volume, snapshot, force);
-      if (request.incremental) parent = await chooseParent(tx, principal.projectId, volume.id, snapshot);
-    }
-    const named = request.policy?.repository ?? null;
-    const { repository, reach } = named
-      ? { repository: named, reach: needToWrite(named) }
-      : placeBackup(config, request.availabilityZone, { parent, volume });
-    const row = rowOf(principal, request, { volume, snapshot, parent, repository });
-    const operation = backupOperation(config, { row, parent, volume, snapshot, reach, parentId: null });
-    const accept = (first: Parameters<typeof acceptBackup>[3]) =>
-      acceptBackup(tx, principal, { row, operation }, first);
-    let accepted: Awaited<ReturnType<typeof accept>>;
-    if (atOnce)
-      accepted = await accept({
-        quota: quotaReservation(config, principal.projectId, amounts),
-        from: originsOf(force),
-      });
-    else accepted = await accept(null);
-    if (accepted === "no-quota") {
-      await reserveQuota(tx, config, principal.projectId, amounts);
-      await freezeStatus(tx, volume, snapshot, force);
-      accepted = await accept(null);
-    }
-    if (accepted === "no-volume") throw await volumeChanged(tx, volume.id, force);
-    if (accepted === "no-quota") throw new Error("a quota that was reserved is not there");
-    return { ...accepted, hasDependents: false };
-  });
+  const volume = await findVolume(tx, principal, request.volumeId);
+  const snapshot = await checkSnapshot(tx, principal, request);
+  // One in use is backed up by a snapshot, which not every backend can take.
+  const canFreeze = canProvision(config, volume.backend);
+  const force = request.force && canFreeze;
+  const refused = snapshot ? null : canFreeze ? volumeRefusal(volume.status, force) : atRestRefusal(volume.status);
+  if (refused) throw refused;
+  const amounts = { backups: 1, backup_gigabytes: volume.sizeGib };
+  const atOnce = snapshot === null && !request.incremental;
+  let parent: Backup | null = null;
+  if (!atOnce) {
+    await reserveQuota(tx, config, principal.projectId, amounts);
+    await freezeStatus(tx, volume, snapshot, force);
+    if (request.incremental) parent = await chooseParent(tx, principal.projectId, volume.id, snapshot);
+  }
+  const named = request.policy?.repository ?? null;
+  const { repository, reach } = named
+    ? { repository: named, reach: needToWrite(named) }
+    : placeBackup(config, request.availabilityZone, { parent, volume });
+  const row = rowOf(principal, request, { volume, snapshot, parent, repository });
+  const operation = backupOperation(config, { row, parent, volume, snapshot, reach, parentId: null });
+  const accept = (first: Parameters<typeof acceptBackup>[3]) => acceptBackup(tx, principal, { row, operation }, first);
+  let accepted: Awaited<ReturnType<typeof accept>>;
+  if (atOnce)
+    accepted = await accept({
+      quota: quotaReservation(config, principal.projectId, amounts),
+      from: originsOf(force),
+    });
+  else accepted = await accept(null);
+  if (accepted === "no-quota") {
+    await reserveQuota(tx, config, principal.projectId, amounts);
+    await freezeStatus(tx, volume, snapshot, force);
+    accepted = await accept(null);
+  }
+  if (accepted === "no-volume") throw await volumeChanged(tx, volume.id, force);
+  if (accepted === "no-quota") throw new Error("a quota that was reserved is not there");
+  return { ...accepted, hasDependents: false };
 }
 
 function rowOf(

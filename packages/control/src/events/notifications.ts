@@ -20,6 +20,9 @@ export type BackupEvent =
   | "backup.verify.start"
   | "backup.verify.end";
 
+/** What becomes of the times at which policies are due. */
+export type PolicyEvent = "policy.run.start" | "policy.run.end" | "policy.run.skipped" | "policy.missed";
+
 /** How long a notification is kept once every target has it, and how long when a target never accepted it. */
 const keptDelivered = "1 day";
 const keptDead = "30 days";
@@ -72,6 +75,17 @@ export function notificationsOf(
     FROM ${Prisma.raw(changed)} b,
       ROWS FROM (jsonb_to_recordset(${rows}::jsonb) AS (id uuid, event text, more jsonb)) WITH ORDINALITY AS e
     ORDER BY e.ordinality`;
+}
+
+/** Puts an event about a policy into the outbox. `payload`: keys of the API, times in ISO 8601. */
+export async function notifyPolicy(
+  tx: Transaction | Database,
+  event: PolicyEvent,
+  { host, payload }: { host: string; payload: EventDetails },
+): Promise<void> {
+  await tx.$executeRaw`
+    INSERT INTO notifications (id, event_type, host, payload)
+    VALUES (${randomUUID()}::uuid, ${event}, ${host}, ${JSON.stringify(payload)}::jsonb)`;
 }
 
 /** A notification to be delivered to one target. */

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { chooseParent, placeBackup, startBackup } from "../backups/create.ts";
+import { chooseParent, type NewBackup, placeBackup, startBackup } from "../backups/create.ts";
 import type { Config } from "../config.ts";
 import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
@@ -106,6 +106,8 @@ export interface NewGroupBackup {
   description: string | null;
   incremental: boolean;
   metadata: Record<string, string>;
+  /** As of a backup. */
+  policy?: NewBackup["policy"];
 }
 
 /**
@@ -120,60 +122,69 @@ export async function requestGroupBackup(
   principal: Principal,
   request: NewGroupBackup,
 ): Promise<AcceptedGroupOperation> {
-  return inTransaction(database, async (tx) => {
-    await lockQuota(tx, principal.projectId);
-    const group = await lockInstanceGroup(tx, principal, request.groupId);
-    const instance = await memberInstance(tx, principal, group, request.instanceId);
-    if (group.status !== "available") {
-      const text = `Group status must be available, but current status is: ${group.status}`;
-      throw new InvalidError("request", text);
-    }
-    if (!["ACTIVE", "SHUTOFF"].includes(instance.powerState)) {
-      throw new InvalidError("request", `Cannot back up instance ${instance.id} in status ${instance.powerState}.`);
-    }
-    const members = await readMembers(tx, group, instance);
-    checkMembers(config, group, instance, members);
-    refuseBusy(group);
-    if ((await tx.groupSnapshot.count({ where: { groupId: group.id, name: request.name, ovf: null } })) > 0) {
-      const text = `A backup named ${request.name} already exists in instance group ${group.id}.`;
-      throw new InvalidError("request", text);
-    }
-    const gigabytes = members.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
-    const snapshots = { snapshots: members.length, gigabytes };
-    await reserveQuota(tx, config, principal.projectId, {
-      ...snapshots,
-      backups: members.length,
-      backup_gigabytes: gigabytes,
-    });
-    const groupSnapshotId = await recordGroupSnapshot(tx, principal, group, {
-      name: request.name,
-      description: request.description ?? `group backup for instance ${instance.name}`,
-      instance,
-      members,
-    });
-    const snapshotIds = await addMemberSnapshots(tx, principal, { id: groupSnapshotId, name: request.name }, members);
-    const backupIds: string[] = [];
-    for (const [at, member] of members.entries()) {
-      const snapshotId = snapshotIds[at] as string;
-      const place = { group, instance, groupSnapshotId, snapshotId };
-      backupIds.push(await addMemberBackup(tx, config, principal, request, { ...place, member }));
-    }
-    const operationId = await startSnapshot(tx, principal, group, {
-      kind: "group-backup",
-      groupSnapshotId,
-      members,
-    });
-    const volumeIds = members.map((member) => member.volumeId);
-    return {
-      operationId,
-      groupId: group.id,
-      instanceId: instance.id,
-      groupSnapshotId,
-      volumeIds,
-      snapshotIds,
-      backupIds,
-    };
+  return inTransaction(database, (tx) => requestGroupBackupWithin(tx, config, principal, request));
+}
+
+/** As `requestGroupBackup`, in a transaction that is rolled back when this throws. */
+export async function requestGroupBackupWithin(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  request: NewGroupBackup,
+): Promise<AcceptedGroupOperation> {
+  await lockQuota(tx, principal.projectId);
+  const group = await lockInstanceGroup(tx, principal, request.groupId);
+  const instance = await memberInstance(tx, principal, group, request.instanceId);
+  if (group.status !== "available") {
+    const text = `Group status must be available, but current status is: ${group.status}`;
+    throw new InvalidError("request", text);
+  }
+  if (!["ACTIVE", "SHUTOFF"].includes(instance.powerState)) {
+    throw new InvalidError("request", `Cannot back up instance ${instance.id} in status ${instance.powerState}.`);
+  }
+  const members = await readMembers(tx, group, instance);
+  checkMembers(config, group, instance, members);
+  refuseBusy(group);
+  if ((await tx.groupSnapshot.count({ where: { groupId: group.id, name: request.name, ovf: null } })) > 0) {
+    const text = `A backup named ${request.name} already exists in instance group ${group.id}.`;
+    throw new InvalidError("request", text);
+  }
+  const gigabytes = members.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
+  const snapshots = { snapshots: members.length, gigabytes };
+  await reserveQuota(tx, config, principal.projectId, {
+    ...snapshots,
+    backups: members.length,
+    backup_gigabytes: gigabytes,
   });
+  const groupSnapshotId = await recordGroupSnapshot(tx, principal, group, {
+    name: request.name,
+    description: request.description ?? `group backup for instance ${instance.name}`,
+    instance,
+    members,
+  });
+  const snapshotIds = await addMemberSnapshots(tx, principal, { id: groupSnapshotId, name: request.name }, members);
+  const backupIds: string[] = [];
+  for (const [at, member] of members.entries()) {
+    const snapshotId = snapshotIds[at] as string;
+    const place = { group, instance, groupSnapshotId, snapshotId };
+    backupIds.push(await addMemberBackup(tx, config, principal, request, { ...place, member }));
+  }
+  const operationId = await startSnapshot(tx, principal, group, {
+    kind: "group-backup",
+    groupSnapshotId,
+    members,
+    policyId: request.policy?.id ?? null,
+  });
+  const volumeIds = members.map((member) => member.volumeId);
+  return {
+    operationId,
+    groupId: group.id,
+    instanceId: instance.id,
+    groupSnapshotId,
+    volumeIds,
+    snapshotIds,
+    backupIds,
+  };
 }
 
 /**
@@ -287,7 +298,8 @@ async function addMemberBackup(
     name: request.name,
     description: `backup for volume ${volume.id}`,
     sizeGib: volume.sizeGib,
-    repository: placeBackup(config, null, { parent, volume }).repository,
+    repository: request.policy?.repository ?? placeBackup(config, null, { parent, volume }).repository,
+    policyId: request.policy?.id ?? null,
     container: part.group.id,
     metadata: {
       ...request.metadata,
@@ -310,11 +322,13 @@ export async function startSnapshot(
     kind: "group-backup" | "group-snapshot";
     groupSnapshotId: string;
     members: readonly Pick<Member, "volume">[];
+    policyId?: string | null;
   },
 ): Promise<string> {
-  const { kind, groupSnapshotId, members } = snapshot;
+  const { kind, groupSnapshotId, members, policyId = null } = snapshot;
   const operationId = await startOperation(tx, principal, {
     kind,
+    policyId,
     projectId: principal.projectId,
     groupId: group.id,
     groupSnapshotId,

@@ -1,7 +1,7 @@
 import type { Database, Transaction } from "../db/database.ts";
 
 /** Counted in rows, since the events happen in processes that nobody scrapes: `/metrics` shows the totals. */
-export type CounterName = "reconciler_failures" | "quota_repairs" | "clock_steps";
+export type CounterName = "reconciler_failures" | "quota_repairs" | "clock_steps" | "policy_runs";
 
 /** Bytes of finished tasks, summed up by the trigger `tasks_counted`. */
 export type ByteCounter = "bytes_read" | "bytes_stored";

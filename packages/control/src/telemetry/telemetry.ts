@@ -167,6 +167,7 @@ interface Figures {
   slots: number;
   notifications_pending: number;
   notifications_dead: number;
+  policy_next_run: number | null;
 }
 
 /** Each reads a few index entries only: rows that have ended are not examined, except the last successful backup. */
@@ -183,7 +184,8 @@ async function readFigures(database: Database, downMs: number): Promise<Figures>
       (SELECT count(*) FROM up)::int AS workers,
       (SELECT coalesce(sum(slots), 0) FROM up)::int AS slots,
       (SELECT count(*) FROM deliveries WHERE state = 'pending')::int AS notifications_pending,
-      (SELECT count(*) FROM deliveries WHERE state = 'dead')::int AS notifications_dead`;
+      (SELECT count(*) FROM deliveries WHERE state = 'dead')::int AS notifications_dead,
+      (SELECT extract(epoch FROM min(next_at)) FROM policies)::float AS policy_next_run`;
   const row = rows[0];
   if (!row) throw new Error("no figures");
   return row;
@@ -210,6 +212,10 @@ export function openMetrics(database: Database, config: Pick<Config, "worker">) 
     slots: gauge("tephra_worker_slots", "Tasks that those workers can run at once"),
     notifications_pending: gauge("tephra_notifications_pending", "Notifications on their way, counted once per target"),
     notifications_dead: gauge("tephra_notifications_dead", "Notifications that a target never took"),
+    policy_next_run: gauge(
+      "tephra_policy_next_run_timestamp",
+      "When a policy is due next, in seconds since 1970; NaN without one",
+    ),
   } as const;
   const counted: Record<CounterName | ByteCounter, Gauge<string>> = {
     bytes_read: gauge(
@@ -232,6 +238,12 @@ export function openMetrics(database: Database, config: Pick<Config, "worker">) 
       "tephra_database_clock_steps_total",
       "How often the clock of PostgreSQL was seen to have been set",
     ),
+    policy_runs: new Gauge({
+      name: "tephra_policy_runs_total",
+      help: "Runs of policies that have ended: succeeded, late (begun after its time), failed (of some volume), skipped (the one before went on) or missed (never begun)",
+      labelNames: ["outcome"],
+      registers: [registry],
+    }),
   };
   const requests = new Counter({
     name: "tephra_http_requests_total",
@@ -247,7 +259,8 @@ export function openMetrics(database: Database, config: Pick<Config, "worker">) 
       counted.quota_repairs.set(0);
       counted.clock_steps.set(0);
       for (const { name, label, value } of await readCounters(database)) {
-        counted[name]?.set(label === "" ? {} : { step: label }, value);
+        const labelName = name === "policy_runs" ? "outcome" : "step";
+        counted[name]?.set(label === "" ? {} : { [labelName]: label }, value);
       }
       for (const [key, value] of Object.entries(figures)) gauges[key as keyof Figures].set(value ?? Number.NaN);
       return registry.metrics();

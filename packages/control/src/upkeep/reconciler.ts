@@ -5,6 +5,8 @@ import type { Database } from "../db/database.ts";
 import { isDatabaseOutage, mayPass } from "../db/outage.ts";
 import { releaseImageTransfers } from "../image-transfers/abandoned.ts";
 import { releaseMachineBackups } from "../machines/backup-work.ts";
+import { realignPolicies } from "../policies/due-runs.ts";
+import { runPolicies } from "../policies/work.ts";
 import { freeBlocked } from "../queue/blocked.ts";
 import type { Election } from "../queue/election.ts";
 import { releaseDead, ringDispatchers } from "../queue/tasks.ts";
@@ -112,6 +114,8 @@ export async function reconcile(pass: ReconcilerPass): Promise<void> {
     return ended;
   });
   const unplaced = await step("fail-unplaced", () => failUnplaced(database, config, ending("fail-unplaced")));
+  if (afterOutage) await step("realign-policies", () => realignPolicies(database));
+  await step("policies", () => runPolicies(database, config));
   await step("release-machine-backups", () => releaseMachineBackups(database));
   await step("release-image-transfers", () => releaseImageTransfers(database, config));
   let due: DueWork[] = [];

@@ -15,6 +15,7 @@ import type { Principal } from "../principal.ts";
 import { forgetOperations, forgetTasks } from "../queue/forget.ts";
 import { forgetWorkers } from "../queue/workers.ts";
 import { reapedUntil, startReap } from "../repositories/reap.ts";
+import { forgetPolicyRuns } from "../rows/policy-runs.ts";
 import { repairQuotas } from "../rows/quota-repair.ts";
 import { forgetTokens } from "../sign-in/tokens.ts";
 import { count } from "../telemetry/counters.ts";
@@ -123,6 +124,7 @@ function retention(database: Database, config: Config): (DueWork & Schedule)[] {
     forget("forget-image-transfers", () => forgetImageTransfers(database, config)),
     forget("forget-machine-backups", () => forgetMachineBackups(database, config)),
     forget("remove-deleted-backups", () => removeHidden(database, clockwork), hiddenHours),
+    forget("forget-policy-runs", () => forgetPolicyRuns(database, days)),
     forget("forget-tasks", () => forgetTasks(database, Math.min(tasksKeptDays, days))),
     forget("forget-operations", async () =>
       forgetOperations(database, {

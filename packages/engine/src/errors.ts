@@ -353,3 +353,18 @@ export function errnoOf(error: unknown): string {
   if (error instanceof Error && "code" in error && typeof error.code === "string") return error.code;
   return "";
 }
+
+/**
+ * What was asked about the files of a disk cannot be told. `invalid`: the request makes no sense; `missing`: there is no such file or
+ * partition; `unfit`: it is another thing than was asked for, or one that is not read; `damaged`: what is there makes no sense.
+ */
+export class FilesError extends EngineError {
+  readonly code = "files";
+  readonly retryable = false;
+  readonly kind: "invalid" | "missing" | "unfit" | "damaged";
+
+  constructor(kind: FilesError["kind"], message: string) {
+    super(message);
+    this.kind = kind;
+  }
+}

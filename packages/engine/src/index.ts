@@ -36,6 +36,9 @@ export {
 export type { MasterKeySource } from "./encryption/master-keys.ts";
 export { type Engine, openEngine } from "./engine.ts";
 export * from "./errors.ts";
+export type { ListedFile } from "./files/answer.ts";
+export type { PartitionDetails } from "./files/detect.ts";
+export { type DiskBytes, type FileContent, FileReaders } from "./files/file-readers.ts";
 export { type ExportRecordInput, encodeExportRecord } from "./format/export-record.ts";
 export { cutRanges, type Extent } from "./format/extents.ts";
 export { idsIn } from "./format/ids-in.ts";

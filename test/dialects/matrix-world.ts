@@ -312,6 +312,7 @@ export function fillPath(path: string, world: World, project: string): string {
     "/ops/volumes/": world.volume,
     "/ops/backups/": world.backup,
     "/ops/deleted-backups/": world.deletedBackup,
+    "/ops/snapshots/": world.snapshot,
     "/ops/notifications/": world.delivery,
   };
   const parts: Readonly<Record<string, string>> = {

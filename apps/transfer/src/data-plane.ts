@@ -1,7 +1,8 @@
 import type { IncomingMessage, RequestListener, ServerResponse } from "node:http";
 import type { Logger } from "@tephra/control";
 import { mayPass } from "@tephra/control/process";
-import { EngineError, VolumeStorageFullError } from "@tephra/engine";
+import { EngineError, type FileReaders, FilesError, VolumeStorageFullError } from "@tephra/engine";
+import { answerFiles, endFault, type FilesPart, refuseFiles } from "./files.ts";
 import {
   BadRequestError,
   flushOf,
@@ -41,6 +42,7 @@ const patchBytesMax = 4_096;
 export interface DataPlaneOptions {
   sessionFor(ticket: string): Promise<Session | null>;
   connectionsMax: number;
+  readers: FileReaders;
   log: Logger;
 }
 
@@ -53,6 +55,11 @@ export function dataPlane(options: DataPlaneOptions): RequestListener {
 async function handle(options: DataPlaneOptions, request: IncomingMessage, response: ServerResponse): Promise<void> {
   const { method = "", url = "" } = request;
   const [path = "", search = ""] = url.split("?", 2);
+  const [, filesTicket, part] = /^\/files\/([^/]+)\/(partitions|list|content)$/.exec(path) ?? [];
+  if (filesTicket !== undefined && method === "GET") {
+    const query = new URLSearchParams(search);
+    return handleFiles(options, { request, response, query, ticket: filesTicket, part: part as FilesPart });
+  }
   const [, ticket, extents] = /^\/images\/([^/]+)(\/extents)?$/.exec(path) ?? [];
   if (ticket === undefined) throw new NotThereError(`No handler for '${shown(path)}'`);
   const limits = { max_readers: options.connectionsMax, max_writers: options.connectionsMax };
@@ -80,6 +87,31 @@ async function handle(options: DataPlaneOptions, request: IncomingMessage, respo
 }
 
 const writable = "OPTIONS,GET,PUT,PATCH";
+
+interface FilesRequest extends Omit<Exchange, "session"> {
+  ticket: string;
+  part: FilesPart;
+}
+
+async function handleFiles({ sessionFor, readers, log }: DataPlaneOptions, asked: FilesRequest): Promise<void> {
+  const { request, response, query, ticket, part } = asked;
+  const session = await sessionFor(ticket);
+  if (session === null) return endFault(response, 403, "There is no such ticket.");
+  session.touch();
+  const { range } = request.headers;
+  try {
+    await moving({ request, response, session, query }, () =>
+      answerFiles(part, { response, session, query, range, readers }),
+    );
+  } catch (error) {
+    if (response.headersSent || request.socket.destroyed || error instanceof OutsideImageError) throw error;
+    if (error instanceof FilesError) return refuseFiles(response, error);
+    if (error instanceof BadRequestError) return endFault(response, 400, error.message);
+    if (error instanceof SessionEndedError) return endFault(response, 403, "There is no such ticket.");
+    log.warn({ err: error }, "files could not be read");
+    endFault(response, statusOf(error) === 503 ? 503 : 500, failureText(error));
+  }
+}
 
 /** Runs a request that moves bytes; it is cut off when the session ends. */
 const moving = ({ session, request }: Exchange, work: () => Promise<void>): Promise<void> =>

@@ -18,7 +18,7 @@ import {
   tellTrouble,
 } from "@tephra/control/process";
 import { type ImageServerCard, publishImageServer, succeedImageServers, ticketKey } from "@tephra/control/work";
-import { openEngine } from "@tephra/engine";
+import { FileReaders, openEngine } from "@tephra/engine";
 import { dataPlane } from "./data-plane.ts";
 import { Keeper } from "./keeper.ts";
 import { openPlaces } from "./places.ts";
@@ -122,7 +122,7 @@ async function main(): Promise<void> {
   const server = openServer(
     images,
     await certificatesFor({ config, images }, log),
-    dataPlane({ sessionFor, connectionsMax: requestsMax, log }),
+    dataPlane({ sessionFor, connectionsMax: requestsMax, readers: new FileReaders(), log }),
   );
   await new Promise<void>((listening, refused) => {
     server.once("error", refused).listen(images.port, images.host, listening);

@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import type { ServerResponse } from "node:http";
-import type { Extent } from "@tephra/engine";
+import type { Extent, VolumeSource } from "@tephra/engine";
 import { spaced } from "./replies.ts";
 import { type Session, SessionEndedError } from "./session.ts";
 
@@ -37,15 +37,20 @@ async function handOver(response: ServerResponse, piece: Uint8Array): Promise<vo
   }
 }
 
-/** Sends a part of the image. The next piece is read while one is being sent, in turns into one of two buffers. */
-export async function sendBytes(response: ServerResponse, session: Session, { offset, length }: Extent): Promise<void> {
+/** Sends a part of the image, or of another source. The next piece is read while one is being sent, in turns into one of two buffers. */
+export async function sendBytes(
+  response: ServerResponse,
+  session: Session,
+  { offset, length }: Extent,
+  source: Pick<VolumeSource, "read"> = session.image,
+): Promise<void> {
   const end = offset + length;
   const [one, other] = [session.takePiece(), session.takePiece()];
   let isOther = false;
   const read = async (at: number): Promise<Uint8Array> => {
     isOther = !isOther;
     const piece = (isOther ? other : one).subarray(0, end - at);
-    await session.image.read(piece, at);
+    await source.read(piece, at);
     return piece;
   };
   let next: Promise<Uint8Array> | null = length > 0 ? read(offset) : null;

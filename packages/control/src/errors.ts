@@ -172,6 +172,11 @@ export class RefusedError extends ControlError {
   }
 }
 
+/** The files of a backup or snapshot cannot be looked at now. */
+export class FilesUnreadableError extends ControlError {
+  readonly code = "files-unreadable";
+}
+
 /** Resources that count against a project's quota. */
 export type QuotaResource = "volumes" | "snapshots" | "gigabytes" | "backups" | "backup_gigabytes" | "groups";
 /** Limits: those of resources, those of the only volume type, and the maximum size of one volume. */

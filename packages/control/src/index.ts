@@ -22,6 +22,7 @@ export {
   AttachmentNotFoundError,
   ConfigError,
   ControlError,
+  FilesUnreadableError,
   IdTakenError,
   type ImageTransferDetails,
   ImageTransferError,
@@ -102,7 +103,8 @@ export {
   listGroupBackups,
   listGroupSnapshots,
 } from "./groups/snapshots.ts";
-export { listImageServers } from "./image-transfers/servers.ts";
+export { type FilesSubject, openFiles } from "./image-transfers/files.ts";
+export { imageServerAuthority, listImageServers } from "./image-transfers/servers.ts";
 export {
   cancelImageTransfer,
   extendImageTransfer,

@@ -2,6 +2,7 @@ import { z } from "zod";
 import { AuditEntry } from "./audit.ts";
 import { BackupHealth, DeletedBackup } from "./backups.ts";
 import { id } from "./fields.ts";
+import { listing, partitions } from "./files.ts";
 import { GroupSnapshot, Instance } from "./instances.ts";
 import { Notification } from "./notifications.ts";
 import { AcceptedOperation, Operation } from "./operations.ts";
@@ -33,6 +34,13 @@ export const answers = {
   "GET /ops/deleted-backups": { 200: z.object({ backups: z.array(DeletedBackup) }) },
   "DELETE /ops/deleted-backups/:id": { 202: z.object({}) },
   "POST /ops/backups/:id/undelete": { 200: z.object({ backups: z.array(z.object({ id })) }) },
+  "GET /ops/backups/:id/partitions": { 200: partitions },
+  "GET /ops/backups/:id/files": { 200: listing },
+  /** To a server of images, for the bytes. */
+  "GET /ops/backups/:id/files/content": { 307: null },
+  "GET /ops/snapshots/:id/partitions": { 200: partitions },
+  "GET /ops/snapshots/:id/files": { 200: listing },
+  "GET /ops/snapshots/:id/files/content": { 307: null },
   "GET /ops/instances": { 200: z.object({ instances: z.array(Instance) }) },
   "POST /ops/instances": { 201: oneInstance },
   "GET /ops/instances/:id": { 200: oneInstance },

@@ -2,6 +2,7 @@
 export { type AnswerOf, answers, type OpsRouteKey } from "./answers.ts";
 export type { AuditEntry } from "./audit.ts";
 export type { BackupHealth, DeletedBackup } from "./backups.ts";
+export type { ListedFile, Partition } from "./files.ts";
 export type { GroupSnapshot, Instance } from "./instances.ts";
 export type { Notification } from "./notifications.ts";
 export type { Operation, OperationResult } from "./operations.ts";

@@ -76,6 +76,21 @@ const changeable = {
   configuration,
 };
 
+const filePath = z.string().max(4096);
+/** Of the table of the disk; 0: the whole disk. Without it, the only one that has a file system. */
+const partition = z.coerce.number().int().min(0).max(100_000).optional();
+
+const FilesQuery = z.strictObject({
+  path: filePath.default("/"),
+  partition,
+  marker: z
+    .string()
+    .regex(/^[0-9]{1,15}$/, "is not a next_marker")
+    .optional(),
+  limit: z.coerce.number().int().min(1).max(1000).default(1000),
+});
+const ContentQuery = z.strictObject({ path: filePath.min(1), partition });
+
 const NewInstance = z.strictObject({
   ...changeable,
   id: id.optional(),
@@ -188,6 +203,10 @@ export const requests = {
   "POST /ops/backups/:id/verify": {
     body: z.strictObject({ mode: z.enum(["quick", "deep", "drill"]).default("quick") }).prefault({}),
   },
+  "GET /ops/backups/:id/files": { query: FilesQuery },
+  "GET /ops/backups/:id/files/content": { query: ContentQuery },
+  "GET /ops/snapshots/:id/files": { query: FilesQuery },
+  "GET /ops/snapshots/:id/files/content": { query: ContentQuery },
   "POST /ops/repositories/:name/reap": {
     body: z.strictObject({ dry_run: z.boolean().default(false) }).prefault({}),
   },

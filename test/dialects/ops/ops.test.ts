@@ -92,6 +92,17 @@ async function askHealth(instance: Instance, golden: Golden, volume: string): Pr
   await finishBackup(instance, backup);
   await golden.ask("backup", "GET", `/ops/backups/${backup}`);
   await golden.ask("backup, unknown", "GET", `/ops/backups/${unknown}`);
+  await golden.ask("partitions of a backup, without a server of images", "GET", `/ops/backups/${backup}/partitions`);
+  await golden.ask("files of an unknown backup", "GET", `/ops/backups/${unknown}/files?path=/etc`);
+  await golden.ask("files, of a partition that is no number", "GET", `/ops/backups/${backup}/files?partition=two`);
+  await golden.ask("content of a file without a path", "GET", `/ops/backups/${backup}/files/content`);
+  await golden.ask("partitions of an unknown snapshot", "GET", `/ops/snapshots/${unknown}/partitions`);
+  await golden.ask("files of an unknown snapshot", "GET", `/ops/snapshots/${unknown}/files`);
+  await golden.ask(
+    "content of an unknown snapshot's",
+    "GET",
+    `/ops/snapshots/${unknown}/files/content?path=/etc/fstab`,
+  );
   const asked = await golden.ask("verification", "POST", `/ops/backups/${backup}/verify`, { body: { mode: "deep" } });
   await golden.ask("verification, its operation", "GET", `/ops/operations/${asked.body.operation.id}`);
   await golden.ask("verification in a mode nobody knows", "POST", `/ops/backups/${backup}/verify`, {

@@ -10,6 +10,7 @@ const faultNames: Readonly<Record<number, string>> = {
   409: "conflictingRequest",
   413: "overLimit",
   415: "badMediaType",
+  422: "unprocessableEntity",
   429: "overLimit",
   501: "notImplemented",
   503: "serviceUnavailable",

@@ -143,6 +143,7 @@ const policy = {
   "ops:backup:hold": "member",
   "ops:backup:undelete": "member",
   "ops:backup:purge": "admin",
+  "ops:files": "member",
   "ops:verify": "admin",
   "ops:notifications": "admin",
   "ops:audit": "admin",

@@ -1,5 +1,6 @@
 import {
   ControlError,
+  FilesUnreadableError,
   IdTakenError,
   InvalidError,
   NotFoundError,
@@ -22,7 +23,8 @@ export function faultOf(error: unknown): Fault {
   if (error instanceof IdentityUnavailableError) return identityFault;
   if (error instanceof NoRouteError) return { status: 404, message: "The resource could not be found." };
   if (error instanceof NotFoundError) return { status: 404, message: error.message };
-  if (error instanceof RefusedError) return { status: 409, message: error.message };
+  if (error instanceof RefusedError || error instanceof FilesUnreadableError)
+    return { status: 409, message: error.message };
   if (error instanceof InvalidError) return { status: 400, message: error.message };
   if (error instanceof QuotaExceededError) return { status: 413, message: error.message, retryAfter: 0 };
   if (error instanceof IdTakenError) return { status: 409, message: error.message };

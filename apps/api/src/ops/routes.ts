@@ -1,6 +1,7 @@
 import { audit } from "./audit.ts";
 import { opsBackups } from "./backups.ts";
 import { documentation } from "./documentation.ts";
+import { opsFiles } from "./files.ts";
 import { opsGroupSnapshots } from "./group-snapshots.ts";
 import { health } from "./health.ts";
 import { instances } from "./instances.ts";
@@ -36,6 +37,12 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["POST", "/ops/backups/:id/undelete", "ops:backup:undelete", opsBackups.undelete],
     ["GET", "/ops/deleted-backups", "ops:backup", opsBackups.deleted],
     ["DELETE", "/ops/deleted-backups/:id", "ops:backup:purge", opsBackups.purge],
+    ["GET", "/ops/backups/:id/partitions", "ops:files", opsFiles.ofBackups.partitions],
+    ["GET", "/ops/backups/:id/files", "ops:files", opsFiles.ofBackups.list],
+    ["GET", "/ops/backups/:id/files/content", "ops:files", opsFiles.ofBackups.content],
+    ["GET", "/ops/snapshots/:id/partitions", "ops:files", opsFiles.ofSnapshots.partitions],
+    ["GET", "/ops/snapshots/:id/files", "ops:files", opsFiles.ofSnapshots.list],
+    ["GET", "/ops/snapshots/:id/files/content", "ops:files", opsFiles.ofSnapshots.content],
     ["GET", "/ops/instances", "ops:instance:get", instances.list],
     ["POST", "/ops/instances", "ops:instance:create", instances.create],
     ["GET", "/ops/instances/:id", "ops:instance:get", instances.show],

@@ -25,6 +25,8 @@ export interface OpsAnswer {
   /** JSON, or text where `contentType` is given; no body is sent when undefined. */
   body?: unknown;
   contentType?: string;
+  /** Where the caller is sent. */
+  location?: string;
   /** The page's Content-Security-Policy header; not sent when absent. */
   contentSecurityPolicy?: string;
 }
@@ -81,8 +83,9 @@ async function answer(context: Context, route: OpsRoute, req: Request): Promise<
 const handlerOf =
   (context: Context, route: OpsRoute): RequestHandler =>
   async (req, res) => {
-    const { status, body, contentType, contentSecurityPolicy } = await answer(context, route, req);
+    const { status, body, contentType, contentSecurityPolicy, location } = await answer(context, route, req);
     if (contentSecurityPolicy !== undefined) res.setHeader("content-security-policy", contentSecurityPolicy);
+    if (location !== undefined) res.setHeader("location", location);
     if (contentType === undefined) return endJson(res, status, body);
     res.setHeader("content-type", contentType);
     res.statusCode = status;

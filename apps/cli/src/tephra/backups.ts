@@ -1,6 +1,7 @@
 import type { AnswerOf, BodyOf } from "@tephra/wire";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { addTransferOptions, type TransferOptions } from "./disks.ts";
+import { addFilesCommands } from "./files.ts";
 import { resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
 import { addOvirtOptions, openOvirtSession } from "./ovirt.ts";
@@ -86,6 +87,7 @@ export function addBackupCommands(program: Command): void {
     .argument("<backup>", "id or name")
     .argument("<path>", "a new file")
     .action(download);
+  addFilesCommands(backup, "backup");
 }
 
 interface CreateOptions {

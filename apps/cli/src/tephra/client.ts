@@ -45,6 +45,8 @@ export interface Caller {
   post<T>(path: string, body: unknown): Promise<T>;
   put<T>(path: string, body: unknown): Promise<T>;
   delete(path: string): Promise<void>;
+  /** Where the service sends the caller for what it does not have itself. */
+  locate(path: string): Promise<string>;
   /** Like `get`, but keeps retrying through a restart of the service, for at most a minute at a time. */
   getPatiently<T>(path: string, signal: AbortSignal): Promise<T>;
 }
@@ -95,11 +97,18 @@ export function openCaller({ url: given, headers, faultOf: fault }: CallerOption
   const url = given.replace(/\/+$/, "");
   if (url.startsWith("https:")) trustMachine();
 
-  const send = async (method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> => {
+  const send = async (
+    method: string,
+    path: string,
+    body?: unknown,
+    signal?: AbortSignal,
+    redirect: "follow" | "manual" = "follow",
+  ): Promise<Response> => {
     const limits = [AbortSignal.timeout(requestTimeoutMs), ...(signal === undefined ? [] : [signal])];
     try {
       return await fetch(url + path, {
         method,
+        redirect,
         headers: { ...headers, ...(body === undefined ? {} : { "content-type": "application/json" }) },
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
         signal: AbortSignal.any(limits),
@@ -126,6 +135,13 @@ export function openCaller({ url: given, headers, faultOf: fault }: CallerOption
     getText: async (path) => {
       const response = await send("GET", path);
       return { status: response.status, text: await bodyOf(response, url) };
+    },
+    locate: async (path) => {
+      const response = await send("GET", path, undefined, undefined, "manual");
+      const text = await bodyOf(response, url);
+      const place = response.headers.get("location");
+      if (place === null) throw fault(response.status, text);
+      return place;
     },
     getPatiently: async <T>(path: string, signal: AbortSignal): Promise<T> => {
       const giveUpAt = performance.now() + outageMaxMs;

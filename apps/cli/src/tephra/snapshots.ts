@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { addFilesCommands } from "./files.ts";
 import { resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
 import { addWaitOptions, openSession } from "./session.ts";
@@ -24,6 +25,7 @@ export function addSnapshotCommands(program: Command): void {
   snapshot.command("list").description("all snapshots of the project").action(list);
   snapshot.command("show").argument("<snapshot>", "id or name").action(show);
   addWaitOptions(snapshot.command("delete")).argument("<snapshot>", "id or name").action(remove);
+  addFilesCommands(snapshot, "snapshot");
 }
 
 async function create(reference: string, options: { name?: string; force?: boolean }, command: Command): Promise<void> {

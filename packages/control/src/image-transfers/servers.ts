@@ -1,3 +1,4 @@
+import { join, resolve } from "node:path";
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { isLiveWorker } from "../db/live.ts";
@@ -10,6 +11,12 @@ export interface ImageServerCard {
   url: string;
   backends: readonly string[];
   repositories: readonly string[];
+}
+
+/** The file of the certificate that signs those of servers of images; null: one that this machine trusts. */
+export function imageServerAuthority({ image_transfers: images, tls, data_dir }: Config): string | null {
+  if (images?.certificate_file != null || tls.port === null) return null;
+  return tls.certificate_file === null ? join(resolve(tls.ca_dir ?? join(data_dir, "tls")), "ca.pem") : tls.ca_file;
 }
 
 /** What a process has to open for a transfer: a volume backend, or all repositories that a chain is in. */

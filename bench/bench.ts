@@ -4,6 +4,7 @@ import { measureControl } from "./control.ts";
 import { measureEndedTasks } from "./ended-tasks.ts";
 import { measureEngine } from "./engine.ts";
 import { measureLarge } from "./large.ts";
+import { measureLimits } from "./limits.ts";
 import { keepAsRelease, type Measurement, report, type Say } from "./measurement.ts";
 import { measureMemory } from "./memory.ts";
 import { measureRequests } from "./requests.ts";
@@ -17,6 +18,7 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   ended: measureEndedTasks,
   engine: measureEngine,
   large: measureLarge,
+  limits: measureLimits,
   memory: measureMemory,
   requests: measureRequests,
   sources: measureSources,

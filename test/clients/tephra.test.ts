@@ -166,6 +166,44 @@ describe("tephra", () => {
     expect((await tephra(instance, "repository", "reap", "nowhere")).stderr).toContain("Repository nowhere");
   });
 
+  it("sets bandwidth limits by days and times, lists them with what holds now, and removes them", async () => {
+    const main = ["repositories", "repository", "main"];
+    const times = [
+      "--rate",
+      "200MiB",
+      "--window",
+      "mon-fri,sun 08:00-18:00 50MiB",
+      "--window",
+      "18:00-08:00 unlimited",
+    ];
+    const set = await tephra(instance, "limit", "set", ...main, ...times, "--timezone", "Asia/Kolkata", "--json");
+    expect(set, set.stderr).toMatchObject({ status: 0 });
+    const zone = { timezone: "Asia/Kolkata" };
+    expect(set.json.limit).toMatchObject({
+      bytes_per_second: 200 * MiB,
+      windows: [
+        {
+          from: "08:00",
+          to: "18:00",
+          days: ["mon", "tue", "wed", "thu", "fri", "sun"],
+          bytes_per_second: 50 * MiB,
+          ...zone,
+        },
+        { from: "18:00", to: "08:00", bytes_per_second: null, ...zone },
+      ],
+    });
+    const listed = await tephra(instance, "limit", "list");
+    expect(listed.stdout).toMatch(
+      /repositories +repository +main +(?:52428800|209715200|unlimited) +209715200 +mon,tue/,
+    );
+    const refused = await tephra(instance, "limit", "set", ...main, "--window", "8:00-18:00 50MiB");
+    expect(refused.status).toBe(1);
+    expect(refused.stderr).toContain("windows.0.from");
+    expect((await tephra(instance, "limit", "set", ...main, "--window", "workdays 50MiB")).status).toBe(2);
+    expect((await tephra(instance, "limit", "remove", ...main)).status).toBe(0);
+    expect((await tephra(instance, "limit", "list", "--json")).json).toEqual({ limits: [] });
+  });
+
   it("shows messages, and forgets them when told to", async () => {
     await importedVolume("unlucky");
     const { json } = await tephra(instance, "volume", "show", "unlucky", "--json");

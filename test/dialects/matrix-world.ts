@@ -280,6 +280,7 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "POST /ops/policies/:id/run": {},
     "POST /ops/policies/:id/assignments": { assignment: { volume_id: volume } },
     "POST /ops/notifications/:id/retry": {},
+    "PUT /ops/limits/:traffic/:scope/:name": { bytes_per_second: 1_000_000_000 },
     "POST /ops/repositories/:name/rescan": {},
     "POST /ops/repositories/:name/reap": { dry_run: true },
     "POST /ops/backups/:id/verify": { mode: "deep" },
@@ -317,6 +318,8 @@ export function fillPath(path: string, world: World, project: string): string {
   };
   const parts: Readonly<Record<string, string>> = {
     ":project": project,
+    ":traffic": "repositories",
+    ":scope": "repository",
     ":name": "main",
     ":host": "here@files",
     ":alias": "backups",

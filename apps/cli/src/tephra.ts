@@ -4,6 +4,7 @@ import { addBackupCommands } from "./tephra/backups.ts";
 import { addDiskCommands } from "./tephra/disks.ts";
 import { addDoctorCommand } from "./tephra/doctor.ts";
 import { addInstanceCommands } from "./tephra/instances.ts";
+import { addLimitCommands } from "./tephra/limits.ts";
 import { addMachineCommands } from "./tephra/machines.ts";
 import { addMessageCommands } from "./tephra/messages.ts";
 import { addNotificationCommands } from "./tephra/notifications.ts";
@@ -58,6 +59,7 @@ function buildProgram(): Command {
   addRecordCommands(program);
   addMessageCommands(program);
   addNotificationCommands(program);
+  addLimitCommands(program);
   addStatusCommands(program);
   addAuditCommand(program);
   addDoctorCommand(program);

@@ -18,6 +18,7 @@ import {
   type TaskKind,
 } from "@tephra/control/work";
 import { DamagedObjectError } from "@tephra/engine";
+import { paceOf } from "./bandwidth.ts";
 import type { Handler, WorkerContext } from "./context.ts";
 import { copyTask } from "./handlers/copy.ts";
 import { concludeGroupTask, snapshotGroupTask } from "./handlers/groups.ts";
@@ -186,8 +187,10 @@ async function doTask(task: ClaimedTask, askedAt: bigint, context: WorkerContext
     assertClaimable(task, config.tasks.claims_max);
     checkDocuments(task);
     const reporting = (): void => atPoint(`${task.kind}.reporting`);
-    const sites = watchSites(context.sites, lease.watch);
-    work = handlers[task.kind]({ ...task, reporting }, { ...context, sites }, { ...lease.run, fence });
+    const pace = paceOf(context.bandwidth, task, { signal: lease.run.signal, onWait: lease.watch.moved });
+    const sites = watchSites(context.sites, lease.watch, pace);
+    const run = { ...lease.run, fence, pace: pace.volume };
+    work = handlers[task.kind]({ ...task, reporting }, { ...context, sites }, run);
     // An abandoned task goes on to another worker, wherever its handler is stuck.
     await Promise.race([work, lease.hung]);
     atPoint(`${task.kind}.done`);

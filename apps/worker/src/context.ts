@@ -2,6 +2,7 @@ import type { Config, Database, Logger } from "@tephra/control";
 import { ownPlaces } from "@tephra/control/process";
 import type { ClaimedTask, TaskResult } from "@tephra/control/work";
 import type { Engine, RunContext, UserPlaces } from "@tephra/engine";
+import type { Bandwidth } from "./bandwidth.ts";
 import type { HungError } from "./leases.ts";
 import type { Places } from "./sites.ts";
 
@@ -13,6 +14,7 @@ export interface WorkerContext {
   engine: Engine;
   sites: Places;
   workerId: string;
+  bandwidth: Bandwidth;
   /** A task was abandoned whose handler may still be stuck; `settled` resolves when it no longer is. Resolves when others know of it. */
   onHung(error: HungError, settled: Promise<unknown>): Promise<void>;
 }

@@ -19,11 +19,13 @@ import {
   type Published,
   publishWorker,
   queueFor,
+  reserveBandwidth,
   startDispatcher,
   undispatchTask,
   withdrawWorker,
 } from "@tephra/control/work";
 import { openEngine } from "@tephra/engine";
+import { Bandwidth } from "./bandwidth.ts";
 import { runTask } from "./consumers.ts";
 import type { WorkerContext } from "./context.ts";
 import { DrainedError, openLeases } from "./leases.ts";
@@ -96,7 +98,11 @@ async function main(): Promise<void> {
     // Hung calls hold threads and memory that cannot be freed: a new process has its own.
     if (starved || standing.size >= slots) void stop("too much hangs");
   };
-  const context: WorkerContext = { config, log, database, engine, sites, workerId, onHung };
+  const bandwidth = new Bandwidth({
+    host: config.hostName,
+    reserve: (key, asked) => reserveBandwidth(database, key, asked),
+  });
+  const context: WorkerContext = { config, log, database, engine, sites, workerId, bandwidth, onHung };
   const { quiet_ms: quietMs } = config.tasks;
   const fileCallMs = (): number => engine.fileCallMs();
   const leases = openLeases({
@@ -189,6 +195,7 @@ async function main(): Promise<void> {
     });
     const published = await publishing;
     publishedAt = performance.now();
+    bandwidth.update(published.limits, published.now);
     await obey(published.disabled);
     for (const [name, why] of Object.entries(unreachable))
       if (name !== "redis") log.warn({ name, why }, "not reached from here");

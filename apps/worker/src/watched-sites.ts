@@ -1,4 +1,5 @@
 import type { Repository, RunContext, VolumeBackend } from "@tephra/engine";
+import type { TaskPace } from "./bandwidth.ts";
 import type { Places } from "./sites.ts";
 
 /** Notified of every call that a task makes at a place, and of what it holds open there. */
@@ -29,8 +30,13 @@ const isIterable = (value: unknown): value is AsyncIterable<unknown> =>
   isObject(value) && Symbol.asyncIterator in value;
 const isThenable = (value: unknown): value is Promise<unknown> => isObject(value) && "then" in value;
 
+/** How the bytes of a place are paced; null: not at all. */
+type Pace = ReturnType<TaskPace["repository"]> | null;
+
+const sizeOf = (value: unknown): number => (value instanceof Uint8Array ? value.length : 0);
+
 /** The pieces of a stream that is read from a place: each of them is a call of its own. */
-async function* piecesOf(stream: AsyncIterable<unknown>, begin: () => () => void): AsyncGenerator<unknown> {
+async function* piecesOf(stream: AsyncIterable<unknown>, begin: () => () => void, pace: Pace): AsyncGenerator<unknown> {
   const pieces = stream[Symbol.asyncIterator]();
   let whole = false;
   try {
@@ -41,6 +47,8 @@ async function* piecesOf(stream: AsyncIterable<unknown>, begin: () => () => void
         whole = true;
         return;
       }
+      const wait = pace?.pace(sizeOf(piece.value));
+      if (wait) await wait;
       yield piece.value;
     }
   } finally {
@@ -49,9 +57,11 @@ async function* piecesOf(stream: AsyncIterable<unknown>, begin: () => () => void
 }
 
 /** A body that a place consumes piece by piece: requesting a piece is progress. */
-async function* bodyOf(stream: AsyncIterable<unknown>, moved: () => void): AsyncGenerator<unknown> {
+async function* bodyOf(stream: AsyncIterable<unknown>, moved: () => void, pace: Pace): AsyncGenerator<unknown> {
   for await (const piece of stream) {
     moved();
+    const wait = pace?.pace(sizeOf(piece));
+    if (wait) await wait;
     yield piece;
   }
 }
@@ -60,12 +70,12 @@ async function* bodyOf(stream: AsyncIterable<unknown>, moved: () => void): Async
  * The same object with all of its calls watched: those that return a promise until it settles, streams piece by piece. What it opens is
  * watched in the same way.
  */
-function watched<Target extends object>(target: Target, place: string, watch: CallWatch): Target {
+function watched<Target extends object>(target: Target, place: string, watch: CallWatch, pace: Pace): Target {
   const wrap = (value: unknown): unknown => {
     if (!isObject(value) || !(Symbol.asyncDispose in value)) return value;
     const closed = watch.opened(place);
     const close = async (): Promise<void> => (value as AsyncDisposable)[Symbol.asyncDispose]();
-    const inner = watched(value, place, watch);
+    const inner = watched(value, place, watch, pace);
     return new Proxy(inner, {
       get: (_, key) =>
         key === Symbol.asyncDispose ? () => close().finally(closed) : (inner as Record<PropertyKey, unknown>)[key],
@@ -84,46 +94,56 @@ function watched<Target extends object>(target: Target, place: string, watch: Ca
     return { ...arg, fence: seen };
   };
   const call = (name: string, method: Callable, args: unknown[]): unknown => {
-    const bytes = unseen ? Math.max(0, ...args.map((arg) => (arg instanceof Uint8Array ? arg.length : 0))) : 0;
-    const given = args.map((arg) => (isIterable(arg) ? bodyOf(arg, watch.moved) : unseen ? arg : fencesSeen(arg)));
+    const whole = Math.max(0, ...args.map(sizeOf));
+    const bytes = unseen ? whole : 0;
+    const given = args.map((arg) =>
+      isIterable(arg) ? bodyOf(arg, watch.moved, pace) : unseen ? arg : fencesSeen(arg),
+    );
+    const wait = name.startsWith("put") ? pace?.pace(whole) : null;
     const needsMs = name === "changedExtents" ? changesNeedMs : (bytes / sentBytesPerSecondMin) * 1000;
     const ended = watch.begin(place, name, needsMs);
     let result: unknown;
     try {
-      result = method.apply(target, given);
+      result = wait ? wait.then(() => method.apply(target, given)) : method.apply(target, given);
     } catch (error) {
       ended();
       throw error;
     }
     if (isThenable(result)) return result.finally(ended).then(wrap);
     ended();
-    return isIterable(result) ? piecesOf(result, () => watch.begin(place, name, needsMs)) : result;
+    return isIterable(result) ? piecesOf(result, () => watch.begin(place, name, needsMs), pace) : result;
   };
   return new Proxy(target, {
     get(_, key) {
+      // Objects that are files are read by threads, which nothing paces: as streams, they are.
+      if ((key === "openFile" || key === "filePath") && pace?.limited() === true) return undefined;
       const value: unknown = Reflect.get(target, key, target);
       if (typeof value === "function") return (...args: unknown[]) => call(String(key), value as Callable, args);
       // The repository beneath an encrypting one.
-      return (key === "encryption" || key === "stored") && isObject(value) ? watched(value, place, watch) : value;
+      return (key === "encryption" || key === "stored") && isObject(value) ? watched(value, place, watch, pace) : value;
     },
   });
 }
 
-/** The places as one task sees them: each of its calls there is watched. */
-export function watchSites(sites: Places, watch: CallWatch): Places {
+/** The places as one task sees them: each of its calls there is watched, and its bytes are paced. */
+export function watchSites(sites: Places, watch: CallWatch, pace: TaskPace): Places {
   const known = new Map<string, object>();
   const open = async <Place extends Repository | VolumeBackend>(
     place: string,
     opening: () => Promise<Place>,
+    paced: Pace,
   ): Promise<Place> => {
     const ended = watch.begin(place, "open");
     const opened = await opening().finally(ended);
-    const same = known.get(place) ?? watched(opened, place, watch);
+    const same = known.get(place) ?? watched(opened, place, watch, paced);
     known.set(place, same);
     return same as Place;
   };
   return {
-    repository: (name) => open(`repository:${name}`, () => sites.repository(name)),
-    backend: (name) => open(`backend:${name}`, () => sites.backend(name)),
+    repository: (name) => open(`repository:${name}`, () => sites.repository(name), pace.repository(name)),
+    backend: (name) => {
+      pace.backend = name;
+      return open(`backend:${name}`, () => sites.backend(name), null);
+    },
   };
 }

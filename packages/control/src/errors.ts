@@ -42,6 +42,7 @@ export type ResourceKind =
   | "Repository"
   | "Policy"
   | "Policy assignment"
+  | "Limit"
   | "Policy run";
 
 /** Why an image transfer is refused, or cannot do what is asked. `disk-…` are about the volume, `backup-…` about a backup of it. */

@@ -119,6 +119,14 @@ export {
   type TimeoutPolicy,
 } from "./image-transfers/transfers.ts";
 export {
+  type BandwidthLimitRow,
+  limitKeyOf,
+  listBandwidthLimits,
+  rateAt,
+  removeBandwidthLimit,
+  setBandwidthLimit,
+} from "./limits/bandwidth.ts";
+export {
   finalizeMachineBackup,
   getMachineBackup,
   listMachineBackups,

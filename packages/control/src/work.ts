@@ -69,6 +69,16 @@ export {
 } from "./image-transfers/servers.ts";
 export { newTicket, ticketKey } from "./image-transfers/ticket.ts";
 export {
+  type BandwidthLimit,
+  burstSeconds,
+  type LimitKey,
+  type Priority,
+  priorities,
+  rateAt,
+  reserveBandwidth,
+  type Traffic,
+} from "./limits/bandwidth.ts";
+export {
   type BackedUpMachine,
   backupsOf,
   beginMachineBackup,

@@ -4,6 +4,7 @@ import { BackupHealth, DeletedBackup } from "./backups.ts";
 import { id } from "./fields.ts";
 import { listing, partitions } from "./files.ts";
 import { GroupSnapshot, Instance } from "./instances.ts";
+import { BandwidthLimit } from "./limits.ts";
 import { Notification } from "./notifications.ts";
 import { AcceptedOperation, Operation } from "./operations.ts";
 import { Policy, PolicyAssignment, PolicyDetails, PolicyRun, PolicyRunItem, VolumePolicy } from "./policies.ts";
@@ -66,6 +67,9 @@ export const answers = {
   "POST /ops/backups/:id/verify": { 202: AcceptedOperation },
   "POST /ops/repositories/:name/reap": { 202: AcceptedOperation },
   "POST /ops/repositories/:name/rescan": { 202: AcceptedOperation },
+  "GET /ops/limits": { 200: z.object({ limits: z.array(BandwidthLimit) }) },
+  "PUT /ops/limits/:traffic/:scope/:name": { 200: z.object({ limit: BandwidthLimit }) },
+  "DELETE /ops/limits/:traffic/:scope/:name": { 204: null },
   "POST /ops/volumes/import": { 202: AcceptedOperation.extend({ volume: z.object({ id }) }) },
   "POST /ops/volumes/:id/export": { 202: AcceptedOperation },
 } as const satisfies Readonly<Record<string, Readonly<Record<number, z.ZodType | null>>>>;

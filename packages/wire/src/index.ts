@@ -4,6 +4,7 @@ export type { AuditEntry } from "./audit.ts";
 export type { BackupHealth, DeletedBackup } from "./backups.ts";
 export type { ListedFile, Partition } from "./files.ts";
 export type { GroupSnapshot, Instance } from "./instances.ts";
+export { type BandwidthLimit, weekDays } from "./limits.ts";
 export type { Notification } from "./notifications.ts";
 export type { Operation, OperationResult } from "./operations.ts";
 export type { Policy, PolicyAssignment, PolicyDetails, PolicyRun, PolicyRunItem, VolumePolicy } from "./policies.ts";

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import type { OpsRouteKey } from "./answers.ts";
+import { bytesPerSecond, timeOfDay, weekDays } from "./limits.ts";
 import { Kinds, Retention, Schedule, Squash } from "./policies.ts";
 
 const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
@@ -163,6 +164,26 @@ const NewAssignment = z
     error: "names exactly one of volume_id, instance_id and project_id",
   });
 
+const LimitBody = z.strictObject({
+  bytes_per_second: bytesPerSecond.nullable().default(null),
+  windows: z
+    .array(
+      z.strictObject({
+        from: timeOfDay,
+        /** Before `from`: of the next day. */
+        to: timeOfDay,
+        days: z
+          .array(z.enum(weekDays))
+          .min(1)
+          .default([...weekDays]),
+        timezone: z.string().min(1).max(64),
+        bytes_per_second: bytesPerSecond.nullable(),
+      }),
+    )
+    .max(50)
+    .default([]),
+});
+
 /** Query and JSON body of each route that has either. A key that is not in them is refused. */
 export const requests = {
   "GET /ops/operations": { query: OperationsQuery },
@@ -211,6 +232,7 @@ export const requests = {
     body: z.strictObject({ dry_run: z.boolean().default(false) }).prefault({}),
   },
   "POST /ops/repositories/:name/rescan": { body: RescanBody },
+  "PUT /ops/limits/:traffic/:scope/:name": { body: LimitBody },
   "POST /ops/volumes/import": { body: ImportBody },
   "POST /ops/volumes/:id/export": {
     /** `overwrite`: an existing regular file is replaced. */

@@ -721,4 +721,20 @@ export const mutations: readonly Mutation[] = [
     suite: "test/system/images/stored-backups.test.ts",
     test: "a deletion of the backup ends it",
   },
+  {
+    name: "threads read objects past a bandwidth limit",
+    file: "apps/worker/src/watched-sites.ts",
+    from: 'if ((key === "openFile" || key === "filePath") && pace?.limited() === true) return undefined;',
+    to: "",
+    suite: "test/system/service/bandwidth-limits.test.ts",
+    test: "a limit holds for all workers together, both ways",
+  },
+  {
+    name: "restores wait for backups at a bandwidth limit",
+    file: `${control}/limits/bandwidth.ts`,
+    from: "priorities.indexOf(priority) + 1",
+    to: "1",
+    suite: "test/control/bandwidth-limits.test.ts",
+    test: "who is higher does not wait",
+  },
 ];

@@ -145,6 +145,7 @@ const policy = {
   "ops:backup:purge": "admin",
   "ops:files": "member",
   "ops:verify": "admin",
+  "ops:limits": "admin",
   "ops:notifications": "admin",
   "ops:audit": "admin",
   "ops:queues": "admin",

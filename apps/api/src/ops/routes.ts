@@ -5,6 +5,7 @@ import { opsFiles } from "./files.ts";
 import { opsGroupSnapshots } from "./group-snapshots.ts";
 import { health } from "./health.ts";
 import { instances } from "./instances.ts";
+import { limits } from "./limits.ts";
 import { notifications } from "./notifications.ts";
 import type { Tables } from "./openapi.ts";
 import { operations } from "./operations.ts";
@@ -66,6 +67,9 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["POST", "/ops/backups/:id/verify", "ops:verify", opsBackups.verify],
     ["POST", "/ops/repositories/:name/reap", "ops:reap", repositories.reap],
     ["POST", "/ops/repositories/:name/rescan", "ops:rescan", repositories.rescan],
+    ["GET", "/ops/limits", "ops:limits", limits.list],
+    ["PUT", "/ops/limits/:traffic/:scope/:name", "ops:limits", limits.set],
+    ["DELETE", "/ops/limits/:traffic/:scope/:name", "ops:limits", limits.remove],
     ["POST", "/ops/volumes/import", "ops:import", opsVolumes.import],
     ["POST", "/ops/volumes/:id/export", "ops:export", opsVolumes.export],
   ];

@@ -1,7 +1,8 @@
 import type { Config } from "../config.ts";
 import { InvalidError } from "../errors.ts";
+import { isTimeZone } from "../limits/windows.ts";
 import { type BackupKinds, durationMs, type RetentionRules, type Schedule, type SquashRules } from "./rules.ts";
-import { hasFiveFields, isTimeZone, nextTime, shortestGapMs } from "./schedule.ts";
+import { hasFiveFields, nextTime, shortestGapMs } from "./schedule.ts";
 
 /** What of a policy has to make sense together. */
 export interface PolicyRules {

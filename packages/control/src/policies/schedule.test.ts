@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { hasFiveFields, isTimeZone, nextTime, nextTimes, shortestGapMs } from "./schedule.ts";
+import { isTimeZone } from "../limits/windows.ts";
+import { hasFiveFields, nextTime, nextTimes, shortestGapMs } from "./schedule.ts";
 
 /** The times after `from`, up to and with `to`. */
 function timesBetween(cron: string, timezone: string, from: string, to: string): string[] {

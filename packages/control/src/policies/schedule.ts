@@ -26,13 +26,3 @@ export function shortestGapMs(times: Times, after: Date, count: number): number 
 
 /** Whether an expression has five fields: others, such as `@daily`, dates and seconds, are read by the library alone. */
 export const hasFiveFields = (cron: string): boolean => /^\S+( \S+){4}$/.test(cron) && !cron.startsWith("@");
-
-/** Whether the time zone is known, by its name in the IANA data base. */
-export function isTimeZone(name: string): boolean {
-  try {
-    new Intl.DateTimeFormat("en", { timeZone: name });
-    return !/^[+-]/.test(name);
-  } catch {
-    return false;
-  }
-}

@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import type { ZlibEncoder } from "../config.ts";
 import type { Database, Transaction } from "../db/database.ts";
 import { isLiveWorker } from "../db/live.ts";
+import type { BandwidthLimit } from "../limits/bandwidth.ts";
 import { backupBinary } from "./services.ts";
 
 export interface WorkerCard {
@@ -65,6 +66,9 @@ export interface Published {
   undelivered: string[];
   /** Whether it holds, or is to begin, backups of machines, or others have left something of such on its host. */
   machineBackups: boolean;
+  /** The limits that are set, and the database's time. */
+  limits: BandwidthLimit[];
+  now: Date;
 }
 
 /** Registers a worker, or updates its registration. */
@@ -90,7 +94,9 @@ export async function publishWorker(database: Database, card: WorkerCard): Promi
       ARRAY(SELECT id::text FROM tasks WHERE state = 'dispatched' AND queue = ${data.queue} AND dispatch - claim > ${undeliveredMax}
         AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY queued_at LIMIT ${data.slots}::int) AS undelivered,
       EXISTS (SELECT 1 FROM machine_backups WHERE ended_at IS NULL AND worker_id = ${card.id})
-        OR EXISTS (SELECT 1 FROM machine_backups WHERE leftovers AND worker_host = ${data.host}) AS "machineBackups"`;
+        OR EXISTS (SELECT 1 FROM machine_backups WHERE leftovers AND worker_host = ${data.host}) AS "machineBackups",
+      (SELECT coalesce(jsonb_agg(jsonb_build_object('traffic', traffic, 'scope', scope, 'name', name,
+        'bytesPerSecond', bytes_per_second, 'windows', windows)), '[]'::jsonb) FROM bandwidth_limits) AS limits, now() AS now`;
   if (!published) throw new Error("PostgreSQL returned no row");
   return published;
 }

@@ -3,7 +3,7 @@ import type { Extent } from "../format/extents.ts";
 import { nbdError } from "../threads/direct-access.ts";
 import type { EngineContext } from "../threads/engine-context.ts";
 import { type LaneSlice, pumpLanes } from "../threads/pump-lanes.ts";
-import type { UnreadPlace } from "../threads/read-fully.ts";
+import { pairedBytes, type UnreadPlace } from "../threads/read-fully.ts";
 import type { ThreadPlace } from "../threads/thread-place.ts";
 import type { VolumeSource } from "../volume/volume.ts";
 
@@ -26,6 +26,8 @@ export interface LanesInput {
   leaveZeros: boolean;
   /** Stores one window. Must have finished with a chunk before it asks for the next one: the chunk's memory is reused. */
   put: (index: number, body: AsyncIterable<Uint8Array>, signal: AbortSignal) => Promise<void>;
+  /** See RunContext. */
+  pace?: (bytes: number) => Promise<void> | null;
 }
 
 /**
@@ -37,9 +39,12 @@ export async function copyLanes(engine: EngineContext, input: LanesInput, outer:
   const signal = AbortSignal.any([outer, stop.signal]);
   const lanes = input.windows.map((window, index) => new Lane(input, window, index, { signal, stop }));
   try {
-    const { source, from, windows: messages, blockBytes } = input;
-    const handOut = (slices: LaneSlice[]): Promise<unknown> =>
-      Promise.all(slices.map((slice) => (lanes[slice.index] as Lane).take(slice)));
+    const { source, from, windows: messages, blockBytes, pace } = input;
+    const handOut = async (slices: LaneSlice[]): Promise<unknown> => {
+      // The next slices are read when these are handed out.
+      await pace?.(slices.reduce((sum, { index, bytes }) => sum + bytes.length * dataShare(input.windows[index]), 0));
+      return Promise.all(slices.map((slice) => (lanes[slice.index] as Lane).take(slice)));
+    };
     const unread = await pumpLanes(engine.pool, { from, messages, blockBytes }, handOut, signal);
     if (unread !== null) throw await readFailure(source, unread);
     await Promise.all(lanes.map((lane) => lane.finish()));
@@ -52,6 +57,11 @@ export async function copyLanes(engine: EngineContext, input: LanesInput, outer:
     stop.abort(new Error("The windows are no longer wanted."));
     await Promise.allSettled(lanes.map((lane) => lane.settled));
   }
+}
+
+/** What part of a window is data. */
+function dataShare(window: (Extent & { data: Float64Array }) | undefined): number {
+  return window === undefined ? 0 : pairedBytes(window.data) / window.length;
 }
 
 /** Finds out why a thread could not read: a server's failure is known; a file is read again where errors are classified. */

@@ -30,6 +30,7 @@ import {
 import { DirectAccess } from "../threads/direct-access.ts";
 import { type EngineContext, zeroForm } from "../threads/engine-context.ts";
 import { fitsLanes, laneMemoryBytes, lanesMax } from "../threads/lane-sizes.ts";
+import { pairedBytes } from "../threads/read-fully.ts";
 import type { ThreadPlace } from "../threads/thread-place.ts";
 import type { VolumeSource } from "../volume/volume.ts";
 import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
@@ -155,10 +156,6 @@ async function dataPairs(source: VolumeSource, window: Extent): Promise<Float64A
   return Float64Array.from(pairs);
 }
 
-function pairedBytes(pairs: Float64Array): number {
-  return pairs.reduce((sum, place, index) => sum + (index % 2 === 0 ? -place : place), 0);
-}
-
 /** A window and a promise of the last object number before it, which the preceding window settles. */
 interface WindowPlace {
   window: Extent;
@@ -281,7 +278,8 @@ class RangeCopier {
     const windows = group.map(({ window, data }) => ({ ...window, data }));
     for (const { data } of windows) this.bytesRead += pairedBytes(data);
     const leaveZeros = layout.compressZeros ?? true;
-    const input = { source, windows, blockBytes: layout.blockBytes, leaveZeros, put };
+    const { pace } = this.#ctx;
+    const input = { source, windows, blockBytes: layout.blockBytes, leaveZeros, put, ...(pace && { pace }) };
     return this.#access.use((from) => {
       // There are as many places as groups at a time, unless one has failed already.
       if (from === null) throw new ThreadFailedError("A connection to the source has failed.");
@@ -355,6 +353,7 @@ class RangeCopier {
     const data = await dataPairs(source, window);
     if (data.length === 0) return this.#hashZeros(window, parentHashes);
     this.bytesRead += pairedBytes(data);
+    await this.#ctx.pace?.(pairedBytes(data));
     const request = {
       kind: "copyWindow" as const,
       blockBytes: layout.blockBytes,

@@ -12,6 +12,11 @@ export interface RunContext {
    * while the caller's thread is blocked. Without it threads write nothing, which is slower.
    */
   writableUntil?: BigInt64Array<SharedArrayBuffer>;
+  /**
+   * Called before a volume is read for a backup, with the number of bytes; the engine waits for what it returns, if anything. May let
+   * pieces of a megabyte through as well as whole objects.
+   */
+  pace?: (bytes: number) => Promise<void> | null;
   /** Totals of this call so far, in bytes. Called on the caller's thread, at most once per object or piece. */
   onProgress: (progress: { bytesDone: number; bytesStored: number }) => void;
 }

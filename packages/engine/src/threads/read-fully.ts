@@ -88,6 +88,11 @@ export function openForReading({ path, sizeBytes }: { path: string; sizeBytes: n
   }
 }
 
+/** Number of bytes within pairs of start and end. */
+export function pairedBytes(pairs: Float64Array): number {
+  return pairs.reduce((sum, place, index) => sum + (index % 2 === 0 ? -place : place), 0);
+}
+
 /** The pairs of start and end that overlap a part, clipped and relative to its start. */
 export function clipPairs(pairs: Float64Array, start: number, end: number): Float64Array<ArrayBuffer> {
   const clipped: number[] = [];

@@ -7,6 +7,7 @@ import { exportCommand, importCommand, rescanCommand } from "./engine/records.ts
 import { initCommand, type NamedRepository } from "./engine/repository.ts";
 import { restoreCommand } from "./engine/restore.ts";
 import { rewrapCommand } from "./engine/rewrap.ts";
+import { squashCommand } from "./engine/squash.ts";
 import { verifyCommand } from "./engine/verify.ts";
 import { trustMachine } from "./machine-trust.ts";
 
@@ -113,6 +114,29 @@ function buildProgram(output: Output, signal: AbortSignal): Command {
     .requiredOption("--backup <id>", "the backup to verify", parseId)
     .option("--quick", "compare listings and sizes with the metadata only")
     .action((options: Parameters<typeof verifyCommand>[0]) => verifyCommand(options, output, signal));
+  command("squash")
+    .description(
+      "Make a full backup of an incremental one, with the same id, of what it builds on; its volume is not read.",
+    )
+    .requiredOption("--backup <id>", "the incremental backup", parseId)
+    .addOption(
+      new Option("--compression <codec>", `how what is merged is stored: ${compressions.join(", ")}`)
+        .argParser(parseCodec)
+        .default("zlib"),
+    )
+    .addOption(
+      new Option("--zlib-encoder <name>", "what makes zlib streams; isal is many times as fast and needs libisal.so.2")
+        .choices(zlibEncoders)
+        .default("zlib"),
+    )
+    .option(
+      "--object-bytes <n>",
+      "size of a stored piece, where the full backup has none of one size",
+      parseBytes,
+      52_428_800,
+    )
+    .option("--remove-merged", "also remove the backups that it was built on, unless others build on them")
+    .action((options: Parameters<typeof squashCommand>[0]) => squashCommand(options, output, signal));
   command("export")
     .description("Print the record with which Cinder or this service can import a backup.")
     .requiredOption("--backup <id>", "the backup to export", parseId)

@@ -6,6 +6,7 @@ import type { BackupReference } from "./chain/backup-reference.ts";
 import { volumeBytesOf } from "./chain/chain.ts";
 import { checkChain } from "./chain/check-chain.ts";
 import { beginBackup } from "./encryption/begin-backup.ts";
+import type { Extent } from "./format/extents.ts";
 import type { BackupLayout } from "./format/layout.ts";
 import type { RangeReport } from "./format/range-report.ts";
 import type { Repository } from "./repository/repository.ts";
@@ -30,6 +31,14 @@ import {
   verifyRange,
 } from "./restore/verify.ts";
 import type { RunContext } from "./run/run-context.ts";
+import {
+  planSquash,
+  type SquashCounts,
+  type SquashInput,
+  type SquashShape,
+  squashRange,
+  squashWhole,
+} from "./squash/squash.ts";
 import { createEngineContext, type EngineOptions } from "./threads/engine-context.ts";
 import type { VolumeSource, VolumeTarget } from "./volume/volume.ts";
 
@@ -71,6 +80,15 @@ export interface Engine extends AsyncDisposable {
   verifyRange(input: VerifyRangeInput, ctx: RunContext): Promise<VerifyResult>;
   volumeBytesOf(reference: BackupReference, signal: AbortSignal): Promise<number>;
   checkChain(references: readonly BackupReference[], signal: AbortSignal): Promise<void>;
+  planSquash(
+    input: { chain: readonly BackupReference[]; objectBytes: number },
+    signal: AbortSignal,
+  ): Promise<SquashShape>;
+  squashRange(
+    input: SquashInput & { range: Extent; staging: { operationId: string; name: string } },
+    ctx: RunContext,
+  ): Promise<{ report: RangeReport } & SquashCounts>;
+  squashWhole(input: SquashInput, ctx: RunContext): Promise<SealResult & SquashCounts>;
   removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
   removeStaging(repository: Repository, operationId: string): Promise<void>;
   /** How long a thread has been inside one file call, in ms: a call that does not return for long is hanging. Poll it from time to time. */
@@ -95,6 +113,9 @@ export function openEngine(options: EngineOptions = {}): Engine {
     verifyRange: (input, ctx) => verifyRange(context, input, ctx),
     volumeBytesOf,
     checkChain: (references, signal) => checkChain(context, references, signal),
+    planSquash,
+    squashRange: (input, ctx) => squashRange(context, input, ctx),
+    squashWhole: (input, ctx) => squashWhole(context, input, ctx),
     removeBackup,
     removeStaging,
     fileCallMs: () => context.pool.fileCallMs(),

@@ -18,6 +18,7 @@ export {
   isOnlyHere,
   isStored,
   type ListedBackup,
+  withoutReplaced,
 } from "./catalogue/list-backups.ts";
 export { type RescannedBackup, recordOf, rescan } from "./catalogue/rescan.ts";
 export { type RewrapResult, rewrap } from "./catalogue/rewrap.ts";
@@ -90,6 +91,7 @@ export { redactRepositoryUrl } from "./repository/repository-url.ts";
 export type { RestoreRange } from "./restore/restore.ts";
 export type { Drill, VerifyResult } from "./restore/verify.ts";
 export { type RunContext, type WriteContext, writableForever } from "./run/run-context.ts";
+export type { SquashCounts, SquashShape } from "./squash/squash.ts";
 export type { BackendLeftover, ExportRun, SourceReference, UserPlaces, VolumeBackend } from "./volume/backend.ts";
 export { exportLeftovers, removeExportDrafts } from "./volume/file/export-file.ts";
 export { openFileSource } from "./volume/file/file-source.ts";

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { randomBytes, randomUUID } from "node:crypto";
 import {
   InvalidObjectNameError,
@@ -53,6 +54,7 @@ export function describeRepository(kind: Kind): void {
     describeObjects(place, kind);
     describeConditionalPut(place, kind);
     if (kind.largeBytes !== null) describeLargeObjects(place, kind.largeBytes);
+    if (kind.largeBytes !== null) describeLargeCopy(place, kind.largeBytes);
     describeListing(place);
     describeLeftovers(place, kind);
   });
@@ -198,6 +200,40 @@ function describeConditionalPut(place: () => Place, kind: Kind): void {
     expect(await read(repository(), key)).toEqual(bytes);
   });
 
+  test("an object is copied under another name, and what is there is adopted or is a conflict", async () => {
+    const { container } = await prepare(place());
+    const { otherContainer } = place();
+    await repository().ensureContainer(otherContainer);
+    const [from, to] = [
+      { container, name: "object" },
+      { container: otherContainer, name: "copy" },
+    ];
+    const bytes = randomBytes(300_003);
+    await repository().putIfAbsent(from, bytes, free);
+    expect(await repository().copyIfAbsent(from, to, free)).toBe("stored");
+    expect(await repository().copyIfAbsent(from, to, free)).toBe("exists");
+    expect(await read(repository(), to)).toEqual(bytes);
+    const third = { container, name: "third" };
+    await repository().putIfAbsent(third, Buffer.from(bytes), free);
+    expect(await repository().copyIfAbsent(third, to, free)).toBe("exists");
+    const other = { container, name: "other" };
+    const flipped = Buffer.from(bytes);
+    flipped[0] = (flipped[0] as number) ^ 1;
+    await repository().putIfAbsent(other, flipped, free);
+    await expect(repository().copyIfAbsent(other, to, free)).rejects.toBeInstanceOf(ObjectConflictError);
+    const missing = repository().copyIfAbsent({ container, name: "none" }, { container, name: "new" }, free);
+    await expect(missing).rejects.toBeInstanceOf(ObjectMissingError);
+    const refused = { ...free, fence: () => assert.fail("the lease is lost") };
+    await expect(repository().copyIfAbsent(from, { container, name: "late" }, refused)).rejects.toThrow(
+      "lease is lost",
+    );
+    // Each is its own: removing one leaves the other.
+    await repository().remove(from);
+    expect(await read(repository(), to)).toEqual(bytes);
+    const names = (await Array.fromAsync(repository().list(container, ""))).map(({ name }) => name);
+    expect(names.sort()).toEqual(["other", "third"]);
+  });
+
   test("of many writers at once one stores and the others adopt", async () => {
     const { container } = await prepare(place());
     const bytes = randomBytes(300_000);
@@ -265,6 +301,20 @@ function describeConditionalPut(place: () => Place, kind: Kind): void {
     const key = { container, name: "object" };
     await expect(repository().putIfAbsent(key, body(), free)).rejects.toThrow("the source is gone");
     await expect(repository().stat(key)).rejects.toBeInstanceOf(ObjectMissingError);
+  });
+}
+
+function describeLargeCopy(place: () => Place, largeBytes: number): void {
+  test("a large object is copied whole, and the copy stays when the first is removed", async () => {
+    const { container } = await prepare(place());
+    const { repository } = place();
+    const bytes = randomBytes(largeBytes);
+    await repository.putIfAbsent({ container, name: "large" }, bytes, free);
+    expect(await repository.copyIfAbsent({ container, name: "large" }, { container, name: "copy" }, free)).toBe(
+      "stored",
+    );
+    await repository.remove({ container, name: "large" });
+    expect((await read(repository, { container, name: "copy" })).equals(bytes)).toBe(true);
   });
 }
 

@@ -241,6 +241,65 @@ describe.each(kinds)("beside a real Cinder on $name", ({ open }) => {
     }
   });
 
+  test("a chain of both, squashed by us, is restored by Cinder, also when it has deleted what was merged", async () => {
+    await using folder = await temporaryFolder();
+    await using place = await open(folder.path);
+    const { repository, cinder } = place;
+    const volumeId = randomUUID();
+    const path = join(folder.path, "volume");
+    const known: CinderRecord[] = [];
+    const chain: BackupReference[] = [];
+    const images: Buffer[] = [];
+    let image = firstImage();
+    for (const compression of ["zlib", "zstd", "bz2", "none"] as const) {
+      await writeFile(path, image);
+      images.unshift(image);
+      const step = {
+        do: "backup" as const,
+        volume: path,
+        compression,
+        backup: newRecord(volumeId, known[0]?.id ?? null),
+      };
+      const [answer] = await runCinder(cinder, { known, steps: [step] });
+      const { object_count: _, backup_url: __, ...record } = completed.parse(answer);
+      known.unshift(record);
+      chain.unshift({
+        backupId: record.id,
+        repository,
+        container: record.container ?? "",
+        prefix: record.service_metadata ?? "",
+      });
+      image = edit(image);
+    }
+    const [newest, ...merged] = chain as [BackupReference, ...BackupReference[]];
+    const [former] = merged as [BackupReference];
+    const signal = new AbortController().signal;
+    const shape = await engine.planSquash({ chain: merged, objectBytes: small.objectBytes }, signal);
+    const layout = layoutFor(repository, shape.volumeBytes, {
+      backupId: former.backupId,
+      volumeId,
+      container: former.container,
+      prefix: repository.defaultPrefix({ volumeId, backupId: former.backupId, at: new Date(Date.now() + 60_000) }),
+      createdAt: shape.header.createdAt ?? "",
+      volumeMeta: shape.header.volumeMeta,
+    });
+    const { takenBytes } = await engine.squashWhole({ chain: merged, repository, layout }, freeContext());
+    expect(takenBytes).toBeGreaterThan(0);
+    const deletions = merged.map(({ backupId }) => ({ do: "delete" as const, id: backupId }));
+    await runCinder(cinder, { known, steps: deletions });
+    const now = [known[0] as CinderRecord, recordFor(referenceTo(repository, layout), null, volumeId)];
+    const steps: (CinderStep & { do: "restore" })[] = [];
+    for (const { id } of now)
+      steps.push({ do: "restore", id, target: await writeTarget(join(folder.path, `target-${id}`)) });
+    await runCinder(cinder, { known: now, steps });
+    for (const [index, { target }] of steps.entries()) {
+      expect((await readFile(target)).equals(images[index] as Buffer)).toBe(true);
+    }
+    const ours = [newest, referenceTo(repository, layout)];
+    expect((await restoreToMemory(engine, ours)).equals(images[0] as Buffer)).toBe(true);
+    expect((await rescan(repository, signal)).map(({ problem }) => problem)).toEqual([null, null]);
+  });
+
   test("a record that we export says to Cinder what we mean", async () => {
     await using folder = await temporaryFolder();
     await using place = await open(folder.path);

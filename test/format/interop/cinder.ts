@@ -18,6 +18,7 @@ export interface CinderRecord {
 export type CinderStep =
   | { do: "backup"; volume: string; compression: string; backup: CinderRecord }
   | { do: "restore"; id: string; target: string }
+  | { do: "delete"; id: string }
   | { do: "import"; url: string };
 
 /** The driver of a real Cinder, and its options. */

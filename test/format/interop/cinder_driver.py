@@ -148,6 +148,11 @@ class Peer:
         backup.status = "available"
         return {"restored": backup.id}
 
+    def delete(self, step):
+        backup = self.known[step["id"]]
+        self.open(backup, "none").delete_backup(backup)
+        return {"deleted": backup.id}
+
     def take(self, step):
         """What the manager does with a record (BackupManager.import_record)."""
         decoded = self.Backup.decode_record(step["url"])
@@ -165,7 +170,7 @@ class Peer:
 def main():
     request = json.load(sys.stdin)
     peer = Peer(request)
-    actions = {"backup": peer.backup, "restore": peer.restore, "import": peer.take}
+    actions = {"backup": peer.backup, "restore": peer.restore, "delete": peer.delete, "import": peer.take}
     done = []
     for step in request["steps"]:
         started = time.monotonic()

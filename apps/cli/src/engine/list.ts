@@ -1,4 +1,10 @@
-import { describeBackup, findBackups, type ListedBackup, RepositoryUnmarkedError } from "@tephra/engine";
+import {
+  describeBackup,
+  findBackups,
+  type ListedBackup,
+  RepositoryUnmarkedError,
+  withoutReplaced,
+} from "@tephra/engine";
 import type { Output } from "./output.ts";
 import { type NamedRepository, notePassedOver, openNamedRepository } from "./repository.ts";
 
@@ -9,10 +15,11 @@ export async function listCommand(options: NamedRepository, output: Output, sign
     // Reading needs no marker: a repository written by Cinder has none.
     if (!(error instanceof RepositoryUnmarkedError)) throw error;
   });
-  const backups: ListedBackup[] = [];
+  const found: ListedBackup[] = [];
   for await (const reference of findBackups(repository, signal, notePassedOver(output))) {
-    backups.push(await describeBackup(reference, signal));
+    found.push(await describeBackup(reference, signal));
   }
+  const backups = withoutReplaced(found);
   backups.sort((one, other) => (one.createdAt ?? "").localeCompare(other.createdAt ?? ""));
   const lines = backups.map((backup) => {
     const kind = backup.parentId === null ? "full" : `incremental of ${backup.parentId}`;

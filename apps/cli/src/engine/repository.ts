@@ -11,6 +11,7 @@ import {
   RepositoryUnavailableError,
   RepositoryUnmarkedError,
   redactRepositoryUrl,
+  withoutReplaced,
 } from "@tephra/engine";
 import { type Output, UsageError } from "./output.ts";
 
@@ -70,12 +71,19 @@ export async function findChain(
   backupId: string,
   signal: AbortSignal,
 ): Promise<{ backup: ListedBackup; references: BackupReference[]; missing: string | null }> {
-  const places = new Map<string, BackupReference>();
+  const places = new Map<string, BackupReference[]>();
   const passedOver: string[] = [];
   const note = (place: string): void => void passedOver.push(place);
-  for await (const reference of findBackups(repository, signal, note)) places.set(reference.backupId, reference);
-  const imported = await findRecord(repository, backupId, signal);
-  const first = places.get(backupId) ?? imported?.reference;
+  for await (const reference of findBackups(repository, signal, note)) {
+    places.set(reference.backupId, [...(places.get(reference.backupId) ?? []), reference]);
+  }
+  const placeOf = async (id: string): Promise<BackupReference | undefined> => {
+    const found = places.get(id) ?? [];
+    if (found.length < 2) return found[0] ?? (await findRecord(repository, id, signal))?.reference;
+    const described = await Array.fromAsync(found, (reference) => describeBackup(reference, signal));
+    return withoutReplaced(described)[0]?.reference;
+  };
+  const first = await placeOf(backupId);
   if (first === undefined) {
     const where = passedOver.length === 0 ? "" : ` Not open to these rights: ${passedOver.join(", ")}.`;
     throw new UsageError(`There is no backup ${backupId} in the repository.${where}`);
@@ -84,7 +92,7 @@ export async function findChain(
   const references = [first];
   let parentId = backup.parentId;
   while (parentId !== null) {
-    const parent = places.get(parentId) ?? (await findRecord(repository, parentId, signal))?.reference;
+    const parent = await placeOf(parentId);
     if (parent === undefined || references.includes(parent)) break;
     references.push(parent);
     parentId = (await describeBackup(parent, signal)).parentId;

@@ -17,9 +17,9 @@ import type { ObjectEntry } from "../format/object-entry.ts";
 import type { RangeReport } from "../format/range-report.ts";
 import { entrySlice, hashSlice, sliceDigest } from "../format/slices.ts";
 import { zeroBlockHashes } from "../format/zero-blocks.ts";
-import { type Repository, stagingContainer } from "../repository/repository.ts";
+import { type ObjectKey, type Repository, stagingContainer } from "../repository/repository.ts";
 import { mapConcurrent } from "../run/map-concurrent.ts";
-import type { RunContext } from "../run/run-context.ts";
+import type { RunContext, WriteContext } from "../run/run-context.ts";
 import { streamed } from "../run/streamed.ts";
 import {
   type CopyWindowRequest,
@@ -47,6 +47,16 @@ export interface CopyInput {
    * are read and compared, and the rest takes the parent's hashes. Absent: everything is read.
    */
   changed?: readonly Extent[];
+  /** Stores a window of a full backup without reading the source. Null: it is to be read. */
+  take?: (window: Extent, key: ObjectKey, ctx: WriteContext) => Promise<TakenWindow | null>;
+}
+
+/** A window that was stored as it is somewhere else: one object. */
+export interface TakenWindow {
+  hashes: Uint8Array;
+  entry: Omit<ObjectEntry, "number">;
+  storedBytes: number;
+  outcome: "stored" | "exists";
 }
 
 /** A range that has been copied, with its slices not yet staged. */
@@ -126,7 +136,15 @@ export async function copyRange(
   input: CopyInput & { staging: { operationId: string; name: string } },
   ctx: RunContext,
 ): Promise<RangeReport> {
-  const { report, hashes, entries } = await copyObjects(engine, input, ctx);
+  return stageCopied(input, await copyObjects(engine, input, ctx), ctx);
+}
+
+/** Stages the slices of a copied range. */
+export async function stageCopied(
+  input: Pick<CopyInput, "repository" | "layout"> & { staging: { operationId: string; name: string } },
+  { report, hashes, entries }: CopiedRange,
+  ctx: WriteContext,
+): Promise<RangeReport> {
   const container = stagingContainer(input.staging.operationId);
   const staged = { hashes: `${input.staging.name}.hashes`, entries: `${input.staging.name}.entries` };
   await input.repository.ensureContainer(container);
@@ -212,6 +230,7 @@ class RangeCopier {
     const { layout, repository } = this.#input;
     return (
       windows > 1 &&
+      this.#input.take === undefined &&
       this.#parent === null &&
       layout.parentId === null &&
       codecOf(layout.compression) === "none" &&
@@ -299,6 +318,12 @@ class RangeCopier {
 
   async copyWindow(place: WindowPlace, signal: AbortSignal): Promise<CopiedWindow> {
     const { window } = place;
+    const taken = await this.#take(window, signal);
+    if (taken !== null) {
+      place.settle(window.offset / this.#input.layout.objectBytes + 1);
+      this.#passed(window);
+      return taken;
+    }
     const release = await this.#engine.memory.claim(this.#memoryOf(window), signal);
     try {
       const { hashes, parts } = await this.#readChanges(window, signal);
@@ -315,6 +340,21 @@ class RangeCopier {
     } finally {
       release();
     }
+  }
+
+  async #take(window: Extent, signal: AbortSignal): Promise<CopiedWindow | null> {
+    const { layout, take } = this.#input;
+    if (take === undefined) return null;
+    const number = window.offset / layout.objectBytes + 1;
+    const key = { container: layout.container, name: dataName(layout.prefix, number) };
+    let vouched: string | null = null;
+    const onVouched = (md5: string): void => {
+      vouched = md5;
+    };
+    const taken = await take(window, key, { signal, fence: this.#ctx.fence, onVouched });
+    if (taken === null) return null;
+    this.#stored(key.name, { ...taken, vouched });
+    return { hashes: taken.hashes, entries: [{ number, ...taken.entry }] };
   }
 
   /** The window itself, the most that its compressed form usually takes, and its encrypted form unless that is streamed. */
@@ -457,6 +497,13 @@ class RangeCopier {
       vouched = md5;
     };
     const outcome = await repository.putIfAbsent(key, body, { signal, fence: this.#ctx.fence, onVouched });
+    this.#stored(name, { storedBytes, vouched, outcome });
+  }
+
+  #stored(
+    name: string,
+    { storedBytes, vouched, outcome }: { storedBytes: number; vouched: string | null; outcome: "stored" | "exists" },
+  ): void {
     this.listing.add(name, storedBytes);
     this.vouched.add(name, vouched);
     this.bytesStored += storedBytes;

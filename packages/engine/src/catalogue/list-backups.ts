@@ -181,6 +181,30 @@ export async function describeBackup(reference: FoundReference, signal: AbortSig
   return described;
 }
 
+/**
+ * Leaves out what a squash has replaced: of two descriptions of one backup, a full and an incremental one, made of the same volume at the
+ * same time, the full one counts, unless something is wrong with it.
+ */
+export function withoutReplaced(found: readonly ListedBackup[]): ListedBackup[] {
+  const replaced = new Set<ListedBackup>();
+  const named = Map.groupBy(found, ({ reference }) => reference.backupId);
+  for (const same of named.values()) {
+    for (const full of same.filter(({ parentId, problem }) => parentId === null && problem === null)) {
+      for (const other of same) if (isReplacedBy(full, other)) replaced.add(other);
+    }
+    for (const whole of same.filter(({ parentId, problem }) => parentId !== null && problem === null)) {
+      for (const full of same) if (full.problem !== null && isReplacedBy(full, whole)) replaced.add(full);
+    }
+  }
+  return found.filter((backup) => !replaced.has(backup));
+}
+
+const isReplacedBy = (full: ListedBackup, other: ListedBackup): boolean =>
+  full.parentId === null &&
+  other.parentId !== null &&
+  full.volumeId === other.volumeId &&
+  full.createdAt === other.createdAt;
+
 async function listObjects({ repository, container, prefix }: BackupReference): Promise<ListedObjects> {
   const listed = { objects: 0, storedBytes: 0 };
   for await (const { name, sizeBytes } of repository.list(container, prefix)) {

@@ -1,7 +1,7 @@
 import { encodeExportRecord } from "../format/export-record.ts";
 import type { OnPassedOver } from "../repository/passed-over.ts";
 import type { Repository } from "../repository/repository.ts";
-import { describeBackup, findBackups, type ListedBackup } from "./list-backups.ts";
+import { describeBackup, findBackups, type ListedBackup, withoutReplaced } from "./list-backups.ts";
 
 /** A backup that can be registered in a catalogue again. */
 export interface RescannedBackup {
@@ -17,7 +17,8 @@ export interface RescannedBackup {
 
 /**
  * Rebuilds the catalogue of a repository from the metadata objects alone, without database or records. Parents come before their
- * children, so that importing in this order always finds the parent. Damage becomes a backup's `problem`.
+ * children, so that importing in this order always finds the parent. Damage becomes a backup's `problem`. Of a backup that was squashed and
+ * whose former objects are still there, the new ones count.
  */
 export async function rescan(
   repository: Repository,
@@ -26,8 +27,12 @@ export async function rescan(
 ): Promise<RescannedBackup[]> {
   const found = new Map<string, ListedBackup>();
   const twins: ListedBackup[] = [];
+  const described: ListedBackup[] = [];
   for await (const reference of findBackups(repository, signal, onPassedOver)) {
-    const backup = await describeBackup(reference, signal);
+    described.push(await describeBackup(reference, signal));
+  }
+  for (const backup of withoutReplaced(described)) {
+    const { reference } = backup;
     if (found.has(reference.backupId)) twins.push({ ...backup, problem: "another backup bears the same id" });
     else found.set(reference.backupId, backup);
   }

@@ -1,4 +1,5 @@
 import { prefixOf, reservedContainer } from "@tephra/format";
+import { InvalidObjectNameError } from "../errors.ts";
 import { FormatError } from "../format/json-stream.ts";
 import { metadataName } from "../format/layout.ts";
 import type { OnPassedOver } from "../repository/passed-over.ts";
@@ -57,6 +58,7 @@ class EncryptingRepository implements Repository {
       stored,
       beginBackup: (place, ctx) => keys.create(place, ctx),
       requireKey: async (place) => void (await keys.require(place)),
+      isEncrypted: async (place) => (await keys.find(place)).state !== "plain",
       putMetadata: (place, metadata, ctx) => this.#putMetadata(place, metadata, ctx),
       rewrapKey: (place, ctx) => keys.rewrap(place, ctx),
     };
@@ -73,6 +75,16 @@ class EncryptingRepository implements Repository {
     const secret = await this.#secretOf(key);
     if (secret === null) return this.#stored.putIfAbsent(key, body, ctx);
     return this.#stored.putIfAbsent(key, encryptObject(frameKeysFor(secret, key.name), body), ctx);
+  }
+
+  async copyIfAbsent(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<"stored" | "exists"> {
+    for (const key of [from, to]) {
+      const place = placeOf(key);
+      if (isStaging(key.container) || (place !== null && (await this.#keys.find(place)).state !== "plain")) {
+        throw new InvalidObjectNameError(`An encrypted object is bound to its name: ${key.name}.`);
+      }
+    }
+    return this.#stored.copyIfAbsent(from, to, ctx);
   }
 
   async *get(key: ObjectKey, options: Part = {}): AsyncGenerator<Uint8Array<ArrayBuffer>> {

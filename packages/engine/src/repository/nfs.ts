@@ -88,6 +88,11 @@ export class NfsRepository extends PosixRepository {
     return super.putIfAbsent(key, body, ctx);
   }
 
+  override async copyIfAbsent(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<"stored" | "exists"> {
+    await this.#checkMounted();
+    return super.copyIfAbsent(from, to, ctx);
+  }
+
   override async remove(key: ObjectKey): Promise<void> {
     await this.#checkMounted();
     await super.remove(key);

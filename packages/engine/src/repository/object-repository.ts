@@ -12,7 +12,7 @@ import {
 import type { WriteContext } from "../run/run-context.ts";
 import { streamed } from "../run/streamed.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
-import type { ObjectStore, PutBody, UploadedPart } from "./object-store.ts";
+import { md5OfTag, type ObjectStore, type PutBody, type UploadedPart } from "./object-store.ts";
 import { contradiction, pagesOf } from "./pages.ts";
 import { type OnPassedOver, passOver } from "./passed-over.ts";
 import {
@@ -136,6 +136,28 @@ export class ObjectRepository implements Repository {
     } finally {
       await parts.return(undefined);
     }
+  }
+
+  async copyIfAbsent(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<"stored" | "exists"> {
+    const [source, place] = [this.#key(from), this.#key(to)];
+    return this.#inTurn(place, async () => {
+      const { md5 } = await this.#store.stat(source).catch((error: unknown) => {
+        throw named(error, from);
+      });
+      if (await this.#exists(place)) {
+        const same = (await this.#store.stat(place)).md5 ?? "none";
+        const body = (): AsyncIterable<Uint8Array> => this.get(from, { signal: ctx.signal });
+        if (same !== md5 && !(await this.#holds(place, body(), ctx.signal))) throw new ObjectConflictError(to);
+        return "exists";
+      }
+      ctx.signal.throwIfAborted();
+      ctx.fence();
+      const { tag } = await this.#store.copy(source, place, ctx).catch((error: unknown) => {
+        throw named(error, from);
+      });
+      if (md5 !== null && md5OfTag(tag) === md5) ctx.onVouched?.(md5);
+      return "stored";
+    });
   }
 
   async *get(

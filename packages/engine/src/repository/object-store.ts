@@ -46,6 +46,11 @@ export interface ObjectStore extends AsyncDisposable {
   containerExists(container: string): Promise<boolean>;
   /** Stores an object unless the name is taken. `doubtful`: the tag in the response is an MD5 of different bytes. */
   put(key: ObjectKey, body: PutBody, ctx: WriteContext): Promise<"stored" | "doubtful" | "taken">;
+  /**
+   * Has the service copy an object under a name that is free. ObjectMissingError for `from`. The tag is that of the copy, if the service
+   * says it.
+   */
+  copy(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<{ tag: unknown }>;
   beginLarge(key: ObjectKey, ctx: WriteContext): Promise<LargeUpload>;
   /** Parts are numbered from 1. */
   putPart(upload: LargeUpload, number: number, body: PutBody, ctx: WriteContext): Promise<UploadedPart>;

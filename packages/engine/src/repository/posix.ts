@@ -37,7 +37,7 @@ import {
   storedDigest,
   writeAll,
 } from "./posix-files.ts";
-import { type Publishing, probePublishing, publishFile } from "./publish-file.ts";
+import { isSameFile, linkFile, type Publishing, probePublishing, publishFile } from "./publish-file.ts";
 import {
   type Leftover,
   type ListedObject,
@@ -177,6 +177,33 @@ export class PosixRepository implements Repository {
         await unlink(temporary).catch(ignoreMissing);
       }
     });
+  }
+
+  /**
+   * By a hard link where the file system has them: objects are never written to, and whoever removes one, a Cinder too, removes a name. The
+   * file then counts as new, so that nobody takes a backup in the making for an old one.
+   */
+  async copyIfAbsent(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<"stored" | "exists"> {
+    const shown = this.#path(to);
+    await using source = await this.#open(from.container, from);
+    await using folder = await this.#open(to.container);
+    const [path, target] = [source.at(from.name), folder.at(to.name)];
+    const { sizeBytes } = await this.stat(from);
+    const linked = await this.#guard("store", shown, async () => {
+      if ((await this.#publishing()) !== "link") return null;
+      ctx.signal.throwIfAborted();
+      ctx.fence();
+      return linkFile(path, target);
+    });
+    if (linked === null) return this.putIfAbsent(to, this.get(from, { signal: ctx.signal }), ctx);
+    if (linked === "taken" && !(await this.#guard("read", shown, () => isSameFile(path, target)))) {
+      const body = sizeBytes === 0 ? new Uint8Array() : this.get(from, { signal: ctx.signal });
+      if (!(await this.#guard("read", shown, () => this.#holds(to, target, body, ctx.signal)))) {
+        throw new ObjectMissingError(to);
+      }
+    }
+    await this.#guard("store", shown, () => this.#names.sync(to.container, folder));
+    return linked === "taken" ? "exists" : "stored";
   }
 
   async *get(

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
-import { link, open, rename, stat, unlink } from "node:fs/promises";
+import { link, lstat, open, rename, stat, unlink, utimes } from "node:fs/promises";
 import { constants as osConstants } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -39,6 +39,30 @@ export async function probePublishing(folder: string): Promise<Publishing> {
   } finally {
     for (const path of [one, other]) await unlink(path).catch(ignoreMissing);
   }
+}
+
+/**
+ * Gives a file one more name unless that is taken, and the present as the time of its last change. Null where that cannot be done: another
+ * file system, a file of somebody else, or too many names.
+ */
+export async function linkFile(file: string, path: string): Promise<"linked" | "taken" | null> {
+  try {
+    await link(file, path);
+  } catch (error) {
+    if (errnoOf(error) === "EEXIST") return "taken";
+    if ([...noLinks, "EXDEV", "EACCES"].includes(errnoOf(error))) return null;
+    throw error;
+  }
+  const now = new Date();
+  // Who does not own it may not.
+  await utimes(path, now, now).catch(() => {});
+  return "linked";
+}
+
+/** Whether two names are those of one file. */
+export async function isSameFile(one: string, other: string): Promise<boolean> {
+  const [first, second] = [await lstat(one), await lstat(other)];
+  return first.ino === second.ino && first.dev === second.dev;
 }
 
 /** Gives a complete, durable file its name unless the name is taken; its previous name may remain. */

@@ -92,6 +92,12 @@ export interface Repository extends AsyncDisposable {
     body: Uint8Array | AsyncIterable<Uint8Array>,
     ctx: WriteContext,
   ): Promise<"stored" | "exists">;
+  /**
+   * Stores under `to` the bytes that are stored under `from`, as they are; the storage copies them itself wherever it can. Atomic, durable
+   * and adopting as putIfAbsent, and so is its result. ObjectMissingError for `from`. An encrypted object is bound to its name and is not
+   * copied: InvalidObjectNameError.
+   */
+  copyIfAbsent(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<"stored" | "exists">;
   /** Streams an object or part of it; a part that extends past the end is truncated. Chunks belong to the reader. ObjectMissingError. */
   get(
     key: ObjectKey,
@@ -143,6 +149,8 @@ export interface RepositoryEncryption {
    * EncryptionKeyWrongError.
    */
   requireKey(place: BackupPlace): Promise<void>;
+  /** Whether a backup was begun with a data key, whether or not that can be unwrapped here. */
+  isEncrypted(place: BackupPlace): Promise<boolean>;
   /** Like putIfAbsent, for the backup's `_metadata`, whose description stays unencrypted. */
   putMetadata(
     place: BackupPlace,

@@ -79,6 +79,10 @@ export class RetryingStore implements ObjectStore {
     return this.#write(ctx, () => this.#inner.put(key, body, ctx));
   }
 
+  copy(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<{ tag: unknown }> {
+    return this.#write(ctx, () => this.#inner.copy(from, to, ctx));
+  }
+
   beginLarge(key: ObjectKey, ctx: WriteContext): Promise<LargeUpload> {
     return this.#write(ctx, () => this.#inner.beginLarge(key, ctx));
   }

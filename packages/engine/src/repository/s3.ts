@@ -3,6 +3,7 @@ import { Readable } from "node:stream";
 import {
   AbortMultipartUploadCommand,
   CompleteMultipartUploadCommand,
+  CopyObjectCommand,
   CreateBucketCommand,
   CreateMultipartUploadCommand,
   DeleteObjectCommand,
@@ -176,6 +177,14 @@ export class S3Store implements ObjectStore {
     if (await this.#exists(key)) return "taken";
     ctx.signal.throwIfAborted();
     return this.#putOnce(key, body, ctx, false);
+  }
+
+  async copy(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<{ tag: unknown }> {
+    const source = [from.container, ...from.name.split("/")].map(encodeURIComponent).join("/");
+    const copy = new CopyObjectCommand({ ...keyOf(to), CopySource: source });
+    const send = () => this.#client.send(copy, { abortSignal: ctx.signal });
+    const { CopyObjectResult: made } = await this.#guard(`copy ${from.name}`, send, from, ctx.signal);
+    return { tag: made?.ETag };
   }
 
   async beginLarge(key: ObjectKey, ctx: WriteContext): Promise<LargeUpload> {

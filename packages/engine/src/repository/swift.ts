@@ -104,6 +104,20 @@ export class SwiftStore implements ObjectStore {
     return isOtherMd5(answer.headers["etag"], body.md5) ? "doubtful" : "stored";
   }
 
+  /** Of a large object, its contents: the copy shares no segments with it. */
+  async copy(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<{ tag: unknown }> {
+    const answer = await this.#client.send({
+      method: "PUT",
+      path: pathOf(to),
+      verb: `copy ${from.name}`,
+      headers: { "content-length": "0", "x-copy-from": `/${pathOf(from)}` },
+      signal: ctx.signal,
+      missing: from,
+    });
+    await answer.body.dump();
+    return { tag: answer.headers["etag"] };
+  }
+
   async beginLarge(key: ObjectKey): Promise<LargeUpload> {
     return { key, id: randomUUID() };
   }

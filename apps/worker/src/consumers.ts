@@ -32,6 +32,7 @@ import { rescanRepositoryTask } from "./handlers/rescan-repository.ts";
 import { restoreTask } from "./handlers/restore.ts";
 import { sealTask } from "./handlers/seal.ts";
 import { removeSnapshotTask, takeSnapshotTask } from "./handlers/snapshots.ts";
+import { planSquashTask, sealSquashTask, squashTask } from "./handlers/squash.ts";
 import { tidyTask } from "./handlers/tidy.ts";
 import { concludeVerifyTask, planVerifyTask, verifyTask } from "./handlers/verify.ts";
 import {
@@ -60,6 +61,9 @@ const handlers: Readonly<Record<TaskKind, Handler>> = {
   "plan-verify": planVerifyTask,
   verify: verifyTask,
   "conclude-verify": concludeVerifyTask,
+  "plan-squash": planSquashTask,
+  squash: squashTask,
+  "seal-squash": sealSquashTask,
   "import-backup": importBackupTask,
   "rescan-repository": rescanRepositoryTask,
   "reap-repository": reapRepositoryTask,

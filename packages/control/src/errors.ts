@@ -121,6 +121,7 @@ export class InvalidError extends ControlError {
 
 /** Why a verb on a machine, its disks or its snapshots is refused: each dialect has words of its own for it. */
 export type RefusalRule =
+  | "squash-going-on"
   | "machine-locked"
   | "machine-running"
   | "machine-not-running"

@@ -9,7 +9,7 @@ export {
   reopenRanges,
   startCopy,
 } from "./backups/create-work.ts";
-export { beginBackupDelete, finishBackupDelete } from "./backups/delete.ts";
+export { beginBackupDelete, finishBackupDelete, letGoOfMerged } from "./backups/delete.ts";
 export { finishBackupImport, type ImportedBackup, nameImport } from "./backups/import.ts";
 export {
   claimsWereLost,
@@ -20,6 +20,15 @@ export {
   restoreTargetOf,
   startRestoreRanges,
 } from "./backups/restore-work.ts";
+export {
+  finishSquash,
+  finishSquashRange,
+  finishSquashTidy,
+  leftBySquash,
+  planSquash,
+  readSquashReports,
+  startSquashRanges,
+} from "./backups/squash-work.ts";
 export {
   finishVerify,
   finishVerifyRange,

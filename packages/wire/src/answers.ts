@@ -65,6 +65,7 @@ export const answers = {
   "GET /ops/volumes/:id/policy": { 200: VolumePolicy },
   "GET /ops/group-snapshots/:id": { 200: z.object({ group_snapshot: GroupSnapshot }) },
   "POST /ops/backups/:id/verify": { 202: AcceptedOperation },
+  "POST /ops/backups/:id/squash": { 202: AcceptedOperation },
   "POST /ops/repositories/:name/reap": { 202: AcceptedOperation },
   "POST /ops/repositories/:name/rescan": { 202: AcceptedOperation },
   "GET /ops/limits": { 200: z.object({ limits: z.array(BandwidthLimit) }) },

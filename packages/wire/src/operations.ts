@@ -23,6 +23,14 @@ const RescanResult = z.object({
   passed_over: z.array(z.string()).optional(),
 });
 
+/**
+ * Of the bytes of the volume: taken as they were stored, or merged. `merged`: what the backup was built on, which is deleted unless others need
+ * it.
+ */
+const SquashResult = z.object({
+  squash: z.object({ id, objects: count, taken_bytes: bytes, merged_bytes: bytes, merged: z.array(id) }),
+});
+
 /** Counts by kind of what was removed, or would be. Lists have at most a hundred entries. */
 const ReapResult = z.object({
   dry_run: z.boolean(),
@@ -33,10 +41,10 @@ const ReapResult = z.object({
   passed_over: z.array(z.string()).optional(),
 });
 
-const OperationResult = z.union([VerifyResult, RescanResult, ReapResult]);
+const OperationResult = z.union([VerifyResult, SquashResult, RescanResult, ReapResult]);
 export type OperationResult = z.infer<typeof OperationResult>;
 
-/** Sizes in bytes. Null: unknown, or not about one. `result` is present once a verification, a rescan or a reaper pass has ended. */
+/** Sizes in bytes. Null: unknown, or not about one. `result` is present once a verification, a squash, a rescan or a reaper pass has ended. */
 export const Operation = z
   .object({
     id,

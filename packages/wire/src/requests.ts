@@ -228,6 +228,7 @@ export const requests = {
   "GET /ops/backups/:id/files/content": { query: ContentQuery },
   "GET /ops/snapshots/:id/files": { query: FilesQuery },
   "GET /ops/snapshots/:id/files/content": { query: ContentQuery },
+  "POST /ops/backups/:id/squash": { body: z.strictObject({}).prefault({}) },
   "POST /ops/repositories/:name/reap": {
     body: z.strictObject({ dry_run: z.boolean().default(false) }).prefault({}),
   },

@@ -146,6 +146,7 @@ const policy = {
   "ops:files": "member",
   "ops:verify": "admin",
   "ops:limits": "admin",
+  "ops:squash": "member",
   "ops:notifications": "admin",
   "ops:audit": "admin",
   "ops:queues": "admin",

@@ -6,6 +6,7 @@ import {
   listHidden,
   releaseHold,
   requestHiddenRemoval,
+  requestSquash,
   requestVerify,
   undeleteBackup,
 } from "@tephra/control";
@@ -108,6 +109,15 @@ export const opsBackups = {
       const request = { backupId: params["id"] ?? "", mode: body.mode };
       const { id } = await requestVerify(database, config, principal, request);
       return { status: 202, body: { operation: { id } } satisfies AnswerOf<"POST /ops/backups/:id/verify"> };
+    },
+  }),
+
+  /** The backup and what it builds on become one full backup. */
+  squash: defineOps({
+    ...requests["POST /ops/backups/:id/squash"],
+    handle: async ({ database, config }, { principal, params }) => {
+      const { id } = await requestSquash(database, config, principal, { backupId: params["id"] ?? "" });
+      return { status: 202, body: { operation: { id } } satisfies AnswerOf<"POST /ops/backups/:id/squash"> };
     },
   }),
 };

@@ -65,6 +65,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["GET", "/ops/volumes/:id/policy", "ops:policy:get", policies.ofVolume],
     ["GET", "/ops/group-snapshots/:id", "ops:group_snapshot", opsGroupSnapshots.show],
     ["POST", "/ops/backups/:id/verify", "ops:verify", opsBackups.verify],
+    ["POST", "/ops/backups/:id/squash", "ops:squash", opsBackups.squash],
     ["POST", "/ops/repositories/:name/reap", "ops:reap", repositories.reap],
     ["POST", "/ops/repositories/:name/rescan", "ops:rescan", repositories.rescan],
     ["GET", "/ops/limits", "ops:limits", limits.list],

@@ -82,6 +82,12 @@ export function addBackupCommands(program: Command): void {
         .default("quick"),
     )
     .action(verify);
+  addWaitOptions(backup.command("squash"))
+    .description(
+      "Make a full backup of an incremental one and what it builds on, without reading its volume. What is not needed any more is deleted.",
+    )
+    .argument("<backup>", "id or name")
+    .action(squash);
   addTransferOptions(addOvirtOptions(backup.command("download")))
     .description("Write the bytes of a backup to a new file, from where it is stored, as a user of oVirt's API.")
     .argument("<backup>", "id or name")
@@ -260,6 +266,19 @@ async function verify(
   }
   const verdict = result === undefined ? null : "no damage was found";
   write(shown, renderFields({ operation: id, backup, mode: options.mode, state, objects, blocks, verdict }));
+}
+
+async function squash(reference: string, _options: object, command: Command): Promise<void> {
+  const { client, settle, print: write } = openSession(command);
+  const backup = await resolveId(client, "backup", reference);
+  const accepted = await client.post<AnswerOf<"POST /ops/backups/:id/squash">>(`/ops/backups/${backup}/squash`, {});
+  await settle({ id: accepted.operation.id });
+  const shown = await client.get<AnswerOf<"GET /ops/operations/:id">>(`/ops/operations/${accepted.operation.id}`);
+  const { id, state, result } = shown.operation;
+  const made = result !== undefined && "squash" in result ? result.squash : undefined;
+  const { objects, taken_bytes: taken, merged_bytes, merged } = made ?? {};
+  const fields = { operation: id, backup, state, objects, "taken bytes": taken, "merged bytes": merged_bytes };
+  write(shown, renderFields({ ...fields, merged: merged?.join(", ") }));
 }
 
 async function print(command: Command, id: string): Promise<void> {

@@ -1,4 +1,12 @@
-import { type ClaimedTask, documents, finishTidy, restoreTargetOf, type TaskKind } from "@tephra/control/work";
+import {
+  type ClaimedTask,
+  documents,
+  finishSquashTidy,
+  finishTidy,
+  leftBySquash,
+  restoreTargetOf,
+  type TaskKind,
+} from "@tephra/control/work";
 import { EngineError } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 import { recoverMachine } from "./groups.ts";
@@ -27,6 +35,14 @@ export const tidyTask: Handler = async (task, context, run) => {
     const { chain, drill } = documents.verifyPlan(operation.plan);
     await removeStaged(task, context, chain[0]?.repository);
     if (drill) await abandonTargets(task, context, { backend: drill.backend, plannedBy: "plan-verify" });
+  }
+  if (operation.kind === "backup-squash") {
+    const plan = documents.squashPlan(operation.plan);
+    const repository = await sites.repository(plan.repository);
+    await engine.removeStaging(repository, operation.id);
+    const left = await leftBySquash(database, operation.id, plan);
+    if (left !== null) await engine.removeBackup({ ...left, repository }, run);
+    return finishSquashTidy(database, context.config, operation.id, resultOf(task), plan);
   }
   if (operation.kind === "group-backup" || operation.kind === "group-snapshot")
     await recoverMachine(operation, context, run);

@@ -36,9 +36,12 @@ async function lockWithOperations(
   return { backup, operations: operations.filter(isLive) };
 }
 
-/** Cancels the operations on the backup, except verifications, which change no status. Their workers learn of it at the next heartbeat. */
+/** Verifications and squashes change no status. */
+const changesStatus = ({ kind }: OperationRow): boolean => kind !== "backup-verify" && kind !== "backup-squash";
+
+/** Cancels the operations on the backup that change its status. Their workers learn of it at the next heartbeat. */
 async function cancelWork(tx: Transaction, operations: readonly OperationRow[], reason: string): Promise<void> {
-  for (const operation of operations.filter(({ kind }) => kind !== "backup-verify")) {
+  for (const operation of operations.filter(changesStatus)) {
     await sayWhy(tx, { reason, operation });
     await endWork(tx, operation, { state: "cancelled", reason, subjectLeft: true });
   }
@@ -75,7 +78,7 @@ export async function resetBackupStatus(
     const { backup, operations } = await lockWithOperations(tx, principal, id);
     const restoring = operations.some((operation) => operation.kind === "backup-restore");
     const creating = operations.some(({ kind }) => kind === "backup-create" || kind === "backup-import");
-    const own = operations.some(({ kind }) => kind !== "backup-verify");
+    const own = operations.some(changesStatus);
     const whole = own || backup.status === "available" ? null : await liveWhole(tx, backup.groupSnapshotId);
     if (whole) refusePartOf("backup", status, whole);
     await notifyBackup(tx, "backup.reset_status.start", id);

@@ -1,8 +1,9 @@
+import { randomUUID } from "node:crypto";
 import type { Config } from "../config.ts";
 import { giveReason, transactionTime } from "../db/actor.ts";
 import { type Database, inTransaction, lockRepository, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
-import { isStoredBackup, storedBackups } from "../db/live.ts";
+import { isStoredBackup, liveStates, storedBackups } from "../db/live.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import type { Principal } from "../principal.ts";
@@ -64,7 +65,7 @@ export async function deleteLocked(
  */
 export async function startBackupDelete(
   tx: Transaction,
-  principal: Principal,
+  principal: Pick<Principal, "userId" | "requestId">,
   backup: Backup,
   { parentId = null, force = false, children }: { parentId?: string | null; force?: boolean; children?: Children } = {},
 ): Promise<string> {
@@ -100,7 +101,7 @@ async function readChildren(tx: Transaction, id: string): Promise<Children> {
 /** Adds the operation that removes the objects of a backup which is `deleting`. @returns its id */
 async function startRemoval(
   tx: Transaction,
-  principal: Principal,
+  principal: Pick<Principal, "userId" | "requestId">,
   backup: Backup,
   parentId: string | null = null,
 ): Promise<string> {
@@ -167,11 +168,15 @@ async function policyDelayHours(tx: Transaction, policyId: string): Promise<numb
 }
 
 /** @throws InvalidError while somebody holds the backup */
-async function refuseHeld(tx: Transaction, { holdUntil, holdReason }: Backup): Promise<void> {
-  if (holdUntil === null || holdUntil <= (await transactionTime(tx))) return;
+async function refuseHeld(tx: Transaction, backup: Backup): Promise<void> {
+  if (!(await isHeld(tx, backup))) return;
+  const { holdUntil, holdReason } = backup;
   const why = holdReason === null ? "" : `: ${holdReason}`;
-  throw new InvalidError("backup", `Backup is held until ${holdUntil.toISOString()}${why}`);
+  throw new InvalidError("backup", `Backup is held until ${holdUntil?.toISOString()}${why}`);
 }
+
+const isHeld = async (tx: Transaction, { holdUntil }: Pick<Backup, "holdUntil">): Promise<boolean> =>
+  holdUntil !== null && holdUntil > (await transactionTime(tx));
 
 export interface Removal {
   repository: string;
@@ -207,13 +212,17 @@ export async function beginBackupDelete(database: Database, operation: TaskOpera
   });
 }
 
-/** The objects are gone: the row becomes a tombstone and its quota is released. */
+/**
+ * The objects are gone: the row becomes a tombstone and its quota is released.
+ *
+ * @returns whether it had been merged into another backup, so that what it was built on may go now: see letGoOfMerged
+ */
 export async function finishBackupDelete(
   database: Database,
   operation: TaskOperation,
   result: TaskResult,
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
+): Promise<boolean> {
+  return inTransaction(database, async (tx) => {
     const live = { id: operation.backupId ?? nilUuid, ...storedBackups };
     // Two deletions may end at once, one of them forced: the row is read under the lock, so that only one of them releases the quota.
     await lockQuota(tx, operation.projectId);
@@ -223,6 +232,7 @@ export async function finishBackupDelete(
     if (row) await override(tx, "backup", { id: row.id }, "deleted", { deletedAt: new Date(), undeleteUntil: null });
     if (row) await notifyBackup(tx, "backup.delete.end", row.id);
     await completeOperation(tx, operation, result);
+    return row !== null && row.squashedInto !== null;
   });
 }
 
@@ -270,4 +280,55 @@ export async function requestHiddenRemoval(database: Database, principal: Princi
     await giveReason(tx, "An administrator removed the deleted backup before its delay was over.");
     await removeHiddenBackup(tx, () => principal, id);
   });
+}
+
+/** In these, a backup that was merged into another is deleted; one whose deletion failed is left to its owner. */
+const idle = ["available", "error_restoring"];
+
+/**
+ * Deletes a backup that was merged into another one, as its owner would, unless it is held, somebody reads it, or another one builds on it: then
+ * it stays until that has ended. Where a deletion delay hides it, what it was built on goes at once as well; otherwise when it is gone.
+ */
+export async function letGo(tx: Transaction, config: Config, id: string): Promise<void> {
+  for (let next: string | null = id; next !== null; ) next = await letGoOfOne(tx, config, next);
+}
+
+/** @returns what may go next: null, unless the backup was hidden */
+async function letGoOfOne(tx: Transaction, config: Config, id: string): Promise<string | null> {
+  const backup = await lockBackup(tx, id);
+  if (backup?.squashedInto == null || !idle.includes(backup.status) || (await isHeld(tx, backup))) return null;
+  const reading = await tx.operation.count({ where: { backupId: id, state: liveStates } });
+  const transfers = await tx.imageTransfer.count({ where: { storedBackupId: id, endedAt: null } });
+  const children = await readChildren(tx, id);
+  if (reading + transfers + children.live > 0) return null;
+  const squash = await tx.operation.findFirst({
+    where: { backupId: backup.squashedInto, kind: "backup-squash" },
+    orderBy: { createdAt: "desc" },
+  });
+  await giveReason(tx, `It was merged into backup ${backup.squashedInto}.`);
+  if (await hideBackup(tx, config, backup, children)) {
+    // Who brings it back keeps it.
+    await tx.backup.update({ where: { id }, data: { squashedInto: null } });
+    return backup.parentId;
+  }
+  const asked = squash ?? { userId: backup.userId, requestId: `req-${randomUUID()}` };
+  await startBackupDelete(tx, asked, backup, { children });
+  return null;
+}
+
+/** Most backups that one look for those to be let go of takes. */
+const letGoMax = 100;
+
+/**
+ * Backups that were merged into others, on which nothing builds any more: see letGo. Whatever kept one from being deleted has ended since.
+ *
+ * @param below only what this deleted backup was built on
+ */
+export async function letGoOfMerged(database: Database, config: Config, below: string | null = null): Promise<void> {
+  const rows = await database.$queryRaw<{ id: string }[]>`
+    SELECT id FROM backups b WHERE squashed_into IS NOT NULL AND deleted_at IS NULL AND status = ANY(${idle}::text[])
+      AND (${below}::uuid IS NULL OR id = (SELECT parent_id FROM backups WHERE id = ${below}::uuid))
+      AND NOT EXISTS (SELECT FROM backups c WHERE c.parent_id = b.id AND c.deleted_at IS NULL)
+    ORDER BY squashed_into, id LIMIT ${letGoMax}`;
+  for (const { id } of rows) await inTransaction(database, (tx) => letGo(tx, config, id));
 }

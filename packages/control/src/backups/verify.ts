@@ -230,7 +230,7 @@ async function readDescendants(tx: Transaction, ids: readonly string[]): Promise
   return rows.map((row) => row.id);
 }
 
-/** A backup that is being deleted has nothing left to verify. The backup is locked by the caller. */
+/** A backup that is being deleted has nothing left to verify, or to squash. The backup is locked by the caller. */
 export async function cancelReaders(tx: Transaction, backupId: string): Promise<void> {
   for (const id of await cancelBackupTransfers(tx, backupId)) {
     const operation = await lockOperation(tx, id);

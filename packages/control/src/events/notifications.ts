@@ -5,7 +5,7 @@ import { forgottenAtOnce, isUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Json } from "../queue/tasks.ts";
 
-/** Cinder's backup events (cinder-api 9.8), and our own for verifications. */
+/** Cinder's backup events (cinder-api 9.8), and our own for verifications and squashes. */
 export type BackupEvent =
   | "backup.create.start"
   | "backup.createprogress"
@@ -18,7 +18,9 @@ export type BackupEvent =
   | "backup.reset_status.start"
   | "backup.reset_status.end"
   | "backup.verify.start"
-  | "backup.verify.end";
+  | "backup.verify.end"
+  | "backup.squash.start"
+  | "backup.squash.end";
 
 /** What becomes of the times at which policies are due. */
 export type PolicyEvent = "policy.run.start" | "policy.run.end" | "policy.run.skipped" | "policy.missed";

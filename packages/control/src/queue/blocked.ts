@@ -1,16 +1,40 @@
 import type { Database, Transaction } from "../db/database.ts";
-import { isEndedOperation } from "../db/live.ts";
+import { isEndedOperation, isLiveOperation } from "../db/live.ts";
 import { Prisma } from "../generated/client.ts";
 
 /*
- * A task that has to wait for others is `blocked`, for one of three reasons:
+ * A task that has to wait for others is `blocked`, for one of four reasons:
  *
  * - `tidy`: workers still run tasks of its own operation, which has ended, and may write;
+ * - `tidy` of a squash: operations that were there before it may read what it replaced;
  * - a removal: workers still run tasks of operations that were cancelled for it, and may write;
  * - `seal`: ranges are copied again. Whoever finishes the last of them adds the task once more, which makes it ready (tasks.ts).
  *
- * The reconciler frees the first two when the workers have let go.
+ * The reconciler frees all but the last when the others have let go.
  */
+
+/**
+ * How long after a squash has begun to end what was accepted still counts as there before, in ms: it may have been accepted, and planned with
+ * the old chain, while that transaction went on.
+ */
+const acceptedMs = 10_000;
+
+/**
+ * SQL: whether an operation or an image transfer that was there before the squash `o` ended may read the objects that it replaced; `t` is its
+ * clean-up. A plan names the objects of its chain when it is made: what is accepted later has the new ones.
+ */
+const readReplaced = Prisma.sql`(o.kind = 'backup-squash' AND t.kind = 'tidy' AND t.input ? 'family' AND (
+    EXISTS (SELECT FROM operations p WHERE p.id <> o.id AND ${isLiveOperation("p")}
+      AND p.backup_id IN (SELECT member::uuid FROM jsonb_array_elements_text(t.input->'family') AS f(member))
+      AND p.created_at <= o.finished_at + ${acceptedMs} * interval '1 millisecond')
+    OR EXISTS (SELECT FROM image_transfers i WHERE i.ended_at IS NULL
+      AND i.stored_backup_id IN (SELECT member::uuid FROM jsonb_array_elements_text(t.input->'family') AS f(member))
+      AND i.created_at <= o.finished_at + ${acceptedMs} * interval '1 millisecond')))`;
+
+/** The clean-up of a squash that has just ended waits until the reconciler has found that nobody reads what it replaced. */
+export async function holdReplaced(tx: Transaction, operationId: string): Promise<void> {
+  await tx.$executeRaw`UPDATE tasks SET state = 'blocked' WHERE operation_id = ${operationId}::uuid AND kind = 'tidy' AND state = 'ready'`;
+}
 
 /** The clean-up of an operation that has just ended waits while anybody runs a task of it. The operation is locked. */
 export async function holdTidy(tx: Transaction, operationId: string): Promise<void> {
@@ -57,6 +81,7 @@ export async function freeBlocked(database: Database): Promise<number> {
     WHERE o.id = t.operation_id AND t.state = 'blocked' AND t.kind IN ('tidy', 'remove-backup', 'remove-volume', 'remove-snapshot',
         'conclude-group')
       AND NOT EXISTS (SELECT 1 FROM tasks r WHERE r.operation_id = t.operation_id AND r.state = 'running')
+      AND NOT ${readReplaced}
       AND (t.kind = 'tidy' OR NOT EXISTS (SELECT 1 FROM operations p JOIN tasks r ON r.operation_id = p.id
         WHERE r.state = 'running' AND r.kind <> 'tidy' AND ${hinders("p", "o")}))`;
 }

@@ -101,6 +101,39 @@ const VerifyPlan = z.object({
   staged: z.boolean().exactOptional(),
 });
 
+/** What determines the new full backup of a squash, fixed once. The chain is newest first and ends with the old full backup. */
+const SquashPlan = z.object({
+  version,
+  backupId: z.guid(),
+  chain: z.array(StoredLink).min(2),
+  repository: text,
+  layout: z.object({
+    /** Of its objects; an imported backup's row may have another id. */
+    backupId: text,
+    volumeId: text,
+    container: text,
+    prefix: text,
+    compression: z.enum(Object.keys(compressionLevels) as [Compression, ...Compression[]]),
+    level: z.int(),
+    zlibEncoder: z.enum(zlibEncoders),
+    objectBytes: length,
+    blockBytes: length,
+    volumeBytes: size,
+    createdAt: text,
+    name: text.nullable(),
+    description: text.nullable(),
+    volumeMeta: text.nullable(),
+    parentId: z.null(),
+    encrypted: z.boolean(),
+  }),
+});
+
+/**
+ * Clean-up of a squash that has succeeded. `family`: what the backup was built on, itself, and what builds on any of these. Operations on one
+ * of them that were there before may read what the backup consisted of.
+ */
+const SquashTidy = z.object({ version, family: z.array(z.guid()).exactOptional() });
+
 /** A range of a backup: what of it may differ from the parent, see the engine's ChangedParts. Absent: everything is read. */
 const CopyRange = z.object({
   version,
@@ -136,6 +169,9 @@ const RangeReport = z.object({
   entriesDigest: text,
   staged: z.object({ hashes: text, entries: text }).nullable(),
 });
+
+/** Of a squash: also how many bytes of the volume were taken as they were stored, and merged. */
+const SquashReport = RangeReport.extend({ takenBytes: size, mergedBytes: size });
 
 /** What the plan task and each range of a verification report. */
 const VerifyReport = z.object({
@@ -175,6 +211,7 @@ const ReapInput = z.object({ version, repository: text, dryRun: z.boolean(), gra
 export type BackupPlan = z.infer<typeof BackupPlan>;
 export type CopyRange = z.infer<typeof CopyRange>;
 export type RestorePlan = z.infer<typeof RestorePlan>;
+export type SquashPlan = z.infer<typeof SquashPlan>;
 export type VerifyPlan = z.infer<typeof VerifyPlan>;
 export type VolumeSource = z.infer<typeof VolumeSource>;
 export type Adoption = z.infer<typeof Adoption>;
@@ -211,6 +248,7 @@ export const documents = {
   backupPlan: reader("plan", BackupPlan),
   restorePlan: reader("plan", RestorePlan),
   verifyPlan: reader("plan", VerifyPlan),
+  squashPlan: reader("plan", SquashPlan),
   /** Of a group restore: set before the first volume is replaced. */
   publishing: reader("plan", z.object({ version, publishing: z.literal(true) })),
   nothing: reader("input", z.object({ version })),
@@ -228,9 +266,11 @@ export const documents = {
   groupRestore: reader("input", z.object({ version, instanceId: z.guid(), concludeNeeds: z.array(text) })),
   /** Of an operation on a group that has parts and needs something for its conclusion. */
   concluding: reader("input", z.object({ version, concludeNeeds: z.array(text) })),
+  squashTidy: reader("input", SquashTidy),
   copyRange: reader("input", CopyRange),
   restoreRange: reader("input", RestoreRange),
   rangeReport: reader("report", RangeReport),
+  squashReport: reader("report", SquashReport),
   verifyReport: reader("report", VerifyReport),
 } as const;
 
@@ -270,6 +310,9 @@ const reads: Readonly<Record<TaskKind, (task: Claimed) => unknown>> = {
   "plan-verify": (task) => [documents.verifyInput(task.operation.input), ifPlanned(documents.verifyPlan, task)],
   verify: ({ operation, input }) => [documents.verifyPlan(operation.plan), documents.restoreRange(input)],
   "conclude-verify": ({ operation }) => documents.verifyPlan(operation.plan),
+  "plan-squash": (task) => [documents.nothing(task.operation.input), ifPlanned(documents.squashPlan, task)],
+  squash: ({ operation }) => documents.squashPlan(operation.plan),
+  "seal-squash": ({ operation }) => documents.squashPlan(operation.plan),
   "import-backup": inputAlone(documents.importInput),
   "rescan-repository": inputAlone(documents.rescanInput),
   "reap-repository": inputAlone(documents.reapInput),
@@ -286,7 +329,7 @@ const reads: Readonly<Record<TaskKind, (task: Claimed) => unknown>> = {
   "conclude-group": concluded,
 };
 
-function tidied({ operation }: Claimed): unknown {
+function tidied({ operation, input }: Claimed): unknown {
   switch (operation.kind) {
     case "backup-create":
       return documents.backupPlan(operation.plan);
@@ -294,6 +337,8 @@ function tidied({ operation }: Claimed): unknown {
       return documents.restorePlan(operation.plan);
     case "backup-verify":
       return documents.verifyPlan(operation.plan);
+    case "backup-squash":
+      return [documents.squashPlan(operation.plan), documents.squashTidy(input)];
     default:
       return documents.nothing(operation.input);
   }

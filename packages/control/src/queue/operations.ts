@@ -27,6 +27,7 @@ export type OperationKind =
   | "backup-delete"
   | "backup-import"
   | "backup-verify"
+  | "backup-squash"
   | "repository-rescan"
   | "repository-reap"
   | "volume-create"

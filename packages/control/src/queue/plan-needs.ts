@@ -1,4 +1,4 @@
-import type { BackupPlan, RestorePlan, VerifyPlan } from "./documents.ts";
+import type { BackupPlan, RestorePlan, SquashPlan, VerifyPlan } from "./documents.ts";
 import { encoderNeeds, needToRead, needToWrite } from "./workers.ts";
 
 /** Capabilities that copying needs. */
@@ -40,3 +40,18 @@ export const verifyPlanNeeds = ({ chain, drill }: VerifyPlan): string[] => verif
 /** Capabilities needed to remove what a verification leaves behind; null where that is nothing. */
 export const verifyTidyNeeds = (plan: VerifyPlan): string[] | null =>
   plan.mode === "quick" ? null : [...verifyPlanNeeds(plan), ...stagedNeeds(plan)];
+
+/** Capabilities that accepting a squash can already name: to read the chain, and to write beside its newest backup. */
+export const squashNeeds = (chain: readonly { repository: string }[]): string[] => [
+  ...readingNeeds(chain, null),
+  ...chain.slice(0, 1).map((link) => needToWrite(link.repository)),
+];
+
+/** Capabilities that the ranges of a squash need. */
+export const squashPlanNeeds = ({ chain, layout }: SquashPlan): string[] => [
+  ...squashNeeds(chain),
+  ...encoderNeeds(layout.zlibEncoder),
+];
+
+/** Capabilities needed to remove what a squash leaves behind: what it replaced, or what it had made. */
+export const squashTidyNeeds = ({ repository }: SquashPlan): string[] => [needToWrite(repository)];

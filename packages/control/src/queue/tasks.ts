@@ -20,6 +20,7 @@ export async function wasClaimed(tx: Transaction, operationId: string): Promise<
 export const taskRanks = {
   tidy: 0,
   seal: 1,
+  "seal-squash": 1,
   publish: 1,
   "conclude-group": 1,
   "conclude-verify": 1,
@@ -31,8 +32,10 @@ export const taskRanks = {
   "plan-restore": 2,
   copy: 3,
   verify: 3,
+  squash: 3,
   "plan-backup": 4,
   "plan-verify": 4,
+  "plan-squash": 4,
   "import-backup": 4,
   "rescan-repository": 4,
   "reap-repository": 4,
@@ -363,11 +366,11 @@ export async function giveUpTask(database: Database, taskId: string, reason: str
     UPDATE tasks SET state = 'failed', fail_reason = ${reason}, finished_at = now() WHERE id = ${taskId}::uuid AND state = 'ready'`;
 }
 
-/** Ranges of a backup whose objects are gone are copied again. The operation is locked. */
+/** Ranges of a backup, or of a squash, whose objects are gone are copied again. The operation is locked. */
 export async function reopenCopies(tx: Transaction, operationId: string, ordinals: readonly number[]): Promise<void> {
   await tx.$executeRaw`
     UPDATE tasks SET state = 'ready', run_after = now(), attempts = 0, report = NULL, bytes_twice = bytes_twice + bytes_done, bytes_done = 0
-    WHERE operation_id = ${operationId}::uuid AND kind = 'copy' AND ordinal = ANY(${[...ordinals]}::int[])`;
+    WHERE operation_id = ${operationId}::uuid AND kind IN ('copy', 'squash') AND ordinal = ANY(${[...ordinals]}::int[])`;
 }
 
 /**

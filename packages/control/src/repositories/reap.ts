@@ -117,6 +117,9 @@ export type PlaceVerdict = "kept" | "orphan" | "unknown";
  * Whether the objects of a backup are no longer needed. All rows that are live or can be brought back count, in whatever repository, project and status, since a row may
  * share another one's objects and two names may stand for one place. Rows that build on it and operations on it count as well. A complete
  * backup is removed only if this service deleted it.
+ *
+ * What a squash has replaced, or had made when it failed, bears the id of a live row and is not what that row names: it is an orphan once no
+ * operation on the backup is left that could finish or remove it, nor any that was there before the squash ended.
  */
 export async function judgePlace(
   database: Database | Transaction,
@@ -125,8 +128,17 @@ export async function judgePlace(
 ): Promise<PlaceVerdict> {
   const { container, prefix, backupId: id, whole } = place;
   const [row] = await database.$queryRaw<{ used: boolean; deleted: boolean }[]>`
-    SELECT EXISTS (SELECT 1 FROM backups WHERE ${isStoredBackup("backups")}
-        AND (id = ${id}::uuid OR service_metadata = ${prefix} OR parent_id = ${id}::uuid))
+    WITH squashed AS (
+      SELECT coalesce(b.squashed_at, now()) AS at FROM backups b WHERE b.id = ${id}::uuid AND b.repository = ${repository}
+        AND b.service_metadata <> ${prefix} AND (b.former_metadata = ${prefix} OR EXISTS (SELECT 1 FROM operations o
+          WHERE o.backup_id = b.id AND o.kind = 'backup-squash' AND o.plan->'layout'->>'prefix' = ${prefix}))
+    )
+    SELECT EXISTS (SELECT 1 FROM backups WHERE ${isStoredBackup("backups")} AND (service_metadata = ${prefix}
+        OR ((id = ${id}::uuid OR parent_id = ${id}::uuid) AND NOT EXISTS (SELECT FROM squashed))))
+      OR EXISTS (SELECT 1 FROM squashed s JOIN operations o ON o.backup_id IS NOT NULL AND ${isLiveOperation("o")}
+        AND o.created_at <= s.at)
+      OR EXISTS (SELECT 1 FROM squashed s JOIN image_transfers t ON t.stored_backup_id IS NOT NULL AND t.ended_at IS NULL
+        AND t.created_at <= s.at)
       OR EXISTS (SELECT 1 FROM backups WHERE deleted_at > now() - ${graceMs} * interval '1 millisecond'
         AND (id = ${id}::uuid OR service_metadata = ${prefix}))
       OR EXISTS (SELECT 1 FROM operations o WHERE o.backup_id IN (
@@ -135,7 +147,8 @@ export async function judgePlace(
           OR EXISTS (SELECT 1 FROM tasks t WHERE t.operation_id = o.id
             AND t.state IN ('ready', 'dispatched', 'running', 'blocked')))) AS used,
       EXISTS (SELECT 1 FROM backups WHERE deleted_at IS NOT NULL AND undelete_until IS NULL AND repository = ${repository}
-        AND container = ${container} AND service_metadata = ${prefix}) AS deleted`;
+        AND container = ${container} AND service_metadata = ${prefix})
+        OR EXISTS (SELECT FROM squashed) AS deleted`;
   if (!row || row.used) return "kept";
   return whole && !row.deleted ? "unknown" : "orphan";
 }

@@ -1,4 +1,5 @@
 import type { Database, Transaction } from "../db/database.ts";
+import { isStoredBackup } from "../db/live.ts";
 import { NotFoundError } from "../errors.ts";
 
 export interface ChainLink {
@@ -20,6 +21,17 @@ export async function readChain(database: Database | Transaction, backupId: stri
     ) CYCLE id SET looped USING walked
     SELECT id, project_id AS "projectId", repository, container, service_metadata AS "serviceMetadata", parent_id AS "parentId"
     FROM chain WHERE NOT looped ORDER BY depth`;
+}
+
+/** Backups whose objects are there that are any of these, or build on one, directly or not; in any project. */
+export async function readFamily(tx: Transaction, ids: readonly string[]): Promise<string[]> {
+  const rows = await tx.$queryRaw<{ id: string }[]>`
+    WITH RECURSIVE family AS (
+      SELECT id FROM backups WHERE id = ANY(${[...ids]}::uuid[]) AND ${isStoredBackup("backups")}
+      UNION
+      SELECT b.id FROM backups b JOIN family f ON b.parent_id = f.id WHERE ${isStoredBackup("b")}
+    ) SELECT id FROM family`;
+  return rows.map(({ id }) => id);
 }
 
 /** Where one member of a chain is stored. */

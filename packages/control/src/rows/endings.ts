@@ -11,7 +11,7 @@ import {
   type OperationRow,
   startOperation,
 } from "../queue/operations.ts";
-import { backupTidyNeeds, restoreTidyNeeds, verifyTidyNeeds } from "../queue/plan-needs.ts";
+import { backupTidyNeeds, restoreTidyNeeds, squashTidyNeeds, verifyTidyNeeds } from "../queue/plan-needs.ts";
 import { addTasks, wasClaimed } from "../queue/tasks.ts";
 import type { StatusOf } from "../states.ts";
 import { type Damage, markDamage } from "./chains.ts";
@@ -46,6 +46,12 @@ const endings: Readonly<Record<OperationKind, Ending>> = {
   "backup-delete": { rows: endDeletion },
   "backup-import": { rows: endImport },
   "backup-verify": { rows: nothing, tidy: tidyAfter(documents.verifyPlan, verifyTidyNeeds) },
+  "backup-squash": {
+    rows: async (tx, _operation, { damage }) => {
+      if (damage) await markDamage(tx, damage);
+    },
+    tidy: tidyAfter(documents.squashPlan, squashTidyNeeds),
+  },
   "repository-rescan": { rows: nothing },
   // What was removed stays removed: the next pass continues from there.
   "repository-reap": {

@@ -57,7 +57,7 @@ export const withoutTicket = { ticketNonce: null, ticketHash: null, active: fals
 /**
  * Whoever reads a backup where it is stored has to stop. In the same statement, since each deletion of a backup asks for both:
  *
- * @returns the ids of its live verifications, in ascending order
+ * @returns the ids of its live verifications and squashes, in ascending order
  */
 export async function cancelBackupTransfers(tx: Transaction, backupId: string): Promise<string[]> {
   const rows = await tx.$queryRaw<{ id: string }[]>`
@@ -65,7 +65,7 @@ export async function cancelBackupTransfers(tx: Transaction, backupId: string): 
       UPDATE image_transfers SET status = 'cancelled_system', fail_reason = 'The backup was deleted.', updated_at = now(),
         ticket_nonce = NULL, ticket_hash = NULL, active = false
       WHERE stored_backup_id = ${backupId}::uuid AND ended_at IS NULL AND status IN (${Prisma.join([...servedPhases])}))
-    SELECT id FROM operations o WHERE backup_id = ${backupId}::uuid AND kind = 'backup-verify' AND ${isLiveOperation("o")}
+    SELECT id FROM operations o WHERE backup_id = ${backupId}::uuid AND kind IN ('backup-verify', 'backup-squash') AND ${isLiveOperation("o")}
     ORDER BY id`;
   return rows.map(({ id }) => id);
 }

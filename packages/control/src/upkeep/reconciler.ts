@@ -1,3 +1,4 @@
+import { letGoOfMerged } from "../backups/delete.ts";
 import type { Config } from "../config.ts";
 import { actAs } from "../db/actor.ts";
 import { forgetUnplaced, mendTimes, watchClock } from "../db/clock.ts";
@@ -39,15 +40,20 @@ export interface Term {
   walkedTo: Place | null;
   /** When deadlines are next looked through, in ms of the monotonic clock. */
   timesDueAt: number;
+  /** The same of backups that were merged into others and are still there. */
+  mergedDueAt: number;
 }
 
-export const beginTerm = (): Term => ({ thrown: new Map(), walkedTo: null, timesDueAt: 0 });
+export const beginTerm = (): Term => ({ thrown: new Map(), walkedTo: null, timesDueAt: 0, mergedDueAt: 0 });
 
 /**
  * Interval at which deadlines are looked for that lie too far in the future, among everything that waits. Only a clock that was set back
  * leaves any, and after a step, an outage or a change of the process that reconciles the next pass looks at once.
  */
 const timesMs = 30_000;
+
+/** Interval at which backups are looked for that a squash could not let go of at once: somebody read them. */
+const mergedMs = 30_000;
 
 async function tell(
   { database, log }: ReconcilerPass,
@@ -118,6 +124,12 @@ export async function reconcile(pass: ReconcilerPass): Promise<void> {
   await step("policies", () => runPolicies(database, config));
   await step("release-machine-backups", () => releaseMachineBackups(database));
   await step("release-image-transfers", () => releaseImageTransfers(database, config));
+  if (performance.now() >= term.mergedDueAt) {
+    await step("let-go-of-merged", async () => {
+      await letGoOfMerged(database, config);
+      term.mergedDueAt = performance.now() + mergedMs;
+    });
+  }
   let due: DueWork[] = [];
   await step("schedules", async () => {
     due = await dueWork(database, config, log);

@@ -286,6 +286,7 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "POST /ops/backups/:id/verify": { mode: "deep" },
     "PUT /ops/backups/:id/hold": { hold: { until: "2999-01-01T00:00:00Z", reason: "why" } },
     "POST /ops/backups/:id/undelete": {},
+    "POST /ops/backups/:id/squash": {},
     "POST /ops/volumes/import": { path: join(dataDir, "image.raw"), name: "image" },
     "POST /ops/volumes/:id/export": { path: join(dataDir, `out-${world.secret}.raw`) },
   };

@@ -109,6 +109,7 @@ async function askHealth(instance: Instance, golden: Golden, volume: string): Pr
     body: { mode: "shallow" },
   });
   await golden.ask("verification of an unknown backup", "POST", `/ops/backups/${unknown}/verify`, { body: {} });
+  await askSquash(instance, golden, { volume, full: backup });
   await golden.ask("pass of the reaper", "POST", "/ops/repositories/main/reap", { body: { dry_run: true } });
   await golden.ask("pass of the reaper beside another", "POST", "/ops/repositories/main/reap", { body: {} });
   await golden.ask("pass of the reaper, wrong", "POST", "/ops/repositories/main/reap", { body: { dry_run: "yes" } });
@@ -116,6 +117,24 @@ async function askHealth(instance: Instance, golden: Golden, volume: string): Pr
   await golden.ask("rescan beside the reaper", "POST", "/ops/repositories/main/rescan", { body: {} });
   await golden.ask("audit of a backup", "GET", `/ops/audit?resource=backup&resource_id=${backup}`);
   await golden.ask("audit, by what is no filter", "GET", "/ops/audit?since=yesterday&marker=x&colour=red");
+}
+
+async function askSquash(instance: Instance, golden: Golden, of: { volume: string; full: string }): Promise<void> {
+  const squash = (what: string, id: string, body: object = {}) =>
+    golden.ask(what, "POST", `/ops/backups/${id}/squash`, { body });
+  await setStatus(instance, "volumes", of.volume, "available");
+  const made = await instance.request("POST", `${base}/backups`, {
+    backup: { volume_id: of.volume, incremental: true },
+  });
+  const incremental = made.body.backup.id as string;
+  await squash("squash of a backup that is being created", incremental);
+  await finishBackup(instance, incremental);
+  await squash("squash of a full backup", of.full);
+  await squash("squash of an unknown backup", unknown);
+  await squash("squash, with what is no key", incremental, { into: of.full });
+  const asked = await squash("squash", incremental);
+  await golden.ask("squash, its operation", "GET", `/ops/operations/${asked.body.operation.id}`);
+  await squash("squash beside another", incremental);
 }
 
 it("shows its figures to a scraper", async () => {

@@ -433,7 +433,7 @@ async function report({ database }: Real, { volume, backup }: Operation, held: C
       return finishRestore(database, operation, result, { ...plan, targetBytes } as unknown as RestorePlan);
     }
     default:
-      return finishBackupDelete(database, operation, result);
+      await finishBackupDelete(database, operation, result);
   }
 }
 

@@ -199,6 +199,8 @@ async function makeMachine(
 export async function resetServices(instance: Instance): Promise<void> {
   await instance.sql("DELETE FROM disabled_services");
   await instance.sql("DELETE FROM quota_classes");
+  // What it has asked a policy to back up would begin at any moment.
+  await instance.sql("DELETE FROM policy_runs");
 }
 
 const record = (id: string): string =>
@@ -278,6 +280,8 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "POST /ops/policies": { policy: { name: randomUUID(), enabled: false, schedule: { cron: "0 3 * * *" } } },
     "PUT /ops/policies/:id": { policy: { description: "changed" } },
     "POST /ops/policies/:id/run": {},
+    "POST /ops/policies/simulate": { policy_id: world.policy, days: 30 },
+    "POST /ops/policies/:id/preview": { as_of: "2030-01-01T00:00:00Z" },
     "POST /ops/policies/:id/assignments": { assignment: { volume_id: volume } },
     "POST /ops/notifications/:id/retry": {},
     "PUT /ops/limits/:traffic/:scope/:name": { bytes_per_second: 1_000_000_000 },

@@ -12,6 +12,7 @@ import { cellText } from "./tephra/output.ts";
 import { addPasswordCommand } from "./tephra/password.ts";
 import { addPolicyCommands } from "./tephra/policies.ts";
 import { addRecordCommands } from "./tephra/records.ts";
+import { addRetentionCommands } from "./tephra/retention.ts";
 import { addGlobalOptions } from "./tephra/session.ts";
 import { addSnapshotCommands } from "./tephra/snapshots.ts";
 import { addStatusCommands } from "./tephra/status.ts";
@@ -55,7 +56,7 @@ function buildProgram(): Command {
   addInstanceCommands(program);
   addMachineCommands(program);
   addDiskCommands(program);
-  addPolicyCommands(program);
+  addRetentionCommands(addPolicyCommands(program));
   addRecordCommands(program);
   addMessageCommands(program);
   addNotificationCommands(program);

@@ -192,7 +192,9 @@ export {
   type Successor,
   updatePolicy,
 } from "./policies/policies.ts";
+export { previewRetention, type RetentionPreview } from "./policies/preview.ts";
 export { getRun, listRuns, type RunRow } from "./policies/runs.ts";
+export { type SimulationResult, simulatePolicy } from "./policies/simulate.ts";
 export type { Principal } from "./principal.ts";
 export { verifyModes } from "./queue/documents.ts";
 export {

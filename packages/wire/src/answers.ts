@@ -7,7 +7,16 @@ import { GroupSnapshot, Instance } from "./instances.ts";
 import { BandwidthLimit } from "./limits.ts";
 import { Notification } from "./notifications.ts";
 import { AcceptedOperation, Operation } from "./operations.ts";
-import { Policy, PolicyAssignment, PolicyDetails, PolicyRun, PolicyRunItem, VolumePolicy } from "./policies.ts";
+import {
+  Policy,
+  PolicyAssignment,
+  PolicyDetails,
+  PolicyRun,
+  PolicyRunItem,
+  PolicySimulation,
+  RetentionPreview,
+  VolumePolicy,
+} from "./policies.ts";
 import { VolumeDetails } from "./volumes.ts";
 
 const oneInstance = z.object({ instance: Instance });
@@ -62,6 +71,8 @@ export const answers = {
   "POST /ops/policies/:id/run": { 202: z.object({ run: PolicyRun }) },
   "GET /ops/policies/:id/runs": { 200: z.object({ runs: z.array(PolicyRun) }) },
   "GET /ops/policies/:id/runs/:run_id": { 200: z.object({ run: PolicyRun, items: z.array(PolicyRunItem) }) },
+  "POST /ops/policies/:id/preview": { 200: z.object({ preview: RetentionPreview }) },
+  "POST /ops/policies/simulate": { 200: z.object({ simulation: PolicySimulation }) },
   "GET /ops/volumes/:id/policy": { 200: VolumePolicy },
   "GET /ops/group-snapshots/:id": { 200: z.object({ group_snapshot: GroupSnapshot }) },
   "POST /ops/backups/:id/verify": { 202: AcceptedOperation },

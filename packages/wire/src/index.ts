@@ -7,6 +7,15 @@ export type { GroupSnapshot, Instance } from "./instances.ts";
 export { type BandwidthLimit, weekDays } from "./limits.ts";
 export type { Notification } from "./notifications.ts";
 export type { Operation, OperationResult } from "./operations.ts";
-export type { Policy, PolicyAssignment, PolicyDetails, PolicyRun, PolicyRunItem, VolumePolicy } from "./policies.ts";
+export type {
+  Policy,
+  PolicyAssignment,
+  PolicyDetails,
+  PolicyRun,
+  PolicyRunItem,
+  PolicySimulation,
+  RetentionPreview,
+  VolumePolicy,
+} from "./policies.ts";
 export { type BodyOf, requests } from "./requests.ts";
 export type { VolumeDetails } from "./volumes.ts";

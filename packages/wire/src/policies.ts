@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { id, time } from "./fields.ts";
+import { bytes, id, time } from "./fields.ts";
 
 const count = z.number().int().min(0).max(100_000);
 
@@ -80,6 +80,44 @@ export const PolicyAssignment = z
   })
   .meta({ id: "PolicyAssignment" });
 export type PolicyAssignment = z.infer<typeof PolicyAssignment>;
+
+const ofVolume = { volume_id: id, backup_id: id };
+
+/**
+ * What retention would do. Every backup is in one of the lists, or merged into the last of a `squash`. `rules` name the keys of `retention`
+ * that keep it, or what else does; `because` are the kept backups that build on it. `truncated`: the policy has more volumes than are looked
+ * at.
+ */
+export const RetentionPreview = z
+  .object({
+    as_of: time,
+    volumes: z.number().int(),
+    truncated: z.boolean(),
+    keep: z.array(z.object({ ...ofVolume, rules: z.array(z.string()) })),
+    go: z.array(z.object({ ...ofVolume, reason: z.enum(["no_rule", "failed", "damaged", "parent_damaged"]) })),
+    squash: z.array(z.array(id)),
+    blocked: z.array(z.object({ ...ofVolume, because: z.array(id) })),
+    frees_bytes: bytes,
+  })
+  .meta({ id: "RetentionPreview" });
+export type RetentionPreview = z.infer<typeof RetentionPreview>;
+
+/**
+ * What becomes of one volume by the rules of a policy. Bytes are those stored. `backups`: what is there at the end, with the rules that keep
+ * it; none for what is only there since others build on it. `series`: at most some 60 points.
+ */
+export const PolicySimulation = z
+  .object({
+    made: bytes,
+    deleted: bytes,
+    squashed: bytes,
+    stored_bytes: bytes,
+    peak_bytes: bytes,
+    backups: z.array(z.object({ at: time, full: z.boolean(), bytes, rules: z.array(z.string()) })),
+    series: z.array(z.object({ at: time, backups: bytes, stored_bytes: bytes })),
+  })
+  .meta({ id: "PolicySimulation" });
+export type PolicySimulation = z.infer<typeof PolicySimulation>;
 
 const source = z.enum(["volume", "metadata", "machine", "project"]);
 

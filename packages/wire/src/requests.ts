@@ -184,6 +184,44 @@ const LimitBody = z.strictObject({
     .default([]),
 });
 
+/** That the first run of a policy deletes more than half of what is there is meant. */
+const confirm = z.boolean().default(false);
+
+/** `as_of`: at another time; `change`: by other rules than those of the policy. */
+const PreviewBody = z.strictObject({
+  as_of: time.optional(),
+  change: z
+    .strictObject({ retention: Retention.nullable(), squash: Squash.nullable(), timezone: z.string().min(1).max(64) })
+    .partial()
+    .default({}),
+  volume_id: id.optional(),
+});
+
+/**
+ * `policy_id`: by the rules of that policy, apart from what is given beside it. `full_bytes`: what a full backup stores; `change_rate`: the
+ * share of the volume that is written in a day.
+ */
+const SimulateBody = z
+  .strictObject({
+    policy_id: id.optional(),
+    schedule: Schedule.optional(),
+    kind: Kinds.optional(),
+    retention: Retention.nullable().optional(),
+    squash: Squash.nullable().optional(),
+    from: time.optional(),
+    days: z.number().int().min(1).max(3660).default(365),
+    full_bytes: z
+      .number()
+      .int()
+      .min(1)
+      .max(1e15)
+      .default(100 * 1024 ** 3),
+    change_rate: z.number().min(0).max(1).default(0.02),
+  })
+  .refine((body) => body.policy_id !== undefined || body.schedule !== undefined, {
+    error: "policy_id or schedule has to be given",
+  });
+
 /** Query and JSON body of each route that has either. A key that is not in them is refused. */
 export const requests = {
   "GET /ops/operations": { query: OperationsQuery },
@@ -197,8 +235,10 @@ export const requests = {
   "POST /ops/instances/:id/attach": { body: z.strictObject({ volume_id: id, device: device.nullish() }) },
   "POST /ops/instances/:id/detach": { body: z.strictObject({ volume_id: id }) },
   "GET /ops/policies": { query: z.strictObject({ limit }) },
-  "POST /ops/policies": { body: z.strictObject({ policy: NewPolicy }) },
-  "PUT /ops/policies/:id": { body: z.strictObject({ policy: z.strictObject(changeablePolicy).partial() }) },
+  "POST /ops/policies": { body: z.strictObject({ policy: NewPolicy, confirm }) },
+  "PUT /ops/policies/:id": { body: z.strictObject({ policy: z.strictObject(changeablePolicy).partial(), confirm }) },
+  "POST /ops/policies/simulate": { body: SimulateBody },
+  "POST /ops/policies/:id/preview": { body: PreviewBody.prefault({}) },
   "DELETE /ops/policies/:id": {
     /** What becomes of whatever it is assigned to: nothing protects it any more, or another policy does. */
     query: z
@@ -208,7 +248,7 @@ export const requests = {
       }),
   },
   "GET /ops/policies/:id/assignments": { query: z.strictObject({ limit }) },
-  "POST /ops/policies/:id/assignments": { body: z.strictObject({ assignment: NewAssignment }) },
+  "POST /ops/policies/:id/assignments": { body: z.strictObject({ assignment: NewAssignment, confirm }) },
   "PUT /ops/backups/:id/hold": {
     body: z.strictObject({ hold: z.strictObject({ until: time, reason: text.min(1).max(255) }) }),
   },

@@ -11,10 +11,14 @@ import {
   type PolicyRow,
   type PolicyRunItemRow,
   policyOfVolume,
+  previewRetention,
+  type RetentionPreview as RetentionPreviewRow,
   type RunRow,
   removePolicy,
   runPolicy,
+  type SimulationResult,
   type Successor,
+  simulatePolicy,
   unassignPolicy,
   updatePolicy,
 } from "@tephra/control";
@@ -25,6 +29,8 @@ import {
   type PolicyDetails,
   type PolicyRun,
   type PolicyRunItem,
+  type PolicySimulation,
+  type RetentionPreview,
   requests,
 } from "@tephra/wire";
 import type { Context } from "../context.ts";
@@ -98,6 +104,33 @@ const viewItem = (row: PolicyRunItemRow): PolicyRunItem => ({
   finished_at: isoOrNull(row.finishedAt),
 });
 
+const viewPreview = (preview: RetentionPreviewRow): RetentionPreview => ({
+  as_of: preview.asOf.toISOString(),
+  volumes: preview.volumes,
+  truncated: preview.truncated,
+  keep: preview.keep.map(({ volumeId, id, rules }) => ({ volume_id: volumeId, backup_id: id, rules })),
+  go: preview.go.map(({ volumeId, id, reason }) => ({ volume_id: volumeId, backup_id: id, reason })),
+  squash: preview.squash,
+  blocked: preview.blocked.map(({ volumeId, id, because }) => ({ volume_id: volumeId, backup_id: id, because })),
+  frees_bytes: preview.freesBytes,
+});
+
+const viewSimulation = ({
+  storedBytes,
+  peakBytes,
+  backups,
+  series,
+  ...counts
+}: SimulationResult): PolicySimulation => ({
+  ...counts,
+  stored_bytes: storedBytes,
+  peak_bytes: peakBytes,
+  backups: backups.map(({ at, ...backup }) => ({ at: at.toISOString(), ...backup })),
+  series: series.map((point) => {
+    return { at: point.at.toISOString(), backups: point.backups, stored_bytes: point.storedBytes };
+  }),
+});
+
 const idOf = ({ params }: OpsCall): string => params["id"] ?? "";
 
 /** A published policy is the admins': whoever may see it may assign it, and no more. @throws Refusal 403, NotFoundError */
@@ -144,11 +177,9 @@ export const policies = {
       const projectId = asked === undefined ? call.principal.projectId : asked;
       if (projectId === null) allow(call.principal, "ops:policy:publish");
       else allow(call.principal, "ops:policy:create", projectId);
-      const row = await createPolicy(context.database, context.config, call.principal, {
-        ...policy,
-        projectId,
-        targetHours,
-      });
+      const wanted = { ...policy, projectId, targetHours };
+      const confirmed = { confirmed: call.body.confirm };
+      const row = await createPolicy(context.database, context.config, call.principal, wanted, confirmed);
       return { status: 201, body: (await details(context, row)) satisfies AnswerOf<"POST /ops/policies"> };
     },
   }),
@@ -159,7 +190,8 @@ export const policies = {
       const id = await findOwn(context, call);
       const { target_hours: targetHours, ...fields } = call.body.policy;
       const change = sent({ ...fields, targetHours });
-      const row = await updatePolicy(context.database, context.config, call.principal, { id, change });
+      const changed = { id, change, confirmed: call.body.confirm };
+      const row = await updatePolicy(context.database, context.config, call.principal, changed);
       return { status: 200, body: (await details(context, row)) satisfies AnswerOf<"PUT /ops/policies/:id"> };
     },
   }),
@@ -173,6 +205,29 @@ export const policies = {
         to !== undefined ? { kind: "policy", id: to } : assignments === undefined ? null : { kind: "none" };
       await removePolicy(context.database, call.principal, { id, successor });
       return { status: 204 };
+    },
+  }),
+
+  /** What becomes of one volume by the rules of a policy, or by others. */
+  simulate: defineOps({
+    ...requests["POST /ops/policies/simulate"],
+    handle: async (context, call) => {
+      const { policy_id: policyId, from, days, full_bytes: fullBytes, change_rate: changeRate, ...given } = call.body;
+      const rules = sent(given);
+      const asked = { policyId, rules, from, days, fullBytes, changeRate };
+      const simulation = viewSimulation(await simulatePolicy(context.database, context.config, call.principal, asked));
+      return { status: 200, body: { simulation } satisfies AnswerOf<"POST /ops/policies/simulate"> };
+    },
+  }),
+
+  /** What retention would do: nothing is changed. */
+  preview: defineOps({
+    ...requests["POST /ops/policies/:id/preview"],
+    handle: async ({ database }, call) => {
+      const { as_of: asOf, change, volume_id: volumeId } = call.body;
+      const asked = { asOf, change, volumeId };
+      const preview = viewPreview(await previewRetention(database, call.principal, idOf(call), asked));
+      return { status: 200, body: { preview } satisfies AnswerOf<"POST /ops/policies/:id/preview"> };
     },
   }),
 
@@ -191,10 +246,11 @@ export const policies = {
     handle: async ({ database }, call) => {
       const { volume_id: volumeId, instance_id: instanceId, project_id: projectId } = call.body.assignment;
       const assigned = sent({ volumeId, instanceId, projectId });
-      const { assignment, replacedPolicyId } = await assignPolicy(database, call.principal, idOf(call), assigned);
+      const confirmed = { confirmed: call.body.confirm };
+      const made = await assignPolicy(database, call.principal, idOf(call), assigned, confirmed);
       const body = {
-        assignment: viewAssignment(assignment),
-        replaced_policy_id: replacedPolicyId,
+        assignment: viewAssignment(made.assignment),
+        replaced_policy_id: made.replacedPolicyId,
       } satisfies AnswerOf<"POST /ops/policies/:id/assignments">;
       return { status: 201, body };
     },

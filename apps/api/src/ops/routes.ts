@@ -56,6 +56,8 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["GET", "/ops/policies/:id", "ops:policy:get", policies.show],
     ["PUT", "/ops/policies/:id", "ops:policy:update", policies.update],
     ["DELETE", "/ops/policies/:id", "ops:policy:delete", policies.remove],
+    ["POST", "/ops/policies/simulate", "ops:policy:get", policies.simulate],
+    ["POST", "/ops/policies/:id/preview", "ops:policy:get", policies.preview],
     ["GET", "/ops/policies/:id/assignments", "ops:policy:get", policies.assignments],
     ["POST", "/ops/policies/:id/assignments", "ops:policy:assign", policies.assign],
     ["DELETE", "/ops/policies/:id/assignments/:assignment_id", "ops:policy:assign", policies.unassign],

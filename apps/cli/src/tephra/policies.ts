@@ -22,16 +22,19 @@ interface PolicyOptions {
   target?: number;
   force?: boolean;
   enable?: true;
+  confirm?: true;
   disable?: true;
 }
 
 interface SubjectOptions {
+  confirm?: true;
   volume?: string;
   instance?: string;
   wholeProject?: true | string;
 }
 
-export function addPolicyCommands(program: Command): void {
+/** @returns the command `policy`, which has more below it */
+export function addPolicyCommands(program: Command): Command {
   const policy = program.command("policy").description("When volumes are backed up, and how long backups are kept.");
   policy.command("list").description("the project's, and those published for all").action(list);
   policy.command("show").argument("<policy>", "id or name").action(show);
@@ -55,6 +58,7 @@ export function addPolicyCommands(program: Command): void {
     .action(remove);
   addSubjectOptions(policy.command("assign"))
     .argument("<policy>", "id or name")
+    .option("--confirm", confirmation)
     .description("Assign a policy; what was assigned before is replaced.")
     .action(assign);
   addSubjectOptions(policy.command("unassign"))
@@ -79,24 +83,28 @@ export function addPolicyCommands(program: Command): void {
     .description("its runs, newest first")
     .option("--limit <number>", "", positiveInteger, 20)
     .action(runs);
+  return policy;
 }
 
 const keepRules = ["last", "hourly", "daily", "weekly", "monthly", "yearly"];
 
 /** `daily=7`, `within=36h`: each is added to those before it. */
-function readKeep(text: string, before: Record<string, number | string> = {}): Record<string, number | string> {
+export function readKeep(text: string, before: Record<string, number | string> = {}): Record<string, number | string> {
   const [rule = "", value = ""] = text.split("=", 2);
   if (rule === "within") return { ...before, keep_within: value };
+  if (rule === "delay" && /^\d+h$/.test(value)) return { ...before, deletion_delay_hours: Number.parseInt(value, 10) };
   const key = rule === "good" ? "min_good" : keepRules.includes(rule) ? `keep_${rule}` : null;
   if (key === null || !/^\d+$/.test(value)) {
     throw new InvalidArgumentError(
-      `It must be RULE=NUMBER with a rule of ${keepRules.join(", ")}, good; or within=36h.`,
+      `It must be RULE=NUMBER with a rule of ${keepRules.join(", ")}, good; or within=36h, delay=24h.`,
     );
   }
   return { ...before, [key]: Number(value) };
 }
 
 const count = (text: string): number => (text === "0" ? 0 : positiveInteger(text));
+
+const confirmation = "The first run may delete more than half of the backups that are there.";
 
 function addRuleOptions(command: Command): Command {
   return command
@@ -114,7 +122,8 @@ function addRuleOptions(command: Command): Command {
     .option("--target <hours>", "The newest good backup should be no older.", positiveInteger)
     .option("--force", "Back up volumes in use, too (default).")
     .option("--no-force", "Leave volumes in use alone.")
-    .option("--description <text>");
+    .option("--description <text>")
+    .option("--confirm", confirmation);
 }
 
 function addSubjectOptions(command: Command): Command {
@@ -159,7 +168,7 @@ const typed = (command: Command, options: PolicyOptions): PolicyOptions => {
   };
 };
 
-async function findPolicy(client: Client, reference: string): Promise<PolicyDetails> {
+export async function findPolicy(client: Client, reference: string): Promise<PolicyDetails> {
   const id = isUuid(reference) ? reference : chooseByName("policy", reference, await listPolicies(client)).id;
   return (await client.get<AnswerOf<"GET /ops/policies/:id">>(`/ops/policies/${id}`)).policy;
 }
@@ -189,7 +198,8 @@ async function show(reference: string, _options: object, command: Command): Prom
 async function create(name: string, options: PolicyOptions & { publish?: true }, command: Command): Promise<void> {
   const session = openSession(command);
   const rules = rulesOf(typed(command, { ...options, name }), null);
-  const body = { policy: { ...rules, ...(options.publish && { project_id: null }) } };
+  const policyBody = { ...rules, ...(options.publish && { project_id: null }) };
+  const body = { policy: policyBody, confirm: options.confirm === true };
   const { policy } = await session.client.post<AnswerOf<"POST /ops/policies">>("/ops/policies", body);
   printPolicy(session, policy);
 }
@@ -197,7 +207,10 @@ async function create(name: string, options: PolicyOptions & { publish?: true },
 async function update(reference: string, options: PolicyOptions, command: Command): Promise<void> {
   const session = openSession(command);
   const { id, schedule } = await findPolicy(session.client, reference);
-  const body = { policy: rulesOf(typed(command, options), schedule) } as BodyOf<"PUT /ops/policies/:id">;
+  const body = {
+    policy: rulesOf(typed(command, options), schedule),
+    confirm: options.confirm === true,
+  } as BodyOf<"PUT /ops/policies/:id">;
   const { policy } = await session.client.put<AnswerOf<"PUT /ops/policies/:id">>(`/ops/policies/${id}`, body);
   printPolicy(session, policy);
 }
@@ -230,7 +243,10 @@ async function subjectOf(client: Client, { volume, instance, wholeProject }: Sub
 async function assign(reference: string, options: SubjectOptions, command: Command): Promise<void> {
   const { client, print } = openSession(command);
   const { id } = await findPolicy(client, reference);
-  const body: BodyOf<"POST /ops/policies/:id/assignments"> = { assignment: await subjectOf(client, options) };
+  const body: BodyOf<"POST /ops/policies/:id/assignments"> = {
+    assignment: await subjectOf(client, options),
+    confirm: options.confirm === true,
+  };
   const answer = await client.post<AnswerOf<"POST /ops/policies/:id/assignments">>(
     `/ops/policies/${id}/assignments`,
     body,

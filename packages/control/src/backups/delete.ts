@@ -44,15 +44,17 @@ export async function requestBackupDelete(
   });
 }
 
-/** Deletes the locked backup as a request does. @throws InvalidError as requestBackupDelete */
+/** Deletes the locked backup as a request does. @returns whether it is hidden, or removed. @throws InvalidError as requestBackupDelete */
 export async function deleteLocked(
   tx: Transaction,
   config: Config,
   principal: Principal,
   backup: Backup,
-): Promise<void> {
+): Promise<"hidden" | "deleting"> {
   const children = await readChildren(tx, backup.id);
-  if (!(await hideBackup(tx, config, backup, children))) await startBackupDelete(tx, principal, backup, { children });
+  if (await hideBackup(tx, config, backup, children)) return "hidden";
+  await startBackupDelete(tx, principal, backup, { children });
+  return "deleting";
 }
 
 /**

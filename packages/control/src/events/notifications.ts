@@ -15,6 +15,7 @@ export type BackupEvent =
   | "backup.delete.start"
   | "backup.delete.end"
   | "backup.undelete"
+  | "retention.deleted"
   | "backup.reset_status.start"
   | "backup.reset_status.end"
   | "backup.verify.start"

@@ -76,6 +76,31 @@ export async function requestGroupBackupDelete(
 }
 
 /**
+ * Deletes an instance's backup as a request does, if all of its backups may go once they are locked.
+ *
+ * @param mayGo is told the ids of its backups
+ * @returns whether it does
+ * @throws NotFoundError, InvalidError
+ */
+export async function deleteGroupBackupIf(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  { id, mayGo }: { id: string; mayGo: (backupIds: readonly string[]) => Promise<boolean> },
+): Promise<boolean> {
+  const { groupId } = await getGroupSnapshot(tx, principal, id);
+  const group = await lockVisibleGroup(tx, principal, groupId);
+  const snapshot = await lockGroupBackup(tx, principal, group.id, id);
+  checkDeletable(snapshot);
+  refuseBusy(group);
+  const ids = snapshot.members.flatMap((member) => member.backup?.id ?? []).sort();
+  for (const backupId of ids) await lockBackup(tx, backupId);
+  if (!(await mayGo(ids))) return false;
+  await startGroupSnapshotDelete(tx, config, principal, { group, snapshot });
+  return true;
+}
+
+/**
  * Accepts the deletion of a group snapshot that has no backups: Cinder's own.
  *
  * @throws InvalidError with backups, in another status, or while an operation on the group is live; NotFoundError

@@ -5,8 +5,9 @@ import { NotFoundError } from "../errors.ts";
 import { type Principal, visibleTo } from "../principal.ts";
 import { findPolicy, lockPolicy, type Policy, type PolicyAssignment } from "../rows/policies.ts";
 import { findVolume } from "../rows/volumes.ts";
+import { candidatesOf, type PolicySource, policyKey } from "./applies.ts";
 import { refusalOf } from "./check.ts";
-import { policyKey } from "./policies.ts";
+import { refuseMassDeletion } from "./preview.ts";
 
 /** What a policy is assigned to: exactly one of the three. */
 export interface Assigned {
@@ -62,6 +63,7 @@ export async function assignPolicy(
   principal: Principal,
   policyId: string,
   assigned: Assigned,
+  { confirmed = false }: { confirmed?: boolean } = {},
 ): Promise<{ assignment: PolicyAssignment; replacedPolicyId: string | null }> {
   return inTransaction(database, async (tx) => {
     await findPolicy(tx, principal, policyId);
@@ -75,6 +77,7 @@ export async function assignPolicy(
     const assignment = await tx.policyAssignment.create({
       data: { ...subject, id: randomUUID(), policyId: policy.id, userId: principal.userId },
     });
+    await refuseMassDeletion(tx, policy, { confirmed });
     return { assignment, replacedPolicyId: before && before.policyId !== policy.id ? before.policyId : null };
   });
 }
@@ -104,34 +107,6 @@ export async function unassignPolicy(
   const removed = isUuid(assignmentId) ? await database.policyAssignment.deleteMany({ where }) : { count: 0 };
   if (removed.count !== 1) throw new NotFoundError("Policy assignment", assignmentId);
 }
-
-/** How a volume comes to a policy, the most specific first. */
-export const policySources = ["volume", "metadata", "machine", "project"] as const;
-export type PolicySource = (typeof policySources)[number];
-
-/**
- * SQL: a query of each volume `v` of `volumes` (a condition on it) with every policy that could apply: `volume_id, source, place,
- * policy_id, instance_id`. The one of the least `place` applies. A policy of another project never does, nor an assignment from before the
- * volume went to another project. A name in the metadata is that of the project's own policy, or else of a published one.
- */
-export const candidatesOf = (volumes: Prisma.Sql): Prisma.Sql => Prisma.sql`
-  SELECT v.id AS volume_id, v.project_id, c.source, c.place, c.policy_id, c.instance_id
-  FROM volumes v CROSS JOIN LATERAL (
-    SELECT 'volume' AS source, 1 AS place, a.policy_id, NULL::uuid AS instance_id
-    FROM policy_assignments a WHERE a.volume_id = v.id AND a.project_id = v.project_id
-    UNION ALL
-    (SELECT 'metadata', 2, p.id, NULL FROM policies p
-      WHERE p.name = v.metadata->>${policyKey} AND (p.project_id = v.project_id OR p.project_id IS NULL)
-      ORDER BY p.project_id NULLS LAST LIMIT 1)
-    UNION ALL
-    (SELECT 'machine', 3, a.policy_id, a.instance_id
-      FROM groups g JOIN policy_assignments a ON a.project_id = g.project_id AND a.instance_id = g.instance_id
-      WHERE g.id = v.group_id AND g.project_id = v.project_id)
-    UNION ALL
-    SELECT 'project', 4, a.policy_id, NULL
-    FROM policy_assignments a WHERE a.scope = 'project' AND a.project_id = v.project_id
-  ) c
-  WHERE ${volumes}`;
 
 export interface Candidate {
   source: PolicySource;

@@ -7,8 +7,8 @@ import type { Principal } from "../principal.ts";
 import { findPolicy, lockPolicy, type Policy, readClock } from "../rows/policies.ts";
 import { addItems, addRun, type NewRun, type RunState, realignRuns, skipRun } from "../rows/policy-runs.ts";
 import { count } from "../telemetry/counters.ts";
-import { candidatesOf } from "./assignments.ts";
-import { type PolicyRow, policyKey, readPolicy } from "./policies.ts";
+import { candidatesOf, policyKey } from "./applies.ts";
+import { type PolicyRow, readPolicy } from "./policies.ts";
 import { nextTime } from "./schedule.ts";
 
 /** A run that begins this long after its time is late. */

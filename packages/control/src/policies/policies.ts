@@ -4,7 +4,9 @@ import { type Database, inTransaction, Prisma, type Transaction } from "../db/da
 import { isUuid } from "../db/listing.ts";
 import type { Principal } from "../principal.ts";
 import { findPolicy, lockPolicy, type Policy, policiesOf, readClock } from "../rows/policies.ts";
+import { policyKey } from "./applies.ts";
 import { checkRules, type PolicyRules, refusalOf } from "./check.ts";
+import { refuseMassDeletion } from "./preview.ts";
 import { BackupKinds, RetentionRules, Schedule, SquashRules } from "./rules.ts";
 import { nextTime, nextTimes } from "./schedule.ts";
 
@@ -55,6 +57,7 @@ export async function createPolicy(
   config: Config,
   principal: Principal,
   policy: NewPolicy,
+  { confirmed = false }: { confirmed?: boolean } = {},
 ): Promise<PolicyRow> {
   return inTransaction(database, async (tx) => {
     const id = randomUUID();
@@ -70,6 +73,8 @@ export async function createPolicy(
         nextAt: enabled ? nextTime(policy.schedule, now) : null,
       },
     });
+    // Volumes may name it already.
+    await refuseMassDeletion(tx, row, { confirmed });
     return readPolicy(row);
   });
 }
@@ -107,7 +112,7 @@ export async function updatePolicy(
   database: Database,
   config: Config,
   principal: Principal,
-  { id, change }: { id: string; change: PolicyChange },
+  { id, change, confirmed = false }: { id: string; change: PolicyChange; confirmed?: boolean },
 ): Promise<PolicyRow> {
   return inTransaction(database, async (tx) => {
     await findPolicy(tx, principal, id);
@@ -127,6 +132,9 @@ export async function updatePolicy(
         ...(rescheduled && { nextAt: enabled ? nextTime(changed.schedule, now) : null }),
       },
     });
+    const { retention, squash, schedule } = change;
+    const decides = [retention, squash, schedule, change.enabled].some((given) => given !== undefined);
+    if (decides) await refuseMassDeletion(tx, row, { confirmed });
     return readPolicy(row);
   });
 }
@@ -141,9 +149,6 @@ const namedIn = ({ id, name, projectId }: Pick<Policy, "id" | "name" | "projectI
       ? Prisma.sql`NOT EXISTS (SELECT FROM policies o WHERE o.name = ${name} AND o.project_id = v.project_id AND o.id <> ${id}::uuid)`
       : Prisma.sql`v.project_id = ${projectId}`
   }`;
-
-/** Key of a volume's metadata by which its user names a policy. */
-export const policyKey = "tephra:policy";
 
 /**
  * Removes a policy with its runs. Backups that it has made stay.

@@ -19,6 +19,7 @@ import {
 import { count } from "../telemetry/counters.ts";
 import { beginDueRun, hasWorkers } from "./due-runs.ts";
 import { type PolicyRow, readPolicy } from "./policies.ts";
+import { makeRetentionDue } from "./retention-run.ts";
 import { nextTime } from "./schedule.ts";
 
 /** A pass begins so many runs and backups at most, and none after it has taken this long: the next one goes on. */
@@ -197,7 +198,8 @@ async function beginMachine(
 /** Ends runs of which nothing is left to do, and tells of them. */
 async function endRunsOf(database: Database, config: Config): Promise<void> {
   await inTransaction(database, async (tx) => {
-    for (const run of await endRuns(tx)) {
+    const ended = await endRuns(tx);
+    for (const run of ended) {
       const { succeeded, failed, skipped } = run;
       await count(tx, "policy_runs", failed > 0 ? "failed" : run.state === "late" ? "late" : "succeeded");
       const policy = await tx.policy.findUniqueOrThrow({ where: { id: run.policyId } });
@@ -207,5 +209,6 @@ async function endRunsOf(database: Database, config: Config): Promise<void> {
       };
       await notifyPolicy(tx, "policy.run.end", { host: config.hostName, payload });
     }
+    if (ended.length > 0) await makeRetentionDue(tx);
   });
 }

@@ -11,6 +11,7 @@ import { forgetNotifications } from "../events/notifications.ts";
 import { forgetOvirtEvents } from "../events/ovirt-events.ts";
 import { forgetImageTransfers } from "../image-transfers/abandoned.ts";
 import { forgetMachineBackups } from "../machines/backup-work.ts";
+import { retentionSchedule, runRetention } from "../policies/retention-run.ts";
 import type { Principal } from "../principal.ts";
 import { forgetOperations, forgetTasks } from "../queue/forget.ts";
 import { forgetWorkers } from "../queue/workers.ts";
@@ -123,6 +124,7 @@ function retention(database: Database, config: Config): (DueWork & Schedule)[] {
     forget("forget-ovirt-events", () => forgetOvirtEvents(database, config)),
     forget("forget-image-transfers", () => forgetImageTransfers(database, config)),
     forget("forget-machine-backups", () => forgetMachineBackups(database, config)),
+    forget(retentionSchedule.name, () => runRetention(database, config, clockwork), retentionSchedule.hours),
     forget("remove-deleted-backups", () => removeHidden(database, clockwork), hiddenHours),
     forget("forget-policy-runs", () => forgetPolicyRuns(database, days)),
     forget("forget-tasks", () => forgetTasks(database, Math.min(tasksKeptDays, days))),

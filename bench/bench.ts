@@ -10,6 +10,7 @@ import { measureMemory } from "./memory.ts";
 import { measureRequests } from "./requests.ts";
 import { measureSmallVolumes } from "./small-volumes.ts";
 import { measureSources } from "./sources.ts";
+import { measureSquash } from "./squash.ts";
 import { measureTaskOverhead } from "./task-overhead.ts";
 import { measureTransfer } from "./transfer.ts";
 
@@ -22,6 +23,7 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   memory: measureMemory,
   requests: measureRequests,
   sources: measureSources,
+  squash: measureSquash,
   tasks: measureTaskOverhead,
   transfer: measureTransfer,
   volumes: measureSmallVolumes,

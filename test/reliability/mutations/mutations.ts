@@ -27,6 +27,8 @@ const layers = {
 
 const cow = { suite: "test/system/images/cow-images.test.ts" };
 
+const squashes = { suite: "test/system/backups/squash.test.ts" };
+
 const device = { suite: "test/contract/volume/device-backend.test.ts" };
 
 /** What would cost people their data, or show it to others, if nothing noticed. */
@@ -736,5 +738,37 @@ export const mutations: readonly Mutation[] = [
     to: "1",
     suite: "test/control/bandwidth-limits.test.ts",
     test: "who is higher does not wait",
+  },
+  {
+    name: "a squash takes an object of which a newer one has replaced a part",
+    file: `${engine}/squash/squash.ts`,
+    from: "objects.length > 1 ||",
+    to: "",
+    suite: "test/format/squash.test.ts",
+    test: "makes a full backup of an incremental",
+  },
+  {
+    name: "a rescan takes what a squash has replaced",
+    file: `${engine}/catalogue/list-backups.ts`,
+    from: "if (isReplacedBy(full, other)) replaced.add(other);",
+    to: "if (isReplacedBy(full, other)) replaced.add(full);",
+    suite: "test/format/squash.test.ts",
+    test: "is seen by a rescan as the one backup of its id",
+  },
+  {
+    ...squashes,
+    name: "what a squash has replaced is removed while somebody reads it",
+    file: `${control}/queue/blocked.ts`,
+    from: "(o.kind = 'backup-squash' AND t.kind = 'tidy'",
+    to: "(false AND t.kind = 'tidy'",
+    test: "waits with the old objects for who reads them",
+  },
+  {
+    ...squashes,
+    name: "what a squash had made that was not finished stays for good",
+    file: `${control}/backups/squash-work.ts`,
+    from: 'operation.state === "succeeded" ? (plan.chain[0] as StoredLink) : plan.layout',
+    to: "plan.chain[0] as StoredLink",
+    test: "ends with the deletion of its backup",
   },
 ];

@@ -351,7 +351,7 @@ const points = [
   "transaction.committed",
 ];
 
-const rounds = times({ usual: 3, long: 60 });
+const rounds = times({ usual: 2, long: 60 });
 
 /** What one round does: where the worker dies, and what goes on beside the squash. */
 async function squashAndKill(instance: Instance, user: Journey, random: (below: number) => number): Promise<string> {

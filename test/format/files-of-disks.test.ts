@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { FileReaders, FilesError, type ListedFile, openFileSource, type VolumeSource } from "@tephra/engine";
@@ -12,6 +12,7 @@ import {
   makeXfs,
   manyNames,
   run,
+  runWith,
   sha256,
   type TreeEntry,
   treeOf,
@@ -256,6 +257,49 @@ it("says why there is nothing to read", async () => {
   await writeFile(path, Buffer.alloc(100));
   await using short = await openFileSource(path);
   await expect(readers.ask(short, asked)).rejects.toBeInstanceOf(FilesError);
+});
+
+it("a block in the journal counts instead of that in its place, unless it was revoked", async () => {
+  const path = join(home, "journal.img");
+  await makeExt(path, small.dir, "32M", "-t", "ext4", "-b", "1024", "-O", "^metadata_csum");
+  const [block = ""] = (await run("debugfs", "-R", "blocks /etc", path)).trim().split(/\s+/);
+  const bytes = (await readFile(path)).subarray(Number(block) * 1024, (Number(block) + 1) * 1024);
+  bytes.write("HOSTNAME", bytes.indexOf("hostname"));
+  await writeFile(join(home, "block"), bytes);
+  const names = async (): Promise<string[]> => {
+    await using source = await openFileSource(path);
+    return (await listAll(source, "/etc")).map(({ name }) => name).sort();
+  };
+  const write = (...commands: string[]): Promise<string> =>
+    runWith(`${["jo", ...commands, "jc"].join("\n")}\n`, "debugfs", "-w", "-f", "-", path);
+  expect(await names()).toEqual(["hostname", "large", "nothing", "ssh"]);
+  await write(`jw -b ${block} ${join(home, "block")}`);
+  expect(await names()).toEqual(["HOSTNAME", "large", "nothing", "ssh"]);
+  await using source = await openFileSource(path);
+  expect(await readers.ask(source, { kind: "partitions" })).toMatchObject([{ isUnclean: true, problem: null }]);
+  await write(`jw -r ${block}`);
+  expect(await names()).toEqual(["hostname", "large", "nothing", "ssh"]);
+});
+
+it("reads ext4 as it is while it is used", { timeout: 120_000 }, async (context) => {
+  const path = join(home, "used.img");
+  await makeExt(path, null, "128M", "-t", "ext4");
+  const isMounted = await whileMounted(path, async (dir) => {
+    await mkdir(join(dir, "old"));
+    await writeFile(join(dir, "old/removed"), "gone");
+    await run("sync", "-f", dir);
+    await mkdir(join(dir, "new/deep"), { recursive: true });
+    await rm(join(dir, "old/removed"));
+    for (let each = 0; each < 200; each++) await writeFile(join(dir, "new/deep", `file-${each}`), `new ${each}`);
+    await run("sync", ...Array.from({ length: 200 }, (_, each) => join(dir, "new/deep", `file-${each}`)));
+    await run("cp", "--sparse=always", path, `${path}.copy`);
+  });
+  if (!isMounted) return context.skip("this machine mounts no ext4");
+  await using source = await openFileSource(`${path}.copy`);
+  expect(await readers.ask(source, { kind: "partitions" })).toMatchObject([{ isUnclean: true }]);
+  expect(await listAll(source, "/old")).toEqual([]);
+  expect(await listAll(source, "/new/deep")).toHaveLength(200);
+  expect((await bytesOf(source, "/new/deep/file-123")).toString()).toBe("new 123");
 });
 
 it("no path leads out of the disk, or through a link", async () => {

@@ -1,10 +1,10 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type DiskBytes, FileReaders, FilesError, openFileSource, type VolumeSource } from "@tephra/engine";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { installFileSystems, makeExt, makeFat, makeTree, makeXfs } from "../kit/file-system-images.ts";
+import { installFileSystems, makeExt, makeFat, makeTree, makeXfs, run, runWith } from "../kit/file-system-images.ts";
 import { times } from "../kit/long.ts";
 import { type Random, randomFrom } from "../kit/random.ts";
 
@@ -18,8 +18,8 @@ const readers = new FileReaders({ timeMs: 30_000 });
 interface Seed {
   name: string;
   source: VolumeSource;
-  /** Of pieces of 4 KiB that were read, and have something in them. */
-  pieces: number[];
+  /** Of 4 KiB, those that were read and have something in them, in order. */
+  pieces: { at: number; bytes: Buffer }[];
 }
 
 let home: string;
@@ -36,12 +36,17 @@ beforeAll(async () => {
   const path = (name: string): string => join(home, name);
   await makeExt(path("ext4"), dir, "24M", "-t", "ext4", "-I", "512", "-O", "inline_data");
   await makeExt(path("ext2"), dir, "24M", "-t", "ext2", "-b", "1024");
+  await makeExt(path("journal"), dir, "24M", "-t", "ext4", "-b", "1024");
+  const blocks = (await run("debugfs", "-R", "blocks /many", path("journal"))).trim().split(/\s+/);
+  await writeFile(path("block"), randomBytes(1024));
+  const journal = ["jo", `jw -b ${blocks[0]} ${path("block")}`, "jc", "jo", `jw -r ${blocks.join(",")}`, "jc"];
+  await runWith(`${journal.join("\n")}\n`, "debugfs", "-w", "-f", "-", path("journal"));
   await makeXfs(path("xfs"), dir, 320);
   await makeXfs(path("xfs4"), dir, 320, "-m", "crc=0");
   for (const link of ["link-to-folder", "names/short-link", "names/long-link", "names/a b\tc"])
     await rm(join(dir, link));
   await makeFat(path("fat"), dir, 34, 32);
-  for (const name of ["ext4", "ext2", "xfs", "xfs4", "fat"]) {
+  for (const name of ["ext4", "ext2", "journal", "xfs", "xfs4", "fat"]) {
     const source = opened.use(await openFileSource(path(name)));
     seeds.push({ name, source, pieces: await piecesOf(source) });
   }
@@ -51,29 +56,34 @@ afterAll(async () => {
   await rm(home, { recursive: true, force: true });
 });
 
-async function piecesOf(source: VolumeSource): Promise<number[]> {
-  const seen = new Set<number>();
+async function piecesOf(source: VolumeSource): Promise<Seed["pieces"]> {
+  const seen = new Map<number, Buffer>();
   const noting: DiskBytes = {
     sizeBytes: source.sizeBytes,
     read: async (into, offset) => {
       await source.read(into, offset);
       for (let at = 0; at < into.length; at += pieceBytes) {
-        if (into.subarray(at, at + pieceBytes).some((byte) => byte !== 0)) seen.add((offset + at) / pieceBytes);
+        const bytes = Buffer.from(into.subarray(at, at + pieceBytes));
+        if (bytes.some((byte) => byte !== 0)) seen.set(offset + at, bytes);
       }
     },
   };
   await walk(noting);
-  return [...seen].sort((one, other) => one - other);
+  return [...seen].map(([at, bytes]) => ({ at, bytes })).sort((one, other) => one.at - other.at);
 }
 
 /** Some bytes changed, to any or to the worst values, mostly in the first parts, which say the most. */
 function mutated({ source, pieces }: Seed, random: Random): DiskBytes {
   const changes = Array.from({ length: 1 + random(40) }, () => {
-    const piece = pieces[random(random(2) === 0 ? Math.min(4, pieces.length) : pieces.length)] ?? 0;
+    const { at, bytes } = pieces[
+      random(random(2) === 0 ? Math.min(4, pieces.length) : pieces.length)
+    ] as (typeof pieces)[0];
     const worst = [0, 1, 0x7f, 0x80, 0xfe, 0xff];
     const byte = random(2) === 0 ? random(256) : (worst[random(worst.length)] ?? 0);
-    const within = random(2) === 0 ? random(pieceBytes) : random(512);
-    return { at: piece * pieceBytes + within, bytes: Buffer.alloc(1 + random(8), byte) };
+    // Where something is: what was nothing means nothing mostly.
+    const start = random(bytes.length);
+    const within = bytes.subarray(start).findIndex((each) => each !== 0);
+    return { at: at + start + Math.max(0, within), bytes: Buffer.alloc(1 + random(8), byte) };
   });
   return {
     sizeBytes: source.sizeBytes,

@@ -10,7 +10,7 @@ export const Partition = z
     name: z.string().nullable(),
     file_system: z.string().nullable(),
     label: z.string().nullable(),
-    /** Whether changes wait in a journal, which is not read; null: not known. */
+    /** Whether it was in use, so that changes wait in its journal; those of ext are taken into account. Null: not known. */
     needs_recovery: z.boolean().nullable(),
     problem: z.string().nullable(),
   })

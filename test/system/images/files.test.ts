@@ -192,3 +192,27 @@ it("a snapshot whose files are read is kept until nobody looks any more; a delet
   );
   await journey.expectQuiet();
 });
+
+it("over HTTPS the API and tephra trust the servers of images by Tephra's own authority", {
+  timeout: 180_000,
+}, async () => {
+  await using secure = await startInstance({
+    config: {
+      tls: { port: await freePort() },
+      image_transfers: { port: await freePort() },
+      worker: { heartbeat_ms: 500, lease_ms: 4_000 },
+    },
+  });
+  await secure.startTransfer();
+  const disk = join(secure.dataDir, "disk");
+  await copyFile(await makeVersion("safe"), disk);
+  const there = journeyOn(secure);
+  const backup = await there.backUp(await there.importVolume(disk));
+  expect((await there.get(`/ops/backups/${backup}/partitions`)).partitions).toHaveLength(2);
+  const query = "path=/etc/version&partition=2";
+  const sent = await fetch(`${secure.url}/ops/backups/${backup}/files/content?${query}`, { redirect: "manual" });
+  expect([sent.status, new URL(sent.headers.get("location") ?? "").protocol]).toEqual([307, "https:"]);
+  const env = { TEPHRA_URL: secure.url, NODE_EXTRA_CA_CERTS: join(secure.dataDir, "tls/ca.pem") };
+  const shown = await startTephra(["backup", "cat", backup, "/etc/version", "--partition", "2"], env).finished;
+  expect([shown.status, shown.stdout], shown.stderr).toEqual([0, "safe"]);
+});

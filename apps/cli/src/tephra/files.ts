@@ -83,7 +83,7 @@ async function listPartitions(kind: Kind, reference: string, command: Command): 
     formatBytes(each.bytes),
     each.label,
     each.name,
-    each.needs_recovery === null ? null : each.needs_recovery ? "journal not read" : "clean",
+    each.needs_recovery === null ? null : each.needs_recovery ? "in use" : "clean",
     each.problem,
   ]);
   print(answer, renderTable(["NUMBER", "FILE SYSTEM", "SIZE", "LABEL", "NAME", "STATE", "PROBLEM"], rows));

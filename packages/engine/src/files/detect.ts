@@ -24,7 +24,7 @@ export interface PartitionDetails extends Partition {
   /** `ext4`, `xfs`, `vfat`, or another one that is recognized; null: unknown. */
   fileSystem: string | null;
   label: string | null;
-  /** Whether changes wait in a journal that is not read; null: not known. */
+  /** Whether changes wait in a journal; null: not known. */
   isUnclean: boolean | null;
   /** Why its files cannot be read; null: they can. */
   problem: string | null;

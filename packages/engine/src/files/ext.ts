@@ -1,5 +1,6 @@
 import { FilesError } from "../errors.ts";
 import { type Disk, damaged } from "./disk.ts";
+import { type Replayed, readJournal, restoreMagic } from "./ext-journal.ts";
 import {
   type Entry,
   type FileDetails,
@@ -33,6 +34,8 @@ const rootInode = 2;
 const extentMagic = 0xf30a;
 const attributesMagic = 0xea02_0000;
 const depthMax = 5;
+/** 1 GiB of blocks of 1 KiB, which is the most that mke2fs makes. */
+const journalBlocksMax = 1024 * 1024;
 /** Longer extents are of bytes that were never written. */
 const writtenBlocksMax = 32_768;
 
@@ -57,7 +60,9 @@ export async function openExt(disk: Disk): Promise<FileSystem | null> {
   if (!disk.holds(1024, 1024)) return null;
   const block = await disk.bytes(1024, 1024);
   if (block.readUInt16LE(0x38) !== 0xef53) return null;
-  return new Ext(disk, block);
+  const files = new Ext(disk, block);
+  if (files.isUnclean) await files.replay();
+  return files;
 }
 
 class Ext implements FileSystem<ExtInode> {
@@ -75,6 +80,9 @@ class Ext implements FileSystem<ExtInode> {
   readonly #blocksPerGroup: number;
   readonly #descriptorBytes: number;
   readonly #firstMetaGroup: number;
+  readonly #journal: number;
+  /** Blocks of the journal that count instead of those of the file system, as numbers of blocks on the disk. */
+  #replayed: ReadonlyMap<number, Replayed> = new Map();
 
   constructor(disk: Disk, block: Buffer) {
     const u32 = (at: number): number => block.readUInt32LE(at);
@@ -101,6 +109,7 @@ class Ext implements FileSystem<ExtInode> {
     this.#inodeBytes = isOld ? 128 : block.readUInt16LE(0x58);
     this.#descriptorBytes = has(this.#incompat, incompat.bits64) ? block.readUInt16LE(0xfe) : 32;
     this.#firstMetaGroup = u32(0x104);
+    this.#journal = hasJournal ? u32(0xe0) : 0;
     const isPower = (value: number): boolean => value > 0 && (value & (value - 1)) === 0;
     const isSane =
       this.#blocksPerGroup > 0 &&
@@ -112,6 +121,30 @@ class Ext implements FileSystem<ExtInode> {
       this.#descriptorBytes >= 32 &&
       this.#descriptorBytes <= this.#blockBytes;
     if (!isSane) throw damaged("its superblock makes no sense");
+  }
+
+  /** From now on, what has ended in the journal counts. A journal that makes no sense, is elsewhere or too long is left alone. */
+  async replay(): Promise<void> {
+    if (this.#journal === 0) return;
+    try {
+      const places: number[] = [];
+      for await (const { block, count, start } of this.#runs(await this.#inode(this.#journal), 0)) {
+        if (start === null || block !== places.length || places.length + count > journalBlocksMax) return;
+        for (let each = 0; each < count; each++) places.push(start + each);
+      }
+      const placeOf = (place: number): number => {
+        const block = places[place];
+        if (block === undefined) throw damaged("its journal ends too early");
+        return block;
+      };
+      const found = await readJournal((place) => this.#block(placeOf(place)));
+      const entries = [...(found ?? [])].map(
+        ([block, { place, isEscaped }]) => [block, { place: placeOf(place), isEscaped }] as const,
+      );
+      this.#replayed = new Map(entries);
+    } catch (error) {
+      if (!(error instanceof FilesError || error instanceof RangeError)) throw error;
+    }
   }
 
   root(): Promise<ExtInode> {
@@ -156,13 +189,28 @@ class Ext implements FileSystem<ExtInode> {
     if (isInline) return this.#inlineData(link).subarray(0, sizeBytes).toString("utf8");
     if (!has(link.flags, flags.extents) && sizeBytes < map.length) return map.subarray(0, sizeBytes).toString("utf8");
     for await (const { from } of this.extents(link, 0)) {
-      if (typeof from === "number") return (await this.#disk.bytes(from, sizeBytes)).toString("utf8");
+      if (typeof from === "number") return (await this.#bytes(from, sizeBytes)).toString("utf8");
     }
     throw damaged("a link leads nowhere");
   }
 
   #block(number: number): Promise<Buffer> {
-    return this.#disk.bytes(number * this.#blockBytes, this.#blockBytes);
+    return this.#bytes(number * this.#blockBytes, this.#blockBytes);
+  }
+
+  /** Of what describes files; the bytes of files themselves are not in the journal, unless somebody has asked for that. */
+  async #bytes(offset: number, length: number): Promise<Buffer> {
+    const bytes = await this.#disk.bytes(offset, length);
+    if (this.#replayed.size === 0) return bytes;
+    for (let number = Math.floor(offset / this.#blockBytes); number * this.#blockBytes < offset + length; number++) {
+      const instead = this.#replayed.get(number);
+      if (instead === undefined) continue;
+      const block = await this.#disk.bytes(instead.place * this.#blockBytes, this.#blockBytes);
+      if (instead.isEscaped) restoreMagic(block);
+      const at = number * this.#blockBytes - offset;
+      block.copy(bytes, Math.max(0, at), Math.max(0, -at));
+    }
+    return bytes;
   }
 
   #hasSuperblock(group: number): boolean {
@@ -179,7 +227,7 @@ class Ext implements FileSystem<ExtInode> {
     const group = Math.floor((number - 1) / this.#inodesPerGroup);
     const table = await this.#inodeTable(group);
     const at = table * this.#blockBytes + ((number - 1) % this.#inodesPerGroup) * this.#inodeBytes;
-    const whole = await this.#disk.bytes(at, this.#inodeBytes);
+    const whole = await this.#bytes(at, this.#inodeBytes);
     const mode = whole.readUInt16LE(0);
     const type = typeOfMode(mode);
     return {
@@ -204,7 +252,7 @@ class Ext implements FileSystem<ExtInode> {
     const apart = first * this.#blocksPerGroup + (this.#hasSuperblock(first) ? 1 : 0);
     const block = this.#firstBlock + (isTogether ? 1 + meta : apart);
     const at = block * this.#blockBytes + (group - first) * this.#descriptorBytes;
-    const descriptor = await this.#disk.bytes(at, this.#descriptorBytes);
+    const descriptor = await this.#bytes(at, this.#descriptorBytes);
     const high = this.#descriptorBytes >= 64 ? descriptor.readUInt32LE(0x28) : 0;
     return descriptor.readUInt32LE(8) + high * 2 ** 32;
   }

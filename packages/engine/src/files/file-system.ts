@@ -41,7 +41,7 @@ export interface FileSystem<Node extends FileDetails = FileDetails> {
   /** Such as `ext4`. */
   readonly kind: string;
   readonly label: string | null;
-  /** Whether changes wait in a journal, which is not read; null: not known. */
+  /** Whether changes wait in a journal; null: not known. */
   readonly isUnclean: boolean | null;
   root(): Promise<Node>;
   /** In the directory's own order, without `.` and `..`. */

@@ -277,6 +277,7 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "PUT /ops/instances/:id": { instance: { name: "changed" } },
     "POST /ops/instances/:id/attach": { volume_id: volume },
     "POST /ops/instances/:id/detach": { volume_id: volume },
+    "PUT /ops/volumes/:id/exclusion": { reason: "scratch" },
     "POST /ops/policies": { policy: { name: randomUUID(), enabled: false, schedule: { cron: "0 3 * * *" } } },
     "PUT /ops/policies/:id": { policy: { description: "changed" } },
     "POST /ops/policies/:id/run": {},

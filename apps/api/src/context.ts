@@ -1,4 +1,4 @@
-import type { Config, Database, Logger } from "@tephra/control";
+import { type Config, countProtection, type Database, type Logger } from "@tephra/control";
 import { type Certificates, type OnTrouble, openDatabase, openMetrics, tellTrouble } from "@tephra/control/process";
 import { type Authenticate, authenticator } from "./http/auth.ts";
 import { openThrottle, type Throttle } from "./http/throttle.ts";
@@ -44,7 +44,7 @@ export function openContext(config: Config, log: Logger, certificates: Certifica
     health,
     tellProblems,
     log,
-    metrics: openMetrics(database, config),
+    metrics: openMetrics(database, config, () => countProtection(database, config)),
     authenticate,
     throttle,
     certificates,

@@ -289,6 +289,12 @@ export const ConfigFile = z
         retention_days: z.number().min(1).default(90),
       })
       .prefault({}),
+    protection: z
+      .strictObject({
+        /** The newest good backup of a volume should be no older, in hours, unless its policy says otherwise. */
+        target_hours: z.int().min(1).default(26),
+      })
+      .prefault({}),
     instances: z
       .strictObject({
         /** Folders that may contain the sockets of hypervisors and guest agents. */

@@ -193,6 +193,14 @@ export {
   updatePolicy,
 } from "./policies/policies.ts";
 export { previewRetention, type RetentionPreview } from "./policies/preview.ts";
+export {
+  countProtection,
+  excludeVolume,
+  getProtection,
+  includeVolume,
+  listProtection,
+  type ProtectionRow,
+} from "./policies/protection.ts";
 export { getRun, listRuns, type RunRow } from "./policies/runs.ts";
 export { type SimulationResult, simulatePolicy } from "./policies/simulate.ts";
 export type { Principal } from "./principal.ts";

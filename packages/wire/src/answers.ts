@@ -17,7 +17,7 @@ import {
   RetentionPreview,
   VolumePolicy,
 } from "./policies.ts";
-import { VolumeDetails } from "./volumes.ts";
+import { ProtectedVolume, protectionState, VolumeDetails, VolumeProtection } from "./volumes.ts";
 
 const oneInstance = z.object({ instance: Instance });
 const onePolicy = z.object({ policy: PolicyDetails });
@@ -37,6 +37,15 @@ export const answers = {
   "GET /ops/notifications": { 200: z.object({ notifications: z.array(Notification) }) },
   "POST /ops/notifications/:id/retry": { 202: z.object({}) },
   "GET /ops/audit": { 200: z.object({ audit: z.array(AuditEntry) }) },
+  "GET /ops/volumes": {
+    200: z.object({
+      volumes: z.array(ProtectedVolume),
+      facets: z.object({ state: z.record(protectionState, z.number().int().nonnegative()) }),
+      next: id.nullable(),
+    }),
+  },
+  "PUT /ops/volumes/:id/exclusion": { 200: z.object({ protection: VolumeProtection }) },
+  "DELETE /ops/volumes/:id/exclusion": { 204: null },
   "GET /ops/volumes/:id": { 200: z.object({ volume: VolumeDetails }) },
   "GET /ops/backups/:id": { 200: z.object({ backup: BackupHealth }) },
   "PUT /ops/backups/:id/hold": { 200: z.object({ backup: BackupHealth }) },

@@ -18,4 +18,4 @@ export type {
   VolumePolicy,
 } from "./policies.ts";
 export { type BodyOf, requests } from "./requests.ts";
-export type { VolumeDetails } from "./volumes.ts";
+export type { ProtectedVolume, VolumeDetails, VolumeProtection } from "./volumes.ts";

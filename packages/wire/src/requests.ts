@@ -2,6 +2,7 @@ import { z } from "zod";
 import type { OpsRouteKey } from "./answers.ts";
 import { bytesPerSecond, timeOfDay, weekDays } from "./limits.ts";
 import { Kinds, Retention, Schedule, Squash } from "./policies.ts";
+import { protectionState } from "./volumes.ts";
 
 const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 const id = z
@@ -234,6 +235,13 @@ export const requests = {
   "PUT /ops/instances/:id": { body: z.strictObject({ instance: z.strictObject(changeable).partial() }) },
   "POST /ops/instances/:id/attach": { body: z.strictObject({ volume_id: id, device: device.nullish() }) },
   "POST /ops/instances/:id/detach": { body: z.strictObject({ volume_id: id }) },
+  "GET /ops/volumes": {
+    /** `marker`: `next` of the page before. */
+    query: z.strictObject({ state: protectionState.optional(), marker: id.optional(), limit }),
+  },
+  "PUT /ops/volumes/:id/exclusion": {
+    body: z.strictObject({ reason: text.min(1).max(255), until: time.nullable().default(null) }),
+  },
   "GET /ops/policies": { query: z.strictObject({ limit }) },
   "POST /ops/policies": { body: z.strictObject({ policy: NewPolicy, confirm }) },
   "PUT /ops/policies/:id": { body: z.strictObject({ policy: z.strictObject(changeablePolicy).partial(), confirm }) },

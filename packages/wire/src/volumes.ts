@@ -1,8 +1,43 @@
 import { z } from "zod";
-import { bytes, id } from "./fields.ts";
+import { bytes, id, time } from "./fields.ts";
 
 /** What Cinder's representation of a volume lacks: its exact length. `size` is in GiB, rounded up. */
 export const VolumeDetails = z
   .object({ id, size: z.number().int(), bytes, status: z.string(), backend: z.string().nullable() })
   .meta({ id: "VolumeDetails" });
 export type VolumeDetails = z.infer<typeof VolumeDetails>;
+
+export const protectionState = z.enum(["protected", "late", "at risk", "never", "excluded"]);
+
+/**
+ * `protected`: the newest good backup is within the target; `late`: it is older; `at risk`: within it, but the newest try has failed or a newer
+ * backup is damaged; `never`: there is none; `excluded`: on purpose.
+ */
+export const VolumeProtection = z
+  .object({
+    state: protectionState,
+    reason: z.string().nullable(),
+    last_good: z.object({ backup_id: id, at: time }).nullable(),
+    last_try: z.object({ backup_id: id, status: z.string(), at: time }).nullable(),
+    target_seconds: z.number().int(),
+    /** When its policy is due next. */
+    next_at: time.nullable(),
+    policy: z.object({ id, name: z.string() }).nullable(),
+    excluded: z.object({ reason: z.string(), until: time.nullable() }).nullable(),
+  })
+  .meta({ id: "VolumeProtection" });
+export type VolumeProtection = z.infer<typeof VolumeProtection>;
+
+/** A volume, and how protected it is. */
+export const ProtectedVolume = z
+  .object({
+    id,
+    name: z.string().nullable(),
+    project_id: z.string(),
+    bytes,
+    status: z.string(),
+    backend: z.string(),
+    protection: VolumeProtection,
+  })
+  .meta({ id: "ProtectedVolume" });
+export type ProtectedVolume = z.infer<typeof ProtectedVolume>;

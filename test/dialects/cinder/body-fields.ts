@@ -211,6 +211,8 @@ export const plainKeys: ReadonlySet<string> = new Set([
   "agent_socket",
   "freeze_mountpoints.[]",
   "cron",
+  "reason",
+  "until",
   "timezone",
   "full_on",
   "keep_within",

@@ -98,6 +98,7 @@ const policy = {
   "ops:instance:delete": "member",
   "ops:instance:machine": "admin",
   "ops:group_snapshot": "reader",
+  "ops:exclusion": "member",
   "ops:policy:get": "reader",
   "ops:policy:create": "member",
   "ops:policy:update": "member",

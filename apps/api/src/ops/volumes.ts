@@ -1,11 +1,78 @@
 import { randomUUID } from "node:crypto";
-import { getVolume, requestVolumeAdoption, requestVolumeExport, requestVolumeImport } from "@tephra/control";
+import {
+  excludeVolume,
+  getProtection,
+  getVolume,
+  includeVolume,
+  listProtection,
+  type ProtectionRow,
+  requestVolumeAdoption,
+  requestVolumeExport,
+  requestVolumeImport,
+} from "@tephra/control";
 import { ownPlaces } from "@tephra/control/process";
-import { type AnswerOf, requests, type VolumeDetails } from "@tephra/wire";
+import { type AnswerOf, type ProtectedVolume, requests, type VolumeDetails, type VolumeProtection } from "@tephra/wire";
 import { beneathRoots } from "./import-roots.ts";
 import { defineOps } from "./serve.ts";
 
+const secondsOf = (hours: number): number => hours * 3_600;
+
+const protectionOf = (row: ProtectionRow): VolumeProtection => ({
+  state: row.state,
+  reason: row.reason,
+  last_good: row.goodId && row.goodAt ? { backup_id: row.goodId, at: row.goodAt.toISOString() } : null,
+  last_try:
+    row.tryId && row.tryAt ? { backup_id: row.tryId, status: row.tryStatus ?? "", at: row.tryAt.toISOString() } : null,
+  target_seconds: secondsOf(row.targetHours),
+  next_at: row.nextAt?.toISOString() ?? null,
+  policy: row.policyId === null ? null : { id: row.policyId, name: row.policyName ?? "" },
+  excluded:
+    row.excludedReason === null
+      ? null
+      : { reason: row.excludedReason, until: row.excludedUntil?.toISOString() ?? null },
+});
+
+const viewProtected = (row: ProtectionRow): ProtectedVolume => ({
+  id: row.id,
+  name: row.name,
+  project_id: row.projectId,
+  bytes: Number(row.sizeBytes),
+  status: row.status,
+  backend: row.backend,
+  protection: protectionOf(row),
+});
+
 export const opsVolumes = {
+  /** How protected volumes are: those without a good backup first, then by its age. */
+  list: defineOps({
+    ...requests["GET /ops/volumes"],
+    handle: async ({ database, config }, { principal, query }) => {
+      const { state, marker, limit } = query;
+      const asked = { limit, ...(state && { state }), ...(marker && { marker }) };
+      const { rows, facets } = await listProtection(database, config, principal, asked);
+      const next = rows.length === limit ? (rows.at(-1)?.id ?? null) : null;
+      const body = { volumes: rows.map(viewProtected), facets: { state: facets }, next };
+      return { status: 200, body: body satisfies AnswerOf<"GET /ops/volumes"> };
+    },
+  }),
+
+  exclude: defineOps({
+    ...requests["PUT /ops/volumes/:id/exclusion"],
+    handle: async ({ database, config }, { principal, params, body }) => {
+      const id = params["id"] ?? "";
+      await excludeVolume(database, principal, id, body);
+      const protection = protectionOf(await getProtection(database, config, principal, id));
+      return { status: 200, body: { protection } satisfies AnswerOf<"PUT /ops/volumes/:id/exclusion"> };
+    },
+  }),
+
+  include: defineOps({
+    handle: async ({ database }, { principal, params }) => {
+      await includeVolume(database, principal, params["id"] ?? "");
+      return { status: 204 };
+    },
+  }),
+
   /** What Cinder's representation of a volume lacks: its exact length. */
   show: defineOps({
     handle: async ({ database }, { principal, params }) => {

@@ -16,7 +16,7 @@ const figures = {
   last_success_age_seconds: "tephra_last_success_age_seconds",
 } as const;
 
-type Figures = Record<keyof typeof figures, number | null>;
+type Figures = Record<keyof typeof figures, number | null> & { volumes: Record<string, number> };
 
 const states = ["queued", "running", "succeeded", "failed", "cancelled"];
 
@@ -82,14 +82,16 @@ async function liveOperations(client: Client): Promise<Operation[]> {
   return found;
 }
 
-/** Lines of the exposition format are `name{labels} value`; the figures used here have no labels. */
+/** Lines of the exposition format are `name{labels} value`; of the figures used here, only the volumes by state have a label. */
 function readFigures(text: string): Figures {
   const values = new Map(text.split("\n").map((line) => [line.split(" ")[0], Number(line.split(" ")[1])]));
   const entries = Object.entries(figures).map(([name, metric]) => {
     const value = values.get(metric);
     return [name, value === undefined || Number.isNaN(value) ? null : value];
   });
-  return Object.fromEntries(entries) as Figures;
+  const states = [...text.matchAll(/^tephra_volumes\{state="([^"]+)"\} (\d+)$/gm)];
+  const volumes = Object.fromEntries(states.map(([, state, number]) => [state, Number(number)]));
+  return { ...Object.fromEntries(entries), volumes } as Figures;
 }
 
 function describe(counted: Figures): Record<string, string> {
@@ -97,6 +99,10 @@ function describe(counted: Figures): Record<string, string> {
   return {
     workers: `${counted.workers ?? "-"} with ${counted.slots ?? "-"} slots`,
     tasks: `${counted.running ?? "-"} running, ${counted.dispatched ?? "-"} dispatched, ${counted.ready ?? "-"} ready`,
+    volumes:
+      Object.entries(counted.volumes)
+        .map(([state, number]) => `${number} ${state}`)
+        .join(", ") || "-",
     "oldest waiting": seconds(counted.queue_age_seconds),
     "last success":
       counted.last_success_age_seconds === null ? "-" : `${seconds(counted.last_success_age_seconds)} ago`,

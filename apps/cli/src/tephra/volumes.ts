@@ -1,6 +1,6 @@
 import { resolve } from "node:path";
 import type { AnswerOf, BodyOf } from "@tephra/wire";
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { ApiError, type Client } from "./client.ts";
 import { resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
@@ -54,7 +54,60 @@ export function addVolumeCommands(program: Command): void {
     .action(exportFile);
   volume.command("list").description("all volumes of the project").action(list);
   volume.command("show").argument("<volume>", "id or name").action(show);
+  volume
+    .command("protection")
+    .description("How protected volumes are: those without a good backup first, then by its age.")
+    .addOption(new Option("--state <state>").choices(["protected", "late", "at risk", "never", "excluded"]))
+    .option("--limit <number>", "", positiveInteger, 100)
+    .action(protection);
+  volume
+    .command("exclude")
+    .argument("<volume>", "id or name")
+    .description("Leave a volume out of what policies back up, on purpose.")
+    .requiredOption("--reason <text>")
+    .option("--until <time>", "ISO 8601, such as 2026-12-31T00:00:00Z (default: until it is included again).")
+    .action(exclude);
+  volume.command("include").argument("<volume>", "id or name").description("Take an exclusion back.").action(include);
   addWaitOptions(volume.command("delete")).argument("<volume>", "id or name").action(remove);
+}
+
+async function protection(options: { state?: string; limit: number }, command: Command): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const search = new URLSearchParams({ limit: String(options.limit) });
+  if (options.state !== undefined) search.set("state", options.state);
+  const answer = await client.get<AnswerOf<"GET /ops/volumes">>(`/ops/volumes?${search}`);
+  const rows = answer.volumes.map(({ id, name, protection: { state, last_good, policy, next_at, reason } }) => [
+    id,
+    name,
+    state,
+    last_good?.at,
+    policy?.name,
+    next_at,
+    reason,
+  ]);
+  const states = Object.entries(answer.facets.state).map(([state, number]) => `${number} ${state}`);
+  const table = renderTable(["ID", "NAME", "STATE", "LAST GOOD", "POLICY", "NEXT", "REASON"], rows);
+  write(answer, `${table}${states.join(", ")}\n`);
+}
+
+async function exclude(
+  reference: string,
+  options: { reason: string; until?: string },
+  command: Command,
+): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const id = await resolveId(client, "volume", reference);
+  const { reason, until = null } = options;
+  const body: BodyOf<"PUT /ops/volumes/:id/exclusion"> = { reason, until };
+  const answer = await client.put<AnswerOf<"PUT /ops/volumes/:id/exclusion">>(`/ops/volumes/${id}/exclusion`, body);
+  write(answer, renderFields({ id, state: answer.protection.state, reason, until }));
+}
+
+async function include(reference: string, _options: object, command: Command): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const id = await resolveId(client, "volume", reference);
+  await client.delete(`/ops/volumes/${id}/exclusion`);
+  write({ volume: { id, status: "included" } }, renderFields({ id, status: "included" }));
 }
 
 async function create(options: { size: number; name?: string; description?: string }, command: Command): Promise<void> {

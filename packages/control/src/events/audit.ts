@@ -1,7 +1,8 @@
 import type { Config } from "../config.ts";
-import type { Database } from "../db/database.ts";
+import type { Database, Transaction } from "../db/database.ts";
 import { forgottenAtOnce, isUuid } from "../db/listing.ts";
 import type { AuditEntry } from "../generated/client.ts";
+import type { Principal } from "../principal.ts";
 
 export type AuditRow = AuditEntry;
 
@@ -48,6 +49,17 @@ export async function listAudit(database: Database, query: AuditQuery): Promise<
     orderBy: { id: "desc" },
     take: limit,
   });
+}
+
+/** Enters what a user has done that changes no status. */
+export async function noteAudit(
+  tx: Transaction,
+  principal: Principal,
+  entry: { resource: "volume"; resourceId: string; projectId: string; to: string; reason: string | null },
+): Promise<void> {
+  const { to: toStatus, ...rest } = entry;
+  const { userId, projectId: userProjectId, requestId } = principal;
+  await tx.auditEntry.create({ data: { ...rest, toStatus, actor: "user", userId, userProjectId, requestId } });
 }
 
 /** Removes entries older than `audit.retention_days`, one batch. @returns whether there may be more */

@@ -191,8 +191,35 @@ async function readFigures(database: Database, downMs: number): Promise<Figures>
   return row;
 }
 
-/** The contents of `/metrics`. Figures are read from Postgres at the moment of the scrape; labels are bounded. */
-export function openMetrics(database: Database, config: Pick<Config, "worker">) {
+/** Volumes are counted at most once in this time, however often a process is scraped: that reads all of them. */
+const volumesMs = 60_000;
+
+/** Counts what takes long to count, at most once in a while: those who ask meanwhile are told the same. */
+function rarely<T>(everyMs: number, read: () => Promise<T>): () => Promise<T> {
+  let last: { at: number; value: Promise<T> } | null = null;
+  return () => {
+    const now = performance.now();
+    if (last && now - last.at < everyMs) return last.value;
+    const value = read();
+    last = { at: now, value };
+    // What could not be read is read again by the next who asks.
+    value.catch(() => {
+      last = null;
+    });
+    return value;
+  };
+}
+
+/**
+ * The contents of `/metrics`. Figures are read from Postgres at the moment of the scrape, but for the volumes; labels are bounded.
+ *
+ * @param countVolumes how many volumes are in each state of protection
+ */
+export function openMetrics(
+  database: Database,
+  config: Pick<Config, "worker">,
+  countVolumes: () => Promise<Readonly<Record<string, number>>> = async () => ({}),
+) {
   const registry = new Registry();
   const gauge = (name: string, help: string) => new Gauge({ name, help, registers: [registry] });
   const gauges = {
@@ -245,6 +272,13 @@ export function openMetrics(database: Database, config: Pick<Config, "worker">) 
       registers: [registry],
     }),
   };
+  const volumesNow = rarely(volumesMs, countVolumes);
+  const volumes = new Gauge({
+    name: "tephra_volumes",
+    help: "Volumes by how protected they are, counted at most once a minute",
+    labelNames: ["state"],
+    registers: [registry],
+  });
   const requests = new Counter({
     name: "tephra_http_requests_total",
     help: "Answers by status class",
@@ -256,6 +290,7 @@ export function openMetrics(database: Database, config: Pick<Config, "worker">) 
     countRequest: (status: number) => requests.inc({ status: `${Math.floor(status / 100)}xx` }),
     async render(): Promise<string> {
       const figures = await readFigures(database, config.worker.down_ms);
+      for (const [state, number] of Object.entries(await volumesNow())) volumes.set({ state }, number);
       counted.quota_repairs.set(0);
       counted.clock_steps.set(0);
       for (const { name, label, value } of await readCounters(database)) {

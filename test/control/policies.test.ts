@@ -12,14 +12,18 @@ import {
 } from "@tephra/control";
 import { beginTerm, openLog, openMetrics, reconcile } from "@tephra/control/process";
 import { publishWorker, withdrawWorker } from "@tephra/control/work";
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import pg from "pg";
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { openControl } from "../kit/control-database.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;
 let config: Config;
 beforeAll(async () => {
-  ({ database, config } = await openControl(stack));
+  const opened = await openControl(stack);
+  database = opened.database;
+  // A worker that has been published stays one, however long a test takes.
+  config = { ...opened.config, worker: { ...opened.config.worker, down_ms: 3_600_000 } };
 });
 afterAll(() => stack.disposeAsync());
 
@@ -319,7 +323,8 @@ describe("what a run backs up", () => {
 
   it("is full once after each time that the policy names, and where the parent is damaged or elsewhere", async () => {
     await addVolume();
-    const weekly = await addPolicy({ kind: { full_on: "0 0 * * 0" } });
+    // Of days at least two away, before and after.
+    const weekly = await addPolicy({ kind: { full_on: `0 0 * * ${((await clock()).getUTCDay() + 3) % 7}` } });
     const kindOfNext = async (): Promise<[boolean | null, string | null]> => {
       await makeDue(weekly.id);
       await pass();
@@ -422,4 +427,26 @@ describe("what a run backs up", () => {
     const backedUp = (await database.backup.findMany()).map(({ volumeId }) => volumeId);
     expect(backedUp.sort()).toEqual([plain, once].sort());
   });
+});
+
+it("costs a pass one statement where nothing is due", async () => {
+  await pass();
+  const query = vi.spyOn(pg.Client.prototype, "query");
+  await pass();
+  const texts = query.mock.calls.map(([asked]) =>
+    typeof asked === "string" ? asked : (asked as { text: string }).text,
+  );
+  query.mockRestore();
+  expect(texts.filter((text) => /polic(y|ies)/.test(text))).toEqual([expect.stringContaining("next_at <= now()")]);
+  const policy = await addPolicy();
+  await makeDue(policy.id);
+  await pass();
+  await pass();
+  const idle = vi.spyOn(pg.Client.prototype, "query");
+  await pass();
+  const later = idle.mock.calls.map(([asked]) =>
+    typeof asked === "string" ? asked : (asked as { text: string }).text,
+  );
+  idle.mockRestore();
+  expect(later.filter((text) => /polic(y|ies)/.test(text))).toHaveLength(1);
 });

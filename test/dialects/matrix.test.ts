@@ -49,8 +49,8 @@ const config = {
     })),
   },
   quotas: { volumes: -1, snapshots: -1, gigabytes: -1, backups: -1, backup_gigabytes: -1, groups: -1 },
-  // Nothing that a cell has asked for is given up while a later one looks for changes.
-  tasks: { unplaced_timeout_ms: 3_600_000, dispatch_timeout_ms: 3_600_000 },
+  // Nothing that a cell has asked for is given up, or begun, while a later one looks for changes.
+  tasks: { unplaced_timeout_ms: 3_600_000, dispatch_timeout_ms: 3_600_000, reconcile_ms: 3_600_000 },
   log_level: "warn",
 };
 

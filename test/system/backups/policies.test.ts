@@ -132,6 +132,21 @@ it("a policy backs a project up by itself: full first, then incremental, late on
   await ended(3);
   await expectExact();
 
+  const protection = async () => (await tephra(instance, "volume", "protection")).json;
+  expect(await protection()).toMatchObject({
+    facets: { state: { protected: 2, late: 0, excluded: 0 } },
+    volumes: [
+      { protection: { state: "protected", policy: { name: "nightly" } } },
+      { protection: { state: "protected" } },
+    ],
+  });
+  await tephra(instance, "volume", "exclude", "two", "--reason", "scratch");
+  expect((await protection()).facets.state).toMatchObject({ protected: 1, excluded: 1 });
+  await tephra(instance, "volume", "include", "two");
+  expect((await protection()).facets.state).toMatchObject({ protected: 2, excluded: 0 });
+  const counted = (await tephra(instance, "status")).json.status.figures.volumes as Record<string, number>;
+  expect(Object.values(counted).reduce((sum, number) => sum + number, 0)).toBe(2);
+
   await tephra(instance, "policy", "update", "nightly", "--disable");
   expect((await tephra(instance, "policy", "show", "nightly")).json.policy).toMatchObject({
     enabled: false,

@@ -217,12 +217,12 @@ class Xfs implements FileSystem<XfsInode> {
     let at = 2 + inodeBytes;
     for (let each = 0; each < count; each++) {
       const nameBytes = at < fork.length ? fork.readUInt8(at) : 0;
-      const name = fork.subarray(at + 3, at + 3 + nameBytes);
+      const name = shownName(fork.subarray(at + 3, at + 3 + nameBytes));
       const place = at + 3 + nameBytes + (this.#hasTypes ? 1 : 0);
       at = place + inodeBytes;
       if (nameBytes === 0 || at > fork.length) throw damaged("a directory is longer than its inode");
       const inode = inodeBytes === 4 ? fork.readUInt32BE(place) : u64be(fork, place);
-      yield { name: shownName(name), open: () => this.#inode(inode) };
+      if (name !== "." && name !== "..") yield { name, open: () => this.#inode(inode) };
     }
   }
 

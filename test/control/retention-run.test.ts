@@ -299,6 +299,26 @@ describe("a run", () => {
     expect(await database.operation.count({ where: { kind: "group-delete" } })).toBe(1);
   });
 
+  it("has a chain squashed that is longer than it may be, once, and after what builds on its members is gone", async () => {
+    const policy = await addPolicy({ keep_last: 2 }, { squash: { when_chain_longer_than: 3 } });
+    const volume = await addVolume();
+    const chain = await addChain(volume, 5, policy.id);
+    const beside = await addBackup(volume, 3.5, { policyId: policy.id, parentId: chain[0] ?? "" });
+    await assign(policy, volume);
+    const squashes = () => database.operation.findMany({ where: { kind: "backup-squash" } });
+    await run();
+    expect(await squashes()).toEqual([]);
+    expect(await database.backup.findUnique({ where: { id: beside } })).toMatchObject({ status: "deleting" });
+    await run();
+    expect(await squashes()).toEqual([]);
+    await removeAll();
+    for (let n = 0; n < 2; n++) {
+      await run();
+      expect(await squashes()).toMatchObject([{ backupId: chain[3], state: "queued", userId: "system" }]);
+    }
+    expect(await left()).toEqual(chain);
+  });
+
   it("by several processes at once deletes each once", async () => {
     const policy = await addPolicy({ keep_last: 1 });
     const volumes = await Promise.all(Array.from({ length: 5 }, () => addVolume()));

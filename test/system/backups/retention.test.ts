@@ -90,3 +90,30 @@ it("a policy deletes what its rules do not keep; what is deleted comes back, res
   expect(simulation).toMatchObject({ made: 30 });
   expect(simulation.backups.length).toBeLessThanOrEqual(2);
 });
+
+it("a policy has its chain squashed, so that old members go; what is left restores exactly", async () => {
+  await using instance = await startInstance({ repository: { object_bytes: MiB } });
+  const user = journeyOn(instance);
+  const source = join(instance.dataDir, "disk.img");
+  writeFileSync(source, randomBytes(3 * MiB));
+  const volume = await user.importVolume(source, "disk");
+  const rules = ["--cron", "0 2 * * *", "--full-every", "100", "--keep", "last=2", "--squash", "2"];
+  await tephra(instance, "policy", "create", "one-chain", ...rules);
+  await tephra(instance, "policy", "assign", "one-chain", "--volume", volume);
+  const written: string[] = [];
+  const live = (): Promise<{ id: string; parent_id: string | null }[]> =>
+    instance.sql("SELECT id, parent_id FROM backups WHERE deleted_at IS NULL ORDER BY created_at");
+  const unended = "SELECT count(*)::int AS n FROM policy_runs WHERE finished_at IS NULL";
+  for (let n = 0; n < 4; n++) {
+    await writeIslands(user.volumeFile(volume), null, [{ offset: n * 300_000, data: Buffer.alloc(4096, n + 1) }]);
+    written.push(sha256(user.volumeFile(volume)));
+    await tephra(instance, "policy", "run", "one-chain");
+    await instance.waitFor(async () => (await instance.sql(unended))[0]?.n === 0, { what: "the run has ended" });
+    const expected = Math.min(n + 1, 2);
+    await instance.waitFor(async () => (await live()).length === expected, { what: "what was merged has gone" });
+  }
+  const [full, incremental] = await live();
+  expect([full?.parent_id, incremental?.parent_id]).toEqual([null, full?.id]);
+  await user.expectExact(full?.id ?? "", written[2] ?? "");
+  await user.expectExact(incremental?.id ?? "", written[3] ?? "");
+});

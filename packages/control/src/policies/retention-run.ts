@@ -1,9 +1,10 @@
 import { deleteLocked } from "../backups/delete.ts";
+import { startSquash } from "../backups/squash.ts";
 import type { Config } from "../config.ts";
 import { giveReason, transactionTime } from "../db/actor.ts";
 import { type Database, inTransaction, Prisma, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
-import { InvalidError } from "../errors.ts";
+import { InvalidError, RefusedError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import { deleteGroupBackupIf } from "../groups/delete.ts";
 import type { Principal } from "../principal.ts";
@@ -12,7 +13,7 @@ import { type Policy, readClock } from "../rows/policies.ts";
 import { candidatesOf } from "./applies.ts";
 import { retentionOf } from "./preview.ts";
 import { decide, type RetentionPolicy, readRetained } from "./retained.ts";
-import type { GoReason } from "./retention.ts";
+import type { GoReason, RetainedBackup, RetentionPlan } from "./retention.ts";
 
 /** So many volumes are looked at in one batch. */
 const volumesAtOnce = 50;
@@ -106,7 +107,49 @@ async function retainVolume(database: Database, config: Config, of: OfVolume): P
     // Until its objects are gone, what it builds on stays. Where it is only hidden, that can be hidden, too.
     if (outcome !== "hidden") waiting.add(parents.get(id) ?? "");
   }
-  return plan.go.some(({ id }) => waiting.has(id));
+  const squashing = await squashAll(database, config, { ...of, rules, plan, backups: seen.backups });
+  return squashing || plan.go.some(({ id }) => waiting.has(id));
+}
+
+/** @returns whether something is left to squash, since what builds on its members has to go first, or one of them is in use */
+async function squashAll(
+  database: Database,
+  config: Config,
+  {
+    plan,
+    backups,
+    ...of
+  }: OfVolume & { rules: RetentionPolicy; plan: RetentionPlan; backups: readonly RetainedBackup[] },
+): Promise<boolean> {
+  const going = new Set(plan.go.map(({ id }) => id));
+  let left = false;
+  for (const ids of plan.squash) {
+    const merged = ids.slice(0, -1);
+    const isBusy = backups.some((b) => b.inUse && ids.includes(b.id));
+    if (isBusy || backups.some((b) => going.has(b.id) && merged.includes(b.parentId ?? ""))) left = true;
+    else await squashOne(database, config, { ...of, ids });
+  }
+  return left;
+}
+
+/** Asks for a squash, if under the locks it is still what retention wants. What is refused now is decided by a later run. */
+async function squashOne(
+  database: Database,
+  config: Config,
+  { volumeId, rules, ids, principalOf }: OfVolume & { rules: RetentionPolicy; ids: readonly string[] },
+): Promise<void> {
+  try {
+    await inTransaction(database, async (tx) => {
+      const target = (await lockOldestFirst(tx, ids)).get(ids.at(-1) ?? "");
+      const now = await transactionTime(tx);
+      const [seen] = await readRetained(tx, [volumeId], now);
+      const wanted = seen ? decide(rules, seen.backups, now).squash : [];
+      if (!target || !wanted.some((group) => String(group) === String(ids))) return;
+      await startSquash(tx, config, principalOf(target.projectId), { backup: target });
+    });
+  } catch (error) {
+    if (!(error instanceof InvalidError || error instanceof RefusedError)) throw error;
+  }
 }
 
 type Going = OfVolume & { rules: RetentionPolicy; id: string; guard: readonly string[] };

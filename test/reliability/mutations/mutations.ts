@@ -740,12 +740,12 @@ export const mutations: readonly Mutation[] = [
     test: "who is higher does not wait",
   },
   {
-    name: "a squash takes an object of which a newer one has replaced a part",
+    name: "a squash takes an object whose stored size is wrong",
     file: `${engine}/squash/squash.ts`,
-    from: "objects.length > 1 ||",
-    to: "",
+    from: "if (isRaw ? storedBytes !== entry.length : storedBytes > entry.length) {",
+    to: "if (storedBytes < 0) {",
     suite: "test/format/squash.test.ts",
-    test: "makes a full backup of an incremental",
+    test: "a damaged object that is merged fails the squash",
   },
   {
     name: "a rescan takes what a squash has replaced",

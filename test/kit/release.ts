@@ -11,7 +11,7 @@ const buildMs = 5 * 60_000;
 export class NoReleaseError extends Error {}
 
 /** The ref in TEPHRA_UPGRADE_FROM, else the last tag before HEAD, else the last merge. */
-async function lastRelease(): Promise<string> {
+async function lastRelease(): Promise<{ commit: string; hasOurDependencies: boolean }> {
   const git = async (...args: string[]): Promise<string> => (await run("git", ["-C", root, ...args])).stdout.trim();
   try {
     await git("rev-parse", "HEAD");
@@ -26,29 +26,33 @@ async function lastRelease(): Promise<string> {
   const commit = await git("rev-parse", "--verify", "--quiet", `${ref}^{commit}`).catch(() => "");
   if (commit === "") throw new NoReleaseError(`the history does not have ${ref}`);
   const locks = await git("diff", "--name-only", commit, "--", "package-lock.json");
-  if (locks !== "") throw new NoReleaseError(`${ref} has other dependencies than those that are installed`);
-  return commit;
+  return { commit, hasOurDependencies: locks === "" };
 }
 
 /**
- * Builds the last release in a folder of its own, with the dependencies of this checkout.
+ * Builds the last release in a folder of its own, with the dependencies of this checkout where they are the same, else with its own.
  *
  * @returns the folder, which is removed with the stack
  * @throws NoReleaseError
  */
 export async function buildLastRelease(dir: string, stack: AsyncDisposableStack): Promise<string> {
-  const commit = await lastRelease();
+  const { commit, hasOurDependencies } = await lastRelease();
   const checkout = join(dir, `release-${commit.slice(0, 12)}`);
   stack.defer(() => rmSync(checkout, { recursive: true, force: true }));
   mkdirSync(checkout);
   await run("sh", ["-c", 'git -C "$1" archive "$2" | tar -x -C "$3"', "sh", root, commit, checkout]);
+  if (hasOurDependencies) linkAllModules(checkout);
+  else await run("npm", ["ci", "--no-audit", "--no-fund"], { cwd: checkout, timeout: buildMs, maxBuffer: 1 << 26 });
+  const build = 'import("./scripts/bootstrap.mjs").then(({ ensureBuilt }) => ensureBuilt())';
+  await run(projectNode(), ["-e", build], { cwd: checkout, timeout: buildMs, maxBuffer: 1 << 26 });
+  return checkout;
+}
+
+function linkAllModules(checkout: string): void {
   linkModules(join(root, "node_modules"), join(checkout, "node_modules"));
   for (const app of readdirSync(join(checkout, "apps"))) {
     linkModules(join(root, "apps", app, "node_modules"), join(checkout, "apps", app, "node_modules"));
   }
-  const build = 'import("./scripts/bootstrap.mjs").then(({ ensureBuilt }) => ensureBuilt())';
-  await run(projectNode(), ["-e", build], { cwd: checkout, timeout: buildMs, maxBuffer: 1 << 26 });
-  return checkout;
 }
 
 /** Dependencies are shared; the project's own workspaces are those of the checkout. */

@@ -79,6 +79,8 @@ test.each(["none", "zstd"] as const)(
         const offset = random.below(image.length);
         return { offset, length: 1 + random.below(Math.min(image.length - offset, 200_000)) };
       });
+      // Objects, and with them what is decoded as one, begin here.
+      for (let offset = 0; offset < image.length; offset += small.objectBytes) parts.push({ offset, length: 1 });
       await Promise.all(
         parts.map(async (part) => {
           const into = Buffer.alloc(part.length);

@@ -375,7 +375,7 @@ async function squashAndKill(instance: Instance, user: Journey, random: (below: 
     await user.settled("volumes", volume, "available");
     expect(await sha256Of(user.volumeFile(volume)), what).toBe(restored?.sha256);
   }
-  const kept = chain.backups.slice(target);
+  const kept = [...(await neededBelow(instance, chain, target)), ...chain.backups.slice(target)];
   await left(
     instance,
     user,
@@ -385,8 +385,26 @@ async function squashAndKill(instance: Instance, user: Journey, random: (below: 
   doomed.kill("SIGKILL");
   await expectNothingBehind(instance, user);
   await expectAllExact(user, kept);
-  for (const { id } of kept.toReversed()) await user.deleteBackup(id);
+  for (const { id } of kept.toReversed()) await discard(instance, id);
   return what;
+}
+
+/**
+ * Members that stay: a backup that was made meanwhile builds on the newest available one, which is a member while what is squashed is being
+ * restored. Oldest first.
+ */
+async function neededBelow(instance: Instance, chain: Chain, target: number): Promise<Chain["backups"]> {
+  const newer = chain.backups.slice(target + 1).map(({ id }) => id);
+  const rows = await instance.sql("SELECT parent_id AS parent FROM backups WHERE id = ANY($1)", [newer]);
+  const parents = rows.map((row) => chain.backups.findIndex(({ id }) => id === row["parent"]));
+  return chain.backups.slice(0, Math.max(0, ...parents.filter((at) => at < target).map((at) => at + 1)));
+}
+
+/** Deletes a backup that may be deleted already, as one that was merged is when nothing builds on it any more. */
+async function discard(instance: Instance, id: string): Promise<void> {
+  await instance.request("DELETE", `${base}/backups/${id}`);
+  const isGone = async () => (await instance.request("GET", `${base}/backups/${id}`)).status === 404;
+  await instance.waitFor(isGone, { what: `backup ${id} is gone`, timeoutMs: 90_000 });
 }
 
 describe("workers that are killed at random moments of squashes", () => {

@@ -5,7 +5,7 @@ import { type Instance, type InstanceOptions, startInstance } from "../kit/insta
  * the instance, so that nothing accepted is given up for want of one.
  */
 export async function startApiOnly(
-  options: Pick<InstanceOptions, "config" | "env" | "ownRedis"> = {},
+  options: Pick<InstanceOptions, "config" | "env" | "ownRedis" | "repository"> = {},
 ): Promise<Instance> {
   const instance = await startInstance({ ...options, workers: 0, api: false });
   await using stack = new AsyncDisposableStack();

@@ -51,6 +51,7 @@ export function goldenRequests(): string[] {
     "bad-input",
     "tenants",
     "ops",
+    "policies",
     "instances",
     "instance-groups",
     "groups",

@@ -137,6 +137,72 @@ async function askSquash(instance: Instance, golden: Golden, of: { volume: strin
   await squash("squash beside another", incremental);
 }
 
+it("answers what protects volumes: policies and their runs, holds, deletions that are undone, limits", async () => {
+  await using instance = await startApiOnly({ repository: { deletion_delay_hours: 24 } });
+  const golden = openGolden(instance, "policies");
+  const { ask } = golden;
+  const volume = await instance.request("POST", `${base}/volumes`, { volume: { size: 1, name: "db" } });
+  expect(volume.status, volume.text).toBe(202);
+  const id = volume.body.volume.id as string;
+  await setStatus(instance, "volumes", id, "available");
+  await askPolicies(golden, id);
+
+  const made = await instance.request("POST", `${base}/backups`, { backup: { volume_id: id } });
+  expect(made.status, made.text).toBe(202);
+  const backup = made.body.backup.id as string;
+  await finishBackup(instance, backup);
+  const hold = { until: "2126-01-01T00:00:00Z", reason: "an audit" };
+  await ask("hold", "PUT", `/ops/backups/${backup}/hold`, { body: { hold } });
+  await ask("hold, without a reason", "PUT", `/ops/backups/${backup}/hold`, { body: { hold: { until: hold.until } } });
+  await ask("deletion of what is held", "DELETE", `${base}/backups/${backup}`);
+  await ask("release", "DELETE", `/ops/backups/${backup}/hold`);
+  await ask("undelete of what is not deleted", "POST", `/ops/backups/${backup}/undelete`);
+  await ask("deletion", "DELETE", `${base}/backups/${backup}`);
+  await ask("deleted backups", "GET", "/ops/deleted-backups");
+  await ask("undelete", "POST", `/ops/backups/${backup}/undelete`);
+  await ask("purge of what is not deleted", "DELETE", `/ops/deleted-backups/${backup}`);
+
+  const limit = "/ops/limits/repositories/repository/main";
+  await ask("limit", "PUT", limit, { body: { bytes_per_second: 1_000_000 } });
+  await ask("limit, of nothing", "PUT", limit, { body: {} });
+  await ask("limits", "GET", "/ops/limits");
+  await ask("limit, removed", "DELETE", limit);
+  await ask("limit, removed again", "DELETE", limit);
+  golden.check();
+});
+
+async function askPolicies({ ask }: Golden, volume: string): Promise<void> {
+  await ask("volumes", "GET", "/ops/volumes");
+  const exclusion = { reason: "scratch", until: "2126-01-01T00:00:00Z" };
+  await ask("exclusion", "PUT", `/ops/volumes/${volume}/exclusion`, { body: exclusion });
+  await ask("inclusion", "DELETE", `/ops/volumes/${volume}/exclusion`);
+  const schedule = { cron: "0 2 1 1 *", timezone: "Europe/Berlin" };
+  const retention = { keep_last: 3, keep_daily: 7 };
+  const nightly = { name: "nightly", schedule, retention, kind: { full_every: 7 } };
+  const policy = (await ask("policy", "POST", "/ops/policies", { body: { policy: nightly } })).body.policy
+    ?.id as string;
+  await ask("policy, with a time zone that there is not", "POST", "/ops/policies", {
+    body: { policy: { ...nightly, name: "other", schedule: { ...schedule, timezone: "Nowhere" } } },
+  });
+  await ask("policies", "GET", "/ops/policies");
+  await ask("policy, shown", "GET", `/ops/policies/${policy}`);
+  await ask("policy, changed", "PUT", `/ops/policies/${policy}`, { body: { policy: { description: "changed" } } });
+  const assigned = await ask("assignment", "POST", `/ops/policies/${policy}/assignments`, {
+    body: { assignment: { volume_id: volume } },
+  });
+  await ask("assignments", "GET", `/ops/policies/${policy}/assignments`);
+  await ask("policy of a volume", "GET", `/ops/volumes/${volume}/policy`);
+  await ask("preview", "POST", `/ops/policies/${policy}/preview`, { body: {} });
+  const simulated = { schedule: { ...schedule, cron: "0 2 * * *" }, retention, from: "2026-03-01T00:00:00Z", days: 10 };
+  await ask("simulation", "POST", "/ops/policies/simulate", { body: simulated });
+  const run = await ask("run", "POST", `/ops/policies/${policy}/run`);
+  await ask("runs", "GET", `/ops/policies/${policy}/runs`);
+  await ask("run, shown", "GET", `/ops/policies/${policy}/runs/${run.body.run.id}`);
+  await ask("policy in use, removed", "DELETE", `/ops/policies/${policy}`);
+  await ask("assignment, removed", "DELETE", `/ops/policies/${policy}/assignments/${assigned.body.assignment.id}`);
+  await ask("policy, removed", "DELETE", `/ops/policies/${policy}`);
+}
+
 it("shows its figures to a scraper", async () => {
   await using instance = await startApiOnly();
   await instance.request("POST", `${base}/volumes`, { volume: { size: 1 } });

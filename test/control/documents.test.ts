@@ -65,7 +65,7 @@ const claimed = ({ task, operation, input, plan, taskInput }: Written) =>
 const nameOf = ({ task, operation }: Written): string => `${task} of ${operation}`;
 
 /** Absent from what earlier releases wrote. */
-const optional = ["version", "zlibEncoder", "encrypted", "staged", "overwrite", "md5Digest"];
+const optional = ["version", "family", "zlibEncoder", "encrypted", "staged", "overwrite", "md5Digest"];
 /** Tasks of later phases read the plan, not what was requested. */
 const laterKinds: readonly TaskKind[] = ["copy", "seal", "restore", "publish", "verify", "conclude-verify", "tidy"];
 

@@ -79,6 +79,7 @@ const unknownIds = (): Ids => ({
   project: nobody,
   record: recordOf(randomUUID()),
   image: randomUUID(),
+  policy: randomUUID(),
 });
 
 interface Place {
@@ -105,8 +106,8 @@ async function makePlace(instance: Instance, project: string, token: string): Pr
   expect(attached.status, attached.text).toBe(202);
   const [attachment] = await instance.sql("SELECT id FROM attachments WHERE volume_id = $1", [id]);
   await instance.sql("UPDATE backups SET container = 'volume_' || volume_id WHERE id = $1", [world.backup]);
-  const { volume, snapshot, backup, group, groupSnapshot, instance: machine } = world;
-  const named = { volume, snapshot, backup, group, groupSnapshot, instance: machine };
+  const { volume, snapshot, backup, group, groupSnapshot, instance: machine, policy } = world;
+  const named = { volume, snapshot, backup, group, groupSnapshot, instance: machine, policy };
   const container = `volume_${volume}`;
   const rest = { server, attachment: attachment.id, container, project, record: recordOf(backup), image: randomUUID() };
   return { project, world, ids: { ...named, ...rest } };

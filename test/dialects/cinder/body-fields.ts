@@ -85,7 +85,8 @@ export type Named =
   | "container"
   | "project"
   | "record"
-  | "image";
+  | "image"
+  | "policy";
 
 /** What a field that bears an id names, and the fields of the sample body that cannot stand beside it. */
 interface IdField {
@@ -140,6 +141,8 @@ export const idFields: Readonly<Record<string, IdField>> = {
   "POST /ops/instances/:id/attach: volume_id": { names: "volume" },
   "POST /ops/instances/:id/detach: volume_id": { names: "volume" },
   "POST /ops/policies: policy.project_id": { names: "project" },
+  "POST /ops/policies/simulate: policy_id": { names: "policy" },
+  "POST /ops/policies/:id/preview: volume_id": { names: "volume" },
   "POST /ops/policies/:id/assignments: assignment.volume_id": { names: "volume" },
   "POST /ops/policies/:id/assignments: assignment.instance_id": { names: "instance", without: ["volume_id"] },
   "POST /ops/policies/:id/assignments: assignment.project_id": { names: "project", without: ["volume_id"] },
@@ -222,6 +225,10 @@ export const plainKeys: ReadonlySet<string> = new Set([
   "path",
   "image",
   "backend",
+  "from",
+  "to",
+  "as_of",
+  "bytes_per_second",
 ]);
 
 export const nameOf = ({ route, keys }: BodyField): string => `${route}: ${keys.join(".")}`;

@@ -409,7 +409,10 @@ it("removes nothing that is reachable while backups, imports, deletions and pass
     const chain: string[] = [];
     live.set(volume, chain);
     for (let round = 0; round < 6; round += 1) {
-      const change = { offset: Math.floor(random() * 2 * MiB), data: randomBytesOf(`${seed} ${round}`, 20_000) };
+      const change = {
+        offset: Math.floor(random() * (2 * MiB - 20_000)),
+        data: randomBytesOf(`${seed} ${round}`, 20_000),
+      };
       await writeIslands(user.volumeFile(volume), null, [change]);
       chain.push(await user.backUp(volume, { incremental: chain.length > 0 }));
       const newest = chain.at(-1) ?? "";

@@ -51,7 +51,7 @@ it("a step that no table has does not compile, nor does one that only some of it
     { from: "available", to: "restoring" },
     // @ts-expect-error what is in error may be deleted, and not restored
     { from: "error", to: "restoring" },
-    // @ts-expect-error what is deleted is not restored
+    // @ts-expect-error what is deleted is not deleted again
     { from: ["available", "deleted"], to: "deleting" },
   ];
   expect(steps).toHaveLength(3);

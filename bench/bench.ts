@@ -11,6 +11,7 @@ import { measureRequests } from "./requests.ts";
 import { measureSmallVolumes } from "./small-volumes.ts";
 import { measureSources } from "./sources.ts";
 import { measureSquash } from "./squash.ts";
+import { measureStartup } from "./startup.ts";
 import { measureTaskOverhead } from "./task-overhead.ts";
 import { measureTransfer } from "./transfer.ts";
 
@@ -24,6 +25,7 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   requests: measureRequests,
   sources: measureSources,
   squash: measureSquash,
+  startup: measureStartup,
   tasks: measureTaskOverhead,
   transfer: measureTransfer,
   volumes: measureSmallVolumes,

@@ -28,7 +28,7 @@ export async function timed(work: () => Promise<unknown>): Promise<number> {
   return (performance.now() - started) / 1000;
 }
 
-const engineProgram = join(root, "apps/cli/dist/tephra-engine.js");
+const engineProgram = join(root, "apps/cli/dist/bundle/tephra-engine.js");
 
 /** Runs a verb of our command line and returns what it prints. */
 export async function engine(args: readonly string[], env: Record<string, string> = {}): Promise<unknown> {

@@ -13,7 +13,7 @@ import { type Measurement, measured, type Say } from "./measurement.ts";
 const imageBytes = 512 * MiB;
 const rounds = 2;
 const memoryFolder = "/dev/shm";
-const entry = join(root, "apps/cli/dist/tephra-engine.js");
+const entry = join(root, "apps/cli/dist/bundle/tephra-engine.js");
 
 /** What one run took, in seconds per GiB of the volume; `cpu` includes its children, such as qemu-nbd. */
 interface Cost {

@@ -7,7 +7,7 @@ if [ -n "${DATABASE_URL_FILE:-}" ]; then
 fi
 node node_modules/prisma/build/index.js migrate deploy
 if [ -n "${TEPHRA_NEW_REPOSITORY:-}" ]; then
-  node apps/cli/dist/tephra-engine.js init --repository "$TEPHRA_NEW_REPOSITORY"
+  node apps/cli/dist/bundle/tephra-engine.js init --repository "$TEPHRA_NEW_REPOSITORY"
 fi
 # Only tells: what cannot be reached from here may be reached from the workers.
 if [ -n "${TEPHRA_CONFIG:-}" ]; then

@@ -8,6 +8,7 @@ import { constants } from "node:os";
 import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { buildNative } from "./build-native.mjs";
+import { bundlesPresent } from "./bundle.mjs";
 
 /** The root folder of the checkout. */
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), "..");
@@ -86,6 +87,7 @@ export async function ensureBuilt(projects = productProjects, { typeErrors = "fa
     const fingerprint = sourcesFingerprint(wanted);
     say(`compiling ${wanted.join(", ")}`);
     const result = await run(projectNode(), ["node_modules/typescript/bin/tsc", "-b", ...wanted], "compiling");
+    if (wanted.includes("apps/cli") && (result.code === 0 || outputsPresent(wanted))) await bundle();
     if (result.code === 0) {
       writeStamp(buildStamp(wanted), fingerprint);
       return;
@@ -95,6 +97,11 @@ export async function ensureBuilt(projects = productProjects, { typeErrors = "fa
     if (typeErrors === "fail" || !outputsPresent(wanted)) throw new BootstrapError("the sources do not compile");
     say("the sources have type errors (above); going on with what the compiler wrote");
   });
+}
+
+async function bundle() {
+  const { code, output } = await run(projectNode(), ["scripts/bundle.mjs"], "bundling");
+  if (code !== 0) throw new BootstrapError(`the command lines could not be bundled:\n${output.trim()}`);
 }
 
 /**
@@ -223,6 +230,7 @@ function isGenerated() {
 /** @param {string[]} projects */
 function isBuilt(projects) {
   if (projects.includes("packages/control") && !isGenerated()) return false;
+  if (projects.includes("apps/cli") && !bundlesPresent()) return false;
   return outputsPresent(projects) && readOrEmpty(buildStamp(projects)) === sourcesFingerprint(projects);
 }
 
@@ -241,7 +249,8 @@ function buildStamp(projects) {
  * @param {string[]} projects
  */
 function sourcesFingerprint(projects) {
-  const lines = [statLine(join(root, "tsconfig.base.json")), statLine(join(root, "package-lock.json"))];
+  const all = ["tsconfig.base.json", "package-lock.json", "scripts/bundle.mjs"];
+  const lines = all.map((name) => statLine(join(root, name)));
   for (const project of projects) {
     lines.push(statLine(join(root, project, "tsconfig.json")));
     for (const name of readdirSync(join(root, project, "src"), { recursive: true, encoding: "utf8" })) {

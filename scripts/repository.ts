@@ -11,7 +11,7 @@ export async function initialiseRepository(url: string): Promise<void> {
   const program = await spawnProgram({
     name: "tephra-engine",
     command: projectNode(),
-    args: [join(root, "apps/cli/dist/tephra-engine.js"), "init", "--repository", url],
+    args: [join(root, "apps/cli/dist/bundle/tephra-engine.js"), "init", "--repository", url],
     env: { PATH: process.env["PATH"] },
   });
   const { code } = await program.exited;

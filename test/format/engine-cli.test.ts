@@ -24,7 +24,7 @@ import { attachLoopDevice } from "../kit/loop-device.ts";
 import { backUp, writeKeyFile } from "./backup-fixture.ts";
 import { openGolden } from "./golden-repository.ts";
 
-const entry = join(import.meta.dirname, "../../apps/cli/dist/tephra-engine.js");
+const entry = join(import.meta.dirname, "../../apps/cli/dist/bundle/tephra-engine.js");
 
 interface Run {
   status: number;

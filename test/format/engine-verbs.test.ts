@@ -7,7 +7,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { firstOf } from "../kit/long.ts";
 import { openGolden } from "./golden-repository.ts";
 
-const entry = join(import.meta.dirname, "../../apps/cli/dist/tephra-engine.js");
+const entry = join(import.meta.dirname, "../../apps/cli/dist/bundle/tephra-engine.js");
 
 let home: string;
 beforeEach(async () => {

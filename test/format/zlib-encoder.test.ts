@@ -6,7 +6,7 @@ import { type BackupReference, levelDefault, openEngine, openRepository } from "
 import { expect, test } from "vitest";
 import { backUp, freeContext, restoreToMemory, small, temporaryFolder } from "./backup-fixture.ts";
 
-const entry = join(import.meta.dirname, "../../apps/cli/dist/tephra-engine.js");
+const entry = join(import.meta.dirname, "../../apps/cli/dist/bundle/tephra-engine.js");
 const hasCompiler = spawnSync("cc", ["--version"]).status === 0;
 const byIsal = { compression: "zlib", level: levelDefault("zlib", "isal"), zlibEncoder: "isal" } as const;
 

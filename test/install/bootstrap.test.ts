@@ -12,7 +12,7 @@ beforeEach(() => {
   for (const path of ["scripts", "packages/one/src", "node_modules/@types"]) {
     mkdirSync(join(checkout, path), { recursive: true });
   }
-  for (const name of ["bootstrap.mjs", "build-native.mjs"]) {
+  for (const name of ["bootstrap.mjs", "build-native.mjs", "bundle.mjs"]) {
     cpSync(join(root, "scripts", name), join(checkout, "scripts", name));
   }
   cpSync(join(root, "tsconfig.base.json"), join(checkout, "tsconfig.base.json"));

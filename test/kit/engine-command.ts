@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { expect } from "vitest";
 
 /** The built program. */
-export const entry = join(import.meta.dirname, "../../apps/cli/dist/tephra-engine.js");
+export const entry = join(import.meta.dirname, "../../apps/cli/dist/bundle/tephra-engine.js");
 const MiB = 1024 * 1024;
 
 export interface Run {

@@ -153,7 +153,7 @@ describe.each(positions)("%s", (position) => {
 
   /** By the command line, as another user or on a disk that breaks. */
   const list = async (command: string, options: { uid?: number; env?: NodeJS.ProcessEnv }) => {
-    const program = join(root, "apps/cli/dist/tephra-engine.js");
+    const program = join(root, "apps/cli/dist/bundle/tephra-engine.js");
     const args = [program, command, "--repository", `posix:${repository}`, "--json"];
     const env = { PATH: process.env["PATH"], ...options.env };
     const { stdout } = await execute(projectNode(), args, { ...options, env, cwd: home });

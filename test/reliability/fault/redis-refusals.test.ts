@@ -15,7 +15,7 @@ import { isLong } from "../../kit/long.ts";
 import { waitFor } from "../../kit/wait-for.ts";
 
 const MiB = 1024 * 1024;
-const cli = join(root, "apps/cli/dist/tephra.js");
+const cli = join(root, "apps/cli/dist/bundle/tephra.js");
 const config = {
   quotas: { backups: 100 },
   worker: { slots: 2, lease_ms: 2_000, heartbeat_ms: 400, drain_ms: 1_000 },

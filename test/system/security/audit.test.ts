@@ -121,7 +121,7 @@ describe("the audit", () => {
     expect(await audit(`&since=${encodeURIComponent(since)}`)).toEqual([]);
     expect((await house.request("GET", "/ops/audit?colour=red")).status).toBe(400);
     const args = ["audit", "--json", "--of", String(first?.resource_id), "--limit", "1"];
-    const run = spawnSync(projectNode(), [join(root, "apps/cli/dist/tephra.js"), ...args], {
+    const run = spawnSync(projectNode(), [join(root, "apps/cli/dist/bundle/tephra.js"), ...args], {
       env: { ...process.env, TEPHRA_URL: house.url },
       encoding: "utf8",
     });

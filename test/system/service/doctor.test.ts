@@ -26,7 +26,7 @@ function doctor(
     TEPHRA_DATA_DIR: instance.dataDir,
     ...env,
   };
-  const command = [join(root, "apps/cli/dist/tephra.js"), "doctor", ...args];
+  const command = [join(root, "apps/cli/dist/bundle/tephra.js"), "doctor", ...args];
   return new Promise((resolve) => {
     execFile(projectNode(), command, { env: environment }, (error, stdout) => {
       const findings = args.includes("--json") ? JSON.parse(stdout).findings : [];

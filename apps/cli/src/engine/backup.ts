@@ -33,6 +33,7 @@ const gibibyte = 1024 ** 3;
 export async function backupCommand(options: BackupOptions, output: Output, signal: AbortSignal): Promise<void> {
   const started = performance.now();
   const at = new Date();
+  await using engine = openEngine({ startNow: true });
   await using repository = await openNamedRepository(options);
   await using source = await openNamedSource(options.source, options.backingRoot);
   await prepareRepository(repository, options.repository, output);
@@ -47,7 +48,6 @@ export async function backupCommand(options: BackupOptions, output: Output, sign
   }
   const volumeId = options.volumeId ?? parent?.backup.volumeId ?? randomUUID();
   const layout = planLayout({ repository, options, volumeId, volumeBytes: source.sizeBytes, at });
-  await using engine = openEngine();
   if (parent !== null) await engine.checkChain(parent.references, signal);
   const bar = output.progress("backup", source.sizeBytes);
   const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);

@@ -30,9 +30,9 @@ export async function restoreCommand(options: RestoreOptions, output: Output, si
   const started = performance.now();
   const piped = options.target === "-";
   if (piped) output.resultAside();
+  await using engine = openEngine({ startNow: true });
   await using repository = await openNamedRepository(options);
   const { backup, references } = await findChain(repository, options.backup, signal);
-  await using engine = openEngine();
   const bar = output.progress("restore", options.length ?? backup.volumeBytes - (options.offset ?? 0));
   const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
   const ctx = { signal, fence: () => {}, writableUntil: writableForever, onProgress };

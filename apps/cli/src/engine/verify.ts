@@ -10,9 +10,9 @@ interface VerifyOptions extends NamedRepository {
 /** Verifies that a backup can be restored, and prints any damage. Throws DamageFoundError, after the result, if there is any. */
 export async function verifyCommand(options: VerifyOptions, output: Output, signal: AbortSignal): Promise<void> {
   const mode = options.quick === true ? "quick" : "deep";
+  await using engine = openEngine({ startNow: mode === "deep" });
   await using repository = await openNamedRepository(options);
   const { backup, references } = await findChain(repository, options.backup, signal);
-  await using engine = openEngine();
   const bar = output.progress("verify", backup.volumeBytes);
   const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
   const ctx = { signal, fence: () => {}, onProgress };

@@ -4,13 +4,13 @@ import { availablePaths, loadNative } from "./native.ts";
 /** Which implementation to use: the faster one by measurement, or a fixed one regardless of speed. */
 export type HashingOption = "auto" | "openssl" | "native";
 
-/** Enough to detect a factor of two, and done in a few milliseconds. */
-const probeBytes = 512 * 1024;
-const probeBlockBytes = 32 * 1024;
+/** As many blocks as there are lanes; long enough to detect a factor of two. */
+const probeBytes = 128 * 1024;
+const probeBlockBytes = 8 * 1024;
 const probes = 3;
 
 /**
- * The fastest hashing on this machine, by a short measurement (about 10 ms). "native" takes the fastest native path even where OpenSSL is
+ * The fastest hashing on this machine, by a short measurement (about 3 ms). "native" takes the fastest native path even where OpenSSL is
  * faster, and throws where there is none.
  */
 export function chooseHashing(option: HashingOption = "auto"): HashingChoice {

@@ -29,9 +29,9 @@ export type NativePath = (typeof nativePaths)[number];
 
 /** The addon, or null where it was not built or cannot be loaded here. */
 export function loadNative(): NativeAddon | null {
-  const folder = import.meta.url.endsWith(".ts") ? "../../dist/native" : "../native";
   try {
-    return createRequire(import.meta.url)(`${folder}/hashing.node`) as NativeAddon;
+    // By name: from a bundle, no relative path leads there.
+    return createRequire(import.meta.url)("@tephra/engine/hashing.node") as NativeAddon;
   } catch {
     return null;
   }

@@ -40,6 +40,13 @@ export class CpuPool implements AsyncDisposable {
     return this.#threadsMax;
   }
 
+  /** Starts the first thread before it is needed: that takes about 50 ms, in which the caller can do something else. */
+  startFirst(): void {
+    const thread = this.#start();
+    thread.unref();
+    this.#idle.push(thread);
+  }
+
   /**
    * Runs one request. The buffers in `transfer` move to the thread and are detached here. On abort the thread is told to stop, and the
    * signal's reason is thrown once it has.

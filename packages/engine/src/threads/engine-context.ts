@@ -30,11 +30,16 @@ export interface EngineOptions {
   memoryBytes?: number;
   /** Default: the faster one by a short measurement. */
   hashing?: HashingOption;
+  /** Starts the first thread at once, for a process that is there for one piece of work. Default: with that piece of work. */
+  startNow?: boolean;
 }
 
 export function createEngineContext(options: EngineOptions): EngineContext {
+  const threads = Math.max(1, options.threads ?? availableParallelism());
+  const pool = new CpuPool(threads, () => chooseHashing(options.hashing));
+  if (options.startNow === true) pool.startFirst();
   return {
-    pool: new CpuPool(Math.max(1, options.threads ?? availableParallelism()), () => chooseHashing(options.hashing)),
+    pool,
     memory: new MemoryBudget(options.memoryBytes ?? memoryBytesDefault),
     zeroForms: new LRUCache({ max: rememberedMax }),
     knownZeros: new LRUCache({ max: rememberedMax }),

@@ -1,15 +1,9 @@
 import { InvalidVolumeUrlError, VolumeConflictError } from "../errors.ts";
 import { openOperatorSource } from "./file/file-source.ts";
 import { openPathTarget, type PathTarget } from "./file/file-target.ts";
-import { openIscsiSource, openIscsiTarget } from "./iscsi/iscsi-volume.ts";
-import { NbdClient } from "./nbd/nbd-client.ts";
 import type { NbdAddress } from "./nbd/nbd-protocol.ts";
-import { NbdSource, openInPlace } from "./nbd/nbd-volume.ts";
 import { decoded } from "./percent-encoding.ts";
 import { type ImageFormat, imageFormats, openImageChain } from "./qemu/image-chain.ts";
-import { serveSource } from "./qemu/image-source.ts";
-import { createImage } from "./qemu/new-image.ts";
-import { openRbdSource, openRbdTarget } from "./rbd/rbd-volume.ts";
 import type { VolumeSource } from "./volume.ts";
 
 const nbdPort = 10_809;
@@ -19,12 +13,26 @@ interface Server {
   openTarget: (name: string, sizeBytes: number) => Promise<PathTarget>;
 }
 
-/** By scheme: what is read and written through a server, always in place. */
+const nbd: Server = { open: openNbd, openTarget: openNbdTarget };
+
+/** By scheme: what is read and written through a server, always in place. What only one of them needs is loaded with its first use. */
 const servers: ReadonlyMap<string, Server> = new Map([
-  ["nbd", { open: openNbd, openTarget: openNbdTarget }],
-  ["nbd+unix", { open: openNbd, openTarget: openNbdTarget }],
-  ["iscsi", { open: openIscsiSource, openTarget: openIscsiTarget }],
-  ["rbd", { open: openRbdSource, openTarget: openRbdTarget }],
+  ["nbd", nbd],
+  ["nbd+unix", nbd],
+  [
+    "iscsi",
+    {
+      open: async (name) => (await import("./iscsi/iscsi-volume.ts")).openIscsiSource(name),
+      openTarget: async (name, sizeBytes) => (await import("./iscsi/iscsi-volume.ts")).openIscsiTarget(name, sizeBytes),
+    },
+  ],
+  [
+    "rbd",
+    {
+      open: async (name) => (await import("./rbd/rbd-volume.ts")).openRbdSource(name),
+      openTarget: async (name, sizeBytes) => (await import("./rbd/rbd-volume.ts")).openRbdTarget(name, sizeBytes),
+    },
+  ],
 ]);
 
 /**
@@ -69,22 +77,27 @@ async function createNamedImage(name: string, sizeBytes: number): Promise<PathTa
   if (imageBytes < sizeBytes) {
     throw new VolumeConflictError(`An image of ${imageBytes} bytes is too short for ${sizeBytes} bytes.`);
   }
-  return createImage(path, imageBytes);
+  return (await import("./qemu/new-image.ts")).createImage(path, imageBytes);
 }
 
 async function openNbdTarget(name: string, sizeBytes: number): Promise<PathTarget> {
   const { address, exportName } = parseNbdUrl(name);
+  const [{ NbdClient }, { openInPlace }] = await loadNbd();
   return openInPlace(await NbdClient.open(address, exportName, name), { name, sizeBytes });
 }
 
 async function openImage(path: string, format: ImageFormat, roots: readonly string[]): Promise<VolumeSource> {
+  const { serveSource } = await import("./qemu/image-source.ts");
   return serveSource(await openImageChain(path, format, roots));
 }
 
 async function openNbd(name: string): Promise<VolumeSource> {
   const { address, exportName } = parseNbdUrl(name);
+  const [{ NbdClient }, { NbdSource }] = await loadNbd();
   return new NbdSource(await NbdClient.open(address, exportName, name));
 }
+
+const loadNbd = () => Promise.all([import("./nbd/nbd-client.ts"), import("./nbd/nbd-volume.ts")]);
 
 /** https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md */
 function parseNbdUrl(name: string): { address: NbdAddress; exportName: string } {

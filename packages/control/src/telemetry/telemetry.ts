@@ -191,6 +191,8 @@ async function readFigures(database: Database, downMs: number): Promise<Figures>
   return row;
 }
 
+const policyOutcomes = ["succeeded", "late", "failed", "skipped", "missed"] as const;
+
 /** Volumes are counted at most once in this time, however often a process is scraped: that reads all of them. */
 const volumesMs = 60_000;
 
@@ -244,33 +246,32 @@ export function openMetrics(
       "When a policy is due next, in seconds since 1970; NaN without one",
     ),
   } as const;
-  const counted: Record<CounterName | ByteCounter, Gauge<string>> = {
-    bytes_read: gauge(
+  const counter = (name: string, help: string, labelNames: readonly string[] = []) =>
+    new Counter({ name, help, labelNames, registers: [registry] });
+  const counted: Record<CounterName | ByteCounter, Counter> = {
+    bytes_read: counter(
       "tephra_bytes_in_total",
       "Bytes of volumes and backups that tasks have read, counted as they end",
     ),
-    bytes_stored: gauge("tephra_bytes_out_total", "Bytes that tasks have stored, counted as they end"),
-    reconciler_failures: new Gauge({
-      name: "tephra_reconciler_failures_total",
-      help: "Steps of reconcilers, and operations in them, that threw something other than an outage of the database",
-      labelNames: ["step"],
-      registers: [registry],
-    }),
-    quota_repairs: new Gauge({
-      name: "tephra_quota_repairs_total",
-      help: "Quotas that did not say what the rows add up to, and were put right; stays 0",
-      registers: [registry],
-    }),
-    clock_steps: gauge(
+    bytes_stored: counter("tephra_bytes_out_total", "Bytes that tasks have stored, counted as they end"),
+    reconciler_failures: counter(
+      "tephra_reconciler_failures_total",
+      "Steps of reconcilers, and operations in them, that threw something other than an outage of the database",
+      ["step"],
+    ),
+    quota_repairs: counter(
+      "tephra_quota_repairs_total",
+      "Quotas that did not say what the rows add up to, and were put right; stays 0",
+    ),
+    clock_steps: counter(
       "tephra_database_clock_steps_total",
       "How often the clock of PostgreSQL was seen to have been set",
     ),
-    policy_runs: new Gauge({
-      name: "tephra_policy_runs_total",
-      help: "Runs of policies that have ended: succeeded, late (begun after its time), failed (of some volume), skipped (the one before went on) or missed (never begun)",
-      labelNames: ["outcome"],
-      registers: [registry],
-    }),
+    policy_runs: counter(
+      "tephra_policy_runs_total",
+      "Runs of policies that have ended: succeeded, late (begun after its time), failed (of some volume), skipped (the one before went on) or missed (never begun)",
+      ["outcome"],
+    ),
   };
   const volumesNow = rarely(volumesMs, countVolumes);
   const volumes = new Gauge({
@@ -291,11 +292,13 @@ export function openMetrics(
     async render(): Promise<string> {
       const figures = await readFigures(database, config.worker.down_ms);
       for (const [state, number] of Object.entries(await volumesNow())) volumes.set({ state }, number);
-      counted.quota_repairs.set(0);
-      counted.clock_steps.set(0);
-      for (const { name, label, value } of await readCounters(database)) {
+      const counts = await readCounters(database);
+      // Their totals are in rows: each is told anew. A series is there from the start, at 0, so that its first increase is seen as one.
+      for (const each of Object.values(counted)) each.reset();
+      for (const outcome of policyOutcomes) counted.policy_runs.inc({ outcome }, 0);
+      for (const { name, label, value } of counts) {
         const labelName = name === "policy_runs" ? "outcome" : "step";
-        counted[name]?.set(label === "" ? {} : { [labelName]: label }, value);
+        counted[name]?.inc(label === "" ? {} : { [labelName]: label }, value);
       }
       for (const [key, value] of Object.entries(figures)) gauges[key as keyof Figures].set(value ?? Number.NaN);
       return registry.metrics();

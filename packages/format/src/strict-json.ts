@@ -54,6 +54,19 @@ export class JsonReader {
     if (this.#failure !== null) throw this.#failure;
   }
 
+  /** Whether an element of this list, handed over one by one, may begin where the text ends so far. */
+  beginsElement(list: string): boolean {
+    const [root, inner] = this.#frames;
+    if (this.#frames.length !== 2 || this.#wish !== "elements" || inner?.kind !== "list") return false;
+    const expected = this.#expected === "first value" || this.#expected === "value";
+    return expected && root?.kind === "object" && root.key === list;
+  }
+
+  /** Where an element may begin: one has been read by other means, with the comma behind it or without. */
+  passElement(options: { comma: boolean }): void {
+    this.#expected = options.comma ? "value" : "comma";
+  }
+
   /** Signals the end of the text. */
   end(): void {
     if (this.#expected !== "nothing") throw new UnusableJsonError("it ends in the middle");

@@ -25,8 +25,8 @@ export interface BackupWholeInput {
  * Volumes up to this size keep their slices in memory: 32 bytes per block, 4 MiB with 32 KiB blocks. Larger volumes stage them per range.
  */
 const inMemoryBytesMax = 4 * 1024 ** 3;
-/** Long enough that each range of a sparse volume has enough data windows to be hashed in lockstep; its lists stay in memory. */
-const rangeBytes = 8 * 1024 ** 3;
+/** Long enough that each range of a thin volume has data windows for all lanes; its lists, 32 MiB of hashes at most, stay in memory. */
+const rangeBytes = 32 * 1024 ** 3;
 
 /**
  * Begins, copies and seals a whole volume in one call. Up to 4 GiB it is a single range and nothing is staged; larger volumes are copied

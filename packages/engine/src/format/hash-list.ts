@@ -51,22 +51,47 @@ const noDigit = 16;
 const valueOfDigit = new Uint8Array(256).fill(noDigit);
 for (let value = 0; value < 16; value++) valueOfDigit[value.toString(16).charCodeAt(0)] = value;
 
+/** Hashes that are compared at once: of a hole, all of them are one hash. */
+const pageHashes = 256;
+
 /**
  * The lines of consecutive hashes (32 bytes each), separated by commas and newlines, without a separator at either end. Encoded byte by
- * byte: a string per line would take four times as long.
+ * byte: a string per line would take four times as long. A page of one hash is one line, copied.
  */
 export function encodeHashes(digests: Uint8Array): Uint8Array<ArrayBuffer> {
   const count = digests.length / digestBytes;
   const lines = new Uint8Array(Math.max(0, count * hashLineBytes - 2));
   Buffer.from(lines.buffer).fill(emptyLine);
-  for (let from = 0, at = digitsStart; from < digests.length; from += digestBytes, at += hashLineBytes) {
-    for (let byte = 0; byte < digestBytes; byte++) {
-      const digits = 2 * (digests[from + byte] as number);
-      lines[at + 2 * byte] = digitsOfByte[digits] as number;
-      lines[at + 2 * byte + 1] = digitsOfByte[digits + 1] as number;
-    }
+  for (let first = 0; first < count; first += pageHashes) {
+    const end = Math.min(first + pageHashes, count);
+    const same = repeats(digests.subarray(first * digestBytes, end * digestBytes), digestBytes);
+    for (let index = first; index < (same ? first + 1 : end); index++) encodeLine(digests, lines, index);
+    if (same) repeat(lines, first * hashLineBytes, Math.min(end * hashLineBytes, lines.length), hashLineBytes);
   }
   return lines;
+}
+
+function encodeLine(digests: Uint8Array, lines: Uint8Array, index: number): void {
+  const from = index * digestBytes;
+  const at = index * hashLineBytes + digitsStart;
+  for (let byte = 0; byte < digestBytes; byte++) {
+    const digits = 2 * (digests[from + byte] as number);
+    lines[at + 2 * byte] = digitsOfByte[digits] as number;
+    lines[at + 2 * byte + 1] = digitsOfByte[digits + 1] as number;
+  }
+}
+
+/** Whether bytes consist of equal units: whether they are what they are a unit further on. */
+function repeats(bytes: Uint8Array, unitBytes: number): boolean {
+  if (bytes.length <= unitBytes || bytes[0] !== bytes[unitBytes]) return false;
+  return Buffer.compare(bytes.subarray(unitBytes), bytes.subarray(0, bytes.length - unitBytes)) === 0;
+}
+
+/** Repeats the unit at `start` up to `end`, which may cut the last one short. */
+function repeat(bytes: Uint8Array, start: number, end: number, unitBytes: number): void {
+  for (let filled = unitBytes; start + filled < end; filled *= 2) {
+    bytes.copyWithin(start + filled, start, Math.min(start + filled, end - filled));
+  }
 }
 
 /** Reads part of an object; Repository.get bound to one hash list. */
@@ -173,26 +198,34 @@ async function readLines(
   return digests;
 }
 
-/** Called for every block of a volume; as strict as comparing with the output of `encodeHashes`. */
+/** Called for every block of a volume; as strict as comparing with the output of `encodeHashes`. A page of equal lines is one line, decoded once. */
 function decodeLines(lines: Buffer, count: number, into: Uint8Array): void {
   if (lines.length !== count * hashLineBytes - 2) throw new FormatError("it is shorter than its own layout says");
-  for (let index = 0; index < count; index++) {
-    const start = index * hashLineBytes;
-    const digitsEnd = start + digitsStart + 2 * digestBytes;
-    let wrong = 0;
-    for (let at = start; at < start + digitsStart; at++)
-      wrong |= (lines[at] as number) ^ (emptyLine[at - start] as number);
-    for (let at = digitsEnd; at < Math.min(start + hashLineBytes, lines.length); at++) {
-      wrong |= (lines[at] as number) ^ (emptyLine[at - start] as number);
-    }
-    for (let at = start + digitsStart, byte = index * digestBytes; at < digitsEnd; at += 2, byte++) {
-      const high = valueOfDigit[lines[at] as number] as number;
-      const low = valueOfDigit[lines[at + 1] as number] as number;
-      wrong |= (high | low) & noDigit;
-      into[byte] = high * 16 + low;
-    }
-    if (wrong !== 0) throw new FormatError("a line of it is not a SHA-256");
+  for (let first = 0; first < count; first += pageHashes) {
+    const end = Math.min(first + pageHashes, count);
+    // The last line ends without a separator: compared with whole ones, it would not be equal.
+    const same = end < count && repeats(lines.subarray(first * hashLineBytes, end * hashLineBytes), hashLineBytes);
+    for (let index = first; index < (same ? first + 1 : end); index++) decodeLine(lines, into, index);
+    if (same) repeat(into, first * digestBytes, end * digestBytes, digestBytes);
   }
+}
+
+function decodeLine(lines: Buffer, into: Uint8Array, index: number): void {
+  const start = index * hashLineBytes;
+  const digitsEnd = start + digitsStart + 2 * digestBytes;
+  let wrong = 0;
+  for (let at = start; at < start + digitsStart; at++)
+    wrong |= (lines[at] as number) ^ (emptyLine[at - start] as number);
+  for (let at = digitsEnd; at < Math.min(start + hashLineBytes, lines.length); at++) {
+    wrong |= (lines[at] as number) ^ (emptyLine[at - start] as number);
+  }
+  for (let at = start + digitsStart, byte = index * digestBytes; at < digitsEnd; at += 2, byte++) {
+    const high = valueOfDigit[lines[at] as number] as number;
+    const low = valueOfDigit[lines[at + 1] as number] as number;
+    wrong |= (high | low) & noDigit;
+    into[byte] = high * 16 + low;
+  }
+  if (wrong !== 0) throw new FormatError("a line of it is not a SHA-256");
 }
 
 async function openStreamed(read: ReadHashList): Promise<HashList> {

@@ -1,8 +1,8 @@
 import { z } from "zod";
-import { type Compression, parseCompression } from "../codec/compression.ts";
+import { type Compression, compressions, parseCompression } from "../codec/compression.ts";
 import { EncryptionKeyMissingError } from "../errors.ts";
 import { encryptedVersion, framesKey } from "./encrypted-label.ts";
-import { FormatError, streamJson } from "./json-stream.ts";
+import { FormatError, type KnownElements, streamJson } from "./json-stream.ts";
 import { type BackupLayout, dataName, dataNumber } from "./layout.ts";
 import type { ObjectEntry } from "./object-entry.ts";
 import { pythonString } from "./python-json.ts";
@@ -94,21 +94,26 @@ export type MeasureEntry = (object: { number: number; compression: Compression }
  * Decodes `_metadata` as a stream: yields the entries in batches and returns the header fields around them. Entries are checked one by
  * one: names of exactly this prefix with rising numbers, rising offsets, no overlap, sane sizes. Throws FormatError,
  * UnsupportedCompressionError for a known label that is not decoded here, and EncryptionKeyMissingError for the metadata of an encrypted
- * backup read as stored. The version follows the entries and is checked last: do nothing irreversible before.
+ * backup read as stored. The version follows the entries and is checked last: do nothing irreversible before. Entries of the form that Cinder and
+ * metadataEntry write are read in bulk, unless `bulk` is false: that is for comparing the two.
  */
 export async function* readMetadata(
   body: AsyncIterable<Uint8Array>,
   prefix: string,
   measure: MeasureEntry,
+  { bulk = true }: { bulk?: boolean } = {},
 ): AsyncGenerator<ObjectEntry[], MetadataHeader> {
   const scalars = new Map<string, string | null>();
   let previous: ObjectEntry | null = null;
-  for await (const events of streamJson(body, { keys: scalarKeys, lists: ["objects", framesKey] })) {
+  const known = bulk ? knownEntries(prefix) : null;
+  for await (const events of streamJson(body, { keys: scalarKeys, lists: ["objects", framesKey], known })) {
     const entries: ObjectEntry[] = [];
     for (const event of events) {
       if (event.key === framesKey) continue;
       if (event.inList) {
-        previous = await parseEntry(event.value, { prefix, previous, measure });
+        const entry =
+          event.value instanceof KnownEntry ? event.value.entry : await parseEntry(event.value, { prefix, measure });
+        previous = inOrder(entry, previous, prefix);
         entries.push(previous);
       } else {
         scalars.set(event.key, parseScalar(event.key, event.value));
@@ -139,11 +144,46 @@ function parseScalar(key: string, value: unknown): string | null {
   return parsed.data;
 }
 
+/** An entry that was read in bulk: not what JSON could give. */
+class KnownEntry {
+  readonly entry: ObjectEntry;
+
+  constructor(entry: ObjectEntry) {
+    this.entry = entry;
+  }
+}
+
+/** Entries as metadataEntry writes them, with values that parseEntry would accept. */
+function knownEntries(prefix: string): KnownElements {
+  const label = compressions.join("|");
+  const form = new RegExp(
+    `\\n {4}\\{\\n {6}"${pythonString(prefix)
+      .slice(1, -1)
+      .replace(/[^A-Za-z0-9_]/g, "\\$&")}-(\\d{5}|[1-9]\\d{5,14})": \\{\\n` +
+      ` {8}"compression": "(${label})",\\n {8}"length": ([1-9]\\d{0,12}),\\n` +
+      ` {8}"md5": "([0-9a-f]{32})",\\n {8}"offset": (0|[1-9]\\d{0,15})\\n {6}\\}\\n {4}\\}(,?)`,
+    "y",
+  );
+  const read: KnownElements["read"] = (text, at) => {
+    form.lastIndex = at;
+    const found = form.exec(text);
+    if (found === null) return null;
+    const [, digits, compression, lengthText, md5 = null, offsetText, comma] = found;
+    const [number, length, offset] = [Number(digits), Number(lengthText), Number(offsetText)];
+    if (length > objectLengthMax || !Number.isSafeInteger(offset + length)) return null;
+    const entry = { number, offset, length, md5, compression: compression as Compression };
+    return { value: new KnownEntry(entry), end: form.lastIndex, comma: comma === "," };
+  };
+  return { list: "objects", opening: '"objects": [', bytesMax: knownEntryBytesMax, read };
+}
+
+/** Of a prefix of 255 bytes, all of them escaped, and the largest numbers. */
+const knownEntryBytesMax = 2048;
+
 async function parseEntry(
   value: unknown,
-  place: { prefix: string; previous: ObjectEntry | null; measure: MeasureEntry },
+  { prefix, measure }: { prefix: string; measure: MeasureEntry },
 ): Promise<ObjectEntry> {
-  const { prefix, previous } = place;
   const pairs = typeof value === "object" && value !== null && !Array.isArray(value) ? Object.entries(value) : [];
   const [pair] = pairs;
   if (pair === undefined || pairs.length !== 1) {
@@ -157,12 +197,17 @@ async function parseEntry(
   if (!parsed.success) throw new FormatError(`the entry ${shown} has a missing or impossible value`);
   const { offset, md5 = null } = parsed.data;
   const compression = parseCompression(parsed.data.compression);
-  const length = parsed.data.length ?? (await place.measure({ number, compression }));
+  const length = parsed.data.length ?? (await measure({ number, compression }));
   if (!Number.isSafeInteger(offset + length)) throw new FormatError(`the entry ${shown} ends beyond any volume`);
-  if (previous !== null && (number <= previous.number || offset < previous.offset + previous.length)) {
-    throw new FormatError(`the entry ${shown} is out of order or overlaps the one before`);
-  }
   return { number, offset, length, md5, compression };
+}
+
+/** The entry, unless it is out of order. */
+function inOrder(entry: ObjectEntry, previous: ObjectEntry | null, prefix: string): ObjectEntry {
+  if (previous === null) return entry;
+  if (entry.number > previous.number && entry.offset >= previous.offset + previous.length) return entry;
+  const shown = JSON.stringify(dataName(prefix, entry.number));
+  throw new FormatError(`the entry ${shown} is out of order or overlaps the one before`);
 }
 
 function textValue(text: string | null): string {

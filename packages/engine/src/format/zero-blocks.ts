@@ -19,7 +19,7 @@ export function zeroBlockHashes(length: number, blockBytes: number): Uint8Array<
   const hashes = new Uint8Array((whole + (rest > 0 ? 1 : 0)) * 32);
   if (whole > 0) {
     const digest = zeroDigest(blockBytes);
-    for (let block = 0; block < whole; block++) hashes.set(digest, block * 32);
+    Buffer.from(hashes.buffer, 0, whole * 32).fill(digest);
   }
   if (rest > 0) hashes.set(zeroDigest(rest), whole * 32);
   return hashes;

@@ -117,14 +117,33 @@ export async function* fileChunks(file: FileHandle): AsyncGenerator<Uint8Array> 
   }
 }
 
-/** Splits a body into pieces no larger than one fence check allows. */
+/** Chunks shorter than this are gathered: compressed zeros arrive as fifty chunks of a kilobyte, and each piece is a call of the system. */
+const gatheredBytesMax = 64 * 1024;
+
+/**
+ * Splits a body into pieces no larger than one fence check allows, and joins what is far smaller. A piece's memory is the next one's, too:
+ * be done with it before asking for that.
+ */
 export async function* pieces(body: Uint8Array | AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   const chunks = body instanceof Uint8Array ? [body] : body;
+  let gathered: Uint8Array | null = null;
+  let filled = 0;
   for await (const chunk of chunks) {
+    if (gathered !== null && filled + chunk.length > gatheredBytesMax) {
+      yield gathered.subarray(0, filled);
+      filled = 0;
+    }
+    if (chunk.length < gatheredBytesMax) {
+      gathered ??= new Uint8Array(gatheredBytesMax);
+      gathered.set(chunk, filled);
+      filled += chunk.length;
+      continue;
+    }
     for (let start = 0; start < chunk.length; start += writeBytesMax) {
       yield chunk.subarray(start, start + writeBytesMax);
     }
   }
+  if (gathered !== null && filled > 0) yield gathered.subarray(0, filled);
 }
 
 /** Shorter runs of zeros are written: a file of many small extents is slower to read. */
@@ -179,6 +198,31 @@ export class FolderSync {
     const run = syncFolder(folder.self).finally(() => this.#running.delete(key));
     this.#running.set(key, run);
     return run;
+  }
+}
+
+/** A folder that several callers have open at once, by one descriptor: walking to it again for every object would cost more than storing small ones. */
+export class SharedFolders {
+  readonly #open = new Map<string, { folder: Promise<Folder>; users: number }>();
+
+  /** The folder that others have open at the moment, otherwise one opened now. It is closed when nobody uses it any more. */
+  async open(key: string, open: () => Promise<Folder>): Promise<AsyncDisposable & { folder: Folder }> {
+    const entry = this.#open.get(key) ?? { folder: open(), users: 0 };
+    this.#open.set(key, entry);
+    entry.users += 1;
+    const leave = async (): Promise<void> => {
+      entry.users -= 1;
+      if (entry.users > 0) return;
+      if (this.#open.get(key) === entry) this.#open.delete(key);
+      await (await entry.folder)[Symbol.asyncDispose]();
+    };
+    try {
+      return { folder: await entry.folder, [Symbol.asyncDispose]: leave };
+    } catch (error) {
+      // Whoever comes next tries again.
+      if (this.#open.get(key) === entry) this.#open.delete(key);
+      throw error;
+    }
   }
 }
 

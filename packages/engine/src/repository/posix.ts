@@ -34,6 +34,7 @@ import {
   openRegular,
   pieces,
   readBytes,
+  SharedFolders,
   storedDigest,
   writeAll,
 } from "./posix-files.ts";
@@ -78,6 +79,7 @@ export class PosixRepository implements Repository {
   readonly ownContainer = null;
   readonly #root: string;
   readonly #names = new FolderSync();
+  readonly #shared = new SharedFolders();
   #probed: Promise<Publishing> | null = null;
   /** The resolved path of the root, and when it was resolved (`performance.now`). */
   #real: { path: string; at: number } | null = null;
@@ -157,15 +159,16 @@ export class PosixRepository implements Repository {
     ctx: WriteContext,
   ): Promise<"stored" | "exists"> {
     const shown = this.#path(key);
-    await using folder = await this.#open(key.container);
+    await using shared = await this.#shared.open(key.container, () => this.#open(key.container));
+    const { folder } = shared;
     const path = folder.at(key.name);
     return await this.#guard("store", shown, async () => {
       if (await this.#holds(key, path, body, ctx.signal, { mayBeClaimed: !isEmpty(body) })) {
         await this.#names.sync(key.container, folder);
         return "exists";
       }
-      await using drafts = await this.#openDrafts();
-      const temporary = drafts.at(randomUUID());
+      await using drafts = await this.#shared.open(temporaryContainer, () => this.#openDrafts());
+      const temporary = drafts.folder.at(randomUUID());
       try {
         await this.#writeTemporary(temporary, body, ctx);
         ctx.signal.throwIfAborted();
@@ -240,8 +243,8 @@ export class PosixRepository implements Repository {
 
   async stat(key: ObjectKey): Promise<{ sizeBytes: number }> {
     const path = this.#path(key);
-    await using folder = await this.#open(key.container, key);
-    const status = await this.#guard("read", path, () => lstat(folder.at(key.name)), key);
+    await using shared = await this.#shared.open(key.container, () => this.#open(key.container, key));
+    const status = await this.#guard("read", path, () => lstat(shared.folder.at(key.name)), key);
     if (!status.isFile()) throw notRegular(path);
     return { sizeBytes: status.size };
   }
@@ -421,8 +424,8 @@ export class PosixRepository implements Repository {
 
   async #openObject(key: ObjectKey): Promise<{ file: FileHandle; sizeBytes: number }> {
     const path = this.#path(key);
-    await using folder = await this.#open(key.container, key);
-    return await this.#guard("read", path, () => openRegular(folder.at(key.name)), key);
+    await using shared = await this.#shared.open(key.container, () => this.#open(key.container, key));
+    return await this.#guard("read", path, () => openRegular(shared.folder.at(key.name)), key);
   }
 
   async #removeIfEmpty(container: string): Promise<void> {

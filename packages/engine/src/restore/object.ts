@@ -8,7 +8,7 @@ import { clipExtent } from "../format/extents.ts";
 import { dataName } from "../format/layout.ts";
 import type { ObjectEntry } from "../format/object-entry.ts";
 import { zeroBlockHashes } from "../format/zero-blocks.ts";
-import type { ObjectKey, Repository } from "../repository/repository.ts";
+import type { ObjectFile, ObjectKey, Repository } from "../repository/repository.ts";
 import { blockBytesOf, expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./job.ts";
 import { restoreLargeObject } from "./large-object.ts";
 
@@ -106,14 +106,16 @@ async function fetchStored(
   lengthMax: number,
   signal: AbortSignal,
 ): Promise<Uint8Array<ArrayBuffer>> {
+  const { repository } = reference;
   const key = keyOf(reference, name);
   try {
-    const { sizeBytes } = await reference.repository.stat(key);
+    await using file = (await repository.openFile?.(key)) ?? null;
+    const { sizeBytes } = file ?? (await repository.stat(key));
     if (sizeBytes > lengthMax) {
       throw damaged(reference, name, `${sizeBytes} bytes are stored, at most ${lengthMax} expected`);
     }
     const stored = new Uint8Array(sizeBytes);
-    const done = await fill(stored, reference.repository, key, signal);
+    const done = file === null ? await collect(stored, repository, key, signal) : await fill(stored, file, signal);
     if (done !== sizeBytes) throw damaged(reference, name, `only ${done} of ${sizeBytes} bytes can be read`);
     return stored;
   } catch (error) {
@@ -121,23 +123,24 @@ async function fetchStored(
   }
 }
 
-/** Reads an object from its start until `into` is full; returns the number of bytes read. */
-async function fill(
+/** Fetches an object of this length; returns the number of bytes received. */
+async function collect(
   into: Uint8Array<ArrayBuffer>,
   repository: Repository,
   key: ObjectKey,
   signal: AbortSignal,
 ): Promise<number> {
   let done = 0;
-  if (repository.openFile === undefined) {
-    for await (const chunk of repository.get(key, { length: into.length, signal })) {
-      into.set(chunk, done);
-      done += chunk.length;
-    }
-    return done;
+  for await (const chunk of repository.get(key, { length: into.length, signal })) {
+    into.set(chunk, done);
+    done += chunk.length;
   }
-  // Reads directly into place: chunks would use much memory until they are garbage-collected.
-  await using file = await repository.openFile(key);
+  return done;
+}
+
+/** Reads a file from its start until `into` is full, directly into place: chunks would use much memory until they are collected. */
+async function fill(into: Uint8Array<ArrayBuffer>, file: ObjectFile, signal: AbortSignal): Promise<number> {
+  let done = 0;
   while (done < into.length) {
     signal.throwIfAborted();
     const { bytesRead } = await readFile(file.descriptor, into, done, Math.min(readBytes, into.length - done), done);

@@ -207,6 +207,7 @@ async function restoreObjects(
   const restored = mapConcurrent(laneGroups(cached, objects), (group, signal) => restoreGroup(cached, group, signal), {
     concurrency,
     signal: job.ctx.signal,
+    anyOrder: true,
   });
   for await (const group of restored) {
     for (const { bytes } of group) bytesDone += bytes;

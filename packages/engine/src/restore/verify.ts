@@ -192,7 +192,7 @@ async function readObjects(
     restoreGroup(job, group, signal, async (object) => {
       return (await findings.collect(() => restoreObject(job, object, signal))) ?? 0;
     });
-  const options = { concurrency: engine.pool.threads + 2, signal: ctx.signal };
+  const options = { concurrency: engine.pool.threads + 2, signal: ctx.signal, anyOrder: true };
   await findings.collect(async () => {
     for await (const group of mapConcurrent(laneGroups(job, mapped), check, options)) {
       for (const { object, bytes } of group) {

@@ -54,3 +54,14 @@ test("an abort from outside throws its reason after all calls have ended", async
   await expect(Array.fromAsync(results)).rejects.toThrow("cancelled");
   expect(ended).toBe(1);
 });
+
+test("in any order, a call that lasts long keeps none behind it waiting, and comes last", async () => {
+  const long = Promise.withResolvers<number>();
+  const work = (item: number): Promise<number> => (item === 0 ? long.promise : Promise.resolve(item));
+  const came: number[] = [];
+  for await (const item of mapConcurrent([0, 1, 2, 3, 4, 5], work, { concurrency: 2, signal, anyOrder: true })) {
+    came.push(item);
+    if (item === 5) long.resolve(0);
+  }
+  expect(came).toEqual([1, 2, 3, 4, 5, 0]);
+});

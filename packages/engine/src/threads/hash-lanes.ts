@@ -1,4 +1,5 @@
-import type { Md5InStep } from "../hashing/hashing.ts";
+import { zeroBlockHashes } from "../format/zero-blocks.ts";
+import type { Md5InStep, Span } from "../hashing/hashing.ts";
 import type { CpuTools } from "./cpu-tools.ts";
 import { readPieces, type SparsePiece, type UnreadResult } from "./read-fully.ts";
 import type { ThreadPlace } from "./thread-place.ts";
@@ -17,7 +18,7 @@ export interface LanePiece {
 export interface HashLanesRequest {
   kind: "hashLanes";
   from: ThreadPlace;
-  /** Ownership moves to the thread and back. Piece i goes to i × strideBytes. */
+  /** Ownership moves to the thread and back. Piece i goes to i × strideBytes; behind the last one are as many zeros, for pieces without data. */
   buffer: ArrayBuffer;
   strideBytes: number;
   blockBytes: number;
@@ -47,29 +48,43 @@ export function hashLanes(
   const count = pieces.reduce((sum, { length }) => sum + Math.ceil(length / blockBytes), 0);
   const hashes = new Uint8Array(count * 32);
   const zero = new Uint8Array(count);
-  const spaces = pieces.map(({ offset, length, data: pairs }, index) => {
-    return { offset, data: pairs, into: data.subarray(index * strideBytes, index * strideBytes + length) };
+  const places = laneSpans(pieces, strideBytes);
+  const spaces = pieces.map(({ offset, data: pairs }, index): SparsePiece => {
+    const place = places[index] as Span;
+    return { offset, data: pairs, into: data.subarray(place.offset, place.offset + place.length) };
   });
   // A server is asked for everything at once; a piece of a file is hashed while it is still in the processor's cache.
-  const missed = "nbd" in from ? readPieces(from, spaces) : null;
+  const missed = "nbd" in from ? readPieces(from, spaces.filter(hasData)) : null;
   if (missed !== null) return { unread: missed };
   let block = 0;
-  for (const [index, piece] of pieces.entries()) {
+  for (const space of spaces) {
     if (cancelled()) return undefined;
-    const space = spaces[index] as SparsePiece;
-    const bytes = space.into;
-    const unread = "nbd" in from ? null : readPieces(from, [space]);
-    if (unread !== null) return { unread };
-    hashing.hashBlocks(bytes, blockBytes, hashes.subarray(block * 32), zero.subarray(block));
-    block += Math.ceil(piece.length / blockBytes);
+    const { length } = space.into;
+    const end = block + Math.ceil(length / blockBytes);
+    if (hasData(space)) {
+      const unread = "nbd" in from ? null : readPieces(from, [space]);
+      if (unread !== null) return { unread };
+      hashing.hashBlocks(space.into, blockBytes, hashes.subarray(block * 32), zero.subarray(block));
+    } else {
+      hashes.set(zeroBlockHashes(length, blockBytes), block * 32);
+      zero.fill(1, block, end);
+    }
+    block = end;
   }
   const states = request.states ?? md5InStep.start(pieces.length);
-  const spans = pieces.map(({ length }, index) => ({ offset: index * strideBytes, length }));
-  md5InStep.update(states, data, spans);
-  const md5 = pieces.map(({ endsAt, length }, index) => {
-    if (endsAt === null) return null;
-    const last = data.subarray(index * strideBytes, index * strideBytes + length);
-    return md5InStep.finish(states, index, last, endsAt);
-  });
+  md5InStep.update(states, data, places);
+  const md5 = pieces.map(({ endsAt }, index) =>
+    endsAt === null ? null : md5InStep.finish(states, index, (spaces[index] as SparsePiece).into, endsAt),
+  );
   return { buffer, states, hashes, zero, md5 };
+}
+
+const hasData = ({ data }: { data: Float64Array }): boolean => data.length > 0;
+
+/** Where each piece is in the buffer. Pieces without data share the zeros at its end, which stay in the processor's cache. */
+export function laneSpans(pieces: readonly LanePiece[], strideBytes: number): Span[] {
+  return pieces.map((piece, index) => ({
+    offset: (hasData(piece) ? index : pieces.length) * strideBytes,
+    length: piece.length,
+  }));
 }

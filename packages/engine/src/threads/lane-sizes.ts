@@ -12,7 +12,7 @@ export function sliceBytesOf(blockBytes: number): number {
   return Math.max(1, Math.floor(sliceBytesAim / blockBytes)) * blockBytes;
 }
 
-/** Memory that pumping takes: per lane, one slice being hashed and one held by the consumer. */
+/** Memory that pumping takes: per lane, one slice being hashed and one held by the consumer; and the zeros beside them. */
 export function laneMemoryBytes(lanes: number, blockBytes: number): number {
-  return 2 * lanes * sliceBytesOf(blockBytes);
+  return 2 * (lanes + 1) * sliceBytesOf(blockBytes);
 }

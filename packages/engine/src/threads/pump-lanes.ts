@@ -1,7 +1,7 @@
 import type { Extent } from "../format/extents.ts";
 import type { CpuPool } from "./cpu-pool.ts";
 import type { CpuResult } from "./cpu-tasks.ts";
-import type { HashLanesRequest, HashLanesResult } from "./hash-lanes.ts";
+import { type HashLanesRequest, type HashLanesResult, laneSpans } from "./hash-lanes.ts";
 import { sliceBytesOf } from "./lane-sizes.ts";
 import { clipPairs, type UnreadPlace } from "./read-fully.ts";
 import type { ThreadPlace } from "./thread-place.ts";
@@ -41,8 +41,9 @@ export async function pumpLanes(
   const longest = Math.max(...messages.map(({ length }) => length));
   const sliceBytes = Math.min(sliceBytesOf(blockBytes), Math.ceil(longest / 64) * 64);
   // Double buffering: the buffer of the previous slices is reused when they have been consumed.
-  const free = [new ArrayBuffer(messages.length * sliceBytes)];
-  if (longest > sliceBytes) free.push(new ArrayBuffer(messages.length * sliceBytes));
+  const bufferBytes = (messages.length + 1) * sliceBytes;
+  const free = [new ArrayBuffer(bufferBytes)];
+  if (longest > sliceBytes) free.push(new ArrayBuffer(bufferBytes));
   let states: Uint8Array<ArrayBuffer> | null = null;
   let consumed: Promise<ArrayBuffer> | null = null;
   for (let at = 0; at < longest; at += sliceBytes) {
@@ -79,14 +80,15 @@ export async function pumpLanes(
 
 function slicesOf(result: HashLanesResult, request: HashLanesRequest, at: number): LaneSlice[] {
   const slices: LaneSlice[] = [];
+  const places = laneSpans(request.pieces, request.strideBytes);
   let block = 0;
-  for (const [index, { length }] of request.pieces.entries()) {
+  for (const [index, { offset, length }] of places.entries()) {
     if (length === 0) continue;
     const end = block + Math.ceil(length / request.blockBytes);
     slices.push({
       index,
       offset: at,
-      bytes: new Uint8Array(result.buffer, index * request.strideBytes, length),
+      bytes: new Uint8Array(result.buffer, offset, length),
       hashes: result.hashes.subarray(block * 32, end * 32),
       zero: result.zero.subarray(block, end),
       md5: result.md5[index] ?? null,

@@ -12,13 +12,14 @@ COPY apps/api/package.json apps/api/
 COPY apps/worker/package.json apps/worker/
 COPY apps/transfer/package.json apps/transfer/
 COPY apps/cli/package.json apps/cli/
+COPY apps/console/package.json apps/console/
 RUN npm ci --include=dev
 COPY tsconfig.base.json tsconfig.json turbo.json prisma.config.ts ./
 COPY prisma prisma
 COPY scripts scripts
 COPY packages packages
 COPY apps apps
-RUN npm run build && test -f packages/engine/dist/native/hashing.node
+RUN npm run build && test -f packages/engine/dist/native/hashing.node && test -f apps/console/dist/index.html
 
 FROM build AS migrate
 COPY deploy/migrate.sh deploy/
@@ -27,7 +28,7 @@ CMD ["sh", "deploy/migrate.sh"]
 
 # What runs, and nothing else: packages of a workspace may lie in its own folder, so the tree is thinned out, not picked.
 FROM build AS production
-RUN npm prune --omit=dev && rm -rf scripts prisma *.config.ts tsconfig*.json turbo.json apps/*/src packages/*/src
+RUN npm prune --omit=dev && rm -rf scripts prisma *.config.ts tsconfig*.json turbo.json apps/*/src packages/*/src apps/console/public apps/console/index.html
 
 FROM node:24-bookworm-slim AS service
 # As in scripts/bootstrap.mjs: what is short-lived takes 16 MiB instead of 128.

@@ -69,6 +69,18 @@ export default defineConfig({
         },
       },
       {
+        // Browsers before whole systems.
+        extends: true,
+        test: {
+          name: "console",
+          include: ["test/console/**/*.test.ts"],
+          globalSetup: [...servers, "test/kit/console-setup.ts"],
+          maxWorkers: 1,
+          testTimeout: 120_000 * patience,
+          sequence: { groupOrder: 5 },
+        },
+      },
+      {
         // What sets up and starts this checkout: one file at a time.
         extends: true,
         test: {
@@ -77,7 +89,7 @@ export default defineConfig({
           globalSetup: servers,
           maxWorkers: 1,
           testTimeout: 120_000 * patience,
-          sequence: { groupOrder: 5 },
+          sequence: { groupOrder: 6 },
         },
       },
     ],

@@ -105,6 +105,46 @@ async function bundle() {
 }
 
 /**
+ * Builds the console when any of its sources changed. Without it the API says that it is not built; everything else works.
+ * @returns {Promise<void>}
+ * @throws {BootstrapError} when the build fails
+ */
+export async function ensureConsole() {
+  const folder = join(root, "apps/console");
+  const stamp = join(cacheDir, "built-console");
+  const isCurrent = () =>
+    existsSync(join(folder, "dist/index.html")) && readOrEmpty(stamp) === consoleFingerprint(folder);
+  if (isCurrent()) return;
+  await withLock(async () => {
+    if (isCurrent()) return;
+    const fingerprint = consoleFingerprint(folder);
+    say("building the console");
+    const vite = join(root, "node_modules/vite/bin/vite.js");
+    const result = await run(projectNode(), [vite, "build", "--logLevel", "warn", folder], "building the console");
+    if (result.code !== 0) {
+      process.stderr.write(result.output);
+      throw new BootstrapError("the console does not build");
+    }
+    writeStamp(stamp, fingerprint);
+  });
+}
+
+/**
+ * Names, sizes and times of the console's sources.
+ * @param {string} folder
+ */
+function consoleFingerprint(folder) {
+  const lines = [statLine(join(root, "package-lock.json"))];
+  for (const name of ["index.html", "package.json", "vite.config.ts"]) lines.push(statLine(join(folder, name)));
+  for (const place of ["src", "public"]) {
+    for (const entry of readdirSync(join(folder, place), { recursive: true, withFileTypes: true })) {
+      if (entry.isFile()) lines.push(statLine(join(entry.parentPath, entry.name)));
+    }
+  }
+  return hash(lines.sort().join("\n"));
+}
+
+/**
  * Generates the Prisma client when prisma/schema.prisma is newer than the generated code. Idempotent.
  * @returns {Promise<void>}
  */
@@ -151,13 +191,14 @@ export async function reexec(entry, args) {
 /**
  * Runs a launcher from start to end: sets up what is missing, then starts the program. Without sources beside it (an installed image that
  * contains only `dist`) the program just runs.
- * @param {{entry: string, args: string[], projects: string[]}} what
+ * @param {{entry: string, args: string[], projects: string[], withConsole?: boolean}} what
  * @returns {Promise<void>}
  */
-export async function launch({ entry, args, projects }) {
+export async function launch({ entry, args, projects, withConsole = false }) {
   await orFail(async () => {
     await ensureDependencies();
     await ensureBuilt(projects);
+    if (withConsole) await ensureConsole();
     await reexec(entry, args);
   });
 }

@@ -2,4 +2,5 @@
 import { join } from "node:path";
 import { launch, productProjects, root } from "./bootstrap.mjs";
 
-await launch({ entry: join(root, "scripts/supervisor.ts"), args: process.argv.slice(2), projects: productProjects });
+const entry = join(root, "scripts/supervisor.ts");
+await launch({ entry, args: process.argv.slice(2), projects: productProjects, withConsole: true });

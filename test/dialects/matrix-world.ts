@@ -273,6 +273,7 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "POST /instance-groups/:id/backup": { instance_id: world.instance, name: "another", async: true },
     "PUT /instance-groups/:id/restore": named,
     "PUT /instance-groups/:id/delete_backup": named,
+    "POST /ops/session": { token: "member-of-A" },
     "POST /ops/instances": { instance: { name: "another", boot_volume_id: volume } },
     "PUT /ops/instances/:id": { instance: { name: "changed" } },
     "POST /ops/instances/:id/attach": { volume_id: volume },

@@ -5,6 +5,7 @@ import { cinderRoutes } from "./cinder/routes.ts";
 import { discovery, versionThree } from "./cinder/service/discovery.ts";
 import type { Context } from "./context.ts";
 import { answerOrigins, checkHost, checkOrigin } from "./http/browsers.ts";
+import { consoleFiles } from "./http/console-files.ts";
 import { identify } from "./http/identify.ts";
 import { findBase } from "./http/public-base.ts";
 import { makeReadable } from "./http/readable-url.ts";
@@ -31,7 +32,7 @@ const publishPoints: RequestHandler = (_req, res, next) => {
 };
 
 /**
- * The whole HTTP side. Order: log and request id → Host and Origin checks → oVirt's API → our own routes → discovery (no token) → token → Cinder's
+ * The whole HTTP side. Order: log and request id → Host and Origin checks → oVirt's API → our own routes → the console's files → discovery (no token) → token → Cinder's
  * routes.
  *
  * @throws when a route has no entry in the policy table
@@ -45,6 +46,7 @@ export function buildApp(context: Context): Express {
   app.use(checkOrigin(context.config), makeReadable);
   app.use(ovirtRouter(context, ovirtRoutes));
   app.use(opsRouter(context, opsRoutes));
+  app.use("/console", consoleFiles());
   app.use("/ops/queues", queueBoard(context, "ops:queues"));
   app.use(answerOptions, limitBodies, discovery());
   app.use("/v3", publishPoints, identify(context));

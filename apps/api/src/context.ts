@@ -1,6 +1,7 @@
 import { type Config, countProtection, type Database, type Logger } from "@tephra/control";
 import { type Certificates, type OnTrouble, openDatabase, openMetrics, tellTrouble } from "@tephra/control/process";
 import { type Authenticate, authenticator } from "./http/auth.ts";
+import { openSessions, type Sessions } from "./http/sessions.ts";
 import { openThrottle, type Throttle } from "./http/throttle.ts";
 
 /** Everything that a route needs, built once by `main.ts`. Routes keep no state of their own. */
@@ -14,6 +15,7 @@ export interface Context {
   readonly log: Logger;
   readonly metrics: ReturnType<typeof openMetrics>;
   readonly authenticate: Authenticate;
+  readonly sessions: Sessions;
   readonly throttle: Throttle;
   /** Of the HTTPS listener; null: there is none. */
   readonly certificates: Certificates | null;
@@ -46,6 +48,7 @@ export function openContext(config: Config, log: Logger, certificates: Certifica
     log,
     metrics: openMetrics(database, config, () => countProtection(database, config)),
     authenticate,
+    sessions: openSessions(config.auth, authenticate),
     throttle,
     certificates,
   };

@@ -379,6 +379,12 @@ export const ConfigFile = z
         window_seconds: z.int().min(1).default(60),
       })
       .prefault({}),
+    console: z
+      .strictObject({
+        /** How long a browser that nobody uses stays signed in. */
+        idle_minutes: z.int().min(1).max(1_440).default(30),
+      })
+      .prefault({}),
     /** Interval at which each process logs its memory, descriptors and event-loop delay. */
     vitals_ms: z.int().min(1_000).default(60_000),
     log_level: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("info"),

@@ -38,7 +38,7 @@ export {
   type RefusalRule,
   RefusedError,
 } from "./errors.ts";
-export { type AuditRow, auditedResources, listAudit } from "./events/audit.ts";
+export { type AuditRow, auditedResources, listAudit, noteAudit } from "./events/audit.ts";
 export {
   deleteMessage,
   getMessage,

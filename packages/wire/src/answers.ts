@@ -17,6 +17,7 @@ import {
   RetentionPreview,
   VolumePolicy,
 } from "./policies.ts";
+import { Session } from "./sessions.ts";
 import { ProtectedVolume, protectionState, VolumeDetails, VolumeProtection } from "./volumes.ts";
 
 const oneInstance = z.object({ instance: Instance });
@@ -32,6 +33,9 @@ export const answers = {
     200: z.object({ status: z.literal("ready"), warnings: z.array(z.string()).optional() }),
     503: z.object({ status: z.literal("unavailable"), reasons: z.array(z.string()) }),
   },
+  "GET /ops/session": { 200: z.object({ session: Session }) },
+  "POST /ops/session": { 204: null },
+  "DELETE /ops/session": { 204: null },
   "GET /ops/operations": { 200: z.object({ operations: z.array(Operation) }) },
   "GET /ops/operations/:id": { 200: z.object({ operation: Operation }) },
   "GET /ops/notifications": { 200: z.object({ notifications: z.array(Notification) }) },

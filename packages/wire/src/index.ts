@@ -18,4 +18,5 @@ export type {
   VolumePolicy,
 } from "./policies.ts";
 export { type BodyOf, requests } from "./requests.ts";
+export type { Session, SignIn } from "./sessions.ts";
 export type { ProtectedVolume, VolumeDetails, VolumeProtection } from "./volumes.ts";

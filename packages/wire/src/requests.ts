@@ -2,6 +2,7 @@ import { z } from "zod";
 import type { OpsRouteKey } from "./answers.ts";
 import { bytesPerSecond, timeOfDay, weekDays } from "./limits.ts";
 import { Kinds, Retention, Schedule, Squash } from "./policies.ts";
+import { SignIn } from "./sessions.ts";
 import { protectionState } from "./volumes.ts";
 
 const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
@@ -30,6 +31,7 @@ const AuditQuery = z.strictObject({
       "image_transfer",
       "machine_backup",
       "operation",
+      "session",
     ])
     .optional(),
   resource_id: id.optional(),
@@ -225,6 +227,7 @@ const SimulateBody = z
 
 /** Query and JSON body of each route that has either. A key that is not in them is refused. */
 export const requests = {
+  "POST /ops/session": { body: SignIn },
   "GET /ops/operations": { query: OperationsQuery },
   "GET /ops/notifications": {
     query: z.strictObject({ state: z.enum(["pending", "delivered", "dead"]).default("dead"), limit }),

@@ -175,6 +175,15 @@ const switches = [
 export const plainKeys: ReadonlySet<string> = new Set([
   ...switches,
   "", // the whole body of an action that does not exist
+  // What a person signs in with: whether there is such a user or project is for Keystone to tell.
+  "token",
+  "user",
+  "password",
+  "user_domain",
+  "project",
+  "project_domain",
+  "passcode",
+  "other_project_id",
   "name",
   "display_name",
   "description",

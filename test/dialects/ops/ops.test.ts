@@ -18,6 +18,11 @@ it("answers our own routes, and takes paths beneath the configured folders only"
   const golden = openGolden(instance, "ops");
   await golden.ask("alive", "GET", "/healthz");
   await golden.ask("ready", "GET", "/readyz");
+  await golden.ask("nobody by a token that is none", "GET", "/ops/session", {
+    headers: { "x-auth-token": "nonsense" },
+  });
+  await golden.ask("nobody signs in where nobody has to", "POST", "/ops/session", { body: { token: "nonsense" } });
+  await golden.ask("who is not signed in signs out", "DELETE", "/ops/session");
   const before = await fingerprint(instance);
   const wrong: Record<string, unknown> = {
     "outside every folder": { path: "/etc/passwd" },

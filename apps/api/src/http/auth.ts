@@ -1,6 +1,6 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { Config, Principal } from "@tephra/control";
-import type { IdentifyToken } from "./identity.ts";
+import type { IdentifyToken, Identity } from "./identity.ts";
 import { amongKeystoneTokens } from "./keystone.ts";
 import { UnauthenticatedError } from "./refusals.ts";
 
@@ -11,15 +11,25 @@ const anonymous = { userId: "admin", projectId: "0000000000000000000000000000000
 const plainToken = /^([\w.@-]{1,255}):([\w.-]{1,255})$/;
 
 /** Like `IdentifyToken`, for one request. */
-export type Authenticate = (token: string | undefined, requestId: string) => Promise<Principal>;
+export type Authenticate = (
+  token: string | undefined,
+  requestId: string,
+) => Promise<Principal & Pick<Identity, "expiresAt">>;
 
 export function authenticator(auth: Config["auth"]): Authenticate {
   const identify = identifierOf(auth);
   return async (token, requestId) => {
-    const { userId, projectId, roles } = await identify(token);
+    const { userId, projectId, roles, expiresAt } = await identify(token);
     // Cinder's deprecated defaults require a project token but no role (cinder-api 3.3).
     const granted = auth.enforce_new_defaults ? roles : [...new Set([...roles, "member" as const])];
-    return { userId, projectId, roles: granted, isAdmin: roles.includes("admin"), requestId };
+    return {
+      userId,
+      projectId,
+      roles: granted,
+      isAdmin: roles.includes("admin"),
+      requestId,
+      ...(expiresAt && { expiresAt }),
+    };
   };
 }
 

@@ -34,7 +34,7 @@ export function checkHost(config: Config): RequestHandler {
 const isSafe = (method: string): boolean => ["GET", "HEAD", "OPTIONS"].includes(method);
 
 /** Whether the request's origin has the host and port of this service. */
-function isOwnOrigin(req: Request, origin: string): boolean {
+export function isOwnOrigin(req: Request, origin: string): boolean {
   const hosts = [`http://${req.askedHost}`, req.base].flatMap((url) => (URL.canParse(url) ? new URL(url).host : []));
   // An origin on port 80 or 443 omits the port, whichever of the two schemes we see.
   return /^https?:\/\//.test(origin) && hosts.includes(origin.toLowerCase().replace(/^https?:\/\//, ""));
@@ -59,7 +59,7 @@ const allowedMethods = "GET, PUT, POST, DELETE, HEAD";
 const allowedHeaders = "Content-Type, X-Auth-Token, OpenStack-API-Version, X-OpenStack-Request-ID";
 const exposedHeaders = "OpenStack-API-Version, X-OpenStack-Request-ID, X-Compute-Request-ID, Retry-After";
 
-/** Lets pages of the configured origins read responses, and answers preflight requests. No cookies: tokens are sent in a header. */
+/** Lets pages of the configured origins read responses, and answers preflight requests. Cookies are for our own: others send tokens. */
 export function answerOrigins({ cors }: Config): RequestHandler {
   return (req, res, next) => {
     if (cors.allowed_origins.length === 0) return next();

@@ -2,6 +2,7 @@ import type { Principal } from "@tephra/control";
 import type { RequestHandler } from "express";
 import type { Context } from "../context.ts";
 import { Refusal } from "./refusals.ts";
+import { tokenOf } from "./session-cookie.ts";
 import { throttledText } from "./throttle.ts";
 
 declare module "express-serve-static-core" {
@@ -17,7 +18,7 @@ declare module "express-serve-static-core" {
  */
 export function identify({ authenticate, throttle }: Pick<Context, "authenticate" | "throttle">): RequestHandler {
   return async (req, _res, next) => {
-    req.principal = await authenticate(req.get("x-auth-token"), String(req.id));
+    req.principal = await authenticate(tokenOf(req), String(req.id));
     const retryAfter = await throttle(req.principal, req.method);
     if (retryAfter !== null) throw new Refusal(413, throttledText, { retryAfter });
     next();

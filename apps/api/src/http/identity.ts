@@ -1,7 +1,9 @@
 import type { Principal } from "@tephra/control";
 
-/** The owner of a token. */
-export type Identity = Pick<Principal, "userId" | "projectId" | "roles">;
+/** The owner of a token. `expiresAt` is absent where tokens do not expire. */
+export interface Identity extends Pick<Principal, "userId" | "projectId" | "roles"> {
+  readonly expiresAt?: Date;
+}
 
 /**
  * Token → its owner.

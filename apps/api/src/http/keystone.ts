@@ -4,7 +4,7 @@ import { type HttpClient, type KeystoneConfig, openHttpClient } from "@tephra/co
 import { LRUCache } from "lru-cache";
 import { z } from "zod";
 import type { IdentifyToken, Identity } from "./identity.ts";
-import { IdentityUnavailableError, UnauthenticatedError } from "./refusals.ts";
+import { IdentityUnavailableError, Refusal, UnauthenticatedError } from "./refusals.ts";
 
 /** The fields used from Keystone's responses; a token without a project grants no access here. */
 const TokenAnswer = z.object({
@@ -47,8 +47,22 @@ async function parsedToken(response: Response): Promise<Token> {
   return parsed.data.token;
 }
 
-/** A Keystone, queried with the credentials of the configured user. */
-function openKeystone(keystone: KeystoneConfig) {
+const json = { "content-type": "application/json" };
+
+/** What a person shows to Keystone. */
+export interface Credentials {
+  user: string;
+  password: string;
+  user_domain: string;
+  project: string;
+  project_domain: string;
+  passcode?: string | undefined;
+}
+
+const Projects = z.object({ projects: z.array(z.object({ id: z.string(), name: z.string() })) });
+
+/** A Keystone, queried with the credentials of the configured user, or with those that a caller shows. */
+export function openKeystone(keystone: KeystoneConfig) {
   const tokensUrl = `${keystone.url}/v3/auth/tokens`;
   const client = openHttpClient(keystone.ca);
   let service: Promise<ServiceToken> | null = null;
@@ -69,7 +83,7 @@ function openKeystone(keystone: KeystoneConfig) {
     const askedAtMs = performance.now();
     const response = await ask(`${tokensUrl}?nocatalog`, {
       method: "POST",
-      headers: { "content-type": "application/json" },
+      headers: json,
       body,
     });
     const text = response.headers.get("x-subject-token");
@@ -115,7 +129,53 @@ function openKeystone(keystone: KeystoneConfig) {
     }
   };
 
-  return { validate };
+  /** @throws UnauthenticatedError; Refusal 401 where the user has a second factor */
+  const tokenFor = async (auth: unknown): Promise<string> => {
+    const response = await ask(`${tokensUrl}?nocatalog`, {
+      method: "POST",
+      headers: json,
+      body: JSON.stringify({ auth }),
+    });
+    await response.body?.cancel();
+    const text = response.headers.get("x-subject-token");
+    if (response.status === 201 && text !== null) return text;
+    if (response.status >= 500) throw unavailable(`it answered ${response.status}`);
+    if (response.headers.has("openstack-auth-receipt"))
+      throw new Refusal(401, "This account asks for a passcode, too.");
+    throw new UnauthenticatedError();
+  };
+
+  const signIn = ({ user: name, password, user_domain, project, project_domain, passcode }: Credentials) => {
+    const user = { name, domain: { name: user_domain } };
+    const identity = {
+      methods: passcode === undefined ? ["password"] : ["password", "totp"],
+      password: { user: { ...user, password } },
+      ...(passcode !== undefined && { totp: { user: { ...user, passcode } } }),
+    };
+    return tokenFor({ identity, scope: { project: { name: project, domain: { name: project_domain } } } });
+  };
+
+  /** A token of the same user for another project. */
+  const rescope = (token: string, projectId: string): Promise<string> =>
+    tokenFor({ identity: { methods: ["token"], token: { id: token } }, scope: { project: { id: projectId } } });
+
+  /** Those that the token's owner may change to. */
+  const projectsOf = async (token: string): Promise<{ id: string; name: string }[]> => {
+    const response = await ask(`${keystone.url}/v3/auth/projects`, { headers: { "x-auth-token": token } });
+    const parsed = Projects.safeParse(await response.json().catch(() => null));
+    if (response.status !== 200 || !parsed.success) throw unavailable(`it answered ${response.status}`);
+    return parsed.data.projects;
+  };
+
+  /** A token that is not valid any more is revoked already. */
+  const revoke = async (token: string): Promise<void> => {
+    const headers = { "x-auth-token": token, "x-subject-token": token };
+    const response = await ask(tokensUrl, { method: "DELETE", headers });
+    await response.body?.cancel();
+    if (response.status >= 500) throw unavailable(`it answered ${response.status}`);
+  };
+
+  return { validate, signIn, rescope, projectsOf, revoke };
 }
 
 const isRole = (name: string): name is Role => (roles as readonly string[]).includes(name);
@@ -124,7 +184,7 @@ function identityOf(token: Token): Identity | null {
   const projectId = token.project?.id;
   if (projectId === undefined) return null;
   const known = token.roles.map((role) => role.name.toLowerCase()).filter(isRole);
-  return { userId: token.user.id, projectId, roles: known };
+  return { userId: token.user.id, projectId, roles: known, expiresAt: token.expires_at };
 }
 
 /** Keystone's tokens have at most a few hundred characters; longer ones are rejected without a request. */

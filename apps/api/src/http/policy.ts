@@ -90,6 +90,7 @@ const policy = {
   "volume:availability_zone_list": "user",
   "extension:list": "user",
   "resource_filter:list": "user",
+  "ops:session": "user",
   "ops:operations": "reader",
   "ops:volume": "reader",
   "ops:instance:get": "reader",
@@ -180,6 +181,10 @@ export function may(principal: Principal, rule: Rule, projectId?: string): boole
   if (projectId !== undefined && projectId !== principal.projectId) return false;
   return principal.roles.some((role) => implied[role].includes(needed));
 }
+
+/** All rules that the principal meets. */
+export const rulesOf = (principal: Principal): Rule[] =>
+  (Object.keys(policy) as Rule[]).filter((rule) => may(principal, rule));
 
 /** @throws Refusal 403 with Cinder's message */
 export function allow(principal: Principal, rule: Rule, projectId?: string): void {

@@ -31,12 +31,13 @@ export interface FailureLimit {
   count: (key: string) => Promise<void>;
 }
 
-/** Enough for a person and too few to guess a password. */
-const failuresMax = 30;
-const failuresSeconds = 300;
+/** Enough for programs that share an address, and too few to guess a password. */
+const ofPrograms = { failuresMax: 30, seconds: 300 };
+/** Of one person at a form. */
+export const ofPeople = { failuresMax: 5, seconds: 60 };
 
-export function openFailureLimit(): FailureLimit {
-  const limiter = new RateLimiterMemory({ points: failuresMax, duration: failuresSeconds });
+export function openFailureLimit({ failuresMax, seconds } = ofPrograms): FailureLimit {
+  const limiter = new RateLimiterMemory({ points: failuresMax, duration: seconds });
   return {
     left: async (key) => {
       const counted = await limiter.get(key);

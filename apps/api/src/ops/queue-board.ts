@@ -4,13 +4,14 @@ import { ExpressAdapter } from "@bull-board/express";
 import type { Logger } from "@tephra/control";
 import { liveQueues, redisConnection, redisOptions } from "@tephra/control/process";
 import { Queue } from "bullmq";
-import { type ErrorRequestHandler, type RequestHandler, Router } from "express";
+import { type ErrorRequestHandler, type Request, type RequestHandler, Router } from "express";
 import helmet from "helmet";
 import { Redis } from "ioredis";
 import type { Context } from "../context.ts";
 import { endFault } from "../http/fault.ts";
 import { allow, assertRule, type Rule } from "../http/policy.ts";
 import { Refusal, UnauthenticatedError } from "../http/refusals.ts";
+import { tokenOfVisit } from "../http/session-cookie.ts";
 import { faultOf } from "./errors.ts";
 
 const basePath = "/ops/queues";
@@ -69,6 +70,9 @@ function tokenOf(headers: {
   return pair.slice(pair.indexOf(":") + 1);
 }
 
+/** Beside tokens, the board takes the cookie of the console, which links to it. */
+const shownBy = (req: Request): string | undefined => tokenOf(req.headers) ?? tokenOfVisit(req);
+
 const answerErrors =
   (log: Logger): ErrorRequestHandler =>
   (error: unknown, _req, res, next) => {
@@ -91,7 +95,7 @@ export function queueBoard(context: Context, rule: Rule): Router {
   const server = new ExpressAdapter().setBasePath(basePath);
   const board = createBullBoard({ queues: [], serverAdapter: server, options: { uiConfig: { boardTitle: "Tephra" } } });
   const guard: RequestHandler = async (req, _res, next) => {
-    allow(await context.authenticate(tokenOf(req.headers), String(req.id)), rule);
+    allow(await context.authenticate(shownBy(req), String(req.id)), rule);
     if (req.method !== "GET" && req.method !== "HEAD") throw new Refusal(405, "The queues can only be looked at here.");
     next();
   };

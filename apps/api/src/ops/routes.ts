@@ -12,6 +12,7 @@ import { operations } from "./operations.ts";
 import { policies } from "./policies.ts";
 import { repositories } from "./repositories.ts";
 import type { OpsRoute } from "./serve.ts";
+import { session } from "./session.ts";
 import { opsVolumes } from "./volumes.ts";
 
 /** Our own routes: health, metrics, API documentation, operations, users' own files. The others are for the API documentation. */
@@ -26,6 +27,9 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["GET", "/docs/start.js", "public", docs.start],
     ["GET", "/docs/swagger-ui-bundle.js", "public", docs.script],
     ["GET", "/docs/swagger-ui.css", "public", docs.style],
+    ["GET", "/ops/session", "ops:session", session.show],
+    ["POST", "/ops/session", "public", session.signIn],
+    ["DELETE", "/ops/session", "public", session.signOut],
     ["GET", "/ops/operations", "ops:operations", operations.list],
     ["GET", "/ops/operations/:id", "ops:operations", operations.show],
     ["GET", "/ops/notifications", "ops:notifications", notifications.list],

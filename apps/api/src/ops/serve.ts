@@ -9,6 +9,7 @@ import { allow, assertRule, isPublic, type Rule } from "../http/policy.ts";
 import { refuseUnreadable } from "../http/readable-url.ts";
 import { badRequest, Refusal } from "../http/refusals.ts";
 import { logFault } from "../http/request-log.ts";
+import { tokenOf } from "../http/session-cookie.ts";
 import { throttledText } from "../http/throttle.ts";
 import { faultOf } from "./errors.ts";
 
@@ -18,6 +19,8 @@ export interface OpsCall<Body = unknown, Query = unknown> {
   readonly params: Readonly<Record<string, string>>;
   readonly query: Query;
   readonly body: Body;
+  /** What the caller has shown; undefined where none is asked for. */
+  readonly token: string | undefined;
 }
 
 export interface OpsAnswer {
@@ -27,8 +30,16 @@ export interface OpsAnswer {
   contentType?: string;
   /** Where the caller is sent. */
   location?: string;
+  /** The Set-Cookie header. */
+  cookie?: string;
   /** The page's Content-Security-Policy header; not sent when absent. */
   contentSecurityPolicy?: string;
+}
+
+/** A request to a route that is open to everybody. */
+export interface PublicCall<Body = unknown> {
+  readonly req: Request;
+  readonly body: Body;
 }
 
 /** What a route does once policy allows the caller; a query or body without a schema is ignored. */
@@ -37,15 +48,18 @@ export interface OpsAction<Body = unknown, Query = unknown> {
   body?: z.ZodType<Body>;
   handle: (context: Context, call: OpsCall<Body, Query>) => Promise<OpsAnswer>;
 }
-export interface PublicAction {
-  handle: (context: Context) => Promise<OpsAnswer>;
+export interface PublicAction<Body = unknown> {
+  body?: z.ZodType<Body>;
+  handle: (context: Context, call: PublicCall<Body>) => Promise<OpsAnswer>;
 }
 
 /** Ties the types of an action's schemas to its handler, and erases them for the route table. */
 export const defineOps = <Body, Query>(action: OpsAction<Body, Query>): OpsAction => action as OpsAction;
 
+export const definePublic = <Body>(action: PublicAction<Body>): PublicAction => action as PublicAction;
+
 export type OpsRoute =
-  | readonly [method: "GET", path: string, rule: "public", action: PublicAction]
+  | readonly [method: "GET" | "POST" | "DELETE", path: string, rule: "public", action: PublicAction]
   | readonly [
       method: "GET" | "POST" | "PUT" | "DELETE",
       path: string,
@@ -63,29 +77,39 @@ function parse<T>(schema: z.ZodType<T>, input: unknown): T {
   throw badRequest(`Invalid input received: ${problems.join("; ")}`);
 }
 
+/** @throws Refusal 400 or 415 */
+function sentJson(req: Request): unknown {
+  const text = bodyText(req);
+  return text === null ? undefined : parseJson(text);
+}
+
 async function answer(context: Context, route: OpsRoute, req: Request): Promise<OpsAnswer> {
-  if (route[2] === "public") return route[3].handle(context);
+  if (route[2] === "public") {
+    const { body: schema, handle } = route[3];
+    return handle(context, { req, body: schema && parse(schema, sentJson(req)) });
+  }
   const [, , rule, action] = route;
-  const principal = await context.authenticate(req.get("x-auth-token"), String(req.id));
+  const token = tokenOf(req);
+  const principal = await context.authenticate(token, String(req.id));
   const retryAfter = await context.throttle(principal, req.method);
   if (retryAfter !== null) throw new Refusal(429, throttledText, { retryAfter });
   allow(principal, rule);
   refuseUnreadable(req);
   const asked = Object.fromEntries(new URL(req.url, "http://localhost").searchParams);
   const query = action.query && parse(action.query, asked);
-  const text = bodyText(req);
-  const sent = text === null ? undefined : parseJson(text);
+  const sent = sentJson(req);
   const body = action.body && parse(action.body, sent);
-  const call = { principal, params: req.params as Record<string, string>, query, body };
+  const call = { principal, params: req.params as Record<string, string>, query, body, token };
   return actAs(actorOf(principal), () => action.handle(context, call));
 }
 
 const handlerOf =
   (context: Context, route: OpsRoute): RequestHandler =>
   async (req, res) => {
-    const { status, body, contentType, contentSecurityPolicy, location } = await answer(context, route, req);
+    const { status, body, contentType, contentSecurityPolicy, location, cookie } = await answer(context, route, req);
     if (contentSecurityPolicy !== undefined) res.setHeader("content-security-policy", contentSecurityPolicy);
     if (location !== undefined) res.setHeader("location", location);
+    if (cookie !== undefined) res.setHeader("set-cookie", cookie);
     if (contentType === undefined) return endJson(res, status, body);
     res.setHeader("content-type", contentType);
     res.statusCode = status;
@@ -98,6 +122,8 @@ const answerErrors =
     if (res.headersSent) return next(error);
     const fault = faultOf(error);
     logFault(context, req, fault, error);
+    // Which form the console's page for signing in has.
+    if (fault.status === 401) res.setHeader("www-authenticate", `Token mode="${context.config.auth.mode}"`);
     endFault(res, fault);
   };
 

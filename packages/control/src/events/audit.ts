@@ -17,6 +17,7 @@ export const auditedResources = [
   "image_transfer",
   "machine_backup",
   "operation",
+  "session",
 ] as const;
 
 export interface AuditQuery {
@@ -51,11 +52,11 @@ export async function listAudit(database: Database, query: AuditQuery): Promise<
   });
 }
 
-/** Enters what a user has done that changes no status. */
+/** Enters what a user has done that changes no status; a session is that of a browser. */
 export async function noteAudit(
-  tx: Transaction,
+  tx: Transaction | Database,
   principal: Principal,
-  entry: { resource: "volume"; resourceId: string; projectId: string; to: string; reason: string | null },
+  entry: { resource: "volume" | "session"; resourceId: string; projectId: string; to: string; reason: string | null },
 ): Promise<void> {
   const { to: toStatus, ...rest } = entry;
   const { userId, projectId: userProjectId, requestId } = principal;

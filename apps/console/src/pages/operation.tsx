@@ -1,0 +1,92 @@
+import { useQuery } from "@tanstack/react-query";
+import { Link } from "@tanstack/react-router";
+import type { Operation } from "@tephra/wire";
+import { everyMs, route } from "../data/queries.ts";
+import { useId } from "../parts/address.ts";
+import { leftText, rateText, shown } from "../parts/format.ts";
+import { OperationMeter } from "../parts/operations-table.tsx";
+import { Facts, PageHead, Panel } from "../parts/panel.tsx";
+import { Loaded } from "../parts/states.tsx";
+import { Status } from "../parts/status.tsx";
+import { Bytes, CopyButton, Id } from "../parts/texts.tsx";
+import { Age, Moment } from "../parts/time.tsx";
+
+function Result({ result }: { result: NonNullable<Operation["result"]> }) {
+  return (
+    <Panel title="Result">
+      <pre className="json">{shown(JSON.stringify(result, null, 2)).replaceAll("\\u000a", "\n")}</pre>
+    </Panel>
+  );
+}
+
+function Body({ row }: { row: Operation }) {
+  return (
+    <>
+      {row.fail_reason && (
+        <div className="fault" role="note">
+          <strong>It has failed.</strong>
+          <p>{shown(row.fail_reason)}</p>
+        </div>
+      )}
+      <Panel title="Progress" facts={`${row.tasks_done} of ${row.tasks_total} tasks`}>
+        <div className="progress-line">
+          <OperationMeter row={row} />
+          <span>{rateText(row.rate_bytes_per_second)}</span>
+          <span>{leftText(row.seconds_left)}</span>
+        </div>
+        <Facts
+          of={[
+            ["Bytes done", <Bytes key="done" bytes={row.bytes_done} />],
+            ["of", <Bytes key="total" bytes={row.bytes_total} />],
+            ["Stored", <Bytes key="stored" bytes={row.bytes_stored} />],
+            ["Copied twice", <Bytes key="twice" bytes={row.bytes_copied_twice} />],
+            ["Attempts", row.attempts],
+          ]}
+        />
+      </Panel>
+      <Panel title="What and whose">
+        <Facts
+          of={[
+            [
+              "Volume",
+              row.volume_id && (
+                <Link key="volume" to="/volumes/$id" params={{ id: row.volume_id }}>
+                  <Id id={row.volume_id} />
+                </Link>
+              ),
+            ],
+            ["Backup", row.backup_id && <Id key="backup" id={row.backup_id} />],
+            ["Project", <Id key="project" id={row.project_id} />],
+            ["Begun", <Moment key="begun" at={row.created_at} />],
+            ["Last change", <Age key="changed" at={row.updated_at} />],
+          ]}
+        />
+      </Panel>
+      {row.result && <Result result={row.result} />}
+    </>
+  );
+}
+
+export function OperationPage() {
+  const id = useId();
+  const query = useQuery({
+    ...route("GET /ops/operations/:id", { params: { id } }),
+    refetchInterval: ({ state }) =>
+      ["queued", "running"].includes(state.data?.operation.state ?? "queued") ? everyMs.running : false,
+  });
+  const row = query.data?.operation;
+  return (
+    <>
+      <PageHead
+        title={row?.kind ?? "Operation"}
+        facts={
+          <>
+            {row && <Status state={row.state} />} <code>{shown(id)}</code>{" "}
+            <CopyButton text={id} label="Copy the id of the operation" />
+          </>
+        }
+      />
+      <Loaded query={query}>{({ operation }) => <Body row={operation} />}</Loaded>
+    </>
+  );
+}

@@ -1,0 +1,74 @@
+import { createRootRoute, createRoute, createRouter, Link, lazyRouteComponent, redirect } from "@tanstack/react-router";
+import { Frame } from "./frame/frame.tsx";
+
+const root = createRootRoute({
+  component: Frame,
+  notFoundComponent: () => (
+    <div className="empty">
+      <p>There is no such page.</p>
+      <Link to="/">To the first page</Link>
+    </div>
+  ),
+});
+
+/** What is in the query string: text each, since people edit addresses. */
+export type Search = Readonly<Record<string, string | undefined>>;
+
+/** A page's query string is its state: filters, cursors, tabs. */
+const asTexts = (search: Record<string, unknown>): Search =>
+  Object.fromEntries(
+    Object.entries(search).flatMap(([key, value]) => (value === undefined ? [] : [[key, String(value)]])),
+  );
+
+const page = <Path extends string>(
+  path: Path,
+  load: () => Promise<Record<string, React.ComponentType>>,
+  name: string,
+) =>
+  createRoute({
+    getParentRoute: () => root,
+    path,
+    validateSearch: asTexts,
+    component: lazyRouteComponent(load, name),
+  });
+
+const home = createRoute({
+  getParentRoute: () => root,
+  path: "/",
+  beforeLoad: () => {
+    throw redirect({ to: "/volumes", search: {} });
+  },
+});
+
+const tree = root.addChildren([
+  home,
+  page("/volumes", () => import("./pages/volumes.tsx"), "VolumesPage"),
+  page("/volumes/$id", () => import("./pages/volume.tsx"), "VolumePage"),
+  page("/operations", () => import("./pages/operations.tsx"), "OperationsPage"),
+  page("/operations/$id", () => import("./pages/operation.tsx"), "OperationPage"),
+  page("/policies", () => import("./pages/policies.tsx"), "PoliciesPage"),
+  page("/policies/$id", () => import("./pages/policy.tsx"), "PolicyPage"),
+  page("/audit", () => import("./pages/audit.tsx"), "AuditPage"),
+  page("/about", () => import("./pages/about.tsx"), "AboutPage"),
+]);
+
+/** Values of the query string are texts as they stand, not JSON. */
+const textsOf = (text: string): Record<string, string> => Object.fromEntries(new URLSearchParams(text));
+function textOf(search: Record<string, unknown>): string {
+  const pairs = Object.entries(search).filter(([, value]) => value !== undefined && value !== "");
+  return pairs.length === 0 ? "" : `?${new URLSearchParams(pairs.map(([key, value]) => [key, String(value)]))}`;
+}
+
+export const router = createRouter({
+  routeTree: tree,
+  basepath: "/console",
+  parseSearch: textsOf,
+  stringifySearch: textOf,
+  defaultPreload: "intent",
+});
+
+declare module "@tanstack/react-router" {
+  interface Register {
+    router: typeof router;
+  }
+}

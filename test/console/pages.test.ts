@@ -1,0 +1,152 @@
+import { randomBytes } from "node:crypto";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { AxeBuilder } from "@axe-core/playwright";
+import type { Page } from "playwright-core";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { expectNoSidewaysScroll, keepPicture, startBrowser, type TestBrowser } from "../kit/browser.ts";
+import { type Instance, startInstance } from "../kit/instance.ts";
+import { journeyOn, project } from "../kit/journey.ts";
+
+/** Names that an attacker would choose. */
+const hostile = [
+  '<img src="x" onerror="document.title=1">',
+  "\u202egpj.exe",
+  "w".repeat(255),
+  "</script><script>alert(1)</script>",
+];
+const MiB = 2 ** 20;
+
+const stack = new AsyncDisposableStack();
+let instance: Instance;
+let browser: TestBrowser;
+let pages: readonly (readonly [name: string, path: string, heading: string])[];
+
+/** Volumes, backups of them, a policy: a little of everything that the pages show. */
+async function fill(): Promise<void> {
+  const file = join(instance.dataDir, "image.raw");
+  writeFileSync(file, randomBytes(2 * MiB));
+  const journey = journeyOn(instance);
+  const disk = await journey.importVolume(file, "db-7");
+  for (const name of hostile) await journey.accepted("POST", `/v3/${project}/volumes`, { volume: { size: 1, name } });
+  const backup = await journey.backUp(disk, { name: "nightly" });
+  const fail = await journey.importVolume(file, "to fail");
+  await instance.sql("UPDATE backups SET fail_reason = $1 WHERE id = $2", [hostile[0], backup]);
+  const policy = { name: hostile[0], schedule: { cron: "0 2 * * *" }, retention: { keep_daily: 7, keep_weekly: 4 } };
+  const made = await instance.request("POST", "/ops/policies", { policy });
+  expect(made.status, made.text).toBe(201);
+  const policyId = made.body.policy.id as string;
+  const assigned = await instance.request("POST", `/ops/policies/${policyId}/assignments`, {
+    assignment: { volume_id: fail },
+  });
+  expect(assigned.status, assigned.text).toBe(201);
+  const operation = await journey.operation(`backup_id=${backup}`);
+  await instance.sql("UPDATE operations SET state = 'failed', fail_reason = $1 WHERE id = $2", [
+    hostile.join(" "),
+    operation.id,
+  ]);
+  pages = [
+    ["volumes", "/volumes", "Volumes"],
+    ["volume", `/volumes/${disk}`, "db-7"],
+    ["operations", "/operations", "Operations"],
+    ["operation", `/operations/${operation.id}`, "backup-create"],
+    ["policies", "/policies", "Policies"],
+    ["policy", `/policies/${policyId}`, hostile[0] ?? ""],
+    ["audit", "/audit", "Audit"],
+    ["about", "/about", "About"],
+  ];
+}
+
+beforeAll(async () => {
+  instance = stack.use(await startInstance({ config: { quotas: { volumes: -1, gigabytes: -1 } } }));
+  browser = stack.use(await startBrowser(instance.url));
+  await fill();
+});
+afterAll(() => stack.disposeAsync());
+
+async function show(page: Page, path: string, heading: string): Promise<void> {
+  await page.goto(`${instance.url}/console${path}`);
+  await page.getByRole("heading", { level: 1, name: heading, exact: true }).waitFor();
+  await page.locator("[aria-busy=true]").first().waitFor({ state: "detached" });
+}
+
+async function expectAccessible(page: Page, what: string): Promise<void> {
+  const { violations } = await new AxeBuilder({ page }).analyze();
+  const grave = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
+  expect(
+    grave.map(({ id, nodes }) => [id, nodes[0]?.html, nodes[0]?.failureSummary]),
+    what,
+  ).toEqual([]);
+}
+
+describe.each([
+  { scheme: "light", width: 1440 },
+  { scheme: "dark", width: 1440 },
+  { scheme: "light", width: 390 },
+  { scheme: "dark", width: 390 },
+] as const)("every page, $scheme, $width px wide", ({ scheme, width }) => {
+  it("is accessible, fits, runs no name as code, and breaks no policy", async () => {
+    const page = await browser.open({ colorScheme: scheme, viewport: { width, height: 900 } });
+    for (const [name, path, heading] of pages) {
+      await show(page, path, heading);
+      await keepPicture(page, `${name}-${scheme}-${width}`);
+      await expectNoSidewaysScroll(page, name);
+      // Wider, there is everything that there is on a phone.
+      if (width > 1_000) await expectAccessible(page, `${name}, ${scheme}`);
+      expect(await page.title(), name).toBe("Tephra");
+    }
+    expect(browser.complaints()).toEqual([]);
+  });
+});
+
+it("shows what would turn or hide text, spelled out", async () => {
+  const page = await browser.open();
+  await show(page, "/volumes", "Volumes");
+  await page.getByText("\\u202egpj.exe").waitFor();
+  await page.getByText('<img src="x" onerror="document.title=1">').first().waitFor();
+});
+
+it("can be used by keys alone", async () => {
+  const page = await browser.open();
+  await show(page, "/about", "About");
+  await page.keyboard.press("?");
+  const dialog = page.getByRole("dialog");
+  await dialog.waitFor();
+  await expectAccessible(page, "the keys");
+  await page.keyboard.press("Escape");
+  await dialog.waitFor({ state: "detached" });
+  await page.keyboard.press("g");
+  await page.keyboard.press("v");
+  await page.getByRole("heading", { level: 1, name: "Volumes" }).waitFor();
+  await page.getByRole("row", { name: /db-7/ }).focus();
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { level: 1, name: "db-7" }).waitFor();
+  await page.keyboard.press("/");
+  await page.keyboard.type(new URL(page.url()).pathname.split("/").at(-1) ?? "");
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { level: 1, name: "db-7" }).waitFor();
+  expect(browser.complaints()).toEqual([]);
+});
+
+it("backs a volume up and excludes it, asked for in words first", async () => {
+  const page = await browser.open();
+  const [, path] = pages.find(([name]) => name === "volume") ?? [];
+  await show(page, path ?? "", "db-7");
+  await page.getByRole("button", { name: "Back up now" }).click();
+  await page.getByText("A full backup was asked for.").waitFor();
+  await page.getByRole("table", { name: "Operations" }).getByText("backup-create").nth(1).waitFor();
+  await page.getByRole("button", { name: "Exclude…" }).click();
+  const dialog = page.getByRole("dialog");
+  await dialog.getByLabel("Reason").fill("scratch disk");
+  await expectAccessible(page, "the dialog");
+  await dialog.getByRole("button", { name: "Exclude" }).click();
+  await page.getByText("The volume is excluded.").waitFor();
+  await show(page, "/volumes?state=excluded", "Volumes");
+  await page.getByRole("row", { name: /db-7/ }).waitFor();
+  await page.getByRole("button", { name: "never" }).click();
+  await page.getByRole("row", { name: /to fail/ }).waitFor();
+  expect(new URL(page.url()).search).toBe("?state=never");
+  await page.goBack();
+  await page.getByRole("row", { name: /db-7/ }).waitFor();
+  expect(browser.complaints()).toEqual([]);
+});

@@ -12,6 +12,7 @@ import {
   openCertificates,
   openLog,
   startReconciler,
+  startTracing,
   tellStrayTimes,
 } from "@tephra/control/process";
 import { buildApp } from "./app.ts";
@@ -77,6 +78,7 @@ const config = configOrExit();
 const log = openLog(config, "api");
 logCrash(log);
 logVitals(log, config.vitals_ms);
+const tracing = await startTracing(config, "api");
 const certificates = config.tls.port === null ? null : await certificatesOrExit(config, log);
 const context = openContext(config, log, certificates);
 const app = buildApp(context);
@@ -118,7 +120,7 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
   await Promise.all([...closed, reconciler.stop(), election.stop()]);
   clearTimeout(timer);
   clearInterval(sweep);
-  await Promise.all([context.database.$disconnect(), context.health.$disconnect()]);
+  await Promise.all([context.database.$disconnect(), context.health.$disconnect(), tracing?.stop()]);
   process.exit(0);
 }
 

@@ -1,5 +1,5 @@
 import { ConfigError, IdTakenError, InvalidError, NotFoundError, QuotaExceededError } from "@tephra/control";
-import { actAs, atPoint } from "@tephra/control/process";
+import { actAs, atPoint, traced } from "@tephra/control/process";
 import {
   type ClaimedTask,
   ClaimLostError,
@@ -173,7 +173,12 @@ export async function runTask(taskId: string, context: WorkerContext, leases: Le
   const task = await claimTask(database, { taskId, workerId, leaseMs: config.worker.lease_ms });
   if (!task) return false;
   const actor = { worker: workerId, user: task.userId, request: task.requestId, operation: task.operationId };
-  await actAs({ kind: "worker", ...actor }, () => doTask(task, askedAt, context, leases));
+  const span = {
+    name: `task ${task.kind}`,
+    parent: task.traceParent,
+    attributes: { "tephra.task_id": task.id, "tephra.operation_id": task.operationId, "tephra.claim": task.claim },
+  };
+  await actAs({ kind: "worker", ...actor }, () => traced(span, () => doTask(task, askedAt, context, leases)));
   return true;
 }
 

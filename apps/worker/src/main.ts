@@ -11,6 +11,7 @@ import {
   openDatabase,
   openLog,
   startReconciler,
+  startTracing,
   tellTrouble,
 } from "@tephra/control/process";
 import {
@@ -68,6 +69,8 @@ async function main(): Promise<void> {
   const log = openLog(config, "worker");
   logCrash(log);
   logVitals(log, config.vitals_ms);
+  const tracing = await startTracing(config, "worker");
+  const telemetry = tracing === null ? null : new (await import("bullmq-otel")).BullMQOtel({ tracerName: "tephra" });
   const workerId = `${config.hostName}:${process.pid}:${randomUUID()}`;
   const { slots, threads, memory_bytes: memoryBytes, lease_ms: leaseMs, heartbeat_ms: heartbeatMs } = config.worker;
   const onTrouble = tellTrouble(log);
@@ -126,7 +129,7 @@ async function main(): Promise<void> {
     else await leaveTask(taskId);
   };
   const probeName = `tephra-probe-${randomUUID()}`;
-  const queues = openJobQueues({ url: config.redis_url, probeName, slots, log, run });
+  const queues = openJobQueues({ url: config.redis_url, probeName, slots, log, run, telemetry });
   let served: string | null = null;
   let redisRefusal: string | null = null;
   /** Tasks taken without a job that are not claimed yet, or are running. */
@@ -253,6 +256,7 @@ async function main(): Promise<void> {
       beats.$disconnect(),
       choosing.$disconnect(),
     ]);
+    await tracing?.stop();
     log.info({ event: "worker.stopped" }, "worker stopped");
     leave(0);
   };

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "@tephra/control";
 import { redisConnection, redisOptions } from "@tephra/control/process";
 import type { Dispatched, Enqueue } from "@tephra/control/work";
-import { Queue, Worker } from "bullmq";
+import { Queue, type Telemetry, Worker } from "bullmq";
 import { Redis } from "ioredis";
 import { openQueueProbe, wordsOf } from "./queue-probe.ts";
 
@@ -19,6 +19,9 @@ const keepFailed = { age: 7 * 86_400, count: 5000 };
 
 /** How long a start waits for Redis before going on without it. */
 const connectMs = 1000;
+
+/** As bullmq-otel reads it. */
+const traceMetadata = (traceparent: string): string => JSON.stringify({ traceparent });
 
 export interface JobQueues {
   enqueue: Enqueue;
@@ -44,9 +47,12 @@ export function openJobQueues(options: {
   slots: number;
   log: Logger;
   run: (taskId: string) => Promise<void>;
+  /** Null: nothing is traced. */
+  telemetry: Telemetry | null;
 }): JobQueues {
   const { log } = options;
   let { slots } = options;
+  const telemetry = options.telemetry === null ? {} : { telemetry: options.telemetry };
   const address = redisConnection(options.url);
   const producer = new Redis({
     ...redisOptions,
@@ -78,6 +84,7 @@ export function openJobQueues(options: {
     if (known) return known;
     const queue = new Queue<TaskJob>(name, {
       connection: producer,
+      ...telemetry,
       skipVersionCheck: true,
       skipWaitingForReady: true,
       streams: { events: { maxLen: 2000 } },
@@ -91,7 +98,10 @@ export function openJobQueues(options: {
   return {
     async enqueue(name: string, jobs: readonly Dispatched[]) {
       await queueNamed(name).addBulk(
-        jobs.map((j) => ({ name: jobName, data: { taskId: j.taskId }, opts: { jobId: j.jobId } })),
+        jobs.map(({ taskId, jobId, traceParent }) => {
+          const traced = traceParent === null ? {} : { telemetry: { metadata: traceMetadata(traceParent) } };
+          return { name: jobName, data: { taskId }, opts: { jobId, ...traced } };
+        }),
       );
     },
     async serve(name) {
@@ -104,6 +114,7 @@ export function openJobQueues(options: {
       // Three named parameters: BullMQ passes its signal only to a processor that declares it. Ours come from the lease.
       worker = new Worker<TaskJob>(name, async (job, _token, _signal) => options.run(job.data.taskId), {
         connection: consumer,
+        ...telemetry,
         concurrency: slots,
         lockDuration: 30_000,
         stalledInterval: 5_000,

@@ -13,6 +13,7 @@ import { MachineBackups } from "./machine-backup-config.ts";
 import { ovirtFields } from "./ovirt-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
 import { Tls } from "./tls-config.ts";
+import { Tracing } from "./tracing-config.ts";
 import { placeName as name, provisions, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
 
 const MiB = 1024 * 1024;
@@ -387,6 +388,8 @@ export const ConfigFile = z
       .prefault({}),
     /** Interval at which each process logs its memory, descriptors and event-loop delay. */
     vitals_ms: z.int().min(1_000).default(60_000),
+    /** Null: nothing is traced. */
+    tracing: Tracing.nullable().default(null),
     log_level: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("info"),
   })
   .superRefine((config, context) => {

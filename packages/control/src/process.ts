@@ -25,6 +25,7 @@ export { redisConnection, redisOptions } from "./redis-options.ts";
 export { repairQuotas } from "./rows/quota-repair.ts";
 export { atPoint } from "./telemetry/points.ts";
 export { logCrash, logVitals, openLog, openMetrics, type Vitals } from "./telemetry/telemetry.ts";
+export { currentTrace, startTracing, traced } from "./telemetry/tracing.ts";
 export { type Certificates, openCertificates } from "./tls/certificates.ts";
 export { endBluntly } from "./upkeep/healing.ts";
 export { beginTerm, reconcile, startReconciler } from "./upkeep/reconciler.ts";

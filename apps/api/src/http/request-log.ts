@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import type { ServerResponse } from "node:http";
+import { currentTrace } from "@tephra/control/process";
 import type { Request, RequestHandler } from "express";
 import { pinoHttp } from "pino-http";
 import type { Context } from "../context.ts";
@@ -9,7 +10,7 @@ import { type Fault, identityFault, outageFault } from "./fault.ts";
 const quiet = new Set(["/healthz", "/readyz", "/metrics", "/healthcheck"]);
 
 /**
- * Gives every request an id (`req.id`, header `x-openstack-request-id`) and a log line at its end, and counts the response. Headers are
+ * Gives every request an id (`req.id`, header `x-openstack-request-id`; where it is traced, `traceresponse`) and a log line at its end, and counts the response. Headers are
  * never logged, so tokens are not either.
  */
 export function logRequests({ log, metrics }: Pick<Context, "log" | "metrics">): RequestHandler {
@@ -32,6 +33,8 @@ export function logRequests({ log, metrics }: Pick<Context, "log" | "metrics">):
   return (req, res, next) => {
     logger(req, res);
     res.setHeader("x-openstack-request-id", String(req.id));
+    const trace = currentTrace();
+    if (trace !== null) res.setHeader("traceresponse", trace);
     res.once("finish", () => metrics.countRequest(res.statusCode));
     next();
   };

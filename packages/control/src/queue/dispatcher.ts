@@ -12,6 +12,8 @@ export interface Dispatched {
   taskId: string;
   /** `t-<task>-<dispatch>`: BullMQ silently ignores an id that it still remembers, so each dispatch has its own. */
   jobId: string;
+  /** The span that added the task; null: none. */
+  traceParent: string | null;
 }
 
 /** A task that was chosen for dispatch. */
@@ -156,11 +158,11 @@ async function chooseIn(
       SELECT t.id FROM tasks t JOIN chosen USING (id) WHERE t.state = 'ready' FOR UPDATE OF t SKIP LOCKED
     ), taken AS (
       UPDATE tasks t SET state = 'dispatched', dispatch = t.dispatch + 1, dispatched_at = now(), queue = ${queue.queue}
-      FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.kind, t.dispatch, t.claim
+      FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.kind, t.dispatch, t.claim, t.trace_parent
     )
     SELECT room.jobs AS room, taken.* FROM room LEFT JOIN taken ON true`;
-  const tasks = rows.flatMap(({ id, kind, dispatch, claim }) =>
-    id === null ? [] : [{ taskId: id, kind, jobId: `t-${id}-${dispatch}`, undelivered: dispatch - claim }],
+  const tasks = rows.flatMap(({ id, kind, dispatch, claim, trace_parent: traceParent }) =>
+    id === null ? [] : [{ taskId: id, kind, jobId: `t-${id}-${dispatch}`, undelivered: dispatch - claim, traceParent }],
   );
   return { tasks, isFull: tasks.length >= (rows[0]?.room ?? 0) };
 }
@@ -172,6 +174,7 @@ interface ChosenRow {
   kind: TaskKind;
   dispatch: number;
   claim: number;
+  trace_parent: string | null;
 }
 
 export interface Dispatcher {

@@ -6,6 +6,7 @@ import { lockRow } from "../db/lock-row.ts";
 import { ClaimLostError, NotFoundError, OperationEndedError } from "../errors.ts";
 import { type Operation, Prisma } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
+import { currentTrace } from "../telemetry/tracing.ts";
 import { holdTidy } from "./blocked.ts";
 import { documents, readForEnding } from "./documents.ts";
 import {
@@ -92,9 +93,9 @@ export function operationEntry(
       WHERE ${where}
       RETURNING id, project_id, created_at
     ), entered AS (
-      INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs)
+      INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs, trace_parent)
       SELECT ${randomUUID()}::uuid, b.id, ${task?.kind ?? ""}, 0, ${task ? taskRanks[task.kind] : 0}::int, b.project_id, b.created_at,
-        ${[...(task?.needs ?? [])]}::text[] FROM begun b WHERE ${task !== null}
+        ${[...(task?.needs ?? [])]}::text[], ${currentTrace()} FROM begun b WHERE ${task !== null}
     )`;
 }
 

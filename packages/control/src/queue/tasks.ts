@@ -6,6 +6,7 @@ import { isUuid } from "../db/listing.ts";
 import { isEndedOperation } from "../db/live.ts";
 import { ClaimLostError } from "../errors.ts";
 import { Prisma } from "../generated/client.ts";
+import { currentTrace } from "../telemetry/tracing.ts";
 import { isNewer } from "./document-version.ts";
 import { backupBinary } from "./services.ts";
 
@@ -89,6 +90,8 @@ export interface ClaimedTask {
   requestId: string;
   /** The user who requested the operation. */
   userId: string;
+  /** The span that added it; null: none. */
+  traceParent: string | null;
   /** As of the claim. `plan` is set once and never changes afterwards, except for what a phase adds. */
   operation: TaskOperation;
 }
@@ -138,9 +141,9 @@ export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: rea
     input: t.input ?? {},
   }));
   await tx.$executeRaw`
-    INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs, range_offset, range_length, input)
+    INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs, range_offset, range_length, input, trace_parent)
     SELECT r.id, ${operation.id}::uuid, r.kind, r.ordinal, r.rank, ${operation.projectId}, ${operation.createdAt},
-           ARRAY(SELECT jsonb_array_elements_text(r.needs)), r.range_offset, r.range_length, r.input
+           ARRAY(SELECT jsonb_array_elements_text(r.needs)), r.range_offset, r.range_length, r.input, ${currentTrace()}
     FROM jsonb_to_recordset(${JSON.stringify(rows)}::jsonb)
       AS r(id uuid, kind text, ordinal int, rank int, needs jsonb, range_offset bigint, range_length bigint, input jsonb)
     ON CONFLICT (operation_id, kind, ordinal) DO UPDATE SET state = 'ready', run_after = now() WHERE tasks.state = 'blocked'`;
@@ -161,6 +164,7 @@ interface ClaimRow {
   range_offset: bigint;
   range_length: bigint;
   input: Json;
+  trace_parent: string | null;
   request_id: string;
   user_id: string;
   project_id: string;
@@ -202,7 +206,7 @@ export async function claimTask(
       WHERE id = (SELECT operation_id FROM claimed) AND state = 'queued'
         AND set_config('tephra.actor', ${JSON.stringify(actor)}, true) <> ''
     )
-    SELECT c.id, c.operation_id, c.kind, c.ordinal, c.claim, c.attempts, c.range_offset, c.range_length, c.input,
+    SELECT c.id, c.operation_id, c.kind, c.ordinal, c.claim, c.attempts, c.range_offset, c.range_length, c.input, c.trace_parent,
            o.request_id, o.user_id, o.project_id, o.created_at, o.kind AS operation_kind, o.input AS operation_input, o.plan,
            o.backup_id, o.volume_id, o.snapshot_id, o.group_id, o.group_snapshot_id, o.parent_id
     FROM claimed c JOIN operations o ON o.id = c.operation_id`;
@@ -217,6 +221,7 @@ export async function claimTask(
     attempts: row.attempts,
     range: { offset: Number(row.range_offset), length: Number(row.range_length) },
     input: row.input,
+    traceParent: row.trace_parent,
     requestId: row.request_id,
     userId: row.user_id,
     operation: {

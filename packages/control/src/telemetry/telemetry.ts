@@ -6,6 +6,7 @@ import type { Config } from "../config.ts";
 import type { Database } from "../db/database.ts";
 import { isLiveWorker } from "../db/live.ts";
 import { type ByteCounter, type CounterName, readCounters } from "./counters.ts";
+import { traceFields } from "./tracing.ts";
 
 export type { Logger };
 
@@ -14,7 +15,7 @@ export type { Logger };
  * only what `describeError` returns is logged.
  */
 export function openLog(
-  config: Pick<Config, "log_level" | "hostName">,
+  config: Pick<Config, "log_level" | "hostName"> & Partial<Pick<Config, "tracing">>,
   program: string,
   destination: DestinationStream = pino.destination(),
 ): Logger {
@@ -26,6 +27,7 @@ export function openLog(
       censor: "***",
     },
     serializers: { err: describeError },
+    ...(config.tracing ? { mixin: traceFields } : {}),
   };
   return pino(options, destination);
 }

@@ -13,19 +13,38 @@ const say = (line: string): void => void process.stdout.write(`${line}\n`);
 /** A break may make a loop endless: that is no red test. */
 const suiteMaxMs = 240_000;
 
-/** Runs a tool on the project's Node in `folder`; its status and what it printed. */
-function run(folder: string, command: readonly string[]): Promise<{ code: number | null; output: string }> {
+interface Ended {
+  /** Null: it ran out of time. */
+  code: number | null;
+  output: string;
+}
+
+/**
+ * Runs a tool on the project's Node in `folder`. Out of time, it is killed with all that it started: a test that never ends runs in a process
+ * of its own, which would keep the output open.
+ */
+function run(folder: string, command: readonly string[]): Promise<Ended> {
   return new Promise((done) => {
     const env = { ...process.env, NO_COLOR: "1", TEPHRA_TEST_LONG: "1" };
-    const limits = { timeout: suiteMaxMs, killSignal: "SIGKILL" } as const;
-    const child = spawn(projectNode(), command, { cwd: folder, env, stdio: ["ignore", "pipe", "pipe"], ...limits });
+    const child = spawn(projectNode(), command, {
+      cwd: folder,
+      env,
+      stdio: ["ignore", "pipe", "pipe"],
+      detached: true,
+    });
+    const timer = setTimeout(() => {
+      if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL");
+    }, suiteMaxMs);
     let output = "";
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding("utf8").on("data", (text: string) => {
         output = (output + text).slice(-200_000);
       });
     }
-    child.on("close", (code) => done({ code, output }));
+    child.on("close", (code) => {
+      clearTimeout(timer);
+      done({ code, output });
+    });
   });
 }
 
@@ -49,7 +68,7 @@ async function copyProject(): Promise<string> {
   return folder;
 }
 
-type Verdict = "killed" | "SURVIVED" | "DOES NOT APPLY" | "DOES NOT COMPILE";
+type Verdict = "killed" | "SURVIVED" | "NEVER ENDED" | "DOES NOT APPLY" | "DOES NOT COMPILE";
 
 async function tryOne(folder: string, { file, from, to, suite, test }: Mutation): Promise<Verdict> {
   const path = join(folder, file);
@@ -66,6 +85,7 @@ async function tryOne(folder: string, { file, from, to, suite, test }: Mutation)
     const named = test === "" ? [] : ["-t", test];
     const vitest = join(folder, "node_modules/vitest/vitest.mjs");
     const { code, output } = await run(folder, [vitest, "run", suite, "--bail", "1", ...named]);
+    if (code === null) return "NEVER ENDED";
     // The test itself must be red: a suite that does not start says nothing.
     const isRed = output
       .split("\n")

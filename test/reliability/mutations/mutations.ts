@@ -708,10 +708,10 @@ export const mutations: readonly Mutation[] = [
     test: "a scratch folder that fills up",
   },
   {
-    name: "a part of a backup is read from the region before it",
+    name: "a part of a backup is read from the objects of the region before it",
     file: `${engine}/restore/backup-source.ts`,
-    from: "const offset = this.#index.starts[number] ?? 0;",
-    to: "const offset = this.#index.starts[Math.max(0, number - 1)] ?? 0;",
+    from: "await lines.read(bytes, places[number] ?? 0);",
+    to: "await lines.read(bytes, places[Math.max(0, number - 1)] ?? 0);",
     suite: "test/format/backup-source.test.ts",
     test: "any part of any backup of a chain can be read",
   },

@@ -531,7 +531,8 @@ export class S3Store implements ObjectStore {
   #translate(verb: string, cause: unknown, missing: ObjectKey | undefined): Error {
     if (cause instanceof EngineError) return cause;
     const answered = cause instanceof S3ServiceException ? cause : null;
-    const status = (cause as { $metadata?: { httpStatusCode?: number } }).$metadata?.httpStatusCode;
+    const { $metadata: answer } = cause as { $metadata?: { httpStatusCode?: number; clockSkewCorrected?: boolean } };
+    const status = answer?.httpStatusCode;
     const { name, message } = cause as Error;
     // A response that is not S3's (a proxy's, say) has a status but no error name.
     const reason = answered === null ? message : `${name}${message && message !== name ? ` (${message})` : ""}`;
@@ -540,6 +541,11 @@ export class S3Store implements ObjectStore {
       return new RepositoryDeniedError(`The repository ${this.label} has no credentials, ${where}: ${message}`, {
         cause,
       });
+    }
+    // The client has set its clock by this answer, or by another one meanwhile: the next request is signed with the store's time.
+    if (status === 403 && (answer?.clockSkewCorrected === true || name === "RequestTimeTooSkewed")) {
+      const what = `The clock of the repository ${this.label} differs from this machine's; it cannot ${verb}: ${status}.`;
+      return new RepositoryUnavailableError(what, { cause, retryable: true });
     }
     const retryAfter = answered?.$response?.headers["retry-after"];
     return httpError({ label: this.label, verb, status, reason: reason.slice(0, 300), retryAfter, cause, missing });

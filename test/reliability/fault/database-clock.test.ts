@@ -6,7 +6,7 @@ import { withClient } from "../../../scripts/postgres.ts";
 import { migrate } from "../../../scripts/services.ts";
 import { startInstance } from "../../kit/instance.ts";
 import { journeyOn, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
-import { startSteppedPostgres } from "./stepped-clock.ts";
+import { startSteppedPostgres } from "../../kit/stepped-clock.ts";
 
 const MiB = 1024 * 1024;
 const hour = 3_600;

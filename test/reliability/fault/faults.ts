@@ -7,10 +7,10 @@ import type { Program } from "../../../scripts/spawn-program.ts";
 import { crashAt } from "../../kit/crash-at.ts";
 import type { House } from "../../kit/house.ts";
 import { stallingCalls } from "../../kit/stalling-calls.ts";
+import type { SteppedClock } from "../../kit/stepped-clock.ts";
 import type { TcpProxy, Trouble } from "../../kit/tcp-proxy.ts";
 import type { Random } from "../fuzz/random.ts";
 import { graceMs, pause, rowsOf } from "./model.ts";
-import type { SteppedClock } from "./stepped-clock.ts";
 
 /** Kinds of tasks that write nothing, or ask for nothing as they do: there is no moment before a write. */
 const quietKinds: readonly string[] = ["conclude-verify", "import-backup", "rescan-repository", "provision-volume"];

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { poll } from "../../../scripts/poll.ts";
 import type { Program } from "../../../scripts/spawn-program.ts";
 import { type House, openHouse, project } from "../../kit/house.ts";
+import { makeSteppedClock, type SteppedClock } from "../../kit/stepped-clock.ts";
 import { startTcpProxy, type TcpProxy } from "../../kit/tcp-proxy.ts";
 import { Random } from "../fuzz/random.ts";
 import { type Findings, findCorrupt, findLost, findOrphans, findStuck, noFindings } from "./checker.ts";
@@ -21,7 +22,6 @@ import {
   statusOf,
   writeImage,
 } from "./model.ts";
-import { makeSteppedClock, type SteppedClock } from "./stepped-clock.ts";
 import { openStore, type Store, type StoreKind } from "./store.ts";
 
 /** Short leases, so that a takeover is a matter of seconds; small ranges and objects, so that a death falls between them. */

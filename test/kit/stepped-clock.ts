@@ -1,7 +1,7 @@
 import { mkdirSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { unpackFaketime } from "../../../scripts/faketime-package.ts";
-import { type Server, startPostgres } from "../../../scripts/postgres.ts";
+import { unpackFaketime } from "../../scripts/faketime-package.ts";
+import { type Server, startPostgres } from "../../scripts/postgres.ts";
 
 /** A clock that can be set while the programs that see it run. How long things take they measure as ever. */
 export interface SteppedClock {
@@ -25,15 +25,14 @@ export async function makeSteppedClock(dir: string): Promise<SteppedClock> {
   return { env: { ...preloaded, FAKETIME_TIMESTAMP_FILE: file, FAKETIME_NO_CACHE: "1" }, set };
 }
 
-interface SteppedPostgres extends AsyncDisposable {
+interface SteppedPostgres extends SteppedClock, AsyncDisposable {
   server: Server;
-  set: SteppedClock["set"];
 }
 
-/** A PostgreSQL of its own, in a folder of its own, with such a clock. */
+/** A PostgreSQL of its own, in a folder of its own, with such a clock; `env` is for others that see the same. */
 export async function startSteppedPostgres(dir: string): Promise<SteppedPostgres> {
   mkdirSync(dir, { recursive: true });
   const { env, set } = await makeSteppedClock(dir);
   const server = await startPostgres({ dataDir: join(dir, "postgres"), log: join(dir, "postgres.log"), env });
-  return { server, set, [Symbol.asyncDispose]: () => server.stop() };
+  return { server, env, set, [Symbol.asyncDispose]: () => server.stop() };
 }

@@ -12,6 +12,7 @@ const controlRooms = [
   ["groups"],
   ["machines"],
   ["policies"],
+  ["overview"],
   ["upkeep", "admin"],
 ];
 const dialects = "^apps/api/src/(cinder|instance-groups|ovirt|ops)/";

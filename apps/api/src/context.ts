@@ -1,8 +1,9 @@
-import { type Config, countProtection, type Database, type Logger } from "@tephra/control";
+import { type Config, countAlerts, countProtection, type Database, type Logger } from "@tephra/control";
 import { type Certificates, type OnTrouble, openDatabase, openMetrics, tellTrouble } from "@tephra/control/process";
 import { type Authenticate, authenticator } from "./http/auth.ts";
 import { openSessions, type Sessions } from "./http/sessions.ts";
 import { openThrottle, type Throttle } from "./http/throttle.ts";
+import { type Overviews, openOverviews } from "./ops/overviews.ts";
 
 /** Everything that a route needs, built once by `main.ts`. Routes keep no state of their own. */
 export interface Context {
@@ -14,6 +15,7 @@ export interface Context {
   readonly tellProblems: OnTrouble;
   readonly log: Logger;
   readonly metrics: ReturnType<typeof openMetrics>;
+  readonly overviews: Overviews;
   readonly authenticate: Authenticate;
   readonly sessions: Sessions;
   readonly throttle: Throttle;
@@ -46,7 +48,13 @@ export function openContext(config: Config, log: Logger, certificates: Certifica
     health,
     tellProblems,
     log,
-    metrics: openMetrics(database, config, () => countProtection(database, config)),
+    metrics: openMetrics(
+      database,
+      config,
+      () => countProtection(database, config),
+      (volumes) => countAlerts({ database, config, volumes }),
+    ),
+    overviews: openOverviews(database, config),
     authenticate,
     sessions: openSessions(config.auth, authenticate),
     throttle,

@@ -17,6 +17,7 @@ import { addGlobalOptions } from "./tephra/session.ts";
 import { addSnapshotCommands } from "./tephra/snapshots.ts";
 import { addStatusCommands } from "./tephra/status.ts";
 import { addVolumeCommands } from "./tephra/volumes.ts";
+import { addWorkerCommands } from "./tephra/workers.ts";
 
 /** Exit statuses of the process. */
 const exitStatus = { failed: 1, usage: 2 } as const;
@@ -62,6 +63,7 @@ function buildProgram(): Command {
   addNotificationCommands(program);
   addLimitCommands(program);
   addStatusCommands(program);
+  addWorkerCommands(program);
   addAuditCommand(program);
   addDoctorCommand(program);
   addPasswordCommand(program);

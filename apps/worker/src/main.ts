@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { createRequire } from "node:module";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Config, ConfigError } from "@tephra/control";
 import {
@@ -35,6 +36,8 @@ import { startNotifier } from "./notifier.ts";
 import { openJobQueues } from "./queue.ts";
 import { openSites } from "./sites.ts";
 import { openUnclaimed } from "./unclaimed.ts";
+
+const { version } = createRequire(import.meta.url)("../package.json") as { version: string };
 
 /** Grace period for a drained task to notice; then the process exits anyway, and its leases expire. */
 const abortGraceMs = 3_000;
@@ -195,6 +198,8 @@ async function main(): Promise<void> {
       reaches,
       unreachable,
       freeBytes,
+      version,
+      rssBytes: process.memoryUsage.rss(),
     });
     const published = await publishing;
     publishedAt = performance.now();

@@ -173,6 +173,10 @@ export {
   restoreMachineSnapshot,
   takeMachineSnapshot,
 } from "./machines/snapshots.ts";
+export { type Alert, countAlerts } from "./overview/alerts.ts";
+export { type Overview, readOverview } from "./overview/overview.ts";
+export { getRepository, listRepositories, type PassRow, type RepositoryFacts } from "./overview/repositories.ts";
+export { type KnownWorker, listWorkers } from "./overview/workers.ts";
 export { isOwnPlace } from "./own-places.ts";
 export {
   type AppliedPolicy,

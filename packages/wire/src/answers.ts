@@ -7,6 +7,7 @@ import { GroupSnapshot, Instance } from "./instances.ts";
 import { BandwidthLimit } from "./limits.ts";
 import { Notification } from "./notifications.ts";
 import { AcceptedOperation, Operation } from "./operations.ts";
+import { Overview, WorkerCard } from "./overview.ts";
 import {
   Policy,
   PolicyAssignment,
@@ -17,6 +18,7 @@ import {
   RetentionPreview,
   VolumePolicy,
 } from "./policies.ts";
+import { Repository, RepositoryDetails } from "./repositories.ts";
 import { Session } from "./sessions.ts";
 import { ProtectedVolume, protectionState, VolumeDetails, VolumeProtection } from "./volumes.ts";
 
@@ -36,6 +38,10 @@ export const answers = {
   "GET /ops/session": { 200: z.object({ session: Session }) },
   "POST /ops/session": { 204: null },
   "DELETE /ops/session": { 204: null },
+  "GET /ops/overview": { 200: z.object({ overview: Overview }) },
+  "GET /ops/workers": { 200: z.object({ workers: z.array(WorkerCard) }) },
+  "GET /ops/repositories": { 200: z.object({ repositories: z.array(Repository) }) },
+  "GET /ops/repositories/:name": { 200: z.object({ repository: RepositoryDetails }) },
   "GET /ops/operations": { 200: z.object({ operations: z.array(Operation) }) },
   "GET /ops/operations/:id": { 200: z.object({ operation: Operation }) },
   "GET /ops/notifications": { 200: z.object({ notifications: z.array(Notification) }) },

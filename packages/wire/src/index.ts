@@ -7,6 +7,7 @@ export type { GroupSnapshot, Instance } from "./instances.ts";
 export { type BandwidthLimit, weekDays } from "./limits.ts";
 export type { Notification } from "./notifications.ts";
 export type { Operation, OperationResult } from "./operations.ts";
+export type { Alert, Overview, WorkerCard } from "./overview.ts";
 export type {
   Policy,
   PolicyAssignment,
@@ -17,6 +18,7 @@ export type {
   RetentionPreview,
   VolumePolicy,
 } from "./policies.ts";
+export type { Proof, Repository, RepositoryDetails, RepositorySummary } from "./repositories.ts";
 export { type BodyOf, requests } from "./requests.ts";
 export type { Session, SignIn } from "./sessions.ts";
 export type { ProtectedVolume, VolumeDetails, VolumeProtection } from "./volumes.ts";

@@ -23,6 +23,11 @@ it("answers our own routes, and takes paths beneath the configured folders only"
   });
   await golden.ask("nobody signs in where nobody has to", "POST", "/ops/session", { body: { token: "nonsense" } });
   await golden.ask("who is not signed in signs out", "DELETE", "/ops/session");
+  await golden.ask("overview", "GET", "/ops/overview");
+  await golden.ask("workers", "GET", "/ops/workers");
+  await golden.ask("repositories", "GET", "/ops/repositories");
+  await golden.ask("repository", "GET", "/ops/repositories/main");
+  await golden.ask("unknown repository", "GET", "/ops/repositories/nowhere");
   const before = await fingerprint(instance);
   const wrong: Record<string, unknown> = {
     "outside every folder": { path: "/etc/passwd" },

@@ -5,7 +5,7 @@ import { defineOps } from "./serve.ts";
 const isoOrNull = (time: Date | null): string | null => time?.toISOString() ?? null;
 
 /** Sizes are in bytes. */
-function view(row: OperationProgress): Operation {
+export function viewOperation(row: OperationProgress): Operation {
   return {
     id: row.id,
     kind: row.kind,
@@ -41,13 +41,13 @@ export const operations = {
         ...(query.group_id !== undefined && { groupId: query.group_id }),
         ...(query.state !== undefined && { state: query.state }),
       });
-      return { status: 200, body: { operations: rows.map(view) } satisfies AnswerOf<"GET /ops/operations"> };
+      return { status: 200, body: { operations: rows.map(viewOperation) } satisfies AnswerOf<"GET /ops/operations"> };
     },
   }),
 
   show: defineOps({
     handle: async ({ database }, { principal, params }) => {
-      const operation = view(await getOperation(database, principal, params["id"] ?? ""));
+      const operation = viewOperation(await getOperation(database, principal, params["id"] ?? ""));
       return { status: 200, body: { operation } satisfies AnswerOf<"GET /ops/operations/:id"> };
     },
   }),

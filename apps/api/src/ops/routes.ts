@@ -9,11 +9,13 @@ import { limits } from "./limits.ts";
 import { notifications } from "./notifications.ts";
 import type { Tables } from "./openapi.ts";
 import { operations } from "./operations.ts";
+import { overview } from "./overview.ts";
 import { policies } from "./policies.ts";
 import { repositories } from "./repositories.ts";
 import type { OpsRoute } from "./serve.ts";
 import { session } from "./session.ts";
 import { opsVolumes } from "./volumes.ts";
+import { workers } from "./workers.ts";
 
 /** Our own routes: health, metrics, API documentation, operations, users' own files. The others are for the API documentation. */
 export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[] {
@@ -30,6 +32,10 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["GET", "/ops/session", "ops:session", session.show],
     ["POST", "/ops/session", "public", session.signIn],
     ["DELETE", "/ops/session", "public", session.signOut],
+    ["GET", "/ops/overview", "ops:overview", overview.show],
+    ["GET", "/ops/workers", "ops:workers", workers.list],
+    ["GET", "/ops/repositories", "ops:repository", repositories.list],
+    ["GET", "/ops/repositories/:name", "ops:repository", repositories.show],
     ["GET", "/ops/operations", "ops:operations", operations.list],
     ["GET", "/ops/operations/:id", "ops:operations", operations.show],
     ["GET", "/ops/notifications", "ops:notifications", notifications.list],

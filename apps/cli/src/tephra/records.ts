@@ -3,7 +3,7 @@ import { text } from "node:stream/consumers";
 import type { AnswerOf, BodyOf } from "@tephra/wire";
 import type { Command } from "commander";
 import { resolveId } from "./names.ts";
-import { renderFields } from "./output.ts";
+import { formatBytes, renderFields, renderTable } from "./output.ts";
 import { addWaitOptions, openSession } from "./session.ts";
 
 /** The record with which one service imports another's backup. */
@@ -30,6 +30,10 @@ export function addRecordCommands(program: Command): void {
     .argument("<record>", "a file as `export` writes it, or - for standard input")
     .action(importRecord);
   const repository = program.command("repository").description("Repositories, where backups are stored.");
+  repository
+    .command("list")
+    .description("What is stored in each, and which workers reach it (admins only).")
+    .action(listRepositories);
   addWaitOptions(repository.command("reap"))
     .description("Remove what is no longer needed: objects of deleted backups, and leftovers of failed operations.")
     .argument("<repository>", "its configured name")
@@ -40,6 +44,23 @@ export function addRecordCommands(program: Command): void {
     .argument("<repository>", "its configured name")
     .option("--to-project <id>", "The project that owns all of them (default: the project recorded in each).")
     .action(rescan);
+}
+
+async function listRepositories(_options: object, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  const { repositories } = await client.get<AnswerOf<"GET /ops/repositories">>("/ops/repositories");
+  const rows = repositories.map((repository) => [
+    repository.name,
+    repository.driver,
+    repository.state,
+    repository.reached_by.length,
+    repository.backups,
+    formatBytes(repository.bytes),
+    formatBytes(repository.stored_bytes),
+    repository.unreachable_from.map(({ worker, why }) => `${worker}: ${why}`).join("; ") || null,
+  ]);
+  const head = ["NAME", "DRIVER", "STATE", "WORKERS", "BACKUPS", "BYTES", "STORED", "NOT REACHED BY"];
+  print({ repositories }, renderTable(head, rows));
 }
 
 async function exportRecord(reference: string, options: { output?: string }, command: Command): Promise<void> {

@@ -1,4 +1,4 @@
-import type { AnswerOf, Operation } from "@tephra/wire";
+import type { Alert, AnswerOf, Operation } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import type { Client } from "./client.ts";
 import { resolveId } from "./names.ts";
@@ -23,7 +23,9 @@ const states = ["queued", "running", "succeeded", "failed", "cancelled"];
 export function addStatusCommands(program: Command): void {
   program
     .command("status")
-    .description("Show the service, its workers and live operations. Exits with status 1 unless ready.")
+    .description(
+      "Show the service, its workers, what asks for somebody, and live operations. Exits with status 1 unless ready.",
+    )
     .action(status);
   const operation = program
     .command("operation")
@@ -46,9 +48,13 @@ async function status(_options: object, command: Command): Promise<void> {
   const versions = await supportedVersions(client);
   const counted = ready ? readFigures((await client.getText("/metrics")).text) : null;
   const operations = ready ? await liveOperations(client) : [];
+  const { alerts } = ready
+    ? (await client.get<AnswerOf<"GET /ops/overview">>("/ops/overview")).overview
+    : { alerts: [] };
   const document = {
     url: client.url,
     ready,
+    alerts,
     readiness: parsed(readiness.text),
     versions,
     figures: counted,
@@ -60,8 +66,13 @@ async function status(_options: object, command: Command): Promise<void> {
     "block storage API": versions.join(", "),
     ...(warnings.length === 0 ? {} : { warning: warnings.join("; ") }),
     ...(counted === null ? {} : describe(counted)),
+    ...(ready && alerts.length === 0 ? { alerts: "none" } : {}),
   };
-  const text = [renderFields(fields), operations.length === 0 ? "" : `\n${operationTable(operations)}`];
+  const text = [
+    renderFields(fields),
+    alertTable(alerts),
+    operations.length === 0 ? "" : `\n${operationTable(operations)}`,
+  ];
   print({ status: document }, text.join(""));
   if (!ready) process.exitCode = 1;
 }
@@ -129,6 +140,12 @@ async function show(id: string, _options: object, command: Command): Promise<voi
     return [name.replaceAll("_", " "), isBytes ? `${value} (${formatBytes(value)})` : value];
   });
   print({ operation }, renderFields(Object.fromEntries(fields)));
+}
+
+function alertTable(alerts: Alert[]): string {
+  if (alerts.length === 0) return "";
+  const rows = alerts.map(({ severity, code, text, since }) => [severity, code, text, since]);
+  return `\n${renderTable(["SEVERITY", "ALERT", "", "SINCE"], rows)}`;
 }
 
 function operationTable(operations: Operation[]): string {

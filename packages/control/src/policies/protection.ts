@@ -137,10 +137,15 @@ export async function getProtection(
   return row ?? Promise.reject(new Error(`volume ${id} went meanwhile`));
 }
 
-/** Counts of the volumes of all projects by state. */
-export async function countProtection(database: Database, config: Config): Promise<Record<ProtectionState, number>> {
+/** Counts of volumes by state: of one project, or of all (null). */
+export async function countProtection(
+  database: Database,
+  config: Config,
+  projectId: string | null = null,
+): Promise<Record<ProtectionState, number>> {
+  const asked = projectId === null ? Prisma.sql`true` : Prisma.sql`v.project_id = ${projectId}`;
   const rows = await database.$queryRaw<{ state: ProtectionState; volumes: number }[]>`
-    SELECT state, count(*)::int AS volumes FROM (${judgedVolumes(config, Prisma.sql`true`)}) volume GROUP BY state`;
+    SELECT state, count(*)::int AS volumes FROM (${judgedVolumes(config, asked)}) volume GROUP BY state`;
   const found = protectionStates.map((one) => [one, rows.find(({ state }) => state === one)?.volumes ?? 0]);
   return Object.fromEntries(found) as Record<ProtectionState, number>;
 }

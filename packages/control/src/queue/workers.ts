@@ -21,6 +21,9 @@ export interface WorkerCard {
   unreachable: Readonly<Record<string, string>>;
   /** `backend:NAME` → free bytes on it. */
   freeBytes?: Readonly<Record<string, number>>;
+  /** The release, and resident memory in bytes. */
+  version?: string;
+  rssBytes?: number;
 }
 
 /** The capability to store or remove something in a repository; it includes reading. */
@@ -84,11 +87,12 @@ export async function publishWorker(database: Database, card: WorkerCard): Promi
   };
   const [published] = await database.$queryRaw<Published[]>`
     WITH registered AS (
-      INSERT INTO workers (id, host, pid, slots, queue, reaches, unreachable, free_bytes, heartbeat_at)
+      INSERT INTO workers (id, host, pid, slots, queue, reaches, unreachable, free_bytes, version, rss_bytes, heartbeat_at)
       VALUES (${card.id}, ${data.host}, ${data.pid}, ${data.slots}, ${data.queue}, ${data.reaches}::text[],
-        ${JSON.stringify(data.unreachable)}::jsonb, ${JSON.stringify(data.freeBytes)}::jsonb, now())
+        ${JSON.stringify(data.unreachable)}::jsonb, ${JSON.stringify(data.freeBytes)}::jsonb,
+        ${card.version ?? null}, ${card.rssBytes ?? null}::bigint, now())
       ON CONFLICT (id) DO UPDATE SET slots = EXCLUDED.slots, queue = EXCLUDED.queue, reaches = EXCLUDED.reaches,
-        unreachable = EXCLUDED.unreachable, free_bytes = EXCLUDED.free_bytes, heartbeat_at = now()
+        unreachable = EXCLUDED.unreachable, free_bytes = EXCLUDED.free_bytes, version = EXCLUDED.version, rss_bytes = EXCLUDED.rss_bytes, heartbeat_at = now()
     )
     SELECT EXISTS (SELECT 1 FROM disabled_services WHERE "binary" = ${backupBinary} AND host = ${data.host}) AS disabled,
       ARRAY(SELECT id::text FROM tasks WHERE state = 'dispatched' AND queue = ${data.queue} AND dispatch - claim > ${undeliveredMax}

@@ -214,6 +214,30 @@ export async function getQuota(
   return Object.fromEntries(lines) as Record<QuotaLimit, QuotaLine>;
 }
 
+export interface NearQuota {
+  project: string;
+  /** Those of its limits that are nearly reached. */
+  lines: (QuotaLine & { resource: QuotaResource })[];
+}
+
+/** Projects that use this share of a limit, or more: all of them, or one. Without a limit, or with one of 0, nothing is near it. */
+export async function nearQuotas(
+  database: Database,
+  config: Config,
+  { projectId, share }: { projectId: string | null; share: number },
+): Promise<NearQuota[]> {
+  const asked = projectId === null ? Prisma.sql`true` : Prisma.sql`project_id = ${projectId}`;
+  const rows = await database.$queryRaw<(QuotaRow & { project_id: string })[]>`
+    SELECT * FROM quotas WHERE ${asked} ORDER BY project_id`;
+  const defaults = await getDefaultQuota(database, config);
+  return rows.flatMap((row) => {
+    const lines = resources
+      .map((resource) => ({ resource, limit: row[resource] ?? defaults[resource], inUse: usedOf(row, resource) }))
+      .filter(({ limit, inUse }) => limit > 0 && inUse >= share * limit);
+    return lines.length === 0 ? [] : [{ project: row.project_id, lines }];
+  });
+}
+
 /**
  * Changes the given limits; the others stay.
  *

@@ -6,6 +6,7 @@ import type { Config } from "../config.ts";
 import type { Database } from "../db/database.ts";
 import { isLiveWorker } from "../db/live.ts";
 import { type ByteCounter, type CounterName, readCounters } from "./counters.ts";
+import { rarely } from "./rarely.ts";
 import { traceFields } from "./tracing.ts";
 
 export type { Logger };
@@ -198,31 +199,20 @@ const policyOutcomes = ["succeeded", "late", "failed", "skipped", "missed"] as c
 /** Volumes are counted at most once in this time, however often a process is scraped: that reads all of them. */
 const volumesMs = 60_000;
 
-/** Counts what takes long to count, at most once in a while: those who ask meanwhile are told the same. */
-function rarely<T>(everyMs: number, read: () => Promise<T>): () => Promise<T> {
-  let last: { at: number; value: Promise<T> } | null = null;
-  return () => {
-    const now = performance.now();
-    if (last && now - last.at < everyMs) return last.value;
-    const value = read();
-    last = { at: now, value };
-    // What could not be read is read again by the next who asks.
-    value.catch(() => {
-      last = null;
-    });
-    return value;
-  };
-}
+/** The same of alerts: each is a few index entries. */
+const alertsMs = 10_000;
 
 /**
- * The contents of `/metrics`. Figures are read from Postgres at the moment of the scrape, but for the volumes; labels are bounded.
+ * The contents of `/metrics`. Figures are read from Postgres at the moment of the scrape, but for volumes and alerts; labels are bounded.
  *
  * @param countVolumes how many volumes are in each state of protection
+ * @param countAlerts how many alerts there are of each code, with these volumes
  */
-export function openMetrics(
+export function openMetrics<State extends string>(
   database: Database,
   config: Pick<Config, "worker">,
-  countVolumes: () => Promise<Readonly<Record<string, number>>> = async () => ({}),
+  countVolumes: () => Promise<Record<State, number>> = async () => ({}) as Record<State, number>,
+  countAlerts: (volumes: Record<State, number>) => Promise<Readonly<Record<string, number>>> = async () => ({}),
 ) {
   const registry = new Registry();
   const gauge = (name: string, help: string) => new Gauge({ name, help, registers: [registry] });
@@ -282,6 +272,13 @@ export function openMetrics(
     labelNames: ["state"],
     registers: [registry],
   });
+  const alertsNow = rarely(alertsMs, async () => countAlerts(await volumesNow()));
+  const alerts = new Gauge({
+    name: "tephra_alerts",
+    help: "What asks for somebody, by code (docs/console.md): 0 when nothing does",
+    labelNames: ["code"],
+    registers: [registry],
+  });
   const requests = new Counter({
     name: "tephra_http_requests_total",
     help: "Answers by status class",
@@ -293,7 +290,8 @@ export function openMetrics(
     countRequest: (status: number) => requests.inc({ status: `${Math.floor(status / 100)}xx` }),
     async render(): Promise<string> {
       const figures = await readFigures(database, config.worker.down_ms);
-      for (const [state, number] of Object.entries(await volumesNow())) volumes.set({ state }, number);
+      for (const [state, number] of Object.entries<number>(await volumesNow())) volumes.set({ state }, number);
+      for (const [code, number] of Object.entries(await alertsNow())) alerts.set({ code }, number);
       const counts = await readCounters(database);
       // Their totals are in rows: each is told anew. A series is there from the start, at 0, so that its first increase is seen as one.
       for (const each of Object.values(counted)) each.reset();

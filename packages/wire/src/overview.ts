@@ -1,0 +1,100 @@
+import { z } from "zod";
+import { bytes, id, time } from "./fields.ts";
+import { Operation } from "./operations.ts";
+import { Proof, RepositorySummary } from "./repositories.ts";
+
+const count = z.number().int().nonnegative();
+
+/** What asks for somebody. Further codes may come. */
+export const alertCode = z.enum([
+  "no_workers",
+  "repository_down",
+  "operation_stuck",
+  "damage_found",
+  "volumes_never",
+  "volumes_late",
+  "worker_silent",
+  "operation_failed",
+  "schedule_missed",
+  "queue_old",
+  "queue_drift",
+  "disk_low",
+  "quota_near",
+  "notifications_dead",
+  "versions_mixed",
+]);
+
+/**
+ * `subject`: a worker's id, a repository's name, a backend on a host, a project's id; null: the installation, or the volumes and operations that
+ * the caller sees. `href`: the console's page for it, below `/console`. `since` null: nobody has noted it.
+ */
+export const Alert = z
+  .object({
+    code: alertCode,
+    severity: z.enum(["critical", "warning"]),
+    subject: z.string().nullable(),
+    text: z.string(),
+    since: time.nullable(),
+    count,
+    href: z.string(),
+  })
+  .meta({ id: "Alert" });
+export type Alert = z.infer<typeof Alert>;
+
+/**
+ * What can be restored, what needs somebody, what runs: of the caller's project; an admin sees all projects, and `repositories`, which are
+ * empty for others. At most ten operations: those that take longest still. `as_of`: it may be two seconds old.
+ */
+export const Overview = z
+  .object({
+    as_of: time,
+    alerts: z.array(Alert),
+    protection: z.object({ protected: count, late: count, at_risk: count, never: count, excluded: count }),
+    proof: Proof,
+    queue: z.object({ ready: count, dispatched: count, running: count, oldest_seconds: z.number().nonnegative() }),
+    workers: z.object({ live: count, silent: count, disabled: count, slots: count, busy: count }),
+    operations: z.object({ running: z.array(Operation), failed_24h: count }),
+    repositories: z.array(RepositorySummary),
+    last_success_at: time.nullable(),
+  })
+  .meta({ id: "Overview" });
+export type Overview = z.infer<typeof Overview>;
+
+/** What a worker is doing. */
+const WorkerTask = z.object({
+  operation_id: id,
+  operation_kind: z.string(),
+  kind: z.string(),
+  ordinal: z.number().int(),
+  project_id: z.string(),
+  volume_id: id.nullable(),
+  backup_id: id.nullable(),
+  bytes_done: bytes,
+  started_at: time.nullable(),
+});
+
+/**
+ * A worker process that was heard of within the last hour. `silent`: not within `worker.down_ms`; `disabled`: its host takes no new tasks.
+ * `reaches`: what tasks may need, as `repository:main`; `unreachable`: why not, by the same names. `version` and `rss_bytes` are null while an
+ * older release runs.
+ */
+export const WorkerCard = z
+  .object({
+    id: z.string(),
+    host: z.string(),
+    pid: z.number().int(),
+    version: z.string().nullable(),
+    state: z.enum(["live", "silent", "disabled"]),
+    disabled_reason: z.string().nullable(),
+    started_at: time,
+    heartbeat_at: time,
+    queue: z.string(),
+    slots: count,
+    tasks: z.array(WorkerTask),
+    reaches: z.array(z.string()),
+    unreachable: z.record(z.string(), z.string()),
+    free_bytes: z.record(z.string(), bytes),
+    rss_bytes: bytes.nullable(),
+  })
+  .meta({ id: "Worker" });
+export type WorkerCard = z.infer<typeof WorkerCard>;

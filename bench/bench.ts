@@ -8,6 +8,7 @@ import { measureLimits } from "./limits.ts";
 import { keepAsRelease, type Measurement, report, type Say } from "./measurement.ts";
 import { measureMemory } from "./memory.ts";
 import { measureRequests } from "./requests.ts";
+import { measureService } from "./service.ts";
 import { measureSmallVolumes } from "./small-volumes.ts";
 import { measureSources } from "./sources.ts";
 import { measureSquash } from "./squash.ts";
@@ -23,6 +24,7 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   limits: measureLimits,
   memory: measureMemory,
   requests: measureRequests,
+  service: measureService,
   sources: measureSources,
   squash: measureSquash,
   startup: measureStartup,

@@ -38,9 +38,14 @@ export async function writeMixedImage(path: string, sizeBytes: number): Promise<
 export async function writeChangedImage(
   from: string,
   path: string,
-  { percent, seed }: { percent: number; seed: string },
+  change: { percent: number; seed: string },
 ): Promise<void> {
   await copyFile(from, path);
+  await changeImage(path, change);
+}
+
+/** Writes something else to some positions of 64 KiB, drawn at random. */
+export async function changeImage(path: string, { percent, seed }: { percent: number; seed: string }): Promise<void> {
   await using file = await open(path, "r+");
   const units = Math.floor((await file.stat()).size / (64 * KiB));
   const draw = drawsOf(`changed ${seed}`);

@@ -11,6 +11,8 @@ import { type Random, randomFrom } from "../kit/random.ts";
 
 const seed = Number(process.env["TEPHRA_TEST_SEED"] ?? Math.floor(Math.random() * 2 ** 31));
 const inputs = times({ usual: 2000, long: 100_000 });
+/** In milliseconds; the long form takes some minutes. */
+const timeout = times({ usual: 60_000, long: 1_200_000 });
 const prefix =
   "volume_b2cd0a95-23c4-4b6d-9d6c-5a9f5dd0a0d1_20261120172141_az_nova_backup_1f0f4f0c-90ab-4f4e-8d63-6b8ff1b2a0c0";
 const layout: BackupLayout = {
@@ -145,7 +147,7 @@ async function answerOf(random: Random, text: string, bulk: boolean): Promise<un
   }
 }
 
-test(`metadata read in bulk is what the parser makes of it (seed ${seed})`, async () => {
+test(`metadata read in bulk is what the parser makes of it (seed ${seed})`, { timeout }, async () => {
   const random = randomFrom(seed);
   let accepted = 0;
   for (let input = 0; input < inputs; input++) {
@@ -206,7 +208,7 @@ function plainHashesOf(text: string): unknown {
   }
 }
 
-test(`hash lists read by pages are what is in the document (seed ${seed})`, async () => {
+test(`hash lists read by pages are what is in the document (seed ${seed})`, { timeout }, async () => {
   const random = randomFrom(seed);
   for (let input = 0; input < inputs / 10; input++) {
     const { text, digests } = hashListOf(random);

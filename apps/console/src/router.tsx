@@ -1,4 +1,4 @@
-import { createRootRoute, createRoute, createRouter, Link, lazyRouteComponent, redirect } from "@tanstack/react-router";
+import { createRootRoute, createRoute, createRouter, Link, lazyRouteComponent } from "@tanstack/react-router";
 import { Frame } from "./frame/frame.tsx";
 
 const root = createRootRoute({
@@ -32,23 +32,21 @@ const page = <Path extends string>(
     component: lazyRouteComponent(load, name),
   });
 
-const home = createRoute({
-  getParentRoute: () => root,
-  path: "/",
-  beforeLoad: () => {
-    throw redirect({ to: "/volumes", search: {} });
-  },
-});
-
 const tree = root.addChildren([
-  home,
+  page("/", () => import("./pages/overview.tsx"), "OverviewPage"),
   page("/volumes", () => import("./pages/volumes.tsx"), "VolumesPage"),
   page("/volumes/$id", () => import("./pages/volume.tsx"), "VolumePage"),
+  page("/machines", () => import("./pages/machines.tsx"), "MachinesPage"),
+  page("/backups", () => import("./pages/backups.tsx"), "BackupsPage"),
+  page("/backups/$id", () => import("./pages/backup.tsx"), "BackupPage"),
+  page("/backups/$id/restore", () => import("./pages/restore.tsx"), "RestorePage"),
   page("/operations", () => import("./pages/operations.tsx"), "OperationsPage"),
   page("/operations/$id", () => import("./pages/operation.tsx"), "OperationPage"),
+  page("/workers", () => import("./pages/workers.tsx"), "WorkersPage"),
   page("/policies", () => import("./pages/policies.tsx"), "PoliciesPage"),
   page("/policies/$id", () => import("./pages/policy.tsx"), "PolicyPage"),
   page("/audit", () => import("./pages/audit.tsx"), "AuditPage"),
+  page("/notifications", () => import("./pages/notifications.tsx"), "NotificationsPage"),
   page("/about", () => import("./pages/about.tsx"), "AboutPage"),
 ]);
 

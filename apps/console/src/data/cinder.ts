@@ -31,6 +31,9 @@ export const utc = (time: string | null): string | null =>
 export const volumePath = (project: string, id: string): string =>
   `/v3/${encodeURIComponent(project)}/volumes/${encodeURIComponent(id)}`;
 
+export const backupPath = (project: string, id: string): string =>
+  `/v3/${encodeURIComponent(project)}/backups/${encodeURIComponent(id)}`;
+
 export const backupsPath = (project: string, query: Record<string, string | undefined>): string =>
   `/v3/${encodeURIComponent(project)}/backups/detail${queryText(query)}`;
 

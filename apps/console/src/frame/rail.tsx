@@ -1,5 +1,17 @@
 import { Link } from "@tanstack/react-router";
-import { Activity, CalendarClock, HardDrive, Info, ListChecks, type LucideIcon } from "lucide-react";
+import {
+  Activity,
+  Archive,
+  Bell,
+  CalendarClock,
+  Cpu,
+  Gauge,
+  HardDrive,
+  Info,
+  ListChecks,
+  type LucideIcon,
+  Server,
+} from "lucide-react";
 
 export interface Place {
   to: string;
@@ -14,12 +26,19 @@ export interface Place {
 /** The pages, in the order of the rail; a list a group. */
 export const places: readonly (readonly Place[])[] = [
   [
+    { to: "/", name: "Overview", Icon: Gauge, key: "o" },
     { to: "/volumes", name: "Volumes", Icon: HardDrive, key: "v", rule: "ops:volume" },
+    { to: "/machines", name: "Machines", Icon: Server, key: "m", rule: "ops:instance:get" },
+    { to: "/backups", name: "Backups", Icon: Archive, key: "b", rule: "backup:get_all" },
     { to: "/operations", name: "Operations", Icon: Activity, key: "p", rule: "ops:operations" },
   ],
-  [{ to: "/policies", name: "Policies", Icon: CalendarClock, key: "s", rule: "ops:policy:get" }],
+  [
+    { to: "/workers", name: "Workers & queue", Icon: Cpu, key: "w", rule: "volume_extension:services:index" },
+    { to: "/policies", name: "Policies", Icon: CalendarClock, key: "s", rule: "ops:policy:get" },
+  ],
   [
     { to: "/audit", name: "Audit", Icon: ListChecks, key: "a", rule: "ops:audit" },
+    { to: "/notifications", name: "Notifications", Icon: Bell, rule: "ops:notifications" },
     { to: "/about", name: "About", Icon: Info },
   ],
 ];

@@ -10,6 +10,7 @@ async function placeOf(id: string): Promise<string | null> {
   const found = await Promise.allSettled([
     call("GET /ops/operations/:id", { params: { id } }).then(() => `/operations/${id}`),
     call("GET /ops/volumes/:id", { params: { id } }).then(() => `/volumes/${id}`),
+    call("GET /ops/backups/:id", { params: { id } }).then(() => `/backups/${id}`),
     call("GET /ops/policies/:id", { params: { id } }).then(() => `/policies/${id}`),
   ]);
   return found.flatMap((each) => (each.status === "fulfilled" ? [each.value] : []))[0] ?? null;
@@ -40,7 +41,7 @@ export function SearchBox() {
           id={searchId}
           type="search"
           aria-label="Search by id"
-          placeholder="Id of a volume, operation, policy  ( / )"
+          placeholder="Id of a volume, backup, operation, policy  ( / )"
           autoComplete="off"
           spellCheck={false}
           value={text}

@@ -25,6 +25,13 @@ function Subject({ resource, resource_id: id }: AuditEntry) {
       </Link>
     );
   }
+  if (resource === "backup") {
+    return (
+      <Link to="/backups/$id" params={{ id }}>
+        {text}
+      </Link>
+    );
+  }
   if (resource === "operation") {
     return (
       <Link to="/operations/$id" params={{ id }}>

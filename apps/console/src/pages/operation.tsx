@@ -55,7 +55,14 @@ function Body({ row }: { row: Operation }) {
                 </Link>
               ),
             ],
-            ["Backup", row.backup_id && <Id key="backup" id={row.backup_id} />],
+            [
+              "Backup",
+              row.backup_id && (
+                <Link key="backup" to="/backups/$id" params={{ id: row.backup_id }}>
+                  <Id id={row.backup_id} />
+                </Link>
+              ),
+            ],
             ["Project", <Id key="project" id={row.project_id} />],
             ["Begun", <Moment key="begun" at={row.created_at} />],
             ["Last change", <Age key="changed" at={row.updated_at} />],

@@ -19,7 +19,14 @@ import { Age, Moment } from "../parts/time.tsx";
 
 const columns: readonly Column<CinderBackup>[] = [
   { name: "State", cell: ({ status }) => <Status state={status} /> },
-  { name: "Backup", cell: ({ id, name }) => <Foreign text={name} empty={id.slice(0, 8)} /> },
+  {
+    name: "Backup",
+    cell: ({ id, name }) => (
+      <Link to="/backups/$id" params={{ id }}>
+        <Foreign text={name} empty={id.slice(0, 8)} />
+      </Link>
+    ),
+  },
   { name: "Kind", cell: ({ is_incremental }) => (is_incremental ? "incremental" : "full") },
   { name: "As of", cell: ({ data_timestamp, created_at }) => <Moment at={utc(data_timestamp ?? created_at)} /> },
   { name: "Objects", cell: ({ object_count }) => object_count, isNumber: true },
@@ -42,6 +49,7 @@ function Backups({ id }: { id: string }) {
             columns={columns}
             rows={backups}
             keyOf={(row) => row.id}
+            hrefOf={(row) => `/backups/${row.id}`}
             empty={
               <>
                 <p>It was never backed up.</p>

@@ -1,0 +1,149 @@
+import { useQuery } from "@tanstack/react-query";
+import { Link } from "@tanstack/react-router";
+import { ask, call } from "../data/api.ts";
+import { backupPath, type CinderBackup, utc } from "../data/cinder.ts";
+import { path, route } from "../data/queries.ts";
+import { useMay, useSession } from "../data/session.tsx";
+import { Action } from "../parts/action.tsx";
+import { useId } from "../parts/address.ts";
+import { ChainPanel } from "../parts/chain.tsx";
+import { quoted, shown } from "../parts/format.ts";
+import { OperationsTable } from "../parts/operations-table.tsx";
+import { Facts, PageHead, Panel } from "../parts/panel.tsx";
+import { Loaded } from "../parts/states.tsx";
+import { Status } from "../parts/status.tsx";
+import { Bytes, CopyButton, Foreign, Id } from "../parts/texts.tsx";
+import { Age, Moment } from "../parts/time.tsx";
+
+const modes = [
+  ["quick", "Verify quick"],
+  ["deep", "Verify deep"],
+  ["drill", "Restore drill"],
+] as const;
+
+function Actions({ id, status, hasChildren }: { id: string; status: string; hasChildren: boolean }) {
+  const may = useMay();
+  const { project_id } = useSession();
+  const isBusy = status === "available" ? null : `it is ${status}`;
+  return (
+    <>
+      {may("backup:restore") && (
+        <Link className="button is-primary" to="/backups/$id/restore" params={{ id }}>
+          Restore…
+        </Link>
+      )}
+      {may("ops:verify") &&
+        modes.map(([mode, label]) => (
+          <Action
+            key={mode}
+            label={label}
+            why={isBusy}
+            run={() => call("POST /ops/backups/:id/verify", { params: { id }, body: { mode } })}
+            done="A verification was asked for."
+          />
+        ))}
+      {may("backup:delete") && (
+        <Action
+          label="Delete"
+          isDanger
+          why={hasChildren ? "others build on it" : null}
+          effects={
+            <p>
+              The backup is deleted. Where its repository has a deletion delay, it can be brought back for that long.
+            </p>
+          }
+          command={`tephra backup delete ${quoted(id)}`}
+          run={() => ask("DELETE", backupPath(project_id, id))}
+          done="The backup is being deleted."
+        />
+      )}
+    </>
+  );
+}
+
+/** One backup: its health, what a restore reads, and what was done with it. */
+export function BackupPage() {
+  const id = useId();
+  const { project_id } = useSession();
+  const health = useQuery(route("GET /ops/backups/:id", { params: { id } }));
+  const details = useQuery(path<{ backup: CinderBackup }>(backupPath(project_id, id)));
+  const operations = useQuery(route("GET /ops/operations", { query: { backup_id: id, limit: 20 } }));
+  const named = details.data?.backup;
+  return (
+    <>
+      <PageHead
+        title={<Foreign text={named?.name} empty="Backup" />}
+        facts={
+          <>
+            {health.data && <Status state={health.data.backup.status} />} <code>{shown(id)}</code>{" "}
+            <CopyButton text={id} label="Copy the id of the backup" />
+          </>
+        }
+        actions={named && <Actions id={id} status={named.status} hasChildren={named.has_dependent_backups} />}
+      />
+      <Loaded query={health}>
+        {({ backup }) => (
+          <>
+            {named?.fail_reason && (
+              <div className="fault" role="note">
+                <strong>Why it is not good.</strong>
+                <p>{shown(named.fail_reason)}</p>
+              </div>
+            )}
+            <Facts
+              of={[
+                [
+                  "Volume",
+                  named && (
+                    <Link key="volume" to="/volumes/$id" params={{ id: named.volume_id }}>
+                      <Id id={named.volume_id} />
+                    </Link>
+                  ),
+                ],
+                ["As of", <Moment key="as-of" at={utc(named?.data_timestamp ?? named?.created_at ?? null)} />],
+                ["Kind", backup.parent_id === null ? "full" : "incremental"],
+                ["Size", <Bytes key="size" bytes={backup.bytes} />],
+                ["Stored", <Bytes key="stored" bytes={backup.stored_bytes} />],
+                ["Repository", <Foreign key="repository" text={backup.repository} />],
+                [
+                  "Proven",
+                  backup.verified_at ? (
+                    <span key="proven">
+                      <Age at={backup.verified_at} />, {backup.verified_mode}
+                    </span>
+                  ) : (
+                    "never"
+                  ),
+                ],
+                [
+                  "Held until",
+                  backup.hold && (
+                    <span key="hold">
+                      <Moment at={backup.hold.until} /> <Foreign text={backup.hold.reason} empty="" />
+                    </span>
+                  ),
+                ],
+                [
+                  "Made by",
+                  backup.policy_id ? (
+                    <Link key="policy" to="/policies/$id" params={{ id: backup.policy_id }}>
+                      policy <Id id={backup.policy_id} />
+                    </Link>
+                  ) : (
+                    "somebody's request"
+                  ),
+                ],
+              ]}
+            />
+            <ChainPanel id={id} />
+            <Panel title="Operations" facts="The last twenty.">
+              <Loaded query={operations}>
+                {({ operations: rows }) => <OperationsTable rows={rows} empty={<p>They are not known any more.</p>} />}
+              </Loaded>
+            </Panel>
+          </>
+        )}
+      </Loaded>
+    </>
+  );
+}

@@ -1,0 +1,90 @@
+import { useQuery } from "@tanstack/react-query";
+import { Link } from "@tanstack/react-router";
+import { backupsPath, type CinderBackup, utc } from "../data/cinder.ts";
+import { kept, path } from "../data/queries.ts";
+import { useSession } from "../data/session.tsx";
+import { useAddress } from "../parts/address.ts";
+import { NoMatch, Pages, StateChips } from "../parts/filter.tsx";
+import { countText } from "../parts/format.ts";
+import { PageHead } from "../parts/panel.tsx";
+import { Loaded } from "../parts/states.tsx";
+import { Status } from "../parts/status.tsx";
+import { type Column, DataTable } from "../parts/table.tsx";
+import { Command, Foreign, Id } from "../parts/texts.tsx";
+import { Moment } from "../parts/time.tsx";
+
+const states = ["available", "creating", "restoring", "error", "error_deleting", "deleting"] as const;
+const pageRows = 100;
+
+const columns: readonly Column<CinderBackup>[] = [
+  { name: "State", cell: ({ status }) => <Status state={status} /> },
+  {
+    name: "Backup",
+    cell: ({ id, name }) => (
+      <Link to="/backups/$id" params={{ id }}>
+        <Foreign text={name} empty={id.slice(0, 8)} />
+      </Link>
+    ),
+  },
+  {
+    name: "Volume",
+    cell: ({ volume_id }) => (
+      <Link to="/volumes/$id" params={{ id: volume_id }}>
+        <Id id={volume_id} />
+      </Link>
+    ),
+  },
+  { name: "Kind", cell: ({ is_incremental }) => (is_incremental ? "incremental" : "full") },
+  { name: "As of", cell: ({ data_timestamp, created_at }) => <Moment at={utc(data_timestamp ?? created_at)} /> },
+  { name: "Size", cell: ({ size }) => `${countText(size)} GiB`, isNumber: true },
+  { name: "Objects", cell: ({ object_count }) => countText(object_count), isNumber: true },
+  { name: "Reason", cell: ({ fail_reason }) => <Foreign text={fail_reason} empty="—" /> },
+];
+
+/** All backups, newest first. */
+export function BackupsPage() {
+  const { project_id } = useSession();
+  const [{ status, volume_id, marker }, change] = useAddress();
+  const asked = { status, volume_id, marker, sort: "created_at:desc", limit: String(pageRows), all_tenants: "1" };
+  const query = useQuery({ ...path<{ backups: CinderBackup[] }>(backupsPath(project_id, asked)), ...kept });
+  const clear = () => change({ status: undefined, volume_id: undefined, marker: undefined });
+  return (
+    <>
+      <PageHead title="Backups" facts="Newest first." />
+      <StateChips
+        label="State of backups"
+        states={states}
+        value={status}
+        onChange={(picked) => change({ status: picked, marker: undefined })}
+      />
+      <Loaded query={query} lines={10}>
+        {({ backups }) => (
+          <>
+            <DataTable
+              caption="Backups"
+              columns={columns}
+              rows={backups}
+              keyOf={({ id }) => id}
+              hrefOf={({ id }) => `/backups/${id}`}
+              empty={
+                status || volume_id || marker ? (
+                  <NoMatch what="No backup matches." onClear={clear} />
+                ) : (
+                  <>
+                    <p>There is no backup yet.</p>
+                    <Command text="tephra backup create VOLUME --name monday --wait" />
+                  </>
+                )
+              }
+            />
+            <Pages
+              isFirst={!marker}
+              next={backups.length === pageRows ? (backups.at(-1)?.id ?? null) : null}
+              onGo={(to) => change({ marker: to })}
+            />
+          </>
+        )}
+      </Loaded>
+    </>
+  );
+}

@@ -1,0 +1,67 @@
+import { useQuery } from "@tanstack/react-query";
+import type { Notification } from "@tephra/wire";
+import { call } from "../data/api.ts";
+import { kept, route } from "../data/queries.ts";
+import { Action } from "../parts/action.tsx";
+import { useAddress } from "../parts/address.ts";
+import { StateChips } from "../parts/filter.tsx";
+import { shown } from "../parts/format.ts";
+import { PageHead } from "../parts/panel.tsx";
+import { Loaded } from "../parts/states.tsx";
+import { Status } from "../parts/status.tsx";
+import { type Column, DataTable } from "../parts/table.tsx";
+import { Foreign } from "../parts/texts.tsx";
+import { Age } from "../parts/time.tsx";
+
+const states = ["dead", "pending", "delivered"] as const;
+
+const columns: readonly Column<Notification>[] = [
+  { name: "State", cell: ({ state }) => <Status state={state} /> },
+  { name: "Event", cell: ({ event_type }) => shown(event_type) },
+  { name: "Target", cell: ({ target }) => <Foreign text={target} /> },
+  { name: "Attempts", cell: ({ attempts }) => attempts, isNumber: true },
+  { name: "Made", cell: ({ created_at }) => <Age at={created_at} />, isNumber: true },
+  { name: "Next", cell: ({ next_attempt_at }) => <Age at={next_attempt_at} />, isNumber: true },
+  { name: "Last error", cell: ({ last_error }) => <Foreign text={last_error} empty="—" /> },
+  {
+    name: "Do",
+    cell: ({ id, state }) =>
+      state === "dead" ? (
+        <Action
+          label="Retry"
+          run={() => call("POST /ops/notifications/:id/retry", { params: { id } })}
+          done="It is delivered anew, from its first attempt."
+        />
+      ) : (
+        "—"
+      ),
+  },
+];
+
+/** Deliveries of events to their targets. */
+export function NotificationsPage() {
+  const [{ state = "dead" }, change] = useAddress();
+  const query = useQuery({ ...route("GET /ops/notifications", { query: { state } }), ...kept });
+  return (
+    <>
+      <PageHead title="Notifications" facts="Deliveries of events, newest first; dead ones were given up." />
+      <StateChips
+        label="State of deliveries"
+        states={states}
+        value={state}
+        onChange={(picked) => change({ state: picked })}
+      />
+      <Loaded query={query}>
+        {({ notifications }) => (
+          <DataTable
+            caption="Deliveries"
+            columns={columns}
+            rows={notifications}
+            keyOf={({ id }) => id}
+            empty={<p>None is {shown(state)}.</p>}
+          />
+        )}
+      </Loaded>
+    </>
+  );
+}

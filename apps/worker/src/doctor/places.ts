@@ -16,6 +16,7 @@ import {
   requireEncoder,
   stagingContainer,
 } from "@tephra/engine";
+import { checkStoreClock } from "./clocks.ts";
 import { type Finding, failed, ok, reasonOf, warning } from "./finding.ts";
 
 const GiB = 1024 ** 3;
@@ -25,7 +26,8 @@ const freeBytesMin = GiB;
 export async function checkRepository(settings: RepositoryConfig, quick: boolean): Promise<Finding[]> {
   const subject = `repository ${settings.name}`;
   const { compression } = settings;
-  const findings: Finding[] = [];
+  // Also when the store refuses everything: that may be why.
+  const findings: Finding[] = await checkStoreClock(subject, settings.url);
   try {
     requireEncoder({ compression, level: levelOf(settings), zlibEncoder: settings.zlib_encoder });
   } catch (error) {

@@ -11,11 +11,10 @@ import {
 } from "@tephra/control/process";
 import { Redis } from "ioredis";
 import { openQueueProbe } from "../queue-probe.ts";
+import { compareClocks, compareDate } from "./clocks.ts";
 import { type Finding, failed, ok, reasonOf, warning } from "./finding.ts";
 
 const postgresqlMin = 130_000;
-/** Clocks further apart than this make times in logs hard to compare; nothing else depends on them. */
-const clockMsMax = 5_000;
 
 /** PostgreSQL by each URL: reachable, of a supported version, with the required schema, rights, encoding and time zone. */
 export async function checkPostgresql(config: Config): Promise<Finding[]> {
@@ -67,16 +66,13 @@ async function checkConnection(subject: string, url: string): Promise<Finding[]>
       );
       const [server] = rows;
       if (server === undefined) throw new Error("the server does not report its version");
-      const apart = Math.round(server.ms - (asked + Date.now()) / 2);
+      const around = (asked + Date.now()) / 2;
       const findings: Finding[] =
         server.version < postgresqlMin
           ? [failed(subject, `PostgreSQL ${server.name} is too old`, "Version 13 or later is required.")]
           : [ok(subject, `PostgreSQL ${server.name} responds`)];
-      if (Math.abs(apart) > clockMsMax) {
-        const seen = `its clock differs from this machine's by ${(Math.abs(apart) / 1000).toFixed(1)} s`;
-        findings.push(warning(subject, seen, "Synchronize both with a time server. Leases do not depend on this."));
-      }
-      return findings;
+      const advice = "Synchronize both with a time server. Leases do not depend on this.";
+      return [...findings, ...compareClocks(subject, server.ms, around, advice)];
     } finally {
       await client.end();
     }
@@ -85,7 +81,7 @@ async function checkConnection(subject: string, url: string): Promise<Finding[]>
   }
 }
 
-/** Redis: a test job makes the full round trip of a job, and nothing is evicted. */
+/** Redis: a test job makes the full round trip of a job, nothing is evicted, and a restart forgets little. */
 export async function checkRedis(config: Config): Promise<Finding[]> {
   const subject = "redis";
   const connection = { ...redisOptions, ...redisConnection(config.redis_url) };
@@ -113,19 +109,36 @@ export async function checkRedis(config: Config): Promise<Finding[]> {
       return [failed(subject, refusal, cure)];
     }
     const findings = [ok(subject, "a test job was queued, received and completed")];
-    const policy = await producer.config("GET", "maxmemory-policy").catch(() => null);
-    const [, value] = (policy as string[] | null) ?? [];
-    if (value !== undefined && value !== "noeviction") {
-      findings.push(
-        warning(subject, `maxmemory-policy is ${value}`, "Set it to noeviction: an evicted key is a lost job."),
-      );
-    }
-    return findings;
+    return [...findings, ...(await checkRedisSettings(subject, producer))];
   } finally {
     await probe.close();
     producer.disconnect();
     consumer.disconnect();
   }
+}
+
+/** What a user with few rights may not ask is not judged. */
+async function checkRedisSettings(subject: string, redis: Redis): Promise<Finding[]> {
+  const setting = async (name: string): Promise<string | undefined> => {
+    const answer = await redis.config("GET", name).catch(() => null);
+    return (answer as string[] | null)?.[1];
+  };
+  const asked = Date.now();
+  const [seconds, microseconds] = await redis.time().catch(() => [null, null]);
+  const around = (asked + Date.now()) / 2;
+  const [policy, appendOnly] = [await setting("maxmemory-policy"), await setting("appendonly")];
+  const findings: Finding[] = [];
+  if (policy !== undefined && policy !== "noeviction") {
+    const advice = "Set it to noeviction: an evicted key is a lost job.";
+    findings.push(warning(subject, `maxmemory-policy is ${policy}`, advice));
+  }
+  if (appendOnly === "no") {
+    const advice = "Set it to yes: after a restart, jobs that it has forgotten are sent again only after a while.";
+    findings.push(warning(subject, "appendonly is no", advice));
+  }
+  if (seconds === null) return findings;
+  const ms = Number(seconds) * 1000 + Number(microseconds) / 1000;
+  return [...findings, ...compareClocks(subject, ms, around, "Synchronize both with a time server.")];
 }
 
 /** Keystone, if configured: the service's own user can authenticate. */
@@ -135,6 +148,7 @@ export async function checkKeystone(keystone: KeystoneConfig): Promise<Finding[]
   const scope = { project: { name: project, domain: { name: project_domain } } };
   const client = openHttpClient(keystone.ca);
   try {
+    const asked = Date.now();
     const response = await client.ask(`${keystone.url}/v3/auth/tokens?nocatalog`, {
       method: "POST",
       headers: { "content-type": "application/json" },
@@ -142,7 +156,9 @@ export async function checkKeystone(keystone: KeystoneConfig): Promise<Finding[]
       signal: AbortSignal.timeout(keystone.timeout_ms),
     });
     await response.body?.cancel();
-    if (response.status === 201) return [ok("keystone", `${username} can authenticate`)];
+    const advice = "Synchronize both with a time server: tokens seem to be valid for longer, or to have ended.";
+    const clock = compareDate("keystone", response.headers.get("date"), (asked + Date.now()) / 2, advice);
+    if (response.status === 201) return [ok("keystone", `${username} can authenticate`), ...clock];
     const cure = "Check username, password, project and their domains in auth.keystone.";
     return [failed("keystone", `authentication of ${username} failed with status ${response.status}`, cure)];
   } catch (error) {

@@ -30,8 +30,20 @@ module.exports = {
       name: "engine-and-control-stand-alone",
       comment: "Both know the names and limits of packages/format, which knows nobody.",
       severity: "error",
-      from: { path: "^packages/([^/]+)/src/", pathNot: tests },
+      from: { path: "^packages/([^/]+)/src/", pathNot: [tests, "^packages/engine/src/volume/cinder/"] },
       to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: ["^packages/$1/", "^packages/format/"] },
+    },
+    {
+      name: "one-volume-driver-speaks-openstack",
+      severity: "error",
+      from: { path: "^packages/engine/src/volume/cinder/", pathNot: tests },
+      to: { path: "^(apps|packages)/", pathNot: "^packages/(engine|format|openstack)/" },
+    },
+    {
+      name: "openstack-imports-nothing-of-ours",
+      severity: "error",
+      from: { path: "^packages/openstack/src/", pathNot: tests },
+      to: { path: "^(apps|packages|scripts|test|demo|bench)/", pathNot: "^packages/openstack/" },
     },
     {
       name: "format-imports-nothing-of-ours",
@@ -52,7 +64,7 @@ module.exports = {
       from: { path: "^apps/api/src/", pathNot: tests },
       to: {
         path: "^(apps|packages|scripts|test|demo|bench)/",
-        pathNot: "^(apps/api|packages/control|packages/format|packages/wire)/",
+        pathNot: "^(apps/api|packages/control|packages/format|packages/openstack|packages/wire)/",
       },
     },
     {
@@ -61,7 +73,7 @@ module.exports = {
       from: { path: "^apps/worker/src/", pathNot: tests },
       to: {
         path: "^(apps|packages|scripts|test|demo|bench)/",
-        pathNot: "^(apps/worker|packages/control|packages/engine|packages/format)/",
+        pathNot: "^(apps/worker|packages/control|packages/engine|packages/format|packages/openstack)/",
       },
     },
     {

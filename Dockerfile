@@ -6,6 +6,7 @@ WORKDIR /app
 COPY package.json package-lock.json .npmrc ./
 COPY packages/format/package.json packages/format/
 COPY packages/wire/package.json packages/wire/
+COPY packages/openstack/package.json packages/openstack/
 COPY packages/engine/package.json packages/engine/
 COPY packages/control/package.json packages/control/
 COPY apps/api/package.json apps/api/

@@ -17,6 +17,7 @@ export const root = resolve(dirname(fileURLToPath(import.meta.url)), "..");
 export const productProjects = [
   "packages/format",
   "packages/wire",
+  "packages/openstack",
   "packages/engine",
   "packages/control",
   "apps/api",
@@ -239,7 +240,9 @@ function dependenciesPresent() {
   // If node_modules was installed by hand: npm's own record of it must agree with the lock file.
   const installed = JSON.parse(readFileSync(join(root, "node_modules/.package-lock.json"), "utf8")).packages;
   for (const [path, entry] of Object.entries(JSON.parse(lock).packages)) {
-    if (!path.includes("node_modules/") || entry.link || entry.optional) continue;
+    if (!path.includes("node_modules/") || entry.optional) continue;
+    if (entry.link && !existsSync(join(root, path))) return false;
+    if (entry.link) continue;
     if (installed[path]?.version !== entry.version) return false;
   }
   noteInstalled();

@@ -50,6 +50,7 @@ const scripts = {
   },
   "test:interop": (args) => suites("format/interop", args),
   "test:sources": (args) => suites("format/sources", args),
+  "test:openstack": (args) => suites("openstack", args),
   "test:clients": (args) => suites("clients", args),
   "test:tempest": (args) => suites("clients/tempest", args),
   fuzz: async (args) => {

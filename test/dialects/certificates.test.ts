@@ -4,7 +4,7 @@ import { createServer } from "node:https";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { openHttpClient } from "@tephra/control/process";
+import { openHttpClient } from "@tephra/openstack";
 import { expect, inject, it } from "vitest";
 import { nodeFlags, projectNode } from "../../scripts/bootstrap.mjs";
 import { makeCertificate } from "../kit/certificate.ts";

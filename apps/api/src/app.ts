@@ -1,7 +1,7 @@
 import { atPoint } from "@tephra/control/process";
 import express, { type Express, type RequestHandler } from "express";
 import helmet from "helmet";
-import { cinderRoutes } from "./cinder/routes.ts";
+import { besideRoutes, cinderRoutes } from "./cinder/routes.ts";
 import { discovery, versionThree } from "./cinder/service/discovery.ts";
 import type { Context } from "./context.ts";
 import { answerOrigins, checkHost, checkOrigin } from "./http/browsers.ts";
@@ -19,7 +19,7 @@ import { type OpsRoute, opsRouter } from "./ops/serve.ts";
 import { ovirtRoutes } from "./ovirt/routes.ts";
 import { answerOvirtErrors, ovirtRouter } from "./ovirt/serve.ts";
 
-/** All routes below `/v3`. */
+/** All routes below `/v3` of an installation with volumes of its own. */
 export const v3Routes: readonly Route[] = [...cinderRoutes, ...instanceGroupRoutes];
 
 /** Our own routes. Their OpenAPI document describes the whole API. */
@@ -44,14 +44,16 @@ export function buildApp(context: Context): Express {
   app.use(helmet({ contentSecurityPolicy: false, crossOriginOpenerPolicy: false, strictTransportSecurity: false }));
   app.use(findBase(context.config), checkHost(context.config), answerOrigins(context.config));
   app.use(checkOrigin(context.config), makeReadable);
-  app.use(ovirtRouter(context, ovirtRoutes));
+  // Beside a Cinder, volumes and what is made of them are its own.
+  const own = context.cinder === null;
+  if (own) app.use(ovirtRouter(context, ovirtRoutes));
   app.use(opsRouter(context, opsRoutes));
   app.use("/console", consoleFiles());
   app.use("/ops/queues", queueBoard(context, "ops:queues"));
   app.use(answerOptions, limitBodies, discovery());
   app.use("/v3", publishPoints, identify(context));
   app.use(versionThree());
-  app.use("/v3", v3Router(context, v3Routes));
+  app.use("/v3", v3Router(context, own ? v3Routes : besideRoutes));
   app.use(() => {
     throw new NoRouteError();
   });

@@ -1,5 +1,13 @@
 import { type Config, countAlerts, countProtection, type Database, type Logger } from "@tephra/control";
-import { type Certificates, type OnTrouble, openDatabase, openMetrics, tellTrouble } from "@tephra/control/process";
+import {
+  besideSettings,
+  type Certificates,
+  type OnTrouble,
+  openDatabase,
+  openMetrics,
+  tellTrouble,
+} from "@tephra/control/process";
+import { type Cinder, openCinder } from "@tephra/openstack";
 import { type Authenticate, authenticator } from "./http/auth.ts";
 import { openSessions, type Sessions } from "./http/sessions.ts";
 import { openThrottle, type Throttle } from "./http/throttle.ts";
@@ -19,6 +27,8 @@ export interface Context {
   readonly authenticate: Authenticate;
   readonly sessions: Sessions;
   readonly throttle: Throttle;
+  /** The Cinder that has the volumes; null: they are our own. */
+  readonly cinder: Cinder | null;
   /** Of the HTTPS listener; null: there is none. */
   readonly certificates: Certificates | null;
 }
@@ -41,6 +51,7 @@ export function openContext(config: Config, log: Logger, certificates: Certifica
     onTrouble,
   });
   const [authenticate, throttle] = [authenticator(config.auth), openThrottle(config.rate_limits)];
+  const beside = besideSettings(config);
   const tellProblems = tellTrouble(log);
   return {
     config,
@@ -58,6 +69,7 @@ export function openContext(config: Config, log: Logger, certificates: Certifica
     authenticate,
     sessions: openSessions(config.auth, authenticate),
     throttle,
+    cinder: beside && openCinder(beside),
     certificates,
   };
 }

@@ -1,5 +1,5 @@
 import type { Config, Logger } from "@tephra/control";
-import { repositorySettings } from "@tephra/control/process";
+import { backendSettings, repositorySettings } from "@tephra/control/process";
 import { openRepository, openVolumeBackend, type Repository, type VolumeBackend } from "@tephra/engine";
 
 /** A place that does not answer within this time is not offered. */
@@ -27,7 +27,7 @@ export function openPlaces(config: Config, log: Logger): Places {
     if (known) return known;
     const settings = config.volume_backends.find((backend) => backend.name === name);
     if (settings === undefined) throw new Error(`Volume backend ${name} is not configured here.`);
-    const backend = await openVolumeBackend(settings);
+    const backend = await openVolumeBackend(backendSettings(config, settings));
     backends.set(name, backend);
     return backend;
   };

@@ -1,13 +1,13 @@
 import { InvalidError } from "@tephra/control";
 import { ClaimLostError, OperationEndedError, taskRanks } from "@tephra/control/work";
-import { DamagedObjectError, RangesIncompleteError, RepositoryFullError } from "@tephra/engine";
+import { DamagedObjectError, NotReadyYetError, RangesIncompleteError, RepositoryFullError } from "@tephra/engine";
 import { describe, expect, it } from "vitest";
 import { assertClaimable, verdictOf } from "./consumers.ts";
 import { CancelledError, DrainedError, LeaseLostError } from "./leases.ts";
 
 describe("what an error says about the next step", () => {
-  const first = { attempts: 1 };
-  const last = { attempts: 3 };
+  const first = { attempts: 1, waitedMs: 0 };
+  const last = { attempts: 3, waitedMs: 0 };
 
   it.each([
     ["a lost claim is dropped", new ClaimLostError("t"), "drop"],
@@ -27,15 +27,26 @@ describe("what an error says about the next step", () => {
     expect(verdictOf(new Error("no route"), last, 3)).toEqual({ next: "fail", failure: { reason: "no route" } });
   });
 
+  it("what another service is at work on is waited for without an attempt, until that has lasted too long", () => {
+    const busy = new NotReadyYetError("cloning", { retryAfterMs: 700, giveUpAfterMs: 120_000 });
+    const wait = { next: "snooze", reason: "cloning", delayMs: 700 };
+    expect(verdictOf(busy, { attempts: 3, waitedMs: 119_999 }, 3)).toEqual(wait);
+    const reason = "Gave up after 2 minutes. cloning";
+    expect(verdictOf(busy, { attempts: 1, waitedMs: 120_000 }, 3)).toEqual({ next: "fail", failure: { reason } });
+  });
+
   it("damage names backup and object", () => {
     const damage = { backupId: "b", object: "x-00001", reason: "md5 differs" };
     expect(verdictOf(new DamagedObjectError(damage), first, 3)).toMatchObject({ next: "fail", failure: { damage } });
   });
 });
 
-it("a task that is claimed without end ends its operation, whatever was forgiven: the claims themselves never are", () => {
-  expect(() => assertClaimable({ claim: 100, kind: "copy" }, 100)).not.toThrow();
-  expect(() => assertClaimable({ claim: 101, kind: "copy" }, 100)).toThrow("Gave up after 100 claims of task copy");
+it("a task that is claimed without end ends its operation, whatever was forgiven: only claims that waited for another service are", () => {
+  expect(() => assertClaimable({ claim: 100, waits: 0, kind: "copy" }, 100)).not.toThrow();
+  expect(() => assertClaimable({ claim: 5_000, waits: 4_990, kind: "tidy" }, 100)).not.toThrow();
+  expect(() => assertClaimable({ claim: 101, waits: 0, kind: "copy" }, 100)).toThrow(
+    "Gave up after 100 claims of task copy",
+  );
 });
 
 it("what finishes something ranks before what starts something", () => {

@@ -16,8 +16,9 @@ import {
   OperationEndedError,
   retryTaskLater,
   type TaskKind,
+  waitTask,
 } from "@tephra/control/work";
-import { DamagedObjectError } from "@tephra/engine";
+import { DamagedObjectError, NotReadyYetError } from "@tephra/engine";
 import { paceOf } from "./bandwidth.ts";
 import type { Handler, WorkerContext } from "./context.ts";
 import { copyTask } from "./handlers/copy.ts";
@@ -91,18 +92,31 @@ export type Verdict =
   | { next: "retry"; reason: string }
   /** Not the task's fault, as while the database is unavailable: tried again, and the attempt does not count. */
   | { next: "wait"; reason: string }
+  /** Another service is at work, or does not answer: the slot is given back, and neither the attempt nor the claim counts. */
+  | { next: "snooze"; reason: string; delayMs: number }
   | { next: "fail"; failure: Failure };
 
 const permanent = [ConfigError, IdTakenError, InvalidError, MalformedDocumentError, NotFoundError, QuotaExceededError];
 
+const spanOf = (ms: number): string =>
+  ms < 120_000 ? `${Math.round(ms / 1000)} seconds` : `${Math.round(ms / 60_000)} minutes`;
+
 /** The only mapping from errors to retries. What is not known to be permanent is retried, a bounded number of times. */
-export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, attemptsMax: number): Verdict {
+export function verdictOf(
+  error: unknown,
+  task: Pick<ClaimedTask, "attempts" | "waitedMs">,
+  attemptsMax: number,
+): Verdict {
   if (error instanceof ClaimLostError || error instanceof LeaseLostError) return { next: "drop" };
   if (error instanceof CancelledError || error instanceof OperationEndedError) return { next: "cancel" };
   if (error instanceof DrainedError || error instanceof PlaceHangsError) return { next: "hand-back" };
   if (error instanceof HungError && error.places.length === 0) return { next: "hand-back" };
   const reason = error instanceof Error ? error.message : String(error);
   if (isDatabaseBusy(error) || error instanceof NewerDocumentError) return { next: "wait", reason };
+  if (error instanceof NotReadyYetError) {
+    if (task.waitedMs < error.giveUpAfterMs) return { next: "snooze", reason, delayMs: error.retryAfterMs };
+    return { next: "fail", failure: { reason: `Gave up after ${spanOf(task.waitedMs)}. ${reason}` } };
+  }
   if (error instanceof DamagedObjectError) {
     const { backupId, object, reason: what } = error;
     return { next: "fail", failure: { reason, damage: { backupId, object, reason: what } } };
@@ -114,12 +128,16 @@ export function verdictOf(error: unknown, task: Pick<ClaimedTask, "attempts">, a
 }
 
 /**
- * Attempts are reset or not counted: after progress, when a worker stops, after an outage of the database. Claims always count.
+ * Attempts are reset or not counted: after progress, when a worker stops, after an outage of the database. Claims always count, unless the task
+ * waited for another service.
  *
  * @throws InvalidError
  */
-export function assertClaimable({ claim, kind }: Pick<ClaimedTask, "claim" | "kind">, claimsMax: number): void {
-  if (claim <= claimsMax) return;
+export function assertClaimable(
+  { claim, waits, kind }: Pick<ClaimedTask, "claim" | "waits" | "kind">,
+  claimsMax: number,
+): void {
+  if (claim - waits <= claimsMax) return;
   throw new InvalidError("request", `Gave up after ${claimsMax} claims of task ${kind} that came to no end.`);
 }
 
@@ -137,6 +155,8 @@ async function obey(verdict: Verdict, task: ClaimedTask, context: WorkerContext)
       return cancelTask(database, held);
     case "hand-back":
       return handBackTask(database, held);
+    case "snooze":
+      return waitTask(database, held, verdict);
     case "wait":
     case "retry": {
       const retry = { delayMs: backoffMs(config.tasks.backoff_ms, task.attempts), reason: verdict.reason };

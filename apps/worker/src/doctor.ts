@@ -58,7 +58,7 @@ async function examine(quick: boolean): Promise<Finding[]> {
     ]),
     ...config.volume_backends.map((each): [string, Promise<Finding[]>] => [
       `volume backend ${each.name}`,
-      checkBackend(each),
+      checkBackend(config, each),
     ]),
     ...(config.auth.mode === "keystone" && config.auth.keystone !== null
       ? [["keystone", checkKeystone(config.auth.keystone)] as [string, Promise<Finding[]>]]

@@ -16,6 +16,7 @@ import {
   tellTrouble,
 } from "@tephra/control/process";
 import {
+  installationId,
   isHostDisabled,
   type OwnWorker,
   type Published,
@@ -86,7 +87,7 @@ async function main(): Promise<void> {
   // One at a time chooses tasks, and plans how to once, not in every connection of the handlers.
   const choosing = openDatabase(config.database_url, { work: "dispatch", connectionsMax: 1, onTrouble });
   const engine = openEngine({ memoryBytes, ...(threads === null ? {} : { threads }) });
-  const sites = openSites(config, log);
+  const sites = openSites(config, log, () => installationId(database));
   /** Abandoned tasks whose handlers are still stuck, with whatever they hold. */
   const standing = new Set<Promise<unknown>>();
   const onHung: WorkerContext["onHung"] = async ({ places, message }, settled) => {

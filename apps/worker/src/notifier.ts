@@ -1,6 +1,6 @@
 import { createHmac } from "node:crypto";
 import type { Config, Database, Logger } from "@tephra/control";
-import { type Election, type HttpClient, openHttpClient, redisConnection, redisOptions } from "@tephra/control/process";
+import { type Election, redisConnection, redisOptions } from "@tephra/control/process";
 import {
   type DueDelivery,
   markDelivered,
@@ -9,6 +9,7 @@ import {
   takeDeliveries,
   targetsOf,
 } from "@tephra/control/work";
+import { type HttpClient, openHttpClient } from "@tephra/openstack";
 import { Redis } from "ioredis";
 
 /** Maximum number of concurrent deliveries of one process. */

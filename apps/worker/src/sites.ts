@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Config, Logger } from "@tephra/control";
-import { levelOf, type RepositoryConfig, repositorySettings } from "@tephra/control/process";
+import { backendSettings, levelOf, type RepositoryConfig, repositorySettings } from "@tephra/control/process";
 import { encoderNeeds, needToRead, needToWrite } from "@tephra/control/work";
 import { openRepository, openVolumeBackend, type Repository, requireEncoder, type VolumeBackend } from "@tephra/engine";
 
@@ -95,7 +95,11 @@ async function answerWithin(probes: Map<string, Probe>, name: string, begin: () 
   throw new Error(`It does not answer: a probe has lasted ${Math.round((performance.now() - probe.begunAt) / 1000)} s`);
 }
 
-export function openSites(config: Config, log: Logger): Sites {
+/** `installation`: what marks as its own all that this installation makes in other services. */
+export function openSites(config: Config, log: Logger, installation: () => Promise<string>): Sites {
+  const placed = new Map(
+    config.volume_backends.map((settings) => [settings.name, backendSettings(config, settings, installation)]),
+  );
   const repositories = new Map<string, { repository: Repository; id: string }>();
   const backends = new Map<string, VolumeBackend>();
   const hanging = new Map<string, { why: string; calls: number; until: number }>();
@@ -151,7 +155,7 @@ export function openSites(config: Config, log: Logger): Sites {
   const openBackend = async (name: string): Promise<VolumeBackend> => {
     const known = backends.get(name);
     if (known) return known;
-    const settings = config.volume_backends.find((b) => b.name === name);
+    const settings = placed.get(name);
     if (!settings) throw new SiteUnreachableError(`backend:${name}`);
     const backend = await openVolumeBackend(settings);
     backends.set(name, backend);
@@ -182,9 +186,9 @@ export function openSites(config: Config, log: Logger): Sites {
           if (unread === undefined) await look(writing, () => checkWritable(name));
           else reach.unreachable[writing] = unread;
         }),
-        ...config.volume_backends.map((settings) =>
-          look(`backend:${settings.name}`, async () => {
-            reach.freeBytes[`backend:${settings.name}`] = await (await openVolumeBackend(settings)).freeBytes();
+        ...[...placed].map(([name, settings]) =>
+          look(`backend:${name}`, async () => {
+            reach.freeBytes[`backend:${name}`] = await (await openVolumeBackend(settings)).freeBytes();
           }),
         ),
         ...[...encoded].map(([need, repository]) => look(need, () => checkEncoder(repository))),

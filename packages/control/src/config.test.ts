@@ -3,11 +3,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { z } from "zod";
-import { type Config, ConfigFile, levelOf, loadConfig } from "./config.ts";
+import { besideSettings, type Config, ConfigFile, levelOf, loadConfig } from "./config.ts";
 import { isOwnPlace, ownPlaces } from "./own-places.ts";
 
 /** The configuration from a file with one repository that has these settings. */
-function configOf(repository: Record<string, unknown>, more: Record<string, unknown> = {}): Config {
+function configOf(
+  repository: Record<string, unknown>,
+  more: Record<string, unknown> = {},
+  env: Record<string, string> = {},
+): Config {
   const folder = mkdtempSync(join(tmpdir(), "tephra-config-"));
   try {
     const path = join(folder, "tephra.yml");
@@ -16,7 +20,7 @@ function configOf(repository: Record<string, unknown>, more: Record<string, unkn
       path,
       JSON.stringify({ ...servers, repositories: [{ name: "main", url: "posix:/x", ...repository }], ...more }),
     );
-    return loadConfig({ TEPHRA_CONFIG: path });
+    return loadConfig({ TEPHRA_CONFIG: path, ...env });
   } finally {
     rmSync(folder, { recursive: true });
   }
@@ -212,5 +216,28 @@ describe("the URLs of the servers", () => {
     } finally {
       rmSync(folder, { recursive: true });
     }
+  });
+});
+
+describe("beside a Cinder", () => {
+  const cinder = { name: "cinder", driver: "cinder" };
+  const auth = { mode: "keystone", keystone: { url: "http://k:5000", username: "u", password: "p" } };
+
+  it("its backend is the only one, and Keystone's tokens are taken", () => {
+    const file = { name: "files", driver: "file", path: "/v" };
+    expect(() => configOf({}, { auth, volume_backends: [cinder, file] })).toThrow(
+      "volume_backends: must have cinder alone: volumes of our own and those of a Cinder are never mixed",
+    );
+    expect(() => configOf({}, { volume_backends: [cinder] })).toThrow(
+      "auth.mode: must be keystone, since the volumes of cinder are a Cinder's",
+    );
+  });
+
+  it("it is asked as the user of Keystone, or as its own, whose password the environment may have", () => {
+    const service = { username: "t", password: "file" };
+    const own = configOf({}, { auth, volume_backends: [{ ...cinder, service }] }, { TEPHRA_CINDER_PASSWORD: "secret" });
+    expect(besideSettings(own)?.service).toMatchObject({ url: "http://k:5000", username: "t", password: "secret" });
+    const shared = configOf({}, { auth, volume_backends: [cinder] });
+    expect(besideSettings(shared)?.service).toMatchObject({ username: "u", password: "p", project: "service" });
   });
 });

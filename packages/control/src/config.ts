@@ -14,7 +14,7 @@ import { ovirtFields } from "./ovirt-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
 import { Tls } from "./tls-config.ts";
 import { Tracing } from "./tracing-config.ts";
-import { placeName as name, provisions, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
+import { besideIn, placeName as name, provisions, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
 
 const MiB = 1024 * 1024;
 
@@ -417,6 +417,15 @@ export const ConfigFile = z
         message: "must be a loopback address without certificate_file, or tls.port",
       });
     }
+    const beside = besideIn(config.volume_backends);
+    if (beside !== null && config.volume_backends.length > 1) {
+      const message = `must have ${beside.name} alone: volumes of our own and those of a Cinder are never mixed`;
+      context.addIssue({ code: "custom", path: ["volume_backends"], message });
+    }
+    if (beside !== null && config.auth.mode !== "keystone") {
+      const message = `must be keystone, since the volumes of ${beside.name} are a Cinder's`;
+      context.addIssue({ code: "custom", path: ["auth", "mode"], message });
+    }
     if (config.repositories.filter((r) => r.default).length > 1) {
       context.addIssue({
         code: "custom",
@@ -489,6 +498,14 @@ function addSecret(raw: Record<string, unknown>, password: string | undefined): 
   if (password && auth?.keystone) raw["auth"] = { ...auth, keystone: { ...auth.keystone, password } };
 }
 
+/** Also that of the user who asks Cinder. */
+function addCinderSecret(raw: Record<string, unknown>, password: string | undefined): void {
+  if (!password || !Array.isArray(raw["volume_backends"])) return;
+  raw["volume_backends"] = raw["volume_backends"].map((backend: { service?: object } | null) =>
+    backend?.service ? { ...backend, service: { ...backend.service, password } } : backend,
+  );
+}
+
 const problemsOf = (issue: z.core.$ZodIssue): ConfigProblem[] =>
   issue.code === "unrecognized_keys"
     ? issue.keys.map((key) => ({ key: [...issue.path, key].join("."), problem: "is not a known key" }))
@@ -514,6 +531,7 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
   const raw: Record<string, unknown> = { ...file, ...Object.fromEntries(overrides) };
   const workingDir = resolve(env["TEPHRA_WORKING_DIR"] || ".");
   addSecret(raw, env["TEPHRA_KEYSTONE_PASSWORD"]);
+  addCinderSecret(raw, env["TEPHRA_CINDER_PASSWORD"]);
   const dataDir = resolve(workingDir, typeof raw["data_dir"] === "string" ? raw["data_dir"] : "var");
   raw["data_dir"] = dataDir;
   raw["repositories"] ??= [{ name: "main", url: `posix:${resolve(dataDir, "repository")}`, default: true }];
@@ -540,6 +558,35 @@ export function repositorySettings(settings: RepositoryConfig) {
     readBack,
     encryption: settings.encryption && { keyFile, keyCommand },
   };
+}
+
+/**
+ * What opens a volume backend. Where another service has the volumes, it is asked as its configured user, or as ours of Keystone, and what is
+ * made there is marked with the id of this installation.
+ */
+export function backendSettings(
+  config: Config,
+  settings: VolumeBackendConfig,
+  installation: () => Promise<string> = async () => "",
+) {
+  const beside = besideIn([settings]);
+  return beside === null
+    ? (settings as Exclude<VolumeBackendConfig, { driver: "cinder" }>)
+    : { ...beside, service: serviceOf(config, beside.service), installation };
+}
+
+/** The service beside which this installation works, and as whom it is asked; null: it has volumes of its own. */
+export function besideSettings(config: Config) {
+  const beside = besideIn(config.volume_backends);
+  return beside && { ...beside, service: serviceOf(config, beside.service) };
+}
+
+function serviceOf(config: Config, service: NonNullable<ReturnType<typeof besideIn>>["service"]) {
+  const { keystone } = config.auth;
+  if (keystone === null) throw new ConfigError([{ key: "auth.keystone", problem: "is required" }]);
+  const { url, username, password, user_domain, project, project_domain, timeout_ms, ca: trusted } = keystone;
+  const own = { username, password, user_domain, project, project_domain };
+  return { url, timeout_ms, ca: trusted, ...(service ?? own) };
 }
 
 export function levelOf({ compression, zlib_encoder: zlibEncoder }: RepositoryConfig): number {

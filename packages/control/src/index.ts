@@ -5,6 +5,14 @@ export { requestBackupForceDelete, resetBackupStatus } from "./admin/reset-backu
 export { resetGroup, resetGroupSnapshot } from "./admin/reset-group.ts";
 export { resetSnapshot, updateSnapshotStatus } from "./admin/reset-snapshot.ts";
 export { resetVolume } from "./admin/reset-volume.ts";
+export {
+  confirmRestore,
+  installationId,
+  type PreparedRestore,
+  prepareRestore,
+  rejectRestore,
+  requestBackupBeside,
+} from "./backups/beside.ts";
 export { requestBackup } from "./backups/create.ts";
 export { requestBackupDelete, requestHiddenRemoval } from "./backups/delete.ts";
 export { holdBackup, releaseHold } from "./backups/hold.ts";
@@ -208,6 +216,7 @@ export {
 export { getRun, listRuns, type RunRow } from "./policies/runs.ts";
 export { type SimulationResult, simulatePolicy } from "./policies/simulate.ts";
 export type { Principal } from "./principal.ts";
+export type { SeenVolume } from "./queue/documents.ts";
 export { verifyModes } from "./queue/documents.ts";
 export {
   getOperation,

@@ -1,6 +1,8 @@
 /** What every program needs to run: its configuration, its connections, its log, and the background upkeep. */
 export {
   allowFileThreads,
+  backendSettings,
+  besideSettings,
   defaultRepository,
   exchangeFolder,
   type KeystoneConfig,
@@ -16,7 +18,6 @@ export { openDatabase } from "./db/database.ts";
 export { isRetryableConflict, mayPass } from "./db/outage.ts";
 export { type OnTrouble, openPool, tellTrouble } from "./db/pool.ts";
 export { findDatabaseProblems, findStrayTimes, tellStrayTimes } from "./db/proof.ts";
-export { type HttpClient, openHttpClient } from "./https-client.ts";
 export type { ImageTransfersConfig } from "./image-transfer-config.ts";
 export { ownPlaces } from "./own-places.ts";
 export { type Election, joinElection, type Role } from "./queue/election.ts";

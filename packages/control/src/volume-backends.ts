@@ -42,8 +42,53 @@ const RbdBackend = z.strictObject({
   keyring: z.string().startsWith("/").optional(),
 });
 
+/**
+ * The volumes of a real Cinder, which has them. `service`: who makes clones there, in a project of its own; null: the user of
+ * `auth.keystone`. `url`: null: from Keystone's catalogue, by `region` and `interface`.
+ */
+const CinderBackend = z.strictObject({
+  name: placeName,
+  driver: z.literal("cinder"),
+  url: z
+    .string()
+    .regex(/^https?:\/\/[^\s]+$/, "must be an http:// or https:// URL")
+    .nullable()
+    .default(null),
+  region: z.string().min(1).nullable().default(null),
+  interface: z.enum(["public", "internal", "admin"]).default("internal"),
+  service: z
+    .strictObject({
+      username: z.string().min(1),
+      password: z.string().min(1),
+      user_domain: z.string().min(1).default("Default"),
+      project: z.string().min(1).default("tephra"),
+      project_domain: z.string().min(1).default("Default"),
+    })
+    .nullable()
+    .default(null),
+  /** Folders below which files may be that Cinder attaches as `local`. */
+  local_roots: z.array(z.string().startsWith("/")).default([]),
+  wait: z
+    .strictObject({
+      /** For a clone, and for a Cinder that does not answer. */
+      clone_minutes: z.number().positive().default(360),
+      delete_minutes: z.number().positive().default(60),
+      /** A restore whose request has not reserved its volume within this time has lost its API process. */
+      prepare_seconds: z.number().positive().default(600),
+    })
+    .prefault({}),
+  /** Whether a volume shows `restoring-backup` while it is written. */
+  mark_restoring: z.boolean().default(true),
+});
+
 /** The settings of a volume backend, by its driver. The engine opens what they describe (openVolumeBackend). */
-export const VolumeBackend = z.discriminatedUnion("driver", [FileBackend, QemuBackend, DeviceBackend, RbdBackend]);
+export const VolumeBackend = z.discriminatedUnion("driver", [
+  FileBackend,
+  QemuBackend,
+  DeviceBackend,
+  RbdBackend,
+  CinderBackend,
+]);
 
 export type VolumeBackendConfig = z.infer<typeof VolumeBackend>;
 type SettingsOf<Driver extends VolumeBackendConfig["driver"]> = Extract<VolumeBackendConfig, { driver: Driver }>;
@@ -58,6 +103,11 @@ interface DriverFacts<Settings> {
   protocol: "file" | "block" | "ceph";
   /** Whether volumes and snapshots of them can be made in it; where not, its volumes exist already and are adopted. */
   provisions: boolean;
+  /**
+   * Where another service alone knows, makes and removes its volumes, as a user's token says: whom to ask. There are no rows of them, and
+   * there is no other backend beside it. Null where they are ours.
+   */
+  beside(settings: Settings): Beside | null;
   /** What its volumes are as files: raw bytes, or images with layers of their own (qcow2). */
   imageFormat: "raw" | "cow";
   /** Whether snapshots of several volumes can be taken together, at one instant: of files that a hypervisor can be told to write elsewhere. */
@@ -69,12 +119,16 @@ interface DriverFacts<Settings> {
   imageRoots(settings: Settings): readonly string[] | null;
 }
 
+/** The service that has the volumes, and what it is asked as where no user asks; null: as the user of `auth.keystone`. */
+type Beside = z.infer<typeof CinderBackend>;
+
 const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf<Driver>> } = {
   file: {
     folder: ({ path }) => path,
     devicePath: ({ path }, id) => join(path, `volume-${id}`),
     protocol: "file",
     provisions: true,
+    beside: () => null,
     imageFormat: "raw",
     snapshotsTogether: true,
     imageRoots: () => [],
@@ -85,6 +139,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     devicePath: () => null,
     protocol: "file",
     provisions: true,
+    beside: () => null,
     imageFormat: "cow",
     snapshotsTogether: false,
     imageRoots: ({ path, roots }) => [path, ...roots],
@@ -95,6 +150,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     devicePath: () => null,
     protocol: "block",
     provisions: false,
+    beside: () => null,
     imageFormat: "raw",
     snapshotsTogether: false,
     imageRoots: () => null,
@@ -104,6 +160,17 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     devicePath: () => null,
     protocol: "ceph",
     provisions: true,
+    beside: () => null,
+    imageFormat: "raw",
+    snapshotsTogether: false,
+    imageRoots: () => null,
+  },
+  cinder: {
+    folder: () => null,
+    devicePath: () => null,
+    protocol: "block",
+    provisions: false,
+    beside: (settings) => settings,
     imageFormat: "raw",
     snapshotsTogether: false,
     imageRoots: () => null,
@@ -112,6 +179,10 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
 
 const factsOf = ({ driver }: VolumeBackendConfig): DriverFacts<VolumeBackendConfig> =>
   facts[driver] as DriverFacts<VolumeBackendConfig>;
+
+/** The service beside which this installation works, see DriverFacts; null: it has volumes of its own. */
+export const besideIn = (backends: readonly VolumeBackendConfig[]): Beside | null =>
+  backends.map((settings) => factsOf(settings).beside(settings)).find((found) => found !== null) ?? null;
 
 /** See DriverFacts. */
 export const backendFolder = (settings: VolumeBackendConfig): string | null => factsOf(settings).folder(settings);

@@ -1,4 +1,6 @@
 /** What workers do with tasks: claim, plan, report, finish. The API imports none of it. */
+
+export { installationId } from "./backups/beside.ts";
 export {
   distrustChanges,
   finishBackup,
@@ -36,7 +38,7 @@ export {
   readVerifyReports,
   startVerifyRanges,
 } from "./backups/verify.ts";
-export { storedVolume } from "./backups/volume-meta.ts";
+export { type StoredVolume, storedVolume } from "./backups/volume-meta.ts";
 export { inTransaction } from "./db/database.ts";
 export { isDatabaseBusy } from "./db/outage.ts";
 export { ClaimLostError, MalformedDocumentError, NewerDocumentError, OperationEndedError } from "./errors.ts";
@@ -127,6 +129,7 @@ export {
   taskRanks,
   UnknownTaskError,
   undispatchTask,
+  waitTask,
 } from "./queue/tasks.ts";
 export {
   encoderNeeds,

@@ -290,6 +290,23 @@ export class BackendUnavailableError extends EngineError {
   readonly retryable = true;
 }
 
+/**
+ * The storage is at work on what was asked of it, or does not answer at the moment: the same call is to be made again after `retryAfterMs`,
+ * and the caller need not stay meanwhile. Who has been told so for `giveUpAfterMs` gives up.
+ */
+export class NotReadyYetError extends EngineError {
+  readonly code = "not_ready_yet";
+  readonly retryable = true;
+  readonly retryAfterMs: number;
+  readonly giveUpAfterMs: number;
+
+  constructor(message: string, options: { cause?: unknown; retryAfterMs: number; giveUpAfterMs: number }) {
+    super(message, options);
+    this.retryAfterMs = options.retryAfterMs;
+    this.giveUpAfterMs = options.giveUpAfterMs;
+  }
+}
+
 /** A path outside the configured folders, or one that is not a regular file. */
 export class PathNotAllowedError extends EngineError {
   readonly code = "path_not_allowed";

@@ -92,7 +92,15 @@ export type { RestoreRange } from "./restore/restore.ts";
 export type { Drill, VerifyResult } from "./restore/verify.ts";
 export { type RunContext, type WriteContext, writableForever } from "./run/run-context.ts";
 export type { SquashCounts, SquashShape } from "./squash/squash.ts";
-export type { BackendLeftover, ExportRun, SourceReference, UserPlaces, VolumeBackend } from "./volume/backend.ts";
+export type {
+  BackendLeftover,
+  ExportRun,
+  HeldTarget,
+  RestoredProperties,
+  SourceReference,
+  UserPlaces,
+  VolumeBackend,
+} from "./volume/backend.ts";
 export { exportLeftovers, removeExportDrafts } from "./volume/file/export-file.ts";
 export { openFileSource } from "./volume/file/file-source.ts";
 export type { PathTarget } from "./volume/file/file-target.ts";

@@ -1,4 +1,5 @@
 import type { VolumeBackend } from "./volume/backend.ts";
+import { type CinderPlace, openCinderBackend } from "./volume/cinder/cinder-backend.ts";
 import { openDeviceBackend } from "./volume/device/device-backend.ts";
 import { openFileBackend } from "./volume/file/file-backend.ts";
 import { openQemuBackend } from "./volume/qemu/qemu-backend.ts";
@@ -10,6 +11,7 @@ interface DriverSettings {
   qemu: { path: string; roots?: readonly string[] };
   device: { path: string; roots: readonly string[] };
   rbd: { pool: string } & RbdPlace;
+  cinder: CinderPlace;
 }
 
 type Driver = keyof DriverSettings;
@@ -23,6 +25,7 @@ const drivers: { [Name in Driver]: (settings: DriverSettings[Name]) => Promise<V
   qemu: ({ path, roots = [] }) => openQemuBackend(path, roots),
   device: ({ path, roots }) => openDeviceBackend(path, roots),
   rbd: ({ pool, ...place }) => openRbdBackend(pool, place),
+  cinder: (place) => openCinderBackend(place),
 };
 
 /** Opens a volume backend. BackendUnavailableError when it is missing, does not answer or is not writable. */

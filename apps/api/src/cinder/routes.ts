@@ -28,6 +28,9 @@ const transferRoutes = (path: string, transfers: typeof volumeTransfers): readon
   ["POST", `${path}/:id/accept`, "volume:accept_transfer", transfers.accept],
 ];
 
+/** Of an installation beside a Cinder: what that has itself is asked there. */
+const mountedBeside = /^\/(?:backups|messages|extensions|resource_filters|os-services)(?:\/|$)/;
+
 /** Cinder's v3 API. Each path exists below `/v3` and below `/v3/{project}`. */
 export const cinderRoutes: readonly Route[] = [
   ["GET", "/backups", "backup:get_all", backups.list],
@@ -183,3 +186,5 @@ export const cinderRoutes: readonly Route[] = [
   ["GET", "/extensions/:alias", "extension:list", extensions.show],
   ["GET", "/resource_filters", "resource_filter:list", resourceFilters.list],
 ];
+
+export const besideRoutes: readonly Route[] = cinderRoutes.filter(([, path]) => mountedBeside.test(path));

@@ -1,51 +1,26 @@
 import { createHash } from "node:crypto";
 import { type Role, roles } from "@tephra/control";
-import { type HttpClient, type KeystoneConfig, openHttpClient } from "@tephra/control/process";
+import type { KeystoneConfig } from "@tephra/control/process";
+import {
+  type HttpClient,
+  KeystoneUnavailableError,
+  openHttpClient,
+  openKeystone as openSession,
+  reasonOf,
+  type Token,
+} from "@tephra/openstack";
 import { LRUCache } from "lru-cache";
 import { z } from "zod";
 import type { IdentifyToken, Identity } from "./identity.ts";
 import { IdentityUnavailableError, Refusal, UnauthenticatedError } from "./refusals.ts";
 
-/** The fields used from Keystone's responses; a token without a project grants no access here. */
-const TokenAnswer = z.object({
-  token: z.object({
-    issued_at: z.coerce.date(),
-    expires_at: z.coerce.date(),
-    user: z.object({ id: z.string().min(1) }),
-    project: z.object({ id: z.string().min(1) }).optional(),
-    roles: z.array(z.object({ name: z.string() })).default([]),
-  }),
-});
-type Token = z.infer<typeof TokenAnswer>["token"];
-
 /** Keystone's verdict on a token: its owner, or that it is invalid. */
 type Verdict = { identity: Identity } | { identity: null };
-
-/** Fraction of its lifetime after which the service's own token is renewed. */
-const renewAfter = 0.8;
-
-interface ServiceToken {
-  text: string;
-  /** On the monotonic clock. */
-  renewAtMs: number;
-}
 
 const unavailable = (why: string, cause?: unknown): IdentityUnavailableError =>
   new IdentityUnavailableError(`Keystone cannot be asked: ${why}`, { cause });
 
 type Response = Awaited<ReturnType<HttpClient["ask"]>>;
-
-/** fetch reports only "fetch failed"; the actual error is its cause. */
-const reasonOf = (error: unknown): string => {
-  const { cause, message } = error as Error;
-  return cause instanceof Error && cause.message !== "" ? cause.message : message;
-};
-
-async function parsedToken(response: Response): Promise<Token> {
-  const parsed = TokenAnswer.safeParse(await response.json().catch(() => null));
-  if (!parsed.success) throw unavailable("its answer is not that of a Keystone v3");
-  return parsed.data.token;
-}
 
 const json = { "content-type": "application/json" };
 
@@ -65,7 +40,7 @@ const Projects = z.object({ projects: z.array(z.object({ id: z.string(), name: z
 export function openKeystone(keystone: KeystoneConfig) {
   const tokensUrl = `${keystone.url}/v3/auth/tokens`;
   const client = openHttpClient(keystone.ca);
-  let service: Promise<ServiceToken> | null = null;
+  const session = openSession(keystone);
 
   const ask = async (url: string, init: Omit<Parameters<HttpClient["ask"]>[1], "signal">): Promise<Response> => {
     try {
@@ -75,59 +50,11 @@ export function openKeystone(keystone: KeystoneConfig) {
     }
   };
 
-  const logIn = async (): Promise<ServiceToken> => {
-    const { username, password, user_domain, project, project_domain } = keystone;
-    const user = { name: username, password, domain: { name: user_domain } };
-    const scope = { project: { name: project, domain: { name: project_domain } } };
-    const body = JSON.stringify({ auth: { identity: { methods: ["password"], password: { user } }, scope } });
-    const askedAtMs = performance.now();
-    const response = await ask(`${tokensUrl}?nocatalog`, {
-      method: "POST",
-      headers: json,
-      body,
+  const validate = async (subject: string): Promise<Token | null> =>
+    session.validate(subject).catch((error: unknown) => {
+      if (!(error instanceof KeystoneUnavailableError)) throw error;
+      throw new IdentityUnavailableError(error.message, { cause: error });
     });
-    const text = response.headers.get("x-subject-token");
-    if (response.status !== 201 || text === null) {
-      await response.body?.cancel();
-      throw unavailable(`the login of ${username} was answered with ${response.status}`);
-    }
-    // From the token's own two times, so that the clocks need not agree.
-    const { issued_at: issuedAt, expires_at: expiresAt } = await parsedToken(response);
-    return { text, renewAtMs: askedAtMs + (expiresAt.getTime() - issuedAt.getTime()) * renewAfter };
-  };
-
-  /** One login at a time, shared by all waiting callers. A failed one is not kept. */
-  const logInAnew = (): Promise<ServiceToken> => {
-    const attempt = logIn();
-    service = attempt;
-    attempt.catch(() => {
-      if (service === attempt) service = null;
-    });
-    return attempt;
-  };
-
-  const serviceToken = async (): Promise<string> => {
-    const held = await (service ?? logInAnew());
-    if (performance.now() < held.renewAtMs) return held.text;
-    // Another caller may have started to renew it meanwhile.
-    const current = await (service ?? logInAnew());
-    return current === held ? (await logInAnew()).text : current.text;
-  };
-
-  const validate = async (subject: string): Promise<Token | null> => {
-    for (let attempt = 1; ; attempt += 1) {
-      const mine = await serviceToken();
-      const response = await ask(`${tokensUrl}?nocatalog`, {
-        headers: { "x-auth-token": mine, "x-subject-token": subject },
-      });
-      if (response.status === 200) return parsedToken(response);
-      await response.body?.cancel();
-      if (response.status === 404) return null;
-      // 401 concerns our own token: it was revoked, or Keystone has new keys.
-      if (response.status !== 401 || attempt > 1) throw unavailable(`it answered ${response.status}`);
-      service = null;
-    }
-  };
 
   /** @throws UnauthenticatedError; Refusal 401 where the user has a second factor */
   const tokenFor = async (auth: unknown): Promise<string> => {

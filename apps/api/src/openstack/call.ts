@@ -7,6 +7,8 @@ import type { Microversion } from "./microversions.ts";
 /** One authenticated request, parsed. `Body` is the output of the action's schema; undefined where it has none. */
 export interface Call<Body = unknown> {
   readonly principal: Principal;
+  /** The caller's own, to be passed on to a service that has the volumes in this very request: never kept or logged. */
+  readonly token: string;
   readonly version: Microversion;
   readonly place: Place;
   readonly params: Readonly<Record<string, string>>;

@@ -134,6 +134,7 @@ function handlerOf(context: Context, route: Route): RequestHandler {
     const place = { origin: req.base, project, path: url.pathname };
     const call = {
       principal,
+      token: req.get("x-auth-token") ?? "",
       version,
       place,
       params: req.params as Record<string, string>,

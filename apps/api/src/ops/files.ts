@@ -1,5 +1,5 @@
 import { type FilesSubject, imageServerAuthority, openFiles } from "@tephra/control";
-import { type HttpClient, openHttpClient } from "@tephra/control/process";
+import { type HttpClient, openHttpClient } from "@tephra/openstack";
 import { requests } from "@tephra/wire";
 import type { Context } from "../context.ts";
 import { Refusal } from "../http/refusals.ts";

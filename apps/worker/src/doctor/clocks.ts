@@ -1,4 +1,4 @@
-import { openHttpClient } from "@tephra/control/process";
+import { openHttpClient } from "@tephra/openstack";
 import { type Finding, warning } from "./finding.ts";
 
 /** Clocks further apart than this make times in logs hard to compare. */

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { Config } from "@tephra/control";
 import {
   backendFolder,
+  backendSettings,
   levelOf,
   type RepositoryConfig,
   repositorySettings,
@@ -87,12 +88,12 @@ async function tryObject(repository: Repository, key: ObjectKey): Promise<void> 
 }
 
 /** A volume backend: it can be opened, and has room. */
-export async function checkBackend(settings: VolumeBackendConfig): Promise<Finding[]> {
+export async function checkBackend(config: Config, settings: VolumeBackendConfig): Promise<Finding[]> {
   const subject = `volume backend ${settings.name}`;
   try {
-    const backend = await openVolumeBackend(settings);
-    if (backend.capabilities.restores === "in-place") return [ok(subject, "volumes are restored in place")];
+    const backend = await openVolumeBackend(backendSettings(config, settings));
     const freeBytes = await backend.freeBytes();
+    if (backend.capabilities.restores === "in-place") return [ok(subject, "volumes are restored in place")];
     const free = `${(freeBytes / GiB).toFixed(1)} GiB free in ${backendFolder(settings) ?? settings.name}`;
     if (freeBytes < freeBytesMin) return [warning(subject, free, "Restores need free space there.")];
     return [ok(subject, free)];

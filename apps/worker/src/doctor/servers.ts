@@ -5,10 +5,10 @@ import {
   findStrayTimes,
   type KeystoneConfig,
   openDatabase,
-  openHttpClient,
   redisConnection,
   redisOptions,
 } from "@tephra/control/process";
+import { openHttpClient } from "@tephra/openstack";
 import { Redis } from "ioredis";
 import { openQueueProbe } from "../queue-probe.ts";
 import { compareClocks, compareDate } from "./clocks.ts";

@@ -47,7 +47,7 @@ export const planBackupTask: Handler = async (task, context, run) => {
   if (plan.parent) await checkParents(plan.parent.backupId, context, run.signal);
   if (plan.source.kind === "snapshot" && plan.source.temporary) {
     const backend = await sites.backend(plan.backend);
-    await backend.freeze(plan.volumeId, plan.source.id, run);
+    await backend.freeze(plan.volumeId, plan.source.id, run, plan.source.from);
   }
   await using source = await openPlannedSource(plan, sites);
   const fingerprint = await source.fingerprint();

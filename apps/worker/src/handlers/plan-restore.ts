@@ -3,12 +3,14 @@ import {
   finishPreparedRestore,
   finishRestore,
   planRestore,
+  type RestorePlan,
   rangesMax,
   restoreTargetOf,
+  type StoredVolume,
   startRestoreRanges,
   storedVolume,
 } from "@tephra/control/work";
-import type { VolumeTarget } from "@tephra/engine";
+import type { RestoredProperties, VolumeTarget } from "@tephra/engine";
 import { type Handler, resultOf } from "../context.ts";
 import { openChain } from "./source.ts";
 
@@ -33,8 +35,12 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
   const targetBytes = Math.max(plan.targetBytes, merged.volumeBytes);
   const name = restoreTargetOf(task.operationId, task.claim);
   const lengths = { sizeBytes: plan.keepTail ? merged.volumeBytes : targetBytes, keepTail: plan.keepTail };
-  await backend.beginRestore(plan.volumeId, name, lengths, run);
+  const held = plan.held && { volumeId: plan.volumeId, ...plan.held };
+  const published = (await backend.wasPublished?.(plan.volumeId, name)) ?? false;
+  if (!published) await backend.beginRestore(plan.volumeId, name, { ...lengths, ...(held && { held }) }, run);
   const staged = merged.ranges.some(({ map }) => map.name !== null);
+  const planned = { ...plan, targetBytes, stored, staged };
+  if (published) return finishRestore(database, task.operation, resultOf(task), planned);
   const [only] = merged.ranges;
   if (only && merged.ranges.length === 1) {
     const bytesWritten = await writeRange(await backend.openRestoreTarget(plan.volumeId, name), (target) =>
@@ -42,21 +48,27 @@ export const planRestoreTask: Handler = async (task, { config, database, engine,
     );
     if (task.operation.parentId !== null) {
       const result = resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: bytesWritten });
-      const prepared = { plan: { ...plan, targetBytes, stored, staged }, prepared: name };
+      const prepared = { plan: planned, prepared: name };
       await finishPreparedRestore(database, task.operation, result, prepared);
       return;
     }
-    await backend.publishRestore(plan.volumeId, name, { fresh: false }, run);
+    const properties = held && propertiesOf(plan, stored);
+    await backend.publishRestore(plan.volumeId, name, { fresh: false, ...(properties && { properties }) }, run);
     const result = resultOf(task, { bytesDone: merged.volumeBytes, bytesStored: bytesWritten });
-    await finishRestore(database, task.operation, result, { ...plan, targetBytes, stored, staged });
+    await finishRestore(database, task.operation, result, planned);
     return;
   }
   const ranges = merged.ranges.map((r) => ({ offset: r.offset, length: r.length, input: r }));
   await startRestoreRanges(database, task.operationId, resultOf(task), {
-    plan: { ...plan, targetBytes, target: name, stored, staged },
+    plan: { ...planned, target: name },
     ranges,
   });
 };
+
+/** What the service that has the volume is told beside the bytes; of a row, `finishRestore` writes it. */
+function propertiesOf(plan: RestorePlan, stored: StoredVolume): RestoredProperties {
+  return { ...stored, metadata: { ...stored.metadata, src_backup_id: plan.backupId } };
+}
 
 /** Closes the target before the restore is published. */
 async function writeRange(

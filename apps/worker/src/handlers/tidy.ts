@@ -7,7 +7,7 @@ import {
   restoreTargetOf,
   type TaskKind,
 } from "@tephra/control/work";
-import { EngineError } from "@tephra/engine";
+import { EngineError, type HeldTarget } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 import { recoverMachine } from "./groups.ts";
 
@@ -26,10 +26,15 @@ export const tidyTask: Handler = async (task, context, run) => {
       await (await sites.backend(plan.backend)).thaw(plan.source.id);
     }
   }
-  if (operation.kind === "backup-restore") {
+  if (operation.kind === "backup-restore" && operation.plan === null) {
+    const { beside = "", volume, hold = null, newVolume } = documents.restoreInput(operation.input);
+    const held = { volumeId: volume?.id ?? null, hold, isNew: newVolume };
+    await (await sites.backend(beside)).abandonRestore(restoreTargetOf(operation.id, 0), held);
+  } else if (operation.kind === "backup-restore") {
     const plan = documents.restorePlan(operation.plan);
     await removeStaged(task, context, plan.chain[0]?.repository);
-    await abandonTargets(task, context, { backend: plan.backend, plannedBy: "plan-restore" });
+    const held = plan.held && { volumeId: plan.volumeId, ...plan.held };
+    await abandonTargets(task, context, { backend: plan.backend, plannedBy: "plan-restore", held });
   }
   if (operation.kind === "backup-verify") {
     const { chain, drill } = documents.verifyPlan(operation.plan);
@@ -69,11 +74,11 @@ async function removeStaged(
 async function abandonTargets(
   { operationId }: ClaimedTask,
   { database, sites }: WorkerContext,
-  { backend, plannedBy }: { backend: string; plannedBy: TaskKind },
+  { backend, plannedBy, held }: { backend: string; plannedBy: TaskKind; held?: HeldTarget | undefined },
 ): Promise<void> {
   const files = await sites.backend(backend);
   const planned = await database.task.findFirst({ where: { operationId, kind: plannedBy }, select: { claim: true } });
   for (let claim = 0; claim <= (planned?.claim ?? 0); claim += 1) {
-    await files.abandonRestore(restoreTargetOf(operationId, claim));
+    await files.abandonRestore(restoreTargetOf(operationId, claim), held);
   }
 }

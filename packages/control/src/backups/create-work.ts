@@ -24,6 +24,7 @@ import type { Backup } from "../rows/backups.ts";
 import { move } from "../rows/move.ts";
 import { releaseSource } from "../rows/release.ts";
 import type { Volume } from "../rows/volumes.ts";
+import { subjectOf } from "./beside.ts";
 import { volumeMeta } from "./volume-meta.ts";
 
 /** What only a worker knows: the driver's names, and whether the source must or can be frozen. */
@@ -46,9 +47,13 @@ const pythonTime = (at: Date): string => {
 
 async function sourceOf(
   backup: Backup,
-  previousStatus: string | null,
+  volume: { previousStatus: string | null; beside: boolean },
   site: BackupSite,
 ): Promise<BackupPlan["source"]> {
+  const { previousStatus, beside } = volume;
+  // Found again by the backup's id in the service that makes it.
+  if (beside)
+    return { kind: "snapshot", id: backup.id, temporary: true, ...(backup.snapshotId && { from: backup.snapshotId }) };
   if (backup.snapshotId) return { kind: "snapshot", id: backup.snapshotId, temporary: false };
   const freeze = previousStatus === "in-use" || (await site.canFreezeCheaply());
   return freeze ? { kind: "snapshot", id: randomUUID(), temporary: true } : { kind: "volume" };
@@ -67,7 +72,7 @@ export async function planBackup(
   openSite: (names: { repository: string; backend: string }) => Promise<BackupSite>,
 ): Promise<BackupPlan> {
   if (operation.plan !== null) return documents.backupPlan(operation.plan);
-  const { backup, volume, snapshot, parent } = await readSubject(database, operation);
+  const { backup, volume, snapshot, parent } = await readSubject(database, config, operation);
   const repository = repositoryNamed(config, backup.repository);
   const site = await openSite({ repository: backup.repository, backend: volume.backend });
   const volumeBytes = Number(snapshot?.sizeBytes ?? volume.sizeBytes);
@@ -77,7 +82,7 @@ export async function planBackup(
     volumeId: backup.volumeId,
     repository: backup.repository,
     backend: volume.backend,
-    source: await sourceOf(backup, volume.previousStatus, site),
+    source: await sourceOf(backup, volume, site),
     container: backup.container || site.defaultContainer(backup.id),
     prefix: site.defaultPrefix({ volumeId: backup.volumeId, backupId: backup.id, at: backup.createdAt }),
     compression: repository.compression,
@@ -114,7 +119,16 @@ export async function planBackup(
   return plan;
 }
 
-async function readSubject(database: Database, { backupId, volumeId, snapshotId }: TaskOperation) {
+/** What is backed up: the rows, or what was seen where another service has the volume. */
+async function readSubject(database: Database, config: Config, operation: TaskOperation) {
+  const { volume: seen } = documents.backupInput(operation.input);
+  if (seen === undefined) return readOwn(database, operation);
+  const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid } });
+  const parent = backup.parentId ? await database.backup.findUnique({ where: { id: backup.parentId } }) : null;
+  return { backup, volume: subjectOf(config, seen), snapshot: null, parent };
+}
+
+async function readOwn(database: Database, { backupId, volumeId, snapshotId }: TaskOperation) {
   const [backup, volume, snapshot] = await Promise.all([
     database.backup.findUniqueOrThrow({ where: { id: backupId ?? nilUuid } }),
     database.volume.findUnique({ where: { id: volumeId ?? nilUuid } }),
@@ -122,7 +136,7 @@ async function readSubject(database: Database, { backupId, volumeId, snapshotId 
   ]);
   if (!volume) throw new NotFoundError("Volume", backup.volumeId);
   const parent = backup.parentId ? await database.backup.findUnique({ where: { id: backup.parentId } }) : null;
-  return { backup, volume, snapshot, parent };
+  return { backup, volume: { ...volume, beside: false }, snapshot, parent };
 }
 
 function parentOf(parent: Backup): NonNullable<BackupPlan["parent"]> {
@@ -140,7 +154,7 @@ const believedMax = 29;
 /** What an incremental may believe the storage about: what has changed since a snapshot that is there, and whose bytes the parent has. */
 async function changesSince(
   database: Database,
-  of: { parent: Backup | null; volume: Volume; site: BackupSite },
+  of: { parent: Backup | null; volume: Pick<Volume, "id" | "distrustedAt">; site: BackupSite },
 ): Promise<Pick<BackupPlan, "changes">> {
   const { parent, volume, site } = of;
   if (!site.tellsChanges || parent?.baseSnapshotId == null || volume.distrustedAt !== null) return {};

@@ -30,7 +30,7 @@ export interface NewBackup {
 }
 
 /** @throws InvalidError */
-function checkContainer(container: string | null): void {
+export function checkContainer(container: string | null): void {
   if (container === null || container === "" || isContainer(container)) return;
   throw new InvalidError("input", `Container ${JSON.stringify(container)} is no plain name beneath the repository.`);
 }
@@ -48,10 +48,10 @@ async function checkSnapshot(tx: Transaction, principal: Principal, request: New
   return snapshot;
 }
 
-const snapshotRefusal = (status: string) =>
+export const snapshotRefusal = (status: string) =>
   new InvalidError("snapshot", `Snapshot to be backed up must be available, but the current status is "${status}".`);
 
-function volumeRefusal(status: string, force: boolean): InvalidError | null {
+export function volumeRefusal(status: string, force: boolean): InvalidError | null {
   if (status !== "available" && status !== "in-use") {
     return new InvalidError(
       "volume",
@@ -77,7 +77,7 @@ export async function chooseParent(
   tx: Transaction,
   projectId: string,
   volumeId: string,
-  snapshot: SnapshotRow | null,
+  snapshot: Pick<SnapshotRow, "createdAt" | "sizeBytes"> | null,
 ): Promise<Backup> {
   const before = snapshot?.createdAt ?? null;
   const rows = await tx.$queryRaw<{ id: string }[]>`
@@ -116,7 +116,7 @@ async function lockRestoredFrom(
   tx: Transaction,
   projectId: string,
   volumeId: string,
-  snapshot: SnapshotRow | null,
+  snapshot: Pick<SnapshotRow, "createdAt" | "sizeBytes"> | null,
 ): Promise<Backup | null> {
   const [before, sizeBytes] = [snapshot?.createdAt ?? null, snapshot?.sizeBytes ?? null];
   const [source] = await tx.$queryRaw<{ id: string }[]>`
@@ -206,10 +206,15 @@ export async function requestBackupWithin(
   return { ...accepted, hasDependents: false };
 }
 
-function rowOf(
+export function rowOf(
   principal: Principal,
   request: NewBackup,
-  made: { volume: Volume; snapshot: SnapshotRow | null; parent: Backup | null; repository: string },
+  made: {
+    volume: Pick<Volume, "id" | "sizeGib">;
+    snapshot: Pick<SnapshotRow, "id" | "createdAt"> | null;
+    parent: Backup | null;
+    repository: string;
+  },
 ): NewBackupRow {
   const { volume, snapshot, parent, repository } = made;
   const createdAt = new Date();
@@ -237,8 +242,8 @@ function rowOf(
 interface BackupToStart {
   row: Pick<Backup, "id" | "projectId" | "repository" | "policyId">;
   parent: Backup | null;
-  volume: Volume;
-  snapshot: SnapshotRow | null;
+  volume: Pick<Volume, "id" | "backend" | "sizeBytes">;
+  snapshot: Pick<SnapshotRow, "id" | "sizeBytes"> | null;
   reach: string;
   parentId: string | null;
 }
@@ -253,7 +258,7 @@ export async function startBackup(
   await startOperation(tx, principal, backupOperation(config, backup));
 }
 
-function backupOperation(config: Config, backup: BackupToStart): NewOperation {
+export function backupOperation(config: Config, backup: BackupToStart): NewOperation {
   const { row, parent, volume, snapshot, reach, parentId } = backup;
   const encoder = config.repositories.find(({ name }) => name === row.repository)?.zlib_encoder;
   return {

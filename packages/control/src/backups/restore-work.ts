@@ -1,10 +1,10 @@
 import type { Prisma } from "../db/database.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
-import { NotFoundError } from "../errors.ts";
+import { InvalidError, NotFoundError } from "../errors.ts";
 import { notifyBackup } from "../events/notifications.ts";
 import { documentVersion } from "../queue/document-version.ts";
-import { documents, type RestorePlan } from "../queue/documents.ts";
+import { documents, type RestoreInput, type RestorePlan } from "../queue/documents.ts";
 import {
   completeOperation,
   countDown,
@@ -21,7 +21,7 @@ import { wholeChain } from "../rows/chains.ts";
 import { move } from "../rows/move.ts";
 import { releaseBackup } from "../rows/release.ts";
 import type { Volume } from "../rows/volumes.ts";
-import { lockVolume, restoring, type VolumeRow } from "../rows/volumes.ts";
+import { GiB, lockVolume, restoring, type VolumeRow } from "../rows/volumes.ts";
 import { restoredColumns } from "./volume-meta.ts";
 
 /**
@@ -42,9 +42,10 @@ export async function planRestore(
 ): Promise<RestorePlan> {
   if (operation.plan !== null) return documents.restorePlan(operation.plan);
   const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid } });
-  const volume = await findTarget(database, operation);
   const chain = await wholeChain(database, backup.id);
-  const { newVolume } = documents.restoreInput(operation.input);
+  const input = documents.restoreInput(operation.input);
+  const { newVolume } = input;
+  const volume = input.beside === undefined ? await findTarget(database, operation) : targetOf(input);
   const plan: RestorePlan = {
     version: documentVersion,
     backupId: backup.id,
@@ -58,12 +59,19 @@ export async function planRestore(
     rangeBytes: options.rangeBytes,
     target: null,
     stored: null,
+    ...(input.hold !== undefined && { held: { hold: input.hold, isNew: newVolume } }),
   };
   return inTransaction(database, async (tx) => {
     if (!(await fixPlan(tx, operation.id, plan))) return documents.restorePlan(await planInForce(tx, operation.id));
     await notifyBackup(tx, "backup.restore.start", backup.id);
     return plan;
   });
+}
+
+/** Where another service has the volume. @throws InvalidError where the request has not come so far as to reserve it */
+function targetOf({ beside = "", volume, hold }: RestoreInput): Pick<Volume, "id" | "backend" | "sizeBytes"> {
+  if (volume && hold !== undefined) return { id: volume.id, backend: beside, sizeBytes: BigInt(volume.sizeGib * GiB) };
+  throw new InvalidError("volume", "The request ended before the volume was reserved for the restore.");
 }
 
 async function findTarget(database: Database, operation: TaskOperation): Promise<Volume> {

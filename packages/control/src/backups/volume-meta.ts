@@ -8,12 +8,29 @@ const version = 2;
 
 const isoSeconds = (at: Date | null): string | null => (at ? at.toISOString().slice(0, 23) : null);
 
+/** What of a volume goes into the document; a row has no properties of an image. */
+export type DescribedVolume = Pick<
+  Volume,
+  | "id"
+  | "userId"
+  | "projectId"
+  | "sizeGib"
+  | "previousStatus"
+  | "availabilityZone"
+  | "name"
+  | "description"
+  | "bootable"
+  | "createdAt"
+  | "launchedAt"
+> & { metadata: unknown; imageMetadata?: Record<string, string> };
+
 /**
  * The JSON document, as a string, that goes into a backup's `_metadata`: the volume's columns as Cinder names them.
  * Never a secret: `provider_auth` is always null.
  */
-export function volumeMeta(volume: Volume, volumeBytes: number): string {
+export function volumeMeta(volume: DescribedVolume, volumeBytes: number): string {
   const metadata = volume.metadata as Record<string, string>;
+  const { imageMetadata = {} } = volume;
   return JSON.stringify({
     version,
     "volume-base-metadata": {
@@ -36,6 +53,7 @@ export function volumeMeta(volume: Volume, volumeBytes: number): string {
       tephra_bytes: volumeBytes,
     },
     ...(Object.keys(metadata).length > 0 ? { "volume-metadata": metadata } : {}),
+    ...(Object.keys(imageMetadata).length > 0 ? { "volume-glance-metadata": imageMetadata } : {}),
   });
 }
 
@@ -58,6 +76,8 @@ export interface StoredVolume {
   description: string | null;
   metadata: Record<string, string> | null;
   bootable: boolean;
+  /** Of the image that the volume was made of, by the newest backup that has any. */
+  imageMetadata: Record<string, string> | null;
 }
 
 /**
@@ -74,9 +94,16 @@ export function storedVolume(documents: readonly (string | null)[]): StoredVolum
     name: base?.display_name ?? null,
     description: base?.display_description ?? null,
     metadata: newest ?? null,
+    imageMetadata: textsOf(layers.find((layer) => layer["volume-glance-metadata"])?.["volume-glance-metadata"]),
     bootable: layers.some((layer) => layer["volume-glance-metadata"] || layer["volume-base-metadata"]?.bootable),
   };
 }
+
+/** Cinder's are all texts. */
+const textsOf = (found: Record<string, unknown> | null | undefined): Record<string, string> | null =>
+  found
+    ? Object.fromEntries(Object.entries(found).filter((pair): pair is [string, string] => typeof pair[1] === "string"))
+    : null;
 
 function parseStored(document: string): z.infer<typeof Stored> {
   const parsed = Stored.safeParse(jsonOf(document));
@@ -98,7 +125,7 @@ const madeForRestore = /^(restore_backup_.*)?$/s;
 /** The columns of a restored volume that are replaced by stored ones. */
 export function restoredColumns(
   volume: Volume,
-  stored: StoredVolume,
+  stored: Omit<StoredVolume, "imageMetadata">,
 ): Partial<Pick<Volume, "name" | "description" | "bootable">> {
   const renamed = stored.name !== null && madeForRestore.test(volume.name ?? "");
   return {

@@ -13,6 +13,29 @@ const text = z.string();
 
 const StoredLink = z.object({ backupId: z.guid(), repository: text, container: text, prefix: text });
 
+/** A volume as the service that has it showed it when an operation on it was accepted: there is no row of it. */
+const SeenVolume = z.object({
+  id: z.guid(),
+  projectId: text,
+  userId: text,
+  sizeGib: length,
+  status: text,
+  availabilityZone: text,
+  name: text.nullable(),
+  description: text.nullable(),
+  bootable: z.boolean(),
+  metadata: z.record(z.string(), text),
+  imageMetadata: z.record(z.string(), text),
+  volumeType: text.nullable(),
+  multiattach: z.boolean(),
+  encrypted: z.boolean(),
+  createdAt: text,
+  seenAt: text,
+  /** The snapshot of it that is backed up. */
+  snapshot: z.object({ id: z.guid(), sizeGib: length, status: text, createdAt: text }).exactOptional(),
+});
+export type SeenVolume = z.infer<typeof SeenVolume>;
+
 /** Everything that determines a backup's bytes and names. Fixed once in the operation row; every worker follows it. */
 const BackupPlan = z.object({
   version,
@@ -23,7 +46,8 @@ const BackupPlan = z.object({
   /** What is read: the volume's own file, a user's snapshot, or a temporary one whose name is recorded before it is taken. */
   source: z.discriminatedUnion("kind", [
     z.object({ kind: z.literal("volume") }),
-    z.object({ kind: z.literal("snapshot"), id: z.guid(), temporary: z.boolean() }),
+    /** `from`: the user's snapshot that the temporary one is made of; absent: the volume. */
+    z.object({ kind: z.literal("snapshot"), id: z.guid(), temporary: z.boolean(), from: z.guid().exactOptional() }),
   ]),
   container: text,
   prefix: text,
@@ -75,8 +99,25 @@ const RestorePlan = z.object({
       description: text.nullable(),
       metadata: z.record(z.string(), text).nullable(),
       bootable: z.boolean(),
+      imageMetadata: z.record(z.string(), text).nullable().exactOptional(),
     })
     .nullable(),
+  /** Where another service has the volume: by what it was reserved, and whether it was made for this restore. */
+  held: z.object({ hold: text, isNew: z.boolean() }).exactOptional(),
+});
+
+/**
+ * Of a backup or restore beside a service that has the volumes. `beside`: the backend. Of a restore, `hold` is what the volume is reserved
+ * by; it is missing until the request has reserved it. `nothingHeld`: the service refused, so there is nothing to release.
+ */
+const BackupInput = z.object({ version, volume: SeenVolume.exactOptional() });
+const RestoreInput = z.object({
+  version,
+  newVolume: z.boolean(),
+  beside: text.exactOptional(),
+  volume: SeenVolume.exactOptional(),
+  hold: text.exactOptional(),
+  nothingHeld: z.literal(true).exactOptional(),
 });
 
 /**
@@ -211,6 +252,7 @@ const ReapInput = z.object({ version, repository: text, dryRun: z.boolean(), gra
 export type BackupPlan = z.infer<typeof BackupPlan>;
 export type CopyRange = z.infer<typeof CopyRange>;
 export type RestorePlan = z.infer<typeof RestorePlan>;
+export type RestoreInput = z.infer<typeof RestoreInput>;
 export type SquashPlan = z.infer<typeof SquashPlan>;
 export type VerifyPlan = z.infer<typeof VerifyPlan>;
 export type VolumeSource = z.infer<typeof VolumeSource>;
@@ -252,7 +294,8 @@ export const documents = {
   /** Of a group restore: set before the first volume is replaced. */
   publishing: reader("plan", z.object({ version, publishing: z.literal(true) })),
   nothing: reader("input", z.object({ version })),
-  restoreInput: reader("input", z.object({ version, newVolume: z.boolean() })),
+  backupInput: reader("input", BackupInput),
+  restoreInput: reader("input", RestoreInput),
   importInput: reader("input", z.object({ version, service: text, url: text })),
   verifyInput: reader("input", z.object({ version, mode: z.enum(verifyModes), backend: text.nullable() })),
   rescanInput: reader("input", RescanInput),
@@ -299,7 +342,7 @@ const inputAlone =
 
 /** What each kind of task reads. */
 const reads: Readonly<Record<TaskKind, (task: Claimed) => unknown>> = {
-  "plan-backup": (task) => ifPlanned(documents.backupPlan, task),
+  "plan-backup": (task) => [documents.backupInput(task.operation.input), ifPlanned(documents.backupPlan, task)],
   copy: ({ operation, input }) => [documents.backupPlan(operation.plan), documents.copyRange(input)],
   seal: ({ operation }) => documents.backupPlan(operation.plan),
   tidy: tidied,
@@ -334,7 +377,7 @@ function tidied({ operation, input }: Claimed): unknown {
     case "backup-create":
       return documents.backupPlan(operation.plan);
     case "backup-restore":
-      return documents.restorePlan(operation.plan);
+      return operation.plan === null ? documents.restoreInput(operation.input) : documents.restorePlan(operation.plan);
     case "backup-verify":
       return documents.verifyPlan(operation.plan);
     case "backup-squash":

@@ -1,4 +1,4 @@
-import type { BackupPlan, RestorePlan, SquashPlan, VerifyPlan } from "./documents.ts";
+import type { BackupPlan, RestoreInput, RestorePlan, SquashPlan, VerifyPlan } from "./documents.ts";
 import { encoderNeeds, needToRead, needToWrite } from "./workers.ts";
 
 /** Capabilities that copying needs. */
@@ -31,6 +31,10 @@ export const restoreNeeds = ({ chain, backend }: RestorePlan): string[] => readi
 
 /** Capabilities needed to remove what a restore leaves behind. */
 export const restoreTidyNeeds = (plan: RestorePlan): string[] => [...restoreNeeds(plan), ...stagedNeeds(plan)];
+
+/** Capabilities needed to release a volume that another service has, where a restore was never planned; null: there is nothing to release. */
+export const besideTidyNeeds = ({ beside, nothingHeld }: RestoreInput): string[] | null =>
+  beside === undefined || nothingHeld ? null : [`backend:${beside}`];
 
 /** Capabilities that a verification needs; `backend` is that of a restore test. */
 export const verifyNeeds = readingNeeds;

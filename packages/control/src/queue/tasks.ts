@@ -85,6 +85,9 @@ export interface ClaimedTask {
   ordinal: number;
   claim: number;
   attempts: number;
+  /** Claims that ended with a wait for another service, and for how long it has waited, in ms; 0 when it has not. */
+  waits: number;
+  waitedMs: number;
   range: { offset: number; length: number };
   input: Json;
   requestId: string;
@@ -161,6 +164,8 @@ interface ClaimRow {
   ordinal: number;
   claim: number;
   attempts: number;
+  waits: number;
+  waited_ms: number;
   range_offset: bigint;
   range_length: bigint;
   input: Json;
@@ -206,7 +211,8 @@ export async function claimTask(
       WHERE id = (SELECT operation_id FROM claimed) AND state = 'queued'
         AND set_config('tephra.actor', ${JSON.stringify(actor)}, true) <> ''
     )
-    SELECT c.id, c.operation_id, c.kind, c.ordinal, c.claim, c.attempts, c.range_offset, c.range_length, c.input, c.trace_parent,
+    SELECT c.id, c.operation_id, c.kind, c.ordinal, c.claim, c.attempts, c.waits,
+           coalesce(extract(epoch FROM now() - c.waiting_since) * 1000, 0)::float8 AS waited_ms, c.range_offset, c.range_length, c.input, c.trace_parent,
            o.request_id, o.user_id, o.project_id, o.created_at, o.kind AS operation_kind, o.input AS operation_input, o.plan,
            o.backup_id, o.volume_id, o.snapshot_id, o.group_id, o.group_snapshot_id, o.parent_id
     FROM claimed c JOIN operations o ON o.id = c.operation_id`;
@@ -219,6 +225,8 @@ export async function claimTask(
     ordinal: row.ordinal,
     claim: row.claim,
     attempts: row.attempts,
+    waits: row.waits,
+    waitedMs: row.waited_ms,
     range: { offset: Number(row.range_offset), length: Number(row.range_length) },
     input: row.input,
     traceParent: row.trace_parent,
@@ -338,6 +346,27 @@ export async function readUnclaimed(
 export async function undispatchTask(database: Database, taskId: string): Promise<void> {
   await database.$executeRaw`UPDATE tasks SET state = 'ready' WHERE id = ${taskId}::uuid AND state = 'dispatched'`;
   await ringDispatchers(database);
+}
+
+/** Nobody claims the tasks of an operation for so long; 0: from now on they may. Rings for a dispatcher after the commit. */
+export async function delayTasks(tx: Transaction, operationId: string, delayMs: number): Promise<void> {
+  await tx.$executeRaw`
+    UPDATE tasks SET run_after = now() + ${Math.round(delayMs)} * interval '1 millisecond'
+    WHERE operation_id = ${operationId}::uuid AND state = 'ready'`;
+  ringOnCommit(tx);
+}
+
+/** A task waits for another service and gives its slot back: no attempt counts, and no claim. No effect if the claim was lost. */
+export async function waitTask(
+  database: Database,
+  held: { taskId: string; claim: number },
+  wait: { delayMs: number; reason: string },
+): Promise<void> {
+  await database.$executeRaw`
+    UPDATE tasks SET state = 'ready', lease_until = NULL, worker_id = NULL, fail_reason = ${wait.reason},
+      attempts = GREATEST(0, attempts - 1), waits = waits + 1, waiting_since = coalesce(waiting_since, now()),
+      run_after = now() + ${Math.round(wait.delayMs)} * interval '1 millisecond'
+    WHERE id = ${held.taskId}::uuid AND claim = ${held.claim} AND state = 'running'`;
 }
 
 /** Lets a task run again after `delayMs`. The attempt counts unless it is `free`. No effect if the claim was lost. */

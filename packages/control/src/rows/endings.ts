@@ -11,7 +11,13 @@ import {
   type OperationRow,
   startOperation,
 } from "../queue/operations.ts";
-import { backupTidyNeeds, restoreTidyNeeds, squashTidyNeeds, verifyTidyNeeds } from "../queue/plan-needs.ts";
+import {
+  backupTidyNeeds,
+  besideTidyNeeds,
+  restoreTidyNeeds,
+  squashTidyNeeds,
+  verifyTidyNeeds,
+} from "../queue/plan-needs.ts";
 import { addTasks, wasClaimed } from "../queue/tasks.ts";
 import type { StatusOf } from "../states.ts";
 import { type Damage, markDamage } from "./chains.ts";
@@ -42,7 +48,7 @@ interface Ending {
 /** What the end of an operation of each kind does to its rows, unless it succeeded: the only definition. */
 const endings: Readonly<Record<OperationKind, Ending>> = {
   "backup-create": { rows: endCreation, tidy: tidyAfter(documents.backupPlan, backupTidyNeeds) },
-  "backup-restore": { rows: endRestore, tidy: tidyAfter(documents.restorePlan, restoreTidyNeeds) },
+  "backup-restore": { rows: endRestore, tidy: tidyRestore },
   "backup-delete": { rows: endDeletion },
   "backup-import": { rows: endImport },
   "backup-verify": { rows: nothing, tidy: tidyAfter(documents.verifyPlan, verifyTidyNeeds) },
@@ -113,6 +119,13 @@ function tidyAfter<Plan>(read: (plan: OperationRow["plan"]) => Plan, needs: (pla
     const plan = readForEnding(read, operation.plan);
     return plan ? needs(plan) : null;
   };
+}
+
+/** Without a plan only a volume that another service has may be reserved. */
+function tidyRestore(tx: Transaction, operation: OperationRow): string[] | null {
+  if (operation.plan !== null) return tidyAfter(documents.restorePlan, restoreTidyNeeds)(tx, operation);
+  const input = readForEnding(documents.restoreInput, operation.input);
+  return input && besideTidyNeeds(input);
 }
 
 function moveVolume<const To extends StatusOf<"volume">>(step: Step<"volume", To>) {

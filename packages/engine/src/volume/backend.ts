@@ -54,6 +54,26 @@ export interface ExportOptions {
   overwrite: boolean;
 }
 
+/** What a restored volume is to be called and to have beside its bytes, where its storage keeps that. Null: what it has. */
+export interface RestoredProperties {
+  name: string | null;
+  description: string | null;
+  metadata: Record<string, string> | null;
+  bootable: boolean;
+  /** Of the image that it was made of. */
+  imageMetadata?: Record<string, string> | null;
+}
+
+/** A target that was reserved when the restore was accepted. */
+export interface HeldTarget {
+  /** Null: a new one of which nobody was told before the request ended. */
+  volumeId: string | null;
+  /** By which the storage knows the reservation; null where it was not told in time. */
+  hold: string | null;
+  /** Made for this restore. */
+  isNew: boolean;
+}
+
 export interface RestoreLengths {
   sizeBytes: number;
   /** If the volume is longer, its own bytes from `sizeBytes` on are kept. */
@@ -100,11 +120,12 @@ export interface VolumeBackend {
   /** Whether a snapshot, of that volume, takes next to no time and space, so that one may be made for each backup. */
   canFreezeCheaply(volumeId?: string): Promise<boolean>;
   /**
-   * Takes a snapshot under the given id: the volume's contents at one point in time, unaffected by later writes. An existing one is kept
-   * as it is. SourceMissingError; SourceChangedError when writes to the volume could not be stopped.
+   * Takes a snapshot under the given id: the volume's contents at one point in time, unaffected by later writes; or, where the storage's
+   * snapshots have to be copied before they can be read, those of its snapshot `from`. An existing one is kept
+   * as it is. SourceMissingError; SourceChangedError when writes to the volume could not be stopped; NotReadyYetError while it is being made.
    */
-  freeze(volumeId: string, snapshotId: string, run: RunContext): Promise<{ sizeBytes: number }>;
-  /** Removes a snapshot; removing a missing one is success. */
+  freeze(volumeId: string, snapshotId: string, run: RunContext, from?: string): Promise<{ sizeBytes: number }>;
+  /** Removes a snapshot; removing a missing one is success. NotReadyYetError while it is being removed. */
   thaw(snapshotId: string): Promise<void>;
   /**
    * The paths of a volume and of its future snapshot, as files of this machine, for a hypervisor that takes snapshots of several volumes
@@ -128,9 +149,19 @@ export interface VolumeBackend {
   /**
    * Prepares the target of a restore. `restoreId` names it, by an operation and a run of it. Replaces leftovers of an earlier run under
    * the same id. Aside, everything but a kept tail is zero. In place, the volume must exist (VolumeConflictError) and is extended if it
-   * is shorter than required; it may be longer.
+   * is shorter than required; it may be longer. `held`: where the target was reserved.
    */
-  beginRestore(volumeId: string, restoreId: string, lengths: RestoreLengths, run?: RunContext): Promise<void>;
+  beginRestore(
+    volumeId: string,
+    restoreId: string,
+    lengths: RestoreLengths & { held?: HeldTarget },
+    run?: RunContext,
+  ): Promise<void>;
+  /**
+   * Whether an earlier run of the restore has published its target and could not tell: nothing is to be written any more. Absent where
+   * writing again does no harm.
+   */
+  wasPublished?(volumeId: string, restoreId: string): Promise<boolean>;
   /** Opens the restore target for writing. VolumeConflictError when nothing was prepared. */
   openRestoreTarget(volumeId: string, restoreId: string): Promise<VolumeTarget>;
   /** Opens the restored data for reading. SourceMissingError when nothing was prepared. */
@@ -140,14 +171,22 @@ export interface VolumeBackend {
    * in place, that is left to the target's own fence. Repeating it after success changes nothing; VolumeConflictError when nothing was
    * prepared.
    */
-  publishRestore(volumeId: string, restoreId: string, options: { fresh: boolean }, run?: RunContext): Promise<void>;
+  publishRestore(
+    volumeId: string,
+    restoreId: string,
+    options: { fresh: boolean; properties?: RestoredProperties },
+    run?: RunContext,
+  ): Promise<void>;
   /**
    * Copies the restored data to `freshId`, so that a writer that still has the original open cannot modify what will be published.
    * VolumeConflictError when nothing was prepared, or when the target is the volume itself.
    */
   copyRestore(volumeId: string, restoreId: string, freshId: string, run: RunContext): Promise<void>;
-  /** Discards what was prepared; aside, the volume is unchanged. If there is nothing to discard, that is success. */
-  abandonRestore(restoreId: string): Promise<void>;
+  /**
+   * Discards what was prepared; aside, the volume is unchanged. If there is nothing to discard, that is success. `held`: where the target
+   * was reserved, it is released. NotReadyYetError while that takes time.
+   */
+  abandonRestore(restoreId: string, held?: HeldTarget): Promise<void>;
 
   /** Creates a volume from a file named by a user, with the file's exact length. PathNotAllowedError, SourceMissingError. */
   importFile(path: string, volumeId: string, places: UserPlaces, run: RunContext): Promise<{ sizeBytes: number }>;

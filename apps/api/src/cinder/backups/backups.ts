@@ -5,6 +5,7 @@ import {
   getVolume,
   listBackups,
   requestBackup,
+  requestBackupBeside,
   requestBackupDelete,
   requestBackupForceDelete,
   requestRestore,
@@ -17,6 +18,8 @@ import { enabledFilters } from "../../openstack/enabled-filters.ts";
 import { asPlainQuotaError } from "../../openstack/errors.ts";
 import { type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
 import { since } from "../../openstack/microversions.ts";
+import { restoreBeside } from "../beside/restore.ts";
+import { seeVolume } from "../beside/see-volume.ts";
 import {
   createBackupBody,
   forceDeleteBackupBody,
@@ -102,10 +105,14 @@ export const backups = {
   }),
   create: defineAction({
     body: createBackupBody,
-    load: ({ database }, call) => getVolume(database, call.principal, call.body.backup.volume_id),
-    handle: async ({ database, config }, call) => {
+    load: (context, call) =>
+      context.cinder === null
+        ? getVolume(context.database, call.principal, call.body.backup.volume_id)
+        : seeVolume(context, call, call.body.backup.volume_id),
+    handle: async (context, call) => {
+      const { database, config, cinder } = context;
       const { backup } = call.body;
-      const row = await requestBackup(database, config, call.principal, {
+      const request = {
         volumeId: backup.volume_id,
         snapshotId: backup.snapshot_id,
         name: backup.name,
@@ -115,7 +122,14 @@ export const backups = {
         force: backup.force,
         metadata: backup.metadata ?? {},
         availabilityZone: backup.availability_zone || null,
-      });
+      };
+      const row =
+        cinder === null
+          ? await requestBackup(database, config, call.principal, request)
+          : await requestBackupBeside(database, config, call.principal, {
+              request,
+              seen: await seeVolume(context, call, backup.volume_id, backup.snapshot_id),
+            });
       return { status: 202, body: { backup: backupSummary(call, row) } };
     },
   }),
@@ -154,13 +168,14 @@ export const backups = {
   restore: defineAction({
     body: restoreBackupBody,
     load,
-    handle: async ({ database, config }, call) => {
+    handle: async (context, call) => {
+      const { database, config, cinder } = context;
       const { volume_id: volumeId, name } = call.body.restore;
-      const accepted = await requestRestore(database, config, call.principal, {
-        backupId: idOf(call),
-        volumeId,
-        name,
-      }).catch((error: unknown) => {
+      const request = { backupId: idOf(call), volumeId, name };
+      const accepted = await (cinder === null
+        ? requestRestore(database, config, call.principal, request)
+        : restoreBeside(context, call, request)
+      ).catch((error: unknown) => {
         throw asPlainQuotaError(error, 413);
       });
       const restore = { backup_id: accepted.backupId, volume_id: accepted.volumeId, volume_name: accepted.volumeName };

@@ -1,0 +1,153 @@
+import { hostname } from "node:os";
+import type { CinderAttachment, CinderProject, CinderVolume } from "@tephra/openstack";
+import { SourceMissingError, VolumeStorageError } from "../../errors.ts";
+import type { RunContext } from "../../run/run-context.ts";
+import { askCinder, type CinderPatience, waitFor } from "./ask-cinder.ts";
+
+const prefix = "tephra-backup-";
+/** Keys of the metadata of all that we make: of which backup, and whose. */
+const ofBackup = "tephra_backup";
+const ofInstallation = "tephra_installation";
+
+/** Statuses of a clone with its bytes. */
+const whole = ["available", "in-use", "reserved", "attaching", "detaching"];
+
+/** What we call ourselves to Cinder and to the storage. */
+export const connectorHere = (): Record<string, unknown> => ({
+  host: hostname(),
+  ip: "127.0.0.1",
+  platform: process.arch === "x64" ? "x86_64" : process.arch,
+  os_type: "linux",
+  multipath: false,
+});
+
+/**
+ * Clones of volumes in the service project, one for each backup, found again by name and metadata: the only objects that backups make in
+ * Cinder. What lacks either, or is another installation's, is not ours.
+ */
+export class Clones {
+  readonly #cinder: CinderProject;
+  readonly #installation: () => Promise<string>;
+  readonly #patience: CinderPatience;
+
+  constructor(cinder: CinderProject, installation: () => Promise<string>, patience: CinderPatience) {
+    this.#cinder = cinder;
+    this.#installation = installation;
+    this.#patience = patience;
+  }
+
+  #ask<Result>(what: string, call: () => Promise<Result>): Promise<Result> {
+    return askCinder(what, this.#patience, call);
+  }
+
+  /** All of a backup, the oldest first. */
+  async of(backupId: string): Promise<CinderVolume[]> {
+    const name = prefix + backupId;
+    const installation = await this.#installation();
+    const metadata = { [ofBackup]: backupId, [ofInstallation]: installation };
+    const found = await this.#ask("list clones", () => this.#cinder.volumes({ name, metadata }));
+    return found.filter((volume) => isOurs(volume, backupId, installation));
+  }
+
+  /** All there are, with the id of the backup. */
+  async all(): Promise<{ backupId: string; volume: CinderVolume }[]> {
+    const installation = await this.#installation();
+    const metadata = { [ofInstallation]: installation };
+    const found = await this.#ask("list clones", () => this.#cinder.volumes({ metadata }));
+    return found.flatMap((volume) => {
+      const backupId = volume.metadata[ofBackup] ?? "";
+      return isOurs(volume, backupId, installation) ? [{ backupId, volume }] : [];
+    });
+  }
+
+  /** A clone with its bytes: the oldest there is, or a new one. NotReadyYetError while it is being made. */
+  async make(
+    backupId: string,
+    source: { volumeId: string; from?: string | undefined },
+    run: RunContext,
+  ): Promise<CinderVolume> {
+    const found = await this.of(backupId);
+    const good = found.find(({ status }) => whole.includes(status));
+    if (good) return good;
+    const making = found.find(({ status }) => status === "creating" || status === "downloading");
+    if (making) throw this.#waiting(making);
+    const failed = found.find(({ status }) => status === "error");
+    if (failed) {
+      const [why] = await this.#ask("list messages", () => this.#cinder.messages(failed.id));
+      throw new VolumeStorageError(`Cinder could not clone the volume: ${why ?? "its clone is in error"}`, {
+        retryable: false,
+      });
+    }
+    const installation = await this.#installation();
+    run.signal.throwIfAborted();
+    run.fence();
+    const made = await this.#ask("clone the volume", () =>
+      this.#cinder.createVolume({
+        ...(source.from === undefined ? { source_volid: source.volumeId } : { snapshot_id: source.from }),
+        name: prefix + backupId,
+        metadata: { [ofBackup]: backupId, [ofInstallation]: installation },
+      }),
+    );
+    throw this.#waiting(made);
+  }
+
+  #waiting(clone: CinderVolume): Error {
+    const since = Math.max(0, Date.now() - Date.parse(`${clone.created_at}Z`));
+    return waitFor(
+      `Waiting for Cinder to clone the volume (${clone.id} is ${clone.status})`,
+      since,
+      this.#patience.cloneMs,
+    );
+  }
+
+  /** The attachment through which the clone is read, from any worker: the one that is there, or a new one. */
+  async attach(clone: CinderVolume): Promise<CinderAttachment> {
+    const found = await this.#ask("list attachments", () => this.#cinder.attachmentsOf(clone.id));
+    const attached = found.find(({ status }) => status === "attached");
+    if (attached) return attached;
+    // One that was begun and never completed leads nowhere.
+    for (const { id } of found) await this.#ask("detach the clone", () => this.#cinder.detach(id));
+    const made = await this.#ask("attach the clone", () => this.#cinder.attach(clone.id, "ro", connectorHere()));
+    await this.#ask("attach the clone", () => this.#cinder.complete(made.id));
+    return made;
+  }
+
+  /** The clone that is attached, with what leads to its bytes. SourceMissingError */
+  async attached(backupId: string): Promise<{ clone: CinderVolume; attachment: CinderAttachment }> {
+    const clone = (await this.of(backupId)).find(({ status }) => whole.includes(status));
+    if (!clone) throw new SourceMissingError(`The clone ${prefix}${backupId} is gone.`);
+    return { clone, attachment: await this.attach(clone) };
+  }
+
+  /** Removes all of a backup. NotReadyYetError until they are gone. */
+  async remove(backupId: string): Promise<void> {
+    const found = await this.of(backupId);
+    for (const clone of found) await this.#remove(clone);
+    const first = found[0];
+    if (first) throw waitFor(`Waiting for Cinder to delete the clone ${first.id}`, 0, this.#patience.deleteMs);
+  }
+
+  async #remove({ id, status }: CinderVolume): Promise<void> {
+    if (status === "deleting" || status === "creating") return;
+    for (const attachment of await this.#ask("list attachments", () => this.#cinder.attachmentsOf(id))) {
+      await this.#ask("detach the clone", () => this.#cinder.detach(attachment.id));
+    }
+    const { status: now } = await this.#ask("show the clone", () => this.#cinder.volume(id)).catch((error: unknown) => {
+      if (error instanceof SourceMissingError) return { status: "deleting" };
+      throw error;
+    });
+    if (now === "deleting") return;
+    // Nothing is attached any more: what still says so is stuck.
+    if (!/^(?:available|error|error_restoring|error_extending|error_managing)$/.test(now)) {
+      const reset = { "os-reset_status": { status: "error", attach_status: "detached" } };
+      await this.#ask("reset the clone", () => this.#cinder.action(id, reset));
+    }
+    await this.#ask("delete the clone", () => this.#cinder.deleteVolume(id));
+  }
+}
+
+const isOurs = ({ name, metadata }: CinderVolume, backupId: string, installation: string): boolean =>
+  backupId !== "" &&
+  name === prefix + backupId &&
+  metadata[ofBackup] === backupId &&
+  metadata[ofInstallation] === installation;

@@ -56,6 +56,7 @@ async function fill(): Promise<void> {
     ["backups", "/backups", "Backups"],
     ["backup", `/backups/${incremental}`, hostile[0] ?? ""],
     ["restore", `/backups/${incremental}/restore`, "Restore"],
+    ["repositories", "/repositories", "Repositories"],
     ["workers", "/workers", "Workers & queue"],
     ["notifications", "/notifications", "Notifications"],
     ["volumes", "/volumes", "Volumes"],

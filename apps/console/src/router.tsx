@@ -43,6 +43,7 @@ const tree = root.addChildren([
   page("/operations", () => import("./pages/operations.tsx"), "OperationsPage"),
   page("/operations/$id", () => import("./pages/operation.tsx"), "OperationPage"),
   page("/workers", () => import("./pages/workers.tsx"), "WorkersPage"),
+  page("/repositories", () => import("./pages/repositories.tsx"), "RepositoriesPage"),
   page("/policies", () => import("./pages/policies.tsx"), "PoliciesPage"),
   page("/policies/$id", () => import("./pages/policy.tsx"), "PolicyPage"),
   page("/audit", () => import("./pages/audit.tsx"), "AuditPage"),

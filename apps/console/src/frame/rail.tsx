@@ -5,6 +5,7 @@ import {
   Bell,
   CalendarClock,
   Cpu,
+  Database,
   Gauge,
   HardDrive,
   Info,
@@ -26,7 +27,7 @@ export interface Place {
 /** The pages, in the order of the rail; a list a group. */
 export const places: readonly (readonly Place[])[] = [
   [
-    { to: "/", name: "Overview", Icon: Gauge, key: "o" },
+    { to: "/", name: "Overview", Icon: Gauge, key: "o", rule: "ops:overview" },
     { to: "/volumes", name: "Volumes", Icon: HardDrive, key: "v", rule: "ops:volume" },
     { to: "/machines", name: "Machines", Icon: Server, key: "m", rule: "ops:instance:get" },
     { to: "/backups", name: "Backups", Icon: Archive, key: "b", rule: "backup:get_all" },
@@ -34,6 +35,7 @@ export const places: readonly (readonly Place[])[] = [
   ],
   [
     { to: "/workers", name: "Workers & queue", Icon: Cpu, key: "w", rule: "volume_extension:services:index" },
+    { to: "/repositories", name: "Repositories", Icon: Database, key: "r", rule: "ops:repository" },
     { to: "/policies", name: "Policies", Icon: CalendarClock, key: "s", rule: "ops:policy:get" },
   ],
   [

@@ -1,104 +1,95 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
-import type { AnswerOf, Operation } from "@tephra/wire";
-import { everyMs, route } from "../data/queries.ts";
-import { type Service, servicesQuery } from "../data/services.ts";
-import { useMay, useSession } from "../data/session.tsx";
-import { countText, shown } from "../parts/format.ts";
+import type { AnswerOf } from "@tephra/wire";
+import { route } from "../data/queries.ts";
+import { bytesText, countText, durationText, shown } from "../parts/format.ts";
 import { OperationsTable } from "../parts/operations-table.tsx";
 import { PageHead, Panel } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
-import { ToneIcon } from "../parts/status.tsx";
-import { Age, useNow } from "../parts/time.tsx";
+import { Status, ToneIcon } from "../parts/status.tsx";
+import { DataTable } from "../parts/table.tsx";
+import { Bytes, Foreign } from "../parts/texts.tsx";
+import { Age } from "../parts/time.tsx";
 import { type Tone, toneOf } from "../parts/words.ts";
 
-type Counts = AnswerOf<"GET /ops/volumes">["facets"]["state"];
+type Overview = AnswerOf<"GET /ops/overview">["overview"];
 
-interface Alert {
-  tone: Tone;
-  text: string;
-  to: string;
-  search?: Record<string, string>;
-}
+/** The pages that alerts lead to; what a later release names beside them is told without a link. */
+const linked = ["/workers", "/repositories", "/operations", "/backups", "/volumes", "/policies", "/notifications"];
 
-const many = (count: number, one: string, more: string): string => `${countText(count)} ${count === 1 ? one : more}`;
-
-/** What is wrong with the processes that do the work. */
-function silentOnes(services: readonly Service[]): Alert[] {
-  const workers = services.filter(({ binary }) => binary === "cinder-backup");
-  if (workers.every(({ state }) => state === "down")) {
-    return [{ tone: "bad", text: "No worker is live: nothing that was asked for goes on.", to: "/workers" }];
-  }
-  const down = services.filter(({ state, status }) => state === "down" && status === "enabled");
-  return down.map(({ binary, host }) => ({ tone: "bad", text: `${binary} on ${host} is silent.`, to: "/workers" }));
-}
-
-/** What somebody should look at, worst first. */
-function alertsOf(counts: Counts, failed: readonly Operation[], services: readonly Service[] | undefined): Alert[] {
-  const ofVolumes = (state: keyof Counts, tone: Tone, text: string): Alert[] => {
-    const count = counts[state] ?? 0;
-    return count === 0
-      ? []
-      : [{ tone, text: `${many(count, "volume", "volumes")}: ${text}`, to: "/volumes", search: { state } }];
-  };
-  const failures: Alert = {
-    tone: "bad",
-    text: `${many(failed.length, "operation has", "operations have")} failed in the last 24 h.`,
-    to: "/operations",
-    search: { state: "failed" },
-  };
-  return [
-    ...(services ? silentOnes(services) : []),
-    ...(failed.length > 0 ? [failures] : []),
-    ...ofVolumes("never", "bad", "never backed up."),
-    ...ofVolumes("at risk", "risk", "at risk, since the newest try has failed, or something newer is damaged."),
-    ...ofVolumes("late", "warn", "late, since the newest good backup is older than the target."),
-  ];
-}
-
-function Banner({ alerts }: { alerts: readonly Alert[] }) {
+function Banner({ alerts }: { alerts: Overview["alerts"] }) {
   if (alerts.length === 0) {
     return (
       <p className="banner tone-ok">
         <ToneIcon tone="ok" />
-        <span>Nothing needs you. Checked: volumes, workers, operations.</span>
+        <span>Nothing needs you. Checked: workers, repositories, queue, volumes, operations, schedules.</span>
       </p>
     );
   }
   return (
     <ul className="banners" aria-label="What needs you">
-      {alerts.map(({ tone, text, to, search }) => (
-        <li key={text} className={`banner tone-${tone}`}>
-          <ToneIcon tone={tone} />
-          <span>{shown(text)}</span>
-          <Link to={to} search={(search ?? {}) as never}>
-            Show
-          </Link>
-        </li>
-      ))}
+      {alerts.map(({ code, severity, subject, text, since, href }) => {
+        const [to = "/", query = ""] = href.split("?");
+        const tone: Tone = severity === "critical" ? "bad" : "warn";
+        return (
+          <li key={`${code} ${subject ?? ""}`} className={`banner tone-${tone}`}>
+            <ToneIcon tone={tone} />
+            <span>
+              {shown(text)}{" "}
+              {since && (
+                <span className="second">
+                  since <Age at={since} />
+                </span>
+              )}
+            </span>
+            {linked.includes(to) && (
+              <Link to={to} search={Object.fromEntries(new URLSearchParams(query)) as never}>
+                Show
+              </Link>
+            )}
+          </li>
+        );
+      })}
     </ul>
   );
 }
 
-const states = ["protected", "late", "at risk", "never", "excluded"] as const;
+interface Share {
+  name: string;
+  count: number;
+  tone: Tone;
+}
 
-function Protected({ counts }: { counts: Counts }) {
-  const of = (state: (typeof states)[number]): number => counts[state] ?? 0;
-  const wanted = of("protected") + of("late") + of("at risk") + of("never");
+/** Parts of a whole as one bar. */
+function Shares({ of }: { of: readonly Share[] }) {
+  return (
+    <div className="shares" aria-hidden="true">
+      {of.map(({ name, count, tone }) => (
+        <span key={name} className={`tone-${tone}`} style={{ flexGrow: count }} />
+      ))}
+    </div>
+  );
+}
+
+function Protected({ protection }: { protection: Overview["protection"] }) {
+  const shares: Share[] = [
+    ["protected", protection.protected],
+    ["late", protection.late],
+    ["at risk", protection.at_risk],
+    ["never", protection.never],
+  ].map(([name, count]) => ({ name: String(name), count: Number(count), tone: toneOf(String(name)) }));
+  const wanted = shares.reduce((sum, { count }) => sum + count, 0);
+  const excluded: Share = { name: "excluded", count: protection.excluded, tone: "gone" };
   return (
     <>
       <p className="figure">
-        <b>{countText(of("protected"))}</b> of {countText(wanted)} within their target
+        <b>{countText(protection.protected)}</b> of {countText(wanted)} within their target
       </p>
-      <div className="shares" aria-hidden="true">
-        {states.slice(0, 4).map((state) => (
-          <span key={state} className={`tone-${toneOf(state)}`} style={{ flexGrow: of(state) }} />
-        ))}
-      </div>
+      <Shares of={shares} />
       <p className="legend">
-        {states.slice(1).map((state) => (
-          <Link key={state} to="/volumes" search={{ state } as never}>
-            <ToneIcon tone={toneOf(state)} /> {countText(of(state))} {state}
+        {[...shares.slice(1), excluded].map(({ name, count, tone }) => (
+          <Link key={name} to="/volumes" search={{ state: name } as never}>
+            <ToneIcon tone={tone} /> {countText(count)} {name}
           </Link>
         ))}
       </p>
@@ -106,70 +97,116 @@ function Protected({ counts }: { counts: Counts }) {
   );
 }
 
-const listMax = 100;
-const countOf = (rows: readonly unknown[]): string =>
-  rows.length === listMax ? `${listMax} or more` : countText(rows.length);
+function Proven({ proof }: { proof: Overview["proof"] }) {
+  const shares: Share[] = [
+    { name: "within 7 days", count: proof.week, tone: "proof" },
+    { name: "within 30 days", count: proof.month, tone: "restore" },
+    { name: "longer ago", count: proof.older, tone: "warn" },
+    { name: "never", count: proof.never, tone: "gone" },
+  ];
+  const all = shares.reduce((sum, { count }) => sum + count, 0);
+  return (
+    <>
+      <p className="figure">
+        <b>{countText(proof.week)}</b> of {countText(all)} backups within 7 days
+      </p>
+      <Shares of={shares} />
+      <p className="legend">
+        {shares.slice(1).map(({ name, count, tone }) => (
+          <span key={name} className="status">
+            <ToneIcon tone={tone} /> {countText(count)} {name}
+          </span>
+        ))}
+        <span className="status">
+          <ToneIcon tone={proof.damaged > 0 ? "bad" : "ok"} /> {countText(proof.damaged)} damaged
+        </span>
+      </p>
+    </>
+  );
+}
+
+function Now({ overview: { queue, workers, operations, last_success_at } }: { overview: Overview }) {
+  const waiting = queue.ready + queue.dispatched;
+  const rate = operations.running.reduce((sum, { rate_bytes_per_second }) => sum + (rate_bytes_per_second ?? 0), 0);
+  return (
+    <>
+      <p className="figure">
+        <b>{countText(queue.running)}</b> tasks run · <b>{countText(waiting)}</b> wait
+      </p>
+      <p>
+        {waiting > 0 && `Oldest ${durationText(queue.oldest_seconds)} · `}
+        {rate > 0 && `${bytesText(rate)}/s · `}
+        {countText(workers.live)} workers, {countText(workers.busy)} of {countText(workers.slots)} slots busy
+        {workers.silent > 0 && ` · ${countText(workers.silent)} silent`}
+        {workers.disabled > 0 && ` · ${countText(workers.disabled)} disabled`}
+      </p>
+      <p>
+        Last success <Age at={last_success_at} /> · failed in 24 h: {countText(operations.failed_24h)}
+      </p>
+    </>
+  );
+}
 
 /** What can be restored, what needs somebody, and what runs. */
 export function OverviewPage() {
-  const may = useMay();
-  const now = useNow();
-  const { project_id } = useSession();
-  const list = (state: Operation["state"], limit = listMax) =>
-    route("GET /ops/operations", { query: { state, limit } }, state === "running" ? everyMs.running : everyMs.list);
-  const volumes = useQuery(route("GET /ops/volumes", { query: { limit: 1 } }));
-  const running = useQuery(list("running"));
-  const queued = useQuery(list("queued"));
-  const failed = useQuery(list("failed"));
-  const well = useQuery(list("succeeded", 1));
-  const seesServices = may("volume_extension:services:index");
-  const services = useQuery({ ...servicesQuery(project_id), enabled: seesServices });
-  const recent = (failed.data?.operations ?? []).filter(
-    ({ created_at, updated_at }) => now - Date.parse(updated_at ?? created_at) < 86_400_000,
-  );
-  const counts = volumes.data?.facets.state;
-  // Nothing is said before everything was looked at.
-  const isKnown = failed.data && (services.data || !seesServices);
-  const last = well.data?.operations[0];
+  const query = useQuery(route("GET /ops/overview"));
   return (
     <>
-      <PageHead title="Overview" facts="What can be restored, what needs you, and what runs." />
-      {counts && isKnown && <Banner alerts={alertsOf(counts, recent, services.data?.services)} />}
-      <div className="columns">
-        <Panel title="Can be restored">
-          <Loaded query={volumes}>{({ facets }) => <Protected counts={facets.state} />}</Loaded>
-        </Panel>
-        <Panel title="Now">
-          <Loaded query={running}>
-            {({ operations }) => (
-              <>
-                <p className="figure">
-                  <b>{countOf(operations)}</b> run · <b>{countOf(queued.data?.operations ?? [])}</b> wait
-                </p>
-                <p>
-                  Failed in 24 h: {countText(recent.length)} · last success{" "}
-                  <Age at={last?.updated_at ?? last?.created_at} />
-                </p>
-              </>
+      <PageHead
+        title="Overview"
+        facts={
+          query.data && (
+            <>
+              As of <Age at={query.data.overview.as_of} />
+            </>
+          )
+        }
+      />
+      <Loaded query={query} lines={8}>
+        {({ overview }) => (
+          <>
+            <Banner alerts={overview.alerts} />
+            <div className="columns">
+              <Panel title="Can be restored">
+                <Protected protection={overview.protection} />
+              </Panel>
+              <Panel title="Proven">
+                <Proven proof={overview.proof} />
+              </Panel>
+              <Panel title="Now">
+                <Now overview={overview} />
+              </Panel>
+            </div>
+            <Panel title="Running" facts="Those that take longest still.">
+              <OperationsTable
+                rows={overview.operations.running}
+                empty={
+                  <p>
+                    Nothing runs. Last success: <Age at={overview.last_success_at} />
+                  </p>
+                }
+              />
+            </Panel>
+            {overview.repositories.length > 0 && (
+              <Panel title="Repositories">
+                <DataTable
+                  caption="Repositories"
+                  columns={[
+                    { name: "State", cell: ({ state }) => <Status state={state === "up" ? "live" : "down"} /> },
+                    { name: "Repository", cell: ({ name }) => <Foreign text={name} /> },
+                    { name: "Backups", cell: ({ backups }) => countText(backups), isNumber: true },
+                    { name: "Of volumes", cell: ({ bytes }) => <Bytes bytes={bytes} />, isNumber: true },
+                    { name: "Stored", cell: ({ stored_bytes }) => <Bytes bytes={stored_bytes} />, isNumber: true },
+                  ]}
+                  rows={overview.repositories}
+                  keyOf={({ name }) => name}
+                  empty={<p>There is none.</p>}
+                />
+              </Panel>
             )}
-          </Loaded>
-        </Panel>
-      </div>
-      <Panel title="Running">
-        <Loaded query={running}>
-          {({ operations }) => (
-            <OperationsTable
-              rows={operations.slice(0, 10)}
-              empty={
-                <p>
-                  Nothing runs. Last: {last ? `${last.kind}, well, ` : "nothing yet"}
-                  {last && <Age at={last.updated_at ?? last.created_at} />}
-                </p>
-              }
-            />
-          )}
-        </Loaded>
-      </Panel>
+          </>
+        )}
+      </Loaded>
     </>
   );
 }

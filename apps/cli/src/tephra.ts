@@ -1,3 +1,5 @@
+import { readFileSync } from "node:fs";
+import { findPackageJSON } from "node:module";
 import { Command, CommanderError } from "commander";
 import { addAuditCommand } from "./tephra/audit.ts";
 import { addBackupCommands } from "./tephra/backups.ts";
@@ -48,6 +50,7 @@ async function main(args: string[]): Promise<void> {
 function buildProgram(): Command {
   const program = new Command("tephra")
     .description("Backs up block volumes, over Tephra's REST API. Ids may be given as names where exactly one matches.")
+    .version(releaseOf(), "--version", "print the release")
     .configureHelp({ showGlobalOptions: true })
     .exitOverride();
   addGlobalOptions(program);
@@ -68,6 +71,12 @@ function buildProgram(): Command {
   addDoctorCommand(program);
   addPasswordCommand(program);
   return program;
+}
+
+/** The release: of the package, whose file is above this one, bundled or not. */
+function releaseOf(): string {
+  const path = findPackageJSON("..", import.meta.url);
+  return path === undefined ? "unknown" : JSON.parse(readFileSync(path, "utf8")).version;
 }
 
 interface Fault {

@@ -122,6 +122,7 @@ export class InvalidError extends ControlError {
 /** Why a verb on a machine, its disks or its snapshots is refused: each dialect has words of its own for it. */
 export type RefusalRule =
   | "squash-going-on"
+  | "not-cancellable"
   | "machine-locked"
   | "machine-running"
   | "machine-not-running"

@@ -1,4 +1,5 @@
 /** What the API serves: the verbs of volumes, backups, groups and repositories, their rows and their errors. */
+export { cancelOperation, whyNotCancelled } from "./admin/cancel.ts";
 export { forceDeleteSnapshot } from "./admin/force-delete-snapshot.ts";
 export { forceDeleteVolume } from "./admin/force-delete-volume.ts";
 export { requestBackupForceDelete, resetBackupStatus } from "./admin/reset-backup.ts";

@@ -6,7 +6,7 @@ import { listing, partitions } from "./files.ts";
 import { GroupSnapshot, Instance } from "./instances.ts";
 import { BandwidthLimit } from "./limits.ts";
 import { Notification } from "./notifications.ts";
-import { AcceptedOperation, Operation } from "./operations.ts";
+import { AcceptedOperation, Operation, OperationDetails } from "./operations.ts";
 import { Overview, WorkerCard } from "./overview.ts";
 import {
   Policy,
@@ -43,7 +43,8 @@ export const answers = {
   "GET /ops/repositories": { 200: z.object({ repositories: z.array(Repository) }) },
   "GET /ops/repositories/:name": { 200: z.object({ repository: RepositoryDetails }) },
   "GET /ops/operations": { 200: z.object({ operations: z.array(Operation) }) },
-  "GET /ops/operations/:id": { 200: z.object({ operation: Operation }) },
+  "GET /ops/operations/:id": { 200: z.object({ operation: OperationDetails }) },
+  "POST /ops/operations/:id/cancel": { 202: AcceptedOperation },
   "GET /ops/notifications": { 200: z.object({ notifications: z.array(Notification) }) },
   "POST /ops/notifications/:id/retry": { 202: z.object({}) },
   "GET /ops/audit": { 200: z.object({ audit: z.array(AuditEntry) }) },

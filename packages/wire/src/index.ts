@@ -6,7 +6,7 @@ export type { ListedFile, Partition } from "./files.ts";
 export type { GroupSnapshot, Instance } from "./instances.ts";
 export { type BandwidthLimit, weekDays } from "./limits.ts";
 export type { Notification } from "./notifications.ts";
-export type { Operation, OperationResult } from "./operations.ts";
+export type { Operation, OperationDetails, OperationResult } from "./operations.ts";
 export type { Alert, Overview, WorkerCard } from "./overview.ts";
 export type {
   Policy,

@@ -71,5 +71,11 @@ export const Operation = z
   .meta({ id: "Operation" });
 export type Operation = z.infer<typeof Operation>;
 
+/** `actions`: what the caller may do about it now; where that is not allowed, `why` says why. */
+export const OperationDetails = Operation.extend({
+  actions: z.array(z.object({ name: z.enum(["cancel"]), allowed: z.boolean(), why: z.string().nullable() })),
+}).meta({ id: "OperationDetails" });
+export type OperationDetails = z.infer<typeof OperationDetails>;
+
 /** A request was accepted: its progress is at `/ops/operations/{id}`. */
 export const AcceptedOperation = z.object({ operation: z.object({ id }) });

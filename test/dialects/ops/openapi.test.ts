@@ -102,7 +102,7 @@ it("describes the answers of our own routes by the schemas that type them", asyn
     .filter((route) => route.includes(" /ops/") && !(route in answers));
   expect(undescribed).toEqual([]);
   const { schema } = paths["/ops/operations/{id}"].get.responses["200"].content["application/json"];
-  expect(schema.properties.operation).toEqual({ $ref: "#/components/schemas/Operation" });
+  expect(schema.properties.operation).toEqual({ $ref: "#/components/schemas/OperationDetails" });
   expect(components.schemas.Operation.properties.state.enum).toContain("running");
 });
 

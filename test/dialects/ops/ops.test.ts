@@ -84,6 +84,10 @@ it("answers our own routes, and takes paths beneath the configured folders only"
   await golden.ask("operations of what is no id", "GET", "/ops/operations?backup_id=x");
   await golden.ask("operations by an unknown key", "GET", "/ops/operations?colour=red");
   await golden.ask("operations, too many", "GET", "/ops/operations?limit=100000");
+  const { id: exporting } = (await instance.sql("SELECT id FROM operations WHERE kind = 'volume-export'"))[0];
+  await golden.ask("cancellation of an export", "POST", `/ops/operations/${exporting}/cancel`, { body: {} });
+  await golden.ask("cancellation of what was cancelled", "POST", `/ops/operations/${exporting}/cancel`, { body: {} });
+  await golden.ask("cancellation of an unknown operation", "POST", `/ops/operations/${unknown}/cancel`, { body: {} });
   await golden.ask("unknown operation", "GET", `/ops/operations/${unknown}`);
   await golden.ask("operation that is no id", "GET", "/ops/operations/nope");
   await golden.ask("volume that is no id", "GET", "/ops/volumes/nope");

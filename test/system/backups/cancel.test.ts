@@ -65,6 +65,25 @@ describe("an administrator who changes his mind", () => {
     expect(state).toBe("cancelled");
   });
 
+  it("cancels the operation that makes a backup: its volume is free, and what was written goes with the backup", async () => {
+    await using instance = await startInstance({ workers: 2, ...slow });
+    const user = journeyOn(instance);
+    const volume = await importImage(instance, user);
+    const untouched = await filesIn(instance.repositoryDir);
+    const backup = await user.startBackup(volume);
+    await underWay(instance, "copy");
+    const [{ id }] = await instance.sql("SELECT id FROM operations WHERE kind = 'backup-create'");
+    expect((await user.get(`/ops/operations/${id}`)).operation.actions).toEqual([
+      { name: "cancel", allowed: true, why: null },
+    ]);
+    await user.accepted("POST", `/ops/operations/${id}/cancel`, {});
+    expect((await user.get(`${base}/volumes/${volume}`)).volume.status).toBe("available");
+    expect((await user.get(`${base}/backups/${backup}`)).backup.status).toBe("error");
+    await user.expectQuiet();
+    await user.deleteBackup(backup);
+    expect(await filesIn(instance.repositoryDir)).toEqual(untouched);
+  });
+
   it("resets a backup that is being made to error, and can delete it then", async () => {
     await using instance = await startInstance({ workers: 1, ...slow });
     const user = journeyOn(instance);

@@ -95,6 +95,7 @@ const policy = {
   "ops:workers": "admin",
   "ops:repository": "admin",
   "ops:operations": "reader",
+  "ops:operation:cancel": "member",
   "ops:volume": "reader",
   "ops:instance:get": "reader",
   "ops:instance:create": "member",

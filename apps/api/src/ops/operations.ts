@@ -1,5 +1,12 @@
-import { getOperation, listOperations, type OperationProgress } from "@tephra/control";
-import { type AnswerOf, type Operation, type OperationResult, requests } from "@tephra/wire";
+import {
+  cancelOperation,
+  getOperation,
+  listOperations,
+  type OperationProgress,
+  whyNotCancelled,
+} from "@tephra/control";
+import { type AnswerOf, type Operation, type OperationDetails, type OperationResult, requests } from "@tephra/wire";
+import { may } from "../http/policy.ts";
 import { defineOps } from "./serve.ts";
 
 const isoOrNull = (time: Date | null): string | null => time?.toISOString() ?? null;
@@ -47,8 +54,22 @@ export const operations = {
 
   show: defineOps({
     handle: async ({ database }, { principal, params }) => {
-      const operation = viewOperation(await getOperation(database, principal, params["id"] ?? ""));
+      const row = await getOperation(database, principal, params["id"] ?? "");
+      const why = may(principal, "ops:operation:cancel")
+        ? await whyNotCancelled(database, principal, row)
+        : "Your role may not cancel operations.";
+      const actions: OperationDetails["actions"] = [{ name: "cancel", allowed: why === null, why }];
+      const operation = { ...viewOperation(row), actions };
       return { status: 200, body: { operation } satisfies AnswerOf<"GET /ops/operations/:id"> };
+    },
+  }),
+
+  /** It has ended when this is answered; a worker that is at work on it stops at its next heartbeat. */
+  cancel: defineOps({
+    handle: async ({ database }, { principal, params }) => {
+      const id = params["id"] ?? "";
+      await cancelOperation(database, principal, id);
+      return { status: 202, body: { operation: { id } } satisfies AnswerOf<"POST /ops/operations/:id/cancel"> };
     },
   }),
 };

@@ -38,6 +38,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["GET", "/ops/repositories/:name", "ops:repository", repositories.show],
     ["GET", "/ops/operations", "ops:operations", operations.list],
     ["GET", "/ops/operations/:id", "ops:operations", operations.show],
+    ["POST", "/ops/operations/:id/cancel", "ops:operation:cancel", operations.cancel],
     ["GET", "/ops/notifications", "ops:notifications", notifications.list],
     ["POST", "/ops/notifications/:id/retry", "ops:notifications", notifications.retry],
     ["GET", "/ops/audit", "ops:audit", audit.list],

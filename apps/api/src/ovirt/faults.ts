@@ -80,6 +80,7 @@ const words: Readonly<
   Record<RefusalRule, readonly [Severity, (details: Details, doing: string, message: string) => string]>
 > = {
   "squash-going-on": ["conflict", (_, doing, message) => `Cannot ${doing}. ${message}`],
+  "not-cancellable": ["conflict", (_, doing, message) => `Cannot ${doing}. ${message}`],
   "machine-locked": ["conflict", (_, doing) => `Cannot ${doing}: VM is locked. Please try again in a few minutes.`],
   "machine-running": ["conflict", (_, doing) => `Cannot ${doing}. VM is running.`],
   "machine-not-running": ["conflict", (_, doing) => `Cannot ${doing}. VM is not running.`],

@@ -38,6 +38,13 @@ export function addStatusCommands(program: Command): void {
     .addOption(new Option("--state <state>").choices(states))
     .action(list);
   operation.command("show").argument("<id>").action(show);
+  operation
+    .command("cancel")
+    .description(
+      "End it now. Its source is free again; a backup that it was making, or the target of a restore, is in error.",
+    )
+    .argument("<id>")
+    .action(cancel);
 }
 
 async function status(_options: object, command: Command): Promise<void> {
@@ -130,16 +137,24 @@ async function list(options: { backup?: string; volume?: string; state?: string 
   print({ operations }, operationTable(operations));
 }
 
+async function cancel(id: string, _options: object, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  await client.post(`/ops/operations/${encodeURIComponent(id)}/cancel`, {});
+  print({ operation: { id, state: "cancelled" } }, renderFields({ id, state: "cancelled" }));
+}
+
 async function show(id: string, _options: object, command: Command): Promise<void> {
   const { client, print } = openSession(command);
   const { operation } = await client.get<AnswerOf<"GET /ops/operations/:id">>(
     `/ops/operations/${encodeURIComponent(id)}`,
   );
-  const fields = Object.entries(operation).map(([name, value]) => {
+  const { actions, ...shown } = operation;
+  const fields = Object.entries(shown).map(([name, value]) => {
     const isBytes = name.startsWith("bytes_") && typeof value === "number";
     return [name.replaceAll("_", " "), isBytes ? `${value} (${formatBytes(value)})` : value];
   });
-  print({ operation }, renderFields(Object.fromEntries(fields)));
+  const may = actions.filter(({ allowed }) => allowed).map(({ name }) => name);
+  print({ operation }, renderFields({ ...Object.fromEntries(fields), "can be": may.join(", ") || "left alone" }));
 }
 
 function alertTable(alerts: Alert[]): string {

@@ -2,15 +2,11 @@ import { sayWhy } from "../db/actor.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { addMessage, type MessageAction, type MessageDetail } from "../events/messages.ts";
 import { notifyBackup } from "../events/notifications.ts";
-import { lockParts } from "../groups/parts.ts";
-import { isGroupOperation, isLive, lockOperation, type OperationRow } from "../queue/operations.ts";
+import { lockForEnding } from "../groups/lock-for-ending.ts";
+import { isLive, type OperationRow } from "../queue/operations.ts";
 import { failTask } from "../queue/tasks.ts";
-import { lockBackup } from "../rows/backups.ts";
 import type { Damage } from "../rows/chains.ts";
 import { endWork } from "../rows/endings.ts";
-import { lockGroupOf } from "../rows/groups.ts";
-import { lockQuota } from "../rows/quotas.ts";
-import { lockVolume } from "../rows/volumes.ts";
 
 export interface Failure {
   reason: string;
@@ -33,13 +29,7 @@ export async function failOperation(
   failure: Failure,
 ): Promise<OperationRow | null> {
   return inTransaction(database, async (tx) => {
-    const seen = await tx.operation.findUniqueOrThrow({ where: { id: operationId } });
-    if (seen.kind === "volume-extend") await lockQuota(tx, seen.projectId);
-    if (seen.kind === "volume-create" && seen.volumeId) await lockGroupOf(tx, seen.volumeId);
-    if (seen.volumeId) await lockVolume(tx, seen.volumeId);
-    if (seen.backupId) await lockBackup(tx, seen.backupId);
-    const parts = isGroupOperation(seen.kind) ? await lockParts(tx, seen) : [];
-    const operation = await lockOperation(tx, operationId);
+    const { operation, parts } = await lockForEnding(tx, operationId);
     if (failure.held) await failTask(tx, failure.held, failure.reason);
     if (!isLive(operation)) return null;
     await sayWhy(tx, { reason: failure.reason, operation });

@@ -117,6 +117,34 @@ const cases: Record<string, { series: Series; quietAt: number; firesAt: number; 
   },
 };
 
+/** Alerts of the table that the console shows, each with its code, and for how many minutes it must hold. */
+const ofTable: [alert: string, code: string, minutes: number][] = [
+  ["TephraRepositoryDown", "repository_down", 2],
+  ["TephraOperationStuck", "operation_stuck", 2],
+  ["TephraDamageFound", "damage_found", 1],
+  ["TephraWorkerSilent", "worker_silent", 5],
+  ["TephraOperationFailed", "operation_failed", 1],
+  ["TephraQueueDrift", "queue_drift", 5],
+  ["TephraDiskLow", "disk_low", 10],
+  ["TephraQuotaNear", "quota_near", 10],
+  ["TephraVersionsMixed", "versions_mixed", 60],
+];
+for (const [alert, code, minutes] of ofTable) {
+  cases[alert] = {
+    series: { [`tephra_alerts{${api},code="${code}"}`]: `0x5 1x${minutes + 5} 0x20` },
+    ...{ quietAt: 5, firesAt: minutes + 8, clearsAt: minutes + 15 },
+  };
+}
+/** Those of the table that a rule finds by figures of its own. */
+const byFigures: Record<string, string> = {
+  no_workers: "TephraNoWorkers",
+  volumes_never: "TephraVolumesNeverBackedUp",
+  volumes_late: "TephraVolumesLate",
+  schedule_missed: "TephraPolicyRunsFailed",
+  queue_old: "TephraQueueOld",
+  notifications_dead: "TephraNotificationsDead",
+};
+
 describe("deploy/prometheus", () => {
   test("its files are accepted by promtool, and every alert says how grave it is, what has happened and what to do", () => {
     promtool(["check", "config", "prometheus.yaml"]);
@@ -202,9 +230,19 @@ describe("alerts and dashboards beside a service that runs", () => {
         }
       }
     }
-    // And every metric is looked at by something; but tephra_alerts, which says the same again.
+    // And every metric is looked at by something.
     const seen = new Set(named.flatMap(({ expr }) => namesIn(expr).metrics.map(({ name }) => name)));
-    expect([...known.keys()].filter((name) => !seen.has(name) && name !== "tephra_alerts")).toEqual([]);
+    expect([...known.keys()].filter((name) => !seen.has(name))).toEqual([]);
+  });
+
+  test("every alert of the table has a rule", () => {
+    const codes = [...text.matchAll(/^tephra_alerts\{code="(\w+)"\}/gm)].map(([, code]) => code);
+    expect(codes.length).toBeGreaterThan(10);
+    expect(codes.sort()).toEqual([...ofTable.map(([, code]) => code), ...Object.keys(byFigures)].sort());
+    for (const [alert, code] of ofTable) {
+      expect(rules.find((rule) => rule.alert === alert)?.expr).toContain(`code="${code}"`);
+    }
+    for (const alert of Object.values(byFigures)) expect(rules.map((rule) => rule.alert)).toContain(alert);
   });
 
   test("Prometheus scrapes it, evaluates every rule, and has data for every panel", async () => {

@@ -1,5 +1,5 @@
 import type { VolumeBackend } from "./volume/backend.ts";
-import { type CinderPlace, openCinderBackend } from "./volume/cinder/cinder-backend.ts";
+import type { CinderPlace } from "./volume/cinder/cinder-backend.ts";
 import { openDeviceBackend } from "./volume/device/device-backend.ts";
 import { openFileBackend } from "./volume/file/file-backend.ts";
 import { openQemuBackend } from "./volume/qemu/qemu-backend.ts";
@@ -25,7 +25,8 @@ const drivers: { [Name in Driver]: (settings: DriverSettings[Name]) => Promise<V
   qemu: ({ path, roots = [] }) => openQemuBackend(path, roots),
   device: ({ path, roots }) => openDeviceBackend(path, roots),
   rbd: ({ pool, ...place }) => openRbdBackend(pool, place),
-  cinder: (place) => openCinderBackend(place),
+  // Its HTTP client is large, and looks at the machine's name service as soon as it is loaded.
+  cinder: async (place) => (await import("./volume/cinder/cinder-backend.ts")).openCinderBackend(place),
 };
 
 /** Opens a volume backend. BackendUnavailableError when it is missing, does not answer or is not writable. */

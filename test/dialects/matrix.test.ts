@@ -9,6 +9,8 @@ import { emptyWorld, fillPath, makeWorld, resetServices, sampleBodies, type Worl
 
 const a = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const b = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+/** Has nothing but an observer. */
+const c = "cccccccccccccccccccccccccccccccc";
 const nobody = "dddddddddddddddddddddddddddddddd";
 
 interface Identity {
@@ -23,11 +25,12 @@ const identity = (name: string, projectId: string, role: Role): Identity => ({
   principal: { userId: `user-of-${name}`, projectId, roles: [role], isAdmin: role === "admin", requestId: "req" },
 });
 
-const [reader, member, admin, stranger] = [
+const [reader, member, admin, stranger, observer] = [
   identity("reader of A", a, "reader"),
   identity("member of A", a, "member"),
   identity("admin of A", a, "admin"),
   identity("member of B", b, "member"),
+  identity("observer of C", c, "observer"),
 ];
 const identities: readonly Identity[] = [
   { name: "anonymous", token: null, principal: null },
@@ -36,12 +39,13 @@ const identities: readonly Identity[] = [
   member,
   admin,
   stranger,
+  observer,
 ];
 
 const config = {
   auth: {
     mode: "static",
-    tokens: [reader, member, admin, stranger].map(({ token, principal }) => ({
+    tokens: [reader, member, admin, stranger, observer].map(({ token, principal }) => ({
       sha256: createHash("sha256").update(String(token)).digest("hex"),
       user_id: principal?.userId,
       project_id: principal?.projectId,
@@ -188,7 +192,7 @@ async function leaksOf(instance: Instance, target: Target, who: Identity, world:
   const project = isOfProject(target) ? a : undefined;
   const allowed = may(who.principal, target.rule, project);
   if (who === stranger) return strangerLeaks(instance, target, world);
-  const { status, text } = await ask(instance, target, who, { urlProject: a, world, named: a });
+  const { status, text } = await ask(instance, target, who, { urlProject: who.principal.projectId, world, named: a });
   if (!allowed) return status === 403 ? [] : [`${status} instead of 403: ${text.slice(0, 200)}`];
   // That nobody is let in by name is what there is to be told of a type that everybody may use.
   const told = text.includes("not available for public volume types") || text.includes("has no extra specs with key");
@@ -234,4 +238,32 @@ it("lets every identity do on every route what the policy says, and nothing more
   );
   expect(cells).toBe(targets.length * identities.length);
   expect(leaks).toEqual([]);
+});
+
+it("lets an observer read what every project has, and change nothing", async () => {
+  const seen = observer.principal as Principal;
+  const changing = routed.filter((target) => target.method !== "GET" && !isPublic(target.rule));
+  const allowed = changing.filter(({ rule }) => may(seen, rule)).map(({ name }) => name);
+  expect(allowed, "these only say what would become of backups").toEqual([
+    "POST /ops/policies/simulate",
+    "POST /ops/policies/:id/preview",
+  ]);
+  await using instance = await startApiOnly({ config });
+  const world = await makeWorld(instance, a, String(member.token));
+  const lists = ["volumes", "snapshots", "backups", "groups", "group_snapshots"].map(
+    (name) => `/v3/${c}/${name}/detail?all_tenants=1`,
+  );
+  const ours = ["/ops/operations", "/ops/volumes", "/ops/instances", "/ops/audit"];
+  const headers = { "x-auth-token": String(observer.token), "openstack-api-version": "volume 3.71" };
+  for (const path of [...lists, ...ours]) {
+    const { status, text } = await instance.request("GET", path, undefined, headers);
+    expect(status, `${path}: ${text}`).toBe(200);
+    const shown = [world.secret, a, world.volume].filter((word) => text.includes(word));
+    expect(shown, path).not.toEqual([]);
+  }
+  const { body } = await instance.request("GET", "/ops/session", undefined, headers);
+  expect(body.session.roles).toEqual(["observer"]);
+  expect(body.session.may).toEqual(expect.arrayContaining(["ops:audit", "ops:workers", "ops:notifications"]));
+  const changes = new Set<Rule>(changing.map(({ rule }) => rule).filter((rule) => rule !== "ops:policy:get"));
+  expect(body.session.may.filter((rule: Rule) => changes.has(rule))).toEqual([]);
 });

@@ -18,37 +18,58 @@ describe("policy", () => {
       (["backup:get", "backup:create", "ops:import"] as const).map((rule) => may(as(role), rule));
     expect(allowed("reader")).toEqual([true, false, false]);
     expect(allowed("member")).toEqual([true, true, false]);
+    expect(allowed("observer")).toEqual([true, false, false]);
     expect(allowed("admin")).toEqual([true, true, true]);
   });
 
-  it("keeps a named project for its own members and for admins", () => {
+  it("keeps a named project for its own members and for who sees all", () => {
     expect(may(as("member"), "volume_extension:quotas:show", "p")).toBe(true);
     expect(may(as("member"), "volume_extension:quotas:show", "q")).toBe(false);
+    expect(may(as("observer"), "volume_extension:quotas:show", "q")).toBe(true);
+    expect(may(as("observer"), "volume_extension:quotas:update", "q")).toBe(false);
     expect(may(as("admin"), "volume_extension:quotas:show", "q")).toBe(true);
   });
 
-  it("asks for the roles of Cinder's new defaults (cinder-api 3.3)", () => {
+  it("asks for the roles of Cinder's new defaults (cinder-api 3.3), and lets an observer read what an admin may", () => {
     const least: Record<Role, readonly Rule[]> = {
       reader: ["backup:get_all", "backup:get"],
       member: ["backup:create", "backup:update", "backup:delete", "backup:restore"],
-      admin: [
+      observer: [
         "backup:backup_project_attribute",
+        "volume_extension:services:index",
+        "volume_extension:quota_classes:get",
+        "ops:audit",
+        "ops:workers",
+        "ops:queues",
+        "ops:repository",
+        "ops:notifications",
+        "ops:limits",
+      ],
+      admin: [
         "backup:backup-import",
         "backup:export-import",
         "volume_extension:backup_admin_actions:reset_status",
         "volume_extension:backup_admin_actions:force_delete",
-        "volume_extension:services:index",
         "volume_extension:services:update",
         "volume_extension:quotas:update",
         "volume_extension:quotas:delete",
-        "volume_extension:quota_classes:get",
         "volume_extension:quota_classes:update",
+        "ops:notifications:retry",
+        "ops:limits:set",
       ],
     };
-    for (const [index, role] of roles.entries()) {
+    const withAll: Record<Role, readonly Role[]> = {
+      reader: roles,
+      member: ["member", "admin"],
+      observer: ["observer", "admin"],
+      admin: ["admin"],
+    };
+    for (const role of roles) {
       for (const rule of least[role]) {
-        const allowed = roles.map((mine) => may(as(mine), rule));
-        expect(allowed, rule).toEqual(roles.map((_, at) => at >= index));
+        expect(
+          roles.filter((mine) => may(as(mine), rule)),
+          rule,
+        ).toEqual(withAll[role]);
       }
     }
   });

@@ -23,8 +23,8 @@ const quotaLimit = z.int().min(-1).max(2_147_483_647);
 /** Folder under the data folder through which files are imported and exported, unless `import_roots` names others. */
 export const exchangeFolder = "exchange";
 
-/** Roles of a static token, named as in OpenStack. */
-export const roles = ["reader", "member", "admin"] as const;
+/** Roles of a static token, named as in OpenStack. `observer` sees every project and changes nothing. */
+export const roles = ["reader", "member", "observer", "admin"] as const;
 export type Role = (typeof roles)[number];
 
 const Token = z.strictObject({

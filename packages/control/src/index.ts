@@ -216,7 +216,7 @@ export {
 } from "./policies/protection.ts";
 export { getRun, listRuns, type RunRow } from "./policies/runs.ts";
 export { type SimulationResult, simulatePolicy } from "./policies/simulate.ts";
-export type { Principal } from "./principal.ts";
+export { type Principal, rolesInForce, seesAll } from "./principal.ts";
 export type { SeenVolume } from "./queue/documents.ts";
 export { verifyModes } from "./queue/documents.ts";
 export {

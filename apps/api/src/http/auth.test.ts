@@ -57,6 +57,7 @@ describe("Cinder's deprecated defaults", () => {
     const old = authOf({ enforce_new_defaults: false });
     expect(await allowed(old, "reader", rules)).toEqual([true, true, true, false]);
     expect(await allowed(old, "member", rules)).toEqual([true, true, true, false]);
+    expect(await allowed(old, "observer", rules)).toEqual([true, false, false, false]);
     expect(await allowed(old, "admin", rules)).toEqual([true, true, true, true]);
   });
 });

@@ -1,5 +1,5 @@
 import { createHash, timingSafeEqual } from "node:crypto";
-import type { Config, Principal } from "@tephra/control";
+import { type Config, type Principal, rolesInForce } from "@tephra/control";
 import type { IdentifyToken, Identity } from "./identity.ts";
 import { amongKeystoneTokens } from "./keystone.ts";
 import { UnauthenticatedError } from "./refusals.ts";
@@ -21,7 +21,7 @@ export function authenticator(auth: Config["auth"]): Authenticate {
   return async (token, requestId) => {
     const { userId, projectId, roles, expiresAt } = await identify(token);
     // Cinder's deprecated defaults require a project token but no role (cinder-api 3.3).
-    const granted = auth.enforce_new_defaults ? roles : [...new Set([...roles, "member" as const])];
+    const granted = rolesInForce(auth.enforce_new_defaults ? roles : [...new Set([...roles, "member" as const])]);
     return {
       userId,
       projectId,

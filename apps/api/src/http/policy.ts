@@ -1,9 +1,9 @@
-import type { Principal, Role } from "@tephra/control";
+import { type Principal, type Role, seesAll } from "@tephra/control";
 import { Refusal } from "./refusals.ts";
 
 /**
  * Rule → the minimum role that it requires; `user` is anyone with a token, `anyone` needs none. Names are Cinder's where it has one (the
- * new defaults, cinder-api 3.3). The verbs isolate other projects' rows, so a rule needs only a role.
+ * new defaults, cinder-api 3.3); `observer` has what admins may read there. The verbs isolate other projects' rows, so a rule needs only a role.
  */
 const policy = {
   public: "anyone",
@@ -13,7 +13,7 @@ const policy = {
   "backup:update": "member",
   "backup:delete": "member",
   "backup:restore": "member",
-  "backup:backup_project_attribute": "admin",
+  "backup:backup_project_attribute": "observer",
   "volume_extension:backup_admin_actions:reset_status": "admin",
   "volume_extension:backup_admin_actions:force_delete": "admin",
   "backup:export-import": "admin",
@@ -31,8 +31,8 @@ const policy = {
   "volume:update_volume_metadata": "member",
   "volume:delete_volume_metadata": "member",
   "volume_extension:volume_tenant_attribute": "reader",
-  "volume_extension:volume_host_attribute": "admin",
-  "volume_extension:volume_mig_status_attribute": "admin",
+  "volume_extension:volume_host_attribute": "observer",
+  "volume_extension:volume_mig_status_attribute": "observer",
   "volume_extension:volume_actions:attach": "member",
   "volume_extension:volume_actions:detach": "member",
   "volume_extension:volume_actions:reserve": "member",
@@ -45,7 +45,7 @@ const policy = {
   "volume_extension:type_get": "reader",
   "volume_extension:type_get_all": "reader",
   "volume_extension:access_types_extra_specs": "reader",
-  "volume_extension:access_types_qos_specs_id": "admin",
+  "volume_extension:access_types_qos_specs_id": "observer",
   "volume_extension:types_extra_specs:index": "reader",
   "volume:attachment_create": "member",
   "volume:attachment_update": "member",
@@ -56,13 +56,13 @@ const policy = {
   "volume:delete_transfer": "member",
   "volume:get_transfer": "reader",
   "volume:get_all_transfers": "reader",
-  "volume_extension:volume_type_encryption:get": "admin",
+  "volume_extension:volume_type_encryption:get": "observer",
   "volume_extension:volume_encryption_metadata": "reader",
-  "volume_extension:qos_specs_manage:get_all": "admin",
-  "volume_extension:volume_type_access:get_all_for_type": "admin",
-  "volume_extension:hosts": "admin",
-  "volume_extension:capabilities": "admin",
-  "scheduler_extension:scheduler_stats:get_pools": "admin",
+  "volume_extension:qos_specs_manage:get_all": "observer",
+  "volume_extension:volume_type_access:get_all_for_type": "observer",
+  "volume_extension:hosts": "observer",
+  "volume_extension:capabilities": "observer",
+  "scheduler_extension:scheduler_stats:get_pools": "observer",
   "consistencygroup:get_all": "member",
   "consistencygroup:get_all_cgsnapshots": "member",
   "volume:get_all_snapshots": "reader",
@@ -82,9 +82,9 @@ const policy = {
   "volume_extension:quotas:show": "reader",
   "volume_extension:quotas:update": "admin",
   "volume_extension:quotas:delete": "admin",
-  "volume_extension:quota_classes:get": "admin",
+  "volume_extension:quota_classes:get": "observer",
   "volume_extension:quota_classes:update": "admin",
-  "volume_extension:services:index": "admin",
+  "volume_extension:services:index": "observer",
   "volume_extension:services:update": "admin",
   "limits_extension:used_limits": "reader",
   "volume:availability_zone_list": "user",
@@ -92,8 +92,8 @@ const policy = {
   "resource_filter:list": "user",
   "ops:session": "user",
   "ops:overview": "reader",
-  "ops:workers": "admin",
-  "ops:repository": "admin",
+  "ops:workers": "observer",
+  "ops:repository": "observer",
   "ops:operations": "reader",
   "ops:operation:cancel": "member",
   "ops:volume": "reader",
@@ -129,15 +129,15 @@ const policy = {
   "group:get_group_snapshot": "reader",
   "group:delete_group_snapshot": "member",
   "group:reset_group_snapshot_status": "admin",
-  "group:group_project_attribute": "admin",
-  "group:group_snapshot_project_attribute": "admin",
+  "group:group_project_attribute": "observer",
+  "group:group_snapshot_project_attribute": "observer",
   "group:group_types:get": "reader",
   "group:group_types:create": "admin",
   "group:group_types:update": "admin",
   "group:group_types:delete": "admin",
-  "group:access_group_types_specs": "admin",
-  "group:group_types_specs:get": "admin",
-  "group:group_types_specs:get_all": "admin",
+  "group:access_group_types_specs": "observer",
+  "group:group_types_specs:get": "observer",
+  "group:group_types_specs:get_all": "observer",
   "group:group_types_specs:create": "admin",
   "group:group_types_specs:update": "admin",
   "group:group_types_specs:delete": "admin",
@@ -151,11 +151,13 @@ const policy = {
   "ops:backup:purge": "admin",
   "ops:files": "member",
   "ops:verify": "admin",
-  "ops:limits": "admin",
+  "ops:limits": "observer",
+  "ops:limits:set": "admin",
   "ops:squash": "member",
-  "ops:notifications": "admin",
-  "ops:audit": "admin",
-  "ops:queues": "admin",
+  "ops:notifications": "observer",
+  "ops:notifications:retry": "admin",
+  "ops:audit": "observer",
+  "ops:queues": "observer",
 } as const satisfies Record<string, Role | "user" | "anyone">;
 
 export type Rule = keyof typeof policy;
@@ -164,7 +166,8 @@ export type Rule = keyof typeof policy;
 const implied: Record<Role, readonly Role[]> = {
   reader: ["reader"],
   member: ["reader", "member"],
-  admin: ["reader", "member", "admin"],
+  observer: ["reader", "observer"],
+  admin: ["reader", "member", "observer", "admin"],
 };
 
 /** Called for every route at start-up: the process does not start with a route that has no entry in the table. */
@@ -182,7 +185,7 @@ export function may(principal: Principal, rule: Rule, projectId?: string): boole
   if (principal.isAdmin) return true;
   const needed: Role | "user" | "anyone" = policy[rule];
   if (needed === "anyone" || needed === "user") return true;
-  if (projectId !== undefined && projectId !== principal.projectId) return false;
+  if (projectId !== undefined && projectId !== principal.projectId && !seesAll(principal)) return false;
   return principal.roles.some((role) => implied[role].includes(needed));
 }
 

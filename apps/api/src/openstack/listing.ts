@@ -1,4 +1,4 @@
-import type { Page } from "@tephra/control";
+import { type Page, seesAll } from "@tephra/control";
 import { badRequest } from "../http/refusals.ts";
 import type { Answer, Call } from "./call.ts";
 import { isStorable } from "./fields.ts";
@@ -124,14 +124,14 @@ function filtersOf<Key extends string>(call: Call, spec: ListSpec<Key>): Pick<Li
     if (!isStorable(value))
       throw badRequest(`Invalid input received: filter ${key} has characters that cannot be stored`);
   }
-  const { isAdmin } = call.principal;
-  const known = isAdmin ? adminFiltersOf(spec, call.version) : spec.filters;
+  const all = seesAll(call.principal);
+  const known = all ? adminFiltersOf(spec, call.version) : spec.filters;
   const unknown = [...given.keys()].filter((key) => !known.includes(key));
-  if (unknown.length > 0 && !isAdmin && strictly) {
+  if (unknown.length > 0 && !all && strictly) {
     throw badRequest(`Invalid filters ${unknown.join(",")} are found in query options.`);
   }
   const filters = Object.fromEntries([...given].filter(([key]) => known.includes(key)));
-  return { filters, nothing: isAdmin && unknown.length > 0 };
+  return { filters, nothing: all && unknown.length > 0 };
 }
 
 function noBoolean(text: string): never {
@@ -140,7 +140,7 @@ function noBoolean(text: string): never {
 
 function allTenants(call: Call, { notBoolean = noBoolean }: Pick<ListSpec<string>, "notBoolean">): boolean {
   const text = call.query.get("all_tenants");
-  if (text === null || !call.principal.isAdmin) return false;
+  if (text === null || !seesAll(call.principal)) return false;
   return booleanWord(text) ?? notBoolean(text);
 }
 

@@ -1,4 +1,4 @@
-import { type Config, type Database, type Overview, type Principal, readOverview } from "@tephra/control";
+import { type Config, type Database, type Overview, type Principal, readOverview, seesAll } from "@tephra/control";
 import { rarely } from "@tephra/control/process";
 
 /** Whoever asks again within this time is told the same: many consoles ask no more of the database than one. */
@@ -12,7 +12,7 @@ export type Overviews = (principal: Principal) => Promise<Overview>;
 export function openOverviews(database: Database, config: Config): Overviews {
   const kept = new Map<string | null, () => Promise<Overview>>();
   return (principal) => {
-    const scope = principal.isAdmin ? null : principal.projectId;
+    const scope = seesAll(principal) ? null : principal.projectId;
     const known = kept.get(scope);
     if (known) return known();
     if (kept.size >= projectsMax) kept.clear();

@@ -31,7 +31,7 @@ const resources = [
 export function addAuditCommand(program: Command): void {
   program
     .command("audit")
-    .description("Audit log of status changes, newest first (admins only).")
+    .description("Audit log of status changes, newest first (admins and observers only).")
     .addOption(new Option("--resource <kind>").choices(resources))
     .option("--of <id>", "Only entries of the resource with this id.")
     .option("--owner <project>", "Only entries of resources of this project.")

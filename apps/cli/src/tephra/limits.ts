@@ -18,7 +18,7 @@ TRAFFIC is "volumes" (read for backups) or "repositories" (written and read). SC
 export function addLimitCommands(program: Command): void {
   const limit = program
     .command("limit")
-    .description("Bandwidth limits, which can be changed while backups run (admins only).");
+    .description("Bandwidth limits, which admins can change while backups run, and observers list.");
   limit.command("list").description("List all limits, with what they allow now.").action(list);
   limit
     .command("set")

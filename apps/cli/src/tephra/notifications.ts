@@ -8,7 +8,7 @@ const states = ["dead", "pending", "delivered"];
 export function addNotificationCommands(program: Command): void {
   const notification = program
     .command("notification")
-    .description("Delivery of notifications about backups (admins only).");
+    .description("Delivery of notifications about backups; only admins may retry them, and observers list them.");
   notification
     .command("list")
     .description("List deliveries, newest first: undeliverable (dead) ones unless --state is given.")

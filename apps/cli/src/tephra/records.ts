@@ -32,7 +32,7 @@ export function addRecordCommands(program: Command): void {
   const repository = program.command("repository").description("Repositories, where backups are stored.");
   repository
     .command("list")
-    .description("What is stored in each, and which workers reach it (admins only).")
+    .description("What is stored in each, and which workers reach it (admins and observers only).")
     .action(listRepositories);
   addWaitOptions(repository.command("reap"))
     .description("Remove what is no longer needed: objects of deleted backups, and leftovers of failed operations.")

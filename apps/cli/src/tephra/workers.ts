@@ -6,7 +6,7 @@ import { openSession } from "./session.ts";
 export function addWorkerCommands(program: Command): void {
   program
     .command("worker")
-    .description("Worker processes (admins only).")
+    .description("Worker processes (admins and observers only).")
     .command("list")
     .description("Those heard of within the last hour, and what they do.")
     .action(list);

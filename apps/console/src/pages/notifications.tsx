@@ -2,6 +2,7 @@ import { useQuery } from "@tanstack/react-query";
 import type { Notification } from "@tephra/wire";
 import { call } from "../data/api.ts";
 import { kept, route } from "../data/queries.ts";
+import { useMay } from "../data/session.tsx";
 import { Action } from "../parts/action.tsx";
 import { useAddress } from "../parts/address.ts";
 import { StateChips } from "../parts/filter.tsx";
@@ -38,8 +39,13 @@ const columns: readonly Column<Notification>[] = [
   },
 ];
 
+/** Only admins retry: others have no such column. */
+const columnsOf = (mayRetry: boolean): readonly Column<Notification>[] =>
+  mayRetry ? columns : columns.filter(({ name }) => name !== "Do");
+
 /** Deliveries of events to their targets. */
 export function NotificationsPage() {
+  const may = useMay();
   const [{ state = "dead" }, change] = useAddress();
   const query = useQuery({ ...route("GET /ops/notifications", { query: { state } }), ...kept });
   return (
@@ -55,7 +61,7 @@ export function NotificationsPage() {
         {({ notifications }) => (
           <DataTable
             caption="Deliveries"
-            columns={columns}
+            columns={columnsOf(may("ops:notifications:retry"))}
             rows={notifications}
             keyOf={({ id }) => id}
             empty={<p>None is {shown(state)}.</p>}

@@ -1,7 +1,7 @@
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
-import { type Principal, projectOf, visibleTo } from "../principal.ts";
+import { type Principal, projectOf, seesAll, visibleTo } from "../principal.ts";
 import type { Json } from "../queue/tasks.ts";
 import type { Backup } from "../rows/backups.ts";
 import type { GroupSnapshot } from "../rows/groups.ts";
@@ -132,7 +132,7 @@ export async function lockGroupBackup(
   id: string,
 ): Promise<GroupBackupRow> {
   // The group's users find it through the group: a backup of the group made by an admin belongs to the admin's project.
-  const mine = principal.isAdmin ? { id } : { id, OR: [{ groupId }, { projectId: principal.projectId }] };
+  const mine = seesAll(principal) ? { id } : { id, OR: [{ groupId }, { projectId: principal.projectId }] };
   const isKnown = isUuid(id) && (await tx.groupSnapshot.count({ where: mine })) > 0;
   if (isKnown) await tx.$queryRaw`SELECT id FROM group_snapshots WHERE id = ${id}::uuid FOR NO KEY UPDATE`;
   const row = isKnown ? await tx.groupSnapshot.findFirst({ where: mine }) : null;

@@ -1,7 +1,7 @@
 import type { Config } from "../config.ts";
 import { type Database, Prisma } from "../db/database.ts";
 import { countProtection, type ProtectionState } from "../policies/protection.ts";
-import type { Principal } from "../principal.ts";
+import { type Principal, seesAll } from "../principal.ts";
 import { listOperations, type OperationProgress } from "../queue/operations.ts";
 import { type Alert, findAlerts } from "./alerts.ts";
 import { canWriteTo, type Proof, proofOf, sumRepositories } from "./repositories.ts";
@@ -34,9 +34,9 @@ interface Counts {
 
 const shownMax = 10;
 
-/** What the caller asks of first: of the own project, or of all for an admin. */
+/** What the caller asks of first: of the own project, or of all for who sees all. */
 export async function readOverview(database: Database, config: Config, principal: Principal): Promise<Overview> {
-  const projectId = principal.isAdmin ? null : principal.projectId;
+  const projectId = seesAll(principal) ? null : principal.projectId;
   const own = projectId === null ? Prisma.sql`true` : Prisma.sql`project_id = ${projectId}`;
   const [counts] = await database.$queryRaw<Counts[]>`
     SELECT (SELECT count(*) FROM tasks WHERE state = 'ready' AND ${own})::int AS ready,

@@ -1,5 +1,5 @@
 import { type Database, Prisma, type Transaction } from "../db/database.ts";
-import type { Principal } from "../principal.ts";
+import { type Principal, seesAll } from "../principal.ts";
 import { findPolicy, type Policy, readClock } from "../rows/policies.ts";
 import { candidatesOf } from "./applies.ts";
 import { refusalOf } from "./check.ts";
@@ -73,7 +73,7 @@ export async function previewRetention(
   { asOf, change = {}, volumeId }: PreviewRequest,
 ): Promise<RetentionPreview> {
   const policy = await findPolicy(database, principal, policyId);
-  const projectId = principal.isAdmin ? null : principal.projectId;
+  const projectId = seesAll(principal) ? null : principal.projectId;
   const now = asOf ?? (await readClock(database));
   const found = await appliedVolumes(database, { policyId: policy.id, projectId, volumeId });
   const stands = retentionOf(policy);

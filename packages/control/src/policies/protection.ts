@@ -1,7 +1,7 @@
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, Prisma } from "../db/database.ts";
 import { noteAudit } from "../events/audit.ts";
-import type { Principal } from "../principal.ts";
+import { type Principal, seesAll } from "../principal.ts";
 import { readClock } from "../rows/policies.ts";
 import { findVolume } from "../rows/volumes.ts";
 import { candidatesOf } from "./applies.ts";
@@ -89,7 +89,7 @@ const judgedVolumes = ({ protection }: Config, volumes: Prisma.Sql): Prisma.Sql 
   FROM judged`;
 
 const seenBy = (principal: Principal): Prisma.Sql =>
-  principal.isAdmin ? Prisma.sql`true` : Prisma.sql`v.project_id = ${principal.projectId}`;
+  seesAll(principal) ? Prisma.sql`true` : Prisma.sql`v.project_id = ${principal.projectId}`;
 
 export interface ProtectionQuery {
   state?: ProtectionState;

@@ -1,7 +1,7 @@
 import { type Database, Prisma } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
-import { type Principal, visibleTo } from "../principal.ts";
+import { type Principal, seesAll, visibleTo } from "../principal.ts";
 import { findPolicy } from "../rows/policies.ts";
 import type { PolicyRun, PolicyRunItem } from "../rows/policy-runs.ts";
 
@@ -20,7 +20,7 @@ interface Counted {
 
 /** Others than admins see of a published policy's runs what concerns their own project. */
 const itemsOf = (principal: Principal): Prisma.Sql =>
-  principal.isAdmin ? Prisma.sql`true` : Prisma.sql`project_id = ${principal.projectId}`;
+  seesAll(principal) ? Prisma.sql`true` : Prisma.sql`project_id = ${principal.projectId}`;
 
 async function withCounts(database: Database, principal: Principal, runs: readonly PolicyRun[]): Promise<RunRow[]> {
   const counted = await database.$queryRaw<Counted[]>`

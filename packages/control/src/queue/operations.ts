@@ -344,7 +344,7 @@ export async function listOperations(
 ): Promise<OperationProgress[]> {
   const rows = await database.operation.findMany({
     where: {
-      ...(principal.isAdmin ? {} : { projectId: principal.projectId }),
+      ...visibleTo(principal),
       ...(query.backupId === undefined ? {} : { backupId: query.backupId }),
       ...(query.volumeId === undefined ? {} : { volumeId: query.volumeId }),
       ...(query.groupId === undefined ? {} : { groupId: query.groupId }),

@@ -2,13 +2,13 @@ import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Policy, PolicyAssignment } from "../generated/client.ts";
-import type { Principal } from "../principal.ts";
+import { type Principal, seesAll } from "../principal.ts";
 
 export type { Policy, PolicyAssignment };
 
 /** The WHERE condition of what a caller may see: the project's own policies and those published for all. */
 export const policiesOf = (principal: Principal): { OR?: ({ projectId: string } | { projectId: null })[] } =>
-  principal.isAdmin ? {} : { OR: [{ projectId: principal.projectId }, { projectId: null }] };
+  seesAll(principal) ? {} : { OR: [{ projectId: principal.projectId }, { projectId: null }] };
 
 /** @throws NotFoundError for an unknown id or another project's */
 export async function findPolicy(tx: Database | Transaction, principal: Principal, id: string): Promise<Policy> {

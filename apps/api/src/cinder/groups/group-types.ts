@@ -8,6 +8,7 @@ import {
   isUuid,
   listGroupTypes,
   NotFoundError,
+  seesAll,
   updateGroupType,
 } from "@tephra/control";
 import type { Context } from "../../context.ts";
@@ -30,9 +31,9 @@ const listSpec: ListSpec<GroupTypeSortKey> = {
   filters: ["is_public"],
 };
 
-/** The `is_public` filter: non-public types are visible to admins only, who may choose. @throws Refusal 400 */
+/** The `is_public` filter: non-public types are visible to those who see all projects, who may choose. @throws Refusal 400 */
 function publicOf({ principal, query }: Call): boolean | null {
-  if (!principal.isAdmin) return true;
+  if (!seesAll(principal)) return true;
   const text = query.get("is_public");
   if (text === null) return true;
   if (text.toLowerCase() === "none") return null;
@@ -46,7 +47,7 @@ async function load({ database }: Context, call: Call): Promise<GroupType> {
   const id = call.params["id"] ?? "";
   if (id !== "default" && !isUuid(id)) throw new NotFoundError("Group type", id);
   const type = await getGroupType(database, id === "default" ? instanceGroupType : id);
-  if (!type.isPublic && !call.principal.isAdmin) throw new NotFoundError("Group type", id);
+  if (!type.isPublic && !seesAll(call.principal)) throw new NotFoundError("Group type", id);
   return type;
 }
 

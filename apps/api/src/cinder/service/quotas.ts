@@ -6,6 +6,7 @@ import {
   type QuotaLimits,
   type QuotaLine,
   resetQuota,
+  seesAll,
   setQuota,
   setQuotaClass,
 } from "@tephra/control";
@@ -129,12 +130,12 @@ export const quotaClasses = {
   }),
 };
 
-/** Limits of the caller's project; from 3.39 on an admin may name another (cinder-api 9.3). */
+/** Limits of the caller's project; from 3.39 on who sees all projects may name another (cinder-api 9.3). */
 export const limits = {
   show: defineAction({
     handle: async ({ database, config }, call) => {
       const named = call.query.get("project_id") ?? call.query.get("tenant_id");
-      const may = call.principal.isAdmin && call.version >= since.limitsOfOthers;
+      const may = seesAll(call.principal) && call.version >= since.limitsOfOthers;
       const project =
         may && named !== null ? nameOf({ ...call, params: { project: named } }) : call.principal.projectId;
       return { status: 200, body: { limits: limitsView(await getQuota(database, config, project)) } };

@@ -6,6 +6,7 @@ import {
   getVolume,
   listTransfers,
   QuotaExceededError,
+  seesAll,
   type TransferFilter,
   type TransferRow,
   type TransferSortKey,
@@ -87,7 +88,7 @@ function readable(call: Call): { call: Call; nothing: boolean } {
   for (const [key, value] of call.query) {
     if (!taken.includes(key)) continue;
     others.delete(key);
-    if (key !== "project_id" || call.principal.isAdmin) own.append(key, value);
+    if (key !== "project_id" || seesAll(call.principal)) own.append(key, value);
   }
   if (call.version < since.transferPages) own.set("sort", "created_at:asc,id:asc");
   return { call: { ...call, query: own }, nothing: others.size > 0 };

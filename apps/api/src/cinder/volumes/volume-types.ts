@@ -1,3 +1,4 @@
+import { seesAll } from "@tephra/control";
 import { badRequest, Refusal } from "../../http/refusals.ts";
 import { type Call, defineAction } from "../../openstack/call.ts";
 import { enabledFilters } from "../../openstack/enabled-filters.ts";
@@ -16,10 +17,10 @@ const typeList: ListSpec<"any"> = {
   filters: enabledFilters.volume_type,
 };
 
-/** Whether the public type is requested; only an admin's filter counts. @throws Refusal 400 */
+/** Whether the public type is requested; only the filter of who sees all counts. @throws Refusal 400 */
 function wantsPublic({ principal, query }: Call): boolean {
   const text = query.get("is_public") ?? "None";
-  if (!principal.isAdmin || text.toLowerCase() === "none") return true;
+  if (!seesAll(principal) || text.toLowerCase() === "none") return true;
   const wanted = booleanWord(text);
   if (wanted === null) throw badRequest(`Invalid is_public filter [${text}]`);
   return wanted;

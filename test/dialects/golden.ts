@@ -78,6 +78,7 @@ function normaliser(instance: Instance): (text: string) => string {
       .replaceAll(instance.url, "<base>")
       .replaceAll(instance.dataDir, "<data>")
       .replace(/("auth_key":\s*")[0-9a-f]{32}"/g, '$1<key>"')
+      .replace(/("next":\s*")\d+-\d+"/g, '$1<cursor>"')
       .replace(/req-[0-9a-f-]{36}/g, "<request-id>")
       .replace(/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}/g, nameOf)
       .replace(/\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?![.\d])/g, "<time>")

@@ -70,7 +70,7 @@ export interface Instance extends AsyncDisposable {
   /** Settles when GET /readyz answers 200. The port stays the same across restarts. */
   startApi(env?: Record<string, string>): Promise<Program>;
   /** An API on a port of its own and a worker, of another checkout, beside the others. Settles when both are known. */
-  startBeside(checkout: string): Promise<{ api: Program; worker: Program; request: Instance["request"] }>;
+  startBeside(checkout: string): Promise<{ api: Program; worker: Program; url: string; request: Instance["request"] }>;
   /** Settles when the service knows the server of images; needs `image_transfers` in the configuration. */
   startTransfer(env?: Record<string, string>): Promise<Program>;
   /** Settles when the process has exited. */
@@ -129,11 +129,12 @@ export async function startInstance(options: InstanceOptions = {}): Promise<Inst
     startApi: (env) => startApi({ env }),
     startBeside: async (checkout) => {
       const besidePort = await freePort();
+      const besideUrl = `http://127.0.0.1:${besidePort}`;
       return {
+        url: besideUrl,
         api: await startApi({ name: "api-beside", port: besidePort, checkout }),
         worker: await programs.startWorker({ checkout }),
-        request: (method, path, body, headers = {}) =>
-          request(`http://127.0.0.1:${besidePort}${path}`, { method, body, headers }),
+        request: (method, path, body, headers = {}) => request(besideUrl + path, { method, body, headers }),
       };
     },
     startTransfer: (env) => programs.startTransfer({ env }),

@@ -11,6 +11,7 @@ import { type Cinder, openCinder } from "@tephra/openstack";
 import { type Authenticate, authenticator } from "./http/auth.ts";
 import { openSessions, type Sessions } from "./http/sessions.ts";
 import { openThrottle, type Throttle } from "./http/throttle.ts";
+import { type Events, openEvents } from "./ops/events.ts";
 import { type Overviews, openOverviews } from "./ops/overviews.ts";
 
 /** Everything that a route needs, built once by `main.ts`. Routes keep no state of their own. */
@@ -24,6 +25,7 @@ export interface Context {
   readonly log: Logger;
   readonly metrics: ReturnType<typeof openMetrics>;
   readonly overviews: Overviews;
+  readonly events: Events;
   readonly authenticate: Authenticate;
   readonly sessions: Sessions;
   readonly throttle: Throttle;
@@ -53,6 +55,7 @@ export function openContext(config: Config, log: Logger, certificates: Certifica
   const [authenticate, throttle] = [authenticator(config.auth), openThrottle(config.rate_limits)];
   const beside = besideSettings(config);
   const tellProblems = tellTrouble(log);
+  const overviews = openOverviews(database, config);
   return {
     config,
     database,
@@ -65,7 +68,8 @@ export function openContext(config: Config, log: Logger, certificates: Certifica
       () => countProtection(database, config),
       (volumes) => countAlerts({ database, config, volumes }),
     ),
-    overviews: openOverviews(database, config),
+    overviews,
+    events: openEvents({ database, log, authenticate, overviews }),
     authenticate,
     sessions: openSessions(config.auth, authenticate),
     throttle,

@@ -104,6 +104,7 @@ async function stop(signal: NodeJS.Signals): Promise<void> {
   stopping = true;
   log.info({ event: "stopping", signal }, "stopping");
   setTimeout(() => process.exit(1), stopMaxMs);
+  context.events.end();
   const each = (work: (server: Server) => void) => () => {
     for (const { server } of servers) work(server);
   };

@@ -49,6 +49,16 @@ export {
 } from "./errors.ts";
 export { type AuditRow, auditedResources, listAudit, noteAudit } from "./events/audit.ts";
 export {
+  type Change,
+  type Changes,
+  type Cursor,
+  changesBehindMax,
+  formatCursor,
+  isAfter,
+  parseCursor,
+  readChanges,
+} from "./events/changes.ts";
+export {
   deleteMessage,
   getMessage,
   keptUntil,
@@ -216,7 +226,7 @@ export {
 } from "./policies/protection.ts";
 export { getRun, listRuns, type RunRow } from "./policies/runs.ts";
 export { type SimulationResult, simulatePolicy } from "./policies/simulate.ts";
-export { type Principal, rolesInForce, seesAll } from "./principal.ts";
+export { mayLook, type Principal, rolesInForce, seesAll } from "./principal.ts";
 export type { SeenVolume } from "./queue/documents.ts";
 export { verifyModes } from "./queue/documents.ts";
 export {

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { AuditEntry } from "./audit.ts";
 import { BackupHealth, DeletedBackup } from "./backups.ts";
+import { Changes } from "./changes.ts";
 import { id } from "./fields.ts";
 import { listing, partitions } from "./files.ts";
 import { GroupSnapshot, Instance } from "./instances.ts";
@@ -39,6 +40,9 @@ export const answers = {
   "POST /ops/session": { 204: null },
   "DELETE /ops/session": { 204: null },
   "GET /ops/overview": { 200: z.object({ overview: Overview }) },
+  "GET /ops/changes": { 200: Changes },
+  /** `text/event-stream`, without an end. */
+  "GET /ops/events": { 200: null },
   "GET /ops/workers": { 200: z.object({ workers: z.array(WorkerCard) }) },
   "GET /ops/repositories": { 200: z.object({ repositories: z.array(Repository) }) },
   "GET /ops/repositories/:name": { 200: z.object({ repository: RepositoryDetails }) },

@@ -2,6 +2,7 @@
 export { type AnswerOf, answers, type OpsRouteKey } from "./answers.ts";
 export type { AuditEntry } from "./audit.ts";
 export type { BackupHealth, DeletedBackup } from "./backups.ts";
+export type { Change, Pulse } from "./changes.ts";
 export type { ListedFile, Partition } from "./files.ts";
 export type { GroupSnapshot, Instance } from "./instances.ts";
 export { type BandwidthLimit, weekDays } from "./limits.ts";

@@ -50,6 +50,21 @@ const AuditQuery = z.strictObject({
   limit,
 });
 
+/** A place in the log of changes, as `next` and the ids of events are. */
+const cursor = z.string().regex(/^\d{1,19}-\d{1,18}$/, "is not a cursor: next of an answer, or the id of an event");
+const eventTopics = ["changes", "progress", "pulse"] as const;
+
+const EventsQuery = z.strictObject({
+  /** Some of `changes`, `progress` and `pulse`, with commas between them. */
+  topics: z
+    .string()
+    .default(eventTopics.join(","))
+    .transform((topics) => topics.split(","))
+    .pipe(z.array(z.enum(eventTopics)).min(1)),
+  /** What has changed since; the header `Last-Event-ID` goes before it. */
+  after: cursor.optional(),
+});
+
 const OperationsQuery = z.strictObject({
   backup_id: id.optional(),
   volume_id: id.optional(),
@@ -233,6 +248,10 @@ export const requests = {
     query: z.strictObject({ state: z.enum(["pending", "delivered", "dead"]).default("dead"), limit }),
   },
   "GET /ops/audit": { query: AuditQuery },
+  "GET /ops/changes": {
+    query: z.strictObject({ after: cursor.optional(), limit: z.coerce.number().int().min(1).max(500).default(500) }),
+  },
+  "GET /ops/events": { query: EventsQuery },
   "GET /ops/instances": { query: z.strictObject({ limit }) },
   "POST /ops/instances": { body: z.strictObject({ instance: NewInstance }) },
   "PUT /ops/instances/:id": { body: z.strictObject({ instance: z.strictObject(changeable).partial() }) },

@@ -24,6 +24,14 @@ it("answers our own routes, and takes paths beneath the configured folders only"
   await golden.ask("nobody signs in where nobody has to", "POST", "/ops/session", { body: { token: "nonsense" } });
   await golden.ask("who is not signed in signs out", "DELETE", "/ops/session");
   await golden.ask("overview", "GET", "/ops/overview");
+  await golden.ask("changes, where to begin", "GET", "/ops/changes");
+  await golden.ask("changes after what is no cursor", "GET", "/ops/changes?after=yesterday&limit=501");
+  await golden.ask(
+    "changes after what this database has not reached",
+    "GET",
+    "/ops/changes?after=8999999999999999999-1",
+  );
+  await golden.ask("events of no topic that there is", "GET", "/ops/events?topics=changes,weather&after=41");
   await golden.ask("workers", "GET", "/ops/workers");
   await golden.ask("repositories", "GET", "/ops/repositories");
   await golden.ask("repository", "GET", "/ops/repositories/main");

@@ -92,6 +92,7 @@ const policy = {
   "resource_filter:list": "user",
   "ops:session": "user",
   "ops:overview": "reader",
+  "ops:changes": "reader",
   "ops:workers": "observer",
   "ops:repository": "observer",
   "ops:operations": "reader",

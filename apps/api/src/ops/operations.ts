@@ -1,41 +1,8 @@
-import {
-  cancelOperation,
-  getOperation,
-  listOperations,
-  type OperationProgress,
-  whyNotCancelled,
-} from "@tephra/control";
-import { type AnswerOf, type Operation, type OperationDetails, type OperationResult, requests } from "@tephra/wire";
+import { cancelOperation, getOperation, listOperations, whyNotCancelled } from "@tephra/control";
+import { type AnswerOf, type OperationDetails, requests } from "@tephra/wire";
 import { may } from "../http/policy.ts";
 import { defineOps } from "./serve.ts";
-
-const isoOrNull = (time: Date | null): string | null => time?.toISOString() ?? null;
-
-/** Sizes are in bytes. */
-export function viewOperation(row: OperationProgress): Operation {
-  return {
-    id: row.id,
-    kind: row.kind,
-    state: row.state,
-    project_id: row.projectId,
-    backup_id: row.backupId,
-    volume_id: row.volumeId,
-    tasks_total: row.tasksTotal,
-    tasks_done: row.tasksDone,
-    bytes_total: Number(row.bytesTotal),
-    bytes_done: row.bytesDone,
-    bytes_stored: Number(row.bytesStored),
-    bytes_copied_twice: row.bytesCopiedTwice,
-    rate_bytes_per_second: row.rateBytesPerSecond,
-    seconds_left: row.secondsLeft,
-    queue_position: row.queuePosition,
-    attempts: row.attempts,
-    fail_reason: row.failReason,
-    ...(row.result !== null && { result: row.result as OperationResult }),
-    created_at: row.createdAt.toISOString(),
-    updated_at: isoOrNull(row.updatedAt),
-  };
-}
+import { viewOperation } from "./views.ts";
 
 export const operations = {
   list: defineOps({

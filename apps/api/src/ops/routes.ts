@@ -1,5 +1,6 @@
 import { audit } from "./audit.ts";
 import { opsBackups } from "./backups.ts";
+import { changes } from "./changes.ts";
 import { documentation } from "./documentation.ts";
 import { opsFiles } from "./files.ts";
 import { opsGroupSnapshots } from "./group-snapshots.ts";
@@ -33,6 +34,8 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["POST", "/ops/session", "public", session.signIn],
     ["DELETE", "/ops/session", "public", session.signOut],
     ["GET", "/ops/overview", "ops:overview", overview.show],
+    ["GET", "/ops/changes", "ops:changes", changes.list],
+    ["GET", "/ops/events", "ops:changes", changes.stream],
     ["GET", "/ops/workers", "ops:workers", workers.list],
     ["GET", "/ops/repositories", "ops:repository", repositories.list],
     ["GET", "/ops/repositories/:name", "ops:repository", repositories.show],

@@ -1,3 +1,4 @@
+import type { ServerResponse } from "node:http";
 import { actorOf, type Principal } from "@tephra/control";
 import { actAs } from "@tephra/control/process";
 import { type ErrorRequestHandler, type Request, type RequestHandler, Router, raw } from "express";
@@ -21,6 +22,8 @@ export interface OpsCall<Body = unknown, Query = unknown> {
   readonly body: Body;
   /** What the caller has shown; undefined where none is asked for. */
   readonly token: string | undefined;
+  /** Of a reader of events that comes back. */
+  readonly lastEventId: string | undefined;
 }
 
 export interface OpsAnswer {
@@ -34,6 +37,8 @@ export interface OpsAnswer {
   cookie?: string;
   /** The page's Content-Security-Policy header; not sent when absent. */
   contentSecurityPolicy?: string;
+  /** Answers by itself, for as long as it takes: nothing else of this is sent. */
+  stream?: (res: ServerResponse) => void;
 }
 
 /** A request to a route that is open to everybody. */
@@ -99,14 +104,17 @@ async function answer(context: Context, route: OpsRoute, req: Request): Promise<
   const query = action.query && parse(action.query, asked);
   const sent = sentJson(req);
   const body = action.body && parse(action.body, sent);
-  const call = { principal, params: req.params as Record<string, string>, query, body, token };
+  const lastEventId = req.get("last-event-id");
+  const call = { principal, params: req.params as Record<string, string>, query, body, token, lastEventId };
   return actAs(actorOf(principal), () => action.handle(context, call));
 }
 
 const handlerOf =
   (context: Context, route: OpsRoute): RequestHandler =>
   async (req, res) => {
-    const { status, body, contentType, contentSecurityPolicy, location, cookie } = await answer(context, route, req);
+    const answered = await answer(context, route, req);
+    if (answered.stream) return answered.stream(res);
+    const { status, body, contentType, contentSecurityPolicy, location, cookie } = answered;
     if (contentSecurityPolicy !== undefined) res.setHeader("content-security-policy", contentSecurityPolicy);
     if (location !== undefined) res.setHeader("location", location);
     if (cookie !== undefined) res.setHeader("set-cookie", cookie);

@@ -250,7 +250,8 @@ it("a reader that was away for too long, or comes from another database, is told
   const comeBack = async (lastId: string): Promise<void> => {
     await using reader = await openEventReader(url, { headers: { "last-event-id": lastId } });
     await reader.wait(isReady, "it is there again");
-    expect(reader.seen.map(({ event }) => event)).toEqual(["resync", "ready"]);
+    // Those who read already may be told of the same burst a moment later, and so is this one then.
+    expect(reader.seen.slice(0, 2).map(({ event }) => event)).toEqual(["resync", "ready"]);
     expect(reader.seen.every(({ id }) => parseCursor(String(id)) !== null)).toBe(true);
   };
   const { horizon } = await readChanges(database, null);

@@ -195,6 +195,7 @@ export {
 export { type Alert, countAlerts } from "./overview/alerts.ts";
 export { type Overview, readOverview } from "./overview/overview.ts";
 export { getRepository, listRepositories, type PassRow, type RepositoryFacts } from "./overview/repositories.ts";
+export { explainOperation, type Why } from "./overview/why.ts";
 export { type KnownWorker, listWorkers } from "./overview/workers.ts";
 export { isOwnPlace } from "./own-places.ts";
 export {

@@ -71,8 +71,31 @@ export const Operation = z
   .meta({ id: "Operation" });
 export type Operation = z.infer<typeof Operation>;
 
-/** `actions`: what the caller may do about it now; where that is not allowed, `why` says why. */
+/** Why it waits, or is not faster: a sentence, since when (null: nobody has noted it), and what that is about (null: the operation itself). */
+export const OperationWhy = z.object({
+  code: z.enum([
+    "queue",
+    "no_worker",
+    "disabled_hosts",
+    "capped_project",
+    "capped_repository",
+    "limited_rate",
+    "backing_off",
+    "taking_over",
+    "no_progress",
+    "waits_for",
+    "ending",
+    "fine",
+  ]),
+  text: z.string(),
+  since: time.nullable(),
+  subject: z.string().nullable(),
+});
+export type OperationWhy = z.infer<typeof OperationWhy>;
+
+/** `actions`: what the caller may do about it now; where that is not allowed, `why` says why. `why` is null once nothing is left to be done. */
 export const OperationDetails = Operation.extend({
+  why: OperationWhy.nullable(),
   actions: z.array(z.object({ name: z.enum(["cancel"]), allowed: z.boolean(), why: z.string().nullable() })),
 }).meta({ id: "OperationDetails" });
 export type OperationDetails = z.infer<typeof OperationDetails>;

@@ -1,4 +1,4 @@
-import { cancelOperation, getOperation, listOperations, whyNotCancelled } from "@tephra/control";
+import { cancelOperation, explainOperation, getOperation, listOperations, whyNotCancelled } from "@tephra/control";
 import { type AnswerOf, type OperationDetails, requests } from "@tephra/wire";
 import { may } from "../http/policy.ts";
 import { defineOps } from "./serve.ts";
@@ -20,13 +20,18 @@ export const operations = {
   }),
 
   show: defineOps({
-    handle: async ({ database }, { principal, params }) => {
+    handle: async ({ config, database }, { principal, params }) => {
       const row = await getOperation(database, principal, params["id"] ?? "");
-      const why = may(principal, "ops:operation:cancel")
+      const whyNot = may(principal, "ops:operation:cancel")
         ? await whyNotCancelled(database, principal, row)
         : "Your role may not cancel operations.";
-      const actions: OperationDetails["actions"] = [{ name: "cancel", allowed: why === null, why }];
-      const operation = { ...viewOperation(row), actions };
+      const actions: OperationDetails["actions"] = [{ name: "cancel", allowed: whyNot === null, why: whyNot }];
+      const why = await explainOperation(database, config, principal, row);
+      const operation = {
+        ...viewOperation(row),
+        why: why && { ...why, since: why.since?.toISOString() ?? null },
+        actions,
+      };
       return { status: 200, body: { operation } satisfies AnswerOf<"GET /ops/operations/:id"> };
     },
   }),

@@ -148,13 +148,21 @@ async function show(id: string, _options: object, command: Command): Promise<voi
   const { operation } = await client.get<AnswerOf<"GET /ops/operations/:id">>(
     `/ops/operations/${encodeURIComponent(id)}`,
   );
-  const { actions, ...shown } = operation;
+  const { actions, why, ...shown } = operation;
   const fields = Object.entries(shown).map(([name, value]) => {
     const isBytes = name.startsWith("bytes_") && typeof value === "number";
     return [name.replaceAll("_", " "), isBytes ? `${value} (${formatBytes(value)})` : value];
   });
   const may = actions.filter(({ allowed }) => allowed).map(({ name }) => name);
-  print({ operation }, renderFields({ ...Object.fromEntries(fields), "can be": may.join(", ") || "left alone" }));
+  print(
+    { operation },
+    renderFields({
+      ...Object.fromEntries(fields),
+      why: why?.text ?? null,
+      since: why?.since ?? null,
+      "can be": may.join(", ") || "left alone",
+    }),
+  );
 }
 
 function alertTable(alerts: Alert[]): string {

@@ -1,6 +1,6 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
-import type { Operation } from "@tephra/wire";
+import type { Operation, OperationDetails } from "@tephra/wire";
 import { everyMs, route } from "../data/queries.ts";
 import { useId } from "../parts/address.ts";
 import { leftText, rateText, shown } from "../parts/format.ts";
@@ -19,9 +19,24 @@ function Result({ result }: { result: NonNullable<Operation["result"]> }) {
   );
 }
 
-function Body({ row }: { row: Operation }) {
+/** Why it waits, or is not faster. */
+function Why({ why }: { why: NonNullable<OperationDetails["why"]> }) {
+  return (
+    <Panel title="Why" facts={<code>{why.code}</code>}>
+      <p>{shown(why.text)}</p>
+      {why.since && (
+        <p>
+          Since <Age at={why.since} />
+        </p>
+      )}
+    </Panel>
+  );
+}
+
+function Body({ row }: { row: OperationDetails }) {
   return (
     <>
+      {row.why && <Why why={row.why} />}
       {row.fail_reason && (
         <div className="fault" role="note">
           <strong>It has failed.</strong>

@@ -200,7 +200,7 @@ export async function claimTask(
     WITH claimed AS (
       UPDATE tasks t SET state = 'running', claim = claim + 1, attempts = attempts + 1, worker_id = ${request.workerId},
         lease_until = now() + ${request.leaseMs} * interval '1 millisecond', started_at = coalesce(started_at, now()),
-        bytes_twice = bytes_twice + bytes_done, bytes_done = 0, bytes_stored = 0
+        bytes_twice = bytes_twice + bytes_done, bytes_done = 0, bytes_stored = 0, progressed_at = now()
       WHERE id = ${request.taskId}::uuid AND run_after <= now() AND NOT ${isForNewer}
         AND (state IN ('ready', 'dispatched') OR (state = 'running' AND lease_until < now()))
         AND NOT EXISTS (SELECT 1 FROM workers w JOIN disabled_services d ON d.host = w.host AND d.binary = ${backupBinary}
@@ -272,7 +272,7 @@ export async function renewLeases(
   return database.$queryRaw<{ taskId: string; cancelled: boolean }[]>`
     WITH alive AS (UPDATE workers SET heartbeat_at = now() WHERE id = ${request.workerId})
     UPDATE tasks t SET lease_until = now() + ${request.leaseMs} * interval '1 millisecond',
-      bytes_done = h.done, bytes_stored = h.stored,
+      bytes_done = h.done, bytes_stored = h.stored, progressed_at = CASE WHEN h.done > t.bytes_done THEN now() ELSE t.progressed_at END,
       attempts = CASE WHEN h.done > t.bytes_best THEN 1 ELSE t.attempts END, bytes_best = GREATEST(t.bytes_best, h.done)
     FROM jsonb_to_recordset(${rows}::jsonb) AS h(id uuid, claim int, done bigint, stored bigint), operations o
     WHERE t.id = h.id AND t.claim = h.claim AND t.state = 'running' AND o.id = t.operation_id

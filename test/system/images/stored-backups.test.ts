@@ -29,7 +29,7 @@ beforeAll(async () => {
     config: {
       ovirt: { users: [user("admin@internal", project), user("stranger@internal", "2".repeat(32))] },
       image_transfers: { port: await freePort() },
-      worker: { heartbeat_ms: 500, lease_ms: 4_000 },
+      worker: { heartbeat_ms: 500, lease_ms: 4_000, down_ms: 30_000 },
     },
     repository: { object_bytes: MiB },
   });

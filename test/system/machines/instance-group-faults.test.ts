@@ -13,6 +13,8 @@ const base = `/v3/${project}`;
 /** Short leases, so that a takeover is a matter of seconds; many ranges, so that a death falls between them. */
 const brisk = {
   config: {
+    // A test may make more than ten.
+    quotas: { snapshots: -1 },
     range_bytes: 128 * MiB,
     worker: { slots: 2, lease_ms: 4_000, heartbeat_ms: 800, drain_ms: 1_000 },
     tasks: { reconcile_ms: 300, dispatch_timeout_ms: 5_000, backoff_ms: 100 },

@@ -175,8 +175,12 @@ function mended(adapter, pooled) {
   // The adapter splits scripts at every semicolon; one simple query keeps function bodies and literals whole, and is one transaction.
   adapter.executeScript = async (script) => {
     try {
-      if (outsideTransaction.test(script)) await executeOneByOne(adapter.underlyingDriver(), script);
-      else await adapter.underlyingDriver().query(script);
+      const driver = adapter.underlyingDriver();
+      // Through a pooler every statement is a transaction of its own: there, indexes are built under a lock.
+      if (pooled)
+        await driver.query(outsideTransaction.test(script) ? script.replaceAll(/\bCONCURRENTLY\b/g, "") : script);
+      else if (outsideTransaction.test(script)) await executeOneByOne(driver, script);
+      else await driver.query(script);
     } catch (error) {
       adapter.onError(error);
     }

@@ -64,6 +64,12 @@ function ask(
   return new Promise((resolve, reject) => {
     const options = { hostname, port, agent, method, path, headers: sent, timeout: hangMs };
     const request = httpRequest(options, (response) => {
+      // A stream of events has no end.
+      if (response.headers["content-type"]?.startsWith("text/event-stream") === true) {
+        resolve({ status: response.statusCode ?? 0, text: "" });
+        request.destroy();
+        return;
+      }
       let text = "";
       response.setEncoding("utf8").on("data", (chunk: string) => {
         text += chunk;

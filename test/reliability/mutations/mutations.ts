@@ -450,8 +450,8 @@ export const mutations: readonly Mutation[] = [
   {
     name: "other projects' rows are shown",
     file: `${control}/principal.ts`,
-    from: "return principal.isAdmin ? {} : { projectId: principal.projectId };",
-    to: "return principal.isAdmin || true ? {} : { projectId: principal.projectId };",
+    from: "return seesAll(principal) ? {} : { projectId: principal.projectId };",
+    to: "return seesAll(principal) || true ? {} : { projectId: principal.projectId };",
     suite: "test/dialects/cinder/tenants.test.ts",
     test: "",
   },

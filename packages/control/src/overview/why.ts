@@ -1,6 +1,6 @@
 import type { Config } from "../config.ts";
 import { type Database, Prisma } from "../db/database.ts";
-import { isLiveOperation } from "../db/live.ts";
+import { isLiveOperation, liveStates } from "../db/live.ts";
 import { listBandwidthLimits, rateAt, type Traffic } from "../limits/bandwidth.ts";
 import { type Principal, seesAll } from "../principal.ts";
 import { isLive, type OperationProgress } from "../queue/operations.ts";
@@ -280,7 +280,7 @@ export async function explainOperation(
   if (!isLive(operation)) return whyOf(ended);
   const [workers, parts, caps, limits] = await Promise.all([
     listWorkers(database, config),
-    database.operation.count({ where: { parentId: operation.id, state: { in: ["queued", "running"] } } }),
+    database.operation.count({ where: { parentId: operation.id, state: liveStates } }),
     readCaps(database, config, operation.projectId, tasks),
     readLimits(database, operation.projectId, tasks),
   ]);

@@ -1,7 +1,8 @@
 /**
  * Runs `work` over the items with at most `concurrency` calls in flight and yields the results in the items' order, or, with `anyOrder`, as
- * they come: then a long call does not keep short ones behind it waiting. Items are taken, and calls started, in order. When one call fails or the consumer stops, the others' signal is aborted and all of them have settled before
- * the failure is passed on: nothing continues in the background.
+ * they come: then a long call does not keep short ones behind it waiting. Items are taken, and calls started, in order. When one call fails
+ * or the consumer stops, the others' signal is aborted and all of them have settled before the failure is passed on: nothing continues in the
+ * background.
  */
 export async function* mapConcurrent<Item, Result>(
   items: Iterable<Item> | AsyncIterable<Item>,

@@ -23,6 +23,8 @@ export interface TcpProxy extends AsyncDisposable {
   through(url: string): string;
   /** Activates a fault from now on; null: none. */
   trouble(trouble: Trouble | null): void;
+  /** How many connections have fallen silent and have not been closed by their client. */
+  silentConnections(): number;
 }
 
 const trickleBytes = 512;
@@ -32,6 +34,8 @@ const trickleMs = 20;
 export async function startTcpProxy(target: { port: number | string }): Promise<TcpProxy> {
   const sockets = new Set<Socket>();
   const silent = new WeakSet<Socket>();
+  const clients = new Set<Socket>();
+  const unclosed = new Set<Socket>();
   let current: Trouble | null = null;
   const answer = async (server: Socket, client: Socket): Promise<void> => {
     for await (const chunk of server as AsyncIterable<Buffer>) {
@@ -65,6 +69,8 @@ export async function startTcpProxy(target: { port: number | string }): Promise<
         other.destroy();
       });
     }
+    clients.add(client);
+    client.once("close", () => clients.delete(client));
     client.pipe(server);
     answer(server, client).catch(() => client.destroy());
   });
@@ -85,8 +91,16 @@ export async function startTcpProxy(target: { port: number | string }): Promise<
     trouble(trouble) {
       current = trouble;
       if (trouble?.kind === "cut") reset();
-      if (trouble?.kind === "silent") for (const socket of sockets) silent.add(socket.unpipe().pause());
+      if (trouble?.kind !== "silent") return;
+      for (const socket of sockets) silent.add(socket.unpipe().pause());
+      for (const client of clients) {
+        unclosed.add(client);
+        for (const sign of ["end", "close"]) client.once(sign, () => unclosed.delete(client));
+        // What it sends is thrown away; that it has closed is noticed.
+        client.resume();
+      }
     },
+    silentConnections: () => unclosed.size,
     [Symbol.asyncDispose]: async () => {
       proxy.close();
       reset();

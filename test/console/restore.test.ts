@@ -38,7 +38,9 @@ describe("a restore", () => {
     await page.getByText("A verification was asked for.").waitFor();
     await page.getByRole("link", { name: "Restore…" }).click();
     await page.getByText("None of its 2 members is known to be damaged.").waitFor();
-    await page.getByText("It was proven").waitFor({ timeout: 60_000 });
+    await page.getByText("Every byte was read and compared").waitFor({ timeout: 60_000 });
+    await page.getByRole("status").getByText("Yes", { exact: true }).waitFor();
+    await page.getByText("The quota has room for a volume of 1 GiB.").waitFor();
     await page.getByRole("textbox", { name: "Name" }).fill("made of tuesday");
     await page.getByRole("button", { name: "Restore", exact: true }).click();
     await page.getByRole("heading", { level: 1, name: "made of tuesday" }).waitFor();
@@ -68,11 +70,30 @@ describe("a restore", () => {
   });
 });
 
+it("a target that cannot be written is told, and the button waits for another", async () => {
+  await instance.sql("UPDATE volumes SET status = 'in-use' WHERE id = $1", [volume]);
+  const page = await browser.open();
+  await page.goto(`${instance.url}/console/backups/${backup}/restore`);
+  const button = page.getByRole("button", { name: "Restore", exact: true });
+  await page.getByText("A new volume is made on files.").waitFor();
+  expect(await button.isEnabled()).toBe(true);
+  await page.getByLabel("over a volume").check();
+  await page.getByRole("combobox", { name: /^Volume/ }).selectOption(volume);
+  await page.getByText("Volume to be restored to must be available: it is in-use.").waitFor();
+  await page.getByLabel("Type db 7").fill("db 7");
+  expect(await button.isDisabled()).toBe(true);
+  await page.getByLabel("to a new volume").check();
+  await page.getByText("A new volume is made on files.").waitFor();
+  expect(await button.isEnabled()).toBe(true);
+  await instance.sql("UPDATE volumes SET status = 'available' WHERE id = $1", [volume]);
+  expect(browser.complaints()).toEqual([]);
+});
+
 it("a damaged member is told before a restore, and makes the volume at risk or never protected", async () => {
   await instance.sql("UPDATE backups SET damage = 'object 00001 has other bytes' WHERE parent_id IS NULL");
   const page = await browser.open();
   await page.goto(`${instance.url}/console/backups/${backup}/restore`);
-  await page.getByText("1 of its 2 members are damaged: object 00001 has other bytes").waitFor();
+  await page.getByText("1 of its 2 members is damaged: object 00001 has other bytes").waitFor();
   await page.goto(`${instance.url}/console/`);
   await page
     .getByRole("list", { name: "What needs you" })

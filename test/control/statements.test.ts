@@ -87,7 +87,7 @@ it.each<[string, number, () => Promise<() => Promise<unknown>>]>([
   ],
   [
     "an incremental",
-    10,
+    9,
     async () => {
       const volumeId = await addVolume();
       await addBackup(volumeId);

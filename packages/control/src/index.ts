@@ -20,6 +20,7 @@ export { holdBackup, releaseHold } from "./backups/hold.ts";
 export { assertImportable, requestBackupImport } from "./backups/import.ts";
 export { type BackupColumn, type BackupFilter, listBackups } from "./backups/list.ts";
 export { requestRestore, requestVolumeFromBackup } from "./backups/restore.ts";
+export { checkRestore, type RestoreCheck } from "./backups/restore-check.ts";
 export { requestSquash } from "./backups/squash.ts";
 export { listHidden, undeleteBackup } from "./backups/undelete.ts";
 export { type BackupChange, updateBackup } from "./backups/update.ts";

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { AuditEntry } from "./audit.ts";
-import { BackupHealth, DeletedBackup } from "./backups.ts";
+import { BackupHealth, DeletedBackup, RestoreCheck } from "./backups.ts";
 import { Changes } from "./changes.ts";
 import { id } from "./fields.ts";
 import { listing, partitions } from "./files.ts";
@@ -63,6 +63,7 @@ export const answers = {
   "DELETE /ops/volumes/:id/exclusion": { 204: null },
   "GET /ops/volumes/:id": { 200: z.object({ volume: VolumeDetails }) },
   "GET /ops/backups/:id": { 200: z.object({ backup: BackupHealth }) },
+  "GET /ops/backups/:id/restore-check": { 200: RestoreCheck },
   "PUT /ops/backups/:id/hold": { 200: z.object({ backup: BackupHealth }) },
   "DELETE /ops/backups/:id/hold": { 204: null },
   "GET /ops/deleted-backups": { 200: z.object({ backups: z.array(DeletedBackup) }) },

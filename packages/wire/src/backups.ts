@@ -42,3 +42,25 @@ export const DeletedBackup = z
   })
   .meta({ id: "DeletedBackup" });
 export type DeletedBackup = z.infer<typeof DeletedBackup>;
+
+/** In this order; those that are about nothing (the quota of a volume that exists) are left out. */
+export const RestoreCheck = z
+  .object({
+    /** `no`: a check has failed, and so would the restore; `perhaps`: one could not be made; `yes`: all are well. */
+    verdict: z.enum(["yes", "perhaps", "no"]),
+    checks: z.array(
+      z.object({
+        code: z.enum(["chain", "damage", "proof", "workers", "space", "quota", "target_free", "key", "shut_off"]),
+        /** Null: it is not known. */
+        ok: z.boolean().nullable(),
+        /** One sentence. */
+        text: z.string(),
+      }),
+    ),
+    /** `bytes` are written; `seconds`: null where `basis`, which says from what they are estimated, is nothing. */
+    estimate: z.object({ seconds: z.number().nonnegative().nullable(), bytes: bytes.nullable(), basis: z.string() }),
+    /** Tasks of the project that wait now and go before it; no more than 1,000 are counted. */
+    ahead: z.number().int().nonnegative(),
+  })
+  .meta({ id: "RestoreCheck" });
+export type RestoreCheck = z.infer<typeof RestoreCheck>;

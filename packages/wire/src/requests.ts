@@ -279,6 +279,22 @@ export const requests = {
   },
   "GET /ops/policies/:id/assignments": { query: z.strictObject({ limit }) },
   "POST /ops/policies/:id/assignments": { body: z.strictObject({ assignment: NewAssignment, confirm }) },
+  "GET /ops/backups/:id/restore-check": {
+    /** The volume that is overwritten, or the length of a new one, of whole GiB; neither: a new one of the backup's length. */
+    query: z
+      .strictObject({
+        volume_id: id.optional(),
+        bytes: z.coerce
+          .number()
+          .int()
+          .min(1)
+          .max(2 ** 50)
+          .optional(),
+      })
+      .refine((query) => query.volume_id === undefined || query.bytes === undefined, {
+        error: "volume_id and bytes exclude each other",
+      }),
+  },
   "PUT /ops/backups/:id/hold": {
     body: z.strictObject({ hold: z.strictObject({ until: time, reason: text.min(1).max(255) }) }),
   },

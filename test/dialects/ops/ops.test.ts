@@ -128,6 +128,17 @@ async function askHealth(instance: Instance, golden: Golden, volume: string): Pr
     "GET",
     `/ops/snapshots/${unknown}/files/content?path=/etc/fstab`,
   );
+  const check = `/ops/backups/${backup}/restore-check`;
+  await golden.ask("check of a restore", "GET", check);
+  await golden.ask("check of a restore over a volume", "GET", `${check}?volume_id=${volume}`);
+  await golden.ask("check of a restore to a longer volume", "GET", `${check}?bytes=${3 * 2 ** 30}`);
+  await instance.sql("UPDATE backups SET size_gib = 2 WHERE id = $1", [backup]);
+  await golden.ask("check of a restore to a volume that is too short", "GET", `${check}?bytes=1`);
+  await instance.sql("UPDATE backups SET size_gib = 1 WHERE id = $1", [backup]);
+  await golden.ask("check of a restore, both", "GET", `${check}?bytes=1&volume_id=${volume}`);
+  await golden.ask("check of a restore, wrong", "GET", `${check}?bytes=many&volume_id=x&colour=red`);
+  await golden.ask("check of a restore over an unknown volume", "GET", `${check}?volume_id=${unknown}`);
+  await golden.ask("check of a restore of an unknown backup", "GET", `/ops/backups/${unknown}/restore-check`);
   const asked = await golden.ask("verification", "POST", `/ops/backups/${backup}/verify`, { body: { mode: "deep" } });
   await golden.ask("verification, its operation", "GET", `/ops/operations/${asked.body.operation.id}`);
   await golden.ask("verification in a mode nobody knows", "POST", `/ops/backups/${backup}/verify`, {

@@ -1,6 +1,7 @@
 import {
   type Backup,
   type BackupHealth as BackupHealthRow,
+  checkRestore,
   getBackupHealth,
   holdBackup,
   listHidden,
@@ -57,6 +58,16 @@ export const opsBackups = {
     handle: async ({ database }, { principal, params }) => {
       const backup = view(await getBackupHealth(database, principal, params["id"] ?? ""));
       return { status: 200, body: { backup } satisfies AnswerOf<"GET /ops/backups/:id"> };
+    },
+  }),
+
+  /** Whether a restore would work, before anything starts. */
+  checkRestore: defineOps({
+    ...requests["GET /ops/backups/:id/restore-check"],
+    handle: async ({ database, config }, call) => {
+      const { volume_id: volumeId = null, bytes = null } = call.query;
+      const body = await checkRestore(database, config, call.principal, { backupId: idOf(call), volumeId, bytes });
+      return { status: 200, body: body satisfies AnswerOf<"GET /ops/backups/:id/restore-check"> };
     },
   }),
 

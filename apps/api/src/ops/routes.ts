@@ -50,6 +50,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["DELETE", "/ops/volumes/:id/exclusion", "ops:exclusion", opsVolumes.include],
     ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],
     ["GET", "/ops/backups/:id", "ops:backup", opsBackups.show],
+    ["GET", "/ops/backups/:id/restore-check", "ops:backup", opsBackups.checkRestore],
     ["PUT", "/ops/backups/:id/hold", "ops:backup:hold", opsBackups.hold],
     ["DELETE", "/ops/backups/:id/hold", "ops:backup:hold", opsBackups.release],
     ["POST", "/ops/backups/:id/undelete", "ops:backup:undelete", opsBackups.undelete],

@@ -1,9 +1,9 @@
-import type { AnswerOf, BodyOf } from "@tephra/wire";
+import type { AnswerOf, BodyOf, RestoreCheck } from "@tephra/wire";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { addTransferOptions, type TransferOptions } from "./disks.ts";
 import { addFilesCommands } from "./files.ts";
 import { resolveId } from "./names.ts";
-import { renderFields, renderTable } from "./output.ts";
+import { formatBytes, formatSeconds, renderFields, renderTable } from "./output.ts";
 import { addOvirtOptions, openOvirtSession } from "./ovirt.ts";
 import { addWaitOptions, openSession } from "./session.ts";
 import { downloadTo } from "./transfer-bytes.ts";
@@ -69,6 +69,7 @@ export function addBackupCommands(program: Command): void {
     .argument("<backup>", "id or name")
     .option("--volume <volume>", "the volume to overwrite (id or name)")
     .option("--name <name>", "name of the new volume")
+    .option("--check", "Say whether it would work, and start nothing. Exits with status 1 if it would not.")
     .action(restore);
   addWaitOptions(backup.command("verify"))
     .description("Verify that a backup can be restored. With --wait, exits with status 1 if it is damaged.")
@@ -225,12 +226,18 @@ interface Restore {
 
 async function restore(
   reference: string,
-  options: { volume?: string; name?: string },
+  options: { volume?: string; name?: string; check?: boolean },
   command: Command,
 ): Promise<void> {
   const { client, waiting, settle, print: write } = openSession(command);
   const id = await resolveId(client, "backup", reference);
   const volume_id = options.volume === undefined ? null : await resolveId(client, "volume", options.volume);
+  if (options.check === true) {
+    const query = volume_id === null ? "" : `?volume_id=${volume_id}`;
+    const told = await client.get<RestoreCheck>(`/ops/backups/${id}/restore-check${query}`);
+    if (told.verdict === "no") process.exitCode = 1;
+    return write(told, renderCheck(told));
+  }
   const body = { restore: { volume_id, name: options.name ?? null } };
   const accepted = await client.post<{ restore: Restore }>(client.block(`/backups/${id}/restore`), body);
   // Found by volume: once available, a backup may be restored again, but a volume belongs to a single restore.
@@ -242,6 +249,25 @@ async function restore(
     state: waiting === null ? "accepted" : "restored",
   };
   write(accepted, renderFields(fields));
+}
+
+const okWords = new Map([
+  [true, "yes"],
+  [false, "no"],
+  [null, "not known"],
+]);
+
+function renderCheck({ verdict, checks, estimate, ahead }: RestoreCheck): string {
+  const { seconds, bytes, basis } = estimate;
+  const rows = checks.map(({ code, ok, text }) => [code, okWords.get(ok), text]);
+  const time = seconds === null ? `not known: ${basis}` : `about ${formatSeconds(seconds)} (${basis})`;
+  const fields = {
+    "would it work": verdict,
+    time,
+    bytes: bytes === null ? null : formatBytes(bytes),
+    "tasks before it": ahead,
+  };
+  return `${renderFields(fields)}\n${renderTable(["CHECK", "WELL", "WHY"], rows)}`;
 }
 
 async function verify(

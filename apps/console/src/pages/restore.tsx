@@ -1,6 +1,6 @@
-import { useMutation, useQuery } from "@tanstack/react-query";
+import { type UseQueryResult, useMutation, useQuery } from "@tanstack/react-query";
 import { Link, useNavigate } from "@tanstack/react-router";
-import type { BackupHealth } from "@tephra/wire";
+import type { RestoreCheck } from "@tephra/wire";
 import { useState } from "react";
 import { Button } from "react-aria-components/Button";
 import { ask } from "../data/api.ts";
@@ -8,80 +8,56 @@ import { backupPath, type CinderBackup, utc } from "../data/cinder.ts";
 import { path, route } from "../data/queries.ts";
 import { useMay, useSession } from "../data/session.tsx";
 import { useId } from "../parts/address.ts";
-import { chainQuery } from "../parts/chain.tsx";
-import { quoted, shown } from "../parts/format.ts";
+import { countText, durationText, quoted, shown } from "../parts/format.ts";
 import { PageHead, Panel } from "../parts/panel.tsx";
 import { FaultNote, Loaded } from "../parts/states.tsx";
-import { ToneIcon } from "../parts/status.tsx";
+import { Status, ToneIcon } from "../parts/status.tsx";
 import { Bytes, Command, Foreign } from "../parts/texts.tsx";
 import { Age, Moment } from "../parts/time.tsx";
 import { tell } from "../parts/toasts.tsx";
 
-interface Check {
-  name: string;
-  tone: "ok" | "warn" | "bad";
-  text: React.ReactNode;
+const words = { yes: "Yes", perhaps: "Perhaps", no: "No" } as const;
+const tones = { yes: "ok", perhaps: "warn", no: "bad" } as const;
+
+type Word = keyof typeof words;
+const wordOf = (ok: boolean | null): Word => (ok === null ? "perhaps" : ok ? "yes" : "no");
+
+/** `target`: the volume that is written over; null: a new one. */
+const checkQuery = (id: string, target: string | null) =>
+  route("GET /ops/backups/:id/restore-check", { params: { id }, query: { volume_id: target } });
+
+function timeOf({ estimate, ahead }: RestoreCheck): string {
+  const { seconds, basis } = estimate;
+  const time =
+    seconds === null ? `how long it takes is not known: ${basis}` : `in about ${durationText(seconds)} (${basis})`;
+  return ahead === 0 ? time : `${time}; ${countText(ahead)} tasks of the project go before it`;
 }
 
-/** What is known of whether a restore works, before anything starts. */
-function checksOf(backup: BackupHealth, members: readonly BackupHealth[]): Check[] {
-  const damaged = members.filter(({ damage }) => damage !== null);
-  const stored = members.reduce((sum, { stored_bytes }) => sum + (stored_bytes ?? 0), 0);
-  return [
-    backup.status === "available"
-      ? { name: "status", tone: "ok", text: "The backup is available." }
-      : { name: "status", tone: "bad", text: `The backup is ${backup.status}: only an available one can be restored.` },
-    damaged.length === 0
-      ? { name: "damage", tone: "ok", text: `None of its ${members.length} members is known to be damaged.` }
-      : {
-          name: "damage",
-          tone: "bad",
-          text: `${damaged.length} of its ${members.length} members are damaged: ${damaged[0]?.damage}`,
-        },
-    backup.verified_at
-      ? {
-          name: "proof",
-          tone: "ok",
-          text: (
-            <>
-              It was proven <Age at={backup.verified_at} /> ({backup.verified_mode}).
-            </>
-          ),
-        }
-      : { name: "proof", tone: "warn", text: "Nobody has proven yet that it can be restored: a verification would." },
-    {
-      name: "size",
-      tone: "ok",
-      text: (
-        <>
-          <Bytes bytes={backup.bytes} /> are written, at most <Bytes bytes={stored} /> read.
-        </>
-      ),
-    },
-  ];
-}
-
-function Verdict({ id }: { id: string }) {
-  const query = useQuery(chainQuery(id));
+/** Whether it would work, before anything starts. */
+function Verdict({ query }: { query: UseQueryResult<RestoreCheck> }) {
   return (
     <Panel title="Would it work?">
       <Loaded query={query}>
-        {({ members }) => {
-          const [backup] = members;
-          return (
+        {(told) => (
+          <>
+            <p role="status">
+              <Status state={words[told.verdict]} tone={tones[told.verdict]} />
+              {told.verdict !== "no" && <>, {shown(timeOf(told))}</>}. <Bytes bytes={told.estimate.bytes} /> are
+              written.
+            </p>
             <ul className="checks">
-              {(backup ? checksOf(backup, members) : []).map(({ name, tone, text }) => (
-                <li key={name}>
-                  <ToneIcon tone={tone} />
+              {told.checks.map(({ code, ok, text }) => (
+                <li key={code}>
+                  <ToneIcon tone={tones[wordOf(ok)]} />
                   <span>
-                    <span className="away">{tone === "ok" ? "Yes: " : tone === "warn" ? "Perhaps: " : "No: "}</span>
-                    {typeof text === "string" ? shown(text) : text}
+                    <span className="away">{words[wordOf(ok)]}: </span>
+                    {shown(text)}
                   </span>
                 </li>
               ))}
             </ul>
-          );
-        }}
+          </>
+        )}
       </Loaded>
     </Panel>
   );
@@ -89,7 +65,16 @@ function Verdict({ id }: { id: string }) {
 
 const nameOfCopy = (backup: CinderBackup): string => `restore_${backup.name ?? backup.id.slice(0, 8)}`.slice(0, 255);
 
-function Form({ backup }: { backup: CinderBackup }) {
+/** Where to. `target` as in checkQuery. */
+function Form({
+  backup,
+  isHopeless,
+  onTarget,
+}: {
+  backup: CinderBackup;
+  isHopeless: boolean;
+  onTarget: (target: string | null) => void;
+}) {
   const { project_id } = useSession();
   const navigate = useNavigate();
   const [isOver, setOver] = useState(false);
@@ -101,6 +86,12 @@ function Form({ backup }: { backup: CinderBackup }) {
   const over = options.find(({ id }) => id === target);
   const overName = over?.name ?? over?.id ?? "";
   const isReady = isOver ? over !== undefined && typed === overName : name.trim() !== "";
+  const choose = (over: boolean, volume: string) => {
+    setOver(over);
+    setTarget(volume);
+    setTyped("");
+    onTarget(volume === "" ? null : volume);
+  };
   const restore = useMutation({
     mutationFn: () =>
       ask("POST", `${backupPath(project_id, backup.id)}/restore`, {
@@ -116,11 +107,11 @@ function Form({ backup }: { backup: CinderBackup }) {
       <form
         onSubmit={(event) => {
           event.preventDefault();
-          if (isReady) restore.mutate();
+          if (isReady && !isHopeless) restore.mutate();
         }}
       >
         <label className="check">
-          <input type="radio" name="target" checked={!isOver} onChange={() => setOver(false)} /> to a new volume
+          <input type="radio" name="target" checked={!isOver} onChange={() => choose(false, "")} /> to a new volume
         </label>
         {!isOver && (
           <label className="field">
@@ -129,19 +120,13 @@ function Form({ backup }: { backup: CinderBackup }) {
           </label>
         )}
         <label className="check">
-          <input type="radio" name="target" checked={isOver} onChange={() => setOver(true)} /> over a volume
+          <input type="radio" name="target" checked={isOver} onChange={() => choose(true, "")} /> over a volume
         </label>
         {isOver && (
           <>
             <label className="field">
               Volume
-              <select
-                value={target}
-                onChange={(event) => {
-                  setTarget(event.target.value);
-                  setTyped("");
-                }}
-              >
+              <select value={target} onChange={(event) => choose(true, event.target.value)}>
                 <option value="">—</option>
                 {options.map(({ id, name: text }) => (
                   <option key={id} value={id}>
@@ -172,7 +157,7 @@ function Form({ backup }: { backup: CinderBackup }) {
             text={`tephra backup restore ${quoted(backup.id)}${isOver ? ` --volume ${quoted(target || "VOLUME")}` : ` --name ${quoted(name)}`} --wait`}
           />
         </p>
-        <Button type="submit" className="button is-primary" isDisabled={!isReady || restore.isPending}>
+        <Button type="submit" className="button is-primary" isDisabled={!isReady || isHopeless || restore.isPending}>
           Restore
         </Button>
       </form>
@@ -185,6 +170,8 @@ export function RestorePage() {
   const id = useId();
   const may = useMay();
   const { project_id } = useSession();
+  const [target, setTarget] = useState<string | null>(null);
+  const check = useQuery(checkQuery(id, target));
   const details = useQuery(path<{ backup: CinderBackup }>(backupPath(project_id, id), false));
   const backup = details.data?.backup;
   return (
@@ -208,8 +195,10 @@ export function RestorePage() {
       <Loaded query={details}>
         {(data) => (
           <>
-            <Verdict id={id} />
-            {may("backup:restore") && <Form backup={data.backup} />}
+            <Verdict query={check} />
+            {may("backup:restore") && (
+              <Form backup={data.backup} isHopeless={check.data?.verdict === "no"} onTarget={setTarget} />
+            )}
           </>
         )}
       </Loaded>

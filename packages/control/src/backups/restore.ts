@@ -67,10 +67,8 @@ export async function requestVolumeFromBackup(
       throw new InvalidError("backup", "Originating backup status must be one of 'available' values");
     }
     const sizeGib = volume.sizeGib ?? backup.sizeGib;
-    if (sizeGib < backup.sizeGib) {
-      const text = `Volume size ${sizeGib}GB cannot be smaller than the backup size ${backup.sizeGib}GB. It must be >= backup size.`;
-      throw new InvalidError("input", text);
-    }
+    const refused = sizeRefusal(sizeGib, backup);
+    if (refused !== null) throw new InvalidError("input", refused);
     await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: sizeGib });
     if (volume.groupId) await lockForNewVolume(tx, principal, volume.groupId);
     // A volume of odd length is restored at its exact length; only one that was requested larger gets the full size in GiB.
@@ -124,18 +122,28 @@ async function claimTarget(
   volumeId: string,
 ): Promise<VolumeRow> {
   const volume = await getVolume(tx, principal, volumeId);
-  const notAvailable = () => new InvalidError("volume", "Volume to be restored to must be available");
-  if (volume.status !== "available") throw notAvailable();
-  if (volume.sizeGib < backup.sizeGib) {
-    throw new InvalidError(
-      "volume",
-      `volume size ${volume.sizeGib} is too small to restore backup of size ${backup.sizeGib}.`,
-    );
-  }
-  if (backup.volumeBytes !== null && volume.sizeBytes < backup.volumeBytes) {
-    const text = `volume of ${volume.sizeBytes} bytes is too small to restore backup of ${backup.volumeBytes} bytes.`;
-    throw new InvalidError("volume", text);
-  }
-  await moveVolume(tx, volume.id, ["available"], "restoring-backup", notAvailable);
+  const refused = targetRefusal(volume, backup);
+  if (refused !== null) throw new InvalidError("volume", refused);
+  await moveVolume(tx, volume.id, ["available"], "restoring-backup", () => new InvalidError("volume", notAvailable));
   return volume;
 }
+
+const notAvailable = "Volume to be restored to must be available";
+
+/** Why the backup cannot be restored over the volume; null: it can. */
+export function targetRefusal(volume: Volume, backup: Backup): string | null {
+  if (volume.status !== "available") return notAvailable;
+  if (volume.sizeGib < backup.sizeGib) {
+    return `volume size ${volume.sizeGib} is too small to restore backup of size ${backup.sizeGib}.`;
+  }
+  if (backup.volumeBytes !== null && volume.sizeBytes < backup.volumeBytes) {
+    return `volume of ${volume.sizeBytes} bytes is too small to restore backup of ${backup.volumeBytes} bytes.`;
+  }
+  return null;
+}
+
+/** Why a new volume cannot be as short as this; null: it can. */
+export const sizeRefusal = (sizeGib: number, backup: Backup): string | null =>
+  sizeGib >= backup.sizeGib
+    ? null
+    : `Volume size ${sizeGib}GB cannot be smaller than the backup size ${backup.sizeGib}GB. It must be >= backup size.`;

@@ -9,6 +9,8 @@ export interface ChainLink {
   container: string | null;
   serviceMetadata: string | null;
   parentId: string | null;
+  storedBytes: bigint | null;
+  damage: string | null;
 }
 
 /** The backup and its ancestors, newest first, as far as their rows are live. A cycle (which an import can forge) ends the walk. */
@@ -19,7 +21,8 @@ export async function readChain(database: Database | Transaction, backupId: stri
       UNION ALL
       SELECT b.*, c.depth + 1 FROM backups b JOIN chain c ON b.id = c.parent_id WHERE b.deleted_at IS NULL
     ) CYCLE id SET looped USING walked
-    SELECT id, project_id AS "projectId", repository, container, service_metadata AS "serviceMetadata", parent_id AS "parentId"
+    SELECT id, project_id AS "projectId", repository, container, service_metadata AS "serviceMetadata", parent_id AS "parentId",
+      stored_bytes AS "storedBytes", damage
     FROM chain WHERE NOT looped ORDER BY depth`;
 }
 
@@ -45,12 +48,18 @@ export interface StoredLink {
 /** A backup with everything that it builds on, newest first. @throws NotFoundError when a member is gone */
 export async function wholeChain(database: Database, backupId: string): Promise<StoredLink[]> {
   const links = await readChain(database, backupId);
-  const bottom = links.at(-1);
-  if (bottom?.parentId !== null) throw new NotFoundError("Backup", bottom?.parentId ?? backupId);
+  const gone = missingLink(links, backupId);
+  if (gone !== null) throw new NotFoundError("Backup", gone);
   return links.map(({ id, repository, container, serviceMetadata }) => {
-    if (!container || !serviceMetadata) throw new NotFoundError("Backup", id);
-    return { backupId: id, repository, container, prefix: serviceMetadata };
+    return { backupId: id, repository, container: container ?? "", prefix: serviceMetadata ?? "" };
   });
+}
+
+/** The member without which nothing of a chain can be read, since its row is gone or says nowhere; null when all are there. */
+export function missingLink(links: readonly ChainLink[], backupId: string): string | null {
+  const bottom = links.at(-1);
+  if (bottom?.parentId !== null) return bottom?.parentId ?? backupId;
+  return links.find(({ container, serviceMetadata }) => !container || !serviceMetadata)?.id ?? null;
 }
 
 /** A damaged object: `backupId` is the member of the chain that it belongs to. */
@@ -76,12 +85,8 @@ export async function readDamage(
   database: Database | Transaction,
   backupId: string,
 ): Promise<{ id: string; damage: string }[]> {
-  const ids = (await readChain(database, backupId)).map((link) => link.id);
-  const rows = await database.backup.findMany({
-    where: { id: { in: ids }, damage: { not: null }, deletedAt: null },
-    select: { id: true, damage: true },
-  });
-  return rows.map(({ id, damage }) => ({ id, damage: damage ?? "" }));
+  const links = await readChain(database, backupId);
+  return links.flatMap(({ id, damage }) => (damage === null ? [] : [{ id, damage }]));
 }
 
 export async function chainRepositories(tx: Transaction, backupId: string): Promise<string[]> {

@@ -84,11 +84,18 @@ export function canProvision(config: Config, backend: string): boolean {
   return settings === undefined || provisions(settings);
 }
 
+/** Why the backend cannot do this; null: it can. */
+export function provisioningRefusal(config: Config, backend: string, operation: string): string | null {
+  if (canProvision(config, backend)) return null;
+  const why = "has volumes that exist already and are adopted";
+  return `Operation not supported: ${operation}. Volume backend ${backend} ${why}.`;
+}
+
 /** @throws InvalidError where the backend cannot do this, beginning as Cinder's NotSupportedOperation does */
 export function requireProvisioning(config: Config, backend: string, operation: string): string {
-  if (canProvision(config, backend)) return backend;
-  const why = "has volumes that exist already and are adopted";
-  throw new InvalidError("request", `Operation not supported: ${operation}. Volume backend ${backend} ${why}.`);
+  const refused = provisioningRefusal(config, backend, operation);
+  if (refused !== null) throw new InvalidError("request", refused);
+  return backend;
 }
 
 export const baseRow = (config: Config, principal: Principal, volume: NewVolume) => ({

@@ -33,8 +33,8 @@ const findWide = `(() => {
   return scrollWidth > clientWidth ? [scrollWidth, ...wide.slice(0, 5).map((each) => each.tagName + "." + each.className)] : [];
 })()`;
 
-/** Starts Debian's Chromium without a display. `origin`: the only one whose pages may be asked. */
-export async function startBrowser(origin: string): Promise<TestBrowser> {
+/** Starts Debian's Chromium without a display. `origins`: the only ones whose pages may be asked. */
+export async function startBrowser(...origins: readonly string[]): Promise<TestBrowser> {
   const { command, env } = await unpackChromium((line) => void process.stderr.write(`${line}\n`));
   await using stack = new AsyncDisposableStack();
   const dir = mkdtempSync(join(tmpdir(), "tephra-browser-"));
@@ -62,7 +62,7 @@ export async function startBrowser(origin: string): Promise<TestBrowser> {
     });
     context.on("weberror", (error) => complaints.push(String(error.error().stack)));
     context.on("request", (request) => {
-      if (new URL(request.url()).origin !== origin) complaints.push(`asks ${request.url()}`);
+      if (!origins.includes(new URL(request.url()).origin)) complaints.push(`asks ${request.url()}`);
     });
     context.on("response", (response) => {
       if (response.status() >= 500) complaints.push(`${response.status()} ${response.url()}`);

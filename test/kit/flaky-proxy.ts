@@ -20,7 +20,7 @@ export type Fate =
   | "lose answer"
   /** The response is cut off after this many bytes of its body. */
   | { cutAfterBytes: number }
-  /** The text of the response body is replaced. */
+  /** The text of the response body, which is held back until it is whole, is replaced. */
   | { rewrite: (body: string) => string }
   /** The response has a different ETag. */
   | { etag: string }
@@ -96,7 +96,7 @@ function meet(incoming: IncomingMessage, outgoing: ServerResponse, { port, fate 
       return;
     }
     if (typeof fate === "object" && "rewrite" in fate) {
-      void answerRewritten(answer, outgoing, fate.rewrite);
+      answerRewritten(answer, outgoing, fate.rewrite).catch(() => outgoing.destroy());
       return;
     }
     if (typeof fate === "object" && "etag" in fate) {

@@ -27,20 +27,33 @@ let onSignedOut = (): void => {};
 export function tellSignedOut(listener: () => void): void {
   onSignedOut = listener;
 }
+export const signedOut = (): void => onSignedOut();
 
 function textOf(body: unknown, status: number): string {
   const [fault] = Object.values((body ?? {}) as Record<string, { message?: unknown } | undefined>);
   return typeof fault?.message === "string" ? fault.message : `The service answered ${status}.`;
 }
 
-/** @throws Fault */
-export async function ask(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<unknown> {
+/**
+ * The answer to a request, once its head is there.
+ *
+ * @throws Fault
+ */
+export async function request(
+  method: string,
+  path: string,
+  { body, headers = {}, signal }: { body?: unknown; headers?: Record<string, string>; signal?: AbortSignal },
+): Promise<Response> {
   let response: Response;
   try {
     response = await fetch(path, {
       method,
       credentials: "same-origin",
-      headers: { "x-tephra-console": "1", ...(body !== undefined && { "content-type": "application/json" }) },
+      headers: {
+        "x-tephra-console": "1",
+        ...(body !== undefined && { "content-type": "application/json" }),
+        ...headers,
+      },
       ...(body !== undefined && { body: JSON.stringify(body) }),
       ...(signal && { signal }),
     });
@@ -48,11 +61,9 @@ export async function ask(method: string, path: string, body?: unknown, signal?:
     if (signal?.aborted) throw error;
     throw new Fault("The service cannot be reached.", { status: 0 });
   }
-  const text = await response.text();
-  const parsed = text === "" ? undefined : parse(text);
-  if (response.ok) return parsed;
+  if (response.ok) return response;
   const retry = Number(response.headers.get("retry-after") ?? Number.NaN);
-  const fault = new Fault(textOf(parsed, response.status), {
+  const fault = new Fault(textOf(parse(await response.text()), response.status), {
     status: response.status,
     requestId: response.headers.get("x-openstack-request-id"),
     retryAfter: Number.isNaN(retry) ? null : retry,
@@ -60,6 +71,13 @@ export async function ask(method: string, path: string, body?: unknown, signal?:
   });
   if (fault.status === 401 && !path.startsWith("/ops/session")) onSignedOut();
   throw fault;
+}
+
+/** @throws Fault */
+export async function ask(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<unknown> {
+  const response = await request(method, path, { body, ...(signal && { signal }) });
+  const text = await response.text();
+  return text === "" ? undefined : parse(text);
 }
 
 function parse(text: string): unknown {

@@ -5,6 +5,7 @@ import { Moon, Sun } from "lucide-react";
 import { useEffect, useState } from "react";
 import { Button } from "react-aria-components/Button";
 import { call, Fault, tellSignedOut } from "../data/api.ts";
+import { startLive } from "../data/live.ts";
 import { client, sessionQuery } from "../data/queries.ts";
 import { SessionProvider } from "../data/session.tsx";
 import { shortId, shown } from "../parts/format.ts";
@@ -13,6 +14,7 @@ import { FaultNote, Skeleton } from "../parts/states.tsx";
 import { Clock } from "../parts/time.tsx";
 import { Toasts } from "../parts/toasts.tsx";
 import { Keys } from "./keys.tsx";
+import { Away, LiveChip } from "./live-chip.tsx";
 import { Rail } from "./rail.tsx";
 import { SearchBox } from "./search-box.tsx";
 import { SignIn } from "./sign-in.tsx";
@@ -78,15 +80,6 @@ function useIdleEnd(minutes: number | undefined): void {
   }, [minutes]);
 }
 
-/** Whether the service answers at all. */
-function Chip({ isOffline }: { isOffline: boolean }) {
-  return (
-    <span className={`chip ${isOffline ? "tone-bad" : "tone-ok"}`} role="status">
-      {isOffline ? "✖ Offline" : "◌ Every 5 s"}
-    </span>
-  );
-}
-
 /** What is around every page. */
 export function Frame() {
   const query = useQuery(sessionQuery);
@@ -100,6 +93,8 @@ export function Frame() {
   useEffect(() => {
     if (isSignedOut) void query.refetch();
   }, [isSignedOut, query.refetch]);
+  const caller = session && `${session.user_id} ${session.project_id}`;
+  useEffect(() => (caller === undefined ? undefined : startLive()), [caller]);
   useIdleEnd(session && session.mode !== "none" ? session.idle_minutes : undefined);
   if (fault?.status === 401) return <SignIn mode={fault.mode} />;
   if (session === undefined) {
@@ -119,12 +114,13 @@ export function Frame() {
         <header className="bar">
           <span className="brand">Tephra</span>
           <SearchBox />
-          <Chip isOffline={query.error !== null} />
+          <LiveChip />
           <ThemeButton />
           <Who session={session} />
         </header>
         <Rail may={may} />
         <main className="page" id="page" tabIndex={-1}>
+          <Away />
           <Outlet />
         </main>
         <Toasts />

@@ -3,6 +3,7 @@ import { useEffect, useRef, useState } from "react";
 import { Button } from "react-aria-components/Button";
 import { Dialog, Heading } from "react-aria-components/Dialog";
 import { Modal, ModalOverlay } from "react-aria-components/Modal";
+import { togglePause } from "../data/live.ts";
 import { client } from "../data/queries.ts";
 import { getPreferences, setPreferences } from "../parts/preferences.ts";
 import { places } from "./rail.tsx";
@@ -17,6 +18,7 @@ const list: readonly (readonly [keys: string, does: string])[] = [
   ["Enter", "opens a row"],
   ["c", "copies the id of a row"],
   ["r", "loads anew"],
+  ["p", "pauses what moves, and lets it go on"],
   ["t", "times in UTC or here"],
   ["Esc", "closes"],
 ];
@@ -49,6 +51,7 @@ export function Keys() {
         void navigate({ to: page.to });
       } else if (event.key === "/") toSearch();
       else if (event.key === "?") setOpen(true);
+      else if (event.key === "p") togglePause();
       else if (event.key === "r") void client.invalidateQueries();
       else if (event.key === "t") setPreferences({ zone: getPreferences().zone === "utc" ? "local" : "utc" });
     };

@@ -63,7 +63,11 @@ export function AuditPage() {
   const [search, change] = useAddress();
   const { resource_id, user_id, request_id, marker } = search;
   const query = useQuery({
-    ...route("GET /ops/audit", { query: { resource_id, user_id, request_id, marker, limit: 100 } }),
+    ...route(
+      "GET /ops/audit",
+      { query: { resource_id, user_id, request_id, marker, limit: 100 } },
+      { on: ["any change"] },
+    ),
     ...kept,
   });
   const isFiltered = Boolean(resource_id || user_id || request_id);

@@ -2,7 +2,7 @@ import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { ask, call } from "../data/api.ts";
 import { backupPath, type CinderBackup, utc } from "../data/cinder.ts";
-import { path, route } from "../data/queries.ts";
+import { ofOperations, path, route } from "../data/queries.ts";
 import { useMay, useSession } from "../data/session.tsx";
 import { Action } from "../parts/action.tsx";
 import { useId } from "../parts/address.ts";
@@ -65,9 +65,9 @@ function Actions({ id, status, hasChildren }: { id: string; status: string; hasC
 export function BackupPage() {
   const id = useId();
   const { project_id } = useSession();
-  const health = useQuery(route("GET /ops/backups/:id", { params: { id } }));
-  const details = useQuery(path<{ backup: CinderBackup }>(backupPath(project_id, id)));
-  const operations = useQuery(route("GET /ops/operations", { query: { backup_id: id, limit: 20 } }));
+  const health = useQuery(route("GET /ops/backups/:id", { params: { id } }, { on: ["operation"] }));
+  const details = useQuery(path<{ backup: CinderBackup }>(backupPath(project_id, id), { on: ["backup"] }));
+  const operations = useQuery(route("GET /ops/operations", { query: { backup_id: id, limit: 20 } }, ofOperations));
   const named = details.data?.backup;
   return (
     <>

@@ -46,7 +46,10 @@ export function BackupsPage() {
   const { project_id } = useSession();
   const [{ status, volume_id, marker }, change] = useAddress();
   const asked = { status, volume_id, marker, sort: "created_at:desc", limit: String(pageRows), all_tenants: "1" };
-  const query = useQuery({ ...path<{ backups: CinderBackup[] }>(backupsPath(project_id, asked)), ...kept });
+  const query = useQuery({
+    ...path<{ backups: CinderBackup[] }>(backupsPath(project_id, asked), { on: ["backup"] }),
+    ...kept,
+  });
   const clear = () => change({ status: undefined, volume_id: undefined, marker: undefined });
   return (
     <>

@@ -34,7 +34,7 @@ const columns: readonly Column<Instance>[] = [
 
 /** Machines, whose disks are backed up and restored as one. */
 export function MachinesPage() {
-  const query = useQuery(route("GET /ops/instances", { query: { limit: 1000 } }));
+  const query = useQuery(route("GET /ops/instances", { query: { limit: 1000 } }, { on: ["attachment"] }));
   return (
     <>
       <PageHead title="Machines" facts="Their disks are backed up and restored as one." />

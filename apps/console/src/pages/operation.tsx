@@ -1,7 +1,8 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { Operation, OperationDetails } from "@tephra/wire";
-import { everyMs, route } from "../data/queries.ts";
+import { getLiveness } from "../data/liveness.ts";
+import { route } from "../data/queries.ts";
 import { useId } from "../parts/address.ts";
 import { leftText, rateText, shown } from "../parts/format.ts";
 import { OperationMeter } from "../parts/operations-table.tsx";
@@ -89,12 +90,17 @@ function Body({ row }: { row: OperationDetails }) {
   );
 }
 
+const movingMs = 2_000;
+const isEnded = (row: Operation | undefined): boolean =>
+  row !== undefined && !["queued", "running"].includes(row.state);
+
 export function OperationPage() {
   const id = useId();
   const query = useQuery({
-    ...route("GET /ops/operations/:id", { params: { id } }),
+    ...route("GET /ops/operations/:id", { params: { id } }, { on: [] }),
+    // Why it is not faster is told by no event.
     refetchInterval: ({ state }) =>
-      ["queued", "running"].includes(state.data?.operation.state ?? "queued") ? everyMs.running : false,
+      isEnded(state.data?.operation) || getLiveness().kind === "paused" ? false : movingMs,
   });
   const row = query.data?.operation;
   return (

@@ -1,5 +1,5 @@
 import { useQuery } from "@tanstack/react-query";
-import { everyMs, kept, route } from "../data/queries.ts";
+import { kept, ofOperations, route } from "../data/queries.ts";
 import { useAddress } from "../parts/address.ts";
 import { NoMatch, StateChips } from "../parts/filter.tsx";
 import { OperationsTable } from "../parts/operations-table.tsx";
@@ -12,7 +12,7 @@ const states = ["running", "queued", "failed", "succeeded", "cancelled"] as cons
 export function OperationsPage() {
   const [{ state, volume_id, backup_id }, change] = useAddress();
   const query = useQuery({
-    ...route("GET /ops/operations", { query: { state, volume_id, backup_id } }, everyMs.running),
+    ...route("GET /ops/operations", { query: { state, volume_id, backup_id } }, ofOperations),
     ...kept,
   });
   const clear = () => change({ state: undefined, volume_id: undefined, backup_id: undefined });

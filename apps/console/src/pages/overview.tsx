@@ -149,7 +149,7 @@ function Now({ overview: { queue, workers, operations, last_success_at } }: { ov
 
 /** What can be restored, what needs somebody, and what runs. */
 export function OverviewPage() {
-  const query = useQuery(route("GET /ops/overview"));
+  const query = useQuery(route("GET /ops/overview", {}, { on: ["pulse"], polledMs: 5_000 }));
   return (
     <>
       <PageHead

@@ -2,7 +2,7 @@ import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { PolicyAssignment, PolicyRun } from "@tephra/wire";
 import { call } from "../data/api.ts";
-import { everyMs, route } from "../data/queries.ts";
+import { freshness, route } from "../data/queries.ts";
 import { useMay } from "../data/session.tsx";
 import { Action } from "../parts/action.tsx";
 import { useId } from "../parts/address.ts";
@@ -90,7 +90,7 @@ function Preview({ id }: { id: string }) {
   const query = useQuery({
     queryKey: ["preview", id],
     queryFn: () => call("POST /ops/policies/:id/preview", { params: { id }, body: {} }),
-    refetchInterval: everyMs.slow,
+    ...freshness({ on: ["backup"] }),
   });
   return (
     <Panel title="What retention would do now">

@@ -81,7 +81,10 @@ function Form({
   const [name, setName] = useState(nameOfCopy(backup));
   const [target, setTarget] = useState("");
   const [typed, setTyped] = useState("");
-  const volumes = useQuery({ ...route("GET /ops/volumes", { query: { limit: 1000 } }, false), enabled: isOver });
+  const volumes = useQuery({
+    ...route("GET /ops/volumes", { query: { limit: 1000 } }, { on: ["volume"] }),
+    enabled: isOver,
+  });
   const options = volumes.data?.volumes ?? [];
   const over = options.find(({ id }) => id === target);
   const overName = over?.name ?? over?.id ?? "";
@@ -172,7 +175,7 @@ export function RestorePage() {
   const { project_id } = useSession();
   const [target, setTarget] = useState<string | null>(null);
   const check = useQuery(checkQuery(id, target));
-  const details = useQuery(path<{ backup: CinderBackup }>(backupPath(project_id, id), false));
+  const details = useQuery(path<{ backup: CinderBackup }>(backupPath(project_id, id), { on: [] }));
   const backup = details.data?.backup;
   return (
     <>

@@ -4,7 +4,7 @@ import { useState } from "react";
 import { Input, Label, TextField } from "react-aria-components/TextField";
 import { call } from "../data/api.ts";
 import { backupsPath, type CinderBackup, type CinderVolume, startBackup, utc, volumePath } from "../data/cinder.ts";
-import { path, route } from "../data/queries.ts";
+import { ofOperations, path, route } from "../data/queries.ts";
 import { useMay, useSession } from "../data/session.tsx";
 import { Action } from "../parts/action.tsx";
 import { useId } from "../parts/address.ts";
@@ -38,6 +38,7 @@ function Backups({ id }: { id: string }) {
   const query = useQuery(
     path<{ backups: CinderBackup[] }>(
       backupsPath(project_id, { volume_id: id, sort: "created_at:desc", limit: "100", all_tenants: "1" }),
+      { on: ["backup"] },
     ),
   );
   return (
@@ -64,7 +65,7 @@ function Backups({ id }: { id: string }) {
 }
 
 function Operations({ id }: { id: string }) {
-  const query = useQuery(route("GET /ops/operations", { query: { volume_id: id, limit: 20 } }));
+  const query = useQuery(route("GET /ops/operations", { query: { volume_id: id, limit: 20 } }, ofOperations));
   return (
     <Panel title="Operations" facts="The last twenty.">
       <Loaded query={query}>
@@ -75,7 +76,7 @@ function Operations({ id }: { id: string }) {
 }
 
 function Policy({ id }: { id: string }) {
-  const query = useQuery(route("GET /ops/volumes/:id/policy", { params: { id } }, false));
+  const query = useQuery(route("GET /ops/volumes/:id/policy", { params: { id } }, { on: [] }));
   return (
     <Panel title="Policy">
       <Loaded query={query} lines={1}>
@@ -144,8 +145,8 @@ function Actions({ id }: { id: string }) {
 export function VolumePage() {
   const id = useId();
   const { project_id } = useSession();
-  const details = useQuery(route("GET /ops/volumes/:id", { params: { id } }));
-  const named = useQuery(path<{ volume: CinderVolume }>(volumePath(project_id, id)));
+  const details = useQuery(route("GET /ops/volumes/:id", { params: { id } }, { on: [] }));
+  const named = useQuery(path<{ volume: CinderVolume }>(volumePath(project_id, id), { on: [] }));
   return (
     <>
       <PageHead

@@ -35,7 +35,10 @@ const columns: readonly Column<ProtectedVolume>[] = [
 /** Which volumes can be restored to a moment within their target, and which cannot. */
 export function VolumesPage() {
   const [{ state, marker }, change] = useAddress();
-  const query = useQuery({ ...route("GET /ops/volumes", { query: { state, marker } }), ...kept });
+  const query = useQuery({
+    ...route("GET /ops/volumes", { query: { state, marker } }, { on: ["volume", "backup"] }),
+    ...kept,
+  });
   const clear = () => change({ state: undefined, marker: undefined });
   return (
     <>

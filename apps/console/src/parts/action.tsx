@@ -4,6 +4,7 @@ import { Button } from "react-aria-components/Button";
 import { Dialog, DialogTrigger, Heading } from "react-aria-components/Dialog";
 import { Modal, ModalOverlay } from "react-aria-components/Modal";
 import { Input, Label, TextField } from "react-aria-components/TextField";
+import { useLiveness } from "../data/liveness.ts";
 import { shown } from "./format.ts";
 import { Command } from "./texts.tsx";
 import { tell } from "./toasts.tsx";
@@ -39,11 +40,13 @@ export function Action({ label, effects, name, command, run, done, why, isPrimar
     onSettled: () => queries.invalidateQueries(),
   });
   const looks = `button${isPrimary ? " is-primary" : ""}${isDanger ? " is-danger" : ""}`;
-  const reason = why ? <span className="why">{shown(why)}</span> : null;
+  const isAway = useLiveness().kind === "offline";
+  const whyNot = isAway ? "the service does not answer" : why;
+  const reason = whyNot ? <span className="why">{shown(whyNot)}</span> : null;
   if (effects === undefined) {
     return (
       <span className="action">
-        <Button className={looks} isDisabled={act.isPending || Boolean(why)} onPress={() => act.mutate()}>
+        <Button className={looks} isDisabled={act.isPending || Boolean(whyNot)} onPress={() => act.mutate()}>
           {label}
         </Button>
         {reason}
@@ -54,7 +57,7 @@ export function Action({ label, effects, name, command, run, done, why, isPrimar
   return (
     <DialogTrigger onOpenChange={() => setTyped("")}>
       <span className="action">
-        <Button className={looks} isDisabled={act.isPending || Boolean(why)}>
+        <Button className={looks} isDisabled={act.isPending || Boolean(whyNot)}>
           {label}…
         </Button>
         {reason}

@@ -3,6 +3,7 @@ import { Link } from "@tanstack/react-router";
 import type { BackupHealth } from "@tephra/wire";
 import { Circle, CircleDot, OctagonX } from "lucide-react";
 import { readChain } from "../data/chain.ts";
+import { freshness } from "../data/queries.ts";
 import { shown } from "./format.ts";
 import { Panel } from "./panel.tsx";
 import { Loaded } from "./states.tsx";
@@ -12,7 +13,7 @@ import { Age } from "./time.tsx";
 export const chainQuery = (id: string) => ({
   queryKey: ["chain", id],
   queryFn: ({ signal }: { signal: AbortSignal }) => readChain(id, signal),
-  refetchInterval: 5_000,
+  ...freshness({ on: ["operation"] }),
 });
 
 function Member({ of, most, isThis }: { of: BackupHealth; most: number; isThis: boolean }) {

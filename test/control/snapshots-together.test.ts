@@ -54,7 +54,7 @@ async function addGroup(backend: string, instanceId: string | null) {
   return { groupId, volumeId: volumeIds[1] ?? "" };
 }
 
-it.each(["disks", "images", "ceph"])(
+it.each(["disks", "ceph"])(
   "a group with a volume in %s is told at once that no snapshot of it is taken together with others",
   async (backend) => {
     const instanceId = randomUUID();
@@ -82,3 +82,13 @@ it.each(["disks", "images", "ceph"])(
     expect(await database.operation.count()).toBe(0);
   },
 );
+
+it("images with layers are refused together with others only while their machine runs", async () => {
+  const instanceId = randomUUID();
+  const { groupId, volumeId } = await addGroup("images", instanceId);
+  const named = { name: "night", description: null, incremental: false, metadata: {} };
+  const backup = () => requestGroupBackup(database, config, principal, { groupId, instanceId, ...named });
+  await expect(backup()).rejects.toThrow(`Volume ${volumeId} is in backend images`);
+  await database.instance.updateMany({ where: { id: instanceId }, data: { powerState: "SHUTOFF" } });
+  expect((await backup()).volumeIds).toContain(volumeId);
+});

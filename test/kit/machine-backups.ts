@@ -17,9 +17,13 @@ export interface BackupWorld {
   /** The first one. */
   readonly imageServer: Program;
   readonly imagesDir: string;
+  /** Of the raw disks. */
+  readonly filesDir: string;
   /** Where sockets and scratch files are. */
   readonly socketDir: string;
   readonly scratchDir: string;
+  /** Settles with what is there once it is as wanted. */
+  until(path: string, seen: (json: EngineReply["json"]) => boolean, what: string): Promise<EngineReply["json"]>;
   answered(status: number, method: string, path: string, asked?: Asked): Promise<EngineReply>;
   addDisk(name: string, sizeBytes: number, more?: { format?: "cow" | "raw"; backup?: string }): Promise<string>;
   addMachine(name: string, disks: readonly string[]): Promise<string>;
@@ -101,6 +105,8 @@ export async function openBackupWorld(
     instance,
     imageServer,
     imagesDir: images,
+    filesDir: files,
+    until,
     socketDir: sockets,
     scratchDir: scratch,
     answered,

@@ -184,13 +184,13 @@ export {
 } from "./machines/machines.ts";
 export { addNic, isNicInterface, type NicChange, removeNic, updateNic } from "./machines/nics.ts";
 export { removeMachine } from "./machines/remove.ts";
+export { restoreMachineSnapshot } from "./machines/revert.ts";
 export {
   getMachineSnapshot,
   listMachineSnapshots,
   type MachineSnapshot,
   nicsOfSnapshot,
   removeMachineSnapshot,
-  restoreMachineSnapshot,
   takeMachineSnapshot,
 } from "./machines/snapshots.ts";
 export { type Alert, countAlerts } from "./overview/alerts.ts";

@@ -79,9 +79,9 @@ describe("drivers of volume backends", () => {
   it("say where volumes and snapshots can be made", () => {
     const disks = VolumeBackend.parse({ name: "disks", driver: "device", path: "/srv/records", roots: ["/dev/vg"] });
     expect([backendFolder(disks), devicePath(disks, "id")]).toEqual(["/srv/records", null]);
-    expect([protocolOf(disks), provisions(disks), snapshotsTogether(disks)]).toEqual(["block", false, false]);
+    expect([protocolOf(disks), provisions(disks), snapshotsTogether(disks)]).toEqual(["block", false, "never"]);
     const files = VolumeBackend.parse({ name: "files", driver: "file", path: "/srv/volumes" });
-    expect([protocolOf(files), provisions(files), snapshotsTogether(files)]).toEqual(["file", true, true]);
+    expect([protocolOf(files), provisions(files), snapshotsTogether(files)]).toEqual(["file", true, "always"]);
   });
 
   it("tell no path where there are no files", () => {

@@ -110,8 +110,13 @@ interface DriverFacts<Settings> {
   beside(settings: Settings): Beside | null;
   /** What its volumes are as files: raw bytes, or images with layers of their own (qcow2). */
   imageFormat: "raw" | "cow";
-  /** Whether snapshots of several volumes can be taken together, at one instant: of files that a hypervisor can be told to write elsewhere. */
-  snapshotsTogether: boolean;
+  /**
+   * When snapshots of several volumes can be taken together, at one instant: always, of files that a hypervisor can be told to write
+   * elsewhere; or while nobody writes them, which a machine that is off does not.
+   */
+  snapshotsTogether: "always" | "while-off" | "never";
+  /** Whether a volume can have a snapshot's bytes again. */
+  goesBack: boolean;
   /**
    * Where a volume is one image file that a hypervisor has open, which backups of machines by changed blocks need: the folders, besides the
    * image's own, in which those may be that it builds on. Null where it is not.
@@ -130,7 +135,8 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: true,
     beside: () => null,
     imageFormat: "raw",
-    snapshotsTogether: true,
+    snapshotsTogether: "always",
+    goesBack: true,
     imageRoots: () => [],
   },
   // Its files are qcow2 images: attached as raw bytes, they would be destroyed.
@@ -141,7 +147,8 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: true,
     beside: () => null,
     imageFormat: "cow",
-    snapshotsTogether: false,
+    snapshotsTogether: "while-off",
+    goesBack: true,
     imageRoots: ({ path, roots }) => [path, ...roots],
   },
   // Only its workers know which device a volume is.
@@ -152,7 +159,8 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: false,
     beside: () => null,
     imageFormat: "raw",
-    snapshotsTogether: false,
+    snapshotsTogether: "never",
+    goesBack: false,
     imageRoots: () => null,
   },
   rbd: {
@@ -162,7 +170,8 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: true,
     beside: () => null,
     imageFormat: "raw",
-    snapshotsTogether: false,
+    snapshotsTogether: "never",
+    goesBack: false,
     imageRoots: () => null,
   },
   cinder: {
@@ -172,7 +181,8 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: false,
     beside: (settings) => settings,
     imageFormat: "raw",
-    snapshotsTogether: false,
+    snapshotsTogether: "never",
+    goesBack: false,
     imageRoots: () => null,
   },
 };
@@ -205,7 +215,15 @@ export const formatIn = (backends: readonly VolumeBackendConfig[], name: string)
 export const provisions = (settings: VolumeBackendConfig): boolean => factsOf(settings).provisions;
 
 /** See DriverFacts. */
-export const snapshotsTogether = (settings: VolumeBackendConfig): boolean => factsOf(settings).snapshotsTogether;
+export const snapshotsTogether = (
+  settings: VolumeBackendConfig,
+): DriverFacts<VolumeBackendConfig>["snapshotsTogether"] => factsOf(settings).snapshotsTogether;
+
+/** See DriverFacts, of the backend of that name; false of one that is not configured. */
+export const goesBack = (backends: readonly VolumeBackendConfig[], name: string): boolean => {
+  const settings = backends.find((backend) => backend.name === name);
+  return settings !== undefined && factsOf(settings).goesBack;
+};
 
 /** Whether a volume of the backend of that name is one image file (DriverFacts). False of a backend that is not configured. */
 export const isOneFile = (backends: readonly VolumeBackendConfig[], name: string): boolean => {

@@ -84,7 +84,7 @@ class History {
       ...Array.from({ length: 4 }, () => this.#write),
       ...(this.#isGiven
         ? [this.#restore, this.#restore]
-        : [this.#freeze, this.#freeze, this.#thaw, this.#thaw, this.#clone, this.#extend, this.#remove]),
+        : [this.#freeze, this.#freeze, this.#thaw, this.#thaw, this.#goBack, this.#clone, this.#extend, this.#remove]),
       ...[this.#backUp, this.#backUp, this.#restore],
     ];
     if (this.#volumes.size < (this.#isGiven ? 2 : 1)) return this.#create();
@@ -150,6 +150,18 @@ class History {
     this.#note("thaw", id);
     await this.#place.backend.thaw(id);
     this.#snapshots.delete(id);
+  }
+
+  async #goBack(): Promise<void> {
+    const { backend } = this.#place;
+    const kept = [...this.#snapshots].filter(([, { volumeId }]) => this.#volumes.has(volumeId));
+    const found = kept[this.#random(kept.length || 1)];
+    if (found === undefined || backend.goBack === undefined) return;
+    const [snapshotId, { volumeId, bytes }] = found;
+    const present = this.#volumes.get(volumeId) ?? bytes;
+    this.#note("go back", volumeId, snapshotId);
+    await backend.goBack(volumeId, snapshotId, free);
+    this.#volumes.set(volumeId, Buffer.concat([bytes, Buffer.alloc(Math.max(0, present.length - bytes.length))]));
   }
 
   async #clone(): Promise<void> {

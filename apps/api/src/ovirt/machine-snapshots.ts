@@ -118,10 +118,12 @@ const remove: Handle = async ({ database, config }, { principal, params }) => {
   return done();
 };
 
-const restore: Handle = async ({ database }, { principal, params }) =>
-  whenRefused("revert to Snapshot", () =>
-    restoreMachineSnapshot(database, principal, params["vm"] ?? "", params["snapshot"] ?? ""),
-  );
+/** The configuration and the disks, at once: there is nothing to commit or undo. Memory is not kept. */
+const restore: Handle = async ({ database, config }, { principal, params }) => {
+  const which = { machineId: params["vm"] ?? "", id: params["snapshot"] ?? "" };
+  await whenRefused("revert to Snapshot", () => restoreMachineSnapshot(database, config, principal, which));
+  return done();
+};
 
 const diskViews = async (context: Context, call: Call): Promise<Element[]> => {
   const machine = await machineIn(context, call);

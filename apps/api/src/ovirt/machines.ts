@@ -37,7 +37,7 @@ const statuses: Readonly<Record<string, string>> = {
 
 /** Clients of version 3 wait for a snapshot by the status of its machine. */
 const statusOf = ({ instance, heldBy }: MachineRow, version: Call["version"]): string =>
-  version === 3 && (heldBy === "group-snapshot" || heldBy === "group-delete")
+  version === 3 && ["group-snapshot", "group-delete", "group-revert"].includes(heldBy ?? "")
     ? "image_locked"
     : (statuses[instance.powerState] ?? "unknown");
 

@@ -4,18 +4,29 @@ import {
   assertShutOff,
   beginGroupDelete,
   beginPublishing,
+  beginRevert,
   type ClaimedTask,
   documents,
   finishGroupBackup,
   finishGroupDelete,
   finishGroupRestore,
   finishGroupSnapshot,
+  finishRevert,
   isPublishing,
   type PreparedVolume,
   preparedVolumes,
   readParts,
 } from "@tephra/control/work";
-import { type Disk, type Hypervisor, openHypervisor, type PowerState, type RunContext } from "@tephra/engine";
+import {
+  type Disk,
+  type Hypervisor,
+  openHypervisor,
+  type PowerState,
+  type RunContext,
+  SourceChangedError,
+  type TogetherResult,
+  type VolumeBackend,
+} from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 
 const noInstance = "00000000-0000-0000-0000-000000000000";
@@ -35,11 +46,15 @@ async function openMachine(groupId: string | null, { config, database }: WorkerC
   });
 }
 
-interface GroupDisk extends Disk {
+interface GroupDisk {
+  volumeId: string;
   snapshotId: string;
+  /** The guest's name for it. */
+  device: string;
+  backend: VolumeBackend;
 }
 
-/** The members of the group snapshot, with the guest's device names. */
+/** The members of the group snapshot. */
 async function readDisks(groupSnapshotId: string, { database, sites }: WorkerContext): Promise<GroupDisk[]> {
   const snapshots = await database.snapshot.findMany({
     where: { groupSnapshotId },
@@ -50,9 +65,58 @@ async function readDisks(groupSnapshotId: string, { database, sites }: WorkerCon
   for (const { id, volume } of snapshots) {
     const backend = await sites.backend(volume.backend);
     const device = volume.attachments[0]?.device ?? volume.id;
-    disks.push({ ...backend.snapshotPaths(volume.id, id), device, snapshotId: id });
+    disks.push({ volumeId: volume.id, snapshotId: id, device, backend });
   }
   return disks;
+}
+
+/** Those whose snapshots are copies, which a hypervisor can make room for. */
+const copied = (disks: readonly GroupDisk[]): GroupDisk[] =>
+  disks.filter(({ backend }) => backend.freezeTogether === undefined);
+
+const atPaths = (disks: readonly GroupDisk[]): Disk[] =>
+  disks.map(({ volumeId, snapshotId, device, backend }) => ({
+    ...backend.snapshotPaths(volumeId, snapshotId),
+    device,
+  }));
+
+/**
+ * Takes the snapshots of a machine's disks. Those whose storage has layers get a new one, which needs a machine that is off from before the
+ * first to after the last; the others are copied.
+ */
+async function takeTogether(
+  machine: Hypervisor,
+  disks: readonly GroupDisk[],
+  powerState: PowerState,
+  options: Parameters<Hypervisor["snapshotTogether"]>[1],
+  run: RunContext,
+): Promise<Omit<TogetherResult, "sizesBytes"> & { sizesBytes: Map<string, number> }> {
+  const files = copied(disks);
+  const layered = disks.filter((disk) => !files.includes(disk));
+  const sizesBytes = new Map<string, number>();
+  const note = (of: readonly GroupDisk[], sizes: readonly number[]): void => {
+    for (const [at, { snapshotId }] of of.entries()) sizesBytes.set(snapshotId, sizes[at] ?? 0);
+  };
+  if (layered.length > 0 && powerState !== "SHUTOFF") {
+    throw new InvalidError("request", "Snapshots of images with layers are taken of machines that are off.");
+  }
+  let taken: Omit<TogetherResult, "sizesBytes"> | null = null;
+  for (const backend of new Set(layered.map((disk) => disk.backend))) {
+    const own = layered.filter((disk) => disk.backend === backend);
+    const frozen = await backend.freezeTogether?.(own, run);
+    if (frozen === undefined) continue;
+    note(own, frozen.sizesBytes);
+    taken = { takenAt: frozen.takenAt, frozenMs: null, consistency: "application" };
+  }
+  if (files.length > 0) {
+    const { sizesBytes: sizes, ...rest } = await machine.snapshotTogether(atPaths(files), options, run);
+    note(files, sizes);
+    taken = rest;
+  }
+  if (layered.length > 0 && (await machine.powerState(run.signal)) !== "SHUTOFF") {
+    throw new SourceChangedError("The machine was started while its snapshots were taken.");
+  }
+  return { takenAt: new Date(), frozenMs: null, consistency: "application", ...taken, sizesBytes };
 }
 
 /** Takes all snapshots of a group at one instant; then its backups, if any are to be made, begin. */
@@ -69,10 +133,9 @@ export const snapshotGroupTask: Handler = async (task, context, run) => {
   }
   const { freeze_limit_ms: freezeLimitMs, require_consistency: requireConsistency } = config.instance_groups;
   const options = { freezeLimitMs, requireConsistency, operationId: task.operationId };
-  const taken = await machine.snapshotTogether(disks, options, run);
-  const sizesBytes = new Map(disks.map((disk, at) => [disk.snapshotId, taken.sizesBytes[at] ?? 0]));
-  const bytesDone = taken.sizesBytes.reduce((sum, size) => sum + size, 0);
-  await finishGroupSnapshot(database, config, task.operation, resultOf(task, { bytesDone }), { ...taken, sizesBytes });
+  const taken = await takeTogether(machine, disks, powerState, options, run);
+  const bytesDone = [...taken.sizesBytes.values()].reduce((sum, size) => sum + size, 0);
+  await finishGroupSnapshot(database, config, task.operation, resultOf(task, { bytesDone }), taken);
 };
 
 /** After failed snapshots: restores the machine to its previous state, unless another operation is using it, which then does so first. */
@@ -88,7 +151,7 @@ export async function recoverMachine(
   if (!row || row.group.operationId !== null) return;
   await using machine = await openMachine(row.groupId, context);
   context.log.info({ operation: id, instance: row.instanceId }, "the machine is looked after");
-  await machine.recover(await readDisks(row.id, context), run);
+  await machine.recover(atPaths(copied(await readDisks(row.id, context))), run);
 }
 
 /** Concludes a group operation when its parts have ended: it succeeds if all of them did. */
@@ -103,9 +166,30 @@ export const concludeGroupTask: Handler = async (task, context, run) => {
     await removeSnapshots(operation.groupSnapshotId, context, run);
     return finishGroupDelete(database, operation, resultOf(task));
   }
+  if (operation.kind === "group-revert") {
+    await goBack(task, context, run);
+    return finishRevert(database, operation, resultOf(task));
+  }
   await publishTogether(task, preparedVolumes(parts), context, run);
   await finishGroupRestore(database, operation, resultOf(task));
 };
+
+/** All disks get the snapshot's bytes again. Whoever claims the task after a crash begins again, which changes nothing of what is done. */
+async function goBack({ operation }: ClaimedTask, context: WorkerContext, run: RunContext): Promise<void> {
+  const { database } = context;
+  const disks = await readDisks(operation.groupSnapshotId ?? noInstance, context);
+  const { instanceId } = documents.groupRestore(operation.input);
+  {
+    await using machine = await openMachine(operation.groupId, context);
+    assertShutOff(instanceId, await machine.powerState(run.signal));
+  }
+  if (!isPublishing(operation)) await beginRevert(database, operation.id);
+  for (const { volumeId, snapshotId, backend } of disks) {
+    run.signal.throwIfAborted();
+    run.fence();
+    await backend.goBack?.(volumeId, snapshotId, run);
+  }
+}
 
 async function removeSnapshots(groupSnapshotId: string | null, context: WorkerContext, run: RunContext): Promise<void> {
   const snapshots = await context.database.snapshot.findMany({

@@ -19,6 +19,7 @@ const cancellers: Readonly<Record<OperationKind, "owner" | "admin" | { why: stri
   "group-snapshot": "owner",
   "group-backup": "owner",
   "group-restore": "owner",
+  "group-revert": "owner",
   "backup-import": "admin",
   "backup-verify": "admin",
   "repository-rescan": "admin",
@@ -48,7 +49,7 @@ export async function whyNotCancelled(
   if (typeof canceller === "object") return canceller.why;
   if (canceller === "admin" && !principal.isAdmin) return "Only an admin may cancel it.";
   const publishing =
-    kind === "group-restore"
+    kind === "group-restore" || kind === "group-revert"
       ? isPublishing(operation)
       : kind === "backup-restore" && (await tx.task.count({ where: { operationId: id, kind: "publish" } })) > 0;
   return publishing ? "What was restored is being put in its place." : null;

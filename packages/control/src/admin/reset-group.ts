@@ -42,7 +42,7 @@ export async function resetGroupSnapshot(
       status,
       working: whole?.kind ?? null,
       removalBegun: whole?.kind === "group-delete" || (await tx.snapshot.count({ where: removed })) > 0,
-      writing: whole?.kind === "group-restore" && isPublishing(whole),
+      writing: (whole?.kind === "group-restore" || whole?.kind === "group-revert") && isPublishing(whole),
     });
     const reason = "Cancelled by an administrator, who reset the status of the group snapshot.";
     if (whole) await endWork(tx, whole, { state: "cancelled", reason }, parts);

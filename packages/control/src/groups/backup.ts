@@ -75,14 +75,24 @@ async function readMembers(tx: Transaction, group: GroupRow, instance: InstanceR
 
 type Member = Awaited<ReturnType<typeof readMembers>>[number];
 
-/** Volumes of which no snapshot is taken together with others are told here: a worker could only fail. @throws InvalidError */
-export function refuseApart(config: Config, members: readonly { volume: Pick<Volume, "id" | "backend"> }[]): void {
+/**
+ * Volumes of which no snapshot is taken together with others are told here: a worker could only fail. `powerState`: of the machine that has
+ * them; null: they are nobody's disks.
+ *
+ * @throws InvalidError
+ */
+export function refuseApart(
+  config: Config,
+  members: readonly { volume: Pick<Volume, "id" | "backend"> }[],
+  powerState: string | null,
+): void {
   for (const { volume } of members) {
     const backend = config.volume_backends.find(({ name }) => name === volume.backend);
-    if (backend === undefined || snapshotsTogether(backend)) continue;
+    const when = backend === undefined ? "always" : snapshotsTogether(backend);
+    if (backend === undefined || when === "always" || (when === "while-off" && powerState !== "ACTIVE")) continue;
     const text =
       `Volume ${volume.id} is in backend ${backend.name} (driver ${backend.driver}), of whose volumes no snapshots are taken together with ` +
-      "others. Back it up by itself.";
+      `others${when === "never" ? ". Back it up by itself." : " while their machine runs."}`;
     throw new InvalidError("request", text);
   }
 }
@@ -94,7 +104,7 @@ function checkMembers(config: Config, group: GroupRow, instance: InstanceRow | n
     const text = `Volume ${volume.id} status must be available or in-use, but current status is: ${volume.status}.`;
     throw new InvalidError("request", text);
   }
-  refuseApart(config, members);
+  refuseApart(config, members, instance?.powerState ?? null);
   const stray = instance?.disks.find((disk) => !members.some((member) => member.volumeId === disk.volumeId));
   if (stray) throw new InvalidError("request", `Volume ${stray.volumeId} is a member of another group.`);
 }

@@ -3,7 +3,7 @@ import { isUuid, nilUuid } from "../db/listing.ts";
 import { NotFoundError } from "../errors.ts";
 import { isGroupOperation, lockOperation, type OperationRow } from "../queue/operations.ts";
 import { lockBackup } from "../rows/backups.ts";
-import { lockGroupOf } from "../rows/groups.ts";
+import { lockGroup, lockGroupOf } from "../rows/groups.ts";
 import { lockQuota } from "../rows/quotas.ts";
 import { lockVolume } from "../rows/volumes.ts";
 import { lockParts } from "./parts.ts";
@@ -18,6 +18,14 @@ export async function lockForEnding(
   if (seen.kind === "volume-extend") await lockQuota(tx, seen.projectId);
   if (seen.kind === "volume-create" && seen.volumeId) await lockGroupOf(tx, seen.volumeId);
   if (seen.volumeId) await lockVolume(tx, seen.volumeId);
+  if (seen.kind === "group-revert") {
+    if (seen.groupId) await lockGroup(tx, seen.groupId);
+    const disks = await tx.snapshot.findMany({
+      where: { groupSnapshotId: seen.groupSnapshotId ?? nilUuid },
+      orderBy: { volumeId: "asc" },
+    });
+    for (const { volumeId } of disks) await lockVolume(tx, volumeId);
+  }
   if (seen.backupId) await lockBackup(tx, seen.backupId);
   const parts = isGroupOperation(seen.kind) ? await lockParts(tx, seen) : [];
   return { operation: await lockOperation(tx, operationId), parts };

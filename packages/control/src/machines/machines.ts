@@ -115,6 +115,7 @@ export async function lockMachine(tx: Transaction, principal: Principal, id: str
 const refusals = {
   "group-snapshot": "during-snapshot",
   "group-delete": "during-snapshot",
+  "group-revert": "during-snapshot",
   "group-backup": "during-backup",
 } as const;
 

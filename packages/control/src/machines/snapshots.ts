@@ -118,7 +118,7 @@ export function takeMachineSnapshot(
     }
     const disks = chosenDisks(machine, request.disks);
     refuseLocked(disks);
-    refuseApart(config, disks);
+    refuseApart(config, disks, machine.instance.powerState);
     const gigabytes = disks.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
     if (disks.length > 0) await reserveQuota(tx, config, projectId, { snapshots: disks.length, gigabytes });
     const id = randomUUID();
@@ -197,29 +197,8 @@ export async function removeMachineSnapshot(
   });
 }
 
-function refuseActive(machine: MachineRow, id: string): void {
+/** @throws RefusedError for the id of the machine as it is now */
+export function refuseActive(machine: MachineRow, id: string): void {
   if (machine.instance.group?.id !== id.toLowerCase()) return;
   throw new RefusedError("snapshot-not-regular", "The snapshot is the machine as it is now.");
-}
-
-/**
- * Goes back to a snapshot: refused of a machine that is not off. No volume driver can put a snapshot's bytes in the place of its volume
- * yet.
- *
- * @throws NotFoundError, RefusedError
- */
-export async function restoreMachineSnapshot(
-  database: Database,
-  principal: Principal,
-  machineId: string,
-  id: string,
-): Promise<never> {
-  const machine = await getMachine(database, principal, machineId);
-  await getMachineSnapshot(database, principal, machineId, id);
-  const { powerState } = machine.instance;
-  if (powerState !== "SHUTOFF") {
-    throw new RefusedError("machine-not-down", `Machine ${machineId} is ${powerState}.`, { powerState });
-  }
-  refuseHeld(machine);
-  throw new RefusedError("restore-unsupported", "Going back to a snapshot is not supported.");
 }

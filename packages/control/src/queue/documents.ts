@@ -391,6 +391,7 @@ function concluded(task: Claimed): unknown {
   const { kind, input } = task.operation;
   switch (kind) {
     case "group-restore":
+    case "group-revert":
       return [documents.groupRestore(input), ifPlanned(documents.publishing, task)];
     case "group-delete":
       return documents.concluding(input);

@@ -42,6 +42,7 @@ export type OperationKind =
   | "group-snapshot"
   | "group-backup"
   | "group-restore"
+  | "group-revert"
   | "group-delete";
 
 export type GroupOperationKind = Extract<OperationKind, `group-${string}`>;

@@ -87,6 +87,7 @@ const endings: Readonly<Record<OperationKind, Ending>> = {
   "group-snapshot": { rows: endGroupSnapshot, tidy: backendsOf },
   "group-backup": { rows: endGroupBackup, tidy: backendsOf },
   "group-restore": { rows: endGroupRestore },
+  "group-revert": { rows: endGroupRevert },
   "group-delete": { rows: endGroupDeletion },
 };
 
@@ -264,6 +265,13 @@ async function endGroupRestore(
     await releaseTarget(tx, volumeId, { spoilt });
     await releaseBackup(tx, backupId);
   }
+  await releaseGroup(tx, operation.id);
+}
+
+/** A machine that was to go back to a snapshot: only if disks may have been changed already, nobody knows what they have. */
+async function endGroupRevert(tx: Transaction, operation: OperationRow): Promise<void> {
+  const disks = await tx.snapshot.findMany({ where: { groupSnapshotId: groupSnapshotOf(operation) } });
+  for (const { volumeId } of disks) await releaseTarget(tx, volumeId, { spoilt: isPublishing(operation) });
   await releaseGroup(tx, operation.id);
 }
 

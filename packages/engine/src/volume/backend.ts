@@ -125,6 +125,19 @@ export interface VolumeBackend {
    * as it is. SourceMissingError; SourceChangedError when writes to the volume could not be stopped; NotReadyYetError while it is being made.
    */
   freeze(volumeId: string, snapshotId: string, run: RunContext, from?: string): Promise<{ sizeBytes: number }>;
+  /**
+   * As `freeze`, of several volumes at one moment. Absent where that is a hypervisor's to do (snapshotPaths), or nobody's.
+   * SourceMissingError; VolumeStorageError while somebody writes one of them.
+   */
+  freezeTogether?(
+    members: readonly { volumeId: string; snapshotId: string }[],
+    run: RunContext,
+  ): Promise<{ takenAt: Date; sizesBytes: number[] }>;
+  /**
+   * The volume has its snapshot's bytes again, and keeps its length: what it is longer by is zeros. Absent where it cannot. SourceMissingError;
+   * VolumeStorageError while somebody writes it, where that can be known.
+   */
+  goBack?(volumeId: string, snapshotId: string, run: RunContext): Promise<void>;
   /** Removes a snapshot; removing a missing one is success. NotReadyYetError while it is being removed. */
   thaw(snapshotId: string): Promise<void>;
   /**

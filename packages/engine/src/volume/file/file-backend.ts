@@ -129,6 +129,13 @@ export class FileBackend implements VolumeBackend {
     return { path: this.#volume(volumeId), format: "raw" };
   }
 
+  async goBack(volumeId: string, snapshotId: string, ctx: RunContext): Promise<void> {
+    const volume = this.#volume(volumeId);
+    const { size } = await guardStorage(`read ${volume}`, () => lstat(volume));
+    await using source = await openFileSource(this.#snapshot(snapshotId));
+    await this.#copyAndPublish(source, volume, ctx, size);
+  }
+
   async thaw(snapshotId: string): Promise<void> {
     await guardStorage(`remove snapshot ${snapshotId}`, () => unlinkIfThere(this.#snapshot(snapshotId)));
     await this.#syncFolder();

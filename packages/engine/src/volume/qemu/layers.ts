@@ -12,6 +12,7 @@ import { syncFolder } from "../file/sync-folder.ts";
 import { guardStorage } from "../storage-error.ts";
 import { wholeSectors } from "../whole-sectors.ts";
 import { lock, tryLock } from "./folder-lock.ts";
+import { checkpointsIn, moveBitmaps, recordFor } from "./image-bitmaps.ts";
 import { closeChain, type ImageFile, inspectImage, openImageChain, virtualBytes } from "./image-chain.ts";
 import { allocatedExtents, createQcow2, resizeImage } from "./qemu-img.ts";
 import { ImageInUseError, serveImage } from "./qemu-nbd.ts";
@@ -68,26 +69,65 @@ export class Layers {
   }
 
   /** The image's present contents become a layer, on which the image itself and a new one, at least `sizeBytes` long, go on. */
-  async branch(image: string, to: string, sizeBytes: number, { signal, fence }: RunContext): Promise<number> {
+  async branch(image: string, to: string, sizeBytes: number, run: RunContext): Promise<number> {
+    const [size = sizeBytes] = await this.branchTogether([{ image, to, sizeBytes }], run);
+    return size;
+  }
+
+  /** The same of several images at one moment: nobody writes any of them meanwhile. Checkpoints stay valid. */
+  async branchTogether(
+    parts: readonly { image: string; to: string; sizeBytes: number }[],
+    { signal, fence }: RunContext,
+  ): Promise<number[]> {
     await using _locked = await this.lock();
+    await using stack = new AsyncDisposableStack();
+    const checkpoints: string[][] = [];
+    for (const { image } of parts) {
+      const chain = await openImageChain(image, "qcow2", []);
+      stack.defer(() => closeChain(chain));
+      stack.use(await keepWritersOff(chain));
+      checkpoints.push(await checkpointsIn(chain));
+    }
+    const sizes: number[] = [];
+    const drafts: { layer: string; goesOn: Draft; branched: Draft }[] = [];
+    for (const [index, { image, to, sizeBytes }] of parts.entries()) {
+      const present = await inspectImage(image);
+      const layer = this.#newLayer("qcow2");
+      const size = Math.max(present.sizeBytes, sizeBytes);
+      const goesOn = stack.use(await this.#overlay(image, layer, present.sizeBytes, checkpoints[index]));
+      drafts.push({ layer, goesOn, branched: stack.use(await this.#overlay(to, layer, size)) });
+      sizes.push(size);
+    }
+    for (const [index, { image, to }] of parts.entries()) {
+      const { layer, goesOn, branched } = drafts[index] as (typeof drafts)[number];
+      signal.throwIfAborted();
+      fence();
+      await this.#name(image, layer);
+      await guardStorage(`create ${image}`, () => rename(goesOn.path, image));
+      await syncFolder(this.#folder);
+      fence();
+      await guardStorage(`create ${to}`, () => rename(branched.path, to));
+      await syncFolder(this.#folder);
+    }
+    return sizes;
+  }
+
+  /** The image goes on from the layer that a snapshot is of, as long as it is. What it has held since is gone, and with it its checkpoints. */
+  async goBack(image: string, snapshot: string, { signal, fence }: RunContext): Promise<void> {
+    await using _locked = await this.lock();
+    const { backing } = await inspectImage(snapshot);
+    if (backing === null) throw new SourceMissingError(`${snapshot} is no snapshot.`);
     const chain = await openImageChain(image, "qcow2", []);
     await using stack = new AsyncDisposableStack();
     stack.defer(() => closeChain(chain));
     stack.use(await keepWritersOff(chain));
-    const present = await inspectImage(image);
-    const layer = this.#newLayer("qcow2");
-    const size = Math.max(present.sizeBytes, sizeBytes);
-    const goesOn = stack.use(await this.#overlay(image, layer, present.sizeBytes));
-    const branched = stack.use(await this.#overlay(to, layer, size));
+    const draft = stack.use(
+      await this.#overlay(image, join(this.#folder, backing), (await inspectImage(image)).sizeBytes),
+    );
     signal.throwIfAborted();
     fence();
-    await this.#name(image, layer);
-    await guardStorage(`create ${image}`, () => rename(goesOn.path, image));
+    await guardStorage(`create ${image}`, () => rename(draft.path, image));
     await syncFolder(this.#folder);
-    fence();
-    await guardStorage(`create ${to}`, () => rename(branched.path, to));
-    await syncFolder(this.#folder);
-    return size;
   }
 
   /** A new image on the layer that a snapshot is of. */
@@ -241,6 +281,7 @@ export class Layers {
     if (upper === undefined || lower === undefined || basename(lower.path) !== layer) return;
     stack.use(await serveImage([upper], { writable: false }));
     await this.#copyDown(chain);
+    await moveBitmaps(upper, lower);
     await using _locked = await this.lock();
     const isStill = async ({ path: at, file }: ImageFile): Promise<boolean> => {
       const now = await lstat(at, { bigint: true }).catch(() => undefined);
@@ -275,12 +316,13 @@ export class Layers {
     return join(this.#folder, `.layer-${randomUUID()}${format === "raw" ? ".raw" : ""}`);
   }
 
-  /** A draft of an image on a layer, which need not be there yet. */
-  async #overlay(path: string, layer: string, sizeBytes: number): Promise<Draft> {
+  /** A draft of an image on a layer, which need not be there yet. It records for these checkpoints. */
+  async #overlay(path: string, layer: string, sizeBytes: number, checkpoints: readonly string[] = []): Promise<Draft> {
     const name = basename(layer);
     const draft = await newDraft(path);
     try {
       await createQcow2(draft.path, sizeBytes, { name, format: formatOf(name) }, path);
+      await recordFor(draft.path, checkpoints);
       await syncFile(draft.path);
       return draft;
     } catch (error) {

@@ -137,6 +137,46 @@ export class QemuBackend implements VolumeBackend {
     return { sizeBytes: await this.#layers.branch(this.#volume(volumeId), to, 0, run) };
   }
 
+  /** What an interrupted run has taken is taken anew, so that all are of one moment. */
+  async freezeTogether(
+    members: readonly { volumeId: string; snapshotId: string }[],
+    run: RunContext,
+  ): Promise<{ takenAt: Date; sizesBytes: number[] }> {
+    const snapshots = members.map(({ snapshotId }) => this.#snapshot(snapshotId));
+    const taken = await Promise.all(snapshots.map((path) => lstat(path).catch(() => undefined)));
+    if (taken.every((status) => status !== undefined)) {
+      const sizesBytes = await Promise.all(snapshots.map(async (path) => (await inspectImage(path)).sizeBytes));
+      return { takenAt: taken[0]?.mtime ?? new Date(), sizesBytes };
+    }
+    for (const path of snapshots) await guardStorage(`remove ${path}`, () => unlinkIfThere(path));
+    const adopted = await Promise.all(members.map(({ volumeId }) => this.#adoptedOf(volumeId)));
+    const layered = members.flatMap(({ volumeId }, index) =>
+      adopted[index] ? [] : [{ image: this.#volume(volumeId), to: snapshots[index] ?? "", sizeBytes: 0 }],
+    );
+    const takenAt = new Date();
+    const sizes = await this.#layers.branchTogether(layered, run);
+    const sizesBytes: number[] = [];
+    for (const [index, image] of adopted.entries()) {
+      const size = image ? await this.#copyAdopted(image, snapshots[index] ?? "", 0, run) : sizes.shift();
+      sizesBytes.push(size ?? 0);
+    }
+    return { takenAt, sizesBytes };
+  }
+
+  async goBack(volumeId: string, snapshotId: string, run: RunContext): Promise<void> {
+    const adopted = await this.#adoptedOf(volumeId);
+    if (adopted === null) {
+      await this.#layers.goBack(this.#volume(volumeId), this.#snapshot(snapshotId), run);
+      await this.#layers.collect();
+      return;
+    }
+    await using source = await this.openSource({ snapshotId });
+    await using draft = await newDraft(join(this.#folder, `copy-${snapshotId}`));
+    await copyToNewFile(Object.assign(source, { path: `snapshot ${snapshotId}` }), draft.path, run);
+    await using copy = await openFileSource(draft.path);
+    await this.#adopted.publish(adopted, copy, snapshotId, run);
+  }
+
   async thaw(snapshotId: string): Promise<void> {
     await this.#remove(this.#snapshot(snapshotId));
   }

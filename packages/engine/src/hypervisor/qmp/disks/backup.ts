@@ -10,6 +10,7 @@ import {
 } from "../../../errors.ts";
 import type { RunContext } from "../../../run/run-context.ts";
 import { unlinkIfThere } from "../../../volume/file/copy-file.ts";
+import { layersOf } from "../../../volume/qemu/checkpoint-bitmaps.ts";
 import { guardStorage } from "../../../volume/storage-error.ts";
 import type { BackupOptions, DiskExport, MachineBackup, MachineDisk, StartedBackup } from "../../machine-disks.ts";
 import { createImage } from "../create-image.ts";
@@ -17,7 +18,7 @@ import { listJobs } from "../jobs.ts";
 import { listNodes } from "../nodes.ts";
 import type { QmpClient } from "../qmp-client.ts";
 import { addImage, type Chain, findChain, type ImagePlaces, nameFor } from "./chain.ts";
-import { addBitmap, dropInvalid, layersOf, mergeCheckpoint, removeCheckpointOf, transact } from "./checkpoints.ts";
+import { addBitmap, dropInvalid, mergeCheckpoint, removeCheckpointOf, transact } from "./checkpoints.ts";
 import { addExport, hasExport, removeExport, stopIdleServer } from "./exports.ts";
 import { atOneMoment, type Guest } from "./layers.ts";
 

@@ -1,58 +1,15 @@
 import { HypervisorRefusedError } from "../../../errors.ts";
-import type { Bitmap } from "../nodes.ts";
+import {
+  granularity,
+  idsOf,
+  layersOf,
+  markOfWhole,
+  named,
+  records,
+  validIds,
+} from "../../../volume/qemu/checkpoint-bitmaps.ts";
 import type { QmpClient } from "../qmp-client.ts";
 import type { Chain, Layer } from "./chain.ts";
-
-/*
- * A checkpoint is a persistent bitmap with its id as name in every layer from the one that was active at its moment up to the active one.
- * What has changed since is the union of them. It is valid while that row of bitmaps has no gap:
- *
- *     active   K2  K1              K1: in all three layers                valid
- *     layer        K1  K0          K2: begun in the active layer          valid
- *     layer        K1  K0          K0: the active layer does not record   removed, what remains is of no use
- *
- * A process that is killed loses what its active layer has recorded: QEMU then finds its bitmaps inconsistent, or not at all.
- *
- * Bitmaps of different lengths cannot be merged. So before a disk grows, its active layer takes over what the layers below have recorded,
- * and gets one more bitmap, `markOfWhole`, which says so.
- */
-
-export const granularity = 65_536;
-
-/** The name of an empty bitmap of a layer whose checkpoints include what the layers below have recorded. */
-export const markOfWhole = "tephra-whole";
-
-const isId = (name: string | undefined): name is string => name !== undefined && /^[0-9a-f-]{36}$/.test(name);
-
-const named = ({ bitmaps }: Layer, name: string): Bitmap | undefined => bitmaps.find((bitmap) => bitmap.name === name);
-const records = (layer: Layer, id: string): boolean => {
-  const bitmap = named(layer, id);
-  return bitmap?.persistent === true && bitmap.inconsistent !== true;
-};
-
-/** The checkpoints of which a layer has something, valid or not. */
-export const idsOf = ({ bitmaps }: Layer): string[] => bitmaps.map(({ name }) => name).filter(isId);
-
-/** The layers whose bitmaps together are a checkpoint; null when it is not valid. */
-export function layersOf(chain: Chain, id: string): Layer[] | null {
-  const [active, ...below] = chain;
-  if (!records(active, id)) return null;
-  const layers = [active];
-  for (const layer of below) {
-    const above = layers[layers.length - 1] ?? active;
-    if (named(layer, id) === undefined) break;
-    if (layer.sizeBytes !== active.sizeBytes) {
-      // Shorter: it grew since. Without the mark somebody else has made it longer, and nothing can be said.
-      if (named(above, markOfWhole) === undefined) return null;
-      break;
-    }
-    if (!records(layer, id)) return null;
-    layers.push(layer);
-  }
-  return layers;
-}
-
-export const validIds = (chain: Chain): string[] => idsOf(chain[0]).filter((id) => layersOf(chain, id) !== null);
 
 /** Removes what is left of invalid checkpoints from the active layer, so that no later change of layers can make them look valid. */
 export async function dropInvalid(qmp: QmpClient, chain: Chain): Promise<void> {
@@ -141,12 +98,10 @@ export async function moveCheckpoints(qmp: QmpClient, upper: Layer, lower: Layer
 
 /** Before the active layer grows: see above. */
 export async function takeOver(qmp: QmpClient, chain: Chain): Promise<void> {
-  const [{ node, ...active }, ...below] = chain;
+  const [active, ...below] = chain;
+  const { node } = active;
   if (below.length === 0) return;
-  const mark =
-    named({ node, ...active }, markOfWhole) === undefined
-      ? [addBitmap(node, markOfWhole, recordingOf(markOfWhole))]
-      : [];
+  const mark = named(active, markOfWhole) === undefined ? [addBitmap(node, markOfWhole, recordingOf(markOfWhole))] : [];
   const merges = validIds(chain).flatMap((name) => {
     const [, ...lower] = layersOf(chain, name) ?? [];
     return mergeCheckpoint(lower, name, { node, name });

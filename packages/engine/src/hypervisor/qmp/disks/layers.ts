@@ -5,6 +5,7 @@ import { identityOf } from "../../../folder.ts";
 import type { RunContext } from "../../../run/run-context.ts";
 import { unlinkIfThere } from "../../../volume/file/copy-file.ts";
 import { syncFolder } from "../../../volume/file/sync-folder.ts";
+import { validIds } from "../../../volume/qemu/checkpoint-bitmaps.ts";
 import { inspectImage } from "../../../volume/qemu/image-chain.ts";
 import { guardStorage } from "../../../volume/storage-error.ts";
 import type { MachineDisk, Moment, MomentOptions } from "../../machine-disks.ts";
@@ -15,15 +16,7 @@ import { jobEnd, listJobs } from "../jobs.ts";
 import { listNodes, pathOf } from "../nodes.ts";
 import type { QmpClient } from "../qmp-client.ts";
 import { addImage, type Chain, findChain, type ImagePlaces, type Layer, nameFor, nodeAt } from "./chain.ts";
-import {
-  addBitmap,
-  dropInvalid,
-  liftCheckpoints,
-  moveCheckpoints,
-  takeOver,
-  transact,
-  validIds,
-} from "./checkpoints.ts";
+import { addBitmap, dropInvalid, liftCheckpoints, moveCheckpoints, takeOver, transact } from "./checkpoints.ts";
 
 export interface Guest {
   agent: GuestAgent | null;

@@ -2,6 +2,7 @@ import { realpath } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { errnoOf, HypervisorUnavailableError, PathNotAllowedError, SourceMissingError } from "../../../errors.ts";
 import type { RunContext } from "../../../run/run-context.ts";
+import { validIds } from "../../../volume/qemu/checkpoint-bitmaps.ts";
 import type {
   BackupOptions,
   Daemon,
@@ -20,7 +21,6 @@ import { type Pool, startPool } from "../pool.ts";
 import { QmpClient } from "../qmp-client.ts";
 import { removeCheckpoint, startBackup, stopBackup, watchBackup } from "./backup.ts";
 import { findChain, openChain } from "./chain.ts";
-import { validIds } from "./checkpoints.ts";
 import { mergeLayer, resizeDisk, takeSnapshot } from "./layers.ts";
 import { plug, unplug } from "./plug.ts";
 

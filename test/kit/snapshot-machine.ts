@@ -157,7 +157,7 @@ export class SnapshotMachine {
     for (const [disk, layer] of kept?.layers ?? []) {
       const bytes = kept?.disks.get(disk) ?? Buffer.alloc(0);
       const json = { direction: "download", format: "raw", snapshot: { id: layer } };
-      this.requireEqual(`snapshot ${at}`, disk, await this.#download(json, bytes.length), bytes);
+      this.requireEqual(`snapshot ${at}`, disk, await this.download(json, bytes.length), bytes);
     }
   }
 
@@ -188,7 +188,8 @@ export class SnapshotMachine {
     expect(at, `${what}, ${disk}: the first byte that differs`).toBe(null);
   }
 
-  async #download(json: object, sizeBytes: number): Promise<Buffer> {
+  /** Through an image transfer. */
+  async download(json: object, sizeBytes: number): Promise<Buffer> {
     const { world } = this;
     const { id } = (await world.answered(201, "POST", "/imagetransfers", { json })).json;
     const { transfer_url: url } = await world.until(

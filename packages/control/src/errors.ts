@@ -145,6 +145,7 @@ export type RefusalRule =
   | "disk-active"
   | "disk-inactive"
   | "disk-of-snapshot"
+  | "disk-plugged"
   | "snapshot-unknown"
   | "snapshot-not-regular"
   | "snapshot-locked"

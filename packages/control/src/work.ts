@@ -102,6 +102,7 @@ export {
   noteDaemon,
   readyMachineBackup,
 } from "./machines/backup-work.ts";
+export { finishPlug } from "./machines/plug.ts";
 export { beginRevert, finishRevert } from "./machines/revert.ts";
 export { type Dispatched, type Enqueue, type OwnWorker, startDispatcher } from "./queue/dispatcher.ts";
 export {

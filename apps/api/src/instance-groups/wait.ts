@@ -1,25 +1,8 @@
-import { setTimeout as sleep } from "node:timers/promises";
-import { type AcceptedGroupOperation, readOperationEnd } from "@tephra/control";
+import type { AcceptedGroupOperation } from "@tephra/control";
 import type { Context } from "../context.ts";
+import { endOf } from "../http/operation-end.ts";
 import { badRequest } from "../http/refusals.ts";
 import type { Answer, Call } from "../openstack/call.ts";
-
-/** Polling interval while an operation runs: short at first, then longer. */
-const pauseMsMin = 50;
-const pauseMsMax = 1_000;
-
-/** @returns how the operation ended; null when it has not within the time limit, or when the caller has disconnected */
-async function endOf({ database, config }: Context, operationId: string, gone: AbortSignal) {
-  const until = performance.now() + config.instance_groups.sync_wait_timeout_ms;
-  for (let pauseMs = pauseMsMin; !gone.aborted; pauseMs = Math.min(pauseMs * 1.5, pauseMsMax)) {
-    const end = await readOperationEnd(database, operationId);
-    if (end !== null) return end;
-    const leftMs = until - performance.now();
-    if (leftMs <= 0) return null;
-    await sleep(Math.min(pauseMs, leftMs));
-  }
-  return null;
-}
 
 /**
  * Responds to an accepted request: at once with `async`, otherwise when the operation has ended or the maximum hold time is over; in that
@@ -33,7 +16,8 @@ export async function answerWhenDone(
   accepted: AcceptedGroupOperation,
   { async, submitted, view }: { async: boolean; submitted: string; view: (done: AcceptedGroupOperation) => unknown },
 ): Promise<Answer> {
-  const end = async ? null : await endOf(context, accepted.operationId, call.gone);
+  const limitMs = context.config.instance_groups.sync_wait_timeout_ms;
+  const end = async ? null : await endOf(context, accepted.operationId, limitMs, call.gone);
   if (end?.state === "succeeded") return { status: 201, body: view(accepted) };
   if (end) throw badRequest(end.failReason ?? "The operation was cancelled.");
   const project = call.place.project === null ? "" : `/${call.place.project}`;

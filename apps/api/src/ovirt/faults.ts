@@ -139,6 +139,7 @@ const words: Readonly<
   ],
   "disk-active": ["conflict", () => "Disk is already activated."],
   "disk-inactive": ["conflict", () => "Disk is already deactivated."],
+  "disk-plugged": ["conflict", (_, doing) => `Cannot ${doing}. The disk is active, deactivate it first.`],
   "disk-of-snapshot": ["conflict", (_, doing) => `Cannot ${doing}. The disk is a snapshot's, specify detach.`],
   "snapshot-unknown": ["bad-parameters", (_, doing) => `Cannot ${doing}. VM's Snapshot does not exist.`],
   "snapshot-not-regular": [

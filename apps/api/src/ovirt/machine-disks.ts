@@ -7,10 +7,12 @@ import {
   getMachine,
   isDiskInterface,
   type MachineRow,
+  needsSocket,
   requestVolumeDelete,
   type VolumeRow,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
+import { endOf } from "../http/operation-end.ts";
 import type { Body } from "./body.ts";
 import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
 import { diskFields } from "./disks.ts";
@@ -144,8 +146,20 @@ function interfaceOf(body: Body) {
   return text;
 }
 
-/** Attaches what the body names by its id, whatever else of the disk it repeats. */
-async function attach(context: Context, call: Call, disk: Body): Promise<void> {
+/** How long a hypervisor may take to plug a disk in or to take it away: clients give up after a minute. */
+const plugMs = 30_000;
+
+/** Waits until a hypervisor has done it. @throws OvirtFault when it cannot, or does not answer */
+async function whenPlugged(context: Context, call: Call, operationId: string | null, doing: string): Promise<void> {
+  if (operationId === null) return;
+  const end = await endOf(context, operationId, plugMs, call.gone);
+  if (end?.state === "succeeded") return;
+  const why = end === null ? "" : ` ${end.failReason ?? ""}`;
+  throw refused(["conflict", `Cannot ${doing}. VM is not reachable.${why}`]);
+}
+
+/** Attaches what the body names by its id, whatever else of the disk it repeats. One that is to be active and cannot be is detached again. */
+async function attach(context: Context, call: Call, { instance }: MachineRow, disk: Body): Promise<void> {
   const { database } = context;
   const { principal, params, body } = call;
   const machineId = params["vm"] ?? "";
@@ -158,6 +172,13 @@ async function attach(context: Context, call: Call, disk: Body): Promise<void> {
       ? attachDisk(database, principal, machineId, diskId, { ...settings, ...flags })
       : attachSnapshotDisk(database, principal, machineId, { diskId, snapshotId, ...settings }),
   );
+  if (!settings.active || !needsSocket(instance.driver)) return;
+  try {
+    await change(context, { ...call, params: { ...params, disk: diskId } }, { active: true });
+  } catch (error) {
+    await detachDisk(database, principal, machineId, diskId).catch(() => {}); // What was wrong first is told.
+    throw error;
+  }
 }
 
 /** The disk that was just attached: the path does not name it. */
@@ -168,17 +189,17 @@ const attachedIn = async (context: Context, call: Call, diskId: string) => {
 
 const addAttachment: Handle = async (context, call) => {
   const disk = call.body.at("disk");
-  await machineIn(context, call);
+  const machine = await machineIn(context, call);
   if (disk?.id === undefined) throw incomplete("DiskAttachment", ["disk.id"], "add");
-  await attach(context, call, disk);
+  await attach(context, call, machine, disk);
   const made = await attachedIn(context, call, disk.id);
   return created("disk_attachment", attachmentView(made.machine, made.disk), false);
 };
 
 const addDisk: Handle = async (context, call) => {
-  await machineIn(context, call);
+  const machine = await machineIn(context, call);
   if (call.body.id === undefined) throw incomplete("Disk", ["id"], "add");
-  await attach(context, call, call.body);
+  await attach(context, call, machine, call.body);
   const made = await attachedIn(context, call, call.body.id);
   return created("disk", diskView(context, made.machine, made.disk), false);
 };
@@ -186,9 +207,10 @@ const addDisk: Handle = async (context, call) => {
 async function change(context: Context, call: Call, to: DiskChange, refuseSame = false): Promise<void> {
   const { params, principal } = call;
   const doing = to.active === undefined ? "edit Virtual Disk" : `${to.active ? "hot plug" : "hot unplug"} Virtual Disk`;
-  await whenRefused(doing, () =>
+  const operationId = await whenRefused(doing, () =>
     changeDisk(context.database, principal, params["vm"] ?? "", params["disk"] ?? "", to, { refuseSame }),
   );
+  await whenPlugged(context, call, operationId, doing);
 }
 
 function changeOf({ body }: Call): DiskChange {
@@ -218,9 +240,15 @@ const plug =
   };
 
 /** Detaches a disk; its volume is removed only where the request says so. A snapshot's disk is never removed through another machine. */
-async function detach({ database }: Context, call: Call, keepVolume: boolean): Promise<void> {
+async function detach(context: Context, call: Call, keepVolume: boolean): Promise<void> {
+  const { database } = context;
   const { principal, params } = call;
   const diskId = params["disk"] ?? "";
+  const machine = await machineIn(context, call);
+  // Whatever a hypervisor has is taken away from it first.
+  if (needsSocket(machine.instance.driver) && diskIn(machine, call).plugged) {
+    await change(context, call, { active: false });
+  }
   await whenRefused("remove Virtual Disk", () =>
     detachDisk(database, principal, params["vm"] ?? "", diskId, { volumesOnly: !keepVolume }),
   );

@@ -16,23 +16,28 @@ export interface BackupPlaces {
 /** Digits of an id in the name of a folder, since paths of sockets have limits. */
 const digits = 16;
 
-export function placesOf(
-  { machine_backups: settings, data_dir: data }: Config,
-  { id, instanceId }: MachineBackupRow,
-): BackupPlaces {
-  const sockets = settings.socket_dir ?? resolve(data, "run");
+const socketsOf = ({ machine_backups: settings, data_dir: data }: Config): string =>
+  settings.socket_dir ?? resolve(data, "run");
+
+/** See BackupPlaces. */
+export const exportSocketOf = (config: Config, instanceId: string): string =>
+  join(socketsOf(config), `nbd-${instanceId}`);
+
+export function placesOf(config: Config, { id, instanceId }: MachineBackupRow): BackupPlaces {
+  const { machine_backups: settings, data_dir: data } = config;
+  const sockets = socketsOf(config);
   return {
     scratchFolder: settings.scratch_dir ?? resolve(data, "scratch"),
     runFolder: join(sockets, `b-${id.replaceAll("-", "").slice(0, digits)}`),
-    exportSocket: join(sockets, `nbd-${instanceId}`),
+    exportSocket: exportSocketOf(config, instanceId),
   };
 }
 
 /** How the disks of the machine are opened. */
 export function settingsOf(
   config: Config,
-  { instance }: BackedUpMachine,
-  { runFolder, exportSocket }: BackupPlaces,
+  { instance }: Pick<BackedUpMachine, "instance">,
+  { runFolder, exportSocket }: Pick<BackupPlaces, "runFolder" | "exportSocket">,
 ): MachineDisksSettings {
   return {
     driver: instance.driver as InstanceDriver,

@@ -1,12 +1,13 @@
 import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { NotFoundError, RefusedError } from "../errors.ts";
-import { nextDevice } from "../groups/instances.ts";
+import { needsSocket, nextDevice } from "../groups/instances.ts";
 import type { Principal } from "../principal.ts";
-import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
+import { lockVolume, type Volume, type VolumeRow } from "../rows/volumes.ts";
 import { attachWithin, detachWithin } from "../volumes/attach.ts";
 import { knownId, lockMachine, type MachineDisk, type MachineRow, refuseHeld } from "./machines.ts";
 import { type DiskInterface, diskInterfaces } from "./ovf/hardware.ts";
+import { startPlug } from "./plug.ts";
 
 export const isDiskInterface = (text: string): text is DiskInterface => Object.hasOwn(diskInterfaces, text);
 
@@ -49,9 +50,14 @@ function refusePower({ instance }: MachineRow): void {
   throw new RefusedError("machine-locked", `Machine ${instance.id} is ${instance.powerState}.`);
 }
 
-/** Nobody here can put a disk into a machine that runs. @throws RefusedError */
-function refusePlug({ instance }: MachineRow, plugged: boolean): void {
-  if (!plugged || instance.powerState === "SHUTOFF") return;
+/** Whether a hypervisor that can be asked has the machine running. */
+const isReachable = ({ instance }: MachineRow): boolean =>
+  needsSocket(instance.driver) && instance.powerState !== "SHUTOFF";
+
+/** Nobody here can put a disk into a machine that runs, and whose hypervisor is not known. @throws RefusedError */
+function refusePlug(machine: MachineRow, plugged: boolean): void {
+  const { instance } = machine;
+  if (!plugged || instance.powerState === "SHUTOFF" || isReachable(machine)) return;
   throw new RefusedError("machine-unreachable", `Machine ${instance.id} runs, and cannot be reached.`);
 }
 
@@ -105,7 +111,8 @@ export async function attachLocked(
   const device = nextDevice(machine.disks);
   await attachWithin(tx, principal, volume.id, { serverId: instance.id, hostName: null, device, mode });
   const of = { volumeId: volume.id, serverId: instance.id };
-  await tx.attachment.updateMany({ where: of, data: { plugged: settings.active, interface: settings.interface } });
+  const plugged = settings.active && !isReachable(machine);
+  await tx.attachment.updateMany({ where: of, data: { plugged, interface: settings.interface } });
   if (settings.bootable) await setBoot(tx, machine, volume.id);
 }
 
@@ -160,7 +167,7 @@ export async function attachSnapshotDisk(
     refusePlug(machine, disk.active);
     const what = { volumeId: volume.id, groupSnapshotId: snapshot.id, snapshotId: part.id };
     const { id: instanceId } = machine.instance;
-    const how = { plugged: disk.active, interface: disk.interface };
+    const how = { plugged: disk.active && !isReachable(machine), interface: disk.interface };
     await tx.snapshotAttachment.create({ data: { id: randomUUID(), projectId, instanceId, ...what, ...how } });
   });
 }
@@ -192,6 +199,7 @@ export interface DiskChange {
 /**
  * Changes how a machine has a disk. `active` alone is refused where it is so already: an action says so, a change of the whole does not.
  *
+ * @returns the operation by which a hypervisor is told; null where there is nothing to wait for
  * @throws NotFoundError when the machine has no such disk; RefusedError
  */
 export async function changeDisk(
@@ -201,8 +209,8 @@ export async function changeDisk(
   diskId: string,
   change: DiskChange,
   { refuseSame = false }: { refuseSame?: boolean } = {},
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
+): Promise<string | null> {
+  return inTransaction(database, async (tx) => {
     const machine = await lockMachine(tx, principal, machineId);
     const isIt = ({ volumeId }: { volumeId: string }): boolean => volumeId === diskId.toLowerCase();
     const borrowed = machine.borrowed.find(isIt);
@@ -214,19 +222,34 @@ export async function changeDisk(
     refuseHeld(machine);
     refuseBusyDisk(disk.volume);
     if (!disk.plugged) refusePlug(machine, change.active ?? false);
+    const active = change.active ?? disk.plugged;
+    // A disk of a snapshot may have a layer of its own, whatever has become of the machine.
+    const leaves = !active && borrowed !== undefined && needsSocket(machine.instance.driver);
+    const asks = active !== disk.plugged && (isReachable(machine) || leaves);
     const data = {
-      ...(change.active !== undefined && { plugged: change.active }),
+      ...(change.active !== undefined && !asks && { plugged: change.active }),
       ...(change.interface !== undefined && { interface: change.interface }),
     };
+    const { volumeId, volume } = disk;
+    const which = { attachmentId: disk.id, volumeId, backend: volume.backend };
+    const snapshotId = borrowed?.snapshotId ?? null;
+    const ask = () => (asks ? startPlug(tx, principal, machine, { ...which, snapshotId }, active) : null);
     if (borrowed) {
       await tx.snapshotAttachment.update({ where: { id: borrowed.id }, data });
-      return;
+      return ask();
     }
     await tx.attachment.update({ where: { id: disk.id }, data });
     const boots = machine.instance.bootVolumeId === disk.volumeId;
     if (change.bootable === true && !boots) await setBoot(tx, machine, disk.volumeId);
     if (change.bootable === false && boots) await setBoot(tx, machine, null);
+    return ask();
   });
+}
+
+/** What a hypervisor has must be unplugged before. @throws RefusedError */
+function refusePlugged({ instance }: MachineRow, { plugged, volume }: { plugged: boolean; volume: Volume }): void {
+  if (!plugged || !needsSocket(instance.driver)) return;
+  throw new RefusedError("disk-plugged", `Disk ${volume.id} is plugged into machine ${instance.id}.`);
 }
 
 /**
@@ -249,12 +272,15 @@ export async function detachDisk(
     if (borrowed) {
       if (volumesOnly)
         throw new RefusedError("disk-of-snapshot", "The disk is that of a snapshot: it can be detached only.");
+      refuseHeld(machine);
+      refusePlugged(machine, borrowed);
       await tx.snapshotAttachment.delete({ where: { id: borrowed.id } });
       return;
     }
     const disk = diskOf(machine, id);
     refuseHeld(machine);
     refuseBusyDisk(disk.volume);
+    if (isReachable(machine)) refusePlugged(machine, disk);
     if (machine.instance.bootVolumeId === id) await setBoot(tx, machine, null);
     await detachWithin(tx, principal, id, disk.id);
   });

@@ -1,5 +1,6 @@
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { RefusedError } from "../errors.ts";
+import { needsSocket } from "../groups/instances.ts";
 import type { Principal } from "../principal.ts";
 import { removeGroup } from "../rows/groups.ts";
 import { refuseAttachedSnapshot } from "../rows/machines.ts";
@@ -34,6 +35,8 @@ export async function removeMachine(
     }
     refuseHeld(machine);
     for (const { volume } of disks) refuseBusyDisk(volume);
+    const plugged = machine.borrowed.find((disk) => disk.plugged && needsSocket(instance.driver));
+    if (plugged) throw new RefusedError("disk-plugged", `Disk ${plugged.volumeId} of a snapshot is plugged in.`);
     const snapshotIds = await dissolveSnapshots(tx, machine);
     for (const disk of disks) await detachWithin(tx, principal, disk.volumeId, disk.id);
     if (instance.group) await removeGroup(tx, instance.group);

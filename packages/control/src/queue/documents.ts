@@ -307,6 +307,18 @@ export const documents = {
   volumeExport: reader("input", z.object({ version, path: text, overwrite: z.boolean().exactOptional() })),
   extension: reader("input", z.object({ version, sizeBytes: length, addedGib: size })),
   groupRestore: reader("input", z.object({ version, instanceId: z.guid(), concludeNeeds: z.array(text) })),
+  plugging: reader(
+    "input",
+    z.object({
+      version,
+      instanceId: z.guid(),
+      attachmentId: z.guid(),
+      volumeId: z.guid(),
+      snapshotId: z.guid().nullable(),
+      active: z.boolean(),
+      concludeNeeds: z.array(text),
+    }),
+  ),
   /** Of an operation on a group that has parts and needs something for its conclusion. */
   concluding: reader("input", z.object({ version, concludeNeeds: z.array(text) })),
   squashTidy: reader("input", SquashTidy),
@@ -393,6 +405,8 @@ function concluded(task: Claimed): unknown {
     case "group-restore":
     case "group-revert":
       return [documents.groupRestore(input), ifPlanned(documents.publishing, task)];
+    case "group-plug":
+      return documents.plugging(input);
     case "group-delete":
       return documents.concluding(input);
     default:

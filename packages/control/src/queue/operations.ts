@@ -43,6 +43,7 @@ export type OperationKind =
   | "group-backup"
   | "group-restore"
   | "group-revert"
+  | "group-plug"
   | "group-delete";
 
 export type GroupOperationKind = Extract<OperationKind, `group-${string}`>;

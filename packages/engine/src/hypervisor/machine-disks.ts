@@ -162,7 +162,7 @@ export interface MachineDisks extends AsyncDisposable {
   /** Plugs a disk into this machine. HypervisorRefusedError; ImageInUseError when another process writes it. */
   plug(plugged: PluggedDisk): Promise<DiskExport>;
 
-  /** Whatever is connected to it is disconnected. */
+  /** Whatever is connected to it is disconnected. HypervisorRefusedError for a disk that the machine has otherwise. */
   unplug(plugged: PluggedDisk): Promise<void>;
 
   /** Ends the process, where it is `daemon`, after everything recorded is written. */

@@ -150,6 +150,8 @@ export interface VolumeBackend {
    * volumes are no files.
    */
   imageFile?(volumeId: string): Promise<{ path: string; format: "qcow2" | "raw" }>;
+  /** The same of a snapshot, whose bytes never change: others may build on it as long as it is there. */
+  snapshotFile?(snapshotId: string): Promise<{ path: string; format: "qcow2" | "raw" }>;
 
   /** Opens a volume or snapshot for reading. SourceMissingError when it does not exist. */
   openSource(source: SourceReference): Promise<VolumeSource>;

@@ -129,6 +129,10 @@ export class FileBackend implements VolumeBackend {
     return { path: this.#volume(volumeId), format: "raw" };
   }
 
+  async snapshotFile(snapshotId: string): Promise<{ path: string; format: "raw" }> {
+    return { path: this.#snapshot(snapshotId), format: "raw" };
+  }
+
   async goBack(volumeId: string, snapshotId: string, ctx: RunContext): Promise<void> {
     const volume = this.#volume(volumeId);
     const { size } = await guardStorage(`read ${volume}`, () => lstat(volume));

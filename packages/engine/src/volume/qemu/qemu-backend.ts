@@ -192,6 +192,10 @@ export class QemuBackend implements VolumeBackend {
     return adopted ?? { path: this.#volume(volumeId), format: "qcow2" };
   }
 
+  async snapshotFile(snapshotId: string): Promise<{ path: string; format: "qcow2" }> {
+    return { path: this.#snapshot(snapshotId), format: "qcow2" };
+  }
+
   async openSource(source: SourceReference): Promise<VolumeSource> {
     const adopted = "volumeId" in source ? await this.#adoptedOf(source.volumeId) : null;
     if (adopted !== null) return patiently(async () => serveSource(await this.#adopted.openChain(adopted)));

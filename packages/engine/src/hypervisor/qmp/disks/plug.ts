@@ -38,7 +38,11 @@ export async function plug(qmp: QmpClient, plugged: PluggedDisk, places: BackupP
   return { diskId: image.id, socketPath: places.exportSocket, name: image.id, sizeBytes, changes: null };
 }
 
-/** See MachineDisks.unplug. `close`: with all layers that nothing else uses. */
+/**
+ * See MachineDisks.unplug. `close`: with all layers that nothing else uses.
+ *
+ * @throws HypervisorRefusedError when the machine has the disk otherwise than by plugging
+ */
 export async function unplug(
   qmp: QmpClient,
   { id, image, temporaryPath }: PluggedDisk,
@@ -52,12 +56,14 @@ export async function unplug(
     if (error instanceof HypervisorRefusedError) return []; // It is not open any more.
     throw error;
   });
-  for (const { node } of chain) {
+  for (const { node, path } of chain) {
     try {
       await qmp.execute("blockdev-del", { "node-name": node });
     } catch (error) {
-      if (error instanceof HypervisorRefusedError) return; // Something else uses it, and with it all below.
-      throw error;
+      if (!(error instanceof HypervisorRefusedError)) throw error;
+      // A layer that something else uses, and with it all below, stays. A disk is then not unplugged.
+      if (temporaryPath !== null || path !== chain[0]?.path) return;
+      throw new HypervisorRefusedError(`The machine was started with ${path}: only its hypervisor can take it away.`);
     }
   }
 }

@@ -4,6 +4,7 @@ import { loadConfig, openLog } from "@tephra/control/process";
 import {
   type Dispatched,
   inTransaction,
+  type Priority,
   publishWorker,
   queueFor,
   startDispatcher,
@@ -27,11 +28,12 @@ afterAll(() => stack.disposeAsync());
 const config = () =>
   loadConfig({ DATABASE_URL: databaseUrl, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
 
-async function queueOperations(projectId: string, count: number, needs: string[]): Promise<void> {
+async function queueOperations(projectId: string, count: number, needs: string[], priority?: Priority): Promise<void> {
   const principal = { userId: "u", projectId, roles: [], isAdmin: false, requestId: "req-test" };
   await inTransaction(database, async (tx) => {
     for (let i = 0; i < count; i += 1) {
-      await startOperation(tx, principal, { kind: "backup-create", projectId, task: { kind: "plan-backup", needs } });
+      const task = { kind: "plan-backup" as const, needs };
+      await startOperation(tx, principal, { kind: "backup-create", projectId, task, ...(priority && { priority }) });
     }
   });
 }
@@ -108,6 +110,42 @@ describe("the dispatcher", () => {
     const jobs = await dispatchAll((j) => (j.get(queueFor(reaches))?.length ?? 0) >= projects.length - stuck.length);
     expect(new Set(await projectsOf(jobs.get(queueFor(reaches)) ?? []))).toEqual(new Set(projects.slice(stuck.length)));
     await publishWorker(database, worker);
+    await database.operation.deleteMany();
+  });
+
+  it("keeps slots for what is of high priority, whatever else waits or runs, and no others for it", async () => {
+    await queueOperations("aaa", 9, reaches);
+    const jobsOf = (jobs: Map<string, Dispatched[]>): Dispatched[] => jobs.get(queueFor(reaches)) ?? [];
+    const before = jobsOf(await dispatchAll((j) => jobsOf(j).length >= 4));
+    expect(before.map(({ high }) => high)).toEqual([false, false, false, false]);
+    await queueOperations("aaa", 1, reaches, "high");
+    await queueOperations("bbb", 9, reaches, "high");
+    const first = jobsOf(await dispatchAll((j) => jobsOf(j).length >= 4));
+    expect(first.map(({ high }) => high)).toEqual([true, true, true, true]);
+    expect(await projectsOf(first)).toContain("aaa");
+    // The others are dispatched while tasks of high priority still wait.
+    await database.task.updateMany({
+      where: { id: { in: before.map((j) => j.taskId) } },
+      data: { state: "succeeded" },
+    });
+    const next = jobsOf(await dispatchAll((j) => jobsOf(j).length >= 4));
+    expect(next.map(({ high }) => high)).toEqual([false, false, false, false]);
+    await database.operation.deleteMany();
+  });
+
+  it("takes what is of low priority after everything else of its project, and before nothing of others", async () => {
+    await queueOperations("aaa", 4, reaches, "low");
+    await queueOperations("aaa", 2, reaches);
+    await queueOperations("bbb", 1, reaches);
+    const jobs = await dispatchAll((j) => (j.get(queueFor(reaches))?.length ?? 0) >= 4);
+    const rows = await database.task.findMany({ where: { state: "dispatched" }, include: { operation: true } });
+    expect(rows.map((row) => `${row.projectId} ${row.operation.priority}`).sort()).toEqual([
+      "aaa low",
+      "aaa normal",
+      "aaa normal",
+      "bbb normal",
+    ]);
+    expect(jobs.get(queueFor(reaches))).toHaveLength(4);
     await database.operation.deleteMany();
   });
 

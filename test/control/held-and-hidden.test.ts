@@ -184,7 +184,15 @@ describe("a backup that is deleted with a delay", () => {
   it("has its delay from the policy that made it, where that says so", async () => {
     const rules = { keep_last: 1, min_good: 1, manual: false, deletion_delay_hours: 100 };
     const policy = await createPolicy(database, config, principal, {
-      ...{ projectId: "p", name: randomUUID(), description: null, enabled: false, force: true, targetHours: null },
+      ...{
+        projectId: "p",
+        name: randomUUID(),
+        description: null,
+        enabled: false,
+        force: true,
+        priority: "normal",
+        targetHours: null,
+      },
       schedule: { cron: "0 2 * * *", timezone: "UTC", window_minutes: 60, jitter_minutes: 0 },
       ...{ kind: { full_every: 1 }, retention: rules, squash: null, repository: null },
     });

@@ -68,7 +68,7 @@ async function addPolicy(
       kind: { full_every: 7 },
       retention: null,
     },
-    ...{ squash: null, repository: null, force: true, targetHours: null },
+    ...{ squash: null, repository: null, force: true, priority: "normal", targetHours: null },
     ...rules,
     schedule,
   });

@@ -55,7 +55,15 @@ async function addVolume(projectId = "p"): Promise<string> {
 
 async function addPolicy(retention: object, more: object = {}) {
   return createPolicy(database, config, principal, {
-    ...{ projectId: "p", name: randomUUID(), description: null, enabled: true, force: true, targetHours: null },
+    ...{
+      projectId: "p",
+      name: randomUUID(),
+      description: null,
+      enabled: true,
+      force: true,
+      priority: "normal",
+      targetHours: null,
+    },
     schedule: { cron: "0 2 * * *", timezone: "UTC", window_minutes: 60, jitter_minutes: 0 },
     ...{ kind: { full_every: 7 }, squash: null, repository: null },
     retention: { min_good: 1, manual: false, ...retention },

@@ -29,9 +29,9 @@ type Reserve = (key: LimitKey, asked: { bytes: number; rate: number; priority: P
 const restoring: readonly TaskKind[] = ["plan-restore", "restore", "publish"];
 const backingUp: readonly TaskKind[] = ["plan-backup", "copy", "seal"];
 
-/** Restores go before backups, and both before what nobody waits for. */
-export const priorityOf = (kind: TaskKind): Priority =>
-  restoring.includes(kind) ? "high" : backingUp.includes(kind) ? "normal" : "low";
+/** Restores go before backups, and both before what nobody waits for, unless the operation has another priority than it usually has. */
+export const priorityOf = ({ kind, operation: { priority } }: Pick<ClaimedTask, "kind" | "operation">): Priority =>
+  restoring.includes(kind) ? "high" : priority !== "normal" || backingUp.includes(kind) ? priority : "low";
 
 /** Bytes are reserved for this long at a time, so that small pieces do not ask PostgreSQL each. */
 const quantumSeconds = 0.1;
@@ -169,7 +169,7 @@ export function paceOf(
   task: Pick<ClaimedTask, "kind" | "operation">,
   { signal, onWait }: Pick<Flow, "signal" | "onWait">,
 ): TaskPace {
-  const flow = { projectId: task.operation.projectId, priority: priorityOf(task.kind), signal, onWait };
+  const flow = { projectId: task.operation.projectId, priority: priorityOf(task), signal, onWait };
   const pace: TaskPace = {
     backend: null,
     volume: (bytes) => bandwidth.pace(bytes, { ...flow, traffic: "volumes", place: pace.backend }),

@@ -21,6 +21,7 @@ import {
 import { DamagedObjectError, NotReadyYetError } from "@tephra/engine";
 import { paceOf } from "./bandwidth.ts";
 import type { Handler, WorkerContext } from "./context.ts";
+import type { GiveWay } from "./give-way.ts";
 import { copyTask } from "./handlers/copy.ts";
 import { concludeGroupTask, snapshotGroupTask } from "./handlers/groups.ts";
 import { importBackupTask } from "./handlers/import-backup.ts";
@@ -45,7 +46,7 @@ import {
   provisionVolumeTask,
   removeVolumeTask,
 } from "./handlers/volumes.ts";
-import { CancelledError, DrainedError, HungError, LeaseLostError, type Leases } from "./leases.ts";
+import { CancelledError, DrainedError, type HeldLease, HungError, LeaseLostError, type Leases } from "./leases.ts";
 import { PlaceHangsError } from "./sites.ts";
 import { watchSites } from "./watched-sites.ts";
 
@@ -202,11 +203,22 @@ export async function runTask(taskId: string, context: WorkerContext, leases: Le
   return true;
 }
 
+/** What a task does before it begins a window: those of high priority count it, all others give way to them. */
+const admission =
+  (way: GiveWay, { lane }: ClaimedTask, { run: { signal }, watch }: HeldLease) =>
+  (bytes: number): Promise<void> | null => {
+    if (lane !== "high") return way.pass(bytes, { signal, onWait: watch.moved });
+    way.begun(bytes);
+    return null;
+  };
+
 async function doTask(task: ClaimedTask, askedAt: bigint, context: WorkerContext, leases: Leases): Promise<void> {
   const { config, log } = context;
   events.taskClaimed(log, task);
   atPoint(`${task.kind}.claimed`);
   await using lease = leases.hold(task, askedAt);
+  using stack = new DisposableStack();
+  if (task.lane === "high") stack.defer(context.giveWay.enter());
   const fence = (): void => {
     atPoint(task.kind);
     lease.run.fence();
@@ -218,7 +230,8 @@ async function doTask(task: ClaimedTask, askedAt: bigint, context: WorkerContext
     const reporting = (): void => atPoint(`${task.kind}.reporting`);
     const pace = paceOf(context.bandwidth, task, { signal: lease.run.signal, onWait: lease.watch.moved });
     const sites = watchSites(context.sites, lease.watch, pace);
-    const run = { ...lease.run, fence, pace: pace.volume };
+    const admit = admission(context.giveWay, task, lease);
+    const run = { ...lease.run, fence, pace: pace.volume, admit };
     work = handlers[task.kind]({ ...task, reporting }, { ...context, sites }, run);
     // An abandoned task goes on to another worker, wherever its handler is stuck.
     await Promise.race([work, lease.hung]);

@@ -3,6 +3,7 @@ import { ownPlaces } from "@tephra/control/process";
 import type { ClaimedTask, TaskResult } from "@tephra/control/work";
 import type { Engine, RunContext, UserPlaces } from "@tephra/engine";
 import type { Bandwidth } from "./bandwidth.ts";
+import type { GiveWay } from "./give-way.ts";
 import type { HungError } from "./leases.ts";
 import type { Places } from "./sites.ts";
 
@@ -15,6 +16,7 @@ export interface WorkerContext {
   sites: Places;
   workerId: string;
   bandwidth: Bandwidth;
+  giveWay: GiveWay;
   /** A task was abandoned whose handler may still be stuck; `settled` resolves when it no longer is. Resolves when others know of it. */
   onHung(error: HungError, settled: Promise<unknown>): Promise<void>;
 }

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Database, Logger } from "@tephra/control";
-import { type ClaimedTask, quietMsOf, renewLeases } from "@tephra/control/work";
+import { type ClaimedTask, type Lane, quietMsOf, renewLeases } from "@tephra/control/work";
 import type { RunContext } from "@tephra/engine";
 import type { CallWatch } from "./watched-sites.ts";
 
@@ -88,7 +88,8 @@ export interface Leases {
   hold(task: ClaimedTask, claimedAt: bigint): HeldLease;
   /** Aborts every task that is held. */
   abortAll(reason: Error): void;
-  count(): number;
+  /** How many are held: of a lane, or of both. */
+  count(lane?: Lane): number;
   stop(): Promise<void>;
 }
 
@@ -275,7 +276,8 @@ export function openLeases(options: {
     abortAll(reason) {
       for (const h of held.values()) h.controller.abort(reason);
     },
-    count: () => held.size,
+    count: (lane) =>
+      lane === undefined ? held.size : [...held.values()].filter(({ task }) => task.lane === lane).length,
     async stop() {
       clearInterval(heartbeat);
       clearInterval(watch);

@@ -18,6 +18,8 @@ import {
 import {
   installationId,
   isHostDisabled,
+  type Lane,
+  lanes,
   type OwnWorker,
   type Published,
   publishWorker,
@@ -31,6 +33,7 @@ import { openEngine } from "@tephra/engine";
 import { Bandwidth } from "./bandwidth.ts";
 import { runTask } from "./consumers.ts";
 import type { WorkerContext } from "./context.ts";
+import { GiveWay } from "./give-way.ts";
 import { DrainedError, openLeases } from "./leases.ts";
 import { BackupKeeper } from "./machine-backups/keeper.ts";
 import { startNotifier } from "./notifier.ts";
@@ -44,7 +47,7 @@ const { version } = createRequire(import.meta.url)("../package.json") as { versi
 const abortGraceMs = 3_000;
 /** Time for the other steps of stopping; servers that are silent are not waited for any longer. */
 const farewellMs = 1_000;
-/** Threads for file calls beyond one for each slot: for probes, and for calls that hang. */
+/** Threads for file calls beyond one for each slot of each lane: for probes, and for calls that hang. */
 const spareFileThreads = 16;
 /** How long an abandoned task waits for others to learn of the place that hangs. */
 const tellMs = 5_000;
@@ -69,7 +72,7 @@ async function until(done: () => boolean, limitMs: number): Promise<void> {
  */
 async function main(): Promise<void> {
   const config = readConfig();
-  allowFileThreads(config.worker.slots + spareFileThreads);
+  allowFileThreads(lanes.length * config.worker.slots + spareFileThreads);
   const log = openLog(config, "worker");
   logCrash(log);
   logVitals(log, config.vitals_ms);
@@ -109,7 +112,17 @@ async function main(): Promise<void> {
     host: config.hostName,
     reserve: (key, asked) => reserveBandwidth(database, key, asked),
   });
-  const context: WorkerContext = { config, log, database, engine, sites, workerId, bandwidth, onHung };
+  const context: WorkerContext = {
+    config,
+    log,
+    database,
+    engine,
+    sites,
+    workerId,
+    bandwidth,
+    giveWay: new GiveWay(),
+    onHung,
+  };
   const { quiet_ms: quietMs } = config.tasks;
   const fileCallMs = (): number => engine.fileCallMs();
   const leases = openLeases({
@@ -137,17 +150,17 @@ async function main(): Promise<void> {
   let served: string | null = null;
   let redisRefusal: string | null = null;
   /** Tasks taken without a job that are not claimed yet, or are running. */
-  const taken = new Set<string>();
+  const taken: Record<Lane, Set<string>> = { high: new Set(), other: new Set() };
   const own: OwnWorker = {
     queue: () => (stopping || disabled ? null : served),
     redisWorks: () => redisRefusal === null,
-    free: () => slots - standing.size - Math.max(leases.count(), taken.size),
-    take: (taskId) => {
-      if (taken.has(taskId)) return;
-      taken.add(taskId);
+    free: (lane) => slots - standing.size - Math.max(leases.count(lane), taken[lane].size),
+    take: (taskId, lane) => {
+      if (taken[lane].has(taskId)) return;
+      taken[lane].add(taskId);
       run(taskId)
         .catch((error: unknown) => log.warn({ err: error, task: taskId }, "a task could not be taken"))
-        .finally(() => taken.delete(taskId));
+        .finally(() => taken[lane].delete(taskId));
     },
   };
   const election = joinElection({
@@ -208,7 +221,7 @@ async function main(): Promise<void> {
     await obey(published.disabled);
     for (const [name, why] of Object.entries(unreachable))
       if (name !== "redis") log.warn({ name, why }, "not reached from here");
-    if (!disabled) for (const taskId of published.undelivered.slice(0, Math.max(0, own.free()))) own.take(taskId);
+    if (!disabled) for (const { id, lane } of published.undelivered) if (own.free(lane) > 0) own.take(id, lane);
     dispatcher.wake();
     if (published.machineBackups) backups.look();
   };

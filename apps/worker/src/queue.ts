@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "@tephra/control";
 import { redisConnection, redisOptions } from "@tephra/control/process";
-import type { Dispatched, Enqueue } from "@tephra/control/work";
+import { type Dispatched, type Enqueue, laneQueues, lanes } from "@tephra/control/work";
 import { Queue, type Telemetry, Worker } from "bullmq";
 import { Redis } from "ioredis";
 import { openQueueProbe, wordsOf } from "./queue-probe.ts";
@@ -26,13 +26,13 @@ const traceMetadata = (traceparent: string): string => JSON.stringify({ tracepar
 export interface JobQueues {
   enqueue: Enqueue;
   /**
-   * Serves the queue of that name with `slots` concurrent jobs, also after a pause; stops serving the previous one. Settles when jobs can
+   * Serves the queue of that name with `slots` concurrent jobs in each lane, also after a pause; stops serving the previous one. Settles when jobs can
    * arrive, or after a second without Redis, whose jobs arrive when it does.
    */
   serve(name: string): Promise<void>;
   /** Tests what the queue needs from Redis. Null: it works; otherwise the reason, in the server's own words. */
   refusal(): Promise<string | null>;
-  /** Changes the number of concurrent jobs. */
+  /** Changes the number of concurrent jobs in each lane. */
   resize(slots: number): void;
   /** Takes no new jobs. Running ones go on. */
   pause(): Promise<void>;
@@ -76,7 +76,8 @@ export function openJobQueues(options: {
   const probe = openQueueProbe({ name: options.probeName, producer, consumer, complaint: () => complaint });
   let refused: string | null = null;
   const queues = new Map<string, Queue<TaskJob>>();
-  let worker: Worker<TaskJob> | null = null;
+  let served: string | null = null;
+  let workers: Worker<TaskJob>[] = [];
   const letGo: Promise<void>[] = [];
 
   const queueNamed = (name: string): Queue<TaskJob> => {
@@ -95,41 +96,58 @@ export function openJobQueues(options: {
     return queue;
   };
 
+  const jobOf = ({ taskId, jobId, traceParent }: Dispatched) => {
+    const traced = traceParent === null ? {} : { telemetry: { metadata: traceMetadata(traceParent) } };
+    return { name: jobName, data: { taskId }, opts: { jobId, ...traced } };
+  };
+  const leaveAll = (): void => {
+    for (const worker of workers) letGo.push(worker.close());
+    workers = [];
+  };
+  const consume = (queue: string): Worker<TaskJob> => {
+    // Three named parameters: BullMQ passes its signal only to a processor that declares it. Ours come from the lease.
+    const worker = new Worker<TaskJob>(queue, async (job, _token, _signal) => options.run(job.data.taskId), {
+      connection: consumer,
+      ...telemetry,
+      concurrency: slots,
+      lockDuration: 30_000,
+      stalledInterval: 5_000,
+      maxStalledCount: 1000,
+      drainDelay: 5,
+      removeOnComplete: keepCompleted,
+      removeOnFail: keepFailed,
+    });
+    // Kept visible for a while, on the dashboard and in Redis.
+    worker.on("failed", (job, error) =>
+      log.warn({ event: "job.failed", job: job?.id, reason: error.message }, "a job was left"),
+    );
+    worker.on("error", (error) => log.debug({ err: error }, "consumer"));
+    return worker;
+  };
+
   return {
     async enqueue(name: string, jobs: readonly Dispatched[]) {
-      await queueNamed(name).addBulk(
-        jobs.map(({ taskId, jobId, traceParent }) => {
-          const traced = traceParent === null ? {} : { telemetry: { metadata: traceMetadata(traceParent) } };
-          return { name: jobName, data: { taskId }, opts: { jobId, ...traced } };
-        }),
-      );
+      const high = laneQueues(name).high;
+      for (const [queue, of] of [
+        [high, jobs.filter((job) => job.high)],
+        [name, jobs.filter((job) => !job.high)],
+      ] as const) {
+        if (of.length > 0) await queueNamed(queue).addBulk(of.map(jobOf));
+      }
     },
     async serve(name) {
-      if (worker?.name === name) {
+      if (served === name && workers.length > 0) {
         // There may have been a pause in between: a paused worker resumes.
-        void worker.resume();
+        for (const worker of workers) void worker.resume();
         return;
       }
-      if (worker) letGo.push(worker.close());
-      // Three named parameters: BullMQ passes its signal only to a processor that declares it. Ours come from the lease.
-      worker = new Worker<TaskJob>(name, async (job, _token, _signal) => options.run(job.data.taskId), {
-        connection: consumer,
-        ...telemetry,
-        concurrency: slots,
-        lockDuration: 30_000,
-        stalledInterval: 5_000,
-        maxStalledCount: 1000,
-        drainDelay: 5,
-        removeOnComplete: keepCompleted,
-        removeOnFail: keepFailed,
-      });
-      // Kept visible for a while, on the dashboard and in Redis.
-      worker.on("failed", (job, error) =>
-        log.warn({ event: "job.failed", job: job?.id, reason: error.message }, "a job was left"),
-      );
-      worker.on("error", (error) => log.debug({ err: error }, "consumer"));
+      leaveAll();
+      served = name;
+      const queued = laneQueues(name);
+      workers = lanes.map((lane) => consume(queued[lane]));
       // Errors on the way are handled by its listener.
-      await Promise.race([worker.waitUntilReady().catch(() => {}), sleep(connectMs)]);
+      const ready = Promise.all(workers.map((worker) => worker.waitUntilReady().catch(() => {})));
+      await Promise.race([ready, sleep(connectMs)]);
     },
     async refusal() {
       const before = refused;
@@ -139,22 +157,19 @@ export function openJobQueues(options: {
           log.warn({ event: "redis.refused", reason: refused }, "Redis cannot be used: polling for tasks");
         else log.warn({ event: "redis.works" }, "Redis can be used again");
       }
-      if (refused === null && before !== null && worker) {
-        // A consumer that was refused once may have given up.
-        letGo.push(worker.close());
-        worker = null;
-      }
+      // A consumer that was refused once may have given up.
+      if (refused === null && before !== null) leaveAll();
       return refused;
     },
     resize(count) {
       slots = Math.max(1, count);
-      if (worker) worker.concurrency = slots;
+      for (const worker of workers) worker.concurrency = slots;
     },
     async pause() {
-      await worker?.pause(true);
+      await Promise.all(workers.map((worker) => worker.pause(true)));
     },
     async close() {
-      await Promise.allSettled([...letGo, worker?.close(true), probe.close()]);
+      await Promise.allSettled([...letGo, ...workers.map((worker) => worker.close(true)), probe.close()]);
       await Promise.allSettled([...queues.values()].map((q) => q.close()));
       producer.disconnect();
       consumer.disconnect();

@@ -21,7 +21,7 @@ export { findDatabaseProblems, findStrayTimes, tellStrayTimes } from "./db/proof
 export type { ImageTransfersConfig } from "./image-transfer-config.ts";
 export { ownPlaces } from "./own-places.ts";
 export { type Election, joinElection, type Role } from "./queue/election.ts";
-export { installationOf, liveQueues, redisRefusals } from "./queue/workers.ts";
+export { installationOf, laneQueues, liveQueues, redisRefusals } from "./queue/workers.ts";
 export { redisConnection, redisOptions } from "./redis-options.ts";
 export { repairQuotas } from "./rows/quota-repair.ts";
 export { atPoint } from "./telemetry/points.ts";

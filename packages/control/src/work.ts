@@ -83,8 +83,6 @@ export {
   type BandwidthLimit,
   burstSeconds,
   type LimitKey,
-  type Priority,
-  priorities,
   rateAt,
   reserveBandwidth,
   type Traffic,
@@ -104,6 +102,7 @@ export {
 } from "./machines/backup-work.ts";
 export { finishPlug } from "./machines/plug.ts";
 export { beginRevert, finishRevert } from "./machines/revert.ts";
+export { type Lane, lanes, type Priority, priorities } from "./priorities.ts";
 export { type Dispatched, type Enqueue, type OwnWorker, startDispatcher } from "./queue/dispatcher.ts";
 export {
   type BackupPlan,
@@ -135,6 +134,7 @@ export {
 } from "./queue/tasks.ts";
 export {
   encoderNeeds,
+  laneQueues,
   needToRead,
   needToWrite,
   type Published,

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { bytes, id, time } from "./fields.ts";
+import { bytes, id, Priority, time } from "./fields.ts";
 
 const count = z.number().int().nonnegative();
 
@@ -50,6 +50,7 @@ export const Operation = z
     id,
     kind: z.string(),
     state: z.enum(["queued", "running", "succeeded", "failed", "cancelled"]),
+    priority: Priority,
     project_id: z.string(),
     backup_id: id.nullable(),
     volume_id: id.nullable(),

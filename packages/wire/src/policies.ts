@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { bytes, id, time } from "./fields.ts";
+import { bytes, id, Priority, time } from "./fields.ts";
 
 const count = z.number().int().min(0).max(100_000);
 
@@ -55,6 +55,7 @@ export const Policy = z
     squash: Squash.nullable(),
     repository: z.string().nullable(),
     force: z.boolean(),
+    priority: Priority,
     target_hours: z.number().int().nullable(),
     next_at: time.nullable(),
     created_at: time,

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import type { OpsRouteKey } from "./answers.ts";
+import { Priority } from "./fields.ts";
 import { bytesPerSecond, timeOfDay, weekDays } from "./limits.ts";
 import { Kinds, Retention, Schedule, Squash } from "./policies.ts";
 import { SignIn } from "./sessions.ts";
@@ -159,6 +160,7 @@ const changeablePolicy = {
   squash: Squash.nullable(),
   repository: text.min(1).max(255).nullable(),
   force: z.boolean(),
+  priority: Priority,
   target_hours: z.number().int().min(1).max(100_000).nullable(),
 };
 
@@ -173,6 +175,7 @@ const NewPolicy = z.strictObject({
   squash: changeablePolicy.squash.default(null),
   repository: changeablePolicy.repository.default(null),
   force: changeablePolicy.force.default(true),
+  priority: changeablePolicy.priority.default("normal"),
   target_hours: changeablePolicy.target_hours.default(null),
 });
 

@@ -184,6 +184,8 @@ it("refuses rules that make no sense, with the key and the reason", async () => 
       "policy.retention.keep_within: is no number of hours, days or weeks",
     ],
     ["an unknown repository", { repository: "nowhere" }, 'policy.repository: there is no repository "nowhere"'],
+    ["an unknown priority", { priority: "urgent" }, "policy.priority: "],
+    ["high priority", { priority: "high" }, "policy.priority: only admins give high priority"],
     ["a negative target", { target_hours: -1 }, "policy.target_hours: "],
     ["a name that is taken", { name: "own" }, 'policy.name: there is a policy "own" already'],
     ["an unknown key", { colour: "red" }, "colour"],

@@ -1,5 +1,8 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, it } from "vitest";
+import { initialiseRepository } from "../../../scripts/repository.ts";
 import { startInstance } from "../../kit/instance.ts";
 import { journeyOn, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
 
@@ -66,6 +69,76 @@ it("a limit holds for all workers together, both ways, and is changed while they
   expect(body.limits).toMatchObject([
     { traffic: "volumes", scope: "backend", name: "files", bytes_per_second_now: 2 * MiB, windows: [] },
   ]);
+  await user.expectQuiet();
+});
+
+it("a restore is done while backups hold every slot of the only worker, and a backup while a restore holds its own", {
+  timeout: 240_000,
+}, async () => {
+  await using stack = new AsyncDisposableStack();
+  const places = mkdtempSync(join(tmpdir(), "tephra-slots-"));
+  stack.defer(() => rmSync(places, { recursive: true, force: true }));
+  const whole = { ...repository, object_bytes: 16 * MiB };
+  const named = (name: string, more: object = {}) => ({ name, url: `posix:${join(places, name)}`, ...whole, ...more });
+  const repositories = [named("main", { default: true }), named("second")];
+  for (const { url } of repositories) await initialiseRepository(url);
+  await using instance = await startInstance({
+    config: { ...config, repositories, range_bytes: 16 * MiB, worker: { ...config.worker, slots: 1 } },
+  });
+  const user = journeyOn(instance);
+  const image = join(instance.dataDir, "disk.img");
+  await writeIslands(image, 16 * MiB, [{ offset: 0, data: randomBytesOf("slots", 16 * MiB) }]);
+  const sha256 = await sha256Of(image);
+  const volumes = [await user.importVolume(image), await user.importVolume(image)];
+  const backup = await user.backUp(volumes[0] as string);
+  const limit = async (path: string, rate: number | null): Promise<void> => {
+    const reply = await instance.request(rate === null ? "DELETE" : "PUT", path, rate && { bytes_per_second: rate });
+    expect(reply.status, reply.text).toBe(rate === null ? 204 : 200);
+  };
+  const running = async (kind: string): Promise<number> => {
+    const live = `SELECT FROM tasks t JOIN operations o ON o.id = t.operation_id WHERE o.kind = $1 AND t.state = 'running'`;
+    return (await instance.sql(live, [kind])).length;
+  };
+  const heard = async (): Promise<void> => {
+    const [{ at }] = await instance.sql("SELECT now() AS at");
+    const late = "SELECT FROM workers WHERE heartbeat_at <= $1";
+    await instance.waitFor(async () => (await instance.sql(late, [at])).length === 0, { what: "the worker knows" });
+  };
+
+  // So slow that nothing is done while it holds.
+  await limit(limitOf("backend", "files", "volumes"), 16 * KiB);
+  await heard();
+  const slow = await Promise.all(volumes.map((volume) => user.startBackup(volume)));
+  await instance.waitFor(async () => (await running("backup-create")) === 1, { what: "a backup has the only slot" });
+  const restored = await user.startRestore(backup);
+  await user.settled("volumes", restored, "available");
+  expect(await running("backup-create")).toBe(1);
+  expect(await sha256Of(user.volumeFile(restored))).toBe(sha256);
+  await limit(limitOf("backend", "files", "volumes"), null);
+  for (const each of slow) await user.settled("backups", each, "available");
+
+  await limit(limitOf("repository", "main"), 16 * KiB);
+  await heard();
+  const held = await user.startRestore(backup);
+  await instance.waitFor(async () => (await running("backup-restore")) === 1, { what: "the restore is at work" });
+  const policy = { name: "other", schedule: { cron: "0 2 * * *" }, repository: "second", priority: "low" };
+  const made = await instance.request("POST", "/ops/policies", { policy });
+  expect(made.status, made.text).toBe(201);
+  const { id } = made.body.policy;
+  await instance.request("POST", `/ops/policies/${id}/assignments`, { assignment: { volume_id: volumes[1] } });
+  await instance.request("POST", `/ops/policies/${id}/run`, {});
+  const [item] = await instance.waitFor(
+    async () => {
+      const items = await instance.sql("SELECT state, backup_id FROM policy_run_items WHERE state = 'succeeded'");
+      return items.length === 1 && items;
+    },
+    { what: "the backup is done" },
+  );
+  expect(await running("backup-restore")).toBe(1);
+  const operations = await instance.request("GET", `/ops/operations?backup_id=${item.backup_id}`);
+  expect(operations.body.operations).toMatchObject([{ kind: "backup-create", priority: "low" }]);
+  await limit(limitOf("repository", "main"), null);
+  await user.settled("volumes", held, "available");
   await user.expectQuiet();
 });
 

@@ -52,6 +52,7 @@ const view = (row: PolicyRow): Policy => ({
   squash: row.squash,
   repository: row.repository,
   force: row.force,
+  priority: row.priority,
   target_hours: row.targetHours,
   next_at: isoOrNull(row.nextAt),
   created_at: row.createdAt.toISOString(),

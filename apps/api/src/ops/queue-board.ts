@@ -2,7 +2,7 @@ import { createBullBoard } from "@bull-board/api";
 import { BullMQAdapter } from "@bull-board/api/bullMQAdapter";
 import { ExpressAdapter } from "@bull-board/express";
 import type { Logger } from "@tephra/control";
-import { liveQueues, redisConnection, redisOptions } from "@tephra/control/process";
+import { laneQueues, liveQueues, redisConnection, redisOptions } from "@tephra/control/process";
 import { Queue } from "bullmq";
 import { type ErrorRequestHandler, type Request, type RequestHandler, Router } from "express";
 import helmet from "helmet";
@@ -102,7 +102,7 @@ export function queueBoard(context: Context, rule: Rule): Router {
   const refresh: RequestHandler = async (_req, _res, next) => {
     const queues = await liveQueues(database, config.worker.down_ms);
     await awaitRedis(redis);
-    board.replaceQueues([...new Set(queues.map((q) => q.queue))].map(adapterOf));
+    board.replaceQueues([...new Set(queues.flatMap((q) => Object.values(laneQueues(q.queue))))].map(adapterOf));
     next();
   };
   const router = Router();

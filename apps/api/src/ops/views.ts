@@ -19,6 +19,7 @@ export function viewOperation(row: OperationProgress): Operation {
     id: row.id,
     kind: row.kind,
     state: row.state,
+    priority: row.priority,
     project_id: row.projectId,
     backup_id: row.backupId,
     volume_id: row.volumeId,

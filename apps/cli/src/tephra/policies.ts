@@ -1,5 +1,5 @@
 import type { AnswerOf, BodyOf, Policy, PolicyDetails, PolicyRun } from "@tephra/wire";
-import { type Command, InvalidArgumentError } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
 import type { Client } from "./client.ts";
 import { chooseByName, isUuid, resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
@@ -20,6 +20,7 @@ interface PolicyOptions {
   squash?: number | null;
   repository?: string;
   target?: number;
+  priority?: string;
   force?: boolean;
   enable?: true;
   confirm?: true;
@@ -120,6 +121,13 @@ function addRuleOptions(command: Command): Command {
     .option("--no-squash", "Merge nothing (default).")
     .option("--repository <name>", "Where backups go.")
     .option("--target <hours>", "The newest good backup should be no older.", positiveInteger)
+    .addOption(
+      new Option("--priority <priority>", "Of its backups (default: normal); high is for admins to give.").choices([
+        "low",
+        "normal",
+        "high",
+      ]),
+    )
     .option("--force", "Back up volumes in use, too (default).")
     .option("--no-force", "Leave volumes in use alone.")
     .option("--description <text>")
@@ -152,6 +160,7 @@ function rulesOf(options: PolicyOptions, before: Policy["schedule"] | null): Rec
     squash: typeof squash === "number" ? { when_chain_longer_than: squash } : squash === null ? null : undefined,
     repository: options.repository,
     target_hours: options.target,
+    priority: options.priority,
     force: options.force,
     enabled: enable ? true : disable ? false : undefined,
   });
@@ -362,6 +371,7 @@ function printPolicy(session: Session, policy: PolicyDetails): void {
     squash: squash ? `chains longer than ${squash.when_chain_longer_than}` : "never",
     repository: policy.repository,
     "volumes in use": policy.force ? "yes" : "no",
+    priority: policy.priority,
     "target hours": policy.target_hours,
     next: policy.enabled ? policy.next_runs.join(", ") : null,
   };

@@ -157,6 +157,7 @@ export function PolicyPage() {
               of={[
                 ["Rule", shown(policyText(shownPolicy))],
                 ["Repository", <Foreign key="repository" text={shownPolicy.repository} empty="the default one" />],
+                ["Priority", shownPolicy.priority],
                 ["Target", shownPolicy.target_hours === null ? "the default one" : `${shownPolicy.target_hours} h`],
                 [
                   "Next",

@@ -2,6 +2,7 @@ import type { Config } from "../config.ts";
 import type { Database } from "../db/database.ts";
 import { NotFoundError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
+import { type Priority, priorities } from "../priorities.ts";
 import { checkWindows, type LimitWindow, openWindow, refusal } from "./windows.ts";
 
 /** What is limited: how fast volumes are read for backups, or how fast bytes go into repositories and come from them. */
@@ -14,10 +15,6 @@ const scopes = {
   repositories: ["worker", "project", "repository"],
 } as const satisfies Record<Traffic, readonly string[]>;
 export type LimitScope = (typeof scopes)[Traffic][number];
-
-/** Whose bytes go first: a limit is shared by the others as if there were only what these leave. */
-export const priorities = ["high", "normal", "low"] as const;
-export type Priority = (typeof priorities)[number];
 
 export interface LimitKey {
   traffic: Traffic;

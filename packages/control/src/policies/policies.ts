@@ -3,6 +3,7 @@ import type { Config } from "../config.ts";
 import { type Database, inTransaction, Prisma, type Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import type { Principal } from "../principal.ts";
+import type { Priority } from "../priorities.ts";
 import { findPolicy, lockPolicy, type Policy, policiesOf, readClock } from "../rows/policies.ts";
 import { policyKey } from "./applies.ts";
 import { checkRules, type PolicyRules, refusalOf } from "./check.ts";
@@ -11,11 +12,13 @@ import { BackupKinds, RetentionRules, Schedule, SquashRules } from "./rules.ts";
 import { nextTime, nextTimes } from "./schedule.ts";
 
 /** A policy with its rules read. */
-export type PolicyRow = Omit<Policy, "schedule" | "kind" | "retention" | "squash"> & PolicyRules;
+export type PolicyRow = Omit<Policy, "schedule" | "kind" | "retention" | "squash" | "priority"> &
+  PolicyRules & { priority: Priority };
 
 /** The row of a policy, as the programs use it. */
 export const readPolicy = (row: Policy): PolicyRow => ({
   ...row,
+  priority: row.priority as Priority,
   schedule: Schedule.parse(row.schedule),
   kind: BackupKinds.parse(row.kind),
   retention: row.retention === null ? null : RetentionRules.parse(row.retention),
@@ -29,6 +32,8 @@ export interface NewPolicy extends PolicyRules {
   description: string | null;
   enabled: boolean;
   force: boolean;
+  /** Of its backups. `high` is for admins to give: at a limit its bytes go before those of all others. */
+  priority: Priority;
   targetHours: number | null;
 }
 
@@ -51,6 +56,14 @@ async function refuseTakenName(
   if (taken) throw refusalOf([{ key: "policy.name", problem: `there is a policy ${JSON.stringify(name)} already` }]);
 }
 
+/** @throws InvalidError */
+function refuseHigh(principal: Principal, priority: Priority | undefined): void {
+  if (priority !== "high" || principal.isAdmin) return;
+  throw refusalOf([
+    { key: "policy.priority", problem: "only admins give high priority: it goes before the work of others" },
+  ]);
+}
+
 /** @throws InvalidError that names each key that makes no sense; nothing is left behind */
 export async function createPolicy(
   database: Database,
@@ -59,15 +72,16 @@ export async function createPolicy(
   policy: NewPolicy,
   { confirmed = false }: { confirmed?: boolean } = {},
 ): Promise<PolicyRow> {
+  refuseHigh(principal, policy.priority);
   return inTransaction(database, async (tx) => {
     const id = randomUUID();
     const now = await readClock(tx);
     checkRules(config, policy, now);
     await refuseTakenName(tx, { ...policy, id });
-    const { projectId, name, description, enabled, repository, force, targetHours } = policy;
+    const { projectId, name, description, enabled, repository, force, priority, targetHours } = policy;
     const row = await tx.policy.create({
       data: {
-        ...{ id, projectId, name, description, enabled, repository, force, targetHours },
+        ...{ id, projectId, name, description, enabled, repository, force, priority, targetHours },
         ...documentsOf(policy),
         userId: principal.userId,
         nextAt: enabled ? nextTime(policy.schedule, now) : null,
@@ -119,14 +133,15 @@ export async function updatePolicy(
     const was = readPolicy(await lockPolicy(tx, id));
     const now = await readClock(tx);
     const changed = { ...was, ...change };
+    if (changed.priority !== was.priority) refuseHigh(principal, changed.priority);
     checkRules(config, changed, now);
     await refuseTakenName(tx, changed);
-    const { name, description, enabled, repository, force, targetHours } = changed;
+    const { name, description, enabled, repository, force, priority, targetHours } = changed;
     const rescheduled = change.schedule !== undefined || enabled !== was.enabled;
     const row = await tx.policy.update({
       where: { id },
       data: {
-        ...{ name, description, enabled, repository, force, targetHours },
+        ...{ name, description, enabled, repository, force, priority, targetHours },
         ...documentsOf(changed),
         updatedAt: now,
         ...(rescheduled && { nextAt: enabled ? nextTime(changed.schedule, now) : null }),

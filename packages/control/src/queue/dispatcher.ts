@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { type Lane, laneRanks, lanes } from "../priorities.ts";
 import type { Logger } from "../telemetry/telemetry.ts";
 import { listenForTasks } from "./doorbell.ts";
 import type { Election } from "./election.ts";
@@ -12,6 +13,8 @@ export interface Dispatched {
   taskId: string;
   /** `t-<task>-<dispatch>`: BullMQ silently ignores an id that it still remembers, so each dispatch has its own. */
   jobId: string;
+  /** Whether it takes a slot of those that are kept for high priority. */
+  high: boolean;
   /** The span that added the task; null: none. */
   traceParent: string | null;
 }
@@ -39,10 +42,10 @@ export interface OwnWorker {
   queue(): string | null;
   /** Whether Redis works as the queue needs it to, as far as this worker knows. */
   redisWorks(): boolean;
-  /** Number of free slots. */
-  free(): number;
+  /** Number of free slots: of those that are kept for high priority, or of the others. */
+  free(lane: Lane): number;
   /** Takes a task as if its job had arrived. */
-  take(taskId: string): void;
+  take(taskId: string, lane: Lane): void;
 }
 
 /** Jobs kept in Redis per slot: one running and one waiting, so that no slot idles for a round trip. */
@@ -66,14 +69,16 @@ interface Window {
   projects: readonly string[];
   /** Whether others have ready tasks, too. */
   isPart: boolean;
+  /** Whether tasks of high priority are ready. */
+  high: boolean;
 }
 
 /** With more projects than this, a round takes its turn with a part of them: what it costs does not depend on how many there are. */
 const projectsMax = 512;
 
 /** Projects with ready tasks, in the order of their names, from the first after `after`; at most `projectsMax`. */
-async function readyProjects(database: Database, after: string): Promise<string[]> {
-  const rows = await database.$queryRaw<{ project: string }[]>`
+async function readyProjects(database: Database, after: string): Promise<{ projects: string[]; high: boolean }> {
+  const rows = await database.$queryRaw<{ project: string; high: boolean }[]>`
     WITH RECURSIVE found AS (
       (SELECT project_id, 1 AS n FROM tasks WHERE state = 'ready' AND run_after <= now() AND project_id > ${after}
         ORDER BY project_id LIMIT 1)
@@ -82,12 +87,13 @@ async function readyProjects(database: Database, after: string): Promise<string[
         ORDER BY t.project_id LIMIT 1), f.n + 1
       FROM found f WHERE f.project_id IS NOT NULL AND f.n < ${projectsMax}
     )
-    SELECT project_id AS project FROM found WHERE project_id IS NOT NULL`;
-  return rows.map(({ project }) => project);
+    SELECT project_id AS project, EXISTS (SELECT FROM tasks WHERE state = 'ready' AND rank < 0) AS high
+    FROM found WHERE project_id IS NOT NULL`;
+  return { projects: rows.map(({ project }) => project), high: rows[0]?.high ?? false };
 }
 
 /**
- * Chooses ready tasks for one queue, in one statement: round-robin over projects, counting what each has in flight, and within a project
+ * Chooses ready tasks for one lane of a queue, in one statement: round-robin over projects, counting what each has in flight, and within a project
  * tasks that finish work before those that start it, older operations first. At most `most` tasks. Of each project only its share of the
  * room is examined, and what the busiest has in flight: where some have less to do, the next round fills the rest. Several dispatchers may choose at once: a row goes to one of them, and the queue's capacity may be exceeded by a few.
  *
@@ -97,31 +103,33 @@ async function readyProjects(database: Database, after: string): Promise<string[
  */
 async function choose(
   database: Database,
-  queue: LiveQueue,
+  { queue, lane, most = queue.slots * jobsPerSlot }: { queue: LiveQueue; lane: Lane; most?: number },
   window: Window,
   caps: Caps,
-  most = queue.slots * jobsPerSlot,
 ): Promise<Choice> {
+  if (lane === "high" && !window.high) return { tasks: [], isFull: false };
   const limited = Object.keys(caps.repositories).flatMap((name) => [needToRead(name), needToWrite(name)]);
-  if (!limited.some((place) => queue.reaches.includes(place))) return chooseIn(database, queue, window, caps, most);
+  if (!limited.some((place) => queue.reaches.includes(place)))
+    return chooseIn(database, { queue, lane, most }, window, caps);
   return inTransaction(database, async (tx) => {
     await tx.$executeRaw`SELECT pg_advisory_xact_lock(hashtextextended('tephra:dispatch', 0))`;
-    return chooseIn(tx, queue, window, caps, most);
+    return chooseIn(tx, { queue, lane, most }, window, caps);
   });
 }
 
 async function chooseIn(
   database: Database | Transaction,
-  queue: LiveQueue,
+  { queue, lane, most }: { queue: LiveQueue; lane: Lane; most: number },
   window: Window,
   caps: Caps,
-  most: number,
 ): Promise<Choice> {
   const jobsMax = queue.slots * jobsPerSlot;
+  const { from, to } = laneRanks[lane];
   // In subqueries, lists are unknown to the planner, so that one plan serves all of them: planning takes longer than choosing.
   const rows = await database.$queryRaw<ChosenRow[]>`
     WITH RECURSIVE busy AS (
-      SELECT project_id, queue, count(*) AS jobs FROM tasks WHERE state IN ('running', 'dispatched') GROUP BY project_id, queue
+      SELECT project_id, queue, count(*) AS jobs FROM tasks
+      WHERE state IN ('running', 'dispatched') AND rank BETWEEN ${from}::int AND ${to}::int GROUP BY project_id, queue
     ), limited AS (
       SELECT c.key AS name, p.places, c.value::int - (SELECT count(*) FROM tasks t
         WHERE t.state IN ('running', 'dispatched') AND t.needs && p.places)::int AS jobs
@@ -140,7 +148,7 @@ async function chooseIn(
           + row_number() OVER (PARTITION BY c.project_id ORDER BY c.rank, c.queued_at, c.ordinal) AS turn
       FROM projects p CROSS JOIN LATERAL (
         SELECT t.* FROM tasks t
-        WHERE t.state = 'ready' AND t.project_id = p.project_id AND t.run_after <= now() AND t.needs <@ (SELECT ${queue.reaches}::text[])
+        WHERE t.state = 'ready' AND t.project_id = p.project_id AND t.rank BETWEEN ${from}::int AND ${to}::int AND t.run_after <= now() AND t.needs <@ (SELECT ${queue.reaches}::text[])
           AND NOT EXISTS (SELECT 1 FROM limited l WHERE l.jobs <= 0 AND t.needs && l.places)
         ORDER BY t.rank, t.queued_at, t.ordinal LIMIT (SELECT jobs FROM share)
       ) c
@@ -162,7 +170,18 @@ async function chooseIn(
     )
     SELECT room.jobs AS room, taken.* FROM room LEFT JOIN taken ON true`;
   const tasks = rows.flatMap(({ id, kind, dispatch, claim, trace_parent: traceParent }) =>
-    id === null ? [] : [{ taskId: id, kind, jobId: `t-${id}-${dispatch}`, undelivered: dispatch - claim, traceParent }],
+    id === null
+      ? []
+      : [
+          {
+            taskId: id,
+            kind,
+            jobId: `t-${id}-${dispatch}`,
+            high: lane === "high",
+            undelivered: dispatch - claim,
+            traceParent,
+          },
+        ],
   );
   return { tasks, isFull: tasks.length >= (rows[0]?.room ?? 0) };
 }
@@ -246,10 +265,10 @@ export function startDispatcher(options: {
   const nextWindow = async (): Promise<Window | null> => {
     const begun = after;
     const found = await readyProjects(database, begun);
-    const projects = found.length === 0 && begun !== "" ? await readyProjects(database, "") : found;
+    const { projects, high } = found.projects.length === 0 && begun !== "" ? await readyProjects(database, "") : found;
     const last = projects.at(-1);
     after = last !== undefined && projects.length === projectsMax ? last : "";
-    return last === undefined ? null : { projects, isPart: begun !== "" || after !== "" };
+    return last === undefined ? null : { projects, high, isPart: begun !== "" || after !== "" };
   };
 
   const readQueues = async (): Promise<LiveQueue[]> => {
@@ -261,38 +280,48 @@ export function startDispatcher(options: {
   };
   /** Without Redis: takes as many of the queue's tasks as there are free slots here, unless somebody else has them. */
   const takeHere = async (worker: OwnWorker): Promise<void> => {
-    const free = worker.free();
-    if (free <= 0) return;
+    if (lanes.every((lane) => worker.free(lane) <= 0)) return;
     const queue = (await readQueues()).find(({ queue }) => queue === worker.queue());
     if (!queue) return;
-    const adrift = await database.$queryRaw<{ id: string }[]>`
-      SELECT id FROM tasks WHERE state = 'dispatched' AND queue = ${queue.queue}
-        AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY rank, queued_at, ordinal LIMIT ${free}`;
-    for (const { id } of adrift) worker.take(id);
     const window = await nextWindow();
-    if (window === null) return;
-    const { tasks } = await choose(database, queue, window, caps, free - adrift.length);
-    for (const { taskId } of tasks) worker.take(taskId);
+    for (const lane of lanes) {
+      const free = worker.free(lane);
+      if (free <= 0) continue;
+      const { from, to } = laneRanks[lane];
+      const adrift = await database.$queryRaw<{ id: string }[]>`
+        SELECT id FROM tasks WHERE state = 'dispatched' AND queue = ${queue.queue} AND rank BETWEEN ${from}::int AND ${to}::int
+          AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY rank, queued_at, ordinal LIMIT ${free}`;
+      for (const { id } of adrift) worker.take(id, lane);
+      if (window === null) continue;
+      const { tasks } = await choose(database, { queue, lane, most: free - adrift.length }, window, caps);
+      for (const { taskId } of tasks) worker.take(taskId, lane);
+    }
+  };
+  /** @returns how many were sent, and whether there was room for no more */
+  const fill = async (queue: LiveQueue, lane: Lane, window: Window): Promise<{ sent: number; isFull: boolean }> => {
+    const { tasks: chosen, isFull } = await choose(database, { queue, lane }, window, caps);
+    const isOwn = own?.queue() === queue.queue;
+    const lost = isOwn ? chosen.filter((job) => job.undelivered > undeliveredMax).slice(0, own?.free(lane)) : [];
+    for (const { taskId } of lost) own?.take(taskId, lane);
+    const jobs = chosen.filter((job) => !lost.includes(job));
+    const spread = queue.workers > 1 ? isRange : () => false;
+    const [ranges, others] = [jobs.filter(spread), jobs.filter((job) => !spread(job))];
+    if (others.length > 0) await enqueue(queue.queue, others);
+    for (const range of ranges) {
+      await enqueue(queue.queue, [range]);
+      if (!stopped) await sleep(spreadMs);
+    }
+    return { sent: jobs.length, isFull };
   };
   const dispatch = async (window: Window): Promise<void> => {
     let sent = 0;
     let isFull = true;
     const served = await readQueues();
     for (const queue of served) {
-      const { tasks: chosen, isFull: noRoom } = await choose(database, queue, window, caps);
-      isFull &&= noRoom;
-      const isOwn = own?.queue() === queue.queue;
-      const lost = isOwn ? chosen.filter((job) => job.undelivered > undeliveredMax).slice(0, own?.free()) : [];
-      for (const { taskId } of lost) own?.take(taskId);
-      const jobs = chosen.filter((job) => !lost.includes(job));
-      const spread = queue.workers > 1 ? isRange : () => false;
-      const [ranges, others] = [jobs.filter(spread), jobs.filter((job) => !spread(job))];
-      if (others.length > 0) await enqueue(queue.queue, others);
-      for (const range of ranges) {
-        await enqueue(queue.queue, [range]);
-        if (!stopped) await sleep(spreadMs);
-      }
-      sent += jobs.length;
+      const first = await fill(queue, "high", window);
+      const others = await fill(queue, "other", window);
+      isFull &&= others.isFull;
+      sent += first.sent + others.sent;
     }
     // More may wait than there are slots.
     const isAlone = served.every(({ queue, workers }) => workers === 1 && queue === own?.queue());

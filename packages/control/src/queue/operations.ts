@@ -6,6 +6,7 @@ import { lockRow } from "../db/lock-row.ts";
 import { ClaimLostError, NotFoundError, OperationEndedError } from "../errors.ts";
 import { type Operation, Prisma } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
+import type { Priority } from "../priorities.ts";
 import { currentTrace } from "../telemetry/tracing.ts";
 import { holdTidy } from "./blocked.ts";
 import { documents, readForEnding } from "./documents.ts";
@@ -14,6 +15,7 @@ import {
   finishTask,
   type Json,
   type NewTask,
+  priorityRank,
   ringOnCommit,
   type TaskKind,
   type TaskOwner,
@@ -51,11 +53,17 @@ export type GroupOperationKind = Extract<OperationKind, `group-${string}`>;
 /** Whether an operation of this kind is on a group as a whole, and has parts. */
 export const isGroupOperation = (kind: string): kind is GroupOperationKind => kind.startsWith("group-");
 
+const restoreKinds: readonly OperationKind[] = ["backup-restore", "group-restore"];
+
 export const operationStates = ["queued", "running", "succeeded", "failed", "cancelled"] as const;
 export type OperationState = (typeof operationStates)[number];
 
-/** The row, with two string columns narrowed to their unions. */
-export type OperationRow = Omit<Operation, "kind" | "state"> & { kind: OperationKind; state: OperationState };
+/** The row, with its string columns narrowed to their unions. */
+export type OperationRow = Omit<Operation, "kind" | "state" | "priority"> & {
+  kind: OperationKind;
+  state: OperationState;
+  priority: Priority;
+};
 
 export interface NewOperation {
   kind: OperationKind;
@@ -70,6 +78,8 @@ export interface NewOperation {
   parentId?: string | null;
   /** The policy by which it begins. */
   policyId?: string | null;
+  /** Absent: that of the policy; without one, high for a restore and else normal. */
+  priority?: Priority;
   input?: object;
   bytesTotal?: bigint;
   /** Null: there is nothing to do until this many parts have ended. */
@@ -84,19 +94,24 @@ export function operationEntry(
   { id, where }: { id: string; where: Prisma.Sql },
 ): Prisma.Sql {
   const { task } = operation;
+  const usual = restoreKinds.includes(operation.kind) ? "high" : "normal";
+  const priority =
+    operation.priority === undefined && operation.policyId
+      ? Prisma.sql`coalesce((SELECT priority FROM policies WHERE id = ${operation.policyId}::uuid), ${usual})`
+      : Prisma.sql`${operation.priority ?? usual}`;
   return Prisma.sql`begun AS (
       INSERT INTO operations (id, kind, state, started_at, project_id, user_id, request_id, backup_id, volume_id, snapshot_id, group_id,
-        group_snapshot_id, parent_id, policy_id, input, bytes_total, remaining)
+        group_snapshot_id, parent_id, policy_id, priority, input, bytes_total, remaining)
       SELECT ${id}::uuid, ${operation.kind}, ${task ? "queued" : "running"}, ${task ? null : new Date()}::timestamptz, ${operation.projectId},
         ${principal.userId}, ${principal.requestId}, ${operation.backupId ?? null}::uuid, ${operation.volumeId ?? null}::uuid,
         ${operation.snapshotId ?? null}::uuid, ${operation.groupId ?? null}::uuid, ${operation.groupSnapshotId ?? null}::uuid,
-        ${operation.parentId ?? null}::uuid, ${operation.policyId ?? null}::uuid, ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint,
+        ${operation.parentId ?? null}::uuid, ${operation.policyId ?? null}::uuid, ${priority}, ${JSON.stringify(operation.input ?? {})}::jsonb, ${operation.bytesTotal ?? 0n}::bigint,
         ${operation.parts ?? 1}::int
       WHERE ${where}
-      RETURNING id, project_id, created_at
+      RETURNING id, project_id, created_at, priority
     ), entered AS (
       INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs, trace_parent)
-      SELECT ${randomUUID()}::uuid, b.id, ${task?.kind ?? ""}, 0, ${task ? taskRanks[task.kind] : 0}::int, b.project_id, b.created_at,
+      SELECT ${randomUUID()}::uuid, b.id, ${task?.kind ?? ""}, 0, ${task ? taskRanks[task.kind] : 0}::int + ${priorityRank(Prisma.sql`b.priority`)}, b.project_id, b.created_at,
         ${[...(task?.needs ?? [])]}::text[], ${currentTrace()} FROM begun b WHERE ${task !== null}
     )`;
 }

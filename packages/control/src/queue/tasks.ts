@@ -6,6 +6,7 @@ import { isUuid } from "../db/listing.ts";
 import { isEndedOperation } from "../db/live.ts";
 import { ClaimLostError } from "../errors.ts";
 import { Prisma } from "../generated/client.ts";
+import { type Lane, type Priority, priorityRanks } from "../priorities.ts";
 import { currentTrace } from "../telemetry/tracing.ts";
 import { isNewer } from "./document-version.ts";
 import { backupBinary } from "./services.ts";
@@ -83,6 +84,7 @@ export interface ClaimedTask {
   operationId: string;
   kind: TaskKind;
   ordinal: number;
+  lane: Lane;
   claim: number;
   attempts: number;
   /** Claims that ended with a wait for another service, and for how long it has waited, in ms; 0 when it has not. */
@@ -101,6 +103,7 @@ export interface ClaimedTask {
 
 export interface TaskOperation extends TaskOwner {
   kind: string;
+  priority: Priority;
   plan: Json;
   input: Json;
   backupId: string | null;
@@ -145,13 +148,21 @@ export async function addTasks(tx: Transaction, operation: TaskOwner, tasks: rea
   }));
   await tx.$executeRaw`
     INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs, range_offset, range_length, input, trace_parent)
-    SELECT r.id, ${operation.id}::uuid, r.kind, r.ordinal, r.rank, ${operation.projectId}, ${operation.createdAt},
+    SELECT r.id, ${operation.id}::uuid, r.kind, r.ordinal, r.rank + ${rankOfOperation(operation.id)}, ${operation.projectId}, ${operation.createdAt},
            ARRAY(SELECT jsonb_array_elements_text(r.needs)), r.range_offset, r.range_length, r.input, ${currentTrace()}
     FROM jsonb_to_recordset(${JSON.stringify(rows)}::jsonb)
       AS r(id uuid, kind text, ordinal int, rank int, needs jsonb, range_offset bigint, range_length bigint, input jsonb)
     ON CONFLICT (operation_id, kind, ordinal) DO UPDATE SET state = 'ready', run_after = now() WHERE tasks.state = 'blocked'`;
   ringOnCommit(tx);
 }
+
+/** SQL: what the priority of an operation adds to the ranks of its tasks. */
+const rankOfOperation = (id: string): Prisma.Sql =>
+  Prisma.sql`coalesce((SELECT ${priorityRank(Prisma.sql`priority`)} FROM operations WHERE id = ${id}::uuid), 0)`;
+
+/** SQL: the same of a column that has a priority. */
+export const priorityRank = (column: Prisma.Sql): Prisma.Sql =>
+  Prisma.sql`(${JSON.stringify(priorityRanks)}::jsonb->>${column})::int`;
 
 /** SQL: whether only a newer release can run the task `t`. */
 const isForNewer = Prisma.sql`(t.kind <> ALL(${Object.keys(taskRanks)}::text[]) OR ${isNewer("t.input")}
@@ -162,6 +173,7 @@ interface ClaimRow {
   operation_id: string;
   kind: TaskKind;
   ordinal: number;
+  rank: number;
   claim: number;
   attempts: number;
   waits: number;
@@ -175,6 +187,7 @@ interface ClaimRow {
   project_id: string;
   created_at: Date;
   operation_kind: string;
+  priority: Priority;
   operation_input: Json;
   plan: Json;
   backup_id: string | null;
@@ -211,9 +224,9 @@ export async function claimTask(
       WHERE id = (SELECT operation_id FROM claimed) AND state = 'queued'
         AND set_config('tephra.actor', ${JSON.stringify(actor)}, true) <> ''
     )
-    SELECT c.id, c.operation_id, c.kind, c.ordinal, c.claim, c.attempts, c.waits,
+    SELECT c.id, c.operation_id, c.kind, c.ordinal, c.rank, c.claim, c.attempts, c.waits,
            coalesce(extract(epoch FROM now() - c.waiting_since) * 1000, 0)::float8 AS waited_ms, c.range_offset, c.range_length, c.input, c.trace_parent,
-           o.request_id, o.user_id, o.project_id, o.created_at, o.kind AS operation_kind, o.input AS operation_input, o.plan,
+           o.request_id, o.user_id, o.project_id, o.created_at, o.kind AS operation_kind, o.priority, o.input AS operation_input, o.plan,
            o.backup_id, o.volume_id, o.snapshot_id, o.group_id, o.group_snapshot_id, o.parent_id
     FROM claimed c JOIN operations o ON o.id = c.operation_id`;
   const row = rows[0];
@@ -223,6 +236,7 @@ export async function claimTask(
     operationId: row.operation_id,
     kind: row.kind,
     ordinal: row.ordinal,
+    lane: row.rank < 0 ? "high" : "other",
     claim: row.claim,
     attempts: row.attempts,
     waits: row.waits,
@@ -237,6 +251,7 @@ export async function claimTask(
       projectId: row.project_id,
       createdAt: row.created_at,
       kind: row.operation_kind,
+      priority: row.priority,
       plan: row.plan,
       input: row.operation_input,
       backupId: row.backup_id,

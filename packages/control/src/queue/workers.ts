@@ -3,6 +3,7 @@ import type { ZlibEncoder } from "../config.ts";
 import type { Database, Transaction } from "../db/database.ts";
 import { isLiveWorker } from "../db/live.ts";
 import type { BandwidthLimit } from "../limits/bandwidth.ts";
+import type { Lane } from "../priorities.ts";
 import { backupBinary } from "./services.ts";
 
 export interface WorkerCard {
@@ -52,9 +53,17 @@ export async function installationOf(database: Database): Promise<string> {
   return digestOf([rows, server]);
 }
 
+/** The end of the names of queues with lanes: those of workers of the release before have none. */
+const withLanes = "-2";
+
 /** Workers of an installation with the same capabilities share one queue. The name contains no `:`, which BullMQ forbids. */
 export function queueFor(reaches: readonly string[], installation = ""): string {
-  return `tephra-${installation}-${digestOf([...reaches].sort())}`;
+  return `tephra-${installation}-${digestOf([...reaches].sort())}${withLanes}`;
+}
+
+/** The queues in Redis that workers serve for a queue: tasks of high priority have one of their own. */
+export function laneQueues(queue: string): { high: string; other: string } {
+  return { high: queue.endsWith(withLanes) ? `${queue}-high` : queue, other: queue };
 }
 
 /** While Redis does not work, a job that has not arrived within this time is considered lost. */
@@ -66,7 +75,7 @@ export interface Published {
   /** Whether the worker's host is disabled. */
   disabled: boolean;
   /** Tasks of its queue whose jobs do not arrive. */
-  undelivered: string[];
+  undelivered: { id: string; lane: Lane }[];
   /** Whether it holds, or is to begin, backups of machines, or others have left something of such on its host. */
   machineBackups: boolean;
   /** The limits that are set, and the database's time. */
@@ -95,8 +104,10 @@ export async function publishWorker(database: Database, card: WorkerCard): Promi
         unreachable = EXCLUDED.unreachable, free_bytes = EXCLUDED.free_bytes, version = EXCLUDED.version, rss_bytes = EXCLUDED.rss_bytes, heartbeat_at = now()
     )
     SELECT EXISTS (SELECT 1 FROM disabled_services WHERE "binary" = ${backupBinary} AND host = ${data.host}) AS disabled,
-      ARRAY(SELECT id::text FROM tasks WHERE state = 'dispatched' AND queue = ${data.queue} AND dispatch - claim > ${undeliveredMax}
-        AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY queued_at LIMIT ${data.slots}::int) AS undelivered,
+      (SELECT coalesce(jsonb_agg(u), '[]'::jsonb) FROM (
+        SELECT id, CASE WHEN rank < 0 THEN 'high' ELSE 'other' END AS lane FROM tasks
+        WHERE state = 'dispatched' AND queue = ${data.queue} AND dispatch - claim > ${undeliveredMax}
+          AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY rank, queued_at LIMIT ${data.slots}::int) u) AS undelivered,
       EXISTS (SELECT 1 FROM machine_backups WHERE ended_at IS NULL AND worker_id = ${card.id})
         OR EXISTS (SELECT 1 FROM machine_backups WHERE leftovers AND worker_host = ${data.host}) AS "machineBackups",
       (SELECT coalesce(jsonb_agg(jsonb_build_object('traffic', traffic, 'scope', scope, 'name', name,

@@ -19,6 +19,7 @@ import { entrySlice, hashSlice, sliceDigest } from "../format/slices.ts";
 import { zeroBlockHashes } from "../format/zero-blocks.ts";
 import { type ObjectKey, type Repository, stagingContainer } from "../repository/repository.ts";
 import { mapConcurrent } from "../run/map-concurrent.ts";
+import { claimMemory } from "../run/memory-budget.ts";
 import type { RunContext, WriteContext } from "../run/run-context.ts";
 import { streamed } from "../run/streamed.ts";
 import {
@@ -265,10 +266,9 @@ class RangeCopier {
   /** Copies windows of a full backup, whose object numbers depend only on their position. */
   async copyGroup(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedWindow[]> {
     const full = group.filter(({ data }) => data.length > 0);
-    const release = await this.#engine.memory.claim(
-      laneMemoryBytes(full.length, this.#input.layout.blockBytes),
-      signal,
-    );
+    const bytes = laneMemoryBytes(full.length, this.#input.layout.blockBytes);
+    const of = full.reduce((sum, { window }) => sum + window.length, 0);
+    const release = await claimMemory(this.#engine.memory, { bytes, of }, { ...this.#ctx, signal });
     try {
       const lanes = full.length === 0 ? [] : await this.#copyLanes(full, signal);
       const laneOf = new Map(full.map(({ window }, index) => [window, lanes[index]]));
@@ -324,7 +324,8 @@ class RangeCopier {
       this.#passed(window);
       return taken;
     }
-    const release = await this.#engine.memory.claim(this.#memoryOf(window), signal);
+    const claim = { bytes: this.#memoryOf(window), of: window.length };
+    const release = await claimMemory(this.#engine.memory, claim, { ...this.#ctx, signal });
     try {
       const { hashes, parts } = await this.#readChanges(window, signal);
       let number =

@@ -4,6 +4,7 @@ import type { MappedObject } from "../chain/merge-layers.ts";
 import { codecOf } from "../codec/compression.ts";
 import { EngineError } from "../errors.ts";
 import { dataName } from "../format/layout.ts";
+import { claimMemory } from "../run/memory-budget.ts";
 import type { CpuResult } from "../threads/cpu-tasks.ts";
 import { nbdError } from "../threads/direct-access.ts";
 import { fitsLanes, laneMemoryBytes, lanesMax, sliceBytesOf } from "../threads/lane-sizes.ts";
@@ -108,7 +109,9 @@ async function restoreInStep(
   signal: AbortSignal,
 ): Promise<MappedObject[]> {
   const blockBytes = job.hashes?.blockBytes as number;
-  const release = await job.engine.memory.claim(laneMemoryBytes(objects.length, blockBytes), signal);
+  const of = objects.reduce((sum, { entry }) => sum + entry.length, 0);
+  const claim = { bytes: laneMemoryBytes(objects.length, blockBytes), of };
+  const release = await claimMemory(job.engine.memory, claim, { ...job.ctx, signal });
   try {
     const lanes: Lane[] = [];
     const missed: MappedObject[] = [];

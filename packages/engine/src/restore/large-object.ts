@@ -3,6 +3,7 @@ import { asDamage, type BackupReference, confirmed, damaged } from "../chain/bac
 import { decodeObject } from "../chain/decode-object.ts";
 import type { MappedObject } from "../chain/merge-layers.ts";
 import { dataName } from "../format/layout.ts";
+import { claimMemory } from "../run/memory-budget.ts";
 import { blockBytesOf, expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./job.ts";
 
 /** Decoded bytes in memory at a time. */
@@ -16,7 +17,11 @@ const hashStepBytes = 256 * 1024;
  * read and written a second time before it counts as damaged.
  */
 export async function restoreLargeObject(job: RestoreJob, object: MappedObject, signal: AbortSignal): Promise<void> {
-  const release = await job.engine.memory.claim(pieceBytesAim * 3, signal);
+  const release = await claimMemory(
+    job.engine.memory,
+    { bytes: pieceBytesAim * 3, of: object.entry.length },
+    { ...job.ctx, signal },
+  );
   try {
     await confirmed(() => restoreOnce(job, object, signal));
   } finally {

@@ -9,6 +9,7 @@ import { dataName } from "../format/layout.ts";
 import type { ObjectEntry } from "../format/object-entry.ts";
 import { zeroBlockHashes } from "../format/zero-blocks.ts";
 import type { ObjectFile, ObjectKey, Repository } from "../repository/repository.ts";
+import { claimMemory } from "../run/memory-budget.ts";
 import { blockBytesOf, expectedHashes, passOrDamage, type RestoreJob, writeRuns } from "./job.ts";
 import { restoreLargeObject } from "./large-object.ts";
 
@@ -28,7 +29,8 @@ export async function restoreObject(job: RestoreJob, object: MappedObject, signa
   if (entry.length > wholeObjectBytesMax) {
     await restoreLargeObject(job, object, signal);
   } else {
-    const release = await job.engine.memory.claim(entry.length * memoryFactor(entry.compression), signal);
+    const claim = { bytes: entry.length * memoryFactor(entry.compression), of: entry.length };
+    const release = await claimMemory(job.engine.memory, claim, { ...job.ctx, signal });
     try {
       const checked = await confirmed(() => fetchAndCheck(job, object, signal));
       await writeRuns(job, entry.offset, checked.data, checked.runs, signal);

@@ -1,3 +1,5 @@
+import type { RunContext } from "./run-context.ts";
+
 interface Waiter {
   bytes: number;
   start: () => void;
@@ -58,4 +60,14 @@ export class MemoryBudget {
       next.start();
     }
   }
+}
+
+/** Claims memory for so many bytes of a volume, once the call may begin with them. The returned function releases it. */
+export async function claimMemory(
+  memory: MemoryBudget,
+  { bytes, of }: { bytes: number; of: number },
+  { admit, signal }: Pick<RunContext, "admit" | "signal">,
+): Promise<() => void> {
+  await admit?.(of);
+  return memory.claim(bytes, signal);
 }

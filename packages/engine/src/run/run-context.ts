@@ -17,6 +17,11 @@ export interface RunContext {
    * pieces of a megabyte through as well as whole objects.
    */
   pace?: (bytes: number) => Promise<void> | null;
+  /**
+   * Called before memory for the next windows is claimed, with their bytes; the engine waits for what it returns, if anything. What waits
+   * there holds no memory.
+   */
+  admit?: (bytes: number) => Promise<void> | null;
   /** Totals of this call so far, in bytes. Called on the caller's thread, at most once per object or piece. */
   onProgress: (progress: { bytesDone: number; bytesStored: number }) => void;
 }

@@ -44,7 +44,9 @@ export class ChainSource implements VolumeSource {
     this.#chain = input.chain;
     this.#objects = input.objects;
     this.#windowBytes = input.windowBytes;
-    this.#ctx = input.ctx;
+    // Whoever reads has been admitted with the window that it reads for.
+    const { admit: _, ...ctx } = input.ctx;
+    this.#ctx = ctx;
   }
 
   /** `into` is zero. */

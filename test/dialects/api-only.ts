@@ -1,4 +1,35 @@
-import { type Instance, type InstanceOptions, startInstance } from "../kit/instance.ts";
+import { createHash } from "node:crypto";
+import { type Instance, type InstanceOptions, type Reply, startInstance } from "../kit/instance.ts";
+
+export const projectA = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+export const projectB = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+/** Tokens of two projects, named as what their users may do; the stranger is a member of the other project. */
+export const tokens = {
+  reader: { project_id: projectA, roles: ["reader"] },
+  member: { project_id: projectA, roles: ["member"] },
+  observer: { project_id: projectA, roles: ["observer"] },
+  admin: { project_id: projectA, roles: ["admin"] },
+  stranger: { project_id: projectB, roles: ["member"] },
+};
+export type Who = keyof typeof tokens;
+
+/** `auth` of a configuration that knows them. */
+export const auth = {
+  mode: "static",
+  enforce_new_defaults: true,
+  tokens: Object.entries(tokens).map(([token, of]) => ({
+    sha256: createHash("sha256").update(token).digest("hex"),
+    user_id: `user-of-${token}`,
+    ...of,
+  })),
+};
+
+/** Asks with one of the tokens. */
+export const askAs =
+  (instance: Instance) =>
+  (who: Who, method: string, path: string, body?: unknown): Promise<Reply> =>
+    instance.request(method, path, body, { "x-auth-token": who });
 
 /**
  * A real API on a real database, with no worker process: nothing moves unless a test moves it. A worker is said to be live as long as

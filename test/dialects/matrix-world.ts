@@ -286,6 +286,7 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "POST /ops/policies/:id/preview": { as_of: "2030-01-01T00:00:00Z" },
     "POST /ops/policies/:id/assignments": { assignment: { volume_id: volume } },
     "POST /ops/operations/:id/cancel": {},
+    "POST /ops/operations/:id/retry": {},
     "POST /ops/notifications/:id/retry": {},
     "PUT /ops/limits/:traffic/:scope/:name": { bytes_per_second: 1_000_000_000 },
     "POST /ops/repositories/:name/rescan": {},

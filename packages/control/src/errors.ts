@@ -123,6 +123,7 @@ export class InvalidError extends ControlError {
 export type RefusalRule =
   | "squash-going-on"
   | "not-cancellable"
+  | "not-retryable"
   | "machine-locked"
   | "machine-running"
   | "machine-not-running"

@@ -6,6 +6,7 @@ export { requestBackupForceDelete, resetBackupStatus } from "./admin/reset-backu
 export { resetGroup, resetGroupSnapshot } from "./admin/reset-group.ts";
 export { resetSnapshot, updateSnapshotStatus } from "./admin/reset-snapshot.ts";
 export { resetVolume } from "./admin/reset-volume.ts";
+export { retryOperation, whyNotRetried } from "./admin/retry.ts";
 export {
   confirmRestore,
   installationId,

@@ -22,6 +22,8 @@
  *          any that has not ended → failed; ended by its client before it is ready: → finalizing → failed
  * Machine's checkpoint: created → invalid; either → removing, until its row is removed
  *
+ * Retry of a failed operation: error → creating (also of snapshots); a volume: error_restoring → restoring-backup, error_extending → as it was
+ *
  * An admin may put a row into any status (os-reset_status), and delete it in any status: see `override` in rows/move.ts.
  */
 export const backupTransitions = {
@@ -29,7 +31,7 @@ export const backupTransitions = {
   available: ["restoring", "deleting", "deleted", "error"],
   restoring: ["available", "error", "error_restoring"],
   error_restoring: ["available", "error", "deleting", "deleted"],
-  error: ["available", "deleting"],
+  error: ["available", "creating", "deleting"],
   deleting: ["error", "error_deleting", "deleted"],
   error_deleting: ["available", "error", "deleting"],
   deleted: ["available", "deleting"],
@@ -73,10 +75,10 @@ export const volumeTransitions = {
   uploading: ["available", "in-use", "error"],
   downloading: ["available", "in-use", "error"],
   extending: ["available", "in-use", "error_extending"],
-  error_extending: ["available", "deleting"],
+  error_extending: ["available", "in-use", "deleting"],
   error_managing: ["deleting"],
-  error: ["available", "deleting"],
-  error_restoring: ["available", "error", "deleting"],
+  error: ["available", "creating", "deleting"],
+  error_restoring: ["available", "restoring-backup", "error", "deleting"],
   deleting: ["error", "error_deleting", "deleted"],
   error_deleting: ["available", "error", "deleting"],
   deleted: [],
@@ -86,7 +88,7 @@ export const snapshotTransitions = {
   creating: ["available", "backing-up", "error"],
   available: ["backing-up", "deleting", "error"],
   "backing-up": ["available", "error"],
-  error: ["available", "deleting"],
+  error: ["available", "creating", "deleting"],
   deleting: ["error_deleting", "error", "deleted"],
   error_deleting: ["deleting", "error"],
   deleted: [],

@@ -49,6 +49,7 @@ export const answers = {
   "GET /ops/operations": { 200: z.object({ operations: z.array(Operation) }) },
   "GET /ops/operations/:id": { 200: z.object({ operation: OperationDetails }) },
   "POST /ops/operations/:id/cancel": { 202: AcceptedOperation },
+  "POST /ops/operations/:id/retry": { 202: AcceptedOperation },
   "GET /ops/notifications": { 200: z.object({ notifications: z.array(Notification) }) },
   "POST /ops/notifications/:id/retry": { 202: z.object({}) },
   "GET /ops/audit": { 200: z.object({ audit: z.array(AuditEntry) }) },

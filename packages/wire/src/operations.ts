@@ -44,7 +44,7 @@ const ReapResult = z.object({
 const OperationResult = z.union([VerifyResult, SquashResult, RescanResult, ReapResult]);
 export type OperationResult = z.infer<typeof OperationResult>;
 
-/** Sizes in bytes. Null: unknown, or not about one. `result` is present once a verification, a squash, a rescan or a reaper pass has ended. */
+/** Sizes in bytes. Null: unknown, or not about one. `retried_as`: the operation that was begun in place of one that has failed. `result` is present once a verification, a squash, a rescan or a reaper pass has ended. */
 export const Operation = z
   .object({
     id,
@@ -65,6 +65,7 @@ export const Operation = z
     queue_position: count.nullable(),
     attempts: count,
     fail_reason: z.string().nullable(),
+    retried_as: id.nullable(),
     result: OperationResult.optional(),
     created_at: time,
     updated_at: time.nullable(),
@@ -97,7 +98,7 @@ export type OperationWhy = z.infer<typeof OperationWhy>;
 /** `actions`: what the caller may do about it now; where that is not allowed, `why` says why. `why` is null once nothing is left to be done. */
 export const OperationDetails = Operation.extend({
   why: OperationWhy.nullable(),
-  actions: z.array(z.object({ name: z.enum(["cancel"]), allowed: z.boolean(), why: z.string().nullable() })),
+  actions: z.array(z.object({ name: z.enum(["cancel", "retry"]), allowed: z.boolean(), why: z.string().nullable() })),
 }).meta({ id: "OperationDetails" });
 export type OperationDetails = z.infer<typeof OperationDetails>;
 

@@ -1,29 +1,13 @@
-import { createHash, randomUUID } from "node:crypto";
+import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { root } from "../../../scripts/bootstrap.mjs";
 import { startTephra } from "../../kit/tephra-command.ts";
-import { finishBackup, startApiOnly } from "../api-only.ts";
-
-const a = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-const tokens = {
-  reader: { project_id: a, roles: ["reader"] },
-  member: { project_id: a, roles: ["member"] },
-  admin: { project_id: a, roles: ["admin"] },
-  stranger: { project_id: "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb", roles: ["member"] },
-};
-type Who = keyof typeof tokens;
+import { projectA as a, auth, finishBackup, startApiOnly, type Who } from "../api-only.ts";
 
 const config = {
-  auth: {
-    mode: "static",
-    tokens: Object.entries(tokens).map(([token, of]) => ({
-      sha256: createHash("sha256").update(token).digest("hex"),
-      user_id: `user-of-${token}`,
-      ...of,
-    })),
-  },
+  auth,
   log_level: "warn",
 };
 

@@ -99,6 +99,12 @@ it("answers our own routes, and takes paths beneath the configured folders only"
   await golden.ask("cancellation of an export", "POST", `/ops/operations/${exporting}/cancel`, { body: {} });
   await golden.ask("cancellation of what was cancelled", "POST", `/ops/operations/${exporting}/cancel`, { body: {} });
   await golden.ask("cancellation of an unknown operation", "POST", `/ops/operations/${unknown}/cancel`, { body: {} });
+  await golden.ask("retry of what was cancelled", "POST", `/ops/operations/${exporting}/retry`, { body: {} });
+  await golden.ask("retry of an unknown operation", "POST", `/ops/operations/${unknown}/retry`, { body: {} });
+  await instance.sql("UPDATE operations SET state = 'failed' WHERE id = $1", [exporting]);
+  await golden.ask("retry of an export", "POST", `/ops/operations/${exporting}/retry`, { body: {} });
+  await golden.ask("operation that was retried", "GET", `/ops/operations/${exporting}`);
+  await golden.ask("retry of what was retried", "POST", `/ops/operations/${exporting}/retry`, { body: {} });
   await golden.ask("unknown operation", "GET", `/ops/operations/${unknown}`);
   await golden.ask("operation that is no id", "GET", "/ops/operations/nope");
   await golden.ask("volume that is no id", "GET", "/ops/volumes/nope");

@@ -1,26 +1,10 @@
-import { createHash, randomUUID } from "node:crypto";
+import { randomUUID } from "node:crypto";
 import { expect, it } from "vitest";
 import { startTephra } from "../../kit/tephra-command.ts";
-import { startApiOnly } from "../api-only.ts";
-
-const a = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-const b = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
-const tokens = {
-  reader: { project_id: a, roles: ["reader"] },
-  admin: { project_id: a, roles: ["admin"] },
-  stranger: { project_id: b, roles: ["member"] },
-};
-type Who = keyof typeof tokens;
+import { projectA as a, auth, projectB as b, startApiOnly, type Who } from "../api-only.ts";
 
 const config = {
-  auth: {
-    mode: "static",
-    tokens: Object.entries(tokens).map(([token, of]) => ({
-      sha256: createHash("sha256").update(token).digest("hex"),
-      user_id: `user-of-${token}`,
-      ...of,
-    })),
-  },
+  auth,
   // What the test has made stays as it is.
   tasks: { unplaced_timeout_ms: 3_600_000, dispatch_timeout_ms: 60_000, reconcile_ms: 3_600_000 },
   log_level: "warn",

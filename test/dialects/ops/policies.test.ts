@@ -1,39 +1,25 @@
-import { createHash } from "node:crypto";
 import { expect, it } from "vitest";
-import type { Instance, Reply } from "../../kit/instance.ts";
-import { fingerprint, setStatus, startApiOnly } from "../api-only.ts";
+import type { Instance } from "../../kit/instance.ts";
+import {
+  projectA as a,
+  askAs,
+  auth,
+  projectB as b,
+  fingerprint,
+  setStatus,
+  startApiOnly,
+  tokens,
+  type Who,
+} from "../api-only.ts";
 
-const a = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-const b = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 const unknown = "11111111-2222-3333-4444-555555555555";
 
-const tokens = {
-  reader: { project_id: a, roles: ["reader"] },
-  member: { project_id: a, roles: ["member"] },
-  admin: { project_id: a, roles: ["admin"] },
-  stranger: { project_id: b, roles: ["member"] },
-};
-type Who = keyof typeof tokens;
-
 const config = {
-  auth: {
-    mode: "static",
-    enforce_new_defaults: true,
-    tokens: Object.entries(tokens).map(([token, of]) => ({
-      sha256: createHash("sha256").update(token).digest("hex"),
-      user_id: `user-of-${token}`,
-      ...of,
-    })),
-  },
+  auth,
   log_level: "warn",
 };
 
 const nightly = { cron: "0 2 * * *", timezone: "Europe/Berlin", window_minutes: 120, jitter_minutes: 30 };
-
-const askAs =
-  (instance: Instance) =>
-  (who: Who, method: string, path: string, body?: unknown): Promise<Reply> =>
-    instance.request(method, path, body, { "x-auth-token": who });
 
 async function makeVolume(instance: Instance, who: Who, metadata: Record<string, string> = {}): Promise<string> {
   const { project_id } = tokens[who];

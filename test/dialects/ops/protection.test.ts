@@ -1,33 +1,16 @@
-import { createHash, randomUUID } from "node:crypto";
+import { randomUUID } from "node:crypto";
 import { expect, it } from "vitest";
-import { startApiOnly } from "../api-only.ts";
-
-const a = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-const b = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
-const tokens = {
-  reader: { project_id: a, roles: ["reader"] },
-  member: { project_id: a, roles: ["member"] },
-  admin: { project_id: a, roles: ["admin"] },
-  stranger: { project_id: b, roles: ["member"] },
-};
+import { projectA as a, auth, projectB as b, startApiOnly, type Who } from "../api-only.ts";
 
 const config = {
-  auth: {
-    mode: "static",
-    enforce_new_defaults: true,
-    tokens: Object.entries(tokens).map(([token, of]) => ({
-      sha256: createHash("sha256").update(token).digest("hex"),
-      user_id: `user-of-${token}`,
-      ...of,
-    })),
-  },
+  auth,
   protection: { target_hours: 30 },
   log_level: "warn",
 };
 
 it("says how protected each volume is, and why", async () => {
   await using instance = await startApiOnly({ config });
-  const ask = (who: keyof typeof tokens, method: string, path: string, body?: unknown) =>
+  const ask = (who: Who, method: string, path: string, body?: unknown) =>
     instance.request(method, path, body, { "x-auth-token": who });
   const addVolume = async (name: string, project = a): Promise<string> => {
     const [row] = await instance.sql(

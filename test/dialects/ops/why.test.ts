@@ -1,19 +1,10 @@
-import { createHash, randomUUID } from "node:crypto";
+import { randomUUID } from "node:crypto";
 import { expect, it } from "vitest";
 import { startTephra } from "../../kit/tephra-command.ts";
-import { startApiOnly } from "../api-only.ts";
+import { projectA as a, auth, startApiOnly } from "../api-only.ts";
 
-const a = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const config = {
-  auth: {
-    mode: "static",
-    tokens: ["member", "observer"].map((role) => ({
-      sha256: createHash("sha256").update(role).digest("hex"),
-      user_id: `user-of-${role}`,
-      project_id: a,
-      roles: [role],
-    })),
-  },
+  auth,
   // What is written here stays as it is.
   tasks: { unplaced_timeout_ms: 3_600_000, dispatch_timeout_ms: 3_600_000, reconcile_ms: 3_600_000 },
   log_level: "warn",

@@ -97,6 +97,7 @@ const policy = {
   "ops:repository": "observer",
   "ops:operations": "reader",
   "ops:operation:cancel": "member",
+  "ops:operation:retry": "member",
   "ops:volume": "reader",
   "ops:instance:get": "reader",
   "ops:instance:create": "member",

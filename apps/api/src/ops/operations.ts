@@ -1,4 +1,12 @@
-import { cancelOperation, explainOperation, getOperation, listOperations, whyNotCancelled } from "@tephra/control";
+import {
+  cancelOperation,
+  explainOperation,
+  getOperation,
+  listOperations,
+  retryOperation,
+  whyNotCancelled,
+  whyNotRetried,
+} from "@tephra/control";
 import { type AnswerOf, type OperationDetails, requests } from "@tephra/wire";
 import { may } from "../http/policy.ts";
 import { defineOps } from "./serve.ts";
@@ -25,7 +33,13 @@ export const operations = {
       const whyNot = may(principal, "ops:operation:cancel")
         ? await whyNotCancelled(database, principal, row)
         : "Your role may not cancel operations.";
-      const actions: OperationDetails["actions"] = [{ name: "cancel", allowed: whyNot === null, why: whyNot }];
+      const whyNotAgain = may(principal, "ops:operation:retry")
+        ? whyNotRetried(principal, row)
+        : "Your role may not retry operations.";
+      const actions: OperationDetails["actions"] = [
+        { name: "cancel", allowed: whyNot === null, why: whyNot },
+        { name: "retry", allowed: whyNotAgain === null, why: whyNotAgain },
+      ];
       const why = await explainOperation(database, config, principal, row);
       const operation = {
         ...viewOperation(row),
@@ -42,6 +56,14 @@ export const operations = {
       const id = params["id"] ?? "";
       await cancelOperation(database, principal, id);
       return { status: 202, body: { operation: { id } } satisfies AnswerOf<"POST /ops/operations/:id/cancel"> };
+    },
+  }),
+
+  /** What a failed one did not is done again, by an operation of its own. */
+  retry: defineOps({
+    handle: async ({ config, database }, { principal, params }) => {
+      const { id } = await retryOperation(database, config, principal, params["id"] ?? "");
+      return { status: 202, body: { operation: { id } } satisfies AnswerOf<"POST /ops/operations/:id/retry"> };
     },
   }),
 };

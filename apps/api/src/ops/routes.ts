@@ -42,6 +42,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["GET", "/ops/operations", "ops:operations", operations.list],
     ["GET", "/ops/operations/:id", "ops:operations", operations.show],
     ["POST", "/ops/operations/:id/cancel", "ops:operation:cancel", operations.cancel],
+    ["POST", "/ops/operations/:id/retry", "ops:operation:retry", operations.retry],
     ["GET", "/ops/notifications", "ops:notifications", notifications.list],
     ["POST", "/ops/notifications/:id/retry", "ops:notifications:retry", notifications.retry],
     ["GET", "/ops/audit", "ops:audit", audit.list],

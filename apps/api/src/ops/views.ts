@@ -34,6 +34,7 @@ export function viewOperation(row: OperationProgress): Operation {
     queue_position: row.queuePosition,
     attempts: row.attempts,
     fail_reason: row.failReason,
+    retried_as: row.retriedAs,
     ...(row.result !== null && { result: row.result as OperationResult }),
     created_at: row.createdAt.toISOString(),
     updated_at: isoOrNull(row.updatedAt),

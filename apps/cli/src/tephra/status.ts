@@ -3,7 +3,7 @@ import { type Command, Option } from "commander";
 import type { Client } from "./client.ts";
 import { resolveId } from "./names.ts";
 import { formatBytes, formatSeconds, renderFields, renderTable } from "./output.ts";
-import { openSession } from "./session.ts";
+import { addWaitOptions, openSession } from "./session.ts";
 
 /** The most important figures in /metrics. */
 const figures = {
@@ -45,6 +45,10 @@ export function addStatusCommands(program: Command): void {
     )
     .argument("<id>")
     .action(cancel);
+  addWaitOptions(operation.command("retry"))
+    .description("Do again what a failed one did not, by an operation of its own.")
+    .argument("<id>")
+    .action(retry);
 }
 
 async function status(_options: object, command: Command): Promise<void> {
@@ -141,6 +145,14 @@ async function cancel(id: string, _options: object, command: Command): Promise<v
   const { client, print } = openSession(command);
   await client.post(`/ops/operations/${encodeURIComponent(id)}/cancel`, {});
   print({ operation: { id, state: "cancelled" } }, renderFields({ id, state: "cancelled" }));
+}
+
+async function retry(id: string, _options: object, command: Command): Promise<void> {
+  const { client, settle, print } = openSession(command);
+  const path = `/ops/operations/${encodeURIComponent(id)}/retry`;
+  const { operation } = await client.post<AnswerOf<"POST /ops/operations/:id/retry">>(path, {});
+  await settle({ id: operation.id });
+  print({ operation }, renderFields({ id: operation.id, "in place of": id }));
 }
 
 async function show(id: string, _options: object, command: Command): Promise<void> {

@@ -187,7 +187,10 @@ export async function requestBackupWithin(
     ? { repository: named, reach: needToWrite(named) }
     : placeBackup(config, request.availabilityZone, { parent, volume });
   const row = rowOf(principal, request, { volume, snapshot, parent, repository });
-  const operation = backupOperation(config, { row, parent, volume, snapshot, reach, parentId: null });
+  const operation = {
+    ...backupOperation(config, { row, parent, volume, snapshot, reach, parentId: null }),
+    ...(force && { input: { force } }),
+  };
   const accept = (first: Parameters<typeof acceptBackup>[3]) => acceptBackup(tx, principal, { row, operation }, first);
   let accepted: Awaited<ReturnType<typeof accept>>;
   if (atOnce)

@@ -26,13 +26,21 @@ export async function requestSquash(
   principal: Principal,
   request: { backupId: string },
 ): Promise<{ id: string }> {
-  const id = await inTransaction(database, async (tx) => {
-    await getBackup(tx, principal, request.backupId);
-    const backup = await lockBackup(tx, request.backupId);
-    if (!backup) throw new NotFoundError("Backup", request.backupId);
-    return startSquash(tx, config, principal, { backup });
-  });
+  const id = await inTransaction(database, (tx) => requestSquashWithin(tx, config, principal, request));
   return { id };
+}
+
+/** @returns the operation's id @throws as requestSquash */
+export async function requestSquashWithin(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  request: { backupId: string },
+): Promise<string> {
+  await getBackup(tx, principal, request.backupId);
+  const backup = await lockBackup(tx, request.backupId);
+  if (!backup) throw new NotFoundError("Backup", request.backupId);
+  return startSquash(tx, config, principal, { backup });
 }
 
 /**

@@ -54,16 +54,24 @@ export async function requestVerify(
   principal: Principal,
   request: { backupId: string; mode: VerifyMode },
 ): Promise<{ id: string }> {
-  const id = await inTransaction(database, async (tx) => {
-    await getBackup(tx, principal, request.backupId);
-    const backup = await lockBackup(tx, request.backupId);
-    if (!backup) throw new NotFoundError("Backup", request.backupId);
-    if (!verifiable.includes(backup.status)) {
-      throw new InvalidError("backup", `Backup status must be ${verifiable.join(", ")} to be verified`);
-    }
-    return startVerify(tx, config, principal, { backup, mode: request.mode });
-  });
+  const id = await inTransaction(database, (tx) => requestVerifyWithin(tx, config, principal, request));
   return { id };
+}
+
+/** @returns the operation's id @throws as requestVerify */
+export async function requestVerifyWithin(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  request: { backupId: string; mode: VerifyMode },
+): Promise<string> {
+  await getBackup(tx, principal, request.backupId);
+  const backup = await lockBackup(tx, request.backupId);
+  if (!backup) throw new NotFoundError("Backup", request.backupId);
+  if (!verifiable.includes(backup.status)) {
+    throw new InvalidError("backup", `Backup status must be ${verifiable.join(", ")} to be verified`);
+  }
+  return startVerify(tx, config, principal, { backup, mode: request.mode });
 }
 
 /** @returns the operation's id */

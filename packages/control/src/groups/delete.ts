@@ -101,6 +101,26 @@ export async function deleteGroupBackupIf(
 }
 
 /**
+ * Deletes what a failed deletion of a group snapshot has left.
+ *
+ * @returns the operation's id
+ * @throws NotFoundError, InvalidError
+ */
+export async function deleteGroupSnapshotAgain(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  id: string,
+): Promise<string> {
+  const { groupId } = await getGroupSnapshot(tx, principal, id);
+  const group = await lockVisibleGroup(tx, principal, groupId);
+  const snapshot = await lockGroupBackup(tx, principal, group.id, id);
+  checkDeletable(snapshot);
+  refuseBusy(group);
+  return startGroupSnapshotDelete(tx, config, principal, { group, snapshot });
+}
+
+/**
  * Accepts the deletion of a group snapshot that has no backups: Cinder's own.
  *
  * @throws InvalidError with backups, in another status, or while an operation on the group is live; NotFoundError

@@ -92,45 +92,52 @@ export async function requestGroupRestore(
   principal: Principal,
   request: GroupBackupName,
 ): Promise<AcceptedGroupOperation> {
-  return inTransaction(database, async (tx) => {
-    const group = await lockInstanceGroup(tx, principal, request.groupId);
-    const instance = await memberInstance(tx, principal, group, request.instanceId);
-    const source = await lockGroupBackup(tx, principal, group.id, request.groupSnapshotId);
-    checkBackupName(source, request.name);
-    assertShutOff(instance.id, instance.powerState);
-    if (source.status !== "available") throw notAvailable("Group snapshot", source.status);
-    const backups = source.members.map(usableBackup);
-    const volumes = await tx.volume.findMany({ where: { groupId: group.id } });
-    const targets = backups.map((backup) => targetOf(backup, volumes));
-    await checkSpace(tx, targets);
-    refuseBusy(group);
-    const operationId = await startOperation(tx, principal, {
-      kind: "group-restore",
-      projectId: source.projectId,
-      groupId: group.id,
-      groupSnapshotId: source.id,
-      bytesTotal: backups.reduce((sum, backup) => sum + (backup.volumeBytes ?? 0n), 0n),
-      input: {
-        instanceId: instance.id,
-        concludeNeeds: [...new Set(targets.map(({ volume }) => `backend:${volume.backend}`))],
-      },
-      task: null,
-      parts: targets.length,
-    });
-    await holdGroup(tx, group.id, operationId);
-    for (const target of targets.toSorted((one, other) => (one.volume.id < other.volume.id ? -1 : 1))) {
-      await startTarget(tx, principal, target, operationId);
-    }
-    return {
-      operationId,
-      groupId: group.id,
+  return inTransaction(database, (tx) => requestGroupRestoreWithin(tx, principal, request));
+}
+
+/** As `requestGroupRestore`, in a transaction that is rolled back when this throws. */
+export async function requestGroupRestoreWithin(
+  tx: Transaction,
+  principal: Principal,
+  request: GroupBackupName,
+): Promise<AcceptedGroupOperation> {
+  const group = await lockInstanceGroup(tx, principal, request.groupId);
+  const instance = await memberInstance(tx, principal, group, request.instanceId);
+  const source = await lockGroupBackup(tx, principal, group.id, request.groupSnapshotId);
+  checkBackupName(source, request.name);
+  assertShutOff(instance.id, instance.powerState);
+  if (source.status !== "available") throw notAvailable("Group snapshot", source.status);
+  const backups = source.members.map(usableBackup);
+  const volumes = await tx.volume.findMany({ where: { groupId: group.id } });
+  const targets = backups.map((backup) => targetOf(backup, volumes));
+  await checkSpace(tx, targets);
+  refuseBusy(group);
+  const operationId = await startOperation(tx, principal, {
+    kind: "group-restore",
+    projectId: source.projectId,
+    groupId: group.id,
+    groupSnapshotId: source.id,
+    bytesTotal: backups.reduce((sum, backup) => sum + (backup.volumeBytes ?? 0n), 0n),
+    input: {
       instanceId: instance.id,
-      groupSnapshotId: source.id,
-      volumeIds: targets.map(({ volume }) => volume.id),
-      snapshotIds: source.members.flatMap((member) => member.snapshot?.id ?? []),
-      backupIds: backups.map((backup) => backup.id),
-    };
+      concludeNeeds: [...new Set(targets.map(({ volume }) => `backend:${volume.backend}`))],
+    },
+    task: null,
+    parts: targets.length,
   });
+  await holdGroup(tx, group.id, operationId);
+  for (const target of targets.toSorted((one, other) => (one.volume.id < other.volume.id ? -1 : 1))) {
+    await startTarget(tx, principal, target, operationId);
+  }
+  return {
+    operationId,
+    groupId: group.id,
+    instanceId: instance.id,
+    groupSnapshotId: source.id,
+    volumeIds: targets.map(({ volume }) => volume.id),
+    snapshotIds: source.members.flatMap((member) => member.snapshot?.id ?? []),
+    backupIds: backups.map((backup) => backup.id),
+  };
 }
 
 async function startTarget(

@@ -157,7 +157,8 @@ const rules = {
       counted(
         database,
         Prisma.sql`SELECT count(*)::int AS count, min(o.finished_at) AS since FROM operations o
-          WHERE o.state = 'failed' AND o.finished_at > ${told} AND o.parent_id IS NULL AND ${own("o", projectId)}`,
+          WHERE o.state = 'failed' AND o.finished_at > ${told} AND o.parent_id IS NULL AND o.retried_as IS NULL
+            AND ${own("o", projectId)}`,
         ({ count }) => `${many(count, "operation has", "operations have")} failed within 24 hours.`,
       ),
   },

@@ -108,9 +108,10 @@ const RestorePlan = z.object({
 
 /**
  * Of a backup or restore beside a service that has the volumes. `beside`: the backend. Of a restore, `hold` is what the volume is reserved
- * by; it is missing until the request has reserved it. `nothingHeld`: the service refused, so there is nothing to release.
+ * by; it is missing until the request has reserved it. `nothingHeld`: the service refused, so there is nothing to release. `force`: that the
+ * volume may be in use, for a retry.
  */
-const BackupInput = z.object({ version, volume: SeenVolume.exactOptional() });
+const BackupInput = z.object({ version, volume: SeenVolume.exactOptional(), force: z.literal(true).exactOptional() });
 const RestoreInput = z.object({
   version,
   newVolume: z.boolean(),

@@ -270,6 +270,18 @@ export const concludeTask = ({ input }: { input: Json }): NewTask => ({
   needs: readForEnding(documents.concluding, input)?.concludeNeeds ?? [],
 });
 
+/**
+ * Notes which operation does again what a failed one did not. What else has to be locked is locked: operations come last.
+ *
+ * @returns false where it has not failed, or was retried already
+ */
+export async function markRetried(tx: Transaction, id: string, retriedAs: string): Promise<boolean> {
+  const marked = await tx.$executeRaw`
+    UPDATE operations SET retried_as = ${retriedAs}::uuid, updated_at = now()
+    WHERE id = ${id}::uuid AND state = 'failed' AND retried_as IS NULL`;
+  return marked === 1;
+}
+
 /** What the operation left behind is gone. The operation itself ended earlier. */
 export async function finishTidy(database: Database, operationId: string, result: TaskResult): Promise<void> {
   await inTransaction(database, async (tx) => {

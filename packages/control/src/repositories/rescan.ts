@@ -65,23 +65,31 @@ export async function requestRescan(
   principal: Principal,
   request: { repository: string; projectId: string | null },
 ): Promise<{ id: string }> {
-  const { name } = repositoryNamed(config, request.repository);
-  const id = await inTransaction(database, async (tx) => {
-    await lockRepository(tx, name);
-    await assertNoneRuns(tx, name, ["repository-reap"]);
-    return startOperation(tx, principal, {
-      kind: "repository-rescan",
-      projectId: principal.projectId,
-      input: {
-        repository: name,
-        projectId: request.projectId,
-        ownProjectId: principal.projectId,
-        userId: principal.userId,
-      },
-      task: { kind: "rescan-repository", needs: [needToRead(name)] },
-    });
-  });
+  const id = await inTransaction(database, (tx) => requestRescanWithin(tx, config, principal, request));
   return { id };
+}
+
+/** @returns the operation's id @throws as requestRescan */
+export async function requestRescanWithin(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  request: { repository: string; projectId: string | null },
+): Promise<string> {
+  const { name } = repositoryNamed(config, request.repository);
+  await lockRepository(tx, name);
+  await assertNoneRuns(tx, name, ["repository-reap"]);
+  return startOperation(tx, principal, {
+    kind: "repository-rescan",
+    projectId: principal.projectId,
+    input: {
+      repository: name,
+      projectId: request.projectId,
+      ownProjectId: principal.projectId,
+      userId: principal.userId,
+    },
+    task: { kind: "rescan-repository", needs: [needToRead(name)] },
+  });
 }
 
 /**

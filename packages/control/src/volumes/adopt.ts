@@ -34,24 +34,32 @@ export async function requestVolumeAdoption(
   principal: Principal,
   request: NewAdoption,
 ): Promise<{ id: string }> {
+  const id = await inTransaction(database, (tx) => requestVolumeAdoptionWithin(tx, config, principal, request));
+  return { id };
+}
+
+/** @returns the operation's id @throws as requestVolumeAdoption */
+export async function requestVolumeAdoptionWithin(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  request: NewAdoption,
+): Promise<string> {
   const backend = request.backend ?? defaultVolumeBackend(config).name;
   if (!config.volume_backends.some(({ name }) => name === backend)) {
     throw new InvalidError("request", `Volume backend ${backend} could not be found.`);
   }
-  const id = await inTransaction(database, async (tx) => {
-    await lockVolumeId(tx, request.volumeId);
-    await assertFree(tx, principal.projectId, request.volumeId);
-    const { volumeId, path, image, name } = request;
-    const input: Adoption = { volumeId, path, backend, name, ...(image === null ? {} : { image }) };
-    return startOperation(tx, principal, {
-      kind: "volume-adopt",
-      projectId: principal.projectId,
-      volumeId: request.volumeId,
-      input,
-      task: { kind: "adopt-volume", needs: [`backend:${backend}`] },
-    });
+  await lockVolumeId(tx, request.volumeId);
+  await assertFree(tx, principal.projectId, request.volumeId);
+  const { volumeId, path, image, name } = request;
+  const input: Adoption = { volumeId, path, backend, name, ...(image === null ? {} : { image }) };
+  return startOperation(tx, principal, {
+    kind: "volume-adopt",
+    projectId: principal.projectId,
+    volumeId: request.volumeId,
+    input,
+    task: { kind: "adopt-volume", needs: [`backend:${backend}`] },
   });
-  return { id };
 }
 
 /** Serializes requests for the same id: there is no row yet that could be locked. */

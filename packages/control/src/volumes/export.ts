@@ -1,4 +1,4 @@
-import { type Database, inTransaction } from "../db/database.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
@@ -17,23 +17,30 @@ export async function requestVolumeExport(
   principal: Principal,
   request: { volumeId: string; path: string; overwrite: boolean },
 ): Promise<{ id: string }> {
-  return inTransaction(database, async (tx) => {
-    const volume = await getVolume(tx, principal, request.volumeId);
-    await moveVolume(tx, volume.id, ["available"], "uploading", (status) => {
-      return new InvalidError(
-        "volume",
-        `Volume to be exported must be available, but the current status is "${status}".`,
-      );
-    });
-    const id = await startOperation(tx, principal, {
-      kind: "volume-export",
-      projectId: volume.projectId,
-      volumeId: volume.id,
-      input: { path: request.path, overwrite: request.overwrite },
-      bytesTotal: volume.sizeBytes,
-      task: { kind: "export-volume", needs: [`backend:${volume.backend}`] },
-    });
-    return { id };
+  const id = await inTransaction(database, (tx) => requestVolumeExportWithin(tx, principal, request));
+  return { id };
+}
+
+/** @returns the operation's id @throws as requestVolumeExport */
+export async function requestVolumeExportWithin(
+  tx: Transaction,
+  principal: Principal,
+  request: { volumeId: string; path: string; overwrite: boolean },
+): Promise<string> {
+  const volume = await getVolume(tx, principal, request.volumeId);
+  await moveVolume(tx, volume.id, ["available"], "uploading", (status) => {
+    return new InvalidError(
+      "volume",
+      `Volume to be exported must be available, but the current status is "${status}".`,
+    );
+  });
+  return startOperation(tx, principal, {
+    kind: "volume-export",
+    projectId: volume.projectId,
+    volumeId: volume.id,
+    input: { path: request.path, overwrite: request.overwrite },
+    bytesTotal: volume.sizeBytes,
+    task: { kind: "export-volume", needs: [`backend:${volume.backend}`] },
   });
 }
 

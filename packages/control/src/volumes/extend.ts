@@ -1,5 +1,5 @@
 import type { Config } from "../config.ts";
-import { type Database, inTransaction } from "../db/database.ts";
+import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { nilUuid } from "../db/listing.ts";
 import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
@@ -20,29 +20,38 @@ export async function requestVolumeExtend(
   id: string,
   request: { sizeGib: number; inUse: boolean; sizeBytes?: number },
 ): Promise<void> {
-  await inTransaction(database, async (tx) => {
-    const seen = await getVolume(tx, principal, id);
-    const { sizeGib, sizeBytes = sizeGib * GiB } = request;
-    const grows = request.sizeBytes === undefined ? sizeGib > seen.sizeGib : BigInt(sizeBytes) > seen.sizeBytes;
-    if (!grows) {
-      const sizes = `(current: ${seen.sizeGib}, extended: ${sizeGib})`;
-      throw new InvalidError("input", `New size for extend must be greater than current size. ${sizes}.`);
-    }
-    const from = request.inUse && seen.status === "in-use" ? "in-use" : "available";
-    const refuse = (status: string) => {
-      const wanted = `{'status': '${from}'}`;
-      return new InvalidError("volume", `Volume ${id} status must be '${wanted}' to extend, currently ${status}.`);
-    };
-    if (seen.status !== from) throw refuse(seen.status);
-    await reserveQuota(tx, config, seen.projectId, { gigabytes: sizeGib - seen.sizeGib });
-    await moveVolume(tx, id, [from], "extending", refuse);
-    await startOperation(tx, principal, {
-      kind: "volume-extend",
-      projectId: seen.projectId,
-      volumeId: id,
-      input: { sizeBytes, addedGib: sizeGib - seen.sizeGib },
-      task: { kind: "extend-volume", needs: [`backend:${seen.backend}`] },
-    });
+  await inTransaction(database, (tx) => requestVolumeExtendWithin(tx, config, principal, id, request));
+}
+
+/** @returns the operation's id @throws as requestVolumeExtend */
+export async function requestVolumeExtendWithin(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  id: string,
+  request: { sizeGib: number; inUse: boolean; sizeBytes?: number },
+): Promise<string> {
+  const seen = await getVolume(tx, principal, id);
+  const { sizeGib, sizeBytes = sizeGib * GiB } = request;
+  const grows = request.sizeBytes === undefined ? sizeGib > seen.sizeGib : BigInt(sizeBytes) > seen.sizeBytes;
+  if (!grows) {
+    const sizes = `(current: ${seen.sizeGib}, extended: ${sizeGib})`;
+    throw new InvalidError("input", `New size for extend must be greater than current size. ${sizes}.`);
+  }
+  const from = request.inUse && seen.status === "in-use" ? "in-use" : "available";
+  const refuse = (status: string) => {
+    const wanted = `{'status': '${from}'}`;
+    return new InvalidError("volume", `Volume ${id} status must be '${wanted}' to extend, currently ${status}.`);
+  };
+  if (seen.status !== from) throw refuse(seen.status);
+  await reserveQuota(tx, config, seen.projectId, { gigabytes: sizeGib - seen.sizeGib });
+  await moveVolume(tx, id, [from], "extending", refuse);
+  return startOperation(tx, principal, {
+    kind: "volume-extend",
+    projectId: seen.projectId,
+    volumeId: id,
+    input: { sizeBytes, addedGib: sizeGib - seen.sizeGib },
+    task: { kind: "extend-volume", needs: [`backend:${seen.backend}`] },
   });
 }
 

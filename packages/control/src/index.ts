@@ -207,6 +207,7 @@ export {
   policyOfVolume,
   unassignPolicy,
 } from "./policies/assignments.ts";
+export { listDays, type VolumeDays } from "./policies/days.ts";
 export { runPolicy } from "./policies/due-runs.ts";
 export {
   createPolicy,

@@ -21,7 +21,7 @@ import {
 } from "./policies.ts";
 import { Repository, RepositoryDetails } from "./repositories.ts";
 import { Session } from "./sessions.ts";
-import { ProtectedVolume, protectionState, VolumeDetails, VolumeProtection } from "./volumes.ts";
+import { ProtectedVolume, ProtectionDays, protectionState, VolumeDetails, VolumeProtection } from "./volumes.ts";
 
 const oneInstance = z.object({ instance: Instance });
 const onePolicy = z.object({ policy: PolicyDetails });
@@ -60,6 +60,7 @@ export const answers = {
       next: id.nullable(),
     }),
   },
+  "GET /ops/protection/days": { 200: ProtectionDays },
   "PUT /ops/volumes/:id/exclusion": { 200: z.object({ protection: VolumeProtection }) },
   "DELETE /ops/volumes/:id/exclusion": { 204: null },
   "GET /ops/volumes/:id": { 200: z.object({ volume: VolumeDetails }) },

@@ -74,6 +74,24 @@ const OperationsQuery = z.strictObject({
   limit,
 });
 
+/** A local day. Before and after, the rules of time zones are guesses. */
+const day = z.iso
+  .date()
+  .refine((text) => text >= "1970-01-01" && text < "3000-01-01", "is not between 1970-01-01 and 2999-12-31");
+const volumesMax = 100;
+
+/** `from`, `to`: both included; without them, 35 days until today. */
+const DaysQuery = z.strictObject({
+  from: day.optional(),
+  to: day.optional(),
+  tz: z.string().min(1).max(64).default("UTC"),
+  /** Ids with commas between them, at most 100. */
+  volume_id: z
+    .string()
+    .transform((ids) => ids.split(","))
+    .pipe(z.array(id).max(volumesMax)),
+});
+
 const projectId = z.string().regex(/^[0-9a-f-]{1,64}$/, "is not the id of a project");
 
 const device = text.regex(/^\/dev\/[a-z0-9/_-]{1,58}$/, "is not the name of a device");
@@ -264,6 +282,7 @@ export const requests = {
     /** `marker`: `next` of the page before. */
     query: z.strictObject({ state: protectionState.optional(), marker: id.optional(), limit }),
   },
+  "GET /ops/protection/days": { query: DaysQuery },
   "PUT /ops/volumes/:id/exclusion": {
     body: z.strictObject({ reason: text.min(1).max(255), until: time.nullable().default(null) }),
   },

@@ -28,6 +28,17 @@ export const VolumeProtection = z
   .meta({ id: "VolumeProtection" });
 export type VolumeProtection = z.infer<typeof VolumeProtection>;
 
+/**
+ * One letter a day, from `from` on. `R`: a backup of that day can be restored; `p`: one was made and has been deleted since; `F`: one failed, or
+ * is damaged; `X`: excluded on purpose; `M`: a run of the policy was due and missed, or skipped it; `.`: nothing was due; `-`: the volume did not exist.
+ */
+export const ProtectionDays = z
+  .object({
+    from: z.iso.date(),
+    volumes: z.array(z.object({ id, days: z.string().regex(/^[RpFXM.-]*$/) })),
+  })
+  .meta({ id: "ProtectionDays" });
+
 /** A volume, and how protected it is. */
 export const ProtectedVolume = z
   .object({

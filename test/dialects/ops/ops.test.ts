@@ -214,6 +214,9 @@ it("answers what protects volumes: policies and their runs, holds, deletions tha
 
 async function askPolicies({ ask }: Golden, volume: string): Promise<void> {
   await ask("volumes", "GET", "/ops/volumes");
+  const days = "/ops/protection/days?from=2020-01-30&to=2020-02-01&tz=Europe/Berlin";
+  await ask("days of a volume", "GET", `${days}&volume_id=${volume}`);
+  await ask("days of no volume", "GET", days);
   const exclusion = { reason: "scratch", until: "2126-01-01T00:00:00Z" };
   await ask("exclusion", "PUT", `/ops/volumes/${volume}/exclusion`, { body: exclusion });
   await ask("inclusion", "DELETE", `/ops/volumes/${volume}/exclusion`);

@@ -47,6 +47,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["POST", "/ops/notifications/:id/retry", "ops:notifications:retry", notifications.retry],
     ["GET", "/ops/audit", "ops:audit", audit.list],
     ["GET", "/ops/volumes", "ops:volume", opsVolumes.list],
+    ["GET", "/ops/protection/days", "ops:volume", opsVolumes.days],
     ["PUT", "/ops/volumes/:id/exclusion", "ops:exclusion", opsVolumes.exclude],
     ["DELETE", "/ops/volumes/:id/exclusion", "ops:exclusion", opsVolumes.include],
     ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],

@@ -4,6 +4,7 @@ import {
   getProtection,
   getVolume,
   includeVolume,
+  listDays,
   listProtection,
   type ProtectionRow,
   requestVolumeAdoption,
@@ -53,6 +54,16 @@ export const opsVolumes = {
       const next = rows.length === limit ? (rows.at(-1)?.id ?? null) : null;
       const body = { volumes: rows.map(viewProtected), facets: { state: facets }, next };
       return { status: 200, body: body satisfies AnswerOf<"GET /ops/volumes"> };
+    },
+  }),
+
+  /** A calendar: on which days one can go back to. */
+  days: defineOps({
+    ...requests["GET /ops/protection/days"],
+    handle: async ({ database }, { principal, query }) => {
+      const { volume_id: volumeIds, from = null, to = null, tz: timezone } = query;
+      const body = await listDays(database, principal, { volumeIds, from, to, timezone });
+      return { status: 200, body: body satisfies AnswerOf<"GET /ops/protection/days"> };
     },
   }),
 

@@ -61,6 +61,16 @@ export function addVolumeCommands(program: Command): void {
     .option("--limit <number>", "", positiveInteger, 100)
     .action(protection);
   volume
+    .command("calendar")
+    .description(
+      "One letter a day, the newest right. R: one can go back to it; p: made, and deleted since; F: failed; M: missed; X: excluded; .: nothing was due.",
+    )
+    .argument("[volumes...]", "ids or names (default: the least protected ones)")
+    .option("--from <day>", "YYYY-MM-DD (default: 34 days before the last one).")
+    .option("--to <day>", "The last day (default: today).")
+    .option("--timezone <zone>", "Whose days, such as Europe/Berlin.", Intl.DateTimeFormat().resolvedOptions().timeZone)
+    .action(calendar);
+  volume
     .command("exclude")
     .argument("<volume>", "id or name")
     .description("Leave a volume out of what policies back up, on purpose.")
@@ -88,6 +98,25 @@ async function protection(options: { state?: string; limit: number }, command: C
   const states = Object.entries(answer.facets.state).map(([state, number]) => `${number} ${state}`);
   const table = renderTable(["ID", "NAME", "STATE", "LAST GOOD", "POLICY", "NEXT", "REASON"], rows);
   write(answer, `${table}${states.join(", ")}\n`);
+}
+
+async function calendar(
+  references: string[],
+  options: { from?: string; to?: string; timezone: string },
+  command: Command,
+): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const known = await client.get<AnswerOf<"GET /ops/volumes">>("/ops/volumes?limit=100");
+  const ids = await Promise.all(references.map((reference) => resolveId(client, "volume", reference)));
+  const asked = ids.length > 0 ? ids : known.volumes.map(({ id }) => id);
+  if (asked.length === 0) return write({ volumes: [] }, "There are no volumes.\n");
+  const search = new URLSearchParams({ volume_id: asked.join(","), tz: options.timezone });
+  if (options.from !== undefined) search.set("from", options.from);
+  if (options.to !== undefined) search.set("to", options.to);
+  const answer = await client.get<AnswerOf<"GET /ops/protection/days">>(`/ops/protection/days?${search}`);
+  const names = new Map(known.volumes.map(({ id, name }) => [id, name]));
+  const rows = answer.volumes.map(({ id, days }) => [id, names.get(id), days]);
+  write(answer, renderTable(["ID", "NAME", `FROM ${answer.from}`], rows));
 }
 
 async function exclude(

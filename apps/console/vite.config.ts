@@ -21,10 +21,27 @@ const precompress: Plugin = {
   },
 };
 
+/**
+ * Names the font of all text in the page itself: otherwise it is asked for only once the scripts have put text on the page, which is seen in
+ * another font until it has come.
+ */
+const preloadFont: Plugin = {
+  name: "preload-font",
+  transformIndexHtml: {
+    order: "post",
+    handler(_html, { bundle = {} }) {
+      const font = Object.keys(bundle).find((name) => /ibm-plex-sans-latin-wght-normal.*\.woff2$/.test(name));
+      if (font === undefined) throw new Error("the font of all text is not in the bundle");
+      const attrs = { rel: "preload", as: "font", type: "font/woff2", crossorigin: true, href: `/console/${font}` };
+      return [{ tag: "link", attrs, injectTo: "head-prepend" }];
+    },
+  },
+};
+
 export default defineConfig({
   base: "/console/",
   // Texts are English: those of the component library, too.
-  plugins: [{ ...optimizeLocales.vite({ locales: ["en-US"] }), enforce: "pre" }, react(), precompress],
+  plugins: [{ ...optimizeLocales.vite({ locales: ["en-US"] }), enforce: "pre" }, react(), preloadFont, precompress],
   build: {
     outDir: "dist",
     target: "es2023",

@@ -22,6 +22,9 @@ it("loads Overview, and all its pages, within their budgets, and nothing twice",
     if (name !== undefined) loaded.add(name);
   });
   await page.goto(`${instance.url}/console/`);
+  // The page names its font, so that it comes beside the scripts: once, and before they put text on the page.
+  const fonts = `performance.getEntriesByType("resource").filter(({ name }) => name.includes("plex-sans")).map(({ initiatorType }) => initiatorType)`;
+  expect(await page.evaluate(fonts)).toEqual(["link"]);
   await page.getByRole("heading", { level: 1, name: "Overview" }).waitFor();
   await page.getByText("within their target").waitFor();
   const ofKind = (names: Iterable<string>, ending: string): string[] =>

@@ -101,8 +101,6 @@ const [wide, phone] = [
 
 it("every page is accessible in both themes, fits a phone, runs no name as code, and breaks no policy", async () => {
   const page = await browser.open();
-  // So that the fonts are there in the first picture, too.
-  await show(page, "/about", "About");
   for (const [name, path, heading] of pages) {
     await page.setViewportSize(wide);
     await page.emulateMedia({ colorScheme: "light" });

@@ -140,6 +140,8 @@ async function follow(signal: AbortSignal): Promise<End> {
         // What was asked for before, or not answered, may be out of date.
         mark((query) => isData(query) && (!isResumed || query.state.status === "error"));
         setLiveness("live");
+        // The process that answers now may be of another release.
+        if (isResumed) void client.invalidateQueries({ queryKey: ["session"] });
       } else if (value.event === "change") note(data);
       else if (value.event === "resync") markAll();
       else if (value.event === "progress") progress(data.operations);

@@ -11,6 +11,7 @@ import { SessionProvider } from "../data/session.tsx";
 import { shortId, shown } from "../parts/format.ts";
 import { setPreferences, usePreferences } from "../parts/preferences.ts";
 import { FaultNote, Skeleton } from "../parts/states.tsx";
+import { ToneIcon } from "../parts/status.tsx";
 import { Clock } from "../parts/time.tsx";
 import { Toasts } from "../parts/toasts.tsx";
 import { Keys } from "./keys.tsx";
@@ -80,6 +81,23 @@ function useIdleEnd(minutes: number | undefined): void {
   }, [minutes]);
 }
 
+/** Another release answers than the one whose pages these are. */
+function NewVersion({ version }: { version: string }) {
+  const [first] = useState(version);
+  if (version === first) return null;
+  return (
+    <p className="banner tone-work" role="alert">
+      <ToneIcon tone="work" />
+      <span>
+        Version {shown(version)} is running now: these pages are those of {shown(first)}.
+      </span>
+      <Button className="button is-quiet" onPress={() => location.reload()}>
+        Reload
+      </Button>
+    </p>
+  );
+}
+
 /** What is around every page. */
 export function Frame() {
   const query = useQuery(sessionQuery);
@@ -121,6 +139,7 @@ export function Frame() {
         <Rail may={may} />
         <main className="page" id="page" tabIndex={-1}>
           <Away />
+          <NewVersion version={session.server.version} />
           <Outlet />
         </main>
         <Toasts />

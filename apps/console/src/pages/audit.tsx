@@ -2,8 +2,8 @@ import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { AuditEntry } from "@tephra/wire";
 import { kept, route } from "../data/queries.ts";
-import { useAddress } from "../parts/address.ts";
-import { NoMatch, Pages } from "../parts/filter.tsx";
+import { useFilters } from "../parts/address.ts";
+import { Empty, FilterBar, Pages } from "../parts/filter.tsx";
 import { shown } from "../parts/format.ts";
 import { PageHead } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
@@ -52,48 +52,24 @@ const columns: readonly Column<AuditEntry>[] = [
   { name: "Reason", cell: ({ reason }) => <Foreign text={reason} empty="—" /> },
 ];
 
-const filters = [
+const texts = [
   ["resource_id", "Id of what was changed"],
   ["user_id", "User"],
   ["request_id", "Request"],
 ] as const;
+const pageRows = 100;
 
 /** Who changed the status of what. */
 export function AuditPage() {
-  const [search, change] = useAddress();
-  const { resource_id, user_id, request_id, marker } = search;
+  const filters = useFilters(...texts.map(([name]) => name));
   const query = useQuery({
-    ...route(
-      "GET /ops/audit",
-      { query: { resource_id, user_id, request_id, marker, limit: 100 } },
-      { on: ["any change"] },
-    ),
+    ...route("GET /ops/audit", { query: { ...filters.values, limit: pageRows } }, { on: ["any change"] }),
     ...kept,
   });
-  const isFiltered = Boolean(resource_id || user_id || request_id);
-  const clear = () => change({ resource_id: undefined, user_id: undefined, request_id: undefined, marker: undefined });
   return (
     <>
       <PageHead title="Audit" facts="Every change of a status, newest first." />
-      <form
-        className="filters"
-        onSubmit={(event) => {
-          event.preventDefault();
-          const form = new FormData(event.currentTarget);
-          const texts = filters.map(([name]) => [name, String(form.get(name) ?? "").trim() || undefined]);
-          change({ ...Object.fromEntries(texts), marker: undefined });
-        }}
-      >
-        {filters.map(([name, label]) => (
-          <label key={name} className="field">
-            {label}
-            <input name={name} defaultValue={search[name] ?? ""} spellCheck={false} />
-          </label>
-        ))}
-        <button type="submit" className="button is-quiet">
-          Filter
-        </button>
-      </form>
+      <FilterBar filters={filters} texts={texts} />
       <Loaded query={query} lines={10}>
         {({ audit }) => (
           <>
@@ -103,18 +79,12 @@ export function AuditPage() {
               rows={audit}
               keyOf={({ id }) => id}
               empty={
-                isFiltered || marker ? (
-                  <NoMatch what="No entry matches." onClear={clear} />
-                ) : (
+                <Empty filters={filters} what="No entry matches.">
                   <p>Nothing has changed yet.</p>
-                )
+                </Empty>
               }
             />
-            <Pages
-              isFirst={!marker}
-              next={audit.length === 100 ? (audit.at(-1)?.id ?? null) : null}
-              onGo={(to) => change({ marker: to })}
-            />
+            <Pages filters={filters} next={audit.length === pageRows ? audit.at(-1)?.id : null} />
           </>
         )}
       </Loaded>

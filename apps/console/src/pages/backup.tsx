@@ -21,6 +21,38 @@ const modes = [
   ["drill", "Restore drill"],
 ] as const;
 
+/** For what is stuck: only admins see it, and only where nothing else helps. */
+function Mending({ id, name, status }: { id: string; name: string; status: string }) {
+  const may = useMay();
+  const { project_id } = useSession();
+  const act = (action: string, body: object) => ask("POST", `${backupPath(project_id, id)}/action`, { [action]: body });
+  if (status === "available") return null;
+  return (
+    <>
+      {may("volume_extension:backup_admin_actions:reset_status") && status !== "error" && (
+        <Action
+          label="Reset"
+          effects={<p>What is being done with it is cancelled. It is in error then, or, where it was being restored, available.</p>}
+          run={() => act("os-reset_status", { status: "error" })}
+          done="The backup was reset."
+        />
+      )}
+      {may("volume_extension:backup_admin_actions:force_delete") && (
+        <Action
+          label="Force delete"
+          isDanger
+          name={name}
+          effects={
+            <p>The backup is deleted in whatever state it is, with what was made of it so far.</p>
+          }
+          run={() => act("os-force_delete", {})}
+          done="The backup is being deleted."
+        />
+      )}
+    </>
+  );
+}
+
 function Actions({ id, status, hasChildren }: { id: string; status: string; hasChildren: boolean }) {
   const may = useMay();
   const { project_id } = useSession();
@@ -79,7 +111,14 @@ export function BackupPage() {
             <CopyButton text={id} label="Copy the id of the backup" />
           </>
         }
-        actions={named && <Actions id={id} status={named.status} hasChildren={named.has_dependent_backups} />}
+        actions={
+          named && (
+            <>
+              <Actions id={id} status={named.status} hasChildren={named.has_dependent_backups} />
+              <Mending id={id} name={named.name ?? id} status={named.status} />
+            </>
+          )
+        }
       />
       <Loaded query={health}>
         {({ backup }) => (

@@ -3,8 +3,8 @@ import { Link } from "@tanstack/react-router";
 import { backupsPath, type CinderBackup, utc } from "../data/cinder.ts";
 import { kept, path } from "../data/queries.ts";
 import { useSession } from "../data/session.tsx";
-import { useAddress } from "../parts/address.ts";
-import { NoMatch, Pages, StateChips } from "../parts/filter.tsx";
+import { useFilters } from "../parts/address.ts";
+import { Empty, FilterBar, Pages } from "../parts/filter.tsx";
 import { countText } from "../parts/format.ts";
 import { PageHead } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
@@ -44,22 +44,16 @@ const columns: readonly Column<CinderBackup>[] = [
 /** All backups, newest first. */
 export function BackupsPage() {
   const { project_id } = useSession();
-  const [{ status, volume_id, marker }, change] = useAddress();
-  const asked = { status, volume_id, marker, sort: "created_at:desc", limit: String(pageRows), all_tenants: "1" };
+  const filters = useFilters("status", "volume_id");
+  const asked = { ...filters.values, sort: "created_at:desc", limit: String(pageRows), all_tenants: "1" };
   const query = useQuery({
     ...path<{ backups: CinderBackup[] }>(backupsPath(project_id, asked), { on: ["backup"] }),
     ...kept,
   });
-  const clear = () => change({ status: undefined, volume_id: undefined, marker: undefined });
   return (
     <>
       <PageHead title="Backups" facts="Newest first." />
-      <StateChips
-        label="State of backups"
-        states={states}
-        value={status}
-        onChange={(picked) => change({ status: picked, marker: undefined })}
-      />
+      <FilterBar filters={filters} of={{ name: "status", label: "State of backups", states }} />
       <Loaded query={query} lines={10}>
         {({ backups }) => (
           <>
@@ -70,21 +64,13 @@ export function BackupsPage() {
               keyOf={({ id }) => id}
               hrefOf={({ id }) => `/backups/${id}`}
               empty={
-                status || volume_id || marker ? (
-                  <NoMatch what="No backup matches." onClear={clear} />
-                ) : (
-                  <>
-                    <p>There is no backup yet.</p>
-                    <Command text="tephra backup create VOLUME --name monday --wait" />
-                  </>
-                )
+                <Empty filters={filters} what="No backup matches.">
+                  <p>There is no backup yet.</p>
+                  <Command text="tephra backup create VOLUME --name monday --wait" />
+                </Empty>
               }
             />
-            <Pages
-              isFirst={!marker}
-              next={backups.length === pageRows ? (backups.at(-1)?.id ?? null) : null}
-              onGo={(to) => change({ marker: to })}
-            />
+            <Pages filters={filters} next={backups.length === pageRows ? backups.at(-1)?.id : null} />
           </>
         )}
       </Loaded>

@@ -4,8 +4,8 @@ import { call } from "../data/api.ts";
 import { kept, route } from "../data/queries.ts";
 import { useMay } from "../data/session.tsx";
 import { Action } from "../parts/action.tsx";
-import { useAddress } from "../parts/address.ts";
-import { StateChips } from "../parts/filter.tsx";
+import { useFilters } from "../parts/address.ts";
+import { FilterBar } from "../parts/filter.tsx";
 import { shown } from "../parts/format.ts";
 import { PageHead } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
@@ -46,17 +46,13 @@ const columnsOf = (mayRetry: boolean): readonly Column<Notification>[] =>
 /** Deliveries of events to their targets. */
 export function NotificationsPage() {
   const may = useMay();
-  const [{ state = "dead" }, change] = useAddress();
+  const filters = useFilters("state");
+  const { state = "dead" } = filters.values;
   const query = useQuery({ ...route("GET /ops/notifications", { query: { state } }), ...kept });
   return (
     <>
       <PageHead title="Notifications" facts="Deliveries of events, newest first; dead ones were given up." />
-      <StateChips
-        label="State of deliveries"
-        states={states}
-        value={state}
-        onChange={(picked) => change({ state: picked })}
-      />
+      <FilterBar filters={filters} of={{ name: "state", label: "State of deliveries", states, initial: "dead" }} />
       <Loaded query={query}>
         {({ notifications }) => (
           <DataTable

@@ -1,10 +1,13 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { Operation, OperationDetails } from "@tephra/wire";
+import { ask } from "../data/api.ts";
 import { getLiveness } from "../data/liveness.ts";
 import { route } from "../data/queries.ts";
+import { useMay } from "../data/session.tsx";
+import { Action } from "../parts/action.tsx";
 import { useId } from "../parts/address.ts";
-import { leftText, rateText, shown } from "../parts/format.ts";
+import { leftText, quoted, rateText, shown } from "../parts/format.ts";
 import { OperationMeter } from "../parts/operations-table.tsx";
 import { Facts, PageHead, Panel } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
@@ -90,6 +93,41 @@ function Body({ row }: { row: OperationDetails }) {
   );
 }
 
+/** What can be done about an operation, by its name in the API. */
+const deeds: Readonly<Record<string, { label: string; effects: string; done: string; isDanger?: boolean }>> = {
+  cancel: {
+    label: "Cancel",
+    effects:
+      "It ends, and what it has read is free again. A backup that it was making is in error then, and so is the target of a restore.",
+    done: "It is cancelled.",
+    isDanger: true,
+  },
+  retry: {
+    label: "Retry",
+    effects: "A new operation does the same again. A backup gets a new one beside that which has failed.",
+    done: "It was asked for again.",
+  },
+};
+
+function Actions({ id, actions }: OperationDetails) {
+  const may = useMay();
+  return actions.map(({ name, why }) => {
+    const deed = deeds[name];
+    if (!deed || !may(`ops:operation:${name}`)) return null;
+    const { effects, ...more } = deed;
+    return (
+      <Action
+        key={name}
+        {...more}
+        why={why}
+        effects={<p>{effects}</p>}
+        command={`tephra operation ${name} ${quoted(id)}`}
+        run={() => ask("POST", `/ops/operations/${encodeURIComponent(id)}/${name}`, {})}
+      />
+    );
+  });
+}
+
 const movingMs = 2_000;
 const isEnded = (row: Operation | undefined): boolean =>
   row !== undefined && !["queued", "running"].includes(row.state);
@@ -107,6 +145,7 @@ export function OperationPage() {
     <>
       <PageHead
         title={row?.kind ?? "Operation"}
+        actions={row && <Actions {...row} />}
         facts={
           <>
             {row && <Status state={row.state} />} <code>{shown(id)}</code>{" "}

@@ -1,7 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 import { kept, ofOperations, route } from "../data/queries.ts";
-import { useAddress } from "../parts/address.ts";
-import { NoMatch, StateChips } from "../parts/filter.tsx";
+import { useFilters } from "../parts/address.ts";
+import { Empty, FilterBar } from "../parts/filter.tsx";
 import { OperationsTable } from "../parts/operations-table.tsx";
 import { PageHead } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
@@ -10,31 +10,24 @@ const states = ["running", "queued", "failed", "succeeded", "cancelled"] as cons
 
 /** What runs, what waits, and what has ended. */
 export function OperationsPage() {
-  const [{ state, volume_id, backup_id }, change] = useAddress();
+  const filters = useFilters("state", "volume_id", "backup_id");
+  const { state, volume_id, backup_id } = filters.values;
   const query = useQuery({
     ...route("GET /ops/operations", { query: { state, volume_id, backup_id } }, ofOperations),
     ...kept,
   });
-  const clear = () => change({ state: undefined, volume_id: undefined, backup_id: undefined });
   return (
     <>
       <PageHead title="Operations" facts="Everything that was asked for, newest first." />
-      <StateChips
-        label="State of operations"
-        states={states}
-        value={state}
-        onChange={(picked) => change({ state: picked })}
-      />
+      <FilterBar filters={filters} of={{ name: "state", label: "State of operations", states }} />
       <Loaded query={query} lines={10}>
         {({ operations }) => (
           <OperationsTable
             rows={operations}
             empty={
-              state || volume_id || backup_id ? (
-                <NoMatch what="No operation matches." onClear={clear} />
-              ) : (
+              <Empty filters={filters} what="No operation matches.">
                 <p>Nothing was asked for yet.</p>
-              )
+              </Empty>
             }
           />
         )}

@@ -2,8 +2,8 @@ import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { ProtectedVolume } from "@tephra/wire";
 import { kept, route } from "../data/queries.ts";
-import { useAddress } from "../parts/address.ts";
-import { NoMatch, Pages, StateChips } from "../parts/filter.tsx";
+import { useFilters } from "../parts/address.ts";
+import { Empty, FilterBar, Pages } from "../parts/filter.tsx";
 import { durationText } from "../parts/format.ts";
 import { PageHead } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
@@ -34,24 +34,20 @@ const columns: readonly Column<ProtectedVolume>[] = [
 
 /** Which volumes can be restored to a moment within their target, and which cannot. */
 export function VolumesPage() {
-  const [{ state, marker }, change] = useAddress();
+  const filters = useFilters("state");
   const query = useQuery({
-    ...route("GET /ops/volumes", { query: { state, marker } }, { on: ["volume", "backup"] }),
+    ...route("GET /ops/volumes", { query: filters.values }, { on: ["volume", "backup"] }),
     ...kept,
   });
-  const clear = () => change({ state: undefined, marker: undefined });
   return (
     <>
       <PageHead title="Volumes" facts="Whether the newest good backup of each is within its target." />
       <Loaded query={query} lines={10}>
         {({ volumes, facets, next }) => (
           <>
-            <StateChips
-              label="State of protection"
-              states={states}
-              counts={facets.state}
-              value={state}
-              onChange={(picked) => change({ state: picked, marker: undefined })}
+            <FilterBar
+              filters={filters}
+              of={{ name: "state", label: "State of protection", states, counts: facets.state }}
             />
             <DataTable
               caption="Volumes and their protection"
@@ -60,17 +56,13 @@ export function VolumesPage() {
               keyOf={({ id }) => id}
               hrefOf={({ id }) => `/volumes/${id}`}
               empty={
-                state || marker ? (
-                  <NoMatch what="No volume is in this state." onClear={clear} />
-                ) : (
-                  <>
-                    <p>There is no volume yet. Import one:</p>
-                    <Command text="tephra volume import FILE --name disk --wait" />
-                  </>
-                )
+                <Empty filters={filters} what="No volume is in this state.">
+                  <p>There is no volume yet. Import one:</p>
+                  <Command text="tephra volume import FILE --name disk --wait" />
+                </Empty>
               }
             />
-            <Pages isFirst={!marker} next={next} onGo={(to) => change({ marker: to })} />
+            <Pages filters={filters} next={next} />
           </>
         )}
       </Loaded>

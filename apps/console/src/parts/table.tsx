@@ -1,11 +1,31 @@
 import { useNavigate } from "@tanstack/react-router";
-import { useCallback } from "react";
+import { useCallback, useState } from "react";
 import { getPreferences } from "./preferences.ts";
 
 export interface Column<Row> {
   name: string;
   cell: (row: Row) => React.ReactNode;
   isNumber?: boolean;
+}
+
+/**
+ * Rows stand still while somebody points at them: their cells change, but none moves, comes or goes. `changed`: how many would; `show` lets them.
+ */
+function useHeldRows<Row>(rows: readonly Row[], keyOf: (row: Row) => string) {
+  const [held, setHeld] = useState<readonly Row[] | null>(null);
+  const now = new Map(rows.map((row) => [keyOf(row), row]));
+  const keys = held?.map(keyOf) ?? [];
+  const known = new Set(keys);
+  const staying = keys.filter((key) => now.has(key));
+  const inNewOrder = rows.map(keyOf).filter((key) => known.has(key));
+  const moved = staying.filter((key, at) => key !== inNewOrder[at]).length;
+  return {
+    shownRows: held?.map((row) => now.get(keyOf(row)) ?? row) ?? rows,
+    changed: held === null ? 0 : moved + (keys.length - staying.length) + (rows.length - inNewOrder.length),
+    show: () => setHeld(rows),
+    onPointerEnter: ({ pointerType }: React.PointerEvent) => pointerType === "mouse" && setHeld(rows),
+    onPointerLeave: () => setHeld(null),
+  };
 }
 
 /**
@@ -46,30 +66,38 @@ export function DataTable<Row>({
     },
     [navigate],
   );
-  if (rows.length === 0) return <div className="empty">{empty}</div>;
+  const { shownRows, changed, show, ...pointing } = useHeldRows(rows, keyOf);
+  if (shownRows.length === 0) return <div className="empty">{empty}</div>;
   return (
-    <table className="table">
-      <caption className="away">{caption}</caption>
-      <thead>
-        <tr>
-          {columns.map(({ name, isNumber }) => (
-            <th key={name} scope="col" className={isNumber ? "is-number" : undefined}>
-              {name}
-            </th>
-          ))}
-        </tr>
-      </thead>
-      <tbody onKeyDown={onKeyDown}>
-        {rows.map((row) => (
-          <tr key={keyOf(row)} tabIndex={0} data-id={keyOf(row)} data-href={hrefOf?.(row) ?? undefined}>
-            {columns.map(({ name, cell, isNumber }) => (
-              <td key={name} data-label={name} className={isNumber ? "is-number" : undefined}>
-                {cell(row)}
-              </td>
+    <div className="table-frame" {...pointing}>
+      {changed > 0 && (
+        <button type="button" className="pill" onClick={show}>
+          {changed} changed · Show
+        </button>
+      )}
+      <table className="table">
+        <caption className="away">{caption}</caption>
+        <thead>
+          <tr>
+            {columns.map(({ name, isNumber }) => (
+              <th key={name} scope="col" className={isNumber ? "is-number" : undefined}>
+                {name}
+              </th>
             ))}
           </tr>
-        ))}
-      </tbody>
-    </table>
+        </thead>
+        <tbody onKeyDown={onKeyDown}>
+          {shownRows.map((row) => (
+            <tr key={keyOf(row)} tabIndex={0} data-id={keyOf(row)} data-href={hrefOf?.(row) ?? undefined}>
+              {columns.map(({ name, cell, isNumber }) => (
+                <td key={name} data-label={name} className={isNumber ? "is-number" : undefined}>
+                  {cell(row)}
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
   );
 }

@@ -22,8 +22,8 @@ const precompress: Plugin = {
 };
 
 /**
- * Names the font of all text in the page itself: otherwise it is asked for only once the scripts have put text on the page, which is seen in
- * another font until it has come.
+ * Names the font of all text in the page itself, so that it comes beside the scripts: otherwise it is asked for only once they have put text
+ * on the page, which is seen in another font until then, and a Chromium that has just started does not even ask for it.
  */
 const preloadFont: Plugin = {
   name: "preload-font",

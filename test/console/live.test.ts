@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Page } from "playwright-core";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
 import { startBrowser, type TestBrowser } from "../kit/browser.ts";
 import { openEventReader } from "../kit/events.ts";
 import { type FlakyProxy, startFlakyProxy } from "../kit/flaky-proxy.ts";
@@ -26,6 +26,7 @@ beforeAll(async () => {
   writeFileSync(file, randomBytes(2 * MiB));
   volume = await journey.importVolume(file, "db-7");
 });
+afterEach(() => browser.closePages());
 afterAll(() => stack.disposeAsync());
 
 const chip = (page: Page) => page.getByRole("status");
@@ -56,7 +57,6 @@ const settle = (page: Page) => page.evaluate("fetch('/livez').then((answer) => a
 
 async function expectSamePage(page: Page): Promise<void> {
   expect(await page.evaluate("globalThis.isFirstPage")).toBe(true);
-  await page.context().close();
 }
 
 it("shows what others do as it happens, asks for that alone, and for nothing while nothing happens", async () => {

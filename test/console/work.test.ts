@@ -1,6 +1,7 @@
+import { rename } from "node:fs/promises";
 import { join } from "node:path";
 import type { Page } from "playwright-core";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
 import { startBrowser, type TestBrowser } from "../kit/browser.ts";
 import { type FlakyProxy, startFlakyProxy } from "../kit/flaky-proxy.ts";
 import { type Instance, startInstance } from "../kit/instance.ts";
@@ -35,6 +36,7 @@ beforeAll(async () => {
   await writeIslands(file, 8 * MiB, [{ offset: 0, data: randomBytesOf("work", 8 * MiB) }]);
   volume = await journey.importVolume(file, "db-7");
 });
+afterEach(() => browser.closePages());
 afterAll(() => stack.disposeAsync());
 
 async function open(path: string, url = instance.url): Promise<Page> {
@@ -103,12 +105,16 @@ it("cancels what runs, after it has said what becomes of it", async () => {
 
 it("says that no worker is there, where that is why something waits, and no more once one is", async () => {
   const overview = await open("/");
+  const workers = await open("/workers");
+  const cards = workers.getByRole("table", { name: "Workers" });
+  await cards.getByRole("row", { name: /live.*repository:main/ }).waitFor();
   for (const worker of instance.workers) {
     worker.kill("SIGKILL");
     await worker.exited;
   }
   const needs = overview.getByRole("list", { name: "What needs you" });
   await needs.getByText(/no worker/i).waitFor();
+  await cards.getByRole("row", { name: /silent/ }).waitFor();
   const { operation } = await begin();
   const page = await open(`/operations/${operation}`);
   await page.getByText("no_worker", { exact: true }).waitFor();
@@ -119,6 +125,23 @@ it("says that no worker is there, where that is why something waits, and no more
   await instance.startWorker();
   await page.locator(".page-facts").getByText("succeeded").waitFor();
   await needs.getByText(/no worker/i).waitFor({ state: "detached" });
+  await cards.getByRole("row", { name: /live/ }).waitFor();
+  expect(browser.complaints()).toEqual([]);
+});
+
+it("says in the worker's own words why a repository is not reached, until it is", async () => {
+  const overview = await open("/");
+  const needs = overview.getByRole("list", { name: "What needs you" });
+  const workers = await open("/workers");
+  const away = `${instance.repositoryDir}-away`;
+  await rename(instance.repositoryDir, away);
+  const card = workers.getByRole("table", { name: "Workers" }).getByText(/not repository:main: /);
+  const words = (await card.textContent())?.replace("not repository:main: ", "") ?? "";
+  expect(words).not.toBe("");
+  await needs.getByText(words).waitFor();
+  await rename(away, instance.repositoryDir);
+  await needs.getByText(/Repository main/).waitFor({ state: "detached" });
+  await card.waitFor({ state: "detached" });
   expect(browser.complaints()).toEqual([]);
 });
 

@@ -11,6 +11,8 @@ import { patience } from "./wait-for.ts";
 export interface TestBrowser extends AsyncDisposable {
   /** A page in a profile of its own. Its waits end with an error after 15 s, times `patience`. */
   open(options?: BrowserContextOptions): Promise<Page>;
+  /** Closes all pages: each reads a stream of events, of which one user has only some. */
+  closePages(): Promise<void>;
   /** What pages have complained about since the last call: errors of scripts, of the policy, and requests to other origins. */
   complaints(): string[];
 }
@@ -76,6 +78,7 @@ export async function startBrowser(...origins: readonly string[]): Promise<TestB
       await watch(context);
       return context.newPage();
     },
+    closePages: async () => void (await Promise.all(browser.contexts().map((context) => context.close()))),
     complaints: () => complaints.splice(0),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };

@@ -32,7 +32,11 @@ function Mending({ id, name, status }: { id: string; name: string; status: strin
       {may("volume_extension:backup_admin_actions:reset_status") && status !== "error" && (
         <Action
           label="Reset"
-          effects={<p>What is being done with it is cancelled. It is in error then, or, where it was being restored, available.</p>}
+          effects={
+            <p>
+              What is being done with it is cancelled. It is in error then, or, where it was being restored, available.
+            </p>
+          }
           run={() => act("os-reset_status", { status: "error" })}
           done="The backup was reset."
         />
@@ -42,9 +46,7 @@ function Mending({ id, name, status }: { id: string; name: string; status: strin
           label="Force delete"
           isDanger
           name={name}
-          effects={
-            <p>The backup is deleted in whatever state it is, with what was made of it so far.</p>
-          }
+          effects={<p>The backup is deleted in whatever state it is, with what was made of it so far.</p>}
           run={() => act("os-force_delete", {})}
           done="The backup is being deleted."
         />

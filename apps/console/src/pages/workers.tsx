@@ -1,17 +1,20 @@
 import { useQuery } from "@tanstack/react-query";
+import { Link } from "@tanstack/react-router";
+import type { WorkerCard } from "@tephra/wire";
 import { useState } from "react";
 import { Input, Label, TextField } from "react-aria-components/TextField";
 import { ask } from "../data/api.ts";
 import { utc } from "../data/cinder.ts";
+import { route } from "../data/queries.ts";
 import { type Service, servicesPath, servicesQuery } from "../data/services.ts";
 import { useMay, useSession } from "../data/session.tsx";
 import { Action } from "../parts/action.tsx";
 import { shown } from "../parts/format.ts";
-import { PageHead } from "../parts/panel.tsx";
+import { PageHead, Panel } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
 import { Status } from "../parts/status.tsx";
 import { type Column, DataTable } from "../parts/table.tsx";
-import { Command, Foreign } from "../parts/texts.tsx";
+import { Bytes, Command, Foreign } from "../parts/texts.tsx";
 import { Age } from "../parts/time.tsx";
 
 function Switch({ service }: { service: Service }) {
@@ -55,6 +58,78 @@ const columns: readonly Column<Service>[] = [
   { name: "Reason", cell: ({ disabled_reason }) => <Foreign text={disabled_reason} empty="—" /> },
 ];
 
+function Does({ tasks }: WorkerCard) {
+  if (tasks.length === 0) return <span className="second">nothing</span>;
+  return (
+    <span className="stack">
+      {tasks.map(({ operation_id: id, operation_kind, kind, ordinal, bytes_done }) => (
+        <Link key={`${id} ${kind} ${ordinal}`} to="/operations/$id" params={{ id }}>
+          {operation_kind}, {kind} {ordinal}
+          {bytes_done > 0 && (
+            <>
+              {" "}
+              <Bytes bytes={bytes_done} />
+            </>
+          )}
+        </Link>
+      ))}
+    </span>
+  );
+}
+
+/** What a worker's tasks may need, and why it has not all of that, in its own words. */
+function Reaches({ reaches, unreachable }: WorkerCard) {
+  return (
+    <span className="stack">
+      <span>{reaches.map(shown).join(", ") || "nothing"}</span>
+      {Object.entries(unreachable).map(([place, why]) => (
+        <span key={place} className="tone-bad">
+          not {shown(place)}: {shown(why)}
+        </span>
+      ))}
+    </span>
+  );
+}
+
+const workerColumns = (isMixed: boolean): readonly Column<WorkerCard>[] => [
+  { name: "State", cell: ({ state }) => <Status state={state} /> },
+  { name: "Worker", cell: ({ id }) => <Foreign text={id} /> },
+  {
+    name: "Version",
+    cell: ({ version }) =>
+      isMixed ? <Status state={version ?? "an older one"} tone="warn" /> : shown(version ?? "an older one"),
+  },
+  { name: "Slots", cell: ({ tasks, slots }) => `${tasks.length} of ${slots}`, isNumber: true },
+  { name: "Does", cell: Does },
+  { name: "Reaches", cell: Reaches },
+  { name: "Memory", cell: ({ rss_bytes }) => <Bytes bytes={rss_bytes} />, isNumber: true },
+  { name: "Heard of", cell: ({ heartbeat_at }) => <Age at={heartbeat_at} />, isNumber: true },
+];
+
+function Workers() {
+  const query = useQuery(route("GET /ops/workers"));
+  return (
+    <Panel title="Workers" facts="Those heard of within the last hour.">
+      <Loaded query={query}>
+        {({ workers }) => (
+          <DataTable
+            caption="Workers"
+            columns={workerColumns(new Set(workers.map(({ version }) => version)).size > 1)}
+            rows={workers}
+            keyOf={({ id }) => id}
+            empty={
+              <>
+                <p>No worker was heard of.</p>
+                <Command text="npm start" />
+              </>
+            }
+          />
+        )}
+      </Loaded>
+    </Panel>
+  );
+}
+
 /** Who does the work. */
 export function WorkersPage() {
   const may = useMay();
@@ -74,22 +149,20 @@ export function WorkersPage() {
           </a>
         }
       />
-      <Loaded query={query}>
-        {({ services }) => (
-          <DataTable
-            caption="Services"
-            columns={shownColumns}
-            rows={services}
-            keyOf={({ binary, host }) => `${binary} ${host}`}
-            empty={
-              <>
-                <p>No worker ever came.</p>
-                <Command text="npm start" />
-              </>
-            }
-          />
-        )}
-      </Loaded>
+      {may("ops:workers") && <Workers />}
+      <Panel title="Hosts" facts="What each of them offers; one that is disabled takes no new work.">
+        <Loaded query={query}>
+          {({ services }) => (
+            <DataTable
+              caption="Services"
+              columns={shownColumns}
+              rows={services}
+              keyOf={({ binary, host }) => `${binary} ${host}`}
+              empty={<p>No worker ever came.</p>}
+            />
+          )}
+        </Loaded>
+      </Panel>
     </>
   );
 }

@@ -62,6 +62,7 @@ async function addPolicy(retention: object, more: object = {}) {
       enabled: true,
       force: true,
       priority: "normal",
+      verify: null,
       targetHours: null,
     },
     schedule: { cron: "0 2 * * *", timezone: "UTC", window_minutes: 60, jitter_minutes: 0 },
@@ -233,6 +234,30 @@ describe("a run", () => {
     expect(told.map(({ payload }) => payload)).toMatchObject(
       old.toReversed().map((id) => ({ backup_id: id, policy_name: policy.name, reason: "no rule keeps it" })),
     );
+  });
+
+  it("goes on for a volume that is gone, by the policy of its newest backup, and leaves the last good one", async () => {
+    const policy = await addPolicy({ keep_within: "36h" });
+    const before = await addPolicy({ keep_last: 100 });
+    const gone = randomUUID();
+    const byBefore = await addBackup(gone, 9, { policyId: before.id });
+    const old = [await addBackup(gone, 8, { policyId: policy.id }), await addBackup(gone, 7, { policyId: policy.id })];
+    const byHand = await addBackup(gone, 6);
+    const others = await addBackup(gone, 10, { policyId: policy.id, projectId: "q" });
+    const last = await addBackup(gone, 5, { policyId: policy.id });
+    const failed = await addBackup(gone, 7.5, { policyId: policy.id, status: "error" });
+    for (let n = 0; n < 4; n += 1) {
+      await run();
+      await removeAll();
+    }
+    expect(await left()).toEqual([others, byHand, last]);
+    for (const id of [...old, byBefore, failed]) {
+      expect((await database.backup.findUniqueOrThrow({ where: { id } })).deletedAt).not.toBeNull();
+    }
+    await database.policy.update({ where: { id: policy.id }, data: { enabled: false, nextAt: null } });
+    await addBackup(gone, 6, { policyId: policy.id });
+    await run();
+    expect(await left()).toHaveLength(4);
   });
 
   it("with a deletion delay hides a whole chain at once", async () => {

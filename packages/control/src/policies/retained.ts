@@ -1,4 +1,4 @@
-import type { Database, Transaction } from "../db/database.ts";
+import { type Database, Prisma, type Transaction } from "../db/database.ts";
 import { isLiveOperation, isStoredBackup } from "../db/live.ts";
 import { type RetainedBackup, type RetentionPlan, type RetentionRules as Rules, retain } from "./retention.ts";
 import { durationMs, type RetentionRules, type SquashRules } from "./rules.ts";
@@ -47,6 +47,10 @@ async function addForeign(tx: Database | Transaction, { backups }: VolumeBackups
   }
 }
 
+/** SQL: the project of the volume `v` of the backup `b`; of one that is gone, that of its newest backup. */
+const ownerOf = Prisma.sql`coalesce(v.project_id, (SELECT n.project_id FROM backups n
+  WHERE n.volume_id = b.volume_id AND n.policy_id IS NOT NULL AND n.deleted_at IS NULL ORDER BY n.data_timestamp DESC, n.id LIMIT 1))`;
+
 async function readRows(
   tx: Database | Transaction,
   { volumeIds, ids }: { volumeIds: readonly string[]; ids: readonly string[] },
@@ -66,7 +70,7 @@ async function readRows(
         AND (c.volume_id <> b.volume_id OR c.project_id <> b.project_id)) AS "neededElsewhere"
     FROM backups b LEFT JOIN volumes v ON v.id = b.volume_id
     WHERE ${isStoredBackup("b")}
-      AND ((b.volume_id = ANY(${[...volumeIds]}::uuid[]) AND b.project_id = v.project_id) OR b.id = ANY(${[...ids]}::uuid[]))`;
+      AND ((b.volume_id = ANY(${[...volumeIds]}::uuid[]) AND b.project_id = ${ownerOf}) OR b.id = ANY(${[...ids]}::uuid[]))`;
 }
 
 const rulesOf = ({ retention, squash }: RetentionPolicy): Rules => ({

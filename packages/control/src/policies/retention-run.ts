@@ -70,20 +70,28 @@ export async function runRetention(
   return false;
 }
 
+/** SQL: what policies have made of volumes that are gone. */
+const ofGone = (which: Prisma.Sql): Prisma.Sql => Prisma.sql`
+  SELECT b.volume_id, b.policy_id, b.data_timestamp, b.id FROM backups b
+  WHERE ${which} AND b.policy_id IS NOT NULL AND b.deleted_at IS NULL AND NOT EXISTS (SELECT FROM volumes v WHERE v.id = b.volume_id)`;
+
+/** Volumes that there are, and those that are gone and of which policies have made backups. */
 async function nextVolumes(database: Database, after: string): Promise<string[]> {
-  const rows = await database.volume.findMany({
-    where: { id: { gt: after } },
-    orderBy: { id: "asc" },
-    take: volumesAtOnce,
-    select: { id: true },
-  });
+  const rows = await database.$queryRaw<{ id: string }[]>`
+    (SELECT id FROM volumes WHERE id > ${after}::uuid ORDER BY id LIMIT ${volumesAtOnce})
+    UNION
+    (SELECT DISTINCT volume_id FROM (${ofGone(Prisma.sql`b.volume_id > ${after}::uuid`)}) gone ORDER BY volume_id LIMIT ${volumesAtOnce})
+    ORDER BY id LIMIT ${volumesAtOnce}`;
   return rows.map(({ id }) => id);
 }
 
-/** The policy of each volume that has one. */
+/** The policy of each volume that has one; of one that is gone, that of its newest backup. */
 const appliedTo = (database: Database, volumes: readonly string[]): Promise<Applied[]> => database.$queryRaw<Applied[]>`
-  SELECT DISTINCT ON (volume_id) volume_id AS "volumeId", policy_id AS "policyId"
-  FROM (${candidatesOf(Prisma.sql`v.id = ANY(${[...volumes]}::uuid[])`)}) candidates ORDER BY volume_id, place`;
+  (SELECT DISTINCT ON (volume_id) volume_id AS "volumeId", policy_id AS "policyId"
+    FROM (${candidatesOf(Prisma.sql`v.id = ANY(${[...volumes]}::uuid[])`)}) candidates ORDER BY volume_id, place)
+  UNION ALL
+  (SELECT DISTINCT ON (volume_id) volume_id, policy_id
+    FROM (${ofGone(Prisma.sql`b.volume_id = ANY(${[...volumes]}::uuid[])`)}) gone ORDER BY volume_id, data_timestamp DESC, id)`;
 
 interface OfVolume {
   volumeId: string;

@@ -191,6 +191,7 @@ describe("a backup that is deleted with a delay", () => {
         enabled: false,
         force: true,
         priority: "normal",
+        verify: null,
         targetHours: null,
       },
       schedule: { cron: "0 2 * * *", timezone: "UTC", window_minutes: 60, jitter_minutes: 0 },

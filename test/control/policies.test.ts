@@ -1,4 +1,4 @@
-import { randomUUID } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import {
   assignPolicy,
   type Config,
@@ -9,12 +9,14 @@ import {
   type PolicyRow,
   runPolicy,
   setQuota,
+  updatePolicy,
 } from "@tephra/control";
 import { beginTerm, openLog, openMetrics, reconcile } from "@tephra/control/process";
 import { publishWorker, withdrawWorker } from "@tephra/control/work";
 import pg from "pg";
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { openControl } from "../kit/control-database.ts";
+import { waitFor } from "../kit/wait-for.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;
@@ -68,7 +70,7 @@ async function addPolicy(
       kind: { full_every: 7 },
       retention: null,
     },
-    ...{ squash: null, repository: null, force: true, priority: "normal", targetHours: null },
+    ...{ squash: null, repository: null, force: true, priority: "normal", verify: null, targetHours: null },
     ...rules,
     schedule,
   });
@@ -147,6 +149,30 @@ describe("a run that is due", () => {
     expect(await runsOf(policy.id)).toMatchObject([
       { state: "ran", items: { waiting: 0, running: 0 }, operationId: null },
     ]);
+  });
+
+  it("begins no item again that somebody else has begun meanwhile, though its volume is free again", async () => {
+    await addVolume();
+    const policy = await addPolicy();
+    const id = await runPolicy(database, config, principal, policy.id);
+    const other = new pg.Client({ connectionString: config.database_url });
+    await other.connect();
+    try {
+      await other.query("BEGIN");
+      await other.query("UPDATE policy_run_items SET state = 'succeeded' WHERE run_id = $1", [id]);
+      const passing = pass();
+      // It has found the item before, and now waits for whoever has begun it.
+      const waits = `SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%policy_run_items%' AND datname = current_database()`;
+      await waitFor(async () => (await database.$queryRawUnsafe<unknown[]>(waits)).length > 0, {
+        what: "the pass waits",
+      });
+      await other.query("COMMIT");
+      await passing;
+    } finally {
+      await other.end();
+    }
+    expect(await database.backup.count()).toBe(0);
+    expect((await itemsOf(policy.id, id))[0]).toMatchObject({ state: "succeeded", operationId: null });
   });
 
   it("does not begin again at a time that comes twice, since the clock was set back", async () => {
@@ -261,6 +287,71 @@ describe("a run that nobody was there for", () => {
     expect(third?.finishedAt).not.toBeNull();
     expect(await toldOf()).toEqual(["policy.run.start", "policy.run.start", "policy.run.skipped"]);
     expect(await counted()).toEqual({ skipped: 1 });
+  });
+});
+
+describe("what a run verifies", () => {
+  const verifications = () =>
+    database.operation.findMany({ where: { kind: "backup-verify" }, orderBy: { createdAt: "asc" } });
+  /** A pass begins no more than it has time for. */
+  const beginAll = async (): Promise<void> => {
+    do await pass();
+    while ((await database.policyRunItem.count({ where: { state: "waiting" } })) > 0);
+  };
+  /** A run, from its begin until its backups are done and whatever follows has begun. */
+  const run = async (id: string): Promise<void> => {
+    await makeDue(id);
+    await beginAll();
+    await endOperations();
+    await Promise.all([pass(), pass()]);
+  };
+
+  it("is each backup of every n-th run, once, at low priority, whether or not the run has ended", async () => {
+    const volumes = [await addVolume(), await addVolume()];
+    const policy = await addPolicy({ verify: { mode: "deep", every: 2, sample: 100 } });
+    await run(policy.id);
+    expect(await verifications()).toEqual([]);
+    await run(policy.id);
+    await pass();
+    const begun = await verifications();
+    const backups = await database.backup.findMany({ orderBy: { createdAt: "desc" }, take: 2 });
+    expect(begun.map(({ backupId }) => backupId).sort()).toEqual(backups.map(({ id }) => id).sort());
+    expect(begun.map(({ priority, policyId, state }) => [priority, policyId, state])).toEqual(
+      volumes.map(() => ["low", policy.id, "queued"]),
+    );
+    expect(begun[0]?.input).toMatchObject({ mode: "deep" });
+    await endOperations();
+    await run(policy.id);
+    expect(await verifications()).toHaveLength(2);
+    await run(policy.id);
+    expect(await verifications()).toHaveLength(4);
+  });
+
+  it("is a sample of what it backs up, and nothing that has failed or that the policy does not name any more", async () => {
+    for (let n = 0; n < 20; n += 1) await addVolume();
+    const policy = await addPolicy({ verify: { mode: "quick", every: 1, sample: 50 } });
+    await makeDue(policy.id);
+    await beginAll();
+    const items = await database.policyRunItem.findMany();
+    const isDrawn = ({ runId, volumeId }: { runId: string; volumeId: string | null }): boolean =>
+      Number.parseInt(createHash("md5").update(`${runId}${volumeId}`).digest("hex").slice(-8), 16) < 2 ** 31;
+    expect(items.filter(({ verify }) => verify === "wanted")).toEqual(items.filter(isDrawn));
+    const [failing, ...others] = items;
+    await database.$executeRaw`
+      UPDATE operations SET state = 'failed', fail_reason = 'no', finished_at = now() WHERE id = ${failing?.operationId}::uuid`;
+    await endOperations();
+    await beginAll();
+    const expected = others.filter(isDrawn).map(({ backupId }) => backupId);
+    expect((await verifications()).map(({ backupId }) => backupId).sort()).toEqual(expected.sort());
+    await endOperations();
+    await database.operation.deleteMany({ where: { kind: "backup-verify" } });
+    await makeDue(policy.id);
+    await beginAll();
+    await updatePolicy(database, config, principal, { id: policy.id, change: { verify: null } });
+    await endOperations();
+    await beginAll();
+    expect(await verifications()).toEqual([]);
+    expect(await database.policyRunItem.count({ where: { verify: "wanted", state: "succeeded" } })).toBe(0);
   });
 });
 

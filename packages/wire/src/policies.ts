@@ -22,6 +22,13 @@ export const Retention = z.strictObject({
   deletion_delay_hours: z.number().min(0).max(87_600).optional(),
 });
 
+/** Of every n-th run the backups of so many percent of what it backs up are verified. */
+export const Verify = z.strictObject({
+  mode: z.enum(["quick", "deep", "drill"]),
+  every: z.number().int().min(1).max(100_000).default(1),
+  sample: z.number().min(1).max(100).default(100),
+});
+
 export const Squash = z.strictObject({ when_chain_longer_than: z.number().int().min(1).max(100_000) });
 
 const minutes = z.number().int().max(527_040);
@@ -56,6 +63,7 @@ export const Policy = z
     repository: z.string().nullable(),
     force: z.boolean(),
     priority: Priority,
+    verify: Verify.nullable(),
     target_hours: z.number().int().nullable(),
     next_at: time.nullable(),
     created_at: time,

@@ -2,7 +2,7 @@ import { z } from "zod";
 import type { OpsRouteKey } from "./answers.ts";
 import { Priority } from "./fields.ts";
 import { bytesPerSecond, timeOfDay, weekDays } from "./limits.ts";
-import { Kinds, Retention, Schedule, Squash } from "./policies.ts";
+import { Kinds, Retention, Schedule, Squash, Verify } from "./policies.ts";
 import { SignIn } from "./sessions.ts";
 import { protectionState } from "./volumes.ts";
 
@@ -179,6 +179,7 @@ const changeablePolicy = {
   repository: text.min(1).max(255).nullable(),
   force: z.boolean(),
   priority: Priority,
+  verify: Verify.nullable(),
   target_hours: z.number().int().min(1).max(100_000).nullable(),
 };
 
@@ -194,6 +195,7 @@ const NewPolicy = z.strictObject({
   repository: changeablePolicy.repository.default(null),
   force: changeablePolicy.force.default(true),
   priority: changeablePolicy.priority.default("normal"),
+  verify: changeablePolicy.verify.default(null),
   target_hours: changeablePolicy.target_hours.default(null),
 });
 

@@ -17,7 +17,10 @@ export const VolumeProtection = z
   .object({
     state: protectionState,
     reason: z.string().nullable(),
-    last_good: z.object({ backup_id: id, at: time }).nullable(),
+    /** With when it was last verified, and how thoroughly; null: never. */
+    last_good: z
+      .object({ backup_id: id, at: time, verified_at: time.nullable(), verified_mode: z.string().nullable() })
+      .nullable(),
     last_try: z.object({ backup_id: id, status: z.string(), at: time }).nullable(),
     target_seconds: z.number().int(),
     /** When its policy is due next. */

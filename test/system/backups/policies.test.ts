@@ -180,7 +180,9 @@ it("a machine is backed up as a whole, at one instant", async () => {
   const machine = { name: "machine", power_state: "SHUTOFF", boot_volume_id: disks[0] };
   const { id } = (await instance.request("POST", "/ops/instances", { instance: machine })).body.instance;
   expect((await instance.request("POST", `/ops/instances/${id}/attach`, { volume_id: disks[1] })).status).toBe(200);
-  await tephra(instance, "policy", "create", "machines", "--cron", "0 2 * * *");
+  const verify = ["--verify", "quick,every=2"];
+  const { policy } = (await tephra(instance, "policy", "create", "machines", "--cron", "0 2 * * *", ...verify)).json;
+  expect(policy.verify).toEqual({ mode: "quick", every: 2, sample: 100 });
   await tephra(instance, "policy", "assign", "machines", "--instance", id);
   const runEnds = async (): Promise<{ items: Record<string, unknown>[]; run: Record<string, unknown> }> => {
     const { run } = (await tephra(instance, "policy", "run", "machines")).json;
@@ -203,4 +205,13 @@ it("a machine is backed up as a whole, at one instant", async () => {
   expect(backups).toHaveLength(4);
   expect(new Set(backups.map((row) => row.group_snapshot_id)).size).toBe(2);
   expect(backups.filter((row) => row.incremental)).toHaveLength(2);
+  // Of the second run, and without anybody asking.
+  const verified = async () =>
+    (await instance.sql("SELECT parent_id FROM backups WHERE verified_mode = 'quick'")).map((row) => row.parent_id);
+  await instance.waitFor(async () => (await verified()).length === 2, { what: "both are verified" });
+  expect(await verified()).not.toContain(null);
+  const shown = (await tephra(instance, "volume", "protection")).json.volumes;
+  expect(shown.map((row: { protection: object }) => row.protection)).toMatchObject(
+    disks.map(() => ({ last_good: { verified_mode: "quick" } })),
+  );
 });

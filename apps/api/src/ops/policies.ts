@@ -53,6 +53,7 @@ const view = (row: PolicyRow): Policy => ({
   repository: row.repository,
   force: row.force,
   priority: row.priority,
+  verify: row.verify,
   target_hours: row.targetHours,
   next_at: isoOrNull(row.nextAt),
   created_at: row.createdAt.toISOString(),

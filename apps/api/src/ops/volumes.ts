@@ -21,7 +21,15 @@ const secondsOf = (hours: number): number => hours * 3_600;
 const protectionOf = (row: ProtectionRow): VolumeProtection => ({
   state: row.state,
   reason: row.reason,
-  last_good: row.goodId && row.goodAt ? { backup_id: row.goodId, at: row.goodAt.toISOString() } : null,
+  last_good:
+    row.goodId && row.goodAt
+      ? {
+          backup_id: row.goodId,
+          at: row.goodAt.toISOString(),
+          verified_at: row.verifiedAt?.toISOString() ?? null,
+          verified_mode: row.verifiedMode,
+        }
+      : null,
   last_try:
     row.tryId && row.tryAt ? { backup_id: row.tryId, status: row.tryStatus ?? "", at: row.tryAt.toISOString() } : null,
   target_seconds: secondsOf(row.targetHours),

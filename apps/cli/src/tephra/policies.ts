@@ -5,6 +5,12 @@ import { chooseByName, isUuid, resolveId } from "./names.ts";
 import { renderFields, renderTable } from "./output.ts";
 import { openSession, positiveInteger, type Session } from "./session.ts";
 
+interface VerifyOption {
+  mode: string;
+  every?: number;
+  sample?: number;
+}
+
 /** What a policy says, as options. */
 interface PolicyOptions {
   name?: string;
@@ -21,6 +27,7 @@ interface PolicyOptions {
   repository?: string;
   target?: number;
   priority?: string;
+  verify?: VerifyOption | null;
   force?: boolean;
   enable?: true;
   confirm?: true;
@@ -103,6 +110,16 @@ export function readKeep(text: string, before: Record<string, number | string> =
   return { ...before, [key]: Number(value) };
 }
 
+/** `deep`, or with more: `deep,every=7,sample=10`. */
+export function readVerify(text: string): VerifyOption {
+  const [mode = "", ...more] = text.split(",");
+  const numbers = more.map((part) => /^(every|sample)=([1-9]\d*)$/.exec(part));
+  if (!["quick", "deep", "drill"].includes(mode) || numbers.includes(null)) {
+    throw new InvalidArgumentError("It must be quick, deep or drill, with every=RUNS or sample=PERCENT after commas.");
+  }
+  return { mode, ...Object.fromEntries(numbers.map((found) => [found?.[1] ?? "", Number(found?.[2])])) };
+}
+
 const count = (text: string): number => (text === "0" ? 0 : positiveInteger(text));
 
 const confirmation = "The first run may delete more than half of the backups that are there.";
@@ -119,6 +136,8 @@ function addRuleOptions(command: Command): Command {
     .option("--keep-all", "No retention: nothing is deleted (default).")
     .option("--squash <members>", "Merge the oldest members of longer chains.", positiveInteger)
     .option("--no-squash", "Merge nothing (default).")
+    .option("--verify <mode>", "Verify backups: quick, deep or drill, such as deep,every=7,sample=10.", readVerify)
+    .option("--no-verify", "Verify nothing (default).")
     .option("--repository <name>", "Where backups go.")
     .option("--target <hours>", "The newest good backup should be no older.", positiveInteger)
     .addOption(
@@ -161,6 +180,7 @@ function rulesOf(options: PolicyOptions, before: Policy["schedule"] | null): Rec
     repository: options.repository,
     target_hours: options.target,
     priority: options.priority,
+    verify: options.verify,
     force: options.force,
     enabled: enable ? true : disable ? false : undefined,
   });
@@ -169,10 +189,11 @@ function rulesOf(options: PolicyOptions, before: Policy["schedule"] | null): Rec
 /** `--no-…` is only said when it was typed: commander's default for it would change what is not asked for. */
 const typed = (command: Command, options: PolicyOptions): PolicyOptions => {
   const isTyped = (name: string) => command.getOptionValueSource(name) === "cli";
-  const { force, squash, ...rest } = options;
+  const { force, squash, verify, ...rest } = options;
   return {
     ...rest,
     ...(isTyped("force") && force !== undefined && { force }),
+    ...(isTyped("verify") && verify !== undefined && { verify: (verify as unknown) === false ? null : verify }),
     ...(isTyped("squash") && squash !== undefined && { squash: (squash as unknown) === false ? null : squash }),
   };
 };
@@ -357,7 +378,7 @@ function runTable(rows: readonly PolicyRun[]): string {
 }
 
 function printPolicy(session: Session, policy: PolicyDetails): void {
-  const { schedule, kind, retention, squash } = policy;
+  const { schedule, kind, retention, squash, verify } = policy;
   const kept = retention && Object.entries(retention).map(([rule, value]) => `${rule.replace(/^keep_/, "")} ${value}`);
   const fields = {
     id: policy.id,
@@ -372,6 +393,7 @@ function printPolicy(session: Session, policy: PolicyDetails): void {
     repository: policy.repository,
     "volumes in use": policy.force ? "yes" : "no",
     priority: policy.priority,
+    verifies: verify ? `${verify.mode}, every ${verify.every} runs, ${verify.sample} %` : "nothing",
     "target hours": policy.target_hours,
     next: policy.enabled ? policy.next_runs.join(", ") : null,
   };

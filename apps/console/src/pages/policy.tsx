@@ -158,6 +158,12 @@ export function PolicyPage() {
                 ["Rule", shown(policyText(shownPolicy))],
                 ["Repository", <Foreign key="repository" text={shownPolicy.repository} empty="the default one" />],
                 ["Priority", shownPolicy.priority],
+                [
+                  "Verifies",
+                  shownPolicy.verify === null
+                    ? "nothing"
+                    : `${shownPolicy.verify.mode}, every ${shownPolicy.verify.every} runs, ${shownPolicy.verify.sample} %`,
+                ],
                 ["Target", shownPolicy.target_hours === null ? "the default one" : `${shownPolicy.target_hours} h`],
                 [
                   "Next",

@@ -79,11 +79,16 @@ export async function startVerify(
   tx: Transaction,
   config: Config,
   principal: Principal,
-  { backup, mode }: { backup: Pick<Backup, "id" | "projectId" | "volumeBytes">; mode: VerifyMode },
+  {
+    backup,
+    mode,
+    policyId,
+  }: { backup: Pick<Backup, "id" | "projectId" | "volumeBytes">; mode: VerifyMode; policyId?: string },
 ): Promise<string> {
   const backend = mode === "drill" ? defaultVolumeBackend(config).name : null;
   return startOperation(tx, principal, {
     kind: "backup-verify",
+    ...(policyId !== undefined && { policyId, priority: "low" }),
     projectId: backup.projectId,
     backupId: backup.id,
     bytesTotal: mode === "quick" ? 0n : (backup.volumeBytes ?? 0n),

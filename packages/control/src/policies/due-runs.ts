@@ -71,6 +71,13 @@ const toldOf = (policy: Policy, run: Pick<NewRun, "id" | "dueAt"> & { state: Run
   reason: run.reason ?? null,
 });
 
+/** Which share of the run's backups is verified; counts the runs of which none is. */
+async function shareVerified(tx: Transaction, { id, verify, unverified }: PolicyRow & Policy): Promise<number> {
+  const due = verify !== null && unverified + 1 >= verify.every;
+  await tx.policy.update({ where: { id }, data: { unverified: due ? 0 : unverified + 1 } });
+  return due ? verify.sample / 100 : 0;
+}
+
 /** Enters a run with all that it has to do. @returns its id; null when there is one of that time already */
 async function enterRun(
   tx: Transaction,
@@ -86,7 +93,8 @@ async function enterRun(
   const run: NewRun = { id: randomUUID(), policyId: policy.id, dueAt, state, reason, userId, windowEnd };
   if (!(await addRun(tx, run))) return null;
   const jitterMs = userId === null ? jitterMinutes * 60_000 : 0;
-  const { items, skipped } = await addItems(tx, { run, subjects: subjectsOf(policy), from, jitterMs });
+  const verified = await shareVerified(tx, policy);
+  const { items, skipped } = await addItems(tx, { run, subjects: subjectsOf(policy), from, jitterMs, verified });
   const host = config.hostName;
   if (items > 0 && items === skipped) {
     await skipRun(tx, run.id, unended);

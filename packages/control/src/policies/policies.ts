@@ -8,12 +8,12 @@ import { findPolicy, lockPolicy, type Policy, policiesOf, readClock } from "../r
 import { policyKey } from "./applies.ts";
 import { checkRules, type PolicyRules, refusalOf } from "./check.ts";
 import { refuseMassDeletion } from "./preview.ts";
-import { BackupKinds, RetentionRules, Schedule, SquashRules } from "./rules.ts";
+import { BackupKinds, RetentionRules, Schedule, SquashRules, VerifyRules } from "./rules.ts";
 import { nextTime, nextTimes } from "./schedule.ts";
 
 /** A policy with its rules read. */
-export type PolicyRow = Omit<Policy, "schedule" | "kind" | "retention" | "squash" | "priority"> &
-  PolicyRules & { priority: Priority };
+export type PolicyRow = Omit<Policy, "schedule" | "kind" | "retention" | "squash" | "priority" | "verify"> &
+  PolicyRules & { priority: Priority; verify: VerifyRules | null };
 
 /** The row of a policy, as the programs use it. */
 export const readPolicy = (row: Policy): PolicyRow => ({
@@ -23,6 +23,7 @@ export const readPolicy = (row: Policy): PolicyRow => ({
   kind: BackupKinds.parse(row.kind),
   retention: row.retention === null ? null : RetentionRules.parse(row.retention),
   squash: row.squash === null ? null : SquashRules.parse(row.squash),
+  verify: row.verify === null ? null : VerifyRules.parse(row.verify),
 });
 
 export interface NewPolicy extends PolicyRules {
@@ -34,17 +35,20 @@ export interface NewPolicy extends PolicyRules {
   force: boolean;
   /** Of its backups. `high` is for admins to give: at a limit its bytes go before those of all others. */
   priority: Priority;
+  /** Null: its backups are not verified. */
+  verify: VerifyRules | null;
   targetHours: number | null;
 }
 
 export type PolicyChange = Partial<Omit<NewPolicy, "projectId">>;
 
 /** JSON columns, in which null is a value of its own. */
-const documentsOf = ({ schedule, kind, retention, squash }: PolicyRules) => ({
+const documentsOf = ({ schedule, kind, retention, squash, verify }: PolicyRules & Pick<NewPolicy, "verify">) => ({
   schedule: schedule as Prisma.InputJsonObject,
   kind: kind as Prisma.InputJsonObject,
   retention: (retention as Prisma.InputJsonObject | null) ?? Prisma.DbNull,
   squash: (squash as Prisma.InputJsonObject | null) ?? Prisma.DbNull,
+  verify: (verify as Prisma.InputJsonObject | null) ?? Prisma.DbNull,
 });
 
 /** @throws InvalidError when the project, or the installation, has a policy of that name */

@@ -26,6 +26,8 @@ export interface ProtectionRow {
   reason: string | null;
   goodId: string | null;
   goodAt: Date | null;
+  verifiedAt: Date | null;
+  verifiedMode: string | null;
   tryId: string | null;
   tryStatus: string | null;
   tryAt: Date | null;
@@ -47,7 +49,8 @@ const judgedVolumes = ({ protection }: Config, volumes: Prisma.Sql): Prisma.Sql 
     SELECT DISTINCT ON (volume_id) volume_id, policy_id FROM (${candidatesOf(volumes)}) candidates ORDER BY volume_id, place
   ), known AS (
     SELECT v.id, v.name, v.project_id AS "projectId", v.size_bytes AS "sizeBytes", v.status, v.backend, v.created_at,
-      good.id AS "goodId", good.data_timestamp AS "goodAt", newest.id AS "tryId", newest.status AS "tryStatus", newest.created_at AS "tryAt",
+      good.id AS "goodId", good.data_timestamp AS "goodAt", good.verified_at AS "verifiedAt",
+      good.verified_mode AS "verifiedMode", newest.id AS "tryId", newest.status AS "tryStatus", newest.created_at AS "tryAt",
       newest.fail_reason, whole.id IS DISTINCT FROM good.id AS spoilt,
       coalesce(p.target_hours, ${protection.target_hours}::int) AS "targetHours", p.id AS "policyId", p.name AS "policyName",
       p.next_at AS "nextAt", e.reason AS "excludedReason", e.until AS "excludedUntil", e.volume_id IS NOT NULL AS excluded
@@ -56,7 +59,7 @@ const judgedVolumes = ({ protection }: Config, volumes: Prisma.Sql): Prisma.Sql 
     LEFT JOIN policies p ON p.id = a.policy_id
     LEFT JOIN volume_exclusions e ON e.volume_id = v.id AND (e.until IS NULL OR e.until > now())
     LEFT JOIN LATERAL (
-      SELECT b.id, b.data_timestamp FROM backups b
+      SELECT b.id, b.data_timestamp, b.verified_at, b.verified_mode FROM backups b
       WHERE b.volume_id = v.id AND b.project_id = v.project_id AND b.deleted_at IS NULL AND b.status IN ('available', 'restoring')
         AND b.id NOT IN (SELECT id FROM damaged)
       ORDER BY b.data_timestamp DESC, b.created_at DESC LIMIT 1) good ON true

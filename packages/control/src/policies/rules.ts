@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { verifyModes } from "../queue/documents.ts";
 
 /**
  * The parts of a policy as they are stored: written by the verbs, which check what they mean (check.ts), and read from rows. Keys are those
@@ -30,6 +31,14 @@ export type RetentionRules = z.output<typeof RetentionRules>;
 /** When the oldest members of a chain are merged: once it has more members than this. */
 export const SquashRules = z.object({ when_chain_longer_than: z.int().min(1) });
 export type SquashRules = z.output<typeof SquashRules>;
+
+/** How thoroughly backups are verified: those of every n-th run, of so many percent of what it backs up. */
+export const VerifyRules = z.object({
+  mode: z.enum(verifyModes),
+  every: z.int().min(1).default(1),
+  sample: z.number().min(1).max(100).default(100),
+});
+export type VerifyRules = z.output<typeof VerifyRules>;
 
 /**
  * `cron` has five fields and is read in `timezone`. Backups of a run begin within `window_minutes`, spread over the first `jitter_minutes`

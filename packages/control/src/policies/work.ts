@@ -1,4 +1,5 @@
 import { requestBackupWithin } from "../backups/create.ts";
+import { startVerify } from "../backups/verify.ts";
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { isDatabaseOutage } from "../db/outage.ts";
@@ -6,15 +7,19 @@ import { ControlError, InvalidError } from "../errors.ts";
 import { notifyPolicy } from "../events/notifications.ts";
 import { requestGroupBackupWithin } from "../groups/backup.ts";
 import type { Principal } from "../principal.ts";
+import { type Backup, lockBackup } from "../rows/backups.ts";
 import {
   type DueItem,
   dueItems,
   endItem,
   endRuns,
+  type ItemToVerify,
+  itemsToVerify,
   noteBegun,
   putOffItem,
   settleItems,
   takeItem,
+  takeToVerify,
 } from "../rows/policy-runs.ts";
 import { count } from "../telemetry/counters.ts";
 import { beginDueRun, hasWorkers } from "./due-runs.ts";
@@ -34,7 +39,8 @@ const retryMs = 60_000;
 export async function runPolicies(database: Database, config: Config): Promise<void> {
   const [found] = await database.$queryRaw<{ due: string[]; live: boolean }[]>`
     SELECT ARRAY(SELECT id FROM policies WHERE next_at <= now() ORDER BY next_at LIMIT ${runsAtOnce}) AS due,
-      EXISTS (SELECT FROM policy_runs WHERE finished_at IS NULL) AS live`;
+      EXISTS (SELECT FROM policy_runs WHERE finished_at IS NULL)
+        OR EXISTS (SELECT FROM policy_run_items WHERE verify = 'wanted' AND state = 'succeeded') AS live`;
   const { due = [], live = false } = found ?? {};
   if (due.length === 0 && !live) return;
   const failures: unknown[] = [];
@@ -46,6 +52,7 @@ export async function runPolicies(database: Database, config: Config): Promise<v
   }
   if (live) await settleItems(database);
   failures.push(...(await beginItems(database, config)));
+  if (live) await beginVerifications(database, config);
   if (live) await endRunsOf(database, config);
   if (failures.length > 0) throw failures[0];
 }
@@ -133,19 +140,25 @@ async function whyFull(database: Database, policy: PolicyRow, item: DueItem): Pr
   return null;
 }
 
+/** Who asks for what an item needs: whoever has run the policy by hand, or made it. */
+const principalOf = (
+  { userId, projectId, runId }: Pick<DueItem, "userId" | "projectId" | "runId">,
+  policy: Pick<PolicyRow, "userId">,
+): Principal => ({
+  userId: userId ?? policy.userId,
+  projectId,
+  roles: ["member"],
+  isAdmin: false,
+  requestId: `req-${runId}`,
+});
+
 /** Takes the item and asks for its backup, in one transaction: it begins once, whoever finds it due. */
 async function begin(
   database: Database,
   config: Config,
   { item, policy, full }: { item: DueItem; policy: PolicyRow; full: string | null },
 ): Promise<void> {
-  const principal: Principal = {
-    userId: item.userId ?? policy.userId,
-    projectId: item.projectId,
-    roles: ["member"],
-    isAdmin: false,
-    requestId: `req-${item.runId}`,
-  };
+  const principal = principalOf(item, policy);
   const at = item.dueAt.toISOString().slice(0, 19);
   const request = {
     name: `${policy.name.slice(0, 200)} ${at}Z`,
@@ -193,6 +206,36 @@ async function beginMachine(
     throw new InvalidError("request", `Instance ${instanceId} has no group: it cannot be backed up as a whole.`);
   const { operationId } = await requestGroupBackupWithin(tx, config, principal, { ...request, groupId: group.id });
   return { operationId, backupId: null };
+}
+
+/** Verifies what is backed up, where the policy still says so; what has gone since is not verified. */
+async function beginVerifications(database: Database, config: Config): Promise<void> {
+  for (const item of await itemsToVerify(database, itemsAtOnce)) {
+    await inTransaction(database, async (tx) => {
+      if (!(await takeToVerify(tx, item.id))) return;
+      const row = await tx.policy.findUnique({ where: { id: item.policyId } });
+      const policy = row && readPolicy(row);
+      if (!policy?.verify) return;
+      const principal = principalOf(item, policy);
+      for (const backup of await lockBackupsOf(tx, item)) {
+        await startVerify(tx, config, principal, { backup, mode: policy.verify.mode, policyId: policy.id });
+      }
+    });
+  }
+}
+
+/** The complete backups that an item's operation has made, of a volume or of all disks of a machine, locked. */
+async function lockBackupsOf(tx: Transaction, { operationId }: ItemToVerify): Promise<Backup[]> {
+  const ids = await tx.$queryRaw<{ id: string }[]>`
+    SELECT b.id FROM operations o JOIN backups b ON b.id = o.backup_id
+    WHERE (o.id = ${operationId}::uuid OR o.parent_id = ${operationId}::uuid) AND o.kind = 'backup-create' AND b.deleted_at IS NULL
+    ORDER BY b.created_at, b.id`;
+  const found: Backup[] = [];
+  for (const { id } of ids) {
+    const backup = await lockBackup(tx, id);
+    if (backup?.status === "available") found.push(backup);
+  }
+  return found;
 }
 
 /** Ends runs of which nothing is left to do, and tells of them. */

@@ -32,26 +32,33 @@ export async function addRun(tx: Transaction, run: NewRun): Promise<boolean> {
 
 /**
  * Enters what a run has to do: `subjects` is a query of `project_id, volume_id, instance_id`. Starts are spread over `jitterMs` from `from`,
- * by the run and the subject alone. What an earlier run has not ended is skipped.
+ * by the run and the subject alone; so is the share of them that is verified. What an earlier run has not ended is skipped.
  *
  * @returns how many there are, and how many of them are skipped
  */
 export async function addItems(
   tx: Transaction,
-  { run, subjects, from, jitterMs }: { run: NewRun; subjects: Prisma.Sql; from: Date; jitterMs: number },
+  {
+    run,
+    subjects,
+    from,
+    jitterMs,
+    verified,
+  }: { run: NewRun; subjects: Prisma.Sql; from: Date; jitterMs: number; verified: number },
 ): Promise<{ items: number; skipped: number }> {
   const [added] = await tx.$queryRaw<{ items: number; skipped: number }[]>`
     WITH subject AS (${subjects}), judged AS (
       SELECT s.*, ('x' || left(md5(${run.id} || coalesce(s.volume_id, s.instance_id)::text), 8))::bit(32)::bigint / 4294967296.0 AS part,
+        ('x' || right(md5(${run.id} || coalesce(s.volume_id, s.instance_id)::text), 8))::bit(32)::bigint / 4294967296.0 AS lot,
         EXISTS (SELECT FROM policy_run_items i WHERE i.state IN ('waiting', 'running') AND i.volume_id = s.volume_id) OR
         EXISTS (SELECT FROM policy_run_items i WHERE i.state IN ('waiting', 'running') AND i.instance_id = s.instance_id
           AND i.project_id = s.project_id) AS busy
       FROM subject s
     ), added AS (
-      INSERT INTO policy_run_items (id, run_id, policy_id, project_id, volume_id, instance_id, starts_at, state, reason, finished_at)
+      INSERT INTO policy_run_items (id, run_id, policy_id, project_id, volume_id, instance_id, starts_at, verify, state, reason, finished_at)
       SELECT gen_random_uuid(), ${run.id}::uuid, ${run.policyId}::uuid, project_id, volume_id, instance_id,
         ${from}::timestamptz + part * ${jitterMs}::float8 * interval '1 millisecond',
-        CASE WHEN busy THEN 'skipped' ELSE 'waiting' END,
+        CASE WHEN lot < ${verified}::float8 THEN 'wanted' END, CASE WHEN busy THEN 'skipped' ELSE 'waiting' END,
         CASE WHEN busy THEN 'The backup of an earlier run has not ended.' END, CASE WHEN busy THEN now() END
       FROM judged RETURNING state
     )
@@ -123,6 +130,31 @@ export async function endItem(
   await database.$executeRaw`
     UPDATE policy_run_items SET state = ${state}, reason = ${reason}, finished_at = now()
     WHERE id = ${id}::uuid AND state = 'waiting'`;
+}
+
+/** An item whose backup is done and to be verified. */
+export interface ItemToVerify {
+  id: string;
+  runId: string;
+  policyId: string;
+  projectId: string;
+  userId: string | null;
+  operationId: string | null;
+}
+
+export async function itemsToVerify(database: Database, limit: number): Promise<ItemToVerify[]> {
+  return database.$queryRaw<ItemToVerify[]>`
+    SELECT i.id, i.run_id AS "runId", i.policy_id AS "policyId", i.project_id AS "projectId", r.user_id AS "userId",
+      i.operation_id AS "operationId"
+    FROM policy_run_items i JOIN policy_runs r ON r.id = i.run_id
+    WHERE i.verify = 'wanted' AND i.state = 'succeeded' ORDER BY i.finished_at LIMIT ${limit}`;
+}
+
+/** The item's backups are verified, by what this transaction begins. @returns false when somebody else has begun it */
+export async function takeToVerify(tx: Transaction, id: string): Promise<boolean> {
+  const taken = await tx.$executeRaw`
+    UPDATE policy_run_items SET verify = 'begun' WHERE id = ${id}::uuid AND verify = 'wanted'`;
+  return taken === 1;
 }
 
 /** Items whose operations have ended, or are forgotten, end with them. */

@@ -61,7 +61,7 @@ export async function openBackupWorld(
       workers: options.workers ?? 1,
       config: {
         ovirt: { users: ovirtUsers },
-        quotas: { volumes: -1, gigabytes: -1 },
+        quotas: { volumes: -1, gigabytes: -1, snapshots: -1 },
         volume_backends: [
           { name: "files", driver: "file", path: files },
           { name: "images", driver: "qemu", path: images },

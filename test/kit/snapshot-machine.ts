@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { open, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect } from "vitest";
+import { lock } from "../../packages/engine/src/volume/qemu/folder-lock.ts";
 import { temporaryFolder } from "../format/backup-fixture.ts";
 import { ImageClient } from "./image-client.ts";
 import { type BackupWorld, download } from "./machine-backups.ts";
@@ -56,6 +57,7 @@ export class SnapshotMachine {
   /** As its guest does, of a machine that is then off again. */
   async write(disk: string, bytes: Buffer, offset: number): Promise<void> {
     if (this.formats.get(disk) === "cow") {
+      await using _alone = await this.#alone();
       await qemuWrite(join(this.world.imagesDir, `volume-${disk}`), bytes, offset);
     } else {
       await using file = await open(join(this.world.filesDir, `volume-${disk}`), "r+");
@@ -151,6 +153,18 @@ export class SnapshotMachine {
     return checkpoint;
   }
 
+  async removeCheckpoint(id: string): Promise<void> {
+    await this.world.answered(200, "DELETE", `/vms/${this.id}/checkpoints/${id}`);
+    this.checkpoints.delete(id);
+  }
+
+  /** The service has those checkpoints that it must, and no other is valid. */
+  async checkCheckpoints(): Promise<void> {
+    const { json } = await this.world.answered(200, "GET", `/vms/${this.id}/checkpoints`);
+    const valid = (json.checkpoint ?? []).filter(({ state }: { state: string }) => state === "created");
+    expect(valid.map(({ id }: { id: string }) => id).sort()).toEqual([...this.checkpoints.keys()].sort());
+  }
+
   /** What a client reads of a snapshot's disk is what it was. */
   async readSnapshot(at: number): Promise<void> {
     const kept = this.snapshots[at];
@@ -161,8 +175,14 @@ export class SnapshotMachine {
     }
   }
 
+  /** Layers of a folder are merged after whatever was done to any machine: until this is disposed, none are. */
+  #alone(): Promise<AsyncDisposable> {
+    return lock(join(this.world.imagesDir, ".merging"));
+  }
+
   /** All images hold what they must, by other programs. */
   async check(): Promise<void> {
+    await using _alone = await this.#alone();
     for (const [disk, bytes] of this.disks) await this.#checkImage("the disk", disk, `volume-${disk}`, bytes);
     for (const [at, { disks, layers }] of this.snapshots.entries()) {
       for (const [disk, layer] of layers) {

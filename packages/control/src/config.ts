@@ -310,6 +310,8 @@ export const ConfigFile = z
         async_status_code: z.union([z.literal(201), z.literal(202)]).default(201),
         /** Longest time for which a guest is kept from writing. */
         freeze_limit_ms: z.int().min(100).default(10_000),
+        /** Longest time for which one stays frozen that a client has frozen by itself. */
+        manual_freeze_limit_ms: z.int().min(100).max(120_000).default(60_000),
         /** Fail where no guest agent can freeze the guest's file systems, instead of taking a crash-consistent backup. */
         require_consistency: z.boolean().default(false),
       })

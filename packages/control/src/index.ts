@@ -171,6 +171,7 @@ export {
   detachDisk,
   isDiskInterface,
 } from "./machines/disks.ts";
+export { readFreeze, setFrozen } from "./machines/freeze.ts";
 export { createMachineFromOvf, type MadeFromOvf } from "./machines/from-ovf.ts";
 export {
   createMachine,

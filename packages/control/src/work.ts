@@ -100,6 +100,7 @@ export {
   noteDaemon,
   readyMachineBackup,
 } from "./machines/backup-work.ts";
+export { finishFreeze, noteFrozen, readFreeze } from "./machines/freeze.ts";
 export { finishPlug } from "./machines/plug.ts";
 export { beginRevert, finishRevert } from "./machines/revert.ts";
 export { type Lane, lanes, type Priority, priorities } from "./priorities.ts";

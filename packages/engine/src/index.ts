@@ -70,6 +70,7 @@ export type {
   StartedBackup,
 } from "./hypervisor/machine-disks.ts";
 export { removeScratchFiles } from "./hypervisor/qmp/disks/backup.ts";
+export { freezeGuest, type GuestSettings, thawGuest } from "./hypervisor/qmp/freeze-guest.ts";
 export { endDaemon } from "./hypervisor/qmp/pool.ts";
 export {
   type HypervisorSettings,

@@ -244,6 +244,8 @@ export const sampleBodies: Readonly<Record<string, (world: World) => string[]>> 
       `<data>${ovfOf(world).replaceAll("&", "&amp;").replaceAll("<", "&lt;")}</data></configuration></initialization></vm>`,
   ],
   "PUT /vms/:vm": ({ secret }) => ["<vm><description>changed</description></vm>", `<vm><name>${secret}</name></vm>`],
+  "ACTION /vms/:vm/freezefilesystems": action,
+  "ACTION /vms/:vm/thawfilesystems": action,
   "ACTION /vms/:vm/start": action,
   "ACTION /vms/:vm/stop": action,
   "ACTION /vms/:vm/shutdown": action,

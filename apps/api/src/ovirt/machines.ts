@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import {
   createMachine,
   createMachineFromOvf,
@@ -6,15 +7,18 @@ import {
   listMachines,
   type MachineRow,
   type PowerVerb,
+  readFreeze,
   removeMachine,
+  setFrozen,
   setPower,
   updateMachine,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
+import { endOf } from "../http/operation-end.ts";
 import { type Call, created, done, emptyBelow, type Handle, type Route, shown } from "./call.ts";
 import { diskFormat } from "./disks.ts";
 import { type Element, listOf, reference } from "./element.ts";
-import { BareStatus, incomplete, invalidValue, whenRefused } from "./faults.ts";
+import { BareStatus, incomplete, invalidValue, refused, whenRefused } from "./faults.ts";
 import { zeroId } from "./fixed-ids.ts";
 import { type Followed, followed } from "./follow.ts";
 import { clustersOf } from "./infrastructure.ts";
@@ -47,7 +51,7 @@ async function view(context: Context, machine: MachineRow, { version, allContent
   return {
     id,
     path: `/vms/${id}`,
-    actions: ["start", "stop", "shutdown"],
+    actions: ["freezefilesystems", "shutdown", "start", "stop", "thawfilesystems"],
     links: ["snapshots", "diskattachments", "nics", "tags", "permissions", "applications"],
     fields: {
       name,
@@ -186,6 +190,29 @@ const power =
     return done();
   };
 
+/** Longer than a guest agent may take to freeze, or to be asked three times to thaw. */
+const freezeMs = 55_000;
+const lookEveryMs = 50;
+
+/** Answered once the guest is frozen, or thawed. */
+const freezing =
+  (freeze: boolean): Handle =>
+  async (context, { principal, params, gone }) => {
+    const doing = `${freeze ? "freeze" : "thaw"} VM filesystems`;
+    const { database } = context;
+    const id = await whenRefused(doing, () => setFrozen(database, principal, params["vm"] ?? "", freeze));
+    const until = performance.now() + freezeMs;
+    while (freeze && performance.now() < until && !gone.aborted) {
+      const seen = await readFreeze(database, id);
+      if (seen === "frozen") return done(id);
+      if (seen === "over") break;
+      await sleep(lookEveryMs);
+    }
+    const end = await endOf(context, id, Math.max(0, until - performance.now()), gone);
+    if (end?.state === "succeeded") return done(id);
+    throw refused(["conflict", `Cannot ${doing}. ${end?.failReason ?? "VM is not reachable."}`]);
+  };
+
 const nothingBelow = emptyBelow(({ database }, { principal, params }) =>
   getMachine(database, principal, params["vm"] ?? ""),
 );
@@ -199,6 +226,8 @@ export const machineRoutes: readonly Route[] = [
   ["ACTION", "/vms/:vm/start", "ovirt:change", power("start", "run VM")],
   ["ACTION", "/vms/:vm/stop", "ovirt:change", power("stop", "stop VM")],
   ["ACTION", "/vms/:vm/shutdown", "ovirt:change", power("shutdown", "shutdown VM")],
+  ["ACTION", "/vms/:vm/freezefilesystems", "ovirt:change", freezing(true)],
+  ["ACTION", "/vms/:vm/thawfilesystems", "ovirt:change", freezing(false)],
   ["GET", "/vms/:vm/tags", "ovirt:get", nothingBelow("tags", "tag")],
   ["GET", "/vms/:vm/permissions", "ovirt:get", nothingBelow("permissions", "permission")],
   ["GET", "/vms/:vm/applications", "ovirt:get", nothingBelow("applications", "application")],

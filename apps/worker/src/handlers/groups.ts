@@ -28,6 +28,7 @@ import {
   type VolumeBackend,
 } from "@tephra/engine";
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
+import { freezeTask } from "./freeze.ts";
 import { plugTask } from "./plug.ts";
 
 const noInstance = "00000000-0000-0000-0000-000000000000";
@@ -167,6 +168,7 @@ export const concludeGroupTask: Handler = async (task, context, run) => {
     await removeSnapshots(operation.groupSnapshotId, context, run);
     return finishGroupDelete(database, operation, resultOf(task));
   }
+  if (operation.kind === "group-freeze") return freezeTask(task, context, run);
   if (operation.kind === "group-plug") return plugTask(task, context, run);
   if (operation.kind === "group-revert") {
     await goBack(task, context, run);

@@ -20,6 +20,7 @@ const cancellers: Readonly<Record<OperationKind, "owner" | "admin" | { why: stri
   "group-backup": "owner",
   "group-restore": "owner",
   "group-revert": "owner",
+  "group-freeze": "owner",
   "group-plug": { why: "The hypervisor does it within moments, and may have done it already." },
   "backup-import": "admin",
   "backup-verify": "admin",

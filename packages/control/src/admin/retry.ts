@@ -98,6 +98,7 @@ const retriers: Readonly<Record<OperationKind, { who: "owner" | "admin"; again: 
   "group-restore": { who: "owner", again: restoreGroup },
   "group-revert": { why: machineText },
   "group-plug": { why: machineText },
+  "group-freeze": { why: machineText },
   "group-delete": {
     who: "owner",
     again: ({ tx, config, principal, operation }) =>

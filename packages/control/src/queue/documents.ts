@@ -308,6 +308,9 @@ export const documents = {
   volumeExport: reader("input", z.object({ version, path: text, overwrite: z.boolean().exactOptional() })),
   extension: reader("input", z.object({ version, sizeBytes: length, addedGib: size })),
   groupRestore: reader("input", z.object({ version, instanceId: z.guid(), concludeNeeds: z.array(text) })),
+  freezing: reader("input", z.object({ version, instanceId: z.guid(), freeze: z.boolean() })),
+  /** Of a freeze: set when the guest is frozen. `thaw`: it is to be thawed. */
+  frozen: reader("plan", z.object({ version, frozenAt: text.exactOptional(), thaw: z.boolean().exactOptional() })),
   plugging: reader(
     "input",
     z.object({
@@ -406,6 +409,8 @@ function concluded(task: Claimed): unknown {
     case "group-restore":
     case "group-revert":
       return [documents.groupRestore(input), ifPlanned(documents.publishing, task)];
+    case "group-freeze":
+      return [documents.freezing(input), ifPlanned(documents.frozen, task)];
     case "group-plug":
       return documents.plugging(input);
     case "group-delete":

@@ -46,6 +46,7 @@ export type OperationKind =
   | "group-restore"
   | "group-revert"
   | "group-plug"
+  | "group-freeze"
   | "group-delete";
 
 export type GroupOperationKind = Extract<OperationKind, `group-${string}`>;

@@ -88,6 +88,8 @@ const endings: Readonly<Record<OperationKind, Ending>> = {
   "group-backup": { rows: endGroupBackup, tidy: backendsOf },
   "group-restore": { rows: endGroupRestore },
   "group-revert": { rows: endGroupRevert },
+  // Its worker thaws the guest all the same.
+  "group-freeze": { rows: (tx, { id }) => releaseGroup(tx, id) },
   // What the machine has is what it had, as far as anybody knows: to be asked for again.
   "group-plug": { rows: (tx, { id }) => releaseGroup(tx, id) },
   "group-delete": { rows: endGroupDeletion },

@@ -38,7 +38,7 @@ export async function freezeWhile<Result>(
 }
 
 /** @returns why the guest could not be frozen; null when it is */
-async function freeze(
+export async function freeze(
   agent: GuestAgent,
   mountpoints: readonly string[] | null,
   limitMs: number,

@@ -86,7 +86,8 @@ export class Layers {
       const chain = await openImageChain(image, "qcow2", []);
       stack.defer(() => closeChain(chain));
       stack.use(await keepWritersOff(chain));
-      checkpoints.push(await checkpointsIn(chain));
+      // A layer below may just be merged by somebody else.
+      checkpoints.push(await patiently(() => checkpointsIn(chain)));
     }
     const sizes: number[] = [];
     const drafts: { layer: string; goesOn: Draft; branched: Draft }[] = [];

@@ -1,0 +1,102 @@
+import { randomBytes } from "node:crypto";
+import { readdir } from "node:fs/promises";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import type { Program } from "../../../scripts/spawn-program.ts";
+import { crashAt } from "../../kit/crash-at.ts";
+import { firstOf } from "../../kit/long.ts";
+import { type BackupWorld, openBackupWorld } from "../../kit/machine-backups.ts";
+import { SnapshotMachine } from "../../kit/snapshot-machine.ts";
+
+const KiB = 1024;
+const stack = new AsyncDisposableStack();
+let world: BackupWorld;
+let machine: SnapshotMachine;
+let worker: Program;
+beforeAll(async () => {
+  world = await openBackupWorld(stack, { workers: 0 });
+  worker = await world.instance.startWorker();
+  const formats = ["cow", "cow", "raw"] as const;
+  const disks = formats.map((format) => ({ sizeBytes: 512 * KiB, format }));
+  machine = await SnapshotMachine.create(world, "killed", disks);
+}, 600_000);
+afterAll(() => stack.disposeAsync());
+
+async function write(): Promise<void> {
+  for (const disk of machine.disks.keys()) await machine.write(disk, randomBytes(64 * KiB), 128 * KiB);
+}
+
+/** What was asked for while a worker lived that dies at that point is done by the next one. */
+async function dyingAt(point: string, act: () => Promise<void>): Promise<void> {
+  worker.kill("SIGTERM");
+  await worker.exited;
+  const dying = await world.instance.startWorker(crashAt(point));
+  const acting = act();
+  expect((await dying.exited).signal).toBe("SIGKILL");
+  worker = await world.instance.startWorker();
+  await acting;
+}
+
+/** Nothing anywhere is locked, and every image holds what it must. */
+async function isWhole(): Promise<void> {
+  await machine.free();
+  const [left] = await world.instance.sql(
+    `SELECT (SELECT count(*) FROM groups WHERE operation_id IS NOT NULL)::int AS machines,
+      (SELECT count(*) FROM volumes WHERE status NOT IN ('available', 'in-use'))::int AS disks,
+      (SELECT count(*) FROM snapshots WHERE status <> 'available')::int AS snapshots`,
+  );
+  expect(left).toEqual({ machines: 0, disks: 0, snapshots: 0 });
+  await machine.check();
+}
+
+const taking = ["snapshot-group:3", "snapshot-group.reporting:1", "snapshot-group.claimed:1", "snapshot-group:1"];
+
+it.each(firstOf(1, [...taking, "snapshot-group:2", "snapshot-group:5", "snapshot-group.done:1"]))(
+  "a worker that dies at %s, while a snapshot is taken, leaves nothing locked",
+  async (point) => {
+    await write();
+    await dyingAt(point, async () => void (await machine.snapshot()));
+    await isWhole();
+    await machine.removeSnapshot(0);
+    await isWhole();
+  },
+);
+
+const removing = ["conclude-group:2", "conclude-group.reporting:1", "conclude-group.claimed:1", "conclude-group:1"];
+
+it.each(firstOf(1, [...removing, "conclude-group:3", "conclude-group.done:1"]))(
+  "a worker that dies at %s, while a snapshot is merged, leaves nothing locked and no layer",
+  async (point) => {
+    await write();
+    await machine.snapshot();
+    await write();
+    await dyingAt(point, () => machine.removeSnapshot(0));
+    await isWhole();
+    expect((await readdir(world.imagesDir)).filter((name) => name.startsWith("snapshot-"))).toEqual([]);
+  },
+);
+
+it.each(firstOf(1, removing))(
+  "a worker that dies at %s, while a machine goes back to a snapshot, leaves nothing locked",
+  async (point) => {
+    await write();
+    await machine.snapshot();
+    await write();
+    await dyingAt(point, () => machine.goBack(0));
+    await isWhole();
+    await machine.removeSnapshot(0);
+    await isWhole();
+  },
+);
+
+it("what an API has accepted that dies then is done, and nothing stays locked", async () => {
+  await write();
+  await machine.snapshot();
+  const { id } = machine;
+  await world.answered(202, "POST", `/vms/${id}/snapshots`, { json: { description: "orphan" } });
+  await world.instance.killApi("SIGKILL");
+  await machine.free();
+  await world.instance.startApi();
+  const { json } = await world.answered(200, "GET", `/vms/${id}/snapshots`);
+  expect(json.snapshot.map((each: { snapshot_status: string }) => each.snapshot_status)).toEqual(["ok", "ok", "ok"]);
+  await isWhole();
+});

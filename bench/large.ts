@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
   type Config,
+  checkRestore,
   type Database,
   getQuota,
   listAudit,
@@ -11,7 +12,11 @@ import {
   listVolumes,
   type Page,
   type Principal,
+  readBackupChain,
+  readOverview,
+  readQueue,
   requestBackup,
+  search,
 } from "@tephra/control";
 import { beginTerm, loadConfig, openDatabase, openLog, openMetrics, reconcile } from "@tephra/control/process";
 import { type Dispatched, publishWorker, startDispatcher } from "@tephra/control/work";
@@ -121,6 +126,7 @@ async function questions(
     ...{ name: null, description: null, metadata: {}, availabilityZone: null, snapshotId: null, container: null },
     ...{ incremental: false, force: false },
   };
+  const backupId = (await database.backup.findFirstOrThrow({ select: { id: true } })).id;
   return {
     "50 backups of a project": () => listBackups(database, member, { ...everything, allProjects: false }),
     "50 backups of all projects": () => listBackups(database, admin, everything),
@@ -130,6 +136,12 @@ async function questions(
     "6 operations of a project": () => listOperations(database, member, { limit: 6 }),
     "50 operations of all projects": () => listOperations(database, admin, { limit: 50 }),
     "50 queued operations": () => listOperations(database, admin, { limit: 50, state: "queued" }),
+    "the overview": () => readOverview(database, config, admin),
+    "the queue": () => readQueue(database, config, admin),
+    "a search by name": () => search(database, admin, "back"),
+    "a search by id": () => search(database, member, backupId.slice(0, 8)),
+    "the check of a restore": () => checkRestore(database, config, admin, { backupId, volumeId: null, bytes: null }),
+    "the chain of a backup": () => readBackupChain(database, admin, backupId),
     "50 audit entries": () => listAudit(database, { limit: 50 }),
     "a scrape of the metrics": () => metrics.render(),
     "a project's quota": () => getQuota(database, config, "p7"),

@@ -13,6 +13,7 @@ import { openSessions, type Sessions } from "./http/sessions.ts";
 import { openThrottle, type Throttle } from "./http/throttle.ts";
 import { type Events, openEvents } from "./ops/events.ts";
 import { type Overviews, openOverviews } from "./ops/overviews.ts";
+import { openRedisQueues, type RedisQueues } from "./ops/redis-queues.ts";
 
 /** Everything that a route needs, built once by `main.ts`. Routes keep no state of their own. */
 export interface Context {
@@ -26,6 +27,7 @@ export interface Context {
   readonly metrics: ReturnType<typeof openMetrics>;
   readonly overviews: Overviews;
   readonly events: Events;
+  readonly queues: RedisQueues;
   readonly authenticate: Authenticate;
   readonly sessions: Sessions;
   readonly throttle: Throttle;
@@ -70,6 +72,7 @@ export function openContext(config: Config, log: Logger, certificates: Certifica
     ),
     overviews,
     events: openEvents({ database, log, authenticate, overviews }),
+    queues: openRedisQueues(config, log),
     authenticate,
     sessions: openSessions(config.auth, authenticate),
     throttle,

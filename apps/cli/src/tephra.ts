@@ -7,6 +7,7 @@ import { addDiskCommands } from "./tephra/disks.ts";
 import { addDoctorCommand } from "./tephra/doctor.ts";
 import { addInstanceCommands } from "./tephra/instances.ts";
 import { addLimitCommands } from "./tephra/limits.ts";
+import { addLookCommands } from "./tephra/look.ts";
 import { addMachineCommands } from "./tephra/machines.ts";
 import { addMessageCommands } from "./tephra/messages.ts";
 import { addNotificationCommands } from "./tephra/notifications.ts";
@@ -67,6 +68,7 @@ function buildProgram(): Command {
   addLimitCommands(program);
   addStatusCommands(program);
   addWorkerCommands(program);
+  addLookCommands(program);
   addAuditCommand(program);
   addDoctorCommand(program);
   addPasswordCommand(program);

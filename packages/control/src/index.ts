@@ -15,6 +15,7 @@ export {
   rejectRestore,
   requestBackupBeside,
 } from "./backups/beside.ts";
+export { type BackupChain, type ChainMember, readBackupChain } from "./backups/chain.ts";
 export { requestBackup } from "./backups/create.ts";
 export { requestBackupDelete, requestHiddenRemoval } from "./backups/delete.ts";
 export { holdBackup, releaseHold } from "./backups/hold.ts";
@@ -197,7 +198,10 @@ export {
 } from "./machines/snapshots.ts";
 export { type Alert, countAlerts } from "./overview/alerts.ts";
 export { type Overview, readOverview } from "./overview/overview.ts";
+export { type QueueState, readQueue, type TaskCounts } from "./overview/queue.ts";
+export { readRanges } from "./overview/ranges.ts";
 export { getRepository, listRepositories, type PassRow, type RepositoryFacts } from "./overview/repositories.ts";
+export { type Hit, search } from "./overview/search.ts";
 export { explainOperation, type Why } from "./overview/why.ts";
 export { type KnownWorker, listWorkers } from "./overview/workers.ts";
 export { isOwnPlace } from "./own-places.ts";

@@ -1,13 +1,13 @@
 import { z } from "zod";
 import { AuditEntry } from "./audit.ts";
-import { BackupHealth, DeletedBackup, RestoreCheck } from "./backups.ts";
+import { BackupChain, BackupHealth, DeletedBackup, RestoreCheck } from "./backups.ts";
 import { Changes } from "./changes.ts";
 import { id } from "./fields.ts";
 import { listing, partitions } from "./files.ts";
 import { GroupSnapshot, Instance } from "./instances.ts";
 import { BandwidthLimit } from "./limits.ts";
 import { Notification } from "./notifications.ts";
-import { AcceptedOperation, Operation, OperationDetails } from "./operations.ts";
+import { AcceptedOperation, Operation, OperationDetails, OperationRanges } from "./operations.ts";
 import { Overview, WorkerCard } from "./overview.ts";
 import {
   Policy,
@@ -19,7 +19,9 @@ import {
   RetentionPreview,
   VolumePolicy,
 } from "./policies.ts";
+import { QueueState } from "./queue.ts";
 import { Repository, RepositoryDetails } from "./repositories.ts";
+import { SearchHit } from "./search.ts";
 import { Session } from "./sessions.ts";
 import { ProtectedVolume, ProtectionDays, protectionState, VolumeDetails, VolumeProtection } from "./volumes.ts";
 
@@ -44,10 +46,13 @@ export const answers = {
   /** `text/event-stream`, without an end. */
   "GET /ops/events": { 200: null },
   "GET /ops/workers": { 200: z.object({ workers: z.array(WorkerCard) }) },
+  "GET /ops/queue": { 200: z.object({ queue: QueueState }) },
+  "GET /ops/search": { 200: z.object({ hits: z.array(SearchHit) }) },
   "GET /ops/repositories": { 200: z.object({ repositories: z.array(Repository) }) },
   "GET /ops/repositories/:name": { 200: z.object({ repository: RepositoryDetails }) },
   "GET /ops/operations": { 200: z.object({ operations: z.array(Operation) }) },
   "GET /ops/operations/:id": { 200: z.object({ operation: OperationDetails }) },
+  "GET /ops/operations/:id/ranges": { 200: OperationRanges },
   "POST /ops/operations/:id/cancel": { 202: AcceptedOperation },
   "POST /ops/operations/:id/retry": { 202: AcceptedOperation },
   "GET /ops/notifications": { 200: z.object({ notifications: z.array(Notification) }) },
@@ -65,6 +70,7 @@ export const answers = {
   "DELETE /ops/volumes/:id/exclusion": { 204: null },
   "GET /ops/volumes/:id": { 200: z.object({ volume: VolumeDetails }) },
   "GET /ops/backups/:id": { 200: z.object({ backup: BackupHealth }) },
+  "GET /ops/backups/:id/chain": { 200: BackupChain },
   "GET /ops/backups/:id/restore-check": { 200: RestoreCheck },
   "PUT /ops/backups/:id/hold": { 200: z.object({ backup: BackupHealth }) },
   "DELETE /ops/backups/:id/hold": { 204: null },

@@ -22,6 +22,45 @@ export const BackupHealth = z
   .meta({ id: "BackupHealth" });
 export type BackupHealth = z.infer<typeof BackupHealth>;
 
+/**
+ * A member of a family of backups. `depth`: how many it builds on. `sound`: neither it nor what it builds on is damaged. `read`: a restore of the
+ * backup that was asked for reads it.
+ */
+const ChainMember = z.object({
+  id,
+  name: z.string().nullable(),
+  project_id: z.string(),
+  volume_id: id,
+  status: z.string(),
+  kind: z.enum(["full", "incremental"]),
+  parent_id: id.nullable(),
+  depth: z.number().int().nonnegative(),
+  data_timestamp: time,
+  created_at: time,
+  bytes: bytes.nullable(),
+  stored_bytes: bytes.nullable(),
+  objects: z.number().int().nonnegative(),
+  repository: z.string(),
+  damage: z.string().nullable(),
+  sound: z.boolean(),
+  read: z.boolean(),
+  proof: z.object({ at: time, mode: z.string().nullable() }).nullable(),
+});
+
+/**
+ * All that hangs together with a backup, newest first, at most 1,000: what it builds on, and whatever builds on that. `restore`: what a restore of
+ * it reads; null where something that it builds on is gone.
+ */
+export const BackupChain = z
+  .object({
+    members: z.array(ChainMember),
+    restore: z
+      .object({ members: z.number().int().positive(), objects: z.number().int().nonnegative(), stored_bytes: bytes })
+      .nullable(),
+  })
+  .meta({ id: "BackupChain" });
+export type BackupChain = z.infer<typeof BackupChain>;
+
 /** A deleted backup that can be brought back until `undelete_until`; no longer once it is `removing`. */
 export const DeletedBackup = z
   .object({

@@ -1,7 +1,7 @@
 /** The requests to the routes below `/ops`, and their answers. Nothing but schemas and types, so that a browser program can import it, too. */
 export { type AnswerOf, answers, type OpsRouteKey } from "./answers.ts";
 export type { AuditEntry } from "./audit.ts";
-export type { BackupHealth, DeletedBackup, RestoreCheck } from "./backups.ts";
+export type { BackupChain, BackupHealth, DeletedBackup, RestoreCheck } from "./backups.ts";
 export type { Change, Pulse } from "./changes.ts";
 export type { ListedFile, Partition } from "./files.ts";
 export type { GroupSnapshot, Instance } from "./instances.ts";
@@ -19,6 +19,7 @@ export type {
   RetentionPreview,
   VolumePolicy,
 } from "./policies.ts";
+export type { QueueState } from "./queue.ts";
 export type { Proof, Repository, RepositoryDetails, RepositorySummary } from "./repositories.ts";
 export { type BodyOf, requests } from "./requests.ts";
 export type { Session, SignIn } from "./sessions.ts";

@@ -102,5 +102,23 @@ export const OperationDetails = Operation.extend({
 }).meta({ id: "OperationDetails" });
 export type OperationDetails = z.infer<typeof OperationDetails>;
 
+/**
+ * How far each range of the volume is, one letter each in `states`: `d` done, `r` running, `t` taken over from a worker that is gone and running,
+ * `h` handed to a worker, `.` waits, `x` failed or cancelled. `density`: a byte each in base64, what has been stored of it in 255ths of its length.
+ * Workers are named to those who see all projects. Empty for operations without ranges, and a while after the end.
+ */
+export const OperationRanges = z
+  .object({
+    length_bytes: bytes,
+    range_bytes: bytes,
+    states: z.string().regex(/^[drth.x]*$/),
+    density: z.base64(),
+    running: z.array(
+      z.object({ ordinal: count, worker_id: z.string().nullable(), bytes_done: bytes, try: z.number().int() }),
+    ),
+  })
+  .meta({ id: "OperationRanges" });
+export type OperationRanges = z.infer<typeof OperationRanges>;
+
 /** A request was accepted: its progress is at `/ops/operations/{id}`. */
 export const AcceptedOperation = z.object({ operation: z.object({ id }) });

@@ -288,6 +288,7 @@ export const requests = {
   "PUT /ops/volumes/:id/exclusion": {
     body: z.strictObject({ reason: text.min(1).max(255), until: time.nullable().default(null) }),
   },
+  "GET /ops/search": { query: z.strictObject({ q: text.trim().min(3).max(255) }) },
   "GET /ops/policies": { query: z.strictObject({ limit }) },
   "POST /ops/policies": { body: z.strictObject({ policy: NewPolicy, confirm }) },
   "PUT /ops/policies/:id": { body: z.strictObject({ policy: z.strictObject(changeablePolicy).partial(), confirm }) },

@@ -36,6 +36,7 @@ it("answers our own routes, and takes paths beneath the configured folders only"
   );
   await golden.ask("events of no topic that there is", "GET", "/ops/events?topics=changes,weather&after=41");
   await golden.ask("workers", "GET", "/ops/workers");
+  await golden.ask("queue", "GET", "/ops/queue");
   await golden.ask("repositories", "GET", "/ops/repositories");
   await golden.ask("repository", "GET", "/ops/repositories/main");
   await golden.ask("unknown repository", "GET", "/ops/repositories/nowhere");
@@ -105,6 +106,11 @@ it("answers our own routes, and takes paths beneath the configured folders only"
   await golden.ask("retry of an export", "POST", `/ops/operations/${exporting}/retry`, { body: {} });
   await golden.ask("operation that was retried", "GET", `/ops/operations/${exporting}`);
   await golden.ask("retry of what was retried", "POST", `/ops/operations/${exporting}/retry`, { body: {} });
+  await golden.ask("ranges of an operation without", "GET", `/ops/operations/${exporting}/ranges`);
+  await golden.ask("ranges of an unknown operation", "GET", `/ops/operations/${unknown}/ranges`);
+  await golden.ask("search by name", "GET", "/ops/search?q=imag");
+  await golden.ask("search for too little", "GET", "/ops/search?q=im");
+  await golden.ask("search for nothing", "GET", "/ops/search?q=nothing");
   await golden.ask("unknown operation", "GET", `/ops/operations/${unknown}`);
   await golden.ask("operation that is no id", "GET", "/ops/operations/nope");
   await golden.ask("volume that is no id", "GET", "/ops/volumes/nope");
@@ -134,6 +140,8 @@ async function askHealth(instance: Instance, golden: Golden, volume: string): Pr
     "GET",
     `/ops/snapshots/${unknown}/files/content?path=/etc/fstab`,
   );
+  await golden.ask("chain of a backup", "GET", `/ops/backups/${backup}/chain`);
+  await golden.ask("chain of an unknown backup", "GET", `/ops/backups/${unknown}/chain`);
   const check = `/ops/backups/${backup}/restore-check`;
   await golden.ask("check of a restore", "GET", check);
   await golden.ask("check of a restore over a volume", "GET", `${check}?volume_id=${volume}`);

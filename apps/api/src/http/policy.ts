@@ -93,6 +93,7 @@ const policy = {
   "ops:session": "user",
   "ops:overview": "reader",
   "ops:changes": "reader",
+  "ops:search": "reader",
   "ops:workers": "observer",
   "ops:repository": "observer",
   "ops:operations": "reader",

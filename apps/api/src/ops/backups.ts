@@ -1,17 +1,19 @@
 import {
   type Backup,
   type BackupHealth as BackupHealthRow,
+  type ChainMember,
   checkRestore,
   getBackupHealth,
   holdBackup,
   listHidden,
+  readBackupChain,
   releaseHold,
   requestHiddenRemoval,
   requestSquash,
   requestVerify,
   undeleteBackup,
 } from "@tephra/control";
-import { type AnswerOf, type BackupHealth, type DeletedBackup, requests } from "@tephra/wire";
+import { type AnswerOf, type BackupChain, type BackupHealth, type DeletedBackup, requests } from "@tephra/wire";
 import { defineOps, type OpsCall } from "./serve.ts";
 
 const numberOrNull = (value: bigint | null): number | null => (value === null ? null : Number(value));
@@ -50,6 +52,27 @@ const viewDeleted = (backup: Backup): DeletedBackup => ({
   removing: backup.status === "deleting",
 });
 
+const viewMember = (row: ChainMember): BackupChain["members"][number] => ({
+  id: row.id,
+  name: row.name,
+  project_id: row.projectId,
+  volume_id: row.volumeId,
+  status: row.status,
+  kind: row.parentId === null ? "full" : "incremental",
+  parent_id: row.parentId,
+  depth: row.depth,
+  data_timestamp: row.dataTimestamp.toISOString(),
+  created_at: row.createdAt.toISOString(),
+  bytes: numberOrNull(row.volumeBytes),
+  stored_bytes: numberOrNull(row.storedBytes),
+  objects: row.objectCount,
+  repository: row.repository,
+  damage: row.damage,
+  sound: row.sound,
+  read: row.isRead,
+  proof: row.verifiedAt === null ? null : { at: row.verifiedAt.toISOString(), mode: row.verifiedMode },
+});
+
 const idOf = ({ params }: OpsCall): string => params["id"] ?? "";
 
 export const opsBackups = {
@@ -58,6 +81,22 @@ export const opsBackups = {
     handle: async ({ database }, { principal, params }) => {
       const backup = view(await getBackupHealth(database, principal, params["id"] ?? ""));
       return { status: 200, body: { backup } satisfies AnswerOf<"GET /ops/backups/:id"> };
+    },
+  }),
+
+  /** What it builds on, what builds on that, and what a restore would read. */
+  chain: defineOps({
+    handle: async ({ database }, call) => {
+      const { members, restore } = await readBackupChain(database, call.principal, idOf(call));
+      const body: BackupChain = {
+        members: members.map(viewMember),
+        restore: restore && {
+          members: restore.members,
+          objects: restore.objects,
+          stored_bytes: restore.storedBytes,
+        },
+      };
+      return { status: 200, body: body satisfies AnswerOf<"GET /ops/backups/:id/chain"> };
     },
   }),
 

@@ -3,6 +3,7 @@ import {
   explainOperation,
   getOperation,
   listOperations,
+  readRanges,
   retryOperation,
   whyNotCancelled,
   whyNotRetried,
@@ -47,6 +48,23 @@ export const operations = {
         actions,
       };
       return { status: 200, body: { operation } satisfies AnswerOf<"GET /ops/operations/:id"> };
+    },
+  }),
+
+  /** How far each range of it is. */
+  ranges: defineOps({
+    handle: async ({ database }, { principal, params }) => {
+      const row = await readRanges(database, principal, params["id"] ?? "");
+      const body: AnswerOf<"GET /ops/operations/:id/ranges"> = {
+        length_bytes: row.lengthBytes,
+        range_bytes: row.rangeBytes,
+        states: row.states,
+        density: row.density.toString("base64"),
+        running: row.running.map(({ ordinal, workerId, bytesDone, claim }) => {
+          return { ordinal, worker_id: workerId, bytes_done: bytesDone, try: claim };
+        }),
+      };
+      return { status: 200, body };
     },
   }),
 

@@ -2,56 +2,24 @@ import { createBullBoard } from "@bull-board/api";
 import { BullMQAdapter } from "@bull-board/api/bullMQAdapter";
 import { ExpressAdapter } from "@bull-board/express";
 import type { Logger } from "@tephra/control";
-import { laneQueues, liveQueues, redisConnection, redisOptions } from "@tephra/control/process";
-import { Queue } from "bullmq";
+import { laneQueues, liveQueues } from "@tephra/control/process";
 import { type ErrorRequestHandler, type Request, type RequestHandler, Router } from "express";
 import helmet from "helmet";
-import { Redis } from "ioredis";
 import type { Context } from "../context.ts";
 import { endFault } from "../http/fault.ts";
 import { allow, assertRule, type Rule } from "../http/policy.ts";
 import { Refusal, UnauthenticatedError } from "../http/refusals.ts";
 import { tokenOfVisit } from "../http/session-cookie.ts";
 import { faultOf } from "./errors.ts";
+import type { RedisQueues } from "./redis-queues.ts";
 
 const basePath = "/ops/queues";
 
-/** How long a browser waits for an unresponsive Redis. */
-const redisWithinMs = 2_000;
-
-/** One connection for the board only, opened on its first use. Its failures are logged and have no other effect. */
-function openRedis(url: string, log: Logger): Redis {
-  const redis = new Redis({
-    ...redisOptions,
-    ...redisConnection(url),
-    lazyConnect: true,
-    maxRetriesPerRequest: 1,
-    enableOfflineQueue: false,
-    connectTimeout: redisWithinMs,
-    commandTimeout: redisWithinMs,
-    retryStrategy: (times) => Math.min(times * 500, 10_000),
-  });
-  redis.on("error", (error) =>
-    log.warn({ event: "board.redis", reason: error.message }, "the queue board cannot reach Redis"),
-  );
-  return redis;
-}
-
-/** Resolves when Redis responds. @throws when it does not within `redisWithinMs` */
-async function awaitRedis(redis: Redis): Promise<void> {
-  if (redis.status === "wait" || redis.status === "end") await redis.connect();
-  await redis.ping();
-}
-
-/** Queues of live workers as adapters for the board; each is opened once and stays open. */
-function queueCache(redis: Redis, log: Logger) {
+/** Queues of live workers as adapters for the board. */
+function adapters({ queueOf }: RedisQueues) {
   const known = new Map<string, BullMQAdapter>();
   return (name: string): BullMQAdapter => {
-    const found = known.get(name);
-    if (found) return found;
-    const queue = new Queue(name, { connection: redis });
-    queue.on("error", (error) => log.warn({ event: "board.queue", queue: name, reason: error.message }, "queue board"));
-    const adapter = new BullMQAdapter(queue, { readOnlyMode: true });
+    const adapter = known.get(name) ?? new BullMQAdapter(queueOf(name), { readOnlyMode: true });
     known.set(name, adapter);
     return adapter;
   };
@@ -84,14 +52,13 @@ const answerErrors =
   };
 
 /**
- * A read-only dashboard of all queues that live workers serve. Nothing else in the API uses Redis: when it is down, the board answers 503
- * and every other route keeps working.
+ * A read-only dashboard of all queues that live workers serve. When Redis is down, the board answers 503 and every other route keeps
+ * working.
  */
 export function queueBoard(context: Context, rule: Rule): Router {
   const { config, database, log } = context;
   assertRule(rule, basePath);
-  const redis = openRedis(config.redis_url, log);
-  const adapterOf = queueCache(redis, log);
+  const adapterOf = adapters(context.queues);
   const server = new ExpressAdapter().setBasePath(basePath);
   const board = createBullBoard({ queues: [], serverAdapter: server, options: { uiConfig: { boardTitle: "Tephra" } } });
   const guard: RequestHandler = async (req, _res, next) => {
@@ -101,7 +68,7 @@ export function queueBoard(context: Context, rule: Rule): Router {
   };
   const refresh: RequestHandler = async (_req, _res, next) => {
     const queues = await liveQueues(database, config.worker.down_ms);
-    await awaitRedis(redis);
+    await context.queues.reach();
     board.replaceQueues([...new Set(queues.flatMap((q) => Object.values(laneQueues(q.queue))))].map(adapterOf));
     next();
   };

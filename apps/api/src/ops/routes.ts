@@ -12,7 +12,9 @@ import type { Tables } from "./openapi.ts";
 import { operations } from "./operations.ts";
 import { overview } from "./overview.ts";
 import { policies } from "./policies.ts";
+import { queue } from "./queue.ts";
 import { repositories } from "./repositories.ts";
+import { search } from "./search.ts";
 import type { OpsRoute } from "./serve.ts";
 import { session } from "./session.ts";
 import { opsVolumes } from "./volumes.ts";
@@ -37,10 +39,13 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["GET", "/ops/changes", "ops:changes", changes.list],
     ["GET", "/ops/events", "ops:changes", changes.stream],
     ["GET", "/ops/workers", "ops:workers", workers.list],
+    ["GET", "/ops/queue", "ops:queues", queue.show],
+    ["GET", "/ops/search", "ops:search", search.find],
     ["GET", "/ops/repositories", "ops:repository", repositories.list],
     ["GET", "/ops/repositories/:name", "ops:repository", repositories.show],
     ["GET", "/ops/operations", "ops:operations", operations.list],
     ["GET", "/ops/operations/:id", "ops:operations", operations.show],
+    ["GET", "/ops/operations/:id/ranges", "ops:operations", operations.ranges],
     ["POST", "/ops/operations/:id/cancel", "ops:operation:cancel", operations.cancel],
     ["POST", "/ops/operations/:id/retry", "ops:operation:retry", operations.retry],
     ["GET", "/ops/notifications", "ops:notifications", notifications.list],
@@ -52,6 +57,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["DELETE", "/ops/volumes/:id/exclusion", "ops:exclusion", opsVolumes.include],
     ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],
     ["GET", "/ops/backups/:id", "ops:backup", opsBackups.show],
+    ["GET", "/ops/backups/:id/chain", "ops:backup", opsBackups.chain],
     ["GET", "/ops/backups/:id/restore-check", "ops:backup", opsBackups.checkRestore],
     ["PUT", "/ops/backups/:id/hold", "ops:backup:hold", opsBackups.hold],
     ["DELETE", "/ops/backups/:id/hold", "ops:backup:hold", opsBackups.release],

@@ -71,6 +71,11 @@ export function addBackupCommands(program: Command): void {
     .option("--name <name>", "name of the new volume")
     .option("--check", "Say whether it would work, and start nothing. Exits with status 1 if it would not.")
     .action(restore);
+  backup
+    .command("chain")
+    .description("What it builds on, what builds on that, and what a restore of it reads.")
+    .argument("<backup>", "id or name")
+    .action(chain);
   addWaitOptions(backup.command("verify"))
     .description("Verify that a backup can be restored. With --wait, exits with status 1 if it is damaged.")
     .argument("<backup>", "id or name")
@@ -249,6 +254,27 @@ async function restore(
     state: waiting === null ? "accepted" : "restored",
   };
   write(accepted, renderFields(fields));
+}
+
+async function chain(reference: string, _options: object, command: Command): Promise<void> {
+  const { client, print: write } = openSession(command);
+  const id = await resolveId(client, "backup", reference);
+  const told = await client.get<AnswerOf<"GET /ops/backups/:id/chain">>(`/ops/backups/${id}/chain`);
+  const rows = told.members.map((member) => [
+    member.read ? "yes" : "no",
+    `${"  ".repeat(Math.min(member.depth, 8))}${member.id}`,
+    member.kind,
+    member.data_timestamp,
+    member.stored_bytes === null ? null : formatBytes(member.stored_bytes),
+    member.sound ? "yes" : "no",
+    member.proof?.at,
+    member.damage,
+  ]);
+  const { restore } = told;
+  const text = restore
+    ? `A restore reads ${restore.members} of them: ${restore.objects} objects, ${formatBytes(restore.stored_bytes)}.\n`
+    : "It cannot be restored: something that it builds on is gone.\n";
+  write(told, `${renderTable(["READ", "ID", "KIND", "DATA OF", "STORED", "SOUND", "PROVEN", "DAMAGE"], rows)}${text}`);
 }
 
 const okWords = new Map([

@@ -39,6 +39,13 @@ export function addStatusCommands(program: Command): void {
     .action(list);
   operation.command("show").argument("<id>").action(show);
   operation
+    .command("ranges")
+    .description(
+      "How far each range is. d: done; r: running; t: taken over; h: handed to a worker; .: waits; x: failed.",
+    )
+    .argument("<id>")
+    .action(ranges);
+  operation
     .command("cancel")
     .description(
       "End it now. Its source is free again; a backup that it was making, or the target of a restore, is in error.",
@@ -145,6 +152,20 @@ async function cancel(id: string, _options: object, command: Command): Promise<v
   const { client, print } = openSession(command);
   await client.post(`/ops/operations/${encodeURIComponent(id)}/cancel`, {});
   print({ operation: { id, state: "cancelled" } }, renderFields({ id, state: "cancelled" }));
+}
+
+/** Letters in a line. */
+const stripWidth = 100;
+
+async function ranges(id: string, _options: object, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  const path = `/ops/operations/${encodeURIComponent(id)}/ranges`;
+  const told = await client.get<AnswerOf<"GET /ops/operations/:id/ranges">>(path);
+  const { length_bytes: length, range_bytes: each, states, running } = told;
+  const fields = { of: formatBytes(length), ranges: states.length, "bytes each": formatBytes(each) };
+  const strip = states.match(new RegExp(`.{1,${stripWidth}}`, "g"))?.join("\n") ?? "";
+  const rows = running.map((range) => [range.ordinal, range.worker_id, range.try, formatBytes(range.bytes_done)]);
+  print(told, `${renderFields(fields)}${strip}\n${renderTable(["RUNNING", "WORKER", "TRY", "BYTES"], rows)}`);
 }
 
 async function retry(id: string, _options: object, command: Command): Promise<void> {

@@ -5,9 +5,10 @@ usage: cinder-server.py SETTINGS, a JSON object:
   port         where its API listens
   keystone     URL of the Keystone whose tokens it accepts
   user, password, project   who asks that Keystone
-  volumes      the folder of its volumes, each a file of that many bytes
-  gib_shift    a "GiB" has 2 to the power of this many bytes: 30 is honest, less is quick
-A file `clone-seconds` in that folder says how long a clone takes.
+  backend      the section of cinder.conf for its one backend, after the name; absent: volumes are files, see below
+  volumes      the folder of those files
+  gib_shift    of which a "GiB" has 2 to the power of this many bytes: 30 is honest, less is quick
+A file `clone-seconds` in that folder says how long a clone of such a file takes.
 Prints "ready" when it answers.
 """
 import eventlet
@@ -41,7 +42,7 @@ api_paste_config = {dir}/api-paste.ini
 resource_query_filters_file = {dir}/resource_filters.json
 rootwrap_config = {dir}/rootwrap.conf
 transport_url = fake://
-enabled_backends = files
+enabled_backends = storage
 default_availability_zone = nova
 storage_availability_zone = nova
 log_dir = {dir}/log
@@ -55,11 +56,9 @@ quota_volumes = 200
 quota_snapshots = 200
 quota_gigabytes = 5000
 image_conversion_dir = {dir}/conversion
-[files]
-volume_driver = cinder_files.FileVolumeDriver
-volume_backend_name = files
-files_path = {volumes}
-files_gib_shift = {gib_shift}
+[storage]
+volume_backend_name = storage
+{backend}
 [database]
 connection = sqlite:///{dir}/cinder.sqlite?timeout=60
 sqlite_synchronous = false
@@ -79,6 +78,11 @@ project_name = {project}
 user_domain_name = Default
 project_domain_name = Default
 token_cache_time = 10
+"""
+
+FILES = """volume_driver = cinder_files.FileVolumeDriver
+files_path = {volumes}
+files_gib_shift = {gib_shift}
 """
 
 PASTE = """[composite:osapi_volume]
@@ -120,7 +124,8 @@ def configure():
     for folder in ("lock", "log", "conversion"):
         os.makedirs(os.path.join(home, folder), exist_ok=True)
     os.makedirs(settings["volumes"], exist_ok=True)
-    write("cinder.conf", CONFIGURATION.format(**settings))
+    backend = settings.get("backend") or FILES.format(**settings)
+    write("cinder.conf", CONFIGURATION.format(**{**settings, "backend": backend}))
     write("api-paste.ini", PASTE)
     write("rootwrap.conf", "[DEFAULT]\nfilters_path=/nonexistent\n")
     filters = {
@@ -158,7 +163,7 @@ def main():
     rpc.init(cfg.CONF)
     scheduler = service.Service.create(binary="cinder-scheduler", topic="cinder-scheduler", host="storage")
     volume = service.Service.create(
-        binary="cinder-volume", host="storage@files", service_name="files", coordination=False,
+        binary="cinder-volume", host="storage@storage", service_name="storage", coordination=False,
         cluster=None,
     )
     api = service.WSGIService("osapi_volume")

@@ -26,7 +26,15 @@ export interface CinderUser {
   volumes(): Promise<Body[]>;
 }
 
-/** A real Cinder whose volumes are files. */
+/** A driver of Cinder's: its section of cinder.conf, and what its programs need. */
+export interface CinderStorage {
+  section: string;
+  environment: Record<string, string>;
+  /** In front of the command. */
+  prefix?: readonly string[];
+}
+
+/** A real Cinder, whose volumes are files unless it was given a storage. */
 export interface CinderServer extends AsyncDisposable {
   readonly url: string;
   readonly volumesDir: string;
@@ -38,8 +46,8 @@ export interface CinderServer extends AsyncDisposable {
   cloneFor(seconds: number): void;
 }
 
-/** Starts a Cinder beside a Keystone, which gets to know it; `await using` stops and removes it. `gibShift`: see cinder-server.py. */
-export async function startCinder(identity: IdentityServer): Promise<CinderServer> {
+/** Starts a Cinder beside a Keystone, which gets to know it; `await using` stops and removes it. */
+export async function startCinder(identity: IdentityServer, storage?: CinderStorage): Promise<CinderServer> {
   const environment = await provideCinder((line) => process.stderr.write(`${line}\n`));
   await using stack = new AsyncDisposableStack();
   const dir = realpathSync(mkdtempSync(join(tmpdir(), "tephra-cinder-")));
@@ -48,11 +56,19 @@ export async function startCinder(identity: IdentityServer): Promise<CinderServe
   const volumesDir = join(dir, "volumes");
   const { url: keystone, user, password, project } = identity;
   const settings = { dir, port, keystone, user, password, project, volumes: volumesDir, gib_shift: 30 };
+  const path = process.env["PATH"];
+  const [command = systemPython, ...before] = [...(storage?.prefix ?? []), systemPython];
   const program = await spawnProgram({
     name: "cinder",
-    command: systemPython,
-    args: ["-W", "ignore", join(root, "test/kit/cinder-server.py"), JSON.stringify(settings)],
-    env: { PATH: process.env["PATH"], HOME: dir, no_proxy: "*", PYTHONDONTWRITEBYTECODE: "1", ...environment },
+    command,
+    args: [
+      ...before,
+      "-W",
+      "ignore",
+      join(root, "test/kit/cinder-server.py"),
+      JSON.stringify({ ...settings, backend: storage?.section }),
+    ],
+    env: { PATH: path, HOME: dir, no_proxy: "*", PYTHONDONTWRITEBYTECODE: "1", ...joined(environment, storage) },
     cwd: dir,
   });
   stack.defer(async () => void (await program.stop({ signal: "SIGKILL" })));
@@ -74,6 +90,16 @@ export async function startCinder(identity: IdentityServer): Promise<CinderServe
     cloneFor: (seconds) => writeFileSync(join(dir, "clone-seconds"), String(seconds)),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
+}
+
+/** Python's modules and the libraries of both. */
+function joined(environment: Record<string, string>, storage: CinderStorage | undefined): Record<string, string> {
+  const more = storage?.environment ?? {};
+  const lists = ["PYTHONPATH", "LD_LIBRARY_PATH"].flatMap((name) => {
+    const parts = [environment[name], more[name]].filter((part) => part !== undefined && part !== "");
+    return parts.length === 0 ? [] : [[name, parts.join(":")]];
+  });
+  return { ...environment, ...more, ...Object.fromEntries(lists) };
 }
 
 function userOf(url: string, token: string, projectId: string): CinderUser {

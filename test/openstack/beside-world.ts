@@ -1,7 +1,7 @@
 import { closeSync, openSync, readSync, statSync, writeSync } from "node:fs";
 import { expect } from "vitest";
 import { randomBytesOf } from "../kit/bytes.ts";
-import { type CinderServer, type CinderUser, startCinder } from "../kit/cinder.ts";
+import { type CinderServer, type CinderStorage, type CinderUser, startCinder } from "../kit/cinder.ts";
 import { type Instance, type InstanceOptions, type Reply, startInstance } from "../kit/instance.ts";
 import { type IdentityServer, startIdentity } from "../kit/keystone.ts";
 
@@ -20,22 +20,32 @@ export interface BesideWorld extends AsyncDisposable {
   start(options?: InstanceOptions & { backend?: object }): Promise<Instance>;
 }
 
-export async function startWorld(): Promise<BesideWorld> {
+/** `storage`: of the Cinder, and with what settings of the backend each installation is started. */
+export async function startWorld(
+  storage?: CinderStorage & { backend: object; environment: Record<string, string> },
+): Promise<BesideWorld> {
   await using stack = new AsyncDisposableStack();
   const identity = stack.use(await startIdentity({ tokenLifeSeconds: 7_200 }));
   for (const user of [demo, stranger, service]) await identity.addUser(user);
-  const cinder = stack.use(await startCinder(identity));
+  const cinder = stack.use(await startCinder(identity, storage));
   const [user, other, own] = [await cinder.as(demo), await cinder.as(stranger), await cinder.as(service)];
-  const start: BesideWorld["start"] = ({ backend = {}, config = {}, ...options } = {}) =>
+  const start: BesideWorld["start"] = ({ backend = {}, config = {}, env = {}, ...options } = {}) =>
     startInstance({
       ...options,
+      env: { ...storage?.environment, ...env },
       config: {
         auth: {
           mode: "keystone",
           keystone: { url: identity.url, username: service.name, password: service.password, project: service.project },
         },
         volume_backends: [
-          { name: "cinder", driver: "cinder", interface: "public", local_roots: [cinder.volumesDir], ...backend },
+          {
+            name: "cinder",
+            driver: "cinder",
+            interface: "public",
+            ...(storage?.backend ?? { local_roots: [cinder.volumesDir] }),
+            ...backend,
+          },
         ],
         ...config,
       },

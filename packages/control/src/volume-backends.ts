@@ -28,18 +28,23 @@ const DeviceBackend = z.strictObject({
 /** As Ceph allows them, without what separates names where an image is named: `POOL/NAMESPACE/IMAGE@SNAPSHOT`. */
 const cephName = z.string().regex(/^[^/@\p{C}]{1,128}$/u, "must be a name without '/' and '@'");
 
-/** A pool of images in Ceph, or a namespace of one. What is not given is Ceph's own default. */
-const RbdBackend = z.strictObject({
-  name: placeName,
-  driver: z.literal("rbd"),
-  pool: cephName,
-  namespace: cephName.optional(),
+/** A cluster of Ceph's, and as whom. What is not given is Ceph's own default. */
+const cephAccess = {
   conf: z.string().startsWith("/").optional(),
   user: z
     .string()
     .regex(/^[A-Za-z0-9._-]{1,255}$/, "must be a user of Ceph's, without 'client.'")
     .optional(),
   keyring: z.string().startsWith("/").optional(),
+};
+
+/** A pool of images in Ceph, or a namespace of one. */
+const RbdBackend = z.strictObject({
+  name: placeName,
+  driver: z.literal("rbd"),
+  pool: cephName,
+  namespace: cephName.optional(),
+  ...cephAccess,
 });
 
 /**
@@ -68,6 +73,10 @@ const CinderBackend = z.strictObject({
     .default(null),
   /** Folders below which files may be that Cinder attaches as `local`. */
   local_roots: z.array(z.string().startsWith("/")).default([]),
+  /** The clusters, and in each the pools, where images may be that Cinder attaches as `rbd`. */
+  ceph: z.array(z.strictObject({ pools: z.array(cephName).min(1), ...cephAccess })).default([]),
+  /** The folder where shares are mounted that Cinder attaches as `nfs`, each in one that is named after the MD5 of its export. */
+  nfs_mount_base: z.string().startsWith("/").nullable().default(null),
   wait: z
     .strictObject({
       /** For a clone, and for a Cinder that does not answer. */
@@ -77,6 +86,8 @@ const CinderBackend = z.strictObject({
       prepare_seconds: z.number().positive().default(600),
     })
     .prefault({}),
+  /** Whether requests that are not about backups go on to this Cinder, so that Tephra can be its endpoint. */
+  forward: z.boolean().default(false),
   /** Whether a volume shows `restoring-backup` while it is written. */
   mark_restoring: z.boolean().default(true),
 });

@@ -1,13 +1,13 @@
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { readFile, realpath } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { RepositoryConfigError, RepositoryUnavailableError } from "../errors.ts";
+import { isShare, mountAt } from "../mounts.ts";
 import type { WriteContext } from "../run/run-context.ts";
 import type { OnPassedOver } from "./passed-over.ts";
 import { PosixRepository } from "./posix.ts";
-import { ignoreMissing, makeFolders } from "./posix-files.ts";
+import { makeFolders } from "./posix-files.ts";
 import type { Leftover, ObjectKey } from "./repository.ts";
 
 export interface NfsSettings {
@@ -131,12 +131,9 @@ export class NfsRepository extends PosixRepository {
   }
 
   async #isMounted(): Promise<boolean> {
-    const real = await realpath(this.#mountPoint).catch(ignoreMissing);
-    if (real === undefined) return false;
-    const mount = parseMountInfo(await readFile("/proc/self/mountinfo", "utf8")).findLast(({ path }) => path === real);
+    const mount = await mountAt(this.#mountPoint);
     if (mount === undefined) return false;
-    const ours = !mount.type.startsWith("nfs") || withoutSlash(mount.source) === withoutSlash(this.#settings.share);
-    if (!ours) throw this.#unavailable(`${mount.source} is mounted in its place`);
+    if (!isShare(mount, this.#settings.share)) throw this.#unavailable(`${mount.source} is mounted in its place`);
     return true;
   }
 
@@ -144,24 +141,4 @@ export class NfsRepository extends PosixRepository {
     const what = `The repository nfs:${this.#settings.share} is unavailable: ${reason}.`;
     return new RepositoryUnavailableError(what, { cause, retryable: true });
   }
-}
-
-/** The lines of /proc/self/mountinfo, see proc_pid_mountinfo(5); the last mount on a path is the visible one. */
-export function parseMountInfo(text: string): { path: string; type: string; source: string }[] {
-  return text.split("\n").flatMap((line) => {
-    const [before, after] = line.split(" - ");
-    const path = before?.split(" ")[4];
-    const [type, source] = after?.split(" ") ?? [];
-    if (path === undefined || type === undefined || source === undefined) return [];
-    return [{ path: unescaped(path), type, source: unescaped(source) }];
-  });
-}
-
-/** Spaces, tabs, newlines and backslashes are written as three octal digits. */
-function unescaped(text: string): string {
-  return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)));
-}
-
-function withoutSlash(share: string): string {
-  return share.replace(/\/+$/, "");
 }

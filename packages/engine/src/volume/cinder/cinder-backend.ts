@@ -21,15 +21,17 @@ import { checkId } from "../file/file-backend.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
 import { askCinder, type CinderPatience } from "./ask-cinder.ts";
 import { Clones } from "./clones.ts";
-import { type ConnectorPlaces, openAttachedSource, openAttachedTarget } from "./connectors.ts";
+import type { ConnectorPlaces } from "./connector.ts";
+import { openAttachedSource, openAttachedTarget } from "./connectors.ts";
 import { HeldTargets } from "./held-targets.ts";
 
 const GiB = 1024 ** 3;
 
-export interface CinderPlace extends CinderSettings, Omit<ConnectorPlaces, "localRoots"> {
+export interface CinderPlace extends CinderSettings, Omit<ConnectorPlaces, "localRoots" | "nfsBase"> {
   /** What marks all that is made in Cinder as ours: the id of the database whose operations these are. Asked for once it is needed. */
   installation: () => Promise<string>;
   local_roots: readonly string[];
+  nfs_mount_base: string | null;
   mark_restoring: boolean;
   wait: { clone_minutes: number; delete_minutes: number };
 }
@@ -59,7 +61,7 @@ export class CinderBackend implements VolumeBackend {
       return known;
     };
     this.#cinder = openCinder(place);
-    this.#places = { localRoots: place.local_roots };
+    this.#places = { localRoots: place.local_roots, ceph: place.ceph, nfsBase: place.nfs_mount_base };
     this.#patience = { cloneMs: wait.clone_minutes * 60_000, deleteMs: wait.delete_minutes * 60_000 };
     const patience = this.#patience;
     this.#clones = new Clones(this.#cinder.service, installation, patience);
@@ -148,12 +150,12 @@ export class CinderBackend implements VolumeBackend {
   }
 
   async openRestoreTarget(volumeId: string, restoreId: string): Promise<VolumeTarget> {
-    const info = await this.#targets.connection(checkId(volumeId), checkId(restoreId));
-    return openAttachedTarget(info, this.#places, this.#lengths.get(restoreId) ?? 0);
+    const held = await this.#targets.connection(checkId(volumeId), checkId(restoreId));
+    return openAttachedTarget(held, this.#places, this.#lengths.get(restoreId) ?? 0);
   }
 
   async openRestored(volumeId: string, restoreId: string): Promise<VolumeSource> {
-    const info = await this.#targets.connection(checkId(volumeId), checkId(restoreId));
+    const { info } = await this.#targets.connection(checkId(volumeId), checkId(restoreId));
     return openAttachedSource(info, this.#places, restoreId);
   }
 

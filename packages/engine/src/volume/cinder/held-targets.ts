@@ -7,18 +7,24 @@ import type { RunContext } from "../../run/run-context.ts";
 import type { HeldTarget, RestoredProperties } from "../backend.ts";
 import { askCinder, type CinderPatience, waitFor } from "./ask-cinder.ts";
 import { connectorHere } from "./clones.ts";
+import type { ConnectionInfo, Writers } from "./connector.ts";
+import { shutsOut } from "./connectors.ts";
 
 /** Keys in the metadata of a target while it is ours: how far a restore is, and, of a new volume, which operation has it made. */
 const restoreKey = "tephra_restore";
 const operationKey = "tephra_operation";
 const installationKey = "tephra_installation";
 
-/** In at most 255 characters. `released`: it is the volume's again; `spoilt`: its status is to say that the restore failed. */
+/**
+ * In at most 255 characters. `released`: it is the volume's again; `spoilt`: its status is to say that the restore failed. `writer`: who
+ * writes, as the storage knows it, where that can shut a writer out.
+ */
 const Noted = z.object({
   operation: z.guid(),
   hold: z.guid(),
   host: z.string(),
   state: z.enum(["writing", "released", "spoilt"]),
+  writer: z.string().optional(),
 });
 type RestoreRecord = z.infer<typeof Noted>;
 
@@ -102,14 +108,15 @@ export class HeldTargets {
       throw new VolumeConflictError("The request ended before the volume was reserved. Restore again.");
     const attachment = await this.#ask("show the attachment", () => this.#cinder.attachment(hold));
     if (attachment === null) throw brokenOff();
-    if (record !== null && record.host !== hostHere()) {
+    // Where nothing is noted of a writer that would have been, none has written.
+    if (record !== null && record.host !== hostHere() && !shutsOut(attachment.connection_info)) {
       throw new VolumeConflictError(
         `A worker on host ${record.host} was lost while it was writing; make sure that it is gone, then restore again.`,
       );
     }
     run?.signal.throwIfAborted();
     run?.fence();
-    await this.#note(volumeId, { operation, hold, host: hostHere(), state: "writing" });
+    await this.#note(volumeId, { ...record, operation, hold, host: hostHere(), state: "writing" });
     if (attachment.status === "reserved") {
       await this.#ask("attach the volume", () => this.#cinder.connect(hold, connectorHere()));
     }
@@ -120,12 +127,13 @@ export class HeldTargets {
   }
 
   /** What leads to the target's bytes. VolumeConflictError when its owner has taken it back, or nothing was begun. */
-  async connection(volumeId: string, restoreId: string): Promise<Record<string, unknown> | null | undefined> {
+  async connection(volumeId: string, restoreId: string): Promise<{ info: ConnectionInfo; writers: Writers }> {
     const record = recordOf(await this.#existing(volumeId), operationIn(restoreId));
     if (record?.state !== "writing") throw new VolumeConflictError(`Volume ${volumeId} is not being restored.`);
     const attachment = await this.#ask("show the attachment", () => this.#cinder.attachment(record.hold));
     if (attachment === null) throw brokenOff();
-    return attachment.connection_info;
+    const note = (writer: string): Promise<void> => this.#note(volumeId, { ...record, writer });
+    return { info: attachment.connection_info, writers: { earlier: record.writer ?? null, note } };
   }
 
   /** Gives the volume back to its owner, with what was stored beside its bytes. */

@@ -78,7 +78,7 @@ const firstDescriptor = 3;
 const descriptorPath = (index: number): string => `/proc/self/fd/${firstDescriptor + index}`;
 
 /**
- * Serves an image read-only, or with `writable` its one file. The image and all it builds on are given as descriptors: QEMU follows no name
+ * Serves an image read-only, or with `writable` its first file. The image and all it builds on are given as descriptors: QEMU follows no name
  * that is written in an image, detects no format, and refuses an image that another program has open for writing.
  *
  * @throws VolumeStorageError when qemu-nbd is not installed or cannot open the image, with its own words; ImageInUseError

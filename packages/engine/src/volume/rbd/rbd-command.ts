@@ -1,5 +1,6 @@
 import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
+import { z } from "zod";
 import { SourceMissingError, VolumeStorageError, VolumeStorageFullError } from "../../errors.ts";
 
 /** Where a cluster's images are, and as whom. Null: Ceph's own default, and the pool's unnamed namespace. */
@@ -79,6 +80,38 @@ export async function changeObject(args: readonly string[], access: RbdAccess, t
 export async function askCeph(args: readonly string[], access: RbdAccess, task: RbdTask): Promise<unknown> {
   const text = await printed("ceph", [...args, "--format=json", ...identityOf(access)], { ...task, silenceMs: askMs });
   return parsed(text, "ceph", task.shown);
+}
+
+/** How long a client stays shut out, in seconds: longer than anything that it has sent can take. */
+const shutOutSeconds = 86_400;
+
+/** Has a cluster refuse whatever a client sends from now on, also what is on its way. `address`: as watchers have it. @throws VolumeStorageError */
+export async function shutOut(address: string, access: RbdAccess, task: RbdTask): Promise<void> {
+  const args = ["osd", "blocklist", "add", address, String(shutOutSeconds), ...identityOf(access)];
+  await printed("ceph", args, { ...task, silenceMs: askMs });
+}
+
+const Monitors = z.object({
+  mons: z.array(
+    z.object({
+      addr: z.string(),
+      public_addrs: z.object({ addrvec: z.array(z.object({ addr: z.string() })) }).optional(),
+    }),
+  ),
+});
+
+/** The addresses of a cluster's monitors, each `HOST:PORT`, without the brackets of IPv6. @throws VolumeStorageError */
+export async function monitorsOf(access: RbdAccess): Promise<ReadonlySet<string>> {
+  const shown = `The cluster of the pool ${access.pool}`;
+  const answer = Monitors.safeParse(await askCeph(["mon", "dump"], access, { shown, doing: "asked" }));
+  if (!answer.success) {
+    throw new VolumeStorageError(`ceph says of its monitors what is not understood.`, { retryable: false });
+  }
+  const all = answer.data.mons.flatMap(({ addr, public_addrs: more }) => [
+    addr,
+    ...(more?.addrvec ?? []).map((each) => each.addr),
+  ]);
+  return new Set(all.map((address) => address.replace(/\/[0-9]+$/, "").replace(/^\[(.*)\]/, "$1")));
 }
 
 function parsed(text: string, program: string, shown: string): unknown {

@@ -1,5 +1,6 @@
 import {
   InvalidVolumeUrlError,
+  NotReadyYetError,
   SourceChangedError,
   SourceMissingError,
   VolumeConflictError,
@@ -8,8 +9,8 @@ import {
 import type { PathTarget } from "../file/file-target.ts";
 import { NbdSource, openInPlace } from "../nbd/nbd-volume.ts";
 import type { ServedNode } from "../qemu/qemu-nbd.ts";
-import type { VolumeSource } from "../volume.ts";
-import { runRbd } from "./rbd-command.ts";
+import type { VolumeSource, VolumeTarget } from "../volume.ts";
+import { runRbd, shutOut } from "./rbd-command.ts";
 import { parseRbdName, type RbdImage, shownAs } from "./rbd-name.ts";
 import { serveRbd } from "./serve-rbd.ts";
 
@@ -64,6 +65,41 @@ export async function openRbdTarget(name: string, sizeBytes: number): Promise<Pa
     await refuseOthers(image, own);
   };
   return { ...opened, publish };
+}
+
+/** How long it may take until who has died is no longer seen to have an image open: Ceph's own time is 30 s. */
+const lettingGoMs = 90_000;
+
+/**
+ * Opens an image to overwrite it again and again until that succeeds, by one run at a time, on any host. The last run's client is shut out
+ * of the cluster first, wherever it is: what it has sent comes to nothing.
+ *
+ * @throws NotReadyYetError while anybody else has the image open; VolumeStorageError
+ */
+export async function openRbdToRewrite(
+  image: RbdImage,
+  writers: { readonly earlier: string | null; note(writer: string): Promise<void> },
+): Promise<VolumeTarget> {
+  const { earlier } = writers;
+  const shown = shownAs(image);
+  if (earlier !== null) await shutOut(earlier, image, { shown, doing: "taken from its last writer" });
+  const isEarlier = (watcher: string): boolean => earlier !== null && watcher.endsWith(` at ${earlier}`);
+  const others = async (): Promise<string[]> => (await watchersOf(image)).filter((watcher) => !isEarlier(watcher));
+  const inUse = (watchers: readonly string[]): NotReadyYetError =>
+    new NotReadyYetError(`${shown} is in use by ${watchers.join(", ")}.`, {
+      retryAfterMs: 2_000,
+      giveUpAfterMs: lettingGoMs,
+    });
+  const before = await others();
+  if (before.length > 0) throw inUse(before);
+  await using stack = new AsyncDisposableStack();
+  const served = stack.use(await serveRbd(image, { writable: true }));
+  const [own, ...more] = await others();
+  if (own === undefined || more.length > 0) throw inUse([own ?? "nobody", ...more]);
+  await writers.note(own.slice(own.indexOf(" at ") + " at ".length));
+  const { target } = await openInPlace(served.client, { name: shown, sizeBytes: 0, server: served });
+  const owned = stack.move();
+  return Object.assign(target, { [Symbol.asyncDispose]: () => owned.disposeAsync() });
 }
 
 /** Serves an image that nobody else has open, before and after it was opened. `own`: what its one watcher, qemu-nbd, is called. */

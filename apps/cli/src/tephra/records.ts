@@ -2,32 +2,30 @@ import { readFile, writeFile } from "node:fs/promises";
 import { text } from "node:stream/consumers";
 import type { AnswerOf, BodyOf } from "@tephra/wire";
 import type { Command } from "commander";
+import { exportAll, importAll, parseRecords } from "./all-records.ts";
 import { resolveId } from "./names.ts";
+import { type BackupRecord, RecordError, recordIn } from "./one-record.ts";
 import { formatBytes, renderFields, renderTable } from "./output.ts";
 import { addWaitOptions, openSession } from "./session.ts";
-
-/** The record with which one service imports another's backup. */
-interface BackupRecord {
-  backup_service: string;
-  backup_url: string;
-}
-
-/** The input is not a record; no request was sent. */
-export class RecordError extends Error {
-  readonly code = "bad_record";
-}
 
 export function addRecordCommands(program: Command): void {
   const backup = program.commands.find((command) => command.name() === "backup") ?? program.command("backup");
   backup
     .command("export")
     .description("Print the record with which another Tephra or Cinder can import a backup.")
-    .argument("<backup>", "id or name")
+    .argument("[backup]", "id or name")
     .option("--output <file>", "write it to a new file")
+    .option("--all", "The records of all backups, of a Tephra or a Cinder (--url, --token, --project).")
+    .option("--all-projects", "With --all: of every project (admins only).")
     .action(exportRecord);
   addWaitOptions(backup.command("import"))
     .description("Import a backup whose objects are in the repository from its record. Import parents first.")
     .argument("<record>", "a file as `export` writes it, or - for standard input")
+    .option(
+      "--all",
+      "The file has many records, as `export --all` writes it: all are imported, parents first, and waited for.",
+    )
+    .option("--of-project <id>", "With --all: only those that belonged to that project.")
     .action(importRecord);
   const repository = program.command("repository").description("Repositories, where backups are stored.");
   repository
@@ -63,7 +61,15 @@ async function listRepositories(_options: object, command: Command): Promise<voi
   print({ repositories }, renderTable(head, rows));
 }
 
-async function exportRecord(reference: string, options: { output?: string }, command: Command): Promise<void> {
+interface ExportOptions {
+  output?: string;
+  all?: boolean;
+  allProjects?: boolean;
+}
+
+async function exportRecord(reference: string | undefined, options: ExportOptions, command: Command): Promise<void> {
+  if (options.all === true) return exportRecords(reference, options, command);
+  if (reference === undefined) command.error("error: missing required argument 'backup', or --all");
   const { client, print } = openSession(command);
   const id = await resolveId(client, "backup", reference);
   const document = await client.get<{ "backup-record": BackupRecord }>(client.block(`/backups/${id}/export_record`));
@@ -72,10 +78,38 @@ async function exportRecord(reference: string, options: { output?: string }, com
   print(document, renderFields({ id, record: options.output }));
 }
 
-async function importRecord(path: string, _options: object, command: Command): Promise<void> {
+async function exportRecords(reference: string | undefined, options: ExportOptions, command: Command): Promise<void> {
+  if (reference !== undefined) command.error("error: --all and a backup exclude each other");
+  const { client, print } = openSession(command);
+  const { records, problems } = await exportAll(client, { allProjects: options.allProjects === true });
+  const document = { "backup-records": records };
+  const listed = Object.fromEntries(problems.map(({ id, problem }) => [id, problem]));
+  if (options.output === undefined) return print({ ...document, problems }, `${JSON.stringify(document)}\n`);
+  await writeFile(options.output, `${JSON.stringify(document)}\n`, { flag: "wx" });
+  const fields = { exported: records.length, records: options.output, ...listed };
+  print({ exported: records.length, problems }, renderFields(fields));
+}
+
+async function importRecord(
+  path: string,
+  options: { all?: boolean; ofProject?: string },
+  command: Command,
+): Promise<void> {
   const { client, print, settle } = openSession(command);
-  const record = parseRecord(path === "-" ? await text(process.stdin) : await readFile(path, "utf8"));
-  const body = { "backup-record": record };
+  const input = path === "-" ? await text(process.stdin) : await readFile(path, "utf8");
+  if (options.all === true) {
+    const { passedOver, ...result } = await importAll(client, parseRecords(input), {
+      ofProject: options.ofProject?.toLowerCase() ?? null,
+    });
+    const problems = Object.fromEntries(result.problems.map(({ id, problem }) => [id, problem]));
+    const [imported, known] = [result.imported.length, result.known.length];
+    if (result.problems.length > 0) process.exitCode = 1;
+    return print(
+      { ...result, passed_over: passedOver },
+      renderFields({ imported, "known already": known, "of other projects": passedOver, ...problems }),
+    );
+  }
+  const body = { "backup-record": parseRecord(input) };
   const { backup } = await client.post<{ backup: { id: string } }>(client.block("/backups/import_record"), body);
   await settle({ kind: "backup-import", backup_id: backup.id });
   const shown = await client.get<{ backup: { id: string; name: string | null; status: string } }>(
@@ -85,20 +119,13 @@ async function importRecord(path: string, _options: object, command: Command): P
   print(shown, renderFields({ id, name, status }));
 }
 
-/** The output of `export`, or only the record inside it. */
 function parseRecord(input: string): BackupRecord {
-  let value: unknown;
   try {
-    value = JSON.parse(input);
+    return recordIn(JSON.parse(input));
   } catch (cause) {
+    if (cause instanceof RecordError) throw cause;
     throw new RecordError("The record is not valid JSON.", { cause });
   }
-  const outer = (value as { "backup-record"?: unknown } | null)?.["backup-record"] ?? value;
-  const { backup_service: service, backup_url: url } = (outer ?? {}) as Partial<BackupRecord>;
-  if (typeof service !== "string" || typeof url !== "string") {
-    throw new RecordError("The record has no backup_service and backup_url.");
-  }
-  return { backup_service: service, backup_url: url };
 }
 
 async function reap(name: string, options: { dryRun?: boolean }, command: Command): Promise<void> {

@@ -1,6 +1,7 @@
-import { atPoint } from "@tephra/control/process";
+import { atPoint, besideSettings } from "@tephra/control/process";
 import express, { type Express, type RequestHandler } from "express";
 import helmet from "helmet";
+import { forwardRest } from "./cinder/beside/forward.ts";
 import { besideRoutes, cinderRoutes } from "./cinder/routes.ts";
 import { discovery, versionThree } from "./cinder/service/discovery.ts";
 import type { Context } from "./context.ts";
@@ -32,7 +33,7 @@ const publishPoints: RequestHandler = (_req, res, next) => {
 };
 
 /**
- * The whole HTTP side. Order: log and request id → Host and Origin checks → oVirt's API → our own routes → the console's files → discovery (no token) → token → Cinder's
+ * The whole HTTP side. Order: log and request id → what a Cinder has that this is the endpoint of → Host and Origin checks → oVirt's API → our own routes → the console's files → discovery (no token) → token → Cinder's
  * routes.
  *
  * @throws when a route has no entry in the policy table
@@ -41,6 +42,7 @@ export function buildApp(context: Context): Express {
   const app = express();
   app.disable("x-powered-by").disable("etag").enable("case sensitive routing").enable("strict routing");
   app.use(logRequests(context));
+  if (besideSettings(context.config)?.forward) app.use(forwardRest(context));
   app.use(helmet({ contentSecurityPolicy: false, crossOriginOpenerPolicy: false, strictTransportSecurity: false }));
   app.use(findBase(context.config), checkHost(context.config), answerOrigins(context.config));
   app.use(checkOrigin(context.config), makeReadable);

@@ -1,5 +1,7 @@
 import { channel } from "node:diagnostics_channel";
+import type { IncomingMessage } from "node:http";
 import { z } from "zod";
+import { openForward, type RequestToForward } from "./forward.ts";
 import { type HttpClient, openHttpClient } from "./http-client.ts";
 import { type KeystoneSettings, KeystoneUnavailableError, openKeystone, reasonOf, type Token } from "./keystone.ts";
 
@@ -33,7 +35,7 @@ export class CinderRefusedError extends Error {
 }
 
 /** Attachments with a mode need 3.54 (Stein); a name and metadata together are a filter since 3.31. */
-const microversion = "volume 3.54";
+const microversion = "3.54";
 
 /** Longest answer that is read: a page of volumes has about 2 MB. */
 const answerBytesMax = 8 * 2 ** 20;
@@ -89,11 +91,14 @@ interface Call {
   path: string;
   body?: unknown;
   timeoutMs?: number;
+  version?: string;
 }
 
 /** Calls on behalf of one token, in its project. All throw CinderRefusedError and CinderUnavailableError. */
 export interface CinderProject {
   volume(id: string): Promise<CinderVolume>;
+  /** All that Cinder says of a volume, in the form of the API's version. */
+  shownVolume(id: string): Promise<Record<string, unknown>>;
   snapshot(id: string): Promise<CinderSnapshot>;
   /** All volumes that fit, of all projects if wanted; the oldest first. */
   volumes(filter: { name?: string; metadata: Record<string, string>; allProjects?: boolean }): Promise<CinderVolume[]>;
@@ -122,10 +127,12 @@ export interface CinderProject {
 
 /** A Cinder, as its service user and as its users. */
 export interface Cinder {
+  /** Sends a request on as it is, below the URL that has Cinder's versions. CinderUnavailableError where there is no answer. */
+  forward(request: RequestToForward): Promise<IncomingMessage>;
   /** In the service project. */
   readonly service: CinderProject;
-  /** With a user's own token, which is passed on and not kept. */
-  as(token: string, projectId: string): CinderProject;
+  /** With a user's own token, which is passed on and not kept. `version`: of the API, such as `3.70`; absent: what is needed here. */
+  as(token: string, projectId: string, version?: string): CinderProject;
 }
 
 const points = channel("tephra:point");
@@ -182,6 +189,7 @@ function urlInCatalogue(token: Token, settings: CinderSettings): string {
 /** Opens a Cinder. Asks nothing yet. */
 export function openCinder(settings: CinderSettings): Cinder {
   const client = openHttpClient(settings.service.ca);
+  const forward = openForward(settings.service.ca);
   const keystone = openKeystone(settings.service);
 
   const login = async (): Promise<{ text: string; token: Token }> => {
@@ -196,9 +204,9 @@ export function openCinder(settings: CinderSettings): Cinder {
     withoutProject(settings.url ?? urlInCatalogue((await login()).token, settings));
 
   const ask = async (token: string, projectId: string, call: Call): Promise<{ status: number; answer: string }> => {
-    const { method, path, body, timeoutMs = settings.service.timeout_ms } = call;
+    const { method, path, body, timeoutMs = settings.service.timeout_ms, version = microversion } = call;
     const url = `${await base()}/${projectId}${path}`;
-    const headers = { "x-auth-token": token, "openstack-api-version": microversion, accept: "application/json" };
+    const headers = { "x-auth-token": token, "openstack-api-version": `volume ${version}`, accept: "application/json" };
     try {
       const response = await client.ask(url, {
         method,
@@ -232,7 +240,14 @@ export function openCinder(settings: CinderSettings): Cinder {
 
   return {
     service: projectOf(asService),
-    as: (token, projectId) => projectOf(async (call) => settle(await ask(token, projectId, call))),
+    as: (token, projectId, version = microversion) =>
+      projectOf(async (call) => settle(await ask(token, projectId, { ...call, version }))),
+    async forward(request) {
+      const origin = (await base()).replace(/\/v3$/, "");
+      return forward(origin, request).catch((cause: unknown) => {
+        throw new CinderUnavailableError(`Cinder did not answer: ${reasonOf(cause)}`, { cause });
+      });
+    },
   };
 }
 
@@ -259,6 +274,8 @@ function projectOf(send: (call: Call) => Promise<unknown>): CinderProject {
     });
   return {
     volume: (id) => read("show-volume", Volume, "volume", { method: "GET", path: `/volumes/${id}` }),
+    shownVolume: (id) =>
+      read("show-volume", z.record(text, z.unknown()), "volume", { method: "GET", path: `/volumes/${id}` }),
     snapshot: (id) => read("show-snapshot", Snapshot, "snapshot", { method: "GET", path: `/snapshots/${id}` }),
     async volumes({ name, metadata, allProjects = false }) {
       const found: CinderVolume[] = [];

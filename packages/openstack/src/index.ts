@@ -8,6 +8,7 @@ export {
   type CinderVolume,
   openCinder,
 } from "./cinder.ts";
+export { passedOn } from "./forward.ts";
 export { type HttpClient, openHttpClient } from "./http-client.ts";
 export {
   type KeystoneSession,

@@ -1,6 +1,7 @@
 import type { Route } from "../openstack/serve.ts";
 import { backups } from "./backups/backups.ts";
 import { records } from "./backups/records.ts";
+import { volumeFromBackup } from "./beside/volume-from-backup.ts";
 import { groupSnapshots } from "./groups/group-snapshots.ts";
 import { groupTypes } from "./groups/group-types.ts";
 import { groups } from "./groups/groups.ts";
@@ -187,4 +188,7 @@ export const cinderRoutes: readonly Route[] = [
   ["GET", "/resource_filters", "resource_filter:list", resourceFilters.list],
 ];
 
-export const besideRoutes: readonly Route[] = cinderRoutes.filter(([, path]) => mountedBeside.test(path));
+export const besideRoutes: readonly Route[] = [
+  ...cinderRoutes.filter(([, path]) => mountedBeside.test(path)),
+  ["POST", "/volumes", "volume:create", volumeFromBackup],
+];

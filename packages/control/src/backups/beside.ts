@@ -26,6 +26,7 @@ import {
   snapshotRefusal,
   volumeRefusal,
 } from "./create.ts";
+import { sizeRefusal } from "./restore.ts";
 import type { DescribedVolume } from "./volume-meta.ts";
 
 /* Backups and restores of volumes that another service has: there are no rows of them, and what was seen of one is kept in the operation. */
@@ -116,7 +117,7 @@ export interface PreparedRestore {
 }
 
 /**
- * Begins a restore whose volume the caller is about to have made (`seen` null) or reserved in the other service. No worker takes it until
+ * Begins a restore whose volume the caller is about to have made (`seen` null, of `sizeGib` or as long as the backup's) or reserved in the other service. No worker takes it until
  * `confirmRestore`, or until the request must have died: then it fails, and what was made or reserved meanwhile is removed or released.
  *
  * @throws NotFoundError, InvalidError; nothing is left behind
@@ -125,9 +126,9 @@ export async function prepareRestore(
   database: Database,
   config: Config,
   principal: Principal,
-  request: { backupId: string; seen: SeenVolume | null },
+  request: { backupId: string; seen: SeenVolume | null; sizeGib?: number | null },
 ): Promise<PreparedRestore> {
-  const { seen } = request;
+  const { seen, sizeGib = null } = request;
   const prepareMs = (besideIn(config.volume_backends)?.wait.prepare_seconds ?? 0) * 1000;
   return inTransaction(database, async (tx) => {
     const found = await getBackup(tx, principal, request.backupId);
@@ -138,6 +139,8 @@ export async function prepareRestore(
       const text = `volume size ${seen.sizeGib} is too small to restore backup of size ${found.sizeGib}.`;
       throw new InvalidError("volume", text);
     }
+    const refused = sizeGib === null ? null : sizeRefusal(sizeGib, found);
+    if (refused !== null) throw new InvalidError("input", refused);
     if (seen) await requireIdle(tx, seen.id, notAvailable);
     const backup = await lockBackup(tx, found.id);
     if (backup?.status !== "available") throw new InvalidError("backup", "Backup status must be available");

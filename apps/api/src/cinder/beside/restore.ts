@@ -21,6 +21,19 @@ const pollMs = 250;
 /** Cinder has refused, and has surely made and reserved nothing. */
 class NothingHeldError extends Error {}
 
+/** What a new volume is to be, in Cinder's words; its metadata gets ours beside it for as long as the restore goes on. */
+export interface NewTarget {
+  fields: Readonly<Record<string, unknown>>;
+  /** Null: as the backup's. */
+  sizeGib: number | null;
+}
+
+/** The new volume of a restore that was asked for without one. */
+const restoredAs = (backupId: string, name: string | null): NewTarget => ({
+  fields: { name: name ?? `restore_backup_${backupId}`, description: "auto-created_from_restore_from_backup" },
+  sizeGib: null,
+});
+
 /**
  * Restores to a volume of a Cinder: to a new one, which is made with the caller's token, so that its project, quota and refusals are Cinder's
  * own; or to an existing one. Either is reserved by an attachment without a connector before the restore is accepted.
@@ -30,14 +43,14 @@ class NothingHeldError extends Error {}
 export async function restoreBeside(
   context: Context,
   call: Call,
-  request: { backupId: string; volumeId: string | null; name: string | null },
+  request: { backupId: string; volumeId: string | null; name: string | null; target?: NewTarget },
 ): Promise<{ backupId: string; volumeId: string; volumeName: string | null }> {
   const { database, config } = context;
-  const { backupId, volumeId, name } = request;
+  const { backupId, volumeId, name, target: wanted = restoredAs(backupId, name) } = request;
   const seen = volumeId === null ? null : await seeVolume(context, call, volumeId);
-  const prepared = await prepareRestore(database, config, call.principal, { backupId, seen });
+  const prepared = await prepareRestore(database, config, call.principal, { backupId, seen, sizeGib: wanted.sizeGib });
   try {
-    const target = seen ?? (await makeTarget(context, call, prepared, name));
+    const target = seen ?? (await makeTarget(context, call, prepared, wanted));
     const { id: hold } = await reserve(context, target, { isNew: seen === null });
     await confirmRestore(database, prepared, { volume: target, hold });
     return { backupId, volumeId: target.id, volumeName: target.name };
@@ -65,15 +78,18 @@ async function makeTarget(
   context: Context,
   call: Call,
   { operationId, backup }: PreparedRestore,
-  name: string | null,
+  { fields, sizeGib }: NewTarget,
 ): Promise<SeenVolume> {
   const user = asCaller(context, call);
   const made = await firstOf(
     user.createVolume({
-      size: backup.sizeGib,
-      name: name ?? `restore_backup_${backup.id}`,
-      description: "auto-created_from_restore_from_backup",
-      metadata: { tephra_operation: operationId, tephra_installation: await installationId(context.database) },
+      ...fields,
+      size: sizeGib ?? backup.sizeGib,
+      metadata: {
+        ...(fields["metadata"] ?? {}),
+        tephra_operation: operationId,
+        tephra_installation: await installationId(context.database),
+      },
     }),
   );
   let volume: CinderVolume = made;

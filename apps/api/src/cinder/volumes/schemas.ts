@@ -70,6 +70,20 @@ export const createVolumeBody = byVersion<z.ZodType<CreateVolumeBody>>([
   [since.volumeUnknownRefused, strict({ volume: strict(volumeFields), ...hints })],
 ]);
 
+const fromBackup = {
+  backup_id: optionalUuid(),
+  size: volumeSize("null").nullish(),
+  metadata: metadata(),
+  snapshot_id: optionalUuid(),
+  source_volid: optionalUuid(),
+  imageRef: optionalText(),
+};
+
+/** What is ours to know of a new volume from a backup beside a Cinder, which checks the other fields. */
+export const createVolumeBesideBody = byVersion([
+  [0, z.looseObject({ volume: z.looseObject(fromBackup, { error: typePhrase("object") }) })],
+]);
+
 const changedVolume = { ...names, metadata: requiredMetadata().optional() };
 type ChangedVolume = z.infer<z.ZodObject<typeof changedVolume>>;
 export interface UpdateVolumeBody {

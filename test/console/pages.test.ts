@@ -60,6 +60,7 @@ async function fill(): Promise<void> {
     ["workers", "/workers", "Workers & queue"],
     ["notifications", "/notifications", "Notifications"],
     ["volumes", "/volumes", "Volumes"],
+    ["calendar", "/volumes?view=calendar", "Volumes"],
     ["volume", `/volumes/${disk}`, "db-7"],
     ["operations", "/operations", "Operations"],
     ["operation", `/operations/${operation.id}`, "backup-create"],

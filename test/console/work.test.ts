@@ -95,8 +95,7 @@ it("cancels what runs, after it has said what becomes of it", async () => {
   await page.getByText("It is cancelled.").waitFor();
   await page.getByRole("heading", { name: "backup-create" }).waitFor();
   await page.locator(".page-facts").getByText("cancelled").waitFor();
-  await page.getByText("It has ended: cancelled.").waitFor();
-  expect(await page.getByRole("button", { name: "Cancel" }).isDisabled()).toBe(true);
+  await page.getByRole("button", { name: "Cancel" }).waitFor({ state: "detached" });
   await journey.settled("volumes", volume, "available");
   await journey.settled("backups", backup, "error");
   await letGo();
@@ -183,6 +182,25 @@ it("resets what is stuck, and deletes by force what is named by typing it", asyn
   await instance.waitFor(async () => (await instance.request("GET", `/ops/backups/${id}`)).status === 404, {
     what: "it is gone",
   });
+  expect(browser.complaints()).toEqual([]);
+});
+
+it("does again, once, what has failed", async () => {
+  const backup = await journey.backUp(volume, { name: "sunday" });
+  const { id } = await journey.operation(`backup_id=${backup}`);
+  await instance.sql("UPDATE backups SET status = 'error' WHERE id = $1", [backup]);
+  await instance.sql("UPDATE operations SET state = 'failed', fail_reason = 'The disk is gone.' WHERE id = $1", [id]);
+  const page = await open(`/operations/${id}`);
+  await page.getByText("The disk is gone.").waitFor();
+  await page.getByRole("button", { name: "Retry" }).click();
+  await page.getByRole("dialog").getByRole("button", { name: "Retry" }).click();
+  await page.getByRole("link", { name: "Show the operation" }).click();
+  await page.locator(".page-facts").getByText("succeeded").waitFor();
+  expect(page.url()).not.toContain(id);
+  await page.goBack();
+  const retry = page.getByRole("button", { name: "Retry" });
+  await retry.waitFor();
+  expect(await retry.isDisabled()).toBe(true);
   expect(browser.complaints()).toEqual([]);
 });
 

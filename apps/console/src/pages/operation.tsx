@@ -82,6 +82,14 @@ function Body({ row }: { row: OperationDetails }) {
                 </Link>
               ),
             ],
+            [
+              "Retried as",
+              row.retried_as && (
+                <Link key="retried" to="/operations/$id" params={{ id: row.retried_as }}>
+                  <Id id={row.retried_as} />
+                </Link>
+              ),
+            ],
             ["Project", <Id key="project" id={row.project_id} />],
             ["Begun", <Moment key="begun" at={row.created_at} />],
             ["Last change", <Age key="changed" at={row.updated_at} />],
@@ -94,8 +102,11 @@ function Body({ row }: { row: OperationDetails }) {
 }
 
 /** What can be done about an operation, by its name in the API. */
-const deeds: Readonly<Record<string, { label: string; effects: string; done: string; isDanger?: boolean }>> = {
+const deeds: Readonly<
+  Record<string, { of: readonly string[]; label: string; effects: string; done: string; isDanger?: boolean }>
+> = {
   cancel: {
+    of: ["queued", "running"],
     label: "Cancel",
     effects:
       "It ends, and what it has read is free again. A backup that it was making is in error then, and so is the target of a restore.",
@@ -103,18 +114,19 @@ const deeds: Readonly<Record<string, { label: string; effects: string; done: str
     isDanger: true,
   },
   retry: {
+    of: ["failed"],
     label: "Retry",
     effects: "A new operation does the same again. A backup gets a new one beside that which has failed.",
     done: "It was asked for again.",
   },
 };
 
-function Actions({ id, actions }: OperationDetails) {
+function Actions({ id, state, actions }: OperationDetails) {
   const may = useMay();
   return actions.map(({ name, why }) => {
     const deed = deeds[name];
-    if (!deed || !may(`ops:operation:${name}`)) return null;
-    const { effects, ...more } = deed;
+    if (!deed?.of.includes(state) || !may(`ops:operation:${name}`)) return null;
+    const { effects, of: _, ...more } = deed;
     return (
       <Action
         key={name}

@@ -8,6 +8,7 @@ import { ofOperations, path, route } from "../data/queries.ts";
 import { useMay, useSession } from "../data/session.tsx";
 import { Action } from "../parts/action.tsx";
 import { useId } from "../parts/address.ts";
+import { CalendarPanel } from "../parts/calendar.tsx";
 import { quoted, shown } from "../parts/format.ts";
 import { OperationsTable } from "../parts/operations-table.tsx";
 import { Facts, PageHead, Panel } from "../parts/panel.tsx";
@@ -170,6 +171,7 @@ export function VolumePage() {
               ]}
             />
             <Backups id={id} />
+            <CalendarPanel id={id} />
             <Policy id={id} />
             <Operations id={id} />
           </>

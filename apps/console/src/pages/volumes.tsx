@@ -2,11 +2,12 @@ import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { ProtectedVolume } from "@tephra/wire";
 import { kept, route } from "../data/queries.ts";
-import { useFilters } from "../parts/address.ts";
+import { useFilters, useParameter } from "../parts/address.ts";
+import { Days, DaysLegend, useDays } from "../parts/calendar.tsx";
 import { Empty, FilterBar, Pages } from "../parts/filter.tsx";
 import { durationText } from "../parts/format.ts";
 import { PageHead } from "../parts/panel.tsx";
-import { Loaded } from "../parts/states.tsx";
+import { FaultNote, Loaded } from "../parts/states.tsx";
 import { Status } from "../parts/status.tsx";
 import { type Column, DataTable } from "../parts/table.tsx";
 import { Bytes, Command, Foreign, Id } from "../parts/texts.tsx";
@@ -32,39 +33,94 @@ const columns: readonly Column<ProtectedVolume>[] = [
   { name: "Policy", cell: ({ protection }) => <Foreign text={protection.policy?.name} empty="none" /> },
 ];
 
+const calendarDays = 35;
+const pageRows = 100;
+
+/** The same volumes, with a square for each of the last days. */
+function CalendarTable({ volumes, empty }: { volumes: readonly ProtectedVolume[]; empty: React.ReactNode }) {
+  const query = useDays(
+    volumes.map(({ id }) => id),
+    calendarDays,
+  );
+  const known = new Map(query.data?.volumes.map(({ id, days }) => [id, days]));
+  const from = query.data?.from ?? "";
+  const days: Column<ProtectedVolume> = {
+    name: `Last ${calendarDays} days`,
+    cell: ({ id }) => (known.has(id) ? <Days from={from} days={known.get(id) ?? ""} /> : "—"),
+  };
+  return (
+    <>
+      {query.error && <FaultNote error={query.error} onRetry={() => void query.refetch()} />}
+      <DataTable
+        caption="Volumes and their days"
+        columns={[...columns.slice(0, 2), days]}
+        rows={volumes}
+        keyOf={({ id }) => id}
+        hrefOf={({ id }) => `/volumes/${id}`}
+        empty={empty}
+      />
+      <DaysLegend />
+    </>
+  );
+}
+
+const views = ["table", "calendar"] as const;
+
 /** Which volumes can be restored to a moment within their target, and which cannot. */
 export function VolumesPage() {
   const filters = useFilters("state");
-  const query = useQuery({
-    ...route("GET /ops/volumes", { query: filters.values }, { on: ["volume", "backup"] }),
-    ...kept,
-  });
+  const view = useParameter("view") ?? "table";
+  const asked = { ...filters.values, ...(view === "calendar" && { limit: pageRows }) };
+  const query = useQuery({ ...route("GET /ops/volumes", { query: asked }, { on: ["volume", "backup"] }), ...kept });
   return (
     <>
-      <PageHead title="Volumes" facts="Whether the newest good backup of each is within its target." />
+      <PageHead
+        title="Volumes"
+        facts="Whether the newest good backup of each is within its target."
+        actions={views.map((name) => (
+          <Link
+            key={name}
+            className="button is-quiet"
+            to="."
+            search={
+              ((now: object) => ({ ...now, view: name === "table" ? undefined : name, marker: undefined })) as never
+            }
+            aria-current={view === name ? "true" : undefined}
+          >
+            {name === "table" ? "Table" : "Calendar"}
+          </Link>
+        ))}
+      />
       <Loaded query={query} lines={10}>
-        {({ volumes, facets, next }) => (
-          <>
-            <FilterBar
-              filters={filters}
-              of={{ name: "state", label: "State of protection", states, counts: facets.state }}
-            />
-            <DataTable
-              caption="Volumes and their protection"
-              columns={columns}
-              rows={volumes}
-              keyOf={({ id }) => id}
-              hrefOf={({ id }) => `/volumes/${id}`}
-              empty={
-                <Empty filters={filters} what="No volume is in this state.">
-                  <p>There is no volume yet. Import one:</p>
-                  <Command text="tephra volume import FILE --name disk --wait" />
-                </Empty>
-              }
-            />
-            <Pages filters={filters} next={next} />
-          </>
-        )}
+        {({ volumes, facets, next }) => {
+          const empty = (
+            <Empty filters={filters} what="No volume is in this state.">
+              <p>There is no volume yet. Import one:</p>
+              <Command text="tephra volume import FILE --name disk --wait" />
+            </Empty>
+          );
+          return (
+            <>
+              <FilterBar
+                filters={filters}
+                of={{ name: "state", label: "State of protection", states, counts: facets.state }}
+              />
+              {view === "calendar" ? (
+                <CalendarTable volumes={volumes} empty={empty} />
+              ) : (
+                <DataTable
+                  caption="Volumes and their protection"
+                  columns={columns}
+                  rows={volumes}
+                  keyOf={({ id }) => id}
+                  hrefOf={({ id }) => `/volumes/${id}`}
+                  empty={empty}
+                />
+              )}
+              <Pages filters={filters} next={next} />
+            </>
+          );
+        }}
       </Loaded>
     </>
   );

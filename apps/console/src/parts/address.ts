@@ -27,5 +27,9 @@ export function useFilters(...names: readonly string[]): Filters {
   };
 }
 
+/** One key of the query string that is no filter. */
+export const useParameter = (name: string): string | undefined =>
+  (useSearch({ strict: false }) as Readonly<Record<string, string | undefined>>)[name];
+
 /** The `:id` of the page's path. */
 export const useId = (): string => String(useParams({ strict: false })["id" as never] ?? "");

@@ -72,6 +72,10 @@ export function timeText(at: string, zone: Zone): string {
   return `${clock} ${offset < 0 ? "-" : "+"}${two(Math.floor(size / 60))}:${two(size % 60)}`;
 }
 
+/** The calendar day so many days after one, each as `2026-10-25`: whatever clocks do on them. */
+export const dayAfter = (day: string, days: number): string =>
+  new Date(Date.parse(day) + days * 86_400_000).toISOString().slice(0, 10);
+
 /** Characters that turn the direction of what follows, or cannot be seen: controls, formats, separators of lines. */
 const hidden = /[\p{Cc}\p{Cf}\u2028\u2029]/gu;
 

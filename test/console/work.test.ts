@@ -77,9 +77,15 @@ it("shows how far a backup is as it goes on, and its end, without being loaded a
   const first = await instance.waitFor(done, { what: "something is done", timeoutMs: 60_000 });
   await instance.waitFor(async () => (await done()) > first, { what: "more is done", timeoutMs: 60_000 });
   expect(await done()).toBeLessThan(100);
+  const details = await open(`/operations/${operation}`);
+  await details.getByRole("img", { name: /^8 ranges: .*running/ }).waitFor();
+  const workers = await open("/workers");
+  await workers.getByText(/\d run$|\d run ·/).waitFor();
+  await workers.getByText(/^Redis agrees/).waitFor();
   await row.getByText(/\/s$/).waitFor();
   await letGo();
   await row.getByText("succeeded").waitFor();
+  await details.getByRole("img", { name: "8 ranges: 8 done" }).waitFor();
   expect(await done()).toBe(100);
   expect(browser.complaints()).toEqual([]);
 });

@@ -10,6 +10,7 @@ import { useId } from "../parts/address.ts";
 import { leftText, quoted, rateText, shown } from "../parts/format.ts";
 import { OperationMeter } from "../parts/operations-table.tsx";
 import { Facts, PageHead, Panel } from "../parts/panel.tsx";
+import { RangesPanel } from "../parts/ranges.tsx";
 import { Loaded } from "../parts/states.tsx";
 import { Status } from "../parts/status.tsx";
 import { Bytes, CopyButton, Id } from "../parts/texts.tsx";
@@ -63,6 +64,7 @@ function Body({ row }: { row: OperationDetails }) {
           ]}
         />
       </Panel>
+      <RangesPanel id={row.id} isMoving={!isEnded(row)} />
       <Panel title="What and whose">
         <Facts
           of={[

@@ -1,6 +1,6 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
-import type { WorkerCard } from "@tephra/wire";
+import type { QueueState, WorkerCard } from "@tephra/wire";
 import { useState } from "react";
 import { Input, Label, TextField } from "react-aria-components/TextField";
 import { ask } from "../data/api.ts";
@@ -9,12 +9,12 @@ import { route } from "../data/queries.ts";
 import { type Service, servicesPath, servicesQuery } from "../data/services.ts";
 import { useMay, useSession } from "../data/session.tsx";
 import { Action } from "../parts/action.tsx";
-import { shown } from "../parts/format.ts";
+import { countText, durationText, shown } from "../parts/format.ts";
 import { PageHead, Panel } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
 import { Status } from "../parts/status.tsx";
 import { type Column, DataTable } from "../parts/table.tsx";
-import { Bytes, Command, Foreign } from "../parts/texts.tsx";
+import { Bytes, Command, Foreign, Id } from "../parts/texts.tsx";
 import { Age } from "../parts/time.tsx";
 
 function Switch({ service }: { service: Service }) {
@@ -106,6 +106,13 @@ const workerColumns = (isMixed: boolean): readonly Column<WorkerCard>[] => [
   { name: "Heard of", cell: ({ heartbeat_at }) => <Age at={heartbeat_at} />, isNumber: true },
 ];
 
+const projectColumns: readonly Column<QueueState["postgres"]["by_project"][number]>[] = [
+  { name: "Project", cell: ({ project_id }) => <Id id={project_id} /> },
+  { name: "Waiting", cell: ({ ready }) => countText(ready), isNumber: true },
+  { name: "Handed over", cell: ({ dispatched }) => countText(dispatched), isNumber: true },
+  { name: "Running", cell: ({ running }) => countText(running), isNumber: true },
+];
+
 function Workers() {
   const query = useQuery(route("GET /ops/workers"));
   return (
@@ -124,6 +131,58 @@ function Workers() {
               </>
             }
           />
+        )}
+      </Loaded>
+    </Panel>
+  );
+}
+
+/** What waits, of whom, and whether Redis has a job for whatever was handed to it. */
+function Queue() {
+  const query = useQuery(route("GET /ops/queue"));
+  return (
+    <Panel title="Queue">
+      <Loaded query={query}>
+        {({ queue: { postgres, redis, drift } }) => (
+          <>
+            <p>
+              {countText(postgres.by_state.ready)} wait · {countText(postgres.by_state.dispatched)} handed to a worker ·{" "}
+              {countText(postgres.by_state.running)} run
+              {postgres.oldest_seconds > 0 && ` · the oldest waits for ${durationText(postgres.oldest_seconds)}`}
+            </p>
+            {postgres.oldest && (
+              <p>
+                <Link to="/operations/$id" params={{ id: postgres.oldest.operation.id }}>
+                  {postgres.oldest.operation.kind}
+                </Link>{" "}
+                has waited longest. {postgres.oldest.why && shown(postgres.oldest.why.text)}
+              </p>
+            )}
+            {postgres.by_project.length > 0 && (
+              <DataTable
+                caption="Tasks of each project"
+                columns={projectColumns}
+                rows={postgres.by_project}
+                keyOf={(row) => row.project_id}
+                empty={null}
+              />
+            )}
+            <p>
+              {drift.agrees ? (
+                <Status
+                  state={`Redis agrees: ${countText(drift.dispatched)} handed over, ${countText(drift.jobs ?? 0)} jobs`}
+                  tone="ok"
+                />
+              ) : redis.reachable ? (
+                <Status
+                  state={`${countText(drift.overdue)} tasks were handed to Redis and have not arrived`}
+                  tone="warn"
+                />
+              ) : (
+                <Status state="Redis does not answer: work goes on without it" tone="warn" />
+              )}
+            </p>
+          </>
         )}
       </Loaded>
     </Panel>
@@ -150,6 +209,7 @@ export function WorkersPage() {
         }
       />
       {may("ops:workers") && <Workers />}
+      {may("ops:queues") && <Queue />}
       <Panel title="Hosts" facts="What each of them offers; one that is disabled takes no new work.">
         <Loaded query={query}>
           {({ services }) => (

@@ -8,7 +8,7 @@ import { importVolume, inParallel, liftQuotas, processorTicks, requestBackup, ti
 import { type Measurement, measured, type Say } from "./measurement.ts";
 import { noiseOf } from "./sparse-file.ts";
 
-const crews = [1, 8, 24];
+const crews = [1, 8, 24, 48];
 const volumes = 60;
 const volumeBytes = 1024 * 1024;
 const rounds = 3;

@@ -6,7 +6,7 @@ import type pg from "pg";
 import { poll } from "../../scripts/poll.ts";
 import { type Services, startServices } from "../../scripts/services.ts";
 import { freePort, type Program } from "../../scripts/spawn-program.ts";
-import { layOut, programsOf } from "./programs.ts";
+import { layOut, type Place, programsOf } from "./programs.ts";
 
 /** As GET /ops/operations shows it; sizes in bytes. */
 export interface Operation {
@@ -34,6 +34,8 @@ export interface HouseOptions {
   postgresEnv?: Readonly<Record<string, string>>;
   /** By which addresses the programs reach the servers; the house itself asks them directly. */
   via?: (servers: ServerUrls) => Promise<ServerUrls>;
+  /** Where the API and the workers run, which take the places in turn; on this machine by default. */
+  places?: { api: Place; workers: readonly Place[] } | undefined;
 }
 
 export interface ServerUrls {
@@ -114,7 +116,8 @@ async function build(options: HouseOptions): Promise<House> {
   const { repository = {}, ...config } = options.config as { repository?: object };
   await layOut(dir, { import_roots: [dir, ...(options.importRoots ?? [])], log_level: "warn", ...config }, repository);
   const port = await freePort();
-  const url = `http://127.0.0.1:${port}`;
+  const { places } = options;
+  const url = `http://${places?.api.address ?? "127.0.0.1"}:${port}`;
   const reached = options.via ? await options.via(services) : services;
   const sql: House["sql"] = async (text, params = []) => (await pool.query(text, [...params])).rows;
   const programs = programsOf({
@@ -130,13 +133,16 @@ async function build(options: HouseOptions): Promise<House> {
     if (!program.running() && !mayEnd) throw new Error(`${program.name} ended while it started:\n${program.tail()}`);
     return program;
   };
-  const startWorker: House["startWorker"] = async (env) =>
-    alive(await programs.startWorker({ env }), env !== undefined);
-  let api = alive(await programs.startApi(), false);
+  const startWorker: House["startWorker"] = async (env) => {
+    const place = places?.workers[programs.workers.length % places.workers.length];
+    return alive(await programs.startWorker({ env, prefix: place?.prefix }), env !== undefined);
+  };
+  await places?.api.publish(port);
+  let api = alive(await programs.startApi({ ...places?.api }), false);
   await Promise.all(Array.from({ length: options.workers }, () => startWorker()));
   const restartApi: House["restartApi"] = async (signal, env) => {
     await api.stop({ signal });
-    api = alive(await programs.startApi({ env }), env !== undefined);
+    api = alive(await programs.startApi({ ...places?.api, env }), env !== undefined);
   };
   const owned = stack.move();
   return {

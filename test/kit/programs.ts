@@ -48,13 +48,21 @@ export interface StartOptions {
   checkout?: string | undefined;
 }
 
+/** A host other than this machine: the command line that runs a program there, and the address at which its users reach it. */
+export interface Place {
+  prefix: readonly string[];
+  address: string;
+  /** From now on, a connection to this port of its address arrives at the same port of its loopback interface. */
+  publish(port: number): Promise<void>;
+}
+
 /** The processes of one service. Each start settles when the program is at work, or has ended: its `running()` tells. */
 export interface Programs {
   /** In start order; includes those that have ended. */
   readonly all: readonly Program[];
   readonly workers: readonly Program[];
   startWorker(options?: StartOptions): Promise<Program>;
-  startApi(options?: StartOptions & { name?: string; port?: number }): Promise<Program>;
+  startApi(options?: StartOptions & { name?: string; port?: number; address?: string | undefined }): Promise<Program>;
   /** A server of images, where `image_transfers` is configured. */
   startTransfer(options?: StartOptions): Promise<Program>;
   /** The ends of all outputs. */
@@ -101,9 +109,9 @@ export function programsOf(settings: ServiceSettings): Programs {
       workers.push(worker);
       return atWork(worker, () => settings.isKnown(worker.pid));
     },
-    startApi: async ({ name = "api", port: own = port, env, ...options } = {}) => {
+    startApi: async ({ name = "api", port: own = port, address = "127.0.0.1", env, ...options } = {}) => {
       const api = await start(name, "apps/api/dist/main.js", { ...options, env: { TEPHRA_PORT: String(own), ...env } });
-      return atWork(api, async () => (await fetch(`http://127.0.0.1:${own}/readyz`)).status === 200);
+      return atWork(api, async () => (await fetch(`http://${address}:${own}/readyz`)).status === 200);
     },
     startTransfer: async (options = {}) => {
       const server = await start("transfer", "apps/transfer/dist/main.js", options);

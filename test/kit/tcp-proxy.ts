@@ -30,8 +30,8 @@ export interface TcpProxy extends AsyncDisposable {
 const trickleBytes = 512;
 const trickleMs = 20;
 
-/** A protocol-agnostic proxy in front of a real local server. New connections go to the current `target`. */
-export async function startTcpProxy(target: { port: number | string }): Promise<TcpProxy> {
+/** A protocol-agnostic proxy in front of a real local server, at `host`. New connections go to the current `target`. */
+export async function startTcpProxy(target: { port: number | string }, host = "127.0.0.1"): Promise<TcpProxy> {
   const sockets = new Set<Socket>();
   const silent = new WeakSet<Socket>();
   const clients = new Set<Socket>();
@@ -74,7 +74,7 @@ export async function startTcpProxy(target: { port: number | string }): Promise<
     client.pipe(server);
     answer(server, client).catch(() => client.destroy());
   });
-  proxy.listen(0, "127.0.0.1");
+  proxy.listen(0, host);
   await once(proxy, "listening");
   const address = proxy.address();
   if (address === null || typeof address === "string") throw new Error("no port was given");
@@ -85,6 +85,7 @@ export async function startTcpProxy(target: { port: number | string }): Promise<
     port: address.port,
     through(url) {
       const moved = new URL(url);
+      moved.hostname = host;
       moved.port = String(address.port);
       return moved.href;
     },

@@ -1,5 +1,6 @@
 import { parseArgs } from "node:util";
 import { runCorruption } from "./corruption.ts";
+import { runHosts } from "./hosts.ts";
 import { runKills } from "./kills.ts";
 import { runOutages } from "./outages.ts";
 import { isClean, reportOf } from "./report.ts";
@@ -10,6 +11,7 @@ import { runSubmissions } from "./submissions.ts";
 /** Each prints its figures, the verdict last, and says whether all was well. */
 const commands: Readonly<Record<string, (options: FaultOptions) => Promise<boolean>>> = {
   histories: runHistories,
+  hosts: runHosts,
   kills: runKills,
   outages: runOutages,
   submissions: runSubmissions,

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { poll } from "../../../scripts/poll.ts";
 import type { Program } from "../../../scripts/spawn-program.ts";
 import { type House, openHouse, project } from "../../kit/house.ts";
+import type { Network } from "../../kit/network.ts";
 import { makeSteppedClock, type SteppedClock } from "../../kit/stepped-clock.ts";
 import { startTcpProxy, type TcpProxy } from "../../kit/tcp-proxy.ts";
 import { Random } from "../fuzz/random.ts";
@@ -93,12 +94,14 @@ export async function openFaultHouse(options: {
   store?: StoreKind;
   /** Laid over the usual configuration, key by key at the top level. */
   config?: Record<string, unknown>;
+  /** The API and the workers run on its hosts, which reach the servers by its links. */
+  network?: Network;
 }): Promise<FaultHouse> {
-  const { workers, say, config } = options;
+  const { workers, say, config, network } = options;
   await using stack = new AsyncDisposableStack();
   const proxies: Record<string, TcpProxy> = {};
   const proxied = async (name: string, url: string): Promise<string> => {
-    const proxy = stack.use(await startTcpProxy(new URL(url)));
+    const proxy = stack.use(await startTcpProxy(new URL(url), network?.addressOf(name)));
     proxies[name] = proxy;
     return proxy.through(url);
   };
@@ -114,6 +117,7 @@ export async function openFaultHouse(options: {
       config: { ...briskConfig, ...config, repository },
       say,
       postgresEnv: clock.env,
+      places: network && { api: network.places[0], workers: network.places.slice(1) },
       via: async ({ databaseUrl, redisUrl }) => ({
         databaseUrl: await proxied("PostgreSQL", databaseUrl),
         redisUrl: await proxied("Redis", redisUrl),

@@ -93,6 +93,9 @@ it("snapshots a machine, shows it, and writes down its configuration", async () 
   const path = join(instance.dataDir, "vm1.ovf");
   await done("vm", "ovf", "vm1", path);
   expect(readFileSync(path, "utf8")).toContain(json.disk.id);
+  const back = await done("vm", "snapshot", "restore", "vm1", "before", "--wait", "--json");
+  expect(back.json.snapshot).toMatchObject({ id: taken.json.snapshot.id, status: "restored" });
+  expect((await tephra("vm", "freeze", "vm1")).stderr).toContain("Cannot freeze VM filesystems. VM is not running.");
   await done("vm", "snapshot", "delete", "vm1", "before", "--wait");
   expect((await done("vm", "snapshot", "list", "vm1")).stdout).not.toContain("before");
   const none = await tephra("vm", "snapshot", "delete", "vm1", "before", "--json");

@@ -71,6 +71,16 @@ export function addMachineCommands(program: Command): void {
     .argument("<vm>", "id or name")
     .argument("<snapshot>", "id, or description that one snapshot has")
     .action(removeSnapshot);
+  addWaitOptions(snapshot.command("restore"))
+    .description("Take a machine that is off back to a snapshot. Newer ones are deleted.")
+    .argument("<vm>", "id or name")
+    .argument("<snapshot>", "id, or description that one snapshot has")
+    .action(restoreSnapshot);
+  vm.command("freeze")
+    .description("Freeze the guest's file systems, until they are thawed or the service's limit.")
+    .argument("<vm>", "id or name")
+    .action(setFrozen("freeze"));
+  vm.command("thaw").argument("<vm>", "id or name").action(setFrozen("thaw"));
 }
 
 const find = ({ api }: OvirtSession, reference: string): Promise<Machine> =>
@@ -198,6 +208,32 @@ async function download(
   const bytes = await downloadTo(session.api, request);
   session.print({ disk: { id, image_id: image, path, bytes } }, renderFields({ id, image, path, bytes }));
 }
+
+async function restoreSnapshot(reference: string, chosen: string, _options: object, command: Command): Promise<void> {
+  const session = openOvirtSession(command);
+  const path = await findSnapshot(session, reference, chosen);
+  const id = path.split("/").at(-1) ?? "";
+  const disks = await disksOf(session, path);
+  await session.api.post(`${path}/restore`, {});
+  const { waiting } = session;
+  for (const disk of waiting === null ? [] : disks) {
+    const read = (signal: AbortSignal) => session.api.getPatiently<{ status: string }>(`/disks/${disk.id}`, signal);
+    const end = waiting && (await waitForStatus(read, { ...waiting, pending: ["locked"] }));
+    if (end?.status !== "ok") throw new OperationFailedError(`disk ${disk.id} could not be taken back`, null);
+  }
+  const status = waiting === null ? "locked" : "restored";
+  session.print({ snapshot: { id, status } }, renderFields({ id, status }));
+}
+
+const setFrozen =
+  (verb: "freeze" | "thaw") =>
+  async (reference: string, _options: object, command: Command): Promise<void> => {
+    const session = openOvirtSession(command);
+    const { id } = await find(session, reference);
+    await session.api.post(`/vms/${id}/${verb}filesystems`, {});
+    const status = verb === "freeze" ? "frozen" : "thawed";
+    session.print({ vm: { id, status } }, renderFields({ id, status }));
+  };
 
 async function removeSnapshot(reference: string, chosen: string, _options: object, command: Command): Promise<void> {
   const session = openOvirtSession(command);

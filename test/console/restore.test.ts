@@ -110,10 +110,11 @@ it("a host is taken out of work and put back", async () => {
   await page.getByRole("button", { name: "Disable…" }).first().click();
   await page.getByRole("dialog").getByLabel("Reason").fill("new disks");
   await page.getByRole("dialog").getByRole("button", { name: "Disable" }).click();
-  await page.getByRole("row", { name: /disabled.*new disks/ }).waitFor();
+  const hosts = page.getByRole("table", { name: "Services" });
+  await hosts.getByRole("row", { name: /disabled.*new disks/ }).waitFor();
   const services = await instance.request("GET", `/v3/${project}/os-services`);
   expect(services.body.services.some(({ status }: { status: string }) => status === "disabled")).toBe(true);
   await page.getByRole("button", { name: "Enable" }).click();
-  await page.getByRole("row", { name: /disabled/ }).waitFor({ state: "detached" });
+  await hosts.getByRole("row", { name: /disabled/ }).waitFor({ state: "detached" });
   expect(browser.complaints()).toEqual([]);
 });

@@ -1,5 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { expect, it } from "vitest";
+import { withClient } from "../../../scripts/postgres.ts";
 import type { Instance } from "../../kit/instance.ts";
 import { startTephra } from "../../kit/tephra-command.ts";
 import { projectA as a, askAs, auth, finishBackup, finishGroupBackup, startApiOnly, type Who } from "../api-only.ts";
@@ -292,6 +293,21 @@ it("what only admins begin, only admins retry; parts and machines' backups are l
     const made = await stage.again("admin", failed);
     await stage.one("UPDATE operations SET state = 'succeeded', finished_at = now() WHERE id = $1", made.id);
   }
+  // Nothing but the failed operation itself keeps a verification from being begun twice.
+  await stage.accepted("admin", "POST", `/ops/backups/${backup}/verify`, {});
+  const verify = await stage.fail("backup-verify");
+  const many = await withClient(instance.databaseUrl, async (client) => {
+    await client.query("BEGIN");
+    await client.query("SELECT FROM backups WHERE id = $1 FOR UPDATE", [backup]);
+    const asked = Promise.all(Array.from({ length: 5 }, () => stage.retry("admin", verify)));
+    const waiting = `SELECT count(*)::int AS count FROM pg_stat_activity
+      WHERE datname = current_database() AND wait_event_type = 'Lock'`;
+    await instance.waitFor(async () => (await instance.sql(waiting))[0].count === 5, { what: "all have read it" });
+    await client.query("COMMIT");
+    return asked;
+  });
+  expect(many.map(({ status }) => status).sort()).toEqual([202, 409, 409, 409, 409]);
+
   await stage.one(
     "UPDATE backups SET service = 'cinder.backup.drivers.posix.PosixBackupDriver', service_metadata = $2 WHERE id = $1",
     backup,

@@ -311,7 +311,8 @@ describe("tephra", () => {
     const listed = await tephra(instance, "operation", "list", "--state", "succeeded", "--json");
     const newest = listed.json.operations[0];
     const shown = (await tephra(instance, "operation", "show", newest.id, "--json")).json.operation;
-    expect(shown).toMatchObject({ ...newest, actions: [{ name: "cancel", allowed: false }] });
+    const actions = ["cancel", "retry"].map((name) => ({ name, allowed: false }));
+    expect(shown).toMatchObject({ ...newest, actions });
     expect((await tephra(instance, "status")).stdout).toMatch(/^url +http.*\nready +yes\n/);
   });
 

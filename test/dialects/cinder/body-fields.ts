@@ -229,6 +229,7 @@ export const plainKeys: ReadonlySet<string> = new Set([
   "full_on",
   "keep_within",
   "squash",
+  "verify",
   "target_hours",
   "repository",
   "path",

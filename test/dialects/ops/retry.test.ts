@@ -96,8 +96,12 @@ it("a failed backup is made again, once, by who owns it", async () => {
   const operation = await stage.newest("backup-create");
   const actionOf = async (who: Who) =>
     (await stage.ask(who, "GET", `/ops/operations/${operation}`)).body.operation.actions[1];
-  expect(await actionOf("member")).toEqual({ name: "retry", allowed: false, why: "It has not failed: it is queued." });
-  expect(await stage.refusal("member", operation)).toEqual([409, "It has not failed: it is queued."]);
+  expect(await actionOf("member")).toEqual({
+    name: "retry",
+    allowed: false,
+    why: "It has not failed: its state is queued.",
+  });
+  expect(await stage.refusal("member", operation)).toEqual([409, "It has not failed: its state is queued."]);
   await failBackup(first, `2e/67/${first}`);
   expect(await actionOf("member")).toEqual({ name: "retry", allowed: true, why: null });
   expect(await actionOf("reader")).toMatchObject({ allowed: false, why: "Your role may not retry operations." });

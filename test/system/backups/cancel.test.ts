@@ -75,6 +75,7 @@ describe("an administrator who changes his mind", () => {
     const [{ id }] = await instance.sql("SELECT id FROM operations WHERE kind = 'backup-create'");
     expect((await user.get(`/ops/operations/${id}`)).operation.actions).toEqual([
       { name: "cancel", allowed: true, why: null },
+      { name: "retry", allowed: false, why: "It has not failed: its state is running." },
     ]);
     await user.accepted("POST", `/ops/operations/${id}/cancel`, {});
     expect((await user.get(`${base}/volumes/${volume}`)).volume.status).toBe("available");

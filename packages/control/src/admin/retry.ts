@@ -111,7 +111,7 @@ type Retriable = Pick<OperationRow, "id" | "kind" | "state" | "parentId" | "retr
 /** Why this caller cannot retry the operation, in a sentence, as far as its own row says; null: it may be tried. */
 export function whyNotRetried(principal: Principal, operation: Retriable): string | null {
   const { kind, state, parentId, retriedAs } = operation;
-  if (state !== "failed") return `It has not failed: it is ${state}.`;
+  if (state !== "failed") return `It has not failed: its state is ${state}.`;
   if (retriedAs !== null) return `It was retried already, as the operation ${retriedAs}.`;
   if (parentId !== null) return `It is a part of the operation ${parentId}: retry that.`;
   const retrier = retriers[kind];

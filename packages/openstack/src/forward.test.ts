@@ -63,6 +63,18 @@ it("sends method, path, query and body, and answers without following where it l
   expect(asked).toEqual([`PATCH /v3/p/volumes?limit=1 ${new URL(origin).host} 1 body`]);
 });
 
+it("goes to its own origin, whatever host the request line names", async () => {
+  const asked: (string | undefined)[] = [];
+  const origin = await serve((req, res) => {
+    asked.push(`${req.headers.host} ${req.url}`);
+    res.end();
+  });
+  for (const path of ["http://evil.example:80/v3/p/volumes?limit=1", "http://@evil.example/v3", "*"])
+    await whole(await openForward(null)(origin, request({ path })));
+  const { host } = new URL(origin);
+  expect(asked).toEqual([`${host} /v3/p/volumes?limit=1`, `${host} /v3`, `${host} /`]);
+});
+
 it("streams both ways: what has been sent is answered before the request has ended", async () => {
   const origin = await serve((req, res) => {
     res.writeHead(200);

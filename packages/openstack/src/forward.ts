@@ -7,7 +7,7 @@ import { pipeline } from "node:stream/promises";
 /** A request as it came in. */
 export interface RequestToForward {
   method: string;
-  /** From the root of the server, with the query. */
+  /** From the root of the server, with the query; or a whole URL, of which that is taken. */
   path: string;
   /** Names and values in turn, as Node has them. */
   rawHeaders: readonly string[];
@@ -41,6 +41,13 @@ export function passedOn(rawHeaders: readonly string[], set: Readonly<Record<str
   return [...kept, ...added].flat();
 }
 
+/** A request line may name a whole URL (RFC 9112, 3.2.2): its host says nothing about where the request goes on to. */
+function pathIn(target: string): string {
+  if (target.startsWith("/")) return target;
+  const url = URL.parse(target);
+  return url === null ? "/" : url.pathname + url.search;
+}
+
 /**
  * A request is sent once, follows no redirect, and streams both ways. `ca`: see openHttpClient. Rejects with Node's error when there is no
  * answer.
@@ -66,7 +73,7 @@ export function openForward(ca: string | null): Forward {
     new Promise((resolve, reject) => {
       const url = new URL(origin);
       const headers = passedOn(rawHeaders, { ...set, host: url.host });
-      const sent = begin(new URL(origin + path), { method, headers });
+      const sent = begin(new URL(origin + pathIn(path)), { method, headers });
       const giveUp = (): unknown => sent.destroy(new Error("nobody waits for the answer any more"));
       signal.addEventListener("abort", giveUp, { once: true });
       sent.setTimeout(silenceMs, () => sent.destroy(new Error(`nothing was said for ${silenceMs / 1000} s`)));

@@ -63,7 +63,7 @@ function ask(context: Context, req: Request, res: Response, { body, plain }: For
       set: {
         "x-forwarded-for": path.join(", "),
         "x-openstack-request-id": String(req.id),
-        // Of the console: no client of Cinder's has any.
+        // Cookies are the console's tokens, which Cinder must not see; its own clients send none.
         cookie: null,
         ...(plain && { "accept-encoding": null }),
       },

@@ -91,13 +91,16 @@ function progress(operations: readonly Operation[]): void {
   );
 }
 
+/** Resolves after so long, or when the signal is aborted, and leaves nothing at it: a page is open for days. */
 const delay = (ms: number, signal: AbortSignal): Promise<void> =>
   new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal.addEventListener("abort", () => {
+    const end = (): void => {
       clearTimeout(timer);
+      signal.removeEventListener("abort", end);
       resolve();
-    });
+    };
+    const timer = setTimeout(end, signal.aborted ? 0 : ms);
+    signal.addEventListener("abort", end);
   });
 
 /** How a stream has ended. `held`: something on the way holds it up, or too many read. `bye`: the process stops, and told so. */

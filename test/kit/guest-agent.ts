@@ -1,6 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { closeSync, existsSync, ftruncateSync, mkdirSync, openSync } from "node:fs";
 import { join } from "node:path";
+import type { TestContext } from "vitest";
 import { appears, startQemu } from "./qemu.ts";
 
 /** A private file system with a real guest agent, which sees no other. */
@@ -12,8 +13,13 @@ export interface GuestFilesystem extends AsyncDisposable {
   readonly folder: string;
 }
 
-/** Why no private file system can be mounted here; null where it can. */
-export function whyNoGuest(): string | null {
+/** Skips a test, with the reason, where no private file system can be mounted. */
+export function needsGuest(context: TestContext): void {
+  const reason = whyNoGuest();
+  context.skip(reason !== null, reason ?? "");
+}
+
+function whyNoGuest(): string | null {
   if (process.getuid?.() !== 0) return "mounting a file system of one's own needs root";
   if (!existsSync("/dev/loop-control")) return "there are no loop devices here";
   try {

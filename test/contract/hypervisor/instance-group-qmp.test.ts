@@ -16,7 +16,7 @@ import {
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { root } from "../../../scripts/bootstrap.mjs";
 import { type Program, spawnProgram } from "../../../scripts/spawn-program.ts";
-import { startGuestAgent, whyNoGuest } from "../../kit/guest-agent.ts";
+import { needsGuest, startGuestAgent } from "../../kit/guest-agent.ts";
 import { times } from "../../kit/long.ts";
 import { type StorageDaemon, startNbdWriter, startStorageDaemon } from "../../kit/qemu.ts";
 import { waitFor } from "../../kit/wait-for.ts";
@@ -253,8 +253,7 @@ test("only a socket beneath the configured folders is spoken to, and what is no 
 });
 
 test("with its agent a machine is frozen for the transaction alone", async (context) => {
-  const reason = whyNoGuest();
-  context.skip(reason !== null, reason ?? "");
+  needsGuest(context);
   await using daemon = await startStorageDaemon(home, served());
   await using guest = await startGuestAgent(home);
   await using machine = openHypervisor({

@@ -3,7 +3,7 @@ import { createServer } from "node:net";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { GuestAgent } from "../../../packages/engine/src/hypervisor/qmp/guest-agent.ts";
-import { type GuestFilesystem, startGuestAgent, whyNoGuest } from "../../kit/guest-agent.ts";
+import { type GuestFilesystem, needsGuest, startGuestAgent } from "../../kit/guest-agent.ts";
 import { type BackupWorld, openBackupWorld } from "../../kit/machine-backups.ts";
 
 const MiB = 1024 * 1024;
@@ -52,8 +52,7 @@ async function isFrozen({ agentSocket }: GuestFilesystem): Promise<boolean> {
 }
 
 it("a client freezes and thaws a guest; while the agent hangs nothing stays locked", async (context) => {
-  const reason = whyNoGuest();
-  context.skip(reason !== null, reason ?? "");
+  needsGuest(context);
   await using guest = await startGuestAgent(await mkdtemp(join(homeOf(), "ga-")));
   const vm = await machineWith("frozen", guest.agentSocket, [guest.mountpoint]);
   await ask(200, vm, "freeze");
@@ -79,8 +78,7 @@ it("a client freezes and thaws a guest; while the agent hangs nothing stays lock
 });
 
 it("what a client has forgotten is thawed at the limit", async (context) => {
-  const reason = whyNoGuest();
-  context.skip(reason !== null, reason ?? "");
+  needsGuest(context);
   await using own = new AsyncDisposableStack();
   const soon = await openBackupWorld(own, { config: { instance_groups: { manual_freeze_limit_ms: 300 } } });
   await using guest = await startGuestAgent(await mkdtemp(join(homeOf(soon), "ga-")));
@@ -92,8 +90,7 @@ it("what a client has forgotten is thawed at the limit", async (context) => {
 });
 
 it("a worker that is killed while a guest is frozen is followed by one that thaws it", async (context) => {
-  const reason = whyNoGuest();
-  context.skip(reason !== null, reason ?? "");
+  needsGuest(context);
   await using guest = await startGuestAgent(await mkdtemp(join(homeOf(), "ga-")));
   const vm = await machineWith("orphan", guest.agentSocket, [guest.mountpoint]);
   await ask(200, vm, "freeze");

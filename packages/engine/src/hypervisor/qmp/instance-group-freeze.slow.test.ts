@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, type TestContext, test } from "vitest";
-import { type GuestFilesystem, startGuestAgent, whyNoGuest } from "../../../../../test/kit/guest-agent.ts";
+import { type GuestFilesystem, needsGuest, startGuestAgent } from "../../../../../test/kit/guest-agent.ts";
 import { freezeWhile } from "./freeze-while.ts";
 import { GuestAgent } from "./guest-agent.ts";
 
@@ -34,8 +34,7 @@ test("without an agent the work is done all the same, and the reason is told", a
 describe("a real agent that freezes a private loop mount, and nothing else", () => {
   /** Starts a guest, unless this user cannot: mounting needs root. */
   async function guest(context: TestContext): Promise<GuestFilesystem> {
-    const reason = whyNoGuest();
-    context.skip(reason !== null, reason ?? "");
+    needsGuest(context);
     return await startGuestAgent(home);
   }
 

@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { createHash, randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
@@ -287,6 +287,53 @@ describe("tephra", () => {
     expect((await tephra(instance, "snapshot", "show", made.json.snapshot.id)).status).toBe(1);
     const deleted = await tephra(instance, "backup", "delete", backup.json.backup.id, "--wait", "--json");
     expect(deleted.json.backup.status).toBe("deleted");
+  });
+
+  it("completes commands, options, files and the names of what there is", async () => {
+    const id = await importedVolume("completed-disk");
+    const hostile = await tephra(
+      instance,
+      "volume",
+      "create",
+      "--size",
+      "1",
+      "--name",
+      "completed $(reboot)",
+      "--json",
+    );
+    // Names of a service that is slow are left out, so that what has names is asked for until they are there.
+    const completed = async (...words: string[]): Promise<string[]> => {
+      const { stdout, stderr } = await tephra(instance, "complete", "--", ...words);
+      expect(stderr).toBe("");
+      return stdout.trimEnd().split("\n");
+    };
+    const named = (...words: string[]) => expect.poll(() => completed(...words), { timeout: 30_000 });
+    expect(await completed("backup", "sh")).toEqual([expect.stringMatching(/^show\t/), ":4"]);
+    expect(await completed("backup", "verify", "x", "--mode", "d")).toEqual(["deep\t", "drill\t", ":4"]);
+    await named("--url", instance.url, "backup", "create", "--wait", "completed").toEqual([
+      `completed-disk\t${id}`,
+      ":4",
+    ]);
+    // A name that a shell would take for more than a name is completed to its id.
+    const shown = `${hostile.json.volume.id}\tcompleted $(reboot)`;
+    await named("volume", "show", hostile.json.volume.id.slice(0, 8)).toEqual([shown, ":4"]);
+    await named("operation", "list", "--volume", "completed").toEqual([`completed-disk\t${id}`, ":4"]);
+    // Files are the shell's.
+    expect(await completed("volume", "import", "/tm")).toEqual([":0"]);
+    expect(await completed("backup", "export", "x", "--output", "")).toEqual([":0"]);
+    // Of a service that is away nothing is known, and nothing said.
+    expect(await completed("--url", "http://127.0.0.1:1", "volume", "show", "comp")).toEqual([":4"]);
+  });
+
+  it("gives bash a function that completes", async () => {
+    const { stdout } = await tephra(instance, "completion", "bash");
+    // What bash-completion gives every such function: the words of the line.
+    const line = `_get_comp_words_by_ref() { words=("\${COMP_WORDS[@]}"); cword=$COMP_CWORD; cur=\${words[cword]}; prev=\${words[cword-1]}; }
+      compopt() { :; }
+      tephra() { ${JSON.stringify(tephraBinary)} "$@"; }
+      COMP_WORDS=(tephra backup ver); COMP_CWORD=2; __tephra_complete; printf '%s\\n' "\${COMPREPLY[@]}"`;
+    const env = { PATH: `${dirname(projectNode())}:${process.env["PATH"]}` };
+    expect(execFileSync("bash", ["-c", `${stdout}\n${line}`], { encoding: "utf8", env }).trim()).toBe("verify");
   });
 
   it("ends with 1 and the reason when the work fails", async () => {

@@ -3,6 +3,7 @@ import { findPackageJSON } from "node:module";
 import { Command, CommanderError } from "commander";
 import { addAuditCommand } from "./tephra/audit.ts";
 import { addBackupCommands } from "./tephra/backups.ts";
+import { addCompletionCommands } from "./tephra/completion.ts";
 import { addDiskCommands } from "./tephra/disks.ts";
 import { addDoctorCommand } from "./tephra/doctor.ts";
 import { addInstanceCommands } from "./tephra/instances.ts";
@@ -54,6 +55,13 @@ function buildProgram(): Command {
     .version(releaseOf(), "--version", "print the release")
     .configureHelp({ showGlobalOptions: true })
     .exitOverride();
+  addCommands(program);
+  addCompletionCommands(program, addCommands);
+  return program;
+}
+
+/** Everything that asks the service, and what all of it takes. */
+function addCommands(program: Command): void {
   addGlobalOptions(program);
   addVolumeCommands(program);
   addSnapshotCommands(program);
@@ -72,7 +80,6 @@ function buildProgram(): Command {
   addAuditCommand(program);
   addDoctorCommand(program);
   addPasswordCommand(program);
-  return program;
 }
 
 /** The release: of the package, whose file is above this one, bundled or not. */

@@ -229,8 +229,8 @@ function readDocument(path: string): unknown {
   }
 }
 
-async function listInstances(client: Client): Promise<Instance[]> {
-  return (await client.get<AnswerOf<"GET /ops/instances">>("/ops/instances?limit=1000")).instances;
+export async function listInstances(client: Client, signal?: AbortSignal): Promise<Instance[]> {
+  return (await client.get<AnswerOf<"GET /ops/instances">>("/ops/instances?limit=1000", signal)).instances;
 }
 
 async function findInstance(client: Client, reference: string): Promise<Instance> {

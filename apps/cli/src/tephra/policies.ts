@@ -203,8 +203,8 @@ export async function findPolicy(client: Client, reference: string): Promise<Pol
   return (await client.get<AnswerOf<"GET /ops/policies/:id">>(`/ops/policies/${id}`)).policy;
 }
 
-const listPolicies = async (client: Client): Promise<Policy[]> =>
-  (await client.get<AnswerOf<"GET /ops/policies">>("/ops/policies?limit=1000")).policies;
+export const listPolicies = async (client: Client, signal?: AbortSignal): Promise<Policy[]> =>
+  (await client.get<AnswerOf<"GET /ops/policies">>("/ops/policies?limit=1000", signal)).policies;
 
 async function list(_options: object, command: Command): Promise<void> {
   const { client, print } = openSession(command);

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import type { Config, Database } from "@tephra/control";
+import { type Config, changePriority, type Database } from "@tephra/control";
 import { loadConfig, openLog } from "@tephra/control/process";
 import {
   type Dispatched,
@@ -27,6 +27,8 @@ afterAll(() => stack.disposeAsync());
 
 const config = () =>
   loadConfig({ DATABASE_URL: databaseUrl, REDIS_URL: "redis://127.0.0.1:1", TEPHRA_DATA_DIR: "/tmp" });
+
+const admin = { userId: "root", projectId: "ops", roles: [], isAdmin: true, requestId: "req-test" };
 
 async function queueOperations(projectId: string, count: number, needs: string[], priority?: Priority): Promise<void> {
   const principal = { userId: "u", projectId, roles: [], isAdmin: false, requestId: "req-test" };
@@ -146,6 +148,26 @@ describe("the dispatcher", () => {
       "bbb normal",
     ]);
     expect(jobs.get(queueFor(reaches))).toHaveLength(4);
+    await database.operation.deleteMany();
+  });
+
+  it("has what gets another priority wait for the slots of that, though its job is in a queue already", async () => {
+    const jobsOf = (jobs: Map<string, Dispatched[]>): Dispatched[] => jobs.get(queueFor(reaches)) ?? [];
+    await queueOperations("aaa", 6, reaches);
+    await dispatchAll((j) => jobsOf(j).length >= 4);
+    const dispatched = await database.task.findFirstOrThrow({ where: { state: "dispatched" } });
+    const waiting = await database.task.findFirstOrThrow({ where: { state: "ready" } });
+    const raised = [dispatched, waiting].map(({ operationId }) => operationId);
+    for (const id of raised) await changePriority(database, admin, id, "high");
+    const jobs = jobsOf(await dispatchAll((j) => jobsOf(j).filter(({ high }) => high).length >= 2));
+    const high = jobs.filter((job) => job.high).map(({ jobId }) => jobId);
+    expect(high.sort()).toEqual([`t-${dispatched.id}-2`, `t-${waiting.id}-1`].sort());
+    for (const id of raised) await changePriority(database, admin, id, "low");
+    const tasks = await database.task.findMany({ where: { operationId: { in: raised } } });
+    expect(tasks.map(({ rank, state }) => [rank, state])).toEqual([
+      [14, "ready"],
+      [14, "ready"],
+    ]);
     await database.operation.deleteMany();
   });
 

@@ -1,4 +1,4 @@
-import type { Database } from "@tephra/control";
+import { changePriority, type Database } from "@tephra/control";
 import { openDatabase } from "@tephra/control/process";
 import {
   ClaimLostError,
@@ -25,8 +25,9 @@ beforeAll(async () => {
 });
 afterAll(() => stack.disposeAsync());
 
+const principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
+
 beforeEach(async () => {
-  const principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
   operationId = await inTransaction(database, (tx) =>
     startOperation(tx, principal, {
       kind: "volume-create",
@@ -79,9 +80,36 @@ describe("a claim", () => {
         leaseMs: 60_000,
         held: [{ taskId, claim: held?.claim ?? 0, bytesDone: 1, bytesStored: 0 }],
       });
-    expect(await heartbeat()).toEqual([{ taskId, cancelled: false }]);
+    expect(await heartbeat()).toMatchObject([{ taskId, cancelled: false }]);
     await failOperation(database, operationId, { reason: "given up" });
-    expect(await heartbeat()).toEqual([{ taskId, cancelled: true }]);
+    expect(await heartbeat()).toMatchObject([{ taskId, cancelled: true }]);
+  });
+
+  it("learns at the heartbeat that its operation has another priority, and its parts have, and a later claim goes by it", async () => {
+    const held = { taskId, claim: (await claim("w"))?.claim ?? 0 };
+    const heartbeat = () =>
+      renewLeases(database, { workerId: "w", leaseMs: 60_000, held: [{ ...held, bytesDone: 1, bytesStored: 0 }] });
+    expect(await heartbeat()).toMatchObject([{ priority: "normal" }]);
+    const part = await inTransaction(database, (tx) =>
+      startOperation(tx, principal, {
+        ...{ kind: "volume-create", projectId: "p", parentId: operationId },
+        task: { kind: "provision-volume", needs: [] },
+      }),
+    );
+    await expect(changePriority(database, principal, part, "low")).rejects.toThrow(operationId);
+    expect(await changePriority(database, principal, operationId, "high")).toMatchObject({ priority: "high" });
+    expect(await heartbeat()).toMatchObject([{ priority: "high" }]);
+    await handBackTask(database, held);
+    expect(await claim("w2")).toMatchObject({ lane: "high", operation: { priority: "high" } });
+    const parts = await database.operation.findMany({ where: { id: part }, include: { tasks: true } });
+    expect(parts).toMatchObject([{ priority: "high", tasks: [{ rank: -6 }] }]);
+    // What begins later is of the priority of what it is a part of.
+    const next = await inTransaction(database, (tx) =>
+      startOperation(tx, principal, { kind: "backup-delete", projectId: "p", parentId: operationId, task: null }),
+    );
+    expect(await database.operation.findUnique({ where: { id: next } })).toMatchObject({ priority: "high" });
+    await failOperation(database, operationId, { reason: "given up" });
+    await expect(changePriority(database, principal, operationId, "low")).rejects.toThrow("It has ended: failed.");
   });
 
   it("that makes progress beyond every earlier one starts the count of attempts anew", async () => {

@@ -287,6 +287,7 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "POST /ops/policies/:id/assignments": { assignment: { volume_id: volume } },
     "POST /ops/operations/:id/cancel": {},
     "POST /ops/operations/:id/retry": {},
+    "PUT /ops/operations/:id/priority": { priority: "low" },
     "POST /ops/notifications/:id/retry": {},
     "PUT /ops/limits/:traffic/:scope/:name": { bytes_per_second: 1_000_000_000 },
     "POST /ops/repositories/:name/rescan": {},

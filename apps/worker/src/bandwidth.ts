@@ -26,12 +26,12 @@ export interface Flow {
 /** Reserves bytes of a limit; resolves to the ms until they may go, or null when the limit is gone. */
 type Reserve = (key: LimitKey, asked: { bytes: number; rate: number; priority: Priority }) => Promise<number | null>;
 
-const restoring: readonly TaskKind[] = ["plan-restore", "restore", "publish"];
-const backingUp: readonly TaskKind[] = ["plan-backup", "copy", "seal"];
+/** What somebody waits for. */
+const awaited: readonly TaskKind[] = ["plan-restore", "restore", "publish", "plan-backup", "copy", "seal"];
 
-/** Restores go before backups, and both before what nobody waits for, unless the operation has another priority than it usually has. */
+/** Restores, whose operations are of high priority, go before backups, and both before what nobody waits for, unless the operation has another priority than it usually has. */
 export const priorityOf = ({ kind, operation: { priority } }: Pick<ClaimedTask, "kind" | "operation">): Priority =>
-  restoring.includes(kind) ? "high" : priority !== "normal" || backingUp.includes(kind) ? priority : "low";
+  priority === "normal" && !awaited.includes(kind) ? "low" : priority;
 
 /** Bytes are reserved for this long at a time, so that small pieces do not ask PostgreSQL each. */
 const quantumSeconds = 0.1;
@@ -169,13 +169,14 @@ export function paceOf(
   task: Pick<ClaimedTask, "kind" | "operation">,
   { signal, onWait }: Pick<Flow, "signal" | "onWait">,
 ): TaskPace {
-  const flow = { projectId: task.operation.projectId, priority: priorityOf(task), signal, onWait };
+  // Its priority may change while it runs.
+  const flow = () => ({ projectId: task.operation.projectId, priority: priorityOf(task), signal, onWait });
   const pace: TaskPace = {
     backend: null,
-    volume: (bytes) => bandwidth.pace(bytes, { ...flow, traffic: "volumes", place: pace.backend }),
+    volume: (bytes) => bandwidth.pace(bytes, { ...flow(), traffic: "volumes", place: pace.backend }),
     repository: (name) => {
-      const own: Flow = { ...flow, traffic: "repositories", place: name };
-      return { limited: () => bandwidth.limits(own), pace: (bytes) => bandwidth.pace(bytes, own) };
+      const own = (): Flow => ({ ...flow(), traffic: "repositories", place: name });
+      return { limited: () => bandwidth.limits(own()), pace: (bytes) => bandwidth.pace(bytes, own()) };
     },
   };
   return pace;

@@ -169,6 +169,7 @@ export function openLeases(options: {
     const kept = new Map((await renewLeases(database, { workerId, leaseMs, held: rows })).map((k) => [k.taskId, k]));
     for (const h of asked) {
       const answer = kept.get(h.task.id);
+      if (answer) h.task.operation.priority = answer.priority;
       if (!answer) lose(h, "another worker has claimed it");
       else if (answer.cancelled) h.controller.abort(new CancelledError(h.task.id));
       else if (!h.controller.signal.aborted) extend(h, stopsAt(askedAt));

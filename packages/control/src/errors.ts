@@ -124,6 +124,7 @@ export type RefusalRule =
   | "squash-going-on"
   | "not-cancellable"
   | "not-retryable"
+  | "not-live"
   | "machine-locked"
   | "machine-running"
   | "machine-not-running"

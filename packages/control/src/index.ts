@@ -2,6 +2,7 @@
 export { cancelOperation, whyNotCancelled } from "./admin/cancel.ts";
 export { forceDeleteSnapshot } from "./admin/force-delete-snapshot.ts";
 export { forceDeleteVolume } from "./admin/force-delete-volume.ts";
+export { changePriority } from "./admin/priority.ts";
 export { requestBackupForceDelete, resetBackupStatus } from "./admin/reset-backup.ts";
 export { resetGroup, resetGroupSnapshot } from "./admin/reset-group.ts";
 export { resetSnapshot, updateSnapshotStatus } from "./admin/reset-snapshot.ts";

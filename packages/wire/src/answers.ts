@@ -55,6 +55,7 @@ export const answers = {
   "GET /ops/operations/:id/ranges": { 200: OperationRanges },
   "POST /ops/operations/:id/cancel": { 202: AcceptedOperation },
   "POST /ops/operations/:id/retry": { 202: AcceptedOperation },
+  "PUT /ops/operations/:id/priority": { 200: z.object({ operation: Operation }) },
   "GET /ops/notifications": { 200: z.object({ notifications: z.array(Notification) }) },
   "POST /ops/notifications/:id/retry": { 202: z.object({}) },
   "GET /ops/audit": { 200: z.object({ audit: z.array(AuditEntry) }) },
@@ -123,5 +124,10 @@ export const answers = {
 export type OpsRouteKey = keyof typeof answers;
 
 type SchemaOf<Key extends OpsRouteKey> = (typeof answers)[Key][keyof (typeof answers)[Key]];
+type Bodies = { [Key in OpsRouteKey]: z.infer<Extract<SchemaOf<Key>, z.ZodType>> };
+
+/** The bodies of the answers by route. An interface has a name that compilers keep: the types of all routes at once are too long to be spelled out. */
+export interface OpsAnswers extends Bodies {}
+
 /** The body of an answer of this route. */
-export type AnswerOf<Key extends OpsRouteKey> = z.infer<Extract<SchemaOf<Key>, z.ZodType>>;
+export type AnswerOf<Key extends OpsRouteKey> = OpsAnswers[Key];

@@ -1,5 +1,5 @@
 /** The requests to the routes below `/ops`, and their answers. Nothing but schemas and types, so that a browser program can import it, too. */
-export { type AnswerOf, answers, type OpsRouteKey } from "./answers.ts";
+export { type AnswerOf, answers, type OpsAnswers, type OpsRouteKey } from "./answers.ts";
 export type { AuditEntry } from "./audit.ts";
 export type { BackupChain, BackupHealth, DeletedBackup, RestoreCheck } from "./backups.ts";
 export type { Change, Pulse } from "./changes.ts";

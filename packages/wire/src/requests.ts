@@ -267,6 +267,7 @@ const SimulateBody = z
 export const requests = {
   "POST /ops/session": { body: SignIn },
   "GET /ops/operations": { query: OperationsQuery },
+  "PUT /ops/operations/:id/priority": { body: z.strictObject({ priority: Priority }) },
   "GET /ops/notifications": {
     query: z.strictObject({ state: z.enum(["pending", "delivered", "dead"]).default("dead"), limit }),
   },

@@ -97,9 +97,18 @@ it("answers our own routes, and takes paths beneath the configured folders only"
   await golden.ask("operations by an unknown key", "GET", "/ops/operations?colour=red");
   await golden.ask("operations, too many", "GET", "/ops/operations?limit=100000");
   const { id: exporting } = (await instance.sql("SELECT id FROM operations WHERE kind = 'volume-export'"))[0];
+  for (const priority of ["low", "urgent"])
+    await golden.ask(`priority ${priority}`, "PUT", `/ops/operations/${exporting}/priority`, { body: { priority } });
   await golden.ask("cancellation of an export", "POST", `/ops/operations/${exporting}/cancel`, { body: {} });
   await golden.ask("cancellation of what was cancelled", "POST", `/ops/operations/${exporting}/cancel`, { body: {} });
   await golden.ask("cancellation of an unknown operation", "POST", `/ops/operations/${unknown}/cancel`, { body: {} });
+  const priority = "high";
+  await golden.ask("priority of what was cancelled", "PUT", `/ops/operations/${exporting}/priority`, {
+    body: { priority },
+  });
+  await golden.ask("priority of an unknown operation", "PUT", `/ops/operations/${unknown}/priority`, {
+    body: { priority },
+  });
   await golden.ask("retry of what was cancelled", "POST", `/ops/operations/${exporting}/retry`, { body: {} });
   await golden.ask("retry of an unknown operation", "POST", `/ops/operations/${unknown}/retry`, { body: {} });
   await instance.sql("UPDATE operations SET state = 'failed' WHERE id = $1", [exporting]);

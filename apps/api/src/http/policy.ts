@@ -99,6 +99,7 @@ const policy = {
   "ops:operations": "reader",
   "ops:operation:cancel": "member",
   "ops:operation:retry": "member",
+  "ops:operation:prioritize": "admin",
   "ops:volume": "reader",
   "ops:instance:get": "reader",
   "ops:instance:create": "member",

@@ -1,5 +1,6 @@
 import {
   cancelOperation,
+  changePriority,
   explainOperation,
   getOperation,
   listOperations,
@@ -74,6 +75,16 @@ export const operations = {
       const id = params["id"] ?? "";
       await cancelOperation(database, principal, id);
       return { status: 202, body: { operation: { id } } satisfies AnswerOf<"POST /ops/operations/:id/cancel"> };
+    },
+  }),
+
+  /** From now on its work goes before or after that of others. */
+  prioritize: defineOps({
+    ...requests["PUT /ops/operations/:id/priority"],
+    handle: async ({ database }, { principal, params, body }) => {
+      const row = await changePriority(database, principal, params["id"] ?? "", body.priority);
+      const answer: AnswerOf<"PUT /ops/operations/:id/priority"> = { operation: viewOperation(row) };
+      return { status: 200, body: answer };
     },
   }),
 

@@ -48,6 +48,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["GET", "/ops/operations/:id/ranges", "ops:operations", operations.ranges],
     ["POST", "/ops/operations/:id/cancel", "ops:operation:cancel", operations.cancel],
     ["POST", "/ops/operations/:id/retry", "ops:operation:retry", operations.retry],
+    ["PUT", "/ops/operations/:id/priority", "ops:operation:prioritize", operations.prioritize],
     ["GET", "/ops/notifications", "ops:notifications", notifications.list],
     ["POST", "/ops/notifications/:id/retry", "ops:notifications:retry", notifications.retry],
     ["GET", "/ops/audit", "ops:audit", audit.list],

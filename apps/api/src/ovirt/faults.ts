@@ -82,6 +82,7 @@ const words: Readonly<
   "squash-going-on": ["conflict", (_, doing, message) => `Cannot ${doing}. ${message}`],
   "not-cancellable": ["conflict", (_, doing, message) => `Cannot ${doing}. ${message}`],
   "not-retryable": ["conflict", (_, doing, message) => `Cannot ${doing}. ${message}`],
+  "not-live": ["conflict", (_, doing, message) => `Cannot ${doing}. ${message}`],
   "machine-locked": ["conflict", (_, doing) => `Cannot ${doing}: VM is locked. Please try again in a few minutes.`],
   "machine-running": ["conflict", (_, doing) => `Cannot ${doing}. VM is running.`],
   "machine-not-running": ["conflict", (_, doing) => `Cannot ${doing}. VM is not running.`],

@@ -1,5 +1,5 @@
 import type { Alert, AnswerOf, Operation } from "@tephra/wire";
-import { type Command, Option } from "commander";
+import { Argument, type Command, Option } from "commander";
 import type { Client } from "./client.ts";
 import { resolveId } from "./names.ts";
 import { formatBytes, formatSeconds, renderFields, renderTable } from "./output.ts";
@@ -56,6 +56,12 @@ export function addStatusCommands(program: Command): void {
     .description("Do again what a failed one did not, by an operation of its own.")
     .argument("<id>")
     .action(retry);
+  operation
+    .command("priority")
+    .description("Have a live one go before others, or after them (admins).")
+    .argument("<id>")
+    .addArgument(new Argument("<priority>").choices(["high", "normal", "low"]))
+    .action(prioritize);
 }
 
 async function status(_options: object, command: Command): Promise<void> {
@@ -174,6 +180,13 @@ async function retry(id: string, _options: object, command: Command): Promise<vo
   const { operation } = await client.post<AnswerOf<"POST /ops/operations/:id/retry">>(path, {});
   await settle({ id: operation.id });
   print({ operation }, renderFields({ id: operation.id, "in place of": id }));
+}
+
+async function prioritize(id: string, priority: string, _options: object, command: Command): Promise<void> {
+  const { client, print } = openSession(command);
+  const path = `/ops/operations/${encodeURIComponent(id)}/priority`;
+  const { operation } = await client.put<AnswerOf<"PUT /ops/operations/:id/priority">>(path, { priority });
+  print({ operation }, renderFields({ id: operation.id, state: operation.state, priority: operation.priority }));
 }
 
 async function show(id: string, _options: object, command: Command): Promise<void> {

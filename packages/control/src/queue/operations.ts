@@ -6,7 +6,7 @@ import { lockRow } from "../db/lock-row.ts";
 import { ClaimLostError, NotFoundError, OperationEndedError } from "../errors.ts";
 import { type Operation, Prisma } from "../generated/client.ts";
 import { type Principal, visibleTo } from "../principal.ts";
-import type { Priority } from "../priorities.ts";
+import { type Priority, priorityRanks } from "../priorities.ts";
 import { currentTrace } from "../telemetry/tracing.ts";
 import { holdTidy } from "./blocked.ts";
 import { documents, readForEnding } from "./documents.ts";
@@ -79,7 +79,7 @@ export interface NewOperation {
   parentId?: string | null;
   /** The policy by which it begins. */
   policyId?: string | null;
-  /** Absent: that of the policy; without one, high for a restore and else normal. */
+  /** Absent: that of what it is a part of, else of the policy; without either, high for a restore and else normal. */
   priority?: Priority;
   input?: object;
   bytesTotal?: bigint;
@@ -96,9 +96,13 @@ export function operationEntry(
 ): Prisma.Sql {
   const { task } = operation;
   const usual = restoreKinds.includes(operation.kind) ? "high" : "normal";
+  const { parentId, policyId } = operation;
+  const whose = parentId
+    ? Prisma.sql`SELECT priority FROM operations WHERE id = ${parentId}::uuid`
+    : policyId && Prisma.sql`SELECT priority FROM policies WHERE id = ${policyId}::uuid`;
   const priority =
-    operation.priority === undefined && operation.policyId
-      ? Prisma.sql`coalesce((SELECT priority FROM policies WHERE id = ${operation.policyId}::uuid), ${usual})`
+    operation.priority === undefined && whose
+      ? Prisma.sql`coalesce((${whose}), ${usual})`
       : Prisma.sql`${operation.priority ?? usual}`;
   return Prisma.sql`begun AS (
       INSERT INTO operations (id, kind, state, started_at, project_id, user_id, request_id, backup_id, volume_id, snapshot_id, group_id,
@@ -281,6 +285,22 @@ export async function markRetried(tx: Transaction, id: string, retriedAs: string
     UPDATE operations SET retried_as = ${retriedAs}::uuid, updated_at = now()
     WHERE id = ${id}::uuid AND state = 'failed' AND retried_as IS NULL`;
   return marked === 1;
+}
+
+/**
+ * Gives an operation and its parts another priority. What waits in the queue of the lane that it had is dispatched anew; the job there finds it taken,
+ * or takes it. The operations are locked.
+ */
+export async function prioritize(tx: Transaction, id: string, priority: Priority): Promise<void> {
+  await tx.$executeRaw`
+    WITH changed AS (
+      UPDATE operations SET priority = ${priority}, updated_at = now() WHERE id = ${id}::uuid OR parent_id = ${id}::uuid
+    )
+    UPDATE tasks t SET rank = rank - ${priorityRank(Prisma.sql`o.priority`)} + ${priorityRanks[priority]}::int,
+      state = CASE state WHEN 'dispatched' THEN 'ready' ELSE state END
+    FROM (SELECT id, priority FROM operations WHERE id = ${id}::uuid OR parent_id = ${id}::uuid) o
+    WHERE t.operation_id = o.id AND state IN ('ready', 'blocked', 'dispatched', 'running')`;
+  ringOnCommit(tx);
 }
 
 /** What the operation left behind is gone. The operation itself ended earlier. */

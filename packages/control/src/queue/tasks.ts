@@ -271,27 +271,33 @@ export interface HeldTask {
   bytesStored: number;
 }
 
+interface RenewedTask {
+  taskId: string;
+  cancelled: boolean;
+  priority: Priority;
+}
+
 /**
  * One statement renews all leases of a worker, stores its progress and returns requests made in the meantime. Progress beyond that of any
  * earlier claim resets the count of attempts.
  *
- * @returns the tasks still held; `cancelled` when the operation has ended or is to be cancelled. One that is missing was lost.
+ * @returns the tasks still held; `cancelled` when the operation has ended or is to be cancelled, `priority`: what it has now. One that is missing was lost.
  */
 export async function renewLeases(
   database: Database,
   request: { workerId: string; leaseMs: number; held: readonly HeldTask[] },
-): Promise<{ taskId: string; cancelled: boolean }[]> {
+): Promise<RenewedTask[]> {
   const rows = JSON.stringify(
     request.held.map((h) => ({ id: h.taskId, claim: h.claim, done: h.bytesDone, stored: h.bytesStored })),
   );
-  return database.$queryRaw<{ taskId: string; cancelled: boolean }[]>`
+  return database.$queryRaw<RenewedTask[]>`
     WITH alive AS (UPDATE workers SET heartbeat_at = now() WHERE id = ${request.workerId})
     UPDATE tasks t SET lease_until = now() + ${request.leaseMs} * interval '1 millisecond',
       bytes_done = h.done, bytes_stored = h.stored, progressed_at = CASE WHEN h.done > t.bytes_done THEN now() ELSE t.progressed_at END,
       attempts = CASE WHEN h.done > t.bytes_best THEN 1 ELSE t.attempts END, bytes_best = GREATEST(t.bytes_best, h.done)
     FROM jsonb_to_recordset(${rows}::jsonb) AS h(id uuid, claim int, done bigint, stored bigint), operations o
     WHERE t.id = h.id AND t.claim = h.claim AND t.state = 'running' AND o.id = t.operation_id
-    RETURNING t.id AS "taskId",
+    RETURNING t.id AS "taskId", o.priority,
       (t.kind <> 'tidy' AND ${isEndedOperation("o")}) AS cancelled`;
 }
 

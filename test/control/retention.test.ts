@@ -247,7 +247,7 @@ describe("what is removed because of its age", () => {
         expect(passes).toBeLessThan(50);
         const before = await left();
         await forget();
-        expect(before - (await left())).toBeLessThanOrEqual(2_500);
+        expect(before - (await left())).toBeLessThanOrEqual(1_000);
       }
     });
     expect(await isThere(one)).toBe(true);

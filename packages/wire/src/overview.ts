@@ -43,7 +43,8 @@ export type Alert = z.infer<typeof Alert>;
 
 /**
  * What can be restored, what needs somebody, what runs: of the caller's project; an admin sees all projects, and `repositories`, which are
- * empty for others. At most ten operations: those that take longest still. `as_of`: it may be two seconds old.
+ * empty for others. At most ten operations: those that take longest still. `failed_24h` counts neither those that were retried since nor
+ * parts of others. `as_of`: it may be two seconds old.
  */
 export const Overview = z
   .object({

@@ -62,6 +62,9 @@ it("tells what asks for somebody, to each what is theirs, until it is gone", asy
     );
   await operation("failed", "now() - interval '1 hour'");
   await operation("failed", "now() - interval '25 hours'");
+  const [again, whole] = [await operation("succeeded", "now()"), await operation("succeeded", "now()")];
+  await sql("UPDATE operations SET retried_as = $1 WHERE id = $2", [again, await operation("failed", "now()")]);
+  await sql("UPDATE operations SET parent_id = $1 WHERE id = $2", [whole, await operation("failed", "now()")]);
   const queued = await operation("queued", "NULL");
   const task = (kind: string, columns: string, values: string) =>
     sql(

@@ -1,5 +1,6 @@
-import { randomUUID } from "node:crypto";
+import { randomBytes, randomUUID } from "node:crypto";
 import { expect, it } from "vitest";
+import { randomFrom } from "../../kit/random.ts";
 import { projectA as a, auth, projectB as b, startApiOnly, type Who } from "../api-only.ts";
 
 const config = {
@@ -152,4 +153,91 @@ it("says how protected each volume is, and why", async () => {
     ["excluded", "scratch", "user-of-member"],
     ["available", null, null],
   ]);
+});
+
+it("judges all volumes together as each by itself, whatever their backups and policies are", async () => {
+  const seed = Number(process.env["TEPHRA_TEST_SEED"] ?? randomBytes(4).readUInt32LE());
+  process.stderr.write(`protection: seed ${seed}\n`);
+  const random = randomFrom(seed);
+  const pick = <T>(values: readonly T[]): T => values[random(values.length)] as T;
+  await using instance = await startApiOnly({ config });
+  const { sql } = instance;
+  const ask = (who: Who, path: string) => instance.request("GET", path, undefined, { "x-auth-token": who });
+  for (const [name, project, hours] of [
+    ["own", a, 3],
+    ["theirs", b, 50],
+    ["all", null, null],
+    ["both", a, 9],
+    ["both", null, 70],
+  ]) {
+    await sql(
+      `INSERT INTO policies (id, project_id, user_id, name, enabled, schedule, kind, target_hours)
+       VALUES (gen_random_uuid(), $1, 'u', $2, false, '{}', '{}', $3)`,
+      [project, name, hours],
+    );
+  }
+  const assign = (scope: string, project: string, volume: string | null, machine: string | null) =>
+    sql(
+      `INSERT INTO policy_assignments (id, policy_id, scope, project_id, volume_id, instance_id, user_id)
+       SELECT gen_random_uuid(), id, $1, $2, $3, $4, 'u' FROM policies ORDER BY md5(id::text || $5) LIMIT 1`,
+      [scope, project, volume, machine, String(random(1000))],
+    );
+  const machine = randomUUID();
+  await sql(
+    `INSERT INTO instances (id, project_id, user_id, name, power_state, driver) VALUES ($1, $2, 'u', 'm', 'off', 'record')`,
+    [machine, a],
+  );
+  const [group] = await sql(
+    `INSERT INTO groups (id, project_id, user_id, status, group_type_id, availability_zone, instance_id)
+     SELECT gen_random_uuid(), $1, 'u', 'available', id, 'nova', $2 FROM group_types LIMIT 1 RETURNING id`,
+    [a, machine],
+  );
+  if (random(2) === 0) await assign("machine", a, null, machine);
+  if (random(2) === 0) await assign("project", pick([a, b]), null, null);
+  // No age is near a target: the answer does not depend on how long the test takes.
+  const hours = [1, 2, 5, 12, 28, 40, 60, 100];
+  for (let n = 0; n < 40; n += 1) {
+    const [id, project] = [randomUUID(), pick([a, a, b])];
+    const named = pick([null, null, null, "own", "all", "both", "unknown"]);
+    await sql(
+      `INSERT INTO volumes (id, project_id, user_id, name, status, size_gib, size_bytes, backend, availability_zone, metadata, group_id)
+       VALUES ($1, $2, 'u', 'v', 'available', 1, 4096, 'files', 'nova', jsonb_strip_nulls(jsonb_build_object('tephra:policy', $3::text)), $4)`,
+      [id, project, named, project === a && random(4) === 0 ? group.id : null],
+    );
+    if (random(5) === 0) await assign("volume", pick([project, project, b]), id, null);
+    if (random(8) === 0) {
+      const until = pick([null, "1 day", "-1 day"]);
+      await sql(
+        "INSERT INTO volume_exclusions (volume_id, reason, user_id, until) VALUES ($1, 'r', 'u', now() + $2::interval)",
+        [id, until],
+      );
+    }
+    const made: string[] = [];
+    for (let count = random(5); count > 0; count -= 1) {
+      const backup = randomUUID();
+      await sql(
+        `INSERT INTO backups (id, project_id, user_id, volume_id, status, damage, parent_id, size_gib, repository, deleted_at, data_timestamp, created_at)
+         VALUES ($1, $2, 'u', $3, $4, $5, $6, 1, 'main', $7, now() - $8::int * interval '1 hour', now() - $9::float8 * interval '1 hour')`,
+        [
+          ...[backup, pick([project, project, project, b]), id],
+          ...[pick(["available", "available", "restoring", "error", "creating"]), pick([null, null, null, "gone"])],
+          ...[made.length > 0 && random(2) === 0 ? pick(made) : null, pick([null, null, null, new Date()])],
+          ...[pick(hours), pick(hours) + n / 100 + count / 1000],
+        ],
+      );
+      made.push(backup);
+    }
+  }
+  for (const who of ["admin", "reader", "stranger"] as const) {
+    const { volumes, facets } = (await ask(who, "/ops/volumes?limit=500")).body;
+    const states: string[] = volumes.map((each: { protection: { state: string } }) => each.protection.state);
+    const counts = Object.keys(facets.state).map((state) => [state, states.filter((one) => one === state).length]);
+    expect(facets.state, `seed ${seed}, ${who}`).toEqual(Object.fromEntries(counts));
+    for (const state of Object.keys(facets.state)) {
+      const found = (await ask(who, `/ops/volumes?limit=500&state=${encodeURIComponent(state)}`)).body.volumes;
+      const ids = (all: { id: string; protection: { state: string } }[]) => all.map(({ id }) => id);
+      const those = volumes.filter((each: { protection: { state: string } }) => each.protection.state === state);
+      expect(ids(found), `seed ${seed}, ${who}, ${state}`).toEqual(ids(those));
+    }
+  }
 });

@@ -46,6 +46,12 @@ const nearShare = 0.9;
 /** What failed, or was missed, is told for so long. */
 const told = Prisma.sql`now() - interval '24 hours'`;
 
+/**
+ * SQL: whether the operation `o` has failed lately and calls for somebody. One that was retried does not, since the other one counts; nor
+ * does a part, since the whole does. Found by `operations_failed_idx`.
+ */
+export const hasFailedLately = Prisma.sql`(o.state = 'failed' AND o.finished_at > ${told} AND o.parent_id IS NULL AND o.retried_as IS NULL)`;
+
 const many = (count: number, one: string, more = `${one}s`): string => `${count} ${count === 1 ? one : more}`;
 
 const own = (alias: "o" | "b" | "t" | "p", projectId: string | null): Prisma.Sql =>
@@ -157,8 +163,7 @@ const rules = {
       counted(
         database,
         Prisma.sql`SELECT count(*)::int AS count, min(o.finished_at) AS since FROM operations o
-          WHERE o.state = 'failed' AND o.finished_at > ${told} AND o.parent_id IS NULL AND o.retried_as IS NULL
-            AND ${own("o", projectId)}`,
+          WHERE ${hasFailedLately} AND ${own("o", projectId)}`,
         ({ count }) => `${many(count, "operation has", "operations have")} failed within 24 hours.`,
       ),
   },

@@ -3,7 +3,7 @@ import { type Database, Prisma } from "../db/database.ts";
 import { countProtection, type ProtectionState } from "../policies/protection.ts";
 import { type Principal, seesAll } from "../principal.ts";
 import { listOperations, type OperationProgress } from "../queue/operations.ts";
-import { type Alert, findAlerts } from "./alerts.ts";
+import { type Alert, findAlerts, hasFailedLately } from "./alerts.ts";
 import { canWriteTo, type Proof, proofOf, sumRepositories } from "./repositories.ts";
 import { listWorkers } from "./workers.ts";
 
@@ -16,6 +16,7 @@ export interface Overview {
   workers: { live: number; silent: number; disabled: number; slots: number; busy: number };
   /** At most ten, those that take longest still first. */
   running: OperationProgress[];
+  /** Operations, within 24 hours. */
   failed: number;
   /** Empty for a caller who does not see all projects. */
   repositories: { name: string; up: boolean; backups: number; bytes: number; storedBytes: number }[];
@@ -44,7 +45,7 @@ export async function readOverview(database: Database, config: Config, principal
       (SELECT count(*) FROM tasks WHERE state = 'running' AND ${own})::int AS running,
       greatest(0, coalesce((SELECT extract(epoch FROM now() - min(queued_at)) FROM tasks WHERE state IN ('ready', 'dispatched') AND ${own}), 0))::float8
         AS "oldestSeconds",
-      (SELECT count(*) FROM operations WHERE state = 'failed' AND finished_at > now() - interval '24 hours' AND ${own})::int AS failed,
+      (SELECT count(*) FROM operations o WHERE ${hasFailedLately} AND ${own})::int AS failed,
       (SELECT max(finished_at) FROM operations WHERE kind = 'backup-create' AND state = 'succeeded' AND ${own}) AS "lastSuccessAt",
       now() AS "asOf"`;
   if (!counts) throw new Error("PostgreSQL returned no row");

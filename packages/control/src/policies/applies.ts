@@ -30,3 +30,15 @@ export const candidatesOf = (volumes: Prisma.Sql): Prisma.Sql => Prisma.sql`
     FROM policy_assignments a WHERE a.scope = 'project' AND a.project_id = v.project_id
   ) c
   WHERE ${volumes}`;
+
+/**
+ * SQL: the ids of volumes to which another policy may apply than that of their project: few of many. One index each, of volumes
+ * `volumes_named_policy_idx`.
+ */
+export const withOwnPolicy: Prisma.Sql = Prisma.sql`
+  SELECT a.volume_id AS id FROM policy_assignments a WHERE a.volume_id IS NOT NULL
+  UNION
+  SELECT n.id FROM volumes n WHERE n.metadata ? ${Prisma.raw(`'${policyKey}'`)}
+  UNION
+  SELECT m.id FROM policy_assignments a JOIN groups g ON g.project_id = a.project_id AND g.instance_id = a.instance_id
+    JOIN volumes m ON m.group_id = g.id`;

@@ -4,7 +4,7 @@ import { noteAudit } from "../events/audit.ts";
 import { type Principal, seesAll } from "../principal.ts";
 import { readClock } from "../rows/policies.ts";
 import { findVolume } from "../rows/volumes.ts";
-import { candidatesOf } from "./applies.ts";
+import { candidatesOf, withOwnPolicy } from "./applies.ts";
 import { refusalOf } from "./check.ts";
 
 /**
@@ -39,47 +39,60 @@ export interface ProtectionRow {
   excludedUntil: Date | null;
 }
 
-/** SQL: a query of `ProtectionRow` with `created_at` of the volumes for which the condition on `v` holds. */
-const judgedVolumes = ({ protection }: Config, volumes: Prisma.Sql): Prisma.Sql => Prisma.sql`
-  WITH RECURSIVE damaged AS (
+/** SQL, to follow `WITH RECURSIVE`: backups that are damaged, or build on one that is. They are few. */
+const damaged = Prisma.sql`damaged AS (
     SELECT id FROM backups WHERE damage IS NOT NULL AND deleted_at IS NULL
     UNION
     SELECT b.id FROM backups b JOIN damaged d ON b.parent_id = d.id WHERE b.deleted_at IS NULL
-  ), applied AS (
+  )`;
+
+/** SQL: whether the backup `b` is whole and can be restored, unless it is damaged (backups_whole_idx). */
+const isWhole = Prisma.sql`b.deleted_at IS NULL AND b.status IN ('available', 'restoring')`;
+
+/** SQL: the last backup of the volume `v`; and the last one that is whole. */
+const newestTry = Prisma.sql`
+      SELECT b.id, b.status, b.created_at, b.fail_reason FROM backups b
+      WHERE b.volume_id = v.id AND b.project_id = v.project_id AND b.deleted_at IS NULL
+      ORDER BY b.created_at DESC LIMIT 1`;
+const newestWhole = Prisma.sql`
+      SELECT b.id FROM backups b WHERE b.volume_id = v.id AND b.project_id = v.project_id AND ${isWhole}
+      ORDER BY b.data_timestamp DESC, b.created_at DESC LIMIT 1`;
+
+/** SQL: whether the exclusion `e` is still one. */
+const isExcluding = Prisma.sql`(e.until IS NULL OR e.until > now())`;
+
+/** SQL: the state of a volume of which `excluded`, "goodAt", "targetHours" and `marred` are known: the last, whether the newest try failed or is damaged. */
+const stateOf = Prisma.sql`CASE
+      WHEN excluded THEN 'excluded'
+      WHEN "goodAt" IS NULL THEN 'never'
+      WHEN "goodAt" < now() - "targetHours" * interval '1 hour' THEN 'late'
+      WHEN marred THEN 'at risk'
+      ELSE 'protected' END`;
+
+/** SQL: a query of `ProtectionRow` of the volumes for which the condition on `v` holds: each is looked at by itself. */
+const judgedVolumes = (config: Config, volumes: Prisma.Sql): Prisma.Sql => Prisma.sql`
+  WITH RECURSIVE ${damaged}, applied AS (
     SELECT DISTINCT ON (volume_id) volume_id, policy_id FROM (${candidatesOf(volumes)}) candidates ORDER BY volume_id, place
   ), known AS (
-    SELECT v.id, v.name, v.project_id AS "projectId", v.size_bytes AS "sizeBytes", v.status, v.backend, v.created_at,
+    SELECT v.id, v.name, v.project_id AS "projectId", v.size_bytes AS "sizeBytes", v.status, v.backend,
       good.id AS "goodId", good.data_timestamp AS "goodAt", good.verified_at AS "verifiedAt",
       good.verified_mode AS "verifiedMode", newest.id AS "tryId", newest.status AS "tryStatus", newest.created_at AS "tryAt",
       newest.fail_reason, whole.id IS DISTINCT FROM good.id AS spoilt,
-      coalesce(p.target_hours, ${protection.target_hours}::int) AS "targetHours", p.id AS "policyId", p.name AS "policyName",
+      coalesce(p.target_hours, ${config.protection.target_hours}::int) AS "targetHours", p.id AS "policyId", p.name AS "policyName",
       p.next_at AS "nextAt", e.reason AS "excludedReason", e.until AS "excludedUntil", e.volume_id IS NOT NULL AS excluded
     FROM volumes v
     LEFT JOIN applied a ON a.volume_id = v.id
     LEFT JOIN policies p ON p.id = a.policy_id
-    LEFT JOIN volume_exclusions e ON e.volume_id = v.id AND (e.until IS NULL OR e.until > now())
+    LEFT JOIN volume_exclusions e ON e.volume_id = v.id AND ${isExcluding}
     LEFT JOIN LATERAL (
       SELECT b.id, b.data_timestamp, b.verified_at, b.verified_mode FROM backups b
-      WHERE b.volume_id = v.id AND b.project_id = v.project_id AND b.deleted_at IS NULL AND b.status IN ('available', 'restoring')
-        AND b.id NOT IN (SELECT id FROM damaged)
+      WHERE b.volume_id = v.id AND b.project_id = v.project_id AND ${isWhole} AND b.id NOT IN (SELECT id FROM damaged)
       ORDER BY b.data_timestamp DESC, b.created_at DESC LIMIT 1) good ON true
-    LEFT JOIN LATERAL (
-      SELECT b.id FROM backups b
-      WHERE b.volume_id = v.id AND b.project_id = v.project_id AND b.deleted_at IS NULL AND b.status IN ('available', 'restoring')
-      ORDER BY b.data_timestamp DESC, b.created_at DESC LIMIT 1) whole ON true
-    LEFT JOIN LATERAL (
-      SELECT b.id, b.status, b.created_at, b.fail_reason FROM backups b
-      WHERE b.volume_id = v.id AND b.project_id = v.project_id AND b.deleted_at IS NULL
-      ORDER BY b.created_at DESC LIMIT 1) newest ON true
+    LEFT JOIN LATERAL (${newestWhole}) whole ON true
+    LEFT JOIN LATERAL (${newestTry}) newest ON true
     WHERE ${volumes}
   ), judged AS (
-    SELECT *, CASE
-      WHEN excluded THEN 'excluded'
-      WHEN "goodAt" IS NULL THEN 'never'
-      WHEN "goodAt" < now() - "targetHours" * interval '1 hour' THEN 'late'
-      WHEN "tryStatus" = 'error' OR spoilt THEN 'at risk'
-      ELSE 'protected' END AS state
-    FROM known
+    SELECT *, ${stateOf} AS state FROM (SELECT *, "tryStatus" IS NOT DISTINCT FROM 'error' OR spoilt AS marred FROM known) one
   )
   SELECT *, CASE
     WHEN state = 'excluded' THEN "excludedReason"
@@ -91,8 +104,46 @@ const judgedVolumes = ({ protection }: Config, volumes: Prisma.Sql): Prisma.Sql 
     END AS reason
   FROM judged`;
 
-const seenBy = (principal: Principal): Prisma.Sql =>
-  seesAll(principal) ? Prisma.sql`true` : Prisma.sql`v.project_id = ${principal.projectId}`;
+/**
+ * SQL: a query of `id, "goodAt", state` of all volumes of a project, or of all (null): the same judgement, of all at once. Looked at one by
+ * one are only those of which something is noted: an exclusion, a failed or damaged backup, a policy that is not their project's.
+ */
+const statesOf = (config: Config, projectId: string | null): Prisma.Sql => {
+  const own = (alias: "b" | "v"): Prisma.Sql =>
+    projectId === null ? Prisma.sql`true` : Prisma.sql`${Prisma.raw(alias)}.project_id = ${projectId}`;
+  const withOwn = Prisma.sql`v.id IN (${withOwnPolicy}) AND ${own("v")}`;
+  return Prisma.sql`
+  WITH RECURSIVE ${damaged}, good AS (
+    SELECT DISTINCT ON (b.volume_id, b.project_id) b.volume_id, b.project_id, b.data_timestamp AS at FROM backups b
+    WHERE ${isWhole} AND b.id NOT IN (SELECT id FROM damaged) AND ${own("b")}
+    ORDER BY b.volume_id, b.project_id, b.data_timestamp DESC
+  ), tried AS (
+    SELECT b.volume_id FROM backups b WHERE b.status = 'error' AND b.deleted_at IS NULL AND ${own("b")}
+    UNION
+    SELECT b.volume_id FROM backups b JOIN damaged d ON d.id = b.id WHERE ${own("b")}
+  ), noted AS (
+    SELECT volume_id, bool_or(excluded) AS excluded, bool_or(marred) AS marred, bool_or(led) AS led, max(hours) AS hours FROM (
+      SELECT e.volume_id, true AS excluded, false AS marred, false AS led, NULL::int AS hours FROM volume_exclusions e WHERE ${isExcluding}
+      UNION ALL
+      SELECT v.id, false, true, false, NULL FROM tried t JOIN volumes v ON v.id = t.volume_id
+      WHERE (SELECT status FROM (${newestTry}) newest) = 'error' OR (${newestWhole}) IN (SELECT id FROM damaged)
+      UNION ALL
+      (SELECT DISTINCT ON (c.volume_id) c.volume_id, false, false, true, p.target_hours
+      FROM (${candidatesOf(withOwn)}) c JOIN policies p ON p.id = c.policy_id ORDER BY c.volume_id, c.place)
+    ) notes GROUP BY volume_id
+  ), general AS (
+    SELECT a.project_id, p.target_hours AS hours FROM policy_assignments a JOIN policies p ON p.id = a.policy_id WHERE a.scope = 'project'
+  )
+  SELECT id, "goodAt", ${stateOf} AS state FROM (
+    SELECT v.id, good.at AS "goodAt", coalesce(noted.excluded, false) AS excluded, coalesce(noted.marred, false) AS marred,
+      coalesce(CASE WHEN noted.led THEN noted.hours ELSE general.hours END, ${config.protection.target_hours}::int) AS "targetHours"
+    FROM volumes v
+    LEFT JOIN good ON good.volume_id = v.id AND good.project_id = v.project_id
+    LEFT JOIN noted ON noted.volume_id = v.id
+    LEFT JOIN general ON general.project_id = v.project_id
+    WHERE ${own("v")}
+  ) one`;
+};
 
 export interface ProtectionQuery {
   state?: ProtectionState;
@@ -108,19 +159,20 @@ export async function listProtection(
   principal: Principal,
   { state, marker, limit }: ProtectionQuery,
 ): Promise<{ rows: ProtectionRow[]; facets: Record<ProtectionState, number> }> {
+  const after =
+    marker === undefined
+      ? Prisma.sql`true`
+      : Prisma.sql`(coalesce("goodAt", '-infinity'), id) > (SELECT coalesce("goodAt", '-infinity'), id FROM volume WHERE id = ${marker}::uuid)`;
   const all = await database.$queryRaw<(ProtectionRow & { facets: Record<string, number> })[]>`
-    WITH volume AS MATERIALIZED (${judgedVolumes(config, seenBy(principal))}), counted AS (
+    WITH volume AS MATERIALIZED (${statesOf(config, seesAll(principal) ? null : principal.projectId)}), counted AS (
       SELECT coalesce(jsonb_object_agg(state, volumes), '{}') AS facets FROM (SELECT state, count(*) AS volumes FROM volume GROUP BY state) s
-    ), page AS (
-      SELECT * FROM volume WHERE ${state === undefined ? Prisma.sql`true` : Prisma.sql`state = ${state}`}
-        AND ${
-          marker === undefined
-            ? Prisma.sql`true`
-            : Prisma.sql`(coalesce("goodAt", '-infinity'), id) > (SELECT coalesce("goodAt", '-infinity'), id FROM volume WHERE id = ${marker}::uuid)`
-        }
+    ), page AS MATERIALIZED (
+      SELECT id FROM volume WHERE ${state === undefined ? Prisma.sql`true` : Prisma.sql`state = ${state}`} AND ${after}
       ORDER BY coalesce("goodAt", '-infinity'), id LIMIT ${limit}
     )
-    SELECT page.*, counted.facets FROM counted LEFT JOIN page ON true ORDER BY coalesce("goodAt", '-infinity'), id`;
+    SELECT judged.*, counted.facets
+    FROM counted LEFT JOIN (${judgedVolumes(config, Prisma.sql`v.id IN (SELECT id FROM page)`)}) judged ON true
+    ORDER BY coalesce("goodAt", '-infinity'), id`;
   const counts = all[0]?.facets ?? {};
   const facets = Object.fromEntries(protectionStates.map((one) => [one, counts[one] ?? 0]));
   return { rows: all.filter(({ id }) => id !== null), facets: facets as Record<ProtectionState, number> };
@@ -146,9 +198,8 @@ export async function countProtection(
   config: Config,
   projectId: string | null = null,
 ): Promise<Record<ProtectionState, number>> {
-  const asked = projectId === null ? Prisma.sql`true` : Prisma.sql`v.project_id = ${projectId}`;
   const rows = await database.$queryRaw<{ state: ProtectionState; volumes: number }[]>`
-    SELECT state, count(*)::int AS volumes FROM (${judgedVolumes(config, asked)}) volume GROUP BY state`;
+    SELECT state, count(*)::int AS volumes FROM (${statesOf(config, projectId)}) volume GROUP BY state`;
   const found = protectionStates.map((one) => [one, rows.find(({ state }) => state === one)?.volumes ?? 0]);
   return Object.fromEntries(found) as Record<ProtectionState, number>;
 }

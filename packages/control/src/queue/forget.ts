@@ -4,9 +4,9 @@ import { Prisma } from "../generated/client.ts";
 /** Final states. Anything in another state is kept, including states that only a newer release knows. */
 const ended = Prisma.sql`('succeeded', 'failed', 'cancelled')`;
 
-/** Maximum number of operations in one batch, and of their tasks in total. */
-const operationsMax = 500;
-const tasksMax = 5_000;
+/** Maximum number of operations in one batch, and of their tasks in total: some 30 ms. */
+const operationsMax = 200;
+const tasksMax = 2_000;
 
 /**
  * Removes tasks of operations that ended this many days ago, one batch: their totals stay with the operation. An operation that has an

@@ -97,12 +97,12 @@ async function inItsTurn(
 }
 
 /**
- * Interval, in hours, at which expired rows are removed. A pass of the reconciler has other work to do, so it begins a limited number of
- * batches of each kind, and none after a certain time; the next pass continues.
+ * Interval, in hours, at which expired rows are removed. A pass of the reconciler has other work to do: of each kind it removes one batch,
+ * and then a limited number of further batches, until all of them together have taken a certain time; the next pass continues.
  */
 const retentionHours = 1;
 const batchesMax = 5;
-const batchesMsMax = 250;
+const batchesMsMax = 100;
 
 /** Retention of the tasks of ended operations. */
 const tasksKeptDays = 7;
@@ -111,9 +111,10 @@ const tasksKeptDays = 7;
 function retention(database: Database, config: Config): (DueWork & Schedule)[] {
   const { retention_days: days } = config.operations;
   const graceDays = config.reaper.grace_minutes / (24 * 60);
+  const spent = { ms: 0 };
   const forget = (name: string, batch: () => Promise<boolean>, hours = retentionHours): DueWork & Schedule => {
     const schedule = { name, hours };
-    return { ...schedule, start: () => inBatches(database, schedule, batch) };
+    return { ...schedule, start: () => inBatches(database, schedule, { batch, spent }) };
   };
   return [
     forget("forget-workers", () => forgetWorkers(database)),
@@ -137,12 +138,21 @@ function retention(database: Database, config: Config): (DueWork & Schedule)[] {
   ];
 }
 
-/** @param batch returns whether there may be more */
-async function inBatches(database: Database, schedule: Schedule, batch: () => Promise<boolean>): Promise<void> {
+/**
+ * @param batch returns whether there may be more
+ * @param spent by all batches of this pass so far
+ */
+async function inBatches(
+  database: Database,
+  schedule: Schedule,
+  { batch, spent }: { batch: () => Promise<boolean>; spent: { ms: number } },
+): Promise<void> {
   if (!(await takeTurn(database, schedule))) return;
-  const began = performance.now();
-  for (let batches = 0; batches < batchesMax && performance.now() - began < batchesMsMax; batches += 1) {
-    if (!(await batch())) return;
+  for (let batches = 0; batches === 0 || (batches < batchesMax && spent.ms < batchesMsMax); batches += 1) {
+    const began = performance.now();
+    const more = await batch();
+    spent.ms += performance.now() - began;
+    if (!more) return;
   }
   await database.$executeRaw`
     UPDATE schedules SET ran_at = ran_at - ${schedule.hours}::float8 * interval '1 hour' WHERE name = ${schedule.name}`;

@@ -1,10 +1,11 @@
-import { readdirSync, readFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { poll } from "../scripts/poll.ts";
 import { type House, openHouse } from "../test/kit/house.ts";
-import { importVolume, inParallel, liftQuotas, processorTicks, requestBackup, ticksPerSecond } from "./house-work.ts";
+import { measureDispatch } from "./dispatch.ts";
+import { importVolume, inParallel, liftQuotas, postgresSeconds, requestBackup } from "./house-work.ts";
+import { measureIdle, measureIdleWorkers } from "./idle-workers.ts";
 import { type Measurement, measured, type Say } from "./measurement.ts";
 import { noiseOf } from "./sparse-file.ts";
 
@@ -13,12 +14,17 @@ const volumes = 60;
 const volumeBytes = 1024 * 1024;
 const rounds = 3;
 const connections = 8;
-const idleMs = 10_000;
+const settleMs = 5_000;
 /** Cost for one backup with many workers, in those with one. */
 const growthMax = 1.3;
 
-/** What a backup of 1 MiB costs PostgreSQL, and what idle workers do, with more and more workers of one slot. */
+/** What PostgreSQL has to do with many workers, busy or idle, and how long many tasks of many projects wait for a slot. */
 export async function measureControl(say: Say): Promise<Measurement[]> {
+  return [...(await measureDispatch(say)), ...(await measureIdleWorkers(say)), ...(await measureCrews(say))];
+}
+
+/** What a backup of 1 MiB costs PostgreSQL, and what idle workers do, with more and more workers of one slot. */
+async function measureCrews(say: Say): Promise<Measurement[]> {
   await using house = await openHouse({ workers: 1, config: { worker: { slots: 1 } }, say });
   await liftQuotas(house);
   const ids: string[] = [];
@@ -31,7 +37,7 @@ export async function measureControl(say: Say): Promise<Measurement[]> {
   let alone: number | null = null;
   for (const crew of crews) {
     while (house.workers.length < crew) await house.startWorker();
-    await sleep(idleMs / 2);
+    await sleep(settleMs);
     const idle = await measureIdle(house);
     const [perSecond, cost]: [number[], number[]] = [[], []];
     for (let round = 1; round <= rounds; round += 1) {
@@ -52,41 +58,6 @@ export async function measureControl(say: Say): Promise<Measurement[]> {
     );
   }
   return results;
-}
-
-async function measureIdle(house: House): Promise<{ transactions: number; percent: number }> {
-  const [transactions, seconds, started] = [
-    await countTransactions(house),
-    await postgresSeconds(house),
-    performance.now(),
-  ];
-  await sleep(idleMs);
-  const lasted = (performance.now() - started) / 1000;
-  return {
-    transactions: ((await countTransactions(house)) - transactions) / lasted,
-    percent: (((await postgresSeconds(house)) - seconds) / lasted) * 100,
-  };
-}
-
-async function countTransactions(house: House): Promise<number> {
-  const [row] = await house.sql<{ n: number }>(
-    "SELECT (xact_commit + xact_rollback)::float8 AS n FROM pg_stat_database WHERE datname = current_database()",
-  );
-  return row?.n ?? 0;
-}
-
-/** Processor seconds of the server and all its backends so far, those that have ended included. */
-async function postgresSeconds(house: House): Promise<number> {
-  const [row] = await house.sql<{ path: string }>("SELECT current_setting('data_directory') AS path");
-  const postmaster = Number(readFileSync(join(row?.path ?? "", "postmaster.pid"), "utf8").split("\n")[0]);
-  let ticks = 0;
-  for (const name of readdirSync("/proc").filter((entry) => /^\d+$/.test(entry))) {
-    const used = processorTicks(Number(name));
-    if (used === null) continue;
-    if (Number(name) === postmaster) ticks += used.own + used.ended;
-    else if (used.parent === postmaster) ticks += used.own;
-  }
-  return ticks / ticksPerSecond;
 }
 
 async function backUpAll(house: House, volumeIds: readonly string[]): Promise<number> {

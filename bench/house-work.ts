@@ -1,10 +1,11 @@
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import type { Program } from "../scripts/spawn-program.ts";
 import { type House, project } from "../test/kit/house.ts";
 
 /** Linux's unit of time towards programs, USER_HZ. */
-export const ticksPerSecond = 100;
+const ticksPerSecond = 100;
 
 /** No limits: what is measured is how fast, not how much. */
 export async function liftQuotas(house: House): Promise<void> {
@@ -46,7 +47,7 @@ export function peakMib(program: Program): number {
 }
 
 /** Processor time of a process, in ticks: its own with all threads, and that of its children that have ended. Null: it has ended. */
-export function processorTicks(pid: number): { parent: number; own: number; ended: number } | null {
+function processorTicks(pid: number): { parent: number; own: number; ended: number } | null {
   let stat: string;
   try {
     stat = readFileSync(`/proc/${pid}/stat`, "utf8");
@@ -71,4 +72,26 @@ export function cpuSeconds(programs: readonly Program[]): number {
 export function uuidOf(name: string): string {
   const hex = createHash("sha256").update(name).digest("hex");
   return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-4${hex.slice(13, 16)}-8${hex.slice(17, 20)}-${hex.slice(20, 32)}`;
+}
+
+/** Of the database, so far. */
+export async function countTransactions(house: House): Promise<number> {
+  const [row] = await house.sql<{ n: number }>(
+    "SELECT (xact_commit + xact_rollback)::float8 AS n FROM pg_stat_database WHERE datname = current_database()",
+  );
+  return row?.n ?? 0;
+}
+
+/** Processor seconds of the server and all its backends so far, those that have ended included. */
+export async function postgresSeconds(house: House): Promise<number> {
+  const [row] = await house.sql<{ path: string }>("SELECT current_setting('data_directory') AS path");
+  const postmaster = Number(readFileSync(join(row?.path ?? "", "postmaster.pid"), "utf8").split("\n")[0]);
+  let ticks = 0;
+  for (const name of readdirSync("/proc").filter((entry) => /^\d+$/.test(entry))) {
+    const used = processorTicks(Number(name));
+    if (used === null) continue;
+    if (Number(name) === postmaster) ticks += used.own + used.ended;
+    else if (used.parent === postmaster) ticks += used.own;
+  }
+  return ticks / ticksPerSecond;
 }

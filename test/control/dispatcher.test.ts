@@ -115,6 +115,38 @@ describe("the dispatcher", () => {
     await database.operation.deleteMany();
   });
 
+  it("gives each of many projects its next task only when all others had theirs, whoever asked first", async () => {
+    const projects = Array.from({ length: 9 }, (_, i) => `turn-${i}`);
+    for (const project of projects) await queueOperations(project, 3, reaches);
+    await publishWorker(database, { ...worker, slots: 1 });
+    const order: string[] = [];
+    const dispatcher = startDispatcher({
+      database,
+      config: config(),
+      log: openLog({ log_level: "silent", hostName: "test" }, "test"),
+      enqueue: async (_, jobs) => {
+        order.push(...(await projectsOf(jobs)));
+        // What was handed out first has ended.
+        const ended = await database.task.findMany({
+          where: { state: "dispatched" },
+          orderBy: { dispatchedAt: "asc" },
+        });
+        await database.task.update({ where: { id: ended[0]?.id ?? "" }, data: { state: "succeeded" } });
+        dispatcher.freed();
+      },
+    });
+    try {
+      await waitFor(() => order.length === 27, { what: "all tasks were handed out", timeoutMs: 60_000 });
+    } finally {
+      await dispatcher.stop();
+    }
+    for (let round = 0; round < 3; round += 1) {
+      expect(order.slice(9 * round, 9 * (round + 1)).sort(), `round ${round}: ${order}`).toEqual(projects);
+    }
+    await publishWorker(database, worker);
+    await database.operation.deleteMany();
+  });
+
   it("keeps slots for what is of high priority, whatever else waits or runs, and no others for it", async () => {
     await queueOperations("aaa", 9, reaches);
     const jobsOf = (jobs: Map<string, Dispatched[]>): Dispatched[] => jobs.get(queueFor(reaches)) ?? [];

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Config } from "../config.ts";
-import { type Database, inTransaction, type Transaction } from "../db/database.ts";
+import { type Database, inTransaction, Prisma, type Transaction } from "../db/database.ts";
 import { type Lane, laneRanks, lanes } from "../priorities.ts";
 import type { Logger } from "../telemetry/telemetry.ts";
 import { listenForTasks } from "./doorbell.ts";
@@ -22,6 +22,7 @@ export interface Dispatched {
 /** A task that was chosen for dispatch. */
 interface Chosen extends Dispatched {
   kind: TaskKind;
+  projectId: string;
   /** Dispatches, including this one, that have not led to a claim. */
   undelivered: number;
 }
@@ -67,11 +68,16 @@ function capsOf({ dispatcher, repositories }: Config): Caps {
 /** Projects among which one round chooses. */
 interface Window {
   projects: readonly string[];
+  /** Of each, how many tasks of any had been dispatched when it got its last one; 0: none that this dispatcher knows of. */
+  servedAt: readonly number[];
   /** Whether others have ready tasks, too. */
   isPart: boolean;
   /** Whether tasks of high priority are ready. */
   high: boolean;
 }
+
+/** Of so many projects a dispatcher knows when they got their last task. Beyond, it begins anew. */
+const servedMax = 20_000;
 
 /** With more projects than this, a round takes its turn with a part of them: what it costs does not depend on how many there are. */
 const projectsMax = 512;
@@ -93,8 +99,9 @@ async function readyProjects(database: Database, after: string): Promise<{ proje
 }
 
 /**
- * Chooses ready tasks for one lane of a queue, in one statement: round-robin over projects, counting what each has in flight, and within a project
- * tasks that finish work before those that start it, older operations first. At most `most` tasks. Of each project only its share of the
+ * Chooses ready tasks for one lane of a queue, in one statement: round-robin over projects, counting what each has in flight; of those that
+ * have equally many, what ends an operation first, then the project that got its last task the longest ago. Within a project tasks that
+ * finish work before those that start it, older operations first. At most `most` tasks. Of each project only its share of the
  * room is examined, and what the busiest has in flight: where some have less to do, the next round fills the rest. Several dispatchers may choose at once: a row goes to one of them, and the queue's capacity may be exceeded by a few.
  *
  * A project's cap applies only while another project has work. A repository's limit always applies: where there is one, dispatchers choose
@@ -117,6 +124,9 @@ async function choose(
   });
 }
 
+/** SQL: the order in which candidates `f` are chosen. Ranks of each priority are ten; of these the first three finish something. */
+const inTurn = Prisma.sql`f.turn, (f.rank + 10) / 10, (f.rank + 10) % 10 > 2, f.served_at, f.rank, f.queued_at, f.ordinal`;
+
 async function chooseIn(
   database: Database | Transaction,
   { queue, lane, most }: { queue: LiveQueue; lane: Lane; most: number },
@@ -138,12 +148,12 @@ async function chooseIn(
     ), room AS (
       SELECT LEAST(${most}, GREATEST(0, ${jobsMax} - coalesce(sum(jobs), 0)))::int AS jobs FROM busy WHERE queue = ${queue.queue}
     ), projects AS (
-      SELECT unnest((SELECT ${window.projects}::text[])) AS project_id
+      SELECT unnest((SELECT ${window.projects}::text[])) AS project_id, unnest((SELECT ${window.servedAt}::float8[])) AS served_at
     ), share AS (
       SELECT LEAST(r.jobs, ceil(r.jobs::float8 / ${window.projects.length}::int)
         + coalesce((SELECT max(b.jobs) FROM (SELECT sum(jobs) AS jobs FROM busy GROUP BY project_id) b), 0))::int AS jobs FROM room r
     ), candidates AS (
-      SELECT c.id, c.project_id, c.needs, c.rank, c.queued_at, c.ordinal,
+      SELECT c.id, c.project_id, c.needs, c.rank, c.queued_at, c.ordinal, p.served_at,
         coalesce((SELECT sum(b.jobs) FROM busy b WHERE b.project_id = p.project_id), 0)
           + row_number() OVER (PARTITION BY c.project_id ORDER BY c.rank, c.queued_at, c.ordinal) AS turn
       FROM projects p CROSS JOIN LATERAL (
@@ -157,25 +167,26 @@ async function chooseIn(
     ), fair AS (
       SELECT * FROM candidates WHERE NOT (SELECT yes FROM contended) OR turn <= coalesce(${caps.project}::int, turn)
     ), placed AS (
-      SELECT f.id, l.jobs - row_number() OVER (PARTITION BY l.name ORDER BY f.turn, f.rank, f.queued_at, f.ordinal) AS left_over
+      SELECT f.id, l.jobs - row_number() OVER (PARTITION BY l.name ORDER BY ${inTurn}) AS left_over
       FROM fair f JOIN limited l ON f.needs && l.places
     ), chosen AS (
-      SELECT id FROM fair WHERE NOT EXISTS (SELECT 1 FROM placed WHERE placed.id = fair.id AND placed.left_over < 0)
-      ORDER BY turn, rank, queued_at, ordinal LIMIT (SELECT jobs FROM room)
+      SELECT id FROM fair f WHERE NOT EXISTS (SELECT 1 FROM placed WHERE placed.id = f.id AND placed.left_over < 0)
+      ORDER BY ${inTurn} LIMIT (SELECT jobs FROM room)
     ), locked AS (
       SELECT t.id FROM tasks t JOIN chosen USING (id) WHERE t.state = 'ready' FOR UPDATE OF t SKIP LOCKED
     ), taken AS (
       UPDATE tasks t SET state = 'dispatched', dispatch = t.dispatch + 1, dispatched_at = now(), queue = ${queue.queue}
-      FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.kind, t.dispatch, t.claim, t.trace_parent
+      FROM locked WHERE t.id = locked.id AND t.state = 'ready' RETURNING t.id, t.kind, t.project_id, t.dispatch, t.claim, t.trace_parent
     )
     SELECT room.jobs AS room, taken.* FROM room LEFT JOIN taken ON true`;
-  const tasks = rows.flatMap(({ id, kind, dispatch, claim, trace_parent: traceParent }) =>
+  const tasks = rows.flatMap(({ id, kind, project_id: projectId, dispatch, claim, trace_parent: traceParent }) =>
     id === null
       ? []
       : [
           {
             taskId: id,
             kind,
+            projectId,
             jobId: `t-${id}-${dispatch}`,
             high: lane === "high",
             undelivered: dispatch - claim,
@@ -191,6 +202,7 @@ interface ChosenRow {
   room: number;
   id: string | null;
   kind: TaskKind;
+  project_id: string;
   dispatch: number;
   claim: number;
   trace_parent: string | null;
@@ -260,6 +272,16 @@ export function startDispatcher(options: {
   const caps = capsOf(config);
   const leads = (): boolean => election?.holds("dispatcher") ?? true;
 
+  /** Project → how many tasks had been dispatched when it got its last one: among equals, whoever has waited longest goes first. */
+  const served = new Map<string, number>();
+  let dispatched = 0;
+  const chooseNext: typeof choose = async (...asked) => {
+    const choice = await choose(...asked);
+    if (served.size > servedMax) served.clear();
+    for (const { projectId } of choice.tasks) served.set(projectId, ++dispatched);
+    return choice;
+  };
+
   let after = "";
   /** The projects whose turn it is; null when no task is ready. */
   const nextWindow = async (): Promise<Window | null> => {
@@ -268,7 +290,8 @@ export function startDispatcher(options: {
     const { projects, high } = found.projects.length === 0 && begun !== "" ? await readyProjects(database, "") : found;
     const last = projects.at(-1);
     after = last !== undefined && projects.length === projectsMax ? last : "";
-    return last === undefined ? null : { projects, high, isPart: begun !== "" || after !== "" };
+    const servedAt = projects.map((project) => served.get(project) ?? 0);
+    return last === undefined ? null : { projects, servedAt, high, isPart: begun !== "" || after !== "" };
   };
 
   const readQueues = async (): Promise<LiveQueue[]> => {
@@ -293,13 +316,13 @@ export function startDispatcher(options: {
           AND dispatched_at < now() - ${adriftMs} * interval '1 millisecond' ORDER BY rank, queued_at, ordinal LIMIT ${free}`;
       for (const { id } of adrift) worker.take(id, lane);
       if (window === null) continue;
-      const { tasks } = await choose(database, { queue, lane, most: free - adrift.length }, window, caps);
+      const { tasks } = await chooseNext(database, { queue, lane, most: free - adrift.length }, window, caps);
       for (const { taskId } of tasks) worker.take(taskId, lane);
     }
   };
   /** @returns how many were sent, and whether there was room for no more */
   const fill = async (queue: LiveQueue, lane: Lane, window: Window): Promise<{ sent: number; isFull: boolean }> => {
-    const { tasks: chosen, isFull } = await choose(database, { queue, lane }, window, caps);
+    const { tasks: chosen, isFull } = await chooseNext(database, { queue, lane }, window, caps);
     const isOwn = own?.queue() === queue.queue;
     const lost = isOwn ? chosen.filter((job) => job.undelivered > undeliveredMax).slice(0, own?.free(lane)) : [];
     for (const { taskId } of lost) own?.take(taskId, lane);
@@ -316,17 +339,17 @@ export function startDispatcher(options: {
   const dispatch = async (window: Window): Promise<void> => {
     let sent = 0;
     let isFull = true;
-    const served = await readQueues();
-    for (const queue of served) {
+    const known = await readQueues();
+    for (const queue of known) {
       const first = await fill(queue, "high", window);
       const others = await fill(queue, "other", window);
       isFull &&= others.isFull;
       sent += first.sent + others.sent;
     }
     // More may wait than there are slots.
-    const isAlone = served.every(({ queue, workers }) => workers === 1 && queue === own?.queue());
+    const isAlone = known.every(({ queue, workers }) => workers === 1 && queue === own?.queue());
     backlogWaitMs = sent > 0 && !isAlone ? backlogMs : Math.min(backlogMsMax, 2 * backlogWaitMs);
-    if (isFull && served.length > 0) left = "no-room";
+    if (isFull && known.length > 0) left = "no-room";
     clearTimeout(backlog);
     if (!stopped) backlog = setTimeout(look, backlogWaitMs);
   };

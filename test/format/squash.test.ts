@@ -132,6 +132,32 @@ async function removeAll(references: readonly BackupReference[]): Promise<void> 
 const textOf = async ({ repository, container, prefix }: BackupReference, suffix: string): Promise<string> =>
   Buffer.concat(await Array.fromAsync(repository.get({ container, name: `${prefix}${suffix}` }))).toString();
 
+test("a squash has the store copy all windows that it takes at once", async () => {
+  await using folder = await temporaryFolder();
+  await using opened = await openNew("posix", folder.path);
+  const { references, images } = await makeChain(opened, folder.path);
+  const taken = 6;
+  const { promise: all, resolve: go } = Promise.withResolvers<void>();
+  let waiting = 0;
+  const copyIfAbsent: Repository["copyIfAbsent"] = async (...args) => {
+    waiting += 1;
+    if (waiting === taken) go();
+    await all;
+    return opened.copyIfAbsent(...args);
+  };
+  const repository = new Proxy(opened, {
+    get: (target, name) => {
+      const value: unknown = name === "copyIfAbsent" ? copyIfAbsent : Reflect.get(target, name, target);
+      return typeof value === "function" ? value.bind(target) : value;
+    },
+  });
+  const chain = references.map((reference) => ({ ...reference, repository }));
+  const layout = await planned(chain, repository);
+  const { takenBytes } = await engine.squashWhole({ chain, repository, layout }, freeContext());
+  expect(takenBytes).toBe(taken * small.objectBytes);
+  expect((await restoreToMemory(engine, [referenceTo(opened, layout)])).equals(images[0] as Buffer)).toBe(true);
+});
+
 describe.each(drivers)("a squash in %s", (driver) => {
   test("makes a full backup of an incremental, on which the newer ones restore exactly when the rest is gone", async () => {
     await using folder = await temporaryFolder();

@@ -71,6 +71,8 @@ export interface CopiedRange {
 const putsPerWindow = 4;
 /** Windows that are read, or stored, while all threads compute. */
 const windowsAhead = 2;
+/** Windows that are taken at a time: the store copies them, and each is some requests that wait for each other. */
+const takenAtOnce = 16;
 /** Windows per group when most are holes: enough that the few with data fill the lanes. */
 const windowsPerGroupMax = 512;
 
@@ -90,8 +92,9 @@ export async function copyObjects(engine: EngineContext, input: CopyInput, ctx: 
   await repository.ensureContainer(layout.container);
   await requireKey(repository, layout);
   const windows = cutWindows(range, layout.objectBytes);
-  const windowsAtOnce = engine.pool.threads + windowsAhead;
-  using access = await DirectAccess.open(engine.pool, input.source, Math.min(windowsAtOnce, windows.length));
+  const readAtOnce = engine.pool.threads + windowsAhead;
+  const windowsAtOnce = input.take === undefined ? readAtOnce : takenAtOnce;
+  using access = await DirectAccess.open(engine.pool, input.source, Math.min(readAtOnce, windows.length));
   const copier = new RangeCopier(engine, input, ctx, { parent, access });
   const results = copier.canUseLanes(windows.length)
     ? mapConcurrent(copier.laneGroups(windows), (group, signal) => copier.copyGroup(group, signal), {
@@ -328,8 +331,7 @@ class RangeCopier {
     const release = await claimMemory(this.#engine.memory, claim, { ...this.#ctx, signal });
     try {
       const { hashes, parts } = await this.#readChanges(window, signal);
-      let number =
-        (await orAbort(place.numberBefore, signal)) ?? numbersOfRange(this.#input.layout, this.#input.range).from;
+      let number = await this.#numberBefore(place, signal);
       place.settle(parts.reduce((sum, { copied }) => sum + copied.extents.length, number));
       const entries: ObjectEntry[] = [];
       for (const { part, copied } of parts) {
@@ -341,6 +343,16 @@ class RangeCopier {
     } finally {
       release();
     }
+  }
+
+  /**
+   * The last object number before a window. Where windows are taken it follows from the position, as in every full backup: who waited for the window before while holding memory
+   * could wait for one that waits for memory.
+   */
+  async #numberBefore({ window, numberBefore }: WindowPlace, signal: AbortSignal): Promise<number> {
+    const { layout, range, take } = this.#input;
+    if (take !== undefined) return window.offset / layout.objectBytes;
+    return (await orAbort(numberBefore, signal)) ?? numbersOfRange(layout, range).from;
   }
 
   async #take(window: Extent, signal: AbortSignal): Promise<CopiedWindow | null> {

@@ -141,10 +141,13 @@ export class ObjectRepository implements Repository {
   async copyIfAbsent(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<"stored" | "exists"> {
     const [source, place] = [this.#key(from), this.#key(to)];
     return this.#inTurn(place, async () => {
-      const { md5 } = await this.#store.stat(source).catch((error: unknown) => {
-        throw named(error, from);
-      });
-      if (await this.#exists(place)) {
+      const [{ md5 }, isThere] = await Promise.all([
+        this.#store.stat(source).catch((error: unknown) => {
+          throw named(error, from);
+        }),
+        this.#exists(place),
+      ]);
+      if (isThere) {
         const same = (await this.#store.stat(place)).md5 ?? "none";
         const body = (): AsyncIterable<Uint8Array> => this.get(from, { signal: ctx.signal });
         if (same !== md5 && !(await this.#holds(place, body(), ctx.signal))) throw new ObjectConflictError(to);

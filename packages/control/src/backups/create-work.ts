@@ -36,7 +36,8 @@ export interface BackupSite {
   tellsChanges: boolean;
 }
 
-export const rangesMax = 16_384;
+/** Ranges of a volume, at most: of one that is larger they are longer, so that no plan, seal or queue has more to hold. */
+export const rangesMax = 1_024;
 
 /** Python's str() of an aware datetime: the form used in the documents in a repository. */
 const pythonTime = (at: Date): string => {

@@ -3,8 +3,10 @@
 import { measureControl } from "./control.ts";
 import { measureEndedTasks } from "./ended-tasks.ts";
 import { measureEngine } from "./engine.ts";
+import { measureHuge } from "./huge.ts";
 import { measureLarge } from "./large.ts";
 import { measureLimits } from "./limits.ts";
+import { measureManyWorkers } from "./many-workers.ts";
 import { keepAsRelease, type Measurement, report, type Say } from "./measurement.ts";
 import { measureMemory } from "./memory.ts";
 import { measureRequests } from "./requests.ts";
@@ -20,6 +22,7 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   control: measureControl,
   ended: measureEndedTasks,
   engine: measureEngine,
+  huge: (say) => measureHuge(say),
   large: measureLarge,
   limits: measureLimits,
   memory: measureMemory,
@@ -31,6 +34,7 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   tasks: measureTaskOverhead,
   transfer: measureTransfer,
   volumes: measureSmallVolumes,
+  workers: measureManyWorkers,
 };
 
 async function main(args: string[]): Promise<void> {

@@ -7,7 +7,10 @@ import { changeImage, writeRandomImage } from "./engine-images.ts";
 import { importVolume, liftQuotas } from "./house-work.ts";
 import { type Measurement, measured, median, type Say } from "./measurement.ts";
 
-const rounds = 5;
+const sizes = [
+  { gib: 1, rounds: 5 },
+  { gib: 10, rounds: 3 },
+];
 const percentChanged = 1;
 /** What the service may add to the engine alone: a share, and seconds. */
 const addedShareMax = 1.2;
@@ -22,40 +25,55 @@ type Times = Record<Work, number[]>;
 const newTimes = (): Times => ({ full: [], incremental: [], restore: [] });
 
 /**
- * One volume of 1 GiB of noise, uncompressed, from the request to the end of its operation, with one worker and with two, and the engine
+ * One volume of 1 GiB of noise, and one of 10 GiB, uncompressed, from the request to the end of its operation, with one worker and with two, and the engine
  * alone with the same bytes: what the service adds. The command line, with its start; and both in the folder of temporary files.
  */
 export async function measureService(say: Say): Promise<Measurement[]> {
   const home = await mkdtemp(join(tmpdir(), "tephra-bench-"));
   try {
-    const image = join(home, "volume.img");
-    await writeRandomImage(image, GiB);
     const config = { repository: { compression: "none" } };
     await using house = await openHouse({ workers: 1, config, importRoots: [home], say });
     await liftQuotas(house);
-    const volumeId = await importVolume(house, image);
-    const [alone, one, two] = [newTimes(), newTimes(), newTimes()];
-    for (let round = 1; round <= rounds; round += 1) {
-      say(`1 GiB, round ${round} of ${rounds}`);
-      await engineAlone(home, { image, round }, alone);
-      await throughService(house, { volumeId, seed: `one ${round}` }, one);
-      const helper = await house.startWorker();
-      await throughService(house, { volumeId, seed: `two ${round}` }, two);
-      await helper.stop();
-    }
-    return works.flatMap((work) => rowsOf(work, { alone: alone[work], one: one[work], two: two[work] }));
+    const results: Measurement[] = [];
+    for (const size of sizes) results.push(...(await measureSize(house, size, { home, say })));
+    return results;
   } finally {
     await rm(home, { recursive: true, force: true });
   }
 }
 
-function rowsOf(work: Work, { alone, one, two }: { alone: number[]; one: number[]; two: number[] }): Measurement[] {
+/** The engine alone reads the file of the service's volume: the disk need not hold it twice. */
+async function measureSize(
+  house: House,
+  { gib, rounds }: { gib: number; rounds: number },
+  { home, say }: { home: string; say: Say },
+): Promise<Measurement[]> {
+  const image = join(home, "volume.img");
+  await writeRandomImage(image, gib * GiB);
+  const volumeId = await importVolume(house, image);
+  await rm(image);
+  const [alone, one, two] = [newTimes(), newTimes(), newTimes()];
+  for (let round = 1; round <= rounds; round += 1) {
+    say(`${gib} GiB, round ${round} of ${rounds}`);
+    await engineAlone(home, { image: house.volumeFile(volumeId), round }, alone);
+    await throughService(house, { volumeId, seed: `one ${round}` }, one);
+    const helper = await house.startWorker();
+    await throughService(house, { volumeId, seed: `two ${round}` }, two);
+    await helper.stop();
+  }
+  await house.call("DELETE", `/v3/${project}/volumes/${volumeId}`);
+  return works.flatMap((work) =>
+    rowsOf(`${work} of ${gib} GiB`, { alone: alone[work], one: one[work], two: two[work] }),
+  );
+}
+
+function rowsOf(name: string, { alone, one, two }: { alone: number[]; one: number[]; two: number[] }): Measurement[] {
   const atMost = addedShareMax * median(alone) + addedSecondsMax;
   const note = `the engine alone ${median(alone).toFixed(2)} s; at most ${addedShareMax} times that and ${addedSecondsMax} s`;
   return [
-    measured(`${work} of 1 GiB: the engine alone`, alone, { unit: "s" }),
-    measured(`${work} of 1 GiB: the service, one worker`, one, { unit: "s", atMost: rounded(atMost), note }),
-    measured(`${work} of 1 GiB: the service, two workers`, two, { unit: "s", atMost: rounded(atMost), note }),
+    measured(`${name}: the engine alone`, alone, { unit: "s" }),
+    measured(`${name}: the service, one worker`, one, { unit: "s", atMost: rounded(atMost), note }),
+    measured(`${name}: the service, two workers`, two, { unit: "s", atMost: rounded(atMost), note }),
   ];
 }
 

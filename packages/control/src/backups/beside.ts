@@ -1,7 +1,7 @@
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
 import { isLiveOperation } from "../db/live.ts";
-import { ConfigError, InvalidError, OperationEndedError } from "../errors.ts";
+import { ConfigError, InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { documents, type RestoreInput, type SeenVolume } from "../queue/documents.ts";
 import { isLive, lockOperation, startOperation } from "../queue/operations.ts";
@@ -164,7 +164,7 @@ export async function prepareRestore(
   });
 }
 
-/** The volume is there and reserved: the restore goes on without the request. @throws OperationEndedError when it came too late */
+/** The volume is there and reserved: the restore goes on without the request. @throws InvalidError when it came too late */
 export async function confirmRestore(
   database: Database,
   { operationId, backup }: PreparedRestore,
@@ -174,7 +174,8 @@ export async function confirmRestore(
     await lockBackup(tx, backup.id);
     const operation = await lockOperation(tx, operationId);
     const input = documents.restoreInput(operation.input);
-    if (!isLive(operation) || operation.state !== "queued") throw new OperationEndedError(operationId);
+    if (!isLive(operation) || operation.state !== "queued")
+      throw new InvalidError("backup", "The restore was cancelled, or took too long to prepare. Try again.");
     const known: RestoreInput = { ...input, volume: target.volume, hold: target.hold };
     await tx.operation.update({ where: { id: operationId }, data: { volumeId: target.volume.id, input: known } });
     await tx.backup.update({ where: { id: backup.id }, data: { restoreVolumeId: target.volume.id } });

@@ -1,5 +1,6 @@
 import type { Config } from "../config.ts";
 import { Prisma } from "../generated/client.ts";
+import { besideIn } from "../volume-backends.ts";
 import type { Database } from "./database.ts";
 
 /** Smaller differences can come from a slow response on a busy machine, or from clock slewing. */
@@ -41,7 +42,9 @@ export async function mendTimes(database: Database, config: Config): Promise<num
   const { tasks, worker, notifications } = config;
   const leaseMs = Math.max(leastMs, leasesMax * worker.lease_ms);
   const downMs = Math.max(leastMs, worker.down_ms);
-  const retryMs = Math.max(leastMs, 2 * tasks.backoff_ms * 2 ** tasks.attempts_max);
+  // The first task of a restore waits for its request (prepareRestore).
+  const prepareMs = (besideIn(config.volume_backends)?.wait.prepare_seconds ?? 0) * 1000;
+  const retryMs = Math.max(leastMs, 2 * tasks.backoff_ms * 2 ** tasks.attempts_max, prepareMs);
   const dispatchMs = Math.max(leastMs, tasks.dispatch_timeout_ms);
   const unplacedMs = Math.max(leastMs, tasks.unplaced_timeout_ms);
   const takenMs = Math.max(leastMs, 2 * notifications.timeout_ms);

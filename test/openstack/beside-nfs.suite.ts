@@ -8,7 +8,18 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { provideQemuBlock } from "../../scripts/qemu-block-package.ts";
 import { randomBytesOf } from "../kit/bytes.ts";
 import type { Instance } from "../kit/instance.ts";
-import { accept, asking, atRest, type BesideWorld, ended, startWorld } from "./beside-world.ts";
+import { isLong } from "../kit/long.ts";
+import {
+  accept,
+  asking,
+  atRest,
+  type BesideWorld,
+  backedUp,
+  ended,
+  restoredTo,
+  restoreManyTimes,
+  startWorld,
+} from "./beside-world.ts";
 import { startEditingProxy } from "./editing-proxy.ts";
 
 const MiB = 2 ** 20;
@@ -98,26 +109,9 @@ describe.skipIf(!namespaces).each(["raw", "qcow2"] as const)("files of Cinder's 
     return run("qemu-img", "compare", "-f", "raw", "-F", of, expected, path);
   };
 
-  async function backedUp(id: string, more: object = {}): Promise<string> {
-    const backup = await accept(ask, { volume_id: id, ...more });
-    await ended(instance, ask, backup);
-    await atRest(instance);
-    return backup;
-  }
-
-  async function restoreTo(backup: string, id: string | null): Promise<string> {
-    const reply = await ask("POST", `/backups/${backup}/restore`, { restore: { volume_id: id } });
-    expect(reply.status, `${reply.text}\n${instance.logs()}`).toBe(202);
-    await atRest(instance);
-    const { volume_id: target } = reply.body.restore;
-    const [ended] = await instance.sql("SELECT state, fail_reason FROM operations WHERE volume_id = $1", [target]);
-    expect(ended).toEqual({ state: "succeeded", fail_reason: null });
-    await world.user.volumeIn(target, "available");
-    return target;
-  }
-
   it("are backed up and restored exactly, to new volumes and to one that builds on its snapshots", async () => {
     const { user } = world;
+    const mine = { instance, ask, user };
     const { id } = await user.createVolume({ name: "data" });
     write(id, 5 * MiB, 3 * MiB, "one");
     const first = keep(id, "first");
@@ -127,13 +121,13 @@ describe.skipIf(!namespaces).each(["raw", "qcow2"] as const)("files of Cinder's 
         .filter((name) => !name.endsWith(".info"))
         .sort();
     const before = images();
-    const full = await backedUp(id);
+    const full = await backedUp(instance, ask, id);
     write(id, 700 * MiB, MiB, "two");
     const second = keep(id, "second");
-    const next = await backedUp(id, { incremental: true });
+    const next = await backedUp(instance, ask, id, { incremental: true });
     expect(images()).toEqual(before);
-    expectSame(await restoreTo(full, null), first);
-    expectSame(await restoreTo(next, null), second);
+    expectSame(await restoredTo(mine, full, null), first);
+    expectSame(await restoredTo(mine, next, null), second);
     const { id: target } = await user.createVolume({ name: "target" });
     write(target, 0, 8 * MiB, "old");
     const { snapshot } = await user.must("POST", "/snapshots", { snapshot: { volume_id: target, name: "s" } });
@@ -142,10 +136,25 @@ describe.skipIf(!namespaces).each(["raw", "qcow2"] as const)("files of Cinder's 
     const base = join(files, `volume-${target}`);
     copyFileSync(base, join(home, "base"));
     expect(active(target).path).not.toBe(base);
-    await restoreTo(full, target);
+    await restoredTo(mine, full, target);
     expectSame(target, first);
     run("cmp", base, join(home, "base"));
   });
+
+  it.runIf(isLong)(
+    "40 restores of random edits are exact",
+    () =>
+      restoreManyTimes(
+        { instance, ask, user: world.user },
+        {
+          write,
+          keep,
+          isSame: (id, expected) => expectSame(id, expected) !== null,
+        },
+        40,
+      ),
+    3_600_000,
+  );
 
   it("what Cinder says of an image that leads out of the share, or of no share, opens nothing", async () => {
     const { user, cinder } = world;

@@ -1,42 +1,36 @@
-import { execFile } from "node:child_process";
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { randomBytesOf } from "../kit/bytes.ts";
-import { type CephPool, startCephPool } from "../kit/ceph-pool.ts";
+import type { CephPool } from "../kit/ceph-pool.ts";
 import { crashAt } from "../kit/crash-at.ts";
 import type { Instance } from "../kit/instance.ts";
-import { accept, asking, atRest, type BesideWorld, ended, same, startWorld } from "./beside-world.ts";
+import { isLong } from "../kit/long.ts";
+import {
+  accept,
+  asking,
+  atRest,
+  type BesideWorld,
+  backedUp,
+  childOf,
+  ended,
+  onHost,
+  restoreManyTimes,
+  restoreTo,
+  same,
+} from "./beside-world.ts";
 import { startEditingProxy } from "./editing-proxy.ts";
+import { type RbdWorld, startRbdWorld } from "./rbd-world.ts";
 
 const MiB = 2 ** 20;
 const GiB = 2 ** 30;
 
-let home: string;
+let ceph: RbdWorld;
 let pool: CephPool;
 let world: BesideWorld;
 let instance: Instance;
 let ask: ReturnType<typeof asking>;
 
 beforeAll(async () => {
-  home = await mkdtemp(join(tmpdir(), "tephra-beside-rbd-"));
-  pool = await startCephPool();
-  const { ceph, environment, keyring } = pool;
-  const conf = await clientConf();
-  world = await startWorld({
-    section: [
-      "volume_driver = cinder.volume.drivers.rbd.RBDDriver",
-      "rbd_pool = volumes",
-      `rbd_ceph_conf = ${conf}`,
-      "rbd_user = cinder",
-      "rbd_secret_uuid = 11111111-2222-3333-4444-555555555555",
-    ].join("\n"),
-    environment,
-    backend: { ceph: [{ pools: ["volumes"], conf: ceph.conf, user: "tephra", keyring }] },
-  });
+  ceph = await startRbdWorld();
+  ({ pool, world } = ceph);
   instance = await world.start({
     workers: 0,
     config: {
@@ -49,110 +43,63 @@ beforeAll(async () => {
 });
 afterAll(async () => {
   await instance?.[Symbol.asyncDispose]();
-  await world?.[Symbol.asyncDispose]();
-  await pool?.[Symbol.asyncDispose]();
-  await rm(home, { recursive: true, force: true });
+  await ceph?.[Symbol.asyncDispose]();
 });
-
-/** As Cinder's driver has it: its user's key by the configuration. */
-async function clientConf(): Promise<string> {
-  const keyring = await pool.ceph.user("cinder", "mon", "profile rbd", "osd", "profile rbd pool=volumes");
-  const conf = join(home, "cinder.conf");
-  writeFileSync(conf, `${readFileSync(pool.ceph.conf, "utf8")}\n[client.cinder]\nkeyring = ${keyring}\n`);
-  return conf;
-}
-
-const image = (id: string): string => `volumes/volume-${id}`;
-
-/** Writes random bytes of that seed, as a machine would that has the volume. */
-async function write(id: string, offset: number, length: number, seed: string): Promise<void> {
-  const bytes = join(home, "bytes");
-  writeFileSync(bytes, randomBytesOf(seed, length));
-  const file = { driver: "rbd", pool: "volumes", image: `volume-${id}`, conf: pool.ceph.conf };
-  const args = ["-c", `write -s ${bytes} ${offset} ${length}`, `json:${JSON.stringify({ driver: "raw", file })}`];
-  await promisify(execFile)("qemu-io", args, { env: pool.environment, timeout: 60_000 });
-}
-
-/** What a volume holds, as Ceph's own tool says. */
-async function keep(id: string, name: string): Promise<string> {
-  const path = join(home, name);
-  await rm(path, { force: true });
-  await pool.ceph.run("rbd", "export", "--no-progress", image(id), path);
-  return path;
-}
-
-const isSame = async (id: string, expected: string): Promise<boolean> => same(expected, await keep(id, "now"));
-
-/** What there is in Ceph, and in Cinder of all projects. */
-async function objects(): Promise<string[]> {
-  const images = JSON.parse(await pool.ceph.run("rbd", "ls", "--format", "json", "volumes")) as string[];
-  const volumes = (await world.service.volumes()).map(({ id, status }) => `${id} ${status}`);
-  return [...images, ...volumes].sort();
-}
-
-/** In front of a worker's command: it takes itself for a worker on another host. */
-const onHost = (name: string): string[] => [
-  ...["unshare", ...(process.getuid?.() === 0 ? [] : ["-r"]), "--uts"],
-  ...["sh", "-c", 'hostname "$0" && exec "$@"', name],
-];
-
-async function backedUp(id: string, more: object = {}): Promise<string> {
-  const backup = await accept(ask, { volume_id: id, ...more });
-  await ended(instance, ask, backup);
-  await atRest(instance);
-  return backup;
-}
-
-async function restoreTo(backup: string, id: string | null): Promise<string> {
-  const reply = await ask("POST", `/backups/${backup}/restore`, { restore: { volume_id: id } });
-  expect(reply.status, reply.text).toBe(202);
-  return reply.body.restore.volume_id;
-}
 
 it("images of Cinder's own RBD driver: full, incremental and of a snapshot, in use, restored to new and existing volumes", async () => {
   const { user } = world;
   const worker = await instance.startWorker();
   const { id } = await user.createVolume({ name: "data" });
-  const before = await objects();
-  await write(id, 5 * MiB, 3 * MiB, "one");
-  const first = await keep(id, "first");
-  const full = await backedUp(id);
-  await write(id, 700 * MiB, MiB, "two");
+  const before = await ceph.objects();
+  await ceph.write(id, 5 * MiB, 3 * MiB, "one");
+  const first = await ceph.keep(id, "first");
+  const full = await backedUp(instance, ask, id);
+  await ceph.write(id, 700 * MiB, MiB, "two");
   const { snapshot } = await user.must("POST", "/snapshots", { snapshot: { volume_id: id, name: "s" } });
   const ready = async () => (await user.must("GET", `/snapshots/${snapshot.id}`)).snapshot.status === "available";
   await instance.waitFor(ready, { what: "the snapshot is there" });
-  const second = await keep(id, "second");
-  await write(id, 100 * MiB, MiB, "three");
-  const third = await keep(id, "third");
-  const ofSnapshot = await backedUp(id, { snapshot_id: snapshot.id, incremental: true });
+  const second = await ceph.keep(id, "second");
+  await ceph.write(id, 100 * MiB, MiB, "three");
+  const third = await ceph.keep(id, "third");
+  const ofSnapshot = await backedUp(instance, ask, id, { snapshot_id: snapshot.id, incremental: true });
   const { attachment } = await user.must("POST", "/attachments", {
     attachment: { volume_uuid: id, connector: { host: "guest" } },
   });
   await user.must("POST", `/attachments/${attachment.id}/action`, { "os-complete": {} });
-  const inUse = await backedUp(id, { force: true, incremental: true });
+  const inUse = await backedUp(instance, ask, id, { force: true, incremental: true });
   expect((await user.must("GET", `/volumes/${id}`)).volume.status).toBe("in-use");
-  expect(await objects()).toEqual(before.map((each) => each.replace(`${id} available`, `${id} in-use`)));
+  expect(await ceph.objects()).toEqual(before.map((each) => each.replace(`${id} available`, `${id} in-use`)));
   for (const [backup, expected] of [
     [full, first],
     [ofSnapshot, second],
     [inUse, third],
   ] as const) {
-    const target = await restoreTo(backup, null);
+    const target = await restoreTo(ask, backup, null);
     await user.volumeIn(target, "available");
-    expect(await isSame(target, expected)).toBe(true);
+    expect(await ceph.isSame(target, expected)).toBe(true);
   }
   const { id: existing } = await user.createVolume({ size: 2, name: "existing" });
-  await write(existing, 0, 4 * MiB, "old");
-  await write(existing, GiB + MiB, MiB, "tail");
-  const whole = await keep(existing, "existing");
-  await restoreTo(inUse, existing);
+  await ceph.write(existing, 0, 4 * MiB, "old");
+  await ceph.write(existing, GiB + MiB, MiB, "tail");
+  const whole = await ceph.keep(existing, "existing");
+  await restoreTo(ask, inUse, existing);
   await user.volumeIn(existing, "available");
   await atRest(instance);
-  const now = await keep(existing, "now");
+  const now = await ceph.keep(existing, "now");
   expect(same(third, now)).toBe(true);
   expect(same(whole, now, 2 * GiB, GiB)).toBe(true);
   await worker.stop({ signal: "SIGKILL" });
 });
+
+it.runIf(isLong)(
+  "40 restores of random edits are exact",
+  async () => {
+    const worker = await instance.startWorker();
+    await restoreManyTimes({ instance, ask, user: world.user }, ceph, 40);
+    await worker.stop({ signal: "SIGKILL" });
+  },
+  3_600_000,
+);
 
 describe("a worker is lost during a restore", () => {
   it.each([
@@ -164,14 +111,14 @@ describe("a worker is lost during a restore", () => {
     const { user } = world;
     const worker = await instance.startWorker();
     const { id } = await user.createVolume({ name: "data" });
-    await write(id, 3 * MiB, MiB, "lost");
-    const expected = await keep(id, "lost");
-    const backup = await backedUp(id);
+    await ceph.write(id, 3 * MiB, MiB, "lost");
+    const expected = await ceph.keep(id, "lost");
+    const backup = await backedUp(instance, ask, id);
     await worker.stop({ signal: "SIGKILL" });
     const { id: target } = await user.createVolume({ name: "target" });
-    await write(target, 0, 2 * MiB, "old");
+    await ceph.write(target, 0, 2 * MiB, "old");
     const mortal = await instance.startWorker(crashAt(point));
-    await restoreTo(backup, target);
+    await restoreTo(ask, backup, target);
     await instance.waitFor(() => !mortal.running(), { what: `the worker died at ${point}`, timeoutMs: 30_000 });
     const { metadata } = (await user.must("GET", `/volumes/${target}`)).volume;
     const { writer } = JSON.parse(metadata.tephra_restore);
@@ -179,7 +126,7 @@ describe("a worker is lost during a restore", () => {
     const heir = await instance.startWorker({}, onHost("other"));
     await user.volumeIn(target, "available");
     await atRest(instance);
-    expect(await isSame(target, expected)).toBe(true);
+    expect(await ceph.isSame(target, expected)).toBe(true);
     expect((await pool.ceph.run("ceph", "osd", "blocklist", "ls")).includes(writer)).toBe(isShutOut);
     expect((await user.must("GET", `/volumes/${target}`)).volume.metadata).toEqual({ src_backup_id: backup });
     await heir.stop({ signal: "SIGKILL" });
@@ -188,9 +135,9 @@ describe("a worker is lost during a restore", () => {
   it("and is only late: what it still sends is refused, and the volume is its owner's", async () => {
     const { user, service } = world;
     const { id } = await user.createVolume({ name: "data" });
-    await write(id, 0, 8 * MiB, "late");
+    await ceph.write(id, 0, 8 * MiB, "late");
     const worker = await instance.startWorker();
-    const backup = await backedUp(id);
+    const backup = await backedUp(instance, ask, id);
     const limit = "/ops/limits/repositories/repository/main";
     const asAdmin = { "x-auth-token": service.token };
     const set = await instance.request("PUT", limit, { bytes_per_second: 256 * 1024 }, asAdmin);
@@ -198,7 +145,7 @@ describe("a worker is lost during a restore", () => {
     await worker.stop({ signal: "SIGKILL" });
     const late = await instance.startWorker();
     const { id: target } = await user.createVolume({ name: "target" });
-    await restoreTo(backup, target);
+    await restoreTo(ask, backup, target);
     const server = await instance.waitFor(
       async () => {
         const { metadata } = (await user.must("GET", `/volumes/${target}`)).volume;
@@ -212,30 +159,17 @@ describe("a worker is lost during a restore", () => {
     const heir = await instance.startWorker({}, onHost("other"));
     await user.volumeIn(target, "available");
     await atRest(instance);
-    expect(await isSame(target, await keep(id, "late"))).toBe(true);
-    await write(target, 0, 9 * MiB, "owner");
-    const owners = await keep(target, "owner");
+    expect(await ceph.isSame(target, await ceph.keep(id, "late"))).toBe(true);
+    await ceph.write(target, 0, 9 * MiB, "owner");
+    const owners = await ceph.keep(target, "owner");
     process.kill(server, "SIGCONT");
     late.kill("SIGCONT");
     await instance.waitFor(() => childOf(late.pid, "qemu-nbd") === null, { what: "the late one has given up" });
-    expect(await isSame(target, owners)).toBe(true);
+    expect(await ceph.isSame(target, owners)).toBe(true);
     await late.stop({ signal: "SIGKILL" });
     await heir.stop({ signal: "SIGKILL" });
   });
 });
-
-/** The id of that program, started by a process; null when there is none. */
-function childOf(parent: number, program: string): number | null {
-  for (const entry of readdirSync("/proc").filter((name) => /^[0-9]+$/.test(name))) {
-    try {
-      const [, name, of] = /^[0-9]+ \((.*)\) \S+ ([0-9]+)/.exec(readFileSync(`/proc/${entry}/stat`, "utf8")) ?? [];
-      if (name === program && Number(of) === parent) return Number(entry);
-    } catch {
-      // It has ended meanwhile.
-    }
-  }
-  return null;
-}
 
 it("what Cinder says that is not of a configured cluster and pool opens nothing, and no secret of it is shown", async () => {
   const { user, cinder } = world;
@@ -247,10 +181,10 @@ it("what Cinder says that is not of a configured cluster and pool opens nothing,
     [{ name: `volumes/x:conf=/etc/passwd:key=${canary}` }, /name is not of the form POOL\/IMAGE/],
     [{ hosts: ["192.0.2.7"], ports: ["6789"] }, /hosts and ports name no monitor of a cluster that is configured/],
     [{ hosts: canary }, /hosts is missing or not of its form/],
-    [{ driver_volume_type: "iscsi" }, /driver_volume_type "iscsi" is none of local, /],
+    [{ driver_volume_type: "nvmeof" }, /driver_volume_type "nvmeof" is none of local, /],
     [{ driver_volume_type: "local", device_path: "/etc/passwd" }, /is not inside an allowed folder/],
   ];
-  const before = await objects();
+  const before = await ceph.objects();
   const given = new Map<string, object>();
   await using proxy = await startEditingProxy(cinder.url, (_request, answer) => {
     const all = answer.attachment ? [answer.attachment] : (answer.attachments ?? []);
@@ -274,7 +208,7 @@ it("what Cinder says that is not of a configured cluster and pool opens nothing,
     });
   }
   expect(reasons).toEqual(cases.map(([, reason]) => expect.stringMatching(reason)));
-  expect(await objects()).toEqual(before);
+  expect(await ceph.objects()).toEqual(before);
   const rows = JSON.stringify(
     await hostile.sql("SELECT o, t, b FROM operations o JOIN tasks t ON t.operation_id = o.id, backups b"),
   );

@@ -1,11 +1,13 @@
-import { closeSync, openSync, readSync, statSync, writeSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync, writeSync } from "node:fs";
 import { expect } from "vitest";
 import { randomBytesOf } from "../kit/bytes.ts";
 import { type CinderServer, type CinderStorage, type CinderUser, startCinder } from "../kit/cinder.ts";
 import { type Instance, type InstanceOptions, type Reply, startInstance } from "../kit/instance.ts";
 import { type IdentityServer, startIdentity } from "../kit/keystone.ts";
+import { randomFrom } from "../kit/random.ts";
 
-const demo = { name: "demo", password: "pw-demo", project: "alpha", role: "member" };
+export const demo = { name: "demo", password: "pw-demo", project: "alpha", role: "member" };
 const stranger = { name: "sven", password: "pw-sven", project: "beta", role: "member" };
 const service = { name: "tephra", password: "pw-tephra", project: "tephra", role: "admin" };
 
@@ -62,6 +64,25 @@ export async function startWorld(
   };
 }
 
+/** In front of a worker's command: it takes itself for a worker on another host. */
+export const onHost = (name: string): string[] => [
+  ...["unshare", ...(process.getuid?.() === 0 ? [] : ["-r"]), "--uts"],
+  ...["sh", "-c", 'hostname "$0" && exec "$@"', name],
+];
+
+/** The id of that program, started by a process; null when there is none. */
+export function childOf(parent: number, program: string): number | null {
+  for (const entry of readdirSync("/proc").filter((name) => /^[0-9]+$/.test(name))) {
+    try {
+      const [, name, of] = /^[0-9]+ \((.*)\) \S+ ([0-9]+)/.exec(readFileSync(`/proc/${entry}/stat`, "utf8")) ?? [];
+      if (name === program && Number(of) === parent) return Number(entry);
+    } catch {
+      // It has ended meanwhile.
+    }
+  }
+  return null;
+}
+
 /** Requests of a user to Tephra, in his project. */
 export const asking =
   (instance: Instance, { token, projectId }: CinderUser) =>
@@ -100,6 +121,80 @@ export async function atRest(instance: Instance): Promise<void> {
     },
     { what: "nothing is left to do", timeoutMs: 60_000 },
   );
+}
+
+/** Backs a volume up. @returns the backup's id once nothing is left to do */
+export async function backedUp(
+  instance: Instance,
+  ask: ReturnType<typeof asking>,
+  volumeId: string,
+  more: object = {},
+): Promise<string> {
+  const id = await accept(ask, { volume_id: volumeId, ...more });
+  await ended(instance, ask, id);
+  await atRest(instance);
+  return id;
+}
+
+/** Accepts a restore, to a new volume without an id. @returns the id of the target */
+export async function restoreTo(
+  ask: ReturnType<typeof asking>,
+  backup: string,
+  volumeId: string | null,
+): Promise<string> {
+  const reply = await ask("POST", `/backups/${backup}/restore`, { restore: { volume_id: volumeId } });
+  expect(reply.status, reply.text).toBe(202);
+  return reply.body.restore.volume_id;
+}
+
+/** Restores a backup. @returns the id of the target once it is available and nothing is left to do */
+export async function restoredTo(
+  { instance, ask, user }: { instance: Instance; ask: ReturnType<typeof asking>; user: CinderUser },
+  backup: string,
+  volumeId: string | null,
+): Promise<string> {
+  const target = await restoreTo(ask, backup, volumeId).catch((error: unknown) => {
+    throw new Error(`${error}\n${instance.logs()}`, { cause: error });
+  });
+  await atRest(instance);
+  const [row] = await instance.sql(
+    "SELECT state, fail_reason FROM operations WHERE volume_id = $1 ORDER BY created_at DESC LIMIT 1",
+    [target],
+  );
+  expect(row).toEqual({ state: "succeeded", fail_reason: null });
+  await user.volumeIn(target, "available");
+  return target;
+}
+
+/** How a kind of storage is reached beside Cinder and us. */
+interface Kind {
+  write(volumeId: string, offset: number, length: number, seed: string): unknown;
+  /** @returns the path of a copy of what a volume holds */
+  keep(volumeId: string, name: string): string | Promise<string>;
+  isSame(volumeId: string, expected: string): boolean | Promise<boolean>;
+}
+
+/** So often, a volume is changed in random places, backed up, every fourth time completely, and restored over another one. */
+export async function restoreManyTimes(
+  mine: { instance: Instance; ask: ReturnType<typeof asking>; user: CinderUser },
+  { write, keep, isSame }: Kind,
+  rounds: number,
+): Promise<void> {
+  const seed = Number(process.env["TEPHRA_TEST_SEED"] ?? randomBytes(4).readUInt32LE());
+  process.stderr.write(`seed ${seed}\n`);
+  const random = randomFrom(seed);
+  const [{ id }, { id: target }] = [await mine.user.createVolume({}), await mine.user.createVolume({})];
+  for (let round = 0; round < rounds; round += 1) {
+    const length = 512 * (1 + random(4_096));
+    for (let edits = 1 + random(3); edits > 0; edits -= 1) {
+      await write(id, 512 * random((2 ** 30 - length) / 512), length, `${seed} ${round} ${edits}`);
+    }
+    const expected = await keep(id, "expected");
+    const backup = await backedUp(mine.instance, mine.ask, id, { incremental: round % 4 > 0 });
+    await restoredTo(mine, backup, target);
+    expect(await isSame(target, expected), `round ${round} of seed ${seed}`).toBe(true);
+  }
+  process.stderr.write(`${rounds} restores, 0 wrong\n`);
 }
 
 /** Writes random bytes of that seed, as whoever has the volume would. */

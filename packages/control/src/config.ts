@@ -574,7 +574,12 @@ export function backendSettings(
   const beside = besideIn([settings]);
   return beside === null
     ? (settings as Exclude<VolumeBackendConfig, { driver: "cinder" }>)
-    : { ...beside, service: serviceOf(config, beside.service), installation };
+    : {
+        ...beside,
+        service: serviceOf(config, beside.service),
+        installation,
+        lockFolder: resolve(config.data_dir, "writers"),
+      };
 }
 
 /** The service beside which this installation works, and as whom it is asked; null: it has volumes of its own. */

@@ -4,7 +4,7 @@ import { fileURLToPath } from "node:url";
 import type { Config } from "./config.ts";
 
 /** Folders that the embedded set-up creates in the data folder, apart from the exchange folder. */
-const dataFolders = ["log", "postgres", "redis", "repository", "run", "scratch", "tls", "volumes"];
+const dataFolders = ["log", "postgres", "redis", "repository", "run", "scratch", "tls", "volumes", "writers"];
 /** Where the program itself is installed, relative to this file. */
 const installation = fileURLToPath(new URL("../../..", import.meta.url));
 const programFolders = ["apps", "node_modules", "packages", "prisma", "scripts"];

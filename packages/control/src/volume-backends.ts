@@ -77,6 +77,20 @@ const CinderBackend = z.strictObject({
   ceph: z.array(z.strictObject({ pools: z.array(cephName).min(1), ...cephAccess })).default([]),
   /** The folder where shares are mounted that Cinder attaches as `nfs`, each in one that is named after the MD5 of its export. */
   nfs_mount_base: z.string().startsWith("/").nullable().default(null),
+  /** The addresses where portals may be that Cinder attaches as `iscsi`. */
+  iscsi_portals: z
+    .array(
+      z.union([z.ipv4(), z.ipv6(), z.cidrv4(), z.cidrv6()], "must be an address or a subnet, such as 192.0.2.0/24"),
+    )
+    .default([]),
+  /** What targets of iSCSI know us by begins so. */
+  initiator: z
+    .string()
+    .regex(
+      /^iqn\.[0-9]{4}-[0-9]{2}\.[a-z0-9.-]{1,120}(?::[a-z0-9.:-]{1,40})?$/,
+      "must be a name such as iqn.2026-11.org.example",
+    )
+    .default("iqn.2026-11.io.tephra"),
   wait: z
     .strictObject({
       /** For a clone, and for a Cinder that does not answer. */

@@ -27,11 +27,13 @@ import { HeldTargets } from "./held-targets.ts";
 
 const GiB = 1024 ** 3;
 
-export interface CinderPlace extends CinderSettings, Omit<ConnectorPlaces, "localRoots" | "nfsBase"> {
+export interface CinderPlace extends CinderSettings, Pick<ConnectorPlaces, "ceph" | "lockFolder"> {
   /** What marks all that is made in Cinder as ours: the id of the database whose operations these are. Asked for once it is needed. */
   installation: () => Promise<string>;
   local_roots: readonly string[];
   nfs_mount_base: string | null;
+  iscsi_portals: readonly string[];
+  initiator: string;
   mark_restoring: boolean;
   wait: { clone_minutes: number; delete_minutes: number };
 }
@@ -61,13 +63,21 @@ export class CinderBackend implements VolumeBackend {
       return known;
     };
     this.#cinder = openCinder(place);
-    this.#places = { localRoots: place.local_roots, ceph: place.ceph, nfsBase: place.nfs_mount_base };
+    this.#places = {
+      localRoots: place.local_roots,
+      ceph: place.ceph,
+      nfsBase: place.nfs_mount_base,
+      iscsiPortals: place.iscsi_portals,
+      lockFolder: place.lockFolder,
+    };
     this.#patience = { cloneMs: wait.clone_minutes * 60_000, deleteMs: wait.delete_minutes * 60_000 };
     const patience = this.#patience;
-    this.#clones = new Clones(this.#cinder.service, installation, patience);
+    const initiator = (id: string): string => `${place.initiator}:${id}`;
+    this.#clones = new Clones(this.#cinder.service, { installation, patience, initiator });
     this.#targets = new HeldTargets(this.#cinder.service, {
       installation,
       patience,
+      initiator,
       markRestoring: place.mark_restoring,
     });
   }
@@ -126,8 +136,8 @@ export class CinderBackend implements VolumeBackend {
 
   async openSource(source: SourceReference): Promise<VolumeSource> {
     if ("volumeId" in source) throw new SourceMissingError(`Volume ${source.volumeId} is read from a clone only.`);
-    const { clone, attachment } = await this.#clones.attached(checkId(source.snapshotId));
-    return openAttachedSource(attachment.connection_info, this.#places, clone.id);
+    const { clone, ...attached } = await this.#clones.attached(checkId(source.snapshotId));
+    return openAttachedSource(attached, this.#places, clone.id);
   }
 
   async *changedExtents(_source: SourceReference, _since: string, range: Extent): AsyncGenerator<Extent> {
@@ -155,8 +165,8 @@ export class CinderBackend implements VolumeBackend {
   }
 
   async openRestored(volumeId: string, restoreId: string): Promise<VolumeSource> {
-    const { info } = await this.#targets.connection(checkId(volumeId), checkId(restoreId));
-    return openAttachedSource(info, this.#places, restoreId);
+    const held = await this.#targets.connection(checkId(volumeId), checkId(restoreId));
+    return openAttachedSource(held, this.#places, restoreId);
   }
 
   async publishRestore(

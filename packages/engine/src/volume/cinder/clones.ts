@@ -3,6 +3,8 @@ import type { CinderAttachment, CinderProject, CinderVolume } from "@tephra/open
 import { SourceMissingError, VolumeStorageError } from "../../errors.ts";
 import type { RunContext } from "../../run/run-context.ts";
 import { askCinder, type CinderPatience, waitFor } from "./ask-cinder.ts";
+import type { InitiatorOf } from "./connector.ts";
+import type { Attached } from "./connectors.ts";
 
 const prefix = "tephra-backup-";
 /** Keys of the metadata of all that we make: of which backup, and whose. */
@@ -12,8 +14,9 @@ const ofInstallation = "tephra_installation";
 /** Statuses of a clone with its bytes. */
 const whole = ["available", "in-use", "reserved", "attaching", "detaching"];
 
-/** What we call ourselves to Cinder and to the storage. */
-export const connectorHere = (): Record<string, unknown> => ({
+/** What we call ourselves to Cinder and to the storage. `initiator`: to a target of iSCSI. */
+export const connectorHere = (initiator: string): Record<string, unknown> => ({
+  initiator,
   host: hostname(),
   ip: "127.0.0.1",
   platform: process.arch === "x64" ? "x86_64" : process.arch,
@@ -29,11 +32,16 @@ export class Clones {
   readonly #cinder: CinderProject;
   readonly #installation: () => Promise<string>;
   readonly #patience: CinderPatience;
+  readonly #initiator: InitiatorOf;
 
-  constructor(cinder: CinderProject, installation: () => Promise<string>, patience: CinderPatience) {
+  constructor(
+    cinder: CinderProject,
+    of: { installation: () => Promise<string>; patience: CinderPatience; initiator: InitiatorOf },
+  ) {
     this.#cinder = cinder;
-    this.#installation = installation;
-    this.#patience = patience;
+    this.#installation = of.installation;
+    this.#patience = of.patience;
+    this.#initiator = of.initiator;
   }
 
   #ask<Result>(what: string, call: () => Promise<Result>): Promise<Result> {
@@ -107,16 +115,19 @@ export class Clones {
     if (attached) return attached;
     // One that was begun and never completed leads nowhere.
     for (const { id } of found) await this.#ask("detach the clone", () => this.#cinder.detach(id));
-    const made = await this.#ask("attach the clone", () => this.#cinder.attach(clone.id, "ro", connectorHere()));
+    const made = await this.#ask("attach the clone", () =>
+      this.#cinder.attach(clone.id, "ro", connectorHere(this.#initiator(clone.id))),
+    );
     await this.#ask("attach the clone", () => this.#cinder.complete(made.id));
     return made;
   }
 
   /** The clone that is attached, with what leads to its bytes. SourceMissingError */
-  async attached(backupId: string): Promise<{ clone: CinderVolume; attachment: CinderAttachment }> {
+  async attached(backupId: string): Promise<Attached & { clone: CinderVolume }> {
     const clone = (await this.of(backupId)).find(({ status }) => whole.includes(status));
     if (!clone) throw new SourceMissingError(`The clone ${prefix}${backupId} is gone.`);
-    return { clone, attachment: await this.attach(clone) };
+    const { connection_info: info } = await this.attach(clone);
+    return { clone, info, initiator: this.#initiator(clone.id) };
   }
 
   /** Removes all of a backup. NotReadyYetError until they are gone. */

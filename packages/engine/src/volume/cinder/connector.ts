@@ -14,7 +14,14 @@ export interface ConnectorPlaces {
   ceph: readonly CephPlace[];
   /** The folder where shares are mounted that Cinder names as `nfs`; null: nowhere. */
   nfsBase: string | null;
+  /** Addresses, and subnets in CIDR notation, where portals may be that Cinder names as `iscsi`. */
+  iscsiPortals: readonly string[];
+  /** A folder of this host for locks on what its storage does not lock. */
+  lockFolder: string;
 }
+
+/** Who we are to the target behind an attachment: of a clone by its id, of a volume that is written by the attachment's. */
+export type InitiatorOf = (id: string) => string;
 
 /** What Cinder says of an attachment: what to connect to, and secrets. */
 export type ConnectionInfo = Record<string, unknown> | null | undefined;
@@ -27,11 +34,11 @@ export interface Writers {
   note(writer: string): Promise<void>;
 }
 
-/** Opens what an attachment of one type leads to. */
+/** Opens what an attachment of one type leads to. `initiator`: who we are to it, as Cinder was told when it was made. */
 export interface Connector {
   /** `frozenAs`: its fingerprint, as nobody but us can write it. */
-  openSource(info: ConnectionInfo, frozenAs: string): Promise<VolumeSource>;
-  openTarget(info: ConnectionInfo, writers: Writers): Promise<VolumeTarget>;
+  openSource(info: ConnectionInfo, as: { frozenAs: string; initiator: string }): Promise<VolumeSource>;
+  openTarget(info: ConnectionInfo, as: { writers: Writers; initiator: string }): Promise<VolumeTarget>;
 }
 
 /** Never with what it may contain: `connection_info` has secrets. */

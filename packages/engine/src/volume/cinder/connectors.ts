@@ -1,6 +1,7 @@
 import { VolumeConflictError } from "../../errors.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
 import { type ConnectionInfo, type Connector, type ConnectorPlaces, refused, type Writers } from "./connector.ts";
+import { iscsi } from "./iscsi-connector.ts";
 import { local } from "./local-connector.ts";
 import { nfs } from "./nfs-connector.ts";
 import { rbd } from "./rbd-connector.ts";
@@ -15,6 +16,7 @@ const connectors: Readonly<Record<string, ConnectorKind>> = {
   local: { open: local, shutsOut: false },
   nfs: { open: nfs, shutsOut: false },
   rbd: { open: rbd, shutsOut: true },
+  iscsi: { open: iscsi, shutsOut: false },
 };
 
 function kindOf(info: ConnectionInfo): ConnectorKind {
@@ -29,25 +31,31 @@ function kindOf(info: ConnectionInfo): ConnectorKind {
   );
 }
 
+/** What Cinder says of an attachment, and who we are to what it leads to. */
+export interface Attached {
+  info: ConnectionInfo;
+  initiator: string;
+}
+
 /** See ConnectorKind. */
 export const shutsOut = (info: ConnectionInfo): boolean => kindOf(info).shutsOut;
 
 /** Opens an attached clone. VolumeStorageError for what cannot be used; PathNotAllowedError outside the roots. */
 export async function openAttachedSource(
-  info: ConnectionInfo,
+  { info, initiator }: Attached,
   places: ConnectorPlaces,
   frozenAs: string,
 ): Promise<VolumeSource> {
-  return kindOf(info).open(places).openSource(info, frozenAs);
+  return kindOf(info).open(places).openSource(info, { frozenAs, initiator });
 }
 
 /** Opens an attached target of at least `sizeBytes`. VolumeConflictError for one that is shorter. */
 export async function openAttachedTarget(
-  { info, writers }: { info: ConnectionInfo; writers: Writers },
+  { info, initiator, writers }: Attached & { writers: Writers },
   places: ConnectorPlaces,
   sizeBytes: number,
 ): Promise<VolumeTarget> {
-  const target = await kindOf(info).open(places).openTarget(info, writers);
+  const target = await kindOf(info).open(places).openTarget(info, { writers, initiator });
   if (target.sizeBytes >= sizeBytes) return target;
   await target[Symbol.asyncDispose]();
   throw new VolumeConflictError(`The volume has ${target.sizeBytes} bytes, too few for ${sizeBytes}.`);

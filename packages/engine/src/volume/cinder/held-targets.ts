@@ -7,8 +7,8 @@ import type { RunContext } from "../../run/run-context.ts";
 import type { HeldTarget, RestoredProperties } from "../backend.ts";
 import { askCinder, type CinderPatience, waitFor } from "./ask-cinder.ts";
 import { connectorHere } from "./clones.ts";
-import type { ConnectionInfo, Writers } from "./connector.ts";
-import { shutsOut } from "./connectors.ts";
+import type { InitiatorOf, Writers } from "./connector.ts";
+import { type Attached, shutsOut } from "./connectors.ts";
 
 /** Keys in the metadata of a target while it is ours: how far a restore is, and, of a new volume, which operation has it made. */
 const restoreKey = "tephra_restore";
@@ -17,7 +17,7 @@ const installationKey = "tephra_installation";
 
 /**
  * In at most 255 characters. `released`: it is the volume's again; `spoilt`: its status is to say that the restore failed. `writer`: who
- * writes, as the storage knows it, where that can shut a writer out.
+ * writes, as the connector tells writers apart.
  */
 const Noted = z.object({
   operation: z.guid(),
@@ -57,15 +57,22 @@ export class HeldTargets {
   readonly #installation: () => Promise<string>;
   readonly #patience: CinderPatience;
   readonly #markRestoring: boolean;
+  readonly #initiator: InitiatorOf;
 
   constructor(
     cinder: CinderProject,
-    of: { installation: () => Promise<string>; patience: CinderPatience; markRestoring: boolean },
+    of: {
+      installation: () => Promise<string>;
+      patience: CinderPatience;
+      initiator: InitiatorOf;
+      markRestoring: boolean;
+    },
   ) {
     this.#cinder = cinder;
     this.#installation = of.installation;
     this.#patience = of.patience;
     this.#markRestoring = of.markRestoring;
+    this.#initiator = of.initiator;
   }
 
   #ask<Result>(what: string, call: () => Promise<Result>): Promise<Result> {
@@ -118,7 +125,7 @@ export class HeldTargets {
     run?.fence();
     await this.#note(volumeId, { ...record, operation, hold, host: hostHere(), state: "writing" });
     if (attachment.status === "reserved") {
-      await this.#ask("attach the volume", () => this.#cinder.connect(hold, connectorHere()));
+      await this.#ask("attach the volume", () => this.#cinder.connect(hold, connectorHere(this.#initiator(hold))));
     }
     if (attachment.status !== "attached") await this.#ask("attach the volume", () => this.#cinder.complete(hold));
     if (!this.#markRestoring || volume.status === "restoring-backup") return;
@@ -127,13 +134,14 @@ export class HeldTargets {
   }
 
   /** What leads to the target's bytes. VolumeConflictError when its owner has taken it back, or nothing was begun. */
-  async connection(volumeId: string, restoreId: string): Promise<{ info: ConnectionInfo; writers: Writers }> {
+  async connection(volumeId: string, restoreId: string): Promise<Attached & { writers: Writers }> {
     const record = recordOf(await this.#existing(volumeId), operationIn(restoreId));
     if (record?.state !== "writing") throw new VolumeConflictError(`Volume ${volumeId} is not being restored.`);
     const attachment = await this.#ask("show the attachment", () => this.#cinder.attachment(record.hold));
     if (attachment === null) throw brokenOff();
     const note = (writer: string): Promise<void> => this.#note(volumeId, { ...record, writer });
-    return { info: attachment.connection_info, writers: { earlier: record.writer ?? null, note } };
+    const writers = { earlier: record.writer ?? null, note };
+    return { info: attachment.connection_info, initiator: this.#initiator(record.hold), writers };
   }
 
   /** Gives the volume back to its owner, with what was stored beside its bytes. */

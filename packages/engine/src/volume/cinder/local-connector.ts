@@ -82,7 +82,7 @@ export async function openLockedFile(named: string, roots: readonly string[]): P
 
 /** A regular file of this machine, as Cinder's drivers for tests and for cluster file systems attach it. Never a link, never outside the roots. */
 export const local = ({ localRoots }: ConnectorPlaces): Connector => ({
-  openSource: async (info, frozenAs) => openFrozenFile(pathIn(info), localRoots, frozenAs),
+  openSource: async (info, { frozenAs }) => openFrozenFile(pathIn(info), localRoots, frozenAs),
   openTarget: async (info) => openLockedFile(pathIn(info), localRoots),
 });
 

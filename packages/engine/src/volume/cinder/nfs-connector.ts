@@ -30,7 +30,7 @@ const overlayName = /\.[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
  * that builds on others: all of them must be in the share.
  */
 export const nfs = ({ nfsBase }: ConnectorPlaces): Connector => ({
-  async openSource(info, frozenAs) {
+  async openSource(info, { frozenAs }) {
     const { folder, name, format } = await fileOf(info, nfsBase);
     if (format === "raw") return openFrozenFile(join(folder, name), [folder], frozenAs);
     return serveSource(await chainOf(folder, name), { fingerprint: frozenAs });

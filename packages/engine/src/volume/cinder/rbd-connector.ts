@@ -23,12 +23,12 @@ const known = new WeakMap<CephPlace, ReadonlySet<string>>();
  * cluster is, is configured; what Cinder says must be of one of those clusters and pools.
  */
 export const rbd = ({ ceph }: ConnectorPlaces): Connector => ({
-  async openSource(info, frozenAs) {
+  async openSource(info, { frozenAs }) {
     const served = await serveRbd(await imageOf(info, ceph), { writable: false });
     const source = new NbdSource(served.client, async () => frozenAs);
     return Object.assign(source, { [Symbol.asyncDispose]: () => served[Symbol.asyncDispose]() });
   },
-  openTarget: async (info, writers) => openRbdToRewrite(await imageOf(info, ceph), writers),
+  openTarget: async (info, { writers }) => openRbdToRewrite(await imageOf(info, ceph), writers),
 });
 
 async function imageOf(info: ConnectionInfo, places: readonly CephPlace[]): Promise<RbdImage> {

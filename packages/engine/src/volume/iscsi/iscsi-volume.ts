@@ -4,7 +4,7 @@ import { errnoOf, InvalidVolumeUrlError, VolumeStorageError } from "../../errors
 import type { PathTarget } from "../file/file-target.ts";
 import { NbdSource, openInPlace } from "../nbd/nbd-volume.ts";
 import { decoded } from "../percent-encoding.ts";
-import { type ServedNode, secretId, serveNode } from "../qemu/qemu-nbd.ts";
+import { type NodeToServe, type ServedNode, secretId, serveNode } from "../qemu/qemu-nbd.ts";
 import type { VolumeSource } from "../volume.ts";
 
 /*
@@ -16,25 +16,34 @@ const portDefault = 3260;
 /** https://www.rfc-editor.org/rfc/rfc7143#section-4.2.7.2 */
 const nameBytesMax = 223;
 /** SAM's flat addressing, which QEMU's driver uses. */
-const lunMax = 16_383;
+export const lunMax = 16_383;
 /** A CHAP secret has 12 to 16 bytes in most targets, never more than 255. */
 const passwordBytesMax = 255;
 
-export interface IscsiLun {
+interface IscsiLun {
   readonly portal: string;
   readonly target: string;
   readonly lun: number;
+  /** What the target knows this client by. Null: QEMU's. */
+  readonly initiator: string | null;
+}
+
+interface NamedLun extends IscsiLun {
   readonly user: string | null;
   /** Where the CHAP secret of `user` is. */
   readonly passwordFile: string | null;
-  /** What the target knows this client by. Null: QEMU's. */
-  readonly initiator: string | null;
+}
+
+/** For CHAP. */
+export interface IscsiLogin {
+  user: string;
+  password: string;
 }
 
 const form = "iscsi://[USER@]HOST[:PORT]/IQN/LUN[?password-file=PATH&initiator=IQN]";
 
 /** @throws InvalidVolumeUrlError, which never repeats a URL that may contain a password */
-export function parseIscsiUrl(name: string): IscsiLun {
+export function parseIscsiUrl(name: string): NamedLun {
   const url = URL.parse(name);
   if (url === null || url.protocol !== "iscsi:")
     throw new InvalidVolumeUrlError(`This is not a URL of the form ${form}.`);
@@ -65,7 +74,7 @@ export function parseIscsiUrl(name: string): IscsiLun {
   };
 }
 
-const isTargetName = (text: string): boolean =>
+export const isTargetName = (text: string): boolean =>
   /^(iqn|eui|naa)\.[\x21-\x7e]+$/.test(text) && text.length <= nameBytesMax;
 
 /**
@@ -74,7 +83,7 @@ const isTargetName = (text: string): boolean =>
  * @throws InvalidVolumeUrlError; VolumeStorageError when the target cannot be reached, denies access or has no such LUN
  */
 export async function openIscsiSource(name: string): Promise<VolumeSource> {
-  const { served, shown } = await serveLun(name, { writable: false });
+  const { served, shown } = await serveNamed(name, { writable: false });
   const source = new NbdSource(served.client, async () => `${shown}:${served.client.sizeBytes}`);
   return Object.assign(source, { [Symbol.asyncDispose]: () => served[Symbol.asyncDispose]() });
 }
@@ -85,14 +94,33 @@ export async function openIscsiSource(name: string): Promise<VolumeSource> {
  * @throws as openIscsiSource; VolumeConflictError when it is read-only or too short
  */
 export async function openIscsiTarget(name: string, sizeBytes: number): Promise<PathTarget> {
-  const { served, shown } = await serveLun(name, { writable: true });
+  const { served, shown } = await serveNamed(name, { writable: true });
   return openInPlace(served.client, { name: shown, sizeBytes, server: served });
 }
 
-async function serveLun(name: string, options: { writable: boolean }): Promise<{ served: ServedNode; shown: string }> {
-  const lun = parseIscsiUrl(name);
+interface ServedLun {
+  served: ServedNode;
+  /** What it is called in messages. */
+  shown: string;
+}
+
+async function serveNamed(name: string, options: { writable: boolean }): Promise<ServedLun> {
+  const { user, passwordFile, ...lun } = parseIscsiUrl(name);
+  const login = user === null || passwordFile === null ? null : { user, password: await readPassword(passwordFile) };
+  return serveLun({ ...lun, login }, options);
+}
+
+/**
+ * Serves a LUN by libiscsi in qemu-nbd. `files`: what else qemu-nbd is to have open.
+ *
+ * @throws VolumeStorageError as openIscsiSource
+ */
+export async function serveLun(
+  lun: IscsiLun & { login: IscsiLogin | null },
+  { writable, files = [] }: { writable: boolean; files?: NodeToServe["files"] },
+): Promise<ServedLun> {
+  const { login } = lun;
   const shown = `iscsi://${lun.portal}/${lun.target}/${lun.lun}`;
-  const secret = lun.passwordFile === null ? null : await readPassword(lun.passwordFile);
   const file = {
     driver: "iscsi",
     transport: "tcp",
@@ -100,15 +128,16 @@ async function serveLun(name: string, options: { writable: boolean }): Promise<{
     target: lun.target,
     lun: lun.lun,
     ...(lun.initiator === null ? {} : { "initiator-name": lun.initiator }),
-    ...(lun.user === null ? {} : { user: lun.user, "password-secret": secretId }),
+    ...(login === null ? {} : { user: login.user, "password-secret": secretId }),
   };
   const what = {
     shown,
     node: { driver: "raw", file },
-    ...(secret === null ? {} : { secret: { text: secret, format: "raw" as const } }),
+    files,
+    ...(login === null ? {} : { secret: { text: login.password, format: "raw" as const } }),
     mayPass: (words: string) => !lasting.test(words),
   };
-  const served = await serveNode(what, options);
+  const served = await serveNode(what, { writable });
   if (served.client.sizeBytes > 0) return { served, shown };
   await served[Symbol.asyncDispose]();
   throw new VolumeStorageError(`${shown} is not a disk: it has no bytes.`, { retryable: false });
@@ -117,6 +146,10 @@ async function serveLun(name: string, options: { writable: boolean }): Promise<{
 /** What a target says for good: the words of libiscsi for its answers to a login, and of QEMU for a LUN that is no disk. */
 const lasting =
   /Authentication failure|Authorization failure|Target not found|Target removed|LOGICAL_UNIT_NOT_SUPPORTED|not disk|Unknown driver/;
+
+/** Whether it can be a CHAP secret. */
+export const isPassword = (text: string): boolean =>
+  text !== "" && text.length <= passwordBytesMax && !/[\r\n\0]/.test(text);
 
 /** @throws VolumeStorageError */
 async function readPassword(path: string): Promise<string> {
@@ -131,8 +164,7 @@ async function readPassword(path: string): Promise<string> {
     if ((status.mode & 0o007) !== 0) throw refuse("can be read by every user of this machine (chmod o-rwx)");
     const { bytesRead, buffer } = await file.read(Buffer.alloc(passwordBytesMax + 2), 0, null, 0);
     const text = buffer.toString("utf8", 0, bytesRead).replace(/\r?\n$/, "");
-    if (text === "" || text.length > passwordBytesMax || /[\r\n\0]/.test(text))
-      throw refuse("is not one line with a password");
+    if (!isPassword(text)) throw refuse("is not one line with a password");
     return text;
   } finally {
     await file.close();

@@ -1,5 +1,5 @@
 import { constants } from "node:fs";
-import { open } from "node:fs/promises";
+import { type FileHandle, open } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { BackendUnavailableError, VolumeStorageError } from "../../errors.ts";
@@ -33,13 +33,18 @@ export async function requireLocks(): Promise<void> {
   await loaded;
 }
 
+/** A lock, which is held as long as any process has the file open that it was given. */
+export interface FileLock extends AsyncDisposable {
+  readonly file: FileHandle;
+}
+
 /** Locks a file against every other process and task, until it is disposed or the process ends. Null when somebody else has the lock. */
-export async function tryLock(path: string): Promise<AsyncDisposable | null> {
+export async function tryLock(path: string): Promise<FileLock | null> {
   loaded ??= loadFlock();
   const flock = await loaded;
   const flags = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW;
   const file = await guardStorage(`lock ${path}`, () => open(path, flags, 0o660));
-  if ((await flock(file.fd, exclusiveNow)) === 0) return { [Symbol.asyncDispose]: () => file.close() };
+  if ((await flock(file.fd, exclusiveNow)) === 0) return { file, [Symbol.asyncDispose]: () => file.close() };
   await file.close();
   return null;
 }

@@ -74,7 +74,18 @@ const CinderBackend = z.strictObject({
   /** Folders below which files may be that Cinder attaches as `local`. */
   local_roots: z.array(z.string().startsWith("/")).default([]),
   /** The clusters, and in each the pools, where images may be that Cinder attaches as `rbd`. */
-  ceph: z.array(z.strictObject({ pools: z.array(cephName).min(1), ...cephAccess })).default([]),
+  ceph: z
+    .array(
+      z.strictObject({
+        pools: z.array(cephName).min(1),
+        ...cephAccess,
+        /** Whose volumes are snapshotted in Ceph itself, as Cinder names their backends; `*` is anything. */
+        direct_hosts: z
+          .array(z.string().regex(/^[A-Za-z0-9._*-]+@[A-Za-z0-9._*-]+$/, "must be like HOST@BACKEND"))
+          .default([]),
+      }),
+    )
+    .default([]),
   /** The folder where shares are mounted that Cinder attaches as `nfs`, each in one that is named after the MD5 of its export. */
   nfs_mount_base: z.string().startsWith("/").nullable().default(null),
   /** The addresses where portals may be that Cinder attaches as `iscsi`. */

@@ -113,7 +113,7 @@ export {
   type RestorePlan,
   type VerifyPlan,
 } from "./queue/documents.ts";
-export { finishTidy, isPublishing, startOperation } from "./queue/operations.ts";
+export { finishTidy, hasSucceeded, isPublishing, startOperation } from "./queue/operations.ts";
 export { isHostDisabled } from "./queue/services.ts";
 export {
   type ClaimedTask,

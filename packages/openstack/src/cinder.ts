@@ -61,6 +61,10 @@ const Volume = z.object({
   created_at: text,
   user_id: text.nullish(),
   "os-vol-tenant-attr:tenant_id": text.nullish(),
+  /** `HOST@BACKEND#POOL`, which only admins see, as they see the id that the storage knows a migrated volume by. */
+  "os-vol-host-attr:host": text.nullish(),
+  "os-vol-mig-status-attr:name_id": z.guid().nullish(),
+  migration_status: text.nullish(),
   attachments: z.array(z.object({ attachment_id: text.nullish() })).default([]),
 });
 export type CinderVolume = z.infer<typeof Volume>;

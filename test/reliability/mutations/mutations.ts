@@ -658,8 +658,8 @@ export const mutations: readonly Mutation[] = [
   {
     name: "a volume whose storage has told an untruth is believed again",
     file: `${control}/backups/create-work.ts`,
-    from: "parent?.baseSnapshotId == null || volume.distrustedAt !== null) return {};",
-    to: "parent?.baseSnapshotId == null) return {};",
+    from: "parent === null || volume.distrustedAt !== null) return {};",
+    to: "parent === null) return {};",
     suite: "test/control/believed-changes.test.ts",
     test: "never again after one untruth",
   },

@@ -3,6 +3,7 @@ import {
   documents,
   finishSquashTidy,
   finishTidy,
+  hasSucceeded,
   leftBySquash,
   restoreTargetOf,
   type TaskKind,
@@ -23,7 +24,9 @@ export const tidyTask: Handler = async (task, context, run) => {
     const plan = documents.backupPlan(operation.plan);
     await engine.removeStaging(await sites.repository(plan.repository), operation.id);
     if (plan.source.kind === "snapshot" && plan.source.temporary) {
-      await (await sites.backend(plan.backend)).thaw(plan.source.id);
+      const backend = await sites.backend(plan.backend);
+      const backedUp = backend.capabilities.tellsChanges && (await hasSucceeded(database, operation.id));
+      await backend.thaw(plan.source.id, { backedUp });
     }
   }
   if (operation.kind === "backup-restore" && operation.plan === null) {

@@ -126,7 +126,9 @@ async function readSubject(database: Database, config: Config, operation: TaskOp
   if (seen === undefined) return readOwn(database, operation);
   const backup = await database.backup.findUniqueOrThrow({ where: { id: operation.backupId ?? nilUuid } });
   const parent = backup.parentId ? await database.backup.findUnique({ where: { id: backup.parentId } }) : null;
-  return { backup, volume: subjectOf(config, seen), snapshot: null, parent };
+  const distrusted = await database.distrustedVolume.findUnique({ where: { volumeId: seen.id } });
+  const volume = { ...subjectOf(config, seen), distrustedAt: distrusted?.at ?? null };
+  return { backup, volume, snapshot: null, parent };
 }
 
 async function readOwn(database: Database, { backupId, volumeId, snapshotId }: TaskOperation) {
@@ -155,11 +157,14 @@ const believedMax = 29;
 /** What an incremental may believe the storage about: what has changed since a snapshot that is there, and whose bytes the parent has. */
 async function changesSince(
   database: Database,
-  of: { parent: Backup | null; volume: Pick<Volume, "id" | "distrustedAt">; site: BackupSite },
+  of: { parent: Backup | null; volume: Pick<Volume, "id" | "distrustedAt"> & { beside: boolean }; site: BackupSite },
 ): Promise<Pick<BackupPlan, "changes">> {
   const { parent, volume, site } = of;
-  if (!site.tellsChanges || parent?.baseSnapshotId == null || volume.distrustedAt !== null) return {};
+  if (!site.tellsChanges || parent === null || volume.distrustedAt !== null) return {};
   if (parent.believedInRow >= believedMax) return {};
+  // Where it is kept, the snapshot that a backup has read bears the backup's id.
+  if (volume.beside) return { changes: { since: parent.id, inRow: parent.believedInRow + 1 } };
+  if (parent.baseSnapshotId === null) return {};
   const since = await database.snapshot.findUnique({ where: { id: parent.baseSnapshotId } });
   if (since?.volumeId !== volume.id) return {};
   return { changes: { since: since.id, inRow: parent.believedInRow + 1 } };
@@ -289,7 +294,12 @@ export async function reopenRanges(
 
 /** The storage has been found to report not all changes of the volume: no backup believes it about that volume again. */
 export async function distrustChanges(database: Database, volumeId: string): Promise<void> {
-  await database.volume.updateMany({ where: { id: volumeId, distrustedAt: null }, data: { distrustedAt: new Date() } });
+  const own = await database.volume.updateMany({
+    where: { id: volumeId, distrustedAt: null },
+    data: { distrustedAt: new Date() },
+  });
+  if (own.count > 0 || (await database.volume.findUnique({ where: { id: volumeId } })) !== null) return;
+  await database.distrustedVolume.createMany({ data: [{ volumeId }], skipDuplicates: true });
 }
 
 export interface SealedBackup {

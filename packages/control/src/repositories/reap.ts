@@ -202,7 +202,7 @@ export async function areBusy(database: Database, ids: readonly string[], graceM
 
 /**
  * Whether a volume's or snapshot's file has no owner any more: its row existed and is gone, or it was a temporary snapshot of a backup that
- * has ended. A file that this database has never known is left alone: it may belong to another service, or to a database that was lost.
+ * has ended; one that bears the id of a backup is kept with it, see \`thaw\` of the engine's contract. A file that this database has never known is left alone: it may belong to another service, or to a database that was lost.
  */
 export async function isForgottenFile(
   database: Database,
@@ -212,6 +212,7 @@ export async function isForgottenFile(
 ): Promise<boolean> {
   const [row] = await database.$queryRaw<{ kept: boolean; known: boolean }[]>`
     SELECT EXISTS (SELECT 1 FROM volumes WHERE id = ${id}::uuid) OR EXISTS (SELECT 1 FROM snapshots WHERE id = ${id}::uuid)
+      OR EXISTS (SELECT 1 FROM backups WHERE id = ${id}::uuid AND ${isStoredBackup("backups")} AND status <> 'error')
       OR EXISTS (SELECT 1 FROM audit WHERE resource_id = ${id}::uuid AND resource = ${kind}
         AND at > now() - ${graceMs} * interval '1 millisecond') AS kept,
       EXISTS (SELECT 1 FROM audit WHERE resource_id = ${id}::uuid AND resource = ${kind})

@@ -138,8 +138,11 @@ export interface VolumeBackend {
    * VolumeStorageError while somebody writes it, where that can be known.
    */
   goBack?(volumeId: string, snapshotId: string, run: RunContext): Promise<void>;
-  /** Removes a snapshot; removing a missing one is success. NotReadyYetError while it is being removed. */
-  thaw(snapshotId: string): Promise<void>;
+  /**
+   * Removes a snapshot; removing a missing one is success. NotReadyYetError while it is being removed. `backedUp`: a backup has its bytes, so
+   * that it may be kept instead for telling the next one what has changed since, until that one is removed with `backedUp`.
+   */
+  thaw(snapshotId: string, options?: { backedUp: boolean }): Promise<void>;
   /**
    * The paths of a volume and of its future snapshot, as files of this machine, for a hypervisor that takes snapshots of several volumes
    * together. BackendUnavailableError where volumes are not files.

@@ -16,6 +16,7 @@ import type {
   RestoreLengths,
   SourceReference,
   VolumeBackend,
+  VolumeCapabilities,
 } from "../backend.ts";
 import { checkId } from "../file/file-backend.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
@@ -23,6 +24,7 @@ import { askCinder, type CinderPatience } from "./ask-cinder.ts";
 import { Clones } from "./clones.ts";
 import type { ConnectorPlaces } from "./connector.ts";
 import { openAttachedSource, openAttachedTarget } from "./connectors.ts";
+import { DirectSnapshots } from "./direct-snapshots.ts";
 import { HeldTargets } from "./held-targets.ts";
 
 const GiB = 1024 ** 3;
@@ -43,11 +45,13 @@ export interface CinderPlace extends CinderSettings, Pick<ConnectorPlaces, "ceph
  * service project, under the id of the backup; what is written is a volume that was reserved when its restore was accepted.
  */
 export class CinderBackend implements VolumeBackend {
-  readonly capabilities = { restores: "in-place", tellsChanges: false, fingerprints: "everywhere" } as const;
+  readonly capabilities: VolumeCapabilities;
   readonly #cinder: ReturnType<typeof openCinder>;
   readonly #places: ConnectorPlaces;
   readonly #patience: CinderPatience;
   readonly #clones: Clones;
+  /** Null where Cinder clones everything. */
+  readonly #direct: DirectSnapshots | null;
   readonly #targets: HeldTargets;
   /** Lengths that targets must have at least, by the restore's id. */
   readonly #lengths = new Map<string, number>();
@@ -73,6 +77,9 @@ export class CinderBackend implements VolumeBackend {
     this.#patience = { cloneMs: wait.clone_minutes * 60_000, deleteMs: wait.delete_minutes * 60_000 };
     const patience = this.#patience;
     const initiator = (id: string): string => `${place.initiator}:${id}`;
+    const direct = place.ceph.filter((each) => each.direct_hosts.length > 0);
+    this.#direct = direct.length === 0 ? null : new DirectSnapshots(direct, installation);
+    this.capabilities = { restores: "in-place", tellsChanges: direct.length > 0, fingerprints: "everywhere" };
     this.#clones = new Clones(this.#cinder.service, { installation, patience, initiator });
     this.#targets = new HeldTargets(this.#cinder.service, {
       installation,
@@ -121,13 +128,30 @@ export class CinderBackend implements VolumeBackend {
 
   /** `snapshotId` is that of the backup, under which the clone is found again. */
   async freeze(volumeId: string, snapshotId: string, run: RunContext, from?: string): Promise<{ sizeBytes: number }> {
+    const direct = await this.#freezeDirectly(checkId(volumeId), checkId(snapshotId), run, from);
+    if (direct !== null) return direct;
     const clone = await this.#clones.make(checkId(snapshotId), { volumeId: checkId(volumeId), from }, run);
     await this.#clones.attach(clone);
     return { sizeBytes: clone.size * GiB };
   }
 
-  thaw(snapshotId: string): Promise<void> {
-    return this.#clones.remove(checkId(snapshotId));
+  /** Null where it is Cinder that clones the volume. */
+  async #freezeDirectly(
+    volumeId: string,
+    backupId: string,
+    run: RunContext,
+    from: string | undefined,
+  ): Promise<{ sizeBytes: number } | null> {
+    if (this.#direct === null) return null;
+    const known = await this.#direct.again(backupId, run);
+    if (known !== null) return known;
+    const volume = await askCinder("show the volume", this.#patience, () => this.#cinder.service.volume(volumeId));
+    return this.#direct.freeze(volume, { backupId, from }, run);
+  }
+
+  async thaw(snapshotId: string, { backedUp = false }: { backedUp?: boolean } = {}): Promise<void> {
+    if (await this.#direct?.thaw(checkId(snapshotId), { backedUp })) return;
+    await this.#clones.remove(checkId(snapshotId));
   }
 
   snapshotPaths(): never {
@@ -136,13 +160,20 @@ export class CinderBackend implements VolumeBackend {
 
   async openSource(source: SourceReference): Promise<VolumeSource> {
     if ("volumeId" in source) throw new SourceMissingError(`Volume ${source.volumeId} is read from a clone only.`);
+    const direct = await this.#direct?.open(checkId(source.snapshotId));
+    if (direct) return direct;
     const { clone, ...attached } = await this.#clones.attached(checkId(source.snapshotId));
     return openAttachedSource(attached, this.#places, clone.id);
   }
 
-  async *changedExtents(_source: SourceReference, _since: string, range: Extent): AsyncGenerator<Extent> {
+  /** `since`: the backup whose snapshot it is. */
+  async *changedExtents(source: SourceReference, since: string, range: Extent): AsyncGenerator<Extent> {
     const whole = clipExtent(range, range);
-    if (whole !== null) yield whole;
+    if (whole === null) return;
+    const changes =
+      "snapshotId" in source ? await this.#direct?.changes(checkId(source.snapshotId), checkId(since), whole) : null;
+    if (changes) yield* changes;
+    else yield whole;
   }
 
   async beginRestore(
@@ -203,16 +234,17 @@ export class CinderBackend implements VolumeBackend {
     return refuse("export volume");
   }
 
-  /** Clones. Targets belong to their owners, and the clean-up of their restore releases them. */
+  /** Clones and snapshots of ours. Targets belong to their owners, and the clean-up of their restore releases them. */
   async *leftovers(): AsyncGenerator<BackendLeftover> {
     for (const { backupId, volume } of await this.#reported(() => this.#clones.all())) {
       const modifiedAt = new Date(`${volume.created_at}Z`);
       yield { kind: "private", path: volume.name ?? volume.id, ids: [backupId], modifiedAt };
     }
+    if (this.#direct) yield* this.#direct.leftovers();
   }
 
   async removeLeftover({ ids: [backupId] }: BackendLeftover): Promise<void> {
-    if (backupId === undefined) return;
+    if (backupId === undefined || (await this.#direct?.thaw(checkId(backupId), { backedUp: false }))) return;
     await this.#reported(() => this.#clones.remove(checkId(backupId))).catch((error: unknown) => {
       // Cinder is at it.
       if (!(error instanceof NotReadyYetError)) throw error;

@@ -5,6 +5,8 @@ import type { VolumeSource, VolumeTarget } from "../volume.ts";
 /** A cluster of Ceph's, and the pools of it where Cinder's volumes are. */
 export interface CephPlace extends Omit<RbdPlace, "namespace"> {
   pools: readonly string[];
+  /** Whose volumes are snapshotted here and not cloned: patterns of Cinder's `HOST@BACKEND`, in which `*` is anything. */
+  direct_hosts: readonly string[];
 }
 
 /** What is configured for opening what Cinder attaches. */

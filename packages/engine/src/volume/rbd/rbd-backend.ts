@@ -23,7 +23,7 @@ import { openImport } from "../file/open-import.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
 import { inWholeSectors, wholeSectors } from "../whole-sectors.ts";
 import { cloneVolume } from "./rbd-clone.ts";
-import { rbdRelease, saysErrno, saysMissing } from "./rbd-command.ts";
+import { hasExactDiffs, saysErrno, saysMissing } from "./rbd-command.ts";
 import { RbdData } from "./rbd-data.ts";
 import {
   draftsOf,
@@ -39,9 +39,6 @@ import {
 } from "./rbd-images.ts";
 import { listLeftovers, noteStray, removeLeftover } from "./rbd-leftovers.ts";
 import { RbdPool } from "./rbd-pool.ts";
-
-/** Diffs of older clients have had wrong offsets. https://tracker.ceph.com/issues/54440 */
-const exactDiffs = [16, 2, 8];
 
 /**
  * The `rbd` driver: volumes are images of a pool of Ceph's, see rbd-images.ts; lengths are whole sectors of 512 bytes. Snapshots are those
@@ -166,15 +163,7 @@ export class RbdBackend implements VolumeBackend {
       yield whole;
       return;
     }
-    const end = range.offset + range.length;
-    const shared = { offset: range.offset, length: Math.min(end, before.snapshot.sizeBytes) - range.offset };
-    const until = now === null ? null : now.snapshot.name;
-    for await (const extent of this.#pool.changes(image, before.snapshot.name, until)) {
-      const part = clipExtent(extent, shared);
-      if (part !== null) yield part;
-    }
-    const longer = clipExtent({ offset: before.snapshot.sizeBytes, length: Number.MAX_SAFE_INTEGER }, range);
-    if (longer !== null) yield longer;
+    yield* this.#pool.changesIn(range, { image, since: before.snapshot, until: now?.snapshot ?? null });
   }
 
   async beginRestore(volumeId: string, restoreId: string, lengths: RestoreLengths, run?: RunContext): Promise<void> {
@@ -354,20 +343,12 @@ export async function openRbdBackend(pool: string, place: RbdPlace): Promise<Rbd
   const { namespace = null, conf = null, user = null, keyring = null } = place;
   const opened = new RbdPool({ pool, namespace, conf, user, keyring });
   try {
-    const [release] = await Promise.all([rbdRelease(), opened.list()]);
-    return new RbdBackend(opened, { tellsChanges: isAtLeast(release, exactDiffs) });
+    const [tellsChanges] = await Promise.all([hasExactDiffs(), opened.list()]);
+    return new RbdBackend(opened, { tellsChanges });
   } catch (error) {
     if (!(error instanceof VolumeStorageError)) throw error;
     throw new BackendUnavailableError(error.message, { cause: error });
   }
-}
-
-function isAtLeast(release: readonly number[], least: readonly number[]): boolean {
-  for (const [at, part] of least.entries()) {
-    const found = release[at] ?? 0;
-    if (found !== part) return found > part;
-  }
-  return true;
 }
 
 const notBeingRestored = (volumeId: string): VolumeConflictError =>

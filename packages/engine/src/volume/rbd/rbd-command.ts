@@ -126,10 +126,18 @@ function parsed(text: string, program: string, shown: string): unknown {
   }
 }
 
-/** The release of the client, such as [16, 2, 15]. @throws VolumeStorageError when it is not installed */
-export async function rbdRelease(): Promise<number[]> {
+/** Diffs of older clients have had wrong offsets. https://tracker.ceph.com/issues/54440 */
+const exactDiffs = [16, 2, 8];
+
+/** Whether the client that is installed tells changes rightly. @throws VolumeStorageError when none is */
+export async function hasExactDiffs(): Promise<boolean> {
   const text = await printed("rbd", ["--version"], { shown: "rbd", doing: "started", silenceMs: askMs });
-  return (/ceph version ([0-9.]+)/.exec(text)?.[1] ?? "0").split(".").map(Number);
+  const release = (/ceph version ([0-9.]+)/.exec(text)?.[1] ?? "0").split(".").map(Number);
+  for (const [at, part] of exactDiffs.entries()) {
+    const found = release[at] ?? 0;
+    if (found !== part) return found > part;
+  }
+  return true;
 }
 
 /**

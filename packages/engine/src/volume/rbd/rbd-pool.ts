@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { BackendUnavailableError, SourceMissingError, VolumeStorageError } from "../../errors.ts";
-import type { Extent } from "../../format/extents.ts";
+import { clipExtent, type Extent } from "../../format/extents.ts";
 import {
   askCeph,
   changeObject,
@@ -263,6 +263,21 @@ export class RbdPool {
     } catch (error) {
       throw this.#explained(error);
     }
+  }
+
+  /** The parts of `range` that may differ between two snapshots of an image that has no parent, or since one, ascending. */
+  async *changesIn(
+    range: Extent,
+    { image, since, until }: { image: string; since: ImageSnapshot; until: ImageSnapshot | null },
+  ): AsyncGenerator<Extent, void> {
+    const end = range.offset + range.length;
+    const shared = { offset: range.offset, length: Math.min(end, since.sizeBytes) - range.offset };
+    for await (const extent of this.changes(image, since.name, until?.name ?? null)) {
+      const part = clipExtent(extent, shared);
+      if (part !== null) yield part;
+    }
+    const longer = clipExtent({ offset: since.sizeBytes, length: Number.MAX_SAFE_INTEGER }, range);
+    if (longer !== null) yield longer;
   }
 
   /** A value that an image was given; null when there is none, or no image. */

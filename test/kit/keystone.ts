@@ -23,8 +23,8 @@ export interface IdentityServer extends AsyncDisposable {
   /** A token of that user for that project; without a project, an unscoped one. */
   tokenOf(user: { name: string; password: string; project?: string }): Promise<string>;
   revoke(token: string): Promise<void>;
-  /** Adds a service to the catalog; `%(project_id)s` in its URL is replaced by the token's project. The service need not exist yet. */
-  addService(service: { type: string; name: string; url: string }): Promise<void>;
+  /** Adds a service to the catalog, in a region of its own if wanted; `%(project_id)s` in its URL is replaced by the token's project. The service need not exist yet. */
+  addService(service: { type: string; name: string; url: string; region?: string }): Promise<void>;
 }
 
 /** A real Keystone with a real Swift that accepts its tokens. */
@@ -149,9 +149,11 @@ function administrate(
       });
       if (!reply.ok) throw new Error(`revoking: ${reply.status} ${await reply.text()}`);
     },
-    addService: async ({ type, name, url: serviceUrl }) => {
+    addService: async ({ type, name, url: serviceUrl, region = admin.region }) => {
+      const { regions } = (await call("GET", "regions")) as { regions: { id: string }[] };
+      if (regions.every(({ id }) => id !== region)) await call("POST", "regions", { region: { id: region } });
       const { service } = (await call("POST", "services", { service: { type, name } })) as { service: { id: string } };
-      const endpoint = { service_id: service.id, interface: "public", url: serviceUrl, region_id: admin.region };
+      const endpoint = { service_id: service.id, interface: "public", url: serviceUrl, region_id: region };
       await call("POST", "endpoints", { endpoint });
     },
   };

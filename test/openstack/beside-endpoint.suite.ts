@@ -1,14 +1,11 @@
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { root } from "../../scripts/bootstrap.mjs";
-import { unpackHaproxy } from "../../scripts/haproxy-package.ts";
-import { unpackNginx } from "../../scripts/nginx-package.ts";
-import { freePort, spawnProgram } from "../../scripts/spawn-program.ts";
+import { freePort } from "../../scripts/spawn-program.ts";
 import type { CinderUser } from "../kit/cinder.ts";
 import type { Instance } from "../kit/instance.ts";
+import { times } from "../kit/long.ts";
 import { startTcpProxy } from "../kit/tcp-proxy.ts";
 import { waitFor } from "../kit/wait-for.ts";
+import { startHaproxy, startNginx } from "./balancers.ts";
 import { accept, asking, atRest, type BesideWorld, ended, same, startWorld, write } from "./beside-world.ts";
 
 const MiB = 2 ** 20;
@@ -103,7 +100,7 @@ it("what is not about backups is answered as Cinder answers it, for everybody", 
     took[way].push(performance.now() - began);
     return reply;
   };
-  for (let round = 0; round < 10; round += 1) {
+  for (let round = times({ usual: 10, long: 44 }); round > 0; round -= 1) {
     for (const sent of requests) {
       const direct = await timed("direct", cinder.url, sent);
       const forwarded = await timed("forwarded", instance.url, sent);
@@ -208,41 +205,13 @@ it("a Cinder that does not answer is 503 in Cinder's own form, and its backups a
 });
 
 describe("a balancer in front of both", () => {
-  /** An example of ours, with the addresses of this run. */
-  const exampleAt = (file: string, port: number): string =>
-    readFileSync(join(root, "deploy", file), "utf8")
-      .replaceAll("tephra:8776", new URL(instance.url).host)
-      .replaceAll("cinder:8776", new URL(world.cinder.url).host)
-      .replace("bind :8776", `bind 127.0.0.1:${port}`)
-      .replace("listen 8776", `listen 127.0.0.1:${port}`);
-  const say = (line: string): unknown => process.stderr.write(`${line}\n`);
-
-  async function startHaproxy(port: number) {
-    const { command, env } = await unpackHaproxy(say);
-    const file = join(instance.dataDir, "haproxy.cfg");
-    writeFileSync(file, exampleAt("haproxy/haproxy.cfg", port));
-    return spawnProgram({ name: "haproxy", command, args: ["-db", "-f", file], env });
-  }
-
-  async function startNginx(port: number) {
-    const { command, env } = await unpackNginx(say);
-    const home = join(instance.dataDir, "nginx");
-    mkdirSync(home, { recursive: true });
-    const places = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-      .map((name) => `${name}_temp_path ${home}/${name};`)
-      .join(" ");
-    const example = exampleAt("nginx/nginx.conf", port).replace("http {", `http { access_log off; ${places}`);
-    writeFileSync(join(home, "nginx.conf"), `daemon off; pid ${home}/pid; error_log stderr;\n${example}`);
-    return spawnProgram({ name: "nginx", command, args: ["-p", home, "-c", join(home, "nginx.conf")], env });
-  }
-
   it.each([
     ["HAProxy", startHaproxy],
     ["nginx", startNginx],
   ] as const)("%s, as our example configures it", async (_name, start) => {
     const { user, cinder } = world;
     const port = await freePort();
-    const program = await start(port);
+    const program = await start({ instance, cinder, port });
     try {
       const origin = `http://127.0.0.1:${port}`;
       const project = `/v3/${user.projectId}`;

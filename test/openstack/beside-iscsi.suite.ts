@@ -289,7 +289,8 @@ it("what Cinder says that is of no configured portal, or of no form, opens nothi
       Object.assign(info, given.get(id));
     }
   });
-  await using hostile = await world.start({ backend: { url: proxy.url }, config: { tasks: { backoff_ms: 50 } } });
+  const config = { tasks: { backoff_ms: 50 }, quotas: { backups: -1, backup_gigabytes: -1 } };
+  await using hostile = await world.start({ backend: { url: proxy.url }, config });
   const there = asking(hostile, user);
   const { id } = await user.createVolume({ name: "data" });
   const before = await objects();

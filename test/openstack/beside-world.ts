@@ -7,7 +7,7 @@ import { type Instance, type InstanceOptions, type Reply, startInstance } from "
 import { type IdentityServer, startIdentity } from "../kit/keystone.ts";
 import { randomFrom } from "../kit/random.ts";
 
-export const demo = { name: "demo", password: "pw-demo", project: "alpha", role: "member" };
+const demo = { name: "demo", password: "pw-demo", project: "alpha", role: "member" };
 const stranger = { name: "sven", password: "pw-sven", project: "beta", role: "member" };
 const service = { name: "tephra", password: "pw-tephra", project: "tephra", role: "admin" };
 

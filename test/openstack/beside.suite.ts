@@ -1,9 +1,21 @@
 import { copyFileSync, readdirSync, truncateSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import type { Instance } from "../kit/instance.ts";
+import { isLong, times } from "../kit/long.ts";
 import { startTcpProxy } from "../kit/tcp-proxy.ts";
-import { accept, asking, atRest, type BesideWorld, ended, same, startWorld, write } from "./beside-world.ts";
+import {
+  accept,
+  asking,
+  atRest,
+  type BesideWorld,
+  ended,
+  restoreManyTimes,
+  same,
+  startWorld,
+  write,
+} from "./beside-world.ts";
 
 const MiB = 2 ** 20;
 const GiB = 2 ** 30;
@@ -117,6 +129,21 @@ it("full, incremental and of a snapshot, also in use, restored to new and existi
   expect(same(third, cinder.file(larger))).toBe(true);
   expect(same(kept, cinder.file(larger), 2 * GiB, GiB)).toBe(true);
 });
+
+it.runIf(isLong)(
+  "40 restores of random edits are exact",
+  () =>
+    restoreManyTimes(
+      { instance, ask, user: world.user },
+      {
+        write: (id, ...more) => write(world.cinder.file(id), ...more),
+        keep,
+        isSame: (id, expected) => same(expected, world.cinder.file(id)),
+      },
+      40,
+    ),
+  3_600_000,
+);
 
 it("Cinder's own refusals reach the caller, and leave nothing behind", async () => {
   const { user, stranger, cinder } = world;
@@ -255,23 +282,27 @@ it("what Cinder attaches outside the configured folders is not opened, and what 
 
 it("clones that take long hold no slot of a worker, and cost no attempt", async () => {
   const { user, cinder, service } = world;
-  const volumes = await Promise.all([1, 2, 3].map((n) => user.createVolume({ name: `slow-${n}` })));
-  await using narrow = await world.start({ config: { worker: { slots: 1 } } });
+  const many = times({ usual: 3, long: 100 });
+  const volumes: { id: string }[] = [];
+  for (let n = 0; n < many; n += 1) volumes.push(await user.createVolume({ name: `slow-${n}` }));
+  const quotas = { backups: -1, backup_gigabytes: -1 };
+  await using narrow = await world.start({ config: { worker: { slots: 1 }, quotas } });
   const there = asking(narrow, user);
-  cinder.cloneFor(3);
+  cinder.cloneFor(times({ usual: 3, long: 120 }));
   const backups = await Promise.all(volumes.map(({ id }) => accept(there, { volume_id: id })));
   await narrow.waitFor(
     async () => {
       const clones = (await service.volumes()).filter(({ name }) =>
         backups.some((id) => name === `tephra-backup-${id}`),
       );
-      return clones.filter(({ status }) => status === "creating").length === 3;
+      return clones.filter(({ status }) => status === "creating").length === many;
     },
-    { what: "one slot has three clones made at once", timeoutMs: 30_000 },
+    { what: "one slot has all clones made at once", timeoutMs: 30_000 },
   );
   cinder.cloneFor(0);
   for (const id of backups) await ended(narrow, there, id);
   await atRest(narrow);
+  process.stderr.write(`${many} clones held no slot\n`);
   const rows = await narrow.sql(
     "SELECT max(waits) AS waits, max(attempts) AS attempts FROM tasks WHERE kind = 'plan-backup'",
   );
@@ -298,6 +329,7 @@ it("a Cinder that does not answer: 503 at the request, and a worker waits for it
     async () => (await away.sql("SELECT 1 FROM tasks WHERE waits >= 2 OR state = 'ready'")).length > 0,
     { what: "the worker waits", timeoutMs: 30_000 },
   );
+  if (isLong) await sleep(300_000);
   proxy.trouble(null);
   await ended(away, there, backup);
   await atRest(away);

@@ -11,6 +11,7 @@ import { type Cinder, openCinder } from "@tephra/openstack";
 import { type Authenticate, authenticator } from "./http/auth.ts";
 import { openSessions, type Sessions } from "./http/sessions.ts";
 import { openThrottle, type Throttle } from "./http/throttle.ts";
+import { type BackupCounts, openBackupCounts } from "./ops/backup-counts.ts";
 import { type Events, openEvents } from "./ops/events.ts";
 import { type Overviews, openOverviews } from "./ops/overviews.ts";
 import { openRedisQueues, type RedisQueues } from "./ops/redis-queues.ts";
@@ -26,6 +27,7 @@ export interface Context {
   readonly log: Logger;
   readonly metrics: ReturnType<typeof openMetrics>;
   readonly overviews: Overviews;
+  readonly backupCounts: BackupCounts;
   readonly events: Events;
   readonly queues: RedisQueues;
   readonly authenticate: Authenticate;
@@ -71,6 +73,7 @@ export function openContext(config: Config, log: Logger, certificates: Certifica
       (volumes) => countAlerts({ database, config, volumes }),
     ),
     overviews,
+    backupCounts: openBackupCounts(database),
     events: openEvents({ database, log, authenticate, overviews }),
     queues: openRedisQueues(config, log),
     authenticate,

@@ -16,18 +16,26 @@ export {
   rejectRestore,
   requestBackupBeside,
 } from "./backups/beside.ts";
+export {
+  type BackupFacets,
+  type BackupsQuery,
+  browseBackups,
+  countBackups,
+  getListedBackup,
+  type ListedBackup,
+} from "./backups/browse.ts";
 export { type BackupChain, type ChainMember, readBackupChain } from "./backups/chain.ts";
 export { requestBackup } from "./backups/create.ts";
-export { requestBackupDelete, requestHiddenRemoval } from "./backups/delete.ts";
+export { requestBackupDelete, requestHiddenRemoval, whyNotDeleted } from "./backups/delete.ts";
 export { holdBackup, releaseHold } from "./backups/hold.ts";
 export { assertImportable, requestBackupImport } from "./backups/import.ts";
 export { type BackupColumn, type BackupFilter, listBackups } from "./backups/list.ts";
-export { requestRestore, requestVolumeFromBackup } from "./backups/restore.ts";
+export { requestRestore, requestVolumeFromBackup, whyNotRestored } from "./backups/restore.ts";
 export { checkRestore, type RestoreCheck } from "./backups/restore-check.ts";
 export { requestSquash } from "./backups/squash.ts";
 export { listHidden, undeleteBackup } from "./backups/undelete.ts";
 export { type BackupChange, updateBackup } from "./backups/update.ts";
-export { type BackupHealth, getBackupHealth, requestVerify } from "./backups/verify.ts";
+export { type BackupHealth, getBackupHealth, requestVerify, whyNotVerified } from "./backups/verify.ts";
 export { type Config, type Role, roles } from "./config.ts";
 export { actorOf } from "./db/actor.ts";
 export type { Database } from "./db/database.ts";
@@ -202,6 +210,7 @@ export { type Overview, readOverview } from "./overview/overview.ts";
 export { type QueueState, readQueue, type TaskCounts } from "./overview/queue.ts";
 export { readRanges } from "./overview/ranges.ts";
 export { getRepository, listRepositories, type PassRow, type RepositoryFacts } from "./overview/repositories.ts";
+export { readSamples, type SampleStep } from "./overview/samples.ts";
 export { type Hit, search } from "./overview/search.ts";
 export { explainOperation, type Why } from "./overview/why.ts";
 export { type KnownWorker, listWorkers } from "./overview/workers.ts";

@@ -25,7 +25,7 @@ export { installationOf, laneQueues, liveQueues, redisRefusals } from "./queue/w
 export { redisConnection, redisOptions } from "./redis-options.ts";
 export { repairQuotas } from "./rows/quota-repair.ts";
 export { atPoint } from "./telemetry/points.ts";
-export { rarely } from "./telemetry/rarely.ts";
+export { rarely, rarelyEach } from "./telemetry/rarely.ts";
 export { logCrash, logVitals, openLog, openMetrics, type Vitals } from "./telemetry/telemetry.ts";
 export { currentTrace, startTracing, traced } from "./telemetry/tracing.ts";
 export { type Certificates, openCertificates } from "./tls/certificates.ts";

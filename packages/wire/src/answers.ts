@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { AuditEntry } from "./audit.ts";
-import { BackupChain, BackupHealth, DeletedBackup, RestoreCheck } from "./backups.ts";
+import { BackupChain, BackupDetails, BackupHealth, BackupList, DeletedBackup, RestoreCheck } from "./backups.ts";
 import { Changes } from "./changes.ts";
 import { id } from "./fields.ts";
 import { listing, partitions } from "./files.ts";
@@ -21,6 +21,7 @@ import {
 } from "./policies.ts";
 import { QueueState } from "./queue.ts";
 import { Repository, RepositoryDetails } from "./repositories.ts";
+import { Samples } from "./samples.ts";
 import { SearchHit } from "./search.ts";
 import { Session } from "./sessions.ts";
 import { ProtectedVolume, ProtectionDays, protectionState, VolumeDetails, VolumeProtection } from "./volumes.ts";
@@ -47,6 +48,7 @@ export const answers = {
   "GET /ops/events": { 200: null },
   "GET /ops/workers": { 200: z.object({ workers: z.array(WorkerCard) }) },
   "GET /ops/queue": { 200: z.object({ queue: QueueState }) },
+  "GET /ops/samples": { 200: Samples },
   "GET /ops/search": { 200: z.object({ hits: z.array(SearchHit) }) },
   "GET /ops/repositories": { 200: z.object({ repositories: z.array(Repository) }) },
   "GET /ops/repositories/:name": { 200: z.object({ repository: RepositoryDetails }) },
@@ -70,7 +72,8 @@ export const answers = {
   "PUT /ops/volumes/:id/exclusion": { 200: z.object({ protection: VolumeProtection }) },
   "DELETE /ops/volumes/:id/exclusion": { 204: null },
   "GET /ops/volumes/:id": { 200: z.object({ volume: VolumeDetails }) },
-  "GET /ops/backups/:id": { 200: z.object({ backup: BackupHealth }) },
+  "GET /ops/backups": { 200: BackupList },
+  "GET /ops/backups/:id": { 200: z.object({ backup: BackupDetails }) },
   "GET /ops/backups/:id/chain": { 200: BackupChain },
   "GET /ops/backups/:id/restore-check": { 200: RestoreCheck },
   "PUT /ops/backups/:id/hold": { 200: z.object({ backup: BackupHealth }) },

@@ -22,6 +22,68 @@ export const BackupHealth = z
   .meta({ id: "BackupHealth" });
 export type BackupHealth = z.infer<typeof BackupHealth>;
 
+/** By when backups were last verified: within 7 days, within 30, before, never. */
+export const proofAges = ["week", "month", "older", "never"] as const;
+
+/**
+ * A backup in a list. `volume.name` is null where the volume is gone (`volume.gone`) or has no name; `machine`: what that is attached to.
+ * `chain_depth`: how many it builds on; `sound`: neither it nor one of them is damaged. `operation_id`: what is being done with it.
+ * `keep_until`: nobody deletes it before.
+ */
+export const ListedBackup = z
+  .object({
+    id,
+    name: z.string().nullable(),
+    project_id: z.string(),
+    volume: z.object({ id, name: z.string().nullable(), gone: z.boolean() }),
+    machine: z.object({ id, name: z.string() }).nullable(),
+    status: z.string(),
+    kind: z.enum(["full", "incremental"]),
+    parent_id: id.nullable(),
+    chain_depth: z.number().int().nonnegative(),
+    data_timestamp: time,
+    created_at: time,
+    bytes: bytes.nullable(),
+    stored_bytes: bytes.nullable(),
+    objects: z.number().int().nonnegative(),
+    repository: z.string(),
+    encrypted: z.boolean(),
+    damage: z.string().nullable(),
+    sound: z.boolean(),
+    proof: z.object({ at: time, mode: z.string().nullable() }).nullable(),
+    fail_reason: z.string().nullable(),
+    operation_id: id.nullable(),
+    keep_until: time.nullable(),
+    policy_id: id.nullable(),
+  })
+  .meta({ id: "ListedBackup" });
+export type ListedBackup = z.infer<typeof ListedBackup>;
+
+const counts = z.record(z.string(), z.number().int().nonnegative());
+
+/**
+ * `facets`, only where they were asked for, and at most five seconds old: how many there are of each status, repository and age of proof,
+ * whatever of these was asked for. `total`: how many match. `next`: `marker` of the next page.
+ */
+export const BackupList = z.object({
+  backups: z.array(ListedBackup),
+  facets: z
+    .object({ status: counts, repository: counts, proof: z.record(z.enum(proofAges), z.number().int().nonnegative()) })
+    .nullable(),
+  total: z.number().int().nonnegative().nullable(),
+  next: id.nullable(),
+});
+
+/** `actions`: what the caller may do with it now; where that is not allowed, `why` says why. */
+export const BackupDetails = ListedBackup.extend(BackupHealth.shape)
+  .extend({
+    actions: z.array(
+      z.object({ name: z.enum(["restore", "verify", "delete"]), allowed: z.boolean(), why: z.string().nullable() }),
+    ),
+  })
+  .meta({ id: "BackupDetails" });
+export type BackupDetails = z.infer<typeof BackupDetails>;
+
 /**
  * A member of a family of backups. `depth`: how many it builds on. `sound`: neither it nor what it builds on is damaged. `read`: a restore of the
  * backup that was asked for reads it.

@@ -1,7 +1,15 @@
 /** The requests to the routes below `/ops`, and their answers. Nothing but schemas and types, so that a browser program can import it, too. */
 export { type AnswerOf, answers, type OpsAnswers, type OpsRouteKey } from "./answers.ts";
 export type { AuditEntry } from "./audit.ts";
-export type { BackupChain, BackupHealth, DeletedBackup, RestoreCheck } from "./backups.ts";
+export {
+  type BackupChain,
+  type BackupDetails,
+  type BackupHealth,
+  type DeletedBackup,
+  type ListedBackup,
+  proofAges,
+  type RestoreCheck,
+} from "./backups.ts";
 export type { Change, Pulse } from "./changes.ts";
 export type { ListedFile, Partition } from "./files.ts";
 export type { GroupSnapshot, Instance } from "./instances.ts";
@@ -22,5 +30,6 @@ export type {
 export type { QueueState } from "./queue.ts";
 export type { Proof, Repository, RepositoryDetails, RepositorySummary } from "./repositories.ts";
 export { type BodyOf, requests } from "./requests.ts";
+export { type Samples, sampleSeries } from "./samples.ts";
 export type { Session, SignIn } from "./sessions.ts";
 export type { ProtectedVolume, VolumeDetails, VolumeProtection } from "./volumes.ts";

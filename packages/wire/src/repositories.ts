@@ -19,7 +19,10 @@ export type RepositorySummary = z.infer<typeof RepositorySummary>;
 
 const Pass = z.object({ operation_id: id, state: z.string(), at: time }).nullable();
 
-/** `reached_by`: ids of the live workers that can write to it. `last_reap`, `last_rescan`: the newest of each. */
+/**
+ * `reached_by`: ids of the live workers that can write to it. `stored_per_day`: by how many bytes it grows, over the last thirty days; null before
+ * there are two. `last_reap`, `last_rescan`: the newest of each.
+ */
 export const Repository = RepositorySummary.extend({
   driver: z.enum(["posix", "nfs", "s3", "swift"]),
   default: z.boolean(),
@@ -27,6 +30,7 @@ export const Repository = RepositorySummary.extend({
   encrypted: z.boolean(),
   reached_by: z.array(z.string()),
   unreachable_from: z.array(z.object({ worker: z.string(), why: z.string() })),
+  stored_per_day: z.number().nullable(),
   proof: Proof,
   last_reap: Pass,
   last_rescan: Pass,

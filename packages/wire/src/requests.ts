@@ -1,8 +1,10 @@
 import { z } from "zod";
 import type { OpsRouteKey } from "./answers.ts";
+import { proofAges } from "./backups.ts";
 import { Priority } from "./fields.ts";
 import { bytesPerSecond, timeOfDay, weekDays } from "./limits.ts";
 import { Kinds, Retention, Schedule, Squash, Verify } from "./policies.ts";
+import { sampleSeries } from "./samples.ts";
 import { SignIn } from "./sessions.ts";
 import { protectionState } from "./volumes.ts";
 
@@ -90,6 +92,48 @@ const DaysQuery = z.strictObject({
     .string()
     .transform((ids) => ids.split(","))
     .pipe(z.array(id).max(volumesMax)),
+});
+
+/** Words with commas between them. */
+const words = <Schema extends z.ZodType<unknown, string>>(one: Schema) =>
+  z
+    .string()
+    .max(2_000)
+    .transform((list) => list.split(","))
+    .pipe(z.array(one).min(1).max(50));
+const flag = z.enum(["0", "1"]).transform((value) => value === "1");
+
+/** Of several statuses, repositories or ages of proof any. `from`, inclusive, and `to`, exclusive: the moment that it is a backup of. */
+const BackupsQuery = z.strictObject({
+  status: words(text.regex(/^[a-z_-]{1,64}$/, "is not a status")).optional(),
+  repository: words(text.min(1).max(255)).optional(),
+  proof: words(z.enum(proofAges)).optional(),
+  volume_id: id.optional(),
+  policy_id: id.optional(),
+  /** A part of the name, or how the id begins. */
+  q: text.trim().min(1).max(255).optional(),
+  damage: flag.default(false),
+  /** Its volume is gone. */
+  orphan: flag.default(false),
+  from: time.optional(),
+  to: time.optional(),
+  sort: z.enum(["newest", "oldest", "as_of", "name", "size", "stored"]).default("newest"),
+  facets: flag.default(false),
+  marker: id.optional(),
+  limit: z.coerce.number().int().min(1).max(500).default(100),
+});
+
+/** `series`: names with commas between them. Without `to` until now, without `from` from a day before. */
+const SamplesQuery = z.strictObject({
+  series: z
+    .string()
+    .default(sampleSeries.join(","))
+    .transform((names) => names.split(","))
+    .pipe(z.array(z.enum(sampleSeries)).min(1)),
+  from: time.optional(),
+  to: time.optional(),
+  /** At most so many steps. */
+  points: z.coerce.number().int().min(2).max(1_000).default(300),
 });
 
 const projectId = z.string().regex(/^[0-9a-f-]{1,64}$/, "is not the id of a project");
@@ -289,6 +333,7 @@ export const requests = {
   "PUT /ops/volumes/:id/exclusion": {
     body: z.strictObject({ reason: text.min(1).max(255), until: time.nullable().default(null) }),
   },
+  "GET /ops/samples": { query: SamplesQuery },
   "GET /ops/search": { query: z.strictObject({ q: text.trim().min(3).max(255) }) },
   "GET /ops/policies": { query: z.strictObject({ limit }) },
   "POST /ops/policies": { body: z.strictObject({ policy: NewPolicy, confirm }) },
@@ -305,6 +350,7 @@ export const requests = {
   },
   "GET /ops/policies/:id/assignments": { query: z.strictObject({ limit }) },
   "POST /ops/policies/:id/assignments": { body: z.strictObject({ assignment: NewAssignment, confirm }) },
+  "GET /ops/backups": { query: BackupsQuery },
   "GET /ops/backups/:id/restore-check": {
     /** The volume that is overwritten, or the length of a new one, of whole GiB; neither: a new one of the backup's length. */
     query: z

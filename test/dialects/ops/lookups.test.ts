@@ -182,6 +182,185 @@ it("tells what hangs together with a backup, and what a restore of it reads", as
   expect((await chainOf(branch)).restore).toBeNull();
 });
 
+it("lists backups by every filter and order, page by page, counts them, and says what may be done with one", async () => {
+  await using instance = await startApiOnly({ config });
+  const ask = askAs(instance);
+  const [alive, gone] = [randomUUID(), randomUUID()];
+  await instance.sql(
+    `INSERT INTO volumes (id, project_id, user_id, name, status, size_gib, size_bytes, backend, availability_zone)
+     VALUES ($1, $2, 'u', 'db-7', 'available', 1, 4096, 'files', 'nova')`,
+    [alive, a],
+  );
+  const machine = await ask("member", "POST", "/ops/instances", { instance: { name: "pg-1", boot_volume_id: alive } });
+  expect(machine.status, machine.text).toBe(201);
+  const add = async (name: string | null, of: Record<string, unknown> = {}): Promise<string> => {
+    const row = {
+      ...{
+        id: randomUUID(),
+        project_id: a,
+        user_id: "u",
+        volume_id: alive,
+        status: "available",
+        size_gib: 1,
+        repository: "main",
+      },
+      ...{
+        data_timestamp: "2026-11-01T00:00:00Z",
+        created_at: "2026-11-01T00:00:00Z",
+        volume_bytes: 1_000,
+        stored_bytes: 100,
+      },
+      ...of,
+      name,
+    };
+    const columns = Object.keys(row);
+    const places = columns.map((_, at) => `$${at + 1}`);
+    await instance.sql(`INSERT INTO backups (${columns}) VALUES (${places})`, Object.values(row));
+    return row.id;
+  };
+  const daysAgo = (days: number): Date => new Date(Date.now() - days * 86_400_000);
+  const full = await add("full", {
+    created_at: "2026-11-01T01:00:00Z",
+    verified_at: daysAgo(3),
+    verified_mode: "deep",
+  });
+  const policy = randomUUID();
+  const second = await add("second", {
+    ...{
+      created_at: "2026-11-02T01:00:00Z",
+      data_timestamp: "2026-11-02T00:00:00Z",
+      parent_id: full,
+      stored_bytes: 50,
+    },
+    ...{ damage: "An object is gone.", verified_at: daysAgo(20), verified_mode: "quick", policy_id: policy },
+  });
+  const third = await add("third 50%", {
+    created_at: "2026-11-03T01:00:00Z",
+    parent_id: second,
+    verified_at: daysAgo(40),
+  });
+  const failed = await add(null, {
+    ...{
+      created_at: "2026-11-04T01:00:00Z",
+      status: "error",
+      fail_reason: "The disk is gone.",
+      volume_bytes: null,
+      stored_bytes: null,
+    },
+    ...{ repository: "other" },
+  });
+  const orphan = await add("Orphan", {
+    volume_id: gone,
+    created_at: "2026-11-05T01:00:00Z",
+    hold_until: "2126-01-01T00:00:00Z",
+  });
+  const foreign = await add("foreign", { project_id: b, volume_id: randomUUID(), created_at: "2026-11-06T01:00:00Z" });
+  await add("deleted", { deleted_at: new Date(), status: "deleted" });
+
+  const list = async (query: string, who: Who = "reader") => {
+    const { status, body, text } = await ask(who, "GET", `/ops/backups?${query}`);
+    expect(status, text).toBe(200);
+    return body;
+  };
+  const ids = async (query: string, who?: Who): Promise<string[]> =>
+    (await list(query, who)).backups.map(({ id }: { id: string }) => id);
+  const newest = [orphan, failed, third, second, full];
+  expect(await ids("")).toEqual(newest);
+  expect(await ids("sort=oldest")).toEqual(newest.toReversed());
+  expect(await ids("", "stranger")).toEqual([foreign]);
+  expect(await ids("", "observer")).toEqual([foreign, ...newest]);
+  expect((await ids("sort=as_of"))[0]).toBe(second);
+  expect(await ids("sort=name")).toEqual([failed, full, orphan, second, third]);
+  expect((await ids("sort=stored")).slice(-2)).toEqual([second, failed]);
+  for (const sort of ["newest", "oldest", "as_of", "name", "size", "stored"]) {
+    const whole = await ids(`sort=${sort}`);
+    const pages: string[] = [];
+    let marker = "";
+    do {
+      const page = await list(`sort=${sort}&limit=2${marker}`);
+      pages.push(...page.backups.map(({ id }: { id: string }) => id));
+      marker = page.next === null ? "" : `&marker=${page.next}`;
+    } while (marker !== "");
+    expect([sort, pages]).toEqual([sort, whole]);
+  }
+  for (const [query, expected] of [
+    ["status=error", [failed]],
+    ["status=error,available", newest],
+    ["repository=other", [failed]],
+    ["proof=never", [orphan, failed]],
+    ["proof=week,older", [third, full]],
+    ["damage=1", [second]],
+    ["orphan=1", [orphan]],
+    [`policy_id=${policy}`, [second]],
+    [`volume_id=${gone}`, [orphan]],
+    ["q=50%25", [third]],
+    ["q=ORPH", [orphan]],
+    [`q=${failed.slice(0, 13).toUpperCase()}`, [failed]],
+    ["from=2026-11-02T00:00:00Z&to=2026-11-02T00:00:01Z", [second]],
+    ["status=error&proof=week", []],
+  ] as const) {
+    expect([query, await ids(query)]).toEqual([query, expected]);
+  }
+  const counted = await list("facets=1&status=error");
+  expect([counted.total, counted.backups.length]).toEqual([1, 1]);
+  expect(counted.facets).toEqual({
+    status: { available: 4, error: 1 },
+    repository: { main: 4, other: 1 },
+    proof: { week: 1, month: 1, older: 1, never: 2 },
+  });
+  expect((await list("facets=1&q=third")).facets.status).toEqual({ available: 1 });
+  const rows = (await list("")).backups;
+  expect(rows[2]).toMatchObject({
+    ...{ id: third, kind: "incremental", chain_depth: 2, sound: false, damage: null, objects: 0, encrypted: false },
+    ...{
+      volume: { id: alive, name: "db-7", gone: false },
+      machine: { name: "pg-1" },
+      keep_until: null,
+      operation_id: null,
+    },
+  });
+  expect(rows[0]).toMatchObject({ volume: { id: gone, name: null, gone: true }, machine: null, proof: null });
+
+  const one = async (id: string, who: Who) => (await ask(who, "GET", `/ops/backups/${id}`)).body.backup;
+  const whys = async (id: string, who: Who = "admin"): Promise<(string | null)[]> =>
+    (await one(id, who)).actions.map(({ why }: { why: string | null }) => why);
+  expect(await whys(third)).toEqual([null, null, null]);
+  expect(await whys(failed)).toEqual([
+    expect.stringContaining("available"),
+    expect.stringContaining("available"),
+    null,
+  ]);
+  expect((await whys(full))[2]).toContain("Incremental backups exist");
+  expect((await whys(orphan))[2]).toContain("held until 2126");
+  expect(await whys(third, "member")).toEqual([null, "Your role may not verify backups.", null]);
+  expect((await whys(third, "reader"))[0]).toBe("Your role may not restore backups.");
+  expect(await one(second, "reader")).toMatchObject({
+    name: "second",
+    damage: "An object is gone.",
+    proof: { mode: "quick" },
+  });
+
+  for (const [query, words] of [
+    ["status=", "status"],
+    ["status=A%00", "status"],
+    ["proof=often", "proof"],
+    ["sort=weight", "sort"],
+    ["limit=501", "limit"],
+    ["marker=nope", "marker"],
+    ["q=", "q:"],
+    ["damage=yes", "damage"],
+    ["from=monday", "from"],
+    ["colour=red", "colour"],
+  ] as const) {
+    const { status, text } = await ask("reader", "GET", `/ops/backups?${query}`);
+    expect([query, status]).toEqual([query, 400]);
+    expect(text).toContain(words);
+  }
+  for (const marker of [randomUUID(), foreign]) {
+    expect((await ask("reader", "GET", `/ops/backups?marker=${marker}`)).status).toBe(404);
+  }
+});
+
 it("tells what waits, of whom, why the oldest does, and whether Redis agrees", async () => {
   await using instance = await startApiOnly({ config, ownRedis: true });
   const ask = askAs(instance);

@@ -37,6 +37,9 @@ it("answers our own routes, and takes paths beneath the configured folders only"
   await golden.ask("events of no topic that there is", "GET", "/ops/events?topics=changes,weather&after=41");
   await golden.ask("workers", "GET", "/ops/workers");
   await golden.ask("queue", "GET", "/ops/queue");
+  const long = "from=2001-01-01T00:00:00Z&to=2001-01-03T00:00:00Z";
+  await golden.ask("samples of a time without", "GET", `/ops/samples?series=bytes_in,stored&${long}`);
+  await golden.ask("samples of what nobody measures", "GET", "/ops/samples?series=weather");
   await golden.ask("repositories", "GET", "/ops/repositories");
   await golden.ask("repository", "GET", "/ops/repositories/main");
   await golden.ask("unknown repository", "GET", "/ops/repositories/nowhere");
@@ -137,6 +140,8 @@ async function askHealth(instance: Instance, golden: Golden, volume: string): Pr
   });
   await finishBackup(instance, backup);
   await golden.ask("backup", "GET", `/ops/backups/${backup}`);
+  await golden.ask("backups, counted", "GET", "/ops/backups?facets=1&limit=1");
+  await golden.ask("backups in an order that nobody knows", "GET", "/ops/backups?sort=weight");
   await golden.ask("backup, unknown", "GET", `/ops/backups/${unknown}`);
   await golden.ask("partitions of a backup, without a server of images", "GET", `/ops/backups/${backup}/partitions`);
   await golden.ask("files of an unknown backup", "GET", `/ops/backups/${unknown}/files?path=/etc`);

@@ -94,6 +94,7 @@ const policy = {
   "ops:overview": "reader",
   "ops:changes": "reader",
   "ops:search": "reader",
+  "ops:samples": "observer",
   "ops:workers": "observer",
   "ops:repository": "observer",
   "ops:operations": "reader",

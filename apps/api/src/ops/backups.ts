@@ -1,10 +1,13 @@
 import {
   type Backup,
   type BackupHealth as BackupHealthRow,
+  browseBackups,
   type ChainMember,
   checkRestore,
   getBackupHealth,
+  getListedBackup,
   holdBackup,
+  type ListedBackup as ListedBackupRow,
   listHidden,
   readBackupChain,
   releaseHold,
@@ -12,8 +15,20 @@ import {
   requestSquash,
   requestVerify,
   undeleteBackup,
+  whyNotDeleted,
+  whyNotRestored,
+  whyNotVerified,
 } from "@tephra/control";
-import { type AnswerOf, type BackupChain, type BackupHealth, type DeletedBackup, requests } from "@tephra/wire";
+import {
+  type AnswerOf,
+  type BackupChain,
+  type BackupDetails,
+  type BackupHealth,
+  type DeletedBackup,
+  type ListedBackup,
+  requests,
+} from "@tephra/wire";
+import { may, type Rule } from "../http/policy.ts";
 import { defineOps, type OpsCall } from "./serve.ts";
 
 const numberOrNull = (value: bigint | null): number | null => (value === null ? null : Number(value));
@@ -33,6 +48,43 @@ const view = ({ backup, damagedParents }: BackupHealthRow): BackupHealth => ({
   hold: backup.holdUntil === null ? null : { until: backup.holdUntil.toISOString(), reason: backup.holdReason },
   policy_id: backup.policyId,
 });
+
+const viewListed = (row: ListedBackupRow): ListedBackup => ({
+  id: row.id,
+  name: row.name,
+  project_id: row.projectId,
+  volume: { id: row.volumeId, name: row.volumeName, gone: row.volumeGone },
+  machine: row.machineId === null ? null : { id: row.machineId, name: row.machineName ?? "" },
+  status: row.status,
+  kind: row.parentId === null ? "full" : "incremental",
+  parent_id: row.parentId,
+  chain_depth: row.depth,
+  data_timestamp: row.dataTimestamp.toISOString(),
+  created_at: row.createdAt.toISOString(),
+  bytes: numberOrNull(row.volumeBytes),
+  stored_bytes: numberOrNull(row.storedBytes),
+  objects: row.objectCount,
+  repository: row.repository,
+  encrypted: row.encrypted,
+  damage: row.damage,
+  sound: row.sound,
+  proof: row.verifiedAt === null ? null : { at: row.verifiedAt.toISOString(), mode: row.verifiedMode },
+  fail_reason: row.failReason,
+  operation_id: row.operationId,
+  keep_until: row.holdUntil?.toISOString() ?? null,
+  policy_id: row.policyId,
+});
+
+/** What may be done with a backup: by which rule, what it is called where the role may not, and why it cannot be done now. */
+const actions: readonly {
+  name: BackupDetails["actions"][number]["name"];
+  rule: Rule;
+  whyNot: (row: ListedBackupRow) => string | null;
+}[] = [
+  { name: "restore", rule: "backup:restore", whyNot: whyNotRestored },
+  { name: "verify", rule: "ops:verify", whyNot: whyNotVerified },
+  { name: "delete", rule: "backup:delete", whyNot: (row) => whyNotDeleted(row, new Date()) },
+];
 
 /** Both times are those of a backup that can be brought back. */
 const viewDeleted = (backup: Backup): DeletedBackup => ({
@@ -76,10 +128,50 @@ const viewMember = (row: ChainMember): BackupChain["members"][number] => ({
 const idOf = ({ params }: OpsCall): string => params["id"] ?? "";
 
 export const opsBackups = {
-  /** What Cinder's representation of a backup lacks: its exact sizes and its health. */
+  /** Those that match, and how many there are. */
+  list: defineOps({
+    ...requests["GET /ops/backups"],
+    handle: async ({ database, backupCounts }, { principal, query }) => {
+      const asked = {
+        statuses: query.status ?? null,
+        repositories: query.repository ?? null,
+        proofs: query.proof ?? null,
+        volumeId: query.volume_id ?? null,
+        policyId: query.policy_id ?? null,
+        text: query.q ?? null,
+        isDamaged: query.damage,
+        isOrphan: query.orphan,
+        from: query.from ?? null,
+        to: query.to ?? null,
+      };
+      const { sort, limit, marker = null } = query;
+      // One more than is shown tells whether there is a next page.
+      const rows = await browseBackups(database, principal, { ...asked, sort, marker, limit: limit + 1 });
+      const shown = rows.slice(0, limit);
+      const counts = query.facets ? await backupCounts(principal, asked) : null;
+      const body = {
+        backups: shown.map(viewListed),
+        facets: counts && { status: counts.status, repository: counts.repository, proof: counts.proof },
+        total: counts?.total ?? null,
+        next: rows.length > limit ? (shown.at(-1)?.id ?? null) : null,
+      };
+      return { status: 200, body: body satisfies AnswerOf<"GET /ops/backups"> };
+    },
+  }),
+
+  /** What a list shows of it, its health, and what may be done with it. */
   show: defineOps({
-    handle: async ({ database }, { principal, params }) => {
-      const backup = view(await getBackupHealth(database, principal, params["id"] ?? ""));
+    handle: async ({ database }, call) => {
+      const { principal } = call;
+      const row = await getListedBackup(database, principal, idOf(call));
+      const backup = {
+        ...viewListed(row),
+        ...view(await getBackupHealth(database, principal, idOf(call))),
+        actions: actions.map(({ name, rule, whyNot }) => {
+          const why = may(principal, rule) ? whyNot(row) : `Your role may not ${name} backups.`;
+          return { name, allowed: why === null, why };
+        }),
+      };
       return { status: 200, body: { backup } satisfies AnswerOf<"GET /ops/backups/:id"> };
     },
   }),

@@ -1,5 +1,5 @@
 import { type Config, type Database, type Overview, type Principal, readOverview, seesAll } from "@tephra/control";
-import { rarely } from "@tephra/control/process";
+import { rarelyEach } from "@tephra/control/process";
 
 /** Whoever asks again within this time is told the same: many consoles ask no more of the database than one. */
 const freshMs = 2_000;
@@ -10,14 +10,9 @@ export type Overviews = (principal: Principal) => Promise<Overview>;
 
 /** The overview of each project, and that of all projects for those who see them. */
 export function openOverviews(database: Database, config: Config): Overviews {
-  const kept = new Map<string | null, () => Promise<Overview>>();
-  return (principal) => {
-    const scope = seesAll(principal) ? null : principal.projectId;
-    const known = kept.get(scope);
-    if (known) return known();
-    if (kept.size >= projectsMax) kept.clear();
-    const read = rarely(freshMs, () => readOverview(database, config, principal));
-    kept.set(scope, read);
-    return read();
-  };
+  const kept = rarelyEach<Overview>(freshMs, projectsMax);
+  return (principal) => kept(scopeOf(principal), () => readOverview(database, config, principal));
 }
+
+/** A name of what the caller sees. */
+export const scopeOf = (principal: Principal): string => (seesAll(principal) ? "all" : `of ${principal.projectId}`);

@@ -25,6 +25,7 @@ const view = ({ repository, ...facts }: RepositoryFacts): Repository => ({
   backups: facts.backups,
   bytes: facts.bytes,
   stored_bytes: facts.storedBytes,
+  stored_per_day: facts.storedPerDay,
   proof: facts.proof,
   last_reap: viewPass(facts.lastReap),
   last_rescan: viewPass(facts.lastRescan),

@@ -14,6 +14,7 @@ import { overview } from "./overview.ts";
 import { policies } from "./policies.ts";
 import { queue } from "./queue.ts";
 import { repositories } from "./repositories.ts";
+import { samples } from "./samples.ts";
 import { search } from "./search.ts";
 import type { OpsRoute } from "./serve.ts";
 import { session } from "./session.ts";
@@ -40,6 +41,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["GET", "/ops/events", "ops:changes", changes.stream],
     ["GET", "/ops/workers", "ops:workers", workers.list],
     ["GET", "/ops/queue", "ops:queues", queue.show],
+    ["GET", "/ops/samples", "ops:samples", samples.list],
     ["GET", "/ops/search", "ops:search", search.find],
     ["GET", "/ops/repositories", "ops:repository", repositories.list],
     ["GET", "/ops/repositories/:name", "ops:repository", repositories.show],
@@ -57,6 +59,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["PUT", "/ops/volumes/:id/exclusion", "ops:exclusion", opsVolumes.exclude],
     ["DELETE", "/ops/volumes/:id/exclusion", "ops:exclusion", opsVolumes.include],
     ["GET", "/ops/volumes/:id", "ops:volume", opsVolumes.show],
+    ["GET", "/ops/backups", "ops:backup", opsBackups.list],
     ["GET", "/ops/backups/:id", "ops:backup", opsBackups.show],
     ["GET", "/ops/backups/:id/chain", "ops:backup", opsBackups.chain],
     ["GET", "/ops/backups/:id/restore-check", "ops:backup", opsBackups.checkRestore],

@@ -1,5 +1,5 @@
-import { keepPreviousData, QueryClient, queryOptions } from "@tanstack/react-query";
-import type { OpsRouteKey } from "@tephra/wire";
+import { keepPreviousData, QueryClient, queryOptions, type UseQueryOptions } from "@tanstack/react-query";
+import type { AnswerOf, OpsRouteKey } from "@tephra/wire";
 import { type Asked, ask, call, Fault } from "./api.ts";
 import { getLiveness } from "./liveness.ts";
 
@@ -67,12 +67,11 @@ export const route = <Key extends OpsRouteKey & `GET ${string}`>(
   key: Key,
   asked: Omit<Asked, "body" | "signal"> = {},
   fresh: Freshness = {},
-) =>
-  queryOptions({
-    queryKey: [key, asked.params ?? {}, asked.query ?? {}],
-    queryFn: ({ signal }) => call(key, { ...asked, signal }),
-    ...freshness(fresh),
-  });
+): UseQueryOptions<AnswerOf<Key>> => ({
+  queryKey: [key, asked.params ?? {}, asked.query ?? {}],
+  queryFn: ({ signal }) => call(key, { ...asked, signal }),
+  ...freshness(fresh),
+});
 
 /** For lists: the rows before stay until those of another filter or page are there. */
 export const kept = { placeholderData: keepPreviousData };

@@ -20,7 +20,20 @@ import { cancelReaders } from "./verify.ts";
 /** Nothing is being done to a backup in these. */
 const deletable = ["available", "error", "error_restoring", "error_deleting"] as const;
 
-const statusRefusal = () => new InvalidError("backup", "Backup status must be available or error");
+const needed = "Backup status must be available or error";
+const statusRefusal = () => new InvalidError("backup", needed);
+const requestable: readonly string[] = ["available", "error", "error_restoring"];
+
+/** What a request to delete it would be refused with now; null: nothing, as far as its row tells. */
+export function whyNotDeleted(
+  backup: { status: string; holdUntil: Date | null; hasDependents: boolean },
+  now: Date,
+): string | null {
+  if (!requestable.includes(backup.status)) return needed;
+  if (backup.holdUntil !== null && backup.holdUntil > now)
+    return `Backup is held until ${backup.holdUntil.toISOString()}`;
+  return backup.hasDependents ? dependents : null;
+}
 
 /**
  * Accepts a deletion: the backup is removed, or hidden for the deletion delay of its policy or repository.
@@ -37,9 +50,7 @@ export async function requestBackupDelete(
     await getBackup(tx, principal, id);
     const backup = await lockBackup(tx, id);
     if (!backup) throw new NotFoundError("Backup", id);
-    if (!["available", "error", "error_restoring"].includes(backup.status)) {
-      throw statusRefusal();
-    }
+    if (!requestable.includes(backup.status)) throw statusRefusal();
     await deleteLocked(tx, config, principal, backup);
   });
 }

@@ -19,6 +19,12 @@ export interface AcceptedRestore {
   volumeName: string | null;
 }
 
+const availableOnly = "Backup status must be available";
+
+/** What any restore of it would be refused with now, whatever the target; null: nothing. */
+export const whyNotRestored = ({ status }: { status: string }): string | null =>
+  status === "available" ? null : availableOnly;
+
 /**
  * Accepts a restore to `volumeId`, or to a new volume of the source's length (cinder-api 6.7).
  *
@@ -32,7 +38,8 @@ export async function requestRestore(
 ): Promise<AcceptedRestore> {
   return inTransaction(database, async (tx) => {
     const seen = await getBackup(tx, principal, request.backupId);
-    if (seen.status !== "available") throw new InvalidError("backup", "Backup status must be available");
+    const refused = whyNotRestored(seen);
+    if (refused !== null) throw new InvalidError("backup", refused);
     const volume = request.volumeId === null ? null : await claimTarget(tx, principal, seen, request.volumeId);
     if (!volume) await reserveQuota(tx, config, principal.projectId, { volumes: 1, gigabytes: seen.sizeGib });
     const target =
@@ -92,7 +99,7 @@ export async function startRestore(
 ): Promise<void> {
   const { target, newVolume, parentId = null } = restore;
   const backup = await lockBackup(tx, restore.backupId);
-  if (backup?.status !== "available") throw new InvalidError("backup", "Backup status must be available");
+  if (backup?.status !== "available") throw new InvalidError("backup", availableOnly);
   const step = { from: "available", to: "restoring" } as const;
   await move(tx, "backup", { id: backup.id }, step, { restoreVolumeId: target.id });
   const repositories = await chainRepositories(tx, backup.id);

@@ -42,6 +42,12 @@ const damagedMax = 1000;
 const affectedMax = 100;
 const verifiable: readonly string[] = ["available", "restoring", "error_restoring"];
 
+const verifiableOnly = `Backup status must be ${verifiable.join(", ")} to be verified`;
+
+/** What a request to verify it would be refused with now; null: nothing. */
+export const whyNotVerified = ({ status }: { status: string }): string | null =>
+  verifiable.includes(status) ? null : verifiableOnly;
+
 /**
  * Accepts a verification. The backup keeps its status, and may be restored in the meantime; its deletion ends the verification.
  *
@@ -68,9 +74,8 @@ export async function requestVerifyWithin(
   await getBackup(tx, principal, request.backupId);
   const backup = await lockBackup(tx, request.backupId);
   if (!backup) throw new NotFoundError("Backup", request.backupId);
-  if (!verifiable.includes(backup.status)) {
-    throw new InvalidError("backup", `Backup status must be ${verifiable.join(", ")} to be verified`);
-  }
+  const refused = whyNotVerified(backup);
+  if (refused !== null) throw new InvalidError("backup", refused);
   return startVerify(tx, config, principal, { backup, mode: request.mode });
 }
 

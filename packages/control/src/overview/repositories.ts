@@ -16,6 +16,8 @@ export interface RepositoryFacts {
   backups: number;
   bytes: number;
   storedBytes: number;
+  /** By how many bytes it grows; null: nobody knows yet. */
+  storedPerDay: number | null;
   proof: Proof;
   /** Ids of the live workers that can write to it. */
   reachedBy: string[];
@@ -69,15 +71,27 @@ export const proofOf = (sums: readonly Proof[]): Proof => {
 export const canWriteTo = (worker: KnownWorker, repository: string): boolean =>
   worker.state !== "silent" && worker.reaches.includes(`repository:${repository}`);
 
+/** Bytes that a repository grows by in a day, over the last thirty days: the slope of a line through the last row of each. */
+async function readGrowth(database: Database): Promise<Map<string, number>> {
+  const rows = await database.$queryRaw<{ name: string; perDay: number }[]>`
+    SELECT key AS name, regr_slope(value::float8, extract(epoch FROM at)::float8 / 86400) AS "perDay" FROM (
+      SELECT DISTINCT ON (date_trunc('day', at)) at, stored FROM samples
+      WHERE stored IS NOT NULL AND at > now() - interval '30 days' AND at <= now()
+      ORDER BY date_trunc('day', at), at DESC) days, jsonb_each_text(stored)
+    GROUP BY key HAVING max(at) - min(at) >= interval '1 day'`;
+  return new Map(rows.map(({ name, perDay }) => [name, perDay]));
+}
+
 /** All configured repositories, in the order of the configuration. */
 export async function listRepositories(database: Database, config: Config): Promise<RepositoryFacts[]> {
-  const [sums, workers, passes] = await Promise.all([
+  const [sums, workers, passes, growth] = await Promise.all([
     sumRepositories(database, null),
     listWorkers(database, config),
     database.$queryRaw<(PassRow & { kind: string; repository: string })[]>`
       SELECT DISTINCT ON (kind, input ->> 'repository') kind, input ->> 'repository' AS repository, id, state, created_at AS "createdAt"
       FROM operations WHERE kind IN ('repository-reap', 'repository-rescan')
       ORDER BY kind, input ->> 'repository', created_at DESC`,
+    readGrowth(database),
   ]);
   const live = workers.filter(({ state }) => state !== "silent");
   return config.repositories.map((repository) => {
@@ -90,6 +104,7 @@ export async function listRepositories(database: Database, config: Config): Prom
       backups: sum.backups,
       bytes: sum.bytes,
       storedBytes: sum.stored,
+      storedPerDay: growth.get(name) ?? null,
       proof: proofOf([sum]),
       reachedBy: workers.filter((worker) => canWriteTo(worker, name)).map(({ id }) => id),
       unreachableFrom: live.flatMap(({ id, unreachable }) => {

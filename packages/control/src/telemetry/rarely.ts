@@ -13,3 +13,16 @@ export function rarely<T>(everyMs: number, read: () => Promise<T>): () => Promis
     return value;
   };
 }
+
+/** The same of each of many things, by its name; beyond `keysMax` names all are read anew. */
+export function rarelyEach<T>(everyMs: number, keysMax: number): (key: string, read: () => Promise<T>) => Promise<T> {
+  const kept = new Map<string, () => Promise<T>>();
+  return (key, read) => {
+    const known = kept.get(key);
+    if (known) return known();
+    if (kept.size >= keysMax) kept.clear();
+    const reader = rarely(everyMs, read);
+    kept.set(key, reader);
+    return reader();
+  };
+}

@@ -11,6 +11,7 @@ import { forgetNotifications } from "../events/notifications.ts";
 import { forgetOvirtEvents } from "../events/ovirt-events.ts";
 import { forgetImageTransfers } from "../image-transfers/abandoned.ts";
 import { forgetMachineBackups } from "../machines/backup-work.ts";
+import { takeSample, thinSamples } from "../overview/samples.ts";
 import { retentionSchedule, runRetention } from "../policies/retention-run.ts";
 import type { Principal } from "../principal.ts";
 import { forgetOperations, forgetTasks } from "../queue/forget.ts";
@@ -36,6 +37,9 @@ interface Schedule {
 
 /** Interval, in hours, at which quotas are compared with the totals of all rows. */
 const quotasHours = 1;
+
+/** Interval, in hours, at which a row is added to the samples: less than a minute, so that none is left out between two passes. */
+const sampleHours = 50 / 3_600;
 
 /**
  * Returns what is due now: verifications and passes of the reaper, as configured, the comparison of quotas, and the removal of expired
@@ -127,6 +131,8 @@ function retention(database: Database, config: Config): (DueWork & Schedule)[] {
     forget("forget-machine-backups", () => forgetMachineBackups(database, config)),
     forget(retentionSchedule.name, () => runRetention(database, config, clockwork), retentionSchedule.hours),
     forget("remove-deleted-backups", () => removeHidden(database, clockwork), hiddenHours),
+    forget("sample", () => takeSample(database, config).then(() => false), sampleHours),
+    forget("thin-samples", () => thinSamples(database)),
     forget("forget-policy-runs", () => forgetPolicyRuns(database, days)),
     forget("forget-tasks", () => forgetTasks(database, Math.min(tasksKeptDays, days))),
     forget("forget-operations", async () =>

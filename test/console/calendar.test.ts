@@ -99,6 +99,22 @@ it("draws each local day of a volume: restorable, pruned, failed, missed, exclud
   expect(browser.complaints()).toEqual([]);
 });
 
+it("opens the backups of a day", async () => {
+  const page = await open(`/volumes/${volume}`);
+  await page.getByRole("link", { name: "2026-10-25: can be restored" }).click();
+  await page.getByRole("heading", { level: 1, name: "Backups" }).waitFor();
+  await page.getByText("1 match.").waitFor();
+  // The clocks are set on that day: it has 25 hours.
+  const { searchParams } = new URL(page.url());
+  expect([searchParams.get("from"), searchParams.get("to")]).toEqual([
+    "2026-10-24T22:00:00.000Z",
+    "2026-10-25T23:00:00.000Z",
+  ]);
+  await page.goBack();
+  await page.getByRole("heading", { level: 1, name: /./ }).waitFor();
+  expect(browser.complaints()).toEqual([]);
+});
+
 it("draws the days of all volumes of a list, which its address tells, in UTC where times are", async () => {
   const page = await open("/volumes?view=calendar");
   expect((await daysOn(page)).slice(-expected.length)).toEqual(expected);

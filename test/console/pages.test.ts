@@ -50,6 +50,13 @@ async function fill(): Promise<void> {
     instance: { name: hostile[0], boot_volume_id: fail },
   });
   expect(machine.status, machine.text).toBe(201);
+  await instance.sql(
+    `INSERT INTO samples (at, bytes_read, bytes_stored, succeeded, failed, cancelled, waiting, running, oldest_seconds, workers, slots, volumes, stored)
+     SELECT date_trunc('minute', now()) - (1200 - n) * interval '1 minute', n * 6000000::bigint, n * 1000000::bigint, n / 10, n / 100, 0, n % 7, 3, n % 50, 1, 4,
+       CASE WHEN n % 15 = 0 THEN '{"protected": 5, "late": 2, "at risk": 1, "never": 1, "excluded": 0}'::jsonb END,
+       CASE WHEN n % 15 = 0 THEN jsonb_build_object('main', n * 1000000::bigint) END
+     FROM generate_series(1, 1199) n`,
+  );
   pages = [
     ["overview", "/", "Overview"],
     ["machines", "/machines", "Machines"],
@@ -124,6 +131,23 @@ it("every page is accessible in both themes, fits a phone, runs no name as code,
   expect(browser.complaints()).toEqual([]);
 });
 
+it("draws what was done, over a day or longer, and has it as a table", async () => {
+  const page = await browser.open();
+  await show(page, "/", "Overview");
+  const moved = page.getByRole("img", { name: /^Read and stored. Now read .*, at most 97.7 KiB\/s; stored / });
+  await moved.waitFor();
+  await page.getByRole("img", { name: /^Volumes. Now protected \d+, at most 5; late / }).waitFor();
+  expect(await moved.locator("canvas").count()).toBe(1);
+  await page.getByRole("button", { name: "Read and stored as a table" }).click();
+  await page.getByRole("table", { name: "Read and stored" }).getByRole("row").nth(2).waitFor();
+  await page.getByRole("link", { name: "90 d" }).click();
+  await page.getByRole("heading", { name: "Last 90 d" }).waitFor();
+  expect(new URL(page.url()).search).toBe("?range=90d");
+  await show(page, "/repositories", "Repositories");
+  await page.getByRole("img", { name: /^Stored. Now main / }).waitFor();
+  expect(browser.complaints()).toEqual([]);
+});
+
 it("shows what would turn or hide text, spelled out", async () => {
   const page = await browser.open();
   await show(page, "/volumes", "Volumes");
@@ -150,6 +174,28 @@ it("can be used by keys alone", async () => {
   await page.keyboard.type(new URL(page.url()).pathname.split("/").at(-1) ?? "");
   await page.keyboard.press("Enter");
   await page.getByRole("heading", { level: 1, name: "db-7" }).waitFor();
+  expect(browser.complaints()).toEqual([]);
+});
+
+it("finds what a name begins with, one or many, and goes to what is chosen", async () => {
+  const page = await browser.open();
+  await show(page, "/about", "About");
+  await page.keyboard.press("/");
+  await page.keyboard.type("night");
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { level: 1, name: "nightly" }).waitFor();
+  await page.getByRole("searchbox").fill("<img");
+  await page.keyboard.press("Enter");
+  const hits = page.getByRole("list", { name: "What was found" });
+  await hits.getByRole("link", { name: /^volume/ }).waitFor();
+  await expectAccessible(page, "what was found");
+  await page.keyboard.press("ArrowDown");
+  expect(await hits.getByRole("link").nth(1).evaluate("(each) => each === document.activeElement")).toBe(true);
+  await page.keyboard.press("Escape");
+  await hits.waitFor({ state: "detached" });
+  await page.getByRole("searchbox").fill("no such thing");
+  await page.keyboard.press("Enter");
+  await page.getByText("Nothing begins with no such thing, or it is not yours.").waitFor();
   expect(browser.complaints()).toEqual([]);
 });
 

@@ -1,8 +1,9 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
+import type { BackupDetails } from "@tephra/wire";
 import { ask, call } from "../data/api.ts";
-import { backupPath, type CinderBackup, utc } from "../data/cinder.ts";
-import { ofOperations, path, route } from "../data/queries.ts";
+import { backupPath } from "../data/cinder.ts";
+import { ofOperations, route } from "../data/queries.ts";
 import { useMay, useSession } from "../data/session.tsx";
 import { Action } from "../parts/action.tsx";
 import { useId } from "../parts/address.ts";
@@ -55,10 +56,11 @@ function Mending({ id, name, status }: { id: string; name: string; status: strin
   );
 }
 
-function Actions({ id, status, hasChildren }: { id: string; status: string; hasChildren: boolean }) {
+function Actions({ of: { id, actions } }: { of: BackupDetails }) {
   const may = useMay();
   const { project_id } = useSession();
-  const isBusy = status === "available" ? null : `it is ${status}`;
+  const whyNot = (name: BackupDetails["actions"][number]["name"]): string | null =>
+    actions.find((action) => action.name === name)?.why ?? null;
   return (
     <>
       {may("backup:restore") && (
@@ -71,7 +73,7 @@ function Actions({ id, status, hasChildren }: { id: string; status: string; hasC
           <Action
             key={mode}
             label={label}
-            why={isBusy}
+            why={whyNot("verify")}
             run={() => call("POST /ops/backups/:id/verify", { params: { id }, body: { mode } })}
             done="A verification was asked for."
           />
@@ -80,7 +82,7 @@ function Actions({ id, status, hasChildren }: { id: string; status: string; hasC
         <Action
           label="Delete"
           isDanger
-          why={hasChildren ? "others build on it" : null}
+          why={whyNot("delete")}
           effects={
             <p>
               The backup is deleted. Where its repository has a deletion delay, it can be brought back for that long.
@@ -98,25 +100,23 @@ function Actions({ id, status, hasChildren }: { id: string; status: string; hasC
 /** One backup: its health, what a restore reads, and what was done with it. */
 export function BackupPage() {
   const id = useId();
-  const { project_id } = useSession();
-  const health = useQuery(route("GET /ops/backups/:id", { params: { id } }, { on: ["operation"] }));
-  const details = useQuery(path<{ backup: CinderBackup }>(backupPath(project_id, id), { on: ["backup"] }));
+  const health = useQuery(route("GET /ops/backups/:id", { params: { id } }, { on: ["backup", "operation"] }));
   const operations = useQuery(route("GET /ops/operations", { query: { backup_id: id, limit: 20 } }, ofOperations));
-  const named = details.data?.backup;
+  const named = health.data?.backup;
   return (
     <>
       <PageHead
         title={<Foreign text={named?.name} empty="Backup" />}
         facts={
           <>
-            {health.data && <Status state={health.data.backup.status} />} <code>{shown(id)}</code>{" "}
+            {named && <Status state={named.status} />} <code>{shown(id)}</code>{" "}
             <CopyButton text={id} label="Copy the id of the backup" />
           </>
         }
         actions={
           named && (
             <>
-              <Actions id={id} status={named.status} hasChildren={named.has_dependent_backups} />
+              <Actions of={named} />
               <Mending id={id} name={named.name ?? id} status={named.status} />
             </>
           )
@@ -125,24 +125,30 @@ export function BackupPage() {
       <Loaded query={health}>
         {({ backup }) => (
           <>
-            {named?.fail_reason && (
+            {backup.fail_reason && (
               <div className="fault" role="note">
                 <strong>Why it is not good.</strong>
-                <p>{shown(named.fail_reason)}</p>
+                <p>{shown(backup.fail_reason)}</p>
               </div>
             )}
             <Facts
               of={[
                 [
                   "Volume",
-                  named && (
-                    <Link key="volume" to="/volumes/$id" params={{ id: named.volume_id }}>
-                      <Id id={named.volume_id} />
+                  backup.volume.gone ? (
+                    <span key="gone">
+                      <Id id={backup.volume.id} />, which is gone
+                    </span>
+                  ) : (
+                    <Link key="volume" to="/volumes/$id" params={{ id: backup.volume.id }}>
+                      <Foreign text={backup.volume.name} empty={backup.volume.id.slice(0, 8)} />
                     </Link>
                   ),
                 ],
-                ["As of", <Moment key="as-of" at={utc(named?.data_timestamp ?? named?.created_at ?? null)} />],
-                ["Kind", backup.parent_id === null ? "full" : "incremental"],
+                ["As of", <Moment key="as-of" at={backup.data_timestamp} />],
+                ["Kind", backup.kind === "full" ? "full" : `incremental, on ${backup.chain_depth} others`],
+                ["Machine", backup.machine && <Foreign key="machine" text={backup.machine.name} />],
+                ["Encrypted", backup.encrypted ? "yes" : "no"],
                 ["Size", <Bytes key="size" bytes={backup.bytes} />],
                 ["Stored", <Bytes key="stored" bytes={backup.stored_bytes} />],
                 ["Repository", <Foreign key="repository" text={backup.repository} />],

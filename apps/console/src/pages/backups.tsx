@@ -1,23 +1,36 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
-import { backupsPath, type CinderBackup, utc } from "../data/cinder.ts";
-import { kept, path } from "../data/queries.ts";
-import { useSession } from "../data/session.tsx";
-import { useFilters } from "../parts/address.ts";
+import type { ListedBackup } from "@tephra/wire";
+import { useState } from "react";
+import { ask, call } from "../data/api.ts";
+import { backupPath } from "../data/cinder.ts";
+import { kept, route } from "../data/queries.ts";
+import { useMay, useSession } from "../data/session.tsx";
+import { useFilters, useParameter } from "../parts/address.ts";
+import { Bulk, type Deed } from "../parts/bulk.tsx";
 import { Empty, FilterBar, Pages } from "../parts/filter.tsx";
 import { countText } from "../parts/format.ts";
 import { PageHead } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
 import { Status } from "../parts/status.tsx";
 import { type Column, DataTable } from "../parts/table.tsx";
-import { Command, Foreign, Id } from "../parts/texts.tsx";
-import { Moment } from "../parts/time.tsx";
+import { Bytes, Command, Foreign } from "../parts/texts.tsx";
+import { Age, Moment } from "../parts/time.tsx";
 
 const states = ["available", "creating", "restoring", "error", "error_deleting", "deleting"] as const;
-const pageRows = 100;
+const ages = { week: "proven within 7 days", month: "within 30 days", older: "longer ago", never: "never proven" };
+const orders = {
+  newest: "newest first",
+  oldest: "oldest first",
+  as_of: "by their moment",
+  name: "by name",
+  size: "largest first",
+  stored: "most stored first",
+};
+const pageSizes = [50, 100, 500];
 
-const columns: readonly Column<CinderBackup>[] = [
-  { name: "State", cell: ({ status }) => <Status state={status} /> },
+const columns: readonly Column<ListedBackup>[] = [
+  { name: "State", cell: ({ status, damage }) => <Status state={damage === null ? status : "damaged"} /> },
   {
     name: "Backup",
     cell: ({ id, name }) => (
@@ -28,38 +41,164 @@ const columns: readonly Column<CinderBackup>[] = [
   },
   {
     name: "Volume",
-    cell: ({ volume_id }) => (
-      <Link to="/volumes/$id" params={{ id: volume_id }}>
-        <Id id={volume_id} />
-      </Link>
-    ),
+    cell: ({ volume: { id, name, gone } }) =>
+      gone ? (
+        <span className="second">{id.slice(0, 8)}, gone</span>
+      ) : (
+        <Link to="/volumes/$id" params={{ id }}>
+          <Foreign text={name} empty={id.slice(0, 8)} />
+        </Link>
+      ),
   },
-  { name: "Kind", cell: ({ is_incremental }) => (is_incremental ? "incremental" : "full") },
-  { name: "As of", cell: ({ data_timestamp, created_at }) => <Moment at={utc(data_timestamp ?? created_at)} /> },
-  { name: "Size", cell: ({ size }) => `${countText(size)} GiB`, isNumber: true },
-  { name: "Objects", cell: ({ object_count }) => countText(object_count), isNumber: true },
+  { name: "Kind", cell: ({ kind, chain_depth }) => (kind === "full" ? "full" : `incremental, ${chain_depth} below`) },
+  { name: "As of", cell: ({ data_timestamp }) => <Moment at={data_timestamp} /> },
+  { name: "Size", cell: ({ bytes }) => <Bytes bytes={bytes} />, isNumber: true },
+  { name: "Stored", cell: ({ stored_bytes }) => <Bytes bytes={stored_bytes} />, isNumber: true },
+  { name: "Repository", cell: ({ repository }) => <Foreign text={repository} /> },
+  {
+    name: "Proven",
+    cell: ({ sound, proof }) =>
+      sound ? <Age at={proof?.at} /> : <span className="tone-bad">a member of its chain is damaged</span>,
+  },
+  { name: "Kept until", cell: ({ keep_until }) => <Age at={keep_until} /> },
   { name: "Reason", cell: ({ fail_reason }) => <Foreign text={fail_reason} empty="—" /> },
 ];
 
-/** All backups, newest first. */
+function Choice({
+  label,
+  value,
+  of,
+  onChange,
+}: {
+  label: string;
+  value: string;
+  of: readonly (readonly [value: string, text: string])[];
+  onChange: (value: string) => void;
+}) {
+  return (
+    <label className="field">
+      {label}
+      <select value={value} onChange={(event) => onChange(event.currentTarget.value)}>
+        {of.map(([name, text]) => (
+          <option key={name} value={name}>
+            {text}
+          </option>
+        ))}
+      </select>
+    </label>
+  );
+}
+
+/** All backups, as they are filtered and ordered; many of them can be deleted or verified at once. */
 export function BackupsPage() {
+  const may = useMay();
   const { project_id } = useSession();
-  const filters = useFilters("status", "volume_id");
-  const asked = { ...filters.values, sort: "created_at:desc", limit: String(pageRows), all_tenants: "1" };
-  const query = useQuery({
-    ...path<{ backups: CinderBackup[] }>(backupsPath(project_id, asked), { on: ["backup"] }),
-    ...kept,
-  });
+  const filters = useFilters(
+    "status",
+    "proof",
+    "damage",
+    "orphan",
+    "q",
+    "repository",
+    "volume_id",
+    "policy_id",
+    "from",
+    "to",
+  );
+  const sort = useParameter("sort") ?? "newest";
+  const limit = useParameter("limit") ?? "100";
+  const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
+  const asked = { ...filters.values, sort, limit, facets: "1" };
+  const query = useQuery({ ...route("GET /ops/backups", { query: asked }, { on: ["backup"] }), ...kept });
+  const deeds: Deed[] = [
+    ...(may("ops:verify")
+      ? [
+          {
+            label: "Verify",
+            effects: <p>Each is verified quickly: its objects are there, and of the right length.</p>,
+            run: (id: string) => call("POST /ops/backups/:id/verify", { params: { id }, body: { mode: "quick" } }),
+          },
+        ]
+      : []),
+    ...(may("backup:delete")
+      ? [
+          {
+            label: "Delete",
+            isDanger: true,
+            effects: (
+              <p>
+                All of them are deleted, four at a time. Those that others build on, that are held or busy are refused,
+                and named. Where a repository has a deletion delay, they can be brought back for that long.
+              </p>
+            ),
+            run: (id: string) => ask("DELETE", backupPath(project_id, id)),
+          },
+        ]
+      : []),
+  ];
+  const toggle = (id: string): void => {
+    const next = new Set(chosen);
+    if (!next.delete(id)) next.add(id);
+    setChosen(next);
+  };
+  const choosing: Column<ListedBackup> = {
+    name: "Chosen",
+    cell: ({ id, name }) => (
+      <input type="checkbox" aria-label={`Choose ${name ?? id}`} checked={chosen.has(id)} onChange={() => toggle(id)} />
+    ),
+  };
   return (
     <>
-      <PageHead title="Backups" facts="Newest first." />
-      <FilterBar filters={filters} of={{ name: "status", label: "State of backups", states }} />
+      <PageHead title="Backups" facts={query.data?.total != null && `${countText(query.data.total)} match.`} />
+      <FilterBar
+        filters={filters}
+        of={{ name: "status", label: "State of backups", states, counts: query.data?.facets?.status }}
+        beside={[
+          {
+            name: "proof",
+            label: "When they were proven",
+            states: Object.keys(ages),
+            words: ages,
+            counts: query.data?.facets?.proof,
+          },
+          { name: "damage", label: "Damage", states: ["1"], words: { 1: "damaged" } },
+          { name: "orphan", label: "Volume", states: ["1"], words: { 1: "volume gone" } },
+        ]}
+        texts={[
+          ["q", "Name, or the start of an id"],
+          ["repository", "Repository"],
+        ]}
+      />
       <Loaded query={query} lines={10}>
-        {({ backups }) => (
+        {({ backups, next }) => (
           <>
+            <div className="filters">
+              <Choice
+                label="Order"
+                value={sort}
+                of={Object.entries(orders)}
+                onChange={(value) => filters.set({ sort: value })}
+              />
+              <Choice
+                label="Rows"
+                value={limit}
+                of={pageSizes.map((rows) => [String(rows), String(rows)])}
+                onChange={(value) => filters.set({ limit: value })}
+              />
+              {deeds.length > 0 && backups.length > 0 && (
+                <button
+                  type="button"
+                  className="button is-quiet"
+                  onClick={() => setChosen(new Set(backups.map(({ id }) => id)))}
+                >
+                  Choose all shown
+                </button>
+              )}
+            </div>
+            <Bulk rows={backups.filter(({ id }) => chosen.has(id))} deeds={deeds} clear={() => setChosen(new Set())} />
             <DataTable
               caption="Backups"
-              columns={columns}
+              columns={deeds.length > 0 ? [choosing, ...columns] : columns}
               rows={backups}
               keyOf={({ id }) => id}
               hrefOf={({ id }) => `/backups/${id}`}
@@ -70,7 +209,7 @@ export function BackupsPage() {
                 </Empty>
               }
             />
-            <Pages filters={filters} next={backups.length === pageRows ? backups.at(-1)?.id : null} />
+            <Pages filters={filters} next={next} />
           </>
         )}
       </Loaded>

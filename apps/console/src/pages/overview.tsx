@@ -1,16 +1,21 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { AnswerOf } from "@tephra/wire";
+import { lazy, Suspense } from "react";
 import { route } from "../data/queries.ts";
+import { useMay } from "../data/session.tsx";
 import { bytesText, countText, durationText, shown } from "../parts/format.ts";
 import { OperationsTable } from "../parts/operations-table.tsx";
 import { PageHead, Panel } from "../parts/panel.tsx";
-import { Loaded } from "../parts/states.tsx";
+import { Loaded, Skeleton } from "../parts/states.tsx";
 import { Status, ToneIcon } from "../parts/status.tsx";
 import { DataTable } from "../parts/table.tsx";
 import { Bytes, Foreign } from "../parts/texts.tsx";
 import { Age } from "../parts/time.tsx";
 import { type Tone, toneOf } from "../parts/words.ts";
+
+// Apart from the page: what needs somebody does not wait for it.
+const ActivityPanel = lazy(() => import("../parts/charts.tsx").then((charts) => ({ default: charts.ActivityPanel })));
 
 type Overview = AnswerOf<"GET /ops/overview">["overview"];
 
@@ -149,6 +154,7 @@ function Now({ overview: { queue, workers, operations, last_success_at } }: { ov
 
 /** What can be restored, what needs somebody, and what runs. */
 export function OverviewPage() {
+  const may = useMay();
   const query = useQuery(route("GET /ops/overview", {}, { on: ["pulse"], polledMs: 5_000 }));
   return (
     <>
@@ -187,6 +193,11 @@ export function OverviewPage() {
                 }
               />
             </Panel>
+            {may("ops:samples") && (
+              <Suspense fallback={<Skeleton lines={12} />}>
+                <ActivityPanel />
+              </Suspense>
+            )}
             {overview.repositories.length > 0 && (
               <Panel title="Repositories">
                 <DataTable

@@ -46,7 +46,7 @@ function CalendarTable({ volumes, empty }: { volumes: readonly ProtectedVolume[]
   const from = query.data?.from ?? "";
   const days: Column<ProtectedVolume> = {
     name: `Last ${calendarDays} days`,
-    cell: ({ id }) => (known.has(id) ? <Days from={from} days={known.get(id) ?? ""} /> : "—"),
+    cell: ({ id }) => (known.has(id) ? <Days id={id} from={from} days={known.get(id) ?? ""} /> : "—"),
   };
   return (
     <>

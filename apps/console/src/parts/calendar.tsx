@@ -1,4 +1,5 @@
 import { useQuery } from "@tanstack/react-query";
+import { useNavigate } from "@tanstack/react-router";
 import { route } from "../data/queries.ts";
 import { dayAfter, timeText, type Zone } from "./format.ts";
 import { Panel } from "./panel.tsx";
@@ -30,8 +31,29 @@ export function useDays(ids: readonly string[], count: number) {
   });
 }
 
-/** One square for each day, the newest last. `isByWeek`: a column a week, from Monday. */
-export function Days({ from, days, isByWeek = false }: { from: string; days: string; isByWeek?: boolean }) {
+/** Days that have backups to look at. */
+const opens = "RF";
+
+/** The backups of a volume of one local day, as the list is asked for them. */
+function searchOf(volume: string, day: string, zone: Zone): Record<string, string> {
+  const startOf = (date: string): string => new Date(`${date}T00:00:00${zone === "utc" ? "Z" : ""}`).toISOString();
+  return { volume_id: volume, from: startOf(day), to: startOf(dayAfter(day, 1)) };
+}
+
+/** One square for each day, the newest last; one that has backups leads to them. `isByWeek`: a column a week, from Monday. */
+export function Days({
+  id,
+  from,
+  days,
+  isByWeek = false,
+}: {
+  id: string;
+  from: string;
+  days: string;
+  isByWeek?: boolean;
+}) {
+  const navigate = useNavigate();
+  const { zone } = usePreferences();
   const weekday = (new Date(from).getUTCDay() + 6) % 7;
   return (
     <ol className={isByWeek ? "days is-by-week" : "days"}>
@@ -46,9 +68,25 @@ export function Days({ from, days, isByWeek = false }: { from: string; days: str
             style={isByWeek && at === 0 ? { gridRowStart: weekday + 1 } : undefined}
           >
             <span aria-hidden="true">{sign}</span>
-            <span className="away">
-              {day}: {words}
-            </span>
+            {opens.includes(letter) ? (
+              // A plain one: there may be thousands on a page.
+              <a
+                href={`/console/backups?${new URLSearchParams(searchOf(id, day, zone))}`}
+                onClick={(event) => {
+                  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+                  event.preventDefault();
+                  void navigate({ to: "/backups", search: searchOf(id, day, zone) as never });
+                }}
+              >
+                <span className="away">
+                  {day}: {words}
+                </span>
+              </a>
+            ) : (
+              <span className="away">
+                {day}: {words}
+              </span>
+            )}
           </li>
         );
       })}
@@ -85,7 +123,7 @@ export function CalendarPanel({ id }: { id: string }) {
         {({ from, volumes: [volume] }) =>
           volume ? (
             <>
-              <Days from={from} days={volume.days} isByWeek />
+              <Days id={id} from={from} days={volume.days} isByWeek />
               <DaysLegend />
             </>
           ) : (

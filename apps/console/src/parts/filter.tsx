@@ -10,7 +10,9 @@ interface States {
   name: string;
   label: string;
   states: readonly string[];
-  counts?: Readonly<Record<string, number | undefined>>;
+  counts?: Readonly<Record<string, number | undefined>> | undefined;
+  /** What they are called, where that is another word. */
+  words?: Readonly<Record<string, string>>;
   /** What is shown without a choice; it cannot be taken off. */
   initial?: string;
 }
@@ -22,18 +24,24 @@ interface States {
 export function FilterBar({
   filters,
   of,
+  beside = [],
   texts = [],
 }: {
   filters: Filters;
   of?: States;
+  /** Others, which are chosen by themselves. */
+  beside?: readonly States[];
   texts?: readonly (readonly [name: string, label: string])[];
 }) {
   const { values, set } = filters;
-  const own = [...texts.map(([name]) => name), of?.name, "marker"];
+  const own = [...texts.map(([name]) => name), ...beside.map(({ name }) => name), of?.name, "marker"];
   const others = Object.entries(values).filter(([name, value]) => value !== undefined && !own.includes(name));
   return (
     <>
       {of && <StateChips of={of} filters={filters} />}
+      {beside.map((one) => (
+        <StateChips key={one.name} of={one} filters={filters} />
+      ))}
       {others.length > 0 && (
         <div className="chips">
           {others.map(([name, value = ""]) => (
@@ -73,7 +81,7 @@ export function FilterBar({
 }
 
 function StateChips({
-  of: { name, label, states, counts, initial },
+  of: { name, label, states, counts, initial, words = {} },
   filters: { values, set },
 }: {
   of: States;
@@ -92,7 +100,7 @@ function StateChips({
           onClick={() => set({ [name]: value === state ? undefined : state })}
         >
           <ToneIcon tone={toneOf(state)} />
-          {shown(state)}
+          {shown(words[state] ?? state)}
           {counts && <b>{countText(counts[state] ?? 0)}</b>}
         </button>
       ))}

@@ -1,6 +1,6 @@
 import { Link } from "@tanstack/react-router";
 import type { Operation } from "@tephra/wire";
-import { leftText, percent, rateText } from "./format.ts";
+import { countText, leftText, percent, rateText } from "./format.ts";
 import { Meter } from "./panel.tsx";
 import { Status } from "./status.tsx";
 import { type Column, DataTable } from "./table.tsx";
@@ -17,7 +17,7 @@ export function progressOf(row: Operation): number {
 
 export function OperationMeter({ row }: { row: Operation }) {
   if (row.state === "queued") {
-    return <span>{row.queue_position === null ? "waits" : `${row.queue_position}. in the queue`}</span>;
+    return <span>{row.queue_position === null ? "waits" : `${countText(row.queue_position)}. in the queue`}</span>;
   }
   if (isEnded(row) && row.state !== "succeeded") return <span className="second">—</span>;
   const tone = row.state === "succeeded" ? "ok" : row.kind.includes("restore") ? "restore" : "work";

@@ -60,6 +60,8 @@ export function DataTable<Row>({
         event.preventDefault();
       } else if (event.key === "Enter" && event.target === row && row.dataset["href"]) {
         void navigate({ to: row.dataset["href"] });
+      } else if (letters && event.key === "x") {
+        row.querySelector<HTMLInputElement>("input[type=checkbox]")?.click();
       } else if (letters && event.key === "c" && row.dataset["id"]) {
         void navigator.clipboard.writeText(row.dataset["id"]).catch(() => {});
       }

@@ -9,6 +9,7 @@ import { measureLimits } from "./limits.ts";
 import { measureManyWorkers } from "./many-workers.ts";
 import { keepAsRelease, type Measurement, report, type Say } from "./measurement.ts";
 import { measureMemory } from "./memory.ts";
+import { measurePeers } from "./peers.ts";
 import { measureRequests } from "./requests.ts";
 import { measureService } from "./service.ts";
 import { measureSmallVolumes } from "./small-volumes.ts";
@@ -26,6 +27,7 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
   large: measureLarge,
   limits: measureLimits,
   memory: measureMemory,
+  peers: measurePeers,
   requests: measureRequests,
   service: measureService,
   sources: measureSources,

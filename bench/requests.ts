@@ -11,7 +11,7 @@ const pollsPerRound = 960;
 const listsPerRound = 100;
 
 /** What a number of requests took. */
-interface Load {
+export interface Load {
   perSecond: number;
   /** Of each request, in milliseconds. */
   latencies: number[];
@@ -66,7 +66,11 @@ async function measureLists(house: House, backups: number, say: Say): Promise<Me
   return reportOf(`GET /backups/detail?limit=50, with ${backups} backups`, lists);
 }
 
-async function loadOf<T>(items: readonly T[], connections: number, work: (item: T) => Promise<void>): Promise<Load> {
+export async function loadOf<T>(
+  items: readonly T[],
+  connections: number,
+  work: (item: T) => Promise<void>,
+): Promise<Load> {
   const latencies: number[] = [];
   const started = performance.now();
   await inParallel(items, connections, async (item) => {
@@ -113,23 +117,25 @@ async function addVolumes(house: House, round: string): Promise<string[]> {
 
 async function postBackup(house: House, agent: Agent, volumeId: string): Promise<void> {
   const body = JSON.stringify({ backup: { volume_id: volumeId } });
-  await exchange(house, agent, { method: "POST", path: `/v3/${project}/backups`, body, wanted: 202 });
+  await exchange(`${house.url}/v3/${project}/backups`, agent, { method: "POST", body, wanted: 202 });
 }
 
 async function get(house: House, agent: Agent, path: string): Promise<void> {
-  await exchange(house, agent, { method: "GET", path: `/v3/${project}${path}`, wanted: 200 });
+  await exchange(`${house.url}/v3/${project}${path}`, agent, { method: "GET", wanted: 200 });
 }
 
 /** With node:http, whose own cost beside the service's is the smallest. */
-function exchange(
-  house: House,
+export function exchange(
+  url: string,
   agent: Agent,
-  { method, path, body, wanted }: { method: string; path: string; body?: string; wanted: number },
+  { method, body, wanted, token }: { method: string; body?: string; wanted: number; token?: string },
 ): Promise<void> {
-  const headers =
-    body === undefined ? {} : { "content-type": "application/json", "content-length": Buffer.byteLength(body) };
+  const headers = {
+    ...(body !== undefined && { "content-type": "application/json", "content-length": Buffer.byteLength(body) }),
+    ...(token !== undefined && { "x-auth-token": token }),
+  };
   return new Promise((done, fail) => {
-    const outgoing = request(house.url + path, { agent, method, headers }, (response) => {
+    const outgoing = request(url, { agent, method, headers }, (response) => {
       let text = "";
       response.setEncoding("utf8").on("data", (chunk: string) => {
         text += chunk;
@@ -137,7 +143,7 @@ function exchange(
       response.on("error", fail);
       response.on("end", () => {
         if (response.statusCode === wanted) done();
-        else fail(new Error(`${method} ${path}: ${response.statusCode} ${text}`));
+        else fail(new Error(`${method} ${url}: ${response.statusCode} ${text}`));
       });
     });
     outgoing.on("error", fail);

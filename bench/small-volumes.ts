@@ -35,6 +35,7 @@ export async function measureSmallVolumes(say: Say): Promise<Measurement[]> {
     const ids = await importAll(house, content);
     const perSecond: number[] = [];
     const cpu: number[] = [];
+    const bytesBefore = await databaseBytes(house);
     for (let round = 0; round < rounds; round += 1) {
       say(`backing them up, round ${round + 1} of ${rounds}`);
       const before = cpuSeconds(house.programs);
@@ -49,9 +50,20 @@ export async function measureSmallVolumes(say: Say): Promise<Measurement[]> {
     const ratio = measured("the same, times a Cinder's", [result.value / cinderPerSecond], { unit: "x" });
     // Tells more than the clock where other programs share the processors.
     const cost = measured("processor time of API and workers for one", cpu, { unit: "ms" });
-    results.push(result, ratio, cost);
+    const rows = (await databaseBytes(house)) - bytesBefore;
+    const stored = measured("what PostgreSQL stores for one", [rows / rounds / ids.length / 1024], {
+      unit: "KiB",
+      note: "with indexes, audit, events, ended tasks",
+    });
+    results.push(result, ratio, cost, stored);
   }
   return results;
+}
+
+async function databaseBytes(house: House): Promise<number> {
+  const [row] = await house.sql<{ bytes: number }>("SELECT pg_database_size(current_database())::float8 AS bytes");
+  if (row === undefined) throw new Error("PostgreSQL does not tell the size of its database");
+  return row.bytes;
 }
 
 async function importAll(house: House, content: (i: number) => Buffer): Promise<string[]> {

@@ -1,5 +1,6 @@
 // `npm run bench [-- [--keep] NAME…]`: measures on private servers, prints a table and keeps it as JSON. With --keep, later runs are held
 // against this one: for a release.
+import { measureConsoles } from "./consoles.ts";
 import { measureControl } from "./control.ts";
 import { measureEndedTasks } from "./ended-tasks.ts";
 import { measureEngine } from "./engine.ts";
@@ -20,6 +21,7 @@ import { measureTaskOverhead } from "./task-overhead.ts";
 import { measureTransfer } from "./transfer.ts";
 
 const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>> = {
+  consoles: measureConsoles,
   control: measureControl,
   ended: measureEndedTasks,
   engine: measureEngine,

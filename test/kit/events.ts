@@ -32,10 +32,10 @@ function parseEvent(block: string): ServerEvent | null {
   return { id: fields.get("id") ?? null, event, data: JSON.parse(fields.get("data") ?? "null") };
 }
 
-/** Reads events until it is disposed, or the stream ends. */
+/** Reads events until it is disposed, or the stream ends. `onEvent` is called as each arrives. */
 export async function openEventReader(
   url: string,
-  { headers = {} }: { headers?: Record<string, string> } = {},
+  { headers = {}, onEvent }: { headers?: Record<string, string>; onEvent?: (event: ServerEvent) => void } = {},
 ): Promise<EventReader> {
   const ending = new AbortController();
   const response = await fetch(url, { headers, signal: ending.signal });
@@ -48,7 +48,9 @@ export async function openEventReader(
       for await (const part of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
         const blocks = (unread + part).split("\n\n");
         unread = blocks.pop() ?? "";
-        seen.push(...blocks.flatMap((block) => parseEvent(block) ?? []));
+        const arrived = blocks.flatMap((block) => parseEvent(block) ?? []);
+        seen.push(...arrived);
+        if (onEvent !== undefined) arrived.forEach(onEvent);
       }
       return "ended";
     } catch {

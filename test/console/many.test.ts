@@ -96,7 +96,7 @@ it("draws a chain of forty with a branch, folded, and keys go along it", async (
   expect(await chain.locator("li[aria-current]").innerText()).toContain("link 40");
   await links.first().focus();
   await page.keyboard.press("ArrowDown");
-  expect(await links.nth(1).evaluate("(each) => each === document.activeElement")).toBe(true);
+  await chain.locator("li:nth-child(2) a:focus").waitFor();
   for (const more of [1, 2]) {
     const folds = chain.getByRole("button", { name: /more$/ });
     if (more === 1) expect(await folds.count()).toBeGreaterThan(0);
@@ -153,21 +153,21 @@ it("finds its way among 100,000 backups by filters, orders, pages, and addresses
   await page.goBack();
   await seen("copy 100000");
   await page.getByRole("button", { name: "Next page" }).click();
-  await seen("copy 90000");
+  await seen("copy 99900");
   await page.getByLabel("Order").selectOption("most stored first");
   await seen("copy 100000");
   await page.getByLabel("Order").selectOption("oldest first");
-  await seen("copy 100");
+  await seen("copy 1");
   await page.getByRole("button", { name: "Next page" }).click();
-  await seen("copy 10100");
+  await seen("copy 101");
   const here = await names();
   expect(here).toHaveLength(100);
   const shared = await browser.open();
   await shared.goto(page.url());
-  await shared.locator("tbody tr").first().getByText("copy 10100", { exact: true }).waitFor();
+  await shared.locator("tbody tr").first().getByText("copy 101", { exact: true }).waitFor();
   expect(await shared.locator('tbody tr td[data-label="Backup"]').allTextContents()).toEqual(here);
   await page.reload();
-  await seen("copy 10100");
+  await seen("copy 101");
   expect(await names()).toEqual(here);
   await page.getByLabel("Name, or the start of an id").fill("copy 4200");
   await page.getByRole("button", { name: "Filter", exact: true }).click();

@@ -311,11 +311,11 @@ export async function finishTidy(database: Database, operationId: string, result
   });
 }
 
-/** An operation's progress. Sizes in bytes; rate over the time since it started. */
 export async function hasSucceeded(database: Database, operationId: string): Promise<boolean> {
   return (await database.operation.count({ where: { id: operationId, state: "succeeded" } })) > 0;
 }
 
+/** An operation's progress. Sizes in bytes; rate over the time since it started. */
 export interface OperationProgress extends OperationRow {
   tasksTotal: number;
   tasksDone: number;

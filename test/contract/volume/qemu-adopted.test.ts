@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { chmod, chown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { openVolumeBackend, type VolumeBackend } from "@tephra/engine";
@@ -168,4 +168,44 @@ describe("an image that cannot be a volume is refused in clear words", () => {
     await adopt(`qcow2:${path}`, id);
     await expect(adopt(`qcow2:${path}`)).rejects.toThrow(`is volume ${id} already`);
   });
+});
+
+test("what the owner of an image may not read is not read for him, and no link of his is followed by a restore", {
+  timeout: 60_000,
+}, async (context) => {
+  context.skip(process.geteuid?.() !== 0, "only the superuser can give files away");
+  const [path, base, victim] = [join(users, "web.img"), join(users, "base"), join(home, "elsewhere/victim")];
+  const bytes = randomBytes(sizeBytes);
+  await makeImage("base", "raw", bytes);
+  const owner = 4321;
+  const volumeId = randomUUID();
+  await qemu("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path);
+  await chown(path, owner, owner);
+  await chmod(base, 0o600);
+  const refusal = { code: "path_not_allowed", message: expect.stringContaining("is not readable for the owner") };
+  await expect(adopt(`qcow2:${path}`, volumeId)).rejects.toMatchObject(refusal);
+  await chmod(base, 0o644);
+  await adopt(`qcow2:${path}`, volumeId);
+  expect((await readVolume({ volumeId })).equals(bytes)).toBe(true);
+  await chmod(base, 0o600);
+  for (const verb of [
+    () => backend.openSource({ volumeId }),
+    () => backend.freeze(volumeId, randomUUID(), free),
+    () => backend.clone({ volumeId }, randomUUID(), sizeBytes, free),
+    () => backend.measure(volumeId),
+  ]) {
+    await expect(verb(), String(verb)).rejects.toMatchObject(refusal);
+  }
+  await chmod(base, 0o644);
+  await writeFile(victim, "of somebody else");
+  await symlink(victim, join(users, ".tephra-restore-restore-0"));
+  await backend.beginRestore(volumeId, "restore-0", { sizeBytes, keepTail: false }, free);
+  await backend.publishRestore(volumeId, "restore-0", { fresh: false }, free);
+  expect(await readFile(victim, "utf8")).toBe("of somebody else");
+  expect([await readVolume({ volumeId }), (await stat(path)).uid, (await stat(victim)).uid]).toEqual([
+    Buffer.alloc(sizeBytes),
+    owner,
+    0,
+  ]);
+  expect((await readdir(users)).sort()).toEqual(["base", "web.img"]);
 });

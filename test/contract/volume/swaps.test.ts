@@ -5,15 +5,21 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { openRepository, openVolumeBackend, type RunContext, type VolumeBackend } from "@tephra/engine";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeAll, beforeEach, expect, test } from "vitest";
+import { times } from "../../kit/long.ts";
+import { installQemuUtils } from "../../kit/qemu-utils.ts";
 
 const free: RunContext = { signal: new AbortController().signal, fence: () => {}, onProgress: () => {} };
 const rounds = 100;
 const own = "our own bytes";
 const secret = "secret of somebody else";
 
+/** Of rounds that run programs. */
+const fewRounds = times({ usual: 15, long: 100 });
+
 let home: string;
 let backend: VolumeBackend;
+beforeAll(installQemuUtils, 300_000);
 beforeEach(async () => {
   home = await mkdtemp(join(tmpdir(), "tephra-swaps-"));
   for (const name of ["volumes", "inside", "outside", "inside/folder"]) await mkdir(join(home, name));
@@ -42,9 +48,9 @@ async function whileSwapped(folder: string, work: () => Promise<void>): Promise<
 }
 
 /** Runs every round to its end. @returns how many of them succeeded; the others were refused with an error */
-async function succeeding(round: (n: number) => Promise<void>): Promise<number> {
+async function succeeding(round: (n: number) => Promise<void>, count = rounds): Promise<number> {
   let succeeded = 0;
-  for (let n = 0; n < rounds; n++) {
+  for (let n = 0; n < count; n++) {
     await round(n).then(
       () => {
         succeeded += 1;
@@ -55,9 +61,9 @@ async function succeeding(round: (n: number) => Promise<void>): Promise<number> 
   return succeeded;
 }
 
-function tell(what: string, swaps: number, succeeded: number): void {
-  process.stdout.write(`${rounds} ${what} during ${swaps} swaps: ${succeeded} done, the rest refused, 0 outside\n`);
-  expect(swaps).toBeGreaterThan(rounds);
+function tell(what: string, swaps: number, succeeded: number, count = rounds): void {
+  process.stdout.write(`${count} ${what} during ${swaps} swaps: ${succeeded} done, the rest refused, 0 outside\n`);
+  expect(swaps).toBeGreaterThan(count);
 }
 
 test("an import during swaps of its folder reads nothing outside the roots", async () => {
@@ -125,4 +131,51 @@ test("a repository during swaps of a container reads and writes nothing outside 
   expect(got.filter((text) => text !== own)).toEqual([]);
   expect(await readdir(join(home, "outside"), { recursive: true })).toEqual(["c", "c/object"]);
   tell("reads, puts and removals", swaps, succeeded);
+});
+
+/** A raw image below the roots of a backend has become a volume; outside is another one of its name. */
+async function adoptImage(): Promise<VolumeBackend> {
+  await writeFile(join(home, "inside/folder/image"), own.padEnd(512));
+  await writeFile(join(home, "outside/image"), secret.padEnd(512));
+  const images = await openVolumeBackend({
+    driver: "qemu",
+    path: join(home, "volumes"),
+    roots: [join(home, "inside")],
+  });
+  await images.adoptImage?.(`raw:${join(home, "inside/folder/image")}`, "v1", free);
+  return images;
+}
+
+test("an image that was adopted, during swaps of its folder, is read from nowhere else", {
+  timeout: 120_000,
+}, async () => {
+  const images = await adoptImage();
+  const got: string[] = [];
+  let succeeded = 0;
+  const swaps = await whileSwapped(join(home, "inside/folder"), async () => {
+    succeeded = await succeeding(async () => {
+      await using source = await images.openSource({ volumeId: "v1" });
+      const bytes = Buffer.alloc(source.sizeBytes);
+      await source.read(bytes, 0);
+      got.push(bytes.toString("utf8").trimEnd());
+    }, fewRounds);
+  });
+  expect(got.filter((text) => text !== own)).toEqual([]);
+  tell("readings of an adopted image", swaps, succeeded, fewRounds);
+});
+
+test("a restore of an image that was adopted, during swaps of its folder, writes nothing outside", {
+  timeout: 120_000,
+}, async () => {
+  const images = await adoptImage();
+  let succeeded = 0;
+  const swaps = await whileSwapped(join(home, "inside/folder"), async () => {
+    succeeded = await succeeding(async (n) => {
+      await images.beginRestore("v1", `op${n}`, { sizeBytes: 512, keepTail: false }, free);
+      await images.publishRestore("v1", `op${n}`, { fresh: false }, free);
+    }, fewRounds);
+  });
+  expect(await readdir(join(home, "outside"))).toEqual(["image"]);
+  expect((await readFile(join(home, "outside/image"), "utf8")).trimEnd()).toBe(secret);
+  tell("restores of an adopted image", swaps, succeeded, fewRounds);
 });

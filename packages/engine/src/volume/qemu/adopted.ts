@@ -1,5 +1,6 @@
-import { chmod, chown, lstat, open, readlink, realpath, rename, stat, symlink } from "node:fs/promises";
-import { dirname, join, sep } from "node:path";
+import type { Stats } from "node:fs";
+import { chmod, chown, lstat, open, readlink, realpath, rename, symlink } from "node:fs/promises";
+import { join, sep } from "node:path";
 import {
   errnoOf,
   InvalidVolumeUrlError,
@@ -12,7 +13,9 @@ import { type RunContext, writeBytesMax } from "../../run/run-context.ts";
 import { AdoptedPlace, realPath } from "../adopted-place.ts";
 import { copySparse, settle, unlinkIfThere } from "../file/copy-file.ts";
 import type { FileSource } from "../file/file-source.ts";
+import { OwnFolder } from "../file/own-folder.ts";
 import { syncFolder } from "../file/sync-folder.ts";
+import { openUserPath } from "../file/user-path.ts";
 import { guardStorage } from "../storage-error.ts";
 import { closeChain, type ImageFile, openImageChain, virtualBytes } from "./image-chain.ts";
 import { keepWritersOff, syncFile } from "./layers.ts";
@@ -45,7 +48,7 @@ export class AdoptedImages extends AdoptedPlace {
       const real = await realpath(path).catch((error: unknown) => {
         throw new SourceMissingError(`The image ${path} cannot be opened (${errnoOf(error)}).`, { cause: error });
       });
-      if (real !== path) throw new PathNotAllowedError(`The image ${path} has moved to ${real}.`);
+      if (real !== path) throw movedTo(path, real);
       return { link, path, format };
     }
     return null;
@@ -57,8 +60,25 @@ export class AdoptedImages extends AdoptedPlace {
     return names.filter((name) => /^adopted-[A-Za-z0-9-]+\.(?:qcow2|raw)$/.test(name));
   }
 
-  openChain({ path, format }: AdoptedImage): Promise<ImageFile[]> {
-    return openImageChain(path, format, this.roots);
+  /**
+   * Opens the image and what it builds on. Whoever owns an image may write another header into it: what he may not read himself, he does
+   * not get by way of this process.
+   *
+   * @throws as openImageChain; PathNotAllowedError
+   */
+  async openChain({ path, format }: AdoptedImage): Promise<ImageFile[]> {
+    const chain = await openImageChain(path, format, this.roots);
+    try {
+      if (chain[0]?.path !== path) throw movedTo(path, chain[0]?.path ?? "");
+      const [image, ...below] = await Promise.all(chain.map(({ file }) => file.stat()));
+      for (const [index, file] of below.entries()) {
+        if (image !== undefined && !mayRead(image, file)) throw unreadable(path, chain[index + 1]?.path ?? "");
+      }
+      return chain;
+    } catch (error) {
+      await closeChain(chain);
+      throw error;
+    }
   }
 
   async sizeOf(image: AdoptedImage): Promise<number> {
@@ -98,37 +118,46 @@ export class AdoptedImages extends AdoptedPlace {
     for (const format of formats) await unlinkIfThere(this.#link(volumeId, format));
   }
 
-  /** A new image with the bytes of a restored file takes the image's place, format, owner and mode, unless that is in use. */
+  /**
+   * A new image with the bytes of a restored file takes the image's place, format, owner and mode, unless that is in use. Others may write to
+   * the image's folder: the new one is made in a folder within it that is this user's alone, and no name on the way is followed twice.
+   */
   async publish(image: AdoptedImage, restored: FileSource, restoreId: string, run: RunContext): Promise<void> {
     const { path, format } = image;
-    const folder = dirname(path);
-    const draft = join(folder, draftOf(restoreId));
-    await unlinkIfThere(draft);
-    await using stack = new AsyncDisposableStack();
-    stack.defer(() => unlinkIfThere(draft));
+    await using named = await openUserPath(path, { roots: await this.realRoots() });
+    const { folder } = named;
+    await using own = await OwnFolder.make(folder, draftOf(restoreId));
+    const draft = own.draft;
     if (format === "raw") {
       await copySparse(restored, draft, { offset: 0, sizeBytes: restored.sizeBytes, isNew: true }, run);
       await settle(draft);
     } else await writeQcow2(draft, restored, run);
     const chain = await this.openChain(image);
+    await using stack = new AsyncDisposableStack();
     stack.defer(() => closeChain(chain));
     stack.use(await keepWritersOff(chain));
-    const { uid, gid, mode } = await stat(path);
+    const status = await chain[0]?.file.stat();
     await guardStorage(`create ${path}`, async () => {
-      await chown(draft, uid, gid);
-      await chmod(draft, mode & 0o777);
+      if (status === undefined) return;
+      await chown(draft, status.uid, status.gid);
+      await chmod(draft, status.mode & 0o777);
     });
     run.signal.throwIfAborted();
     run.fence();
-    await guardStorage(`create ${path}`, () => rename(draft, path));
-    await syncFolder(folder);
+    await named.assertInPlace();
+    await guardStorage(`create ${path}`, () => rename(draft, folder.at(named.name)));
+    await syncFolder(folder.self);
   }
 
   /** Removes what an interrupted restore has left beside an image. */
   async abandon(restoreId: string): Promise<void> {
+    const roots = await this.realRoots();
     for (const name of await this.list()) {
       const path = await readlink(join(this.folder, name)).catch(() => null);
-      if (path !== null) await unlinkIfThere(join(dirname(path), draftOf(restoreId)));
+      const named = path === null ? null : await openUserPath(path, { roots }).catch(() => null);
+      if (named === null) continue;
+      await using opened = named;
+      await OwnFolder.remove(opened.folder, draftOf(restoreId));
     }
   }
 
@@ -180,6 +209,21 @@ export class AdoptedImages extends AdoptedPlace {
 }
 
 const draftOf = (restoreId: string): string => `.tephra-restore-${restoreId}`;
+
+const movedTo = (path: string, real: string): PathNotAllowedError =>
+  new PathNotAllowedError(`The image ${path} has moved to ${real}.`);
+
+const unreadable = (path: string, below: string): PathNotAllowedError =>
+  new PathNotAllowedError(
+    `The backing file ${below} is not readable for the owner of the image ${path}, and is not read for it.`,
+  );
+
+/** Whether the owner of one file may read the other, going by its owner, group and mode alone. */
+const mayRead = (by: Stats, file: Stats): boolean =>
+  by.uid === 0 ||
+  by.uid === file.uid ||
+  (by.gid === file.gid && (file.mode & 0o040) !== 0) ||
+  (file.mode & 0o004) !== 0;
 
 async function lengthOf([image]: readonly ImageFile[]): Promise<number> {
   if (image === undefined) return 0;

@@ -1,5 +1,5 @@
 import { constants } from "node:fs";
-import { type FileHandle, open, realpath } from "node:fs/promises";
+import { type FileHandle, open, readlink, realpath } from "node:fs/promises";
 import { basename, dirname, isAbsolute, join, sep } from "node:path";
 import { errnoOf, PathNotAllowedError, SourceMissingError, VolumeStorageError } from "../../errors.ts";
 import { identityOf } from "../../folder.ts";
@@ -63,6 +63,7 @@ export async function openImageChain(
       );
     }
     const file = opened.adopt(await openRegular(place), (handle) => handle.close());
+    await requirePlace(file, place);
     const identity = identityOf(await file.stat({ bigint: true }));
     if (identities.has(identity)) throw damaged(place, "its chain of backing files is a circle");
     if (chain.length >= chainMax) throw damaged(path, `its chain has more than ${chainMax} images`);
@@ -76,6 +77,12 @@ export async function openImageChain(
   }
   opened.move();
   return chain;
+}
+
+/** Whoever may write to a folder on the way could have put another one, or a link, in its place. @throws VolumeStorageError */
+async function requirePlace({ fd }: FileHandle, place: string): Promise<void> {
+  if ((await readlink(`/proc/self/fd/${fd}`)) === place) return;
+  throw new VolumeStorageError(`The image ${place} was moved while it was opened.`, { retryable: true });
 }
 
 /**

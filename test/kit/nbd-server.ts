@@ -41,6 +41,8 @@ export interface NbdScript {
   further?: Pick<NbdScript, "greeting" | "sizeBytes" | "flags" | "go">;
   /** What is sent for a request. Null: the connection is closed. */
   reply?: (request: NbdRequest) => Buffer | null;
+  /** After which of these it goes on with one byte every now and then. */
+  trickles?: "greeting" | "reply";
 }
 
 export const optionReply = (option: number, type: number, data = Buffer.alloc(0)): Buffer =>
@@ -50,6 +52,7 @@ export const chunk = (cookie: Buffer, type: number, data: Buffer, flags = 1): Bu
 export const simpleReply = (cookie: Buffer, data: Buffer = Buffer.alloc(0), errno = 0): Buffer =>
   Buffer.concat([u32(0x67446698), u32(errno), cookie, data]);
 
+const trickleMs = 500;
 const sizeDefault = 8192n;
 const flagsDefault = 5;
 
@@ -78,6 +81,11 @@ export async function startNbdServer(
   };
 }
 
+function trickle(socket: Socket): void {
+  const timer = setInterval(() => socket.write(Buffer.alloc(1)), trickleMs);
+  socket.on("close", () => clearInterval(timer));
+}
+
 async function talk(socket: Socket, script: NbdScript): Promise<void> {
   const chunks = socket[Symbol.asyncIterator]() as AsyncIterator<Buffer>;
   let rest = Buffer.alloc(0);
@@ -92,6 +100,7 @@ async function talk(socket: Socket, script: NbdScript): Promise<void> {
     return taken;
   };
   socket.write(script.greeting ?? Buffer.concat([Buffer.from("NBDMAGICIHAVEOPT", "latin1"), u16(3)]));
+  if (script.trickles === "greeting") return trickle(socket);
   await take(4);
   let structured = false;
   for (let option = 0; option !== 7; ) {
@@ -115,6 +124,7 @@ async function talk(socket: Socket, script: NbdScript): Promise<void> {
     const reply = script.reply?.({ ...request, data: command === 1 ? await take(length) : Buffer.alloc(0) });
     if (reply === null) return socket.destroySoon();
     if (reply !== undefined) socket.write(reply);
+    if (script.trickles === "reply") return trickle(socket);
   }
 }
 

@@ -14,6 +14,7 @@ import {
   silenceMs,
   simpleReplyMagic,
   sized,
+  slowestMs,
   textBytesMax,
   transmissionFlags,
   uint16,
@@ -127,8 +128,9 @@ export function readByNbd(socket: number, parts: readonly NbdPart[]): NbdFailure
         headers.push(headerOf(commands.read, cookie, offset, into.length));
       }
       if (headers.length > 0) send(socket, Buffer.concat(headers));
-      const answered = replyTo(socket, due);
-      receive(socket, due.get(answered) as Uint8Array);
+      const until = performance.now() + slowestMs;
+      const answered = replyTo(socket, due, until);
+      receive(socket, due.get(answered) as Uint8Array, until);
       due.delete(answered);
     }
   });
@@ -153,13 +155,13 @@ export function writeByNbd(
     const isLeft = writesZeroes && areZero(data);
     send(socket, headerOf(isLeft ? commands.writeZeroes : commands.write, cookie, offset, data.length));
     if (!isLeft) send(socket, data);
-    replyTo(socket, new Map([[cookie, data]]));
+    replyTo(socket, new Map([[cookie, data]]), performance.now() + slowestMs);
   });
 }
 
 /** @returns which of the requests the server's next reply answers. Its payload follows. */
-function replyTo(socket: number, due: ReadonlyMap<bigint, unknown>): bigint {
-  const header = receive(socket, Buffer.alloc(16));
+function replyTo(socket: number, due: ReadonlyMap<bigint, unknown>, until: number): bigint {
+  const header = receive(socket, Buffer.alloc(16), until);
   const [magic, errno, cookie] = [header.readUInt32BE(0), header.readUInt32BE(4), header.readBigUInt64BE(8)];
   if (magic !== simpleReplyMagic) throw new NbdLaneError("sent something that is no reply");
   if (!due.has(cookie)) throw new NbdLaneError("answered a request that nobody made");
@@ -178,7 +180,7 @@ function failureOf(call: () => void): NbdFailure | null {
 }
 
 /** Fills `into`; `until`, by performance.now(), whatever the server sends. */
-function receive<Bytes extends Uint8Array>(socket: number, into: Bytes, until = Number.POSITIVE_INFINITY): Bytes {
+function receive<Bytes extends Uint8Array>(socket: number, into: Bytes, until: number): Bytes {
   for (let done = 0; done < into.length; ) {
     const at = done;
     const bytes = socketCall(() => readSync(socket, into, at, into.length - at, null));

@@ -39,6 +39,10 @@ describe("a server that does not follow the protocol ends the connection with a 
     "a reply to another option": [{ go: [optionReply(3, 1)] }, "sent something that answers no option"],
     "a wish for TLS": [{ go: [optionReply(7, 0x80000005)] }, "wants TLS, which is not supported"],
     "a missing export": [{ go: [optionReply(7, 0x80000006)] }, "has no such export"],
+    "replies without end": [
+      { go: Array.from({ length: 1100 }, () => optionReply(7, 3, Buffer.alloc(12, 7))) },
+      "sent more than 1024 replies to one option",
+    ],
     "a refusal with control characters": [
       { go: [optionReply(7, 0x80000003, Buffer.from("no\x1b[2J"))] },
       "refused: no?[2J",
@@ -74,6 +78,10 @@ describe("a server that does not follow the protocol ends the connection with a 
       ({ cookie }) => Buffer.concat([u32(0x668e33ef), u16(1), u16(0x8001), cookie, u32(2 ** 31)]),
       "sent an error of the wrong form",
     ],
+    "pieces without end": [
+      ({ cookie }) => Buffer.concat(Array.from({ length: 2100 }, () => chunk(cookie, 0, Buffer.alloc(0), 0))),
+      "sent more than 2048 pieces",
+    ],
     "a reply without structure": [
       ({ cookie }) => Buffer.concat([u32(0x67446698), u32(0), cookie]),
       "answered a read without structure",
@@ -98,6 +106,28 @@ describe("a server that does not follow the protocol ends the connection with a 
     await using server = await startNbdServer(folder, { reply: ({ cookie }) => chunk(cookie, 5, payload) });
     await using source = new NbdSource(await NbdClient.open({ path: server.path }, "disk", "the server"));
     await expect(source.dataExtents({ offset: 0, length: size }).next()).rejects.toThrow(why);
+  });
+});
+
+describe("a server that sends a byte now and then is given up", () => {
+  const patient = { silence: 60_000, handshake: 60_000, reply: 60_000 };
+
+  it("while it is connected to", async () => {
+    await using server = await startNbdServer(folder, { greeting: Buffer.alloc(0), trickles: "greeting" });
+    const limitsMs = { ...patient, handshake: 1_000 };
+    const opening = NbdClient.open({ path: server.path }, "disk", "the server", { limitsMs });
+    await expect(opening).rejects.toThrow("the server has completed no reply for 1 s");
+  });
+
+  it("while it is read", async () => {
+    const whole = (cookie: Buffer): Buffer => chunk(cookie, 1, Buffer.concat([u64(0), Buffer.alloc(4096)]));
+    await using server = await startNbdServer(folder, {
+      reply: ({ cookie }) => whole(cookie).subarray(0, 100),
+      trickles: "reply",
+    });
+    const limitsMs = { ...patient, reply: 1_000 };
+    await using client = await NbdClient.open({ path: server.path }, "disk", "the server", { limitsMs });
+    await expect(client.read(Buffer.alloc(4096), 0)).rejects.toThrow("the server has completed no reply for 1 s");
   });
 });
 

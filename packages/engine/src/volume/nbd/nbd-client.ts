@@ -18,6 +18,7 @@ import {
   simpleReplyMagic,
   sized,
   sizeMax,
+  slowestMs,
   textBytesMax,
   transmissionFlags,
   uint16,
@@ -52,6 +53,13 @@ const statusBytesMax = 1024 * 1024 * 1024;
 const statusExtentsMax = 1024 * 1024;
 /** Pieces of one reply to a read. */
 const partsMax = 1024;
+/** Pieces of any reply, also those that carry nothing. */
+const chunksMax = 2 * partsMax;
+/** Replies to one option before the last. */
+const optionRepliesMax = 1024;
+
+/** Without a byte; and without the end of the handshake, or of a reply. */
+export const clientLimitsMs = { silence: silenceMs, handshake: silenceMs, reply: slowestMs };
 
 const chunkTypes = { none: 0, data: 1, hole: 2, blockStatus: 5, error: 0x8001 } as const;
 const structuredReplyMagic = 0x668e33ef;
@@ -66,6 +74,7 @@ interface Request {
   /** Bytes of `into` that have arrived, and where. */
   filled: number;
   parts: { from: number; to: number }[];
+  chunks: number;
   extents?: NbdStatus[];
   changes?: NbdChanges["changes"];
   error: Error | null;
@@ -149,11 +158,17 @@ export class NbdClient {
   readonly #changesName: string | null;
   #changesContext: number | null = null;
   #heardAt = performance.now();
+  /** When the connection was begun, or later the last reply complete, or requested. */
+  #doneAt = performance.now();
   #isConnecting = true;
   #ended: Error | null = null;
   #watch: NodeJS.Timeout;
 
-  private constructor(address: NbdAddress, shown: string, changesName: string | null) {
+  private constructor(
+    address: NbdAddress,
+    shown: string,
+    { changes: changesName, limitsMs }: { changes: string | null; limitsMs: typeof clientLimitsMs },
+  ) {
     this.#shown = shown;
     this.#changesName = changesName;
     this.#reader = new Reader(() => {
@@ -177,8 +192,11 @@ export class NbdClient {
       this.#reader.end();
     });
     this.#watch = setInterval(() => {
-      if (!this.#isConnecting && this.#requests.size === 0) this.#heardAt = performance.now();
-      else if (performance.now() - this.#heardAt > silenceMs) this.#end(`did not answer for ${silenceMs / 1000} s`);
+      const now = performance.now();
+      const replyMs = this.#isConnecting ? limitsMs.handshake : limitsMs.reply;
+      if (!this.#isConnecting && this.#requests.size === 0) this.#heardAt = this.#doneAt = now;
+      else if (now - this.#heardAt > limitsMs.silence) this.#end(`did not answer for ${limitsMs.silence / 1000} s`);
+      else if (now - this.#doneAt > replyMs) this.#end(`has completed no reply for ${replyMs / 1000} s`);
     }, watchEveryMs);
     this.#watch.unref();
   }
@@ -193,9 +211,9 @@ export class NbdClient {
     address: NbdAddress,
     exportName: string,
     shown: string,
-    { changes = null }: { changes?: string | null } = {},
+    { changes = null, limitsMs = clientLimitsMs }: { changes?: string | null; limitsMs?: typeof clientLimitsMs } = {},
   ): Promise<NbdClient> {
-    const client = new NbdClient(address, shown, changes);
+    const client = new NbdClient(address, shown, { changes, limitsMs });
     try {
       await client.#negotiate(exportName);
     } catch (error) {
@@ -327,12 +345,14 @@ export class NbdClient {
     if (answer !== "ack") throw new VolumeStorageError(`${this.#shown} ${answer}.`, { retryable: false });
     if (!isSized) throw new Error("does not say how long the export is");
     this.#isConnecting = false;
+    this.#doneAt = performance.now();
   }
 
   /** Sends an option and reads its replies up to the last. @returns `ack`, or why not */
   async #option(option: number, data: Buffer, onReply: (type: number, data: Buffer) => void): Promise<string> {
     this.#socket.write(Buffer.concat([optionMagic, uint32(option), uint32(data.length), data]));
-    for (;;) {
+    for (let replies = 1; ; replies++) {
+      if (replies > optionRepliesMax) throw new Error(`sent more than ${optionRepliesMax} replies to one option`);
       const header = await this.#hear(20);
       if (header.readBigUInt64BE(0) !== optionReplyMagic || header.readUInt32BE(8) !== option) {
         throw new Error("sent something that answers no option");
@@ -359,9 +379,9 @@ export class NbdClient {
     if (this.#ended) return Promise.reject(this.#ended);
     const { data, ...rest } = what;
     this.#cookie += 1n;
-    if (this.#requests.size === 0) this.#heardAt = performance.now();
+    if (this.#requests.size === 0) this.#heardAt = this.#doneAt = performance.now();
     const settle = Promise.withResolvers<void>();
-    this.#requests.set(this.#cookie, { ...rest, filled: 0, parts: [], error: null, settle });
+    this.#requests.set(this.#cookie, { ...rest, filled: 0, parts: [], chunks: 0, error: null, settle });
     this.#socket.write(headerOf(command, this.#cookie, what.offset, what.length));
     if (data !== undefined) this.#socket.write(data);
     return settle.promise;
@@ -383,6 +403,8 @@ export class NbdClient {
     const [isLast, type] = [(header.readUInt16BE(0) & 1) !== 0, header.readUInt16BE(2)];
     const request = this.#requestOf(header.readBigUInt64BE(4));
     const length = header.readUInt32BE(12);
+    request.chunks += 1;
+    if (request.chunks > chunksMax) throw new Error(`sent more than ${chunksMax} pieces`);
     if (type === chunkTypes.data) await this.#data(request, length);
     else if (type === chunkTypes.hole) await this.#hole(request, length);
     else if (type === chunkTypes.blockStatus) await this.#blockStatus(request, length);
@@ -457,6 +479,7 @@ export class NbdClient {
       throw new Error(`answered with ${request.filled} bytes where ${request.length} were requested`);
     }
     this.#requests.delete(cookie);
+    this.#doneAt = performance.now();
     if (request.error) request.settle.reject(request.error);
     else request.settle.resolve();
   }

@@ -19,6 +19,8 @@ export interface NbdExport {
 
 /** A server that has sent nothing for this long while something is due is given up. */
 export const silenceMs = 60_000;
+/** So is one that has completed no reply for this long, though it sends a little now and then. */
+export const slowestMs = 600_000;
 /** Bytes of an option reply, and of an error's text. */
 export const textBytesMax = 64 * 1024;
 /** Longest export with exact offsets. */

@@ -1,11 +1,12 @@
 import { spawn } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { chmod, chown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { chmod, chown, mkdir, mkdtemp, open, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { openVolumeBackend, type VolumeBackend } from "@tephra/engine";
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { serveImage } from "../../../packages/engine/src/volume/qemu/qemu-nbd.ts";
 import { freeContext } from "../../format/backup-fixture.ts";
 import { installQemuUtils, makeEncrypted, qemu, qemuWrite } from "../../kit/qemu-utils.ts";
 import { waitFor } from "../../kit/wait-for.ts";
@@ -208,4 +209,14 @@ test("what the owner of an image may not read is not read for him, and no link o
     0,
   ]);
   expect((await readdir(users)).sort()).toEqual(["base", "web.img"]);
+});
+
+test("an image into whose header another file was written since it was checked is not served", async () => {
+  const path = join(users, "web.img");
+  await writeFile(join(home, "elsewhere/secret"), randomBytes(sizeBytes));
+  const named = ["-o", `data_file=${join(home, "elsewhere/secret")},data_file_raw=on`];
+  await qemu("qemu-img", "create", "-q", "-f", "qcow2", ...named, path, String(sizeBytes));
+  await using file = await open(path, "r");
+  const serving = serveImage([{ path, format: "qcow2", file }], { writable: false });
+  await expect(serving).rejects.toThrow("another file is named in it by now");
 });

@@ -1,11 +1,12 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { constants } from "node:fs";
-import { type FileHandle, mkdtemp, open, rm, unlink } from "node:fs/promises";
+import { type FileHandle, mkdtemp, open, readdir, rm, stat, unlink } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { VolumeStorageError } from "../../errors.ts";
+import { identityOf } from "../../folder.ts";
 import { NbdClient } from "../nbd/nbd-client.ts";
 import type { ImageFile } from "./image-chain.ts";
 
@@ -128,10 +129,28 @@ export async function serveNode(what: NodeToServe, options: ServeOptions): Promi
   const { client, held } = await connectTo(socket, `qemu-nbd for ${nameOf(what)}`, exited, failed);
   stack.defer(() => held.close());
   stack.use(client);
+  if (what.files !== undefined) await requireNoOther(child, what, files);
   // Nobody else connects, and threads do by `held`: a process that is killed leaves nothing behind.
   await rm(folder, { recursive: true, force: true });
   const owned = stack.move();
   return { client, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+/**
+ * Whoever owns an image may have written another header into it since it was checked: then QEMU has opened what that names.
+ *
+ * @throws VolumeStorageError
+ */
+async function requireNoOther({ pid }: Child, what: NodeToServe, files: readonly { file: FileHandle }[]): Promise<void> {
+  const given = await Promise.all(files.map(async ({ file }) => identityOf(await file.stat({ bigint: true }))));
+  for (const descriptor of await readdir(`/proc/${pid}/fd`)) {
+    const status = await stat(`/proc/${pid}/fd/${descriptor}`, { bigint: true }).catch(() => undefined);
+    const isImage = status?.isFile() || status?.isBlockDevice();
+    if (status === undefined || !isImage || given.includes(identityOf(status))) continue;
+    throw new VolumeStorageError(`${what.shown} cannot be opened: another file is named in it by now.`, {
+      retryable: false,
+    });
+  }
 }
 
 const nameOf = ({ shown, files }: NodeToServe): string => files?.[0]?.path ?? shown;

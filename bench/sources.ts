@@ -1,6 +1,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { nodeFlags, projectNode, root } from "../scripts/bootstrap.mjs";
+import { provideNbdcopy } from "../scripts/nbdcopy-package.ts";
 import { provideQemuBlock } from "../scripts/qemu-block-package.ts";
 import { spawnProgram } from "../scripts/spawn-program.ts";
 import { type Ceph, startCeph } from "../test/kit/ceph.ts";
@@ -28,7 +29,7 @@ interface Door {
   command(folder: string): string[];
 }
 
-/** Reading a volume by each of its doors, uncompressed, beside QEMU's and Ceph's own copies; everything in memory, but for Ceph's OSD. */
+/** Reading a volume by each of its doors, uncompressed, beside the copies that QEMU, libnbd and Ceph make themselves; everything in memory, but for Ceph's OSD. */
 export async function measureSources(say: Say): Promise<Measurement[]> {
   await using stack = new AsyncDisposableStack();
   const home = await mkdtemp(join(memoryFolder, "tephra-sources-"));
@@ -41,7 +42,13 @@ export async function measureSources(say: Say): Promise<Measurement[]> {
   say("writing images");
   await writeMixedImage(raw, imageBytes);
   await execute("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw, join(home, "qcow2")], { env });
-  const doors = [...(await fileDoors(home, raw, stack, env)), ...(await cephDoors(raw, ceph))];
+  const nbdcopy = await provideNbdcopy(say);
+  const ofNbdcopy = Object.entries(nbdcopy.environment).map(([name, value]) => `${name}=${value}`);
+  const doors = [
+    ...(await fileDoors(home, raw, stack, env)),
+    copy("nbdcopy", ["env", ...ofNbdcopy, nbdcopy.command, exportIn(home)]),
+    ...(await cephDoors(raw, ceph)),
+  ];
   const results: Measurement[] = [];
   for (const door of doors) {
     say(door.name);
@@ -63,13 +70,16 @@ export async function measureSources(say: Say): Promise<Measurement[]> {
   return results;
 }
 
+const socketIn = (home: string): string => join(home, "nbd");
+const exportIn = (home: string): string => `nbd+unix:///disk?socket=${socketIn(home)}`;
+
 async function fileDoors(
   home: string,
   raw: string,
   stack: AsyncDisposableStack,
   env: NodeJS.ProcessEnv,
 ): Promise<Door[]> {
-  const socket = join(home, "nbd");
+  const socket = socketIn(home);
   const args = [
     "--persistent",
     "--read-only",
@@ -89,7 +99,7 @@ async function fileDoors(
   const lun = `iscsi://${target.user}@127.0.0.1:${target.port}/${target.iqn}/1?password-file=${password}`;
   return [
     engine("PATH", raw, "threads read the file"),
-    engine("nbd+unix", `nbd+unix:///disk?socket=${socket}`, "without the server's processor time"),
+    engine("nbd+unix", exportIn(home), "without the server's processor time"),
     engine("qcow2", `qcow2:${join(home, "qcow2")}`, "with qemu-nbd"),
     engine("iscsi", lun, "with qemu-nbd, without the target"),
     copy("qemu-img convert of the file", ["qemu-img", "convert", "-f", "raw", "-O", "raw", raw]),

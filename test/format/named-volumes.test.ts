@@ -222,6 +222,15 @@ describe("an image that would lead elsewhere is refused", () => {
       source: "vmdk:image",
       why: "it builds on another image",
     },
+    "a vmdk over another image, which says that its description is elsewhere": {
+      make: async () => {
+        await qemu("qemu-img", "create", "-q", "-f", "vmdk", "base", "24M");
+        await qemu("qemu-img", "create", "-q", "-f", "vmdk", "-b", "base", "-F", "vmdk", "image");
+        await patch("image", 28, Buffer.from([0, 1, 0, 0, 0, 0, 0, 0]));
+      },
+      source: "vmdk:image",
+      why: "it builds on another image",
+    },
   };
 
   it.each(Object.entries(kinds))("(%s)", async (_, { make, source = "qcow2:image", why }) => {

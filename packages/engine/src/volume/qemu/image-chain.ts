@@ -26,6 +26,8 @@ const chainMax = 64;
 const headerBytesMax = 64 * 1024;
 /** A VMDK's embedded description. */
 const descriptionBytesMax = 64 * 1024;
+/** Where QEMU reads it to find a parent, whatever the header says. */
+const vmdkDescription = { at: 512, length: 20 * 512 };
 /** As in QEMU's format. */
 const backingNameBytesMax = 1023;
 /** Virtual length beyond which an image is taken for damaged, in bytes. */
@@ -206,12 +208,15 @@ async function checkVmdk(path: string, bytes: Buffer, file: FileHandle): Promise
   const [sector, sectors] = [bytes.readBigUInt64LE(28), bytes.readBigUInt64LE(36)];
   if (sector > 2n ** 40n || sectors * 512n > BigInt(descriptionBytesMax))
     throw damaged(path, "its description cannot be read");
-  const description = Buffer.alloc(Number(sectors) * 512);
-  await file.read(description, 0, description.length, Number(sector) * 512);
-  const text = description.toString("latin1");
-  const parent = /^\s*parentCID\s*=\s*"?([0-9a-f]+)/im.exec(text)?.[1];
-  if (/parentFileNameHint/i.test(text) || (parent !== undefined && !/^f{8}$/i.test(parent))) {
-    throw refused(path, "it builds on another image");
+  const places = [{ at: Number(sector) * 512, length: Number(sectors) * 512 }, vmdkDescription];
+  for (const { at, length } of places) {
+    const description = Buffer.alloc(length);
+    await file.read(description, 0, length, at);
+    const text = description.toString("latin1");
+    const parent = /^\s*parentCID\s*=\s*"?([0-9a-f]+)/im.exec(text)?.[1];
+    if (/parentFileNameHint/i.test(text) || (parent !== undefined && !/^f{8}$/i.test(parent))) {
+      throw refused(path, "it builds on another image");
+    }
   }
 }
 

@@ -190,8 +190,9 @@ export function nodeOf(chain: readonly ImageFile[], at: number): object | null {
   const image = chain[at];
   if (image === undefined) return null;
   const file = { driver: "file", filename: descriptorPath(at) };
-  if (image.format !== "qcow2") return { driver: image.format, file };
-  return { driver: "qcow2", file, backing: nodeOf(chain, at + 1) };
+  if (image.format === "raw") return { driver: "raw", file };
+  // Null, too, must be said: QEMU looks for the name of a parent where nobody else would.
+  return { driver: image.format, file, backing: image.format === "qcow2" ? nodeOf(chain, at + 1) : null };
 }
 
 /** @returns what the child has written to stderr so far, in one line, with the names of files in place of descriptors */

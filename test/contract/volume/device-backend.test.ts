@@ -152,8 +152,9 @@ describe("a restore in place", () => {
 
   /** A process that writes the volume, until it is killed. */
   async function startWriter(volumeId: string, restoreId: string): Promise<ChildProcess> {
-    const program = fileURLToPath(new URL("../../kit/device-writer.ts", import.meta.url));
-    const args = [program, join(place.home, "records"), join(place.home, "disks"), volumeId, restoreId];
+    const program = fileURLToPath(new URL("../../kit/late-writer.ts", import.meta.url));
+    const settings = { driver: "device", path: join(place.home, "records"), roots: [join(place.home, "disks")] };
+    const args = [program, JSON.stringify(settings), volumeId, restoreId];
     const writer = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "inherit"] });
     onTestFinished(() => void writer.kill("SIGKILL"));
     await once(writer.stdout as NonNullable<typeof writer.stdout>, "data");

@@ -1,4 +1,4 @@
-import { randomUUID } from "node:crypto";
+import { randomBytes, randomUUID } from "node:crypto";
 import { join } from "node:path";
 import { type Engine, openEngine, openRepository, type Repository, type SourceReference } from "@tephra/engine";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -15,6 +15,8 @@ export interface JudgedPlace extends VolumePlace {
   names(): Promise<string[]>;
 }
 
+/** Set TEPHRA_TEST_SEED to repeat a run. */
+const firstSeed = Number(process.env["TEPHRA_TEST_SEED"] ?? randomBytes(3).readUIntLE(0, 3));
 const KiB = 1024;
 const startBytes = 512 * KiB;
 const longestBytes = 2048 * KiB;
@@ -37,7 +39,7 @@ export function describeHistories(
     });
     afterAll(() => engine[Symbol.asyncDispose]());
 
-    const seeds = Array.from({ length: times({ usual: 2, long: 50 }) }, (_, n) => n + 1);
+    const seeds = Array.from({ length: times({ usual: 2, long: 50 }) }, (_, n) => firstSeed + n);
     test.for(seeds)("seed %i", { timeout: 240_000 }, async (seed, context) => {
       const why = (await missing?.()) ?? null;
       context.skip(why !== null, why ?? "");

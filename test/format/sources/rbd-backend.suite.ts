@@ -1,5 +1,6 @@
-import { execFile } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { randomBytes, randomUUID } from "node:crypto";
+import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -18,6 +19,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { describeVolumeBackend } from "../../contract/volume/volume-contract.ts";
 import { describeHistories, type JudgedPlace } from "../../contract/volume/volume-histories.ts";
 import { type CephPool, startCephPool } from "../../kit/ceph-pool.ts";
+import { childrenOf } from "../../kit/image-world.ts";
 import { times } from "../../kit/long.ts";
 import { waitFor } from "../../kit/wait-for.ts";
 import { freeContext, temporaryFolder } from "../backup-fixture.ts";
@@ -503,4 +505,50 @@ test("a volume reads as it was when it was opened, whoever writes to it", async 
   await source.read(bytes, 0);
   expect(bytes.equals(Buffer.alloc(64 * KiB, 1))).toBe(true);
   expect((await readAll(place.backend, id))[0]).toBe(2);
+});
+
+const lateWriter = fileURLToPath(new URL("../../kit/late-writer.ts", import.meta.url));
+
+test("what a writer still writes that was given up reaches no volume", { timeout: 1_800_000 }, async () => {
+  await using place = await open();
+  const { backend } = place;
+  const sizeBytes = 256 * KiB;
+  const id = randomUUID();
+  await backend.create(id, sizeBytes);
+  const rounds = times({ usual: 6, long: 50 });
+  for (let round = 0; round < rounds; round++) {
+    const [operation, isCommon] = [randomUUID(), round % 2 === 0];
+    const [late, next] = [`${operation}-0`, isCommon ? `${operation}-0` : `${operation}-1`];
+    const args = [lateWriter, JSON.stringify(place.settings), id, late];
+    const writer = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "ignore"] });
+    const gone = once(writer, "exit");
+    let pieces = 0;
+    writer.stdout.on("data", () => pieces++);
+    try {
+      await waitFor(() => pieces > 0, { what: `the writer of round ${round} writes`, timeoutMs: 60_000 });
+      // It goes on all the time; or it is paused, alone or with its qemu-nbd.
+      const paused = [writer.pid ?? 0, ...childrenOf(writer.pid ?? 0, "qemu-nbd")].slice(0, round % 3);
+      for (const pid of paused) process.kill(pid, "SIGSTOP");
+      if (!isCommon) await backend.beginRestore(id, next, { sizeBytes, keepTail: false }, free);
+      {
+        await using target = await backend.openRestoreTarget(id, next);
+        await target.write(Buffer.alloc(sizeBytes, 0xaa), 0);
+        await target.flush();
+      }
+      await backend.publishRestore(id, next, { fresh: isCommon }, free);
+      const told = `round ${round}, ${isCommon ? "a common" : "its own"} target`;
+      expect((await place.readElsewhere({ volumeId: id })).equals(Buffer.alloc(sizeBytes, 0xaa)), told).toBe(true);
+      const owners = randomBytes(sizeBytes);
+      await place.write(id, owners, 0);
+      const before = pieces;
+      for (const pid of paused.toReversed()) process.kill(pid, "SIGCONT");
+      const isDone = (): boolean => pieces > before + 2 || writer.exitCode !== null;
+      await waitFor(isDone, { what: `the writer of round ${round} has gone on`, timeoutMs: 60_000 });
+      expect((await place.readElsewhere({ volumeId: id })).equals(owners), told).toBe(true);
+    } finally {
+      writer.kill("SIGKILL");
+      await gone;
+    }
+  }
+  process.stderr.write(`${rounds} late writers, no byte of theirs in the volume\n`);
 });

@@ -141,7 +141,11 @@ export async function serveNode(what: NodeToServe, options: ServeOptions): Promi
  *
  * @throws VolumeStorageError
  */
-async function requireNoOther({ pid }: Child, what: NodeToServe, files: readonly { file: FileHandle }[]): Promise<void> {
+async function requireNoOther(
+  { pid }: Child,
+  what: NodeToServe,
+  files: readonly { file: FileHandle }[],
+): Promise<void> {
   const given = await Promise.all(files.map(async ({ file }) => identityOf(await file.stat({ bigint: true }))));
   for (const descriptor of await readdir(`/proc/${pid}/fd`)) {
     const status = await stat(`/proc/${pid}/fd/${descriptor}`, { bigint: true }).catch(() => undefined);

@@ -1,8 +1,9 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { mkdtemp, rm, symlink } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { expect } from "vitest";
+import { inspectImage } from "../../packages/engine/src/volume/qemu/image-chain.ts";
 import { freePort, type Program } from "../../scripts/spawn-program.ts";
 import { type Asked, ask, type EngineReply, ovirtUsers } from "../dialects/ovirt/engine.ts";
 import { ImageClient } from "./image-client.ts";
@@ -93,13 +94,15 @@ export async function openBackupWorld(
   const settled = async (id: string, phase: string): Promise<void> => {
     await until(`/imagetransfers/${id}`, (seen) => seen.phase === phase, `transfer ${id} is ${phase}`);
   };
-  const start = (disks: readonly string[]) =>
+  const start = async (disks: readonly string[]) =>
     startMachine(
       dir,
-      disks.map((id) => {
-        const disk = { id, path: join(images, `volume-${id}`), format: "qcow2" } as const;
-        return { disk, layers: [disk] };
-      }),
+      await Promise.all(
+        disks.map(async (id) => {
+          const disk = { id, path: join(images, `volume-${id}`), format: "qcow2" } as const;
+          return { disk, layers: await layersOf(disk.path) };
+        }),
+      ),
     );
   return {
     instance,
@@ -190,6 +193,13 @@ export async function openBackupWorld(
         });
     },
   };
+}
+
+/** An image and all that it builds on. */
+async function layersOf(path: string): Promise<{ path: string; format: "qcow2" | "raw" }[]> {
+  if (path.endsWith(".raw")) return [{ path, format: "raw" }];
+  const { backing } = await inspectImage(path);
+  return [{ path, format: "qcow2" }, ...(backing === null ? [] : await layersOf(join(dirname(path), backing)))];
 }
 
 /** Whether a process is a storage daemon whose sockets are in that folder. */

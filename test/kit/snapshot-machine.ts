@@ -7,6 +7,7 @@ import { temporaryFolder } from "../format/backup-fixture.ts";
 import { ImageClient } from "./image-client.ts";
 import { type BackupWorld, download } from "./machine-backups.ts";
 import { qemu, qemuWrite } from "./qemu-utils.ts";
+import type { RunningMachine } from "./storage-daemon.ts";
 
 /** The bytes of disks, by their ids. */
 export type Disks = Map<string, Buffer>;
@@ -20,7 +21,7 @@ interface KeptSnapshot {
 
 const copyOf = (disks: Disks): Disks => new Map([...disks].map(([id, bytes]) => [id, Buffer.from(bytes)]));
 
-/** A machine of the service that is off, and beside it what each of its disks, snapshots and checkpoints must hold. */
+/** A machine of the service, and beside it what each of its disks, snapshots and checkpoints must hold. */
 export class SnapshotMachine {
   readonly world: BackupWorld;
   readonly id: string;
@@ -30,6 +31,8 @@ export class SnapshotMachine {
   readonly snapshots: KeptSnapshot[] = [];
   /** By checkpoint: what a backup of its moment has. */
   readonly checkpoints = new Map<string, Disks>();
+  /** Its hypervisor, while it runs. */
+  running: RunningMachine | null = null;
 
   private constructor(world: BackupWorld, id: string) {
     this.world = world;
@@ -54,9 +57,34 @@ export class SnapshotMachine {
     return machine;
   }
 
-  /** As its guest does, of a machine that is then off again. */
+  /** Its hypervisor is started, with all its disks; there are no raw ones. */
+  async start(): Promise<void> {
+    this.running = await this.world.run(this.id, [...this.disks.keys()]);
+  }
+
+  /** `kill`: without a word, so that what its disks recorded is lost. */
+  async stop({ kill = false } = {}): Promise<void> {
+    const { running } = this;
+    this.running = null;
+    if (kill && running !== null) {
+      // What it has written, but not what its disks recorded, is to be there.
+      for (const disk of this.disks.keys()) {
+        await using guest = await running.guest(disk);
+        await guest.flush();
+      }
+      running.program.kill("SIGKILL");
+      await running.program.exited;
+      this.checkpoints.clear();
+    }
+    await running?.[Symbol.asyncDispose]();
+  }
+
+  /** As its guest does. */
   async write(disk: string, bytes: Buffer, offset: number): Promise<void> {
-    if (this.formats.get(disk) === "cow") {
+    if (this.running !== null) {
+      await using guest = await this.running.guest(disk);
+      await guest.write(bytes, offset);
+    } else if (this.formats.get(disk) === "cow") {
       await using _alone = await this.#alone();
       await qemuWrite(join(this.world.imagesDir, `volume-${disk}`), bytes, offset);
     } else {
@@ -183,12 +211,22 @@ export class SnapshotMachine {
   /** All images hold what they must, by other programs. */
   async check(): Promise<void> {
     await using _alone = await this.#alone();
-    for (const [disk, bytes] of this.disks) await this.#checkImage("the disk", disk, `volume-${disk}`, bytes);
+    for (const [disk, bytes] of this.disks) {
+      if (this.running === null) await this.#checkImage("the disk", disk, `volume-${disk}`, bytes);
+      else this.requireEqual("the disk", disk, await this.#readAsGuest(this.running, disk, bytes.length), bytes);
+    }
     for (const [at, { disks, layers }] of this.snapshots.entries()) {
       for (const [disk, layer] of layers) {
         await this.#checkImage(`snapshot ${at}`, disk, `snapshot-${layer}`, disks.get(disk) ?? Buffer.alloc(0));
       }
     }
+  }
+
+  async #readAsGuest(running: RunningMachine, disk: string, sizeBytes: number): Promise<Buffer> {
+    const bytes = Buffer.alloc(sizeBytes);
+    await using guest = await running.guest(disk);
+    await guest.read(bytes, 0);
+    return bytes;
   }
 
   async #checkImage(what: string, disk: string, name: string, expected: Buffer): Promise<void> {

@@ -81,7 +81,7 @@ describe("drivers of volume backends", () => {
     expect([backendFolder(disks), devicePath(disks, "id")]).toEqual(["/srv/records", null]);
     expect([protocolOf(disks), provisions(disks), snapshotsTogether(disks)]).toEqual(["block", false, "never"]);
     const files = VolumeBackend.parse({ name: "files", driver: "file", path: "/srv/volumes" });
-    expect([protocolOf(files), provisions(files), snapshotsTogether(files)]).toEqual(["file", true, "always"]);
+    expect([protocolOf(files), provisions(files), snapshotsTogether(files)]).toEqual(["file", true, "copies"]);
   });
 
   it("tell no path where there are no files", () => {

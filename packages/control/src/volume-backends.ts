@@ -147,10 +147,10 @@ interface DriverFacts<Settings> {
   /** What its volumes are as files: raw bytes, or images with layers of their own (qcow2). */
   imageFormat: "raw" | "cow";
   /**
-   * When snapshots of several volumes can be taken together, at one instant: always, of files that a hypervisor can be told to write
-   * elsewhere; or while nobody writes them, which a machine that is off does not.
+   * How snapshots of several volumes can be taken together, at one instant: as copies, of files that a hypervisor can be told to write
+   * elsewhere meanwhile; or as layers, which a hypervisor can be told to write from one moment on.
    */
-  snapshotsTogether: "always" | "while-off" | "never";
+  snapshotsTogether: "copies" | "layers" | "never";
   /** Whether a volume can have a snapshot's bytes again. */
   goesBack: boolean;
   /**
@@ -171,7 +171,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: true,
     beside: () => null,
     imageFormat: "raw",
-    snapshotsTogether: "always",
+    snapshotsTogether: "copies",
     goesBack: true,
     imageRoots: () => [],
   },
@@ -183,7 +183,7 @@ const facts: { [Driver in VolumeBackendConfig["driver"]]: DriverFacts<SettingsOf
     provisions: true,
     beside: () => null,
     imageFormat: "cow",
-    snapshotsTogether: "while-off",
+    snapshotsTogether: "layers",
     goesBack: true,
     imageRoots: ({ path, roots }) => [path, ...roots],
   },

@@ -98,6 +98,7 @@ export type {
   ExportRun,
   HeldTarget,
   RestoredProperties,
+  RunningLayer,
   SourceReference,
   UserPlaces,
   VolumeBackend,

@@ -19,6 +19,7 @@ import {
 } from "@tephra/control/work";
 import {
   type Disk,
+  GuestNotFrozenError,
   type Hypervisor,
   openHypervisor,
   type PowerState,
@@ -30,6 +31,14 @@ import {
 import { type Handler, resultOf, type WorkerContext } from "../context.ts";
 import { freezeTask } from "./freeze.ts";
 import { plugTask } from "./plug.ts";
+import {
+  findProcess,
+  freezeRunning,
+  type MachineProcess,
+  mergeRunning,
+  settleRunning,
+  unreachable,
+} from "./running-disks.ts";
 
 const noInstance = "00000000-0000-0000-0000-000000000000";
 
@@ -53,6 +62,8 @@ interface GroupDisk {
   snapshotId: string;
   /** The guest's name for it. */
   device: string;
+  /** Whether the machine has it open while it runs. */
+  plugged: boolean;
   backend: VolumeBackend;
 }
 
@@ -66,8 +77,9 @@ async function readDisks(groupSnapshotId: string, { database, sites }: WorkerCon
   const disks: GroupDisk[] = [];
   for (const { id, volume } of snapshots) {
     const backend = await sites.backend(volume.backend);
-    const device = volume.attachments[0]?.device ?? volume.id;
-    disks.push({ volumeId: volume.id, snapshotId: id, device, backend });
+    const [attachment] = volume.attachments;
+    const device = attachment?.device ?? volume.id;
+    disks.push({ volumeId: volume.id, snapshotId: id, device, plugged: attachment?.plugged ?? false, backend });
   }
   return disks;
 }
@@ -83,43 +95,54 @@ const atPaths = (disks: readonly GroupDisk[]): Disk[] =>
   }));
 
 /**
- * Takes the snapshots of a machine's disks. Those whose storage has layers get a new one, which needs a machine that is off from before the
- * first to after the last; the others are copied.
+ * Takes the snapshots of a machine's disks. Those whose storage has layers get a new one: through the machine's process (`running`), or, of a
+ * machine that has none, while nobody writes them, from before the first to after the last. The others are copied.
  */
 async function takeTogether(
-  machine: Hypervisor,
+  { machine, running, powerState }: { machine: Hypervisor; running: MachineProcess; powerState: PowerState },
   disks: readonly GroupDisk[],
-  powerState: PowerState,
   options: Parameters<Hypervisor["snapshotTogether"]>[1],
   run: RunContext,
 ): Promise<Omit<TogetherResult, "sizesBytes"> & { sizesBytes: Map<string, number> }> {
   const files = copied(disks);
   const layered = disks.filter((disk) => !files.includes(disk));
   const sizesBytes = new Map<string, number>();
-  const note = (of: readonly GroupDisk[], sizes: readonly number[]): void => {
+  const note = (of: readonly Pick<GroupDisk, "snapshotId">[], sizes: readonly number[]): void => {
     for (const [at, { snapshotId }] of of.entries()) sizesBytes.set(snapshotId, sizes[at] ?? 0);
   };
-  if (layered.length > 0 && powerState !== "SHUTOFF") {
-    throw new InvalidError("request", "Snapshots of images with layers are taken of machines that are off.");
-  }
+  const { disks: process } = running;
+  const open = layered.filter(({ plugged }) => process !== null && plugged);
+  const idle = layered.filter((disk) => !open.includes(disk));
   let taken: Omit<TogetherResult, "sizesBytes"> | null = null;
-  for (const backend of new Set(layered.map((disk) => disk.backend))) {
-    const own = layered.filter((disk) => disk.backend === backend);
+  if (process === null && !running.isOff && layered.length > 0) throw unreachable();
+  if (layered.length > 0 && files.length > 0 && powerState !== "SHUTOFF") throw new InvalidError("request", apart);
+  if (process !== null && open.length > 0) {
+    taken = await freezeRunning(process, open, { ...options, note }, run);
+  } else if (options.requireConsistency && idle.length > 0 && powerState !== "SHUTOFF") {
+    throw new GuestNotFrozenError("nothing but its record is known, which says that it runs");
+  }
+  for (const backend of new Set(idle.map((disk) => disk.backend))) {
+    const own = idle.filter((disk) => disk.backend === backend);
     const frozen = await backend.freezeTogether?.(own, run);
     if (frozen === undefined) continue;
     note(own, frozen.sizesBytes);
-    taken = { takenAt: frozen.takenAt, frozenMs: null, consistency: "application" };
+    const consistency = powerState === "SHUTOFF" ? "application" : "crash";
+    taken ??= { takenAt: frozen.takenAt, frozenMs: null, consistency };
   }
   if (files.length > 0) {
     const { sizesBytes: sizes, ...rest } = await machine.snapshotTogether(atPaths(files), options, run);
     note(files, sizes);
     taken = rest;
   }
-  if (layered.length > 0 && (await machine.powerState(run.signal)) !== "SHUTOFF") {
+  const wasOff = powerState === "SHUTOFF";
+  if (idle.length > 0 && wasOff && (await machine.powerState(run.signal)) !== "SHUTOFF") {
     throw new SourceChangedError("The machine was started while its snapshots were taken.");
   }
   return { takenAt: new Date(), frozenMs: null, consistency: "application", ...taken, sizesBytes };
 }
+
+const apart =
+  "Snapshots of images with layers and of raw files are taken together only while the machine is off: choose disks of one kind.";
 
 /** Takes all snapshots of a group at one instant; then its backups, if any are to be made, begin. */
 export const snapshotGroupTask: Handler = async (task, context, run) => {
@@ -135,7 +158,8 @@ export const snapshotGroupTask: Handler = async (task, context, run) => {
   }
   const { freeze_limit_ms: freezeLimitMs, require_consistency: requireConsistency } = config.instance_groups;
   const options = { freezeLimitMs, requireConsistency, operationId: task.operationId };
-  const taken = await takeTogether(machine, disks, powerState, options, run);
+  const running = await findProcess(row.groupId, disks, context);
+  const taken = await takeTogether({ machine, running, powerState }, disks, options, run);
   const bytesDone = [...taken.sizesBytes.values()].reduce((sum, size) => sum + size, 0);
   await finishGroupSnapshot(database, config, task.operation, resultOf(task, { bytesDone }), taken);
 };
@@ -153,7 +177,11 @@ export async function recoverMachine(
   if (!row || row.group.operationId !== null) return;
   await using machine = await openMachine(row.groupId, context);
   context.log.info({ operation: id, instance: row.instanceId }, "the machine is looked after");
-  await machine.recover(atPaths(copied(await readDisks(row.id, context))), run);
+  const disks = await readDisks(row.id, context);
+  await machine.recover(atPaths(copied(disks)), run);
+  const running = await findProcess(row.groupId, disks, context);
+  await settleRunning(running, disks);
+  await mergeRunning(running, disks, run);
 }
 
 /** Concludes a group operation when its parts have ended: it succeeds if all of them did. */
@@ -165,7 +193,7 @@ export const concludeGroupTask: Handler = async (task, context, run) => {
   if (operation.kind === "group-backup") return finishGroupBackup(database, operation, resultOf(task));
   if (operation.kind === "group-delete") {
     await beginGroupDelete(database, operation);
-    await removeSnapshots(operation.groupSnapshotId, context, run);
+    await removeSnapshots(operation, context, run);
     return finishGroupDelete(database, operation, resultOf(task));
   }
   if (operation.kind === "group-freeze") return freezeTask(task, context, run);
@@ -195,15 +223,19 @@ async function goBack({ operation }: ClaimedTask, context: WorkerContext, run: R
   }
 }
 
-async function removeSnapshots(groupSnapshotId: string | null, context: WorkerContext, run: RunContext): Promise<void> {
-  const snapshots = await context.database.snapshot.findMany({
-    where: { groupSnapshotId: groupSnapshotId ?? noInstance },
-    include: { volume: true },
-  });
-  for (const { id, volume } of snapshots) {
+async function removeSnapshots(
+  { groupSnapshotId, groupId }: Pick<ClaimedTask["operation"], "groupSnapshotId" | "groupId">,
+  context: WorkerContext,
+  run: RunContext,
+): Promise<void> {
+  const disks = await readDisks(groupSnapshotId ?? noInstance, context);
+  const running = await findProcess(groupId, disks, context);
+  await settleRunning(running, disks);
+  for (const { snapshotId, backend } of disks) {
     run.fence();
-    await (await context.sites.backend(volume.backend)).thaw(id);
+    await backend.thaw(snapshotId);
   }
+  await mergeRunning(running, disks, run);
 }
 
 /**

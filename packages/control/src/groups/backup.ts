@@ -76,23 +76,27 @@ async function readMembers(tx: Transaction, group: GroupRow, instance: InstanceR
 type Member = Awaited<ReturnType<typeof readMembers>>[number];
 
 /**
- * Volumes of which no snapshot is taken together with others are told here: a worker could only fail. `powerState`: of the machine that has
- * them; null: they are nobody's disks.
+ * Volumes of which no snapshot is taken together with others are told here: a worker could only fail. `instance`: the machine that has them;
+ * null: they are nobody's disks.
  *
  * @throws InvalidError
  */
 export function refuseApart(
   config: Config,
   members: readonly { volume: Pick<Volume, "id" | "backend"> }[],
-  powerState: string | null,
+  instance: Pick<InstanceRow, "powerState"> | null,
 ): void {
-  for (const { volume } of members) {
-    const backend = config.volume_backends.find(({ name }) => name === volume.backend);
-    const when = backend === undefined ? "always" : snapshotsTogether(backend);
-    if (backend === undefined || when === "always" || (when === "while-off" && powerState !== "ACTIVE")) continue;
+  const runs = instance?.powerState === "ACTIVE";
+  const backendOf = (name: string) => config.volume_backends.find((each) => each.name === name);
+  const places = members.map(({ volume }) => ({ volume, backend: backendOf(volume.backend) }));
+  const hasCopies = places.some(({ backend }) => backend && snapshotsTogether(backend) === "copies");
+  for (const { volume, backend } of places) {
+    if (backend === undefined) continue;
+    const way = snapshotsTogether(backend);
+    if (way !== "never" && !(way === "layers" && runs && hasCopies)) continue;
     const text =
       `Volume ${volume.id} is in backend ${backend.name} (driver ${backend.driver}), of whose volumes no snapshots are taken together with ` +
-      `others${when === "never" ? ". Back it up by itself." : " while their machine runs."}`;
+      `${way === "never" ? "others. Back it up by itself." : "those of others while their machine runs."}`;
     throw new InvalidError("request", text);
   }
 }
@@ -104,7 +108,7 @@ function checkMembers(config: Config, group: GroupRow, instance: InstanceRow | n
     const text = `Volume ${volume.id} status must be available or in-use, but current status is: ${volume.status}.`;
     throw new InvalidError("request", text);
   }
-  refuseApart(config, members, instance?.powerState ?? null);
+  refuseApart(config, members, instance);
   const stray = instance?.disks.find((disk) => !members.some((member) => member.volumeId === disk.volumeId));
   if (stray) throw new InvalidError("request", `Volume ${stray.volumeId} is a member of another group.`);
 }

@@ -118,7 +118,7 @@ export function takeMachineSnapshot(
     }
     const disks = chosenDisks(machine, request.disks);
     refuseLocked(disks);
-    refuseApart(config, disks, machine.instance.powerState);
+    refuseApart(config, disks, machine.instance);
     const gigabytes = disks.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
     if (disks.length > 0) await reserveQuota(tx, config, projectId, { snapshots: disks.length, gigabytes });
     const id = randomUUID();

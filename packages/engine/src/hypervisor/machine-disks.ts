@@ -100,10 +100,21 @@ export interface PluggedDisk {
   temporaryPath: string | null;
 }
 
+/** A disk of which a snapshot is taken. */
+export interface DiskToLayer {
+  disk: MachineDisk;
+  /** The file of the new active layer, in the folder of the present one. */
+  overlayPath: string;
+  /** Another name of the present active layer: the new one is there already and builds on it by this name, by which the process has it open from then on. */
+  keptPath?: string;
+}
+
 export interface MergeOptions {
   layerPath: string;
   /** The layer on which it builds. */
   intoPath: string;
+  /** The lower layer gets the upper's name, so that whatever else builds on the upper goes on doing so. Not of the active layer. */
+  keepName?: boolean;
 }
 
 export interface MachineDisks extends AsyncDisposable {
@@ -111,23 +122,21 @@ export interface MachineDisks extends AsyncDisposable {
   readonly daemon: Daemon | null;
 
   /**
-   * From one moment on, all these disks are written in new layers, and the present ones never change again. `overlayPath`: the file of the
-   * new active layer, in the folder of the present one. Checkpoints stay valid.
+   * From one moment on, all these disks are written in new layers, and the present ones never change again. Checkpoints stay valid.
    *
    * HypervisorUnavailableError, HypervisorRefusedError, GuestNotFrozenError: no disk has a new layer then.
    */
-  takeSnapshot(
-    disks: readonly { disk: MachineDisk; overlayPath: string }[],
-    options: MomentOptions,
-    run: RunContext,
-  ): Promise<Moment>;
+  takeSnapshot(disks: readonly DiskToLayer[], options: MomentOptions, run: RunContext): Promise<Moment>;
+
+  /** Whether an image is the active layer of a disk, on another one. */
+  writes(path: string): Promise<boolean>;
 
   /**
    * Writes what one layer of a disk holds into the one below it, and removes its file: the snapshot between the two is gone. Where that was
    * the active layer, the one below becomes it. Checkpoints stay valid, except for those that a raw image cannot keep. Called again after a
    * crash, `disk` is as it was before.
    *
-   * HypervisorRefusedError when another image builds on the layer below, which would change beneath it.
+   * HypervisorRefusedError when another image builds on the layer below, which would change beneath it, or another process reads that.
    */
   mergeLayer(disk: MachineDisk, options: MergeOptions, run: RunContext): Promise<void>;
 

@@ -74,6 +74,31 @@ export interface HeldTarget {
   isNew: boolean;
 }
 
+/** An image of a machine that runs, and what it is to write instead. */
+export interface RunningLayer {
+  volumeId: string;
+  /** The image that it writes: an absolute path. */
+  path: string;
+  /** Another name of that image, by which the machine has it open from then on. */
+  keptPath: string;
+  /** A new image on it, by that name. */
+  overlayPath: string;
+}
+
+/** The images that a machine which runs has open. */
+export interface RunningImages<Taken> {
+  /** Whether it writes an image that builds on another. */
+  writes(path: string): Promise<boolean>;
+  /** From one moment on it writes all the new images. What an interrupted call has done stays done. */
+  switchOver(layers: readonly RunningLayer[]): Promise<Taken>;
+}
+
+/** Absolute paths: the layer, and the one on which it builds, which gets its name. */
+export interface LayersToMerge {
+  layerPath: string;
+  intoPath: string;
+}
+
 export interface RestoreLengths {
   sizeBytes: number;
   /** If the volume is longer, its own bytes from `sizeBytes` on are kept. */
@@ -133,6 +158,28 @@ export interface VolumeBackend {
     members: readonly { volumeId: string; snapshotId: string }[],
     run: RunContext,
   ): Promise<{ takenAt: Date; sizesBytes: number[] }>;
+  /**
+   * As freezeTogether, of volumes that a machine writes, which `images` tells to write elsewhere from one moment on. Repeated after a crash,
+   * it takes what was interrupted to its end. `taken`: as switchOver says.
+   */
+  freezeRunning?<Taken>(
+    members: readonly { volumeId: string; snapshotId: string }[],
+    images: RunningImages<Taken>,
+    run: RunContext,
+  ): Promise<{ taken: Taken; sizesBytes: number[] }>;
+  /**
+   * What an interrupted freezeRunning has left of a volume: names that lead elsewhere than where the machine writes, new images that it does
+   * not write. `images`: null for a machine that is off.
+   */
+  settleRunning?(
+    member: { volumeId: string; snapshotId: string },
+    images: Pick<RunningImages<unknown>, "writes"> | null,
+  ): Promise<void>;
+  /**
+   * Offers, one after another, the layers of a volume that a machine has open to be written into the ones below, since no snapshot needs what
+   * is between them. The layer that it writes is not among them.
+   */
+  mergeRunning?(volumeId: string, merge: (layers: LayersToMerge) => Promise<void>): Promise<void>;
   /**
    * The volume has its snapshot's bytes again, and keeps its length: what it is longer by is zeros. Absent where it cannot. SourceMissingError;
    * VolumeStorageError while somebody writes it, where that can be known.

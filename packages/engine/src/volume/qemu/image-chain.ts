@@ -21,7 +21,7 @@ export interface ImageFile {
 }
 
 /** Images in one chain. */
-const chainMax = 64;
+export const chainMax = 64;
 /** Bytes of a header that are read: a qcow2 header with its extensions fits into one cluster, which is not smaller than 512 bytes. */
 const headerBytesMax = 64 * 1024;
 /** A VMDK's embedded description. */

@@ -13,7 +13,7 @@ import { guardStorage } from "../storage-error.ts";
 import { wholeSectors } from "../whole-sectors.ts";
 import { lock, tryLock } from "./folder-lock.ts";
 import { checkpointsIn, moveBitmaps, recordFor } from "./image-bitmaps.ts";
-import { closeChain, type ImageFile, inspectImage, openImageChain, virtualBytes } from "./image-chain.ts";
+import { chainMax, closeChain, type ImageFile, inspectImage, openImageChain, virtualBytes } from "./image-chain.ts";
 import { allocatedExtents, createQcow2, resizeImage } from "./qemu-img.ts";
 import { ImageInUseError, serveImage } from "./qemu-nbd.ts";
 
@@ -28,10 +28,14 @@ const patienceMs = 5_000;
 const tryEveryMs = 100;
 /** Bytes copied at a time when images are merged. */
 const mergeBytes = 4 * 1024 * 1024;
+const bigint = { bigint: true } as const;
 
 const isLayer = (name: string): boolean => /^\.layer-[0-9a-f-]{36}(?:\.raw)?$/.test(name);
 const isImage = (name: string): boolean =>
   /^(?:volume|snapshot)-[A-Za-z0-9-]+$/.test(name) || /^\.layer-[0-9a-f-]{36}$/.test(name);
+/** The name of a layer. */
+export const layerName = (id: string, format: "qcow2" | "raw" = "qcow2"): string =>
+  `.layer-${id}${format === "raw" ? ".raw" : ""}`;
 const formatOf = (layer: string): "qcow2" | "raw" => (layer.endsWith(".raw") ? "raw" : "qcow2");
 
 /** Runs this again while the image is in use, for a limited time. */
@@ -90,20 +94,19 @@ export class Layers {
       checkpoints.push(await patiently(() => checkpointsIn(chain)));
     }
     const sizes: number[] = [];
-    const drafts: { layer: string; goesOn: Draft; branched: Draft }[] = [];
+    const drafts: { goesOn: Draft; branched: Draft }[] = [];
     for (const [index, { image, to, sizeBytes }] of parts.entries()) {
       const present = await inspectImage(image);
-      const layer = this.#newLayer("qcow2");
+      const layer = await this.layerNameOf(image);
       const size = Math.max(present.sizeBytes, sizeBytes);
-      const goesOn = stack.use(await this.#overlay(image, layer, present.sizeBytes, checkpoints[index]));
-      drafts.push({ layer, goesOn, branched: stack.use(await this.#overlay(to, layer, size)) });
+      const goesOn = stack.use(await this.overlay(image, layer, present.sizeBytes, checkpoints[index]));
+      drafts.push({ goesOn, branched: stack.use(await this.overlay(to, layer, size)) });
       sizes.push(size);
     }
     for (const [index, { image, to }] of parts.entries()) {
-      const { layer, goesOn, branched } = drafts[index] as (typeof drafts)[number];
+      const { goesOn, branched } = drafts[index] as (typeof drafts)[number];
       signal.throwIfAborted();
       fence();
-      await this.#name(image, layer);
       await guardStorage(`create ${image}`, () => rename(goesOn.path, image));
       await syncFolder(this.#folder);
       fence();
@@ -123,7 +126,7 @@ export class Layers {
     stack.defer(() => closeChain(chain));
     stack.use(await keepWritersOff(chain));
     const draft = stack.use(
-      await this.#overlay(image, join(this.#folder, backing), (await inspectImage(image)).sizeBytes),
+      await this.overlay(image, join(this.#folder, backing), (await inspectImage(image)).sizeBytes),
     );
     signal.throwIfAborted();
     fence();
@@ -142,7 +145,7 @@ export class Layers {
     const { backing, sizeBytes: present } = await inspectImage(snapshot);
     if (backing === null) throw new SourceMissingError(`${snapshot} is no snapshot.`);
     const size = Math.max(present, sizeBytes);
-    await using branched = await this.#overlay(to, join(this.#folder, backing), size);
+    await using branched = await this.overlay(to, join(this.#folder, backing), size);
     signal.throwIfAborted();
     fence();
     await guardStorage(`create ${to}`, () => rename(branched.path, to));
@@ -169,7 +172,7 @@ export class Layers {
     }
     const size = wholeSectors(Math.max((await lstat(file)).size, sizeBytes));
     const layer = this.#newLayer("raw");
-    const image = stack.use(await this.#overlay(to, layer, size));
+    const image = stack.use(await this.overlay(to, layer, size));
     signal.throwIfAborted();
     fence();
     await this.#name(file, layer);
@@ -233,7 +236,7 @@ export class Layers {
   /** Removes what nothing builds on. @returns the names of images that alone build on a layer, the one that holds least first */
   async #sweep(): Promise<{ image: string; layer: string }[]> {
     await using _locked = await this.lock();
-    const children = await this.#children();
+    const { children, others } = await this.#tree();
     for (let removed = true; removed; ) {
       removed = false;
       for (const [layer, images] of children) {
@@ -250,23 +253,47 @@ export class Layers {
     }
     await syncFolder(this.#folder);
     const found: { image: string; layer: string; blocks: number }[] = [];
-    for (const [layer, [image = "", ...others]] of children) {
-      if (formatOf(layer) === "raw" || others.length > 0 || image.startsWith("snapshot-")) continue;
+    for (const [layer, [image = "", ...more]] of children) {
+      if (formatOf(layer) === "raw" || more.length > 0 || image.startsWith("snapshot-")) continue;
+      // A layer with two names, of which only one would lead to what it is merged into.
+      if (isLayer(image) && [...others.values()].includes(image)) continue;
       const { blocks } = await guardStorage(`look at ${image}`, () => lstat(join(this.#folder, image)));
       found.push({ image, layer, blocks });
     }
     return found.sort((a, b) => a.blocks - b.blocks);
   }
 
-  /** Every layer, and the images that build on it. Only under the lock. */
+  /** Every layer, and the images that build on it, each by one of its names. A layer that is an image's other name is left out. Only under the lock. */
   async #children(): Promise<Map<string, string[]>> {
+    return (await this.#tree()).children;
+  }
+
+  async #tree(): Promise<{ children: Map<string, string[]>; others: Map<string, string> }> {
     const names = await guardStorage(`list ${this.#folder}`, () => readdir(this.#folder));
-    const children = new Map<string, string[]>(names.filter(isLayer).map((name) => [name, []]));
-    for (const name of names.filter(isImage)) {
+    const others = await this.#otherNames(names);
+    const children = new Map<string, string[]>(
+      names.filter((name) => isLayer(name) && !others.has(name)).map((name) => [name, []]),
+    );
+    for (const name of names.filter((each) => isImage(each) && !others.has(each))) {
       const { backing } = await inspectImage(join(this.#folder, name));
-      if (backing !== null) children.get(backing)?.push(name);
+      if (backing !== null) children.get(others.get(backing) ?? backing)?.push(name);
     }
-    return children;
+    return { children, others };
+  }
+
+  /** Layers that are the same file as an image, or as another layer, and under which name that is listed. */
+  async #otherNames(names: readonly string[]): Promise<Map<string, string>> {
+    const listed = new Map<string, string>();
+    const others = new Map<string, string>();
+    const images = names.filter((name) => !isLayer(name) && (isImage(name) || name.startsWith(".live-")));
+    for (const name of [...images, ...names.filter(isLayer)]) {
+      const status = await lstat(join(this.#folder, name), bigint).catch(() => undefined);
+      if (status === undefined || status.nlink === 1n) continue;
+      const first = listed.get(identityOf(status));
+      if (first === undefined) listed.set(identityOf(status), name);
+      else if (isLayer(name)) others.set(name, first);
+    }
+    return others;
   }
 
   /**
@@ -281,6 +308,12 @@ export class Layers {
     const [upper, lower] = chain;
     if (upper === undefined || lower === undefined || basename(lower.path) !== layer) return;
     stack.use(await serveImage([upper], { writable: false }));
+    // A machine may let others write the layers below what it writes: they would change beneath it all the same.
+    for (const volume of await this.#volumesOn(image)) {
+      const above = await this.openChain(join(this.#folder, volume));
+      stack.defer(() => closeChain(above));
+      stack.use(await serveImage(above.slice(0, 1), { writable: false }));
+    }
     await this.#copyDown(chain);
     await moveBitmaps(upper, lower);
     await using _locked = await this.lock();
@@ -292,6 +325,19 @@ export class Layers {
     if ((await this.#children()).get(layer)?.join() !== image) return;
     await guardStorage(`create ${path}`, () => rename(lower.path, path));
     await syncFolder(this.#folder);
+  }
+
+  /** The volumes that build on a layer, with others between or not. */
+  async #volumesOn(layer: string): Promise<string[]> {
+    await using _locked = await this.lock();
+    const { children } = await this.#tree();
+    const found: string[] = [];
+    for (const left = [layer]; left.length > 0; ) {
+      const images = children.get(left.pop() ?? "") ?? [];
+      left.push(...images.filter(isLayer));
+      found.push(...images.filter((name) => name.startsWith("volume-")));
+    }
+    return found;
   }
 
   async #copyDown(chain: readonly ImageFile[]): Promise<void> {
@@ -314,11 +360,42 @@ export class Layers {
   }
 
   #newLayer(format: "qcow2" | "raw"): string {
-    return join(this.#folder, `.layer-${randomUUID()}${format === "raw" ? ".raw" : ""}`);
+    return join(this.#folder, layerName(randomUUID(), format));
+  }
+
+  /** The name that an image has as a layer, which it gets where it has none. Only under the lock. */
+  async layerNameOf(image: string): Promise<string> {
+    const status = await guardStorage(`look at ${image}`, () => lstat(image, bigint));
+    const names = status.nlink > 1n ? await guardStorage(`list ${this.#folder}`, () => readdir(this.#folder)) : [];
+    for (const name of names.filter(isLayer)) {
+      const other = await lstat(join(this.#folder, name), bigint).catch(() => undefined);
+      if (other !== undefined && identityOf(other) === identityOf(status)) return join(this.#folder, name);
+    }
+    const layer = this.#newLayer("qcow2");
+    await this.#name(image, layer);
+    return layer;
+  }
+
+  /** The layers below an image of which each alone builds on the next one, whose image it can therefore become. */
+  async pairsBelow(image: string): Promise<{ layerPath: string; intoPath: string }[]> {
+    await using _locked = await this.lock();
+    const { children, others } = await this.#tree();
+    const nameOf = (name: string): string => others.get(name) ?? name;
+    const chain: string[] = [];
+    for (let name: string | null = basename(image); name !== null && chain.length < chainMax; ) {
+      chain.push(name);
+      const next: string | null = (await inspectImage(join(this.#folder, name))).backing;
+      name = next !== null && isLayer(next) && formatOf(next) === "qcow2" ? next : null;
+    }
+    return chain.slice(1, -1).flatMap((name, index) => {
+      const below = chain[index + 2] ?? "";
+      const isAlone = children.get(nameOf(below))?.join() === nameOf(name);
+      return isAlone ? [{ layerPath: join(this.#folder, name), intoPath: join(this.#folder, below) }] : [];
+    });
   }
 
   /** A draft of an image on a layer, which need not be there yet. It records for these checkpoints. */
-  async #overlay(path: string, layer: string, sizeBytes: number, checkpoints: readonly string[] = []): Promise<Draft> {
+  async overlay(path: string, layer: string, sizeBytes: number, checkpoints: readonly string[] = []): Promise<Draft> {
     const name = basename(layer);
     const draft = await newDraft(path);
     try {

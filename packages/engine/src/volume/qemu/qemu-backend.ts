@@ -7,7 +7,9 @@ import type { RunContext } from "../../run/run-context.ts";
 import type {
   BackendLeftover,
   ExportOptions,
+  LayersToMerge,
   RestoreLengths,
+  RunningImages,
   SourceReference,
   UserPlaces,
   VolumeBackend,
@@ -29,6 +31,7 @@ import { closeChain, inspectImage } from "./image-chain.ts";
 import { serveSource } from "./image-source.ts";
 import { Layers, patiently, syncFile } from "./layers.ts";
 import { createQcow2, requireQemuUtils, resizeImage } from "./qemu-img.ts";
+import { branchRunning, mergeRunning, settleRunning } from "./running-layers.ts";
 
 /**
  * The `qemu` driver: volumes are qcow2 images in one folder, see layers.ts; lengths are whole sectors of 512 bytes. An image that another
@@ -142,6 +145,7 @@ export class QemuBackend implements VolumeBackend {
     members: readonly { volumeId: string; snapshotId: string }[],
     run: RunContext,
   ): Promise<{ takenAt: Date; sizesBytes: number[] }> {
+    for (const member of members) await this.settleRunning(member, null);
     const snapshots = members.map(({ snapshotId }) => this.#snapshot(snapshotId));
     const taken = await Promise.all(snapshots.map((path) => lstat(path).catch(() => undefined)));
     if (taken.every((status) => status !== undefined)) {
@@ -161,6 +165,37 @@ export class QemuBackend implements VolumeBackend {
       sizesBytes.push(size ?? 0);
     }
     return { takenAt, sizesBytes };
+  }
+
+  async freezeRunning<Taken>(
+    members: readonly { volumeId: string; snapshotId: string }[],
+    images: RunningImages<Taken>,
+    run: RunContext,
+  ): Promise<{ taken: Taken; sizesBytes: number[] }> {
+    for (const { volumeId } of members) {
+      if ((await this.#adoptedOf(volumeId)) === null) continue;
+      throw new BackendUnavailableError(
+        `Volume ${volumeId} is an image elsewhere: a snapshot of it needs a machine that is off.`,
+      );
+    }
+    const parts = members.map(({ volumeId, snapshotId }) => ({
+      volumeId,
+      image: this.#volume(volumeId),
+      to: this.#snapshot(snapshotId),
+      id: checkId(snapshotId),
+    }));
+    return await branchRunning(this.#layers, parts, images, run);
+  }
+
+  async settleRunning(
+    { volumeId, snapshotId }: { volumeId: string; snapshotId: string },
+    images: Pick<RunningImages<unknown>, "writes"> | null,
+  ): Promise<void> {
+    await settleRunning(this.#layers, { image: this.#volume(volumeId), id: checkId(snapshotId) }, images);
+  }
+
+  async mergeRunning(volumeId: string, merge: (layers: LayersToMerge) => Promise<void>): Promise<void> {
+    if ((await this.#adoptedOf(volumeId)) === null) await mergeRunning(this.#layers, this.#volume(volumeId), merge);
   }
 
   async goBack(volumeId: string, snapshotId: string, run: RunContext): Promise<void> {

@@ -12,6 +12,8 @@ export interface Layer {
   path: string;
   format: "qcow2" | "raw";
   node: string;
+  /** By which name QEMU has it open. */
+  openedAs: string;
   sizeBytes: number;
   cache: Node["cache"];
   bitmaps: Bitmap[];
@@ -98,6 +100,39 @@ export async function addImage(qmp: QmpClient, image: ImageToAdd): Promise<void>
   });
 }
 
+/**
+ * Whether an image can come to be open by another of its names. A node for which whoever started the machine has chosen no name cannot be
+ * opened again, and in QEMU 7.2 is damaged by the attempt.
+ */
+export const canReopen = ({ node }: Layer): boolean => !node.startsWith("#");
+
+/**
+ * QEMU has the image open by another of its names from now on. It opens a file again, by name, when it begins or ends to write it: whatever
+ * has come to have the old name by then would be taken for the image. Nothing writes it, and it can be (canReopen).
+ */
+export async function reopenAs(qmp: QmpClient, layer: Layer, below: Layer | undefined, path: string): Promise<void> {
+  const { node, format, cache, openedAs } = layer;
+  // The file that a name leads to changes: a node of that name may be of another.
+  const file = nameFor(`name ${path} ${identityOf(await stat(path, { bigint: true }))}`);
+  const isThere = (await listNodes(qmp)).some((each) => each["node-name"] === file);
+  const opened = { driver: "file", filename: path, "auto-read-only": true, discard: "unmap", cache };
+  if (!isThere) await qmp.execute("blockdev-add", { ...opened, "node-name": file });
+  const backing = format === "qcow2" ? { backing: below?.node ?? null } : {};
+  const image = { driver: format, "node-name": node, file, ...backing, "read-only": true, discard: "unmap", cache };
+  await qmp.execute("blockdev-reopen", { options: [image] });
+  await dropFiles(qmp, openedAs);
+}
+
+/** Files that were opened by that name for reopenAs, and that no image has any more. */
+export async function dropFiles(qmp: QmpClient, path: string): Promise<void> {
+  for (const { "node-name": node, drv, file } of await listNodes(qmp)) {
+    if (drv !== "file" || file !== path || !node.startsWith("tephra-")) continue;
+    await qmp.execute("blockdev-del", { "node-name": node }).catch((error: unknown) => {
+      if (!(error instanceof HypervisorRefusedError)) throw error;
+    });
+  }
+}
+
 /** Nodes over image files, by the file's identity. */
 async function nodesByFile(qmp: QmpClient): Promise<Map<string, Node[]>> {
   const found = new Map<string, Node[]>();
@@ -135,6 +170,7 @@ const layerOf = (node: Node, path: string, format: "qcow2" | "raw"): Layer => ({
   path,
   format,
   node: node["node-name"],
+  openedAs: pathOf(node),
   sizeBytes: node.image["virtual-size"],
   cache: node.cache,
   bitmaps: node["dirty-bitmaps"] ?? [],

@@ -7,6 +7,7 @@ import type {
   BackupOptions,
   Daemon,
   DiskExport,
+  DiskToLayer,
   MachineBackup,
   MachineDisk,
   MachineDisks,
@@ -20,8 +21,8 @@ import { GuestAgent } from "../guest-agent.ts";
 import { type Pool, startPool } from "../pool.ts";
 import { QmpClient } from "../qmp-client.ts";
 import { removeCheckpoint, startBackup, stopBackup, watchBackup } from "./backup.ts";
-import { findChain, openChain } from "./chain.ts";
-import { mergeLayer, resizeDisk, takeSnapshot } from "./layers.ts";
+import { findChain, nodeAt, openChain } from "./chain.ts";
+import { isUsed, mergeLayer, resizeDisk, takeSnapshot } from "./layers.ts";
 import { plug, unplug } from "./plug.ts";
 
 export interface DiskProcess {
@@ -85,16 +86,13 @@ export class QmpMachineDisks implements MachineDisks {
     return opened;
   }
 
-  async takeSnapshot(
-    disks: readonly { disk: MachineDisk; overlayPath: string }[],
-    options: MomentOptions,
-    run: RunContext,
-  ): Promise<Moment> {
+  async takeSnapshot(disks: readonly DiskToLayer[], options: MomentOptions, run: RunContext): Promise<Moment> {
     run.signal.throwIfAborted();
     const layers = await Promise.all(
-      disks.map(async ({ disk, overlayPath }) => ({
+      disks.map(async ({ disk, overlayPath, keptPath }) => ({
         disk: await real(disk),
         overlayPath: await realPath(overlayPath),
+        ...(keptPath !== undefined && { keptPath: await realPath(keptPath) }),
       })),
     );
     return await this.#do(async (qmp) => {
@@ -104,12 +102,21 @@ export class QmpMachineDisks implements MachineDisks {
     });
   }
 
-  async mergeLayer(disk: MachineDisk, { layerPath, intoPath }: MergeOptions, run: RunContext): Promise<void> {
+  async writes(path: string): Promise<boolean> {
+    return await this.#do(async (qmp) => isUsed(await nodeAt(qmp, await realPath(path))));
+  }
+
+  async mergeLayer(
+    disk: MachineDisk,
+    { layerPath, intoPath, keepName = false }: MergeOptions,
+    run: RunContext,
+  ): Promise<void> {
     run.signal.throwIfAborted();
     const merge = {
       disk: await real(disk),
       layerPath: await realPath(layerPath),
       intoPath: await realPath(intoPath),
+      keepName,
     };
     await this.#do((qmp) => mergeLayer(qmp, merge, this.#places, run));
   }

@@ -21,7 +21,8 @@ const brisk = {
     range_bytes: 1 * MiB,
     quotas: { backups: -1, backup_gigabytes: -1, volumes: -1, gigabytes: -1 },
     worker: { slots: 2, lease_ms: 2_000, heartbeat_ms: 400 },
-    tasks: { reconcile_ms: 300, dispatch_timeout_ms: 3_000, backoff_ms: 100 },
+    // A lease may also run out because the machine is busy, which is no fault of the task.
+    tasks: { reconcile_ms: 300, dispatch_timeout_ms: 3_000, backoff_ms: 100, attempts_max: 20 },
     reaper: { grace_minutes: graceSeconds / 60, interval_hours: null },
   },
   repository: { object_bytes: 256 * 1024 },

@@ -135,3 +135,45 @@ it("deletes three hundred at once, and names the five that were refused, with th
   expect(deleting).toBe(295);
   expect(browser.complaints()).toEqual([]);
 });
+
+it("finds its way among 100,000 backups by filters, orders, pages, and addresses that can be shared", async () => {
+  await addBackups("copy", 100_000);
+  await instance.sql("ANALYZE backups");
+  const page = await open("/backups?q=copy");
+  const rows = page.locator("tbody tr");
+  const first = rows.first();
+  const names = () => page.locator('tbody tr td[data-label="Backup"]').allTextContents();
+  const seen = (name: string) => first.getByText(name, { exact: true }).waitFor();
+  await seen("copy 100000");
+  await page.getByText("100,000 match.").waitFor();
+  await page.getByRole("button", { name: /^error ?1,000/ }).click();
+  await page.getByText("1,000 match.").waitFor();
+  await page.getByRole("button", { name: /^never proven/ }).click();
+  await page.getByText("No backup matches.").waitFor();
+  await page.goBack();
+  await seen("copy 100000");
+  await page.getByRole("button", { name: "Next page" }).click();
+  // Of those that have failed, every hundredth; whatever the pointer is above.
+  await seen("copy 90000");
+  await page.getByLabel("Order").selectOption("most stored first");
+  await seen("copy 100000");
+  await page.getByLabel("Order").selectOption("oldest first");
+  await seen("copy 100");
+  await first.hover();
+  await page.getByRole("button", { name: "Next page" }).press("Enter");
+  await seen("copy 10100");
+  const here = await names();
+  expect(here).toHaveLength(100);
+  const shared = await browser.open();
+  await shared.goto(page.url());
+  await shared.locator("tbody tr").first().getByText("copy 10100", { exact: true }).waitFor();
+  expect(await shared.locator('tbody tr td[data-label="Backup"]').allTextContents()).toEqual(here);
+  await page.reload();
+  await seen("copy 10100");
+  expect(await names()).toEqual(here);
+  await page.getByLabel("Name, or the start of an id").fill("copy 4200");
+  await page.getByRole("button", { name: "Filter", exact: true }).click();
+  await seen("copy 4200");
+  expect(new URL(page.url()).searchParams.get("q")).toBe("copy 4200");
+  expect(browser.complaints()).toEqual([]);
+});

@@ -1,6 +1,6 @@
 import type { UseQueryResult } from "@tanstack/react-query";
 import { RefreshCw } from "lucide-react";
-import { useEffect, useState } from "react";
+import { createContext, useEffect, useState } from "react";
 import { Button } from "react-aria-components/Button";
 import { Fault } from "../data/api.ts";
 import { durationText, shown } from "./format.ts";
@@ -57,6 +57,9 @@ function Stale({ since }: { since: number }) {
   return <p className="stale">{durationText((now - since) / 1_000)} old: the service does not answer.</p>;
 }
 
+/** Whether what is shown is still the answer to the question before: to another filter, or of another page. */
+export const OfBefore = createContext(false);
+
 /** What a query has: loading, a fault, or its data, which stay below a later fault. */
 export function Loaded<T>({
   query,
@@ -67,13 +70,15 @@ export function Loaded<T>({
   lines?: number;
   children: (data: T) => React.ReactNode;
 }) {
-  const { data, error, refetch, dataUpdatedAt } = query;
+  const { data, error, refetch, dataUpdatedAt, isPlaceholderData } = query;
   if (data === undefined && error) return <FaultNote error={error} onRetry={() => void refetch()} />;
   if (data === undefined) return <Skeleton {...(lines !== undefined && { lines })} />;
   return (
     <>
       {error && <Stale since={dataUpdatedAt} />}
-      <div className={error ? "is-stale" : undefined}>{children(data)}</div>
+      <OfBefore value={isPlaceholderData}>
+        <div className={error ? "is-stale" : undefined}>{children(data)}</div>
+      </OfBefore>
     </>
   );
 }

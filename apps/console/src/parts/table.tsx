@@ -1,6 +1,7 @@
-import { useNavigate } from "@tanstack/react-router";
-import { useCallback, useState } from "react";
+import { useLocation, useNavigate } from "@tanstack/react-router";
+import { useCallback, useContext, useState } from "react";
 import { getPreferences } from "./preferences.ts";
+import { OfBefore } from "./states.tsx";
 
 export interface Column<Row> {
   name: string;
@@ -10,9 +11,14 @@ export interface Column<Row> {
 
 /**
  * Rows stand still while somebody points at them: their cells change, but none moves, comes or goes. `changed`: how many would; `show` lets them.
+ * Those of another page or filter, which the address names, are others, and are shown.
  */
 function useHeldRows<Row>(rows: readonly Row[], keyOf: (row: Row) => string) {
-  const [held, setHeld] = useState<readonly Row[] | null>(null);
+  const question = useLocation({ select: ({ href }) => href });
+  const isOfBefore = useContext(OfBefore);
+  const [pointedAt, setPointedAt] = useState<{ question: string; rows: readonly Row[] } | null>(null);
+  const held = pointedAt?.question === question ? pointedAt.rows : null;
+  const hold = (): void => setPointedAt({ question, rows });
   const now = new Map(rows.map((row) => [keyOf(row), row]));
   const keys = held?.map(keyOf) ?? [];
   const known = new Set(keys);
@@ -22,9 +28,12 @@ function useHeldRows<Row>(rows: readonly Row[], keyOf: (row: Row) => string) {
   return {
     shownRows: held?.map((row) => now.get(keyOf(row)) ?? row) ?? rows,
     changed: held === null ? 0 : moved + (keys.length - staying.length) + (rows.length - inNewOrder.length),
-    show: () => setHeld(rows),
-    onPointerEnter: ({ pointerType }: React.PointerEvent) => pointerType === "mouse" && setHeld(rows),
-    onPointerLeave: () => setHeld(null),
+    show: hold,
+    // No event tells that the pointer is there when its table has been given other rows, but for its next move.
+    onPointerMove: ({ pointerType }: React.PointerEvent) => {
+      if (pointerType === "mouse" && held === null && !isOfBefore) hold();
+    },
+    onPointerLeave: () => setPointedAt(null),
   };
 }
 

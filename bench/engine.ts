@@ -1,5 +1,6 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { provideIsal } from "../scripts/isal-package.ts";
 import {
   type BackupOptions,
   backUp,
@@ -26,6 +27,8 @@ const memoryFolder = "/dev/shm";
 
 /** Our command line beside a real Cinder's drivers: 1 GiB images, objects of 50 MiB, defaults only, everything in memory. */
 export async function measureEngine(say: Say): Promise<Measurement[]> {
+  // The command line finds the library as on a machine that has its package.
+  Object.assign(process.env, await provideIsal(say));
   const { sha256, md5 } = hashingHere();
   say(
     `digests here: SHA-256 by ${sha256}, MD5 by ${md5}; the goals stand for a processor with AVX-512 and no SHA extensions`,

@@ -75,7 +75,7 @@ const viewListed = (row: ListedBackupRow): ListedBackup => ({
   policy_id: row.policyId,
 });
 
-/** What may be done with a backup: by which rule, what it is called where the role may not, and why it cannot be done now. */
+/** What may be done with a backup: by which rule, and why it cannot be done now (null: it can). */
 const actions: readonly {
   name: BackupDetails["actions"][number]["name"];
   rule: Rule;

@@ -311,6 +311,7 @@ export async function finishTidy(database: Database, operationId: string, result
   });
 }
 
+/** Whether an operation has ended well; false also where it is not there. */
 export async function hasSucceeded(database: Database, operationId: string): Promise<boolean> {
   return (await database.operation.count({ where: { id: operationId, state: "succeeded" } })) > 0;
 }

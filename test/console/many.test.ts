@@ -102,11 +102,13 @@ it("draws a chain of forty with a branch, folded, and keys go along it", async (
     if (more === 1) expect(await folds.count()).toBeGreaterThan(0);
     if ((await folds.count()) > 0) await folds.first().click();
   }
+  await links.nth(41).waitFor();
   expect(await links.count()).toBe(42);
   // What is damaged is seen, and so is all that needs it.
   await instance.sql("UPDATE backups SET damage = 'An object is gone.' WHERE id = $1", [ids[37]]);
   await page.reload();
   await chain.getByText("damaged: An object is gone.").waitFor();
+  await chain.getByText("builds on what is damaged").nth(1).waitFor();
   expect(await chain.getByText("builds on what is damaged").count()).toBe(2);
   expect(browser.complaints()).toEqual([]);
 });

@@ -179,11 +179,11 @@ it("resets what is stuck, and deletes by force what is named by typing it", asyn
   await page.locator(".page-facts").getByText("error", { exact: true }).waitFor();
   await page.getByRole("button", { name: "Force delete" }).click();
   const dialog = page.getByRole("dialog");
-  const button = dialog.getByRole("button", { name: "Force delete" });
+  const button = (disabled: boolean) => dialog.getByRole("button", { name: "Force delete", disabled });
   await dialog.getByLabel("Type to go").fill("to stay");
-  expect(await button.isDisabled()).toBe(true);
+  await button(true).waitFor();
   await dialog.getByLabel("Type to go").fill("to go");
-  await button.click();
+  await button(false).click();
   await page.getByText("The backup is being deleted.").waitFor();
   await instance.waitFor(async () => (await instance.request("GET", `/ops/backups/${id}`)).status === 404, {
     what: "it is gone",
@@ -204,9 +204,7 @@ it("does again, once, what has failed", async () => {
   await page.locator(".page-facts").getByText("succeeded").waitFor();
   expect(page.url()).not.toContain(id);
   await page.goBack();
-  const retry = page.getByRole("button", { name: "Retry" });
-  await retry.waitFor();
-  expect(await retry.isDisabled()).toBe(true);
+  await page.getByRole("button", { name: "Retry", disabled: true }).waitFor();
   expect(browser.complaints()).toEqual([]);
 });
 
@@ -233,17 +231,17 @@ it("says that the database does not answer, offers nothing meanwhile, and goes o
   await page.clock.install();
   await page.goto(`${instance.url}/console/volumes/${volume}`);
   await page.getByRole("status").getByText("Live").waitFor();
-  const button = page.getByRole("button", { name: "Back up now" });
-  expect(await button.isEnabled()).toBe(true);
+  const button = (disabled: boolean) => page.getByRole("button", { name: "Back up now", disabled });
+  await button(false).waitFor();
   database.trouble({ kind: "cut" });
   await page.clock.fastForward(20_000);
   await page.getByRole("status").getByText("Offline since").waitFor();
   await page.getByText("what is shown is from before").waitFor();
   await page.getByRole("heading", { name: "db-7" }).waitFor();
-  expect(await button.isDisabled()).toBe(true);
+  await button(true).waitFor();
   database.trouble(null);
   await page.getByRole("status").getByText("Live").waitFor();
   await page.getByText("what is shown is from before").waitFor({ state: "detached" });
-  expect(await button.isEnabled()).toBe(true);
+  await button(false).waitFor();
   expect(browser.complaints().filter((text) => !text.includes("50"))).toEqual([]);
 });

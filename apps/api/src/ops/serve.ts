@@ -74,11 +74,11 @@ export type OpsRoute =
 
 const bodyBytesMax = 65_536;
 
-/** @throws Refusal 400 listing every problem with its key */
-function parse<T>(schema: z.ZodType<T>, input: unknown): T {
+/** @throws Refusal 400 listing every problem with its key; what is wrong with `whole` itself goes by that name */
+function parse<T>(schema: z.ZodType<T>, input: unknown, whole: "query" | "body"): T {
   const parsed = schema.safeParse(input);
   if (parsed.success) return parsed.data;
-  const problems = parsed.error.issues.map((i) => `${i.path.join(".") || "body"}: ${i.message}`);
+  const problems = parsed.error.issues.map((i) => `${i.path.join(".") || whole}: ${i.message}`);
   throw badRequest(`Invalid input received: ${problems.join("; ")}`);
 }
 
@@ -91,7 +91,7 @@ function sentJson(req: Request): unknown {
 async function answer(context: Context, route: OpsRoute, req: Request): Promise<OpsAnswer> {
   if (route[2] === "public") {
     const { body: schema, handle } = route[3];
-    return handle(context, { req, body: schema && parse(schema, sentJson(req)) });
+    return handle(context, { req, body: schema && parse(schema, sentJson(req), "body") });
   }
   const [, , rule, action] = route;
   const token = tokenOf(req);
@@ -101,9 +101,9 @@ async function answer(context: Context, route: OpsRoute, req: Request): Promise<
   allow(principal, rule);
   refuseUnreadable(req);
   const asked = Object.fromEntries(new URL(req.url, "http://localhost").searchParams);
-  const query = action.query && parse(action.query, asked);
+  const query = action.query && parse(action.query, asked, "query");
   const sent = sentJson(req);
-  const body = action.body && parse(action.body, sent);
+  const body = action.body && parse(action.body, sent, "body");
   const lastEventId = req.get("last-event-id");
   const call = { principal, params: req.params as Record<string, string>, query, body, token, lastEventId };
   return actAs(actorOf(principal), () => action.handle(context, call));

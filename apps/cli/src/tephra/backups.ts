@@ -27,7 +27,7 @@ interface Backup {
 }
 
 export function addBackupCommands(program: Command): void {
-  const backup = program.command("backup").description("backups of volumes");
+  const backup = program.command("backup").description("Backups of volumes.");
   addWaitOptions(backup.command("create"))
     .description("back up a volume")
     .argument("<volume>", "id or name")

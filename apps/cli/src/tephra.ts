@@ -54,6 +54,7 @@ function buildProgram(): Command {
     .description("Backs up block volumes, over Tephra's REST API. Ids may be given as names where exactly one matches.")
     .version(releaseOf(), "--version", "print the release")
     .configureHelp({ showGlobalOptions: true })
+    .showHelpAfterError("(--help shows how)")
     .exitOverride();
   addCommands(program);
   addCompletionCommands(program, addCommands);

@@ -16,7 +16,19 @@ export type DataFinder = (fd: number, range: Extent) => AsyncGenerator<Extent>;
  */
 export async function loadDataFinder(): Promise<DataFinder> {
   const seek = await loadSeek();
-  return seek === null ? allData : (fd, range) => seekData(seek, fd, range);
+  if (seek === null) return allData;
+  const last: LastRun = { fd: -1, start: 0, end: 0 };
+  return (fd, range) => seekData(seek, fd, range, last);
+}
+
+/**
+ * The data that was found last: SEEK_HOLE walks every page up to the next hole, and ranges are asked for one after another. What has become
+ * a hole since then counts as data, which is slower but never wrong.
+ */
+interface LastRun {
+  fd: number;
+  start: number;
+  end: number;
 }
 
 async function loadSeek(): Promise<Seek | null> {
@@ -35,9 +47,15 @@ async function* allData(_fd: number, range: Extent): AsyncGenerator<Extent> {
   if (range.length > 0) yield range;
 }
 
-async function* seekData(seek: Seek, fd: number, range: Extent): AsyncGenerator<Extent> {
+async function* seekData(seek: Seek, fd: number, range: Extent, last: LastRun): AsyncGenerator<Extent> {
   const end = range.offset + range.length;
   for (let at = range.offset; at < end; ) {
+    if (last.fd === fd && last.start <= at && at < last.end) {
+      const stop = Math.min(last.end, end);
+      yield { offset: at, length: stop - at };
+      at = stop;
+      continue;
+    }
     const start = await seek(fd, at, SEEK_DATA);
     if (start < 0) {
       yield* restAfterFailure(seek, fd, { offset: at, length: end - at });
@@ -46,6 +64,7 @@ async function* seekData(seek: Seek, fd: number, range: Extent): AsyncGenerator<
     if (start >= end) return;
     const hole = await seek(fd, start, SEEK_HOLE);
     const stop = hole > start ? Math.min(hole, end) : end;
+    if (hole > start) Object.assign(last, { fd, start, end: hole });
     yield { offset: start, length: stop - start };
     at = stop;
   }

@@ -14,17 +14,16 @@ import type { VolumeTarget } from "../volume/volume.ts";
 import { expectedHashes, type RestoreJob } from "./job.ts";
 import { coveredBytes, relativeSegments, restoreObject } from "./object.ts";
 
-/** Large objects restored in lockstep: few enough that every thread soon has a group. */
-const largeLanesMax = 8;
-
 /**
  * Groups objects that can be restored in lockstep: raw ones stored as files, checked by MD5 and hash list, for a target that threads may
- * write. Single-slice and larger objects are grouped separately, so that no lane stays idle. All others are yielded alone.
+ * write. Single-slice and larger objects are grouped separately, so that no lane stays idle. Of larger ones, as many as fill the lanes of all
+ * threads are gathered and shared out evenly: eight lanes take as long as sixteen. All others are yielded alone.
  */
 export async function* laneGroups(
   job: RestoreJob,
   objects: Iterable<MappedObject> | AsyncIterable<MappedObject>,
 ): AsyncGenerator<MappedObject[]> {
+  const { threads } = job.engine.pool;
   const small: MappedObject[] = [];
   const large: MappedObject[] = [];
   for await (const object of objects) {
@@ -34,10 +33,19 @@ export async function* laneGroups(
     }
     const group = object.entry.length <= sliceBytesOf(job.hashes?.blockBytes ?? 1) ? small : large;
     group.push(object);
-    if (group.length === (group === small ? lanesMax : largeLanesMax)) yield group.splice(0);
+    if (small.length === lanesMax) yield small.splice(0);
+    if (large.length === threads * lanesMax) yield* shares(large.splice(0), threads);
   }
-  if (large.length > 0) yield large;
+  yield* shares(large, threads);
   if (small.length > 0) yield small;
+}
+
+/** Consecutive parts of nearly equal length, none of them empty. */
+function* shares<Item>(items: readonly Item[], parts: number): Generator<Item[]> {
+  for (let part = 0; part < parts; part++) {
+    const bounds = [part, part + 1].map((at) => Math.floor((items.length * at) / parts));
+    if (bounds[0] !== bounds[1]) yield items.slice(...bounds);
+  }
 }
 
 /** The object's blocks must align with the list's: objects by another writer may be cut differently. */

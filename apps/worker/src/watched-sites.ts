@@ -115,8 +115,8 @@ function watched<Target extends object>(target: Target, place: string, watch: Ca
   };
   return new Proxy(target, {
     get(_, key) {
-      // Objects that are files are read by threads, which nothing paces: as streams, they are.
-      if ((key === "openFile" || key === "filePath") && pace?.limited() === true) return undefined;
+      // Objects that are files are read and written by threads, which nothing paces: as streams, they are.
+      if (["openFile", "filePath", "openDraft"].includes(String(key)) && pace?.limited() === true) return undefined;
       const value: unknown = Reflect.get(target, key, target);
       if (typeof value === "function") return (...args: unknown[]) => call(String(key), value as Callable, args);
       // The repository beneath an encrypting one.

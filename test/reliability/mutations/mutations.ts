@@ -726,7 +726,7 @@ export const mutations: readonly Mutation[] = [
   {
     name: "threads read objects past a bandwidth limit",
     file: "apps/worker/src/watched-sites.ts",
-    from: 'if ((key === "openFile" || key === "filePath") && pace?.limited() === true) return undefined;',
+    from: 'if (["openFile", "filePath", "openDraft"].includes(String(key)) && pace?.limited() === true) return undefined;',
     to: "",
     suite: "test/system/service/bandwidth-limits.test.ts",
     test: "a limit holds for all workers together, both ways",

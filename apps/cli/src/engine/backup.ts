@@ -11,6 +11,7 @@ import {
   openEngine,
   openNamedSource,
   type Repository,
+  writableForever,
   type ZlibEncoder,
 } from "@tephra/engine";
 import { type Output, UsageError } from "./output.ts";
@@ -51,7 +52,7 @@ export async function backupCommand(options: BackupOptions, output: Output, sign
   if (parent !== null) await engine.checkChain(parent.references, signal);
   const bar = output.progress("backup", source.sizeBytes);
   const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
-  const ctx = { signal, fence: () => {}, onProgress };
+  const ctx = { signal, fence: () => {}, writableUntil: writableForever, onProgress };
   const input = { source, repository, layout, parent: parent?.references[0] ?? null };
   const stored = await engine
     .backupWhole(input, ctx)

@@ -10,7 +10,8 @@ import type { BackupLayout } from "../format/layout.ts";
 import type { HashingOption } from "../hashing/choose-hashing.ts";
 import { loadNative } from "../hashing/native.ts";
 import { openRepository } from "../open-repository.ts";
-import type { Repository } from "../repository/repository.ts";
+import type { ObjectDraft, Repository } from "../repository/repository.ts";
+import type { RunContext } from "../run/run-context.ts";
 import { openFileSource } from "../volume/file/file-source.ts";
 import { openPathTarget } from "../volume/file/file-target.ts";
 import type { VolumeTarget } from "../volume/volume.ts";
@@ -76,20 +77,32 @@ async function contents(layout: BackupLayout): Promise<Map<string, string>> {
   return files;
 }
 
-describe("windows in step", () => {
+/** With the time until which threads may write, they write the objects' files themselves; without it, objects are put as streams. */
+const ways = [
+  { way: "written by threads", freeContext },
+  { way: "put as streams", freeContext: streaming },
+];
+
+function streaming(overrides: Partial<RunContext> = {}): RunContext {
+  const { writableUntil: _, ...context } = freeContext(overrides);
+  return context;
+}
+
+describe.each(ways)("windows in step, $way,", ({ freeContext }) => {
   test.each([true, false])("are stored to the byte as one by one (zeros compressed: %s)", async (compressZeros) => {
     const sizeBytes = await writeVolume();
     await using plain = openEngine({ threads: 2, hashing: "openssl" satisfies HashingOption });
     const [inStep, oneByOne] = [layoutOf(sizeBytes, { compressZeros }), layoutOf(sizeBytes, { compressZeros })];
-    const results = [await backUp(engine, inStep), await backUp(plain, oneByOne)];
+    const results = [await backUp(engine, inStep, freeContext()), await backUp(plain, oneByOne)];
     expect(results[0]).toEqual(results[1]);
     expect(await contents(inStep)).toEqual(await contents(oneByOne));
+    expect(await readdir(join(home, "repository/.tephra/tmp"))).toEqual([]);
   });
 
   test("are restored exactly", async () => {
     const sizeBytes = await writeVolume();
     const layout = layoutOf(sizeBytes);
-    await backUp(engine, layout);
+    await backUp(engine, layout, freeContext());
     const path = join(home, "restored");
     const { backupId, container, prefix } = layout;
     await using opened = await openPathTarget(path, sizeBytes);
@@ -104,7 +117,7 @@ describe("windows in step", () => {
   test("are named when damaged, and a damaged block is never written", async () => {
     const sizeBytes = await writeVolume();
     const layout = layoutOf(sizeBytes);
-    await backUp(engine, layout);
+    await backUp(engine, layout, freeContext());
     const damagedAt = 4 * MiB + 400_000;
     const object = await open(join(home, "repository", layout.container, `${layout.prefix}-00005`), "r+");
     await object.write(Buffer.from("damage"), 0, 6, damagedAt - 4 * MiB);
@@ -135,15 +148,15 @@ describe("windows in step", () => {
     await repository.ensureContainer(layout.container);
     const taken = { container: layout.container, name: `${layout.prefix}-00003` };
     await repository.putIfAbsent(taken, randomBytes(MiB), freeContext());
-    await expect(backUp(engine, layout)).rejects.toBeInstanceOf(ObjectConflictError);
+    await expect(backUp(engine, layout, freeContext())).rejects.toBeInstanceOf(ObjectConflictError);
     expect(await readdir(join(home, "repository/.tephra/tmp"))).toEqual([]);
   });
 
   test("adopt what an earlier try has stored", async () => {
     const sizeBytes = await writeVolume();
     const layout = layoutOf(sizeBytes);
-    const first = await backUp(engine, layout);
-    expect(await backUp(engine, layout)).toEqual({ ...first, bytesAdopted: first.bytesStored });
+    const first = await backUp(engine, layout, freeContext());
+    expect(await backUp(engine, layout, freeContext())).toEqual({ ...first, bytesAdopted: first.bytesStored });
   });
 
   test("stop at the fence and at an abort, and leave nothing half-written", async () => {
@@ -181,6 +194,48 @@ describe("windows in step", () => {
       SourceChangedError,
     );
     await grown;
+  });
+});
+
+describe.skipIf(!native)("what a thread cannot write", () => {
+  const tooLate = { writableUntil: new BigInt64Array(new SharedArrayBuffer(8)) };
+
+  test("because it no longer may, is put as a stream", async () => {
+    const sizeBytes = await writeVolume();
+    const [late, inTime] = [layoutOf(sizeBytes), layoutOf(sizeBytes)];
+    const seen: number[] = [];
+    const onProgress = ({ bytesDone }: { bytesDone: number }): void => void seen.push(bytesDone);
+    expect(await backUp(engine, late, freeContext({ ...tooLate, onProgress }))).toEqual(await backUp(engine, inTime));
+    expect(await contents(late)).toEqual(await contents(inTime));
+    expect(seen.at(-1)).toBe(sizeBytes);
+  });
+
+  test("because its file cannot be written, is put as a stream", async () => {
+    const sizeBytes = await writeVolume();
+    await using readOnly = await open(volume, "r");
+    const store = async (): Promise<never> => {
+      throw new Error("nothing was written");
+    };
+    let drafts = 0;
+    const openDraft = async (): Promise<ObjectDraft> => {
+      drafts++;
+      return { descriptor: readOnly.fd, store, [Symbol.asyncDispose]: async () => void drafts-- };
+    };
+    const own = repository;
+    repository = new Proxy(own, {
+      get(target, key) {
+        if (key === "openDraft") return openDraft;
+        const value = Reflect.get(target, key, target);
+        return typeof value === "function" ? value.bind(target) : value;
+      },
+    });
+    const refused = layoutOf(sizeBytes);
+    const stored = await backUp(engine, refused);
+    repository = own;
+    const written = layoutOf(sizeBytes);
+    expect(stored).toEqual(await backUp(engine, written));
+    expect(await contents(refused)).toEqual(await contents(written));
+    expect(drafts).toBe(0);
   });
 });
 

@@ -17,7 +17,7 @@ import type { ObjectEntry } from "../format/object-entry.ts";
 import type { RangeReport } from "../format/range-report.ts";
 import { entrySlice, hashSlice, sliceDigest } from "../format/slices.ts";
 import { zeroBlockHashes } from "../format/zero-blocks.ts";
-import { type ObjectKey, type Repository, stagingContainer } from "../repository/repository.ts";
+import { type ObjectDraft, type ObjectKey, type Repository, stagingContainer } from "../repository/repository.ts";
 import { mapConcurrent } from "../run/map-concurrent.ts";
 import { claimMemory } from "../run/memory-budget.ts";
 import type { RunContext, WriteContext } from "../run/run-context.ts";
@@ -36,6 +36,7 @@ import type { ThreadPlace } from "../threads/thread-place.ts";
 import type { VolumeSource } from "../volume/volume.ts";
 import { type CopiedLane, copyLanes, readFailure } from "./copy-lanes.ts";
 import { partsToRead } from "./parts-to-read.ts";
+import { storeLanes } from "./store-lanes.ts";
 
 export interface CopyInput {
   source: VolumeSource;
@@ -273,7 +274,8 @@ class RangeCopier {
     const of = full.reduce((sum, { window }) => sum + window.length, 0);
     const release = await claimMemory(this.#engine.memory, { bytes, of }, { ...this.#ctx, signal });
     try {
-      const lanes = full.length === 0 ? [] : await this.#copyLanes(full, signal);
+      const stored = full.length === 0 ? [] : await this.#storeLanes(full, signal);
+      const lanes = stored ?? (await this.#copyLanes(full, signal));
       const laneOf = new Map(full.map(({ window }, index) => [window, lanes[index]]));
       const finish = async ({ window }: GroupWindow, inner: AbortSignal): Promise<CopiedWindow> => {
         const number = window.offset / this.#input.layout.objectBytes + 1;
@@ -282,13 +284,68 @@ class RangeCopier {
           lane?.put === true
             ? { hashes: lane.hashes, entries: [{ number, ...window, md5: lane.md5, compression: "none" }] }
             : await this.#copyZeros(window, number, inner);
-        this.#passed(window);
+        // What threads have stored was counted piece by piece.
+        this.#passed(stored !== null && lane !== undefined ? 0 : window.length);
         return copied;
       };
       return await Array.fromAsync(mapConcurrent(group, finish, { concurrency: putsPerWindow, signal }));
     } finally {
       release();
     }
+  }
+
+  /** Where threads may write the objects' files themselves. Null, with nothing stored, where that cannot be: see storeLanes and openDraft. */
+  async #storeLanes(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedLane[] | null> {
+    const { layout, repository, source } = this.#input;
+    const { fence, pace, writableUntil } = this.#ctx;
+    if (writableUntil === undefined) return null;
+    await using opened = new AsyncDisposableStack();
+    const drafts: ObjectDraft[] = [];
+    for (const { window } of group) {
+      const draft = (await repository.openDraft?.(this.#keyOf(window), { signal, fence })) ?? null;
+      if (draft === null) return null;
+      drafts.push(opened.use(draft));
+    }
+    const windows = group.map(({ window, data }, index) => {
+      return { ...window, data, descriptor: (drafts[index] as ObjectDraft).descriptor };
+    });
+    let passed = 0;
+    const onBytes = (bytes: number): void => {
+      passed += bytes;
+      this.#passed(bytes);
+    };
+    const run = {
+      blockBytes: layout.blockBytes,
+      leaveZeros: layout.compressZeros ?? true,
+      fence,
+      writableUntil,
+      onBytes,
+    };
+    const { lanes } = await this.#access.use(async (from) => {
+      return {
+        lanes:
+          from && (await storeLanes(this.#engine, { source, from, windows, ...run, ...(pace && { pace }) }, signal)),
+      };
+    });
+    if (lanes === null) {
+      this.bytesDone -= passed;
+      return null;
+    }
+    for (const { data } of windows) this.bytesRead += pairedBytes(data);
+    const store = async ({ window }: GroupWindow, index: number): Promise<void> => {
+      if (lanes[index]?.put !== true) return;
+      const outcome = await (drafts[index] as ObjectDraft).store(window.length);
+      this.#stored(this.#keyOf(window).name, { storedBytes: window.length, vouched: null, outcome });
+    };
+    const settled = await Promise.allSettled(group.map(store));
+    for (const result of settled) if (result.status === "rejected") throw result.reason;
+    return lanes;
+  }
+
+  /** The object of a whole window. */
+  #keyOf(window: Extent): ObjectKey {
+    const { container, prefix, objectBytes } = this.#input.layout;
+    return { container, name: dataName(prefix, window.offset / objectBytes + 1) };
   }
 
   #copyLanes(group: readonly GroupWindow[], signal: AbortSignal): Promise<CopiedLane[]> {
@@ -314,8 +371,8 @@ class RangeCopier {
     return { hashes: copied.hashes, entries: await this.#store(window, copied, number - 1, signal) };
   }
 
-  #passed(window: Extent): void {
-    this.bytesDone += window.length;
+  #passed(bytes: number): void {
+    this.bytesDone += bytes;
     this.#ctx.onProgress({ bytesDone: this.bytesDone, bytesStored: this.bytesStored });
   }
 
@@ -324,7 +381,7 @@ class RangeCopier {
     const taken = await this.#take(window, signal);
     if (taken !== null) {
       place.settle(window.offset / this.#input.layout.objectBytes + 1);
-      this.#passed(window);
+      this.#passed(window.length);
       return taken;
     }
     const claim = { bytes: this.#memoryOf(window), of: window.length };
@@ -338,7 +395,7 @@ class RangeCopier {
         entries.push(...(await this.#store(part, copied, number, signal)));
         number += copied.extents.length;
       }
-      this.#passed(window);
+      this.#passed(window.length);
       return { hashes, entries };
     } finally {
       release();
@@ -359,7 +416,7 @@ class RangeCopier {
     const { layout, take } = this.#input;
     if (take === undefined) return null;
     const number = window.offset / layout.objectBytes + 1;
-    const key = { container: layout.container, name: dataName(layout.prefix, number) };
+    const key = this.#keyOf(window);
     let vouched: string | null = null;
     const onVouched = (md5: string): void => {
       vouched = md5;

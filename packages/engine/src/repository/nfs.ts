@@ -8,7 +8,7 @@ import type { WriteContext } from "../run/run-context.ts";
 import type { OnPassedOver } from "./passed-over.ts";
 import { PosixRepository } from "./posix.ts";
 import { makeFolders } from "./posix-files.ts";
-import type { Leftover, ObjectKey } from "./repository.ts";
+import type { Leftover, ObjectDraft, ObjectKey } from "./repository.ts";
 
 export interface NfsSettings {
   /** `server:/export`. */
@@ -86,6 +86,11 @@ export class NfsRepository extends PosixRepository {
   ): Promise<"stored" | "exists"> {
     await this.#checkMounted();
     return super.putIfAbsent(key, body, ctx);
+  }
+
+  override async openDraft(key: ObjectKey, ctx: WriteContext): Promise<ObjectDraft | null> {
+    await this.#checkMounted();
+    return super.openDraft(key, ctx);
   }
 
   override async copyIfAbsent(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<"stored" | "exists"> {

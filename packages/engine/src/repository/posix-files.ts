@@ -146,23 +146,6 @@ export async function* pieces(body: Uint8Array | AsyncIterable<Uint8Array>): Asy
   if (gathered !== null && filled > 0) yield gathered.subarray(0, filled);
 }
 
-/** Shorter runs of zeros are written: a file of many small extents is slower to read. */
-const holeBytesMin = 64 * 1024;
-const zeros = Buffer.alloc(holeBytesMin);
-
-/** The non-zero parts of a piece, as start and end within it. */
-export function dataRuns(piece: Uint8Array): { start: number; end: number }[] {
-  const runs: { start: number; end: number }[] = [];
-  for (let start = 0; start < piece.length; start += holeBytesMin) {
-    const end = Math.min(start + holeBytesMin, piece.length);
-    if (zeros.compare(piece, start, end, 0, end - start) === 0) continue;
-    const last = runs.at(-1);
-    if (last?.end === start) last.end = end;
-    else runs.push({ start, end });
-  }
-  return runs;
-}
-
 export async function writeAll(file: FileHandle, data: Uint8Array, offset: number): Promise<void> {
   for (let done = 0; done < data.length; ) {
     const { bytesWritten } = await file.write(data, done, data.length - done, offset + done);

@@ -15,12 +15,12 @@ import {
   RepositoryUnmarkedError,
 } from "../errors.ts";
 import { Folder, LinkInPathError } from "../folder.ts";
+import { dataRuns } from "../run/data-runs.ts";
 import type { WriteContext } from "../run/run-context.ts";
 import { lookThroughFolder } from "./list-folder.ts";
 import { markerBytesMax, markerKey, newMarker, parseMarker } from "./marker.ts";
 import type { OnPassedOver } from "./passed-over.ts";
 import {
-  dataRuns,
   FolderSync,
   fileChunks,
   fileHolds,
@@ -42,6 +42,7 @@ import { isSameFile, linkFile, type Publishing, probePublishing, publishFile } f
 import {
   type Leftover,
   type ListedObject,
+  type ObjectDraft,
   type ObjectFile,
   type ObjectKey,
   operationIdPattern,
@@ -52,6 +53,7 @@ import {
 
 /** Objects are written here before they get their name. Same file system as everything else. */
 const temporaryContainer = `${reservedContainer}/tmp`;
+const temporaryFlags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
 const publishingRemarks: Readonly<Record<Publishing, string[]>> = {
   link: [],
   rename: ["The file system has no hard links; objects get their names by renaming, which is as safe."],
@@ -179,6 +181,36 @@ export class PosixRepository implements Repository {
       } finally {
         await unlink(temporary).catch(ignoreMissing);
       }
+    });
+  }
+
+  async openDraft(key: ObjectKey, ctx: WriteContext): Promise<ObjectDraft | null> {
+    const shown = this.#path(key);
+    if (this.#readBack) return null;
+    await using opened = new AsyncDisposableStack();
+    const { folder } = opened.use(await this.#shared.open(key.container, () => this.#open(key.container)));
+    const path = folder.at(key.name);
+    return await this.#guard("store", shown, async () => {
+      if ((await lstat(path).catch(ignoreMissing)) !== undefined) return null;
+      const drafts = opened.use(await this.#shared.open(temporaryContainer, () => this.#openDrafts()));
+      const temporary = drafts.folder.at(randomUUID());
+      ctx.signal.throwIfAborted();
+      ctx.fence();
+      const file = await open(temporary, temporaryFlags, fileMode);
+      opened.defer(() => unlink(temporary).catch(ignoreMissing));
+      opened.defer(() => file.close());
+      const store = (lengthBytes: number): Promise<"stored" | "exists"> =>
+        this.#guard("store", shown, async () => {
+          await file.truncate(lengthBytes);
+          await complete(file);
+          ctx.signal.throwIfAborted();
+          ctx.fence();
+          const outcome = await this.#publish(key, temporary, path, ctx.signal);
+          await this.#names.sync(key.container, folder);
+          return outcome;
+        });
+      const kept = opened.move();
+      return { descriptor: file.fd, store, [Symbol.asyncDispose]: () => kept.disposeAsync() };
     });
   }
 
@@ -485,8 +517,7 @@ export class PosixRepository implements Repository {
   }
 
   async #writeTemporary(path: string, body: Uint8Array | AsyncIterable<Uint8Array>, ctx: WriteContext): Promise<void> {
-    const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
-    const file = await open(path, flags, fileMode);
+    const file = await open(path, temporaryFlags, fileMode);
     const hash = this.#readBack ? createHash("sha256") : null;
     try {
       let offset = 0;
@@ -503,8 +534,7 @@ export class PosixRepository implements Repository {
       }
       // Zeros that were skipped become holes, which read as zeros, also at the end.
       if (writtenTo < offset) await file.truncate(offset);
-      await file.chmod(fileMode).catch(ignoreModeless);
-      await file.sync();
+      await complete(file);
     } finally {
       await file.close();
     }
@@ -554,6 +584,12 @@ export class PosixRepository implements Repository {
       retryable: !permanent,
     });
   }
+}
+
+/** Makes a written file durable, with the right mode regardless of the umask. */
+async function complete(file: FileHandle): Promise<void> {
+  await file.chmod(fileMode).catch(ignoreModeless);
+  await file.sync();
 }
 
 function namesOf(container: string): string[] {

@@ -93,6 +93,11 @@ export interface Repository extends AsyncDisposable {
     ctx: WriteContext,
   ): Promise<"stored" | "exists">;
   /**
+   * Begins a new object whose bytes threads write themselves; only where objects are files. Null, with nothing begun, where the name is
+   * taken or the written bytes are to be seen here: it is then put as a body. The fence is called before anything is created.
+   */
+  openDraft?(key: ObjectKey, ctx: WriteContext): Promise<ObjectDraft | null>;
+  /**
    * Stores under `to` the bytes that are stored under `from`, as they are; the storage copies them itself wherever it can. Atomic, durable
    * and adopting as putIfAbsent, and so is its result. ObjectMissingError for `from`. An encrypted object is bound to its name and is not
    * copied: InvalidObjectNameError.
@@ -165,6 +170,14 @@ export interface RepositoryEncryption {
 export interface ObjectFile extends AsyncDisposable {
   readonly descriptor: number;
   readonly sizeBytes: number;
+}
+
+/** The file of an object that has no name yet. Disposing of it removes what was not stored. */
+export interface ObjectDraft extends AsyncDisposable {
+  /** Open for writing; what is left out reads as zeros. Whoever writes keeps to the fence of openDraft's caller. */
+  readonly descriptor: number;
+  /** Gives the object, of that length, its name: once, when nobody writes any more. Durable, atomic and adopting as putIfAbsent. */
+  store(lengthBytes: number): Promise<"stored" | "exists">;
 }
 
 /** Operation ids, which name the staging containers. */

@@ -11,6 +11,7 @@ import type { CpuTools } from "./cpu-tools.ts";
 import { type HashLanesRequest, type HashLanesResult, hashLanes } from "./hash-lanes.ts";
 import { nbdReadBytes, type OpenLaneRequest, type OpenLaneResult, openLane } from "./nbd-lane.ts";
 import { clipPairs, readPieces, type UnreadResult } from "./read-fully.ts";
+import { type StoreLanesRequest, type StoreLanesResult, storeLanes } from "./store-lanes.ts";
 import type { ThreadPlace } from "./thread-place.ts";
 import { type UnwrittenResult, type WriteLanesRequest, type WriteLanesResult, writeLanes } from "./write-lanes.ts";
 
@@ -103,6 +104,7 @@ export interface ZeroFormResult {
 export type CpuRequest =
   | CopyWindowRequest
   | HashLanesRequest
+  | StoreLanesRequest
   | WriteLanesRequest
   | CheckObjectRequest
   | CheckBlocksRequest
@@ -112,13 +114,15 @@ export type CpuResult<Request extends CpuRequest> = Request extends CopyWindowRe
   ? CopyWindowResult | UnreadResult
   : Request extends HashLanesRequest
     ? HashLanesResult | UnreadResult
-    : Request extends WriteLanesRequest
-      ? WriteLanesResult | UnreadResult | UnwrittenResult
-      : Request extends CheckObjectRequest | CheckBlocksRequest
-        ? CheckObjectResult
-        : Request extends OpenLaneRequest
-          ? OpenLaneResult
-          : ZeroFormResult;
+    : Request extends StoreLanesRequest
+      ? StoreLanesResult | UnreadResult | UnwrittenResult
+      : Request extends WriteLanesRequest
+        ? WriteLanesResult | UnreadResult | UnwrittenResult
+        : Request extends CheckObjectRequest | CheckBlocksRequest
+          ? CheckObjectResult
+          : Request extends OpenLaneRequest
+            ? OpenLaneResult
+            : ZeroFormResult;
 
 /** Executes one request; undefined when it was cancelled meanwhile. Stateless; accesses no files but those it is given. */
 export function runCpuTask(request: CpuRequest, tools: CpuTools): CpuResult<CpuRequest> | undefined {
@@ -127,6 +131,8 @@ export function runCpuTask(request: CpuRequest, tools: CpuTools): CpuResult<CpuR
       return copyWindow(request, tools);
     case "hashLanes":
       return hashLanes(request, tools);
+    case "storeLanes":
+      return storeLanes(request, tools);
     case "writeLanes":
       return writeLanes(request, tools);
     case "checkObject":

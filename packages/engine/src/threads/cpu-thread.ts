@@ -3,6 +3,7 @@ import { type HashingChoice, openHashing } from "../hashing/hashing.ts";
 import type { CopyWindowResult, CpuRequest } from "./cpu-tasks.ts";
 import { runCpuTask } from "./cpu-tasks.ts";
 import { countFileCalls } from "./file-calls.ts";
+import type { StoreLanesResult } from "./store-lanes.ts";
 
 /** Start-up data of a thread. */
 export interface CpuThreadData {
@@ -44,6 +45,7 @@ parentPort?.on("message", ({ request, cancel, fileCalls }: CpuMessage) => {
 function buffersOf(answer: CpuAnswer): ArrayBuffer[] {
   if (answer.outcome === "failed" || answer.result === undefined) return [];
   const result = answer.result;
+  if ("buffer" in result && "pieces" in result) return storedBuffers(result);
   if ("failed" in result) return [result.states.buffer];
   if ("states" in result) return [result.buffer, result.states.buffer, result.hashes.buffer, result.zero.buffer];
   if ("lane" in result) return [];
@@ -51,6 +53,10 @@ function buffersOf(answer: CpuAnswer): ArrayBuffer[] {
   if ("hashes" in result) return windowBuffers(result);
   if ("outcome" in result) return result.outcome === "ok" ? [result.data.buffer, result.dataRuns.buffer] : [];
   return result.pieces?.map((piece) => piece.buffer) ?? [];
+}
+
+function storedBuffers({ buffer, states, pieces }: StoreLanesResult): ArrayBuffer[] {
+  return [buffer, states.buffer, ...pieces.map(({ hashes }) => hashes.buffer)];
 }
 
 function windowBuffers(result: CopyWindowResult): ArrayBuffer[] {

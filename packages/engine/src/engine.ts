@@ -91,6 +91,8 @@ export interface Engine extends AsyncDisposable {
   squashWhole(input: SquashInput, ctx: RunContext): Promise<SealResult & SquashCounts>;
   removeBackup(input: RemoveInput, ctx: RunContext): Promise<{ removed: number }>;
   removeStaging(repository: Repository, operationId: string): Promise<void>;
+  /** Starts threads for so many objects now rather than with the first of them: for a process that is there for one piece of work. */
+  startThreads(objects: number): void;
   /** How long a thread has been inside one file call, in ms: a call that does not return for long is hanging. Poll it from time to time. */
   fileCallMs(): number;
 }
@@ -118,6 +120,7 @@ export function openEngine(options: EngineOptions = {}): Engine {
     squashWhole: (input, ctx) => squashWhole(context, input, ctx),
     removeBackup,
     removeStaging,
+    startThreads: (objects) => context.pool.startAhead(objects),
     fileCallMs: () => context.pool.fileCallMs(),
     [Symbol.asyncDispose]: () => context.pool[Symbol.asyncDispose](),
   };

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { randomBytes, randomUUID } from "node:crypto";
+import { writeSync } from "node:fs";
 import {
   InvalidObjectNameError,
   ObjectConflictError,
@@ -198,6 +199,40 @@ function describeConditionalPut(place: () => Place, kind: Kind): void {
       await expect(repository().putIfAbsent(key, other, free)).rejects.toBeInstanceOf(ObjectConflictError);
     }
     expect(await read(repository(), key)).toEqual(bytes);
+  });
+
+  test("a draft becomes an object once it is stored, and otherwise nothing", async ({ skip }) => {
+    const { container } = await prepare(place());
+    const key = { container, name: "object" };
+    const begun = await repository().openDraft?.(key, free);
+    if (!begun) return skip("threads do not write here");
+    const bytes = randomBytes(200_000);
+    const names = async (): Promise<string[]> =>
+      (await Array.fromAsync(repository().list(container, ""))).map(({ name }) => name);
+    const draft = async (data: Uint8Array): Promise<"stored" | "exists"> => {
+      await using own = await repository().openDraft?.(key, free);
+      assert(own);
+      writeSync(own.descriptor, data, 0, data.length, 70_000);
+      // Somebody else is faster, but for the first.
+      if (data !== bytes)
+        await repository().putIfAbsent(key, await read(repository(), { container, name: "first" }), free);
+      return await own.store(data.length + 100_000);
+    };
+    await begun[Symbol.asyncDispose]();
+    expect(await names()).toEqual([]);
+    const refused = { ...free, fence: () => assert.fail("the lease is lost") };
+    await expect(repository().openDraft?.(key, refused)).rejects.toThrow("lease is lost");
+    expect(await draft(bytes)).toBe("stored");
+    const whole = Buffer.concat([Buffer.alloc(70_000), bytes, Buffer.alloc(30_000)]);
+    expect(await read(repository(), key)).toEqual(whole);
+    expect(await repository().openDraft?.(key, free)).toBeNull();
+    await repository().putIfAbsent({ container, name: "first" }, whole, free);
+    await repository().remove(key);
+    expect(await draft(Buffer.from(bytes))).toBe("exists");
+    await repository().remove(key);
+    await expect(draft(randomBytes(200_000))).rejects.toBeInstanceOf(ObjectConflictError);
+    expect(await read(repository(), key)).toEqual(whole);
+    expect(await Array.fromAsync(repository().leftovers([]))).toEqual([]);
   });
 
   test("an object is copied under another name, and what is there is adopted or is a conflict", async () => {

@@ -37,6 +37,7 @@ export async function backupCommand(options: BackupOptions, output: Output, sign
   await using engine = openEngine({ startNow: true });
   await using repository = await openNamedRepository(options);
   await using source = await openNamedSource(options.source, options.backingRoot);
+  engine.startThreads(Math.ceil(source.sizeBytes / options.objectBytes));
   await prepareRepository(repository, options.repository, output);
   const parent = options.parent === undefined ? null : await findChain(repository, options.parent, signal);
   if (parent !== null && parent.backup.problem !== null) {

@@ -33,6 +33,7 @@ export async function restoreCommand(options: RestoreOptions, output: Output, si
   await using engine = openEngine({ startNow: true });
   await using repository = await openNamedRepository(options);
   const { backup, references } = await findChain(repository, options.backup, signal);
+  engine.startThreads(backup.objects);
   const bar = output.progress("restore", options.length ?? backup.volumeBytes - (options.offset ?? 0));
   const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
   const ctx = { signal, fence: () => {}, writableUntil: writableForever, onProgress };

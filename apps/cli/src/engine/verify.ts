@@ -13,6 +13,7 @@ export async function verifyCommand(options: VerifyOptions, output: Output, sign
   await using engine = openEngine({ startNow: mode === "deep" });
   await using repository = await openNamedRepository(options);
   const { backup, references } = await findChain(repository, options.backup, signal);
+  if (mode === "deep") engine.startThreads(backup.objects);
   const bar = output.progress("verify", backup.volumeBytes);
   const onProgress = (progress: { bytesDone: number }): void => bar.update(progress.bytesDone);
   const ctx = { signal, fence: () => {}, onProgress };

@@ -22,6 +22,9 @@ export class CpuPool implements AsyncDisposable {
   readonly #idle: Worker[] = [];
   readonly #queue: Job[] = [];
   readonly #running = new Map<Worker, Job>();
+  /** Threads to be started ahead, one at a time. */
+  #wanted = 0;
+  #isStarting = false;
   #closed = false;
 
   /** `chooseHashing` is called once, when the first thread is needed: measuring takes a few milliseconds. */
@@ -40,10 +43,20 @@ export class CpuPool implements AsyncDisposable {
     return this.#threadsMax;
   }
 
-  /** Starts the first thread before it is needed: that takes about 50 ms, in which the caller can do something else. */
-  startFirst(): void {
+  /**
+   * Sees to it that there are `count` threads, if so many are allowed, before they are needed: each takes about 50 ms to start, in which the
+   * caller can do something else. One after another, so that they do not take the processor from it.
+   */
+  startAhead(count: number): void {
+    this.#wanted = Math.max(this.#wanted, Math.min(count, this.#threadsMax));
+    if (this.#closed || this.#isStarting || this.#threads.size >= this.#wanted) return;
+    this.#isStarting = true;
     const thread = this.#start();
     thread.unref();
+    thread.once("online", () => {
+      this.#isStarting = false;
+      this.startAhead(0);
+    });
     this.#idle.push(thread);
   }
 
@@ -128,6 +141,7 @@ export class CpuPool implements AsyncDisposable {
 
   #bury(thread: Worker, cause: Error): void {
     if (!this.#threads.delete(thread)) return;
+    this.#isStarting = false;
     const at = this.#idle.indexOf(thread);
     if (at >= 0) this.#idle.splice(at, 1);
     const job = this.#running.get(thread);

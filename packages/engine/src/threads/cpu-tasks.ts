@@ -146,11 +146,9 @@ export function runCpuTask(request: CpuRequest, tools: CpuTools): CpuResult<CpuR
   }
 }
 
-function copyWindow(
-  request: CopyWindowRequest,
-  { hashing, cancelled }: CpuTools,
-): CopyWindowResult | UnreadResult | undefined {
-  const taken = request.window === null ? readWindow(request, { hashing, cancelled }) : takeWindow(request, hashing);
+function copyWindow(request: CopyWindowRequest, tools: CpuTools): CopyWindowResult | UnreadResult | undefined {
+  const { hashing, cancelled } = tools;
+  const taken = request.window === null ? readWindow(request, tools) : takeWindow(request, hashing);
   if (taken === undefined || "unread" in taken) return taken;
   const { raw, hashed, kept } = taken;
   const data = new Uint8Array(raw);
@@ -228,7 +226,7 @@ const sliceBytesAim = 512 * 1024;
 /** Reads and hashes a window slice by slice. With a parent, only the blocks that differ are kept. */
 function readWindow(
   request: CopyWindowRequest,
-  { hashing, cancelled }: CpuTools,
+  { hashing, cancelled, scratch: scratchOf }: CpuTools,
 ): TakenWindow | UnreadResult | undefined {
   const { blockBytes, parentHashes } = request;
   const source = request.source as WindowSource;
@@ -236,7 +234,7 @@ function readWindow(
   const aim = "nbd" in source.place ? nbdReadBytes : sliceBytesAim;
   const sliceBytes = Math.max(1, Math.floor(aim / blockBytes)) * blockBytes;
   const window = parentHashes === null ? new Uint8Array(source.length) : null;
-  const scratch = window ?? new Uint8Array(Math.min(sliceBytes, source.length));
+  const scratch = window ?? scratchOf(Math.min(sliceBytes, source.length));
   const changed = new GrowingBytes(source.length);
   for (let start = 0; start < source.length; start += sliceBytes) {
     if (cancelled()) return undefined;

@@ -26,13 +26,21 @@ export type CpuAnswer =
 
 const hashing = openHashing((workerData as CpuThreadData).hashing);
 
+/** What scratch memory there has been so far; see CpuTools. At most the slices of all lanes, of a few megabytes. */
+let kept = new Uint8Array();
+
+function scratch(bytes: number): Uint8Array<ArrayBuffer> {
+  if (kept.length < bytes) kept = new Uint8Array(bytes);
+  return kept.subarray(0, bytes);
+}
+
 parentPort?.on("message", ({ request, cancel, fileCalls }: CpuMessage) => {
   countFileCalls(fileCalls);
   let answer: CpuAnswer;
   try {
     answer = {
       outcome: "done",
-      result: runCpuTask(request, { hashing, cancelled: () => Atomics.load(cancel, 0) === 1 }),
+      result: runCpuTask(request, { hashing, cancelled: () => Atomics.load(cancel, 0) === 1, scratch }),
     };
   } catch (error) {
     answer = { outcome: "failed", message: error instanceof Error ? error.message : String(error) };

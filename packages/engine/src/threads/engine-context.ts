@@ -37,7 +37,7 @@ export interface EngineOptions {
 export function createEngineContext(options: EngineOptions): EngineContext {
   const threads = Math.max(1, options.threads ?? availableParallelism());
   const pool = new CpuPool(threads, () => chooseHashing(options.hashing));
-  if (options.startNow === true) pool.startFirst();
+  if (options.startNow === true) pool.startAhead(1);
   return {
     pool,
     memory: new MemoryBudget(options.memoryBytes ?? memoryBytesDefault),

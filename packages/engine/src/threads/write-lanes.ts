@@ -68,14 +68,15 @@ interface Lane {
 
 export function writeLanes(
   request: WriteLanesRequest,
-  { hashing, cancelled }: CpuTools,
+  { hashing, cancelled, scratch: scratchOf }: CpuTools,
 ): WriteLanesResult | UnreadResult | UnwrittenResult | undefined {
   const { blockBytes, pieces, target } = request;
   const md5InStep = hashing.md5InStep as Md5InStep;
   const longest = Math.max(...pieces.map(({ length }) => length));
   const sliceBytes = Math.min(sliceBytesOf(blockBytes), Math.ceil(longest / 64) * 64);
   // Behind the lanes, as many zeros: a lane whose slice is all zeros is hashed from there, which stays in the processor's cache.
-  const scratch = new Uint8Array((pieces.length + 1) * sliceBytes);
+  const scratch = scratchOf((pieces.length + 1) * sliceBytes);
+  scratch.fill(0, pieces.length * sliceBytes);
   const hashes = new Uint8Array(Math.ceil(sliceBytes / blockBytes) * 32);
   const zero = new Uint8Array(hashes.length / 32);
   const states = request.states ?? md5InStep.start(pieces.length);

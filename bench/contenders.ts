@@ -2,7 +2,7 @@ import { execFile } from "node:child_process";
 import { mkdir, open } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { nodeFlags, projectNode, root } from "../scripts/bootstrap.mjs";
+import { root } from "../scripts/bootstrap.mjs";
 import { type CinderDriver, completed, runCinder } from "../test/format/interop/cinder.ts";
 import { uuidOf } from "./house-work.ts";
 
@@ -28,12 +28,13 @@ export async function timed(work: () => Promise<unknown>): Promise<number> {
   return (performance.now() - started) / 1000;
 }
 
-const engineProgram = join(root, "apps/cli/dist/bundle/tephra-engine.js");
+/** As a user starts it. */
+const engineProgram = join(root, "apps/cli/bin/tephra-engine.mjs");
 
 /** Runs a verb of our command line and returns what it prints. */
 export async function engine(args: readonly string[], env: Record<string, string> = {}): Promise<unknown> {
   const options = { maxBuffer: 2 ** 24, env: { ...process.env, ...env } };
-  const { stdout } = await execute(projectNode(), [...nodeFlags, engineProgram, ...args, "--json"], options);
+  const { stdout } = await execute(engineProgram, [...args, "--json"], options);
   return JSON.parse(stdout);
 }
 
@@ -43,7 +44,7 @@ export async function engineMeasured(
 ): Promise<{ answer: unknown; seconds: number; peakMib: number }> {
   let output = { stdout: "", stderr: "" };
   const seconds = await timed(async () => {
-    const timeArgs = ["-f", "%M", projectNode(), ...nodeFlags, engineProgram, ...args, "--json"];
+    const timeArgs = ["-f", "%M", engineProgram, ...args, "--json"];
     output = await execute("/usr/bin/time", timeArgs, { maxBuffer: 2 ** 24 });
   });
   const kib = Number(output.stderr.trim().split("\n").at(-1));

@@ -221,3 +221,35 @@ it("backs a volume up and excludes it, asked for in words first", async () => {
   await page.getByRole("row", { name: /db-7/ }).waitFor();
   expect(browser.complaints()).toEqual([]);
 });
+
+it("snoozes what is known, says so, and tells it again", async () => {
+  const page = await browser.open();
+  await page.setViewportSize(phone);
+  await show(page, "/", "Overview");
+  const needs = page.getByRole("list", { name: "What needs you" });
+  const failed = needs.getByRole("listitem").filter({ hasText: "failed within 24 hours" });
+  await failed.getByRole("button", { name: "Snooze…" }).click();
+  const dialog = page.getByRole("dialog");
+  const snooze = (disabled: boolean) => dialog.getByRole("button", { name: "Snooze", disabled });
+  await snooze(true).waitFor();
+  await dialog.getByLabel("For").selectOption("a week");
+  await dialog.getByLabel("Reason").fill(hostile[0] ?? "");
+  await dialog.getByText(/^tephra alert snooze operation_failed --for 7d --reason /).waitFor();
+  await expectAccessible(page, "the dialog");
+  await expectNoSidewaysScroll(page, "the dialog");
+  await snooze(false).click();
+  await page.getByText("The alert is snoozed.").waitFor();
+  await failed.waitFor({ state: "detached" });
+  await page.getByText("1 snoozed").click();
+  const snoozed = page.getByRole("list", { name: "What is snoozed" });
+  await snoozed.getByText(hostile[0] ?? "").waitFor();
+  await expectNoSidewaysScroll(page, "what is snoozed");
+  await expectAccessible(page, "what is snoozed");
+  await page.emulateMedia({ colorScheme: "dark" });
+  await expectAccessible(page, "what is snoozed, dark", ["color-contrast"]);
+  await keepPicture(page, "snoozed-dark-390");
+  await snoozed.getByRole("button", { name: "Tell again" }).click();
+  await failed.waitFor();
+  await snoozed.waitFor({ state: "detached" });
+  expect(browser.complaints()).toEqual([]);
+});

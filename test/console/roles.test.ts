@@ -96,7 +96,7 @@ async function actionsOn(page: Page, path: string, heading: string): Promise<str
 }
 
 const pages = (): readonly (readonly [path: string, heading: string, does: readonly string[]])[] => [
-  ["/", "Overview", []],
+  ["/", "Overview", ["Snooze…"]],
   ["/volumes", "Volumes", []],
   ["/machines", "Machines", []],
   ["/backups", "Backups", []],

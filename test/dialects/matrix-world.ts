@@ -279,6 +279,10 @@ export function sampleBodies(world: World, dataDir: string): Readonly<Record<str
     "POST /ops/instances/:id/attach": { volume_id: volume },
     "POST /ops/instances/:id/detach": { volume_id: volume },
     "PUT /ops/volumes/:id/exclusion": { reason: "scratch" },
+    "PUT /ops/alerts/:code/:subject/snooze": {
+      until: new Date(Date.now() + 86_400_000).toISOString(),
+      reason: "known",
+    },
     "POST /ops/policies": { policy: { name: randomUUID(), enabled: false, schedule: { cron: "0 3 * * *" } } },
     "PUT /ops/policies/:id": { policy: { description: "changed" } },
     "POST /ops/policies/:id/run": {},
@@ -333,6 +337,8 @@ export function fillPath(path: string, world: World, project: string): string {
     ":name": "main",
     ":host": "here@files",
     ":alias": "backups",
+    ":code": "volumes_never",
+    ":subject": "-",
     ":action": "explode",
     ":key": "key",
   };
@@ -343,7 +349,7 @@ export function fillPath(path: string, world: World, project: string): string {
       if (value === undefined) throw new Error(`nothing stands for ${name} in ${path}: tell fillPath`);
       return before + value;
     })
-    .replace(":key", parts[":key"] ?? "")
     .replace(":assignment_id", world.policyAssignment)
-    .replace(":run_id", world.policyRun);
+    .replace(":run_id", world.policyRun)
+    .replace(/(?<=\/):\w+/g, (name) => parts[name] ?? name);
 }

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { findPackageJSON } from "node:module";
 import { Command, CommanderError } from "commander";
+import { addAlertCommands } from "./tephra/alerts.ts";
 import { addAuditCommand } from "./tephra/audit.ts";
 import { addBackupCommands } from "./tephra/backups.ts";
 import { addCompletionCommands } from "./tephra/completion.ts";
@@ -76,6 +77,7 @@ function addCommands(program: Command): void {
   addNotificationCommands(program);
   addLimitCommands(program);
   addStatusCommands(program);
+  addAlertCommands(program);
   addWorkerCommands(program);
   addLookCommands(program);
   addAuditCommand(program);

@@ -43,6 +43,8 @@ export type ResourceKind =
   | "Policy"
   | "Policy assignment"
   | "Limit"
+  | "Alert"
+  | "Snooze"
   | "Policy run";
 
 /** Why an image transfer is refused, or cannot do what is asked. `disk-…` are about the volume, `backup-…` about a backup of it. */

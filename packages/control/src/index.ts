@@ -212,6 +212,7 @@ export { readRanges } from "./overview/ranges.ts";
 export { getRepository, listRepositories, type PassRow, type RepositoryFacts } from "./overview/repositories.ts";
 export { readSamples, type SampleStep } from "./overview/samples.ts";
 export { type Hit, search } from "./overview/search.ts";
+export { endSnooze, snoozeAlert } from "./overview/snoozes.ts";
 export { explainOperation, type Why } from "./overview/why.ts";
 export { type KnownWorker, listWorkers } from "./overview/workers.ts";
 export { isOwnPlace } from "./own-places.ts";

@@ -8,7 +8,7 @@ import { GroupSnapshot, Instance } from "./instances.ts";
 import { BandwidthLimit } from "./limits.ts";
 import { Notification } from "./notifications.ts";
 import { AcceptedOperation, Operation, OperationDetails, OperationRanges } from "./operations.ts";
-import { Overview, WorkerCard } from "./overview.ts";
+import { Alert, Overview, WorkerCard } from "./overview.ts";
 import {
   Policy,
   PolicyAssignment,
@@ -43,6 +43,8 @@ export const answers = {
   "POST /ops/session": { 204: null },
   "DELETE /ops/session": { 204: null },
   "GET /ops/overview": { 200: z.object({ overview: Overview }) },
+  "PUT /ops/alerts/:code/:subject/snooze": { 200: z.object({ alert: Alert }) },
+  "DELETE /ops/alerts/:code/:subject/snooze": { 204: null },
   "GET /ops/changes": { 200: Changes },
   /** `text/event-stream`, without an end. */
   "GET /ops/events": { 200: null },

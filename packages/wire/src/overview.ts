@@ -26,7 +26,8 @@ export const alertCode = z.enum([
 
 /**
  * `subject`: a worker's id, a repository's name, a backend on a host, a project's id; null: the installation, or the volumes and operations that
- * the caller sees. `href`: the console's page for it, below `/console`. `since` null: nobody has noted it.
+ * the caller sees. `href`: the console's page for it, below `/console`. `since` null: nobody has noted it. `snoozed_until`: until then it need not
+ * be told, for the reason that the user gave; null: it is not snoozed. Only those who see all projects see snoozes.
  */
 export const Alert = z
   .object({
@@ -37,6 +38,9 @@ export const Alert = z
     since: time.nullable(),
     count,
     href: z.string(),
+    snoozed_until: time.nullable(),
+    snoozed_by: z.string().nullable(),
+    snoozed_reason: z.string().nullable(),
   })
   .meta({ id: "Alert" });
 export type Alert = z.infer<typeof Alert>;

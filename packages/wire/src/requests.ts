@@ -35,6 +35,7 @@ const AuditQuery = z.strictObject({
       "machine_backup",
       "operation",
       "session",
+      "alert",
     ])
     .optional(),
   resource_id: id.optional(),
@@ -332,6 +333,10 @@ export const requests = {
   "GET /ops/protection/days": { query: DaysQuery },
   "PUT /ops/volumes/:id/exclusion": {
     body: z.strictObject({ reason: text.min(1).max(255), until: time.nullable().default(null) }),
+  },
+  /** `until`: at most 90 days ahead. */
+  "PUT /ops/alerts/:code/:subject/snooze": {
+    body: z.strictObject({ until: time, reason: text.trim().min(1).max(255) }),
   },
   "GET /ops/samples": { query: SamplesQuery },
   "GET /ops/search": { query: z.strictObject({ q: text.trim().min(3).max(255) }) },

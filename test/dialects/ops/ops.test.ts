@@ -230,6 +230,14 @@ it("answers what protects volumes: policies and their runs, holds, deletions tha
   await ask("limits", "GET", "/ops/limits");
   await ask("limit, removed", "DELETE", limit);
   await ask("limit, removed again", "DELETE", limit);
+  await instance.sql(`UPDATE workers SET free_bytes = '{"backend:files": 1073741824}' WHERE id = 'silent'`);
+  const snooze = "/ops/alerts/disk_low/files%20on%20here/snooze";
+  const body = { until: new Date(Date.now() + 86_400_000).toISOString(), reason: "known" };
+  await ask("snooze", "PUT", snooze, { body });
+  await ask("snooze, for too long", "PUT", snooze, { body: { ...body, until: "2999-01-01T00:00:00Z" } });
+  await ask("snooze, of no alert", "PUT", "/ops/alerts/nonsense/-/snooze", { body });
+  await ask("snooze, ended", "DELETE", snooze);
+  await instance.sql("UPDATE workers SET free_bytes = '{}' WHERE id = 'silent'");
   await askPolicies(golden, id);
   golden.check();
 });

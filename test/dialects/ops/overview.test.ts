@@ -185,7 +185,7 @@ it("tells what asks for somebody, to each what is theirs, until it is gone", asy
     expect(status, stderr).toBe(0);
     return stdout;
   };
-  expect(await run("status")).toMatch(/critical +repository_down +No worker can write to the repository main/);
+  expect(await run("status")).toMatch(/critical +repository_down +main +No worker can write to the repository main/);
   expect(await run("worker", "list")).toMatch(/gone +there +0\.0\.9 +silent/);
   expect(await run("repository", "list")).toMatch(/main +posix +down +0 +2 /);
 

@@ -92,6 +92,7 @@ const policy = {
   "resource_filter:list": "user",
   "ops:session": "user",
   "ops:overview": "reader",
+  "ops:alert:snooze": "admin",
   "ops:changes": "reader",
   "ops:search": "reader",
   "ops:samples": "observer",

@@ -1,3 +1,4 @@
+import { alerts } from "./alerts.ts";
 import { audit } from "./audit.ts";
 import { opsBackups } from "./backups.ts";
 import { changes } from "./changes.ts";
@@ -37,6 +38,8 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["POST", "/ops/session", "public", session.signIn],
     ["DELETE", "/ops/session", "public", session.signOut],
     ["GET", "/ops/overview", "ops:overview", overview.show],
+    ["PUT", "/ops/alerts/:code/:subject/snooze", "ops:alert:snooze", alerts.snooze],
+    ["DELETE", "/ops/alerts/:code/:subject/snooze", "ops:alert:snooze", alerts.endSnooze],
     ["GET", "/ops/changes", "ops:changes", changes.list],
     ["GET", "/ops/events", "ops:changes", changes.stream],
     ["GET", "/ops/workers", "ops:workers", workers.list],

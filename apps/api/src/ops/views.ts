@@ -41,7 +41,13 @@ export function viewOperation(row: OperationProgress): Operation {
   };
 }
 
-const viewAlert = ({ since, ...alert }: AlertRow): Alert => ({ ...alert, since: since?.toISOString() ?? null });
+export const viewAlert = ({ since, snoozed, ...alert }: AlertRow): Alert => ({
+  ...alert,
+  since: isoOrNull(since),
+  snoozed_until: isoOrNull(snoozed?.until ?? null),
+  snoozed_by: snoozed?.userId ?? null,
+  snoozed_reason: snoozed?.reason ?? null,
+});
 
 export function viewOverview(row: OverviewRow): Overview {
   const { "at risk": atRisk, ...protection } = row.protection;
@@ -61,9 +67,11 @@ export function viewOverview(row: OverviewRow): Overview {
   };
 }
 
-/** That somebody has signed in is told to those only who read the audit log. */
+/** Told to those only who read the audit log: that somebody has signed in, or snoozed an alert. */
+const audited: readonly string[] = ["session", "alert"];
+
 export const mayBeTold = (principal: Principal, change: ChangeRow): boolean =>
-  mayLook(principal, change) && (change.resource !== "session" || seesAll(principal));
+  mayLook(principal, change) && (!audited.includes(change.resource) || seesAll(principal));
 
 export const viewChange = (row: ChangeRow): Change => ({
   resource: row.resource,

@@ -26,6 +26,8 @@ const resources = [
   "transfer",
   "image_transfer",
   "operation",
+  "session",
+  "alert",
 ];
 
 export function addAuditCommand(program: Command): void {

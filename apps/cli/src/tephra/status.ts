@@ -1,5 +1,6 @@
-import type { Alert, AnswerOf, Operation } from "@tephra/wire";
+import type { AnswerOf, Operation } from "@tephra/wire";
 import { Argument, type Command, Option } from "commander";
+import { alertTable } from "./alerts.ts";
 import type { Client } from "./client.ts";
 import { resolveId } from "./names.ts";
 import { formatBytes, formatSeconds, renderFields, renderTable } from "./output.ts";
@@ -90,11 +91,13 @@ async function status(_options: object, command: Command): Promise<void> {
     "block storage API": versions.join(", "),
     ...(warnings.length === 0 ? {} : { warning: warnings.join("; ") }),
     ...(counted === null ? {} : describe(counted)),
-    ...(ready && alerts.length === 0 ? { alerts: "none" } : {}),
+    ...(ready && alerts.every((alert) => alert.snoozed_until !== null)
+      ? { alerts: alerts.length === 0 ? "none" : `none, ${alerts.length} snoozed` }
+      : {}),
   };
   const text = [
     renderFields(fields),
-    alertTable(alerts),
+    alerts.length === 0 ? "" : `\n${alertTable(alerts)}`,
     operations.length === 0 ? "" : `\n${operationTable(operations)}`,
   ];
   print({ status: document }, text.join(""));
@@ -209,12 +212,6 @@ async function show(id: string, _options: object, command: Command): Promise<voi
       "can be": may.join(", ") || "left alone",
     }),
   );
-}
-
-function alertTable(alerts: Alert[]): string {
-  if (alerts.length === 0) return "";
-  const rows = alerts.map(({ severity, code, text, since }) => [severity, code, text, since]);
-  return `\n${renderTable(["SEVERITY", "ALERT", "", "SINCE"], rows)}`;
 }
 
 function operationTable(operations: Operation[]): string {

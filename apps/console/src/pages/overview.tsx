@@ -1,17 +1,20 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { AnswerOf } from "@tephra/wire";
-import { lazy, Suspense } from "react";
+import { lazy, Suspense, useState } from "react";
+import { Input, Label, TextField } from "react-aria-components/TextField";
+import { call } from "../data/api.ts";
 import { route } from "../data/queries.ts";
 import { useMay } from "../data/session.tsx";
-import { bytesText, countText, durationText, shown } from "../parts/format.ts";
+import { Action } from "../parts/action.tsx";
+import { bytesText, countText, durationText, quoted, shown } from "../parts/format.ts";
 import { OperationsTable } from "../parts/operations-table.tsx";
 import { PageHead, Panel } from "../parts/panel.tsx";
 import { Loaded, Skeleton } from "../parts/states.tsx";
 import { Status, ToneIcon } from "../parts/status.tsx";
 import { DataTable } from "../parts/table.tsx";
 import { Bytes, Foreign } from "../parts/texts.tsx";
-import { Age } from "../parts/time.tsx";
+import { Age, Moment } from "../parts/time.tsx";
 import { type Tone, toneOf } from "../parts/words.ts";
 
 // Apart from the page: what needs somebody does not wait for it.
@@ -22,40 +25,132 @@ type Overview = AnswerOf<"GET /ops/overview">["overview"];
 /** The pages that alerts lead to; what a later release names beside them is told without a link. */
 const linked = ["/workers", "/repositories", "/operations", "/backups", "/volumes", "/policies", "/notifications"];
 
-function Banner({ alerts }: { alerts: Overview["alerts"] }) {
-  if (alerts.length === 0) {
-    return (
-      <p className="banner tone-ok">
-        <ToneIcon tone="ok" />
-        <span>Nothing needs you. Checked: workers, repositories, queue, volumes, operations, schedules.</span>
-      </p>
-    );
-  }
+type OneAlert = Overview["alerts"][number];
+
+/** For how long, as the command line has it; in hours. */
+const spans = { "1h": 1, "8h": 8, "24h": 24, "7d": 7 * 24, "30d": 30 * 24 } as const;
+type Span = keyof typeof spans;
+const spanWords: Readonly<Record<Span, string>> = {
+  "1h": "an hour",
+  "8h": "8 hours",
+  "24h": "a day",
+  "7d": "a week",
+  "30d": "30 days",
+};
+
+/** How the alert is named by routes and commands. */
+const paramsOf = ({ code, subject }: OneAlert) => ({ code, subject: subject ?? "-" });
+const wordsOf = ({ code, subject }: OneAlert): string => (subject === null ? code : `${code} ${quoted(subject)}`);
+
+function Snooze({ alert }: { alert: OneAlert }) {
+  const [reason, setReason] = useState("");
+  const [span, setSpan] = useState<Span>("8h");
+  const until = () => new Date(Date.now() + spans[span] * 3_600_000).toISOString();
   return (
-    <ul className="banners" aria-label="What needs you">
-      {alerts.map(({ code, severity, subject, text, since, href }) => {
-        const [to = "/", query = ""] = href.split("?");
-        const tone: Tone = severity === "critical" ? "bad" : "warn";
-        return (
-          <li key={`${code} ${subject ?? ""}`} className={`banner tone-${tone}`}>
-            <ToneIcon tone={tone} />
-            <span>
-              {shown(text)}{" "}
-              {since && (
-                <span className="second">
-                  since <Age at={since} />
-                </span>
-              )}
-            </span>
-            {linked.includes(to) && (
-              <Link to={to} search={Object.fromEntries(new URLSearchParams(query)) as never}>
-                Show
-              </Link>
-            )}
-          </li>
-        );
-      })}
-    </ul>
+    <Action
+      label="Snooze"
+      effects={
+        <>
+          <p>{shown(alert.text)}</p>
+          <p>Nobody is told of it for that time. It stays here as snoozed, and is told again afterwards.</p>
+          <label className="field">
+            For{" "}
+            <select value={span} onChange={(event) => setSpan(event.currentTarget.value as Span)}>
+              {Object.entries(spanWords).map(([value, words]) => (
+                <option key={value} value={value}>
+                  {words}
+                </option>
+              ))}
+            </select>
+          </label>
+          <TextField className="field" value={reason} onChange={setReason}>
+            <Label>Reason</Label>
+            <Input maxLength={255} />
+          </TextField>
+        </>
+      }
+      isFilled={reason.trim() !== ""}
+      command={`tephra alert snooze ${wordsOf(alert)} --for ${span} --reason ${quoted(reason || "REASON")}`}
+      run={() => {
+        const body = { until: until(), reason };
+        return call("PUT /ops/alerts/:code/:subject/snooze", { params: paramsOf(alert), body });
+      }}
+      done="The alert is snoozed."
+    />
+  );
+}
+
+function OneBanner({ alert }: { alert: OneAlert }) {
+  const may = useMay();
+  const { severity, text, since, href, snoozed_until: until } = alert;
+  const [to = "/", query = ""] = href.split("?");
+  const tone: Tone = until !== null ? "gone" : severity === "critical" ? "bad" : "warn";
+  return (
+    <li className={`banner tone-${tone}`}>
+      <ToneIcon tone={tone} />
+      <span>
+        {shown(text)}{" "}
+        {since && (
+          <span className="second">
+            since <Age at={since} />
+          </span>
+        )}
+        {until !== null && (
+          <span className="second">
+            {" "}
+            Snoozed until <Moment at={until} /> by <Foreign text={alert.snoozed_by} />:{" "}
+            <Foreign text={alert.snoozed_reason} />
+          </span>
+        )}
+      </span>
+      {linked.includes(to) && (
+        <Link to={to} search={Object.fromEntries(new URLSearchParams(query)) as never}>
+          Show
+        </Link>
+      )}
+      {may("ops:alert:snooze") &&
+        (until === null ? (
+          <Snooze alert={alert} />
+        ) : (
+          <Action
+            label="Tell again"
+            run={() => call("DELETE /ops/alerts/:code/:subject/snooze", { params: paramsOf(alert) })}
+            done="The alert is told again."
+          />
+        ))}
+    </li>
+  );
+}
+
+const keyOf = ({ code, subject }: OneAlert): string => `${code} ${subject ?? ""}`;
+
+function Banner({ alerts }: { alerts: Overview["alerts"] }) {
+  const [told, snoozed] = [true, false].map((is) => alerts.filter((one) => (one.snoozed_until === null) === is));
+  return (
+    <>
+      {told?.length === 0 ? (
+        <p className="banner tone-ok">
+          <ToneIcon tone="ok" />
+          <span>Nothing needs you. Checked: workers, repositories, queue, volumes, operations, schedules.</span>
+        </p>
+      ) : (
+        <ul className="banners" aria-label="What needs you">
+          {told?.map((alert) => (
+            <OneBanner key={keyOf(alert)} alert={alert} />
+          ))}
+        </ul>
+      )}
+      {snoozed !== undefined && snoozed.length > 0 && (
+        <details className="snoozed">
+          <summary>{countText(snoozed.length)} snoozed</summary>
+          <ul className="banners" aria-label="What is snoozed">
+            {snoozed.map((alert) => (
+              <OneBanner key={keyOf(alert)} alert={alert} />
+            ))}
+          </ul>
+        </details>
+      )}
+    </>
   );
 }
 

@@ -110,6 +110,7 @@ function Exclusion({ id }: { id: string }) {
           </TextField>
         </>
       }
+      isFilled={reason.trim() !== ""}
       command={`tephra volume exclude ${quoted(id)} --reason ${quoted(reason || "REASON")}`}
       run={() => call("PUT /ops/volumes/:id/exclusion", { params: { id }, body: { reason } })}
       done="The volume is excluded."

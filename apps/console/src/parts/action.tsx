@@ -19,6 +19,8 @@ interface ActionProps {
   command?: string;
   run: () => Promise<unknown>;
   done: string;
+  /** Whether what is asked for in `effects` is there. */
+  isFilled?: boolean;
   /** Why it is not possible now. */
   why?: string | null;
   isPrimary?: boolean;
@@ -30,7 +32,7 @@ const operationOf = (answer: unknown): string | null =>
   (answer as { operation?: { id?: string } } | undefined)?.operation?.id ?? null;
 
 /** A button that does something, after a confirmation of the weight that it needs. */
-export function Action({ label, effects, name, command, run, done, why, isPrimary, isDanger }: ActionProps) {
+export function Action({ label, effects, name, command, run, done, isFilled, why, isPrimary, isDanger }: ActionProps) {
   const queries = useQueryClient();
   const [typed, setTyped] = useState("");
   const act = useMutation({
@@ -84,7 +86,7 @@ export function Action({ label, effects, name, command, run, done, why, isPrimar
                   </Button>
                   <Button
                     className={`button ${isDanger ? "is-danger" : "is-primary"}`}
-                    isDisabled={!isTyped}
+                    isDisabled={!isTyped || isFilled === false}
                     onPress={() => {
                       act.mutate();
                       close();

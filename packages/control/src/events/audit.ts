@@ -18,6 +18,7 @@ export const auditedResources = [
   "machine_backup",
   "operation",
   "session",
+  "alert",
 ] as const;
 
 export interface AuditQuery {
@@ -52,11 +53,17 @@ export async function listAudit(database: Database, query: AuditQuery): Promise<
   });
 }
 
-/** Enters what a user has done that changes no status; a session is that of a browser. */
+/** Enters what a user has done that changes no status; a session is that of a browser, an alert its snooze. */
 export async function noteAudit(
   tx: Transaction | Database,
   principal: Principal,
-  entry: { resource: "volume" | "session"; resourceId: string; projectId: string; to: string; reason: string | null },
+  entry: {
+    resource: "volume" | "session" | "alert";
+    resourceId: string;
+    projectId: string;
+    to: string;
+    reason: string | null;
+  },
 ): Promise<void> {
   const { to: toStatus, ...rest } = entry;
   const { userId, projectId: userProjectId, requestId } = principal;

@@ -16,6 +16,14 @@ export interface Alert {
   count: number;
   /** The console's page for it, below `/console`. */
   href: string;
+  /** Who knows of it, and until when nobody is told; null for those who do not see all projects. */
+  snoozed: AlertSnooze | null;
+}
+
+export interface AlertSnooze {
+  until: Date;
+  reason: string;
+  userId: string;
 }
 
 /** What alerts are asked of: one project, or (null) the installation. */
@@ -259,20 +267,46 @@ export type AlertCode = keyof typeof rules;
 
 const codes = Object.keys(rules) as AlertCode[];
 
-/** What asks for somebody, the worst first. */
+/** As rows have it: an alert without a subject has the empty one. */
+export const snoozeSubject = (subject: string | null): string => subject ?? "";
+
+/** The snoozes that have not ended, by code and subject. They are of the whole installation: a project's own alerts are told all the same. */
+async function readSnoozes({
+  database,
+  projectId,
+}: AlertsOf): Promise<(alert: Found, code: AlertCode) => AlertSnooze | null> {
+  if (projectId !== null) return () => null;
+  const rows = await database.$queryRaw<(AlertSnooze & { code: string; subject: string })[]>`
+    SELECT code, subject, until, reason, user_id AS "userId" FROM alert_snoozes WHERE until > now()`;
+  return ({ subject = null }, code) => {
+    const row = rows.find((one) => one.code === code && one.subject === snoozeSubject(subject));
+    return row ? { until: row.until, reason: row.reason, userId: row.userId } : null;
+  };
+}
+
+/** What asks for somebody, the worst first, snoozed or not. */
 export async function findAlerts(of: AlertsOf): Promise<Alert[]> {
   const found: Alert[] = [];
+  const snoozeOf = await readSnoozes(of);
   for (const code of codes) {
     const { severity, href, find, wide = false }: Rule = rules[code];
     if (wide && of.projectId !== null) continue;
-    for (const one of await find(of)) found.push({ code, severity, href, subject: one.subject ?? null, ...one });
+    for (const one of await find(of)) {
+      found.push({ code, severity, href, ...one, subject: one.subject ?? null, snoozed: snoozeOf(one, code) });
+    }
   }
   return found;
 }
 
-/** How many alerts there are of each code, in the whole installation. */
-export async function countAlerts(of: Omit<AlertsOf, "projectId">): Promise<Record<AlertCode, number>> {
+/** How many alerts there are of each code, in the whole installation: those that are told, and those that are snoozed. */
+export async function countAlerts(
+  of: Omit<AlertsOf, "projectId">,
+): Promise<Record<AlertCode, { told: number; snoozed: number }>> {
   const alerts = await findAlerts({ ...of, projectId: null });
-  const counts = codes.map((code) => [code, alerts.filter((alert) => alert.code === code).length]);
-  return Object.fromEntries(counts) as Record<AlertCode, number>;
+  const counts = codes.map((code) => {
+    const all = alerts.filter((alert) => alert.code === code);
+    const snoozed = all.filter((alert) => alert.snoozed !== null).length;
+    return [code, { told: all.length - snoozed, snoozed }];
+  });
+  return Object.fromEntries(counts) as Record<AlertCode, { told: number; snoozed: number }>;
 }

@@ -212,7 +212,9 @@ export function openMetrics<State extends string>(
   database: Database,
   config: Pick<Config, "worker">,
   countVolumes: () => Promise<Record<State, number>> = async () => ({}) as Record<State, number>,
-  countAlerts: (volumes: Record<State, number>) => Promise<Readonly<Record<string, number>>> = async () => ({}),
+  countAlerts: (
+    volumes: Record<State, number>,
+  ) => Promise<Readonly<Record<string, { told: number; snoozed: number }>>> = async () => ({}),
 ) {
   const registry = new Registry();
   const gauge = (name: string, help: string) => new Gauge({ name, help, registers: [registry] });
@@ -275,7 +277,13 @@ export function openMetrics<State extends string>(
   const alertsNow = rarely(alertsMs, async () => countAlerts(await volumesNow()));
   const alerts = new Gauge({
     name: "tephra_alerts",
-    help: "What asks for somebody, by code (docs/console.md): 0 when nothing does",
+    help: "What asks for somebody, by code (docs/console.md): 0 when nothing does, or it is snoozed",
+    labelNames: ["code"],
+    registers: [registry],
+  });
+  const snoozed = new Gauge({
+    name: "tephra_alerts_snoozed",
+    help: "What would ask for somebody, and is snoozed, by code",
     labelNames: ["code"],
     registers: [registry],
   });
@@ -291,7 +299,10 @@ export function openMetrics<State extends string>(
     async render(): Promise<string> {
       const figures = await readFigures(database, config.worker.down_ms);
       for (const [state, number] of Object.entries<number>(await volumesNow())) volumes.set({ state }, number);
-      for (const [code, number] of Object.entries(await alertsNow())) alerts.set({ code }, number);
+      for (const [code, count] of Object.entries(await alertsNow())) {
+        alerts.set({ code }, count.told);
+        snoozed.set({ code }, count.snoozed);
+      }
       const counts = await readCounters(database);
       // Their totals are in rows: each is told anew. A series is there from the start, at 0, so that its first increase is seen as one.
       for (const each of Object.values(counted)) each.reset();

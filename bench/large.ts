@@ -199,7 +199,8 @@ async function questions(
   const admin = { ...member, isAdmin: true };
   const sort = [{ key: "createdAt", direction: "desc" }] as const;
   const page: Page<"createdAt"> = { sort, limit: 50, offset: 0 };
-  const everything = { filters: [], allProjects: true, withCount: false, page };
+  const fields = ["id", "name", "status", "createdAt", "metadata", "hasDependents"] as const;
+  const everything = { fields, filters: [], allProjects: true, withCount: false, page };
   const free = await database.volume.findMany({
     where: { projectId: "p7", status: "available" },
     select: { id: true },

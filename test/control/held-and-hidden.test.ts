@@ -66,7 +66,13 @@ const remove = (id: string, by = config) =>
 const rowOf = (id: string) => database.backup.findUniqueOrThrow({ where: { id } });
 const listed = async (): Promise<string[]> => {
   const page = { sort: [{ key: "createdAt", direction: "desc" } as const], limit: 50, offset: 0 };
-  const { rows } = await listBackups(database, principal, { filters: [], allProjects: false, withCount: false, page });
+  const { rows } = await listBackups(database, principal, {
+    fields: ["id"],
+    filters: [],
+    allProjects: false,
+    withCount: false,
+    page,
+  });
   return rows.map(({ id }) => id);
 };
 const deletionsOf = (id: string) => database.operation.findMany({ where: { backupId: id, kind: "backup-delete" } });

@@ -217,4 +217,8 @@ it("visits every backup once, page by page, whatever it is sorted by and whether
   }
   const byName = await walk(instance, "name:asc");
   expect(byName).toEqual([ids[1], ids[3], ids[4], ids[2], ids[0]]);
+  // A marker that the filters leave out.
+  await instance.sql("UPDATE backups SET status = 'error' WHERE id = $1", [ids[3]]);
+  const after = await instance.request("GET", `${base}/backups?status=available&marker=${ids[3]}`);
+  expect(after.body.backups.map(({ id }: { id: string }) => id)).toEqual([ids[2], ids[1], ids[0]]);
 });

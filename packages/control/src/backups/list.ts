@@ -1,9 +1,10 @@
 import type { Database } from "../db/database.ts";
 import { Prisma } from "../db/database.ts";
-import { containing, equalText, isUuid, orderOf, type Page, windowOf } from "../db/listing.ts";
-import { type BoundedPage, readToPageBytes } from "../db/page-bytes.ts";
+import { afterMarker, equalText, isUuid, orderSql, type Page, type SqlColumns } from "../db/listing.ts";
+import { type BoundedPage, pageBytesMax } from "../db/page-bytes.ts";
+import { readRows } from "../db/read.ts";
 import { type Principal, projectOf } from "../principal.ts";
-import { type BackupRow, getBackup, withDependents } from "../rows/backups.ts";
+import { type BackupRow, getBackup } from "../rows/backups.ts";
 
 /** Columns that lists can be sorted and filtered by, with their value types and their names in the database. */
 const columns = {
@@ -41,67 +42,95 @@ export interface BackupFilter {
   like: boolean;
 }
 
-/** Most values of a non-text column that a `like` filter may match. */
-const valuesMax = 10_000;
-
-async function valuesHolding(database: Database, column: string, part: string): Promise<unknown[]> {
-  const name = Prisma.raw(column);
-  const rows = await database.$queryRaw<{ value: unknown }[]>`
-    SELECT DISTINCT ${name} AS value FROM backups
-    WHERE deleted_at IS NULL AND ${name}::text ILIKE ${`%${part}%`} LIMIT ${valuesMax}`;
-  return rows.map((row) => row.value);
-}
-
-/** Prisma's condition on one column; null where no row can match it. */
-async function conditionOf(database: Database, { column, value, like }: BackupFilter): Promise<unknown> {
-  const [form, name] = columns[column];
-  if (like)
-    return form === "text" || form === "word" ? containing(value) : { in: await valuesHolding(database, name, value) };
+/** SQL: the condition on one column; null where no row can match it. */
+function conditionOf({ column, value, like }: BackupFilter): Prisma.Sql | null {
+  const [form] = columns[column];
+  const name = Prisma.raw(columns[column][1]);
+  if (like) return Prisma.sql`${name}::text ILIKE ${`%${value}%`}`;
   switch (form) {
     case "text":
-      return equalText(value);
+      return Prisma.sql`${name} ILIKE ${equalText(value).equals}`;
     case "word":
-      return value.toLowerCase();
+      return Prisma.sql`${name} = ${value.toLowerCase()}`;
     case "uuid":
-      return isUuid(value) ? value : null;
+      return isUuid(value) ? Prisma.sql`${name} = ${value}::uuid` : null;
     case "number":
-      return /^\d{1,9}$/.test(value) ? Number(value) : null;
+      return /^\d{1,9}$/.test(value) ? Prisma.sql`${name} = ${Number(value)}::int` : null;
     case "time": {
       const time = new Date(`${value}Z`);
-      return Number.isNaN(time.getTime()) ? null : time;
+      return Number.isNaN(time.getTime()) ? null : Prisma.sql`${name} = ${time}::timestamptz`;
     }
     default:
       return form satisfies never;
   }
 }
 
-/** One page; `count` of all pages only where asked for. @throws NotFoundError when the marker is unknown or another project's */
-export async function listBackups(
+const typeOf = { uuid: "uuid", text: "text", word: "text", number: "int", time: "timestamptz" } as const;
+const sortColumns = Object.fromEntries(
+  Object.entries(columns).map(([key, [form, name]]) => [key, { name, type: typeOf[form] }]),
+) as SqlColumns<BackupColumn>;
+
+/** What a list can be asked to tell of each backup. */
+export type BackupField = BackupColumn | "metadata" | "hasDependents";
+
+const selectOf = (field: BackupField): string => {
+  if (field === "metadata") return "CASE WHEN told THEN metadata END AS metadata";
+  if (field === "hasDependents")
+    return `EXISTS (SELECT FROM backups child WHERE child.parent_id = page.id AND child.deleted_at IS NULL) AS "hasDependents"`;
+  return `${columns[field][1]} AS "${field}"`;
+};
+
+/**
+ * One page, of each backup these fields; `count` of all pages only where asked for. One statement: a list is asked for again and again, and
+ * each further one, and each column that nobody reads, costs as much as the rest of the request.
+ *
+ * @throws NotFoundError when the marker is unknown or another project's
+ */
+export async function listBackups<Field extends BackupField>(
   database: Database,
   principal: Principal,
-  query: { filters: readonly BackupFilter[]; allProjects: boolean; withCount: boolean; page: Page<BackupColumn> },
-): Promise<BoundedPage<BackupRow> & { count: number }> {
-  const { filters, page } = query;
-  if (page.marker !== undefined) await getBackup(database, principal, page.marker);
-  const conditions: Prisma.BackupWhereInput[] = [];
+  query: {
+    fields: readonly Field[];
+    filters: readonly BackupFilter[];
+    allProjects: boolean;
+    withCount: boolean;
+    page: Page<BackupColumn>;
+  },
+): Promise<BoundedPage<Pick<BackupRow, Field | "id">> & { count: number }> {
+  const { fields, filters, page } = query;
+  const marker = page.marker === undefined ? null : await getBackup(database, principal, page.marker);
+  const { projectId } = projectOf(principal, query.allProjects);
+  const conditions = [Prisma.sql`deleted_at IS NULL`];
+  if (projectId !== undefined) conditions.push(Prisma.sql`project_id = ${projectId}`);
   for (const filter of filters) {
-    const condition = await conditionOf(database, filter);
+    const condition = conditionOf(filter);
     if (condition === null) return { rows: [], cut: false, count: 0 };
-    conditions.push({ [filter.column]: condition });
+    conditions.push(condition);
   }
-  const where = { AND: conditions, ...projectOf(principal, query.allProjects), deletedAt: null };
+  const where = Prisma.join(conditions, " AND ");
+  const beyond = marker ? Prisma.sql` AND ${afterMarker(page, sortColumns, marker)}` : Prisma.empty;
   // All of these rows have the same value; naming the column makes the order that of the index, so that a page costs no more with many
-  // backups. A cursor would compare with it.
-  const first = page.marker === undefined ? [{ deletedAt: page.sort[0]?.direction ?? "desc" }] : [];
-  const [rows, count] = await Promise.all([
-    database.backup.findMany({
-      where,
-      orderBy: [...first, ...orderOf(page)],
-      ...windowOf(page),
-      omit: { metadata: true },
-    }),
-    query.withCount ? database.backup.count({ where }) : 0,
+  // backups.
+  const first = Prisma.raw(`deleted_at ${page.sort[0]?.direction ?? "desc"}`);
+  const order = Prisma.sql`${first}, ${orderSql(page, sortColumns)}`;
+  const bytes = Prisma.sql`sum(octet_length(metadata::text)) OVER (ORDER BY ${order} ROWS UNBOUNDED PRECEDING)`;
+  const told = fields.some((field) => field === "metadata")
+    ? Prisma.sql`row_number() OVER (ORDER BY ${order}) = 1 OR ${bytes} <= ${pageBytesMax}`
+    : Prisma.sql`true`;
+  const selected = Prisma.raw([...new Set<BackupField>(["id", ...fields])].map(selectOf).join(", "));
+  const [rows, [counted]] = await Promise.all([
+    readRows<Pick<BackupRow, Field | "id"> & { told: boolean }>(
+      database,
+      Prisma.sql`SELECT ${selected}, told FROM (
+        SELECT *, ${told} AS told FROM (
+          SELECT * FROM backups WHERE ${where}${beyond} ORDER BY ${order} LIMIT ${page.limit}::bigint OFFSET ${page.offset}::bigint
+        ) AS page) AS page
+      ORDER BY ${order}`,
+    ),
+    query.withCount
+      ? database.$queryRaw<[{ count: number }]>`SELECT count(*)::int AS count FROM backups WHERE ${where}`
+      : [{ count: 0 }],
   ]);
-  const told = await readToPageBytes(database, rows, "backups.metadata", "metadata");
-  return { rows: await withDependents(database, told.rows), cut: told.cut, count };
+  const kept = rows.filter((row) => row.told);
+  return { rows: kept, cut: kept.length < rows.length, count: counted.count };
 }

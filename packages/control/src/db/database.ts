@@ -5,6 +5,7 @@ import { beginAs } from "./actor.ts";
 import type { DatabaseWork } from "./connection.ts";
 import { isRetryableConflict } from "./outage.ts";
 import { type OnTrouble, openPool } from "./pool.ts";
+import { addReader } from "./read.ts";
 
 export { Prisma };
 
@@ -29,10 +30,13 @@ export function openDatabase(url: string, options: DatabaseOptions = {}): Databa
   const { work = "work", connectionsMax = 10, connectionsMin = 0, onTrouble } = options;
   const pool = openPool(url, work, { connectionsMax, connectionsMin, onTrouble });
   const { schema } = parseDatabaseUrl(url);
-  return new PrismaClient({
-    adapter: new PrismaPg(pool, { disposeExternalPool: true, schema, statementNameGenerator: nameStatements() }),
+  const nameOf = nameStatements();
+  const database = new PrismaClient({
+    adapter: new PrismaPg(pool, { disposeExternalPool: true, schema, statementNameGenerator: nameOf }),
     transactionOptions: { maxWait: 10_000, timeout: 20_000 },
   });
+  addReader(database, { pool, nameOf });
+  return database;
 }
 
 /**

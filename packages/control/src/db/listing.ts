@@ -1,4 +1,5 @@
 import { InvalidError } from "../errors.ts";
+import { Prisma } from "../generated/client.ts";
 
 /** One page of a list: sort keys, most significant first, then where to begin. `limit` has already been bounded by the dialect. */
 export interface Page<Key extends string> {
@@ -32,17 +33,61 @@ const nullable: ReadonlySet<string> = new Set([
   "deletedAt",
 ]);
 
-/** Null sorts as the smallest value of its column, as in Cinder (cinder-api 5.2). */
-const orderBy = (key: string, sort: Direction): Order => ({
-  [key]: nullable.has(key) ? { sort, nulls: sort === "asc" ? "first" : "last" } : sort,
-});
+const isNullable = (key: string): boolean => nullable.has(key);
 
-/** Prisma's orderBy: the page's keys, then created_at and id as tie breakers in the first key's direction. */
-export function orderOf<Key extends string>(page: Page<Key>): Order[] {
+/** All that decides the order of a page: its keys, then created_at and id as tie breakers in the first key's direction. */
+function orderKeys<Key extends string>(page: Page<Key>): { key: Key; direction: Direction }[] {
   const direction = page.sort[0]?.direction ?? "desc";
-  const keys = page.sort.map((s) => orderBy(s.key, s.direction));
-  const tail = ["createdAt", "id"].filter((k) => !page.sort.some((s) => s.key === k)).map((k) => orderBy(k, direction));
-  return [...keys, ...tail];
+  const tail = (["createdAt", "id"] as Key[]).filter((key) => !page.sort.some((s) => s.key === key));
+  return [...page.sort, ...tail.map((key) => ({ key, direction }))];
+}
+
+/** Null sorts as the smallest value of its column, as in Cinder (cinder-api 5.2). */
+const nullsOf = (direction: Direction): "first" | "last" => (direction === "asc" ? "first" : "last");
+
+/** Prisma's orderBy. */
+export const orderOf = <Key extends string>(page: Page<Key>): Order[] =>
+  orderKeys(page).map(({ key, direction }) => ({
+    [key]: isNullable(key) ? { sort: direction, nulls: nullsOf(direction) } : direction,
+  }));
+
+/** The columns by which a list can be sorted, created_at and id among them: the name of each, and the type of a value to compare with. */
+export type SqlColumns<Key extends string> = Readonly<Record<Key, { name: string; type: string }>>;
+
+/** SQL, to follow ORDER BY. */
+export function orderSql<Key extends string>(page: Page<NoInfer<Key>>, columns: SqlColumns<Key>): Prisma.Sql {
+  const parts = orderKeys<Key>(page).map(({ key, direction }) => {
+    const nulls = isNullable(key) ? ` NULLS ${nullsOf(direction)}` : "";
+    return `${columns[key].name} ${direction}${nulls}`;
+  });
+  return Prisma.raw(parts.join(", "));
+}
+
+/** SQL: whether a row comes after this one, the page's marker, in the order of `orderSql`. */
+export function afterMarker<Key extends string>(
+  page: Page<NoInfer<Key>>,
+  columns: SqlColumns<Key>,
+  marker: Readonly<Record<Key, unknown>>,
+): Prisma.Sql {
+  const keys = orderKeys<Key>(page).map(({ key, direction }) => ({
+    ...{ direction, mayBeNull: isNullable(key), isNull: marker[key] === null },
+    name: Prisma.raw(columns[key].name),
+    value: Prisma.sql`${marker[key]}::${Prisma.raw(columns[key].type)}`,
+    sign: Prisma.raw(direction === "asc" ? ">" : "<"),
+  }));
+  const [first] = keys;
+  // One comparison of rows is where an index of this order can begin.
+  if (first && keys.every(({ mayBeNull, direction }) => !mayBeNull && direction === first.direction)) {
+    const [names, values] = [keys.map(({ name }) => name), keys.map(({ value }) => value)];
+    return Prisma.sql`(${Prisma.join(names)}) ${first.sign} (${Prisma.join(values)})`;
+  }
+  return keys.reduceRight((rest, { name, value, sign, direction, mayBeNull, isNull }) => {
+    // Null is the smallest.
+    if (isNull && direction === "asc") return Prisma.sql`(${name} IS NOT NULL OR ${rest})`;
+    if (isNull) return Prisma.sql`(${name} IS NULL AND ${rest})`;
+    const orNull = mayBeNull && direction === "desc" ? Prisma.sql`${name} IS NULL OR ` : Prisma.empty;
+    return Prisma.sql`(${orNull}${name} ${sign} ${value} OR ${name} = ${value} AND ${rest})`;
+  }, Prisma.sql`false`);
 }
 
 /** Prisma's skip, take and cursor. The marker's row must exist: the verb checks that it is visible first. */

@@ -13,8 +13,8 @@ const prismaCodes = new Set([
   "P2037",
 ]);
 
-/** SQLSTATE classes 08 (connection), 57P0x (shutting down, starting up), 53 (out of resources). */
-const sqlState = /^(08...|57P0[1-5]|53...)$/;
+/** SQLSTATE classes 08 (connection), 28 (not let in), 57P0x (shutting down, starting up), 53 (out of resources); no such database. */
+const sqlState = /^(08...|28...|3D000|57P0[1-5]|53...)$/;
 
 const systemCodes = new Set([
   "ECONNREFUSED",

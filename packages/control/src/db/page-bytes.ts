@@ -4,7 +4,7 @@ import type { Database } from "./database.ts";
 /** Limit on user-written data in one page, in bytes: a page of 1,000 rows could be tens of MiB. */
 export const pageBytesMax = 4 * 1024 * 1024;
 
-type Told = "volumes.metadata" | "snapshots.metadata" | "backups.metadata" | "instances.configuration";
+type Told = "volumes.metadata" | "snapshots.metadata" | "instances.configuration";
 
 /** A page, or its beginning. */
 export interface BoundedPage<Row> {

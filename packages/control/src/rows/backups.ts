@@ -1,8 +1,9 @@
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { backupColumns, lockRow } from "../db/lock-row.ts";
+import { readRows } from "../db/read.ts";
 import { NotFoundError } from "../errors.ts";
-import type { Backup, Prisma } from "../generated/client.ts";
+import { type Backup, Prisma } from "../generated/client.ts";
 import { mayLook, type Principal } from "../principal.ts";
 
 export type { Backup };
@@ -28,17 +29,6 @@ export function addFoundBackups(
     skipDuplicates: true,
     select: { projectId: true, sizeGib: true },
   });
-}
-
-/** Adds whether live incrementals build on each backup, in any project. */
-export async function withDependents(database: Database | Transaction, rows: Backup[]): Promise<BackupRow[]> {
-  const parents = await database.backup.findMany({
-    where: { parentId: { in: rows.map((r) => r.id) }, deletedAt: null },
-    select: { parentId: true },
-    distinct: ["parentId"],
-  });
-  const ids = new Set(parents.map((p) => p.parentId));
-  return rows.map((r) => ({ ...r, hasDependents: ids.has(r.id) }));
 }
 
 /** Number of live incrementals that build on a backup, in any project and status. */
@@ -67,10 +57,12 @@ export async function getBackup(
   id: string,
 ): Promise<BackupRow> {
   const [backup] = isUuid(id)
-    ? await database.$queryRaw<BackupRow[]>`
-        SELECT ${backupColumns},
+    ? await readRows<BackupRow>(
+        database,
+        Prisma.sql`SELECT ${backupColumns},
           EXISTS (SELECT FROM backups child WHERE child.parent_id = backups.id AND child.deleted_at IS NULL) AS "hasDependents"
-        FROM backups WHERE id = ${id}::uuid AND deleted_at IS NULL`
+        FROM backups WHERE id = ${id}::uuid AND deleted_at IS NULL`,
+      )
     : [];
   if (!backup || !mayLook(principal, backup)) throw new NotFoundError("Backup", id);
   return backup;

@@ -1,6 +1,8 @@
 import {
   type BackupColumn,
+  type BackupField,
   type BackupFilter,
+  type BackupRow,
   getBackup,
   getVolume,
   listBackups,
@@ -27,7 +29,7 @@ import {
   restoreBackupBody,
   updateBackupBody,
 } from "./schemas.ts";
-import { backupDetail, backupSummary } from "./views.ts";
+import { backupDetail, backupSummary, detailFields, summaryFields } from "./views.ts";
 
 /** Every column of Cinder's backups table, by its name there. Those without a counterpart here have the same value for every live row. */
 const columns: Readonly<Record<string, BackupColumn>> = {
@@ -81,14 +83,17 @@ function filterOf([key, value]: [string, string]): BackupFilter {
 }
 
 const list =
-  (view: typeof backupSummary | typeof backupDetail) =>
+  <Field extends BackupField>(
+    fields: readonly Field[],
+    view: (call: Call, row: Pick<BackupRow, Field | "id">) => unknown,
+  ) =>
   async (context: Context, call: Call): Promise<Answer> => {
     const query = parseList(call, listSpec);
     const { page, allProjects, withCount } = query;
     const filters = Object.entries(query.filters).map(filterOf);
     const found = query.nothing
       ? { rows: [], cut: false, count: 0 }
-      : await listBackups(context.database, call.principal, { filters, allProjects, withCount, page });
+      : await listBackups(context.database, call.principal, { fields, filters, allProjects, withCount, page });
     return listAnswer(call, query, { name: "backups", ...found, view });
   };
 
@@ -97,8 +102,8 @@ const idOf = (call: Call): string => call.params["id"] ?? "";
 const load = (context: Context, call: Call) => getBackup(context.database, call.principal, idOf(call));
 
 export const backups = {
-  list: defineAction({ handle: list(backupSummary) }),
-  detail: defineAction({ handle: list(backupDetail) }),
+  list: defineAction({ handle: list(summaryFields, backupSummary) }),
+  detail: defineAction({ handle: list(detailFields, backupDetail) }),
   show: defineAction({
     load,
     handle: async (context, call) => ({ status: 200, body: { backup: backupDetail(call, await load(context, call)) } }),

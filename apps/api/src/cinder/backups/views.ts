@@ -1,4 +1,4 @@
-import { type BackupRow, nilUuid } from "@tephra/control";
+import { type BackupField, type BackupRow, nilUuid } from "@tephra/control";
 import { toldContainer } from "@tephra/format";
 import { may } from "../../http/policy.ts";
 import type { Call } from "../../openstack/call.ts";
@@ -6,12 +6,37 @@ import { resourceLinks } from "../../openstack/links.ts";
 import { since } from "../../openstack/microversions.ts";
 import { timeOrNull, timeText } from "../../openstack/times.ts";
 
+export const summaryFields = ["id", "name"] as const satisfies readonly BackupField[];
+
 export function backupSummary(call: Call, row: { id: string; name: string | null }): Record<string, unknown> {
   return { id: row.id, name: row.name, links: resourceLinks(call.place, "backups", row.id) };
 }
 
+export const detailFields = [
+  "id",
+  "status",
+  "sizeGib",
+  "objectCount",
+  "availabilityZone",
+  "container",
+  "createdAt",
+  "updatedAt",
+  "name",
+  "description",
+  "failReason",
+  "volumeId",
+  "parentId",
+  "hasDependents",
+  "snapshotId",
+  "dataTimestamp",
+  "metadata",
+  "projectId",
+  "userId",
+  "encryptionKeyId",
+] as const satisfies readonly BackupField[];
+
 /** Keys and their order as in Cinder (cinder-api 6.1); clients reject any other key. */
-export function backupDetail(call: Call, row: BackupRow): Record<string, unknown> {
+export function backupDetail(call: Call, row: Pick<BackupRow, (typeof detailFields)[number]>): Record<string, unknown> {
   const admin = may(call.principal, "backup:backup_project_attribute");
   // Until a worker has read an imported record, nothing is known about its backup; the volume id is set at that point.
   const unread = row.volumeId === nilUuid;

@@ -18,8 +18,9 @@ const columnsOf = (fields: Readonly<Record<string, string>>): Prisma.Sql =>
       .join(", "),
   );
 
-/** All of them, to select a Backup. */
+/** All of them, to select a Backup; and a Volume. */
 export const backupColumns = columnsOf(Prisma.BackupScalarFieldEnum);
+export const volumeColumns = columnsOf(Prisma.VolumeScalarFieldEnum);
 
 const selects: Readonly<Record<keyof Rows, Prisma.Sql>> = {
   backup: Prisma.sql`SELECT ${backupColumns} FROM backups`,
@@ -27,7 +28,7 @@ const selects: Readonly<Record<keyof Rows, Prisma.Sql>> = {
   machineBackup: Prisma.sql`SELECT ${columnsOf(Prisma.MachineBackupScalarFieldEnum)} FROM machine_backups`,
   operation: Prisma.sql`SELECT ${columnsOf(Prisma.OperationScalarFieldEnum)} FROM operations`,
   snapshot: Prisma.sql`SELECT ${columnsOf(Prisma.SnapshotScalarFieldEnum)} FROM snapshots`,
-  volume: Prisma.sql`SELECT ${columnsOf(Prisma.VolumeScalarFieldEnum)} FROM volumes`,
+  volume: Prisma.sql`SELECT ${volumeColumns} FROM volumes`,
 };
 
 /** Locks a row until the transaction ends and reads it as it is then, in one statement; null when there is none. */

@@ -2,10 +2,11 @@ import { randomUUID } from "node:crypto";
 import { type Config, defaultVolumeBackend } from "../config.ts";
 import type { Database, Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
-import { lockRow } from "../db/lock-row.ts";
+import { lockRow, volumeColumns } from "../db/lock-row.ts";
+import { readRows } from "../db/read.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
-import type { Attachment, Prisma, Transfer, Volume } from "../generated/client.ts";
-import { type Principal, visibleTo } from "../principal.ts";
+import { type Attachment, Prisma, type Transfer, type Volume } from "../generated/client.ts";
+import { mayLook, type Principal, visibleTo } from "../principal.ts";
 import type { OriginOf, StatusOf } from "../states.ts";
 import { provisions } from "../volume-backends.ts";
 
@@ -44,8 +45,10 @@ export async function lockVolume(tx: Transaction, id: string): Promise<VolumeRow
 
 /** The row alone, without attachments. @throws NotFoundError for an unknown id or another project's */
 export async function findVolume(database: Database | Transaction, principal: Principal, id: string): Promise<Volume> {
-  const row = isUuid(id) ? await database.volume.findFirst({ where: { id, ...visibleTo(principal) } }) : null;
-  if (!row) throw new NotFoundError("Volume", id);
+  const [row] = isUuid(id)
+    ? await readRows<Volume>(database, Prisma.sql`SELECT ${volumeColumns} FROM volumes WHERE id = ${id}::uuid`)
+    : [];
+  if (!row || !mayLook(principal, row)) throw new NotFoundError("Volume", id);
   return row;
 }
 

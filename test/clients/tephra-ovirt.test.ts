@@ -95,6 +95,15 @@ it("snapshots a machine, shows it, and writes down its configuration", async () 
   expect(readFileSync(path, "utf8")).toContain(json.disk.id);
   const back = await done("vm", "snapshot", "restore", "vm1", "before", "--wait", "--json");
   expect(back.json.snapshot).toMatchObject({ id: taken.json.snapshot.id, status: "restored" });
+  const preview = await done("vm", "snapshot", "preview", "vm1", "before", "--wait", "--json");
+  expect(preview.json.snapshot).toMatchObject({ id: taken.json.snapshot.id, status: "in_preview" });
+  expect((await done("vm", "snapshot", "list", "vm1")).stdout).toMatch(/ Active VM before the preview +preview +ok /);
+  const undone = await done("vm", "snapshot", "undo", "vm1", "--wait", "--json");
+  expect(undone.json.vm.status).toBe("undone");
+  await done("vm", "snapshot", "preview", "vm1", "before", "--wait");
+  await done("vm", "snapshot", "commit", "vm1", "--wait");
+  expect((await done("vm", "snapshot", "list", "vm1")).stdout).toMatch(/ before +regular +ok /);
+  expect((await tephra("vm", "snapshot", "undo", "vm1")).stderr).toContain("VM's Snapshot does not exist.");
   expect((await tephra("vm", "freeze", "vm1")).stderr).toContain("Cannot freeze VM filesystems. VM is not running.");
   await done("vm", "snapshot", "delete", "vm1", "before", "--wait");
   expect((await done("vm", "snapshot", "list", "vm1")).stdout).not.toContain("before");

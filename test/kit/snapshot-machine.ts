@@ -128,18 +128,52 @@ export class SnapshotMachine {
     if (to === undefined) return;
     await this.world.answered(200, "POST", `/vms/${this.id}/snapshots/${to.id}/restore`, { json: {} });
     await this.free();
-    for (const [disk, bytes] of to.disks) this.disks.set(disk, Buffer.from(bytes));
+    this.#become(to.disks);
     this.snapshots.splice(at + 1);
+    await this.#onlyKept();
+  }
+
+  #become(disks: Disks): void {
+    for (const [disk, bytes] of disks) this.disks.set(disk, Buffer.from(bytes));
     this.checkpoints.clear();
-    const kept = this.snapshots.map(({ id }) => id);
+  }
+
+  /** Settles when the service has these snapshots, and nothing is left of a preview. */
+  async #onlyKept(): Promise<void> {
+    const kept = this.snapshots.map(({ id }) => `${id} regular ok`);
     await this.world.until(
       `/vms/${this.id}/snapshots`,
       ({ snapshot }) => {
-        const regular = snapshot.filter((each: { snapshot_type: string }) => each.snapshot_type === "regular");
-        return regular.map(({ id }: { id: string }) => id).join() === kept.join();
+        const [, ...rest] = snapshot as { id: string; snapshot_type: string; snapshot_status: string }[];
+        return rest.map((each) => `${each.id} ${each.snapshot_type} ${each.snapshot_status}`).join() === kept.join();
       },
       "newer snapshots are gone",
     );
+    await this.free();
+  }
+
+  /** It is shown as it was at a snapshot. @returns what it was before */
+  async preview(at: number): Promise<Disks> {
+    const to = this.snapshots[at] as KeptSnapshot;
+    const before = copyOf(this.disks);
+    const path = `/vms/${this.id}/snapshots/${to.id}`;
+    await this.world.answered(200, "POST", `/vms/${this.id}/previewsnapshot`, { json: { snapshot: { id: to.id } } });
+    await this.world.until(path, ({ snapshot_status: status }) => status === "in_preview", "the snapshot is shown");
+    await this.free();
+    this.#become(to.disks);
+    return before;
+  }
+
+  async commitPreview(at: number): Promise<void> {
+    await this.world.answered(200, "POST", `/vms/${this.id}/commitsnapshot`, { json: {} });
+    this.snapshots.splice(at + 1);
+    await this.#onlyKept();
+  }
+
+  async undoPreview(before: Disks): Promise<void> {
+    await this.world.answered(200, "POST", `/vms/${this.id}/undosnapshot`, { json: {} });
+    this.#become(before);
+    await this.#onlyKept();
   }
 
   /** Nothing has the machine or its disks locked. */

@@ -131,6 +131,7 @@ export type RefusalRule =
   | "machine-running"
   | "machine-not-running"
   | "machine-not-down"
+  | "in-preview"
   | "machine-unreachable"
   | "machine-has-backups"
   | "machine-protected"

@@ -196,7 +196,12 @@ export {
 } from "./machines/machines.ts";
 export { addNic, isNicInterface, type NicChange, removeNic, updateNic } from "./machines/nics.ts";
 export { removeMachine } from "./machines/remove.ts";
-export { restoreMachineSnapshot } from "./machines/revert.ts";
+export {
+  commitMachineSnapshot,
+  previewMachineSnapshot,
+  restoreMachineSnapshot,
+  undoMachineSnapshot,
+} from "./machines/revert.ts";
 export {
   getMachineSnapshot,
   listMachineSnapshots,

@@ -102,7 +102,7 @@ export {
 } from "./machines/backup-work.ts";
 export { finishFreeze, noteFrozen, readFreeze } from "./machines/freeze.ts";
 export { finishPlug } from "./machines/plug.ts";
-export { beginRevert, finishRevert } from "./machines/revert.ts";
+export { beginRevert, continuePreview, finishRevert } from "./machines/revert.ts";
 export { type Lane, lanes, type Priority, priorities } from "./priorities.ts";
 export { type Dispatched, type Enqueue, type OwnWorker, startDispatcher } from "./queue/dispatcher.ts";
 export {

@@ -74,7 +74,10 @@ const fault = (detail: string, reason = "Operation Failed") => `<action>
     <status>failed</status>
 </action>`;
 
-const complete = "<action>\n    <status>complete</status>\n</action>";
+const complete = `<action>
+    <job href="/ovirt-engine/api/jobs/ID" id="ID"/>
+    <status>complete</status>
+</action>`;
 
 it("an upload, paused and resumed, becomes the disk, in the words of oVirt", { timeout: 180_000 }, async () => {
   const disk = await addDisk();

@@ -28,7 +28,10 @@ const failed = (detail: string): string => `<action>
     </fault>
     <status>failed</status>
 </action>`;
-const complete = "<action>\n    <status>complete</status>\n</action>";
+const complete = `<action>
+    <job href="/ovirt-engine/api/jobs/ID" id="ID"/>
+    <status>complete</status>
+</action>`;
 const described = (phase: string, more = ""): string => `<backup href="/ovirt-engine/api/vms/ID/backups/ID" id="ID">
     <description>held full</description>
     <creation_date>TIME</creation_date>
@@ -131,10 +134,10 @@ it("backups and checkpoints are told in the words of oVirt", async () => {
   expect(plain((await finalize(vm, backup)).text)).toBe(complete);
   expect(plain((await answered(200, "GET", `/vms/${vm}/checkpoints`)).text)).toBe(`<checkpoints>
     <checkpoint href="/ovirt-engine/api/vms/ID/checkpoints/ID" id="ID">
-        <description>held full</description>
         <creation_date>TIME</creation_date>
         <state>created</state>
         <vm href="/ovirt-engine/api/vms/ID" id="ID"/>
+        <description>held full</description>
     </checkpoint>
 </checkpoints>`);
   const ofCheckpoint = plain((await answered(200, "GET", `/vms/${vm}/checkpoints/${checkpoint}/disks`)).text);

@@ -59,7 +59,9 @@ const fault = (detail: string): string => `<fault>
     <reason>Operation Failed</reason>
 </fault>`;
 
+/** In version 3. */
 const complete = `<action>
+    <job href="/api/jobs/ID" id="ID"/>
     <status>complete</status>
 </action>`;
 
@@ -347,4 +349,118 @@ it("version 4: attachments and snapshots, in XML and JSON; of one project only",
   await answered(404, "GET", `${root}/vms/${vm}`);
   const isRemoved = async () => (await instance.sql("SELECT FROM volumes WHERE id = $1", [disk])).length === 0;
   await waitFor(isRemoved, { what: "the disk to go with its machine" });
+});
+
+it("a machine is shown as it was at a snapshot, until that is undone or committed", async () => {
+  const root = "/ovirt-engine/api";
+  const vm = await addMachine("previewed");
+  const disk = await addDisk("previewed-disk");
+  const attach = { json: { active: true, disk: { id: disk } } };
+  await answered(201, "POST", `${root}/vms/${vm}/diskattachments`, attach);
+  const path = `${root}/vms/${vm}`;
+  const take = async (description: string): Promise<string> => {
+    const id = (await answered(202, "POST", `${path}/snapshots`, { json: { description } })).json.id;
+    await settled(vm, id);
+    return id;
+  };
+  const first = await take("first");
+  await answered(200, "PUT", path, { json: { description: "changed since" } });
+  const second = await take("second");
+  const action = (snapshot?: string) => ({
+    xml: `<action>${snapshot === undefined ? "" : `<snapshot id="${snapshot}"/>`}<restore_memory>false</restore_memory></action>`,
+  });
+  const refusedBy = async (status: number, method: string, below: string, asked: Asked): Promise<string> =>
+    /<detail>([\s\S]*)<\/detail>/.exec((await answered(status, method, path + below, asked)).text)?.[1] ?? "";
+  expect(await refusedBy(400, "POST", "/previewsnapshot", action())).toBe(
+    "Action [snapshot.id] required for previewSnapshot",
+  );
+  const unknown = "11111111-2222-4333-8444-555555555555";
+  expect(await refusedBy(400, "POST", "/previewsnapshot", action(unknown))).toBe(
+    "[Cannot preview Snapshot. VM's Snapshot does not exist.]",
+  );
+  for (const verb of ["commitsnapshot", "undosnapshot"]) {
+    expect(await refusedBy(400, "POST", `/${verb}`, { xml: "<action/>" })).toBe(
+      "[Cannot revert to Snapshot. VM's Snapshot does not exist.]",
+    );
+  }
+  await answered(200, "POST", `${path}/start`, { xml: "<action/>" });
+  expect(await refusedBy(409, "POST", "/previewsnapshot", action(first))).toBe(
+    "[Cannot preview Snapshot because the VM is in Up status.]",
+  );
+  await answered(200, "POST", `${path}/stop`, { xml: "<action/>" });
+
+  const snapshots = async (): Promise<string[]> => {
+    const { json } = await answered(200, "GET", `${path}/snapshots`, { headers: { accept: "application/json" } });
+    return json.snapshot.map(
+      (each: { description: string; snapshot_type: string; snapshot_status: string }) =>
+        `${each.description}: ${each.snapshot_type} ${each.snapshot_status}`,
+    );
+  };
+  const become = (wanted: readonly string[]) =>
+    waitFor(async () => (await snapshots()).join() === wanted.join(), { what: wanted.join(", "), timeoutMs: 60_000 });
+  const described = async (): Promise<string> =>
+    (await answered(200, "GET", path, { headers: { accept: "application/json" } })).json.description;
+  await answered(200, "POST", `${path}/previewsnapshot`, action(first));
+  const previewing = [
+    "Active VM: active ok",
+    "first: regular in_preview",
+    "second: regular ok",
+    "Active VM before the preview: preview ok",
+  ];
+  await become(previewing);
+  expect(await described()).toBe("");
+  const { json: kept } = await answered(200, "GET", `${path}/snapshots`, { headers: { accept: "application/json" } });
+  const before = kept.snapshot.at(-1).id;
+  const isPreviewing = "VM is previewing a Snapshot.]";
+  const attached = { xml: `<disk_attachment><disk id="${await addDisk("other")}"/></disk_attachment>` };
+  const ofBefore = { xml: `<disk_attachment><disk id="${disk}"><snapshot id="${before}"/></disk></disk_attachment>` };
+  for (const [method, below, asked, sentence] of [
+    ["POST", "/previewsnapshot", action(second), `[Cannot preview Snapshot. ${isPreviewing}`],
+    ["POST", `/snapshots/${second}/restore`, action(), `[Cannot revert to Snapshot. ${isPreviewing}`],
+    ["POST", "/snapshots", { xml: "<snapshot><description>x</description></snapshot>" }, "[Cannot create Snapshot. "],
+    ["DELETE", `/snapshots/${first}`, {}, `[Cannot remove Snapshot. ${isPreviewing}`],
+    ["DELETE", `/snapshots/${before}`, {}, `[Cannot remove Snapshot. ${isPreviewing}`],
+    ["POST", "/diskattachments", attached, `[Cannot attach Virtual Disk. ${isPreviewing}`],
+    ["DELETE", `/diskattachments/${disk}`, {}, `[Cannot remove Virtual Disk. ${isPreviewing}`],
+    ["POST", "/backups", { xml: `<backup><disks><disk id="${disk}"/></disks></backup>` }, "[Cannot backup VM backup. "],
+    ["DELETE", "", {}, `[Cannot remove VM. ${isPreviewing}`],
+  ] as const) {
+    const told = await refusedBy(409, method, below, asked);
+    expect([told.startsWith(sentence), told.endsWith(isPreviewing)], `${method} ${below}: ${told}`).toEqual([
+      true,
+      true,
+    ]);
+  }
+  const app = await addMachine("of the preview");
+  const regular = await answered(409, "POST", `${root}/vms/${app}/diskattachments`, ofBefore);
+  expect(regular.text).toContain("[Cannot attach Virtual Disk. The operation is only allowed for regular snapshots.]");
+
+  await answered(200, "POST", `${path}/undosnapshot`, { xml: "<action/>" });
+  await become(["Active VM: active ok", "first: regular ok", "second: regular ok"]);
+  expect(await described()).toBe("changed since");
+  await answered(200, "POST", `${path}/previewsnapshot`, action(first));
+  await become(previewing);
+  const borrowed = { xml: `<disk_attachment><disk id="${disk}"><snapshot id="${second}"/></disk></disk_attachment>` };
+  await answered(201, "POST", `${root}/vms/${app}/diskattachments`, borrowed);
+  expect(await refusedBy(409, "POST", "/commitsnapshot", { xml: "<action/>" })).toContain(
+    "previewed-disk/second/of the preview",
+  );
+  await answered(200, "DELETE", `${root}/vms/${app}/diskattachments/${disk}`);
+  await answered(200, "POST", `${path}/commitsnapshot`, { xml: "<action/>" });
+  await become(["Active VM: active ok", "first: regular ok"]);
+  expect(await described()).toBe("");
+});
+
+it("a disk that was detached since, and is another machine's now, does not go back to a snapshot", async () => {
+  const root = "/ovirt-engine/api";
+  const [vm, other] = [await addMachine("had it"), await addMachine("has it")];
+  const disk = await addDisk("moved");
+  const attach = { json: { active: true, disk: { id: disk } } };
+  await answered(201, "POST", `${root}/vms/${vm}/diskattachments`, attach);
+  const { id } = (await answered(202, "POST", `${root}/vms/${vm}/snapshots`, { json: { description: "then" } })).json;
+  await settled(vm, id);
+  await answered(200, "DELETE", `${root}/vms/${vm}/diskattachments/${disk}`);
+  await answered(201, "POST", `${root}/vms/${other}/diskattachments`, attach);
+  const refused = await answered(409, "POST", `${root}/vms/${vm}/snapshots/${id}/restore`, { xml: "<action/>" });
+  expect(refused.text).toContain("The disk is not shareable and is already attached to a VM.");
 });

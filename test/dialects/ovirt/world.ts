@@ -238,6 +238,9 @@ export const sampleBodies: Readonly<Record<string, (world: World) => string[]>> 
     `<snapshot><description>other</description><disk_attachments><disk_attachment><disk id="${disk}"/></disk_attachment></disk_attachments></snapshot>`,
   ],
   "ACTION /vms/:vm/snapshots/:snapshot/restore": action,
+  "ACTION /vms/:vm/previewsnapshot": ({ snapshot }) => [`<action><snapshot id="${snapshot}"/></action>`],
+  "ACTION /vms/:vm/commitsnapshot": action,
+  "ACTION /vms/:vm/undosnapshot": action,
   "POST /vms": (world) => [
     `<vm><name>${randomUUID()}</name><cluster><name>Default</name></cluster></vm>`,
     `<vm><name>${world.secret}</name><cluster><name>Default</name></cluster><initialization><configuration><type>ovf</type>` +

@@ -93,6 +93,49 @@ it.each(firstOf(1, removing))(
   },
 );
 
+const previewing = [...removing, "snapshot-group:3", "snapshot-group.done:1", "snapshot-group.reporting:1"];
+
+it.each(firstOf(2, ["conclude-group:2", "snapshot-group.done:1", ...previewing]))(
+  "a worker that dies at %s, while a snapshot is previewed, leaves nothing locked and nothing lost",
+  async (point) => {
+    await write(machine);
+    await machine.snapshot();
+    await write(machine);
+    let before = new Map<string, Buffer>();
+    await dyingAt(point, async () => {
+      before = await machine.preview(0);
+    });
+    await isWhole(machine);
+    await write(machine);
+    await machine.undoPreview(before);
+    await isWhole(machine);
+    await machine.removeSnapshot(0);
+    await isWhole(machine);
+    expect((await readdir(world.imagesDir)).filter((name) => name.startsWith("snapshot-"))).toEqual([]);
+  },
+);
+
+it.each(firstOf(2, removing))(
+  "a worker that dies at %s, while a preview is committed or undone, leaves nothing locked and nothing lost",
+  async (point) => {
+    await write(machine);
+    await machine.snapshot();
+    await write(machine);
+    await machine.snapshot();
+    await write(machine);
+    const before = await machine.preview(0);
+    await write(machine);
+    await dyingAt(point, () => machine.undoPreview(before));
+    await isWhole(machine);
+    await machine.preview(0);
+    await write(machine);
+    await dyingAt(point, () => machine.commitPreview(0));
+    await isWhole(machine);
+    await machine.removeSnapshot(0);
+    await isWhole(machine);
+  },
+);
+
 // Of nine: each disk prepared, all, switching twice, each disk named and its snapshot made.
 const takingLive = [6, 7, 5, 8, 4, 9, 3, 2, 1].map((at) => `snapshot-group:${at}`);
 

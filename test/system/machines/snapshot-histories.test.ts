@@ -35,7 +35,7 @@ const oneOf = <T>(all: readonly T[], random: Random): T | undefined => all[rando
 /** One step. @returns what was done */
 async function step(machine: SnapshotMachine, random: Random): Promise<string> {
   const kept = machine.snapshots.length;
-  switch (random(10)) {
+  switch (random(11)) {
     case 0:
     case 1:
     case 2:
@@ -56,6 +56,16 @@ async function step(machine: SnapshotMachine, random: Random): Promise<string> {
       return `back to snapshot ${at} of ${kept}`;
     }
     case 6: {
+      if (kept === 0) return "nothing";
+      const at = random(kept);
+      const before = await machine.preview(at);
+      await write(machine, random);
+      const keeps = random(2) === 0;
+      if (keeps) await machine.commitPreview(at);
+      else await machine.undoPreview(before);
+      return `preview of snapshot ${at} of ${kept}, ${keeps ? "committed" : "undone"}`;
+    }
+    case 7: {
       const id = oneOf([...machine.checkpoints.keys()], random);
       if (id !== undefined) await machine.removeCheckpoint(id);
       return "removal of a checkpoint";

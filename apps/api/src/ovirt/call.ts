@@ -33,7 +33,7 @@ export type Answer =
   | { readonly kind: "shown"; readonly root: Root; readonly inHeader?: boolean }
   /** `isPending`: something is left to do, which is answered with 202; how far that is stands at `creation_status` below the element. */
   | { readonly kind: "created"; readonly name: string; readonly element: Element; readonly isPending: boolean }
-  /** `job`: the operation that does it, where there is one. */
+  /** `job`: the operation that does it; null where it is done. */
   | { readonly kind: "done"; readonly job: string | null };
 
 export type Handle = (context: Context, call: Call) => Promise<Answer>;

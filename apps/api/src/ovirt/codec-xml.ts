@@ -99,6 +99,9 @@ const indentation = "    ";
 const isScalar = (value: Exclude<Value, null | undefined>): value is Scalar =>
   typeof value !== "object" || value instanceof Date;
 
+/** Fields that stand before the links, as the engine writes them. */
+const beforeLinks = new Set(["name", "description", "comment"]);
+
 /** Writes elements whose hrefs begin with `prefix`. */
 function writerOf(prefix: string) {
   const lines: string[] = [];
@@ -135,8 +138,12 @@ function writerOf(prefix: string) {
     writeInside(name, attributesOf(element), indent, (deeper) => {
       const { links, actions } = relationsOf(element);
       if (actions.length > 0) writeInside("actions", "", deeper, (deepest) => writeLinks(actions, deepest));
-      for (const [field, value] of Object.entries(element.fields ?? {})) writeValue(field, value, deeper);
+      const fields = Object.entries(element.fields ?? {});
+      const found = fields.findIndex(([field]) => !beforeLinks.has(field));
+      const first = found < 0 ? fields.length : found;
+      for (const [field, value] of fields.slice(0, first)) writeValue(field, value, deeper);
       writeLinks(links, deeper);
+      for (const [field, value] of fields.slice(first)) writeValue(field, value, deeper);
     });
 
   return {

@@ -88,9 +88,10 @@ const words: Readonly<
   "machine-not-running": ["conflict", (_, doing) => `Cannot ${doing}. VM is not running.`],
   "machine-not-down": [
     "conflict",
-    ({ powerState = "" }) =>
-      `Cannot revert to Snapshot because the VM is in ${statusWords[powerState] ?? "Unknown"} status.`,
+    ({ powerState = "" }, doing) =>
+      `Cannot ${doing} because the VM is in ${statusWords[powerState] ?? "Unknown"} status.`,
   ],
+  "in-preview": ["conflict", (_, doing) => `Cannot ${doing}. VM is previewing a Snapshot.`],
   "machine-unreachable": ["conflict", (_, doing) => `Cannot ${doing}. VM is not reachable.`],
   "machine-has-backups": [
     "conflict",

@@ -150,6 +150,13 @@ const hosts: Collection<Named & { up: boolean }> = {
   },
 };
 
+/** The id of the first host with workers that live; null where there is none. */
+export async function hostThatIsUp({ database, config }: Context): Promise<string | null> {
+  const services = await listServices(database, config, { binary: "cinder-backup" });
+  const host = services.find(({ up }) => up)?.host;
+  return host === undefined ? null : hostIdOf(host);
+}
+
 const tags: Collection<Named> = {
   path: "/tags",
   names: ["tags", "tag"],

@@ -1,6 +1,7 @@
 import { getOperation, listOperations, type OperationProgress } from "@tephra/control";
 import { type Handle, type Route, shown } from "./call.ts";
 import { type Element, listOf } from "./element.ts";
+import { endOfJob } from "./fixed-ids.ts";
 import { refuseFollow } from "./follow.ts";
 import { type Searchable, searched } from "./search.ts";
 
@@ -55,8 +56,25 @@ const listJobs: Handle = async ({ database }, call) => {
   return shown("jobs", listOf("job", searched(call, operations, searchable).map(view)));
 };
 
+/** What an action has done at once is no operation: its job says when. */
+const endedView = (id: string, end: Date): Element => ({
+  id,
+  path: `/jobs/${id}`,
+  fields: {
+    description: "action",
+    auto_cleared: true,
+    external: false,
+    start_time: end,
+    end_time: end,
+    status: "finished",
+  },
+});
+
 const showJob: Handle = async ({ database }, call) => {
   refuseFollow(call.follow);
+  const id = call.params["id"] ?? "";
+  const end = endOfJob(id);
+  if (end !== null) return shown("job", endedView(id.toLowerCase(), end));
   return shown("job", view(await getOperation(database, call.principal, call.params["id"] ?? "")));
 };
 

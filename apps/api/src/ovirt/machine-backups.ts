@@ -52,11 +52,11 @@ const checkpointView = (checkpoint: MachineCheckpointRow): Element => ({
   path: `/vms/${checkpoint.instanceId}/checkpoints/${checkpoint.id}`,
   links: ["disks"],
   fields: {
-    description: checkpoint.description,
     creation_date: checkpoint.createdAt,
-    parent_id: checkpoint.parentId,
     state: checkpoint.status,
     vm: reference("vms", checkpoint.instanceId),
+    description: checkpoint.description,
+    parent_id: checkpoint.parentId,
   },
 });
 

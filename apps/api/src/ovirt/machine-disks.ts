@@ -50,20 +50,25 @@ export const attachedDisks = ({ disks, borrowed }: MachineRow): AttachedDisk[] =
 
 /** The guest finds a disk by its serial number, the first characters of its id. */
 const attachmentFields = ({ instance }: MachineRow, disk: AttachedDisk): Fields => {
-  const isSeen = disk.plugged && instance.powerState === "ACTIVE";
   return {
     active: disk.plugged,
     bootable: disk.snapshotId === null && disk.volume.id === instance.bootVolumeId,
     interface: disk.interface,
-    ...(isSeen && { logical_name: `/dev/disk/by-id/virtio-${disk.volume.id.slice(0, 20)}` }),
   };
 };
+
+/** Its name in a guest that runs. */
+const logicalName = ({ instance }: MachineRow, { plugged, volume }: AttachedDisk): Fields =>
+  plugged && instance.powerState === "ACTIVE"
+    ? { logical_name: `/dev/disk/by-id/virtio-${volume.id.slice(0, 20)}` }
+    : {};
 
 const attachmentView = (machine: MachineRow, disk: AttachedDisk): Element => ({
   id: disk.volume.id,
   path: `/vms/${machine.instance.id}/diskattachments/${disk.volume.id}`,
   fields: {
     ...attachmentFields(machine, disk),
+    ...logicalName(machine, disk),
     pass_discard: false,
     read_only: disk.readOnly,
     uses_scsi_reservation: false,
@@ -87,6 +92,7 @@ const diskView = (context: Context, machine: MachineRow, disk: AttachedDisk): El
     ...attachmentFields(machine, disk),
     vm: reference("vms", machine.instance.id),
     ...(disk.snapshotId !== null && { snapshot: { id: disk.snapshotId } }),
+    ...logicalName(machine, disk),
   },
 });
 
@@ -204,13 +210,15 @@ const addDisk: Handle = async (context, call) => {
   return created("disk", diskView(context, made.machine, made.disk), false);
 };
 
-async function change(context: Context, call: Call, to: DiskChange, refuseSame = false): Promise<void> {
+/** @returns the operation by which a hypervisor was told, where there was one */
+async function change(context: Context, call: Call, to: DiskChange, refuseSame = false): Promise<string | null> {
   const { params, principal } = call;
   const doing = to.active === undefined ? "edit Virtual Disk" : `${to.active ? "hot plug" : "hot unplug"} Virtual Disk`;
   const operationId = await whenRefused(doing, () =>
     changeDisk(context.database, principal, params["vm"] ?? "", params["disk"] ?? "", to, { refuseSame }),
   );
   await whenPlugged(context, call, operationId, doing);
+  return operationId;
 }
 
 function changeOf({ body }: Call): DiskChange {
@@ -235,8 +243,7 @@ const updateDisk: Handle = async (context, call) => {
 const plug =
   (active: boolean): Handle =>
   async (context, call) => {
-    await change(context, call, { active }, true);
-    return done();
+    return done(await change(context, call, { active }, true));
   };
 
 /** Detaches a disk; its volume is removed only where the request says so. A snapshot's disk is never removed through another machine. */

@@ -1,6 +1,7 @@
 import {
   activeDescription,
   activeSnapshotId,
+  commitMachineSnapshot,
   describeMachine,
   getMachine,
   getMachineSnapshot,
@@ -8,9 +9,11 @@ import {
   type MachineRow,
   type MachineSnapshot,
   nicsOfSnapshot,
+  previewMachineSnapshot,
   removeMachineSnapshot,
   restoreMachineSnapshot,
   takeMachineSnapshot,
+  undoMachineSnapshot,
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
@@ -28,10 +31,25 @@ export const initialization = (ovf: string): Fields => ({
   initialization: group({ configuration: group({ data: ovf, type: "ovf" }) }),
 });
 
-const statusOf = ({ status }: MachineSnapshot): string =>
-  status === "creating" || status === "deleting" ? "locked" : "ok";
+/** While an operation shows a snapshot, or takes that back, it is locked, and so is what is kept of the machine as it was before. */
+function statusOf({ id, status, previewOfId }: MachineSnapshot, { preview, heldBy }: Previewing): string {
+  if (status === "creating" || status === "deleting") return "locked";
+  const isShown = preview?.of === id;
+  if ((isShown || previewOfId !== null) && heldBy !== null) return "locked";
+  return isShown ? "in_preview" : "ok";
+}
 
-const view = (snapshot: MachineSnapshot, machineId: string, allContent: boolean): Element => ({
+type Previewing = Pick<MachineRow, "preview" | "heldBy">;
+
+/** Of a machine that has just been locked for a snapshot. */
+const notPreviewing: Previewing = { preview: null, heldBy: null };
+
+const view = (
+  snapshot: MachineSnapshot,
+  machineId: string,
+  allContent: boolean,
+  machine: Previewing = notPreviewing,
+): Element => ({
   id: snapshot.id,
   path: `/vms/${machineId}/snapshots/${snapshot.id}`,
   actions: ["restore"],
@@ -41,9 +59,9 @@ const view = (snapshot: MachineSnapshot, machineId: string, allContent: boolean)
     vm: reference("vms", machineId),
     date: snapshot.takenAt ?? snapshot.createdAt,
     persist_memorystate: false,
-    snapshot_status: statusOf(snapshot),
+    snapshot_status: statusOf(snapshot, machine),
     ...(allContent && snapshot.ovf !== null && initialization(snapshot.ovf)),
-    snapshot_type: "regular",
+    snapshot_type: snapshot.previewOfId === null ? "regular" : "preview",
   },
 });
 
@@ -81,7 +99,7 @@ const list: Handle = async (context, call) => {
   refuseFollow(call.follow);
   const machine = await machineIn(context, call);
   const rows = await listMachineSnapshots(context.database, call.principal, machine.instance.id);
-  const views = rows.map((row) => view(row, machine.instance.id, call.allContent));
+  const views = rows.map((row) => view(row, machine.instance.id, call.allContent, machine));
   return shown("snapshots", listOf("snapshot", [await activeView(context, machine, call.allContent), ...views]));
 };
 
@@ -89,7 +107,8 @@ const show: Handle = async (context, call) => {
   refuseFollow(call.follow);
   const machine = await machineIn(context, call);
   if (isActive(machine, call)) return shown("snapshot", await activeView(context, machine, call.allContent));
-  return shown("snapshot", view(await snapshotIn(context, call), machine.instance.id, call.allContent));
+  const snapshot = await snapshotIn(context, call);
+  return shown("snapshot", view(snapshot, machine.instance.id, call.allContent, machine));
 };
 
 /** Disks that a request chooses, by their ids or those of their layers. Null: it does not choose; none: the configuration alone. */
@@ -114,16 +133,48 @@ const add: Handle = async (context, call) => {
 
 const remove: Handle = async ({ database, config }, { principal, params }) => {
   const which = { machineId: params["vm"] ?? "", id: params["snapshot"] ?? "" };
-  await whenRefused("remove Snapshot", () => removeMachineSnapshot(database, config, principal, which));
-  return done();
+  return done(await whenRefused("remove Snapshot", () => removeMachineSnapshot(database, config, principal, which)));
 };
 
 /** The configuration and the disks, at once: there is nothing to commit or undo. Memory is not kept. */
 const restore: Handle = async ({ database, config }, { principal, params }) => {
   const which = { machineId: params["vm"] ?? "", id: params["snapshot"] ?? "" };
-  await whenRefused("revert to Snapshot", () => restoreMachineSnapshot(database, config, principal, which));
+  return done(
+    await whenRefused("revert to Snapshot", () => restoreMachineSnapshot(database, config, principal, which)),
+  );
+};
+
+/** @throws OvirtFault 400 for what cannot be chosen here: some of the disks, or other snapshots of them */
+function refuseChoice({ body }: Call): void {
+  for (const name of ["disks", "lease"]) {
+    if (body.has(name)) throw invalidValue(`${name}: a snapshot is previewed as a whole`);
+  }
+}
+
+const preview: Handle = async (context, call) => {
+  const { principal, params, body } = call;
+  const machineId = params["vm"] ?? "";
+  await machineIn(context, call);
+  const id = body.at("snapshot")?.id;
+  if (id === undefined) throw incomplete("Action", ["snapshot.id"], "previewSnapshot");
+  refuseChoice(call);
+  const request = { machineId, id, formatOf: (backend: string) => diskFormat(context, backend) };
+  return done(
+    await whenRefused("preview Snapshot", () =>
+      previewMachineSnapshot(context.database, context.config, principal, request),
+    ),
+  );
+};
+
+const commit: Handle = async ({ database }, { principal, params }) => {
+  await whenRefused("revert to Snapshot", () => commitMachineSnapshot(database, principal, params["vm"] ?? ""));
   return done();
 };
+
+const undo: Handle = async ({ database, config }, { principal, params }) =>
+  done(
+    await whenRefused("revert to Snapshot", () => undoMachineSnapshot(database, config, principal, params["vm"] ?? "")),
+  );
 
 const diskViews = async (context: Context, call: Call): Promise<Element[]> => {
   const machine = await machineIn(context, call);
@@ -192,6 +243,9 @@ export const machineSnapshotRoutes: readonly Route[] = [
   ["GET", "/vms/:vm/snapshots/:snapshot", "ovirt:get", show],
   ["DELETE", "/vms/:vm/snapshots/:snapshot", "ovirt:change", remove],
   ["ACTION", "/vms/:vm/snapshots/:snapshot/restore", "ovirt:change", restore],
+  ["ACTION", "/vms/:vm/previewsnapshot", "ovirt:change", preview],
+  ["ACTION", "/vms/:vm/commitsnapshot", "ovirt:change", commit],
+  ["ACTION", "/vms/:vm/undosnapshot", "ovirt:change", undo],
   ["GET", "/vms/:vm/snapshots/:snapshot/disks", "ovirt:get", listDisks],
   ["GET", "/vms/:vm/snapshots/:snapshot/disks/:disk", "ovirt:get", showDisk],
   ["GET", "/vms/:vm/snapshots/:snapshot/cdroms", "ovirt:get", noCdroms],

@@ -21,7 +21,7 @@ import { type Element, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, refused, whenRefused } from "./faults.ts";
 import { zeroId } from "./fixed-ids.ts";
 import { type Followed, followed } from "./follow.ts";
-import { clustersOf } from "./infrastructure.ts";
+import { clustersOf, hostThatIsUp } from "./infrastructure.ts";
 import { configurationFields, configurationOf } from "./machine-configuration.ts";
 import { attachmentList } from "./machine-disks.ts";
 import { nicList } from "./machine-nics.ts";
@@ -45,14 +45,23 @@ const statusOf = ({ instance, heldBy }: MachineRow, version: Call["version"]): s
     ? "image_locked"
     : (statuses[instance.powerState] ?? "unknown");
 
-async function view(context: Context, machine: MachineRow, { version, allContent }: Call): Promise<Element> {
+/** `host`: a host that is up, on which a machine that runs is shown. */
+async function view(
+  context: Context,
+  machine: MachineRow,
+  { version, allContent }: Call,
+  host: string | null,
+): Promise<Element> {
   const { instance, settings } = machine;
   const { id, name, createdAt } = instance;
   return {
     id,
     path: `/vms/${id}`,
-    actions: ["freezefilesystems", "shutdown", "start", "stop", "thawfilesystems"],
-    links: ["snapshots", "diskattachments", "nics", "tags", "permissions", "applications"],
+    actions: [
+      ...["start", "stop", "shutdown", "freezefilesystems", "thawfilesystems"],
+      ...["commitsnapshot", "previewsnapshot", "undosnapshot"],
+    ],
+    links: ["backups", "checkpoints", "snapshots", "diskattachments", "nics", "tags", "permissions", "applications"],
     fields: {
       name,
       description: settings.description,
@@ -65,9 +74,19 @@ async function view(context: Context, machine: MachineRow, { version, allContent
           await describeMachine(context.database, machine, (backend) => diskFormat(context, backend), null),
         )),
       template: reference("templates", zeroId),
+      ...(runs(machine) && host !== null && { host: reference("hosts", host) }),
     },
   };
 }
+
+const runs = ({ instance }: MachineRow): boolean => instance.powerState !== "SHUTOFF";
+
+/** A host that is up, where one of the machines runs. */
+const hostOf = async (context: Context, machines: readonly MachineRow[]): Promise<string | null> =>
+  machines.some(runs) ? hostThatIsUp(context) : null;
+
+const oneView = async (context: Context, machine: MachineRow, call: Call): Promise<Element> =>
+  view(context, machine, call, await hostOf(context, [machine]));
 
 const links = (context: Context): Followed<MachineRow> => ({
   disk_attachments: (machine, deeper) => attachmentList(context, machine, deeper),
@@ -75,8 +94,8 @@ const links = (context: Context): Followed<MachineRow> => ({
   tags: async () => listOf("tag", []),
 });
 
-const viewOf = async (context: Context, machine: MachineRow, call: Call): Promise<Element> =>
-  followed(await view(context, machine, call), machine, call.follow, links(context));
+const viewOf = async (context: Context, machine: MachineRow, call: Call, host: string | null): Promise<Element> =>
+  followed(await view(context, machine, call, host), machine, call.follow, links(context));
 
 const searchOf = ({ config }: Context, { version }: Call): Searchable<MachineRow> => ({
   fields: {
@@ -94,11 +113,15 @@ const searchOf = ({ config }: Context, { version }: Call): Searchable<MachineRow
 const list: Handle = async (context, call) => {
   const machines = await listMachines(context.database, call.principal);
   const found = searched(call, machines, searchOf(context, call));
-  return shown("vms", listOf("vm", await Promise.all(found.map((machine) => viewOf(context, machine, call)))));
+  const host = await hostOf(context, found);
+  const views = await Promise.all(found.map((machine) => viewOf(context, machine, call, host)));
+  return shown("vms", listOf("vm", views));
 };
 
-const show: Handle = async (context, call) =>
-  shown("vm", await viewOf(context, await getMachine(context.database, call.principal, call.params["vm"] ?? ""), call));
+const show: Handle = async (context, call) => {
+  const machine = await getMachine(context.database, call.principal, call.params["vm"] ?? "");
+  return shown("vm", await viewOf(context, machine, call, await hostOf(context, [machine])));
+};
 
 /** @throws OvirtFault 400 without one; BareStatus 404 for one that there is not */
 function checkCluster({ config }: Context, { body }: Call): void {
@@ -128,7 +151,7 @@ const add: Handle = async (context, call) => {
   const machine = await whenRefused("add VM", () =>
     createMachine(context.database, context.config, call.principal, { id: null, name, configuration }),
   );
-  return created("vm", await view(context, machine, call), false);
+  return created("vm", await oneView(context, machine, call), false);
 };
 
 /** A machine of a configuration that a client has kept. What the request says besides wins. */
@@ -162,7 +185,7 @@ async function addFromOvf(
       "a machine was made of an OVF, but not all of it",
     );
   }
-  return created("vm", await view(context, machine, call), false);
+  return created("vm", await oneView(context, machine, call), false);
 }
 
 const update: Handle = async (context, call) => {
@@ -173,7 +196,7 @@ const update: Handle = async (context, call) => {
   const configuration = configurationOf(call.body, before.settings);
   const change = { configuration, ...(name !== undefined && { name }) };
   const machine = await whenRefused("edit VM", () => updateMachine(database, principal, before.instance.id, change));
-  return shown("vm", await view(context, machine, call));
+  return shown("vm", await oneView(context, machine, call));
 };
 
 const remove: Handle = async ({ database }, { principal, params, parameters, body }) => {

@@ -15,6 +15,7 @@ import { readJson, writeJson } from "./codec-json.ts";
 import { readXml, writeXml } from "./codec-xml.ts";
 import { type Fields, group, isList, type Root, reference, relationsOf } from "./element.ts";
 import { BareStatus, faultOf, faultRoot, OvirtFault, refused } from "./faults.ts";
+import { endedJobId } from "./fixed-ids.ts";
 import { parseFollow } from "./follow.ts";
 import { pkiRoutes } from "./pki.ts";
 import { matchRoute, type RouteTable, routeTable } from "./route-table.ts";
@@ -114,11 +115,11 @@ function endBody(req: Request, res: Response, status: number, root: Root): void 
   res.end(text);
 }
 
-/** An action that was done: its job, where there is one, and how far it is. */
+/** An action that was done: its job, and how far it is. Every action of the engine has a job: that of an operation, or one that has ended. */
 function actionRoot(job: string | null, isAsync: boolean): Root {
   const fields: Fields = {
     ...(isAsync && { async: true }),
-    ...(job !== null && { job: reference("jobs", job) }),
+    job: reference("jobs", job ?? endedJobId()),
     status: isAsync ? "in_progress" : "complete",
   };
   return { name: "action", value: group(fields) };

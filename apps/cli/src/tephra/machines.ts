@@ -76,6 +76,19 @@ export function addMachineCommands(program: Command): void {
     .argument("<vm>", "id or name")
     .argument("<snapshot>", "id, or description that one snapshot has")
     .action(restoreSnapshot);
+  addWaitOptions(snapshot.command("preview"))
+    .description("Show a machine that is off as it was at a snapshot, until that is committed or undone.")
+    .argument("<vm>", "id or name")
+    .argument("<snapshot>", "id, or description that one snapshot has")
+    .action(previewSnapshot);
+  addWaitOptions(snapshot.command("commit"))
+    .description("Keep what is previewed. Newer snapshots are deleted.")
+    .argument("<vm>", "id or name")
+    .action(endPreview("commit"));
+  addWaitOptions(snapshot.command("undo"))
+    .description("Leave the preview: the machine is again what it was before.")
+    .argument("<vm>", "id or name")
+    .action(endPreview("undo"));
   vm.command("freeze")
     .description("Freeze the guest's file systems, until they are thawed or the service's limit.")
     .argument("<vm>", "id or name")
@@ -224,6 +237,41 @@ async function restoreSnapshot(reference: string, chosen: string, _options: obje
   const status = waiting === null ? "locked" : "restored";
   session.print({ snapshot: { id, status } }, renderFields({ id, status }));
 }
+
+async function previewSnapshot(reference: string, chosen: string, _options: object, command: Command): Promise<void> {
+  const session = openOvirtSession(command);
+  const path = await findSnapshot(session, reference, chosen);
+  const [, , vm, , id = ""] = path.split("/");
+  await session.api.post(`/vms/${vm}/previewsnapshot`, { snapshot: { id } });
+  const { waiting } = session;
+  const end = waiting && (await settled(session, path));
+  if (end && end.snapshot_status !== "in_preview") {
+    throw new OperationFailedError("the snapshot could not be previewed", null);
+  }
+  const status = end?.snapshot_status ?? "locked";
+  session.print({ snapshot: { id, status } }, renderFields({ id, status }));
+}
+
+/** Whether something is kept of what the machine was before a preview. */
+const isPreviewing = async ({ api }: OvirtSession, vm: string): Promise<boolean> => {
+  const all = await listItems<MachineSnapshot>(api, `/vms/${vm}/snapshots`, "snapshot");
+  return all.some(({ snapshot_type: type }) => type === "preview");
+};
+
+const endPreview =
+  (verb: "commit" | "undo") =>
+  async (reference: string, _options: object, command: Command): Promise<void> => {
+    const session = openOvirtSession(command);
+    const { id } = await find(session, reference);
+    await session.api.post(`/vms/${id}/${verb}snapshot`, {});
+    const { waiting } = session;
+    const read = async (): Promise<{ status: string }> => ({
+      status: (await isPreviewing(session, id)) ? "locked" : "ended",
+    });
+    if (waiting !== null) await waitForStatus(read, { ...waiting, pending: ["locked"] });
+    const status = waiting === null ? "locked" : verb === "commit" ? "committed" : "undone";
+    session.print({ vm: { id, status } }, renderFields({ id, status }));
+  };
 
 const setFrozen =
   (verb: "freeze" | "thaw") =>

@@ -6,6 +6,7 @@ import {
   beginPublishing,
   beginRevert,
   type ClaimedTask,
+  continuePreview,
   documents,
   finishGroupBackup,
   finishGroupDelete,
@@ -161,7 +162,7 @@ export const snapshotGroupTask: Handler = async (task, context, run) => {
   const running = await findProcess(row.groupId, disks, context);
   const taken = await takeTogether({ machine, running, powerState }, disks, options, run);
   const bytesDone = [...taken.sizesBytes.values()].reduce((sum, size) => sum + size, 0);
-  await finishGroupSnapshot(database, config, task.operation, resultOf(task, { bytesDone }), taken);
+  await finishGroupSnapshot(database, config, task.operation, resultOf(task, { bytesDone }), taken, continuePreview);
 };
 
 /** After failed snapshots: restores the machine to its previous state, unless another operation is using it, which then does so first. */

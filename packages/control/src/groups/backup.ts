@@ -365,6 +365,7 @@ export interface TakenTogether {
 
 /**
  * The snapshots of one instant are there: the backups of them begin, each as an operation of its own, with that instant as data_timestamp.
+ * Of one without backups: what comes `next` begins, if anything does.
  *
  * @throws ClaimLostError, OperationEndedError
  */
@@ -374,6 +375,7 @@ export async function finishGroupSnapshot(
   operation: TaskOperation,
   result: TaskResult,
   taken: TakenTogether,
+  next: (tx: Transaction, operation: TaskOperation) => Promise<void>,
 ): Promise<void> {
   await inTransaction(database, async (tx) => {
     const of = { groupSnapshotId: operation.groupSnapshotId ?? nilUuid };
@@ -397,6 +399,7 @@ export async function finishGroupSnapshot(
     });
     if (backups.length === 0) {
       await releaseGroup(tx, operation.id);
+      await next(tx, operation);
       return completeOperation(tx, operation, result);
     }
     const whole = await lockLiveOperation(tx, operation.id);

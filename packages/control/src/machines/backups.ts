@@ -20,7 +20,15 @@ import { move } from "../rows/move.ts";
 import { lockVolume, type VolumeRow } from "../rows/volumes.ts";
 import { formatIn, isOneFile } from "../volume-backends.ts";
 import { nameOf } from "./disks.ts";
-import { getMachine, knownId, listedMax, lockMachine, type MachineRow, refuseHeld } from "./machines.ts";
+import {
+  getMachine,
+  knownId,
+  listedMax,
+  lockMachine,
+  type MachineRow,
+  refuseHeld,
+  refusePreviewed,
+} from "./machines.ts";
 
 export interface NewMachineBackup {
   /** The client's own id for it; null: a new one. */
@@ -158,6 +166,7 @@ export function requestMachineBackup(
     refuseDisks(config, machine, volumes);
     const from = await checkpointOf(tx, machine, request.fromCheckpointId);
     refusePower(machine);
+    refusePreviewed(machine);
     const id = request.id ?? randomUUID();
     if ((await tx.machineBackup.count({ where: { id } })) > 0) {
       throw new RefusedError("backup-id-taken", `Backup ${id} exists already.`, { backup: id });

@@ -55,7 +55,7 @@ export async function describeMachine(
   const record = await tx.machine.findUnique({ where: key, select: { content: true } });
   const past = instance.group
     ? await tx.groupSnapshot.findMany({
-        where: { groupId: instance.group.id, ovf: { not: null } },
+        where: { groupId: instance.group.id, ovf: { not: null }, previewOfId: null },
         orderBy: [{ createdAt: "asc" }, { id: "asc" }],
         select: { id: true, description: true, createdAt: true },
       })

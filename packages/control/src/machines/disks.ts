@@ -5,7 +5,7 @@ import { needsSocket, nextDevice } from "../groups/instances.ts";
 import type { Principal } from "../principal.ts";
 import { lockVolume, type Volume, type VolumeRow } from "../rows/volumes.ts";
 import { attachWithin, detachWithin } from "../volumes/attach.ts";
-import { knownId, lockMachine, type MachineDisk, type MachineRow, refuseHeld } from "./machines.ts";
+import { knownId, lockMachine, type MachineDisk, type MachineRow, refuseHeld, refusePreviewed } from "./machines.ts";
 import { type DiskInterface, diskInterfaces } from "./ovf/hardware.ts";
 import { startPlug } from "./plug.ts";
 
@@ -105,6 +105,7 @@ export async function attachLocked(
   }
   refuseBusyDisk(volume);
   refuseHeld(machine);
+  refusePreviewed(machine);
   refusePower(machine);
   refusePlug(machine, settings.active);
   const mode = settings.readOnly ? "ro" : "rw";
@@ -152,6 +153,9 @@ export async function attachSnapshotDisk(
     if (!snapshot) {
       if (owner?.active) throw new RefusedError("snapshot-not-regular", "The snapshot is the machine as it is now.");
       throw new RefusedError("snapshot-unknown", `Snapshot ${disk.snapshotId} does not exist.`);
+    }
+    if (snapshot.previewOfId !== null) {
+      throw new RefusedError("snapshot-not-regular", "The snapshot is the machine as it was before a preview.");
     }
     if (snapshot.status !== "available") {
       throw new RefusedError("snapshot-locked", `Snapshot ${snapshot.id} is ${snapshot.status}.`);
@@ -279,6 +283,7 @@ export async function detachDisk(
     }
     const disk = diskOf(machine, id);
     refuseHeld(machine);
+    refusePreviewed(machine);
     refuseBusyDisk(disk.volume);
     if (isReachable(machine)) refusePlugged(machine, disk);
     if (machine.instance.bootVolumeId === id) await setBoot(tx, machine, null);

@@ -29,6 +29,8 @@ export interface MachineRow {
   heldBy: string | null;
   /** The backup by changed blocks that has it locked. */
   backupId: string | null;
+  /** While it is shown as it was at the snapshot `of`: the snapshot of how it was before. */
+  preview: { id: string; of: string } | null;
 }
 
 export type MachineDisk = InstanceRow["disks"][number] & { volume: Volume };
@@ -64,6 +66,14 @@ async function withParts(
     where: { ...of, endedAt: null },
     select: { id: true, instanceId: true },
   });
+  const previews = await database.groupSnapshot.findMany({
+    where: { ...of, previewOfId: { not: null } },
+    select: { id: true, instanceId: true, previewOfId: true },
+  });
+  const previewOf = (id: string): MachineRow["preview"] => {
+    const found = previews.find(({ instanceId }) => instanceId === id);
+    return found?.previewOfId ? { id: found.id, of: found.previewOfId } : null;
+  };
   return instances.map((instance) => {
     const record = records.find(({ instanceId }) => instanceId === instance.id);
     return {
@@ -77,6 +87,7 @@ async function withParts(
       borrowed: borrowed.filter(({ instanceId }) => instanceId === instance.id),
       heldBy: holders.find(({ id }) => id === instance.group?.operationId)?.kind ?? null,
       backupId: backups.find(({ instanceId }) => instanceId === instance.id)?.id ?? null,
+      preview: previewOf(instance.id),
     };
   });
 }
@@ -125,6 +136,12 @@ export function refuseHeld({ instance, heldBy, backupId }: MachineRow): void {
   if (instance.group?.operationId == null) return;
   const rule = refusals[heldBy as keyof typeof refusals] ?? "machine-locked";
   throw new RefusedError(rule, `An operation is in progress on machine ${instance.id}.`);
+}
+
+/** @throws RefusedError while the machine is shown as it was at a snapshot: nothing is built on what may be undone */
+export function refusePreviewed({ instance, preview }: MachineRow): void {
+  if (preview === null) return;
+  throw new RefusedError("in-preview", `Machine ${instance.id} is previewing snapshot ${preview.of}.`);
 }
 
 /** Another machine of the project that has the name. The project's quota is locked, so that none gets it meanwhile. */

@@ -9,7 +9,7 @@ import { detachWithin } from "../volumes/attach.ts";
 import { startVolumeDelete } from "../volumes/delete.ts";
 import { startSnapshotDelete } from "../volumes/snapshot-delete.ts";
 import { refuseBusyDisk } from "./disks.ts";
-import { lockMachine, type MachineRow, refuseHeld } from "./machines.ts";
+import { lockMachine, type MachineRow, refuseHeld, refusePreviewed } from "./machines.ts";
 
 /**
  * Removes a machine that is off with its snapshots, and its disks unless they are to be kept. What it had borrowed of other machines'
@@ -34,6 +34,7 @@ export async function removeMachine(
       throw new RefusedError("machine-protected", `Machine ${machineId} is protected against deletion.`);
     }
     refuseHeld(machine);
+    refusePreviewed(machine);
     for (const { volume } of disks) refuseBusyDisk(volume);
     const plugged = machine.borrowed.find((disk) => disk.plugged && needsSocket(instance.driver));
     if (plugged) throw new RefusedError("disk-plugged", `Disk ${plugged.volumeId} of a snapshot is plugged in.`);

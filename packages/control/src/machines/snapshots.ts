@@ -14,7 +14,15 @@ import { addSnapshots, type Snapshot } from "../rows/snapshots.ts";
 import type { Volume } from "../rows/volumes.ts";
 import { describeMachine, type FormatOf } from "./describe.ts";
 import { nameOf } from "./disks.ts";
-import { getMachine, knownId, lockMachine, type MachineDisk, type MachineRow, refuseHeld } from "./machines.ts";
+import {
+  getMachine,
+  knownId,
+  lockMachine,
+  type MachineDisk,
+  type MachineRow,
+  refuseHeld,
+  refusePreviewed,
+} from "./machines.ts";
 import type { OvfNic } from "./ovf/hardware.ts";
 import { readOvf } from "./ovf/read.ts";
 
@@ -113,26 +121,39 @@ export function takeMachineSnapshot(
     await lockQuota(tx, projectId);
     const machine = await lockWithGroup(tx, config, principal, machineId);
     refuseHeld(machine);
+    refusePreviewed(machine);
     if (!["ACTIVE", "SHUTOFF"].includes(machine.instance.powerState)) {
       throw new RefusedError("machine-locked", `Machine ${machine.instance.id} is ${machine.instance.powerState}.`);
     }
     const disks = chosenDisks(machine, request.disks);
-    refuseLocked(disks);
-    refuseApart(config, disks, machine.instance);
-    const gigabytes = disks.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
-    if (disks.length > 0) await reserveQuota(tx, config, projectId, { snapshots: disks.length, gigabytes });
-    const id = randomUUID();
-    const at = new Date();
-    const volumeIds = disks.map(({ volumeId }) => volumeId);
-    const ovf = await describeMachine(tx, machine, request.formatOf, {
-      id,
-      description: request.description,
-      at,
-      volumeIds,
-    });
-    await recordSnapshot(tx, principal, machine, { id, description: request.description, ovf, disks, at });
+    const { id } = await startMachineSnapshot(tx, config, principal, machine, { ...request, disks, previewOfId: null });
     return getMachineSnapshot(tx, principal, machineId, id);
   });
+}
+
+/**
+ * A snapshot of a machine that is locked, with the quota. `previewOfId`: the snapshot that is shown once this one is there.
+ *
+ * @returns its id, and the operation; null for one without disks, which is there at once
+ */
+export async function startMachineSnapshot(
+  tx: Transaction,
+  config: Config,
+  principal: Principal,
+  machine: MachineRow,
+  snapshot: { description: string; disks: readonly MachineDisk[]; formatOf: FormatOf; previewOfId: string | null },
+): Promise<{ id: string; operationId: string | null }> {
+  const { description, disks, formatOf, previewOfId } = snapshot;
+  refuseLocked(disks);
+  refuseApart(config, disks, machine.instance);
+  const gigabytes = disks.reduce((sum, { volume }) => sum + volume.sizeGib, 0);
+  if (disks.length > 0) await reserveQuota(tx, config, principal.projectId, { snapshots: disks.length, gigabytes });
+  const id = randomUUID();
+  const at = new Date();
+  const volumeIds = disks.map(({ volumeId }) => volumeId);
+  const ovf = await describeMachine(tx, machine, formatOf, { id, description, at, volumeIds });
+  const row = { id, description, ovf, disks, at, previewOfId };
+  return { id, operationId: await recordSnapshot(tx, principal, machine, row) };
 }
 
 /** The rows, and the operation that takes the snapshots of the disks. The layers that were written become the snapshot's. */
@@ -140,19 +161,26 @@ async function recordSnapshot(
   tx: Transaction,
   principal: Principal,
   machine: MachineRow,
-  snapshot: { id: string; description: string; ovf: string; disks: readonly MachineDisk[]; at: Date },
-): Promise<void> {
-  const { id, description, ovf, disks, at } = snapshot;
+  snapshot: {
+    id: string;
+    description: string;
+    ovf: string;
+    disks: readonly MachineDisk[];
+    at: Date;
+    previewOfId: string | null;
+  },
+): Promise<string | null> {
+  const { id, description, ovf, disks, at, previewOfId } = snapshot;
   const { projectId, userId } = principal;
   const group = await getGroup(tx, principal, machine.instance.group?.id ?? "");
   const members = disks.map(({ volume, volumeId, device }) => ({ volume, volumeId, device }));
   const instance = recordOf(machine.instance, members) as unknown as Prisma.InputJsonObject;
   const of = { groupId: group.id, groupTypeId: group.groupTypeId, instanceId: machine.instance.id };
-  const row = { projectId, userId, ...of, name: null, description, instance, ovf, createdAt: at };
+  const row = { projectId, userId, ...of, name: null, description, instance, ovf, previewOfId, createdAt: at };
   await addGroupSnapshot(tx, row, id);
   if (disks.length === 0) {
     await move(tx, "groupSnapshot", { id }, { from: "creating", to: "available" }, { takenAt: at });
-    return;
+    return null;
   }
   await addSnapshots(
     tx,
@@ -168,12 +196,13 @@ async function recordSnapshot(
     })),
   );
   await tx.$executeRaw`UPDATE volumes SET image_id = gen_random_uuid() WHERE id = ANY(${members.map((m) => m.volumeId)}::uuid[])`;
-  await startSnapshot(tx, principal, group, { kind: "group-snapshot", groupSnapshotId: id, members });
+  return startSnapshot(tx, principal, group, { kind: "group-snapshot", groupSnapshotId: id, members });
 }
 
 /**
  * Accepts the deletion of a machine's snapshot. One whose disks are attached somewhere is refused, under the lock that attaching takes.
  *
+ * @returns the operation
  * @throws NotFoundError; RefusedError while an operation has the machine or the snapshot, or a disk of it is attached
  */
 export async function removeMachineSnapshot(
@@ -181,8 +210,8 @@ export async function removeMachineSnapshot(
   config: Config,
   principal: Principal,
   { machineId, id }: { machineId: string; id: string },
-): Promise<void> {
-  await inTransaction(database, async (tx) => {
+): Promise<string> {
+  return inTransaction(database, async (tx) => {
     const machine = await lockMachine(tx, principal, machineId);
     refuseActive(machine, id);
     const seen = await getMachineSnapshot(tx, principal, machineId, id);
@@ -190,10 +219,12 @@ export async function removeMachineSnapshot(
       throw new RefusedError("during-snapshot", `Snapshot ${seen.id} is ${seen.status}.`);
     }
     refuseHeld(machine);
+    refusePreviewed(machine);
     await tx.$queryRaw`SELECT id FROM group_snapshots WHERE id = ${seen.id}::uuid FOR NO KEY UPDATE`;
     const [whole] = await withMembers(tx, [seen]);
     const group = await getGroup(tx, principal, seen.groupId);
-    if (whole) await startGroupSnapshotDelete(tx, config, principal, { group, snapshot: whole });
+    if (!whole) throw new NotFoundError("GroupSnapshot", id);
+    return startGroupSnapshotDelete(tx, config, principal, { group, snapshot: whole });
   });
 }
 

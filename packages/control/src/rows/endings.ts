@@ -235,9 +235,14 @@ async function endGroupSnapshot(tx: Transaction, operation: OperationRow, end: E
   await endGroupBackup(tx, operation, end);
   const groupSnapshotId = groupSnapshotOf(operation);
   const snapshot = await tx.groupSnapshot.findUnique({ where: { id: groupSnapshotId }, select: { ovf: true } });
-  if (snapshot?.ovf == null) return;
-  const needs = await backendsOf(tx, operation);
-  await move(tx, "groupSnapshot", { id: groupSnapshotId }, { from: "error", to: "deleting" });
+  if (snapshot?.ovf != null) await removeMachineSnapshot(tx, operation, groupSnapshotId);
+}
+
+/** A machine's snapshot that nobody is to see goes, and with it the preview that it was taken for. */
+async function removeMachineSnapshot(tx: Transaction, operation: OperationRow, groupSnapshotId: string): Promise<void> {
+  const needs = await backendsOf(tx, { ...operation, groupSnapshotId });
+  await tx.groupSnapshot.update({ where: { id: groupSnapshotId }, data: { previewOfId: null } });
+  await move(tx, "groupSnapshot", { id: groupSnapshotId }, { from: ["available", "error"], to: "deleting" });
   const { projectId, groupId } = operation;
   const removal = await startOperation(tx, operation, {
     kind: "group-delete",
@@ -272,11 +277,18 @@ async function endGroupRestore(
   await releaseGroup(tx, operation.id);
 }
 
-/** A machine that was to go back to a snapshot: only if disks may have been changed already, nobody knows what they have. */
+/**
+ * A machine that was to go back to a snapshot: only if disks may have been changed already, nobody knows what they have. A preview of which
+ * nothing is to be seen has not begun; one that is in part can be undone.
+ */
 async function endGroupRevert(tx: Transaction, operation: OperationRow): Promise<void> {
-  const disks = await tx.snapshot.findMany({ where: { groupSnapshotId: groupSnapshotOf(operation) } });
-  for (const { volumeId } of disks) await releaseTarget(tx, volumeId, { spoilt: isPublishing(operation) });
+  const groupSnapshotId = groupSnapshotOf(operation);
+  const spoilt = isPublishing(operation);
+  const disks = await tx.snapshot.findMany({ where: { groupSnapshotId } });
+  for (const { volumeId } of disks) await releaseTarget(tx, volumeId, { spoilt });
   await releaseGroup(tx, operation.id);
+  const before = await tx.groupSnapshot.findFirst({ where: { previewOfId: groupSnapshotId } });
+  if (before !== null && !spoilt) await removeMachineSnapshot(tx, operation, before.id);
 }
 
 /** Adds the clean-up of parts that have succeeded: staging and private files stay until the group operation has ended. */

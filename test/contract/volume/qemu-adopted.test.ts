@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { openVolumeBackend, type VolumeBackend } from "@tephra/engine";
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { resizeImage } from "../../../packages/engine/src/volume/qemu/qemu-img.ts";
 import { serveImage } from "../../../packages/engine/src/volume/qemu/qemu-nbd.ts";
 import { freeContext } from "../../format/backup-fixture.ts";
 import { installQemuUtils, makeEncrypted, qemu, qemuWrite } from "../../kit/qemu-utils.ts";
@@ -211,12 +212,15 @@ test("what the owner of an image may not read is not read for him, and no link o
   expect((await readdir(users)).sort()).toEqual(["base", "web.img"]);
 });
 
-test("an image into whose header another file was written since it was checked is not served", async () => {
-  const path = join(users, "web.img");
-  await writeFile(join(home, "elsewhere/secret"), randomBytes(sizeBytes));
-  const named = ["-o", `data_file=${join(home, "elsewhere/secret")},data_file_raw=on`];
+test("an image into whose header another file was written since it was checked is not served nor extended", async () => {
+  const [path, secret] = [join(users, "web.img"), join(home, "elsewhere/secret")];
+  await writeFile(secret, randomBytes(sizeBytes));
+  const named = ["-o", `data_file=${secret},data_file_raw=on`];
   await qemu("qemu-img", "create", "-q", "-f", "qcow2", ...named, path, String(sizeBytes));
   await using file = await open(path, "r");
-  const serving = serveImage([{ path, format: "qcow2", file }], { writable: false });
-  await expect(serving).rejects.toThrow("another file is named in it by now");
+  const chain = [{ path, format: "qcow2", file }] as const;
+  const other = "another file is named in it by now";
+  await expect(serveImage(chain, { writable: false })).rejects.toThrow(other);
+  await expect(resizeImage(chain, 2 * sizeBytes)).rejects.toThrow(other);
+  expect((await stat(secret)).size).toBe(sizeBytes);
 });

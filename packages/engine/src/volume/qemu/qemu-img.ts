@@ -5,7 +5,7 @@ import { promisify } from "node:util";
 import { BackendUnavailableError, VolumeStorageError, VolumeStorageFullError } from "../../errors.ts";
 import type { Extent } from "../../format/extents.ts";
 import type { ImageFile } from "./image-chain.ts";
-import { ImageInUseError, isLockFailure, memoryLimit, nodeOf } from "./qemu-nbd.ts";
+import { ImageInUseError, isLockFailure, memoryLimit, nodeOf, requireNoOther } from "./qemu-nbd.ts";
 
 /** How long a command may take: each changes or reads metadata only. */
 const commandMs = 120_000;
@@ -24,14 +24,22 @@ interface Command {
   memoryBytesMax?: number;
   /** Statuses besides 0 with which it ends well. */
   endsWellWith?: readonly number[];
+  /** What it is told on its standard input, once it has asked, and has opened no other file than those of the chain. */
+  orders?: string;
 }
 
 /** @throws VolumeStorageError with its own words; ImageInUseError; VolumeStorageFullError */
-export async function runQemuImg(args: readonly string[], command: Command): Promise<void> {
-  const { chain = [], shown, onLine, memoryBytesMax, endsWellWith = [] } = command;
-  const [program = "", ...rest] = [...memoryLimit(memoryBytesMax), "qemu-img", ...args];
-  const child = spawn(program, rest, {
-    stdio: ["ignore", "pipe", "pipe", ...chain.map(({ file }) => file.fd)],
+export const runQemuImg = (args: readonly string[], command: Command): Promise<void> =>
+  run({ program: "qemu-img", verb: args[0] ?? "", args }, command);
+
+async function run(
+  { program, verb, args }: { program: "qemu-img" | "qemu-io"; verb: string; args: readonly string[] },
+  command: Command,
+): Promise<void> {
+  const { chain = [], shown, onLine, memoryBytesMax, endsWellWith = [], orders } = command;
+  const [first = "", ...rest] = [...memoryLimit(memoryBytesMax), program, ...args];
+  const child = spawn(first, rest, {
+    stdio: [orders === undefined ? "ignore" : "pipe", "pipe", "pipe", ...chain.map(({ file }) => file.fd)],
     timeout: commandMs,
     killSignal: "SIGKILL",
   });
@@ -40,20 +48,44 @@ export async function runQemuImg(args: readonly string[], command: Command): Pro
     said = (said + text).slice(-wordsMax);
   });
   const exited = once(child, "close").catch((error: NodeJS.ErrnoException) => [error]);
-  if (child.stdout !== null) for await (const line of createInterface(child.stdout)) onLine?.(line);
+  if (orders !== undefined) await order(child, exited, { chain, shown, orders });
+  else if (child.stdout !== null) for await (const line of createInterface(child.stdout)) onLine?.(line);
   const [status] = (await exited) as [number | null | NodeJS.ErrnoException];
   if (typeof status === "number" && [0, ...endsWellWith].includes(status)) return;
   const missing = typeof status === "object" && status?.code === "ENOENT";
   const words = said
     .trim()
     .replaceAll(/[^\x20-\x7e\n]/g, "?")
-    .replace(/^qemu-img: (?:Could not open 'json:.*?': )?/, "")
+    .replace(/^qemu-(?:img|io): (?:Could not open 'json:.*?': |can't open device json:.*?\}: )?/, "")
     .split("\n")[0];
-  const why = missing ? "qemu-img is not installed (package qemu-utils)" : words || `qemu-img did not end well`;
-  const message = `Cannot ${args[0]} ${shown}: ${why}.`;
+  const why = missing ? `${program} is not installed (package qemu-utils)` : words || `${program} did not end well`;
+  const message = `Cannot ${verb} ${shown}: ${why}.`;
   if (isLockFailure(said)) throw new ImageInUseError(message);
   if (/No space left|Disk quota/.test(said)) throw new VolumeStorageFullError(message);
   throw new VolumeStorageError(message, { retryable: false });
+}
+
+/** Waits until it asks for orders: then its files are open. */
+async function order(
+  child: ReturnType<typeof spawn>,
+  exited: Promise<unknown>,
+  { chain, shown, orders }: Required<Pick<Command, "chain" | "shown" | "orders">>,
+): Promise<void> {
+  const { stdin, stdout } = child;
+  if (stdin === null || stdout === null) return;
+  // It may end before it has read them all.
+  stdin.on("error", () => {});
+  const hasAsked = await Promise.race([once(stdout, "data").then(() => true), exited.then(() => false)]);
+  if (!hasAsked) return;
+  try {
+    await requireNoOther(child, `The image ${shown}`, chain);
+  } catch (error) {
+    child.kill("SIGKILL");
+    await exited;
+    throw error;
+  }
+  stdout.resume();
+  stdin.end(orders);
 }
 
 /** Status of `qemu-img check` where clusters are in use by nothing: they do no harm. */
@@ -74,7 +106,7 @@ const found = new Set<string>();
 
 /** @throws BackendUnavailableError where a program that is needed is not installed */
 export async function requireQemuUtils(): Promise<void> {
-  for (const name of ["qemu-img", "qemu-nbd"].filter((each) => !found.has(each))) {
+  for (const name of ["qemu-img", "qemu-nbd", "qemu-io"].filter((each) => !found.has(each))) {
     await promisify(execFile)(name, ["--version"], { timeout: commandMs }).catch((cause: unknown) => {
       throw new BackendUnavailableError(`${name} is not installed (package qemu-utils).`, { cause });
     });
@@ -95,12 +127,18 @@ export async function createQcow2(
   await runQemuImg(["create", "-q", "-f", "qcow2", ...on, reached, String(sizeBytes)], { shown });
 }
 
-/** Makes the first image of a chain longer. ImageInUseError. */
+/**
+ * Makes the first image of a chain longer. By qemu-io, which does nothing before it is told to: whoever owns an image may have named another
+ * file in it since it was checked, and that would be made longer.
+ *
+ * @throws ImageInUseError, VolumeStorageError
+ */
 export async function resizeImage(chain: readonly ImageFile[], sizeBytes: number): Promise<void> {
   const [image] = chain;
   if (image === undefined) return;
   const named = `json:${JSON.stringify(nodeOf(chain, 0))}`;
-  await runQemuImg(["resize", "-q", named, String(sizeBytes)], { chain, shown: image.path });
+  const orders = `truncate ${sizeBytes}\nflush\nquit\n`;
+  await run({ program: "qemu-io", verb: "resize", args: [named] }, { chain, shown: image.path, orders });
 }
 
 /** The parts of a range that an image itself holds, whatever it builds on, ascending. */

@@ -129,7 +129,7 @@ export async function serveNode(what: NodeToServe, options: ServeOptions): Promi
   const { client, held } = await connectTo(socket, `qemu-nbd for ${nameOf(what)}`, exited, failed);
   stack.defer(() => held.close());
   stack.use(client);
-  if (what.files !== undefined) await requireNoOther(child, what, files);
+  if (what.files !== undefined) await requireNoOther(child, what.shown, files);
   // Nobody else connects, and threads do by `held`: a process that is killed leaves nothing behind.
   await rm(folder, { recursive: true, force: true });
   const owned = stack.move();
@@ -141,9 +141,9 @@ export async function serveNode(what: NodeToServe, options: ServeOptions): Promi
  *
  * @throws VolumeStorageError
  */
-async function requireNoOther(
+export async function requireNoOther(
   { pid }: Child,
-  what: NodeToServe,
+  shown: string,
   files: readonly { file: FileHandle }[],
 ): Promise<void> {
   const given = await Promise.all(files.map(async ({ file }) => identityOf(await file.stat({ bigint: true }))));
@@ -151,7 +151,7 @@ async function requireNoOther(
     const status = await stat(`/proc/${pid}/fd/${descriptor}`, { bigint: true }).catch(() => undefined);
     const isImage = status?.isFile() || status?.isBlockDevice();
     if (status === undefined || !isImage || given.includes(identityOf(status))) continue;
-    throw new VolumeStorageError(`${what.shown} cannot be opened: another file is named in it by now.`, {
+    throw new VolumeStorageError(`${shown} cannot be opened: another file is named in it by now.`, {
       retryable: false,
     });
   }

@@ -213,6 +213,8 @@ class RangeCopier {
   readonly #ctx: RunContext;
   readonly #parent: ParentHashes | null;
   readonly #access: DirectAccess;
+  /** Settled when the window before has its memory. */
+  #claimed: Promise<unknown> = Promise.resolve();
 
   constructor(
     engine: EngineContext,
@@ -385,7 +387,7 @@ class RangeCopier {
       return taken;
     }
     const claim = { bytes: this.#memoryOf(window), of: window.length };
-    const release = await claimMemory(this.#engine.memory, claim, { ...this.#ctx, signal });
+    const release = await this.#claimInTurn(claim, signal);
     try {
       const { hashes, parts } = await this.#readChanges(window, signal);
       let number = await this.#numberBefore(place, signal);
@@ -400,6 +402,16 @@ class RangeCopier {
     } finally {
       release();
     }
+  }
+
+  /**
+   * Claims memory for the windows of a range in their order: one that holds memory waits for the number of the window before, which so never
+   * waits for memory that is held for its sake.
+   */
+  #claimInTurn(claim: { bytes: number; of: number }, signal: AbortSignal): Promise<() => void> {
+    const claimed = this.#claimed.then(() => claimMemory(this.#engine.memory, claim, { ...this.#ctx, signal }));
+    this.#claimed = claimed.catch(() => {});
+    return claimed;
   }
 
   /**

@@ -42,7 +42,7 @@ export interface CinderServer extends AsyncDisposable {
   /** The file of a volume. */
   file(volumeId: string): string;
   as(user: { name: string; password: string; project: string }): Promise<CinderUser>;
-  /** How long each further clone takes. */
+  /** How long a clone takes, also one that is being made. */
   cloneFor(seconds: number): void;
 }
 
@@ -123,7 +123,7 @@ function userOf(url: string, token: string, projectId: string): CinderUser {
         const { volume } = await must("GET", `/volumes/${id}`);
         return volume.status === status && volume;
       },
-      { what: `volume ${id} is ${status}`, timeoutMs: 30_000 },
+      { what: `volume ${id} is ${status}`, timeoutMs: 60_000 },
     );
   return {
     token,

@@ -1,7 +1,18 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { crashAt } from "../kit/crash-at.ts";
 import type { Instance } from "../kit/instance.ts";
-import { accept, asking, atRest, type BesideWorld, ended, same, startWorld, write } from "./beside-world.ts";
+import { patience } from "../kit/wait-for.ts";
+import {
+  accept,
+  asking,
+  atRest,
+  type BesideWorld,
+  briskConfig,
+  ended,
+  same,
+  startWorld,
+  write,
+} from "./beside-world.ts";
 
 const MiB = 2 ** 20;
 
@@ -15,11 +26,10 @@ beforeAll(async () => {
   world = await startWorld();
   instance = await world.start({
     workers: 0,
-    backend: { wait: { prepare_seconds: 2 } },
+    backend: { wait: { prepare_seconds: 4 * patience } },
     config: {
-      quotas: { backups: -1, backup_gigabytes: -1 },
-      worker: { lease_ms: 1_500, heartbeat_ms: 500 },
-      tasks: { reconcile_ms: 300, backoff_ms: 100 },
+      ...briskConfig,
+      worker: { lease_ms: 1_500 * patience, heartbeat_ms: 500 },
     },
   });
   ask = asking(instance, world.user);

@@ -3,7 +3,20 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { crashAt } from "../kit/crash-at.ts";
 import type { Instance } from "../kit/instance.ts";
-import { accept, asking, atRest, type BesideWorld, backedUp, ended, restoredTo } from "./beside-world.ts";
+import { times } from "../kit/long.ts";
+import {
+  accept,
+  asking,
+  atRest,
+  attachToGuest,
+  type BesideWorld,
+  backedUp,
+  briskConfig,
+  detached,
+  ended,
+  restoredTo,
+  snapshotOf,
+} from "./beside-world.ts";
 import { image, type RbdWorld, startRbdWorld } from "./rbd-world.ts";
 
 const MiB = 2 ** 20;
@@ -29,9 +42,7 @@ beforeAll(async () => {
   instance = await world.start({
     workers: 0,
     config: {
-      worker: { lease_ms: 3_000, heartbeat_ms: 500 },
-      tasks: { reconcile_ms: 300, backoff_ms: 100 },
-      quotas: { backups: -1, backup_gigabytes: -1 },
+      ...briskConfig,
       reaper: { interval_hours: null, grace_minutes: 0 },
     },
   });
@@ -81,26 +92,20 @@ it("images are snapshotted in Ceph and not cloned: full, incremental by what has
   expect(await snapshots(id)).toEqual([ofBackup(full)]);
 
   await ceph.write(id, 700 * MiB, MiB, "two");
-  const { snapshot } = await user.must("POST", "/snapshots", { snapshot: { volume_id: id, name: "s" } });
-  const ready = async () => (await user.must("GET", `/snapshots/${snapshot.id}`)).snapshot.status === "available";
-  await instance.waitFor(ready, { what: "the snapshot is there" });
+  const snapshot = await snapshotOf(user, id);
   const second = await ceph.keep(id, "second");
   await ceph.write(id, 100 * MiB, MiB, "three");
   const third = await ceph.keep(id, "third");
-  const ofSnapshot = await backedUp(instance, ask, id, { snapshot_id: snapshot.id, incremental: true });
-  const { attachment } = await user.must("POST", "/attachments", {
-    attachment: { volume_uuid: id, connector: { host: "guest" } },
-  });
-  await user.must("POST", `/attachments/${attachment.id}/action`, { "os-complete": {} });
+  const ofSnapshot = await backedUp(instance, ask, id, { snapshot_id: snapshot, incremental: true });
+  const attachment = await attachToGuest(user, id);
   const inUse = await backedUp(instance, ask, id, { force: true, incremental: true });
-  await user.must("DELETE", `/attachments/${attachment.id}`);
-  await user.volumeIn(id, "available");
+  await detached(user, id, attachment);
   expect([await believed(full), await believed(ofSnapshot), await believed(inUse)]).toEqual([
     undefined,
     full,
     ofSnapshot,
   ]);
-  expect(await snapshots(id)).toEqual([ofBackup(inUse), `snapshot-${snapshot.id}`]);
+  expect(await snapshots(id)).toEqual([ofBackup(inUse), `snapshot-${snapshot}`]);
   for (const [backup, expected] of [
     [full, first],
     [ofSnapshot, second],
@@ -108,6 +113,39 @@ it("images are snapshotted in Ceph and not cloned: full, incremental by what has
   ] as const) {
     expect(await ceph.isSame(await restoredTo(mine, backup, null), expected)).toBe(true);
   }
+  await worker.stop({ signal: "SIGKILL" });
+});
+
+/** Bytes of the volume that a backup has read, as its tasks have counted. */
+async function bytesRead(backup: string): Promise<number> {
+  const [{ bytes }] = await instance.sql(
+    `SELECT sum((report ->> 'bytesRead')::float8) AS bytes FROM tasks JOIN operations ON operations.id = operation_id
+     WHERE backup_id = $1 AND tasks.kind = 'copy'`,
+    [backup],
+  );
+  return bytes;
+}
+
+it("an incremental reads what has changed, 64 MiB in 4 GiB in the long form, and 1 % of the rest", async () => {
+  const { user } = world;
+  const worker = await instance.startWorker();
+  const size = times({ usual: 1, long: 4 });
+  const { id } = await user.createVolume({ size, name: "data" });
+  const places = Array.from({ length: 4 * size }, (_, n) => n * 256 * MiB);
+  // Where there was nothing before, Ceph tells of its object from the beginning.
+  for (const place of places) await ceph.write(id, place, 8 * MiB, `first ${place}`);
+  const full = await backedUp(instance, ask, id);
+  for (const place of places) await ceph.write(id, place + MiB, 4 * MiB, `second ${place}`);
+  const expected = await ceph.keep(id, "changed");
+  const next = await backedUp(instance, ask, id, { incremental: true });
+  expect(await believed(next)).toBe(full);
+  const changed = places.length * 4 * MiB;
+  const read = await bytesRead(next);
+  process.stderr.write(`${read / MiB} MiB read of ${size} GiB, ${changed / MiB} MiB of them changed\n`);
+  expect(read).toBeGreaterThanOrEqual(changed);
+  // Of each object's length of 50 MiB, 1 % is rounded up to a block of 32 KiB.
+  expect(read).toBeLessThanOrEqual(changed + size * (0.01 + 1 / 1_600) * 2 ** 30);
+  expect(await ceph.isSame(await restoredTo({ instance, ask, user }, next, null), expected)).toBe(true);
   await worker.stop({ signal: "SIGKILL" });
 });
 

@@ -14,19 +14,23 @@ import {
   accept,
   asking,
   atRest,
+  attachToGuest,
   type BesideWorld,
   backedUp,
+  briskConfig,
   childOf,
+  detached,
   ended,
   onHost,
   restoredTo,
   restoreManyTimes,
   restoreTo,
   same,
+  snapshotOf,
   startWorld,
   write,
 } from "./beside-world.ts";
-import { startEditingProxy } from "./editing-proxy.ts";
+import { startLyingCinder } from "./editing-proxy.ts";
 
 const MiB = 2 ** 20;
 const GiB = 2 ** 30;
@@ -56,11 +60,7 @@ beforeAll(async () => {
   });
   instance = await world.start({
     workers: 0,
-    config: {
-      worker: { lease_ms: 3_000, heartbeat_ms: 500 },
-      tasks: { reconcile_ms: 300, backoff_ms: 100 },
-      quotas: { backups: -1, backup_gigabytes: -1 },
-    },
+    config: briskConfig,
   });
   ask = asking(instance, world.user);
 });
@@ -129,24 +129,18 @@ it("LUNs behind CHAP: full, incremental and of a snapshot, in use, restored to n
   await atRest(instance);
   expect(seen).toEqual([]);
   write(file(id), 700 * MiB, MiB, "two");
-  const { snapshot } = await user.must("POST", "/snapshots", { snapshot: { volume_id: id, name: "s" } });
-  const ready = async () => (await user.must("GET", `/snapshots/${snapshot.id}`)).snapshot.status === "available";
-  await instance.waitFor(ready, { what: "the snapshot is there" });
+  const snapshot = await snapshotOf(user, id);
   const second = await keep(id, "second");
   write(file(id), 100 * MiB, MiB, "three");
   const third = await keep(id, "third");
-  const ofSnapshot = await backedUp(instance, ask, id, { snapshot_id: snapshot.id, incremental: true });
+  const ofSnapshot = await backedUp(instance, ask, id, { snapshot_id: snapshot, incremental: true });
   const { attachment } = await user.must("POST", "/attachments", { attachment: { volume_uuid: id } });
   const inUse = await backedUp(instance, ask, id, { force: true, incremental: true }).catch((error) => error.message);
   expect(inUse).toContain('current status is \\"reserved\\"');
   await user.must("DELETE", `/attachments/${attachment.id}`);
-  const { attachment: guest } = await user.must("POST", "/attachments", {
-    attachment: { volume_uuid: id, connector: { host: "guest", ip: "127.0.0.1", initiator: "iqn.2026-11.test:guest" } },
-  });
-  await user.must("POST", `/attachments/${guest.id}/action`, { "os-complete": {} });
+  const guest = await attachToGuest(user, id, { ip: "127.0.0.1", initiator: "iqn.2026-11.test:guest" });
   const running = await backedUp(instance, ask, id, { force: true, incremental: true });
-  await user.must("DELETE", `/attachments/${guest.id}`);
-  await user.volumeIn(id, "available");
+  await detached(user, id, guest);
   expect(await objects()).toEqual(before);
   for (const [backup, expected] of [
     [full, first],
@@ -280,15 +274,8 @@ it("what Cinder says that is of no configured portal, or of no form, opens nothi
     [{ auth_password: "canary-wrong-one" }, /Authentication failure/],
     [{ target_lun: 7 }, /LOGICAL_UNIT_NOT_SUPPORTED/],
   ];
-  const given = new Map<string, object>();
-  await using proxy = await startEditingProxy(cinder.url, (_request, answer) => {
-    const all = answer.attachment ? [answer.attachment] : (answer.attachments ?? []);
-    for (const { id, connection_info: info } of all) {
-      if (!info?.driver_volume_type) continue;
-      given.set(id, given.get(id) ?? cases[given.size]?.[0] ?? {});
-      Object.assign(info, given.get(id));
-    }
-  });
+  const lies = cases.map(([lie]) => lie);
+  await using proxy = await startLyingCinder(cinder.url, lies);
   const config = { tasks: { backoff_ms: 50 }, quotas: { backups: -1, backup_gigabytes: -1 } };
   await using hostile = await world.start({ backend: { url: proxy.url }, config });
   const there = asking(hostile, user);

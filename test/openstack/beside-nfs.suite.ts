@@ -18,9 +18,10 @@ import {
   ended,
   restoredTo,
   restoreManyTimes,
+  snapshotOf,
   startWorld,
 } from "./beside-world.ts";
-import { startEditingProxy } from "./editing-proxy.ts";
+import { startLyingCinder } from "./editing-proxy.ts";
 
 const MiB = 2 ** 20;
 const namespaces = spawnSync("unshare", ["-Urm", "true"]).status === 0;
@@ -130,9 +131,7 @@ describe.skipIf(!namespaces).each(["raw", "qcow2"] as const)("files of Cinder's 
     expectSame(await restoredTo(mine, next, null), second);
     const { id: target } = await user.createVolume({ name: "target" });
     write(target, 0, 8 * MiB, "old");
-    const { snapshot } = await user.must("POST", "/snapshots", { snapshot: { volume_id: target, name: "s" } });
-    const ready = async () => (await user.must("GET", `/snapshots/${snapshot.id}`)).snapshot.status === "available";
-    await instance.waitFor(ready, { what: "the snapshot is there" });
+    await snapshotOf(user, target);
     const base = join(files, `volume-${target}`);
     copyFileSync(base, join(home, "base"));
     expect(active(target).path).not.toBe(base);
@@ -172,15 +171,8 @@ describe.skipIf(!namespaces).each(["raw", "qcow2"] as const)("files of Cinder's 
       [{ format: "vmdk" }, /format is missing or not of its form/],
       [{ export: "127.0.0.1:/etc", format: "raw" }, /the share is not mounted there/],
     ];
-    const given = new Map<string, object>();
-    await using proxy = await startEditingProxy(cinder.url, (_request, answer) => {
-      const all = answer.attachment ? [answer.attachment] : (answer.attachments ?? []);
-      for (const { id, connection_info: info } of all) {
-        if (!info?.driver_volume_type) continue;
-        given.set(id, given.get(id) ?? cases[given.size]?.[0] ?? {});
-        Object.assign(info, given.get(id));
-      }
-    });
+    const lies = cases.map(([lie]) => lie);
+    await using proxy = await startLyingCinder(cinder.url, lies);
     await using hostile = await world.start({
       workers: 0,
       backend: { url: proxy.url },

@@ -7,16 +7,19 @@ import {
   accept,
   asking,
   atRest,
+  attachToGuest,
   type BesideWorld,
   backedUp,
+  briskConfig,
   childOf,
   ended,
   onHost,
   restoreManyTimes,
   restoreTo,
   same,
+  snapshotOf,
 } from "./beside-world.ts";
-import { startEditingProxy } from "./editing-proxy.ts";
+import { startLyingCinder } from "./editing-proxy.ts";
 import { type RbdWorld, startRbdWorld } from "./rbd-world.ts";
 
 const MiB = 2 ** 20;
@@ -33,11 +36,7 @@ beforeAll(async () => {
   ({ pool, world } = ceph);
   instance = await world.start({
     workers: 0,
-    config: {
-      worker: { lease_ms: 3_000, heartbeat_ms: 500 },
-      tasks: { reconcile_ms: 300, backoff_ms: 100 },
-      quotas: { backups: -1, backup_gigabytes: -1 },
-    },
+    config: briskConfig,
   });
   ask = asking(instance, world.user);
 });
@@ -55,17 +54,12 @@ it("images of Cinder's own RBD driver: full, incremental and of a snapshot, in u
   const first = await ceph.keep(id, "first");
   const full = await backedUp(instance, ask, id);
   await ceph.write(id, 700 * MiB, MiB, "two");
-  const { snapshot } = await user.must("POST", "/snapshots", { snapshot: { volume_id: id, name: "s" } });
-  const ready = async () => (await user.must("GET", `/snapshots/${snapshot.id}`)).snapshot.status === "available";
-  await instance.waitFor(ready, { what: "the snapshot is there" });
+  const snapshot = await snapshotOf(user, id);
   const second = await ceph.keep(id, "second");
   await ceph.write(id, 100 * MiB, MiB, "three");
   const third = await ceph.keep(id, "third");
-  const ofSnapshot = await backedUp(instance, ask, id, { snapshot_id: snapshot.id, incremental: true });
-  const { attachment } = await user.must("POST", "/attachments", {
-    attachment: { volume_uuid: id, connector: { host: "guest" } },
-  });
-  await user.must("POST", `/attachments/${attachment.id}/action`, { "os-complete": {} });
+  const ofSnapshot = await backedUp(instance, ask, id, { snapshot_id: snapshot, incremental: true });
+  await attachToGuest(user, id);
   const inUse = await backedUp(instance, ask, id, { force: true, incremental: true });
   expect((await user.must("GET", `/volumes/${id}`)).volume.status).toBe("in-use");
   expect(await ceph.objects()).toEqual(before.map((each) => each.replace(`${id} available`, `${id} in-use`)));
@@ -185,15 +179,8 @@ it("what Cinder says that is not of a configured cluster and pool opens nothing,
     [{ driver_volume_type: "local", device_path: "/etc/passwd" }, /is not inside an allowed folder/],
   ];
   const before = await ceph.objects();
-  const given = new Map<string, object>();
-  await using proxy = await startEditingProxy(cinder.url, (_request, answer) => {
-    const all = answer.attachment ? [answer.attachment] : (answer.attachments ?? []);
-    for (const { id, connection_info: info } of all) {
-      if (!info?.driver_volume_type) continue;
-      given.set(id, given.get(id) ?? cases[given.size]?.[0] ?? {});
-      Object.assign(info, other, given.get(id));
-    }
-  });
+  const lies = cases.map(([lie]) => lie);
+  await using proxy = await startLyingCinder(cinder.url, lies, other);
   await using hostile = await world.start({ backend: { url: proxy.url } });
   const there = asking(hostile, user);
   const reasons: string[] = [];

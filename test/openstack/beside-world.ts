@@ -6,10 +6,18 @@ import { type CinderServer, type CinderStorage, type CinderUser, startCinder } f
 import { type Instance, type InstanceOptions, type Reply, startInstance } from "../kit/instance.ts";
 import { type IdentityServer, startIdentity } from "../kit/keystone.ts";
 import { randomFrom } from "../kit/random.ts";
+import { patience, waitFor } from "../kit/wait-for.ts";
 
 const demo = { name: "demo", password: "pw-demo", project: "alpha", role: "member" };
 const stranger = { name: "sven", password: "pw-sven", project: "beta", role: "member" };
 const service = { name: "tephra", password: "pw-tephra", project: "tephra", role: "admin" };
+
+/** Of an installation whose workers are lost: soon noticed, also on a busy machine. */
+export const briskConfig = {
+  worker: { lease_ms: 3_000 * patience, heartbeat_ms: 500 },
+  tasks: { reconcile_ms: 300, backoff_ms: 100 },
+  quotas: { backups: -1, backup_gigabytes: -1 },
+};
 
 /** A Keystone and a Cinder with two users, and the user of the service. */
 export interface BesideWorld extends AsyncDisposable {
@@ -88,6 +96,29 @@ export const asking =
   (instance: Instance, { token, projectId }: CinderUser) =>
   (method: string, path: string, body?: unknown): Promise<Reply> =>
     instance.request(method, `/v3/${projectId}${path}`, body, { "x-auth-token": token });
+
+/** Has Cinder take a snapshot. @returns its id once it is available */
+export async function snapshotOf(user: CinderUser, volumeId: string): Promise<string> {
+  const { snapshot } = await user.must("POST", "/snapshots", { snapshot: { volume_id: volumeId, name: "s" } });
+  const ready = async () => (await user.must("GET", `/snapshots/${snapshot.id}`)).snapshot.status === "available";
+  await waitFor(ready, { what: "the snapshot is there", timeoutMs: 30_000 });
+  return snapshot.id;
+}
+
+/** Attaches a volume as to a machine: it is in use. @returns the id of the attachment */
+export async function attachToGuest(user: CinderUser, volumeId: string, connector: object = {}): Promise<string> {
+  const { attachment } = await user.must("POST", "/attachments", {
+    attachment: { volume_uuid: volumeId, connector: { host: "guest", ...connector } },
+  });
+  await user.must("POST", `/attachments/${attachment.id}/action`, { "os-complete": {} });
+  return attachment.id;
+}
+
+/** What was attached is let go. */
+export async function detached(user: CinderUser, volumeId: string, attachmentId: string): Promise<void> {
+  await user.must("DELETE", `/attachments/${attachmentId}`);
+  await user.volumeIn(volumeId, "available");
+}
 
 /** Accepts a backup and returns its id. */
 export async function accept(ask: ReturnType<typeof asking>, backup: object): Promise<string> {

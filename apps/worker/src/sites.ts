@@ -2,7 +2,14 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Config, Logger } from "@tephra/control";
 import { backendSettings, levelOf, type RepositoryConfig, repositorySettings } from "@tephra/control/process";
 import { encoderNeeds, needToRead, needToWrite } from "@tephra/control/work";
-import { openRepository, openVolumeBackend, type Repository, requireEncoder, type VolumeBackend } from "@tephra/engine";
+import {
+  NotReadyYetError,
+  openRepository,
+  openVolumeBackend,
+  type Repository,
+  requireEncoder,
+  type VolumeBackend,
+} from "@tephra/engine";
 
 /** The repository at the configured place is not the one that was there when this worker first opened it. */
 export class RepositoryReplacedError extends Error {
@@ -34,7 +41,7 @@ export class PlaceHangsError extends Error {
   }
 }
 
-/** This worker's capabilities, and why it lacks the others. */
+/** This worker's capabilities, and why it lacks the others. Of a service for which tasks wait, both. */
 export interface Reach {
   reaches: string[];
   unreachable: Record<string, string>;
@@ -174,6 +181,8 @@ export function openSites(config: Config, log: Logger, installation: () => Promi
           });
           reach.reaches.push(name);
         } catch (error) {
+          // Its tasks wait by themselves, where others would fail for want of a worker.
+          if (error instanceof NotReadyYetError) reach.reaches.push(name);
           reach.unreachable[name] = (error as Error).message;
         }
       };

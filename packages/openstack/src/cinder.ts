@@ -40,6 +40,8 @@ const microversion = "3.54";
 /** Longest answer that is read: a page of volumes has about 2 MB. */
 const answerBytesMax = 8 * 2 ** 20;
 const pageLength = 100;
+/** Less than a worker waits for the answer of a place. */
+const probeTimeoutMs = 8_000;
 /** Of a call in which Cinder asks the storage. */
 const attachTimeoutMs = 180_000;
 
@@ -106,7 +108,7 @@ export interface CinderProject {
   snapshot(id: string): Promise<CinderSnapshot>;
   /** All volumes that fit, of all projects if wanted; the oldest first. */
   volumes(filter: { name?: string; metadata: Record<string, string>; allProjects?: boolean }): Promise<CinderVolume[]>;
-  /** Whether volumes can be listed. */
+  /** Whether volumes can be listed, within 8 s. */
   probe(): Promise<void>;
   createVolume(volume: Record<string, unknown>): Promise<CinderVolume>;
   /** One that is gone is success. */
@@ -301,7 +303,7 @@ function projectOf(send: (call: Call) => Promise<unknown>): CinderProject {
       return found.sort((one, other) => (keyOf(one) < keyOf(other) ? -1 : 1));
     },
     async probe() {
-      await call("probe", { method: "GET", path: "/volumes?limit=1" });
+      await call("probe", { method: "GET", path: "/volumes?limit=1", timeoutMs: probeTimeoutMs });
     },
     createVolume: (volume) =>
       read("create-volume", Volume, "volume", { method: "POST", path: "/volumes", body: { volume } }),

@@ -15,6 +15,10 @@ export const waitFor = (what: string, sinceMs: number, giveUpAfterMs: number): N
   return new NotReadyYetError(what, { retryAfterMs, giveUpAfterMs });
 };
 
+/** It is waited for as long as a clone may take. */
+export const isAway = (error: CinderUnavailableError, { cloneMs }: CinderPatience): NotReadyYetError =>
+  new NotReadyYetError(error.message, { cause: error, retryAfterMs: againMs.max / 2, giveUpAfterMs: cloneMs });
+
 /** Cinder's own text for a source that is just changing its status. */
 const inTransit = /status must be one of|status must be available or in-use/i;
 const transitMs = 10_000;
@@ -31,13 +35,7 @@ export async function askCinder<Result>(
   try {
     return await call();
   } catch (error) {
-    if (error instanceof CinderUnavailableError) {
-      throw new NotReadyYetError(error.message, {
-        cause: error,
-        retryAfterMs: againMs.max / 2,
-        giveUpAfterMs: patience.cloneMs,
-      });
-    }
+    if (error instanceof CinderUnavailableError) throw isAway(error, patience);
     if (!(error instanceof CinderRefusedError)) throw error;
     const { status, message } = error;
     if (status === 404) throw new SourceMissingError(`Cinder could not ${what}: ${message}`, { cause: error });

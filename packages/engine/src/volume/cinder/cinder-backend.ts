@@ -1,4 +1,4 @@
-import { type CinderSettings, openCinder } from "@tephra/openstack";
+import { type CinderSettings, CinderUnavailableError, openCinder } from "@tephra/openstack";
 import {
   BackendUnavailableError,
   NotReadyYetError,
@@ -20,7 +20,7 @@ import type {
 } from "../backend.ts";
 import { checkId } from "../file/file-backend.ts";
 import type { VolumeSource, VolumeTarget } from "../volume.ts";
-import { askCinder, type CinderPatience } from "./ask-cinder.ts";
+import { askCinder, type CinderPatience, isAway } from "./ask-cinder.ts";
 import { Clones } from "./clones.ts";
 import type { ConnectorPlaces } from "./connector.ts";
 import { openAttachedSource, openAttachedTarget } from "./connectors.ts";
@@ -89,12 +89,17 @@ export class CinderBackend implements VolumeBackend {
     });
   }
 
-  /** Whether the service user may do its work. No volume can be made, so there is no space for any. */
+  /**
+   * Whether the service user may do its work. No volume can be made, so there is no space for any.
+   *
+   * @throws NotReadyYetError where Cinder does not answer: what is to be done there waits for it; BackendUnavailableError
+   */
   async freeBytes(): Promise<number> {
     try {
       await this.#cinder.service.probe();
       return 0;
     } catch (error) {
+      if (error instanceof CinderUnavailableError) throw isAway(error, this.#patience);
       throw new BackendUnavailableError(error instanceof Error ? error.message : String(error), { cause: error });
     }
   }
@@ -131,7 +136,7 @@ export class CinderBackend implements VolumeBackend {
     const direct = await this.#freezeDirectly(checkId(volumeId), checkId(snapshotId), run, from);
     if (direct !== null) return direct;
     const clone = await this.#clones.make(checkId(snapshotId), { volumeId: checkId(volumeId), from }, run);
-    await this.#clones.attach(clone);
+    await this.#clones.attach(snapshotId, clone);
     return { sizeBytes: clone.size * GiB };
   }
 
@@ -160,10 +165,17 @@ export class CinderBackend implements VolumeBackend {
 
   async openSource(source: SourceReference): Promise<VolumeSource> {
     if ("volumeId" in source) throw new SourceMissingError(`Volume ${source.volumeId} is read from a clone only.`);
-    const direct = await this.#direct?.open(checkId(source.snapshotId));
+    const backupId = checkId(source.snapshotId);
+    const direct = await this.#direct?.open(backupId);
     if (direct) return direct;
-    const { clone, ...attached } = await this.#clones.attached(checkId(source.snapshotId));
-    return openAttachedSource(attached, this.#places, clone.id);
+    const known = this.#clones.known(backupId);
+    if (known !== null) {
+      const opened = await openAttachedSource(known, this.#places, known.clone.id).catch(() => null);
+      if (opened !== null) return opened;
+      this.#clones.forget(backupId);
+    }
+    const attached = await this.#clones.attached(backupId);
+    return openAttachedSource(attached, this.#places, attached.clone.id);
   }
 
   /** `since`: the backup whose snapshot it is. */

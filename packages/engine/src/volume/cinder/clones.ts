@@ -14,6 +14,15 @@ const ofInstallation = "tephra_installation";
 /** Statuses of a clone with its bytes. */
 const whole = ["available", "in-use", "reserved", "attaching", "detaching"];
 
+/** Statuses in which Cinder deletes a volume. */
+const deletable = ["available", "error", "error_restoring", "error_extending", "error_managing"];
+
+/** How long it is taken for true that a clone is attached, in ms. */
+const attachedForMs = 60_000;
+
+/** A clone that is attached, with what leads to its bytes. */
+type AttachedClone = Attached & { clone: CinderVolume };
+
 /** What we call ourselves to Cinder and to the storage. `initiator`: to a target of iSCSI. */
 export const connectorHere = (initiator: string): Record<string, unknown> => ({
   initiator,
@@ -33,6 +42,8 @@ export class Clones {
   readonly #installation: () => Promise<string>;
   readonly #patience: CinderPatience;
   readonly #initiator: InitiatorOf;
+  /** By backup, and in memory alone: it may contain passwords. */
+  readonly #known = new Map<string, { attached: AttachedClone; until: number }>();
 
   constructor(
     cinder: CinderProject,
@@ -108,8 +119,17 @@ export class Clones {
     );
   }
 
-  /** The attachment through which the clone is read, from any worker: the one that is there, or a new one. */
-  async attach(clone: CinderVolume): Promise<CinderAttachment> {
+  /** Attaches the clone of a backup, for any worker to read it: by the attachment that is there, or by a new one. */
+  async attach(backupId: string, clone: CinderVolume): Promise<AttachedClone> {
+    const { connection_info: info } = await this.#attachmentOf(clone);
+    const attached = { clone, info, initiator: this.#initiator(clone.id) };
+    const now = performance.now();
+    for (const [id, { until }] of this.#known) if (until < now) this.#known.delete(id);
+    this.#known.set(backupId, { attached, until: now + attachedForMs });
+    return attached;
+  }
+
+  async #attachmentOf(clone: CinderVolume): Promise<CinderAttachment> {
     const found = await this.#ask("list attachments", () => this.#cinder.attachmentsOf(clone.id));
     const attached = found.find(({ status }) => status === "attached");
     if (attached) return attached;
@@ -122,16 +142,26 @@ export class Clones {
     return made;
   }
 
-  /** The clone that is attached, with what leads to its bytes. SourceMissingError */
-  async attached(backupId: string): Promise<Attached & { clone: CinderVolume }> {
+  /** The attached clone as Cinder has told of it a short while ago, which may not be true any more. */
+  known(backupId: string): AttachedClone | null {
+    const known = this.#known.get(backupId);
+    return known && performance.now() < known.until ? known.attached : null;
+  }
+
+  forget(backupId: string): void {
+    this.#known.delete(backupId);
+  }
+
+  /** The attached clone, as Cinder says now. SourceMissingError */
+  async attached(backupId: string): Promise<AttachedClone> {
     const clone = (await this.of(backupId)).find(({ status }) => whole.includes(status));
     if (!clone) throw new SourceMissingError(`The clone ${prefix}${backupId} is gone.`);
-    const { connection_info: info } = await this.attach(clone);
-    return { clone, info, initiator: this.#initiator(clone.id) };
+    return this.attach(backupId, clone);
   }
 
   /** Removes all of a backup. NotReadyYetError until they are gone. */
   async remove(backupId: string): Promise<void> {
+    this.forget(backupId);
     const found = await this.of(backupId);
     for (const clone of found) await this.#remove(clone);
     const first = found[0];
@@ -143,17 +173,29 @@ export class Clones {
     for (const attachment of await this.#ask("list attachments", () => this.#cinder.attachmentsOf(id))) {
       await this.#ask("detach the clone", () => this.#cinder.detach(attachment.id));
     }
+    if (await this.#isDeleted(id)) return;
     const { status: now } = await this.#ask("show the clone", () => this.#cinder.volume(id)).catch((error: unknown) => {
       if (error instanceof SourceMissingError) return { status: "deleting" };
       throw error;
     });
     if (now === "deleting") return;
     // Nothing is attached any more: what still says so is stuck.
-    if (!/^(?:available|error|error_restoring|error_extending|error_managing)$/.test(now)) {
+    if (!deletable.includes(now)) {
       const reset = { "os-reset_status": { status: "error", attach_status: "detached" } };
       await this.#ask("reset the clone", () => this.#cinder.action(id, reset));
     }
     await this.#ask("delete the clone", () => this.#cinder.deleteVolume(id));
+  }
+
+  /** False where Cinder refuses. */
+  async #isDeleted(id: string): Promise<boolean> {
+    try {
+      await this.#ask("delete the clone", () => this.#cinder.deleteVolume(id));
+      return true;
+    } catch (error) {
+      if (error instanceof VolumeStorageError) return false;
+      throw error;
+    }
   }
 }
 

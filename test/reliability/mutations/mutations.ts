@@ -347,6 +347,14 @@ export const mutations: readonly Mutation[] = [
     test: "is written by threads up to the moment that is shared with them",
   },
   {
+    name: "threads write objects when the lease is over",
+    file: `${engine}/threads/store-lanes.ts`,
+    from: "if (process.hrtime.bigint() >= Atomics.load(writableUntil, 0)) return false;",
+    to: "",
+    suite: "packages/engine/src/backup/copy-lanes.slow.test.ts",
+    test: "because it no longer may, is put as a stream",
+  },
+  {
     name: "an old object reaches over newer ones",
     file: `${engine}/chain/merge-layers.ts`,
     from: "if (newer.current !== null) end = Math.min(end, newer.current.offset);",

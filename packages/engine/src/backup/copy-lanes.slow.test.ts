@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import { fstatSync } from "node:fs";
 import { appendFile, mkdtemp, open, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -198,42 +199,54 @@ describe.each(ways)("windows in step, $way,", ({ freeContext }) => {
 });
 
 describe.skipIf(!native)("what a thread cannot write", () => {
-  const tooLate = { writableUntil: new BigInt64Array(new SharedArrayBuffer(8)) };
-
-  test("because it no longer may, is put as a stream", async () => {
-    const sizeBytes = await writeVolume();
-    const [late, inTime] = [layoutOf(sizeBytes), layoutOf(sizeBytes)];
-    const seen: number[] = [];
-    const onProgress = ({ bytesDone }: { bytesDone: number }): void => void seen.push(bytesDone);
-    expect(await backUp(engine, late, freeContext({ ...tooLate, onProgress }))).toEqual(await backUp(engine, inTime));
-    expect(await contents(late)).toEqual(await contents(inTime));
-    expect(seen.at(-1)).toBe(sizeBytes);
-  });
-
-  test("because its file cannot be written, is put as a stream", async () => {
-    const sizeBytes = await writeVolume();
-    await using readOnly = await open(volume, "r");
-    const store = async (): Promise<never> => {
-      throw new Error("nothing was written");
-    };
-    let drafts = 0;
-    const openDraft = async (): Promise<ObjectDraft> => {
-      drafts++;
-      return { descriptor: readOnly.fd, store, [Symbol.asyncDispose]: async () => void drafts-- };
-    };
-    const own = repository;
-    repository = new Proxy(own, {
+  /** The repository, whose drafts are these. */
+  function withDrafts(openDraft: NonNullable<Repository["openDraft"]>): Repository {
+    return new Proxy(repository, {
       get(target, key) {
         if (key === "openDraft") return openDraft;
         const value = Reflect.get(target, key, target);
         return typeof value === "function" ? value.bind(target) : value;
       },
     });
-    const refused = layoutOf(sizeBytes);
-    const stored = await backUp(engine, refused);
-    repository = own;
-    const written = layoutOf(sizeBytes);
-    expect(stored).toEqual(await backUp(engine, written));
+  }
+
+  test("because it no longer may, is put as a stream", async () => {
+    const sizeBytes = await writeVolume();
+    const [late, inTime] = [layoutOf(sizeBytes), layoutOf(sizeBytes)];
+    const expected = await backUp(engine, inTime);
+    const seen: number[] = [];
+    const onProgress = ({ bytesDone }: { bytesDone: number }): void => void seen.push(bytesDone);
+    const written: number[] = [];
+    const own = repository;
+    repository = withDrafts(async (key, ctx) => {
+      const draft = (await own.openDraft?.(key, ctx)) as ObjectDraft;
+      const dispose = async (): Promise<void> => {
+        written.push(fstatSync(draft.descriptor).size);
+        await draft[Symbol.asyncDispose]();
+      };
+      return { descriptor: draft.descriptor, store: draft.store, [Symbol.asyncDispose]: dispose };
+    });
+    const writableUntil = new BigInt64Array(new SharedArrayBuffer(8));
+    expect(await backUp(engine, late, freeContext({ writableUntil, onProgress }))).toEqual(expected);
+    expect(await contents(late)).toEqual(await contents(inTime));
+    expect(seen.at(-1)).toBe(sizeBytes);
+    expect(new Set(written)).toEqual(new Set([0]));
+  });
+
+  test("because its file cannot be written, is put as a stream", async () => {
+    const sizeBytes = await writeVolume();
+    const [refused, written] = [layoutOf(sizeBytes), layoutOf(sizeBytes)];
+    const expected = await backUp(engine, written);
+    await using readOnly = await open(volume, "r");
+    const store = async (): Promise<never> => {
+      throw new Error("nothing was written");
+    };
+    let drafts = 0;
+    repository = withDrafts(async () => {
+      drafts++;
+      return { descriptor: readOnly.fd, store, [Symbol.asyncDispose]: async () => void drafts-- };
+    });
+    expect(await backUp(engine, refused)).toEqual(expected);
     expect(await contents(refused)).toEqual(await contents(written));
     expect(drafts).toBe(0);
   });

@@ -74,6 +74,7 @@ async function fill(): Promise<void> {
     ["policies", "/policies", "Policies"],
     ["policy", `/policies/${policyId}`, hostile[0] ?? ""],
     ["audit", "/audit", "Audit"],
+    ["projects", "/projects", "Projects"],
     ["about", "/about", "About"],
   ];
 }

@@ -109,6 +109,7 @@ const pages = (): readonly (readonly [path: string, heading: string, does: reado
   ["/workers", "Workers & queue", ["Disable…"]],
   ["/repositories", "Repositories", ["Reap…", "Rescan…"]],
   ["/policies", "Policies", []],
+  ["/projects", "Projects", []],
   [`/policies/${policy}`, "nightly", ["Run now…"]],
   ["/notifications", "Notifications", ["Retry"]],
 ];

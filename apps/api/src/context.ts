@@ -1,10 +1,19 @@
-import { type Config, countAlerts, countProtection, type Database, type Logger } from "@tephra/control";
+import {
+  type Config,
+  countAlerts,
+  countProtection,
+  type Database,
+  type Logger,
+  listProjects,
+  type ProjectFacts,
+} from "@tephra/control";
 import {
   besideSettings,
   type Certificates,
   type OnTrouble,
   openDatabase,
   openMetrics,
+  rarely,
   tellTrouble,
 } from "@tephra/control/process";
 import { type Cinder, openCinder } from "@tephra/openstack";
@@ -28,6 +37,8 @@ export interface Context {
   readonly metrics: ReturnType<typeof openMetrics>;
   readonly overviews: Overviews;
   readonly backupCounts: BackupCounts;
+  /** All projects; whoever asks again within ten seconds is told the same, since that reads all volumes and backups. */
+  readonly projects: () => Promise<ProjectFacts[]>;
   readonly events: Events;
   readonly queues: RedisQueues;
   readonly authenticate: Authenticate;
@@ -74,6 +85,7 @@ export function openContext(config: Config, log: Logger, certificates: Certifica
     ),
     overviews,
     backupCounts: openBackupCounts(database),
+    projects: rarely(10_000, () => listProjects(database, config)),
     events: openEvents({ database, log, authenticate, overviews }),
     queues: openRedisQueues(config, log),
     authenticate,

@@ -16,6 +16,7 @@ import { addNotificationCommands } from "./tephra/notifications.ts";
 import { cellText } from "./tephra/output.ts";
 import { addPasswordCommand } from "./tephra/password.ts";
 import { addPolicyCommands } from "./tephra/policies.ts";
+import { addProjectCommands } from "./tephra/projects.ts";
 import { addRecordCommands } from "./tephra/records.ts";
 import { addRetentionCommands } from "./tephra/retention.ts";
 import { addGlobalOptions } from "./tephra/session.ts";
@@ -79,6 +80,7 @@ function addCommands(program: Command): void {
   addStatusCommands(program);
   addAlertCommands(program);
   addWorkerCommands(program);
+  addProjectCommands(program);
   addLookCommands(program);
   addAuditCommand(program);
   addDoctorCommand(program);

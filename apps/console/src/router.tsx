@@ -48,6 +48,7 @@ const tree = root.addChildren([
   page("/policies/$id", () => import("./pages/policy.tsx"), "PolicyPage"),
   page("/audit", () => import("./pages/audit.tsx"), "AuditPage"),
   page("/notifications", () => import("./pages/notifications.tsx"), "NotificationsPage"),
+  page("/projects", () => import("./pages/projects.tsx"), "ProjectsPage"),
   page("/about", () => import("./pages/about.tsx"), "AboutPage"),
 ]);
 

@@ -212,6 +212,7 @@ export {
 } from "./machines/snapshots.ts";
 export { type Alert, countAlerts } from "./overview/alerts.ts";
 export { type Overview, readOverview } from "./overview/overview.ts";
+export { listProjects, type ProjectFacts } from "./overview/projects.ts";
 export { type QueueState, readQueue, type TaskCounts } from "./overview/queue.ts";
 export { readRanges } from "./overview/ranges.ts";
 export { getRepository, listRepositories, type PassRow, type RepositoryFacts } from "./overview/repositories.ts";

@@ -19,6 +19,7 @@ import {
   RetentionPreview,
   VolumePolicy,
 } from "./policies.ts";
+import { Project } from "./projects.ts";
 import { QueueState } from "./queue.ts";
 import { Repository, RepositoryDetails } from "./repositories.ts";
 import { Samples } from "./samples.ts";
@@ -52,6 +53,7 @@ export const answers = {
   "GET /ops/queue": { 200: z.object({ queue: QueueState }) },
   "GET /ops/samples": { 200: Samples },
   "GET /ops/search": { 200: z.object({ hits: z.array(SearchHit) }) },
+  "GET /ops/projects": { 200: z.object({ projects: z.array(Project), next: z.string().nullable() }) },
   "GET /ops/repositories": { 200: z.object({ repositories: z.array(Repository) }) },
   "GET /ops/repositories/:name": { 200: z.object({ repository: RepositoryDetails }) },
   "GET /ops/operations": { 200: z.object({ operations: z.array(Operation) }) },

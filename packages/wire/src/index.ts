@@ -27,6 +27,7 @@ export type {
   RetentionPreview,
   VolumePolicy,
 } from "./policies.ts";
+export type { Project } from "./projects.ts";
 export type { QueueState } from "./queue.ts";
 export type { Proof, Repository, RepositoryDetails, RepositorySummary } from "./repositories.ts";
 export { type BodyOf, requests } from "./requests.ts";

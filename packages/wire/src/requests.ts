@@ -338,6 +338,10 @@ export const requests = {
   "PUT /ops/alerts/:code/:subject/snooze": {
     body: z.strictObject({ until: time, reason: text.trim().min(1).max(255) }),
   },
+  /** `marker`: `next` of the page before; `q`: how its id begins. */
+  "GET /ops/projects": {
+    query: z.strictObject({ q: text.trim().min(1).max(255).optional(), marker: text.max(255).optional(), limit }),
+  },
   "GET /ops/samples": { query: SamplesQuery },
   "GET /ops/search": { query: z.strictObject({ q: text.trim().min(3).max(255) }) },
   "GET /ops/policies": { query: z.strictObject({ limit }) },

@@ -228,6 +228,8 @@ it("answers what protects volumes: policies and their runs, holds, deletions tha
   await ask("limit", "PUT", limit, { body: { bytes_per_second: 1_000_000 } });
   await ask("limit, of nothing", "PUT", limit, { body: {} });
   await ask("limits", "GET", "/ops/limits");
+  await ask("projects", "GET", "/ops/projects");
+  await ask("projects, after none that there is", "GET", "/ops/projects?marker=nobody");
   await ask("limit, removed", "DELETE", limit);
   await ask("limit, removed again", "DELETE", limit);
   await instance.sql(`UPDATE workers SET free_bytes = '{"backend:files": 1073741824}' WHERE id = 'silent'`);

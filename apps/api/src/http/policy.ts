@@ -97,6 +97,7 @@ const policy = {
   "ops:search": "reader",
   "ops:samples": "observer",
   "ops:workers": "observer",
+  "ops:projects": "observer",
   "ops:repository": "observer",
   "ops:operations": "reader",
   "ops:operation:cancel": "member",

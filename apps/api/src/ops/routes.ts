@@ -13,6 +13,7 @@ import type { Tables } from "./openapi.ts";
 import { operations } from "./operations.ts";
 import { overview } from "./overview.ts";
 import { policies } from "./policies.ts";
+import { projects } from "./projects.ts";
 import { queue } from "./queue.ts";
 import { repositories } from "./repositories.ts";
 import { samples } from "./samples.ts";
@@ -46,6 +47,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["GET", "/ops/queue", "ops:queues", queue.show],
     ["GET", "/ops/samples", "ops:samples", samples.list],
     ["GET", "/ops/search", "ops:search", search.find],
+    ["GET", "/ops/projects", "ops:projects", projects.list],
     ["GET", "/ops/repositories", "ops:repository", repositories.list],
     ["GET", "/ops/repositories/:name", "ops:repository", repositories.show],
     ["GET", "/ops/operations", "ops:operations", operations.list],

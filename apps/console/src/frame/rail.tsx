@@ -12,6 +12,7 @@ import {
   ListChecks,
   type LucideIcon,
   Server,
+  Users,
 } from "lucide-react";
 
 export interface Place {
@@ -41,6 +42,7 @@ export const places: readonly (readonly Place[])[] = [
   [
     { to: "/audit", name: "Audit", Icon: ListChecks, key: "a", rule: "ops:audit" },
     { to: "/notifications", name: "Notifications", Icon: Bell, rule: "ops:notifications" },
+    { to: "/projects", name: "Projects", Icon: Users, rule: "ops:projects" },
     { to: "/about", name: "About", Icon: Info },
   ],
 ];

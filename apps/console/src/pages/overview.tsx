@@ -23,7 +23,16 @@ const ActivityPanel = lazy(() => import("../parts/charts.tsx").then((charts) => 
 type Overview = AnswerOf<"GET /ops/overview">["overview"];
 
 /** The pages that alerts lead to; what a later release names beside them is told without a link. */
-const linked = ["/workers", "/repositories", "/operations", "/backups", "/volumes", "/policies", "/notifications"];
+const linked = [
+  "/workers",
+  "/repositories",
+  "/operations",
+  "/backups",
+  "/volumes",
+  "/policies",
+  "/notifications",
+  "/projects",
+];
 
 type OneAlert = Overview["alerts"][number];
 
@@ -103,7 +112,7 @@ function OneBanner({ alert }: { alert: OneAlert }) {
           </span>
         )}
       </span>
-      {linked.includes(to) && (
+      {linked.includes(to) && (to !== "/projects" || may("ops:projects")) && (
         <Link to={to} search={Object.fromEntries(new URLSearchParams(query)) as never}>
           Show
         </Link>

@@ -105,7 +105,7 @@ const judgedVolumes = (config: Config, volumes: Prisma.Sql): Prisma.Sql => Prism
   FROM judged`;
 
 /**
- * SQL: a query of `id, "goodAt", state` of all volumes of a project, or of all (null): the same judgement, of all at once. Looked at one by
+ * SQL: a query of `id, "projectId", "goodAt", state` of all volumes of a project, or of all (null): the same judgement, of all at once. Looked at one by
  * one are only those of which something is noted: an exclusion, a failed or damaged backup, a policy that is not their project's.
  */
 const statesOf = (config: Config, projectId: string | null): Prisma.Sql => {
@@ -134,8 +134,8 @@ const statesOf = (config: Config, projectId: string | null): Prisma.Sql => {
   ), general AS (
     SELECT a.project_id, p.target_hours AS hours FROM policy_assignments a JOIN policies p ON p.id = a.policy_id WHERE a.scope = 'project'
   )
-  SELECT id, "goodAt", ${stateOf} AS state FROM (
-    SELECT v.id, good.at AS "goodAt", coalesce(noted.excluded, false) AS excluded, coalesce(noted.marred, false) AS marred,
+  SELECT id, "projectId", "goodAt", ${stateOf} AS state FROM (
+    SELECT v.id, v.project_id AS "projectId", good.at AS "goodAt", coalesce(noted.excluded, false) AS excluded, coalesce(noted.marred, false) AS marred,
       coalesce(CASE WHEN noted.led THEN noted.hours ELSE general.hours END, ${config.protection.target_hours}::int) AS "targetHours"
     FROM volumes v
     LEFT JOIN good ON good.volume_id = v.id AND good.project_id = v.project_id
@@ -202,6 +202,17 @@ export async function countProtection(
     SELECT state, count(*)::int AS volumes FROM (${statesOf(config, projectId)}) volume GROUP BY state`;
   const found = protectionStates.map((one) => [one, rows.find(({ state }) => state === one)?.volumes ?? 0]);
   return Object.fromEntries(found) as Record<ProtectionState, number>;
+}
+
+/** Counts of volumes that are late, and that never were backed up, of each project that has volumes. */
+export async function countProtectionByProject(
+  database: Database,
+  config: Config,
+): Promise<Map<string, { late: number; never: number }>> {
+  const rows = await database.$queryRaw<{ projectId: string; late: number; never: number }[]>`
+    SELECT "projectId", count(*) FILTER (WHERE state = 'late')::int AS late, count(*) FILTER (WHERE state = 'never')::int AS never
+    FROM (${statesOf(config, null)}) volume GROUP BY "projectId"`;
+  return new Map(rows.map(({ projectId, ...counts }) => [projectId, counts]));
 }
 
 /**

@@ -214,6 +214,20 @@ export async function getQuota(
   return Object.fromEntries(lines) as Record<QuotaLimit, QuotaLine>;
 }
 
+/** Limits and usage of each project that has a row, and those of one that has none. */
+export async function listQuotas(
+  database: Database,
+  config: Config,
+): Promise<{ projects: Map<string, Record<QuotaResource, QuotaLine>>; defaults: Record<QuotaResource, QuotaLine> }> {
+  const rows = await database.$queryRaw<(QuotaRow & { project_id: string })[]>`SELECT * FROM quotas`;
+  const limits = await getDefaultQuota(database, config);
+  const linesOf = (row: QuotaRow | null) => {
+    const lines = resources.map((r) => [r, { limit: row?.[r] ?? limits[r], inUse: row ? usedOf(row, r) : 0 }] as const);
+    return Object.fromEntries(lines) as Record<QuotaResource, QuotaLine>;
+  };
+  return { projects: new Map(rows.map((row) => [row.project_id, linesOf(row)])), defaults: linesOf(null) };
+}
+
 export interface NearQuota {
   project: string;
   /** Those of its limits that are nearly reached. */

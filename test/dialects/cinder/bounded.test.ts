@@ -106,13 +106,17 @@ it("tells the positions of 20,000 queued operations in one pass", { timeout: 120
      SELECT gen_random_uuid(), id, 'plan-verify', 0, 4, project_id, created_at, array['repository:nowhere'] FROM operations`,
   );
   await instance.sql("ANALYZE operations, tasks");
-  const startedMs = performance.now();
-  const reply = await instance.request("GET", "/ops/operations?state=queued&limit=1000");
-  const tookMs = performance.now() - startedMs;
-  process.stdout.write(`1,000 of 20,000 queued operations in ${Math.round(tookMs)} ms\n`);
+  const ask = async (limit: number) => {
+    const startedMs = performance.now();
+    const reply = await instance.request("GET", `/ops/operations?state=queued&limit=${limit}`);
+    return { ...reply, tookMs: performance.now() - startedMs };
+  };
+  await ask(1);
+  const one = await ask(1);
+  const reply = await ask(1000);
   expect(reply.status).toBe(200);
   const positions = reply.body.operations.map((operation: { queue_position: number }) => operation.queue_position);
   expect(positions).toEqual(Array.from({ length: 1000 }, (_, at) => 20_000 - at));
-  // With a scan for each row it took twenty seconds.
-  expect(tookMs).toBeLessThan(5_000);
+  // With a scan for each row it takes a thousand times as long as one row does.
+  expect(reply.tookMs / one.tookMs).toBeLessThan(100);
 });

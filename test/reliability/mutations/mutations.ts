@@ -109,8 +109,8 @@ export const mutations: readonly Mutation[] = [
     ...machines,
     name: "a machine's snapshot that failed stays for good",
     file: `${control}/rows/endings.ts`,
-    from: "  if (snapshot?.ovf == null) return;\n",
-    to: "  if (snapshot !== null) return;\n",
+    from: "if (snapshot?.ovf != null) await removeMachineSnapshot",
+    to: "if (snapshot === null) await removeMachineSnapshot",
     test: "a snapshot that cannot be taken is removed",
   },
   {

@@ -5,7 +5,7 @@ import { CountReporter } from "../../kit/count-reporter.ts";
 export default defineConfig({
   test: {
     include: ["test/format/sources/*.suite.ts"],
-    globalSetup: ["test/kit/build-setup.ts"],
+    globalSetup: ["test/kit/build-setup.ts", "test/kit/global-setup.ts"],
     reporters: ["default", new CountReporter()],
     maxWorkers: 1,
     testTimeout: 300_000,

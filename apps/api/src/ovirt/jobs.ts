@@ -75,7 +75,7 @@ const showJob: Handle = async ({ database }, call) => {
   const id = call.params["id"] ?? "";
   const end = endOfJob(id);
   if (end !== null) return shown("job", endedView(id.toLowerCase(), end));
-  return shown("job", view(await getOperation(database, call.principal, call.params["id"] ?? "")));
+  return shown("job", view(await getOperation(database, call.principal, id)));
 };
 
 /** The operations of the project, as oVirt's jobs. */

@@ -8,9 +8,7 @@ export function addAlertCommands(program: Command): void {
   alert.command("list").description("the worst first, with those that are snoozed").action(list);
   alert
     .command("snooze")
-    .description(
-      "Nobody is told of it for a while: neither here, nor in the console, nor by tephra_alerts in /metrics.",
-    )
+    .description("Set an alert aside for a while: it is shown as snoozed, and tephra_alerts in /metrics leaves it out.")
     .argument("<code>", "such as volumes_late")
     .argument("[subject]", "the worker, repository, project or backend that it is about, where it is about one")
     .requiredOption("--for <duration>", "How long: 90m, 8h or 7d; at most 90d.", parseDuration)

@@ -36,11 +36,9 @@ export async function listProjects(database: Database, config: Config): Promise<
       SELECT project_id AS "projectId", coalesce(sum(stored_bytes), 0)::float8 AS "storedBytes" FROM backups
       WHERE deleted_at IS NULL AND status IN ('available', 'restoring') GROUP BY project_id`,
   ]);
-  const [taskOf, sumOf] = [
-    new Map(tasks.map((row) => [row.projectId, row])),
-    new Map(sums.map((row) => [row.projectId, row])),
-  ];
-  const ids = new Set([...quotas.keys(), ...protection.keys(), ...taskOf.keys(), ...sumOf.keys()]);
+  const taskOf = new Map(tasks.map((row) => [row.projectId, row]));
+  const storedOf = new Map(sums.map((row) => [row.projectId, row.storedBytes]));
+  const ids = new Set([...quotas.keys(), ...protection.keys(), ...taskOf.keys(), ...storedOf.keys()]);
   return [...ids]
     .map((projectId) => ({
       projectId,
@@ -49,7 +47,7 @@ export async function listProjects(database: Database, config: Config): Promise<
       waiting: taskOf.get(projectId)?.waiting ?? 0,
       late: protection.get(projectId)?.late ?? 0,
       never: protection.get(projectId)?.never ?? 0,
-      storedBytes: sumOf.get(projectId)?.storedBytes ?? 0,
+      storedBytes: storedOf.get(projectId) ?? 0,
     }))
     .sort((a, b) => b.storedBytes - a.storedBytes || (a.projectId < b.projectId ? -1 : 1));
 }

@@ -316,18 +316,11 @@ class RangeCopier {
       passed += bytes;
       this.#passed(bytes);
     };
-    const run = {
-      blockBytes: layout.blockBytes,
-      leaveZeros: layout.compressZeros ?? true,
-      fence,
-      writableUntil,
-      onBytes,
-    };
+    const { blockBytes, compressZeros: leaveZeros = true } = layout;
+    const input = { source, windows, blockBytes, leaveZeros, fence, writableUntil, onBytes, ...(pace && { pace }) };
+    // Without a place to read from, copying says why.
     const { lanes } = await this.#access.use(async (from) => {
-      return {
-        lanes:
-          from && (await storeLanes(this.#engine, { source, from, windows, ...run, ...(pace && { pace }) }, signal)),
-      };
+      return { lanes: from === null ? null : await storeLanes(this.#engine, { ...input, from }, signal) };
     });
     if (lanes === null) {
       this.bytesDone -= passed;

@@ -1,9 +1,10 @@
 import type { Extent } from "../format/extents.ts";
 import type { CpuResult } from "../threads/cpu-tasks.ts";
 import type { EngineContext } from "../threads/engine-context.ts";
+import { cutPiece } from "../threads/hash-lanes.ts";
 import { sliceBytesOf } from "../threads/lane-sizes.ts";
-import { clipPairs, pairedBytes } from "../threads/read-fully.ts";
-import type { StoreLanePiece, StoreLanesRequest } from "../threads/store-lanes.ts";
+import { pairedBytes } from "../threads/read-fully.ts";
+import type { StoreLanesRequest } from "../threads/store-lanes.ts";
 import type { ThreadPlace } from "../threads/thread-place.ts";
 import type { VolumeSource } from "../volume/volume.ts";
 import { type CopiedLane, readFailure } from "./copy-lanes.ts";
@@ -52,7 +53,9 @@ export async function storeLanes(
   let buffer = new ArrayBuffer((windows.length + 1) * strideBytes);
   let states: Uint8Array<ArrayBuffer> | null = null;
   for (let at = 0; at < longest; at += stepBytes) {
-    const pieces = windows.map((window) => pieceAt(window, at, stepBytes));
+    const pieces = windows.map(({ descriptor, offset, length, data }) => {
+      return { ...cutPiece({ offset, length, data }, at, stepBytes), descriptor, at };
+    });
     await input.pace?.(pieces.reduce((sum, { data }) => sum + pairedBytes(data), 0));
     input.fence();
     const request: StoreLanesRequest = {
@@ -80,14 +83,4 @@ export async function storeLanes(
     input.onBytes(pieces.reduce((sum, { length }) => sum + length, 0));
   }
   return lanes;
-}
-
-function pieceAt(
-  { offset, length: whole, data, descriptor }: StoredWindow,
-  at: number,
-  stepBytes: number,
-): StoreLanePiece {
-  const length = Math.max(0, Math.min(stepBytes, whole - at));
-  const endsAt = length > 0 && at + length === whole ? whole : null;
-  return { offset: offset + at, length, data: clipPairs(data, at, at + length), endsAt, descriptor, at };
 }

@@ -1,7 +1,7 @@
 import { zeroBlockHashes } from "../format/zero-blocks.ts";
 import type { Md5InStep, Span } from "../hashing/hashing.ts";
 import type { CpuTools } from "./cpu-tools.ts";
-import { readPieces, type SparsePiece, type UnreadResult } from "./read-fully.ts";
+import { clipPairs, readPieces, type SparsePiece, type UnreadResult } from "./read-fully.ts";
 import type { ThreadPlace } from "./thread-place.ts";
 
 /** The next piece of one of several messages that are hashed in lockstep. */
@@ -12,6 +12,25 @@ export interface LanePiece {
   data: Float64Array<ArrayBuffer>;
   /** Length of the whole message when this is its last piece, else null. Other pieces are a multiple of 64 bytes long. */
   endsAt: number | null;
+}
+
+/**
+ * Up to `bytes` of a message from `at` on, none behind its end; or of a piece of one, whose message ends at `endsAt`, if with this piece: by
+ * default what is cut is a whole message.
+ */
+export function cutPiece(
+  {
+    offset,
+    length: whole,
+    data,
+    endsAt = whole,
+  }: { offset: number; length: number; data: Float64Array; endsAt?: number | null },
+  at: number,
+  bytes: number,
+): LanePiece {
+  const length = Math.max(0, Math.min(bytes, whole - at));
+  const isLast = length > 0 && at + length === whole;
+  return { offset: offset + at, length, data: clipPairs(data, at, at + length), endsAt: isLast ? endsAt : null };
 }
 
 /** Reads the next piece of several messages and updates their digests with it. */

@@ -1,9 +1,9 @@
 import type { Extent } from "../format/extents.ts";
 import type { CpuPool } from "./cpu-pool.ts";
 import type { CpuResult } from "./cpu-tasks.ts";
-import { type HashLanesRequest, type HashLanesResult, laneSpans } from "./hash-lanes.ts";
+import { cutPiece, type HashLanesRequest, type HashLanesResult, laneSpans } from "./hash-lanes.ts";
 import { sliceBytesOf } from "./lane-sizes.ts";
-import { clipPairs, type UnreadPlace } from "./read-fully.ts";
+import type { UnreadPlace } from "./read-fully.ts";
 import type { ThreadPlace } from "./thread-place.ts";
 
 export interface LaneMessage extends Extent {
@@ -48,11 +48,7 @@ export async function pumpLanes(
   let consumed: Promise<ArrayBuffer> | null = null;
   for (let at = 0; at < longest; at += sliceBytes) {
     const buffer = free.pop() as ArrayBuffer;
-    const pieces = messages.map(({ offset, length: whole, data: pairs }) => {
-      const length = Math.max(0, Math.min(sliceBytes, whole - at));
-      const endsAt = length > 0 && at + length === whole ? whole : null;
-      return { offset: offset + at, length, data: clipPairs(pairs, at, at + length), endsAt };
-    });
+    const pieces = messages.map(({ offset, length, data }) => cutPiece({ offset, length, data }, at, sliceBytes));
     const request: HashLanesRequest = {
       kind: "hashLanes",
       from,

@@ -2,8 +2,8 @@ import { writeSync } from "node:fs";
 import { dataRuns } from "../run/data-runs.ts";
 import type { CpuTools } from "./cpu-tools.ts";
 import { fileCall } from "./file-calls.ts";
-import { hashLanes, type LanePiece, laneSpans } from "./hash-lanes.ts";
-import { clipPairs, type UnreadResult } from "./read-fully.ts";
+import { cutPiece, hashLanes, type LanePiece, laneSpans } from "./hash-lanes.ts";
+import type { UnreadResult } from "./read-fully.ts";
 import type { ThreadPlace } from "./thread-place.ts";
 import type { UnwrittenResult } from "./write-lanes.ts";
 
@@ -52,7 +52,7 @@ export function storeLanes(
   let { states } = request;
   const longest = Math.max(...pieces.map(({ length }) => length));
   for (let start = 0; start < longest; start += strideBytes) {
-    const slices = pieces.map((piece) => sliceOf(piece, start, strideBytes));
+    const slices = pieces.map((piece) => cutPiece(piece, start, strideBytes));
     const hashed = hashLanes(
       { kind: "hashLanes", from, buffer, strideBytes, blockBytes, pieces: slices, states },
       tools,
@@ -76,21 +76,6 @@ export function storeLanes(
     }
   }
   return { buffer, states: states as Uint8Array<ArrayBuffer>, pieces: results };
-}
-
-function sliceOf(
-  { offset, length: whole, data, endsAt }: StoreLanePiece,
-  start: number,
-  strideBytes: number,
-): LanePiece {
-  const length = Math.max(0, Math.min(strideBytes, whole - start));
-  const isLast = length > 0 && start + length === whole;
-  return {
-    offset: offset + start,
-    length,
-    data: clipPairs(data, start, start + length),
-    endsAt: isLast ? endsAt : null,
-  };
 }
 
 /** A slice is smaller than the write limit of one fence check. False when it could not be written or no longer may be. */

@@ -2,11 +2,10 @@ import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { AnswerOf } from "@tephra/wire";
 import { lazy, Suspense, useState } from "react";
-import { Input, Label, TextField } from "react-aria-components/TextField";
 import { call } from "../data/api.ts";
 import { route } from "../data/queries.ts";
 import { useMay } from "../data/session.tsx";
-import { Action } from "../parts/action.tsx";
+import { Action, ReasonField } from "../parts/action.tsx";
 import { bytesText, countText, durationText, quoted, shown } from "../parts/format.ts";
 import { OperationsTable } from "../parts/operations-table.tsx";
 import { PageHead, Panel } from "../parts/panel.tsx";
@@ -72,10 +71,7 @@ function Snooze({ alert }: { alert: OneAlert }) {
               ))}
             </select>
           </label>
-          <TextField className="field" value={reason} onChange={setReason}>
-            <Label>Reason</Label>
-            <Input maxLength={255} />
-          </TextField>
+          <ReasonField value={reason} onChange={setReason} />
         </>
       }
       isFilled={reason.trim() !== ""}

@@ -1,12 +1,11 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { useState } from "react";
-import { Input, Label, TextField } from "react-aria-components/TextField";
 import { call } from "../data/api.ts";
 import { backupsPath, type CinderBackup, type CinderVolume, startBackup, utc, volumePath } from "../data/cinder.ts";
 import { ofOperations, path, route } from "../data/queries.ts";
 import { useMay, useSession } from "../data/session.tsx";
-import { Action } from "../parts/action.tsx";
+import { Action, ReasonField } from "../parts/action.tsx";
 import { useId } from "../parts/address.ts";
 import { CalendarPanel } from "../parts/calendar.tsx";
 import { quoted, shown } from "../parts/format.ts";
@@ -104,10 +103,7 @@ function Exclusion({ id }: { id: string }) {
       effects={
         <>
           <p>The volume no longer counts as late or never backed up, and no policy backs it up.</p>
-          <TextField className="field" value={reason} onChange={setReason}>
-            <Label>Reason</Label>
-            <Input maxLength={255} />
-          </TextField>
+          <ReasonField value={reason} onChange={setReason} />
         </>
       }
       isFilled={reason.trim() !== ""}

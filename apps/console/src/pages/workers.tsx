@@ -2,13 +2,12 @@ import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { QueueState, WorkerCard } from "@tephra/wire";
 import { useState } from "react";
-import { Input, Label, TextField } from "react-aria-components/TextField";
 import { ask } from "../data/api.ts";
 import { utc } from "../data/cinder.ts";
 import { route } from "../data/queries.ts";
 import { type Service, servicesPath, servicesQuery } from "../data/services.ts";
 import { useMay, useSession } from "../data/session.tsx";
-import { Action } from "../parts/action.tsx";
+import { Action, ReasonField } from "../parts/action.tsx";
 import { countText, durationText, shown } from "../parts/format.ts";
 import { PageHead, Panel } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
@@ -32,10 +31,7 @@ function Switch({ service }: { service: Service }) {
       effects={
         <>
           <p>The host gets no new work. What it does it finishes.</p>
-          <TextField className="field" value={reason} onChange={setReason}>
-            <Label>Reason</Label>
-            <Input maxLength={255} />
-          </TextField>
+          <ReasonField value={reason} onChange={setReason} />
         </>
       }
       run={() => change("disable-log-reason", { disabled_reason: reason || "no reason given" })}

@@ -103,3 +103,13 @@ export function Action({ label, effects, name, command, run, done, isFilled, why
     </DialogTrigger>
   );
 }
+
+/** For `effects` of what is done with a reason. */
+export function ReasonField({ value, onChange }: { value: string; onChange: (reason: string) => void }) {
+  return (
+    <TextField className="field" value={value} onChange={onChange}>
+      <Label>Reason</Label>
+      <Input maxLength={255} />
+    </TextField>
+  );
+}

@@ -103,12 +103,16 @@ it(`the starts of ${volumeCount} backups are spread, none is missed; a night wit
     `${volumeCount} backups, begun in each ${stepMinutes} minutes: ${begun.join(" ")}; a list of backups meanwhile: p99 ${p99?.toFixed(0)} ms of ${latencies.length}\n`,
   );
 
+  const runs = () =>
+    instance.sql("SELECT state, reason, finished_at IS NOT NULL AS ended FROM policy_runs ORDER BY due_at");
+  const ended = () =>
+    instance.waitFor(async () => (await runs()).every((run) => run.ended), { what: "the runs have ended" });
+  // A run ends at the reconciler's next round after its last item.
+  await ended();
   // Nobody is there from ten to two until ten past three.
   await forwardTo(-10);
   await Promise.all(instance.workers.map((worker) => worker.stop()));
   await forwardTo(70);
-  const runs = () =>
-    instance.sql("SELECT state, reason, finished_at IS NOT NULL AS ended FROM policy_runs ORDER BY due_at");
   const ran = { state: "ran", reason: null, ended: true };
   // The API, which reconciles as well, sees that it is due, and leaves it.
   const [{ at }] = await instance.sql("SELECT now() AS at");
@@ -123,7 +127,7 @@ it(`the starts of ${volumeCount} backups are spread, none is missed; a night wit
   await instance.waitFor(async () => (await runs()).length === 2, { what: "the night is made up for" });
   forward(jitterMinutes * 60 + 1);
   await settled();
-  await instance.waitFor(async () => (await runs()).every(({ ended }) => ended), { what: "the run has ended" });
+  await ended();
   const madeUp = { state: "late", reason: expect.stringContaining("No worker was alive"), ended: true };
   expect(await runs()).toEqual([ran, madeUp]);
   expect(await states()).toEqual({ succeeded: 2 * volumeCount });

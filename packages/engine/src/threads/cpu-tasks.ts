@@ -174,9 +174,11 @@ function copyWindow(request: CopyWindowRequest, tools: CpuTools): CopyWindowResu
     extents.push({ ...place, md5, compression: pieces === null ? "none" : label, pieces, ownership: "own" });
   }
   const needsRaw = extents.some((extent) => extent.pieces === null);
+  if (needsRaw) return { hashes: hashed.hashes, extents, raw };
   // Free the memory now rather than at some later garbage collection: windows are large and arrive in quick succession.
-  if (!needsRaw) raw.transfer(0);
-  return { hashes: hashed.hashes, extents, raw: needsRaw ? raw : null };
+  if (request.window === null && kept === "window") tools.giveBackWindow(raw);
+  else raw.transfer(0);
+  return { hashes: hashed.hashes, extents, raw: null };
 }
 
 /** Extent positions, in the window and in the buffer, which holds either the whole window or only the extents, concatenated. */
@@ -226,14 +228,14 @@ const sliceBytesAim = 512 * 1024;
 /** Reads and hashes a window slice by slice. With a parent, only the blocks that differ are kept. */
 function readWindow(
   request: CopyWindowRequest,
-  { hashing, cancelled, scratch: scratchOf }: CpuTools,
+  { hashing, cancelled, scratch: scratchOf, windowMemory }: CpuTools,
 ): TakenWindow | UnreadResult | undefined {
   const { blockBytes, parentHashes } = request;
   const source = request.source as WindowSource;
   const hashed = emptyHashes(source.length, blockBytes);
   const aim = "nbd" in source.place ? nbdReadBytes : sliceBytesAim;
   const sliceBytes = Math.max(1, Math.floor(aim / blockBytes)) * blockBytes;
-  const window = parentHashes === null ? new Uint8Array(source.length) : null;
+  const window = parentHashes === null ? new Uint8Array(windowMemory(source.length)) : null;
   const scratch = window ?? scratchOf(Math.min(sliceBytes, source.length));
   const changed = new GrowingBytes(source.length);
   for (let start = 0; start < source.length; start += sliceBytes) {

@@ -34,13 +34,37 @@ function scratch(bytes: number): Uint8Array<ArrayBuffer> {
   return kept.subarray(0, bytes);
 }
 
+/** The window that was given back last, for as long as windows follow each other: its pages need not be made again. */
+let idleWindow: ArrayBuffer | null = null;
+const idleMs = 500;
+const dropIdle = setTimeout(() => giveBackWindow(null), idleMs);
+
+function windowMemory(bytes: number): ArrayBuffer {
+  const window = idleWindow;
+  if (window?.byteLength !== bytes) return new ArrayBuffer(bytes);
+  idleWindow = null;
+  return window;
+}
+
+function giveBackWindow(window: ArrayBuffer | null): void {
+  idleWindow?.transfer(0);
+  idleWindow = window;
+  if (window !== null) dropIdle.refresh();
+}
+
 parentPort?.on("message", ({ request, cancel, fileCalls }: CpuMessage) => {
   countFileCalls(fileCalls);
   let answer: CpuAnswer;
   try {
     answer = {
       outcome: "done",
-      result: runCpuTask(request, { hashing, cancelled: () => Atomics.load(cancel, 0) === 1, scratch }),
+      result: runCpuTask(request, {
+        hashing,
+        cancelled: () => Atomics.load(cancel, 0) === 1,
+        scratch,
+        windowMemory,
+        giveBackWindow,
+      }),
     };
   } catch (error) {
     answer = { outcome: "failed", message: error instanceof Error ? error.message : String(error) };

@@ -6,4 +6,7 @@ export interface CpuTools {
   cancelled: () => boolean;
   /** Memory with anything in it, until the next call: fresh memory costs a page fault every 4 KiB. */
   scratch: (bytes: number) => Uint8Array<ArrayBuffer>;
+  /** Memory for a window, with anything in it, that the caller owns: what was given back last, where it has that size. */
+  windowMemory: (bytes: number) => ArrayBuffer;
+  giveBackWindow: (window: ArrayBuffer) => void;
 }

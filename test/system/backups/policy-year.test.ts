@@ -92,9 +92,9 @@ it(
       config: {
         repositories,
         quotas: { volumes: -1, backups: -1, gigabytes: -1, backup_gigabytes: -1 },
-        // After a step of the clock nothing is due for as long as a lease lasts.
-        worker: { slots: 4, lease_ms: 3_000, heartbeat_ms: 300 },
-        tasks: { reconcile_ms: 200, dispatch_timeout_ms: 3_000, backoff_ms: 100 },
+        // After a step of the clock nothing is due for as long as a lease lasts. Short ones also run out because the machine is busy.
+        worker: { slots: 4, lease_ms: 2_000, heartbeat_ms: 300 },
+        tasks: { reconcile_ms: 200, dispatch_timeout_ms: 3_000, backoff_ms: 100, attempts_max: 20 },
         reaper: { interval_hours: null, grace_minutes: 60 },
       },
     });

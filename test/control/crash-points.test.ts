@@ -21,7 +21,8 @@ const program = `
   import { openDatabase } from "@tephra/control/process";
   import { inTransaction } from "@tephra/control/work";
   const database = openDatabase(process.argv[1]);
-  await inTransaction(database, (tx) => tx.schedule.create({ data: { name: process.argv[2], ranAt: new Date() } }));
+  const enter = (client) => client.schedule.create({ data: { name: process.argv[2], ranAt: new Date() } });
+  await (process.argv[2].startsWith("change") ? enter(database) : inTransaction(database, enter));
   await database.$disconnect();`;
 
 test.each([
@@ -29,6 +30,8 @@ test.each([
   { point: "transaction.statement-1:1", kept: 0 },
   { point: "transaction.commit:1", kept: 0 },
   { point: "transaction.committed:1", kept: 1 },
+  { point: "change.begin:1", kept: 0 },
+  { point: "change.committed:1", kept: 1 },
 ])("a program told to die at $point has kept $kept rows", async ({ point, kept }) => {
   const args = ["--input-type=module", "--eval", program, databaseUrl, point];
   const { signal, stderr } = spawnSync(projectNode(), args, {

@@ -79,7 +79,7 @@ const page: Parameters<typeof listBackups>[2]["page"] = {
 it.each<[string, number, () => Promise<() => Promise<unknown>>]>([
   [
     "a full backup",
-    4,
+    2,
     async () => {
       const volumeId = await addVolume();
       return () => requestBackup(database, config, principal, { ...request, volumeId });
@@ -140,15 +140,20 @@ it.each<[string, number, () => Promise<() => Promise<unknown>>]>([
   expect(sent.length, sent.join("\n")).toBe(count);
 });
 
-it("an accepted backup wakes the dispatcher, after its commit; a refused one does not", async () => {
+it.each([
+  [{ incremental: false }, "INSERT INTO backups"],
+  [{ incremental: true }, "COMMIT"],
+])("an accepted backup wakes the dispatcher, after its commit; a refused one does not (%o)", async (kind, last) => {
   const volumeId = await addVolume();
-  const rungAfterCommit = (texts: readonly string[]): boolean =>
-    texts.includes("COMMIT") && texts.findLastIndex(isRing) > texts.lastIndexOf("COMMIT");
-  await sentBy(() => requestBackup(database, config, principal, { ...request, volumeId }), rungAfterCommit);
-  const refused = await sentBy(async () => {
-    await expect(requestBackup(database, config, principal, { ...request, volumeId })).rejects.toThrow("backing-up");
-  });
-  expect(refused.at(-1)).toBe("ROLLBACK");
+  await addBackup(volumeId);
+  const ask = () => requestBackup(database, config, principal, { ...request, ...kind, volumeId });
+  const rungAfterCommit = (texts: readonly string[]): boolean => {
+    const committed = texts.findLastIndex((text) => text.includes(last));
+    return committed >= 0 && texts.findLastIndex(isRing) > committed;
+  };
+  await sentBy(ask, rungAfterCommit);
+  const refused = await sentBy(() => expect(ask()).rejects.toThrow("backing-up"));
+  expect(refused.filter((text) => isRing(text) || text.includes("INSERT") || text.includes("COMMIT"))).toEqual([]);
 });
 
 it("a backup that does not fit under the quota, or whose volume is taken meanwhile, leaves nothing behind", async () => {

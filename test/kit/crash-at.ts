@@ -5,7 +5,8 @@ import pg from "pg";
 /**
  * The environment of a program that dies, as in a power cut, the n-th time it is at a point (`POINT:N`). Points are what the product
  * publishes on the channel `tephra:point`, and of every transaction: `transaction.begin`, `transaction.statement-<k>` before its k-th
- * statement, `transaction.commit` before it commits and `transaction.committed` when it has.
+ * statement, `transaction.commit` before it commits and `transaction.committed` when it has; of every statement outside of one that changes
+ * rows, `change.begin` and `change.committed`.
  */
 export function crashAt(point: string): Record<string, string> {
   if (!/^[a-z0-9.-]+:[1-9]\d*$/.test(point)) throw new Error(`${point} is not POINT:N`);
@@ -22,7 +23,7 @@ if (point !== undefined && isMainThread) {
     if (left === 0) process.kill(process.pid, "SIGKILL");
   };
   subscribe("tephra:point", reach);
-  if (point.startsWith("transaction.")) reportTransactions(reach);
+  if (/^(transaction|change)\./.test(point)) reportTransactions(reach);
 }
 
 /** Reports how far every connection is in its transactions. */
@@ -33,6 +34,8 @@ function reportTransactions(reach: (point: string) => void): void {
     const [asked] = args;
     const text = typeof asked === "string" ? asked : (asked as { text: string }).text;
     const made = statements.get(this);
+    const alone = made === undefined && /\b(INSERT|UPDATE|DELETE)\b/.test(text);
+    if (alone) reach("change.begin");
     // Settings of the transaction may follow it.
     const begins = text.startsWith("BEGIN");
     if (begins) reach("transaction.begin");
@@ -42,9 +45,9 @@ function reportTransactions(reach: (point: string) => void): void {
     else if (begins) statements.set(this, 0);
     else if (made !== undefined) statements.set(this, made + 1);
     const answer = query.apply(this, args);
-    if (text === "COMMIT") {
+    if (alone || text === "COMMIT") {
       Promise.resolve(answer).then(
-        () => reach("transaction.committed"),
+        () => reach(alone ? "change.committed" : "transaction.committed"),
         () => {},
       );
     }

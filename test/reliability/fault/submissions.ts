@@ -14,9 +14,14 @@ const clients = 8;
 const volumesEach = 4;
 /** A point that is not reached for so long gives way to the next. */
 const pointMaxMs = 30_000;
-/** Around the transaction of a submission: before it, before each of its statements, before and after its commit, after the answer. */
+/**
+ * Around the transaction of a submission: before it, before each of its statements, before and after its commit, after the answer; where one
+ * statement is the transaction, before and after it.
+ */
 const points = [
   "request.received",
+  "change.begin",
+  "change.committed",
   "transaction.begin",
   ...[1, 2, 3, 4, 5, 6, 7].map((statement) => `transaction.statement-${statement}`),
   "transaction.commit",

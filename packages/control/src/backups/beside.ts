@@ -105,8 +105,7 @@ export async function requestBackupBeside(
       ...backupOperation(config, { row: { ...row, policyId: null }, parent, volume, snapshot, reach, parentId: null }),
       input: { volume: seen },
     };
-    const accepted = await acceptBackup(tx, principal, { row, operation }, null);
-    if (typeof accepted === "string") throw new Error("a backup without conditions was not accepted");
+    const accepted = await acceptBackup(tx, principal, { row, operation });
     return { ...accepted, hasDependents: false };
   });
 }

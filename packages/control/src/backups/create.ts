@@ -2,15 +2,15 @@ import { randomUUID } from "node:crypto";
 import { isContainer } from "@tephra/format";
 import { type Config, defaultRepository, repositoryIn } from "../config.ts";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
-import { InvalidError, NotFoundError } from "../errors.ts";
+import { InvalidError } from "../errors.ts";
 import type { Principal } from "../principal.ts";
 import { type NewOperation, startOperation } from "../queue/operations.ts";
 import { encoderNeeds, needToRead, needToWrite } from "../queue/workers.ts";
-import { acceptBackup, type NewBackupRow } from "../rows/accept-backup.ts";
+import { acceptBackup, acceptBackupAlone, type BackupToAccept, type NewBackupRow } from "../rows/accept-backup.ts";
 import { type Backup, type BackupRow, lockBackup } from "../rows/backups.ts";
 import { readDamage } from "../rows/chains.ts";
 import { move } from "../rows/move.ts";
-import { quotaReservation, reserveQuota } from "../rows/quotas.ts";
+import { type QuotaAmounts, quotaReservation, reserveQuota } from "../rows/quotas.ts";
 import { getSnapshot, type SnapshotRow } from "../rows/snapshots.ts";
 import type { Volume } from "../rows/volumes.ts";
 import { canProvision, findVolume, GiB, moveVolume, type VolumeRow } from "../rows/volumes.ts";
@@ -35,9 +35,13 @@ export function checkContainer(container: string | null): void {
   throw new InvalidError("input", `Container ${JSON.stringify(container)} is no plain name beneath the repository.`);
 }
 
-async function checkSnapshot(tx: Transaction, principal: Principal, request: NewBackup): Promise<SnapshotRow | null> {
+async function checkSnapshot(
+  database: Database | Transaction,
+  principal: Principal,
+  request: NewBackup,
+): Promise<SnapshotRow | null> {
   if (request.snapshotId === null) return null;
-  const snapshot = await getSnapshot(tx, principal, request.snapshotId);
+  const snapshot = await getSnapshot(database, principal, request.snapshotId);
   if (snapshot.volumeId !== request.volumeId) {
     throw new InvalidError(
       "volume",
@@ -146,7 +150,7 @@ export function placeBackup(
 
 /**
  * Accepts a backup: parent chosen and locked, quota reserved, volume or snapshot `backing-up`, row `creating`, operation and task, in one
- * transaction. Checks in Cinder's order (cinder-api 6.2).
+ * transaction (decision 0025). Checks in Cinder's order (cinder-api 6.2).
  *
  * @throws NotFoundError, InvalidError, QuotaExceededError; nothing is left behind
  */
@@ -156,7 +160,33 @@ export async function requestBackup(
   principal: Principal,
   request: NewBackup,
 ): Promise<BackupRow> {
-  return inTransaction(database, (tx) => requestBackupWithin(tx, config, principal, request));
+  const accepted = await requestAtOnce(database, config, principal, request);
+  return accepted ?? inTransaction(database, (tx) => requestBackupWithin(tx, config, principal, request));
+}
+
+/**
+ * Accepts a backup that depends on no other rows than its volume and the quota, in two round trips: the volume is read, and one statement does
+ * the rest if it still is as it was read.
+ *
+ * @returns null when it was not accepted: a transaction finds out why, or accepts it
+ * @throws NotFoundError, InvalidError
+ */
+async function requestAtOnce(
+  database: Database,
+  config: Config,
+  principal: Principal,
+  request: NewBackup,
+): Promise<BackupRow | null> {
+  if (request.snapshotId !== null || request.incremental) return null;
+  const source = await readSource(database, config, principal, request);
+  const { volume: seen, force, amounts } = source;
+  const backup = describeBackup(config, principal, request, { ...source, parent: null });
+  const accepted = await acceptBackupAlone(database, principal, backup, {
+    seen,
+    from: originsOf(force),
+    quota: (said) => quotaReservation(config, principal.projectId, amounts, said),
+  });
+  return accepted && { ...accepted, hasDependents: false };
 }
 
 /** As `requestBackup`, in a transaction that is rolled back when this throws. */
@@ -166,22 +196,48 @@ export async function requestBackupWithin(
   principal: Principal,
   request: NewBackup,
 ): Promise<BackupRow> {
+  const source = await readSource(tx, config, principal, request);
+  const { volume, snapshot, force, amounts } = source;
+  await reserveQuota(tx, config, principal.projectId, amounts);
+  await freezeStatus(tx, volume, snapshot, force);
+  const parent = request.incremental ? await chooseParent(tx, principal.projectId, volume.id, snapshot) : null;
+  const accepted = await acceptBackup(tx, principal, describeBackup(config, principal, request, { ...source, parent }));
+  return { ...accepted, hasDependents: false };
+}
+
+/** What is backed up, as it is now. */
+interface Source {
+  volume: Volume;
+  snapshot: SnapshotRow | null;
+  /** Whether the volume may be in use. */
+  force: boolean;
+  amounts: QuotaAmounts;
+}
+
+/** @throws NotFoundError; InvalidError where it cannot be backed up now */
+async function readSource(
+  database: Database | Transaction,
+  config: Config,
+  principal: Principal,
+  request: NewBackup,
+): Promise<Source> {
   checkContainer(request.container);
-  const volume = await findVolume(tx, principal, request.volumeId);
-  const snapshot = await checkSnapshot(tx, principal, request);
+  const volume = await findVolume(database, principal, request.volumeId);
+  const snapshot = await checkSnapshot(database, principal, request);
   // One in use is backed up by a snapshot, which not every backend can take.
   const canFreeze = canProvision(config, volume.backend);
   const force = request.force && canFreeze;
   const refused = snapshot ? null : canFreeze ? volumeRefusal(volume.status, force) : atRestRefusal(volume.status);
   if (refused) throw refused;
-  const amounts = { backups: 1, backup_gigabytes: volume.sizeGib };
-  const atOnce = snapshot === null && !request.incremental;
-  let parent: Backup | null = null;
-  if (!atOnce) {
-    await reserveQuota(tx, config, principal.projectId, amounts);
-    await freezeStatus(tx, volume, snapshot, force);
-    if (request.incremental) parent = await chooseParent(tx, principal.projectId, volume.id, snapshot);
-  }
+  return { volume, snapshot, force, amounts: { backups: 1, backup_gigabytes: volume.sizeGib } };
+}
+
+function describeBackup(
+  config: Config,
+  principal: Principal,
+  request: NewBackup,
+  { volume, snapshot, force, parent }: Omit<Source, "amounts"> & { parent: Backup | null },
+): BackupToAccept {
   const named = request.policy?.repository ?? null;
   const { repository, reach } = named
     ? { repository: named, reach: needToWrite(named) }
@@ -191,22 +247,7 @@ export async function requestBackupWithin(
     ...backupOperation(config, { row, parent, volume, snapshot, reach, parentId: null }),
     ...(force && { input: { force } }),
   };
-  const accept = (first: Parameters<typeof acceptBackup>[3]) => acceptBackup(tx, principal, { row, operation }, first);
-  let accepted: Awaited<ReturnType<typeof accept>>;
-  if (atOnce)
-    accepted = await accept({
-      quota: quotaReservation(config, principal.projectId, amounts),
-      from: originsOf(force),
-    });
-  else accepted = await accept(null);
-  if (accepted === "no-quota") {
-    await reserveQuota(tx, config, principal.projectId, amounts);
-    await freezeStatus(tx, volume, snapshot, force);
-    accepted = await accept(null);
-  }
-  if (accepted === "no-volume") throw await volumeChanged(tx, volume.id, force);
-  if (accepted === "no-quota") throw new Error("a quota that was reserved is not there");
-  return { ...accepted, hasDependents: false };
+  return { row, operation };
 }
 
 export function rowOf(
@@ -304,8 +345,3 @@ const originsOf = (force: boolean) => (force ? (["available", "in-use"] as const
 
 const changedMeanwhile = (id: string, status: string, force: boolean): Error =>
   volumeRefusal(status, force) ?? new InvalidError("volume", `Volume ${id} changed its status meanwhile.`);
-
-async function volumeChanged(tx: Transaction, id: string, force: boolean): Promise<Error> {
-  const row = await tx.volume.findUnique({ where: { id } });
-  return row ? changedMeanwhile(id, row.status, force) : new NotFoundError("Volume", id);
-}

@@ -65,6 +65,12 @@ export function saidAtBegin(): { sql: string; answered: (row: { now: Date }) => 
   };
 }
 
+/** Who acts, for a statement that is a transaction of its own to say; null when nobody does. */
+export function actorToSay(): string | null {
+  const actor = acting.getStore();
+  return actor ? JSON.stringify(actor) : null;
+}
+
 /** When the transaction began, by the database's clock: hosts need not agree on the time. */
 export async function transactionTime(tx: Prisma.TransactionClient): Promise<Date> {
   const known = began.get(tx);

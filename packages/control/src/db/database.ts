@@ -2,7 +2,7 @@ import { PrismaPg } from "@prisma/adapter-pg";
 import { parseDatabaseUrl } from "../database-url.ts";
 import { Prisma, PrismaClient } from "../generated/client.ts";
 import { beginAs } from "./actor.ts";
-import type { DatabaseWork } from "./connection.ts";
+import { type DatabaseWork, limitsOf } from "./connection.ts";
 import { isRetryableConflict } from "./outage.ts";
 import { type OnTrouble, openPool } from "./pool.ts";
 import { addReader } from "./read.ts";
@@ -29,13 +29,14 @@ const namedStatementsMax = 300;
 export function openDatabase(url: string, options: DatabaseOptions = {}): Database {
   const { work = "work", connectionsMax = 10, connectionsMin = 0, onTrouble } = options;
   const pool = openPool(url, work, { connectionsMax, connectionsMin, onTrouble });
-  const { schema } = parseDatabaseUrl(url);
+  const { schema, settings } = parseDatabaseUrl(url);
+  const lockMs = Object.hasOwn(settings, "lock_timeout") ? null : limitsOf[work].lockInTransactionMs;
   const nameOf = nameStatements();
   const database = new PrismaClient({
     adapter: new PrismaPg(pool, { disposeExternalPool: true, schema, statementNameGenerator: nameOf }),
     transactionOptions: { maxWait: 10_000, timeout: 20_000 },
   });
-  addReader(database, { pool, nameOf });
+  addReader(database, { pool, nameOf, lockMs });
   return database;
 }
 

@@ -80,9 +80,14 @@ function openTurnstile(places: number): Turnstile {
   };
 }
 
+/** `change` runs a single statement that waits for row locks, and therefore counts as a transaction. */
+export interface DatabasePool extends pg.Pool {
+  change<Row extends pg.QueryResultRow>(query: pg.QueryConfig): Promise<pg.QueryResult<Row>>;
+}
+
 /**
  * A pool of at most `connectionsMax` connections, each a DatabaseConnection. Callers wait for one no longer than their kind of work allows.
- * `query` runs a single statement, `connect` is for transactions.
+ * `query` runs a single statement that only reads, `connect` is for transactions.
  *
  * @throws DatabaseUrlError
  */
@@ -90,7 +95,7 @@ export function openPool(
   url: string,
   work: DatabaseWork,
   options: { connectionsMax: number; connectionsMin?: number; onTrouble?: OnTrouble | undefined },
-): pg.Pool {
+): DatabasePool {
   const { connectionsMax, connectionsMin = 0, onTrouble = () => {} } = options;
   const parsed = parseDatabaseUrl(url);
   const route = routeOf(parsed);
@@ -153,8 +158,11 @@ export function openPool(
       throw error;
     }
   };
-  const ask = async (config: string | pg.QueryConfig, values?: unknown[]): Promise<unknown> => {
-    const client = await borrow(performance.now() + waitMs);
+  const askOnce = async (
+    client: pg.PoolClient,
+    config: string | pg.QueryConfig,
+    values?: unknown[],
+  ): Promise<unknown> => {
     try {
       const answer = await client.query(config as pg.QueryConfig, values);
       client.release();
@@ -164,7 +172,10 @@ export function openPool(
       throw error;
     }
   };
-  return Object.assign(pool, { connect: begin, query: ask }) as pg.Pool;
+  const ask = async (config: string | pg.QueryConfig, values?: unknown[]): Promise<unknown> =>
+    askOnce(await borrow(performance.now() + waitMs), config, values);
+  const change = async (config: pg.QueryConfig): Promise<unknown> => askOnce(await begin(), config);
+  return Object.assign(pool, { connect: begin, query: ask, change }) as DatabasePool;
 }
 
 /** The server refused a statement and the connection goes on; classes 57 and 58, and errors without SQLSTATE, may be the end of it. */

@@ -1,10 +1,13 @@
 import pg from "pg";
-import type { Prisma, PrismaClient } from "../generated/client.ts";
+import { Prisma, type PrismaClient } from "../generated/client.ts";
+import { actorToSay } from "./actor.ts";
+import type { DatabasePool } from "./pool.ts";
 
-/** A client's own connections, and the names of its prepared statements. */
+/** A client's own connections, the names of its prepared statements, and how long a transaction waits for a lock; null: as any statement. */
 interface Reader {
-  pool: pg.Pool;
+  pool: DatabasePool;
   nameOf: (query: { sql: string }) => string;
+  lockMs: number | null;
 }
 
 const readers = new WeakMap<Prisma.TransactionClient, Reader>();
@@ -29,9 +32,39 @@ export async function readRows<Row extends pg.QueryResultRow>(
 ): Promise<Row[]> {
   const reader = readers.get(database);
   if (!reader) return database.$queryRaw<Row[]>(query);
-  const { text, values } = query;
+  return rowsOf(reader.pool.query<Row>(queryOf(reader, query)));
+}
+
+/**
+ * Runs one statement that changes rows as a transaction of its own, without the round trips of BEGIN and COMMIT. Isolation is that of each
+ * statement of `inTransaction`; whatever it throws has changed nothing, and nothing is retried.
+ *
+ * @param statement gets a condition that is to be in the WHERE of whatever locks the first row: it is true, and says who acts and how long
+ * locks are waited for, as the begin of a transaction does
+ */
+export async function changeRows<Row extends pg.QueryResultRow>(
+  database: PrismaClient,
+  statement: (said: Prisma.Sql) => Prisma.Sql,
+): Promise<Row[]> {
+  const reader = readers.get(database);
+  if (!reader) throw new Error("a statement of its own is not part of a transaction");
+  const [actor, { lockMs }] = [actorToSay(), reader];
+  const said = [
+    ...(actor === null ? [] : [Prisma.sql`set_config('tephra.actor', ${actor}, true) <> ''`]),
+    ...(lockMs === null ? [] : [Prisma.sql`set_config('lock_timeout', ${String(lockMs)}, true) <> ''`]),
+  ];
+  const all = said.length === 0 ? Prisma.sql`true` : Prisma.join(said, " AND ");
+  return rowsOf(reader.pool.change<Row>(queryOf(reader, statement(all))));
+}
+
+const queryOf = ({ nameOf }: Reader, { text, values }: Prisma.Sql): pg.QueryConfig => ({
+  ...{ name: nameOf({ sql: text }), text, values },
+  types,
+});
+
+async function rowsOf<Row extends pg.QueryResultRow>(asked: Promise<pg.QueryResult<Row>>): Promise<Row[]> {
   try {
-    return (await reader.pool.query<Row>({ name: reader.nameOf({ sql: text }), text, values, types })).rows;
+    return (await asked).rows;
   } catch (error) {
     throw isOfTls(error)
       ? Object.assign(new Error(String(error), { cause: error }), { kind: "TlsConnectionError" })

@@ -137,9 +137,18 @@ function fits(config: Config, amounts: QuotaAmounts): Prisma.Sql {
   return Prisma.join(parts, " AND ");
 }
 
-/** SQL: the statement that reserves `amounts` if they fit; it changes no row if they do not, or the project has no row yet. */
-export const quotaReservation = (config: Config, projectId: string, amounts: QuotaAmounts): Prisma.Sql =>
-  Prisma.sql`UPDATE quotas SET ${increments(amounts, 1)} WHERE project_id = ${projectId} AND ${fits(config, amounts)}`;
+/**
+ * SQL: the statement that reserves `amounts` if they fit; it changes no row if they do not, or the project has no row yet.
+ *
+ * @param said a condition that holds, and does something before the row is locked (changeRows)
+ */
+export const quotaReservation = (
+  config: Config,
+  projectId: string,
+  amounts: QuotaAmounts,
+  said: Prisma.Sql = Prisma.sql`true`,
+): Prisma.Sql =>
+  Prisma.sql`UPDATE quotas SET ${increments(amounts, 1)} WHERE project_id = ${projectId} AND ${fits(config, amounts)} AND ${said}`;
 
 /**
  * Reserves `amounts` (counts, GiB) from the project's quota. First in the lock order: the row stays locked until commit, so concurrent

@@ -176,3 +176,26 @@ describe("with 20,000 tasks and operations that have ended", () => {
       expect(await readUnclaimed(single, "no uuid")).toBeNull();
     }));
 });
+
+it("counts what waits at every scrape, a long queue now and then", async () => {
+  const { operationId } = await begin();
+  const { render } = openMetrics(database, config);
+  const ready = async (): Promise<number> => Number(/^tephra_tasks_ready (.+)$/m.exec(await render())?.[1]);
+  const before = await ready();
+  const addTo = async (total: number): Promise<void> => {
+    await database.$executeRaw`
+      INSERT INTO tasks (id, operation_id, kind, ordinal, rank, project_id, queued_at, needs)
+      SELECT gen_random_uuid(), ${operationId}::uuid, 'copy', n, 3, 'p', now(), ARRAY['repository:main']
+      FROM generate_series(1, ${total - before}::int) n ON CONFLICT DO NOTHING`;
+  };
+  for (const total of [10, 1_000, 1_001]) {
+    await addTo(total);
+    expect(await ready()).toBe(total);
+  }
+  await addTo(2_500);
+  expect([1_001, 2_500]).toContain(await ready());
+  expect(await metric("tephra_tasks_ready")).toBe(2_500);
+  await database.task.deleteMany({ where: { operationId, kind: "copy", ordinal: { gt: 700 - before } } });
+  expect(await ready()).toBe(700);
+  await database.operation.deleteMany();
+});

@@ -4,8 +4,10 @@ import {
   type Config,
   type Database,
   getBackup,
+  getListedBackup,
   listBackups,
   type Principal,
+  readDamagedParents,
   requestBackup,
   requestBackupDelete,
   requestRestore,
@@ -116,6 +118,14 @@ it.each<[string, number, () => Promise<() => Promise<unknown>>]>([
     async () => {
       const id = await addBackup(await addVolume());
       return () => getBackup(database, principal, id);
+    },
+  ],
+  [
+    "one backup with what is damaged below it",
+    1,
+    async () => {
+      const id = await addBackup(await addVolume());
+      return async () => readDamagedParents(database, await getListedBackup(database, principal, id));
     },
   ],
   [

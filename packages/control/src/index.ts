@@ -35,7 +35,13 @@ export { checkRestore, type RestoreCheck } from "./backups/restore-check.ts";
 export { requestSquash } from "./backups/squash.ts";
 export { listHidden, undeleteBackup } from "./backups/undelete.ts";
 export { type BackupChange, updateBackup } from "./backups/update.ts";
-export { type BackupHealth, getBackupHealth, requestVerify, whyNotVerified } from "./backups/verify.ts";
+export {
+  type BackupHealth,
+  getBackupHealth,
+  readDamagedParents,
+  requestVerify,
+  whyNotVerified,
+} from "./backups/verify.ts";
 export { type Config, type Role, roles } from "./config.ts";
 export { actorOf } from "./db/actor.ts";
 export type { Database } from "./db/database.ts";

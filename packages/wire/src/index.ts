@@ -29,6 +29,7 @@ export type {
 } from "./policies.ts";
 export type { Project } from "./projects.ts";
 export type { QueueState } from "./queue.ts";
+export { queuePlaces } from "./queue-places.ts";
 export type { Proof, Repository, RepositoryDetails, RepositorySummary } from "./repositories.ts";
 export { type BodyOf, requests } from "./requests.ts";
 export { type Samples, sampleSeries } from "./samples.ts";

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { bytes, id, Priority, time } from "./fields.ts";
+import { queuePlaces } from "./queue-places.ts";
 
 const count = z.number().int().nonnegative();
 
@@ -44,7 +45,7 @@ const ReapResult = z.object({
 const OperationResult = z.union([VerifyResult, SquashResult, RescanResult, ReapResult]);
 export type OperationResult = z.infer<typeof OperationResult>;
 
-/** Sizes in bytes. Null: unknown, or not about one. `retried_as`: the operation that was begun in place of one that has failed. `result` is present once a verification, a squash, a rescan or a reaper pass has ended. */
+/** Sizes in bytes. Null: unknown, or not about one. `queue_position`: 1 is the next; 1,001 stands for all after the first thousand. `retried_as`: the operation that was begun in place of one that has failed. `result` is present once a verification, a squash, a rescan or a reaper pass has ended. */
 export const Operation = z
   .object({
     id,
@@ -62,7 +63,7 @@ export const Operation = z
     bytes_copied_twice: bytes,
     rate_bytes_per_second: z.number().nullable(),
     seconds_left: z.number().nullable(),
-    queue_position: count.nullable(),
+    queue_position: count.max(queuePlaces + 1).nullable(),
     attempts: count,
     fail_reason: z.string().nullable(),
     retried_as: id.nullable(),

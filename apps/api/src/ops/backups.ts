@@ -10,6 +10,7 @@ import {
   type ListedBackup as ListedBackupRow,
   listHidden,
   readBackupChain,
+  readDamagedParents,
   releaseHold,
   requestHiddenRemoval,
   requestSquash,
@@ -34,7 +35,10 @@ import { defineOps, type OpsCall } from "./serve.ts";
 const numberOrNull = (value: bigint | null): number | null => (value === null ? null : Number(value));
 
 /** `damage` is the backup's own; a backup with damaged parents cannot be restored either if it needs the damaged parts. */
-const view = ({ backup, damagedParents }: BackupHealthRow): BackupHealth => ({
+const view = ({
+  backup,
+  damagedParents,
+}: Pick<BackupHealthRow, "damagedParents"> & { backup: ListedBackupRow | Backup }): BackupHealth => ({
   id: backup.id,
   status: backup.status,
   repository: backup.repository,
@@ -166,7 +170,7 @@ export const opsBackups = {
       const row = await getListedBackup(database, principal, idOf(call));
       const backup = {
         ...viewListed(row),
-        ...view(await getBackupHealth(database, principal, idOf(call))),
+        ...view({ backup: row, damagedParents: await readDamagedParents(database, row) }),
         actions: actions.map(({ name, rule, whyNot }) => {
           const why = may(principal, rule) ? whyNot(row) : `Your role may not ${name} backups.`;
           return { name, allowed: why === null, why };

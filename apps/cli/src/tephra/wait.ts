@@ -1,5 +1,5 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { AnswerOf, Operation } from "@tephra/wire";
+import { type AnswerOf, type Operation, queuePlaces } from "@tephra/wire";
 import { openProgressBar, type ProgressBar } from "../progress-bar.ts";
 import { ApiError, type Client } from "./client.ts";
 import { formatBytes, formatSeconds } from "./output.ts";
@@ -146,7 +146,10 @@ function progressText(operation: Operation): string {
     rate_bytes_per_second: rate,
     seconds_left: left,
   } = operation;
-  if (state === "queued") return position === null ? "queued" : `queued, position ${position}`;
+  if (state === "queued") {
+    if (position === null) return "queued";
+    return position > queuePlaces ? `queued, more than ${queuePlaces} ahead` : `queued, position ${position}`;
+  }
   if (state === "failed" || state === "cancelled") return state;
   const done = state === "succeeded" ? total : operation.bytes_done;
   const parts = [`${formatBytes(done)} of ${formatBytes(total)}`];

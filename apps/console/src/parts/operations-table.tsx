@@ -1,5 +1,5 @@
 import { Link } from "@tanstack/react-router";
-import type { Operation } from "@tephra/wire";
+import { type Operation, queuePlaces } from "@tephra/wire";
 import { countText, leftText, percent, rateText } from "./format.ts";
 import { Meter } from "./panel.tsx";
 import { Status } from "./status.tsx";
@@ -15,9 +15,14 @@ export function progressOf(row: Operation): number {
   return percent(done, total, row.state === "succeeded");
 }
 
+function placeText(position: number | null): string {
+  if (position === null) return "waits";
+  return position > queuePlaces ? `over ${countText(queuePlaces)} ahead` : `${countText(position)}. in the queue`;
+}
+
 export function OperationMeter({ row }: { row: Operation }) {
   if (row.state === "queued") {
-    return <span>{row.queue_position === null ? "waits" : `${countText(row.queue_position)}. in the queue`}</span>;
+    return <span>{placeText(row.queue_position)}</span>;
   }
   if (isEnded(row) && row.state !== "succeeded") return <span className="second">—</span>;
   const tone = row.state === "succeeded" ? "ok" : row.kind.includes("restore") ? "restore" : "work";

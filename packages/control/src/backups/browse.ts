@@ -35,6 +35,7 @@ export interface ListedBackup {
   /** What is being done with it. */
   operationId: string | null;
   holdUntil: Date | null;
+  holdReason: string | null;
   policyId: string | null;
   /** Live incrementals build on it. */
   hasDependents: boolean;
@@ -125,7 +126,7 @@ const listed = (page: Prisma.Sql): Prisma.Sql => Prisma.sql`
     b.data_timestamp AS "dataTimestamp", b.created_at AS "createdAt", b.volume_bytes AS "volumeBytes", b.stored_bytes AS "storedBytes",
     b.object_count AS "objectCount", b.repository, b.encryption_key_id IS NOT NULL AS encrypted, b.damage, c.sound,
     b.verified_at AS "verifiedAt", b.verified_mode AS "verifiedMode", b.fail_reason AS "failReason", busy.id AS "operationId",
-    b.hold_until AS "holdUntil", b.policy_id AS "policyId",
+    b.hold_until AS "holdUntil", b.hold_reason AS "holdReason", b.policy_id AS "policyId",
     EXISTS (SELECT FROM backups child WHERE child.parent_id = b.id AND child.deleted_at IS NULL) AS "hasDependents"
   FROM page JOIN backups b USING (id) JOIN chains c ON c.of = b.id
   LEFT JOIN volumes v ON v.id = b.volume_id AND v.project_id = b.project_id

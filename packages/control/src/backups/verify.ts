@@ -259,12 +259,24 @@ export async function cancelReaders(tx: Transaction, backupId: string): Promise<
 /** What is known about a backup's health: its own mark, and those of the backups that it builds on. */
 export interface BackupHealth {
   backup: Backup;
-  damagedParents: { id: string; damage: string }[];
+  damagedParents: DamagedParent[];
+}
+
+export interface DamagedParent {
+  id: string;
+  damage: string;
 }
 
 /** @throws NotFoundError for an unknown id or another project's */
 export async function getBackupHealth(database: Database, principal: Principal, id: string): Promise<BackupHealth> {
   const backup = await getBackup(database, principal, id);
-  const damaged = await readDamage(database, id);
-  return { backup, damagedParents: damaged.filter((link) => link.id !== id) };
+  return { backup, damagedParents: await readDamagedParents(database, { id, sound: false }) };
+}
+
+/** Those that a backup builds on and that are damaged; none of one that is known to be sound. */
+export async function readDamagedParents(
+  database: Database,
+  { id, sound }: { id: string; sound: boolean },
+): Promise<DamagedParent[]> {
+  return sound ? [] : (await readDamage(database, id)).filter((link) => link.id !== id);
 }

@@ -3,7 +3,7 @@ import { type Database, Prisma } from "../db/database.ts";
 import { isLiveOperation, liveStates } from "../db/live.ts";
 import { listBandwidthLimits, rateAt, type Traffic } from "../limits/bandwidth.ts";
 import { type Principal, seesAll } from "../principal.ts";
-import { isLive, type OperationProgress } from "../queue/operations.ts";
+import { isLive, type OperationProgress, positionMax } from "../queue/operations.ts";
 import type { TaskKind } from "../queue/tasks.ts";
 import { needToRead, needToWrite } from "../queue/workers.ts";
 import { type KnownWorker, listWorkers } from "./workers.ts";
@@ -250,9 +250,11 @@ function queued({ operation, tasks }: WhyFacts): Why {
       ? "Its next task is about to be made."
       : position === null
         ? "Its next task waits for a free slot of a worker."
-        : ahead === 0
-          ? "It is the next in the queue, and waits for a free slot of a worker."
-          : `It is number ${position} in the queue: ${many(ahead, "operation")} ${ahead === 1 ? "is" : "are"} ahead.`;
+        : ahead >= positionMax
+          ? `${many(positionMax, "operation")} or more are ahead of it in the queue.`
+          : ahead === 0
+            ? "It is the next in the queue, and waits for a free slot of a worker."
+            : `It is number ${position} in the queue: ${many(ahead, "operation")} ${ahead === 1 ? "is" : "are"} ahead.`;
   return { code: "queue", text, since: position === null ? null : createdAt, subject: null };
 }
 

@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
-import { isUuid, nilUuid } from "../db/listing.ts";
+import { isUuid } from "../db/listing.ts";
 import { isLiveOperation, isLiveState } from "../db/live.ts";
 import { lockRow } from "../db/lock-row.ts";
 import { ClaimLostError, NotFoundError, OperationEndedError } from "../errors.ts";
@@ -316,6 +316,9 @@ export async function hasSucceeded(database: Database, operationId: string): Pro
   return (await database.operation.count({ where: { id: operationId, state: "succeeded" } })) > 0;
 }
 
+/** So many operations of a queue have their places counted, so that a list takes no longer in a long queue. */
+export const positionMax = 1_000;
+
 /** An operation's progress. Sizes in bytes; rate over the time since it started. */
 export interface OperationProgress extends OperationRow {
   tasksTotal: number;
@@ -325,7 +328,7 @@ export interface OperationProgress extends OperationRow {
   attempts: number;
   rateBytesPerSecond: number | null;
   secondsLeft: number | null;
-  /** 1 = next; null unless queued. */
+  /** 1 = next; `positionMax` + 1: more than that are ahead; null unless queued. */
   queuePosition: number | null;
 }
 
@@ -345,18 +348,17 @@ async function withProgress(database: Database, rows: Operation[]): Promise<Oper
   const ids = rows.map((r) => r.id);
   const sums = await database.$queryRaw<Sums[]>`
     WITH mine AS (
-      SELECT id, created_at, lag(created_at) OVER waiting AS earlier_at, lag(id) OVER waiting AS earlier_id
-      FROM operations WHERE id = ANY(${ids}::uuid[]) AND state = 'queued' WINDOW waiting AS (ORDER BY created_at, id)
+      SELECT id FROM operations WHERE id = ANY(${ids}::uuid[]) AND state = 'queued'
     ), queue AS MATERIALIZED (
-      SELECT m.id, 1 + sum((SELECT count(*) FROM operations o WHERE o.state = 'queued' AND (o.created_at, o.id) < (m.created_at, m.id)
-        AND (o.created_at, o.id) >= (coalesce(m.earlier_at, '-infinity'), coalesce(m.earlier_id, ${nilUuid}::uuid))
-        )) OVER (ORDER BY m.created_at, m.id) AS position
-      FROM mine m)
+      SELECT id, row_number() OVER (ORDER BY created_at, id) AS position
+      FROM (SELECT id, created_at FROM operations WHERE state = 'queued' AND EXISTS (SELECT FROM mine)
+        ORDER BY created_at, id LIMIT ${positionMax}) AS first
+    )
     SELECT t.operation_id, count(*) AS total, count(*) FILTER (WHERE t.state = 'succeeded') AS done,
       coalesce(sum(t.bytes_done), 0)::bigint AS bytes_done, coalesce(sum(t.bytes_stored), 0)::bigint AS bytes_stored,
       coalesce(sum(t.bytes_twice), 0)::bigint AS bytes_twice, coalesce(max(t.claim), 0) AS attempts,
-      max(q.position) AS position
-    FROM tasks t LEFT JOIN queue q ON q.id = t.operation_id
+      max(CASE WHEN m.id IS NOT NULL THEN coalesce(q.position, ${positionMax + 1}) END) AS position
+    FROM tasks t LEFT JOIN mine m ON m.id = t.operation_id LEFT JOIN queue q ON q.id = m.id
     WHERE t.operation_id = ANY(${ids}::uuid[]) AND t.kind <> 'tidy' GROUP BY t.operation_id`;
   const byId = new Map(sums.map((s) => [s.operation_id, s]));
   const now = Date.now();

@@ -173,12 +173,25 @@ interface Figures {
   policy_next_run: number | null;
 }
 
-/** Each reads a few index entries only: rows that have ended are not examined, except the last successful backup. */
+/** Up to so many ready tasks are counted at every scrape; more, at most once in this time. */
+const readyMax = 1_000;
+const readyMs = 10_000;
+
+async function countReady(database: Database): Promise<number> {
+  const [row] = await database.$queryRaw<{ ready: number }[]>`
+    SELECT count(*)::int AS ready FROM tasks WHERE state = 'ready'`;
+  return row?.ready ?? 0;
+}
+
+/**
+ * Each reads a few index entries only: rows that have ended are not examined, except the last successful backup. `ready` is at most
+ * `readyMax` + 1.
+ */
 async function readFigures(database: Database, downMs: number): Promise<Figures> {
   const rows = await database.$queryRaw<Figures[]>`
     WITH up AS (SELECT slots FROM workers WHERE ${isLiveWorker("workers", downMs)})
     SELECT
-      (SELECT count(*) FROM tasks WHERE state = 'ready')::int AS ready,
+      (SELECT count(*) FROM (SELECT FROM tasks WHERE state = 'ready' LIMIT ${readyMax + 1}) AS first)::int AS ready,
       (SELECT count(*) FROM tasks WHERE state = 'dispatched')::int AS dispatched,
       (SELECT count(*) FROM tasks WHERE state = 'running')::int AS running,
       coalesce((SELECT extract(epoch FROM now() - min(queued_at)) FROM tasks WHERE state IN ('ready', 'dispatched')), 0)::float AS oldest_ready_seconds,
@@ -203,7 +216,8 @@ const volumesMs = 60_000;
 const alertsMs = 10_000;
 
 /**
- * The contents of `/metrics`. Figures are read from Postgres at the moment of the scrape, but for volumes and alerts; labels are bounded.
+ * The contents of `/metrics`. Figures are read from Postgres at the moment of the scrape, but for volumes, alerts and a long queue; labels are
+ * bounded.
  *
  * @param countVolumes how many volumes are in each state of protection
  * @param countAlerts how many alerts there are of each code, with these volumes
@@ -219,7 +233,10 @@ export function openMetrics<State extends string>(
   const registry = new Registry();
   const gauge = (name: string, help: string) => new Gauge({ name, help, registers: [registry] });
   const gauges = {
-    ready: gauge("tephra_tasks_ready", "Tasks that wait to be dispatched (queue depth)"),
+    ready: gauge(
+      "tephra_tasks_ready",
+      "Tasks that wait to be dispatched (queue depth); more than 1,000 are counted at most every ten seconds",
+    ),
     dispatched: gauge("tephra_tasks_dispatched", "Tasks handed to the queue and not yet claimed"),
     running: gauge("tephra_tasks_running", "Tasks running under a lease"),
     oldest_ready_seconds: gauge("tephra_queue_age_seconds", "Age of the oldest task that has not started"),
@@ -267,6 +284,7 @@ export function openMetrics<State extends string>(
       ["outcome"],
     ),
   };
+  const readyNow = rarely(readyMs, () => countReady(database));
   const volumesNow = rarely(volumesMs, countVolumes);
   const volumes = new Gauge({
     name: "tephra_volumes",
@@ -298,6 +316,7 @@ export function openMetrics<State extends string>(
     countRequest: (status: number) => requests.inc({ status: `${Math.floor(status / 100)}xx` }),
     async render(): Promise<string> {
       const figures = await readFigures(database, config.worker.down_ms);
+      if (figures.ready > readyMax) figures.ready = Math.max(figures.ready, await readyNow());
       for (const [state, number] of Object.entries<number>(await volumesNow())) volumes.set({ state }, number);
       for (const [code, count] of Object.entries(await alertsNow())) {
         alerts.set({ code }, count.told);

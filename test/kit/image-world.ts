@@ -1,5 +1,4 @@
 import { randomUUID } from "node:crypto";
-import { readdirSync, readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -138,19 +137,6 @@ export async function openImageWorld(
       return bytes;
     },
   };
-}
-
-/** Processes of that program that a process has started. */
-export function childrenOf(parent: number, program: string): number[] {
-  return readdirSync("/proc").flatMap((name) => {
-    if (!/^\d+$/.test(name)) return [];
-    try {
-      const isChild = readFileSync(`/proc/${name}/status`, "utf8").includes(`\nPPid:\t${parent}\n`);
-      return isChild && readFileSync(`/proc/${name}/cmdline`, "utf8").includes(program) ? [Number(name)] : [];
-    } catch {
-      return [];
-    }
-  });
 }
 
 /** Settles when nothing is locked, no ticket is valid, and no draft is left. */

@@ -19,7 +19,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { describeVolumeBackend } from "../../contract/volume/volume-contract.ts";
 import { describeHistories, type JudgedPlace } from "../../contract/volume/volume-histories.ts";
 import { type CephPool, startCephPool } from "../../kit/ceph-pool.ts";
-import { childrenOf } from "../../kit/image-world.ts";
+import { childrenOf } from "../../kit/children-of.ts";
 import { times } from "../../kit/long.ts";
 import { waitFor } from "../../kit/wait-for.ts";
 import { freeContext, temporaryFolder } from "../backup-fixture.ts";

@@ -76,7 +76,7 @@ it(
   `${days} nights of policies, their retention and squashes: what is kept is exact, no more than simulated, and all there is (seed ${seed})`,
   async () => {
     const random = new Random(seed);
-    await using clock = await startSteppedPostgres(openFolder("nights-"));
+    await using clock = await startSteppedPostgres(openFolder("nights-"), { pauses: true });
     migrate(clock.server.url);
     const adminUrl = inDatabase(clock.server.url, "postgres");
     await withClient(adminUrl, (client) => client.query("ALTER DATABASE tephra RENAME TO tephra_template"));

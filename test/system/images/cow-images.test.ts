@@ -11,8 +11,9 @@ import { publishUpload } from "../../../apps/transfer/src/publish-upload.ts";
 import { provideQemuUtils } from "../../../scripts/qemu-utils-package.ts";
 import { hostileImage } from "../../format/hostile-images.ts";
 import { randomBytesOf } from "../../kit/bytes.ts";
+import { childrenOf } from "../../kit/children-of.ts";
 import type { ImageClient } from "../../kit/image-client.ts";
-import { childrenOf, type ImageWorld, nothingIsLeft, openImageWorld, owner } from "../../kit/image-world.ts";
+import { type ImageWorld, nothingIsLeft, openImageWorld, owner } from "../../kit/image-world.ts";
 import { makeEncrypted } from "../../kit/qemu-utils.ts";
 import { randomFrom } from "../../kit/random.ts";
 

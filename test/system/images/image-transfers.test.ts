@@ -14,8 +14,9 @@ import {
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { provideQemuUtils } from "../../../scripts/qemu-utils-package.ts";
 import { randomBytesOf } from "../../kit/bytes.ts";
+import { childrenOf } from "../../kit/children-of.ts";
 import { askImage } from "../../kit/image-client.ts";
-import { childrenOf, type ImageWorld, nothingIsLeft, openImageWorld, owner } from "../../kit/image-world.ts";
+import { type ImageWorld, nothingIsLeft, openImageWorld, owner } from "../../kit/image-world.ts";
 import { randomFrom } from "../../kit/random.ts";
 
 const KiB = 1024;

@@ -1,6 +1,8 @@
+import { spawnSync } from "node:child_process";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { crashAt } from "../kit/crash-at.ts";
 import type { Instance } from "../kit/instance.ts";
+import { times } from "../kit/long.ts";
 import { patience } from "../kit/wait-for.ts";
 import {
   accept,
@@ -9,6 +11,8 @@ import {
   type BesideWorld,
   briskConfig,
   ended,
+  restoredTo,
+  restoreTo,
   same,
   startWorld,
   write,
@@ -127,6 +131,50 @@ describe("a worker dies during a restore", () => {
     await world.user.must("DELETE", `/volumes/${target}`);
     await gone(target);
   });
+});
+
+/** Whether a process has a lock on a file; only while nobody is about to take it. */
+const isLocked = (file: string): boolean => spawnSync("flock", ["--nonblock", file, "true"]).status === 1;
+
+const lateOnes = times({ usual: 1, long: 50 });
+
+it(`a worker is only late in a restore, ${lateOnes} times: nobody writes beside it, and the volume is not available`, {
+  timeout: patience * (60_000 + lateOnes * 120_000),
+}, async () => {
+  const { user, service } = world;
+  const limit = "/ops/limits/repositories/repository/main";
+  const asAdmin = { "x-auth-token": service.token };
+  for (let round = 0; round < lateOnes; round += 1) {
+    const { id: target } = await user.createVolume({ name: "target" });
+    const file = world.cinder.file(target);
+    const set = await instance.request("PUT", limit, { bytes_per_second: 64 * 1024 }, asAdmin);
+    expect(set.status, set.text).toBe(200);
+    const late = await instance.startWorker();
+    await restoreTo(ask, backup, target);
+    const writes = (): boolean => {
+      late.kill("SIGSTOP");
+      if (isLocked(file)) return true;
+      late.kill("SIGCONT");
+      return false;
+    };
+    await instance.waitFor(writes, { what: "it has the volume's file", timeoutMs: 60_000 });
+    expect((await instance.request("DELETE", limit, undefined, asAdmin)).status).toBe(204);
+    const heir = await instance.startWorker();
+    const { attachments } = await user.volumeIn(target, "error_restoring");
+    await atRest(instance);
+    expect(attachments).toEqual([]);
+    const [row] = await instance.sql("SELECT fail_reason FROM operations WHERE volume_id = $1", [target]);
+    expect(row.fail_reason, `round ${round}`).toMatch(/^A restore that was given up has not let go of /);
+    late.kill("SIGCONT");
+    await instance.waitFor(() => !isLocked(file), { what: "the late one has given up", timeoutMs: 60_000 });
+    await service.must("POST", `/volumes/${target}/action`, { "os-reset_status": { status: "available" } });
+    await restoredTo({ instance, ask, user }, backup, target);
+    expect(same(world.cinder.file(volume), file), `round ${round}`).toBe(true);
+    for (const each of [late, heir]) await each.stop({ signal: "SIGKILL" });
+    expect(same(world.cinder.file(volume), file), `round ${round}`).toBe(true);
+    await user.must("DELETE", `/volumes/${target}`);
+    await gone(target);
+  }
 });
 
 const gone = (id: string) =>

@@ -242,9 +242,9 @@ async function retentionIsDone(instance: Instance, policies: readonly { id: stri
     if (await isDone()) return;
     const [before] = await instance.sql("SELECT clock_timestamp()::text AS at");
     goOn();
-    // From now on whatever is due is in sight, and nothing new comes of what is done.
+    // The last piece of hourly work: by then retention has ended, in which a step of the clock would end its transaction.
     const passed =
-      "SELECT 1 FROM schedules WHERE name = 'retention' AND ran_at > $1::timestamptz + interval '30 seconds'";
+      "SELECT 1 FROM schedules WHERE name = 'forget-operations' AND ran_at > $1::timestamptz + interval '30 seconds'";
     await until("retention has looked", async () => !(await isEmpty(passed, [before.at])));
     await nothingRuns();
   }

@@ -15,6 +15,8 @@ export default defineConfig({
     testTimeout: 30_000 * patience,
     hookTimeout: 120_000 * patience,
     teardownTimeout: 30_000,
+    // `expect.poll(…)`: for what becomes true by itself, as other limits against what never ends.
+    expect: { poll: { timeout: 15_000 * patience, interval: 50 } },
     projects: [
       {
         extends: true,

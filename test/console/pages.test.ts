@@ -138,7 +138,7 @@ it("draws what was done, over a day or longer, and has it as a table", async () 
   const moved = page.getByRole("img", { name: /^Read and stored. Now read .*, at most 97.7 KiB\/s; stored / });
   await moved.waitFor();
   await page.getByRole("img", { name: /^Volumes. Now protected \d+, at most 5; late / }).waitFor();
-  expect(await moved.locator("canvas").count()).toBe(1);
+  await moved.locator("canvas").waitFor();
   await page.getByRole("button", { name: "Read and stored as a table" }).click();
   await page.getByRole("table", { name: "Read and stored" }).getByRole("row").nth(2).waitFor();
   await page.getByRole("link", { name: "90 d" }).click();

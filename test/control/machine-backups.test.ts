@@ -1,5 +1,4 @@
 import { randomUUID } from "node:crypto";
-import { setTimeout as sleep } from "node:timers/promises";
 import {
   attachDisk,
   type Config,
@@ -31,6 +30,7 @@ import {
 } from "@tephra/control/work";
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import { openControl } from "../kit/control-database.ts";
+import { waitFor } from "../kit/wait-for.ts";
 
 const stack = new AsyncDisposableStack();
 let database: Database;
@@ -107,12 +107,19 @@ const statusesOf = async (disks: readonly string[]): Promise<string[]> =>
 const expire = (id: string) =>
   database.machineBackup.update({ where: { id }, data: { leaseUntil: new Date(Date.now() - 60_000) } });
 
-/** Some passes of a reconciler. */
+/** At least one whole pass of a reconciler that begins now. */
 async function reconcile(): Promise<void> {
   const settings = { ...config, tasks: { ...config.tasks, reconcile_ms: 100 } };
   const log = openLog({ log_level: "silent", hostName: "test" }, "test");
   const reconciler = startReconciler({ database, config: settings, log });
-  await sleep(700);
+  // It is done last in a pass: the first one may have been under way.
+  const due = { name: "forget-audit" };
+  for (let passes = 0; passes < 2; passes += 1) {
+    const ranAt = new Date(0);
+    await database.schedule.upsert({ where: due, create: { ...due, ranAt }, update: { ranAt } });
+    const isDone = async () => (await database.schedule.count({ where: { ...due, ranAt: { gt: ranAt } } })) === 1;
+    await waitFor(isDone, { what: "a pass has ended" });
+  }
   await reconciler.stop();
 }
 

@@ -1,10 +1,11 @@
 import { connect } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
+import { patience } from "../kit/wait-for.ts";
 import { startApiOnly } from "./api-only.ts";
 
 /** What a machine that does other things may take to notice. */
-const slackMs = 3_000;
+const slackMs = 10_000 * patience;
 
 /** What was answered, and after how many milliseconds the client was cut off. */
 interface CutOff {
@@ -43,11 +44,11 @@ function trickle(port: number, start: string, signal: AbortSignal): Promise<CutO
 }
 
 it("cuts off clients that never finish their headers or bodies within 15 s, and serves others meanwhile", {
-  timeout: 60_000,
+  timeout: 60_000 * patience,
 }, async () => {
   await using instance = await startApiOnly();
   const port = Number(new URL(instance.url).port);
-  const tooLong = AbortSignal.timeout(40_000);
+  const tooLong = AbortSignal.timeout(40_000 * patience);
   const slow = Array.from({ length: 48 }, (_, at) => trickle(port, begun[at % begun.length] ?? "", tooLong));
   await sleep(1_000);
   expect((await instance.request("GET", "/v3/")).status).toBe(200);

@@ -4,7 +4,6 @@ usage: swift-server.py SETTINGS, a JSON object:
   dir               a folder of its own, on a file system with user attributes
   ports             four ports: proxy, account, container, object
   users             {"account:user": key}
-  token_life        seconds for which a token of auth version 1 is good
   conditional_put   whether the S3 side passes If-None-Match on to Swift, which obeys it, or answers 501 as it comes
   versions          whether its containers can keep versions of objects
   identity          null, or {"url", "user", "password", "project"}: tokens of a Keystone there are accepted too
@@ -79,7 +78,7 @@ def proxy():
     parts.append(section("filter:slo", use="egg:swift#slo"))
     parts.append(section("filter:versioned_writes", use="egg:swift#versioned_writes", allow_object_versioning=settings["versions"]))
     prefix = {"reseller_prefix": "TEMP"} if identity else {}
-    parts.append(section("filter:tempauth", use="egg:swift#tempauth", token_life=settings["token_life"], **prefix, **users))
+    parts.append(section("filter:tempauth", use="egg:swift#tempauth", **prefix, **users))
     if identity:
         access = dict(
             www_authenticate_uri=identity["url"],
@@ -109,6 +108,10 @@ def rings():
         builder.add_dev(device)
         builder.rebalance()
         builder.get_ring().save(os.path.join(etc, name + ".ring.gz"))
+
+
+# Asked for, the proxy forgets all that it has cached: no token of auth version 1 is good any more.
+forget_path = "/tests/forget"
 
 
 class Cache:
@@ -149,6 +152,10 @@ def cache_filter(global_conf, **local):
 
     def wrap(app):
         def call(environ, start_response):
+            if environ["PATH_INFO"] == forget_path:
+                cache.entries.clear()
+                start_response("204 No Content", [])
+                return []
             environ["swift.cache"] = cache
             return app(environ, start_response)
 

@@ -8,8 +8,6 @@ import { unpackSwift } from "../../scripts/swift-package.ts";
 import { waitFor } from "./wait-for.ts";
 
 export interface SwiftOptions {
-  /** Lifetime in seconds of an auth version 1 token; default: a day. */
-  tokenLifeSeconds?: number;
   /** Whether the S3 API honours If-None-Match on a put, like S3, or answers 501, like many stores. Default: honours it. */
   conditionalPut?: boolean;
   /** Whether containers can keep versions of objects. Default: they cannot. */
@@ -31,6 +29,8 @@ export interface SwiftServer extends AsyncDisposable {
   readonly user: string;
   readonly key: string;
   readonly program: Program;
+  /** Settles when no token of auth version 1 is good any more, as when its time is over. */
+  endTokens(): Promise<void>;
 }
 
 const user = "test:tester";
@@ -49,7 +49,6 @@ export async function startSwift(options: SwiftOptions = {}): Promise<SwiftServe
       dir,
       ports,
       users: { [user]: key, ...options.otherUsers },
-      token_life: options.tokenLifeSeconds ?? 86_400,
       conditional_put: options.conditionalPut ?? true,
       versions: options.versions ?? false,
       identity: options.identity ?? null,
@@ -75,6 +74,10 @@ export async function startSwift(options: SwiftOptions = {}): Promise<SwiftServe
         user,
         key,
         program,
+        endTokens: async () => {
+          const { status } = await fetch(`http://127.0.0.1:${port}/tests/forget`);
+          if (status !== 204) throw new Error(`Swift's proxy forgets nothing: ${status}`);
+        },
         [Symbol.asyncDispose]: async () => {
           await program.stop();
           rmSync(dir, { recursive: true, force: true });

@@ -11,7 +11,8 @@ const MiB = 1024 * 1024;
 const brisk = {
   config: {
     range_bytes: 2 * MiB,
-    worker: { slots: 2, lease_ms: 2_000, heartbeat_ms: 400 },
+    // A lease may also run out because the machine is busy: not so soon.
+    worker: { slots: 2, lease_ms: 6_000, heartbeat_ms: 400 },
     tasks: { reconcile_ms: 300, dispatch_timeout_ms: 3_000, backoff_ms: 100 },
     reaper: { interval_hours: null, grace_minutes: 1 },
   },
@@ -36,7 +37,10 @@ it("no lease runs out early or late, and nothing young is reaped, by clocks that
   const [clocks] = await instance.sql("SELECT created_at > now() + interval '50 minutes' AS wrong FROM backups");
   expect(clocks, "the API's clock is wrong").toEqual({ wrong: true });
   expect((await claims()).every(({ claim }) => claim === 1)).toBe(true);
-  expect(new Set((await claims()).map(({ worker_id }) => worker_id)).size, "both have worked").toBe(2);
+  // On a busy machine one of them may be asleep for the whole of a backup.
+  const atWork = async () => new Set((await claims()).map(({ worker_id }) => worker_id)).size;
+  for (let more = 0; more < 5 && (await atWork()) < 2; more += 1) await user.backUp(volume);
+  expect(await atWork(), "both have worked").toBe(2);
 
   const second = await user.startBackup(volume);
   const begun = async () =>

@@ -4,6 +4,7 @@ import { type Instance, startInstance } from "../../kit/instance.ts";
 import { journeyOn, randomBytesOf, sha256Of, writeIslands } from "../../kit/journey.ts";
 import { firstOf } from "../../kit/long.ts";
 import { stallingCalls } from "../../kit/stalling-calls.ts";
+import { patience } from "../../kit/wait-for.ts";
 
 const MiB = 1024 * 1024;
 
@@ -52,7 +53,7 @@ describe("a call that never returns", () => {
         what: "the worker says that the place hangs",
       });
       expect(why).toMatch(/hangs|does not answer/);
-      expect(await unreachableOf(instance, healthy.pid)).toEqual({});
+      await expect.poll(() => unreachableOf(instance, healthy.pid)).toEqual({});
       const before = calls.stalled();
       await user.backUp(volume, { force: true });
       expect(calls.stalled(), "nothing more is begun there").toBeLessThanOrEqual(before + 1);
@@ -111,7 +112,7 @@ describe("a call that never returns", () => {
     expect(failed.fail_reason).toMatch(/repository:main.*did not answer/);
     const began = performance.now();
     await hung.stop({ signal: "SIGTERM" });
-    expect(performance.now() - began, "gone in time, whatever hangs").toBeLessThan(10_000);
+    expect(performance.now() - began, "gone in time, whatever hangs").toBeLessThan(10_000 * patience);
   });
 
   it("that was cancelled meanwhile is let go of, too", async () => {

@@ -50,11 +50,12 @@ describe("a Redis that answers and refuses", () => {
     const ready = await instance.request("GET", "/readyz");
     expect(ready.status).toBe(200);
     expect(ready.body.warnings).toEqual([expect.stringMatching(/by 2 of 2 workers.*slowly: WRONGPASS/)]);
-    const told = instance
-      .logs()
-      .split("\n")
-      .filter((line) => /"level":40.*redis\.refused.*WRONGPASS/.test(line));
-    expect(told.length, "once per worker").toBe(2);
+    const told = (): string[] =>
+      instance
+        .logs()
+        .split("\n")
+        .filter((line) => /"level":40.*redis\.refused.*WRONGPASS/.test(line));
+    await expect.poll(() => told().length, { message: "once per worker" }).toBe(2);
     await instance.redis.config("SET", "requirepass", password);
     await instance.waitFor(async () => (await refusalsOf(instance)).every((why) => why === null), {
       what: "it is used again",

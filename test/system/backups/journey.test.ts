@@ -48,13 +48,23 @@ describe("the life of a backup", () => {
     const second = await sha256Of(user.volumeFile(volume));
     const incremental = await user.backUp(volume, { name: "incremental", incremental: true });
 
-    const tasks = await copyTasks(instance, full);
-    expect(tasks.length).toBeGreaterThan(10);
-    const share = new Map<string, number>();
-    for (const t of tasks) share.set(t.worker_id, (share.get(t.worker_id) ?? 0) + t.bytes);
-    expect(share.size).toBe(2);
-    // A busy machine may run one of them more than the other.
-    for (const [worker, bytes] of share) expect(bytes / size, `share of ${worker}`).toBeGreaterThan(0.1);
+    const sharesOf = async (backup: string): Promise<number[]> => {
+      const tasks = await copyTasks(instance, backup);
+      expect(tasks.length).toBeGreaterThan(10);
+      const bytes = new Map<string, number>();
+      for (const t of tasks) bytes.set(t.worker_id, (bytes.get(t.worker_id) ?? 0) + t.bytes);
+      return [...bytes.values()].map((sum) => sum / size);
+    };
+    const isShared = (shares: readonly number[]): boolean =>
+      shares.length === 2 && shares.every((share) => share > 0.1);
+    // A busy machine may run one of them more than the other, or for the whole of a backup one alone.
+    let shares = await sharesOf(full);
+    for (let more = 0; more < 5 && !isShared(shares); more += 1) {
+      const again = await user.backUp(volume);
+      shares = await sharesOf(again);
+      await user.deleteBackup(again);
+    }
+    expect(isShared(shares), `shares ${shares}`).toBe(true);
 
     await user.expectExact(full, first);
     await user.expectExact(incremental, second);

@@ -365,7 +365,7 @@ it("a silent client's upload is paused, its download cancelled, and a policy is 
 }, async () => {
   const silent = async (direction: "upload" | "download", timeoutPolicy: "legacy" | "pause" | "cancel") => {
     const volumeId = await world.addVolume("files", MiB);
-    return (await world.open({ volumeId, direction, timeoutPolicy, inactivityTimeout: 1 })).id;
+    return (await world.begin({ volumeId, direction, timeoutPolicy, inactivityTimeout: 1 })).id;
   };
   const forever = await world.open({ volumeId: await world.addVolume("files", MiB), inactivityTimeout: 0 });
   const [paused, gone, alsoPaused, cancelled] = await Promise.all([
@@ -409,7 +409,8 @@ it("after kill -9 its successor goes on with the same tickets; without one nothi
   await world.instance.waitFor(async () => (await upload.client.put(data.subarray(0, MiB), 0)).status === 200, {
     what: "the upload goes on",
   });
-  expect((await download.client.get(MiB, 5)).equals(Buffer.alloc(5))).toBe(true);
+  const five = async () => (await download.client.get(MiB, 5)).equals(Buffer.alloc(5));
+  await world.instance.waitFor(five, { what: "the download goes on" });
   await finalize(upload.id);
   await world.reach(upload.id, "finished_success");
   const expected = Buffer.alloc(8 * MiB);

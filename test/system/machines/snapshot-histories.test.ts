@@ -4,6 +4,7 @@ import { times } from "../../kit/long.ts";
 import { type BackupWorld, openBackupWorld } from "../../kit/machine-backups.ts";
 import { type Random, randomFrom } from "../../kit/random.ts";
 import { SnapshotMachine } from "../../kit/snapshot-machine.ts";
+import { patience } from "../../kit/wait-for.ts";
 
 const KiB = 1024;
 const sizeBytes = 512 * KiB;
@@ -109,5 +110,5 @@ it(
     for (const each of ended) if (each.status === "rejected") throw each.reason;
     await world.nothingIsLeft();
   },
-  times({ usual: 300_000, long: 7_200_000 }),
+  times({ usual: 300_000, long: 7_200_000 }) * patience,
 );

@@ -53,13 +53,16 @@ it("gives a disabled host no new task, and one that is enabled again its share",
   const image = join(instance.dataDir, "disk.img");
   await writeIslands(image, 32 * MiB, [{ offset: 0, data: randomBytesOf("services", 32 * MiB) }]);
   const volume = await user.importVolume(image);
-  const seen = (await listOf(instance)).map((s) => [s.binary, s.host, s.status, s.state].join(" "));
-  expect(seen).toEqual([
-    "cinder-backup east enabled up",
-    "cinder-backup west enabled up",
-    "cinder-volume east@files enabled up",
-    "cinder-volume west@files enabled up",
-  ]);
+  const seen = async () => (await listOf(instance)).map((s) => [s.binary, s.host, s.status, s.state].join(" "));
+  // A host that is busy is down for as long as it is not heard of.
+  await expect
+    .poll(seen)
+    .toEqual([
+      "cinder-backup east enabled up",
+      "cinder-backup west enabled up",
+      "cinder-volume east@files enabled up",
+      "cinder-volume west@files enabled up",
+    ]);
 
   const running = await user.startBackup(volume, { force: true });
   const busy = "SELECT 1 FROM tasks WHERE state = 'running' AND kind = 'copy' AND worker_id LIKE 'east:%'";
@@ -71,9 +74,9 @@ it("gives a disabled host no new task, and one that is enabled again its share",
   const workers =
     "SELECT DISTINCT split_part(t.worker_id, ':', 1) AS host FROM tasks t JOIN operations o ON o.id = t.operation_id WHERE o.backup_id = $1 AND t.worker_id IS NOT NULL";
   expect(await instance.sql(workers, [alone])).toEqual([{ host: "west" }]);
-  expect(await listOf(instance, "?host=east&binary=cinder-backup")).toMatchObject([
-    { host: "east", status: "disabled", state: "up", disabled_reason: "new disks" },
-  ]);
+  await expect
+    .poll(() => listOf(instance, "?host=east&binary=cinder-backup"))
+    .toMatchObject([{ host: "east", status: "disabled", state: "up", disabled_reason: "new disks" }]);
   await user.expectExact(running, await sha256Of(image));
 
   await change(instance, "disable", { binary, host: "west" });
@@ -88,8 +91,11 @@ it("gives a disabled host no new task, and one that is enabled again its share",
   expect(await claimedLate(instance, "west")).toBe(0);
   await change(instance, "enable", { binary, host: "west" });
   expect((await listOf(instance)).map((s) => s.status)).toEqual(["enabled", "enabled", "enabled", "enabled"]);
-  const shared = await user.backUp(volume);
-  expect(await instance.sql(`${workers} ORDER BY 1`, [shared])).toEqual([{ host: "east" }, { host: "west" }]);
+  // On a busy machine one of them may be asleep for the whole of a backup.
+  const share = async () => instance.sql(`${workers} ORDER BY 1`, [await user.backUp(volume)]);
+  let shares = await share();
+  for (let more = 0; more < 5 && shares.length < 2; more += 1) shares = await share();
+  expect(shares).toEqual([{ host: "east" }, { host: "west" }]);
   await user.expectQuiet();
 });
 
@@ -100,8 +106,7 @@ it("tells a worker that was killed from one that lives and from one that stopped
   east?.kill("SIGKILL");
   await south?.stop();
   const states = async (query: string) => (await listOf(instance, query)).map((s) => [s.host, s.state].join(" "));
-  await instance.waitFor(async () => (await states("?host=east")).includes("east down"), { what: "east is down" });
-  expect(await states("?binary=cinder-backup")).toEqual(["east down", "west up"]);
+  await expect.poll(() => states("?binary=cinder-backup")).toEqual(["east down", "west up"]);
   expect(await states("?binary=cinder-volume&host=east")).toEqual(["east@files down"]);
 });
 

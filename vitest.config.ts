@@ -12,11 +12,11 @@ export default defineConfig({
   test: {
     reporters: ["default", new CountReporter()],
     maxWorkers: 2,
-    testTimeout: 30_000 * patience,
+    testTimeout: 120_000 * patience,
     hookTimeout: 120_000 * patience,
     teardownTimeout: 30_000,
     // `expect.poll(…)`: for what becomes true by itself, as other limits against what never ends.
-    expect: { poll: { timeout: 15_000 * patience, interval: 50 } },
+    expect: { poll: { timeout: 60_000 * patience, interval: 50 } },
     projects: [
       {
         extends: true,
@@ -66,7 +66,6 @@ export default defineConfig({
           name: "system",
           include: ["test/system/**/*.test.ts", "test/reliability/fault/**/*.test.ts"],
           globalSetup: servers,
-          testTimeout: 120_000 * patience,
           sequence: { groupOrder: 4 },
         },
       },
@@ -78,7 +77,6 @@ export default defineConfig({
           include: ["test/console/**/*.test.ts"],
           globalSetup: [...servers, "test/kit/console-setup.ts"],
           maxWorkers: 1,
-          testTimeout: 120_000 * patience,
           sequence: { groupOrder: 5 },
         },
       },
@@ -90,7 +88,6 @@ export default defineConfig({
           include: ["test/install/**/*.test.ts"],
           globalSetup: servers,
           maxWorkers: 1,
-          testTimeout: 120_000 * patience,
           sequence: { groupOrder: 6 },
         },
       },

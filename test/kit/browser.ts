@@ -9,7 +9,7 @@ import { patience } from "./wait-for.ts";
 
 /** A browser, and what went wrong in its pages. */
 export interface TestBrowser extends AsyncDisposable {
-  /** A page in a profile of its own. Its waits end with an error after 15 s, times `patience`. */
+  /** A page in a profile of its own. Its waits end with an error after a minute, times `patience`. */
   open(options?: BrowserContextOptions): Promise<Page>;
   /** Closes all pages: each reads a stream of events, of which one user has only some. */
   closePages(): Promise<void>;
@@ -74,7 +74,7 @@ export async function startBrowser(...origins: readonly string[]): Promise<TestB
   return {
     open: async (options = {}) => {
       const context = await browser.newContext({ viewport: { width: 1440, height: 900 }, ...options });
-      context.setDefaultTimeout(15_000 * patience);
+      context.setDefaultTimeout(60_000 * patience);
       await watch(context);
       return context.newPage();
     },

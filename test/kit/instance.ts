@@ -9,7 +9,7 @@ import { redisDatabases, startRedis } from "../../scripts/redis.ts";
 import { freePort, type Program } from "../../scripts/spawn-program.ts";
 import type { TestServers } from "./global-setup.ts";
 import { layOut, programsOf } from "./programs.ts";
-import { type Truthy, type WaitOptions, waitFor } from "./wait-for.ts";
+import { patience, type Truthy, type WaitOptions, waitFor } from "./wait-for.ts";
 import { checkWireAnswer } from "./wire-answers.ts";
 
 export interface InstanceOptions {
@@ -244,7 +244,7 @@ async function request(
     headers: { ...(body === undefined ? {} : { "content-type": "application/json" }), ...headers },
     ...(body === undefined ? {} : { body: raw ? body : JSON.stringify(body) }),
     redirect: "manual",
-    signal: AbortSignal.timeout(30_000),
+    signal: AbortSignal.timeout(30_000 * patience),
   });
   const text = await response.text();
   const reply = { status: response.status, headers: response.headers, body: parseJson(text), text };

@@ -1,4 +1,5 @@
 import { request } from "node:http";
+import { patience } from "./wait-for.ts";
 
 /** A response as received. Header names are lower-case. */
 export interface RawReply {
@@ -29,7 +30,7 @@ export function rawRequest(
       );
     });
     asked.on("error", failed);
-    asked.setTimeout(20_000, () => asked.destroy(new Error(`${method} ${path}: no answer`)));
+    asked.setTimeout(20_000 * patience, () => asked.destroy(new Error(`${method} ${path}: no answer`)));
     asked.end(body);
   });
 }

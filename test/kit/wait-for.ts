@@ -7,6 +7,9 @@ import { poll } from "../../scripts/poll.ts";
  */
 export const patience = Number(process.env["TEPHRA_TEST_PATIENCE"] ?? 1);
 
+/** No wait is given up earlier: a program that is held up for a while is no failure. */
+const leastMs = 60_000;
+
 /** T if it is truthy. */
 export type Truthy<T> = Exclude<T, false | null | undefined | 0 | "">;
 
@@ -16,13 +19,13 @@ export class HopelessError extends Error {}
 /**
  * Calls `fn` repeatedly until its result is truthy, and returns that.
  *
- * @throws after `timeoutMs` (15 s; times `patience`), or at once when `fn` throws `HopelessError`, with `what`, the last result or error, and `context()`
+ * @throws after a minute, or `timeoutMs` if that is longer (times `patience`), or at once when `fn` throws `HopelessError`, with `what`, the last result or error, and `context()`
  */
 export async function waitFor<T>(
   fn: () => Promise<T> | T,
-  { what, timeoutMs: usualMs = 15_000, everyMs = 50, context }: WaitOptions,
+  { what, timeoutMs: ownMs = leastMs, everyMs = 50, context }: WaitOptions,
 ): Promise<Truthy<T>> {
-  const timeoutMs = usualMs * patience;
+  const timeoutMs = Math.max(ownMs, leastMs) * patience;
   let last = "nothing yet";
   const ask = async (): Promise<Truthy<T> | undefined> => {
     try {

@@ -310,8 +310,11 @@ it("what cannot be backed up, or transferred, is refused in oVirt's words, and n
 it("a backup that is ended before it is ready is given up, and unlocks everything", async () => {
   const disk = await world.addDisk("early", MiB);
   const vm = await world.addMachine("early", [disk]);
+  // It stands still, so that it cannot be quicker than the end is asked for.
+  const [worker] = world.instance.workers;
+  worker?.kill("SIGSTOP");
   const backup = await world.begin(vm, { disks: { disk: [{ id: disk }] } });
-  await finalize(vm, backup);
+  await finalize(vm, backup).finally(() => worker?.kill("SIGCONT"));
   await world.reach(vm, backup, "failed");
   expect(await eventsOf(vm, "10791")).toEqual([
     `Failed to start backup ${backup} for VM early (User: admin@internal). It was given up before it could be read.`,

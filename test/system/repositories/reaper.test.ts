@@ -389,8 +389,8 @@ it("removes nothing that is reachable while backups, imports, deletions and pass
   await using instance = await startInstance({
     workers: 2,
     ...brisk,
-    // No grace at all: only the rows protect what is in flight, but for files of puts.
-    config: { ...brisk.config, reaper: { grace_minutes: 0.02, interval_hours: null } },
+    // Hardly any grace: only the rows protect what is in flight, but for files of puts, of which one may take a second on a busy machine.
+    config: { ...brisk.config, reaper: { grace_minutes: 0.05, interval_hours: null } },
   });
   const user = journeyOn(instance);
   const volumes = await Promise.all(["a", "b", "c"].map((name) => importDisk(instance, user, name, 2 * MiB)));

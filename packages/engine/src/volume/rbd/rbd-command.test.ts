@@ -39,13 +39,14 @@ it("an answer that is no JSON is an error of the storage, with its beginning", a
 it("a reader that takes long between two lines gets all of them, however impatient the wait for Ceph", async () => {
   const count = 20_000;
   await programIs("rbd", `seq ${count}`);
-  const silenceMs = 300;
+  // A busy machine may take its time to start the program.
+  const silenceMs = 1_000;
   let read = 0;
   for await (const line of linesOfRbd(["diff"], access, task, { silenceMs })) {
     read += 1;
     expect(line).toBe(String(read));
-    // Long enough that a program whose output nobody takes has been silent for several times that.
-    if (read === 100 || read === 10_000) await sleep(4 * silenceMs);
+    // So long has a program been silent then whose output nobody takes.
+    if (read === 100 || read === 10_000) await sleep(1.5 * silenceMs);
   }
   expect(read).toBe(count);
 });

@@ -141,6 +141,6 @@ it("charges an import to the project that it is for, and never writes a token to
   const requestId = reply.headers.get("x-openstack-request-id");
   expect(rows).toEqual([{ project_id: b, op: b, request_id: requestId, volumes_used: 1 }]);
   await instance.request("GET", `/v3/${a}/backups`, undefined, as("member-a"));
-  expect(instance.logs()).toContain(requestId);
+  await expect.poll(instance.logs).toContain(requestId);
   for (const name of ['admin"', 'member-a"']) expect(instance.logs()).not.toContain(name);
 });

@@ -1,4 +1,4 @@
-import { chmodSync, mkdtempSync } from "node:fs";
+import { chmodSync, mkdtempSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { inDatabase } from "@tephra/control/process";
 import { expect, inject, it } from "vitest";
@@ -19,7 +19,9 @@ it("a database whose clock is set back or forth keeps nothing waiting, and costs
   migrate(url);
   const adminUrl = inDatabase(url, "postgres");
   await withClient(adminUrl, (client) => client.query("ALTER DATABASE tephra RENAME TO tephra_template"));
+  const logs = join(dir, "logs");
   await using instance = await startInstance({
+    logs,
     servers: { adminUrl, template: "tephra_template" },
     config: {
       range_bytes: 2 * MiB,
@@ -60,7 +62,8 @@ it("a database whose clock is set back or forth keeps nothing waiting, and costs
     [running],
   );
   expect(held).toEqual({ claims: 1 });
-  expect(instance.logs()).toMatch(/the clock of PostgreSQL was set (back|forth)/);
+  const said = () => readdirSync(logs).map((name) => readFileSync(join(logs, name), "utf8"));
+  await expect.poll(() => said().join("\n")).toMatch(/the clock of PostgreSQL was set (back|forth)/);
   expect((await instance.request("GET", "/metrics")).text).toMatch(/^tephra_database_clock_steps_total [1-9]/m);
   await user.expectExact(running, await sha256Of(image));
 });

@@ -184,6 +184,7 @@ export {
   attachSnapshotDisk,
   changeDisk,
   type DiskChange,
+  type DiskSettings,
   detachDisk,
   isDiskInterface,
 } from "./machines/disks.ts";

@@ -187,6 +187,105 @@ describe("a disk", () => {
   });
 });
 
+describe("a disk below a machine", () => {
+  const vms = "/ovirt-engine/api/vms";
+  const machineWith = async (name: string): Promise<string> => {
+    const xml = `<vm><name>${name}</name><cluster><name>Default</name></cluster></vm>`;
+    const made = await ask(engine, "POST", vms, { xml });
+    expect(made.status, made.text).toBe(201);
+    return String(made.headers["location"]).split("/").at(-1) ?? "";
+  };
+  const disksThere = async (): Promise<number> => (await engine.sql("SELECT count(*)::int AS n FROM volumes"))[0].n;
+
+  it("is made and attached where the request names none, in both versions", async () => {
+    const vm = await machineWith("grows disks");
+    const four = await ask(engine, "POST", `${vms}/${vm}/diskattachments`, {
+      json: { bootable: true, interface: "virtio_scsi", disk: { alias: "new", provisioned_size: MiB, format: "raw" } },
+    });
+    expect([four.status, four.json.active, four.json.bootable], four.text).toEqual([201, "true", "true"]);
+    expect(four.headers["location"]).toBe(`${engine.url}${vms}/${vm}/diskattachments/${four.json.id}`);
+    expect(await show(four.json.id)).toMatchObject({ alias: "new", provisioned_size: String(MiB), status: "ok" });
+    const three = await ask(engine, "POST", `/api/vms/${vm}/disks`, {
+      xml: `<disk><alias>old</alias><size>512</size><interface>virtio</interface><format>raw</format><active>false</active></disk>`,
+    });
+    expect(three.status, three.text).toBe(201);
+    expect(three.text).toContain("<active>false</active>");
+    const attached = await ask(engine, "GET", `${vms}/${vm}?follow=disk_attachments.disk`, { headers: jsonHeaders });
+    const names = attached.json.disk_attachments.disk_attachment.map(
+      (each: { disk: { alias: string } }) => each.disk.alias,
+    );
+    expect(names).toEqual(["new", "old"]);
+  });
+
+  it("that cannot be made or attached is not left behind", async () => {
+    const vm = await machineWith("refuses disks");
+    const before = await disksThere();
+    const to = `${vms}/${vm}/diskattachments`;
+    const without = await ask(engine, "POST", to, { xml: "<disk_attachment><disk/></disk_attachment>" });
+    expect([without.status, detailOf(without.text)]).toEqual([400, "Disk [provisioned_size, format] required for add"]);
+    const nothing = await ask(engine, "POST", to, { xml: "<disk_attachment/>" });
+    expect([nothing.status, detailOf(nothing.text)]).toEqual([400, "DiskAttachment [disk] required for add"]);
+    const disk = "<disk><provisioned_size>512</provisioned_size><format>raw</format></disk>";
+    const xml = `<disk_attachment>${disk}</disk_attachment>`;
+    expect(
+      (await ask(engine, "POST", `${vms}/${"0".repeat(8)}-1111-4222-8333-444455556666/diskattachments`, { xml }))
+        .status,
+    ).toBe(404);
+    expect(await disksThere()).toBe(before);
+    await engine.sql("UPDATE instances SET power_state = 'MIGRATING' WHERE id = $1", [vm]);
+    const moving = await ask(engine, "POST", to, { xml });
+    await engine.sql("UPDATE instances SET power_state = 'SHUTOFF' WHERE id = $1", [vm]);
+    expect(moving.status, moving.text).toBe(409);
+    await engine.waitFor(async () => (await disksThere()) === before, { what: "the disk is removed again" });
+  });
+
+  it("is renamed and grows through its attachment, or nothing is changed", async () => {
+    const vm = await machineWith("changes disks");
+    const id = await make({ alias: "through" });
+    const at = `${vms}/${vm}/diskattachments`;
+    await ask(engine, "POST", at, { json: { disk: { id } } });
+    const smaller = { bootable: true, disk: { provisioned_size: 512 } };
+    const refused = await ask(engine, "PUT", `${at}/${id}`, { json: smaller });
+    expect([refused.status, detailOf(refused.text) || refused.json.detail]).toEqual([
+      400,
+      "[Cannot edit Virtual Disk. New disk size cannot be smaller than the current one.]",
+    ]);
+    const same = await ask(engine, "GET", `${at}/${id}`, { headers: jsonHeaders });
+    expect(same.json.bootable).toBe("false");
+    const larger = { bootable: true, disk: { alias: "larger", provisioned_size: 20 * MiB } };
+    const changed = await ask(engine, "PUT", `${at}/${id}`, { json: larger });
+    expect([changed.status, changed.json.bootable], changed.text).toEqual([200, "true"]);
+    await settled(id);
+    expect(await show(id)).toMatchObject({ alias: "larger", provisioned_size: String(20 * MiB) });
+    const three = await ask(engine, "PUT", `/api/vms/${vm}/disks/${id}`, { xml: "<disk><alias>again</alias></disk>" });
+    expect(three.text).toContain("<alias>again</alias>");
+  });
+
+  it("of a snapshot is shown with it where that is asked for; who waits for a snapshot gets it when it is there", async () => {
+    const vm = await machineWith("shows disks");
+    const id = await make({ alias: "shown" });
+    await ask(engine, "POST", `${vms}/${vm}/diskattachments`, { json: { disk: { id } } });
+    const taken = await ask(engine, "POST", `${vms}/${vm}/snapshots`, {
+      json: { description: "kept" },
+      headers: { "x-ovirt-expect": "201-created", expect: "201-created" },
+    });
+    expect([taken.status, taken.json.snapshot_status], taken.text).toEqual([201, "ok"]);
+    const path = `${vms}/${vm}/snapshots?follow=disks`;
+    const { json } = await ask(engine, "GET", path, { headers: jsonHeaders });
+    const shown = json.snapshot.map((each: { description: string; disks: { disk: { alias: string }[] } }) => [
+      each.description,
+      each.disks.disk.map(({ alias }) => alias),
+    ]);
+    expect(shown).toEqual([
+      ["Active VM", ["shown"]],
+      ["kept", ["shown"]],
+    ]);
+    const clone = { name: "a clone", cluster: { name: "Default" }, snapshots: { snapshot: [{ id: taken.json.id }] } };
+    const cloned = await ask(engine, "POST", vms, { json: clone });
+    expect([cloned.status, cloned.json.reason], cloned.text).toEqual([400, "Invalid value"]);
+  });
+});
+
 describe("a hostile body", () => {
   const deep = (levels: number) => `${"<a>".repeat(levels)}${"</a>".repeat(levels)}`;
   it.each([

@@ -183,6 +183,13 @@ it("a machine's second backup, in JSON, is incremental where that can be and is 
     "full",
     "full",
   ]);
+  const one = await world.answered(200, "GET", `/vms/${vm}/backups/${own}/disks/${first}`);
+  expect([one.json.id, one.json.backup_mode]).toEqual([first, "incremental"]);
+  const whole = await world.answered(200, "GET", `/vms/${vm}/backups/${own}?follow=disks`);
+  expect(whole.json.disks).toEqual(listed);
+  const checkpoint = await world.answered(200, "GET", `/vms/${vm}/checkpoints/${from}/disks/${first}`);
+  expect(checkpoint.json.id).toBe(first);
+  await world.answered(404, "GET", `/vms/${vm}/checkpoints/${from}/disks/${own}`);
   await finalize(vm, own);
   await world.reach(vm, own, "succeeded");
   const again = await world.answered(400, "POST", `/vms/${vm}/backups`, { json });

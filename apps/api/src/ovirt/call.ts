@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Principal } from "@tephra/control";
 import type { Context } from "../context.ts";
 import type { Rule } from "../http/policy.ts";
@@ -56,6 +57,25 @@ export const done = (job: string | null = null): Answer => ({ kind: "done", job 
 /** How far something is that has been added, by the status of what it becomes. */
 export const creationStatus = (status: "complete" | "failed" | "in_progress"): Answer =>
   shown("creation", group({ status }));
+
+/** While a client waits for what it adds: how often that is looked for, since nothing tells the API when it is there, and how many times. */
+const pollMs = 200;
+const looksMax = 300;
+
+/** What was added, once it is settled, or as it is when the client has waited long enough. */
+export async function whenSettled<Row>(
+  { gone }: Call,
+  row: Row,
+  isSettled: (row: Row) => boolean,
+  read: () => Promise<Row>,
+): Promise<Row> {
+  let seen = row;
+  for (let looks = 0; !isSettled(seen) && looks < looksMax && !gone.aborted; looks += 1) {
+    await sleep(pollMs);
+    seen = await read();
+  }
+  return seen;
+}
 
 /** An empty list below something; `find` throws when there is no such thing. */
 export const emptyBelow =

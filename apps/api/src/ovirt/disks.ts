@@ -1,4 +1,3 @@
-import { setTimeout as sleep } from "node:timers/promises";
 import {
   type Database,
   formatIn,
@@ -18,7 +17,17 @@ import {
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
-import { type Call, created, creationStatus, done, emptyBelow, type Handle, type Route, shown } from "./call.ts";
+import {
+  type Call,
+  created,
+  creationStatus,
+  done,
+  emptyBelow,
+  type Handle,
+  type Route,
+  shown,
+  whenSettled,
+} from "./call.ts";
 import { type Element, type Fields, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, refused } from "./faults.ts";
 import { refuseFollow } from "./follow.ts";
@@ -230,19 +239,14 @@ function newDiskOf(context: Context, body: Body) {
   };
 }
 
-/** While a client waits for its disk: how often it is looked for, since nothing tells the API when a volume is there, and how many times. */
-const pollMs = 200;
-const looksMax = 300;
-
 /** The disk once it is no longer being made, or as it is when the client has waited long enough. */
-async function whenMade({ database }: Context, call: Call, row: VolumeRow): Promise<VolumeRow> {
-  let seen = row;
-  for (let looks = 0; seen.status === "creating" && looks < looksMax && !call.gone.aborted; looks += 1) {
-    await sleep(pollMs);
-    seen = await getVolume(database, call.principal, row.id);
-  }
-  return seen;
-}
+export const whenMade = ({ database }: Context, call: Call, row: VolumeRow): Promise<VolumeRow> =>
+  whenSettled(
+    call,
+    row,
+    ({ status }) => status !== "creating",
+    () => getVolume(database, call.principal, row.id),
+  );
 
 /** Makes a disk as a request describes it. @throws OvirtFault, QuotaExceededError */
 export async function addDisk(context: Context, call: Call, body: Body): Promise<VolumeRow> {
@@ -268,16 +272,24 @@ function refuseUnready(row: DiskRow, verb: "remove" | "edit"): void {
   throw refused(["conflict", `${cannot}: ${locked}`]);
 }
 
-const update: Handle = async (context, call) => {
-  const { database, config } = context;
-  const { body, principal } = call;
-  const row = await getVolume(database, principal, idOf(call));
+/**
+ * Reads what a request changes of a disk; the returned function does it.
+ *
+ * @throws NotFoundError; OvirtFault 400, 409
+ */
+export async function diskEdit(
+  { database, config }: Context,
+  principal: Principal,
+  id: string,
+  body: Body,
+): Promise<() => Promise<VolumeRow>> {
+  const row = await getVolume(database, principal, id);
   const backup = body.oneOf(["backup"], ["none", "incremental"]);
   const sizeBytes = sizeOf(body);
   const name = shortText(body, "alias", nameMax) ?? shortText(body, "name", nameMax);
   const description = shortText(body, "description", descriptionMax);
   for (const flag of ["shareable", "propagate_errors", "wipe_after_delete"]) body.boolean(flag);
-  refuseRawTracking(diskFormat(context, row.backend), backup);
+  refuseRawTracking(formatIn(config.volume_backends, row.backend), backup);
   if (sizeBytes !== undefined && BigInt(sizeBytes) < row.sizeBytes) {
     throw refused([
       "bad-parameters",
@@ -285,16 +297,24 @@ const update: Handle = async (context, call) => {
     ]);
   }
   refuseUnready(row, "edit");
-  if (sizeBytes !== undefined && BigInt(sizeBytes) > row.sizeBytes) {
-    const sizeGib = Math.max(row.sizeGib, gibOf(sizeBytes));
-    await requestVolumeExtend(database, config, principal, row.id, { sizeGib, sizeBytes, inUse: true });
-  }
-  await updateVolume(database, principal, row.id, {
-    ...(name !== undefined && { name }),
-    ...(description !== undefined && { description }),
-    ...(backup !== undefined && { tracksChanges: backup === "incremental" }),
-  });
-  return shown("disk", diskView(context, await getVolume(database, principal, row.id)));
+  return async () => {
+    if (sizeBytes !== undefined && BigInt(sizeBytes) > row.sizeBytes) {
+      const sizeGib = Math.max(row.sizeGib, gibOf(sizeBytes));
+      await requestVolumeExtend(database, config, principal, row.id, { sizeGib, sizeBytes, inUse: true });
+    }
+    const change = {
+      ...(name !== undefined && { name }),
+      ...(description !== undefined && { description }),
+      ...(backup !== undefined && { tracksChanges: backup === "incremental" }),
+    };
+    if (Object.keys(change).length > 0) await updateVolume(database, principal, row.id, change);
+    return getVolume(database, principal, row.id);
+  };
+}
+
+const update: Handle = async (context, call) => {
+  const edit = await diskEdit(context, call.principal, idOf(call), call.body);
+  return shown("disk", diskView(context, await edit()));
 };
 
 const remove: Handle = async ({ database }, call) => {

@@ -21,8 +21,8 @@ import type { Body } from "./body.ts";
 import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
 import { diskFields } from "./disks.ts";
 import { type Element, listOf, reference } from "./element.ts";
-import { incomplete, invalidValue, refused, whenRefused } from "./faults.ts";
-import { refuseFollow } from "./follow.ts";
+import { BareStatus, incomplete, invalidValue, refused, whenRefused } from "./faults.ts";
+import { type Followed, followed, refuseFollow } from "./follow.ts";
 import { hostIdOf } from "./infrastructure.ts";
 
 const descriptionMax = 1_024;
@@ -69,15 +69,15 @@ const backupIn = ({ database }: Context, call: Call): Promise<MachineBackupRow> 
 const checkpointIn = ({ database }: Context, call: Call): Promise<MachineCheckpointRow> =>
   getCheckpoint(database, call.principal, machineIdOf(call), idOf(call));
 
-const list: Handle = async ({ database }, call) => {
-  refuseFollow(call.follow);
-  const rows = await listMachineBackups(database, call.principal, machineIdOf(call));
-  return shown("backups", listOf("backup", rows.map(view)));
+const list: Handle = async (context, call) => {
+  const rows = await listMachineBackups(context.database, call.principal, machineIdOf(call));
+  const views = rows.map((row) => followed(view(row), row, call.follow, below(context, call, backupDisks)));
+  return shown("backups", listOf("backup", await Promise.all(views)));
 };
 
 const show: Handle = async (context, call) => {
-  refuseFollow(call.follow);
-  return shown("backup", view(await backupIn(context, call)));
+  const row = await backupIn(context, call);
+  return shown("backup", await followed(view(row), row, call.follow, below(context, call, backupDisks)));
 };
 
 /** `backup_mode` `full` asks for all of a disk, whatever the checkpoint says of it. */
@@ -150,28 +150,51 @@ async function disksOf<Part extends { volumeId: string }>(
   return views;
 }
 
-const listDisks: Handle = async (context, call) => {
-  refuseFollow(call.follow);
-  const { disks } = await backupIn(context, call);
-  const modeOf = ({ sinceId }: (typeof disks)[number]) => ({ backup_mode: sinceId === null ? "full" : "incremental" });
-  return shown("disks", listOf("disk", await disksOf(context, call, disks, modeOf)));
-};
+/** The disks of a backup or a checkpoint that are there still. */
+type DisksOf<Row> = (context: Context, call: Call, row: Row) => Promise<Element[]>;
 
-const listAllCheckpoints: Handle = async ({ database }, call) => {
-  refuseFollow(call.follow);
-  const rows = await listCheckpoints(database, call.principal, machineIdOf(call));
-  return shown("checkpoints", listOf("checkpoint", rows.map(checkpointView)));
+const backupDisks: DisksOf<MachineBackupRow> = (context, call, { disks }) =>
+  disksOf(context, call, disks, ({ sinceId }) => ({ backup_mode: sinceId === null ? "full" : "incremental" }));
+
+const checkpointDisks: DisksOf<MachineCheckpointRow> = (context, call, { disks }) =>
+  disksOf(context, call, disks, () => ({}));
+
+const below = <Row>(context: Context, call: Call, load: DisksOf<Row>): Followed<Row> => ({
+  disks: async (row, deeper) => {
+    refuseFollow(deeper);
+    return listOf("disk", await load(context, call, row));
+  },
+});
+
+const listDisks =
+  <Row>(rowIn: (context: Context, call: Call) => Promise<Row>, load: DisksOf<Row>): Handle =>
+  async (context, call) => {
+    refuseFollow(call.follow);
+    return shown("disks", listOf("disk", await load(context, call, await rowIn(context, call))));
+  };
+
+const showDisk =
+  <Row>(rowIn: (context: Context, call: Call) => Promise<Row>, load: DisksOf<Row>): Handle =>
+  async (context, call) => {
+    refuseFollow(call.follow);
+    const disks = await load(context, call, await rowIn(context, call));
+    const found = disks.find(({ id }) => id === call.params["disk"]?.toLowerCase());
+    if (!found) throw new BareStatus(404);
+    return shown("disk", found);
+  };
+
+const listAllCheckpoints: Handle = async (context, call) => {
+  const rows = await listCheckpoints(context.database, call.principal, machineIdOf(call));
+  const views = rows.map((row) =>
+    followed(checkpointView(row), row, call.follow, below(context, call, checkpointDisks)),
+  );
+  return shown("checkpoints", listOf("checkpoint", await Promise.all(views)));
 };
 
 const showCheckpoint: Handle = async (context, call) => {
-  refuseFollow(call.follow);
-  return shown("checkpoint", checkpointView(await checkpointIn(context, call)));
-};
-
-const listCheckpointDisks: Handle = async (context, call) => {
-  refuseFollow(call.follow);
-  const { disks } = await checkpointIn(context, call);
-  return shown("disks", listOf("disk", await disksOf(context, call, disks, () => ({}))));
+  const row = await checkpointIn(context, call);
+  const view = followed(checkpointView(row), row, call.follow, below(context, call, checkpointDisks));
+  return shown("checkpoint", await view);
 };
 
 const removeOne: Handle = async ({ database }, call) => {
@@ -186,10 +209,12 @@ export const machineBackupRoutes: readonly Route[] = [
   ["GET", "/vms/:vm/backups", "ovirt:get", list],
   ["POST", "/vms/:vm/backups", "ovirt:change", add],
   ["GET", "/vms/:vm/backups/:id", "ovirt:get", show],
-  ["GET", "/vms/:vm/backups/:id/disks", "ovirt:get", listDisks],
+  ["GET", "/vms/:vm/backups/:id/disks", "ovirt:get", listDisks(backupIn, backupDisks)],
+  ["GET", "/vms/:vm/backups/:id/disks/:disk", "ovirt:get", showDisk(backupIn, backupDisks)],
   ["ACTION", "/vms/:vm/backups/:id/finalize", "ovirt:change", finalize],
   ["GET", "/vms/:vm/checkpoints", "ovirt:get", listAllCheckpoints],
   ["GET", "/vms/:vm/checkpoints/:id", "ovirt:get", showCheckpoint],
-  ["GET", "/vms/:vm/checkpoints/:id/disks", "ovirt:get", listCheckpointDisks],
+  ["GET", "/vms/:vm/checkpoints/:id/disks", "ovirt:get", listDisks(checkpointIn, checkpointDisks)],
+  ["GET", "/vms/:vm/checkpoints/:id/disks/:disk", "ovirt:get", showDisk(checkpointIn, checkpointDisks)],
   ["DELETE", "/vms/:vm/checkpoints/:id", "ovirt:change", removeOne],
 ];

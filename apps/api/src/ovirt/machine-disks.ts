@@ -3,6 +3,7 @@ import {
   attachSnapshotDisk,
   changeDisk,
   type DiskChange,
+  type DiskSettings,
   detachDisk,
   getMachine,
   isDiskInterface,
@@ -15,7 +16,7 @@ import type { Context } from "../context.ts";
 import { endOf } from "../http/operation-end.ts";
 import type { Body } from "./body.ts";
 import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
-import { diskFields } from "./disks.ts";
+import { addDisk, diskEdit, diskFields, whenMade } from "./disks.ts";
 import { type Element, type Fields, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, refused, whenRefused } from "./faults.ts";
 import { type Followed, type FollowTree, followed, refuseFollow } from "./follow.ts";
@@ -164,18 +165,28 @@ async function whenPlugged(context: Context, call: Call, operationId: string | n
   throw refused(["conflict", `Cannot ${doing}. VM is not reachable.${why}`]);
 }
 
+/** @param active where the body does not say it. @throws OvirtFault 400 */
+const settingsOf = (body: Body, active: boolean): DiskSettings => ({
+  active: body.boolean("active") ?? active,
+  bootable: body.boolean("bootable") ?? false,
+  readOnly: body.boolean("read_only") ?? false,
+  interface: interfaceOf(body) ?? "virtio",
+});
+
 /** Attaches what the body names by its id, whatever else of the disk it repeats. One that is to be active and cannot be is detached again. */
-async function attach(context: Context, call: Call, { instance }: MachineRow, disk: Body): Promise<void> {
+async function attach(
+  context: Context,
+  call: Call,
+  { instance }: MachineRow,
+  disk: { diskId: string; snapshotId?: string | undefined; settings: DiskSettings },
+): Promise<void> {
   const { database } = context;
-  const { principal, params, body } = call;
+  const { principal, params } = call;
   const machineId = params["vm"] ?? "";
-  const diskId = disk.id ?? "";
-  const snapshotId = disk.at("snapshot")?.id;
-  const settings = { active: body.boolean("active") ?? false, interface: interfaceOf(body) ?? ("virtio" as const) };
-  const flags = { bootable: body.boolean("bootable") ?? false, readOnly: body.boolean("read_only") ?? false };
+  const { diskId, snapshotId, settings } = disk;
   await whenRefused("attach Virtual Disk", () =>
     snapshotId === undefined
-      ? attachDisk(database, principal, machineId, diskId, { ...settings, ...flags })
+      ? attachDisk(database, principal, machineId, diskId, settings)
       : attachSnapshotDisk(database, principal, machineId, { diskId, snapshotId, ...settings }),
   );
   if (!settings.active || !needsSocket(instance.driver)) return;
@@ -187,26 +198,50 @@ async function attach(context: Context, call: Call, { instance }: MachineRow, di
   }
 }
 
-/** The disk that was just attached: the path does not name it. */
-const attachedIn = async (context: Context, call: Call, diskId: string) => {
+/**
+ * Makes a disk as the body describes it, and attaches it; unless the body says otherwise it is active in a machine that is down. Where it
+ * cannot be made, or attached, there is no disk.
+ */
+async function attachNew(context: Context, call: Call, machine: MachineRow, disk: Body): Promise<string> {
+  const settings = settingsOf(call.body, machine.instance.powerState === "SHUTOFF");
+  const row = await addDisk(context, call, disk);
+  const remove = (): Promise<unknown> =>
+    requestVolumeDelete(context.database, call.principal, row.id, { cascade: false });
+  const made = await whenMade(context, call, row);
+  try {
+    await attach(context, call, machine, { diskId: made.id, settings });
+  } catch (error) {
+    await remove().catch(() => {}); // What was wrong first is told; a disk that is still being made stays.
+    throw error;
+  }
+  return made.id;
+}
+
+/** Attaches the disk that the request names, or makes one, and returns it with its machine as that is then. */
+async function addTo(context: Context, call: Call, disk: Body): Promise<{ machine: MachineRow; disk: AttachedDisk }> {
   const machine = await machineIn(context, call);
-  return { machine, disk: diskIn(machine, { ...call, params: { ...call.params, disk: diskId } }) };
-};
+  const { id } = disk;
+  if (id !== undefined) {
+    const settings = settingsOf(call.body, false);
+    await attach(context, call, machine, { diskId: id, snapshotId: disk.at("snapshot")?.id, settings });
+  }
+  const diskId = id ?? (await attachNew(context, call, machine, disk));
+  const after = await machineIn(context, call);
+  return { machine: after, disk: diskIn(after, { ...call, params: { ...call.params, disk: diskId } }) };
+}
 
 const addAttachment: Handle = async (context, call) => {
   const disk = call.body.at("disk");
-  const machine = await machineIn(context, call);
-  if (disk?.id === undefined) throw incomplete("DiskAttachment", ["disk.id"], "add");
-  await attach(context, call, machine, disk);
-  const made = await attachedIn(context, call, disk.id);
+  if (disk === undefined) {
+    await machineIn(context, call);
+    throw incomplete("DiskAttachment", ["disk"], "add");
+  }
+  const made = await addTo(context, call, disk);
   return created("disk_attachment", attachmentView(made.machine, made.disk), false);
 };
 
-const addDisk: Handle = async (context, call) => {
-  const machine = await machineIn(context, call);
-  if (call.body.id === undefined) throw incomplete("Disk", ["id"], "add");
-  await attach(context, call, machine, call.body);
-  const made = await attachedIn(context, call, call.body.id);
+const addBelow: Handle = async (context, call) => {
+  const made = await addTo(context, call, call.body);
   return created("disk", diskView(context, made.machine, made.disk), false);
 };
 
@@ -230,13 +265,23 @@ function changeOf({ body }: Call): DiskChange {
   };
 }
 
+/** Changes how a machine has a disk, and the disk itself where the request says something of it. Through a snapshot's disk it stays as it is. */
+async function update(context: Context, call: Call, disk: Body | undefined): Promise<void> {
+  const to = changeOf(call);
+  const { volume, snapshotId } = diskIn(await machineIn(context, call), call);
+  const isOwn = disk !== undefined && snapshotId === null;
+  const edit = isOwn ? await diskEdit(context, call.principal, volume.id, disk) : null;
+  await change(context, call, to);
+  await edit?.();
+}
+
 const updateAttachment: Handle = async (context, call) => {
-  await change(context, call, changeOf(call));
+  await update(context, call, call.body.at("disk"));
   return showAttachment(context, call);
 };
 
 const updateDisk: Handle = async (context, call) => {
-  await change(context, call, changeOf(call));
+  await update(context, call, call.body);
   return showDisk(context, call);
 };
 
@@ -285,7 +330,7 @@ export const diskAttachmentRoutes: readonly Route[] = [
   ["PUT", "/vms/:vm/diskattachments/:disk", "ovirt:change", updateAttachment],
   ["DELETE", "/vms/:vm/diskattachments/:disk", "ovirt:change", removeAttachment],
   ["GET", "/vms/:vm/disks", "ovirt:get", listDisks],
-  ["POST", "/vms/:vm/disks", "ovirt:change", addDisk],
+  ["POST", "/vms/:vm/disks", "ovirt:change", addBelow],
   ["GET", "/vms/:vm/disks/:disk", "ovirt:get", showDisk],
   ["PUT", "/vms/:vm/disks/:disk", "ovirt:change", updateDisk],
   ["DELETE", "/vms/:vm/disks/:disk", "ovirt:change", removeDisk],

@@ -17,11 +17,11 @@ import {
 } from "@tephra/control";
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
-import { type Call, created, creationStatus, done, type Handle, type Route, shown } from "./call.ts";
+import { type Call, created, creationStatus, done, type Handle, type Route, shown, whenSettled } from "./call.ts";
 import { diskFields, diskFormat } from "./disks.ts";
-import { type Element, type Fields, group, listOf, reference } from "./element.ts";
+import { type Element, type Fields, group, type List, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, whenRefused } from "./faults.ts";
-import { refuseFollow } from "./follow.ts";
+import { type FollowTree, followed, refuseFollow } from "./follow.ts";
 import { nicList } from "./machine-nics.ts";
 
 const descriptionMax = 4_096;
@@ -95,20 +95,35 @@ const snapshotIn = ({ database }: Context, { principal, params }: Call): Promise
 const isActive = (machine: MachineRow, { params }: Call): boolean =>
   activeSnapshotId(machine) === params["snapshot"]?.toLowerCase();
 
+/** A snapshot, or with null the machine as it is now, with what is asked for in place of its links. */
+async function viewOf(context: Context, call: Call, machine: MachineRow, snapshot: MachineSnapshot | null) {
+  const element =
+    snapshot === null
+      ? await activeView(context, machine, call.allContent)
+      : view(snapshot, machine.instance.id, call.allContent, machine);
+  return followed(element, snapshot, call.follow, {
+    disks: async (of, deeper) => {
+      refuseFollow(deeper);
+      return listOf("disk", diskViews(context, call, machine, of));
+    },
+    nics: async (of, deeper) => nicsOf(machine, of, deeper),
+  });
+}
+
 const list: Handle = async (context, call) => {
-  refuseFollow(call.follow);
   const machine = await machineIn(context, call);
   const rows = await listMachineSnapshots(context.database, call.principal, machine.instance.id);
-  const views = rows.map((row) => view(row, machine.instance.id, call.allContent, machine));
-  return shown("snapshots", listOf("snapshot", [await activeView(context, machine, call.allContent), ...views]));
+  const views = [null, ...rows].map((row) => viewOf(context, call, machine, row));
+  return shown("snapshots", listOf("snapshot", await Promise.all(views)));
 };
 
+/** The snapshot that the path names; null: the machine as it is now. */
+const shownIn = async (context: Context, call: Call, machine: MachineRow): Promise<MachineSnapshot | null> =>
+  isActive(machine, call) ? null : snapshotIn(context, call);
+
 const show: Handle = async (context, call) => {
-  refuseFollow(call.follow);
   const machine = await machineIn(context, call);
-  if (isActive(machine, call)) return shown("snapshot", await activeView(context, machine, call.allContent));
-  const snapshot = await snapshotIn(context, call);
-  return shown("snapshot", view(snapshot, machine.instance.id, call.allContent, machine));
+  return shown("snapshot", await viewOf(context, call, machine, await shownIn(context, call, machine)));
 };
 
 /** Disks that a request chooses, by their ids or those of their layers. Null: it does not choose; none: the configuration alone. */
@@ -128,8 +143,18 @@ const add: Handle = async (context, call) => {
   const made = await whenRefused("create Snapshot", () =>
     takeMachineSnapshot(context.database, context.config, principal, machineId, request),
   );
-  return created("snapshot", view(made, made.instanceId ?? machineId, false), made.status !== "available");
+  const seen = call.waits ? await whenTaken(context, call, made) : made;
+  return created("snapshot", view(seen, seen.instanceId ?? machineId, false), seen.status !== "available");
 };
+
+/** @throws BareStatus 404 for one that could not be taken: it is gone */
+const whenTaken = ({ database }: Context, call: Call, made: MachineSnapshot): Promise<MachineSnapshot> =>
+  whenSettled(
+    call,
+    made,
+    ({ status }) => status !== "creating",
+    () => getMachineSnapshot(database, call.principal, call.params["vm"] ?? "", made.id),
+  );
 
 const remove: Handle = async ({ database, config }, { principal, params }) => {
   const which = { machineId: params["vm"] ?? "", id: params["snapshot"] ?? "" };
@@ -176,20 +201,18 @@ const undo: Handle = async ({ database, config }, { principal, params }) =>
     await whenRefused("revert to Snapshot", () => undoMachineSnapshot(database, config, principal, params["vm"] ?? "")),
   );
 
-const diskViews = async (context: Context, call: Call): Promise<Element[]> => {
-  const machine = await machineIn(context, call);
-  const path = `/vms/${machine.instance.id}/snapshots/${call.params["snapshot"]?.toLowerCase()}/disks`;
+function diskViews(context: Context, call: Call, machine: MachineRow, snapshot: MachineSnapshot | null): Element[] {
+  const path = `/vms/${machine.instance.id}/snapshots/${snapshot?.id ?? activeSnapshotId(machine)}/disks`;
   const kindOf = (volumeId: string) => machine.disks.find((disk) => disk.volumeId === volumeId)?.interface ?? "virtio";
   const ofThree = (volumeId: string) => (call.version === 3 ? { interface: kindOf(volumeId) } : {});
-  if (isActive(machine, call)) {
-    const snapshot = { id: activeSnapshotId(machine) };
+  if (snapshot === null) {
+    const active = { id: activeSnapshotId(machine) };
     return machine.disks.map(({ volume }) => ({
       id: volume.id,
       path: `${path}/${volume.id}`,
-      fields: { ...diskFields(context, volume), snapshot, ...ofThree(volume.id) },
+      fields: { ...diskFields(context, volume), snapshot: active, ...ofThree(volume.id) },
     }));
   }
-  const snapshot = await snapshotIn(context, call);
   return snapshot.snapshots.map(({ id, sizeBytes, volume, status }) => ({
     id: volume.id,
     path: `${path}/${volume.id}`,
@@ -201,16 +224,21 @@ const diskViews = async (context: Context, call: Call): Promise<Element[]> => {
       ...ofThree(volume.id),
     },
   }));
+}
+
+const disksIn = async (context: Context, call: Call): Promise<Element[]> => {
+  const machine = await machineIn(context, call);
+  return diskViews(context, call, machine, await shownIn(context, call, machine));
 };
 
 const listDisks: Handle = async (context, call) => {
   refuseFollow(call.follow);
-  return shown("disks", listOf("disk", await diskViews(context, call)));
+  return shown("disks", listOf("disk", await disksIn(context, call)));
 };
 
 const showDisk: Handle = async (context, call) => {
   refuseFollow(call.follow);
-  const found = (await diskViews(context, call)).find(({ id }) => id === call.params["disk"]?.toLowerCase());
+  const found = (await disksIn(context, call)).find(({ id }) => id === call.params["disk"]?.toLowerCase());
   if (!found) throw new BareStatus(404);
   return shown("disk", found);
 };
@@ -221,16 +249,19 @@ const noCdroms: Handle = async (context, call) => {
 };
 
 /** Network interfaces as they were then: they are in the configuration alone. */
-const listNics: Handle = async (context, call) => {
-  refuseFollow(call.follow);
-  const machine = await machineIn(context, call);
-  if (isActive(machine, call)) return shown("nics", await nicList(machine, call.follow));
-  const snapshot = await snapshotIn(context, call);
+async function nicsOf(machine: MachineRow, snapshot: MachineSnapshot | null, tree: FollowTree): Promise<List> {
+  if (snapshot === null) return nicList(machine, tree);
+  refuseFollow(tree);
   const nics = nicsOfSnapshot(snapshot).map(({ id, name, mac, interface: kind, linked, plugged }) => ({
     id,
     fields: { name, interface: kind, linked, mac: group({ address: mac }), plugged },
   }));
-  return shown("nics", listOf("nic", nics));
+  return listOf("nic", nics);
+}
+
+const listNics: Handle = async (context, call) => {
+  const machine = await machineIn(context, call);
+  return shown("nics", await nicsOf(machine, await shownIn(context, call, machine), call.follow));
 };
 
 /** One that cannot be taken is removed: there is no failed one. */

@@ -147,6 +147,9 @@ const add: Handle = async (context, call) => {
   const configuration = configurationOf(call.body, blank);
   const given = call.body.at("initialization", "configuration");
   if (given) return addFromOvf(context, call, { name, configuration });
+  if (call.body.items("snapshots", "snapshot")?.some(({ id }) => id !== undefined)) {
+    throw invalidValue("snapshots: a VM cannot be cloned from a snapshot; attach its disks, or restore them");
+  }
   if (name === undefined) throw incomplete("Vm", ["name"], "add");
   const machine = await whenRefused("add VM", () =>
     createMachine(context.database, context.config, call.principal, { id: null, name, configuration }),

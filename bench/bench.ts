@@ -1,5 +1,5 @@
 // `npm run bench [-- [--keep] NAME…]`: measures on private servers, prints a table and keeps it as JSON. With --keep, later runs are held
-// against this one: for a release.
+// against this one: for a release. `npm run bench -- --keep FILE.json…` keeps what was measured before, from `bench/results`.
 import { measureConsoles } from "./consoles.ts";
 import { measureControl } from "./control.ts";
 import { measureEndedTasks } from "./ended-tasks.ts";
@@ -8,7 +8,7 @@ import { measureHuge } from "./huge.ts";
 import { measureLarge } from "./large.ts";
 import { measureLimits } from "./limits.ts";
 import { measureManyWorkers } from "./many-workers.ts";
-import { keepAsRelease, type Measurement, report, type Say } from "./measurement.ts";
+import { keepAsRelease, keepRun, type Measurement, report, runOf, type Say } from "./measurement.ts";
 import { measureMemory } from "./memory.ts";
 import { measurePeers } from "./peers.ts";
 import { measureRequests } from "./requests.ts";
@@ -43,6 +43,8 @@ const benchmarks: Readonly<Record<string, (say: Say) => Promise<Measurement[]>>>
 
 async function main(args: string[]): Promise<void> {
   const names = args.filter((arg) => arg !== "--keep");
+  const isKept = args.includes("--keep");
+  if (isKept && names.length > 0 && names.every((name) => name.endsWith(".json"))) return names.forEach(keepRun);
   const wanted = names.length > 0 ? names : Object.keys(benchmarks);
   const unknown = wanted.filter((name) => !Object.hasOwn(benchmarks, name));
   if (unknown.length > 0) {
@@ -54,8 +56,9 @@ async function main(args: string[]): Promise<void> {
   }
   const results: Measurement[] = [];
   for (const name of wanted) results.push(...((await benchmarks[name]?.((line) => say(`${name}: ${line}`))) ?? []));
-  report(results);
-  if (args.includes("--keep")) keepAsRelease(results);
+  const run = runOf(results);
+  report(run);
+  if (isKept) keepAsRelease(run);
 }
 
 function say(line: string): void {

@@ -1,6 +1,6 @@
 import { Agent, request } from "node:http";
 import { type House, openHouse, project } from "../test/kit/house.ts";
-import { inParallel, liftQuotas, uuidOf } from "./house-work.ts";
+import { cpuSeconds, inParallel, liftQuotas, postgresSeconds, uuidOf } from "./house-work.ts";
 import { type Measurement, measured, quantile, type Say } from "./measurement.ts";
 
 const backupsInDatabase = [1_000, 100_000] as const;
@@ -43,15 +43,34 @@ async function measureConnections(house: House, connections: number, say: Say): 
   const agent = new Agent({ keepAlive: true, maxSockets: connections });
   const posts: Load[] = [];
   const polls: Load[] = [];
+  const costs: { api: number; postgres: number }[] = [];
   for (let round = 0; round < rounds; round += 1) {
     const volumes = await addVolumes(house, `${connections} ${round}`);
+    const [api, postgres] = [cpuSeconds([house.api()]), await postgresSeconds(house)];
     posts.push(await loadOf(volumes, connections, (id) => postBackup(house, agent, id)));
+    costs.push({
+      api: ((cpuSeconds([house.api()]) - api) / postsPerRound) * 1000,
+      postgres: (((await postgresSeconds(house)) - postgres) / postsPerRound) * 1000,
+    });
     const ids = Array.from({ length: pollsPerRound }, (_, i) => backupId(i % backupsInDatabase[0]));
     polls.push(await loadOf(ids, connections, (id) => get(house, agent, `/backups/${id}`)));
   }
   agent.destroy();
   const at = `at ${connections} connection${connections === 1 ? "" : "s"}`;
-  return [...reportOf(`POST /backups, ${at}`, posts), ...reportOf(`GET /backups/{id}, ${at}`, polls)];
+  const costOf = (whose: string, values: number[]) =>
+    measured(`POST /backups, ${at}: ${whose} processor time`, values, { unit: "ms" });
+  return [
+    ...reportOf(`POST /backups, ${at}`, posts),
+    costOf(
+      "the API's",
+      costs.map((cost) => cost.api),
+    ),
+    costOf(
+      "PostgreSQL's",
+      costs.map((cost) => cost.postgres),
+    ),
+    ...reportOf(`GET /backups/{id}, ${at}`, polls),
+  ];
 }
 
 async function measureLists(house: House, backups: number, say: Say): Promise<Measurement[]> {

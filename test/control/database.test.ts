@@ -1,7 +1,7 @@
 import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
-import type { Database } from "@tephra/control";
-import { connectDatabase, findDatabaseProblems, inDatabase, openDatabase, openPool } from "@tephra/control/process";
+import { type Database, getBackup, NotFoundError } from "@tephra/control";
+import { connectDatabase, findDatabaseProblems, inDatabase, mayPass, openDatabase, openPool } from "@tephra/control/process";
 import { inTransaction } from "@tephra/control/work";
 import { afterEach, beforeEach, describe, expect, inject, it, vi } from "vitest";
 import { withClient } from "../../scripts/postgres.ts";
@@ -229,6 +229,36 @@ describe("through PgBouncer, which gives a connection for one transaction", () =
   });
 });
 
+/** What becomes of a question that goes past the database client (readRows), and of one through it. */
+async function outcomesOf(at: string): Promise<string[]> {
+  const database = open(at, { connectionsMax: 2 });
+  const principal = { userId: "u", projectId: "p", roles: [], isAdmin: false, requestId: "req-test" };
+  const asked = [
+    getBackup(database, principal, "00000000-0000-4000-8000-000000000000"),
+    database.backup.count().then(() => Promise.reject(new NotFoundError("Backup", ""))),
+  ];
+  const outcomes = await Promise.allSettled(asked);
+  return outcomes.map((outcome) => {
+    if (outcome.status === "fulfilled") return "found";
+    if (outcome.reason instanceof NotFoundError) return "answered";
+    return mayPass(outcome.reason) ? "outage" : String(outcome.reason);
+  });
+}
+
+describe("a server that lets nobody in", () => {
+  it.each<[string, Partial<Pick<URL, "username" | "pathname" | "port" | "search">>]>([
+    ["has no such role (28000)", { username: "nobody" }],
+    ["has no such database (3D000)", { pathname: "/nowhere" }],
+    ["has no TLS", { search: "?sslmode=require" }],
+    ["is not there", { port: "1" }],
+  ])("which %s, is an outage, whichever way it is asked", async (_, change) => {
+    const at = new URL(url);
+    expect(await outcomesOf(at.href)).toEqual(["answered", "answered"]);
+    Object.assign(at, change);
+    expect(await outcomesOf(at.href)).toEqual(["outage", "outage"]);
+  });
+});
+
 describe("a server with TLS and a CA of its own", () => {
   it("is spoken to as sslmode says: by the programs, by migrations, by the doorbell", async () => {
     const dir = mkdtempSync(join(inject("servers").dir, "tls-"));
@@ -260,6 +290,11 @@ describe("a server with TLS and a CA of its own", () => {
     expect(await outcome(`${named}?sslmode=verify-full`)).toMatch(/certificate/);
     expect(await outcome(`${named}?sslmode=disable`)).toMatch(/TLS|SSL/i);
     expect(await outcome(`${named}?sslmode=verify-full&sslrootcert=/not/there`)).toMatch(/sslrootcert cannot be read/);
+    const both = (word: string) => [word, word];
+    expect(await outcomesOf(`${named}?sslmode=verify-full&${ca}`)).toEqual(both("answered"));
+    expect(await outcomesOf(`${other}?sslmode=verify-full&${ca}`)).toEqual(both("outage"));
+    expect(await outcomesOf(`${named}?sslmode=verify-full`)).toEqual(both("outage"));
+    expect(await outcomesOf(`${named}?sslmode=disable`)).toEqual(both("outage"));
     migrate(`${named}?sslmode=verify-full&${ca}&schema=tls`);
     expect(await findDatabaseProblems(open(`${named}?sslmode=verify-full&${ca}&schema=tls`))).toEqual([]);
   });

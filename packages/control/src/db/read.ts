@@ -23,7 +23,7 @@ const types: pg.CustomTypesConfig = {
 };
 
 /**
- * What `$queryRaw` returns, of a statement that is asked for very often and only reads: outside a transaction it goes straight to the
+ * What `$queryRaw` returns, of a statement that is asked for very often and waits for no row: outside a transaction it goes straight to the
  * connections, since the client's own work on a row or a page is more than that of everything else together.
  */
 export async function readRows<Row extends pg.QueryResultRow>(

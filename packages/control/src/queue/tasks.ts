@@ -4,6 +4,7 @@ import type { Actor } from "../db/actor.ts";
 import { type Database, onCommit, type Transaction } from "../db/database.ts";
 import { isUuid } from "../db/listing.ts";
 import { isEndedOperation } from "../db/live.ts";
+import { readRows } from "../db/read.ts";
 import { ClaimLostError } from "../errors.ts";
 import { Prisma } from "../generated/client.ts";
 import { type Lane, type Priority, priorityRanks } from "../priorities.ts";
@@ -463,8 +464,9 @@ export async function ringDispatchers(database: Database): Promise<void> {
   try {
     do {
       ringing.set(database, false);
-      await database.$executeRaw`
-        SELECT set_config('synchronous_commit', 'off', true), pg_notify(${tasksReadyChannel}, '')`.catch(() => {});
+      const ring = Prisma.sql`
+        SELECT set_config('synchronous_commit', 'off', true), pg_notify(${tasksReadyChannel}, '')`;
+      await readRows(database, ring).catch(() => {});
     } while (ringing.get(database) === true);
   } finally {
     ringing.delete(database);

@@ -107,7 +107,7 @@ export const runOf = (results: readonly Measurement[]): Run => ({
 });
 
 /** Medians that later runs are held against, by what was measured, on one machine. Kept with the sources. */
-export interface LastRelease {
+interface LastRelease {
   machine: Machine | null;
   medians: Record<string, { value: number; revision: string; date: string }>;
 }

@@ -1,7 +1,14 @@
 import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
 import { type Database, getBackup, NotFoundError } from "@tephra/control";
-import { connectDatabase, findDatabaseProblems, inDatabase, mayPass, openDatabase, openPool } from "@tephra/control/process";
+import {
+  connectDatabase,
+  findDatabaseProblems,
+  inDatabase,
+  mayPass,
+  openDatabase,
+  openPool,
+} from "@tephra/control/process";
 import { inTransaction } from "@tephra/control/work";
 import { afterEach, beforeEach, describe, expect, inject, it, vi } from "vitest";
 import { withClient } from "../../scripts/postgres.ts";

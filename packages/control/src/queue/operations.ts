@@ -350,9 +350,11 @@ async function withProgress(database: Database, rows: Operation[]): Promise<Oper
     WITH mine AS (
       SELECT id FROM operations WHERE id = ANY(${ids}::uuid[]) AND state = 'queued'
     ), queue AS MATERIALIZED (
-      SELECT id, row_number() OVER (ORDER BY created_at, id) AS position
-      FROM (SELECT id, created_at FROM operations WHERE state = 'queued' AND EXISTS (SELECT FROM mine)
-        ORDER BY created_at, id LIMIT ${positionMax}) AS first
+      SELECT id, position FROM (
+        SELECT id, row_number() OVER (ORDER BY created_at, id) AS position
+        FROM (SELECT id, created_at FROM operations WHERE state = 'queued' AND EXISTS (SELECT FROM mine)
+          ORDER BY created_at, id LIMIT ${positionMax}) AS first
+      ) AS placed WHERE id = ANY(${ids}::uuid[])
     )
     SELECT t.operation_id, count(*) AS total, count(*) FILTER (WHERE t.state = 'succeeded') AS done,
       coalesce(sum(t.bytes_done), 0)::bigint AS bytes_done, coalesce(sum(t.bytes_stored), 0)::bigint AS bytes_stored,

@@ -227,11 +227,11 @@ async function questions(
     "50 snapshots of all projects": () =>
       listSnapshots(database, admin, { filter: {}, allProjects: true, withCount: false, page }),
     "50 messages": () => listMessages(database, member, { filter: {}, page }),
-    "50 volumes by how protected they are": () => listProtection(database, config, admin, { limit: 50 }),
+    "50 volumes by how protected they are": () => listProtection(database, config, admin, { sort: "age", limit: 50 }),
     // A project of the small installation has no more.
     "6 operations of a project": () => listOperations(database, member, { limit: 6 }),
     "50 operations of all projects": () => listOperations(database, admin, { limit: 50 }),
-    "50 queued operations": () => listOperations(database, admin, { limit: 50, state: "queued" }),
+    "50 queued operations": () => listOperations(database, admin, { limit: 50, states: ["queued"] }),
     "the overview": () => readOverview(database, config, admin),
     "the queue": () => readQueue(database, config, admin),
     "a search by name": () => search(database, admin, "back"),

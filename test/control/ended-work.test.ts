@@ -171,7 +171,7 @@ describe("with 20,000 tasks and operations that have ended", () => {
       expect(await listOperations(single, { ...principal, isAdmin: false, projectId: "p7" }, { limit })).toHaveLength(
         limit,
       );
-      expect(await listOperations(single, principal, { limit, state: "failed" })).toHaveLength(limit);
+      expect(await listOperations(single, principal, { limit, states: ["failed"] })).toHaveLength(limit);
       expect(await readUnclaimed(single, randomUUID())).toBeNull();
       expect(await readUnclaimed(single, "no uuid")).toBeNull();
     }));

@@ -426,7 +426,9 @@ describe("an encrypted backup", () => {
     const { root, images } = await newChain(folder.path);
     const keyFile = await writeKeyFile(folder.path, ["1"]);
     const repository = await openRepository(`posix:${root}`, { encryption: { keyFile } });
+    expect(await repository.encryption?.keyVersions()).toEqual(["1"]);
     await writeFile(keyFile, await readFile(await writeKeyFile(folder.path, ["1", "2"])));
+    expect(await repository.encryption?.keyVersions()).toEqual(["2", "1"]);
     const path = join(folder.path, "volume");
     const made = await backUp(engine, { repository, path, layout: encrypted });
     expect(await namesIn(repository, made.container)).toContain(`${made.prefix}_key_2`);

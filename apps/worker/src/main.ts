@@ -194,7 +194,7 @@ async function main(): Promise<void> {
   let publishing: Promise<Published> | null = null;
   let publishedAt = Number.NEGATIVE_INFINITY;
   const look = async (): Promise<void> => {
-    const [{ reaches, unreachable, freeBytes }, refusal] = await Promise.all([sites.probe(), queues.refusal()]);
+    const [{ reaches, unreachable, freeBytes, places }, refusal] = await Promise.all([sites.probe(), queues.refusal()]);
     redisRefusal = refusal;
     if (refusal !== null) unreachable["redis"] = refusal;
     installation ??= await installationOf(database);
@@ -212,6 +212,7 @@ async function main(): Promise<void> {
       reaches,
       unreachable,
       freeBytes,
+      places,
       version,
       rssBytes: process.memoryUsage.rss(),
     });

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Config, Logger } from "@tephra/control";
 import { backendSettings, levelOf, type RepositoryConfig, repositorySettings } from "@tephra/control/process";
-import { encoderNeeds, needToRead, needToWrite } from "@tephra/control/work";
+import { encoderNeeds, needToRead, needToWrite, type PlaceCard } from "@tephra/control/work";
 import {
   NotReadyYetError,
   openRepository,
@@ -47,6 +47,8 @@ export interface Reach {
   unreachable: Record<string, string>;
   /** `backend:NAME` → free bytes on it. */
   freeBytes: Record<string, number>;
+  /** Of each place that was reached. */
+  places: Record<string, PlaceCard>;
 }
 
 /** Places: the configured repositories and volume backends, by name. */
@@ -152,10 +154,23 @@ export function openSites(config: Config, log: Logger, installation: () => Promi
   };
   /** An object store is tested only now and then: each time costs a request that is refused. */
   const writable = new Map<string, number>();
+  const seen = new Map<string, Omit<PlaceCard, "ms">>();
+  const keysSeen = new Map<string, { keys: readonly string[]; until: number }>();
+  /** Empty where they cannot be read any more; undefined where nothing is encrypted. A program that hands them out is asked now and then only. */
+  const keysOf = async (name: string, { encryption }: Repository): Promise<readonly string[] | undefined> => {
+    const known = keysSeen.get(name);
+    if (encryption === undefined || (known && performance.now() < known.until)) return known?.keys;
+    const keys = await encryption.keyVersions().catch(() => []);
+    keysSeen.set(name, { keys, until: performance.now() + writableMs });
+    return keys;
+  };
   const checkWritable = async (name: string): Promise<void> => {
     const repository = await openNamed(name);
     if (repository.storage === "objects" && performance.now() < (writable.get(name) ?? 0)) return;
     await repository.checkWritable();
+    const free_bytes = await repository.freeBytes().catch(() => null);
+    const keys = await keysOf(name, repository);
+    seen.set(name, { free_bytes, ...(keys && { keys }) });
     if (!writable.has(name)) for (const remark of await repository.remarks()) log.warn({ repository: name }, remark);
     writable.set(name, performance.now() + writableMs);
   };
@@ -171,14 +186,21 @@ export function openSites(config: Config, log: Logger, installation: () => Promi
 
   return {
     async probe() {
-      const reach: Reach = { reaches: [], unreachable: {}, freeBytes: {} };
-      const look = async (name: string, open: () => Promise<unknown>, place = name): Promise<void> => {
+      const reach: Reach = { reaches: [], unreachable: {}, freeBytes: {}, places: {} };
+      const look = async (
+        name: string,
+        open: () => Promise<unknown>,
+        place = name,
+        found: () => Omit<PlaceCard, "ms"> = () => ({}),
+      ): Promise<void> => {
         try {
           refuseHanging(place);
+          const begunAt = performance.now();
           await answerWithin(probes, name, open).finally(() => {
             if (probes.has(name)) late.add(place);
             else late.delete(place);
           });
+          reach.places[name] = { ms: Math.round(performance.now() - begunAt), ...found() };
           reach.reaches.push(name);
         } catch (error) {
           // Its tasks wait by themselves, where others would fail for want of a worker.
@@ -192,14 +214,22 @@ export function openSites(config: Config, log: Logger, installation: () => Promi
           const [reading, writing] = [needToRead(name), needToWrite(name)];
           await look(reading, () => openNamed(name), writing);
           const unread = reach.unreachable[reading];
-          if (unread === undefined) await look(writing, () => checkWritable(name));
+          if (unread === undefined)
+            await look(
+              writing,
+              () => checkWritable(name),
+              writing,
+              () => seen.get(name) ?? {},
+            );
           else reach.unreachable[writing] = unread;
         }),
-        ...[...placed].map(([name, settings]) =>
-          look(`backend:${name}`, async () => {
-            reach.freeBytes[`backend:${name}`] = await (await openVolumeBackend(settings)).freeBytes();
-          }),
-        ),
+        ...[...placed].map(([name, settings]) => {
+          const place = `backend:${name}`;
+          const open = async (): Promise<void> => {
+            reach.freeBytes[place] = await (await openVolumeBackend(settings)).freeBytes();
+          };
+          return look(place, open, place, () => ({ free_bytes: reach.freeBytes[place] ?? null }));
+        }),
         ...[...encoded].map(([need, repository]) => look(need, () => checkEncoder(repository))),
       ]);
       reach.reaches.sort();

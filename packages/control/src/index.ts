@@ -218,6 +218,8 @@ export {
   takeMachineSnapshot,
 } from "./machines/snapshots.ts";
 export { type Alert, countAlerts } from "./overview/alerts.ts";
+export { type MachineFacts, readMachineFacts } from "./overview/machines.ts";
+export { readOperationTasks, type TaskRow } from "./overview/operation-tasks.ts";
 export { type Overview, readOverview } from "./overview/overview.ts";
 export { listProjects, type ProjectFacts } from "./overview/projects.ts";
 export { type QueueState, readQueue, type TaskCounts } from "./overview/queue.ts";
@@ -254,6 +256,7 @@ export {
   excludeVolume,
   getProtection,
   includeVolume,
+  type ListedProtection,
   listProtection,
   type ProtectionRow,
 } from "./policies/protection.ts";
@@ -262,14 +265,8 @@ export { type SimulationResult, simulatePolicy } from "./policies/simulate.ts";
 export { mayLook, type Principal, rolesInForce, seesAll } from "./principal.ts";
 export type { SeenVolume } from "./queue/documents.ts";
 export { verifyModes } from "./queue/documents.ts";
-export {
-  getOperation,
-  listOperations,
-  type OperationKind,
-  type OperationProgress,
-  operationStates,
-  readOperationEnd,
-} from "./queue/operations.ts";
+export { getOperation, listOperations, type OperationProgress, type OperationQuery } from "./queue/list-operations.ts";
+export { type OperationKind, operationStates, readOperationEnd } from "./queue/operations.ts";
 export { listServices, listZones, type ServiceRow, setService } from "./queue/services.ts";
 export type { Json } from "./queue/tasks.ts";
 export { requestReap } from "./repositories/reap.ts";

@@ -138,6 +138,7 @@ export {
   laneQueues,
   needToRead,
   needToWrite,
+  type PlaceCard,
   type Published,
   publishWorker,
   queueFor,

@@ -4,7 +4,7 @@ import { BackupChain, BackupDetails, BackupHealth, BackupList, DeletedBackup, Re
 import { Changes } from "./changes.ts";
 import { id } from "./fields.ts";
 import { listing, partitions } from "./files.ts";
-import { GroupSnapshot, Instance } from "./instances.ts";
+import { GroupSnapshot, Instance, ListedInstance } from "./instances.ts";
 import { BandwidthLimit } from "./limits.ts";
 import { Notification } from "./notifications.ts";
 import { AcceptedOperation, Operation, OperationDetails, OperationRanges } from "./operations.ts";
@@ -56,7 +56,7 @@ export const answers = {
   "GET /ops/projects": { 200: z.object({ projects: z.array(Project), next: z.string().nullable() }) },
   "GET /ops/repositories": { 200: z.object({ repositories: z.array(Repository) }) },
   "GET /ops/repositories/:name": { 200: z.object({ repository: RepositoryDetails }) },
-  "GET /ops/operations": { 200: z.object({ operations: z.array(Operation) }) },
+  "GET /ops/operations": { 200: z.object({ operations: z.array(Operation), next: id.nullable() }) },
   "GET /ops/operations/:id": { 200: z.object({ operation: OperationDetails }) },
   "GET /ops/operations/:id/ranges": { 200: OperationRanges },
   "POST /ops/operations/:id/cancel": { 202: AcceptedOperation },
@@ -92,9 +92,9 @@ export const answers = {
   "GET /ops/snapshots/:id/partitions": { 200: partitions },
   "GET /ops/snapshots/:id/files": { 200: listing },
   "GET /ops/snapshots/:id/files/content": { 307: null },
-  "GET /ops/instances": { 200: z.object({ instances: z.array(Instance) }) },
+  "GET /ops/instances": { 200: z.object({ instances: z.array(ListedInstance), next: z.string().nullable() }) },
   "POST /ops/instances": { 201: oneInstance },
-  "GET /ops/instances/:id": { 200: oneInstance },
+  "GET /ops/instances/:id": { 200: z.object({ instance: ListedInstance }) },
   "PUT /ops/instances/:id": { 200: oneInstance },
   "DELETE /ops/instances/:id": { 204: null },
   "POST /ops/instances/:id/attach": { 200: oneInstance },

@@ -12,7 +12,7 @@ export {
 } from "./backups.ts";
 export type { Change, Pulse } from "./changes.ts";
 export type { ListedFile, Partition } from "./files.ts";
-export type { GroupSnapshot, Instance } from "./instances.ts";
+export type { GroupSnapshot, Instance, ListedInstance } from "./instances.ts";
 export { type BandwidthLimit, weekDays } from "./limits.ts";
 export type { Notification } from "./notifications.ts";
 export type { Operation, OperationDetails, OperationResult } from "./operations.ts";

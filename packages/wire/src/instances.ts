@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { id, time } from "./fields.ts";
+import { protectionState } from "./volumes.ts";
 
 /** A virtual machine with its volumes, boot disk first. */
 export const Instance = z
@@ -22,6 +23,23 @@ export const Instance = z
   })
   .meta({ id: "Instance" });
 export type Instance = z.infer<typeof Instance>;
+
+/**
+ * A machine as it is looked at. `protection`: that of the worst of its disks, which `volume_id` names; null: it has none. `last_group_snapshot`: its newest backup as a whole;
+ * null: there is none.
+ */
+export const ListedInstance = Instance.extend({
+  protection: z
+    .object({
+      state: protectionState,
+      reason: z.string().nullable(),
+      volume_id: id,
+      last_good_at: time.nullable(),
+    })
+    .nullable(),
+  last_group_snapshot: z.object({ id, at: time, consistency: z.string().nullable(), status: z.string() }).nullable(),
+}).meta({ id: "ListedInstance" });
+export type ListedInstance = z.infer<typeof ListedInstance>;
 
 /** How an instance backup was taken, and the instance's properties at that time. `frozen_ms`: how long the guest was frozen. */
 export const GroupSnapshot = z

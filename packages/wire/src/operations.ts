@@ -45,7 +45,7 @@ const ReapResult = z.object({
 const OperationResult = z.union([VerifyResult, SquashResult, RescanResult, ReapResult]);
 export type OperationResult = z.infer<typeof OperationResult>;
 
-/** Sizes in bytes. Null: unknown, or not about one. `queue_position`: 1 is the next; 1,001 stands for all after the first thousand. `retried_as`: the operation that was begun in place of one that has failed. `result` is present once a verification, a squash, a rescan or a reaper pass has ended. */
+/** Sizes in bytes. Null: unknown, or not about one. `queue_position`: 1 is the next; 1,001 stands for all after the first thousand. `phase`: the part of it that runs. `workers`: ids of those at work on it, named to those only who see all projects. `retried_as`: the operation that was begun in place of one that has failed. `result` is present once a verification, a squash, a rescan or a reaper pass has ended. */
 export const Operation = z
   .object({
     id,
@@ -55,6 +55,12 @@ export const Operation = z
     project_id: z.string(),
     backup_id: id.nullable(),
     volume_id: id.nullable(),
+    /** Null where it has none, or the volume is gone. */
+    volume_name: z.string().nullable(),
+    user_id: z.string(),
+    request_id: z.string(),
+    phase: z.string().nullable(),
+    workers: z.array(z.string()),
     tasks_total: count,
     tasks_done: count,
     bytes_total: bytes,
@@ -69,7 +75,9 @@ export const Operation = z
     retried_as: id.nullable(),
     result: OperationResult.optional(),
     created_at: time,
+    started_at: time.nullable(),
     updated_at: time.nullable(),
+    finished_at: time.nullable(),
   })
   .meta({ id: "Operation" });
 export type Operation = z.infer<typeof Operation>;
@@ -96,10 +104,37 @@ export const OperationWhy = z.object({
 });
 export type OperationWhy = z.infer<typeof OperationWhy>;
 
-/** `actions`: what the caller may do about it now; where that is not allowed, `why` says why. `why` is null once nothing is left to be done. */
+/**
+ * A task of an operation; `range_length` 0: it is about no range. `try`: how often a worker has begun with it. `rate_bytes_per_second` is null where
+ * nothing moved or it was begun more than once. `reason`: what its last try has come to.
+ */
+const OperationTask = z.object({
+  kind: z.string(),
+  ordinal: count,
+  state: z.string(),
+  range_offset: bytes,
+  range_length: bytes,
+  worker_id: z.string().nullable(),
+  try: count,
+  bytes_done: bytes,
+  bytes_stored: bytes,
+  rate_bytes_per_second: z.number().nullable(),
+  started_at: time.nullable(),
+  finished_at: time.nullable(),
+  reason: z.string().nullable(),
+});
+
+/**
+ * `actions`: what the caller may do about it now; where that is not allowed, `why` says why. `why` is null once nothing is left to be done. `phases`:
+ * its parts, in their order. `tries`: tasks that were begun more than once, or have failed, at most a hundred. `tasks`, only where they are asked for: the
+ * first 500. All three are empty a while after its end. Workers are named to those who see all projects.
+ */
 export const OperationDetails = Operation.extend({
   why: OperationWhy.nullable(),
   actions: z.array(z.object({ name: z.enum(["cancel", "retry"]), allowed: z.boolean(), why: z.string().nullable() })),
+  phases: z.array(z.object({ name: z.string(), started_at: time.nullable(), finished_at: time.nullable() })),
+  tries: z.array(OperationTask),
+  tasks: z.array(OperationTask).optional(),
 }).meta({ id: "OperationDetails" });
 export type OperationDetails = z.infer<typeof OperationDetails>;
 

@@ -11,6 +11,7 @@ export const alertCode = z.enum([
   "repository_down",
   "operation_stuck",
   "damage_found",
+  "key_missing",
   "volumes_never",
   "volumes_late",
   "worker_silent",
@@ -75,12 +76,14 @@ const WorkerTask = z.object({
   volume_id: id.nullable(),
   backup_id: id.nullable(),
   bytes_done: bytes,
+  rate_bytes_per_second: z.number().nullable(),
   started_at: time.nullable(),
 });
 
 /**
  * A worker process that was heard of within the last hour. `silent`: not within `worker.down_ms`; `disabled`: its host takes no new tasks.
- * `reaches`: what tasks may need, as `repository:main`; `unreachable`: why not, by the same names. `version` and `rss_bytes` are null while an
+ * `reaches`: what tasks may need, as `repository:main`; `unreachable`: why not, by the same names; `places`: how long each took to answer, what can be stored
+ * there (null: nothing says), and versions of its master keys, the current one first. `rate_bytes_per_second`: of all its tasks together; null: nothing moves. `version` and `rss_bytes` are null while an
  * older release runs.
  */
 export const WorkerCard = z
@@ -99,6 +102,15 @@ export const WorkerCard = z
     reaches: z.array(z.string()),
     unreachable: z.record(z.string(), z.string()),
     free_bytes: z.record(z.string(), bytes),
+    places: z.record(
+      z.string(),
+      z.object({
+        ms: z.number().nonnegative(),
+        free_bytes: bytes.nullish(),
+        keys: z.array(z.string()).optional(),
+      }),
+    ),
+    rate_bytes_per_second: z.number().nullable(),
     rss_bytes: bytes.nullable(),
   })
   .meta({ id: "Worker" });

@@ -21,7 +21,9 @@ const Pass = z.object({ operation_id: id, state: z.string(), at: time }).nullabl
 
 /**
  * `reached_by`: ids of the live workers that can write to it. `stored_per_day`: by how many bytes it grows, over the last thirty days; null before
- * there are two. `last_reap`, `last_rescan`: the newest of each.
+ * there are two. `free_bytes`: what can still be stored, by the file system or a quota (null: nothing says), and `full_at`: when that is used up at that growth; null
+ * also where it does not grow, or not within ten years. `probe_ms`: how long a live worker waited for its answer at most. `max_running_tasks`: as configured; null: any number.
+ * `key_versions`: of its master keys, those that a live worker has. `last_reap`, `last_rescan`: the newest of each.
  */
 export const Repository = RepositorySummary.extend({
   driver: z.enum(["posix", "nfs", "s3", "swift"]),
@@ -31,6 +33,11 @@ export const Repository = RepositorySummary.extend({
   reached_by: z.array(z.string()),
   unreachable_from: z.array(z.object({ worker: z.string(), why: z.string() })),
   stored_per_day: z.number().nullable(),
+  free_bytes: bytes.nullable(),
+  full_at: time.nullable(),
+  probe_ms: z.number().nonnegative().nullable(),
+  max_running_tasks: z.number().int().positive().nullable(),
+  key_versions: z.array(z.string()),
   proof: Proof,
   last_reap: Pass,
   last_rescan: Pass,

@@ -69,14 +69,6 @@ const EventsQuery = z.strictObject({
   after: cursor.optional(),
 });
 
-const OperationsQuery = z.strictObject({
-  backup_id: id.optional(),
-  volume_id: id.optional(),
-  group_id: id.optional(),
-  state: z.enum(["queued", "running", "succeeded", "failed", "cancelled"]).optional(),
-  limit,
-});
-
 /** A local day. Before and after, the rules of time zones are guesses. */
 const day = z.iso
   .date()
@@ -103,6 +95,30 @@ const words = <Schema extends z.ZodType<unknown, string>>(one: Schema) =>
     .transform((list) => list.split(","))
     .pipe(z.array(one).min(1).max(50));
 const flag = z.enum(["0", "1"]).transform((value) => value === "1");
+
+const operationStates = ["queued", "running", "succeeded", "failed", "cancelled"] as const;
+
+/**
+ * Of several kinds or states any. `stuck`: only those that no live worker can go on with, or of which no byte has moved for a minute. `worker_id`: that
+ * is at work on it; none matches for those who do not see all projects. `from`, inclusive, and `to`, exclusive: when it was asked for.
+ */
+const OperationsQuery = z.strictObject({
+  backup_id: id.optional(),
+  volume_id: id.optional(),
+  group_id: id.optional(),
+  parent_id: id.optional(),
+  kind: words(text.regex(/^[a-z-]{1,64}$/, "is not a kind of operation")).optional(),
+  state: words(z.enum(operationStates)).optional(),
+  project_id: text.min(1).max(255).optional(),
+  repository: text.min(1).max(255).optional(),
+  worker_id: text.min(1).max(255).optional(),
+  request_id: text.min(1).max(255).optional(),
+  stuck: flag.default(false),
+  from: time.optional(),
+  to: time.optional(),
+  marker: id.optional(),
+  limit,
+});
 
 /** Of several statuses, repositories or ages of proof any. `from`, inclusive, and `to`, exclusive: the moment that it is a backup of. */
 const BackupsQuery = z.strictObject({
@@ -312,6 +328,7 @@ const SimulateBody = z
 export const requests = {
   "POST /ops/session": { body: SignIn },
   "GET /ops/operations": { query: OperationsQuery },
+  "GET /ops/operations/:id": { query: z.strictObject({ tasks: flag.default(false) }) },
   "PUT /ops/operations/:id/priority": { body: z.strictObject({ priority: Priority }) },
   "GET /ops/notifications": {
     query: z.strictObject({ state: z.enum(["pending", "delivered", "dead"]).default("dead"), limit }),
@@ -321,14 +338,38 @@ export const requests = {
     query: z.strictObject({ after: cursor.optional(), limit: z.coerce.number().int().min(1).max(500).default(500) }),
   },
   "GET /ops/events": { query: EventsQuery },
-  "GET /ops/instances": { query: z.strictObject({ limit }) },
+  "GET /ops/instances": {
+    query: z.strictObject({
+      /** A part of the name, or how the id begins. */
+      q: text.trim().min(1).max(255).optional(),
+      state: changeable.power_state.optional(),
+      /** `next` of the page before: a project and an id, since projects may use the same ids. */
+      marker: z
+        .string()
+        .regex(/^[^:\s]{1,255}:[0-9a-f-]{36}$/, "is not next of an answer")
+        .optional(),
+      limit,
+    }),
+  },
   "POST /ops/instances": { body: z.strictObject({ instance: NewInstance }) },
   "PUT /ops/instances/:id": { body: z.strictObject({ instance: z.strictObject(changeable).partial() }) },
   "POST /ops/instances/:id/attach": { body: z.strictObject({ volume_id: id, device: device.nullish() }) },
   "POST /ops/instances/:id/detach": { body: z.strictObject({ volume_id: id }) },
   "GET /ops/volumes": {
     /** `marker`: `next` of the page before. */
-    query: z.strictObject({ state: protectionState.optional(), marker: id.optional(), limit }),
+    query: z.strictObject({
+      state: protectionState.optional(),
+      /** A part of the name, or how the id begins. */
+      q: text.trim().min(1).max(255).optional(),
+      project_id: text.min(1).max(255).optional(),
+      /** That applies to it. */
+      policy_id: id.optional(),
+      backend: text.min(1).max(255).optional(),
+      /** `age`: without a good backup first, then by its age. `size`, `stored`: most first. */
+      sort: z.enum(["age", "name", "size", "stored"]).default("age"),
+      marker: id.optional(),
+      limit,
+    }),
   },
   "GET /ops/protection/days": { query: DaysQuery },
   "PUT /ops/volumes/:id/exclusion": {

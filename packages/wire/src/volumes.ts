@@ -42,7 +42,10 @@ export const ProtectionDays = z
   })
   .meta({ id: "ProtectionDays" });
 
-/** A volume, and how protected it is. */
+/**
+ * A volume, and how protected it is. `machine`: what it is attached to. `points`: its backups that are whole, which store `stored_bytes` together. `chain_depth`: how many
+ * the newest good one builds on; null: there is none.
+ */
 export const ProtectedVolume = z
   .object({
     id,
@@ -51,7 +54,11 @@ export const ProtectedVolume = z
     bytes,
     status: z.string(),
     backend: z.string(),
+    machine: z.object({ id, name: z.string() }).nullable(),
     protection: VolumeProtection,
+    points: z.number().int().nonnegative(),
+    stored_bytes: bytes,
+    chain_depth: z.number().int().nonnegative().nullable(),
   })
   .meta({ id: "ProtectedVolume" });
 export type ProtectedVolume = z.infer<typeof ProtectedVolume>;

@@ -1,5 +1,5 @@
 import { execFile, execFileSync } from "node:child_process";
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, statfs, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -52,6 +52,15 @@ describe("a posix repository", () => {
     place = await openPlace();
   });
   afterEach(() => place[Symbol.asyncDispose]());
+
+  test("says how much its file system has free, and fails where it is missing", async () => {
+    const free = (await place.repository.freeBytes()) ?? 0;
+    const { blocks, bsize } = await statfs(place.path);
+    expect(free).toBeGreaterThan(0);
+    expect(free).toBeLessThanOrEqual(blocks * bsize);
+    const missing = await openRepository(`posix:${join(place.path, "missing")}`);
+    await expect(missing.freeBytes()).rejects.toBeInstanceOf(RepositoryUnavailableError);
+  });
 
   test("a missing folder is unavailable, never created by asking for its identity", async () => {
     const missing = join(place.path, "missing");

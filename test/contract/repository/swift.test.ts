@@ -40,6 +40,32 @@ describe("swift with auth version 1", () => {
       };
     },
   });
+
+  test("its quotas say how much can still be stored, and without one nothing does", async () => {
+    const container = `q-${randomUUID()}`;
+    await using repository = await open(container);
+    await repository.ensureContainer(container);
+    expect(await repository.freeBytes()).toBeNull();
+    const login = await fetch(`${server.url}/auth/v1.0`, {
+      headers: { "x-auth-user": server.user, "x-auth-key": server.key },
+    });
+    const token = login.headers.get("x-auth-token") ?? "";
+    const set = async (path: string, header: string, value: string): Promise<void> => {
+      const url = `${login.headers.get("x-storage-url")}${path}`;
+      const answer = await fetch(url, { method: "POST", headers: { "x-auth-token": token, [header]: value } });
+      expect(answer.status, header).toBe(204);
+    };
+    await set(`/${container}`, "x-container-meta-quota-bytes", "1000000");
+    expect(await repository.freeBytes()).toBe(1_000_000);
+    const free = { signal: new AbortController().signal, fence: () => {} };
+    await repository.putIfAbsent({ container, name: "object" }, Buffer.alloc(100_000, 1), free);
+    await expect.poll(() => repository.freeBytes(), { timeout: 30_000 }).toBe(900_000);
+    // The account counts what is in it when its containers tell it.
+    await set("", "x-account-meta-quota-bytes", "500000");
+    await expect.poll(() => repository.freeBytes(), { timeout: 30_000 }).toBeLessThanOrEqual(500_000);
+    await set("", "x-remove-account-meta-quota-bytes", "x");
+    await expect.poll(() => repository.freeBytes(), { timeout: 30_000 }).toBe(900_000);
+  });
 });
 
 describe("swift with Keystone", () => {

@@ -100,16 +100,36 @@ it("tells what asks for somebody, to each what is theirs, until it is gone", asy
   await sql(`INSERT INTO workers (id, host, pid, queue, reaches, slots, version, heartbeat_at, started_at) VALUES
     ('gone', 'there', 2, 'q', '{repository:main}', 1, '0.0.9', now() - interval '2 minutes', now() - interval '1 day'),
     ('new', 'here', 3, 'q', '{backend:files}', 1, '9.9.9', now() + interval '10 minutes', now())`);
+  const found = (free: number, ...keys: string[]) =>
+    JSON.stringify({ "repository:main": { ms: 7, free_bytes: free, keys } });
+  const GiB = 1024 ** 3;
+  await sql("UPDATE workers SET places = $1 WHERE id = 'silent'", [found(50 * GiB, "2026", "2025")]);
+  await sql("UPDATE workers SET places = $1 WHERE id = 'new'", [found(40 * GiB, "2025")]);
+  // It has grown by 4 GiB a day.
+  await sql(
+    `INSERT INTO samples (at, bytes_read, bytes_stored, succeeded, failed, cancelled, waiting, running, oldest_seconds, workers, slots, stored)
+     SELECT now() - n * interval '1 day', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, jsonb_build_object('main', (20 - n) * 4294967296) FROM generate_series(1, 10) n`,
+  );
 
   const all = [
-    ...["repository_down", "operation_stuck", "damage_found", "volumes_never", "volumes_late", "worker_silent"],
-    ...["operation_failed", "schedule_missed", "queue_old", "queue_drift", "disk_low", "quota_near"],
+    ...[
+      "repository_down",
+      "operation_stuck",
+      "damage_found",
+      "key_missing",
+      "volumes_never",
+      "volumes_late",
+      "worker_silent",
+    ],
+    ...["operation_failed", "schedule_missed", "queue_old", "queue_drift", "disk_low", "disk_low", "quota_near"],
     ...["notifications_dead", "versions_mixed"],
   ];
   await see("admin", all);
   const told = Object.fromEntries((await alertsOf("admin")).map((alert) => [alert.code, alert]));
   const texts = Object.fromEntries(Object.values(told).map(({ code, text }) => [code, text]));
-  expect(texts).toEqual({
+  const low = (await alertsOf("admin")).filter(({ code }) => code === "disk_low").map(({ text }) => text);
+  expect(low[0]).toBe("The volume backend files on here has 1.0 GiB free.");
+  expect({ ...texts, disk_low: "" }).toEqual({
     repository_down:
       "No worker can write to the repository main; 1 operation waits (here: marker not found, is it mounted?).",
     operation_stuck: "No worker reaches what 1 operation needs.",
@@ -121,12 +141,16 @@ it("tells what asks for somebody, to each what is theirs, until it is gone", asy
     schedule_missed: "1 run of policies was missed within 24 hours.",
     queue_old: "2 tasks have waited for more than 30 minutes.",
     queue_drift: "1 task was handed to the queue and has not arrived at a worker.",
-    disk_low: "The volume backend files on here has 1.0 GiB free.",
+    key_missing: "Not every worker has all master keys of the repository main: new on here lacks 2026.",
+    disk_low: "",
     quota_near: `Project ${a} uses 9 of 10 volumes.`,
     notifications_dead: "1 notification was never accepted.",
     versions_mixed: "Workers of several releases are alive: 9.9.9, an older release.",
   });
   expect(told["repository_down"]).toMatchObject({ severity: "critical", subject: "main", count: 1 });
+  expect(low[1]).toMatch(
+    /^The repository main has 40.0 GiB free and is full in (9|10) days if it goes on growing so\.$/,
+  );
   expect(told["repository_down"]?.since).not.toBeNull();
   expect(told["worker_silent"]).toMatchObject({ severity: "warning", subject: "gone", count: 1 });
 
@@ -142,7 +166,15 @@ it("tells what asks for somebody, to each what is theirs, until it is gone", asy
   expect(overview.queue.oldest_seconds).toBeGreaterThan(3_500);
 
   // What is of the installation, and other projects', is not told.
-  const wide = ["repository_down", "worker_silent", "queue_drift", "disk_low", "notifications_dead", "versions_mixed"];
+  const wide = [
+    "repository_down",
+    "key_missing",
+    "worker_silent",
+    "queue_drift",
+    "disk_low",
+    "notifications_dead",
+    "versions_mixed",
+  ];
   await see(
     "reader",
     all.filter((code) => !wide.includes(code)),
@@ -153,7 +185,8 @@ it("tells what asks for somebody, to each what is theirs, until it is gone", asy
   expect(theirs).toMatchObject({ queue: { ready: 0 }, operations: { failed_24h: 0 }, protection: { never: 0 } });
 
   const { text: metrics } = await instance.request("GET", "/metrics");
-  for (const code of all) expect(metrics).toContain(`tephra_alerts{code="${code}"} 1\n`);
+  for (const code of all)
+    expect(metrics).toContain(`tephra_alerts{code="${code}"} ${all.filter((one) => one === code).length}\n`);
   expect(metrics).toContain(`tephra_alerts{code="no_workers"} 0\n`);
 
   const { workers } = (await ask("admin", "/ops/workers")).body;
@@ -174,7 +207,15 @@ it("tells what asks for somebody, to each what is theirs, until it is gone", asy
     reached_by: [],
     unreachable_from: [{ worker: "silent", why: "marker not found, is it mounted?" }],
     projects: [{ project_id: a, backups: 2, stored_bytes: 2048 }],
+    free_bytes: 40 * GiB,
+    probe_ms: 7,
+    max_running_tasks: null,
+    key_versions: ["2026", "2025"],
   });
+  expect(repository.stored_per_day).toBeCloseTo(4 * GiB, -8);
+  const days = (Date.parse(repository.full_at) - Date.now()) / 86_400_000;
+  expect(days).toBeGreaterThan(9);
+  expect(days).toBeLessThan(11);
   expect((await ask("admin", "/ops/repositories/nowhere")).status).toBe(404);
   for (const path of ["/ops/workers", "/ops/repositories", "/ops/repositories/main"]) {
     expect((await ask("reader", path)).status, path).toBe(403);
@@ -192,7 +233,23 @@ it("tells what asks for somebody, to each what is theirs, until it is gone", asy
   await sql("DELETE FROM operations");
   for (const table of ["backups", "volumes", "policies", "quotas", "notifications"]) await sql(`DELETE FROM ${table}`);
   await sql(`DELETE FROM workers WHERE id <> 'silent'`);
-  await sql(`UPDATE workers SET reaches = '{repository:main,backend:files}', unreachable = '{}', free_bytes = '{}'`);
+  await sql(
+    `UPDATE workers SET reaches = '{repository:main,backend:files}', unreachable = '{}', free_bytes = '{}', places = $1`,
+    [found(400 * GiB, "2026")],
+  );
+  await see("admin", []);
+  // What a missing key has had fail, until it is done again; and a worker that has lost its keys.
+  await operation("failed", "now()");
+  await sql(
+    "UPDATE operations SET fail_reason = 'Backup b is encrypted with master key 2024, which is not among those given (2026).'",
+  );
+  await see("admin", ["key_missing", "operation_failed"]);
+  await sql("DELETE FROM operations");
+  await sql("UPDATE workers SET places = $1", [found(400 * GiB)]);
+  await see("admin", ["key_missing"]);
+  await sql("UPDATE workers SET places = $1", [found(5 * GiB, "2026")]);
+  await see("admin", ["disk_low"]);
+  await sql("UPDATE workers SET places = $1", [found(400 * GiB, "2026")]);
   await see("admin", []);
   expect(await run("status")).toMatch(/alerts +none/);
   await sql("DELETE FROM workers");

@@ -127,6 +127,7 @@ const ofTable: [alert: string, code: string, minutes: number][] = [
   ["TephraQueueDrift", "queue_drift", 5],
   ["TephraDiskLow", "disk_low", 10],
   ["TephraQuotaNear", "quota_near", 10],
+  ["TephraKeyMissing", "key_missing", 2],
   ["TephraVersionsMixed", "versions_mixed", 60],
 ];
 for (const [alert, code, minutes] of ofTable) {

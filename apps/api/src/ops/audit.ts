@@ -1,5 +1,7 @@
 import { type AuditRow, listAudit } from "@tephra/control";
 import { type AnswerOf, type AuditEntry, requests } from "@tephra/wire";
+import type { Context } from "../context.ts";
+import { linesOf } from "./lines.ts";
 import { defineOps } from "./serve.ts";
 
 const view = (row: AuditRow): AuditEntry => ({
@@ -25,12 +27,28 @@ const given = <T extends object>(filters: T) =>
     [K in keyof T]?: NonNullable<T[K]>;
   };
 
-/** Audit log of status changes, newest first. The next page starts after the last entry of this one: `marker`. */
+const linesAtOnce = 500;
+
+/** All that match, whatever the limit. */
+async function* everyPage(database: Context["database"], asked: Parameters<typeof listAudit>[1]) {
+  for (let page = { ...asked, limit: linesAtOnce }; ; ) {
+    const rows = await listAudit(database, page);
+    if (rows.length > 0) yield rows.map(view);
+    const last = rows.at(-1);
+    if (last === undefined || rows.length < linesAtOnce) return;
+    page = { ...page, marker: last.id };
+  }
+}
+
+/**
+ * Audit log of status changes, newest first. The next page starts after the last entry of this one: `marker`. With `Accept: application/x-ndjson` all that match,
+ * one on a line.
+ */
 export const audit = {
   list: defineOps({
     ...requests["GET /ops/audit"],
-    handle: async ({ database }, { query }) => {
-      const rows = await listAudit(database, {
+    handle: async ({ database }, { query, wantsLines }) => {
+      const asked = {
         limit: query.limit,
         ...given({
           resource: query.resource,
@@ -44,7 +62,9 @@ export const audit = {
           until: query.until,
           marker: query.marker,
         }),
-      });
+      };
+      if (wantsLines) return { status: 200, stream: linesOf(() => everyPage(database, asked)) };
+      const rows = await listAudit(database, asked);
       return { status: 200, body: { audit: rows.map(view) } satisfies AnswerOf<"GET /ops/audit"> };
     },
   }),

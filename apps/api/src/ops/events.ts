@@ -163,10 +163,11 @@ export function openEvents(sources: EventSources, times: EventTimes = usualTimes
   async function tellProgress(): Promise<void> {
     const readers = [...streams].filter((stream) => stream.wants("progress"));
     if (readers.length === 0) return;
-    const rows = await listOperations(database, everybody, { state: "running", limit: 500 });
+    const rows = await listOperations(database, everybody, { states: ["running"], limit: 500 });
     for (const stream of readers) {
       const own = rows.filter((row) => mayLook(stream.principal, row));
-      if (own.length > 0) stream.passing(eventText("progress", { operations: own.map(viewOperation) }));
+      const operations = own.map((row) => viewOperation(row, stream.principal));
+      if (own.length > 0) stream.passing(eventText("progress", { operations }));
     }
   }
 
@@ -178,7 +179,7 @@ export function openEvents(sources: EventSources, times: EventTimes = usualTimes
     for (const [, readers] of scopes) {
       const [first] = readers;
       if (!first) continue;
-      const { as_of, queue, workers, alerts } = viewOverview(await overviews(first.principal));
+      const { as_of, queue, workers, alerts } = viewOverview(await overviews(first.principal), first.principal);
       const pulse: Pulse = { as_of, queue, workers, alerts_digest: digestOf(alerts) };
       const text = eventText("pulse", pulse);
       for (const stream of readers) stream.passing(text);

@@ -7,10 +7,12 @@ import {
   type InstanceRow,
   type Json,
   listInstances,
+  type MachineFacts,
   needsSocket,
+  readMachineFacts,
   updateInstance,
 } from "@tephra/control";
-import { type AnswerOf, type Instance, requests } from "@tephra/wire";
+import { type AnswerOf, type Instance, type ListedInstance, requests } from "@tephra/wire";
 import type { z } from "zod";
 import type { Context } from "../context.ts";
 import { allow } from "../http/policy.ts";
@@ -37,6 +39,19 @@ const view = (row: InstanceRow): Instance => ({
   })),
   created_at: row.createdAt.toISOString(),
   updated_at: row.updatedAt?.toISOString() ?? null,
+});
+
+const viewListed = (row: InstanceRow, facts: MachineFacts | undefined): ListedInstance => ({
+  ...view(row),
+  protection: facts?.protection
+    ? {
+        state: facts.protection.state,
+        reason: facts.protection.reason,
+        volume_id: facts.protection.volumeId,
+        last_good_at: facts.protection.lastGoodAt?.toISOString() ?? null,
+      }
+    : null,
+  last_group_snapshot: facts?.lastBackup ? { ...facts.lastBackup, at: facts.lastBackup.at.toISOString() } : null,
 });
 
 /**
@@ -80,21 +95,37 @@ function changeOf(sent: z.output<(typeof requests)["PUT /ops/instances/:id"]["bo
 
 const answer = (status: number, row: InstanceRow) => ({
   status,
-  body: { instance: view(row) } satisfies AnswerOf<"GET /ops/instances/:id">,
+  body: { instance: view(row) } satisfies AnswerOf<"PUT /ops/instances/:id">,
 });
 
 /** Virtual machines: their resources, and how to connect to their hypervisors. */
 export const instances = {
   list: defineOps({
     ...requests["GET /ops/instances"],
-    handle: async ({ database }, { principal, query }) => {
-      const rows = await listInstances(database, principal, query);
-      return { status: 200, body: { instances: rows.map(view) } satisfies AnswerOf<"GET /ops/instances"> };
+    handle: async ({ database, config }, { principal, query }) => {
+      const { q: text, state: powerState, marker, limit } = query;
+      const [projectId = "", id = ""] = marker?.split(":") ?? [];
+      const after = marker === undefined ? undefined : { projectId, id };
+      // One more than is shown tells whether there is a next page.
+      const rows = await listInstances(database, principal, { text, powerState, after, limit: limit + 1 });
+      const shown = rows.slice(0, limit);
+      const facts = await readMachineFacts(database, config, shown);
+      const last = rows.length > limit ? shown.at(-1) : undefined;
+      const body = {
+        instances: shown.map((row, at) => viewListed(row, facts[at])),
+        next: last ? `${last.projectId}:${last.id}` : null,
+      };
+      return { status: 200, body: body satisfies AnswerOf<"GET /ops/instances"> };
     },
   }),
 
   show: defineOps({
-    handle: async ({ database }, call) => answer(200, await getInstance(database, call.principal, idOf(call))),
+    handle: async ({ database, config }, call) => {
+      const row = await getInstance(database, call.principal, idOf(call));
+      const [facts] = await readMachineFacts(database, config, [row]);
+      const body: AnswerOf<"GET /ops/instances/:id"> = { instance: viewListed(row, facts) };
+      return { status: 200, body };
+    },
   }),
 
   /** An admin may create one for another project, which then owns it. */

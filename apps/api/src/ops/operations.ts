@@ -4,8 +4,10 @@ import {
   explainOperation,
   getOperation,
   listOperations,
+  readOperationTasks,
   readRanges,
   retryOperation,
+  type TaskRow,
   whyNotCancelled,
   whyNotRetried,
 } from "@tephra/control";
@@ -14,23 +16,57 @@ import { may } from "../http/policy.ts";
 import { defineOps } from "./serve.ts";
 import { viewOperation } from "./views.ts";
 
+const viewTask = (row: TaskRow): OperationDetails["tries"][number] => ({
+  kind: row.kind,
+  ordinal: row.ordinal,
+  state: row.state,
+  range_offset: row.offset,
+  range_length: row.length,
+  worker_id: row.workerId,
+  try: row.claim,
+  bytes_done: row.bytesDone,
+  bytes_stored: row.bytesStored,
+  rate_bytes_per_second: row.rate,
+  started_at: row.startedAt?.toISOString() ?? null,
+  finished_at: row.finishedAt?.toISOString() ?? null,
+  reason: row.failReason,
+});
+
 export const operations = {
   list: defineOps({
     ...requests["GET /ops/operations"],
     handle: async ({ database }, { principal, query }) => {
+      const { limit } = query;
+      // One more than is shown tells whether there is a next page.
       const rows = await listOperations(database, principal, {
-        limit: query.limit,
-        ...(query.backup_id !== undefined && { backupId: query.backup_id }),
-        ...(query.volume_id !== undefined && { volumeId: query.volume_id }),
-        ...(query.group_id !== undefined && { groupId: query.group_id }),
-        ...(query.state !== undefined && { state: query.state }),
+        backupId: query.backup_id,
+        volumeId: query.volume_id,
+        groupId: query.group_id,
+        parentId: query.parent_id,
+        kinds: query.kind,
+        states: query.state,
+        projectId: query.project_id,
+        repository: query.repository,
+        workerId: query.worker_id,
+        requestId: query.request_id,
+        isStuck: query.stuck,
+        from: query.from,
+        to: query.to,
+        marker: query.marker,
+        limit: limit + 1,
       });
-      return { status: 200, body: { operations: rows.map(viewOperation) } satisfies AnswerOf<"GET /ops/operations"> };
+      const shown = rows.slice(0, limit);
+      const body = {
+        operations: shown.map((row) => viewOperation(row, principal)),
+        next: rows.length > limit ? (shown.at(-1)?.id ?? null) : null,
+      };
+      return { status: 200, body: body satisfies AnswerOf<"GET /ops/operations"> };
     },
   }),
 
   show: defineOps({
-    handle: async ({ config, database }, { principal, params }) => {
+    ...requests["GET /ops/operations/:id"],
+    handle: async ({ config, database }, { principal, params, query }) => {
       const row = await getOperation(database, principal, params["id"] ?? "");
       const whyNot = may(principal, "ops:operation:cancel")
         ? await whyNotCancelled(database, principal, row)
@@ -43,10 +79,18 @@ export const operations = {
         { name: "retry", allowed: whyNotAgain === null, why: whyNotAgain },
       ];
       const why = await explainOperation(database, config, principal, row);
+      const { phases, tries, tasks } = await readOperationTasks(database, principal, row, { withTasks: query.tasks });
       const operation = {
-        ...viewOperation(row),
+        ...viewOperation(row, principal),
         why: why && { ...why, since: why.since?.toISOString() ?? null },
         actions,
+        phases: phases.map(({ name, startedAt, finishedAt }) => ({
+          name,
+          started_at: startedAt?.toISOString() ?? null,
+          finished_at: finishedAt?.toISOString() ?? null,
+        })),
+        tries: tries.map(viewTask),
+        ...(tasks !== null && { tasks: tasks.map(viewTask) }),
       };
       return { status: 200, body: { operation } satisfies AnswerOf<"GET /ops/operations/:id"> };
     },
@@ -83,7 +127,7 @@ export const operations = {
     ...requests["PUT /ops/operations/:id/priority"],
     handle: async ({ database }, { principal, params, body }) => {
       const row = await changePriority(database, principal, params["id"] ?? "", body.priority);
-      const answer: AnswerOf<"PUT /ops/operations/:id/priority"> = { operation: viewOperation(row) };
+      const answer: AnswerOf<"PUT /ops/operations/:id/priority"> = { operation: viewOperation(row, principal) };
       return { status: 200, body: answer };
     },
   }),

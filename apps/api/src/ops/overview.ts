@@ -6,7 +6,7 @@ export const overview = {
   /** What can be restored, what needs somebody, what runs. */
   show: defineOps({
     handle: async ({ overviews }, { principal }) => {
-      const body = { overview: viewOverview(await overviews(principal)) };
+      const body = { overview: viewOverview(await overviews(principal), principal) };
       return { status: 200, body: body satisfies AnswerOf<"GET /ops/overview"> };
     },
   }),

@@ -60,7 +60,7 @@ export const queue = {
             cap: config.dispatcher.project_cap,
             oldest_seconds: row.oldestSeconds,
             oldest: oldest && {
-              operation: viewOperation(oldest.operation),
+              operation: viewOperation(oldest.operation, principal),
               why: oldest.why && { ...oldest.why, since: oldest.why.since?.toISOString() ?? null },
             },
           },

@@ -8,7 +8,7 @@ import { endFault, endJson } from "../http/fault.ts";
 import { bodyText, parseJson } from "../http/json-body.ts";
 import { allow, assertRule, isPublic, type Rule } from "../http/policy.ts";
 import { refuseUnreadable } from "../http/readable-url.ts";
-import { badRequest, Refusal } from "../http/refusals.ts";
+import { badRequest, NoRouteError, Refusal } from "../http/refusals.ts";
 import { logFault } from "../http/request-log.ts";
 import { tokenOf } from "../http/session-cookie.ts";
 import { throttledText } from "../http/throttle.ts";
@@ -24,6 +24,8 @@ export interface OpsCall<Body = unknown, Query = unknown> {
   readonly token: string | undefined;
   /** Of a reader of events that comes back. */
   readonly lastEventId: string | undefined;
+  /** Whether the caller asks for a line of JSON each, without an end of pages. */
+  readonly wantsLines: boolean;
 }
 
 export interface OpsAnswer {
@@ -105,7 +107,9 @@ async function answer(context: Context, route: OpsRoute, req: Request): Promise<
   const sent = sentJson(req);
   const body = action.body && parse(action.body, sent, "body");
   const lastEventId = req.get("last-event-id");
-  const call = { principal, params: req.params as Record<string, string>, query, body, token, lastEventId };
+  const wantsLines = /\bapplication\/x-ndjson\b/i.test(req.get("accept") ?? "");
+  const params = req.params as Record<string, string>;
+  const call = { principal, params, query, body, token, lastEventId, wantsLines };
   return actAs(actorOf(principal), () => action.handle(context, call));
 }
 
@@ -150,6 +154,8 @@ export function opsRouter(context: Context, routes: readonly OpsRoute[]): Reques
     router[verb](path, ...readers, handlerOf(context, route));
     if (rule !== "public" && isPublic(rule)) throw new Error(`route ${path} is public by mistake`);
   }
+  // The board is mounted beside.
+  router.use("/ops", (req, _res, next) => next(/^\/queues(\/|$)/.test(req.path) ? undefined : new NoRouteError()));
   router.use(answerErrors(context));
   const beginnings = new Set(routes.map(([, path]) => beginningOf(path)));
   return (req, res, next) => (beginnings.has(beginningOf(req.path)) ? router(req, res, next) : next());

@@ -13,8 +13,8 @@ import type { Alert, Change, Operation, OperationResult, Overview } from "@tephr
 
 const isoOrNull = (time: Date | null): string | null => time?.toISOString() ?? null;
 
-/** Sizes are in bytes. */
-export function viewOperation(row: OperationProgress): Operation {
+/** Sizes are in bytes. Workers are named to those who see all projects. */
+export function viewOperation(row: OperationProgress, principal: Principal): Operation {
   return {
     id: row.id,
     kind: row.kind,
@@ -23,6 +23,11 @@ export function viewOperation(row: OperationProgress): Operation {
     project_id: row.projectId,
     backup_id: row.backupId,
     volume_id: row.volumeId,
+    volume_name: row.volumeName,
+    user_id: row.userId,
+    request_id: row.requestId,
+    phase: row.phase,
+    workers: seesAll(principal) ? row.workers : [],
     tasks_total: row.tasksTotal,
     tasks_done: row.tasksDone,
     bytes_total: Number(row.bytesTotal),
@@ -37,7 +42,9 @@ export function viewOperation(row: OperationProgress): Operation {
     retried_as: row.retriedAs,
     ...(row.result !== null && { result: row.result as OperationResult }),
     created_at: row.createdAt.toISOString(),
+    started_at: isoOrNull(row.startedAt),
     updated_at: isoOrNull(row.updatedAt),
+    finished_at: isoOrNull(row.finishedAt),
   };
 }
 
@@ -49,7 +56,7 @@ export const viewAlert = ({ since, snoozed, ...alert }: AlertRow): Alert => ({
   snoozed_reason: snoozed?.reason ?? null,
 });
 
-export function viewOverview(row: OverviewRow): Overview {
+export function viewOverview(row: OverviewRow, principal: Principal): Overview {
   const { "at risk": atRisk, ...protection } = row.protection;
   const { ready, dispatched, running, oldestSeconds } = row.queue;
   return {
@@ -59,7 +66,7 @@ export function viewOverview(row: OverviewRow): Overview {
     proof: row.proof,
     queue: { ready, dispatched, running, oldest_seconds: oldestSeconds },
     workers: row.workers,
-    operations: { running: row.running.map(viewOperation), failed_24h: row.failed },
+    operations: { running: row.running.map((one) => viewOperation(one, principal)), failed_24h: row.failed },
     repositories: row.repositories.map(({ name, up, backups, bytes, storedBytes }) => {
       return { name, state: up ? "up" : "down", backups, bytes, stored_bytes: storedBytes };
     }),

@@ -4,6 +4,7 @@ import {
   getProtection,
   getVolume,
   includeVolume,
+  type ListedProtection,
   listDays,
   listProtection,
   type ProtectionRow,
@@ -41,14 +42,18 @@ const protectionOf = (row: ProtectionRow): VolumeProtection => ({
       : { reason: row.excludedReason, until: row.excludedUntil?.toISOString() ?? null },
 });
 
-const viewProtected = (row: ProtectionRow): ProtectedVolume => ({
+const viewProtected = (row: ListedProtection): ProtectedVolume => ({
   id: row.id,
   name: row.name,
   project_id: row.projectId,
   bytes: Number(row.sizeBytes),
   status: row.status,
   backend: row.backend,
+  machine: row.machineId === null ? null : { id: row.machineId, name: row.machineName ?? "" },
   protection: protectionOf(row),
+  points: row.points,
+  stored_bytes: row.storedBytes,
+  chain_depth: row.chainDepth,
 });
 
 export const opsVolumes = {
@@ -56,11 +61,13 @@ export const opsVolumes = {
   list: defineOps({
     ...requests["GET /ops/volumes"],
     handle: async ({ database, config }, { principal, query }) => {
-      const { state, marker, limit } = query;
-      const asked = { limit, ...(state && { state }), ...(marker && { marker }) };
+      const { state, sort, marker, limit } = query;
+      const { q: text, project_id: projectId, policy_id: policyId, backend } = query;
+      const asked = { state, text, projectId, policyId, backend, sort, marker, limit: limit + 1 };
       const { rows, facets } = await listProtection(database, config, principal, asked);
-      const next = rows.length === limit ? (rows.at(-1)?.id ?? null) : null;
-      const body = { volumes: rows.map(viewProtected), facets: { state: facets }, next };
+      const shown = rows.slice(0, limit);
+      const next = rows.length > limit ? (shown.at(-1)?.id ?? null) : null;
+      const body = { volumes: shown.map(viewProtected), facets: { state: facets }, next };
       return { status: 200, body: body satisfies AnswerOf<"GET /ops/volumes"> };
     },
   }),

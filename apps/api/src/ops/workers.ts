@@ -2,6 +2,11 @@ import { type KnownWorker, listWorkers } from "@tephra/control";
 import type { AnswerOf, WorkerCard } from "@tephra/wire";
 import { defineOps } from "./serve.ts";
 
+function rateOf({ tasks }: KnownWorker): number | null {
+  const rates = tasks.flatMap(({ rate }) => (rate === null ? [] : [rate]));
+  return rates.length === 0 ? null : rates.reduce((sum, rate) => sum + rate, 0);
+}
+
 const view = (row: KnownWorker): WorkerCard => ({
   id: row.id,
   host: row.host,
@@ -22,11 +27,14 @@ const view = (row: KnownWorker): WorkerCard => ({
     volume_id: task.volumeId,
     backup_id: task.backupId,
     bytes_done: task.bytesDone,
+    rate_bytes_per_second: task.rate,
     started_at: task.startedAt?.toISOString() ?? null,
   })),
   reaches: row.reaches,
   unreachable: row.unreachable,
   free_bytes: row.freeBytes,
+  places: row.places as WorkerCard["places"],
+  rate_bytes_per_second: rateOf(row),
   rss_bytes: row.rssBytes === null ? null : Number(row.rssBytes),
 });
 

@@ -1,3 +1,4 @@
+import { pipeline } from "node:stream/promises";
 import type { AnswerOf } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import { renderTable } from "./output.ts";
@@ -14,6 +15,7 @@ interface Options {
   since?: string;
   until?: string;
   limit: number;
+  all?: boolean;
 }
 
 const resources = [
@@ -44,6 +46,7 @@ export function addAuditCommand(program: Command): void {
     .option("--since <time>", "Inclusive; ISO 8601, with a time zone.")
     .option("--until <time>", "Exclusive; ISO 8601, with a time zone.")
     .option("--limit <count>", "Maximum number of entries.", positiveInteger, 100)
+    .option("--all", "All that match, one line of JSON each, as they come: to keep them elsewhere.")
     .action(list);
 }
 
@@ -62,6 +65,10 @@ async function list(options: Options, command: Command): Promise<void> {
     limit: String(options.limit),
   };
   const given = Object.entries(filters).filter((filter): filter is [string, string] => filter[1] !== undefined);
+  if (options.all === true) {
+    const lines = await client.getLines(`/ops/audit?${new URLSearchParams(given)}`);
+    return pipeline(lines, process.stdout, { end: false });
+  }
   const { audit } = await client.get<AnswerOf<"GET /ops/audit">>(`/ops/audit?${new URLSearchParams(given)}`);
   const rows = audit.map((entry) => [
     entry.at,

@@ -42,6 +42,8 @@ export interface Caller {
   readonly url: string;
   get<T>(path: string, signal?: AbortSignal): Promise<T>;
   getText(path: string): Promise<{ status: number; text: string }>;
+  /** One JSON document on each line, for as long as it takes. */
+  getLines(path: string): Promise<AsyncIterable<Uint8Array>>;
   post<T>(path: string, body: unknown): Promise<T>;
   put<T>(path: string, body: unknown): Promise<T>;
   delete(path: string): Promise<void>;
@@ -93,6 +95,15 @@ export interface CallerOptions {
   faultOf: (status: number, text: string) => ApiError;
 }
 
+interface Sending {
+  body?: unknown;
+  signal?: AbortSignal;
+  redirect?: "follow" | "manual";
+  accept?: string;
+  /** It may take any time. */
+  unlimited?: boolean;
+}
+
 export function openCaller({ url: given, headers, faultOf: fault }: CallerOptions): Caller {
   const url = given.replace(/\/+$/, "");
   if (url.startsWith("https:")) trustMachine();
@@ -100,16 +111,21 @@ export function openCaller({ url: given, headers, faultOf: fault }: CallerOption
   const send = async (
     method: string,
     path: string,
-    body?: unknown,
-    signal?: AbortSignal,
-    redirect: "follow" | "manual" = "follow",
+    { body, signal, redirect = "follow", accept, unlimited = false }: Sending = {},
   ): Promise<Response> => {
-    const limits = [AbortSignal.timeout(requestTimeoutMs), ...(signal === undefined ? [] : [signal])];
+    const limits = [
+      ...(unlimited ? [] : [AbortSignal.timeout(requestTimeoutMs)]),
+      ...(signal === undefined ? [] : [signal]),
+    ];
     try {
       return await fetch(url + path, {
         method,
         redirect,
-        headers: { ...headers, ...(body === undefined ? {} : { "content-type": "application/json" }) },
+        headers: {
+          ...headers,
+          ...(body === undefined ? {} : { "content-type": "application/json" }),
+          ...(accept === undefined ? {} : { accept }),
+        },
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
         signal: AbortSignal.any(limits),
       });
@@ -119,7 +135,7 @@ export function openCaller({ url: given, headers, faultOf: fault }: CallerOption
     }
   };
   const call = async <T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> => {
-    const response = await send(method, path, body, signal);
+    const response = await send(method, path, { body, ...(signal && { signal }) });
     const text = await bodyOf(response, url);
     if (!response.ok) throw fault(response.status, text);
     return (text === "" ? {} : parse(text, url)) as T;
@@ -129,6 +145,11 @@ export function openCaller({ url: given, headers, faultOf: fault }: CallerOption
   return {
     url,
     get,
+    getLines: async (path) => {
+      const response = await send("GET", path, { accept: "application/x-ndjson", unlimited: true });
+      if (!response.ok) throw fault(response.status, await bodyOf(response, url));
+      return piecesOf(response, url);
+    },
     post: (path, body) => call("POST", path, body),
     put: (path, body) => call("PUT", path, body),
     delete: async (path) => void (await call("DELETE", path)),
@@ -137,7 +158,7 @@ export function openCaller({ url: given, headers, faultOf: fault }: CallerOption
       return { status: response.status, text: await bodyOf(response, url) };
     },
     locate: async (path) => {
-      const response = await send("GET", path, undefined, undefined, "manual");
+      const response = await send("GET", path, { redirect: "manual" });
       const text = await bodyOf(response, url);
       const place = response.headers.get("location");
       if (place === null) throw fault(response.status, text);
@@ -165,6 +186,16 @@ function projectOf(token: string | undefined): string | undefined {
 function isOutage(error: unknown): boolean {
   if (error instanceof UnreachableError) return true;
   return error instanceof ApiError && [502, 503, 504].includes(error.status);
+}
+
+async function* piecesOf(response: Response, url: string): AsyncGenerator<Uint8Array> {
+  try {
+    yield* response.body ?? [];
+  } catch (cause) {
+    throw new UnreachableError(`${url} closed the connection before the end of its answer: ${reasonOf(cause)}`, {
+      cause,
+    });
+  }
 }
 
 async function bodyOf(response: Response, url: string): Promise<string> {

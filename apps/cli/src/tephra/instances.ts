@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
-import type { AnswerOf, BodyOf, Instance } from "@tephra/wire";
+import type { AnswerOf, BodyOf, Instance, ListedInstance } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import type { Client } from "./client.ts";
 import { chooseByName, isUuid, resolveId } from "./names.ts";
@@ -91,15 +91,24 @@ async function create({ id, ...options }: InstanceOptions & { id?: string }, com
   const told = await documentOf(client, options);
   const project = client.project === undefined ? {} : { project_id: client.project };
   const body = { instance: { ...(id === undefined ? {} : { id }), ...project, ...told } };
-  const { instance } = await client.post<AnswerOf<"GET /ops/instances/:id">>("/ops/instances", body);
+  const { instance } = await client.post<AnswerOf<"PUT /ops/instances/:id">>("/ops/instances", body);
   print(session, instance);
 }
 
 async function list(_options: object, command: Command): Promise<void> {
   const session = openSession(command);
   const instances = await listInstances(session.client);
-  const rows = instances.map((each) => [each.id, each.name, each.power_state, each.driver, each.attachments.length]);
-  session.print({ instances }, renderTable(["ID", "NAME", "STATE", "DRIVER", "VOLUMES"], rows));
+  const rows = instances.map((each) => [
+    each.id,
+    each.name,
+    each.power_state,
+    each.driver,
+    each.attachments.length,
+    each.protection?.state ?? null,
+    each.last_group_snapshot?.at ?? null,
+  ]);
+  const head = ["ID", "NAME", "STATE", "DRIVER", "VOLUMES", "PROTECTION", "LAST BACKUP"];
+  session.print({ instances }, renderTable(head, rows));
 }
 
 async function show(reference: string, _options: object, command: Command): Promise<void> {
@@ -111,7 +120,7 @@ async function set(reference: string, options: InstanceOptions, command: Command
   const session = openSession(command);
   const { id } = await findInstance(session.client, reference);
   const body = { instance: await documentOf(session.client, options) };
-  const { instance } = await session.client.put<AnswerOf<"GET /ops/instances/:id">>(`/ops/instances/${id}`, body);
+  const { instance } = await session.client.put<AnswerOf<"PUT /ops/instances/:id">>(`/ops/instances/${id}`, body);
   print(session, instance);
 }
 
@@ -125,7 +134,7 @@ async function attach(
   const { id } = await findInstance(session.client, reference);
   const volume_id = await resolveId(session.client, "volume", volume);
   const body: BodyOf<"POST /ops/instances/:id/attach"> = { volume_id, ...(device === undefined ? {} : { device }) };
-  const { instance } = await session.client.post<AnswerOf<"GET /ops/instances/:id">>(
+  const { instance } = await session.client.post<AnswerOf<"PUT /ops/instances/:id">>(
     `/ops/instances/${id}/attach`,
     body,
   );
@@ -136,7 +145,7 @@ async function detach(reference: string, volume: string, _options: object, comma
   const session = openSession(command);
   const { id } = await findInstance(session.client, reference);
   const volume_id = await resolveId(session.client, "volume", volume);
-  const { instance } = await session.client.post<AnswerOf<"GET /ops/instances/:id">>(`/ops/instances/${id}/detach`, {
+  const { instance } = await session.client.post<AnswerOf<"PUT /ops/instances/:id">>(`/ops/instances/${id}/detach`, {
     volume_id,
   } satisfies BodyOf<"POST /ops/instances/:id/detach">);
   print(session, instance);
@@ -229,7 +238,7 @@ function readDocument(path: string): unknown {
   }
 }
 
-export async function listInstances(client: Client, signal?: AbortSignal): Promise<Instance[]> {
+export async function listInstances(client: Client, signal?: AbortSignal): Promise<ListedInstance[]> {
   return (await client.get<AnswerOf<"GET /ops/instances">>("/ops/instances?limit=1000", signal)).instances;
 }
 

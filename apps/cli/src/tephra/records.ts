@@ -55,9 +55,22 @@ async function listRepositories(_options: object, command: Command): Promise<voi
     repository.backups,
     formatBytes(repository.bytes),
     formatBytes(repository.stored_bytes),
+    repository.free_bytes === null ? null : formatBytes(repository.free_bytes),
+    repository.full_at,
     repository.unreachable_from.map(({ worker, why }) => `${worker}: ${why}`).join("; ") || null,
   ]);
-  const head = ["NAME", "DRIVER", "STATE", "WORKERS", "BACKUPS", "BYTES", "STORED", "NOT REACHED BY"];
+  const head = [
+    "NAME",
+    "DRIVER",
+    "STATE",
+    "WORKERS",
+    "BACKUPS",
+    "BYTES",
+    "STORED",
+    "FREE",
+    "FULL AT",
+    "NOT REACHED BY",
+  ];
   print({ repositories }, renderTable(head, rows));
 }
 

@@ -4,7 +4,7 @@ import { alertTable } from "./alerts.ts";
 import type { Client } from "./client.ts";
 import { resolveId } from "./names.ts";
 import { formatBytes, formatSeconds, renderFields, renderTable } from "./output.ts";
-import { addWaitOptions, openSession } from "./session.ts";
+import { addWaitOptions, openSession, positiveInteger } from "./session.ts";
 
 /** The most important figures in /metrics. */
 const figures = {
@@ -36,9 +36,19 @@ export function addStatusCommands(program: Command): void {
     .description("newest first")
     .option("--backup <backup>", "of this backup (id or name)")
     .option("--volume <volume>", "of this volume (id or name)")
-    .addOption(new Option("--state <state>").choices(states))
+    .addOption(new Option("--state <state...>", "Any of these.").choices(states))
+    .option("--kind <kind...>", "Any of these, such as backup-create.")
+    .option("--of-project <id>", "of this project (admins and observers)")
+    .option("--repository <name>", "of backups in this repository, and passes over it")
+    .option("--worker <id>", "that this worker is at work on (admins and observers)")
+    .option("--request <id>", "that this request has asked for")
+    .option("--parent <id>", "that this one is made of")
+    .option("--stuck", "that no live worker can go on with, or of which no byte has moved for a minute")
+    .option("--from <time>", "When it was asked for, inclusive; ISO 8601, with a time zone.")
+    .option("--to <time>", "When it was asked for, exclusive.")
+    .option("--limit <count>", "Maximum number of operations.", positiveInteger, 100)
     .action(list);
-  operation.command("show").argument("<id>").action(show);
+  operation.command("show").argument("<id>").option("--tasks", "With its first 500 tasks.").action(show);
   operation
     .command("ranges")
     .description(
@@ -147,12 +157,42 @@ function describe(counted: Figures): Record<string, string> {
   };
 }
 
-async function list(options: { backup?: string; volume?: string; state?: string }, command: Command): Promise<void> {
+interface ListOptions {
+  backup?: string;
+  volume?: string;
+  state?: string[];
+  kind?: string[];
+  ofProject?: string;
+  repository?: string;
+  worker?: string;
+  request?: string;
+  parent?: string;
+  stuck?: boolean;
+  from?: string;
+  to?: string;
+  limit: number;
+}
+
+async function list(options: ListOptions, command: Command): Promise<void> {
   const { client, print } = openSession(command);
-  const search = new URLSearchParams();
-  if (options.backup !== undefined) search.set("backup_id", await resolveId(client, "backup", options.backup));
-  if (options.volume !== undefined) search.set("volume_id", await resolveId(client, "volume", options.volume));
-  if (options.state !== undefined) search.set("state", options.state);
+  const { backup, volume, state, kind, stuck, limit } = options;
+  const filters = {
+    backup_id: backup === undefined ? undefined : await resolveId(client, "backup", backup),
+    volume_id: volume === undefined ? undefined : await resolveId(client, "volume", volume),
+    state: state?.join(","),
+    kind: kind?.join(","),
+    project_id: options.ofProject,
+    repository: options.repository,
+    worker_id: options.worker,
+    request_id: options.request,
+    parent_id: options.parent,
+    stuck: stuck === true ? "1" : undefined,
+    from: options.from,
+    to: options.to,
+    limit: String(limit),
+  };
+  const given = Object.entries(filters).filter((filter): filter is [string, string] => filter[1] !== undefined);
+  const search = new URLSearchParams(given);
   const { operations } = await client.get<AnswerOf<"GET /ops/operations">>(`/ops/operations?${search}`);
   print({ operations }, operationTable(operations));
 }
@@ -192,26 +232,45 @@ async function prioritize(id: string, priority: string, _options: object, comman
   print({ operation }, renderFields({ id: operation.id, state: operation.state, priority: operation.priority }));
 }
 
-async function show(id: string, _options: object, command: Command): Promise<void> {
+async function show(id: string, options: { tasks?: boolean }, command: Command): Promise<void> {
   const { client, print } = openSession(command);
   const { operation } = await client.get<AnswerOf<"GET /ops/operations/:id">>(
-    `/ops/operations/${encodeURIComponent(id)}`,
+    `/ops/operations/${encodeURIComponent(id)}${options.tasks === true ? "?tasks=1" : ""}`,
   );
-  const { actions, why, ...shown } = operation;
+  const { actions, why, phases, tries, tasks = [], ...shown } = operation;
   const fields = Object.entries(shown).map(([name, value]) => {
     const isBytes = name.startsWith("bytes_") && typeof value === "number";
     return [name.replaceAll("_", " "), isBytes ? `${value} (${formatBytes(value)})` : value];
   });
   const may = actions.filter(({ allowed }) => allowed).map(({ name }) => name);
-  print(
-    { operation },
-    renderFields({
-      ...Object.fromEntries(fields),
-      why: why?.text ?? null,
-      since: why?.since ?? null,
-      "can be": may.join(", ") || "left alone",
-    }),
-  );
+  const text = renderFields({
+    ...Object.fromEntries(fields),
+    why: why?.text ?? null,
+    since: why?.since ?? null,
+    "can be": may.join(", ") || "left alone",
+  });
+  const parts = phases.map(({ name, started_at, finished_at }) => [name, started_at, finished_at]);
+  const tables = [
+    parts.length === 0 ? "" : `\n${renderTable(["PHASE", "STARTED", "FINISHED"], parts)}`,
+    tries.length === 0 ? "" : `\nBegun more than once, or failed:\n${taskTable(tries)}`,
+    tasks.length === 0 ? "" : `\n${taskTable(tasks)}`,
+  ];
+  print({ operation }, text + tables.join(""));
+}
+
+function taskTable(tasks: AnswerOf<"GET /ops/operations/:id">["operation"]["tries"]): string {
+  const rows = tasks.map((task) => [
+    task.kind,
+    task.ordinal,
+    task.state,
+    task.range_length === 0 ? null : `${formatBytes(task.range_offset)} + ${formatBytes(task.range_length)}`,
+    task.worker_id,
+    task.try,
+    formatBytes(task.bytes_done),
+    task.rate_bytes_per_second === null ? null : `${formatBytes(task.rate_bytes_per_second)}/s`,
+    task.reason,
+  ]);
+  return renderTable(["TASK", "#", "STATE", "RANGE", "WORKER", "TRY", "BYTES", "RATE", "REASON"], rows);
 }
 
 function operationTable(operations: Operation[]): string {

@@ -3,7 +3,7 @@ import type { AnswerOf, BodyOf } from "@tephra/wire";
 import { type Command, Option } from "commander";
 import { ApiError, type Client } from "./client.ts";
 import { resolveId } from "./names.ts";
-import { renderFields, renderTable } from "./output.ts";
+import { formatBytes, renderFields, renderTable } from "./output.ts";
 import { addWaitOptions, openSession, positiveInteger } from "./session.ts";
 
 interface Volume {
@@ -58,6 +58,11 @@ export function addVolumeCommands(program: Command): void {
     .command("protection")
     .description("How protected volumes are: those without a good backup first, then by its age.")
     .addOption(new Option("--state <state>").choices(["protected", "late", "at risk", "never", "excluded"]))
+    .option("--like <text>", "a part of the name, or how the id begins")
+    .option("--of-project <id>", "of this project (admins and observers)")
+    .option("--policy <id>", "to which this policy applies")
+    .option("--backend <name>", "on this volume backend")
+    .addOption(new Option("--sort <order>").choices(["age", "name", "size", "stored"]))
     .option("--limit <number>", "", positiveInteger, 100)
     .action(protection);
   volume
@@ -81,22 +86,37 @@ export function addVolumeCommands(program: Command): void {
   addWaitOptions(volume.command("delete")).argument("<volume>", "id or name").action(remove);
 }
 
-async function protection(options: { state?: string; limit: number }, command: Command): Promise<void> {
+interface ProtectionOptions {
+  state?: string;
+  like?: string;
+  ofProject?: string;
+  policy?: string;
+  backend?: string;
+  sort?: string;
+  limit: number;
+}
+
+async function protection(options: ProtectionOptions, command: Command): Promise<void> {
   const { client, print: write } = openSession(command);
-  const search = new URLSearchParams({ limit: String(options.limit) });
-  if (options.state !== undefined) search.set("state", options.state);
+  const { state, like: q, ofProject: project_id, policy: policy_id, backend, sort, limit } = options;
+  const filters = Object.entries({ state, q, project_id, policy_id, backend, sort, limit: String(limit) });
+  const search = new URLSearchParams(filters.filter((one): one is [string, string] => one[1] !== undefined));
   const answer = await client.get<AnswerOf<"GET /ops/volumes">>(`/ops/volumes?${search}`);
-  const rows = answer.volumes.map(({ id, name, protection: { state, last_good, policy, next_at, reason } }) => [
-    id,
-    name,
-    state,
-    last_good?.at,
-    policy?.name,
-    next_at,
-    reason,
-  ]);
+  const rows = answer.volumes.map(
+    ({ id, name, points, stored_bytes, protection: { state, last_good, policy, next_at, reason } }) => [
+      id,
+      name,
+      state,
+      last_good?.at,
+      points,
+      formatBytes(stored_bytes),
+      policy?.name,
+      next_at,
+      reason,
+    ],
+  );
   const states = Object.entries(answer.facets.state).map(([state, number]) => `${number} ${state}`);
-  const table = renderTable(["ID", "NAME", "STATE", "LAST GOOD", "POLICY", "NEXT", "REASON"], rows);
+  const table = renderTable(["ID", "NAME", "STATE", "LAST GOOD", "POINTS", "STORED", "POLICY", "NEXT", "REASON"], rows);
   write(answer, `${table}${states.join(", ")}\n`);
 }
 

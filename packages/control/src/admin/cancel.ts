@@ -3,7 +3,8 @@ import { type Database, inTransaction, type Transaction } from "../db/database.t
 import { RefusedError } from "../errors.ts";
 import { lockForEnding } from "../groups/lock-for-ending.ts";
 import type { Principal } from "../principal.ts";
-import { getOperation, isLive, isPublishing, type OperationKind, type OperationRow } from "../queue/operations.ts";
+import { getOperation } from "../queue/list-operations.ts";
+import { isLive, isPublishing, type OperationKind, type OperationRow } from "../queue/operations.ts";
 import { endWork } from "../rows/endings.ts";
 import { notifyCancelled } from "./resets.ts";
 

@@ -3,7 +3,8 @@ import { RefusedError } from "../errors.ts";
 import { readParts } from "../groups/parts.ts";
 import type { Principal } from "../principal.ts";
 import type { Priority } from "../priorities.ts";
-import { getOperation, isLive, lockOperation, type OperationProgress, prioritize } from "../queue/operations.ts";
+import { getOperation, type OperationProgress } from "../queue/list-operations.ts";
+import { isLive, lockOperation, prioritize } from "../queue/operations.ts";
 
 /**
  * Has the work of a live operation, and of its parts, go before or after that of others from now on. What a worker is at keeps its slot; at

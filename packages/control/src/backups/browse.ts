@@ -1,5 +1,5 @@
 import { type Database, Prisma } from "../db/database.ts";
-import { isUuid } from "../db/listing.ts";
+import { isUuid, matching } from "../db/listing.ts";
 import { isLiveOperation } from "../db/live.ts";
 import { NotFoundError } from "../errors.ts";
 import { mayLook, type Principal, seesAll } from "../principal.ts";
@@ -79,9 +79,6 @@ export interface BackupsQuery {
 
 const all = Prisma.sql`true`;
 
-/** SQL: `text` as a part of what LIKE looks through. */
-const escaped = (text: string): string => text.replace(/[\\%_]/g, "\\$&");
-
 const seenBy = (principal: Principal): Prisma.Sql =>
   seesAll(principal) ? all : Prisma.sql`b.project_id = ${principal.projectId}`;
 
@@ -96,9 +93,7 @@ function othersOf(principal: Principal, query: BackupsQuery): Prisma.Sql {
     seenBy(principal),
     volumeId === null ? all : Prisma.sql`b.volume_id = ${volumeId}::uuid`,
     policyId === null ? all : Prisma.sql`b.policy_id = ${policyId}::uuid`,
-    text === null
-      ? all
-      : Prisma.sql`(b.name ILIKE ${`%${escaped(text)}%`} OR b.id::text LIKE ${`${escaped(text.toLowerCase())}%`})`,
+    text === null ? all : matching("b", text),
     isDamaged ? Prisma.sql`b.damage IS NOT NULL` : all,
     isOrphan ? Prisma.sql`NOT EXISTS (SELECT FROM volumes v WHERE v.id = b.volume_id)` : all,
     from === null ? all : Prisma.sql`b.data_timestamp >= ${from}`,

@@ -110,6 +110,13 @@ export const containing = (part: string): { contains: string; mode: "insensitive
   mode: "insensitive",
 });
 
+/** SQL: whether the name of a row with this alias has such a part, or its id begins so. */
+export const matching = (alias: "b" | "v" | "i", text: string): Prisma.Sql => {
+  const of = Prisma.raw(alias);
+  const escaped = (words: string): string => words.replace(/[\\%_]/g, "\\$&");
+  return Prisma.sql`(${of}.name ILIKE ${`%${escaped(text)}%`} OR ${of}.id::text LIKE ${`${escaped(text.toLowerCase())}%`})`;
+};
+
 const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 
 /** Ids from a path are not validated; one that is not a UUID simply matches nothing. */

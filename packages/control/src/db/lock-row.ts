@@ -18,15 +18,16 @@ const columnsOf = (fields: Readonly<Record<string, string>>): Prisma.Sql =>
       .join(", "),
   );
 
-/** All of them, to select a Backup; and a Volume. */
+/** All of them, to select a Backup; an Operation; and a Volume. */
 export const backupColumns = columnsOf(Prisma.BackupScalarFieldEnum);
+export const operationColumns = columnsOf(Prisma.OperationScalarFieldEnum);
 export const volumeColumns = columnsOf(Prisma.VolumeScalarFieldEnum);
 
 const selects: Readonly<Record<keyof Rows, Prisma.Sql>> = {
   backup: Prisma.sql`SELECT ${backupColumns} FROM backups`,
   imageTransfer: Prisma.sql`SELECT ${columnsOf(Prisma.ImageTransferScalarFieldEnum)} FROM image_transfers`,
   machineBackup: Prisma.sql`SELECT ${columnsOf(Prisma.MachineBackupScalarFieldEnum)} FROM machine_backups`,
-  operation: Prisma.sql`SELECT ${columnsOf(Prisma.OperationScalarFieldEnum)} FROM operations`,
+  operation: Prisma.sql`SELECT ${operationColumns} FROM operations`,
   snapshot: Prisma.sql`SELECT ${columnsOf(Prisma.SnapshotScalarFieldEnum)} FROM snapshots`,
   volume: Prisma.sql`SELECT ${volumeColumns} FROM volumes`,
 };

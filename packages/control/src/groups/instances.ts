@@ -1,9 +1,9 @@
 import { randomUUID } from "node:crypto";
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, Prisma, type Transaction } from "../db/database.ts";
-import { isUuid } from "../db/listing.ts";
+import { isUuid, matching } from "../db/listing.ts";
 import { InvalidError, NotFoundError } from "../errors.ts";
-import { type Principal, visibleTo } from "../principal.ts";
+import { mayLook, type Principal, seesAll, visibleTo } from "../principal.ts";
 import type { Json } from "../queue/tasks.ts";
 import {
   addGroup,
@@ -96,17 +96,41 @@ export async function getInstanceOf(tx: Database | Transaction, projectId: strin
   return instance;
 }
 
-/** Newest first; only the caller's project, unless an admin. */
+export interface InstanceQuery {
+  /** A part of the name, or how the id begins. */
+  text?: string | undefined;
+  powerState?: string | undefined;
+  /** The last one of the page before. */
+  after?: { projectId: string; id: string } | undefined;
+  limit: number;
+}
+
+/**
+ * Newest first; only the caller's project, unless one who sees all asks.
+ *
+ * @throws NotFoundError where the one before is not there any more, or another project's
+ */
 export async function listInstances(
   database: Database,
   principal: Principal,
-  query: { limit: number },
+  { text, powerState, after, limit }: InstanceQuery,
 ): Promise<InstanceRow[]> {
+  const every = Prisma.sql`true`;
+  let beyond = every;
+  if (after !== undefined) {
+    const last = await database.instance.findUnique({ where: { projectId_id: after } });
+    if (!last || !mayLook(principal, last)) throw new NotFoundError("Instance", after.id);
+    beyond = Prisma.sql`(i.created_at, i.id, i.project_id) < (${last.createdAt}::timestamptz, ${last.id}::uuid, ${last.projectId})`;
+  }
+  const keys = await database.$queryRaw<{ projectId: string; id: string }[]>`
+    SELECT i.project_id AS "projectId", i.id FROM instances i
+    WHERE ${seesAll(principal) ? every : Prisma.sql`i.project_id = ${principal.projectId}`} AND ${beyond}
+      AND ${text === undefined ? every : matching("i", text)} AND ${powerState === undefined ? every : Prisma.sql`i.power_state = ${powerState}`}
+    ORDER BY i.created_at DESC, i.id DESC, i.project_id DESC LIMIT ${limit}`;
   const rows = await database.instance.findMany({
-    where: visibleTo(principal),
+    where: { OR: keys },
     include: { group: true },
-    orderBy: [{ createdAt: "desc" }, { id: "desc" }],
-    take: query.limit,
+    orderBy: [{ createdAt: "desc" }, { id: "desc" }, { projectId: "desc" }],
   });
   return withDisks(database, rows);
 }

@@ -3,6 +3,7 @@ import { type Database, Prisma } from "../db/database.ts";
 import { isLiveWorker } from "../db/live.ts";
 import type { ProtectionState } from "../policies/protection.ts";
 import { nearQuotas } from "../rows/quotas.ts";
+import { fullAt, readGrowth } from "./repositories.ts";
 
 export interface Alert {
   code: AlertCode;
@@ -47,8 +48,10 @@ interface Rule {
 
 /** The oldest task waits longer than this, in seconds: as in deploy/prometheus/alerts.yaml. */
 const oldSeconds = 1_800;
-/** A backend with less free is nearly full: a restore to a new volume may not fit. */
+/** A backend or repository with less free is nearly full: a restore to a new volume, or the next backup, may not fit. */
 const lowBytes = 10 * 1024 ** 3;
+/** A repository that is full in fewer days calls for somebody. */
+const soonDays = 14;
 /** A quota is nearly used up when this share of it is. */
 const nearShare = 0.9;
 /** What failed, or was missed, is told for so long. */
@@ -77,6 +80,26 @@ async function counted(database: Database, query: Prisma.Sql, text: (found: Coun
 }
 
 const ofVolumes = (count: number, text: string): Found[] => (count === 0 ? [] : [{ text, since: null, count }]);
+
+const gibText = (bytes: number): string => `${(bytes / 1024 ** 3).toFixed(1)} GiB`;
+
+/** Repositories with little room left, or that are full soon if they grow as they do. */
+async function fillingRepositories(database: Database, config: Config): Promise<Found[]> {
+  const rows = await database.$queryRaw<{ name: string; free: number; now: Date }[]>`
+    SELECT substr(p.key, 12) AS name, min((p.value ->> 'free_bytes')::float8) AS free, now() AS now FROM workers w, jsonb_each(w.places) p
+    WHERE ${isLiveWorker("w", config.worker.down_ms)} AND p.key LIKE 'repository:%' AND p.value ->> 'free_bytes' IS NOT NULL
+    GROUP BY 1 ORDER BY 1`;
+  if (rows.length === 0) return [];
+  const growth = await readGrowth(database);
+  return rows.flatMap(({ name, free, now }) => {
+    const full = fullAt({ now: now.getTime(), freeBytes: free, perDay: growth.get(name) ?? null });
+    const days = full === null ? null : Math.floor((full.getTime() - now.getTime()) / 86_400_000);
+    if (free >= lowBytes && (days === null || days >= soonDays)) return [];
+    const soon = days === null ? "" : ` and is full in ${many(days, "day")} if it goes on growing so`;
+    const text = `The repository ${name} has ${gibText(free)} free${soon}.`;
+    return [{ subject: `repository ${name}`, text, since: null, count: 1 }];
+  });
+}
 
 /** One row for each: the worst first, then in this order. Whoever adds one names it in docs/console.md and packages/wire, too. */
 const rules = {
@@ -119,7 +142,7 @@ const rules = {
   },
   operation_stuck: {
     severity: "critical",
-    href: "/operations?state=queued",
+    href: "/operations?stuck=1",
     find: ({ database, projectId }) =>
       counted(
         database,
@@ -138,6 +161,38 @@ const rules = {
           WHERE b.damage IS NOT NULL AND b.deleted_at IS NULL AND ${own("b", projectId)}`,
         ({ count }) => `${many(count, "backup is", "backups are")} damaged.`,
       ),
+  },
+  key_missing: {
+    severity: "critical",
+    wide: true,
+    href: "/repositories",
+    find: async ({ database, config }) => {
+      const rows = await database.$queryRaw<{ subject: string; id: string; host: string; missing: string }[]>`
+        WITH had AS (
+          SELECT substr(p.key, 12) AS name, w.id, w.host, p.value -> 'keys' AS keys FROM workers w, jsonb_each(w.places) p
+          WHERE ${isLiveWorker("w", config.worker.down_ms)} AND p.key LIKE 'repository:%' AND p.value ? 'keys'
+        ), known AS (SELECT DISTINCT name, jsonb_array_elements_text(keys) AS version FROM had)
+        SELECT h.name AS subject, h.id, h.host, coalesce(string_agg(k.version, ', ' ORDER BY k.version), 'every one') AS missing
+        FROM had h LEFT JOIN known k ON k.name = h.name AND NOT h.keys ? k.version
+        WHERE k.version IS NOT NULL OR h.keys = '[]' GROUP BY h.name, h.id, h.host ORDER BY h.name, h.host, h.id`;
+      const lacking = [...Map.groupBy(rows, ({ subject }) => subject)].map(([subject, workers]) => {
+        const who = workers.map(({ id, host, missing }) => `${id} on ${host} lacks ${missing}`).join("; ");
+        return {
+          subject,
+          since: null,
+          count: workers.length,
+          text: `Not every worker has all master keys of the repository ${subject}: ${who}.`,
+        };
+      });
+      const failed = await counted(
+        database,
+        Prisma.sql`SELECT count(*)::int AS count, min(o.finished_at) AS since FROM operations o
+          WHERE ${hasFailedLately} AND o.fail_reason LIKE '%is encrypted with master key%'`,
+        ({ count }) =>
+          `${many(count, "operation has", "operations have")} failed within 24 hours for want of a master key.`,
+      );
+      return [...lacking, ...failed];
+    },
   },
   volumes_never: {
     severity: "warning",
@@ -219,10 +274,10 @@ const rules = {
         SELECT substr(f.key, 9) || ' on ' || w.host AS subject, min(f.value::float8) AS free FROM workers w, jsonb_each_text(w.free_bytes) f
         WHERE ${isLiveWorker("w", config.worker.down_ms)} AND f.key LIKE 'backend:%' AND f.value::float8 < ${lowBytes}::float8
         GROUP BY 1 ORDER BY 1`;
-      return rows.map(({ subject, free }) => {
-        const text = `The volume backend ${subject} has ${(free / 1024 ** 3).toFixed(1)} GiB free.`;
-        return { subject, text, since: null, count: 1 };
+      const backends = rows.map(({ subject, free }) => {
+        return { subject, text: `The volume backend ${subject} has ${gibText(free)} free.`, since: null, count: 1 };
       });
+      return [...backends, ...(await fillingRepositories(database, config))];
     },
   },
   quota_near: {

@@ -2,7 +2,7 @@ import type { Config } from "../config.ts";
 import { type Database, Prisma } from "../db/database.ts";
 import { countProtection, type ProtectionState } from "../policies/protection.ts";
 import { type Principal, seesAll } from "../principal.ts";
-import { listOperations, type OperationProgress } from "../queue/operations.ts";
+import { listOperations, type OperationProgress } from "../queue/list-operations.ts";
 import { type Alert, findAlerts, hasFailedLately } from "./alerts.ts";
 import { canWriteTo, type Proof, proofOf, sumRepositories } from "./repositories.ts";
 import { listWorkers } from "./workers.ts";
@@ -54,7 +54,7 @@ export async function readOverview(database: Database, config: Config, principal
     countProtection(database, config, projectId),
     sumRepositories(database, projectId),
     listWorkers(database, config),
-    listOperations(database, principal, { state: "running", limit: 100 }),
+    listOperations(database, principal, { states: ["running"], limit: 100 }),
   ]);
   const inState = (state: string): number => workers.filter((worker) => worker.state === state).length;
   const heard = workers.filter(({ state }) => state !== "silent");

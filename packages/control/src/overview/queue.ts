@@ -1,7 +1,7 @@
 import type { Config } from "../config.ts";
 import type { Database } from "../db/database.ts";
 import type { Principal } from "../principal.ts";
-import { getOperation, type OperationProgress } from "../queue/operations.ts";
+import { getOperation, type OperationProgress } from "../queue/list-operations.ts";
 import { explainOperation, type Why } from "./why.ts";
 
 /** Tasks that have not ended. */

@@ -1,6 +1,6 @@
 import { type Database, Prisma } from "../db/database.ts";
 import { type Principal, seesAll } from "../principal.ts";
-import { getOperation } from "../queue/operations.ts";
+import { getOperation } from "../queue/list-operations.ts";
 
 export interface OperationRanges {
   /** Of the volume, as far as it is cut into ranges; 0 while, or after, there are none. */

@@ -1,5 +1,6 @@
 import { type Config, type RepositoryConfig, repositoryNamed } from "../config.ts";
 import { type Database, Prisma } from "../db/database.ts";
+import { needToWrite } from "../queue/workers.ts";
 import { type KnownWorker, listWorkers } from "./workers.ts";
 
 /** Backups that can be restored, by when they were last verified: within 7 days, within 30, before, never; and those that are damaged. */
@@ -18,6 +19,14 @@ export interface RepositoryFacts {
   storedBytes: number;
   /** By how many bytes it grows; null: nobody knows yet. */
   storedPerDay: number | null;
+  /** How much can still be stored, by the live worker that says the least; null: none says. */
+  freeBytes: number | null;
+  /** When it is full if it goes on growing so; null: nobody knows, or it does not grow. */
+  fullAt: Date | null;
+  /** The longest that a live worker that can write to it waited for its answer, in ms. */
+  probeMs: number | null;
+  /** Of its master keys, those that a live worker has. */
+  keyVersions: string[];
   proof: Proof;
   /** Ids of the live workers that can write to it. */
   reachedBy: string[];
@@ -72,7 +81,7 @@ export const canWriteTo = (worker: KnownWorker, repository: string): boolean =>
   worker.state !== "silent" && worker.reaches.includes(`repository:${repository}`);
 
 /** Bytes that a repository grows by in a day, over the last thirty days: the slope of a line through the last row of each. */
-async function readGrowth(database: Database): Promise<Map<string, number>> {
+export async function readGrowth(database: Database): Promise<Map<string, number>> {
   const rows = await database.$queryRaw<{ name: string; perDay: number }[]>`
     SELECT key AS name, regr_slope(value::float8, extract(epoch FROM at)::float8 / 86400) AS "perDay" FROM (
       SELECT DISTINCT ON (date_trunc('day', at)) at, stored FROM samples
@@ -80,6 +89,16 @@ async function readGrowth(database: Database): Promise<Map<string, number>> {
       ORDER BY date_trunc('day', at), at DESC) days, jsonb_each_text(stored)
     GROUP BY key HAVING max(at) - min(at) >= interval '1 day'`;
   return new Map(rows.map(({ name, perDay }) => [name, perDay]));
+}
+
+const dayMs = 86_400_000;
+/** Beyond, a line through thirty days says nothing. */
+const farDays = 3_650;
+
+/** `freeBytes` are used up at so many bytes a day. */
+export function fullAt({ now, freeBytes, perDay }: { now: number; freeBytes: number | null; perDay: number | null }) {
+  if (freeBytes === null || perDay === null || perDay <= 0 || freeBytes / perDay > farDays) return null;
+  return new Date(now + (freeBytes / perDay) * dayMs);
 }
 
 /** All configured repositories, in the order of the configuration. */
@@ -94,17 +113,25 @@ export async function listRepositories(database: Database, config: Config): Prom
     readGrowth(database),
   ]);
   const live = workers.filter(({ state }) => state !== "silent");
+  const now = Date.now();
   return config.repositories.map((repository) => {
     const { name } = repository;
     const sum = sums.find((each) => each.repository === name) ?? noSums;
     const last = (kind: string): PassRow | null =>
       passes.find((pass) => pass.kind === kind && pass.repository === name) ?? null;
+    const cards = live.flatMap(({ places }) => places[needToWrite(name)] ?? []);
+    const free = cards.flatMap(({ free_bytes: bytes }) => bytes ?? []);
+    const freeBytes = free.length === 0 ? null : Math.min(...free);
     return {
       repository,
       backups: sum.backups,
       bytes: sum.bytes,
       storedBytes: sum.stored,
       storedPerDay: growth.get(name) ?? null,
+      freeBytes,
+      fullAt: fullAt({ now, freeBytes, perDay: growth.get(name) ?? null }),
+      probeMs: cards.length === 0 ? null : Math.max(...cards.map(({ ms }) => ms)),
+      keyVersions: [...new Set(cards.flatMap(({ keys }) => keys ?? []))],
       proof: proofOf([sum]),
       reachedBy: workers.filter((worker) => canWriteTo(worker, name)).map(({ id }) => id),
       unreachableFrom: live.flatMap(({ id, unreachable }) => {

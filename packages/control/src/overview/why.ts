@@ -3,7 +3,8 @@ import { type Database, Prisma } from "../db/database.ts";
 import { isLiveOperation, liveStates } from "../db/live.ts";
 import { listBandwidthLimits, rateAt, type Traffic } from "../limits/bandwidth.ts";
 import { type Principal, seesAll } from "../principal.ts";
-import { isLive, type OperationProgress, positionMax } from "../queue/operations.ts";
+import { movingKinds, type OperationProgress, positionMax, quietSeconds } from "../queue/list-operations.ts";
+import { isLive } from "../queue/operations.ts";
 import type { TaskKind } from "../queue/tasks.ts";
 import { needToRead, needToWrite } from "../queue/workers.ts";
 import { type KnownWorker, listWorkers } from "./workers.ts";
@@ -87,9 +88,6 @@ export interface WhyFacts {
   named: boolean;
 }
 
-const quietSeconds = 60;
-/** Tasks of these kinds move bytes at each heartbeat, unless something holds them. */
-const movingKinds: readonly TaskKind[] = ["copy", "restore", "verify", "squash"];
 /** What is left when all bytes are where they belong. */
 const endingKinds: readonly TaskKind[] = [
   "seal",

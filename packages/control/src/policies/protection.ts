@@ -1,5 +1,6 @@
 import type { Config } from "../config.ts";
 import { type Database, inTransaction, Prisma } from "../db/database.ts";
+import { matching } from "../db/listing.ts";
 import { noteAudit } from "../events/audit.ts";
 import { type Principal, seesAll } from "../principal.ts";
 import { readClock } from "../rows/policies.ts";
@@ -145,38 +146,112 @@ const statesOf = (config: Config, projectId: string | null): Prisma.Sql => {
   ) one`;
 };
 
+/** Ways to order volumes, each from least to most: oldest good backup first, those without one before; by name; largest first; most stored first. */
+const orders = {
+  age: Prisma.sql`coalesce("goodAt", '-infinity')`,
+  name: Prisma.sql`lower(coalesce(name, ''))`,
+  size: Prisma.sql`-"sizeBytes"`,
+  stored: Prisma.sql`-"storedBytes"`,
+} as const;
+export type ProtectionOrder = keyof typeof orders;
+
 export interface ProtectionQuery {
-  state?: ProtectionState;
+  state?: ProtectionState | undefined;
+  /** A part of the name, or how the id begins. */
+  text?: string | undefined;
+  projectId?: string | undefined;
+  /** That applies to it. */
+  policyId?: string | undefined;
+  backend?: string | undefined;
+  sort: ProtectionOrder;
   /** Id of the last volume of the previous page. */
-  marker?: string;
+  marker?: string | undefined;
   limit: number;
 }
 
-/** How protected volumes are, oldest good backup first, those without one before; and how many are in each state. */
+/** A volume of a list, and what is stored of it. */
+export interface ListedProtection extends ProtectionRow {
+  machineId: string | null;
+  machineName: string | null;
+  /** Backups that are whole, damaged or not, and what they store together. */
+  points: number;
+  storedBytes: number;
+  /** How many the newest good one builds on. */
+  chainDepth: number | null;
+}
+
+/** SQL: whether the volume `v` is one of those that are asked for, whatever its state. */
+function askedOf(query: ProtectionQuery): Prisma.Sql {
+  const { text, projectId, policyId, backend } = query;
+  const every = Prisma.sql`true`;
+  return Prisma.join(
+    [
+      text === undefined ? every : matching("v", text),
+      projectId === undefined ? every : Prisma.sql`v.project_id = ${projectId}`,
+      backend === undefined ? every : Prisma.sql`v.backend = ${backend}`,
+      policyId === undefined
+        ? every
+        : Prisma.sql`v.id IN (SELECT volume_id FROM (
+            SELECT DISTINCT ON (volume_id) volume_id, policy_id FROM (${candidatesOf(every)}) c ORDER BY volume_id, place) first
+            WHERE policy_id = ${policyId}::uuid)`,
+    ],
+    " AND ",
+  );
+}
+
+/** How protected volumes are; and how many of those that are asked for are in each state, whichever was asked for. */
 export async function listProtection(
   database: Database,
   config: Config,
   principal: Principal,
-  { state, marker, limit }: ProtectionQuery,
-): Promise<{ rows: ProtectionRow[]; facets: Record<ProtectionState, number> }> {
+  query: ProtectionQuery,
+): Promise<{ rows: ListedProtection[]; facets: Record<ProtectionState, number> }> {
+  const { state, sort, marker, limit } = query;
+  const key = orders[sort];
   const after =
     marker === undefined
       ? Prisma.sql`true`
-      : Prisma.sql`(coalesce("goodAt", '-infinity'), id) > (SELECT coalesce("goodAt", '-infinity'), id FROM volume WHERE id = ${marker}::uuid)`;
-  const all = await database.$queryRaw<(ProtectionRow & { facets: Record<string, number> })[]>`
-    WITH volume AS MATERIALIZED (${statesOf(config, seesAll(principal) ? null : principal.projectId)}), counted AS (
+      : Prisma.sql`(${key}, id) > (SELECT ${key}, id FROM volume WHERE id = ${marker}::uuid)`;
+  const stored =
+    sort === "stored"
+      ? Prisma.sql`(SELECT b.volume_id, b.project_id, sum(b.stored_bytes) AS bytes FROM backups b WHERE ${isWhole} GROUP BY 1, 2)`
+      : Prisma.sql`(SELECT NULL::uuid AS volume_id, NULL::text AS project_id, 0 AS bytes WHERE false)`;
+  const all = await database.$queryRaw<(ListedProtection & { facets: Record<string, number> })[]>`
+    WITH RECURSIVE volume AS MATERIALIZED (
+      SELECT one.*, v.name, v.size_bytes AS "sizeBytes", coalesce(stored.bytes, 0) AS "storedBytes"
+      FROM (${statesOf(config, seesAll(principal) ? null : principal.projectId)}) one JOIN volumes v ON v.id = one.id
+      LEFT JOIN ${stored} stored ON stored.volume_id = v.id AND stored.project_id = v.project_id
+      WHERE ${askedOf(query)}
+    ), counted AS (
       SELECT coalesce(jsonb_object_agg(state, volumes), '{}') AS facets FROM (SELECT state, count(*) AS volumes FROM volume GROUP BY state) s
     ), page AS MATERIALIZED (
-      SELECT id FROM volume WHERE ${state === undefined ? Prisma.sql`true` : Prisma.sql`state = ${state}`} AND ${after}
-      ORDER BY coalesce("goodAt", '-infinity'), id LIMIT ${limit}
-    )
-    SELECT judged.*, counted.facets
-    FROM counted LEFT JOIN (${judgedVolumes(config, Prisma.sql`v.id IN (SELECT id FROM page)`)}) judged ON true
-    ORDER BY coalesce("goodAt", '-infinity'), id`;
+      SELECT id, row_number() OVER (ORDER BY ${key}, id) AS place
+      FROM volume WHERE ${state === undefined ? Prisma.sql`true` : Prisma.sql`state = ${state}`} AND ${after}
+      ORDER BY ${key}, id LIMIT ${limit}
+    ), judged AS MATERIALIZED (${judgedVolumes(config, Prisma.sql`v.id IN (SELECT id FROM page)`)}
+    ), up AS (
+      SELECT j.id AS of, b.id, b.parent_id, 0 AS depth FROM judged j JOIN backups b ON b.id = j."goodId"
+      UNION ALL
+      SELECT u.of, b.id, b.parent_id, u.depth + 1 FROM up u JOIN backups b ON b.id = u.parent_id WHERE b.deleted_at IS NULL
+    ) CYCLE id SET looped USING walked
+    SELECT judged.*, counted.facets, machine.id AS "machineId", machine.name AS "machineName", sums.points, sums."storedBytes",
+      (SELECT max(depth) FROM up WHERE up.of = judged.id AND NOT looped) AS "chainDepth"
+    FROM counted LEFT JOIN (page JOIN judged USING (id)) ON true
+    LEFT JOIN LATERAL (
+      SELECT count(*)::int AS points, coalesce(sum(b.stored_bytes), 0)::float8 AS "storedBytes" FROM backups b
+      WHERE b.volume_id = judged.id AND b.project_id = judged."projectId" AND ${isWhole}) sums ON true
+    LEFT JOIN LATERAL (
+      SELECT i.id, i.name FROM attachments a JOIN instances i ON i.id::text = a.server_id AND i.project_id = a.project_id
+      WHERE a.volume_id = judged.id AND a.project_id = judged."projectId" ORDER BY i.id LIMIT 1) machine ON true
+    ORDER BY page.place`;
   const counts = all[0]?.facets ?? {};
   const facets = Object.fromEntries(protectionStates.map((one) => [one, counts[one] ?? 0]));
   return { rows: all.filter(({ id }) => id !== null), facets: facets as Record<ProtectionState, number> };
 }
+
+/** How protected these volumes are, in any order. */
+export const judgeVolumes = (database: Database, config: Config, ids: readonly string[]): Promise<ProtectionRow[]> =>
+  database.$queryRaw<ProtectionRow[]>`${judgedVolumes(config, Prisma.sql`v.id = ANY(${[...ids]}::uuid[])`)}`;
 
 /** @throws NotFoundError */
 export async function getProtection(
@@ -186,9 +261,7 @@ export async function getProtection(
   id: string,
 ): Promise<ProtectionRow> {
   const volume = await findVolume(database, principal, id);
-  const [row] = await database.$queryRaw<
-    ProtectionRow[]
-  >`${judgedVolumes(config, Prisma.sql`v.id = ${volume.id}::uuid`)}`;
+  const [row] = await judgeVolumes(database, config, [volume.id]);
   return row ?? Promise.reject(new Error(`volume ${id} went meanwhile`));
 }
 

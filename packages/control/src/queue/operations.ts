@@ -1,11 +1,10 @@
 import { randomUUID } from "node:crypto";
 import { type Database, inTransaction, type Transaction } from "../db/database.ts";
-import { isUuid } from "../db/listing.ts";
 import { isLiveOperation, isLiveState } from "../db/live.ts";
 import { lockRow } from "../db/lock-row.ts";
 import { ClaimLostError, NotFoundError, OperationEndedError } from "../errors.ts";
 import { type Operation, Prisma } from "../generated/client.ts";
-import { type Principal, visibleTo } from "../principal.ts";
+import type { Principal } from "../principal.ts";
 import { type Priority, priorityRanks } from "../priorities.ts";
 import { currentTrace } from "../telemetry/tracing.ts";
 import { holdTidy } from "./blocked.ts";
@@ -314,114 +313,6 @@ export async function finishTidy(database: Database, operationId: string, result
 /** Whether an operation has ended well; false also where it is not there. */
 export async function hasSucceeded(database: Database, operationId: string): Promise<boolean> {
   return (await database.operation.count({ where: { id: operationId, state: "succeeded" } })) > 0;
-}
-
-/** So many operations of a queue have their places counted, so that a list takes no longer in a long queue. */
-export const positionMax = 1_000;
-
-/** An operation's progress. Sizes in bytes; rate over the time since it started. */
-export interface OperationProgress extends OperationRow {
-  tasksTotal: number;
-  tasksDone: number;
-  bytesDone: number;
-  bytesCopiedTwice: number;
-  attempts: number;
-  rateBytesPerSecond: number | null;
-  secondsLeft: number | null;
-  /** 1 = next; `positionMax` + 1: more than that are ahead; null unless queued. */
-  queuePosition: number | null;
-}
-
-interface Sums {
-  operation_id: string;
-  total: bigint;
-  done: bigint;
-  bytes_done: bigint;
-  bytes_stored: bigint;
-  bytes_twice: bigint;
-  attempts: number;
-  position: bigint | null;
-}
-
-/** Combines the existing tasks with the totals of those removed since the operation ended (forget.ts). */
-async function withProgress(database: Database, rows: Operation[]): Promise<OperationProgress[]> {
-  const ids = rows.map((r) => r.id);
-  const sums = await database.$queryRaw<Sums[]>`
-    WITH mine AS (
-      SELECT id FROM operations WHERE id = ANY(${ids}::uuid[]) AND state = 'queued'
-    ), queue AS MATERIALIZED (
-      SELECT id, position FROM (
-        SELECT id, row_number() OVER (ORDER BY created_at, id) AS position
-        FROM (SELECT id, created_at FROM operations WHERE state = 'queued' AND EXISTS (SELECT FROM mine)
-          ORDER BY created_at, id LIMIT ${positionMax}) AS first
-      ) AS placed WHERE id = ANY(${ids}::uuid[])
-    )
-    SELECT t.operation_id, count(*) AS total, count(*) FILTER (WHERE t.state = 'succeeded') AS done,
-      coalesce(sum(t.bytes_done), 0)::bigint AS bytes_done, coalesce(sum(t.bytes_stored), 0)::bigint AS bytes_stored,
-      coalesce(sum(t.bytes_twice), 0)::bigint AS bytes_twice, coalesce(max(t.claim), 0) AS attempts,
-      max(CASE WHEN m.id IS NOT NULL THEN coalesce(q.position, ${positionMax + 1}) END) AS position
-    FROM tasks t LEFT JOIN mine m ON m.id = t.operation_id LEFT JOIN queue q ON q.id = m.id
-    WHERE t.operation_id = ANY(${ids}::uuid[]) AND t.kind <> 'tidy' GROUP BY t.operation_id`;
-  const byId = new Map(sums.map((s) => [s.operation_id, s]));
-  const now = Date.now();
-  return rows.map((row) => {
-    const sum = byId.get(row.id);
-    const bytesDone = Number(row.pastBytesDone + (sum?.bytes_done ?? 0n));
-    const seconds = row.startedAt ? ((row.finishedAt?.getTime() ?? now) - row.startedAt.getTime()) / 1000 : 0;
-    const rate = seconds > 0 && bytesDone > 0 ? bytesDone / seconds : null;
-    const left = Math.max(0, Number(row.bytesTotal) - bytesDone);
-    return {
-      ...(row as OperationRow),
-      bytesStored: row.bytesStored > 0n ? row.bytesStored : row.pastBytesStored + (sum?.bytes_stored ?? 0n),
-      tasksTotal: row.pastTasks + Number(sum?.total ?? 0n),
-      tasksDone: row.pastTasksDone + Number(sum?.done ?? 0n),
-      bytesDone,
-      bytesCopiedTwice: Number(row.pastBytesTwice + (sum?.bytes_twice ?? 0n)),
-      attempts: Math.max(row.pastAttempts, sum?.attempts ?? 0),
-      rateBytesPerSecond: rate === null ? null : Math.round(rate),
-      secondsLeft: row.state !== "running" || rate === null ? null : Math.ceil(left / rate),
-      queuePosition: sum?.position == null ? null : Number(sum.position),
-    };
-  });
-}
-
-export interface OperationQuery {
-  backupId?: string;
-  volumeId?: string;
-  groupId?: string;
-  state?: OperationState;
-  /** The id of the request, or a client's own name for it, that asked for them. */
-  requestId?: string;
-  limit: number;
-}
-
-/** Newest first; only the caller's project, unless an admin. */
-export async function listOperations(
-  database: Database,
-  principal: Principal,
-  query: OperationQuery,
-): Promise<OperationProgress[]> {
-  const rows = await database.operation.findMany({
-    where: {
-      ...visibleTo(principal),
-      ...(query.backupId === undefined ? {} : { backupId: query.backupId }),
-      ...(query.volumeId === undefined ? {} : { volumeId: query.volumeId }),
-      ...(query.groupId === undefined ? {} : { groupId: query.groupId }),
-      ...(query.state === undefined ? {} : { state: query.state }),
-      ...(query.requestId === undefined ? {} : { requestId: query.requestId }),
-    },
-    orderBy: [{ createdAt: "desc" }, { id: "desc" }],
-    take: query.limit,
-  });
-  return withProgress(database, rows);
-}
-
-/** @throws NotFoundError for an unknown id or another project's */
-export async function getOperation(database: Database, principal: Principal, id: string): Promise<OperationProgress> {
-  const row = isUuid(id) ? await database.operation.findFirst({ where: { id, ...visibleTo(principal) } }) : null;
-  const [progress] = row ? await withProgress(database, [row]) : [];
-  if (!progress) throw new NotFoundError("Operation", id);
-  return progress;
 }
 
 /** How an operation ended; null while it is live. @throws NotFoundError */

@@ -54,6 +54,12 @@ export const taskRanks = {
 
 export type TaskKind = keyof typeof taskRanks;
 
+/** The part of an operation that tasks of a kind are: planning, moving bytes, what comes after. Of other kinds, the kind itself. */
+export function phaseOf(kind: TaskKind): string {
+  const [, phase = kind] = /^(plan|seal|conclude|remove)-/.exec(kind) ?? [];
+  return phase;
+}
+
 /**
  * Kinds of which a single call may take long without visible progress, because it flushes, copies or removes a whole volume: multiples of
  * `tasks.quiet_ms`. All others show progress within that time.

@@ -6,6 +6,14 @@ import type { BandwidthLimit } from "../limits/bandwidth.ts";
 import type { Lane } from "../priorities.ts";
 import { backupBinary } from "./services.ts";
 
+/** What a worker has found at a place: how long it took to answer, how much can be stored there, versions of the master keys for it, the current one first. */
+export interface PlaceCard {
+  ms: number;
+  /** Null: nothing says. */
+  free_bytes?: number | null;
+  keys?: readonly string[];
+}
+
 export interface WorkerCard {
   id: string;
   /** As returned by installationOf(). */
@@ -22,6 +30,8 @@ export interface WorkerCard {
   unreachable: Readonly<Record<string, string>>;
   /** `backend:NAME` → free bytes on it. */
   freeBytes?: Readonly<Record<string, number>>;
+  /** The same names as in `reaches` → what was found there. */
+  places?: Readonly<Record<string, PlaceCard>>;
   /** The release, and resident memory in bytes. */
   version?: string;
   rssBytes?: number;
@@ -96,12 +106,12 @@ export async function publishWorker(database: Database, card: WorkerCard): Promi
   };
   const [published] = await database.$queryRaw<Published[]>`
     WITH registered AS (
-      INSERT INTO workers (id, host, pid, slots, queue, reaches, unreachable, free_bytes, version, rss_bytes, heartbeat_at)
+      INSERT INTO workers (id, host, pid, slots, queue, reaches, unreachable, free_bytes, places, version, rss_bytes, heartbeat_at)
       VALUES (${card.id}, ${data.host}, ${data.pid}, ${data.slots}, ${data.queue}, ${data.reaches}::text[],
-        ${JSON.stringify(data.unreachable)}::jsonb, ${JSON.stringify(data.freeBytes)}::jsonb,
+        ${JSON.stringify(data.unreachable)}::jsonb, ${JSON.stringify(data.freeBytes)}::jsonb, ${JSON.stringify(card.places ?? {})}::jsonb,
         ${card.version ?? null}, ${card.rssBytes ?? null}::bigint, now())
       ON CONFLICT (id) DO UPDATE SET slots = EXCLUDED.slots, queue = EXCLUDED.queue, reaches = EXCLUDED.reaches,
-        unreachable = EXCLUDED.unreachable, free_bytes = EXCLUDED.free_bytes, version = EXCLUDED.version, rss_bytes = EXCLUDED.rss_bytes, heartbeat_at = now()
+        unreachable = EXCLUDED.unreachable, free_bytes = EXCLUDED.free_bytes, places = EXCLUDED.places, version = EXCLUDED.version, rss_bytes = EXCLUDED.rss_bytes, heartbeat_at = now()
     )
     SELECT EXISTS (SELECT 1 FROM disabled_services WHERE "binary" = ${backupBinary} AND host = ${data.host}) AS disabled,
       (SELECT coalesce(jsonb_agg(u), '[]'::jsonb) FROM (

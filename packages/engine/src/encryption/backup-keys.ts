@@ -42,6 +42,12 @@ export class BackupKeys {
     this.#readMasters = readMasters;
   }
 
+  /** Of the master keys that are given now. */
+  async versions(): Promise<string[]> {
+    this.#masters = await this.#readMasters();
+    return this.#masters.map(({ version }) => version);
+  }
+
   /** Never changes for a backup that has an object, so a known answer is cached. */
   find(place: BackupPlace): Promise<BackupKey> {
     const id = `${place.container}\0${place.prefix}`;

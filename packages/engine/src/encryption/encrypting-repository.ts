@@ -56,6 +56,7 @@ class EncryptingRepository implements Repository {
     this.#keys = keys;
     this.encryption = {
       stored,
+      keyVersions: () => keys.versions(),
       beginBackup: (place, ctx) => keys.create(place, ctx),
       requireKey: async (place) => void (await keys.require(place)),
       isEncrypted: async (place) => (await keys.find(place)).state !== "plain",
@@ -137,6 +138,10 @@ class EncryptingRepository implements Repository {
 
   checkWritable(): Promise<void> {
     return this.#stored.checkWritable();
+  }
+
+  freeBytes(): Promise<number | null> {
+    return this.#stored.freeBytes();
   }
 
   remarks(): Promise<string[]> {

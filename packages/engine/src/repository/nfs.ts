@@ -63,6 +63,11 @@ export class NfsRepository extends PosixRepository {
     await super.checkWritable();
   }
 
+  override async freeBytes(): Promise<number> {
+    await this.#checkMounted();
+    return super.freeBytes();
+  }
+
   override async initialize(): Promise<{ id: string }> {
     await this.#mount();
     return super.initialize();

@@ -81,6 +81,10 @@ export class ObjectRepository implements Repository {
     await this.#store.checkPut(this.#key(markerKey), await bodyOf([await this.#marker()]));
   }
 
+  freeBytes(): Promise<number | null> {
+    return this.#store.freeBytes();
+  }
+
   async remarks(): Promise<string[]> {
     if ((await this.#store.keepsVersions()) !== true) return [];
     const { versionsRemovedBy, label, container } = this.#store;

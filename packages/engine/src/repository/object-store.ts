@@ -67,6 +67,8 @@ export interface ObjectStore extends AsyncDisposable {
   listPage(container: string, prefix: string, after: string | null): Promise<ListPage<StoredObject> | null>;
   /** Whether a removed object remains as an older version, which takes space and costs money. Null where that cannot be determined. */
   keepsVersions(): Promise<boolean | null>;
+  /** How many bytes its quotas leave; null: it has none, or does not say. */
+  freeBytes(): Promise<number | null>;
   containersPage(after: string | null): Promise<ListPage<string>>;
   remove(key: ObjectKey): Promise<void>;
   /** One page of uploads in progress or orphaned. Null: the container does not exist. */

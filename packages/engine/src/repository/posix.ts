@@ -1,6 +1,17 @@
 import { createHash, randomUUID } from "node:crypto";
 import { constants } from "node:fs";
-import { access, type FileHandle, lstat, open, opendir, readdir, realpath, rmdir, unlink } from "node:fs/promises";
+import {
+  access,
+  type FileHandle,
+  lstat,
+  open,
+  opendir,
+  readdir,
+  realpath,
+  rmdir,
+  statfs,
+  unlink,
+} from "node:fs/promises";
 import { join, relative } from "node:path";
 import { containerProblem, isContainer, prefixOf, reservedContainer, rootContainer } from "@tephra/format";
 import {
@@ -121,6 +132,11 @@ export class PosixRepository implements Repository {
       // A missing folder is created by the first put.
       await this.#guard("write", path, () => (container === "" ? writable : writable.catch(ignoreMissing)));
     }
+  }
+
+  async freeBytes(): Promise<number> {
+    const { bavail, bsize } = await this.#guard("look at", this.#root, () => statfs(this.#root));
+    return bavail * bsize;
   }
 
   async remarks(): Promise<string[]> {

@@ -69,6 +69,8 @@ export interface Repository extends AsyncDisposable {
    * service each time. Throws what a put would: RepositoryDeniedError, RepositoryUnavailableError that is not retryable.
    */
   checkWritable(): Promise<void>;
+  /** How many bytes can still be stored, by the file system or a quota; null: nothing says. */
+  freeBytes(): Promise<number | null>;
   /** Warnings for an operator about this place, in sentences; it can be written nevertheless. Empty when there are none. */
   remarks(): Promise<string[]>;
   /** Creates the place and its marker where absent. Idempotent; concurrent callers get the same identity. */
@@ -147,6 +149,8 @@ export interface Repository extends AsyncDisposable {
 export interface RepositoryEncryption {
   /** The same repository without encryption: objects in their stored form. */
   readonly stored: Repository;
+  /** Versions of the master keys that are given now, the current one first. Throws as opening the repository does. */
+  keyVersions(): Promise<string[]>;
   /** Creates a new backup's data key before its first object is put; an existing key is kept. One caller per backup at a time. */
   beginBackup(place: BackupPlace, ctx: WriteContext): Promise<void>;
   /**

@@ -138,6 +138,10 @@ export class RetryingStore implements ObjectStore {
     return this.#retry(() => this.#inner.keepsVersions());
   }
 
+  freeBytes(): Promise<number | null> {
+    return this.#retry(() => this.#inner.freeBytes());
+  }
+
   containersPage(after: string | null): Promise<ListPage<string>> {
     return this.#retry(() => this.#inner.containersPage(after));
   }

@@ -318,6 +318,11 @@ export class S3Store implements ObjectStore {
     return mayHaveMore ? behindLast : null;
   }
 
+  /** The protocol has no quotas. */
+  async freeBytes(): Promise<null> {
+    return null;
+  }
+
   async containersPage(after: string | null): Promise<ListPage<string>> {
     const list = new ListBucketsCommand(after === null ? {} : { ContinuationToken: after });
     const page = await this.#guard("list the buckets", () => this.#client.send(list));

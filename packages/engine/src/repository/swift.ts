@@ -224,6 +224,24 @@ export class SwiftStore implements ObjectStore {
     return String(enabled).toLowerCase() === "true" || versions !== undefined || history !== undefined;
   }
 
+  /** What is left of the quotas of the account and of the container, whichever is less. */
+  async freeBytes(): Promise<number | null> {
+    const left: number[] = [];
+    for (const [kind, path] of [
+      ["account", ""],
+      ["container", encodeURIComponent(this.container)],
+    ] as const) {
+      const verb = `look at the ${kind}`;
+      // Some services let nobody look at the account.
+      const answer = await this.#client.send({ method: "HEAD", path, verb, accept: [403, 404, 405] });
+      await answer.body.dump();
+      const quota = answer.headers[`x-${kind}-meta-quota-bytes`];
+      const used = Number(answer.headers[`x-${kind}-bytes-used`] ?? 0);
+      if (/^\d{1,18}$/.test(String(quota)) && Number.isFinite(used)) left.push(Math.max(0, Number(quota) - used));
+    }
+    return left.length === 0 ? null : Math.min(...left);
+  }
+
   async containersPage(after: string | null): Promise<ListPage<string>> {
     const query = new URLSearchParams({ format: "json", limit: String(this.#settings.pageItems) });
     if (after !== null) query.set("marker", after);

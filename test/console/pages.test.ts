@@ -60,10 +60,12 @@ async function fill(): Promise<void> {
   pages = [
     ["overview", "/", "Overview"],
     ["machines", "/machines", "Machines"],
+    ["machine", `/machines/${machine.body.instance.id}`, hostile[0] ?? ""],
     ["backups", "/backups", "Backups"],
     ["backup", `/backups/${incremental}`, hostile[0] ?? ""],
     ["restore", `/backups/${incremental}/restore`, "Restore"],
     ["repositories", "/repositories", "Repositories"],
+    ["repository", "/repositories/main", "main"],
     ["workers", "/workers", "Workers & queue"],
     ["notifications", "/notifications", "Notifications"],
     ["volumes", "/volumes", "Volumes"],
@@ -175,6 +177,26 @@ it("can be used by keys alone", async () => {
   await page.keyboard.type(new URL(page.url()).pathname.split("/").at(-1) ?? "");
   await page.keyboard.press("Enter");
   await page.getByRole("heading", { level: 1, name: "db-7" }).waitFor();
+
+  await show(page, "/backups", "Backups");
+  const rows = page.getByRole("table", { name: "Backups" }).locator("tbody tr");
+  await rows.nth(1).waitFor();
+  await rows.first().focus();
+  await page.keyboard.press("x");
+  await page.getByText("1 chosen", { exact: true }).waitFor();
+  await page.keyboard.press("j");
+  await page.keyboard.press("Shift+X");
+  await page.getByText("2 chosen", { exact: true }).waitFor();
+  await page.keyboard.press("f");
+  await page.locator("input[name=q]:focus").waitFor();
+  await show(page, "/backups?limit=1", "Backups");
+  await page.getByRole("button", { name: "Next page", disabled: false }).waitFor();
+  await page.keyboard.press("]");
+  await page.waitForURL(/marker=/);
+  await page.getByRole("button", { name: "First page", disabled: false }).waitFor();
+  await page.keyboard.press("[");
+  await page.waitForURL((url) => !url.search.includes("marker"));
+  await show(page, "/repositories", "Repositories");
   expect(browser.complaints()).toEqual([]);
 });
 

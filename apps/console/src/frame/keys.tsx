@@ -16,7 +16,11 @@ const list: readonly (readonly [keys: string, does: string])[] = [
   ...pages.map(({ key, name }) => [`g ${key}`, name] as const),
   ["j k ↑ ↓", "rows of a table"],
   ["Enter", "opens a row"],
+  ["x Shift-x", "chooses a row, or all up to it"],
+  [".", "what can be done with a row"],
   ["c", "copies the id of a row"],
+  ["[ ]", "first and next page of a list"],
+  ["f", "filters"],
   ["r", "loads anew"],
   ["p", "pauses what moves, and lets it go on"],
   ["t", "times in UTC or here"],
@@ -50,7 +54,13 @@ export function Keys() {
         event.preventDefault();
         void navigate({ to: page.to });
       } else if (event.key === "/") toSearch();
-      else if (event.key === "?") setOpen(true);
+      else if (event.key === "[" || event.key === "]") {
+        document.querySelector<HTMLElement>(`[data-key="${event.key}"]:not([disabled])`)?.click();
+      } else if (event.key === "f") {
+        event.preventDefault();
+        const field = document.querySelector<HTMLElement>("main .filters input");
+        (field ?? document.querySelector<HTMLElement>("main .chips button"))?.focus();
+      } else if (event.key === "?") setOpen(true);
       else if (event.key === "p") togglePause();
       else if (event.key === "r") void client.invalidateQueries();
       else if (event.key === "t") setPreferences({ zone: getPreferences().zone === "utc" ? "local" : "utc" });

@@ -8,7 +8,7 @@ import { kept, route } from "../data/queries.ts";
 import { useMay, useSession } from "../data/session.tsx";
 import { useFilters, useParameter } from "../parts/address.ts";
 import { Bulk, type Deed } from "../parts/bulk.tsx";
-import { Empty, FilterBar, Pages } from "../parts/filter.tsx";
+import { Choice, Empty, FilterBar, Pages } from "../parts/filter.tsx";
 import { countText } from "../parts/format.ts";
 import { PageHead } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
@@ -64,31 +64,6 @@ const columns: readonly Column<ListedBackup>[] = [
   { name: "Reason", cell: ({ fail_reason }) => <Foreign text={fail_reason} empty="—" /> },
 ];
 
-function Choice({
-  label,
-  value,
-  of,
-  onChange,
-}: {
-  label: string;
-  value: string;
-  of: readonly (readonly [value: string, text: string])[];
-  onChange: (value: string) => void;
-}) {
-  return (
-    <label className="field">
-      {label}
-      <select value={value} onChange={(event) => onChange(event.currentTarget.value)}>
-        {of.map(([name, text]) => (
-          <option key={name} value={name}>
-            {text}
-          </option>
-        ))}
-      </select>
-    </label>
-  );
-}
-
 /** All backups, as they are filtered and ordered; many of them can be deleted or verified at once. */
 export function BackupsPage() {
   const may = useMay();
@@ -136,11 +111,12 @@ export function BackupsPage() {
         ]
       : []),
   ];
-  const toggle = (id: string): void => {
-    const next = new Set(chosen);
-    if (!next.delete(id)) next.add(id);
-    setChosen(next);
-  };
+  const toggle = (id: string): void =>
+    setChosen((now) => {
+      const next = new Set(now);
+      if (!next.delete(id)) next.add(id);
+      return next;
+    });
   const choosing: Column<ListedBackup> = {
     name: "Chosen",
     cell: ({ id, name }) => (

@@ -1,7 +1,9 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
-import type { Instance } from "@tephra/wire";
-import { route } from "../data/queries.ts";
+import type { ListedInstance } from "@tephra/wire";
+import { kept, route } from "../data/queries.ts";
+import { useFilters } from "../parts/address.ts";
+import { Empty, FilterBar, Pages } from "../parts/filter.tsx";
 import { PageHead } from "../parts/panel.tsx";
 import { Loaded } from "../parts/states.tsx";
 import { Status } from "../parts/status.tsx";
@@ -9,12 +11,26 @@ import { type Column, DataTable } from "../parts/table.tsx";
 import { Command, Foreign, Id } from "../parts/texts.tsx";
 import { Age } from "../parts/time.tsx";
 
-const columns: readonly Column<Instance>[] = [
+const powerStates = ["ACTIVE", "SHUTOFF", "PAUSED", "SUSPENDED", "ERROR"];
+
+const columns: readonly Column<ListedInstance>[] = [
   {
     name: "Power",
     cell: ({ power_state }) => <Status state={power_state} tone={power_state === "ERROR" ? "bad" : "gone"} />,
   },
-  { name: "Machine", cell: ({ name }) => <Foreign text={name} /> },
+  {
+    name: "Machine",
+    cell: ({ id, name }) => (
+      <Link to="/machines/$id" params={{ id }}>
+        <Foreign text={name} empty={id.slice(0, 8)} />
+      </Link>
+    ),
+  },
+  {
+    name: "Protection",
+    cell: ({ protection }) => (protection === null ? "—" : <Status state={protection.state} />),
+  },
+  { name: "Last backup", cell: ({ last_group_snapshot }) => <Age at={last_group_snapshot?.at} />, isNumber: true },
   {
     name: "Disks",
     cell: ({ attachments }) => (
@@ -34,24 +50,37 @@ const columns: readonly Column<Instance>[] = [
 
 /** Machines, whose disks are backed up and restored as one. */
 export function MachinesPage() {
-  const query = useQuery(route("GET /ops/instances", { query: { limit: 1000 } }, { on: ["attachment"] }));
+  const filters = useFilters("q", "state");
+  const query = useQuery({
+    ...route("GET /ops/instances", { query: filters.values }, { on: ["attachment", "backup", "group_snapshot"] }),
+    ...kept,
+  });
   return (
     <>
       <PageHead title="Machines" facts="Their disks are backed up and restored as one." />
+      <FilterBar
+        filters={filters}
+        of={{ name: "state", label: "State of power", states: powerStates }}
+        texts={[["q", "Name, or the start of an id"]]}
+      />
       <Loaded query={query}>
-        {({ instances }) => (
-          <DataTable
-            caption="Machines"
-            columns={columns}
-            rows={instances}
-            keyOf={({ id }) => id}
-            empty={
-              <>
-                <p>There is no machine yet.</p>
-                <Command text="tephra instance create --name vm --boot VOLUME" />
-              </>
-            }
-          />
+        {({ instances, next }) => (
+          <>
+            <DataTable
+              caption="Machines"
+              columns={columns}
+              rows={instances}
+              keyOf={({ project_id, id }) => `${project_id} ${id}`}
+              hrefOf={({ id }) => `/machines/${id}`}
+              empty={
+                <Empty filters={filters} what="No machine matches.">
+                  <p>There is no machine yet.</p>
+                  <Command text="tephra instance create --name vm --boot VOLUME" />
+                </Empty>
+              }
+            />
+            <Pages filters={filters} next={next} />
+          </>
         )}
       </Loaded>
     </>

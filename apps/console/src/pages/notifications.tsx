@@ -1,10 +1,12 @@
 import { useQuery } from "@tanstack/react-query";
 import type { Notification } from "@tephra/wire";
+import { useState } from "react";
 import { call } from "../data/api.ts";
 import { kept, route } from "../data/queries.ts";
 import { useMay } from "../data/session.tsx";
 import { Action } from "../parts/action.tsx";
 import { useFilters } from "../parts/address.ts";
+import { Bulk, type Deed } from "../parts/bulk.tsx";
 import { FilterBar } from "../parts/filter.tsx";
 import { shown } from "../parts/format.ts";
 import { PageHead } from "../parts/panel.tsx";
@@ -43,9 +45,16 @@ const columns: readonly Column<Notification>[] = [
 const columnsOf = (mayRetry: boolean): readonly Column<Notification>[] =>
   mayRetry ? columns : columns.filter(({ name }) => name !== "Do");
 
+const retryAll: Deed = {
+  label: "Retry",
+  effects: <p>Each is delivered anew, from its first attempt.</p>,
+  run: (id) => call("POST /ops/notifications/:id/retry", { params: { id } }),
+};
+
 /** Deliveries of events to their targets. */
 export function NotificationsPage() {
-  const may = useMay();
+  const mayRetry = useMay()("ops:notifications:retry");
+  const [chosen, setChosen] = useState<readonly string[]>([]);
   const filters = useFilters("state");
   const { state = "dead" } = filters.values;
   const query = useQuery({ ...route("GET /ops/notifications", { query: { state } }), ...kept });
@@ -55,13 +64,33 @@ export function NotificationsPage() {
       <FilterBar filters={filters} of={{ name: "state", label: "State of deliveries", states, initial: "dead" }} />
       <Loaded query={query}>
         {({ notifications }) => (
-          <DataTable
-            caption="Deliveries"
-            columns={columnsOf(may("ops:notifications:retry"))}
-            rows={notifications}
-            keyOf={({ id }) => id}
-            empty={<p>None is {shown(state)}.</p>}
-          />
+          <>
+            {mayRetry && state === "dead" && notifications.length > 1 && (
+              <div className="filters">
+                <button
+                  type="button"
+                  className="button is-quiet"
+                  onClick={() => setChosen(notifications.map(({ id }) => id))}
+                >
+                  Choose all shown
+                </button>
+              </div>
+            )}
+            <Bulk
+              rows={notifications
+                .filter(({ id }) => chosen.includes(id))
+                .map(({ id, event_type }) => ({ id, name: event_type }))}
+              deeds={[retryAll]}
+              clear={() => setChosen([])}
+            />
+            <DataTable
+              caption="Deliveries"
+              columns={columnsOf(mayRetry)}
+              rows={notifications}
+              keyOf={({ id }) => id}
+              empty={<p>None is {shown(state)}.</p>}
+            />
+          </>
         )}
       </Loaded>
     </>

@@ -4,8 +4,8 @@ import type { ProtectedVolume } from "@tephra/wire";
 import { kept, route } from "../data/queries.ts";
 import { useFilters, useParameter } from "../parts/address.ts";
 import { Days, DaysLegend, useDays } from "../parts/calendar.tsx";
-import { Empty, FilterBar, Pages } from "../parts/filter.tsx";
-import { durationText } from "../parts/format.ts";
+import { Choice, Empty, FilterBar, Pages } from "../parts/filter.tsx";
+import { countText, durationText } from "../parts/format.ts";
 import { PageHead } from "../parts/panel.tsx";
 import { FaultNote, Loaded } from "../parts/states.tsx";
 import { Status } from "../parts/status.tsx";
@@ -25,14 +25,43 @@ const columns: readonly Column<ProtectedVolume>[] = [
       </Link>
     ),
   },
+  {
+    name: "Machine",
+    cell: ({ machine }) =>
+      machine === null ? (
+        "—"
+      ) : (
+        <Link to="/machines/$id" params={{ id: machine.id }}>
+          <Foreign text={machine.name} empty={machine.id.slice(0, 8)} />
+        </Link>
+      ),
+  },
   { name: "Project", cell: ({ project_id }) => <Id id={project_id} /> },
   { name: "Size", cell: ({ bytes }) => <Bytes bytes={bytes} />, isNumber: true },
   { name: "Last good", cell: ({ protection }) => <Age at={protection.last_good?.at} />, isNumber: true },
   { name: "Target", cell: ({ protection }) => durationText(protection.target_seconds), isNumber: true },
   { name: "Next", cell: ({ protection }) => <Age at={protection.next_at} />, isNumber: true },
+  { name: "Proven", cell: ({ protection }) => <Age at={protection.last_good?.verified_at} />, isNumber: true },
+  { name: "Points", cell: ({ points }) => countText(points), isNumber: true },
+  {
+    name: "Chain",
+    cell: ({ chain_depth }) => (chain_depth === null ? "—" : countText(chain_depth + 1)),
+    isNumber: true,
+  },
+  { name: "Stored", cell: ({ stored_bytes }) => <Bytes bytes={stored_bytes} />, isNumber: true },
   { name: "Policy", cell: ({ protection }) => <Foreign text={protection.policy?.name} empty="none" /> },
 ];
 
+const texts = [
+  ["q", "Name, or the start of an id"],
+  ["backend", "Backend"],
+] as const;
+const orders = {
+  age: "least protected first",
+  name: "by name",
+  size: "largest first",
+  stored: "most stored first",
+};
 const calendarDays = 35;
 const pageRows = 100;
 
@@ -68,9 +97,10 @@ const views = ["table", "calendar"] as const;
 
 /** Which volumes can be restored to a moment within their target, and which cannot. */
 export function VolumesPage() {
-  const filters = useFilters("state");
+  const filters = useFilters("state", "q", "project_id", "policy_id", "backend");
   const view = useParameter("view") ?? "table";
-  const asked = { ...filters.values, ...(view === "calendar" && { limit: pageRows }) };
+  const sort = useParameter("sort") ?? "age";
+  const asked = { ...filters.values, sort, ...(view === "calendar" && { limit: pageRows }) };
   const query = useQuery({ ...route("GET /ops/volumes", { query: asked }, { on: ["volume", "backup"] }), ...kept });
   return (
     <>
@@ -94,7 +124,7 @@ export function VolumesPage() {
       <Loaded query={query} lines={10}>
         {({ volumes, facets, next }) => {
           const empty = (
-            <Empty filters={filters} what="No volume is in this state.">
+            <Empty filters={filters} what="No volume matches.">
               <p>There is no volume yet. Import one:</p>
               <Command text="tephra volume import FILE --name disk --wait" />
             </Empty>
@@ -104,7 +134,16 @@ export function VolumesPage() {
               <FilterBar
                 filters={filters}
                 of={{ name: "state", label: "State of protection", states, counts: facets.state }}
+                texts={texts}
               />
+              <div className="filters">
+                <Choice
+                  label="Order"
+                  value={sort}
+                  of={Object.entries(orders)}
+                  onChange={(value) => filters.set({ sort: value })}
+                />
+              </div>
               {view === "calendar" ? (
                 <CalendarTable volumes={volumes} empty={empty} />
               ) : (

@@ -108,6 +108,32 @@ function StateChips({
   );
 }
 
+/** One of several, always one. */
+export function Choice({
+  label,
+  value,
+  of,
+  onChange,
+}: {
+  label: string;
+  value: string;
+  of: readonly (readonly [value: string, text: string])[];
+  onChange: (value: string) => void;
+}) {
+  return (
+    <label className="field">
+      {label}
+      <select value={value} onChange={(event) => onChange(event.currentTarget.value)}>
+        {of.map(([name, text]) => (
+          <option key={name} value={name}>
+            {text}
+          </option>
+        ))}
+      </select>
+    </label>
+  );
+}
+
 /** Why a list is empty: nothing matches, and how to see more; or there is none, and how the first is made. */
 export function Empty({ filters, what, children }: { filters: Filters; what: string; children: React.ReactNode }) {
   if (!filters.isFiltered) return children;
@@ -127,10 +153,10 @@ export function Pages({ filters: { values, go }, next }: { filters: Filters; nex
   if (isFirst && !next) return null;
   return (
     <nav className="pages" aria-label="Pages of the list">
-      <Button className="button is-quiet" isDisabled={isFirst} onPress={() => go(undefined)}>
+      <Button className="button is-quiet" data-key="[" isDisabled={isFirst} onPress={() => go(undefined)}>
         First page
       </Button>
-      <Button className="button is-quiet" isDisabled={!next} onPress={() => go(next ?? undefined)}>
+      <Button className="button is-quiet" data-key="]" isDisabled={!next} onPress={() => go(next ?? undefined)}>
         Next page
       </Button>
     </nav>

@@ -30,6 +30,10 @@ export function durationText(seconds: number): string {
   return pair(Math.floor(whole / 86_400), "d", Math.floor((whole % 86_400) / 3_600), "h");
 }
 
+/** With tenths below ten seconds: `0.4 s`. */
+export const spanText = (ms: number): string =>
+  ms < 9_950 ? `${(Math.max(0, ms) / 1_000).toFixed(1)} s` : durationText(ms / 1_000);
+
 function pair(large: number, largeUnit: string, small: number, smallUnit: string): string {
   return small === 0 || large >= 10 ? `${large} ${largeUnit}` : `${large} ${largeUnit} ${small} ${smallUnit}`;
 }

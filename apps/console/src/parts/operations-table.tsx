@@ -4,7 +4,7 @@ import { countText, leftText, percent, rateText } from "./format.ts";
 import { Meter } from "./panel.tsx";
 import { Status } from "./status.tsx";
 import { type Column, DataTable } from "./table.tsx";
-import { Bytes, Id } from "./texts.tsx";
+import { Bytes, Foreign, Id } from "./texts.tsx";
 import { Age } from "./time.tsx";
 
 const isEnded = ({ state }: Operation): boolean => !["queued", "running"].includes(state);
@@ -40,17 +40,18 @@ const columns: readonly Column<Operation>[] = [
     ),
   },
   { name: "Progress", cell: (row) => <OperationMeter row={row} /> },
+  { name: "Phase", cell: ({ phase }) => phase ?? "—" },
   { name: "Rate", cell: (row) => (isEnded(row) ? "—" : rateText(row.rate_bytes_per_second)), isNumber: true },
   { name: "Left", cell: (row) => (isEnded(row) ? "—" : leftText(row.seconds_left) || "—"), isNumber: true },
   { name: "Bytes", cell: ({ bytes_total }) => <Bytes bytes={bytes_total} />, isNumber: true },
   {
     name: "Volume",
-    cell: ({ volume_id }) =>
+    cell: ({ volume_id, volume_name }) =>
       volume_id === null ? (
         "—"
       ) : (
         <Link to="/volumes/$id" params={{ id: volume_id }}>
-          <Id id={volume_id} />
+          {volume_name === null ? <Id id={volume_id} /> : <Foreign text={volume_name} />}
         </Link>
       ),
   },

@@ -6,7 +6,7 @@ export function Panel({
   facts,
   children,
 }: {
-  title: string;
+  title: React.ReactNode;
   facts?: React.ReactNode;
   children: React.ReactNode;
 }) {

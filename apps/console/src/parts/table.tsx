@@ -1,5 +1,5 @@
 import { useLocation, useNavigate } from "@tanstack/react-router";
-import { useCallback, useContext, useState } from "react";
+import { useCallback, useContext, useRef, useState } from "react";
 import { getPreferences } from "./preferences.ts";
 import { OfBefore } from "./states.tsx";
 
@@ -37,6 +37,22 @@ function useHeldRows<Row>(rows: readonly Row[], keyOf: (row: Row) => string) {
   };
 }
 
+const boxOf = (row: Element): HTMLInputElement | null => row.querySelector("input[type=checkbox]");
+
+/** Chooses a row, or no longer; `from`: the id of another, to which all between are chosen, too. */
+function choose(row: HTMLElement, from: string | null): void {
+  const rows = [...(row.parentElement?.children ?? [])];
+  const [at, begin] = [rows.indexOf(row), rows.findIndex((one) => (one as HTMLElement).dataset["id"] === from)];
+  if (from === null || begin < 0) {
+    boxOf(row)?.click();
+    return;
+  }
+  for (const one of rows.slice(Math.min(at, begin), Math.max(at, begin) + 1)) {
+    const box = boxOf(one);
+    if (box?.checked === false) box.click();
+  }
+}
+
 /**
  * A native table; below 640 px each row is a card. `hrefOf`: where Enter on a row leads; the first column should have the same as a link.
  */
@@ -56,6 +72,7 @@ export function DataTable<Row>({
   empty: React.ReactNode;
 }) {
   const navigate = useNavigate();
+  const lastChosen = useRef<string | null>(null);
   const onKeyDown = useCallback(
     (event: React.KeyboardEvent<HTMLTableSectionElement>) => {
       const row = (event.target as HTMLElement).closest("tr");
@@ -69,8 +86,11 @@ export function DataTable<Row>({
         event.preventDefault();
       } else if (event.key === "Enter" && event.target === row && row.dataset["href"]) {
         void navigate({ to: row.dataset["href"] });
-      } else if (letters && event.key === "x") {
-        row.querySelector<HTMLInputElement>("input[type=checkbox]")?.click();
+      } else if (letters && event.key.toLowerCase() === "x") {
+        choose(row, event.shiftKey ? lastChosen.current : null);
+        lastChosen.current = row.dataset["id"] ?? null;
+      } else if (letters && event.key === ".") {
+        row.querySelector<HTMLElement>("button:not([disabled]), select:not([disabled])")?.focus();
       } else if (letters && event.key === "c" && row.dataset["id"]) {
         void navigator.clipboard.writeText(row.dataset["id"]).catch(() => {});
       }

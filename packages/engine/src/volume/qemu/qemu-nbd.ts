@@ -136,8 +136,11 @@ export async function serveNode(what: NodeToServe, options: ServeOptions): Promi
   return { client, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
+/** For so long QEMU may have files open that no image names, as its C library does when a thread begins. */
+const passingMs = 2_000;
+
 /**
- * Whoever owns an image may have written another header into it since it was checked: then QEMU has opened what that names.
+ * Whoever owns an image may have written another header into it since it was checked: then QEMU has opened what that names, and keeps it.
  *
  * @throws VolumeStorageError
  */
@@ -147,10 +150,16 @@ export async function requireNoOther(
   files: readonly { file: FileHandle }[],
 ): Promise<void> {
   const given = await Promise.all(files.map(async ({ file }) => identityOf(await file.stat({ bigint: true }))));
-  for (const descriptor of await readdir(`/proc/${pid}/fd`)) {
-    const status = await stat(`/proc/${pid}/fd/${descriptor}`, { bigint: true }).catch(() => undefined);
-    const isImage = status?.isFile() || status?.isBlockDevice();
-    if (status === undefined || !isImage || given.includes(identityOf(status))) continue;
+  const hasOther = async (): Promise<boolean> => {
+    for (const descriptor of await readdir(`/proc/${pid}/fd`)) {
+      const status = await stat(`/proc/${pid}/fd/${descriptor}`, { bigint: true }).catch(() => undefined);
+      const isImage = status?.isFile() || status?.isBlockDevice();
+      if (status !== undefined && isImage && !given.includes(identityOf(status))) return true;
+    }
+    return false;
+  };
+  for (const until = performance.now() + passingMs; await hasOther(); await sleep(lookEveryMs)) {
+    if (performance.now() < until) continue;
     throw new VolumeStorageError(`${shown} cannot be opened: another file is named in it by now.`, {
       retryable: false,
     });

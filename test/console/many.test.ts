@@ -66,8 +66,8 @@ it("shows ten thousand tasks that wait: how many of whom, and the place of each"
   await projects.getByRole("row", { name: /p1.*3,334/ }).waitFor();
   const operations = await open("/operations?state=queued");
   const rows = operations.locator("tbody tr");
-  await rows.first().getByText("10,000. in the queue").waitFor();
-  await rows.nth(99).getByText("9,901. in the queue").waitFor();
+  await rows.first().getByText("over 1,000 ahead").waitFor();
+  await rows.nth(99).getByText("over 1,000 ahead").waitFor();
   expect(browser.complaints()).toEqual([]);
 });
 

@@ -64,7 +64,7 @@ it("filters and orders volumes, page by page, and tells what is stored of each",
   expect(await names("reader", "backend=fast")).toEqual(["Web"]);
   expect(await names("observer", `project_id=${b}`)).toEqual(["db_1"]);
   expect(await names("reader", `project_id=${b}`)).toEqual([]);
-  const narrow = await list("reader", "q=db&state=late");
+  const narrow = await list("reader", "q=b_1&state=late");
   // Of what is asked for, whichever state was.
   expect([narrow.volumes, narrow.facets.state]).toMatchObject([[], { protected: 1, late: 0, never: 0 }]);
   for (const sort of ["age", "name", "size", "stored"]) {
@@ -82,7 +82,7 @@ it("filters and orders volumes, page by page, and tells what is stored of each",
   const machine = await ask("member", "POST", "/ops/instances", { instance: { name: "pg" } });
   const attached = await ask("member", "POST", `/ops/instances/${machine.body.instance.id}/attach`, { volume_id: db });
   expect(attached.status, attached.text).toBe(200);
-  expect((await list("reader", "q=db")).volumes).toMatchObject([
+  expect((await list("reader", "q=b_1")).volumes).toMatchObject([
     { id: db, machine: { name: "pg" }, points: 2, stored_bytes: 520, chain_depth: 1 },
   ]);
   expect((await list("reader", "q=archive")).volumes).toMatchObject([

@@ -3,10 +3,12 @@ import { Prisma, type PrismaClient } from "../generated/client.ts";
 import { actorToSay } from "./actor.ts";
 import type { DatabasePool } from "./pool.ts";
 
-/** A client's own connections, the names of its prepared statements, and how long a transaction waits for a lock; null: as any statement. */
+/** What statements need that go past a client, straight to its connections. */
 interface Reader {
   pool: DatabasePool;
+  /** Names prepared statements as the client does, so that both share them. */
   nameOf: (query: { sql: string }) => string;
+  /** `lock_timeout` of a transaction, in ms. Null: the address of the database sets one, which holds for every statement. */
   lockMs: number | null;
 }
 

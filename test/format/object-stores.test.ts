@@ -9,6 +9,7 @@ import {
   type Engine,
   findBackups,
   ObjectConflictError,
+  ObjectMissingError,
   openEngine,
   openFileSource,
   openRepository,
@@ -85,6 +86,40 @@ describe.each(["s3", "swift"] as const)("backups in %s", (driver) => {
     }
     return { chain, images };
   }
+
+  test.each(["zlib", "none"] as const)(
+    "threads tell the MD5 of what is sent (%s), which the store checks",
+    async (compression) => {
+      await using folder = await temporaryFolder();
+      const { repository } = await newRepository();
+      await using _ = repository;
+      const puts: { name: string; told: string | undefined; sent: string }[] = [];
+      const putIfAbsent: Repository["putIfAbsent"] = async (key, body, ctx) => {
+        const bytes = Buffer.concat(body instanceof Uint8Array ? [body] : await Array.fromAsync(body));
+        puts.push({ name: key.name, told: ctx.bodyMd5, sent: createHash("md5").update(bytes).digest("hex") });
+        return repository.putIfAbsent(key, bytes, ctx);
+      };
+      const watched = new Proxy(repository, {
+        get(target, name) {
+          if (name === "putIfAbsent") return putIfAbsent;
+          const value: unknown = Reflect.get(target, name, target);
+          return typeof value === "function" ? value.bind(target) : value;
+        },
+      });
+      const path = join(folder.path, "volume");
+      await writeFile(path, Buffer.concat([randomBytes(200_000), Buffer.alloc(200_000, "text ")]));
+      const parent = await backUp(engine, { repository: watched, path, layout: { compression } });
+      await writeFile(path, Buffer.concat([randomBytes(100_000), Buffer.alloc(300_000, "texts ")]));
+      await backUp(engine, { repository: watched, path, parent, layout: { compression } });
+      const data = puts.filter(({ name }) => /-\d{5}$/.test(name));
+      expect(data.length).toBeGreaterThan(10);
+      for (const { name, told, sent } of data) expect(told, name).toBe(sent);
+      const key = { container: repository.defaultContainer(randomUUID()), name: "object" };
+      const wrong = { ...freeContext(), bodyMd5: createHash("md5").update("others").digest("hex") };
+      await expect(repository.putIfAbsent(key, Buffer.from("bytes"), wrong)).rejects.toThrow();
+      await expect(repository.stat(key)).rejects.toThrow(ObjectMissingError);
+    },
+  );
 
   test.each(["zlib", "none"] as const)(
     "a chain (%s) restores exactly at every link, is found, and goes without a trace",

@@ -347,7 +347,7 @@ class RangeCopier {
     const { layout, source } = this.#input;
     const put = async (index: number, body: AsyncIterable<Uint8Array>, inner: AbortSignal): Promise<void> => {
       const { offset, length } = windows[index] as Extent;
-      await this.#putObject(offset / layout.objectBytes + 1, body, length, inner);
+      await this.#putObject(offset / layout.objectBytes + 1, body, { storedBytes: length, md5: null }, inner);
     };
     const windows = group.map(({ window, data }) => ({ ...window, data }));
     for (const { data } of windows) this.bytesRead += pairedBytes(data);
@@ -462,7 +462,7 @@ class RangeCopier {
   }
 
   async #readAndHash(window: Extent, signal: AbortSignal): Promise<CopyWindowResult> {
-    const { layout, source } = this.#input;
+    const { layout, repository, source } = this.#input;
     const count = blocksOf(window.length, layout.blockBytes);
     const parentHashes = (await this.#parent?.read(window.offset / layout.blockBytes, count)) ?? null;
     const data = await dataPairs(source, window);
@@ -475,6 +475,7 @@ class RangeCopier {
       parentHashes,
       ...encodingOf(layout),
       compressZeros: layout.compressZeros ?? true,
+      digestStored: repository.storage === "objects" && layout.encrypted !== true,
     };
     const result = await this.#access.use(async (place) => {
       const filled = await this.#fill(window, data, place, signal);
@@ -518,7 +519,8 @@ class RangeCopier {
       const length = Math.min(span.end * layout.blockBytes, window.length) - offset;
       const { md5, pieces } = await zeroForm(this.#engine, { ...encodingOf(layout), compression: label, length });
       const compression = pieces === null ? "none" : label;
-      extents.push({ offset, at: offset, length, md5, compression, pieces, ownership: "shared" });
+      const storedMd5 = pieces === null ? md5 : null;
+      extents.push({ offset, at: offset, length, md5, compression, pieces, storedMd5, ownership: "shared" });
     }
     const needsRaw = extents.some((extent) => extent.pieces === null);
     return { hashes, extents, raw: needsRaw ? new ArrayBuffer(window.length) : null };
@@ -551,7 +553,7 @@ class RangeCopier {
   ): Promise<ObjectEntry> {
     const pieces = extent.pieces ?? [new Uint8Array(raw as ArrayBuffer, extent.at, extent.length)];
     const storedBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
-    await this.#putObject(number, streamed(pieces), storedBytes, signal);
+    await this.#putObject(number, streamed(pieces), { storedBytes, md5: extent.storedMd5 }, signal);
     // Free the memory now rather than at some later garbage collection.
     if (extent.ownership === "own") for (const piece of extent.pieces ?? []) piece.buffer.transfer(0);
     const { length, md5, compression } = extent;
@@ -561,7 +563,7 @@ class RangeCopier {
   async #putObject(
     number: number,
     body: AsyncIterable<Uint8Array>,
-    storedBytes: number,
+    { storedBytes, md5 }: { storedBytes: number; md5: string | null },
     signal: AbortSignal,
   ): Promise<void> {
     const { layout, repository } = this.#input;
@@ -571,7 +573,8 @@ class RangeCopier {
     const onVouched = (md5: string): void => {
       vouched = md5;
     };
-    const outcome = await repository.putIfAbsent(key, body, { signal, fence: this.#ctx.fence, onVouched });
+    const known = md5 === null ? {} : { bodyMd5: md5 };
+    const outcome = await repository.putIfAbsent(key, body, { signal, fence: this.#ctx.fence, onVouched, ...known });
     this.#stored(name, { storedBytes, vouched, outcome });
   }
 

@@ -70,12 +70,14 @@ class EncryptingRepository implements Repository {
     body: Uint8Array | AsyncIterable<Uint8Array>,
     ctx: WriteContext,
   ): Promise<"stored" | "exists"> {
+    // The MD5 is of what is encrypted, not of what is stored.
+    const { bodyMd5, ...without } = ctx;
     if (isStaging(key.container)) {
-      return this.#stored.putIfAbsent(key, encryptStaged(this.#keys.current, key, body), ctx);
+      return this.#stored.putIfAbsent(key, encryptStaged(this.#keys.current, key, body), without);
     }
     const secret = await this.#secretOf(key);
     if (secret === null) return this.#stored.putIfAbsent(key, body, ctx);
-    return this.#stored.putIfAbsent(key, encryptObject(frameKeysFor(secret, key.name), body), ctx);
+    return this.#stored.putIfAbsent(key, encryptObject(frameKeysFor(secret, key.name), body), without);
   }
 
   async copyIfAbsent(from: ObjectKey, to: ObjectKey, ctx: WriteContext): Promise<"stored" | "exists"> {

@@ -329,7 +329,7 @@ export class ObjectRepository implements Repository {
     pieces: readonly Uint8Array[],
     ctx: WriteContext,
   ): Promise<"stored" | "exists"> {
-    const body = await bodyOf(pieces);
+    const body = await bodyOf(pieces, ctx.bodyMd5);
     ctx.signal.throwIfAborted();
     ctx.fence();
     const outcome = await this.#store.put(place, body, ctx);
@@ -475,10 +475,12 @@ async function* partsOf(
   if (bytes > 0) yield pieces;
 }
 
-async function bodyOf(pieces: readonly Uint8Array[]): Promise<PutBody> {
+async function bodyOf(pieces: readonly Uint8Array[], known?: string): Promise<PutBody> {
+  const sizeBytes = pieces.reduce((sum, piece) => sum + piece.length, 0);
+  if (known !== undefined) return { pieces, sizeBytes, md5: known };
   const md5 = createHash("md5");
   await feed(md5, pieces);
-  return { pieces, sizeBytes: pieces.reduce((sum, piece) => sum + piece.length, 0), md5: md5.digest("hex") };
+  return { pieces, sizeBytes, md5: md5.digest("hex") };
 }
 
 async function feed(hash: Hash, pieces: readonly Uint8Array[]): Promise<void> {

@@ -30,6 +30,8 @@ export interface RunContext {
 export interface WriteContext extends Pick<RunContext, "signal" | "fence"> {
   /** Called before a put resolves, with the hex MD5 of the stored bytes, where the store itself has confirmed it. */
   onVouched?: (md5: string) => void;
+  /** Hex MD5 of the put's whole body, from a caller who has it: a store that is told the MD5 of what it is sent checks the bytes against it. */
+  bodyMd5?: string;
 }
 
 /** The largest write allowed per fence check, in bytes. */

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import {
   type Compression,
   compressPieces,
@@ -24,6 +25,8 @@ export interface WindowExtent {
   compression: Compression;
   /** The stored bytes when compressed; null means the raw bytes, which start at `at` in the result's `raw`. */
   pieces: Uint8Array<ArrayBuffer>[] | null;
+  /** MD5 of the stored bytes, where it is known. */
+  storedMd5: string | null;
   at: number;
   /** Owner of the pieces: this extent, to be freed once stored, or shared by all equal extents of zeros. */
   ownership: "own" | "shared";
@@ -40,6 +43,8 @@ export interface CopyWindowRequest extends Encoding {
   parentHashes: Uint8Array<ArrayBuffer> | null;
   /** Whether an extent of zeros is compressed although compression is off. */
   compressZeros: boolean;
+  /** Whether compressed bytes are digested, too: for a store that checks what it is sent. */
+  digestStored: boolean;
 }
 
 export interface WindowSource {
@@ -171,7 +176,9 @@ function copyWindow(request: CopyWindowRequest, tools: CpuTools): CopyWindowResu
     const pieces = compressPieces({ ...request, compression: label }, bytes, cancelled);
     if (pieces === undefined) return undefined;
     const md5 = digests[index] as string;
-    extents.push({ ...place, md5, compression: pieces === null ? "none" : label, pieces, ownership: "own" });
+    const storedMd5 = pieces === null ? md5 : request.digestStored ? md5Of(pieces) : null;
+    const compression = pieces === null ? "none" : label;
+    extents.push({ ...place, md5, compression, pieces, storedMd5, ownership: "own" });
   }
   const needsRaw = extents.some((extent) => extent.pieces === null);
   if (needsRaw) return { hashes: hashed.hashes, extents, raw };
@@ -179,6 +186,12 @@ function copyWindow(request: CopyWindowRequest, tools: CpuTools): CopyWindowResu
   if (request.window === null && kept === "window") tools.giveBackWindow(raw);
   else raw.transfer(0);
   return { hashes: hashed.hashes, extents, raw: null };
+}
+
+function md5Of(pieces: readonly Uint8Array[]): string {
+  const md5 = createHash("md5");
+  for (const piece of pieces) md5.update(piece);
+  return md5.digest("hex");
 }
 
 /** Extent positions, in the window and in the buffer, which holds either the whole window or only the extents, concatenated. */

@@ -50,6 +50,7 @@ const windowOf = (
   level: 0,
   zlibEncoder: "zlib",
   compressZeros: false,
+  digestStored: false,
 });
 
 /** Has a thread read a window of the server's export. */

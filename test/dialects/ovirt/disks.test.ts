@@ -119,6 +119,13 @@ describe("a disk", () => {
     expect(await count()).toBe(before);
   });
 
+  it("goes to the first storage domain of its format where the request has an empty one, as Ansible writes it", async () => {
+    const xml = `<disk><alias>anywhere</alias><format>raw</format><provisioned_size>512</provisioned_size><sparse>false</sparse>
+ <content_type>data</content_type><storage_domains><storage_domain></storage_domain></storage_domains></disk>`;
+    const made = await ask(engine, "POST", disks, { xml, headers: { expect: "201-created" } });
+    expect(made.status, made.text).toBe(201);
+  });
+
   it("grows to the byte, and never shrinks", async () => {
     const id = await make({ alias: "grows" });
     const smaller = await ask(engine, "PUT", `${disks}/${id}`, { json: { provisioned_size: 512 } });

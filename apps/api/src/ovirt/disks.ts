@@ -161,9 +161,23 @@ const showCreation: Handle = async ({ database }, call) => {
   );
 };
 
+/** Whether a backup of its machine, which has the disk now, reads all of it. Clients ask the disk itself for that. */
+async function backupMode({ database }: Context, { id, machineBackupId }: DiskRow): Promise<Fields> {
+  if (machineBackupId === null) return {};
+  const where = { backupId_volumeId: { backupId: machineBackupId, volumeId: id } };
+  const part = await database.machineBackupDisk.findUnique({ where, select: { sinceId: true } });
+  return part === null ? {} : { backup_mode: backupModeOf(part) };
+}
+
+/** `sinceId`: the checkpoint since which changes are told. */
+export const backupModeOf = ({ sinceId }: { sinceId: string | null }): "full" | "incremental" =>
+  sinceId === null ? "full" : "incremental";
+
 const show: Handle = async (context, call) => {
   refuseFollow(call.follow);
-  return shown("disk", diskView(context, await getVolume(context.database, call.principal, idOf(call))));
+  const row = await getVolume(context.database, call.principal, idOf(call));
+  const view = diskView(context, row);
+  return shown("disk", { ...view, fields: { ...view.fields, ...(await backupMode(context, row)) } });
 };
 
 /** A text that is not longer than it may be. @throws OvirtFault 400 */
@@ -189,7 +203,9 @@ const isOf = (domain: Body, backend: string): boolean =>
  * @throws OvirtFault 400 for an unknown domain, or one whose disks have another format
  */
 function backendFor({ config }: Context, body: Body, format: "cow" | "raw"): string {
-  const [domain] = body.items("storage_domains", "storage_domain") ?? body.all("storage_domain");
+  const [named] = body.items("storage_domains", "storage_domain") ?? body.all("storage_domain");
+  // Ansible sends an empty element where its user has named none.
+  const domain = named?.id === undefined && !named?.has("name") ? undefined : named;
   const known = config.volume_backends.filter(({ name }) => !domain || isOf(domain, name));
   if (known.length === 0) {
     throw refused(["bad-parameters", "Cannot add Virtual Disk. The specified Storage Domain does not exist."]);

@@ -19,7 +19,7 @@ import {
 import type { Context } from "../context.ts";
 import type { Body } from "./body.ts";
 import { type Call, created, done, type Handle, type Route, shown } from "./call.ts";
-import { diskFields } from "./disks.ts";
+import { backupModeOf, diskFields } from "./disks.ts";
 import { type Element, listOf, reference } from "./element.ts";
 import { BareStatus, incomplete, invalidValue, refused, whenRefused } from "./faults.ts";
 import { type Followed, followed, refuseFollow } from "./follow.ts";
@@ -154,7 +154,7 @@ async function disksOf<Part extends { volumeId: string }>(
 type DisksOf<Row> = (context: Context, call: Call, row: Row) => Promise<Element[]>;
 
 const backupDisks: DisksOf<MachineBackupRow> = (context, call, { disks }) =>
-  disksOf(context, call, disks, ({ sinceId }) => ({ backup_mode: sinceId === null ? "full" : "incremental" }));
+  disksOf(context, call, disks, (part) => ({ backup_mode: backupModeOf(part) }));
 
 const checkpointDisks: DisksOf<MachineCheckpointRow> = (context, call, { disks }) =>
   disksOf(context, call, disks, () => ({}));

@@ -245,6 +245,20 @@ describe("what surrounds machines", () => {
     expect((await ask(engine, "GET", href)).status).toBe(200);
   });
 
+  it("leads Ansible from a cluster's name to its data center, networks and templates", async () => {
+    const found = async (path: string) =>
+      (await ask(engine, "GET", `/ovirt-engine/api${path}`, { headers: jsonHeaders })).json;
+    const centers = await found("/datacenters?search=Clusters.name%3DDefault");
+    expect(centers.data_center.map(({ name }: { name: string }) => name)).toEqual(["Default"]);
+    expect(await found("/datacenters?search=Clusters.name%3Dother")).toEqual({});
+    const [cluster] = (await found("/clusters?search=name%3D%22Default%22")).cluster;
+    const [networks] = cluster.link.filter(({ rel }: { rel: string }) => rel === "networks");
+    const { json } = await ask(engine, "GET", networks.href, { headers: jsonHeaders });
+    expect(json.network.map(({ name }: { name: string }) => name)).toEqual(["ovirtmgmt"]);
+    const templates = await found("/templates?search=name%3DBlank%20and%20datacenter%3DDefault");
+    expect(templates.template).toMatchObject([{ name: "Blank", version: { version_number: "1" } }]);
+  });
+
   it("is written in version 3's form, too", async () => {
     const reply = await ask(engine, "GET", "/api/hosts");
     expect(plain(reply.text)).toBe(`<hosts>

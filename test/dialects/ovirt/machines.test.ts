@@ -295,7 +295,21 @@ it("version 4: attachments and snapshots, in XML and JSON; of one project only",
     disk_attachments: { disk_attachment: [{ id: disk, disk: { provisioned_size: String(sizeBytes) } }] },
     nics: { nic: [{ name: "nic1", mac: { address: "56:6f:00:00:00:67" } }] },
     tags: {},
+    bios: { boot_menu: { enabled: "false" }, type: "q35_sea_bios" },
+    io: { threads: "0" },
+    os: { boot: { devices: { device: ["hd"] } } },
+    sso: { methods: {} },
+    usb: { enabled: "false" },
   });
+  const [{ href: ownNic }] = machine.nics.nic;
+  for (const [action, plugged] of [
+    ["deactivate", "false"],
+    ["deactivate", "false"],
+    ["activate", "true"],
+  ]) {
+    await answered(200, "POST", `${ownNic}/${action}`, { json: {} });
+    expect((await answered(200, "GET", ownNic, asJson)).json.plugged, action).toBe(plugged);
+  }
 
   const attach = `<disk_attachment>
   <active>true</active>

@@ -233,6 +233,8 @@ export const sampleBodies: Readonly<Record<string, (world: World) => string[]>> 
     "<nic><linked>false</linked></nic>",
     `<nic><mac><address>${mac}</address></mac></nic>`,
   ],
+  "ACTION /vms/:vm/nics/:nic/activate": action,
+  "ACTION /vms/:vm/nics/:nic/deactivate": action,
   "POST /vms/:vm/snapshots": ({ disk }) => [
     "<snapshot><description>other</description></snapshot>",
     `<snapshot><description>other</description><disk_attachments><disk_attachment><disk id="${disk}"/></disk_attachment></disk_attachments></snapshot>`,

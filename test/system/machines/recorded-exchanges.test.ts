@@ -76,7 +76,9 @@ const plain = (text: string): string =>
     .replaceAll(`>${hostname()}<`, ">HOST<");
 
 /** What is told here besides. */
+const elementsBesides = /\n *<(boot|boot_menu|io|sso|usb)>[\s\S]*?<\/\1>/g;
 const besides = [
+  /^\.(?:.*\.)?(bios\.boot_menu|os\.boot|io|sso|usb)\./,
   /creation_status/,
   /<correlation_id>|<user |<name>admin@internal|<\/user>/,
   /<(description|comment)><\/\1>/,
@@ -91,7 +93,7 @@ function linesOf(text: string, json: boolean, hasLinks: boolean): string[] {
   if (json)
     return flat(JSON.parse(text)).filter((line) => hasLinks || !/^\.?(link|actions)\b|\.(link|actions)\b/.test(line));
   const body = text.startsWith(declaration) ? text.slice(declaration.length) : text;
-  const bare = hasLinks ? body : body.replace(/\n *<link [^>]*\/>/g, "");
+  const bare = (hasLinks ? body : body.replace(/\n *<link [^>]*\/>/g, "")).replace(elementsBesides, "");
   return plain(bare.trimEnd().replace(/\n *<actions>\s*<\/actions>/g, "")).split("\n");
 }
 

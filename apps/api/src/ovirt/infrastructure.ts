@@ -75,6 +75,7 @@ const clusters: Collection<Named> = {
   view: ({ id, name }, { config }) => ({
     id,
     path: `/clusters/${id}`,
+    links: ["networks"],
     fields: {
       name,
       cpu: group({ architecture: "x86_64", type: "Secure Intel" }),
@@ -177,6 +178,7 @@ const templates: Collection<Named> = {
       name,
       description: "Blank template",
       status: "ok",
+      version: group({ version_name: "base version", version_number: 1 }),
       cluster: reference("clusters", clustersOf(config)[0]?.id ?? ""),
     },
   }),
@@ -188,6 +190,7 @@ const searchOf = <Item extends Named>({ fields }: Collection<Item>, { config }: 
   fields: {
     datacenter: always(config.ovirt.data_center),
     cluster: always(config.ovirt.clusters[0] ?? ""),
+    "clusters.name": () => config.ovirt.clusters,
     "storage.name": () => config.volume_backends.map(({ name }) => name),
     ...fields,
   },

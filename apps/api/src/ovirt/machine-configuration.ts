@@ -66,9 +66,12 @@ export function configurationOf(body: Body, before: Pick<MachineConfiguration, "
   });
 }
 
-/** The same as fields of a machine, in oVirt's order. */
-export const configurationFields = (settings: MachineConfiguration, createdAt: Date): Fields => ({
-  bios: group({ type: settings.bios }),
+/**
+ * The same as fields of a machine, in oVirt's order. Ansible compares its user's wishes with what version 4 says of the boot menu, threads
+ * for input and output, single sign-on and USB, and fails where it says nothing.
+ */
+export const configurationFields = (settings: MachineConfiguration, createdAt: Date, isFour: boolean): Fields => ({
+  bios: group({ ...(isFour && { boot_menu: group({ enabled: false }) }), type: settings.bios }),
   cpu: group({
     architecture: "x86_64",
     topology: group({ cores: settings.cpu.cores, sockets: settings.cpu.sockets, threads: settings.cpu.threads }),
@@ -85,14 +88,20 @@ export const configurationFields = (settings: MachineConfiguration, createdAt: D
     enabled: settings.highAvailability.enabled,
     priority: settings.highAvailability.priority,
   }),
+  ...(isFour && { io: group({ threads: settings.ioThreads }) }),
   memory: settings.memory,
   memory_policy: group({
     guaranteed: settings.memoryGuaranteed ?? settings.memory,
     max: settings.memoryMax ?? settings.memory * 4,
   }),
   origin: settings.origin,
-  os: group({ type: settings.os }),
+  os: group({
+    ...(isFour && { boot: group({ devices: listOf("device", settings.bootDevices) }) }),
+    type: settings.os,
+  }),
+  ...(isFour && { sso: group({ methods: listOf("method", []) }) }),
   stateless: settings.stateless,
   ...(settings.timeZone !== null && { time_zone: group({ name: settings.timeZone }) }),
   type: settings.type,
+  ...(isFour && { usb: group({ enabled: false }) }),
 });

@@ -23,6 +23,7 @@ const profileOf = (network: string): string => fixedId("vnic-profile", network);
 const view = (nic: Nic): Element => ({
   id: nic.id,
   path: `/vms/${nic.instanceId}/nics/${nic.id}`,
+  actions: ["activate", "deactivate"],
   links: ["reporteddevices"],
   fields: {
     name: nic.name,
@@ -111,6 +112,15 @@ const update: Handle = async (context, call) => {
   return shown("nic", view(nic));
 };
 
+const plugging =
+  (plugged: boolean): Handle =>
+  async ({ database }, { principal, params }) => {
+    await whenRefused(`${plugged ? "activate" : "deactivate"} Network Interface`, () =>
+      updateNic(database, principal, params["vm"] ?? "", params["nic"] ?? "", { plugged }),
+    );
+    return done();
+  };
+
 const remove: Handle = async ({ database }, { principal, params }) => {
   await whenRefused("remove Network Interface", () =>
     removeNic(database, principal, params["vm"] ?? "", params["nic"] ?? ""),
@@ -124,5 +134,7 @@ export const nicRoutes: readonly Route[] = [
   ["GET", "/vms/:vm/nics/:nic", "ovirt:get", show],
   ["PUT", "/vms/:vm/nics/:nic", "ovirt:change", update],
   ["DELETE", "/vms/:vm/nics/:nic", "ovirt:change", remove],
+  ["ACTION", "/vms/:vm/nics/:nic/activate", "ovirt:change", plugging(true)],
+  ["ACTION", "/vms/:vm/nics/:nic/deactivate", "ovirt:change", plugging(false)],
   ["GET", "/vms/:vm/nics/:nic/reporteddevices", "ovirt:get", devices],
 ];

@@ -66,7 +66,7 @@ async function view(
       name,
       description: settings.description,
       comment: settings.comment,
-      ...configurationFields(settings, createdAt),
+      ...configurationFields(settings, createdAt, version === 4),
       status: statusOf(machine, version),
       cluster: reference("clusters", clustersOf(context.config)[0]?.id ?? ""),
       ...(allContent &&

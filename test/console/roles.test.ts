@@ -110,6 +110,7 @@ const pages = (): readonly (readonly [path: string, heading: string, does: reado
   ["/repositories", "Repositories", ["Reap…", "Rescan…"]],
   ["/policies", "Policies", []],
   ["/projects", "Projects", []],
+  ["/about", "About", []],
   [`/policies/${policy}`, "nightly", ["Run now…"]],
   ["/notifications", "Notifications", ["Retry"]],
 ];

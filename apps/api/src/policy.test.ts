@@ -44,6 +44,7 @@ describe("policy", () => {
         "ops:repository",
         "ops:notifications",
         "ops:limits",
+        "ops:about",
       ],
       admin: [
         "backup:backup-import",

@@ -12,6 +12,7 @@ import { ImageTransfers } from "./image-transfer-config.ts";
 import { MachineBackups } from "./machine-backup-config.ts";
 import { ovirtFields } from "./ovirt-config.ts";
 import { parseRedisUrl } from "./redis-options.ts";
+import { type Setting, settingsOf, shown } from "./settings.ts";
 import { Tls } from "./tls-config.ts";
 import { Tracing } from "./tracing-config.ts";
 import { besideIn, placeName as name, provisions, VolumeBackend, type VolumeBackendConfig } from "./volume-backends.ts";
@@ -69,7 +70,10 @@ const Encryption = z
     error: "requires exactly one of key_file and key_command",
   });
 
-const zone = z.string().regex(zonePattern, "must consist of printable ASCII characters other than / and \\");
+const zone = z
+  .string()
+  .regex(zonePattern, "must consist of printable ASCII characters other than / and \\")
+  .register(shown);
 
 const Repository = z
   .strictObject({
@@ -162,7 +166,7 @@ const Notifications = z
       .default([])
       .refine((items) => new Set(items.map((i) => i.name)).size === items.length, "names must be unique"),
     /** Key of a Redis stream; null: none. */
-    redis_stream: z.string().min(1).nullable().default(null),
+    redis_stream: z.string().min(1).register(shown).nullable().default(null),
     /** The stream is trimmed to about this many entries. */
     redis_stream_entries_max: z.int().min(1).default(10_000),
     log: z.boolean().default(false),
@@ -189,12 +193,13 @@ const unique = (items: readonly { name: string }[]) => new Set(items.map((i) => 
 /** The configuration file, before the environment is applied. */
 export const ConfigFile = z
   .strictObject({
-    host: z.string().min(1).default("127.0.0.1"),
+    host: z.string().min(1).register(shown).default("127.0.0.1"),
     port: z.coerce.number().int().min(0).max(65_535).default(8776),
     /** Scheme, host and path at the start of links in responses; null: taken from the request. */
     public_endpoint: z
       .string()
       .regex(/^https?:\/\/[^\s]+$/, "must be an http:// or https:// URL")
+      .register(shown)
       .transform((url) => url.replace(/\/+$/, ""))
       .nullable()
       .default(null),
@@ -206,11 +211,12 @@ export const ConfigFile = z
     host_name: z
       .string()
       .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,253}$/, "must be a host name")
+      .register(shown)
       .nullable()
       .default(null),
     /** Zone of volumes, and of backups in a repository that names no zone. */
     availability_zone: zone.default("nova"),
-    data_dir: z.string().min(1),
+    data_dir: z.string().min(1).register(shown),
     database_url: databaseUrl("DATABASE_URL"),
     /** Direct URL of the same database, bypassing a pooler: for the doorbell (LISTEN/NOTIFY) and migrations; null: `database_url`. */
     database_direct_url: databaseUrl("DATABASE_DIRECT_URL").nullable().default(null),
@@ -299,7 +305,7 @@ export const ConfigFile = z
     instances: z
       .strictObject({
         /** Folders that may contain the sockets of hypervisors and guest agents. */
-        qmp_socket_roots: z.array(z.string().min(1)).default([]),
+        qmp_socket_roots: z.array(z.string().min(1).register(shown)).default([]),
       })
       .prefault({}),
     instance_groups: z
@@ -320,7 +326,7 @@ export const ConfigFile = z
     /** Null: no images are transferred. */
     image_transfers: ImageTransfers.nullable().default(null),
     machine_backups: MachineBackups,
-    import_roots: z.array(z.string().min(1)).default([]),
+    import_roots: z.array(z.string().min(1).register(shown)).default([]),
     /** Bytes of a volume that one task copies; rounded down to whole object windows, at least one. */
     range_bytes: z
       .int()
@@ -446,9 +452,9 @@ type Parsed = z.infer<typeof ConfigFile>;
 
 /**
  * The whole configuration, validated. Paths are absolute. `hostName` is this machine's, for rows and logs, unless `host_name` sets another;
- * `configFile` is the file that was read, null when there was none.
+ * `configFile` is the file that was read, null when there was none; `settings` is what may be shown of it.
  */
-export type Config = Parsed & { hostName: string; configFile: string | null };
+export type Config = Parsed & { hostName: string; configFile: string | null; settings: readonly Setting[] };
 export type KeystoneConfig = z.infer<typeof Keystone>;
 export type RepositoryConfig = Parsed["repositories"][number];
 
@@ -534,6 +540,7 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
   const workingDir = resolve(env["TEPHRA_WORKING_DIR"] || ".");
   addSecret(raw, env["TEPHRA_KEYSTONE_PASSWORD"]);
   addCinderSecret(raw, env["TEPHRA_CINDER_PASSWORD"]);
+  const given = { ...raw };
   const dataDir = resolve(workingDir, typeof raw["data_dir"] === "string" ? raw["data_dir"] : "var");
   raw["data_dir"] = dataDir;
   raw["repositories"] ??= [{ name: "main", url: `posix:${resolve(dataDir, "repository")}`, default: true }];
@@ -544,7 +551,8 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
     throw new ConfigError(parsed.error.issues.flatMap(problemsOf));
   }
   const configFile = env["TEPHRA_CONFIG"] ? resolve(env["TEPHRA_CONFIG"]) : null;
-  return { ...parsed.data, hostName: parsed.data.host_name ?? hostname(), configFile };
+  const settings = settingsOf(ConfigFile, parsed.data, given);
+  return { ...parsed.data, hostName: parsed.data.host_name ?? hostname(), configFile, settings };
 }
 
 /** The level passed to a repository's encoder. */

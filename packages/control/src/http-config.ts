@@ -1,5 +1,6 @@
 import { isIP } from "node:net";
 import { z } from "zod";
+import { shown } from "./settings.ts";
 
 /** Whether a text is an address, or a network as ADDRESS/BITS. */
 function isNetwork(text: string): boolean {
@@ -18,17 +19,22 @@ function isOrigin(text: string): boolean {
 export const httpFields = {
   /** Addresses and networks whose `X-Forwarded-Proto`, `-Host`, `-Port` and `-Prefix` are trusted. */
   trust_proxy: z
-    .array(z.string().refine(isNetwork, "must be an IP address or a network such as 10.0.0.0/8"))
+    .array(z.string().refine(isNetwork, "must be an IP address or a network such as 10.0.0.0/8").register(shown))
     .default([]),
   /** Additional host names that requests may use, without a port. If not empty: no others, apart from loopback and `public_endpoint`. */
   allowed_hosts: z
-    .array(z.string().regex(/^[a-z0-9.-]{1,253}$|^[0-9a-f:.]+$/, "must be a lower-case host name"))
+    .array(
+      z
+        .string()
+        .regex(/^[a-z0-9.-]{1,253}$|^[0-9a-f:.]+$/, "must be a lower-case host name")
+        .register(shown),
+    )
     .default([]),
   cors: z
     .strictObject({
       /** Origins whose pages may call the API from a browser. */
       allowed_origins: z
-        .array(z.string().refine(isOrigin, "must be an origin such as https://dashboard.example"))
+        .array(z.string().refine(isOrigin, "must be an origin such as https://dashboard.example").register(shown))
         .default([]),
       /** How long browsers may cache the answer to a preflight request. */
       max_age_seconds: z.int().min(0).default(3600),

@@ -1,9 +1,10 @@
 import { z } from "zod";
+import { shown } from "./settings.ts";
 
 /** How images are transferred: the processes that serve them (apps/transfer), and the limits of a transfer. */
 export const ImageTransfers = z
   .strictObject({
-    host: z.string().min(1).default("127.0.0.1"),
+    host: z.string().min(1).register(shown).default("127.0.0.1"),
     port: z.int().min(0).max(65_535).default(54_322),
     /** Scheme, host and port by which clients reach the process of this machine; null: those that it listens on. */
     public_url: z

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { shown } from "./settings.ts";
 
 const GiB = 1024 ** 3;
 
@@ -6,9 +7,9 @@ const GiB = 1024 ** 3;
 export const MachineBackups = z
   .strictObject({
     /** Where what machines overwrite during a backup is kept; null: `scratch` in the data folder. */
-    scratch_dir: z.string().startsWith("/").nullable().default(null),
+    scratch_dir: z.string().startsWith("/").register(shown).nullable().default(null),
     /** Where sockets are; null: `run` in the data folder. Paths of sockets have limits. */
-    socket_dir: z.string().startsWith("/").max(60).nullable().default(null),
+    socket_dir: z.string().startsWith("/").max(60).register(shown).nullable().default(null),
     /** When less is free for what machines overwrite, a backup is given up before a write of the machine fails. */
     reserve_bytes: z.int().min(0).default(GiB),
     /** Checkpoints of a machine; the oldest go first. The machine pays for each of them with every write. */

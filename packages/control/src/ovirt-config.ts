@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { shown } from "./settings.ts";
 
 /** `$scrypt$ln=15,r=8,p=1$SALT$HASH`: costs that a login can bear, and no less than what is worth the name. */
 const passwordHash = z
@@ -16,7 +17,10 @@ const User = z.strictObject({
   roles: z.array(z.enum(["reader", "member", "admin"])).min(1),
 });
 
-const objectName = z.string().regex(/^[\w. -]{1,255}$/, "may contain letters, digits, spaces and . _ - only");
+const objectName = z
+  .string()
+  .regex(/^[\w. -]{1,255}$/, "may contain letters, digits, spaces and . _ - only")
+  .register(shown);
 
 const uniqueNames = (names: readonly string[]): boolean => new Set(names).size === names.length;
 

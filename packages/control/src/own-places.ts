@@ -18,10 +18,11 @@ const pathKey = /^(?:path|credentials|ca|ca_dir|.*_file)$/;
  * writes them, whatever root they lie beneath. From the configuration this includes everything that is a path, also within a URL.
  */
 export function ownPlaces(config: Config): string[] {
+  const { settings: _, ...configured } = config;
   const places = [
     ...dataFolders.map((name) => join(config.data_dir, name)),
     ...programFolders.map((name) => join(installation, name)),
-    ...pathsIn(config),
+    ...pathsIn(configured),
   ];
   if (config.configFile !== null) places.push(config.configFile);
   // Where PostgreSQL's user cannot reach the data folder, its cluster is elsewhere (scripts/postgres.ts).

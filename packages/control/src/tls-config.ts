@@ -1,6 +1,10 @@
 import { z } from "zod";
+import { shown } from "./settings.ts";
 
-const hostName = z.string().regex(/^[a-z0-9.-]{1,253}$|^[0-9a-f:.]+$/, "must be a lower-case host name or an address");
+const hostName = z
+  .string()
+  .regex(/^[a-z0-9.-]{1,253}$|^[0-9a-f:.]+$/, "must be a lower-case host name or an address")
+  .register(shown);
 
 /** HTTPS of the API, and the authority of our own that its certificate is from, where the operator gives none. */
 export const Tls = z
@@ -8,7 +12,7 @@ export const Tls = z
     /** Null: no HTTPS. */
     port: z.int().min(0).max(65_535).nullable().default(null),
     /** Null: the API's. */
-    host: z.string().min(1).nullable().default(null),
+    host: z.string().min(1).register(shown).nullable().default(null),
     /** Host names and addresses that the certificate is for, beside those that are known. */
     names: z.array(hostName).default([]),
     /** Folder of the authority's key and certificate; null: `tls` in the data folder. */

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { shown } from "./settings.ts";
 
 /** Where traces go. */
 export const Tracing = z.strictObject({
@@ -8,7 +9,7 @@ export const Tracing = z.strictObject({
   headers: z.record(z.string().min(1), z.string()).default({}),
   /** The part of all traces that is recorded. */
   sample_ratio: z.number().min(0).max(1).default(1),
-  service_name: z.string().min(1).default("tephra"),
+  service_name: z.string().min(1).register(shown).default("tephra"),
 });
 
 export type TracingConfig = z.infer<typeof Tracing>;

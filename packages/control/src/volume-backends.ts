@@ -1,32 +1,41 @@
 import { join } from "node:path";
 import { z } from "zod";
+import { shown } from "./settings.ts";
 
 /** Of a repository or volume backend. */
 export const placeName = z
   .string()
-  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, "must be a short name of letters, digits, '.', '_' or '-'");
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, "must be a short name of letters, digits, '.', '_' or '-'")
+  .register(shown);
 
 /** Raw images in a folder. */
-const FileBackend = z.strictObject({ name: placeName, driver: z.literal("file"), path: z.string().min(1) });
+const FileBackend = z.strictObject({
+  name: placeName,
+  driver: z.literal("file"),
+  path: z.string().min(1).register(shown),
+});
 
 /** qcow2 images in a folder. `roots`: where images may be that become volumes and stay where they are. */
 const QemuBackend = z.strictObject({
   name: placeName,
   driver: z.literal("qemu"),
-  path: z.string().min(1),
-  roots: z.array(z.string().startsWith("/")).default([]),
+  path: z.string().min(1).register(shown),
+  roots: z.array(z.string().startsWith("/").register(shown)).default([]),
 });
 
 /** Block devices below `roots` that exist and stay where they are. `path`: the folder of the records which is which volume. */
 const DeviceBackend = z.strictObject({
   name: placeName,
   driver: z.literal("device"),
-  path: z.string().min(1),
-  roots: z.array(z.string().startsWith("/")).min(1),
+  path: z.string().min(1).register(shown),
+  roots: z.array(z.string().startsWith("/").register(shown)).min(1),
 });
 
 /** As Ceph allows them, without what separates names where an image is named: `POOL/NAMESPACE/IMAGE@SNAPSHOT`. */
-const cephName = z.string().regex(/^[^/@\p{C}]{1,128}$/u, "must be a name without '/' and '@'");
+const cephName = z
+  .string()
+  .regex(/^[^/@\p{C}]{1,128}$/u, "must be a name without '/' and '@'")
+  .register(shown);
 
 /** A cluster of Ceph's, and as whom. What is not given is Ceph's own default. */
 const cephAccess = {
@@ -59,7 +68,7 @@ const CinderBackend = z.strictObject({
     .regex(/^https?:\/\/[^\s]+$/, "must be an http:// or https:// URL")
     .nullable()
     .default(null),
-  region: z.string().min(1).nullable().default(null),
+  region: z.string().min(1).register(shown).nullable().default(null),
   interface: z.enum(["public", "internal", "admin"]).default("internal"),
   service: z
     .strictObject({
@@ -72,7 +81,7 @@ const CinderBackend = z.strictObject({
     .nullable()
     .default(null),
   /** Folders below which files may be that Cinder attaches as `local`. */
-  local_roots: z.array(z.string().startsWith("/")).default([]),
+  local_roots: z.array(z.string().startsWith("/").register(shown)).default([]),
   /** The clusters, and in each the pools, where images may be that Cinder attaches as `rbd`. */
   ceph: z
     .array(

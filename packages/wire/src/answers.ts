@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { About } from "./about.ts";
 import { AuditEntry } from "./audit.ts";
 import { BackupChain, BackupDetails, BackupHealth, BackupList, DeletedBackup, RestoreCheck } from "./backups.ts";
 import { Changes } from "./changes.ts";
@@ -64,6 +65,7 @@ export const answers = {
   "PUT /ops/operations/:id/priority": { 200: z.object({ operation: Operation }) },
   "GET /ops/notifications": { 200: z.object({ notifications: z.array(Notification) }) },
   "POST /ops/notifications/:id/retry": { 202: z.object({}) },
+  "GET /ops/about": { 200: z.object({ about: About }) },
   "GET /ops/audit": { 200: z.object({ audit: z.array(AuditEntry) }) },
   "GET /ops/volumes": {
     200: z.object({

@@ -1,4 +1,5 @@
 /** The requests to the routes below `/ops`, and their answers. Nothing but schemas and types, so that a browser program can import it, too. */
+export type { About } from "./about.ts";
 export { type AnswerOf, answers, type OpsAnswers, type OpsRouteKey } from "./answers.ts";
 export type { AuditEntry } from "./audit.ts";
 export {

@@ -158,6 +158,7 @@ const policy = {
   "ops:backup:purge": "admin",
   "ops:files": "member",
   "ops:verify": "admin",
+  "ops:about": "observer",
   "ops:limits": "observer",
   "ops:limits:set": "admin",
   "ops:squash": "member",

@@ -1,3 +1,4 @@
+import { about } from "./about.ts";
 import { alerts } from "./alerts.ts";
 import { audit } from "./audit.ts";
 import { opsBackups } from "./backups.ts";
@@ -105,6 +106,7 @@ export function opsRoutesBeside(others: Omit<Tables, "ops">): readonly OpsRoute[
     ["POST", "/ops/backups/:id/squash", "ops:squash", opsBackups.squash],
     ["POST", "/ops/repositories/:name/reap", "ops:reap", repositories.reap],
     ["POST", "/ops/repositories/:name/rescan", "ops:rescan", repositories.rescan],
+    ["GET", "/ops/about", "ops:about", about.show],
     ["GET", "/ops/limits", "ops:limits", limits.list],
     ["PUT", "/ops/limits/:traffic/:scope/:name", "ops:limits:set", limits.set],
     ["DELETE", "/ops/limits/:traffic/:scope/:name", "ops:limits:set", limits.remove],

@@ -1,12 +1,10 @@
 import { randomUUID } from "node:crypto";
-import { createRequire } from "node:module";
 import { noteAudit } from "@tephra/control";
 import { type AnswerOf, requests, type Session } from "@tephra/wire";
 import { rulesOf } from "../http/policy.ts";
 import { noSessionCookie, sessionCookie, tokenOfCookie } from "../http/session-cookie.ts";
+import { version } from "../version.ts";
 import { defineOps, definePublic } from "./serve.ts";
-
-const { version } = createRequire(import.meta.url)("../../package.json") as { version: string };
 
 export const session = {
   /** Who asks, and what they may do: by a cookie or by a token. */

@@ -59,7 +59,8 @@ async function startService({ path, objectBytes }: { path?: string; objectBytes?
   const namespace = randomUUID();
   await ceph.run("rbd", "namespace", "create", `volumes/${namespace}`);
   const backend = { name: "ceph", driver: "rbd", pool: "volumes", namespace, conf: ceph.conf, user: "tephra", keyring };
-  const config = { ...brisk, range_bytes: 256 * MiB, volume_backends: [backend] };
+  const quotas = { volumes: -1, snapshots: -1, gigabytes: -1, backups: -1, backup_gigabytes: -1 };
+  const config = { ...brisk, range_bytes: 256 * MiB, volume_backends: [backend], quotas };
   const env = path === undefined ? environment : { ...environment, PATH: `${path}:${environment["PATH"]}` };
   const repository = objectBytes === undefined ? {} : { object_bytes: objectBytes };
   const instance = await startInstance({ config, env, repository });

@@ -135,10 +135,20 @@ async function newVolume(name: string): Promise<{ id: string; bytes: string }> {
   return { id, bytes };
 }
 
+/** As a client does that is told to try again later: Cinder was too slow. */
+async function asked(path: string, body: object): ReturnType<typeof ask> {
+  for (let tries = 1; ; tries += 1) {
+    const reply = await ask("POST", path, body);
+    if (reply.status !== 503 || tries === 20) return reply;
+    count("tried again");
+    await sleep(500);
+  }
+}
+
 async function raceWithBackup({ number, deed, momentMs }: Race): Promise<void> {
   const { id, bytes } = await newVolume(`backup ${number}`);
   const [reply, accepted] = await Promise.all([
-    ask("POST", "/backups", { backup: { volume_id: id, force: true } }),
+    asked("/backups", { backup: { volume_id: id, force: true } }),
     sleep(momentMs).then(() => does(deed, id)),
   ]);
   if (reply.status !== 202) {
@@ -163,7 +173,7 @@ async function raceWithRestore({ number, deed, momentMs }: Race, source: { backu
   const { id: target } = await world.user.createVolume({ name: `target ${number}` });
   const { backup, bytes } = source;
   const [reply, accepted] = await Promise.all([
-    ask("POST", `/backups/${backup}/restore`, { restore: { volume_id: target } }),
+    asked(`/backups/${backup}/restore`, { restore: { volume_id: target } }),
     sleep(momentMs).then(() => does(deed, target)),
   ]);
   if (reply.status !== 202) {

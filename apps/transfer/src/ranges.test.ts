@@ -32,8 +32,9 @@ it.each([
   [undefined, 0],
 ])("a Content-Range %s begins at %d", (header, start) => expect(startOf(header)).toBe(start));
 
-it.each(["bytes */*", "bytes -1-5/*", "0-9", "bytes 0x10-20/*"])("a Content-Range %s is not understood", (header) =>
-  expect(() => startOf(header)).toThrow(BadRequestError),
+it.each(["bytes */*", "bytes -1-5/*", "0-9", "bytes 0x10-20/*", "bytes 9-3/*", "bytes 0-9/9"])(
+  "a Content-Range %s is not understood",
+  (header) => expect(() => startOf(header)).toThrow(BadRequestError),
 );
 
 it.each([undefined, "", "-1", "1e3", "99999999999999999999"])("a body's length cannot be %s", (header) =>
@@ -61,7 +62,7 @@ describe("PATCH", () => {
     ['{"op": "zero"}', "Missing required value for 'size'"],
     ['{"op": "zero", "size": -1}', "Invalid value for 'size': -1"],
     ['{"op": "zero", "size": "1"}', "Invalid value for 'size': \"1\""],
-    ['{"op": "trim", "size": 1}', 'Unknown operation: "trim"'],
+    ['{"op": "trim", "size": 1}', "Unsupported value 'trim' for 'op', expecting one of ['flush', 'zero']"],
     ["{}", "Missing required value for 'op'"],
     ["nothing", "Invalid JSON message"],
     ["[]", "Invalid JSON message: expected an object"],

@@ -37,12 +37,14 @@ export function rangeOf(header: string | undefined, sizeBytes: number): Extent |
   return within(sizeBytes, { offset, length: end - offset });
 }
 
-/** Where a `Content-Range` begins: only its start counts. @throws BadRequestError */
+/** Where a `Content-Range` begins: only its start counts. @throws BadRequestError also for one that contradicts itself */
 export function startOf(header: string | undefined): number {
   if (header === undefined) return 0;
-  const [, first] = /^\s*bytes\s+(\d+)\s*-\s*(?:\d+|\*)?\s*(?:\/\s*(?:\d+|\*))?\s*$/.exec(header) ?? [];
-  if (first === undefined) throw new BadRequestError(`Invalid Content-Range: ${shown(header)}`);
-  return Number(first);
+  const parts = /^\s*bytes\s+(\d+)\s*-\s*(\d+|\*)?\s*(?:\/\s*(\d+|\*))?\s*$/.exec(header);
+  // What is not said is not a number, and compares with none.
+  const [first = 0, last = Number.NaN, size = Number.NaN] = parts?.slice(1).map(Number) ?? [];
+  if (!parts || last < first || size <= last) throw new BadRequestError(`Invalid Content-Range: ${shown(header)}`);
+  return first;
 }
 
 /** The bytes of a body. @throws BadRequestError unless it says how many */
@@ -69,7 +71,10 @@ export function patchOf(body: string, sizeBytes: number): Patch {
   const { op } = asked;
   if (op === undefined) throw new BadRequestError("Missing required value for 'op'");
   if (op === "flush") return { op };
-  if (op !== "zero") throw new BadRequestError(`Unknown operation: ${shown(JSON.stringify(op))}`);
+  if (op !== "zero") {
+    const told = shown(JSON.stringify(op)).replaceAll('"', "'");
+    throw new BadRequestError(`Unsupported value ${told} for 'op', expecting one of ['flush', 'zero']`);
+  }
   const length = countOf(asked, "size");
   if (length === null) throw new BadRequestError("Missing required value for 'size'");
   const flush = asked["flush"] ?? false;

@@ -3,7 +3,6 @@ import {
   actorOf,
   type Config,
   type Database,
-  getBackup,
   getListedBackup,
   listBackups,
   type Principal,
@@ -11,6 +10,7 @@ import {
   requestBackup,
   requestBackupDelete,
   requestRestore,
+  showBackup,
 } from "@tephra/control";
 import { actAs } from "@tephra/control/process";
 import pg from "pg";
@@ -117,7 +117,7 @@ it.each<[string, number, () => Promise<() => Promise<unknown>>]>([
     1,
     async () => {
       const id = await addBackup(await addVolume());
-      return () => getBackup(database, principal, id);
+      return () => showBackup(database, principal, { id, fields: ["name", "hasDependents", "metadata"] });
     },
   ],
   [
@@ -148,6 +148,32 @@ it.each<[string, number, () => Promise<() => Promise<unknown>>]>([
   await actAs(actorOf(principal), first);
   const sent = (await sentBy(await prepare())).filter((text) => !isRing(text));
   expect(sent.length, sent.join("\n")).toBe(count);
+});
+
+it("reads no column of a backup that is not asked for", async () => {
+  const id = await addBackup(await addVolume());
+  const one = await showBackup(database, principal, { id, fields: ["name"] });
+  expect(Object.keys(one).toSorted()).toEqual(["name", "projectId"]);
+  const asked = { filters: [], allProjects: false, withCount: false, page };
+  for (const [fields, isRead] of [[["name"], false] as const, [["name", "metadata"], true] as const]) {
+    const [list = ""] = await sentBy(() => listBackups(database, principal, { ...asked, fields }));
+    expect(list.includes("metadata")).toBe(isRead);
+  }
+});
+
+it.each([
+  ["2026-12-01 02:20:58.123", "2026-12-01T02:20:58.123Z"],
+  ["2026-12-01 02:20:58", "2026-12-01T02:20:58.000Z"],
+  ["2026-12-01 02:20:58.1+05:30", "2026-11-30T20:50:58.100Z"],
+  ["0099-01-01 00:00:00", "0099-01-01T00:00:00.000Z"],
+  ["9999-12-31 23:59:59.999", "9999-12-31T23:59:59.999Z"],
+  ["12026-12-01 02:20:58", "+012026-12-01T02:20:58.000Z"],
+  ["0044-03-15 12:00:00 BC", "-000043-03-15T12:00:00.000Z"],
+])("reads the time %s as %s", async (text, time) => {
+  const id = await addBackup(await addVolume());
+  await database.$executeRaw`UPDATE backups SET data_timestamp = ${text}::timestamptz WHERE id = ${id}::uuid`;
+  const { dataTimestamp } = await showBackup(database, principal, { id, fields: ["dataTimestamp"] });
+  expect(dataTimestamp.toISOString()).toBe(time);
 });
 
 it.each([

@@ -29,7 +29,7 @@ export { requestBackup } from "./backups/create.ts";
 export { requestBackupDelete, requestHiddenRemoval, whyNotDeleted } from "./backups/delete.ts";
 export { holdBackup, releaseHold } from "./backups/hold.ts";
 export { assertImportable, requestBackupImport } from "./backups/import.ts";
-export { type BackupColumn, type BackupField, type BackupFilter, listBackups } from "./backups/list.ts";
+export { type BackupColumn, type BackupField, type BackupFilter, listBackups, showBackup } from "./backups/list.ts";
 export { requestRestore, requestVolumeFromBackup, whyNotRestored } from "./backups/restore.ts";
 export { checkRestore, type RestoreCheck } from "./backups/restore-check.ts";
 export { requestSquash } from "./backups/squash.ts";

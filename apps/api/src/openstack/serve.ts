@@ -109,7 +109,10 @@ async function perform(context: Context, call: Call, rule: Rule, action: Action)
 
 function goneOf(res: Response): AbortSignal {
   const controller = new AbortController();
-  res.once("close", () => controller.abort());
+  // An answered caller is not gone, and what is aborted makes an error, with its stack.
+  res.once("close", () => {
+    if (!res.writableFinished) controller.abort();
+  });
   return controller.signal;
 }
 

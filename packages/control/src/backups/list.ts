@@ -3,7 +3,8 @@ import { Prisma } from "../db/database.ts";
 import { afterMarker, equalText, isUuid, orderSql, type Page, type SqlColumns } from "../db/listing.ts";
 import { type BoundedPage, pageBytesMax } from "../db/page-bytes.ts";
 import { readRows } from "../db/read.ts";
-import { type Principal, projectOf } from "../principal.ts";
+import { NotFoundError } from "../errors.ts";
+import { mayLook, type Principal, projectOf } from "../principal.ts";
 import { type BackupRow, getBackup } from "../rows/backups.ts";
 
 /** Columns that lists can be sorted and filtered by, with their value types and their names in the database. */
@@ -70,16 +71,51 @@ const sortColumns = Object.fromEntries(
   Object.entries(columns).map(([key, [form, name]]) => [key, { name, type: typeOf[form] }]),
 ) as SqlColumns<BackupColumn>;
 
-/** What a list can be asked to tell of each backup. */
-export type BackupField = BackupColumn | "metadata" | "hasDependents";
+type Derived = "metadata" | "hasDependents";
+/** What can be asked of a backup, or of each in a list. */
+export type BackupField = BackupColumn | Derived;
 
-const selectOf = (field: BackupField): string => {
-  if (field === "metadata") return "CASE WHEN told THEN metadata END AS metadata";
+const isDerived = (field: BackupField): field is Derived => field === "metadata" || field === "hasDependents";
+
+/** SQL: these fields; of `metadata` and `hasDependents` what a page or a single backup has instead of a column. */
+const selectOf = (fields: readonly BackupField[], derived: Readonly<Record<Derived, string>>): Prisma.Sql =>
+  Prisma.raw(
+    fields.map((field) => `${isDerived(field) ? derived[field] : columns[field][1]} AS "${field}"`).join(", "),
+  );
+
+/** Of the rows `page`, chosen as `chosen`. */
+const ofPage = {
+  metadata: "CASE WHEN told THEN metadata END",
   // Asked for all rows at once: one by one, each would cost a scan of the table until that has been analysed.
-  if (field === "hasDependents")
-    return `id IN (SELECT parent_id FROM backups WHERE parent_id = ANY(ARRAY(SELECT id FROM chosen)) AND deleted_at IS NULL) AS "hasDependents"`;
-  return `${columns[field][1]} AS "${field}"`;
+  hasDependents:
+    "id IN (SELECT parent_id FROM backups WHERE parent_id = ANY(ARRAY(SELECT id FROM chosen)) AND deleted_at IS NULL)",
 };
+
+const ofOne = {
+  metadata: "metadata",
+  hasDependents: "EXISTS (SELECT FROM backups child WHERE child.parent_id = backups.id AND child.deleted_at IS NULL)",
+};
+
+/**
+ * These fields of one backup: each column that nobody reads costs, too.
+ *
+ * @throws NotFoundError for an unknown id or another project's
+ */
+export async function showBackup<Field extends BackupField>(
+  database: Database,
+  principal: Principal,
+  { id, fields }: { id: string; fields: readonly Field[] },
+): Promise<Pick<BackupRow, Field | "projectId">> {
+  const selected = selectOf([...new Set<BackupField>(["projectId", ...fields])], ofOne);
+  const [backup] = isUuid(id)
+    ? await readRows<Pick<BackupRow, Field | "projectId">>(
+        database,
+        Prisma.sql`SELECT ${selected} FROM backups WHERE id = ${id}::uuid AND deleted_at IS NULL`,
+      )
+    : [];
+  if (!backup || !mayLook(principal, backup)) throw new NotFoundError("Backup", id);
+  return backup;
+}
 
 /**
  * One page, of each backup these fields; `count` of all pages only where asked for. One statement: a list is asked for again and again, and
@@ -118,7 +154,7 @@ export async function listBackups<Field extends BackupField>(
   const told = fields.some((field) => field === "metadata")
     ? Prisma.sql`row_number() OVER (ORDER BY ${order}) = 1 OR ${bytes} <= ${pageBytesMax}`
     : Prisma.sql`true`;
-  const selected = Prisma.raw([...new Set<BackupField>(["id", ...fields])].map(selectOf).join(", "));
+  const selected = selectOf([...new Set<BackupField>(["id", ...fields])], ofPage);
   const [rows, [counted]] = await Promise.all([
     readRows<Pick<BackupRow, Field | "id"> & { told: boolean }>(
       database,

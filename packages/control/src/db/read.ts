@@ -18,10 +18,19 @@ export function addReader(database: PrismaClient, reader: Reader): void {
   readers.set(database, reader);
 }
 
+const usualTime = pg.types.getTypeParser(pg.types.builtins.TIMESTAMPTZ) as (text: string) => unknown;
+
+/** Every connection gives times in UTC: with four digits for the year they are nearly what the engine itself reads, in half the time. */
+const timeOf = (text: string): unknown =>
+  text[10] === " " && text.endsWith("+00") ? new Date(`${text.slice(0, 10)}T${text.slice(11, -3)}Z`) : usualTime(text);
+
 /** Values as the client returns them: a bigint is one. */
+const parsers: Readonly<Record<number, (text: string) => unknown>> = {
+  [pg.types.builtins.INT8]: BigInt,
+  [pg.types.builtins.TIMESTAMPTZ]: timeOf,
+};
 const types: pg.CustomTypesConfig = {
-  getTypeParser: (oid, format) =>
-    oid === pg.types.builtins.INT8 ? BigInt : (pg.types.getTypeParser(oid, format) as (text: string) => unknown),
+  getTypeParser: (oid, format) => parsers[oid] ?? (pg.types.getTypeParser(oid, format) as (text: string) => unknown),
 };
 
 /**

@@ -12,6 +12,7 @@ import {
   requestBackupForceDelete,
   requestRestore,
   resetBackupStatus,
+  showBackup,
   updateBackup,
 } from "@tephra/control";
 import type { Context } from "../../context.ts";
@@ -19,7 +20,7 @@ import { type Answer, type Call, defineAction } from "../../openstack/call.ts";
 import { enabledFilters } from "../../openstack/enabled-filters.ts";
 import { asPlainQuotaError } from "../../openstack/errors.ts";
 import { type ListSpec, listAnswer, parseList } from "../../openstack/listing.ts";
-import { since } from "../../openstack/microversions.ts";
+import { type Microversion, since } from "../../openstack/microversions.ts";
 import { restoreBeside } from "../beside/restore.ts";
 import { seeVolume } from "../beside/see-volume.ts";
 import {
@@ -29,7 +30,7 @@ import {
   restoreBackupBody,
   updateBackupBody,
 } from "./schemas.ts";
-import { backupDetail, backupSummary, detailFields, summaryFields } from "./views.ts";
+import { backupDetail, backupSummary, detailFieldsOf, summaryFields } from "./views.ts";
 
 /** Every column of Cinder's backups table, by its name there. Those without a counterpart here have the same value for every live row. */
 const columns: Readonly<Record<string, BackupColumn>> = {
@@ -84,13 +85,14 @@ function filterOf([key, value]: [string, string]): BackupFilter {
 
 const list =
   <Field extends BackupField>(
-    fields: readonly Field[],
+    fieldsOf: (version: Microversion) => readonly Field[],
     view: (call: Call, row: Pick<BackupRow, Field | "id">) => unknown,
   ) =>
   async (context: Context, call: Call): Promise<Answer> => {
     const query = parseList(call, listSpec);
     const { page, allProjects, withCount } = query;
     const filters = Object.entries(query.filters).map(filterOf);
+    const fields = fieldsOf(call.version);
     const found = query.nothing
       ? { rows: [], cut: false, count: 0 }
       : await listBackups(context.database, call.principal, { fields, filters, allProjects, withCount, page });
@@ -102,11 +104,14 @@ const idOf = (call: Call): string => call.params["id"] ?? "";
 const load = (context: Context, call: Call) => getBackup(context.database, call.principal, idOf(call));
 
 export const backups = {
-  list: defineAction({ handle: list(summaryFields, backupSummary) }),
-  detail: defineAction({ handle: list(detailFields, backupDetail) }),
+  list: defineAction({ handle: list(() => summaryFields, backupSummary) }),
+  detail: defineAction({ handle: list(detailFieldsOf, backupDetail) }),
   show: defineAction({
     load,
-    handle: async (context, call) => ({ status: 200, body: { backup: backupDetail(call, await load(context, call)) } }),
+    handle: async ({ database }, call) => {
+      const asked = { id: idOf(call), fields: detailFieldsOf(call.version) };
+      return { status: 200, body: { backup: backupDetail(call, await showBackup(database, call.principal, asked)) } };
+    },
   }),
   create: defineAction({
     body: createBackupBody,

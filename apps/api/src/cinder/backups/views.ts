@@ -3,7 +3,7 @@ import { toldContainer } from "@tephra/format";
 import { may } from "../../http/policy.ts";
 import type { Call } from "../../openstack/call.ts";
 import { resourceLinks } from "../../openstack/links.ts";
-import { since } from "../../openstack/microversions.ts";
+import { type Microversion, since } from "../../openstack/microversions.ts";
 import { timeOrNull, timeText } from "../../openstack/times.ts";
 
 export const summaryFields = ["id", "name"] as const satisfies readonly BackupField[];
@@ -12,7 +12,7 @@ export function backupSummary(call: Call, row: { id: string; name: string | null
   return { id: row.id, name: row.name, links: resourceLinks(call.place, "backups", row.id) };
 }
 
-export const detailFields = [
+const detailFields = [
   "id",
   "status",
   "sizeGib",
@@ -35,8 +35,16 @@ export const detailFields = [
   "encryptionKeyId",
 ] as const satisfies readonly BackupField[];
 
+type DetailField = (typeof detailFields)[number];
+
+/** Those of a version: metadata are not read below the one that shows them. */
+export const detailFieldsOf = (version: Microversion): readonly DetailField[] =>
+  version >= since.backupMetadata ? detailFields : fieldsWithoutMetadata;
+
+const fieldsWithoutMetadata = detailFields.filter((field) => field !== "metadata");
+
 /** Keys and their order as in Cinder (cinder-api 6.1); clients reject any other key. */
-export function backupDetail(call: Call, row: Pick<BackupRow, (typeof detailFields)[number]>): Record<string, unknown> {
+export function backupDetail(call: Call, row: Pick<BackupRow, DetailField>): Record<string, unknown> {
   const admin = may(call.principal, "backup:backup_project_attribute");
   // Until a worker has read an imported record, nothing is known about its backup; the volume id is set at that point.
   const unread = row.volumeId === nilUuid;

@@ -555,7 +555,6 @@ export function loadConfig(env: Readonly<Record<string, string | undefined>> = p
   return { ...parsed.data, hostName: parsed.data.host_name ?? hostname(), configFile, settings };
 }
 
-/** The level passed to a repository's encoder. */
 /** What opens a repository, beside its URL. */
 export function repositorySettings(settings: RepositoryConfig) {
   const { zone, credentials, access_key: accessKey, secret_key: secretKey, read_back: readBack } = settings;
@@ -604,6 +603,7 @@ function serviceOf(config: Config, service: NonNullable<ReturnType<typeof beside
   return { url, timeout_ms, ca: trusted, ...(service ?? own) };
 }
 
+/** The level passed to a repository's encoder. */
 export function levelOf({ compression, zlib_encoder: zlibEncoder }: RepositoryConfig): number {
   return zlibEncoder === "isal" ? isalLevel : compressionLevels[compression];
 }

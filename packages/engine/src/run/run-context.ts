@@ -30,7 +30,10 @@ export interface RunContext {
 export interface WriteContext extends Pick<RunContext, "signal" | "fence"> {
   /** Called before a put resolves, with the hex MD5 of the stored bytes, where the store itself has confirmed it. */
   onVouched?: (md5: string) => void;
-  /** Hex MD5 of the put's whole body, from a caller who has it: a store that is told the MD5 of what it is sent checks the bytes against it. */
+  /**
+   * Hex MD5 of the put's whole body, from a caller who has it: object stores check the bytes against it. A body that is sent in parts is
+   * digested by parts all the same, and folders need none.
+   */
   bodyMd5?: string;
 }
 
